@@ -1,0 +1,105 @@
+"""What goes into the engine and what comes out: ids, never text. Loads no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from kvlite.errors import UsageError
+from kvlite.memory.counts import KVCounts
+
+
+class FinishReason(StrEnum):
+    """Why an answer ended, in OpenAI's words plus `cancelled`."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    CANCELLED = "cancelled"
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How the next token is drawn; `temperature == 0` is greedy and exact.
+
+    `top_k == 0`, `top_p == 1` and `min_p == 0` switch the filters off. Raises UsageError on values out of range.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        checks = (
+            (0.0 <= self.temperature <= 100.0, "temperature", self.temperature, "a number from 0 (greedy) to 100"),
+            (self.top_k >= 0, "top_k", self.top_k, "0 (off) or a count of tokens"),
+            (0.0 < self.top_p <= 1.0, "top_p", self.top_p, "a share above 0 and up to 1 (off)"),
+            (0.0 <= self.min_p < 1.0, "min_p", self.min_p, "a share from 0 (off) to below 1"),
+            (0.0 < self.repetition_penalty <= 100.0, "repetition_penalty", self.repetition_penalty, "above 0, 1 is off"),
+            (0 <= self.seed < 2**63, "seed", self.seed, "a whole number from 0 to 2^63 - 1"),
+        )
+        for holds, name, value, expected in checks:  # NaN fails every comparison, so it is refused too
+            if not holds:
+                raise UsageError(f"{name} is {value}; give {expected}")
+
+    @property
+    def is_greedy(self) -> bool:
+        return self.temperature == 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One answer to generate: feed `ids`, then decode until a stop id, `max_tokens` or a cancel.
+
+    `row` continues that row's conversation; None takes a free row and starts it empty. `pins` are spans of `ids`,
+    as (start, end) offsets into them, that are never evicted.
+    """
+
+    id: str
+    ids: tuple[int, ...]
+    sampling: Sampling = field(default_factory=Sampling)
+    max_tokens: int | None = None
+    stop_ids: frozenset[int] = frozenset()
+    pins: tuple[tuple[int, int], ...] = ()
+    row: int | None = None
+
+    def __post_init__(self) -> None:
+        if not self.ids:
+            raise UsageError(f"request {self.id}: the prompt is empty; give at least one token")
+        if self.max_tokens is not None and self.max_tokens < 1:
+            raise UsageError(f"request {self.id}: max_tokens is {self.max_tokens}; give at least 1")
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """One generated token; a stop id is not reported as a token but ends the answer."""
+
+    request_id: str
+    index: int
+    id: int
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Seconds: waiting for a row, from start to first token, from start to end; and decoding speed."""
+
+    queue_s: float
+    ttft_s: float
+    total_s: float
+    tok_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """How a request ended; always the last event of a request."""
+
+    request_id: str
+    ids: tuple[int, ...]
+    finish_reason: FinishReason
+    prompt_tokens: int
+    evicted: int
+    kv: KVCounts
+    timing: Timing
+    error: Exception | None = None

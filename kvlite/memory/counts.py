@@ -1,0 +1,28 @@
+"""The counts of a KV cache, the same on screen, in JSON and in reports."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class KVCounts:
+    """What a row's (or a whole cache's) slots hold, in bytes and tokens.
+
+    `live_bytes` is live slots times slot bytes; `tokens_kept` is the mean of live slots over the KV heads of
+    full-attention layers; `tokens_evicted` is seen minus kept.
+    """
+
+    budget_bytes: int
+    reserved_bytes: int
+    live_bytes: int
+    peak_bytes: int
+    tokens_seen: int
+    tokens_kept: int
+    tokens_evicted: int
+    policy: str
+    dtype: str
+
+    def as_dict(self) -> dict[str, int | str]:
+        """The counts under the keys scripts rely on."""
+        return asdict(self)
