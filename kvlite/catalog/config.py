@@ -1,0 +1,58 @@
+"""Reads a model folder's JSON files, and says in one line what is wrong with one that cannot be read."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from kvlite.errors import BrokenModel
+
+CONFIG = "config.json"
+GENERATION = "generation_config.json"
+# Any one of these is a tokenizer transformers can load, tokenizer_config.json alone for byte-level ones.
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tekken.json",
+    "vocab.json",
+    "vocab.txt",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "tokenizer_config.json",
+)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The folder's config.json. Raises BrokenModel when it is missing, not UTF-8, not JSON or not an object."""
+    path = folder / CONFIG
+    if not path.is_file():
+        raise BrokenModel(f"{folder} holds no {CONFIG}, so it is no model folder; give the folder that holds one")
+    return read_object(path)
+
+
+def read_generation(folder: Path) -> dict[str, Any]:
+    """The folder's generation_config.json, empty without one. Raises BrokenModel when it cannot be read."""
+    path = folder / GENERATION
+    return read_object(path) if path.is_file() else {}
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """A JSON file that must hold an object. Raises BrokenModel when it does not."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise BrokenModel(f"{path} is not UTF-8 (byte {error.start}); get the file again") from error
+    except json.JSONDecodeError as error:
+        where = f"line {error.lineno}, column {error.colno}"
+        raise BrokenModel(f"{path} is not JSON ({error.msg} at {where}); get the file again") from error
+    except (ValueError, RecursionError) as error:  # an integer too long, or nested too deep
+        raise BrokenModel(f"{path} is not JSON that can be read ({error}); get the file again") from error
+    except OSError as error:
+        raise BrokenModel(f"{path} cannot be read: {error.strerror}") from error
+    if not isinstance(value, dict):
+        raise BrokenModel(f"{path} holds a JSON {type(value).__name__}, not an object; get the file again")
+    return value
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether the folder holds any file a tokenizer can be built from."""
+    return any((folder / name).is_file() for name in TOKENIZER_FILES)

@@ -1,0 +1,128 @@
+"""From the name a user types to the model it means. Knows the alias table, never a network."""
+
+import difflib
+import functools
+import os
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+
+from kvlite.errors import ModelNotFound, UsageError
+
+DEMO = "demo"
+UNGATED = "qwen2.5-0.5b"  # the alias named when a gated repository has no entry of its own
+_HUB_PREFIXES = ("hf://models/", "hf://", "https://huggingface.co/", "https://hf.co/", "huggingface.co/", "hf.co/")
+_REPO = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
+
+
+@dataclass(frozen=True, slots=True)
+class Alias:
+    """A short name and the repository on the Hub it stands for."""
+
+    name: str
+    repo: str
+    licence: str
+    gated: bool = False
+    instead: str = UNGATED
+    also: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRef:
+    """One model: a repository on the Hub, or a folder; the built-in model is the folder of the alias `demo`."""
+
+    alias: str | None = None
+    repo: str | None = None
+    revision: str | None = None
+    path: Path | None = None
+
+    def __str__(self) -> str:
+        return self.alias or self.repo or str(self.path)
+
+    @property
+    def is_demo(self) -> bool:
+        return self.alias == DEMO
+
+
+@functools.cache
+def aliases() -> Mapping[str, Alias]:
+    """The alias table by canonical name, in the order of the file."""
+    table = tomllib.loads((files("kvlite.catalog") / "aliases.toml").read_text(encoding="utf-8"))
+    return {name: Alias(name, **{**entry, "also": tuple(entry.get("also", ()))}) for name, entry in table.items()}
+
+
+def alias_of(repo: str) -> Alias | None:
+    """The alias that stands for this repository, if there is one."""
+    return next((alias for alias in aliases().values() if alias.repo.lower() == repo.lower()), None)
+
+
+def demo_folder() -> Path:
+    """Where the built-in model's files lie inside the installed package."""
+    return Path(str(files("kvlite") / "demo"))
+
+
+def resolve_model(name: str, *, revision: str | None = None) -> ModelRef:
+    """Find the model that `name` means: an alias, `org/name[@revision]`, `hf.co/org/name`, a folder or `demo`.
+
+    A folder wins where the name looks like a path or the folder holds a config.json. Raises ModelNotFound for a
+    name that is none of these, and UsageError for a revision that cannot apply.
+    """
+    if not name.strip():
+        raise UsageError("the model's name is empty; use an alias, org/name or a folder")
+    if _looks_like_path(name) or os.path.isfile(f"{name}/config.json"):  # noqa: PTH113  pathlib raises on a long name
+        return _folder(name, revision)
+    hub_name = next((name[len(prefix) :] for prefix in _HUB_PREFIXES if name.lower().startswith(prefix)), name)
+    hub_name, _, in_name = hub_name.partition("@")
+    if in_name and revision and in_name != revision:
+        raise UsageError(f"two revisions for one model: {name!r} and --revision {revision}; give one of them")
+    revision = in_name or revision
+    if _fold(hub_name) == DEMO:
+        if revision:
+            raise UsageError(f"the built-in model has no revisions, so {revision!r} does not apply")
+        return ModelRef(alias=DEMO, path=demo_folder())
+    alias = _spellings().get(_fold(hub_name))
+    if alias is not None:
+        return ModelRef(alias=alias.name, repo=alias.repo, revision=revision)
+    if _REPO.fullmatch(hub_name) and "--" not in hub_name and ".." not in hub_name:
+        known = alias_of(hub_name)
+        return ModelRef(alias=known.name if known else None, repo=hub_name, revision=revision)
+    raise ModelNotFound(f"no model is called {name!r}; {_suggestion(hub_name)}")
+
+
+def _looks_like_path(name: str) -> bool:
+    if name in {".", "..", "~"} or name.startswith(("/", "./", "../", "~/")) or name.endswith("/"):
+        return True
+    return not name.lower().startswith(_HUB_PREFIXES) and name.count("/") > 1
+
+
+def _folder(name: str, revision: str | None) -> ModelRef:
+    path = Path(name).expanduser()
+    if revision:
+        raise UsageError(f"{name!r} is a folder, so --revision {revision} does not apply")
+    if path.suffix == ".gguf":
+        raise ModelNotFound(f"{name!r} is a GGUF file, which kvlite does not load; use the model's safetensors folder")
+    if os.path.isfile(path):  # noqa: PTH113
+        raise ModelNotFound(f"{name!r} is a file; give the folder that holds config.json")
+    if not os.path.isdir(path):  # noqa: PTH112
+        raise ModelNotFound(f"there is no folder {name!r}; for a model on the Hub write org/name")
+    return ModelRef(path=path.resolve())
+
+
+def _fold(name: str) -> str:
+    return name.strip().lower().replace(":", "-")
+
+
+@functools.cache
+def _spellings() -> Mapping[str, Alias]:
+    return {spelling: alias for alias in aliases().values() for spelling in (alias.name, *alias.also)}
+
+
+def _suggestion(name: str) -> str:
+    close = difflib.get_close_matches(_fold(name), [DEMO, *_spellings()], n=3, cutoff=0.6)
+    canonical = dict.fromkeys(_spellings()[near].name if near != DEMO else DEMO for near in close)
+    if canonical:
+        return f"did you mean {' or '.join(canonical)}?"
+    return "use an alias (such as qwen2.5-0.5b), org/name from the Hub, or a folder like ./name"

@@ -1,0 +1,137 @@
+"""What the weights of a folder weigh, from their safetensors headers alone; no tensor is ever read.
+
+A safetensors file is 8 bytes of header length (little-endian), the header as JSON, then the data the header points
+into: https://huggingface.co/docs/safetensors/index#format.
+"""
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kvlite.errors import BrokenModel
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+PICKLE = "pytorch_model.bin"
+PICKLE_INDEX = "pytorch_model.bin.index.json"
+_LENGTH_BYTES = 8
+_LONGEST_HEADER = 100_000_000  # the format's own limit, so that a damaged length is not read into memory
+_AGAIN = "get the file again (`kvlite pull` for a model of the Hub)"
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """Sizes of a model's tensors. `by_dtype` is bytes per safetensors dtype (`BF16`, `F32`, `U8`, ...)."""
+
+    bytes: int
+    parameters: int
+    by_dtype: Mapping[str, int]
+    tensors: tuple[str, ...]
+
+
+def weight_files(folder: Path) -> list[str]:
+    """Names of the files that hold the weights, safetensors before pickle; empty without any.
+
+    Raises BrokenModel when an index cannot be read. The files it names need not exist.
+    """
+    for single, index in ((SINGLE, INDEX), (PICKLE, PICKLE_INDEX)):
+        if (folder / single).is_file():
+            return [single]
+        if (folder / index).is_file():
+            return sorted(set(read_index(folder / index).values()))
+    return []
+
+
+def read_weights(folder: Path) -> Weights | None:
+    """Sizes of the safetensors weights in `folder`; None when it has none.
+
+    Raises BrokenModel, naming the file, for a missing shard, a damaged header and a truncated file.
+    """
+    names = weight_files(folder)
+    if not names or not all(name.endswith(".safetensors") for name in names):
+        return None
+    headers = {}
+    for name in names:
+        if not (folder / name).is_file():
+            raise BrokenModel(f"{folder / name} is missing, though {INDEX} names it; {_AGAIN}")
+        headers[name] = _read_header(folder / name)
+    if names != [SINGLE]:
+        _check_index(read_index(folder / INDEX), headers, folder)
+    return weigh(headers.values())
+
+
+def weigh(headers: Iterable[Mapping[str, Any]]) -> Weights:
+    """Sum the tensors of several headers, each a mapping of tensor name to dtype, shape and data_offsets."""
+    by_dtype: dict[str, int] = {}
+    parameters = 0
+    names: list[str] = []
+    for header in headers:
+        for name, tensor in header.items():
+            start, end = tensor["data_offsets"]
+            by_dtype[tensor["dtype"]] = by_dtype.get(tensor["dtype"], 0) + end - start
+            parameters += math.prod(tensor["shape"])
+            names.append(name)
+    return Weights(sum(by_dtype.values()), parameters, by_dtype, tuple(names))
+
+
+def read_index(path: Path) -> dict[str, str]:
+    """The map from tensor to shard of an index file. Raises BrokenModel when it is not one."""
+    try:
+        weight_map = json.loads(path.read_bytes())["weight_map"]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise BrokenModel(f"{path} is not an index of shards (no readable weight_map); {_AGAIN}") from error
+    except OSError as error:
+        raise BrokenModel(f"{path} cannot be read: {error.strerror}") from error
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise BrokenModel(f"{path} is not an index of shards (no readable weight_map); {_AGAIN}")
+    for shard in weight_map.values():
+        if not isinstance(shard, str) or Path(shard).name != shard:  # a shard lies beside its index, never elsewhere
+            raise BrokenModel(f"{path} names a shard {shard!r}, which is no file name; {_AGAIN}")
+    return weight_map
+
+
+def _read_header(path: Path) -> dict[str, dict[str, Any]]:
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
+            if size < _LENGTH_BYTES or length > min(size - _LENGTH_BYTES, _LONGEST_HEADER):
+                raise BrokenModel(f"{path} is truncated or no safetensors file ({size:,} bytes); {_AGAIN}")
+            header = json.loads(file.read(length))
+    except (ValueError, RecursionError) as error:
+        raise BrokenModel(f"{path} has a damaged safetensors header; {_AGAIN}") from error
+    except OSError as error:
+        raise BrokenModel(f"{path} cannot be read: {error.strerror}") from error
+    if not isinstance(header, dict):
+        raise BrokenModel(f"{path} has a damaged safetensors header; {_AGAIN}")
+    header.pop("__metadata__", None)
+    for name, tensor in header.items():
+        if not _is_tensor(tensor):
+            raise BrokenModel(f"{path} describes tensor {name!r} wrongly; {_AGAIN}")
+    promised = max((tensor["data_offsets"][1] for tensor in header.values()), default=0)
+    held = size - _LENGTH_BYTES - length
+    if promised > held:
+        raise BrokenModel(f"{path} is truncated: {held:,} of {promised:,} bytes of tensors are there; {_AGAIN}")
+    return header
+
+
+def _is_tensor(value: object) -> bool:
+    if not isinstance(value, dict) or not isinstance(value.get("dtype"), str):
+        return False
+    shape, offsets = value.get("shape"), value.get("data_offsets")
+    if not _are_counts(shape) or not _are_counts(offsets):
+        return False
+    return len(offsets) == 2 and offsets[0] <= offsets[1]
+
+
+def _are_counts(value: object) -> bool:
+    return isinstance(value, list) and all(type(number) is int and number >= 0 for number in value)
+
+
+def _check_index(weight_map: Mapping[str, str], headers: Mapping[str, Mapping[str, Any]], folder: Path) -> None:
+    for tensor, shard in weight_map.items():
+        if tensor not in headers[shard]:
+            raise BrokenModel(f"{folder / shard} lacks tensor {tensor!r}, which {INDEX} places there; {_AGAIN}")
