@@ -1,0 +1,1 @@
+"""The kernels of kvlite, each beside its plain torch twin."""

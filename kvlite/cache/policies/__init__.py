@@ -1,0 +1,1 @@
+"""The eviction policies, one small file each."""

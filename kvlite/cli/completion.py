@@ -1,0 +1,55 @@
+"""`kvlite completion`: the scripts with which shells complete kvlite's command line."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import typer
+
+from kvlite.cli.options import console
+
+Shell = Annotated[
+    Literal["bash", "zsh", "fish", "pwsh"], typer.Argument(metavar="SHELL", help="bash, zsh, fish or pwsh.")
+]
+
+# bash splits words at colons, so `org:name` arrives in pieces; bash-completion knows how to join them again
+_BASH_WORDS = """\
+    local cur=${COMP_WORDS[COMP_CWORD]} cword=$COMP_CWORD
+    local -a words=("${COMP_WORDS[@]}")
+    if declare -F _get_comp_words_by_ref >/dev/null; then
+        _get_comp_words_by_ref -n : cur words cword
+    fi
+    local IFS=$'\\n'
+"""
+_BASH_LTRIM = """\
+    if declare -F __ltrim_colon_completions >/dev/null; then
+        __ltrim_colon_completions "$cur"
+    fi
+    return 0
+"""
+_BASH_CHANGES = (
+    ("    local IFS=$'\\n'\n", _BASH_WORDS),
+    ("${COMP_WORDS[*]}", "${words[*]}"),
+    ("COMP_CWORD=$COMP_CWORD", "COMP_CWORD=$cword"),
+    ("    return 0\n", _BASH_LTRIM),
+)
+
+
+def completion(shell: Shell) -> None:
+    """Print the completion script of a shell; it asks kvlite itself, so it never goes stale.
+
+    bash: kvlite completion bash > ~/.local/share/bash-completion/completions/kvlite
+    """
+    console().answer(completion_script(shell))
+
+
+def completion_script(shell: str) -> str:
+    """The text of `completions/` for `shell`."""
+    from typer._completion_shared import get_completion_script
+
+    script = get_completion_script(prog_name="kvlite", complete_var="_KVLITE_COMPLETE", shell=shell)
+    if shell == "bash":
+        script = script.replace("$'\n'", "$'\\n'")  # typer writes the line break itself
+        for old, new in _BASH_CHANGES:
+            script = script.replace(old, new)
+    return f"{script}\n"

@@ -1,0 +1,224 @@
+"""The only writer: stdout is the answer, stderr is everything else. Loads no torch.
+
+Whatever reaches a terminal has lost its control characters, and so has all of stderr; stdout into a pipe or a file is
+passed on byte for byte.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import Literal, TextIO
+
+from kvlite.errors import OutputError, UsageError
+
+Color = Literal["auto", "always", "never"]
+ProgressStyle = Literal["auto", "bar", "lines", "none"]
+
+PROGRESS_LINE_EVERY_S = 5.0
+PROGRESS_DRAW_EVERY_S = 0.1
+
+# C0 but tab and newline, DEL, C1, bidirectional embeddings, overrides and isolates, lone surrogates
+_UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+_SURROGATES = re.compile("[\ud800-\udfff]")
+_ERASE_LINE = "\r\x1b[K"
+_DIM, _YELLOW, _RED, _BOLD = "2", "33", "31", "1"
+
+
+def strip_controls(text: str) -> str:
+    """`text` without the characters that could steer a terminal or reorder what is read; tabs and newlines stay."""
+    return _UNSAFE.sub("", text)
+
+
+class Console:
+    """Writes answers to stdout and the rest to stderr, as the global flags ask.
+
+    `quiet` hides notes and progress, `verbose` shows details, `plain` means neither colour nor moving lines,
+    `as_json` is for commands to read: the user wants JSON. Streams default to the process's own.
+    """
+
+    def __init__(
+        self,
+        *,
+        quiet: bool = False,
+        verbose: bool = False,
+        color: Color = "auto",
+        plain: bool = False,
+        as_json: bool = False,
+        stdout: TextIO | None = None,
+        stderr: TextIO | None = None,
+    ) -> None:
+        self.quiet = quiet
+        self.verbose = verbose
+        self.plain = plain
+        self.as_json = as_json
+        self._stdout = stdout if stdout is not None else sys.stdout  # None when the caller closed the descriptor
+        self._stderr = stderr if stderr is not None else sys.stderr
+        self._color = color
+        self._status = ""
+
+    @property
+    def is_terminal(self) -> bool:
+        """Whether stdout is a terminal."""
+        return _is_terminal(self._stdout)
+
+    @property
+    def has_live_stderr(self) -> bool:
+        """Whether stderr is a terminal on which lines may be redrawn."""
+        return _is_terminal(self._stderr) and not self.plain and os.environ.get("TERM") != "dumb"
+
+    @property
+    def has_color(self) -> bool:
+        """Whether stdout may carry colour."""
+        return self._has_color(self._stdout)
+
+    def answer(self, text: str) -> None:
+        """Write `text` to stdout at once, as it is. Raises OutputError when stdout cannot take it."""
+        if self._stdout is None:
+            raise OutputError("stdout is closed; give the answer somewhere to go")
+        self._hide_status()
+        try:
+            self._stdout.write(strip_controls(text) if self.is_terminal else _SURROGATES.sub("\ufffd", text))
+            self._stdout.flush()
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise OutputError(f"cannot write to stdout: {error.strerror}") from error
+
+    def line(self, text: str = "") -> None:
+        """Write one line to stdout."""
+        self.answer(f"{text}\n")
+
+    def json(self, value: object, *, indent: int | None = None) -> None:
+        """Write `value` as JSON to stdout: one line, or indented."""
+        self.line(json.dumps(value, ensure_ascii=False, indent=indent))
+
+    def table(self, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """Write aligned columns to stdout; just the header when there are no rows."""
+        cells = [[strip_controls(cell).replace("\n", " ") for cell in row] for row in (columns, *rows)]
+        widths = [max(len(row[i]) for row in cells) for i in range(len(columns))]
+        lines = [
+            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells
+        ]
+        if self.has_color:  # answer() would strip the escape codes from a terminal
+            self.answer("")
+            self._raw(self._stdout, f"\x1b[{_BOLD}m{lines.pop(0)}\x1b[0m\n")
+        for text in lines:
+            self.line(text)
+
+    def note(self, text: str) -> None:
+        """Say something useful on stderr, unless quiet."""
+        if not self.quiet:
+            self._say(text, _DIM)
+
+    def detail(self, text: str) -> None:
+        """Say something on stderr that only `-v` shows."""
+        if self.verbose:
+            self._say(text, _DIM)
+
+    def warn(self, text: str) -> None:
+        """Say on stderr that something is not as it should be, quiet or not."""
+        self._say(f"kvlite: warning: {_one_line(text)}", _YELLOW)
+
+    def error(self, error: BaseException | str) -> None:
+        """Say in one line on stderr what went wrong, quiet or not."""
+        self._say(f"kvlite: {_one_line(str(error))}", _RED)
+
+    def aside(self, text: str) -> None:
+        """Stream `text` to stderr as it comes, without a line break: a model's thinking."""
+        self._hide_status()
+        self._raw(self._stderr, self._styled(strip_controls(text), _DIM))
+
+    def confirm(self, question: str) -> bool:
+        """Ask on stderr and read yes or no from a terminal. Raises UsageError when nobody is there to ask."""
+        if not _is_terminal(sys.stdin):
+            raise UsageError(f"{_one_line(question)} Nobody can answer here; give -y to say yes")
+        self._hide_status()
+        self._raw(self._stderr, f"{_one_line(strip_controls(question))} [y/N] ")
+        return sys.stdin.readline().strip().lower() in {"y", "yes"}
+
+    @contextmanager
+    def progress(self, style: ProgressStyle = "auto") -> Iterator[Progress]:
+        """A status line on stderr: redrawn in place (`bar`), repeated now and then (`lines`), or none.
+
+        `auto` is `bar` on a terminal and `lines` elsewhere; a quiet console shows none.
+        """
+        if style == "auto":
+            style = "bar" if self.has_live_stderr else "lines"
+        progress = Progress(self, "none" if self.quiet else style)
+        try:
+            yield progress
+        finally:
+            self._hide_status()
+
+    def show_status(self, text: str) -> None:
+        """Draw `text` on the last line of the terminal, over the status before it."""
+        width = shutil.get_terminal_size().columns - 1
+        self._status = _one_line(strip_controls(text))[:width]
+        self._raw(self._stderr, _ERASE_LINE + self._status)
+
+    def _hide_status(self) -> None:
+        if self._status:
+            self._raw(self._stderr, _ERASE_LINE)
+            self._status = ""
+
+    def _say(self, text: str, style: str) -> None:
+        status = self._status
+        self._hide_status()
+        self._raw(self._stderr, self._styled(strip_controls(text), style) + "\n")
+        if status:
+            self.show_status(status)
+
+    def _styled(self, text: str, style: str) -> str:
+        return f"\x1b[{style}m{text}\x1b[0m" if text and self._has_color(self._stderr) else text
+
+    def _has_color(self, stream: TextIO | None) -> bool:
+        if self._color != "auto" or self.plain:
+            return self._color == "always" and not self.plain
+        if os.environ.get("NO_COLOR"):
+            return False
+        if os.environ.get("FORCE_COLOR"):
+            return True
+        return _is_terminal(stream) and os.environ.get("TERM") != "dumb"
+
+    @staticmethod
+    def _raw(stream: TextIO | None, text: str) -> None:
+        if stream is not None:
+            with suppress(OSError):  # nobody listens, and there is nowhere left to say so
+                stream.write(text)
+                stream.flush()
+
+
+class Progress:
+    """A status line somebody updates; draws no more often than a reader can follow."""
+
+    def __init__(self, console: Console, style: ProgressStyle) -> None:
+        self._console = console
+        self._style = style
+        self._every_s = PROGRESS_DRAW_EVERY_S if style == "bar" else PROGRESS_LINE_EVERY_S
+        self._next_s = time.monotonic() + (0.0 if style == "bar" else self._every_s)
+
+    def update(self, text: str) -> None:
+        """Show `text` if it is time to."""
+        now = time.monotonic()
+        if self._style == "none" or now < self._next_s:
+            return
+        self._next_s = now + self._every_s
+        if self._style == "bar":
+            self._console.show_status(text)
+        else:
+            self._console.note(text)
+
+
+def _is_terminal(stream: TextIO | None) -> bool:
+    return stream is not None and not stream.closed and stream.isatty()
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.splitlines())

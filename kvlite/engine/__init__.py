@@ -1,0 +1,1 @@
+"""The one generation loop: ids in, tokens out. Knows no text."""
