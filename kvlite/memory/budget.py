@@ -1,0 +1,96 @@
+"""The KV budget as the user writes it. Turns text into one unit; knows neither models nor devices."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from enum import StrEnum
+from fractions import Fraction
+
+from kvlite.errors import UsageError
+from kvlite.memory.format import UNITS, parse_size
+
+FORMS = "2GB, 2GiB, 512MB, 25%, 8000tok, auto or full"
+
+_TOKENS = re.compile(r"(?P<count>\d{1,20})\s*(?:tok|toks|token|tokens)", re.IGNORECASE | re.ASCII)
+_SHARE = re.compile(r"(?P<percent>\d{1,20}(?:\.\d{1,20})?)\s*%", re.ASCII)
+_MOST_BYTES = 2**63 - 1
+_MOST_TOKENS = 2**31 - 1  # positions are int32
+
+
+class BudgetKind(StrEnum):
+    """What a budget counts."""
+
+    BYTES = "bytes"
+    SHARE = "share"
+    TOKENS = "tokens"
+    AUTO = "auto"
+    FULL = "full"
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """A limit on the KV cache: bytes, a share of free memory, tokens kept, what fits, or the model's whole window.
+
+    `amount` is bytes, a share from above 0 to 1, or tokens; 0 for `auto` and `full`.
+    """
+
+    kind: BudgetKind
+    amount: int | Fraction = 0
+
+    @classmethod
+    def parse(cls, text: str) -> Budget:
+        """Read a budget. Raises UsageError, listing the forms, on anything else; a bare number has no unit."""
+        wanted = text.strip()
+        if wanted.lower() in (BudgetKind.AUTO, BudgetKind.FULL):
+            return cls(BudgetKind(wanted.lower()))
+        if share := _SHARE.fullmatch(wanted):
+            portion = Fraction(share["percent"]) / 100
+            if not 0 < portion <= 1:
+                raise UsageError(f"KV budget '{text}' is not a share of memory; give above 0% and at most 100%")
+            return cls(BudgetKind.SHARE, portion)
+        if tokens := _TOKENS.fullmatch(wanted):
+            return cls(BudgetKind.TOKENS, _in_range(text, int(tokens["count"]), _MOST_TOKENS, "tok"))
+        size = parse_size(wanted)
+        if size is None:
+            raise UsageError(f"KV budget '{text}' is not understood; give one of the forms {FORMS}")
+        return cls(BudgetKind.BYTES, _in_range(text, size, _MOST_BYTES, "B"))
+
+    def __str__(self) -> str:
+        match self.kind:
+            case BudgetKind.BYTES:
+                return _size_text(int(self.amount))
+            case BudgetKind.TOKENS:
+                return f"{self.amount}tok"
+            case BudgetKind.SHARE:
+                return f"{_decimal(Fraction(self.amount) * 100)}%"
+            case _:
+                return self.kind.value
+
+
+def _in_range(text: str, amount: int, most: int, unit: str) -> int:
+    if amount < 1:
+        raise UsageError(f"KV budget '{text}' is nothing; give one of the forms {FORMS}")
+    if amount > most:
+        raise UsageError(f"KV budget '{text}' is more than any machine holds; give at most {most}{unit}")
+    return amount
+
+
+def _size_text(size: int) -> str:
+    """The exact size in the largest unit that needs no more than three decimals."""
+    for unit, spelling in (("TIB", "TiB"), ("GIB", "GiB"), ("MIB", "MiB"), ("KIB", "KiB")):
+        if size % UNITS[unit] == 0 and size % 1000:
+            return f"{size // UNITS[unit]}{spelling}"
+    for unit in ("TB", "GB", "MB", "KB"):
+        if size >= UNITS[unit] and size * 1000 % UNITS[unit] == 0:
+            return f"{_decimal(Fraction(size, UNITS[unit]))}{unit}"
+    return f"{size}B"
+
+
+def _decimal(value: Fraction) -> str:
+    """A fraction whose denominator divides a power of ten, written exactly."""
+    digits = 0
+    while (value * 10**digits).denominator != 1:
+        digits += 1
+    scaled = str(int(value * 10**digits)).rjust(digits + 1, "0")
+    return f"{scaled[:-digits]}.{scaled[-digits:]}" if digits else scaled

@@ -1,0 +1,90 @@
+"""Sizes as people write them, and what one cache slot stores. Knows nothing of models or budgets."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from kvlite.errors import UsageError
+
+UNITS = {
+    "B": 1,
+    "KB": 10**3,
+    "MB": 10**6,
+    "GB": 10**9,
+    "TB": 10**12,
+    "KIB": 2**10,
+    "MIB": 2**20,
+    "GIB": 2**30,
+    "TIB": 2**40,
+}
+_SIZE = re.compile(r"(?P<number>\d{1,20}(?:\.\d{1,20})?)\s*(?P<unit>(?:[KMGT]i?)?B)", re.IGNORECASE | re.ASCII)
+
+DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+
+@dataclass(frozen=True, slots=True)
+class SlotFormat:
+    """How a slot stores its key and value; both in one element type, unscaled."""
+
+    name: str
+    element_bytes: int
+
+    def bytes_per_slot(self, k_dim: int, v_dim: int) -> int:
+        """Bytes of one key and one value of one KV head."""
+        return (k_dim + v_dim) * self.element_bytes
+
+
+FORMATS = {name: SlotFormat(name, size) for name, size in DTYPE_BYTES.items()}
+FORMAT_SPELLINGS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+
+
+def slot_format(name: str, model_dtype: str) -> SlotFormat:
+    """The slot format called `name`; `auto` is the model's dtype. Raises UsageError on any other name."""
+    wanted = model_dtype if name == "auto" else FORMAT_SPELLINGS.get(name, name)
+    if wanted not in FORMATS:
+        raise UsageError(f"no slot format '{wanted}'; give --kv-dtype one of: auto, {', '.join(FORMATS)}")
+    return FORMATS[wanted]
+
+
+def parse_size(text: str) -> int | None:
+    """Bytes of `2GB` (powers of ten) or `2GiB` (powers of two), rounded down; None when `text` is not a size."""
+    match = _SIZE.fullmatch(text.strip())
+    if match is None:
+        return None
+    whole, _, fraction = match["number"].partition(".")
+    scale = 10 ** len(fraction)  # whole numbers only: floats lose bytes above 2^53
+    return int(whole + fraction) * UNITS[match["unit"].upper()] // scale
+
+
+def human_bytes(count: int) -> str:
+    """`count` bytes for reading, in powers of ten and three digits or so: `512 B`, `12.3 kB`, `2.00 GB`."""
+    size, unit = float(count), "B"
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if abs(size) < 999.5 or unit == "TB":
+            break
+        size /= 1000
+    if unit == "B":
+        return f"{count} B"
+    decimals = 2 if abs(size) < 9.995 else 1 if abs(size) < 99.95 else 0
+    return f"{size:.{decimals}f} {unit}"
+
+
+def size_up(count: int) -> str:
+    """The shortest size, as `Budget` reads it, that is at least `count` bytes and at most a tenth above: `1.3MB`."""
+    for unit in ("TB", "GB", "MB", "KB"):
+        tenth = UNITS[unit] // 10
+        if count >= UNITS[unit]:
+            tenths = -(-count // tenth)
+            return f"{tenths // 10}.{tenths % 10}{unit}".replace(".0", "")
+    return f"{count}B"
+
+
+def size_down(count: int) -> str:
+    """As `size_up`, but at most `count` bytes: what can be asked for without exceeding it."""
+    for unit in ("TB", "GB", "MB", "KB"):
+        tenth = UNITS[unit] // 10
+        if count >= UNITS[unit]:
+            tenths = count // tenth
+            return f"{tenths // 10}.{tenths % 10}{unit}".replace(".0", "")
+    return f"{count}B"

@@ -1,0 +1,189 @@
+"""How many slots a KV budget buys, to the byte. Pure arithmetic: the cache allocates what is planned here.
+
+Per attention layer the cache holds rows * KV heads * (slots + 1) slots; the one more per head takes what is discarded
+("staging"). A slot is its key and value, the policy's state and 8 bytes of positions. Layers with constant state add it
+per row. Nothing else counts against the budget.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from fractions import Fraction
+
+from kvlite.errors import BudgetTooSmall, DoesNotFit, UsageError
+from kvlite.memory.budget import Budget, BudgetKind
+from kvlite.memory.format import SlotFormat, human_bytes, size_down, size_up
+from kvlite.memory.shape import LayerShape, ModelShape
+
+POSITION_BYTES = 8  # pos and rot, int32 each
+MOST_CHUNK = 512
+AUTO_SHARE = Fraction(9, 10)  # `auto` leaves a tenth of the free memory for activations and scratch
+
+_UNBOUNDED = 2**31 - 1  # positions are int32
+
+
+def chunk_tokens(slots: int, limit: int = MOST_CHUNK) -> int:
+    """Tokens T prefilled at once with S slots: a quarter, so that a prompt sees little more than the budget holds."""
+    return min(limit, MOST_CHUNK, max(1, slots // 4))
+
+
+@dataclass(frozen=True, slots=True)
+class SlotCosts:
+    """What one slot of a layer costs, in bytes: its key and value, and what the policy keeps about it."""
+
+    slot_format: SlotFormat
+    state_bytes_per_slot: int
+
+    def key_value_bytes(self, layer: LayerShape) -> int:
+        return self.slot_format.bytes_per_slot(layer.k_dim, layer.v_dim)
+
+    def slot_bytes(self, layer: LayerShape) -> int:
+        """All of one slot: key, value, policy state, positions."""
+        return self.key_value_bytes(layer) + self.state_bytes_per_slot + POSITION_BYTES
+
+
+@dataclass(frozen=True, slots=True)
+class CachePlan:
+    """The cache a budget buys: `slots` (S) per KV head of a full layer, for `rows` rows, prefilled `chunk` (T) at once.
+
+    `layer_slots[i]` is S of layer i: less than `slots` where it slides, 0 where it has no keys. `capped_by` says what
+    stopped S below what the bytes would buy: "window", or None. Everything else is bytes over all rows.
+    """
+
+    slots: int
+    rows: int
+    chunk: int
+    layer_slots: tuple[int, ...]
+    k_v_bytes: int
+    policy_state_bytes: int
+    position_bytes: int
+    staging_bytes: int
+    state_bytes: int
+    reserved_bytes: int
+    budget_bytes: int
+    capped_by: str | None
+
+
+def plan_cache(
+    shape: ModelShape,
+    budget: Budget,
+    *,
+    slot_format: SlotFormat,
+    state_bytes_per_slot: int,
+    rows: int,
+    free_bytes: int | None,
+    protected_slots: int,
+    evicts: bool = True,
+    chunk_limit: int = MOST_CHUNK,
+) -> CachePlan:
+    """The largest cache of `rows` equal rows inside `budget`.
+
+    `free_bytes` is what the device has left for the cache, None when that is not to be checked; `protected_slots` are
+    never evicted, so S is at least one more than nothing and at least that many. Raises DoesNotFit when the budget is
+    more than is free, BudgetTooSmall when it holds fewer slots, UsageError when a share of unknown memory is asked for.
+    """
+    layouts = _Layouts(shape, SlotCosts(slot_format, state_bytes_per_slot), rows)
+    cap = most_slots(shape, evicts=evicts, chunk_limit=chunk_limit)
+    least = max(1, protected_slots)
+    if cap < least:
+        raise BudgetTooSmall(f"the model's window has room for {cap} tokens, but {least} are protected; protect fewer")
+    slots, budget_bytes = _grant(budget, layouts, cap, free_bytes)
+    if slots < least:
+        smallest = layouts.reserved(least)
+        raise BudgetTooSmall(
+            f"KV budget {budget} holds {slots} tokens in each of {rows} rows, but {least} are protected; "
+            f"the smallest that works is {size_up(smallest)} ({smallest:,} bytes)"
+        )
+    window_stops = slots == cap != _UNBOUNDED and budget.kind is not BudgetKind.FULL
+    return layouts.plan(slots, chunk_tokens(slots, chunk_limit), budget_bytes, "window" if window_stops else None)
+
+
+def _grant(budget: Budget, layouts: _Layouts, cap: int, free_bytes: int | None) -> tuple[int, int]:
+    """Slots and the bytes they must stay within; with `tokens` and `full` these bytes follow from the slots."""
+    if budget.kind in (BudgetKind.TOKENS, BudgetKind.FULL):
+        if budget.kind is BudgetKind.FULL and cap == _UNBOUNDED:
+            raise UsageError("KV budget full needs the model's window, and config.json names none; give a size")
+        slots = cap if budget.kind is BudgetKind.FULL else min(cap, int(budget.amount))
+        needed = layouts.reserved(slots)
+        if free_bytes is not None and needed > free_bytes:
+            fitting = layouts.largest(free_bytes, cap)
+            raise DoesNotFit(
+                f"KV budget {budget} takes {human_bytes(needed)}, {human_bytes(free_bytes)} are free; "
+                f"what fits is {fitting}tok or {size_down(free_bytes)}"
+            )
+        return slots, needed
+    if budget.kind is BudgetKind.BYTES:
+        allowed = int(budget.amount)
+        if free_bytes is not None and allowed > free_bytes:
+            raise DoesNotFit(
+                f"KV budget {budget} is more than the {human_bytes(free_bytes)} that are free; "
+                f"what fits is {size_down(free_bytes)} or auto"
+            )
+        return layouts.largest(allowed, cap), allowed
+    if free_bytes is None:
+        raise UsageError(f"KV budget {budget} is measured against free memory, which is not known here; give a size")
+    allowed = int(free_bytes * (AUTO_SHARE if budget.kind is BudgetKind.AUTO else Fraction(budget.amount)))
+    slots = layouts.largest(allowed, cap)
+    is_whole_window = budget.kind is BudgetKind.AUTO and slots == cap
+    return slots, layouts.reserved(slots) if is_whole_window else allowed
+
+
+def most_slots(shape: ModelShape, *, evicts: bool, chunk_limit: int = MOST_CHUNK) -> int:
+    """The largest S the model allows: its window, less a chunk where keys are re-rotated to stay inside it."""
+    window = shape.max_positions
+    if window is None:
+        windows = [layer.window for layer in shape.layers if layer.kv_heads]
+        return max((size for size in windows if size), default=_UNBOUNDED) if all(windows) else _UNBOUNDED
+    if shape.positions == "rotary" and evicts:
+        return _largest(lambda slots: slots + chunk_tokens(slots, chunk_limit) <= window, window)
+    return window
+
+
+@dataclass(frozen=True, slots=True)
+class _Layouts:
+    """The bytes of a cache as a function of its slots."""
+
+    shape: ModelShape
+    costs: SlotCosts
+    rows: int
+
+    def reserved(self, slots: int) -> int:
+        return self.plan(slots, 0, 0, None).reserved_bytes
+
+    def largest(self, allowed: int, cap: int) -> int:
+        """The most slots whose bytes are within `allowed`; 0 when not even one is."""
+        return _largest(lambda slots: self.reserved(slots) <= allowed, cap)
+
+    def plan(self, slots: int, chunk: int, budget_bytes: int, capped_by: str | None) -> CachePlan:
+        layers = self.shape.layers
+        layer_slots = tuple(layer.slots(slots) for layer in layers)
+        heads = [count * layer.kv_heads * self.rows for count, layer in zip(layer_slots, layers, strict=True)]
+        k_v = sum(head * self.costs.key_value_bytes(layer) for head, layer in zip(heads, layers, strict=True))
+        policy_state = sum(heads) * self.costs.state_bytes_per_slot
+        positions = sum(heads) * POSITION_BYTES
+        staging = self.rows * sum(layer.kv_heads * self.costs.slot_bytes(layer) for layer in layers)
+        state = self.rows * sum(layer.state_bytes for layer in layers)
+        return CachePlan(
+            slots=slots,
+            rows=self.rows,
+            chunk=chunk,
+            layer_slots=layer_slots,
+            k_v_bytes=k_v,
+            policy_state_bytes=policy_state,
+            position_bytes=positions,
+            staging_bytes=staging,
+            state_bytes=state,
+            reserved_bytes=k_v + policy_state + positions + staging + state,
+            budget_bytes=budget_bytes,
+            capped_by=capped_by,
+        )
+
+
+def _largest(holds: Callable[[int], bool], upper: int) -> int:
+    """The largest count from 0 to `upper` for which `holds`, given that it holds up to there and not above."""
+    low, high = 0, upper
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if holds(middle) else (low, middle - 1)
+    return low

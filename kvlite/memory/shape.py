@@ -1,0 +1,233 @@
+"""What the KV cache of a model has to hold, per layer, read from its config.json alone. Knows no torch, no weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from kvlite.errors import BrokenModel, UnsupportedModel
+from kvlite.memory.families import FAMILIES, NOT_HELD, TEXT_TYPES, Family
+from kvlite.memory.fields import Fields
+from kvlite.memory.format import DTYPE_BYTES
+from kvlite.memory.layouts import CONV, FULL, HYBRID, LINEAR, SLIDING
+
+ASSUMED_DTYPE = "bfloat16"
+"""Where config.json names no dtype; whoever knows the weights' own dtype passes it instead."""
+
+_OLD_TYPES = {"attention": FULL, "mamba": LINEAR, "mamba2": LINEAR}
+_MOST_LAYERS = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class LayerShape:
+    """One layer: `kv_heads` KV heads of `k_dim` + `v_dim` elements a token, the newest `window` tokens if it slides.
+
+    `state_bytes` are constant bytes per row that do not follow from the context (convolution, SSM, linear attention).
+    """
+
+    kind: Literal["full", "sliding", "state"]
+    kv_heads: int
+    k_dim: int
+    v_dim: int
+    window: int | None = None
+    state_bytes: int = 0
+
+    def slots(self, budget_slots: int) -> int:
+        """Slots per KV head of this layer where a full layer has `budget_slots`."""
+        if self.kv_heads == 0:
+            return 0
+        return budget_slots if self.window is None else min(budget_slots, self.window)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelShape:
+    """The sizes of a model that memory follows from; `layers[i]` belongs to the attention module of `layer_idx` i."""
+
+    family: str
+    layers: tuple[LayerShape, ...]
+    hidden: int
+    query_heads: int
+    vocab: int
+    intermediate: int
+    max_positions: int | None
+    positions: Literal["rotary", "learned", "none"]
+    rope_type: str | None
+    dtype: str
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, object], *, dtype: str | None = None) -> ModelShape:
+        """Read a config.json object, or the text model's part of a composite one; `dtype` overrules the one it names.
+
+        Raises BrokenModel when a value is missing or malformed, UnsupportedModel when the layout is not known.
+        """
+        if not isinstance(config, Mapping):
+            raise BrokenModel(f"config.json holds a {type(config).__name__}; expected an object")
+        outer = Fields(config)
+        text = outer.nested("text_config") or outer
+        name = _family_name(outer, text)
+        family = FAMILIES[name]
+        width = _Width.of(text, family)
+        dtype = dtype or _dtype(text) or _dtype(outer) or ASSUMED_DTYPE
+        if dtype not in DTYPE_BYTES:
+            raise UnsupportedModel(f"config.json: dtype is '{dtype}'; kvlite runs {', '.join(DTYPE_BYTES)}")
+        layers = tuple(_layer(kind, text, family, width, dtype) for kind in _layer_types(text, family, name))
+        if not any(layer.kv_heads for layer in layers):
+            raise UnsupportedModel(f"'{name}' has no attention layer here, so no KV cache to hold to a budget")
+        return cls(
+            family=name,
+            layers=layers,
+            hidden=width.hidden,
+            query_heads=width.query_heads,
+            vocab=text.count("vocab_size"),
+            intermediate=_intermediate(text, width.hidden),
+            max_positions=_max_positions(text, family),
+            positions=_positions(text, family),
+            rope_type=_rope_type(text, family),
+            dtype=dtype,
+        )
+
+    def kv_bytes_per_token(self, dtype_bytes: int | None = None) -> int:
+        """Bytes of K and V of one token in all layers, while it is inside every window."""
+        size = dtype_bytes or DTYPE_BYTES[self.dtype]
+        return sum(layer.kv_heads * (layer.k_dim + layer.v_dim) for layer in self.layers) * size
+
+    def full_cache_bytes(self, tokens: int) -> int:
+        """Bytes an unbounded cache takes for `tokens` tokens in the model's dtype: K, V and constant state, one row."""
+        size = DTYPE_BYTES[self.dtype]
+        kv = sum(layer.slots(tokens) * layer.kv_heads * (layer.k_dim + layer.v_dim) for layer in self.layers)
+        return kv * size + sum(layer.state_bytes for layer in self.layers)
+
+
+@dataclass(frozen=True, slots=True)
+class _Width:
+    """The widths all attention layers of a model share."""
+
+    hidden: int
+    query_heads: int
+    kv_heads: int
+    k_dim: int
+    v_dim: int
+
+    @classmethod
+    def of(cls, text: Fields, family: Family) -> _Width:
+        hidden = text.count("hidden_size", "n_embd")
+        query_heads = text.count("num_attention_heads", "n_head")
+        if family.mla is not None:
+            nope, rope, value = family.mla
+            k_dim = text.count("qk_nope_head_dim", default=nope) + text.count("qk_rope_head_dim", default=rope)
+            v_dim = text.optional_count("v_head_dim", default=value) or hidden // query_heads
+            return cls(hidden, query_heads, query_heads, k_dim, v_dim)
+        head_dim = text.optional_count("head_dim", default=family.head_dim) if family.reads_head_dim else None
+        head_dim = head_dim or hidden // query_heads
+        if head_dim == 0:
+            raise BrokenModel(f"config.json: hidden_size {hidden} is less than num_attention_heads {query_heads}")
+        return cls(hidden, query_heads, _kv_heads(text, family, query_heads), head_dim, head_dim)
+
+
+def _kv_heads(text: Fields, family: Family, query_heads: int) -> int:
+    if family.multi_query:
+        return 1 if text.flag("multi_query", default=True) else query_heads
+    if not family.grouped:
+        return query_heads
+    kv_heads = text.optional_count("num_key_value_heads", default=family.kv_heads) or query_heads
+    if query_heads % kv_heads:
+        raise BrokenModel(
+            f"config.json: num_attention_heads {query_heads} is not a multiple of num_key_value_heads {kv_heads}"
+        )
+    return kv_heads
+
+
+def _family_name(outer: Fields, text: Fields) -> str:
+    outer_name = outer.text("model_type")
+    name = text.text("model_type") or TEXT_TYPES.get(outer_name or "")
+    if name is None:
+        raise BrokenModel("config.json has no model_type; expected the name of a model family")
+    name = TEXT_TYPES.get(name, name)
+    if name in NOT_HELD:
+        raise UnsupportedModel(f"kvlite cannot hold '{name}' inside a budget: {NOT_HELD[name]}")
+    if name not in FAMILIES:
+        raise UnsupportedModel(f"unknown attention layout: model_type '{name}'; kvlite knows {len(FAMILIES)} families")
+    if text.values.get("use_bidirectional_attention") in (True, "all"):
+        raise UnsupportedModel(f"this '{name}' attends in both directions; kvlite runs causal models")
+    return name
+
+
+def _layer_types(text: Fields, family: Family, name: str) -> tuple[str, ...]:
+    layers = text.count("num_hidden_layers", "n_layer")
+    if layers > _MOST_LAYERS:
+        raise BrokenModel(f"config.json: num_hidden_layers is {layers}; expected at most {_MOST_LAYERS}")
+    listed = text.names("layer_types")
+    if listed is None or not family.reads_layer_types:
+        return family.layout(text, layers)
+    kinds = tuple(_OLD_TYPES.get(kind, kind) for kind in listed)
+    if len(kinds) != layers:
+        raise BrokenModel(f"config.json: layer_types lists {len(kinds)} layers, num_hidden_layers is {layers}")
+    strange = set(kinds) - {FULL, SLIDING} - ({LINEAR, CONV, HYBRID} if family.state else set())
+    if strange:
+        raise UnsupportedModel(f"unknown attention layout: '{name}' with layers of type {', '.join(sorted(strange))}")
+    return kinds
+
+
+def _layer(kind: str, text: Fields, family: Family, width: _Width, dtype: str) -> LayerShape:
+    state = 0
+    if family.state is not None and kind in (LINEAR, CONV, HYBRID):
+        state = family.state(text, DTYPE_BYTES[dtype])
+    if kind in (LINEAR, CONV):
+        return LayerShape("state", 0, 0, 0, None, state)
+    window = _window(text, family) if kind == SLIDING else None
+    if window is not None:
+        return LayerShape("sliding", width.kv_heads, width.k_dim, width.v_dim, window, state)
+    kv_heads, head_dim = width.kv_heads, width.k_dim
+    if family.global_dims:
+        head_dim = text.optional_count("global_head_dim", default=512) or head_dim
+        if text.flag("attention_k_eq_v", default=False):
+            kv_heads = text.optional_count("num_global_key_value_heads") or kv_heads
+        return LayerShape("full", kv_heads, head_dim, head_dim, None, state)
+    return LayerShape("full", kv_heads, head_dim, width.v_dim, None, state)
+
+
+def _window(text: Fields, family: Family) -> int | None:
+    if family.window_flag is not None and not text.flag(family.window_flag, default=False):
+        return None
+    return text.optional_count("sliding_window", default=family.window)
+
+
+def _intermediate(text: Fields, hidden: int) -> int:
+    """The widest feed-forward layer; four times hidden where config.json does not say."""
+    for name in ("intermediate_size", "n_inner", "ffn_dim"):
+        value = text.values.get(name)
+        if isinstance(value, list):
+            return max(text.whole_numbers(name) or (0,)) or 4 * hidden
+        if value is not None:
+            return text.count(name)
+    return 4 * hidden
+
+
+def _max_positions(text: Fields, family: Family) -> int | None:
+    for name in ("max_position_embeddings", "n_positions"):
+        if name in text.values:
+            return text.optional_count(name, default=family.max_positions)
+    return family.max_positions
+
+
+def _positions(text: Fields, family: Family) -> Literal["rotary", "learned", "none"]:
+    if family.rope_flag and text.text("position_embedding_type") != "rope":
+        return "none"
+    return family.positions
+
+
+def _rope_type(text: Fields, family: Family) -> str | None:
+    """How rotary angles are scaled; of several (one per layer type) the one that is not the plain default."""
+    if _positions(text, family) != "rotary":
+        return None
+    scaling = text.nested("rope_scaling") or text.nested("rope_parameters") or Fields({})
+    parts = [Fields(part) for part in scaling.values.values() if isinstance(part, Mapping)] or [scaling]
+    types = {part.text("rope_type") or part.text("type") or "default" for part in parts}
+    if text.text("model_type") == "phi3" and types & {"su", "yarn"}:  # its old names for one and the same
+        return "longrope"
+    return "dynamic" if "dynamic" in types else next(iter(sorted(types - {"default"})), "default")
+
+
+def _dtype(fields: Fields) -> str | None:
+    return (fields.text("dtype") or fields.text("torch_dtype") or "").removeprefix("torch.") or None
