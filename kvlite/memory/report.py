@@ -1,0 +1,227 @@
+"""The record of one run, schema "kvlite.report/1": what was planned, what was measured, what was forgotten.
+
+Sizes are integers in bytes, times are seconds, None means "not measured here". Unknown fields are kept, so that a
+record written by a newer kvlite passes through unchanged. docs/report.md explains every field.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Literal
+
+from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, JsonValue
+
+SCHEMA: Literal["kvlite.report/1"] = "kvlite.report/1"
+
+
+def _printable(value: object) -> object:
+    """Lone surrogates (an argument that is not UTF-8, a `\\ud800` in JSON) cannot be written; they become `?`."""
+    return value.encode("utf-8", "replace").decode("utf-8") if isinstance(value, str) else value
+
+
+def _finite(value: object) -> object:
+    """JSON has no NaN and no infinity; a speed or time that is neither was not measured."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+Text = Annotated[str, BeforeValidator(_printable)]
+Number = Annotated[float | None, BeforeValidator(_finite)]
+
+
+class Part(BaseModel):
+    """A block of the record; a field's docstring becomes its description in the JSON Schema."""
+
+    model_config = ConfigDict(extra="allow", use_attribute_docstrings=True, protected_namespaces=())
+
+
+class ModelIdentity(Part):
+    """Which weights ran."""
+
+    alias: Text | None = None
+    repo: Text | None = None
+    """Hub repository or local folder."""
+    revision: Text | None = None
+    """Commit of the repository."""
+    params: int | None = None
+    quant: Text | None = None
+    dtype: Text | None = None
+    license: Text | None = None
+
+
+class HostFacts(Part):
+    """Which machine and which software ran it."""
+
+    device: Text | None = None
+    """`cuda`, `cpu` or `mps`."""
+    kernels: Text | None = None
+    """The set of kernels that ran."""
+    gpu: Text | None = None
+    gpu_total_bytes: int | None = None
+    driver: Text | None = None
+    cuda: Text | None = None
+    ram_total_bytes: int | None = None
+    versions: dict[str, str] = Field(default_factory=dict)
+
+
+class LayerKept(Part):
+    """What one layer holds when the run ends."""
+
+    layer: int
+    kept: float
+    """Tokens, the mean over the layer's KV heads."""
+    bytes: int
+
+
+class KVReport(Part):
+    """The cache against its budget; a batch counts tokens over all its answers."""
+
+    budget_bytes: int
+    budget_source: Text | None = None
+    """`flag`, `env`, `config` or `default`."""
+    policy: Text
+    dtype: Text
+    bytes_per_token: int | None = None
+    """K and V of one token over all layers, without policy state."""
+    capacity_tokens: int | None = None
+    """Slots per KV head of a full-attention layer."""
+    reserved_bytes: int
+    """Allocated before the first token, staging and policy state included."""
+    live_bytes: int
+    """Live slots times slot bytes when the run ended."""
+    peak_bytes: int
+    """The largest `live_bytes` of the run."""
+    tokens_seen: int
+    tokens_kept: int
+    tokens_evicted: int
+    eviction_events: int | None = None
+    """Steps that evicted at least one token."""
+    full_cache_bytes: int | None = None
+    """What a cache that forgets nothing would have taken."""
+    allocated_unused_bytes: int
+    """`reserved_bytes` minus `peak_bytes`."""
+    policy_state_bytes: int | None = None
+    per_layer: list[LayerKept] = Field(default_factory=list)
+    within_budget: bool
+    """True when neither the reserved nor the peak bytes ever passed the budget."""
+
+
+class MemoryTerm(Part):
+    """One line of the accounting: planned before, measured after."""
+
+    name: Text
+    predicted_bytes: int | None = None
+    measured_bytes: int | None = None
+
+
+class DeviceMemory(Part):
+    """total = free + other processes + the measured terms + unaccounted."""
+
+    total_bytes: int
+    free_bytes: int
+    self_bytes: int | None = None
+    other_processes_bytes: int | None = None
+    unaccounted_bytes: int | None = None
+
+
+class TorchMemory(Part):
+    """Peaks of torch's CUDA allocator."""
+
+    allocated_peak_bytes: int
+    reserved_peak_bytes: int
+
+
+class PhasePeak(Part):
+    """Peak memory of one phase: load, prefill, decode."""
+
+    name: Text
+    peak_bytes: int
+
+
+class MemoryReport(Part):
+    """Where the memory went."""
+
+    terms: list[MemoryTerm] = Field(default_factory=list)
+    device: DeviceMemory | None = None
+    torch: TorchMemory | None = None
+    host_rss_peak_bytes: int | None = None
+    phases: list[PhasePeak] = Field(default_factory=list)
+
+
+class RequestReport(Part):
+    """One answer: a run has one, a chat one per turn, a batch one per line."""
+
+    id: Text
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    ttft_s: Number = None
+    tok_s: Number = None
+    kv_peak_bytes: int = 0
+    tokens_evicted: int = 0
+    seed: int | None = None
+    finish_reason: Text | None = None
+    """`stop`, `length`, `cancelled` or `error`."""
+
+
+class TimelinePoint(Part):
+    """The cache at one moment."""
+
+    t_s: float
+    tokens_seen: int
+    kv_bytes: int
+    allocated_bytes: int | None = None
+    event: Text | None = None
+
+
+class BatchReport(Part):
+    """How a batch went."""
+
+    total: int = 0
+    ok: int = 0
+    failed: int = 0
+    resumed: int = 0
+    deduped: int = 0
+    tokens_per_s: Number = None
+
+
+class RunRecord(Part):
+    """One run of `kvlite run`, `chat` or `batch`."""
+
+    model_config = ConfigDict(title=SCHEMA, populate_by_name=True)
+
+    format: Literal["kvlite.report/1"] = Field(default=SCHEMA, alias="schema")
+    run_id: Text
+    command: Text
+    argv: list[Text] = Field(default_factory=list)
+    started: AwareDatetime
+    ended: AwareDatetime
+    exit_code: int
+    model: ModelIdentity | None = None
+    host: HostFacts = Field(default_factory=HostFacts)
+    kv: KVReport | None = None
+    """None when the run ended before its cache was made."""
+    memory: MemoryReport = Field(default_factory=MemoryReport)
+    requests: list[RequestReport] = Field(default_factory=list)
+    """At most 1,000; `requests_left_out` counts the rest."""
+    requests_left_out: int = 0
+    timeline: list[TimelinePoint] = Field(default_factory=list)
+    """Down-sampled while running to at most 1,000 points."""
+    batch: BatchReport | None = None
+    fidelity: dict[str, JsonValue] | None = None
+    """What the budget cost against the full cache, where it was evaluated."""
+    warnings: list[Text] = Field(default_factory=list)
+
+    @property
+    def seconds(self) -> float:
+        return (self.ended - self.started).total_seconds()
+
+    def to_json(self) -> str:
+        """The record as one line of JSON."""
+        return self.model_dump_json(by_alias=True)
+
+
+def merge_terms(predicted: dict[str, int], measured: dict[str, int]) -> list[MemoryTerm]:
+    """One line per term, in the plan's order; terms that only were measured follow."""
+    return [
+        MemoryTerm(name=name, predicted_bytes=predicted.get(name), measured_bytes=measured.get(name))
+        for name in dict.fromkeys((*predicted, *measured))
+    ]
