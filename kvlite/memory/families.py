@@ -67,7 +67,7 @@ FAMILIES: Mapping[str, Family] = {
     # grouped queries, every layer full
     "apertus": _HEADS,
     "arcee": _HEADS,
-    "cohere": Family(reads_head_dim=False),
+    "cohere": _HEADS,
     "ernie4_5": _GLM,
     "ernie4_5_moe": Family(kv_heads=4),
     "flex_olmo": _HEADS,
@@ -79,6 +79,9 @@ FAMILIES: Mapping[str, Family] = {
     "granite": _HEADS,
     "granitemoe": _HEADS,
     "granitemoeshared": _HEADS,
+    "hy_v3": Family(kv_heads=8, head_dim=128),
+    "hyperclovax": _HEADS,
+    "solar_open": Family(kv_heads=8, head_dim=128),
     "helium": Family(kv_heads=20, head_dim=128),
     "hunyuan_v1_dense": _HEADS,
     "hunyuan_v1_moe": _HEADS,
@@ -105,12 +108,7 @@ FAMILIES: Mapping[str, Family] = {
     "qwen3_moe": Family(kv_heads=4, window=4096, layout=_WINDOWED, window_flag="use_sliding_window"),
     "starcoder2": Family(kv_heads=2, layout=_WINDOWED),
     # full and sliding layers mixed
-    "cohere2": Family(
-        window=4096,
-        layout=full_every(4, SLIDING, "sliding_window_pattern"),
-        reads_layer_types=True,
-        reads_head_dim=False,
-    ),
+    "cohere2": Family(window=4096, layout=full_every(4, SLIDING, "sliding_window_pattern"), reads_layer_types=True),
     "cwm": Family(kv_heads=8, head_dim=128, window=8192, layout=full_first_of(4), reads_layer_types=True),
     "dots1": Family(kv_heads=32, window=4096, layout=sliding_from(62), reads_layer_types=True),
     "exaone4": _EXAONE,

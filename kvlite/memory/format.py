@@ -54,7 +54,8 @@ def parse_size(text: str) -> int | None:
         return None
     whole, _, fraction = match["number"].partition(".")
     scale = 10 ** len(fraction)  # whole numbers only: floats lose bytes above 2^53
-    return int(whole + fraction) * UNITS[match["unit"].upper()] // scale
+    unit: str = match["unit"].upper()
+    return int(whole + fraction) * UNITS[unit] // scale
 
 
 def human_bytes(count: int) -> str:

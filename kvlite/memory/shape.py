@@ -17,6 +17,8 @@ ASSUMED_DTYPE = "bfloat16"
 
 _OLD_TYPES = {"attention": FULL, "mamba": LINEAR, "mamba2": LINEAR}
 _MOST_LAYERS = 10_000
+_HIDDEN = ("hidden_size", "n_embd")
+_QUERY_HEADS = ("num_attention_heads", "n_head")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,20 +69,22 @@ class ModelShape:
         text = outer.nested("text_config") or outer
         name = _family_name(outer, text)
         family = FAMILIES[name]
-        width = _Width.of(text, family)
         dtype = dtype or _dtype(text) or _dtype(outer) or ASSUMED_DTYPE
         if dtype not in DTYPE_BYTES:
             raise UnsupportedModel(f"config.json: dtype is '{dtype}'; kvlite runs {', '.join(DTYPE_BYTES)}")
-        layers = tuple(_layer(kind, text, family, width, dtype) for kind in _layer_types(text, family, name))
+        kinds = _layer_types(text, family, name)
+        layers = tuple(
+            _layer(kind, _own_fields(text, family, kind, index), family, dtype) for index, kind in enumerate(kinds)
+        )
         if not any(layer.kv_heads for layer in layers):
             raise UnsupportedModel(f"'{name}' has no attention layer here, so no KV cache to hold to a budget")
         return cls(
             family=name,
             layers=layers,
-            hidden=width.hidden,
-            query_heads=width.query_heads,
+            hidden=text.count(*_HIDDEN),
+            query_heads=text.count(*_QUERY_HEADS),
             vocab=text.count("vocab_size"),
-            intermediate=_intermediate(text, width.hidden),
+            intermediate=_intermediate(text),
             max_positions=_max_positions(text, family),
             positions=_positions(text, family),
             rope_type=_rope_type(text, family),
@@ -97,45 +101,6 @@ class ModelShape:
         size = DTYPE_BYTES[self.dtype]
         kv = sum(layer.slots(tokens) * layer.kv_heads * (layer.k_dim + layer.v_dim) for layer in self.layers)
         return kv * size + sum(layer.state_bytes for layer in self.layers)
-
-
-@dataclass(frozen=True, slots=True)
-class _Width:
-    """The widths all attention layers of a model share."""
-
-    hidden: int
-    query_heads: int
-    kv_heads: int
-    k_dim: int
-    v_dim: int
-
-    @classmethod
-    def of(cls, text: Fields, family: Family) -> _Width:
-        hidden = text.count("hidden_size", "n_embd")
-        query_heads = text.count("num_attention_heads", "n_head")
-        if family.mla is not None:
-            nope, rope, value = family.mla
-            k_dim = text.count("qk_nope_head_dim", default=nope) + text.count("qk_rope_head_dim", default=rope)
-            v_dim = text.optional_count("v_head_dim", default=value) or hidden // query_heads
-            return cls(hidden, query_heads, query_heads, k_dim, v_dim)
-        head_dim = text.optional_count("head_dim", default=family.head_dim) if family.reads_head_dim else None
-        head_dim = head_dim or hidden // query_heads
-        if head_dim == 0:
-            raise BrokenModel(f"config.json: hidden_size {hidden} is less than num_attention_heads {query_heads}")
-        return cls(hidden, query_heads, _kv_heads(text, family, query_heads), head_dim, head_dim)
-
-
-def _kv_heads(text: Fields, family: Family, query_heads: int) -> int:
-    if family.multi_query:
-        return 1 if text.flag("multi_query", default=True) else query_heads
-    if not family.grouped:
-        return query_heads
-    kv_heads = text.optional_count("num_key_value_heads", default=family.kv_heads) or query_heads
-    if query_heads % kv_heads:
-        raise BrokenModel(
-            f"config.json: num_attention_heads {query_heads} is not a multiple of num_key_value_heads {kv_heads}"
-        )
-    return kv_heads
 
 
 def _family_name(outer: Fields, text: Fields) -> str:
@@ -169,39 +134,69 @@ def _layer_types(text: Fields, family: Family, name: str) -> tuple[str, ...]:
     return kinds
 
 
-def _layer(kind: str, text: Fields, family: Family, width: _Width, dtype: str) -> LayerShape:
+def _own_fields(text: Fields, family: Family, kind: str, index: int) -> Fields:
+    """The fields as layer `index` sees them: `per_layer_config` and Gemma 4's global heads overrule the model's own."""
+    listed = text.nested("per_layer_config")
+    if listed is not None:
+        own = listed.nested(str(index))
+        return text if own is None else Fields({**text.values, **own.values})
+    if not family.global_dims or kind != FULL:
+        return text
+    overrides: dict[str, object] = {"head_dim": text.values.get("global_head_dim", 512)}
+    if text.flag("attention_k_eq_v", default=False) and text.values.get("num_global_key_value_heads") is not None:
+        overrides["num_key_value_heads"] = text.values["num_global_key_value_heads"]
+    return Fields({**text.values, **overrides})
+
+
+def _layer(kind: str, own: Fields, family: Family, dtype: str) -> LayerShape:
     state = 0
     if family.state is not None and kind in (LINEAR, CONV, HYBRID):
-        state = family.state(text, DTYPE_BYTES[dtype])
+        state = family.state(own, DTYPE_BYTES[dtype])
     if kind in (LINEAR, CONV):
         return LayerShape("state", 0, 0, 0, None, state)
-    window = _window(text, family) if kind == SLIDING else None
-    if window is not None:
-        return LayerShape("sliding", width.kv_heads, width.k_dim, width.v_dim, window, state)
-    kv_heads, head_dim = width.kv_heads, width.k_dim
-    if family.global_dims:
-        head_dim = text.optional_count("global_head_dim", default=512) or head_dim
-        if text.flag("attention_k_eq_v", default=False):
-            kv_heads = text.optional_count("num_global_key_value_heads") or kv_heads
-        return LayerShape("full", kv_heads, head_dim, head_dim, None, state)
-    return LayerShape("full", kv_heads, head_dim, width.v_dim, None, state)
+    kv_heads, k_dim, v_dim = _heads(own, family)
+    window = _window(own, family) if kind == SLIDING else None
+    return LayerShape("full" if window is None else "sliding", kv_heads, k_dim, v_dim, window, state)
 
 
-def _window(text: Fields, family: Family) -> int | None:
-    if family.window_flag is not None and not text.flag(family.window_flag, default=False):
+def _heads(own: Fields, family: Family) -> tuple[int, int, int]:
+    """KV heads, elements of a key, elements of a value."""
+    hidden, query_heads = own.count(*_HIDDEN), own.count(*_QUERY_HEADS)
+    if query_heads > hidden:
+        raise BrokenModel(f"config.json: {query_heads} attention heads share a hidden size of {hidden}")
+    if family.mla is not None:
+        nope, rope, value = family.mla
+        k_dim = own.count("qk_nope_head_dim", default=nope) + own.count("qk_rope_head_dim", default=rope)
+        return query_heads, k_dim, own.optional_count("v_head_dim", default=value) or hidden // query_heads
+    given = own.optional_count("head_dim", default=family.head_dim) if family.reads_head_dim else None
+    head_dim = given or hidden // query_heads
+    if family.multi_query:
+        return 1 if own.flag("multi_query", default=True) else query_heads, head_dim, head_dim
+    if not family.grouped:
+        return query_heads, head_dim, head_dim
+    kv_heads = own.optional_count("num_key_value_heads", default=family.kv_heads) or query_heads
+    if query_heads % kv_heads:
+        raise BrokenModel(
+            f"config.json: num_attention_heads {query_heads} is not a multiple of num_key_value_heads {kv_heads}"
+        )
+    return kv_heads, head_dim, head_dim
+
+
+def _window(own: Fields, family: Family) -> int | None:
+    if family.window_flag is not None and not own.flag(family.window_flag, default=False):
         return None
-    return text.optional_count("sliding_window", default=family.window)
+    return own.optional_count("sliding_window", default=family.window)
 
 
-def _intermediate(text: Fields, hidden: int) -> int:
+def _intermediate(text: Fields) -> int:
     """The widest feed-forward layer; four times hidden where config.json does not say."""
     for name in ("intermediate_size", "n_inner", "ffn_dim"):
         value = text.values.get(name)
-        if isinstance(value, list):
-            return max(text.whole_numbers(name) or (0,)) or 4 * hidden
+        if isinstance(value, list) and value:
+            return max(text.whole_numbers(name) or ())
         if value is not None:
             return text.count(name)
-    return 4 * hidden
+    return 4 * text.count(*_HIDDEN)
 
 
 def _max_positions(text: Fields, family: Family) -> int | None:
