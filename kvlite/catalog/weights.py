@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from kvlite.errors import BrokenModel
 
@@ -19,7 +19,7 @@ PICKLE = "pytorch_model.bin"
 PICKLE_INDEX = "pytorch_model.bin.index.json"
 _LENGTH_BYTES = 8
 _LONGEST_HEADER = 100_000_000  # the format's own limit, so that a damaged length is not read into memory
-_AGAIN = "get the file again (`kvlite pull` for a model of the Hub)"
+_AGAIN = "get the file again (a model of the Hub: `kvlite rm`, then `kvlite pull`)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,18 +46,17 @@ def weight_files(folder: Path) -> list[str]:
 
 
 def read_weights(folder: Path) -> Weights | None:
-    """Sizes of the safetensors weights in `folder`; None when it has none.
+    """Sizes of the safetensors weights in `folder`; None when it has none or pickles.
 
     Raises BrokenModel, naming the file, for a missing shard, a damaged header and a truncated file.
     """
     names = weight_files(folder)
-    if not names or not all(name.endswith(".safetensors") for name in names):
-        return None
-    headers = {}
     for name in names:
         if not (folder / name).is_file():
-            raise BrokenModel(f"{folder / name} is missing, though {INDEX} names it; {_AGAIN}")
-        headers[name] = _read_header(folder / name)
+            raise BrokenModel(f"{folder / name} is missing, though the index names it; {_AGAIN}")
+    if not names or not names[0].endswith(".safetensors"):
+        return None
+    headers = {name: _read_header(folder / name) for name in names}
     if names != [SINGLE]:
         _check_index(read_index(folder / INDEX), headers, folder)
     return weigh(headers.values())
@@ -121,13 +120,11 @@ def _read_header(path: Path) -> dict[str, dict[str, Any]]:
 def _is_tensor(value: object) -> bool:
     if not isinstance(value, dict) or not isinstance(value.get("dtype"), str):
         return False
-    shape, offsets = value.get("shape"), value.get("data_offsets")
-    if not _are_counts(shape) or not _are_counts(offsets):
-        return False
-    return len(offsets) == 2 and offsets[0] <= offsets[1]
+    offsets = value.get("data_offsets")
+    return _are_counts(value.get("shape")) and _are_counts(offsets) and len(offsets) == 2 and offsets[0] <= offsets[1]
 
 
-def _are_counts(value: object) -> bool:
+def _are_counts(value: object) -> TypeGuard[list[int]]:
     return isinstance(value, list) and all(type(number) is int and number >= 0 for number in value)
 
 

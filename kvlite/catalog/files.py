@@ -1,0 +1,139 @@
+"""From a model to its files and facts: what is here is used as it is, the Hub is asked only for what is not."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kvlite.catalog import hub
+from kvlite.catalog.card import read_card
+from kvlite.catalog.config import CONFIG, GENERATION, has_tokenizer, read_config, read_generation, read_object
+from kvlite.catalog.hub_errors import describe, offline_error
+from kvlite.catalog.names import ModelRef, aliases
+from kvlite.catalog.selection import refuse_other_formats, weight_names
+from kvlite.catalog.snapshots import cached_snapshot, missing_parts
+from kvlite.catalog.weights import read_weights, weight_files
+from kvlite.errors import BrokenModel
+
+_DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelFacts:
+    """What is known of a model without loading it.
+
+    `weight_bytes` is None when there are no weights to measure (a folder with only config.json), `parameters` also
+    for pickles; `by_dtype` is bytes per safetensors dtype. `revision` is the commit, None for a folder.
+    """
+
+    config: Mapping[str, Any]
+    generation: Mapping[str, Any]
+    weight_bytes: int | None = None
+    parameters: int | None = None
+    by_dtype: Mapping[str, int]
+    repo: str | None = None
+    revision: str | None = None
+    license: str | None = None
+
+    @property
+    def stored_dtype(self) -> str | None:
+        """The float type most weight bytes are stored in (`bfloat16`); None when unknown."""
+        floats = {dtype: size for dtype, size in self.by_dtype.items() if dtype in _DTYPES}
+        return _DTYPES[max(floats, key=floats.__getitem__)] if floats else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelFiles(ModelFacts):
+    """A model that lies complete in `folder`, and its facts."""
+
+    folder: Path
+
+
+def model_facts(ref: ModelRef, *, offline: bool = False) -> ModelFacts:
+    """The facts of a model, from its files when they are here, else from the Hub without downloading weights.
+
+    Raises ModelNotFound, GatedModel, HubUnreachable, BrokenModel.
+    """
+    if ref.path is not None:
+        return ModelFacts(**_facts_in(ref, ref.path))
+    assert ref.repo is not None
+    snapshot = cached_snapshot(ref.repo, ref.revision)
+    missing = set(missing_parts(snapshot, allow_pickle=True)) - {"tokenizer"}
+    if snapshot is not None and (not missing or (hub.is_offline(offline) and CONFIG not in missing)):
+        return ModelFacts(**_facts_in(ref, snapshot))
+    if hub.is_offline(offline):
+        raise offline_error(ref, [CONFIG])
+    remote = hub.remote_repo(ref)
+    config = hub.fetch_config(remote)
+    generation = hub.fetch_small(remote, GENERATION)
+    weights = hub.remote_weights(remote)
+    return ModelFacts(
+        config=read_object(config),
+        generation=read_object(generation) if generation else {},
+        weight_bytes=weights.bytes if weights else None,
+        parameters=weights.parameters if weights else None,
+        by_dtype=weights.by_dtype if weights else {},
+        repo=remote.repo,
+        revision=remote.commit,
+        license=remote.license,
+    )
+
+
+def local_files(
+    ref: ModelRef,
+    *,
+    offline: bool = False,
+    allow_pickle: bool = False,
+    say: Callable[[str], None] | None = None,
+) -> ModelFiles:
+    """The model's files on this machine, downloaded if they are not here yet; `say` is told before a download.
+
+    A complete snapshot in the cache is used without any request. Raises ModelNotFound, GatedModel, HubUnreachable,
+    UnsupportedModel (pickles without `allow_pickle`, GGUF), BrokenModel, OutputError.
+    """
+    if ref.path is not None:
+        return files_in(ref, ref.path, allow_pickle=allow_pickle)
+    assert ref.repo is not None
+    folder = cached_snapshot(ref.repo, ref.revision)
+    missing = missing_parts(folder, allow_pickle=allow_pickle)
+    if folder is None or missing:
+        if hub.is_offline(offline):
+            raise offline_error(ref, missing)
+        wanted = hub.offer(hub.remote_repo(ref), allow_pickle=allow_pickle)
+        if say is not None:
+            say(f"downloading {wanted}")
+        folder = hub.download(wanted)
+    return files_in(ref, folder, allow_pickle=allow_pickle)
+
+
+def files_in(ref: ModelRef, folder: Path, *, allow_pickle: bool = False) -> ModelFiles:
+    """Read and check a complete model in `folder`. Raises UnsupportedModel or BrokenModel naming the file at fault."""
+    name = str(folder) if ref.path else describe(ref)
+    names = [path.name for path in folder.iterdir()]
+    if CONFIG not in names:
+        refuse_other_formats(names, model=name)
+    facts = _facts_in(ref, folder)
+    weight_names(names, model=name, allow_pickle=allow_pickle)
+    if not has_tokenizer(folder):
+        raise BrokenModel(f"{name} has no tokenizer (tokenizer.json); copy it from the model it was made from")
+    return ModelFiles(folder=folder, **facts)
+
+
+def _facts_in(ref: ModelRef, folder: Path) -> dict[str, Any]:
+    """The fields of ModelFacts, read from a folder; a snapshot may lack its weights, a user's folder any of them."""
+    config = read_config(folder)
+    names = weight_files(folder)
+    is_whole = all((folder / name).is_file() for name in names)
+    weights = read_weights(folder) if is_whole or ref.path else None
+    pickle_bytes = sum((folder / name).stat().st_size for name in names) if names and is_whole else None
+    alias = aliases().get(ref.alias or "")
+    return {
+        "config": config,
+        "generation": read_generation(folder),
+        "weight_bytes": weights.bytes if weights else pickle_bytes,
+        "parameters": weights.parameters if weights else None,
+        "by_dtype": weights.by_dtype if weights else {},
+        "repo": ref.repo,
+        "revision": folder.name if ref.repo else None,
+        "license": read_card(folder).license or (alias.licence if alias else None),
+    }

@@ -1,0 +1,179 @@
+"""Talks to the Hugging Face Hub: what a repository holds, its metadata by range requests, downloads.
+
+huggingface_hub is imported when a function runs. It freezes its environment when first imported, so the cache folder
+and the endpoint are passed on each call, as the environment has them now.
+"""
+
+import os
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kvlite.catalog.config import CONFIG
+from kvlite.catalog.hub_errors import as_kvlite_errors, describe
+from kvlite.catalog.names import ModelRef
+from kvlite.catalog.selection import refuse_other_formats, small_files, weight_names
+from kvlite.catalog.snapshots import DEFAULT_REVISION, cache_root, repo_folder
+from kvlite.catalog.weights import INDEX, SINGLE, Weights, read_index, weigh
+from kvlite.errors import BrokenModel
+from kvlite.memory.format import human_bytes
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+
+_AT_ONCE = 8
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteRepo:
+    """A repository as the Hub describes it at one commit. `files` is bytes by name."""
+
+    ref: ModelRef
+    repo: str
+    commit: str
+    files: Mapping[str, int]
+    license: str | None
+    base_model: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Download:
+    """The files of one commit to be had, and how many of their bytes are not in the cache yet."""
+
+    remote: RemoteRepo
+    small: tuple[str, ...]
+    weights: tuple[str, ...]
+    total_bytes: int
+    missing_bytes: int
+
+    def __str__(self) -> str:
+        here = "" if self.missing_bytes == self.total_bytes else f", {human_bytes(self.missing_bytes)} of it not here"
+        return (
+            f"{self.remote.repo}@{self.remote.commit[:7]}, licence {self.remote.license or 'unknown'}, "
+            f"{human_bytes(self.total_bytes)}{here}"
+        )
+
+
+def is_offline(offline: bool = False) -> bool:
+    """Whether the network must not be used: as asked, or by HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE."""
+    said = os.environ.get("HF_HUB_OFFLINE") or os.environ.get("TRANSFORMERS_OFFLINE") or ""
+    return offline or said.upper() in {"1", "ON", "YES", "TRUE"}
+
+
+def remote_repo(ref: ModelRef) -> RemoteRepo:
+    """Ask the Hub what `ref` holds now, and whether its files may be read.
+
+    Raises ModelNotFound, GatedModel with what to do about it, or HubUnreachable.
+    """
+    assert ref.repo is not None
+    with as_kvlite_errors(ref, "its list of files"):
+        from huggingface_hub.constants import HF_HUB_ETAG_TIMEOUT
+
+        info = _api().model_info(ref.repo, revision=ref.revision, files_metadata=True, timeout=HF_HUB_ETAG_TIMEOUT)
+        licence, base_model = _from_card(info.card_data)
+        if info.gated:
+            with as_kvlite_errors(ref, "access", licence=licence):
+                _api().auth_check(ref.repo)
+    if info.sha is None:
+        raise BrokenModel(f"{describe(ref)} has no commits yet; ask its owner")
+    files = {file.rfilename: file.size or 0 for file in info.siblings or ()}
+    return RemoteRepo(ref, ref.repo, info.sha, files, licence, base_model)
+
+
+def offer(remote: RemoteRepo, *, allow_pickle: bool = False) -> Download:
+    """Choose the files to download. Raises UnsupportedModel or BrokenModel when there is no model among them."""
+    _require_config(remote)
+    weights = weight_names(
+        remote.files, model=describe(remote.ref), allow_pickle=allow_pickle, base_model=remote.base_model
+    )
+    small = small_files(remote.files)
+    snapshot = repo_folder(remote.repo) / "snapshots" / remote.commit
+    total = sum(remote.files[name] for name in (*small, *weights))
+    missing = sum(remote.files[name] for name in (*small, *weights) if not (snapshot / name).exists())
+    return Download(remote, tuple(small), tuple(weights), total, missing)
+
+
+def download(wanted: Download, *, progress: bool = True) -> Path:
+    """Bring the files into the cache and return their folder; what an earlier attempt left is continued.
+
+    Raises HubUnreachable when the download stops half-way, OutputError when the disk does not take it.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.utils.tqdm import disable_progress_bars
+
+    if not progress:
+        disable_progress_bars()
+    remote = wanted.remote
+    where: dict[str, Any] = {"cache_dir": cache_root(), "endpoint": _endpoint()}
+    with as_kvlite_errors(remote.ref, "its files", resumable=True):
+        # by name, so that the cache remembers which commit the revision means
+        revision = remote.ref.revision or DEFAULT_REVISION
+        folder = snapshot_download(remote.repo, revision=revision, allow_patterns=list(wanted.small), **where)
+        # the weights last: a snapshot whose weights are complete is complete
+        commit = Path(folder).name
+        snapshot_download(remote.repo, revision=commit, allow_patterns=list(wanted.weights), **where)
+    return Path(folder)
+
+
+def fetch_config(remote: RemoteRepo) -> Path:
+    """The repository's config.json, through the cache. Raises as `offer` does without one."""
+    _require_config(remote)
+    path = fetch_small(remote, CONFIG)
+    assert path is not None
+    return path
+
+
+def fetch_small(remote: RemoteRepo, name: str) -> Path | None:
+    """One small file of the repository through the cache; None when the repository has no such file."""
+    if name not in remote.files:
+        return None
+    with as_kvlite_errors(remote.ref, name):
+        path: str = _api().hf_hub_download(remote.repo, name, revision=remote.commit, cache_dir=cache_root())
+    return Path(path)
+
+
+def remote_weights(remote: RemoteRepo) -> Weights | None:
+    """Sizes of the repository's tensors, from the headers of its safetensors files; None when it has none."""
+    shards = [SINGLE] if SINGLE in remote.files else []
+    if not shards and (index := fetch_small(remote, INDEX)):
+        shards = sorted(set(read_index(index).values()))
+    if not shards:
+        return None
+    with as_kvlite_errors(remote.ref, "the headers of its weights"), ThreadPoolExecutor(_AT_ONCE) as pool:
+        return weigh(pool.map(lambda shard: _remote_header(remote, shard), shards))
+
+
+def _require_config(remote: RemoteRepo) -> None:
+    if CONFIG not in remote.files:
+        refuse_other_formats(remote.files, model=describe(remote.ref), base_model=remote.base_model)
+        raise BrokenModel(f"{describe(remote.ref)} holds no {CONFIG}, so it is no model transformers can load")
+
+
+def _remote_header(remote: RemoteRepo, shard: str) -> dict[str, dict[str, Any]]:
+    found = _api().parse_safetensors_file_metadata(remote.repo, shard, revision=remote.commit)
+    return {
+        name: {"dtype": tensor.dtype, "shape": tensor.shape, "data_offsets": tensor.data_offsets}
+        for name, tensor in found.tensors.items()
+    }
+
+
+def _api() -> "HfApi":
+    from huggingface_hub import HfApi
+
+    return HfApi(endpoint=_endpoint())
+
+
+def _endpoint() -> str | None:
+    return os.environ.get("HF_ENDPOINT") or None
+
+
+def _from_card(card: Any) -> tuple[str | None, str | None]:
+    """Licence and base model of a card's front matter, where people write what they like."""
+    licence, name, base = (getattr(card, key, None) for key in ("license", "license_name", "base_model"))
+    if licence == "other" and isinstance(name, str):
+        licence = name
+    if isinstance(base, list) and base:
+        base = base[0]
+    return licence if isinstance(licence, str) else None, base if isinstance(base, str) else None

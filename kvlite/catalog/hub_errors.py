@@ -1,0 +1,97 @@
+"""Turns what huggingface_hub raises into kvlite's errors: one line each, with what to do next."""
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from kvlite.catalog.names import UNGATED, ModelRef, aliases
+from kvlite.errors import BrokenModel, GatedModel, HubUnreachable, KvliteError, ModelNotFound, OutputError
+
+_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG}
+
+
+def describe(ref: ModelRef) -> str:
+    """The model as its user and the Hub call it: `llama-7b (meta-llama/Llama-2-7b-chat-hf)`."""
+    return f"{ref.alias} ({ref.repo})" if ref.alias else str(ref.repo)
+
+
+def offline_error(ref: ModelRef, missing: list[str]) -> HubUnreachable:
+    """The error for a model that is not wholly in the cache while the network must not be used."""
+    at = f"@{ref.revision}" if ref.revision else ""
+    return HubUnreachable(
+        f"{describe(ref)}{at} is not in the cache (missing: {', '.join(missing)}) and kvlite is offline; "
+        f"connect and `kvlite pull {ref}`, or use a cached model (`kvlite ls`)"
+    )
+
+
+@contextmanager
+def as_kvlite_errors(
+    ref: ModelRef, wanted: str, *, licence: str | None = None, resumable: bool = False
+) -> Iterator[None]:
+    """Run a request to the Hub for `wanted`, a thing of the model `ref`, and translate what it raises."""
+    from huggingface_hub import errors as hub
+
+    # version 2 speaks through httpx2, version 1 through httpx; their errors have this base in common
+    transport_error: type[Exception] = hub.HfHubHTTPError.__bases__[0]
+    try:
+        yield
+    except KvliteError:
+        raise
+    except hub.GatedRepoError as error:
+        raise GatedModel(_gated(ref, licence)) from error
+    except hub.RevisionNotFoundError as error:
+        raise ModelNotFound(f"{describe(ref)} has no revision {ref.revision!r} on the Hub; leave it out") from error
+    except hub.RepositoryNotFoundError as error:
+        token = "no token was found" if _token_source() is None else f"the token of {_token_source()} has no access"
+        raise ModelNotFound(
+            f"the Hub has no model {describe(ref)}, or it is private and {token}; check the name, or `hf auth login`"
+        ) from error
+    except hub.SafetensorsParsingError as error:
+        raise BrokenModel(f"{describe(ref)} has damaged weights on the Hub: {_first_line(error)}") from error
+    except (transport_error, hub.XetDownloadError, OSError, ValueError, RuntimeError) as error:
+        # ValueError: an answer that is no JSON, so no Hub; RuntimeError: the Xet transfer, written in Rust
+        raise _unreachable(ref, wanted, error, resumable) from error
+
+
+def _unreachable(ref: ModelRef, wanted: str, error: Exception, resumable: bool) -> KvliteError:
+    if isinstance(error, OSError) and error.errno in _DISK:
+        return OutputError(f"cannot write {describe(ref)} to the cache: {error.strerror} ({error.filename})")
+    endpoint = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
+    reason = _first_line(error.__cause__ or error)
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if status == 401 and _token_source():
+        return HubUnreachable(f"the Hub refused the token of {_token_source()}; `hf auth login` with a valid one")
+    if resumable:
+        return HubUnreachable(
+            f"the download of {describe(ref)} stopped ({reason}); `kvlite pull {ref}` continues where it stopped"
+        )
+    return HubUnreachable(
+        f"cannot get {wanted} of {describe(ref)} from {endpoint} ({reason}); cached models still work (`kvlite ls`)"
+    )
+
+
+def _gated(ref: ModelRef, licence: str | None) -> str:
+    alias = aliases().get(ref.alias or "")
+    licence = licence or (alias.licence if alias else None)
+    source = _token_source()
+    token = "no token was found" if source is None else f"the token of {source} has no access yet"
+    return (
+        f"{describe(ref)} is gated{f' (licence {licence})' if licence else ''} and {token}; accept it at "
+        f"https://huggingface.co/{ref.repo}, then `hf auth login`, or use {alias.instead if alias else UNGATED}"
+    )
+
+
+def _token_source() -> str | None:
+    """Where huggingface_hub found a token, without the token; None without one."""
+    from huggingface_hub import constants, get_token
+
+    if not get_token():
+        return None
+    named = next((name for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN") if os.environ.get(name)), None)
+    return named or constants.HF_TOKEN_PATH
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0].rstrip(".") if lines else type(error).__name__

@@ -1,0 +1,103 @@
+"""The Hugging Face cache as it lies on disk, read without huggingface_hub and without a network.
+
+Layout: `models--org--name/` holds `refs/<revision>` (a text file with a commit), `snapshots/<commit>/` (the files, as
+links) and `blobs/`. The cache is shared with every other Hugging Face tool.
+"""
+
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from kvlite.catalog.config import CONFIG, has_tokenizer
+from kvlite.catalog.weights import weight_files
+from kvlite.errors import OutputError
+
+DEFAULT_REVISION = "main"
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_PREFIX = "models--"
+_WEIGHTS = "safetensors weights"
+
+
+def cache_root() -> Path:
+    """The cache's folder: HF_HUB_CACHE, else `hub` in HF_HOME, else in `$XDG_CACHE_HOME/huggingface`."""
+    named = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE")
+    if not named:
+        cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+        named = f"{os.environ.get('HF_HOME') or f'{cache}/huggingface'}/hub"
+    return Path(os.path.expandvars(named)).expanduser()
+
+
+def cached_repos() -> list[str]:
+    """Repositories of models with anything at all in the cache, as `org/name`, sorted."""
+    root = cache_root()
+    if not root.is_dir():
+        return []
+    with os.scandir(root) as entries:
+        names = [entry.name for entry in entries if entry.name.startswith(_PREFIX)]
+    return sorted(name.removeprefix(_PREFIX).replace("--", "/", 1) for name in names)
+
+
+def repo_folder(repo: str) -> Path:
+    """Where the cache keeps this repository; it need not exist."""
+    return cache_root() / f"{_PREFIX}{repo.replace('/', '--')}"
+
+
+def cached_snapshot(repo: str, revision: str | None) -> Path | None:
+    """The cached files of a commit, or of what a branch or tag meant when last asked; they may be incomplete."""
+    commit = revision or DEFAULT_REVISION
+    ref = repo_folder(repo) / "refs" / commit
+    if not _COMMIT.fullmatch(commit):
+        commit = ref.read_text(encoding="ascii", errors="replace").strip() if ref.is_file() else ""
+    snapshot = repo_folder(repo) / "snapshots" / commit
+    return snapshot if _COMMIT.fullmatch(commit) and snapshot.is_dir() else None
+
+
+def missing_parts(snapshot: Path | None, *, allow_pickle: bool) -> list[str]:
+    """What keeps a snapshot from being used: files, `tokenizer`, `safetensors weights`; empty when complete.
+
+    kvlite downloads the weights last, so complete weights stand for complete small files too.
+    """
+    if snapshot is None:
+        return [CONFIG, "tokenizer", _WEIGHTS]
+    missing = [] if (snapshot / CONFIG).is_file() else [CONFIG]
+    missing += [] if has_tokenizer(snapshot) else ["tokenizer"]
+    weights = weight_files(snapshot)
+    if not weights or (weights[0].endswith(".bin") and not allow_pickle):
+        return [*missing, _WEIGHTS]
+    return missing + [name for name in weights if not (snapshot / name).is_file()]
+
+
+def size_on_disk(repo: str) -> int:
+    """Bytes the repository takes in the cache, unfinished downloads included."""
+    return sum(path.lstat().st_size for path in _own_files(repo))
+
+
+def modified_s(repo: str) -> float:
+    """When anything of the repository was last written, in seconds since the epoch; 0 without a file."""
+    return max((path.lstat().st_mtime for path in _own_files(repo)), default=0.0)
+
+
+def remove_cached(repo: str, revision: str | None) -> int:
+    """Delete one cached revision, or all of the repository; returns the bytes freed.
+
+    Raises OutputError when the cache cannot be changed.
+    """
+    before = size_on_disk(repo)
+    snapshot = cached_snapshot(repo, revision) if revision else None
+    try:
+        if snapshot is not None:
+            from huggingface_hub import scan_cache_dir
+
+            # knows which blobs other revisions still need
+            scan_cache_dir(cache_root()).delete_revisions(snapshot.name).execute()
+        else:  # the whole folder, so that unfinished downloads, which a scan leaves out, go too
+            shutil.rmtree(repo_folder(repo))
+    except OSError as error:
+        raise OutputError(f"cannot delete {repo} from {cache_root()}: {error.strerror}") from error
+    return before - size_on_disk(repo)
+
+
+def _own_files(repo: str) -> Iterator[Path]:
+    return (path for path in repo_folder(repo).rglob("*") if path.is_file() and not path.is_symlink())
