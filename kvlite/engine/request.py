@@ -37,7 +37,12 @@ class Sampling:
             (self.top_k >= 0, "top_k", self.top_k, "0 (off) or a count of tokens"),
             (0.0 < self.top_p <= 1.0, "top_p", self.top_p, "a share above 0 and up to 1 (off)"),
             (0.0 <= self.min_p < 1.0, "min_p", self.min_p, "a share from 0 (off) to below 1"),
-            (0.0 < self.repetition_penalty <= 100.0, "repetition_penalty", self.repetition_penalty, "above 0, 1 is off"),
+            (
+                0.0 < self.repetition_penalty <= 100.0,
+                "repetition_penalty",
+                self.repetition_penalty,
+                "above 0, 1 is off",
+            ),
             (0 <= self.seed < 2**63, "seed", self.seed, "a whole number from 0 to 2^63 - 1"),
         )
         for holds, name, value, expected in checks:  # NaN fails every comparison, so it is refused too

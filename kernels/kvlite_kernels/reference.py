@@ -1,0 +1,186 @@
+"""The torch twins: plain tensor mathematics that every kernel is held against, and what runs where no kernel does.
+
+Three operations make up the seam. `attend` gives a partial attention over one segment of keys with its log-sum-exp;
+`merge` joins partials over disjoint segments exactly; `statistic` says how much probability each key received once
+the merged log-sum-exp is known. `evict` then chooses the slots that the new tokens take. Positions say everything
+about validity: a key at position -1 is free or padding, a query sees keys at its own position or before, inside the
+layer's window.
+
+Letters: B rows, T new tokens, N keys of a segment, S slots, H_Q query heads, H_KV KV heads, G = H_Q / H_KV, D head
+dim of K, D_V of V. Logits, probabilities and sums are fp32 (fp64 if the inputs are).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+TILE_ELEMENTS = 1 << 22
+"""Most logits, or elements of a widened copy of keys or values, held at once: 16 MiB in fp32."""
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Keys that are attended together: `k` [B, H_KV, N, D], `v` [B, H_KV, N, D_V], `pos` int [B, H_KV or 1, N]."""
+
+    k: Tensor
+    v: Tensor
+    pos: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Geometry:
+    """What a layer's attention is besides its keys.
+
+    `scaling` multiplies the logits, `softcap` bounds them by tanh, `window` is how many positions back a query sees
+    (None: all), `sink_logits` [H_Q] is a learned extra logit per head that takes probability and has no value.
+    """
+
+    scaling: float
+    window: int | None = None
+    softcap: float | None = None
+    sink_logits: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Partial:
+    """Attention over part of the keys: `out` [B, H_Q, T, D_V], `lse` [B, H_Q, T], `logits` [B, H_Q, T, N]."""
+
+    out: Tensor
+    lse: Tensor
+    logits: Tensor
+
+
+def attend(q: Tensor, q_pos: Tensor, segment: Segment, geometry: Geometry) -> Partial:
+    """Attend `q` [B, H_Q, T, D] at positions `q_pos` int [B, T] over one segment; no visible key gives lse -inf."""
+    dtype = torch.promote_types(q.dtype, torch.float32)
+    logits = _grouped_matmul(q.to(dtype) * geometry.scaling, segment.k, transpose=True)
+    if geometry.softcap is not None:
+        logits = geometry.softcap * torch.tanh(logits / geometry.softcap)
+    hidden = ~_visible(q_pos, segment.pos, geometry.window)
+    logits.unflatten(1, (segment.k.shape[1], -1)).masked_fill_(hidden[:, :, None], -torch.inf)
+    lse = logits.logsumexp(-1)
+    out = _grouped_matmul(_probabilities(logits, lse), segment.v, transpose=False)
+    return Partial(out, lse, logits)
+
+
+def merge(outs: Sequence[Tensor], lses: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Join partial attentions over disjoint keys exactly: outs [..., D_V] and lses [...] -> (out, lse)."""
+    stacked = torch.stack(list(lses))
+    lse = stacked.logsumexp(0)
+    weights = _probabilities(stacked, lse, spread=False)
+    out = sum(weight[..., None] * partial for weight, partial in zip(weights, outs, strict=True))
+    assert isinstance(out, Tensor)
+    return out, lse
+
+
+def statistic(partial: Partial, lse: Tensor, weight: Tensor, num_kv_heads: int) -> Tensor:
+    """Probability each key received: mean over the group, sum over queries times `weight` [B, T] -> [B, H_KV, N].
+
+    `lse` [B, H_Q, T] is the merged one, so the masses of all segments and the sink logit sum to one per query.
+    """
+    probabilities = _probabilities(partial.logits, lse)
+    batch, num_heads, _, num_keys = probabilities.shape
+    per_head = torch.einsum("bhtn,bt->bhn", probabilities, weight.to(probabilities.dtype))
+    return per_head.view(batch, num_kv_heads, num_heads // num_kv_heads, num_keys).mean(2)
+
+
+def attend_segments(
+    q: Tensor, q_pos: Tensor, segments: Sequence[Segment], geometry: Geometry, weight: Tensor | None
+) -> tuple[Tensor, list[Tensor]]:
+    """Attend over several segments as if they were one, in tiles of queries so that scratch stays bounded.
+
+    Returns out [B, H_Q, T, D_V] in q's dtype and, where `weight` [B, T] is given, the statistic of each segment.
+    """
+    batch, num_heads, num_queries, _ = q.shape
+    num_kv_heads = segments[0].k.shape[1]
+    num_keys = sum(segment.k.shape[2] for segment in segments)
+    tile = max(1, TILE_ELEMENTS // (batch * num_heads * num_keys))
+    outs: list[Tensor] = []
+    totals: list[Tensor] = []
+    for start in range(0, num_queries, tile):
+        here = slice(start, start + tile)
+        partials = [attend(q[:, :, here], q_pos[:, here], segment, geometry) for segment in segments]
+        out, lse = _merge_partials(partials, geometry.sink_logits)
+        outs.append(out.to(q.dtype))
+        if weight is not None:
+            parts = [statistic(partial, lse, weight[:, here], num_kv_heads) for partial in partials]
+            totals = [a + b for a, b in zip(totals, parts, strict=True)] if totals else parts
+    return (outs[0] if len(outs) == 1 else torch.cat(outs, dim=2)), totals
+
+
+def evict(priority: Tensor, pos: Tensor, new_priority: Tensor, new_pos: Tensor) -> Tensor:
+    """Choose a slot for each new token so that the best S of S + T stay: int64 [B, H_KV, T], S where it is dropped.
+
+    `priority` and `pos` [B, H_KV, S] belong to the slots, `new_*` [B, H_KV, T] to the new tokens. The lowest
+    (priority, position) goes first; free slots are -inf and are taken in slot order, so live slots stay a prefix.
+    """
+    if new_pos.shape[-1] == 1:
+        return _evict_one(priority, pos, new_priority)
+    slots, tokens = pos.shape[-1], new_pos.shape[-1]
+    # New tokens come first: padding then loses to a free slot, and free slots go in slot order (the sorts are stable).
+    everyone = torch.cat([new_priority, priority], -1)
+    order = torch.cat([new_pos, pos], -1).argsort(dim=-1, stable=True)
+    order = order.gather(-1, everyone.gather(-1, order).argsort(dim=-1, stable=True))
+    gone = torch.zeros_like(everyone, dtype=torch.bool).scatter_(-1, order[..., :tokens], True)
+    born, vacated = ~gone[..., :tokens], gone[..., tokens:]
+    # The i-th surviving new token takes the i-th vacated slot; there are as many of one as of the other.
+    vacancy = torch.where(vacated, vacated.cumsum(-1) - 1, tokens)
+    slot_of = torch.full((*pos.shape[:-1], tokens + 1), slots, dtype=torch.int64, device=pos.device)
+    slot_of.scatter_(-1, vacancy, torch.arange(slots, device=pos.device).expand_as(vacancy))
+    return torch.where(born, slot_of.gather(-1, (born.cumsum(-1) - 1).clamp(min=0)), slots)
+
+
+def _evict_one(priority: Tensor, pos: Tensor, new_priority: Tensor) -> Tensor:
+    lowest = priority.amin(-1, keepdim=True)
+    far = torch.iinfo(pos.dtype).max
+    victim = torch.where(priority == lowest, pos, far).argmin(-1, keepdim=True)
+    return torch.where(new_priority > lowest, victim, pos.shape[-1])
+
+
+def _visible(q_pos: Tensor, k_pos: Tensor, window: int | None) -> Tensor:
+    """Which key each query sees: bool [B, H_KV, T, N], or [B, 1, T, N] where all heads hold the same positions."""
+    query, key = q_pos[:, None, :, None], k_pos[:, :, None, :]
+    seen = (key >= 0) & (key <= query)
+    if window is not None:
+        seen &= key > query - window
+    return seen
+
+
+def _probabilities(logits: Tensor, lse: Tensor, spread: bool = True) -> Tensor:
+    """exp(logits - lse), zero where nothing is visible (lse -inf); `spread` adds the key dimension to lse."""
+    finite = lse.masked_fill(lse == -torch.inf, 0.0)
+    return torch.exp(logits - (finite[..., None] if spread else finite))
+
+
+def _grouped_matmul(x: Tensor, keys: Tensor, *, transpose: bool) -> Tensor:
+    """x [B, H_Q, T, X] times each group's keys or values [B, H_KV, N, D], widened to x's dtype a tile at a time."""
+    batch, num_heads, num_queries, _ = x.shape
+    num_kv_heads, num_keys, dim = keys.shape[1:]
+    grouped = x.reshape(batch, num_kv_heads, -1, x.shape[-1])  # [B, H_KV, G * T, X]
+    tile = num_keys if keys.dtype == x.dtype else max(1, TILE_ELEMENTS // (batch * num_kv_heads * dim))
+    parts = []
+    for start in range(0, num_keys, tile):
+        part = keys[:, :, start : start + tile].to(x.dtype)
+        parts.append(grouped @ part.mT if transpose else grouped[..., start : start + tile] @ part)
+    if transpose:
+        result = parts[0] if len(parts) == 1 else torch.cat(parts, -1)
+    else:
+        result = parts[0]
+        for part in parts[1:]:
+            result = result + part
+    return result.view(batch, num_heads, num_queries, -1)
+
+
+def _merge_partials(partials: Sequence[Partial], sink_logits: Tensor | None) -> tuple[Tensor, Tensor]:
+    if len(partials) == 1 and sink_logits is None:
+        return partials[0].out, partials[0].lse
+    outs = [partial.out for partial in partials]
+    lses = [partial.lse for partial in partials]
+    if sink_logits is not None:  # one more key per head, without a value
+        outs.append(torch.zeros_like(outs[0]))
+        lses.append(sink_logits.to(lses[0].dtype)[None, :, None].expand_as(lses[0]))
+    return merge(outs, lses)

@@ -1,0 +1,169 @@
+"""All layers' slots of all rows: allocation, what is live, where the next tokens go, snapshots. One reset."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kvlite.cache.policy import Policy
+from kvlite.cache.slots import LayerSlots
+from kvlite.cache.step import Placement, Step
+from kvlite.cache.store import DenseStore
+from kvlite.memory.counts import KVCounts
+from kvlite.memory.plan import CachePlan
+from kvlite.memory.shape import ModelShape
+
+EXTENT_STEP = 256
+"""Attention reads the live slots rounded up to this many, so that shapes change rarely."""
+
+
+@dataclass(frozen=True, slots=True)
+class CacheSnapshot:
+    """The live slots of one row on the host, compact: per layer and tensor name [H_KV, live, ...]."""
+
+    live: dict[int, int]
+    layers: dict[int, dict[str, Tensor]]
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(tensor.nbytes for tensors in self.layers.values() for tensor in tensors.values())
+
+
+class SlotCache:
+    """`plan.rows` rows of slots for every attention layer of a model, as planned to the byte.
+
+    Nothing is evicted while a slot is free, so all heads of a layer hold equally many tokens and how many is known on
+    the host: layers with the same number of slots share one count per row.
+    """
+
+    def __init__(
+        self, shape: ModelShape, plan: CachePlan, policy: Policy, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        self.plan = plan
+        self.policy = policy
+        self.dtype = dtype
+        self.device = device
+        self.layers: dict[int, LayerSlots] = {}
+        for index, (layer, slots) in enumerate(zip(shape.layers, plan.layer_slots, strict=True)):
+            if layer.kv_heads:
+                store = DenseStore(layer, plan.rows, slots + 1, dtype, device)
+                self.layers[index] = LayerSlots(layer, slots, plan.rows, policy, store)
+        self._live = {layer.slots: [0] * plan.rows for layer in self.layers.values()}
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes reserved for K, V, positions and policy state, measured on the tensors."""
+        return sum(layer.num_bytes for layer in self.layers.values())
+
+    def bytes_for(self, slots: int) -> int:
+        """Bytes all rows would reserve with `slots` per head of a full layer."""
+        heads = sum(layer.slot_bytes * (layer.shape.slots(slots) + 1) for layer in self.layers.values())
+        return heads * self.plan.rows + self.plan.state_bytes
+
+    def tensors(self) -> list[Tensor]:
+        """Every tensor of the cache; their addresses never change."""
+        return [tensor for layer in self.layers.values() for tensor in layer.tensors.values()]
+
+    def live(self, row: int, slots: int) -> int:
+        """How many slots per head of a row are live in the layers that have `slots`."""
+        return self._live[slots][row]
+
+    def room(self, row: int) -> int:
+        """How many more tokens a row takes before some layer would lose a token that is still visible."""
+        bounded = [layer for layer in self.layers.values() if not _outlives_window(layer)]
+        return min((layer.slots - self._live[layer.slots][row] for layer in bounded), default=2**62)
+
+    def begin(self, rows: slice, pos: Tensor, rot: Tensor, counts: Sequence[int], pins: Tensor | None) -> Step:
+        """The step that feeds `counts[i]` real tokens (right-aligned in pos and rot int32 [n, T]) to each of `rows`."""
+        placements = {slots: self._place(slots, live[rows], counts, pos.shape[1]) for slots, live in self._live.items()}
+        return Step(self, rows, pos, rot, tuple(counts), pins, placements)
+
+    def end(self, step: Step) -> None:
+        """Record what `step` added, after the forward pass."""
+        for slots, live in self._live.items():
+            added = zip(live[step.rows], step.counts, strict=True)
+            live[step.rows] = [min(slots, held + count) for held, count in added]
+
+    def reset(self, row: int) -> None:
+        """Leave nothing of a row's conversation."""
+        for layer in self.layers.values():
+            layer.reset(row)
+        for live in self._live.values():
+            live[row] = 0
+
+    def rerotate(self, row: int) -> int:
+        """Move the rotations of a row's keys to just below the returned position, which the next token takes."""
+        end = max(live[row] for live in self._live.values())
+        for layer in self.layers.values():
+            layer.rerotate(row, self._live[layer.slots][row], end)
+        return end
+
+    def snapshot(self, row: int) -> CacheSnapshot:
+        """Copy a row's live slots to the host."""
+        live = {slots: counts[row] for slots, counts in self._live.items()}
+        layers = {
+            index: {name: tensor[row, :, : live[layer.slots]].to("cpu", copy=True) for name, tensor in _named(layer)}
+            for index, layer in self.layers.items()
+        }
+        return CacheSnapshot(live, layers)
+
+    def restore(self, row: int, snapshot: CacheSnapshot) -> None:
+        """Put a snapshot of a cache of the same shape back into a row, compacted to the first slots."""
+        self.reset(row)
+        for index, layer in self.layers.items():
+            for name, tensor in _named(layer):
+                saved = snapshot.layers[index][name]
+                tensor[row, :, : saved.shape[1]].copy_(saved)
+        for slots, counts in self._live.items():
+            counts[row] = snapshot.live[slots]
+
+    def live_bytes(self, row: int) -> int:
+        """Live slots times slot bytes of a row."""
+        return sum(layer.slot_bytes * self._live[layer.slots][row] for layer in self.layers.values())
+
+    def tokens_kept(self, row: int) -> int:
+        """The mean of live slots over the KV heads of full-attention layers (of all layers where none is full)."""
+        full = [layer for layer in self.layers.values() if layer.shape.window is None] or list(self.layers.values())
+        heads = sum(layer.shape.kv_heads for layer in full)
+        return sum(layer.shape.kv_heads * self._live[layer.slots][row] for layer in full) // heads if heads else 0
+
+    def counts(self, row: int, seen: int, peak_bytes: int) -> KVCounts:
+        """A row's counts, given the tokens it has seen and its peak."""
+        kept = self.tokens_kept(row)
+        return KVCounts(
+            budget_bytes=self.plan.budget_bytes // self.plan.rows,
+            reserved_bytes=self.plan.reserved_bytes // self.plan.rows,
+            live_bytes=self.live_bytes(row),
+            peak_bytes=peak_bytes,
+            tokens_seen=seen,
+            tokens_kept=kept,
+            tokens_evicted=seen - kept,
+            policy=self.policy.name,
+            dtype=str(self.dtype).removeprefix("torch."),
+        )
+
+    def _place(self, slots: int, live: Sequence[int], counts: Sequence[int], num_tokens: int) -> Placement:
+        longest = max(live)
+        fits = all(held + count <= slots for held, count in zip(live, counts, strict=True))
+        if not fits:
+            return Placement(_extent(longest, slots), None)
+        longest = max(held + count for held, count in zip(live, counts, strict=True))
+        column = torch.arange(num_tokens, device=self.device)
+        first = torch.tensor([num_tokens - count for count in counts], device=self.device)[:, None]
+        start = torch.tensor(live, device=self.device)[:, None]
+        return Placement(_extent(longest, slots), torch.where(column >= first, start + column - first, slots))
+
+
+def _extent(live: int, slots: int) -> int:
+    return min(slots, max(1, -(-live // EXTENT_STEP)) * EXTENT_STEP)
+
+
+def _outlives_window(layer: LayerSlots) -> bool:
+    return layer.shape.window is not None and layer.slots >= layer.shape.window
+
+
+def _named(layer: LayerSlots) -> list[tuple[str, Tensor]]:
+    return list(layer.tensors.items())

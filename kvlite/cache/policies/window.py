@@ -1,0 +1,29 @@
+"""StreamingLLM (https://arxiv.org/abs/2309.17453): attention sinks and a recent window, nothing in between.
+
+Departure: keys keep their original rotation until the model's window ends (then every policy's keys are re-rotated),
+where the paper rotates by cache index at every step.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from kvlite.cache.policy import Policy
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Window(Policy):
+    """Keep the first tokens and the last ones."""
+
+    name: ClassVar[str] = "window"
+    summary: ClassVar[str] = "StreamingLLM: the first tokens and the most recent ones, attention-free"
+
+    def recent(self, slots: int) -> int:
+        return max(1, slots - self.sinks - 1)
+
+    def score(self, statistic: Tensor | None, pos: Tensor, next_pos: Tensor) -> Tensor:
+        return pos.float()

@@ -1,0 +1,106 @@
+"""The policy seam: which tokens a layer keeps when its slots are full. Holds no state and loads no torch.
+
+A policy is a frozen dataclass. It declares what it needs and scores slots with functions of tensors (tensor methods
+only, so that `kvlite plan` can read its declarations without torch). LayerSlots owns the state and the protection:
+sinks, pins and the recent window are masked with +inf there, free slots with -inf, so a policy never sees them.
+
+To add one: subclass `Policy` in a file of its own, link the paper, list the departures, and register the class under
+the entry-point group `kvlite.policies`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from enum import Enum
+from importlib.metadata import EntryPoint, entry_points
+from typing import TYPE_CHECKING, ClassVar
+
+from kvlite.errors import UsageError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+DEFAULT_POLICY = "heavy-hitter"
+ENTRY_POINT_GROUP = "kvlite.policies"
+
+
+class Statistic(Enum):
+    """What of the attention row a policy accumulates per slot."""
+
+    NONE = "none"  # attention-free
+    MASS = "mass"  # probability, mean over the query group, summed over queries
+
+
+@dataclass(frozen=True, slots=True)
+class Policy(ABC):
+    """Scores slots; the lowest score is evicted first. `sinks` first tokens are always kept."""
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    evicts: ClassVar[bool] = True
+    statistic: ClassVar[Statistic] = Statistic.NONE
+
+    sinks: int = 4
+
+    @property
+    def state_bytes_per_slot(self) -> int:
+        """Bytes of accumulated statistic (fp32) per slot and KV head, part of the budget."""
+        return 0 if self.statistic is Statistic.NONE else 4
+
+    @property
+    def decay(self) -> float:
+        """Factor on the accumulated statistic per token seen."""
+        return 1.0
+
+    @abstractmethod
+    def recent(self, slots: int) -> int:
+        """How many of the newest tokens are never evicted, at least 1, given `slots` per KV head."""
+
+    @abstractmethod
+    def score(self, statistic: Tensor | None, pos: Tensor, next_pos: Tensor) -> Tensor:
+        """Score slots, higher is kept: `statistic` fp32 and `pos` int [B, H_KV, N], `next_pos` int [B, 1, 1]."""
+
+    def min_slots(self, pinned: int = 0) -> int:
+        """The fewest slots per KV head that hold the sinks, `pinned` first tokens, a recent window and one victim."""
+        slots = max(self.sinks, pinned) + 2
+        while max(self.sinks, pinned) + self.recent(slots) + 1 > slots:
+            slots += 1
+        return slots
+
+
+def policy_names() -> list[str]:
+    """The names of every installed policy, sorted."""
+    return sorted(_entry_points())
+
+
+def load_policy(name: str) -> Policy:
+    """The policy called `name` with its defaults. Raises UsageError on an unknown name or a broken plug-in."""
+    found = _entry_points()
+    if name not in found:
+        close = difflib.get_close_matches(name, found, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"choose one of {', '.join(sorted(found))}"
+        raise UsageError(f"unknown KV policy {name!r}; {hint}")
+    try:
+        policy = found[name].load()()
+    except (ImportError, AttributeError, TypeError) as error:
+        raise UsageError(f"KV policy {name!r} ({found[name].value}) cannot be loaded: {error}") from error
+    if not isinstance(policy, Policy):
+        raise UsageError(f"KV policy {name!r} ({found[name].value}) is not a kvlite.cache.policy.Policy")
+    return policy
+
+
+def _entry_points() -> dict[str, EntryPoint]:
+    return {point.name: point for point in (*entry_points(group=ENTRY_POINT_GROUP), *_BUILT_IN)}
+
+
+_BUILT_IN = tuple(
+    EntryPoint(name, f"kvlite.cache.policies.{module}", ENTRY_POINT_GROUP)
+    for name, module in (
+        ("heavy-hitter", "heavy_hitter:HeavyHitter"),
+        ("h2o", "h2o:H2O"),
+        ("window", "window:Window"),
+        ("full", "full:Full"),
+    )
+)

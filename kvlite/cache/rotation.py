@@ -1,0 +1,36 @@
+"""Rotary positions of stored keys: turning a key on by some positions, without the model.
+
+A rotated key is R(p) k, and R(p) is a rotation by an angle linear in p, so R(new - old) R(old) k = R(new) k. A scale
+that some models put on cos and sin stays on the key.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Rotation:
+    """How one layer rotates its keys: `inv_freq` [R / 2] radians per position, on the R channels from `start`.
+
+    Channel i is paired with i + R / 2, or with its neighbour where `interleaved`.
+    """
+
+    inv_freq: Tensor
+    start: int
+    interleaved: bool
+
+    def turn_(self, keys: Tensor, delta: Tensor) -> None:
+        """Turn `keys` [..., N, D] on by `delta` int [..., N] positions, in place, in fp32."""
+        half = self.inv_freq.shape[0]
+        part = keys[..., self.start : self.start + 2 * half]
+        angle = delta[..., None].float() * self.inv_freq.to(keys.device)
+        cos, sin = angle.cos(), angle.sin()
+        first = part[..., 0::2] if self.interleaved else part[..., :half]
+        second = part[..., 1::2] if self.interleaved else part[..., half:]
+        wide_first, wide_second = first.float(), second.float()
+        turned = wide_first * cos - wide_second * sin
+        second.copy_(wide_second * cos + wide_first * sin)
+        first.copy_(turned)

@@ -1,0 +1,172 @@
+"""One layer's slots: tensors allocated once, overwritten in place. Knows nothing of models, text or requests.
+
+Slot i of two heads holds different tokens; `pos` says which, and order means nothing. Behind the S slots of each head
+lies one more, the discard slot: a scatter sends there what is not kept, so that shapes never depend on data, and a
+decoded token waits there while a victim is chosen. It is counted in the budget as staging.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from kvlite.cache.policy import Policy, Statistic
+from kvlite.cache.rotation import Rotation
+from kvlite.cache.step import Step
+from kvlite.cache.store import SlotStore
+from kvlite.memory.shape import LayerShape
+from kvlite_kernels.reference import Geometry, Segment, attend_segments, evict
+
+
+class LayerSlots:
+    """Fixed tensors of one attention layer for B rows: the store's, and pos, rot, mass [B, H_KV, S + 1].
+
+    Sliding layers see `window` positions back: expired tokens go first there, and sinks and pins are not kept.
+    """
+
+    def __init__(self, shape: LayerShape, slots: int, rows: int, policy: Policy, store: SlotStore) -> None:
+        self.shape = shape
+        self.slots = slots
+        self.policy = policy
+        self.recent = max(1, min(policy.recent(slots), slots - 1))
+        self.store = store
+        self.rotation: Rotation | None = None
+        device = next(iter(store.tensors.values())).device
+        heads = (rows, shape.kv_heads, slots + 1)
+        self.pos = torch.full(heads, -1, dtype=torch.int32, device=device)
+        self.rot = torch.full(heads, -1, dtype=torch.int32, device=device)
+        keeps_mass = policy.statistic is Statistic.MASS
+        self.mass = torch.zeros(heads, dtype=torch.float32, device=device) if keeps_mass else None
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """Every tensor of the layer by name; their first three dimensions are B, H_KV, S + 1."""
+        held = {**self.store.tensors, "pos": self.pos, "rot": self.rot}
+        return held if self.mass is None else {**held, "mass": self.mass}
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes reserved, the discard slots included."""
+        return sum(tensor.nbytes for tensor in self.tensors.values())
+
+    @property
+    def slot_bytes(self) -> int:
+        """Bytes of one slot in all KV heads of one row."""
+        return self.num_bytes // (self.pos.shape[0] * (self.slots + 1))
+
+    def reset(self, row: int) -> None:
+        """Free every slot of a row; nothing of it can be attended again."""
+        self.pos[row].fill_(-1)
+        self.rot[row].fill_(-1)
+        if self.mass is not None:
+            self.mass[row].zero_()
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, step: Step, geometry: Geometry) -> Tensor:
+        """Attend over the live slots and the new tokens, then keep the best S: the one rule of prefill and decode.
+
+        q [n, H_Q, T, D] and the new k [n, H_KV, T, D], v [n, H_KV, T, D_V], already rotated -> out [n, H_Q, T, D_V].
+        """
+        placement = step.placements[self.slots]
+        if placement.index is not None:
+            return self._append(q, k, v, step, geometry, placement.extent, placement.index)
+        if k.shape[2] == 1:
+            return self._decode(q, k, v, step, geometry)
+        return self._prefill(q, k, v, step, geometry, placement.extent)
+
+    def rerotate(self, row: int, live: int, end: int) -> None:
+        """Give the `live` keys of each head of a row consecutive rotations below `end`, in the order of `pos`."""
+        if self.rotation is None or live == 0:
+            return
+        rank = self.pos[row, :, :live].argsort(-1).argsort(-1)
+        new = rank.to(self.rot.dtype) + (end - live)
+        held = self.rot[row, :, :live]
+        self.store.rotate(row, new - held, self.rotation)
+        held.copy_(new)
+
+    def _append(
+        self, q: Tensor, k: Tensor, v: Tensor, step: Step, geometry: Geometry, extent: int, index: Tensor
+    ) -> Tensor:
+        """Every row has room: write first, then slots and new tokens are one segment."""
+        rows = step.rows
+        self._write(rows, index[:, None], k, v, step)
+        q_pos = step.pos[:, -q.shape[2] :]
+        out, masses = attend_segments(q, q_pos, [self._segment(rows, extent)], geometry, self._weight(q_pos))
+        self._add_mass(rows, masses, step)
+        return out
+
+    def _prefill(self, q: Tensor, k: Tensor, v: Tensor, step: Step, geometry: Geometry, extent: int) -> Tensor:
+        rows, q_pos, pos = step.rows, step.pos[:, -q.shape[2] :], step.pos[:, None, -k.shape[2] :]
+        segments = [self._segment(rows, extent), Segment(k, v, pos)]
+        out, masses = attend_segments(q, q_pos, segments, geometry, self._weight(q_pos))
+        self._add_mass(rows, masses[:1], step)
+        new_mass = masses[1] if masses else None
+        self._write(rows, self._choose(step, pos, new_mass), k, v, step, new_mass)
+        return out
+
+    def _decode(self, q: Tensor, k: Tensor, v: Tensor, step: Step, geometry: Geometry) -> Tensor:
+        """One token per row against full slots: it waits in the discard slot, so that all keys are one segment."""
+        rows, waiting = step.rows, self.slots
+        discard = torch.full_like(step.pos[:, None, -1:], waiting, dtype=torch.int64)
+        self._write(rows, discard, k, v, step)
+        q_pos = step.pos[:, -1:]
+        out, masses = attend_segments(q, q_pos, [self._segment(rows, waiting + 1)], geometry, self._weight(q_pos))
+        self._add_mass(rows, masses, step)
+        new_mass = None if self.mass is None else self.mass[rows, :, waiting:].clone()
+        self._write(rows, self._choose(step, q_pos[:, None], new_mass), k, v, step, new_mass)
+        self.pos[rows, :, waiting:].fill_(-1)
+        return out
+
+    def _segment(self, rows: slice, extent: int) -> Segment:
+        return Segment(*self.store.read(rows, extent), self.pos[rows, :, :extent])
+
+    def _weight(self, q_pos: Tensor) -> Tensor | None:
+        """How much each query's attention counts, fp32 [n, T]: decayed by its distance to the last, 0 for padding."""
+        if self.mass is None:
+            return None
+        weight = (q_pos >= 0).float()
+        if self.policy.decay != 1.0:
+            weight *= self.policy.decay ** torch.arange(q_pos.shape[1] - 1, -1, -1, device=q_pos.device)
+        return weight
+
+    def _add_mass(self, rows: slice, masses: list[Tensor], step: Step) -> None:
+        if self.mass is None:
+            return
+        held = self.mass[rows, :, : masses[0].shape[-1]]
+        if self.policy.decay != 1.0:
+            num_real = (step.pos >= 0).sum(-1)[:, None, None]
+            held.mul_(self.policy.decay**num_real)
+        held.add_(masses[0])
+
+    def _choose(self, step: Step, new_pos: Tensor, new_mass: Tensor | None) -> Tensor:
+        """The slot of each new token, int64 [n, H_KV, T]; the discard slot where it is not kept."""
+        held_pos = self.pos[step.rows, :, : self.slots]
+        held_mass = None if self.mass is None else self.mass[step.rows, :, : self.slots]
+        new_pos = new_pos.expand(-1, self.shape.kv_heads, -1)
+        return evict(
+            self._priority(held_mass, held_pos, step), held_pos, self._priority(new_mass, new_pos, step), new_pos
+        )
+
+    def _priority(self, mass: Tensor | None, pos: Tensor, step: Step) -> Tensor:
+        """The policy's score under the protections: +inf is kept, -inf is a free slot and goes first."""
+        next_pos = step.pos[:, -1:, None] + 1  # padding is on the left
+        score = self.policy.score(mass, pos, next_pos)
+        protected = pos >= next_pos - self.recent
+        if self.shape.window is not None:
+            expired = pos <= next_pos - self.shape.window
+            score = score.masked_fill(expired, torch.finfo(score.dtype).min)
+        else:
+            protected = protected | (pos < self.policy.sinks)
+            if step.pins is not None:
+                start, end = step.pins[:, None, None].unbind(-1)  # [n, 1, 1, P]
+                protected |= ((pos[..., None] >= start) & (pos[..., None] < end)).any(-1)
+        return score.masked_fill(protected, torch.inf).masked_fill(pos < 0, -torch.inf)
+
+    def _write(self, rows: slice, index: Tensor, k: Tensor, v: Tensor, step: Step, mass: Tensor | None = None) -> None:
+        """Put the new tokens into the slots `index` [n, H_KV or 1, T]; their mass starts at `mass`, or at 0."""
+        index = index.expand(-1, self.shape.kv_heads, -1)
+        self.store.write(rows, index, k, v)
+        for held, new in ((self.pos, step.pos), (self.rot, step.rot)):
+            held[rows].scatter_(2, index, new[:, None, -index.shape[2] :].expand_as(index))
+        if self.mass is not None:
+            new_mass = torch.zeros_like(index, dtype=torch.float32) if mass is None else mass.float()
+            self.mass[rows].scatter_(2, index, new_mass)

@@ -1,0 +1,54 @@
+"""What a slot holds of a key and a value: the seam behind which lower-precision formats live."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from kvlite.cache.rotation import Rotation
+from kvlite.memory.shape import LayerShape
+
+
+class SlotStore(Protocol):
+    """Keys and values of B rows, H_KV heads and N slots, written slot by slot and read as tensors to attend over."""
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """Every tensor held, by name; the first three dimensions of each are B, H_KV, N."""
+        ...
+
+    def write(self, rows: slice, index: Tensor, k: Tensor, v: Tensor) -> None:
+        """Overwrite the slots `index` int64 [n, H_KV, T] with k [n, H_KV, T, D] and v [n, H_KV, T, D_V]."""
+        ...
+
+    def read(self, rows: slice, extent: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of the first `extent` slots, [n, H_KV, extent, D] and [..., D_V]."""
+        ...
+
+    def rotate(self, row: int, delta: Tensor, rotation: Rotation) -> None:
+        """Turn the first n keys of a row on by `delta` int [H_KV, n] positions."""
+        ...
+
+
+class DenseStore:
+    """Keys and values as they are, in one floating-point dtype."""
+
+    def __init__(self, shape: LayerShape, rows: int, slots: int, dtype: torch.dtype, device: torch.device) -> None:
+        self.k = torch.zeros(rows, shape.kv_heads, slots, shape.k_dim, dtype=dtype, device=device)
+        self.v = torch.zeros(rows, shape.kv_heads, slots, shape.v_dim, dtype=dtype, device=device)
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        return {"k": self.k, "v": self.v}
+
+    def write(self, rows: slice, index: Tensor, k: Tensor, v: Tensor) -> None:
+        for held, new in ((self.k, k), (self.v, v)):
+            held[rows].scatter_(2, index[..., None].expand(-1, -1, -1, new.shape[-1]), new.to(held.dtype))
+
+    def read(self, rows: slice, extent: int) -> tuple[Tensor, Tensor]:
+        return self.k[rows, :, :extent], self.v[rows, :, :extent]
+
+    def rotate(self, row: int, delta: Tensor, rotation: Rotation) -> None:
+        rotation.turn_(self.k[row, :, : delta.shape[-1]], delta)

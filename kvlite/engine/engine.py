@@ -1,0 +1,282 @@
+"""The one generation loop: ids in, tokens out. Chat is a batch of one. Knows nothing of text or screens."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from kvlite.cache.cache import CacheSnapshot, SlotCache
+from kvlite.cache.policy import Policy
+from kvlite.engine.meter import Meter
+from kvlite.engine.request import Completion, FinishReason, Request, Timing, Token
+from kvlite.engine.row import Row
+from kvlite.engine.sampling import Draw, sample
+from kvlite.engine.scheduler import Feed, next_feed
+from kvlite.errors import BudgetTooSmall, ContextFull, KvliteError, OutOfMemory, UsageError
+from kvlite.memory.counts import KVCounts
+from kvlite.memory.format import human_bytes
+from kvlite.memory.plan import CachePlan
+from kvlite.models.loaded import LoadedModel
+
+ON_FULL = ("evict", "stop", "error")
+
+
+@dataclass(frozen=True, slots=True)
+class RowSnapshot:
+    """A row as it was, on the host."""
+
+    cache: CacheSnapshot
+    state: Any
+    row: Row
+
+    @property
+    def num_bytes(self) -> int:
+        return self.cache.num_bytes
+
+
+class Engine:
+    """Feeds requests through `loaded` with a cache of `plan.rows` rows that never exceeds `plan.budget_bytes`.
+
+    `on_full` says what happens when no slot is free: `evict`, `stop` the answer, or make it an `error`. A policy that
+    does not evict stops. Raises DoesNotFit or OutOfMemory where the cache cannot be allocated.
+    """
+
+    def __init__(
+        self, loaded: LoadedModel, plan: CachePlan, policy: Policy, slot_dtype: torch.dtype, on_full: str = "evict"
+    ) -> None:
+        if on_full not in ON_FULL:
+            raise UsageError(f"on-full is {on_full!r}; give one of {', '.join(ON_FULL)}")
+        if loaded.state is not None and plan.rows > 1:
+            raise UsageError(f"{loaded.shape.family} models carry state and run one row at a time, not {plan.rows}")
+        self.loaded = loaded
+        self.plan = plan
+        self.policy = policy
+        self.on_full = "stop" if on_full == "evict" and not policy.evicts else on_full
+        self.meter = Meter(loaded.device)
+        with _allocating():
+            self.cache = SlotCache(loaded.shape, plan, policy, slot_dtype, loaded.device)
+        for index, layer in self.cache.layers.items():
+            layer.rotation = (loaded.rotations or {}).get(index)
+        self._rows = [Row(index) for index in range(plan.rows)]
+
+    @property
+    def rows(self) -> int:
+        return self.plan.rows
+
+    def run(self, requests: Iterable[Request]) -> Iterator[Token | Completion]:
+        """Serve requests as rows come free, yielding each one's tokens and then its Completion; they interleave.
+
+        A request that cannot be served ends with a Completion that carries the error. Closing the iterator stops.
+        """
+        waiting = iter(requests)
+        exhausted = False
+        try:
+            while True:
+                while not exhausted and any(row.job is None for row in self._rows):
+                    request = next(waiting, None)
+                    exhausted = request is None
+                    if request is not None:
+                        yield from self._admit(request)
+                yield from self._ended()
+                feed = next_feed(self._rows, self.plan.chunk)
+                if feed is not None:
+                    yield from self._advance(feed)
+                elif exhausted:
+                    return
+        finally:
+            for row in self._rows:
+                row.job = None
+
+    def cancel(self, request_id: str, reason: FinishReason = FinishReason.CANCELLED) -> None:
+        """End a request before its next token; what it has answered stays part of the conversation."""
+        for row in self._rows:
+            if row.job is not None and row.job.request.id == request_id:
+                row.job.ending = reason
+
+    def reset(self, row: int) -> None:
+        """Forget a row's conversation."""
+        self.cache.reset(row)
+        self._rows[row].clear()
+        if self.loaded.state is not None:
+            self.loaded.state.reset()
+
+    def snapshot(self, row: int) -> RowSnapshot:
+        """Copy a row to the host: its live slots, constant state and counters."""
+        held = self._rows[row]
+        state = self.loaded.state.snapshot() if self.loaded.state is not None else None
+        return RowSnapshot(self.cache.snapshot(row), state, replace(held, used=set(held.used), job=None))
+
+    def restore(self, row: int, snapshot: RowSnapshot) -> None:
+        """Continue a row from a snapshot, which stays usable."""
+        self.cache.restore(row, snapshot.cache)
+        if self.loaded.state is not None:
+            self.loaded.state.restore(snapshot.state)
+        self._rows[row] = replace(snapshot.row, index=row, used=set(snapshot.row.used))
+
+    def counts(self, row: int = 0) -> KVCounts:
+        """What a row holds now."""
+        held = self._rows[row]
+        held.peak_bytes = max(held.peak_bytes, self.cache.live_bytes(row))
+        return self.cache.counts(row, held.seen, held.peak_bytes)
+
+    def _admit(self, request: Request) -> Iterator[Completion]:
+        queued_at = time.monotonic()
+        if request.row is None:
+            row = next(row for row in self._rows if row.job is None)
+            self.reset(row.index)
+        elif self._rows[request.row].job is None:
+            row = self._rows[request.row]
+        else:
+            raise UsageError(f"row {request.row} is busy; wait for its answer")
+        counts = self.counts(row.index)
+        error = self._refusal(row, request)
+        if error is None:
+            row.begin(request, counts.tokens_evicted, queued_at)
+        else:
+            yield Completion(
+                request.id, (), FinishReason.CANCELLED, len(request.ids), 0, counts, Timing(0.0, 0.0, 0.0, 0.0), error
+            )
+
+    def _refusal(self, row: Row, request: Request) -> KvliteError | None:
+        """Why a request cannot be served, before anything of it is fed."""
+        tokens = len(request.ids) + (row.unfed is not None)
+        pinned = row.num_pinned + sum(end - start for start, end in request.pins)
+        needed = self.policy.min_slots(pinned)
+        if self.policy.evicts and needed > self.plan.slots:
+            enough = human_bytes(self.cache.bytes_for(needed))
+            return BudgetTooSmall(
+                f"the KV budget holds {self.plan.slots} tokens but {needed} are pinned, sinks or recent; "
+                f"give --kv-budget {enough} or more, or --no-pin-system"
+            )
+        window = self.loaded.window
+        if self.loaded.rotations is None and window is not None and row.seen + tokens > window:
+            return ContextFull(
+                f"{row.seen + tokens} tokens exceed the model's {window} positions, which cannot be re-rotated; "
+                "shorten the prompt or start over"
+            )
+        if self.on_full != "evict" and tokens > self.cache.room(row.index):
+            return ContextFull(
+                f"the prompt needs {tokens} more slots and the KV budget has room for {self.cache.room(row.index)}; "
+                "raise --kv-budget or give --on-full evict"
+            )
+        return None
+
+    def _ended(self) -> Iterator[Completion]:
+        """Complete the requests that were cancelled, and those that have no room for another token."""
+        for row in self._rows:
+            if row.job is None:
+                continue
+            if row.job.ending is not None:
+                yield self._complete(row, row.job.ending)
+            elif not row.job.prompt and not self._has_room(row):
+                error = None
+                if self.on_full == "error":
+                    error = ContextFull(f"the KV budget is full after {row.seen} tokens; raise --kv-budget")
+                yield self._complete(row, FinishReason.LENGTH, error)
+
+    def _has_room(self, row: Row) -> bool:
+        """Whether one more token can be fed to a row."""
+        window = self.loaded.window
+        if self.loaded.rotations is None and window is not None and row.rot >= window:
+            return False
+        return self.on_full == "evict" or self.cache.room(row.index) > 0
+
+    def _advance(self, feed: Feed) -> Iterator[Token | Completion]:
+        """One forward pass; then a token for every row whose prompt is through."""
+        rows = self._rows[feed.rows]
+        phase = "decode" if all(row.job is None or row.job.answer for row in rows) else "prefill"
+        with self.meter.phase(phase), _allocating():
+            logits = self._forward(feed)
+            ready = [i for i, row in enumerate(rows) if row.job is not None and feed.ids[i] and not row.job.prompt]
+            draws = [self._draw(rows[i]) for i in ready]
+            ids = sample(logits[ready, -1], draws) if ready else []
+        for i, token in zip(ready, ids, strict=True):
+            yield from self._take(rows[i], token)
+
+    def _forward(self, feed: Feed) -> torch.Tensor:
+        """Feed the ids, right-aligned, and give the logits of the last position [n, 1, V]."""
+        rows = self._rows[feed.rows]
+        width = max(len(ids) for ids in feed.ids)
+        for row, ids in zip(rows, feed.ids, strict=True):
+            if ids and self.loaded.window is not None and row.rot + len(ids) > self.loaded.window:
+                row.rot = self.cache.rerotate(row.index)
+        device = self.loaded.device
+
+        def aligned(values: list[Iterable[int]], padding: int, dtype: torch.dtype) -> torch.Tensor:
+            filled = [[padding] * (width - len(held := list(value))) + held for value in values]
+            return torch.tensor(filled, dtype=dtype, device=device)
+
+        def counted(starts: list[int]) -> torch.Tensor:
+            ranges = [range(start, start + len(ids)) for start, ids in zip(starts, feed.ids, strict=True)]
+            return aligned(list(ranges), -1, torch.int32)
+
+        pos, rot = counted([row.seen for row in rows]), counted([row.rot for row in rows])
+        counts = [len(ids) for ids in feed.ids]
+        step = self.cache.begin(feed.rows, pos, rot, counts, self._pins(rows))
+        logits = self.loaded.forward(aligned(list(feed.ids), 0, torch.int64), step)
+        for row, count in zip(rows, counts, strict=True):
+            row.seen += count
+            row.rot += count
+            row.unfed = None if count else row.unfed
+        return logits
+
+    def _pins(self, rows: list[Row]) -> torch.Tensor | None:
+        most = max(len(row.pins) for row in rows)
+        if not most:
+            return None
+        spans = [[*row.pins, *[(0, 0)] * (most - len(row.pins))] for row in rows]
+        return torch.tensor(spans, dtype=torch.int32, device=self.loaded.device)
+
+    def _draw(self, row: Row) -> Draw:
+        assert row.job is not None
+        return Draw(row.job.request.sampling, len(row.job.answer), row.used)
+
+    def _take(self, row: Row, token: int) -> Iterator[Token | Completion]:
+        """Record a sampled token; a stop id or the last allowed token ends the request."""
+        job = row.job
+        assert job is not None
+        job.first_token_at = job.first_token_at or time.monotonic()
+        if token in job.request.stop_ids:
+            yield self._complete(row, FinishReason.STOP)
+            return
+        job.answer.append(token)
+        row.unfed = token
+        row.used.add(token)
+        yield Token(job.request.id, len(job.answer) - 1, token)
+        if row.job is job and job.ending is None and len(job.answer) == job.request.max_tokens:
+            yield self._complete(row, FinishReason.LENGTH)
+
+    def _complete(self, row: Row, reason: FinishReason, error: KvliteError | None = None) -> Completion:
+        job = row.job
+        assert job is not None
+        row.job = None
+        counts = self.counts(row.index)
+        return Completion(
+            request_id=job.request.id,
+            ids=tuple(job.answer),
+            finish_reason=reason,
+            prompt_tokens=len(job.request.ids),
+            evicted=counts.tokens_evicted - job.evicted_before,
+            kv=counts,
+            timing=job.timing(),
+            error=error,
+        )
+
+
+@contextmanager
+def _allocating() -> Iterator[None]:
+    """Turn a refused allocation into OutOfMemory, with what to do."""
+    advice = "the device is out of memory; give a smaller --kv-budget, --prefill-chunk or --batch-size, or --4bit"
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise OutOfMemory(advice) from error
+    except RuntimeError as error:
+        if "can't allocate memory" not in str(error):
+            raise
+        raise OutOfMemory(advice) from error

@@ -1,0 +1,71 @@
+"""One sequence in flight: host integers only. The tensors of a row live in the cache."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from dataclasses import dataclass, field
+
+from kvlite.engine.request import FinishReason, Request, Timing
+
+
+@dataclass(slots=True)
+class Job:
+    """A request being served: what is left of its prompt, what it has answered, when."""
+
+    request: Request
+    prompt: deque[int]
+    evicted_before: int
+    queued_at: float
+    started_at: float = field(default_factory=time.monotonic)
+    first_token_at: float | None = None
+    answer: list[int] = field(default_factory=list)
+    ending: FinishReason | None = None
+
+    def timing(self) -> Timing:
+        """Seconds so far; decoding speed counts the tokens after the first."""
+        now = time.monotonic()
+        first = self.first_token_at if self.first_token_at is not None else now
+        after_first = len(self.answer) - 1
+        speed = after_first / (now - first) if after_first > 0 and now > first else 0.0
+        return Timing(self.started_at - self.queued_at, first - self.started_at, now - self.started_at, speed)
+
+
+@dataclass(slots=True)
+class Row:
+    """A conversation in one row of the cache.
+
+    `seen` counts the tokens fed, so it is the next token's position; `rot` is the position it is rotated by. `unfed`
+    is a sampled token that no forward pass has taken yet. `used` holds the distinct ids of the conversation.
+    """
+
+    index: int
+    seen: int = 0
+    rot: int = 0
+    unfed: int | None = None
+    peak_bytes: int = 0
+    pins: tuple[tuple[int, int], ...] = ()
+    used: set[int] = field(default_factory=set)
+    job: Job | None = None
+
+    def begin(self, request: Request, evicted: int, queued_at: float) -> None:
+        """Take a request: what was sampled but not fed goes first, and its pins become positions."""
+        unfed = () if self.unfed is None else (self.unfed,)
+        offset = self.seen + len(unfed)
+        self.pins += tuple((offset + start, offset + end) for start, end in request.pins)
+        self.job = Job(request, deque((*unfed, *request.ids)), evicted, queued_at)
+        self.unfed = None
+        self.used.update(request.ids)
+
+    def clear(self) -> None:
+        """Forget the conversation."""
+        self.seen = self.rot = self.peak_bytes = 0
+        self.unfed = None
+        self.pins = ()
+        self.used = set()
+        self.job = None
+
+    @property
+    def num_pinned(self) -> int:
+        """How many positions the pins cover."""
+        return len({position for start, end in self.pins for position in range(start, end)})

@@ -1,0 +1,145 @@
+"""The load-time gate: a dry run that lets only those models through whose attention kvlite really holds.
+
+Some families ignore transformers' attention interface without an error. After loading, a few tokens are fed in chunks:
+every attention layer must have written its slots, and the logits must equal eager attention. Then the same tokens
+are fed at later positions, and the stored keys tell how each layer rotates; no family is trusted by name.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from kvlite.cache.cache import SlotCache
+from kvlite.cache.policies.full import Full
+from kvlite.cache.rotation import Rotation
+from kvlite.errors import UnsupportedModel
+from kvlite.memory.budget import Budget
+from kvlite.memory.format import slot_format
+from kvlite.memory.plan import plan_cache
+from kvlite.models.loaded import LoadedModel
+from kvlite.models.seam import ATTENTION
+
+PROBE_TOKENS = 12
+CHUNKS = (7, 4, 1)
+SHIFT = 29
+LOGIT_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.05}
+KEY_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.05, torch.float16: 0.02}
+"""Largest relative RMSE against the reference, per dtype of computation."""
+FIXED_ROPES = ("dynamic", "longrope")
+"""Rotary types whose frequencies depend on the length of the text: stored keys cannot be moved."""
+
+
+def admit(loaded: LoadedModel) -> LoadedModel:
+    """Check the model and learn its rotations. Raises UnsupportedModel, naming the family and what is wrong."""
+    vocab = loaded.shape.vocab
+    ids = torch.tensor([[(7919 * i + 11) % vocab for i in range(PROBE_TOKENS)]], device=loaded.device)
+    with torch.inference_mode():
+        loaded.model.set_attn_implementation("eager")
+        expected = loaded.model(input_ids=ids, use_cache=False).logits
+    loaded.model.set_attn_implementation(ATTENTION)
+    cache = _dry_cache(loaded)
+    try:
+        logits = _feed(loaded, cache, ids, shift=0)
+    except (RuntimeError, KeyError, AttributeError, TypeError, IndexError) as error:
+        raise _refusal(loaded, f"the dry run failed: {type(error).__name__}: {str(error).splitlines()[0]}") from error
+    silent = [index for index, layer in cache.layers.items() if not bool((layer.pos[..., 0] >= 0).all())]
+    if silent:
+        raise _refusal(loaded, f"{len(silent)} of {len(cache.layers)} attention layers bypass the attention interface")
+    off = _relative_error(logits, expected)
+    if not off <= LOGIT_TOLERANCE[loaded.dtype]:
+        raise _refusal(loaded, f"its logits differ from eager attention by {off:.1%}")
+    return replace(loaded, rotations=_learn_rotations(loaded, cache, ids))
+
+
+def _refusal(loaded: LoadedModel, why: str) -> UnsupportedModel:
+    return UnsupportedModel(f"{loaded.shape.family} models cannot run inside a KV budget: {why}; choose another model")
+
+
+def _dry_cache(loaded: LoadedModel) -> SlotCache:
+    dtype = str(loaded.dtype).removeprefix("torch.")
+    plan = plan_cache(
+        loaded.shape,
+        Budget.parse(f"{PROBE_TOKENS}tok"),
+        slot_format=slot_format(dtype, dtype),
+        state_bytes_per_slot=0,
+        rows=1,
+        free_bytes=None,
+        protected_slots=1,
+        evicts=False,
+    )
+    return SlotCache(loaded.shape, plan, Full(), loaded.dtype, loaded.device)
+
+
+def _feed(loaded: LoadedModel, cache: SlotCache, ids: Tensor, shift: int) -> Tensor:
+    """Feed the probe in chunks with rotations from `shift` on; logits of every position [1, T, V]."""
+    cache.reset(0)
+    if loaded.state is not None:
+        loaded.state.reset()
+    pos = torch.arange(ids.shape[1], dtype=torch.int32, device=ids.device)[None]
+    logits, start = [], 0
+    for count in CHUNKS:
+        here = slice(start, start + count)
+        step = cache.begin(slice(0, 1), pos[:, here], pos[:, here] + shift, (count,), None)
+        logits.append(loaded.forward(ids[:, here], step, last=count))
+        start += count
+    if loaded.state is not None:
+        loaded.state.reset()
+    return torch.cat(logits, 1)
+
+
+def _learn_rotations(loaded: LoadedModel, cache: SlotCache, ids: Tensor) -> dict[int, Rotation | None] | None:
+    """Each layer's Rotation, None for a layer without positions; None altogether where keys cannot be moved."""
+    window = loaded.window
+    if loaded.shape.positions == "learned" or loaded.shape.rope_type in FIXED_ROPES:
+        return None
+    if window is not None and window < PROBE_TOKENS + SHIFT:
+        return None
+    before = {index: layer.store.tensors["k"].clone() for index, layer in cache.layers.items()}
+    _feed(loaded, cache, ids, shift=SHIFT)
+    frequencies = _frequencies(loaded)
+    rotations: dict[int, Rotation | None] = {}
+    for index, layer in cache.layers.items():
+        after, tolerance = layer.store.tensors["k"], KEY_TOLERANCE[loaded.dtype]
+        if _relative_error(before[index], after) <= KEY_TOLERANCE[torch.float32]:
+            rotations[index] = None
+            continue
+        candidates = [
+            Rotation(frequency, start, interleaved)
+            for frequency in frequencies
+            for start in {0, layer.shape.k_dim - 2 * len(frequency)}
+            if start >= 0
+            for interleaved in (False, True)
+        ]
+        errors = [_relative_error(_turned(before[index], candidate), after) for candidate in candidates]
+        if not errors or min(errors) > tolerance:
+            return None
+        rotations[index] = candidates[errors.index(min(errors))]
+    return rotations
+
+
+def _frequencies(loaded: LoadedModel) -> list[Tensor]:
+    """Every distinct table of rotary frequencies in the model, fp32 [R / 2]."""
+    found: list[Tensor] = []
+    for name, buffer in loaded.model.named_buffers():
+        if name.endswith("inv_freq") and buffer.dim() == 1 and not any(_same(buffer, known) for known in found):
+            found.append(buffer.float())
+    return found
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and bool(torch.equal(a.float(), b))
+
+
+def _turned(keys: Tensor, rotation: Rotation) -> Tensor:
+    turned = keys.clone()
+    rotation.turn_(turned, torch.full(keys.shape[:-1], SHIFT, device=keys.device))
+    return turned
+
+
+def _relative_error(value: Tensor, expected: Tensor) -> float:
+    """Relative RMSE, NaN where either is not finite."""
+    difference = (value.double() - expected.double()).square().mean().sqrt()
+    return float(difference / expected.double().square().mean().sqrt().clamp(min=1e-12))

@@ -1,0 +1,61 @@
+"""A model ready to be fed: transformers' own modules under kvlite's attention."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from kvlite.cache.rotation import Rotation
+from kvlite.cache.step import Step
+from kvlite.memory.shape import ModelShape
+from kvlite.models.hybrid import HybridState
+from kvlite.models.seam import feeding
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """The model, what its layers hold, and how its keys rotate.
+
+    `rotations` maps layers to their Rotation; None where the positions cannot be re-rotated, so that a conversation
+    ends with the model's window. `state` is the constant-size state of hybrids, which then run one row at a time.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    shape: ModelShape
+    dtype: torch.dtype
+    device: torch.device
+    quant: str
+    rotations: dict[int, Rotation | None] | None = None
+    state: HybridState | None = None
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of parameters and buffers, measured on the tensors."""
+        held = {tensor.data_ptr(): tensor.nbytes for tensor in (*self.model.parameters(), *self.model.buffers())}
+        return sum(held.values())
+
+    @property
+    def num_parameters(self) -> int:
+        return int(self.model.num_parameters())
+
+    @property
+    def window(self) -> int | None:
+        """How many positions the model was made for; None where it has no positions to run out of."""
+        return None if self.shape.positions == "none" else self.shape.max_positions
+
+    @torch.inference_mode()
+    def forward(self, ids: Tensor, step: Step, last: int = 1) -> Tensor:
+        """Feed ids int64 [n, T] as `step` says and give the logits of the `last` positions, [n, last, V]."""
+        cache: dict[str, Any] = {"use_cache": False}
+        if self.state is not None:
+            cache = {"use_cache": True, "past_key_values": self.state.cache}
+        with feeding(step):
+            positions = step.rot.clamp(min=0).long()
+            out = self.model(input_ids=ids, position_ids=positions, logits_to_keep=last, **cache)
+        logits: Tensor = out.logits[:, -last:]
+        return logits

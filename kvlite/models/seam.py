@@ -1,0 +1,64 @@
+"""The attention seam: the one function through which every layer of a transformers model reaches its slots.
+
+Registered with `transformers.AttentionInterface` under the name `kvlite` and with no mask function: every
+`create_*_mask` of transformers then returns None at once, and causality, windows and padding follow from the
+positions that the engine's Step names. Keys and values arrive rotated; only the new ones arrive, because the model is
+called without a cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import AttentionInterface
+
+from kvlite.cache.step import Step
+from kvlite_kernels.reference import Geometry
+
+ATTENTION = "kvlite"
+
+_step: ContextVar[Step] = ContextVar("kvlite_step")
+
+
+def register() -> None:
+    """Make `attn_implementation="kvlite"` known to transformers."""
+    AttentionInterface.register(ATTENTION, _attention)
+
+
+@contextmanager
+def feeding(step: Step) -> Iterator[None]:
+    """Every forward pass inside the block feeds `step` to its cache."""
+    token = _step.set(step)
+    try:
+        yield
+    finally:
+        _step.reset(token)
+    step.cache.end(step)
+
+
+def _attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None = None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    **_: Any,  # what transformers hands to every implementation and slots do not need
+) -> tuple[Tensor, None]:
+    """query [B, H_Q, T, D], key [B, H_KV, T, D], value [B, H_KV, T, D_V] -> [B, T, H_Q, D_V] and no weights."""
+    step = _step.get()
+    layer = step.cache.layers[module.layer_idx]  # type: ignore[index]
+    geometry = Geometry(
+        scaling=query.shape[-1] ** -0.5 if scaling is None else scaling,
+        window=layer.shape.window,
+        softcap=softcap,
+        sink_logits=s_aux,
+    )
+    return layer.attend(query, key, value, step, geometry).transpose(1, 2).contiguous(), None
