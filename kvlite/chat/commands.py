@@ -1,0 +1,153 @@
+"""The slash commands of a chat: one table that dispatch, help and completion read."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from kvlite.chat.status import counts_table
+from kvlite.errors import UsageError
+from kvlite.memory.format import human_bytes
+
+if TYPE_CHECKING:
+    from kvlite.chat.loop import Chat
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A slash command: its names, the first being the canonical one, and what it does with its argument."""
+
+    names: tuple[str, ...]
+    argument: str
+    summary: str
+    run: Callable[[Chat, str], None]
+
+    @property
+    def usage(self) -> str:
+        return " ".join(filter(None, ["/" + "|".join(self.names), self.argument]))
+
+
+def find(line: str) -> tuple[Command, str]:
+    """The command and argument a line names; raises UsageError with a suggestion when there is no such command."""
+    word, _, rest = line.removeprefix("/").partition(" ")
+    argument = rest.strip()
+    for command in COMMANDS:
+        if word in command.names:
+            if argument and not command.argument:
+                raise UsageError(f"/{word} takes no argument, {argument!r} was given")
+            return command, argument
+    names = [name for command in COMMANDS for name in command.names]
+    close = difflib.get_close_matches(word.lower(), names, n=1)
+    hint = f"did you mean /{close[0]}?" if close else "/help lists the commands"
+    raise UsageError(f"no command /{word}; {hint} (to send such a line, begin it with a space)")
+
+
+def words() -> list[tuple[str, str]]:
+    """Every command's words with its summary, for completion."""
+    return [(f"/{name}", command.summary) for command in COMMANDS for name in command.names]
+
+
+def show_pairs(chat: Chat, pairs: list[tuple[str, str]]) -> None:
+    """Show names and values in two columns."""
+    width = max((len(name) for name, _ in pairs), default=0)
+    for name, value in pairs:
+        chat.show(f"  {name.ljust(width)}  {value}")
+
+
+def _help(chat: Chat, _: str) -> None:
+    show_pairs(chat, [(command.usage, command.summary) for command in COMMANDS])
+    chat.show('  Alt-Enter starts a new line; """ begins and ends a text of several lines; Ctrl-C stops an answer')
+
+
+def _exit(chat: Chat, _: str) -> None:
+    chat.is_over = True
+
+
+def _clear(chat: Chat, _: str) -> None:
+    chat.session.clear()
+    chat.begin_file()
+    chat.show("started over; the model has forgotten the conversation")
+
+
+def _retry(chat: Chat, _: str) -> None:
+    if chat.session.settings.sampling.is_greedy:
+        chat.show("greedy decoding gives the same answer again; /set temperature=0.7 lets it vary")
+    chat.answer(chat.session.retry())
+
+
+def _undo(chat: Chat, argument: str) -> None:
+    if argument and not argument.isdecimal():
+        raise UsageError(f"/undo takes a number of turns, not {argument!r}")
+    question = chat.session.undo(int(argument or 1))
+    chat.save()
+    chat.show(f"back to before: {question}")
+
+
+def _system(chat: Chat, argument: str) -> None:
+    if not argument:
+        chat.show(chat.session.system or "no system prompt; /system TEXT sets one and starts over")
+        return
+    chat.session.set_system(argument)
+    chat.begin_file()
+    chat.show("started over under the new system prompt")
+
+
+def _set(chat: Chat, argument: str) -> None:
+    if argument:
+        key, separator, value = argument.partition("=")
+        if not separator:
+            raise UsageError(f"/set takes KEY=VALUE, not {argument!r}; /set alone lists the settings")
+        chat.session.settings = chat.session.settings.changed(key, value)
+    show_pairs(chat, chat.session.settings.listed())
+
+
+def _mem(chat: Chat, _: str) -> None:
+    show_pairs(chat, counts_table(chat.session.counts()))
+
+
+def _stats(chat: Chat, _: str) -> None:
+    totals, last = chat.session.totals, chat.session.last
+    ttft = "none yet" if last is None else f"{last.answer.completion.timing.ttft_s:.2f} s"
+    pairs = [
+        ("answers", f"{totals.turns:,}"),
+        ("tokens generated", f"{totals.tokens:,}"),
+        ("mean speed", f"{totals.tok_s:.1f} tok/s"),
+        ("last TTFT", ttft),
+        ("tokens evicted", f"{totals.evicted:,}"),
+    ]
+    show_pairs(chat, pairs)
+
+
+def _save(chat: Chat, argument: str) -> None:
+    chat.save_as(argument)
+
+
+def _load(chat: Chat, argument: str) -> None:
+    if not argument:
+        raise UsageError("/load takes the name of a session; /sessions lists them")
+    chat.load(argument)
+
+
+def _sessions(chat: Chat, _: str) -> None:
+    saved = chat.folder.saved()
+    if not saved:
+        chat.show(f"no sessions in {chat.folder.folder}")
+    show_pairs(chat, [(s.name, f"{s.modified:%Y-%m-%d %H:%M}  {human_bytes(s.num_bytes)}") for s in saved])
+
+
+COMMANDS = (
+    Command(("help",), "", "list the commands", _help),
+    Command(("exit", "quit", "bye"), "", "leave (also Ctrl-D)", _exit),
+    Command(("clear", "new"), "", "start over under the same system prompt", _clear),
+    Command(("retry", "regen"), "", "ask the last question again with the next seed", _retry),
+    Command(("undo",), "[N]", "take back the last turn, or the last N", _undo),
+    Command(("system",), "[TEXT]", "show the system prompt, or set it and start over", _system),
+    Command(("set",), "[KEY=VALUE]", "list the sampling settings, or change one", _set),
+    Command(("mem", "kv"), "", "what the KV cache holds", _mem),
+    Command(("stats",), "", "speed and tokens of this conversation", _stats),
+    Command(("save",), "[NAME]", "save the conversation, from now on under NAME", _save),
+    Command(("load",), "NAME", "go on with a saved conversation", _load),
+    Command(("sessions",), "", "list the saved conversations", _sessions),
+)

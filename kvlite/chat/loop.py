@@ -1,0 +1,158 @@
+"""The chat loop: reads a line, runs a command or streams an answer, saves, and goes on until the user leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import closing
+from typing import TYPE_CHECKING, Protocol
+
+from kvlite.chat import commands
+from kvlite.chat.display import Display
+from kvlite.chat.interrupt import Interrupts
+from kvlite.chat.session import Session, Turn
+from kvlite.chat.status import answer_line, eviction_notice
+from kvlite.chat.store import SessionFile, SessionFolder
+from kvlite.errors import Interrupted, KvliteError, OutputError, Terminated, UsageError
+
+if TYPE_CHECKING:
+    from kvlite.console import Console
+    from kvlite.text.stream import Piece
+
+QUOTES = '"""'
+
+
+class Prompt(Protocol):
+    """Where the user's lines come from."""
+
+    def read(self, draft: str) -> str:
+        """The next line, `draft` being there to edit; raises EOFError at the end, KeyboardInterrupt on Ctrl-C."""
+
+
+def message_of(line: str) -> str:
+    """What the user wants to send: a text in triple quotes without them, anything else stripped."""
+    text = line.strip()
+    if text.startswith(QUOTES):
+        text = text.removeprefix(QUOTES).removesuffix(QUOTES)
+    return text.strip()
+
+
+class Chat:
+    """A session, the file it is saved to and the terminal it is held at."""
+
+    def __init__(
+        self,
+        session: Session,
+        folder: SessionFolder,
+        console: Console,
+        *,
+        model: str,
+        saves: bool,
+        shows_thinking: bool,
+    ) -> None:
+        self.session = session
+        self.folder = folder
+        self.is_over = False
+        self._console = console
+        self._model = model
+        self._saves = saves
+        self._shows_thinking = shows_thinking
+        self._file: SessionFile | None = None
+        self._interrupts = Interrupts()
+        self._has_told_eviction = False
+
+    def run(self, prompt: Prompt, first: str | None = None) -> None:
+        """Talk until the user leaves; `first` is sent before anything is read."""
+        if first is not None:
+            self.handle(first)
+        while not self.is_over:
+            try:
+                self.handle(prompt.read(self.session.unsent or ""))
+            except EOFError:
+                self.is_over = True
+            except KeyboardInterrupt:
+                self._interrupts.press()
+                self.session.unsent = None  # the line was cleared, with the draft in it
+
+    def handle(self, line: str) -> None:
+        """Run a command or send a message; a mistake or a full cache costs the line, not the chat."""
+        try:
+            if line.startswith("/"):
+                command, argument = commands.find(line)
+                command.run(self, argument)
+            elif message := message_of(line):
+                self.answer(self.session.ask(message))
+        except (Interrupted, Terminated):
+            raise
+        except KvliteError as error:
+            self._console.error(error)
+
+    def answer(self, events: Generator[Piece | Turn]) -> None:
+        """Show an answer as it comes, then how it went; save the conversation."""
+        turn = None
+        display = Display(self._console, self._shows_thinking)
+        with self._interrupts.calling(self.session.cancel), closing(events):
+            try:
+                for event in events:
+                    if isinstance(event, Turn):
+                        turn = event
+                    else:
+                        display.show(event)
+            finally:
+                display.end()
+        assert turn is not None, "a session ends every answer with its Turn"
+        self._console.note(answer_line(turn.answer, turn.evicted))
+        self._tell_eviction(turn)
+        self.save()
+
+    def show(self, text: str) -> None:
+        """Show what a command was asked for."""
+        self._console.aside(f"{text}\n")
+
+    def begin_file(self) -> None:
+        """Save what comes in a file of its own; the conversation so far stays in the one it has."""
+        self._file = None
+
+    def save(self) -> None:
+        """Save the conversation unless the user does not want that; a full disk does not end it."""
+        if self._saves and self.session.num_turns:
+            try:
+                self._write()
+            except OutputError as error:
+                self._console.warn(str(error))
+
+    def save_as(self, name: str) -> None:
+        """Save now, and from now on under `name` if one is given. Raises UsageError when it is another session's."""
+        if not self.session.num_turns:
+            raise UsageError("nothing to save yet; ask something first")
+        if name and (self._file is None or name != self._file.name):
+            file = self.folder.file(name)
+            if file.exists():
+                raise UsageError(f"a session named {name} exists; choose another name")
+            self._file = file
+        self.show(f"saved as {self._write().name}")
+
+    def load(self, name: str) -> None:
+        """Go on with a saved session. Raises UsageError when there is none of this name."""
+        file = self.folder.file(name)
+        self.session.load(file.load())
+        self._file = file
+        self.show(f"loaded {name}: {self.session.num_turns} turns, read by the model with your next message")
+
+    def open(self, name: str) -> None:
+        """Go on with the session of this name, or start it."""
+        file = self.folder.file(name)
+        if file.exists():
+            self.load(name)
+        self._file = file
+
+    def _write(self) -> SessionFile:
+        if self._file is None:
+            self._file = self.folder.new_file()
+        self._file.save(self.session.messages, self._model)
+        return self._file
+
+    def _tell_eviction(self, turn: Turn) -> None:
+        kv = turn.answer.completion.kv
+        if kv.tokens_evicted and not self._has_told_eviction:
+            self._has_told_eviction = True
+            self._console.note(eviction_notice(kv))

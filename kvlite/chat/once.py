@@ -1,0 +1,140 @@
+"""One prompt, one answer: what `run` does, and `chat` where nobody is there to talk."""
+
+from __future__ import annotations
+
+import re
+import time
+import uuid
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+from kvlite.chat.answer import Answer, stream_answer
+from kvlite.chat.display import Display
+from kvlite.chat.interrupt import Deadline, Interrupts
+from kvlite.chat.settings import Settings
+from kvlite.chat.status import answer_line, eviction_notice
+from kvlite.engine.request import Request
+from kvlite.errors import Interrupted, UsageError
+
+if TYPE_CHECKING:
+    from kvlite.console import Console
+    from kvlite.engine.engine import Engine
+    from kvlite.text.template import ChatText, Encoded
+
+_CODE_BLOCK = re.compile(r"^[ \t]*(?P<fence>`{3,}|~{3,})[^\n]*\n(?P<code>.*?)(?:^[ \t]*(?P=fence)|\Z)", re.M | re.S)
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """What is printed of an answer. Raises UsageError on forms that exclude each other."""
+
+    streams: bool = True
+    extracts: bool = False
+    as_json: bool = False
+    shows_thinking: bool = False
+    shows_time: bool = False
+
+    def __post_init__(self) -> None:
+        if self.extracts and self.as_json:
+            raise UsageError("--extract contradicts --json; give one of them")
+        if self.streams and (self.extracts or self.as_json):
+            raise UsageError("--stream contradicts --json and --extract, which need the whole answer; give one of them")
+
+
+class Once:
+    """Answers one prompt and prints the answer."""
+
+    def __init__(self, engine: Engine, text: ChatText, settings: Settings, output: Output, console: Console) -> None:
+        self._engine = engine
+        self._text = text
+        self._settings = settings
+        self._output = output
+        self._console = console
+
+    def answer(self, encoded: Encoded, model: str, deadline: Deadline) -> Answer:
+        """Answer and print. Raises Interrupted or TimeLimit after what there is of the answer was printed."""
+        request = Request(
+            id=f"chatcmpl-{uuid.uuid4().hex}",
+            ids=encoded.ids,
+            sampling=self._settings.sampling,
+            max_tokens=self._settings.max_tokens,
+            stop_ids=self._text.stop_ids,
+            pins=encoded.pins if self._settings.pin_system else (),
+            row=0,
+        )
+        interrupts = Interrupts()
+
+        def cancel() -> None:
+            self._engine.cancel(request.id)
+
+        with interrupts.calling(cancel), deadline.calling(cancel):
+            answer = self._stream(request, encoded)
+        self._print(answer, request, model)
+        if interrupts.pressed:
+            raise Interrupted("interrupted; the answer is incomplete")
+        deadline.check()
+        return answer
+
+    def _stream(self, request: Request, encoded: Encoded) -> Answer:
+        display = Display(self._console, self._output.shows_thinking)
+        decoder = self._text.answer(encoded, stop=self._settings.stop)
+        with closing(stream_answer(self._engine, request, decoder)) as events:
+            try:
+                for event in events:
+                    if isinstance(event, Answer):
+                        return event
+                    if self._output.streams or event.thinking:
+                        display.show(event)
+            finally:
+                display.end()
+        raise AssertionError("an answer ends with an Answer")
+
+    def _print(self, answer: Answer, request: Request, model: str) -> None:
+        if self._output.as_json:
+            self._console.json(completion_body(answer, request, model))
+        elif not self._output.streams:
+            text = answer.text
+            if self._output.extracts:
+                text = self._extracted(text)
+            self._console.answer(text if text.endswith("\n") else f"{text}\n")
+        if self._output.shows_time:
+            self._console.aside(f"{answer_line(answer, answer.completion.evicted)}\n")
+        if answer.completion.kv.tokens_evicted:
+            self._console.note(eviction_notice(answer.completion.kv))
+
+    def _extracted(self, text: str) -> str:
+        code = first_code_block(text)
+        if code is None:
+            self._console.warn("the answer has no code block; this is all of it")
+        return text if code is None else code
+
+
+def first_code_block(text: str) -> str | None:
+    """The inside of the first fenced code block, which may miss its end; None without one."""
+    match = _CODE_BLOCK.search(text)
+    return match["code"] if match else None
+
+
+def completion_body(answer: Answer, request: Request, model: str) -> dict[str, object]:
+    """The answer as OpenAI's chat.completion object, what kvlite counted under `kvlite`."""
+    completion = answer.completion
+    num_tokens = len(completion.ids)
+    message = {"role": "assistant", "content": answer.text, "reasoning_content": answer.thinking or None}
+    return {
+        "id": request.id,
+        "object": "chat.completion",
+        "created": int(time.time()),
+        "model": model,
+        "choices": [{"index": 0, "message": message, "finish_reason": str(answer.finish_reason), "logprobs": None}],
+        "usage": {
+            "prompt_tokens": completion.prompt_tokens,
+            "completion_tokens": num_tokens,
+            "total_tokens": completion.prompt_tokens + num_tokens,
+        },
+        "kvlite": {
+            "seed": request.sampling.seed,
+            "kv": completion.kv.as_dict(),
+            "timing": asdict(completion.timing),
+        },
+    }

@@ -1,0 +1,238 @@
+"""A conversation on row 0 of an engine: its messages, its turns, and the way back to an earlier one.
+
+The row always holds what the messages say, or is marked as stale and fed anew at the next turn. Ids that were fed
+are never rendered again: a turn feeds only the template's suffix for it. Knows neither terminal nor files.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from kvlite.chat.answer import Answer, stream_answer
+from kvlite.chat.message import Message
+from kvlite.chat.settings import Settings
+from kvlite.engine.request import FinishReason, Request
+from kvlite.errors import UsageError
+
+if TYPE_CHECKING:
+    from kvlite.engine.engine import Engine, RowSnapshot
+    from kvlite.memory.counts import KVCounts
+    from kvlite.text.stream import Piece
+    from kvlite.text.template import ChatText, Encoded
+
+ROW = 0
+MAX_CHECKPOINTS = 8
+MAX_CHECKPOINT_BYTES = 10**9  # of host memory, all checkpoints together
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """How a turn went; `evicted` counts the tokens evicted during this turn."""
+
+    answer: Answer
+    evicted: int
+    seed: int
+
+
+@dataclass(slots=True)
+class Totals:
+    """What all turns since the start of the conversation add up to."""
+
+    turns: int = 0
+    tokens: int = 0
+    evicted: int = 0
+    decode_s: float = 0.0
+
+    def add(self, turn: Turn) -> None:
+        timing, tokens = turn.answer.completion.timing, len(turn.answer.completion.ids)
+        self.turns += 1
+        self.tokens += tokens
+        self.evicted += turn.evicted
+        self.decode_s += timing.total_s - timing.ttft_s
+
+    @property
+    def tok_s(self) -> float:
+        """Mean decoding speed; the first token of each turn belongs to its prefill."""
+        return max(0, self.tokens - self.turns) / self.decode_s if self.decode_s > 0 else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Ending:
+    """How the last answer in the row ended, which the template's suffix for the next turn follows from."""
+
+    itself: bool
+    in_thinking: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Checkpoint:
+    """The row as it was before a turn: how many messages it held, how the last of them ended."""
+
+    num_messages: int
+    ending: _Ending
+    snapshot: RowSnapshot
+
+
+class Session:
+    """One conversation; `ask` streams an answer, everything else happens between two answers."""
+
+    def __init__(self, engine: Engine, text: ChatText, settings: Settings, system: str | None = None) -> None:
+        self.settings = settings
+        self.last: Turn | None = None
+        self.totals = Totals()
+        self.unsent: str | None = None  # what the user asked and got no answer to
+        self._engine = engine
+        self._text = text
+        self._messages: list[Message] = []
+        self._checkpoints: deque[_Checkpoint] = deque()
+        self._ending: _Ending | None = None  # None: the row is stale, the messages are fed anew
+        self._num_requests = 0
+        self.set_system(system)
+
+    @property
+    def messages(self) -> tuple[Message, ...]:
+        return tuple(self._messages)
+
+    @property
+    def system(self) -> str | None:
+        """The system prompt, None without one."""
+        first = self._messages[0] if self._messages else None
+        return first.content if first is not None and first.role == "system" else None
+
+    @property
+    def num_turns(self) -> int:
+        return sum(message.role == "user" for message in self._messages)
+
+    def counts(self) -> KVCounts:
+        """What the row's slots hold now."""
+        return self._engine.counts(ROW)
+
+    def ask(self, user: str) -> Generator[Piece | Turn]:
+        """Stream the answer to `user`, at the end its Turn. A cancelled answer keeps its text as part of the chat.
+
+        When the turn fails, or is cancelled before any text, the chat is as before and `unsent` holds the question.
+        """
+        if not user.strip():
+            raise UsageError("the message is empty; write something to send")
+        start = len(self._messages)
+        encoded = self._encode(user)
+        self._take_checkpoint()
+        evicted_before = self.counts().tokens_evicted
+        self.unsent = user
+        try:
+            decoder = self._text.answer(encoded, stop=self.settings.stop)
+            for event in stream_answer(self._engine, self._request(encoded), decoder):
+                if isinstance(event, Answer):
+                    if event.text or event.finish_reason is not FinishReason.CANCELLED:
+                        self._keep(user, event)
+                    yield self._finished(event, evicted_before)
+                else:
+                    yield event
+        finally:
+            if self.unsent is not None:
+                self._go_back(start)
+
+    def cancel(self) -> None:
+        """Stop the answer being generated at its next token. Safe to call from a signal handler."""
+        self._engine.cancel(self._request_id)
+
+    def retry(self) -> Generator[Piece | Turn]:
+        """Ask the last question again, from the same state and with the next seed."""
+        sampling = self.settings.sampling
+        settings = replace(self.settings, sampling=replace(sampling, seed=sampling.seed + 1))
+        user = self.unsent if self.unsent is not None else self.undo()
+        self.settings = settings
+        return self.ask(user)
+
+    def undo(self, turns: int = 1) -> str:
+        """Take back the last turns and return the first question taken back; raises UsageError if there are fewer."""
+        asked = [index for index, message in enumerate(self._messages) if message.role == "user"]
+        if not 1 <= turns <= len(asked):
+            raise UsageError(f"cannot take back {turns} turns; the conversation has {len(asked)}")
+        start = asked[-turns]
+        user = self._messages[start].content
+        self._go_back(start)
+        self.unsent = None
+        return user
+
+    def clear(self) -> None:
+        """Start over under the same system prompt."""
+        self.set_system(self.system)
+
+    def set_system(self, system: str | None) -> None:
+        """Start over under another system prompt, or none."""
+        self.load([] if system is None else [Message("system", system)])
+
+    def load(self, messages: Sequence[Message]) -> None:
+        """Take over a conversation; it is fed as a whole with the next question."""
+        self._messages = list(messages)
+        self._checkpoints.clear()
+        self.last = None
+        self.totals = Totals()
+        self.unsent = None
+        self._become_stale()
+
+    def _encode(self, user: str) -> Encoded:
+        if self._ending is not None:
+            return self._text.next_turn(user, ended=self._ending.itself, thinking=self._ending.in_thinking)
+        messages = [*self._messages, Message("user", user)]
+        return self._text.conversation([message.for_template() for message in messages])
+
+    def _request(self, encoded: Encoded) -> Request:
+        self._num_requests += 1
+        sampling = self.settings.sampling
+        return Request(
+            id=self._request_id,
+            ids=encoded.ids,
+            sampling=replace(sampling, seed=sampling.seed + self.num_turns),  # equal draws in two turns would rhyme
+            max_tokens=self.settings.max_tokens,
+            stop_ids=self._text.stop_ids,
+            pins=encoded.pins if self.settings.pin_system else (),
+            row=ROW,
+        )
+
+    @property
+    def _request_id(self) -> str:
+        return f"turn-{self._num_requests}"
+
+    def _keep(self, user: str, answer: Answer) -> None:
+        self._messages += [Message("user", user), Message("assistant", answer.text, str(answer.finish_reason))]
+        self._ending = _Ending(answer.ended_itself, answer.is_thinking)
+        self.unsent = None
+
+    def _finished(self, answer: Answer, evicted_before: int) -> Turn:
+        evicted = answer.completion.kv.tokens_evicted - evicted_before
+        self.last = Turn(answer, evicted, self.settings.sampling.seed)
+        self.totals.add(self.last)
+        return self.last
+
+    def _take_checkpoint(self) -> None:
+        """Keep the row's state on the host, the latest few within the cap; a row too large for it is fed anew."""
+        if self._ending is None or self.counts().live_bytes > MAX_CHECKPOINT_BYTES:
+            return
+        snapshot = self._engine.snapshot(ROW)
+        self._checkpoints.append(_Checkpoint(len(self._messages), self._ending, snapshot))
+        while len(self._checkpoints) > MAX_CHECKPOINTS or self._checkpoint_bytes() > MAX_CHECKPOINT_BYTES:
+            self._checkpoints.popleft()
+
+    def _checkpoint_bytes(self) -> int:
+        return sum(checkpoint.snapshot.num_bytes for checkpoint in self._checkpoints)
+
+    def _go_back(self, num_messages: int) -> None:
+        """Return to the first `num_messages` messages: by a checkpoint, else by feeding them anew."""
+        del self._messages[num_messages:]
+        while self._checkpoints and self._checkpoints[-1].num_messages > num_messages:
+            self._checkpoints.pop()
+        if self._checkpoints and self._checkpoints[-1].num_messages == num_messages:
+            checkpoint = self._checkpoints.pop()
+            self._engine.restore(ROW, checkpoint.snapshot)
+            self._ending = checkpoint.ending
+        else:
+            self._become_stale()
+
+    def _become_stale(self) -> None:
+        self._engine.reset(ROW)
+        self._ending = None

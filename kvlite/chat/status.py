@@ -1,0 +1,68 @@
+"""The lines that say how the cache and the answers are doing, as text. Writes nothing itself."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from kvlite.chat.answer import Answer
+from kvlite.memory.counts import KVCounts
+from kvlite.memory.format import human_bytes
+
+if TYPE_CHECKING:
+    from kvlite.chat.session import Turn
+
+BAR_CELLS = 8
+
+
+def bar(share: float) -> str:
+    """`share` from 0 to 1 as a bar; any use at all shows."""
+    filled = min(BAR_CELLS, max(round(share * BAR_CELLS), int(share > 0)))
+    return "█" * filled + "░" * (BAR_CELLS - filled)
+
+
+def status_line(kv: KVCounts, last: Turn | None, seed: int) -> str:
+    """The line under the prompt: bytes and tokens kept, speed, seed."""
+    share = kv.live_bytes / kv.budget_bytes if kv.budget_bytes else 0.0
+    parts = [
+        f"KV {human_bytes(kv.live_bytes)}/{human_bytes(kv.budget_bytes)} {bar(share)} {share:.0%}",
+        f"kept {kv.tokens_kept:,} / seen {kv.tokens_seen:,} tok",
+        *([] if last is None else [f"{last.answer.completion.timing.tok_s:.0f} tok/s"]),
+        f"seed {seed}",
+    ]
+    return " │ ".join(parts)
+
+
+def answer_line(answer: Answer, evicted: int) -> str:
+    """The line after an answer: its length, its speed, what the cache holds and what it gave up."""
+    timing, kv = answer.completion.timing, answer.completion.kv
+    parts = [
+        f"{len(answer.completion.ids):,} tok",
+        f"{timing.tok_s:.1f} tok/s",
+        f"TTFT {timing.ttft_s:.1f} s",
+        f"KV {human_bytes(kv.live_bytes)}",
+        *([f"evicted {evicted:,} tok"] if evicted else []),
+        *([] if answer.finish_reason == "stop" else [str(answer.finish_reason)]),
+    ]
+    return " · ".join(parts)
+
+
+def eviction_notice(kv: KVCounts) -> str:
+    """What to say once, when the cache gives up tokens for the first time."""
+    return (
+        f"the KV budget of {human_bytes(kv.budget_bytes)} is full: {kv.tokens_kept:,} of {kv.tokens_seen:,} tokens "
+        f"kept by policy {kv.policy}; the model no longer sees the other {kv.tokens_evicted:,}"
+    )
+
+
+def counts_table(kv: KVCounts) -> list[tuple[str, str]]:
+    """Every count of the cache with its name, as `/mem` shows them."""
+    return [
+        ("budget", human_bytes(kv.budget_bytes)),
+        ("reserved", human_bytes(kv.reserved_bytes)),
+        ("live", f"{human_bytes(kv.live_bytes)} (peak {human_bytes(kv.peak_bytes)})"),
+        ("tokens seen", f"{kv.tokens_seen:,}"),
+        ("tokens kept", f"{kv.tokens_kept:,}"),
+        ("tokens evicted", f"{kv.tokens_evicted:,}"),
+        ("policy", kv.policy),
+        ("dtype", kv.dtype),
+    ]

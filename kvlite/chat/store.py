@@ -1,0 +1,174 @@
+"""Saved sessions: one JSONL file each, a header line and then one message a line.
+
+A name never leaves the folder, and a last line cut short by a crash costs only itself. Knows nothing of the engine.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tempfile
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import count
+from pathlib import Path
+
+from kvlite.chat.message import ROLES, Message
+from kvlite.errors import OutputError, UsageError
+
+FORMAT = "kvlite.session/1"
+SUFFIX = ".jsonl"
+MAX_NAME = 100
+_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
+_DEVICE = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)  # names Windows keeps for itself
+
+
+def default_folder() -> Path:
+    """Where sessions live: the user's data directory."""
+    from platformdirs import user_data_path
+
+    return user_data_path("kvlite", appauthor=False) / "sessions"
+
+
+def check_name(name: str) -> str:
+    """`name` if it is a safe file name; raises UsageError saying which names are."""
+    is_safe = _NAME.fullmatch(name) and ".." not in name and not name.endswith(".") and not _DEVICE.fullmatch(name)
+    if not is_safe or len(name) > MAX_NAME:
+        raise UsageError(
+            f"{name[:MAX_NAME]!r} is no session name; use letters, digits, '.', '_' and '-', at most {MAX_NAME}, "
+            "not starting or ending with a dot"
+        )
+    return name
+
+
+@dataclass(frozen=True, slots=True)
+class SessionInfo:
+    """A saved session as `/sessions` lists it."""
+
+    name: str
+    modified: datetime
+    num_bytes: int
+
+
+class SessionFolder:
+    """The folder of saved sessions."""
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self.folder = default_folder() if folder is None else folder
+
+    def path(self, name: str) -> Path:
+        """The file of a session; raises UsageError when the name is unsafe or a link leads elsewhere."""
+        path = self.folder / f"{check_name(name)}{SUFFIX}"
+        if path.resolve().parent != self.folder.resolve():
+            raise UsageError(f"session {name} is a link out of {self.folder}; remove the link or choose another name")
+        return path
+
+    def file(self, name: str) -> SessionFile:
+        """The session of this name, which need not exist yet."""
+        return SessionFile(name, self.path(name))
+
+    def new_file(self) -> SessionFile:
+        """A session named after the present time, with a name that is not taken."""
+        stamp = datetime.now().astimezone().strftime("%Y-%m-%d-%H%M%S")
+        names = (stamp if n == 1 else f"{stamp}-{n}" for n in count(1))
+        return self.file(next(name for name in names if not self.path(name).exists()))
+
+    def saved(self) -> list[SessionInfo]:
+        """Every saved session, the latest first."""
+        infos = []
+        for path in self.folder.glob(f"*{SUFFIX}"):
+            name = path.name.removesuffix(SUFFIX)
+            if _NAME.fullmatch(name) and path.is_file():
+                stat = path.stat()
+                infos.append(SessionInfo(name, datetime.fromtimestamp(stat.st_mtime).astimezone(), stat.st_size))
+        return sorted(infos, key=lambda info: (info.modified, info.name), reverse=True)
+
+
+class SessionFile:
+    """One session on disk; knows what it has written, so that a turn only appends."""
+
+    def __init__(self, name: str, path: Path) -> None:
+        self.name = name
+        self.path = path
+        self._written: tuple[Message, ...] = ()
+        self._size = -1  # bytes after our last write; -1: this object has not written yet
+
+    def exists(self) -> bool:
+        return self.path.exists()
+
+    def load(self) -> tuple[Message, ...]:
+        """The saved messages; raises UsageError when there are none or a line before the last is malformed."""
+        try:
+            data = self.path.read_bytes()
+        except FileNotFoundError:
+            raise UsageError(f"no session named {self.name}; /sessions lists what is saved") from None
+        except OSError as error:
+            raise UsageError(f"session {self.name} cannot be read: {error.strerror}") from None
+        lines = data.split(b"\n")
+        torn = lines.pop()  # empty when the last line ends as it should; else cut short, and worth nothing
+        messages = [_parse(line, number, self.path) for number, line in enumerate(lines, start=1)]
+        if not messages and not torn:
+            raise UsageError(f"{self.path} is empty; no session to load")
+        self._size = -1 if torn else len(data)
+        self._written = tuple(message for message in messages if message is not None)
+        return self._written
+
+    def save(self, messages: tuple[Message, ...], model: str) -> None:
+        """Write what changed: new messages are appended, anything else rewrites the file at once or not at all.
+
+        Raises OutputError when the disk refuses, or when another process has changed the file in between.
+        """
+        try:
+            size = self.path.stat().st_size if self.exists() else -1
+            if self._size >= 0 and size >= 0 and size != self._size:
+                raise OutputError(
+                    f"session {self.name} was changed by another process; /save NAME keeps this one apart"
+                )
+            is_grown = size >= 0 and size == self._size and messages[: len(self._written)] == self._written
+            if is_grown:
+                self._append(messages[len(self._written) :])
+            else:
+                self._rewrite(messages, model)
+            self._written, self._size = messages, self.path.stat().st_size
+        except OSError as error:
+            self._size = -1  # a write may have stopped half-way; the next one starts afresh
+            raise OutputError(f"session {self.name} cannot be saved: {error.strerror}; the chat goes on") from None
+
+    def _append(self, messages: tuple[Message, ...]) -> None:
+        if messages:
+            with self.path.open("ab") as file:
+                file.write(b"".join(_line(message.for_file()) for message in messages))
+
+    def _rewrite(self, messages: tuple[Message, ...], model: str) -> None:
+        header = {"format": FORMAT, "model": model, "saved": datetime.now(UTC).isoformat(timespec="seconds")}
+        self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=self.path.parent, prefix=".saving-")  # readable by its owner only
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(_line(header) + b"".join(_line(message.for_file()) for message in messages))
+            Path(temporary).replace(self.path)
+        except OSError:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+
+
+def _line(record: dict[str, str]) -> bytes:
+    return json.dumps(record, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n"
+
+
+def _parse(line: bytes, number: int, path: Path) -> Message | None:
+    """The message on a line, None for the header."""
+    try:
+        record = json.loads(line)
+    except ValueError:
+        raise UsageError(f"{path}, line {number}: not JSON; mend or delete the line") from None
+    if number == 1 and isinstance(record, dict) and "format" in record:
+        if record["format"] != FORMAT:
+            raise UsageError(f"{path} has format {record['format']!r}; this kvlite reads {FORMAT}")
+        return None
+    match record:
+        case {"role": str(role), "content": str(content)} if role in ROLES:
+            reason = record.get("finish_reason")
+            return Message(role, content, reason if isinstance(reason, str) else None)
+    raise UsageError(f"{path}, line {number}: no message; expected a role ({', '.join(ROLES)}) and a text as content")

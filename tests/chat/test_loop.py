@@ -1,0 +1,247 @@
+import io
+import signal
+
+import pytest
+
+from kvlite.chat import commands
+from kvlite.chat.loop import Chat, message_of
+from kvlite.chat.message import Message
+from kvlite.chat.session import Session
+from kvlite.chat.settings import Settings
+from kvlite.chat.store import SessionFolder
+from kvlite.console import Console
+from kvlite.errors import ContextFull, Interrupted
+
+
+class Script:
+    """A prompt that reads a list; an exception in it is raised."""
+
+    def __init__(self, *lines):
+        self.lines = list(lines)
+        self.drafts = []
+
+    def read(self, draft):
+        self.drafts.append(draft)
+        if not self.lines:
+            raise EOFError
+        line = self.lines.pop(0)
+        if isinstance(line, BaseException):
+            raise line
+        return line
+
+
+class Held:
+    """A chat with its engine and what it wrote."""
+
+    def __init__(self, engine, text, folder, **options):
+        self.engine = engine
+        self.out, self.err = io.StringIO(), io.StringIO()
+        self.folder = SessionFolder(folder)
+        options = {"model": "demo", "saves": True, "shows_thinking": False, **options}
+        console = Console(stdout=self.out, stderr=self.err)
+        self.chat = Chat(Session(engine, text, Settings()), self.folder, console, **options)
+
+    def type(self, *lines, first=None):
+        self.script = Script(*lines)
+        self.chat.run(self.script, first)
+        return self
+
+    @property
+    def said(self):
+        return self.err.getvalue()
+
+
+@pytest.fixture
+def held(engine, text, tmp_path):
+    return Held(engine, text, tmp_path / "sessions")
+
+
+def test_answers_go_to_stdout_and_everything_else_to_stderr(held):
+    held.engine.script += ["hello", "fine"]
+    held.type("hi", "/set", "how are you")
+    assert held.out.getvalue() == "hello\nfine\n"
+    assert "5 tok · 10.0 tok/s · TTFT 0.2 s · KV 120 B" in held.said and "temperature" in held.said
+
+
+def test_the_first_prompt_is_sent_before_anything_is_read(held):
+    held.type(first="hi")
+    assert held.out.getvalue() == "ok\n" and held.chat.session.num_turns == 1
+
+
+def test_empty_lines_are_passed_over(held):
+    held.type("", "   ", '"""  """')
+    assert held.engine.requests == []
+
+
+@pytest.mark.parametrize(
+    ("line", "sent"),
+    [(" hi ", "hi"), ('"""a\nb"""', "a\nb"), ('"""\na\n"""\n', "a"), (" /etc is a folder", "/etc is a folder")],
+)
+def test_message_of_takes_off_what_only_delimits(line, sent):
+    assert message_of(line) == sent
+
+
+@pytest.mark.parametrize(
+    ("line", "hint"), [("/retyr", "did you mean /retry?"), ("/xyzzy", "/help lists"), ("/", "/help")]
+)
+def test_an_unknown_command_is_answered_with_a_suggestion_and_never_sent(held, line, hint):
+    held.type(line)
+    assert hint in held.said and held.engine.requests == []
+
+
+@pytest.mark.parametrize("line", ["/exit", "/quit", "/bye"])
+def test_leaving(held, line):
+    held.type(line, "never read")
+    assert held.script.lines == ["never read"]
+
+
+def test_help_lists_every_command(held):
+    held.type("/help")
+    assert all(
+        word in held.said for word, _ in commands.words() if word in {f"/{c.names[0]}" for c in commands.COMMANDS}
+    )
+
+
+def test_an_argument_nobody_reads_is_refused(held):
+    held.type("/retry now")
+    assert "takes no argument" in held.said
+
+
+def test_clear_starts_over_in_a_file_of_its_own(held):
+    held.type("a", "/clear", "b")
+    assert held.chat.session.num_turns == 1
+    assert [len(held.folder.file(info.name).load()) for info in held.folder.saved()] == [2, 2]
+
+
+def test_retry_replaces_the_answer_in_the_file(held):
+    held.engine.script += ["one", "two"]
+    held.type("a", "/retry")
+    (info,) = held.folder.saved()
+    assert [message.content for message in held.folder.file(info.name).load()] == ["a", "two"]
+    assert "greedy" in held.said
+
+
+def test_undo_takes_turns_out_of_the_file(held):
+    held.type("a", "b", "c", "/undo 2")
+    (info,) = held.folder.saved()
+    assert [message.content for message in held.folder.file(info.name).load()] == ["a", "ok"]
+    assert "back to before: b" in held.said
+
+
+@pytest.mark.parametrize("line", ["/undo x", "/undo -1", "/undo 5", "/set", "/set colour=red", "/set seed", "/load"])
+def test_mistakes_do_not_end_the_chat(held, line):
+    held.type(line, "hi")
+    assert held.out.getvalue() == "ok\n"
+
+
+def test_set_changes_the_next_answer(held):
+    held.engine.script += ["long answer"]
+    held.type("/set max_tokens=4", "/set seed=7", "hi")
+    assert held.out.getvalue() == "long\n" and held.engine.requests[0].sampling.seed == 7
+    assert "length" in held.said
+
+
+def test_system_shows_or_starts_over(held):
+    held.type("a", "/system be brief", "/system", "b")
+    assert held.chat.session.messages[0] == Message("system", "be brief") and held.chat.session.num_turns == 1
+    assert "be brief" in held.said
+
+
+def test_mem_and_stats_give_the_counts(held):
+    held.type("hi", "/mem", "/stats")
+    assert "tokens seen" in held.said and "window" in held.said and "mean speed" in held.said
+
+
+def test_save_and_load_under_a_name(held):
+    held.type("a", "/save notes", "b", "/clear", "/load notes", "c")
+    assert [message.content for message in held.folder.file("notes").load()] == ["a", "ok", "b", "ok", "c", "ok"]
+    assert "loaded notes: 2 turns" in held.said
+
+
+def test_save_does_not_overwrite_another_session(held):
+    held.type("a", "/save notes", "/clear", "b", "/save notes")
+    assert "exists" in held.said and len(held.folder.file("notes").load()) == 2
+
+
+def test_save_refuses_a_name_that_leaves_the_folder(held):
+    held.type("a", "/save ../../evil")
+    assert "no session name" in held.said
+
+
+def test_without_saving_only_an_explicit_save_writes(engine, text, tmp_path):
+    held = Held(engine, text, tmp_path / "s", saves=False).type("a")
+    assert held.folder.saved() == []
+    held.chat.is_over = False
+    held.type("/save notes", "/sessions")
+    assert [info.name for info in held.folder.saved()] == ["notes"] and "notes" in held.said
+
+
+def test_a_disk_that_refuses_does_not_end_the_chat(engine, text, tmp_path):
+    (tmp_path / "file").write_text("")
+    held = Held(engine, text, tmp_path / "file" / "sessions").type("a", "b")
+    assert held.out.getvalue() == "ok\nok\n" and "cannot be saved" in held.said
+
+
+def test_a_full_context_offers_the_question_again(held):
+    held.engine.script += [ContextFull("no slot left"), "fine"]
+    held.type("question", "/retry")
+    assert held.script.drafts == ["", "question", ""]
+    assert "no slot left" in held.said and held.out.getvalue() == "fine\n"
+
+
+def test_evictions_are_announced_once_and_counted_each_turn(held):
+    held.engine.slots = 10
+    held.type("a", "b", "c")
+    assert held.said.count("the model no longer sees") == 1 and held.said.count("evicted") >= 2
+
+
+def test_thinking_goes_to_stderr_when_asked_for(engine, text, tmp_path):
+    held = Held(engine, text, tmp_path, shows_thinking=True)
+    engine.script.append("<hm>yes")
+    held.type("a")
+    assert held.out.getvalue() == "yes\n" and "h" in held.said
+
+
+def test_ctrl_c_during_an_answer_keeps_the_partial_text(held, monkeypatch):
+    def interrupting(token_ids, run=held.engine.run):
+        for number, event in enumerate(run(token_ids)):
+            if number == 2:
+                signal.raise_signal(signal.SIGINT)
+            yield event
+
+    monkeypatch.setattr(held.engine, "run", interrupting)
+    held.engine.script.append("a long answer")
+    held.type("hi")
+    assert held.out.getvalue() == "a l\n" and "cancelled" in held.said
+    (info,) = held.folder.saved()
+    assert held.folder.file(info.name).load()[-1] == Message("assistant", "a l", "cancelled")
+
+
+def test_ctrl_c_at_the_prompt_clears_the_line_and_twice_ends(held):
+    with pytest.raises(Interrupted):
+        held.type(KeyboardInterrupt(), KeyboardInterrupt())
+
+
+def test_ctrl_c_twice_but_slowly_goes_on(held, monkeypatch):
+    times = iter(range(0, 100, 5))
+    monkeypatch.setattr("kvlite.chat.interrupt.time.monotonic", lambda: float(next(times)))
+    held.type(KeyboardInterrupt(), "hi", KeyboardInterrupt())
+    assert held.out.getvalue() == "ok\n"
+
+
+def test_the_signal_handler_is_put_back(held):
+    before = signal.getsignal(signal.SIGINT)
+    held.type("hi")
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_closed_pipe_stops_the_answer_and_is_left_to_the_caller(engine, text, tmp_path):
+    class Closed(io.StringIO):
+        def write(self, text):
+            raise BrokenPipeError
+
+    held = Held(engine, text, tmp_path)
+    held.chat._console._stdout = Closed()
+    with pytest.raises(BrokenPipeError):
+        held.type("hi")
+    assert held.chat.session.messages == ()

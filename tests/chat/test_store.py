@@ -1,0 +1,187 @@
+import json
+import os
+import stat
+
+import pytest
+
+from kvlite.chat.message import Message
+from kvlite.chat.store import MAX_NAME, SessionFolder, check_name
+from kvlite.errors import OutputError, UsageError
+
+TALK = (Message("system", "brief"), Message("user", "hi"), Message("assistant", "hello\n☺", "stop"))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return SessionFolder(tmp_path / "sessions")
+
+
+def test_a_saved_session_loads_as_it_was(folder):
+    folder.file("a").save(TALK, "demo")
+    assert folder.file("a").load() == TALK
+
+
+def test_a_turn_appends_and_an_undo_rewrites(folder):
+    file = folder.file("a")
+    file.save(TALK, "demo")
+    inode = file.path.stat().st_ino
+    longer = (*TALK, Message("user", "more"), Message("assistant", "ok", "length"))
+    file.save(longer, "demo")
+    assert file.path.stat().st_ino == inode and folder.file("a").load() == longer
+    file.save(TALK, "demo")
+    assert file.path.stat().st_ino != inode and folder.file("a").load() == TALK
+
+
+def test_a_loaded_session_is_appended_to(folder):
+    folder.file("a").save(TALK, "demo")
+    file = folder.file("a")
+    file.load()
+    inode = file.path.stat().st_ino
+    file.save((*TALK, Message("user", "x")), "demo")
+    assert file.path.stat().st_ino == inode and len(folder.file("a").load()) == 4
+
+
+def test_a_torn_last_line_costs_only_itself_and_is_mended(folder):
+    file = folder.file("a")
+    file.save(TALK, "demo")
+    file.path.write_bytes(file.path.read_bytes()[:-4])
+    torn = folder.file("a")
+    assert torn.load() == TALK[:2]
+    torn.save(TALK, "demo")
+    assert all(json.loads(line) for line in file.path.read_text().splitlines()) and folder.file("a").load() == TALK
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["not json", '{"role":"user"}', '{"role":"god","content":"x"}', '{"role":"user","content":5}', "[]", "null"],
+)
+def test_a_malformed_line_is_named(folder, line):
+    file = folder.file("a")
+    file.save(TALK, "demo")
+    file.path.write_text(file.path.read_text() + line + "\n")
+    with pytest.raises(UsageError, match="line 5"):
+        folder.file("a").load()
+
+
+def test_a_later_format_is_refused(folder):
+    file = folder.file("a")
+    file.save(TALK, "demo")
+    file.path.write_text('{"format":"kvlite.session/9"}\n')
+    with pytest.raises(UsageError, match="session/9"):
+        folder.file("a").load()
+
+
+def test_non_utf8_and_missing_and_empty_files_are_refused(folder):
+    with pytest.raises(UsageError, match="no session named a"):
+        folder.file("a").load()
+    folder.folder.mkdir()
+    folder.path("a").write_bytes(b"\xff\xfe\n")
+    with pytest.raises(UsageError, match="line 1"):
+        folder.file("a").load()
+    folder.path("a").write_bytes(b"")
+    with pytest.raises(UsageError, match="empty"):
+        folder.file("a").load()
+
+
+@pytest.mark.parametrize("name", ["a", "Notes_2.b-c", "x" * MAX_NAME, "_", "-c"])
+def test_plain_names_are_accepted(name):
+    assert check_name(name) == name
+
+
+BAD_NAMES = [
+    "",
+    ".",
+    "..",
+    ".hidden",
+    "a/b",
+    "../a",
+    "/etc/passwd",
+    "a\\b",
+    "a..b",
+    "a.",
+    "a b",
+    "a\0b",
+    "a\n",
+    "é",
+    "~",
+]
+RESERVED_NAMES = ["CON", "nul.txt", "Com1", "a:b", "x" * (MAX_NAME + 1)]
+
+
+@pytest.mark.parametrize("name", BAD_NAMES + RESERVED_NAMES)
+def test_names_that_could_leave_the_folder_are_refused(folder, name):
+    with pytest.raises(UsageError, match="no session name"):
+        folder.file(name)
+
+
+def test_a_link_out_of_the_folder_is_refused(folder, tmp_path):
+    folder.folder.mkdir()
+    (tmp_path / "secret.jsonl").write_text("{}\n")
+    folder.folder.joinpath("a.jsonl").symlink_to(tmp_path / "secret.jsonl")
+    with pytest.raises(UsageError, match="link"):
+        folder.file("a")
+
+
+def test_files_are_readable_by_their_owner_only(folder):
+    folder.file("a").save(TALK, "demo")
+    assert stat.S_IMODE(folder.path("a").stat().st_mode) == 0o600
+    assert stat.S_IMODE(folder.folder.stat().st_mode) == 0o700
+
+
+def test_the_latest_comes_first_and_other_files_are_passed_over(folder):
+    for age, name in enumerate(["new", "older", "oldest"]):
+        folder.file(name).save(TALK, "demo")
+        os.utime(folder.path(name), (10**9 - age, 10**9 - age))
+    folder.folder.joinpath("note.txt").write_text("x")
+    folder.folder.joinpath(".hidden.jsonl").write_text("x")
+    assert [info.name for info in folder.saved()] == ["new", "older", "oldest"]
+
+
+def test_an_absent_folder_holds_no_sessions(folder):
+    assert folder.saved() == []
+
+
+def test_new_files_never_share_a_name(folder):
+    first = folder.new_file()
+    first.save(TALK, "demo")
+    assert folder.new_file().name != first.name
+
+
+def test_a_session_changed_by_another_process_is_not_overwritten(folder):
+    mine, other = folder.file("a"), folder.file("a")
+    mine.save(TALK, "demo")
+    other.load()
+    other.save((*TALK, Message("user", "theirs")), "demo")
+    with pytest.raises(OutputError, match="another process"):
+        mine.save((*TALK, Message("user", "mine")), "demo")
+    assert folder.file("a").load()[-1].content == "theirs"
+
+
+def test_an_unwritable_folder_is_an_output_error(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match="cannot be saved"):
+        SessionFolder(tmp_path / "file" / "sessions").file("a").save(TALK, "demo")
+
+
+def test_a_failed_append_is_mended_by_the_next_save(folder, monkeypatch):
+    file = folder.file("a")
+    file.save(TALK, "demo")
+    longer = (*TALK, Message("user", "more"))
+
+    def half_written(messages):
+        with file.path.open("ab") as stream:
+            stream.write(b'{"role":')
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(file, "_append", half_written)
+        with pytest.raises(OutputError, match="No space"):
+            file.save(longer, "demo")
+    file.save(longer, "demo")
+    assert folder.file("a").load() == longer
+
+
+def test_lone_surrogates_survive_a_save(folder):
+    odd = (Message("user", "a\ud800b"),)
+    folder.file("a").save(odd, "demo")
+    assert folder.file("a").load()[0].content.startswith("a")

@@ -1,0 +1,81 @@
+import stat
+
+import pytest
+from prompt_toolkit.application import create_app_session
+from prompt_toolkit.completion import CompleteEvent
+from prompt_toolkit.document import Document
+from prompt_toolkit.input import create_pipe_input
+from prompt_toolkit.output import DummyOutput
+
+from kvlite.chat import terminal
+from kvlite.chat.terminal import CommandCompleter, Terminal, is_open_block
+
+ALT_ENTER = "\x1b\r"
+
+
+@pytest.fixture
+def typed(monkeypatch):
+    """Reads what a user types, key by key."""
+    monkeypatch.setattr(terminal, "create_output", lambda **_: DummyOutput())
+
+    def read(keys, draft="", **options):
+        with create_pipe_input() as pipe, create_app_session(input=pipe):
+            pipe.send_text(keys)
+            return Terminal(status=lambda: "KV", history=options.pop("history", None), **options).read(draft)
+
+    return read
+
+
+def test_enter_sends_and_alt_enter_starts_a_line(typed):
+    assert typed(f"one{ALT_ENTER}two\r") == "one\ntwo"
+
+
+def test_triple_quotes_span_lines(typed):
+    assert typed('"""one\rtwo"""\r') == '"""one\ntwo"""'
+
+
+def test_a_pasted_text_keeps_its_lines(typed):
+    assert typed("\x1b[200~one\ntwo\n\x1b[201~\r").replace("\r\n", "\n") == "one\ntwo\n"
+
+
+def test_a_draft_is_there_to_edit(typed):
+    assert typed("!\r", draft="again") == "again!"
+
+
+def test_ctrl_d_ends_and_ctrl_c_interrupts(typed):
+    with pytest.raises(EOFError):
+        typed("\x04")
+    with pytest.raises(KeyboardInterrupt):
+        typed("abc\x03")
+
+
+def test_vi_keys(typed):
+    assert typed("abc\x1b0iX\r", vi=True) == "Xabc"
+
+
+def test_history_is_kept_for_its_owner_only(typed, tmp_path):
+    path = tmp_path / "state" / "history"
+    typed("remember\r", history=path)
+    assert "remember" in path.read_text() and stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_an_unusable_history_does_not_keep_anyone_from_typing(typed, tmp_path):
+    (tmp_path / "file").write_text("")
+    assert typed("hi\r", history=tmp_path / "file" / "history") == "hi"
+
+
+@pytest.mark.parametrize(
+    ("text", "is_open"),
+    [('"""', True), ('"""a', True), ('"""a"""', False), ('""""', True), ("a", False), ('""""""', False), ('""', False)],
+)
+def test_is_open_block(text, is_open):
+    assert is_open_block(text) is is_open
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [("/re", ["/retry", "/regen"]), ("/sa", ["/save"]), ("/set ", []), ("re", []), (" /re", []), ("", [])],
+)
+def test_completion_offers_commands_at_the_start_only(text, words):
+    completions = CommandCompleter().get_completions(Document(text), CompleteEvent())
+    assert [completion.text for completion in completions] == words
