@@ -12,27 +12,45 @@ Shell = Annotated[
     Literal["bash", "zsh", "fish", "pwsh"], typer.Argument(metavar="SHELL", help="bash, zsh, fish or pwsh.")
 ]
 
-# bash splits words at colons, so `org:name` arrives in pieces; bash-completion knows how to join them again
-_BASH_WORDS = """\
+# What typer's scripts lack. bash splits words at colons, so that `org:name` arrives in pieces: bash-completion, where
+# it is installed, joins them again. zsh, loading the script from $fpath, wants it to complete this very first time too.
+_CHANGES = {
+    "bash": (
+        (
+            "    local IFS=$'\n'\n",
+            """\
     local cur=${COMP_WORDS[COMP_CWORD]} cword=$COMP_CWORD
     local -a words=("${COMP_WORDS[@]}")
     if declare -F _get_comp_words_by_ref >/dev/null; then
         _get_comp_words_by_ref -n : cur words cword
     fi
     local IFS=$'\\n'
-"""
-_BASH_LTRIM = """\
+""",
+        ),
+        ("${COMP_WORDS[*]}", "${words[*]}"),
+        ("COMP_CWORD=$COMP_CWORD", "COMP_CWORD=$cword"),
+        (
+            "    return 0\n",
+            """\
     if declare -F __ltrim_colon_completions >/dev/null; then
         __ltrim_colon_completions "$cur"
     fi
     return 0
-"""
-_BASH_CHANGES = (
-    ("    local IFS=$'\\n'\n", _BASH_WORDS),
-    ("${COMP_WORDS[*]}", "${words[*]}"),
-    ("COMP_CWORD=$COMP_CWORD", "COMP_CWORD=$cword"),
-    ("    return 0\n", _BASH_LTRIM),
-)
+""",
+        ),
+    ),
+    "zsh": (
+        (
+            "compdef _kvlite_completion kvlite",
+            """\
+if [[ $zsh_eval_context[-1] == loadautofunc ]]; then
+  _kvlite_completion "$@"
+else
+  compdef _kvlite_completion kvlite
+fi""",
+        ),
+    ),
+}
 
 
 def completion(shell: Shell) -> None:
@@ -48,8 +66,6 @@ def completion_script(shell: str) -> str:
     from typer._completion_shared import get_completion_script
 
     script = get_completion_script(prog_name="kvlite", complete_var="_KVLITE_COMPLETE", shell=shell)
-    if shell == "bash":
-        script = script.replace("$'\n'", "$'\\n'")  # typer writes the line break itself
-        for old, new in _BASH_CHANGES:
-            script = script.replace(old, new)
+    for typers, ours in _CHANGES.get(shell, ()):
+        script = script.replace(typers, ours)
     return f"{script}\n"
