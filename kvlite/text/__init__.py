@@ -1,1 +1,1 @@
-"""Everything between text and ids: chat templates, streaming decoding, stop strings. Loads no torch."""
+"""Everything between text and ids: chat templates, incremental detokenising, stop strings, thinking."""

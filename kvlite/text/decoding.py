@@ -1,0 +1,115 @@
+"""Ids to text as they come: never half a character, and in time linear in the length of the answer."""
+
+from __future__ import annotations
+
+import codecs
+import json
+import re
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")
+_LONGEST_WAIT = 8  # tokens; a UTF-8 character has at most 4 bytes
+
+
+class TokenDecoder(Protocol):
+    """Turns ids into the text that `tokenizer.decode(..., skip_special_tokens=True)` gives for all of them."""
+
+    def push(self, token_id: int) -> str:
+        """The text that this id completes, often empty."""
+
+    def finish(self) -> str:
+        """What is left when no id follows."""
+
+
+def token_decoder(tokenizer: PreTrainedTokenizerBase, keep: str = "") -> TokenDecoder:
+    """A decoder for one answer; special tokens that occur in `keep` are text, the others are skipped."""
+    skipped = frozenset(
+        token_id
+        for token_id, token in tokenizer.added_tokens_decoder.items()
+        if token.special and token.content not in keep
+    )
+    if _is_byte_level(tokenizer):
+        return ByteLevelDecoder(tokenizer, skipped)
+    return WindowDecoder(tokenizer, skipped)
+
+
+class ByteLevelDecoder:
+    """For byte-level BPE (GPT-2, Llama 3, Qwen): each token is a string of bytes, so UTF-8 is decoded as it comes."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, skipped: frozenset[int]) -> None:
+        self._tokenizer = tokenizer
+        self._skipped = skipped
+        self._bytes = _byte_alphabet()
+        self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def push(self, token_id: int) -> str:
+        token = self._tokenizer.convert_ids_to_tokens(token_id)
+        if not isinstance(token, str) or token_id in self._skipped:  # None: an id beyond the vocabulary
+            return ""
+        try:
+            spelled = bytes(self._bytes[character] for character in token)
+        except KeyError:  # an added token, written as it is
+            spelled = token.encode()
+        return self._utf8.decode(spelled)
+
+    def finish(self) -> str:
+        return self._utf8.decode(b"", final=True)
+
+
+class WindowDecoder:
+    """For every other tokenizer: decodes the new tokens behind the one before them, whose text is then cut off.
+
+    SentencePiece drops the first token's space, WordPiece joins `##` pieces to what is before: one token of context
+    tells all of that. Byte tokens (`<0xE4>`) wait for the end of their run, because one bad byte spoils the whole run.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, skipped: frozenset[int]) -> None:
+        self._tokenizer = tokenizer
+        self._skipped = skipped
+        self._context: list[int] = []
+        self._context_chars = 0
+        self._waiting: list[int] = []
+
+    def push(self, token_id: int) -> str:
+        token = self._tokenizer.convert_ids_to_tokens(token_id)
+        if not isinstance(token, str) or token_id in self._skipped:  # None: an id beyond the vocabulary
+            return ""
+        self._waiting.append(token_id)
+        if _BYTE_TOKEN.fullmatch(token):
+            return ""
+        text = self._decode(self._context + self._waiting)
+        if text.endswith("\ufffd") and len(self._waiting) < _LONGEST_WAIT:
+            return ""
+        new = text[self._context_chars :]
+        self._context = [token_id]
+        self._context_chars = len(self._decode(self._context))
+        self._waiting = []
+        return new
+
+    def finish(self) -> str:
+        text = self._decode(self._context + self._waiting)[self._context_chars :] if self._waiting else ""
+        self._waiting = []
+        return text
+
+    def _decode(self, ids: list[int]) -> str:
+        # Clean-up would rewrite text that is already on the screen ("a ' b" becomes "a'b").
+        return str(self._tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+
+def _is_byte_level(tokenizer: PreTrainedTokenizerBase) -> bool:
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None or backend.decoder is None:
+        return False
+    decoder = json.loads(backend.decoder.__getstate__())
+    steps = decoder["decoders"] if decoder["type"] == "Sequence" else [decoder]
+    return [step["type"] for step in steps if step["type"] != "Fuse"] == ["ByteLevel"]
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """GPT-2's printable stand-in for each byte, and the byte."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = (byte for byte in range(256) if byte not in printable)
+    return {chr(byte): byte for byte in printable} | {chr(256 + index): byte for index, byte in enumerate(others)}

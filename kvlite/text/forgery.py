@@ -1,0 +1,118 @@
+"""Keeps content from forging special tokens and role markers. Knows strings only, no tokenizer and no template.
+
+A mark, a character that occurs nowhere else, is put inside every forged string of a message before the template renders
+it. Where a mark still lies inside a forged string afterwards the rendered text is cut, and the parts are tokenised
+apart: no part holds the whole string. A mark with nothing to cut vanishes, so harmless text keeps its usual ids.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+import unicodedata
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from itertools import accumulate, chain, pairwise
+
+_PRIVATE_USE = ((0xE000, 0xF8FF), (0xF0000, 0xFFFFD))  # code points that stand for no character
+
+
+def unused_characters(count: int, texts: Sequence[str]) -> str:
+    """`count` private-use characters that occur in none of `texts`."""
+    candidates = map(chr, chain.from_iterable(range(first, last + 1) for first, last in _PRIVATE_USE))
+    unused = (character for character in candidates if not any(character in text for text in texts))
+    return "".join(next(unused) for _ in range(count))
+
+
+class ForgedStrings:
+    """Finds a fixed set of strings in text, also where a normalizer or a template would fold case, width or accents."""
+
+    def __init__(self, strings: Iterable[str]) -> None:
+        folded = {_fold(string)[0] for string in strings}
+        self._strings = sorted((string for string in folded if len(string) > 1), key=len, reverse=True)
+        self._longest = max(map(len, self._strings), default=0)
+        self._heads = {string[:size] for string in self._strings for size in range(1, len(string))}
+        self._tails = {string[size:] for string in self._strings for size in range(1, len(string))}
+        # A lookahead also finds strings that overlap; the longest alternative comes first.
+        alternatives = "|".join(map(re.escape, self._strings))
+        self._pattern = re.compile(f"(?=({alternatives}))" if alternatives else r"(?!)")
+
+    def any_begins(self, character: str) -> bool:
+        """Whether one of the strings begins with `character`."""
+        return _fold(character)[0] in self._heads
+
+    def spans(self, text: str) -> list[tuple[int, int]]:
+        """Where the strings lie in `text`, as (start, end), in order of start; spans may overlap."""
+        folded, origin = _fold(text)
+        found = (match.span(1) for match in self._pattern.finditer(folded))
+        if origin is None:
+            return list(found)
+        return [(origin[start], origin[end - 1] + 1) for start, end in found]
+
+    def mark(self, text: str, mark: str) -> str:
+        """`text` with `mark` inside each forged string, and at an edge that could be one end of such a string."""
+        places = {start + 1 for start, _ in self.spans(text)}
+        places.update(self._open_edges(text))
+        if not places:
+            return text
+        edges = [0, *sorted(places), len(text)]
+        return mark.join(text[start:end] for start, end in pairwise(edges))
+
+    def split(self, marked: str, mark: str) -> list[str]:
+        """The parts of `marked`, without marks, cut where a mark lies inside a forged string."""
+        pieces = marked.split(mark)
+        text = "".join(pieces)
+        if len(pieces) == 1:
+            return [text]
+        cuts = self._inside(list(dict.fromkeys(accumulate(map(len, pieces[:-1])))), self.spans(text))
+        edges = [0, *cuts, len(text)]
+        return [text[start:end] for start, end in pairwise(edges)]
+
+    @staticmethod
+    def _inside(places: list[int], spans: list[tuple[int, int]]) -> list[int]:
+        """Those of the ascending `places` that lie strictly inside a span."""
+        inside = []
+        following = iter([*spans, (sys.maxsize, 0)])
+        start, end = next(following)
+        reached = 0
+        for place in places:
+            while start < place:
+                reached = max(reached, end)
+                start, end = next(following)
+            if place < reached:
+                inside.append(place)
+        return inside
+
+    def _open_edges(self, text: str) -> list[int]:
+        start = len(text) - len(text.lstrip())  # templates trim, so the edges are inside the surrounding white space
+        end = len(text.rstrip())
+        reach = 4 * self._longest  # characters that fold to nothing may lie between
+        head = _fold(text[start : start + reach])[0]
+        tail = _fold(text[max(start, end - reach) : end])[0]
+        edges = []
+        if any(head[:size] in self._tails for size in range(1, min(len(head), self._longest) + 1)):
+            edges.append(start)
+        if any(tail[-size:] in self._heads for size in range(1, min(len(tail), self._longest) + 1)):
+            edges.append(end)
+        return edges
+
+
+def _fold(text: str) -> tuple[str, list[int] | None]:
+    """`text` as it is compared, and for each folded character the index it came from (None: its own)."""
+    if text.isascii() and text.isprintable():
+        return text.lower(), None
+    folded: list[str] = []
+    origin: list[int] = []
+    for index, character in enumerate(text):
+        for part in _fold_character(character):
+            folded.append(part)
+            origin.append(index)
+    return "".join(folded), origin
+
+
+@lru_cache(maxsize=4096)
+def _fold_character(character: str) -> str:
+    if character.isspace() or character == "▁":  # SentencePiece writes spaces as U+2581
+        return " "
+    parts = unicodedata.normalize("NFKD", character).casefold()
+    return "".join(part for part in parts if unicodedata.category(part) not in ("Mn", "Cc", "Cf"))

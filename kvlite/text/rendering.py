@@ -1,0 +1,67 @@
+"""Messages to one string: the model's own chat template, or a plain transcript for a model without one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from jinja2.exceptions import TemplateError, TemplateSyntaxError
+
+from kvlite.errors import BrokenModel, UsageError
+from kvlite.text.messages import Message
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+# What a template may raise besides Jinja's own errors: it computes with the messages like any program.
+_TEMPLATE_FAULTS = (TemplateError, TypeError, ValueError, LookupError, ArithmeticError, AttributeError, RecursionError)
+
+
+class ChatTemplate:
+    """The model's Jinja template; renders with the prompt for the next answer at the end."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, source: str) -> None:
+        self._tokenizer = tokenizer
+        self.source = source
+
+    def render(self, messages: Sequence[Message], variables: Mapping[str, Any]) -> str:
+        """The conversation as text; raises UsageError with the template's own message when it refuses."""
+        conversation = [{"role": message.role, "content": message.content} for message in messages]
+        try:
+            rendered = self._tokenizer.apply_chat_template(
+                conversation, chat_template=self.source, tokenize=False, add_generation_prompt=True, **variables
+            )
+        except TemplateSyntaxError as error:
+            raise BrokenModel(f"the model's chat template cannot be read: {_one_line(error)}") from error
+        except _TEMPLATE_FAULTS as error:
+            raise UsageError(f"the model's chat template refuses this conversation: {_one_line(error)}") from error
+        return str(rendered)
+
+
+class Transcript:
+    """For a model without a chat template: `User: …` and `Assistant: …` lines."""
+
+    source = ""
+    stop = ("\nUser:",)
+
+    def render(self, messages: Sequence[Message], variables: Mapping[str, Any]) -> str:
+        """The conversation as text; there are no variables to use."""
+        forms = {"system": "{}\n\n", "user": "User: {}\n", "assistant": "Assistant: {}\n"}
+        return "".join(forms[message.role].format(message.content) for message in messages) + "Assistant:"
+
+
+Renderer = ChatTemplate | Transcript
+
+
+def template_source(tokenizer: PreTrainedTokenizerBase) -> str:
+    """The tokenizer's chat template for plain chats; empty if it has none."""
+    if not tokenizer.chat_template:
+        return ""
+    try:
+        return str(tokenizer.get_chat_template())
+    except ValueError as error:  # several named templates, none of them the default
+        raise BrokenModel(f"the model has no default chat template: {_one_line(error)}") from error
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
