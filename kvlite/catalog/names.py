@@ -88,7 +88,7 @@ def resolve_model(name: str, *, revision: str | None = None) -> ModelRef:
         return ModelRef(alias=alias.name, repo=alias.repo, revision=revision)
     if _REPO.fullmatch(hub_name) and "--" not in hub_name and ".." not in hub_name:
         known = alias_of(hub_name)
-        return ModelRef(alias=known.name if known else None, repo=hub_name, revision=revision)
+        return ModelRef(alias=known.name if known else None, repo=known.repo if known else hub_name, revision=revision)
     raise ModelNotFound(f"no model is called {name!r}; {_suggestion(hub_name)}")
 
 
