@@ -54,8 +54,9 @@ def parse_size(text: str) -> int | None:
         return None
     whole, _, fraction = match["number"].partition(".")
     scale = 10 ** len(fraction)  # whole numbers only: floats lose bytes above 2^53
-    unit: str = match["unit"].upper()
-    return int(whole + fraction) * UNITS[unit] // scale
+    unit = match["unit"].upper()
+    size: int = int(whole + fraction) * UNITS[unit] // scale
+    return size
 
 
 def human_bytes(count: int) -> str:

@@ -107,7 +107,7 @@ def _grant(budget: Budget, layouts: _Layouts, cap: int, free_bytes: int | None) 
         slots = cap if budget.kind is BudgetKind.FULL else min(cap, int(budget.amount))
         needed = layouts.reserved(slots)
         if free_bytes is not None and needed > free_bytes:
-            fitting = layouts.largest(free_bytes, cap)
+            fitting = layouts.most(free_bytes, cap)
             raise DoesNotFit(
                 f"KV budget {budget} takes {human_bytes(needed)}, {human_bytes(free_bytes)} are free; "
                 f"what fits is {fitting}tok or {size_down(free_bytes)}"
@@ -120,13 +120,21 @@ def _grant(budget: Budget, layouts: _Layouts, cap: int, free_bytes: int | None) 
                 f"KV budget {budget} is more than the {human_bytes(free_bytes)} that are free; "
                 f"what fits is {size_down(free_bytes)} or auto"
             )
-        return layouts.largest(allowed, cap), allowed
+        return layouts.most(allowed, cap), allowed
     if free_bytes is None:
         raise UsageError(f"KV budget {budget} is measured against free memory, which is not known here; give a size")
     allowed = int(free_bytes * (AUTO_SHARE if budget.kind is BudgetKind.AUTO else Fraction(budget.amount)))
-    slots = layouts.largest(allowed, cap)
+    slots = layouts.most(allowed, cap)
     is_whole_window = budget.kind is BudgetKind.AUTO and slots == cap
     return slots, layouts.reserved(slots) if is_whole_window else allowed
+
+
+def tokens_of_keys_and_values(shape: ModelShape, slot_format: SlotFormat, rows: int, allowed: int) -> int:
+    """Tokens per row whose keys and values alone take at most `allowed` bytes, whatever the model's window."""
+    layouts = _Layouts(shape, SlotCosts(slot_format, 0), rows)
+    bounded = all(layer.window for layer in shape.layers if layer.kv_heads)
+    cap = most_slots(shape, evicts=False) if bounded else _UNBOUNDED
+    return largest(lambda slots: layouts.plan(slots, 0, 0, None).k_v_bytes <= allowed, cap)
 
 
 def most_slots(shape: ModelShape, *, evicts: bool, chunk_limit: int = MOST_CHUNK) -> int:
@@ -136,7 +144,7 @@ def most_slots(shape: ModelShape, *, evicts: bool, chunk_limit: int = MOST_CHUNK
         windows = [layer.window for layer in shape.layers if layer.kv_heads]
         return max((size for size in windows if size), default=_UNBOUNDED) if all(windows) else _UNBOUNDED
     if shape.positions == "rotary" and evicts:
-        return _largest(lambda slots: slots + chunk_tokens(slots, chunk_limit) <= window, window)
+        return largest(lambda slots: slots + chunk_tokens(slots, chunk_limit) <= window, window)
     return window
 
 
@@ -151,9 +159,9 @@ class _Layouts:
     def reserved(self, slots: int) -> int:
         return self.plan(slots, 0, 0, None).reserved_bytes
 
-    def largest(self, allowed: int, cap: int) -> int:
+    def most(self, allowed: int, cap: int) -> int:
         """The most slots whose bytes are within `allowed`; 0 when not even one is."""
-        return _largest(lambda slots: self.reserved(slots) <= allowed, cap)
+        return largest(lambda slots: self.reserved(slots) <= allowed, cap)
 
     def plan(self, slots: int, chunk: int, budget_bytes: int, capped_by: str | None) -> CachePlan:
         layers = self.shape.layers
@@ -180,7 +188,7 @@ class _Layouts:
         )
 
 
-def _largest(holds: Callable[[int], bool], upper: int) -> int:
+def largest(holds: Callable[[int], bool], upper: int) -> int:
     """The largest count from 0 to `upper` for which `holds`, given that it holds up to there and not above."""
     low, high = 0, upper
     while low < high:

@@ -13,7 +13,7 @@ from kvlite.memory.format import DTYPE_BYTES
 from kvlite.memory.layouts import CONV, FULL, HYBRID, LINEAR, SLIDING
 
 ASSUMED_DTYPE = "bfloat16"
-"""Where config.json names no dtype; whoever knows the weights' own dtype passes it instead."""
+"""Where neither config.json nor the weights name a dtype."""
 
 _OLD_TYPES = {"attention": FULL, "mamba": LINEAR, "mamba2": LINEAR}
 _MOST_LAYERS = 10_000
@@ -58,10 +58,13 @@ class ModelShape:
     dtype: str
 
     @classmethod
-    def from_config(cls, config: Mapping[str, object], *, dtype: str | None = None) -> ModelShape:
-        """Read a config.json object, or the text model's part of a composite one; `dtype` overrules the one it names.
+    def from_config(
+        cls, config: Mapping[str, object], *, dtype: str | None = None, stored_dtype: str | None = None
+    ) -> ModelShape:
+        """Read a config.json object, or the text model's part of a composite one.
 
-        Raises BrokenModel when a value is missing or malformed, UnsupportedModel when the layout is not known.
+        `dtype` overrules the one it names; `stored_dtype` (of the weights) stands in where it names none. Raises
+        BrokenModel when a value is missing or malformed, UnsupportedModel when the layout is not known.
         """
         if not isinstance(config, Mapping):
             raise BrokenModel(f"config.json holds a {type(config).__name__}; expected an object")
@@ -69,7 +72,7 @@ class ModelShape:
         text = outer.nested("text_config") or outer
         name = _family_name(outer, text)
         family = FAMILIES[name]
-        dtype = dtype or _dtype(text) or _dtype(outer) or ASSUMED_DTYPE
+        dtype = dtype or _dtype(text) or _dtype(outer) or stored_dtype or ASSUMED_DTYPE
         if dtype not in DTYPE_BYTES:
             raise UnsupportedModel(f"config.json: dtype is '{dtype}'; kvlite runs {', '.join(DTYPE_BYTES)}")
         kinds = _layer_types(text, family, name)

@@ -1,0 +1,69 @@
+"""How much memory this machine has left for us, within the limits of the control groups this process is in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class _Hierarchy:
+    """Where one version of control groups keeps a group's limit, usage and reclaimable page cache."""
+
+    root: str
+    limit: str
+    usage: str
+    reclaimable: str
+
+
+_V1 = _Hierarchy("sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+_V2 = _Hierarchy("sys/fs/cgroup", "memory.max", "memory.current", "inactive_file")
+
+
+def available_bytes(root: Path = Path("/")) -> int:
+    """Bytes this process can still take: MemAvailable, or less where a control group limits it. `root` is for tests."""
+    groups = (max(0, limit - used) for limit, used in _group_limits(root))
+    return min((_machine_available(root), *groups))
+
+
+def _machine_available(root: Path) -> int:
+    for line in (_read(root / "proc/meminfo") or "").splitlines():
+        key, _, value = line.partition(":")
+        if key == "MemAvailable":
+            return int(value.split()[0]) * 1024
+    import psutil  # type: ignore[import-untyped,unused-ignore]
+
+    return int(psutil.virtual_memory().available)
+
+
+def _group_limits(root: Path) -> Iterator[tuple[int, int]]:
+    """(limit, usage without what the kernel would give back) of every control group above this process."""
+    for line in (_read(root / "proc/self/cgroup") or "").splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers in ("", "memory"):
+            hierarchy = _V2 if controllers == "" else _V1
+            top = root / hierarchy.root
+            group = top / path.lstrip("/")
+            for folder in (group, *group.parents):  # inside a container only the top may be visible
+                if folder.is_relative_to(top):
+                    yield from _limit(folder, hierarchy)
+
+
+def _limit(folder: Path, hierarchy: _Hierarchy) -> Iterator[tuple[int, int]]:
+    limit, usage = _read(folder / hierarchy.limit), _read(folder / hierarchy.usage)
+    if limit is None or usage is None or not limit.strip().isdigit():  # "max" is no limit
+        return
+    reclaimable = 0
+    for line in (_read(folder / "memory.stat") or "").splitlines():
+        key, _, value = line.partition(" ")
+        if key == hierarchy.reclaimable:
+            reclaimable = int(value)
+    yield int(limit), max(0, int(usage) - reclaimable)
+
+
+def _read(path: Path) -> str | None:
+    try:
+        return path.read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return None

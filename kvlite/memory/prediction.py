@@ -1,0 +1,128 @@
+"""What a run is predicted to take on a device, one term a line, before anything is loaded. Rules, not measurements."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from kvlite.memory.format import DTYPE_BYTES, human_bytes
+from kvlite.memory.plan import CachePlan
+from kvlite.memory.shape import ModelShape
+
+DeviceKind = Literal["cuda", "cpu"]
+
+QUANT_BYTES = {"8bit": 1.0, "4bit": 0.516, "nf4": 0.5625, "fp4": 0.5625}
+"""Bytes per weight of a linear layer: 4 bits and an fp32 scale per 64 weights, which `4bit` quantises once more."""
+
+CUDA_CONTEXT_BYTES = 500_000_000  # driver context, cuBLAS workspaces and loaded kernels; differs per GPU and driver
+ATTENTION_TILE_BYTES = 16 * 2**20  # the attention works in tiles of this many bytes of fp32 logits
+ATTENTION_TILES = 4  # logits, their mask, probabilities, and a widened copy of keys or values
+SAMPLING_COPIES = 4  # fp32 logits, sorted, their indices and cumulative sums
+
+
+@dataclass(frozen=True, slots=True)
+class Term:
+    """One line of the account; `predicted_bytes` is None where it cannot be known."""
+
+    name: str
+    predicted_bytes: int | None
+    note: str
+
+
+@dataclass(frozen=True, slots=True)
+class WeightFacts:
+    """What the files say of the weights: their bytes, how many there are, and whether they are quantised already."""
+
+    num_bytes: int
+    parameters: int | None
+    is_tied: bool
+    is_quantised: bool
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPlan:
+    """The terms of a run and what the device has for them; unknown terms count as nothing."""
+
+    terms: tuple[Term, ...]
+    free_bytes: int | None
+
+    @property
+    def total_bytes(self) -> int:
+        return sum(term.predicted_bytes or 0 for term in self.terms)
+
+    @property
+    def fits(self) -> bool:
+        """Whether the known terms fit into the free memory, where that is known."""
+        return self.free_bytes is None or self.total_bytes <= self.free_bytes
+
+    def predicted(self) -> dict[str, int]:
+        """The known terms by name."""
+        return {term.name: term.predicted_bytes for term in self.terms if term.predicted_bytes is not None}
+
+
+def cache_terms(cache: CachePlan) -> tuple[Term, ...]:
+    """What the cache allocates; together exactly `cache.reserved_bytes`."""
+    slots = f"{cache.slots:,} tokens" if cache.rows == 1 else f"{cache.slots:,} tokens in each of {cache.rows} rows"
+    return (
+        Term("kv", cache.k_v_bytes, f"keys and values of {slots}"),
+        Term("policy_state", cache.policy_state_bytes, "what the policy keeps about each slot"),
+        Term("positions", cache.position_bytes, "position and rotation, 8 B a slot"),
+        Term("staging", cache.staging_bytes, "one more slot per KV head, for what is discarded"),
+        Term("constant_state", cache.state_bytes, "convolutions, SSM and linear attention; does not grow"),
+    )
+
+
+def other_terms(
+    shape: ModelShape, weights: WeightFacts | None, *, quant: str, device: DeviceKind, rows: int, chunk: int
+) -> tuple[Term, ...]:
+    """What a run takes beside its cache, with chunks of `chunk` tokens in each of `rows` rows."""
+    terms = (
+        _weights(shape, weights, quant),
+        Term("activations", activation_bytes(shape, rows * chunk), f"one chunk of {chunk} tokens a row"),
+        Term("scratch", scratch_bytes(shape, rows, quant), "attention tiles and the logits of one step"),
+    )
+    if device == "cuda":
+        return (*terms, Term("cuda_context", CUDA_CONTEXT_BYTES, "the driver's own; an estimate"))
+    return terms
+
+
+def activation_bytes(shape: ModelShape, tokens: int) -> int:
+    """Activations of one layer for `tokens` tokens fed at once, the largest of them alive together.
+
+    Per token, in the model's dtype: residual, its normed copy, the sums of attention and feed-forward and two more in
+    passing (6 hidden); gate, up and their product (3 intermediate); q, k, v before and after rotation, and the output.
+    """
+    widest = max(
+        2 * (shape.query_heads * layer.k_dim + layer.kv_heads * (layer.k_dim + layer.v_dim))
+        + shape.query_heads * layer.v_dim
+        for layer in shape.layers
+    )
+    per_token = 6 * shape.hidden + 3 * shape.intermediate + widest
+    return tokens * per_token * DTYPE_BYTES[shape.dtype]
+
+
+def scratch_bytes(shape: ModelShape, rows: int, quant: str) -> int:
+    """What does not follow from the context: attention tiles, the logits of one step, one widened 4-bit matrix."""
+    logits = rows * shape.vocab * (DTYPE_BYTES[shape.dtype] + SAMPLING_COPIES * DTYPE_BYTES["float32"])
+    widened = shape.hidden * shape.intermediate * DTYPE_BYTES[shape.dtype] if quant != "none" else 0
+    return ATTENTION_TILES * ATTENTION_TILE_BYTES + logits + widened
+
+
+def _weights(shape: ModelShape, weights: WeightFacts | None, quant: str) -> Term:
+    if weights is None:
+        return Term("weights", None, "unknown: there are no weights here to measure")
+    if weights.is_quantised:
+        return Term("weights", weights.num_bytes, "as stored, quantised already")
+    if weights.parameters is None:
+        return Term("weights", weights.num_bytes, "as stored; not safetensors, so not looked into")
+    element = DTYPE_BYTES[shape.dtype]
+    if quant == "none":
+        return Term("weights", weights.parameters * element, f"{weights.parameters:,} parameters in {shape.dtype}")
+    kept = min(weights.parameters, shape.vocab * shape.hidden * (1 if weights.is_tied else 2))
+    size = kept * element + int((weights.parameters - kept) * QUANT_BYTES[quant])
+    return Term(
+        "weights",
+        size,
+        f"{quant}: {QUANT_BYTES[quant]} B a weight; embedding and head stay {shape.dtype} "
+        f"({human_bytes(kept * element)})",
+    )
