@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 
-from kvlite.errors import UsageError
+from kvlite.errors import OutOfMemory, UsageError
 from kvlite.memory import measure
 from kvlite.memory.counts import KVCounts
 from kvlite.memory.records import RunRecords, new_run_id, write_record
@@ -29,7 +29,7 @@ from kvlite.memory.report import (
 )
 from kvlite.memory.timeline import Timeline
 
-AUTO = "auto"
+AUTO, NONE = "auto", "none"
 MAX_REQUESTS = 1000
 MAX_WARNINGS = 100
 
@@ -37,8 +37,8 @@ MAX_WARNINGS = 100
 class RunRecorder:
     """Takes values as the run goes; leaving the `with` block writes the record and never fails the run.
 
-    `report` is `auto` (the state folder) or a file's path, checked here: raises UsageError. `warn` is told, once,
-    when the record cannot be written. `clock` gives seconds.
+    `report` is `auto` (the state folder), `none` (keep no record) or a file's path, checked here: raises UsageError.
+    `warn` is told, once, when the record cannot be written. `clock` gives seconds.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class RunRecorder:
         warn: Callable[[str], None] = lambda text: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._path = None if report == AUTO else _writable(report)
+        self._path = None if report in (AUTO, NONE) else _writable(report)
         self._warn = warn
         self._clock = clock
         self._start_s = clock()
@@ -63,7 +63,7 @@ class RunRecorder:
         self._phases: dict[str, int] = {}
         self._timeline = Timeline()
         self._sums = [0, 0, 0]  # tokens seen, kept, evicted over all answers, for a batch
-        self._is_finished = False
+        self._is_finished = report == NONE
 
     @property
     def run_id(self) -> str:
@@ -251,5 +251,7 @@ def _exit_code(error: BaseException | None) -> int:
         return 0
     if isinstance(error, KeyboardInterrupt):
         return 130
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, without loading torch
+        return OutOfMemory.exit_code
     code = getattr(error, "exit_code", 1)
     return code if isinstance(code, int) else 1

@@ -6,6 +6,7 @@ record written by a newer kvlite passes through unchanged. docs/report.md explai
 
 from __future__ import annotations
 
+import json
 import math
 from typing import Annotated, Literal
 
@@ -217,6 +218,11 @@ class RunRecord(Part):
     def to_json(self) -> str:
         """The record as one line of JSON."""
         return self.model_dump_json(by_alias=True)
+
+
+def schema_json() -> str:
+    """The JSON Schema of a record, as docs/report.schema.json has it."""
+    return json.dumps(RunRecord.model_json_schema(), indent=2, ensure_ascii=False) + "\n"
 
 
 def merge_terms(predicted: dict[str, int], measured: dict[str, int]) -> list[MemoryTerm]:

@@ -1,0 +1,170 @@
+"""`kvlite report`: what a past run took, predicted and measured; gates and comparisons over it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from kvlite.cli.options import console
+from kvlite.errors import OutputError, UsageError
+
+if TYPE_CHECKING:
+    from kvlite.console import Console
+    from kvlite.memory.report import RunRecord
+    from kvlite.memory.report_view import Table
+
+_BULK = {"requests", "timeline"}  # what makes a record long; `report RUN --json` has it
+
+Words = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[RUN|PATH|last | ls | rm RUN...]", help="A run's id or its start, a record's file, or last;"
+                   " ls lists the runs, rm deletes some.", show_default="last"),
+]  # fmt: skip
+Markdown = Annotated[bool, typer.Option("--md", allow_from_autoenv=False, help="Markdown instead of plain tables.")]
+Html = Annotated[
+    Path | None,
+    typer.Option("--html", metavar="PATH", allow_from_autoenv=False, help="Write one self-contained page."),
+]
+Compare = Annotated[
+    str | None,
+    typer.Option("--compare", metavar="RUN2", allow_from_autoenv=False, help="Show what differs from RUN to RUN2."),
+]
+FailOn = Annotated[
+    list[str] | None,
+    typer.Option("--fail-on", metavar="EXPR", allow_from_autoenv=False,
+                 help="Exit 6 when true, such as 'peak_vram_bytes>6.5GB'; with --compare also 'change.FIELD>0'."),
+]  # fmt: skip
+
+
+def report(
+    words: Words = None, md: Markdown = False, html: Html = None, compare: Compare = None, fail_on: FailOn = None
+) -> None:
+    """Show what a past run took: predicted, measured, kept and evicted."""
+    out = console()
+    flags = {"--json": out.as_json, "--md": md, "--html": html, "--compare": compare, "--fail-on": fail_on}
+    given = [name for name, value in flags.items() if value]
+    first, *rest = words or ["last"]
+    if first not in ("ls", "rm"):
+        _refuse_contradictions(given)
+        if rest:
+            raise UsageError(f"one run at a time, not also {rest[0]!r}; --compare takes a second")
+        _report(out, first, md=md, html=html, compare=compare, fail_on=fail_on or [])
+    elif set(given) - {"--json"}:
+        raise UsageError(f"report {first} takes no {given[-1]}")
+    elif first == "ls":
+        _list(out, rest)
+    else:
+        _remove(out, rest)
+
+
+def _refuse_contradictions(given: list[str]) -> None:
+    forms = [name for name in given if name in ("--json", "--md", "--html")]
+    if "--html" in forms and "--compare" in given:
+        forms.append("--compare")
+    if len(forms) > 1:
+        raise UsageError(f"{forms[0]} contradicts {forms[1]}; give one of them")
+
+
+def _report(out: Console, run: str, *, md: bool, html: Path | None, compare: str | None, fail_on: list[str]) -> None:
+    from kvlite.memory.gate import Comparison, changes, check, numbers_of
+    from kvlite.memory.records import RunRecords
+
+    comparisons = [Comparison.parse(text) for text in fail_on]
+    runs = RunRecords()
+    record = runs.load(run)
+    numbers = numbers_of(record)
+    other = runs.load(compare) if compare else None
+    if other is not None:
+        numbers |= changes(numbers, numbers_of(other))
+    for comparison in comparisons:  # a gate that cannot be judged says so before anything is printed
+        comparison.holds(numbers)
+    if other is not None:
+        _show_difference(out, record, other, md=md)
+    else:
+        _show(out, record, md=md, html=html)
+    check(comparisons, numbers)
+
+
+def _show(out: Console, record: RunRecord, *, md: bool, html: Path | None) -> None:
+    if out.as_json:
+        out.json(record.model_dump(mode="json", by_alias=True))
+    elif md:
+        from kvlite.memory.report_markdown import report_markdown
+
+        out.answer(report_markdown(record))
+    elif html is not None:
+        from kvlite.memory.report_html import report_html
+
+        _write(html, report_html(record))
+        out.note(f"wrote {html}")
+    else:
+        from kvlite.memory.report_view import run_line, tables, verdict
+
+        out.line(verdict(record))
+        out.line(run_line(record))
+        for table in tables(record):
+            out.line()
+            _show_table(out, table)
+
+
+def _show_table(out: Console, table: Table) -> None:
+    out.table(table.columns, table.rows)
+    if table.note:
+        out.line(table.note)
+
+
+def _show_difference(out: Console, record: RunRecord, other: RunRecord, *, md: bool) -> None:
+    from kvlite.memory.gate import difference_table, differences
+
+    if out.as_json:
+        found = {name: list(values) for name, values in differences(record, other).items()}
+        out.json({"runs": [record.run_id, other.run_id], "differences": found})
+        return
+    table = difference_table(record, other)
+    if md:
+        from kvlite.memory.report_markdown import table_markdown
+
+        out.line(table_markdown(table))
+    else:
+        _show_table(out, table)
+
+
+def _list(out: Console, rest: list[str]) -> None:
+    from kvlite.memory.records import RunRecords, read_record
+    from kvlite.memory.report_view import runs_table
+
+    if rest:
+        raise UsageError(f"report ls takes no run, not {rest[0]!r}")
+    records = []
+    for path in RunRecords().paths():
+        try:
+            records.append(read_record(path))
+        except UsageError as error:  # one broken file must not hide the other runs
+            out.warn(str(error))
+    if out.as_json:
+        out.json([record.model_dump(mode="json", by_alias=True, exclude=_BULK) for record in records])
+    elif out.quiet:
+        for record in records:
+            out.line(record.run_id)
+    else:
+        table = runs_table(records)
+        out.table(table.columns, table.rows)
+
+
+def _remove(out: Console, names: list[str]) -> None:
+    from kvlite.memory.records import RunRecords
+
+    if not names:
+        raise UsageError("report rm needs a run; `kvlite report ls` lists them")
+    runs = RunRecords()
+    for name in names:
+        out.note(f"removed {runs.remove(name)}")
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror}; give --html another file") from error
