@@ -96,8 +96,8 @@ KvPerSeq = Annotated[
 ]  # fmt: skip
 KvPolicy = Annotated[
     str | None,
-    typer.Option("--kv-policy", metavar="NAME", autocompletion=_complete_policy, rich_help_panel=_MEMORY,
-                 help="What is kept when the budget is full; `kvlite policies` lists them."),
+    typer.Option("--kv-policy", metavar="NAME", show_default="heavy-hitter", autocompletion=_complete_policy,
+                 rich_help_panel=_MEMORY, help="What is kept when the budget is full; `kvlite policies` lists them."),
 ]  # fmt: skip
 KvDtype = Annotated[
     str | None,
