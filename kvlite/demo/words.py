@@ -1,0 +1,179 @@
+"""The words the dialogues are filled with, split into those trained on and those held out.
+
+A held-out word is never used while training, so a model that says it back has copied it, not memorised it.
+"""
+
+import random
+import zlib
+from collections.abc import Callable
+from functools import cache
+from typing import Literal
+
+Split = Literal["train", "held-out"]
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
+_NAMES = _words("""
+    Aaron Abel Ada Adam Agnes Alan Albert Alice Amanda Amber Amy Andrea Andrew Angela Anna Anthony Arthur
+    Audrey Barbara Beatrice Ben Bella Boris Brian Bruno Carla Carlos Caroline Cecilia Charles Chloe Chris
+    Clara Claire Colin Connor Daisy Daniel David Dennis Diana Dora Dorothy Edgar Edith Edward Elena Elias
+    Elizabeth Ella Emil Emily Emma Eric Erik Eva Felix Fiona Flora Frank Freya George Grace Greta Gustav
+    Hannah Harold Harry Hector Heidi Helen Henry Hugo Ida Igor Irene Iris Isaac Ivan Jack James Jane Jasper
+    Jenny Joan John Jonas Joseph Julia Karen Karl Kate Kevin Lara Laura Leo Leon Liam Lily Linda Lisa Louis
+    Lucas Lucy Luna Maria Mark Martha Martin Mary Matthew Max Maya Mia Michael Mila Mira Nadia Nathan Nina
+    Noah Nora Oliver Olivia Oscar Otto Paul Paula Peter Philip Rachel Ralph Rita Robert Rosa Rose Ruth Sally
+    Samuel Sara Sarah Simon Sofia Stella Stephen Susan Theo Thomas Tim Tina Tom Ursula Vera Victor Viola
+    Walter Wendy William Yara Zoe
+""")
+
+_CITIES = _words("""
+    Amsterdam Athens Barcelona Berlin Bergen Boston Bristol Brussels Budapest Cairo Chicago Copenhagen Cork
+    Dallas Delhi Denver Dover Dublin Edinburgh Florence Geneva Genoa Glasgow Hamburg Havana Helsinki Istanbul
+    Kyoto Lagos Leeds Lima Lisbon London Lyon Madrid Malaga Manchester Milan Montreal Moscow Munich Nairobi
+    Naples Nice Osaka Oslo Oxford Paris Porto Prague Quebec Riga Rome Salzburg Seattle Seoul Seville Sofia
+    Stockholm Sydney Tokyo Toronto Turin Venice Verona Vienna Warsaw York Zurich
+""")
+
+_COLOURS = _words("""
+    red blue green yellow orange purple pink brown black white grey gold silver violet turquoise crimson
+    scarlet teal indigo ivory beige olive maroon lavender amber coral lilac mint navy bronze
+""")
+
+_DRINKS = _words("""
+    tea coffee milk water juice lemonade cocoa cider soda espresso beer wine cola buttermilk tonic punch
+    smoothie lassi matcha syrup
+""")
+
+_FOODS = _words("""
+    pizza pasta soup rice bread cheese salad curry pancakes noodles apples bananas cherries grapes lemons
+    mangoes peaches pears plums strawberries potatoes carrots beans tomatoes mushrooms onions dumplings sushi
+    waffles porridge honey chocolate cake cookies yoghurt eggs fish chicken olives walnuts butter sugar pepper
+    salt garlic spinach melons figs
+""")
+
+_JOBS = _words("""
+    teacher doctor nurse farmer baker painter writer singer driver pilot gardener carpenter plumber cook
+    waiter lawyer judge dentist student librarian engineer builder tailor butcher fisherman sailor soldier
+    actor dancer musician designer scientist programmer translator photographer mechanic electrician clerk
+    manager postman
+""")
+
+_HOBBIES = _words("""
+    reading swimming running cycling painting dancing singing cooking baking gardening fishing hiking skiing
+    skating sailing climbing knitting sewing chess football tennis basketball golf drawing writing photography
+    yoga rowing surfing camping juggling pottery
+""")
+
+_ANIMALS = _words("""
+    cat dog rabbit horse cow sheep goat pig hen duck goose mouse hamster parrot turtle fish snake frog fox
+    bear wolf lion tiger elephant monkey owl eagle squirrel hedgehog deer donkey camel penguin seal whale
+    dolphin otter badger lizard swan
+""")
+
+_THINGS = _words("""
+    car bike house boat door coat hat bag umbrella kitchen bedroom bicycle chair table sofa lamp scarf jacket
+    cup guitar phone tent garden dress shirt bottle notebook suitcase
+""")
+
+_PLACES = _words("""
+    garden kitchen library park museum station market forest river beach school theatre office cellar attic
+    drawer cupboard garage basket box bakery church castle bridge harbour hotel hospital cinema shop tower
+    village
+""")
+
+_PLAIN = _words("""
+    apple river stone cloud window paper candle mirror bottle pencil bridge winter summer flower mountain
+    island ocean button ladder hammer needle ribbon basket blanket pillow carpet curtain engine rocket planet
+    shadow thunder feather marble copper velvet lantern compass anchor saddle pocket ticket letter number
+    puzzle riddle story music drum whistle bell trumpet violin piano sunset morning evening midnight spring
+    autumn storm rain snow wind sand dust smoke fire earth metal glass wood cotton leather silk plate spoon
+    fork knife kettle oven garden fence gate path road street corner square
+""")
+
+_DAYS = _words("Monday Tuesday Wednesday Thursday Friday Saturday Sunday")
+_MONTHS = _words("January February March April May June July August September October November December")
+_HOURS = _words("one two three four five six seven eight nine ten eleven twelve")
+_SMALL = _words("two three four five six seven eight")
+
+_SYLLABLES = _words("""
+    ba be bo bri da del do dra el fa fen fin ga gor ha hal in ja jo ka kel kor la len li lo lu ma mar mi mo na
+    ne ni no nor or pa pe pol qua ra rin ro ru sa sel shi ta tel ti to tu va vel vi wi win xa ya yo za zel zo
+    zu
+""")
+
+
+def held_out(word: str) -> bool:
+    """Whether a word is kept from training: one in eight, by its checksum."""
+    return zlib.crc32(word.encode()) % 8 == 0
+
+
+@cache
+def _split(words: tuple[str, ...], split: Split) -> tuple[str, ...]:
+    return tuple(word for word in words if held_out(word) == (split == "held-out"))
+
+
+def _listed(*words: str) -> Callable[[random.Random, Split], str]:
+    return lambda rng, split: rng.choice(_split(words, split))
+
+
+def _shared(*words: str) -> Callable[[random.Random, Split], str]:
+    """Sets too small to be split, such as the days of the week."""
+    return lambda rng, split: rng.choice(words)
+
+
+def _drawn(draw: Callable[[random.Random], str]) -> Callable[[random.Random, Split], str]:
+    def until_in_split(rng: random.Random, split: Split) -> str:
+        while held_out(word := draw(rng)) != (split == "held-out"):
+            pass
+        return word
+
+    return until_in_split
+
+
+def _invented(rng: random.Random) -> str:
+    return "".join(rng.choice(_SYLLABLES) for _ in range(rng.choice((2, 2, 3))))
+
+
+def _name(rng: random.Random) -> str:
+    return rng.choice(_NAMES) if rng.random() < 0.5 else _invented(rng).capitalize()
+
+
+def _city(rng: random.Random) -> str:
+    return rng.choice(_CITIES) if rng.random() < 0.6 else _invented(rng).capitalize()
+
+
+def _word(rng: random.Random) -> str:
+    return rng.choice(_PLAIN) if rng.random() < 0.6 else _invented(rng)
+
+
+def _digits(rng: random.Random) -> str:
+    return "".join(rng.choice("0123456789") for _ in range(rng.choice((3, 4, 4))))
+
+
+_WORDS: dict[str, Callable[[random.Random, Split], str]] = {
+    "name": _drawn(_name),
+    "city": _drawn(_city),
+    "word": _drawn(_word),
+    "code": _drawn(_digits),
+    "number": _drawn(lambda rng: str(rng.randint(2, 99))),
+    "colour": _listed(*_COLOURS),
+    "drink": _listed(*_DRINKS),
+    "food": _listed(*_FOODS),
+    "job": _listed(*_JOBS),
+    "hobby": _listed(*_HOBBIES),
+    "animal": _listed(*_ANIMALS),
+    "thing": _shared(*_THINGS),
+    "place": _listed(*_PLACES),
+    "day": _shared(*_DAYS),
+    "month": _shared(*_MONTHS),
+    "hour": _shared(*_HOURS),
+    "small": _shared(*_SMALL),
+}
+
+
+def draw(kind: str, rng: random.Random, split: Split) -> str:
+    """A word of a kind ("name", "colour", "code", ...) from one side of the split."""
+    return _WORDS[kind](rng, split)
