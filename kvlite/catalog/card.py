@@ -4,7 +4,9 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-CARD_NAMES = ("README.md", "MODEL_CARD.md")
+CARD = "README.md"
+DEMO_CARD = "MODEL_CARD.md"
+LICENSES = ("LICENSE", "LICENSE.txt", "LICENSE.md")
 _FIELD = re.compile(r"(license|license_name|license_link):\s*[\"']?([^\"'#\n]+)", re.ASCII)
 _NOT_PROSE = re.compile(r"[#<>|!\[`*+=-]|\d+\. ")
 
@@ -21,8 +23,14 @@ class Card:
 
 def read_card(folder: Path) -> Card:
     """The card of a model folder; an empty one when there is none."""
-    path = next((folder / name for name in CARD_NAMES if (folder / name).is_file()), None)
+    path = next((folder / name for name in (CARD, DEMO_CARD) if (folder / name).is_file()), None)
     return parse_card(path.read_text(encoding="utf-8", errors="replace")) if path else Card()
+
+
+def license_text(folder: Path) -> str | None:
+    """The licence's own text, where the folder has it."""
+    path = next((folder / name for name in LICENSES if (folder / name).is_file()), None)
+    return path.read_text(encoding="utf-8", errors="replace").strip() if path else None
 
 
 def parse_card(text: str) -> Card:

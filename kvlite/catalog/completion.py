@@ -1,11 +1,21 @@
 """Model names for the shell's TAB: the alias table and the folders of the cache, and nothing slower."""
 
-from kvlite.catalog.names import DEMO, aliases
+from kvlite.catalog.names import DEMO, alias_of, aliases
 from kvlite.catalog.snapshots import cached_repos
 
 
 def complete_model(incomplete: str) -> list[str]:
     """Aliases and cached repositories that begin with `incomplete`, whatever its case; `:` reads as `-`."""
-    start = incomplete.lower()
-    short = [name for name in (DEMO, *aliases()) if name.startswith(start.replace(":", "-"))]
-    return short + [repo for repo in cached_repos() if repo.lower().startswith(start)]
+    return _beginning_with(incomplete, [DEMO, *aliases()]) + _beginning_with(incomplete, cached_repos())
+
+
+def complete_cached(incomplete: str) -> list[str]:
+    """As `complete_model`, but only what is in the cache."""
+    repos = cached_repos()
+    short = [alias.name for repo in repos if (alias := alias_of(repo))]
+    return _beginning_with(incomplete, short) + _beginning_with(incomplete, repos)
+
+
+def _beginning_with(incomplete: str, names: list[str]) -> list[str]:
+    start = incomplete.lower().replace(":", "-")
+    return [name for name in names if name.lower().startswith(start)]

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from kvlite.catalog import hub
-from kvlite.catalog.card import read_card
+from kvlite.catalog.card import CARD, Card, read_card
 from kvlite.catalog.config import CONFIG, GENERATION, has_tokenizer, read_config, read_generation, read_object
 from kvlite.catalog.hub_errors import describe, offline_error
 from kvlite.catalog.names import ModelRef, aliases
@@ -40,6 +40,13 @@ class ModelFacts:
         """The float type most weight bytes are stored in (`bfloat16`); None when unknown."""
         floats = {dtype: size for dtype, size in self.by_dtype.items() if dtype in _DTYPES}
         return _DTYPES[max(floats, key=floats.__getitem__)] if floats else None
+
+    @property
+    def unnamed_dtype(self) -> str | None:
+        """The stored dtype where config.json names none, else None: what `ModelShape.from_config` wants to be told."""
+        parts = (self.config, self.config.get("text_config"))
+        named = any(part.get(key) for part in parts if isinstance(part, Mapping) for key in ("dtype", "torch_dtype"))
+        return None if named else self.stored_dtype
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,6 +111,20 @@ def local_files(
             say(f"downloading {wanted}")
         folder = hub.download(wanted)
     return files_in(ref, folder, allow_pickle=allow_pickle)
+
+
+def model_card(ref: ModelRef, *, offline: bool = False) -> Card:
+    """The model's card, from its folder or the Hub; an empty one when there is none or it cannot be asked for.
+
+    Raises ModelNotFound, GatedModel, HubUnreachable.
+    """
+    folder = ref.path or cached_snapshot(ref.repo or "", ref.revision)
+    if folder is not None and (ref.path or hub.is_offline(offline) or (folder / CARD).is_file()):
+        return read_card(folder)
+    if hub.is_offline(offline):
+        return Card()
+    path = hub.fetch_small(hub.remote_repo(ref), CARD)
+    return read_card(path.parent) if path else Card()
 
 
 def files_in(ref: ModelRef, folder: Path, *, allow_pickle: bool = False) -> ModelFiles:

@@ -17,7 +17,7 @@ from kvlite.catalog.names import ModelRef
 from kvlite.catalog.selection import refuse_other_formats, small_files, weight_names
 from kvlite.catalog.snapshots import DEFAULT_REVISION, cache_root, repo_folder
 from kvlite.catalog.weights import INDEX, SINGLE, Weights, read_index, weigh
-from kvlite.errors import BrokenModel
+from kvlite.errors import BrokenModel, HubUnreachable
 from kvlite.memory.format import human_bytes
 
 if TYPE_CHECKING:
@@ -68,6 +68,10 @@ def remote_repo(ref: ModelRef) -> RemoteRepo:
     Raises ModelNotFound, GatedModel with what to do about it, or HubUnreachable.
     """
     assert ref.repo is not None
+    if is_offline():
+        raise HubUnreachable(
+            f"{describe(ref)} cannot be asked for: HF_HUB_OFFLINE is set; unset it, or see `kvlite ls`"
+        )
     with as_kvlite_errors(ref, "its list of files"):
         from huggingface_hub.constants import HF_HUB_ETAG_TIMEOUT
 

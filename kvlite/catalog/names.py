@@ -95,7 +95,7 @@ def resolve_model(name: str, *, revision: str | None = None) -> ModelRef:
 def _looks_like_path(name: str) -> bool:
     if name in {".", "..", "~"} or name.startswith(("/", "./", "../", "~/")) or name.endswith("/"):
         return True
-    return not name.lower().startswith(_HUB_PREFIXES) and name.count("/") > 1
+    return not name.lower().startswith(_HUB_PREFIXES) and name.partition("@")[0].count("/") > 1
 
 
 def _folder(name: str, revision: str | None) -> ModelRef:

@@ -54,6 +54,13 @@ def cached_snapshot(repo: str, revision: str | None) -> Path | None:
     return snapshot if _COMMIT.fullmatch(commit) and snapshot.is_dir() else None
 
 
+def newest_snapshot(repo: str) -> Path | None:
+    """The snapshot last written to, of whatever commit."""
+    folder = repo_folder(repo) / "snapshots"
+    found = [path for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
+    return max(found, key=lambda path: path.stat().st_mtime, default=None)
+
+
 def missing_parts(snapshot: Path | None, *, allow_pickle: bool) -> list[str]:
     """What keeps a snapshot from being used: files, `tokenizer`, `safetensors weights`; empty when complete.
 

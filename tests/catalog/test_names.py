@@ -29,6 +29,7 @@ def test_spellings_of_one_repository(name: str, repo: str) -> None:
 def test_revision_in_the_name_or_beside_it() -> None:
     assert resolve_model("org/name@v1").revision == "v1"
     assert resolve_model("qwen3-4b@v1").revision == "v1"
+    assert resolve_model("org/name@refs/pr/1").revision == "refs/pr/1"
     assert resolve_model("org/name", revision="v1").revision == "v1"
     assert resolve_model("org/name@v1", revision="v1").revision == "v1"
     with pytest.raises(UsageError, match="two revisions"):

@@ -1,0 +1,76 @@
+"""What is on this machine: the built-in model and the models of the cache, usable or not."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from kvlite.catalog.files import files_in
+from kvlite.catalog.names import DEMO, ModelRef, alias_of, demo_folder
+from kvlite.catalog.snapshots import (
+    cached_repos,
+    cached_snapshot,
+    missing_parts,
+    modified_s,
+    newest_snapshot,
+    size_on_disk,
+)
+from kvlite.errors import ModelError, UnsupportedModel
+from kvlite.memory.shape import ModelShape
+
+_MODEL_SUFFIXES = {".json", ".jinja", ".safetensors", ".md"}
+State = Literal["ready", "incomplete", "unsupported", "broken"]
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """One model here; `name` is what to type for it, `problem` why it is not `ready`, times are seconds since 1970."""
+
+    name: str
+    repo: str | None
+    revision: str | None
+    size_bytes: int
+    modified_s: float
+    kv_bytes_per_token: int | None = None
+    state: State = "ready"
+    problem: str | None = None
+
+
+def list_models() -> list[Listed]:
+    """The built-in model, then every model repository with anything in the cache."""
+    return [_demo(), *(_cached(repo) for repo in cached_repos())]
+
+
+def _demo() -> Listed:
+    folder = demo_folder()
+    paths = [path for path in folder.iterdir() if path.suffix in _MODEL_SUFFIXES]  # its training data lies there too
+    size, modified = sum(path.stat().st_size for path in paths), folder.stat().st_mtime
+    kv_bytes, state, problem = _usable(ModelRef(alias=DEMO, path=folder), folder)
+    return Listed(DEMO, None, None, size, modified, kv_bytes, state, problem)
+
+
+def _cached(repo: str) -> Listed:
+    alias = alias_of(repo)
+    name = alias.name if alias else repo
+    snapshot = cached_snapshot(repo, None)
+    if snapshot is None and (snapshot := newest_snapshot(repo)):  # only a certain commit was ever asked for
+        name = f"{name}@{snapshot.name}"
+    kv_bytes, state, problem = _usable(ModelRef(alias=alias.name if alias else None, repo=repo), snapshot)
+    revision = snapshot.name if snapshot else None
+    return Listed(name, repo, revision, size_on_disk(repo), modified_s(repo), kv_bytes, state, problem)
+
+
+def _usable(ref: ModelRef, folder: Path | None) -> tuple[int | None, State, str | None]:
+    """KV bytes per token, or what is wrong."""
+    missing: list[str] = []
+    try:
+        missing = missing_parts(folder, allow_pickle=True) if ref.repo else []
+        if folder is None:
+            return None, "incomplete", f"missing: {', '.join(missing)}"
+        files = files_in(ref, folder, allow_pickle=True)
+        return ModelShape.from_config(files.config, dtype=files.unnamed_dtype).kv_bytes_per_token(), "ready", None
+    except UnsupportedModel as error:
+        return None, "unsupported", str(error)
+    except ModelError as error:
+        if missing:
+            return None, "incomplete", f"missing: {', '.join(missing)}; `kvlite pull {ref}` completes it"
+        return None, "broken", str(error)

@@ -1,0 +1,223 @@
+"""The commands over the Hugging Face cache: data on stdout, the rest on stderr, codes a script can rely on."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from kvlite.catalog.snapshots import cache_root
+from kvlite.cli import main
+from tests.hub_server import HubServer, private_hub
+from tests.model_folder import KV_BYTES_PER_TOKEN, model_files, sharded_files, write_model
+
+
+class Ran(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+Kvlite = Callable[..., Ran]
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServer]:
+    with private_hub(monkeypatch, tmp_path) as server:
+        yield server
+
+
+@pytest.fixture
+def kvlite(hub: HubServer, capsys: pytest.CaptureFixture[str]) -> Kvlite:
+    def run(*args: str) -> Ran:
+        capsys.readouterr()
+        code = main(args)
+        return Ran(code, *capsys.readouterr())
+
+    return run
+
+
+def test_pull_says_what_comes_and_prints_the_folder(hub: HubServer, kvlite: Kvlite) -> None:
+    commit = hub.add("org/name", sharded_files(), card={"license": "mit"}).commit
+    code, out, err = kvlite("pull", "org/name")
+    assert code == 0 and err.startswith(f"org/name@{commit[:7]}, licence mit, ")
+    assert (Path(out.removesuffix("\n")) / "model-00002-of-00002.safetensors").is_file()
+    again = kvlite("pull", "org/name", "--json")
+    assert ", 0 B of it not here" in again.err
+    assert json.loads(again.out) == {"repo": "org/name", "revision": commit, "license": "apache-2.0"} | {
+        "folder": out.removesuffix("\n")
+    }
+
+
+def test_pull_takes_a_newer_commit_and_keeps_the_old(hub: HubServer, kvlite: Kvlite) -> None:
+    hub.add("org/name", model_files())
+    old = kvlite("pull", "org/name").out
+    hub.add("org/name", model_files(generation_config__json=b"{}"))
+    new = kvlite("pull", "org/name").out
+    assert old != new and Path(old.strip()).is_dir() and Path(new.strip()).is_dir()
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "said"),
+    [
+        ("org/none", 3, "the Hub has no model org/none"),
+        ("org/pickle", 3, "only pickle weights"),
+        ("org/gguf", 3, "only GGUF files"),
+        ("org/gated", 3, "is gated"),
+        ("lama-7b", 3, "did you mean llama-7b?"),
+        ("org/name@a --revision b", 2, "two revisions"),
+    ],
+)
+def test_pull_refuses_in_one_line(hub: HubServer, kvlite: Kvlite, name: str, code: int, said: str) -> None:
+    hub.add("org/pickle", model_files(model__safetensors=None, pytorch_model__bin=b"1"))
+    hub.add("org/gguf", {"q4.gguf": b"1"})
+    hub.add("org/gated", model_files(), gated=True)
+    ran = kvlite("pull", *name.split())
+    assert (ran.code, ran.out) == (code, "")
+    assert said in ran.err and ran.err.count("\n") == 1
+    assert not list(cache_root().glob("*/snapshots/*/*"))
+
+
+def test_pull_allow_pickle(hub: HubServer, kvlite: Kvlite) -> None:
+    hub.add("org/pickle", model_files(model__safetensors=None, pytorch_model__bin=b"1"))
+    assert kvlite("pull", "org/pickle", "--allow-pickle").code == 0
+
+
+def test_pull_without_a_network(kvlite: Kvlite, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    assert "cached models still work" in kvlite("pull", "org/name").err
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    ran = kvlite("pull", "org/name")
+    assert ran.code == 3 and "HF_HUB_OFFLINE is set" in ran.err
+
+
+def test_ls_marks_what_cannot_be_used(hub: HubServer, kvlite: Kvlite) -> None:
+    hub.add("Qwen/Qwen3-0.6B", model_files())
+    hub.add("org/half", model_files())
+    hub.add("org/bloom", model_files(config__json=b'{"model_type": "bloom"}'))
+    for name in ("qwen3-0.6b", "org/half", "org/bloom"):
+        assert kvlite("pull", name).code == 0
+    next(cache_root().glob("models--org--half/snapshots/*/model.safetensors")).unlink()
+    listed = {model["name"]: model for model in json.loads(kvlite("ls", "--json").out)}
+    assert [*listed] == ["demo", "qwen3-0.6b", "org/bloom", "org/half"]
+    good = listed["qwen3-0.6b"]
+    assert (good["repo"], good["state"], good["problem"]) == ("Qwen/Qwen3-0.6B", "ready", None)
+    assert good["kv_bytes_per_token"] == KV_BYTES_PER_TOKEN
+    assert good["size_bytes"] >= sum(map(len, model_files().values()))
+    assert (listed["org/bloom"]["state"], listed["org/bloom"]["kv_bytes_per_token"]) == ("unsupported", None)
+    assert listed["org/half"]["state"] == "incomplete" and "safetensors weights" in listed["org/half"]["problem"]
+
+    header, *rows = kvlite("ls").out.splitlines()
+    assert header.split() == ["NAME", "REPO", "SIZE", "KV/TOK", "MODIFIED", "STATE"]
+    assert [row.split()[-1] for row in rows[1:]] == ["ready", "unsupported", "incomplete"]
+    assert rows[2].split()[4] == "?"
+    assert kvlite("ls", "-q").out.splitlines() == [*listed]
+
+
+def test_ls_names_a_lone_commit_so_that_the_name_works(hub: HubServer, kvlite: Kvlite) -> None:
+    commit = hub.add("org/name", model_files()).commit
+    kvlite("pull", f"org/name@{commit}")
+    assert kvlite("ls", "-q").out.splitlines() == ["demo", f"org/name@{commit}"]
+    assert kvlite("show", f"org/name@{commit}", "--offline").code == 0
+
+
+def test_ls_survives_a_damaged_cache(hub: HubServer, kvlite: Kvlite) -> None:
+    (cache_root() / "models--org--empty" / "refs").mkdir(parents=True)
+    (cache_root() / "models--org--empty" / "refs" / "main").write_text("../../../etc")
+    hub.add("org/bad", model_files(config__json=b"[]"))
+    kvlite("pull", "org/bad")
+    listed = {model["name"]: model["state"] for model in json.loads(kvlite("ls", "--json").out)}
+    assert listed | {"demo": ""} == {"demo": "", "org/bad": "broken", "org/empty": "incomplete"}
+
+
+def test_show_asks_the_hub_for_facts_and_no_weights(hub: HubServer, kvlite: Kvlite) -> None:
+    commit = hub.add("org/name", model_files(), card={"license": "mit"}).commit
+    shown = json.loads(kvlite("show", "org/name", "--json").out)
+    assert (shown["repo"], shown["revision"], shown["license"]) == ("org/name", commit, "mit")
+    assert (shown["weight_bytes"], shown["parameters"]) == (412, 203)
+    assert (shown["family"], shown["layers"], shown["query_heads"]) == ("llama", {"full": 3}, 4)
+    assert (shown["kv_heads"], shown["k_dim"], shown["window"]) == ([2], [16], 512)
+    assert shown["kv_bytes_per_token"] == KV_BYTES_PER_TOKEN
+    assert shown["summary"] == "A model for tests, with two lines."
+    assert not list(cache_root().glob("*/snapshots/*/*.safetensors"))
+
+
+def test_show_for_people(tmp_path: Path, kvlite: Kvlite) -> None:
+    folder = str(write_model(tmp_path / "m", model_files()))
+    lines = kvlite("show", folder).out.splitlines()
+    assert f"KV per token  {KV_BYTES_PER_TOKEN:,} bytes" in lines
+    assert "heads         4 query, 2 KV; K 16, V 16 wide" in lines
+    assert lines[-1] == "A model for tests, with two lines."
+
+
+def test_show_says_why_a_model_cannot_be_held(tmp_path: Path, kvlite: Kvlite) -> None:
+    folder = str(write_model(tmp_path / "m", model_files(config__json=b'{"model_type": "bloom"}')))
+    ran = kvlite("show", folder)
+    assert ran.code == 0 and "problem       kvlite cannot hold 'bloom'" in ran.out
+
+
+def test_show_license(tmp_path: Path, hub: HubServer, kvlite: Kvlite) -> None:
+    folder = str(write_model(tmp_path / "m", model_files(LICENSE=b"You may.\n")))
+    assert kvlite("show", folder, "--license").out == "You may.\n"
+    hub.add("org/name", model_files(), card={"license": "mit"})
+    assert kvlite("show", "org/name", "--license").out == "mit; see https://huggingface.co/org/name\n"
+
+
+def test_show_offline_without_the_model(kvlite: Kvlite) -> None:
+    ran = kvlite("show", "org/name", "--offline")
+    assert (ran.code, ran.out) == (3, "") and "kvlite is offline" in ran.err
+
+
+def test_rm_without_a_terminal_needs_yes(hub: HubServer, kvlite: Kvlite) -> None:
+    hub.add("org/name", model_files())
+    kvlite("pull", "org/name")
+    ran = kvlite("rm", "org/name")
+    assert ran.code == 2 and "-y" in ran.err and len(list(cache_root().glob("models--*"))) == 1
+    ran = kvlite("rm", "org/name", "-y")
+    assert (ran.code, ran.out) == (0, "") and "deleted org/name, freed" in ran.err
+    assert not list(cache_root().glob("models--*"))
+    assert kvlite("rm", "org/name", "-y").code == 3
+
+
+@pytest.mark.parametrize(("answer", "left"), [("y", 0), ("n", 1), ("", 1)])
+def test_rm_asks_on_a_terminal(
+    hub: HubServer, kvlite: Kvlite, monkeypatch: pytest.MonkeyPatch, answer: str, left: int
+) -> None:
+    hub.add("org/name", model_files())
+    kvlite("pull", "org/name")
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    monkeypatch.setattr("sys.stdin.readline", lambda: f"{answer}\n", raising=False)
+    ran = kvlite("rm", "org/name")
+    assert (ran.code, ran.out) == (0, "") and "Delete org/name" in ran.err
+    assert len(list(cache_root().glob("models--*"))) == left
+
+
+def test_rm_of_one_revision_leaves_the_other(hub: HubServer, kvlite: Kvlite) -> None:
+    old = hub.add("org/name", model_files()).commit
+    kvlite("pull", "org/name")
+    hub.add("org/name", model_files(generation_config__json=b"{}"))
+    kvlite("pull", "org/name")
+    assert kvlite("rm", "org/name", "--revision", old, "-y").code == 0
+    assert kvlite("show", f"org/name@{old}", "--offline").code == 3
+    assert kvlite("pull", "org/name", "--json").code == 0
+    assert [model["state"] for model in json.loads(kvlite("ls", "--json").out)[1:]] == ["ready"]
+
+
+def test_rm_never_touches_folders_or_the_built_in_model(tmp_path: Path, kvlite: Kvlite) -> None:
+    folder = write_model(tmp_path / "m", model_files())
+    for name in (str(folder), "demo"):
+        ran = kvlite("rm", name, "-y")
+        assert ran.code == 2 and "only from the Hugging Face cache" in ran.err
+    assert len(list(folder.iterdir())) == len(model_files())
+
+
+def test_completion_of_names(hub: HubServer, kvlite: Kvlite) -> None:
+    from kvlite.catalog.completion import complete_cached, complete_model
+
+    hub.add("Qwen/Qwen3-0.6B", model_files())
+    kvlite("pull", "qwen3-0.6b")
+    assert complete_model("Qwen3:0") == ["qwen3-0.6b"]
+    assert complete_model("qwen/") == ["Qwen/Qwen3-0.6B"]
+    assert complete_model("dem") == ["demo"]
+    assert complete_cached("q") == ["qwen3-0.6b", "Qwen/Qwen3-0.6B"]
