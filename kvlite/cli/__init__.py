@@ -5,6 +5,7 @@ Loads typer and the standard library only; a command's own module is loaded when
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -24,9 +25,10 @@ from typer._click.exceptions import UsageError as TyperUsageError
 
 from kvlite.cli.commands import CommandGroup
 from kvlite.cli.invocation import Color, Invocation, Json, Plain, Quiet, Verbose, invocation
-from kvlite.errors import Interrupted, KvliteError, OutOfMemory, Terminated
+from kvlite.errors import Interrupted, KvliteError, OutOfMemory, OutputError, Terminated
 
 PROGRAM = "kvlite"
+_CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
 app = typer.Typer(
     cls=CommandGroup,
@@ -66,7 +68,8 @@ def main(args: Sequence[str] | None = None) -> int:
     try:
         with _sigterm_raises():
             code = _run(list(sys.argv[1:] if args is None else args), call)
-        sys.stdout and sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except BrokenPipeError:  # the reader has what it wanted
         code = 0
         _drop_stdout()
@@ -128,6 +131,9 @@ def _explain(error: BaseException, call: Invocation) -> int:
         reason = str(error).split(". GPU ")[0].splitlines() or [type(error).__name__]
         advice = "try a smaller --kv-budget or --prefill-chunk, or --4bit"
         error = OutOfMemory(f"out of memory ({reason[0]}); {advice}").with_traceback(error.__traceback__)
+    elif isinstance(error, OSError) and error.errno in _CANNOT_WRITE:
+        where = f"{error.filename}: " if error.filename else ""
+        error = OutputError(f"cannot write: {where}{error.strerror}").with_traceback(error.__traceback__)
     call.console.detail("".join(traceback.format_exception(error)).rstrip())
     if isinstance(error, KvliteError):
         call.console.error(error)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import typer.main
 from typer._click import Command, Context, HelpFormatter
 from typer._click.shell_completion import CompletionItem
-from typer.core import TyperGroup, TyperOption
+from typer.core import TyperArgument, TyperCommand, TyperGroup, TyperOption
 from typer.models import CommandInfo
 
 from kvlite.cli.invocation import invocation
@@ -70,6 +70,35 @@ class CommandGroup(TyperGroup):
         return items + Command.shell_complete(self, ctx, incomplete)
 
 
+class _Command(TyperCommand):
+    """A command whose help shows arguments as their metavar says, and options under the headings they came with."""
+
+    def collect_usage_pieces(self, ctx: Context) -> list[str]:
+        """The words of the usage line."""
+        return [self.options_metavar or "", *map(_argument_name, self._arguments())]
+
+    def format_options(self, ctx: Context, formatter: HelpFormatter) -> None:
+        """Write the arguments, then the options section by section."""
+        sections = {"Arguments": [(_argument_name(argument), argument.help or "") for argument in self._arguments()]}
+        for param in self.get_params(ctx):
+            record = None if isinstance(param, TyperArgument) else param.get_help_record(ctx)
+            if record is not None:
+                sections.setdefault(getattr(param, "rich_help_panel", None) or "Options", []).append(record)
+        for heading, records in sections.items():
+            if records:
+                with formatter.section(heading):
+                    formatter.write_dl(records)
+
+    def _arguments(self) -> list[TyperArgument]:
+        return [param for param in self.params if isinstance(param, TyperArgument) and not param.hidden]
+
+
+def _argument_name(argument: TyperArgument) -> str:
+    """`NAME`, or `[NAME]` when it may be left out; a metavar with brackets says so itself."""
+    name = argument.display_name_raw
+    return name if argument.required or name.startswith("[") else f"[{name}]"
+
+
 class _LoadedOnDemand(Mapping[str, Command]):
     """The commands by name, each built from its module when first looked up."""
 
@@ -90,7 +119,7 @@ class _LoadedOnDemand(Mapping[str, Command]):
 
     def _build(self, name: str, entry: Entry) -> Command:
         function = getattr(import_module(entry.module), entry.function)
-        info = CommandInfo(name=name, callback=function, short_help=entry.summary, hidden=entry.hidden)
+        info = CommandInfo(name=name, cls=_Command, callback=function, short_help=entry.summary, hidden=entry.hidden)
         command = typer.main.get_command_from_info(info, pretty_exceptions_short=False, rich_markup_mode=None)
         taken = {opt for option in command.params for opt in option.opts}
         for option in command.params:
@@ -111,6 +140,6 @@ def _read_environment(option: Any) -> None:
 def _after_command(option: TyperOption) -> TyperOption:
     """The global `option` as it may stand after a command's name too: there it only adds to what was given before."""
     again = copy.copy(option)
-    again.envvar, again.default, again.expose_value = None, None, False
+    again.envvar, again.default, again.expose_value, again.rich_help_panel = None, None, False, "Program"
     again.callback = lambda _ctx, param, value: invocation().accept(param.name, value)
     return again

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from kvlite.cli.invocation import BUILT_IN_MODEL, default_model
+from kvlite.cli.invocation import BUILT_IN_MODEL as BUILT_IN_MODEL
 from kvlite.cli.invocation import console as console
+from kvlite.cli.invocation import default_model as default_model
 from kvlite.errors import UsageError
 
 if TYPE_CHECKING:
@@ -76,8 +77,9 @@ _MODEL_HELP = "Alias, org/name[@revision] or folder."
 
 ModelArg = Annotated[
     str | None,
-    typer.Argument(metavar="MODEL", help=_MODEL_HELP, show_default=BUILT_IN_MODEL, autocompletion=_complete_model),
-]
+    typer.Argument(metavar="MODEL", autocompletion=_complete_model, show_default=False,
+                   help=f"{_MODEL_HELP[:-1]}; without one, the built-in {BUILT_IN_MODEL}."),
+]  # fmt: skip
 ModelOption = Annotated[  # KVLITE_MODEL and the config are weaker than a model among the arguments: default_model()
     str | None,
     typer.Option("-m", "--model", metavar="MODEL", help=_MODEL_HELP, autocompletion=_complete_model,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -188,6 +190,8 @@ def test_a_usage_error_is_one_line_and_exit_2(
         (MemoryError(), 4, "out of memory (MemoryError); try a smaller --kv-budget"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory"), 4, "out of memory (DefaultCPUAllocator"),
         (ValueError("odd"), 1, "unexpected ValueError: odd; run with -v for the traceback"),
+        (OSError(errno.ENOSPC, "No space left", "out.jsonl"), 1, "cannot write: out.jsonl: No space left"),
+        (PermissionError(errno.EACCES, "no"), 1, "unexpected PermissionError"),
         (BrokenPipeError(), 0, None),
         (typer.Exit(6), 6, None),
     ],
@@ -383,10 +387,11 @@ def test_a_reader_that_closes_the_pipe_is_no_error() -> None:
 def test_a_full_disk_is_one_line_and_exit_1() -> None:
     if not Path("/dev/full").exists():
         pytest.skip("this system has no /dev/full")
-    with Path("/dev/full").open("w") as full:
-        process = program("policies", stdout=full)
-        error = process.communicate()[1]
-    assert (error, process.returncode) == (b"kvlite: cannot write to stdout: No space left on device\n", 1)
+    for args, said in ((["policies"], b"cannot write to stdout: "), (["--help"], b"cannot write: ")):
+        with Path("/dev/full").open("w") as full:
+            process = program(*args, stdout=full)
+            error = process.communicate()[1]
+        assert (error, process.returncode) == (b"kvlite: " + said + b"No space left on device\n", 1)
 
 
 def test_a_closed_stdout_is_one_line_and_exit_1() -> None:
@@ -467,3 +472,20 @@ def test_completion_answers_the_shell(
     monkeypatch.setenv("COMP_CWORD", str(len(words) - 1))
     assert main([]) == 0
     assert set(capsys.readouterr().out.split()) == expected
+
+
+def test_bash_completes_with_the_script(tmp_path: Path) -> None:
+    bash = shutil.which("bash")
+    if bash is None:
+        pytest.skip("bash is not installed")
+    kvlite = tmp_path / "kvlite"
+    kvlite.write_text(f"#!/bin/sh\nPYTHONPATH={ROOT}:{ROOT}/kernels exec {sys.executable} -m kvlite\n")
+    kvlite.chmod(0o755)
+    script = (
+        f"source {ROOT}/completions/kvlite.bash\n"
+        f"COMP_WORDS=({kvlite} --plain po) COMP_CWORD=2\n"
+        f"_kvlite_completion {kvlite}\n"
+        'printf "%s\\n" "${COMPREPLY[@]}"\n'
+    )
+    result = subprocess.run([bash, "--norc", "-c", script], capture_output=True, text=True)
+    assert (result.stdout, result.stderr) == ("policies\n", "")

@@ -10,6 +10,7 @@ import typer.main
 from typer.core import TyperOption
 from typer.models import CommandInfo
 
+from kvlite.catalog.names import DEMO
 from kvlite.cli import options
 from kvlite.cli.opening import ModelOptions
 from kvlite.cli.settings import setting_name
@@ -38,6 +39,10 @@ def test_defaults_in_the_help_are_those_of_model_options() -> None:
 def test_every_field_of_model_options_has_an_option() -> None:
     names = {setting_name(option).replace("-", "_") for option in shared_options()}
     assert {field.name for field in fields(ModelOptions)} <= names
+
+
+def test_the_built_in_model_has_the_catalogs_name() -> None:
+    assert options.BUILT_IN_MODEL == DEMO
 
 
 def test_every_option_is_explained() -> None:
