@@ -1,8 +1,10 @@
 """Keeps content from forging special tokens and role markers. Knows strings only, no tokenizer and no template.
 
-A mark, a character that occurs nowhere else, is put inside every forged string of a message before the template renders
-it. Where a mark still lies inside a forged string afterwards the rendered text is cut, and the parts are tokenised
-apart: no part holds the whole string. A mark with nothing to cut vanishes, so harmless text keeps its usual ids.
+Marks, a character that occurs nowhere else, are put between the characters of every forged string of a message before
+the template renders it. Where a mark still lies inside a forged string afterwards the rendered text is cut, and the
+parts are tokenised apart: no special token is found, and a marker is spelled in other tokens than the template's own.
+(A tokenizer that spells a marker letter by letter anyway leaves no difference to make.) A mark with nothing to cut
+vanishes, so harmless text keeps its usual ids.
 """
 
 from __future__ import annotations
@@ -50,8 +52,8 @@ class ForgedStrings:
         return [(origin[start], origin[end - 1] + 1) for start, end in found]
 
     def mark(self, text: str, mark: str) -> str:
-        """`text` with `mark` inside each forged string, and at an edge that could be one end of such a string."""
-        places = {start + 1 for start, _ in self.spans(text)}
+        """`text` with marks inside each forged string, and at an edge that could be one end of such a string."""
+        places = {place for start, end in self.spans(text) for place in range(start + 1, end)}
         places.update(self._open_edges(text))
         if not places:
             return text
