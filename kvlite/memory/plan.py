@@ -91,8 +91,9 @@ def plan_cache(
     slots, budget_bytes = _grant(budget, layouts, cap, free_bytes)
     if slots < least:
         smallest = layouts.reserved(least)
+        where = f" in each of {rows} rows" if rows > 1 else ""
         raise BudgetTooSmall(
-            f"KV budget {budget} holds {slots} tokens in each of {rows} rows, but {least} are protected; "
+            f"KV budget {budget} holds {slots} tokens{where}, but {least} are protected; "
             f"the smallest that works is {size_up(smallest)} ({smallest:,} bytes)"
         )
     window_stops = slots == cap != _UNBOUNDED and budget.kind is not BudgetKind.FULL
@@ -129,12 +130,15 @@ def _grant(budget: Budget, layouts: _Layouts, cap: int, free_bytes: int | None) 
     return slots, layouts.reserved(slots) if is_whole_window else allowed
 
 
-def tokens_of_keys_and_values(shape: ModelShape, slot_format: SlotFormat, rows: int, allowed: int) -> int:
-    """Tokens per row whose keys and values alone take at most `allowed` bytes, whatever the model's window."""
-    layouts = _Layouts(shape, SlotCosts(slot_format, 0), rows)
-    bounded = all(layer.window for layer in shape.layers if layer.kv_heads)
-    cap = most_slots(shape, evicts=False) if bounded else _UNBOUNDED
-    return largest(lambda slots: layouts.plan(slots, 0, 0, None).k_v_bytes <= allowed, cap)
+def tokens_by_bytes(
+    shape: ModelShape, slot_format: SlotFormat, state_bytes_per_slot: int, *, rows: int, allowed: int
+) -> tuple[int, int]:
+    """Tokens per row that `allowed` bytes hold whatever the window: of K and V alone, and with all a slot costs."""
+    layouts = _Layouts(shape, SlotCosts(slot_format, state_bytes_per_slot), rows)
+    slides = all(layer.window for layer in shape.layers if layer.kv_heads)
+    cap = most_slots(shape, evicts=False) if slides else _UNBOUNDED
+    alone = largest(lambda slots: layouts.plan(slots, 0, 0, None).k_v_bytes <= allowed, cap)
+    return alone, layouts.most(allowed, cap)
 
 
 def most_slots(shape: ModelShape, *, evicts: bool, chunk_limit: int = MOST_CHUNK) -> int:

@@ -38,6 +38,11 @@ class WeightFacts:
     is_tied: bool
     is_quantised: bool
 
+    @property
+    def can_quantise(self) -> bool:
+        """Whether there are plain weights, counted, to quantise while loading."""
+        return not self.is_quantised and self.parameters is not None
+
 
 @dataclass(frozen=True, slots=True)
 class MemoryPlan:
@@ -110,7 +115,7 @@ def scratch_bytes(shape: ModelShape, rows: int, quant: str) -> int:
 
 def _weights(shape: ModelShape, weights: WeightFacts | None, quant: str) -> Term:
     if weights is None:
-        return Term("weights", None, "unknown: there are no weights here to measure")
+        return Term("weights", None, "there are no weights here to measure")
     if weights.is_quantised:
         return Term("weights", weights.num_bytes, "as stored, quantised already")
     if weights.parameters is None:

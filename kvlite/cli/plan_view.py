@@ -1,0 +1,221 @@
+"""How `kvlite plan` shows its answer: as JSON whose keys scripts rely on, or as lines and tables to read."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from kvlite.catalog.files import ModelFacts
+    from kvlite.console import Console
+    from kvlite.memory.prediction import DeviceKind
+    from kvlite.memory.scenario import Answer
+
+
+@dataclass(frozen=True, slots=True)
+class PlanDevice:
+    """Where the model would run, and the bytes that are free there before its weights are loaded."""
+
+    kind: DeviceKind
+    name: str
+    free_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """The answer to one `kvlite plan`, with what was asked."""
+
+    model: str
+    facts: ModelFacts
+    device: PlanDevice
+    answer: Answer
+    context: int | None
+    solve: str | None
+    sweep: tuple[Answer, ...]
+
+    @property
+    def tokens_by_bytes(self) -> tuple[int, int] | tuple[None, None]:
+        """Tokens a row would keep whatever the window: if only K and V took bytes, and with all that a slot costs."""
+        from kvlite.memory.plan import tokens_by_bytes
+
+        scenario, cache = self.answer.scenario, self.answer.cache
+        if cache is None:
+            return None, None
+        return tokens_by_bytes(
+            scenario.shape,
+            scenario.slot_format,
+            scenario.state_bytes_per_slot,
+            rows=cache.rows,
+            allowed=cache.budget_bytes,
+        )
+
+
+def as_json(outcome: Outcome) -> dict[str, Any]:
+    """Everything that is known; what is not is null."""
+    from kvlite.memory.format import size_up
+    from kvlite.memory.scenario import advice
+
+    answer = outcome.answer
+    scenario, cache = answer.scenario, answer.cache
+    shape = scenario.shape
+    kv_only_tokens, uncapped_tokens = outcome.tokens_by_bytes
+    return {
+        "model": outcome.model,
+        "repo": outcome.facts.repo,
+        "revision": outcome.facts.revision,
+        "family": shape.family,
+        "dtype": shape.dtype,
+        "window": shape.max_positions,
+        "layers": list(_layer_groups(outcome)),
+        "kv_dtype": scenario.slot_format.name,
+        "kv_bytes_per_token": shape.kv_bytes_per_token(scenario.slot_format.element_bytes),
+        "policy_state_bytes_per_slot": scenario.state_bytes_per_slot,
+        "budget": str(answer.budget),
+        "budget_bytes": cache.budget_bytes if cache else None,
+        "kv_budget": size_up(cache.reserved_bytes) if cache else None,
+        "rows": scenario.rows,
+        "context": outcome.context,
+        "kv_only_tokens": kv_only_tokens,
+        "uncapped_tokens": uncapped_tokens,
+        "tokens": cache.slots if cache else 0,
+        "slots": cache.slots if cache else 0,
+        "chunk": cache.chunk if cache else None,
+        "capped_by": cache.capped_by if cache else None,
+        "reserved_bytes": cache.reserved_bytes if cache else None,
+        "full_cache_bytes": shape.full_cache_bytes(shape.max_positions) if shape.max_positions else None,
+        "quant": scenario.quant,
+        "weights_known": scenario.weights is not None,
+        "terms": [asdict(term) for term in answer.memory.terms],
+        "total_bytes": answer.memory.total_bytes,
+        "device": asdict(outcome.device),
+        "fits": answer.fits,
+        "shortage": answer.shortage,
+        "try": advice(answer),
+        "solve": outcome.solve,
+        "sweep": [_sweep_row(other) for other in outcome.sweep],
+    }
+
+
+def show(outcome: Outcome, out: Console) -> None:
+    """Write the answer for a reader."""
+    from kvlite.memory.format import human_bytes
+    from kvlite.memory.scenario import advice
+
+    answer = outcome.answer
+    for label, text in _headlines(outcome):
+        out.line(f"{label:<21}{text}")
+    out.line()
+    rows = [
+        (term.name, "unknown" if term.predicted_bytes is None else f"{term.predicted_bytes:,}", term.note)
+        for term in answer.memory.terms
+    ]
+    width = max(len(size) for _, size, _ in rows)
+    out.table(("TERM", "BYTES".rjust(width), "WHAT"), [(name, size.rjust(width), note) for name, size, note in rows])
+    out.line()
+    total, free = human_bytes(answer.memory.total_bytes), human_bytes(outcome.device.free_bytes)
+    unknown = "" if answer.scenario.weights else " beside the weights, which are unknown"
+    if answer.fits:
+        out.line(f"fits: {total} of the {free} free on {outcome.device.name}{unknown}")
+    else:
+        out.line(f"does not fit: {answer.shortage}")
+        for change in advice(answer):
+            out.line(f"  try {change}")
+    if outcome.sweep:
+        _show_sweep(outcome, out)
+
+
+def _headlines(outcome: Outcome) -> Iterator[tuple[str, str]]:
+    from kvlite.memory.format import human_bytes, size_up
+
+    answer = outcome.answer
+    scenario, cache = answer.scenario, answer.cache
+    shape = scenario.shape
+    commit = f"@{outcome.facts.revision[:7]}" if outcome.facts.revision else ""
+    named = f" ({outcome.facts.repo}{commit})" if outcome.facts.repo else ""
+    window = f", window {shape.max_positions:,} tokens" if shape.max_positions else ""
+    yield "model", f"{outcome.model}{named}, {shape.family} in {shape.dtype}{window}"
+    for group in _layer_groups(outcome):
+        yield "layers", _layer_text(group)
+    per_token = shape.kv_bytes_per_token(scenario.slot_format.element_bytes)
+    inside = " while inside every window" if any(layer.window for layer in shape.layers) else ""
+    yield "K and V per token", f"{per_token:,} B in {scenario.slot_format.name}{inside}"
+    if shape.max_positions:
+        yield "whole window", f"{human_bytes(shape.full_cache_bytes(shape.max_positions))} in an unbounded cache"
+    if cache is None:
+        yield "KV budget", f"{answer.budget}"
+        return
+    rows = f" in {cache.rows} equal rows" if cache.rows > 1 else ""
+    yield "KV budget", f"{answer.budget} = {cache.budget_bytes:,} B{rows}, of which {cache.reserved_bytes:,} B are used"
+    alone, whole = outcome.tokens_by_bytes
+    yield "K and V alone", f"{alone:,} tokens at most"
+    yield "with all a slot has", f"{whole:,} tokens: less policy state, positions and staging"
+    capped = f", all that the {cache.capped_by} allows" if cache.capped_by else ""
+    yield "tokens kept", f"{cache.slots:,} a row, prefilled {cache.chunk} at once{capped}"
+    if outcome.context and cache.slots < outcome.context:
+        fate = "the others are evicted" if scenario.evicts else "there it stops"
+        yield "context", f"{cache.slots:,} of {outcome.context:,} tokens are kept; {fate}"
+    if outcome.solve == "budget":
+        yield "solved", f"--kv-budget {size_up(cache.reserved_bytes)} is enough"
+    elif outcome.solve == "context":
+        yield "solved", f"--context {cache.slots}"
+    elif outcome.solve == "batch" and answer.fits:
+        yield "solved", f"--batch-size {cache.rows}"
+
+
+def _layer_groups(outcome: Outcome) -> Iterator[dict[str, Any]]:
+    """Layers that are alike, counted, in the order of their first one."""
+    layers = outcome.answer.scenario.shape.layers
+    slots = dict(zip(layers, outcome.answer.cache.layer_slots, strict=True)) if outcome.answer.cache else {}
+    for layer, count in Counter(layers).items():
+        yield {"count": count, **asdict(layer), "slots": slots.get(layer)}
+
+
+def _layer_text(group: dict[str, Any]) -> str:
+    parts = [f"{group['count']} {group['kind']}"]
+    if group["kv_heads"]:
+        k_dim, v_dim = group["k_dim"], group["v_dim"]
+        parts.append(f"{group['kv_heads']} KV heads of {k_dim if k_dim == v_dim else f'{k_dim} and {v_dim}'}")
+    if group["window"]:
+        parts.append(f"the newest {group['window']:,} tokens")
+    if group["state_bytes"]:
+        parts.append(f"{group['state_bytes']:,} B of constant state")
+    return ", ".join(parts)
+
+
+def _sweep_row(answer: Answer) -> dict[str, Any]:
+    from kvlite.memory.scenario import TURN_TOKENS
+
+    tokens = answer.cache.slots if answer.cache else 0
+    window = answer.scenario.shape.max_positions
+    return {
+        "budget": str(answer.budget),
+        "tokens": tokens,
+        "window_share": round(tokens / window, 3) if window else None,
+        "turns": tokens // TURN_TOKENS,
+        "total_bytes": answer.memory.total_bytes,
+        "fits": answer.fits,
+    }
+
+
+def _show_sweep(outcome: Outcome, out: Console) -> None:
+    from kvlite.memory.format import human_bytes
+    from kvlite.memory.scenario import TURN_TOKENS
+
+    rows = [_sweep_row(answer) for answer in outcome.sweep]
+    out.line()
+    out.table(
+        ("BUDGET", "TOKENS", "OF WINDOW", f"TURNS OF {TURN_TOKENS}", "IN ALL", "FITS"),
+        [
+            (
+                row["budget"],
+                f"{row['tokens']:,}",
+                "-" if row["window_share"] is None else f"{row['window_share']:.0%}",
+                f"{row['turns']:,}",
+                human_bytes(row["total_bytes"]),
+                "yes" if row["fits"] else "no",
+            )
+            for row in rows
+        ],
+    )
