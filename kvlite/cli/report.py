@@ -19,7 +19,7 @@ _BULK = {"requests", "timeline"}  # what makes a record long; `report RUN --json
 
 Words = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[RUN|PATH|last | ls | rm RUN...]", help="A run's id or its start, a record's file, or last;"
+    typer.Argument(metavar="RUN|PATH|last|ls|rm", help="A run's id or its start, a record's file, or last;"
                    " ls lists the runs, rm deletes some.", show_default="last"),
 ]  # fmt: skip
 Markdown = Annotated[bool, typer.Option("--md", allow_from_autoenv=False, help="Markdown instead of plain tables.")]

@@ -25,7 +25,7 @@ _OPERATORS: Mapping[str, Callable[[float, float], bool]] = {
     "!=": operator.ne,
 }
 _COMPARISON = re.compile(
-    r"(?P<field>[^\s<>=!]+)\s*(?P<sign>>=|<=|==|!=|>|<)\s*"
+    r"(?P<field>[\w.]+)\s*(?P<sign>>=|<=|==|!=|>|<)\s*"
     r"(?P<minus>-?)(?P<number>\d{1,20}(?:\.\d{1,20})?)\s*(?P<unit>[A-Za-z]*)",
     re.ASCII,
 )

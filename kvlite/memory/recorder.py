@@ -239,7 +239,7 @@ def _account(memory: MemoryReport, predicted: dict[str, int], measured: dict[str
 
 
 def _writable(report: str) -> Path:
-    path = Path(report).expanduser()
+    path = Path(report)
     if path.is_dir() or not path.parent.is_dir():
         raise UsageError(f"--report {report}: {'a folder' if path.is_dir() else 'no such folder'}; give a file's name")
     return path

@@ -108,7 +108,7 @@ class RunRecords:
     def load(self, name: str) -> RunRecord:
         """The record called `name`, or in the file `name` when it has a `/` or ends in `.json`. Raises UsageError."""
         is_path = "/" in name or os.sep in name or name.endswith(".json")
-        return read_record(Path(name).expanduser() if is_path else self.find(name))
+        return read_record(Path(name) if is_path else self.find(name))
 
     def remove(self, name: str) -> str:
         """Delete the run called `name` (never a path) and return its id. Raises UsageError."""
