@@ -115,7 +115,6 @@ def _stats(chat: Chat, _: str) -> None:
         ("tokens generated", f"{totals.tokens:,}"),
         ("mean speed", f"{totals.tok_s:.1f} tok/s"),
         ("last TTFT", ttft),
-        ("tokens evicted", f"{totals.evicted:,}"),
     ]
     show_pairs(chat, pairs)
 

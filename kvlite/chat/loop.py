@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from contextlib import closing
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from kvlite.chat import commands
@@ -15,6 +16,7 @@ from kvlite.chat.store import SessionFile, SessionFolder
 from kvlite.errors import Interrupted, KvliteError, OutputError, Terminated, UsageError
 
 if TYPE_CHECKING:
+    from kvlite.chat.recording import Recording
     from kvlite.console import Console
     from kvlite.text.stream import Piece
 
@@ -36,25 +38,27 @@ def message_of(line: str) -> str:
     return text.strip()
 
 
+@dataclass(frozen=True, slots=True)
+class Keeping:
+    """Where sessions are kept, the model's name in their header, and whether a turn is saved without being asked."""
+
+    folder: SessionFolder
+    model: str
+    autosaves: bool
+
+
 class Chat:
     """A session, the file it is saved to and the terminal it is held at."""
 
     def __init__(
-        self,
-        session: Session,
-        folder: SessionFolder,
-        console: Console,
-        *,
-        model: str,
-        saves: bool,
-        shows_thinking: bool,
+        self, session: Session, keeping: Keeping, console: Console, recording: Recording, *, shows_thinking: bool
     ) -> None:
         self.session = session
-        self.folder = folder
+        self.folder = keeping.folder
         self.is_over = False
+        self._keeping = keeping
         self._console = console
-        self._model = model
-        self._saves = saves
+        self._recording = recording
         self._shows_thinking = shows_thinking
         self._file: SessionFile | None = None
         self._interrupts = Interrupts()
@@ -97,11 +101,14 @@ class Chat:
                         turn = event
                     else:
                         display.show(event)
+                        self._recording.sample()
             finally:
                 display.end()
         assert turn is not None, "a session ends every answer with its Turn"
+        self._recording.answered(turn.answer, turn.seed)
         self._console.note(answer_line(turn.answer, turn.evicted))
         self._tell_eviction(turn)
+        self._tell_notes()
         self.save()
 
     def show(self, text: str) -> None:
@@ -114,7 +121,7 @@ class Chat:
 
     def save(self) -> None:
         """Save the conversation unless the user does not want that; a full disk does not end it."""
-        if self._saves and self.session.num_turns:
+        if self._keeping.autosaves and self.session.num_turns:
             try:
                 self._write()
             except OutputError as error:
@@ -148,8 +155,12 @@ class Chat:
     def _write(self) -> SessionFile:
         if self._file is None:
             self._file = self.folder.new_file()
-        self._file.save(self.session.messages, self._model)
+        self._file.save(self.session.messages, self._keeping.model)
         return self._file
+
+    def _tell_notes(self) -> None:
+        for note in self.session.new_notes():
+            self._console.note(note)
 
     def _tell_eviction(self, turn: Turn) -> None:
         kv = turn.answer.completion.kv

@@ -18,6 +18,7 @@ from kvlite.engine.request import Request
 from kvlite.errors import Interrupted, UsageError
 
 if TYPE_CHECKING:
+    from kvlite.chat.recording import Recording
     from kvlite.console import Console
     from kvlite.engine.engine import Engine
     from kvlite.text.template import ChatText, Encoded
@@ -52,8 +53,8 @@ class Once:
         self._output = output
         self._console = console
 
-    def answer(self, encoded: Encoded, model: str, deadline: Deadline) -> Answer:
-        """Answer and print. Raises Interrupted or TimeLimit after what there is of the answer was printed."""
+    def answer(self, encoded: Encoded, model: str, deadline: Deadline, recording: Recording) -> None:
+        """Answer, print and record. Raises Interrupted or TimeLimit once what there is of the answer was printed."""
         request = Request(
             id=f"chatcmpl-{uuid.uuid4().hex}",
             ids=encoded.ids,
@@ -69,14 +70,14 @@ class Once:
             self._engine.cancel(request.id)
 
         with interrupts.calling(cancel), deadline.calling(cancel):
-            answer = self._stream(request, encoded)
+            answer = self._stream(request, encoded, recording)
+        recording.answered(answer, request.sampling.seed)
         self._print(answer, request, model)
         if interrupts.pressed:
             raise Interrupted("interrupted; the answer is incomplete")
         deadline.check()
-        return answer
 
-    def _stream(self, request: Request, encoded: Encoded) -> Answer:
+    def _stream(self, request: Request, encoded: Encoded, recording: Recording) -> Answer:
         display = Display(self._console, self._output.shows_thinking)
         decoder = self._text.answer(encoded, stop=self._settings.stop)
         with closing(stream_answer(self._engine, request, decoder)) as events:
@@ -84,6 +85,7 @@ class Once:
                 for event in events:
                     if isinstance(event, Answer):
                         return event
+                    recording.sample()
                     if self._output.streams or event.thinking:
                         display.show(event)
             finally:

@@ -30,7 +30,7 @@ MAX_CHECKPOINT_BYTES = 10**9  # of host memory, all checkpoints together
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """How a turn went; `evicted` counts the tokens evicted during this turn."""
+    """How a turn went: `evicted` counts the tokens evicted during this turn, `seed` is what it was drawn with."""
 
     answer: Answer
     evicted: int
@@ -43,14 +43,12 @@ class Totals:
 
     turns: int = 0
     tokens: int = 0
-    evicted: int = 0
     decode_s: float = 0.0
 
     def add(self, turn: Turn) -> None:
         timing, tokens = turn.answer.completion.timing, len(turn.answer.completion.ids)
         self.turns += 1
         self.tokens += tokens
-        self.evicted += turn.evicted
         self.decode_s += timing.total_s - timing.ttft_s
 
     @property
@@ -90,6 +88,7 @@ class Session:
         self._checkpoints: deque[_Checkpoint] = deque()
         self._ending: _Ending | None = None  # None: the row is stale, the messages are fed anew
         self._num_requests = 0
+        self._num_notes = 0
         self.set_system(system)
 
     @property
@@ -110,6 +109,12 @@ class Session:
         """What the row's slots hold now."""
         return self._engine.counts(ROW)
 
+    def new_notes(self) -> list[str]:
+        """What the model's chat template makes the user should know, each told once."""
+        notes = self._text.notes[self._num_notes :]
+        self._num_notes += len(notes)
+        return notes
+
     def ask(self, user: str) -> Generator[Piece | Turn]:
         """Stream the answer to `user`, at the end its Turn. A cancelled answer keeps its text as part of the chat.
 
@@ -123,12 +128,13 @@ class Session:
         evicted_before = self.counts().tokens_evicted
         self.unsent = user
         try:
+            request = self._request(encoded)
             decoder = self._text.answer(encoded, stop=self.settings.stop)
-            for event in stream_answer(self._engine, self._request(encoded), decoder):
+            for event in stream_answer(self._engine, request, decoder):
                 if isinstance(event, Answer):
                     if event.text or event.finish_reason is not FinishReason.CANCELLED:
                         self._keep(user, event)
-                    yield self._finished(event, evicted_before)
+                    yield self._finished(event, evicted_before, request.sampling.seed)
                 else:
                     yield event
         finally:
@@ -203,9 +209,9 @@ class Session:
         self._ending = _Ending(answer.ended_itself, answer.is_thinking)
         self.unsent = None
 
-    def _finished(self, answer: Answer, evicted_before: int) -> Turn:
+    def _finished(self, answer: Answer, evicted_before: int, seed: int) -> Turn:
         evicted = answer.completion.kv.tokens_evicted - evicted_before
-        self.last = Turn(answer, evicted, self.settings.sampling.seed)
+        self.last = Turn(answer, evicted, seed)
         self.totals.add(self.last)
         return self.last
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import secrets
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from kvlite.engine.request import Sampling
 from kvlite.errors import UsageError
+
+DRAWN_SEEDS = 2**31  # short enough to read out and type again
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +25,14 @@ class Settings:
     def __post_init__(self) -> None:
         if self.max_tokens is not None and self.max_tokens < 1:
             raise UsageError(f"max_tokens is {self.max_tokens}; give at least 1, or none for no limit")
+
+    @classmethod
+    def of(cls, model: Sampling, given: Mapping[str, Any], **limits: Any) -> Settings:
+        """What the user gave over what the model asks for; a seed nobody gave is drawn, so that it can be told."""
+        sampling = replace(model, **given)
+        if "seed" not in given and not sampling.is_greedy:
+            sampling = replace(sampling, seed=secrets.randbelow(DRAWN_SEEDS))
+        return cls(sampling=sampling, **limits)
 
     def changed(self, key: str, value: str) -> Settings:
         """These settings with one changed; raises UsageError on an unknown key or a bad value."""
@@ -57,7 +69,7 @@ def _limit(key: str, value: str) -> int | None:
     return None if value.lower() == "none" else _whole(key, value)
 
 
-_READ: dict[str, Callable[[str, str], float | int | None]] = {
+_READ: dict[str, Callable[[str, str], Any]] = {
     "temperature": _real,
     "top_p": _real,
     "top_k": _whole,

@@ -10,6 +10,7 @@ from kvlite.memory.format import human_bytes
 
 if TYPE_CHECKING:
     from kvlite.chat.session import Turn
+    from kvlite.engine.request import Sampling
 
 BAR_CELLS = 8
 
@@ -20,14 +21,14 @@ def bar(share: float) -> str:
     return "█" * filled + "░" * (BAR_CELLS - filled)
 
 
-def status_line(kv: KVCounts, last: Turn | None, seed: int) -> str:
+def status_line(kv: KVCounts, last: Turn | None, sampling: Sampling) -> str:
     """The line under the prompt: bytes and tokens kept, speed, seed."""
     share = kv.live_bytes / kv.budget_bytes if kv.budget_bytes else 0.0
     parts = [
         f"KV {human_bytes(kv.live_bytes)}/{human_bytes(kv.budget_bytes)} {bar(share)} {share:.0%}",
         f"kept {kv.tokens_kept:,} / seen {kv.tokens_seen:,} tok",
         *([] if last is None else [f"{last.answer.completion.timing.tok_s:.0f} tok/s"]),
-        f"seed {seed}",
+        "greedy" if sampling.is_greedy else f"seed {sampling.seed}",
     ]
     return " │ ".join(parts)
 

@@ -4,8 +4,9 @@ import signal
 import pytest
 
 from kvlite.chat import commands
-from kvlite.chat.loop import Chat, message_of
+from kvlite.chat.loop import Chat, Keeping, message_of
 from kvlite.chat.message import Message
+from kvlite.chat.recording import Recording
 from kvlite.chat.session import Session
 from kvlite.chat.settings import Settings
 from kvlite.chat.store import SessionFolder
@@ -33,13 +34,15 @@ class Script:
 class Held:
     """A chat with its engine and what it wrote."""
 
-    def __init__(self, engine, text, folder, **options):
+    def __init__(self, engine, text, folder, autosaves=True, shows_thinking=False):
         self.engine = engine
         self.out, self.err = io.StringIO(), io.StringIO()
         self.folder = SessionFolder(folder)
-        options = {"model": "demo", "saves": True, "shows_thinking": False, **options}
         console = Console(stdout=self.out, stderr=self.err)
-        self.chat = Chat(Session(engine, text, Settings()), self.folder, console, **options)
+        keeping = Keeping(self.folder, "demo", autosaves)
+        recording = Recording("chat", "none", console)
+        session = Session(engine, text, Settings())
+        self.chat = Chat(session, keeping, console, recording, shows_thinking=shows_thinking)
 
     def type(self, *lines, first=None):
         self.script = Script(*lines)
@@ -169,7 +172,7 @@ def test_save_refuses_a_name_that_leaves_the_folder(held):
 
 
 def test_without_saving_only_an_explicit_save_writes(engine, text, tmp_path):
-    held = Held(engine, text, tmp_path / "s", saves=False).type("a")
+    held = Held(engine, text, tmp_path / "s", autosaves=False).type("a")
     assert held.folder.saved() == []
     held.chat.is_over = False
     held.type("/save notes", "/sessions")

@@ -1,0 +1,131 @@
+"""What `run` and `chat` share: the answer's options, the model opened and recorded, one prompt answered."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from kvlite.cli.options import console
+from kvlite.errors import UsageError
+
+if TYPE_CHECKING:
+    from kvlite.chat.interrupt import Deadline
+    from kvlite.chat.once import Output
+    from kvlite.chat.recording import Recording
+    from kvlite.chat.settings import Settings
+    from kvlite.cli.opening import ModelOptions, Opened
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """How to answer, as the shared options say; `sampling` holds what was given of it."""
+
+    options: ModelOptions
+    sampling: dict[str, Any]
+    system: str | None = None
+    max_tokens: int | None = None
+    stop: tuple[str, ...] = ()
+    report: str = "auto"
+    budget_source: str = "default"
+
+    def settings(self, opened: Opened) -> Settings:
+        """What was given over what the model asks for."""
+        from kvlite.chat.settings import Settings
+
+        limits = {"max_tokens": self.max_tokens, "stop": self.stop, "pin_system": self.options.pin_system}
+        return Settings.of(opened.sampling, self.sampling, **limits)
+
+    def recording(self, command: str) -> Recording:
+        """The record of this run; raises UsageError when it cannot be written where asked."""
+        from kvlite.chat.recording import Recording
+
+        return Recording(command, self.report, console())
+
+    def open(self, recording: Recording) -> Opened:
+        """Load the model and build its engine, and note both in the record."""
+        from kvlite.cli.opening import open_model
+
+        opened = open_model(self.options, console())
+        recording.opened(_identity(opened), opened.engine, self.budget_source, _predicted(opened))
+        console().note(banner(opened))
+        return opened
+
+
+def answer_once(asked: Asked, prompt: str, output: Output, deadline: Deadline, *, raw: bool = False) -> None:
+    """Open the model and print its answer to one prompt."""
+    from kvlite.chat.once import Once
+
+    if raw and asked.system is not None:
+        raise UsageError("--raw contradicts --system: without a chat template nothing sets the system prompt apart")
+    out = console()
+    with asked.recording("run") as recording:
+        opened = asked.open(recording)
+        deadline.check()
+        encoded = opened.text.raw(prompt) if raw else opened.text.prompt(prompt, system=asked.system)
+        for note in opened.text.notes:
+            out.note(note)
+        Once(opened.engine, opened.text, asked.settings(opened), output, out).answer(
+            encoded, opened.name, deadline, recording
+        )
+
+
+def banner(opened: Opened) -> str:
+    """What runs, and how much the cache holds, in one line."""
+    from kvlite.memory.format import human_bytes
+
+    shape, plan, cache = opened.loaded.shape, opened.plan, opened.engine.cache
+    token_bytes = shape.kv_bytes_per_token(cache.dtype.itemsize)
+    state = " + policy state" if plan.policy_state_bytes else ""
+    window = f" (window {shape.max_positions:,} tok)" if shape.max_positions else ""
+    dtype = str(opened.loaded.dtype).removeprefix("torch.")
+    parts = [
+        opened.name if opened.ref.alias in (None, opened.name) else f"{opened.ref.alias} → {opened.name}",
+        dtype if opened.loaded.quant == "none" else opened.loaded.quant,
+        f"KV {human_bytes(plan.budget_bytes)} = {plan.slots:,} tok @ {human_bytes(token_bytes)}{state}{window}",
+        f"policy {cache.policy.name}",
+        str(opened.loaded.device),
+    ]
+    return " · ".join(parts)
+
+
+def has_user() -> bool:
+    """Whether somebody is there to talk: stdin is a terminal."""
+    return sys.stdin is not None and not sys.stdin.closed and sys.stdin.isatty()
+
+
+def source_of(parameter: str) -> str:
+    """Where the value of the running command's `parameter` came from: flag, env, config or default."""
+    from typer._click.globals import get_current_context
+
+    source = get_current_context().get_parameter_source(parameter)
+    names = {"COMMANDLINE": "flag", "ENVIRONMENT": "env", "DEFAULT_MAP": "config"}
+    return names.get(source.name, "default") if source is not None else "default"
+
+
+def _identity(opened: Opened) -> Any:
+    from kvlite.memory.report import ModelIdentity
+
+    loaded, files = opened.loaded, opened.files
+    return ModelIdentity(
+        alias=opened.ref.alias,
+        repo=files.repo or str(files.folder),
+        revision=files.revision,
+        params=loaded.num_parameters,
+        quant=loaded.quant,
+        dtype=str(loaded.dtype).removeprefix("torch."),
+        license=files.license,
+    )
+
+
+def _predicted(opened: Opened) -> dict[str, int]:
+    from kvlite.memory.prediction import DeviceKind, MemoryPlan, WeightFacts, cache_terms, other_terms
+
+    loaded, files, plan = opened.loaded, opened.files, opened.plan
+    weights = None
+    if files.weight_bytes is not None:
+        is_tied = bool(files.config.get("tie_word_embeddings", True))
+        weights = WeightFacts(files.weight_bytes, files.parameters, is_tied, "quantization_config" in files.config)
+    device: DeviceKind = "cuda" if loaded.device.type == "cuda" else "cpu"
+    others = other_terms(loaded.shape, weights, quant=loaded.quant, device=device, rows=plan.rows, chunk=plan.chunk)
+    return MemoryPlan((others[0], *cache_terms(plan), *others[1:]), None).predicted()

@@ -1,0 +1,112 @@
+"""What `run` is asked: which positional is the model, and how arguments, files and stdin make one prompt."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kvlite.errors import ModelNotFound, UsageError
+
+if TYPE_CHECKING:
+    from kvlite.console import Console
+
+STDIN = "-"
+_FIELD = re.compile(r"\{(stdin|file|prompt)\}")
+_SIZED_NAME = re.compile(
+    r"[A-Za-z][\w.]*[-:](?:[\w.-]*[-:])?\d+(?:\.\d+)?[bm]\b.*", re.IGNORECASE
+)  # qwen2.5-7b, phi:3b
+_NEAR = 0.8
+
+
+def split_words(words: Sequence[str], model: str | None, default: str, console: Console) -> tuple[str, list[str]]:
+    """The model, and the words of the prompt. The first word is the model unless `model` was given.
+
+    With neither, `default` answers, and stderr says so. Raises ModelNotFound when a word looks like a model's name.
+    """
+    if model is not None or not words:
+        return model or default, list(words)
+    from kvlite.catalog.names import resolve_model
+
+    try:
+        resolve_model(words[0])
+    except ModelNotFound:
+        if any(looks_like_model(word) for word in words):
+            raise
+        if words[0] != STDIN:
+            console.note(f"{words[0]!r:.60} is no model: {default} answers, and all words are the prompt; see -m")
+        return default, list(words)
+    return words[0], list(words[1:])
+
+
+def looks_like_model(word: str) -> bool:
+    """Whether a word is meant as a model's name: a path, a repository, a size as in `qwen-7b`, or nearly an alias."""
+    from difflib import get_close_matches
+
+    from kvlite.catalog.names import DEMO, aliases
+
+    if not word or any(character.isspace() for character in word):
+        return False
+    if "/" in word or _SIZED_NAME.fullmatch(word):
+        return True
+    return bool(get_close_matches(word.lower(), [DEMO, *aliases()], n=1, cutoff=_NEAR))
+
+
+def build_prompt(words: Sequence[str], files: Sequence[Path], template: str | None) -> str:
+    """One prompt of what was given: stdin, then the files, then the words, a blank line between them.
+
+    With a `template`, its fields {stdin}, {file} and {prompt} say where each goes. Raises UsageError when the prompt
+    is empty, when something is not UTF-8, and when the template asks for what is not there or leaves something out.
+    """
+    is_asked_for = list(words) == [STDIN]
+    given = {
+        "stdin": read_stdin(is_asked_for),
+        "file": "\n\n".join(read_file(file) for file in files),
+        "prompt": "" if is_asked_for else " ".join(words),
+    }
+    given = {name: text for name, text in given.items() if text.strip()}
+    prompt = "\n\n".join(given.values()) if template is None else _fill(template, given)
+    if not prompt.strip():
+        raise UsageError("the prompt is empty; give it as an argument, with -f FILE or through a pipe")
+    return prompt
+
+
+def read_stdin(is_asked_for: bool = False) -> str:
+    """All of stdin without its last newlines; nothing when it is closed, or a terminal nobody asked to read."""
+    if sys.stdin is None or sys.stdin.closed or (sys.stdin.isatty() and not is_asked_for):
+        return ""
+    try:
+        return decoded(sys.stdin.buffer.read(), "stdin")
+    except OSError as error:
+        raise UsageError(f"cannot read stdin: {error.strerror}") from error
+
+
+def read_file(file: Path) -> str:
+    """All of a text file without its last newlines."""
+    try:
+        return decoded(file.read_bytes(), str(file))
+    except OSError as error:
+        raise UsageError(f"cannot read {str(file)!r}: {error.strerror}") from error
+
+
+def decoded(data: bytes, source: str) -> str:
+    """`data` as text. Raises UsageError with the offset of the first byte that is not UTF-8."""
+    try:
+        return data.decode("utf-8-sig").rstrip("\r\n")
+    except UnicodeDecodeError as error:
+        offset = error.start + (len(data) - len(error.object))  # the decoder was given what follows a byte order mark
+        raise UsageError(
+            f"{source} is not UTF-8: byte 0x{data[offset]:02x} at offset {offset}; convert it first, as with iconv"
+        ) from None
+
+
+def _fill(template: str, given: Mapping[str, str]) -> str:
+    asked = set(_FIELD.findall(template))
+    missing, left_out = sorted(asked - given.keys()), sorted(given.keys() - asked)
+    if missing:
+        raise UsageError(f"--template has {{{missing[0]}}}, and there is no {missing[0]} to put there")
+    if left_out:
+        raise UsageError(f"--template has no {{{left_out[0]}}}, so the {left_out[0]} given would be left out")
+    return _FIELD.sub(lambda match: given[match[1]], template)
