@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from types import SimpleNamespace
+
+import pytest
 
 from kvlite.memory.measure import (
     DeviceReading,
@@ -41,6 +45,49 @@ def test_versions_come_without_importing_anything() -> None:
 
 def test_a_device_nobody_has_gives_no_reading() -> None:
     assert device_reading("GPU-00000000-0000-0000-0000-000000000000") is None
+
+
+@pytest.fixture
+def driver(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """An NVML that knows one GPU, two processes on it, and whether it was left open."""
+    nvml = pytest.importorskip("pynvml", reason="nvidia-ml-py is not made for this system")
+    state = SimpleNamespace(is_open=False, asked=None, processes=[(os.getpid(), 50), (1, 7)])
+
+    def handle(asked: object) -> str:
+        state.asked = asked
+        return "handle"
+
+    fakes = {
+        "nvmlInit": lambda: setattr(state, "is_open", True),
+        "nvmlShutdown": lambda: setattr(state, "is_open", False),
+        "nvmlDeviceGetHandleByIndex": handle,
+        "nvmlDeviceGetHandleByUUID": handle,
+        "nvmlDeviceGetMemoryInfo": lambda _: SimpleNamespace(total=100, free=30, used=70),
+        "nvmlDeviceGetComputeRunningProcesses": lambda _: [
+            SimpleNamespace(pid=pid, usedGpuMemory=used) for pid, used in state.processes
+        ],
+        "nvmlDeviceGetName": lambda _: "GPU of a test",
+        "nvmlSystemGetDriverVersion": lambda: "570",
+    }
+    for name, fake in fakes.items():
+        monkeypatch.setattr(nvml, name, fake)
+    return state
+
+
+@pytest.mark.parametrize(("uuid", "asked"), [(None, 0), ("1a2b-3c", "GPU-1a2b-3c"), ("GPU-1a", "GPU-1a")])
+def test_a_device_is_read_by_uuid_and_closed_again(driver: SimpleNamespace, uuid: str | None, asked: object) -> None:
+    assert device_reading(uuid) == DeviceReading("GPU of a test", "570", 100, 30, 50)
+    assert (driver.asked, driver.is_open) == (asked, False)
+
+
+@pytest.mark.parametrize("processes", [[(1, 7)], [(os.getpid(), None)]])
+def test_a_container_hides_what_the_process_holds(
+    driver: SimpleNamespace, processes: list[tuple[int, int | None]]
+) -> None:
+    driver.processes = processes
+    reading = device_reading()
+    assert reading is not None
+    assert reading.self_bytes is None
 
 
 def test_what_others_hold_is_unknown_where_processes_cannot_be_told_apart() -> None:
