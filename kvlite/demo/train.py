@@ -146,7 +146,7 @@ class Run:
 
     def _note(self, loss: float) -> None:
         length = self.recipe.length(min(self.progress.share, 0.999))
-        spans = recall_by_distance(self.model, self.tokenizer, seed=self.seed, each=20, context=length)
+        spans = recall_by_distance(self.model, self.tokenizer, seed=self.seed, each=10, context=length)
         line = {
             "step": self.progress.step,
             "tokens": self.progress.tokens,
