@@ -1,0 +1,196 @@
+"""A batch from its input to its exit code: input surveyed, output locked, model opened, records written."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
+from dataclasses import asdict, replace
+from itertools import chain
+from pathlib import Path
+
+from kvlite.batch.destination import is_journal, open_destination, resume
+from kvlite.batch.item import Entry, Form, Item
+from kvlite.batch.job import NO_REPORT, ChooseModel, Job, Opened
+from kvlite.batch.outcome import Outcome
+from kvlite.batch.output import Output, StdoutLines
+from kvlite.batch.prepare import Defaults, Preparer
+from kvlite.batch.recording import record_end, record_outcome
+from kvlite.batch.records import record_line
+from kvlite.batch.run import BatchRun
+from kvlite.batch.source import STDIN, Survey
+from kvlite.batch.tally import Tally
+from kvlite.console import Console
+from kvlite.engine.request import Token
+from kvlite.errors import BatchFailed, Interrupted, KvliteError, OutputError, Terminated, TimeLimit
+from kvlite.memory.recorder import RunRecorder
+
+TOKENS_PER_UPDATE = 16  # of the progress line
+_NOT_IN_A_RESUME = ("--overwrite", "--no-resume")
+
+
+class Batch:
+    """One job on its way; `run` is all there is to do with it."""
+
+    def __init__(self, job: Job, choose_model: ChooseModel, console: Console) -> None:
+        self._job = job
+        self._choose_model = choose_model
+        self._console = console
+        self._tally = Tally()
+        self._output: Output | None = None
+        self._recorder: RunRecorder | None = None
+        self._started_s = self._running_s = time.monotonic()
+
+    def run(self) -> None:
+        """Answer everything. Raises the KvliteError that ends the batch, BatchFailed when records are failures."""
+        report = self._job.ending.report
+        if report != NO_REPORT:
+            self._recorder = RunRecorder("batch", self._job.argv[1:], report=report, warn=self._console.warn)
+        with self._recorder or nullcontext():
+            try:
+                self._run()
+            except (KeyboardInterrupt, Terminated, TimeLimit) as stop:
+                raise self._stopped(stop) from None
+            if failed := self._tally.failed + self._tally.kept_failures:
+                hint = "; --retry-errors runs them again" if is_journal(self._job, self._output) else ""
+                raise BatchFailed(f"{failed} of {self._num_records} records are failures and say why{hint}")
+
+    def _run(self) -> None:
+        survey = self._job.input.survey()
+        self._tally.total = survey.total if survey else None
+        self._output = open_destination(self._job, self._console)
+        try:
+            self._answer(survey, self._output)
+        finally:
+            self._output.close()
+
+    def _answer(self, survey: Survey | None, output: Output) -> None:
+        from_lines, entries = _first_model(self._job.input.entries())
+        model = self._choose_model(survey.model if survey else from_lines)
+        if model.note:
+            self._console.note(model.note)
+        done = resume(self._job, model, output, survey, self._console)
+        self._tally.resumed, self._tally.kept_failures = done.ok + done.failed, done.failed
+        selected = self._noticed(self._job.input.selection.of(entries, done.marks), model.terms.model is None)
+        first = next(selected, None)
+        if first is None:
+            there = f"all {self._num_records} records are there" if self._num_records else "there are no lines"
+            self._console.note(f"nothing to do: {there}")
+            self._summarise(0, 0)
+            return
+        opened = model.open(self._recorder)
+        preparer = Preparer(opened.text, self._defaults(opened), model.terms)
+        batch = BatchRun(opened.engine, preparer, self._job.limits)
+        self._running_s = time.monotonic()
+        try:
+            self._write(batch, chain([first], selected), opened, output)
+        finally:
+            self._summarise(batch.peak_bytes, opened.engine.plan.budget_bytes)
+            if self._recorder is not None:
+                record_end(self._recorder, self._tally, opened.engine, batch.peak_bytes, self._seconds)
+
+    def _write(self, batch: BatchRun, entries: Iterable[Entry], opened: Opened, output: Output) -> None:
+        form, budget_bytes = self._job.writing.form, opened.engine.plan.budget_bytes
+        is_ordered = self._job.writing.ordered or form is Form.TEXT
+        num_notes = 0
+        with self._console.progress(self._job.ending.progress) as progress:
+            for event in batch.run_in_order(entries) if is_ordered else batch.run(entries):
+                self._check_time()
+                if isinstance(event, Token):
+                    self._tally.generated += 1
+                    if self._tally.generated % TOKENS_PER_UPDATE:
+                        continue
+                else:
+                    output.write(record_line(event, form or event.entry.form, opened.name))
+                    self._count(event, opened)
+                progress.update(self._tally.progress(self._seconds, batch.live_bytes(), budget_bytes))
+                for note in opened.text.notes[num_notes:]:
+                    self._console.note(note)
+                num_notes = len(opened.text.notes)
+
+    def _check_time(self) -> None:
+        limit_s = self._job.ending.max_time_s
+        if limit_s is not None and time.monotonic() - self._started_s >= limit_s:
+            raise TimeLimit(f"--max-time of {limit_s:g} s is over")
+
+    def _count(self, outcome: Outcome, opened: Opened) -> None:
+        self._tally.add(outcome)
+        if self._recorder is not None:
+            record_outcome(self._recorder, outcome, opened.engine)
+        if outcome.failure is not None and self._job.writing.form is Form.TEXT:  # text has no place to say it
+            self._console.warn(f"line {outcome.entry.place.line}: {outcome.failure.message}")
+        most = self._job.ending.max_errors
+        if most is not None and self._tally.failed >= most:
+            raise BatchFailed(f"stopped at {self._tally.failed} failed of {self._num_records} records{self._way_on()}")
+
+    def _defaults(self, opened: Opened) -> Defaults:
+        """The flags over the model's generation_config.json."""
+        of_model = asdict(opened.sampling)
+        del of_model["seed"]
+        return replace(self._job.defaults, sampling={**of_model, **self._job.defaults.sampling})
+
+    def _noticed(self, entries: Iterator[Entry], ignores_models: bool) -> Iterator[Entry]:
+        """The entries; what of them has no effect is said once."""
+        ignored: set[str] = set()
+        for entry in entries:
+            if isinstance(entry, Item):
+                if new := [name for name in entry.ignored if name not in ignored]:
+                    ignored.update(new)
+                    self._console.warn(
+                        f"line {entry.place.line} has keys that are ignored everywhere: {', '.join(new)}"
+                    )
+                if ignores_models and entry.model is not None:
+                    ignores_models = False
+                    self._console.note("the models that lines name are ignored: -m names one for all")
+            yield entry
+
+    @property
+    def _seconds(self) -> float:
+        return time.monotonic() - self._running_s
+
+    @property
+    def _num_records(self) -> int:
+        return self._tally.resumed + self._tally.ok + self._tally.failed
+
+    def _summarise(self, peak_bytes: int, budget_bytes: int) -> None:
+        seconds = self._seconds
+        self._console.note(self._tally.closing(seconds, peak_bytes, budget_bytes))
+        kv = {"peak_bytes": peak_bytes, "budget_bytes": budget_bytes, "tokens_evicted": self._tally.tokens_evicted}
+        counts = {**self._tally.as_dict(seconds), "kv": kv}
+        if self._console.as_json and not isinstance(self._output, StdoutLines):
+            self._console.json(counts)
+        path = self._job.ending.summary
+        if path is not None:
+            try:
+                Path(path).write_text(f"{json.dumps(counts)}\n", encoding="utf-8")
+            except OSError as error:
+                raise OutputError(f"cannot write {path}: {error.strerror}") from error
+
+    def _stopped(self, stop: BaseException) -> KvliteError:
+        """The error that ends a batch from outside, with the way to go on."""
+        of = f" of {self._tally.total}" if self._tally.total is not None else ""
+        where = f"after {self._num_records}{of} records{self._way_on()}"
+        if isinstance(stop, TimeLimit):
+            return TimeLimit(f"{stop} {where}")
+        return (
+            Terminated(f"terminated {where}") if isinstance(stop, Terminated) else Interrupted(f"interrupted {where}")
+        )
+
+    def _way_on(self) -> str:
+        if not is_journal(self._job, self._output):
+            return "; without an output file of records there is nothing to go on from"
+        words = [word for word in self._job.argv[1:] if word not in _NOT_IN_A_RESUME]
+        again = " and the same input" if self._job.input.name == STDIN else ""
+        return f"; go on with this{again}: kvlite {shlex.join(words)}"
+
+
+def _first_model(entries: Iterator[Entry]) -> tuple[str | None, Iterator[Entry]]:
+    """The model of the first line that asks for anything, and all the entries."""
+    read: list[Entry] = []
+    for entry in entries:
+        read.append(entry)
+        if isinstance(entry, Item):
+            return entry.model, chain(read, entries)
+    return None, iter(read)

@@ -1,0 +1,177 @@
+"""JSON lines -> items: OpenAI batch lines, simple objects and bare strings, told apart line by line."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from kvlite.batch.item import BadLine, Code, Entry, Form, Item, Json, LineError, Place
+from kvlite.batch.values import count, kind, mapping, number, parse_json, shown, string, text
+from kvlite.engine.request import Sampling
+from kvlite.errors import UsageError
+from kvlite.text.messages import checked
+
+CHAT_URL = "/v1/chat/completions"
+COMPLETIONS_URL = "/v1/completions"
+MAX_CHOICES = 128
+
+_IS_WHOLE = {
+    "temperature": False, "top_p": False, "top_k": True, "min_p": False, "repetition_penalty": False, "seed": True,
+}  # fmt: skip
+_KNOWN_IN_BODY = frozenset(
+    {"model", "messages", "prompt", "max_tokens", "max_completion_tokens", "stop", "n", "response_format",
+     "chat_template_kwargs", "kvlite", *_IS_WHOLE}
+)  # fmt: skip
+_KNOWN_IN_SIMPLE = _KNOWN_IN_BODY | {"id", "custom_id", "system", "metadata"}
+_EXTRAS = ("kv_budget", "kv_policy", "on_full")
+
+
+def decode_line(raw: bytes, place: Place, only: Form | None = None) -> Entry:
+    """The item in one line of JSON, or the bad line it is; `only` refuses every other form."""
+    form = Form.OPENAI if only is Form.OPENAI or b'"body"' in raw else Form.SIMPLE
+    key, metadata = f"line-{place.line}", None
+    try:
+        value = parse_json(raw)
+        if isinstance(value, str):
+            value = {"prompt": value}
+        if not isinstance(value, dict):
+            raise LineError(f"the line is {kind(value)}; give an object or a string")
+        form = _form_of(value)
+        if only is not None and form is not only:
+            raise LineError(f"the line has the {form} form; --format {only} takes no other")
+        key = _key(value, default=key)
+        if form is Form.OPENAI:
+            return _decode_openai(value, Item(place, key, form))
+        metadata = mapping(value, "metadata")
+        return decode_simple(value, Item(place, key, form, metadata=metadata))
+    except LineError as refused:
+        return BadLine(place, key, form, refused.failure, metadata)
+
+
+def decode_simple(value: Json, item: Item) -> Item:
+    """`item` completed by the keys of a simple object. Raises LineError."""
+    item = _with_settings(item, value, _KNOWN_IN_SIMPLE)
+    if item.n != 1:
+        raise LineError(f"n is {item.n}; a simple line has one answer, use the OpenAI form for more", "n")
+    system = text(value, "system")
+    if value.get("messages") is None:
+        return _with_prompt(item, value, system)
+    messages = _messages(value["messages"])
+    if system is None:
+        return replace(item, messages=messages)
+    if messages[0]["role"] == "system":
+        raise LineError("system and a system message are both given; keep one", "system")
+    return replace(item, messages=({"role": "system", "content": system}, *messages))
+
+
+def repeated(entry: Entry, first_line: int) -> BadLine:
+    """`entry` refused because the line `first_line` already has its id."""
+    message = f"line {entry.place.line} has the id {shown(entry.key)} of line {first_line}; ids must differ"
+    refused = LineError(message, "custom_id" if entry.form is Form.OPENAI else "id", Code.DUPLICATE)
+    return BadLine(entry.place, entry.key, entry.form, refused.failure, entry.metadata)
+
+
+def _form_of(value: Json) -> Form:
+    asks = "prompt" in value or "messages" in value
+    return Form.OPENAI if "body" in value or ("url" in value and not asks) else Form.SIMPLE
+
+
+def _decode_openai(value: Json, item: Item) -> Item:
+    method = value.get("method", "POST")
+    if method != "POST":
+        raise LineError(f"method is {shown(method)}; give POST", "method")
+    body = mapping(value, "body")
+    if body is None:
+        raise LineError("body is missing; give an object", "body")
+    url = value.get("url", CHAT_URL if "messages" in body else COMPLETIONS_URL)
+    if url not in (CHAT_URL, COMPLETIONS_URL):
+        raise LineError(f"url is {shown(url)}; give {CHAT_URL} or {COMPLETIONS_URL}", "url")
+    item = _with_settings(item, body, _KNOWN_IN_BODY)
+    if url == CHAT_URL:
+        return replace(item, messages=_messages(body.get("messages")))
+    return replace(_with_prompt(item, body, system=None), raw=True)
+
+
+def _with_settings(item: Item, body: Json, known: frozenset[str]) -> Item:
+    response_format = mapping(body, "response_format")
+    if response_format is not None and response_format.get("type") != "text":
+        asked = shown(response_format.get("type"))
+        raise LineError(f"response_format {asked} is not supported; leave it out", "response_format")
+    n = count(body, "n") or 1
+    if n > MAX_CHOICES:
+        raise LineError(f"n is {shown(n)}; give at most {MAX_CHOICES}", "n")
+    return replace(
+        item,
+        model=text(body, "model"),
+        sampling=_sampling(body),
+        max_tokens=count(body, "max_completion_tokens") or count(body, "max_tokens"),
+        stop=_stop(body.get("stop")),
+        n=n,
+        template_kwargs=mapping(body, "chat_template_kwargs") or {},
+        extras=_extras(body),
+        ignored=tuple(name for name in body if name not in known),
+    )
+
+
+def _sampling(body: Json) -> dict[str, int | float]:
+    given: dict[str, int | float] = {}
+    for name, whole in _IS_WHOLE.items():
+        value = number(body, name, whole=whole)
+        if value is None:
+            continue
+        try:
+            Sampling(**{name: value})  # type: ignore[arg-type]  # each range is written there, once
+        except UsageError as error:
+            raise LineError(str(error), name) from None
+        given[name] = value
+    return given
+
+
+def _extras(body: Json) -> dict[str, str]:
+    extras = mapping(body, "kvlite") or {}
+    for name in extras:
+        if name not in _EXTRAS:
+            raise LineError(f"kvlite.{name} is not known; known are {', '.join(_EXTRAS)}", f"kvlite.{name}")
+    return {name: string(value, f"kvlite.{name}") for name, value in extras.items() if value is not None}
+
+
+def _with_prompt(item: Item, body: Json, system: str | None) -> Item:
+    prompt = text(body, "prompt")
+    if prompt is None:
+        raise LineError("there is nothing to answer; give prompt or messages", "prompt")
+    if not prompt:
+        raise LineError("the prompt is empty; give some text", "prompt")
+    if system is None:
+        return replace(item, prompt=prompt)
+    return replace(item, messages=({"role": "system", "content": system}, {"role": "user", "content": prompt}))
+
+
+def _messages(value: object) -> tuple[Json, ...]:
+    if not isinstance(value, list) or not value:
+        given = "empty" if value == [] else kind(value)
+        raise LineError(f"messages is {given}; give a list of at least one message", "messages")
+    try:
+        messages = checked(value)
+    except UsageError as error:
+        raise LineError(str(error), "messages") from None
+    if not any(message.content for message in messages):
+        raise LineError("the messages are empty; give some text", "messages")
+    return tuple({"role": message.role, "content": string(message.content, "messages")} for message in messages)
+
+
+def _stop(value: object) -> tuple[str, ...] | None:
+    if value is None:
+        return None
+    stops = [value] if isinstance(value, str) else value
+    if not isinstance(stops, list):
+        raise LineError(f"stop is {kind(value)}; give a string or a list of strings", "stop")
+    if "" in stops:
+        raise LineError("stop holds an empty string; give some text", "stop")
+    return tuple(string(stop, "stop") for stop in stops)
+
+
+def _key(value: Json, default: str) -> str:
+    name = "custom_id" if value.get("custom_id") is not None else "id"
+    key = text(value, name)
+    if key == "":
+        raise LineError(f"{name} is empty; give a string or leave it out", name)
+    return default if key is None else key

@@ -1,0 +1,66 @@
+"""Where a job's records go, and what of them is there already."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from kvlite.batch.item import Form
+from kvlite.batch.job import Job, Model
+from kvlite.batch.journal import Done, Journal, Meta
+from kvlite.batch.output import LockedFile, Output, StdoutLines, open_output
+from kvlite.batch.source import STDIN, Survey
+from kvlite.console import Console
+from kvlite.errors import UsageError
+from kvlite.memory.measure import installed_versions
+
+
+def open_destination(job: Job, console: Console) -> Output:
+    """The output of a job: stdout where it is redirected or asked for, else a file, locked.
+
+    Raises UsageError and OutputError.
+    """
+    writing, source = job.writing, job.input.name
+    name = writing.output
+    if name is None and console.is_terminal and source != STDIN:
+        name = f"{Path(source).stem}.out.{'txt' if writing.form is Form.TEXT else 'jsonl'}"
+        console.note(f"the records go to {name}")
+    if name is None or name == STDIN:
+        output: Output = StdoutLines(console.line)
+    else:
+        path = Path(name)
+        if source != STDIN and path.exists() and Path(source).exists() and path.samefile(source):
+            raise UsageError(f"{name} is the input; give -o another file")
+        output = open_output(path)
+    if writing.retry_errors and not is_journal(job, output):
+        raise UsageError("--retry-errors needs the output file whose failed records are to run again; give -o")
+    return output
+
+
+def is_journal(job: Job, output: Output | None) -> bool:
+    """Whether the output tells which lines have their record."""
+    return isinstance(output, LockedFile) and job.writing.form is not Form.TEXT
+
+
+def resume(job: Job, model: Model, output: Output, survey: Survey | None, console: Console) -> Done:
+    """Which lines have their record already. Raises UsageError where the output cannot be gone on with."""
+    if not isinstance(output, LockedFile):
+        return Done()
+    writing, journal = job.writing, Journal(output)
+    if writing.overwrite:
+        journal.start_over()
+    if torn := journal.drop_torn_line():
+        console.warn(f"{output.path} ended in {torn} bytes of a torn line, now in {output.path.name}.torn")
+    if output.size and not writing.resume:
+        raise UsageError(f"{output.path} has records; give --resume, --overwrite or another -o")
+    if not is_journal(job, output):
+        if output.size:
+            raise UsageError(f"{output.path} has text, which cannot be gone on with; give --overwrite or another -o")
+        return Done()
+    version = installed_versions().get("kvlite", "unknown")
+    meta = Meta(survey.sha256 if survey else None, model.identity(), job.params(model), version)
+    if not writing.force_resume:
+        journal.check(meta)
+    journal.keep(meta)
+    if writing.retry_errors and (num_failed := journal.drop_failed()):
+        console.note(f"{num_failed} failed records run again")
+    return journal.done()

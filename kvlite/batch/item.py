@@ -1,0 +1,123 @@
+"""What one input line asks for, or why it cannot be asked. Knows no bytes, no files and no model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from hashlib import blake2b
+
+Json = Mapping[str, object]
+
+
+class Form(StrEnum):
+    """The shape of a line, in and out."""
+
+    OPENAI = "openai"
+    SIMPLE = "simple"
+    TEXT = "text"
+
+
+class Code(StrEnum):
+    """Why a line has no answer; scripts rely on these words."""
+
+    INVALID = "invalid_request"
+    DUPLICATE = "duplicate_id"
+    MODEL_MISMATCH = "model_mismatch"
+    CONTEXT_LENGTH = "context_length_exceeded"
+    KV_BUDGET = "kv_budget_exceeded"
+    OUT_OF_MEMORY = "out_of_memory"
+    TIMEOUT = "timeout"
+    CANCELLED = "cancelled"
+    INTERNAL = "internal_error"
+
+    @property
+    def is_bad_request(self) -> bool:
+        """Whether the line itself is at fault: the same line fails again however often it runs."""
+        return self in (Code.INVALID, Code.DUPLICATE, Code.MODEL_MISMATCH, Code.CONTEXT_LENGTH, Code.KV_BUDGET)
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a line has no answer; `param` names the key at fault."""
+
+    code: Code
+    message: str
+    param: str | None = None
+
+
+class LineError(ValueError):
+    """A line cannot be asked; it becomes a record with this failure, and the batch goes on."""
+
+    def __init__(self, message: str, param: str | None = None, code: Code = Code.INVALID) -> None:
+        super().__init__(message)
+        self.failure = Failure(code, message, param)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a line stands: `index` counts records from 0, `line` counts lines from 1."""
+
+    index: int
+    line: int
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One prompt or conversation with the settings its line gives; what the line leaves out is not here.
+
+    Exactly one of `prompt` and `messages` is set. `raw` asks for no chat template. `extras` are the line's
+    `kvlite` keys, which the run must meet or refuse; `ignored` are keys that have no effect.
+    """
+
+    place: Place
+    key: str
+    form: Form
+    prompt: str | None = None
+    messages: tuple[Json, ...] | None = None
+    raw: bool = False
+    model: str | None = None
+    sampling: Mapping[str, int | float] = field(default_factory=dict)
+    max_tokens: int | None = None
+    stop: tuple[str, ...] | None = None
+    n: int = 1
+    template_kwargs: Json = field(default_factory=dict)
+    extras: Mapping[str, str] = field(default_factory=dict)
+    metadata: Json | None = None
+    ignored: tuple[str, ...] = ()
+
+    @property
+    def mark(self) -> bytes:
+        """What the journal remembers of this line."""
+        return digest(self.key)
+
+
+@dataclass(frozen=True, slots=True)
+class BadLine:
+    """A line that cannot be asked, under its own id where it has one, else `line-<n>`."""
+
+    place: Place
+    key: str
+    form: Form
+    failure: Failure
+    metadata: Json | None = None
+
+    @property
+    def mark(self) -> bytes:
+        """What the journal remembers: a duplicate must not pass for the line whose id it repeats."""
+        if self.failure.code is Code.DUPLICATE:
+            return duplicate_mark(self.key, self.place.line)
+        return digest(self.key)
+
+
+Entry = Item | BadLine
+
+
+def digest(key: str) -> bytes:
+    """16 bytes that stand for an id, so that a million ids fit in memory."""
+    return blake2b(key.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+
+
+def duplicate_mark(key: str, line: int) -> bytes:
+    """The mark of a line that repeats the id `key`."""
+    return digest(f"{key}\0line {line}")

@@ -1,0 +1,112 @@
+"""What a batch is asked to do, and the model it is given: values only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+from kvlite.batch.item import Form, Json
+from kvlite.batch.prepare import Defaults, Terms
+from kvlite.batch.run import Limits
+from kvlite.batch.source import Input
+from kvlite.console import ProgressStyle
+from kvlite.engine.request import Sampling
+
+if TYPE_CHECKING:
+    from kvlite.engine.engine import Engine
+    from kvlite.memory.plan import CachePlan
+    from kvlite.memory.recorder import RunRecorder
+    from kvlite.text.template import ChatText
+
+NO_REPORT = "none"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Writing:
+    """Where records go and what happens to those that are there; `form` None mirrors each line."""
+
+    output: str | None = None
+    form: Form | None = None
+    resume: bool = True
+    force_resume: bool = False
+    overwrite: bool = False
+    retry_errors: bool = False
+    ordered: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ending:
+    """When the batch stops early, and what it tells meanwhile and at the end."""
+
+    max_time_s: float | None = None
+    max_errors: int | None = None
+    summary: str | None = None
+    progress: ProgressStyle = "auto"
+    report: str = NO_REPORT
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """All that is asked; `argv` is the command that asked it."""
+
+    input: Input
+    writing: Writing
+    ending: Ending
+    limits: Limits
+    defaults: Defaults
+    argv: tuple[str, ...]
+
+    def params(self, model: Model) -> Json:
+        """What changes the answers, as the user stated it: records of one file must have been made with the same."""
+        defaults = asdict(self.defaults)
+        sampling = defaults.pop("sampling")
+        reader = self.input.reader
+        return {
+            **model.params,
+            **sampling,
+            **defaults,
+            "format": reader.layout,
+            "escape": reader.escape,
+            "prompt_column": reader.prompt_column,
+            "out_format": self.writing.form or "mirrored",
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A model ready to answer; `sampling` is how its generation_config.json wants it sampled."""
+
+    name: str
+    engine: Engine
+    text: ChatText
+    sampling: Sampling
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """A model of which only the tokenizer is loaded, and the cache it would get."""
+
+    name: str
+    text: ChatText
+    plan: CachePlan
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Model:
+    """The model that was chosen and how to get at it; nothing is loaded yet.
+
+    `params` are the settings of model and cache. `identity` gives the repository and commit, or the folder. `note` is
+    what to say about the choice.
+    """
+
+    terms: Terms
+    params: Json
+    identity: Callable[[], str]
+    open: Callable[[RunRecorder | None], Opened]
+    plan: Callable[[], Planned]
+    note: str | None = None
+
+
+ChooseModel = Callable[[str | None], Model]
+"""The model for what the lines name (None where they name none), which a flag may overrule."""

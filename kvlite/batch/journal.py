@@ -1,0 +1,158 @@
+"""The output file as its own journal: which lines have their record, and whether the settings are still the same.
+
+A sidecar `<output>.kvlite-meta.json` says what the records were made with. A line cut short by a crash is moved into
+`<output>.torn`; everything before it stays.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from hashlib import sha256
+from pathlib import Path
+
+from kvlite.batch.item import Json
+from kvlite.batch.output import LockedFile
+from kvlite.batch.records import Recorded, read_record
+from kvlite.errors import OutputError, UsageError
+
+_WAYS_OUT = "--overwrite starts over, --force-resume goes on all the same"
+_TAIL_BLOCK = 1 << 16
+
+
+@dataclass(frozen=True, slots=True)
+class Meta:
+    """What the records of a file were made with; `input_sha256` is None for a pipe."""
+
+    input_sha256: str | None
+    model: str
+    params: Json
+    version: str
+
+    def to_line(self) -> str:
+        """The sidecar's one line."""
+        params = json.dumps(self.params, sort_keys=True)
+        return json.dumps({**asdict(self), "params_sha256": sha256(params.encode()).hexdigest()})
+
+    def difference(self, earlier: Json) -> str | None:
+        """The first thing in which an earlier sidecar differs, in words; the version may."""
+        before, now = _flat(earlier), _flat(json.loads(self.to_line()))
+        if earlier.get("input_sha256") is None or self.input_sha256 is None:
+            before.pop("input", None)
+            now.pop("input", None)
+        for name in dict.fromkeys((*now, *before)):
+            if before.get(name) != now.get(name):
+                return "from other input" if name == "input" else f"with {name} {before.get(name)}, not {now.get(name)}"
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """The lines that have their record, as marks."""
+
+    marks: set[bytes] = field(default_factory=set)
+    ok: int = 0
+    failed: int = 0
+
+
+class Journal:
+    """Reads and guards the journal of one locked output file."""
+
+    def __init__(self, file: LockedFile) -> None:
+        self._file = file
+        self._sidecar = file.path.with_name(f"{file.path.name}.kvlite-meta.json")
+        self._torn = file.path.with_name(f"{file.path.name}.torn")
+
+    def start_over(self) -> None:
+        """Forget all records."""
+        self._file.truncate(0)
+        self._sidecar.unlink(missing_ok=True)
+
+    def drop_torn_line(self) -> int:
+        """Move a last line without its newline into the `.torn` copy; returns its bytes."""
+        end = self._file.size
+        whole = _end_of_whole_lines(self._file.path, end)
+        if whole == end:
+            return 0
+        with self._file.path.open("rb") as file, self._torn.open("ab") as torn:
+            file.seek(whole)
+            while block := file.read(_TAIL_BLOCK):
+                torn.write(block)
+            torn.write(b"\n")
+        self._file.truncate(whole)
+        return end - whole
+
+    def check(self, meta: Meta) -> None:
+        """Raises UsageError when the records there are were made with something else, or nobody knows with what."""
+        if not self._file.size:
+            return
+        earlier = self._read_sidecar()
+        if earlier is None:
+            raise UsageError(f"{self._file.path} has records but no readable {self._sidecar.name}; {_WAYS_OUT}")
+        if difference := meta.difference(earlier):
+            raise UsageError(f"{self._file.path} was written {difference}; {_WAYS_OUT}")
+
+    def keep(self, meta: Meta) -> None:
+        """Write the sidecar: what the records to come are made with."""
+        partial = self._sidecar.with_name(f"{self._sidecar.name}.partial")
+        try:
+            with partial.open("w", encoding="utf-8") as file:
+                file.write(f"{meta.to_line()}\n")
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(self._sidecar)
+        except OSError as error:
+            raise OutputError(f"cannot write to {self._sidecar}: {error.strerror}") from error
+
+    def drop_failed(self) -> int:
+        """Take the records of failed lines out of the file, so that these lines run again; returns how many."""
+        num_failed = sum(recorded.is_failed for _, recorded in self._records())
+        if num_failed:
+            self._file.replace(line for line, recorded in self._records() if not recorded.is_failed)
+        return num_failed
+
+    def done(self) -> Done:
+        """Which lines have their record. Raises UsageError on a line that is no record."""
+        marks, ok, failed = set(), 0, 0
+        for _, recorded in self._records():
+            marks.add(recorded.mark)
+            failed += recorded.is_failed
+            ok += not recorded.is_failed
+        return Done(marks, ok, failed)
+
+    def _records(self) -> Iterator[tuple[bytes, Recorded]]:
+        with self._file.path.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                recorded = read_record(line)
+                if recorded is None:
+                    path = self._file.path
+                    raise UsageError(f"{path} line {number} is no batch record; give another -o, or --overwrite it")
+                yield line, recorded
+
+    def _read_sidecar(self) -> Json | None:
+        try:
+            value = json.loads(self._sidecar.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        return value if isinstance(value, dict) else None
+
+
+def _flat(meta: Json) -> dict[str, object]:
+    params = meta.get("params")
+    given = params if isinstance(params, dict) else {}
+    return {"input": meta.get("input_sha256"), "model": meta.get("model"), **given}
+
+
+def _end_of_whole_lines(path: Path, end: int) -> int:
+    """Bytes up to and including the last newline."""
+    with path.open("rb") as file:
+        while end > 0:
+            start = max(0, end - _TAIL_BLOCK)
+            file.seek(start)
+            newline = file.read(end - start).rfind(b"\n")
+            if newline >= 0:
+                return start + newline + 1
+            end = start
+    return 0

@@ -1,0 +1,38 @@
+"""How one entry ended: its answers, or the failure that took their place."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from kvlite.batch.item import Entry, Failure
+from kvlite.engine.request import FinishReason, Timing
+from kvlite.memory.counts import KVCounts
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One answer; `kv` counts the row it was generated in."""
+
+    text: str
+    thinking: str
+    finish_reason: FinishReason
+    completion_tokens: int
+    seed: int
+    kv: KVCounts
+    timing: Timing
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """An entry's end: all of its choices and no failure, or a failure and what a simple record keeps of the answer."""
+
+    entry: Entry
+    choices: tuple[Choice, ...] = ()
+    prompt_tokens: int = 0
+    failure: Failure | None = None
+    attempt: int = 1
+    deduped_from: str | None = None
+
+    @property
+    def completion_tokens(self) -> int:
+        return sum(choice.completion_tokens for choice in self.choices)

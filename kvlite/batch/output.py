@@ -1,0 +1,171 @@
+"""Where records go: a file this process alone appends whole lines to, or a stream that takes what it is given."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import stat
+import time
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from pathlib import Path
+from typing import Protocol
+
+from kvlite.errors import OutputError, UsageError
+
+SYNC_EVERY_S = 2.0
+
+
+class Output(Protocol):
+    """Takes lines, and is closed at the end."""
+
+    def write(self, line: str) -> None:
+        """Write one line, given without its newline. Raises OutputError."""
+
+    def close(self) -> None:
+        """Hand everything over to the operating system."""
+
+
+class StdoutLines:
+    """The lines go to stdout, one by one."""
+
+    def __init__(self, write_line: Callable[[str], None]) -> None:
+        self.write = write_line
+
+    def close(self) -> None:
+        """Nothing is held back."""
+
+
+class DeviceLines:
+    """A FIFO or a device: nothing can be read back from it, locked or repaired."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        try:
+            self._fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise OutputError(f"cannot write to {path}: {error.strerror}") from error
+
+    def write(self, line: str) -> None:
+        """Write one line. Raises OutputError, and BrokenPipeError when the reader has left."""
+        try:
+            _write_all(self._fd, f"{line}\n".encode())
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise OutputError(f"cannot write to {self._path}: {error.strerror}") from error
+
+    def close(self) -> None:
+        """Close the descriptor."""
+        os.close(self._fd)
+
+
+class LockedFile:
+    """A regular file held under a lock; it ends with a whole line after every write, also after one that failed.
+
+    A line is with the operating system when `write` returns, and on the disk at most SYNC_EVERY_S later.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path.resolve()  # through a link, so that a replacement replaces the file and not the link
+        self._fd = _open_locked(self.path, path)
+        self._end = os.fstat(self._fd).st_size
+        self._next_sync_s = time.monotonic() + SYNC_EVERY_S
+
+    @property
+    def size(self) -> int:
+        """Bytes in the file."""
+        return self._end
+
+    def write(self, line: str) -> None:
+        """Append one line; a line that cannot be written whole is taken back. Raises OutputError."""
+        data = f"{line}\n".encode()
+        try:
+            _write_all(self._fd, data)
+            self._end += len(data)
+            if time.monotonic() >= self._next_sync_s:
+                self._sync()
+        except OSError as error:
+            self._drop_partial_line()
+            raise OutputError(f"cannot write to {self.path}: {error.strerror}; what it holds is whole") from error
+
+    def truncate(self, size: int) -> None:
+        """Cut the file to its first `size` bytes."""
+        self._end = size
+        os.ftruncate(self._fd, size)
+
+    def replace(self, lines: Iterable[bytes]) -> None:
+        """Put `lines`, newlines included, in the place of all the file holds, at once or not at all."""
+        partial = self.path.with_name(f"{self.path.name}.partial")
+        try:
+            partial.unlink(missing_ok=True)
+            fd = _open_locked(partial, partial)  # the lock moves along with the name
+        except OSError as error:
+            raise OutputError(f"cannot write to {partial}: {error.strerror}") from error
+        try:
+            end = sum(_write_all(fd, line) for line in lines)
+            os.fsync(fd)
+            partial.replace(self.path)
+        except OSError as error:
+            os.close(fd)
+            partial.unlink(missing_ok=True)
+            raise OutputError(f"cannot write to {partial}: {error.strerror}; {self.path} is unchanged") from error
+        os.close(self._fd)
+        self._fd, self._end = fd, end
+
+    def close(self) -> None:
+        """Bring all lines to the disk and let go of the lock."""
+        try:
+            self._drop_partial_line()
+            self._sync()
+        except OSError as error:
+            raise OutputError(f"cannot write to {self.path}: {error.strerror}") from error
+        finally:
+            os.close(self._fd)
+
+    def _sync(self) -> None:
+        os.fsync(self._fd)
+        self._next_sync_s = time.monotonic() + SYNC_EVERY_S
+
+    def _drop_partial_line(self) -> None:
+        with suppress(OSError):  # then the next start drops it
+            if os.fstat(self._fd).st_size > self._end:
+                os.ftruncate(self._fd, self._end)
+
+
+def open_output(path: Path) -> LockedFile | DeviceLines:
+    """Open a path for records. Raises OutputError when it cannot be written, UsageError when another run holds it."""
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        return LockedFile(path)
+    except OSError as error:
+        raise OutputError(f"cannot write to {path}: {error.strerror}") from error
+    return LockedFile(path) if stat.S_ISREG(mode) or stat.S_ISDIR(mode) else DeviceLines(path)
+
+
+def _open_locked(path: Path, shown: Path) -> int:
+    while True:
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+        except OSError as error:
+            raise OutputError(f"cannot write to {shown}: {error.strerror}") from error
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(fd)
+            raise UsageError(f"{shown} is being written by another run; wait for it or give another -o") from None
+        except OSError as error:
+            os.close(fd)
+            raise OutputError(f"cannot lock {shown}: {error.strerror}; give a path that can be locked") from error
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(fd), path.stat()):
+                return fd
+        os.close(fd)  # the run before us replaced the file between our open and our lock
+
+
+def _write_all(fd: int, data: bytes) -> int:
+    written = 0
+    while written < len(data):
+        written += os.write(fd, data[written:])
+    return written

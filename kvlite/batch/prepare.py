@@ -1,0 +1,155 @@
+"""Items -> the engine's requests: the run's defaults under the line's own settings, and what one engine can honour.
+
+A line's own value wins over a flag, a flag over the model's generation_config.json, that over the built-in default.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from hashlib import blake2b
+from typing import TYPE_CHECKING
+
+from kvlite.batch.item import Code, Item, LineError
+from kvlite.batch.values import shown
+from kvlite.engine.request import Request, Sampling
+from kvlite.errors import KvliteError, UsageError
+from kvlite.memory.budget import Budget
+
+if TYPE_CHECKING:
+    from kvlite.text.stream import AnswerText
+    from kvlite.text.template import ChatText, Encoded
+
+DEFAULT_MAX_TOKENS = 1024
+_SEEDS = 2**31  # small enough to be exact in every reader of JSON
+
+
+@dataclass(frozen=True, slots=True)
+class Defaults:
+    """What holds for lines that do not say otherwise; `seed` None gives every line its own, made from its id.
+
+    `sampling` are fields of Sampling.
+    """
+
+    sampling: Mapping[str, int | float] = field(default_factory=dict)
+    seed: int | None = None
+    max_tokens: int = DEFAULT_MAX_TOKENS
+    stop: tuple[str, ...] = ()
+    system: str | None = None
+    pin_system: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What the run is bound to and no line can change; `model` None accepts every name a line gives."""
+
+    model: str | None = None
+    kv_budgets: tuple[str, ...] = ()
+    kv_policy: str = ""
+    on_full: str = "evict"
+
+    def check(self, item: Item) -> None:
+        """Raises LineError when the line asks for what this run does not do."""
+        if self.model is not None and item.model not in (None, self.model):
+            message = f"the line asks for the model {shown(item.model)}, this run is for {shown(self.model)}"
+            raise LineError(f"{message}; run one model at a time, or give -m", "model", Code.MODEL_MISMATCH)
+        allowed = {"kv_budget": self.kv_budgets, "kv_policy": (self.kv_policy,), "on_full": (self.on_full,)}
+        for name, asked in item.extras.items():
+            if _budget(asked) not in allowed[name] if name == "kv_budget" else asked not in allowed[name]:
+                flag = name.replace("_", "-")
+                runs = " or ".join(allowed[name])
+                message = f"kvlite.{name} is {shown(asked)}, this run has {runs}; run these lines with --{flag}"
+                raise LineError(message, f"kvlite.{name}")
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """An item ready to run: one request per choice; `stop` are the user's stop strings."""
+
+    item: Item
+    encoded: Encoded
+    requests: tuple[Request, ...]
+    stop: tuple[str, ...]
+
+
+class Preparer:
+    """Turns items into requests for one model."""
+
+    def __init__(self, text: ChatText, defaults: Defaults, terms: Terms) -> None:
+        self._text = text
+        self._defaults = defaults
+        self._terms = terms
+
+    def prepare(self, item: Item) -> Prepared:
+        """The requests of an item. Raises LineError when it cannot be honoured or rendered."""
+        self._terms.check(item)
+        try:
+            sampling = self.sampling(item)
+            encoded = self._encode(item)
+            requests = tuple(self._request(item, encoded, sampling, choice) for choice in range(item.n))
+        except UsageError as error:
+            raise LineError(str(error)) from None
+        stop = self._defaults.stop if item.stop is None else item.stop
+        return Prepared(item, encoded, requests, stop)
+
+    def answer(self, prepared: Prepared) -> AnswerText:
+        """The text of one answer, still empty."""
+        return self._text.answer(prepared.encoded, prepared.stop)
+
+    def sampling(self, item: Item) -> Sampling:
+        """How the tokens of an item's first choice are drawn; the other choices count the seed up."""
+        given = {**self._defaults.sampling, **item.sampling}
+        if "seed" not in item.sampling:
+            given["seed"] = _seed_of(item.key) if self._defaults.seed is None else self._defaults.seed
+        return Sampling(**given)  # type: ignore[arg-type]
+
+    def twin_of(self, item: Item) -> bytes | None:
+        """What two greedy items have in common when their answers must be equal; None when chance plays a part."""
+        if not self.sampling(item).is_greedy:
+            return None
+        seedless = {name: value for name, value in item.sampling.items() if name != "seed"}
+        asked = (
+            item.prompt,
+            item.messages,
+            item.raw,
+            seedless,
+            item.max_tokens,
+            item.stop,
+            item.n,
+            item.template_kwargs,
+        )
+        return blake2b(repr(asked).encode(), digest_size=16).digest()
+
+    def _encode(self, item: Item) -> Encoded:
+        defaults = self._defaults
+        if item.raw:
+            assert item.prompt is not None
+            return self._text.raw(item.prompt)
+        if item.messages is None and not item.template_kwargs:
+            assert item.prompt is not None
+            return self._text.prompt(item.prompt, system=defaults.system)
+        messages = item.messages or ({"role": "user", "content": item.prompt},)
+        if defaults.system is not None and messages[0]["role"] != "system":
+            messages = ({"role": "system", "content": defaults.system}, *messages)
+        return self._text.conversation(messages, template_kwargs=item.template_kwargs)
+
+    def _request(self, item: Item, encoded: Encoded, sampling: Sampling, choice: int) -> Request:
+        return Request(
+            id=f"{item.place.index}.{choice}",
+            ids=encoded.ids,
+            sampling=replace(sampling, seed=(sampling.seed + choice) % 2**63),
+            max_tokens=self._defaults.max_tokens if item.max_tokens is None else item.max_tokens,
+            stop_ids=self._text.stop_ids,
+            pins=encoded.pins if self._defaults.pin_system else (),
+        )
+
+
+def _budget(written: str) -> str:
+    try:
+        return str(Budget.parse(written))
+    except KvliteError as error:
+        raise LineError(str(error), "kvlite.kv_budget") from None
+
+
+def _seed_of(key: str) -> int:
+    return int.from_bytes(blake2b(key.encode(), digest_size=8).digest(), "big") % _SEEDS

@@ -1,0 +1,159 @@
+"""Outcomes -> lines of the output file, and the little the journal reads back from them."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+import uuid
+from dataclasses import asdict, dataclass
+
+from kvlite.batch.item import Code, Form, Item, digest, duplicate_mark
+from kvlite.batch.outcome import Outcome
+from kvlite.engine.request import Timing
+
+_CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
+_TEXT_ESCAPES = str.maketrans({"\\": "\\\\", "\n": "\\n", "\r": "\\r"})
+
+
+def record_line(outcome: Outcome, form: Form, model: str) -> str:
+    """The outcome as one line without its newline, in `form`; `model` is the name and revision that answered."""
+    if form is Form.TEXT:
+        return outcome.choices[0].text.translate(_TEXT_ESCAPES) if outcome.failure is None else ""
+    record = _openai(outcome, model) if form is Form.OPENAI else _simple(outcome)
+    line = json.dumps(record, ensure_ascii=False, allow_nan=False)
+    try:
+        line.encode()
+    except UnicodeEncodeError:  # metadata may hold half a surrogate pair; escaped, it is JSON again
+        return json.dumps(record, allow_nan=False)
+    return line
+
+
+def _simple(outcome: Outcome) -> dict[str, object]:
+    entry, choice = outcome.entry, outcome.choices[0] if outcome.choices else None
+    record: dict[str, object] = {
+        "id": entry.key,
+        "index": entry.place.index,
+        "text": choice.text if choice else None,
+        "finish_reason": choice.finish_reason.value if choice else None,
+        "usage": _usage(outcome) if choice else None,
+        "kv": choice.kv.as_dict() if choice else None,
+        "timing": _timing(choice.timing) if choice else None,
+    }
+    if choice and choice.thinking:
+        record["reasoning_content"] = choice.thinking
+    if choice:
+        record |= {"seed": choice.seed, "attempt": outcome.attempt, "deduped_from": outcome.deduped_from}
+    if entry.metadata is not None:
+        record["metadata"] = entry.metadata
+    return {**record, "error": _error(outcome)}
+
+
+def _openai(outcome: Outcome, model: str) -> dict[str, object]:
+    failure = outcome.failure
+    record: dict[str, object] = {"id": f"batch_req_{_ulid()}", "custom_id": outcome.entry.key}
+    if failure is not None and not failure.code.is_bad_request:
+        return {**record, "response": None, "error": _error(outcome)}
+    body = {"error": _error(outcome)} if failure is not None else _body(outcome, model)
+    status = 200 if failure is None else 400
+    response = {"status_code": status, "request_id": str(uuid.uuid4()), "body": body}
+    return {**record, "response": response, "error": None}
+
+
+def _body(outcome: Outcome, model: str) -> dict[str, object]:
+    first = outcome.choices[0]
+    is_chat = not (isinstance(outcome.entry, Item) and outcome.entry.raw)
+    return {
+        "id": f"{'chatcmpl' if is_chat else 'cmpl'}-{uuid.uuid4().hex}",
+        "object": "chat.completion" if is_chat else "text_completion",
+        "created": int(time.time()),
+        "model": model,
+        "choices": [_choice(index, outcome, is_chat) for index in range(len(outcome.choices))],
+        "usage": _usage(outcome),
+        "kvlite": {
+            "index": outcome.entry.place.index,
+            "seed": first.seed,
+            "kv": first.kv.as_dict(),
+            "timing": _timing(first.timing),
+            "attempt": outcome.attempt,
+            "deduped_from": outcome.deduped_from,
+        },
+    }
+
+
+def _choice(index: int, outcome: Outcome, is_chat: bool) -> dict[str, object]:
+    choice = outcome.choices[index]
+    record: dict[str, object] = {"index": index}
+    if is_chat:
+        message = {"role": "assistant", "content": choice.text, "reasoning_content": choice.thinking or None}
+        record["message"] = message
+    else:
+        record["text"] = choice.text
+    record |= {"finish_reason": choice.finish_reason.value, "logprobs": None}
+    if len(outcome.choices) > 1:  # the block of the body speaks of the first choice only
+        record["kvlite"] = {"seed": choice.seed, "kv": choice.kv.as_dict(), "timing": _timing(choice.timing)}
+    return record
+
+
+def _usage(outcome: Outcome) -> dict[str, object]:
+    return {
+        "prompt_tokens": outcome.prompt_tokens,
+        "completion_tokens": outcome.completion_tokens,
+        "total_tokens": outcome.prompt_tokens + outcome.completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": 0},
+    }
+
+
+def _timing(timing: Timing) -> dict[str, float | None]:
+    return {name: round(value, 6) if math.isfinite(value) else None for name, value in asdict(timing).items()}
+
+
+def _error(outcome: Outcome) -> dict[str, object] | None:
+    failure = outcome.failure
+    if failure is None:
+        return None
+    error: dict[str, object] = {"code": failure.code.value, "message": failure.message}
+    if failure.code.is_bad_request:
+        error |= {"type": "invalid_request_error", "param": failure.param}
+    return {**error, "line": outcome.entry.place.line}
+
+
+def _ulid() -> str:
+    """26 characters that sort by time: 48 bits of milliseconds, 80 of chance."""
+    number = (time.time_ns() // 1_000_000) << 80 | int.from_bytes(os.urandom(10), "big")
+    return "".join(_CROCKFORD[number >> shift & 31] for shift in range(125, -1, -5))
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """What the journal knows of a line that has its record."""
+
+    mark: bytes
+    is_failed: bool
+
+
+def read_record(line: bytes) -> Recorded | None:
+    """What a line of an output file says, in either form; None when it is no record."""
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(record, dict):
+        return None
+    if "response" in record:
+        key, error = record.get("custom_id"), record.get("error") or _body_error(record["response"])
+    elif "error" in record and "index" in record:
+        key, error = record.get("id"), record["error"]
+    else:
+        return None
+    if not isinstance(key, str):
+        return None
+    if isinstance(error, dict) and error.get("code") == Code.DUPLICATE:
+        return Recorded(duplicate_mark(key, error.get("line", 0)), True)
+    return Recorded(digest(key), error is not None)
+
+
+def _body_error(response: object) -> object:
+    body = response.get("body") if isinstance(response, dict) else None
+    return body.get("error") if isinstance(body, dict) else None

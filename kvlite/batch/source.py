@@ -1,0 +1,240 @@
+"""Input files -> entries: JSON lines, plain lines or CSV, read as a stream; and which of the entries this run takes.
+
+Nothing here holds a whole file: of what was read only the hashes of ids stay.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+import sys
+from collections import deque
+from collections.abc import Container, Iterable, Iterator
+from dataclasses import dataclass, field
+from enum import StrEnum
+from hashlib import blake2b, sha256
+from itertools import islice
+from pathlib import Path
+from typing import Self
+
+from kvlite.batch.codecs import decode_line, decode_simple, repeated
+from kvlite.batch.item import BadLine, Entry, Form, Item, LineError, Place, digest
+from kvlite.errors import UsageError
+
+STDIN = "-"
+
+_BOM = b"\xef\xbb\xbf"
+_LONGEST_CELL = 2**31 - 1  # characters; the csv module's own limit of 131,072 is shorter than a long prompt
+_ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\"}
+
+
+class Layout(StrEnum):
+    """What a file is made of; `openai` and `simple` are JSON lines of that one form."""
+
+    AUTO = "auto"
+    OPENAI = "openai"
+    SIMPLE = "simple"
+    TEXT = "text"
+    CSV = "csv"
+
+    @classmethod
+    def of(cls, name: str) -> Layout:
+        """The layout a file's name tells: .csv, .txt, else JSON lines."""
+        return {".csv": cls.CSV, ".txt": cls.TEXT}.get(Path(name).suffix.lower(), cls.AUTO)
+
+
+@dataclass(frozen=True, slots=True)
+class Reader:
+    """How to read a file: its layout, whether plain lines spell newlines as `\\n`, which CSV column is the prompt."""
+
+    layout: Layout = Layout.AUTO
+    escape: bool = False
+    prompt_column: str = "prompt"
+
+    def entries(self, lines: Iterable[bytes]) -> Iterator[Entry]:
+        """The entries of a file's lines. Raises UsageError when a CSV file cannot be read as one."""
+        lines = _without_bom(lines)
+        if self.layout is Layout.CSV:
+            return self._rows(lines)
+        return self._lines(lines)
+
+    def _lines(self, lines: Iterable[bytes]) -> Iterator[Entry]:
+        only = Form(self.layout) if self.layout in (Layout.OPENAI, Layout.SIMPLE) else None
+        filled = ((number, line) for number, line in enumerate(lines, 1) if line.strip())
+        for index, (number, line) in enumerate(filled):
+            place = Place(index, number)
+            yield self._plain(line, place) if self.layout is Layout.TEXT else decode_line(line, place, only)
+
+    def _plain(self, line: bytes, place: Place) -> Entry:
+        key = f"line-{place.line}"
+        try:
+            prompt = line.rstrip(b"\r\n").decode()
+        except UnicodeDecodeError as error:
+            refused = LineError(f"not UTF-8: byte 0x{line[error.start]:02x} at offset {error.start}")
+            return BadLine(place, key, Form.SIMPLE, refused.failure)
+        return Item(place, key, Form.SIMPLE, prompt=_unescaped(prompt) if self.escape else prompt)
+
+    def _rows(self, lines: Iterable[bytes]) -> Iterator[Entry]:
+        csv.field_size_limit(_LONGEST_CELL)
+        rows = csv.reader((line.decode("utf-8", "surrogateescape") for line in lines), strict=True)
+        try:
+            header = next(rows, [])
+            if header and self.prompt_column not in header:
+                raise UsageError(f"no column {self.prompt_column!r}; columns are {', '.join(header)} (--prompt-column)")
+            line, index = rows.line_num + 1, 0
+            for row in rows:
+                if row:
+                    yield self._row(header, row, Place(index, line))
+                    index += 1
+                line = rows.line_num + 1
+        except csv.Error as error:
+            raise UsageError(f"line {rows.line_num} is not CSV: {error}; quote cells that hold quotes") from None
+
+    def _row(self, header: list[str], row: list[str], place: Place) -> Entry:
+        cells = dict(zip(header, row, strict=False))
+        key = cells.pop("id", "") or f"line-{place.line}"
+        value: dict[str, object] = {"prompt": cells.pop(self.prompt_column, None)}
+        if system := cells.pop("system", ""):
+            value["system"] = system
+        try:
+            if len(row) != len(header):
+                raise LineError(f"the row has {len(row)} cells under {len(header)} columns")
+            if any(not cell.isascii() and _is_not_utf8(cell) for cell in row):
+                raise LineError("not UTF-8")
+            return decode_simple(value, Item(place, key, Form.SIMPLE, metadata=cells or None))
+        except LineError as refused:
+            key = key if not _is_not_utf8(key) else f"line-{place.line}"
+            return BadLine(place, key, Form.SIMPLE, refused.failure)
+
+
+def with_unique_ids(entries: Iterable[Entry]) -> Iterator[Entry]:
+    """The entries of a pipe, which can be read only once: a repeated id becomes a bad line."""
+    first_lines: dict[bytes, int] = {}
+    for entry in entries:
+        first = first_lines.setdefault(digest(entry.key), entry.place.line)
+        yield entry if first == entry.place.line else repeated(entry, first)
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """The share `index` of `count` (from 1) of the ids; which one an id falls into never changes."""
+
+    index: int
+    count: int
+
+    @classmethod
+    def parse(cls, written: str) -> Self:
+        """Read `I/N`. Raises UsageError."""
+        match = re.fullmatch(r"(\d{1,9})/(\d{1,9})", written, re.ASCII)
+        index, count = (int(number) for number in match.groups()) if match else (0, 0)
+        if not 1 <= index <= count:
+            raise UsageError(f"shard {written!r} is not I/N; give 1/4 for the first of four")
+        return cls(index, count)
+
+    def holds(self, key: str) -> bool:
+        """Whether an id belongs to this share."""
+        hashed = int.from_bytes(blake2b(key.encode(), digest_size=8).digest(), "big")
+        return hashed % self.count == self.index - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which entries to take: of the shard, after the first `skip`, at most `limit`."""
+
+    shard: Shard = Shard(1, 1)
+    skip: int = 0
+    limit: int | None = None
+
+    def of(self, entries: Iterable[Entry], done: Container[bytes] = ()) -> Iterator[Entry]:
+        """The entries to run, in order; what is `done` was taken before and counts towards the limit."""
+        shard = (entry for entry in entries if self.shard.holds(entry.key))
+        stop = None if self.limit is None else self.skip + self.limit
+        return (entry for entry in islice(shard, self.skip, stop) if entry.mark not in done)
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """What a first pass over a file finds: entries selected, the hash of all bytes, the first model a line names."""
+
+    total: int
+    sha256: str
+    model: str | None
+
+
+def survey(lines: Iterable[bytes], reader: Reader, selection: Selection) -> Survey:
+    """Read a whole file once. Raises UsageError, naming both lines, when two of them have one id."""
+    hashed, model = sha256(), None
+    first_lines: dict[bytes, int] = {}
+
+    def entries() -> Iterator[Entry]:
+        nonlocal model
+        for entry in reader.entries(hashing()):
+            first = first_lines.setdefault(digest(entry.key), entry.place.line)
+            if first != entry.place.line:
+                raise UsageError(repeated(entry, first).failure.message)
+            if model is None and isinstance(entry, Item):
+                model = entry.model
+            yield entry
+
+    def hashing() -> Iterator[bytes]:
+        for line in lines:
+            hashed.update(line)
+            yield line
+
+    unread = entries()
+    total = sum(1 for _ in selection.of(unread))
+    deque(unread, maxlen=0)  # a limit ends the selection early, but not the search for repeated ids
+    return Survey(total, hashed.hexdigest(), model)
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """A file or a pipe, how to read it, and which of its entries to take; `-` is stdin."""
+
+    name: str
+    reader: Reader = field(default_factory=Reader)
+    selection: Selection = field(default_factory=Selection)
+
+    @property
+    def is_pipe(self) -> bool:
+        """Whether it can be read only once."""
+        return self.name == STDIN or not Path(self.name).is_file()
+
+    def survey(self) -> Survey | None:
+        """What a first pass finds, None for a pipe. Raises UsageError as `survey` does."""
+        return None if self.is_pipe else survey(self._lines(), self.reader, self.selection)
+
+    def entries(self) -> Iterator[Entry]:
+        """All entries. Raises UsageError when the input cannot be read."""
+        entries = self.reader.entries(self._lines())
+        return with_unique_ids(entries) if self.is_pipe else entries
+
+    def _lines(self) -> Iterator[bytes]:
+        try:
+            if self.name != STDIN:
+                with Path(self.name).open("rb") as file:
+                    yield from file
+            elif sys.stdin is None:
+                raise UsageError("stdin is closed; give a file to read")
+            else:
+                yield from sys.stdin.buffer
+        except OSError as error:
+            raise UsageError(f"cannot read {self.name}: {error.strerror}") from error
+
+
+def _without_bom(lines: Iterable[bytes]) -> Iterator[bytes]:
+    for number, line in enumerate(lines):
+        yield line.removeprefix(_BOM) if number == 0 else line
+
+
+def _unescaped(line: str) -> str:
+    """`\\n`, `\\t`, `\\r` and `\\\\` as the characters they mean; any other backslash stays."""
+    return re.sub(r"\\([ntr\\])", lambda match: _ESCAPES[match[1]], line)
+
+
+def _is_not_utf8(decoded: str) -> bool:
+    try:
+        decoded.encode()
+    except UnicodeEncodeError:
+        return True
+    return False

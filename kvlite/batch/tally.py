@@ -1,0 +1,92 @@
+"""What a batch adds up to: on the progress line, in the summary, in the run record."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+from kvlite.batch.outcome import Outcome
+from kvlite.memory.format import human_bytes
+
+
+@dataclass(slots=True)
+class Tally:
+    """Counts of this run; `resumed` lines have their record from an earlier one, `kept_failures` of them a failed one.
+
+    `total` is None for a pipe. Tokens of deduplicated answers are counted once; `generated` counts them as they come.
+    """
+
+    total: int | None = None
+    resumed: int = 0
+    kept_failures: int = 0
+    ok: int = 0
+    deduped: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    tokens_evicted: int = 0
+    generated: int = 0
+    failures: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def failed(self) -> int:
+        """Lines that failed in this run."""
+        return self.failures.total()
+
+    def add(self, outcome: Outcome) -> None:
+        """Count one outcome."""
+        if outcome.failure is not None:
+            self.failures[outcome.failure.code.value] += 1
+        else:
+            self.ok += 1
+        if outcome.deduped_from is not None:
+            self.deduped += 1
+            return
+        self.prompt_tokens += outcome.prompt_tokens if outcome.choices else 0
+        self.completion_tokens += outcome.completion_tokens
+        self.tokens_evicted += sum(choice.kv.tokens_evicted for choice in outcome.choices)
+
+    def progress(self, seconds: float, live_bytes: int, budget_bytes: int) -> str:
+        """One line: `812/5000 · 3 err · 9.4 req/s · 402 tok/s · KV 1.90/2.00 GB · ETA 07:25`."""
+        ended = self.ok + self.failed
+        done = self.resumed + ended
+        parts = [f"{done}/{self.total}" if self.total is not None else f"{done}", f"{self.failed} err"]
+        if seconds > 0:
+            parts += [f"{ended / seconds:.1f} req/s", f"{self.generated / seconds:.0f} tok/s"]
+        parts.append(f"KV {human_bytes(live_bytes)} of {human_bytes(budget_bytes)}")
+        if self.total is not None and ended:
+            minutes, rest = divmod(round((self.total - done) * seconds / ended), 60)
+            parts.append(f"ETA {minutes:02}:{rest:02}")
+        return " · ".join(parts)
+
+    def closing(self, seconds: float, peak_bytes: int, budget_bytes: int) -> str:
+        """The last line a user reads."""
+        parts = [f"{self.ok} ok", f"{self.failed} failed"]
+        if self.failures:
+            parts[-1] += f" ({', '.join(f'{count} {code}' for code, count in self.failures.most_common())})"
+        parts += [f"{self.resumed} resumed"] * bool(self.resumed)
+        parts += [f"{self.deduped} deduped"] * bool(self.deduped)
+        parts.append(f"{self.generated} tokens at {self.speed(seconds):.1f} tok/s")
+        parts.append(f"KV peak {human_bytes(peak_bytes)} of {human_bytes(budget_bytes)}")
+        parts.append(f"{self.tokens_evicted} tokens evicted")
+        return " · ".join(parts)
+
+    def speed(self, seconds: float) -> float:
+        """Generated tokens per second, over all rows."""
+        return self.generated / seconds if seconds > 0 else 0.0
+
+    def as_dict(self, seconds: float) -> dict[str, object]:
+        """The counts for `--summary`."""
+        return {
+            "total": self.resumed + self.ok + self.failed,
+            "ok": self.ok,
+            "failed": self.failed,
+            "failures": dict(self.failures),
+            "resumed": self.resumed,
+            "resumed_failed": self.kept_failures,
+            "deduped": self.deduped,
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": self.completion_tokens,
+            "tokens_evicted": self.tokens_evicted,
+            "tokens_per_s": round(self.speed(seconds), 3),
+            "seconds": round(seconds, 3),
+        }

@@ -1,0 +1,106 @@
+"""Exact reads of a line's JSON: a boolean is not a number, 64.0 is not a count, NaN is not JSON, null is "not given".
+
+Every read raises LineError with the key, what it holds and what to give.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+
+from kvlite.batch.item import Json, LineError
+
+
+def parse_json(raw: bytes) -> object:
+    """The value of one line of UTF-8 JSON."""
+    try:
+        return json.loads(raw.decode(), parse_constant=_no_constant, parse_float=_finite)
+    except UnicodeDecodeError as error:
+        raise LineError(f"not UTF-8: byte 0x{raw[error.start]:02x} at offset {error.start}") from None
+    except RecursionError:
+        raise LineError("the JSON is nested too deeply") from None
+    except json.JSONDecodeError as error:
+        hint = "" if raw.lstrip()[:1] in (b"{", b"[", b'"') else "; plain lines need --format text"
+        raise LineError(f"not JSON: {error.msg} at column {error.colno}{hint}") from None
+    except ValueError as error:
+        raise LineError(f"not JSON: {error}") from None
+
+
+def count(body: Json, name: str) -> int | None:
+    """A whole number from 1."""
+    value = body.get(name)
+    if value is None:
+        return None
+    if type(value) is not int:
+        raise LineError(f"{name} is {kind(value)}; give a whole number", name)
+    if value < 1:
+        raise LineError(f"{name} is {shown(value)}; give at least 1", name)
+    return value
+
+
+def number(body: Json, name: str, *, whole: bool) -> int | float | None:
+    """A number, or only a whole one."""
+    value = body.get(name)
+    if value is None:
+        return None
+    if type(value) is int or (type(value) is float and not whole):
+        return value
+    raise LineError(f"{name} is {kind(value)}; give {'a whole number' if whole else 'a number'}", name)
+
+
+def text(body: Json, name: str) -> str | None:
+    """A string that can be written as UTF-8."""
+    value = body.get(name)
+    return None if value is None else string(value, name)
+
+
+def string(value: object, name: str) -> str:
+    """`value` if it is a string that can be written as UTF-8."""
+    if not isinstance(value, str):
+        raise LineError(f"{name} is {kind(value)}; give a string", name)
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise LineError(f"{name} holds half a surrogate pair, which is no character", name) from None
+    return value
+
+
+def mapping(body: Json, name: str) -> Json | None:
+    """An object."""
+    value = body.get(name)
+    if value is None or isinstance(value, dict):
+        return value
+    raise LineError(f"{name} is {kind(value)}; give an object", name)
+
+
+def kind(value: object) -> str:
+    """What `value` is, in words for an error."""
+    if value is None:
+        return "missing"
+    if isinstance(value, bool):
+        return "a boolean"
+    if isinstance(value, int | float):
+        return f"the number {shown(value)}"
+    if isinstance(value, str):
+        return "a string"
+    return "an object" if isinstance(value, Mapping) else "a list" if isinstance(value, Sequence) else "unknown"
+
+
+def shown(value: object) -> str:
+    """`value` as JSON, cut to what fits into one line."""
+    if isinstance(value, int) and value.bit_length() > 128:  # Python refuses to print the longest
+        return "with too many digits"
+    written = json.dumps(value, ensure_ascii=False)
+    return written if len(written) <= 60 else f"{written[:57]}..."
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(f"{name} is no number")
+
+
+def _finite(digits: str) -> float:
+    value = float(digits)
+    if math.isinf(value):
+        raise ValueError(f"{digits[:20]} is too large for a number")
+    return value
