@@ -46,6 +46,17 @@ max-tokens = 256
 settings that are set nowhere else. The Hub's own variables (`HF_HOME`, `HF_TOKEN`, `HF_HUB_OFFLINE`, `HF_ENDPOINT`) and
 `NO_COLOR` count as everywhere.
 
+## Completion
+
+A package puts the scripts of [completions/](../completions) where bash, zsh and fish look for them. By hand:
+
+```text
+bash  kvlite completion bash > ~/.local/share/bash-completion/completions/kvlite
+zsh   kvlite completion zsh > ~/.zfunc/_kvlite        # with fpath+=~/.zfunc before compinit in ~/.zshrc
+fish  kvlite completion fish > ~/.config/fish/completions/kvlite.fish
+pwsh  kvlite completion pwsh >> $PROFILE
+```
+
 ## Exit codes
 
 | code | meaning |

@@ -54,10 +54,7 @@ fi""",
 
 
 def completion(shell: Shell) -> None:
-    """Print the completion script of a shell; it asks kvlite itself, so it never goes stale.
-
-    bash: kvlite completion bash > ~/.local/share/bash-completion/completions/kvlite
-    """
+    """Print the completion script of a shell; it asks kvlite itself, so it never goes stale."""
     console().answer(completion_script(shell))
 
 
