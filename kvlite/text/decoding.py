@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import json
 import re
+from functools import lru_cache
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -26,11 +27,7 @@ class TokenDecoder(Protocol):
 
 def token_decoder(tokenizer: PreTrainedTokenizerBase, keep: str = "") -> TokenDecoder:
     """A decoder for one answer; special tokens that occur in `keep` are text, the others are skipped."""
-    skipped = frozenset(
-        token_id
-        for token_id, token in tokenizer.added_tokens_decoder.items()
-        if token.special and token.content not in keep
-    )
+    skipped = _skipped_ids(tokenizer, keep)
     if _is_byte_level(tokenizer):
         return ByteLevelDecoder(tokenizer, skipped)
     return WindowDecoder(tokenizer, skipped)
@@ -97,6 +94,12 @@ class WindowDecoder:
     def _decode(self, ids: list[int]) -> str:
         # Clean-up would rewrite text that is already on the screen ("a ' b" becomes "a'b").
         return str(self._tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+
+@lru_cache(maxsize=4)  # some tokenizers list thousands, which takes longer than a short answer
+def _skipped_ids(tokenizer: PreTrainedTokenizerBase, keep: str) -> frozenset[int]:
+    added = tokenizer.added_tokens_decoder.items()
+    return frozenset(token_id for token_id, token in added if token.special and token.content not in keep)
 
 
 def _is_byte_level(tokenizer: PreTrainedTokenizerBase) -> bool:

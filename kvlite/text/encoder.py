@@ -27,9 +27,12 @@ class Encoder:
 
         `continues`: the first part goes on after other text, too.
         """
-        ids: list[int] = []
-        for index, part in enumerate(parts):
-            ids += self._ids_after(part) if index or continues else self._ids(part)
+        known: dict[str, list[int]] = {}  # forged text is cut into many parts, most of them alike
+        ids: list[int] = [] if continues else self._ids(parts[0])
+        for part in parts if continues else parts[1:]:
+            if part not in known:
+                known[part] = self._ids_after(part)
+            ids += known[part]
         return tuple(ids)
 
     @cached_property

@@ -119,7 +119,7 @@ class ChatText:
         that the template refuses.
         """
         turns = checked(messages)
-        if not self._has_system_role and any(turn.role == "system" for turn in turns):
+        if any(turn.role == "system" for turn in turns) and not self._has_system_role:
             self._note("this model's chat template has no system role: the system prompt goes into the user's message")
             turns = with_system_folded(turns)
         variables = self._variables(think, template_kwargs)
@@ -128,11 +128,12 @@ class ChatText:
             self._note("this model has no chat template: messages become a plain transcript of User: and Assistant:")
             opening = self._encoder.opening
         parts = self._rendered(turns, variables)
-        ids = opening + self._encoder.joined(parts)
+        ids = self._encoder.joined(parts)
         pins: tuple[tuple[int, int], ...] = ()
         if any(turn.system_chars for turn in turns):
-            pins = self._pins(turns, variables, parts, opening)
-        return self._encoded(ids, parts[-1], pins)
+            pins = self._pins(turns, variables, parts, ids)
+        pins = tuple((start and start + len(opening), end + len(opening)) for start, end in pins)
+        return self._encoded(opening + ids, parts[-1], pins)
 
     def next_turn(
         self,
@@ -218,16 +219,15 @@ class ChatText:
         return None if end is None or (self._tags and end.group() in self._tags.close) else end.group()
 
     def _pins(
-        self, turns: Sequence[Message], variables: Mapping[str, Any], parts: list[str], opening: tuple[int, ...]
+        self, turns: Sequence[Message], variables: Mapping[str, Any], parts: list[str], ids: tuple[int, ...]
     ) -> tuple[tuple[int, int], ...]:
-        """The span of ids that holds the system prompt."""
+        """The span of `ids`, those of `parts`, that holds the system prompt."""
         span = system_span(self._renderer, turns, variables, self._control)
         if span is None or span.text != "".join(parts):
             self._note("the system prompt cannot be found in what the chat template renders, so it is not pinned")
             return ()
-        ids = self._encoder.joined(parts)
         start, end = (common_start(self._encoder.joined(head(parts, char)), ids) for char in (span.start, span.end))
-        return ((start + len(opening) if start else 0, end + len(opening)),)
+        return ((start, end),)
 
     def _encoded(self, ids: tuple[int, ...], end: str, pins: tuple[tuple[int, int], ...]) -> Encoded:
         opens = self._tags is not None and end.rstrip().endswith(self._tags.open)

@@ -1,0 +1,46 @@
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from kvlite.text.probing import has_system_role, role_markers
+from kvlite.text.rendering import ChatTemplate, Transcript, template_source
+
+
+@pytest.mark.parametrize(
+    ("style", "markers"),
+    [
+        ("chatml", {"<|im_start|>system", "<|im_start|>user", "<|im_start|>assistant", "<|im_end|>"}),
+        ("llama2", {"<s>[INST]", "[INST]", "<<SYS>>", "<</SYS>>", "[/INST]", "</s><s>[INST]"}),
+        ("gemma", {"<bos><start_of_turn>user", "<start_of_turn>user", "<start_of_turn>model", "<end_of_turn>"}),
+        ("vicuna", {"USER:", "ASSISTANT:", "</s>USER:"}),
+    ],
+)
+def test_role_markers_are_the_words_between_contents(make_tokenizer, style, markers):
+    tokenizer = make_tokenizer(style)
+    template = ChatTemplate(tokenizer, template_source(tokenizer))
+    assert role_markers(template, re.compile("(?!)")) <= markers
+    assert {word for word in markers if word[0] in "[A"} <= role_markers(template, re.compile("</?s>"))
+
+
+def test_dates_and_preambles_are_no_role_markers(make_tokenizer):
+    tokenizer = make_tokenizer("llama3")
+    assert role_markers(ChatTemplate(tokenizer, template_source(tokenizer)), re.compile(r"<\|\w+\|>")) == set()
+
+
+def test_headings_are_cut_by_their_name_not_by_their_signs(make_tokenizer):
+    source = "{% for m in messages %}{{ '### ' + m.role + ':\n' + m.content + '\n\n' }}{% endfor %}### Response:\n"
+    markers = role_markers(ChatTemplate(make_tokenizer(), source), re.compile("(?!)"))
+    assert markers == {"system:", "user:", "assistant:", "Response:"}
+
+
+def test_a_transcript_has_a_system_role_and_its_own_markers():
+    assert has_system_role(Transcript())
+    assert role_markers(Transcript(), re.compile("(?!)")) == {"User:", "Assistant:"}
+
+
+def test_a_template_that_refuses_or_hides_the_system_prompt_has_no_system_role(make_tokenizer):
+    tokenizer = make_tokenizer("gemma")
+    assert not has_system_role(ChatTemplate(tokenizer, template_source(tokenizer)))
+    assert not has_system_role(ChatTemplate(tokenizer, "{{ messages[-1].content }}"))
