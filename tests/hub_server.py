@@ -9,7 +9,7 @@ import json
 import re
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -132,7 +132,8 @@ class _Handler(BaseHTTPRequestHandler):
                 self.send_header(name, value)
         self.end_headers()
         if self.command == "GET":
-            self.wfile.write(body[:stops_after])
+            with suppress(BrokenPipeError, ConnectionResetError):  # the client may hang up
+                self.wfile.write(body[:stops_after])
         if stops_after is not None and len(body) > stops_after:
             self.close_connection = True
 

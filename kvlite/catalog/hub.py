@@ -105,20 +105,30 @@ def download(wanted: Download, *, progress: bool = True) -> Path:
     Raises HubUnreachable when the download stops half-way, OutputError when the disk does not take it.
     """
     from huggingface_hub import snapshot_download
-    from huggingface_hub.utils.tqdm import disable_progress_bars
 
-    if not progress:
-        disable_progress_bars()
     remote = wanted.remote
+    no_bar = _no_bar()
     where: dict[str, Any] = {"cache_dir": cache_root(), "endpoint": _endpoint()}
     with as_kvlite_errors(remote.ref, "its files", resumable=True):
         # by name, so that the cache remembers which commit the revision means
         revision = remote.ref.revision or DEFAULT_REVISION
-        folder = snapshot_download(remote.repo, revision=revision, allow_patterns=list(wanted.small), **where)
+        small, weights = list(wanted.small), list(wanted.weights)
+        folder = snapshot_download(remote.repo, revision=revision, allow_patterns=small, tqdm_class=no_bar, **where)
         # the weights last: a snapshot whose weights are complete is complete
         commit = Path(folder).name
-        snapshot_download(remote.repo, revision=commit, allow_patterns=list(wanted.weights), **where)
+        bar = None if progress else no_bar
+        snapshot_download(remote.repo, revision=commit, allow_patterns=weights, tqdm_class=bar, **where)
     return Path(folder)
+
+
+def _no_bar() -> type[Any]:
+    from huggingface_hub.utils.tqdm import tqdm
+
+    class NoBar(tqdm):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs | {"disable": True})  # type: ignore[no-untyped-call]
+
+    return NoBar
 
 
 def fetch_config(remote: RemoteRepo) -> Path:
