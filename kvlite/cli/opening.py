@@ -140,7 +140,7 @@ def _free_bytes(device: torch.device) -> int | None:
     from kvlite.memory.host import available_bytes
 
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        return int(torch.cuda.mem_get_info(device)[0])
     return available_bytes()
 
 
@@ -205,10 +205,12 @@ def model_sampling(generation: Mapping[str, Any]) -> Sampling:
         settings = replace(settings, repetition_penalty=float(penalty))
     if not generation.get("do_sample"):
         return settings
-    names = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
-    given = {name: generation.get(name) for name in names}
-    wrong = [name for name, value in given.items() if value is not None and not isinstance(value, int | float)]
-    if wrong:
-        raise UsageError(f"generation_config.json: {wrong[0]} is {given[wrong[0]]!r}; expected a number")
-    filled = {name: type(names[name])(names[name] if value is None else value) for name, value in given.items()}
-    return replace(settings, **filled)
+    given: dict[str, Any] = {}
+    for name, kind in (("temperature", float), ("top_k", int), ("top_p", float), ("min_p", float)):
+        value = generation.get(name, 1.0 if name == "temperature" else None)
+        if value is None:
+            continue
+        if not isinstance(value, int | float):
+            raise UsageError(f"generation_config.json: {name} is {value!r}; expected a number")
+        given[name] = kind(value)
+    return replace(settings, **given)

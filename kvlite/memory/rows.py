@@ -1,4 +1,4 @@
-"""How many rows of a batch a budget holds. A row's slots follow from the model and the budget, never from its neighbours."""
+"""How many rows of a batch a budget holds; a row's slots never depend on its neighbours."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def plan_rows(
         row = plan(per_sequence, 1, whole.budget_bytes if per_sequence.kind is not BudgetKind.BYTES else None)
     if row.reserved_bytes > whole.budget_bytes:
         raise BudgetTooSmall(
-            f"one sequence takes {human_bytes(row.reserved_bytes)} of a KV budget of {human_bytes(whole.budget_bytes)}; "
+            f"one sequence takes {human_bytes(row.reserved_bytes)}, the KV budget {human_bytes(whole.budget_bytes)}; "
             "give a smaller --kv-per-seq or a larger --kv-budget"
         )
     rows = min(most_rows, whole.budget_bytes // row.reserved_bytes)

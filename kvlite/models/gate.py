@@ -107,8 +107,9 @@ def _learn_rotations(loaded: LoadedModel, cache: SlotCache, ids: Tensor) -> dict
             rotations[index] = None
             continue
         candidates = [
-            Rotation(frequency, start, interleaved)
+            Rotation(frequency * direction, start, interleaved)
             for frequency in frequencies
+            for direction in (1, -1)  # nanochat turns the other way
             for start in {0, layer.shape.k_dim - 2 * len(frequency)}
             if start >= 0
             for interleaved in (False, True)

@@ -81,7 +81,7 @@ def _state_only_cache(config: PretrainedConfig) -> DynamicCache:
     cache = DynamicCache(config=config)
     for index, layer in enumerate(cache.layers):
         if not isinstance(layer, LinearAttentionCacheLayerMixin):
-            cache.layers[index] = _PassThrough()
+            cache.layers[index] = _PassThrough()  # type: ignore[no-untyped-call]
         elif isinstance(layer, CacheLayerMixin):
             cache.layers[index] = _StateOnly(number_of_states=layer.number_of_states)
     return cache
