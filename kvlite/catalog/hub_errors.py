@@ -1,14 +1,12 @@
 """Turns what huggingface_hub raises into kvlite's errors: one line each, with what to do next."""
 
-import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from kvlite.catalog.names import UNGATED, ModelRef, aliases
+from kvlite.catalog.snapshots import cache_root
 from kvlite.errors import BrokenModel, GatedModel, HubUnreachable, KvliteError, ModelNotFound, OutputError
-
-_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG}
 
 
 def describe(ref: ModelRef) -> str:
@@ -55,8 +53,8 @@ def as_kvlite_errors(
 
 
 def _unreachable(ref: ModelRef, wanted: str, error: Exception, resumable: bool) -> KvliteError:
-    if isinstance(error, OSError) and error.errno in _DISK:
-        return OutputError(f"cannot write {describe(ref)} to the cache: {error.strerror} ({error.filename})")
+    if isinstance(error, OSError) and error.errno:  # of the file system: what the network raises has no errno
+        return OutputError(f"cannot keep {describe(ref)} in the cache {cache_root()}: {error.strerror}")
     endpoint = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
     reason = _first_line(error.__cause__ or error)
     status = getattr(getattr(error, "response", None), "status_code", None)

@@ -47,9 +47,11 @@ def repo_folder(repo: str) -> Path:
 def cached_snapshot(repo: str, revision: str | None) -> Path | None:
     """The cached files of a commit, or of what a branch or tag meant when last asked; they may be incomplete."""
     commit = revision or DEFAULT_REVISION
-    ref = repo_folder(repo) / "refs" / commit
     if not _COMMIT.fullmatch(commit):
-        commit = ref.read_text(encoding="ascii", errors="replace").strip() if ref.is_file() else ""
+        try:
+            commit = (repo_folder(repo) / "refs" / commit).read_text(encoding="ascii", errors="replace").strip()
+        except OSError:  # never asked for
+            return None
     snapshot = repo_folder(repo) / "snapshots" / commit
     return snapshot if _COMMIT.fullmatch(commit) and snapshot.is_dir() else None
 

@@ -31,7 +31,7 @@ def pull(
     ref = resolve_model(model, revision=revision)
     folder = ref.path
     if folder is not None:
-        out.note(f"{ref} is a folder on this machine; there is nothing to download")
+        out.note(f"{ref} is on this machine already; there is nothing to download")
     else:
         wanted = offer(remote_repo(ref), allow_pickle=allow_pickle)
         out.note(str(wanted))

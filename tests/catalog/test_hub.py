@@ -7,7 +7,15 @@ import pytest
 
 from kvlite.catalog.files import local_files, model_facts
 from kvlite.catalog.names import ModelRef, resolve_model
-from kvlite.errors import BrokenModel, GatedModel, HubUnreachable, KvliteError, ModelNotFound, UnsupportedModel
+from kvlite.errors import (
+    BrokenModel,
+    GatedModel,
+    HubUnreachable,
+    KvliteError,
+    ModelNotFound,
+    OutputError,
+    UnsupportedModel,
+)
 from tests.hub_server import HubServer
 from tests.model_folder import model_files, safetensors
 
@@ -99,6 +107,12 @@ def test_interrupted_download_continues(hub: HubServer, monkeypatch: pytest.Monk
     assert "`kvlite pull org/name` continues" in said
     repo.stops_after = None
     assert local_files(resolve_model("org/name")).weight_bytes == 200_000
+
+
+def test_cache_that_cannot_be_written(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub.add("org/name", model_files())
+    monkeypatch.setenv("HF_HUB_CACHE", "/dev/null/hub")
+    assert "in the cache /dev/null/hub: Not a directory" in refusal("org/name", OutputError)
 
 
 def test_pickle_only_repository(hub: HubServer) -> None:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import pytest
 
+from kvlite.catalog.names import demo_folder
 from kvlite.catalog.snapshots import cache_root
 from kvlite.cli import main
 from tests.hub_server import HubServer, private_hub
@@ -101,6 +102,7 @@ def test_ls_marks_what_cannot_be_used(hub: HubServer, kvlite: Kvlite) -> None:
     next(cache_root().glob("models--org--half/snapshots/*/model.safetensors")).unlink()
     listed = {model["name"]: model for model in json.loads(kvlite("ls", "--json").out)}
     assert [*listed] == ["demo", "qwen3-0.6b", "org/bloom", "org/half"]
+    assert (listed["demo"]["state"], listed["demo"]["repo"]) == ("ready", None)
     good = listed["qwen3-0.6b"]
     assert (good["repo"], good["state"], good["problem"]) == ("Qwen/Qwen3-0.6B", "ready", None)
     assert good["kv_bytes_per_token"] == KV_BYTES_PER_TOKEN
@@ -128,7 +130,7 @@ def test_ls_survives_a_damaged_cache(hub: HubServer, kvlite: Kvlite) -> None:
     hub.add("org/bad", model_files(config__json=b"[]"))
     kvlite("pull", "org/bad")
     listed = {model["name"]: model["state"] for model in json.loads(kvlite("ls", "--json").out)}
-    assert listed | {"demo": ""} == {"demo": "", "org/bad": "broken", "org/empty": "incomplete"}
+    assert listed == {"demo": "ready", "org/bad": "broken", "org/empty": "incomplete"}
 
 
 def test_show_asks_the_hub_for_facts_and_no_weights(hub: HubServer, kvlite: Kvlite) -> None:
@@ -155,6 +157,13 @@ def test_show_says_why_a_model_cannot_be_held(tmp_path: Path, kvlite: Kvlite) ->
     folder = str(write_model(tmp_path / "m", model_files(config__json=b'{"model_type": "bloom"}')))
     ran = kvlite("show", folder)
     assert ran.code == 0 and "problem       kvlite cannot hold 'bloom'" in ran.out
+
+
+def test_show_demo_prints_its_card(kvlite: Kvlite) -> None:
+    shown = kvlite("show", "demo")
+    assert shown.code == 0 and "KV per token" in shown.out
+    assert (demo_folder() / "MODEL_CARD.md").read_text().splitlines()[-1] in shown.out
+    assert kvlite("show").out == shown.out
 
 
 def test_show_license(tmp_path: Path, hub: HubServer, kvlite: Kvlite) -> None:
