@@ -40,8 +40,9 @@ def _machine_available(root: Path) -> int:
 def _group_limits(root: Path) -> Iterator[tuple[int, int]]:
     """(limit, usage without what the kernel would give back) of every control group above this process."""
     for line in (_read(root / "proc/self/cgroup") or "").splitlines():
-        _, controllers, path = line.split(":", 2)
-        if controllers in ("", "memory"):
+        _, _, rest = line.partition(":")
+        controllers, has_path, path = rest.partition(":")
+        if has_path and (controllers == "" or "memory" in controllers.split(",")):
             hierarchy = _V2 if controllers == "" else _V1
             top = root / hierarchy.root
             group = top / path.lstrip("/")

@@ -79,9 +79,9 @@ def plan_cache(
 ) -> CachePlan:
     """The largest cache of `rows` equal rows inside `budget`.
 
-    `free_bytes` is what the device has left for the cache, None when that is not to be checked; `protected_slots` are
-    never evicted, so S is at least one more than nothing and at least that many. Raises DoesNotFit when the budget is
-    more than is free, BudgetTooSmall when it holds fewer slots, UsageError when a share of unknown memory is asked for.
+    `free_bytes` is what the device has left for the cache, None when that is not to be checked; S is at least
+    `protected_slots`, which are never evicted, and 1. Raises DoesNotFit when the budget is more than is free,
+    BudgetTooSmall when it holds fewer slots, UsageError when a share of unknown memory is asked for.
     """
     layouts = _Layouts(shape, SlotCosts(slot_format, state_bytes_per_slot), rows)
     cap = most_slots(shape, evicts=evicts, chunk_limit=chunk_limit)

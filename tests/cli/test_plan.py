@@ -1,0 +1,212 @@
+"""`kvlite plan` as a user meets it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kvlite.cli import main
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = ROOT / "tests" / "data" / "configs"
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A place with the model folders of CONFIGS, each only a config.json, and no settings of the user's."""
+    for path in CONFIGS.glob("*.json"):
+        (tmp_path / path.stem).mkdir()
+        (tmp_path / path.stem / "config.json").write_bytes(path.read_bytes())
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    for name in [name for name in os.environ if name.startswith("KVLITE_")]:
+        monkeypatch.delenv(name)
+    return tmp_path
+
+
+def planned(capsys: pytest.CaptureFixture[str], *args: str, code: int = 0) -> dict[str, Any]:
+    assert main(["plan", *args, "--json"]) == code
+    value = json.loads(capsys.readouterr().out)
+    assert isinstance(value, dict)
+    return value
+
+
+@pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize(
+    ("name", "per_token", "alone"),
+    [
+        ("llama-2-7b", 524_288, 3_814),
+        ("llama-3.1-8b", 131_072, 15_258),
+        ("qwen2.5-0.5b", 12_288, 162_760),
+        ("gemma-2-2b", 106_496, 33_464),
+    ],
+)
+def test_bytes_per_token_and_tokens_in_two_gigabytes(
+    name: str, per_token: int, alone: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    got = planned(capsys, f"./{name}", "--kv-budget", "2GB", "--vram", "24GB")
+    assert (got["kv_bytes_per_token"], got["kv_only_tokens"]) == (per_token, alone)
+    assert got["uncapped_tokens"] < alone
+    assert got["tokens"] <= got["uncapped_tokens"]
+    terms = {term["name"]: term["predicted_bytes"] for term in got["terms"]}
+    cache = ("kv", "policy_state", "positions", "staging", "constant_state")
+    assert got["reserved_bytes"] == sum(terms[line] for line in cache) <= got["budget_bytes"] == 2 * 10**9
+
+
+@pytest.mark.usefixtures("folder")
+def test_sliding_layers_hold_their_window(capsys: pytest.CaptureFixture[str]) -> None:
+    groups = planned(capsys, "./gemma-2-2b", "--vram", "24GB")["layers"]
+    assert [(group["count"], group["window"], group["slots"]) for group in groups] == [
+        (13, 4096, 4096),
+        (13, None, 7680),
+    ]
+
+
+@pytest.mark.usefixtures("folder")
+def test_the_window_and_full_policies_keep_no_state(capsys: pytest.CaptureFixture[str]) -> None:
+    kept = {
+        policy: planned(capsys, "./llama-3.1-8b", "--kv-budget", "2GB", "--vram", "24GB", "--kv-policy", policy)
+        for policy in ("heavy-hitter", "h2o", "window", "full")
+    }
+    assert [kept[name]["policy_state_bytes_per_slot"] for name in kept] == [4, 4, 0, 0]
+    assert kept["window"]["tokens"] > kept["h2o"]["tokens"]
+
+
+@pytest.mark.usefixtures("folder")
+def test_it_is_read_as_lines_too(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "./llama-2-7b", "--kv-budget", "2GB", "--vram", "24GB", "--sweep"]) == 0
+    out, err = capsys.readouterr()
+    for text in ("524,288 B", "3,814 tokens", "3,726 tokens", "policy_state", "staging", "unknown", "fits:", "TURNS"):
+        assert text in out
+    assert err == ""
+
+
+@pytest.mark.usefixtures("folder")
+def test_without_weights_they_are_unknown_and_said_to_be(capsys: pytest.CaptureFixture[str]) -> None:
+    got = planned(capsys, "./llama-2-7b", "--vram", "24GB")
+    assert got["weights_known"] is False
+    assert got["terms"][0]["predicted_bytes"] is None
+
+
+@pytest.mark.usefixtures("folder")
+def test_what_does_not_fit_is_json_too_exits_4_and_says_what_to_try(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "./llama-3.1-8b", "--kv-budget", "12GB", "--vram", "12GB", "--json"]) == 4
+    out, err = capsys.readouterr()
+    got = json.loads(out)
+    assert got["fits"] is False
+    assert got["kv_bytes_per_token"] == 131_072
+    assert got["try"][0].startswith("--kv-budget ")
+    assert err.count("\n") == 1
+    assert "does not fit" in err
+    change = got["try"][0].split()[1]
+    assert main(["plan", "./llama-3.1-8b", "--kv-budget", change, "--vram", "12GB"]) == 0
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_budget_too_small_for_what_is_protected_names_the_smallest(capsys: pytest.CaptureFixture[str]) -> None:
+    got = planned(capsys, "./llama-3.1-8b", "--kv-budget", "1MB", "--vram", "24GB", code=4)
+    assert (got["tokens"], got["reserved_bytes"]) == (0, None)
+    smallest = got["shortage"].split("smallest that works is ")[1].split(" ")[0]
+    assert planned(capsys, "./llama-3.1-8b", "--kv-budget", smallest, "--vram", "24GB")["fits"]
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_context_alone_asks_for_its_budget(capsys: pytest.CaptureFixture[str]) -> None:
+    got = planned(capsys, "./llama-3.1-8b", "--context", "4000", "--batch-size", "3", "--vram", "24GB")
+    assert (got["tokens"], got["rows"]) == (4000, 3)
+    assert got["budget_bytes"] == got["reserved_bytes"] == 3 * 4001 * 32 * 8 * (512 + 4 + 8)
+
+
+@pytest.mark.usefixtures("folder")
+def test_solve_budget_finds_one_that_is_enough(capsys: pytest.CaptureFixture[str]) -> None:
+    got = planned(capsys, "./llama-3.1-8b", "--solve", "budget", "--context", "30000", "--vram", "24GB")
+    again = planned(capsys, "./llama-3.1-8b", "--kv-budget", got["kv_budget"], "--vram", "24GB")
+    assert again["tokens"] >= 30_000
+
+
+@pytest.mark.usefixtures("folder")
+def test_solve_context_and_batch(capsys: pytest.CaptureFixture[str]) -> None:
+    longest = planned(capsys, "./llama-3.1-8b", "--solve", "context", "--kv-budget", "2GB", "--vram", "24GB")
+    assert longest["tokens"] == 14_908
+    rows = planned(
+        capsys, "./llama-3.1-8b", "--solve", "batch", "--context", "2000", "--kv-budget", "2GB", "--vram", "24GB"
+    )["rows"]
+    assert rows == 2 * 10**9 // (2001 * 32 * 8 * 524)
+    none = planned(
+        capsys, "./llama-3.1-8b", "--solve", "batch", "--context", "20000", "--kv-budget", "2GB", "--vram", "24GB",
+        code=4,
+    )  # fmt: skip
+    assert none["fits"] is False
+
+
+def test_weights_come_from_the_headers(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    header = json.dumps({"w": {"dtype": "F32", "shape": [1000], "data_offsets": [0, 4000]}}).encode()
+    weights = len(header).to_bytes(8, "little") + header + bytes(4000)
+    (folder / "qwen2.5-0.5b" / "model.safetensors").write_bytes(weights)
+    got = planned(capsys, "./qwen2.5-0.5b", "--kv-budget", "100MB", "--device", "cpu")
+    assert got["terms"][0] == {"name": "weights", "predicted_bytes": 2000, "note": "1,000 parameters in bfloat16"}
+    assert got["weights_known"] is True
+    wide = planned(capsys, "./qwen2.5-0.5b", "--kv-budget", "100MB", "--device", "cpu", "--dtype", "float32")
+    assert wide["terms"][0]["predicted_bytes"] == 4000
+    assert wide["kv_bytes_per_token"] == 24_576
+
+
+@pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize(
+    ("args", "code", "says"),
+    [
+        (["./llama-2-7b", "--kv-budget", "2"], 2, "2GB"),
+        (["./llama-2-7b", "--kv-budget", "-1GB"], 2, "2GB"),
+        (["./llama-2-7b", "--vram", "huge"], 2, "8GB"),
+        (["./llama-2-7b", "--vram", "0GB"], 2, "8GB"),
+        (["./llama-2-7b", "--context", "0"], 2, "context"),
+        (["./llama-2-7b", "--batch-size", "0"], 2, "batch-size"),
+        (["./llama-2-7b", "--solve", "speed"], 2, "solve"),
+        (["./llama-2-7b", "--solve", "batch"], 2, "--context"),
+        (["./llama-2-7b", "--solve", "budget", "--kv-budget", "2GB"], 2, "leave out"),
+        (["./llama-2-7b", "--solve", "context", "--context", "9"], 2, "leave out"),
+        (["./llama-2-7b", "--kv-dtype", "int4"], 2, "float16"),
+        (["./llama-2-7b", "--dtype", "int8"], 2, "float16"),
+        (["./llama-2-7b", "--kv-policy", "best"], 2, "best"),
+        (["./llama-2-7b", "--4bit", "--quant", "8bit"], 2, "contradicts"),
+        (["./llama-2-7b", "--device", "tpu"], 2, "tpu"),
+        (["./nowhere"], 3, "nowhere"),
+        (["./broken"], 3, "num_hidden_layers"),
+        (["./bloom"], 3, "bloom"),
+        (["./list"], 3, "list"),
+    ],
+)
+def test_a_mistake_is_one_line_on_stderr(
+    folder: Path, args: list[str], code: int, says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, text in {
+        "broken": '{"model_type": "llama", "hidden_size": 64, "num_attention_heads": 4, "num_hidden_layers": "two"}',
+        "bloom": '{"model_type": "bloom", "n_layer": 2}',
+        "list": "[]",
+    }.items():
+        (folder / name).mkdir()
+        (folder / name / "config.json").write_text(text)
+    assert main(["plan", *args]) == code
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    assert says in err
+
+
+def test_it_loads_neither_torch_nor_numpy_nor_transformers(folder: Path) -> None:
+    code = (
+        "import sys; from kvlite.cli import main;"
+        "code = main(['plan', './llama-2-7b', '--kv-budget', '2GB', '--json']);"
+        "heavy = {'torch', 'numpy', 'transformers', 'triton', 'bitsandbytes', 'huggingface_hub'} & set(sys.modules);"
+        "print(code, sorted(heavy), file=sys.stderr)"
+    )
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'kernels'}"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.stderr.splitlines()[-1].split(" ", 1)[1] == "[]"
+    assert json.loads(done.stdout)["kv_bytes_per_token"] == 524_288

@@ -1,0 +1,180 @@
+"""What a budget buys, to the byte."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kvlite.errors import BudgetTooSmall, DoesNotFit, UsageError
+from kvlite.memory.budget import Budget, BudgetKind
+from kvlite.memory.format import FORMATS
+from kvlite.memory.plan import CachePlan, chunk_tokens, most_slots, plan_cache, tokens_by_bytes
+from kvlite.memory.shape import LayerShape, ModelShape
+
+CONFIGS = Path(__file__).parents[1] / "data" / "configs"
+FP16 = FORMATS["float16"]
+
+
+def model(layers: list[LayerShape], window: int | None = None, positions: str = "rotary") -> ModelShape:
+    return ModelShape("test", tuple(layers), 64, 8, 100, 128, window, positions, None, "float16")  # type: ignore[arg-type]
+
+
+def plan(shape: ModelShape, budget: str | Budget, *, rows: int = 1, free: int | None = None, protected: int = 1,
+         evicts: bool = True, state: int = 4) -> CachePlan:  # fmt: skip
+    return plan_cache(
+        shape,
+        budget if isinstance(budget, Budget) else Budget.parse(budget),
+        slot_format=FP16,
+        state_bytes_per_slot=state,
+        rows=rows,
+        free_bytes=free,
+        protected_slots=protected,
+        evicts=evicts,
+    )
+
+
+attention = st.builds(
+    LayerShape,
+    st.just("full"),
+    st.sampled_from([1, 2, 8]),
+    st.sampled_from([8, 80, 192]),
+    st.sampled_from([8, 128]),
+    st.none(),
+    st.sampled_from([0, 1000]),
+)
+sliding = st.builds(LayerShape, st.just("sliding"), st.just(2), st.just(64), st.just(64), st.integers(1, 300))
+state_only = st.builds(LayerShape, st.just("state"), st.just(0), st.just(0), st.just(0), st.none(), st.just(12_345))
+shapes = st.builds(
+    model,
+    st.tuples(attention, st.lists(st.one_of(attention, sliding, state_only), max_size=3)).map(lambda x: [x[0], *x[1]]),
+    st.one_of(st.none(), st.integers(2, 5000)),
+    st.sampled_from(["rotary", "learned", "none"]),
+)
+
+
+@given(shapes, st.integers(1, 10**8), st.integers(1, 5), st.sampled_from([0, 4]))
+def test_the_plan_is_the_largest_inside_the_budget(shape: ModelShape, size: int, rows: int, state: int) -> None:
+    try:
+        found = plan(shape, Budget(BudgetKind.BYTES, size), rows=rows, state=state)
+    except BudgetTooSmall:
+        return
+    assert found.reserved_bytes <= size == found.budget_bytes
+    if found.slots < most_slots(shape, evicts=True):
+        assert found.capped_by is None
+        assert plan(shape, f"{found.slots + 1}tok", rows=rows, state=state).reserved_bytes > size
+
+
+@given(shapes, st.integers(1, 10**8), st.integers(0, 10**7), st.integers(1, 3))
+def test_a_larger_budget_never_keeps_less(shape: ModelShape, size: int, more: int, rows: int) -> None:
+    def slots(amount: int) -> int:
+        try:
+            return plan(shape, Budget(BudgetKind.BYTES, amount), rows=rows).slots
+        except BudgetTooSmall:
+            return 0
+
+    assert slots(size) <= slots(size + more)
+
+
+@given(shapes, st.integers(1, 10**5), st.integers(1, 3), st.integers(1, 200))
+def test_the_smallest_budget_named_works(shape: ModelShape, size: int, rows: int, protected: int) -> None:
+    try:
+        plan(shape, Budget(BudgetKind.BYTES, size), rows=rows, protected=protected)
+    except BudgetTooSmall as refused:
+        message = str(refused)
+        if "smallest that works" in message:
+            named = message.split("smallest that works is ")[1].split(" (")[0]
+            assert plan(shape, named, rows=rows, protected=protected).slots >= protected
+
+
+@given(shapes, st.integers(1, 2000), st.integers(1, 4), st.sampled_from([0, 4, 12]))
+def test_the_lines_are_the_tensors_the_cache_allocates(shape: ModelShape, tokens: int, rows: int, state: int) -> None:
+    found = plan(shape, f"{tokens}tok", rows=rows, state=state)
+    expected = sum(rows * layer.state_bytes for layer in shape.layers)
+    for layer, slots in zip(shape.layers, found.layer_slots, strict=True):
+        k_v, pos_rot = (layer.k_dim + layer.v_dim) * 2, 2 * 4
+        expected += rows * layer.kv_heads * (slots + 1) * (k_v + pos_rot + state) if layer.kv_heads else 0
+        assert slots == (0 if not layer.kv_heads else min(found.slots, layer.window or found.slots))
+    assert found.reserved_bytes == expected
+    assert found.reserved_bytes == (
+        found.k_v_bytes + found.policy_state_bytes + found.position_bytes + found.staging_bytes + found.state_bytes
+    )
+
+
+@given(shapes, st.integers(1, 10**6), st.sampled_from(["auto", "40%"]))
+def test_shares_of_free_memory_stay_inside_it(shape: ModelShape, free: int, budget: str) -> None:
+    try:
+        found = plan(shape, budget, free=free)
+    except BudgetTooSmall:
+        return
+    assert found.reserved_bytes <= found.budget_bytes <= free * (0.9 if budget == "auto" else 0.4)
+
+
+FULL = model([LayerShape("full", 2, 64, 64)], 1000)
+SLOT = 2 * ((64 + 64) * 2 + 4 + 8)
+
+
+@pytest.mark.parametrize(
+    ("slots", "limit", "tokens"),
+    [(1, 512, 1), (4, 512, 1), (16, 512, 4), (2048, 512, 512), (10**6, 512, 512), (10**6, 4096, 512), (10**6, 64, 64)],
+)
+def test_a_chunk_is_a_quarter_of_the_slots(slots: int, limit: int, tokens: int) -> None:
+    assert chunk_tokens(slots, limit) == tokens
+
+
+def test_rotary_models_that_evict_keep_a_chunk_of_the_window_free() -> None:
+    assert most_slots(FULL, evicts=True) == 800
+    assert most_slots(FULL, evicts=True, chunk_limit=64) == 936
+    assert most_slots(FULL, evicts=False) == 1000
+    assert most_slots(model([LayerShape("full", 2, 64, 64)], 1000, "learned"), evicts=True) == 1000
+
+
+def test_the_window_caps_what_bytes_would_buy_and_says_so() -> None:
+    found = plan(FULL, "2GB")
+    assert (found.slots, found.chunk, found.capped_by, found.budget_bytes) == (800, 200, "window", 2 * 10**9)
+
+
+def test_tokens_are_exact_up_to_the_window() -> None:
+    assert plan(FULL, "123tok").slots == 123
+    assert plan(FULL, "123tok").budget_bytes == 124 * SLOT
+    assert plan(FULL, "8000tok").slots == 800
+
+
+def test_auto_takes_nine_tenths_of_what_is_free_or_the_whole_window() -> None:
+    assert plan(FULL, "auto", free=100 * SLOT).slots == 89
+    assert plan(FULL, "auto", free=10**9).budget_bytes == 801 * SLOT
+    assert plan(FULL, "full", free=10**9).slots == 800
+
+
+def test_more_than_is_free_does_not_fit_and_what_does_is_named() -> None:
+    for budget in ("1GB", "full", "700tok"):
+        with pytest.raises(DoesNotFit, match="what fits is"):
+            plan(FULL, budget, free=100_000)
+
+
+def test_a_share_of_unknown_memory_is_refused() -> None:
+    for budget in ("auto", "25%"):
+        with pytest.raises(UsageError, match="give a size"):
+            plan(FULL, budget)
+
+
+def test_the_whole_window_of_a_model_without_one_is_refused() -> None:
+    with pytest.raises(UsageError, match="give a size"):
+        plan(model([LayerShape("full", 2, 64, 64)]), "full")
+
+
+def test_more_protected_tokens_than_the_window_holds_are_refused() -> None:
+    with pytest.raises(BudgetTooSmall, match="protect fewer"):
+        plan(FULL, "2GB", protected=900)
+
+
+@pytest.mark.parametrize(
+    ("name", "alone", "whole"),
+    [("llama-2-7b", 3_814, 3_726), ("llama-3.1-8b", 15_258, 14_908), ("qwen2.5-0.5b", 162_760, 155_471)],
+)
+def test_tokens_in_two_gigabytes(name: str, alone: int, whole: int) -> None:
+    shape = ModelShape.from_config(json.loads((CONFIGS / f"{name}.json").read_text()))
+    assert tokens_by_bytes(shape, FP16, 4, rows=1, allowed=2 * 10**9) == (alone, whole)
