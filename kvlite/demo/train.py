@@ -27,7 +27,7 @@ from kvlite.demo.tokenizer import END_OF_TEXT, TURN_END, save_tokenizer, train_t
 
 log = logging.getLogger("kvlite.demo.train")
 
-_CHECKPOINT_EVERY = 250  # steps
+_CHECKPOINT_EVERY = 500  # steps
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,11 +41,11 @@ class Recipe:
     query_heads: int = 4
     kv_heads: int = 2
     context: int = 1024  # the longest dialogues trained on, tokens
-    batch_tokens: int = 4096
+    batch_tokens: int = 2048
     learning_rate: float = 2e-3
     warmup: float = 0.01  # share of the run
     decay_from: float = 0.5  # share of the run after which the learning rate falls to zero
-    stages: tuple[tuple[float, int], ...] = ((0.55, 128), (0.70, 256), (0.85, 512), (1.0, 1024))
+    stages: tuple[tuple[float, int], ...] = ((0.60, 128), (0.75, 256), (0.88, 512), (1.0, 1024))
     questions: int = 60  # held-out recall questions per span of distances in the card
 
     def length(self, progress: float) -> int:

@@ -11,6 +11,8 @@ from typing import Literal
 
 Split = Literal["train", "held-out"]
 
+_INVENTED_SHARE = 0.5
+
 
 def _words(text: str) -> tuple[str, ...]:
     return tuple(text.split())
@@ -98,11 +100,11 @@ _MONTHS = _words("January February March April May June July August September Oc
 _HOURS = _words("one two three four five six seven eight nine ten eleven twelve")
 _SMALL = _words("two three four five six seven eight")
 
-_SYLLABLES = _words("""
-    ba be bo bri da del do dra el fa fen fin ga gor ha hal in ja jo ka kel kor la len li lo lu ma mar mi mo na
-    ne ni no nor or pa pe pol qua ra rin ro ru sa sel shi ta tel ti to tu va vel vi wi win xa ya yo za zel zo
-    zu
-""")
+# Parts of invented words: an onset, a vowel and a coda make a syllable, thousands in all.
+_ONSETS = ("", *_words("b bl br c ch cl cr d dr f fl fr g gl gr h j k kl l m n p pl pr qu r s sh sk sl sm sn sp st str"
+                       " sw t th tr v w y z"))  # fmt: skip
+_VOWELS = _words("a a e e i i o o u ai ea ee ia ie io oa oo ou y")
+_CODAS = ("", "", "", *_words("b ck d g k l ll m n nd ng nt p r rd rt s ss st t th x z"))
 
 
 def held_out(word: str) -> bool:
@@ -113,10 +115,6 @@ def held_out(word: str) -> bool:
 @cache
 def _split(words: tuple[str, ...], split: Split) -> tuple[str, ...]:
     return tuple(word for word in words if held_out(word) == (split == "held-out"))
-
-
-def _listed(*words: str) -> Callable[[random.Random, Split], str]:
-    return lambda rng, split: rng.choice(_split(words, split))
 
 
 def _shared(*words: str) -> Callable[[random.Random, Split], str]:
@@ -134,7 +132,19 @@ def _drawn(draw: Callable[[random.Random], str]) -> Callable[[random.Random, Spl
 
 
 def _invented(rng: random.Random) -> str:
-    return "".join(rng.choice(_SYLLABLES) for _ in range(rng.choice((2, 2, 3))))
+    syllables = rng.choice((1, 2, 2, 2, 3))
+    return "".join(rng.choice(_ONSETS) + rng.choice(_VOWELS) + rng.choice(_CODAS) for _ in range(syllables))
+
+
+def _listed(*words: str) -> Callable[[random.Random, Split], str]:
+    """Words from a list; in training often an invented one, or the model would choose from the list it has seen."""
+
+    def listed_or_invented(rng: random.Random, split: Split) -> str:
+        if split == "train" and rng.random() < _INVENTED_SHARE:
+            return _drawn(_invented)(rng, split)
+        return rng.choice(_split(words, split))
+
+    return listed_or_invented
 
 
 def _name(rng: random.Random) -> str:
