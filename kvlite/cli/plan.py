@@ -74,6 +74,8 @@ def plan(
     facts = model_facts(ref, offline=offline)
     scenario = _scenario(facts, place, dtype, kv_policy, kv_dtype, "4bit" if four_bit else quant or "none")
     scenario = replace(scenario, rows=batch_size, chunk_limit=prefill_chunk or scenario.chunk_limit)
+    if batch_size > 1 and scenario.shape.has_state:
+        raise UsageError(f"{scenario.shape.family} models carry state and run one row at a time, not {batch_size}")
     answer = _answer(scenario, budget, context, solve)
     outcome = Outcome(str(ref), facts, place, answer, context, solve, tuple(budgets(scenario)) if sweep else ())
     out = console()

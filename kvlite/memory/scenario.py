@@ -113,7 +113,7 @@ def most_rows(scenario: Scenario, budget: Budget, tokens: int) -> int:
         answer = ask(replace(scenario, rows=rows), budget)
         return answer.fits and answer.cache is not None and answer.cache.slots >= tokens
 
-    return largest(fits, MOST_ROWS)
+    return largest(fits, 1 if scenario.shape.has_state else MOST_ROWS)
 
 
 def sweep(scenario: Scenario) -> Iterator[Answer]:

@@ -94,6 +94,11 @@ class ModelShape:
             dtype=dtype,
         )
 
+    @property
+    def has_state(self) -> bool:
+        """Whether some layer carries constant state; such models run one row at a time."""
+        return any(layer.state_bytes for layer in self.layers)
+
     def kv_bytes_per_token(self, dtype_bytes: int | None = None) -> int:
         """Bytes of K and V of one token in all layers, while it is inside every window."""
         size = dtype_bytes or DTYPE_BYTES[self.dtype]

@@ -176,6 +176,7 @@ def test_weights_come_from_the_headers(folder: Path, capsys: pytest.CaptureFixtu
         (["./llama-2-7b", "--kv-policy", "best"], 2, "best"),
         (["./llama-2-7b", "--4bit", "--quant", "8bit"], 2, "contradicts"),
         (["./llama-2-7b", "--device", "tpu"], 2, "tpu"),
+        (["./lfm2-1.2b", "--batch-size", "2"], 2, "one row at a time"),
         (["./nowhere"], 3, "nowhere"),
         (["./broken"], 3, "num_hidden_layers"),
         (["./bloom"], 3, "bloom"),

@@ -109,6 +109,12 @@ def test_one_row_more_than_the_most_does_not_keep_as_many_tokens(budget: str) ->
         assert (answer.fits and answer.cache is not None and answer.cache.slots >= 1000) is holds
 
 
+def test_a_model_with_state_runs_one_row() -> None:
+    config = json.loads((Path(__file__).parents[1] / "data" / "configs" / "lfm2-1.2b.json").read_text())
+    scenario = replace(LLAMA, shape=ModelShape.from_config(config), weights=None)
+    assert most_rows(scenario, Budget.parse("4GB"), 10) == 1
+
+
 def test_a_sweep_ends_with_the_whole_window() -> None:
     answers = list(sweep(LLAMA))
     kept = [answer.cache.slots if answer.cache else 0 for answer in answers]
