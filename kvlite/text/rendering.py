@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from jinja2.exceptions import TemplateError, TemplateSyntaxError
@@ -26,7 +27,28 @@ class ChatTemplate:
 
     def render(self, messages: Sequence[Message], variables: Mapping[str, Any]) -> str:
         """The conversation as text; raises UsageError with the template's own message when it refuses."""
-        conversation = [{"role": message.role, "content": message.content} for message in messages]
+        return self._render(messages, variables, as_parts=self._wants_parts)
+
+    @cached_property
+    def _wants_parts(self) -> bool:
+        """Whether contents must be lists of parts, as some templates of models that also see images have it."""
+        return not self._shows_content(as_parts=False) and self._shows_content(as_parts=True)
+
+    def _shows_content(self, *, as_parts: bool) -> bool:
+        probe = Message("user", "50415926535")  # digits, which no template changes
+        try:
+            return probe.content in self._render([probe], {}, as_parts=as_parts)
+        except UsageError:
+            return False
+
+    def _render(self, messages: Sequence[Message], variables: Mapping[str, Any], *, as_parts: bool) -> str:
+        conversation: list[dict[str, Any]] = [
+            {
+                "role": message.role,
+                "content": [{"type": "text", "text": message.content}] if as_parts else message.content,
+            }
+            for message in messages
+        ]
         try:
             rendered = self._tokenizer.apply_chat_template(
                 conversation, chat_template=self.source, tokenize=False, add_generation_prompt=True, **variables

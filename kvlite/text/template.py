@@ -167,6 +167,10 @@ class ChatText:
         )
 
     @cached_property
+    def _think_switch(self) -> str | None:
+        return think_switch(self._renderer.source)
+
+    @cached_property
     def _has_system_role(self) -> bool:
         return has_system_role(self._renderer)
 
@@ -184,9 +188,8 @@ class ChatText:
         for name, value in variables.items():
             if self._forged.spans(json.dumps(value, ensure_ascii=False, default=str)):
                 raise UsageError(f"the template variable {name} holds a control token; give plain text")
-        switch = think_switch(self._renderer.source)
-        if think != "auto" and switch:
-            variables.setdefault(switch, think == "on")
+        if think != "auto" and self._think_switch:
+            variables.setdefault(self._think_switch, think == "on")
         elif think == "on" and self._tags is None:
             self._note("this model does not think, so think=on changes nothing")
         elif think == "off" and self._tags is not None:

@@ -6,17 +6,23 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from jinja2 import Environment, TemplateSyntaxError, meta
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True, slots=True)
 class ThinkTags:
-    """Thinking lies between `open` and `close`; an answer without thinking may begin with `lead`."""
+    """Thinking lies between `open` and `close`; an answer without thinking may begin with `lead`.
+
+    `tokens` are what a model that uses these tags has among its added tokens or in its template; empty: the tags.
+    """
 
     open: str
     close: str
     lead: str = ""
+    tokens: tuple[str, ...] = ()
 
 
 DEFAULT_TAGS = ThinkTags("<think>", "</think>")
@@ -27,9 +33,12 @@ _KNOWN_TAGS = (
         "<|channel|>analysis<|message|>",
         "<|end|><|start|>assistant<|channel|>final<|message|>",
         "<|channel|>final<|message|>",
+        ("<|start|>", "<|channel|>", "<|message|>"),
     ),
+    ThinkTags("<|channel>thought\n", "<channel|>", tokens=("<|channel>", "<channel|>")),  # Gemma 4
 )
 _SWITCHES = ("enable_thinking", "thinking")
+_GENERATION_TAG = re.compile(r"{%-?\s*(end)?generation\s*-?%}")  # transformers' own, for training
 
 
 def think_tags(tokenizer: PreTrainedTokenizerBase) -> ThinkTags | None:
@@ -37,15 +46,16 @@ def think_tags(tokenizer: PreTrainedTokenizerBase) -> ThinkTags | None:
     known = {token.content for token in tokenizer.added_tokens_decoder.values()}
     template = str(tokenizer.chat_template or "")
     for tags in _KNOWN_TAGS:
-        markers = re.findall(r"<\|\w+\|>", tags.open) or [tags.open, tags.close]
-        if tags.close in template or known.issuperset(markers):
+        if all(token in known or token in template for token in tags.tokens or (tags.open, tags.close)):
             return tags
     return None
 
 
 def think_switch(template: str) -> str | None:
     """The variable by which this template's thinking is switched on and off, if it has one."""
-    for name in _SWITCHES:
-        if re.search(rf"(?<![\w.'\"]){name}(?![\w'\"])", template):
-            return name
-    return None
+    try:
+        program = Environment(extensions=["jinja2.ext.loopcontrols"]).parse(_GENERATION_TAG.sub("", template))
+    except TemplateSyntaxError:
+        return None  # rendering says what is wrong with it
+    variables = meta.find_undeclared_variables(program)
+    return next((name for name in _SWITCHES if name in variables), None)

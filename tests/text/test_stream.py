@@ -6,7 +6,6 @@ from hypothesis import strategies as st
 
 from kvlite.errors import UsageError
 from kvlite.text.stream import AnswerText, Piece
-from kvlite.text.thinking import think_tags
 
 REPLACEMENT = "\ufffd"
 
@@ -129,10 +128,6 @@ def test_channels_are_read_as_thinking_and_answer(make_tokenizer, thought):
     answer = AnswerText(tokenizer, thinks=True)
     read(answer, ids_of(tokenizer, f"{thought}<|channel|>final<|message|>The dog."))
     assert (answer.thinking, answer.text) == ("the fox" if thought else "", "The dog.")
-
-
-def test_a_model_without_thinking_has_no_tags(make_tokenizer):
-    assert think_tags(make_tokenizer("llama3")) is None
 
 
 @pytest.mark.parametrize("kind", ["byte-level", "sentencepiece", "wordpiece"])

@@ -296,6 +296,15 @@ def test_a_template_that_hides_answers_cannot_go_on(make_tokenizer, monkeypatch)
         text.next_turn("more", ended=True)
 
 
+def test_contents_go_as_parts_to_a_template_that_wants_them(make_tokenizer, monkeypatch):
+    tokenizer = make_tokenizer()
+    source = "{% for m in messages %}{% for part in m.content %}{{ part.text }}{% endfor %}{{ eos_token }}{% endfor %}"
+    monkeypatch.setattr(tokenizer, "chat_template", source)
+    text = ChatText(tokenizer)
+    assert decoded(tokenizer, text.conversation([SYSTEM, USER]).ids) == "Be brief.<|im_end|>hello there<|im_end|>"
+    assert decoded(tokenizer, text.next_turn("more", ended=True).ids) == "<|im_end|>more<|im_end|>"
+
+
 def test_several_templates_need_a_default(make_tokenizer, monkeypatch):
     tokenizer = make_tokenizer()
     monkeypatch.setattr(tokenizer, "chat_template", {"rag": "{{ messages }}"})
