@@ -97,19 +97,12 @@ def open_model(
     policy = load_policy(options.kv_policy)
     ref = resolve_model(options.model, revision=options.revision)
     files = local_files(ref, offline=options.offline, allow_pickle=options.allow_pickle, say=console.note)
-    shape = ModelShape.from_config(files.config, dtype=_named_dtype(files))
+    shape = ModelShape.from_config(files.config, dtype=files.unnamed_dtype)
     slot_format(options.kv_dtype, shape.dtype)
     loaded = _load(files, options)
     stored = slot_format(options.kv_dtype, str(loaded.dtype).removeprefix("torch."))
     plan = _plan(shape, budget, per_sequence, policy, stored, loaded, options, batch_size if with_rows else 1)
     return _assemble(ref, files, loaded, plan, policy, stored, options)
-
-
-def _named_dtype(files: ModelFiles) -> str | None:
-    """The dtype of the weights where config.json names none."""
-    text = files.config.get("text_config") or files.config
-    named = any(config.get(key) for config in (files.config, text) for key in ("dtype", "torch_dtype"))
-    return None if named else files.stored_dtype
 
 
 def _load(files: ModelFiles, options: ModelOptions) -> LoadedModel:
@@ -124,7 +117,7 @@ def _load(files: ModelFiles, options: ModelOptions) -> LoadedModel:
             "give --4bit or a smaller model"
         )
     wanted = LoadOptions(
-        dtype=options.dtype if options.dtype != "auto" else (_named_dtype(files) or "auto"),
+        dtype=options.dtype if options.dtype != "auto" else (files.unnamed_dtype or "auto"),
         device=str(device),
         quant=options.quant,
         trust_remote_code=options.trust_remote_code,

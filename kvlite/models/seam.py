@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from kvlite.cache.step import Step
+from kvlite.errors import UnsupportedModel
 from kvlite_kernels.reference import Geometry
 
 ATTENTION = "kvlite"
@@ -48,6 +49,7 @@ def _attention(
     attention_mask: Tensor | None = None,
     scaling: float | None = None,
     dropout: float = 0.0,
+    sliding_window: int | None = None,
     softcap: float | None = None,
     s_aux: Tensor | None = None,
     **_: Any,  # what transformers hands to every implementation and slots do not need
@@ -55,6 +57,11 @@ def _attention(
     """query [B, H_Q, T, D], key [B, H_KV, T, D], value [B, H_KV, T, D_V] -> [B, T, H_Q, D_V] and no weights."""
     step = _step.get()
     layer = step.cache.layers[module.layer_idx]  # type: ignore[index]
+    if sliding_window is not None and sliding_window != layer.shape.window:
+        raise UnsupportedModel(
+            f"layer {module.layer_idx} sees {sliding_window} positions back where config.json says "
+            f"{layer.shape.window or 'all'}; choose another model"
+        )
     geometry = Geometry(
         scaling=query.shape[-1] ** -0.5 if scaling is None else scaling,
         window=layer.shape.window,

@@ -1,0 +1,227 @@
+"""The loop: what a conversation, a batch and a full cache come to."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+
+import psutil
+import pytest
+
+from kvlite.engine.engine import Engine
+from kvlite.engine.request import Completion, FinishReason, Request, Sampling, Token
+from kvlite.errors import BudgetTooSmall, ContextFull, UsageError
+from kvlite.models.loaded import LoadedModel
+from tests.architectures import SUPPORTED, tiny_model
+from tests.engine_for_tests import admitted, answers, make_engine
+
+PROMPT = tuple(range(5, 45))
+
+
+@pytest.fixture(scope="module")
+def llama() -> LoadedModel:
+    return admitted(tiny_model("llama", {}))
+
+
+@pytest.fixture(scope="module")
+def gpt2() -> LoadedModel:
+    return admitted(tiny_model("gpt2", SUPPORTED["gpt2"]))
+
+
+def prompt(seed: int, length: int) -> tuple[int, ...]:
+    return tuple((seed * 31 + i * 7) % 117 + 3 for i in range(length))
+
+
+@pytest.mark.parametrize("policy", ["heavy-hitter", "h2o", "window"])
+def test_an_answer_does_not_depend_on_the_batch(llama: LoadedModel, policy: str) -> None:
+    requests = [
+        Request(str(i), prompt(i, 3 + 13 * i), Sampling(temperature=0.9 * (i % 2), seed=i), max_tokens=10 + 9 * i)
+        for i in range(7)
+    ]
+    together = answers(make_engine(llama, "24tok", policy, rows=3), requests)
+    alone = answers(make_engine(llama, "24tok", policy), requests)
+    assert {key: done.ids for key, done in together.items()} == {key: done.ids for key, done in alone.items()}
+    assert {key: done.kv.tokens_kept for key, done in together.items()} == {
+        key: done.kv.tokens_kept for key, done in alone.items()
+    }
+
+
+def test_a_conversation_in_turns_equals_the_same_ids_at_once(llama: LoadedModel) -> None:
+    engine = make_engine(llama, "200tok")
+    first = answers(engine, [Request("1", PROMPT, max_tokens=9, row=0)])["1"]
+    turn = prompt(3, 20)
+    second = answers(engine, [Request("2", turn, max_tokens=9, row=0)])["2"]
+    whole = answers(make_engine(llama, "200tok"), [Request("w", PROMPT + first.ids + turn, max_tokens=9)])["w"]
+    assert second.ids == whole.ids
+    assert second.kv.tokens_seen == len(PROMPT) + 9 + len(turn) + 8  # the last sampled token is not fed yet
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 7, 50])
+def test_chunk_size_does_not_change_the_answer_while_nothing_is_evicted(llama: LoadedModel, chunk: int) -> None:
+    expected = answers(make_engine(llama, "200tok"), [Request("a", PROMPT, max_tokens=20)])["a"].ids
+    assert (
+        answers(make_engine(llama, "200tok", chunk_limit=chunk), [Request("a", PROMPT, max_tokens=20)])["a"].ids
+        == expected
+    )
+
+
+def test_a_row_keeps_nothing_of_the_one_before(llama: LoadedModel) -> None:
+    engine = make_engine(llama, "32tok")
+    fresh = answers(engine, [Request("a", PROMPT, max_tokens=20)])["a"]
+    answers(engine, [Request("b", prompt(9, 60), max_tokens=30)])
+    assert answers(engine, [Request("a", PROMPT, max_tokens=20)])["a"].ids == fresh.ids
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "lfm2", "qwen3_next"])
+def test_a_restored_snapshot_continues_with_the_same_tokens(family: str) -> None:
+    engine = make_engine(admitted(tiny_model(family, SUPPORTED[family])), "32tok")
+    answers(engine, [Request("1", prompt(1, 50), max_tokens=30, row=0)])
+    snapshot = engine.snapshot(0)
+    first = answers(engine, [Request("2", prompt(2, 9), max_tokens=25, row=0)])["2"]
+    engine.restore(0, snapshot)
+    again = answers(engine, [Request("2", prompt(2, 9), max_tokens=25, row=0)])["2"]
+    assert (again.ids, again.kv) == (first.ids, first.kv)
+    assert snapshot.num_bytes > 0
+
+
+def test_a_stop_id_ends_the_answer_and_is_no_token_of_it(llama: LoadedModel) -> None:
+    free = answers(make_engine(llama), [Request("a", PROMPT, max_tokens=12)])["a"].ids
+    stop = next(token for token in free if token != free[0])
+    done = answers(make_engine(llama), [Request("a", PROMPT, max_tokens=12, stop_ids=frozenset({stop}))])["a"]
+    assert done.finish_reason is FinishReason.STOP
+    assert done.ids == free[: free.index(stop)]
+
+
+def test_cancelling_keeps_the_partial_answer(llama: LoadedModel) -> None:
+    engine = make_engine(llama)
+    events = []
+    for event in engine.run([Request("a", PROMPT)]):
+        events.append(event)
+        if isinstance(event, Token) and event.index == 4:
+            engine.cancel("a")
+    assert [type(event) for event in events] == [*[Token] * 5, Completion]
+    assert events[-1].finish_reason is FinishReason.CANCELLED
+    assert len(events[-1].ids) == 5
+
+
+def test_requests_are_pulled_only_as_rows_come_free(llama: LoadedModel) -> None:
+    pulled = []
+
+    def source() -> Iterator[Request]:
+        for number in range(6):
+            pulled.append(number)
+            yield Request(str(number), PROMPT, max_tokens=3)
+
+    events = make_engine(llama, rows=2).run(source())
+    next(events)
+    assert pulled == [0, 1]
+    assert sum(isinstance(event, Completion) for event in events) == 6
+
+
+def test_closing_the_stream_frees_the_rows(llama: LoadedModel) -> None:
+    engine = make_engine(llama)
+    stream = engine.run([Request("a", PROMPT)])
+    next(stream)
+    stream.close()
+    assert len(answers(engine, [Request("b", PROMPT, max_tokens=2)])["b"].ids) == 2
+
+
+def test_the_budget_holds_at_every_step_and_the_tensors_never_move(llama: LoadedModel) -> None:
+    engine = make_engine(llama, "24tok", rows=2)
+    addresses = [tensor.data_ptr() for tensor in engine.cache.tensors()]
+    for event in engine.run([Request(str(i), prompt(i, 70), max_tokens=40) for i in range(4)]):
+        held = sum(engine.cache.live_bytes(row) for row in range(engine.rows))
+        assert held <= engine.cache.num_bytes == engine.plan.reserved_bytes <= engine.plan.budget_bytes
+        assert isinstance(event, Token) or event.kv.tokens_kept <= 24
+    assert addresses == [tensor.data_ptr() for tensor in engine.cache.tensors()]
+
+
+def test_a_full_cache_that_may_not_evict_stops(llama: LoadedModel) -> None:
+    done = answers(make_engine(llama, "50tok", "full"), [Request("a", PROMPT)])["a"]
+    assert (done.finish_reason, done.error) == (FinishReason.LENGTH, None)
+    assert done.kv.tokens_seen == done.kv.tokens_kept == 50
+    assert len(done.ids) == 11  # the last one needs no slot
+
+
+def test_a_full_cache_is_an_error_where_asked(llama: LoadedModel) -> None:
+    done = answers(make_engine(llama, "50tok", on_full="error"), [Request("a", PROMPT)])["a"]
+    assert isinstance(done.error, ContextFull)
+    too_long = answers(make_engine(llama, "30tok", on_full="stop"), [Request("a", PROMPT)])["a"]
+    assert isinstance(too_long.error, ContextFull)
+    assert too_long.ids == ()
+
+
+def test_a_prompt_longer_than_learned_positions_is_refused(gpt2: LoadedModel) -> None:
+    done = answers(make_engine(gpt2, "100tok"), [Request("a", prompt(1, 513))])["a"]
+    assert isinstance(done.error, ContextFull)
+    assert "cannot be re-rotated" in str(done.error)
+
+
+def test_learned_positions_end_the_answer_with_the_window(gpt2: LoadedModel) -> None:
+    done = answers(make_engine(gpt2, "100tok"), [Request("a", prompt(1, 500))])["a"]
+    assert (done.finish_reason, done.kv.tokens_seen) == (FinishReason.LENGTH, 512)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3_text", "cohere", "deepseek_v3", "qwen3_next"])
+def test_rotary_positions_go_on_past_the_window(family: str) -> None:
+    settings = {**SUPPORTED[family], "max_position_embeddings": 64}
+    engine = make_engine(admitted(tiny_model(family, settings)), "32tok")
+    done = answers(engine, [Request("a", prompt(1, 150), max_tokens=200)])["a"]
+    assert done.kv.tokens_seen == 349
+    for layer in engine.cache.layers.values():
+        assert int(layer.rot.max()) < 64
+
+
+def test_pins_survive_and_too_many_are_refused(llama: LoadedModel) -> None:
+    engine = make_engine(llama, "32tok")
+    answers(engine, [Request("a", prompt(1, 80), max_tokens=100, pins=((6, 16),))])
+    for layer in engine.cache.layers.values():
+        for head in layer.pos[0]:
+            assert set(range(6, 16)) | set(range(4)) <= set(head.tolist())
+    refused = answers(engine, [Request("b", prompt(1, 80), pins=((0, 31),))])["b"]
+    assert isinstance(refused.error, BudgetTooSmall)
+
+
+def test_the_budget_a_refusal_names_really_works(llama: LoadedModel) -> None:
+    request = Request("b", prompt(1, 80), max_tokens=5, pins=((0, 40),))
+    error = answers(make_engine(llama, "32tok"), [request])["b"].error
+    assert isinstance(error, BudgetTooSmall)
+    named = str(error).split("--kv-budget ")[1].split(" or")[0].replace(" ", "").replace(",", "")
+    assert answers(make_engine(llama, named), [request])["b"].error is None
+
+
+def test_a_refused_turn_leaves_the_conversation_as_it_was(llama: LoadedModel) -> None:
+    engine = make_engine(llama, "60tok", on_full="stop")
+    answers(engine, [Request("1", PROMPT, max_tokens=5, row=0)])
+    before = engine.counts()
+    assert answers(engine, [Request("2", prompt(1, 100), row=0)])["2"].error is not None
+    assert engine.counts() == before
+    assert answers(engine, [Request("3", prompt(1, 4), max_tokens=3, row=0)])["3"].error is None
+
+
+def test_two_hundred_turns_stay_flat(llama: LoadedModel) -> None:
+    engine = make_engine(llama, "64tok")
+    addresses = [tensor.data_ptr() for tensor in engine.cache.tensors()]
+    process, resident = psutil.Process(), []
+    for turn in range(200):
+        done = answers(engine, [Request(str(turn), prompt(turn, 12), max_tokens=8, row=0)])[str(turn)]
+        assert done.kv.tokens_kept <= 64
+        if turn % 50 == 49:
+            gc.collect()
+            resident.append(process.memory_info().rss)
+    assert done.kv.tokens_seen == 200 * 20 - 1
+    assert done.kv.reserved_bytes == engine.plan.reserved_bytes == engine.cache.num_bytes
+    assert addresses == [tensor.data_ptr() for tensor in engine.cache.tensors()]
+    assert resident[-1] - resident[0] < 8_000_000
+
+
+def test_a_busy_row_is_not_given_away(llama: LoadedModel) -> None:
+    engine: Engine = make_engine(llama, rows=2)
+    with pytest.raises(UsageError, match="busy"):
+        list(engine.run([Request("a", PROMPT, max_tokens=3, row=0), Request("b", PROMPT, max_tokens=3, row=0)]))
+
+
+def test_hybrids_run_one_row_at_a_time() -> None:
+    loaded = admitted(tiny_model("lfm2", SUPPORTED["lfm2"]))
+    with pytest.raises(UsageError, match="one row at a time"):
+        make_engine(loaded, "32tok", rows=2)

@@ -1,0 +1,45 @@
+"""Whom the next forward pass feeds."""
+
+from __future__ import annotations
+
+from kvlite.engine.request import Request
+from kvlite.engine.row import Row
+from kvlite.engine.scheduler import Feed, next_feed
+
+
+def rows_with(*prompts: int | None) -> list[Row]:
+    """A row per prompt length; 0 is a decoding row, None a free one."""
+    rows = [Row(index) for index in range(len(prompts))]
+    for row, length in zip(rows, prompts, strict=True):
+        if length is not None:
+            row.begin(Request(str(row.index), tuple(range(length)) or (0,)), 0, 0.0)
+            assert row.job is not None
+            if length == 0:
+                row.job.prompt.clear()
+                row.unfed = 7
+    return rows
+
+
+def test_nothing_to_do() -> None:
+    assert next_feed(rows_with(None, None), 4) is None
+
+
+def test_prompts_go_first_and_in_chunks() -> None:
+    rows = rows_with(0, 6)
+    assert next_feed(rows, 4) == Feed(slice(1, 2), ((0, 1, 2, 3),))
+    assert next_feed(rows, 4) == Feed(slice(1, 2), ((4, 5),))
+
+
+def test_neighbouring_prompts_share_a_pass_and_keep_their_own_chunks() -> None:
+    assert next_feed(rows_with(2, 9, 0, 3), 4) == Feed(slice(0, 2), ((0, 1), (0, 1, 2, 3)))
+
+
+def test_all_rows_decode_together_and_idle_ones_are_padding() -> None:
+    assert next_feed(rows_with(None, 0, None, 0, None), 4) == Feed(slice(1, 4), ((7,), (), (7,)))
+
+
+def test_what_was_not_fed_goes_before_the_next_prompt() -> None:
+    row = Row(0, unfed=42)
+    row.begin(Request("a", (1, 2), pins=((0, 1),)), 0, 0.0)
+    assert next_feed([row], 8) == Feed(slice(0, 1), ((42, 1, 2),))
+    assert row.pins == ((1, 2),)
