@@ -30,7 +30,10 @@ class Interrupts:
 
     @contextmanager
     def calling(self, cancel: Callable[[], None]) -> Iterator[None]:
-        """Within the block a press calls `cancel` instead of raising KeyboardInterrupt."""
+        """Within the block a press calls `cancel` instead of raising KeyboardInterrupt; where ignored it stays so."""
+        if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a job in the background: Ctrl-C is meant for others
+            yield
+            return
 
         def on_sigint(signum: int, frame: FrameType | None) -> None:
             self.press()

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from kvlite.cli.options import console
+from kvlite.cli.prompts import typed
 from kvlite.errors import UsageError
 
 if TYPE_CHECKING:
@@ -28,6 +29,11 @@ class Asked:
     stop: tuple[str, ...] = ()
     report: str = "auto"
     budget_source: str = "default"
+
+    def __post_init__(self) -> None:
+        typed(self.system or "", "--system")
+        for text in self.stop:
+            typed(text, "--stop")
 
     def settings(self, opened: Opened) -> Settings:
         """What was given over what the model asks for."""

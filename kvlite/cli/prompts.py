@@ -33,8 +33,13 @@ def split_words(words: Sequence[str], model: str | None, default: str, console: 
     try:
         resolve_model(words[0])
     except ModelNotFound:
-        if any(looks_like_model(word) for word in words):
+        if looks_like_model(words[0]):
             raise
+        meant = next(filter(looks_like_model, words), None)
+        if meant is not None:
+            raise ModelNotFound(
+                f"{words[0]!r:.60} is no model and {meant!r} looks like one; put the model first, or give -m MODEL"
+            ) from None
         if words[0] != STDIN:
             console.note(f"{words[0]!r:.60} is no model: {default} answers, and all words are the prompt; see -m")
         return default, list(words)
@@ -64,10 +69,10 @@ def build_prompt(words: Sequence[str], files: Sequence[Path], template: str | No
     given = {
         "stdin": read_stdin(is_asked_for),
         "file": "\n\n".join(read_file(file) for file in files),
-        "prompt": "" if is_asked_for else " ".join(words),
+        "prompt": "" if is_asked_for else typed(" ".join(words), "the prompt"),
     }
     given = {name: text for name, text in given.items() if text.strip()}
-    prompt = "\n\n".join(given.values()) if template is None else _fill(template, given)
+    prompt = "\n\n".join(given.values()) if template is None else _fill(typed(template, "--template"), given)
     if not prompt.strip():
         raise UsageError("the prompt is empty; give it as an argument, with -f FILE or through a pipe")
     return prompt
@@ -100,6 +105,13 @@ def decoded(data: bytes, source: str) -> str:
         raise UsageError(
             f"{source} is not UTF-8: byte 0x{data[offset]:02x} at offset {offset}; convert it first, as with iconv"
         ) from None
+
+
+def typed(text: str, source: str) -> str:
+    """`text` from the command line. Raises UsageError when the bytes typed were not UTF-8."""
+    if any("\udc80" <= character <= "\udcff" for character in text):  # how Python hands on such bytes
+        raise UsageError(f"{source} is not UTF-8; check the terminal's locale, or give it with -f FILE")
+    return text
 
 
 def _fill(template: str, given: Mapping[str, str]) -> str:

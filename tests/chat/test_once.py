@@ -1,0 +1,152 @@
+import io
+import json
+import signal
+
+import pytest
+
+from kvlite.chat.interrupt import Deadline
+from kvlite.chat.once import Once, Output, first_code_block
+from kvlite.chat.recording import Recording
+from kvlite.chat.settings import Settings
+from kvlite.console import Console
+from kvlite.engine.request import Sampling
+from kvlite.errors import ContextFull, Interrupted, TimeLimit, UsageError
+
+CODE = "Here:\n```python\nprint(1)\n```\nand\n```\nprint(2)\n```\n"
+
+
+@pytest.fixture
+def answered(engine, text):
+    """Answers one question and gives back what was written to stdout and stderr."""
+
+    def answer(says, output=None, settings=None, deadline=None):
+        engine.script.append(says)
+        answered.out, answered.err = io.StringIO(), io.StringIO()
+        console = Console(stdout=answered.out, stderr=answered.err)
+        once = Once(engine, text, settings or Settings(), output or Output(), console)
+        once.answer(
+            text.conversation([{"role": "user", "content": "hi"}]),
+            "demo",
+            deadline or Deadline(None),
+            Recording("run", "none", console),
+        )
+        return answered.out.getvalue()
+
+    return answer
+
+
+@pytest.mark.parametrize("says", ["hello", "hello\n"])
+@pytest.mark.parametrize("streams", [True, False])
+def test_the_answer_ends_with_one_newline(answered, says, streams):
+    assert answered(says, Output(streams=streams)) == "hello\n"
+
+
+def test_json_is_a_chat_completion_with_what_kvlite_counted(answered):
+    settings = Settings(sampling=Sampling(temperature=1.0, seed=7), max_tokens=4)
+    body = json.loads(answered("<hm>hello", Output(streams=False, as_json=True), settings))
+    assert body["object"] == "chat.completion" and body["model"] == "demo"
+    assert body["choices"][0]["message"] == {"role": "assistant", "content": "", "reasoning_content": "hm"}
+    assert body["choices"][0]["finish_reason"] == "length"
+    assert body["usage"] == {"prompt_tokens": 7, "completion_tokens": 4, "total_tokens": 11}
+    assert body["kvlite"]["seed"] == 7 and body["kvlite"]["kv"]["tokens_seen"] == 11
+    assert set(body["kvlite"]["timing"]) == {"queue_s", "ttft_s", "total_s", "tok_s"}
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        (CODE, "print(1)\n"),
+        ("~~~\na\n~~~", "a\n"),
+        ("````\n```\na\n````", "```\na\n"),
+        ("```sh\nunfinished", "unfinished"),
+        ("  ```\n  a\n  ```", "  a\n"),
+        ("no `code` here", None),
+    ],
+)
+def test_first_code_block(text, code):
+    assert first_code_block(text) == code
+
+
+def test_extract_prints_the_first_code_block_and_says_when_there_is_none(answered):
+    output = Output(streams=False, extracts=True)
+    assert answered(CODE, output) == "print(1)\n"
+    assert answered("none", output) == "none\n"
+
+
+@pytest.mark.parametrize("wrong", [{"extracts": True, "as_json": True}, {"as_json": True}, {"extracts": True}])
+def test_forms_that_exclude_each_other_are_refused(wrong):
+    with pytest.raises(UsageError, match="contradicts"):
+        Output(streams=not ("extracts" in wrong and "as_json" in wrong), **wrong)
+
+
+def test_thinking_time_and_evictions_go_to_stderr(engine, answered, text):
+    engine.slots = 5
+    engine.script.append("<hm>yes")
+    out, err = io.StringIO(), io.StringIO()
+    console = Console(stdout=out, stderr=err)
+    once = Once(engine, text, Settings(), Output(shows_thinking=True, shows_time=True), console)
+    encoded = text.conversation([{"role": "user", "content": "hi"}])
+    once.answer(encoded, "demo", Deadline(None), Recording("run", "none", console))
+    assert out.getvalue() == "yes\n"
+    assert err.getvalue().startswith("hm\n") and "tok/s" in err.getvalue() and "no longer sees" in err.getvalue()
+
+
+def test_ctrl_c_prints_what_there_is_and_ends_with_interrupted(engine, answered, monkeypatch):
+    interrupt_after(engine, monkeypatch, signal.SIGINT)
+    with pytest.raises(Interrupted):
+        answered("a long answer", Output(streams=False))
+
+
+def test_the_end_of_the_time_cancels_the_answer(engine, text, monkeypatch):
+    interrupt_after(engine, monkeypatch, signal.SIGALRM)
+    engine.script.append("a long answer")
+    deadline, out = Deadline(1000.0), io.StringIO()
+    console = Console(stdout=out, stderr=io.StringIO())
+    once = Once(engine, text, Settings(), Output(streams=False, as_json=True), console)
+    encoded = text.conversation([{"role": "user", "content": "hi"}])
+    with deadline.running(), pytest.raises(TimeLimit, match="1000 s"):
+        once.answer(encoded, "demo", deadline, Recording("run", "none", console))
+    choice = json.loads(out.getvalue())["choices"][0]
+    assert choice["finish_reason"] == "cancelled" and choice["message"]["content"] == "a l"
+
+
+def test_the_end_of_the_time_outside_an_answer_raises_at_once():
+    deadline = Deadline(1000.0)
+    before = signal.getsignal(signal.SIGALRM)
+    with deadline.running(), pytest.raises(TimeLimit):
+        signal.raise_signal(signal.SIGALRM)
+    assert signal.getsignal(signal.SIGALRM) is before
+    assert signal.getitimer(signal.ITIMER_REAL)[0] == 0
+
+
+@pytest.mark.parametrize("seconds", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_time_that_is_no_limit_is_refused(seconds):
+    with pytest.raises(UsageError, match="--max-time"):
+        Deadline(seconds)
+
+
+def test_an_ignored_ctrl_c_stays_ignored(engine, answered, monkeypatch):
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        interrupt_after(engine, monkeypatch, signal.SIGINT)
+        assert answered("a long answer") == "a long answer\n"
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_a_failed_answer_ends_its_line_and_raises(answered):
+    with pytest.raises(ContextFull):
+        answered(ContextFull("no slot left"))
+
+
+def interrupt_after(engine, monkeypatch, number):
+    """Let a signal arrive after the third token."""
+    run = engine.run
+
+    def interrupted(requests):
+        for index, event in enumerate(run(requests)):
+            if index == 2:
+                signal.raise_signal(number)
+            yield event
+
+    monkeypatch.setattr(engine, "run", interrupted)

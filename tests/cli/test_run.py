@@ -1,0 +1,217 @@
+"""`kvlite run` on the built-in model, from arguments to stdout, stderr and exit code."""
+
+import io
+import json
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from kvlite.cli import main
+from kvlite.memory.records import RunRecords
+
+
+@pytest.fixture(autouse=True)
+def nothing_on_stdin(monkeypatch):
+    monkeypatch.setattr(sys, "stdin", None)
+
+
+@pytest.fixture
+def pipe(monkeypatch):
+    """Puts bytes on stdin."""
+    return lambda data: monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
+
+
+@pytest.fixture
+def run(capfd):
+    """Runs `kvlite run` and gives back exit code, stdout and stderr."""
+
+    def run(*args):
+        code = main(["run", *args])
+        return (code, *capfd.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def body(run):
+    """Runs `kvlite run --json` and gives back the JSON."""
+
+    def body(*args):
+        code, out, err = run("demo", "--json", *args)
+        assert code == 0, err
+        return json.loads(out)
+
+    return body
+
+
+def test_stdout_is_the_answer_and_stderr_says_what_ran(run):
+    code, out, err = run("demo", "Hello", "there", "--greedy")
+    assert code == 0 and out.strip() and out.endswith("\n") and "\x1b" not in out
+    assert "demo" in err and "KV" in err and "policy heavy-hitter" in err and "cpu" in err
+
+
+def test_quiet_leaves_only_the_answer(run):
+    code, out, err = run("demo", "Hello", "-q")
+    assert code == 0 and out.strip() and err == ""
+
+
+def test_streamed_and_whole_answers_are_equal(run):
+    assert run("demo", "Hello", "--greedy")[1] == run("demo", "Hello", "--greedy", "--no-stream")[1]
+
+
+def test_without_a_model_the_built_in_one_answers_and_says_so(run):
+    code, out, err = run("Hello there")
+    assert code == 0 and out.strip() and "demo answers" in err
+
+
+def test_the_default_model_is_used_where_no_word_names_one(run, monkeypatch):
+    monkeypatch.setenv("KVLITE_MODEL", "./nowhere")
+    assert run("Hello there")[0] == 3
+    assert run("demo", "Hello")[0] == 0
+
+
+def test_stdin_is_part_of_the_prompt(body, pipe):
+    alone = body("Hello")["usage"]["prompt_tokens"]
+    pipe(b"My name is Tom.\n")
+    assert body("Hello")["usage"]["prompt_tokens"] > alone
+    pipe(b"Hello")
+    assert body("-")["usage"]["prompt_tokens"] == alone
+
+
+def test_json_keeps_the_keys_scripts_rely_on(body):
+    answer = body("Hello", "-n", "3")
+    assert answer["choices"][0]["finish_reason"] == "length" and answer["usage"]["completion_tokens"] == 3
+    kv = answer["kvlite"]["kv"]
+    names = {"budget_bytes", "reserved_bytes", "live_bytes", "peak_bytes"}
+    assert names | {"tokens_seen", "tokens_kept", "tokens_evicted", "policy", "dtype"} == set(kv)
+    assert kv["reserved_bytes"] <= kv["budget_bytes"]
+
+
+def test_the_budget_and_the_policy_reach_the_cache(body):
+    kv = body("Tell me a story. " * 20, "--kv-budget", "40tok", "--kv-policy", "window", "--no-pin-system")["kvlite"][
+        "kv"
+    ]
+    assert kv["policy"] == "window" and kv["tokens_kept"] == 40 and kv["tokens_evicted"] == kv["tokens_seen"] - 40
+
+
+def test_evictions_are_told_once_on_stderr(run):
+    code, _, err = run("demo", "Tell me a story. " * 20, "--kv-budget", "40tok")
+    assert code == 0 and err.count("no longer sees") == 1
+
+
+def test_the_same_seed_gives_the_same_answer(body):
+    sampled = ("Hello", "--temperature", "3", "-n", "12")
+    first, again = (body(*sampled, "--seed", "7") for _ in range(2))
+    assert first["choices"] == again["choices"] and first["kvlite"]["seed"] == 7
+    assert body(*sampled, "--seed", "8")["choices"] != first["choices"]
+
+
+def test_a_seed_nobody_gave_is_drawn_and_told(body):
+    first = body("Hello", "-t", "3", "-n", "12")
+    again = body("Hello", "-t", "3", "-n", "12", "--seed", str(first["kvlite"]["seed"]))
+    assert first["choices"] == again["choices"]
+
+
+def test_a_stop_string_ends_the_answer_before_it(body):
+    whole = body("Hello", "--greedy")["choices"][0]["message"]["content"]
+    cut = body("Hello", "--greedy", "--stop", whole[4:7])["choices"][0]
+    assert cut["message"]["content"] == whole[: whole.index(whole[4:7])] and cut["finish_reason"] == "stop"
+
+
+def test_the_system_prompt_is_fed_and_raw_is_not_a_chat(body):
+    plain = body("Hello")["usage"]["prompt_tokens"]
+    assert body("Hello", "-s", "Be brief.")["usage"]["prompt_tokens"] > plain
+    assert body("Hello", "--raw", "-n", "2")["usage"]["prompt_tokens"] < plain
+
+
+def test_time_is_said_on_stderr(run):
+    assert "tok/s" in run("demo", "Hello", "--time", "-q")[2]
+
+
+def test_a_run_is_recorded_where_asked(run, tmp_path):
+    assert run("demo", "Hello")[0] == 0
+    record = RunRecords().load("last")
+    assert record.command == "run" and record.exit_code == 0 and record.requests[0].completion_tokens > 0
+    terms = {term.name: term for term in record.memory.terms}
+    for name in ("kv", "policy_state", "positions", "staging"):
+        assert terms[name].predicted_bytes == terms[name].measured_bytes > 0
+    assert run("demo", "Hello", "--report", str(tmp_path / "record.json"))[0] == 0
+    assert (tmp_path / "record.json").exists() and len(RunRecords().paths()) == 1
+    assert run("demo", "Hello", "--report", "none")[0] == 0 and len(RunRecords().paths()) == 1
+
+
+def test_the_source_of_the_budget_is_recorded(run, monkeypatch):
+    run("demo", "Hello", "--kv-budget", "100tok")
+    assert RunRecords().load("last").kv.budget_source == "flag"
+    monkeypatch.setenv("KVLITE_KV_BUDGET", "100tok")
+    run("demo", "Hello")
+    assert RunRecords().load("last").kv.budget_source == "env"
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "message"),
+    [
+        ((), 2, "prompt is empty"),
+        (("demo",), 2, "prompt is empty"),
+        (("demo", "  "), 2, "prompt is empty"),
+        (("demmo", "hi"), 3, "did you mean demo"),
+        (("./nowhere", "hi"), 3, "no folder"),
+        (("demo", "hi", "-t", "nan"), 2, "temperature is nan"),
+        (("demo", "hi", "--top-p", "0"), 2, "top_p"),
+        (("demo", "hi", "-n", "0"), 2, "max-tokens"),
+        (("demo", "hi", "--max-time", "0"), 2, "--max-time"),
+        (("demo", "hi", "--kv-budget", "lots"), 2, "lots"),
+        (("demo", "hi", "--kv-budget", "1tok"), 4, "smallest"),
+        (("demo", "hi", "--kv-budget", "900TB"), 4, "free"),
+        (("demo", "hi", "--json", "-x"), 2, "contradicts"),
+        (("demo", "hi", "--json", "--stream"), 2, "contradicts"),
+        (("demo", "hi", "--raw", "-s", "x"), 2, "contradicts"),
+        (("demo", "hi", "--greedy", "-t", "1"), 2, "contradicts"),
+        (("demo", "hi", "-f", "nowhere.txt"), 2, "nowhere.txt"),
+        (("demo", "hi", "--template", "{stdin}"), 2, "no stdin"),
+        (("demo", "hi", "--report", "/nowhere/r.json"), 2, "--report"),
+        (("demo", "caf\udce9"), 2, "not UTF-8"),
+        (("demo", "hi", "-s", "caf\udce9"), 2, "not UTF-8"),
+    ],
+)
+def test_mistakes_end_in_one_line_and_the_right_code(run, args, code, message):
+    got, out, err = run(*args)
+    assert got == code and out == ""
+    assert message in err and len(err.strip().splitlines()) == 1 and "Traceback" not in err
+
+
+def test_a_full_cache_with_on_full_error_ends_with_code_4(run):
+    code, _, err = run("demo", "Tell me a story. " * 20, "--kv-budget", "40tok", "--on-full", "error")
+    assert code == 4 and "KV budget" in err
+
+
+def test_a_full_cache_with_on_full_stop_ends_the_answer(body):
+    choice = body("Tell me a joke", "--kv-budget", "30tok", "--on-full", "stop")["choices"][0]
+    assert choice["finish_reason"] == "length"
+
+
+def test_non_utf8_stdin_names_the_offset(run, pipe):
+    pipe(b"caf\xe9")
+    code, out, err = run("demo")
+    assert code == 2 and out == "" and "offset 3" in err
+
+
+@pytest.mark.slow
+def test_a_closed_pipe_is_quiet(own_home):
+    command = f"{sys.executable} -m kvlite run demo Hello -q -t 5 --seed 1 -n 400"
+    script = f"{command} | head -c 1 >/dev/null; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == "0\n" and done.stderr == ""
+
+
+@pytest.mark.slow
+def test_ctrl_c_keeps_what_there_is_and_ends_with_130(own_home):
+    args = [sys.executable, "-m", "kvlite", "run", "demo", "Hello", "-q", "-t", "50", "--seed", "1", "--raw"]
+    with subprocess.Popen(args, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        first = process.stdout.read(1)
+        process.send_signal(signal.SIGINT)
+        rest, err = process.communicate(timeout=60)
+    assert first and rest.endswith(b"\n")
+    assert process.returncode == 130 and b"interrupted" in err and b"Traceback" not in err
