@@ -20,7 +20,7 @@ from kvlite.batch.prepare import Defaults, Preparer
 from kvlite.batch.recording import record_end, record_outcome
 from kvlite.batch.records import record_line
 from kvlite.batch.run import BatchRun
-from kvlite.batch.source import STDIN, Survey
+from kvlite.batch.source import STDIN, Survey, first_model
 from kvlite.batch.tally import Tally
 from kvlite.console import Console
 from kvlite.engine.request import Token
@@ -67,7 +67,7 @@ class Batch:
             self._output.close()
 
     def _answer(self, survey: Survey | None, output: Output) -> None:
-        from_lines, entries = _first_model(self._job.input.entries())
+        from_lines, entries = first_model(self._job.input.entries())
         model = self._choose_model(survey.model if survey else from_lines)
         if model.note:
             self._console.note(model.note)
@@ -138,9 +138,7 @@ class Batch:
             if isinstance(entry, Item):
                 if new := [name for name in entry.ignored if name not in ignored]:
                     ignored.update(new)
-                    self._console.warn(
-                        f"line {entry.place.line} has keys that are ignored everywhere: {', '.join(new)}"
-                    )
+                    self._console.warn(f"line {entry.place.line} has keys that are ignored: {', '.join(new)}")
                 if ignores_models and entry.model is not None:
                     ignores_models = False
                     self._console.note("the models that lines name are ignored: -m names one for all")
@@ -184,13 +182,3 @@ class Batch:
         words = [word for word in self._job.argv[1:] if word not in _NOT_IN_A_RESUME]
         again = " and the same input" if self._job.input.name == STDIN else ""
         return f"; go on with this{again}: kvlite {shlex.join(words)}"
-
-
-def _first_model(entries: Iterator[Entry]) -> tuple[str | None, Iterator[Entry]]:
-    """The model of the first line that asks for anything, and all the entries."""
-    read: list[Entry] = []
-    for entry in entries:
-        read.append(entry)
-        if isinstance(entry, Item):
-            return entry.model, chain(read, entries)
-    return None, iter(read)

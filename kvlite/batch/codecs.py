@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from kvlite.batch.item import BadLine, Code, Entry, Form, Item, Json, LineError, Place
-from kvlite.batch.values import count, kind, mapping, number, parse_json, shown, string, text
+from kvlite.batch.values import count, kind, mapping, number, parse_json, shallow, shown, string, text
 from kvlite.engine.request import Sampling
 from kvlite.errors import UsageError
 from kvlite.text.messages import checked
@@ -41,7 +41,7 @@ def decode_line(raw: bytes, place: Place, only: Form | None = None) -> Entry:
         key = _key(value, default=key)
         if form is Form.OPENAI:
             return _decode_openai(value, Item(place, key, form))
-        metadata = mapping(value, "metadata")
+        metadata = shallow(mapping(value, "metadata"), "metadata")
         return decode_simple(value, Item(place, key, form, metadata=metadata))
     except LineError as refused:
         return BadLine(place, key, form, refused.failure, metadata)

@@ -13,7 +13,7 @@ from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
 from hashlib import blake2b, sha256
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Self
 
@@ -113,6 +113,16 @@ def with_unique_ids(entries: Iterable[Entry]) -> Iterator[Entry]:
     for entry in entries:
         first = first_lines.setdefault(digest(entry.key), entry.place.line)
         yield entry if first == entry.place.line else repeated(entry, first)
+
+
+def first_model(entries: Iterator[Entry]) -> tuple[str | None, Iterator[Entry]]:
+    """The model that the first line to ask for anything names, and all the entries."""
+    read: list[Entry] = []
+    for entry in entries:
+        read.append(entry)
+        if isinstance(entry, Item):
+            return entry.model, chain(read, entries)
+    return None, iter(read)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from kvlite.batch.item import Json, LineError
+
+MOST_NESTED = 64
 
 
 def parse_json(raw: bytes) -> object:
@@ -74,6 +76,16 @@ def mapping(body: Json, name: str) -> Json | None:
     raise LineError(f"{name} is {kind(value)}; give an object", name)
 
 
+def shallow(value: Json | None, name: str) -> Json | None:
+    """`value` if it nests no deeper than it can be written again wherever it goes."""
+    level: list[object] = [value]
+    for _ in range(MOST_NESTED):
+        level = [child for parent in level for child in _children(parent)]
+        if not level:
+            return value
+    raise LineError(f"{name} is nested deeper than {MOST_NESTED} levels; flatten it", name)
+
+
 def kind(value: object) -> str:
     """What `value` is, in words for an error."""
     if value is None:
@@ -93,6 +105,12 @@ def shown(value: object) -> str:
         return "with too many digits"
     written = json.dumps(value, ensure_ascii=False)
     return written if len(written) <= 60 else f"{written[:57]}..."
+
+
+def _children(value: object) -> Iterable[object]:
+    if isinstance(value, dict):
+        return value.values()
+    return value if isinstance(value, list) else ()
 
 
 def _no_constant(name: str) -> float:

@@ -1,0 +1,140 @@
+"""A model of arithmetic instead of weights: prompts are their characters, answers are their prompts in capitals."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from kvlite.batch.item import Form, Item, Place
+from kvlite.engine.request import Completion, FinishReason, Request, Timing, Token
+from kvlite.errors import OutOfMemory, UsageError
+from kvlite.memory.counts import KVCounts
+
+COUNTS = KVCounts(1000, 900, 10, 20, 5, 4, 1, "window", "float32")
+END = 0
+
+
+class FakeAnswer:
+    """The characters of an answer, cut at a stop string."""
+
+    def __init__(self, stop: Sequence[str]) -> None:
+        self.text, self.thinking, self.stopped = "", "", False
+        self._stop = stop
+
+    def push(self, token_id: int) -> list[object]:
+        self.text += chr(token_id)
+        for stop in self._stop:
+            if stop in self.text:
+                self.text, self.stopped = self.text.partition(stop)[0], True
+        return []
+
+    def finish(self) -> list[object]:
+        return []
+
+
+@dataclass
+class FakeText:
+    """Ids are characters; messages are joined by newlines."""
+
+    notes: list[str] = field(default_factory=list)
+    stop_ids: frozenset[int] = frozenset({END})
+
+    def prompt(self, text: str, *, system: str | None = None) -> Any:
+        return self.raw(text if system is None else f"{system}\n{text}")
+
+    def conversation(self, messages: Sequence[Any], *, template_kwargs: Any = None) -> Any:
+        if messages[-1]["content"] == "unrenderable":
+            raise UsageError("the template refuses it")
+        return self.raw("\n".join(message["content"] for message in messages))
+
+    def raw(self, prompt: str) -> Any:
+        return SimpleNamespace(ids=tuple(map(ord, prompt)), pins=((0, 1),), stop=())
+
+    def answer(self, prompt: Any, stop: Sequence[str] = ()) -> FakeAnswer:
+        return FakeAnswer(stop)
+
+
+class FakeEngine:
+    """Serves requests as the engine does, one token of every row a step; `fails` may answer with an error."""
+
+    def __init__(self, rows: int = 2, fails: Callable[[Request], Exception | None] = lambda request: None) -> None:
+        self.rows = rows
+        self.plan = SimpleNamespace(rows=rows, budget_bytes=1000, reserved_bytes=900, slots=50, policy_state_bytes=0)
+        self.meter = SimpleNamespace(peaks={})
+        self.pulled: list[Request] = []
+        self.most_at_once = 0
+        self.out_of_memory_above: int | None = None
+        self.cancelled: dict[str, FinishReason] = {}
+        self._fails = fails
+
+    def counts(self, row: int = 0) -> KVCounts:
+        return COUNTS
+
+    def cancel(self, request_id: str, reason: FinishReason = FinishReason.CANCELLED) -> None:
+        self.cancelled[request_id] = reason
+
+    def run(self, requests: Iterable[Request]) -> Iterator[Token | Completion]:
+        waiting, active = iter(requests), dict[str, tuple[Request, list[int]]]()
+        exhausted = False
+        while True:
+            while not exhausted and len(active) < self.rows:
+                request = next(waiting, None)
+                exhausted = request is None
+                if request is not None:
+                    self.pulled.append(request)
+                    active[request.id] = (request, [])
+            if not active:
+                return
+            self.most_at_once = max(self.most_at_once, len(active))
+            if self.out_of_memory_above is not None and len(active) > self.out_of_memory_above:
+                raise OutOfMemory("the device is full")
+            for request_id, (request, answer) in list(active.items()):
+                for event in self._step(request, answer):
+                    if isinstance(event, Completion):
+                        del active[request_id]
+                    yield event
+
+    def _step(self, request: Request, answer: list[int]) -> Iterator[Token | Completion]:
+        error = self._fails(request)
+        if error is not None:
+            yield self._completion(request, answer, FinishReason.CANCELLED, error)
+        elif request.id in self.cancelled:
+            yield self._completion(request, answer, self.cancelled.pop(request.id))
+        elif len(answer) == len(request.ids):
+            yield self._completion(request, answer, FinishReason.STOP)
+        elif len(answer) == request.max_tokens:
+            yield self._completion(request, answer, FinishReason.LENGTH)
+        else:
+            answer.append(ord(chr(request.ids[len(answer)]).upper()[:1]))
+            yield Token(request.id, len(answer) - 1, answer[-1])
+
+    def _completion(
+        self, request: Request, answer: list[int], reason: FinishReason, error: Exception | None = None
+    ) -> Completion:
+        timing = Timing(0.0, 0.1, 0.2, 10.0)
+        return Completion(request.id, tuple(answer), reason, len(request.ids), 1, COUNTS, timing, error)
+
+
+@pytest.fixture
+def text() -> FakeText:
+    return FakeText()
+
+
+@pytest.fixture
+def new_engine() -> type[FakeEngine]:
+    return FakeEngine
+
+
+@pytest.fixture
+def new_item() -> Callable[..., Item]:
+    """Items of a prompt each, the index from the key's last digits."""
+
+    def make(prompt: str, index: int = 0, **changes: Any) -> Item:
+        item = Item(Place(index, index + 1), f"k{index}", Form.SIMPLE, prompt=prompt)
+        return replace(item, **changes)
+
+    return make

@@ -1,0 +1,332 @@
+"""A whole batch on a model of arithmetic: what is written, what is said, how it ends and goes on."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kvlite.batch.batch import Batch
+from kvlite.batch.dry_run import dry_run
+from kvlite.batch.item import Form
+from kvlite.batch.job import Ending, Job, Model, Opened, Planned, Writing
+from kvlite.batch.output import LockedFile
+from kvlite.batch.prepare import Defaults, Terms
+from kvlite.batch.run import Limits
+from kvlite.batch.source import Input, Selection
+from kvlite.console import Console
+from kvlite.engine.request import Request, Sampling
+from kvlite.errors import BatchFailed, Interrupted, OutputError, Terminated, TimeLimit, UsageError
+
+
+class Desk:
+    """A folder, a model and what a batch on them says; `stop_after` raises once that many requests are running."""
+
+    def __init__(self, folder: Path, text: Any, new_engine: Any) -> None:
+        self.folder, self.text, self.new_engine = folder, text, new_engine
+        self.stdout, self.stderr = io.StringIO(), io.StringIO()
+        self.identity = "org/m@sha"
+        self.opened = 0
+        self.chosen: list[str | None] = []
+        self.stop_after: tuple[int, BaseException] | None = None
+
+    @property
+    def out(self) -> Path:
+        return self.folder / "out.jsonl"
+
+    def run(
+        self, *, source: str | None = None, selection: Selection | None = None, as_json: bool = False, **asked: Any
+    ) -> None:
+        self.batch(source=source, selection=selection, as_json=as_json, **asked).run()
+
+    def batch(self, **options: Any) -> Batch:
+        return Batch(*self.arguments(**options))
+
+    def arguments(
+        self, *, source: str | None = None, selection: Selection | None = None, as_json: bool = False, **asked: Any
+    ) -> tuple[Job, Callable[[str | None], Model], Console]:
+        writing = {name: asked.pop(name) for name in list(asked) if name in Writing.__slots__}
+        ending = {name: asked.pop(name) for name in list(asked) if name in Ending.__slots__}
+        limits = {name: asked.pop(name) for name in list(asked) if name in Limits.__slots__}
+        job = Job(
+            input=Input(source or str(self.folder / "in.jsonl"), selection=selection or Selection()),
+            writing=Writing(**({"output": str(self.out)} | writing)),
+            ending=Ending(**({"progress": "none"} | ending)),
+            limits=Limits(**limits),
+            defaults=Defaults(**asked),
+            argv=("kvlite", "batch", "in.jsonl", "-o", "my out.jsonl", "--overwrite"),
+        )
+        return job, self.choose, Console(as_json=as_json, stdout=self.stdout, stderr=self.stderr)
+
+    def choose(self, from_lines: str | None) -> Model:
+        self.chosen.append(from_lines)
+        terms = Terms(model=from_lines or "default", kv_policy="window")
+        return Model(
+            terms=terms,
+            params={"kv_policy": "window"},
+            identity=lambda: self.identity,
+            open=lambda recorder: self._open(),
+            plan=lambda: Planned("org/m@sha", self.text, self.new_engine(rows=2).plan),
+        )
+
+    def _open(self) -> Opened:
+        self.opened += 1
+        started = 0
+
+        def fails(request: Request) -> None:
+            nonlocal started
+            started += 1
+            if self.stop_after and started > self.stop_after[0]:
+                raise self.stop_after[1]
+
+        return Opened("org/m@sha7", self.new_engine(rows=2, fails=fails), self.text, Sampling())
+
+    def ask(self, *prompts: str) -> None:
+        (self.folder / "in.jsonl").write_text("".join(f"{json.dumps({'id': p, 'prompt': p})}\n" for p in prompts))
+
+    def records(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.out.read_text().splitlines()]
+
+    @property
+    def said(self) -> str:
+        return self.stderr.getvalue()
+
+
+@pytest.fixture
+def desk(tmp_path: Path, text: Any, new_engine: Any) -> Desk:
+    desk = Desk(tmp_path, text, new_engine)
+    desk.ask("a", "bb", "ccc", "dd")
+    return desk
+
+
+def test_every_line_has_a_record_and_the_end_is_said(desk: Desk) -> None:
+    desk.run()
+    assert {record["id"]: record["text"] for record in desk.records()} == {
+        "a": "A",
+        "bb": "BB",
+        "ccc": "CCC",
+        "dd": "DD",
+    }
+    assert "4 ok · 0 failed" in desk.said
+    assert "evicted" in desk.said
+
+
+def test_without_an_output_records_go_to_stdout(desk: Desk) -> None:
+    desk.run(output=None)
+    assert len([json.loads(line) for line in desk.stdout.getvalue().splitlines()]) == 4
+    assert sorted(path.name for path in desk.folder.iterdir()) == ["in.jsonl"]
+
+
+def test_on_a_terminal_records_go_to_a_file_named_after_the_input(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(desk.folder)
+    monkeypatch.setattr(desk.stdout, "isatty", lambda: True)
+    desk.run(output=None)
+    assert len((desk.folder / "in.out.jsonl").read_text().splitlines()) == 4
+    assert "the records go to in.out.jsonl" in desk.said
+
+
+def test_a_finished_batch_run_again_loads_no_model(desk: Desk) -> None:
+    desk.run()
+    before = desk.out.read_bytes()
+    desk.run()
+    assert (desk.out.read_bytes(), desk.opened) == (before, 1)
+    assert "nothing to do: all 4 records are there" in desk.said
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt(), Terminated("terminated")])
+def test_a_batch_that_was_stopped_goes_on(desk: Desk, stop: BaseException) -> None:
+    desk.stop_after = (5, stop)
+    expected = Interrupted if isinstance(stop, KeyboardInterrupt) else Terminated
+    with pytest.raises(
+        expected, match=r"after \d of 4 records; go on with this: kvlite batch in.jsonl -o 'my out.jsonl'$"
+    ):
+        desk.run()
+    before = desk.records()
+    assert 0 < len(before) < 4
+    desk.stop_after = None
+    desk.run()
+    assert desk.records()[: len(before)] == before
+    assert sorted(record["id"] for record in desk.records()) == ["a", "bb", "ccc", "dd"]
+    assert f"{len(before)} resumed" in desk.said
+
+
+def test_a_torn_line_is_said_and_runs_again(desk: Desk) -> None:
+    desk.run()
+    desk.out.write_bytes(desk.out.read_bytes()[:-9])
+    desk.run()
+    assert sorted(record["id"] for record in desk.records()) == ["a", "bb", "ccc", "dd"]
+    assert "torn line" in desk.said
+
+
+def test_other_settings_are_refused_unless_forced_or_started_over(desk: Desk) -> None:
+    desk.run()
+    with pytest.raises(UsageError, match="with max_tokens 1024, not 3"):
+        desk.run(max_tokens=3)
+    desk.run(max_tokens=3, force_resume=True)
+    desk.run(max_tokens=1, overwrite=True)
+    assert {record["text"] for record in desk.records()} == {"A", "B", "C", "D"}
+
+
+def test_another_model_or_input_is_refused(desk: Desk) -> None:
+    desk.run()
+    desk.identity = "org/m@new"
+    with pytest.raises(UsageError, match="with model org/m@sha, not org/m@new"):
+        desk.run()
+    desk.identity = "org/m@sha"
+    desk.ask("a", "changed")
+    with pytest.raises(UsageError, match="from other input"):
+        desk.run()
+
+
+def test_no_resume_leaves_an_output_alone(desk: Desk) -> None:
+    desk.run(resume=False)
+    with pytest.raises(UsageError, match="has records"):
+        desk.run(resume=False)
+
+
+def test_a_second_run_is_refused_before_a_model_is_loaded(desk: Desk) -> None:
+    held = LockedFile(desk.out)
+    with pytest.raises(UsageError, match="another run"):
+        desk.run()
+    held.close()
+    assert desk.opened == 0
+
+
+def test_the_input_is_never_the_output(desk: Desk) -> None:
+    with pytest.raises(UsageError, match="is the input"):
+        desk.run(output=str(desk.folder / "in.jsonl"))
+
+
+def test_failed_lines_are_records_and_make_the_batch_fail(desk: Desk) -> None:
+    (desk.folder / "in.jsonl").write_text('"ok"\nbroken\n{"prompt":""}\n')
+    with pytest.raises(BatchFailed, match=r"2 of 3 records are failures .*--retry-errors"):
+        desk.run()
+    assert [record["error"] is None for record in desk.records()].count(False) == 2
+    with pytest.raises(BatchFailed, match="2 of 3"):
+        desk.run()
+    assert len(desk.records()) == 3
+
+
+def test_retry_errors_runs_failed_lines_again_and_keeps_each_id_once(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(BatchFailed):
+        desk.run(timeout_s=1e-9)
+    assert {record["error"]["code"] for record in desk.records() if record["error"]} == {"timeout"}
+    desk.run(retry_errors=True)
+    assert sorted(record["id"] for record in desk.records()) == ["a", "bb", "ccc", "dd"]
+    assert all(record["error"] is None for record in desk.records())
+
+
+def test_retry_errors_needs_a_file_of_records(desk: Desk) -> None:
+    for asked in ({"output": None}, {"form": Form.TEXT}):
+        with pytest.raises(UsageError, match="--retry-errors needs"):
+            desk.run(retry_errors=True, **asked)
+
+
+def test_too_many_errors_stop_the_batch(desk: Desk) -> None:
+    (desk.folder / "in.jsonl").write_text("broken\n" * 10)
+    with pytest.raises(BatchFailed, match=r"stopped at 3 failed of 3 records; go on with this"):
+        desk.run(max_errors=3)
+    assert len(desk.records()) == 3
+
+
+def test_the_time_of_the_whole_run_is_limited(desk: Desk) -> None:
+    with pytest.raises(TimeLimit, match="--max-time of 1e-09 s is over after 0 of 4 records; go on with this"):
+        desk.run(max_time_s=1e-9)
+
+
+def test_repeated_ids_of_a_file_end_it_before_anything_runs(desk: Desk) -> None:
+    desk.ask("a", "b", "a")
+    with pytest.raises(UsageError, match="line 3 has the id"):
+        desk.run()
+    assert not desk.out.exists()
+
+
+def test_lines_name_the_model_and_others_are_mismatches(desk: Desk) -> None:
+    lines = [{"prompt": "a"}, {"prompt": "b", "model": "m"}, {"prompt": "c", "model": "x"}]
+    (desk.folder / "in.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    with pytest.raises(BatchFailed, match="1 of 3"):
+        desk.run()
+    assert desk.chosen == ["m"]
+    assert [record["error"]["code"] for record in desk.records() if record["error"]] == ["model_mismatch"]
+
+
+def test_keys_without_effect_are_said_once(desk: Desk) -> None:
+    (desk.folder / "in.jsonl").write_text('{"prompt":"a","tools":[],"x":1}\n{"prompt":"b","tools":[]}\n')
+    desk.run()
+    assert desk.said.count("tools") == 1
+    assert "line 1 has keys that are ignored: tools, x" in desk.said
+
+
+def test_text_output_is_in_order_with_a_blank_line_for_a_failure(desk: Desk) -> None:
+    (desk.folder / "in.jsonl").write_text('"long one"\nbroken\n"b\\nc"\n')
+    with pytest.raises(BatchFailed):
+        desk.run(form=Form.TEXT)
+    assert desk.out.read_text() == "LONG ONE\n\nB\\nC\n"
+    assert "line 2: not JSON" in desk.said
+    with pytest.raises(UsageError, match="has text"):
+        desk.run(form=Form.TEXT)
+
+
+def test_ordered_records(desk: Desk) -> None:
+    desk.ask("long one", "b", "c")
+    desk.run(ordered=True)
+    assert [record["id"] for record in desk.records()] == ["long one", "b", "c"]
+
+
+def test_out_format_overrules_the_form_of_the_lines(desk: Desk) -> None:
+    desk.run(form=Form.OPENAI)
+    assert {record["response"]["status_code"] for record in desk.records()} == {200}
+
+
+def test_the_summary_is_written(desk: Desk) -> None:
+    desk.run(summary=str(desk.folder / "summary.json"), as_json=True)
+    summary = json.loads((desk.folder / "summary.json").read_text())
+    assert (summary["total"], summary["ok"], summary["failed"], summary["kv"]["budget_bytes"]) == (4, 4, 0, 1000)
+    assert json.loads(desk.stdout.getvalue()) == summary
+
+
+def test_a_summary_that_cannot_be_written_says_so(desk: Desk) -> None:
+    with pytest.raises(OutputError, match="cannot write"):
+        desk.run(summary=str(desk.folder))
+
+
+def test_an_empty_input_is_no_error(desk: Desk) -> None:
+    (desk.folder / "in.jsonl").write_text("\n")
+    desk.run()
+    assert (desk.records(), desk.opened) == ([], 0)
+    assert "there are no lines" in desk.said
+
+
+@pytest.mark.parametrize("selection", [Selection(limit=0), Selection(skip=9)])
+def test_a_selection_may_be_empty(desk: Desk, selection: Selection) -> None:
+    desk.run(selection=selection)
+    assert desk.records() == []
+
+
+def test_a_limit_can_be_raised_later(desk: Desk) -> None:
+    desk.run(selection=Selection(limit=1))
+    assert [record["id"] for record in desk.records()] == ["a"]
+    desk.run()
+    assert len(desk.records()) == 4
+
+
+def test_a_dry_run_counts_tokens_and_loads_nothing(desk: Desk) -> None:
+    dry_run(*desk.arguments(as_json=True, max_tokens=10))
+    planned = json.loads(desk.stdout.getvalue())
+    assert (planned["ok"], planned["prompt_tokens"], planned["longest_prompt_tokens"]) == (4, 8, 3)
+    assert planned["most_new_tokens"] == 40
+    assert (desk.opened, desk.out.exists()) == (0, False)
+
+
+def test_a_dry_run_names_the_lines_that_cannot_be_asked(desk: Desk) -> None:
+    (desk.folder / "in.jsonl").write_text('"ok"\nbroken\n')
+    with pytest.raises(BatchFailed, match="1 of 2 lines cannot be asked"):
+        dry_run(*desk.arguments())
+    assert "line 2: not JSON" in desk.said
+    assert "1 ok, 1 cannot be asked" in desk.stdout.getvalue()

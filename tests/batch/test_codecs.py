@@ -1,0 +1,209 @@
+"""Lines of JSON become items, or say what is wrong with them."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kvlite.batch.codecs import decode_line, repeated
+from kvlite.batch.item import BadLine, Code, Form, Item, Place
+
+HERE = Place(4, 7)
+CHAT = {"messages": [{"role": "user", "content": "Hi"}]}
+
+
+def decoded(value: object, only: Form | None = None) -> Item | BadLine:
+    return decode_line(json.dumps(value).encode(), HERE, only)
+
+
+def item(value: object) -> Item:
+    entry = decoded(value)
+    assert isinstance(entry, Item), entry
+    return entry
+
+
+def test_openai_chat_line() -> None:
+    body = CHAT | {"model": "m", "max_tokens": 64, "temperature": 0, "seed": 1, "stop": ["\n"], "n": 3, "tools": []}
+    entry = item({"custom_id": "r1", "method": "POST", "url": "/v1/chat/completions", "body": body})
+    assert (entry.key, entry.form, entry.place, entry.model) == ("r1", Form.OPENAI, HERE, "m")
+    assert entry.messages == ({"role": "user", "content": "Hi"},)
+    assert (entry.max_tokens, dict(entry.sampling), entry.stop, entry.n) == (
+        64,
+        {"temperature": 0, "seed": 1},
+        ("\n",),
+        3,
+    )
+    assert entry.ignored == ("tools",)
+
+
+def test_openai_completion_line_is_raw() -> None:
+    entry = item({"custom_id": "r2", "url": "/v1/completions", "body": {"prompt": "Once"}})
+    assert (entry.prompt, entry.raw, entry.messages) == ("Once", True, None)
+
+
+def test_simple_line() -> None:
+    entry = item({"id": "a", "prompt": "Hi", "system": "Be brief", "max_tokens": 64, "metadata": {"row": 7}, "x": 1})
+    assert (entry.key, entry.form, entry.max_tokens, entry.metadata) == ("a", Form.SIMPLE, 64, {"row": 7})
+    assert entry.messages == ({"role": "system", "content": "Be brief"}, {"role": "user", "content": "Hi"})
+    assert entry.ignored == ("x",)
+
+
+def test_bare_string_and_simple_chat_get_the_line_as_id() -> None:
+    assert (item("just this").prompt, item("just this").key) == ("just this", "line-7")
+    assert item(CHAT).messages == ({"role": "user", "content": "Hi"},)
+
+
+def test_max_completion_tokens_wins_and_null_means_not_given() -> None:
+    entry = item(
+        {"prompt": "x", "max_tokens": 5, "max_completion_tokens": 9, "temperature": None, "stop": None, "n": None}
+    )
+    assert (entry.max_tokens, dict(entry.sampling), entry.stop, entry.n) == (9, {}, None, 1)
+
+
+def test_text_parts_are_joined_and_developer_is_system() -> None:
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    entry = item({"messages": [{"role": "developer", "content": "s"}, {"role": "user", "content": parts}]})
+    assert entry.messages == ({"role": "system", "content": "s"}, {"role": "user", "content": "ab"})
+
+
+def body(**changes: object) -> dict[str, Any]:
+    return {"custom_id": "r", "body": CHAT | changes}
+
+
+WRONG: list[tuple[object, str | None, str]] = [
+    (17, None, "the number 17"),
+    ([], None, "a list"),
+    (None, None, "missing"),
+    ({}, "prompt", "nothing to answer"),
+    ({"prompt": ""}, "prompt", "empty"),
+    ({"prompt": 5}, "prompt", "the number 5"),
+    ({"prompt": ["a"]}, "prompt", "a list"),
+    ({"id": 7, "prompt": "x"}, "id", "the number 7"),
+    ({"id": "", "prompt": "x"}, "id", "empty"),
+    ({"custom_id": True, "prompt": "x"}, "custom_id", "a boolean"),
+    ({"prompt": "x", "system": 1}, "system", "give a string"),
+    ({"prompt": "x", "metadata": []}, "metadata", "give an object"),
+    ({"prompt": "x", "n": 2}, "n", "OpenAI form"),
+    ({"prompt": "\ud800"}, "prompt", "surrogate"),
+    ({"prompt": "x", "max_tokens": 0}, "max_tokens", "at least 1"),
+    ({"prompt": "x", "max_tokens": True}, "max_tokens", "a boolean"),
+    ({"prompt": "x", "max_tokens": 64.0}, "max_tokens", "64.0"),
+    ({"prompt": "x", "max_tokens": "64"}, "max_tokens", "a string"),
+    ({"prompt": "x", "temperature": -1}, "temperature", "-1"),
+    ({"prompt": "x", "temperature": 101}, "temperature", "101"),
+    ({"prompt": "x", "temperature": "0"}, "temperature", "a string"),
+    ({"prompt": "x", "temperature": False}, "temperature", "a boolean"),
+    ({"prompt": "x", "top_p": 0}, "top_p", "top_p is 0"),
+    ({"prompt": "x", "top_k": 1.5}, "top_k", "whole number"),
+    ({"prompt": "x", "top_k": -1}, "top_k", "-1"),
+    ({"prompt": "x", "min_p": 1}, "min_p", "min_p is 1"),
+    ({"prompt": "x", "repetition_penalty": 0}, "repetition_penalty", "above 0"),
+    ({"prompt": "x", "seed": -5}, "seed", "-5"),
+    ({"prompt": "x", "seed": 2**64}, "seed", "2^63"),
+    ({"prompt": "x", "stop": ""}, "stop", "empty"),
+    ({"prompt": "x", "stop": [1]}, "stop", "the number 1"),
+    ({"prompt": "x", "stop": {}}, "stop", "an object"),
+    ({"messages": []}, "messages", "empty"),
+    ({"messages": "Hi"}, "messages", "a string"),
+    ({"messages": [{"role": "user", "content": ""}]}, "messages", "empty"),
+    ({"messages": [{"role": "robot", "content": "x"}]}, "messages", "robot"),
+    ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages", "text parts"),
+    ({"messages": [{"role": "system", "content": "a"}], "system": "b"}, "system", "keep one"),
+    ({"custom_id": "r", "body": []}, "body", "a list"),
+    ({"custom_id": "r", "url": "/v1/completions"}, "body", "missing"),
+    ({"custom_id": "r", "method": "GET", "body": CHAT}, "method", "GET"),
+    ({"custom_id": "r", "url": "/v1/embeddings", "body": CHAT}, "url", "/v1/embeddings"),
+    ({"custom_id": "r", "url": ["x"], "body": CHAT}, "url", "url is"),
+    ({"custom_id": "r", "url": "/v1/chat/completions", "body": {"prompt": "x"}}, "messages", "missing"),
+    (body(n=0), "n", "at least 1"),
+    (body(n=1000), "n", "at most 128"),
+    (body(model=1), "model", "give a string"),
+    (body(response_format={"type": "json_object"}), "response_format", "json_object"),
+    (body(chat_template_kwargs="x"), "chat_template_kwargs", "give an object"),
+    (body(kvlite={"speed": 1}), "kvlite.speed", "known are"),
+    (body(kvlite={"kv_budget": 1}), "kvlite.kv_budget", "give a string"),
+]
+
+
+@pytest.mark.parametrize(("value", "param", "said"), WRONG, ids=lambda value: json.dumps(value)[:60])
+def test_what_cannot_be_asked_is_a_bad_line_that_says_why(value: object, param: str | None, said: str) -> None:
+    entry = decoded(value)
+    assert isinstance(entry, BadLine)
+    assert entry.failure.code is Code.INVALID
+    assert entry.failure.param == param
+    assert said in entry.failure.message
+    assert "\n" not in entry.failure.message
+
+
+@pytest.mark.parametrize(
+    ("raw", "said"),
+    [
+        (b'{"prompt": "x"', "not JSON"),
+        (b"plain words", "--format text"),
+        (b'{"prompt": NaN}', "NaN"),
+        (b'{"prompt": "x", "temperature": Infinity}', "Infinity"),
+        (b'{"prompt": "x", "metadata": {"a": 1e999}}', "1e999"),
+        (b'{"prompt": "\xff"}', "0xff at offset 12"),
+        (b"[" * 100_000, "nested too deeply"),
+        (b'{"prompt": "x", "metadata": {"a": ' + b"[" * 90 + b"]" * 90 + b"}}", "deeper than 64 levels"),
+        (b'{"prompt": "x", "max_tokens": ' + b"9" * 5000 + b"}", "not JSON"),
+    ],
+)
+def test_what_is_no_json_is_a_bad_line(raw: bytes, said: str) -> None:
+    entry = decode_line(raw, HERE)
+    assert isinstance(entry, BadLine)
+    assert said in entry.failure.message
+    assert entry.key == "line-7"
+
+
+def test_a_bad_line_keeps_its_id_form_and_metadata() -> None:
+    entry = decoded({"id": "a", "prompt": "", "metadata": {"row": 1}})
+    assert isinstance(entry, BadLine)
+    assert (entry.key, entry.form, entry.metadata) == ("a", Form.SIMPLE, {"row": 1})
+    assert decoded(body(n=0)).form is Form.OPENAI
+    assert decode_line(b'{"custom_id": "r", "body": {', HERE).form is Form.OPENAI
+
+
+def test_a_format_given_refuses_the_other() -> None:
+    assert isinstance(decoded({"prompt": "x"}, Form.SIMPLE), Item)
+    entry = decoded({"prompt": "x"}, Form.OPENAI)
+    assert isinstance(entry, BadLine)
+    assert "simple form" in entry.failure.message
+
+
+def test_a_repeated_id_names_both_lines() -> None:
+    entry = repeated(item({"id": "a", "prompt": "x"}), 3)
+    assert entry.failure.code is Code.DUPLICATE
+    assert "line 7" in entry.failure.message
+    assert "line 3" in entry.failure.message
+    assert entry.mark != item({"id": "a", "prompt": "x"}).mark
+
+
+writable = st.text(st.characters(codec="utf-8"), min_size=1)
+
+
+@given(key=writable, prompt=writable, stop=st.lists(writable), seed=st.integers(0, 2**63 - 1))
+def test_simple_lines_come_back_as_they_were_written(key: str, prompt: str, stop: list[str], seed: int) -> None:
+    entry = item({"id": key, "prompt": prompt, "stop": stop, "seed": seed})
+    assert (entry.key, entry.prompt, entry.stop, entry.sampling["seed"]) == (key, prompt, tuple(stop), seed)
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda values: st.lists(values) | st.dictionaries(st.text(), values),
+    max_leaves=12,
+)
+names = st.sampled_from(
+    ["id", "custom_id", "body", "url", "prompt", "messages", "role", "content", "stop", "n", "kvlite"]
+)
+
+
+@given(st.dictionaries(names, json_values | st.dictionaries(names, json_values)))
+def test_no_line_raises(value: dict[str, object]) -> None:
+    entry = decode_line(json.dumps(value).encode(), HERE)
+    assert entry.place == HERE
+    assert entry.key.encode()

@@ -1,0 +1,155 @@
+"""The output file knows what is done, whatever byte a crash cut it at."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kvlite.batch.item import BadLine, Code, Failure, Form, Item, Place, digest, duplicate_mark
+from kvlite.batch.journal import Journal, Meta
+from kvlite.batch.outcome import Outcome
+from kvlite.batch.output import LockedFile
+from kvlite.batch.records import record_line
+from kvlite.errors import OutputError, UsageError
+
+META = Meta("hash", "org/m@sha", {"kv_policy": "window", "max_tokens": 5}, "0.1.0")
+
+
+def record(key: str, code: Code | None = None, form: Form = Form.SIMPLE) -> str:
+    failure = Failure(code, "no") if code else None
+    entry = BadLine(Place(0, 9), key, form, failure) if failure else Item(Place(0, 9), key, form, prompt="x")
+    return record_line(Outcome(entry, failure=failure), Form.SIMPLE if form is Form.SIMPLE else form, "m")
+
+
+RECORDS = [record("a"), record("b", Code.TIMEOUT), record("ü"), record("c", Code.TIMEOUT, Form.OPENAI)]
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    path = tmp_path / "out.jsonl"
+    path.write_text("".join(f"{line}\n" for line in RECORDS))
+    return path
+
+
+@pytest.fixture
+def file(path: Path) -> Iterator[LockedFile]:
+    file = LockedFile(path)
+    yield file
+    file.close()
+
+
+def test_every_line_with_its_record_is_done(file: LockedFile) -> None:
+    done = Journal(file).done()
+    assert done.marks == {digest(key) for key in ("a", "b", "ü", "c")}
+    assert (done.ok, done.failed) == (2, 2)
+
+
+def test_a_duplicate_is_not_the_line_whose_id_it_repeats(tmp_path: Path) -> None:
+    file = LockedFile(tmp_path / "out")
+    file.write(record("a", Code.DUPLICATE))
+    assert Journal(file).done().marks == {duplicate_mark("a", 9)}
+    file.close()
+
+
+def test_a_line_torn_at_any_byte_is_moved_aside(tmp_path: Path) -> None:
+    whole = "".join(f"{line}\n" for line in RECORDS).encode()
+    path, torn_copy = tmp_path / "out.jsonl", tmp_path / "out.jsonl.torn"
+    for size in range(len(whole) + 1):
+        path.write_bytes(whole[:size])
+        torn_copy.unlink(missing_ok=True)
+        kept = whole[: whole[:size].rfind(b"\n") + 1]
+        file = LockedFile(path)
+        assert Journal(file).drop_torn_line() == size - len(kept)
+        assert Journal(file).done().ok + Journal(file).done().failed == kept.count(b"\n")
+        file.write(RECORDS[0])
+        file.close()
+        assert path.read_bytes() == kept + RECORDS[0].encode() + b"\n"
+        assert (torn_copy.read_bytes() if torn_copy.exists() else b"") == (whole[len(kept) : size] + b"\n") * (
+            size > len(kept)
+        )
+
+
+def test_a_torn_line_longer_than_a_block_is_found(tmp_path: Path) -> None:
+    path = tmp_path / "out"
+    path.write_bytes(b"whole\n" + b"x" * 200_000)
+    file = LockedFile(path)
+    assert Journal(file).drop_torn_line() == 200_000
+    file.close()
+    assert path.read_bytes() == b"whole\n"
+
+
+def test_failed_records_are_taken_out_and_the_others_stay_as_they_are(path: Path, file: LockedFile) -> None:
+    assert Journal(file).drop_failed() == 2
+    assert path.read_text() == f"{RECORDS[0]}\n{RECORDS[2]}\n"
+    assert Journal(file).drop_failed() == 0
+
+
+def test_a_file_that_is_no_batch_output_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "notes.txt"
+    path.write_text("my notes\n")
+    file = LockedFile(path)
+    with pytest.raises(UsageError, match=r"notes.txt line 1 is no batch record"):
+        Journal(file).done()
+    file.close()
+    assert path.read_text() == "my notes\n"
+
+
+def test_the_sidecar_is_one_line_that_says_what_records_are_made_with(path: Path, file: LockedFile) -> None:
+    Journal(file).keep(META)
+    (line,) = path.with_name("out.jsonl.kvlite-meta.json").read_text().splitlines()
+    meta = json.loads(line)
+    assert (meta["input_sha256"], meta["model"], meta["version"]) == ("hash", "org/m@sha", "0.1.0")
+    assert meta["params"] == META.params
+    assert len(meta["params_sha256"]) == 64
+
+
+CHANGES: list[tuple[dict[str, Any], str]] = [
+    ({"params": {"kv_policy": "h2o", "max_tokens": 5}}, "with kv_policy window, not h2o"),
+    ({"params": {"kv_policy": "window"}}, "with max_tokens 5, not None"),
+    ({"model": "org/m@other"}, "with model org/m@sha, not org/m@other"),
+    ({"input_sha256": "other"}, "from other input"),
+]
+
+
+@pytest.mark.parametrize(("change", "said"), CHANGES)
+def test_other_settings_are_refused_with_the_ways_out(file: LockedFile, change: dict[str, Any], said: str) -> None:
+    journal = Journal(file)
+    journal.keep(META)
+    journal.check(META)
+    with pytest.raises(UsageError, match=rf"was written {said}; --overwrite .* --force-resume"):
+        journal.check(replace(META, **change))
+
+
+@pytest.mark.parametrize("change", [{"version": "9"}, {"input_sha256": None}])
+def test_another_version_and_a_pipe_may_go_on(file: LockedFile, change: dict[str, Any]) -> None:
+    journal = Journal(file)
+    journal.keep(META)
+    journal.check(replace(META, **change))
+
+
+@pytest.mark.parametrize("content", [None, "", "[]", "{", "\udcff"])
+def test_records_without_a_readable_sidecar_are_refused(path: Path, file: LockedFile, content: str | None) -> None:
+    if content is not None:
+        path.with_name("out.jsonl.kvlite-meta.json").write_bytes(content.encode("utf-8", "surrogateescape"))
+    with pytest.raises(UsageError, match="no readable"):
+        Journal(file).check(META)
+
+
+def test_starting_over_forgets_records_and_settings(path: Path, file: LockedFile) -> None:
+    journal = Journal(file)
+    journal.keep(META)
+    journal.start_over()
+    assert path.read_text() == ""
+    journal.check(replace(META, model="other"))
+    assert journal.done().marks == set()
+
+
+def test_a_sidecar_that_cannot_be_written_says_so(path: Path, file: LockedFile) -> None:
+    path.with_name("out.jsonl.kvlite-meta.json.partial").mkdir()
+    with pytest.raises(OutputError, match="kvlite-meta"):
+        Journal(file).keep(META)

@@ -1,0 +1,110 @@
+"""A line's settings over the flags over the model's; what one engine cannot do is refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from kvlite.batch.item import Code, Form, Item, LineError, Place
+from kvlite.batch.prepare import DEFAULT_MAX_TOKENS, Defaults, Preparer, Terms
+
+
+def line(**changes: Any) -> Item:
+    return Item(Place(3, 4), "k", Form.SIMPLE, **({"prompt": "Hi"} | changes))
+
+
+def test_a_line_wins_over_the_defaults(text: Any) -> None:
+    preparer = Preparer(text, Defaults({"temperature": 0.5, "top_k": 3}, seed=4, max_tokens=9, stop=("a",)), Terms())
+    plain = preparer.prepare(line())
+    assert (plain.requests[0].sampling.temperature, plain.requests[0].sampling.seed) == (0.5, 4)
+    assert (plain.requests[0].max_tokens, plain.stop) == (9, ("a",))
+    own = preparer.prepare(line(sampling={"temperature": 0, "seed": 7}, max_tokens=2, stop=()))
+    assert (own.requests[0].sampling.temperature, own.requests[0].sampling.seed) == (0, 7)
+    assert own.requests[0].sampling.top_k == 3
+    assert (own.requests[0].max_tokens, own.stop) == (2, ())
+
+
+def test_answers_are_limited_unless_told(text: Any) -> None:
+    assert Preparer(text, Defaults(), Terms()).prepare(line()).requests[0].max_tokens == DEFAULT_MAX_TOKENS
+
+
+def test_without_a_seed_each_line_has_its_own_from_its_id(text: Any) -> None:
+    preparer = Preparer(text, Defaults(), Terms())
+    seed = preparer.sampling(line()).seed
+    assert preparer.sampling(line()).seed == seed
+    assert preparer.sampling(Item(Place(0, 1), "other", Form.SIMPLE, prompt="Hi")).seed != seed
+
+
+def test_choices_count_the_seed_up(text: Any) -> None:
+    requests = Preparer(text, Defaults(), Terms()).prepare(line(n=3, sampling={"seed": 2**63 - 2})).requests
+    assert [request.sampling.seed for request in requests] == [2**63 - 2, 2**63 - 1, 0]
+    assert len({request.id for request in requests}) == 3
+
+
+def test_system_prompts(text: Any) -> None:
+    preparer = Preparer(text, Defaults(system="S"), Terms())
+
+    def fed(item: Item) -> str:
+        return "".join(map(chr, preparer.prepare(item).requests[0].ids))
+
+    own = ({"role": "system", "content": "own"}, {"role": "user", "content": "Hi"})
+    assert fed(line()) == "S\nHi"
+    assert fed(line(prompt=None, messages=own[1:])) == "S\nHi"
+    assert fed(line(prompt=None, messages=own)) == "own\nHi"
+    assert fed(line(raw=True)) == "Hi"
+    assert fed(line(template_kwargs={"a": 1})) == "S\nHi"
+
+
+def test_pins_can_be_switched_off(text: Any) -> None:
+    assert Preparer(text, Defaults(), Terms()).prepare(line()).requests[0].pins == ((0, 1),)
+    assert Preparer(text, Defaults(pin_system=False), Terms()).prepare(line()).requests[0].pins == ()
+
+
+def test_what_the_template_refuses_is_refused(text: Any) -> None:
+    with pytest.raises(LineError, match="template refuses"):
+        Preparer(text, Defaults(), Terms()).prepare(
+            line(prompt=None, messages=({"role": "user", "content": "unrenderable"},))
+        )
+
+
+def test_a_line_for_another_model_is_a_mismatch() -> None:
+    Terms(model="m").check(line(model="m"))
+    Terms(model="m").check(line())
+    Terms().check(line(model="anything"))
+    with pytest.raises(LineError, match=r'"x".*"m".*-m') as refused:
+        Terms(model="m").check(line(model="x"))
+    assert refused.value.failure.code is Code.MODEL_MISMATCH
+
+
+TERMS = Terms(kv_budgets=("2GB", "100MB"), kv_policy="window", on_full="evict")
+
+
+@pytest.mark.parametrize(
+    "extras", [{"kv_budget": "2000MB"}, {"kv_budget": "100MB"}, {"kv_policy": "window"}, {"on_full": "evict"}]
+)
+def test_extras_that_the_run_meets_are_accepted(extras: dict[str, str]) -> None:
+    TERMS.check(line(extras=extras))
+
+
+@pytest.mark.parametrize(
+    ("extras", "said"),
+    [
+        ({"kv_budget": "1GB"}, "this run has 2GB or 100MB; run these lines with --kv-budget"),
+        ({"kv_budget": "much"}, "not understood"),
+        ({"kv_policy": "h2o"}, "--kv-policy"),
+        ({"on_full": "stop"}, "--on-full"),
+    ],
+)
+def test_extras_that_one_engine_cannot_honour_are_refused(extras: dict[str, str], said: str) -> None:
+    with pytest.raises(LineError, match=said) as refused:
+        TERMS.check(line(extras=extras))
+    assert refused.value.failure.param == f"kvlite.{next(iter(extras))}"
+
+
+def test_only_greedy_items_have_twins(text: Any) -> None:
+    preparer = Preparer(text, Defaults(), Terms())
+    assert preparer.twin_of(line()) == preparer.twin_of(line(sampling={"seed": 4}))
+    assert preparer.twin_of(line()) != preparer.twin_of(line(prompt="Ho"))
+    assert preparer.twin_of(line()) != preparer.twin_of(line(max_tokens=1))
+    assert preparer.twin_of(line(sampling={"temperature": 1.0})) is None

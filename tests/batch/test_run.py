@@ -1,0 +1,205 @@
+"""Entries go through the engine and come out once each, whatever happens on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from kvlite.batch.item import BadLine, Code, Entry, Failure, Form, Place
+from kvlite.batch.outcome import Outcome
+from kvlite.batch.prepare import Defaults, Preparer, Terms
+from kvlite.batch.run import BatchRun, Limits
+from kvlite.engine.request import FinishReason, Request, Token
+from kvlite.errors import BudgetTooSmall, ContextFull, UsageError
+
+
+def bad(index: int) -> BadLine:
+    return BadLine(Place(index, index + 1), f"k{index}", Form.SIMPLE, Failure(Code.INVALID, "bad"))
+
+
+@pytest.fixture
+def new_run(text: Any) -> Callable[..., BatchRun]:
+    def make(engine: Any, **options: Any) -> BatchRun:
+        defaults = options.pop("defaults", Defaults())
+        return BatchRun(engine, Preparer(text, defaults, Terms()), **options)
+
+    return make
+
+
+def outcomes(events: Iterator[Token | Outcome]) -> list[Outcome]:
+    return [event for event in events if isinstance(event, Outcome)]
+
+
+def texts(found: list[Outcome]) -> dict[str, str | None]:
+    return {o.entry.key: o.choices[0].text if o.failure is None else None for o in found}
+
+
+def test_every_entry_has_one_outcome(new_engine: Any, new_run: Any, new_item: Any) -> None:
+    entries: list[Entry] = [new_item("abc", 0), bad(1), new_item("d", 2), new_item("efghi", 3), bad(4)]
+    found = outcomes(new_run(new_engine(rows=2)).run(entries))
+    assert len(found) == 5
+    assert texts(found) == {"k0": "ABC", "k1": None, "k2": "D", "k3": "EFGHI", "k4": None}
+
+
+def test_tokens_come_along(new_engine: Any, new_run: Any, new_item: Any) -> None:
+    events = list(new_run(new_engine()).run([new_item("abc")]))
+    assert [type(event).__name__ for event in events] == ["Token"] * 3 + ["Outcome"]
+
+
+def test_input_is_read_no_further_than_needed(new_engine: Any, new_run: Any, new_item: Any) -> None:
+    read: list[int] = []
+
+    def entries() -> Iterator[Entry]:
+        for index in range(1000):
+            read.append(index)
+            yield new_item("ab", index)
+
+    events = new_run(new_engine(rows=3)).run(entries())
+    for _ in range(30):
+        next(events)
+    assert len(read) < 30
+
+
+def test_bad_lines_pass_without_piling_up(new_engine: Any, new_run: Any) -> None:
+    events = new_run(new_engine()).run(bad(index) for index in range(10**9))
+    assert [next(events).entry.key for _ in range(3)] == ["k0", "k1", "k2"]
+
+
+def test_rows_are_refilled_as_they_come_free(new_engine: Any, new_run: Any, new_item: Any) -> None:
+    engine = new_engine(rows=2)
+    found = outcomes(new_run(engine).run([new_item("x" * 50, 0), *(new_item("y", index) for index in range(1, 20))]))
+    assert found[-1].entry.key == "k0"
+    assert engine.most_at_once == 2
+
+
+def test_in_order_means_the_order_of_the_input(new_engine: Any, new_run: Any, new_item: Any) -> None:
+    entries = [new_item("abcdef", 3), bad(4), new_item("a", 7), new_item("ab", 9)]
+    found = outcomes(new_run(new_engine(rows=2)).run_in_order(entries))
+    assert [outcome.entry.place.index for outcome in found] == [3, 4, 7, 9]
+
+
+def test_a_stop_string_ends_the_answer(new_engine: Any, new_run: Any, new_item: Any) -> None:
+    engine = new_engine()
+    (found,) = outcomes(new_run(engine).run([new_item("abcdef", stop=("CD",))]))
+    assert (found.choices[0].text, found.choices[0].finish_reason) == ("AB", FinishReason.STOP)
+    assert found.choices[0].completion_tokens == 4
+
+
+def test_several_choices_make_one_outcome(new_engine: Any, new_run: Any, new_item: Any) -> None:
+    found = outcomes(new_run(new_engine(rows=2)).run([new_item("abc", n=5, sampling={"seed": 10}), new_item("d", 1)]))
+    choices = next(outcome for outcome in found if outcome.entry.key == "k0").choices
+    assert [choice.seed for choice in choices] == [10, 11, 12, 13, 14]
+    assert len(found) == 2
+
+
+def test_max_tokens_is_length(new_engine: Any, new_run: Any, new_item: Any) -> None:
+    (found,) = outcomes(new_run(new_engine()).run([new_item("abcdef", max_tokens=2)]))
+    assert (found.choices[0].text, found.choices[0].finish_reason) == ("AB", FinishReason.LENGTH)
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (ContextFull("long"), Code.CONTEXT_LENGTH),
+        (BudgetTooSmall("small"), Code.KV_BUDGET),
+        (UsageError("odd"), Code.INVALID),
+        (RuntimeError("broken"), Code.INTERNAL),
+    ],
+)
+def test_a_request_that_fails_is_a_failure_of_its_own(
+    new_engine: Any, new_run: Any, new_item: Any, error: Exception, code: Code
+) -> None:
+    def fails(request: Request) -> Exception | None:
+        return error if request.ids == (ord("b"),) else None
+
+    found = outcomes(new_run(new_engine(fails=fails)).run([new_item("a", 0), new_item("b", 1), new_item("c", 2)]))
+    assert texts(found) == {"k0": "A", "k1": None, "k2": "C"}
+    failure = next(outcome.failure for outcome in found if outcome.failure)
+    assert (failure.code, failure.message) == (code, str(error))
+
+
+def test_an_item_over_its_time_fails_and_keeps_what_it_had(new_engine: Any, new_run: Any, new_item: Any) -> None:
+    now = iter(range(1000))
+    run = new_run(new_engine(rows=1), limits=Limits(timeout_s=5), clock=lambda: float(next(now)))
+    found = outcomes(run.run([new_item("x" * 100, 0), new_item("ab", 1)]))
+    assert [outcome.failure.code if outcome.failure else None for outcome in found] == [Code.TIMEOUT, None]
+    assert found[0].choices[0].text == "XXXXX"
+
+
+def test_equal_greedy_items_run_once(new_engine: Any, new_run: Any, new_item: Any) -> None:
+    engine = new_engine(rows=2)
+    entries = [
+        new_item("same", 0),
+        new_item("same", 1),
+        new_item("other", 2),
+        new_item("same", 3, sampling={"seed": 9}),
+    ]
+    found = outcomes(new_run(engine, limits=Limits(dedupe=True)).run(entries))
+    assert len(engine.pulled) == 2
+    assert {o.entry.key: o.deduped_from for o in found} == {"k0": None, "k1": "k0", "k2": None, "k3": "k0"}
+    assert texts(found)["k3"] == "SAME"
+
+
+def test_items_drawn_by_chance_are_not_deduplicated(new_engine: Any, new_run: Any, new_item: Any) -> None:
+    engine = new_engine()
+    run = new_run(engine, limits=Limits(dedupe=True), defaults=Defaults({"temperature": 1.0}))
+    list(run.run([new_item("same", 0), new_item("same", 1)]))
+    assert len(engine.pulled) == 2
+
+
+def test_twins_of_a_failed_item_try_for_themselves(new_engine: Any, new_run: Any, new_item: Any) -> None:
+    failed: list[str] = []
+
+    def fails(request: Request) -> Exception | None:
+        if not failed or failed == [request.id]:
+            failed[:] = [request.id]
+            return ContextFull("once")
+        return None
+
+    run = new_run(new_engine(rows=2, fails=fails), limits=Limits(dedupe=True))
+    found = outcomes(run.run([new_item("same", index) for index in range(3)]))
+    assert [outcome.failure is None for outcome in found] == [False, True, True]
+    assert found[2].deduped_from == "k1"
+
+
+def test_out_of_memory_halves_the_load_and_loses_nothing(new_engine: Any, new_run: Any, new_item: Any) -> None:
+    engine = new_engine(rows=8)
+    engine.out_of_memory_above = 2
+    run = new_run(engine)
+    found = outcomes(run.run([new_item("ab", index) for index in range(20)]))
+    assert texts(found) == {f"k{index}": "AB" for index in range(20)}
+    assert run.width == 2
+    assert max(outcome.attempt for outcome in found) == 3
+
+
+def test_an_item_that_does_not_fit_alone_is_given_up_after_its_retries(
+    new_engine: Any, new_run: Any, new_item: Any
+) -> None:
+    engine = new_engine(rows=1)
+    engine.out_of_memory_above = 0
+    found = outcomes(new_run(engine, limits=Limits(retries=2)).run([new_item("ab", 0), new_item("cd", 1)]))
+    assert [outcome.failure.code for outcome in found if outcome.failure] == [Code.OUT_OF_MEMORY] * 2
+    assert [outcome.attempt for outcome in found] == [3, 3]
+
+
+def test_choices_are_kept_together_through_out_of_memory(new_engine: Any, new_run: Any, new_item: Any) -> None:
+    engine = new_engine(rows=4)
+    engine.out_of_memory_above = 1
+    found = outcomes(new_run(engine).run([new_item("ab", 0, n=3), new_item("c", 1)]))
+    assert sorted(len(outcome.choices) for outcome in found) == [1, 3]
+
+
+def test_the_peak_is_that_of_all_rows(new_engine: Any, new_run: Any, new_item: Any) -> None:
+    run = new_run(new_engine(rows=3))
+    list(run.run([new_item("ab")]))
+    assert run.peak_bytes == 30
+
+
+def test_an_error_of_the_whole_engine_ends_the_run(new_engine: Any, new_run: Any, new_item: Any) -> None:
+    def fails(request: Request) -> Exception | None:
+        raise RuntimeError("a bug")
+
+    with pytest.raises(RuntimeError, match="a bug"):
+        list(new_run(new_engine(fails=fails)).run([new_item("ab")]))
