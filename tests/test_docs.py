@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import re
 import runpy
+import shlex
 from pathlib import Path
 
+import pytest
+import typer.main
+
+from kvlite.cache.policy import DEFAULT_POLICY, load_policy
+from kvlite.cli import app
+from kvlite.cli.commands import CommandGroup
+from kvlite.memory.budget import Budget
+from kvlite.memory.format import human_bytes, slot_format
+from kvlite.memory.plan import plan_cache
+from kvlite.memory.shape import ModelShape
+
 ROOT = Path(__file__).parents[1]
+PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
 
 
 def test_the_page_of_the_command_line_is_up_to_date() -> None:
@@ -15,11 +29,68 @@ def test_the_page_of_the_command_line_is_up_to_date() -> None:
 
 
 def test_links_inside_the_repository_lead_somewhere() -> None:
-    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
     links = [
         (page.name, link)
-        for page in pages
+        for page in PAGES
         for link in re.findall(r"\]\((?!https?:|#|mailto:)([^)#\s]+)", page.read_text(encoding="utf-8"))
         if not (page.parent / link).exists()
     ]
     assert links == []
+
+
+def commands_in(page: Path) -> list[list[str]]:
+    """The calls of kvlite in the code blocks and code spans of a page, as words."""
+    text = page.read_text(encoding="utf-8")
+    code = [*re.findall(r"^```\w*\n(.*?)^```", text, flags=re.S | re.M), *re.findall(r"`(kvlite [^`\n]+)`", text)]
+    lines = [line.strip() for block in code for line in block.splitlines()]
+    calls = [part.strip() for line in lines for part in re.split(r"[|>]", line) if part.strip().startswith("kvlite ")]
+    return [shlex.split(call, comments=True) for call in calls]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_command_and_option_in_the_examples_exists(page: Path) -> None:
+    group = typer.main.get_command(app)
+    assert isinstance(group, CommandGroup)
+    known = {opt for param in group.params for opt in param.opts} | {"--help", "-h"}
+    wrong = []
+    for _, *words in commands_in(page):
+        name = next((word for word in words if not word.startswith("-")), None)
+        allowed = set(known)
+        if name is not None and re.fullmatch(r"[a-z]+", name):
+            if name not in group.commands:
+                wrong.append(f"no command {name}")
+                continue
+            allowed |= {opt for param in group.commands[name].params for opt in (*param.opts, *param.secondary_opts)}
+        wrong += [f"{name} has no {word}" for word in words if re.match(r"--?[a-z4]", word) and word not in allowed]
+    assert wrong == []
+
+
+def test_the_readme_has_examples() -> None:
+    assert len(commands_in(ROOT / "README.md")) >= 8
+
+
+def readme_table() -> list[tuple[str, str, str, str]]:
+    rows = re.findall(
+        r"^\| ([\w.-]+) \| ([\d,]+) B \| ([\d,]+)[^|]* \| ([\d.]+ \w+) \|$", (ROOT / "README.md").read_text(), re.M
+    )
+    assert len(rows) == 3
+    return rows
+
+
+@pytest.mark.parametrize(("model", "per_token", "tokens", "unbounded"), readme_table())
+def test_what_the_readme_says_a_gigabyte_holds(model: str, per_token: str, tokens: str, unbounded: str) -> None:
+    config = json.loads((ROOT / "tests" / "data" / "configs" / f"{model}.json").read_text())
+    shape = ModelShape.from_config(config)
+    policy = load_policy(DEFAULT_POLICY)
+    plan = plan_cache(
+        shape,
+        Budget.parse("1GB"),
+        slot_format=slot_format("auto", shape.dtype),
+        state_bytes_per_slot=policy.state_bytes_per_slot,
+        rows=1,
+        free_bytes=None,
+        protected_slots=policy.min_slots(),
+    )
+    assert shape.max_positions is not None
+    assert (f"{shape.kv_bytes_per_token():,}", f"{plan.slots:,}") == (per_token, tokens)
+    assert human_bytes(shape.full_cache_bytes(shape.max_positions)) == unbounded
