@@ -101,7 +101,7 @@ def open_model(
     slot_format(options.kv_dtype, shape.dtype)
     loaded = _load(files, options)
     stored = slot_format(options.kv_dtype, str(loaded.dtype).removeprefix("torch."))
-    plan = _plan(shape, budget, per_sequence, policy, stored, loaded, options, batch_size if with_rows else 1)
+    plan = _plan(loaded.shape, budget, per_sequence, policy, stored, loaded, options, batch_size if with_rows else 1)
     return _assemble(ref, files, loaded, plan, policy, stored, options)
 
 
@@ -181,7 +181,7 @@ def _assemble(
     from kvlite.text.template import ChatText
 
     engine = Engine(loaded, plan, policy, getattr(torch, stored.name), options.on_full)
-    text = ChatText(loaded.tokenizer, generation=files.generation)
+    text = ChatText(loaded.tokenizer, generation=files.generation, think=options.think)
     return Opened(ref, files, loaded, engine, text, model_sampling(files.generation), options)
 
 

@@ -63,14 +63,14 @@ def load(folder: Path, config: Mapping[str, Any], options: LoadOptions) -> Loade
     shape = ModelShape.from_config(config)
     device = pick_device(options.device)
     dtype = _dtype(options.dtype, shape, device)
+    shape = ModelShape.from_config(config, dtype=str(dtype).removeprefix("torch."))
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     register()
     tokenizer = _tokenizer(folder, options)
     model = _model(folder, options, dtype, device)
     text_config = model.config.get_text_config()
-    is_hybrid = any(layer.state_bytes or layer.kind == "state" for layer in shape.layers)
-    state = HybridState(text_config) if is_hybrid else None
+    state = HybridState(text_config) if shape.has_state else None
     _require_vocabulary(model.config, tokenizer)
     return admit(LoadedModel(model, tokenizer, shape, dtype, device, options.quant, state=state))
 
