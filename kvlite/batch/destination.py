@@ -46,21 +46,26 @@ def resume(job: Job, model: Model, output: Output, survey: Survey | None, consol
     if not isinstance(output, LockedFile):
         return Done()
     writing, journal = job.writing, Journal(output)
-    if writing.overwrite:
-        journal.start_over()
-    if torn := journal.drop_torn_line():
-        console.warn(f"{output.path} ended in {torn} bytes of a torn line, now in {output.path.name}.torn")
-    if output.size and not writing.resume:
-        raise UsageError(f"{output.path} has records; give --resume, --overwrite or another -o")
     if not is_journal(job, output):
-        if output.size:
-            raise UsageError(f"{output.path} has text, which cannot be gone on with; give --overwrite or another -o")
+        if output.size and not writing.overwrite:
+            raise UsageError(
+                f"{output.path} is not empty, and text cannot be gone on with; give --overwrite or another -o"
+            )
+        journal.start_over()
         return Done()
+    if output.size and not (writing.resume or writing.overwrite):
+        raise UsageError(f"{output.path} has records; give --resume, --overwrite or another -o")
     version = installed_versions().get("kvlite", "unknown")
     meta = Meta(survey.sha256 if survey else None, model.identity(), job.params(model), version)
-    if not writing.force_resume:
+    if writing.overwrite:
+        journal.start_over()
+    elif not writing.force_resume:
         journal.check(meta)
+    done = journal.done()
+    if torn := journal.drop_torn_line():
+        console.warn(f"{output.path} ended in {torn} bytes of a torn line, now in {output.path.name}.torn")
     journal.keep(meta)
-    if writing.retry_errors and (num_failed := journal.drop_failed()):
-        console.note(f"{num_failed} failed records run again")
+    if not writing.retry_errors or not done.failed:
+        return done
+    console.note(f"{journal.drop_failed()} failed records run again")
     return journal.done()

@@ -90,7 +90,7 @@ class Journal:
             return
         earlier = self._read_sidecar()
         if earlier is None:
-            raise UsageError(f"{self._file.path} has records but no readable {self._sidecar.name}; {_WAYS_OUT}")
+            raise UsageError(f"{self._file.path} is not empty and has no readable {self._sidecar.name}; {_WAYS_OUT}")
         if difference := meta.difference(earlier):
             raise UsageError(f"{self._file.path} was written {difference}; {_WAYS_OUT}")
 
@@ -114,7 +114,7 @@ class Journal:
         return num_failed
 
     def done(self) -> Done:
-        """Which lines have their record. Raises UsageError on a line that is no record."""
+        """Which lines have their record, a torn one aside. Raises UsageError on a line that is no record."""
         marks, ok, failed = set(), 0, 0
         for _, recorded in self._records():
             marks.add(recorded.mark)
@@ -125,6 +125,8 @@ class Journal:
     def _records(self) -> Iterator[tuple[bytes, Recorded]]:
         with self._file.path.open("rb") as file:
             for number, line in enumerate(file, 1):
+                if not line.endswith(b"\n"):
+                    return
                 recorded = read_record(line)
                 if recorded is None:
                     path = self._file.path

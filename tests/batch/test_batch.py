@@ -20,7 +20,16 @@ from kvlite.batch.run import Limits
 from kvlite.batch.source import Input, Selection
 from kvlite.console import Console
 from kvlite.engine.request import Request, Sampling
-from kvlite.errors import BatchFailed, Interrupted, OutputError, Terminated, TimeLimit, UsageError
+from kvlite.errors import (
+    BatchFailed,
+    Interrupted,
+    KvliteError,
+    ModelNotFound,
+    OutputError,
+    Terminated,
+    TimeLimit,
+    UsageError,
+)
 
 
 class Desk:
@@ -30,6 +39,7 @@ class Desk:
         self.folder, self.text, self.new_engine = folder, text, new_engine
         self.stdout, self.stderr = io.StringIO(), io.StringIO()
         self.identity = "org/m@sha"
+        self.identity_error: KvliteError | None = None
         self.opened = 0
         self.chosen: list[str | None] = []
         self.stop_after: tuple[int, BaseException] | None = None
@@ -68,10 +78,15 @@ class Desk:
         return Model(
             terms=terms,
             params={"kv_policy": "window"},
-            identity=lambda: self.identity,
+            identity=self._identify,
             open=lambda recorder: self._open(),
             plan=lambda: Planned("org/m@sha", self.text, self.new_engine(rows=2).plan),
         )
+
+    def _identify(self) -> str:
+        if self.identity_error is not None:
+            raise self.identity_error
+        return self.identity
 
     def _open(self) -> Opened:
         self.opened += 1
@@ -182,6 +197,24 @@ def test_another_model_or_input_is_refused(desk: Desk) -> None:
         desk.run()
 
 
+@pytest.mark.parametrize("asked", [{}, {"force_resume": True}, {"retry_errors": True}])
+def test_a_file_of_something_else_is_left_as_it_is(desk: Desk, asked: dict[str, Any]) -> None:
+    desk.out.write_text("my notes,\nwithout a last newline")
+    with pytest.raises(UsageError, match=r"no readable|no batch record"):
+        desk.run(**asked)
+    assert desk.out.read_text() == "my notes,\nwithout a last newline"
+    assert sorted(path.name for path in desk.folder.iterdir()) == ["in.jsonl", "out.jsonl"]
+
+
+def test_starting_over_waits_until_the_model_is_found(desk: Desk) -> None:
+    desk.run()
+    before = desk.records()
+    desk.identity_error = ModelNotFound("no such model")
+    with pytest.raises(ModelNotFound):
+        desk.run(overwrite=True)
+    assert desk.records() == before
+
+
 def test_no_resume_leaves_an_output_alone(desk: Desk) -> None:
     desk.run(resume=False)
     with pytest.raises(UsageError, match="has records"):
@@ -269,7 +302,7 @@ def test_text_output_is_in_order_with_a_blank_line_for_a_failure(desk: Desk) -> 
         desk.run(form=Form.TEXT)
     assert desk.out.read_text() == "LONG ONE\n\nB\\nC\n"
     assert "line 2: not JSON" in desk.said
-    with pytest.raises(UsageError, match="has text"):
+    with pytest.raises(UsageError, match="text cannot be gone on with"):
         desk.run(form=Form.TEXT)
 
 

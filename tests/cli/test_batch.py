@@ -1,0 +1,239 @@
+"""`kvlite batch` from the command line, on the built-in model."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kvlite.cli import main
+
+ROOT = Path(__file__).parents[2]
+MODEL = ("-m", "demo", "--kv-budget", "200KB")
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
+    """Runs a batch in a folder of its own; `stdin` is piped."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*args: str, stdin: str | bytes = "") -> tuple[int, str, str]:
+        data = stdin.encode() if isinstance(stdin, str) else stdin
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
+        monkeypatch.setattr(sys, "argv", ["kvlite", "batch", *args])
+        code = main(["batch", *args])
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+def records(written: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in written.splitlines()]
+
+
+def write(path: Path, *lines: object) -> str:
+    path.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    return path.name
+
+
+def test_a_pipe_in_and_a_pipe_out(run: Run) -> None:
+    code, out, err = run("-", *MODEL, "-n", "8", stdin='"What is your name?"\n{"id":"b","prompt":"Hello"}\n')
+    assert code == 0, err
+    assert sorted(record["id"] for record in records(out)) == ["b", "line-1"]
+    assert "2 ok · 0 failed" in err
+    assert "\x1b" not in out + err
+
+
+def test_openai_lines_have_openai_records(run: Run, tmp_path: Path) -> None:
+    body = {"model": "gpt-9", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 6, "n": 2}
+    chat = {"custom_id": "r1", "method": "POST", "url": "/v1/chat/completions", "body": body}
+    code, out, err = run(write(tmp_path / "in.jsonl", chat), *MODEL)
+    assert code == 0, err
+    (record,) = records(out)
+    response = record["response"]["body"]
+    assert (record["custom_id"], record["response"]["status_code"]) == ("r1", 200)
+    assert [choice["index"] for choice in response["choices"]] == [0, 1]
+    assert response["model"] == "demo"
+    assert "the models that lines name are ignored" in err
+
+
+def test_without_m_the_lines_name_the_model(run: Run, tmp_path: Path) -> None:
+    lines = [{"prompt": "Hello", "model": "demo"}, {"prompt": "Hello", "model": "other"}]
+    code, out, _ = run(write(tmp_path / "in.jsonl", *lines), "-n", "3")
+    assert code == 5
+    assert {(record["error"] or {}).get("code") for record in records(out)} == {None, "model_mismatch"}
+
+
+def test_a_small_budget_evicts_and_is_never_exceeded(run: Run, tmp_path: Path) -> None:
+    words = " ".join(["The cat sat on the mat and the dog ran away."] * 12)
+    code, out, err = run(
+        write(tmp_path / "in.jsonl", words, words),
+        "-m",
+        "demo",
+        "--kv-budget",
+        "300KB",
+        "--kv-per-seq",
+        "64tok",
+        "-n",
+        "9",
+    )
+    assert code == 0, err
+    for record in records(out):
+        kv = record["kv"]
+        assert kv["peak_bytes"] <= kv["reserved_bytes"] <= kv["budget_bytes"]
+        assert kv["tokens_evicted"] == kv["tokens_seen"] - kv["tokens_kept"] > 0
+
+
+def test_answers_do_not_depend_on_the_batch(run: Run, tmp_path: Path) -> None:
+    name = write(tmp_path / "in.jsonl", *[f"Tell me about {thing}" for thing in ("cats", "the sea", "bread", "you")])
+    options = ("-m", "demo", "--kv-budget", "2MB", "--kv-per-seq", "100tok", "-n", "12", "-t", "0.7", "--seed", "5")
+    alone = run(name, *options, "--batch-size", "1", "--ordered")[1]
+    together = run(name, *options, "--batch-size", "4", "--ordered")[1]
+    assert [record["text"] for record in records(alone)] == [record["text"] for record in records(together)]
+
+
+def test_a_stop_string_ends_an_answer(run: Run, tmp_path: Path) -> None:
+    name = write(tmp_path / "in.jsonl", {"prompt": "Hello"})
+    answer = records(run(name, *MODEL, "--greedy")[1])[0]["text"]
+    cut = records(run(name, *MODEL, "--greedy", "--stop", answer[3:6])[1])[0]
+    assert (cut["text"], cut["finish_reason"]) == (answer[:3], "stop")
+
+
+def test_plain_lines_and_csv(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "in.txt").write_text("Hello\n\nWho are you?\n")
+    assert len(records(run("in.txt", *MODEL, "-n", "3")[1])) == 2
+    (tmp_path / "in.csv").write_text("question,topic\nHello,a\n")
+    (record,) = records(run("in.csv", "--prompt-column", "question", *MODEL, "-n", "3")[1])
+    assert record["metadata"] == {"topic": "a"}
+    code, out, _ = run("in.txt", "--out-format", "text", *MODEL, "-n", "3")
+    assert (code, out.count("\n")) == (0, 2)
+
+
+def test_bad_lines_are_records_and_exit_5(run: Run) -> None:
+    lines = b'{"id":"a","prompt":""}\n\xff\xfe\n{"temperature":NaN}\nwords\n{"id":"a","prompt":"x"}\n"Hello"\n'
+    code, out, err = run("-", *MODEL, "-n", "3", stdin=lines)
+    assert code == 5
+    codes = [record["error"]["code"] for record in records(out) if record["error"]]
+    assert sorted(codes) == ["duplicate_id", *["invalid_request"] * 4]
+    assert err.splitlines()[-1] == "kvlite: 5 of 6 records are failures and say why"
+
+
+def test_a_dry_run_plans_without_weights(run: Run, tmp_path: Path) -> None:
+    code, out, err = run(write(tmp_path / "in.jsonl", "Hello"), *MODEL, "--dry-run", "--json")
+    assert code == 0, err
+    planned = json.loads(out)
+    assert planned["ok"] == 1
+    assert planned["kv"]["reserved_bytes"] <= planned["kv"]["budget_bytes"] == 200_000
+
+
+def test_a_run_record_is_kept(run: Run, tmp_path: Path) -> None:
+    code, _, err = run(write(tmp_path / "in.jsonl", "Hello"), *MODEL, "-n", "3", "--report", "record.json")
+    assert code == 0, err
+    record = json.loads((tmp_path / "record.json").read_text())
+    assert (record["command"], record["exit_code"], record["batch"]["ok"]) == ("batch", 0, 1)
+    assert record["kv"]["within_budget"] is True
+    assert record["kv"]["budget_bytes"] == 200_000
+    assert [request["id"] for request in record["requests"]] == ["line-1"]
+
+
+WRONG: list[tuple[tuple[str, ...], int, str]] = [
+    (("missing.jsonl",), 2, "cannot read missing.jsonl"),
+    ((".",), 2, "cannot read ."),
+    (("in.jsonl", "--shard", "5/4"), 2, "give 1/4"),
+    (("in.jsonl", "--batch-size", "many"), 2, "--batch-size is 'many'"),
+    (("in.jsonl", "--batch-size", "0"), 2, "--batch-size is '0'"),
+    (("in.jsonl", "--timeout", "0"), 2, "--timeout is 0.0"),
+    (("in.jsonl", "--max-time", "nan"), 2, "--max-time is nan"),
+    (("in.jsonl", "--limit", "-1"), 2, "--limit"),
+    (("in.jsonl", "-t", "nan"), 2, "temperature is nan"),
+    (("in.jsonl", "--greedy", "-t", "1"), 2, "contradicts"),
+    (("in.jsonl", "--kv-budget", "lots"), 2, "lots"),
+    (("in.jsonl", "--kv-policy", "nope"), 2, "nope"),
+    (("in.jsonl", "--format", "xml"), 2, "xml"),
+    (("in.jsonl", "--prompt-column", "x", "--format", "csv"), 2, "no column 'x'"),
+    (("in.jsonl", "-o", "in.jsonl"), 2, "is the input"),
+    (("in.jsonl", "-o", "no/such/folder.jsonl"), 1, "cannot write to"),
+    (("in.jsonl", "-o", "."), 1, "cannot write to"),
+    (("in.jsonl", "-o", "notes.txt"), 2, "no readable"),
+    (("in.jsonl", "--retry-errors"), 2, "--retry-errors needs"),
+    (("in.jsonl", "-m", "no-such-model"), 3, "no-such-model"),
+    (("in.jsonl", "--kv-budget", "1KB"), 4, "the smallest that works"),
+    (("twice.jsonl",), 2, "line 2 has the id"),
+]
+
+
+@pytest.mark.parametrize(
+    ("args", "expected", "said"), WRONG, ids=lambda value: " ".join(value) if isinstance(value, tuple) else ""
+)
+def test_what_is_wrong_is_one_line_and_an_exit_code(
+    run: Run, tmp_path: Path, args: tuple[str, ...], expected: int, said: str
+) -> None:
+    write(tmp_path / "in.jsonl", "Hello")
+    write(tmp_path / "twice.jsonl", {"id": "a", "prompt": "x"}, {"id": "a", "prompt": "y"})
+    (tmp_path / "notes.txt").write_text("mine\n")
+    code, out, err = run(*args, *(() if "-m" in args else ("-m", "demo")))
+    assert (code, out) == (expected, "")
+    assert said in err.splitlines()[-1]
+    assert "Traceback" not in err
+    assert (tmp_path / "notes.txt").read_text() == "mine\n"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_a_full_disk_is_one_line_and_exit_1(run: Run, tmp_path: Path) -> None:
+    code, _, err = run(write(tmp_path / "in.jsonl", "Hello"), *MODEL, "-n", "3", "-o", "/dev/full")
+    assert (code, err.splitlines()[-1]) == (1, "kvlite: cannot write to /dev/full: No space left on device")
+
+
+def started(tmp_path: Path, *args: str) -> subprocess.Popen[str]:
+    """A batch of its own process, once it has written its first records."""
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "kernels")])
+    process = subprocess.Popen(
+        [sys.executable, "-m", "kvlite", "batch", *args],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    out = tmp_path / "out.jsonl"
+    while process.poll() is None and (not out.exists() or out.read_bytes().count(b"\n") < 3):
+        time.sleep(0.01)
+    return process
+
+
+def test_killed_at_any_moment_the_same_command_goes_on(run: Run, tmp_path: Path) -> None:
+    prompts = [{"id": f"p{number}", "prompt": f"Tell me about {number} cats"} for number in range(40)]
+    args = (write(tmp_path / "in.jsonl", *prompts), *MODEL, "--kv-per-seq", "48tok", "-n", "40", "-o", "out.jsonl")
+    process = started(tmp_path, *args)
+    code, _, err = run(*args)
+    assert (code, "being written by another run" in err) == (2, True)
+    process.send_signal(signal.SIGKILL)
+    process.communicate(timeout=60)
+    out = tmp_path / "out.jsonl"
+    before = out.read_bytes()
+    assert 3 <= before.count(b"\n") < 40
+    out.write_bytes(before + b'{"id": "p39", "ind')  # what a crash of the machine may leave
+    code, _, err = run(*args)
+    assert code == 0, err
+    assert out.read_bytes().startswith(before)
+    assert sorted(record["id"] for record in records(out.read_text())) == sorted(line["id"] for line in prompts)
+
+
+def test_terminated_it_says_how_to_go_on(tmp_path: Path) -> None:
+    name = write(tmp_path / "in.jsonl", *[f"Tell me about {number} cats" for number in range(500)])
+    process = started(tmp_path, name, *MODEL, "-n", "40", "-o", "out.jsonl", "--progress", "none")
+    process.terminate()
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 143, err
+    assert "of 500 records; go on with this: kvlite batch in.jsonl" in err.splitlines()[-1]
+    assert (tmp_path / "out.jsonl").read_bytes().endswith(b"\n")
