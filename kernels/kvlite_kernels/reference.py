@@ -84,7 +84,7 @@ def statistic(partial: Partial, lse: Tensor, weight: Tensor, num_kv_heads: int) 
     """
     probabilities = _probabilities(partial.logits, lse)
     batch, num_heads, _, num_keys = probabilities.shape
-    per_head = torch.einsum("bhtn,bt->bhn", probabilities, weight.to(probabilities.dtype))
+    per_head = (probabilities * weight.to(probabilities.dtype)[:, None, :, None]).sum(2)
     return per_head.view(batch, num_kv_heads, num_heads // num_kv_heads, num_keys).mean(2)
 
 

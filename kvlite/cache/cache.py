@@ -79,7 +79,7 @@ class SlotCache:
     def begin(self, rows: slice, pos: Tensor, rot: Tensor, counts: Sequence[int], pins: Tensor | None) -> Step:
         """The step that feeds `counts[i]` real tokens (right-aligned in pos and rot int32 [n, T]) to each of `rows`."""
         placements = {slots: self._place(slots, live[rows], counts, pos.shape[1]) for slots, live in self._live.items()}
-        return Step(self, rows, pos, rot, tuple(counts), pins, placements)
+        return Step(self, rows, pos, rot, self._weight(pos), tuple(counts), pins, placements)
 
     def end(self, step: Step) -> None:
         """Record what `step` added, after the forward pass."""
@@ -146,15 +146,23 @@ class SlotCache:
         )
 
     def _place(self, slots: int, live: Sequence[int], counts: Sequence[int], num_tokens: int) -> Placement:
-        longest = max(live)
-        fits = all(held + count <= slots for held, count in zip(live, counts, strict=True))
-        if not fits:
-            return Placement(_extent(longest, slots), None)
         longest = max(held + count for held, count in zip(live, counts, strict=True))
+        if longest > slots:
+            return Placement(_extent(max(live), slots), None)
+        if len(set(live)) == 1 and min(counts) == num_tokens:
+            return Placement(_extent(longest, slots), slice(live[0], live[0] + num_tokens))
         column = torch.arange(num_tokens, device=self.device)
         first = torch.tensor([num_tokens - count for count in counts], device=self.device)[:, None]
         start = torch.tensor(live, device=self.device)[:, None]
-        return Placement(_extent(longest, slots), torch.where(column >= first, start + column - first, slots))
+        index = torch.where(column >= first, start + column - first, slots)
+        return Placement(_extent(longest, slots), index[:, None])
+
+    def _weight(self, pos: Tensor) -> Tensor:
+        """1 for a real query, less by the policy's decay for each that follows it, 0 for padding."""
+        weight = (pos >= 0).float()
+        if self.policy.decay != 1.0:
+            weight *= self.policy.decay ** torch.arange(pos.shape[1] - 1, -1, -1, device=pos.device)
+        return weight
 
 
 def _extent(live: int, slots: int) -> int:

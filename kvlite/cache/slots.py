@@ -13,7 +13,7 @@ from torch import Tensor
 from kvlite.cache.policy import Policy, Statistic
 from kvlite.cache.rotation import Rotation
 from kvlite.cache.step import Step
-from kvlite.cache.store import SlotStore
+from kvlite.cache.store import SlotStore, put
 from kvlite.memory.shape import LayerShape
 from kvlite_kernels.reference import Geometry, Segment, attend_segments, evict
 
@@ -84,67 +84,57 @@ class LayerSlots:
         held.copy_(new)
 
     def _append(
-        self, q: Tensor, k: Tensor, v: Tensor, step: Step, geometry: Geometry, extent: int, index: Tensor
+        self, q: Tensor, k: Tensor, v: Tensor, step: Step, geometry: Geometry, extent: int, index: Tensor | slice
     ) -> Tensor:
         """Every row has room: write first, then slots and new tokens are one segment."""
-        rows = step.rows
-        self._write(rows, index[:, None], k, v, step)
-        q_pos = step.pos[:, -q.shape[2] :]
-        out, masses = attend_segments(q, q_pos, [self._segment(rows, extent)], geometry, self._weight(q_pos))
-        self._add_mass(rows, masses, step)
-        return out
+        self._write(step.rows, index, k, v, step, None)
+        return self._attend(q, [self._segment(step.rows, extent)], step, geometry)[0]
 
     def _prefill(self, q: Tensor, k: Tensor, v: Tensor, step: Step, geometry: Geometry, extent: int) -> Tensor:
-        rows, q_pos, pos = step.rows, step.pos[:, -q.shape[2] :], step.pos[:, None, -k.shape[2] :]
-        segments = [self._segment(rows, extent), Segment(k, v, pos)]
-        out, masses = attend_segments(q, q_pos, segments, geometry, self._weight(q_pos))
-        self._add_mass(rows, masses[:1], step)
+        new_pos = step.pos[:, None, -k.shape[2] :]
+        segments = [self._segment(step.rows, extent), Segment(k, v, new_pos)]
+        out, masses = self._attend(q, segments, step, geometry)
         new_mass = masses[1] if masses else None
-        self._write(rows, self._choose(step, pos, new_mass), k, v, step, new_mass)
+        new_pos = new_pos.expand(-1, self.shape.kv_heads, -1)
+        index = self._choose(step, self._priority(new_mass, new_pos, step), new_pos)
+        self._write(step.rows, index, k, v, step, new_mass)
         return out
 
     def _decode(self, q: Tensor, k: Tensor, v: Tensor, step: Step, geometry: Geometry) -> Tensor:
         """One token per row against full slots: it waits in the discard slot, so that all keys are one segment."""
-        rows, waiting = step.rows, self.slots
-        discard = torch.full_like(step.pos[:, None, -1:], waiting, dtype=torch.int64)
-        self._write(rows, discard, k, v, step)
-        q_pos = step.pos[:, -1:]
-        out, masses = attend_segments(q, q_pos, [self._segment(rows, waiting + 1)], geometry, self._weight(q_pos))
-        self._add_mass(rows, masses, step)
-        new_mass = None if self.mass is None else self.mass[rows, :, waiting:].clone()
-        self._write(rows, self._choose(step, q_pos[:, None], new_mass), k, v, step, new_mass)
-        self.pos[rows, :, waiting:].fill_(-1)
+        rows, waiting = step.rows, slice(self.slots, self.slots + 1)
+        self._write(rows, waiting, k, v, step, None)
+        out, _ = self._attend(q, [self._segment(rows, self.slots + 1)], step, geometry)
+        new_pos = step.pos[:, None, -1:].expand(-1, self.shape.kv_heads, -1)
+        # The newest token is inside every recent window; only padding is not kept.
+        new_priority = torch.where(new_pos >= 0, torch.inf, -torch.inf)
+        new_mass = None if self.mass is None else self.mass[rows, :, waiting].clone()
+        self._write(rows, self._choose(step, new_priority, new_pos), k, v, step, new_mass)
+        self.pos[rows, :, waiting] = -1
         return out
+
+    def _attend(
+        self, q: Tensor, segments: list[Segment], step: Step, geometry: Geometry
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Attend, and add to the mass of the slots, which are the first segment, what they received."""
+        num_queries = q.shape[2]
+        weight = None if self.mass is None else step.weight[:, -num_queries:]
+        out, masses = attend_segments(q, step.pos[:, -num_queries:], segments, geometry, weight)
+        if self.mass is not None:
+            held = self.mass[step.rows, :, : masses[0].shape[-1]]
+            if self.policy.decay != 1.0:
+                held *= self.policy.decay ** (step.pos >= 0).sum(-1)[:, None, None]
+            held += masses[0]
+        return out, masses
 
     def _segment(self, rows: slice, extent: int) -> Segment:
         return Segment(*self.store.read(rows, extent), self.pos[rows, :, :extent])
 
-    def _weight(self, q_pos: Tensor) -> Tensor | None:
-        """How much each query's attention counts, fp32 [n, T]: decayed by its distance to the last, 0 for padding."""
-        if self.mass is None:
-            return None
-        weight = (q_pos >= 0).float()
-        if self.policy.decay != 1.0:
-            weight *= self.policy.decay ** torch.arange(q_pos.shape[1] - 1, -1, -1, device=q_pos.device)
-        return weight
-
-    def _add_mass(self, rows: slice, masses: list[Tensor], step: Step) -> None:
-        if self.mass is None:
-            return
-        held = self.mass[rows, :, : masses[0].shape[-1]]
-        if self.policy.decay != 1.0:
-            num_real = (step.pos >= 0).sum(-1)[:, None, None]
-            held.mul_(self.policy.decay**num_real)
-        held.add_(masses[0])
-
-    def _choose(self, step: Step, new_pos: Tensor, new_mass: Tensor | None) -> Tensor:
+    def _choose(self, step: Step, new_priority: Tensor, new_pos: Tensor) -> Tensor:
         """The slot of each new token, int64 [n, H_KV, T]; the discard slot where it is not kept."""
-        held_pos = self.pos[step.rows, :, : self.slots]
-        held_mass = None if self.mass is None else self.mass[step.rows, :, : self.slots]
-        new_pos = new_pos.expand(-1, self.shape.kv_heads, -1)
-        return evict(
-            self._priority(held_mass, held_pos, step), held_pos, self._priority(new_mass, new_pos, step), new_pos
-        )
+        pos = self.pos[step.rows, :, : self.slots]
+        mass = None if self.mass is None else self.mass[step.rows, :, : self.slots]
+        return evict(self._priority(mass, pos, step), pos, new_priority, new_pos)
 
     def _priority(self, mass: Tensor | None, pos: Tensor, step: Step) -> Tensor:
         """The policy's score under the protections: +inf is kept, -inf is a free slot and goes first."""
@@ -161,12 +151,11 @@ class LayerSlots:
                 protected |= ((pos[..., None] >= start) & (pos[..., None] < end)).any(-1)
         return score.masked_fill(protected, torch.inf).masked_fill(pos < 0, -torch.inf)
 
-    def _write(self, rows: slice, index: Tensor, k: Tensor, v: Tensor, step: Step, mass: Tensor | None = None) -> None:
-        """Put the new tokens into the slots `index` [n, H_KV or 1, T]; their mass starts at `mass`, or at 0."""
-        index = index.expand(-1, self.shape.kv_heads, -1)
+    def _write(self, rows: slice, index: Tensor | slice, k: Tensor, v: Tensor, step: Step, mass: Tensor | None) -> None:
+        """Put the new tokens into the slots `index`, as `put` does; their mass starts at `mass`, or at 0."""
+        num_new = k.shape[2]
         self.store.write(rows, index, k, v)
-        for held, new in ((self.pos, step.pos), (self.rot, step.rot)):
-            held[rows].scatter_(2, index, new[:, None, -index.shape[2] :].expand_as(index))
+        put(self.pos, rows, index, step.pos[:, None, -num_new:])
+        put(self.rot, rows, index, step.rot[:, None, -num_new:])
         if self.mass is not None:
-            new_mass = torch.zeros_like(index, dtype=torch.float32) if mass is None else mass.float()
-            self.mass[rows].scatter_(2, index, new_mass)
+            put(self.mass, rows, index, step.weight.new_zeros(len(step.counts), 1, num_new) if mass is None else mass)

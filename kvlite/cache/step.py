@@ -15,18 +15,20 @@ if TYPE_CHECKING:
 class Placement:
     """Where the new tokens of a step go in the layers that have `slots` slots per head.
 
-    Appending (`index` int64 [n, T], the discard slot for padding): every row has room, so nothing is scored or
-    evicted. Otherwise `index` is None and each layer evicts. Attention reads the first `extent` slots.
+    Appending: every row has room, so nothing is scored or evicted, and `index` says which slots are next: a slice
+    where that is the same for all rows, else int64 [n, 1, T] with the discard slot for padding. Otherwise `index` is
+    None and each layer evicts. Attention reads the first `extent` slots.
     """
 
     extent: int
-    index: Tensor | None
+    index: Tensor | slice | None
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
     """T tokens for each of n neighbouring rows: `pos` and `rot` int32 [n, T], -1 = padding (on the left).
 
+    `weight` fp32 [n, T] is how much each query's attention counts for the policy, 0 for padding.
     `pos` is a token's index in its conversation, `rot` the position its key is rotated by. `counts` is the number of
     real tokens per row. `pins` int32 [n, P, 2] are spans of positions never evicted, None where there are none.
     """
@@ -35,10 +37,7 @@ class Step:
     rows: slice
     pos: Tensor
     rot: Tensor
+    weight: Tensor
     counts: tuple[int, ...]
     pins: Tensor | None
     placements: dict[int, Placement]
-
-    @property
-    def num_tokens(self) -> int:
-        return self.pos.shape[1]

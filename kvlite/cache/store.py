@@ -11,6 +11,20 @@ from kvlite.cache.rotation import Rotation
 from kvlite.memory.shape import LayerShape
 
 
+def put(held: Tensor, rows: slice, index: Tensor | slice, new: Tensor) -> None:
+    """Overwrite slots of held [B, H_KV, N, ...] with new [n, H_KV or 1, T, ...].
+
+    `index` is a slice where all rows and heads use the same slots, else int64 [n, H_KV or 1, T].
+    """
+    if isinstance(index, slice):
+        held[rows, :, index] = new
+        return
+    heads, tail = held.shape[1], held.shape[3:]
+    index = index.expand(-1, heads, -1).view(*index.shape[:1], heads, -1, *(1 for _ in tail))
+    new = new.expand(-1, heads, *new.shape[2:]).to(held.dtype)
+    held[rows].scatter_(2, index.expand(-1, -1, -1, *tail), new)
+
+
 class SlotStore(Protocol):
     """Keys and values of B rows, H_KV heads and N slots, written slot by slot and read as tensors to attend over."""
 
@@ -19,8 +33,8 @@ class SlotStore(Protocol):
         """Every tensor held, by name; the first three dimensions of each are B, H_KV, N."""
         ...
 
-    def write(self, rows: slice, index: Tensor, k: Tensor, v: Tensor) -> None:
-        """Overwrite the slots `index` int64 [n, H_KV, T] with k [n, H_KV, T, D] and v [n, H_KV, T, D_V]."""
+    def write(self, rows: slice, index: Tensor | slice, k: Tensor, v: Tensor) -> None:
+        """Overwrite the slots `index` as `put` does with k [n, H_KV, T, D] and v [n, H_KV, T, D_V]."""
         ...
 
     def read(self, rows: slice, extent: int) -> tuple[Tensor, Tensor]:
@@ -43,9 +57,9 @@ class DenseStore:
     def tensors(self) -> dict[str, Tensor]:
         return {"k": self.k, "v": self.v}
 
-    def write(self, rows: slice, index: Tensor, k: Tensor, v: Tensor) -> None:
-        for held, new in ((self.k, k), (self.v, v)):
-            held[rows].scatter_(2, index[..., None].expand(-1, -1, -1, new.shape[-1]), new.to(held.dtype))
+    def write(self, rows: slice, index: Tensor | slice, k: Tensor, v: Tensor) -> None:
+        put(self.k, rows, index, k)
+        put(self.v, rows, index, v)
 
     def read(self, rows: slice, extent: int) -> tuple[Tensor, Tensor]:
         return self.k[rows, :, :extent], self.v[rows, :, :extent]
