@@ -22,16 +22,13 @@ class Entry(NamedTuple):
     module: str
     function: str
     summary: str
-    hidden: bool = False
 
 
-_PLAN = "What fits: weights, KV cache and context in bytes, before anything is loaded."
 COMMANDS: Mapping[str, Entry] = {
     "chat": Entry("kvlite.cli.chat", "chat", "Talk with a model; the cache stays inside its budget."),
     "run": Entry("kvlite.cli.run", "run", "Answer one prompt, from arguments or a pipe."),
     "batch": Entry("kvlite.cli.batch", "batch", "Answer a file of prompts; resumes where it stopped."),
-    "plan": Entry("kvlite.cli.plan", "plan", _PLAN),
-    "fit": Entry("kvlite.cli.plan", "plan", _PLAN, hidden=True),
+    "plan": Entry("kvlite.cli.plan", "plan", "What fits: weights, KV cache and context, before anything is loaded."),
     "report": Entry("kvlite.cli.report", "report", "Show what a past run took, predicted and measured."),
     "pull": Entry("kvlite.cli.pull", "pull", "Download a model."),
     "ls": Entry("kvlite.cli.ls", "ls", "List the models that are here."),
@@ -40,6 +37,8 @@ COMMANDS: Mapping[str, Entry] = {
     "policies": Entry("kvlite.cli.policies", "policies", "List the eviction policies."),
     "completion": Entry("kvlite.cli.completion", "completion", "Print the completion script of a shell."),
 }
+
+ALIASES = {"fit": "plan"}
 
 _ONLY_BEFORE_COMMAND = {"version", "config"}
 
@@ -55,8 +54,12 @@ class CommandGroup(TyperGroup):
             _read_environment(option)
 
     def list_commands(self, ctx: Context) -> list[str]:
-        """The names of the commands that are not hidden."""
-        return [name for name, entry in COMMANDS.items() if not entry.hidden]
+        """The names of the commands."""
+        return list(COMMANDS)
+
+    def resolve_command(self, ctx: Context, args: list[str]) -> tuple[str | None, Command | None, list[str]]:
+        """Find the command that `args` begin with, by its name or an alias."""
+        return super().resolve_command(ctx, [ALIASES.get(args[0], args[0]), *args[1:]])
 
     def format_commands(self, ctx: Context, formatter: HelpFormatter) -> None:
         """Write the list of commands from the table."""
@@ -119,7 +122,7 @@ class _LoadedOnDemand(Mapping[str, Command]):
 
     def _build(self, name: str, entry: Entry) -> Command:
         function = getattr(import_module(entry.module), entry.function)
-        info = CommandInfo(name=name, cls=_Command, callback=function, short_help=entry.summary, hidden=entry.hidden)
+        info = CommandInfo(name=name, cls=_Command, callback=function, short_help=entry.summary)
         command = typer.main.get_command_from_info(info, pretty_exceptions_short=False, rich_markup_mode=None)
         taken = {opt for option in command.params for opt in option.opts}
         for option in command.params:
