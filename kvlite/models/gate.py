@@ -36,13 +36,13 @@ def admit(loaded: LoadedModel) -> LoadedModel:
     """Check the model and learn its rotations. Raises UnsupportedModel, naming the family and what is wrong."""
     vocab = loaded.shape.vocab
     ids = torch.tensor([[(7919 * i + 11) % vocab for i in range(PROBE_TOKENS)]], device=loaded.device)
-    with torch.inference_mode():
-        loaded.model.set_attn_implementation("eager")
-        expected = loaded.model(input_ids=ids, use_cache=False).logits
-    loaded.model.set_attn_implementation(ATTENTION)
     cache = _dry_cache(loaded)
     try:
+        expected = _eager_logits(loaded, ids)
+        loaded.model.set_attn_implementation(ATTENTION)
         logits = _feed(loaded, cache, ids, shift=0)
+    except torch.OutOfMemoryError:
+        raise
     except (RuntimeError, KeyError, AttributeError, TypeError, IndexError) as error:
         raise _refusal(loaded, f"the dry run failed: {type(error).__name__}: {str(error).splitlines()[0]}") from error
     silent = [index for index, layer in cache.layers.items() if not bool((layer.pos[..., 0] >= 0).all())]
@@ -52,6 +52,13 @@ def admit(loaded: LoadedModel) -> LoadedModel:
     if not off <= LOGIT_TOLERANCE[loaded.dtype]:
         raise _refusal(loaded, f"its logits differ from eager attention by {off:.1%}")
     return replace(loaded, rotations=_learn_rotations(loaded, cache, ids))
+
+
+@torch.inference_mode()
+def _eager_logits(loaded: LoadedModel, ids: Tensor) -> Tensor:
+    loaded.model.set_attn_implementation("eager")
+    logits: Tensor = loaded.model(input_ids=ids, use_cache=False).logits
+    return logits
 
 
 def _refusal(loaded: LoadedModel, why: str) -> UnsupportedModel:
