@@ -27,7 +27,7 @@ from kvlite.engine.request import Token
 from kvlite.errors import BatchFailed, Interrupted, KvliteError, OutputError, Terminated, TimeLimit
 from kvlite.memory.recorder import RunRecorder
 
-TOKENS_PER_UPDATE = 16  # of the progress line
+UPDATE_EVERY_S = 0.1  # of the progress line, which asks every row what it holds
 _NOT_IN_A_RESUME = ("--overwrite", "--no-resume")
 
 
@@ -89,30 +89,32 @@ class Batch:
         finally:
             self._summarise(batch.peak_bytes, opened.engine.plan.budget_bytes)
             if self._recorder is not None:
+                opened.measure(self._recorder)
                 record_end(self._recorder, self._tally, opened.engine, batch.peak_bytes, self._seconds)
 
     def _write(self, batch: BatchRun, entries: Iterable[Entry], opened: Opened, output: Output) -> None:
         form, budget_bytes = self._job.writing.form, opened.engine.plan.budget_bytes
         is_ordered = self._job.writing.ordered or form is Form.TEXT
-        num_notes = 0
+        next_update_s, num_notes = 0.0, 0
         with self._console.progress(self._job.ending.progress) as progress:
             for event in batch.run_in_order(entries) if is_ordered else batch.run(entries):
-                self._check_time()
+                now = time.monotonic()
+                self._check_time(now)
                 if isinstance(event, Token):
                     self._tally.generated += 1
-                    if self._tally.generated % TOKENS_PER_UPDATE:
-                        continue
                 else:
                     output.write(record_line(event, form or event.entry.form, opened.name))
                     self._count(event, opened)
-                progress.update(self._tally.progress(self._seconds, batch.live_bytes(), budget_bytes))
-                for note in opened.text.notes[num_notes:]:
-                    self._console.note(note)
-                num_notes = len(opened.text.notes)
+                    for note in opened.text.notes[num_notes:]:
+                        self._console.note(note)
+                    num_notes = len(opened.text.notes)
+                if now >= next_update_s:
+                    next_update_s = now + UPDATE_EVERY_S
+                    progress.update(self._tally.progress(self._seconds, batch.live_bytes(), budget_bytes))
 
-    def _check_time(self) -> None:
+    def _check_time(self, now: float) -> None:
         limit_s = self._job.ending.max_time_s
-        if limit_s is not None and time.monotonic() - self._started_s >= limit_s:
+        if limit_s is not None and now - self._started_s >= limit_s:
             raise TimeLimit(f"--max-time of {limit_s:g} s is over")
 
     def _count(self, outcome: Outcome, opened: Opened) -> None:

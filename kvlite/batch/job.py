@@ -75,12 +75,16 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """A model ready to answer; `sampling` is how its generation_config.json wants it sampled."""
+    """A model ready to answer; `sampling` is how its generation_config.json wants it sampled.
+
+    `measure` tells a run record what the memory holds when the batch has ended.
+    """
 
     name: str
     engine: Engine
     text: ChatText
     sampling: Sampling
+    measure: Callable[[RunRecorder], None]
 
 
 @dataclass(frozen=True, slots=True)

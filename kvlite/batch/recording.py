@@ -66,8 +66,6 @@ def record_outcome(recorder: RunRecorder, outcome: Outcome, engine: Engine) -> N
 def record_end(recorder: RunRecorder, tally: Tally, engine: Engine, peak_bytes: int, seconds: float) -> None:
     """The sums, and the cache as it is now."""
     recorder.counts(replace(whole_cache(engine), peak_bytes=peak_bytes))
-    for name, phase_bytes in engine.meter.peaks.items():
-        recorder.phase(name, phase_bytes)
     recorder.batch(
         BatchReport(
             total=tally.resumed + tally.ok + tally.failed,

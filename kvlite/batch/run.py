@@ -175,7 +175,7 @@ class BatchRun:
         del self._flights[event.request_id]
         flight.answer.finish()
         work = flight.work
-        work.failure = work.failure or _failure(event, flight, self._limits)
+        work.failure = work.failure or self._failure(event, flight)
         work.choices[event.request_id] = _choice(event, flight)
         if len(work.choices) == len(work.prepared.requests):
             yield from self._end(work)
@@ -209,6 +209,20 @@ class BatchRun:
         del self._twins[work.twin]
         for item in twins.waiting:  # each tries for itself
             yield from self._take(item)
+
+    def _failure(self, completion: Completion, flight: _Flight) -> Failure | None:
+        error = completion.error
+        if error is None:
+            if flight.timed_out and completion.finish_reason is FinishReason.CANCELLED:
+                message = f"not finished after {self._limits.timeout_s} s; raise --timeout or lower max_tokens"
+                return Failure(Code.TIMEOUT, message)
+            return None
+        if isinstance(error, ContextFull):
+            is_budget = self._engine.on_full != "evict" and self._engine.plan.capped_by is None
+            return Failure(Code.KV_BUDGET if is_budget else Code.CONTEXT_LENGTH, str(error))
+        if isinstance(error, BudgetTooSmall):
+            return Failure(Code.KV_BUDGET, str(error))
+        return Failure(Code.INVALID if isinstance(error, UsageError) else Code.INTERNAL, str(error))
 
     def _retry_all(self, error: OutOfMemory) -> Iterator[Outcome]:
         """The device ran out of memory: halve the load and run what was in flight again, before everything else.
@@ -245,18 +259,3 @@ def _choice(completion: Completion, flight: _Flight) -> Choice:
         kv=completion.kv,
         timing=completion.timing,
     )
-
-
-def _failure(completion: Completion, flight: _Flight, limits: Limits) -> Failure | None:
-    error = completion.error
-    if error is None:
-        if flight.timed_out and completion.finish_reason is FinishReason.CANCELLED:
-            return Failure(
-                Code.TIMEOUT, f"not finished after {limits.timeout_s} s; raise --timeout or lower max_tokens"
-            )
-        return None
-    if isinstance(error, BudgetTooSmall):
-        return Failure(Code.KV_BUDGET, str(error))
-    if isinstance(error, ContextFull):
-        return Failure(Code.CONTEXT_LENGTH, str(error))
-    return Failure(Code.INVALID if isinstance(error, UsageError) else Code.INTERNAL, str(error))

@@ -170,8 +170,9 @@ def batch(
 ) -> None:
     """Answer every line of INPUT; killed at any moment, the same command goes on where it stopped.
 
-    What a line says for itself (temperature, max_tokens, stop, ...) wins over the flags here. Without -m the lines name
-    the model. Exit code 5 means that some lines failed: their records say why.
+    What a line says for itself (temperature, max_tokens, stop, ...) wins over the flags here; an answer that nobody
+    limits ends after 1,024 tokens. Without -m the lines name the model. Exit code 5 means that some lines failed: their
+    records say why.
     """
     from functools import partial
 

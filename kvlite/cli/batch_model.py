@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from kvlite.cli.options import BUILT_IN_MODEL, console, default_model, model_options
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     from kvlite.batch.job import Model, Opened, Planned
     from kvlite.catalog.files import ModelFiles
     from kvlite.cli.opening import ModelOptions
+    from kvlite.engine.engine import Engine
     from kvlite.memory.plan import CachePlan
     from kvlite.memory.recorder import RunRecorder
 
@@ -67,15 +69,15 @@ class _Access:
         opened = open_model(self.options, console(), batch_size=self.batch_size, with_rows=True)
         plan = opened.plan
         console().note(
-            f"{opened.name} · {plan.rows} rows of {plan.slots:,} tokens · KV {human_bytes(plan.reserved_bytes)} of "
-            f"{human_bytes(plan.budget_bytes)} · {self.options.kv_policy} · {self.options.on_full} when full"
+            f"{opened.name} · KV {human_bytes(plan.reserved_bytes)} of {human_bytes(plan.budget_bytes)} = "
+            f"{plan.rows} × {plan.slots:,} tok · policy {self.options.kv_policy} · {opened.loaded.device}"
         )
         if recorder is not None:
             recorder.model(_identity(opened))
             recorder.host(device=opened.loaded.device.type, kernels="torch")
             recorder.plan(_predicted(opened))
             record_cache(recorder, opened.engine, self.budget_source)
-        return Opened(opened.name, opened.engine, opened.text, opened.sampling)
+        return Opened(opened.name, opened.engine, opened.text, opened.sampling, partial(_measure, opened.engine))
 
     def plan(self) -> Planned:
         """The tokenizer, and the cache of a run on this machine; the weights are only measured."""
@@ -101,12 +103,13 @@ class _Access:
         options = self.options
         gpu = device_reading() if options.device.partition(":")[0] in ("auto", "cuda") else None
         free_bytes = gpu.free_bytes if gpu else available_bytes()
-        shape, policy = ModelShape.from_config(files.config), load_policy(options.kv_policy)
+        shape = ModelShape.from_config(files.config, dtype=files.unnamed_dtype)
+        policy = load_policy(options.kv_policy)
         return plan_rows(
             shape,
             Budget.parse(options.kv_budget),
             Budget.parse(options.kv_per_seq) if options.kv_per_seq else None,
-            most_rows=self.batch_size or (ROWS_ON_GPU if gpu else ROWS_ON_CPU),
+            most_rows=1 if shape.has_state else self.batch_size or (ROWS_ON_GPU if gpu else ROWS_ON_CPU),
             slot_format=slot_format(options.kv_dtype, shape.dtype if options.dtype == "auto" else options.dtype),
             state_bytes_per_slot=policy.state_bytes_per_slot,
             free_bytes=None if free_bytes is None else max(0, free_bytes - (files.weight_bytes or 0)),
@@ -122,3 +125,22 @@ class _Access:
         ref = resolve_model(self.options.model, revision=self.options.revision)
         say = console().note
         return local_files(ref, offline=self.options.offline, allow_pickle=self.options.allow_pickle, say=say)
+
+
+def _measure(engine: Engine, recorder: RunRecorder) -> None:
+    """Tell the record what the weights and the cache take, by the tensors there are, and the device by its own word."""
+    from kvlite.chat.recording import measured_terms
+    from kvlite.memory.measure import device_reading
+    from kvlite.memory.report import TorchMemory
+
+    peaks, device = None, engine.loaded.device
+    if device.type == "cuda":
+        import torch
+
+        peaks = TorchMemory(
+            allocated_peak_bytes=torch.cuda.max_memory_allocated(device),
+            reserved_peak_bytes=torch.cuda.max_memory_reserved(device),
+        )
+    recorder.measured(measured_terms(engine), torch=peaks, device=device_reading() if peaks else None)
+    for name, peak_bytes in engine.meter.peaks.items():
+        recorder.phase(name, peak_bytes)

@@ -98,7 +98,7 @@ class Desk:
             if self.stop_after and started > self.stop_after[0]:
                 raise self.stop_after[1]
 
-        return Opened("org/m@sha7", self.new_engine(rows=2, fails=fails), self.text, Sampling())
+        return Opened("org/m@sha7", self.new_engine(rows=2, fails=fails), self.text, Sampling(), lambda recorder: None)
 
     def ask(self, *prompts: str) -> None:
         (self.folder / "in.jsonl").write_text("".join(f"{json.dumps({'id': p, 'prompt': p})}\n" for p in prompts))

@@ -120,6 +120,17 @@ def test_a_request_that_fails_is_a_failure_of_its_own(
     assert (failure.code, failure.message) == (code, str(error))
 
 
+@pytest.mark.parametrize(("capped_by", "code"), [(None, Code.KV_BUDGET), ("window", Code.CONTEXT_LENGTH)])
+def test_a_full_row_is_the_budgets_fault_unless_the_window_is_as_small(
+    new_engine: Any, new_run: Any, new_item: Any, capped_by: str | None, code: Code
+) -> None:
+    engine = new_engine(fails=lambda request: ContextFull("full"))
+    engine.on_full, engine.plan.capped_by = "error", capped_by
+    (found,) = outcomes(new_run(engine).run([new_item("a")]))
+    assert found.failure is not None
+    assert found.failure.code is code
+
+
 def test_an_item_over_its_time_fails_and_keeps_what_it_had(new_engine: Any, new_run: Any, new_item: Any) -> None:
     now = iter(range(1000))
     run = new_run(new_engine(rows=1), limits=Limits(timeout_s=5), clock=lambda: float(next(now)))

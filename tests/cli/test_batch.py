@@ -143,6 +143,8 @@ def test_a_run_record_is_kept(run: Run, tmp_path: Path) -> None:
     record = json.loads((tmp_path / "record.json").read_text())
     assert (record["command"], record["exit_code"], record["batch"]["ok"]) == ("batch", 0, 1)
     assert record["kv"]["within_budget"] is True
+    terms = {term["name"]: term for term in record["memory"]["terms"]}
+    assert terms["kv"]["predicted_bytes"] == terms["kv"]["measured_bytes"] > 0
     assert record["kv"]["budget_bytes"] == 200_000
     assert [request["id"] for request in record["requests"]] == ["line-1"]
 
