@@ -141,7 +141,7 @@ def _quantization(quant: str, dtype: torch.dtype) -> Any:
     try:
         import bitsandbytes  # noqa: F401  (3 s to import: only where asked for)
     except ImportError as error:
-        raise UsageError(f"--quant {quant} needs bitsandbytes; pip install 'kvlite-llm[4bit]'") from error
+        raise UsageError(f"--quant {quant} needs bitsandbytes; pip install bitsandbytes") from error
     if quant == "8bit":
         return BitsAndBytesConfig(load_in_8bit=True)
     compute = dtype if dtype != torch.float32 else torch.bfloat16
