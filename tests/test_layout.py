@@ -31,7 +31,6 @@ FLOORS = {
     "kvlite.console": 4,  # whoever talks with the user does it through here
     "kvlite.chat": 5,
     "kvlite.batch": 5,
-    "kvlite.evaluation": 5,
     "kvlite.cli": 6,
     "kvlite.__main__": 7,
 }
