@@ -26,8 +26,8 @@ QUOTES = '"""'
 class Prompt(Protocol):
     """Where the user's lines come from."""
 
-    def read(self, draft: str) -> str:
-        """The next line, `draft` being there to edit; raises EOFError at the end, KeyboardInterrupt on Ctrl-C."""
+    def read(self) -> str:
+        """The next line; raises EOFError at the end, KeyboardInterrupt on Ctrl-C."""
 
 
 def message_of(line: str) -> str:
@@ -70,15 +70,15 @@ class Chat:
             self.handle(first)
         while not self.is_over:
             try:
-                self.handle(prompt.read(self.session.unsent or ""))
+                self.handle(prompt.read())
             except EOFError:
                 self.is_over = True
             except KeyboardInterrupt:
                 self._interrupts.press()
-                self.session.unsent = None  # the line was cleared, with the draft in it
 
     def handle(self, line: str) -> None:
         """Run a command or send a message; a mistake or a full cache costs the line, not the chat."""
+        unsent = self.session.unsent
         try:
             if line.startswith("/"):
                 command, argument = commands.find(line)
@@ -89,6 +89,8 @@ class Chat:
             raise
         except KvliteError as error:
             self._console.error(error)
+        if self.session.unsent not in (None, unsent):
+            self._console.note("your message got no answer and is no part of the chat; /retry asks it again")
 
     def answer(self, events: Generator[Piece | Turn]) -> None:
         """Show an answer as it comes, then how it went; save the conversation."""
@@ -146,10 +148,13 @@ class Chat:
         self.show(f"loaded {name}: {self.session.num_turns} turns, read by the model with your next message")
 
     def open(self, name: str) -> None:
-        """Go on with the session of this name, or start it."""
+        """Go on with the session of this name under its own system prompt, or start it."""
         file = self.folder.file(name)
         if file.exists():
+            system = self.session.system
             self.load(name)
+            if system not in (None, self.session.system):
+                self.show("the saved session keeps its own system prompt; /system TEXT starts over under another")
         self._file = file
 
     def _write(self) -> SessionFile:

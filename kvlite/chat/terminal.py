@@ -38,9 +38,9 @@ class Terminal:
             output=create_output(always_prefer_tty=True),  # an answer redirected to a file stays free of prompts
         )
 
-    def read(self, draft: str) -> str:
-        """The next text, `draft` being there to edit; raises EOFError on Ctrl-D, KeyboardInterrupt on Ctrl-C."""
-        return self._session.prompt(default=draft)
+    def read(self) -> str:
+        """The next text; raises EOFError on Ctrl-D, KeyboardInterrupt on Ctrl-C."""
+        return self._session.prompt()
 
 
 class CommandCompleter(Completer):

@@ -104,6 +104,8 @@ def chat(
         budget_source=source_of("kv_budget"),
     )
     if has_user():
+        if out.as_json:
+            raise UsageError("a chat at a terminal has no --json; use kvlite run --json, or pipe the question in")
         screen = _Screen(vi=vi, shows_status=status, shows_thinking=show_thinking, saves=save)
         _talk(asked, screen, _session_to_open(continues, session), prompt)
         return
@@ -151,8 +153,6 @@ def _talk(asked: Asked, screen: _Screen, name: str | None, first: str | None) ->
     from kvlite.chat.terminal import Terminal
 
     out = opt.console()
-    if out.as_json:
-        raise UsageError("a chat at a terminal has no --json; use kvlite run --json, or pipe the question in")
     with asked.recording("chat") as recording:
         opened = asked.open(recording)
         session = Session(opened.engine, opened.text, asked.settings(opened), asked.system)

@@ -19,10 +19,8 @@ class Script:
 
     def __init__(self, *lines):
         self.lines = list(lines)
-        self.drafts = []
 
-    def read(self, draft):
-        self.drafts.append(draft)
+    def read(self):
         if not self.lines:
             raise EOFError
         line = self.lines.pop(0)
@@ -185,11 +183,11 @@ def test_a_disk_that_refuses_does_not_end_the_chat(engine, text, tmp_path):
     assert held.out.getvalue() == "ok\nok\n" and "cannot be saved" in held.said
 
 
-def test_a_full_context_offers_the_question_again(held):
+def test_a_full_context_keeps_the_question_for_retry(held):
     held.engine.script += [ContextFull("no slot left"), "fine"]
     held.type("question", "/retry")
-    assert held.script.drafts == ["", "question", ""]
-    assert "no slot left" in held.said and held.out.getvalue() == "fine\n"
+    assert "no slot left" in held.said and "/retry asks it again" in held.said
+    assert held.chat.session.messages[0].content == "question" and held.out.getvalue() == "fine\n"
 
 
 def test_evictions_are_announced_once_and_counted_each_turn(held):

@@ -18,10 +18,10 @@ def typed(monkeypatch):
     """Reads what a user types, key by key."""
     monkeypatch.setattr(terminal, "create_output", lambda **_: DummyOutput())
 
-    def read(keys, draft="", **options):
+    def read(keys, **options):
         with create_pipe_input() as pipe, create_app_session(input=pipe):
             pipe.send_text(keys)
-            return Terminal(status=lambda: "KV", history=options.pop("history", None), **options).read(draft)
+            return Terminal(status=lambda: "KV", history=options.pop("history", None), **options).read()
 
     return read
 
@@ -36,10 +36,6 @@ def test_triple_quotes_span_lines(typed):
 
 def test_a_pasted_text_keeps_its_lines(typed):
     assert typed("\x1b[200~one\ntwo\n\x1b[201~\r").replace("\r\n", "\n") == "one\ntwo\n"
-
-
-def test_a_draft_is_there_to_edit(typed):
-    assert typed("!\r", draft="again") == "again!"
 
 
 def test_ctrl_d_ends_and_ctrl_c_interrupts(typed):

@@ -1,0 +1,146 @@
+"""`kvlite chat` on the built-in model: at a terminal whose keys a test types, and at a pipe."""
+
+import io
+import sys
+
+import pytest
+from prompt_toolkit.application import create_app_session
+from prompt_toolkit.input import create_pipe_input
+from prompt_toolkit.output import DummyOutput
+
+from kvlite.chat.store import SessionFolder
+from kvlite.cli import main, opening
+from kvlite.memory.records import RunRecords
+
+
+@pytest.fixture
+def pipe(monkeypatch):
+    """Puts bytes on stdin."""
+    return lambda data: monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
+
+
+@pytest.fixture
+def chat(capfd):
+    """Runs `kvlite chat` and gives back exit code, stdout and stderr."""
+
+    def chat(*args):
+        code = main(["chat", *args])
+        return (code, *capfd.readouterr())
+
+    return chat
+
+
+@pytest.fixture
+def typed(chat, monkeypatch):
+    """Runs `kvlite chat` at a terminal where these lines are typed, then Ctrl-D."""
+
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    def typed(*lines, args=("demo", "--greedy")):
+        monkeypatch.setattr(sys, "stdin", Terminal())
+        monkeypatch.setattr("kvlite.chat.terminal.create_output", lambda **_: DummyOutput())
+        with create_pipe_input() as keys, create_app_session(input=keys):
+            keys.send_text("".join(f"{line}\r" for line in lines) + "\x04")
+            return chat(*args)
+
+    return typed
+
+
+def test_a_pipe_is_answered_as_run_does_and_never_loops(chat, pipe):
+    pipe(b"Hello\n")
+    code, out, err = chat("demo", "--greedy")
+    assert code == 0 and out.strip() and "demo" in err
+    assert SessionFolder().saved() == []
+
+
+def test_at_a_pipe_the_prompt_follows_stdin(chat, pipe):
+    pipe(b"")
+    assert chat("demo")[0] == 2
+    pipe(b"")
+    assert chat("demo", "-p", "Hello")[0] == 0
+
+
+@pytest.mark.parametrize("args", [("-c",), ("--session", "a")])
+def test_at_a_pipe_there_is_no_session_to_go_on_with(chat, pipe, args):
+    pipe(b"Hello\n")
+    code, out, err = chat("demo", *args)
+    assert code == 2 and out == "" and "need a terminal" in err
+
+
+def test_a_conversation_remembers_and_is_saved(typed):
+    code, out, err = typed("Hello", "How are you?", "/mem")
+    assert code == 0 and len(out.splitlines()) == 2 and "tokens seen" in err
+    (info,) = SessionFolder().saved()
+    messages = SessionFolder().file(info.name).load()
+    assert [message.role for message in messages] == ["user", "assistant"] * 2
+    record = RunRecords().load("last")
+    assert record.command == "chat" and len(record.requests) == 2 and record.kv.tokens_seen > 0
+
+
+def test_the_first_prompt_may_come_from_the_command_line(typed):
+    code, out, _ = typed(args=("demo", "--greedy", "-p", "Hello", "--no-save"))
+    assert code == 0 and len(out.splitlines()) == 1 and SessionFolder().saved() == []
+
+
+def test_undo_and_ask_again_gives_the_same_answer(typed):
+    _, out, _ = typed("Hello", "How are you?", "/undo", "How are you?")
+    _, second, third = out.splitlines()
+    assert second == third
+
+
+def test_a_session_goes_on_by_name_and_as_the_last_one(typed):
+    typed("My name is Tom.", args=("demo", "--greedy", "--session", "tom"))
+    _, _, err = typed("Hello", args=("demo", "--greedy", "--session", "tom"))
+    assert "loaded tom: 1 turns" in err
+    _, _, err = typed("Hello", args=("demo", "--greedy", "-c"))
+    assert "loaded tom: 2 turns" in err and len(SessionFolder().file("tom").load()) == 6
+
+
+def test_a_saved_system_prompt_stays_and_that_is_said(typed):
+    typed("Hello", args=("demo", "--session", "a", "-s", "Be brief."))
+    _, _, err = typed("Hello", args=("demo", "--session", "a", "-s", "Be long."))
+    assert "system prompt" in err and SessionFolder().file("a").load()[0].content == "Be brief."
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (("-c",), "no session to continue"),
+        (("-c", "--session", "a"), "contradicts"),
+        (("--session", "../a"), "no session name"),
+        (("--json",), "--json"),
+    ],
+)
+def test_mistakes_are_found_before_the_model_is_loaded(typed, args, message):
+    code, out, err = typed(args=("demo", *args))
+    assert code == 2 and out == "" and message in err and len(err.splitlines()) == 1
+
+
+def test_a_full_cache_does_not_end_the_chat(typed):
+    code, out, err = typed(
+        "Tell me a joke", "Hello", "/clear", "Hi", args=("demo", "--kv-budget", "24tok", "--on-full", "error")
+    )
+    assert code == 0 and "KV budget" in err and "/retry asks it again" in err and out.strip()
+
+
+@pytest.mark.slow
+def test_two_hundred_turns_stay_inside_a_budget_of_64_tokens_in_the_same_tensors(typed, monkeypatch):
+    engines, addresses = [], []
+    open_model = opening.open_model
+
+    def watched(*args, **kwargs):
+        opened = open_model(*args, **kwargs)
+        engines.append(opened.engine)
+        addresses.extend(tensor.data_ptr() for tensor in opened.engine.cache.tensors())
+        return opened
+
+    monkeypatch.setattr(opening, "open_model", watched)
+    args = ("demo", "--greedy", "--kv-budget", "64tok", "-n", "12", "-q")
+    code, out, _ = typed(*["Tell me a joke"] * 200, args=args)
+    record = RunRecords().load("last")
+    assert code == 0 and len(record.requests) == 200 and len(out.splitlines()) >= 200
+    assert record.kv.within_budget and record.kv.tokens_kept == 64 and record.kv.tokens_seen > 2 * 1024
+    assert [tensor.data_ptr() for tensor in engines[0].cache.tensors()] == addresses
+    assert engines[0].cache.num_bytes == record.kv.reserved_bytes <= record.kv.budget_bytes
