@@ -44,7 +44,8 @@ class Meta:
             now.pop("input", None)
         for name in dict.fromkeys((*now, *before)):
             if before.get(name) != now.get(name):
-                return "from other input" if name == "input" else f"with {name} {before.get(name)}, not {now.get(name)}"
+                was, is_now = (meta.get(name) if meta.get(name) is not None else "unset" for meta in (before, now))
+                return "from other input" if name == "input" else f"with {name} {was}, not {is_now}"
         return None
 
 

@@ -87,7 +87,9 @@ class LockedFile:
                 self._sync()
         except OSError as error:
             self._drop_partial_line()
-            raise OutputError(f"cannot write to {self.path}: {error.strerror}; what it holds is whole") from error
+            raise OutputError(
+                f"cannot write to {self.path}: {error.strerror}; its lines are whole, make room and go on"
+            ) from error
 
     def truncate(self, size: int) -> None:
         """Cut the file to its first `size` bytes."""

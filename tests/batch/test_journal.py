@@ -110,7 +110,7 @@ def test_the_sidecar_is_one_line_that_says_what_records_are_made_with(path: Path
 
 CHANGES: list[tuple[dict[str, Any], str]] = [
     ({"params": {"kv_policy": "h2o", "max_tokens": 5}}, "with kv_policy window, not h2o"),
-    ({"params": {"kv_policy": "window"}}, "with max_tokens 5, not None"),
+    ({"params": {"kv_policy": "window"}}, "with max_tokens 5, not unset"),
     ({"model": "org/m@other"}, "with model org/m@sha, not org/m@other"),
     ({"input_sha256": "other"}, "from other input"),
 ]

@@ -206,6 +206,7 @@ def started(tmp_path: Path, *args: str) -> subprocess.Popen[str]:
         env=os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a runner in the background ignores it
     )
     out = tmp_path / "out.jsonl"
     while process.poll() is None and (not out.exists() or out.read_bytes().count(b"\n") < 3):
@@ -231,11 +232,12 @@ def test_killed_at_any_moment_the_same_command_goes_on(run: Run, tmp_path: Path)
     assert sorted(record["id"] for record in records(out.read_text())) == sorted(line["id"] for line in prompts)
 
 
-def test_terminated_it_says_how_to_go_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("stop", "expected"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_stopped_it_says_how_to_go_on(tmp_path: Path, stop: signal.Signals, expected: int) -> None:
     name = write(tmp_path / "in.jsonl", *[f"Tell me about {number} cats" for number in range(500)])
     process = started(tmp_path, name, *MODEL, "-n", "40", "-o", "out.jsonl", "--progress", "none")
-    process.terminate()
+    process.send_signal(stop)
     _, err = process.communicate(timeout=60)
-    assert process.returncode == 143, err
+    assert process.returncode == expected, err
     assert "of 500 records; go on with this: kvlite batch in.jsonl" in err.splitlines()[-1]
     assert (tmp_path / "out.jsonl").read_bytes().endswith(b"\n")
