@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 from kvlite.chat import commands
 from kvlite.chat.display import Display
 from kvlite.chat.interrupt import Interrupts
+from kvlite.chat.message import readable
 from kvlite.chat.session import Session, Turn
 from kvlite.chat.status import answer_line, eviction_notice
 from kvlite.chat.store import SessionFile, SessionFolder
@@ -78,7 +79,7 @@ class Chat:
 
     def handle(self, line: str) -> None:
         """Run a command or send a message; a mistake or a full cache costs the line, not the chat."""
-        unsent = self.session.unsent
+        line, unsent = readable(line), self.session.unsent
         try:
             if line.startswith("/"):
                 command, argument = commands.find(line)

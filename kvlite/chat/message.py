@@ -7,6 +7,11 @@ from dataclasses import dataclass
 ROLES = ("system", "user", "assistant")
 
 
+def readable(text: str) -> str:
+    """`text` with a question mark for each lone surrogate: bytes typed or stored that are not UTF-8."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
 @dataclass(frozen=True, slots=True)
 class Message:
     """One message; `finish_reason` says how an assistant's message ended, None for the other roles."""

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from itertools import count
 from pathlib import Path
 
-from kvlite.chat.message import ROLES, Message
+from kvlite.chat.message import ROLES, Message, readable
 from kvlite.errors import OutputError, UsageError
 
 FORMAT = "kvlite.session/1"
@@ -154,7 +154,7 @@ class SessionFile:
 
 
 def _line(record: dict[str, str]) -> bytes:
-    return json.dumps(record, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n"
+    return json.dumps(record, ensure_ascii=False).encode() + b"\n"
 
 
 def _parse(line: bytes, number: int, path: Path) -> Message | None:
@@ -170,5 +170,5 @@ def _parse(line: bytes, number: int, path: Path) -> Message | None:
     match record:
         case {"role": str(role), "content": str(content)} if role in ROLES:
             reason = record.get("finish_reason")
-            return Message(role, content, reason if isinstance(reason, str) else None)
+            return Message(role, readable(content), reason if isinstance(reason, str) else None)
     raise UsageError(f"{path}, line {number}: no message; expected a role ({', '.join(ROLES)}) and a text as content")

@@ -10,11 +10,20 @@ import typer
 from kvlite.cli import options as opt
 
 
+def _complete_word(ctx: typer.Context, incomplete: str) -> list[str]:
+    from kvlite.catalog.completion import complete_model
+
+    is_model = not ctx.params.get("words") and ctx.params.get("model") is None
+    return list(complete_model(incomplete)) if is_model else []
+
+
 def run(
     words: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[MODEL] [PROMPT]...", help="The model, unless -m names it, and the prompt; - is stdin."
+            metavar="[MODEL] [PROMPT]...",
+            help="The model, unless -m names it, and the prompt; - is stdin.",
+            autocompletion=_complete_word,
         ),
     ] = None,
     model: opt.ModelOption = None,

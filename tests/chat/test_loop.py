@@ -90,6 +90,12 @@ def test_an_unknown_command_is_answered_with_a_suggestion_and_never_sent(held, l
     assert hint in held.said and held.engine.requests == []
 
 
+def test_typed_bytes_that_are_not_utf8_become_readable(held):
+    held.type("caf\udce9", "/system \udce9")
+    assert held.engine.fed_text == "" and held.chat.session.system == "?"
+    assert held.engine.requests[0].ids == tuple(map(ord, "u:caf?|a:"))
+
+
 @pytest.mark.parametrize("line", ["/exit", "/quit", "/bye"])
 def test_leaving(held, line):
     held.type(line, "never read")

@@ -126,6 +126,15 @@ def test_the_system_prompt_is_fed_and_raw_is_not_a_chat(body):
     assert body("Hello", "--raw", "-n", "2")["usage"]["prompt_tokens"] < plain
 
 
+@pytest.mark.parametrize(("line", "offers"), [("kvlite run de", True), ("kvlite run demo de", False)])
+def test_the_first_word_is_completed_as_a_model(capfd, monkeypatch, line, offers):
+    monkeypatch.setenv("_KVLITE_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", line)
+    monkeypatch.setenv("COMP_CWORD", str(len(line.split()) - 1))
+    main([])
+    assert ("demo" in capfd.readouterr().out.split()) is offers
+
+
 def test_time_is_said_on_stderr(run):
     assert "tok/s" in run("demo", "Hello", "--time", "-q")[2]
 
