@@ -7,7 +7,7 @@ from dataclasses import replace
 from kvlite.errors import BudgetTooSmall
 from kvlite.memory.budget import Budget, BudgetKind
 from kvlite.memory.format import SlotFormat, human_bytes
-from kvlite.memory.plan import MOST_CHUNK, CachePlan, plan_cache
+from kvlite.memory.plan import AUTO_SHARE, MOST_CHUNK, CachePlan, plan_cache
 from kvlite.memory.shape import ModelShape
 
 DEFAULT_ROW_SLOTS = 2048
@@ -46,15 +46,19 @@ def plan_rows(
         )
 
     whole = plan(total, 1, free_bytes)
-    if per_sequence is None:
-        row = plan(Budget(BudgetKind.TOKENS, min(whole.slots, DEFAULT_ROW_SLOTS)), 1, None)
-    else:
+    if per_sequence is not None:
         row = plan(per_sequence, 1, whole.budget_bytes if per_sequence.kind is not BudgetKind.BYTES else None)
-    if row.reserved_bytes > whole.budget_bytes:
+    elif total.kind is BudgetKind.FULL:
+        row = whole
+    else:
+        row = plan(Budget(BudgetKind.TOKENS, min(whole.slots, DEFAULT_ROW_SLOTS)), 1, None)
+    follows_rows = total.kind in (BudgetKind.AUTO, BudgetKind.FULL) and free_bytes is not None
+    allowed = int(free_bytes * AUTO_SHARE) if follows_rows and free_bytes is not None else whole.budget_bytes
+    if row.reserved_bytes > allowed:
         raise BudgetTooSmall(
-            f"one sequence takes {human_bytes(row.reserved_bytes)}, the KV budget {human_bytes(whole.budget_bytes)}; "
+            f"one sequence takes {human_bytes(row.reserved_bytes)}, the KV budget {human_bytes(allowed)}; "
             "give a smaller --kv-per-seq or a larger --kv-budget"
         )
-    rows = min(most_rows, whole.budget_bytes // row.reserved_bytes)
-    rows_plan = plan(Budget(BudgetKind.TOKENS, row.slots), rows, None)
-    return replace(rows_plan, budget_bytes=whole.budget_bytes, capped_by=row.capped_by)
+    rows = plan(Budget(BudgetKind.TOKENS, row.slots), min(most_rows, allowed // row.reserved_bytes), None)
+    budget_bytes = rows.reserved_bytes if follows_rows else allowed
+    return replace(rows, budget_bytes=budget_bytes, capped_by=row.capped_by)

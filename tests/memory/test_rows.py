@@ -1,0 +1,69 @@
+"""Rows of a batch: inside the budget, equal, and as large as if each were alone."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kvlite.errors import BudgetTooSmall
+from kvlite.memory.budget import Budget
+from kvlite.memory.format import slot_format
+from kvlite.memory.plan import CachePlan
+from kvlite.memory.rows import DEFAULT_ROW_SLOTS, plan_rows
+from kvlite.memory.shape import LayerShape, ModelShape
+
+SHAPE = ModelShape("llama", (LayerShape("full", 2, 32, 32),) * 3, 64, 4, 100, 128, 8192, "rotary", "default", "float32")
+
+
+def rows(total: str, per_sequence: str | None = None, most_rows: int = 16, free_bytes: int = 10**9) -> CachePlan:
+    return plan_rows(
+        SHAPE,
+        Budget.parse(total),
+        Budget.parse(per_sequence) if per_sequence else None,
+        most_rows=most_rows,
+        slot_format=slot_format("auto", "float32"),
+        state_bytes_per_slot=4,
+        free_bytes=free_bytes,
+        protected_slots=9,
+    )
+
+
+@given(st.integers(100_000, 10**8), st.integers(1, 64))
+def test_rows_stay_inside_the_budget(num_bytes: int, most_rows: int) -> None:
+    plan = rows(f"{num_bytes}B", most_rows=most_rows)
+    assert plan.reserved_bytes <= plan.budget_bytes == num_bytes
+    assert 1 <= plan.rows <= most_rows
+
+
+@given(st.integers(1, 64), st.integers(1, 64))
+def test_the_slots_of_a_row_do_not_depend_on_how_many_there_are(one: int, other: int) -> None:
+    assert rows("20MB", most_rows=one).slots == rows("20MB", most_rows=other).slots
+
+
+def test_a_large_budget_is_many_rows_not_long_ones() -> None:
+    plan = rows("100MB")
+    assert (plan.rows, plan.slots) == (16, DEFAULT_ROW_SLOTS)
+
+
+def test_auto_gives_every_row_there_may_be_where_memory_allows() -> None:
+    plan = rows("auto")
+    assert (plan.rows, plan.slots) == (16, DEFAULT_ROW_SLOTS)
+    assert plan.budget_bytes == plan.reserved_bytes
+    tight = rows("auto", free_bytes=10_000_000)
+    assert tight.rows < 16
+    assert tight.reserved_bytes <= 9_000_000
+
+
+def test_full_rows_hold_the_whole_window() -> None:
+    plan = rows("full", free_bytes=100_000_000)
+    assert plan.slots == rows("full", most_rows=1).slots == 7680
+    assert plan.rows > 1
+    assert plan.reserved_bytes <= 100_000_000
+
+
+def test_one_sequences_budget_is_honoured() -> None:
+    assert rows("10MB", "100tok").slots == 100
+    assert rows("10MB", "1MB").reserved_bytes <= 10_000_000
+    with pytest.raises(BudgetTooSmall, match="give a smaller --kv-per-seq"):
+        rows("1MB", "2MB")
