@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -130,13 +131,14 @@ class Session:
         try:
             request = self._request(encoded)
             decoder = self._text.answer(encoded, stop=self.settings.stop)
-            for event in stream_answer(self._engine, request, decoder):
-                if isinstance(event, Answer):
-                    if event.text or event.finish_reason is not FinishReason.CANCELLED:
-                        self._keep(user, event)
-                    yield self._finished(event, evicted_before, request.sampling.seed)
-                else:
-                    yield event
+            with closing(stream_answer(self._engine, request, decoder)) as events:
+                for event in events:
+                    if isinstance(event, Answer):
+                        if event.text or event.finish_reason is not FinishReason.CANCELLED:
+                            self._keep(user, event)
+                        yield self._finished(event, evicted_before, request.sampling.seed)
+                    else:
+                        yield event
         finally:
             if self.unsent is not None:
                 self._go_back(start)
