@@ -12,6 +12,7 @@ import torch
 
 from kvlite.cache.cache import CacheSnapshot, SlotCache
 from kvlite.cache.policy import Policy
+from kvlite.engine.inputs import Inputs
 from kvlite.engine.meter import Meter
 from kvlite.engine.request import Completion, FinishReason, Request, Timing, Token
 from kvlite.engine.row import Row
@@ -199,38 +200,20 @@ class Engine:
             yield from self._take(rows[i], token)
 
     def _forward(self, feed: Feed) -> torch.Tensor:
-        """Feed the ids, right-aligned, and give the logits of the last position [n, 1, V]."""
+        """Feed the ids and give the logits of the last position [n, 1, V]."""
         rows = self._rows[feed.rows]
-        width = max(len(ids) for ids in feed.ids)
+        window = self.loaded.window
         for row, ids in zip(rows, feed.ids, strict=True):
-            if ids and self.loaded.window is not None and row.rot + len(ids) > self.loaded.window:
+            if ids and window is not None and row.rot + len(ids) > window:
                 row.rot = self.cache.rerotate(row.index)
-        device = self.loaded.device
-
-        def aligned(values: list[Iterable[int]], padding: int, dtype: torch.dtype) -> torch.Tensor:
-            filled = [[padding] * (width - len(held := list(value))) + held for value in values]
-            return torch.tensor(filled, dtype=dtype, device=device)
-
-        def counted(starts: list[int]) -> torch.Tensor:
-            ranges = [range(start, start + len(ids)) for start, ids in zip(starts, feed.ids, strict=True)]
-            return aligned(list(ranges), -1, torch.int32)
-
-        pos, rot = counted([row.seen for row in rows]), counted([row.rot for row in rows])
-        counts = [len(ids) for ids in feed.ids]
-        step = self.cache.begin(feed.rows, pos, rot, counts, self._pins(rows))
-        logits = self.loaded.forward(aligned(list(feed.ids), 0, torch.int64), step)
-        for row, count in zip(rows, counts, strict=True):
+        inputs = Inputs.of(feed, rows, self.loaded.device)
+        step = self.cache.begin(feed.rows, inputs.pos, inputs.rot, inputs.counts, inputs.pins)
+        logits = self.loaded.forward(inputs.ids, step)
+        for row, count in zip(rows, inputs.counts, strict=True):
             row.seen += count
             row.rot += count
             row.unfed = None if count else row.unfed
         return logits
-
-    def _pins(self, rows: list[Row]) -> torch.Tensor | None:
-        most = max(len(row.pins) for row in rows)
-        if not most:
-            return None
-        spans = [[*row.pins, *[(0, 0)] * (most - len(row.pins))] for row in rows]
-        return torch.tensor(spans, dtype=torch.int32, device=self.loaded.device)
 
     def _draw(self, row: Row) -> Draw:
         assert row.job is not None
