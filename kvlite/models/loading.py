@@ -6,11 +6,14 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import PickleError
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.quantizers.auto import AutoHfQuantizer
 from transformers.utils import logging as transformers_logging
 
 from kvlite.errors import BrokenModel, DoesNotFit, KvliteError, ModelError, OutOfMemory, UnsupportedModel, UsageError
@@ -23,7 +26,21 @@ from kvlite.models.seam import register
 QUANTS = ("none", "8bit", "4bit", "nf4", "fp4")
 """4bit is nf4 with its scales quantised too."""
 
-_PARSER_ERRORS = (OSError, ValueError, RuntimeError, TypeError, KeyError, AttributeError, ImportError, SafetensorError)
+_PARSER_ERRORS = (
+    OSError,
+    ValueError,
+    RuntimeError,
+    TypeError,
+    LookupError,
+    ArithmeticError,
+    AttributeError,
+    AssertionError,
+    ImportError,
+    EOFError,
+    PickleError,
+    SafetensorError,
+    StrictDataclassError,
+)
 """What transformers and the parsers below it raise on files they cannot use."""
 
 
@@ -58,7 +75,7 @@ def load(folder: Path, config: Mapping[str, Any], options: LoadOptions) -> Loade
     """Load the model in `folder` whose config.json is `config`.
 
     Raises UnsupportedModel where kvlite cannot bound the family, BrokenModel on damaged files, OutOfMemory where the
-    weights do not fit, UsageError on an unknown device.
+    weights do not fit, UsageError on an unknown device and on quantising what is quantised already.
     """
     shape = ModelShape.from_config(config)
     device = pick_device(options.device)
@@ -66,6 +83,7 @@ def load(folder: Path, config: Mapping[str, Any], options: LoadOptions) -> Loade
     shape = ModelShape.from_config(config, dtype=str(dtype).removeprefix("torch."))
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
+    _refuse_quantisation(folder, config, options)
     register()
     tokenizer = _tokenizer(folder, options)
     model = _model(folder, options, dtype, device)
@@ -95,7 +113,13 @@ def _tokenizer(folder: Path, options: LoadOptions) -> PreTrainedTokenizerBase:
         tokenizer = AutoTokenizer.from_pretrained(
             folder, trust_remote_code=options.trust_remote_code, local_files_only=True
         )
-    except _PARSER_ERRORS as error:
+        tokenizer.encode("a")  # some mistakes show only here
+    except Exception as error:
+        if type(error) is not Exception and not isinstance(error, _PARSER_ERRORS):  # tokenizers raises plain Exception
+            raise
+        if "instantiate the backend tokenizer" in str(error):
+            message = f"{folder} has no tokenizer (tokenizer.json); copy it from the model it was made from"
+            raise BrokenModel(message) from error
         raise BrokenModel(f"the tokenizer in {folder} cannot be loaded: {_first_line(error)}") from error
     assert isinstance(tokenizer, PreTrainedTokenizerBase)
     return tokenizer
@@ -107,6 +131,7 @@ def _model(folder: Path, options: LoadOptions, dtype: torch.dtype, device: torch
         "attn_implementation": "eager",
         "trust_remote_code": options.trust_remote_code,
         "local_files_only": True,
+        "ignore_mismatched_sizes": True,  # they are told by name below; transformers would only say that there are some
         "use_safetensors": None if options.allow_pickle else True,
     }
     if device.type == "cuda" or options.quant != "none":
@@ -124,14 +149,42 @@ def _model(folder: Path, options: LoadOptions, dtype: torch.dtype, device: torch
     except _PARSER_ERRORS as error:
         raise _loading_error(folder, error) from error
     model, info = loaded
-    missing = sorted(info["missing_keys"])
-    if missing:
-        raise BrokenModel(f"the weights in {folder} lack {len(missing)} tensors, {missing[0]} first; download it again")
+    _require_tensors(folder, info)
     assert isinstance(model, PreTrainedModel)
     if "device_map" not in arguments:
         torch.nn.Module.to(model, device)
     model.eval()
     return model
+
+
+def _refuse_quantisation(folder: Path, config: Mapping[str, Any], options: LoadOptions) -> None:
+    """Refuse what transformers would pass over: a quantisation it does not know, and one on top of another."""
+    of_model = config.get("quantization_config")
+    if of_model is None:
+        return
+    method = of_model.get("quant_method") if isinstance(of_model, Mapping) else None
+    if not isinstance(of_model, Mapping) or (method and not AutoHfQuantizer.supports_quant_method(of_model)):
+        raise UnsupportedModel(f"{folder} is quantised by {method or of_model!r}, which transformers does not load")
+    if options.quant != "none":
+        raise UsageError(f"{folder} is quantised already ({method}); leave out --quant {options.quant}")
+
+
+def _require_tensors(folder: Path, info: Mapping[str, Any]) -> None:
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise BrokenModel(f"the weights in {folder} lack {_first(missing)}; download it again")
+    mismatched = sorted(info["mismatched_keys"])
+    if mismatched:
+        _, held, wanted = mismatched[0]
+        names = _first([name for name, *_ in mismatched])
+        raise BrokenModel(
+            f"config.json does not fit the weights in {folder}: {names}, {list(held)} for {list(wanted)}; "
+            "download it again"
+        )
+
+
+def _first(names: list[str]) -> str:
+    return f"{names[0]} and {len(names) - 1} more" if names[1:] else names[0]
 
 
 def _quantization(quant: str, dtype: torch.dtype) -> Any:
@@ -175,5 +228,6 @@ def _require_vocabulary(config: PretrainedConfig, tokenizer: PreTrainedTokenizer
 
 
 def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    said = lines[:2] if lines and lines[0].endswith(":") else lines[:1]
+    return " ".join([f"{type(error).__name__}:", *said]) if said else type(error).__name__
