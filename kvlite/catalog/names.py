@@ -89,7 +89,7 @@ def resolve_model(name: str, *, revision: str | None = None) -> ModelRef:
     if _REPO.fullmatch(hub_name) and "--" not in hub_name and ".." not in hub_name:
         known = alias_of(hub_name)
         return ModelRef(alias=known.name if known else None, repo=known.repo if known else hub_name, revision=revision)
-    raise ModelNotFound(f"no model is called {name!r}; {_suggestion(hub_name)}")
+    raise ModelNotFound(f"no model is called {name!r:.80}; {_suggestion(hub_name)}")
 
 
 def _looks_like_path(name: str) -> bool:
@@ -107,7 +107,7 @@ def _folder(name: str, revision: str | None) -> ModelRef:
     if os.path.isfile(path):  # noqa: PTH113
         raise ModelNotFound(f"{name!r} is a file; give the folder that holds config.json")
     if not os.path.isdir(path):  # noqa: PTH112
-        raise ModelNotFound(f"there is no folder {name!r}; for a model on the Hub write org/name")
+        raise ModelNotFound(f"there is no folder {name!r:.300}; for a model on the Hub write org/name")
     return ModelRef(path=path.resolve())
 
 

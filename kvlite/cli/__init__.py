@@ -146,7 +146,7 @@ def _explain(error: BaseException, call: Invocation) -> int:
 
 
 def _usage_line(error: ClickException) -> str:
-    message = error.format_message().rstrip(".")
+    message = error.format_message().rstrip(".").replace(": Value error, ", ": ")  # pydantic's own words
     ctx = error.ctx if isinstance(error, TyperUsageError) else None
     if ctx is None:
         return message

@@ -28,13 +28,13 @@ def choose_model(
     from kvlite.batch.prepare import Terms
     from kvlite.memory.budget import Budget
 
-    options = model_options(model=named or from_lines, **flags)
+    options = model_options(model=from_lines if named is None else named, **flags)
     budgets = [budget for budget in (options.kv_budget, options.kv_per_seq) if budget]
     access = _Access(options, batch_size, budget_source)
-    is_unnamed = not (named or from_lines or default_model())
+    is_unnamed = named is None and from_lines is None and not default_model()
     return Model(
         terms=Terms(
-            model=None if named else options.model,
+            model=None if named is not None else options.model,
             kv_budgets=tuple(str(Budget.parse(budget)) for budget in budgets),
             kv_policy=options.kv_policy,
             on_full=options.on_full,

@@ -60,3 +60,11 @@ def console() -> Console:
 def default_model() -> str | None:
     """The model of `KVLITE_MODEL` or of `default_model` in a config file; None when neither names one."""
     return invocation().default_model
+
+
+def chosen_model(named: str | None) -> str:
+    """The model `named` on the command line, else the user's default, else the built-in one.
+
+    An empty name stays what it is: a shell variable that is not set must not choose another model.
+    """
+    return named if named is not None else default_model() or BUILT_IN_MODEL

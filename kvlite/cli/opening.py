@@ -6,10 +6,10 @@ The order is that of what fails fastest: words first, then files, then memory, t
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from kvlite.errors import DoesNotFit, UsageError
+from kvlite.errors import BrokenModel, DoesNotFit, UsageError
 
 if TYPE_CHECKING:
     import torch
@@ -188,22 +188,20 @@ def _assemble(
 def model_sampling(generation: Mapping[str, Any]) -> Sampling:
     """How generation_config.json wants the model sampled; greedy where it does not ask for sampling.
 
-    Raises UsageError where a value is out of range.
+    Raises BrokenModel where a value cannot be.
     """
     from kvlite.engine.request import Sampling
 
-    settings = Sampling()
-    penalty = generation.get("repetition_penalty")
-    if isinstance(penalty, int | float) and penalty > 0:
-        settings = replace(settings, repetition_penalty=float(penalty))
-    if not generation.get("do_sample"):
-        return settings
-    given: dict[str, Any] = {}
-    for name, kind in (("temperature", float), ("top_k", int), ("top_p", float), ("min_p", float)):
-        value = generation.get(name, 1.0 if name == "temperature" else None)
-        if value is None:
-            continue
-        if not isinstance(value, int | float):
-            raise UsageError(f"generation_config.json: {name} is {value!r}; expected a number")
-        given[name] = kind(value)
-    return replace(settings, **given)
+    kinds: dict[str, type] = {"repetition_penalty": float}
+    if generation.get("do_sample"):
+        kinds |= {"temperature": float, "top_k": int, "top_p": float, "min_p": float}
+    given: dict[str, Any] = {"temperature": 1.0} if "temperature" in kinds else {}
+    try:
+        for name, kind in kinds.items():
+            if generation.get(name) is not None:
+                given[name] = kind(generation[name])
+        return Sampling(**given)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise BrokenModel(f"generation_config.json: {name} is {generation[name]!r}; expected a number") from error
+    except UsageError as error:
+        raise BrokenModel(f"generation_config.json: {error}") from error

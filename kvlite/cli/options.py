@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from kvlite.cli.invocation import BUILT_IN_MODEL as BUILT_IN_MODEL
+from kvlite.cli.invocation import chosen_model
 from kvlite.cli.invocation import console as console
 from kvlite.cli.invocation import default_model as default_model
 from kvlite.errors import UsageError
@@ -218,7 +219,7 @@ def model_options(*, model: str | None, four_bit: bool = False, quant: str | Non
         raise UsageError(f"--4bit contradicts --quant {quant}; give one of them")
     flags["quant"] = "4bit" if four_bit else quant
     given = {name: value for name, value in flags.items() if value is not None}
-    return ModelOptions(model=model or default_model() or BUILT_IN_MODEL, **given)
+    return ModelOptions(model=chosen_model(model), **given)
 
 
 def sampling(*, greedy: bool = False, temperature: float | None = None, **flags: float | int | None) -> dict[str, Any]:

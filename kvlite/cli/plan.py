@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from kvlite.cli.invocation import BUILT_IN_MODEL, console, default_model
+from kvlite.cli.invocation import chosen_model, console
 from kvlite.cli.options import (
     Device,
     Dtype,
@@ -70,7 +70,7 @@ def plan(
         raise UsageError(f"--4bit contradicts --quant {quant}; give one of them")
     budget = _budget(kv_budget, context, solve)
     place = _device(device, vram)
-    ref = resolve_model(model or default_model() or BUILT_IN_MODEL, revision=revision)
+    ref = resolve_model(chosen_model(model), revision=revision)
     facts = model_facts(ref, offline=offline)
     scenario = _scenario(facts, place, dtype, kv_policy, kv_dtype, "4bit" if four_bit else quant or "none")
     scenario = replace(scenario, rows=batch_size, chunk_limit=prefill_chunk or scenario.chunk_limit)

@@ -26,8 +26,10 @@ def split_words(words: Sequence[str], model: str | None, default: str, console: 
 
     With neither, `default` answers, and stderr says so. Raises ModelNotFound when a word looks like a model's name.
     """
-    if model is not None or not words:
-        return model or default, list(words)
+    if model is not None:
+        return model, list(words)
+    if not words:
+        return default, []
     from kvlite.catalog.names import resolve_model
 
     try:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kvlite.cli.invocation import BUILT_IN_MODEL, default_model
+from kvlite.cli.invocation import chosen_model
 from kvlite.cli.options import ModelArg, Offline, Revision, console
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def show(
     from kvlite.catalog.names import resolve_model
 
     out = console()
-    ref = resolve_model(model or default_model() or BUILT_IN_MODEL, revision=revision)
+    ref = resolve_model(chosen_model(model), revision=revision)
     facts = model_facts(ref, offline=offline)
     if license:
         out.line(_license(ref, facts, offline))
