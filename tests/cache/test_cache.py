@@ -1,0 +1,402 @@
+"""What holds of the cache whatever is fed to it, in whatever chunks, to however many rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from kvlite.cache.cache import SlotCache
+from kvlite.cache.policies.full import Full
+from kvlite.cache.policies.h2o import H2O
+from kvlite.cache.policies.heavy_hitter import HeavyHitter
+from kvlite.cache.policies.window import Window
+from kvlite.cache.policy import Policy
+from kvlite.cache.rotation import Rotation
+from kvlite.memory.counts import KVCounts
+from kvlite.memory.shape import LayerShape, ModelShape
+from tests.cache.driving import (
+    CPU,
+    Driver,
+    Span,
+    attention_layer,
+    make_cache,
+    make_plan,
+    model_shape,
+    positions,
+    random_streams,
+    rotated,
+)
+from tests.parity.compare import assert_parity
+
+POLICIES: tuple[Policy, ...] = (
+    HeavyHitter(),
+    HeavyHitter(sinks=1, grace=1, horizon=7),
+    HeavyHitter(sinks=0, recent_share=0.5),
+    H2O(),
+    H2O(sinks=3),
+    Window(),
+    Window(sinks=2),
+)
+examples = settings(max_examples=60, deadline=None, derandomize=True)
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """A cache and what is fed to it: `steps` of tokens per row; `pins` as each row's request gives them."""
+
+    policy: Policy
+    slots: int
+    shape: ModelShape
+    group: int
+    pins: tuple[tuple[Span, ...], ...]
+    steps: tuple[tuple[int, ...], ...]
+
+    @property
+    def rows(self) -> int:
+        return len(self.pins)
+
+    def driver(self, rotations: dict[int, Rotation] | None = None) -> Driver:
+        """The cache, empty, and what will be fed; as long again for tests that go on."""
+        length = 2 * sum(max(step) for step in self.steps) + 40
+        streams = [random_streams(self.shape, self.group, length, seed) for seed in range(self.rows)]
+        cache = make_cache(self.shape, self.slots, self.policy, self.rows)
+        return Driver(cache, streams, self.pins, rotations or {})
+
+    def played(self) -> Iterator[Driver]:
+        """The cache before the first step and after every one."""
+        driver = self.driver()
+        yield driver
+        for counts in self.steps:
+            driver.feed(counts)
+            yield driver
+
+
+@st.composite
+def scenarios(draw: st.DrawFn) -> Scenario:
+    policy = draw(st.sampled_from(POLICIES))
+    slots = policy.min_slots() + draw(st.integers(0, 12))
+    dim = draw(st.sampled_from((4, 6)))
+    windows = draw(st.lists(st.integers(1, slots + 5), max_size=2))
+    layers = [attention_layer(draw(st.integers(1, 3)), dim, window) for window in (None, *windows)]
+    rows = draw(st.integers(1, 3))
+    room = slots - policy.sinks - policy.recent(slots) - 1
+    pins = []
+    for _ in range(rows):
+        size = draw(st.integers(0, max(0, room)))
+        start = draw(st.integers(0, 25))
+        pins.append(((start, start + size),) if size else ())
+    tokens = st.one_of(st.just(1), st.integers(0, 20))
+    steps = draw(st.lists(st.tuples(*[tokens] * rows).filter(any), min_size=1, max_size=9))
+    return Scenario(policy, slots, model_shape(*layers), draw(st.sampled_from((1, 3))), tuple(pins), tuple(steps))
+
+
+@examples
+@given(scenarios())
+def test_bytes_and_addresses_never_change(scenario: Scenario) -> None:
+    seen = {
+        (driver.cache.num_bytes, *(tensor.data_ptr() for tensor in driver.cache.tensors()))
+        for driver in scenario.played()
+    }
+    assert len(seen) == 1
+
+
+@examples
+@given(scenarios())
+def test_nothing_is_evicted_while_a_slot_is_free_and_no_head_holds_more_than_its_slots(scenario: Scenario) -> None:
+    for driver in scenario.played():
+        for layer in driver.cache.layers.values():
+            for row, seen in enumerate(driver.seen):
+                assert [len(head) for head in positions(layer, row)] == [min(layer.slots, seen)] * layer.shape.kv_heads
+                assert driver.cache.live(row, layer.slots) == min(layer.slots, seen)
+
+
+@examples
+@given(scenarios())
+def test_live_slots_are_a_prefix_and_hold_each_position_once(scenario: Scenario) -> None:
+    for driver in scenario.played():
+        for layer in driver.cache.layers.values():
+            for row, seen in enumerate(driver.seen):
+                live = min(layer.slots, seen)
+                pos = layer.pos[row, :, : layer.slots]
+                assert (pos[:, live:] == -1).all()
+                assert (pos[:, :live] >= 0).all() and (pos[:, :live] < seen).all()
+                assert all(len(set(head)) == live for head in pos[:, :live].tolist())
+
+
+@examples
+@given(scenarios())
+def test_a_live_slot_holds_the_key_and_value_of_its_position(scenario: Scenario) -> None:
+    *_, driver = scenario.played()
+    for index, layer in driver.cache.layers.items():
+        k, v = layer.store.read(slice(0, scenario.rows), layer.slots)
+        for row in range(scenario.rows):
+            stream = driver.streams[row][index]
+            live = driver.cache.live(row, layer.slots)
+            for head, held in enumerate(layer.pos[row, :, :live].long()):
+                assert torch.equal(k[row, head, :live], stream.k[head, held])
+                assert torch.equal(v[row, head, :live], stream.v[head, held])
+                assert torch.equal(layer.rot[row, head, :live].long(), held)
+
+
+@examples
+@given(scenarios())
+def test_the_recent_window_is_never_evicted(scenario: Scenario) -> None:
+    for driver in scenario.played():
+        for layer in driver.cache.layers.values():
+            for row, seen in enumerate(driver.seen):
+                recent = min(scenario.policy.recent(layer.slots), max(1, layer.slots - 1))
+                assert all(set(range(max(0, seen - recent), seen)) <= head for head in positions(layer, row))
+
+
+@examples
+@given(scenarios())
+def test_sinks_and_pins_are_never_evicted_where_a_layer_sees_everything(scenario: Scenario) -> None:
+    for driver in scenario.played():
+        for layer in driver.cache.layers.values():
+            if layer.shape.window is not None:
+                continue
+            for row, seen in enumerate(driver.seen):
+                kept = {*range(scenario.policy.sinks), *(p for span in scenario.pins[row] for p in range(*span))}
+                assert all({p for p in kept if p < seen} <= head for head in positions(layer, row))
+
+
+@examples
+@given(scenarios())
+def test_a_sliding_layer_with_room_for_its_window_loses_nothing_it_still_sees(scenario: Scenario) -> None:
+    for driver in scenario.played():
+        for layer in driver.cache.layers.values():
+            if layer.shape.window is None or layer.slots < layer.shape.window:
+                continue
+            for row, seen in enumerate(driver.seen):
+                visible = set(range(max(0, seen - layer.shape.window + 1), seen))
+                assert all(visible <= head for head in positions(layer, row))
+
+
+@examples
+@given(scenarios())
+def test_reset_leaves_nothing_of_a_row_and_touches_no_other(scenario: Scenario) -> None:
+    *_, driver = scenario.played()
+    cache, last = driver.cache, scenario.rows - 1
+    others = [tensor[:last].clone() for tensor in cache.tensors()]
+    cache.reset(last)
+    for layer in cache.layers.values():
+        assert (layer.pos[last] == -1).all() and (layer.rot[last] == -1).all()
+        assert layer.mass is None or not layer.mass[last].any()
+        assert cache.live(last, layer.slots) == 0
+    assert all(torch.equal(tensor[:last], before) for tensor, before in zip(cache.tensors(), others, strict=True))
+    driver.seen[last] = driver.rot[last] = 0
+    fresh = Driver(
+        make_cache(scenario.shape, scenario.slots, scenario.policy), driver.streams[last:], driver.pins[last:]
+    )
+    for count in (9, 1, 7, 1):
+        for again, first in zip(driver.feed([count], last), fresh.feed([count]), strict=True):
+            assert_parity("out", again[0], first[0])
+    for index, layer in cache.layers.items():
+        assert positions(layer, last) == positions(fresh.cache.layers[index])
+
+
+TURNS = Rotation(50.0 ** -(torch.arange(2) / 2), 0, False)
+
+
+@examples
+@given(scenarios(), st.booleans(), st.lists(st.integers(1, 9), min_size=1, max_size=5))
+def test_a_restored_snapshot_continues_as_the_row_did(scenario: Scenario, turned: bool, then: list[int]) -> None:
+    driver = scenario.driver({0: TURNS})
+    for counts in scenario.steps:
+        driver.feed(counts)
+    if turned:
+        driver.rerotate(0)
+    cache, row = driver.cache, scenario.rows - 1
+    snapshot = cache.snapshot(0)
+    assert snapshot.num_bytes == cache.live_bytes(0)
+    was = driver.seen[0], driver.rot[0]
+    first = [driver.feed([count]) for count in then]
+    held = {index: positions(layer) for index, layer in cache.layers.items()}
+
+    cache.restore(row, snapshot)
+    driver.streams = [driver.streams[0]] * scenario.rows
+    driver.pins = [driver.pins[0]] * scenario.rows
+    driver.seen[row], driver.rot[row] = was
+    for count, outs in zip(then, first, strict=True):
+        for index, (again, out) in enumerate(zip(driver.feed([count], row), outs, strict=True)):
+            assert_parity(f"out of layer {index}", again[0], out[0])
+    assert {index: positions(layer, row) for index, layer in cache.layers.items()} == held
+
+
+@examples
+@given(scenarios())
+def test_rotations_after_rerotation_are_consecutive_in_the_order_of_positions(scenario: Scenario) -> None:
+    rotations = dict.fromkeys(range(len(scenario.shape.layers)), TURNS)
+    driver = scenario.driver(rotations)
+    for counts in scenario.steps:
+        driver.feed(counts)
+    for row in range(scenario.rows):
+        driver.rerotate(row)
+    for counts in scenario.steps[:3]:  # and on from there
+        driver.feed(counts)
+    assume(max(driver.seen))
+    for row, seen in enumerate(driver.seen):
+        driver.rerotate(row)
+        assert driver.rot[row] == min(seen, scenario.slots)
+        for index, layer in driver.cache.layers.items():
+            live = driver.cache.live(row, layer.slots)
+            for head in range(layer.shape.kv_heads):
+                pos, rot, key = (
+                    tensor[row, head, :live] for tensor in (layer.pos, layer.rot, layer.store.tensors["k"])
+                )
+                assert rot[pos.argsort()].tolist() == list(range(driver.rot[row] - live, driver.rot[row]))
+                raw = driver.streams[row][index].k[head, pos.long()]
+                assert_parity("keys", key, rotated(raw, rot, TURNS), 1e-4)
+
+
+def test_a_layer_whose_rotation_is_not_known_keeps_its_keys() -> None:
+    shape = model_shape(attention_layer(), attention_layer())
+    driver = Driver(make_cache(shape, 12, HeavyHitter()), [random_streams(shape, 1, 40, 0)], rotations={0: TURNS})
+    driver.feed([30])
+    before = driver.cache.layers[1].store.tensors["k"].clone()
+    driver.rerotate(0)
+    assert torch.equal(driver.cache.layers[1].store.tensors["k"], before)
+
+
+@st.composite
+def shapes(draw: st.DrawFn) -> ModelShape:
+    layers = [attention_layer(draw(st.integers(1, 3)), draw(st.sampled_from((8, 80))))]
+    for _ in range(draw(st.integers(0, 4))):
+        dim, v_dim = draw(st.sampled_from((4, 24, 64))), draw(st.sampled_from((4, 20)))
+        window = draw(st.sampled_from((None, 1, 5, 30)))
+        kind = draw(st.sampled_from(("attention", "state", "hybrid")))
+        if kind == "state":
+            layers.append(LayerShape("state", 0, 0, 0, None, draw(st.integers(1, 999))))
+        else:
+            sliding = "full" if window is None else "sliding"
+            state = 128 if kind == "hybrid" else 0
+            layers.append(LayerShape(sliding, draw(st.integers(1, 4)), dim, v_dim, window, state))
+    return model_shape(*draw(st.permutations(layers)), max_positions=draw(st.sampled_from((None, 64))))
+
+
+@examples
+@given(
+    shapes(),
+    st.sampled_from((*POLICIES, Full())),
+    st.sampled_from(("float32", "bfloat16", "float16")),
+    st.integers(1, 3),
+    st.integers(1, 40),
+    st.integers(0, 3000),
+)
+def test_planned_bytes_are_measured_bytes_and_within_the_budget(
+    shape: ModelShape, policy: Policy, dtype: str, rows: int, slots: int, spare: int
+) -> None:
+    budget = make_plan(shape, f"{slots}tok", policy, rows, dtype).reserved_bytes + spare
+    plan = make_plan(shape, f"{budget}B", policy, rows, dtype)
+    cache = SlotCache(shape, plan, policy, getattr(torch, dtype), CPU)
+    assert plan.slots >= slots
+    assert cache.num_bytes == plan.reserved_bytes - plan.state_bytes
+    assert sum(tensor.nbytes for tensor in cache.tensors()) + plan.state_bytes <= budget
+    assert cache.bytes_for(plan.slots) == plan.reserved_bytes
+
+    def held(*names: str) -> int:
+        return sum(
+            layer.tensors[name][:, :, :-1].numel() * layer.tensors[name].itemsize
+            for layer in cache.layers.values()
+            for name in names
+            if name in layer.tensors
+        )
+
+    assert held("k", "v") == plan.k_v_bytes
+    assert held("pos", "rot") == plan.position_bytes
+    assert held("mass") == plan.policy_state_bytes
+    assert cache.num_bytes - held("k", "v", "pos", "rot", "mass") == plan.staging_bytes
+
+
+@examples
+@given(
+    st.integers(2, 20),
+    st.lists(st.one_of(st.none(), st.integers(1, 28)), min_size=1, max_size=3),
+    st.lists(st.integers(1, 7), max_size=4),
+)
+def test_room_is_how_many_tokens_fit_before_one_that_is_still_visible_goes(
+    slots: int, windows: list[int | None], fed: list[int]
+) -> None:
+    assume(any(window is None or window > slots + 1 for window in windows))
+    shape = model_shape(*(attention_layer(1, 4, window) for window in windows))
+    cache = make_cache(shape, slots, Full())
+    driver = Driver(cache, [random_streams(shape, 1, 60, 0)])
+
+    def sees_all() -> bool:
+        seen = driver.seen[0]
+        spans = [(0 if window is None else max(0, seen - window + 1), seen) for window in windows]
+        return all(
+            set(range(*span)) <= head
+            for span, layer in zip(spans, cache.layers.values(), strict=True)
+            for head in positions(layer)
+        )
+
+    for count in fed:
+        driver.feed([min(count, cache.room(0)) or 0])
+    room = cache.room(0)
+    assert room == slots - driver.seen[0]
+    driver.feed([room])
+    assert cache.room(0) == 0 and sees_all()
+    driver.feed([1])
+    assert not sees_all()
+
+
+def test_there_is_always_room_where_every_layer_slides() -> None:
+    shape = model_shape(attention_layer(window=8), attention_layer(window=5))
+    driver = Driver(make_cache(shape, 8, Full()), [random_streams(shape, 1, 60, 0)])
+    driver.feed([50])
+    assert driver.cache.room(0) > 10**9
+
+
+def test_counts_are_those_of_the_row() -> None:
+    shape = model_shape(attention_layer(2, 8), attention_layer(1, 8, window=6))
+    cache = make_cache(shape, 16, HeavyHitter(), rows=2)
+    driver = Driver(cache, [random_streams(shape, 2, 60, seed) for seed in range(2)])
+    driver.feed([20, 5])
+    slot = (8 + 8) * 4 + 8 + 4  # key and value, positions, mass
+    reserved = cache.plan.reserved_bytes // 2
+    live = (16 * 2 + 6) * slot, (5 * 2 + 5) * slot
+    shared = {"budget_bytes": reserved, "reserved_bytes": reserved, "policy": "heavy-hitter", "dtype": "float32"}
+    assert cache.counts(0, 20, 7777) == KVCounts(
+        live_bytes=live[0], peak_bytes=7777, tokens_seen=20, tokens_kept=16, tokens_evicted=4, **shared
+    )
+    assert cache.counts(1, 5, 0) == KVCounts(
+        live_bytes=live[1], peak_bytes=0, tokens_seen=5, tokens_kept=5, tokens_evicted=0, **shared
+    )
+
+
+def test_kept_tokens_are_counted_in_full_layers_and_in_sliding_ones_where_there_are_no_others() -> None:
+    mixed = model_shape(attention_layer(2), attention_layer(2, window=4))
+    sliding = model_shape(attention_layer(1, window=4), attention_layer(3, window=9))
+    for shape, kept in ((mixed, 11), (sliding, (4 + 3 * 9) // 4)):
+        cache = make_cache(shape, 30, Window())
+        Driver(cache, [random_streams(shape, 1, 11, 0)]).feed([11])
+        assert cache.tokens_kept(0) == kept
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_slots_of_lower_precision_round_what_they_hold(dtype: str) -> None:
+    shape = model_shape(attention_layer())
+    cache = make_cache(shape, 12, HeavyHitter(), dtype=dtype)
+    driver = Driver(cache, [random_streams(shape, 2, 60, 0)])
+    for count in (9, 14, 1, 1):
+        (outs,) = driver.feed([count])
+        assert outs[0].dtype == torch.float32 and outs[0].isfinite().all()
+    layer = cache.layers[0]
+    held = layer.pos[0, 0, :12].long()
+    assert torch.equal(layer.store.tensors["k"][0, 0, :12], driver.streams[0][0].k[0, held].to(getattr(torch, dtype)))
+
+
+def test_slots_of_several_extents_attend_as_one() -> None:
+    """More live slots than one extent: nothing depends on how many are read."""
+    shape = model_shape(attention_layer(1, 4), attention_layer(1, 4, window=270))
+    wide = Driver(make_cache(shape, 700, HeavyHitter()), [random_streams(shape, 1, 620, 0)])
+    narrow = Driver(make_cache(shape, 640, HeavyHitter()), [random_streams(shape, 1, 620, 0)])
+    for count in (250, 5, 1, 1, 300, 1):
+        for one, other in zip(wide.feed([count]), narrow.feed([count]), strict=True):
+            assert_parity("out", one[0], other[0])

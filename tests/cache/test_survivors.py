@@ -1,0 +1,183 @@
+"""Who stays, and what is attended to: the cache against lists of tokens in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from kvlite.cache.cache import SlotCache
+from kvlite.cache.policies.full import Full
+from kvlite.cache.policies.h2o import H2O
+from kvlite.cache.policies.heavy_hitter import HeavyHitter
+from kvlite.cache.policies.window import Window
+from kvlite.cache.policy import Policy
+from tests.cache import simulation
+from tests.cache.driving import (
+    Driver,
+    Span,
+    Stream,
+    attention_layer,
+    make_cache,
+    masses,
+    model_shape,
+    positions,
+    random_streams,
+)
+from tests.cache.simulation import Rule
+from tests.parity.compare import assert_parity
+
+
+@dataclass(frozen=True, slots=True)
+class Fading(HeavyHitter):
+    """Heavy hitters that forget."""
+
+    @property
+    def decay(self) -> float:
+        return 0.9
+
+
+POLICIES: dict[str, tuple[Policy, Rule]] = {
+    "heavy-hitter": (HeavyHitter(), simulation.heavy_hitter()),
+    "heavy-hitter, short horizon": (HeavyHitter(horizon=9), simulation.heavy_hitter(horizon=9)),
+    "heavy-hitter, decay": (Fading(), simulation.heavy_hitter(decay=0.9)),
+    "h2o": (H2O(), simulation.H2O),
+    "window": (Window(), simulation.WINDOW),
+}
+SCHEDULES = {
+    "token by token": [1] * 60,
+    "prompt longer than the slots": [20] + [1] * 40,
+    "chunks": [16, 16, 16] + [1] * 12,
+    "uneven": [13, 29, 1, 1, 7, 9],
+}
+SLOTS = 18
+GROUP = 3
+SHAPE = model_shape(
+    attention_layer(),
+    attention_layer(window=7),  # fewer slots than a full layer, and shorter than the chunks
+    attention_layer(window=30, v_dim=5),  # as many slots, which do not hold the window
+    attention_layer(kv_heads=1, window=3),
+)
+
+
+class Twins:
+    """Row i of a cache beside the simulation of conversation i; `feed` compares outputs, `compare` what is held."""
+
+    def __init__(
+        self,
+        cache: SlotCache,
+        rule: Rule,
+        streams: Sequence[list[Stream]],
+        pins: Sequence[Sequence[Span]] = (),
+    ) -> None:
+        self.cache = cache
+        self.driver = Driver(cache, streams, pins)
+        self.simulated = [
+            [
+                simulation.Layer(rule, layer.slots, layer.shape.window, pins[row] if pins else (), streams[row][index])
+                for index, layer in cache.layers.items()
+            ]
+            for row in range(cache.plan.rows)
+        ]
+
+    def feed(self, counts: Sequence[int], first: int = 0) -> None:
+        outs = self.driver.feed(counts, first)
+        for i, count in enumerate(counts):
+            if not count:
+                continue
+            for index, layer in enumerate(self.simulated[first + i]):
+                expected = torch.tensor(layer.feed(count), dtype=torch.float64)
+                assert_parity(f"out of layer {index}, row {first + i}", outs[index][i], expected, 2e-6)
+        self.compare()
+
+    def compare(self) -> None:
+        for row, layers in enumerate(self.simulated):
+            for index, layer in enumerate(layers):
+                expected = [{token.position: token.mass for token in head.held} for head in layer.heads]
+                name = f"layer {index}, row {row}"
+                assert positions(self.cache.layers[index], row) == [set(head) for head in expected], name
+                for actual, head in zip(masses(self.cache.layers[index], row), expected, strict=True):
+                    assert actual == pytest.approx({p: head[p] for p in actual}, rel=1e-4, abs=1e-6), name
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
+@pytest.mark.parametrize("policy", POLICIES)
+def test_survivors_are_those_of_the_simulation(policy: str, schedule: list[int]) -> None:
+    chosen, rule = POLICIES[policy]
+    cache = make_cache(SHAPE, SLOTS, chosen)
+    twins = Twins(cache, rule, [random_streams(SHAPE, GROUP, sum(schedule), seed=1)])
+    for count in schedule:
+        twins.feed([count])
+    assert all(len(head) == layer.slots for layer in cache.layers.values() for head in positions(layer))
+
+
+@pytest.mark.parametrize("policy", ["heavy-hitter", "heavy-hitter, decay", "h2o"])
+def test_pinned_tokens_stay_and_the_others_compete_for_what_is_left(policy: str) -> None:
+    chosen, rule = POLICIES[policy]
+    cache = make_cache(SHAPE, SLOTS, chosen)
+    pins = [(6, 9), (21, 23)]
+    twins = Twins(cache, rule, [random_streams(SHAPE, GROUP, 60, seed=2)], [pins])
+    for count in [17, 13, 1, 1, 1, 12, 4] + [1] * 11:
+        twins.feed([count])
+    assert all({6, 7, 8, 21, 22} <= head for head in positions(cache.layers[0]))
+
+
+def test_without_eviction_only_what_a_window_has_passed_makes_room() -> None:
+    cache = make_cache(SHAPE, 60, Full())
+    twins = Twins(cache, simulation.FULL, [random_streams(SHAPE, GROUP, 60, seed=3)])
+    for count in [20, 1, 1, 16, 4] + [1] * 18:
+        twins.feed([count])
+    assert positions(cache.layers[0]) == [set(range(60))] * 2
+    assert positions(cache.layers[1]) == [set(range(53, 60))] * 2
+
+
+@pytest.mark.parametrize("spare", [0, 1, 2])
+@pytest.mark.parametrize("policy", POLICIES)
+def test_tiny_caches_follow_the_same_rule(policy: str, spare: int) -> None:
+    chosen, rule = POLICIES[policy]
+    slots = chosen.min_slots() + spare
+    shape = model_shape(attention_layer(dim=4), attention_layer(dim=4, window=2), attention_layer(dim=4, window=1))
+    twins = Twins(make_cache(shape, slots, chosen), rule, [random_streams(shape, 1, 30, seed=slots)])
+    for count in [1, 1, 3, 1, 1, 9, 1, 5, 1, 1, 1]:
+        twins.feed([count])
+
+
+BATCH = [(9, 0, 16), (9, 3, 16), (0, 1, 16), (5, 0, 1), (1, 1, 1), (1, 1, 0), (1, 0, 1), (1, 14, 1), (12, 2, 0)]
+"""Tokens per row and step: rows fill at different times, some are idle, some are padded."""
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_each_row_of_a_batch_follows_its_own_simulation(policy: str) -> None:
+    chosen, rule = POLICIES[policy]
+    streams = [random_streams(SHAPE, GROUP, 70, seed) for seed in (4, 5, 6)]
+    pins = [] if policy == "window" else [[(5, 7)], [], [(4, 6), (30, 31)]]
+    twins = Twins(make_cache(SHAPE, SLOTS, chosen, rows=3), rule, streams, pins)
+    for counts in BATCH + [(1, 1, 1)] * 8:
+        twins.feed(counts)
+
+
+@pytest.mark.parametrize("policy", ["heavy-hitter, decay", "window"])
+def test_a_row_alone_equals_the_row_in_a_batch(policy: str) -> None:
+    chosen, _ = POLICIES[policy]
+    streams = [random_streams(SHAPE, GROUP, 70, seed) for seed in (7, 8, 9)]
+    together = Driver(make_cache(SHAPE, SLOTS, chosen, rows=3), streams)
+    outs = [together.feed(counts) for counts in BATCH]
+    for row in range(3):
+        alone = Driver(make_cache(SHAPE, SLOTS, chosen), [streams[row]])
+        for step, counts in enumerate(BATCH):
+            if not counts[row]:
+                continue
+            for index, out in enumerate(alone.feed([counts[row]])):
+                assert_parity(f"row {row}, step {step}, layer {index}", outs[step][index][row], out[0], 2e-6)
+        for index, layer in together.cache.layers.items():
+            assert positions(layer, row) == positions(alone.cache.layers[index])
+
+
+def test_steps_that_name_some_rows_leave_the_others_alone() -> None:
+    chosen, rule = POLICIES["heavy-hitter"]
+    streams = [random_streams(SHAPE, GROUP, 70, seed) for seed in (10, 11, 12)]
+    twins = Twins(make_cache(SHAPE, SLOTS, chosen, rows=3), rule, streams)
+    for first, counts in [(0, (16,)), (1, (16, 7)), (0, (8, 0)), (2, (12,)), (1, (1, 1)), (0, (1,)), (0, (1, 1, 1))]:
+        twins.feed(counts, first)
