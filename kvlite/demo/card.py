@@ -40,7 +40,7 @@ loss {loss:.3f} nats per token of the answers.
 {rows}
 
 The facts are of {kinds} kinds (names, colours, cities, codes, days, lists, ...), often with others of the same kind between; an
-answer counts when it holds the value as it was said.
+answer counts when it holds the value as it was said. Days, months and hours are too few to be held out.
 
 ## Limits
 
