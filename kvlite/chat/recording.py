@@ -1,19 +1,15 @@
-"""What a chat or a run tells its record: the model, the cache, each answer, the memory at the end.
-
-Reads the engine's own tensors, so that measured bytes are measured; loads no torch itself.
-"""
+"""What a chat or a run tells its record: the model, the cache, each answer, the memory at the end."""
 
 from __future__ import annotations
 
 import sys
-from collections import Counter
 from collections.abc import Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from kvlite.memory import measure
+from kvlite.engine.account import record_engine, record_memory
 from kvlite.memory.recorder import RunRecorder
-from kvlite.memory.report import ModelIdentity, RequestReport, TorchMemory
+from kvlite.memory.report import ModelIdentity, RequestReport
 
 if TYPE_CHECKING:
     from kvlite.chat.answer import Answer
@@ -22,7 +18,6 @@ if TYPE_CHECKING:
 
 NONE = "none"
 ROW = 0
-_TERM_OF_TENSOR = {"pos": "positions", "rot": "positions", "mass": "policy_state"}  # everything else is keys and values
 
 
 class Recording:
@@ -47,20 +42,12 @@ class Recording:
 
     def opened(self, identity: ModelIdentity, engine: Engine, source: str, predicted: Mapping[str, int]) -> None:
         """The model is loaded and its cache allocated; `source` says where the budget came from."""
-        recorder, loaded = self._recorder, engine.loaded
-        if recorder is None:
+        if self._recorder is None:
             return
         self._engine = engine
-        recorder.model(identity)
-        recorder.host(device=loaded.device.type, kernels="torch")
-        recorder.plan(predicted)
-        recorder.cache(
-            engine.counts(ROW),
-            source=source,
-            bytes_per_token=loaded.shape.kv_bytes_per_token(engine.cache.dtype.itemsize),
-            capacity_tokens=engine.plan.slots,
-            policy_state_bytes=engine.plan.policy_state_bytes,
-        )
+        self._recorder.model(identity)
+        self._recorder.plan(predicted)
+        record_engine(self._recorder, engine, source)
 
     def sample(self) -> None:
         """One point of the timeline: what the cache holds now."""
@@ -90,42 +77,8 @@ class Recording:
         self._recorder.request(report, completion.kv)
 
     def _measure(self, recorder: RunRecorder) -> None:
-        engine = self._engine
-        if engine is None:
+        if self._engine is None:
             return
-        counts, loaded = engine.counts(ROW), engine.loaded
-        recorder.counts(
-            counts,
-            full_cache_bytes=loaded.shape.full_cache_bytes(counts.tokens_seen),
-        )
-        cuda = loaded.device.type == "cuda"
-        recorder.measured(
-            measured_terms(engine),
-            torch=_allocator(engine) if cuda else None,
-            device=measure.device_reading() if cuda else None,
-        )
-        for name, peak_bytes in engine.meter.peaks.items():
-            recorder.phase(name, peak_bytes)
-
-
-def measured_terms(engine: Engine) -> dict[str, int]:
-    """Bytes of the weights and of the cache by the plan's terms, summed over the tensors there are."""
-    terms: Counter[str] = Counter(weights=engine.loaded.weight_bytes)
-    for layer in engine.cache.layers.values():
-        for name, tensor in layer.tensors.items():
-            discard_bytes = tensor.nbytes // (layer.slots + 1)
-            terms[_TERM_OF_TENSOR.get(name, "kv")] += tensor.nbytes - discard_bytes
-            terms["staging"] += discard_bytes
-    if engine.loaded.state is not None:
-        terms["constant_state"] = engine.loaded.state.num_bytes
-    return dict(terms)
-
-
-def _allocator(engine: Engine) -> TorchMemory:
-    import torch
-
-    device = engine.loaded.device
-    return TorchMemory(
-        allocated_peak_bytes=torch.cuda.max_memory_allocated(device),
-        reserved_peak_bytes=torch.cuda.max_memory_reserved(device),
-    )
+        counts = self._engine.counts(ROW)
+        recorder.counts(counts, full_cache_bytes=self._engine.loaded.shape.full_cache_bytes(counts.tokens_seen))
+        record_memory(recorder, self._engine)

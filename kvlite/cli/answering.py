@@ -53,7 +53,7 @@ class Asked:
         from kvlite.cli.opening import open_model
 
         opened = open_model(self.options, console())
-        recording.opened(_identity(opened), opened.engine, self.budget_source, _predicted(opened))
+        recording.opened(opened.identity(), opened.engine, self.budget_source, opened.predicted())
         console().note(banner(opened))
         return opened
 
@@ -107,31 +107,3 @@ def source_of(parameter: str) -> str:
     source = get_current_context().get_parameter_source(parameter)
     names = {"COMMANDLINE": "flag", "ENVIRONMENT": "env", "DEFAULT_MAP": "config"}
     return names.get(source.name, "default") if source is not None else "default"
-
-
-def _identity(opened: Opened) -> Any:
-    from kvlite.memory.report import ModelIdentity
-
-    loaded, files = opened.loaded, opened.files
-    return ModelIdentity(
-        alias=opened.ref.alias,
-        repo=files.repo or str(files.folder),
-        revision=files.revision,
-        params=loaded.num_parameters,
-        quant=loaded.quant,
-        dtype=str(loaded.dtype).removeprefix("torch."),
-        license=files.license,
-    )
-
-
-def _predicted(opened: Opened) -> dict[str, int]:
-    from kvlite.memory.prediction import DeviceKind, MemoryPlan, WeightFacts, cache_terms, other_terms
-
-    loaded, files, plan = opened.loaded, opened.files, opened.plan
-    weights = None
-    if files.weight_bytes is not None:
-        is_tied = bool(files.config.get("tie_word_embeddings", True))
-        weights = WeightFacts(files.weight_bytes, files.parameters, is_tied, "quantization_config" in files.config)
-    device: DeviceKind = "cuda" if loaded.device.type == "cuda" else "cpu"
-    others = other_terms(loaded.shape, weights, quant=loaded.quant, device=device, rows=plan.rows, chunk=plan.chunk)
-    return MemoryPlan((others[0], *cache_terms(plan), *others[1:]), None).predicted()

@@ -14,15 +14,14 @@ from kvlite.errors import BrokenModel, DoesNotFit, UsageError
 if TYPE_CHECKING:
     import torch
 
-    from kvlite.cache.policy import Policy
     from kvlite.catalog.files import ModelFiles
     from kvlite.catalog.names import ModelRef
     from kvlite.console import Console
     from kvlite.engine.engine import Engine
     from kvlite.engine.request import Sampling
-    from kvlite.memory.budget import Budget
     from kvlite.memory.format import SlotFormat
     from kvlite.memory.plan import CachePlan
+    from kvlite.memory.report import ModelIdentity
     from kvlite.memory.shape import ModelShape
     from kvlite.models.loaded import LoadedModel
     from kvlite.text.template import ChatText
@@ -77,32 +76,124 @@ class Opened:
     def plan(self) -> CachePlan:
         return self.engine.plan
 
+    def identity(self) -> ModelIdentity:
+        """Which weights these are, for the run record."""
+        from kvlite.memory.report import ModelIdentity
+
+        return ModelIdentity(
+            alias=self.ref.alias,
+            repo=self.files.repo or str(self.files.folder),
+            revision=self.files.revision,
+            params=self.loaded.num_parameters,
+            quant=self.loaded.quant,
+            dtype=str(self.loaded.dtype).removeprefix("torch."),
+            license=self.files.license,
+        )
+
+    def predicted(self) -> dict[str, int]:
+        """What `kvlite plan` says of this run, by term."""
+        from kvlite.memory.prediction import DeviceKind, MemoryPlan, WeightFacts, cache_terms, other_terms
+
+        loaded, files, plan = self.loaded, self.files, self.plan
+        weights = None
+        if files.weight_bytes is not None:
+            is_tied = bool(files.config.get("tie_word_embeddings", True))
+            weights = WeightFacts(files.weight_bytes, files.parameters, is_tied, "quantization_config" in files.config)
+        device: DeviceKind = "cuda" if loaded.device.type == "cuda" else "cpu"
+        others = other_terms(loaded.shape, weights, quant=loaded.quant, device=device, rows=plan.rows, chunk=plan.chunk)
+        return MemoryPlan((others[0], *cache_terms(plan), *others[1:]), None).predicted()
+
+
+def find_files(options: ModelOptions, console: Console) -> tuple[ModelRef, ModelFiles]:
+    """The model's files, downloaded where they are not here yet."""
+    from kvlite.catalog.files import local_files
+    from kvlite.catalog.names import resolve_model
+
+    ref = resolve_model(options.model, revision=options.revision)
+    return ref, local_files(ref, offline=options.offline, allow_pickle=options.allow_pickle, say=console.note)
+
 
 def open_model(
-    options: ModelOptions, console: Console, *, batch_size: int | None = 1, with_rows: bool = False
+    options: ModelOptions, console: Console, *, with_rows: bool = False, batch_size: int | None = None
 ) -> Opened:
     """Load the model and build its engine: one row of the whole budget, or `with_rows` as many as the budget holds.
 
     `batch_size` caps the rows, None leaves their number to the device. Raises the KvliteError that says what is wrong.
     """
+    import torch
+
     from kvlite.cache.policy import load_policy
-    from kvlite.catalog.files import local_files
-    from kvlite.catalog.names import resolve_model
+    from kvlite.engine.engine import Engine
+    from kvlite.memory.shape import ModelShape
+    from kvlite.text.template import ChatText
+
+    policy = load_policy(options.kv_policy)
+    _check_words(options)
+    ref, files = find_files(options, console)
+    ModelShape.from_config(files.config, dtype=files.unnamed_dtype)  # refused before anything heavy is loaded
+    loaded = _load(files, options)
+    plan, stored = plan_for(
+        options,
+        loaded.shape,
+        free_bytes=_free_bytes(loaded.device),
+        device=loaded.device.type,
+        batch_size=batch_size,
+        with_rows=with_rows,
+    )
+    engine = Engine(loaded, plan, policy, getattr(torch, stored.name), options.on_full)
+    text = ChatText(loaded.tokenizer, generation=files.generation, think=options.think)
+    return Opened(ref, files, loaded, engine, text, model_sampling(files.generation), options)
+
+
+def plan_for(
+    options: ModelOptions,
+    shape: ModelShape,
+    *,
+    free_bytes: int,
+    device: str,
+    with_rows: bool,
+    batch_size: int | None,
+) -> tuple[CachePlan, SlotFormat]:
+    """The cache these options buy for a model of `shape`, as `open_model` says, and what its slots store.
+
+    `free_bytes` is the memory left beside the weights; what a run needs besides the cache is taken off.
+    """
+    from kvlite.cache.policy import load_policy
     from kvlite.memory.budget import Budget
     from kvlite.memory.format import slot_format
-    from kvlite.memory.shape import ModelShape
+    from kvlite.memory.plan import plan_cache
+    from kvlite.memory.prediction import working_bytes
+    from kvlite.memory.rows import plan_rows
 
-    budget = Budget.parse(options.kv_budget)
+    policy, stored = load_policy(options.kv_policy), slot_format(options.kv_dtype, shape.dtype)
     per_sequence = Budget.parse(options.kv_per_seq) if options.kv_per_seq else None
-    policy = load_policy(options.kv_policy)
-    ref = resolve_model(options.model, revision=options.revision)
-    files = local_files(ref, offline=options.offline, allow_pickle=options.allow_pickle, say=console.note)
-    shape = ModelShape.from_config(files.config, dtype=files.unnamed_dtype)
-    slot_format(options.kv_dtype, shape.dtype)
-    loaded = _load(files, options)
-    stored = slot_format(options.kv_dtype, str(loaded.dtype).removeprefix("torch."))
-    plan = _plan(loaded.shape, budget, per_sequence, policy, stored, loaded, options, batch_size if with_rows else 1)
-    return _assemble(ref, files, loaded, plan, policy, stored, options)
+    most_rows = batch_size or (ROWS_ON_GPU if device == "cuda" else ROWS_ON_CPU)
+    if shape.has_state or not with_rows:
+        most_rows = 1  # the state of hybrids would take in the padding of neighbouring rows
+    beside = working_bytes(shape, rows=most_rows, chunk=options.prefill_chunk, quant=options.quant)
+    shared: dict[str, Any] = {
+        "slot_format": stored,
+        "state_bytes_per_slot": policy.state_bytes_per_slot,
+        "free_bytes": max(0, free_bytes - beside),
+        "protected_slots": policy.min_slots(),
+        "evicts": policy.evicts and options.on_full == "evict",
+        "chunk_limit": options.prefill_chunk,
+    }
+    budget = Budget.parse(options.kv_budget)
+    if not with_rows:
+        return plan_cache(shape, budget, rows=1, **shared), stored
+    return plan_rows(shape, budget, per_sequence, most_rows=most_rows, **shared), stored
+
+
+def _check_words(options: ModelOptions) -> None:
+    """Refuse what is misspelt before any file is looked for."""
+    from kvlite.memory.budget import Budget
+    from kvlite.memory.format import slot_format
+
+    for budget in (options.kv_budget, options.kv_per_seq):
+        if budget is not None:
+            Budget.parse(budget)
+    slot_format(options.kv_dtype, "float32")
 
 
 def _load(files: ModelFiles, options: ModelOptions) -> LoadedModel:
@@ -111,7 +202,7 @@ def _load(files: ModelFiles, options: ModelOptions) -> LoadedModel:
 
     device = pick_device(options.device)
     free = _free_bytes(device)
-    if options.quant == "none" and files.weight_bytes is not None and free is not None and files.weight_bytes > free:
+    if options.quant == "none" and files.weight_bytes is not None and files.weight_bytes > free:
         raise DoesNotFit(
             f"the weights take {human_bytes(files.weight_bytes)} and {human_bytes(free)} are free on {device}; "
             "give --4bit or a smaller model"
@@ -126,7 +217,7 @@ def _load(files: ModelFiles, options: ModelOptions) -> LoadedModel:
     return load(files.folder, files.config, wanted)
 
 
-def _free_bytes(device: torch.device) -> int | None:
+def _free_bytes(device: torch.device) -> int:
     """Memory left on the device: the driver's word on CUDA, this machine's (or its cgroup's) elsewhere."""
     import torch
 
@@ -135,54 +226,6 @@ def _free_bytes(device: torch.device) -> int | None:
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     return available_bytes()
-
-
-def _plan(
-    shape: ModelShape,
-    budget: Budget,
-    per_sequence: Budget | None,
-    policy: Policy,
-    stored: SlotFormat,
-    loaded: LoadedModel,
-    options: ModelOptions,
-    batch_size: int | None,
-) -> CachePlan:
-    from kvlite.memory.plan import plan_cache
-    from kvlite.memory.rows import plan_rows
-
-    shared: dict[str, Any] = {
-        "slot_format": stored,
-        "state_bytes_per_slot": policy.state_bytes_per_slot,
-        "free_bytes": _free_bytes(loaded.device),
-        "protected_slots": policy.min_slots(),
-        "evicts": policy.evicts and options.on_full == "evict",
-        "chunk_limit": options.prefill_chunk,
-    }
-    if batch_size == 1 and per_sequence is None:
-        return plan_cache(shape, budget, rows=1, **shared)
-    most_rows = batch_size or (ROWS_ON_GPU if loaded.device.type == "cuda" else ROWS_ON_CPU)
-    if loaded.state is not None:
-        most_rows = 1  # their state would take in the padding of their neighbours
-    return plan_rows(shape, budget, per_sequence, most_rows=most_rows, **shared)
-
-
-def _assemble(
-    ref: ModelRef,
-    files: ModelFiles,
-    loaded: LoadedModel,
-    plan: CachePlan,
-    policy: Policy,
-    stored: SlotFormat,
-    options: ModelOptions,
-) -> Opened:
-    import torch
-
-    from kvlite.engine.engine import Engine
-    from kvlite.text.template import ChatText
-
-    engine = Engine(loaded, plan, policy, getattr(torch, stored.name), options.on_full)
-    text = ChatText(loaded.tokenizer, generation=files.generation, think=options.think)
-    return Opened(ref, files, loaded, engine, text, model_sampling(files.generation), options)
 
 
 def model_sampling(generation: Mapping[str, Any]) -> Sampling:

@@ -125,6 +125,20 @@ class Engine:
         held.peak_bytes = max(held.peak_bytes, self.cache.live_bytes(row))
         return self.cache.counts(row, held.seen, held.peak_bytes)
 
+    def total_counts(self) -> KVCounts:
+        """What all rows hold now; bytes and tokens are sums."""
+        rows = [self.counts(row) for row in range(self.rows)]
+        return replace(
+            rows[0],
+            budget_bytes=self.plan.budget_bytes,
+            reserved_bytes=self.plan.reserved_bytes,
+            live_bytes=sum(row.live_bytes for row in rows),
+            peak_bytes=sum(row.peak_bytes for row in rows),
+            tokens_seen=sum(row.tokens_seen for row in rows),
+            tokens_kept=sum(row.tokens_kept for row in rows),
+            tokens_evicted=sum(row.tokens_evicted for row in rows),
+        )
+
     def _admit(self, request: Request) -> Iterator[Completion]:
         queued_at = time.monotonic()
         if request.row is None:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from kvlite.engine.row import Row
+from kvlite.memory.plan import MOST_CHUNK
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,20 +22,29 @@ class Feed:
 
 
 def next_feed(rows: Sequence[Row], chunk: int) -> Feed | None:
-    """The next prefill of at most `chunk` tokens a row, else one decode step; None when no row has work."""
-    prefilling = [row.index for row in rows if row.job is not None and row.job.prompt]
-    if prefilling:
-        start = stop = prefilling[0]
-        while stop in prefilling:
+    """The next prefill of at most `chunk` tokens a row, else one decode step; None when no row has work.
+
+    Neighbouring rows share a prefill up to MOST_CHUNK tokens, padding included, so that activations stay those of one
+    chunk however many rows there are.
+    """
+    waiting = {row.index: min(chunk, len(row.job.prompt)) for row in rows if row.job is not None and row.job.prompt}
+    if waiting:
+        start = stop = min(waiting)
+        width = 0
+        while stop in waiting:
+            width = max(width, waiting[stop])
+            if stop > start and (stop + 1 - start) * width > MOST_CHUNK:
+                break
             stop += 1
-        chunks = []
-        for row in rows[start:stop]:
-            assert row.job is not None
-            prompt = row.job.prompt
-            chunks.append(tuple(prompt.popleft() for _ in range(min(chunk, len(prompt)))))
-        return Feed(slice(start, stop), tuple(chunks))
+        return Feed(slice(start, stop), tuple(_taken(row, waiting[row.index]) for row in rows[start:stop]))
     decoding = [row.index for row in rows if row.job is not None]
     if not decoding:
         return None
     here = slice(decoding[0], decoding[-1] + 1)
     return Feed(here, tuple(() if row.unfed is None or row.job is None else (row.unfed,) for row in rows[here]))
+
+
+def _taken(row: Row, count: int) -> tuple[int, ...]:
+    """The next `count` ids of a row's prompt, which loses them."""
+    assert row.job is not None
+    return tuple(row.job.prompt.popleft() for _ in range(count))

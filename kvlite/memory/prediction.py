@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from kvlite.memory.format import DTYPE_BYTES, human_bytes
-from kvlite.memory.plan import CachePlan
+from kvlite.memory.plan import MOST_CHUNK, CachePlan
 from kvlite.memory.shape import ModelShape
 
 DeviceKind = Literal["cuda", "cpu"]
@@ -80,15 +80,26 @@ def cache_terms(cache: CachePlan) -> tuple[Term, ...]:
 def other_terms(
     shape: ModelShape, weights: WeightFacts | None, *, quant: str, device: DeviceKind, rows: int, chunk: int
 ) -> tuple[Term, ...]:
-    """What a run takes beside its cache, with chunks of `chunk` tokens in each of `rows` rows."""
+    """What a run takes beside its cache, with chunks of `chunk` tokens a row."""
+    fed = pass_tokens(rows, chunk)
     terms = (
         _weights(shape, weights, quant),
-        Term("activations", activation_bytes(shape, rows * chunk), f"one chunk of {chunk} tokens a row"),
+        Term("activations", activation_bytes(shape, fed), f"one pass of {fed} tokens"),
         Term("scratch", scratch_bytes(shape, rows, quant), "attention tiles and the logits of one step"),
     )
     if device == "cuda":
         return (*terms, Term("cuda_context", CUDA_CONTEXT_BYTES, "the driver's own; an estimate"))
     return terms
+
+
+def working_bytes(shape: ModelShape, *, rows: int, chunk: int, quant: str) -> int:
+    """Memory a run needs beside weights and cache: activations of one pass, and scratch."""
+    return activation_bytes(shape, pass_tokens(rows, chunk)) + scratch_bytes(shape, rows, quant)
+
+
+def pass_tokens(rows: int, chunk: int) -> int:
+    """Tokens fed at once: rows share a pass of at most MOST_CHUNK prompt tokens, or decode one each."""
+    return max(rows, min(rows * chunk, MOST_CHUNK))
 
 
 def activation_bytes(shape: ModelShape, tokens: int) -> int:

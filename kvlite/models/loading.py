@@ -85,7 +85,7 @@ def load(folder: Path, config: Mapping[str, Any], options: LoadOptions) -> Loade
     transformers_logging.disable_progress_bar()
     _refuse_quantisation(folder, config, options)
     register()
-    tokenizer = _tokenizer(folder, options)
+    tokenizer = load_tokenizer(folder, trust_remote_code=options.trust_remote_code)
     model = _model(folder, options, dtype, device)
     text_config = model.config.get_text_config()
     state = HybridState(text_config) if shape.has_state else None
@@ -108,11 +108,10 @@ def _dtype(name: str, shape: ModelShape, device: torch.device) -> torch.dtype:
     return dtype
 
 
-def _tokenizer(folder: Path, options: LoadOptions) -> PreTrainedTokenizerBase:
+def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """The tokenizer in `folder`. Raises BrokenModel where it is missing or damaged."""
     try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            folder, trust_remote_code=options.trust_remote_code, local_files_only=True
-        )
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
         tokenizer.encode("a")  # some mistakes show only here
     except Exception as error:
         if type(error) is not Exception and not isinstance(error, _PARSER_ERRORS):  # tokenizers raises plain Exception

@@ -34,6 +34,11 @@ def test_neighbouring_prompts_share_a_pass_and_keep_their_own_chunks() -> None:
     assert next_feed(rows_with(2, 9, 0, 3), 4) == Feed(slice(0, 2), ((0, 1), (0, 1, 2, 3)))
 
 
+def test_a_pass_holds_no_more_tokens_than_one_chunk_may() -> None:
+    rows = rows_with(300, 100, 200, 400)
+    assert [next_feed(rows, 512).rows for _ in range(3)] == [slice(0, 1), slice(1, 3), slice(3, 4)]  # type: ignore[union-attr]
+
+
 def test_all_rows_decode_together_and_idle_ones_are_padding() -> None:
     assert next_feed(rows_with(None, 0, None, 0, None), 4) == Feed(slice(1, 4), ((7,), (), (7,)))
 

@@ -1,0 +1,66 @@
+"""What an engine tells a run record: what its cache is, and what everything took, measured on the tensors there are."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from kvlite.memory import measure
+from kvlite.memory.recorder import RunRecorder
+from kvlite.memory.report import TorchMemory
+
+if TYPE_CHECKING:
+    from kvlite.engine.engine import Engine
+
+KERNELS = "torch"
+_TERM_OF_TENSOR = {"pos": "positions", "rot": "positions", "mass": "policy_state"}  # everything else is keys and values
+
+
+def record_engine(recorder: RunRecorder, engine: Engine, source: str) -> None:
+    """Describe the device and the cache when they are there; `source` says where the budget came from."""
+    recorder.host(device=engine.loaded.device.type, kernels=KERNELS)
+    recorder.cache(
+        engine.total_counts(),
+        source=source,
+        bytes_per_token=engine.loaded.shape.kv_bytes_per_token(engine.cache.dtype.itemsize),
+        capacity_tokens=engine.plan.slots,
+        policy_state_bytes=engine.plan.policy_state_bytes,
+    )
+
+
+def record_memory(recorder: RunRecorder, engine: Engine) -> None:
+    """Measure at the end: every term there are tensors for, the peak of each phase, and on CUDA the device itself."""
+    terms = measured_terms(engine)
+    if engine.loaded.device.type == "cuda":
+        _record_cuda(recorder, engine, terms)
+    else:
+        recorder.measured(terms)
+    for name, peak_bytes in engine.meter.peaks.items():
+        recorder.phase(name, peak_bytes)
+
+
+def measured_terms(engine: Engine) -> dict[str, int]:
+    """Bytes of the weights and of the cache by the plan's terms, summed over the tensors there are."""
+    terms: Counter[str] = Counter(weights=engine.loaded.weight_bytes)
+    for layer in engine.cache.layers.values():
+        for name, tensor in layer.tensors.items():
+            discard_bytes = tensor.nbytes // (layer.slots + 1)
+            terms[_TERM_OF_TENSOR.get(name, "kv")] += tensor.nbytes - discard_bytes
+            terms["staging"] += discard_bytes
+    if engine.loaded.state is not None:
+        terms["constant_state"] = engine.loaded.state.num_bytes
+    return dict(terms)
+
+
+def _record_cuda(recorder: RunRecorder, engine: Engine, terms: dict[str, int]) -> None:
+    """What the allocator held at its peak besides weights and cache is activations and scratch."""
+    import torch
+
+    device = engine.loaded.device
+    beside = max(engine.meter.peaks.values()) - sum(terms.values())
+    peaks = TorchMemory(
+        allocated_peak_bytes=torch.cuda.max_memory_allocated(device),
+        reserved_peak_bytes=torch.cuda.max_memory_reserved(device),
+    )
+    reading = measure.device_reading(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
+    recorder.measured({**terms, "activations": max(0, beside)}, torch=peaks, device=reading)
