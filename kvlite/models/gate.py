@@ -49,7 +49,7 @@ def admit(loaded: LoadedModel) -> LoadedModel:
     if silent:
         raise _refusal(loaded, f"{len(silent)} of {len(cache.layers)} attention layers bypass the attention interface")
     off = _relative_error(logits, expected)
-    if not off <= LOGIT_TOLERANCE[loaded.dtype]:
+    if not off <= LOGIT_TOLERANCE[loaded.compute_dtype]:
         raise _refusal(loaded, f"its logits differ from eager attention by {off:.1%}")
     return replace(loaded, rotations=_learn_rotations(loaded, cache, ids))
 
@@ -109,7 +109,7 @@ def _learn_rotations(loaded: LoadedModel, cache: SlotCache, ids: Tensor) -> dict
     frequencies = _frequencies(loaded)
     rotations: dict[int, Rotation | None] = {}
     for index, layer in cache.layers.items():
-        after, tolerance = layer.store.tensors["k"], KEY_TOLERANCE[loaded.dtype]
+        after, tolerance = layer.store.tensors["k"], KEY_TOLERANCE[loaded.compute_dtype]
         if _relative_error(before[index], after) <= KEY_TOLERANCE[torch.float32]:
             rotations[index] = None
             continue

@@ -13,6 +13,7 @@ from kvlite.cache.rotation import Rotation
 from kvlite.cache.step import Step
 from kvlite.memory.shape import ModelShape
 from kvlite.models.hybrid import HybridState
+from kvlite.models.quantised import compute_dtype
 from kvlite.models.seam import feeding
 
 
@@ -32,6 +33,11 @@ class LoadedModel:
     quant: str
     rotations: dict[int, Rotation | None] | None = None
     state: HybridState | None = None
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """The coarsest dtype that takes part in the arithmetic."""
+        return compute_dtype(self.dtype) if self.quant != "none" else self.dtype
 
     @property
     def weight_bytes(self) -> int:

@@ -13,7 +13,6 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.quantizers.auto import AutoHfQuantizer
 from transformers.utils import logging as transformers_logging
 
 from kvlite.errors import BrokenModel, DoesNotFit, KvliteError, ModelError, OutOfMemory, UnsupportedModel, UsageError
@@ -21,10 +20,8 @@ from kvlite.memory.shape import ModelShape
 from kvlite.models.gate import admit
 from kvlite.models.hybrid import HybridState
 from kvlite.models.loaded import LoadedModel
+from kvlite.models.quantised import quantisation, refuse_quantisation
 from kvlite.models.seam import register
-
-QUANTS = ("none", "8bit", "4bit", "nf4", "fp4")
-"""4bit is nf4 with its scales quantised too."""
 
 _PARSER_ERRORS = (
     OSError,
@@ -46,7 +43,7 @@ _PARSER_ERRORS = (
 
 @dataclass(frozen=True, slots=True)
 class LoadOptions:
-    """How to load: `dtype` and `device` may be `auto`; `quant` one of QUANTS."""
+    """How to load: `dtype` and `device` may be `auto`; `quant` one of `quantised.QUANTS`."""
 
     dtype: str = "auto"
     device: str = "auto"
@@ -83,7 +80,7 @@ def load(folder: Path, config: Mapping[str, Any], options: LoadOptions) -> Loade
     shape = ModelShape.from_config(config, dtype=str(dtype).removeprefix("torch."))
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    _refuse_quantisation(folder, config, options)
+    refuse_quantisation(folder, config, options.quant)
     register()
     tokenizer = load_tokenizer(folder, trust_remote_code=options.trust_remote_code)
     model = _model(folder, options, dtype, device)
@@ -135,9 +132,11 @@ def _model(folder: Path, options: LoadOptions, dtype: torch.dtype, device: torch
     }
     if device.type == "cuda" or options.quant != "none":
         arguments["device_map"] = {"": device}
-    if options.quant != "none":
-        arguments["quantization_config"] = _quantization(options.quant, dtype)
     try:
+        if options.quant != "none":
+            arguments["quantization_config"] = quantisation(
+                folder, options.quant, dtype, device, trust_remote_code=options.trust_remote_code
+            )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             loaded: Any = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, **arguments)
@@ -156,18 +155,6 @@ def _model(folder: Path, options: LoadOptions, dtype: torch.dtype, device: torch
     return model
 
 
-def _refuse_quantisation(folder: Path, config: Mapping[str, Any], options: LoadOptions) -> None:
-    """Refuse what transformers would pass over: a quantisation it does not know, and one on top of another."""
-    of_model = config.get("quantization_config")
-    if of_model is None:
-        return
-    method = of_model.get("quant_method") if isinstance(of_model, Mapping) else None
-    if not isinstance(of_model, Mapping) or (method and not AutoHfQuantizer.supports_quant_method(of_model)):
-        raise UnsupportedModel(f"{folder} is quantised by {method or of_model!r}, which transformers does not load")
-    if options.quant != "none":
-        raise UsageError(f"{folder} is quantised already ({method}); leave out --quant {options.quant}")
-
-
 def _require_tensors(folder: Path, info: Mapping[str, Any]) -> None:
     missing = sorted(info["missing_keys"])
     if missing:
@@ -184,25 +171,6 @@ def _require_tensors(folder: Path, info: Mapping[str, Any]) -> None:
 
 def _first(names: list[str]) -> str:
     return f"{names[0]} and {len(names) - 1} more" if names[1:] else names[0]
-
-
-def _quantization(quant: str, dtype: torch.dtype) -> Any:
-    """bitsandbytes' settings; its own defaults, fp4 and float32 arithmetic, are slow and less exact."""
-    from transformers import BitsAndBytesConfig
-
-    try:
-        import bitsandbytes  # noqa: F401  (3 s to import: only where asked for)
-    except ImportError as error:
-        raise UsageError(f"--quant {quant} needs bitsandbytes; pip install bitsandbytes") from error
-    if quant == "8bit":
-        return BitsAndBytesConfig(load_in_8bit=True)
-    compute = dtype if dtype != torch.float32 else torch.bfloat16
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4" if quant == "4bit" else quant,
-        bnb_4bit_compute_dtype=compute,
-        bnb_4bit_use_double_quant=quant == "4bit",
-    )
 
 
 def _loading_error(folder: Path, error: Exception) -> KvliteError:

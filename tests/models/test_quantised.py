@@ -1,0 +1,159 @@
+"""Weights in 4 and 8 bits on the CPU: what the flag says is what the live modules hold, and the answers are theirs."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from kvlite.catalog.names import demo_folder
+from kvlite.engine.request import Request
+from kvlite.errors import UnsupportedModel, UsageError
+from kvlite.models.loaded import LoadedModel
+from kvlite.models.loading import LoadOptions, load
+from kvlite.models.quantised import quantisation, refuse_quantisation
+from tests.architectures import tiny_model
+from tests.engine_for_tests import answers, make_engine
+from tests.program import finish, start
+
+CPU = torch.device("cpu")
+FOUR_BITS = ("4bit", "nf4", "fp4")
+PROMPT = [(37 * i + 5) % 1024 for i in range(20)]
+NEW_TOKENS = 16
+
+pytestmark = [
+    pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning"),  # bitsandbytes and torch's own
+]
+
+
+def save(folder: Path, **sizes: int) -> Path:
+    """A tiny llama with the built-in model's tokenizer."""
+    tiny_model("llama", {"vocab_size": 1024, "intermediate_size": 128, **sizes}).save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(demo_folder() / name, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model whose every matrix is whole blocks."""
+    return save(tmp_path_factory.mktemp("even"))
+
+
+@pytest.fixture(scope="module")
+def uneven(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model one of whose matrices has rows of 5.5 blocks."""
+    return save(tmp_path_factory.mktemp("uneven"), intermediate_size=352)
+
+
+def loaded(folder: Path, quant: str) -> LoadedModel:
+    return load(folder, json.loads((folder / "config.json").read_text("utf-8")), LoadOptions(quant=quant, device="cpu"))
+
+
+def matrices(model: PreTrainedModel) -> dict[str, Any]:
+    return {name: module for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
+
+
+@pytest.mark.parametrize("quant", FOUR_BITS)
+def test_four_bits_reach_every_matrix_but_the_head(folder: Path, quant: str) -> None:
+    found = matrices(loaded(folder, quant).model)
+    assert type(found.pop("lm_head")) is torch.nn.Linear
+    assert len(found) == 4 * 7
+    for matrix in found.values():
+        assert type(matrix).__name__ == "Linear4bit"
+        assert matrix.weight.dtype == torch.uint8
+        assert matrix.weight.quant_type == ("fp4" if quant == "fp4" else "nf4")
+        assert matrix.weight.compress_statistics == (quant == "4bit")
+        assert matrix.compute_dtype == torch.bfloat16
+
+
+def test_eight_bits_reach_every_matrix_but_the_head(folder: Path) -> None:
+    found = matrices(loaded(folder, "8bit").model)
+    assert type(found.pop("lm_head")) is torch.nn.Linear
+    for matrix in found.values():
+        assert type(matrix).__name__ == "Linear8bitLt" and matrix.weight.dtype == torch.int8
+
+
+def test_fewer_bits_take_fewer_bytes(folder: Path) -> None:
+    held = [loaded(folder, quant).weight_bytes for quant in ("none", "8bit", "nf4")]
+    assert held == sorted(held, reverse=True) and held[0] > held[1] > held[2]
+
+
+@pytest.mark.parametrize("quant", [*FOUR_BITS, "8bit"])
+def test_answers_are_those_of_transformers_while_the_budget_holds_all(folder: Path, quant: str) -> None:
+    config = quantisation(folder, quant, torch.float32, CPU, trust_remote_code=False)
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, quantization_config=config, dtype=torch.float32, device_map={"": CPU}, attn_implementation="eager"
+    )
+    ids = torch.tensor([PROMPT])
+    expected = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=NEW_TOKENS)
+    engine = make_engine(loaded(folder, quant), "64tok")
+    answer = answers(engine, [Request("a", tuple(PROMPT), max_tokens=NEW_TOKENS)])["a"]
+    assert list(answer.ids) == expected[0, len(PROMPT) :].tolist()
+
+
+@pytest.mark.parametrize("quant", FOUR_BITS)
+def test_a_matrix_of_uneven_rows_stays_as_it_is_on_a_cpu(uneven: Path, quant: str) -> None:
+    held = loaded(uneven, quant).model
+    for name, matrix in matrices(held).items():
+        is_left = name == "lm_head" or name.endswith("down_proj")
+        assert type(matrix).__name__ == ("Linear" if is_left else "Linear4bit"), name
+
+
+@pytest.mark.parametrize("quant", [*FOUR_BITS, "8bit"])
+def test_a_trained_model_answers_nearly_as_it_did(quant: str) -> None:
+    ids = torch.tensor([PROMPT])
+    with torch.inference_mode():
+        whole, fewer = (loaded(demo_folder(), kind).model for kind in ("none", quant))
+        for model in (whole, fewer):
+            model.set_attn_implementation("eager")
+        expected, found = whole(ids).logits.log_softmax(-1), fewer(ids).logits.log_softmax(-1)
+    divergence = (expected.exp() * (expected - found)).sum(-1).mean()
+    assert float(divergence) < (0.01 if quant == "8bit" else 0.5)
+
+
+@pytest.mark.slow
+def test_bitsandbytes_says_nothing_on_the_way() -> None:
+    code, out, err = finish(start("-q", "run", "demo", "Hello", "--quant", "8bit", "-n", "3"))
+    assert (code, err) == (0, "") and out.strip()
+
+
+def test_without_bitsandbytes_the_flag_says_what_to_install(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    with pytest.raises(UsageError, match="--quant 4bit needs bitsandbytes; pip install bitsandbytes"):
+        quantisation(folder, "4bit", torch.float32, CPU, trust_remote_code=False)
+
+
+@pytest.mark.parametrize(
+    ("of_model", "quant", "error", "said"),
+    [
+        ({"quant_method": "q0"}, "none", UnsupportedModel, "is quantised by 'q0'"),
+        ("int4", "none", UnsupportedModel, "is quantised by 'int4'"),
+        ({"quant_method": "gptq", "bits": 4}, "4bit", UsageError, "quantised already .gptq.; leave out --quant 4bit"),
+    ],
+)
+def test_what_transformers_would_pass_over_is_refused(
+    of_model: object, quant: str, error: type[Exception], said: str
+) -> None:
+    with pytest.raises(error, match=said):
+        refuse_quantisation(Path("m"), {"quantization_config": of_model}, quant)
+
+
+def test_a_quantised_checkpoint_loads_as_it_is(folder: Path, tmp_path: Path) -> None:
+    config = quantisation(folder, "nf4", torch.bfloat16, CPU, trust_remote_code=False)
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, quantization_config=config, dtype=torch.bfloat16, device_map={"": CPU}
+    )
+    model.save_pretrained(tmp_path)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(folder / name, tmp_path)
+    matrix = matrices(loaded(tmp_path, "none").model)["model.layers.0.mlp.up_proj"]
+    assert type(matrix).__name__ == "Linear4bit" and matrix.weight.quant_type == "nf4"
