@@ -106,7 +106,7 @@ def _dtype(name: str, shape: ModelShape, device: torch.device) -> torch.dtype:
 
 
 def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """The tokenizer in `folder`. Raises BrokenModel where it is missing or damaged."""
+    """The tokenizer in `folder`. Raises BrokenModel where it is missing or damaged, ModelError where it is code."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
         tokenizer.encode("a")  # some mistakes show only here
@@ -116,6 +116,8 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> PreTrain
         if "instantiate the backend tokenizer" in str(error):
             message = f"{folder} has no tokenizer (tokenizer.json); copy it from the model it was made from"
             raise BrokenModel(message) from error
+        if "trust_remote_code" in str(error):
+            raise _own_code(folder) from error
         raise BrokenModel(f"the tokenizer in {folder} cannot be loaded: {_first_line(error)}") from error
     assert isinstance(tokenizer, PreTrainedTokenizerBase)
     return tokenizer
@@ -180,10 +182,14 @@ def _loading_error(folder: Path, error: Exception) -> KvliteError:
             f"{folder} is not a causal language model that transformers knows; choose another model"
         )
     if "trust_remote_code" in str(error):
-        return ModelError(f"{folder} runs code of its own; read it, then give --trust-remote-code")
+        return _own_code(folder)
     if isinstance(error, OSError) and "safetensors" in str(error):
         return BrokenModel(f"{folder} has no safetensors weights; give --allow-pickle if you trust its .bin files")
     return BrokenModel(f"the weights in {folder} cannot be loaded: {text}")
+
+
+def _own_code(folder: Path) -> ModelError:
+    return ModelError(f"{folder} runs code of its own; read it, then give --trust-remote-code")
 
 
 def _require_vocabulary(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> None:
