@@ -72,7 +72,7 @@ def remote_repo(ref: ModelRef) -> RemoteRepo:
         raise HubUnreachable(
             f"{describe(ref)} cannot be asked for: HF_HUB_OFFLINE is set; unset it, or see `kvlite ls`"
         )
-    with as_kvlite_errors(ref, "its list of files"):
+    with as_kvlite_errors(ref, "the list of files"):
         from huggingface_hub.constants import HF_HUB_ETAG_TIMEOUT
 
         info = _api().model_info(ref.repo, revision=ref.revision, files_metadata=True, timeout=HF_HUB_ETAG_TIMEOUT)
@@ -109,7 +109,7 @@ def download(wanted: Download, *, progress: bool = True) -> Path:
     remote = wanted.remote
     no_bar = _no_bar()
     where: dict[str, Any] = {"cache_dir": cache_root(), "endpoint": _endpoint()}
-    with as_kvlite_errors(remote.ref, "its files", resumable=True):
+    with as_kvlite_errors(remote.ref, "the files", resumable=True):
         # by name, so that the cache remembers which commit the revision means
         revision = remote.ref.revision or DEFAULT_REVISION
         small, weights = list(wanted.small), list(wanted.weights)
@@ -155,7 +155,7 @@ def remote_weights(remote: RemoteRepo) -> Weights | None:
         shards = sorted(set(read_index(index).values()))
     if not shards:
         return None
-    with as_kvlite_errors(remote.ref, "the headers of its weights"), ThreadPoolExecutor(_AT_ONCE) as pool:
+    with as_kvlite_errors(remote.ref, "the headers of the weights"), ThreadPoolExecutor(_AT_ONCE) as pool:
         return weigh(pool.map(lambda shard: _remote_header(remote, shard), shards))
 
 
