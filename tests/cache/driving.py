@@ -14,7 +14,7 @@ from kvlite.cache.rotation import Rotation
 from kvlite.cache.slots import LayerSlots
 from kvlite.memory.budget import Budget
 from kvlite.memory.format import FORMATS
-from kvlite.memory.plan import CachePlan, plan_cache
+from kvlite.memory.plan import CachePlan, CacheSpec, plan_cache
 from kvlite.memory.shape import LayerShape, ModelShape
 from kvlite_kernels.reference import Geometry
 
@@ -44,16 +44,8 @@ def model_shape(*layers: LayerShape, max_positions: int | None = None) -> ModelS
 def make_plan(
     shape: ModelShape, budget: str, policy: Policy, rows: int = 1, dtype: str = "float32", protected_slots: int = 0
 ) -> CachePlan:
-    return plan_cache(
-        shape,
-        Budget.parse(budget),
-        slot_format=FORMATS[dtype],
-        state_bytes_per_slot=policy.state_bytes_per_slot,
-        rows=rows,
-        free_bytes=None,
-        protected_slots=protected_slots,
-        evicts=policy.evicts,
-    )
+    spec = CacheSpec(FORMATS[dtype], policy.state_bytes_per_slot, protected_slots, policy.evicts)
+    return plan_cache(shape, Budget.parse(budget), spec, rows=rows, free_bytes=None)
 
 
 def make_cache(shape: ModelShape, slots: int, policy: Policy, rows: int = 1, dtype: str = "float32") -> SlotCache:

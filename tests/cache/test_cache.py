@@ -19,11 +19,13 @@ from kvlite.cache.policy import Policy
 from kvlite.cache.rotation import Rotation
 from kvlite.memory.counts import KVCounts
 from kvlite.memory.shape import LayerShape, ModelShape
+from kvlite_kernels.reference import Segment, attend
 from tests.cache.driving import (
     CPU,
     Driver,
     Span,
     attention_layer,
+    geometry,
     make_cache,
     make_plan,
     model_shape,
@@ -392,11 +394,25 @@ def test_slots_of_lower_precision_round_what_they_hold(dtype: str) -> None:
     assert torch.equal(layer.store.tensors["k"][0, 0, :12], driver.streams[0][0].k[0, held].to(getattr(torch, dtype)))
 
 
-def test_slots_of_several_extents_attend_as_one() -> None:
-    """More live slots than one extent: nothing depends on how many are read."""
-    shape = model_shape(attention_layer(1, 4), attention_layer(1, 4, window=270))
-    wide = Driver(make_cache(shape, 700, HeavyHitter()), [random_streams(shape, 1, 620, 0)])
-    narrow = Driver(make_cache(shape, 640, HeavyHitter()), [random_streams(shape, 1, 620, 0)])
-    for count in (250, 5, 1, 1, 300, 1):
-        for one, other in zip(wide.feed([count]), narrow.feed([count]), strict=True):
-            assert_parity("out", one[0], other[0])
+LONG = model_shape(attention_layer(1, 4), attention_layer(2, 4, window=270))
+
+
+def test_every_live_slot_is_read_however_many_there_are() -> None:
+    streams = random_streams(LONG, 2, 570, 0)
+    driver = Driver(make_cache(LONG, 600, HeavyHitter()), [streams])
+    outs = [driver.feed([count]) for count in (250, 5, 1, 1, 255, 1, 30)]
+    pos = torch.arange(driver.seen[0])[None]
+    for index, (layer, stream) in enumerate(zip(LONG.layers, streams, strict=True)):
+        q, k, v = (tensor[None, :, : driver.seen[0]].double() for tensor in (stream.q, stream.k, stream.v))
+        expected = attend(q, pos, Segment(k, v, pos[:, None]), geometry(layer)).out
+        assert_parity(f"out of layer {index}", torch.cat([out[index][0] for out in outs], 1), expected[0], 4e-6)
+
+
+def test_a_row_with_more_live_slots_than_its_neighbour_is_read_whole() -> None:
+    streams = [random_streams(LONG, 1, 400, seed) for seed in (0, 1)]
+    both = Driver(make_cache(LONG, 300, HeavyHitter(), rows=2), streams)
+    alone = Driver(make_cache(LONG, 300, HeavyHitter()), streams[1:])
+    for counts in ((10, 250), (2, 7), (1, 33), (2, 20), (1, 1), (1, 7)):
+        together, expected = both.feed(counts), alone.feed(counts[1:])
+        for index, out in enumerate(expected):
+            assert_parity(f"out of layer {index}", together[index][1], out[0])

@@ -107,7 +107,7 @@ def test_a_broken_plug_in_is_named(monkeypatch: pytest.MonkeyPatch, target: str,
 @pytest.mark.parametrize("policy", [HeavyHitter(), HeavyHitter(sinks=0, grace=9), H2O(), H2O(sinks=2), Oldest()])
 def test_min_slots_is_the_least_that_leaves_one_victim(policy: Policy, pinned: int) -> None:
     def leaves_one(slots: int) -> bool:
-        return max(policy.sinks, pinned) + policy.recent(slots) < slots
+        return policy.sinks + pinned + policy.recent(slots) < slots
 
     least = policy.min_slots(pinned)
     assert leaves_one(least)
