@@ -1,6 +1,7 @@
 """The batch itself: entries in, outcomes out as they come. Knows the engine's events, neither files nor screens.
 
-Look-ahead is bounded: besides the rows in flight at most one more engine-load of prepared items waits.
+Look-ahead is bounded: besides the rows in flight at most one more engine-load of prepared items waits. Entries that are
+not there yet hold up nothing: their source says None, and the rows in flight go on.
 """
 
 from __future__ import annotations
@@ -22,11 +23,14 @@ if TYPE_CHECKING:
     from kvlite.engine.engine import Engine
     from kvlite.text.stream import AnswerText
 
+IDLE_S = 0.02  # between two looks at a source that has nothing yet
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """`timeout_s` per item from when it got a row, looked at with every token; `retries` of an item run alone after
-    the device ran out of memory; `dedupe` runs equal greedy items once and keeps their answers in memory."""
+    """`timeout_s` per item from when it got a row, looked at with every token and by `cancel_late`; `retries` of an
+    item alone after the device ran out of memory; `dedupe` runs equal greedy items once and keeps their answers.
+    """
 
     timeout_s: float | None = None
     retries: int = 1
@@ -35,11 +39,12 @@ class Limits:
 
 @dataclass(slots=True)
 class _Work:
-    """An item on its way: what is prepared, what came back so far."""
+    """An item on its way: what is prepared, what came back so far. `attempt` counts tries, `retries` those alone."""
 
     prepared: Prepared
     twin: bytes | None = None
     attempt: int = 1
+    retries: int = 0
     choices: dict[str, Choice] = field(default_factory=dict)
     failure: Failure | None = None
 
@@ -82,9 +87,10 @@ class BatchRun:
         self._waiting: deque[tuple[_Work, Request]] = deque()
         self._flights: dict[str, _Flight] = {}
         self._twins: dict[bytes, _Twins] = {}
+        self._is_read = False
 
-    def run(self, entries: Iterable[Entry]) -> Generator[Token | Outcome]:
-        """The outcome of every entry, in the order they end, and the tokens on the way.
+    def run(self, entries: Iterable[Entry | None]) -> Generator[Token | Outcome]:
+        """The outcome of every entry, in the order they end, and the tokens on the way; None is no entry yet.
 
         Raises what ends the whole run: errors that are no request's own, and whatever `entries` raises.
         """
@@ -92,22 +98,27 @@ class BatchRun:
         while True:
             yield from self._look_ahead(source)
             if not self._waiting:
-                return
+                if self._is_read:
+                    return
+                time.sleep(IDLE_S)
+                continue
             try:
                 for event in self._engine.run(self._requests()):
                     yield from self._settle(event)
                     yield from self._look_ahead(source)
+                self.width = min(self._engine.rows, 2 * self.width)  # a whole load went well
             except OutOfMemory as error:
                 yield from self._retry_all(error)
 
-    def run_in_order(self, entries: Iterable[Entry]) -> Generator[Token | Outcome]:
+    def run_in_order(self, entries: Iterable[Entry | None]) -> Generator[Token | Outcome]:
         """As `run`, but outcomes come in the order of their entries; those that end early wait in memory."""
         order: deque[int] = deque()
         held: dict[int, Outcome] = {}
 
-        def noted() -> Iterator[Entry]:
+        def noted() -> Iterator[Entry | None]:
             for entry in entries:
-                order.append(entry.place.index)
+                if entry is not None:
+                    order.append(entry.place.index)
                 yield entry
 
         for event in self.run(noted()):
@@ -122,10 +133,26 @@ class BatchRun:
         """What all rows hold now."""
         return sum(self._engine.counts(row).live_bytes for row in range(self._engine.rows))
 
-    def _look_ahead(self, source: Iterator[Entry]) -> Iterator[Outcome]:
-        """Prepare items until an engine-load of requests waits; entries that cannot run come out at once."""
+    def cancel_late(self) -> None:
+        """End the requests whose time is over; an alarm may call this in the midst of anything."""
+        if self._limits.timeout_s is None:
+            return
+        latest_s = self._clock() - self._limits.timeout_s
+        for request_id, flight in self._flights.items():  # in the order they started
+            if flight.started_s > latest_s:
+                return
+            if not flight.timed_out and not flight.answer.stopped:
+                flight.timed_out = True
+                self._engine.cancel(request_id)
+
+    def _look_ahead(self, source: Iterator[Entry | None]) -> Iterator[Outcome]:
+        """Prepare what is there until an engine-load of requests waits; entries that cannot run come out at once."""
         while len(self._waiting) < self._engine.rows:
-            entry = next(source, None)
+            try:
+                entry = next(source)
+            except StopIteration:
+                self._is_read = True
+                return
             if entry is None:
                 return
             if isinstance(entry, BadLine):
@@ -151,10 +178,16 @@ class BatchRun:
         work = _Work(prepared, twin)
         self._waiting.extend((work, request) for request in prepared.requests)
 
-    def _requests(self) -> Iterator[Request]:
-        """What the engine pulls when rows are free; a narrowed run gives it one load at a time."""
+    def _requests(self) -> Iterator[Request | None]:
+        """What the engine pulls when rows are free: None as long as others run and more may come.
+
+        A narrowed run gives the engine one load at a time.
+        """
         left = math.inf if self.width == self._engine.rows else self.width
-        while self._waiting and left > 0:
+        while left > 0 and (self._waiting or (self._flights and not self._is_read)):
+            if not self._waiting:
+                yield None
+                continue
             left -= 1
             work, request = self._waiting.popleft()
             answer = self._preparer.answer(work.prepared)
@@ -168,7 +201,7 @@ class BatchRun:
                 flight.answer.push(event.id)
                 if flight.answer.stopped:
                     self._engine.cancel(event.request_id, FinishReason.STOP)
-            self._cancel_late()
+            self.cancel_late()
             yield event
             return
         self.peak_bytes = max(self.peak_bytes, self.live_bytes())  # rows grow until one ends: no peak is missed
@@ -179,17 +212,6 @@ class BatchRun:
         work.choices[event.request_id] = _choice(event, flight)
         if len(work.choices) == len(work.prepared.requests):
             yield from self._end(work)
-
-    def _cancel_late(self) -> None:
-        if self._limits.timeout_s is None:
-            return
-        latest_s = self._clock() - self._limits.timeout_s
-        for request_id, flight in self._flights.items():  # in the order they started
-            if flight.started_s > latest_s:
-                return
-            if not flight.timed_out and not flight.answer.stopped:
-                flight.timed_out = True
-                self._engine.cancel(request_id)
 
     def _end(self, work: _Work) -> Iterator[Outcome]:
         requests = work.prepared.requests
@@ -225,24 +247,26 @@ class BatchRun:
         return Failure(Code.INVALID if isinstance(error, UsageError) else Code.INTERNAL, str(error))
 
     def _retry_all(self, error: OutOfMemory) -> Iterator[Outcome]:
-        """The device ran out of memory: halve the load and run what was in flight again, before everything else.
+        """The device ran out of memory: run what was in flight again, half as many at once, before everything else.
 
         An item that failed alone, and has no retries left, is given up.
         """
-        was_alone = self.width == 1
-        self.width = max(1, self.width // 2)
-        works = list({id(flight.work): flight.work for flight in self._flights.values()}.values())
+        flights, is_alone = list(self._flights.values()), len(self._flights) == 1
+        self.width = max(1, len(flights) // 2)
         self._flights.clear()
-        for work in reversed(works):
-            mine = {request.id for request in work.prepared.requests}
-            self._waiting = deque(entry for entry in self._waiting if entry[1].id not in mine)
-            work.choices.clear()
-            if was_alone and work.attempt > self._limits.retries:
-                work.failure = Failure(Code.OUT_OF_MEMORY, str(error))
-                yield from self._end(work)
-            else:
-                work.attempt += 1
-                self._waiting.extendleft((work, request) for request in reversed(work.prepared.requests))
+        self._waiting.extendleft((flight.work, flight.request) for flight in reversed(flights))
+        for work in {id(flight.work): flight.work for flight in flights}.values():
+            if is_alone:
+                work.retries += work.attempt > 1
+                if work.retries >= self._limits.retries:
+                    yield from self._give_up(work, error)
+                    return
+            work.attempt += 1
+
+    def _give_up(self, work: _Work, error: OutOfMemory) -> Iterator[Outcome]:
+        self._waiting = deque(waits for waits in self._waiting if waits[0] is not work)
+        work.failure = Failure(Code.OUT_OF_MEMORY, str(error))
+        yield from self._end(work)
 
 
 def _copied(first: Outcome, item: Item) -> Outcome:

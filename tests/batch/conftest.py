@@ -59,7 +59,10 @@ class FakeText:
 
 
 class FakeEngine:
-    """Serves requests as the engine does, one token of every row a step; `fails` may answer with an error."""
+    """Serves requests as the engine does, one token of every row a step; `fails` may answer with an error.
+
+    A prompt with `!` in it is too large for the device. `loads` are the rows of each step.
+    """
 
     def __init__(self, rows: int = 2, fails: Callable[[Request], Exception | None] = lambda request: None) -> None:
         self.rows = rows
@@ -69,6 +72,7 @@ class FakeEngine:
         self.on_full = "evict"
         self.pulled: list[Request] = []
         self.most_at_once = 0
+        self.loads: list[int] = []
         self.out_of_memory_above: int | None = None
         self.cancelled: dict[str, FinishReason] = {}
         self._fails = fails
@@ -79,20 +83,27 @@ class FakeEngine:
     def cancel(self, request_id: str, reason: FinishReason = FinishReason.CANCELLED) -> None:
         self.cancelled[request_id] = reason
 
-    def run(self, requests: Iterable[Request]) -> Iterator[Token | Completion]:
+    def run(self, requests: Iterable[Request | None]) -> Iterator[Token | Completion]:
         waiting, active = iter(requests), dict[str, tuple[Request, list[int]]]()
         exhausted = False
         while True:
             while not exhausted and len(active) < self.rows:
-                request = next(waiting, None)
-                exhausted = request is None
-                if request is not None:
-                    self.pulled.append(request)
-                    active[request.id] = (request, [])
+                try:
+                    request = next(waiting)
+                except StopIteration:
+                    exhausted = True
+                    break
+                if request is None:
+                    break
+                self.pulled.append(request)
+                active[request.id] = (request, [])
             if not active:
+                assert exhausted, "nothing runs, so nothing is to be waited for here"
                 return
             self.most_at_once = max(self.most_at_once, len(active))
-            if self.out_of_memory_above is not None and len(active) > self.out_of_memory_above:
+            self.loads.append(len(active))
+            most = self.out_of_memory_above
+            if (most is not None and len(active) > most) or any("!" in map(chr, r.ids) for r, _ in active.values()):
                 raise OutOfMemory("the device is full")
             for request_id, (request, answer) in list(active.items()):
                 for event in self._step(request, answer):

@@ -178,11 +178,28 @@ def test_twins_of_a_failed_item_try_for_themselves(new_engine: Any, new_run: Any
 def test_out_of_memory_halves_the_load_and_loses_nothing(new_engine: Any, new_run: Any, new_item: Any) -> None:
     engine = new_engine(rows=8)
     engine.out_of_memory_above = 2
-    run = new_run(engine)
-    found = outcomes(run.run([new_item("ab", index) for index in range(20)]))
+    found = outcomes(new_run(engine).run([new_item("ab", index) for index in range(20)]))
     assert texts(found) == {f"k{index}": "AB" for index in range(20)}
-    assert run.width == 2
-    assert max(outcome.attempt for outcome in found) == 3
+    assert engine.loads[:3] == [8, 4, 2]
+
+
+def test_after_one_oversized_record_the_others_run_together_again(new_engine: Any, new_run: Any, new_item: Any) -> None:
+    engine = new_engine(rows=8)
+    run = new_run(engine)
+    found = outcomes(run.run([new_item("!" if index == 3 else "ab", index) for index in range(60)]))
+    assert [outcome.entry.key for outcome in found if outcome.failure] == ["k3"]
+    assert (run.width, engine.loads[-20:-10]) == (8, [8] * 10)
+
+
+def test_tries_in_company_are_no_retries(new_engine: Any, new_run: Any, new_item: Any) -> None:
+    found = outcomes(
+        new_run(new_engine(rows=4), limits=Limits(retries=2)).run(
+            [new_item("!" if index == 0 else "ab", index) for index in range(4)]
+        )
+    )
+    (failed,) = [outcome for outcome in found if outcome.failure]
+    assert failed.failure is not None and failed.failure.code is Code.OUT_OF_MEMORY
+    assert failed.attempt == 4  # with three others, with one other, and twice alone
 
 
 def test_an_item_that_does_not_fit_alone_is_given_up_after_its_retries(
@@ -193,6 +210,24 @@ def test_an_item_that_does_not_fit_alone_is_given_up_after_its_retries(
     found = outcomes(new_run(engine, limits=Limits(retries=2)).run([new_item("ab", 0), new_item("cd", 1)]))
     assert [outcome.failure.code for outcome in found if outcome.failure] == [Code.OUT_OF_MEMORY] * 2
     assert [outcome.attempt for outcome in found] == [3, 3]
+
+
+def test_what_is_not_there_yet_holds_up_nothing(new_engine: Any, new_run: Any, new_item: Any) -> None:
+    engine = new_engine(rows=2)
+    done: list[Outcome] = []
+
+    def entries() -> Iterator[Entry | None]:
+        yield new_item("ab", 0)
+        while not done:
+            yield None
+        yield bad(1)
+        yield None
+        yield new_item("cd", 2)
+
+    for event in new_run(engine).run(entries()):
+        if isinstance(event, Outcome):
+            done.append(event)
+    assert texts(done) == {"k0": "AB", "k1": None, "k2": "CD"}
 
 
 def test_choices_are_kept_together_through_out_of_memory(new_engine: Any, new_run: Any, new_item: Any) -> None:
