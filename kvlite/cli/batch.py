@@ -83,7 +83,7 @@ Dedupe = Annotated[
 Retries = Annotated[
     int,
     typer.Option("--retries", metavar="N", min=0, rich_help_panel=_RUN,
-                 help="Tries of a record alone after running out of memory."),
+                 help="After out-of-memory, try a record alone this often."),
 ]  # fmt: skip
 Timeout = Annotated[
     float | None,
