@@ -58,7 +58,7 @@ class Head:
         everyone = [*self.held, *new]
         received = {token.position: 0.0 for token in everyone}
         last = new[-1].position
-        outs = []
+        outs: list[list[Vector]] = []
         for group in queries:
             outs.append([])
             for query, asking in zip(group, new, strict=True):

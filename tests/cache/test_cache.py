@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -202,6 +202,23 @@ def test_reset_leaves_nothing_of_a_row_and_touches_no_other(scenario: Scenario) 
         assert positions(layer, last) == positions(fresh.cache.layers[index])
 
 
+@pytest.mark.parametrize("counts", [[5], [20], [20, 1], [9, 9, 9]])
+def test_a_value_that_is_not_finite_leaves_with_its_row(counts: list[int]) -> None:
+    shape = model_shape(attention_layer(), attention_layer(window=5))
+    driver = Driver(make_cache(shape, 16, HeavyHitter()), [random_streams(shape, 1, 60, 0)])
+    values = [stream.v.clone() for stream in driver.streams[0]]
+    for stream in driver.streams[0]:
+        stream.v.fill_(torch.inf)
+    for count in counts:
+        driver.feed([count])
+    driver.cache.reset(0)
+    driver.seen, driver.rot = [0], [0]
+    for stream, value in zip(driver.streams[0], values, strict=True):
+        stream.v.copy_(value)
+    for count in (3, 9, 1, 9, 1):
+        assert all(out[0].isfinite().all() for out in driver.feed([count]))
+
+
 TURNS = Rotation(50.0 ** -(torch.arange(2) / 2), 0, False)
 
 
@@ -275,9 +292,8 @@ def shapes(draw: st.DrawFn) -> ModelShape:
         if kind == "state":
             layers.append(LayerShape("state", 0, 0, 0, None, draw(st.integers(1, 999))))
         else:
-            sliding = "full" if window is None else "sliding"
-            state = 128 if kind == "hybrid" else 0
-            layers.append(LayerShape(sliding, draw(st.integers(1, 4)), dim, v_dim, window, state))
+            layer = attention_layer(draw(st.integers(1, 4)), dim, window, v_dim)
+            layers.append(replace(layer, state_bytes=128 if kind == "hybrid" else 0))
     return model_shape(*draw(st.permutations(layers)), max_positions=draw(st.sampled_from((None, 64))))
 
 
@@ -363,13 +379,12 @@ def test_counts_are_those_of_the_row() -> None:
     slot = (8 + 8) * 4 + 8 + 4  # key and value, positions, mass
     reserved = cache.plan.reserved_bytes // 2
     live = (16 * 2 + 6) * slot, (5 * 2 + 5) * slot
-    shared = {"budget_bytes": reserved, "reserved_bytes": reserved, "policy": "heavy-hitter", "dtype": "float32"}
-    assert cache.counts(0, 20, 7777) == KVCounts(
-        live_bytes=live[0], peak_bytes=7777, tokens_seen=20, tokens_kept=16, tokens_evicted=4, **shared
-    )
-    assert cache.counts(1, 5, 0) == KVCounts(
-        live_bytes=live[1], peak_bytes=0, tokens_seen=5, tokens_kept=5, tokens_evicted=0, **shared
-    )
+
+    def counts(live_bytes: int, peak: int, seen: int, kept: int) -> KVCounts:
+        return KVCounts(reserved, reserved, live_bytes, peak, seen, kept, seen - kept, "heavy-hitter", "float32")
+
+    assert cache.counts(0, 20, 7777) == counts(live[0], 7777, 20, 16)
+    assert cache.counts(1, 5, 0) == counts(live[1], 0, 5, 5)
 
 
 def test_kept_tokens_are_counted_in_full_layers_and_in_sliding_ones_where_there_are_no_others() -> None:
