@@ -2,6 +2,7 @@
 
 KvliteError                 1
 ├── OutputError             1    the output cannot be written, the disk is full
+├── NumericError            1    the model computed something that is no number
 ├── UsageError              2    a bad flag, setting or input file
 ├── ModelError              3    the model cannot be had or used
 │   ├── ModelNotFound
@@ -32,6 +33,10 @@ class KvliteError(Exception):
 
 class OutputError(KvliteError):
     """The output cannot be written."""
+
+
+class NumericError(KvliteError):
+    """The model computed infinities or NaN."""
 
 
 class UsageError(KvliteError):

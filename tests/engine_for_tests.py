@@ -13,7 +13,7 @@ from kvlite.engine.engine import Engine
 from kvlite.engine.request import Completion, Request
 from kvlite.memory.budget import Budget
 from kvlite.memory.format import slot_format
-from kvlite.memory.plan import plan_cache
+from kvlite.memory.plan import CacheSpec, plan_cache
 from kvlite.memory.shape import ModelShape
 from kvlite.models.gate import admit
 from kvlite.models.hybrid import HybridState
@@ -40,17 +40,14 @@ def make_engine(
 ) -> Engine:
     rule = load_policy(policy)
     on_full = options.pop("on_full", "evict")
-    plan = plan_cache(
-        loaded.shape,
-        Budget.parse(budget),
-        slot_format=slot_format("auto", "float32"),
-        state_bytes_per_slot=rule.state_bytes_per_slot,
-        rows=rows,
-        free_bytes=None,
-        protected_slots=rule.min_slots(),
-        evicts=rule.evicts and on_full == "evict",
+    spec = CacheSpec(
+        slot_format("auto", "float32"),
+        rule.state_bytes_per_slot,
+        rule.min_slots(),
+        rule.evicts and on_full == "evict",
         **options,
     )
+    plan = plan_cache(loaded.shape, Budget.parse(budget), spec, rows=rows, free_bytes=None)
     return Engine(loaded, plan, rule, torch.float32, on_full)
 
 

@@ -16,7 +16,7 @@ from kvlite.cli import app
 from kvlite.cli.commands import CommandGroup
 from kvlite.memory.budget import Budget
 from kvlite.memory.format import human_bytes, slot_format
-from kvlite.memory.plan import plan_cache
+from kvlite.memory.plan import CacheSpec, plan_cache
 from kvlite.memory.shape import ModelShape
 
 ROOT = Path(__file__).parents[1]
@@ -82,15 +82,8 @@ def test_what_the_readme_says_a_gigabyte_holds(model: str, per_token: str, token
     config = json.loads((ROOT / "tests" / "data" / "configs" / f"{model}.json").read_text())
     shape = ModelShape.from_config(config)
     policy = load_policy(DEFAULT_POLICY)
-    plan = plan_cache(
-        shape,
-        Budget.parse("1GB"),
-        slot_format=slot_format("auto", shape.dtype),
-        state_bytes_per_slot=policy.state_bytes_per_slot,
-        rows=1,
-        free_bytes=None,
-        protected_slots=policy.min_slots(),
-    )
+    spec = CacheSpec(slot_format("auto", shape.dtype), policy.state_bytes_per_slot, policy.min_slots())
+    plan = plan_cache(shape, Budget.parse("1GB"), spec, free_bytes=None)
     assert shape.max_positions is not None
     assert (f"{shape.kv_bytes_per_token():,}", f"{plan.slots:,}") == (per_token, tokens)
     assert human_bytes(shape.full_cache_bytes(shape.max_positions)) == unbounded

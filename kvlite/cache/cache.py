@@ -52,11 +52,8 @@ class SlotCache:
                 store = DenseStore(layer, plan.rows, slots + 1, dtype, device)
                 self.layers[index] = LayerSlots(layer, slots, plan.rows, policy, store)
         self._live = {layer.slots: [0] * plan.rows for layer in self.layers.values()}
-
-    @property
-    def num_bytes(self) -> int:
-        """Bytes reserved for K, V, positions and policy state, measured on the tensors."""
-        return sum(layer.num_bytes for layer in self.layers.values())
+        self.num_bytes = sum(layer.num_bytes for layer in self.layers.values())
+        """Bytes reserved for K, V, positions and policy state, measured on the tensors, which never change."""
 
     def bytes_for(self, slots: int) -> int:
         """Bytes all rows would reserve with `slots` per head of a full layer."""
@@ -90,7 +87,7 @@ class SlotCache:
     def reset(self, row: int) -> None:
         """Leave nothing of a row's conversation."""
         for layer in self.layers.values():
-            layer.reset(row)
+            layer.reset(row, self._live[layer.slots][row])
         for live in self._live.values():
             live[row] = 0
 
@@ -130,12 +127,12 @@ class SlotCache:
         heads = sum(layer.shape.kv_heads for layer in full)
         return sum(layer.shape.kv_heads * self._live[layer.slots][row] for layer in full) // heads if heads else 0
 
-    def counts(self, row: int, seen: int, peak_bytes: int) -> KVCounts:
-        """A row's counts, given the tokens it has seen and its peak."""
+    def counts(self, row: int, seen: int, peak_bytes: int, state_bytes: int = 0) -> KVCounts:
+        """A row's counts, given the tokens it has seen, its peak, and the model's constant state beside the slots."""
         kept = self.tokens_kept(row)
         return KVCounts(
             budget_bytes=self.plan.budget_bytes // self.plan.rows,
-            reserved_bytes=self.plan.reserved_bytes // self.plan.rows,
+            reserved_bytes=self.num_bytes // self.plan.rows + state_bytes,
             live_bytes=self.live_bytes(row),
             peak_bytes=peak_bytes,
             tokens_seen=seen,

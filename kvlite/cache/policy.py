@@ -35,7 +35,10 @@ class Statistic(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Policy(ABC):
-    """Scores slots; the lowest score is evicted first. `sinks` first tokens are always kept."""
+    """Scores slots; the lowest score is evicted first.
+
+    `sinks` first tokens are always kept; `decay` multiplies the accumulated statistic at every token seen.
+    """
 
     name: ClassVar[str]
     summary: ClassVar[str]
@@ -43,16 +46,12 @@ class Policy(ABC):
     statistic: ClassVar[Statistic] = Statistic.NONE
 
     sinks: int = 4
+    decay: float = 1.0
 
     @property
     def state_bytes_per_slot(self) -> int:
         """Bytes of accumulated statistic (fp32) per slot and KV head, part of the budget."""
         return 0 if self.statistic is Statistic.NONE else 4
-
-    @property
-    def decay(self) -> float:
-        """Factor on the accumulated statistic per token seen."""
-        return 1.0
 
     @abstractmethod
     def recent(self, slots: int) -> int:
@@ -63,11 +62,15 @@ class Policy(ABC):
         """Score slots, higher is kept: `statistic` fp32 and `pos` int [B, H_KV, N], `next_pos` int [B, 1, 1]."""
 
     def min_slots(self, pinned: int = 0) -> int:
-        """The fewest slots per KV head that hold the sinks, `pinned` first tokens, a recent window and one victim."""
-        slots = max(self.sinks, pinned) + 2
-        while max(self.sinks, pinned) + self.recent(slots) + 1 > slots:
-            slots += 1
-        return slots
+        """The fewest slots per KV head that hold the sinks, `pinned` tokens besides, a recent window and one victim.
+
+        Raises UsageError where the recent window leaves no slot however many there are.
+        """
+        kept = self.sinks + pinned
+        for slots in range(kept + 2, 8 * kept + 4096):
+            if kept + self.recent(slots) < slots:
+                return slots
+        raise UsageError(f"KV policy {self.name!r} protects every slot; its recent window must leave room")
 
 
 def policy_names() -> list[str]:

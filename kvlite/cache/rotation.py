@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from kvlite_kernels.reference import TILE_ELEMENTS
+
 
 @dataclass(frozen=True, slots=True)
 class Rotation:
@@ -23,7 +25,12 @@ class Rotation:
     interleaved: bool
 
     def turn_(self, keys: Tensor, delta: Tensor) -> None:
-        """Turn `keys` [..., N, D] on by `delta` int [..., N] positions, in place, in fp32."""
+        """Turn `keys` [H, N, D] on by `delta` int [H, N] positions, in place, in fp32, a tile of slots at a time."""
+        tile = max(1, TILE_ELEMENTS // (keys.shape[0] * keys.shape[-1]))
+        for start in range(0, keys.shape[1], tile):
+            self._turn_tile_(keys[:, start : start + tile], delta[:, start : start + tile])
+
+    def _turn_tile_(self, keys: Tensor, delta: Tensor) -> None:
         half = self.inv_freq.shape[0]
         part = keys[..., self.start : self.start + 2 * half]
         angle = delta[..., None].float() * self.inv_freq.to(keys.device)

@@ -54,8 +54,9 @@ class LayerSlots:
         """Bytes of one slot in all KV heads of one row."""
         return self.num_bytes // (self.pos.shape[0] * (self.slots + 1))
 
-    def reset(self, row: int) -> None:
-        """Free every slot of a row; nothing of it can be attended again."""
+    def reset(self, row: int, live: int) -> None:
+        """Free the `live` slots of a row and leave nothing of them."""
+        self.store.clear(row, live)
         self.pos[row].fill_(-1)
         self.rot[row].fill_(-1)
         if self.mass is not None:

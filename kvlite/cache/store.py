@@ -45,6 +45,10 @@ class SlotStore(Protocol):
         """Turn the first n keys of a row on by `delta` int [H_KV, n] positions."""
         ...
 
+    def clear(self, row: int, live: int) -> None:
+        """Zero the first `live` slots of a row and the last, so that nothing of them reaches a sum again."""
+        ...
+
 
 class DenseStore:
     """Keys and values as they are, in one floating-point dtype."""
@@ -66,3 +70,8 @@ class DenseStore:
 
     def rotate(self, row: int, delta: Tensor, rotation: Rotation) -> None:
         rotation.turn_(self.k[row, :, : delta.shape[-1]], delta)
+
+    def clear(self, row: int, live: int) -> None:
+        for held in (self.k, self.v):
+            held[row, :, :live] = 0  # a value that is not finite would poison even a sum it has no weight in
+            held[row, :, -1] = 0

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from kvlite.engine.engine import Engine
     from kvlite.engine.request import Sampling
     from kvlite.memory.format import SlotFormat
-    from kvlite.memory.plan import CachePlan
+    from kvlite.memory.plan import CachePlan, CacheSpec
     from kvlite.memory.report import ModelIdentity
     from kvlite.memory.shape import ModelShape
     from kvlite.models.loaded import LoadedModel
@@ -94,11 +94,7 @@ class Opened:
         """What `kvlite plan` says of this run, by term."""
         from kvlite.memory.prediction import DeviceKind, MemoryPlan, WeightFacts, cache_terms, other_terms
 
-        loaded, files, plan = self.loaded, self.files, self.plan
-        weights = None
-        if files.weight_bytes is not None:
-            is_tied = bool(files.config.get("tie_word_embeddings", True))
-            weights = WeightFacts(files.weight_bytes, files.parameters, is_tied, "quantization_config" in files.config)
+        loaded, plan, weights = self.loaded, self.plan, WeightFacts.of(self.files)
         device: DeviceKind = "cuda" if loaded.device.type == "cuda" else "cpu"
         others = other_terms(loaded.shape, weights, quant=loaded.quant, device=device, rows=plan.rows, chunk=plan.chunk)
         return MemoryPlan((others[0], *cache_terms(plan), *others[1:]), None).predicted()
@@ -124,14 +120,16 @@ def open_model(
 
     from kvlite.cache.policy import load_policy
     from kvlite.engine.engine import Engine
+    from kvlite.memory.format import dtype_name
     from kvlite.memory.shape import ModelShape
     from kvlite.text.template import ChatText
 
     policy = load_policy(options.kv_policy)
     _check_words(options)
     ref, files = find_files(options, console)
-    ModelShape.from_config(files.config, dtype=files.unnamed_dtype)  # refused before anything heavy is loaded
-    loaded = _load(files, options)
+    dtype = dtype_name(options.dtype)
+    shape = ModelShape.from_config(files.config, dtype=dtype, stored_dtype=files.stored_dtype)
+    loaded = _load(files, options, shape)
     plan, stored = plan_for(
         options,
         loaded.shape,
@@ -158,54 +156,65 @@ def plan_for(
 
     `free_bytes` is the memory left beside the weights; what a run needs besides the cache is taken off.
     """
-    from kvlite.cache.policy import load_policy
     from kvlite.memory.budget import Budget
-    from kvlite.memory.format import slot_format
     from kvlite.memory.plan import plan_cache
     from kvlite.memory.prediction import working_bytes
     from kvlite.memory.rows import plan_rows
 
-    policy, stored = load_policy(options.kv_policy), slot_format(options.kv_dtype, shape.dtype)
+    spec, budget = cache_spec(options, shape), Budget.parse(options.kv_budget)
     per_sequence = Budget.parse(options.kv_per_seq) if options.kv_per_seq else None
     most_rows = batch_size or (ROWS_ON_GPU if device == "cuda" else ROWS_ON_CPU)
     if shape.has_state or not with_rows:
         most_rows = 1  # the state of hybrids would take in the padding of neighbouring rows
     beside = working_bytes(shape, rows=most_rows, chunk=options.prefill_chunk, quant=options.quant)
-    shared: dict[str, Any] = {
-        "slot_format": stored,
-        "state_bytes_per_slot": policy.state_bytes_per_slot,
-        "free_bytes": max(0, free_bytes - beside),
-        "protected_slots": policy.min_slots(),
-        "evicts": policy.evicts and options.on_full == "evict",
-        "chunk_limit": options.prefill_chunk,
-    }
-    budget = Budget.parse(options.kv_budget)
+    left = max(0, free_bytes - beside)
     if not with_rows:
-        return plan_cache(shape, budget, rows=1, **shared), stored
-    return plan_rows(shape, budget, per_sequence, most_rows=most_rows, **shared), stored
+        return plan_cache(shape, budget, spec, free_bytes=left), spec.slot_format
+    rows = plan_rows(shape, budget, per_sequence, spec, most_rows=most_rows, free_bytes=left)
+    return rows, spec.slot_format
+
+
+def cache_spec(options: ModelOptions, shape: ModelShape) -> CacheSpec:
+    """The cache that these options ask for, whatever its size."""
+    from kvlite.cache.policy import load_policy
+    from kvlite.memory.format import slot_format
+    from kvlite.memory.plan import CacheSpec
+
+    policy = load_policy(options.kv_policy)
+    return CacheSpec(
+        slot_format(options.kv_dtype, shape.dtype),
+        policy.state_bytes_per_slot,
+        policy.min_slots(),
+        evicts=policy.evicts and options.on_full == "evict",
+        chunk_limit=options.prefill_chunk,
+    )
 
 
 def _check_words(options: ModelOptions) -> None:
     """Refuse what is misspelt before any file is looked for."""
     from kvlite.memory.budget import Budget
-    from kvlite.memory.format import slot_format
+    from kvlite.memory.format import dtype_name, slot_format
 
     for budget in (options.kv_budget, options.kv_per_seq):
         if budget is not None:
             Budget.parse(budget)
     slot_format(options.kv_dtype, "float32")
+    dtype_name(options.dtype)
 
 
-def _load(files: ModelFiles, options: ModelOptions) -> LoadedModel:
+def _load(files: ModelFiles, options: ModelOptions, shape: ModelShape) -> LoadedModel:
+    """Load the weights, unless what they will take as loaded is more than is free."""
     from kvlite.memory.format import human_bytes
+    from kvlite.memory.prediction import WeightFacts, weight_term
     from kvlite.models.loading import LoadOptions, load, pick_device
 
     device = pick_device(options.device)
     free = _free_bytes(device)
-    if options.quant == "none" and files.weight_bytes is not None and files.weight_bytes > free:
+    needed = weight_term(shape, WeightFacts.of(files), options.quant).predicted_bytes
+    if needed is not None and needed > free:
         raise DoesNotFit(
-            f"the weights take {human_bytes(files.weight_bytes)} and {human_bytes(free)} are free on {device}; "
-            "give --4bit or a smaller model"
+            f"the weights take {human_bytes(needed)} and {human_bytes(free)} are free on {device}; "
+            f"give {'--4bit or ' if options.quant == 'none' else ''}a smaller model"
         )
     wanted = LoadOptions(
         dtype=options.dtype if options.dtype != "auto" else (files.unnamed_dtype or "auto"),

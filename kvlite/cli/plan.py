@@ -2,35 +2,79 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from kvlite.cli.invocation import chosen_model, console
 from kvlite.cli.options import (
     Device,
     Dtype,
     FourBit,
     KvBudget,
     KvDtype,
+    KvPerSeq,
     KvPolicy,
     ModelArg,
     Offline,
+    OnFull,
     PrefillChunk,
     Quant,
     Revision,
+    console,
+    model_options,
 )
 from kvlite.errors import DoesNotFit, UsageError
 
 if TYPE_CHECKING:
     from kvlite.catalog.files import ModelFacts
+    from kvlite.cli.opening import ModelOptions
     from kvlite.cli.plan_view import PlanDevice
     from kvlite.memory.budget import Budget
-    from kvlite.memory.prediction import WeightFacts
     from kvlite.memory.scenario import Answer, Scenario
 
 Solve = Literal["budget", "context", "batch"]
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What is asked for. Raises UsageError where one thing is given twice, or `--solve` looks for what is given."""
+
+    kv_budget: str | None
+    kv_per_seq: str | None
+    context: int | None
+    batch_size: int | None
+    solve: Solve | None
+
+    def __post_init__(self) -> None:
+        if self.solve == "budget" and self.kv_budget is not None:
+            raise UsageError(f"--solve budget looks for what --kv-budget {self.kv_budget} gives; leave out one of them")
+        for flag, value in (("--context", self.context), ("--kv-per-seq", self.kv_per_seq)):
+            if self.solve == "context" and value is not None:
+                raise UsageError(f"--solve context looks for what {flag} {value} gives; leave out one of them")
+        if self.solve == "batch" and self.context is None:
+            raise UsageError("--solve batch needs the tokens each row should keep; give --context N")
+        if self.context is not None and self.kv_per_seq is not None:
+            raise UsageError("--context and --kv-per-seq both say what one row keeps; leave out one of them")
+
+    @property
+    def budget(self) -> Budget:
+        """The budget given; else room for the context, for every row that fits, or what fits."""
+        from kvlite.memory.budget import Budget
+
+        is_one_row = self.batch_size is None and self.solve != "batch"
+        if self.kv_budget is None and self.context is not None:
+            return Budget.parse(f"{self.context}tok" if is_one_row else "auto")
+        return Budget.parse("full" if self.solve == "budget" else self.kv_budget or "auto")
+
+    @property
+    def per_sequence(self) -> Budget | None:
+        """What each row of a batch keeps, where that is given."""
+        from kvlite.memory.budget import Budget
+
+        if self.context is not None:
+            return Budget.parse(f"{self.context}tok")
+        return None if self.kv_per_seq is None else Budget.parse(self.kv_per_seq)
 
 
 def plan(
@@ -40,8 +84,9 @@ def plan(
         int | None, typer.Option("--context", metavar="N", min=1, max=2**31 - 1, help="Tokens each row should keep.")
     ] = None,
     batch_size: Annotated[
-        int, typer.Option("--batch-size", metavar="N", min=1, max=2**16, help="Rows that share the budget.")
-    ] = 1,
+        int | None,
+        typer.Option("--batch-size", metavar="N", min=1, max=2**16, help="Plan a batch of at most N rows at a time."),
+    ] = None,
     solve: Annotated[
         Solve | None,
         typer.Option("--solve", help="Find the smallest budget, the longest context or the largest batch that fits."),
@@ -51,7 +96,9 @@ def plan(
         str | None, typer.Option("--vram", metavar="SIZE", help="Pretend a GPU with this much free memory.")
     ] = None,
     kv_policy: KvPolicy = None,
+    kv_per_seq: KvPerSeq = None,
     kv_dtype: KvDtype = None,
+    on_full: OnFull = None,
     prefill_chunk: PrefillChunk = None,
     quant: Quant = None,
     four_bit: FourBit = False,
@@ -63,20 +110,33 @@ def plan(
     """Say what fits, weights, KV cache and the rest in bytes, before anything is loaded; exit code 4 if it does not."""
     from kvlite.catalog.files import model_facts
     from kvlite.catalog.names import resolve_model
+    from kvlite.cli.answering import source_of
     from kvlite.cli.plan_view import Outcome, as_json, show
     from kvlite.memory.scenario import sweep as budgets
 
-    if four_bit and quant not in (None, "4bit"):
-        raise UsageError(f"--4bit contradicts --quant {quant}; give one of them")
-    budget = _budget(kv_budget, context, solve)
-    place = _device(device, vram)
-    ref = resolve_model(chosen_model(model), revision=revision)
+    options = model_options(
+        model=model,
+        kv_budget=kv_budget,
+        kv_policy=kv_policy,
+        kv_per_seq=kv_per_seq,
+        kv_dtype=kv_dtype,
+        on_full=on_full,
+        prefill_chunk=prefill_chunk,
+        quant=quant,
+        four_bit=four_bit,
+        dtype=dtype,
+        device=device,
+        revision=revision,
+        offline=offline,
+    )
+    wanted = Wanted(kv_budget, kv_per_seq if batch_size else None, context, batch_size, solve)
+    if kv_per_seq is not None and batch_size is None and source_of("kv_per_seq") == "flag":
+        raise UsageError(f"--kv-per-seq {kv_per_seq} is one row of a batch; give --batch-size N too")
+    place = _device(options.device, vram)
+    ref = resolve_model(options.model, revision=revision)
     facts = model_facts(ref, offline=offline)
-    scenario = _scenario(facts, place, dtype, kv_policy, kv_dtype, "4bit" if four_bit else quant or "none")
-    scenario = replace(scenario, rows=batch_size, chunk_limit=prefill_chunk or scenario.chunk_limit)
-    if batch_size > 1 and scenario.shape.has_state:
-        raise UsageError(f"{scenario.shape.family} models carry state and run one row at a time, not {batch_size}")
-    answer = _answer(scenario, budget, context, solve)
+    scenario = _scenario(facts, place, options, wanted)
+    answer = _answer(scenario, wanted)
     outcome = Outcome(str(ref), facts, place, answer, context, solve, tuple(budgets(scenario)) if sweep else ())
     out = console()
     if out.as_json:
@@ -87,36 +147,27 @@ def plan(
         raise DoesNotFit(f"{ref} does not fit: {answer.shortage}")
 
 
-def _budget(kv_budget: str | None, context: int | None, solve: Solve | None) -> Budget:
-    """What is asked for: the budget given, else room for the context, else what fits."""
+def _answer(scenario: Scenario, wanted: Wanted) -> Answer:
     from kvlite.memory.budget import Budget
+    from kvlite.memory.scenario import ask, most_rows, most_tokens
 
-    if solve == "budget" and kv_budget is not None:
-        raise UsageError(f"--solve budget looks for what --kv-budget {kv_budget} gives; leave out one of them")
-    if solve == "context" and context is not None:
-        raise UsageError(f"--solve context looks for what --context {context} gives; leave out one of them")
-    if solve == "batch" and context is None:
-        raise UsageError("--solve batch needs the tokens each row should keep; give --context N")
-    if kv_budget is None and context is not None:
-        return Budget.parse(f"{context}tok")
-    return Budget.parse("full" if solve == "budget" else kv_budget or "auto")
-
-
-def _answer(scenario: Scenario, budget: Budget, context: int | None, solve: Solve | None) -> Answer:
-    from kvlite.memory.scenario import ask, most_rows
-
-    if solve != "batch":
-        return ask(scenario, budget)
-    assert context is not None, "checked with the other flags"
-    rows = most_rows(scenario, budget, context)
-    if rows:
-        return ask(replace(scenario, rows=rows), budget)
-    one = ask(replace(scenario, rows=1), budget)
-    return replace(one, shortage=one.shortage or f"not one row of {context:,} tokens fits into {budget}")
+    budget, context = wanted.budget, wanted.context
+    if wanted.solve == "batch" and context is not None:
+        row = Budget.parse(f"{context}tok")
+        rows = most_rows(scenario, budget, context)
+        answer = ask(scenario.with_rows(max(1, rows), row), budget)
+        missing = f"not one row of {context:,} tokens fits into {budget}"
+        return answer if rows else replace(answer, shortage=answer.shortage or missing)
+    if wanted.solve == "context" and scenario.batch is not None:
+        tokens = most_tokens(scenario, budget)
+        answer = ask(scenario.with_rows(scenario.most_rows, Budget.parse(f"{max(1, tokens)}tok")), budget)
+        missing = f"{scenario.most_rows} rows do not fit into {budget}"
+        return answer if tokens else replace(answer, shortage=answer.shortage or missing)
+    return ask(scenario, budget)
 
 
-def _device(device: str | None, vram: str | None) -> PlanDevice:
-    """Where it would run: a pretended GPU, the first real one, or this machine's memory."""
+def _device(device: str, vram: str | None) -> PlanDevice:
+    """Where it would run: a pretended GPU, a real one, or this machine's memory."""
     from kvlite.cli.plan_view import PlanDevice
     from kvlite.memory.format import parse_size
     from kvlite.memory.host import available_bytes
@@ -127,55 +178,26 @@ def _device(device: str | None, vram: str | None) -> PlanDevice:
         if not size:
             raise UsageError(f"--vram {vram} is not a size; give for example 8GB or 8GiB")
         return PlanDevice("cuda", "a GPU", size)
-    kind = (device or "auto").partition(":")[0]
-    if kind not in ("auto", "cpu", "cuda", "mps"):
-        raise UsageError(f"unknown device '{device}'; give auto, cpu, cuda or mps")
+    kind, _, index = device.partition(":")
+    if kind not in ("auto", "cpu", "cuda", "mps") or (index and not (kind == "cuda" and index.isdecimal())):
+        raise UsageError(f"unknown device '{device}'; give auto, cpu, cuda, cuda:N or mps")
     if kind in ("auto", "cuda"):
-        gpu = device_reading()
+        gpu = device_reading(int(index or 0))
         if gpu is not None:
             return PlanDevice("cuda", gpu.name, gpu.free_bytes)
         if kind == "cuda":
-            raise UsageError(f"--device {device}: no GPU answers here; give --vram SIZE to pretend one")
+            raise UsageError(f"--device {device}: no such GPU answers here; give --vram SIZE to pretend one")
     return PlanDevice("cpu", "this machine", available_bytes())
 
 
-def _scenario(
-    facts: ModelFacts, place: PlanDevice, dtype: str | None, kv_policy: str | None, kv_dtype: str | None, quant: str
-) -> Scenario:
-    from kvlite.cache.policy import DEFAULT_POLICY, load_policy
-    from kvlite.memory.format import FORMAT_SPELLINGS, FORMATS, slot_format
-    from kvlite.memory.scenario import Scenario
+def _scenario(facts: ModelFacts, place: PlanDevice, options: ModelOptions, wanted: Wanted) -> Scenario:
+    from kvlite.cli.opening import cache_spec
+    from kvlite.memory.format import dtype_name
+    from kvlite.memory.prediction import WeightFacts
+    from kvlite.memory.scenario import BatchRows, Scenario
     from kvlite.memory.shape import ModelShape
 
-    computed = FORMAT_SPELLINGS.get(dtype or "auto", dtype or "auto")
-    if computed != "auto" and computed not in FORMATS:
-        raise UsageError(f"unknown dtype '{dtype}'; give auto, {', '.join(FORMATS)}")
-    policy = load_policy(kv_policy or DEFAULT_POLICY)
-    shape = ModelShape.from_config(
-        facts.config, dtype=None if computed == "auto" else computed, stored_dtype=facts.stored_dtype
-    )
-    return Scenario(
-        shape,
-        slot_format(kv_dtype or "auto", shape.dtype),
-        policy.state_bytes_per_slot,
-        policy.min_slots(),
-        policy.evicts,
-        _weights(facts),
-        quant,
-        place.kind,
-        place.free_bytes,
-    )
-
-
-def _weights(facts: ModelFacts) -> WeightFacts | None:
-    from kvlite.memory.prediction import WeightFacts
-
-    if facts.weight_bytes is None:
-        return None
-    text = facts.config.get("text_config") or facts.config
-    return WeightFacts(
-        num_bytes=facts.weight_bytes,
-        parameters=facts.parameters,
-        is_tied=text.get("tie_word_embeddings", True) is not False,  # transformers leaves it out where it is true
-        is_quantised="quantization_config" in facts.config,
-    )
+    shape = ModelShape.from_config(facts.config, dtype=dtype_name(options.dtype), stored_dtype=facts.stored_dtype)
+    batch = None if wanted.batch_size is None else BatchRows(wanted.batch_size, wanted.per_sequence)
+    spec, weights = cache_spec(options, shape), WeightFacts.of(facts)
+    return Scenario(shape, spec, weights, options.quant, place.kind, place.free_bytes, batch)

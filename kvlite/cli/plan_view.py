@@ -43,13 +43,7 @@ class Outcome:
         scenario, cache = self.answer.scenario, self.answer.cache
         if cache is None:
             return None, None
-        return tokens_by_bytes(
-            scenario.shape,
-            scenario.slot_format,
-            scenario.state_bytes_per_slot,
-            rows=cache.rows,
-            allowed=cache.budget_bytes,
-        )
+        return tokens_by_bytes(scenario.shape, scenario.spec, rows=cache.rows, allowed=cache.budget_bytes)
 
 
 def as_json(outcome: Outcome) -> dict[str, Any]:
@@ -69,13 +63,13 @@ def as_json(outcome: Outcome) -> dict[str, Any]:
         "dtype": shape.dtype,
         "window": shape.max_positions,
         "layers": list(_layer_groups(outcome)),
-        "kv_dtype": scenario.slot_format.name,
-        "kv_bytes_per_token": shape.kv_bytes_per_token(scenario.slot_format.element_bytes),
-        "policy_state_bytes_per_slot": scenario.state_bytes_per_slot,
+        "kv_dtype": scenario.spec.slot_format.name,
+        "kv_bytes_per_token": shape.kv_bytes_per_token(scenario.spec.slot_format.element_bytes),
+        "policy_state_bytes_per_slot": scenario.spec.state_bytes_per_slot,
         "budget": str(answer.budget),
         "budget_bytes": cache.budget_bytes if cache else None,
         "kv_budget": size_up(cache.reserved_bytes) if cache else None,
-        "rows": scenario.rows,
+        "rows": cache.rows if cache else scenario.most_rows,
         "context": outcome.context,
         "kv_only_tokens": kv_only_tokens,
         "uncapped_tokens": uncapped_tokens,
@@ -138,9 +132,9 @@ def _headlines(outcome: Outcome) -> Iterator[tuple[str, str]]:
     yield "model", f"{outcome.model}{named}, {shape.family} in {shape.dtype}{window}"
     for group in _layer_groups(outcome):
         yield "layers", _layer_text(group)
-    per_token = shape.kv_bytes_per_token(scenario.slot_format.element_bytes)
+    per_token = shape.kv_bytes_per_token(scenario.spec.slot_format.element_bytes)
     inside = " while inside every window" if any(layer.window for layer in shape.layers) else ""
-    yield "K and V per token", f"{per_token:,} B in {scenario.slot_format.name}{inside}"
+    yield "K and V per token", f"{per_token:,} B in {scenario.spec.slot_format.name}{inside}"
     if shape.max_positions:
         yield "whole window", f"{human_bytes(shape.full_cache_bytes(shape.max_positions))} in an unbounded cache"
     if cache is None:
@@ -154,14 +148,14 @@ def _headlines(outcome: Outcome) -> Iterator[tuple[str, str]]:
     capped = f", all that the {cache.capped_by} allows" if cache.capped_by else ""
     yield "tokens kept", f"{cache.slots:,} a row, prefilled {cache.chunk} at once{capped}"
     if outcome.context and cache.slots < outcome.context:
-        fate = "the others are evicted" if scenario.evicts else "there it stops"
+        fate = "the others are evicted" if scenario.spec.evicts else "there it stops"
         yield "context", f"{cache.slots:,} of {outcome.context:,} tokens are kept; {fate}"
     if outcome.solve == "budget":
         yield "solved", f"--kv-budget {size_up(cache.reserved_bytes)} is enough"
     elif outcome.solve == "context":
-        yield "solved", f"--context {cache.slots}"
+        yield "solved", f"--context {cache.slots}" if scenario.batch is None else f"--kv-per-seq {cache.slots}tok"
     elif outcome.solve == "batch" and answer.fits:
-        yield "solved", f"--batch-size {cache.rows}"
+        yield "solved", f"--batch-size {cache.rows} --kv-per-seq {cache.slots}tok"
 
 
 def _layer_groups(outcome: Outcome) -> Iterator[dict[str, Any]]:
@@ -191,6 +185,7 @@ def _sweep_row(answer: Answer) -> dict[str, Any]:
     window = answer.scenario.shape.max_positions
     return {
         "budget": str(answer.budget),
+        "rows": answer.cache.rows if answer.cache else 0,
         "tokens": tokens,
         "window_share": round(tokens / window, 3) if window else None,
         "turns": tokens // TURN_TOKENS,
@@ -206,10 +201,11 @@ def _show_sweep(outcome: Outcome, out: Console) -> None:
     rows = [_sweep_row(answer) for answer in outcome.sweep]
     out.line()
     out.table(
-        ("BUDGET", "TOKENS", "OF WINDOW", f"TURNS OF {TURN_TOKENS}", "IN ALL", "FITS"),
+        ("BUDGET", "ROWS", "TOKENS", "OF WINDOW", f"TURNS OF {TURN_TOKENS}", "IN ALL", "FITS"),
         [
             (
                 row["budget"],
+                f"{row['rows']:,}",
                 f"{row['tokens']:,}",
                 "-" if row["window_share"] is None else f"{row['window_share']:.0%}",
                 f"{row['turns']:,}",

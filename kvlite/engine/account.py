@@ -57,10 +57,8 @@ def _record_cuda(recorder: RunRecorder, engine: Engine, terms: dict[str, int]) -
     import torch
 
     device = engine.loaded.device
-    beside = max(engine.meter.peaks.values()) - sum(terms.values())
-    peaks = TorchMemory(
-        allocated_peak_bytes=torch.cuda.max_memory_allocated(device),
-        reserved_peak_bytes=torch.cuda.max_memory_reserved(device),
-    )
+    meter = engine.meter
+    beside = max(meter.peaks.get("prefill", 0), meter.peaks.get("decode", 0)) - sum(terms.values())
+    peaks = TorchMemory(allocated_peak_bytes=max(meter.peaks.values()), reserved_peak_bytes=meter.reserved_peak_bytes)
     reading = measure.device_reading(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
     recorder.measured({**terms, "activations": max(0, beside)}, torch=peaks, device=reading)

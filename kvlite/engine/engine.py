@@ -6,7 +6,6 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 
@@ -16,12 +15,13 @@ from kvlite.engine.inputs import Inputs
 from kvlite.engine.meter import Meter
 from kvlite.engine.request import Completion, FinishReason, Request, Timing, Token
 from kvlite.engine.row import Row
-from kvlite.engine.sampling import Draw, sample
+from kvlite.engine.sampling import INVALID, Draw, sample
 from kvlite.engine.scheduler import Feed, next_feed
-from kvlite.errors import BudgetTooSmall, ContextFull, KvliteError, OutOfMemory, UsageError
+from kvlite.errors import BudgetTooSmall, ContextFull, KvliteError, NumericError, OutOfMemory, UsageError
 from kvlite.memory.counts import KVCounts
 from kvlite.memory.format import human_bytes
 from kvlite.memory.plan import CachePlan
+from kvlite.models.hybrid import StateSnapshot
 from kvlite.models.loaded import LoadedModel
 
 ON_FULL = ("evict", "stop", "error")
@@ -32,12 +32,13 @@ class RowSnapshot:
     """A row as it was, on the host."""
 
     cache: CacheSnapshot
-    state: Any
+    state: StateSnapshot | None
     row: Row
 
     @property
     def num_bytes(self) -> int:
-        return self.cache.num_bytes
+        """Bytes of host memory."""
+        return self.cache.num_bytes + (self.state.num_bytes if self.state is not None else 0)
 
 
 class Engine:
@@ -69,20 +70,25 @@ class Engine:
     def rows(self) -> int:
         return self.plan.rows
 
-    def run(self, requests: Iterable[Request]) -> Iterator[Token | Completion]:
+    def run(self, requests: Iterable[Request | None]) -> Iterator[Token | Completion]:
         """Serve requests as rows come free, yielding each one's tokens and then its Completion; they interleave.
 
-        A request that cannot be served ends with a Completion that carries the error. Closing the iterator stops.
+        A source that has nothing ready yields None: the rows at work go on, and it is asked again after a step. A
+        request that cannot be served ends with a Completion that carries the error. Closing the iterator stops.
         """
         waiting = iter(requests)
         exhausted = False
         try:
             while True:
                 while not exhausted and any(row.job is None for row in self._rows):
-                    request = next(waiting, None)
-                    exhausted = request is None
-                    if request is not None:
-                        yield from self._admit(request)
+                    try:
+                        request = next(waiting)
+                    except StopIteration:
+                        exhausted = True
+                        break
+                    if request is None:
+                        break
+                    yield from self._admit(request)
                 yield from self._ended()
                 feed = next_feed(self._rows, self.plan.chunk)
                 if feed is not None:
@@ -116,6 +122,7 @@ class Engine:
         """Continue a row from a snapshot, which stays usable."""
         self.cache.restore(row, snapshot.cache)
         if self.loaded.state is not None:
+            assert snapshot.state is not None
             self.loaded.state.restore(snapshot.state)
         self._rows[row] = replace(snapshot.row, index=row, used=set(snapshot.row.used))
 
@@ -123,7 +130,8 @@ class Engine:
         """What a row holds now."""
         held = self._rows[row]
         held.peak_bytes = max(held.peak_bytes, self.cache.live_bytes(row))
-        return self.cache.counts(row, held.seen, held.peak_bytes)
+        state_bytes = self.loaded.state.num_bytes if self.loaded.state is not None else 0
+        return self.cache.counts(row, held.seen, held.peak_bytes, state_bytes)
 
     def total_counts(self) -> KVCounts:
         """What all rows hold now; bytes and tokens are sums."""
@@ -131,7 +139,7 @@ class Engine:
         return replace(
             rows[0],
             budget_bytes=self.plan.budget_bytes,
-            reserved_bytes=self.plan.reserved_bytes,
+            reserved_bytes=sum(row.reserved_bytes for row in rows),
             live_bytes=sum(row.live_bytes for row in rows),
             peak_bytes=sum(row.peak_bytes for row in rows),
             tokens_seen=sum(row.tokens_seen for row in rows),
@@ -160,8 +168,7 @@ class Engine:
     def _refusal(self, row: Row, request: Request) -> KvliteError | None:
         """Why a request cannot be served, before anything of it is fed."""
         tokens = len(request.ids) + (row.unfed is not None)
-        pinned = row.num_pinned + sum(end - start for start, end in request.pins)
-        needed = self.policy.min_slots(pinned)
+        needed = self.policy.min_slots(row.num_pinned(row.placed(request.pins), self.policy.sinks))
         if self.policy.evicts and needed > self.plan.slots:
             enough = human_bytes(self.cache.bytes_for(needed))
             return BudgetTooSmall(
@@ -176,8 +183,8 @@ class Engine:
             )
         if self.on_full != "evict" and tokens > self.cache.room(row.index):
             return ContextFull(
-                f"the prompt needs {tokens} more slots and the KV budget has room for {self.cache.room(row.index)}; "
-                "raise --kv-budget or give --on-full evict"
+                f"the prompt needs {tokens} more slots and there is room for {self.cache.room(row.index)}; "
+                f"{self._more_room}"
             )
         return None
 
@@ -188,18 +195,24 @@ class Engine:
                 continue
             if row.job.ending is not None:
                 yield self._complete(row, row.job.ending)
-            elif not row.job.prompt and not self._has_room(row):
-                error = None
-                if self.on_full == "error":
-                    error = ContextFull(f"the KV budget is full after {row.seen} tokens; raise --kv-budget")
-                yield self._complete(row, FinishReason.LENGTH, error)
+            elif not row.job.prompt and (end := self._end(row)) is not None:
+                yield self._complete(row, FinishReason.LENGTH, end if self.on_full == "error" else None)
 
-    def _has_room(self, row: Row) -> bool:
-        """Whether one more token can be fed to a row."""
+    def _end(self, row: Row) -> ContextFull | None:
+        """Why no more token can be fed to a row, None where one can."""
         window = self.loaded.window
         if self.loaded.rotations is None and window is not None and row.rot >= window:
-            return False
-        return self.on_full == "evict" or self.cache.room(row.index) > 0
+            return ContextFull(f"the model's {window} positions are used up and cannot be re-rotated; start over")
+        if self.on_full == "evict" or self.cache.room(row.index) > 0:
+            return None
+        return ContextFull(f"all {self.plan.slots} slots are full after {row.seen} tokens; {self._more_room}")
+
+    @property
+    def _more_room(self) -> str:
+        """What to do about full slots."""
+        if self.plan.capped_by == "window":
+            return "that is the model's window, so give --on-full evict"
+        return "raise --kv-budget or give --on-full evict"
 
     def _advance(self, feed: Feed) -> Iterator[Token | Completion]:
         """One forward pass; then a token for every row whose prompt is through."""
@@ -238,6 +251,10 @@ class Engine:
         job = row.job
         assert job is not None
         job.first_token_at = job.first_token_at or time.monotonic()
+        if token == INVALID:
+            error = NumericError("the model computed no numbers; give --dtype float32 or bfloat16")
+            yield self._complete(row, FinishReason.CANCELLED, error)
+            return
         if token in job.request.stop_ids:
             yield self._complete(row, FinishReason.STOP)
             return

@@ -10,27 +10,30 @@ import torch
 
 
 class Meter:
-    """Keeps the highest bytes seen per phase name."""
+    """Keeps the highest bytes seen per phase, and on CUDA the most the allocator ever reserved."""
 
     def __init__(self, device: torch.device) -> None:
         self._cuda = device if device.type == "cuda" else None
         self._process = psutil.Process()
         self.peaks: dict[str, int] = {}
-        self.record("load", self._peak())
+        self.reserved_peak_bytes = 0
+        self._record("load")
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Measure the block as part of phase `name`."""
         if self._cuda is not None:
             torch.cuda.reset_peak_memory_stats(self._cuda)
-        yield
-        self.record(name, self._peak())
+        try:
+            yield
+        finally:
+            self._record(name)
 
-    def record(self, name: str, num_bytes: int) -> None:
-        """Raise the peak of a phase."""
-        self.peaks[name] = max(self.peaks.get(name, 0), num_bytes)
-
-    def _peak(self) -> int:
-        if self._cuda is not None:
-            return torch.cuda.max_memory_allocated(self._cuda)
-        return int(self._process.memory_info().rss)
+    def _record(self, name: str) -> None:
+        if self._cuda is None:
+            held = int(self._process.memory_info().rss)
+        else:
+            held = torch.cuda.max_memory_allocated(self._cuda)
+            reserved = torch.cuda.max_memory_reserved(self._cuda)
+            self.reserved_peak_bytes = max(self.reserved_peak_bytes, reserved)
+        self.peaks[name] = max(self.peaks.get(name, 0), held)

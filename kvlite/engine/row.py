@@ -51,11 +51,15 @@ class Row:
     def begin(self, request: Request, evicted: int, queued_at: float) -> None:
         """Take a request: what was sampled but not fed goes first, and its pins become positions."""
         unfed = () if self.unfed is None else (self.unfed,)
-        offset = self.seen + len(unfed)
-        self.pins += tuple((offset + start, offset + end) for start, end in request.pins)
+        self.pins += self.placed(request.pins)
         self.job = Job(request, deque((*unfed, *request.ids)), evicted, queued_at)
         self.unfed = None
         self.used.update(request.ids)
+
+    def placed(self, pins: tuple[tuple[int, int], ...]) -> tuple[tuple[int, int], ...]:
+        """Spans of a request's ids as positions of the conversation."""
+        offset = self.seen + (self.unfed is not None)
+        return tuple((offset + start, offset + end) for start, end in pins)
 
     def clear(self) -> None:
         """Forget the conversation."""
@@ -65,7 +69,7 @@ class Row:
         self.used = set()
         self.job = None
 
-    @property
-    def num_pinned(self) -> int:
-        """How many positions the pins cover."""
-        return len({position for start, end in self.pins for position in range(start, end)})
+    def num_pinned(self, pins: tuple[tuple[int, int], ...], sinks: int) -> int:
+        """How many positions the row's pins and further `pins` cover, besides the first `sinks`."""
+        spans = (*self.pins, *pins)
+        return len({position for start, end in spans for position in range(max(start, sinks), end)})

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from kvlite.engine.request import Sampling
 
+INVALID = -1
 _MASK = 2**64 - 1
 
 
@@ -26,15 +27,19 @@ class Draw:
 
 
 def sample(logits: Tensor, draws: Sequence[Draw]) -> list[int]:
-    """One token id per row from logits [n, V]; greedy rows take the exact maximum. Waits for the device once."""
+    """One token id per row from logits [n, V], or INVALID where they are no numbers; waits for the device once.
+
+    Greedy rows take the exact maximum.
+    """
     logits = logits.float()
     for row, draw in enumerate(draws):
         if draw.sampling.repetition_penalty != 1.0:
             _penalise_(logits[row], draw)
-    chosen = logits.argmax(-1)
+    highest, chosen = logits.max(-1)
     if any(not draw.sampling.is_greedy for draw in draws):
         greedy = torch.tensor([draw.sampling.is_greedy for draw in draws], device=logits.device)
         chosen = torch.where(greedy, chosen, _draw(logits, draws))
+    chosen = torch.where(highest.isfinite(), chosen, INVALID)
     ids: list[int] = chosen.tolist()
     return ids
 
@@ -79,5 +84,6 @@ def _draw(logits: Tensor, draws: Sequence[Draw]) -> Tensor:
     kept[:, 0] = True
     cumulative = (probabilities * kept).cumsum(-1)
     target = column([uniform(draw.sampling.seed, draw.index) for draw in draws]) * cumulative[:, -1:]
-    drawn = (cumulative <= target).sum(-1, keepdim=True).clamp(max=vocab - 1)
-    return order.gather(-1, drawn)[:, 0]
+    drawn = (cumulative <= target).sum(-1)
+    last = kept.sum(-1) - 1  # the filters keep a prefix; a target rounded up to the whole stays inside it
+    return order.gather(-1, drawn.minimum(last)[:, None])[:, 0]

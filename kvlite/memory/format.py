@@ -39,6 +39,14 @@ FORMATS = {name: SlotFormat(name, size) for name, size in DTYPE_BYTES.items()}
 FORMAT_SPELLINGS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
+def dtype_name(name: str) -> str | None:
+    """The dtype to compute in that is spelt `name`; None for `auto`. Raises UsageError on any other name."""
+    wanted = FORMAT_SPELLINGS.get(name, name)
+    if wanted != "auto" and wanted not in DTYPE_BYTES:
+        raise UsageError(f"unknown dtype '{name}'; give auto, {', '.join(DTYPE_BYTES)}")
+    return None if wanted == "auto" else wanted
+
+
 def slot_format(name: str, model_dtype: str) -> SlotFormat:
     """The slot format called `name`; `auto` is the model's dtype. Raises UsageError on any other name."""
     wanted = model_dtype if name == "auto" else FORMAT_SPELLINGS.get(name, name)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import sys
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from os import getpid
+from itertools import takewhile
 from pathlib import Path
+from typing import Any
 
 _STATUS = Path("/proc/self/status")
 _DISTRIBUTIONS = {
@@ -66,8 +68,11 @@ def ram_total_bytes() -> int:
     return int(psutil.virtual_memory().total)
 
 
-def device_reading(uuid: str | None = None) -> DeviceReading | None:
-    """The GPU called `uuid` (bare, as torch gives it, or `GPU-…`), else the first; None when no driver answers."""
+def device_reading(device: int | str = 0) -> DeviceReading | None:
+    """What the driver says of a GPU: N of `cuda:N`, or a UUID (bare, as torch gives it, or `GPU-…`).
+
+    None where no driver answers, or the GPU is not there or hidden by CUDA_VISIBLE_DEVICES.
+    """
     try:
         import pynvml
     except ImportError:  # the package is not made for this system
@@ -77,13 +82,12 @@ def device_reading(uuid: str | None = None) -> DeviceReading | None:
     except pynvml.NVMLError:
         return None
     try:
-        handle = (
-            pynvml.nvmlDeviceGetHandleByIndex(0)
-            if uuid is None
-            else pynvml.nvmlDeviceGetHandleByUUID(uuid if "-" in uuid[:4] else f"GPU-{uuid}")
-        )
+        name = _visible_name(device) if isinstance(device, int) else device if "-" in device[:4] else f"GPU-{device}"
+        if name is None:
+            return None
+        handle = _handle(pynvml, name)
         memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
-        own = [p.usedGpuMemory for p in pynvml.nvmlDeviceGetComputeRunningProcesses(handle) if p.pid == getpid()]
+        own = [p.usedGpuMemory for p in pynvml.nvmlDeviceGetComputeRunningProcesses(handle) if p.pid == os.getpid()]
         return DeviceReading(
             name=str(pynvml.nvmlDeviceGetName(handle)),
             driver=str(pynvml.nvmlSystemGetDriverVersion()),
@@ -95,6 +99,27 @@ def device_reading(uuid: str | None = None) -> DeviceReading | None:
         return None
     finally:
         pynvml.nvmlShutdown()
+
+
+def _visible_name(index: int) -> str | None:
+    """What CUDA_VISIBLE_DEVICES calls device `index` of this process: a number or a UUID; None where it hides it."""
+    listed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if listed is None:
+        return str(index)
+    names = [name.strip() for name in listed.split(",")]
+    visible = list(takewhile(lambda name: name and not name.startswith("-"), names))  # CUDA stops at the first bad name
+    return visible[index] if index < len(visible) else None
+
+
+def _handle(nvml: Any, name: str) -> Any:
+    """NVML's handle of the GPU with this number or UUID; a UUID may be cut short, as CUDA allows. Raises NVMLError."""
+    if name.isdecimal():
+        return nvml.nvmlDeviceGetHandleByIndex(int(name))
+    for index in range(nvml.nvmlDeviceGetCount()):
+        handle = nvml.nvmlDeviceGetHandleByIndex(index)
+        if str(nvml.nvmlDeviceGetUUID(handle)).startswith(name):
+            return handle
+    return nvml.nvmlDeviceGetHandleByUUID(name)  # a slice of a GPU (MIG)
 
 
 def installed_versions() -> dict[str, str]:

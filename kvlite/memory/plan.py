@@ -8,7 +8,7 @@ per row. Nothing else counts against the budget.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 from kvlite.errors import BudgetTooSmall, DoesNotFit, UsageError
@@ -29,11 +29,18 @@ def chunk_tokens(slots: int, limit: int = MOST_CHUNK) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class SlotCosts:
-    """What one slot of a layer costs, in bytes: its key and value, and what the policy keeps about it."""
+class CacheSpec:
+    """What a cache is asked to be, whatever its size.
+
+    `state_bytes_per_slot` is what the policy keeps about a slot, `protected_slots` are never evicted, `evicts` says
+    whether a full cache makes room, `chunk_limit` is the most prompt tokens fed at once.
+    """
 
     slot_format: SlotFormat
     state_bytes_per_slot: int
+    protected_slots: int
+    evicts: bool = True
+    chunk_limit: int = MOST_CHUNK
 
     def key_value_bytes(self, layer: LayerShape) -> int:
         return self.slot_format.bytes_per_slot(layer.k_dim, layer.v_dim)
@@ -68,26 +75,25 @@ class CachePlan:
 def plan_cache(
     shape: ModelShape,
     budget: Budget,
+    spec: CacheSpec,
     *,
-    slot_format: SlotFormat,
-    state_bytes_per_slot: int,
-    rows: int,
+    rows: int = 1,
     free_bytes: int | None,
-    protected_slots: int,
-    evicts: bool = True,
-    chunk_limit: int = MOST_CHUNK,
 ) -> CachePlan:
     """The largest cache of `rows` equal rows inside `budget`.
 
     `free_bytes` is what the device has left for the cache, None when that is not to be checked; S is at least
-    `protected_slots`, which are never evicted, and 1. Raises DoesNotFit when the budget is more than is free,
+    `spec.protected_slots`, and 1. Raises DoesNotFit when the budget is more than is free,
     BudgetTooSmall when it holds fewer slots, UsageError when a share of unknown memory is asked for.
     """
-    layouts = _Layouts(shape, SlotCosts(slot_format, state_bytes_per_slot), rows)
-    cap = most_slots(shape, evicts=evicts, chunk_limit=chunk_limit)
-    least = max(1, protected_slots)
+    layouts = _Layouts(shape, spec, rows)
+    cap = most_slots(shape, spec)
+    least = max(1, spec.protected_slots)
     if cap < least:
-        raise BudgetTooSmall(f"the model's window has room for {cap} tokens, but {least} are protected; protect fewer")
+        raise BudgetTooSmall(
+            f"the model's window has room for {cap} tokens, but {least} are protected; "
+            "give --kv-policy full or another policy"
+        )
     slots, budget_bytes = _grant(budget, layouts, cap, free_bytes)
     if slots < least:
         smallest = layouts.reserved(least)
@@ -97,7 +103,7 @@ def plan_cache(
             f"the smallest that works is {size_up(smallest)} ({smallest:,} bytes)"
         )
     window_stops = slots == cap != _UNBOUNDED and budget.kind is not BudgetKind.FULL
-    return layouts.plan(slots, chunk_tokens(slots, chunk_limit), budget_bytes, "window" if window_stops else None)
+    return layouts.plan(slots, chunk_tokens(slots, spec.chunk_limit), budget_bytes, "window" if window_stops else None)
 
 
 def _grant(budget: Budget, layouts: _Layouts, cap: int, free_bytes: int | None) -> tuple[int, int]:
@@ -130,25 +136,27 @@ def _grant(budget: Budget, layouts: _Layouts, cap: int, free_bytes: int | None) 
     return slots, layouts.reserved(slots) if is_whole_window else allowed
 
 
-def tokens_by_bytes(
-    shape: ModelShape, slot_format: SlotFormat, state_bytes_per_slot: int, *, rows: int, allowed: int
-) -> tuple[int, int]:
+def tokens_by_bytes(shape: ModelShape, spec: CacheSpec, *, rows: int, allowed: int) -> tuple[int, int]:
     """Tokens per row that `allowed` bytes hold whatever the window: of K and V alone, and with all a slot costs."""
-    layouts = _Layouts(shape, SlotCosts(slot_format, state_bytes_per_slot), rows)
+    layouts = _Layouts(shape, spec, rows)
     slides = all(layer.window for layer in shape.layers if layer.kv_heads)
-    cap = most_slots(shape, evicts=False) if slides else _UNBOUNDED
+    cap = most_slots(shape, replace(spec, evicts=False)) if slides else _UNBOUNDED
     alone = largest(lambda slots: layouts.plan(slots, 0, 0, None).k_v_bytes <= allowed, cap)
     return alone, layouts.most(allowed, cap)
 
 
-def most_slots(shape: ModelShape, *, evicts: bool, chunk_limit: int = MOST_CHUNK) -> int:
-    """The largest S the model allows: its window, less a chunk where keys are re-rotated to stay inside it."""
+def most_slots(shape: ModelShape, spec: CacheSpec) -> int:
+    """The largest S the model allows: its window, less what is kept free where keys are re-rotated to stay inside it.
+
+    Each re-rotation rounds the keys once more. An eighth of the window, and at least a chunk, makes them rare.
+    """
     window = shape.max_positions
     if window is None:
         windows = [layer.window for layer in shape.layers if layer.kv_heads]
         return max((size for size in windows if size), default=_UNBOUNDED) if all(windows) else _UNBOUNDED
-    if shape.positions == "rotary" and evicts:
-        return largest(lambda slots: slots + chunk_tokens(slots, chunk_limit) <= window, window)
+    if shape.positions == "rotary" and spec.evicts:
+        eighth = window // 8
+        return largest(lambda slots: slots + max(eighth, chunk_tokens(slots, spec.chunk_limit)) <= window, window)
     return window
 
 
@@ -157,7 +165,7 @@ class _Layouts:
     """The bytes of a cache as a function of its slots."""
 
     shape: ModelShape
-    costs: SlotCosts
+    spec: CacheSpec
     rows: int
 
     def reserved(self, slots: int) -> int:
@@ -171,10 +179,10 @@ class _Layouts:
         layers = self.shape.layers
         layer_slots = tuple(layer.slots(slots) for layer in layers)
         heads = [count * layer.kv_heads * self.rows for count, layer in zip(layer_slots, layers, strict=True)]
-        k_v = sum(head * self.costs.key_value_bytes(layer) for head, layer in zip(heads, layers, strict=True))
-        policy_state = sum(heads) * self.costs.state_bytes_per_slot
+        k_v = sum(head * self.spec.key_value_bytes(layer) for head, layer in zip(heads, layers, strict=True))
+        policy_state = sum(heads) * self.spec.state_bytes_per_slot
         positions = sum(heads) * POSITION_BYTES
-        staging = self.rows * sum(layer.kv_heads * self.costs.slot_bytes(layer) for layer in layers)
+        staging = self.rows * sum(layer.kv_heads * self.spec.slot_bytes(layer) for layer in layers)
         state = self.rows * sum(layer.state_bytes for layer in layers)
         return CachePlan(
             slots=slots,

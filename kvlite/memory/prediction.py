@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, Protocol
 
 from kvlite.memory.format import DTYPE_BYTES, human_bytes
 from kvlite.memory.plan import MOST_CHUNK, CachePlan
@@ -29,6 +30,17 @@ class Term:
     note: str
 
 
+class _Facts(Protocol):
+    """What the catalog knows of a model's files."""
+
+    @property
+    def config(self) -> Mapping[str, Any]: ...
+    @property
+    def weight_bytes(self) -> int | None: ...
+    @property
+    def parameters(self) -> int | None: ...
+
+
 @dataclass(frozen=True, slots=True)
 class WeightFacts:
     """What the files say of the weights: their bytes, how many there are, and whether they are quantised already."""
@@ -37,6 +49,20 @@ class WeightFacts:
     parameters: int | None
     is_tied: bool
     is_quantised: bool
+
+    @classmethod
+    def of(cls, facts: _Facts) -> WeightFacts | None:
+        """What a model's files say; None where there are no weights to measure."""
+        if facts.weight_bytes is None:
+            return None
+        text = facts.config.get("text_config") or {}
+        is_tied = text.get("tie_word_embeddings", facts.config.get("tie_word_embeddings", True))
+        return cls(
+            num_bytes=facts.weight_bytes,
+            parameters=facts.parameters,
+            is_tied=is_tied is not False,  # transformers leaves it out where it is true
+            is_quantised="quantization_config" in facts.config,
+        )
 
     @property
     def can_quantise(self) -> bool:
@@ -83,7 +109,7 @@ def other_terms(
     """What a run takes beside its cache, with chunks of `chunk` tokens a row."""
     fed = pass_tokens(rows, chunk)
     terms = (
-        _weights(shape, weights, quant),
+        weight_term(shape, weights, quant),
         Term("activations", activation_bytes(shape, fed), f"one pass of {fed} tokens"),
         Term("scratch", scratch_bytes(shape, rows, quant), "attention tiles and the logits of one step"),
     )
@@ -124,7 +150,8 @@ def scratch_bytes(shape: ModelShape, rows: int, quant: str) -> int:
     return ATTENTION_TILES * ATTENTION_TILE_BYTES + logits + widened
 
 
-def _weights(shape: ModelShape, weights: WeightFacts | None, quant: str) -> Term:
+def weight_term(shape: ModelShape, weights: WeightFacts | None, quant: str) -> Term:
+    """The weights as they are once loaded: in the shape's dtype, or quantised."""
     if weights is None:
         return Term("weights", None, "there are no weights here to measure")
     if weights.is_quantised:

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 from kvlite.errors import BudgetTooSmall
 from kvlite.memory.budget import Budget, BudgetKind
-from kvlite.memory.format import SlotFormat, human_bytes
-from kvlite.memory.plan import AUTO_SHARE, MOST_CHUNK, CachePlan, plan_cache
+from kvlite.memory.format import human_bytes
+from kvlite.memory.plan import AUTO_SHARE, CachePlan, CacheSpec, plan_cache
 from kvlite.memory.shape import ModelShape
 
 DEFAULT_ROW_SLOTS = 2048
@@ -18,14 +18,10 @@ def plan_rows(
     shape: ModelShape,
     total: Budget,
     per_sequence: Budget | None,
+    spec: CacheSpec,
     *,
     most_rows: int,
-    slot_format: SlotFormat,
-    state_bytes_per_slot: int,
     free_bytes: int | None,
-    protected_slots: int,
-    evicts: bool = True,
-    chunk_limit: int = MOST_CHUNK,
 ) -> CachePlan:
     """At most `most_rows` equal rows inside the budget `total`, each with what `per_sequence` buys.
 
@@ -33,17 +29,7 @@ def plan_rows(
     """
 
     def plan(budget: Budget, rows: int, free: int | None) -> CachePlan:
-        return plan_cache(
-            shape,
-            budget,
-            slot_format=slot_format,
-            state_bytes_per_slot=state_bytes_per_slot,
-            rows=rows,
-            free_bytes=free,
-            protected_slots=protected_slots,
-            evicts=evicts,
-            chunk_limit=chunk_limit,
-        )
+        return plan_cache(shape, budget, spec, rows=rows, free_bytes=free)
 
     whole = plan(total, 1, free_bytes)
     if per_sequence is not None:
@@ -55,9 +41,12 @@ def plan_rows(
     follows_rows = total.kind in (BudgetKind.AUTO, BudgetKind.FULL) and free_bytes is not None
     allowed = int(free_bytes * AUTO_SHARE) if follows_rows and free_bytes is not None else whole.budget_bytes
     if row.reserved_bytes > allowed:
+        limit, change = ("KV budget", "raise --kv-budget")
+        if follows_rows:
+            limit, change = ("free memory for them", "free some memory")
         raise BudgetTooSmall(
-            f"one sequence takes {human_bytes(row.reserved_bytes)}, the KV budget {human_bytes(allowed)}; "
-            "give a smaller --kv-per-seq or a larger --kv-budget"
+            f"one sequence takes {human_bytes(row.reserved_bytes)}, the {limit} is {human_bytes(allowed)}; "
+            f"give a smaller --kv-per-seq, or {change}"
         )
     rows = plan(Budget(BudgetKind.TOKENS, row.slots), min(most_rows, allowed // row.reserved_bytes), None)
     budget_bytes = rows.reserved_bytes if follows_rows else allowed

@@ -7,9 +7,10 @@ from dataclasses import dataclass, replace
 
 from kvlite.errors import CapacityError
 from kvlite.memory.budget import Budget, BudgetKind
-from kvlite.memory.format import SlotFormat, human_bytes, size_down
-from kvlite.memory.plan import MOST_CHUNK, CachePlan, largest, plan_cache
+from kvlite.memory.format import human_bytes, size_down
+from kvlite.memory.plan import CachePlan, CacheSpec, largest, most_slots, plan_cache
 from kvlite.memory.prediction import DeviceKind, MemoryPlan, Term, WeightFacts, cache_terms, other_terms
+from kvlite.memory.rows import plan_rows
 from kvlite.memory.shape import ModelShape
 
 SWEEP = ("128MB", "256MB", "512MB", "1GB", "2GB", "4GB", "8GB", "16GB", "32GB", "64GB")
@@ -18,53 +19,63 @@ MOST_ROWS = 2**16
 
 
 @dataclass(frozen=True, slots=True)
+class BatchRows:
+    """A batch of at most `most` rows, each with `per_sequence` where that is given."""
+
+    most: int
+    per_sequence: Budget | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Scenario:
     """What does not change while budgets are compared; `free_bytes` is the device before the weights are loaded."""
 
     shape: ModelShape
-    slot_format: SlotFormat
-    state_bytes_per_slot: int
-    protected_slots: int
-    evicts: bool
+    spec: CacheSpec
     weights: WeightFacts | None
     quant: str
     device: DeviceKind
     free_bytes: int | None
-    rows: int = 1
-    chunk_limit: int = MOST_CHUNK
+    batch: BatchRows | None = None
+    """None is one conversation with the whole budget, as `run` and `chat` hold it."""
+
+    @property
+    def most_rows(self) -> int:
+        """Rows that may run at once; the state of hybrids would take in the padding of neighbouring rows."""
+        return 1 if self.batch is None or self.shape.has_state else self.batch.most
+
+    def with_rows(self, most: int, per_sequence: Budget | None = None) -> Scenario:
+        """The same for a batch of at most `most` rows, each with `per_sequence` or what was given for it before."""
+        before = self.batch.per_sequence if self.batch is not None else None
+        return replace(self, batch=BatchRows(most, per_sequence or before))
 
     def cache(self, budget: Budget) -> CachePlan:
         """What `budget` buys. Raises CapacityError where that is too little."""
         measures_free = budget.kind in (BudgetKind.AUTO, BudgetKind.SHARE)
-        return plan_cache(
-            self.shape,
-            budget,
-            slot_format=self.slot_format,
-            state_bytes_per_slot=self.state_bytes_per_slot,
-            rows=self.rows,
-            free_bytes=self.free_for_cache if measures_free else None,  # others may be asked for and found too large
-            protected_slots=self.protected_slots,
-            evicts=self.evicts,
-            chunk_limit=self.chunk_limit,
+        if self.batch is None:  # a size may be asked for and found too large
+            return plan_cache(self.shape, budget, self.spec, free_bytes=self.free_for_cache if measures_free else None)
+        free_bytes = self.free_for_cache if measures_free or budget.kind is BudgetKind.FULL else None
+        return plan_rows(
+            self.shape, budget, self.batch.per_sequence, self.spec, most_rows=self.most_rows, free_bytes=free_bytes
         )
 
     def memory(self, cache: CachePlan) -> MemoryPlan:
         """Every term of a run with `cache`: weights first, then the cache, then the rest."""
-        weights, *rest = self._others(cache.chunk)
+        weights, *rest = self._others(cache.rows, cache.chunk)
         return MemoryPlan((weights, *cache_terms(cache), *rest), self.free_bytes)
 
     @property
     def beside_cache(self) -> MemoryPlan:
         """Everything but the cache, at its largest."""
-        return MemoryPlan(self._others(min(self.chunk_limit, MOST_CHUNK)), self.free_bytes)
+        return MemoryPlan(self._others(self.most_rows, self.spec.chunk_limit), self.free_bytes)
 
     @property
     def free_for_cache(self) -> int | None:
         """What is left for the cache beside the rest; None when free memory is unknown."""
         return None if self.free_bytes is None else max(0, self.free_bytes - self.beside_cache.total_bytes)
 
-    def _others(self, chunk: int) -> tuple[Term, ...]:
-        return other_terms(self.shape, self.weights, quant=self.quant, device=self.device, rows=self.rows, chunk=chunk)
+    def _others(self, rows: int, chunk: int) -> tuple[Term, ...]:
+        return other_terms(self.shape, self.weights, quant=self.quant, device=self.device, rows=rows, chunk=chunk)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,12 +119,20 @@ def _shortage(scenario: Scenario, budget: Budget, cache: CachePlan) -> str | Non
 
 def most_rows(scenario: Scenario, budget: Budget, tokens: int) -> int:
     """The most rows that each keep `tokens` inside `budget` and the device; 0 when not even one does."""
+    return largest(lambda rows: _holds(scenario, budget, rows, tokens), 1 if scenario.shape.has_state else MOST_ROWS)
 
-    def fits(rows: int) -> bool:
-        answer = ask(replace(scenario, rows=rows), budget)
-        return answer.fits and answer.cache is not None and answer.cache.slots >= tokens
 
-    return largest(fits, 1 if scenario.shape.has_state else MOST_ROWS)
+def most_tokens(scenario: Scenario, budget: Budget) -> int:
+    """The most tokens that every row of a batch of exactly `most_rows` keeps; 0 when that many rows hold none."""
+    cap = most_slots(scenario.shape, scenario.spec)
+    return largest(lambda tokens: _holds(scenario, budget, scenario.most_rows, tokens), cap)
+
+
+def _holds(scenario: Scenario, budget: Budget, rows: int, tokens: int) -> bool:
+    """Whether exactly `rows` rows keep `tokens` each, or the few more that are protected."""
+    per_sequence = Budget(BudgetKind.TOKENS, max(tokens, scenario.spec.protected_slots))
+    answer = ask(scenario.with_rows(rows, per_sequence), budget)
+    return answer.fits and answer.cache is not None and answer.cache.rows == rows and answer.cache.slots >= tokens
 
 
 def sweep(scenario: Scenario) -> Iterator[Answer]:
@@ -132,14 +151,18 @@ def advice(answer: Answer) -> list[str]:
     scenario, budget = answer.scenario, answer.budget
     quantised = replace(scenario, quant="4bit")
     can_quantise = scenario.quant == "none" and scenario.weights is not None and scenario.weights.can_quantise
-    tries = [_budget_advice(scenario)]
+    tries = [_budget_advice(scenario), _rows_advice(scenario, budget)]
     if can_quantise and ask(quantised, budget).fits:
         tries.append("--quant 4bit")
-    if scenario.rows > 1 and (rows := most_rows(scenario, budget, max(1, scenario.protected_slots))):
-        tries.append(f"--batch-size {rows}")
     if not any(tries) and can_quantise and (smaller := _budget_advice(quantised)):
         tries.append(f"--quant 4bit {smaller}")
     return [text for text in tries if text] or ["a smaller model, or a device with more memory"]
+
+
+def _rows_advice(scenario: Scenario, budget: Budget) -> str:
+    """The most rows that fit, fewer than asked for; empty where none do."""
+    rows = largest(lambda rows: ask(scenario.with_rows(rows), budget).fits, scenario.most_rows - 1)
+    return f"--batch-size {rows}" if rows else ""
 
 
 def _budget_advice(scenario: Scenario) -> str:

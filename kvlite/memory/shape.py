@@ -208,6 +208,12 @@ def _intermediate(text: Fields) -> int:
 
 
 def _max_positions(text: Fields, family: Family) -> int | None:
+    """The model's positions; of `longrope` those up to which its short factors hold, so that keys never mix factors."""
+    if _rope_type(text, family) == "longrope":
+        scaling = text.nested("rope_scaling") or text.nested("rope_parameters") or Fields({})
+        for fields in (scaling, text):
+            if "original_max_position_embeddings" in fields.values:
+                return fields.optional_count("original_max_position_embeddings", default=None)
     for name in ("max_position_embeddings", "n_positions"):
         if name in text.values:
             return text.optional_count(name, default=family.max_positions)

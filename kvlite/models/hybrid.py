@@ -6,9 +6,10 @@ The state does not grow with the context; it is counted, copied and reset here.
 
 from __future__ import annotations
 
-import copy
+from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import PretrainedConfig
 from transformers.cache_utils import (
@@ -18,30 +19,70 @@ from transformers.cache_utils import (
     LinearAttentionLayer,
 )
 
+_STATES = ("conv_states", "recurrent_states")
 
-class HybridState:
-    """The state of one row; `cache` is what the model is called with. Padding would enter it, so rows go one by one."""
 
-    def __init__(self, config: PretrainedConfig) -> None:
-        self._blank = _state_only_cache(config)
-        self.cache = copy.deepcopy(self._blank)
+@dataclass(frozen=True, slots=True)
+class StateSnapshot:
+    """The state of one row on the host: per layer the tensors of each state, and which states have a past."""
+
+    layers: tuple[tuple[dict[str, dict[int, Tensor | None]], dict[int, bool]], ...]
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of the state tensors, allocated at the first forward pass."""
-        return sum(tensor.nbytes for layer in self.cache.layers for tensor in _tensors(vars(layer)))
+        """Bytes of host memory."""
+        tensors = [tensor for states, _ in self.layers for held in states.values() for tensor in held.values()]
+        return sum(tensor.nbytes for tensor in tensors if tensor is not None)
 
+
+class HybridState:
+    """The state of one row; `cache` is what the model is called with. Padding would enter it, so rows go one by one.
+
+    Its tensors are allocated by the first forward pass, the gate's, and overwritten in place from then on.
+    """
+
+    def __init__(self, config: PretrainedConfig) -> None:
+        self.cache = _state_only_cache(config)
+        self._layers = [layer for layer in self.cache.layers if isinstance(layer, LinearAttentionCacheLayerMixin)]
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the state tensors."""
+        return sum(tensor.nbytes for tensor in self.tensors())
+
+    def tensors(self) -> list[Tensor]:
+        """Every state tensor that is allocated."""
+        held = [getattr(layer, name).values() for layer in self._layers for name in _STATES]
+        return [tensor for tensors in held for tensor in tensors if tensor is not None]
+
+    @torch.inference_mode()  # the tensors were made in it
     def reset(self) -> None:
         """Start a new conversation."""
-        self.cache = copy.deepcopy(self._blank)
+        for layer in self._layers:
+            layer.reset()
 
-    def snapshot(self) -> DynamicCache:
-        """A copy of the state."""
-        return copy.deepcopy(self.cache)
+    def snapshot(self) -> StateSnapshot:
+        """Copy the state to the host."""
 
-    def restore(self, snapshot: DynamicCache) -> None:
-        """Continue from a copy, which stays usable."""
-        self.cache = copy.deepcopy(snapshot)
+        def copied(held: dict[int, Tensor | None]) -> dict[int, Tensor | None]:
+            return {key: None if tensor is None else tensor.to("cpu", copy=True) for key, tensor in held.items()}
+
+        return StateSnapshot(
+            tuple(
+                ({name: copied(getattr(layer, name)) for name in _STATES}, dict(layer.has_previous_state))
+                for layer in self._layers
+            )
+        )
+
+    @torch.inference_mode()
+    def restore(self, snapshot: StateSnapshot) -> None:
+        """Continue from a snapshot, which stays usable."""
+        for layer, (states, has_previous) in zip(self._layers, snapshot.layers, strict=True):
+            for name, saved in states.items():
+                for key, tensor in saved.items():
+                    if tensor is not None:
+                        getattr(layer, name)[key].copy_(tensor)
+            layer.has_previous_state.update(has_previous)
 
 
 class _NoAttentionCache:
@@ -85,11 +126,3 @@ def _state_only_cache(config: PretrainedConfig) -> DynamicCache:
         elif isinstance(layer, CacheLayerMixin):
             cache.layers[index] = _StateOnly(number_of_states=layer.number_of_states)
     return cache
-
-
-def _tensors(held: Any) -> list[Tensor]:
-    if isinstance(held, Tensor):
-        return [held]
-    if isinstance(held, dict):
-        return [tensor for value in held.values() for tensor in _tensors(value)]
-    return []

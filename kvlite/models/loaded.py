@@ -41,9 +41,10 @@ class LoadedModel:
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes of parameters and buffers, measured on the tensors."""
-        held = {tensor.data_ptr(): tensor.nbytes for tensor in (*self.model.parameters(), *self.model.buffers())}
-        return sum(held.values())
+        """Bytes of parameters, their quantisation scales and buffers, measured on the tensors."""
+        tensors = [*self.model.parameters(), *self.model.buffers()]
+        tensors += [scale for parameter in self.model.parameters() for scale in _scales(parameter)]
+        return sum({tensor.data_ptr(): tensor.nbytes for tensor in tensors}.values())
 
     @property
     def num_parameters(self) -> int:
@@ -65,3 +66,11 @@ class LoadedModel:
             out = self.model(input_ids=ids, position_ids=positions, logits_to_keep=last, **cache)
         logits: Tensor = out.logits[:, -last:]
         return logits
+
+
+def _scales(parameter: Tensor) -> list[Tensor]:
+    """What bitsandbytes keeps beside a quantised weight: block scales, nested ones, and the row scales of 8 bits."""
+    state = getattr(parameter, "quant_state", None)
+    states = [] if state is None else [state, getattr(state, "state2", None)]
+    held = [getattr(part, name, None) for part in states for name in ("absmax", "code", "offset")]
+    return [tensor for tensor in (*held, getattr(parameter, "SCB", None)) if isinstance(tensor, Tensor)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import pytest
 import torch
@@ -29,20 +28,10 @@ from tests.cache.driving import (
 from tests.cache.simulation import Rule
 from tests.parity.compare import assert_parity
 
-
-@dataclass(frozen=True, slots=True)
-class Fading(HeavyHitter):
-    """Heavy hitters that forget."""
-
-    @property
-    def decay(self) -> float:
-        return 0.9
-
-
 POLICIES: dict[str, tuple[Policy, Rule]] = {
     "heavy-hitter": (HeavyHitter(), simulation.heavy_hitter()),
     "heavy-hitter, short horizon": (HeavyHitter(horizon=9), simulation.heavy_hitter(horizon=9)),
-    "heavy-hitter, decay": (Fading(), simulation.heavy_hitter(decay=0.9)),
+    "heavy-hitter, decay": (HeavyHitter(decay=0.9), simulation.heavy_hitter(decay=0.9)),
     "h2o": (H2O(), simulation.H2O),
     "window": (Window(), simulation.WINDOW),
 }

@@ -64,7 +64,7 @@ def test_sliding_layers_hold_their_window(capsys: pytest.CaptureFixture[str]) ->
     groups = planned(capsys, "./gemma-2-2b", "--vram", "24GB")["layers"]
     assert [(group["count"], group["window"], group["slots"]) for group in groups] == [
         (13, 4096, 4096),
-        (13, None, 7680),
+        (13, None, 7168),
     ]
 
 
@@ -134,6 +134,10 @@ def test_solve_budget_finds_one_that_is_enough(capsys: pytest.CaptureFixture[str
 def test_solve_context_and_batch(capsys: pytest.CaptureFixture[str]) -> None:
     longest = planned(capsys, "./llama-3.1-8b", "--solve", "context", "--kv-budget", "2GB", "--vram", "24GB")
     assert longest["tokens"] == 14_908
+    each = planned(
+        capsys, "./llama-3.1-8b", "--solve", "context", "--kv-budget", "2GB", "--vram", "24GB", "--batch-size", "3"
+    )
+    assert (each["rows"], each["tokens"]) == (3, (2 * 10**9 // 3) // (32 * 8 * 524) - 1)
     rows = planned(
         capsys, "./llama-3.1-8b", "--solve", "batch", "--context", "2000", "--kv-budget", "2GB", "--vram", "24GB"
     )["rows"]
@@ -143,6 +147,60 @@ def test_solve_context_and_batch(capsys: pytest.CaptureFixture[str]) -> None:
         code=4,
     )  # fmt: skip
     assert none["fits"] is False
+
+
+@pytest.mark.usefixtures("folder")
+def test_what_stops_when_full_may_use_the_whole_window(capsys: pytest.CaptureFixture[str]) -> None:
+    def tokens(*args: str) -> int:
+        return int(planned(capsys, "./llama-2-7b", "--vram", "24GB", *args)["tokens"])
+
+    assert [tokens(), tokens("--on-full", "stop"), tokens("--kv-policy", "full")] == [3584, 4096, 4096]
+
+
+@pytest.mark.usefixtures("folder")
+def test_hybrids_run_one_row_at_a_time(capsys: pytest.CaptureFixture[str]) -> None:
+    assert planned(capsys, "./lfm2-1.2b", "--batch-size", "8", "--vram", "24GB")["rows"] == 1
+
+
+BUDGETS = [
+    [],
+    ["--kv-budget", "300KB"],
+    ["--kv-budget", "5MB", "--prefill-chunk", "16"],
+    ["--kv-budget", "100tok", "--kv-policy", "window"],
+    ["--kv-budget", "full", "--on-full", "stop"],
+    ["--kv-budget", "2MB", "--dtype", "bfloat16"],
+]
+
+
+@pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize("flags", BUDGETS, ids=" ".join)
+def test_the_cache_of_a_run_is_the_one_planned(
+    flags: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", None)
+    plan = planned(capsys, "demo", "--device", "cpu", *flags)
+    assert main(["run", "-m", "demo", "-n", "1", "--device", "cpu", *flags, "--report", "run.json", "hi"]) == 0
+    kv = json.loads(Path("run.json").read_text())["kv"]
+    assert (kv["capacity_tokens"], kv["reserved_bytes"]) == (plan["tokens"], plan["reserved_bytes"])
+
+
+@pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize(
+    "flags",
+    [
+        *[[*flags, "--batch-size", "3"] for flags in BUDGETS[:-2]],
+        ["--kv-budget", "5MB", "--kv-per-seq", "64tok", "--batch-size", "4"],
+        ["--kv-per-seq", "1MB", "--batch-size", "2"],
+    ],
+    ids=" ".join,
+)
+def test_the_cache_of_a_batch_is_the_one_planned(flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    plan = planned(capsys, "demo", "--device", "cpu", *flags)
+    Path("in.txt").write_text("hi\n")
+    words = ["batch", "in.txt", "-m", "demo", "--format", "text", "-n", "1", "-o", "out.jsonl", "--device", "cpu"]
+    assert main([*words, *flags, "--report", "run.json"]) == 0
+    kv = json.loads(Path("run.json").read_text())["kv"]
+    assert (kv["capacity_tokens"], kv["reserved_bytes"]) == (plan["tokens"], plan["reserved_bytes"])
 
 
 def test_weights_come_from_the_headers(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -176,7 +234,10 @@ def test_weights_come_from_the_headers(folder: Path, capsys: pytest.CaptureFixtu
         (["./llama-2-7b", "--kv-policy", "best"], 2, "best"),
         (["./llama-2-7b", "--4bit", "--quant", "8bit"], 2, "contradicts"),
         (["./llama-2-7b", "--device", "tpu"], 2, "tpu"),
-        (["./lfm2-1.2b", "--batch-size", "2"], 2, "one row at a time"),
+        (["./llama-2-7b", "--kv-per-seq", "1GB"], 2, "--batch-size"),
+        (["./llama-2-7b", "--kv-per-seq", "1GB", "--batch-size", "2", "--context", "9"], 2, "leave out"),
+        (["./llama-2-7b", "--kv-per-seq", "1GB", "--batch-size", "2", "--solve", "context"], 2, "leave out"),
+        (["./llama-2-7b", "--device", "cuda:one"], 2, "cuda:N"),
         (["./nowhere"], 3, "nowhere"),
         (["./broken"], 3, "num_hidden_layers"),
         (["./bloom"], 3, "bloom"),

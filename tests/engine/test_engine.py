@@ -7,10 +7,12 @@ from collections.abc import Iterator
 
 import psutil
 import pytest
+import torch
 
+from kvlite.cache.policy import load_policy
 from kvlite.engine.engine import Engine
 from kvlite.engine.request import Completion, FinishReason, Request, Sampling, Token
-from kvlite.errors import BudgetTooSmall, ContextFull, UsageError
+from kvlite.errors import BudgetTooSmall, ContextFull, NumericError, UsageError
 from kvlite.models.loaded import LoadedModel
 from tests.architectures import SUPPORTED, tiny_model
 from tests.engine_for_tests import admitted, answers, make_engine
@@ -213,6 +215,53 @@ def test_two_hundred_turns_stay_flat(llama: LoadedModel) -> None:
     assert done.kv.reserved_bytes == engine.plan.reserved_bytes == engine.cache.num_bytes
     assert addresses == [tensor.data_ptr() for tensor in engine.cache.tensors()]
     assert resident[-1] - resident[0] < 8_000_000
+
+
+def test_a_row_that_overflowed_does_not_poison_the_next(llama: LoadedModel) -> None:
+    engine = make_engine(llama, "32tok")
+    clean = answers(engine, [Request("a", PROMPT, max_tokens=10)])["a"].ids
+    for layer in engine.cache.layers.values():
+        layer.store.tensors["v"][0, :, :20] = torch.nan
+    poisoned = answers(engine, [Request("b", PROMPT[:4], max_tokens=4, row=0)])["b"]
+    assert isinstance(poisoned.error, NumericError)
+    assert answers(engine, [Request("a", PROMPT, max_tokens=10)])["a"].ids == clean
+
+
+def test_a_source_with_nothing_ready_does_not_hold_up_the_rows(llama: LoadedModel) -> None:
+    order: list[str] = []
+
+    def source() -> Iterator[Request | None]:
+        yield Request("first", PROMPT, max_tokens=3)
+        while "first" not in order:
+            yield None
+        yield Request("second", PROMPT, max_tokens=3)
+
+    for event in make_engine(llama, rows=2).run(source()):
+        if isinstance(event, Completion):
+            order.append(event.request_id)
+    assert order == ["first", "second"]
+
+
+def test_sinks_stay_beside_pins_in_the_middle(llama: LoadedModel) -> None:
+    request = Request("a", prompt(1, 80), max_tokens=60, pins=((20, 40),))
+    needed = load_policy("heavy-hitter").min_slots(20)
+    engine = make_engine(llama, f"{needed}tok")
+    assert answers(engine, [request])["a"].error is None
+    for layer in engine.cache.layers.values():
+        for head in layer.pos[0]:
+            assert {0, 1, 2, 3, *range(20, 40)} <= set(head.tolist())
+
+
+def test_a_hybrids_snapshot_counts_its_state_and_lies_on_the_host() -> None:
+    engine = make_engine(admitted(tiny_model("lfm2", SUPPORTED["lfm2"])), "32tok")
+    answers(engine, [Request("a", PROMPT, max_tokens=5, row=0)])
+    snapshot = engine.snapshot(0)
+    assert snapshot.state is not None and engine.loaded.state is not None
+    assert snapshot.num_bytes == snapshot.cache.num_bytes + engine.loaded.state.num_bytes
+    addresses = [tensor.data_ptr() for tensor in engine.loaded.state.tensors()]
+    engine.reset(0)
+    engine.restore(0, snapshot)
+    assert addresses == [tensor.data_ptr() for tensor in engine.loaded.state.tensors()]
 
 
 def test_a_busy_row_is_not_given_away(llama: LoadedModel) -> None:

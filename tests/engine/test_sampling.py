@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvlite.engine.request import Sampling
-from kvlite.engine.sampling import Draw, sample, uniform
+from kvlite.engine.sampling import INVALID, Draw, sample, uniform
 
 LOGITS = torch.tensor([0.1, 2.0, -1.0, 1.5, 0.4, -3.0])
 
@@ -46,6 +46,17 @@ def test_top_p_keeps_the_smallest_set_that_reaches_p() -> None:
 
 def test_min_p_drops_what_is_far_below_the_likeliest() -> None:
     assert set(draws(Sampling(temperature=1.0, min_p=0.5), 2000)) == {1, 3}
+
+
+def test_a_draw_rounded_up_to_the_whole_stays_inside_the_filters(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kvlite.engine.sampling.uniform", lambda seed, index: 1.0)
+    logits = torch.randn(1, 100, generator=torch.Generator().manual_seed(0))
+    assert sample(logits, [Draw(Sampling(temperature=1.0, top_k=1), 0, ())]) == [int(logits.argmax())]
+
+
+def test_what_is_no_number_is_invalid() -> None:
+    batch = torch.stack([LOGITS, torch.full_like(LOGITS, torch.nan), torch.full_like(LOGITS, torch.inf)])
+    assert sample(batch, [Draw(Sampling(), 0, ())] * 3) == [1, INVALID, INVALID]
 
 
 def test_the_repetition_penalty_pushes_used_ids_down() -> None:

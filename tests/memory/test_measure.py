@@ -53,15 +53,19 @@ def driver(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     nvml = pytest.importorskip("pynvml", reason="nvidia-ml-py is not made for this system")
     state = SimpleNamespace(is_open=False, asked=None, processes=[(os.getpid(), 50), (1, 7)])
 
-    def handle(asked: object) -> str:
+    def handle(asked: object) -> object:
+        if asked not in (0, 1, "MIG-7f"):
+            raise nvml.NVMLError(nvml.NVML_ERROR_NOT_FOUND)
         state.asked = asked
-        return "handle"
+        return asked
 
     fakes = {
         "nvmlInit": lambda: setattr(state, "is_open", True),
         "nvmlShutdown": lambda: setattr(state, "is_open", False),
         "nvmlDeviceGetHandleByIndex": handle,
         "nvmlDeviceGetHandleByUUID": handle,
+        "nvmlDeviceGetCount": lambda: 2,
+        "nvmlDeviceGetUUID": lambda index: ("GPU-1a2b-3c", "GPU-4d5e-6f")[index],
         "nvmlDeviceGetMemoryInfo": lambda _: SimpleNamespace(total=100, free=30, used=70),
         "nvmlDeviceGetComputeRunningProcesses": lambda _: [
             SimpleNamespace(pid=pid, usedGpuMemory=used) for pid, used in state.processes
@@ -69,15 +73,44 @@ def driver(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
         "nvmlDeviceGetName": lambda _: "GPU of a test",
         "nvmlSystemGetDriverVersion": lambda: "570",
     }
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     for name, fake in fakes.items():
         monkeypatch.setattr(nvml, name, fake)
     return state
 
 
-@pytest.mark.parametrize(("uuid", "asked"), [(None, 0), ("1a2b-3c", "GPU-1a2b-3c"), ("GPU-1a", "GPU-1a")])
-def test_a_device_is_read_by_uuid_and_closed_again(driver: SimpleNamespace, uuid: str | None, asked: object) -> None:
-    assert device_reading(uuid) == DeviceReading("GPU of a test", "570", 100, 30, 50)
+@pytest.mark.parametrize(
+    ("device", "asked"), [(0, 0), (1, 1), ("1a2b-3c", 0), ("GPU-4d5e-6f", 1), ("GPU-4d", 1), ("MIG-7f", "MIG-7f")]
+)
+def test_a_device_is_read_by_number_or_uuid_and_closed_again(
+    driver: SimpleNamespace, device: int | str, asked: object
+) -> None:
+    assert device_reading(device) == DeviceReading("GPU of a test", "570", 100, 30, 50)
     assert (driver.asked, driver.is_open) == (asked, False)
+
+
+@pytest.mark.parametrize(
+    ("visible", "asked"),
+    [
+        ("0,1", (0, 1)),
+        ("1,0", (1, 0)),
+        ("1", (1, None)),
+        ("GPU-4d5e-6f, GPU-1a", (1, 0)),
+        ("MIG-7f", ("MIG-7f", None)),
+        ("0,-1,1", (0, None)),
+        ("-1", (None, None)),
+        ("", (None, None)),
+        ("7", (None, None)),
+    ],
+)
+def test_the_devices_are_those_that_cuda_shows_this_process(
+    driver: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, visible: str, asked: tuple[object, object]
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    for index, expected in enumerate(asked):
+        driver.asked = None
+        assert (device_reading(index) is None) is (expected is None)
+        assert driver.asked == expected
 
 
 @pytest.mark.parametrize("processes", [[(1, 7)], [(os.getpid(), None)]])

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from kvlite.errors import BudgetTooSmall, DoesNotFit, UsageError
 from kvlite.memory.budget import Budget, BudgetKind
 from kvlite.memory.format import FORMATS
-from kvlite.memory.plan import CachePlan, chunk_tokens, most_slots, plan_cache, tokens_by_bytes
+from kvlite.memory.plan import CachePlan, CacheSpec, chunk_tokens, most_slots, plan_cache, tokens_by_bytes
 from kvlite.memory.shape import LayerShape, ModelShape
 
 CONFIGS = Path(__file__).parents[1] / "data" / "configs"
@@ -25,16 +25,8 @@ def model(layers: list[LayerShape], window: int | None = None, positions: str = 
 
 def plan(shape: ModelShape, budget: str | Budget, *, rows: int = 1, free: int | None = None, protected: int = 1,
          evicts: bool = True, state: int = 4) -> CachePlan:  # fmt: skip
-    return plan_cache(
-        shape,
-        budget if isinstance(budget, Budget) else Budget.parse(budget),
-        slot_format=FP16,
-        state_bytes_per_slot=state,
-        rows=rows,
-        free_bytes=free,
-        protected_slots=protected,
-        evicts=evicts,
-    )
+    wanted = budget if isinstance(budget, Budget) else Budget.parse(budget)
+    return plan_cache(shape, wanted, CacheSpec(FP16, state, protected, evicts), rows=rows, free_bytes=free)
 
 
 attention = st.builds(
@@ -63,7 +55,7 @@ def test_the_plan_is_the_largest_inside_the_budget(shape: ModelShape, size: int,
     except BudgetTooSmall:
         return
     assert found.reserved_bytes <= size == found.budget_bytes
-    if found.slots < most_slots(shape, evicts=True):
+    if found.slots < most_slots(shape, CacheSpec(FP16, state, 1)):
         assert found.capped_by is None
         assert plan(shape, f"{found.slots + 1}tok", rows=rows, state=state).reserved_bytes > size
 
@@ -125,11 +117,14 @@ def test_a_chunk_is_a_quarter_of_the_slots(slots: int, limit: int, tokens: int) 
     assert chunk_tokens(slots, limit) == tokens
 
 
-def test_rotary_models_that_evict_keep_a_chunk_of_the_window_free() -> None:
-    assert most_slots(FULL, evicts=True) == 800
-    assert most_slots(FULL, evicts=True, chunk_limit=64) == 936
-    assert most_slots(FULL, evicts=False) == 1000
-    assert most_slots(model([LayerShape("full", 2, 64, 64)], 1000, "learned"), evicts=True) == 1000
+def test_rotary_models_that_evict_keep_an_eighth_of_the_window_free_and_at_least_a_chunk() -> None:
+    def most(limit: int = 512, evicts: bool = True, positions: str = "rotary") -> int:
+        shape = model([LayerShape("full", 2, 64, 64)], 1000, positions)
+        return most_slots(shape, CacheSpec(FP16, 4, 1, evicts, limit))
+
+    assert most() == 800
+    assert [most(limit) for limit in (150, 125, 64, 1)] == [850, 875, 875, 875]
+    assert most(evicts=False) == most(positions="learned") == 1000
 
 
 def test_the_window_caps_what_bytes_would_buy_and_says_so() -> None:
@@ -167,7 +162,7 @@ def test_the_whole_window_of_a_model_without_one_is_refused() -> None:
 
 
 def test_more_protected_tokens_than_the_window_holds_are_refused() -> None:
-    with pytest.raises(BudgetTooSmall, match="protect fewer"):
+    with pytest.raises(BudgetTooSmall, match="--kv-policy"):
         plan(FULL, "2GB", protected=900)
 
 
@@ -177,4 +172,4 @@ def test_more_protected_tokens_than_the_window_holds_are_refused() -> None:
 )
 def test_tokens_in_two_gigabytes(name: str, alone: int, whole: int) -> None:
     shape = ModelShape.from_config(json.loads((CONFIGS / f"{name}.json").read_text()))
-    assert tokens_by_bytes(shape, FP16, 4, rows=1, allowed=2 * 10**9) == (alone, whole)
+    assert tokens_by_bytes(shape, CacheSpec(FP16, 4, 1), rows=1, allowed=2 * 10**9) == (alone, whole)

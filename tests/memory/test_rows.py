@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from kvlite.errors import BudgetTooSmall
 from kvlite.memory.budget import Budget
 from kvlite.memory.format import slot_format
-from kvlite.memory.plan import CachePlan
+from kvlite.memory.plan import CachePlan, CacheSpec
 from kvlite.memory.rows import DEFAULT_ROW_SLOTS, plan_rows
 from kvlite.memory.shape import LayerShape, ModelShape
 
@@ -21,11 +21,9 @@ def rows(total: str, per_sequence: str | None = None, most_rows: int = 16, free_
         SHAPE,
         Budget.parse(total),
         Budget.parse(per_sequence) if per_sequence else None,
+        CacheSpec(slot_format("auto", "float32"), state_bytes_per_slot=4, protected_slots=9),
         most_rows=most_rows,
-        slot_format=slot_format("auto", "float32"),
-        state_bytes_per_slot=4,
         free_bytes=free_bytes,
-        protected_slots=9,
     )
 
 
@@ -57,7 +55,7 @@ def test_auto_gives_every_row_there_may_be_where_memory_allows() -> None:
 
 def test_full_rows_hold_the_whole_window() -> None:
     plan = rows("full", free_bytes=100_000_000)
-    assert plan.slots == rows("full", most_rows=1).slots == 7680
+    assert plan.slots == rows("full", most_rows=1).slots == 7168
     assert plan.rows > 1
     assert plan.reserved_bytes <= 100_000_000
 
@@ -67,3 +65,8 @@ def test_one_sequences_budget_is_honoured() -> None:
     assert rows("10MB", "1MB").reserved_bytes <= 10_000_000
     with pytest.raises(BudgetTooSmall, match="give a smaller --kv-per-seq"):
         rows("1MB", "2MB")
+
+
+def test_where_memory_is_the_limit_no_larger_budget_is_asked_for() -> None:
+    with pytest.raises(BudgetTooSmall, match="free some memory"):
+        rows("full", free_bytes=12_500_000)

@@ -81,14 +81,10 @@ def test_learned_positions_cannot_be_rotated(family: str) -> None:
     assert admitted(tiny_model(family, SUPPORTED[family])).rotations is None
 
 
-def test_dynamic_ntk_cannot_be_rotated() -> None:
-    rope = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}
-    assert admitted(tiny_model("llama", {"rope_parameters": rope})).rotations is None
-
-
 @pytest.mark.parametrize(
     "rope",
     [
+        {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0},
         {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 128},
         {
             "rope_type": "llama3",
@@ -99,12 +95,20 @@ def test_dynamic_ntk_cannot_be_rotated() -> None:
             "original_max_position_embeddings": 128,
         },
     ],
-    ids=["yarn", "llama3"],
+    ids=["dynamic", "yarn", "llama3"],
 )
 def test_scaled_rotations_are_learned(rope: dict[str, float | str]) -> None:
     loaded = admitted(tiny_model("llama", {"rope_parameters": rope}))
     assert loaded.rotations is not None
     assert all(rotation is not None for rotation in loaded.rotations.values())
+
+
+def test_longrope_keeps_to_the_factors_of_short_texts() -> None:
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 8, "long_factor": [4.0] * 8}
+    settings = {"rope_parameters": {**rope, "original_max_position_embeddings": 64}}
+    loaded = admitted(tiny_model("phi3", {**settings, "original_max_position_embeddings": 64}))
+    assert loaded.window == 64
+    assert loaded.rotations is not None
 
 
 def test_the_gate_leaves_a_hybrids_state_blank() -> None:
