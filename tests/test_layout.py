@@ -29,6 +29,7 @@ FLOORS = {
     "kvlite.text": 4,
     "kvlite.engine": 4,
     "kvlite.console": 4,  # whoever talks with the user does it through here
+    "kvlite.deadline": 4,
     "kvlite.chat": 5,
     "kvlite.batch": 5,
     "kvlite.cli": 6,
@@ -43,6 +44,7 @@ LIGHT = (
     "kvlite.text",
     "kvlite.engine.request",
     "kvlite.console",
+    "kvlite.deadline",
     "kvlite.chat",
     "kvlite.batch",
     "kvlite.cli",

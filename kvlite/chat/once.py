@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 
 from kvlite.chat.answer import Answer, stream_answer
 from kvlite.chat.display import Display
-from kvlite.chat.interrupt import Deadline, Interrupts
+from kvlite.chat.interrupt import Interrupts
 from kvlite.chat.settings import Settings
 from kvlite.chat.status import answer_line, eviction_notice
+from kvlite.deadline import Deadline
 from kvlite.engine.request import Request
 from kvlite.errors import Interrupted, UsageError
 

@@ -11,11 +11,11 @@ from kvlite.cli.prompts import typed
 from kvlite.errors import UsageError
 
 if TYPE_CHECKING:
-    from kvlite.chat.interrupt import Deadline
     from kvlite.chat.once import Output
     from kvlite.chat.recording import Recording
     from kvlite.chat.settings import Settings
     from kvlite.cli.opening import ModelOptions, Opened
+    from kvlite.deadline import Deadline
 
 
 @dataclass(frozen=True, slots=True)

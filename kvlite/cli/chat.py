@@ -61,10 +61,10 @@ def chat(
     offline: opt.Offline = False,
 ) -> None:
     """Talk with a model. /help lists what else can be done there; Ctrl-C stops an answer, Ctrl-D leaves."""
-    from kvlite.chat.interrupt import Deadline
     from kvlite.chat.once import Output
     from kvlite.cli.answering import Asked, answer_once, has_user, source_of
     from kvlite.cli.prompts import build_prompt
+    from kvlite.deadline import Deadline
 
     out = opt.console()
     sampling = opt.sampling(

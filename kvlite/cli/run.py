@@ -73,10 +73,10 @@ def run(
     offline: opt.Offline = False,
 ) -> None:
     """Answer one prompt: stdin first, then files, then the words, a blank line between them."""
-    from kvlite.chat.interrupt import Deadline
     from kvlite.chat.once import Output
     from kvlite.cli.answering import Asked, answer_once, source_of
     from kvlite.cli.prompts import build_prompt, split_words
+    from kvlite.deadline import Deadline
 
     out = opt.console()
     deadline = Deadline(max_time)
