@@ -15,6 +15,7 @@ from torch import Tensor
 from kvlite.cache.cache import SlotCache
 from kvlite.cache.policies.full import Full
 from kvlite.cache.rotation import Rotation
+from kvlite.cache.slots import LayerSlots
 from kvlite.errors import UnsupportedModel
 from kvlite.memory.budget import Budget
 from kvlite.memory.format import slot_format
@@ -28,8 +29,6 @@ SHIFT = 29
 LOGIT_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.05}
 KEY_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.05, torch.float16: 0.02}
 """Largest relative RMSE against the reference, per dtype of computation."""
-FIXED_ROPES = ("dynamic", "longrope")
-"""Rotary types whose frequencies depend on the length of the text: stored keys cannot be moved."""
 
 
 def admit(loaded: LoadedModel) -> LoadedModel:
@@ -96,16 +95,16 @@ def _feed(loaded: LoadedModel, cache: SlotCache, ids: Tensor, shift: int) -> Ten
 def _learn_rotations(loaded: LoadedModel, cache: SlotCache, ids: Tensor) -> dict[int, Rotation | None] | None:
     """Each layer's Rotation, None for a layer without positions; None altogether where keys cannot be moved."""
     window = loaded.window
-    if loaded.shape.positions == "learned" or loaded.shape.rope_type in FIXED_ROPES:
+    if loaded.shape.positions == "learned":
         return None
     if window is not None and window < PROBE_TOKENS + SHIFT:
         return None
-    before = {index: layer.store.tensors["k"].clone() for index, layer in cache.layers.items()}
+    before = {index: _keys(layer).clone() for index, layer in cache.layers.items()}
     _feed(loaded, cache, ids, shift=SHIFT)
     frequencies = _frequencies(loaded)
     rotations: dict[int, Rotation | None] = {}
     for index, layer in cache.layers.items():
-        after, tolerance = layer.store.tensors["k"], KEY_TOLERANCE[loaded.compute_dtype]
+        after, tolerance = _keys(layer), KEY_TOLERANCE[loaded.compute_dtype]
         if _relative_error(before[index], after) <= KEY_TOLERANCE[torch.float32]:
             rotations[index] = None
             continue
@@ -143,7 +142,13 @@ def _turned(keys: Tensor, rotation: Rotation) -> Tensor:
     return turned
 
 
+def _keys(layer: LayerSlots) -> Tensor:
+    """The probe's keys [H_KV, N, D]; slot i holds token i while nothing is evicted."""
+    return layer.store.read(slice(0, 1), min(layer.slots, PROBE_TOKENS))[0][0]
+
+
 def _relative_error(value: Tensor, expected: Tensor) -> float:
     """Relative RMSE, NaN where either is not finite."""
-    difference = (value.double() - expected.double()).square().mean().sqrt()
-    return float(difference / expected.double().square().mean().sqrt().clamp(min=1e-12))
+    value, expected = value.cpu().double(), expected.cpu().double()  # MPS has no float64
+    difference = (value - expected).square().mean().sqrt()
+    return float(difference / expected.square().mean().sqrt().clamp(min=1e-12))
