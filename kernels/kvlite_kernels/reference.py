@@ -119,7 +119,7 @@ def evict(priority: Tensor, pos: Tensor, new_priority: Tensor, new_pos: Tensor) 
     (priority, position) goes first; free slots are -inf and are taken in slot order, so live slots stay a prefix.
     """
     if new_pos.shape[-1] == 1:
-        return _evict_one(priority, pos, new_priority)
+        return _evict_one(priority, pos, new_priority, new_pos)
     slots, tokens = pos.shape[-1], new_pos.shape[-1]
     # New tokens come first: padding then loses to a free slot, and free slots go in slot order (the sorts are stable).
     everyone = torch.cat([new_priority, priority], -1)
@@ -134,11 +134,12 @@ def evict(priority: Tensor, pos: Tensor, new_priority: Tensor, new_pos: Tensor) 
     return torch.where(born, slot_of.gather(-1, (born.cumsum(-1) - 1).clamp(min=0)), slots)
 
 
-def _evict_one(priority: Tensor, pos: Tensor, new_priority: Tensor) -> Tensor:
+def _evict_one(priority: Tensor, pos: Tensor, new_priority: Tensor, new_pos: Tensor) -> Tensor:
     lowest = priority.amin(-1, keepdim=True)
     far = torch.iinfo(pos.dtype).max
-    victim = torch.where(priority == lowest, pos, far).argmin(-1, keepdim=True)
-    return torch.where(new_priority > lowest, victim, pos.shape[-1])
+    oldest, victim = torch.where(priority == lowest, pos, far).min(-1, keepdim=True)
+    stays = (new_priority > lowest) | ((new_priority == lowest) & (new_pos > oldest))
+    return torch.where(stays, victim, pos.shape[-1])
 
 
 def _visible(q_pos: Tensor, k_pos: Tensor, window: int | None) -> Tensor:

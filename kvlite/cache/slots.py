@@ -111,7 +111,6 @@ class LayerSlots:
         new_priority = torch.where(new_pos >= 0, torch.inf, -torch.inf)
         new_mass = None if self.mass is None else self.mass[rows, :, waiting].clone()
         self._write(rows, self._choose(step, new_priority, new_pos), k, v, step, new_mass)
-        self.pos[rows, :, waiting] = -1
         return out
 
     def _attend(

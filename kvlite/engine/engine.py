@@ -19,7 +19,7 @@ from kvlite.engine.sampling import INVALID, Draw, sample
 from kvlite.engine.scheduler import Feed, next_feed
 from kvlite.errors import BudgetTooSmall, ContextFull, KvliteError, NumericError, OutOfMemory, UsageError
 from kvlite.memory.counts import KVCounts
-from kvlite.memory.format import human_bytes
+from kvlite.memory.format import size_up
 from kvlite.memory.plan import CachePlan
 from kvlite.models.hybrid import StateSnapshot
 from kvlite.models.loaded import LoadedModel
@@ -170,7 +170,7 @@ class Engine:
         tokens = len(request.ids) + (row.unfed is not None)
         needed = self.policy.min_slots(row.num_pinned(row.placed(request.pins), self.policy.sinks))
         if self.policy.evicts and needed > self.plan.slots:
-            enough = human_bytes(self.cache.bytes_for(needed))
+            enough = size_up(self.cache.bytes_for(needed))
             return BudgetTooSmall(
                 f"the KV budget holds {self.plan.slots} tokens but {needed} are pinned, sinks or recent; "
                 f"give --kv-budget {enough} or more, or --no-pin-system"

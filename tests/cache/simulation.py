@@ -30,7 +30,7 @@ def heavy_hitter(horizon: int = 1024, decay: float = 1.0) -> Rule:
 
 
 H2O = Rule(lambda mass, position, now: mass, lambda slots: slots // 2)
-WINDOW = Rule(lambda mass, position, now: position, lambda slots: slots - 5, sinks=4)
+WINDOW = Rule(lambda mass, position, now: position, lambda slots: 1, sinks=4)
 FULL = Rule(lambda mass, position, now: position, lambda slots: 1)
 
 

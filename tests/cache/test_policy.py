@@ -104,7 +104,9 @@ def test_a_broken_plug_in_is_named(monkeypatch: pytest.MonkeyPatch, target: str,
 
 
 @pytest.mark.parametrize("pinned", [0, 3, 4, 5, 40])
-@pytest.mark.parametrize("policy", [HeavyHitter(), HeavyHitter(sinks=0, grace=9), H2O(), H2O(sinks=2), Oldest()])
+@pytest.mark.parametrize(
+    "policy", [HeavyHitter(), HeavyHitter(sinks=0, grace=9), H2O(), H2O(sinks=2), Oldest(), Window()]
+)
 def test_min_slots_is_the_least_that_leaves_one_victim(policy: Policy, pinned: int) -> None:
     def leaves_one(slots: int) -> bool:
         return policy.sinks + pinned + policy.recent(slots) < slots

@@ -102,7 +102,7 @@ def test_survivors_are_those_of_the_simulation(policy: str, schedule: list[int])
     assert all(len(head) == layer.slots for layer in cache.layers.values() for head in positions(layer))
 
 
-@pytest.mark.parametrize("policy", ["heavy-hitter", "heavy-hitter, decay", "h2o"])
+@pytest.mark.parametrize("policy", ["heavy-hitter", "heavy-hitter, decay", "h2o", "window"])
 def test_pinned_tokens_stay_and_the_others_compete_for_what_is_left(policy: str) -> None:
     chosen, rule = POLICIES[policy]
     cache = make_cache(SHAPE, SLOTS, chosen)
@@ -141,7 +141,7 @@ BATCH = [(9, 0, 16), (9, 3, 16), (0, 1, 16), (5, 0, 1), (1, 1, 1), (1, 1, 0), (1
 def test_each_row_of_a_batch_follows_its_own_simulation(policy: str) -> None:
     chosen, rule = POLICIES[policy]
     streams = [random_streams(SHAPE, GROUP, 70, seed) for seed in (4, 5, 6)]
-    pins = [] if policy == "window" else [[(5, 7)], [], [(4, 6), (30, 31)]]
+    pins = [[(5, 7)], [], [(4, 6), (30, 31)]]
     twins = Twins(make_cache(SHAPE, SLOTS, chosen, rows=3), rule, streams, pins)
     for counts in BATCH + [(1, 1, 1)] * 8:
         twins.feed(counts)

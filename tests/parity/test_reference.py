@@ -207,15 +207,11 @@ Token = tuple[float, int]
 
 
 def heads(rng: random.Random, slots: int, live: int, tokens: int, padding: int) -> tuple[list[Token], list[Token]]:
-    """One head: `live` slots taken, the rest free; `padding` before the real new tokens. Some priorities are equal.
-
-    One slot at least is not protected, as no policy may protect all of them.
-    """
+    """One head: `live` slots taken, the rest free; `padding` before the real new tokens. Some priorities are equal."""
     first_new = 10 * slots
     positions = rng.sample(range(first_new), live)
     priorities = [0.0, 0.25, 0.5, torch.finfo(torch.float32).min]
     held = [(rng.choice([*priorities, torch.inf, rng.random()]), position) for position in positions]
-    held[:1] = [(rng.random(), position) for _, position in held[:1]]
     rng.shuffle(held)
     held += [(-torch.inf, -1)] * (slots - live)
     new = [(-torch.inf, -1)] * padding

@@ -23,7 +23,7 @@ class Window(Policy):
     summary: ClassVar[str] = "StreamingLLM: the first tokens and the most recent ones, attention-free"
 
     def recent(self, slots: int) -> int:
-        return max(1, slots - self.sinks - 1)
+        return 1  # the score already keeps the newest; protecting more would leave pins no room
 
     def score(self, statistic: Tensor | None, pos: Tensor, next_pos: Tensor) -> Tensor:
         return pos.float()
