@@ -1,4 +1,4 @@
-"""Every supported architecture equals transformers while the budget holds everything; the others are refused by name."""
+"""Every supported architecture equals transformers while the budget holds everything; others are refused by name."""
 
 from __future__ import annotations
 
