@@ -62,6 +62,6 @@ def feed(loaded: LoadedModel, cache: SlotCache, ids: list[int], chunks: list[int
     for count in chunks:
         pos = torch.arange(start, start + count, dtype=torch.int32)[None]
         step = cache.begin(slice(0, 1), pos, pos, (count,), None)
-        logits.append(loaded.forward(torch.tensor([ids[start : start + count]]), step, last=count)[0])
+        logits.append(loaded.forward(torch.tensor([ids[start : start + count]]), cache, step, last=count)[0])
         start += count
     return torch.cat(logits)

@@ -76,7 +76,7 @@ class SlotCache:
     def begin(self, rows: slice, pos: Tensor, rot: Tensor, counts: Sequence[int], pins: Tensor | None) -> Step:
         """The step that feeds `counts[i]` real tokens (right-aligned in pos and rot int32 [n, T]) to each of `rows`."""
         placements = {slots: self._place(slots, live[rows], counts, pos.shape[1]) for slots, live in self._live.items()}
-        return Step(self, rows, pos, rot, self._weight(pos), tuple(counts), pins, placements)
+        return Step(rows, pos, rot, self._weight(pos), tuple(counts), pins, placements)
 
     def end(self, step: Step) -> None:
         """Record what `step` added, after the forward pass."""

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from torch import Tensor
-
-if TYPE_CHECKING:
-    from kvlite.cache.cache import SlotCache
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +29,6 @@ class Step:
     real tokens per row. `pins` int32 [n, P, 2] are spans of positions never evicted, None where there are none.
     """
 
-    cache: SlotCache
     rows: slice
     pos: Tensor
     rot: Tensor

@@ -12,14 +12,14 @@ import torch
 from kvlite.cache.cache import CacheSnapshot, SlotCache
 from kvlite.cache.policy import Policy
 from kvlite.engine.inputs import Inputs
+from kvlite.engine.limits import Limits
 from kvlite.engine.meter import Meter
 from kvlite.engine.request import Completion, FinishReason, Request, Timing, Token
 from kvlite.engine.row import Row
 from kvlite.engine.sampling import INVALID, Draw, sample
 from kvlite.engine.scheduler import Feed, next_feed
-from kvlite.errors import BudgetTooSmall, ContextFull, KvliteError, NumericError, OutOfMemory, UsageError
+from kvlite.errors import KvliteError, NumericError, OutOfMemory, UsageError
 from kvlite.memory.counts import KVCounts
-from kvlite.memory.format import size_up
 from kvlite.memory.plan import CachePlan
 from kvlite.models.hybrid import StateSnapshot
 from kvlite.models.loaded import LoadedModel
@@ -64,6 +64,7 @@ class Engine:
             self.cache = SlotCache(loaded.shape, plan, policy, slot_dtype, loaded.device)
         for index, layer in self.cache.layers.items():
             layer.rotation = (loaded.rotations or {}).get(index)
+        self._limits = Limits(self.cache, loaded.window, loaded.rotations is not None, self.on_full)
         self._rows = [Row(index) for index in range(plan.rows)]
 
     @property
@@ -157,36 +158,13 @@ class Engine:
         else:
             raise UsageError(f"row {request.row} is busy; wait for its answer")
         counts = self.counts(row.index)
-        error = self._refusal(row, request)
+        error = self._limits.refusal(row, request)
         if error is None:
             row.begin(request, counts.tokens_evicted, queued_at)
         else:
             yield Completion(
                 request.id, (), FinishReason.CANCELLED, len(request.ids), 0, counts, Timing(0.0, 0.0, 0.0, 0.0), error
             )
-
-    def _refusal(self, row: Row, request: Request) -> KvliteError | None:
-        """Why a request cannot be served, before anything of it is fed."""
-        tokens = len(request.ids) + (row.unfed is not None)
-        needed = self.policy.min_slots(row.num_pinned(row.placed(request.pins), self.policy.sinks))
-        if self.policy.evicts and needed > self.plan.slots:
-            enough = size_up(self.cache.bytes_for(needed))
-            return BudgetTooSmall(
-                f"the KV budget holds {self.plan.slots} tokens but {needed} are pinned, sinks or recent; "
-                f"give --kv-budget {enough} or more, or --no-pin-system"
-            )
-        window = self.loaded.window
-        if self.loaded.rotations is None and window is not None and row.seen + tokens > window:
-            return ContextFull(
-                f"{row.seen + tokens} tokens exceed the model's {window} positions, which cannot be re-rotated; "
-                "shorten the prompt or start over"
-            )
-        if self.on_full != "evict" and tokens > self.cache.room(row.index):
-            return ContextFull(
-                f"the prompt needs {tokens} more slots and there is room for {self.cache.room(row.index)}; "
-                f"{self._more_room}"
-            )
-        return None
 
     def _ended(self) -> Iterator[Completion]:
         """Complete the requests that were cancelled, and those that have no room for another token."""
@@ -195,24 +173,8 @@ class Engine:
                 continue
             if row.job.ending is not None:
                 yield self._complete(row, row.job.ending)
-            elif not row.job.prompt and (end := self._end(row)) is not None:
+            elif not row.job.prompt and (end := self._limits.end(row)) is not None:
                 yield self._complete(row, FinishReason.LENGTH, end if self.on_full == "error" else None)
-
-    def _end(self, row: Row) -> ContextFull | None:
-        """Why no more token can be fed to a row, None where one can."""
-        window = self.loaded.window
-        if self.loaded.rotations is None and window is not None and row.rot >= window:
-            return ContextFull(f"the model's {window} positions are used up and cannot be re-rotated; start over")
-        if self.on_full == "evict" or self.cache.room(row.index) > 0:
-            return None
-        return ContextFull(f"all {self.plan.slots} slots are full after {row.seen} tokens; {self._more_room}")
-
-    @property
-    def _more_room(self) -> str:
-        """What to do about full slots."""
-        if self.plan.capped_by == "window":
-            return "that is the model's window, so give --on-full evict"
-        return "raise --kv-budget or give --on-full evict"
 
     def _advance(self, feed: Feed) -> Iterator[Token | Completion]:
         """One forward pass; then a token for every row whose prompt is through."""
@@ -235,7 +197,7 @@ class Engine:
                 row.rot = self.cache.rerotate(row.index)
         inputs = Inputs.of(feed, rows, self.loaded.device)
         step = self.cache.begin(feed.rows, inputs.pos, inputs.rot, inputs.counts, inputs.pins)
-        logits = self.loaded.forward(inputs.ids, step)
+        logits = self.loaded.forward(inputs.ids, self.cache, step)
         for row, count in zip(rows, inputs.counts, strict=True):
             row.seen += count
             row.rot += count

@@ -85,7 +85,7 @@ def _feed(loaded: LoadedModel, cache: SlotCache, ids: Tensor, shift: int) -> Ten
     for count in CHUNKS:
         here = slice(start, start + count)
         step = cache.begin(slice(0, 1), pos[:, here], pos[:, here] + shift, (count,), None)
-        logits.append(loaded.forward(ids[:, here], step, last=count))
+        logits.append(loaded.forward(ids[:, here], cache, step, last=count))
         start += count
     if loaded.state is not None:
         loaded.state.reset()

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from kvlite.cache.cache import SlotCache
 from kvlite.cache.rotation import Rotation
 from kvlite.cache.step import Step
 from kvlite.memory.shape import ModelShape
@@ -56,14 +57,14 @@ class LoadedModel:
         return None if self.shape.positions == "none" else self.shape.max_positions
 
     @torch.inference_mode()
-    def forward(self, ids: Tensor, step: Step, last: int = 1) -> Tensor:
-        """Feed ids int64 [n, T] as `step` says and give the logits of the `last` positions, [n, last, V]."""
-        cache: dict[str, Any] = {"use_cache": False}
+    def forward(self, ids: Tensor, cache: SlotCache, step: Step, last: int = 1) -> Tensor:
+        """Feed ids int64 [n, T] to `cache` as `step` says and give the logits of the `last` positions, [n, last, V]."""
+        state: dict[str, Any] = {"use_cache": False}
         if self.state is not None:
-            cache = {"use_cache": True, "past_key_values": self.state.cache}
-        with feeding(step):
+            state = {"use_cache": True, "past_key_values": self.state.cache}
+        with feeding(cache, step):
             positions = step.rot.clamp(min=0).long()
-            out = self.model(input_ids=ids, position_ids=positions, logits_to_keep=last, **cache)
+            out = self.model(input_ids=ids, position_ids=positions, logits_to_keep=last, **state)
         logits: Tensor = out.logits[:, -last:]
         return logits
 

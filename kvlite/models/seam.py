@@ -16,13 +16,14 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
+from kvlite.cache.cache import SlotCache
 from kvlite.cache.step import Step
 from kvlite.errors import UnsupportedModel
 from kvlite_kernels.reference import Geometry
 
 ATTENTION = "kvlite"
 
-_step: ContextVar[Step] = ContextVar("kvlite_step")
+_fed: ContextVar[tuple[SlotCache, Step]] = ContextVar("kvlite_fed")
 
 
 def register() -> None:
@@ -31,14 +32,14 @@ def register() -> None:
 
 
 @contextmanager
-def feeding(step: Step) -> Iterator[None]:
-    """Every forward pass inside the block feeds `step` to its cache."""
-    token = _step.set(step)
+def feeding(cache: SlotCache, step: Step) -> Iterator[None]:
+    """The forward pass inside the block feeds `step` to `cache`."""
+    token = _fed.set((cache, step))
     try:
         yield
     finally:
-        _step.reset(token)
-    step.cache.end(step)
+        _fed.reset(token)
+    cache.end(step)
 
 
 def _attention(
@@ -55,8 +56,8 @@ def _attention(
     **_: Any,  # what transformers hands to every implementation and slots do not need
 ) -> tuple[Tensor, None]:
     """query [B, H_Q, T, D], key [B, H_KV, T, D], value [B, H_KV, T, D_V] -> [B, T, H_Q, D_V] and no weights."""
-    step = _step.get()
-    layer = step.cache.layers[module.layer_idx]  # type: ignore[index]
+    cache, step = _fed.get()
+    layer = cache.layers[module.layer_idx]  # type: ignore[index]
     if sliding_window is not None and sliding_window != layer.shape.window:
         raise UnsupportedModel(
             f"layer {module.layer_idx} sees {sliding_window} positions back where config.json says "

@@ -1,0 +1,63 @@
+"""What a row may still be fed: pins against slots, the model's window, full slots. Says what to do where it may not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from kvlite.cache.cache import SlotCache
+from kvlite.engine.request import Request
+from kvlite.engine.row import Row
+from kvlite.errors import BudgetTooSmall, ContextFull, KvliteError
+from kvlite.memory.format import size_up
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """`window` is the model's positions, None where it has none; `can_rotate` says whether keys move back inside it."""
+
+    cache: SlotCache
+    window: int | None
+    can_rotate: bool
+    on_full: str
+
+    def refusal(self, row: Row, request: Request) -> KvliteError | None:
+        """Why a request cannot be served, before anything of it is fed; None where it can."""
+        tokens = len(request.ids) + (row.unfed is not None)
+        plan, policy = self.cache.plan, self.cache.policy
+        needed = policy.min_slots(row.num_pinned(row.placed(request.pins), policy.sinks))
+        if policy.evicts and needed > plan.slots:
+            return BudgetTooSmall(
+                f"the KV budget holds {plan.slots} tokens but {needed} are pinned, sinks or recent; "
+                f"give --kv-budget {size_up(self.cache.bytes_for(needed))} or more, or --no-pin-system"
+            )
+        if self._ends_at is not None and row.seen + tokens > self._ends_at:
+            return ContextFull(
+                f"{row.seen + tokens} tokens exceed the model's {self._ends_at} positions, which cannot be re-rotated; "
+                "shorten the prompt or start over"
+            )
+        room = self.cache.room(row.index)
+        if self.on_full != "evict" and tokens > room:
+            return ContextFull(f"the prompt needs {tokens} more slots and there is room for {room}; {self._way_on}")
+        return None
+
+    def end(self, row: Row) -> ContextFull | None:
+        """Why no more token can be fed to a row, None where one can."""
+        if self._ends_at is not None and row.rot >= self._ends_at:
+            return ContextFull(
+                f"the model's {self._ends_at} positions are used up and do not re-rotate; start over"
+            )
+        if self.on_full == "evict" or self.cache.room(row.index) > 0:
+            return None
+        return ContextFull(f"all {self.cache.plan.slots} slots are full after {row.seen} tokens; {self._way_on}")
+
+    @property
+    def _ends_at(self) -> int | None:
+        """Where a conversation ends whatever the slots hold."""
+        return None if self.can_rotate else self.window
+
+    @property
+    def _way_on(self) -> str:
+        """What to do about full slots."""
+        if self.cache.plan.capped_by == "window":
+            return "that is the model's window, so give --on-full evict"
+        return "raise --kv-budget or give --on-full evict"
