@@ -12,7 +12,7 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Literal, TextIO
 
@@ -62,6 +62,8 @@ class Console:
         self._stderr = stderr if stderr is not None else sys.stderr
         self._color = color
         self._status = ""
+        self.on_warning: Callable[[str], None] = lambda text: None
+        """Told of every warning too; a run record keeps them."""
 
     @property
     def is_terminal(self) -> bool:
@@ -125,6 +127,7 @@ class Console:
     def warn(self, text: str) -> None:
         """Say on stderr that something is not as it should be, quiet or not."""
         self._say(f"kvlite: warning: {_one_line(text)}", _YELLOW)
+        self.on_warning(text)
 
     def error(self, error: BaseException | str) -> None:
         """Say in one line on stderr what went wrong, quiet or not."""

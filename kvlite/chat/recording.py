@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from kvlite.engine.account import record_engine, record_memory
+from kvlite.engine.account import allocated_bytes, record_engine, record_memory
 from kvlite.memory.recorder import RunRecorder
 from kvlite.memory.report import ModelIdentity, RequestReport
 
@@ -27,6 +27,7 @@ class Recording:
         self._recorder = None
         if report != NONE:
             self._recorder = RunRecorder(command, sys.argv[1:], report=report, warn=console.warn)
+            console.on_warning = self._recorder.warning
         self._engine: Engine | None = None
         self._has_evicted = False
 
@@ -56,7 +57,8 @@ class Recording:
         counts = self._engine.counts(ROW)
         is_first = counts.tokens_evicted > 0 and not self._has_evicted
         self._has_evicted = self._has_evicted or is_first
-        self._recorder.sample(counts.tokens_seen, counts.live_bytes, event="first eviction" if is_first else None)
+        event = "first eviction" if is_first else None
+        self._recorder.sample(counts.tokens_seen, counts.live_bytes, allocated_bytes(self._engine), event)
 
     def answered(self, answer: Answer, seed: int) -> None:
         """An answer ended."""
@@ -75,6 +77,11 @@ class Recording:
             finish_reason=str(answer.finish_reason),
         )
         self._recorder.request(report, completion.kv)
+
+    def checkpoints(self, peak_bytes: int) -> None:
+        """The most host memory that the way back to earlier turns took."""
+        if self._recorder is not None:
+            self._recorder.measured({"checkpoints": peak_bytes})
 
     def _measure(self, recorder: RunRecorder) -> None:
         if self._engine is None:

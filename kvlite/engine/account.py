@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from kvlite.memory import measure
 from kvlite.memory.recorder import RunRecorder
-from kvlite.memory.report import TorchMemory
+from kvlite.memory.report import LayerKept, TorchMemory
 
 if TYPE_CHECKING:
     from kvlite.engine.engine import Engine
@@ -18,19 +18,23 @@ _TERM_OF_TENSOR = {"pos": "positions", "rot": "positions", "mass": "policy_state
 
 def record_engine(recorder: RunRecorder, engine: Engine, source: str) -> None:
     """Describe the device and the cache when they are there; `source` says where the budget came from."""
-    recorder.host(device=engine.loaded.device.type, kernels=KERNELS)
+    import torch
+
+    is_cuda = engine.loaded.device.type == "cuda"
+    recorder.host(device=engine.loaded.device.type, kernels=KERNELS, cuda=str(torch.version.cuda) if is_cuda else None)
     recorder.cache(
         engine.total_counts(),
         source=source,
         bytes_per_token=engine.loaded.shape.kv_bytes_per_token(engine.cache.dtype.itemsize),
         capacity_tokens=engine.plan.slots,
-        policy_state_bytes=engine.plan.policy_state_bytes,
+        policy_state_bytes=measured_terms(engine).get("policy_state", 0),
     )
 
 
 def record_memory(recorder: RunRecorder, engine: Engine) -> None:
     """Measure at the end: every term there are tensors for, the peak of each phase, and on CUDA the device itself."""
     terms = measured_terms(engine)
+    recorder.layers(kept_per_layer(engine))
     if engine.loaded.device.type == "cuda":
         _record_cuda(recorder, engine, terms)
     else:
@@ -50,6 +54,22 @@ def measured_terms(engine: Engine) -> dict[str, int]:
     if engine.loaded.state is not None:
         terms["constant_state"] = engine.loaded.state.num_bytes
     return dict(terms)
+
+
+def kept_per_layer(engine: Engine) -> list[LayerKept]:
+    """What each attention layer holds now, summed over the rows."""
+    cache, kept = engine.cache, []
+    for index, layer in cache.layers.items():
+        live = sum(cache.live(row, layer.slots) for row in range(engine.rows))
+        kept.append(LayerKept(layer=index, kept=live, bytes=live * layer.slot_bytes))
+    return kept
+
+
+def allocated_bytes(engine: Engine) -> int | None:
+    """What torch's allocator holds on the GPU now; None elsewhere."""
+    import torch
+
+    return torch.cuda.memory_allocated(engine.loaded.device) if engine.loaded.device.type == "cuda" else None
 
 
 def _record_cuda(recorder: RunRecorder, engine: Engine, terms: dict[str, int]) -> None:

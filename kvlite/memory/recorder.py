@@ -19,6 +19,7 @@ from kvlite.memory.report import (
     KVReport,
     LayerKept,
     MemoryReport,
+    MemoryTerm,
     ModelIdentity,
     PhasePeak,
     RequestReport,
@@ -100,23 +101,19 @@ class RunRecorder:
         self._record.kv = KVReport.model_validate(counts.as_dict() | facts)
         self._hold(counts)
 
-    def counts(
-        self,
-        counts: KVCounts,
-        *,
-        eviction_events: int | None = None,
-        full_cache_bytes: int | None = None,
-        per_layer: Sequence[LayerKept] = (),
-    ) -> None:
+    def counts(self, counts: KVCounts, *, full_cache_bytes: int | None = None) -> None:
         """Bring the whole cache's counts up to date: after a turn, or when the run ends. `cache` comes first."""
         kv = self._record.kv
         assert kv is not None, "counts before cache"
         for name in ("budget_bytes", "reserved_bytes", "live_bytes", "tokens_seen", "tokens_kept", "tokens_evicted"):
             setattr(kv, name, getattr(counts, name))
-        kv.eviction_events = eviction_events if eviction_events is not None else kv.eviction_events
         kv.full_cache_bytes = full_cache_bytes if full_cache_bytes is not None else kv.full_cache_bytes
-        kv.per_layer = list(per_layer) or kv.per_layer
         self._hold(counts)
+
+    def layers(self, kept: Sequence[LayerKept]) -> None:
+        """What each layer holds; `cache` comes first."""
+        assert self._record.kv is not None, "layers before cache"
+        self._record.kv.per_layer = list(kept)
 
     def plan(self, terms: Mapping[str, int]) -> None:
         """Predicted bytes per term, in the order to show."""
@@ -226,16 +223,16 @@ class RunRecorder:
             record.kv.allocated_unused_bytes = max(0, record.kv.reserved_bytes - record.kv.peak_bytes)
             if record.batch is not None:
                 record.kv.tokens_seen, record.kv.tokens_kept, record.kv.tokens_evicted = self._sums
-        _account(record.memory, self._predicted, self._measured)
+        _account(record.memory, merge_terms(self._predicted, self._measured))
         record.memory.phases = [PhasePeak(name=name, peak_bytes=peak) for name, peak in self._phases.items()]
 
 
-def _account(memory: MemoryReport, predicted: dict[str, int], measured: dict[str, int]) -> None:
-    memory.terms = merge_terms(predicted, measured)
+def _account(memory: MemoryReport, terms: list[MemoryTerm]) -> None:
+    memory.terms = terms
     memory.host_rss_peak_bytes = measure.rss_peak_bytes()
     device = memory.device
     if device is not None and device.self_bytes is not None:
-        device.unaccounted_bytes = device.self_bytes - sum(measured.values())
+        device.unaccounted_bytes = device.self_bytes - memory.measured_on_device
 
 
 def _writable(report: str) -> Path:

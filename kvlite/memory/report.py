@@ -10,9 +10,11 @@ import json
 import math
 from typing import Annotated, Literal
 
-from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, JsonValue
+from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field
 
 SCHEMA: Literal["kvlite.report/1"] = "kvlite.report/1"
+HOST_TERMS = frozenset({"checkpoints"})
+"""Terms of the account that lie in host memory wherever the model runs."""
 
 
 def _printable(value: object) -> object:
@@ -94,14 +96,13 @@ class KVReport(Part):
     tokens_seen: int
     tokens_kept: int
     tokens_evicted: int
-    eviction_events: int | None = None
-    """Steps that evicted at least one token."""
     full_cache_bytes: int | None = None
     """What a cache that forgets nothing would have taken."""
     allocated_unused_bytes: int
     """`reserved_bytes` minus `peak_bytes`."""
     policy_state_bytes: int | None = None
     per_layer: list[LayerKept] = Field(default_factory=list)
+    """A batch sums over its rows."""
     within_budget: bool
     """True when neither the reserved nor the peak bytes ever passed the budget."""
 
@@ -146,6 +147,11 @@ class MemoryReport(Part):
     torch: TorchMemory | None = None
     host_rss_peak_bytes: int | None = None
     phases: list[PhasePeak] = Field(default_factory=list)
+
+    @property
+    def measured_on_device(self) -> int:
+        """All that was measured but what lies in host memory."""
+        return sum(term.measured_bytes or 0 for term in self.terms if term.name not in HOST_TERMS)
 
 
 class RequestReport(Part):
@@ -207,8 +213,6 @@ class RunRecord(Part):
     timeline: list[TimelinePoint] = Field(default_factory=list)
     """Down-sampled while running to at most 1,000 points."""
     batch: BatchReport | None = None
-    fidelity: dict[str, JsonValue] | None = None
-    """What the budget cost against the full cache, where it was evaluated."""
     warnings: list[Text] = Field(default_factory=list)
 
     @property

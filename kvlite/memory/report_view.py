@@ -142,7 +142,7 @@ def _identity(record: RunRecord) -> str:
         return ""
     if device.self_bytes is None or device.other_processes_bytes is None:
         return f"{human_bytes(device.total_bytes)} on the GPU, {human_bytes(device.free_bytes)} free"
-    measured = sum(term.measured_bytes or 0 for term in record.memory.terms)
+    measured = record.memory.measured_on_device
     return (
         f"{human_bytes(device.total_bytes)} total = {human_bytes(device.free_bytes)} free"
         f" + {human_bytes(device.other_processes_bytes)} other processes + {human_bytes(measured)} measured above"
@@ -164,8 +164,6 @@ def _cache(kv: KVReport | None) -> Table:
         ("per token", f"{size(kv.bytes_per_token)} of {kv.dtype}, room for {count(kv.capacity_tokens)} tokens"),
         ("tokens", f"seen {kv.tokens_seen:,}, kept {kv.tokens_kept:,}, evicted {kv.tokens_evicted:,}"),
     ]
-    if kv.eviction_events is not None:
-        rows.append(("evictions", f"{kv.eviction_events:,} steps evicted tokens"))
     if kv.per_layer:
         kept = sorted(layer.kept for layer in kv.per_layer)
         rows.append(("kept per layer", f"min {kept[0]:,.0f}, median {median(kept):,.0f}, max {kept[-1]:,.0f} tokens"))

@@ -53,14 +53,14 @@ def test_the_record_holds_what_was_said(recorded: Recorded) -> None:
         recorder.sample(5, 400, 500)
         recorder.request(RequestReport(id="a", prompt_tokens=3, tok_s=9.5), counts(seen=5))
         recorder.measured({"weights": 51, "kv": 900})
-        recorder.counts(counts(live=400, peak=450, seen=25), eviction_events=3, full_cache_bytes=2000)
+        recorder.counts(counts(live=400, peak=450, seen=25), full_cache_bytes=2000)
         recorder.warning("careful")
 
     record = recorded(use)
     kv = record.kv
     assert kv is not None
     assert (kv.budget_source, kv.live_bytes, kv.peak_bytes, kv.allocated_unused_bytes) == ("flag", 400, 450, 540)
-    assert (kv.tokens_seen, kv.tokens_kept, kv.tokens_evicted, kv.eviction_events) == (25, 10, 15, 3)
+    assert (kv.tokens_seen, kv.tokens_kept, kv.tokens_evicted, kv.full_cache_bytes) == (25, 10, 15, 2000)
     assert kv.within_budget
     assert [(t.name, t.predicted_bytes, t.measured_bytes) for t in record.memory.terms] == [
         ("weights", 50, 51),
@@ -71,6 +71,7 @@ def test_the_record_holds_what_was_said(recorded: Recorded) -> None:
     assert record.timeline[0].kv_bytes == 400
     assert (record.warnings, record.argv, record.exit_code) == (["careful"], ["run", "demo"], 0)
     assert record.host.kernels == "torch"
+    assert record.timeline[0].allocated_bytes == 500
     assert record.model == ModelIdentity(alias="demo", dtype="float32")
 
 
@@ -146,7 +147,7 @@ def test_the_device_adds_up(recorded: Recorded) -> None:
     def use(recorder: RunRecorder) -> None:
         recorder.host(device="cuda", cuda="13.0")
         recorder.measured(
-            {"weights": 300, "kv": 100},
+            {"weights": 300, "kv": 100, "checkpoints": 10**6},
             torch=TorchMemory(allocated_peak_bytes=410, reserved_peak_bytes=450),
             device=DeviceReading("H200", "570", 1000, 200, 500),
         )
@@ -156,7 +157,7 @@ def test_the_device_adds_up(recorded: Recorded) -> None:
     assert device is not None
     assert device.unaccounted_bytes == 100
     assert device.other_processes_bytes == 300
-    measured = sum(term.measured_bytes or 0 for term in record.memory.terms)
+    measured = record.memory.measured_on_device
     assert device.total_bytes == device.free_bytes + 300 + measured + 100
     assert (record.host.gpu, record.host.driver, record.host.gpu_total_bytes) == ("H200", "570", 1000)
 
@@ -164,7 +165,7 @@ def test_the_device_adds_up(recorded: Recorded) -> None:
 def test_per_layer_counts_are_kept(recorded: Recorded) -> None:
     def use(recorder: RunRecorder) -> None:
         describe(recorder, counts())
-        recorder.counts(counts(), per_layer=[LayerKept(layer=0, kept=7.5, bytes=60)])
+        recorder.layers([LayerKept(layer=0, kept=7.5, bytes=60)])
 
     record = recorded(use)
     assert record.kv is not None
