@@ -109,7 +109,7 @@ class Chat:
                 display.end()
         assert turn is not None, "a session ends every answer with its Turn"
         self._recording.answered(turn.answer, turn.seed)
-        self._console.note(answer_line(turn.answer, turn.evicted))
+        self._console.note(answer_line(turn.answer, turn.answer.completion.evicted))
         self._tell_eviction(turn)
         self._tell_notes()
         self.save()

@@ -17,6 +17,7 @@ from kvlite.chat.message import Message
 from kvlite.chat.settings import Settings
 from kvlite.engine.request import FinishReason, Request
 from kvlite.errors import UsageError
+from kvlite.memory.host import available_bytes
 
 if TYPE_CHECKING:
     from kvlite.engine.engine import Engine, RowSnapshot
@@ -25,16 +26,16 @@ if TYPE_CHECKING:
     from kvlite.text.template import ChatText, Encoded
 
 ROW = 0
+SEEDS = 2**63  # all that Sampling takes
 MAX_CHECKPOINTS = 8
-MAX_CHECKPOINT_BYTES = 10**9  # of host memory, all checkpoints together
+MAX_CHECKPOINT_BYTES = 10**9  # of host memory, all checkpoints together, and at most a tenth of what is free
 
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """How a turn went: `evicted` counts the tokens evicted during this turn, `seed` is what it was drawn with."""
+    """How a turn went; `seed` is what it was drawn with."""
 
     answer: Answer
-    evicted: int
     seed: int
 
 
@@ -83,10 +84,12 @@ class Session:
         self.last: Turn | None = None
         self.totals = Totals()
         self.unsent: str | None = None  # what the user asked and got no answer to
+        self.checkpoint_peak_bytes = 0  # the most host memory that all checkpoints ever took
         self._engine = engine
         self._text = text
         self._messages: list[Message] = []
         self._checkpoints: deque[_Checkpoint] = deque()
+        self._checkpoint_limit = min(MAX_CHECKPOINT_BYTES, available_bytes() // 10)
         self._ending: _Ending | None = None  # None: the row is stale, the messages are fed anew
         self._num_requests = 0
         self._num_notes = 0
@@ -126,7 +129,6 @@ class Session:
         start = len(self._messages)
         encoded = self._encode(user)
         self._take_checkpoint()
-        evicted_before = self.counts().tokens_evicted
         self.unsent = user
         try:
             request = self._request(encoded)
@@ -136,7 +138,7 @@ class Session:
                     if isinstance(event, Answer):
                         if event.text or event.finish_reason is not FinishReason.CANCELLED:
                             self._keep(user, event)
-                        yield self._finished(event, evicted_before, request.sampling.seed)
+                        yield self._finished(event, request.sampling.seed)
                     else:
                         yield event
         finally:
@@ -150,7 +152,7 @@ class Session:
     def retry(self) -> Generator[Piece | Turn]:
         """Ask the last question again, from the same state and with the next seed."""
         sampling = self.settings.sampling
-        settings = replace(self.settings, sampling=replace(sampling, seed=sampling.seed + 1))
+        settings = replace(self.settings, sampling=replace(sampling, seed=(sampling.seed + 1) % SEEDS))
         user = self.unsent if self.unsent is not None else self.undo()
         self.settings = settings
         return self.ask(user)
@@ -192,10 +194,11 @@ class Session:
     def _request(self, encoded: Encoded) -> Request:
         self._num_requests += 1
         sampling = self.settings.sampling
+        seed = (sampling.seed + self.num_turns) % SEEDS  # equal draws in two turns would rhyme
         return Request(
             id=self._request_id,
             ids=encoded.ids,
-            sampling=replace(sampling, seed=sampling.seed + self.num_turns),  # equal draws in two turns would rhyme
+            sampling=replace(sampling, seed=seed),
             max_tokens=self.settings.max_tokens,
             stop_ids=self._text.stop_ids,
             pins=encoded.pins if self.settings.pin_system else (),
@@ -211,19 +214,19 @@ class Session:
         self._ending = _Ending(answer.ended_itself, answer.is_thinking)
         self.unsent = None
 
-    def _finished(self, answer: Answer, evicted_before: int, seed: int) -> Turn:
-        evicted = answer.completion.kv.tokens_evicted - evicted_before
-        self.last = Turn(answer, evicted, seed)
+    def _finished(self, answer: Answer, seed: int) -> Turn:
+        self.last = Turn(answer, seed)
         self.totals.add(self.last)
         return self.last
 
     def _take_checkpoint(self) -> None:
         """Keep the row's state on the host, the latest few within the cap; a row too large for it is fed anew."""
-        if self._ending is None or self.counts().live_bytes > MAX_CHECKPOINT_BYTES:
+        if self._ending is None or self.counts().live_bytes > self._checkpoint_limit:
             return
         snapshot = self._engine.snapshot(ROW)
         self._checkpoints.append(_Checkpoint(len(self._messages), self._ending, snapshot))
-        while len(self._checkpoints) > MAX_CHECKPOINTS or self._checkpoint_bytes() > MAX_CHECKPOINT_BYTES:
+        self.checkpoint_peak_bytes = max(self.checkpoint_peak_bytes, self._checkpoint_bytes())
+        while len(self._checkpoints) > MAX_CHECKPOINTS or self._checkpoint_bytes() > self._checkpoint_limit:
             self._checkpoints.popleft()
 
     def _checkpoint_bytes(self) -> int:

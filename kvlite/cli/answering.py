@@ -58,14 +58,16 @@ class Asked:
         return opened
 
 
-def answer_once(asked: Asked, prompt: str, output: Output, deadline: Deadline, *, raw: bool = False) -> None:
-    """Open the model and print its answer to one prompt."""
+def answer_once(
+    asked: Asked, prompt: str, output: Output, deadline: Deadline, *, raw: bool = False, command: str = "run"
+) -> None:
+    """Open the model and print its answer to one prompt; `command` is what the record calls it."""
     from kvlite.chat.once import Once
 
     if raw and asked.system is not None:
         raise UsageError("--raw contradicts --system: without a chat template nothing sets the system prompt apart")
     out = console()
-    with asked.recording("run") as recording:
+    with asked.recording(command) as recording:
         opened = asked.open(recording)
         deadline.check()
         encoded = opened.text.raw(prompt) if raw else opened.text.prompt(prompt, system=asked.system)
@@ -77,10 +79,12 @@ def answer_once(asked: Asked, prompt: str, output: Output, deadline: Deadline, *
 
 
 def banner(opened: Opened) -> str:
-    """What runs, and how much the cache holds, in one line."""
+    """What runs, how much the cache holds and when the conversation would end, in one line."""
+    from kvlite.engine.account import KERNELS
     from kvlite.memory.format import human_bytes
 
-    shape, plan, cache = opened.loaded.shape, opened.plan, opened.engine.cache
+    shape, plan, engine = opened.loaded.shape, opened.plan, opened.engine
+    cache = engine.cache
     token_bytes = shape.kv_bytes_per_token(cache.dtype.itemsize)
     state = " + policy state" if plan.policy_state_bytes else ""
     window = f" (window {shape.max_positions:,} tok)" if shape.max_positions else ""
@@ -89,9 +93,11 @@ def banner(opened: Opened) -> str:
         opened.name if opened.ref.alias in (None, opened.name) else f"{opened.ref.alias} → {opened.name}",
         dtype if opened.loaded.quant == "none" else opened.loaded.quant,
         f"KV {human_bytes(plan.budget_bytes)} = {plan.slots:,} tok @ {human_bytes(token_bytes)}{state}{window}",
-        f"policy {cache.policy.name}",
-        str(opened.loaded.device),
+        f"policy {cache.policy.name}" + ("" if engine.on_full == "evict" else f", {engine.on_full} when full"),
+        f"{opened.loaded.device} ({KERNELS})",
     ]
+    if opened.loaded.rotations is None and opened.loaded.window is not None:
+        parts.append(f"ends at {opened.loaded.window:,} tok: positions cannot move")
     return " · ".join(parts)
 
 

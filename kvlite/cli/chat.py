@@ -113,7 +113,7 @@ def chat(
         raise UsageError("--continue and --session need a terminal to go on at; stdin is a pipe here")
     words = [] if prompt is None else [prompt]
     output = Output(streams=not out.as_json, as_json=out.as_json, shows_thinking=show_thinking)
-    answer_once(asked, build_prompt(words, [], None), output, Deadline(None))
+    answer_once(asked, build_prompt(words, [], None), output, Deadline(None), command="chat")
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,4 +165,7 @@ def _talk(asked: Asked, screen: _Screen, name: str | None, first: str | None) ->
             return status_line(session.counts(), session.last, session.settings.sampling)
 
         history = user_state_path("kvlite", appauthor=False) / "history"
-        chat.run(Terminal(status if screen.shows_status else None, history, vi=screen.vi), first)
+        try:
+            chat.run(Terminal(status if screen.shows_status else None, history, vi=screen.vi), first)
+        finally:
+            recording.checkpoints(session.checkpoint_peak_bytes)

@@ -93,6 +93,7 @@ class FakeEngine:
     def run(self, requests: list[Request]) -> Iterator[Token | Completion]:
         (request,) = requests
         assert request.row == 0
+        before = self.counts(0).tokens_evicted
         self.requests.append(request)
         self.fed += request.ids
         says = self.script.popleft() if self.script else "ok"
@@ -111,7 +112,9 @@ class FakeEngine:
         reason = self._cancelled.get(request.id, reason)
         error = says if isinstance(says, Exception) else None
         timing = Timing(0.0, 0.25, 0.25 + 0.1 * len(ids), 10.0)
-        yield Completion(request.id, tuple(ids), reason, len(request.ids), 0, self.counts(0), timing, error)
+        kv = self.counts(0)
+        evicted = kv.tokens_evicted - before
+        yield Completion(request.id, tuple(ids), reason, len(request.ids), evicted, kv, timing, error)
 
     def cancel(self, request_id: str, reason: FinishReason = FinishReason.CANCELLED) -> None:
         self._cancelled[request_id] = reason

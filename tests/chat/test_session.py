@@ -120,6 +120,21 @@ def test_undo_restores_the_latest_snapshots_and_feeds_older_turns_anew(engine, s
     assert engine.fed_text == "u:q0|a:ok|u:again|a:ok"  # as the fake renders a whole conversation
 
 
+def test_the_most_that_checkpoints_took_is_known(session):
+    for question in "abc":
+        ask(session, question)
+    session.undo(2)
+    assert session.checkpoint_peak_bytes == 200
+
+
+def test_the_seed_after_the_last_is_the_first(engine, text):
+    session = Session(engine, text, Settings(sampling=Sampling(temperature=1.0, seed=2**63 - 1)))
+    ask(session, "a")
+    ask(session, "b")
+    told(session.retry())
+    assert [request.sampling.seed for request in engine.requests] == [2**63 - 1, 0, 1]
+
+
 def test_undo_and_ask_equals_never_having_asked(engine, session):
     ask(session, "a")
     ask(session, "b")
@@ -135,8 +150,10 @@ def test_undo_refuses_turns_that_are_not_there(session, turns):
         session.undo(turns)
 
 
-def test_a_row_too_large_for_the_host_is_fed_anew_instead_of_kept(engine, session, monkeypatch):
-    monkeypatch.setattr("kvlite.chat.session.MAX_CHECKPOINT_BYTES", 50)
+@pytest.mark.parametrize(("limit", "value"), [("MAX_CHECKPOINT_BYTES", 50), ("available_bytes", lambda: 500)])
+def test_a_row_too_large_for_the_host_is_fed_anew_instead_of_kept(engine, text, monkeypatch, limit, value):
+    monkeypatch.setattr(f"kvlite.chat.session.{limit}", value)
+    session = Session(engine, text, Settings())
     ask(session, "a")
     ask(session, "b")
     session.undo()
@@ -197,11 +214,7 @@ def test_an_empty_message_is_refused(session, question):
         list(session.ask(question))
 
 
-def test_evicted_counts_the_turns_own_evictions(engine, text):
-    engine.slots = 10
-    session = Session(engine, text, Settings())
-    _, first = ask(session, "hi")
-    _, second = ask(session, "hi")
-    seen = session.counts().tokens_seen
-    assert first.evicted == 0 and second.evicted == seen - 10
+def test_totals_add_up_the_turns(session):
+    ask(session, "hi")
+    ask(session, "hi")
     assert session.totals.turns == 2 and session.totals.tokens == 4

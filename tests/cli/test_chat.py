@@ -53,6 +53,7 @@ def test_a_pipe_is_answered_as_run_does_and_never_loops(chat, pipe):
     code, out, err = chat("demo", "--greedy")
     assert code == 0 and out.strip() and "demo" in err
     assert SessionFolder().saved() == []
+    assert RunRecords().load("last").command == "chat"
 
 
 def test_at_a_pipe_the_prompt_follows_stdin(chat, pipe):
@@ -122,7 +123,7 @@ def test_a_full_cache_does_not_end_the_chat(typed):
     code, out, err = typed(
         "Tell me a joke", "Hello", "/clear", "Hi", args=("demo", "--kv-budget", "24tok", "--on-full", "error")
     )
-    assert code == 0 and "KV budget" in err and "/retry asks it again" in err and out.strip()
+    assert code == 0 and "--kv-budget" in err and "/retry asks it again" in err and out.strip()
 
 
 @pytest.mark.slow
@@ -144,3 +145,14 @@ def test_two_hundred_turns_stay_inside_a_budget_of_64_tokens_in_the_same_tensors
     assert record.kv.within_budget and record.kv.tokens_kept == 64 and record.kv.tokens_seen > 2 * 1024
     assert [tensor.data_ptr() for tensor in engines[0].cache.tensors()] == addresses
     assert engines[0].cache.num_bytes == record.kv.reserved_bytes <= record.kv.budget_bytes
+
+
+def test_the_record_says_what_each_layer_kept_and_what_the_way_back_took(typed):
+    assert typed("Hello", "Hello again")[0] == 0
+    record = RunRecords().load("last")
+    assert record.kv is not None
+    assert [layer.layer for layer in record.kv.per_layer] == [0, 1, 2, 3]
+    assert {layer.kept for layer in record.kv.per_layer} == {record.kv.tokens_kept}
+    assert sum(layer.bytes for layer in record.kv.per_layer) == record.kv.live_bytes
+    terms = {term.name: term.measured_bytes for term in record.memory.terms}
+    assert 0 < terms["checkpoints"] < record.kv.live_bytes

@@ -193,7 +193,7 @@ def test_mistakes_end_in_one_line_and_the_right_code(run, args, code, message):
 
 def test_a_full_cache_with_on_full_error_ends_with_code_4(run):
     code, _, err = run("demo", "Tell me a story. " * 20, "--kv-budget", "40tok", "--on-full", "error")
-    assert code == 4 and "KV budget" in err
+    assert code == 4 and "raise --kv-budget" in err
 
 
 def test_a_full_cache_with_on_full_stop_ends_the_answer(body):
@@ -224,3 +224,23 @@ def test_ctrl_c_keeps_what_there_is_and_ends_with_130(own_home):
         rest, err = process.communicate(timeout=60)
     assert first and rest.endswith(b"\n")
     assert process.returncode == 130 and b"interrupted" in err and b"Traceback" not in err
+
+
+def test_the_banner_says_what_happens_when_the_cache_is_full(run):
+    assert "policy heavy-hitter · cpu (torch)" in run("demo", "hi", "-n", "1", "--device", "cpu")[2]
+    assert (
+        "policy window, stop when full · "
+        in run("demo", "hi", "-n", "1", "--kv-policy", "window", "--on-full", "stop")[2]
+    )
+
+
+def test_the_banner_says_when_the_conversation_ends_with_the_window(run, monkeypatch):
+    assert "positions cannot move" not in run("demo", "hi", "-n", "1")[2]
+    monkeypatch.setattr("kvlite.models.gate._learn_rotations", lambda *_: None)
+    assert "ends at 1,024 tok: positions cannot move" in run("demo", "hi", "-n", "1")[2]
+
+
+def test_what_the_user_was_warned_of_is_in_the_record(run):
+    code, _, err = run("demo", "hi", "-n", "1", "--extract")
+    assert code == 0 and "warning: the answer has no code block" in err
+    assert RunRecords().load("last").warnings == ["the answer has no code block; this is all of it"]
