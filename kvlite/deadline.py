@@ -75,10 +75,11 @@ class Deadline:
 @contextmanager
 def _alarm(handler: _Handler, first_s: float, again_s: float) -> Iterator[None]:
     """Within the block `handler` gets the process's one alarm; the alarm that was set before goes on afterwards."""
-    started_s = time.monotonic()
-    previous = signal.signal(signal.SIGALRM, handler)
-    left_s, interval_s = signal.setitimer(signal.ITIMER_REAL, first_s, again_s)
+    previous, started_s = signal.getsignal(signal.SIGALRM), time.monotonic()
+    left_s, interval_s = signal.getitimer(signal.ITIMER_REAL)
     try:
+        signal.signal(signal.SIGALRM, handler)
+        signal.setitimer(signal.ITIMER_REAL, first_s, again_s)  # a short one rings before the next line
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
