@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from hashlib import blake2b
 from typing import TYPE_CHECKING
 
 from kvlite.batch.item import Code, Item, LineError
 from kvlite.batch.values import shown
+from kvlite.catalog.names import resolve_model
 from kvlite.engine.request import Request, Sampling
 from kvlite.errors import KvliteError, UsageError
 from kvlite.memory.budget import Budget
@@ -50,7 +52,8 @@ class Terms:
 
     def check(self, item: Item) -> None:
         """Raises LineError when the line asks for what this run does not do."""
-        if self.model is not None and item.model not in (None, self.model):
+        named = item.model
+        if self.model is not None and named is not None and not _is_same_model(self.model, named):
             message = f"the line asks for the model {shown(item.model)}, this run is for {shown(self.model)}"
             raise LineError(f"{message}; run one model at a time, or give -m", "model", Code.MODEL_MISMATCH)
         allowed = {"kv_budget": self.kv_budgets, "kv_policy": (self.kv_policy,), "on_full": (self.on_full,)}
@@ -142,6 +145,15 @@ class Preparer:
             stop_ids=self._text.stop_ids,
             pins=encoded.pins if self._defaults.pin_system else (),
         )
+
+
+@lru_cache(maxsize=64)
+def _is_same_model(one: str, other: str) -> bool:
+    """Whether two names mean one model, an alias and its repository for example."""
+    try:
+        return one == other or resolve_model(one) == resolve_model(other)
+    except KvliteError:
+        return False
 
 
 def _budget(written: str) -> str:

@@ -71,6 +71,7 @@ def test_what_the_template_refuses_is_refused(text: Any) -> None:
 def test_a_line_for_another_model_is_a_mismatch() -> None:
     Terms(model="m").check(line(model="m"))
     Terms(model="m").check(line())
+    Terms(model="qwen2.5-0.5b").check(line(model="Qwen/Qwen2.5-0.5B-Instruct"))
     Terms().check(line(model="anything"))
     with pytest.raises(LineError, match=r'"x".*"m".*-m') as refused:
         Terms(model="m").check(line(model="x"))
