@@ -6,23 +6,25 @@ import json
 import shlex
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, replace
 from itertools import chain
 from pathlib import Path
 
-from kvlite.batch.destination import is_journal, open_destination, resume
+from kvlite.batch.destination import is_journal, meta_of, open_destination, resume
 from kvlite.batch.item import Entry, Form, Item
 from kvlite.batch.job import NO_REPORT, ChooseModel, Job, Opened
 from kvlite.batch.outcome import Outcome
 from kvlite.batch.output import Output, StdoutLines
 from kvlite.batch.prepare import Defaults, Preparer
-from kvlite.batch.recording import record_end, record_outcome
+from kvlite.batch.read_ahead import ReadAhead
+from kvlite.batch.recording import record_end, record_outcome, record_start
 from kvlite.batch.records import record_line
 from kvlite.batch.run import BatchRun
-from kvlite.batch.source import STDIN, Survey, first_model
+from kvlite.batch.source import STDIN, first_model
 from kvlite.batch.tally import Tally
 from kvlite.console import Console
+from kvlite.deadline import Deadline
 from kvlite.engine.request import Token
 from kvlite.errors import BatchFailed, Interrupted, KvliteError, OutputError, Terminated, TimeLimit
 from kvlite.memory.recorder import RunRecorder
@@ -41,65 +43,68 @@ class Batch:
         self._tally = Tally()
         self._output: Output | None = None
         self._recorder: RunRecorder | None = None
-        self._started_s = self._running_s = time.monotonic()
+        self._deadline = Deadline(job.ending.max_time_s)
+        self._running_s = time.monotonic()
 
     def run(self) -> None:
         """Answer everything. Raises the KvliteError that ends the batch, BatchFailed when records are failures."""
         report = self._job.ending.report
         if report != NO_REPORT:
             self._recorder = RunRecorder("batch", self._job.argv[1:], report=report, warn=self._console.warn)
-        with self._recorder or nullcontext():
+        with self._recorder or nullcontext(), ExitStack() as ending:
             try:
-                self._run()
+                with self._deadline.running():
+                    self._run(ending)
             except (KeyboardInterrupt, Terminated, TimeLimit) as stop:
                 raise self._stopped(stop) from None
             if failed := self._tally.failed + self._tally.kept_failures:
                 hint = "; --retry-errors runs them again" if is_journal(self._job, self._output) else ""
                 raise BatchFailed(f"{failed} of {self._num_records} records are failures and say why{hint}")
 
-    def _run(self) -> None:
+    def _run(self, ending: ExitStack) -> None:
+        """The way to the last record; what `ending` is given happens however it ends, and in no limit of time."""
         survey = self._job.input.survey()
         self._tally.total = survey.total if survey else None
-        self._output = open_destination(self._job, self._console)
-        try:
-            self._answer(survey, self._output)
-        finally:
-            self._output.close()
-
-    def _answer(self, survey: Survey | None, output: Output) -> None:
         from_lines, entries = first_model(self._job.input.entries())
         model = self._choose_model(survey.model if survey else from_lines)
         if model.note:
             self._console.note(model.note)
-        done = resume(self._job, model, output, survey, self._console)
+        meta = meta_of(self._job, model, survey)  # finds the model: nothing is written for one that is misspelt
+        self._output = open_destination(self._job, self._console)
+        ending.callback(self._output.close)
+        done = resume(self._job, meta, self._output, self._console)
         self._tally.resumed, self._tally.kept_failures = done.ok + done.failed, done.failed
-        selected = self._noticed(self._job.input.selection.of(entries, done.marks), model.terms.model is None)
+        selected = self._job.input.selection.of(entries, done.marks)
         first = next(selected, None)
         if first is None:
             there = f"all {self._num_records} records are there" if self._num_records else "there are no lines"
             self._console.note(f"nothing to do: {there}")
-            self._summarise(0, 0)
+            ending.callback(self._summarise, 0, 0)
             return
-        opened = model.open(self._recorder)
-        preparer = Preparer(opened.text, self._defaults(opened), model.terms)
-        batch = BatchRun(opened.engine, preparer, self._job.limits)
+        opened = model.open()
+        if self._recorder is not None:
+            record_start(self._recorder, opened, self._job.budget_source)
+        batch = BatchRun(opened.engine, Preparer(opened.text, self._defaults(opened), model.terms), self._job.limits)
+        ending.callback(self._finish, batch, opened)
         self._running_s = time.monotonic()
-        try:
-            self._write(batch, chain([first], selected), opened, output)
-        finally:
-            self._summarise(batch.peak_bytes, opened.engine.plan.budget_bytes)
-            if self._recorder is not None:
-                opened.measure(self._recorder)
-                record_end(self._recorder, self._tally, opened.engine, batch.peak_bytes, self._seconds)
+        rest = ReadAhead(selected) if self._job.input.is_pipe else selected
+        noticed = self._noticed(chain([first], rest), model.terms.model is None)
+        is_limited = self._job.limits.timeout_s is not None
+        with self._deadline.watching(batch.cancel_late) if is_limited else nullcontext():
+            self._write(batch, noticed, opened, self._output)
 
-    def _write(self, batch: BatchRun, entries: Iterable[Entry], opened: Opened, output: Output) -> None:
+    def _finish(self, batch: BatchRun, opened: Opened) -> None:
+        self._summarise(batch.peak_bytes, opened.engine.plan.budget_bytes)
+        if self._recorder is not None:
+            record_end(self._recorder, self._tally, opened.engine, batch.peak_bytes, self._seconds)
+
+    def _write(self, batch: BatchRun, entries: Iterable[Entry | None], opened: Opened, output: Output) -> None:
         form, budget_bytes = self._job.writing.form, opened.engine.plan.budget_bytes
         is_ordered = self._job.writing.ordered or form is Form.TEXT
         next_update_s, num_notes = 0.0, 0
         with self._console.progress(self._job.ending.progress) as progress:
             for event in batch.run_in_order(entries) if is_ordered else batch.run(entries):
                 now = time.monotonic()
-                self._check_time(now)
                 if isinstance(event, Token):
                     self._tally.generated += 1
                 else:
@@ -111,11 +116,6 @@ class Batch:
                 if now >= next_update_s:
                     next_update_s = now + UPDATE_EVERY_S
                     progress.update(self._tally.progress(self._seconds, batch.live_bytes(), budget_bytes))
-
-    def _check_time(self, now: float) -> None:
-        limit_s = self._job.ending.max_time_s
-        if limit_s is not None and now - self._started_s >= limit_s:
-            raise TimeLimit(f"--max-time of {limit_s:g} s is over")
 
     def _count(self, outcome: Outcome, opened: Opened) -> None:
         self._tally.add(outcome)
@@ -133,7 +133,7 @@ class Batch:
         del of_model["seed"]
         return replace(self._job.defaults, sampling={**of_model, **self._job.defaults.sampling})
 
-    def _noticed(self, entries: Iterator[Entry], ignores_models: bool) -> Iterator[Entry]:
+    def _noticed(self, entries: Iterable[Entry | None], ignores_models: bool) -> Iterator[Entry | None]:
         """The entries; what of them has no effect is said once."""
         ignored: set[str] = set()
         for entry in entries:
@@ -173,12 +173,14 @@ class Batch:
         of = f" of {self._tally.total}" if self._tally.total is not None else ""
         where = f"after {self._num_records}{of} records{self._way_on()}"
         if isinstance(stop, TimeLimit):
-            return TimeLimit(f"{stop} {where}")
+            return TimeLimit(f"--max-time of {self._job.ending.max_time_s:g} s is over {where}")
         return (
             Terminated(f"terminated {where}") if isinstance(stop, Terminated) else Interrupted(f"interrupted {where}")
         )
 
     def _way_on(self) -> str:
+        if self._output is None:
+            return ""
         if not is_journal(self._job, self._output):
             return "; without an output file of records there is nothing to go on from"
         words = [word for word in self._job.argv[1:] if word not in _NOT_IN_A_RESUME]

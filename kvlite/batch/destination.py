@@ -36,12 +36,18 @@ def open_destination(job: Job, console: Console) -> Output:
     return output
 
 
+def meta_of(job: Job, model: Model, survey: Survey | None) -> Meta:
+    """What the records of this job are made with. Raises ModelError where the model cannot be had."""
+    version = installed_versions().get("kvlite", "unknown")
+    return Meta(survey.sha256 if survey else None, model.identity(), job.params(model), version)
+
+
 def is_journal(job: Job, output: Output | None) -> bool:
     """Whether the output tells which lines have their record."""
     return isinstance(output, LockedFile) and job.writing.form is not Form.TEXT
 
 
-def resume(job: Job, model: Model, output: Output, survey: Survey | None, console: Console) -> Done:
+def resume(job: Job, meta: Meta, output: Output, console: Console) -> Done:
     """Which lines have their record already. Raises UsageError where the output cannot be gone on with."""
     if not isinstance(output, LockedFile):
         return Done()
@@ -55,8 +61,6 @@ def resume(job: Job, model: Model, output: Output, survey: Survey | None, consol
         return Done()
     if output.size and not (writing.resume or writing.overwrite):
         raise UsageError(f"{output.path} has records; give --resume, --overwrite or another -o")
-    version = installed_versions().get("kvlite", "unknown")
-    meta = Meta(survey.sha256 if survey else None, model.identity(), job.params(model), version)
     if writing.overwrite:
         journal.start_over()
     elif not writing.force_resume:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from kvlite.batch.item import Form, Json
 from kvlite.batch.prepare import Defaults, Terms
@@ -16,7 +16,7 @@ from kvlite.engine.request import Sampling
 if TYPE_CHECKING:
     from kvlite.engine.engine import Engine
     from kvlite.memory.plan import CachePlan
-    from kvlite.memory.recorder import RunRecorder
+    from kvlite.memory.report import ModelIdentity
     from kvlite.text.template import ChatText
 
 NO_REPORT = "none"
@@ -48,7 +48,7 @@ class Ending:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """All that is asked; `argv` is the command that asked it."""
+    """All that is asked; `argv` is the command that asked it, `budget_source` where its KV budget came from."""
 
     input: Input
     writing: Writing
@@ -56,6 +56,7 @@ class Job:
     limits: Limits
     defaults: Defaults
     argv: tuple[str, ...]
+    budget_source: str = "default"
 
     def params(self, model: Model) -> Json:
         """What changes the answers, as the user stated it: records of one file must have been made with the same."""
@@ -73,18 +74,23 @@ class Job:
         }
 
 
-@dataclass(frozen=True, slots=True)
-class Opened:
-    """A model ready to answer; `sampling` is how its generation_config.json wants it sampled.
+class Opened(Protocol):
+    """A model ready to answer; `sampling` is how its generation_config.json wants it sampled."""
 
-    `measure` tells a run record what the memory holds when the batch has ended.
-    """
+    @property
+    def name(self) -> str: ...
+    @property
+    def engine(self) -> Engine: ...
+    @property
+    def text(self) -> ChatText: ...
+    @property
+    def sampling(self) -> Sampling: ...
 
-    name: str
-    engine: Engine
-    text: ChatText
-    sampling: Sampling
-    measure: Callable[[RunRecorder], None]
+    def identity(self) -> ModelIdentity:
+        """Which weights these are."""
+
+    def predicted(self) -> dict[str, int]:
+        """The memory that was planned for, in bytes by term."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +113,7 @@ class Model:
     terms: Terms
     params: Json
     identity: Callable[[], str]
-    open: Callable[[RunRecorder | None], Opened]
+    open: Callable[[], Opened]
     plan: Callable[[], Planned]
     note: str | None = None
 

@@ -1,4 +1,4 @@
-"""What a batch tells its run record: the whole cache, every outcome, the sums at the end."""
+"""What a batch tells its run record: the model, the whole cache, every outcome, the sums at the end."""
 
 from __future__ import annotations
 
@@ -7,11 +7,20 @@ from typing import TYPE_CHECKING
 
 from kvlite.batch.outcome import Outcome
 from kvlite.batch.tally import Tally
+from kvlite.engine.account import record_engine, record_memory
 from kvlite.memory.recorder import RunRecorder
 from kvlite.memory.report import BatchReport, RequestReport
 
 if TYPE_CHECKING:
+    from kvlite.batch.job import Opened
     from kvlite.engine.engine import Engine
+
+
+def record_start(recorder: RunRecorder, opened: Opened, budget_source: str) -> None:
+    """Note the model, what was planned for it, and the cache it got."""
+    recorder.model(opened.identity())
+    recorder.plan(opened.predicted())
+    record_engine(recorder, opened.engine, budget_source)
 
 
 def record_outcome(recorder: RunRecorder, outcome: Outcome, engine: Engine) -> None:
@@ -36,7 +45,8 @@ def record_outcome(recorder: RunRecorder, outcome: Outcome, engine: Engine) -> N
 
 
 def record_end(recorder: RunRecorder, tally: Tally, engine: Engine, peak_bytes: int, seconds: float) -> None:
-    """The sums, and the cache as it is now."""
+    """The sums, and memory and cache as they are now."""
+    record_memory(recorder, engine)
     recorder.counts(replace(engine.total_counts(), peak_bytes=peak_bytes))
     recorder.batch(
         BatchReport(

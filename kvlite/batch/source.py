@@ -6,6 +6,8 @@ Nothing here holds a whole file: of what was read only the hashes of ids stay.
 from __future__ import annotations
 
 import csv
+import errno
+import os
 import re
 import sys
 from collections import deque
@@ -211,8 +213,12 @@ class Input:
         return self.name == STDIN or not Path(self.name).is_file()
 
     def survey(self) -> Survey | None:
-        """What a first pass finds, None for a pipe. Raises UsageError as `survey` does."""
-        return None if self.is_pipe else survey(self._lines(), self.reader, self.selection)
+        """What a first pass finds, None for a pipe. Raises UsageError as `survey` does, and when nothing is there."""
+        if not self.is_pipe:
+            return survey(self._lines(), self.reader, self.selection)
+        if self.name != STDIN and not Path(self.name).exists():
+            raise UsageError(f"cannot read {self.name}: {os.strerror(errno.ENOENT)}")
+        return None
 
     def entries(self) -> Iterator[Entry]:
         """All entries. Raises UsageError when the input cannot be read."""
@@ -226,8 +232,9 @@ class Input:
                     yield from file
             elif sys.stdin is None:
                 raise UsageError("stdin is closed; give a file to read")
-            else:
-                yield from sys.stdin.buffer
+            else:  # not through sys.stdin: the process could not end while a thread waits in there
+                with open(sys.stdin.fileno(), "rb", closefd=False) as file:
+                    yield from file
         except OSError as error:
             raise UsageError(f"cannot read {self.name}: {error.strerror}") from error
 

@@ -223,6 +223,7 @@ def batch(
             pin_system=pin_system,
         ),
         argv=tuple(sys.argv),
+        budget_source=source_of("kv_budget"),
     )
     flags = {
         "kv_budget": kv_budget,
@@ -242,7 +243,7 @@ def batch(
         "offline": offline,
         "think": think,
     }
-    choose = partial(choose_model, model, flags, _batch_size(batch_size), source_of("kv_budget"))
+    choose = partial(choose_model, model, flags, _batch_size(batch_size))
     if dry_run:
         from kvlite.batch.dry_run import dry_run as check
 

@@ -10,16 +10,13 @@ from kvlite.cli.opening import find_files, open_model, plan_for
 from kvlite.cli.options import BUILT_IN_MODEL, console, default_model, model_options
 
 if TYPE_CHECKING:
-    from kvlite.batch.job import Model, Opened, Planned
-    from kvlite.cli.opening import ModelOptions
-    from kvlite.memory.recorder import RunRecorder
+    from kvlite.batch.job import Model, Planned
+    from kvlite.cli.opening import ModelOptions, Opened
 
 _PARAMS = ("kv_budget", "kv_per_seq", "kv_policy", "kv_dtype", "on_full", "prefill_chunk", "quant", "dtype", "think")
 
 
-def choose_model(
-    named: str | None, flags: Mapping[str, Any], batch_size: int | None, budget_source: str, from_lines: str | None
-) -> Model:
+def choose_model(named: str | None, flags: Mapping[str, Any], batch_size: int | None, from_lines: str | None) -> Model:
     """The model that `named` (the flag) says, else the lines, else the user's default; nothing is loaded yet."""
     from kvlite.batch.job import Model
     from kvlite.batch.prepare import Terms
@@ -27,7 +24,7 @@ def choose_model(
 
     options = model_options(model=from_lines if named is None else named, **flags)
     budgets = [budget for budget in (options.kv_budget, options.kv_per_seq) if budget]
-    access = _Access(options, batch_size, budget_source)
+    access = _Access(options, batch_size)
     is_unnamed = named is None and from_lines is None and not default_model()
     return Model(
         terms=Terms(
@@ -50,15 +47,12 @@ class _Access:
 
     options: ModelOptions
     batch_size: int | None
-    budget_source: str
 
     def identity(self) -> str:
         _, files = find_files(self.options, console())
         return f"{files.repo}@{files.revision}" if files.repo else str(files.folder)
 
-    def open(self, recorder: RunRecorder | None) -> Opened:
-        from kvlite.batch.job import Opened
-        from kvlite.engine.account import record_engine, record_memory
+    def open(self) -> Opened:
         from kvlite.memory.format import human_bytes
 
         opened = open_model(self.options, console(), with_rows=True, batch_size=self.batch_size)
@@ -67,21 +61,15 @@ class _Access:
             f"{opened.name} · KV {human_bytes(plan.reserved_bytes)} of {human_bytes(plan.budget_bytes)} = "
             f"{plan.rows} × {plan.slots:,} tok · policy {self.options.kv_policy} · {opened.loaded.device}"
         )
-        if recorder is not None:
-            recorder.model(opened.identity())
-            recorder.plan(opened.predicted())
-            record_engine(recorder, opened.engine, self.budget_source)
-
-        def measure(recorder: RunRecorder) -> None:
-            record_memory(recorder, opened.engine)
-
-        return Opened(opened.name, opened.engine, opened.text, opened.sampling, measure)
+        return opened
 
     def plan(self) -> Planned:
         """The tokenizer, and the cache of a run on this machine; the weights are only measured."""
         from kvlite.batch.job import Planned
+        from kvlite.memory.format import dtype_name
         from kvlite.memory.host import available_bytes
         from kvlite.memory.measure import device_reading
+        from kvlite.memory.prediction import WeightFacts, weight_term
         from kvlite.memory.shape import ModelShape
         from kvlite.models.loading import load_tokenizer
         from kvlite.text.template import ChatText
@@ -91,9 +79,9 @@ class _Access:
         tokenizer = load_tokenizer(files.folder, trust_remote_code=options.trust_remote_code)
         text = ChatText(tokenizer, generation=files.generation, think=options.think)
         gpu = device_reading() if options.device.partition(":")[0] in ("auto", "cuda") else None
-        free_bytes = (gpu.free_bytes if gpu else available_bytes()) - (files.weight_bytes or 0)
-        dtype = files.unnamed_dtype if options.dtype == "auto" else options.dtype
-        shape = ModelShape.from_config(files.config, dtype=dtype)
+        shape = ModelShape.from_config(files.config, dtype=dtype_name(options.dtype), stored_dtype=files.stored_dtype)
+        weights = weight_term(shape, WeightFacts.of(files), options.quant).predicted_bytes or 0
+        free_bytes = (gpu.free_bytes if gpu else available_bytes()) - weights
         device = "cuda" if gpu else "cpu"
         cache, _ = plan_for(
             options, shape, free_bytes=free_bytes, device=device, with_rows=True, batch_size=self.batch_size

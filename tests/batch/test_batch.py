@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import time
 from collections.abc import Callable
 from pathlib import Path
+from threading import Thread
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +17,7 @@ import pytest
 from kvlite.batch.batch import Batch
 from kvlite.batch.dry_run import dry_run
 from kvlite.batch.item import Form
-from kvlite.batch.job import Ending, Job, Model, Opened, Planned, Writing
+from kvlite.batch.job import Ending, Job, Model, Planned, Writing
 from kvlite.batch.output import LockedFile
 from kvlite.batch.prepare import Defaults, Terms
 from kvlite.batch.run import Limits
@@ -33,7 +37,10 @@ from kvlite.errors import (
 
 
 class Desk:
-    """A folder, a model and what a batch on them says; `stop_after` raises once that many requests are running."""
+    """A folder, a model and what a batch on them says.
+
+    `stop_after` says what happens once that many tokens were asked for: something is raised, or done to the engine.
+    """
 
     def __init__(self, folder: Path, text: Any, new_engine: Any) -> None:
         self.folder, self.text, self.new_engine = folder, text, new_engine
@@ -42,7 +49,7 @@ class Desk:
         self.identity_error: KvliteError | None = None
         self.opened = 0
         self.chosen: list[str | None] = []
-        self.stop_after: tuple[int, BaseException] | None = None
+        self.stop_after: tuple[int, BaseException | Callable[[Any], None]] | None = None
 
     @property
     def out(self) -> Path:
@@ -79,7 +86,7 @@ class Desk:
             terms=terms,
             params={"kv_policy": "window"},
             identity=self._identify,
-            open=lambda recorder: self._open(),
+            open=self._open,
             plan=lambda: Planned("org/m@sha", self.text, self.new_engine(rows=2).plan),
         )
 
@@ -88,7 +95,7 @@ class Desk:
             raise self.identity_error
         return self.identity
 
-    def _open(self) -> Opened:
+    def _open(self) -> Any:
         self.opened += 1
         started = 0
 
@@ -96,9 +103,13 @@ class Desk:
             nonlocal started
             started += 1
             if self.stop_after and started > self.stop_after[0]:
-                raise self.stop_after[1]
+                happens = self.stop_after[1]
+                if isinstance(happens, BaseException):
+                    raise happens
+                happens(engine)
 
-        return Opened("org/m@sha7", self.new_engine(rows=2, fails=fails), self.text, Sampling(), lambda recorder: None)
+        engine = self.new_engine(rows=2, fails=fails)
+        return SimpleNamespace(name="org/m@sha7", engine=engine, text=self.text, sampling=Sampling())
 
     def ask(self, *prompts: str) -> None:
         (self.folder / "in.jsonl").write_text("".join(f"{json.dumps({'id': p, 'prompt': p})}\n" for p in prompts))
@@ -268,9 +279,58 @@ def test_too_many_errors_stop_the_batch(desk: Desk) -> None:
     assert len(desk.records()) == 3
 
 
-def test_the_time_of_the_whole_run_is_limited(desk: Desk) -> None:
-    with pytest.raises(TimeLimit, match="--max-time of 1e-09 s is over after 0 of 4 records; go on with this"):
+def test_the_time_of_the_whole_run_ends_it_in_the_midst_of_a_pass(desk: Desk) -> None:
+    desk.stop_after = (5, lambda engine: time.sleep(60))
+    with pytest.raises(TimeLimit, match=r"--max-time of 1 s is over after \d of 4 records; go on with this"):
+        desk.run(max_time_s=1.0, summary=str(desk.folder / "summary.json"))
+    assert json.loads((desk.folder / "summary.json").read_text())["total"] == len(desk.records())
+
+
+def test_the_time_may_be_over_before_anything_is_written(desk: Desk) -> None:
+    with pytest.raises(TimeLimit, match=r"--max-time of 1e-09 s is over after 0 records$"):
         desk.run(max_time_s=1e-9)
+    assert not desk.out.exists()
+
+
+def test_a_record_that_takes_too_long_is_ended_though_no_token_comes(desk: Desk) -> None:
+    def wait_for_the_end(engine: Any) -> None:
+        while not engine.cancelled:
+            time.sleep(0.001)
+
+    desk.ask("abc")
+    desk.stop_after = (2, wait_for_the_end)
+    with pytest.raises(BatchFailed):
+        desk.run(timeout_s=0.3)
+    (record,) = desk.records()
+    assert (record["error"]["code"], record["text"]) == ("timeout", "AB")
+
+
+def test_nothing_is_written_where_the_input_or_the_model_is_missing(desk: Desk) -> None:
+    with pytest.raises(UsageError, match=r"cannot read .*missing.jsonl: No such file"):
+        desk.run(source=str(desk.folder / "missing.jsonl"))
+    desk.identity_error = ModelNotFound("no such model")
+    with pytest.raises(ModelNotFound):
+        desk.run()
+    assert [path.name for path in desk.folder.iterdir()] == ["in.jsonl"]
+
+
+def test_a_pipe_that_waits_holds_up_no_record(desk: Desk) -> None:
+    """Reads the second line only when the first has its record."""
+    fifo = desk.folder / "fifo"
+    os.mkfifo(fifo)
+
+    def feed() -> None:
+        with fifo.open("w") as pipe:
+            print('"a"', file=pipe, flush=True)
+            while not desk.out.exists() or not desk.out.read_text().endswith("\n"):
+                time.sleep(0.001)
+            print('"b"', file=pipe)
+
+    feeding = Thread(target=feed, daemon=True)
+    feeding.start()
+    desk.run(source=str(fifo))
+    feeding.join()
+    assert [record["text"] for record in desk.records()] == ["A", "B"]
 
 
 def test_repeated_ids_of_a_file_end_it_before_anything_runs(desk: Desk) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import signal
@@ -19,19 +18,22 @@ from kvlite.cli import main
 
 ROOT = Path(__file__).parents[2]
 MODEL = ("-m", "demo", "--kv-budget", "200KB")
+PATHS = os.pathsep.join([str(ROOT), str(ROOT / "kernels")])
+ENVIRONMENT = os.environ | {"PYTHONPATH": PATHS, "OMP_NUM_THREADS": "1"}
 Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
-    """Runs a batch in a folder of its own; `stdin` is piped."""
+    """Runs a batch in a folder of its own, where a file holds its `stdin`."""
     monkeypatch.chdir(tmp_path)
 
     def run(*args: str, stdin: str | bytes = "") -> tuple[int, str, str]:
-        data = stdin.encode() if isinstance(stdin, str) else stdin
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
+        (tmp_path / "stdin").write_bytes(stdin.encode() if isinstance(stdin, str) else stdin)
         monkeypatch.setattr(sys, "argv", ["kvlite", "batch", *args])
-        code = main(["batch", *args])
+        with (tmp_path / "stdin").open() as stream:
+            monkeypatch.setattr(sys, "stdin", stream)
+            code = main(["batch", *args])
         captured = capsys.readouterr()
         return code, captured.out, captured.err
 
@@ -137,6 +139,70 @@ def test_a_dry_run_plans_without_weights(run: Run, tmp_path: Path) -> None:
     assert planned["kv"]["reserved_bytes"] <= planned["kv"]["budget_bytes"] == 200_000
 
 
+@pytest.mark.parametrize(
+    ("spelt", "meant"), [(("--dtype", "bf16"), ("--dtype", "bfloat16")), (("--4bit",), ("--quant", "4bit"))]
+)
+def test_a_dry_run_reads_options_however_they_are_spelt(
+    run: Run, tmp_path: Path, spelt: tuple[str, ...], meant: tuple[str, ...]
+) -> None:
+    name = write(tmp_path / "in.jsonl", "Hello")
+    code, out, err = run(name, *MODEL, "--dry-run", "--json", *spelt)
+    assert code == 0, err
+    assert out == run(name, *MODEL, "--dry-run", "--json", *meant)[1]
+
+
+def test_a_dry_run_plans_the_cache_of_the_run(run: Run, tmp_path: Path) -> None:
+    name = write(tmp_path / "in.jsonl", "Hello")
+    options = ("--dtype", "bf16", "-n", "2")
+    planned = json.loads(run(name, *MODEL, *options, "--dry-run", "--json")[1])
+    (record,) = records(run(name, *MODEL, *options)[1])
+    assert record["kv"]["dtype"] == "bfloat16"
+    run(name, *MODEL, *options, "--report", "record.json")
+    kv = json.loads((tmp_path / "record.json").read_text())["kv"]
+    assert (kv["reserved_bytes"], kv["capacity_tokens"]) == (planned["kv"]["reserved_bytes"], planned["slots"])
+
+
+def test_a_dry_run_leaves_the_cache_what_quantised_weights_leave(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = write(tmp_path / "in.jsonl", "Hello")
+    monkeypatch.setattr("kvlite.memory.host.available_bytes", lambda: 80_000_000)  # 8 of them beside what a run needs
+    monkeypatch.setattr("kvlite.memory.measure.device_reading", lambda: None)
+    options = ("-m", "demo", "--dry-run", "--json", "--kv-budget", "auto")
+    plain, quantised = (json.loads(run(name, *options, *flags)[1])["kv"] for flags in ((), ("--4bit",)))
+    assert quantised["budget_bytes"] > plain["budget_bytes"]
+
+
+def test_a_typo_leaves_no_output(run: Run, tmp_path: Path) -> None:
+    name = write(tmp_path / "in.jsonl", "Hello")
+    assert run("missing.jsonl", *MODEL, "-o", "out.jsonl")[0] == 2
+    assert run(name, "-m", "no-such-model", "-o", "out.jsonl")[0] == 3
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_two_names_of_one_model_are_one_model(run: Run, tmp_path: Path) -> None:
+    lines = [{"prompt": "Hello", "model": "demo"}, {"prompt": "Hello", "model": "Demo"}]
+    code, _, err = run(write(tmp_path / "in.jsonl", *lines), "-n", "3")
+    assert code == 0, err
+
+
+def test_a_pipe_that_waits_holds_up_no_record(tmp_path: Path) -> None:
+    """The second line is written when the first has its record; the end comes although a thread still reads."""
+    command = [sys.executable, "-m", "kvlite", "batch", "-", *MODEL, "-n", "3", "--progress", "none"]
+    process = subprocess.Popen(
+        command, cwd=tmp_path, env=ENVIRONMENT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdin is not None and process.stdout is not None
+    for key in ("a", "b"):
+        process.stdin.write(f'{{"id":"{key}","prompt":"Hello"}}\n')
+        process.stdin.flush()
+        assert json.loads(process.stdout.readline())["id"] == key
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=60) == 143
+    process.stdin.close()
+    process.stdout.close()
+
+
 def test_a_run_record_is_kept(run: Run, tmp_path: Path) -> None:
     code, _, err = run(write(tmp_path / "in.jsonl", "Hello"), *MODEL, "-n", "3", "--report", "record.json")
     assert code == 0, err
@@ -199,11 +265,10 @@ def test_a_full_disk_is_one_line_and_exit_1(run: Run, tmp_path: Path) -> None:
 
 def started(tmp_path: Path, *args: str) -> subprocess.Popen[str]:
     """A batch of its own process, once it has written its first records."""
-    paths = os.pathsep.join([str(ROOT), str(ROOT / "kernels")])
     process = subprocess.Popen(
         [sys.executable, "-m", "kvlite", "batch", *args],
         cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
+        env=ENVIRONMENT,
         stderr=subprocess.PIPE,
         text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a runner in the background ignores it
