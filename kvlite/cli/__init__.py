@@ -97,12 +97,13 @@ def _run(args: list[str], call: Invocation) -> int:
 
 
 def _show_version(call: Invocation) -> NoReturn:
-    from kvlite.cli.version import kvlite_version, versions
+    from kvlite.memory.measure import versions
 
+    found = versions()
     if call.as_json:
-        call.console.json(versions())
+        call.console.json(found)
     else:
-        call.console.line(f"{PROGRAM} {kvlite_version()}")
+        call.console.line(f"{PROGRAM} {found['kvlite'] or 'unknown (not installed)'}")
     raise typer.Exit
 
 

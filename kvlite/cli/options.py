@@ -52,7 +52,7 @@ def _read_quant(value: str | None) -> str | None:
     if value is None:
         return None
     if value.lower() not in QUANT_SPELLINGS:
-        raise typer.BadParameter(f"{value!r} is not one of none, 8bit, 4bit, nf4, fp4")
+        raise typer.BadParameter(f"{value!r} is not one of {', '.join(dict.fromkeys(QUANT_SPELLINGS.values()))}")
     return QUANT_SPELLINGS[value.lower()]
 
 
@@ -168,8 +168,9 @@ MaxTokens = Annotated[
 ]
 Temperature = Annotated[
     float | None,
-    typer.Option("-t", "--temperature", metavar="X", rich_help_panel=_SAMPLING, help="0 is greedy, 1 is the model."),
-]
+    typer.Option("-t", "--temperature", metavar="X", rich_help_panel=_SAMPLING,
+                 help="0 is greedy, 1 leaves the probabilities as they are."),
+]  # fmt: skip
 TopP = Annotated[
     float | None,
     typer.Option("--top-p", metavar="X", rich_help_panel=_SAMPLING, help="Draw from the likeliest share X."),

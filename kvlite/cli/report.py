@@ -68,7 +68,7 @@ def _refuse_contradictions(given: list[str]) -> None:
 
 
 def _report(out: Console, run: str, *, md: bool, html: Path | None, compare: str | None, fail_on: list[str]) -> None:
-    from kvlite.memory.gate import Comparison, changes, check, numbers_of
+    from kvlite.memory.fail_on import Comparison, changes, check, numbers_of
     from kvlite.memory.records import RunRecords
 
     comparisons = [Comparison.parse(text) for text in fail_on]
@@ -116,7 +116,7 @@ def _show_table(out: Console, table: Table) -> None:
 
 
 def _show_difference(out: Console, record: RunRecord, other: RunRecord, *, md: bool) -> None:
-    from kvlite.memory.gate import difference_table, differences
+    from kvlite.memory.fail_on import difference_table, differences
 
     if out.as_json:
         found = {name: list(values) for name, values in differences(record, other).items()}

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import platform
 import resource
 import sys
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from itertools import takewhile
@@ -13,11 +16,14 @@ from typing import Any
 
 _STATUS = Path("/proc/self/status")
 _DISTRIBUTIONS = {
-    "kvlite": "kvlite-llm",
-    "torch": "torch",
-    "transformers": "transformers",
-    "bitsandbytes": "bitsandbytes",
-    "triton": "triton",
+    "kvlite": ("kvlite-llm",),
+    "torch": ("torch",),
+    "transformers": ("transformers",),
+    "huggingface-hub": ("huggingface-hub",),
+    "safetensors": ("safetensors",),
+    "bitsandbytes": ("bitsandbytes",),
+    "triton": ("triton",),
+    "cuda": ("nvidia-cuda-runtime", "nvidia-cuda-runtime-cu12"),
 }
 
 
@@ -37,13 +43,6 @@ class DeviceReading:
         if self.self_bytes is None:
             return None
         return max(0, self.total_bytes - self.free_bytes - self.self_bytes)
-
-
-def rss_bytes() -> int:
-    """Host memory this process holds now."""
-    import psutil  # type: ignore[import-untyped,unused-ignore]
-
-    return int(psutil.Process().memory_info().rss)
 
 
 def rss_peak_bytes() -> int:
@@ -122,12 +121,19 @@ def _handle(nvml: Any, name: str) -> Any:
     return nvml.nvmlDeviceGetHandleByUUID(name)  # a slice of a GPU (MIG)
 
 
+def versions() -> dict[str, str | None]:
+    """Versions of kvlite and what it stands on, None for what is not installed. From metadata: imports nothing."""
+    found = {name: _version_of(distributions) for name, distributions in _DISTRIBUTIONS.items()}
+    return {"python": platform.python_version(), **found}
+
+
 def installed_versions() -> dict[str, str]:
-    """Versions of what makes the numbers, from package metadata: nothing is imported."""
-    found = {"python": sys.version.split()[0]}
-    for name, distribution in _DISTRIBUTIONS.items():
-        try:
-            found[name] = version(distribution)
-        except PackageNotFoundError:
-            continue
-    return found
+    """As `versions`, without what is not installed."""
+    return {name: found for name, found in versions().items() if found is not None}
+
+
+def _version_of(distributions: Iterable[str]) -> str | None:
+    for name in distributions:
+        with suppress(PackageNotFoundError):
+            return version(name)
+    return None

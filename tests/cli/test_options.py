@@ -15,6 +15,7 @@ from kvlite.cli import options
 from kvlite.cli.opening import ModelOptions
 from kvlite.cli.settings import setting_name
 from kvlite.errors import UsageError
+from kvlite.memory.prediction import QUANT_BYTES
 
 
 def shared_options() -> list[TyperOption]:
@@ -71,3 +72,7 @@ def test_4bit_is_short_for_quant_4bit(quant: str | None) -> None:
 def test_4bit_does_not_overrule_another_quant() -> None:
     with pytest.raises(UsageError, match="--4bit contradicts --quant 8bit"):
         options.model_options(model="tiny", four_bit=True, quant="8bit")
+
+
+def test_what_a_weight_takes_is_known_of_every_kind_of_quantisation() -> None:
+    assert set(options.QUANT_SPELLINGS.values()) == {"none", *QUANT_BYTES}

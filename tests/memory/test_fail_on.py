@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from kvlite.errors import GateFailed, UsageError
-from kvlite.memory.gate import Comparison, changes, check, difference_table, differences, numbers_of
+from kvlite.memory.fail_on import Comparison, changes, check, difference_table, differences, numbers_of
 from kvlite.memory.report import RunRecord
 
 NOW = datetime(2025, 11, 20, tzinfo=UTC)

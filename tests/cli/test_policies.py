@@ -1,0 +1,33 @@
+"""`kvlite policies` as a user meets it."""
+
+from __future__ import annotations
+
+import json
+from importlib.metadata import EntryPoint
+
+import pytest
+
+from kvlite.cli import main
+
+BUILT_IN = ["full", "h2o", "heavy-hitter", "window"]
+
+
+def test_each_policy_says_what_it_keeps(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["policies", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [policy["name"] for policy in found] == BUILT_IN
+    assert all(policy["summary"] and policy["error"] is None for policy in found)
+
+
+def test_a_broken_plug_in_does_not_hide_the_others(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = EntryPoint("broken", "nowhere.at_all:Policy", "kvlite.policies")
+    monkeypatch.setattr("kvlite.cache.policy.entry_points", lambda **_: [broken])
+    assert main(["policies"]) == 0
+    _, first, *others = capsys.readouterr().out.splitlines()
+    assert first.split()[:2] == ["broken", "broken:"]
+    assert "nowhere" in first
+    assert [line.split()[0] for line in others] == BUILT_IN
+    assert main(["policies", "--json"]) == 0
+    assert "nowhere" in json.loads(capsys.readouterr().out)[0]["error"]
