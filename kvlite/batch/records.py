@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import time
 import uuid
 from dataclasses import asdict, dataclass
 
 from kvlite.batch.item import Code, Form, Item, digest, duplicate_mark
-from kvlite.batch.outcome import Outcome
-from kvlite.engine.request import Timing
+from kvlite.batch.outcome import Choice, Outcome
+from kvlite.text import openai
 
 _CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 _TEXT_ESCAPES = str.maketrans({"\\": "\\\\", "\n": "\\n", "\r": "\\r"})
@@ -39,7 +38,7 @@ def _simple(outcome: Outcome) -> dict[str, object]:
         "finish_reason": choice.finish_reason.value if choice else None,
         "usage": _usage(outcome) if choice else None,
         "kv": choice.kv.as_dict() if choice else None,
-        "timing": _timing(choice.timing) if choice else None,
+        "timing": openai.rounded(asdict(choice.timing)) if choice else None,
     }
     if choice and choice.thinking:
         record["reasoning_content"] = choice.thinking
@@ -62,51 +61,28 @@ def _openai(outcome: Outcome, model: str) -> dict[str, object]:
 
 
 def _body(outcome: Outcome, model: str) -> dict[str, object]:
-    first = outcome.choices[0]
     is_chat = not (isinstance(outcome.entry, Item) and outcome.entry.raw)
-    return {
-        "id": f"{'chatcmpl' if is_chat else 'cmpl'}-{uuid.uuid4().hex}",
-        "object": "chat.completion" if is_chat else "text_completion",
-        "created": int(time.time()),
-        "model": model,
-        "choices": [_choice(index, outcome, is_chat) for index in range(len(outcome.choices))],
-        "usage": _usage(outcome),
-        "kvlite": {
-            "index": outcome.entry.place.index,
-            "seed": first.seed,
-            "kv": first.kv.as_dict(),
-            "timing": _timing(first.timing),
-            "attempt": outcome.attempt,
-            "deduped_from": outcome.deduped_from,
-        },
+    of_all = {
+        "index": outcome.entry.place.index,
+        **_counted(outcome.choices[0]),
+        "attempt": outcome.attempt,
+        "deduped_from": outcome.deduped_from,
     }
+    choices = [
+        openai.choice(choice.text, choice.thinking, choice.finish_reason.value, index=index, is_chat=is_chat)
+        | ({"kvlite": _counted(choice)} if len(outcome.choices) > 1 else {})  # that of the body is of the first only
+        for index, choice in enumerate(outcome.choices)
+    ]
+    answer_id = f"{'chatcmpl' if is_chat else 'cmpl'}-{uuid.uuid4().hex}"
+    return openai.completion(answer_id, model, choices, _usage(outcome), of_all, is_chat=is_chat)
 
 
-def _choice(index: int, outcome: Outcome, is_chat: bool) -> dict[str, object]:
-    choice = outcome.choices[index]
-    record: dict[str, object] = {"index": index}
-    if is_chat:
-        message = {"role": "assistant", "content": choice.text, "reasoning_content": choice.thinking or None}
-        record["message"] = message
-    else:
-        record["text"] = choice.text
-    record |= {"finish_reason": choice.finish_reason.value, "logprobs": None}
-    if len(outcome.choices) > 1:  # the block of the body speaks of the first choice only
-        record["kvlite"] = {"seed": choice.seed, "kv": choice.kv.as_dict(), "timing": _timing(choice.timing)}
-    return record
+def _counted(choice: Choice) -> dict[str, object]:
+    return openai.counted(choice.seed, choice.kv, asdict(choice.timing))
 
 
 def _usage(outcome: Outcome) -> dict[str, object]:
-    return {
-        "prompt_tokens": outcome.prompt_tokens,
-        "completion_tokens": outcome.completion_tokens,
-        "total_tokens": outcome.prompt_tokens + outcome.completion_tokens,
-        "prompt_tokens_details": {"cached_tokens": 0},
-    }
-
-
-def _timing(timing: Timing) -> dict[str, float | None]:
-    return {name: round(value, 6) if math.isfinite(value) else None for name, value in asdict(timing).items()}
+    return openai.usage(outcome.prompt_tokens, outcome.completion_tokens)
 
 
 def _error(outcome: Outcome) -> dict[str, object] | None:

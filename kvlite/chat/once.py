@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import time
 import uuid
 from contextlib import closing
 from dataclasses import asdict, dataclass
@@ -17,6 +16,7 @@ from kvlite.chat.status import answer_line, eviction_notice
 from kvlite.deadline import Deadline
 from kvlite.engine.request import Request
 from kvlite.errors import Interrupted, UsageError
+from kvlite.text import openai
 
 if TYPE_CHECKING:
     from kvlite.chat.recording import Recording
@@ -121,23 +121,8 @@ def first_code_block(text: str) -> str | None:
 
 def completion_body(answer: Answer, request: Request, model: str) -> dict[str, object]:
     """The answer as OpenAI's chat.completion object, what kvlite counted under `kvlite`."""
-    completion = answer.completion
-    num_tokens = len(completion.ids)
-    message = {"role": "assistant", "content": answer.text, "reasoning_content": answer.thinking or None}
-    return {
-        "id": request.id,
-        "object": "chat.completion",
-        "created": int(time.time()),
-        "model": model,
-        "choices": [{"index": 0, "message": message, "finish_reason": str(answer.finish_reason), "logprobs": None}],
-        "usage": {
-            "prompt_tokens": completion.prompt_tokens,
-            "completion_tokens": num_tokens,
-            "total_tokens": completion.prompt_tokens + num_tokens,
-        },
-        "kvlite": {
-            "seed": request.sampling.seed,
-            "kv": completion.kv.as_dict(),
-            "timing": asdict(completion.timing),
-        },
-    }
+    done = answer.completion
+    choices = [openai.choice(answer.text, answer.thinking, str(answer.finish_reason))]
+    usage = openai.usage(done.prompt_tokens, len(done.ids))
+    counted = openai.counted(request.sampling.seed, done.kv, asdict(done.timing))
+    return openai.completion(request.id, model, choices, usage, counted)

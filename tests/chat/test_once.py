@@ -11,6 +11,7 @@ from kvlite.console import Console
 from kvlite.deadline import Deadline
 from kvlite.engine.request import Sampling
 from kvlite.errors import ContextFull, Interrupted, TimeLimit, UsageError
+from kvlite.text import openai
 
 CODE = "Here:\n```python\nprint(1)\n```\nand\n```\nprint(2)\n```\n"
 
@@ -47,7 +48,7 @@ def test_json_is_a_chat_completion_with_what_kvlite_counted(answered):
     assert body["object"] == "chat.completion" and body["model"] == "demo"
     assert body["choices"][0]["message"] == {"role": "assistant", "content": "", "reasoning_content": "hm"}
     assert body["choices"][0]["finish_reason"] == "length"
-    assert body["usage"] == {"prompt_tokens": 7, "completion_tokens": 4, "total_tokens": 11}
+    assert body["usage"] == openai.usage(7, 4)
     assert body["kvlite"]["seed"] == 7 and body["kvlite"]["kv"]["tokens_seen"] == 11
     assert set(body["kvlite"]["timing"]) == {"queue_s", "ttft_s", "total_s", "tok_s"}
 
