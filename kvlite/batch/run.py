@@ -10,12 +10,13 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from kvlite.batch.item import BadLine, Code, Entry, Failure, Item, LineError
 from kvlite.batch.outcome import Choice, Outcome
 from kvlite.batch.prepare import Prepared, Preparer
+from kvlite.batch.twins import Twins
 from kvlite.engine.request import Completion, FinishReason, Request, Token
 from kvlite.errors import BudgetTooSmall, ContextFull, OutOfMemory, UsageError
 
@@ -60,14 +61,6 @@ class _Flight:
     timed_out: bool = False
 
 
-@dataclass(slots=True)
-class _Twins:
-    """Equal greedy items: the outcome of the first, and those that wait for it."""
-
-    first: Outcome | None = None
-    waiting: list[Item] = field(default_factory=list)
-
-
 class BatchRun:
     """Runs entries through an engine. `peak_bytes` is the most that all rows together ever held."""
 
@@ -86,7 +79,7 @@ class BatchRun:
         self._clock = clock
         self._waiting: deque[tuple[_Work, Request]] = deque()
         self._flights: dict[str, _Flight] = {}
-        self._twins: dict[bytes, _Twins] = {}
+        self._twins = Twins()
         self._is_read = False
 
     def run(self, entries: Iterable[Entry | None]) -> Generator[Token | Outcome]:
@@ -167,14 +160,10 @@ class BatchRun:
             yield Outcome(item, failure=refused.failure)
             return
         twin = self._preparer.twin_of(item) if self._limits.dedupe else None
-        if twin is not None:
-            if twins := self._twins.get(twin):
-                if twins.first is None:
-                    twins.waiting.append(item)
-                else:
-                    yield _copied(twins.first, item)
-                return
-            self._twins[twin] = _Twins()
+        known = None if twin is None else self._twins.join(twin, item)
+        if known is not None:
+            yield from known
+            return
         work = _Work(prepared, twin)
         self._waiting.extend((work, request) for request in prepared.requests)
 
@@ -220,17 +209,11 @@ class BatchRun:
             choices = tuple(choice for choice in choices if choice.completion_tokens)
         outcome = Outcome(work.prepared.item, choices, len(requests[0].ids), work.failure, work.attempt)
         yield outcome
-        if work.twin is None:
-            return
-        twins = self._twins[work.twin]
-        if outcome.failure is None:
-            twins.first = outcome
-            yield from (_copied(outcome, item) for item in twins.waiting)
-            twins.waiting = []
-            return
-        del self._twins[work.twin]
-        for item in twins.waiting:  # each tries for itself
-            yield from self._take(item)
+        if work.twin is not None:
+            copies, others = self._twins.settle(work.twin, outcome)
+            yield from copies
+            for item in others:
+                yield from self._take(item)
 
     def _failure(self, completion: Completion, flight: _Flight) -> Failure | None:
         error = completion.error
@@ -267,10 +250,6 @@ class BatchRun:
         self._waiting = deque(waits for waits in self._waiting if waits[0] is not work)
         work.failure = Failure(Code.OUT_OF_MEMORY, str(error))
         yield from self._end(work)
-
-
-def _copied(first: Outcome, item: Item) -> Outcome:
-    return replace(first, entry=item, deduped_from=first.entry.key, attempt=1)
 
 
 def _choice(completion: Completion, flight: _Flight) -> Choice:
