@@ -51,6 +51,7 @@ class Batch:
         report = self._job.ending.report
         if report != NO_REPORT:
             self._recorder = RunRecorder("batch", self._job.argv[1:], report=report, warn=self._console.warn)
+            self._console.on_warning = self._recorder.warning
         with self._recorder or nullcontext(), ExitStack() as ending:
             try:
                 with self._deadline.running():

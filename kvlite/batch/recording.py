@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from kvlite.batch.outcome import Outcome
 from kvlite.batch.tally import Tally
-from kvlite.engine.account import record_engine, record_memory
+from kvlite.engine.account import allocated_bytes, record_engine, record_memory
 from kvlite.memory.recorder import RunRecorder
 from kvlite.memory.report import BatchReport, RequestReport
 
@@ -41,7 +41,7 @@ def record_outcome(recorder: RunRecorder, outcome: Outcome, engine: Engine) -> N
         )
         recorder.request(report, choice.kv)
     counts = engine.total_counts()
-    recorder.sample(counts.tokens_seen, counts.live_bytes)
+    recorder.sample(counts.tokens_seen, counts.live_bytes, allocated_bytes(engine))
 
 
 def record_end(recorder: RunRecorder, tally: Tally, engine: Engine, peak_bytes: int, seconds: float) -> None:

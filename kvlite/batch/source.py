@@ -15,6 +15,7 @@ from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
 from hashlib import blake2b, sha256
+from io import UnsupportedOperation
 from itertools import chain, islice
 from pathlib import Path
 from typing import Self
@@ -232,11 +233,21 @@ class Input:
                     yield from file
             elif sys.stdin is None:
                 raise UsageError("stdin is closed; give a file to read")
-            else:  # not through sys.stdin: the process could not end while a thread waits in there
-                with open(sys.stdin.fileno(), "rb", closefd=False) as file:
-                    yield from file
+            else:
+                yield from _stdin()
         except OSError as error:
             raise UsageError(f"cannot read {self.name}: {error.strerror}") from error
+
+
+def _stdin() -> Iterator[bytes]:
+    """The lines of stdin, not through sys.stdin: the process could not end while a thread waits in there."""
+    try:
+        descriptor = sys.stdin.fileno()
+    except UnsupportedOperation:  # a program that runs kvlite gave it a stdin of its own
+        yield from sys.stdin.buffer
+        return
+    with open(descriptor, "rb", closefd=False) as file:
+        yield from file
 
 
 def _without_bom(lines: Iterable[bytes]) -> Iterator[bytes]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from kvlite.cli.opening import find_files, open_model, plan_for
 from kvlite.cli.options import BUILT_IN_MODEL, console, default_model, model_options
+from kvlite.cli.plan import find_device
 
 if TYPE_CHECKING:
     from kvlite.batch.job import Model, Planned
@@ -67,8 +68,6 @@ class _Access:
         """The tokenizer, and the cache of a run on this machine; the weights are only measured."""
         from kvlite.batch.job import Planned
         from kvlite.memory.format import dtype_name
-        from kvlite.memory.host import available_bytes
-        from kvlite.memory.measure import device_reading
         from kvlite.memory.prediction import WeightFacts, weight_term
         from kvlite.memory.shape import ModelShape
         from kvlite.models.loading import load_tokenizer
@@ -78,12 +77,15 @@ class _Access:
         _, files = find_files(options, console())
         tokenizer = load_tokenizer(files.folder, trust_remote_code=options.trust_remote_code)
         text = ChatText(tokenizer, generation=files.generation, think=options.think)
-        gpu = device_reading() if options.device.partition(":")[0] in ("auto", "cuda") else None
         shape = ModelShape.from_config(files.config, dtype=dtype_name(options.dtype), stored_dtype=files.stored_dtype)
         weights = weight_term(shape, WeightFacts.of(files), options.quant).predicted_bytes or 0
-        free_bytes = (gpu.free_bytes if gpu else available_bytes()) - weights
-        device = "cuda" if gpu else "cpu"
+        device = find_device(options.device)
         cache, _ = plan_for(
-            options, shape, free_bytes=free_bytes, device=device, with_rows=True, batch_size=self.batch_size
+            options,
+            shape,
+            free_bytes=device.free_bytes - weights,
+            device=device.kind,
+            with_rows=True,
+            batch_size=self.batch_size,
         )
         return Planned(self.identity(), text, cache)

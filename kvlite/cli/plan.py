@@ -132,7 +132,7 @@ def plan(
     wanted = Wanted(kv_budget, kv_per_seq if batch_size else None, context, batch_size, solve)
     if kv_per_seq is not None and batch_size is None and source_of("kv_per_seq") == "flag":
         raise UsageError(f"--kv-per-seq {kv_per_seq} is one row of a batch; give --batch-size N too")
-    place = _device(options.device, vram)
+    place = find_device(options.device, vram)
     ref = resolve_model(options.model, revision=revision)
     facts = model_facts(ref, offline=offline)
     scenario = _scenario(facts, place, options, wanted)
@@ -166,7 +166,7 @@ def _answer(scenario: Scenario, wanted: Wanted) -> Answer:
     return ask(scenario, budget)
 
 
-def _device(device: str, vram: str | None) -> PlanDevice:
+def find_device(device: str, vram: str | None = None) -> PlanDevice:
     """Where it would run: a pretended GPU, a real one, or this machine's memory."""
     from kvlite.cli.plan_view import PlanDevice
     from kvlite.memory.format import parse_size

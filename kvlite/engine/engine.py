@@ -149,7 +149,6 @@ class Engine:
         )
 
     def _admit(self, request: Request) -> Iterator[Completion]:
-        queued_at = time.monotonic()
         if request.row is None:
             row = next(row for row in self._rows if row.job is None)
             self.reset(row.index)
@@ -160,10 +159,10 @@ class Engine:
         counts = self.counts(row.index)
         error = self._limits.refusal(row, request)
         if error is None:
-            row.begin(request, counts.tokens_evicted, queued_at)
+            row.begin(request, counts.tokens_evicted)
         else:
             yield Completion(
-                request.id, (), FinishReason.CANCELLED, len(request.ids), 0, counts, Timing(0.0, 0.0, 0.0, 0.0), error
+                request.id, (), FinishReason.CANCELLED, len(request.ids), 0, counts, Timing(0.0, 0.0, 0.0), error
             )
 
     def _ended(self) -> Iterator[Completion]:

@@ -43,9 +43,7 @@ class Limits:
     def end(self, row: Row) -> ContextFull | None:
         """Why no more token can be fed to a row, None where one can."""
         if self._ends_at is not None and row.rot >= self._ends_at:
-            return ContextFull(
-                f"the model's {self._ends_at} positions are used up and do not re-rotate; start over"
-            )
+            return ContextFull(f"the model's {self._ends_at} positions are used up and do not re-rotate; start over")
         if self.on_full == "evict" or self.cache.room(row.index) > 0:
             return None
         return ContextFull(f"all {self.cache.plan.slots} slots are full after {row.seen} tokens; {self._way_on}")

@@ -88,9 +88,8 @@ class Token:
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """Seconds: waiting for a row, from start to first token, from start to end; and decoding speed."""
+    """Seconds from start to first token and from start to end; and decoding speed."""
 
-    queue_s: float
     ttft_s: float
     total_s: float
     tok_s: float

@@ -16,7 +16,6 @@ class Job:
     request: Request
     prompt: deque[int]
     evicted_before: int
-    queued_at: float
     started_at: float = field(default_factory=time.monotonic)
     first_token_at: float | None = None
     answer: list[int] = field(default_factory=list)
@@ -28,7 +27,7 @@ class Job:
         first = self.first_token_at if self.first_token_at is not None else now
         after_first = len(self.answer) - 1
         speed = after_first / (now - first) if after_first > 0 and now > first else 0.0
-        return Timing(self.started_at - self.queued_at, first - self.started_at, now - self.started_at, speed)
+        return Timing(first - self.started_at, now - self.started_at, speed)
 
 
 @dataclass(slots=True)
@@ -48,11 +47,11 @@ class Row:
     used: set[int] = field(default_factory=set)
     job: Job | None = None
 
-    def begin(self, request: Request, evicted: int, queued_at: float) -> None:
+    def begin(self, request: Request, evicted: int) -> None:
         """Take a request: what was sampled but not fed goes first, and its pins become positions."""
         unfed = () if self.unfed is None else (self.unfed,)
         self.pins += self.placed(request.pins)
-        self.job = Job(request, deque((*unfed, *request.ids)), evicted, queued_at)
+        self.job = Job(request, deque((*unfed, *request.ids)), evicted)
         self.unfed = None
         self.used.update(request.ids)
 

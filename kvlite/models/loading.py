@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, 
 from transformers.utils import logging as transformers_logging
 
 from kvlite.errors import BrokenModel, DoesNotFit, KvliteError, ModelError, OutOfMemory, UnsupportedModel, UsageError
+from kvlite.memory.format import dtype_name
 from kvlite.memory.shape import ModelShape
 from kvlite.models.gate import admit
 from kvlite.models.hybrid import HybridState
@@ -43,7 +44,7 @@ _PARSER_ERRORS = (
 
 @dataclass(frozen=True, slots=True)
 class LoadOptions:
-    """How to load: `dtype` and `device` may be `auto`; `quant` one of `quantised.QUANTS`."""
+    """How to load: `dtype` and `device` may be `auto`; `quant` is `none` or a key of `QUANT_BYTES`."""
 
     dtype: str = "auto"
     device: str = "auto"
@@ -91,11 +92,7 @@ def load(folder: Path, config: Mapping[str, Any], options: LoadOptions) -> Loade
 
 
 def _dtype(name: str, shape: ModelShape, device: torch.device) -> torch.dtype:
-    wanted = (
-        shape.dtype if name == "auto" else {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}.get(name, name)
-    )
-    if wanted not in ("float32", "bfloat16", "float16"):
-        raise UsageError(f"unknown dtype {name!r}; give auto, float32, bfloat16 or float16")
+    wanted = dtype_name(name) or shape.dtype
     if wanted == "bfloat16" and device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0):
         if name == "auto":
             return torch.float16  # Turing has no bfloat16 arithmetic

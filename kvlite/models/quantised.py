@@ -14,9 +14,6 @@ from transformers.quantizers.base import get_keys_to_not_convert
 
 from kvlite.errors import UnsupportedModel, UsageError
 
-QUANTS = ("none", "8bit", "4bit", "nf4", "fp4")
-"""4bit is nf4 with its scales quantised too."""
-
 _BLOCK = 64  # weights that share a scale
 _TILE = 32  # rows that the packed kernel for CPUs takes at once
 

@@ -128,7 +128,7 @@ class FakeEngine:
     def _completion(
         self, request: Request, answer: list[int], reason: FinishReason, error: Exception | None = None
     ) -> Completion:
-        timing = Timing(0.0, 0.1, 0.2, 10.0)
+        timing = Timing(0.1, 0.2, 10.0)
         return Completion(request.id, tuple(answer), reason, len(request.ids), 1, COUNTS, timing, error)
 
 

@@ -111,7 +111,7 @@ class FakeEngine:
             yield Token(request.id, index, ord(character))
         reason = self._cancelled.get(request.id, reason)
         error = says if isinstance(says, Exception) else None
-        timing = Timing(0.0, 0.25, 0.25 + 0.1 * len(ids), 10.0)
+        timing = Timing(0.25, 0.25 + 0.1 * len(ids), 10.0)
         kv = self.counts(0)
         evicted = kv.tokens_evicted - before
         yield Completion(request.id, tuple(ids), reason, len(request.ids), evicted, kv, timing, error)

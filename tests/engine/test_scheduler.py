@@ -12,7 +12,7 @@ def rows_with(*prompts: int | None) -> list[Row]:
     rows = [Row(index) for index in range(len(prompts))]
     for row, length in zip(rows, prompts, strict=True):
         if length is not None:
-            row.begin(Request(str(row.index), tuple(range(length)) or (0,)), 0, 0.0)
+            row.begin(Request(str(row.index), tuple(range(length)) or (0,)), 0)
             assert row.job is not None
             if length == 0:
                 row.job.prompt.clear()
@@ -45,6 +45,6 @@ def test_all_rows_decode_together_and_idle_ones_are_padding() -> None:
 
 def test_what_was_not_fed_goes_before_the_next_prompt() -> None:
     row = Row(0, unfed=42)
-    row.begin(Request("a", (1, 2), pins=((0, 1),)), 0, 0.0)
+    row.begin(Request("a", (1, 2), pins=((0, 1),)), 0)
     assert next_feed([row], 8) == Feed(slice(0, 1), ((42, 1, 2),))
     assert row.pins == ((1, 2),)
