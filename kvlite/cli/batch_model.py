@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
 from kvlite.cli.opening import find_files, open_model, plan_for
@@ -50,7 +51,10 @@ class _Access:
     batch_size: int | None
 
     def identity(self) -> str:
-        _, files = find_files(self.options, console())
+        """What a resumed batch must find again; the built-in model is its weights, wherever kvlite is installed."""
+        ref, files = find_files(self.options, console())
+        if ref.is_demo:
+            return f"{ref}@{sha256((files.folder / 'model.safetensors').read_bytes()).hexdigest()[:12]}"
         return f"{files.repo}@{files.revision}" if files.repo else str(files.folder)
 
     def open(self) -> Opened:
