@@ -13,8 +13,12 @@ COMMAND = (sys.executable, "-m", "kvlite")
 
 
 def environment() -> dict[str, str]:
-    """This process's environment, in which `python -m kvlite` is the checkout's."""
-    return os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "kernels")])}
+    """This process's environment, in which `python -m kvlite` is the checkout's.
+
+    No bytecode is written: under a limit on file sizes Python 3.11 leaves a truncated file that later runs trip over.
+    """
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "kernels")])
+    return os.environ | {"PYTHONPATH": paths, "PYTHONDONTWRITEBYTECODE": "1"}
 
 
 def start(*args: str, **kwargs: Any) -> subprocess.Popen[bytes]:
