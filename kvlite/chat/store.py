@@ -92,7 +92,8 @@ class SessionFile:
         self.name = name
         self.path = path
         self._written: tuple[Message, ...] = ()
-        self._size = -1  # bytes after our last write; -1: this object has not written yet
+        self._size: int | None = -1  # bytes as we left or read it; -1: no file yet; None: a write of ours failed
+        self._is_torn = False
 
     def exists(self) -> bool:
         return self.path.exists()
@@ -110,7 +111,7 @@ class SessionFile:
         messages = [_parse(line, number, self.path) for number, line in enumerate(lines, start=1)]
         if not messages and not torn:
             raise UsageError(f"{self.path} is empty; no session to load")
-        self._size = -1 if torn else len(data)
+        self._size, self._is_torn = len(data), bool(torn)
         self._written = tuple(message for message in messages if message is not None)
         return self._written
 
@@ -121,18 +122,18 @@ class SessionFile:
         """
         try:
             size = self.path.stat().st_size if self.exists() else -1
-            if self._size >= 0 and size >= 0 and size != self._size:
+            if self._size is not None and size >= 0 and size != self._size:
                 raise OutputError(
                     f"session {self.name} was changed by another process; /save NAME keeps this one apart"
                 )
             is_grown = size >= 0 and size == self._size and messages[: len(self._written)] == self._written
-            if is_grown:
+            if is_grown and not self._is_torn:
                 self._append(messages[len(self._written) :])
             else:
                 self._rewrite(messages, model)
-            self._written, self._size = messages, self.path.stat().st_size
+            self._written, self._size, self._is_torn = messages, self.path.stat().st_size, False
         except OSError as error:
-            self._size = -1  # a write may have stopped half-way; the next one starts afresh
+            self._size = None  # the write may have stopped half-way; the next one starts afresh
             raise OutputError(f"session {self.name} cannot be saved: {error.strerror}; the chat goes on") from None
 
     def _append(self, messages: tuple[Message, ...]) -> None:

@@ -9,6 +9,10 @@ from kvlite.demo.measure import SpanRecall
 from kvlite.demo.phrases import FACTS
 
 _CARD = """\
+---
+license: apache-2.0
+---
+
 # The built-in demonstration model
 
 A very small language model that comes with kvlite, so that `kvlite chat` answers on a machine without a network and

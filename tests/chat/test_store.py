@@ -157,6 +157,14 @@ def test_a_session_changed_by_another_process_is_not_overwritten(folder):
     assert folder.file("a").load()[-1].content == "theirs"
 
 
+def test_a_session_that_another_process_began_is_not_overwritten(folder):
+    mine, other = folder.file("a"), folder.file("a")
+    other.save(TALK, "demo")
+    with pytest.raises(OutputError, match="another process"):
+        mine.save((Message("user", "mine"),), "demo")
+    assert folder.file("a").load() == TALK
+
+
 def test_an_unwritable_folder_is_an_output_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="cannot be saved"):
