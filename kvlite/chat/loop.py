@@ -151,12 +151,13 @@ class Chat:
     def open(self, name: str) -> None:
         """Go on with the session of this name under its own system prompt, or start it."""
         file = self.folder.file(name)
-        if file.exists():
-            system = self.session.system
-            self.load(name)
-            if system not in (None, self.session.system):
-                self.show("the saved session keeps its own system prompt; /system TEXT starts over under another")
-        self._file = file
+        if not file.exists():
+            self._file = file
+            return
+        system = self.session.system
+        self.load(name)
+        if system not in (None, self.session.system):
+            self.show("the saved session keeps its own system prompt; /system TEXT starts over under another")
 
     def _write(self) -> SessionFile:
         if self._file is None:

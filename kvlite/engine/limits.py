@@ -56,6 +56,7 @@ class Limits:
     @property
     def _way_on(self) -> str:
         """What to do about full slots."""
+        evicting = "--on-full evict" if self.cache.policy.evicts else "--kv-policy heavy-hitter"
         if self.cache.plan.capped_by == "window":
-            return "that is the model's window, so give --on-full evict"
-        return "raise --kv-budget or give --on-full evict"
+            return f"that is the model's window, so give {evicting}"
+        return f"raise --kv-budget or give {evicting}"
