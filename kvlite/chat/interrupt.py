@@ -1,4 +1,4 @@
-"""Ctrl-C stops an answer; twice within a second it ends the process."""
+"""Ctrl-C stops an answer; twice within a second it also ends the process, once what there is of the answer is kept."""
 
 from __future__ import annotations
 
@@ -18,15 +18,21 @@ class Interrupts:
 
     def __init__(self) -> None:
         self.pressed = False
+        self._is_leaving = False
         self._last_s = float("-inf")
 
     def press(self) -> None:
-        """Note one press; raises Interrupted when it follows another within a second."""
+        """Note one press; raises Interrupted on the third in quick succession, wherever the process is."""
+        self.check()
         now = time.monotonic()
-        if now - self._last_s < TWICE_S:
-            raise Interrupted("interrupted")
+        self._is_leaving = now - self._last_s < TWICE_S
         self._last_s = now
         self.pressed = True
+
+    def check(self) -> None:
+        """Raises Interrupted when one press has followed another within a second."""
+        if self._is_leaving:
+            raise Interrupted("interrupted")
 
     @contextmanager
     def calling(self, cancel: Callable[[], None]) -> Iterator[None]:

@@ -70,6 +70,7 @@ class Chat:
         if first is not None:
             self.handle(first)
         while not self.is_over:
+            self._interrupts.check()
             try:
                 self.handle(prompt.read())
             except EOFError:

@@ -209,19 +209,42 @@ def test_thinking_goes_to_stderr_when_asked_for(engine, text, tmp_path):
     assert held.out.getvalue() == "yes\n" and "h" in held.said
 
 
-def test_ctrl_c_during_an_answer_keeps_the_partial_text(held, monkeypatch):
-    def interrupting(token_ids, run=held.engine.run):
-        for number, event in enumerate(run(token_ids)):
-            if number == 2:
+def interrupt_at(held, monkeypatch, *numbers):
+    """Press Ctrl-C as the engine's events of these numbers come."""
+
+    def interrupting(requests, run=held.engine.run):
+        for number, event in enumerate(run(requests)):
+            for _ in range(numbers.count(number)):
                 signal.raise_signal(signal.SIGINT)
             yield event
 
     monkeypatch.setattr(held.engine, "run", interrupting)
+
+
+def test_ctrl_c_during_an_answer_keeps_the_partial_text(held, monkeypatch):
+    interrupt_at(held, monkeypatch, 2)
     held.engine.script.append("a long answer")
     held.type("hi")
     assert held.out.getvalue() == "a l\n" and "cancelled" in held.said
     (info,) = held.folder.saved()
     assert held.folder.file(info.name).load()[-1] == Message("assistant", "a l", "cancelled")
+
+
+def test_ctrl_c_twice_during_an_answer_saves_it_as_cancelled_and_ends(held, monkeypatch):
+    interrupt_at(held, monkeypatch, 2, 2)
+    held.engine.script.append("a long answer")
+    with pytest.raises(Interrupted):
+        held.type("hi", "never read")
+    (info,) = held.folder.saved()
+    assert held.folder.file(info.name).load() == (Message("user", "hi"), Message("assistant", "a l", "cancelled"))
+
+
+def test_a_third_ctrl_c_does_not_wait_for_the_answer(held, monkeypatch):
+    interrupt_at(held, monkeypatch, 2, 2, 2)
+    held.engine.script.append("a long answer")
+    with pytest.raises(Interrupted):
+        held.type("hi")
+    assert held.chat.session.messages == ()
 
 
 def test_ctrl_c_at_the_prompt_clears_the_line_and_twice_ends(held):
