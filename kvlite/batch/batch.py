@@ -42,6 +42,7 @@ class Batch:
         self._console = console
         self._tally = Tally()
         self._output: Output | None = None
+        self._set_aside: dict[bytes, str] = {}
         self._recorder: RunRecorder | None = None
         self._deadline = Deadline(job.ending.max_time_s)
         self._running_s = time.monotonic()
@@ -74,6 +75,8 @@ class Batch:
         self._output = open_destination(self._job, self._console)
         ending.callback(self._output.close)
         done = resume(self._job, meta, self._output, self._console)
+        self._set_aside = done.set_aside
+        ending.callback(self._put_back)
         self._tally.resumed, self._tally.kept_failures = done.ok + done.failed, done.failed
         selected = self._job.input.selection.of(entries, done.marks)
         first = next(selected, None)
@@ -110,6 +113,7 @@ class Batch:
                     self._tally.generated += 1
                 else:
                     output.write(record_line(event, form or event.entry.form, opened.name))
+                    self._set_aside.pop(event.entry.mark, None)
                     self._count(event, opened)
                     for note in opened.text.notes[num_notes:]:
                         self._console.note(note)
@@ -155,7 +159,17 @@ class Batch:
     def _num_records(self) -> int:
         return self._tally.resumed + self._tally.ok + self._tally.failed
 
+    def _put_back(self) -> None:
+        """Failed records whose lines did not run again keep their place in the file."""
+        while self._set_aside and self._output is not None:
+            mark, line = next(iter(self._set_aside.items()))
+            self._output.write(line)
+            del self._set_aside[mark]
+            self._tally.resumed += 1
+            self._tally.kept_failures += 1
+
     def _summarise(self, peak_bytes: int, budget_bytes: int) -> None:
+        self._put_back()
         seconds = self._seconds
         self._console.note(self._tally.closing(seconds, peak_bytes, budget_bytes))
         kv = {"peak_bytes": peak_bytes, "budget_bytes": budget_bytes, "tokens_evicted": self._tally.tokens_evicted}

@@ -71,5 +71,6 @@ def resume(job: Job, meta: Meta, output: Output, console: Console) -> Done:
     journal.keep(meta)
     if not writing.retry_errors or not done.failed:
         return done
-    console.note(f"{journal.drop_failed()} failed records run again")
-    return journal.done()
+    kept = journal.set_failed_aside()
+    console.note(f"{len(kept.set_aside)} failed records run again")
+    return kept

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
 
@@ -51,11 +51,12 @@ class Meta:
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """The lines that have their record, as marks."""
+    """The lines that have their record, as marks; `set_aside` holds by mark the failed records that are to be redone."""
 
     marks: set[bytes] = field(default_factory=set)
     ok: int = 0
     failed: int = 0
+    set_aside: dict[bytes, str] = field(default_factory=dict)
 
 
 class Journal:
@@ -107,12 +108,14 @@ class Journal:
         except OSError as error:
             raise OutputError(f"cannot write to {self._sidecar}: {error.strerror}") from error
 
-    def drop_failed(self) -> int:
-        """Take the records of failed lines out of the file, so that these lines run again; returns how many."""
-        num_failed = sum(recorded.is_failed for _, recorded in self._records())
-        if num_failed:
+    def set_failed_aside(self) -> Done:
+        """Take the records of failed lines out of the file, so that these lines run again; returns what is left."""
+        failed = {
+            recorded.mark: line.decode().removesuffix("\n") for line, recorded in self._records() if recorded.is_failed
+        }
+        if failed:
             self._file.replace(line for line, recorded in self._records() if not recorded.is_failed)
-        return num_failed
+        return replace(self.done(), set_aside=failed)
 
     def done(self) -> Done:
         """Which lines have their record, a torn one aside. Raises UsageError on a line that is no record."""

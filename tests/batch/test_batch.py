@@ -47,6 +47,7 @@ class Desk:
         self.stdout, self.stderr = io.StringIO(), io.StringIO()
         self.identity = "org/m@sha"
         self.identity_error: KvliteError | None = None
+        self.open_error: KvliteError | None = None
         self.opened = 0
         self.chosen: list[str | None] = []
         self.stop_after: tuple[int, BaseException | Callable[[Any], None]] | None = None
@@ -96,6 +97,8 @@ class Desk:
         return self.identity
 
     def _open(self) -> Any:
+        if self.open_error is not None:
+            raise self.open_error
         self.opened += 1
         started = 0
 
@@ -264,6 +267,20 @@ def test_retry_errors_runs_failed_lines_again_and_keeps_each_id_once(
     desk.run(retry_errors=True)
     assert sorted(record["id"] for record in desk.records()) == ["a", "bb", "ccc", "dd"]
     assert all(record["error"] is None for record in desk.records())
+
+
+@pytest.mark.parametrize("ends_early", ["errors", "model"])
+def test_failed_records_whose_lines_did_not_run_again_are_kept(desk: Desk, ends_early: str) -> None:
+    (desk.folder / "in.jsonl").write_text('{"id":"a","prompt":""}\n{"id":"b","prompt":"b"}\n{"id":"c","prompt":""}\n')
+    with pytest.raises(BatchFailed):
+        desk.run()
+    before = {record["id"]: record["error"] for record in desk.records()}
+    if ends_early == "model":
+        desk.open_error = ModelNotFound("gone")
+    with pytest.raises(ModelNotFound if ends_early == "model" else BatchFailed):
+        desk.run(retry_errors=True, max_errors=1)
+    assert {record["id"]: record["error"] for record in desk.records()} == before
+    assert len(desk.records()) == 3
 
 
 def test_retry_errors_needs_a_file_of_records(desk: Desk) -> None:

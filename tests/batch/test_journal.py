@@ -84,9 +84,10 @@ def test_a_torn_line_longer_than_a_block_is_found(tmp_path: Path) -> None:
 
 
 def test_failed_records_are_taken_out_and_the_others_stay_as_they_are(path: Path, file: LockedFile) -> None:
-    assert Journal(file).drop_failed() == 2
+    kept = Journal(file).set_failed_aside()
+    assert list(kept.set_aside.values()) == [RECORDS[1], RECORDS[3]] and (kept.ok, kept.failed) == (2, 0)
     assert path.read_text() == f"{RECORDS[0]}\n{RECORDS[2]}\n"
-    assert Journal(file).drop_failed() == 0
+    assert Journal(file).set_failed_aside().set_aside == {}
 
 
 def test_a_file_that_is_no_batch_output_is_left_alone(tmp_path: Path) -> None:
