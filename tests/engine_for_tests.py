@@ -39,12 +39,12 @@ def make_engine(
     loaded: LoadedModel, budget: str = "64tok", policy: str = "heavy-hitter", rows: int = 1, **options: Any
 ) -> Engine:
     rule = load_policy(policy)
-    on_full = options.pop("on_full", "evict")
+    on_full = options.pop("on_full", None)
     spec = CacheSpec(
         slot_format("auto", "float32"),
         rule.state_bytes_per_slot,
         rule.min_slots(),
-        rule.evicts and on_full == "evict",
+        rule.when_full(on_full) == "evict",
         **options,
     )
     plan = plan_cache(loaded.shape, Budget.parse(budget), spec, rows=rows, free_bytes=None)

@@ -51,7 +51,7 @@ class Meta:
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """The lines that have their record, as marks; `set_aside` holds by mark the failed records that are to be redone."""
+    """The lines that have their record, as marks; `set_aside` are failed records whose lines run again, by mark."""
 
     marks: set[bytes] = field(default_factory=set)
     ok: int = 0

@@ -66,8 +66,9 @@ class Tally:
         parts += [f"{self.resumed} resumed"] * bool(self.resumed)
         parts += [f"{self.deduped} deduped"] * bool(self.deduped)
         parts.append(f"{self.generated} tokens at {self.speed(seconds):.1f} tok/s")
-        parts.append(f"KV peak {human_bytes(peak_bytes)} of {human_bytes(budget_bytes)}")
-        parts.append(f"{self.tokens_evicted} tokens evicted")
+        if budget_bytes:  # none where nothing was left to run
+            parts.append(f"KV peak {human_bytes(peak_bytes)} of {human_bytes(budget_bytes)}")
+            parts.append(f"{self.tokens_evicted} tokens evicted")
         return " · ".join(parts)
 
     def speed(self, seconds: float) -> float:

@@ -131,7 +131,7 @@ class SlotCache:
         """A row's counts, given the tokens it has seen, its peak, and the model's constant state beside the slots."""
         kept = self.tokens_kept(row)
         return KVCounts(
-            budget_bytes=self.plan.budget_bytes // self.plan.rows,
+            budget_bytes=self.plan.row_budget_bytes,
             reserved_bytes=self.num_bytes // self.plan.rows + state_bytes,
             live_bytes=self.live_bytes(row),
             peak_bytes=peak_bytes,

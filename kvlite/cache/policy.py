@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 DEFAULT_POLICY = "heavy-hitter"
+ON_FULL = ("evict", "stop", "error")
 ENTRY_POINT_GROUP = "kvlite.policies"
 
 
@@ -60,6 +61,22 @@ class Policy(ABC):
     @abstractmethod
     def score(self, statistic: Tensor | None, pos: Tensor, next_pos: Tensor) -> Tensor:
         """Score slots, higher is kept: `statistic` fp32 and `pos` int [B, H_KV, N], `next_pos` int [B, 1, 1]."""
+
+    def when_full(self, wanted: str | None) -> str:
+        """What happens when no slot is free: `wanted`, one of ON_FULL, or what the policy is for.
+
+        Raises UsageError on any other word, and where a policy that evicts nothing is asked to.
+        """
+        if wanted is None:
+            return "evict" if self.evicts else "stop"
+        if wanted not in ON_FULL:
+            raise UsageError(f"on-full is {wanted!r}; give one of {', '.join(ON_FULL)}")
+        if wanted == "evict" and not self.evicts:
+            raise UsageError(
+                f"--on-full evict contradicts --kv-policy {self.name}, which evicts nothing; "
+                f"give another policy, or --on-full stop or error"
+            )
+        return wanted
 
     def min_slots(self, pinned: int = 0) -> int:
         """The fewest slots per KV head that hold the sinks, `pinned` tokens besides, a recent window and one victim.

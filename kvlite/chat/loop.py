@@ -12,7 +12,7 @@ from kvlite.chat.display import Display
 from kvlite.chat.interrupt import Interrupts
 from kvlite.chat.message import readable
 from kvlite.chat.session import Session, Turn
-from kvlite.chat.status import answer_line, eviction_notice
+from kvlite.chat.status import answer_line, cut_notice, eviction_notice
 from kvlite.chat.store import SessionFile, SessionFolder
 from kvlite.errors import Interrupted, KvliteError, OutputError, Terminated, UsageError
 
@@ -111,6 +111,8 @@ class Chat:
         assert turn is not None, "a session ends every answer with its Turn"
         self._recording.answered(turn.answer, turn.seed)
         self._console.note(answer_line(turn.answer, turn.answer.completion.evicted))
+        if turn.answer.completion.cut_short is not None:
+            self._console.warn(cut_notice(turn.answer.completion.cut_short))
         self._tell_eviction(turn)
         self._tell_notes()
         self.save()

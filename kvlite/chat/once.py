@@ -12,7 +12,7 @@ from kvlite.chat.answer import Answer, stream_answer
 from kvlite.chat.display import Display
 from kvlite.chat.interrupt import Interrupts
 from kvlite.chat.settings import Settings
-from kvlite.chat.status import answer_line, eviction_notice
+from kvlite.chat.status import answer_line, cut_notice, eviction_notice
 from kvlite.deadline import Deadline
 from kvlite.engine.request import Request
 from kvlite.errors import Interrupted, UsageError
@@ -103,6 +103,8 @@ class Once:
             self._console.answer(text if text.endswith("\n") else f"{text}\n")
         if self._output.shows_time:
             self._console.aside(f"{answer_line(answer, answer.completion.evicted)}\n")
+        if answer.completion.cut_short is not None:
+            self._console.warn(cut_notice(answer.completion.cut_short))
         if answer.completion.kv.tokens_evicted:
             self._console.note(eviction_notice(answer.completion.kv))
 

@@ -160,6 +160,8 @@ class Session:
     def undo(self, turns: int = 1) -> str:
         """Take back the last turns and return the first question taken back; raises UsageError if there are fewer."""
         asked = [index for index, message in enumerate(self._messages) if message.role == "user"]
+        if not asked:
+            raise UsageError("the conversation has no turn yet; ask something first")
         if not 1 <= turns <= len(asked):
             raise UsageError(f"cannot take back {turns} turns; the conversation has {len(asked)}")
         start = asked[-turns]
@@ -173,8 +175,13 @@ class Session:
         self.set_system(self.system)
 
     def set_system(self, system: str | None) -> None:
-        """Start over under another system prompt, or none."""
-        self.load([] if system is None else [Message("system", system)])
+        """Start over under another system prompt, or none. Raises BudgetTooSmall where the cache cannot hold it."""
+        messages = [] if system is None else [Message("system", system)]
+        if messages and self.settings.pin_system:
+            question = Message("user", "?")  # many templates render no system prompt alone
+            rendered = self._text.conversation([message.for_template() for message in (*messages, question)])
+            self._engine.check_pins(rendered.pins)
+        self.load(messages)
 
     def load(self, messages: Sequence[Message]) -> None:
         """Take over a conversation; it is fed as a whole with the next question."""

@@ -23,9 +23,9 @@ def bar(share: float) -> str:
 
 def status_line(kv: KVCounts, last: Turn | None, sampling: Sampling) -> str:
     """The line under the prompt: bytes and tokens kept, speed, seed."""
-    share = kv.live_bytes / kv.budget_bytes if kv.budget_bytes else 0.0
+    share = kv.live_bytes / kv.reserved_bytes if kv.reserved_bytes else 0.0
     parts = [
-        f"KV {human_bytes(kv.live_bytes)}/{human_bytes(kv.budget_bytes)} {bar(share)} {share:.0%}",
+        f"KV {human_bytes(kv.live_bytes)}/{human_bytes(kv.reserved_bytes)} {bar(share)} {share:.0%}",
         f"kept {kv.tokens_kept:,} / seen {kv.tokens_seen:,} tok",
         *([] if last is None else [f"{last.answer.completion.timing.tok_s:.0f} tok/s"]),
         "greedy" if sampling.is_greedy else f"seed {sampling.seed}",
@@ -47,10 +47,15 @@ def answer_line(answer: Answer, evicted: int) -> str:
     return " · ".join(parts)
 
 
+def cut_notice(why: str) -> str:
+    """What to say of an answer that had no room to end in."""
+    return f"the answer was cut short: {why}"
+
+
 def eviction_notice(kv: KVCounts) -> str:
     """What to say once, when the cache gives up tokens for the first time."""
     return (
-        f"the KV budget of {human_bytes(kv.budget_bytes)} is full: {kv.tokens_kept:,} of {kv.tokens_seen:,} tokens "
+        f"the KV cache of {human_bytes(kv.reserved_bytes)} is full: {kv.tokens_kept:,} of {kv.tokens_seen:,} tokens "
         f"kept by policy {kv.policy}; the model no longer sees the other {kv.tokens_evicted:,}"
     )
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from kvlite.chat.settings import Settings
     from kvlite.cli.opening import ModelOptions, Opened
     from kvlite.deadline import Deadline
+    from kvlite.memory.plan import CachePlan
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,18 +88,31 @@ def banner(opened: Opened) -> str:
     cache = engine.cache
     token_bytes = shape.kv_bytes_per_token(cache.dtype.itemsize)
     state = " + policy state" if plan.policy_state_bytes else ""
-    window = f" (window {shape.max_positions:,} tok)" if shape.max_positions else ""
+    window = ""
+    if shape.max_positions:
+        capped = plan.capped_by == "window" or opened.options.kv_budget == "full"
+        less = ", less room for new ones" if capped and plan.slots < shape.max_positions else ""
+        window = f" (window {shape.max_positions:,} tok{less})"
     dtype = str(opened.loaded.dtype).removeprefix("torch.")
     parts = [
         opened.name if opened.ref.alias in (None, opened.name) else f"{opened.ref.alias} → {opened.name}",
         dtype if opened.loaded.quant == "none" else opened.loaded.quant,
-        f"KV {human_bytes(plan.budget_bytes)} = {plan.slots:,} tok @ {human_bytes(token_bytes)}{state}{window}",
+        f"{cache_size(plan)} @ {human_bytes(token_bytes)}{state}{window}",
         f"policy {cache.policy.name}" + ("" if engine.on_full == "evict" else f", {engine.on_full} when full"),
         f"{opened.loaded.device} ({KERNELS})",
     ]
     if opened.loaded.rotations is None and opened.loaded.window is not None:
         parts.append(f"ends at {opened.loaded.window:,} tok: positions cannot move")
     return " · ".join(parts)
+
+
+def cache_size(plan: CachePlan) -> str:
+    """What is reserved of the budget, and the tokens it holds: `KV 395 kB of 400 kB = 4 × 64 tok`."""
+    from kvlite.memory.format import human_bytes
+
+    reserved, budget = human_bytes(plan.reserved_bytes), human_bytes(plan.budget_bytes)
+    rows = f"{plan.rows} × " if plan.rows > 1 else ""
+    return f"KV {reserved}{'' if reserved == budget else f' of {budget}'} = {rows}{plan.slots:,} tok"
 
 
 def has_user() -> bool:

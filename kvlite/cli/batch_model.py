@@ -22,6 +22,7 @@ def choose_model(named: str | None, flags: Mapping[str, Any], batch_size: int | 
     """The model that `named` (the flag) says, else the lines, else the user's default; nothing is loaded yet."""
     from kvlite.batch.job import Model
     from kvlite.batch.prepare import Terms
+    from kvlite.cache.policy import load_policy
     from kvlite.memory.budget import Budget
 
     options = model_options(model=from_lines if named is None else named, **flags)
@@ -33,7 +34,7 @@ def choose_model(named: str | None, flags: Mapping[str, Any], batch_size: int | 
             model=None if named is not None else options.model,
             kv_budgets=tuple(str(Budget.parse(budget)) for budget in budgets),
             kv_policy=options.kv_policy,
-            on_full=options.on_full,
+            on_full=load_policy(options.kv_policy).when_full(options.on_full),
         ),
         params={name: getattr(options, name) for name in _PARAMS},
         identity=access.identity,
@@ -58,14 +59,16 @@ class _Access:
         return f"{files.repo}@{files.revision}" if files.repo else str(files.folder)
 
     def open(self) -> Opened:
-        from kvlite.memory.format import human_bytes
+        from kvlite.cli.answering import cache_size
 
         opened = open_model(self.options, console(), with_rows=True, batch_size=self.batch_size)
         plan = opened.plan
-        console().note(
-            f"{opened.name} · KV {human_bytes(plan.reserved_bytes)} of {human_bytes(plan.budget_bytes)} = "
-            f"{plan.rows} × {plan.slots:,} tok · policy {self.options.kv_policy} · {opened.loaded.device}"
-        )
+        console().note(f"{opened.name} · {cache_size(plan)} · policy {self.options.kv_policy} · {opened.loaded.device}")
+        if plan.rows < (self.batch_size or 2) and not opened.loaded.shape.has_state:
+            held = "one sequence" if plan.rows == 1 else f"{plan.rows} sequences"
+            console().note(
+                f"the budget holds {held} of {plan.slots:,} tok at a time; a smaller --kv-per-seq lets more run at once"
+            )
         return opened
 
     def plan(self) -> Planned:

@@ -40,7 +40,7 @@ class ModelOptions:
     kv_per_seq: str | None = None
     kv_policy: str = "heavy-hitter"
     kv_dtype: str = "auto"
-    on_full: str = "evict"
+    on_full: str | None = None  # as the policy does
     pin_system: bool = True
     prefill_chunk: int = 512
     quant: str = "none"
@@ -125,6 +125,7 @@ def open_model(
     from kvlite.text.template import ChatText
 
     policy = load_policy(options.kv_policy)
+    policy.when_full(options.on_full)
     _check_words(options)
     ref, files = find_files(options, console)
     dtype = dtype_name(options.dtype)
@@ -185,7 +186,7 @@ def cache_spec(options: ModelOptions, shape: ModelShape) -> CacheSpec:
         slot_format(options.kv_dtype, shape.dtype),
         policy.state_bytes_per_slot,
         policy.min_slots(),
-        evicts=policy.evicts and options.on_full == "evict",
+        evicts=policy.when_full(options.on_full) == "evict",
         chunk_limit=options.prefill_chunk,
     )
 

@@ -24,8 +24,6 @@ from kvlite.memory.plan import CachePlan
 from kvlite.models.hybrid import StateSnapshot
 from kvlite.models.loaded import LoadedModel
 
-ON_FULL = ("evict", "stop", "error")
-
 
 @dataclass(frozen=True, slots=True)
 class RowSnapshot:
@@ -44,21 +42,20 @@ class RowSnapshot:
 class Engine:
     """Feeds requests through `loaded` with a cache of `plan.rows` rows that never exceeds `plan.budget_bytes`.
 
-    `on_full` says what happens when no slot is free: `evict`, `stop` the answer, or make it an `error`. A policy that
-    does not evict stops. Raises DoesNotFit or OutOfMemory where the cache cannot be allocated.
+    `on_full` says what happens when no slot is free: `evict`, `stop` the answer, or make it an `error`; None leaves it
+    to the policy. Raises UsageError where it contradicts the policy, DoesNotFit or OutOfMemory where the cache cannot
+    be allocated.
     """
 
     def __init__(
-        self, loaded: LoadedModel, plan: CachePlan, policy: Policy, slot_dtype: torch.dtype, on_full: str = "evict"
+        self, loaded: LoadedModel, plan: CachePlan, policy: Policy, slot_dtype: torch.dtype, on_full: str | None = None
     ) -> None:
-        if on_full not in ON_FULL:
-            raise UsageError(f"on-full is {on_full!r}; give one of {', '.join(ON_FULL)}")
         if loaded.state is not None and plan.rows > 1:
             raise UsageError(f"{loaded.shape.family} models carry state and run one row at a time, not {plan.rows}")
         self.loaded = loaded
         self.plan = plan
         self.policy = policy
-        self.on_full = "stop" if on_full == "evict" and not policy.evicts else on_full
+        self.on_full = policy.when_full(on_full)
         self.meter = Meter(loaded.device)
         with _allocating():
             self.cache = SlotCache(loaded.shape, plan, policy, slot_dtype, loaded.device)
@@ -105,6 +102,11 @@ class Engine:
         for row in self._rows:
             if row.job is not None and row.job.request.id == request_id:
                 row.job.ending = reason
+
+    def check_pins(self, pins: tuple[tuple[int, int], ...]) -> None:
+        """Raises BudgetTooSmall where a conversation that begins with ids pinned in these spans would be refused."""
+        if (crowded := self._limits.crowding(Row(0), pins)) is not None:
+            raise crowded
 
     def reset(self, row: int) -> None:
         """Forget a row's conversation."""
@@ -173,7 +175,8 @@ class Engine:
             if row.job.ending is not None:
                 yield self._complete(row, row.job.ending)
             elif not row.job.prompt and (end := self._limits.end(row)) is not None:
-                yield self._complete(row, FinishReason.LENGTH, end if self.on_full == "error" else None)
+                error = end if self.on_full == "error" else None
+                yield replace(self._complete(row, FinishReason.LENGTH, error), cut_short=str(end))
 
     def _advance(self, feed: Feed) -> Iterator[Token | Completion]:
         """One forward pass; then a token for every row whose prompt is through."""

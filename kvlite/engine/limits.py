@@ -23,13 +23,8 @@ class Limits:
     def refusal(self, row: Row, request: Request) -> KvliteError | None:
         """Why a request cannot be served, before anything of it is fed; None where it can."""
         tokens = len(request.ids) + (row.unfed is not None)
-        plan, policy = self.cache.plan, self.cache.policy
-        needed = policy.min_slots(row.num_pinned(row.placed(request.pins), policy.sinks))
-        if policy.evicts and needed > plan.slots:
-            return BudgetTooSmall(
-                f"the KV budget holds {plan.slots} tokens but {needed} are pinned, sinks or recent; "
-                f"give --kv-budget {size_up(self.cache.bytes_for(needed))} or more, or --no-pin-system"
-            )
+        if (crowded := self.crowding(row, request.pins)) is not None:
+            return crowded
         if self._ends_at is not None and row.seen + tokens > self._ends_at:
             return ContextFull(
                 f"{row.seen + tokens} tokens exceed the model's {self._ends_at} positions, which cannot be re-rotated; "
@@ -39,6 +34,17 @@ class Limits:
         if self.on_full != "evict" and tokens > room:
             return ContextFull(f"the prompt needs {tokens} more slots and there is room for {room}; {self._way_on}")
         return None
+
+    def crowding(self, row: Row, pins: tuple[tuple[int, int], ...]) -> BudgetTooSmall | None:
+        """Why no more than what a row would pin has room, given the spans that its next ids pin; None where it has."""
+        plan, policy = self.cache.plan, self.cache.policy
+        needed = policy.min_slots(row.num_pinned(row.placed(pins), policy.sinks))
+        if not policy.evicts or needed <= plan.slots:
+            return None
+        return BudgetTooSmall(
+            f"the KV budget holds {plan.slots} tokens but {needed} are pinned, sinks or recent; "
+            f"give --kv-budget {size_up(self.cache.bytes_for(needed))} or more, or --no-pin-system"
+        )
 
     def end(self, row: Row) -> ContextFull | None:
         """Why no more token can be fed to a row, None where one can."""

@@ -97,7 +97,10 @@ class Timing:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """How a request ended; always the last event of a request."""
+    """How a request ended; always the last event of a request.
+
+    `cut_short` says why there was no room for another token, None where the answer ended for any other reason.
+    """
 
     request_id: str
     ids: tuple[int, ...]
@@ -107,3 +110,4 @@ class Completion:
     kv: KVCounts
     timing: Timing
     error: Exception | None = None
+    cut_short: str | None = None

@@ -81,9 +81,9 @@ def _size_text(size: int) -> str:
     for unit, spelling in (("TIB", "TiB"), ("GIB", "GiB"), ("MIB", "MiB"), ("KIB", "KiB")):
         if size % UNITS[unit] == 0 and size % 1000:
             return f"{size // UNITS[unit]}{spelling}"
-    for unit in ("TB", "GB", "MB", "KB"):
-        if size >= UNITS[unit] and size * 1000 % UNITS[unit] == 0:
-            return f"{_decimal(Fraction(size, UNITS[unit]))}{unit}"
+    for unit in ("TB", "GB", "MB", "kB"):
+        if size >= UNITS[unit.upper()] and size * 1000 % UNITS[unit.upper()] == 0:
+            return f"{_decimal(Fraction(size, UNITS[unit.upper()]))}{unit}"
     return f"{size}B"
 
 

@@ -82,19 +82,19 @@ def human_bytes(count: int) -> str:
 
 def size_up(count: int) -> str:
     """The shortest size, as `Budget` reads it, that is at least `count` bytes and at most a tenth above: `1.3MB`."""
-    for unit in ("TB", "GB", "MB", "KB"):
-        tenth = UNITS[unit] // 10
-        if count >= UNITS[unit]:
-            tenths = -(-count // tenth)
-            return f"{tenths // 10}.{tenths % 10}{unit}".replace(".0", "")
-    return f"{count}B"
+    return _short_size(count, up=True)
 
 
 def size_down(count: int) -> str:
     """As `size_up`, but at most `count` bytes: what can be asked for without exceeding it."""
-    for unit in ("TB", "GB", "MB", "KB"):
-        tenth = UNITS[unit] // 10
-        if count >= UNITS[unit]:
-            tenths = count // tenth
+    return _short_size(count, up=False)
+
+
+def _short_size(count: int, *, up: bool) -> str:
+    for unit in ("TB", "GB", "MB", "kB"):
+        size = UNITS[unit.upper()]
+        if count >= size:
+            tenth = size // 10
+            tenths = -(-count // tenth) if up else count // tenth
             return f"{tenths // 10}.{tenths % 10}{unit}".replace(".0", "")
     return f"{count}B"

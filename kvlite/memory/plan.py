@@ -55,7 +55,8 @@ class CachePlan:
     """The cache a budget buys: `slots` (S) per KV head of a full layer, for `rows` rows, prefilled `chunk` (T) at once.
 
     `layer_slots[i]` is S of layer i: less than `slots` where it slides, 0 where it has no keys. `capped_by` says what
-    stopped S below what the bytes would buy: "window", or None. Everything else is bytes over all rows.
+    stopped S below what the bytes would buy: "window", or None. `row_budget_bytes` is what one row must stay within;
+    everything else is bytes over all rows.
     """
 
     slots: int
@@ -69,6 +70,7 @@ class CachePlan:
     state_bytes: int
     reserved_bytes: int
     budget_bytes: int
+    row_budget_bytes: int
     capped_by: str | None
 
 
@@ -196,6 +198,7 @@ class _Layouts:
             state_bytes=state,
             reserved_bytes=k_v + policy_state + positions + staging + state,
             budget_bytes=budget_bytes,
+            row_budget_bytes=budget_bytes // self.rows,
             capped_by=capped_by,
         )
 

@@ -50,4 +50,5 @@ def plan_rows(
         )
     rows = plan(Budget(BudgetKind.TOKENS, row.slots), min(most_rows, allowed // row.reserved_bytes), None)
     budget_bytes = rows.reserved_bytes if follows_rows else allowed
-    return replace(rows, budget_bytes=budget_bytes, capped_by=row.capped_by)
+    row_budget = row.budget_bytes if per_sequence is not None else budget_bytes // rows.rows
+    return replace(rows, budget_bytes=budget_bytes, row_budget_bytes=row_budget, capped_by=row.capped_by)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from kvlite.engine.request import Completion, FinishReason, Request, Timing, Token
+from kvlite.errors import BudgetTooSmall
 from kvlite.memory.counts import KVCounts
 
 END = 0  # ends a turn
@@ -88,6 +89,7 @@ class FakeEngine:
     fed: list[int] = field(default_factory=list)
     num_restored: int = 0
     snapshot_bytes: int = 100
+    cut_short: str | None = None
     _cancelled: dict[str, FinishReason] = field(default_factory=dict)
 
     def run(self, requests: list[Request]) -> Iterator[Token | Completion]:
@@ -114,10 +116,14 @@ class FakeEngine:
         timing = Timing(0.25, 0.25 + 0.1 * len(ids), 10.0)
         kv = self.counts(0)
         evicted = kv.tokens_evicted - before
-        yield Completion(request.id, tuple(ids), reason, len(request.ids), evicted, kv, timing, error)
+        yield Completion(request.id, tuple(ids), reason, len(request.ids), evicted, kv, timing, error, self.cut_short)
 
     def cancel(self, request_id: str, reason: FinishReason = FinishReason.CANCELLED) -> None:
         self._cancelled[request_id] = reason
+
+    def check_pins(self, pins: tuple[tuple[int, int], ...]) -> None:
+        if sum(end - start for start, end in pins) > self.slots:
+            raise BudgetTooSmall("pinned")
 
     def snapshot(self, row: int) -> FakeSnapshot:
         return FakeSnapshot(tuple(self.fed), self.snapshot_bytes)

@@ -202,6 +202,12 @@ def test_evictions_are_announced_once_and_counted_each_turn(held):
     assert held.said.count("the model no longer sees") == 1 and held.said.count("evicted") >= 2
 
 
+def test_an_answer_that_had_no_room_says_so(held):
+    held.engine.cut_short = "all 5 slots are full"
+    held.type("a")
+    assert "the answer was cut short: all 5 slots are full" in held.said
+
+
 def test_thinking_goes_to_stderr_when_asked_for(engine, text, tmp_path):
     held = Held(engine, text, tmp_path, shows_thinking=True)
     engine.script.append("<hm>yes")

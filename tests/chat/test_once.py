@@ -92,6 +92,16 @@ def test_thinking_time_and_evictions_go_to_stderr(engine, answered, text):
     assert err.getvalue().startswith("hm\n") and "tok/s" in err.getvalue() and "no longer sees" in err.getvalue()
 
 
+def test_an_answer_that_had_no_room_says_so(engine, text):
+    engine.cut_short = "all 5 slots are full"
+    err = io.StringIO()
+    console = Console(stdout=io.StringIO(), stderr=err)
+    once = Once(engine, text, Settings(), Output(streams=False), console)
+    encoded = text.conversation([{"role": "user", "content": "hi"}])
+    once.answer(encoded, "demo", Deadline(None), Recording("run", "none", console))
+    assert "the answer was cut short: all 5 slots are full" in err.getvalue()
+
+
 def test_ctrl_c_prints_what_there_is_and_ends_with_interrupted(engine, answered, monkeypatch):
     interrupt_after(engine, monkeypatch, signal.SIGINT)
     with pytest.raises(Interrupted):

@@ -4,7 +4,7 @@ from kvlite.chat.message import Message
 from kvlite.chat.session import MAX_CHECKPOINTS, Session, Turn
 from kvlite.chat.settings import Settings
 from kvlite.engine.request import FinishReason, Sampling
-from kvlite.errors import ContextFull, UsageError
+from kvlite.errors import BudgetTooSmall, ContextFull, UsageError
 
 END = "\0"
 
@@ -40,6 +40,25 @@ def test_pins_are_left_out_when_the_system_prompt_is_not_pinned(engine, text):
     session = Session(engine, text, Settings(pin_system=False), system="be brief")
     ask(session, "hi")
     assert engine.requests[0].pins == ()
+
+
+def test_a_system_prompt_that_does_not_fit_is_refused_and_changes_nothing(engine, text):
+    engine.slots = 20
+    session = Session(engine, text, Settings(), system="be brief")
+    ask(session, "hi")
+    before = session.messages
+    with pytest.raises(BudgetTooSmall):
+        session.set_system("be " + "very " * 10 + "brief")
+    assert session.messages == before
+    with pytest.raises(BudgetTooSmall):
+        Session(engine, text, Settings(), system="x" * 30)
+    assert Session(engine, text, Settings(pin_system=False), system="x" * 30).system == "x" * 30
+
+
+def test_nothing_can_be_taken_back_before_the_first_turn(session):
+    for way_back in (session.undo, session.retry):
+        with pytest.raises(UsageError, match="no turn yet"):
+            way_back()
 
 
 def test_a_cancelled_answer_stays_in_the_conversation_with_its_partial_text(engine, session):

@@ -69,6 +69,8 @@ WORDS = [
     Row("a device that is not there", "run demo hi --device cuda:99", 2, "cuda:99"),
     Row("no quantisation of this name", "run demo hi --quant 3bit", 2, "'3bit'"),
     Row("no way to be full of this name", "run demo hi --on-full explode", 2, "explode"),
+    Row("full and yet evicting", "run demo hi --kv-policy full --on-full evict", 2, "contradicts --kv-policy full"),
+    Row("full and yet planned to evict", "plan demo --kv-policy full --on-full evict", 2, "contradicts"),
     Row("two quantisations", "run demo hi --4bit --quant 8bit", 2, "contradicts"),
     Row("greedy and hot", "run demo hi --greedy -t 1", 2, "contradicts"),
     Row("JSON and only the code", "run demo hi --json -x", 2, "contradicts"),

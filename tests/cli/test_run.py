@@ -234,6 +234,12 @@ def test_the_banner_says_what_happens_when_the_cache_is_full(run):
     )
 
 
+def test_the_banner_says_what_is_reserved_of_the_budget_and_what_the_window_allows(run):
+    banner = run("demo", "hi", "-n", "1", "--kv-budget", "100MB")[2]
+    assert " of 100 MB = " in banner and "less room for new ones)" in banner
+    assert "less room" not in run("demo", "hi", "-n", "1", "--kv-budget", "64tok")[2]
+
+
 def test_the_banner_says_when_the_conversation_ends_with_the_window(run, monkeypatch):
     assert "positions cannot move" not in run("demo", "hi", "-n", "1")[2]
     monkeypatch.setattr("kvlite.models.gate._learn_rotations", lambda *_: None)

@@ -143,6 +143,13 @@ def test_a_full_cache_that_may_not_evict_stops(llama: LoadedModel) -> None:
     assert (done.finish_reason, done.error) == (FinishReason.LENGTH, None)
     assert done.kv.tokens_seen == done.kv.tokens_kept == 50
     assert len(done.ids) == 11  # the last one needs no slot
+    assert done.cut_short is not None and "all 50 slots are full" in done.cut_short
+
+
+def test_a_policy_that_evicts_nothing_cannot_be_asked_to(llama: LoadedModel) -> None:
+    with pytest.raises(UsageError, match="--on-full evict contradicts --kv-policy full"):
+        make_engine(llama, "50tok", "full", on_full="evict")
+    assert (make_engine(llama, "50tok", "full").on_full, make_engine(llama, "50tok").on_full) == ("stop", "evict")
 
 
 def test_a_full_cache_is_an_error_where_asked(llama: LoadedModel) -> None:

@@ -67,6 +67,11 @@ def test_one_sequences_budget_is_honoured() -> None:
         rows("1MB", "2MB")
 
 
+def test_a_rows_budget_is_its_own_where_one_is_given() -> None:
+    assert rows("10MB", "1MB", most_rows=4).row_budget_bytes == 1_000_000
+    assert rows("10MB", most_rows=4).row_budget_bytes == 10_000_000 // rows("10MB", most_rows=4).rows
+
+
 def test_where_memory_is_the_limit_no_larger_budget_is_asked_for() -> None:
     with pytest.raises(BudgetTooSmall, match="free some memory"):
         rows("full", free_bytes=12_500_000)
