@@ -109,7 +109,7 @@ KvDtype = Annotated[
 ]  # fmt: skip
 OnFull = Annotated[
     Literal["evict", "stop", "error"] | None,
-    typer.Option("--on-full", show_default="evict", rich_help_panel=_MEMORY,
+    typer.Option("--on-full", show_default="evict; stop under policy full", rich_help_panel=_MEMORY,
                  help="When the budget is full: evict tokens, stop the answer, or fail (exit 4)."),
 ]  # fmt: skip
 PinSystem = Annotated[

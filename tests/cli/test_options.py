@@ -10,6 +10,7 @@ import typer.main
 from typer.core import TyperOption
 from typer.models import CommandInfo
 
+from kvlite.cache.policy import DEFAULT_POLICY, load_policy
 from kvlite.catalog.names import DEMO
 from kvlite.cli import options
 from kvlite.cli.opening import ModelOptions
@@ -31,6 +32,9 @@ def shared_options() -> list[TyperOption]:
 
 def test_defaults_in_the_help_are_those_of_model_options() -> None:
     defaults = {field.name.replace("_", "-"): field.default for field in fields(ModelOptions)}
+    defaults["on-full"] = "; ".join(
+        [load_policy(DEFAULT_POLICY).when_full(None), f"{load_policy('full').when_full(None)} under policy full"]
+    )
     shown = {setting_name(option): option.show_default for option in shared_options()}
     told = {name: text for name, text in shown.items() if isinstance(text, str) and name in defaults}
     assert told.keys() >= {"kv-budget", "kv-policy", "kv-dtype", "on-full", "prefill-chunk", "quant", "dtype", "device"}
