@@ -166,6 +166,7 @@ def batch(
     revision: opt.Revision = None,
     trust_remote_code: opt.TrustRemoteCode = False,
     allow_pickle: opt.AllowPickle = False,
+    fuse: opt.Fuse = True,
     offline: opt.Offline = False,
 ) -> None:
     """Answer every line of INPUT; killed at any moment, the same command goes on where it stopped.
@@ -240,6 +241,7 @@ def batch(
         "revision": revision,
         "trust_remote_code": trust_remote_code,
         "allow_pickle": allow_pickle,
+        "fuse": fuse,
         "offline": offline,
         "think": think,
     }

@@ -58,6 +58,7 @@ def chat(
     revision: opt.Revision = None,
     trust_remote_code: opt.TrustRemoteCode = False,
     allow_pickle: opt.AllowPickle = False,
+    fuse: opt.Fuse = True,
     offline: opt.Offline = False,
 ) -> None:
     """Talk with a model. /help lists what else can be done there; Ctrl-C stops an answer, Ctrl-D leaves."""
@@ -91,6 +92,7 @@ def chat(
         revision=revision,
         trust_remote_code=trust_remote_code,
         allow_pickle=allow_pickle,
+        fuse=fuse,
         offline=offline,
         think=think,
     )

@@ -49,6 +49,7 @@ class ModelOptions:
     revision: str | None = None
     trust_remote_code: bool = False
     allow_pickle: bool = False
+    fuse: bool = True
     offline: bool = False
     think: str = "auto"
 
@@ -88,6 +89,7 @@ class Opened:
             quant=self.loaded.quant,
             dtype=str(self.loaded.dtype).removeprefix("torch."),
             license=self.files.license,
+            fused=list(self.loaded.fused),
         )
 
     def predicted(self) -> dict[str, int]:
@@ -223,6 +225,7 @@ def _load(files: ModelFiles, options: ModelOptions, shape: ModelShape) -> Loaded
         quant=options.quant,
         trust_remote_code=options.trust_remote_code,
         allow_pickle=options.allow_pickle,
+        fuse=options.fuse,
     )
     return load(files.folder, files.config, wanted)
 

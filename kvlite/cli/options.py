@@ -152,6 +152,11 @@ AllowPickle = Annotated[
     typer.Option("--allow-pickle", allow_from_autoenv=False, rich_help_panel=_MODEL,
                  help="Load weights that are not safetensors; a pickle can run code."),
 ]  # fmt: skip
+Fuse = Annotated[
+    bool,
+    typer.Option("--fuse/--no-fuse", rich_help_panel=_MODEL,
+                 help="Run norms, MLPs and attention in fewer operations where the logits stay the same."),
+]  # fmt: skip
 Offline = Annotated[
     bool,
     typer.Option("--offline", envvar=["KVLITE_OFFLINE", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"], show_envvar=False,

@@ -70,6 +70,7 @@ def run(
     revision: opt.Revision = None,
     trust_remote_code: opt.TrustRemoteCode = False,
     allow_pickle: opt.AllowPickle = False,
+    fuse: opt.Fuse = True,
     offline: opt.Offline = False,
 ) -> None:
     """Answer one prompt: stdin first, then files, then the words, a blank line between them."""
@@ -116,6 +117,7 @@ def run(
             revision=revision,
             trust_remote_code=trust_remote_code,
             allow_pickle=allow_pickle,
+            fuse=fuse,
             offline=offline,
             think=think,
         )

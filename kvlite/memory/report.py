@@ -49,6 +49,8 @@ class ModelIdentity(Part):
     quant: Text | None = None
     dtype: Text | None = None
     license: Text | None = None
+    fused: list[Text] = []
+    """The patches in force: modules that ran in fewer, larger operations."""
 
 
 class HostFacts(Part):

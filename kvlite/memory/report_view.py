@@ -236,6 +236,7 @@ def _environment(record: RunRecord) -> Table:
             ("model", f"{name}@{model.revision[:12]}" if model.revision else name),
             ("parameters", None if model.params is None else f"{model.params:,}"),
             ("weights", " ".join(part for part in (model.dtype, model.quant) if part)),
+            ("fused", ", ".join(model.fused)),
             ("licence", model.license),
         ]
     rows += [

@@ -7,6 +7,7 @@ are fed at later positions, and the stored keys tell how each layer rotates; no 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -33,9 +34,7 @@ KEY_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.05, torch.float16: 0.02}
 
 def admit(loaded: LoadedModel) -> LoadedModel:
     """Check the model and learn its rotations. Raises UnsupportedModel, naming the family and what is wrong."""
-    vocab = loaded.shape.vocab
-    ids = torch.tensor([[(7919 * i + 11) % vocab for i in range(PROBE_TOKENS)]], device=loaded.device)
-    cache = _dry_cache(loaded)
+    ids, cache = _probe_ids(loaded), _dry_cache(loaded)
     try:
         expected = _eager_logits(loaded, ids)
         loaded.model.set_attn_implementation(ATTENTION)
@@ -47,10 +46,21 @@ def admit(loaded: LoadedModel) -> LoadedModel:
     silent = [index for index, layer in cache.layers.items() if not bool((layer.pos[..., 0] >= 0).all())]
     if silent:
         raise _refusal(loaded, f"{len(silent)} of {len(cache.layers)} attention layers bypass the attention interface")
-    off = _relative_error(logits, expected)
+    off = relative_error(logits, expected)
     if not off <= LOGIT_TOLERANCE[loaded.compute_dtype]:
         raise _refusal(loaded, f"its logits differ from eager attention by {off:.1%}")
     return replace(loaded, rotations=_learn_rotations(loaded, cache, ids))
+
+
+def prober(loaded: LoadedModel) -> Callable[[], Tensor]:
+    """A function that feeds an admitted model a few tokens in chunks and gives their logits [1, T, V]."""
+    ids, cache = _probe_ids(loaded), _dry_cache(loaded)
+    return lambda: _feed(loaded, cache, ids, shift=0)
+
+
+def _probe_ids(loaded: LoadedModel) -> Tensor:
+    ids = [(7919 * i + 11) % loaded.shape.vocab for i in range(PROBE_TOKENS)]
+    return torch.tensor([ids], device=loaded.device)
 
 
 @torch.inference_mode()
@@ -105,7 +115,7 @@ def _learn_rotations(loaded: LoadedModel, cache: SlotCache, ids: Tensor) -> dict
     rotations: dict[int, Rotation | None] = {}
     for index, layer in cache.layers.items():
         after, tolerance = _keys(layer), KEY_TOLERANCE[loaded.compute_dtype]
-        if _relative_error(before[index], after) <= KEY_TOLERANCE[torch.float32]:
+        if relative_error(before[index], after) <= KEY_TOLERANCE[torch.float32]:
             rotations[index] = None
             continue
         candidates = [
@@ -116,7 +126,7 @@ def _learn_rotations(loaded: LoadedModel, cache: SlotCache, ids: Tensor) -> dict
             if start >= 0
             for interleaved in (False, True)
         ]
-        errors = [_relative_error(_turned(before[index], candidate), after) for candidate in candidates]
+        errors = [relative_error(_turned(before[index], candidate), after) for candidate in candidates]
         if not errors or min(errors) > tolerance:
             return None
         rotations[index] = candidates[errors.index(min(errors))]
@@ -147,7 +157,7 @@ def _keys(layer: LayerSlots) -> Tensor:
     return layer.store.read(slice(0, 1), min(layer.slots, PROBE_TOKENS))[0][0]
 
 
-def _relative_error(value: Tensor, expected: Tensor) -> float:
+def relative_error(value: Tensor, expected: Tensor) -> float:
     """Relative RMSE, NaN where either is not finite."""
     value, expected = value.cpu().double(), expected.cpu().double()  # MPS has no float64
     difference = (value - expected).square().mean().sqrt()

@@ -24,6 +24,7 @@ class LoadedModel:
 
     `rotations` maps layers to their Rotation; None where the positions cannot be re-rotated, so that a conversation
     ends with the model's window. `state` is the constant-size state of hybrids, which then run one row at a time.
+    `fused` names the patches of fusing.py in force.
     """
 
     model: PreTrainedModel
@@ -34,6 +35,7 @@ class LoadedModel:
     quant: str
     rotations: dict[int, Rotation | None] | None = None
     state: HybridState | None = None
+    fused: tuple[str, ...] = ()
 
     @property
     def compute_dtype(self) -> torch.dtype:

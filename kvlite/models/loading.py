@@ -18,6 +18,7 @@ from transformers.utils import logging as transformers_logging
 from kvlite.errors import BrokenModel, DoesNotFit, KvliteError, ModelError, OutOfMemory, UnsupportedModel, UsageError
 from kvlite.memory.format import dtype_name
 from kvlite.memory.shape import ModelShape
+from kvlite.models.fusing import fuse
 from kvlite.models.gate import admit
 from kvlite.models.hybrid import HybridState
 from kvlite.models.loaded import LoadedModel
@@ -44,13 +45,14 @@ _PARSER_ERRORS = (
 
 @dataclass(frozen=True, slots=True)
 class LoadOptions:
-    """How to load: `dtype` and `device` may be `auto`; `quant` is `none` or a key of `QUANT_BYTES`."""
+    """How to load: `dtype` and `device` may be `auto`, `quant` is `none` or a key of `QUANT_BYTES`; see fusing.py."""
 
     dtype: str = "auto"
     device: str = "auto"
     quant: str = "none"
     trust_remote_code: bool = False
     allow_pickle: bool = False
+    fuse: bool = True
 
 
 def pick_device(name: str) -> torch.device:
@@ -88,7 +90,8 @@ def load(folder: Path, config: Mapping[str, Any], options: LoadOptions) -> Loade
     text_config = model.config.get_text_config()
     state = HybridState(text_config) if shape.has_state else None
     _require_vocabulary(model.config, tokenizer)
-    return admit(LoadedModel(model, tokenizer, shape, dtype, device, options.quant, state=state))
+    loaded = admit(LoadedModel(model, tokenizer, shape, dtype, device, options.quant, state=state))
+    return fuse(loaded) if options.fuse else loaded
 
 
 def _dtype(name: str, shape: ModelShape, device: torch.device) -> torch.dtype:

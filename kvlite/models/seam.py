@@ -28,7 +28,7 @@ _fed: ContextVar[tuple[SlotCache, Step]] = ContextVar("kvlite_fed")
 
 def register() -> None:
     """Make `attn_implementation="kvlite"` known to transformers."""
-    AttentionInterface.register(ATTENTION, _attention)
+    AttentionInterface.register(ATTENTION, attention)
 
 
 @contextmanager
@@ -42,7 +42,7 @@ def feeding(cache: SlotCache, step: Step) -> Iterator[None]:
     cache.end(step)
 
 
-def _attention(
+def attention(
     module: nn.Module,
     query: Tensor,
     key: Tensor,

@@ -246,6 +246,12 @@ def test_the_banner_says_when_the_conversation_ends_with_the_window(run, monkeyp
     assert "ends at 1,024 tok: positions cannot move" in run("demo", "hi", "-n", "1")[2]
 
 
+@pytest.mark.parametrize(("flags", "fused"), [((), ["norm", "mlp", "attention"]), (("--no-fuse",), [])])
+def test_modules_are_fused_unless_told_otherwise(run, flags, fused):
+    assert run("demo", "Hello!", "-n", "3", *flags)[1] == "Hello! How\n"
+    assert RunRecords().load("last").model.fused == fused
+
+
 def test_what_the_user_was_warned_of_is_in_the_record(run):
     code, _, err = run("demo", "hi", "-n", "1", "--extract")
     assert code == 0 and "warning: the answer has no code block" in err

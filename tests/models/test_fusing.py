@@ -1,0 +1,116 @@
+"""Fused modules compute what those they stand for do, take no memory of their own, and can be taken back."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+from transformers.models.llama.modeling_llama import LlamaMLP
+
+from kvlite.models import fusing
+from kvlite.models.fused import FusedMLP
+from kvlite.models.fusing import Patch, fuse
+from kvlite.models.gate import prober, relative_error
+from tests.architectures import SUPPORTED, tiny_model
+from tests.engine_for_tests import admitted
+
+ALL = ("norm", "mlp", "attention")
+FITTING = {
+    "llama": ALL,
+    "mistral": ALL,
+    "qwen2": ALL,
+    "qwen3": ALL,
+    "gemma2": ("norm",),  # its MLP asks for another activation by name, its attention has a soft cap
+    "glm": ("norm",),  # an attention of the same code, whose keys rotate in pairs
+    "gpt2": (),
+}
+
+
+@pytest.mark.parametrize("family", FITTING)
+def test_patches_fit_by_what_a_module_does(family: str) -> None:
+    found = fuse(admitted(tiny_model(family, SUPPORTED[family]))).fused
+    assert set(found) >= set(FITTING[family]) and ("attention" in found) == ("attention" in FITTING[family])
+
+
+@pytest.mark.parametrize("family", SUPPORTED)
+def test_logits_stay_what_they_were(family: str) -> None:
+    loaded = admitted(tiny_model(family, SUPPORTED[family]))
+    expected = prober(loaded)()
+    fused = fuse(loaded)
+    assert relative_error(prober(fused)(), expected) < 2e-6
+
+
+def test_biases_are_joined_with_the_weights() -> None:
+    model = tiny_model("llama", {"attention_bias": True, "mlp_bias": True})
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    loaded = admitted(model)
+    expected = prober(loaded)()
+    assert fuse(loaded).fused == ALL
+    assert relative_error(prober(loaded)(), expected) < 2e-6
+
+
+def test_weights_are_held_once_and_counted_the_same() -> None:
+    loaded = admitted(tiny_model("qwen2", {}))
+    before = (loaded.weight_bytes, loaded.num_parameters)
+    fused = fuse(loaded)
+    assert (fused.weight_bytes, fused.num_parameters) == before
+    held = {
+        parameter.untyped_storage().data_ptr(): parameter.untyped_storage() for parameter in fused.model.parameters()
+    }
+    buffers = {buffer.data_ptr(): buffer.nbytes for buffer in fused.model.buffers()}
+    assert sum(storage.nbytes() for storage in held.values()) + sum(buffers.values()) == fused.weight_bytes
+
+
+def test_a_patch_that_changes_the_logits_is_taken_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Wrong(FusedMLP):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x) * 1.001
+
+    monkeypatch.setattr(fusing, "PATCHES", (Patch("mlp", LlamaMLP, Wrong, ("gate_proj", "up_proj")),))
+    loaded = admitted(tiny_model("llama", {}))
+    expected = prober(loaded)()
+    assert fuse(loaded).fused == ()
+    assert torch.equal(prober(loaded)(), expected)
+    assert all(isinstance(layer.mlp, LlamaMLP) for layer in loaded.model.model.layers)
+
+
+def test_only_plain_linear_maps_are_joined() -> None:
+    class Quantised(nn.Linear):
+        pass
+
+    model = tiny_model("llama", {})
+    for layer in model.model.layers:
+        layer.mlp.up_proj.__class__ = Quantised
+        layer.self_attn.k_proj.__class__ = Quantised
+    assert fuse(admitted(model)).fused == ("norm",)
+
+
+def test_a_changed_forward_is_no_longer_fitted() -> None:
+    class Clipped(LlamaMLP):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x)).clamp(-1, 1)
+
+    patch = next(patch for patch in fusing.PATCHES if patch.name == "mlp")
+    mlp = tiny_model("llama", {}).model.layers[0].mlp
+    assert patch.fits(mlp)
+    mlp.__class__ = Clipped
+    assert not patch.fits(mlp)
+
+
+def test_an_attention_that_rotates_otherwise_is_no_longer_fitted(monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers.models.qwen2 import modeling_qwen2
+
+    attention = tiny_model("qwen2", {}).model.layers[0].self_attn
+    assert any(patch.fits(attention) for patch in fusing.PATCHES)
+    monkeypatch.setattr(
+        modeling_qwen2, "rotate_half", lambda x: torch.stack((-x[..., 1::2], x[..., ::2]), -1).flatten(-2)
+    )
+    assert not any(patch.fits(attention) for patch in fusing.PATCHES)
+
+
+def test_fusing_leaves_the_loaded_model_otherwise_as_it_was() -> None:
+    loaded = admitted(tiny_model("llama", {}))
+    assert replace(fuse(loaded), fused=()) == loaded
