@@ -49,6 +49,7 @@ class Batch:
 
     def run(self) -> None:
         """Answer everything. Raises the KvliteError that ends the batch, BatchFailed when records are failures."""
+        self._job.ending.check()
         report = self._job.ending.report
         if report != NO_REPORT:
             self._recorder = RunRecorder("batch", self._job.argv[1:], report=report, warn=self._console.warn)
@@ -130,7 +131,10 @@ class Batch:
             self._console.warn(f"line {outcome.entry.place.line}: {outcome.failure.message}")
         most = self._job.ending.max_errors
         if most is not None and self._tally.failed >= most:
-            raise BatchFailed(f"stopped at {self._tally.failed} failed of {self._num_records} records{self._way_on()}")
+            beyond = ", or a higher --max-errors past those that always fail" if self._set_aside else ""
+            raise BatchFailed(
+                f"stopped at {self._tally.failed} failed of {self._num_records} records{self._way_on()}{beyond}"
+            )
 
     def _defaults(self, opened: Opened) -> Defaults:
         """The flags over the model's generation_config.json."""

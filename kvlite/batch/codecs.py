@@ -34,7 +34,8 @@ def decode_line(raw: bytes, place: Place, only: Form | None = None) -> Entry:
         if isinstance(value, str):
             value = {"prompt": value}
         if not isinstance(value, dict):
-            raise LineError(f"the line is {kind(value)}; give an object or a string")
+            found = "null" if value is None else kind(value)
+            raise LineError(f"the line is {found}; give an object or a string")
         form = _form_of(value)
         if only is not None and form is not only:
             raise LineError(f"the line has the {form} form; --format {only} takes no other")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from kvlite.batch.item import Form, Json
@@ -12,6 +13,7 @@ from kvlite.batch.run import Limits
 from kvlite.batch.source import Input
 from kvlite.console import ProgressStyle
 from kvlite.engine.request import Sampling
+from kvlite.errors import UsageError
 
 if TYPE_CHECKING:
     from kvlite.engine.engine import Engine
@@ -44,6 +46,13 @@ class Ending:
     summary: str | None = None
     progress: ProgressStyle = "auto"
     report: str = NO_REPORT
+
+    def check(self) -> None:
+        """Raises UsageError when the summary could not be written."""
+        path = Path(self.summary) if self.summary is not None else None
+        if path is not None and (path.is_dir() or not path.parent.is_dir()):
+            what = "a folder" if path.is_dir() else "no such folder"
+            raise UsageError(f"--summary {self.summary}: {what}; give a file's name")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

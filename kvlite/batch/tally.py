@@ -63,7 +63,9 @@ class Tally:
         parts = [f"{self.ok} ok", f"{self.failed} failed"]
         if self.failures:
             parts[-1] += f" ({', '.join(f'{count} {code}' for code, count in self.failures.most_common())})"
-        parts += [f"{self.resumed} resumed"] * bool(self.resumed)
+        if self.resumed:
+            failures = f" ({self.kept_failures} of them failures)" if self.kept_failures else ""
+            parts.append(f"{self.resumed} resumed{failures}")
         parts += [f"{self.deduped} deduped"] * bool(self.deduped)
         parts.append(f"{self.generated} tokens at {self.speed(seconds):.1f} tok/s")
         if budget_bytes:  # none where nothing was left to run

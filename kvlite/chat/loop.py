@@ -111,8 +111,8 @@ class Chat:
         assert turn is not None, "a session ends every answer with its Turn"
         self._recording.answered(turn.answer, turn.seed)
         self._console.note(answer_line(turn.answer, turn.answer.completion.evicted))
-        if turn.answer.completion.cut_short is not None:
-            self._console.warn(cut_notice(turn.answer.completion.cut_short))
+        if (notice := cut_notice(turn.answer.completion)) is not None:
+            self._console.warn(notice)
         self._tell_eviction(turn)
         self._tell_notes()
         self.save()
@@ -127,7 +127,8 @@ class Chat:
 
     def save(self) -> None:
         """Save the conversation unless the user does not want that; a full disk does not end it."""
-        if self._keeping.autosaves and self.session.num_turns:
+        is_saved = self._file is not None and self._file.exists()  # then what was taken back goes there too
+        if self._keeping.autosaves and (self.session.num_turns or is_saved):
             try:
                 self._write()
             except OutputError as error:

@@ -103,8 +103,8 @@ class Once:
             self._console.answer(text if text.endswith("\n") else f"{text}\n")
         if self._output.shows_time:
             self._console.aside(f"{answer_line(answer, answer.completion.evicted)}\n")
-        if answer.completion.cut_short is not None:
-            self._console.warn(cut_notice(answer.completion.cut_short))
+        if (notice := cut_notice(answer.completion)) is not None:
+            self._console.warn(notice)
         if answer.completion.kv.tokens_evicted:
             self._console.note(eviction_notice(answer.completion.kv))
 

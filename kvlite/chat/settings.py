@@ -11,14 +11,15 @@ from kvlite.engine.request import Sampling
 from kvlite.errors import UsageError
 
 DRAWN_SEEDS = 2**31  # short enough to read out and type again
+DEFAULT_MAX_TOKENS = 8192  # a small model may go on for ever
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """Sampling and limits of the turns to come; `max_tokens` None means until the model ends its answer."""
+    """Sampling and limits of the turns to come; `max_tokens` None lets the model go on until it ends its answer."""
 
     sampling: Sampling = field(default_factory=Sampling)
-    max_tokens: int | None = None
+    max_tokens: int | None = DEFAULT_MAX_TOKENS
     stop: tuple[str, ...] = ()
     pin_system: bool = True
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from kvlite.chat.answer import Answer
+from kvlite.chat.settings import DEFAULT_MAX_TOKENS
 from kvlite.memory.counts import KVCounts
 from kvlite.memory.format import human_bytes
 
 if TYPE_CHECKING:
     from kvlite.chat.session import Turn
-    from kvlite.engine.request import Sampling
+    from kvlite.engine.request import Completion, Sampling
 
 BAR_CELLS = 8
 
@@ -47,9 +48,12 @@ def answer_line(answer: Answer, evicted: int) -> str:
     return " · ".join(parts)
 
 
-def cut_notice(why: str) -> str:
-    """What to say of an answer that had no room to end in."""
-    return f"the answer was cut short: {why}"
+def cut_notice(completion: Completion) -> str | None:
+    """What to say of an answer that ended for want of room, or at the limit that nobody set; None of any other."""
+    why = completion.cut_short
+    if why is None and completion.finish_reason == "length" and len(completion.ids) == DEFAULT_MAX_TOKENS:
+        why = f"it has {DEFAULT_MAX_TOKENS:,} tokens; --max-tokens sets another limit"
+    return None if why is None else f"the answer was cut short: {why}"
 
 
 def eviction_notice(kv: KVCounts) -> str:

@@ -5,6 +5,7 @@ Loads typer and the standard library only; a command's own module is loaded when
 
 from __future__ import annotations
 
+import _thread
 import errno
 import os
 import signal
@@ -28,6 +29,7 @@ from kvlite.cli.invocation import Color, Invocation, Json, Plain, Quiet, Verbose
 from kvlite.errors import Interrupted, KvliteError, OutOfMemory, OutputError, Terminated
 
 PROGRAM = "kvlite"
+_SOON_S = 0.01
 _CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
 app = typer.Typer(
@@ -66,7 +68,7 @@ def main(args: Sequence[str] | None = None) -> int:
     _write_utf8()
     call = Invocation()
     try:
-        with _sigterm_raises():
+        with _sigterm_raises(), _signals_are_heeded():
             code = _run(list(sys.argv[1:] if args is None else args), call)
         if sys.stdout is not None:
             sys.stdout.flush()
@@ -191,6 +193,27 @@ def _sigterm_raises() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _signals_are_heeded() -> Iterator[None]:
+    """Where Python drops what a signal raised, because it was raised in a destructor, the signal comes once more."""
+
+    def on_dropped(dropped: sys.UnraisableHookArgs) -> None:
+        number = signal.SIGTERM if isinstance(dropped.exc_value, Terminated) else signal.SIGINT
+        if not isinstance(dropped.exc_value, (KeyboardInterrupt, Terminated)):
+            before(dropped)
+            return
+        again = threading.Timer(_SOON_S, _thread.interrupt_main, (number,))
+        again.daemon = True
+        again.start()
+
+    before = sys.unraisablehook
+    sys.unraisablehook = on_dropped
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
 
 
 def _drop_stdout() -> None:

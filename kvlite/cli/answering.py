@@ -40,7 +40,9 @@ class Asked:
         """What was given over what the model asks for."""
         from kvlite.chat.settings import Settings
 
-        limits = {"max_tokens": self.max_tokens, "stop": self.stop, "pin_system": self.options.pin_system}
+        limits: dict[str, Any] = {"stop": self.stop, "pin_system": self.options.pin_system}
+        if self.max_tokens is not None:
+            limits["max_tokens"] = self.max_tokens
         return Settings.of(opened.sampling, self.sampling, **limits)
 
     def recording(self, command: str) -> Recording:

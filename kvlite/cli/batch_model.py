@@ -64,7 +64,8 @@ class _Access:
         opened = open_model(self.options, console(), with_rows=True, batch_size=self.batch_size)
         plan = opened.plan
         console().note(f"{opened.name} · {cache_size(plan)} · policy {self.options.kv_policy} · {opened.loaded.device}")
-        if plan.rows < (self.batch_size or 2) and not opened.loaded.shape.has_state:
+        is_divisible = plan.slots > opened.engine.policy.min_slots() and not opened.loaded.shape.has_state
+        if plan.rows < (self.batch_size or 2) and is_divisible:
             held = "one sequence" if plan.rows == 1 else f"{plan.rows} sequences"
             console().note(
                 f"the budget holds {held} of {plan.slots:,} tok at a time; a smaller --kv-per-seq lets more run at once"

@@ -41,6 +41,11 @@ class Limits:
         needed = policy.min_slots(row.num_pinned(row.placed(pins), policy.sinks))
         if not policy.evicts or needed <= plan.slots:
             return None
+        if needed > plan.most_slots:
+            return BudgetTooSmall(
+                f"the model's window has room for {plan.most_slots} tokens but {needed} are pinned, sinks or recent; "
+                "shorten the system prompt, or give --no-pin-system"
+            )
         return BudgetTooSmall(
             f"the KV budget holds {plan.slots} tokens but {needed} are pinned, sinks or recent; "
             f"give --kv-budget {size_up(self.cache.bytes_for(needed))} or more, or --no-pin-system"

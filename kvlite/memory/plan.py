@@ -55,8 +55,8 @@ class CachePlan:
     """The cache a budget buys: `slots` (S) per KV head of a full layer, for `rows` rows, prefilled `chunk` (T) at once.
 
     `layer_slots[i]` is S of layer i: less than `slots` where it slides, 0 where it has no keys. `capped_by` says what
-    stopped S below what the bytes would buy: "window", or None. `row_budget_bytes` is what one row must stay within;
-    everything else is bytes over all rows.
+    stopped S below what the bytes would buy: "window", or None. `most_slots` is what the model's window allows
+    whatever the bytes. `row_budget_bytes` is what one row must stay within; everything else is bytes over all rows.
     """
 
     slots: int
@@ -72,6 +72,7 @@ class CachePlan:
     budget_bytes: int
     row_budget_bytes: int
     capped_by: str | None
+    most_slots: int
 
 
 def plan_cache(
@@ -200,6 +201,7 @@ class _Layouts:
             budget_bytes=budget_bytes,
             row_budget_bytes=budget_bytes // self.rows,
             capped_by=capped_by,
+            most_slots=most_slots(self.shape, self.spec),
         )
 
 

@@ -54,7 +54,7 @@ def read_record(path: Path) -> RunRecord:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         reason = f"{where}: {first['msg']}" if where else first["msg"]
-        raise UsageError(f"{path} is not a run record ({reason}); delete it or name another run") from error
+        raise UsageError(f"{path} is not a run record ({reason}); `kvlite report ls` lists the runs") from error
 
 
 @dataclass(frozen=True, slots=True)

@@ -185,7 +185,7 @@ def _loading_error(folder: Path, error: Exception) -> KvliteError:
         return _own_code(folder)
     if isinstance(error, OSError) and "safetensors" in str(error):
         return BrokenModel(f"{folder} has no safetensors weights; give --allow-pickle if you trust its .bin files")
-    return BrokenModel(f"the weights in {folder} cannot be loaded: {text}")
+    return BrokenModel(f"the model in {folder} cannot be loaded: {text}")
 
 
 def _own_code(folder: Path) -> ModelError:

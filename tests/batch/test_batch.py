@@ -401,9 +401,17 @@ def test_the_summary_is_written(desk: Desk) -> None:
     assert json.loads(desk.stdout.getvalue()) == summary
 
 
+@pytest.mark.parametrize("path", ["none/s.json", "."])
+def test_a_summary_that_cannot_be_written_is_refused_at_once(desk: Desk, path: str) -> None:
+    with pytest.raises(UsageError, match="--summary"):
+        desk.run(summary=str(desk.folder / path))
+    assert not desk.out.exists()
+
+
 def test_a_summary_that_cannot_be_written_says_so(desk: Desk) -> None:
+    (desk.folder / "loop").symlink_to("loop")
     with pytest.raises(OutputError, match="cannot write"):
-        desk.run(summary=str(desk.folder))
+        desk.run(summary=str(desk.folder / "loop"))
 
 
 def test_an_empty_input_is_no_error(desk: Desk) -> None:

@@ -77,7 +77,7 @@ def body(**changes: object) -> dict[str, Any]:
 WRONG: list[tuple[object, str | None, str]] = [
     (17, None, "the number 17"),
     ([], None, "a list"),
-    (None, None, "missing"),
+    (None, None, "null"),
     ({}, "prompt", "nothing to answer"),
     ({"prompt": ""}, "prompt", "empty"),
     ({"prompt": 5}, "prompt", "the number 5"),

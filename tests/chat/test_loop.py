@@ -159,6 +159,13 @@ def test_mem_and_stats_give_the_counts(held):
     assert "tokens seen" in held.said and "window" in held.said and "mean speed" in held.said
 
 
+def test_a_turn_that_was_taken_back_is_gone_from_the_file_too(held):
+    held.type("secret", "/undo")
+    (info,) = held.folder.saved()
+    assert b"secret" not in held.folder.path(info.name).read_bytes()
+    assert held.folder.file(info.name).load() == ()
+
+
 def test_save_and_load_under_a_name(held):
     held.type("a", "/save notes", "b", "/clear", "/load notes", "c")
     assert [message.content for message in held.folder.file("notes").load()] == ["a", "ok", "b", "ok", "c", "ok"]

@@ -18,7 +18,7 @@ from typing import Annotated, Any
 import pytest
 import typer
 
-from kvlite import errors
+from kvlite import cli, errors
 from kvlite.cli import commands, main
 from kvlite.cli.invocation import default_model
 from kvlite.cli.options import (
@@ -413,6 +413,21 @@ def test_stdout_is_utf8_in_any_locale(monkeypatch: pytest.MonkeyPatch) -> None:
     out, err = process.communicate()
     assert (err, process.returncode) == (b"", 0)
     out.decode("utf-8")
+
+
+@pytest.mark.parametrize("raised", [KeyboardInterrupt, errors.Terminated])
+def test_a_signal_that_hits_a_destructor_comes_once_more(
+    raised: type[BaseException], capfd: pytest.CaptureFixture[str]
+) -> None:
+    class Dying:
+        def __del__(self) -> None:
+            raise raised("dropped")
+
+    with pytest.raises(raised), cli._sigterm_raises(), cli._signals_are_heeded():
+        dying = Dying()
+        del dying
+        time.sleep(5)
+    assert capfd.readouterr().err == ""
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["SIGTERM", "SIGINT"])

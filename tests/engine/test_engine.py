@@ -146,6 +146,14 @@ def test_a_full_cache_that_may_not_evict_stops(llama: LoadedModel) -> None:
     assert done.cut_short is not None and "all 50 slots are full" in done.cut_short
 
 
+def test_what_the_window_cannot_hold_is_not_answered_with_a_larger_budget(llama: LoadedModel) -> None:
+    engine = make_engine(llama, "64tok")
+    with pytest.raises(BudgetTooSmall, match="give --kv-budget"):
+        engine.check_pins(((0, 100),))
+    with pytest.raises(BudgetTooSmall, match="the model's window has room for"):
+        engine.check_pins(((0, 10_000),))
+
+
 def test_a_policy_that_evicts_nothing_cannot_be_asked_to(llama: LoadedModel) -> None:
     with pytest.raises(UsageError, match="--on-full evict contradicts --kv-policy full"):
         make_engine(llama, "50tok", "full", on_full="evict")
