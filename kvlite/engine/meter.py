@@ -1,12 +1,16 @@
-"""Peak memory of each phase: the allocator's on CUDA, the resident set elsewhere."""
+"""Peak memory of each phase: the allocator's on CUDA; elsewhere the resident set, looked at now and then."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import psutil
 import torch
+
+LOOK_EVERY_S = 0.1
+"""Time between two looks at the resident set, each of which costs as much as a few operations of a decode step."""
 
 
 class Meter:
@@ -17,6 +21,7 @@ class Meter:
         self._process = psutil.Process()
         self.peaks: dict[str, int] = {}
         self.reserved_peak_bytes = 0
+        self._looked_s: dict[str, float] = {}
         self._record("load")
 
     @contextmanager
@@ -31,6 +36,10 @@ class Meter:
 
     def _record(self, name: str) -> None:
         if self._cuda is None:
+            now = time.monotonic()
+            if now - self._looked_s.get(name, -LOOK_EVERY_S) < LOOK_EVERY_S:
+                return
+            self._looked_s[name] = now
             held = int(self._process.memory_info().rss)
         else:
             held = torch.cuda.max_memory_allocated(self._cuda)
