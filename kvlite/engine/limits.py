@@ -25,9 +25,9 @@ class Limits:
         tokens = len(request.ids) + (row.unfed is not None)
         plan, policy = self.cache.plan, self.cache.policy
         needed = policy.min_slots(row.num_pinned(row.placed(request.pins), policy.sinks))
-        if policy.evicts and needed > plan.slots:
+        if policy.evicts and needed > plan.fewest:
             return BudgetTooSmall(
-                f"the KV budget holds {plan.slots} tokens but {needed} are pinned, sinks or recent; "
+                f"the KV budget holds {plan.fewest} tokens but {needed} are pinned, sinks or recent; "
                 f"give --kv-budget {size_up(self.cache.bytes_for(needed))} or more, or --no-pin-system"
             )
         if self._ends_at is not None and row.seen + tokens > self._ends_at:
@@ -46,7 +46,7 @@ class Limits:
             return ContextFull(f"the model's {self._ends_at} positions are used up and do not re-rotate; start over")
         if self.on_full == "evict" or self.cache.room(row.index) > 0:
             return None
-        return ContextFull(f"all {self.cache.plan.slots} slots are full after {row.seen} tokens; {self._way_on}")
+        return ContextFull(f"all {self.cache.plan.fewest} slots are full after {row.seen} tokens; {self._way_on}")
 
     @property
     def _ends_at(self) -> int | None:

@@ -188,7 +188,7 @@ def test_reset_leaves_nothing_of_a_row_and_touches_no_other(scenario: Scenario) 
     cache.reset(last)
     for layer in cache.layers.values():
         assert (layer.pos[last] == -1).all() and (layer.rot[last] == -1).all()
-        assert layer.mass is None or not layer.mass[last].any()
+        assert layer.statistic is None or not layer.statistic[last].any()
         assert cache.live(last, layer.slots) == 0
     assert all(torch.equal(tensor[:last], before) for tensor, before in zip(cache.tensors(), others, strict=True))
     driver.seen[last] = driver.rot[last] = 0
@@ -327,8 +327,8 @@ def test_planned_bytes_are_measured_bytes_and_within_the_budget(
 
     assert held("k", "v") == plan.k_v_bytes
     assert held("pos", "rot") == plan.position_bytes
-    assert held("mass") == plan.policy_state_bytes
-    assert cache.num_bytes - held("k", "v", "pos", "rot", "mass") == plan.staging_bytes
+    assert held("statistic") == plan.policy_state_bytes
+    assert cache.num_bytes - held("k", "v", "pos", "rot", "statistic") == plan.staging_bytes
 
 
 @examples

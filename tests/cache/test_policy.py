@@ -12,13 +12,25 @@ from kvlite.cache import policy as seam
 from kvlite.cache.policies.h2o import H2O
 from kvlite.cache.policies.heavy_hitter import HeavyHitter
 from kvlite.cache.policies.window import Window
-from kvlite.cache.policy import DEFAULT_POLICY, Policy, Statistic, load_policy, policy_names
+from kvlite.cache.policy import DEFAULT_POLICY, Candidates, Policy, load_policy, policy_names
 from kvlite.errors import UsageError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-BUILT_IN = ["full", "h2o", "heavy-hitter", "window"]
+BUILT_IN = [
+    "full",
+    "h2o",
+    "heavy-hitter",
+    "keydiff",
+    "keyformer",
+    "pyramid",
+    "scissorhands",
+    "snapkv",
+    "tova",
+    "window",
+]
+STATELESS = {"full", "keydiff", "window"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +43,8 @@ class Oldest(Policy):
     def recent(self, slots: int) -> int:
         return 2
 
-    def score(self, statistic: Tensor | None, pos: Tensor, next_pos: Tensor) -> Tensor:
-        return -pos.float()
+    def score(self, candidates: Candidates) -> Tensor:
+        return -candidates.pos.float()
 
 
 class Unfinished(Policy):
@@ -59,7 +71,7 @@ def test_a_built_in_policy_is_found_by_the_name_it_gives_itself(name: str) -> No
     assert policy.name == name
     assert policy.summary
     assert policy.evicts == (name != "full")
-    assert policy.state_bytes_per_slot == (4 if policy.statistic is Statistic.MASS else 0)
+    assert policy.state_bytes_per_slot == (0 if name in STATELESS else 4)
 
 
 def test_names_are_listed_in_order_and_the_default_is_one_of_them() -> None:
@@ -73,7 +85,8 @@ def test_an_unknown_name_suggests_a_close_one() -> None:
 
 
 def test_a_name_close_to_nothing_lists_them_all() -> None:
-    with pytest.raises(UsageError, match=r"^unknown KV policy 'x'; choose one of full, h2o, heavy-hitter, window$"):
+    every = ", ".join(BUILT_IN)
+    with pytest.raises(UsageError, match=f"^unknown KV policy 'x'; choose one of {every}$"):
         load_policy("x")
 
 

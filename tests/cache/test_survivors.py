@@ -20,10 +20,10 @@ from tests.cache.driving import (
     Stream,
     attention_layer,
     make_cache,
-    masses,
     model_shape,
     positions,
     random_streams,
+    statistics,
 )
 from tests.cache.simulation import Rule
 from tests.parity.compare import assert_parity
@@ -87,7 +87,7 @@ class Twins:
                 expected = [{token.position: token.mass for token in head.held} for head in layer.heads]
                 name = f"layer {index}, row {row}"
                 assert positions(self.cache.layers[index], row) == [set(head) for head in expected], name
-                for actual, head in zip(masses(self.cache.layers[index], row), expected, strict=True):
+                for actual, head in zip(statistics(self.cache.layers[index], row), expected, strict=True):
                     assert actual == pytest.approx({p: head[p] for p in actual}, rel=1e-4, abs=1e-6), name
 
 
