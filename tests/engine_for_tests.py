@@ -11,6 +11,7 @@ from kvlite.cache.cache import SlotCache
 from kvlite.cache.policy import load_policy
 from kvlite.engine.engine import Engine
 from kvlite.engine.request import Completion, Request
+from kvlite.memory.allotment import equally
 from kvlite.memory.budget import Budget
 from kvlite.memory.format import slot_format
 from kvlite.memory.plan import CacheSpec, plan_cache
@@ -40,11 +41,13 @@ def make_engine(
 ) -> Engine:
     rule = load_policy(policy)
     on_full = options.pop("on_full", None)
+    evicts = rule.when_full(on_full) == "evict"
     spec = CacheSpec(
         slot_format("auto", "float32"),
         rule.state_bytes_per_slot,
         rule.min_slots(),
-        rule.when_full(on_full) == "evict",
+        evicts,
+        layer_rule=rule.layer_slots if evicts else equally,
         **options,
     )
     plan = plan_cache(loaded.shape, Budget.parse(budget), spec, rows=rows, free_bytes=None)

@@ -1,10 +1,9 @@
 """The torch twins: plain tensor mathematics that every kernel is held against, and what runs where no kernel does.
 
 Three operations make up the seam. `attend` gives a partial attention over one segment of keys with its log-sum-exp;
-`merge` joins partials over disjoint segments exactly; `statistic` says how much probability each key received once
-the merged log-sum-exp is known. `evict` then chooses the slots that the new tokens take. Positions say everything
-about validity: a key at position -1 is free or padding, a query sees keys at its own position or before, inside the
-layer's window.
+`merge` joins partials over disjoint segments exactly; `statistic.received` says what each key received once the merged
+log-sum-exp is known. `evict` then chooses the slots that the new tokens take. Positions say everything about validity:
+a key at position -1 is free or padding, a query sees keys at its own position or before, inside the layer's window.
 
 Letters: B rows, T new tokens, N keys of a segment, S slots, H_Q query heads, H_KV KV heads, G = H_Q / H_KV, D head
 dim of K, D_V of V. Logits, probabilities and sums are fp32 (fp64 if the inputs are).
@@ -17,6 +16,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from kvlite_kernels.statistic import Measure, probabilities, received
 
 TILE_ELEMENTS = 1 << 22
 """Most logits, or elements of a widened copy of keys or values, held at once: 16 MiB in fp32."""
@@ -63,7 +64,7 @@ def attend(q: Tensor, q_pos: Tensor, segment: Segment, geometry: Geometry) -> Pa
     hidden = ~_visible(q_pos, segment.pos, geometry.window)
     logits.unflatten(1, (segment.k.shape[1], -1)).masked_fill_(hidden[:, :, None], -torch.inf)
     lse = logits.logsumexp(-1)
-    out = _grouped_matmul(_probabilities(logits, lse), segment.v, transpose=False)
+    out = _grouped_matmul(probabilities(logits, lse), segment.v, transpose=False)
     return Partial(out, lse, logits)
 
 
@@ -71,29 +72,19 @@ def merge(outs: Sequence[Tensor], lses: Sequence[Tensor]) -> tuple[Tensor, Tenso
     """Join partial attentions over disjoint keys exactly: outs [..., D_V] and lses [...] -> (out, lse)."""
     stacked = torch.stack(list(lses))
     lse = stacked.logsumexp(0)
-    weights = _probabilities(stacked, lse, spread=False)
+    weights = probabilities(stacked, lse, spread=False)
     out = sum(weight[..., None] * partial for weight, partial in zip(weights, outs, strict=True))
     assert isinstance(out, Tensor)
     return out, lse
 
 
-def statistic(partial: Partial, lse: Tensor, weight: Tensor, num_kv_heads: int) -> Tensor:
-    """Probability each key received: mean over the group, sum over queries times `weight` [B, T] -> [B, H_KV, N].
-
-    `lse` [B, H_Q, T] is the merged one, so the masses of all segments and the sink logit sum to one per query.
-    """
-    probabilities = _probabilities(partial.logits, lse)
-    batch, num_heads, _, num_keys = probabilities.shape
-    per_head = (probabilities * weight.to(probabilities.dtype)[:, None, :, None]).sum(2)
-    return per_head.view(batch, num_kv_heads, num_heads // num_kv_heads, num_keys).mean(2)
-
-
 def attend_segments(
-    q: Tensor, q_pos: Tensor, segments: Sequence[Segment], geometry: Geometry, weight: Tensor | None
+    q: Tensor, q_pos: Tensor, segments: Sequence[Segment], geometry: Geometry, measure: Measure | None
 ) -> tuple[Tensor, list[Tensor]]:
     """Attend over several segments as if they were one, in tiles of queries so that scratch stays bounded.
 
-    Returns out [B, H_Q, T, D_V] in q's dtype and, where `weight` [B, T] is given, the statistic of each segment.
+    Returns out [B, H_Q, T, D_V] in q's dtype and, where a `measure` is given, the statistic [B, H_KV, N] of each
+    segment.
     """
     batch, num_heads, num_queries, _ = q.shape
     num_kv_heads = segments[0].k.shape[1]
@@ -106,9 +97,18 @@ def attend_segments(
         partials = [attend(q[:, :, here], q_pos[:, here], segment, geometry) for segment in segments]
         out, lse = _merge_partials(partials, geometry.sink_logits)
         outs.append(out.to(q.dtype))
-        if weight is not None:
-            parts = [statistic(partial, lse, weight[:, here], num_kv_heads) for partial in partials]
-            totals = [a + b for a, b in zip(totals, parts, strict=True)] if totals else parts
+        if measure is None or start + tile <= measure.first(num_queries):
+            continue
+        skip = max(0, measure.first(num_queries) - start)
+        parts = received(
+            [partial.logits[:, :, skip:] for partial in partials],
+            lse[:, :, skip:],
+            q_pos[:, here][:, skip:],
+            [segment.pos for segment in segments],
+            measure.of(slice(start + skip, start + tile)),
+            num_kv_heads,
+        )
+        totals = [a + b for a, b in zip(totals, parts, strict=True)] if totals else parts
     return (outs[0] if len(outs) == 1 else torch.cat(outs, dim=2)), totals
 
 
@@ -149,12 +149,6 @@ def _visible(q_pos: Tensor, k_pos: Tensor, window: int | None) -> Tensor:
     if window is not None:
         seen &= key > query - window
     return seen
-
-
-def _probabilities(logits: Tensor, lse: Tensor, spread: bool = True) -> Tensor:
-    """exp(logits - lse), zero where nothing is visible (lse -inf); `spread` adds the key dimension to lse."""
-    finite = lse.masked_fill(lse == -torch.inf, 0.0)
-    return torch.exp(logits - (finite[..., None] if spread else finite))
 
 
 def _grouped_matmul(x: Tensor, keys: Tensor, *, transpose: bool) -> Tensor:

@@ -23,7 +23,7 @@ def dry_run(job: Job, choose_model: ChooseModel, console: Console) -> None:
     model = choose_model(survey.model if survey else from_lines)
     planned = model.plan()
     preparer = Preparer(planned.text, job.defaults, model.terms)
-    count = _counted(job.input.selection.of(entries), preparer, planned.plan.slots, console)
+    count = _counted(job.input.selection.of(entries), preparer, planned.plan.fewest, console)
     for note in (model.note, *planned.text.notes):
         if note:
             console.note(note)

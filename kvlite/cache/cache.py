@@ -12,12 +12,15 @@ from kvlite.cache.policy import Policy
 from kvlite.cache.slots import LayerSlots
 from kvlite.cache.step import Placement, Step
 from kvlite.cache.store import DenseStore
+from kvlite.memory.allotment import allotted
 from kvlite.memory.counts import KVCounts
-from kvlite.memory.plan import CachePlan
+from kvlite.memory.plan import CachePlan, slots_with
 from kvlite.memory.shape import ModelShape
 
 EXTENT_STEP = 256
 """Attention reads the live slots rounded up to this many, so that shapes change rarely."""
+
+_MOST_SLOTS = 2**31 - 1  # positions are int32
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,14 +53,16 @@ class SlotCache:
         for index, (layer, slots) in enumerate(zip(shape.layers, plan.layer_slots, strict=True)):
             if layer.kv_heads:
                 store = DenseStore(layer, plan.rows, slots + 1, dtype, device)
-                self.layers[index] = LayerSlots(layer, slots, plan.rows, policy, store)
+                self.layers[index] = LayerSlots(index, layer, slots, plan.rows, policy, store)
         self._live = {layer.slots: [0] * plan.rows for layer in self.layers.values()}
         self.num_bytes = sum(layer.num_bytes for layer in self.layers.values())
         """Bytes reserved for K, V, positions and policy state, measured on the tensors, which never change."""
 
-    def bytes_for(self, slots: int) -> int:
-        """Bytes all rows would reserve with `slots` per head of a full layer."""
-        heads = sum(layer.slot_bytes * (layer.shape.slots(slots) + 1) for layer in self.layers.values())
+    def bytes_for(self, wanted: int) -> int:
+        """Bytes all rows would reserve where every full layer has `wanted` slots per head, or a few more."""
+        shapes, rule = [layer.shape for layer in self.layers.values()], self.policy.layer_slots
+        slots = allotted(shapes, slots_with(shapes, wanted, _MOST_SLOTS, rule), _MOST_SLOTS, rule)
+        heads = sum(layer.slot_bytes * (count + 1) for layer, count in zip(self.layers.values(), slots, strict=True))
         return heads * self.plan.rows + self.plan.state_bytes
 
     def tensors(self) -> list[Tensor]:
@@ -76,7 +81,7 @@ class SlotCache:
     def begin(self, rows: slice, pos: Tensor, rot: Tensor, counts: Sequence[int], pins: Tensor | None) -> Step:
         """The step that feeds `counts[i]` real tokens (right-aligned in pos and rot int32 [n, T]) to each of `rows`."""
         placements = {slots: self._place(slots, live[rows], counts, pos.shape[1]) for slots, live in self._live.items()}
-        return Step(rows, pos, rot, self._weight(pos), tuple(counts), pins, placements)
+        return Step(rows, pos, rot, self._weight(pos), self._retention(pos), tuple(counts), pins, placements)
 
     def end(self, step: Step) -> None:
         """Record what `step` added, after the forward pass."""
@@ -145,7 +150,7 @@ class SlotCache:
     def _place(self, slots: int, live: Sequence[int], counts: Sequence[int], num_tokens: int) -> Placement:
         longest = max(held + count for held, count in zip(live, counts, strict=True))
         if longest > slots:
-            return Placement(_extent(max(live), slots), None)
+            return Placement(slots, None)
         if len(set(live)) == 1 and min(counts) == num_tokens:
             return Placement(_extent(longest, slots), slice(live[0], live[0] + num_tokens))
         column = torch.arange(num_tokens, device=self.device)
@@ -155,11 +160,24 @@ class SlotCache:
         return Placement(_extent(longest, slots), index[:, None])
 
     def _weight(self, pos: Tensor) -> Tensor:
-        """1 for a real query, less by the policy's decay for each that follows it, 0 for padding."""
+        """1 for a query, less by the policy's decay for each that follows it, 0 for padding and where it is too old."""
         weight = (pos >= 0).float()
+        following = torch.arange(pos.shape[1] - 1, -1, -1, device=pos.device)
         if self.policy.decay != 1.0:
-            weight *= self.policy.decay ** torch.arange(pos.shape[1] - 1, -1, -1, device=pos.device)
+            weight *= self.policy.decay**following
+        if self.policy.observed is not None:
+            weight *= following < self.policy.observed
         return weight
+
+    def _retention(self, pos: Tensor) -> Tensor | None:
+        """What stays of the statistic held when the real tokens of `pos` are seen; None where that is all of it."""
+        if self.policy.decay == 1.0 and self.policy.observed is None:
+            return None
+        seen = (pos >= 0).sum(-1).float()
+        share = self.policy.decay**seen
+        if self.policy.observed is not None:
+            share = share * (1.0 - seen / self.policy.observed).clamp(min=0.0)
+        return share[:, None, None]
 
 
 def _extent(live: int, slots: int) -> int:

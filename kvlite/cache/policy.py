@@ -1,8 +1,9 @@
 """The policy seam: which tokens a layer keeps when its slots are full. Holds no state and loads no torch.
 
-A policy is a frozen dataclass. It declares what it needs and scores slots with functions of tensors (tensor methods
-only, so that `kvlite plan` can read its declarations without torch). LayerSlots owns the state and the protection:
-sinks, pins and the recent window are masked with +inf there, free slots with -inf, so a policy never sees them.
+A policy is a frozen dataclass. It declares what it needs and scores candidates with functions of tensors (tensor
+methods only, so that `kvlite plan` can read its declarations without torch). LayerSlots owns the state and the
+protection: sinks, pins and the recent window are masked with +inf there, free slots with -inf, so that what a policy
+says of them does not count.
 
 To add one: subclass `Policy` in a file of its own, link the paper, list the departures, and register the class under
 the entry-point group `kvlite.policies`.
@@ -12,12 +13,13 @@ from __future__ import annotations
 
 import difflib
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from enum import Enum
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
 from importlib.metadata import EntryPoint, entry_points
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, get_args
 
 from kvlite.errors import UsageError
+from kvlite_kernels.kinds import Heads, Noise, Statistic
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,18 +29,34 @@ ON_FULL = ("evict", "stop", "error")
 ENTRY_POINT_GROUP = "kvlite.policies"
 
 
-class Statistic(Enum):
-    """What of the attention row a policy accumulates per slot."""
+@dataclass(frozen=True, slots=True)
+class Candidates:
+    """The tokens of one layer of which the best stay: slots and new tokens, N in each KV head, in no order.
 
-    NONE = "none"  # attention-free
-    MASS = "mass"  # probability, mean over the query group, summed over queries
+    `pos` int [B, H_KV, N] is -1 where there is none, `next_pos` int [B, 1, 1] the position that comes next. `known` is
+    the policy's statistic and `value_norm` the length of each value where the policy asks for them, fp32 [B, H_KV, N].
+    """
+
+    pos: Tensor
+    next_pos: Tensor
+    known: Tensor | None
+    value_norm: Tensor | None
+
+    @property
+    def statistic(self) -> Tensor:
+        """The statistic of a policy that declares one."""
+        assert self.known is not None
+        return self.known
 
 
 @dataclass(frozen=True, slots=True)
 class Policy(ABC):
-    """Scores slots; the lowest score is evicted first.
+    """Scores candidates; the lowest score is evicted first.
 
-    `sinks` first tokens are always kept; `decay` multiplies the accumulated statistic at every token seen.
+    `sinks` first tokens are always kept. An accumulated statistic is reduced from query heads to KV heads as `heads`
+    says, multiplied by `decay` at every token seen, and counts the last `observed` queries (None: all): exactly where
+    as many are fed at once; of n fewer, what was held is multiplied by 1 - n / observed, so that it always stands for
+    `observed` queries.
     """
 
     name: ClassVar[str]
@@ -48,19 +66,44 @@ class Policy(ABC):
 
     sinks: int = 4
     decay: float = 1.0
+    observed: int | None = None
+    heads: Heads = "mean"
+
+    def __post_init__(self) -> None:
+        self._check("sinks", self.sinks >= 0, "0 or more")
+        self._check("decay", 0 < self.decay <= 1, "more than 0 and at most 1")
+        self._check("observed", self.observed is None or self.observed >= 1, "1 or more, or none for all")
+        self._check("heads", self.heads in get_args(Heads), f"one of {', '.join(get_args(Heads))}")
 
     @property
     def state_bytes_per_slot(self) -> int:
         """Bytes of accumulated statistic (fp32) per slot and KV head, part of the budget."""
-        return 0 if self.statistic is Statistic.NONE else 4
+        return 4 if self.statistic.accumulates else 0
+
+    @property
+    def noise(self) -> Noise | None:
+        """The noise of a policy whose statistic is GUMBEL."""
+        return None
+
+    @property
+    def needs_value_norm(self) -> bool:
+        """Whether candidates come with the norm of their values."""
+        return False
 
     @abstractmethod
     def recent(self, slots: int) -> int:
         """How many of the newest tokens are never evicted, at least 1, given `slots` per KV head."""
 
     @abstractmethod
-    def score(self, statistic: Tensor | None, pos: Tensor, next_pos: Tensor) -> Tensor:
-        """Score slots, higher is kept: `statistic` fp32 and `pos` int [B, H_KV, N], `next_pos` int [B, 1, 1]."""
+    def score(self, candidates: Candidates) -> Tensor:
+        """Score candidates, higher is kept: fp32 [B, H_KV, N]."""
+
+    def layer_slots(self, slots: int, most: int, depth: int, layers: int) -> int:
+        """Slots of full-attention layer number `depth` of `layers`, which have `slots` on average and at most `most`.
+
+        Never fewer for more `slots`, at least 1 where they are, and as many in all layers where `slots` is `most`.
+        """
+        return slots
 
     def when_full(self, wanted: str | None) -> str:
         """What happens when no slot is free: `wanted`, one of ON_FULL, or what the policy is for.
@@ -89,26 +132,47 @@ class Policy(ABC):
                 return slots
         raise UsageError(f"KV policy {self.name!r} protects every slot; its recent window must leave room")
 
+    def _check(self, field: str, holds: bool, expected: str) -> None:
+        if not holds:
+            raise UsageError(f"KV policy {self.name!r}: {field} is {getattr(self, field)!r}; expected {expected}")
+
 
 def policy_names() -> list[str]:
     """The names of every installed policy, sorted."""
     return sorted(_entry_points())
 
 
-def load_policy(name: str) -> Policy:
-    """The policy called `name` with its defaults. Raises UsageError on an unknown name or a broken plug-in."""
+def load_policy(name: str, settings: Mapping[str, object] | None = None) -> Policy:
+    """The policy called `name`, its defaults overruled by `settings`, which name fields of it.
+
+    Raises UsageError on an unknown name or setting, a value that cannot be, or a broken plug-in.
+    """
     found = _entry_points()
     if name not in found:
-        close = difflib.get_close_matches(name, found, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"choose one of {', '.join(sorted(found))}"
-        raise UsageError(f"unknown KV policy {name!r}; {hint}")
+        raise UsageError(f"unknown KV policy {name!r}; {_hint(name, sorted(found))}")
     try:
         policy = found[name].load()()
     except (ImportError, AttributeError, TypeError) as error:
         raise UsageError(f"KV policy {name!r} ({found[name].value}) cannot be loaded: {error}") from error
     if not isinstance(policy, Policy):
         raise UsageError(f"KV policy {name!r} ({found[name].value}) is not a kvlite.cache.policy.Policy")
-    return policy
+    return _with(policy, settings or {})
+
+
+def _with(policy: Policy, settings: Mapping[str, object]) -> Policy:
+    known = [field.name for field in fields(policy)]
+    for setting in settings:
+        if setting not in known:
+            raise UsageError(f"KV policy {policy.name!r} has no setting {setting!r}; {_hint(setting, known)}")
+    try:
+        return replace(policy, **settings)  # type: ignore[arg-type]  # what they may be is checked by the policy
+    except TypeError as error:
+        raise UsageError(f"KV policy {policy.name!r} cannot be set to {dict(settings)}: {error}") from error
+
+
+def _hint(name: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {close[0]!r}?" if close else f"choose one of {', '.join(known)}"
 
 
 def _entry_points() -> dict[str, EntryPoint]:
@@ -120,6 +184,12 @@ _BUILT_IN = tuple(
     for name, module in (
         ("heavy-hitter", "heavy_hitter:HeavyHitter"),
         ("h2o", "h2o:H2O"),
+        ("scissorhands", "scissorhands:Scissorhands"),
+        ("keyformer", "keyformer:Keyformer"),
+        ("tova", "tova:TOVA"),
+        ("snapkv", "snapkv:SnapKV"),
+        ("pyramid", "pyramid:Pyramid"),
+        ("keydiff", "keydiff:KeyDiff"),
         ("window", "window:Window"),
         ("full", "full:Full"),
     )

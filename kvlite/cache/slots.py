@@ -7,24 +7,29 @@ decoded token waits there while a victim is chosen. It is counted in the budget 
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
-from kvlite.cache.policy import Policy, Statistic
+from kvlite.cache.policy import Candidates, Policy
 from kvlite.cache.rotation import Rotation
 from kvlite.cache.step import Step
 from kvlite.cache.store import SlotStore, put
 from kvlite.memory.shape import LayerShape
+from kvlite_kernels.features import norms, similarity
+from kvlite_kernels.kinds import Statistic
 from kvlite_kernels.reference import Geometry, Segment, attend_segments, evict
+from kvlite_kernels.statistic import Measure
 
 
 class LayerSlots:
-    """Fixed tensors of one attention layer for B rows: the store's, and pos, rot, mass [B, H_KV, S + 1].
+    """Fixed tensors of attention layer `index` for B rows: the store's, and pos, rot, statistic [B, H_KV, S + 1].
 
     Sliding layers see `window` positions back: expired tokens go first there, and sinks and pins are not kept.
     """
 
-    def __init__(self, shape: LayerShape, slots: int, rows: int, policy: Policy, store: SlotStore) -> None:
+    def __init__(self, index: int, shape: LayerShape, slots: int, rows: int, policy: Policy, store: SlotStore) -> None:
         self.shape = shape
         self.slots = slots
         self.policy = policy
@@ -35,14 +40,15 @@ class LayerSlots:
         heads = (rows, shape.kv_heads, slots + 1)
         self.pos = torch.full(heads, -1, dtype=torch.int32, device=device)
         self.rot = torch.full(heads, -1, dtype=torch.int32, device=device)
-        keeps_mass = policy.statistic is Statistic.MASS
-        self.mass = torch.zeros(heads, dtype=torch.float32, device=device) if keeps_mass else None
+        accumulates = policy.statistic.accumulates
+        self.statistic = torch.zeros(heads, dtype=torch.float32, device=device) if accumulates else None
+        self._noise = None if policy.noise is None else replace(policy.noise, layer=index)
 
     @property
     def tensors(self) -> dict[str, Tensor]:
         """Every tensor of the layer by name; their first three dimensions are B, H_KV, S + 1."""
         held = {**self.store.tensors, "pos": self.pos, "rot": self.rot}
-        return held if self.mass is None else {**held, "mass": self.mass}
+        return held if self.statistic is None else {**held, "statistic": self.statistic}
 
     @property
     def num_bytes(self) -> int:
@@ -59,8 +65,8 @@ class LayerSlots:
         self.store.clear(row, live)
         self.pos[row].fill_(-1)
         self.rot[row].fill_(-1)
-        if self.mass is not None:
-            self.mass[row].zero_()
+        if self.statistic is not None:
+            self.statistic[row].zero_()
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, step: Step, geometry: Geometry) -> Tensor:
         """Attend over the live slots and the new tokens, then keep the best S: the one rule of prefill and decode.
@@ -72,7 +78,7 @@ class LayerSlots:
             return self._append(q, k, v, step, geometry, placement.extent, placement.index)
         if k.shape[2] == 1:
             return self._decode(q, k, v, step, geometry)
-        return self._prefill(q, k, v, step, geometry, placement.extent)
+        return self._prefill(q, k, v, step, geometry)
 
     def rerotate(self, row: int, live: int, end: int) -> None:
         """Give the `live` keys of each head of a row consecutive rotations below `end`, in the order of `pos`."""
@@ -91,55 +97,67 @@ class LayerSlots:
         self._write(step.rows, index, k, v, step, None)
         return self._attend(q, [self._segment(step.rows, extent)], step, geometry)[0]
 
-    def _prefill(self, q: Tensor, k: Tensor, v: Tensor, step: Step, geometry: Geometry, extent: int) -> Tensor:
-        new_pos = step.pos[:, None, -k.shape[2] :]
-        segments = [self._segment(step.rows, extent), Segment(k, v, new_pos)]
-        out, masses = self._attend(q, segments, step, geometry)
-        new_mass = masses[1] if masses else None
-        new_pos = new_pos.expand(-1, self.shape.kv_heads, -1)
-        index = self._choose(step, self._priority(new_mass, new_pos, step), new_pos)
-        self._write(step.rows, index, k, v, step, new_mass)
+    def _prefill(self, q: Tensor, k: Tensor, v: Tensor, step: Step, geometry: Geometry) -> Tensor:
+        segments = [self._segment(step.rows, self.slots), Segment(k, v, step.pos[:, None, -k.shape[2] :])]
+        out, received = self._attend(q, segments, step, geometry)
+        self._evict(segments, k, v, step, received[1] if received else None)
         return out
 
     def _decode(self, q: Tensor, k: Tensor, v: Tensor, step: Step, geometry: Geometry) -> Tensor:
         """One token per row against full slots: it waits in the discard slot, so that all keys are one segment."""
-        rows, waiting = step.rows, slice(self.slots, self.slots + 1)
-        self._write(rows, waiting, k, v, step, None)
-        out, _ = self._attend(q, [self._segment(rows, self.slots + 1)], step, geometry)
-        new_pos = step.pos[:, None, -1:].expand(-1, self.shape.kv_heads, -1)
-        # The newest token is inside every recent window; only padding is not kept.
-        new_priority = torch.where(new_pos >= 0, torch.inf, -torch.inf)
-        new_mass = None if self.mass is None else self.mass[rows, :, waiting].clone()
-        self._write(rows, self._choose(step, new_priority, new_pos), k, v, step, new_mass)
+        waiting = slice(self.slots, self.slots + 1)
+        self._write(step.rows, waiting, k, v, step, None)
+        segments = [self._segment(step.rows, self.slots + 1)]
+        out, _ = self._attend(q, segments, step, geometry)
+        self._evict(segments, k, v, step, None if self.statistic is None else self.statistic[step.rows, :, waiting])
         return out
 
     def _attend(
         self, q: Tensor, segments: list[Segment], step: Step, geometry: Geometry
     ) -> tuple[Tensor, list[Tensor]]:
-        """Attend, and add to the mass of the slots, which are the first segment, what they received."""
+        """Attend, and add to the statistic of the slots, which are the first segment, what they received."""
         num_queries = q.shape[2]
-        weight = None if self.mass is None else step.weight[:, -num_queries:]
-        out, masses = attend_segments(q, step.pos[:, -num_queries:], segments, geometry, weight)
-        if self.mass is not None:
-            held = self.mass[step.rows, :, : masses[0].shape[-1]]
-            if self.policy.decay != 1.0:
-                held *= self.policy.decay ** (step.pos >= 0).sum(-1)[:, None, None]
-            held += masses[0]
-        return out, masses
+        measure = None
+        if self.statistic is not None:
+            weight, policy = step.weight[:, -num_queries:], self.policy
+            measure = Measure(policy.statistic, weight, policy.heads, self._noise, policy.observed)
+        out, received = attend_segments(q, step.pos[:, -num_queries:], segments, geometry, measure)
+        if self.statistic is not None:
+            held = self.statistic[step.rows, :, : received[0].shape[-1]]
+            if step.retention is not None:
+                held *= step.retention
+            held += received[0]
+        return out, received
 
     def _segment(self, rows: slice, extent: int) -> Segment:
         return Segment(*self.store.read(rows, extent), self.pos[rows, :, :extent])
 
-    def _choose(self, step: Step, new_priority: Tensor, new_pos: Tensor) -> Tensor:
-        """The slot of each new token, int64 [n, H_KV, T]; the discard slot where it is not kept."""
-        pos = self.pos[step.rows, :, : self.slots]
-        mass = None if self.mass is None else self.mass[step.rows, :, : self.slots]
-        return evict(self._priority(mass, pos, step), pos, new_priority, new_pos)
+    def _evict(self, segments: list[Segment], k: Tensor, v: Tensor, step: Step, new_statistic: Tensor | None) -> None:
+        """Keep the best S of the S slots and the T new tokens, which come after them in `segments`."""
+        candidates = self._candidates(segments, step, new_statistic)
+        held, new = slice(self.slots), slice(self.slots, None)
+        priority, pos = self._priority(candidates, step), candidates.pos
+        index = evict(priority[..., held], pos[..., held], priority[..., new], pos[..., new])
+        # What waits in the discard slot is overwritten by what is dropped, so it is copied first.
+        self._write(step.rows, index, k, v, step, None if new_statistic is None else new_statistic.clone())
 
-    def _priority(self, mass: Tensor | None, pos: Tensor, step: Step) -> Tensor:
+    def _candidates(self, segments: list[Segment], step: Step, new_statistic: Tensor | None) -> Candidates:
+        """What the policy may know of slots and new tokens together."""
+        pos = torch.cat([segment.pos.expand(-1, self.shape.kv_heads, -1) for segment in segments], -1)
+        known = value_norm = None
+        if self.statistic is not None:
+            assert new_statistic is not None
+            known = torch.cat([self.statistic[step.rows, :, : self.slots], new_statistic], -1)
+        elif self.policy.statistic is Statistic.SIMILARITY:
+            known = torch.cat(similarity([s.k for s in segments], [s.pos for s in segments]), -1)
+        if self.policy.needs_value_norm:
+            value_norm = torch.cat([norms(segment.v) for segment in segments], -1)
+        return Candidates(pos, step.pos[:, -1:, None] + 1, known, value_norm)  # padding is on the left
+
+    def _priority(self, candidates: Candidates, step: Step) -> Tensor:
         """The policy's score under the protections: +inf is kept, -inf is a free slot and goes first."""
-        next_pos = step.pos[:, -1:, None] + 1  # padding is on the left
-        score = self.policy.score(mass, pos, next_pos)
+        pos, next_pos = candidates.pos, candidates.next_pos
+        score = self.policy.score(candidates)
         protected = pos >= next_pos - self.recent
         if self.shape.window is not None:
             expired = pos <= next_pos - self.shape.window
@@ -151,11 +169,14 @@ class LayerSlots:
                 protected |= ((pos[..., None] >= start) & (pos[..., None] < end)).any(-1)
         return score.masked_fill(protected, torch.inf).masked_fill(pos < 0, -torch.inf)
 
-    def _write(self, rows: slice, index: Tensor | slice, k: Tensor, v: Tensor, step: Step, mass: Tensor | None) -> None:
-        """Put the new tokens into the slots `index`, as `put` does; their mass starts at `mass`, or at 0."""
+    def _write(
+        self, rows: slice, index: Tensor | slice, k: Tensor, v: Tensor, step: Step, statistic: Tensor | None
+    ) -> None:
+        """Put the new tokens into the slots `index`, as `put` does; their statistic starts as given, or at 0."""
         num_new = k.shape[2]
         self.store.write(rows, index, k, v)
         put(self.pos, rows, index, step.pos[:, None, -num_new:])
         put(self.rot, rows, index, step.rot[:, None, -num_new:])
-        if self.mass is not None:
-            put(self.mass, rows, index, step.weight.new_zeros(len(step.counts), 1, num_new) if mass is None else mass)
+        if self.statistic is not None:
+            start = step.weight.new_zeros(len(step.counts), 1, num_new) if statistic is None else statistic
+            put(self.statistic, rows, index, start)

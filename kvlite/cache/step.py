@@ -24,7 +24,8 @@ class Placement:
 class Step:
     """T tokens for each of n neighbouring rows: `pos` and `rot` int32 [n, T], -1 = padding (on the left).
 
-    `weight` fp32 [n, T] is how much each query's attention counts for the policy, 0 for padding.
+    `weight` fp32 [n, T] is how much each query's attention counts for the policy, 0 for padding; `retention` fp32
+    [n, 1, 1] is the share that stays of the statistic a slot holds, None for all of it.
     `pos` is a token's index in its conversation, `rot` the position its key is rotated by. `counts` is the number of
     real tokens per row. `pins` int32 [n, P, 2] are spans of positions never evicted, None where there are none.
     """
@@ -33,6 +34,7 @@ class Step:
     pos: Tensor
     rot: Tensor
     weight: Tensor
+    retention: Tensor | None
     counts: tuple[int, ...]
     pins: Tensor | None
     placements: dict[int, Placement]

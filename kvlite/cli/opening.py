@@ -180,16 +180,19 @@ def plan_for(
 def cache_spec(options: ModelOptions, shape: ModelShape) -> CacheSpec:
     """The cache that these options ask for, whatever its size."""
     from kvlite.cache.policy import load_policy
+    from kvlite.memory.allotment import equally
     from kvlite.memory.format import slot_format
     from kvlite.memory.plan import CacheSpec
 
     policy = load_policy(options.kv_policy)
+    evicts = policy.when_full(options.on_full) == "evict"
     return CacheSpec(
         slot_format(options.kv_dtype, shape.dtype),
         policy.state_bytes_per_slot,
         policy.min_slots(),
-        evicts=policy.when_full(options.on_full) == "evict",
+        evicts=evicts,
         chunk_limit=options.prefill_chunk,
+        layer_rule=policy.layer_slots if evicts else equally,
     )
 
 

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from kvlite.console import Console
     from kvlite.memory.prediction import DeviceKind
     from kvlite.memory.scenario import Answer
+    from kvlite.memory.shape import LayerShape
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,8 +131,8 @@ def _headlines(outcome: Outcome) -> Iterator[tuple[str, str]]:
     named = f" ({outcome.facts.repo}{commit})" if outcome.facts.repo else ""
     window = f", window {shape.max_positions:,} tokens" if shape.max_positions else ""
     yield "model", f"{outcome.model}{named}, {shape.family} in {shape.dtype}{window}"
-    for group in _layer_groups(outcome):
-        yield "layers", _layer_text(group)
+    for layer, count in Counter(shape.layers).items():
+        yield "layers", _layer_text(layer, count)
     per_token = shape.kv_bytes_per_token(scenario.spec.slot_format.element_bytes)
     inside = " while inside every window" if any(layer.window for layer in shape.layers) else ""
     yield "K and V per token", f"{per_token:,} B in {scenario.spec.slot_format.name}{inside}"
@@ -146,7 +147,8 @@ def _headlines(outcome: Outcome) -> Iterator[tuple[str, str]]:
     yield "K and V alone", f"{alone:,} tokens at most"
     yield "with all a slot has", f"{whole:,} tokens: less policy state, positions and staging"
     capped = f", all that the {cache.capped_by} allows" if cache.capped_by else ""
-    yield "tokens kept", f"{cache.slots:,} a row, prefilled {cache.chunk} at once{capped}"
+    share = f" on average, {cache.fewest:,} to {max(cache.layer_slots):,} a layer" if cache.fewest < cache.slots else ""
+    yield "tokens kept", f"{cache.slots:,} a row{share}, prefilled {cache.chunk} at once{capped}"
     if outcome.context and cache.slots < outcome.context:
         fate = "the others are evicted" if scenario.spec.evicts else "there it stops"
         yield "context", f"{cache.slots:,} of {outcome.context:,} tokens are kept; {fate}"
@@ -159,22 +161,22 @@ def _headlines(outcome: Outcome) -> Iterator[tuple[str, str]]:
 
 
 def _layer_groups(outcome: Outcome) -> Iterator[dict[str, Any]]:
-    """Layers that are alike, counted, in the order of their first one."""
-    layers = outcome.answer.scenario.shape.layers
-    slots = dict(zip(layers, outcome.answer.cache.layer_slots, strict=True)) if outcome.answer.cache else {}
-    for layer, count in Counter(layers).items():
-        yield {"count": count, **asdict(layer), "slots": slots.get(layer)}
+    """Layers that are alike and have as many slots, counted, in the order of their first one."""
+    layers, cache = outcome.answer.scenario.shape.layers, outcome.answer.cache
+    slots = cache.layer_slots if cache else (None,) * len(layers)
+    for (layer, held), count in Counter(zip(layers, slots, strict=True)).items():
+        yield {"count": count, **asdict(layer), "slots": held}
 
 
-def _layer_text(group: dict[str, Any]) -> str:
-    parts = [f"{group['count']} {group['kind']}"]
-    if group["kv_heads"]:
-        k_dim, v_dim = group["k_dim"], group["v_dim"]
-        parts.append(f"{group['kv_heads']} KV heads of {k_dim if k_dim == v_dim else f'{k_dim} and {v_dim}'}")
-    if group["window"]:
-        parts.append(f"the newest {group['window']:,} tokens")
-    if group["state_bytes"]:
-        parts.append(f"{group['state_bytes']:,} B of constant state")
+def _layer_text(layer: LayerShape, count: int) -> str:
+    parts = [f"{count} {layer.kind}"]
+    if layer.kv_heads:
+        dims = f"{layer.k_dim}" if layer.k_dim == layer.v_dim else f"{layer.k_dim} and {layer.v_dim}"
+        parts.append(f"{layer.kv_heads} KV heads of {dims}")
+    if layer.window:
+        parts.append(f"the newest {layer.window:,} tokens")
+    if layer.state_bytes:
+        parts.append(f"{layer.state_bytes:,} B of constant state")
     return ", ".join(parts)
 
 

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from kvlite.engine.engine import Engine
 
 KERNELS = "torch"
-_TERM_OF_TENSOR = {"pos": "positions", "rot": "positions", "mass": "policy_state"}  # everything else is keys and values
+_TERM_OF_TENSOR = {"pos": "positions", "rot": "positions", "statistic": "policy_state"}
+"""Every other tensor holds keys and values."""
 
 
 def record_engine(recorder: RunRecorder, engine: Engine, source: str) -> None:

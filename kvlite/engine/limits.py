@@ -39,7 +39,7 @@ class Limits:
         """Why no more than what a row would pin has room, given the spans that its next ids pin; None where it has."""
         plan, policy = self.cache.plan, self.cache.policy
         needed = policy.min_slots(row.num_pinned(row.placed(pins), policy.sinks))
-        if not policy.evicts or needed <= plan.slots:
+        if not policy.evicts or needed <= plan.fewest:
             return None
         if needed > plan.most_slots:
             return BudgetTooSmall(
@@ -47,7 +47,7 @@ class Limits:
                 "shorten the system prompt, or give --no-pin-system"
             )
         return BudgetTooSmall(
-            f"the KV budget holds {plan.slots} tokens but {needed} are pinned, sinks or recent; "
+            f"the KV budget holds {plan.fewest} tokens but {needed} are pinned, sinks or recent; "
             f"give --kv-budget {size_up(self.cache.bytes_for(needed))} or more, or --no-pin-system"
         )
 
@@ -57,7 +57,7 @@ class Limits:
             return ContextFull(f"the model's {self._ends_at} positions are used up and do not re-rotate; start over")
         if self.on_full == "evict" or self.cache.room(row.index) > 0:
             return None
-        return ContextFull(f"all {self.cache.plan.slots} slots are full after {row.seen} tokens; {self._way_on}")
+        return ContextFull(f"all {self.cache.plan.fewest} slots are full after {row.seen} tokens; {self._way_on}")
 
     @property
     def _ends_at(self) -> int | None:

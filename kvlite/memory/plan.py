@@ -7,11 +7,12 @@ per row. Nothing else counts against the budget.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
 from kvlite.errors import BudgetTooSmall, DoesNotFit, UsageError
+from kvlite.memory.allotment import LayerRule, allotted, equally, fewest
 from kvlite.memory.budget import Budget, BudgetKind
 from kvlite.memory.format import SlotFormat, human_bytes, size_down, size_up
 from kvlite.memory.shape import LayerShape, ModelShape
@@ -33,7 +34,8 @@ class CacheSpec:
     """What a cache is asked to be, whatever its size.
 
     `state_bytes_per_slot` is what the policy keeps about a slot, `protected_slots` are never evicted, `evicts` says
-    whether a full cache makes room, `chunk_limit` is the most prompt tokens fed at once.
+    whether a full cache makes room, `chunk_limit` is the most prompt tokens fed at once, `layer_rule` shares the slots
+    out between the layers that see everything.
     """
 
     slot_format: SlotFormat
@@ -41,6 +43,7 @@ class CacheSpec:
     protected_slots: int
     evicts: bool = True
     chunk_limit: int = MOST_CHUNK
+    layer_rule: LayerRule = equally
 
     def key_value_bytes(self, layer: LayerShape) -> int:
         return self.slot_format.bytes_per_slot(layer.k_dim, layer.v_dim)
@@ -54,12 +57,14 @@ class CacheSpec:
 class CachePlan:
     """The cache a budget buys: `slots` (S) per KV head of a full layer, for `rows` rows, prefilled `chunk` (T) at once.
 
-    `layer_slots[i]` is S of layer i: less than `slots` where it slides, 0 where it has no keys. `capped_by` says what
-    stopped S below what the bytes would buy: "window", or None. `most_slots` is what the model's window allows
-    whatever the bytes. `row_budget_bytes` is what one row must stay within; everything else is bytes over all rows.
+    `layer_slots[i]` is S of layer i: less than `slots` where it slides, 0 where it has no keys. Where the full layers
+    differ, `slots` is their average and `fewest` the least; else both are the same. `capped_by` says what stopped S
+    below what the bytes would buy: "window", or None. `most_slots` is what the model's window allows whatever the
+    bytes. `row_budget_bytes` is what one row must stay within; everything else is bytes over all rows.
     """
 
     slots: int
+    fewest: int
     rows: int
     chunk: int
     layer_slots: tuple[int, ...]
@@ -85,28 +90,30 @@ def plan_cache(
 ) -> CachePlan:
     """The largest cache of `rows` equal rows inside `budget`.
 
-    `free_bytes` is what the device has left for the cache, None when that is not to be checked; S is at least
-    `spec.protected_slots`, and 1. Raises DoesNotFit when the budget is more than is free,
+    `free_bytes` is what the device has left for the cache, None when that is not to be checked; every full layer has at
+    least `spec.protected_slots`, and 1. Raises DoesNotFit when the budget is more than is free,
     BudgetTooSmall when it holds fewer slots, UsageError when a share of unknown memory is asked for.
     """
-    layouts = _Layouts(shape, spec, rows)
     cap = most_slots(shape, spec)
-    least = max(1, spec.protected_slots)
-    if cap < least:
+    layouts = _Layouts(shape, spec, rows, cap)
+    protected = max(1, spec.protected_slots)
+    if cap < protected:
         raise BudgetTooSmall(
-            f"the model's window has room for {cap} tokens, but {least} are protected; "
+            f"the model's window has room for {cap} tokens, but {protected} are protected; "
             "give --kv-policy full or another policy"
         )
     slots, budget_bytes = _grant(budget, layouts, cap, free_bytes)
-    if slots < least:
-        smallest = layouts.reserved(least)
+    found = layouts.plan(slots, budget_bytes)
+    if found.fewest < protected:
+        smallest = layouts.reserved(least_slots(shape, spec))
         where = f" in each of {rows} rows" if rows > 1 else ""
+        where += " in the smallest layer" if found.fewest < slots else ""
         raise BudgetTooSmall(
-            f"KV budget {budget} holds {slots} tokens{where}, but {least} are protected; "
+            f"KV budget {budget} holds {found.fewest} tokens{where}, but {protected} are protected; "
             f"the smallest that works is {size_up(smallest)} ({smallest:,} bytes)"
         )
     window_stops = slots == cap != _UNBOUNDED and budget.kind is not BudgetKind.FULL
-    return layouts.plan(slots, chunk_tokens(slots, spec.chunk_limit), budget_bytes, "window" if window_stops else None)
+    return replace(found, capped_by="window") if window_stops else found
 
 
 def _grant(budget: Budget, layouts: _Layouts, cap: int, free_bytes: int | None) -> tuple[int, int]:
@@ -139,12 +146,22 @@ def _grant(budget: Budget, layouts: _Layouts, cap: int, free_bytes: int | None) 
     return slots, layouts.reserved(slots) if is_whole_window else allowed
 
 
+def least_slots(shape: ModelShape, spec: CacheSpec) -> int:
+    """The smallest S with which every full layer holds what is protected."""
+    return slots_with(shape.layers, max(1, spec.protected_slots), most_slots(shape, spec), spec.layer_rule)
+
+
+def slots_with(layers: Sequence[LayerShape], wanted: int, most: int, rule: LayerRule) -> int:
+    """The smallest S, the average of the full layers, with which each of them has `wanted` slots."""
+    return largest(lambda slots: fewest(layers, slots, most, rule) < wanted, most) + 1
+
+
 def tokens_by_bytes(shape: ModelShape, spec: CacheSpec, *, rows: int, allowed: int) -> tuple[int, int]:
     """Tokens per row that `allowed` bytes hold whatever the window: of K and V alone, and with all a slot costs."""
-    layouts = _Layouts(shape, spec, rows)
+    layouts = _Layouts(shape, spec, rows, _UNBOUNDED)
     slides = all(layer.window for layer in shape.layers if layer.kv_heads)
     cap = most_slots(shape, replace(spec, evicts=False)) if slides else _UNBOUNDED
-    alone = largest(lambda slots: layouts.plan(slots, 0, 0, None).k_v_bytes <= allowed, cap)
+    alone = largest(lambda slots: layouts.plan(slots, 0).k_v_bytes <= allowed, cap)
     return alone, layouts.most(allowed, cap)
 
 
@@ -165,22 +182,24 @@ def most_slots(shape: ModelShape, spec: CacheSpec) -> int:
 
 @dataclass(frozen=True, slots=True)
 class _Layouts:
-    """The bytes of a cache as a function of its slots."""
+    """A cache as a function of its slots, of which no layer has more than `cap`."""
 
     shape: ModelShape
     spec: CacheSpec
     rows: int
+    cap: int
 
     def reserved(self, slots: int) -> int:
-        return self.plan(slots, 0, 0, None).reserved_bytes
+        return self.plan(slots, 0).reserved_bytes
 
     def most(self, allowed: int, cap: int) -> int:
         """The most slots whose bytes are within `allowed`; 0 when not even one is."""
         return largest(lambda slots: self.reserved(slots) <= allowed, cap)
 
-    def plan(self, slots: int, chunk: int, budget_bytes: int, capped_by: str | None) -> CachePlan:
+    def plan(self, slots: int, budget_bytes: int) -> CachePlan:
         layers = self.shape.layers
-        layer_slots = tuple(layer.slots(slots) for layer in layers)
+        layer_slots = allotted(layers, slots, self.cap, self.spec.layer_rule)
+        smallest = fewest(layers, slots, self.cap, self.spec.layer_rule)
         heads = [count * layer.kv_heads * self.rows for count, layer in zip(layer_slots, layers, strict=True)]
         k_v = sum(head * self.spec.key_value_bytes(layer) for head, layer in zip(heads, layers, strict=True))
         policy_state = sum(heads) * self.spec.state_bytes_per_slot
@@ -189,8 +208,9 @@ class _Layouts:
         state = self.rows * sum(layer.state_bytes for layer in layers)
         return CachePlan(
             slots=slots,
+            fewest=smallest,
             rows=self.rows,
-            chunk=chunk,
+            chunk=chunk_tokens(smallest, self.spec.chunk_limit),
             layer_slots=layer_slots,
             k_v_bytes=k_v,
             policy_state_bytes=policy_state,
@@ -200,8 +220,8 @@ class _Layouts:
             reserved_bytes=k_v + policy_state + positions + staging + state,
             budget_bytes=budget_bytes,
             row_budget_bytes=budget_bytes // self.rows,
-            capped_by=capped_by,
-            most_slots=most_slots(self.shape, self.spec),
+            capped_by=None,
+            most_slots=self.cap,
         )
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from kvlite.errors import CapacityError
 from kvlite.memory.budget import Budget, BudgetKind
 from kvlite.memory.format import human_bytes, size_down
-from kvlite.memory.plan import CachePlan, CacheSpec, largest, most_slots, plan_cache
+from kvlite.memory.plan import CachePlan, CacheSpec, largest, least_slots, most_slots, plan_cache
 from kvlite.memory.prediction import DeviceKind, MemoryPlan, Term, WeightFacts, cache_terms, other_terms
 from kvlite.memory.rows import plan_rows
 from kvlite.memory.shape import ModelShape
@@ -130,7 +130,7 @@ def most_tokens(scenario: Scenario, budget: Budget) -> int:
 
 def _holds(scenario: Scenario, budget: Budget, rows: int, tokens: int) -> bool:
     """Whether exactly `rows` rows keep `tokens` each, or the few more that are protected."""
-    per_sequence = Budget(BudgetKind.TOKENS, max(tokens, scenario.spec.protected_slots))
+    per_sequence = Budget(BudgetKind.TOKENS, max(tokens, least_slots(scenario.shape, scenario.spec)))
     answer = ask(scenario.with_rows(rows, per_sequence), budget)
     return answer.fits and answer.cache is not None and answer.cache.rows == rows and answer.cache.slots >= tokens
 

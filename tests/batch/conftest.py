@@ -67,7 +67,7 @@ class FakeEngine:
     def __init__(self, rows: int = 2, fails: Callable[[Request], Exception | None] = lambda request: None) -> None:
         self.rows = rows
         self.plan = SimpleNamespace(
-            rows=rows, budget_bytes=1000, reserved_bytes=900, slots=50, capped_by=None, policy_state_bytes=0
+            rows=rows, budget_bytes=1000, reserved_bytes=900, slots=50, fewest=50, capped_by=None, policy_state_bytes=0
         )
         self.on_full = "evict"
         self.pulled: list[Request] = []

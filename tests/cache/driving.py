@@ -44,7 +44,8 @@ def model_shape(*layers: LayerShape, max_positions: int | None = None) -> ModelS
 def make_plan(
     shape: ModelShape, budget: str, policy: Policy, rows: int = 1, dtype: str = "float32", protected_slots: int = 0
 ) -> CachePlan:
-    spec = CacheSpec(FORMATS[dtype], policy.state_bytes_per_slot, protected_slots, policy.evicts)
+    state_bytes, rule = policy.state_bytes_per_slot, policy.layer_slots
+    spec = CacheSpec(FORMATS[dtype], state_bytes, protected_slots, policy.evicts, layer_rule=rule)
     return plan_cache(shape, Budget.parse(budget), spec, rows=rows, free_bytes=None)
 
 
@@ -164,9 +165,9 @@ def positions(layer: LayerSlots, row: int = 0) -> list[set[int]]:
     return [{position for position in head if position >= 0} for head in layer.pos[row, :, : layer.slots].tolist()]
 
 
-def masses(layer: LayerSlots, row: int = 0) -> list[dict[int, float]]:
-    """The mass of each held position, per KV head of a row; empty where the policy keeps none."""
-    if layer.mass is None:
+def statistics(layer: LayerSlots, row: int = 0) -> list[dict[int, float]]:
+    """The statistic of each held position, per KV head of a row; empty where the policy keeps none."""
+    if layer.statistic is None:
         return [{} for _ in range(layer.shape.kv_heads)]
-    held = layer.pos[row, :, : layer.slots].tolist(), layer.mass[row, :, : layer.slots].tolist()
-    return [{p: mass for p, mass in zip(*head, strict=True) if p >= 0} for head in zip(*held, strict=True)]
+    held = layer.pos[row, :, : layer.slots].tolist(), layer.statistic[row, :, : layer.slots].tolist()
+    return [{p: known for p, known in zip(*head, strict=True) if p >= 0} for head in zip(*held, strict=True)]

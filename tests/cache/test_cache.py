@@ -14,9 +14,14 @@ from kvlite.cache.cache import SlotCache
 from kvlite.cache.policies.full import Full
 from kvlite.cache.policies.h2o import H2O
 from kvlite.cache.policies.heavy_hitter import HeavyHitter
+from kvlite.cache.policies.pyramid import Pyramid
+from kvlite.cache.policies.scissorhands import Scissorhands
+from kvlite.cache.policies.snapkv import SnapKV
+from kvlite.cache.policies.tova import TOVA
 from kvlite.cache.policies.window import Window
-from kvlite.cache.policy import Policy
+from kvlite.cache.policy import Policy, load_policy, policy_names
 from kvlite.cache.rotation import Rotation
+from kvlite.memory.allotment import fewest
 from kvlite.memory.counts import KVCounts
 from kvlite.memory.shape import LayerShape, ModelShape
 from kvlite_kernels.reference import Segment, attend
@@ -35,13 +40,15 @@ from tests.cache.driving import (
 )
 from tests.parity.compare import assert_parity
 
+EVICTING = [policy for name in policy_names() if (policy := load_policy(name)).evicts]
 POLICIES: tuple[Policy, ...] = (
-    HeavyHitter(),
-    HeavyHitter(sinks=1, grace=1, horizon=7),
-    HeavyHitter(sinks=0, recent_share=0.5),
-    H2O(),
+    *EVICTING,
+    HeavyHitter(sinks=1, grace=1, horizon=7, heads="max"),
+    HeavyHitter(sinks=0, recent_share=0.5, value_norm=True, decay=0.9),
     H2O(sinks=3),
-    Window(),
+    Scissorhands(newest=2, observed=9),
+    SnapKV(observed=4),
+    Pyramid(beta=2),
     Window(sinks=2),
 )
 examples = settings(max_examples=60, deadline=None, derandomize=True)
@@ -83,10 +90,11 @@ def scenarios(draw: st.DrawFn) -> Scenario:
     policy = draw(st.sampled_from(POLICIES))
     slots = policy.min_slots() + draw(st.integers(0, 12))
     dim = draw(st.sampled_from((4, 6)))
-    windows = draw(st.lists(st.integers(1, slots + 5), max_size=2))
+    windows = draw(st.lists(st.one_of(st.none(), st.integers(1, slots + 5)), max_size=2))
     layers = [attention_layer(draw(st.integers(1, 3)), dim, window) for window in (None, *windows)]
     rows = draw(st.integers(1, 3))
-    room = slots - policy.sinks - policy.recent(slots) - 1
+    smallest = fewest([*layers], slots, 2**31, policy.layer_slots)
+    room = smallest - policy.sinks - policy.recent(smallest) - 1
     pins = []
     for _ in range(rows):
         size = draw(st.integers(0, max(0, room)))
@@ -188,7 +196,7 @@ def test_reset_leaves_nothing_of_a_row_and_touches_no_other(scenario: Scenario) 
     cache.reset(last)
     for layer in cache.layers.values():
         assert (layer.pos[last] == -1).all() and (layer.rot[last] == -1).all()
-        assert layer.mass is None or not layer.mass[last].any()
+        assert layer.statistic is None or not layer.statistic[last].any()
         assert cache.live(last, layer.slots) == 0
     assert all(torch.equal(tensor[:last], before) for tensor, before in zip(cache.tensors(), others, strict=True))
     driver.seen[last] = driver.rot[last] = 0
@@ -261,7 +269,7 @@ def test_rotations_after_rerotation_are_consecutive_in_the_order_of_positions(sc
     assume(max(driver.seen))
     for row, seen in enumerate(driver.seen):
         driver.rerotate(row)
-        assert driver.rot[row] == min(seen, scenario.slots)
+        assert driver.rot[row] == min(seen, max(layer.slots for layer in driver.cache.layers.values()))
         for index, layer in driver.cache.layers.items():
             live = driver.cache.live(row, layer.slots)
             for head in range(layer.shape.kv_heads):
@@ -315,7 +323,10 @@ def test_planned_bytes_are_measured_bytes_and_within_the_budget(
     assert plan.slots >= slots
     assert cache.num_bytes == plan.reserved_bytes - plan.state_bytes
     assert sum(tensor.nbytes for tensor in cache.tensors()) + plan.state_bytes <= budget
-    assert cache.bytes_for(plan.slots) == plan.reserved_bytes
+    if not isinstance(policy, Pyramid):
+        assert cache.bytes_for(plan.slots) == plan.reserved_bytes
+    more = make_plan(shape, f"{cache.bytes_for(plan.fewest + 1)}B", policy, rows, dtype)
+    assert more.fewest > plan.fewest or more.capped_by == "window"
 
     def held(*names: str) -> int:
         return sum(
@@ -327,8 +338,8 @@ def test_planned_bytes_are_measured_bytes_and_within_the_budget(
 
     assert held("k", "v") == plan.k_v_bytes
     assert held("pos", "rot") == plan.position_bytes
-    assert held("mass") == plan.policy_state_bytes
-    assert cache.num_bytes - held("k", "v", "pos", "rot", "mass") == plan.staging_bytes
+    assert held("statistic") == plan.policy_state_bytes
+    assert cache.num_bytes - held("k", "v", "pos", "rot", "statistic") == plan.staging_bytes
 
 
 @examples
@@ -407,6 +418,27 @@ def test_slots_of_lower_precision_round_what_they_hold(dtype: str) -> None:
     layer = cache.layers[0]
     held = layer.pos[0, 0, :12].long()
     assert torch.equal(layer.store.tensors["k"][0, 0, :12], driver.streams[0][0].k[0, held].to(getattr(torch, dtype)))
+
+
+def test_all_heads_of_a_layer_hold_the_same_tokens_under_tova() -> None:
+    shape = model_shape(attention_layer(3), attention_layer(2, window=9))
+    driver = Driver(make_cache(shape, 16, TOVA()), [random_streams(shape, 2, 60, 0)])
+    for count in (20, 1, 1, 9, 1, 1):
+        driver.feed([count])
+        for layer in driver.cache.layers.values():
+            assert all(torch.equal(head, layer.pos[0, 0]) for head in layer.pos[0])
+
+
+def test_layers_of_a_pyramid_fill_one_after_the_other() -> None:
+    shape = model_shape(*[attention_layer(1, 4)] * 4)
+    cache = make_cache(shape, 20, Pyramid(observed=4, beta=4))
+    driver = Driver(cache, [random_streams(shape, 1, 60, 0)])
+    assert [layer.slots for layer in cache.layers.values()] == [32, 24, 16, 8]
+    kept = []
+    for count in (8, 6, 16, 20):
+        driver.feed([count])
+        kept.append((cache.tokens_kept(0), cache.room(0)))
+    assert kept == [(8, 0), ((3 * 14 + 8) // 4, 0), ((30 + 24 + 16 + 8) // 4, 0), (20, 0)]
 
 
 LONG = model_shape(attention_layer(1, 4), attention_layer(2, 4, window=270))

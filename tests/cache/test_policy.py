@@ -7,18 +7,33 @@ from importlib.metadata import EntryPoint
 from typing import TYPE_CHECKING, ClassVar
 
 import pytest
+import torch
 
 from kvlite.cache import policy as seam
 from kvlite.cache.policies.h2o import H2O
 from kvlite.cache.policies.heavy_hitter import HeavyHitter
+from kvlite.cache.policies.pyramid import Pyramid
+from kvlite.cache.policies.snapkv import SnapKV
 from kvlite.cache.policies.window import Window
-from kvlite.cache.policy import DEFAULT_POLICY, Policy, Statistic, load_policy, policy_names
+from kvlite.cache.policy import DEFAULT_POLICY, Candidates, Policy, load_policy, policy_names
 from kvlite.errors import UsageError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-BUILT_IN = ["full", "h2o", "heavy-hitter", "window"]
+BUILT_IN = [
+    "full",
+    "h2o",
+    "heavy-hitter",
+    "keydiff",
+    "keyformer",
+    "pyramid",
+    "scissorhands",
+    "snapkv",
+    "tova",
+    "window",
+]
+STATELESS = {"full", "keydiff", "window"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +46,8 @@ class Oldest(Policy):
     def recent(self, slots: int) -> int:
         return 2
 
-    def score(self, statistic: Tensor | None, pos: Tensor, next_pos: Tensor) -> Tensor:
-        return -pos.float()
+    def score(self, candidates: Candidates) -> Tensor:
+        return -candidates.pos.float()
 
 
 class Unfinished(Policy):
@@ -59,7 +74,7 @@ def test_a_built_in_policy_is_found_by_the_name_it_gives_itself(name: str) -> No
     assert policy.name == name
     assert policy.summary
     assert policy.evicts == (name != "full")
-    assert policy.state_bytes_per_slot == (4 if policy.statistic is Statistic.MASS else 0)
+    assert policy.state_bytes_per_slot == (0 if name in STATELESS else 4)
 
 
 def test_names_are_listed_in_order_and_the_default_is_one_of_them() -> None:
@@ -73,7 +88,8 @@ def test_an_unknown_name_suggests_a_close_one() -> None:
 
 
 def test_a_name_close_to_nothing_lists_them_all() -> None:
-    with pytest.raises(UsageError, match=r"^unknown KV policy 'x'; choose one of full, h2o, heavy-hitter, window$"):
+    every = ", ".join(BUILT_IN)
+    with pytest.raises(UsageError, match=f"^unknown KV policy 'x'; choose one of {every}$"):
         load_policy("x")
 
 
@@ -124,3 +140,63 @@ def test_the_window_policy_needs_its_sinks_a_victim_and_the_newest() -> None:
 @pytest.mark.parametrize("name", BUILT_IN)
 def test_at_least_the_newest_token_is_recent(name: str) -> None:
     assert all(load_policy(name).recent(slots) >= 1 for slots in range(1, 50))
+
+
+def test_settings_overrule_the_defaults_of_a_policy_found_by_name() -> None:
+    settings = {"horizon": 1, "decay": 0.99, "heads": "max", "value_norm": True, "recent_share": 0.5, "grace": 8}
+    assert load_policy("heavy-hitter", settings) == HeavyHitter(**settings)  # type: ignore[arg-type]
+    assert load_policy("heavy-hitter", {}) == HeavyHitter()
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "said"),
+    [
+        (
+            "heavy-hitter",
+            {"horzion": 9},
+            r"^KV policy 'heavy-hitter' has no setting 'horzion'; did you mean 'horizon'\?$",
+        ),
+        ("window", {"horizon": 9}, r"^KV policy 'window' has no setting 'horizon'; choose one of sinks, decay, "),
+        ("h2o", {"sinks": -1}, r"^KV policy 'h2o': sinks is -1; expected 0 or more$"),
+        ("h2o", {"decay": 0.0}, "decay is 0.0"),
+        ("h2o", {"heads": "median"}, "heads is 'median'; expected one of mean, max, layer$"),
+        ("h2o", {"decay": "fast"}, r"^KV policy 'h2o' cannot be set to \{'decay': 'fast'\}: "),
+        ("tova", {"observed": 0}, "observed is 0"),
+        ("snapkv", {"observed": None}, "observed is None"),
+        ("snapkv", {"pooled": 4}, "pooled is 4; expected an odd number"),
+        ("keyformer", {"ramp": 0}, "ramp is 0"),
+        ("pyramid", {"beta": 0}, "beta is 0"),
+        ("heavy-hitter", {"recent_share": 1.0}, "recent_share is 1.0"),
+    ],
+)
+def test_a_setting_that_cannot_be_is_refused(name: str, settings: dict[str, object], said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        load_policy(name, settings)
+
+
+def test_a_horizon_of_one_is_a_plain_sum() -> None:
+    pos = torch.tensor([[[3, 90, 41]]])
+    known = torch.tensor([[[2.0, 0.5, 1.0]]])
+    candidates = Candidates(pos, torch.tensor([[[100]]]), known, None)
+    assert torch.equal(HeavyHitter(horizon=1).score(candidates), known)
+
+
+def test_neighbours_are_positions_that_are_held_wherever_their_slots_are() -> None:
+    pos = torch.tensor([[[7, -1, 0, 1, 20, 9, 2, -1]]])
+    known = torch.tensor([[[1.0, 9.0, 3.0, 0.0, 5.0, 4.0, 6.0, 9.0]]])
+    score = SnapKV(pooled=5).score(Candidates(pos, torch.tensor([[[21]]]), known, None))
+    kept = score[pos >= 0].tolist()
+    assert kept == pytest.approx([2.5, 3.0, 3.0, 5.0, 2.5, 3.0])
+
+
+@pytest.mark.parametrize("most", [2**31, 90])
+@pytest.mark.parametrize("layers", [1, 2, 7, 32])
+def test_a_pyramid_never_gives_a_layer_less_for_more_and_ends_equal(layers: int, most: int) -> None:
+    rule = Pyramid(observed=8, beta=5).layer_slots
+    before = [0] * layers
+    for slots in range(1, 91):
+        shares = [rule(slots, most, depth, layers) for depth in range(layers)]
+        assert all(1 <= old <= new for old, new in zip((max(1, n) for n in before), shares, strict=True))
+        assert all(share <= most for share in shares)
+        before = shares
+    assert most != 90 or set(before) == {90}

@@ -11,8 +11,14 @@ from kvlite.cache.cache import SlotCache
 from kvlite.cache.policies.full import Full
 from kvlite.cache.policies.h2o import H2O
 from kvlite.cache.policies.heavy_hitter import HeavyHitter
+from kvlite.cache.policies.keydiff import KeyDiff
+from kvlite.cache.policies.keyformer import Keyformer
+from kvlite.cache.policies.pyramid import Pyramid
+from kvlite.cache.policies.scissorhands import Scissorhands
+from kvlite.cache.policies.snapkv import SnapKV
+from kvlite.cache.policies.tova import TOVA
 from kvlite.cache.policies.window import Window
-from kvlite.cache.policy import Policy
+from kvlite.cache.policy import Policy, policy_names
 from tests.cache import simulation
 from tests.cache.driving import (
     Driver,
@@ -20,10 +26,10 @@ from tests.cache.driving import (
     Stream,
     attention_layer,
     make_cache,
-    masses,
     model_shape,
     positions,
     random_streams,
+    statistics,
 )
 from tests.cache.simulation import Rule
 from tests.parity.compare import assert_parity
@@ -32,7 +38,18 @@ POLICIES: dict[str, tuple[Policy, Rule]] = {
     "heavy-hitter": (HeavyHitter(), simulation.heavy_hitter()),
     "heavy-hitter, short horizon": (HeavyHitter(horizon=9), simulation.heavy_hitter(horizon=9)),
     "heavy-hitter, decay": (HeavyHitter(decay=0.9), simulation.heavy_hitter(decay=0.9)),
+    "heavy-hitter, most of a group": (HeavyHitter(heads="max"), simulation.heavy_hitter(heads="max")),
+    "heavy-hitter, value norm": (HeavyHitter(value_norm=True), simulation.heavy_hitter(lengths=True)),
     "h2o": (H2O(), simulation.H2O),
+    "scissorhands": (Scissorhands(), simulation.scissorhands()),
+    "scissorhands, short history": (Scissorhands(observed=11), simulation.scissorhands(history=11)),
+    "keyformer": (Keyformer(), simulation.keyformer()),
+    "keyformer, short ramp": (Keyformer(seed=7, ramp=30), simulation.keyformer(seed=7, ramp=30)),
+    "tova": (TOVA(), simulation.TOVA),
+    "snapkv": (SnapKV(), simulation.snapkv()),
+    "snapkv, short window": (SnapKV(observed=5, pooled=3), simulation.snapkv(window=5, pooled=3)),
+    "pyramid": (Pyramid(beta=3), simulation.snapkv()),
+    "keydiff": (KeyDiff(), simulation.KEYDIFF),
     "window": (Window(), simulation.WINDOW),
 }
 SCHEDULES = {
@@ -48,6 +65,7 @@ SHAPE = model_shape(
     attention_layer(window=7),  # fewer slots than a full layer, and shorter than the chunks
     attention_layer(window=30, v_dim=5),  # as many slots, which do not hold the window
     attention_layer(kv_heads=1, window=3),
+    attention_layer(kv_heads=1),
 )
 
 
@@ -65,7 +83,9 @@ class Twins:
         self.driver = Driver(cache, streams, pins)
         self.simulated = [
             [
-                simulation.Layer(rule, layer.slots, layer.shape.window, pins[row] if pins else (), streams[row][index])
+                simulation.Layer(
+                    index, rule, layer.slots, layer.shape.window, pins[row] if pins else (), streams[row][index]
+                )
                 for index, layer in cache.layers.items()
             ]
             for row in range(cache.plan.rows)
@@ -84,11 +104,15 @@ class Twins:
     def compare(self) -> None:
         for row, layers in enumerate(self.simulated):
             for index, layer in enumerate(layers):
-                expected = [{token.position: token.mass for token in head.held} for head in layer.heads]
+                expected = [{token.position: token.known for token in head.held} for head in layer.heads]
                 name = f"layer {index}, row {row}"
                 assert positions(self.cache.layers[index], row) == [set(head) for head in expected], name
-                for actual, head in zip(masses(self.cache.layers[index], row), expected, strict=True):
+                for actual, head in zip(statistics(self.cache.layers[index], row), expected, strict=True):
                     assert actual == pytest.approx({p: head[p] for p in actual}, rel=1e-4, abs=1e-6), name
+
+
+def test_every_policy_that_evicts_has_a_simulation() -> None:
+    assert {policy.name for policy, _ in POLICIES.values()} == {*policy_names()} - {"full"}
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
@@ -102,7 +126,7 @@ def test_survivors_are_those_of_the_simulation(policy: str, schedule: list[int])
     assert all(len(head) == layer.slots for layer in cache.layers.values() for head in positions(layer))
 
 
-@pytest.mark.parametrize("policy", ["heavy-hitter", "heavy-hitter, decay", "h2o", "window"])
+@pytest.mark.parametrize("policy", POLICIES)
 def test_pinned_tokens_stay_and_the_others_compete_for_what_is_left(policy: str) -> None:
     chosen, rule = POLICIES[policy]
     cache = make_cache(SHAPE, SLOTS, chosen)
@@ -147,7 +171,7 @@ def test_each_row_of_a_batch_follows_its_own_simulation(policy: str) -> None:
         twins.feed(counts)
 
 
-@pytest.mark.parametrize("policy", ["heavy-hitter, decay", "window"])
+@pytest.mark.parametrize("policy", ["heavy-hitter, decay", "keyformer", "tova", "snapkv, short window", "keydiff"])
 def test_a_row_alone_equals_the_row_in_a_batch(policy: str) -> None:
     chosen, _ = POLICIES[policy]
     streams = [random_streams(SHAPE, GROUP, 70, seed) for seed in (7, 8, 9)]

@@ -69,13 +69,32 @@ def test_sliding_layers_hold_their_window(capsys: pytest.CaptureFixture[str]) ->
 
 
 @pytest.mark.usefixtures("folder")
-def test_the_window_and_full_policies_keep_no_state(capsys: pytest.CaptureFixture[str]) -> None:
+def test_policies_that_look_at_no_attention_keep_no_state(capsys: pytest.CaptureFixture[str]) -> None:
     kept = {
         policy: planned(capsys, "./llama-3.1-8b", "--kv-budget", "2GB", "--vram", "24GB", "--kv-policy", policy)
-        for policy in ("heavy-hitter", "h2o", "window", "full")
+        for policy in ("heavy-hitter", "h2o", "snapkv", "window", "keydiff", "full")
     }
-    assert [kept[name]["policy_state_bytes_per_slot"] for name in kept] == [4, 4, 0, 0]
+    assert [kept[name]["policy_state_bytes_per_slot"] for name in kept] == [4, 4, 4, 0, 0, 0]
     assert kept["window"]["tokens"] > kept["h2o"]["tokens"]
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_pyramid_has_fewer_slots_in_later_layers_for_the_same_bytes(capsys: pytest.CaptureFixture[str]) -> None:
+    args = ("./llama-3.1-8b", "--kv-budget", "256MB", "--vram", "24GB", "--kv-policy")
+    equal, pyramid = (planned(capsys, *args, policy) for policy in ("snapkv", "pyramid"))
+    slots = [group["slots"] for group in pyramid["layers"]]
+    assert slots == sorted(slots, reverse=True) and len(slots) == 32
+    assert abs(pyramid["tokens"] - equal["tokens"]) <= 1 and pyramid["reserved_bytes"] <= 256 * 10**6
+    assert pyramid["chunk"] == slots[-1] // 4
+    assert main(["plan", *args, "pyramid"]) == 0
+    said = f"{pyramid['tokens']:,} a row on average, {slots[-1]:,} to {slots[0]:,} a layer"
+    assert said in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("folder")
+def test_layers_of_a_pyramid_are_equal_where_nothing_is_evicted(capsys: pytest.CaptureFixture[str]) -> None:
+    args = ("./llama-3.1-8b", "--kv-budget", "256MB", "--vram", "24GB", "--kv-policy", "pyramid", "--on-full", "stop")
+    assert len(planned(capsys, *args)["layers"]) == 1
 
 
 @pytest.mark.usefixtures("folder")

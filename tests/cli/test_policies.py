@@ -9,7 +9,18 @@ import pytest
 
 from kvlite.cli import main
 
-BUILT_IN = ["full", "h2o", "heavy-hitter", "window"]
+BUILT_IN = [
+    "full",
+    "h2o",
+    "heavy-hitter",
+    "keydiff",
+    "keyformer",
+    "pyramid",
+    "scissorhands",
+    "snapkv",
+    "tova",
+    "window",
+]
 
 
 def test_each_policy_says_what_it_keeps(capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,7 +9,7 @@ import psutil
 import pytest
 import torch
 
-from kvlite.cache.policy import load_policy
+from kvlite.cache.policy import load_policy, policy_names
 from kvlite.engine.engine import Engine
 from kvlite.engine.request import Completion, FinishReason, Request, Sampling, Token
 from kvlite.errors import BudgetTooSmall, ContextFull, NumericError, UsageError
@@ -34,7 +34,7 @@ def prompt(seed: int, length: int) -> tuple[int, ...]:
     return tuple((seed * 31 + i * 7) % 117 + 3 for i in range(length))
 
 
-@pytest.mark.parametrize("policy", ["heavy-hitter", "h2o", "window"])
+@pytest.mark.parametrize("policy", [name for name in policy_names() if name != "full"])
 def test_an_answer_does_not_depend_on_the_batch(llama: LoadedModel, policy: str) -> None:
     requests = [
         Request(str(i), prompt(i, 3 + 13 * i), Sampling(temperature=0.9 * (i % 2), seed=i), max_tokens=10 + 9 * i)
@@ -265,6 +265,18 @@ def test_sinks_stay_beside_pins_in_the_middle(llama: LoadedModel) -> None:
     for layer in engine.cache.layers.values():
         for head in layer.pos[0]:
             assert {0, 1, 2, 3, *range(20, 40)} <= set(head.tolist())
+
+
+def test_pins_must_fit_the_smallest_layer_of_a_pyramid_and_the_budget_named_holds_them(llama: LoadedModel) -> None:
+    request = Request("a", prompt(1, 80), max_tokens=4, pins=((20, 40),))
+    refused = answers(make_engine(llama, "60tok", "pyramid"), [request])["a"].error
+    assert isinstance(refused, BudgetTooSmall)
+    named = str(refused).split("give --kv-budget ")[1].split(" or more")[0]
+    engine = make_engine(llama, named, "pyramid")
+    assert len({layer.slots for layer in engine.cache.layers.values()}) > 1
+    assert answers(engine, [request])["a"].error is None
+    heads = [head for layer in engine.cache.layers.values() for head in layer.pos[0]]
+    assert all({*range(20, 40)} <= set(head.tolist()) for head in heads)
 
 
 def test_a_hybrids_snapshot_counts_its_state_and_lies_on_the_host() -> None:

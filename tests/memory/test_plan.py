@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kvlite.cache.policies.pyramid import Pyramid
 from kvlite.errors import BudgetTooSmall, DoesNotFit, UsageError
 from kvlite.memory.budget import Budget, BudgetKind
 from kvlite.memory.format import FORMATS
@@ -103,6 +104,60 @@ def test_shares_of_free_memory_stay_inside_it(shape: ModelShape, free: int, budg
     except BudgetTooSmall:
         return
     assert found.reserved_bytes <= found.budget_bytes <= free * (0.9 if budget == "auto" else 0.4)
+
+
+def pyramid_spec(protected: int, beta: int, state: int = 4) -> CacheSpec:
+    return CacheSpec(FP16, state, protected, layer_rule=Pyramid(beta=beta).layer_slots)
+
+
+@given(shapes, st.integers(1, 10**8), st.integers(1, 3), st.integers(1, 40), st.integers(1, 30))
+def test_layers_of_any_size_stay_inside_the_budget_and_use_it(
+    shape: ModelShape, size: int, rows: int, protected: int, beta: int
+) -> None:
+    spec = pyramid_spec(protected, beta)
+    try:
+        found = plan_cache(shape, Budget(BudgetKind.BYTES, size), spec, rows=rows, free_bytes=None)
+    except BudgetTooSmall as refused:
+        if "smallest that works" in str(refused):
+            named = str(refused).split("smallest that works is ")[1].split(" (")[0]
+            assert plan_cache(shape, Budget.parse(named), spec, rows=rows, free_bytes=None).fewest >= protected
+        return
+    full = [
+        slots
+        for slots, layer in zip(found.layer_slots, shape.layers, strict=True)
+        if layer.kv_heads and not layer.window
+    ]
+    cap = most_slots(shape, spec)
+    assert found.reserved_bytes <= size
+    assert found.fewest == min(full) >= protected and max(full) <= cap
+    assert full == sorted(full, reverse=True)
+    assert 0 <= sum(full) - found.slots * len(full) < len(full)  # their average, each rounded up
+    assert found.chunk == chunk_tokens(found.fewest)
+    if found.slots < cap:
+        more = Budget(BudgetKind.TOKENS, found.slots + 1)
+        assert plan_cache(shape, more, spec, rows=rows, free_bytes=None).reserved_bytes > size
+    else:
+        assert set(full) == {cap}
+
+
+def test_a_pyramid_falls_in_a_straight_line_from_almost_twice_the_mean_to_a_twentieth() -> None:
+    layers = [LayerShape("full", 2, 64, 64)] * 5
+    found = plan_cache(model(layers), Budget.parse("1032tok"), pyramid_spec(1, beta=20), free_bytes=None)
+    assert [slots - 32 for slots in found.layer_slots] == [1950, 1475, 1000, 525, 50]
+
+
+def test_layers_that_would_exceed_the_window_leave_the_rest_to_the_others() -> None:
+    layers = [LayerShape("full", 2, 64, 64)] * 3
+    found = plan_cache(model(layers, 1000), Budget.parse("632tok"), pyramid_spec(1, beta=20), free_bytes=None)
+    assert found.layer_slots == (800, 632, 464)
+
+
+def test_a_layer_that_slides_takes_no_part_in_the_pyramid() -> None:
+    full, sliding = LayerShape("full", 2, 64, 64), LayerShape("sliding", 2, 64, 64, 90)
+    found = plan_cache(
+        model([full, sliding, full, sliding]), Budget.parse("132tok"), pyramid_spec(1, beta=5), free_bytes=None
+    )
+    assert found.layer_slots == (32 + 180, 90, 32 + 20, 90)
 
 
 FULL = model([LayerShape("full", 2, 64, 64)], 1000)

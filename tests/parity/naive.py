@@ -54,16 +54,30 @@ def attention(q: Tensor, q_pos: Tensor, segments: Sequence[Segment], geometry: G
     )
 
 
-def received(probability: Tensor, weight: Tensor, num_kv_heads: int) -> Tensor:
-    """Weighted probability each key received, mean over the group: [B, H_KV, N]."""
-    batch, num_heads, num_queries, num_keys = probability.shape
+def received(given: Tensor, weight: Tensor, num_kv_heads: int, heads: str = "mean") -> Tensor:
+    """What each query of each head gave a key [B, H_Q, T, N], by weight, over the `heads`: [B, H_KV, N]."""
+    batch, num_heads, num_queries, num_keys = given.shape
     group = num_heads // num_kv_heads
-    masses = torch.zeros(batch, num_kv_heads, num_keys, dtype=torch.float64)
+    totals = torch.zeros(batch, num_kv_heads, num_keys, dtype=torch.float64)
     for b in range(batch):
-        for head in range(num_heads):
+        for kv_head in range(num_kv_heads):
+            every = range(num_heads) if heads == "layer" else range(kv_head * group, (kv_head + 1) * group)
             for t in range(num_queries):
-                masses[b, head // group] += probability[b, head, t] * float(weight[b, t]) / group
-    return masses
+                said = [given[b, head, t].double() for head in every]
+                together = torch.stack(said).max(0).values if heads == "max" else sum(said) / len(said)
+                totals[b, kv_head] += together * float(weight[b, t])
+    return totals
+
+
+def below_equal_share(probability: Tensor) -> Tensor:
+    """1 where a key is seen and got less than 1 / t of the t keys that are seen, of [B, H_Q, T, N]."""
+    below = torch.zeros_like(probability)
+    for index in range(probability[..., 0].numel()):
+        row, out = probability.view(-1, probability.shape[-1])[index], below.view(-1, probability.shape[-1])[index]
+        seen = [j for j, share in enumerate(row.tolist()) if share > 0]
+        for j in seen:
+            out[j] = float(row[j].item() < 1 / len(seen))
+    return below
 
 
 def survivors(held: Sequence[tuple[float, int]], new: Sequence[tuple[float, int]]) -> tuple[set[int], dict[int, int]]:

@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from kvlite_kernels import reference
-from kvlite_kernels.reference import Geometry, Segment, attend, attend_segments, evict, merge, statistic
+from kvlite_kernels.kinds import Statistic
+from kvlite_kernels.reference import Geometry, Segment, attend, attend_segments, evict, merge
+from kvlite_kernels.statistic import Measure, received
 from tests.parity import naive
 from tests.parity.compare import assert_parity
 
@@ -68,6 +70,11 @@ def split(segment: Segment, *at: int) -> list[Segment]:
 def weights(q_pos: Tensor, decay: float = 0.9) -> Tensor:
     """One weight a query, 0 for padding, as a decayed policy has them."""
     return decay ** torch.arange(q_pos.shape[1] - 1, -1, -1) * (q_pos >= 0)
+
+
+def mass(q_pos: Tensor) -> Measure:
+    """Attention mass by those weights."""
+    return Measure(Statistic.MASS, weights(q_pos))
 
 
 CASES = {
@@ -147,10 +154,10 @@ def test_segments_attend_as_one_and_give_every_key_its_statistic(case: Case) -> 
     q, q_pos, segment = problem(case)
     expected = naive.attention(q, q_pos, [segment], case.geometry)
     parts = split(segment, case.keys // 3) if case.keys > 1 else [segment]
-    out, masses = attend_segments(q, q_pos, parts, case.geometry, weights(q_pos))
+    out, masses = attend_segments(q, q_pos, parts, case.geometry, mass(q_pos))
     assert_parity("out", out, expected.out, TOLERANCE[case.dtype])
-    mass = naive.received(expected.probability, weights(q_pos), case.kv_heads)
-    assert_parity("mass", torch.cat(masses, -1), mass, 4 * TOLERANCE[case.dtype])
+    total = naive.received(expected.probability, weights(q_pos), case.kv_heads)
+    assert_parity("mass", torch.cat(masses, -1), total, 4 * TOLERANCE[case.dtype])
 
 
 @pytest.mark.parametrize("sink", [False, True])
@@ -160,7 +167,7 @@ def test_what_a_query_gives_to_all_segments_and_the_sink_sums_to_one(sink: bool)
     for t in range(case.queries):
         one = torch.zeros(case.rows, case.queries)
         one[:, t] = 1.0
-        _, masses = attend_segments(q, q_pos, split(segment, 4, 9), case.geometry, one)
+        _, masses = attend_segments(q, q_pos, split(segment, 4, 9), case.geometry, Measure(Statistic.MASS, one))
         lse = naive.attention(q, q_pos, [segment], case.geometry).lse[:, :, t]
         total = torch.cat(masses, -1).sum(-1)
         if case.geometry.sink_logits is not None:
@@ -176,8 +183,9 @@ def test_the_statistic_of_one_segment_needs_only_the_merged_lse() -> None:
     expected = naive.attention(q, q_pos, [segment], case.geometry)
     near, far = split(segment, 6)
     alone = attend(q, q_pos, near, case.geometry)
-    mass = naive.received(expected.probability, weights(q_pos), case.kv_heads)
-    assert_parity("mass", statistic(alone, expected.lse, weights(q_pos), case.kv_heads), mass[..., :6])
+    (actual,) = received([alone.logits], expected.lse, q_pos, [near.pos], mass(q_pos), case.kv_heads)
+    total = naive.received(expected.probability, weights(q_pos), case.kv_heads)
+    assert_parity("mass", actual, total[..., :6])
     assert far.k.shape[2] == case.keys - 6
 
 
@@ -187,9 +195,9 @@ def test_tiles_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch, element
     case = Case(queries=17, keys=40, sink=True, dtype=dtype, v_dim=12)
     q, q_pos, segment = problem(case)
     parts = split(segment, 25)
-    whole, masses = attend_segments(q, q_pos, parts, case.geometry, weights(q_pos))
+    whole, masses = attend_segments(q, q_pos, parts, case.geometry, mass(q_pos))
     monkeypatch.setattr(reference, "TILE_ELEMENTS", elements)
-    tiled, tiled_masses = attend_segments(q, q_pos, parts, case.geometry, weights(q_pos))
+    tiled, tiled_masses = attend_segments(q, q_pos, parts, case.geometry, mass(q_pos))
     assert_parity("out", tiled, whole)
     for index, (actual, expected) in enumerate(zip(tiled_masses, masses, strict=True)):
         assert_parity(f"mass of segment {index}", actual, expected, 1e-5 if dtype != torch.float64 else None)

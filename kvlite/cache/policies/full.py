@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from kvlite.cache.policy import Policy
+from kvlite.cache.policy import Candidates, Policy
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,5 +24,5 @@ class Full(Policy):
     def recent(self, slots: int) -> int:
         return 1
 
-    def score(self, statistic: Tensor | None, pos: Tensor, next_pos: Tensor) -> Tensor:
-        return pos.float()
+    def score(self, candidates: Candidates) -> Tensor:
+        return candidates.pos.float()

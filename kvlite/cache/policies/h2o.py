@@ -12,7 +12,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from kvlite.cache.policy import Policy, Statistic
+from kvlite.cache.policy import Candidates, Policy
+from kvlite_kernels.kinds import Statistic
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,6 +32,5 @@ class H2O(Policy):
     def recent(self, slots: int) -> int:
         return max(1, slots // 2)
 
-    def score(self, statistic: Tensor | None, pos: Tensor, next_pos: Tensor) -> Tensor:
-        assert statistic is not None
-        return statistic
+    def score(self, candidates: Candidates) -> Tensor:
+        return candidates.statistic

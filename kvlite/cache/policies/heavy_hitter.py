@@ -1,14 +1,15 @@
 """Heavy hitters, the default: H2O (https://arxiv.org/abs/2306.14048) with its known defects repaired.
 
     s_j  <-  decay * s_j + mean over the group of sum over the queries of A[h, t, j]
-    rank_j = s_j / min(age_j, horizon)
+    rank_j = s_j / min(age_j, horizon), with `value_norm` times |v_j|
 
 Departures from the published method, each for a measured defect of it:
 * Age normalisation. A plain sum favours early tokens, which have been summed for longest, until nothing new can stay;
-  a token's mass is divided by how long it has been collecting, at most `horizon` tokens.
+  a token's mass is divided by how long it has been collecting, at most `horizon` tokens (1: not at all).
 * Grace. A new token has received next to nothing and would be the next victim; the recent window covers at least
   `grace` tokens whatever the budget.
-* Grouped-query attention. Scores belong to KV heads: the mean over the query heads that share one.
+* Grouped-query attention. Scores belong to KV heads: the mean over the query heads that share one; `heads="max"` takes
+  the most attentive of them.
 * The first `sinks` tokens stay (StreamingLLM, https://arxiv.org/abs/2309.17453), which keeps tiny budgets coherent.
 """
 
@@ -17,7 +18,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from kvlite.cache.policy import Policy, Statistic
+from kvlite.cache.policy import Candidates, Policy
+from kvlite_kernels.kinds import Statistic
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,11 +36,22 @@ class HeavyHitter(Policy):
     horizon: int = 1024
     grace: int = 4
     recent_share: float = 0.25
+    value_norm: bool = False
+
+    def __post_init__(self) -> None:
+        Policy.__post_init__(self)
+        self._check("horizon", self.horizon >= 1, "1 or more")
+        self._check("grace", self.grace >= 1, "1 or more")
+        self._check("recent_share", 0 <= self.recent_share < 1, "0 or more and less than 1")
+
+    @property
+    def needs_value_norm(self) -> bool:
+        return self.value_norm
 
     def recent(self, slots: int) -> int:
         return max(self.grace, int(slots * self.recent_share))
 
-    def score(self, statistic: Tensor | None, pos: Tensor, next_pos: Tensor) -> Tensor:
-        assert statistic is not None
-        age = (next_pos - pos).clamp(min=1, max=self.horizon)
-        return statistic / age
+    def score(self, candidates: Candidates) -> Tensor:
+        age = (candidates.next_pos - candidates.pos).clamp(min=1, max=self.horizon)
+        rank = candidates.statistic / age
+        return rank if candidates.value_norm is None else rank * candidates.value_norm

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from kvlite.cache.policy import Policy
+from kvlite.cache.policy import Candidates, Policy
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,5 +25,5 @@ class Window(Policy):
     def recent(self, slots: int) -> int:
         return 1  # the score already keeps the newest; protecting more would leave pins no room
 
-    def score(self, statistic: Tensor | None, pos: Tensor, next_pos: Tensor) -> Tensor:
-        return pos.float()
+    def score(self, candidates: Candidates) -> Tensor:
+        return candidates.pos.float()

@@ -1,0 +1,121 @@
+"""The torch twins of the statistics: how much of each query's attention a key received, by several measures.
+
+Each takes the logits of all segments and what normalises a query over all of them, and adds up per key. Letters as in
+`reference`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from kvlite_kernels.kinds import Heads, Noise, Statistic
+
+_WORD = 0xFFFFFFFF
+
+
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """Which statistic: its `kind`, how query heads become KV heads, and the `weight` [B, T] of each query.
+
+    Only the last `queries` have a weight other than 0; None says nothing of that.
+    """
+
+    kind: Statistic
+    weight: Tensor
+    heads: Heads = "mean"
+    noise: Noise | None = None
+    queries: int | None = None
+
+    def first(self, num_queries: int) -> int:
+        """The first of `num_queries` queries that may have a weight."""
+        return 0 if self.queries is None else max(0, num_queries - self.queries)
+
+    def of(self, queries: slice) -> Measure:
+        """The same for some of the queries."""
+        return replace(self, weight=self.weight[:, queries], queries=None)
+
+
+def received(
+    logits: Sequence[Tensor], lse: Tensor, q_pos: Tensor, k_pos: Sequence[Tensor], measure: Measure, num_kv_heads: int
+) -> list[Tensor]:
+    """The statistic of each segment's keys [B, H_KV, N], summed over the queries by weight.
+
+    `logits` [B, H_Q, T, N] and `k_pos` int [B, H_KV or 1, N] are of each segment; `lse` [B, H_Q, T] is the merged one,
+    so that the masses of all segments and the sink logit sum to one per query.
+    """
+    if measure.kind is Statistic.MASS:
+        shares = [probabilities(part, lse) for part in logits]
+    elif measure.kind is Statistic.BELOW:
+        shares = _below(logits, lse)
+    else:
+        assert measure.kind is Statistic.GUMBEL and measure.noise is not None
+        shares = _gumbel(logits, q_pos, k_pos, measure.noise)
+    return [_reduced(part, measure, num_kv_heads) for part in shares]
+
+
+def probabilities(logits: Tensor, lse: Tensor, spread: bool = True) -> Tensor:
+    """exp(logits - lse), zero where nothing is visible (lse -inf); `spread` adds the key dimension to lse."""
+    finite = lse.masked_fill(lse == -torch.inf, 0.0)
+    return torch.exp(logits - (finite[..., None] if spread else finite))
+
+
+def gumbel(noise: Noise, num_heads: int, q_pos: Tensor, k_pos: Tensor, dtype: torch.dtype) -> Tensor:
+    """Gumbel noise [B, H_Q, T, N] for `q_pos` [B, T] and `k_pos` [B, H_KV or 1, N]: -log(-log u), u of 23 bits.
+
+    The words of the hash are chained by murmur3's finaliser, h <- mix(h ^ word), from the seed on.
+    """
+    heads = torch.arange(num_heads, device=q_pos.device)
+    start = _mixed(torch.tensor((noise.seed + 0x9E3779B9) & _WORD, device=q_pos.device))
+    of_head = _mixed(_mixed(start ^ noise.layer) ^ heads)  # [H_Q]
+    of_query = _mixed(of_head[:, None] ^ (q_pos.long() & _WORD)[:, None])  # [B, H_Q, T]
+    keys = k_pos.long() & _WORD
+    if keys.shape[1] > 1:
+        keys = keys.repeat_interleave(num_heads // keys.shape[1], 1)
+    word = _mixed(of_query[..., None] ^ keys[:, :, None])
+    uniform = ((word >> 9).to(dtype) + 0.5) * 2.0**-23
+    return -torch.log(-torch.log(uniform))
+
+
+def _below(logits: Sequence[Tensor], lse: Tensor) -> list[Tensor]:
+    """1 for a key that is seen and gets less than an equal share, else 0."""
+    seen = [part > -torch.inf for part in logits]
+    count = sum(part.sum(-1) for part in seen)
+    assert isinstance(count, Tensor)
+    equal = (lse - count.to(lse.dtype).log())[..., None]
+    return [(part & (x < equal)).to(x.dtype) for part, x in zip(seen, logits, strict=True)]
+
+
+def _gumbel(logits: Sequence[Tensor], q_pos: Tensor, k_pos: Sequence[Tensor], noise: Noise) -> list[Tensor]:
+    """A softmax of its own over the keys of all segments, of logits with noise at a temperature."""
+    progress = (q_pos.to(logits[0].dtype) / noise.ramp).clamp(0.0, 1.0)
+    temperature = (noise.first + (noise.last - noise.first) * progress)[:, None, :, None]
+    noised = [
+        (part + gumbel(noise, part.shape[1], q_pos, pos, part.dtype)) / temperature
+        for part, pos in zip(logits, k_pos, strict=True)
+    ]
+    lse = torch.stack([part.logsumexp(-1) for part in noised]).logsumexp(0)
+    return [probabilities(part, lse) for part in noised]
+
+
+def _reduced(shares: Tensor, measure: Measure, num_kv_heads: int) -> Tensor:
+    """[B, H_Q, T, N] -> [B, H_KV, N]. A maximum is taken per query, so that chunks do not change the sum."""
+    batch, num_heads, num_queries, num_keys = shares.shape
+    weight = measure.weight.to(shares.dtype)[:, None, :, None]
+    if measure.heads == "max":
+        grouped = shares.view(batch, num_kv_heads, num_heads // num_kv_heads, num_queries, num_keys)
+        return (grouped.amax(2) * weight).sum(2)
+    per_head = (shares * weight).sum(2)
+    if measure.heads == "layer":
+        return per_head.mean(1, keepdim=True).expand(-1, num_kv_heads, -1)
+    return per_head.view(batch, num_kv_heads, num_heads // num_kv_heads, num_keys).mean(2)
+
+
+def _mixed(word: Tensor) -> Tensor:
+    """murmur3's 32-bit finaliser, on int64 that hold 32 bits."""
+    word = ((word ^ (word >> 16)) * 0x85EBCA6B) & _WORD
+    word = ((word ^ (word >> 13)) * 0xC2B2AE35) & _WORD
+    return word ^ (word >> 16)
