@@ -15,7 +15,7 @@ from kvlite.cache.rotation import Rotation
 from kvlite.cache.step import Step
 from kvlite.cache.store import SlotStore, put
 from kvlite.memory.shape import LayerShape
-from kvlite_kernels.reference import Geometry, Segment, attend_segments, evict
+from kvlite_kernels.reference import Geometry, Segment, Vectors, attend_segments, evict
 
 
 class LayerSlots:
@@ -68,11 +68,14 @@ class LayerSlots:
         q [n, H_Q, T, D] and the new k [n, H_KV, T, D], v [n, H_KV, T, D_V], already rotated -> out [n, H_Q, T, D_V].
         """
         placement = step.placements[self.slots]
+        query, keys, values = self.store.encode(q, k, v)
         if placement.index is not None:
-            return self._append(q, k, v, step, geometry, placement.extent, placement.index)
-        if k.shape[2] == 1:
-            return self._decode(q, k, v, step, geometry)
-        return self._prefill(q, k, v, step, geometry, placement.extent)
+            out = self._append(query, keys, values, step, geometry, placement.extent, placement.index)
+        elif k.shape[2] == 1:
+            out = self._decode(query, keys, values, step, geometry)
+        else:
+            out = self._prefill(query, keys, values, step, geometry, placement.extent)
+        return self.store.decode(out).to(q.dtype)
 
     def rerotate(self, row: int, live: int, end: int) -> None:
         """Give the `live` keys of each head of a row consecutive rotations below `end`, in the order of `pos`."""
@@ -85,13 +88,13 @@ class LayerSlots:
         held.copy_(new)
 
     def _append(
-        self, q: Tensor, k: Tensor, v: Tensor, step: Step, geometry: Geometry, extent: int, index: Tensor | slice
+        self, q: Tensor, k: Vectors, v: Vectors, step: Step, geometry: Geometry, extent: int, index: Tensor | slice
     ) -> Tensor:
         """Every row has room: write first, then slots and new tokens are one segment."""
         self._write(step.rows, index, k, v, step, None)
         return self._attend(q, [self._segment(step.rows, extent)], step, geometry)[0]
 
-    def _prefill(self, q: Tensor, k: Tensor, v: Tensor, step: Step, geometry: Geometry, extent: int) -> Tensor:
+    def _prefill(self, q: Tensor, k: Vectors, v: Vectors, step: Step, geometry: Geometry, extent: int) -> Tensor:
         new_pos = step.pos[:, None, -k.shape[2] :]
         segments = [self._segment(step.rows, extent), Segment(k, v, new_pos)]
         out, masses = self._attend(q, segments, step, geometry)
@@ -101,7 +104,7 @@ class LayerSlots:
         self._write(step.rows, index, k, v, step, new_mass)
         return out
 
-    def _decode(self, q: Tensor, k: Tensor, v: Tensor, step: Step, geometry: Geometry) -> Tensor:
+    def _decode(self, q: Tensor, k: Vectors, v: Vectors, step: Step, geometry: Geometry) -> Tensor:
         """One token per row against full slots: it waits in the discard slot, so that all keys are one segment."""
         rows, waiting = step.rows, slice(self.slots, self.slots + 1)
         self._write(rows, waiting, k, v, step, None)
@@ -128,7 +131,7 @@ class LayerSlots:
         return out, masses
 
     def _segment(self, rows: slice, extent: int) -> Segment:
-        return Segment(*self.store.read(rows, extent), self.pos[rows, :, :extent])
+        return Segment(*self.store.view(rows, extent), self.pos[rows, :, :extent])
 
     def _choose(self, step: Step, new_priority: Tensor, new_pos: Tensor) -> Tensor:
         """The slot of each new token, int64 [n, H_KV, T]; the discard slot where it is not kept."""
@@ -151,7 +154,9 @@ class LayerSlots:
                 protected |= ((pos[..., None] >= start) & (pos[..., None] < end)).any(-1)
         return score.masked_fill(protected, torch.inf).masked_fill(pos < 0, -torch.inf)
 
-    def _write(self, rows: slice, index: Tensor | slice, k: Tensor, v: Tensor, step: Step, mass: Tensor | None) -> None:
+    def _write(
+        self, rows: slice, index: Tensor | slice, k: Vectors, v: Vectors, step: Step, mass: Tensor | None
+    ) -> None:
         """Put the new tokens into the slots `index`, as `put` does; their mass starts at `mass`, or at 0."""
         num_new = k.shape[2]
         self.store.write(rows, index, k, v)

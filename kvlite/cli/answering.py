@@ -85,10 +85,10 @@ def banner(opened: Opened) -> str:
 
     shape, plan, engine = opened.loaded.shape, opened.plan, opened.engine
     cache = engine.cache
-    token_bytes = shape.kv_bytes_per_token(cache.dtype.itemsize)
+    token_bytes = shape.kv_bytes_per_token(cache.stored)
     state = " + policy state" if plan.policy_state_bytes else ""
     window = f" (window {shape.max_positions:,} tok)" if shape.max_positions else ""
-    dtype = str(opened.loaded.dtype).removeprefix("torch.")
+    dtype = opened.loaded.dtype_name
     parts = [
         opened.name if opened.ref.alias in (None, opened.name) else f"{opened.ref.alias} → {opened.name}",
         dtype if opened.loaded.quant == "none" else opened.loaded.quant,

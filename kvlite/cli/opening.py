@@ -86,7 +86,7 @@ class Opened:
             revision=self.files.revision,
             params=self.loaded.num_parameters,
             quant=self.loaded.quant,
-            dtype=str(self.loaded.dtype).removeprefix("torch."),
+            dtype=self.loaded.dtype_name,
             license=self.files.license,
         )
 
@@ -116,8 +116,6 @@ def open_model(
 
     `batch_size` caps the rows, None leaves their number to the device. Raises the KvliteError that says what is wrong.
     """
-    import torch
-
     from kvlite.cache.policy import load_policy
     from kvlite.engine.engine import Engine
     from kvlite.memory.format import dtype_name
@@ -138,7 +136,7 @@ def open_model(
         batch_size=batch_size,
         with_rows=with_rows,
     )
-    engine = Engine(loaded, plan, policy, getattr(torch, stored.name), options.on_full)
+    engine = Engine(loaded, plan, policy, stored, options.on_full)
     text = ChatText(loaded.tokenizer, generation=files.generation, think=options.think)
     return Opened(ref, files, loaded, engine, text, model_sampling(files.generation), options)
 

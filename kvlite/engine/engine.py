@@ -20,6 +20,7 @@ from kvlite.engine.sampling import INVALID, Draw, sample
 from kvlite.engine.scheduler import Feed, next_feed
 from kvlite.errors import KvliteError, NumericError, OutOfMemory, UsageError
 from kvlite.memory.counts import KVCounts
+from kvlite.memory.format import SlotFormat
 from kvlite.memory.plan import CachePlan
 from kvlite.models.hybrid import StateSnapshot
 from kvlite.models.loaded import LoadedModel
@@ -44,12 +45,13 @@ class RowSnapshot:
 class Engine:
     """Feeds requests through `loaded` with a cache of `plan.rows` rows that never exceeds `plan.budget_bytes`.
 
-    `on_full` says what happens when no slot is free: `evict`, `stop` the answer, or make it an `error`. A policy that
-    does not evict stops. Raises DoesNotFit or OutOfMemory where the cache cannot be allocated.
+    `stored` is what a slot holds, as planned. `on_full` says what happens when no slot is free: `evict`, `stop` the
+    answer, or make it an `error`. A policy that does not evict stops. Raises DoesNotFit or OutOfMemory where the cache
+    cannot be allocated.
     """
 
     def __init__(
-        self, loaded: LoadedModel, plan: CachePlan, policy: Policy, slot_dtype: torch.dtype, on_full: str = "evict"
+        self, loaded: LoadedModel, plan: CachePlan, policy: Policy, stored: SlotFormat, on_full: str = "evict"
     ) -> None:
         if on_full not in ON_FULL:
             raise UsageError(f"on-full is {on_full!r}; give one of {', '.join(ON_FULL)}")
@@ -61,7 +63,7 @@ class Engine:
         self.on_full = "stop" if on_full == "evict" and not policy.evicts else on_full
         self.meter = Meter(loaded.device)
         with _allocating():
-            self.cache = SlotCache(loaded.shape, plan, policy, slot_dtype, loaded.device)
+            self.cache = SlotCache(loaded.shape, plan, policy, stored, loaded.device)
         for index, layer in self.cache.layers.items():
             layer.rotation = (loaded.rotations or {}).get(index)
         self._limits = Limits(self.cache, loaded.window, loaded.rotations is not None, self.on_full)

@@ -229,7 +229,7 @@ def test_weights_come_from_the_headers(folder: Path, capsys: pytest.CaptureFixtu
         (["./llama-2-7b", "--solve", "batch"], 2, "--context"),
         (["./llama-2-7b", "--solve", "budget", "--kv-budget", "2GB"], 2, "leave out"),
         (["./llama-2-7b", "--solve", "context", "--context", "9"], 2, "leave out"),
-        (["./llama-2-7b", "--kv-dtype", "int4"], 2, "float16"),
+        (["./llama-2-7b", "--kv-dtype", "int3"], 2, "float16"),
         (["./llama-2-7b", "--dtype", "int8"], 2, "float16"),
         (["./llama-2-7b", "--kv-policy", "best"], 2, "best"),
         (["./llama-2-7b", "--4bit", "--quant", "8bit"], 2, "contradicts"),

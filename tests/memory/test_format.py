@@ -56,7 +56,7 @@ def test_auto_stores_the_models_dtype() -> None:
     assert slot_format("fp32", "bfloat16").bytes_per_slot(128, 64) == 768
 
 
-@pytest.mark.parametrize("name", ["int8", "int4", "fp8", "", "FLOAT16"])
+@pytest.mark.parametrize("name", ["int3", "INT8", "fp8", "", "FLOAT16"])
 def test_an_unknown_format_is_refused_with_those_that_exist(name: str) -> None:
-    with pytest.raises(UsageError, match="float32, bfloat16, float16"):
+    with pytest.raises(UsageError, match="float32, bfloat16, float16, int8, int4"):
         slot_format(name, "bfloat16")
