@@ -120,6 +120,7 @@ def open_model(
     from kvlite.engine.engine import Engine
     from kvlite.memory.format import dtype_name
     from kvlite.memory.shape import ModelShape
+    from kvlite.models.canary import require_survival
     from kvlite.text.template import ChatText
 
     policy = load_policy(options.kv_policy)
@@ -136,6 +137,9 @@ def open_model(
         batch_size=batch_size,
         with_rows=with_rows,
     )
+    if stored.is_coded:
+        canary = require_survival(loaded, stored)
+        (console.warn if canary.is_ill else console.detail)(str(canary))
     engine = Engine(loaded, plan, policy, stored, options.on_full)
     text = ChatText(loaded.tokenizer, generation=files.generation, think=options.think)
     return Opened(ref, files, loaded, engine, text, model_sampling(files.generation), options)
