@@ -96,7 +96,15 @@ class Opened:
 
         loaded, plan, weights = self.loaded, self.plan, WeightFacts.of(self.files)
         device: DeviceKind = "cuda" if loaded.device.type == "cuda" else "cpu"
-        others = other_terms(loaded.shape, weights, quant=loaded.quant, device=device, rows=plan.rows, chunk=plan.chunk)
+        others = other_terms(
+            loaded.shape,
+            weights,
+            quant=loaded.quant,
+            device=device,
+            rows=plan.rows,
+            chunk=plan.chunk,
+            stored=self.engine.cache.stored,
+        )
         return MemoryPlan((others[0], *cache_terms(plan), *others[1:]), None).predicted()
 
 
@@ -168,7 +176,9 @@ def plan_for(
     most_rows = batch_size or (ROWS_ON_GPU if device == "cuda" else ROWS_ON_CPU)
     if shape.has_state or not with_rows:
         most_rows = 1  # the state of hybrids would take in the padding of neighbouring rows
-    beside = working_bytes(shape, rows=most_rows, chunk=options.prefill_chunk, quant=options.quant)
+    beside = working_bytes(
+        shape, rows=most_rows, chunk=options.prefill_chunk, quant=options.quant, stored=spec.slot_format
+    )
     left = max(0, free_bytes - beside)
     if not with_rows:
         return plan_cache(shape, budget, spec, free_bytes=left), spec.slot_format
