@@ -64,17 +64,18 @@ def hadamard(x: Tensor) -> Tensor:
 
 
 def quantise(x: Tensor, bits: int, group: int) -> Packed:
-    """Code x [..., D] symmetrically in 8 or 4 `bits`, with one scale per `group` channels, which divides D.
+    """Code x [..., D] in 8 or 4 `bits` around zero, with one scale per `group` channels, which divides D.
 
-    The largest magnitude of a group takes the largest code. A scale is at most what fp16 holds: larger numbers
-    saturate, and groups too small for it become zero. A group that is not finite stays so, as NaN.
+    The largest magnitude of a group takes the lowest code, which has no positive twin; the scale's sign makes it fit.
+    A scale is at most what fp16 holds: larger numbers saturate, and groups too small for it become zero. A group that
+    is not finite stays so, as NaN.
     """
-    levels = 2 ** (bits - 1) - 1
+    lowest = -(2 ** (bits - 1))
     grouped = x.to(torch.promote_types(x.dtype, torch.float32)).unflatten(-1, (-1, group))
-    peak = grouped.abs().amax(-1, keepdim=True)
-    scale = (peak / levels).clamp(max=MAX_SCALE).to(torch.float16).masked_fill(~peak.isfinite(), torch.nan)
+    peak = grouped.gather(-1, grouped.abs().argmax(-1, keepdim=True))
+    scale = (peak / lowest).clamp(-MAX_SCALE, MAX_SCALE).to(torch.float16).masked_fill(~peak.isfinite(), torch.nan)
     steps = (grouped / scale.to(grouped.dtype)).nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
-    codes = steps.round_().clamp_(-levels, levels).flatten(-2)
+    codes = steps.round_().clamp_(lowest, -lowest - 1).flatten(-2)
     if bits == 8:
         return Packed(codes.to(torch.int8), scale.squeeze(-1), x.shape[-1])
     low, high = pad(codes.add_(8).to(torch.uint8), (0, x.shape[-1] % 2)).chunk(2, -1)

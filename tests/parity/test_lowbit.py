@@ -43,21 +43,27 @@ def test_rotating_twice_gives_the_vector_back(dim: int) -> None:
 
 @examples
 @given(st.sampled_from(DIMS), st.sampled_from((8, 4)), st.floats(-3, 4), st.integers(0, 10**6))
-def test_a_channel_is_off_by_at_most_half_a_step(dim: int, bits: int, magnitude: float, seed: int) -> None:
+def test_a_channel_is_off_by_at_most_half_a_step_unless_it_opposes_the_largest(
+    dim: int, bits: int, magnitude: float, seed: int
+) -> None:
     x = random(4, 3, dim, seed=seed) * 10**magnitude
     packed = quantise(x, bits, group_of(dim))
     steps = packed.scale.float().repeat_interleave(group_of(dim), -1)
-    # The scale is rounded too, to 11 bits or 2^-24, so that the largest channel may lie a little beyond the last code.
-    levels = 2 ** (bits - 1) - 1
-    assert ((packed.to(torch.float32) - x).abs() <= steps * (0.5 + levels * 2.0**-11) + levels * 2.0**-25).all()
+    # The scale is rounded too, to 11 bits or 2^-24, so that the largest channel may lie a little beyond the last code;
+    # one nearly as large of the other sign has no code of its own and lies up to a step off.
+    levels = 2 ** (bits - 1)
+    is_opposed = (x / steps) > levels - 1.5
+    allowed = steps.abs() * (0.5 + 0.5 * is_opposed + levels * 2.0**-11) + levels * 2.0**-25
+    assert ((packed.to(torch.float32) - x).abs() <= allowed).all()
 
 
 @pytest.mark.parametrize("dim", DIMS)
 @pytest.mark.parametrize("bits", [8, 4])
 def test_numbers_that_are_codes_come_back_exactly(dim: int, bits: int) -> None:
-    levels = 2 ** (bits - 1) - 1
-    x = torch.arange(6 * dim).view(2, 3, dim).remainder(2 * levels + 1).float() - levels
-    x[..., :: group_of(dim)] = levels  # so that every group's scale is 1
+    levels = 2 ** (bits - 1)
+    x = torch.arange(6 * dim).view(2, 3, dim).remainder(2 * levels).float() - levels
+    x[..., :: group_of(dim)] = -levels  # so that every group's scale is 1
+    x[1] *= -1  # and -1
     packed = quantise(x, bits, group_of(dim))
     assert torch.equal(packed.to(torch.float32), x)
     assert packed.shape == x.shape and packed[:, 1:].shape == x[:, 1:].shape
@@ -66,23 +72,20 @@ def test_numbers_that_are_codes_come_back_exactly(dim: int, bits: int) -> None:
 @pytest.mark.parametrize("dim", [5, 8, 80])
 def test_a_byte_of_four_bits_holds_a_channel_and_the_one_half_a_vector_on(dim: int) -> None:
     x = torch.arange(dim).remainder(8).float()[None] - 4
-    x[..., :: group_of(dim)] = 7
+    x[..., :: group_of(dim)] = -8  # so that every group's scale is 1
     half = -(-dim // 2)
     codes = quantise(x, 4, group_of(dim)).codes.long()
     assert codes.shape == (1, half)
-    scaled = x / (
-        x.unflatten(-1, (-1, group_of(dim))).abs().amax(-1).clamp(min=1e-9).repeat_interleave(group_of(dim)) / 7
-    )
-    assert torch.equal((codes & 15) - 8, scaled[:, :half].round().long())
-    assert torch.equal(((codes >> 4) - 8)[:, : dim - half], scaled[:, half:].round().long())
+    assert torch.equal((codes & 15) - 8, x[:, :half].long())
+    assert torch.equal(((codes >> 4) - 8)[:, : dim - half], x[:, half:].long())
 
 
 @pytest.mark.parametrize("bits", [8, 4])
 def test_numbers_beyond_what_a_scale_holds_saturate_and_vanish(bits: int) -> None:
-    levels = 2 ** (bits - 1) - 1
-    x = torch.tensor([[1e9, -1e9, 1.0, 0.0], [1e-12, -1e-12, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]])
+    levels = 2 ** (bits - 1)
+    x = torch.tensor([[-1e9, 1e9, 1.0, 0.0], [1e-12, -1e-12, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]])
     back = quantise(x, bits, 4).to(torch.float32)
-    assert_parity("saturated", back[0], torch.tensor([1.0, -1.0, 0.0, 0.0]) * MAX_SCALE * levels)
+    assert_parity("saturated", back[0], torch.tensor([-levels, levels - 1.0, 0.0, 0.0]) * MAX_SCALE)
     assert not back[1:].any()
 
 
