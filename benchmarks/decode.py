@@ -108,7 +108,7 @@ def engine_for(loaded: LoadedModel, slots: int, policy_name: str) -> Engine:
     dtype = str(loaded.dtype).removeprefix("torch.")
     spec = CacheSpec(slot_format("auto", dtype), policy.state_bytes_per_slot, policy.min_slots(), policy.evicts)
     plan = plan_cache(loaded.shape, Budget.parse(f"{slots}tok"), spec, free_bytes=None)
-    return Engine(loaded, plan, policy, loaded.dtype)
+    return Engine(loaded, plan, policy, spec.slot_format)
 
 
 def decode_ours(engine: Engine, prompt: list[int], tokens: int, clock: Callable[[], float]) -> float:

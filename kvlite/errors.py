@@ -13,6 +13,7 @@ KvliteError                 1
 ├── CapacityError           4    it does not fit
 │   ├── DoesNotFit               weights or budget exceed the device
 │   ├── BudgetTooSmall           fewer slots than the protected tokens need
+│   ├── SlotsTooCoarse           the model does not survive slots of so few bits
 │   ├── ContextFull              no slot or position left and eviction is not allowed
 │   └── OutOfMemory              the device refused an allocation
 ├── BatchFailed             5    a batch finished with failed lines
@@ -83,6 +84,10 @@ class DoesNotFit(CapacityError):
 
 class BudgetTooSmall(CapacityError):
     """The budget holds fewer slots than the protected tokens need."""
+
+
+class SlotsTooCoarse(CapacityError):
+    """The model does not survive slots of so few bits."""
 
 
 class ContextFull(CapacityError):

@@ -37,13 +37,18 @@ def admitted(model: PreTrainedModel, shape: ModelShape | None = None) -> LoadedM
 
 
 def make_engine(
-    loaded: LoadedModel, budget: str = "64tok", policy: str = "heavy-hitter", rows: int = 1, **options: Any
+    loaded: LoadedModel,
+    budget: str = "64tok",
+    policy: str = "heavy-hitter",
+    rows: int = 1,
+    kv_dtype: str = "auto",
+    **options: Any,
 ) -> Engine:
     rule = load_policy(policy)
     on_full = options.pop("on_full", None)
     evicts = rule.when_full(on_full) == "evict"
     spec = CacheSpec(
-        slot_format("auto", "float32"),
+        slot_format(kv_dtype, "float32"),
         rule.state_bytes_per_slot,
         rule.min_slots(),
         evicts,
@@ -51,7 +56,7 @@ def make_engine(
         **options,
     )
     plan = plan_cache(loaded.shape, Budget.parse(budget), spec, rows=rows, free_bytes=None)
-    return Engine(loaded, plan, rule, torch.float32, on_full)
+    return Engine(loaded, plan, rule, spec.slot_format, on_full)
 
 
 def answers(engine: Engine, requests: list[Request]) -> dict[str, Completion]:

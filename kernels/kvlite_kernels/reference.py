@@ -17,18 +17,22 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from kvlite_kernels.lowbit import Packed
 from kvlite_kernels.statistic import Measure, probabilities, received
 
 TILE_ELEMENTS = 1 << 22
 """Most logits, or elements of a widened copy of keys or values, held at once: 16 MiB in fp32."""
+
+Vectors = Tensor | Packed
+"""Keys or values as attention reads them: numbers, or codes that are widened a tile at a time."""
 
 
 @dataclass(frozen=True, slots=True)
 class Segment:
     """Keys that are attended together: `k` [B, H_KV, N, D], `v` [B, H_KV, N, D_V], `pos` int [B, H_KV or 1, N]."""
 
-    k: Tensor
-    v: Tensor
+    k: Vectors
+    v: Vectors
     pos: Tensor
 
 
@@ -151,7 +155,7 @@ def _visible(q_pos: Tensor, k_pos: Tensor, window: int | None) -> Tensor:
     return seen
 
 
-def _grouped_matmul(x: Tensor, keys: Tensor, *, transpose: bool) -> Tensor:
+def _grouped_matmul(x: Tensor, keys: Vectors, *, transpose: bool) -> Tensor:
     """x [B, H_Q, T, X] times each group's keys or values [B, H_KV, N, D], widened to x's dtype a tile at a time."""
     batch, num_heads, num_queries, _ = x.shape
     num_kv_heads, num_keys, dim = keys.shape[1:]

@@ -8,19 +8,28 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from kvlite.cache.lowbit import LowBitStore
 from kvlite.cache.policy import Policy
 from kvlite.cache.slots import LayerSlots
 from kvlite.cache.step import Placement, Step
-from kvlite.cache.store import DenseStore
+from kvlite.cache.store import DenseStore, SlotStore
 from kvlite.memory.allotment import allotted
 from kvlite.memory.counts import KVCounts
+from kvlite.memory.format import SlotFormat
 from kvlite.memory.plan import CachePlan, slots_with
-from kvlite.memory.shape import ModelShape
+from kvlite.memory.shape import LayerShape, ModelShape
 
 EXTENT_STEP = 256
 """Attention reads the live slots rounded up to this many, so that shapes change rarely."""
 
 _MOST_SLOTS = 2**31 - 1  # positions are int32
+
+
+def open_store(stored: SlotFormat, layer: LayerShape, rows: int, slots: int, device: torch.device) -> SlotStore:
+    """Empty slots of one layer that hold keys and values as `stored` says."""
+    if stored.is_coded:
+        return LowBitStore(layer, rows, slots, stored, device)
+    return DenseStore(layer, rows, slots, getattr(torch, stored.name), device)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,16 +52,16 @@ class SlotCache:
     """
 
     def __init__(
-        self, shape: ModelShape, plan: CachePlan, policy: Policy, dtype: torch.dtype, device: torch.device
+        self, shape: ModelShape, plan: CachePlan, policy: Policy, stored: SlotFormat, device: torch.device
     ) -> None:
         self.plan = plan
         self.policy = policy
-        self.dtype = dtype
+        self.stored = stored
         self.device = device
         self.layers: dict[int, LayerSlots] = {}
         for index, (layer, slots) in enumerate(zip(shape.layers, plan.layer_slots, strict=True)):
             if layer.kv_heads:
-                store = DenseStore(layer, plan.rows, slots + 1, dtype, device)
+                store = open_store(stored, layer, plan.rows, slots + 1, device)
                 self.layers[index] = LayerSlots(index, layer, slots, plan.rows, policy, store)
         self._live = {layer.slots: [0] * plan.rows for layer in self.layers.values()}
         self.num_bytes = sum(layer.num_bytes for layer in self.layers.values())
@@ -144,7 +153,7 @@ class SlotCache:
             tokens_kept=kept,
             tokens_evicted=seen - kept,
             policy=self.policy.name,
-            dtype=str(self.dtype).removeprefix("torch."),
+            dtype=self.stored.name,
         )
 
     def _place(self, slots: int, live: Sequence[int], counts: Sequence[int], num_tokens: int) -> Placement:

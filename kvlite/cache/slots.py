@@ -19,7 +19,7 @@ from kvlite.cache.store import SlotStore, put
 from kvlite.memory.shape import LayerShape
 from kvlite_kernels.features import norms, similarity
 from kvlite_kernels.kinds import Statistic
-from kvlite_kernels.reference import Geometry, Segment, attend_segments, evict
+from kvlite_kernels.reference import Geometry, Segment, Vectors, attend_segments, evict
 from kvlite_kernels.statistic import Measure
 
 
@@ -74,11 +74,14 @@ class LayerSlots:
         q [n, H_Q, T, D] and the new k [n, H_KV, T, D], v [n, H_KV, T, D_V], already rotated -> out [n, H_Q, T, D_V].
         """
         placement = step.placements[self.slots]
+        query, keys, values = self.store.encode(q, k, v)
         if placement.index is not None:
-            return self._append(q, k, v, step, geometry, placement.extent, placement.index)
-        if k.shape[2] == 1:
-            return self._decode(q, k, v, step, geometry)
-        return self._prefill(q, k, v, step, geometry)
+            out = self._append(query, keys, values, step, geometry, placement.extent, placement.index)
+        elif k.shape[2] == 1:
+            out = self._decode(query, keys, values, step, geometry)
+        else:
+            out = self._prefill(query, keys, values, step, geometry)
+        return self.store.decode(out).to(q.dtype)
 
     def rerotate(self, row: int, live: int, end: int) -> None:
         """Give the `live` keys of each head of a row consecutive rotations below `end`, in the order of `pos`."""
@@ -91,19 +94,19 @@ class LayerSlots:
         held.copy_(new)
 
     def _append(
-        self, q: Tensor, k: Tensor, v: Tensor, step: Step, geometry: Geometry, extent: int, index: Tensor | slice
+        self, q: Tensor, k: Vectors, v: Vectors, step: Step, geometry: Geometry, extent: int, index: Tensor | slice
     ) -> Tensor:
         """Every row has room: write first, then slots and new tokens are one segment."""
         self._write(step.rows, index, k, v, step, None)
         return self._attend(q, [self._segment(step.rows, extent)], step, geometry)[0]
 
-    def _prefill(self, q: Tensor, k: Tensor, v: Tensor, step: Step, geometry: Geometry) -> Tensor:
+    def _prefill(self, q: Tensor, k: Vectors, v: Vectors, step: Step, geometry: Geometry) -> Tensor:
         segments = [self._segment(step.rows, self.slots), Segment(k, v, step.pos[:, None, -k.shape[2] :])]
         out, received = self._attend(q, segments, step, geometry)
         self._evict(segments, k, v, step, received[1] if received else None)
         return out
 
-    def _decode(self, q: Tensor, k: Tensor, v: Tensor, step: Step, geometry: Geometry) -> Tensor:
+    def _decode(self, q: Tensor, k: Vectors, v: Vectors, step: Step, geometry: Geometry) -> Tensor:
         """One token per row against full slots: it waits in the discard slot, so that all keys are one segment."""
         waiting = slice(self.slots, self.slots + 1)
         self._write(step.rows, waiting, k, v, step, None)
@@ -130,9 +133,9 @@ class LayerSlots:
         return out, received
 
     def _segment(self, rows: slice, extent: int) -> Segment:
-        return Segment(*self.store.read(rows, extent), self.pos[rows, :, :extent])
+        return Segment(*self.store.view(rows, extent), self.pos[rows, :, :extent])
 
-    def _evict(self, segments: list[Segment], k: Tensor, v: Tensor, step: Step, new_statistic: Tensor | None) -> None:
+    def _evict(self, segments: list[Segment], k: Vectors, v: Vectors, step: Step, new_statistic: Tensor | None) -> None:
         """Keep the best S of the S slots and the T new tokens, which come after them in `segments`."""
         candidates = self._candidates(segments, step, new_statistic)
         held, new = slice(self.slots), slice(self.slots, None)
@@ -170,7 +173,7 @@ class LayerSlots:
         return score.masked_fill(protected, torch.inf).masked_fill(pos < 0, -torch.inf)
 
     def _write(
-        self, rows: slice, index: Tensor | slice, k: Tensor, v: Tensor, step: Step, statistic: Tensor | None
+        self, rows: slice, index: Tensor | slice, k: Vectors, v: Vectors, step: Step, statistic: Tensor | None
     ) -> None:
         """Put the new tokens into the slots `index`, as `put` does; their statistic starts as given, or at 0."""
         num_new = k.shape[2]

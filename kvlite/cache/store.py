@@ -9,6 +9,7 @@ from torch import Tensor
 
 from kvlite.cache.rotation import Rotation
 from kvlite.memory.shape import LayerShape
+from kvlite_kernels.reference import Vectors
 
 
 def put(held: Tensor, rows: slice, index: Tensor | slice, new: Tensor) -> None:
@@ -26,19 +27,35 @@ def put(held: Tensor, rows: slice, index: Tensor | slice, new: Tensor) -> None:
 
 
 class SlotStore(Protocol):
-    """Keys and values of B rows, H_KV heads and N slots, written slot by slot and read as tensors to attend over."""
+    """Keys and values of B rows, H_KV heads and N slots, written slot by slot and read to attend over.
+
+    Attention works in the store's form, into which `encode` brings what is new: a token is attended as its slot will
+    hold it, from its first step on, whatever the chunks and whether it is kept.
+    """
 
     @property
     def tensors(self) -> dict[str, Tensor]:
         """Every tensor held, by name; the first three dimensions of each are B, H_KV, N."""
         ...
 
-    def write(self, rows: slice, index: Tensor | slice, k: Tensor, v: Tensor) -> None:
-        """Overwrite the slots `index` as `put` does with k [n, H_KV, T, D] and v [n, H_KV, T, D_V]."""
+    def encode(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Vectors, Vectors]:
+        """q [n, H_Q, T, D], k [n, H_KV, T, D] and v [n, H_KV, T, D_V] in the store's form."""
+        ...
+
+    def decode(self, out: Tensor) -> Tensor:
+        """What attention makes of the store's values [n, H_Q, T, D_V], in the model's form."""
+        ...
+
+    def write(self, rows: slice, index: Tensor | slice, k: Vectors, v: Vectors) -> None:
+        """Overwrite the slots `index` as `put` does with encoded k [n, H_KV, T, D] and v [n, H_KV, T, D_V]."""
+        ...
+
+    def view(self, rows: slice, extent: int) -> tuple[Vectors, Vectors]:
+        """Keys and values of the first `extent` slots in the store's form, [n, H_KV, extent, D] and [..., D_V]."""
         ...
 
     def read(self, rows: slice, extent: int) -> tuple[Tensor, Tensor]:
-        """Keys and values of the first `extent` slots, [n, H_KV, extent, D] and [..., D_V]."""
+        """The same as numbers in the model's form; where slots are coded, a copy."""
         ...
 
     def rotate(self, row: int, delta: Tensor, rotation: Rotation) -> None:
@@ -61,9 +78,19 @@ class DenseStore:
     def tensors(self) -> dict[str, Tensor]:
         return {"k": self.k, "v": self.v}
 
-    def write(self, rows: slice, index: Tensor | slice, k: Tensor, v: Tensor) -> None:
+    def encode(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Vectors, Vectors]:
+        return q, k.to(self.k.dtype), v.to(self.v.dtype)
+
+    def decode(self, out: Tensor) -> Tensor:
+        return out
+
+    def write(self, rows: slice, index: Tensor | slice, k: Vectors, v: Vectors) -> None:
+        assert isinstance(k, Tensor) and isinstance(v, Tensor)
         put(self.k, rows, index, k)
         put(self.v, rows, index, v)
+
+    def view(self, rows: slice, extent: int) -> tuple[Vectors, Vectors]:
+        return self.read(rows, extent)
 
     def read(self, rows: slice, extent: int) -> tuple[Tensor, Tensor]:
         return self.k[rows, :, :extent], self.v[rows, :, :extent]

@@ -88,14 +88,14 @@ def banner(opened: Opened) -> str:
 
     shape, plan, engine = opened.loaded.shape, opened.plan, opened.engine
     cache = engine.cache
-    token_bytes = shape.kv_bytes_per_token(cache.dtype.itemsize)
+    token_bytes = shape.kv_bytes_per_token(cache.stored)
     state = " + policy state" if plan.policy_state_bytes else ""
     window = ""
     if shape.max_positions:
         capped = plan.capped_by == "window" or opened.options.kv_budget == "full"
         less = ", less room for new ones" if capped and plan.slots < shape.max_positions else ""
         window = f" (window {shape.max_positions:,} tok{less})"
-    dtype = str(opened.loaded.dtype).removeprefix("torch.")
+    dtype = opened.loaded.dtype_name
     parts = [
         opened.name if opened.ref.alias in (None, opened.name) else f"{opened.ref.alias} → {opened.name}",
         dtype if opened.loaded.quant == "none" else opened.loaded.quant,

@@ -87,7 +87,7 @@ class Opened:
             revision=self.files.revision,
             params=self.loaded.num_parameters,
             quant=self.loaded.quant,
-            dtype=str(self.loaded.dtype).removeprefix("torch."),
+            dtype=self.loaded.dtype_name,
             license=self.files.license,
             fused=list(self.loaded.fused),
         )
@@ -98,7 +98,15 @@ class Opened:
 
         loaded, plan, weights = self.loaded, self.plan, WeightFacts.of(self.files)
         device: DeviceKind = "cuda" if loaded.device.type == "cuda" else "cpu"
-        others = other_terms(loaded.shape, weights, quant=loaded.quant, device=device, rows=plan.rows, chunk=plan.chunk)
+        others = other_terms(
+            loaded.shape,
+            weights,
+            quant=loaded.quant,
+            device=device,
+            rows=plan.rows,
+            chunk=plan.chunk,
+            stored=self.engine.cache.stored,
+        )
         return MemoryPlan((others[0], *cache_terms(plan), *others[1:]), None).predicted()
 
 
@@ -118,12 +126,11 @@ def open_model(
 
     `batch_size` caps the rows, None leaves their number to the device. Raises the KvliteError that says what is wrong.
     """
-    import torch
-
     from kvlite.cache.policy import load_policy
     from kvlite.engine.engine import Engine
     from kvlite.memory.format import dtype_name
     from kvlite.memory.shape import ModelShape
+    from kvlite.models.canary import require_survival
     from kvlite.text.template import ChatText
 
     policy = load_policy(options.kv_policy)
@@ -141,7 +148,10 @@ def open_model(
         batch_size=batch_size,
         with_rows=with_rows,
     )
-    engine = Engine(loaded, plan, policy, getattr(torch, stored.name), options.on_full)
+    if stored.is_coded:
+        canary = require_survival(loaded, stored)
+        (console.warn if canary.is_ill else console.detail)(str(canary))
+    engine = Engine(loaded, plan, policy, stored, options.on_full)
     text = ChatText(loaded.tokenizer, generation=files.generation, think=options.think)
     return Opened(ref, files, loaded, engine, text, model_sampling(files.generation), options)
 
@@ -169,7 +179,9 @@ def plan_for(
     most_rows = batch_size or (ROWS_ON_GPU if device == "cuda" else ROWS_ON_CPU)
     if shape.has_state or not with_rows:
         most_rows = 1  # the state of hybrids would take in the padding of neighbouring rows
-    beside = working_bytes(shape, rows=most_rows, chunk=options.prefill_chunk, quant=options.quant)
+    beside = working_bytes(
+        shape, rows=most_rows, chunk=options.prefill_chunk, quant=options.quant, stored=spec.slot_format
+    )
     left = max(0, free_bytes - beside)
     if not with_rows:
         return plan_cache(shape, budget, spec, free_bytes=left), spec.slot_format

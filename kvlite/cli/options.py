@@ -105,7 +105,7 @@ KvPolicy = Annotated[
 KvDtype = Annotated[
     str | None,
     typer.Option("--kv-dtype", metavar="DTYPE", show_default="auto", rich_help_panel=_MEMORY,
-                 help="What a slot stores: auto (the model's), float32, bfloat16 or float16."),
+                 help="What a slot stores: auto (the model's dtype), float32, bfloat16, float16, int8 or int4."),
 ]  # fmt: skip
 OnFull = Annotated[
     Literal["evict", "stop", "error"] | None,

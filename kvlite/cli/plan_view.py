@@ -65,7 +65,7 @@ def as_json(outcome: Outcome) -> dict[str, Any]:
         "window": shape.max_positions,
         "layers": list(_layer_groups(outcome)),
         "kv_dtype": scenario.spec.slot_format.name,
-        "kv_bytes_per_token": shape.kv_bytes_per_token(scenario.spec.slot_format.element_bytes),
+        "kv_bytes_per_token": shape.kv_bytes_per_token(scenario.spec.slot_format),
         "policy_state_bytes_per_slot": scenario.spec.state_bytes_per_slot,
         "budget": str(answer.budget),
         "budget_bytes": cache.budget_bytes if cache else None,
@@ -133,7 +133,7 @@ def _headlines(outcome: Outcome) -> Iterator[tuple[str, str]]:
     yield "model", f"{outcome.model}{named}, {shape.family} in {shape.dtype}{window}"
     for layer, count in Counter(shape.layers).items():
         yield "layers", _layer_text(layer, count)
-    per_token = shape.kv_bytes_per_token(scenario.spec.slot_format.element_bytes)
+    per_token = shape.kv_bytes_per_token(scenario.spec.slot_format)
     inside = " while inside every window" if any(layer.window for layer in shape.layers) else ""
     yield "K and V per token", f"{per_token:,} B in {scenario.spec.slot_format.name}{inside}"
     if shape.max_positions:

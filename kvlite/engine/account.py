@@ -26,7 +26,7 @@ def record_engine(recorder: RunRecorder, engine: Engine, source: str) -> None:
     recorder.cache(
         engine.total_counts(),
         source=source,
-        bytes_per_token=engine.loaded.shape.kv_bytes_per_token(engine.cache.dtype.itemsize),
+        bytes_per_token=engine.loaded.shape.kv_bytes_per_token(engine.cache.stored),
         capacity_tokens=engine.plan.slots,
         policy_state_bytes=measured_terms(engine).get("policy_state", 0),
     )

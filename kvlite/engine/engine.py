@@ -20,6 +20,7 @@ from kvlite.engine.sampling import INVALID, Draw, sample
 from kvlite.engine.scheduler import Feed, next_feed
 from kvlite.errors import KvliteError, NumericError, OutOfMemory, UsageError
 from kvlite.memory.counts import KVCounts
+from kvlite.memory.format import SlotFormat
 from kvlite.memory.plan import CachePlan
 from kvlite.models.hybrid import StateSnapshot
 from kvlite.models.loaded import LoadedModel
@@ -42,13 +43,13 @@ class RowSnapshot:
 class Engine:
     """Feeds requests through `loaded` with a cache of `plan.rows` rows that never exceeds `plan.budget_bytes`.
 
-    `on_full` says what happens when no slot is free: `evict`, `stop` the answer, or make it an `error`; None leaves it
-    to the policy. Raises UsageError where it contradicts the policy, DoesNotFit or OutOfMemory where the cache cannot
-    be allocated.
+    `stored` is what a slot holds, as planned. `on_full` says what happens when no slot is free: `evict`, `stop` the
+    answer, or make it an `error`; None leaves it to the policy. Raises UsageError where it contradicts the policy,
+    DoesNotFit or OutOfMemory where the cache cannot be allocated.
     """
 
     def __init__(
-        self, loaded: LoadedModel, plan: CachePlan, policy: Policy, slot_dtype: torch.dtype, on_full: str | None = None
+        self, loaded: LoadedModel, plan: CachePlan, policy: Policy, stored: SlotFormat, on_full: str | None = None
     ) -> None:
         if loaded.state is not None and plan.rows > 1:
             raise UsageError(f"{loaded.shape.family} models carry state and run one row at a time, not {plan.rows}")
@@ -58,7 +59,7 @@ class Engine:
         self.on_full = policy.when_full(on_full)
         self.meter = Meter(loaded.device)
         with _allocating():
-            self.cache = SlotCache(loaded.shape, plan, policy, slot_dtype, loaded.device)
+            self.cache = SlotCache(loaded.shape, plan, policy, stored, loaded.device)
         for index, layer in self.cache.layers.items():
             layer.rotation = (loaded.rotations or {}).get(index)
         self._limits = Limits(self.cache, loaded.window, loaded.rotations is not None, self.on_full)

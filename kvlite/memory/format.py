@@ -21,21 +21,42 @@ UNITS = {
 _SIZE = re.compile(r"(?P<number>\d{1,20}(?:\.\d{1,20})?)\s*(?P<unit>(?:[KMGT]i?)?B)", re.IGNORECASE | re.ASCII)
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+SCALE_BYTES = 2  # fp16
+MOST_GROUP = 32
 
 
 @dataclass(frozen=True, slots=True)
 class SlotFormat:
-    """How a slot stores its key and value; both in one element type, unscaled."""
+    """How a slot stores its key and value: in a floating-point dtype, or as codes with an fp16 scale per group.
+
+    `is_coded` tells the two apart; `bits` are those of one channel, scales not counted.
+    """
 
     name: str
-    element_bytes: int
+    bits: int
+    is_coded: bool = False
 
     def bytes_per_slot(self, k_dim: int, v_dim: int) -> int:
         """Bytes of one key and one value of one KV head."""
-        return (k_dim + v_dim) * self.element_bytes
+        return sum(self.code_bytes(dim) + self.num_scales(dim) * SCALE_BYTES for dim in (k_dim, v_dim))
+
+    def code_bytes(self, dim: int) -> int:
+        """Bytes of a vector of `dim` channels without its scales, in whole bytes."""
+        return -(-dim * self.bits // 8)
+
+    def group(self, dim: int) -> int:
+        """Channels that share a scale: 32, or as many as the largest power of two that divides `dim`."""
+        return min(MOST_GROUP, dim & -dim)
+
+    def num_scales(self, dim: int) -> int:
+        """Scales of a vector of `dim` channels; none in a floating-point dtype."""
+        return dim // self.group(dim) if self.is_coded and dim else 0
 
 
-FORMATS = {name: SlotFormat(name, size) for name, size in DTYPE_BYTES.items()}
+FORMATS = {name: SlotFormat(name, size * 8) for name, size in DTYPE_BYTES.items()} | {
+    "int8": SlotFormat("int8", 8, is_coded=True),
+    "int4": SlotFormat("int4", 4, is_coded=True),
+}
 FORMAT_SPELLINGS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-from kvlite.memory.format import DTYPE_BYTES, human_bytes
+from kvlite.memory.format import DTYPE_BYTES, SlotFormat, human_bytes
 from kvlite.memory.plan import MOST_CHUNK, CachePlan
 from kvlite.memory.shape import ModelShape
 
@@ -104,13 +104,20 @@ def cache_terms(cache: CachePlan) -> tuple[Term, ...]:
 
 
 def other_terms(
-    shape: ModelShape, weights: WeightFacts | None, *, quant: str, device: DeviceKind, rows: int, chunk: int
+    shape: ModelShape,
+    weights: WeightFacts | None,
+    *,
+    quant: str,
+    device: DeviceKind,
+    rows: int,
+    chunk: int,
+    stored: SlotFormat | None = None,
 ) -> tuple[Term, ...]:
-    """What a run takes beside its cache, with chunks of `chunk` tokens a row."""
+    """What a run takes beside its cache, with chunks of `chunk` tokens a row and slots that hold `stored`."""
     fed = pass_tokens(rows, chunk)
     terms = (
         weight_term(shape, weights, quant),
-        Term("activations", activation_bytes(shape, fed), f"one pass of {fed} tokens"),
+        Term("activations", activation_bytes(shape, fed, stored), f"one pass of {fed} tokens"),
         Term("scratch", scratch_bytes(shape, rows, quant), "attention tiles and the logits of one step"),
     )
     if device == "cuda":
@@ -118,9 +125,9 @@ def other_terms(
     return terms
 
 
-def working_bytes(shape: ModelShape, *, rows: int, chunk: int, quant: str) -> int:
+def working_bytes(shape: ModelShape, *, rows: int, chunk: int, quant: str, stored: SlotFormat | None = None) -> int:
     """Memory a run needs beside weights and cache: activations of one pass, and scratch."""
-    return activation_bytes(shape, pass_tokens(rows, chunk)) + scratch_bytes(shape, rows, quant)
+    return activation_bytes(shape, pass_tokens(rows, chunk), stored) + scratch_bytes(shape, rows, quant)
 
 
 def pass_tokens(rows: int, chunk: int) -> int:
@@ -128,11 +135,12 @@ def pass_tokens(rows: int, chunk: int) -> int:
     return max(rows, min(rows * chunk, MOST_CHUNK))
 
 
-def activation_bytes(shape: ModelShape, tokens: int) -> int:
+def activation_bytes(shape: ModelShape, tokens: int, stored: SlotFormat | None = None) -> int:
     """Activations of one layer for `tokens` tokens fed at once, the largest of them alive together.
 
     Per token, in the model's dtype: residual, its normed copy, the sums of attention and feed-forward and two more in
     passing (6 hidden); gate, up and their product (3 intermediate); q, k, v before and after rotation, and the output.
+    Slots that are coded add, in fp32, the queries and the output turned, and k and v turned, in steps and rounded.
     """
     widest = max(
         2 * (shape.query_heads * layer.k_dim + layer.kv_heads * (layer.k_dim + layer.v_dim))
@@ -140,7 +148,12 @@ def activation_bytes(shape: ModelShape, tokens: int) -> int:
         for layer in shape.layers
     )
     per_token = 6 * shape.hidden + 3 * shape.intermediate + widest
-    return tokens * per_token * DTYPE_BYTES[shape.dtype]
+    coding = max(
+        shape.query_heads * (layer.k_dim + 2 * layer.v_dim) + 3 * layer.kv_heads * (layer.k_dim + layer.v_dim)
+        for layer in shape.layers
+    )
+    coding_bytes = coding * DTYPE_BYTES["float32"] if stored is not None and stored.is_coded else 0
+    return tokens * (per_token * DTYPE_BYTES[shape.dtype] + coding_bytes)
 
 
 def scratch_bytes(shape: ModelShape, rows: int, quant: str) -> int:

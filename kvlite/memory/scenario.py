@@ -75,7 +75,15 @@ class Scenario:
         return None if self.free_bytes is None else max(0, self.free_bytes - self.beside_cache.total_bytes)
 
     def _others(self, rows: int, chunk: int) -> tuple[Term, ...]:
-        return other_terms(self.shape, self.weights, quant=self.quant, device=self.device, rows=rows, chunk=chunk)
+        return other_terms(
+            self.shape,
+            self.weights,
+            quant=self.quant,
+            device=self.device,
+            rows=rows,
+            chunk=chunk,
+            stored=self.spec.slot_format,
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from typing import Literal
 from kvlite.errors import BrokenModel, UnsupportedModel
 from kvlite.memory.families import FAMILIES, NOT_HELD, TEXT_TYPES, Family
 from kvlite.memory.fields import Fields
-from kvlite.memory.format import DTYPE_BYTES
+from kvlite.memory.format import DTYPE_BYTES, FORMATS, SlotFormat
 from kvlite.memory.layouts import CONV, FULL, HYBRID, LINEAR, SLIDING
 
 ASSUMED_DTYPE = "bfloat16"
@@ -99,10 +99,10 @@ class ModelShape:
         """Whether some layer carries constant state; such models run one row at a time."""
         return any(layer.state_bytes for layer in self.layers)
 
-    def kv_bytes_per_token(self, dtype_bytes: int | None = None) -> int:
-        """Bytes of K and V of one token in all layers, while it is inside every window."""
-        size = dtype_bytes or DTYPE_BYTES[self.dtype]
-        return sum(layer.kv_heads * (layer.k_dim + layer.v_dim) for layer in self.layers) * size
+    def kv_bytes_per_token(self, stored: SlotFormat | None = None) -> int:
+        """Bytes of K and V of one token in all layers, while it is inside every window; None is the model's dtype."""
+        slot = stored or FORMATS[self.dtype]
+        return sum(layer.kv_heads * slot.bytes_per_slot(layer.k_dim, layer.v_dim) for layer in self.layers)
 
     def full_cache_bytes(self, tokens: int) -> int:
         """Bytes an unbounded cache takes for `tokens` tokens in the model's dtype: K, V and constant state, one row."""

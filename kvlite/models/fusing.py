@@ -14,7 +14,7 @@ from types import CodeType
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers.models.gemma2.modeling_gemma2 import Gemma2RMSNorm
 from transformers.models.llama import modeling_llama
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaMLP, LlamaRMSNorm
@@ -22,9 +22,11 @@ from transformers.models.mistral.modeling_mistral import MistralAttention
 from transformers.models.qwen2.modeling_qwen2 import Qwen2Attention
 from transformers.models.qwen3.modeling_qwen3 import Qwen3Attention
 
+from kvlite.memory.format import slot_format
 from kvlite.models.fused import FusedAttention, FusedMLP, FusedRMSNorm
-from kvlite.models.gate import prober, relative_error
+from kvlite.models.gate import PROBE_TOKENS, relative_error
 from kvlite.models.loaded import LoadedModel
+from kvlite.models.probe import dry_cache, feed, probe_ids
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 0.02, torch.float16: 0.005}
 """Largest relative RMSE of the logits against the unfused model, per dtype of computation."""
@@ -68,20 +70,25 @@ PATCHES = (
 
 def fuse(loaded: LoadedModel) -> LoadedModel:
     """Patch an admitted model in place wherever a patch fits and leaves the logits of a few tokens as they were."""
-    logits, in_force = prober(loaded), []
-    expected = logits()
+    in_force, expected = [], probe_logits(loaded)
     for patch in PATCHES:
         replaced = [child for child in _children(loaded.model) if patch.fits(child[2])]
         if not replaced:
             continue
         for parent, name, module in replaced:
             setattr(parent, name, patch.makes(module).eval())
-        if relative_error(logits(), expected) <= TOLERANCE[loaded.compute_dtype]:
+        if relative_error(probe_logits(loaded), expected) <= TOLERANCE[loaded.compute_dtype]:
             in_force.append(patch.name)
             continue
         for parent, name, module in replaced:
             setattr(parent, name, module)
     return replace(loaded, fused=tuple(dict.fromkeys(in_force)))
+
+
+def probe_logits(loaded: LoadedModel) -> Tensor:
+    """The logits [1, T, V] of a few tokens, fed in chunks."""
+    cache = dry_cache(loaded, slot_format("auto", loaded.dtype_name), PROBE_TOKENS)
+    return feed(loaded, cache, probe_ids(loaded, PROBE_TOKENS))
 
 
 def _children(model: nn.Module) -> list[tuple[nn.Module, str, nn.Module]]:

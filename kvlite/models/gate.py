@@ -7,25 +7,21 @@ are fed at later positions, and the stored keys tell how each layer rotates; no 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from kvlite.cache.cache import SlotCache
-from kvlite.cache.policies.full import Full
 from kvlite.cache.rotation import Rotation
 from kvlite.cache.slots import LayerSlots
 from kvlite.errors import UnsupportedModel
-from kvlite.memory.budget import Budget
 from kvlite.memory.format import slot_format
-from kvlite.memory.plan import CacheSpec, plan_cache
 from kvlite.models.loaded import LoadedModel
+from kvlite.models.probe import dry_cache, feed, probe_ids
 from kvlite.models.seam import ATTENTION
 
 PROBE_TOKENS = 12
-CHUNKS = (7, 4, 1)
 SHIFT = 29
 LOGIT_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.05}
 KEY_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.05, torch.float16: 0.02}
@@ -34,11 +30,12 @@ KEY_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.05, torch.float16: 0.02}
 
 def admit(loaded: LoadedModel) -> LoadedModel:
     """Check the model and learn its rotations. Raises UnsupportedModel, naming the family and what is wrong."""
-    ids, cache = _probe_ids(loaded), _dry_cache(loaded)
+    ids = probe_ids(loaded, PROBE_TOKENS)
+    cache = dry_cache(loaded, slot_format("auto", loaded.dtype_name), PROBE_TOKENS)
     try:
         expected = _eager_logits(loaded, ids)
         loaded.model.set_attn_implementation(ATTENTION)
-        logits = _feed(loaded, cache, ids, shift=0)
+        logits = feed(loaded, cache, ids)
     except torch.OutOfMemoryError:
         raise
     except (RuntimeError, KeyError, AttributeError, TypeError, IndexError) as error:
@@ -52,17 +49,6 @@ def admit(loaded: LoadedModel) -> LoadedModel:
     return replace(loaded, rotations=_learn_rotations(loaded, cache, ids))
 
 
-def prober(loaded: LoadedModel) -> Callable[[], Tensor]:
-    """A function that feeds an admitted model a few tokens in chunks and gives their logits [1, T, V]."""
-    ids, cache = _probe_ids(loaded), _dry_cache(loaded)
-    return lambda: _feed(loaded, cache, ids, shift=0)
-
-
-def _probe_ids(loaded: LoadedModel) -> Tensor:
-    ids = [(7919 * i + 11) % loaded.shape.vocab for i in range(PROBE_TOKENS)]
-    return torch.tensor([ids], device=loaded.device)
-
-
 @torch.inference_mode()
 def _eager_logits(loaded: LoadedModel, ids: Tensor) -> Tensor:
     loaded.model.set_attn_implementation("eager")
@@ -74,34 +60,6 @@ def _refusal(loaded: LoadedModel, why: str) -> UnsupportedModel:
     return UnsupportedModel(f"{loaded.shape.family} models cannot run inside a KV budget: {why}; choose another model")
 
 
-def _dry_cache(loaded: LoadedModel) -> SlotCache:
-    dtype = str(loaded.dtype).removeprefix("torch.")
-    plan = plan_cache(
-        loaded.shape,
-        Budget.parse(f"{PROBE_TOKENS}tok"),
-        CacheSpec(slot_format(dtype, dtype), state_bytes_per_slot=0, protected_slots=1, evicts=False),
-        free_bytes=None,
-    )
-    return SlotCache(loaded.shape, plan, Full(), loaded.dtype, loaded.device)
-
-
-def _feed(loaded: LoadedModel, cache: SlotCache, ids: Tensor, shift: int) -> Tensor:
-    """Feed the probe in chunks with rotations from `shift` on; logits of every position [1, T, V]."""
-    cache.reset(0)
-    if loaded.state is not None:
-        loaded.state.reset()
-    pos = torch.arange(ids.shape[1], dtype=torch.int32, device=ids.device)[None]
-    logits, start = [], 0
-    for count in CHUNKS:
-        here = slice(start, start + count)
-        step = cache.begin(slice(0, 1), pos[:, here], pos[:, here] + shift, (count,), None)
-        logits.append(loaded.forward(ids[:, here], cache, step, last=count))
-        start += count
-    if loaded.state is not None:
-        loaded.state.reset()
-    return torch.cat(logits, 1)
-
-
 def _learn_rotations(loaded: LoadedModel, cache: SlotCache, ids: Tensor) -> dict[int, Rotation | None] | None:
     """Each layer's Rotation, None for a layer without positions; None altogether where keys cannot be moved."""
     window = loaded.window
@@ -110,7 +68,7 @@ def _learn_rotations(loaded: LoadedModel, cache: SlotCache, ids: Tensor) -> dict
     if window is not None and window < PROBE_TOKENS + SHIFT:
         return None
     before = {index: _keys(layer).clone() for index, layer in cache.layers.items()}
-    _feed(loaded, cache, ids, shift=SHIFT)
+    feed(loaded, cache, ids, shift=SHIFT)
     frequencies = _frequencies(loaded)
     rotations: dict[int, Rotation | None] = {}
     for index, layer in cache.layers.items():

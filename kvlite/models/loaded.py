@@ -38,6 +38,11 @@ class LoadedModel:
     fused: tuple[str, ...] = ()
 
     @property
+    def dtype_name(self) -> str:
+        """`dtype` as config.json spells it."""
+        return str(self.dtype).removeprefix("torch.")
+
+    @property
     def compute_dtype(self) -> torch.dtype:
         """The coarsest dtype that takes part in the arithmetic."""
         return compute_dtype(self.dtype) if self.quant != "none" else self.dtype

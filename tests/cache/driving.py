@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from kvlite.cache.cache import SlotCache
+from kvlite.cache.cache import SlotCache, open_store
 from kvlite.cache.policy import Policy
 from kvlite.cache.rotation import Rotation
 from kvlite.cache.slots import LayerSlots
@@ -51,7 +51,7 @@ def make_plan(
 
 def make_cache(shape: ModelShape, slots: int, policy: Policy, rows: int = 1, dtype: str = "float32") -> SlotCache:
     plan = make_plan(shape, f"{slots}tok", policy, rows, dtype)
-    return SlotCache(shape, plan, policy, getattr(torch, dtype), CPU)
+    return SlotCache(shape, plan, policy, FORMATS[dtype], CPU)
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,16 @@ def random_streams(shape: ModelShape, group: int, length: int, seed: int) -> lis
         )
         for layer in shape.layers
     ]
+
+
+def as_stored(layer: LayerShape, stream: Stream, stored: str) -> Stream:
+    """The same with each key and value as a slot gives it back."""
+    length = stream.k.shape[1]
+    store = open_store(FORMATS[stored], layer, 1, length, CPU)
+    _, k, v = store.encode(stream.q[None], stream.k[None], stream.v[None])
+    store.write(slice(0, 1), slice(0, length), k, v)
+    keys, values = store.read(slice(0, 1), length)
+    return Stream(stream.q, keys[0], values[0])
 
 
 def geometry(layer: LayerShape) -> Geometry:

@@ -23,12 +23,14 @@ from kvlite.cache.policy import Policy, load_policy, policy_names
 from kvlite.cache.rotation import Rotation
 from kvlite.memory.allotment import fewest
 from kvlite.memory.counts import KVCounts
+from kvlite.memory.format import FORMATS
 from kvlite.memory.shape import LayerShape, ModelShape
 from kvlite_kernels.reference import Segment, attend
 from tests.cache.driving import (
     CPU,
     Driver,
     Span,
+    as_stored,
     attention_layer,
     geometry,
     make_cache,
@@ -64,6 +66,7 @@ class Scenario:
     group: int
     pins: tuple[tuple[Span, ...], ...]
     steps: tuple[tuple[int, ...], ...]
+    stored: str
 
     @property
     def rows(self) -> int:
@@ -73,7 +76,7 @@ class Scenario:
         """The cache, empty, and what will be fed; as long again for tests that go on."""
         length = 2 * sum(max(step) for step in self.steps) + 40
         streams = [random_streams(self.shape, self.group, length, seed) for seed in range(self.rows)]
-        cache = make_cache(self.shape, self.slots, self.policy, self.rows)
+        cache = make_cache(self.shape, self.slots, self.policy, self.rows, self.stored)
         return Driver(cache, streams, self.pins, rotations or {})
 
     def played(self) -> Iterator[Driver]:
@@ -102,7 +105,8 @@ def scenarios(draw: st.DrawFn) -> Scenario:
         pins.append(((start, start + size),) if size else ())
     tokens = st.one_of(st.just(1), st.integers(0, 20))
     steps = draw(st.lists(st.tuples(*[tokens] * rows).filter(any), min_size=1, max_size=9))
-    return Scenario(policy, slots, model_shape(*layers), draw(st.sampled_from((1, 3))), tuple(pins), tuple(steps))
+    group, stored = draw(st.sampled_from((1, 3))), draw(st.sampled_from(("float32", "int8", "int4")))
+    return Scenario(policy, slots, model_shape(*layers), group, tuple(pins), tuple(steps), stored)
 
 
 @examples
@@ -145,7 +149,7 @@ def test_a_live_slot_holds_the_key_and_value_of_its_position(scenario: Scenario)
     for index, layer in driver.cache.layers.items():
         k, v = layer.store.read(slice(0, scenario.rows), layer.slots)
         for row in range(scenario.rows):
-            stream = driver.streams[row][index]
+            stream = as_stored(layer.shape, driver.streams[row][index], scenario.stored)
             live = driver.cache.live(row, layer.slots)
             for head, held in enumerate(layer.pos[row, :, :live].long()):
                 assert torch.equal(k[row, head, :live], stream.k[head, held])
@@ -201,7 +205,9 @@ def test_reset_leaves_nothing_of_a_row_and_touches_no_other(scenario: Scenario) 
     assert all(torch.equal(tensor[:last], before) for tensor, before in zip(cache.tensors(), others, strict=True))
     driver.seen[last] = driver.rot[last] = 0
     fresh = Driver(
-        make_cache(scenario.shape, scenario.slots, scenario.policy), driver.streams[last:], driver.pins[last:]
+        make_cache(scenario.shape, scenario.slots, scenario.policy, dtype=scenario.stored),
+        driver.streams[last:],
+        driver.pins[last:],
     )
     for count in (9, 1, 7, 1):
         for again, first in zip(driver.feed([count], last), fresh.feed([count]), strict=True):
@@ -259,7 +265,7 @@ def test_a_restored_snapshot_continues_as_the_row_did(scenario: Scenario, turned
 @given(scenarios())
 def test_rotations_after_rerotation_are_consecutive_in_the_order_of_positions(scenario: Scenario) -> None:
     rotations = dict.fromkeys(range(len(scenario.shape.layers)), TURNS)
-    driver = scenario.driver(rotations)
+    driver = replace(scenario, stored="float32").driver(rotations)
     for counts in scenario.steps:
         driver.feed(counts)
     for row in range(scenario.rows):
@@ -309,7 +315,7 @@ def shapes(draw: st.DrawFn) -> ModelShape:
 @given(
     shapes(),
     st.sampled_from((*POLICIES, Full())),
-    st.sampled_from(("float32", "bfloat16", "float16")),
+    st.sampled_from(tuple(FORMATS)),
     st.integers(1, 3),
     st.integers(1, 40),
     st.integers(0, 3000),
@@ -319,7 +325,7 @@ def test_planned_bytes_are_measured_bytes_and_within_the_budget(
 ) -> None:
     budget = make_plan(shape, f"{slots}tok", policy, rows, dtype).reserved_bytes + spare
     plan = make_plan(shape, f"{budget}B", policy, rows, dtype)
-    cache = SlotCache(shape, plan, policy, getattr(torch, dtype), CPU)
+    cache = SlotCache(shape, plan, policy, FORMATS[dtype], CPU)
     assert plan.slots >= slots
     assert cache.num_bytes == plan.reserved_bytes - plan.state_bytes
     assert sum(tensor.nbytes for tensor in cache.tensors()) + plan.state_bytes <= budget
@@ -336,10 +342,11 @@ def test_planned_bytes_are_measured_bytes_and_within_the_budget(
             if name in layer.tensors
         )
 
-    assert held("k", "v") == plan.k_v_bytes
+    k_v = ("k", "v", "k_scale", "v_scale")
+    assert held(*k_v) == plan.k_v_bytes
     assert held("pos", "rot") == plan.position_bytes
     assert held("statistic") == plan.policy_state_bytes
-    assert cache.num_bytes - held("k", "v", "pos", "rot", "statistic") == plan.staging_bytes
+    assert cache.num_bytes - held(*k_v, "pos", "rot", "statistic") == plan.staging_bytes
 
 
 @examples

@@ -248,7 +248,7 @@ def test_weights_come_from_the_headers(folder: Path, capsys: pytest.CaptureFixtu
         (["./llama-2-7b", "--solve", "batch"], 2, "--context"),
         (["./llama-2-7b", "--solve", "budget", "--kv-budget", "2GB"], 2, "leave out"),
         (["./llama-2-7b", "--solve", "context", "--context", "9"], 2, "leave out"),
-        (["./llama-2-7b", "--kv-dtype", "int4"], 2, "float16"),
+        (["./llama-2-7b", "--kv-dtype", "int3"], 2, "float16"),
         (["./llama-2-7b", "--dtype", "int8"], 2, "float16"),
         (["./llama-2-7b", "--kv-policy", "best"], 2, "best"),
         (["./llama-2-7b", "--4bit", "--quant", "8bit"], 2, "contradicts"),
@@ -291,3 +291,19 @@ def test_it_loads_neither_torch_nor_numpy_nor_transformers(folder: Path) -> None
     done = subprocess.run([sys.executable, "-c", code], cwd=folder, env=environment, capture_output=True, text=True)
     assert done.stderr.splitlines()[-1].split(" ", 1)[1] == "[]"
     assert json.loads(done.stdout)["kv_bytes_per_token"] == 524_288
+
+
+@pytest.mark.usefixtures("folder")
+def test_low_bit_slots_keep_more_tokens_and_take_room_for_their_coding(capsys: pytest.CaptureFixture[str]) -> None:
+    wide, narrow = (
+        planned(capsys, "./llama-2-7b", "--kv-budget", "100MB", "--device", "cpu", "--kv-dtype", dtype)
+        for dtype in ("float16", "int4")
+    )
+    assert (wide["kv_bytes_per_token"], narrow["kv_bytes_per_token"]) == (524_288, 147_456)
+    assert narrow["kv_dtype"] == "int4" and narrow["reserved_bytes"] <= 100_000_000
+    assert narrow["tokens"] > 3.2 * wide["tokens"]
+    activations = [next(term for term in got["terms"] if term["name"] == "activations") for got in (wide, narrow)]
+    chunk_bytes = [
+        term["predicted_bytes"] / got["chunk"] for term, got in zip(activations, (wide, narrow), strict=True)
+    ]
+    assert chunk_bytes[1] - chunk_bytes[0] == 4 * 32 * 128 * (3 + 6)  # H_Q = H_KV = 32, D = 128

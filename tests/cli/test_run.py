@@ -52,6 +52,28 @@ def test_stdout_is_the_answer_and_stderr_says_what_ran(run):
     assert "demo" in err and "KV" in err and "policy heavy-hitter" in err and "cpu" in err
 
 
+@pytest.mark.parametrize("stored", ["int8", "int4"])
+def test_low_bit_slots_are_what_the_banner_the_json_and_the_record_say(run, tmp_path, stored):
+    record = tmp_path / "record.json"
+    code, out, err = run(
+        "demo", "Hello", "--kv-dtype", stored, "--kv-budget", "80KB", "--json", "-v", "--report", str(record)
+    )
+    assert code == 0 and f"{stored} slots move what the model says" in err
+    told, kept = json.loads(out)["kvlite"]["kv"], json.loads(record.read_text())["kv"]
+    per_token = 4 * 2 * 2 * {"int8": 34, "int4": 18}[stored]  # layers, KV heads, K and V, and a scale per 32 channels
+    assert told["dtype"] == kept["dtype"] == stored
+    assert kept["bytes_per_token"] == per_token and told["reserved_bytes"] <= 80_000
+
+
+def test_low_bit_slots_that_change_the_model_are_warned_of_and_those_that_destroy_it_are_refused(run, monkeypatch):
+    monkeypatch.setattr("kvlite.models.canary.NOTICEABLE", 0.0)
+    code, out, err = run("demo", "Hello", "--kv-dtype", "int4")
+    assert code == 0 and out.strip() and "warning: int4 slots change what the model says" in err
+    monkeypatch.setattr("kvlite.models.canary.DESTROYED", 0.0)
+    code, out, err = run("demo", "Hello", "--kv-dtype", "int4")
+    assert code == 4 and out == "" and "give --kv-dtype int8 or auto" in err
+
+
 def test_quiet_leaves_only_the_answer(run):
     code, out, err = run("demo", "Hello", "-q")
     assert code == 0 and out.strip() and err == ""

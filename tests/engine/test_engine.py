@@ -36,12 +36,24 @@ def prompt(seed: int, length: int) -> tuple[int, ...]:
 
 @pytest.mark.parametrize("policy", [name for name in policy_names() if name != "full"])
 def test_an_answer_does_not_depend_on_the_batch(llama: LoadedModel, policy: str) -> None:
+    assert_same_alone_and_in_a_batch(llama, policy, "auto")
+
+
+@pytest.mark.parametrize("kv_dtype", ["int8", "int4"])
+@pytest.mark.parametrize("policy", ["heavy-hitter", "h2o", "window"])
+def test_nor_does_it_over_low_bit_slots(policy: str, kv_dtype: str) -> None:
+    loaded = admitted(tiny_model("llama", {}))
+    loaded.model.double()  # in fp32, a batch's last bit may round a number to the next code
+    assert_same_alone_and_in_a_batch(loaded, policy, kv_dtype)
+
+
+def assert_same_alone_and_in_a_batch(loaded: LoadedModel, policy: str, kv_dtype: str) -> None:
     requests = [
         Request(str(i), prompt(i, 3 + 13 * i), Sampling(temperature=0.9 * (i % 2), seed=i), max_tokens=10 + 9 * i)
         for i in range(7)
     ]
-    together = answers(make_engine(llama, "24tok", policy, rows=3), requests)
-    alone = answers(make_engine(llama, "24tok", policy), requests)
+    together = answers(make_engine(loaded, "24tok", policy, rows=3, kv_dtype=kv_dtype), requests)
+    alone = answers(make_engine(loaded, "24tok", policy, kv_dtype=kv_dtype), requests)
     assert {key: done.ids for key, done in together.items()} == {key: done.ids for key, done in alone.items()}
     assert {key: done.kv.tokens_kept for key, done in together.items()} == {
         key: done.kv.tokens_kept for key, done in alone.items()
@@ -74,9 +86,10 @@ def test_a_row_keeps_nothing_of_the_one_before(llama: LoadedModel) -> None:
     assert answers(engine, [Request("a", PROMPT, max_tokens=20)])["a"].ids == fresh.ids
 
 
+@pytest.mark.parametrize("kv_dtype", ["auto", "int4"])
 @pytest.mark.parametrize("family", ["llama", "gemma2", "lfm2", "qwen3_next"])
-def test_a_restored_snapshot_continues_with_the_same_tokens(family: str) -> None:
-    engine = make_engine(admitted(tiny_model(family, SUPPORTED[family])), "32tok")
+def test_a_restored_snapshot_continues_with_the_same_tokens(family: str, kv_dtype: str) -> None:
+    engine = make_engine(admitted(tiny_model(family, SUPPORTED[family])), "32tok", kv_dtype=kv_dtype)
     answers(engine, [Request("1", prompt(1, 50), max_tokens=30, row=0)])
     snapshot = engine.snapshot(0)
     first = answers(engine, [Request("2", prompt(2, 9), max_tokens=25, row=0)])["2"]
@@ -136,6 +149,18 @@ def test_the_budget_holds_at_every_step_and_the_tensors_never_move(llama: Loaded
         assert held <= engine.cache.num_bytes == engine.plan.reserved_bytes <= engine.plan.budget_bytes
         assert isinstance(event, Token) or event.kv.tokens_kept <= 24
     assert addresses == [tensor.data_ptr() for tensor in engine.cache.tensors()]
+
+
+@pytest.mark.parametrize("kv_dtype", ["int8", "int4"])
+def test_fewer_bits_hold_more_tokens_in_the_same_bytes(llama: LoadedModel, kv_dtype: str) -> None:
+    wide, narrow = make_engine(llama, "20KB"), make_engine(llama, "20KB", kv_dtype=kv_dtype)
+    assert narrow.plan.slots > 1.8 * wide.plan.slots
+    answers(narrow, [Request("a", prompt(0, 100), max_tokens=40, row=0)])
+    counts = narrow.counts()
+    assert counts.dtype == kv_dtype and counts.tokens_kept == narrow.plan.slots
+    assert sum(tensor.nbytes for tensor in narrow.cache.tensors()) == counts.reserved_bytes <= 20_000
+    assert counts.live_bytes == counts.peak_bytes < counts.reserved_bytes
+    assert narrow.snapshot(0).num_bytes == counts.live_bytes
 
 
 def test_a_full_cache_that_may_not_evict_stops(llama: LoadedModel) -> None:

@@ -56,7 +56,22 @@ def test_auto_stores_the_models_dtype() -> None:
     assert slot_format("fp32", "bfloat16").bytes_per_slot(128, 64) == 768
 
 
-@pytest.mark.parametrize("name", ["int8", "int4", "fp8", "", "FLOAT16"])
+@pytest.mark.parametrize("name", ["int3", "INT8", "fp8", "", "FLOAT16"])
 def test_an_unknown_format_is_refused_with_those_that_exist(name: str) -> None:
-    with pytest.raises(UsageError, match="float32, bfloat16, float16"):
+    with pytest.raises(UsageError, match="float32, bfloat16, float16, int8, int4"):
         slot_format(name, "bfloat16")
+
+
+@pytest.mark.parametrize(
+    ("name", "k_dim", "v_dim", "size"),
+    [
+        ("int4", 128, 128, 2 * (64 + 4 * 2)),
+        ("int8", 128, 128, 2 * (128 + 4 * 2)),
+        ("int4", 192, 128, (96 + 6 * 2) + (64 + 4 * 2)),
+        ("int4", 80, 80, 2 * (40 + 5 * 2)),  # the largest power of two in 80 is 16
+        ("int8", 8, 8, 2 * (8 + 2)),
+        ("int4", 5, 5, 2 * (3 + 5 * 2)),
+    ],
+)
+def test_a_coded_slot_is_its_codes_and_a_scale_per_group(name: str, k_dim: int, v_dim: int, size: int) -> None:
+    assert slot_format(name, "bfloat16").bytes_per_slot(k_dim, v_dim) == size

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from kvlite.errors import BrokenModel, UnsupportedModel
+from kvlite.memory.format import FORMATS
 from kvlite.memory.shape import LayerShape, ModelShape
 
 CONFIGS = Path(__file__).parents[1] / "data" / "configs"
@@ -46,7 +47,7 @@ def shape_of(name: str) -> ModelShape:
     ],
 )
 def test_bytes_of_one_token_in_sixteen_bits(name: str, per_token: int) -> None:
-    assert shape_of(name).kv_bytes_per_token(2) == per_token
+    assert shape_of(name).kv_bytes_per_token(FORMATS["float16"]) == per_token
 
 
 def test_every_config_of_the_test_data_is_read() -> None:

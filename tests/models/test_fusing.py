@@ -11,8 +11,8 @@ from transformers.models.llama.modeling_llama import LlamaMLP
 
 from kvlite.models import fusing
 from kvlite.models.fused import FusedMLP
-from kvlite.models.fusing import Patch, fuse
-from kvlite.models.gate import prober, relative_error
+from kvlite.models.fusing import Patch, fuse, probe_logits
+from kvlite.models.gate import relative_error
 from tests.architectures import SUPPORTED, tiny_model
 from tests.engine_for_tests import admitted
 
@@ -37,9 +37,9 @@ def test_patches_fit_by_what_a_module_does(family: str) -> None:
 @pytest.mark.parametrize("family", SUPPORTED)
 def test_logits_stay_what_they_were(family: str) -> None:
     loaded = admitted(tiny_model(family, SUPPORTED[family]))
-    expected = prober(loaded)()
+    expected = probe_logits(loaded)
     fused = fuse(loaded)
-    assert relative_error(prober(fused)(), expected) < 2e-6
+    assert relative_error(probe_logits(fused), expected) < 2e-6
 
 
 def test_biases_are_joined_with_the_weights() -> None:
@@ -47,9 +47,9 @@ def test_biases_are_joined_with_the_weights() -> None:
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.3)
     loaded = admitted(model)
-    expected = prober(loaded)()
+    expected = probe_logits(loaded)
     assert fuse(loaded).fused == ALL
-    assert relative_error(prober(loaded)(), expected) < 2e-6
+    assert relative_error(probe_logits(loaded), expected) < 2e-6
 
 
 def test_weights_are_held_once_and_counted_the_same() -> None:
@@ -71,9 +71,9 @@ def test_a_patch_that_changes_the_logits_is_taken_back(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(fusing, "PATCHES", (Patch("mlp", LlamaMLP, Wrong, ("gate_proj", "up_proj")),))
     loaded = admitted(tiny_model("llama", {}))
-    expected = prober(loaded)()
+    expected = probe_logits(loaded)
     assert fuse(loaded).fused == ()
-    assert torch.equal(prober(loaded)(), expected)
+    assert torch.equal(probe_logits(loaded), expected)
     assert all(isinstance(layer.mlp, LlamaMLP) for layer in loaded.model.model.layers)
 
 

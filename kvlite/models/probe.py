@@ -1,0 +1,46 @@
+"""Feeding a loaded model a few tokens before anybody asks it anything, into a cache made for that."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from kvlite.cache.cache import SlotCache
+from kvlite.cache.policies.full import Full
+from kvlite.memory.budget import Budget
+from kvlite.memory.format import SlotFormat
+from kvlite.memory.plan import CacheSpec, plan_cache
+from kvlite.models.loaded import LoadedModel
+
+
+def probe_ids(loaded: LoadedModel, count: int) -> Tensor:
+    """`count` ids from all over the vocabulary, int64 [1, count], the same ones for every model of its size."""
+    return torch.tensor([[(7919 * i + 11) % loaded.shape.vocab for i in range(count)]], device=loaded.device)
+
+
+def dry_cache(loaded: LoadedModel, stored: SlotFormat, tokens: int) -> SlotCache:
+    """One row of room for `tokens` tokens that nothing is evicted from."""
+    plan = plan_cache(
+        loaded.shape,
+        Budget.parse(f"{tokens}tok"),
+        CacheSpec(stored, state_bytes_per_slot=0, protected_slots=1, evicts=False),
+        free_bytes=None,
+    )
+    return SlotCache(loaded.shape, plan, Full(), stored, loaded.device)
+
+
+def feed(loaded: LoadedModel, cache: SlotCache, ids: Tensor, shift: int = 0) -> Tensor:
+    """Feed ids [1, T] in three chunks, the last of one token, rotated `shift` positions on -> logits [1, T, V]."""
+    cache.reset(0)
+    if loaded.state is not None:
+        loaded.state.reset()
+    pos = torch.arange(ids.shape[1], dtype=torch.int32, device=ids.device)[None]
+    logits, start = [], 0
+    for end in (ids.shape[1] * 3 // 5, ids.shape[1] - 1, ids.shape[1]):
+        here = slice(start, end)
+        step = cache.begin(slice(0, 1), pos[:, here], pos[:, here] + shift, (end - start,), None)
+        logits.append(loaded.forward(ids[:, here], cache, step, last=end - start))
+        start = end
+    if loaded.state is not None:
+        loaded.state.reset()
+    return torch.cat(logits, 1)
