@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from kvlite_kernels.kinds import Statistic
 from kvlite_kernels.lowbit import Packed
 from kvlite_kernels.statistic import Measure, probabilities, received
 
@@ -29,11 +30,15 @@ Vectors = Tensor | Packed
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """Keys that are attended together: `k` [B, H_KV, N, D], `v` [B, H_KV, N, D_V], `pos` int [B, H_KV or 1, N]."""
+    """Keys that are attended together: `k` [B, H_KV, N, D], `v` [B, H_KV, N, D_V], `pos` int [B, H_KV or 1, N].
+
+    `is_whole` promises that every query sees every key.
+    """
 
     k: Vectors
     v: Vectors
     pos: Tensor
+    is_whole: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +70,9 @@ def attend(q: Tensor, q_pos: Tensor, segment: Segment, geometry: Geometry) -> Pa
     logits = _grouped_matmul(q.to(dtype) * geometry.scaling, segment.k, transpose=True)
     if geometry.softcap is not None:
         logits = geometry.softcap * torch.tanh(logits / geometry.softcap)
-    hidden = ~_visible(q_pos, segment.pos, geometry.window)
-    logits.unflatten(1, (segment.k.shape[1], -1)).masked_fill_(hidden[:, :, None], -torch.inf)
+    if not segment.is_whole:
+        hidden = ~_visible(q_pos, segment.pos, geometry.window)
+        logits.unflatten(1, (segment.k.shape[1], -1)).masked_fill_(hidden[:, :, None], -torch.inf)
     lse = logits.logsumexp(-1)
     out = _grouped_matmul(probabilities(logits, lse), segment.v, transpose=False)
     return Partial(out, lse, logits)
@@ -94,6 +100,8 @@ def attend_segments(
     num_kv_heads = segments[0].k.shape[1]
     num_keys = sum(segment.k.shape[2] for segment in segments)
     tile = max(1, TILE_ELEMENTS // (batch * num_heads * num_keys))
+    if num_queries == 1 and len(segments) == 1 and _is_plain(segments[0], geometry, measure):
+        return _attend_plainly(q, segments[0], geometry, measure)
     outs: list[Tensor] = []
     totals: list[Tensor] = []
     for start in range(0, num_queries, tile):
@@ -114,6 +122,24 @@ def attend_segments(
         )
         totals = [a + b for a, b in zip(totals, parts, strict=True)] if totals else parts
     return (outs[0] if len(outs) == 1 else torch.cat(outs, dim=2)), totals
+
+
+def _is_plain(segment: Segment, geometry: Geometry, measure: Measure | None) -> bool:
+    """Whether one softmax over all keys is the probability of each, and no more is asked of it than its mean."""
+    is_mean = measure is None or (measure.kind is Statistic.MASS and measure.heads == "mean")
+    return segment.is_whole and geometry.softcap is None and geometry.sink_logits is None and is_mean
+
+
+def _attend_plainly(
+    q: Tensor, segment: Segment, geometry: Geometry, measure: Measure | None
+) -> tuple[Tensor, list[Tensor]]:
+    """As `attend_segments`, of one query whose weight is 1, in the fewest operations."""
+    dtype = torch.promote_types(q.dtype, torch.float32)
+    shares = _grouped_matmul(q.to(dtype) * geometry.scaling, segment.k, transpose=True).softmax(-1)
+    out = _grouped_matmul(shares, segment.v, transpose=False).to(q.dtype)
+    if measure is None:
+        return out, []
+    return out, [shares.view(shares.shape[0], segment.k.shape[1], -1, shares.shape[-1]).mean(2)]
 
 
 def evict(priority: Tensor, pos: Tensor, new_priority: Tensor, new_pos: Tensor) -> Tensor:
@@ -138,12 +164,21 @@ def evict(priority: Tensor, pos: Tensor, new_priority: Tensor, new_pos: Tensor) 
     return torch.where(born, slot_of.gather(-1, (born.cumsum(-1) - 1).clamp(min=0)), slots)
 
 
-def _evict_one(priority: Tensor, pos: Tensor, new_priority: Tensor, new_pos: Tensor) -> Tensor:
+def victim(priority: Tensor, pos: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Of the slots with the lowest priority the oldest, of `priority` and `pos` [B, H_KV, S].
+
+    Returns that priority, the slot (int64) and its position, [B, H_KV, 1] each.
+    """
     lowest = priority.amin(-1, keepdim=True)
     far = torch.iinfo(pos.dtype).max
-    oldest, victim = torch.where(priority == lowest, pos, far).min(-1, keepdim=True)
+    oldest, slot = torch.where(priority == lowest, pos, far).min(-1, keepdim=True)
+    return lowest, slot, oldest
+
+
+def _evict_one(priority: Tensor, pos: Tensor, new_priority: Tensor, new_pos: Tensor) -> Tensor:
+    lowest, slot, oldest = victim(priority, pos)
     stays = (new_priority > lowest) | ((new_priority == lowest) & (new_pos > oldest))
-    return torch.where(stays, victim, pos.shape[-1])
+    return torch.where(stays, slot, pos.shape[-1])
 
 
 def _visible(q_pos: Tensor, k_pos: Tensor, window: int | None) -> Tensor:

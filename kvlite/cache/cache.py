@@ -158,15 +158,21 @@ class SlotCache:
 
     def _place(self, slots: int, live: Sequence[int], counts: Sequence[int], num_tokens: int) -> Placement:
         longest = max(held + count for held, count in zip(live, counts, strict=True))
+        is_step = num_tokens == 1 and min(counts) == 1
         if longest > slots:
-            return Placement(slots, None)
+            return Placement(slots, None, is_step and min(live) == slots)
         if len(set(live)) == 1 and min(counts) == num_tokens:
-            return Placement(_extent(longest, slots), slice(live[0], live[0] + num_tokens))
+            extent = self._extent(longest, slots)
+            return Placement(extent, slice(live[0], live[0] + num_tokens), is_step and extent == longest)
         column = torch.arange(num_tokens, device=self.device)
         first = torch.tensor([num_tokens - count for count in counts], device=self.device)[:, None]
         start = torch.tensor(live, device=self.device)[:, None]
         index = torch.where(column >= first, start + column - first, slots)
-        return Placement(_extent(longest, slots), index[:, None])
+        return Placement(self._extent(longest, slots), index[:, None])
+
+    def _extent(self, live: int, slots: int) -> int:
+        step = 1 if self.device.type == "cpu" else EXTENT_STEP  # nothing is compiled for a shape there
+        return min(slots, max(1, -(-live // step)) * step)
 
     def _weight(self, pos: Tensor) -> Tensor:
         """1 for a query, less by the policy's decay for each that follows it, 0 for padding and where it is too old."""
@@ -187,10 +193,6 @@ class SlotCache:
         if self.policy.observed is not None:
             share = share * (1.0 - seen / self.policy.observed).clamp(min=0.0)
         return share[:, None, None]
-
-
-def _extent(live: int, slots: int) -> int:
-    return min(slots, max(1, -(-live // EXTENT_STEP)) * EXTENT_STEP)
 
 
 def _outlives_window(layer: LayerSlots) -> bool:

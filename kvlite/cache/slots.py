@@ -14,12 +14,12 @@ from torch import Tensor
 
 from kvlite.cache.policy import Candidates, Policy
 from kvlite.cache.rotation import Rotation
-from kvlite.cache.step import Step
+from kvlite.cache.step import Placement, Step
 from kvlite.cache.store import SlotStore, put
 from kvlite.memory.shape import LayerShape
 from kvlite_kernels.features import norms, similarity
 from kvlite_kernels.kinds import Statistic
-from kvlite_kernels.reference import Geometry, Segment, Vectors, attend_segments, evict
+from kvlite_kernels.reference import Geometry, Segment, Vectors, attend_segments, evict, victim
 from kvlite_kernels.statistic import Measure
 
 
@@ -42,6 +42,7 @@ class LayerSlots:
         self.rot = torch.full(heads, -1, dtype=torch.int32, device=device)
         accumulates = policy.statistic.accumulates
         self.statistic = torch.zeros(heads, dtype=torch.float32, device=device) if accumulates else None
+        self._starts = torch.arange(0, heads[0] * heads[1] * heads[2], heads[2], device=device).view(*heads[:2], 1)
         self._noise = None if policy.noise is None else replace(policy.noise, layer=index)
 
     @property
@@ -76,9 +77,9 @@ class LayerSlots:
         placement = step.placements[self.slots]
         query, keys, values = self.store.encode(q, k, v)
         if placement.index is not None:
-            out = self._append(query, keys, values, step, geometry, placement.extent, placement.index)
+            out = self._append(query, keys, values, step, geometry, placement)
         elif k.shape[2] == 1:
-            out = self._decode(query, keys, values, step, geometry)
+            out = self._decode(query, keys, values, step, geometry, placement.is_whole)
         else:
             out = self._prefill(query, keys, values, step, geometry)
         return self.store.decode(out).to(q.dtype)
@@ -94,25 +95,31 @@ class LayerSlots:
         held.copy_(new)
 
     def _append(
-        self, q: Tensor, k: Vectors, v: Vectors, step: Step, geometry: Geometry, extent: int, index: Tensor | slice
+        self, q: Tensor, k: Vectors, v: Vectors, step: Step, geometry: Geometry, placement: Placement
     ) -> Tensor:
         """Every row has room: write first, then slots and new tokens are one segment."""
-        self._write(step.rows, index, k, v, step, None)
-        return self._attend(q, [self._segment(step.rows, extent)], step, geometry)[0]
+        assert placement.index is not None
+        self._write(step.rows, placement.index, k, v, step)
+        is_inside = geometry.window is None or placement.extent <= geometry.window
+        segment = self._segment(step.rows, placement.extent, placement.is_whole and is_inside)
+        return self._attend(q, [segment], step, geometry)[0]
 
     def _prefill(self, q: Tensor, k: Vectors, v: Vectors, step: Step, geometry: Geometry) -> Tensor:
-        segments = [self._segment(step.rows, self.slots), Segment(k, v, step.pos[:, None, -k.shape[2] :])]
+        segments = [self._segment(step.rows, self.slots, False), Segment(k, v, step.pos[:, None, -k.shape[2] :])]
         out, received = self._attend(q, segments, step, geometry)
         self._evict(segments, k, v, step, received[1] if received else None)
         return out
 
-    def _decode(self, q: Tensor, k: Vectors, v: Vectors, step: Step, geometry: Geometry) -> Tensor:
+    def _decode(self, q: Tensor, k: Vectors, v: Vectors, step: Step, geometry: Geometry, is_whole: bool) -> Tensor:
         """One token per row against full slots: it waits in the discard slot, so that all keys are one segment."""
         waiting = slice(self.slots, self.slots + 1)
-        self._write(step.rows, waiting, k, v, step, None)
-        segments = [self._segment(step.rows, self.slots + 1)]
-        out, _ = self._attend(q, segments, step, geometry)
-        self._evict(segments, k, v, step, None if self.statistic is None else self.statistic[step.rows, :, waiting])
+        self._write(step.rows, waiting, k, v, step)
+        if self.statistic is not None:
+            self.statistic[step.rows, :, waiting] = 0.0
+        segment = self._segment(step.rows, self.slots + 1, is_whole and geometry.window is None)
+        out, _ = self._attend(q, [segment], step, geometry)
+        statistic = None if self.statistic is None else self.statistic[step.rows, :, waiting]
+        self._evict([segment], k, v, step, statistic)
         return out
 
     def _attend(
@@ -132,33 +139,38 @@ class LayerSlots:
             held += received[0]
         return out, received
 
-    def _segment(self, rows: slice, extent: int) -> Segment:
-        return Segment(*self.store.view(rows, extent), self.pos[rows, :, :extent])
+    def _segment(self, rows: slice, extent: int, is_whole: bool) -> Segment:
+        return Segment(*self.store.view(rows, extent), self.pos[rows, :, :extent], is_whole)
 
     def _evict(self, segments: list[Segment], k: Vectors, v: Vectors, step: Step, new_statistic: Tensor | None) -> None:
         """Keep the best S of the S slots and the T new tokens, which come after them in `segments`."""
         candidates = self._candidates(segments, step, new_statistic)
         held, new = slice(self.slots), slice(self.slots, None)
         priority, pos = self._priority(candidates, step), candidates.pos
-        index = evict(priority[..., held], pos[..., held], priority[..., new], pos[..., new])
+        if segments[0].is_whole:  # the newest token is never the victim
+            index = victim(priority[..., held], pos[..., held])[1]
+        else:
+            priority = priority.masked_fill(pos < 0, -torch.inf)
+            index = evict(priority[..., held], pos[..., held], priority[..., new], pos[..., new])
         # What waits in the discard slot is overwritten by what is dropped, so it is copied first.
         self._write(step.rows, index, k, v, step, None if new_statistic is None else new_statistic.clone())
 
     def _candidates(self, segments: list[Segment], step: Step, new_statistic: Tensor | None) -> Candidates:
         """What the policy may know of slots and new tokens together."""
-        pos = torch.cat([segment.pos.expand(-1, self.shape.kv_heads, -1) for segment in segments], -1)
+        pos = _joined([segment.pos.expand(-1, self.shape.kv_heads, -1) for segment in segments])
         known = value_norm = None
         if self.statistic is not None:
             assert new_statistic is not None
-            known = torch.cat([self.statistic[step.rows, :, : self.slots], new_statistic], -1)
+            held = self.statistic[step.rows]
+            known = held if len(segments) == 1 else torch.cat([held[..., : self.slots], new_statistic], -1)
         elif self.policy.statistic is Statistic.SIMILARITY:
-            known = torch.cat(similarity([s.k for s in segments], [s.pos for s in segments]), -1)
+            known = _joined(similarity([s.k for s in segments], [s.pos for s in segments]))
         if self.policy.needs_value_norm:
-            value_norm = torch.cat([norms(segment.v) for segment in segments], -1)
+            value_norm = _joined([norms(segment.v) for segment in segments])
         return Candidates(pos, step.pos[:, -1:, None] + 1, known, value_norm)  # padding is on the left
 
     def _priority(self, candidates: Candidates, step: Step) -> Tensor:
-        """The policy's score under the protections: +inf is kept, -inf is a free slot and goes first."""
+        """The policy's score under the protections: +inf is kept."""
         pos, next_pos = candidates.pos, candidates.next_pos
         score = self.policy.score(candidates)
         protected = pos >= next_pos - self.recent
@@ -170,16 +182,27 @@ class LayerSlots:
             if step.pins is not None:
                 start, end = step.pins[:, None, None].unbind(-1)  # [n, 1, 1, P]
                 protected |= ((pos[..., None] >= start) & (pos[..., None] < end)).any(-1)
-        return score.masked_fill(protected, torch.inf).masked_fill(pos < 0, -torch.inf)
+        return score.masked_fill(protected, torch.inf)
 
     def _write(
-        self, rows: slice, index: Tensor | slice, k: Vectors, v: Vectors, step: Step, statistic: Tensor | None
+        self,
+        rows: slice,
+        index: Tensor | slice,
+        k: Vectors,
+        v: Vectors,
+        step: Step,
+        statistic: Tensor | None = None,
     ) -> None:
-        """Put the new tokens into the slots `index`, as `put` does; their statistic starts as given, or at 0."""
+        """Put the new tokens into the slots `index` of each head; the statistic of a free slot is 0 until given."""
         num_new = k.shape[2]
+        if not isinstance(index, slice):
+            index = (index + self._starts[rows]).flatten()
         self.store.write(rows, index, k, v)
         put(self.pos, rows, index, step.pos[:, None, -num_new:])
         put(self.rot, rows, index, step.rot[:, None, -num_new:])
-        if self.statistic is not None:
-            start = step.weight.new_zeros(len(step.counts), 1, num_new) if statistic is None else statistic
-            put(self.statistic, rows, index, start)
+        if self.statistic is not None and statistic is not None:
+            put(self.statistic, rows, index, statistic)
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts, -1)

@@ -13,11 +13,13 @@ class Placement:
 
     Appending: every row has room, so nothing is scored or evicted, and `index` says which slots are next: a slice
     where that is the same for all rows, else int64 [n, 1, T] with the discard slot for padding. Otherwise `index` is
-    None and each layer evicts. Attention reads the first `extent` slots.
+    None and each layer evicts. Attention reads the first `extent` slots. `is_whole` says that these and the new token,
+    one per row, are all live, so that nothing but a window hides a key.
     """
 
     extent: int
     index: Tensor | slice | None
+    is_whole: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,15 +15,14 @@ from kvlite_kernels.reference import Vectors
 def put(held: Tensor, rows: slice, index: Tensor | slice, new: Tensor) -> None:
     """Overwrite slots of held [B, H_KV, N, ...] with new [n, H_KV or 1, T, ...].
 
-    `index` is a slice where all rows and heads use the same slots, else int64 [n, H_KV or 1, T].
+    `index` is a slice where all rows and heads use the same slots, else int64 [n * H_KV * T], which slot of all.
     """
     if isinstance(index, slice):
         held[rows, :, index] = new
         return
-    heads, tail = held.shape[1], held.shape[3:]
-    index = index.expand(-1, heads, -1).view(*index.shape[:1], heads, -1, *(1 for _ in tail))
-    new = new.expand(-1, heads, *new.shape[2:]).to(held.dtype)
-    held[rows].scatter_(2, index.expand(-1, -1, -1, *tail), new)
+    tail = held.shape[3:]
+    new = new.expand(-1, held.shape[1], *new.shape[2:]).reshape(-1, *tail)
+    held.view(-1, *tail).index_copy_(0, index, new.to(held.dtype))
 
 
 class SlotStore(Protocol):
