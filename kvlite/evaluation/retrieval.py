@@ -29,6 +29,7 @@ _EVENTS = ("meeting", "concert", "dentist appointment", "flight", "exam", "party
 _GOODS = ("lamp", "chair", "bike", "coat", "cake", "ticket", "book", "hat", "umbrella", "kettle")
 _KIN = ("sister", "brother", "cousin", "teacher", "neighbour", "boss", "friend", "uncle")
 _OBJECTS = ("key", "map", "passport", "letter", "phone", "torch", "camera", "wallet")
+_PLACES = ("garden", "kitchen", "library", "cellar", "attic", "drawer", "cupboard", "basket", "hall", "car")
 _MONTHS = ("January", "March", "April", "May", "June", "July", "August", "October", "November")
 _KEYS = _words("""
     amber basil cedar delta ember fjord glade heron ivory jade kelp lotus maple north onyx pearl quartz raven
@@ -86,7 +87,7 @@ _KINDS = (
         ("The {s} is in the {v}.", "I put the {s} in the {v}.", "I left the {s} in the {v}."),
         ("Where is the {s}?", "Where did I put the {s}?"),
         "The {s} is in the {v}.",
-        lambda script, count: script.words("place", count),
+        lambda script, count: script.rng.sample(_PLACES, count),
     ),
 )
 

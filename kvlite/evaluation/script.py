@@ -77,7 +77,7 @@ class Script:
         return draw(kind, self.rng, self.split)
 
     def words(self, kind: str, count: int) -> list[str]:
-        """Different words of a kind, none of them a part of another."""
+        """Different words of a kind of which there are plenty (names, cities), none of them a part of another."""
         found: list[str] = []
         while len(found) < count:
             word = self.word(kind)
