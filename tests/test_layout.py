@@ -32,6 +32,7 @@ FLOORS = {
     "kvlite.deadline": 4,
     "kvlite.chat": 5,
     "kvlite.batch": 5,
+    "kvlite.evaluation": 5,
     "kvlite.cli": 6,
     "kvlite.__main__": 7,
 }

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
-from kvlite.cli.opening import find_files, open_model, plan_for
+from kvlite.cli.opening import find_files, open_model, plan_for, weights_identity
 from kvlite.cli.options import BUILT_IN_MODEL, console, default_model, model_options
 from kvlite.cli.plan import find_device
 
@@ -52,11 +51,8 @@ class _Access:
     batch_size: int | None
 
     def identity(self) -> str:
-        """What a resumed batch must find again; the built-in model is its weights, wherever kvlite is installed."""
-        ref, files = find_files(self.options, console())
-        if ref.is_demo:
-            return f"{ref}@{sha256((files.folder / 'model.safetensors').read_bytes()).hexdigest()[:12]}"
-        return f"{files.repo}@{files.revision}" if files.repo else str(files.folder)
+        """What a resumed batch must find again."""
+        return weights_identity(*find_files(self.options, console()))
 
     def open(self) -> Opened:
         from kvlite.cli.answering import cache_size

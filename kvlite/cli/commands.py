@@ -29,6 +29,7 @@ COMMANDS: Mapping[str, Entry] = {
     "run": Entry("kvlite.cli.run", "run", "Answer one prompt, from arguments or a pipe."),
     "batch": Entry("kvlite.cli.batch", "batch", "Answer a file of prompts; resumes where it stopped."),
     "plan": Entry("kvlite.cli.plan", "plan", "What fits: weights, KV cache and context, before anything is loaded."),
+    "eval": Entry("kvlite.cli.eval", "eval_", "Measure what a KV budget costs, and which policy to use."),
     "report": Entry("kvlite.cli.report", "report", "Show what a past run took, predicted and measured."),
     "pull": Entry("kvlite.cli.pull", "pull", "Download a model."),
     "ls": Entry("kvlite.cli.ls", "ls", "List the models that are here."),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
 from kvlite.errors import BrokenModel, DoesNotFit, UsageError
@@ -69,9 +70,7 @@ class Opened:
     @property
     def name(self) -> str:
         """`repo@sha`, or the folder's or alias's name."""
-        if self.files.repo is None:
-            return str(self.ref)
-        return f"{self.files.repo}@{(self.files.revision or 'main')[:7]}"
+        return model_name(self.ref, self.files)
 
     @property
     def plan(self) -> CachePlan:
@@ -128,22 +127,15 @@ def open_model(
     """
     from kvlite.cache.policy import load_policy
     from kvlite.engine.engine import Engine
-    from kvlite.memory.format import dtype_name
-    from kvlite.memory.shape import ModelShape
     from kvlite.models.canary import require_survival
-    from kvlite.text.template import ChatText
 
     policy = load_policy(options.kv_policy)
     policy.when_full(options.on_full)
-    _check_words(options)
-    ref, files = find_files(options, console)
-    dtype = dtype_name(options.dtype)
-    shape = ModelShape.from_config(files.config, dtype=dtype, stored_dtype=files.stored_dtype)
-    loaded = _load(files, options, shape)
+    ref, files, loaded = load_model(options, console)
     plan, stored = plan_for(
         options,
         loaded.shape,
-        free_bytes=_free_bytes(loaded.device),
+        free_bytes=free_bytes(loaded.device),
         device=loaded.device.type,
         batch_size=batch_size,
         with_rows=with_rows,
@@ -152,8 +144,41 @@ def open_model(
         canary = require_survival(loaded, stored)
         (console.warn if canary.is_ill else console.detail)(str(canary))
     engine = Engine(loaded, plan, policy, stored, options.on_full)
-    text = ChatText(loaded.tokenizer, generation=files.generation, think=options.think)
+    text = chat_text(files, loaded, options)
     return Opened(ref, files, loaded, engine, text, model_sampling(files.generation), options)
+
+
+def load_model(options: ModelOptions, console: Console) -> tuple[ModelRef, ModelFiles, LoadedModel]:
+    """Find the model's files and load the weights, without a cache. Raises the KvliteError that says what is wrong."""
+    from kvlite.memory.format import dtype_name
+    from kvlite.memory.shape import ModelShape
+
+    _check_words(options)
+    ref, files = find_files(options, console)
+    dtype = dtype_name(options.dtype)
+    shape = ModelShape.from_config(files.config, dtype=dtype, stored_dtype=files.stored_dtype)
+    return ref, files, _load(files, options, shape)
+
+
+def chat_text(files: ModelFiles, loaded: LoadedModel, options: ModelOptions) -> ChatText:
+    """The way between messages and the model's ids."""
+    from kvlite.text.template import ChatText
+
+    return ChatText(loaded.tokenizer, generation=files.generation, think=options.think)
+
+
+def model_name(ref: ModelRef, files: ModelFiles) -> str:
+    """`repo@sha`, or the folder's or alias's name."""
+    if files.repo is None:
+        return str(ref)
+    return f"{files.repo}@{(files.revision or 'main')[:7]}"
+
+
+def weights_identity(ref: ModelRef, files: ModelFiles) -> str:
+    """What work that is resumed must find again; the built-in model is its weights, wherever kvlite is installed."""
+    if ref.is_demo:
+        return f"{ref}@{sha256((files.folder / 'model.safetensors').read_bytes()).hexdigest()[:12]}"
+    return f"{files.repo}@{files.revision}" if files.repo else str(files.folder)
 
 
 def plan_for(
@@ -227,7 +252,7 @@ def _load(files: ModelFiles, options: ModelOptions, shape: ModelShape) -> Loaded
     from kvlite.models.loading import LoadOptions, load, pick_device
 
     device = pick_device(options.device)
-    free = _free_bytes(device)
+    free = free_bytes(device)
     needed = weight_term(shape, WeightFacts.of(files), options.quant).predicted_bytes
     if needed is not None and needed > free:
         raise DoesNotFit(
@@ -245,7 +270,7 @@ def _load(files: ModelFiles, options: ModelOptions, shape: ModelShape) -> Loaded
     return load(files.folder, files.config, wanted)
 
 
-def _free_bytes(device: torch.device) -> int:
+def free_bytes(device: torch.device) -> int:
     """Memory left on the device: the driver's word on CUDA, this machine's (or its cgroup's) elsewhere."""
     import torch
 

@@ -105,6 +105,8 @@ class _FileReader:
     def _take(self, label: str, key: str, value: Any, commands: Mapping[str, dict[str, TyperOption]]) -> None:
         name = key.replace("_", "-")
         owners = {command: options[name] for command, options in commands.items() if name in options}
+        # A setting for all commands passes by those that want it typed.
+        owners = {command: option for command, option in owners.items() if option.allow_from_autoenv} or owners
         if not owners:
             known = {"default-model", *self._of_program, *(k for options in commands.values() for k in options)}
             close = difflib.get_close_matches(name, known, n=1)

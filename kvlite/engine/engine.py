@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -18,7 +18,7 @@ from kvlite.engine.request import Completion, FinishReason, Request, Timing, Tok
 from kvlite.engine.row import Row
 from kvlite.engine.sampling import INVALID, Draw, sample
 from kvlite.engine.scheduler import Feed, next_feed
-from kvlite.errors import KvliteError, NumericError, OutOfMemory, UsageError
+from kvlite.errors import ContextFull, KvliteError, NumericError, OutOfMemory, UsageError
 from kvlite.memory.counts import KVCounts
 from kvlite.memory.format import SlotFormat
 from kvlite.memory.plan import CachePlan
@@ -97,6 +97,21 @@ class Engine:
         finally:
             for row in self._rows:
                 row.job = None
+
+    def score(self, ids: Sequence[tuple[int, ...]]) -> torch.Tensor:
+        """Feed the first rows the next ids of texts that are given, and give the logits behind each id [n, T, V].
+
+        Shorter pieces stand on the right; a row without ids is left as it is. A cache that evicts takes at most
+        `plan.chunk` ids each. Raises ContextFull where one that does not is full.
+        """
+        assert all(row.job is None for row in self._rows), "scoring and answering take turns"
+        if self.on_full != "evict" and any(len(piece) > self.cache.room(row) for row, piece in enumerate(ids)):
+            raise ContextFull(
+                f"a text is longer than the {self.plan.slots} slots, and policy {self.policy.name} is full"
+            )
+        assert self.on_full != "evict" or max(map(len, ids)) <= self.plan.chunk, "re-rotation leaves room for one chunk"
+        with self.meter.phase("prefill"), _allocating():
+            return self._forward(Feed(slice(0, len(ids)), tuple(ids)), last=max(map(len, ids)))
 
     def cancel(self, request_id: str, reason: FinishReason = FinishReason.CANCELLED) -> None:
         """End a request before its next token; what it has answered stays part of the conversation."""
@@ -191,8 +206,8 @@ class Engine:
         for i, token in zip(ready, ids, strict=True):
             yield from self._take(rows[i], token)
 
-    def _forward(self, feed: Feed) -> torch.Tensor:
-        """Feed the ids and give the logits of the last position [n, 1, V]."""
+    def _forward(self, feed: Feed, last: int = 1) -> torch.Tensor:
+        """Feed the ids and give the logits of the `last` positions [n, last, V]."""
         rows = self._rows[feed.rows]
         window = self.loaded.window
         for row, ids in zip(rows, feed.ids, strict=True):
@@ -200,7 +215,7 @@ class Engine:
                 row.rot = self.cache.rerotate(row.index)
         inputs = Inputs.of(feed, rows, self.loaded.device)
         step = self.cache.begin(feed.rows, inputs.pos, inputs.rot, inputs.counts, inputs.pins)
-        logits = self.loaded.forward(inputs.ids, self.cache, step)
+        logits = self.loaded.forward(inputs.ids, self.cache, step, last)
         for row, count in zip(rows, inputs.counts, strict=True):
             row.seen += count
             row.rot += count

@@ -160,6 +160,11 @@ class ChatText:
             first = f"{self._tags.close}\n\n{first}"
         return self._encoded(self._encoder.joined([first, *others], continues=True), [first, *others][-1], ())
 
+    def written(self, answer: str) -> tuple[int, ...]:
+        """The ids of an answer that somebody else wrote, to be fed where the model would have generated its own."""
+        mark = unused_characters(1, [answer])
+        return self._encoder.joined(self._forged.split(self._forged.mark(answer, mark), mark), continues=True)
+
     def answer(self, prompt: Encoded, stop: Sequence[str] = ()) -> AnswerText:
         """The reader of the answer to `prompt`; `stop` are the user's stop strings."""
         return AnswerText(

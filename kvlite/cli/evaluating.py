@@ -1,0 +1,199 @@
+"""What `kvlite eval` does once it knows what is asked: the model, the suites and variants, progress, the outputs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from kvlite.errors import OutputError, UsageError
+
+if TYPE_CHECKING:
+    from kvlite.cli.opening import ModelOptions
+    from kvlite.console import Console
+    from kvlite.evaluation.evaluation import Evaluation
+    from kvlite.evaluation.report import Report
+    from kvlite.evaluation.suites import Suite
+    from kvlite.evaluation.tasks import Subject
+    from kvlite.evaluation.variant import Variant
+    from kvlite.memory.budget import Budget
+    from kvlite.models.loaded import LoadedModel
+
+LENGTH = 900
+"""Tokens of a conversation where the user names no number and the model's window holds as many."""
+
+_WINDOW_SHARE = 0.9  # the rest is for answers longer than the right ones
+_ROWS_ON_CPU = 16
+_ROWS_ON_GPU = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What the flags say, word by word; `length` is None where it follows from the model's window."""
+
+    suites: tuple[str, ...]
+    policies: tuple[str, ...]
+    shares: tuple[str, ...]
+    budgets: tuple[str, ...]
+    kv_dtypes: tuple[str, ...]
+    text: Path | None
+    conversations: int
+    length: int | None
+    answer_tokens: int
+    seed: int
+    split: Literal["train", "held-out"]
+    prefill_chunk: int | None
+    batch_size: int | None
+    journal: Path | None
+    html: Path | None
+
+    def suites_of(self, length: int) -> list[Suite]:
+        """The suites. Raises UsageError on unknown names, and on text that nobody reads."""
+        from kvlite.evaluation.suites import Suite
+
+        suites = [
+            Suite(name, self.conversations, length, self.seed, self.split, self.answer_tokens) for name in self.suites
+        ]
+        if self.text is not None and not any(suite.is_forced for suite in suites):
+            raise UsageError(f"--text {self.text} is for the suites kl and ppl; give --suite kl,ppl or leave it out")
+        return suites
+
+    def variants(self) -> list[Variant]:
+        """Policies by slot formats by budgets. Raises UsageError on a word that is none of these."""
+        from kvlite.cache.policy import load_policy
+        from kvlite.evaluation.variant import Variant
+        from kvlite.memory.format import slot_format
+        from kvlite.memory.plan import MOST_CHUNK
+
+        policies = [load_policy(name) for name in self.policies]
+        for name in self.kv_dtypes:
+            slot_format(name, "float32")
+        chunk = self.prefill_chunk or MOST_CHUNK
+        return [
+            Variant(policy, budget, kv_dtype, chunk)
+            for budget in self._budgets()
+            for policy in policies
+            for kv_dtype in self.kv_dtypes
+            if policy.evicts  # the full cache is the reference, whatever the budget
+        ]
+
+    def _budgets(self) -> list[Budget]:
+        from kvlite.memory.budget import Budget, BudgetKind
+
+        shares = [Budget.parse(f"{share.removesuffix('%')}%") for share in self.shares]
+        sizes = [Budget.parse(size) for size in self.budgets]
+        for size in sizes:
+            if size.kind not in (BudgetKind.BYTES, BudgetKind.TOKENS):
+                raise UsageError(f"--kv-budget {size} is no size; give bytes or tokens, or --share for percent")
+        return [*shares, *sizes]
+
+
+def evaluate(asked: Asked, options: ModelOptions, out: Console) -> None:
+    """Load the model, measure, and write table or JSON to stdout and the page to its file."""
+    from kvlite.cli.opening import chat_text, free_bytes, load_model, model_name, weights_identity
+    from kvlite.evaluation.evaluation import Evaluation
+    from kvlite.evaluation.journal import Journal
+    from kvlite.evaluation.tasks import Subject
+
+    variants = asked.variants()
+    asked.suites_of(asked.length or LENGTH)
+    content = None if asked.text is None else _read(asked.text)
+    journal = Journal(asked.journal)
+    if asked.html is not None and not asked.html.parent.is_dir():
+        raise UsageError(f"--html {asked.html}: there is no folder {asked.html.parent}")
+    ref, files, loaded = load_model(options, out)
+    text = chat_text(files, loaded, options)
+    on_gpu = loaded.device.type == "cuda"
+    most_rows = asked.batch_size or (_ROWS_ON_GPU if on_gpu else _ROWS_ON_CPU)
+    subject = Subject(loaded, text, weights_identity(ref, files), most_rows, free_bytes(loaded.device))
+    suites = asked.suites_of(_length(asked, loaded))
+    evaluation = Evaluation(subject, suites, variants, journal, content, one_by_one=asked.prefill_chunk is None)
+    _run(evaluation, out)
+    for note in text.notes:
+        out.note(note)
+    _write(_report(evaluation, model_name(ref, files), subject), asked.html, out)
+
+
+def _length(asked: Asked, loaded: LoadedModel) -> int:
+    """Tokens of a conversation. Raises UsageError where the model's window does not hold as many."""
+    window = loaded.window
+    if asked.length is None:
+        return LENGTH if window is None else min(LENGTH, int(window * _WINDOW_SHARE))
+    if window is not None and asked.length > window:
+        raise UsageError(f"--length {asked.length} is more than the model's window of {window} tokens; give fewer")
+    return asked.length
+
+
+def _run(evaluation: Evaluation, out: Console) -> None:
+    """Measure under a status line; say once how long it will take, and on the way out where the results are."""
+    told = False
+    try:
+        with out.progress() as progress:
+            for pace in evaluation.run():
+                if not told and pace.left_s is not None and pace.is_sampled:
+                    told = True
+                    out.note(f"{pace.total} conversations under all variants: {_duration(pace.left_s)} from here")
+                left = "" if pace.left_s is None else f" · {_duration(pace.left_s)} left"
+                progress.update(f"{pace.done:.0f} of {pace.total} · {pace.doing}{left}")
+    except BaseException:
+        if evaluation.journal.path is not None:
+            out.note(f"what was measured is in {evaluation.journal.path}; the same command goes on from there")
+        raise
+
+
+def _duration(seconds: float) -> str:
+    """Seconds for reading, as exact as an estimate is."""
+    if seconds < 90:
+        return f"about {max(1, round(seconds))} s"
+    minutes = round(seconds / 60)
+    return f"about {minutes} min" if minutes < 90 else f"about {seconds / 3600:.1f} h"
+
+
+def _report(evaluation: Evaluation, model: str, subject: Subject) -> Report:
+    from kvlite.evaluation.report import Report
+    from kvlite.evaluation.summary import summarise
+    from kvlite.memory.measure import installed_versions
+
+    loaded = subject.loaded
+    return Report(
+        model=model,
+        identity=subject.identity,
+        dtype=str(loaded.dtype).removeprefix("torch."),
+        quant=loaded.quant,
+        device=loaded.device.type,
+        versions=installed_versions(),
+        summaries=tuple(summarise(result) for result in evaluation.results),
+    )
+
+
+def _write(report: Report, html: Path | None, out: Console) -> None:
+    from kvlite.evaluation.page import report_page
+    from kvlite.evaluation.view import headline, table
+
+    if html is not None:
+        try:
+            html.write_text(report_page(report), encoding="utf-8")
+        except OSError as error:
+            raise OutputError(f"cannot write to {html}: {error.strerror}") from error
+    if out.as_json:
+        out.json(report.to_json(), indent=2)
+        return
+    out.line(headline(report))
+    for summary in report.summaries:
+        shown = table(summary)
+        out.line()
+        out.line(f"{shown.title}: {shown.about}")
+        out.line()
+        out.table(shown.columns, shown.rows)
+        out.line()
+        out.line(shown.verdict)
+
+
+def _read(file: Path) -> str:
+    """The user's text. Raises UsageError where it is empty or no text."""
+    from kvlite.cli.prompts import STDIN, read_file, read_stdin
+
+    content = read_stdin(is_asked_for=True) if str(file) == STDIN else read_file(file)
+    if not content.strip():
+        raise UsageError(f"--text {file} is empty; give a file with text")
+    return content

@@ -1,0 +1,155 @@
+"""Suites times variants on one model: what is measured, in which order, and how long the rest will take."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from kvlite.evaluation.journal import Journal
+from kvlite.evaluation.suites import Suite
+from kvlite.evaluation.tasks import REFERENCE, Result, Task
+from kvlite.evaluation.variant import Placed, Variant
+
+if TYPE_CHECKING:
+    from kvlite.evaluation.tasks import Subject
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How far an evaluation is: units done and to do, a unit being one conversation or text under one variant.
+
+    `left_s` follows from the seconds that the units took so far; None before there are any.
+    """
+
+    doing: str
+    done: float
+    total: int
+    left_s: float | None
+    is_sampled: bool
+    """Whether whole conversations were timed, so that the seconds left mean something."""
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """The results of one variant in one suite, in the order of the conversations."""
+
+    placed: Placed
+    results: tuple[Result, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SuiteResult:
+    """A suite that is through: the reference first, then the variants.
+
+    `tokens` is the longest conversation under the full cache, and `full_cache_bytes` what an unbounded cache takes for
+    it: what a share is a share of.
+    """
+
+    suite: Suite
+    tokens: int
+    full_cache_bytes: int
+    measured: tuple[Measured, ...]
+
+
+@dataclass(slots=True)
+class _Clock:
+    """Seconds per unit so far, of the units that were not in the journal."""
+
+    total: int
+    done: float = 0.0
+    measured: float = 0.0
+    busy_s: float = 0.0
+
+    def pace(self, doing: str) -> Pace:
+        left = (self.total - self.done) * self.busy_s / self.measured if self.measured else None
+        return Pace(doing, self.done, self.total, left, self.measured >= 0.999)
+
+
+@dataclass(slots=True)
+class Evaluation:
+    """Measures `suites` under the full cache and `variants`; `results` fills up as `run` goes on.
+
+    Where `one_by_one` is true, forced text is measured one token at a time besides each variant's own T. `file` is the
+    user's own text for the forced suites.
+    """
+
+    subject: Subject
+    suites: Sequence[Suite]
+    variants: Sequence[Variant]
+    journal: Journal
+    file: str | None = None
+    one_by_one: bool = True
+    results: list[SuiteResult] = field(default_factory=list)
+
+    def run(self) -> Iterator[Pace]:
+        """Measure everything, and say in between how far it is.
+
+        Raises CapacityError at once where a budget is too small, UsageError where a suite cannot be had.
+        """
+        tasks = [Task.of(self.subject, suite, self.file) for suite in self.suites]
+        total = sum(len(task.material) * len(self._placed(task, task.tokens)) for task in tasks)
+        clock = _Clock(total)
+        for task in tasks:
+            yield from self._measure_suite(task, clock)
+
+    def _placed(self, task: Task, tokens: int) -> list[Placed]:
+        """The reference and what is compared; forced text at every T that is asked for."""
+        variants = list(self.variants)
+        if task.suite.is_forced and self.one_by_one:
+            variants = [each for given in variants for each in (given, replace(given, chunk_limit=1))]
+        placed = [task.place(variant, tokens) for variant in (REFERENCE, *variants)]
+        return list({str((each.key(), each.variant.budget)): each for each in placed}.values())
+
+    def _measure_suite(self, task: Task, clock: _Clock) -> Iterator[Pace]:
+        """The reference, whose longest conversation the shares are of; then the variants."""
+        reference, *expected = self._placed(task, task.tokens)
+        measured = [Measured(reference, ())]
+        yield from self._measure(task, reference, measured, clock)
+        tokens = max(result.tokens for result in measured[0].results)
+        placed = self._placed(task, tokens)[1:]
+        clock.total += len(task.material) * (len(placed) - len(expected))
+        for each in placed:
+            measured.append(Measured(each, ()))
+            yield from self._measure(task, each, measured, clock)
+        full_cache_bytes = self.subject.loaded.shape.full_cache_bytes(tokens)
+        self.results.append(SuiteResult(task.suite, tokens, full_cache_bytes, tuple(measured)))
+
+    def _measure(self, task: Task, placed: Placed, measured: list[Measured], clock: _Clock) -> Iterator[Pace]:
+        """One variant, whose results become the last of `measured`; what the journal holds is not measured again."""
+        doing = f"{task.suite.name}, {placed.variant.name}, {placed.budget_text}"
+        units = [task.unit(placed, number) for number in range(len(task.material))]
+        found = [self.journal.find(unit) for unit in units]
+        missing = [number for number, result in enumerate(found) if result is None]
+        clock.done += len(units) - len(missing)
+        yield clock.pace(doing)
+        rows = task.rows(placed, len(missing))
+        measure = task.open(placed, rows) if missing else None
+        for start in range(0, len(missing), rows):
+            assert measure is not None
+            numbers = missing[start : start + rows]
+            results = yield from _timed(measure(numbers), len(numbers), clock, doing)
+            for number, result in zip(numbers, results, strict=True):
+                found[number] = result.to_json()
+                self.journal.keep(units[number], result.to_json())
+        measured[-1] = Measured(placed, tuple(task.read(result) for result in found if result is not None))
+
+
+def _timed(
+    measuring: Generator[float, None, Sequence[Result]], units: int, clock: _Clock, doing: str
+) -> Generator[Pace, None, Sequence[Result]]:
+    """Let a group of units run under the clock."""
+    shown, since = 0.0, time.monotonic()
+    while True:
+        try:
+            share = next(measuring)
+        except StopIteration as end:
+            results: Sequence[Result] = end.value
+            return results
+        now = time.monotonic()
+        clock.busy_s += now - since
+        clock.measured += (share - shown) * units
+        clock.done += (share - shown) * units
+        yield clock.pace(doing)
+        shown, since = share, time.monotonic()

@@ -1,0 +1,75 @@
+"""What was measured, as values that go into the journal and come back: answers to questions, scores of forced text."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """One question: how it was answered, and how far back what it asks for was said, in turns and in tokens.
+
+    `tokens` lie between the end of the message that said it and the end of the question, with the model's own answers.
+    """
+
+    turn: int
+    right: bool
+    turns: int
+    tokens: int
+    steps: int
+    answer: str
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """A conversation that was held: `tokens` were fed in all, `unreached` questions came after the model's window."""
+
+    number: int
+    tokens: int
+    unreached: int
+    outcomes: tuple[Outcome, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, record: dict[str, Any]) -> Answered:
+        """From `to_json`. Raises TypeError or KeyError on anything else."""
+        return cls(**{**record, "outcomes": tuple(Outcome(**outcome) for outcome in record["outcomes"])})
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Sums over the scored tokens of a text that have more than `over` and at most `upto` tokens before them.
+
+    `nll` is minus the log probability of the text, `full_nll` the same under the full cache, `kl` the divergence of
+    the bounded cache's next-token distribution from the full cache's, all in nats; `agreed` counts equal first choices.
+    """
+
+    over: int
+    upto: int
+    tokens: int
+    nll: float
+    full_nll: float
+    kl: float
+    agreed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """A text that was fed by force: `tokens` in all, and its spans."""
+
+    number: int
+    tokens: int
+    spans: tuple[Span, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, record: dict[str, Any]) -> Scored:
+        """From `to_json`. Raises TypeError or KeyError on anything else."""
+        return cls(**{**record, "spans": tuple(Span(**span) for span in record["spans"])})

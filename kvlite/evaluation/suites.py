@@ -1,0 +1,153 @@
+"""The suites by name: what each asks, and the conversations or texts it is made of for one model."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+from kvlite.demo.words import Split
+from kvlite.errors import UsageError
+from kvlite.evaluation.conversation import Conversation
+from kvlite.evaluation.recall import write_recall
+from kvlite.evaluation.retrieval import write_lookup, write_needle, write_passkey, write_tracking
+
+if TYPE_CHECKING:
+    from kvlite.text.template import ChatText
+
+Writer = Callable[[str, int, Split], Conversation]
+
+WRITERS: Mapping[str, Writer] = {
+    "recall": write_recall,
+    "passkey": write_passkey,
+    "needle": write_needle,
+    "tracking": write_tracking,
+    "lookup": write_lookup,
+}
+FORCED = ("kl", "ppl")
+SUITES = (*WRITERS, *FORCED)
+END_OF_DOCUMENT = "<|endoftext|>"
+
+_SAMPLE_TURNS = 24  # of a conversation that tells how many tokens a turn takes
+
+
+@dataclass(frozen=True, slots=True)
+class Suite:
+    """What is asked: `count` conversations of at most `length` tokens as written, the words from one side of `split`.
+
+    `max_tokens` ends an answer. Raises UsageError on an unknown name or sizes below 1.
+    """
+
+    name: str
+    count: int
+    length: int
+    seed: int = 0
+    split: Split = "held-out"
+    max_tokens: int = 32
+
+    def __post_init__(self) -> None:
+        if self.name not in SUITES:
+            raise UsageError(f"unknown suite {self.name!r}; choose from {', '.join(SUITES)}")
+        if min(self.count, self.length, self.max_tokens) < 1:
+            raise UsageError("the number of conversations, their length and the answers' must be at least 1")
+
+    @property
+    def is_forced(self) -> bool:
+        """Whether text is fed by force and scored, rather than questions asked."""
+        return self.name in FORCED
+
+    def key(self) -> dict[str, object]:
+        """What decides the content of conversation n, however many there are."""
+        return {name: value for name, value in asdict(self).items() if name != "count"}
+
+    def conversations(self, text: ChatText) -> list[Conversation]:
+        """The conversations, each cut where `text` counts `length` tokens."""
+        write = WRITERS.get(self.name, write_recall)
+        sample = write(f"{self.seed}/length", _SAMPLE_TURNS, self.split)
+        a_turn = max(1.0, sum(lengths(text, sample)) / len(sample.turns))
+        turns = max(1, int(self.length / a_turn))
+        written = (write(f"{self.seed}/{self.name}/{number}", turns, self.split) for number in range(self.count))
+        return [conversation.first(_fitting(lengths(text, conversation), self.length)) for conversation in written]
+
+
+@dataclass(frozen=True, slots=True)
+class ForcedText:
+    """Ids to be fed as they are, and which of them count: those the model would have had to write."""
+
+    ids: tuple[int, ...]
+    scored: tuple[bool, ...]
+
+    def key(self) -> str:
+        """A checksum of both."""
+        return hashlib.sha256(json.dumps([self.ids, self.scored]).encode()).hexdigest()[:16]
+
+
+def dialogue_texts(suite: Suite, text: ChatText) -> list[ForcedText]:
+    """Recall dialogues with their right answers, of which the answers are scored."""
+    return [_forced(text, conversation) for conversation in suite.conversations(text)]
+
+
+def file_texts(suite: Suite, text: ChatText, content: str) -> list[ForcedText]:
+    """The documents of `content`, cut into pieces of at most `length` tokens, at most `count` of them, all scored.
+
+    Documents end at a line `<|endoftext|>`. Raises UsageError where there is nothing to score.
+    """
+    opening = text.raw("").ids
+    texts: list[ForcedText] = []
+    for document in filter(str.strip, content.replace("\r\n", "\n").split(f"\n{END_OF_DOCUMENT}\n")):
+        ids = text.raw(document.strip()).ids[len(opening) :]
+        step = max(2, suite.length - len(opening))
+        pieces = (opening + ids[start : start + step] for start in range(0, len(ids), step))
+        texts += [ForcedText(piece, _all_but(max(1, len(opening)), len(piece))) for piece in pieces if len(piece) > 1]
+        if len(texts) >= suite.count:
+            return texts[: suite.count]
+    if not texts:
+        raise UsageError("the text has no two tokens; give a longer one")
+    return texts
+
+
+def _all_but(first: int, length: int) -> tuple[bool, ...]:
+    return (False,) * first + (True,) * (length - first)
+
+
+def lengths(text: ChatText, conversation: Conversation) -> list[int]:
+    """Tokens of each turn as written: the user's message in the template, and the right answer."""
+    return [len(prompt) + len(answer) for prompt, answer in _encoded(text, conversation)]
+
+
+def _fitting(sizes: Sequence[int], limit: int) -> int:
+    """How many first turns stay within `limit` tokens; at least one."""
+    total = 0
+    for number, size in enumerate(sizes):
+        total += size
+        if total > limit:
+            return max(1, number)
+    return len(sizes)
+
+
+def _forced(text: ChatText, conversation: Conversation) -> ForcedText:
+    ids: list[int] = []
+    scored: list[bool] = []
+    for prompt, answer in _encoded(text, conversation):
+        ids += [*prompt, *answer]
+        scored += [False] * len(prompt) + [True] * len(answer)
+    return ForcedText(tuple(ids), tuple(scored))
+
+
+def _encoded(text: ChatText, conversation: Conversation) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """For each turn the ids that are fed before the answer, and the ids of the right answer."""
+    encoded = []
+    for number, turn in enumerate(conversation.turns):
+        if number == 0:
+            prompt = text.conversation([first_message(conversation)]).ids
+        else:
+            prompt = text.next_turn(turn.user, ended=True).ids
+        encoded.append((prompt, text.written(turn.answer)))
+    return encoded
+
+
+def first_message(conversation: Conversation) -> dict[str, str]:
+    """The message a conversation opens with, as chat templates take it."""
+    return {"role": "user", "content": conversation.turns[0].user}

@@ -1,0 +1,140 @@
+"""A suite on one model: its conversations or texts, and how a group of them is measured under a placed variant."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from kvlite.cache.policy import load_policy
+from kvlite.errors import UsageError
+from kvlite.evaluation.answering import converse
+from kvlite.evaluation.conversation import Conversation
+from kvlite.evaluation.outcome import Answered, Scored
+from kvlite.evaluation.suites import ForcedText, Suite, dialogue_texts, file_texts, lengths
+from kvlite.evaluation.variant import Placed, Variant
+
+if TYPE_CHECKING:
+    from kvlite.models.loaded import LoadedModel
+    from kvlite.text.template import ChatText
+
+MOST_LOGIT_BYTES = 256 * 10**6
+"""Of one pass over text that is scored, in float32, for one cache; rows run at once as long as they stay below."""
+
+CACHE_SHARE = 4
+"""The rows' caches take at most the free memory divided by this."""
+
+Result = Answered | Scored
+Measure = Callable[[Sequence[int]], Generator[float, None, Sequence[Result]]]
+"""Measures the conversations with these numbers, at most as many as there are rows; yields the share that is done."""
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """The model that is measured.
+
+    `identity` names its weights for the journal; at most `most_rows` conversations run at once, inside `free_bytes`.
+    """
+
+    loaded: LoadedModel
+    text: ChatText
+    identity: str
+    most_rows: int
+    free_bytes: int
+
+    def rows(self, wanted: int, row_bytes: int) -> int:
+        """How many of the `wanted` rows run at once where each takes `row_bytes`; at least one."""
+        if self.loaded.state is not None:
+            return 1
+        return max(1, min(wanted, self.most_rows, self.free_bytes // CACHE_SHARE // row_bytes))
+
+
+REFERENCE = Variant(load_policy("full"))
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A suite's `material` for `subject`; `tokens` are those of the longest, as written."""
+
+    subject: Subject
+    suite: Suite
+    material: tuple[Conversation, ...] | tuple[ForcedText, ...]
+    tokens: int
+
+    @classmethod
+    def of(cls, subject: Subject, suite: Suite, file: str | None = None) -> Task:
+        """Write the suite for the model; forced text is `file` where that is given. Raises UsageError."""
+        text, loaded = subject.text, subject.loaded
+        if not suite.is_forced:
+            conversations = suite.conversations(text)
+            written = max(sum(lengths(text, conversation)) for conversation in conversations)
+            return cls(subject, suite, tuple(conversations), written)
+        if loaded.state is not None:
+            raise UsageError(
+                f"{suite.name} compares two caches, and a {loaded.shape.family} model carries state besides"
+            )
+        texts = dialogue_texts(suite, text) if file is None else file_texts(suite, text, file)
+        return cls(subject, suite, tuple(texts), max(len(forced.ids) for forced in texts))
+
+    def place(self, variant: Variant, tokens: int) -> Placed:
+        """The variant where the longest conversation has `tokens` tokens. Raises CapacityError."""
+        window = self.subject.loaded.window
+        most = 2 * self.tokens  # a model may say more than the right answers
+        return variant.place(self.subject.loaded.shape, tokens, most if window is None else min(most, window))
+
+    def unit(self, placed: Placed, number: int) -> dict[str, object]:
+        """What decides the result of one conversation or text."""
+        material, loaded = self.material[number], self.subject.loaded
+        return {
+            "model": self.subject.identity,
+            "dtype": str(loaded.dtype).removeprefix("torch."),
+            "quant": loaded.quant,
+            "device": loaded.device.type,
+            "suite": self.suite.key(),
+            "content": material.key(),
+            "think": self.subject.text.think,
+            "variant": placed.key(),
+            "number": number,
+        }
+
+    def read(self, result: dict[str, Any]) -> Result:
+        """A result as the journal holds it."""
+        return Scored.from_json(result) if self.suite.is_forced else Answered.from_json(result)
+
+    def rows(self, placed: Placed, wanted: int) -> int:
+        """How many conversations run at once under a variant."""
+        row_bytes = placed.plan.reserved_bytes
+        if self.suite.is_forced:
+            row_bytes += self.place(REFERENCE, self.tokens).plan.reserved_bytes
+            logit_bytes = max(placed.plan.chunk, 64) * self.subject.loaded.shape.vocab * 4
+            wanted = min(wanted, max(1, MOST_LOGIT_BYTES // logit_bytes))
+        return self.subject.rows(wanted, row_bytes)
+
+    def open(self, placed: Placed, rows: int) -> Measure:
+        """Allocate what measuring under a variant takes. Raises OutOfMemory."""
+        return self._scoring(placed, rows) if self.suite.is_forced else self._conversing(placed, rows)
+
+    def _conversing(self, placed: Placed, rows: int) -> Measure:
+        subject = self.subject
+        engine = placed.open(subject.loaded, rows)
+        conversations = [item for item in self.material if isinstance(item, Conversation)]
+
+        def measure(numbers: Sequence[int]) -> Generator[float, None, Sequence[Result]]:
+            group = [(number, conversations[number]) for number in numbers]
+            return (yield from converse(engine, subject.text, group, self.suite.max_tokens))
+
+        return measure
+
+    def _scoring(self, placed: Placed, rows: int) -> Measure:
+        from kvlite.evaluation.scoring import score_texts
+
+        loaded = self.subject.loaded
+        full = self.place(REFERENCE, self.tokens).open(loaded, rows)
+        bounded = None if placed.variant.is_reference else placed.open(loaded, rows)
+        texts = [item for item in self.material if isinstance(item, ForcedText)]
+
+        def measure(numbers: Sequence[int]) -> Generator[float, None, Sequence[Result]]:
+            group = [(number, texts[number]) for number in numbers]
+            return (yield from score_texts(full, bounded, group, placed.plan.chunk))
+
+        return measure

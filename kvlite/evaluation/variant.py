@@ -1,0 +1,106 @@
+"""What is compared: a policy, what its slots store and a budget; and the engine that runs it on a loaded model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from fractions import Fraction
+from typing import TYPE_CHECKING
+
+from kvlite.cache.policy import Policy
+from kvlite.memory.allotment import equally
+from kvlite.memory.budget import Budget, BudgetKind
+from kvlite.memory.format import SlotFormat, human_bytes, slot_format
+from kvlite.memory.plan import MOST_CHUNK, CachePlan, CacheSpec, plan_cache
+from kvlite.memory.shape import ModelShape
+
+if TYPE_CHECKING:
+    from kvlite.engine.engine import Engine
+    from kvlite.models.loaded import LoadedModel
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """A policy with its parameters, and the budget of one conversation.
+
+    A share is one of the bytes that an unbounded cache takes for the longest conversation of the suite, as the suite's
+    `place` is told; None is room for everything, the reference. `chunk_limit` is the most prompt tokens fed at once.
+    """
+
+    policy: Policy
+    budget: Budget | None = None
+    kv_dtype: str = "auto"
+    chunk_limit: int = MOST_CHUNK
+
+    @property
+    def is_reference(self) -> bool:
+        return self.budget is None
+
+    @property
+    def name(self) -> str:
+        """The policy with the parameters that differ from its own defaults, and the slot format where one is asked."""
+        defaults = type(self.policy)()
+        changed = [
+            f"{field.name}={getattr(self.policy, field.name)}"
+            for field in fields(self.policy)
+            if getattr(self.policy, field.name) != getattr(defaults, field.name)
+        ]
+        name = f"{self.policy.name}({', '.join(changed)})" if changed else self.policy.name
+        return name if self.kv_dtype == "auto" else f"{name} {self.kv_dtype}"
+
+    def place(self, shape: ModelShape, tokens: int, most: int) -> Placed:
+        """What this is on a model of `shape` where the longest conversation has `tokens` tokens, at most `most`.
+
+        Raises CapacityError where the budget is too small for the policy.
+        """
+        evicts = self.policy.when_full(None) == "evict"
+        spec = CacheSpec(
+            slot_format(self.kv_dtype, shape.dtype),
+            self.policy.state_bytes_per_slot,
+            self.policy.min_slots(),
+            evicts=evicts,
+            chunk_limit=self.chunk_limit,
+            layer_rule=self.policy.layer_slots if evicts else equally,
+        )
+        budget = self.budget or Budget(BudgetKind.TOKENS, most)
+        if budget.kind is BudgetKind.SHARE:
+            budget = Budget(BudgetKind.BYTES, int(Fraction(budget.amount) * shape.full_cache_bytes(tokens)))
+        return Placed(self, spec, plan_cache(shape, budget, spec, free_bytes=None))
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """A variant on one model: the cache of one row."""
+
+    variant: Variant
+    spec: CacheSpec
+    plan: CachePlan
+
+    @property
+    def stored(self) -> SlotFormat:
+        return self.spec.slot_format
+
+    @property
+    def budget_text(self) -> str:
+        """The budget for reading: the share it is, and its bytes."""
+        if self.variant.budget is None:
+            return "everything"
+        size = human_bytes(self.plan.budget_bytes)
+        return f"{self.variant.budget} = {size}" if self.variant.budget.kind is not BudgetKind.BYTES else size
+
+    def key(self) -> dict[str, object]:
+        """What decides how this answers."""
+        return {
+            "policy": repr(self.variant.policy),
+            "kv_dtype": self.stored.name,
+            "slots": self.plan.slots,
+            "layer_slots": list(self.plan.layer_slots),
+            "chunk": self.plan.chunk,
+        }
+
+    def open(self, loaded: LoadedModel, rows: int) -> Engine:
+        """An engine with a new cache of `rows` such rows. Raises OutOfMemory where it cannot be allocated."""
+        from kvlite.engine.engine import Engine
+
+        budget = Budget(BudgetKind.TOKENS, self.plan.slots)
+        plan = plan_cache(loaded.shape, budget, self.spec, rows=rows, free_bytes=None)
+        return Engine(loaded, plan, self.variant.policy, self.stored)

@@ -1,0 +1,31 @@
+"""The journal finds again what it kept."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from kvlite.errors import UsageError
+from kvlite.evaluation.journal import Journal
+
+
+def test_a_result_is_found_again_and_only_under_its_own_unit(tmp_path: Path) -> None:
+    Journal(tmp_path / "j").keep({"n": 1}, {"right": True})
+    assert Journal(tmp_path / "j").find({"n": 1}) == {"right": True}
+    assert Journal(tmp_path / "j").find({"n": 2}) is None
+
+
+def test_a_line_cut_short_is_ignored_and_gone_on_behind(tmp_path: Path) -> None:
+    path = tmp_path / "j"
+    Journal(path).keep({"n": 1}, {})
+    with path.open("a") as file:
+        file.write('{"unit": {"n"')
+    Journal(path).keep({"n": 2}, {})
+    assert len(Journal(path)) == 2
+
+
+def test_a_file_of_something_else_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "j").write_text("poem\n")
+    with pytest.raises(UsageError, match="line 1 is no result"):
+        Journal(tmp_path / "j")

@@ -1,0 +1,54 @@
+"""Generated conversations: what is asked was said where it is recorded, and the same seed gives the same text."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kvlite.evaluation.conversation import Probe
+from kvlite.evaluation.intervals import bootstrap, wilson
+from kvlite.evaluation.suites import WRITERS, Writer
+
+writers = pytest.mark.parametrize("write", WRITERS.values(), ids=WRITERS)
+
+
+@writers
+@settings(deadline=None, max_examples=20)
+@given(seed=st.text("abc123", max_size=6))
+def test_a_value_was_said_where_it_is_recorded_and_the_right_answer_holds_it(write: Writer, seed: str) -> None:
+    conversation = write(seed, 40, "held-out")
+    for number, probe in conversation.probes:
+        assert 0 <= probe.said_in < number
+        assert probe.is_answered_by(conversation.turns[probe.said_in].user)
+        assert probe.is_answered_by(conversation.turns[number].answer)
+        assert not probe.is_answered_by(conversation.turns[number].user)
+
+
+@writers
+def test_the_same_seed_gives_the_same_text_and_another_another(write: Writer) -> None:
+    assert write("1", 30, "held-out") == write("1", 30, "held-out") != write("2", 30, "held-out")
+
+
+@writers
+def test_questions_are_asked(write: Writer) -> None:
+    assert sum(1 for seed in range(8) for _ in write(str(seed), 30, "held-out").probes) >= 8
+
+
+def test_an_answer_holds_whole_words_whatever_the_case() -> None:
+    probe = Probe(("17", "Rex"), 0)
+    assert probe.is_answered_by("rex is 17.")
+    assert not probe.is_answered_by("Rex is 170.")
+
+
+def test_wilsons_interval_holds_the_share_and_is_never_empty() -> None:
+    for right in range(11):
+        found = wilson(right, 10)
+        assert 0 <= found.low <= found.value <= found.high <= 1 and found.low < found.high
+
+
+def test_a_bootstrap_is_a_function_of_its_seed() -> None:
+    items = [1.0, 2.0, 5.0, 9.0]
+    first = bootstrap(items, lambda drawn: sum(drawn) / len(drawn), 3)
+    assert first == bootstrap(items, lambda drawn: sum(drawn) / len(drawn), 3)
+    assert first.low < first.value < first.high
