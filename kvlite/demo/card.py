@@ -5,8 +5,8 @@ from pathlib import Path
 
 from transformers import LlamaForCausalLM
 
+from kvlite.demo.facts import FACTS
 from kvlite.demo.measure import SpanRecall
-from kvlite.demo.phrases import FACTS
 
 _CARD = """\
 ---

@@ -12,7 +12,7 @@ from kvlite.demo.dialogues import Dialogue, write_dialogue
 from kvlite.demo.examples import batch, loss_of
 from kvlite.demo.tokenizer import END_OF_TEXT, TURN_END, TURN_START, render
 
-DISTANCES = (64, 128, 256, 512, 1000)  # tokens between a fact and its question, upper ends
+DISTANCES = (64, 128, 256, 512, 1000, 2000)  # tokens between a fact and its question, upper ends
 _ANSWER_TOKENS = 32
 
 

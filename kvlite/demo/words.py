@@ -159,8 +159,20 @@ def _word(rng: random.Random) -> str:
     return rng.choice(_PLAIN) if rng.random() < 0.6 else _invented(rng)
 
 
-def _digits(rng: random.Random) -> str:
-    return "".join(rng.choice("0123456789") for _ in range(rng.choice((3, 4, 4))))
+def _digits(rng: random.Random, counts: tuple[int, ...] = (3, 4, 4)) -> str:
+    return "".join(rng.choice("0123456789") for _ in range(rng.choice(counts)))
+
+
+def _date(rng: random.Random) -> str:
+    return f"{rng.randint(1, 28)} {rng.choice(_MONTHS)}"
+
+
+def _clock(rng: random.Random) -> str:
+    return f"{rng.randint(0, 23)}:{rng.randint(0, 11) * 5:02}"
+
+
+def _price(rng: random.Random) -> str:
+    return f"{rng.randint(1, 99)}.{rng.randint(0, 19) * 5:02}"
 
 
 _WORDS: dict[str, Callable[[random.Random, Split], str]] = {
@@ -168,6 +180,10 @@ _WORDS: dict[str, Callable[[random.Random, Split], str]] = {
     "city": _drawn(_city),
     "word": _drawn(_word),
     "code": _drawn(_digits),
+    "phone": _drawn(lambda rng: _digits(rng, (6,))),
+    "date": _drawn(_date),
+    "clock": _drawn(_clock),
+    "price": _drawn(_price),
     "number": _drawn(lambda rng: str(rng.randint(2, 99))),
     "colour": _listed(*_COLOURS),
     "drink": _listed(*_DRINKS),
