@@ -66,6 +66,14 @@ def test_without_a_model_the_built_in_one_answers_and_says_so(run):
     assert code == 0 and out.strip() and "demo answers" in err
 
 
+@pytest.mark.parametrize("args", [(), ("-",)])
+def test_at_a_pipe_too_the_built_in_model_says_so_and_names_a_real_one(run, pipe, args):
+    pipe(b"Hello")
+    assert "no model is named" in run(*args)[2]
+    pipe(b"Hello")
+    assert "no model is named" not in run("demo", *args)[2]
+
+
 def test_the_default_model_is_used_where_no_word_names_one(run, monkeypatch):
     monkeypatch.setenv("KVLITE_MODEL", "./nowhere")
     assert run("Hello there")[0] == 3
