@@ -109,14 +109,15 @@ _CODAS = ("", "", "", *_words("b ck d g k l ll m n nd ng nt p r rd rt s ss st t 
 # Short words that invented words begin with. They are tokens of their own, and a model that has never seen "or" begin
 # anything cannot copy "orange".
 _BEGINNINGS = _words("""
-    a act add all am an and any app are arm as ask at be bed big bit book boo but buy by call can car cat con cost crim
-    cup day did do dog don down ear eat en end eye far fat for free fun gar get go good had hand has hat he her here hi
-    his hold home hot how ill in is it job key kind lamp last let li like list lit live lo long low man map mar may me
-    meet men met mo mon more most mu must my name new no not now of off old on one or our out own pain pan par part past pay
-    pen per pi pin plan play pri put read ready red rest ri right room rose run sad said sail sand say sea see sell
-    sent set she shop si sing sit six so some son soon sound star stop sun sure talk tar tea tell ten than that the then
-    there thin this time to token too top tow trip true turn two un under up us use van ver very wait wal walk was wat
-    way we well went were what where white who wild will win with word work wrong yes you
+    a act add all am an and any app are arm as ask at be bed big bit book boo but buy by call can car cat con
+    cost crim cup day did do dog don down ear eat en end eye far fat for free fun gar get go good had hand has
+    hat he her here hi his hold home hot how ill in is it job key kind lamp last let li like list lit live lo
+    long low man map mar may me meet men met mo mon more most mu must my name new no not now of off old on one
+    or our out own pain pan par part past pay pen per pi pin plan play pri put read ready red rest ri right room
+    rose run sad said sail sand say sea see sell sent set she shop si sing sit six so some son soon sound star
+    stop sun sure talk tar tea tell ten than that the then there thin this time to token too top tow trip true
+    turn two un under up us use van ver very wait wal walk was wat way we well went were what where white who
+    wild will win with word work wrong yes you
 """)
 _ENDINGS = _words("ange cher dow er ery est ful ge ian ice ing ion ish ist ity ket land le less ley ly man mer mon ness"
                   " ney ory ous ow per rel sh ship son ter ton tor ture ver wer y")  # fmt: skip
