@@ -1,6 +1,6 @@
-"""Train the built-in model from scratch on generated dialogues, on one CPU core, in minutes.
+"""Train the built-in model from scratch on generated dialogues, on one CPU core.
 
-    python -m kvlite.demo.train --out DIR --minutes 20 --seed 0
+    python -m kvlite.demo.train --out DIR --minutes 71 --seed 0
 
 DIR receives the model's files and its card; DIR/training holds the log and a checkpoint, from which the same command
 goes on after an interruption. Batches and initial weights follow from the seed alone; with `--steps` in place of
@@ -32,7 +32,7 @@ _CHECKPOINT_EVERY = 1000  # steps
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """What is trained and how; the defaults gave the model in this package."""
+    """What is trained and how; the defaults are those of the model in this package."""
 
     vocab: int = 1024
     hidden: int = 160

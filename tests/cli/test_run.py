@@ -245,7 +245,7 @@ def test_the_banner_says_what_happens_when_the_cache_is_full(run):
 def test_the_banner_says_when_the_conversation_ends_with_the_window(run, monkeypatch):
     assert "positions cannot move" not in run("demo", "hi", "-n", "1")[2]
     monkeypatch.setattr("kvlite.models.gate._learn_rotations", lambda *_: None)
-    assert "ends at 1,024 tok: positions cannot move" in run("demo", "hi", "-n", "1")[2]
+    assert "ends at 2,048 tok: positions cannot move" in run("demo", "hi", "-n", "1")[2]
 
 
 def test_what_the_user_was_warned_of_is_in_the_record(run):
