@@ -7,6 +7,7 @@ import re
 import runpy
 import shlex
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 import typer.main
@@ -87,3 +88,10 @@ def test_what_the_readme_says_a_gigabyte_holds(model: str, per_token: str, token
     assert shape.max_positions is not None
     assert (f"{shape.kv_bytes_per_token():,}", f"{plan.slots:,}") == (per_token, tokens)
     assert human_bytes(shape.full_cache_bytes(shape.max_positions)) == unbounded
+
+
+def test_the_picture_of_the_training_is_drawn_from_the_log() -> None:
+    picture = runpy.run_path(str(ROOT / "docs" / "write_curves.py"))["picture"]()
+    svg = ROOT / "docs" / "demo-training.svg"
+    assert svg.read_text(encoding="utf-8") == picture, "run: python docs/write_curves.py"
+    assert ElementTree.fromstring(picture).tag.endswith("svg")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from kvlite.cli.opening import find_files, open_model, plan_for, weights_identity
-from kvlite.cli.options import BUILT_IN_MODEL, console, default_model, model_options
+from kvlite.cli.options import UNNAMED, console, default_model, model_options
 from kvlite.cli.plan import find_device
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def choose_model(named: str | None, flags: Mapping[str, Any], batch_size: int | 
         identity=access.identity,
         open=access.open,
         plan=access.plan,
-        note=f"no model is named: the built-in one, {BUILT_IN_MODEL}, answers; see -m" if is_unnamed else None,
+        note=UNNAMED if is_unnamed else None,
     )
 
 

@@ -109,13 +109,17 @@ def chat(
         if out.as_json:
             raise UsageError("a chat at a terminal has no --json; use kvlite run --json, or pipe the question in")
         screen = _Screen(vi=vi, shows_status=status, shows_thinking=show_thinking, saves=save)
-        _talk(asked, screen, _session_to_open(continues, session), prompt)
+        opens = _session_to_open(continues, session)
+        opt.announce_built_in(model)
+        _talk(asked, screen, opens, prompt)
         return
     if continues or session:
         raise UsageError("--continue and --session need a terminal to go on at; stdin is a pipe here")
     words = [] if prompt is None else [prompt]
     output = Output(streams=not out.as_json, as_json=out.as_json, shows_thinking=show_thinking)
-    answer_once(asked, build_prompt(words, [], None), output, Deadline(None), command="chat")
+    text = build_prompt(words, [], None)
+    opt.announce_built_in(model)
+    answer_once(asked, text, output, Deadline(None), command="chat")
 
 
 @dataclass(frozen=True, slots=True)

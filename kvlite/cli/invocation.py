@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from kvlite.console import Console
 
 BUILT_IN_MODEL = "demo"
+NEXT_MODEL = "a small demonstration; a real model to try next: qwen2.5-0.5b"
+UNNAMED = f"no model is named: the built-in {BUILT_IN_MODEL} answers, {NEXT_MODEL}"
 
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Only the answer, or one id per line.")]
 Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Say more on stderr; show tracebacks.")]
@@ -68,3 +70,9 @@ def chosen_model(named: str | None) -> str:
     An empty name stays what it is: a shell variable that is not set must not choose another model.
     """
     return named if named is not None else default_model() or BUILT_IN_MODEL
+
+
+def announce_built_in(named: str | None) -> None:
+    """Say on stderr that nobody named a model and the built-in one answers; nothing if somebody did."""
+    if named is None and not default_model():
+        console().note(UNNAMED)

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from kvlite.cli.invocation import BUILT_IN_MODEL as BUILT_IN_MODEL
+from kvlite.cli.invocation import UNNAMED as UNNAMED
+from kvlite.cli.invocation import announce_built_in as announce_built_in
 from kvlite.cli.invocation import chosen_model
 from kvlite.cli.invocation import console as console
 from kvlite.cli.invocation import default_model as default_model

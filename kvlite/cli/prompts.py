@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from kvlite.cli.invocation import BUILT_IN_MODEL, NEXT_MODEL
 from kvlite.errors import ModelNotFound, UsageError
 
 if TYPE_CHECKING:
@@ -24,7 +25,8 @@ _NEAR = 0.8
 def split_words(words: Sequence[str], model: str | None, default: str, console: Console) -> tuple[str, list[str]]:
     """The model, and the words of the prompt. The first word is the model unless `model` was given.
 
-    With neither, `default` answers, and stderr says so. Raises ModelNotFound when a word looks like a model's name.
+    With words but no model among them, `default` answers, and stderr says so. Raises ModelNotFound when a word looks
+    like a model's name.
     """
     if model is not None:
         return model, list(words)
@@ -43,7 +45,8 @@ def split_words(words: Sequence[str], model: str | None, default: str, console: 
                 f"{words[0]!r:.60} is no model and {meant!r} looks like one; put the model first, or give -m MODEL"
             ) from None
         if words[0] != STDIN:
-            console.note(f"{words[0]!r:.60} is no model: {default} answers, and all words are the prompt; see -m")
+            demo = f", {NEXT_MODEL}" if default == BUILT_IN_MODEL else ""
+            console.note(f"{words[0]!r:.60} is no model and all words are the prompt: {default} answers{demo}")
         return default, list(words)
     return words[0], list(words[1:])
 

@@ -76,7 +76,7 @@ def run(
     """Answer one prompt: stdin first, then files, then the words, a blank line between them."""
     from kvlite.chat.once import Output
     from kvlite.cli.answering import Asked, answer_once, source_of
-    from kvlite.cli.prompts import build_prompt, split_words
+    from kvlite.cli.prompts import STDIN, build_prompt, split_words
     from kvlite.deadline import Deadline
 
     out = opt.console()
@@ -102,6 +102,8 @@ def run(
         default = opt.default_model() or opt.BUILT_IN_MODEL
         name, rest = split_words(words or [], model, default, out)
         prompt = build_prompt(rest, file or [], template)
+        if rest == (words or []) and rest[:1] in ([], [STDIN]):  # of any other first word, split_words has said it
+            opt.announce_built_in(model)
         options = opt.model_options(
             model=name,
             kv_budget=kv_budget,

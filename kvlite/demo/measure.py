@@ -12,7 +12,7 @@ from kvlite.demo.dialogues import Dialogue, write_dialogue
 from kvlite.demo.examples import batch, loss_of
 from kvlite.demo.tokenizer import END_OF_TEXT, TURN_END, TURN_START, render
 
-DISTANCES = (64, 128, 256, 512, 1000)  # tokens between a fact and its question, upper ends
+DISTANCES = (64, 128, 256, 512, 1000, 2000)  # tokens between a fact and its question, upper ends
 _ANSWER_TOKENS = 32
 
 
@@ -23,16 +23,19 @@ class Question:
     prompt: tuple[int, ...]
     value: str
     distance: int
+    steps: int = 1  # 2 where the fact must be found through another one
 
 
 @dataclass(frozen=True, slots=True)
 class SpanRecall:
-    """Right answers among the questions of one span of distances, in tokens."""
+    """Right answers among the questions of one span of distances, in tokens; how many of them took two steps."""
 
     over: int
     upto: int
     right: int
     asked: int
+    two_step_right: int = 0
+    two_step_asked: int = 0
 
 
 def _questions(tokenizer: Tokenizer, dialogue: Dialogue) -> Iterator[Question]:
@@ -45,7 +48,7 @@ def _questions(tokenizer: Tokenizer, dialogue: Dialogue) -> Iterator[Question]:
         ask = tokenizer.encode(f"{TURN_START}user\n{turn.user}{TURN_END}\n{TURN_START}assistant\n").ids
         said = turn.recall.said_in + 2  # parts up to and with the turn that said it; the system prompt is part 0
         since = sum(map(len, ids[said : number + 1])) + len(ask)
-        yield Question((*chain.from_iterable(ids[: number + 1]), *ask), turn.recall.value, since)
+        yield Question((*chain.from_iterable(ids[: number + 1]), *ask), turn.recall.value, since, turn.recall.steps)
 
 
 def held_out_questions(
@@ -96,8 +99,9 @@ def recall_by_distance(
     model: LlamaForCausalLM, tokenizer: Tokenizer, *, seed: int, each: int, context: int
 ) -> list[SpanRecall]:
     """Recall of held-out words per span of distances; an answer is right when it holds the value."""
-    questions = held_out_questions(tokenizer, seed, each, context)
-    return [
-        SpanRecall(over, upto, sum(q.value in answer(model, tokenizer, q.prompt) for q in asked), len(asked))
-        for (over, upto), asked in questions.items()
-    ]
+    spans = []
+    for (over, upto), questions in held_out_questions(tokenizer, seed, each, context).items():
+        right = [question for question in questions if question.value in answer(model, tokenizer, question.prompt)]
+        two_step = [sum(question.steps == 2 for question in some) for some in (right, questions)]
+        spans.append(SpanRecall(over, upto, len(right), len(questions), *two_step))
+    return spans

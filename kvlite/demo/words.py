@@ -106,6 +106,23 @@ _ONSETS = ("", *_words("b bl br c ch cl cr d dr f fl fr g gl gr h j k kl l m n p
 _VOWELS = _words("a a e e i i o o u ai ea ee ia ie io oa oo ou y")
 _CODAS = ("", "", "", *_words("b ck d g k l ll m n nd ng nt p r rd rt s ss st t th x z"))
 
+# Short words that invented words begin with. They are tokens of their own, and a model that has never seen "or" begin
+# anything cannot copy "orange".
+_BEGINNINGS = _words("""
+    a act add all am an and any app are arm as ask at be bed big bit book boo but buy by call can car cat con
+    cost crim cup day did do dog don down ear eat en end eye far fat for free fun gar get go good had hand has
+    hat he her here hi his hold home hot how ill in is it job key kind lamp last let li like list lit live lo
+    long low man map mar may me meet men met mo mon more most mu must my name new no not now of off old on one
+    or our out own pain pan par part past pay pen per pi pin plan play pri put read ready red rest ri right room
+    rose run sad said sail sand say sea see sell sent set she shop si sing sit six so some son soon sound star
+    stop sun sure talk tar tea tell ten than that the then there thin this time to token too top tow trip true
+    turn two un under up us use van ver very wait wal walk was wat way we well went were what where white who
+    wild will win with word work wrong yes you
+""")
+_ENDINGS = _words("ange cher dow er ery est ful ge ian ice ing ion ish ist ity ket land le less ley ly man mer mon ness"
+                  " ney ory ous ow per rel sh ship son ter ton tor ture ver wer y")  # fmt: skip
+_BEGINNING_SHARE = 0.4  # of invented words
+
 
 def held_out(word: str) -> bool:
     """Whether a word is kept from training: one in eight, by its checksum."""
@@ -132,6 +149,9 @@ def _drawn(draw: Callable[[random.Random], str]) -> Callable[[random.Random, Spl
 
 
 def _invented(rng: random.Random) -> str:
+    if rng.random() < _BEGINNING_SHARE:
+        middle = rng.choice(("", "", rng.choice(_VOWELS), rng.choice(_CODAS)))
+        return rng.choice(_BEGINNINGS) + middle + rng.choice(_ENDINGS)
     syllables = rng.choice((1, 2, 2, 2, 3))
     return "".join(rng.choice(_ONSETS) + rng.choice(_VOWELS) + rng.choice(_CODAS) for _ in range(syllables))
 
@@ -159,8 +179,20 @@ def _word(rng: random.Random) -> str:
     return rng.choice(_PLAIN) if rng.random() < 0.6 else _invented(rng)
 
 
-def _digits(rng: random.Random) -> str:
-    return "".join(rng.choice("0123456789") for _ in range(rng.choice((3, 4, 4))))
+def _digits(rng: random.Random, counts: tuple[int, ...] = (3, 4, 4)) -> str:
+    return "".join(rng.choice("0123456789") for _ in range(rng.choice(counts)))
+
+
+def _date(rng: random.Random) -> str:
+    return f"{rng.randint(1, 28)} {rng.choice(_MONTHS)}"
+
+
+def _clock(rng: random.Random) -> str:
+    return f"{rng.randint(0, 23)}:{rng.randint(0, 11) * 5:02}"
+
+
+def _price(rng: random.Random) -> str:
+    return f"{rng.randint(1, 99)}.{rng.randint(0, 19) * 5:02}"
 
 
 _WORDS: dict[str, Callable[[random.Random, Split], str]] = {
@@ -168,6 +200,10 @@ _WORDS: dict[str, Callable[[random.Random, Split], str]] = {
     "city": _drawn(_city),
     "word": _drawn(_word),
     "code": _drawn(_digits),
+    "phone": _drawn(lambda rng: _digits(rng, (6,))),
+    "date": _drawn(_date),
+    "clock": _drawn(_clock),
+    "price": _drawn(_price),
     "number": _drawn(lambda rng: str(rng.randint(2, 99))),
     "colour": _listed(*_COLOURS),
     "drink": _listed(*_DRINKS),

@@ -3,6 +3,7 @@ import sys
 
 import pytest
 
+from kvlite.catalog.names import aliases
 from kvlite.cli.prompts import build_prompt, looks_like_model, split_words
 from kvlite.console import Console
 from kvlite.errors import ModelNotFound, UsageError
@@ -52,7 +53,14 @@ def test_the_first_word_is_the_model_unless_m_names_it(console, words, model, ex
 
 def test_a_miss_is_said(console):
     split_words(["write", "a", "poem"], None, "demo", console)
-    assert "'write' is no model: demo answers" in console._stderr.getvalue()
+    assert "'write' is no model and all words are the prompt: demo answers" in console._stderr.getvalue()
+
+
+def test_a_miss_that_the_built_in_model_answers_names_a_real_one(console):
+    split_words(["write", "a", "poem"], None, "demo", console)
+    said = console._stderr.getvalue()
+    assert said.count("\n") == 1
+    assert said.split()[-1] in aliases()
 
 
 @pytest.mark.parametrize("words", [["demmo", "hi"], ["qwen9-7b"], ["./nowhere", "hi"], ["a/b/c"], ["hello", "demo"]])

@@ -88,6 +88,14 @@ def test_without_a_model_the_built_in_one_answers_and_says_so(run):
     assert code == 0 and out.strip() and "demo answers" in err
 
 
+@pytest.mark.parametrize("args", [(), ("-",)])
+def test_at_a_pipe_too_the_built_in_model_says_so_and_names_a_real_one(run, pipe, args):
+    pipe(b"Hello")
+    assert "no model is named" in run(*args)[2]
+    pipe(b"Hello")
+    assert "no model is named" not in run("demo", *args)[2]
+
+
 def test_the_default_model_is_used_where_no_word_names_one(run, monkeypatch):
     monkeypatch.setenv("KVLITE_MODEL", "./nowhere")
     assert run("Hello there")[0] == 3
@@ -265,7 +273,7 @@ def test_the_banner_says_what_is_reserved_of_the_budget_and_what_the_window_allo
 def test_the_banner_says_when_the_conversation_ends_with_the_window(run, monkeypatch):
     assert "positions cannot move" not in run("demo", "hi", "-n", "1")[2]
     monkeypatch.setattr("kvlite.models.gate._learn_rotations", lambda *_: None)
-    assert "ends at 1,024 tok: positions cannot move" in run("demo", "hi", "-n", "1")[2]
+    assert "ends at 2,048 tok: positions cannot move" in run("demo", "hi", "-n", "1")[2]
 
 
 @pytest.mark.parametrize(("flags", "fused"), [((), ["norm", "mlp", "attention"]), (("--no-fuse",), [])])

@@ -1,11 +1,35 @@
 """Generated dialogues: a function of the seed, held-out words held out, answers that follow from what was told."""
 
+import random
+from itertools import pairwise
+
 import pytest
 
 from kvlite.demo.dialogues import write_dialogue
+from kvlite.demo.facts import FACTS
+from kvlite.demo.memory import ask, correct, tell
+from kvlite.demo.small_talk import chat, remark
 from kvlite.demo.words import draw, held_out
+from kvlite.demo.writer import Told, Writer
 
-KINDS = ("name", "city", "word", "code", "number", "colour", "drink", "food", "job", "hobby", "animal", "place")
+KINDS = (
+    "name",
+    "city",
+    "word",
+    "code",
+    "number",
+    "phone",
+    "date",
+    "clock",
+    "price",
+    "colour",
+    "drink",
+    "food",
+    "job",
+    "hobby",
+    "animal",
+    "place",
+)
 SEEDS = [str(number) for number in range(40)]
 
 
@@ -70,3 +94,59 @@ def test_messages_alternate_after_the_system_prompt():
         if dialogue.system:
             assert roles.pop(0) == "system"
         assert roles == ["user", "assistant"] * len(dialogue.turns)
+
+
+def turns_of_many(split="train"):
+    return [turn for seed in SEEDS for turn in write_dialogue(seed, 60, split).turns]
+
+
+def test_a_question_in_two_steps_is_answered_through_the_persons_name():
+    two_steps = [turn for turn in turns_of_many() if turn.recall and turn.recall.steps == 2]
+    assert len(two_steps) > 20
+    for turn in two_steps:
+        person, fact = turn.assistant.split(". ", 1)
+        name = person.rsplit(" ", 1)[1]
+        assert name not in turn.user
+        assert fact.startswith(name) and turn.recall.value in fact
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_correction_wins(seed):
+    writer = Writer(random.Random(seed), "train")
+    for move in (tell, correct, ask):
+        move(writer)
+    recall = writer.turns[-1].recall
+    assert recall.said_in == len(writer.turns) - 2
+    assert recall.value in writer.turns[-2].assistant
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_list_grows_by_what_is_added_or_is_replaced(seed):
+    (shopping,) = [fact for fact in FACTS if fact.adds]
+    writer = Writer(random.Random(seed), "train")
+    writer.told[shopping.answer, ""] = told = Told(shopping, "", "ink, soap and string", 0)
+    correct(writer)
+    items = told.value.replace(" and ", ", ").split(", ")
+    assert items[-1] in writer.turns[-1].user
+    assert len(items) == 3 or items[:-1] == ["ink", "soap", "string"]
+
+
+def test_what_was_just_said_is_said_back():
+    echoed = 0
+    for seed in SEEDS:
+        for before, turn in pairwise(write_dialogue(seed, 60, "train").turns):
+            if turn.assistant.startswith("You said:"):
+                echoed += 1
+                assert turn.assistant == f'You said: "{before.user}"'
+    assert echoed > 5
+
+
+@pytest.mark.parametrize("word", ["translate this", "plus", "summarise", "poem", "population"])
+def test_what_is_too_much_for_it_is_declined(word):
+    writer = Writer(random.Random(0), "train")
+    for _ in range(1500):
+        chat(writer)
+        remark(writer)
+    asked = [turn for turn in writer.turns if word in turn.user.lower()]
+    assert asked
+    assert all("small" in turn.assistant or "cannot" in turn.assistant for turn in asked)

@@ -26,8 +26,8 @@ def reply(model, tokenizer, *said):
     return tokenizer.decode(out, skip_special_tokens=True), ended
 
 
-def test_the_files_take_at_most_two_megabytes(folder):
-    assert sum((folder / part).stat().st_size for part in PARTS) <= 2_000_000
+def test_the_files_take_at_most_three_megabytes(folder):
+    assert sum((folder / part).stat().st_size for part in PARTS) <= 3_000_000
 
 
 def test_it_computes_in_float32_and_groups_its_query_heads(model):

@@ -14,6 +14,7 @@ TINY = Recipe(
     layers=1,
     query_heads=2,
     kv_heads=1,
+    head_dim=8,
     context=128,
     batch_tokens=256,
     questions=1,
@@ -71,7 +72,7 @@ def test_questions_lie_at_the_distances_they_claim(tmp_path):
 
 def test_short_dialogues_come_first_and_the_rate_ends_at_zero():
     recipe = Recipe()
-    assert [recipe.length(share) for share in (0, 0.4, 0.6, 0.99)] == [128, 256, 512, 1024]
+    assert [recipe.length(share) for share in (0, 0.3, 0.4, 0.6, 0.99)] == [128, 256, 512, 1024, 2048]
     assert recipe.rate(0) == 0
     assert recipe.rate(0.3) == recipe.learning_rate
     assert recipe.rate(0.999) < 0.01 * recipe.learning_rate
