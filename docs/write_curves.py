@@ -70,7 +70,7 @@ def curves(log: Sequence[Line]) -> str:
         'font-family="sans-serif" font-size="13">',
         f'<rect width="{WIDTH}" height="{height}" fill="#fff"/>',
         *_panel(40, "Loss, nats per token", losses, (tokens, 1.0), share),
-        *_panel(second, "Recall of held-out words, by distance", recalls, (tokens, 1.0), share),
+        *_panel(second, "Recall of held-out words, by distance (10 questions a point)", recalls, (tokens, 1.0), share),
         f'<text x="{LEFT}" y="{height - 12}">millions of tokens trained on</text>',
         "</svg>",
     ]
