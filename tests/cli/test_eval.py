@@ -9,7 +9,7 @@ import pytest
 
 from kvlite.cli import main
 
-SMALL = ["eval", "--conversations", "2", "--length", "200", "--kv-budget", "40tok", "--policy", "window"]
+SMALL = ["eval", "--conversations", "2", "--length", "500", "--kv-budget", "40tok", "--policy", "window"]
 
 
 def test_measures_recall_and_forced_text_and_resumes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
