@@ -45,7 +45,7 @@ def make_engine(
     **options: Any,
 ) -> Engine:
     rule = load_policy(policy)
-    on_full = options.pop("on_full", None)
+    on_full, kernels = options.pop("on_full", None), options.pop("kernels", "auto")
     evicts = rule.when_full(on_full) == "evict"
     spec = CacheSpec(
         slot_format(kv_dtype, "float32"),
@@ -56,7 +56,7 @@ def make_engine(
         **options,
     )
     plan = plan_cache(loaded.shape, Budget.parse(budget), spec, rows=rows, free_bytes=None)
-    return Engine(loaded, plan, rule, spec.slot_format, on_full)
+    return Engine(loaded, plan, rule, spec.slot_format, on_full, kernels)
 
 
 def answers(engine: Engine, requests: list[Request]) -> dict[str, Completion]:

@@ -37,3 +37,11 @@ class Noise:
     last: float
     ramp: int
     layer: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Rank:
+    """A score that a kernel computes: the statistic, the same per token of age (at most `horizon`), or the position."""
+
+    by: Literal["statistic", "age", "position"]
+    horizon: int = 1

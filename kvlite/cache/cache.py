@@ -13,11 +13,13 @@ from kvlite.cache.policy import Policy
 from kvlite.cache.slots import LayerSlots
 from kvlite.cache.step import Placement, Step
 from kvlite.cache.store import DenseStore, SlotStore
+from kvlite.errors import UsageError
 from kvlite.memory.allotment import allotted
 from kvlite.memory.counts import KVCounts
 from kvlite.memory.format import SlotFormat
 from kvlite.memory.plan import CachePlan, slots_with
 from kvlite.memory.shape import LayerShape, ModelShape
+from kvlite_kernels.choice import KernelSet, KernelsUnavailable, LayerSizes, choose
 
 EXTENT_STEP = 256
 """Attention reads the live slots rounded up to this many, so that shapes change rarely."""
@@ -30,6 +32,22 @@ def open_store(stored: SlotFormat, layer: LayerShape, rows: int, slots: int, dev
     if stored.is_coded:
         return LowBitStore(layer, rows, slots, stored, device)
     return DenseStore(layer, rows, slots, getattr(torch, stored.name), device)
+
+
+def choose_kernels(
+    shape: ModelShape, plan: CachePlan, stored: SlotFormat, wanted: str, dtype: torch.dtype, device: torch.device
+) -> KernelSet:
+    """The kernels for such a cache and queries of `dtype`. Raises UsageError where `wanted` cannot run."""
+    layers = [
+        LayerSizes(shape.query_heads, layer.kv_heads, slots + 1, layer.k_dim, layer.v_dim)
+        for layer, slots in zip(shape.layers, plan.layer_slots, strict=True)
+        if layer.kv_heads
+    ]
+    dtypes = [dtype] if stored.is_coded else [dtype, getattr(torch, stored.name)]
+    try:
+        return choose(wanted, layers, plan.rows, dtypes, stored.is_coded, device)
+    except KernelsUnavailable as error:
+        raise UsageError(f"--kernels {wanted}: {error}; give --kernels auto or torch") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,22 +65,31 @@ class CacheSnapshot:
 class SlotCache:
     """`plan.rows` rows of slots for every attention layer of a model, as planned to the byte.
 
+    `kernels` is one of `kvlite_kernels.choice.KERNELS`, for queries of `dtype`; UsageError where they cannot run.
     Nothing is evicted while a slot is free, so all heads of a layer hold equally many tokens and how many is known on
     the host: layers with the same number of slots share one count per row.
     """
 
     def __init__(
-        self, shape: ModelShape, plan: CachePlan, policy: Policy, stored: SlotFormat, device: torch.device
+        self,
+        shape: ModelShape,
+        plan: CachePlan,
+        policy: Policy,
+        stored: SlotFormat,
+        device: torch.device,
+        kernels: str = "torch",
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         self.plan = plan
         self.policy = policy
         self.stored = stored
         self.device = device
+        self.kernels = choose_kernels(shape, plan, stored, kernels, dtype, device)
         self.layers: dict[int, LayerSlots] = {}
         for index, (layer, slots) in enumerate(zip(shape.layers, plan.layer_slots, strict=True)):
             if layer.kv_heads:
                 store = open_store(stored, layer, plan.rows, slots + 1, device)
-                self.layers[index] = LayerSlots(index, layer, slots, plan.rows, policy, store)
+                self.layers[index] = LayerSlots(index, layer, slots, plan.rows, policy, store, self.kernels)
         self._live = {layer.slots: [0] * plan.rows for layer in self.layers.values()}
         self.num_bytes = sum(layer.num_bytes for layer in self.layers.values())
         """Bytes reserved for K, V, positions and policy state, measured on the tensors, which never change."""

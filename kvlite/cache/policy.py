@@ -19,7 +19,7 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, ClassVar, get_args
 
 from kvlite.errors import UsageError
-from kvlite_kernels.kinds import Heads, Noise, Statistic
+from kvlite_kernels.kinds import Heads, Noise, Rank, Statistic
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -83,6 +83,11 @@ class Policy(ABC):
     @property
     def noise(self) -> Noise | None:
         """The noise of a policy whose statistic is GUMBEL."""
+        return None
+
+    @property
+    def rank(self) -> Rank | None:
+        """The score in the words of a kernel, where it is one that a kernel computes; None: `score` in torch."""
         return None
 
     @property

@@ -17,9 +17,11 @@ from kvlite.cache.rotation import Rotation
 from kvlite.cache.step import Placement, Step
 from kvlite.cache.store import SlotStore, put
 from kvlite.memory.shape import LayerShape
+from kvlite_kernels.choice import TORCH, KernelSet
 from kvlite_kernels.features import norms, similarity
 from kvlite_kernels.kinds import Statistic
-from kvlite_kernels.reference import Geometry, Segment, Vectors, attend_segments, evict, victim
+from kvlite_kernels.reference import Geometry, Segment, Vectors, evict, victim
+from kvlite_kernels.slots import Arriving, Held, Ranking
 from kvlite_kernels.statistic import Measure
 
 
@@ -29,12 +31,22 @@ class LayerSlots:
     Sliding layers see `window` positions back: expired tokens go first there, and sinks and pins are not kept.
     """
 
-    def __init__(self, index: int, shape: LayerShape, slots: int, rows: int, policy: Policy, store: SlotStore) -> None:
+    def __init__(
+        self,
+        index: int,
+        shape: LayerShape,
+        slots: int,
+        rows: int,
+        policy: Policy,
+        store: SlotStore,
+        kernels: KernelSet = TORCH,
+    ) -> None:
         self.shape = shape
         self.slots = slots
         self.policy = policy
         self.recent = max(1, min(policy.recent(slots), slots - 1))
         self.store = store
+        self.kernels = kernels
         self.rotation: Rotation | None = None
         device = next(iter(store.tensors.values())).device
         heads = (rows, shape.kv_heads, slots + 1)
@@ -100,6 +112,8 @@ class LayerSlots:
         """Every row has room: write first, then slots and new tokens are one segment."""
         assert placement.index is not None
         self._write(step.rows, placement.index, k, v, step)
+        if k.shape[2] == 1 and self._decodes_in_place:
+            return self._attend_in_place(q, step, geometry, placement.extent, None)
         is_inside = geometry.window is None or placement.extent <= geometry.window
         segment = self._segment(step.rows, placement.extent, placement.is_whole and is_inside)
         return self._attend(q, [segment], step, geometry)[0]
@@ -114,6 +128,9 @@ class LayerSlots:
         """One token per row against full slots: it waits in the discard slot, so that all keys are one segment."""
         waiting = slice(self.slots, self.slots + 1)
         self._write(step.rows, waiting, k, v, step)
+        if self._decodes_in_place and self.policy.rank is not None:
+            ranking = Ranking(self.policy.rank, self.recent, self.policy.sinks, self.slots, step.pins)
+            return self._attend_in_place(q, step, geometry, self.slots + 1, ranking)
         if self.statistic is not None:
             self.statistic[step.rows, :, waiting] = 0.0
         segment = self._segment(step.rows, self.slots + 1, is_whole and geometry.window is None)
@@ -127,17 +144,39 @@ class LayerSlots:
     ) -> tuple[Tensor, list[Tensor]]:
         """Attend, and add to the statistic of the slots, which are the first segment, what they received."""
         num_queries = q.shape[2]
-        measure = None
-        if self.statistic is not None:
-            weight, policy = step.weight[:, -num_queries:], self.policy
-            measure = Measure(policy.statistic, weight, policy.heads, self._noise, policy.observed)
-        out, received = attend_segments(q, step.pos[:, -num_queries:], segments, geometry, measure)
+        measure = self._measure(step, num_queries)
+        out, received = self.kernels.attend(q, step.pos[:, -num_queries:], segments, geometry, measure)
         if self.statistic is not None:
             held = self.statistic[step.rows, :, : received[0].shape[-1]]
             if step.retention is not None:
                 held *= step.retention
             held += received[0]
         return out, received
+
+    def _measure(self, step: Step, num_queries: int) -> Measure | None:
+        if self.statistic is None:
+            return None
+        weight, policy = step.weight[:, -num_queries:], self.policy
+        return Measure(policy.statistic, weight, policy.heads, self._noise, policy.observed)
+
+    @property
+    def _decodes_in_place(self) -> bool:
+        """Whether one kernel attends, adds to the statistic and evicts; a mean over the layer needs all its heads."""
+        return self.kernels.slots is not None and (self.statistic is None or self.policy.heads != "layer")
+
+    def _attend_in_place(
+        self, q: Tensor, step: Step, geometry: Geometry, extent: int, ranking: Ranking | None
+    ) -> Tensor:
+        """What `_attend` and, with a ranking, `_evict` do, for one token per row."""
+        assert self.kernels.slots is not None
+        measure, held = self._measure(step, 1), self._held(step.rows)
+        pos = step.pos[:, -1:]
+        return self.kernels.slots.decode(q, pos, held, extent, geometry, measure, step.retention, ranking)
+
+    def _held(self, rows: slice) -> Held:
+        k, v = (self.store.tensors[name][rows] for name in ("k", "v"))
+        statistic = None if self.statistic is None else self.statistic[rows]
+        return Held(k, v, self.pos[rows], self.rot[rows], statistic)
 
     def _segment(self, rows: slice, extent: int, is_whole: bool) -> Segment:
         return Segment(*self.store.view(rows, extent), self.pos[rows, :, :extent], is_whole)
@@ -195,6 +234,11 @@ class LayerSlots:
     ) -> None:
         """Put the new tokens into the slots `index` of each head; the statistic of a free slot is 0 until given."""
         num_new = k.shape[2]
+        if self.kernels.slots is not None:
+            assert isinstance(k, Tensor) and isinstance(v, Tensor)
+            new = Arriving(k, v, step.pos[:, -num_new:], step.rot[:, -num_new:], statistic)
+            self.kernels.slots.insert(self._held(rows), new, index)
+            return
         if not isinstance(index, slice):
             index = (index + self._starts[rows]).flatten()
         self.store.write(rows, index, k, v)

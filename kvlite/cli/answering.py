@@ -83,7 +83,6 @@ def answer_once(
 
 def banner(opened: Opened) -> str:
     """What runs, how much the cache holds and when the conversation would end, in one line."""
-    from kvlite.engine.account import KERNELS
     from kvlite.memory.format import human_bytes
 
     shape, plan, engine = opened.loaded.shape, opened.plan, opened.engine
@@ -101,7 +100,7 @@ def banner(opened: Opened) -> str:
         dtype if opened.loaded.quant == "none" else opened.loaded.quant,
         f"{cache_size(plan)} @ {human_bytes(token_bytes)}{state}{window}",
         f"policy {cache.policy.name}" + ("" if engine.on_full == "evict" else f", {engine.on_full} when full"),
-        f"{opened.loaded.device} ({KERNELS})",
+        f"{opened.loaded.device} ({cache.kernels.name})",
     ]
     if opened.loaded.rotations is None and opened.loaded.window is not None:
         parts.append(f"ends at {opened.loaded.window:,} tok: positions cannot move")

@@ -167,6 +167,7 @@ def batch(
     trust_remote_code: opt.TrustRemoteCode = False,
     allow_pickle: opt.AllowPickle = False,
     fuse: opt.Fuse = True,
+    kernels: opt.Kernels = "auto",
     offline: opt.Offline = False,
 ) -> None:
     """Answer every line of INPUT; killed at any moment, the same command goes on where it stopped.
@@ -242,6 +243,7 @@ def batch(
         "trust_remote_code": trust_remote_code,
         "allow_pickle": allow_pickle,
         "fuse": fuse,
+        "kernels": kernels,
         "offline": offline,
         "think": think,
     }

@@ -59,6 +59,7 @@ def chat(
     trust_remote_code: opt.TrustRemoteCode = False,
     allow_pickle: opt.AllowPickle = False,
     fuse: opt.Fuse = True,
+    kernels: opt.Kernels = "auto",
     offline: opt.Offline = False,
 ) -> None:
     """Talk with a model. /help lists what else can be done there; Ctrl-C stops an answer, Ctrl-D leaves."""
@@ -93,6 +94,7 @@ def chat(
         trust_remote_code=trust_remote_code,
         allow_pickle=allow_pickle,
         fuse=fuse,
+        kernels=kernels,
         offline=offline,
         think=think,
     )

@@ -51,6 +51,7 @@ class ModelOptions:
     trust_remote_code: bool = False
     allow_pickle: bool = False
     fuse: bool = True
+    kernels: str = "auto"
     offline: bool = False
     think: str = "auto"
 
@@ -143,7 +144,7 @@ def open_model(
     if stored.is_coded:
         canary = require_survival(loaded, stored)
         (console.warn if canary.is_ill else console.detail)(str(canary))
-    engine = Engine(loaded, plan, policy, stored, options.on_full)
+    engine = Engine(loaded, plan, policy, stored, options.on_full, options.kernels)
     text = chat_text(files, loaded, options)
     return Opened(ref, files, loaded, engine, text, model_sampling(files.generation), options)
 

@@ -159,6 +159,11 @@ Fuse = Annotated[
     typer.Option("--fuse/--no-fuse", rich_help_panel=_MODEL,
                  help="Run norms, MLPs and attention in fewer operations where the logits stay the same."),
 ]  # fmt: skip
+Kernels = Annotated[
+    Literal["auto", "torch", "triton"],
+    typer.Option("--kernels", rich_help_panel=_MODEL,
+                 help="What attends and evicts: torch, or Triton kernels on CUDA; auto is torch for now."),
+]  # fmt: skip
 Offline = Annotated[
     bool,
     typer.Option("--offline", envvar=["KVLITE_OFFLINE", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"], show_envvar=False,

@@ -71,6 +71,7 @@ def run(
     trust_remote_code: opt.TrustRemoteCode = False,
     allow_pickle: opt.AllowPickle = False,
     fuse: opt.Fuse = True,
+    kernels: opt.Kernels = "auto",
     offline: opt.Offline = False,
 ) -> None:
     """Answer one prompt: stdin first, then files, then the words, a blank line between them."""
@@ -120,6 +121,7 @@ def run(
             trust_remote_code=trust_remote_code,
             allow_pickle=allow_pickle,
             fuse=fuse,
+            kernels=kernels,
             offline=offline,
             think=think,
         )

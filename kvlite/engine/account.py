@@ -12,7 +12,6 @@ from kvlite.memory.report import LayerKept, TorchMemory
 if TYPE_CHECKING:
     from kvlite.engine.engine import Engine
 
-KERNELS = "torch"
 _TERM_OF_TENSOR = {"pos": "positions", "rot": "positions", "statistic": "policy_state"}
 """Every other tensor holds keys and values."""
 
@@ -22,7 +21,8 @@ def record_engine(recorder: RunRecorder, engine: Engine, source: str) -> None:
     import torch
 
     is_cuda = engine.loaded.device.type == "cuda"
-    recorder.host(device=engine.loaded.device.type, kernels=KERNELS, cuda=str(torch.version.cuda) if is_cuda else None)
+    cuda = str(torch.version.cuda) if is_cuda else None
+    recorder.host(device=engine.loaded.device.type, kernels=engine.cache.kernels.name, cuda=cuda)
     recorder.cache(
         engine.total_counts(),
         source=source,
@@ -52,6 +52,8 @@ def measured_terms(engine: Engine) -> dict[str, int]:
             discard_bytes = tensor.nbytes // (layer.slots + 1)
             terms[_TERM_OF_TENSOR.get(name, "kv")] += tensor.nbytes - discard_bytes
             terms["staging"] += discard_bytes
+    if engine.cache.kernels.scratch_bytes:
+        terms["scratch"] = engine.cache.kernels.scratch_bytes
     if engine.loaded.state is not None:
         terms["constant_state"] = engine.loaded.state.num_bytes
     return dict(terms)

@@ -44,12 +44,18 @@ class Engine:
     """Feeds requests through `loaded` with a cache of `plan.rows` rows that never exceeds `plan.budget_bytes`.
 
     `stored` is what a slot holds, as planned. `on_full` says what happens when no slot is free: `evict`, `stop` the
-    answer, or make it an `error`; None leaves it to the policy. Raises UsageError where it contradicts the policy,
-    DoesNotFit or OutOfMemory where the cache cannot be allocated.
+    answer, or make it an `error`; None leaves it to the policy. `kernels` is one of `kvlite_kernels.choice.KERNELS`.
+    Raises UsageError where either cannot be, DoesNotFit or OutOfMemory where the cache cannot be allocated.
     """
 
     def __init__(
-        self, loaded: LoadedModel, plan: CachePlan, policy: Policy, stored: SlotFormat, on_full: str | None = None
+        self,
+        loaded: LoadedModel,
+        plan: CachePlan,
+        policy: Policy,
+        stored: SlotFormat,
+        on_full: str | None = None,
+        kernels: str = "auto",
     ) -> None:
         if loaded.state is not None and plan.rows > 1:
             raise UsageError(f"{loaded.shape.family} models carry state and run one row at a time, not {plan.rows}")
@@ -59,7 +65,7 @@ class Engine:
         self.on_full = policy.when_full(on_full)
         self.meter = Meter(loaded.device)
         with _allocating():
-            self.cache = SlotCache(loaded.shape, plan, policy, stored, loaded.device)
+            self.cache = SlotCache(loaded.shape, plan, policy, stored, loaded.device, kernels, loaded.dtype)
         for index, layer in self.cache.layers.items():
             layer.rotation = (loaded.rotations or {}).get(index)
         self._limits = Limits(self.cache, loaded.window, loaded.rotations is not None, self.on_full)

@@ -282,6 +282,16 @@ def test_modules_are_fused_unless_told_otherwise(run, flags, fused):
     assert RunRecords().load("last").model.fused == fused
 
 
+def test_the_kernels_that_run_are_said_and_those_that_cannot_are_refused(run, monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    code, _, err = run("demo", "hi", "-n", "1")
+    assert code == 0 and "cpu (torch)" in err
+    assert RunRecords().load("last").host.kernels == "torch"
+    code, out, err = run("demo", "hi", "-n", "1", "--kernels", "triton")
+    assert (code, out) == (2, "")
+    assert "--kernels triton: " in err and "give --kernels auto or torch" in err
+
+
 def test_what_the_user_was_warned_of_is_in_the_record(run):
     code, _, err = run("demo", "hi", "-n", "1", "--extract")
     assert code == 0 and "warning: the answer has no code block" in err

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from kvlite.cache.policy import Candidates, Policy
-from kvlite_kernels.kinds import Statistic
+from kvlite_kernels.kinds import Rank, Statistic
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -50,6 +50,10 @@ class HeavyHitter(Policy):
 
     def recent(self, slots: int) -> int:
         return max(self.grace, int(slots * self.recent_share))
+
+    @property
+    def rank(self) -> Rank | None:
+        return None if self.value_norm else Rank("age", self.horizon)
 
     def score(self, candidates: Candidates) -> Tensor:
         age = (candidates.next_pos - candidates.pos).clamp(min=1, max=self.horizon)

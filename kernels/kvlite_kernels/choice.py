@@ -1,0 +1,127 @@
+"""Which kernels a cache runs on: chosen once per device, when the cache is built, and said. Loads triton on demand."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from kvlite_kernels.reference import Geometry, Segment, attend_segments
+from kvlite_kernels.slots import SlotKernels
+from kvlite_kernels.statistic import Measure
+
+KERNELS = ("auto", "torch", "triton")
+
+
+class KernelsUnavailable(ValueError):
+    """The kernels that were asked for do not run here; the message says why."""
+
+
+class Attend(Protocol):
+    """`reference.attend_segments`, or a kernel of the same signature."""
+
+    def __call__(
+        self, q: Tensor, q_pos: Tensor, segments: Sequence[Segment], geometry: Geometry, measure: Measure | None
+    ) -> tuple[Tensor, list[Tensor]]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class KernelSet:
+    """What runs: its name, how it attends, how it writes slots (None: torch does), and its scratch in bytes."""
+
+    name: str
+    attend: Attend
+    slots: SlotKernels | None = None
+    scratch_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class LayerSizes:
+    """What one layer asks of kernels; `keys` are its slots and the one in which a token waits."""
+
+    query_heads: int
+    kv_heads: int
+    keys: int
+    k_dim: int
+    v_dim: int
+
+
+TORCH = KernelSet("torch", attend_segments)
+
+
+def choose(
+    wanted: str,
+    layers: Sequence[LayerSizes],
+    rows: int,
+    dtypes: Sequence[torch.dtype],
+    is_coded: bool,
+    device: torch.device,
+) -> KernelSet:
+    """The kernels for `rows` rows of `layers` on `device`: `torch`, `triton`, or `auto`, which is what is known to run.
+
+    `dtypes` are those of queries and slots. Raises KernelsUnavailable where Triton is asked for and cannot serve.
+    """
+    assert wanted in KERNELS, wanted
+    if wanted != "triton":  # TODO: `auto` is Triton on CUDA once its kernels have passed their tests on a GPU
+        return TORCH
+    obstacle = _obstacle(layers, dtypes, is_coded, device)
+    if obstacle is not None:
+        raise KernelsUnavailable(obstacle)
+    return _triton(layers, rows, device)
+
+
+def _obstacle(
+    layers: Sequence[LayerSizes], dtypes: Sequence[torch.dtype], is_coded: bool, device: torch.device
+) -> str | None:
+    """Why the Triton kernels cannot serve, None where they can."""
+    if find_spec("triton") is None:
+        return "triton is not installed"
+    interprets = os.environ.get("TRITON_INTERPRET") == "1"
+    if device.type != "cuda" and not (device.type == "cpu" and interprets):
+        return f"Triton kernels need a CUDA device, and this is {device}"
+    if is_coded:
+        return "there are no Triton kernels for slots of 8 or 4 bits"
+
+    from kvlite_kernels.triton_set.tiles import supports
+
+    capability = _capability(device)
+    for layer in layers:
+        for dtype in dtypes:
+            group = layer.query_heads // layer.kv_heads
+            if (lack := supports(capability, layer.k_dim, layer.v_dim, group, dtype)) is not None:
+                return f"the Triton kernels do not take {lack}"
+    return None
+
+
+def _triton(layers: Sequence[LayerSizes], rows: int, device: torch.device) -> KernelSet:
+    from kvlite_kernels.triton_set.launching import TritonKernels
+    from kvlite_kernels.triton_set.scratch import Scratch
+    from kvlite_kernels.triton_set.tiles import INTERPRETER, Processor
+
+    processor = INTERPRETER
+    if device.type == "cuda":
+        processor = Processor(_capability(device), torch.cuda.get_device_properties(device).multi_processor_count)
+    scratch = Scratch(
+        rows,
+        max(layer.query_heads for layer in layers),
+        max(layer.query_heads // layer.kv_heads for layer in layers),
+        max(layer.keys for layer in layers),
+        max(layer.v_dim for layer in layers),
+        processor,
+        device,
+    )
+    kernels = TritonKernels(scratch)
+    return KernelSet("triton", kernels.attend, kernels, scratch.num_bytes)
+
+
+def _capability(device: torch.device) -> int:
+    """Compute capability times ten; 0 is the interpreter."""
+    if device.type != "cuda":
+        return 0
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor

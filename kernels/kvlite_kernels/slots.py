@@ -1,0 +1,75 @@
+"""What kernels see of a layer's slots, where they write them in place. Loads torch, not triton."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from kvlite_kernels.kinds import Rank
+from kvlite_kernels.reference import Geometry
+from kvlite_kernels.statistic import Measure
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What n rows hold: `k`, `v` [n, H_KV, S + 1, ...], `pos`, `rot` int32 and the statistic fp32 [n, H_KV, S + 1]."""
+
+    k: Tensor
+    v: Tensor
+    pos: Tensor
+    rot: Tensor
+    statistic: Tensor | None
+
+
+@dataclass(frozen=True, slots=True)
+class Arriving:
+    """New tokens: `k`, `v` [n, H_KV, T, ...], `pos`, `rot` int32 [n, T], their statistic [n, H_KV, T] (None: 0)."""
+
+    k: Tensor
+    v: Tensor
+    pos: Tensor
+    rot: Tensor
+    statistic: Tensor | None
+
+
+@dataclass(frozen=True, slots=True)
+class Ranking:
+    """Which of `slots` slots goes first: the lowest by `rank`, under the protections.
+
+    The newest `recent` tokens, the first `sinks` and the spans `pins` int32 [n, P, 2] are kept, the last two only in
+    layers without a window.
+    """
+
+    rank: Rank
+    recent: int
+    sinks: int
+    slots: int
+    pins: Tensor | None = None
+
+
+class SlotKernels(Protocol):
+    """Kernels that write slots in place."""
+
+    def insert(self, held: Held, new: Arriving, index: Tensor | slice) -> None:
+        """Put new tokens into the slots `index`: a slice, or int64 [n, H_KV or 1, T] with S for what is not kept."""
+        ...
+
+    def decode(
+        self,
+        q: Tensor,
+        q_pos: Tensor,
+        held: Held,
+        extent: int,
+        geometry: Geometry,
+        measure: Measure | None,
+        retention: Tensor | None,
+        ranking: Ranking | None,
+    ) -> Tensor:
+        """One query per head, `q` [n, H_Q, 1, D] at `q_pos` int [n, 1], over the first `extent` slots -> out.
+
+        The statistic is added to what `retention` [n, 1, 1] leaves of the one held. With a `ranking`, the token that
+        waits in slot S is then put over the slot that goes first; padding is not.
+        """
+        ...

@@ -1,0 +1,180 @@
+"""Launching the attention kernels on tensors: the shapes of `reference.attend_segments`, whatever the strides."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import triton
+from torch import Tensor
+
+from kvlite_kernels.kinds import Noise, Rank
+from kvlite_kernels.reference import Geometry, Segment
+from kvlite_kernels.slots import Ranking
+from kvlite_kernels.statistic import Measure
+from kvlite_kernels.triton_set import decode, prefill
+from kvlite_kernels.triton_set.scratch import MAX_PARTS, Scratch
+from kvlite_kernels.triton_set.tiles import FINISH_TILE, MAX_SPLITS, column_tile, decode_tile, padded, prefill_tile
+
+ALL = 2**31 - 1
+"""The window of a layer that has none."""
+
+KEYS_PER_PART = 1024
+
+
+def attend_one(
+    q: Tensor,
+    q_pos: Tensor,
+    segment: Segment,
+    geometry: Geometry,
+    scratch: Scratch,
+    measure: Measure | None,
+    held: Tensor | None = None,
+    retention: Tensor | None = None,
+    ranking: Ranking | None = None,
+) -> tuple[Tensor, Tensor | None, int]:
+    """One query per head over one segment -> out [n, H_Q, 1, D_V], statistic [n, H_KV, N], the parts ranked.
+
+    With `held` [n, H_KV, N] the statistic is added to it in place, after `retention` [n, 1, 1], and is it; not with
+    heads of "layer".
+    """
+    assert held is None or measure is None or measure.heads != "layer"
+    rows, num_heads, _, dim = q.shape
+    k, v = _keys(segment)
+    kv_heads, num_keys, v_dim = *k.shape[1:3], v.shape[-1]
+    group = num_heads // kv_heads
+    tile = decode_tile(scratch.processor.capability, dim, v_dim)
+    splits, keys_per_split = scratch.splits(rows * kv_heads, num_keys, tile.keys)
+    kind = "" if measure is None else measure.kind.value
+    noise = _noise(measure)
+    window = ALL if geometry.window is None else geometry.window
+    q, softcap = _inner(q), geometry.softcap or 1.0
+    decode.split[(rows * kv_heads, splits)](
+        q, q_pos, k, v, segment.pos,
+        scratch.logits, scratch.max, scratch.sum, scratch.part, scratch.norm_max, scratch.norm_sum,
+        geometry.scaling, softcap, window, num_keys, keys_per_split, num_keys, splits,
+        *noise,
+        q.stride(0), q.stride(1), q_pos.stride(0), *_strides(k), *_strides(v), *_heads(segment.pos),
+        NUM_KV_HEADS=kv_heads, G=group, D=dim, D_V=v_dim, PAD_D=padded(dim), PAD_D_V=padded(v_dim),
+        ROWS=tile.queries, KEYS=tile.keys, HAS_CAP=geometry.softcap is not None, STATISTIC=kind,
+        **tile.options,
+    )  # fmt: skip
+    out = torch.empty(rows, num_heads, 1, v_dim, dtype=q.dtype, device=q.device)
+    statistic = held
+    if measure is not None and held is None:
+        statistic = torch.empty(rows, kv_heads, num_keys, dtype=torch.float32, device=q.device)
+    known = segment.pos if statistic is None else statistic
+    weight = q_pos if measure is None else measure.weight
+    keys_per_part = KEYS_PER_PART * triton.cdiv(num_keys, KEYS_PER_PART * MAX_PARTS)
+    parts = triton.cdiv(num_keys, keys_per_part) if measure is not None or ranking is not None else 1
+    sink = geometry.sink_logits
+    rank = ranking or _NO_RANKING
+    pins = q_pos if rank.pins is None else rank.pins
+    decode.finish[(rows * kv_heads, parts)](
+        scratch.logits, scratch.max, scratch.sum, scratch.part, scratch.norm_max, scratch.norm_sum,
+        scratch.sum if sink is None else sink, out,
+        q_pos, segment.pos, known, weight, weight if retention is None else retention,
+        pins, scratch.rank, scratch.rank_pos, scratch.rank_slot,
+        num_keys, keys_per_part, num_keys, splits, *noise,
+        rank.slots, rank.rank.horizon, rank.recent, rank.sinks, window, 0 if rank.pins is None else pins.shape[1],
+        q_pos.stride(0), *_heads(segment.pos), *known.stride()[:2], weight.stride(0),
+        0 if retention is None else retention.stride(0),
+        NUM_KV_HEADS=kv_heads, G=group, D_V=v_dim, PAD_D_V=padded(v_dim), ROWS=tile.queries, KEYS=FINISH_TILE.keys,
+        SPLITS=MAX_SPLITS, HAS_SINK=sink is not None, HAS_WINDOW=geometry.window is not None,
+        HAS_RETENTION=retention is not None, STATISTIC=kind, HEADS="" if measure is None else measure.heads,
+        ACCUMULATE=held is not None, RANK="" if ranking is None else ranking.rank.by,
+        **FINISH_TILE.options,
+    )  # fmt: skip
+    if measure is not None and measure.heads == "layer" and held is None:
+        assert statistic is not None
+        statistic = _over_the_layer(statistic)
+    return out, statistic, parts
+
+
+def attend_many(
+    q: Tensor,
+    q_pos: Tensor,
+    segments: Sequence[Segment],
+    geometry: Geometry,
+    capability: int,
+    measure: Measure | None,
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """Queries of a chunk over the slots and, where there is a second segment, the chunk -> out, lse, statistics.
+
+    out [n, H_Q, T, D_V], lse [n, H_Q, T], the statistic [n, H_KV, N] of each segment. The second segment ends with the
+    keys of the queries themselves.
+    """
+    rows, num_heads, num_queries, dim = q.shape
+    slots, new = segments[0], segments[-1]
+    (k, v), (new_k, new_v) = _keys(slots), _keys(new)
+    kv_heads, v_dim = k.shape[1], v.shape[-1]
+    kind = "" if measure is None else measure.kind.value
+    tile = prefill_tile(capability, dim, v_dim, kind == "gumbel")
+    noise = _noise(measure)
+    q = _inner(q)
+    out = torch.empty(rows, num_heads, num_queries, v_dim, dtype=q.dtype, device=q.device)
+    lse = torch.empty(rows, num_heads, num_queries, dtype=torch.float32, device=q.device)
+    norm = lse if kind in ("", "mass") else torch.empty_like(lse)
+    scaling, softcap = geometry.scaling, geometry.softcap or 1.0
+    window = ALL if geometry.window is None else geometry.window
+    prefill.attend[(triton.cdiv(num_queries, tile.queries), rows * num_heads)](
+        q, q_pos, k, v, slots.pos, new_k, new_v, new.pos,
+        lse if geometry.sink_logits is None else geometry.sink_logits, out, lse, norm,
+        scaling, softcap, window, num_queries, k.shape[2], new_k.shape[2], *noise,
+        *q.stride()[:3], q_pos.stride(0), *_strides(k), *_strides(v), *_heads(slots.pos),
+        *_strides(new_k), *_strides(new_v), new.pos.stride(0),
+        NUM_HEADS=num_heads, G=num_heads // kv_heads, D=dim, D_V=v_dim, PAD_D=padded(dim), PAD_D_V=padded(v_dim),
+        QUERIES=tile.queries, KEYS=tile.keys, HAS_CAP=geometry.softcap is not None,
+        HAS_SINK=geometry.sink_logits is not None, HAS_NEW=len(segments) > 1, STATISTIC=kind,
+        **tile.options,
+    )  # fmt: skip
+    if measure is None:
+        return out, lse, []
+    tile = column_tile(capability, dim, kind == "gumbel")
+    statistics = []
+    for index, segment in enumerate(segments):
+        (k, _), num_keys = _keys(segment), segment.k.shape[2]
+        sums = torch.empty(rows, kv_heads, num_keys, dtype=torch.float32, device=q.device)
+        prefill.column_sums[(triton.cdiv(num_keys, tile.keys), rows * kv_heads)](
+            q, q_pos, norm, measure.weight, k, segment.pos, sums,
+            scaling, softcap, window, num_queries, num_keys, measure.first(num_queries), *noise,
+            *q.stride()[:3], q_pos.stride(0), measure.weight.stride(0), *_strides(k), *_heads(segment.pos),
+            NUM_KV_HEADS=kv_heads, G=num_heads // kv_heads, D=dim, PAD_D=padded(dim),
+            QUERIES=tile.queries, KEYS=tile.keys, HAS_CAP=geometry.softcap is not None, IS_NEW=index > 0,
+            STATISTIC=kind, HEADS=measure.heads, **tile.options,
+        )  # fmt: skip
+        statistics.append(_over_the_layer(sums) if measure.heads == "layer" else sums)
+    return out, lse, statistics
+
+
+_NO_NOISE = Noise(0, 1.0, 1.0, 1)
+_NO_RANKING = Ranking(Rank("position"), 0, 0, 0)
+
+
+def _noise(measure: Measure | None) -> tuple[int, int, float, float, float]:
+    noise = (measure.noise if measure is not None else None) or _NO_NOISE
+    return noise.seed & 0xFFFFFFFF, noise.layer, noise.first, noise.last, float(noise.ramp)
+
+
+def _over_the_layer(statistic: Tensor) -> Tensor:
+    """The mean of all KV heads for each."""
+    return statistic.mean(1, keepdim=True).expand_as(statistic)
+
+
+def _keys(segment: Segment) -> tuple[Tensor, Tensor]:
+    assert isinstance(segment.k, Tensor) and isinstance(segment.v, Tensor), "coded slots have no kernels"
+    return segment.k, segment.v
+
+
+def _inner(x: Tensor) -> Tensor:
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def _strides(x: Tensor) -> tuple[int, int, int]:
+    assert x.stride(-1) == 1, "keys and values are read a row at a time"
+    return x.stride(0), x.stride(1), x.stride(2)
+
+
+def _heads(pos: Tensor) -> tuple[int, int]:
+    """Strides of positions [n, H_KV or 1, N], which all heads share where there is one."""
+    return pos.stride(0), 0 if pos.shape[1] == 1 else pos.stride(1)

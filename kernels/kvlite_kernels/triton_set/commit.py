@@ -1,0 +1,96 @@
+"""Writing slots in place: `insert` puts new tokens where an index says, `move` puts the waiting one over its victim."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit(do_not_specialize=["start", "num_slots", "num_tokens"])
+def insert(
+    p_k, p_v, p_pos, p_rot, p_statistic, p_new_k, p_new_v, p_new_pos, p_new_rot, p_new_statistic, p_index,
+    start, num_slots, num_tokens,
+    s_k_row, s_k_head, s_k_slot, s_v_row, s_v_head, s_v_slot, s_held_row, s_held_head,
+    s_new_k_row, s_new_k_head, s_new_k_token, s_new_v_row, s_new_v_head, s_new_v_token, s_new_pos_row, s_new_rot_row,
+    s_new_statistic_row, s_new_statistic_head, s_index_row, s_index_head, s_index_token,
+    NUM_KV_HEADS: tl.constexpr, D: tl.constexpr, D_V: tl.constexpr, PAD_D: tl.constexpr, PAD_D_V: tl.constexpr,
+    TOKENS: tl.constexpr, HAS_INDEX: tl.constexpr, HAS_STATISTIC: tl.constexpr, STARTS_AT_ZERO: tl.constexpr,
+):  # fmt: skip
+    """Grid (n * H_KV, cdiv(T, TOKENS)): new tokens to the slots of `p_index`, or to those from `start` on.
+
+    What the index sends to slot `num_slots` or beyond is not kept, and nothing is written. `pos`, `rot` and the
+    statistic share their strides.
+    """
+    head = tl.program_id(0)
+    row = (head // NUM_KV_HEADS).to(tl.int64)
+    kv_head = (head % NUM_KV_HEADS).to(tl.int64)
+    o_t = tl.program_id(1) * TOKENS + tl.arange(0, TOKENS)
+    m_t = o_t < num_tokens
+    if HAS_INDEX:
+        p_index += row * s_index_row + kv_head * s_index_head
+        b_slot = tl.load(p_index + o_t * s_index_token, mask=m_t, other=0)
+        m_t = m_t & (b_slot < num_slots)
+    else:
+        b_slot = (start + o_t).to(tl.int64)
+    o_d = tl.arange(0, PAD_D)
+    m_d = m_t[:, None] & (o_d < D)[None, :]
+    p_new_k += row * s_new_k_row + kv_head * s_new_k_head
+    b_k = tl.load(p_new_k + o_t[:, None] * s_new_k_token + o_d[None, :], mask=m_d)
+    p_k += row * s_k_row + kv_head * s_k_head
+    tl.store(p_k + b_slot[:, None] * s_k_slot + o_d[None, :], b_k.to(p_k.dtype.element_ty), mask=m_d)
+    o_v = tl.arange(0, PAD_D_V)
+    m_v = m_t[:, None] & (o_v < D_V)[None, :]
+    p_new_v += row * s_new_v_row + kv_head * s_new_v_head
+    b_v = tl.load(p_new_v + o_t[:, None] * s_new_v_token + o_v[None, :], mask=m_v)
+    p_v += row * s_v_row + kv_head * s_v_head
+    tl.store(p_v + b_slot[:, None] * s_v_slot + o_v[None, :], b_v.to(p_v.dtype.element_ty), mask=m_v)
+    o_held = row * s_held_row + kv_head * s_held_head + b_slot
+    tl.store(p_pos + o_held, tl.load(p_new_pos + row * s_new_pos_row + o_t, mask=m_t), mask=m_t)
+    tl.store(p_rot + o_held, tl.load(p_new_rot + row * s_new_rot_row + o_t, mask=m_t), mask=m_t)
+    if HAS_STATISTIC:
+        if STARTS_AT_ZERO:
+            b_statistic = tl.zeros([TOKENS], tl.float32)
+        else:
+            p_new_statistic += row * s_new_statistic_row + kv_head * s_new_statistic_head
+            b_statistic = tl.load(p_new_statistic + o_t, mask=m_t)
+        tl.store(p_statistic + o_held, b_statistic, mask=m_t)
+
+
+@triton.jit(do_not_specialize=["waiting", "num_parts"])
+def move(
+    p_k, p_v, p_pos, p_rot, p_statistic, p_rank, p_rank_pos, p_rank_slot, waiting, num_parts,
+    s_k_row, s_k_head, s_k_slot, s_v_row, s_v_head, s_v_slot, s_held_row, s_held_head,
+    NUM_KV_HEADS: tl.constexpr, D: tl.constexpr, D_V: tl.constexpr, PAD_D: tl.constexpr, PAD_D_V: tl.constexpr,
+    PARTS: tl.constexpr, HAS_STATISTIC: tl.constexpr,
+):  # fmt: skip
+    """Grid (n * H_KV,): the token in slot `waiting` over the lowest (priority, position, slot) that `finish` found.
+
+    Padding waits at position -1 and is not kept.
+    """
+    head = tl.program_id(0)
+    row = (head // NUM_KV_HEADS).to(tl.int64)
+    kv_head = (head % NUM_KV_HEADS).to(tl.int64)
+    o_part = tl.arange(0, PARTS)
+    m_part = o_part < num_parts
+    o_best = head * num_parts + o_part
+    b_rank = tl.load(p_rank + o_best, mask=m_part, other=float("inf"))
+    b_pos = tl.load(p_rank_pos + o_best, mask=m_part, other=2147483647)
+    b_slot = tl.load(p_rank_slot + o_best, mask=m_part, other=2147483647)
+    m_low = m_part & (b_rank == tl.min(b_rank, 0))
+    m_low = m_low & (b_pos == tl.min(tl.where(m_low, b_pos, 2147483647), 0))
+    victim = tl.min(tl.where(m_low, b_slot, 2147483647), 0)
+    o_held = row * s_held_row + kv_head * s_held_head
+    pos = tl.load(p_pos + o_held + waiting)
+    if pos >= 0:
+        o_d = tl.arange(0, PAD_D)
+        p_k += row * s_k_row + kv_head * s_k_head
+        b_k = tl.load(p_k + waiting * s_k_slot + o_d, mask=o_d < D)
+        tl.store(p_k + victim * s_k_slot + o_d, b_k, mask=o_d < D)
+        o_v = tl.arange(0, PAD_D_V)
+        p_v += row * s_v_row + kv_head * s_v_head
+        b_v = tl.load(p_v + waiting * s_v_slot + o_v, mask=o_v < D_V)
+        tl.store(p_v + victim * s_v_slot + o_v, b_v, mask=o_v < D_V)
+        tl.store(p_pos + o_held + victim, pos)
+        tl.store(p_rot + o_held + victim, tl.load(p_rot + o_held + waiting))
+        if HAS_STATISTIC:
+            tl.store(p_statistic + o_held + victim, tl.load(p_statistic + o_held + waiting))

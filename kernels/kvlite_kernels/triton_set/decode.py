@@ -1,0 +1,209 @@
+"""Attention of one query per head over the slots, split over the keys: `split`, then `finish` joins the parts exactly.
+
+`split` also writes the logits, so that `finish` gives every key its statistic without reading the keys again, and
+where the policy ranks by what is at hand, each program of it names the slot of its part that would go first.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from kvlite_kernels.triton_set.noise import noised
+from kvlite_kernels.triton_set.scores import log_of, logits_of, or_zero, sees, share_of
+
+
+@triton.jit(do_not_specialize=["num_keys", "keys_per_split", "logits_width", "seed", "layer"])
+def split(
+    p_q, p_q_pos, p_k, p_v, p_k_pos,
+    p_logits, p_max, p_sum, p_part, p_norm_max, p_norm_sum,
+    scale, softcap, window, num_keys, keys_per_split, logits_width, num_splits,
+    seed, layer, first, last, ramp,
+    s_q_row, s_q_head, s_q_pos, s_k_row, s_k_head, s_k_key, s_v_row, s_v_head, s_v_key, s_pos_row, s_pos_head,
+    NUM_KV_HEADS: tl.constexpr, G: tl.constexpr, D: tl.constexpr, D_V: tl.constexpr,
+    PAD_D: tl.constexpr, PAD_D_V: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr,
+    HAS_CAP: tl.constexpr, STATISTIC: tl.constexpr,
+):  # fmt: skip
+    """Grid (n * H_KV, splits): logits fp32 [n, H_Q, logits_width] of a part of the keys, and their partial attention.
+
+    Partials: maximum, sum [n * H_KV, splits, G] and unnormalised values [n * H_KV, splits, G, D_V].
+    """
+    head = tl.program_id(0)
+    part = tl.program_id(1)
+    row = (head // NUM_KV_HEADS).to(tl.int64)
+    kv_head = (head % NUM_KV_HEADS).to(tl.int64)
+    o_g = tl.arange(0, ROWS)
+    o_d = tl.arange(0, PAD_D)
+    o_v = tl.arange(0, PAD_D_V)
+    m_g = o_g < G
+    q_pos = tl.load(p_q_pos + row * s_q_pos)
+    b_q_pos = q_pos + tl.zeros([ROWS], tl.int32)
+    query_heads = kv_head * G + o_g
+    o_q = row * s_q_row + query_heads[:, None] * s_q_head + o_d[None, :]
+    b_q = tl.load(p_q + o_q, mask=m_g[:, None] & (o_d < D)[None, :], other=0.0)
+    b_max = tl.full([ROWS], float("-inf"), tl.float32)
+    b_sum = tl.zeros([ROWS], tl.float32)
+    b_out = tl.zeros([ROWS, PAD_D_V], tl.float32)
+    b_norm_max = tl.full([ROWS], float("-inf"), tl.float32)
+    b_norm_sum = tl.zeros([ROWS], tl.float32)
+    p_k += row * s_k_row + kv_head * s_k_head
+    p_v += row * s_v_row + kv_head * s_v_head
+    p_k_pos += row * s_pos_row + kv_head * s_pos_head
+    p_logits += head.to(tl.int64) * G * logits_width
+    begin = part * keys_per_split
+    end = tl.minimum(begin + keys_per_split, num_keys)
+    for start in range(begin, end, KEYS):
+        o_n = start + tl.arange(0, KEYS)
+        m_n = o_n < end
+        b_pos = tl.load(p_k_pos + o_n, mask=m_n, other=-1)
+        b_k = tl.load(p_k + o_n[:, None] * s_k_key + o_d[None, :], mask=m_n[:, None] & (o_d < D)[None, :], other=0.0)
+        m_seen = sees(q_pos, b_pos, window)
+        b_x = tl.where(m_seen[None, :], logits_of(b_q, b_k, scale, softcap, HAS_CAP), float("-inf"))
+        tl.store(p_logits + o_g[:, None] * logits_width + o_n[None, :], b_x, mask=m_g[:, None] & m_n[None, :])
+        b_new_max = tl.maximum(b_max, tl.max(b_x, 1))
+        b_p = tl.exp(b_x - or_zero(b_new_max)[:, None])
+        b_keep = tl.exp(b_max - or_zero(b_new_max))
+        b_sum = b_sum * b_keep + tl.sum(b_p, 1)
+        b_v = tl.load(p_v + o_n[:, None] * s_v_key + o_v[None, :], mask=m_n[:, None] & (o_v < D_V)[None, :], other=0.0)
+        b_out = b_out * b_keep[:, None] + tl.dot(b_p.to(b_q.dtype), b_v.to(b_q.dtype), input_precision="ieee")
+        b_max = b_new_max
+        if STATISTIC == "below":
+            b_norm_sum += tl.sum(m_seen.to(tl.float32), 0)
+        if STATISTIC == "gumbel":
+            b_y = noised(b_x, seed, layer, query_heads, b_q_pos, b_pos, first, last, ramp)
+            b_new_max = tl.maximum(b_norm_max, tl.max(b_y, 1))
+            b_y = tl.sum(tl.exp(b_y - or_zero(b_new_max)[:, None]), 1)
+            b_norm_sum = b_norm_sum * tl.exp(b_norm_max - or_zero(b_new_max)) + b_y
+            b_norm_max = b_new_max
+    o_part = (head.to(tl.int64) * num_splits + part) * G + o_g
+    tl.store(p_max + o_part, b_max, mask=m_g)
+    tl.store(p_sum + o_part, b_sum, mask=m_g)
+    tl.store(p_part + o_part[:, None] * D_V + o_v[None, :], b_out, mask=m_g[:, None] & (o_v < D_V)[None, :])
+    if STATISTIC == "below" or STATISTIC == "gumbel":
+        tl.store(p_norm_max + o_part, b_norm_max, mask=m_g)
+        tl.store(p_norm_sum + o_part, b_norm_sum, mask=m_g)
+
+
+@triton.jit(do_not_specialize=["num_keys", "logits_width", "seed", "layer", "recent", "sinks", "num_slots", "num_pins"])
+def finish(
+    p_logits, p_max, p_sum, p_part, p_norm_max, p_norm_sum, p_sink, p_out,
+    p_q_pos, p_k_pos, p_statistic, p_weight, p_retention, p_pins, p_rank, p_rank_pos, p_rank_slot,
+    num_keys, keys_per_part, logits_width, num_splits,
+    seed, layer, first, last, ramp,
+    num_slots, horizon, recent, sinks, window, num_pins,
+    s_q_pos, s_pos_row, s_pos_head, s_statistic_row, s_statistic_head, s_weight, s_retention,
+    NUM_KV_HEADS: tl.constexpr, G: tl.constexpr, D_V: tl.constexpr, PAD_D_V: tl.constexpr,
+    ROWS: tl.constexpr, KEYS: tl.constexpr, SPLITS: tl.constexpr,
+    HAS_SINK: tl.constexpr, HAS_WINDOW: tl.constexpr, HAS_RETENTION: tl.constexpr,
+    STATISTIC: tl.constexpr, HEADS: tl.constexpr, ACCUMULATE: tl.constexpr, RANK: tl.constexpr,
+):  # fmt: skip
+    """Grid (n * H_KV, parts): out [n, H_Q, 1, D_V], the statistic of a part of the keys, and who would go first there.
+
+    The statistic is added to what stays of `p_statistic`, or written over it. Who goes first is the lowest
+    (priority, position, slot) of the part, as `reference.evict` orders them.
+    """
+    head = tl.program_id(0)
+    part = tl.program_id(1)
+    row = (head // NUM_KV_HEADS).to(tl.int64)
+    kv_head = (head % NUM_KV_HEADS).to(tl.int64)
+    o_g = tl.arange(0, ROWS)
+    m_g = o_g < G
+    query_heads = kv_head * G + o_g
+    o_split = tl.arange(0, SPLITS)
+    o_part = (head.to(tl.int64) * num_splits + o_split[:, None]) * G + o_g[None, :]
+    m_part = (o_split < num_splits)[:, None] & m_g[None, :]
+    b_maxes = tl.load(p_max + o_part, mask=m_part, other=float("-inf"))
+    b_max = tl.max(b_maxes, 0)
+    if HAS_SINK:
+        b_sink = tl.load(p_sink + query_heads, mask=m_g, other=float("-inf")).to(tl.float32)
+        b_max = tl.maximum(b_max, b_sink)
+    b_sum = tl.sum(tl.exp(b_maxes - or_zero(b_max)[None, :]) * tl.load(p_sum + o_part, mask=m_part, other=0.0), 0)
+    if HAS_SINK:
+        b_sum += tl.exp(b_sink - or_zero(b_max))
+    b_norm = log_of(b_max, b_sum)
+    if part == 0:
+        o_v = tl.arange(0, PAD_D_V)
+        m_out = m_g[:, None] & (o_v < D_V)[None, :]
+        b_out = tl.zeros([ROWS, PAD_D_V], tl.float32)
+        for i in range(num_splits):
+            o_one = (head.to(tl.int64) * num_splits + i) * G + o_g
+            b_keep = tl.exp(tl.load(p_max + o_one, mask=m_g, other=float("-inf")) - or_zero(b_max))
+            b_out += b_keep[:, None] * tl.load(p_part + o_one[:, None] * D_V + o_v[None, :], mask=m_out, other=0.0)
+        b_out = b_out / tl.where(b_sum > 0.0, b_sum, 1.0)[:, None]
+        p_one = p_out + (row * NUM_KV_HEADS * G + query_heads)[:, None] * D_V + o_v[None, :]
+        tl.store(p_one, b_out.to(p_out.dtype.element_ty), mask=m_out)
+    if STATISTIC != "" or RANK != "":
+        q_pos = tl.load(p_q_pos + row * s_q_pos)
+        b_q_pos = q_pos + tl.zeros([ROWS], tl.int32)
+        if STATISTIC == "below":
+            b_count = tl.sum(tl.load(p_norm_sum + o_part, mask=m_part, other=0.0), 0)
+            b_norm -= tl.log(tl.maximum(b_count, 1.0))
+        if STATISTIC == "gumbel":
+            b_maxes = tl.load(p_norm_max + o_part, mask=m_part, other=float("-inf"))
+            b_max = tl.max(b_maxes, 0)
+            b_norm_sum = tl.load(p_norm_sum + o_part, mask=m_part, other=0.0)
+            b_norm = log_of(b_max, tl.sum(tl.exp(b_maxes - or_zero(b_max)[None, :]) * b_norm_sum, 0))
+        if STATISTIC != "":
+            weight = tl.load(p_weight + row * s_weight)
+            retention = 1.0
+            if HAS_RETENTION:
+                retention = tl.load(p_retention + row * s_retention)
+        p_logits += head.to(tl.int64) * G * logits_width
+        p_k_pos += row * s_pos_row + kv_head * s_pos_head
+        p_statistic += row * s_statistic_row + kv_head * s_statistic_head
+        lowest = float("inf")
+        lowest_pos = 2147483647
+        lowest_slot = 2147483647
+        begin = part * keys_per_part
+        for start in range(begin, tl.minimum(begin + keys_per_part, num_keys), KEYS):
+            o_n = start + tl.arange(0, KEYS)
+            m_n = o_n < num_keys
+            b_pos = tl.load(p_k_pos + o_n, mask=m_n, other=-1)
+            if STATISTIC != "":
+                m_x = m_g[:, None] & m_n[None, :]
+                o_x = o_g[:, None] * logits_width + o_n[None, :]
+                b_x = tl.load(p_logits + o_x, mask=m_x, other=float("-inf"))
+                if STATISTIC == "gumbel":
+                    b_x = noised(b_x, seed, layer, query_heads, b_q_pos, b_pos, first, last, ramp)
+                b_share = share_of(b_x, b_norm[:, None], STATISTIC)
+                if HEADS == "max":
+                    b_known = tl.max(b_share, 0) * weight
+                else:
+                    b_known = tl.sum(b_share, 0) * weight / G
+                if ACCUMULATE:
+                    b_known += tl.load(p_statistic + o_n, mask=m_n, other=0.0) * retention
+                tl.store(p_statistic + o_n, b_known, mask=m_n)
+            if RANK != "":
+                if RANK == "position":
+                    b_rank = b_pos.to(tl.float32)
+                else:
+                    b_rank = b_known
+                    if RANK == "age":
+                        b_age = tl.minimum(tl.maximum(q_pos + 1 - b_pos, 1), horizon)
+                        b_rank = b_rank / b_age.to(tl.float32)
+                m_kept = b_pos > q_pos - recent
+                if HAS_WINDOW:
+                    b_rank = tl.where(b_pos <= q_pos + 1 - window, -3.4028234663852886e38, b_rank)
+                else:
+                    m_kept = m_kept | (b_pos < sinks)
+                    for i in range(num_pins):
+                        pin_start = tl.load(p_pins + (row * num_pins + i) * 2)
+                        pin_end = tl.load(p_pins + (row * num_pins + i) * 2 + 1)
+                        m_kept = m_kept | ((b_pos >= pin_start) & (b_pos < pin_end))
+                b_rank = tl.where(m_kept, float("inf"), b_rank)
+                b_rank = tl.where(b_pos < 0, float("-inf"), b_rank)
+                m_slot = o_n < num_slots
+                b_rank = tl.where(m_slot, b_rank, float("inf"))
+                here = tl.min(b_rank, 0)
+                m_here = m_slot & (b_rank == here)
+                here_pos = tl.min(tl.where(m_here, b_pos, 2147483647), 0)
+                here_slot = tl.min(tl.where(m_here & (b_pos == here_pos), o_n, 2147483647), 0)
+                first_here = (here < lowest) | ((here == lowest) & (here_pos < lowest_pos))
+                lowest_slot = tl.where(first_here, here_slot, lowest_slot)
+                lowest_pos = tl.where(first_here, here_pos, lowest_pos)
+                lowest = tl.minimum(here, lowest)
+        if RANK != "":
+            o_best = head * tl.num_programs(1) + part
+            tl.store(p_rank + o_best, lowest)
+            tl.store(p_rank_pos + o_best, lowest_pos)
+            tl.store(p_rank_slot + o_best, lowest_slot)

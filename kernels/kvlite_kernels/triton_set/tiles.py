@@ -1,0 +1,108 @@
+"""Which tiles a kernel works in, by compute capability and head dimensions: tables, nothing is tried out at run time.
+
+Chosen from what the compiler says of registers and shared memory: a consumer card gives a block 99 KB (Turing 64 KB),
+and what spills, or fits only once per multiprocessor, is slow. On Turing, Triton multiplies without tensor cores, so
+tiles are small there. Nothing here was timed on a device yet.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+MAX_DIM = 256
+"""Widest key or value the kernels take."""
+
+MAX_GROUP = 16
+"""Most query heads of one KV head: the rows of one tensor-core tile."""
+
+MAX_SPLITS = 64
+"""Most programs that share one KV head's keys in decode."""
+
+
+@dataclass(frozen=True, slots=True)
+class Processor:
+    """What runs the kernels: its compute capability times ten (0: the interpreter) and how many multiprocessors."""
+
+    capability: int
+    count: int
+
+
+INTERPRETER = Processor(0, 2)
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """Queries and keys a program handles at once, and how it is compiled; `registers` is the most of a thread."""
+
+    queries: int
+    keys: int
+    warps: int
+    stages: int = 2
+    registers: int | None = None
+
+    @property
+    def options(self) -> dict[str, int | None]:
+        """How the compiler is to take it. Fused multiply-adds are said, because their default changes with Triton."""
+        return {"num_warps": self.warps, "num_stages": self.stages, "enable_fp_fusion": True, "maxnreg": self.registers}
+
+
+def padded(dim: int) -> int:
+    """A head dimension as tiles have it: a power of two, at least what a tensor-core instruction takes."""
+    return max(16, 1 << (dim - 1).bit_length())
+
+
+def decode_tile(capability: int, k_dim: int, v_dim: int) -> Tile:
+    """Of the decode kernel: 16 rows of queries, few keys, so that several programs share a multiprocessor."""
+    wide = max(padded(k_dim), padded(v_dim))
+    if 0 < capability < 80:
+        return Tile(16, 32 if wide <= 128 else 16, 4)
+    return Tile(16, 64 if wide <= 64 else 32, 4, 3 if wide <= 128 else 2)
+
+
+def prefill_tile(capability: int, k_dim: int, v_dim: int, noisy: bool) -> Tile:
+    """Of attention over a chunk; noise takes registers."""
+    wide = max(padded(k_dim), padded(v_dim))
+    if 0 < capability < 80:
+        return Tile(32, 32 if wide <= 128 and not noisy else 16, 8)
+    if wide <= 128:
+        return Tile(64, 64 if wide <= 64 else 32, 8 if noisy else 4)
+    return Tile(64, 32, 8)
+
+
+def column_tile(capability: int, k_dim: int, noisy: bool) -> Tile:
+    """Of the sums over queries: keys stay, queries pass."""
+    wide = padded(k_dim)
+    if 0 < capability < 80:
+        return Tile(16, 32 if wide <= 128 else 16, 4)
+    if wide <= 128 and not noisy:
+        return Tile(64, 64, 4 if wide <= 64 else 8)
+    return Tile(32, 64, 8, registers=128)
+
+
+FINISH_TILE = Tile(16, 64, 4, registers=64)  # left alone, the compiler takes 40 and spills
+"""Of the kernel that joins the parts of decode."""
+
+
+def insert_tile(num_tokens: int) -> Tile:
+    """Of the kernel that writes new tokens, whose `queries` are tokens."""
+    return Tile(1, 1, 1) if num_tokens == 1 else Tile(16, 1, 4)
+
+
+MOVE_TILE = Tile(1, 1, 1)
+
+
+def supports(capability: int, k_dim: int, v_dim: int, group: int, dtype: torch.dtype) -> str | None:
+    """Why the kernels cannot serve such a layer, None where they can; capability 0 is the interpreter."""
+    if max(k_dim, v_dim) > MAX_DIM:
+        return f"heads of {max(k_dim, v_dim)} channels (at most {MAX_DIM})"
+    if group > MAX_GROUP:
+        return f"{group} query heads per KV head (at most {MAX_GROUP})"
+    if capability == 0:
+        return "bfloat16 in the interpreter (float32 or float16)" if dtype == torch.bfloat16 else None
+    if dtype not in (torch.float16, torch.bfloat16):
+        return f"{str(dtype).removeprefix('torch.')} (float16 or bfloat16)"
+    if capability < 80 and dtype != torch.float16:
+        return "bfloat16 before compute capability 8.0 (float16)"
+    return None

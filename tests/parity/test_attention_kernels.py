@@ -1,0 +1,189 @@
+"""The Triton kernels of attention and its statistics against their torch twins, in Triton's interpreter."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from kvlite_kernels.kinds import Heads, Noise, Statistic
+from kvlite_kernels.reference import Segment, attend, attend_segments
+from kvlite_kernels.statistic import Measure
+from tests.parity.compare import TOLERANCES, assert_parity
+from tests.parity.poison import poison, surrounded
+from tests.parity.test_reference import Case, problem, split, weights
+
+pytest.importorskip("triton", reason="the Triton kernels need triton, which is not installed")
+if os.environ.get("TRITON_INTERPRET") != "1":  # tests/conftest.py sets it where there is no CUDA device
+    pytest.skip("on a CUDA device these need TRITON_INTERPRET=1", allow_module_level=True)
+
+from kvlite_kernels.triton_set.attention import attend_many, attend_one
+from kvlite_kernels.triton_set.scratch import Scratch
+from kvlite_kernels.triton_set.tiles import INTERPRETER, Processor
+
+__all__ = ["poison"]
+pytestmark = pytest.mark.usefixtures("poison")
+FP32 = Case(dtype=torch.float32, group=2)
+HALF = {torch.float16: 4e-3}  # two roundings: of probabilities, and of the output; the interpreter has no bf16 products
+
+CASES = {
+    "plain": FP32,
+    "one key": replace(FP32, keys=1),
+    "one head, no group": replace(FP32, rows=1, kv_heads=1, group=1),
+    "group of 7, D 80, sink logit": replace(FP32, group=7, k_dim=80, v_dim=80, sink=True, rows=1),
+    "group of 16, same positions in all heads": replace(FP32, group=16, shared=True, rows=1),
+    "111 keys, values narrower": replace(FP32, keys=111, k_dim=96, v_dim=64, rows=1),
+    "D 192 and 128, softcap": replace(FP32, k_dim=192, v_dim=128, softcap=3.0, rows=1, kv_heads=1),
+    "window, softcap, sink logit": replace(FP32, window=6, softcap=1.5, sink=True),
+    "window of one": replace(FP32, window=1),
+    "fp16": replace(FP32, dtype=torch.float16, k_dim=64, v_dim=64, keys=40),
+    "fp16, D 256": replace(FP32, dtype=torch.float16, k_dim=256, v_dim=256, kv_heads=1),
+}
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Queries and keys between poisoned memory, with one weight a query."""
+
+    q: Tensor
+    q_pos: Tensor
+    segment: Segment
+    weight: Tensor
+
+
+def poisoned_problem(case: Case) -> Problem:
+    q, q_pos, segment = problem(case)
+    around = Segment(surrounded(segment.k), surrounded(segment.v), surrounded(segment.pos))
+    return Problem(surrounded(q), q_pos, around, weights(q_pos).float())
+
+
+def mass_by(weight: Tensor) -> Measure:
+    return Measure(Statistic.MASS, weight)
+
+
+def scratch(case: Case, processor: Processor = INTERPRETER) -> Scratch:
+    heads = case.kv_heads * case.group
+    return Scratch(case.rows, heads, case.group, case.keys, case.v_dim, processor, torch.device("cpu"))
+
+
+def tolerances(case: Case) -> tuple[float, float]:
+    """Of outputs, and of statistics, which are fp32 whatever the slots hold."""
+    return HALF.get(case.dtype, 4e-6), 1e-5 if case.dtype == torch.float32 else TOLERANCES[case.dtype]
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_decode_equals_its_twin(case: Case) -> None:
+    given = poisoned_problem(replace(case, queries=3))
+    q, q_pos, weight = given.q[:, :, -1:], given.q_pos[:, -1:], given.weight[:, -1:]
+    expected, masses = attend_segments(q, q_pos, [given.segment], case.geometry, mass_by(weight))
+    out, mass, _ = attend_one(q, q_pos, given.segment, case.geometry, scratch(case), mass_by(weight))
+    assert mass is not None
+    assert_parity("out", out, expected, tolerances(case)[0])
+    assert_parity("mass", mass, masses[0], tolerances(case)[1])
+
+
+@pytest.mark.parametrize("processors", [1, 64])
+def test_decode_does_not_depend_on_how_the_keys_are_split(processors: int) -> None:
+    case = replace(FP32, keys=300, sink=True, rows=1, kv_heads=1)
+    given = poisoned_problem(replace(case, queries=1))
+    expected, masses = attend_segments(given.q, given.q_pos, [given.segment], case.geometry, mass_by(given.weight))
+    held = scratch(case, Processor(0, processors))
+    out, mass, _ = attend_one(given.q, given.q_pos, given.segment, case.geometry, held, mass_by(given.weight))
+    assert held.splits(1, case.keys, 32)[0] == (3 if processors == 1 else 10)
+    assert mass is not None
+    assert_parity("out", out, expected, 4e-6)
+    assert_parity("mass", mass, masses[0], 1e-5)
+
+
+def test_decode_adds_to_what_stays_of_the_statistic_in_place() -> None:
+    given = poisoned_problem(replace(FP32, queries=1))
+    _, masses = attend_segments(given.q, given.q_pos, [given.segment], FP32.geometry, mass_by(given.weight))
+    held = surrounded(torch.rand(FP32.rows, FP32.kv_heads, FP32.keys))
+    stays = torch.tensor([0.5, 0.25])[:, None, None]
+    expected = held * stays + masses[0]
+    asked = mass_by(given.weight)
+    attend_one(given.q, given.q_pos, given.segment, FP32.geometry, scratch(FP32), asked, held, stays)
+    assert_parity("mass", held, expected, 1e-5)
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_prefill_over_slots_and_chunk_equals_its_twin(case: Case) -> None:
+    given = poisoned_problem(case)
+    new = chunk(case, given.q_pos)
+    segments = [given.segment, new]
+    expected, masses = attend_segments(given.q, given.q_pos, segments, case.geometry, mass_by(given.weight))
+    asked = mass_by(given.weight)
+    out, _, sums = attend_many(given.q, given.q_pos, segments, case.geometry, INTERPRETER.capability, asked)
+    assert_parity("out", out, expected, tolerances(case)[0])
+    for name, actual, mass in zip(("slots", "chunk"), sums, masses, strict=True):
+        assert_parity(f"mass of the {name}", actual, mass, 4 * tolerances(case)[1])
+
+
+def test_prefill_gives_the_log_of_the_sum_and_nothing_where_nothing_is_seen() -> None:
+    given = poisoned_problem(FP32)
+    expected = attend(given.q, given.q_pos, given.segment, FP32.geometry)
+    out, lse, sums = attend_many(given.q, given.q_pos, [given.segment], FP32.geometry, 0, None)
+    assert sums == []
+    assert_parity("lse", lse, expected.lse, 4e-6)
+    assert_parity("out", out, expected.out, 4e-6)
+
+
+def test_prefill_of_several_tiles_passes_over_what_no_query_of_a_tile_sees() -> None:
+    case = replace(FP32, queries=150, keys=40, rows=1, kv_heads=1)
+    given = poisoned_problem(case)
+    segments = [given.segment, chunk(case, given.q_pos)]
+    expected, masses = attend_segments(given.q, given.q_pos, segments, case.geometry, mass_by(given.weight))
+    out, _, sums = attend_many(given.q, given.q_pos, segments, case.geometry, 0, mass_by(given.weight))
+    assert_parity("out", out, expected, 4e-6)
+    assert_parity("mass", torch.cat(sums, -1), torch.cat(masses, -1), 1e-4)
+
+
+def test_column_sums_start_at_the_first_query_that_counts() -> None:
+    given = poisoned_problem(replace(FP32, queries=9))
+    late = given.weight * (torch.arange(9) >= 6)
+    segments = split(given.segment, 8)
+    segments[1] = chunk(replace(FP32, queries=9), given.q_pos)
+    _, masses = attend_segments(given.q, given.q_pos, segments, FP32.geometry, mass_by(late))
+    asked = Measure(Statistic.MASS, late, queries=3)
+    _, _, sums = attend_many(given.q, given.q_pos, segments, FP32.geometry, 0, asked)
+    assert_parity("mass", torch.cat(sums, -1), torch.cat(masses, -1), 1e-5)
+
+
+def chunk(case: Case, q_pos: Tensor) -> Segment:
+    """The keys of the queries themselves, strided as a model's are."""
+    generator = torch.Generator().manual_seed(1)
+
+    def new(dim: int) -> Tensor:
+        shape = (case.rows, q_pos.shape[1], case.kv_heads, dim)
+        return torch.randn(*shape, generator=generator).to(case.dtype).transpose(1, 2)
+
+    return Segment(new(case.k_dim), new(case.v_dim), q_pos[:, None])
+
+
+MEASURES = [
+    (Statistic.MASS, "max"),
+    (Statistic.MASS, "layer"),
+    (Statistic.BELOW, "mean"),
+    (Statistic.GUMBEL, "mean"),
+    (Statistic.GUMBEL, "max"),
+]
+
+
+@pytest.mark.parametrize(("kind", "heads"), MEASURES)
+def test_every_statistic_equals_its_twin(kind: Statistic, heads: Heads) -> None:
+    case = replace(FP32, window=9, sink=True)
+    given = poisoned_problem(case)
+    segments = [given.segment, chunk(case, given.q_pos)]
+    measure = Measure(kind, given.weight, heads, Noise(2**32 - 7, 1.0, 2.0, 50, layer=3))
+    _, expected = attend_segments(given.q, given.q_pos, segments, case.geometry, measure)
+    _, _, sums = attend_many(given.q, given.q_pos, segments, case.geometry, 0, measure)
+    assert_parity("of a chunk", torch.cat(sums, -1), torch.cat(expected, -1), 1e-5)
+    last = replace(measure, weight=given.weight[:, -1:])
+    q, q_pos = given.q[:, :, -1:], given.q_pos[:, -1:]
+    _, expected = attend_segments(q, q_pos, [given.segment], case.geometry, last)
+    _, one, _ = attend_one(q, q_pos, given.segment, case.geometry, scratch(case), last)
+    assert one is not None
+    assert_parity("of one query", one, expected[0], 1e-5)

@@ -1,0 +1,41 @@
+"""Every Triton kernel compiles for every architecture it is for, inside what a block may have; nothing of it runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton", reason="the Triton kernels need triton, which is not installed")
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = ROOT / "benchmarks" / "kernel_resources.py"
+PATHS = [str(ROOT), str(ROOT / "kernels")]
+
+
+def resources(tmp_path: Path, *arguments: str) -> list[dict[str, object]]:
+    """What the script says, in a process that does not interpret and finds nothing compiled."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment |= {"PYTHONPATH": os.pathsep.join(PATHS), "TRITON_CACHE_DIR": str(tmp_path)}
+    command = [sys.executable, "-W", "error", str(SCRIPT), "--json", *arguments]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode in (0, 1), done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--sm", "75,80,86,89,90,120", "--dims", "128"),  # what most models have, everywhere
+        ("--sm", "86", "--dims", "256"),  # the widest, where shared memory is least
+    ],
+    ids=["every architecture", "the widest"],
+)
+def test_kernels_keep_inside_what_a_block_may_have(tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    made = resources(tmp_path, *arguments)
+    assert {kernel["kernel"] for kernel in made} >= {"split", "finish", "attend", "column_sums", "insert"}
+    assert [kernel for kernel in made if kernel["faults"]] == []

@@ -1,0 +1,121 @@
+"""The whole cache and the whole engine on Triton kernels, in the interpreter: what the torch twins do, they do."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+
+import pytest
+import torch
+
+from kvlite.cache.cache import SlotCache
+from kvlite.cache.policy import Candidates, Policy, load_policy
+from kvlite.engine.request import Completion, Request
+from kvlite.errors import UsageError
+from kvlite.memory.format import FORMATS
+from tests.architectures import tiny_model
+from tests.cache.driving import (
+    CPU,
+    Driver,
+    attention_layer,
+    make_cache,
+    make_plan,
+    model_shape,
+    positions,
+    random_streams,
+)
+from tests.engine_for_tests import admitted, answers, make_engine
+from tests.parity.compare import assert_parity
+
+pytest.importorskip("triton", reason="the Triton kernels need triton, which is not installed")
+if os.environ.get("TRITON_INTERPRET") != "1":  # tests/conftest.py sets it where there is no CUDA device
+    pytest.skip("on a CUDA device these need TRITON_INTERPRET=1", allow_module_level=True)
+
+SHAPE = model_shape(attention_layer(2, 16), attention_layer(2, 16, window=10))
+GROUP, SLOTS = 2, 20
+FEEDS = ([13, 9], [5, 8], [1, 1], [1, 0], [6, 5], [1, 1], [1, 1], [0, 1], [1, 1])
+"""Rows that fill up at different steps, chunks and single tokens, and rows with nothing to say."""
+
+
+def cache_on(kernels: str, policy: Policy) -> SlotCache:
+    shape = replace(SHAPE, query_heads=2 * GROUP)
+    plan = make_plan(shape, f"{SLOTS}tok", policy, rows=2)
+    return SlotCache(shape, plan, policy, FORMATS["float32"], CPU, kernels)
+
+
+@pytest.mark.parametrize("name", ["heavy-hitter", "window", "scissorhands", "keyformer"])
+def test_triton_leaves_the_same_survivors_as_torch(name: str) -> None:
+    policy = load_policy(name)
+    streams = [random_streams(SHAPE, GROUP, 40, seed) for seed in (1, 2)]
+    pins = [[(4, 6)], [(0, 2), (7, 9)]]
+    drivers = {kernels: Driver(cache_on(kernels, policy), streams, pins) for kernels in ("torch", "triton")}
+    for counts in FEEDS:
+        torch_outs, triton_outs = (driver.feed(counts) for driver in drivers.values())
+        for expected, actual in zip(torch_outs, triton_outs, strict=True):
+            for row in range(2):
+                assert_parity(f"{counts}, row {row}", actual[row], expected[row], 1e-5)
+    for index, layer in drivers["torch"].cache.layers.items():
+        other = drivers["triton"].cache.layers[index]
+        for row in range(2):
+            assert positions(other, row) == positions(layer, row)
+        for tensor_name, tensor in layer.tensors.items():
+            held = other.tensors[tensor_name]
+            assert_parity(tensor_name, held[:, :, : layer.slots], tensor[:, :, : layer.slots], 1e-5)
+
+
+def random_candidates() -> Candidates:
+    generator = torch.Generator().manual_seed(0)
+    pos = torch.rand(1, 2, SLOTS, generator=generator).argsort(-1).int()
+    known = torch.rand(1, 2, SLOTS, generator=generator)
+    return Candidates(pos, torch.tensor([[[SLOTS]]]), known, None)
+
+
+def test_decoding_in_triton_allocates_no_memory_of_the_cache_or_its_scratch() -> None:
+    cache = cache_on("triton", load_policy("heavy-hitter"))
+    driver = Driver(cache, [random_streams(SHAPE, GROUP, 40, seed) for seed in (1, 2)])
+    assert cache.kernels.slots is not None and cache.kernels.scratch_bytes > 0
+    scratch = cache.kernels.slots.scratch.tensors  # type: ignore[attr-defined]
+    before = [tensor.data_ptr() for tensor in (*cache.tensors(), *scratch)]
+    for counts in FEEDS:
+        driver.feed(counts)
+    assert [tensor.data_ptr() for tensor in (*cache.tensors(), *scratch)] == before
+    assert sum(tensor.nbytes for tensor in scratch) == cache.kernels.scratch_bytes
+
+
+def test_the_engine_gives_the_same_tokens_on_triton() -> None:
+    loaded = admitted(tiny_model("llama", {}))
+    done: dict[str, Completion] = {}
+    for kernels in ("torch", "triton"):
+        engine = make_engine(loaded, "24tok", kernels=kernels)
+        assert engine.cache.kernels.name == kernels
+        done[kernels] = answers(engine, [Request("a", tuple(range(5, 36)), max_tokens=12)])["a"]
+    assert (done["triton"].ids, done["triton"].kv) == (done["torch"].ids, done["torch"].kv)
+    assert done["torch"].evicted > 0
+
+
+@pytest.mark.parametrize("name", ["heavy-hitter", "h2o", "window", "full", "tova", "keyformer"])
+def test_a_rank_is_the_policys_score(name: str) -> None:
+    policy = load_policy(name)
+    assert policy.rank is not None
+    cache = make_cache(SHAPE, SLOTS, policy)
+    layer = cache.layers[0]
+    assert (policy.rank.by == "position") == (layer.statistic is None)
+    candidates = random_candidates()
+    score = policy.score(candidates)
+    age = (candidates.next_pos - candidates.pos).clamp(1, policy.rank.horizon)
+    ranks = {"statistic": candidates.statistic, "age": candidates.statistic / age, "position": candidates.pos.float()}
+    assert torch.equal(score, ranks[policy.rank.by])
+
+
+def test_kernels_that_cannot_run_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    with pytest.raises(UsageError, match="--kernels triton: Triton kernels need a CUDA device, and this is cpu"):
+        cache_on("triton", load_policy("h2o"))
+    assert cache_on("auto", load_policy("h2o")).kernels.name == "torch"
+
+
+def test_slots_of_few_bits_have_no_triton_kernels() -> None:
+    policy, shape = load_policy("h2o"), replace(SHAPE, query_heads=4)
+    plan = make_plan(shape, "20tok", policy, dtype="int8")
+    with pytest.raises(UsageError, match="slots of 8 or 4 bits"):
+        SlotCache(shape, plan, policy, FORMATS["int8"], CPU, "triton")
