@@ -79,6 +79,8 @@ def _obstacle(
     layers: Sequence[LayerSizes], dtypes: Sequence[torch.dtype], is_coded: bool, device: torch.device
 ) -> str | None:
     """Why the Triton kernels cannot serve, None where they can."""
+    if not layers:
+        return "the model has no attention"
     if find_spec("triton") is None:
         return "triton is not installed"
     interprets = os.environ.get("TRITON_INTERPRET") == "1"

@@ -113,8 +113,8 @@ class Batch:
                 if isinstance(event, Token):
                     self._tally.generated += 1
                 else:
+                    self._set_aside.pop(event.entry.mark, None)  # first: a line with no record only runs again
                     output.write(record_line(event, form or event.entry.form, opened.name))
-                    self._set_aside.pop(event.entry.mark, None)
                     self._count(event, opened)
                     for note in opened.text.notes[num_notes:]:
                         self._console.note(note)
@@ -161,14 +161,12 @@ class Batch:
 
     @property
     def _num_records(self) -> int:
-        return self._tally.resumed + self._tally.ok + self._tally.failed
+        return self._tally.resumed + self._tally.ok + self._tally.failed + len(self._set_aside)
 
     def _put_back(self) -> None:
-        """Failed records whose lines did not run again keep their place in the file."""
+        """Failed records whose lines did not run again go back into the file, at its end."""
         while self._set_aside and self._output is not None:
-            mark, line = next(iter(self._set_aside.items()))
-            self._output.write(line)
-            del self._set_aside[mark]
+            self._output.write(self._set_aside.pop(next(iter(self._set_aside))))
             self._tally.resumed += 1
             self._tally.kept_failures += 1
 

@@ -72,5 +72,5 @@ def resume(job: Job, meta: Meta, output: Output, console: Console) -> Done:
     if not writing.retry_errors or not done.failed:
         return done
     kept = journal.set_failed_aside()
-    console.note(f"{len(kept.set_aside)} failed records run again")
+    console.note(f"up to {len(kept.set_aside)} failed records run again")
     return kept

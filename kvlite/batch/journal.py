@@ -115,7 +115,8 @@ class Journal:
         }
         if failed:
             self._file.replace(line for line, recorded in self._records() if not recorded.is_failed)
-        return replace(self.done(), set_aside=failed)
+        left = self.done()
+        return replace(left, set_aside={mark: line for mark, line in failed.items() if mark not in left.marks})
 
     def done(self) -> Done:
         """Which lines have their record, a torn one aside. Raises UsageError on a line that is no record."""

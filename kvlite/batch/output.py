@@ -85,8 +85,10 @@ class LockedFile:
             self._end += len(data)
             if time.monotonic() >= self._next_sync_s:
                 self._sync()
-        except OSError as error:
+        except BaseException as error:  # a signal, too, may come in the midst of a line
             self._drop_partial_line()
+            if not isinstance(error, OSError):
+                raise
             raise OutputError(
                 f"cannot write to {self.path}: {error.strerror}; its lines are whole, make room and go on"
             ) from error

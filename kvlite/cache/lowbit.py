@@ -69,6 +69,7 @@ class LowBitStore:
     def clear(self, row: int, live: int) -> None:
         for tensor in self.tensors.values():
             tensor[row, :, :live] = 0
+            tensor[row, :, -1] = 0
 
     def _coded(self, x: Tensor) -> Packed:
         return quantise(hadamard(x), self.stored.bits, self.stored.group(x.shape[-1]))

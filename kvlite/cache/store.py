@@ -62,7 +62,7 @@ class SlotStore(Protocol):
         ...
 
     def clear(self, row: int, live: int) -> None:
-        """Zero the first `live` slots of a row, so that nothing of them reaches a sum again."""
+        """Zero the first `live` slots of a row, and the last, so that nothing of them reaches a sum again."""
         ...
 
 
@@ -99,4 +99,5 @@ class DenseStore:
 
     def clear(self, row: int, live: int) -> None:
         for held in (self.k, self.v):
+            held[row, :, -1] = 0
             held[row, :, :live] = 0  # a value that is not finite would poison even a sum it has no weight in

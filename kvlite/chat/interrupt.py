@@ -45,6 +45,7 @@ class Interrupts:
             self.press()
             cancel()
 
+        self.pressed = False
         previous = signal.signal(signal.SIGINT, on_sigint)
         try:
             yield

@@ -101,6 +101,8 @@ class Chat:
         with self._interrupts.calling(self.session.cancel), closing(events):
             try:
                 for event in events:
+                    if self._interrupts.pressed:  # perhaps before there was anything to cancel
+                        self.session.cancel()
                     if isinstance(event, Turn):
                         turn = event
                     else:

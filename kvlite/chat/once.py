@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import uuid
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
@@ -70,20 +71,25 @@ class Once:
         def cancel() -> None:
             self._engine.cancel(request.id)
 
+        def go_on() -> None:
+            if interrupts.pressed:  # perhaps before there was anything to cancel
+                cancel()
+
         with interrupts.calling(cancel), deadline.calling(cancel):
-            answer = self._stream(request, encoded, recording)
+            answer = self._stream(request, encoded, recording, go_on)
         recording.answered(answer, request.sampling.seed)
         self._print(answer, request, model)
         if interrupts.pressed:
             raise Interrupted("interrupted; the answer is incomplete")
         deadline.check()
 
-    def _stream(self, request: Request, encoded: Encoded, recording: Recording) -> Answer:
+    def _stream(self, request: Request, encoded: Encoded, recording: Recording, go_on: Callable[[], None]) -> Answer:
         display = Display(self._console, self._output.shows_thinking)
         decoder = self._text.answer(encoded, stop=self._settings.stop)
         with closing(stream_answer(self._engine, request, decoder)) as events:
             try:
                 for event in events:
+                    go_on()
                     if isinstance(event, Answer):
                         return event
                     recording.sample()

@@ -52,7 +52,7 @@ def cut_notice(completion: Completion) -> str | None:
     """What to say of an answer that ended for want of room, or at the limit that nobody set; None of any other."""
     why = completion.cut_short
     if why is None and completion.finish_reason == "length" and len(completion.ids) == DEFAULT_MAX_TOKENS:
-        why = f"it has {DEFAULT_MAX_TOKENS:,} tokens; --max-tokens sets another limit"
+        why = f"it has {DEFAULT_MAX_TOKENS:,} tokens; --max-tokens, in a chat /set max_tokens=N, sets another limit"
     return None if why is None else f"the answer was cut short: {why}"
 
 

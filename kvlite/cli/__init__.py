@@ -26,7 +26,7 @@ from typer._click.exceptions import UsageError as TyperUsageError
 
 from kvlite.cli.commands import CommandGroup
 from kvlite.cli.invocation import Color, Invocation, Json, Plain, Quiet, Verbose, invocation
-from kvlite.errors import Interrupted, KvliteError, OutOfMemory, OutputError, Terminated
+from kvlite.errors import Interrupted, KvliteError, OutOfMemory, OutputError, Terminated, TimeLimit
 
 PROGRAM = "kvlite"
 _SOON_S = 0.01
@@ -200,10 +200,12 @@ def _signals_are_heeded() -> Iterator[None]:
     """Where Python drops what a signal raised, because it was raised in a destructor, the signal comes once more."""
 
     def on_dropped(dropped: sys.UnraisableHookArgs) -> None:
-        number = signal.SIGTERM if isinstance(dropped.exc_value, Terminated) else signal.SIGINT
-        if not isinstance(dropped.exc_value, (KeyboardInterrupt, Terminated)):
+        if isinstance(dropped.exc_value, TimeLimit):
+            return  # its alarm rings again by itself
+        if not isinstance(dropped.exc_value, (KeyboardInterrupt, Interrupted, Terminated)):
             before(dropped)
             return
+        number = signal.SIGTERM if isinstance(dropped.exc_value, Terminated) else signal.SIGINT
         again = threading.Timer(_SOON_S, _thread.interrupt_main, (number,))
         again.daemon = True
         again.start()

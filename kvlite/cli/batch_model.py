@@ -14,7 +14,19 @@ if TYPE_CHECKING:
     from kvlite.batch.job import Model, Planned
     from kvlite.cli.opening import ModelOptions, Opened
 
-_PARAMS = ("kv_budget", "kv_per_seq", "kv_policy", "kv_dtype", "on_full", "prefill_chunk", "quant", "dtype", "think")
+_PARAMS = (
+    "kv_budget",
+    "kv_per_seq",
+    "kv_policy",
+    "kv_dtype",
+    "on_full",
+    "prefill_chunk",
+    "quant",
+    "dtype",
+    "think",
+    "fuse",
+    "kernels",
+)
 
 
 def choose_model(named: str | None, flags: Mapping[str, Any], batch_size: int | None, from_lines: str | None) -> Model:

@@ -176,7 +176,14 @@ System = Annotated[
 ]
 MaxTokens = Annotated[
     int | None,
-    typer.Option("-n", "--max-tokens", metavar="N", min=1, rich_help_panel=_SAMPLING, help="End an answer after N."),
+    typer.Option(
+        "-n",
+        "--max-tokens",
+        metavar="N",
+        min=1,
+        rich_help_panel=_SAMPLING,
+        help="End an answer after N: 8,192 unless given, in a batch 1,024.",
+    ),
 ]
 Temperature = Annotated[
     float | None,

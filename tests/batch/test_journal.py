@@ -90,6 +90,15 @@ def test_failed_records_are_taken_out_and_the_others_stay_as_they_are(path: Path
     assert Journal(file).set_failed_aside().set_aside == {}
 
 
+def test_a_failed_record_of_a_line_that_was_answered_since_is_not_kept(tmp_path: Path) -> None:
+    path = tmp_path / "out"
+    path.write_text(f"{record('b', Code.TIMEOUT)}\n{record('b')}\n")
+    file = LockedFile(path)
+    kept = Journal(file).set_failed_aside()
+    file.close()
+    assert kept.set_aside == {} and kept.marks == {digest("b")}
+
+
 def test_a_file_that_is_no_batch_output_is_left_alone(tmp_path: Path) -> None:
     path = tmp_path / "notes.txt"
     path.write_text("my notes\n")

@@ -13,6 +13,23 @@ from kvlite.batch.output import DeviceLines, LockedFile, StdoutLines, open_outpu
 from kvlite.errors import OutputError, UsageError
 
 
+def test_a_signal_in_the_midst_of_a_line_leaves_whole_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = LockedFile(tmp_path / "out")
+    file.write("first")
+
+    def interrupted(fd: int, data: bytes) -> int:
+        os.write(fd, data[:3])
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("kvlite.batch.output._write_all", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            file.write("second")
+    file.write("third")
+    file.close()
+    assert (tmp_path / "out").read_text() == "first\nthird\n"
+
+
 def test_lines_are_there_when_write_returns(tmp_path: Path) -> None:
     file = LockedFile(tmp_path / "out")
     file.write("one")

@@ -252,6 +252,24 @@ def test_ctrl_c_twice_during_an_answer_saves_it_as_cancelled_and_ends(held, monk
     assert held.folder.file(info.name).load() == (Message("user", "hi"), Message("assistant", "a l", "cancelled"))
 
 
+def test_ctrl_c_before_the_answer_has_begun_stops_it_at_its_first_token(held, monkeypatch):
+    def late(request_id, reason=None, cancel=held.engine.cancel):
+        if held.engine.requests:  # as an engine that does not know the request yet
+            cancel(request_id)
+
+    monkeypatch.setattr(held.engine, "cancel", late)
+    encode = held.chat.session._text.conversation
+
+    def interrupted(messages):
+        signal.raise_signal(signal.SIGINT)
+        return encode(messages)
+
+    monkeypatch.setattr(held.chat.session._text, "conversation", interrupted)
+    held.engine.script.append("a long answer")
+    held.type("hi")
+    assert held.out.getvalue() == "a\n" and "cancelled" in held.said
+
+
 def test_a_third_ctrl_c_does_not_wait_for_the_answer(held, monkeypatch):
     interrupt_at(held, monkeypatch, 2, 2, 2)
     held.engine.script.append("a long answer")
