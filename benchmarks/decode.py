@@ -23,8 +23,8 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from kvlite.cache.layer import LayerSlots
 from kvlite.cache.policy import load_policy
-from kvlite.cache.slots import LayerSlots
 from kvlite.engine.engine import Engine
 from kvlite.engine.request import Request, Token
 from kvlite.memory.budget import Budget

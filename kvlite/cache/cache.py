@@ -8,9 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from kvlite.cache.group import SlotGroup
+from kvlite.cache.layer import LayerSlots
 from kvlite.cache.lowbit import LowBitStore
 from kvlite.cache.policy import Policy
-from kvlite.cache.slots import LayerSlots
+from kvlite.cache.slots import Slots
 from kvlite.cache.step import Placement, Step
 from kvlite.cache.store import DenseStore, SlotStore
 from kvlite.errors import UsageError
@@ -30,8 +32,8 @@ _MOST_SLOTS = 2**31 - 1  # positions are int32
 def open_store(stored: SlotFormat, layer: LayerShape, rows: int, slots: int, device: torch.device) -> SlotStore:
     """Empty slots of one layer that hold keys and values as `stored` says."""
     if stored.is_coded:
-        return LowBitStore(layer, rows, slots, stored, device)
-    return DenseStore(layer, rows, slots, getattr(torch, stored.name), device)
+        return LowBitStore.zeros(layer, rows, slots, stored, device)
+    return DenseStore.zeros(layer, rows, slots, getattr(torch, stored.name), device)
 
 
 def choose_kernels(
@@ -85,14 +87,22 @@ class SlotCache:
         self.stored = stored
         self.device = device
         self.kernels = choose_kernels(shape, plan, stored, kernels, dtype, device)
-        self.layers: dict[int, LayerSlots] = {}
-        for index, (layer, slots) in enumerate(zip(shape.layers, plan.layer_slots, strict=True)):
-            if layer.kv_heads:
-                store = open_store(stored, layer, plan.rows, slots + 1, device)
-                self.layers[index] = LayerSlots(index, layer, slots, plan.rows, policy, store, self.kernels)
+        alike: dict[tuple[LayerShape, int], list[int]] = {}
+        for index, layer in enumerate(zip(shape.layers, plan.layer_slots, strict=True)):
+            if layer[0].kv_heads:
+                alike.setdefault(layer, []).append(index)
+        self._groups = [self._group(layer, slots, indices) for (layer, slots), indices in alike.items()]
+        layers = {index: layer for group in self._groups for index, layer in group.layers.items()}
+        self.layers = dict(sorted(layers.items()))
         self._live = {layer.slots: [0] * plan.rows for layer in self.layers.values()}
         self.num_bytes = sum(layer.num_bytes for layer in self.layers.values())
         """Bytes reserved for K, V, positions and policy state, measured on the tensors, which never change."""
+
+    def _group(self, layer: LayerShape, slots: int, indices: Sequence[int]) -> SlotGroup:
+        rows = self.plan.rows
+        store = open_store(self.stored, layer, rows * len(indices), slots + 1, self.device)
+        held = Slots.empty(layer, slots, self.policy, self.kernels, store, rows * len(indices))
+        return SlotGroup(indices, held, rows)
 
     def bytes_for(self, wanted: int) -> int:
         """Bytes all rows would reserve where every full layer has `wanted` slots per head, or a few more."""
@@ -117,10 +127,15 @@ class SlotCache:
     def begin(self, rows: slice, pos: Tensor, rot: Tensor, counts: Sequence[int], pins: Tensor | None) -> Step:
         """The step that feeds `counts[i]` real tokens (right-aligned in pos and rot int32 [n, T]) to each of `rows`."""
         placements = {slots: self._place(slots, live[rows], counts, pos.shape[1]) for slots, live in self._live.items()}
-        return Step(rows, pos, rot, self._weight(pos), self._retention(pos), tuple(counts), pins, placements)
+        step = Step(rows, pos, rot, self._weight(pos), self._retention(pos), tuple(counts), pins, placements)
+        for group in self._groups:
+            group.begin(step)
+        return step
 
     def end(self, step: Step) -> None:
-        """Record what `step` added, after the forward pass."""
+        """Evict for the tokens that wait, and record what `step` added, after the forward pass."""
+        for group in self._groups:
+            group.end(step)
         for slots, live in self._live.items():
             added = zip(live[step.rows], step.counts, strict=True)
             live[step.rows] = [min(slots, held + count) for held, count in added]

@@ -19,18 +19,21 @@ from kvlite_kernels.reference import TILE_ELEMENTS, Vectors
 class LowBitStore:
     """Keys and values as codes of one coded SlotFormat; the fp16 scales lie beside them and are slots like them."""
 
-    def __init__(self, shape: LayerShape, rows: int, slots: int, stored: SlotFormat, device: torch.device) -> None:
-        self.stored = stored
+    def __init__(self, k: Packed, v: Packed, stored: SlotFormat) -> None:
+        self.k, self.v, self.stored = k, v, stored
+
+    @classmethod
+    def zeros(cls, shape: LayerShape, rows: int, slots: int, stored: SlotFormat, device: torch.device) -> LowBitStore:
+        """Empty slots."""
         heads = (rows, shape.kv_heads, slots)
         dtype = torch.uint8 if stored.bits == 4 else torch.int8
 
-        def zeros(dim: int) -> Packed:
+        def packed(dim: int) -> Packed:
             codes = torch.zeros(*heads, stored.code_bytes(dim), dtype=dtype, device=device)
             scale = torch.zeros(*heads, stored.num_scales(dim), dtype=torch.float16, device=device)
             return Packed(codes, scale, dim)
 
-        self.k = zeros(shape.k_dim)
-        self.v = zeros(shape.v_dim)
+        return cls(packed(shape.k_dim), packed(shape.v_dim), stored)
 
     @property
     def tensors(self) -> dict[str, Tensor]:
@@ -70,6 +73,9 @@ class LowBitStore:
         for tensor in self.tensors.values():
             tensor[row, :, :live] = 0
             tensor[row, :, -1] = 0
+
+    def part(self, rows: slice) -> LowBitStore:
+        return LowBitStore(self.k[rows], self.v[rows], self.stored)
 
     def _coded(self, x: Tensor) -> Packed:
         return quantise(hadamard(x), self.stored.bits, self.stored.group(x.shape[-1]))

@@ -1,4 +1,4 @@
-"""One layer's slots: tensors allocated once, overwritten in place. Knows nothing of models, text or requests.
+"""Slots: tensors allocated once, overwritten in place. Knows nothing of models, attention, text or requests.
 
 Slot i of two heads holds different tokens; `pos` says which, and order means nothing. Behind the S slots of each head
 lies one more, the discard slot: a scatter sends there what is not kept, so that shapes never depend on data, and a
@@ -7,59 +7,61 @@ decoded token waits there while a victim is chosen. It is counted in the budget 
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor
 
 from kvlite.cache.policy import Candidates, Policy
-from kvlite.cache.rotation import Rotation
-from kvlite.cache.step import Placement, Step
+from kvlite.cache.step import Step
 from kvlite.cache.store import SlotStore, put
 from kvlite.memory.shape import LayerShape
-from kvlite_kernels.choice import TORCH, KernelSet
+from kvlite_kernels.choice import KernelSet
 from kvlite_kernels.features import norms, similarity
 from kvlite_kernels.kinds import Statistic
-from kvlite_kernels.reference import Geometry, Segment, Vectors, evict, victim
-from kvlite_kernels.slots import Arriving, Held, Ranking
-from kvlite_kernels.statistic import Measure
+from kvlite_kernels.reference import Segment, Vectors, evict, victim
+from kvlite_kernels.slots import Arriving, Held
 
 
-class LayerSlots:
-    """Fixed tensors of attention layer `index` for B rows: the store's, and pos, rot, statistic [B, H_KV, S + 1].
+class Slots:
+    """`slots` slots and the discard slot for B rows of layers of one shape: the store's tensors, and pos, rot (int32)
+    and, where the policy accumulates one, statistic (fp32) [B, H_KV, S + 1].
 
     Sliding layers see `window` positions back: expired tokens go first there, and sinks and pins are not kept.
     """
 
     def __init__(
         self,
-        index: int,
         shape: LayerShape,
         slots: int,
-        rows: int,
         policy: Policy,
+        kernels: KernelSet,
         store: SlotStore,
-        kernels: KernelSet = TORCH,
+        pos: Tensor,
+        rot: Tensor,
+        statistic: Tensor | None,
     ) -> None:
         self.shape = shape
         self.slots = slots
         self.policy = policy
-        self.recent = max(1, min(policy.recent(slots), slots - 1))
-        self.store = store
         self.kernels = kernels
-        self.rotation: Rotation | None = None
+        self.store, self.pos, self.rot, self.statistic = store, pos, rot, statistic
+        self.recent = max(1, min(policy.recent(slots), slots - 1))
+        heads = pos.shape
+        self._starts = torch.arange(0, pos.numel(), heads[2], device=pos.device).view(*heads[:2], 1)
+
+    @classmethod
+    def empty(
+        cls, shape: LayerShape, slots: int, policy: Policy, kernels: KernelSet, store: SlotStore, rows: int
+    ) -> Slots:
+        """Slots without a token over `store`, which has `rows` rows."""
         device = next(iter(store.tensors.values())).device
         heads = (rows, shape.kv_heads, slots + 1)
-        self.pos = torch.full(heads, -1, dtype=torch.int32, device=device)
-        self.rot = torch.full(heads, -1, dtype=torch.int32, device=device)
-        accumulates = policy.statistic.accumulates
-        self.statistic = torch.zeros(heads, dtype=torch.float32, device=device) if accumulates else None
-        self._starts = torch.arange(0, heads[0] * heads[1] * heads[2], heads[2], device=device).view(*heads[:2], 1)
-        self._noise = None if policy.noise is None else replace(policy.noise, layer=index)
+        pos, rot = (torch.full(heads, -1, dtype=torch.int32, device=device) for _ in range(2))
+        statistic = torch.zeros(heads, dtype=torch.float32, device=device) if policy.statistic.accumulates else None
+        return cls(shape, slots, policy, kernels, store, pos, rot, statistic)
 
     @property
     def tensors(self) -> dict[str, Tensor]:
-        """Every tensor of the layer by name; their first three dimensions are B, H_KV, S + 1."""
+        """Every tensor by name; their first three dimensions are B, H_KV, S + 1."""
         held = {**self.store.tensors, "pos": self.pos, "rot": self.rot}
         return held if self.statistic is None else {**held, "statistic": self.statistic}
 
@@ -81,107 +83,28 @@ class LayerSlots:
         if self.statistic is not None:
             self.statistic[row].zero_()
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, step: Step, geometry: Geometry) -> Tensor:
-        """Attend over the live slots and the new tokens, then keep the best S: the one rule of prefill and decode.
+    def place(self, step: Step) -> None:
+        """Say which tokens of `step` come into slots that are known before their keys are: free ones, or the last."""
+        index = step.placements[self.slots].index
+        if index is None:
+            index = slice(self.slots, self.slots + 1)
+            if self.statistic is not None:
+                self.statistic[step.rows, :, index] = 0.0
+        index = self._flat(step.rows, index)
+        put(self.pos, step.rows, index, step.pos[:, None])
+        put(self.rot, step.rows, index, step.rot[:, None])
 
-        q [n, H_Q, T, D] and the new k [n, H_KV, T, D], v [n, H_KV, T, D_V], already rotated -> out [n, H_Q, T, D_V].
-        """
-        placement = step.placements[self.slots]
-        query, keys, values = self.store.encode(q, k, v)
-        if placement.index is not None:
-            out = self._append(query, keys, values, step, geometry, placement)
-        elif k.shape[2] == 1:
-            out = self._decode(query, keys, values, step, geometry, placement.is_whole)
-        else:
-            out = self._prefill(query, keys, values, step, geometry)
-        return self.store.decode(out).to(q.dtype)
+    def evict_waiting(self, step: Step) -> None:
+        """Put the token that waits in the discard slot of each head over a victim, or drop it."""
+        rows, waiting = step.rows, slice(self.slots, None)
+        k, v = self.store.view(rows, self.slots + 1)
+        is_whole = step.placements[self.slots].is_whole and self.shape.window is None
+        segment = Segment(k, v, self.pos[rows], is_whole)
+        statistic = None if self.statistic is None else self.statistic[rows, :, waiting].clone()
+        # Copies, because what waits is overwritten by what is dropped.
+        self.evict([segment], k[:, :, waiting].clone(), v[:, :, waiting].clone(), step, statistic)
 
-    def rerotate(self, row: int, live: int, end: int) -> None:
-        """Give the `live` keys of each head of a row consecutive rotations below `end`, in the order of `pos`."""
-        if self.rotation is None or live == 0:
-            return
-        rank = self.pos[row, :, :live].argsort(-1).argsort(-1)
-        new = rank.to(self.rot.dtype) + (end - live)
-        held = self.rot[row, :, :live]
-        self.store.rotate(row, new - held, self.rotation)
-        held.copy_(new)
-
-    def _append(
-        self, q: Tensor, k: Vectors, v: Vectors, step: Step, geometry: Geometry, placement: Placement
-    ) -> Tensor:
-        """Every row has room: write first, then slots and new tokens are one segment."""
-        assert placement.index is not None
-        self._write(step.rows, placement.index, k, v, step)
-        if k.shape[2] == 1 and self._decodes_in_place:
-            return self._attend_in_place(q, step, geometry, placement.extent, None)
-        is_inside = geometry.window is None or placement.extent <= geometry.window
-        segment = self._segment(step.rows, placement.extent, placement.is_whole and is_inside)
-        return self._attend(q, [segment], step, geometry)[0]
-
-    def _prefill(self, q: Tensor, k: Vectors, v: Vectors, step: Step, geometry: Geometry) -> Tensor:
-        segments = [self._segment(step.rows, self.slots, False), Segment(k, v, step.pos[:, None, -k.shape[2] :])]
-        out, received = self._attend(q, segments, step, geometry)
-        self._evict(segments, k, v, step, received[1] if received else None)
-        return out
-
-    def _decode(self, q: Tensor, k: Vectors, v: Vectors, step: Step, geometry: Geometry, is_whole: bool) -> Tensor:
-        """One token per row against full slots: it waits in the discard slot, so that all keys are one segment."""
-        waiting = slice(self.slots, self.slots + 1)
-        self._write(step.rows, waiting, k, v, step)
-        if self._decodes_in_place and self.policy.rank is not None:
-            ranking = Ranking(self.policy.rank, self.recent, self.policy.sinks, self.slots, step.pins)
-            return self._attend_in_place(q, step, geometry, self.slots + 1, ranking)
-        if self.statistic is not None:
-            self.statistic[step.rows, :, waiting] = 0.0
-        segment = self._segment(step.rows, self.slots + 1, is_whole and geometry.window is None)
-        out, _ = self._attend(q, [segment], step, geometry)
-        statistic = None if self.statistic is None else self.statistic[step.rows, :, waiting]
-        self._evict([segment], k, v, step, statistic)
-        return out
-
-    def _attend(
-        self, q: Tensor, segments: list[Segment], step: Step, geometry: Geometry
-    ) -> tuple[Tensor, list[Tensor]]:
-        """Attend, and add to the statistic of the slots, which are the first segment, what they received."""
-        num_queries = q.shape[2]
-        measure = self._measure(step, num_queries)
-        out, received = self.kernels.attend(q, step.pos[:, -num_queries:], segments, geometry, measure)
-        if self.statistic is not None:
-            held = self.statistic[step.rows, :, : received[0].shape[-1]]
-            if step.retention is not None:
-                held *= step.retention
-            held += received[0]
-        return out, received
-
-    def _measure(self, step: Step, num_queries: int) -> Measure | None:
-        if self.statistic is None:
-            return None
-        weight, policy = step.weight[:, -num_queries:], self.policy
-        return Measure(policy.statistic, weight, policy.heads, self._noise, policy.observed)
-
-    @property
-    def _decodes_in_place(self) -> bool:
-        """Whether one kernel attends, adds to the statistic and evicts; a mean over the layer needs all its heads."""
-        return self.kernels.slots is not None and (self.statistic is None or self.policy.heads != "layer")
-
-    def _attend_in_place(
-        self, q: Tensor, step: Step, geometry: Geometry, extent: int, ranking: Ranking | None
-    ) -> Tensor:
-        """What `_attend` and, with a ranking, `_evict` do, for one token per row."""
-        assert self.kernels.slots is not None
-        measure, held = self._measure(step, 1), self._held(step.rows)
-        pos = step.pos[:, -1:]
-        return self.kernels.slots.decode(q, pos, held, extent, geometry, measure, step.retention, ranking)
-
-    def _held(self, rows: slice) -> Held:
-        k, v = (self.store.tensors[name][rows] for name in ("k", "v"))
-        statistic = None if self.statistic is None else self.statistic[rows]
-        return Held(k, v, self.pos[rows], self.rot[rows], statistic)
-
-    def _segment(self, rows: slice, extent: int, is_whole: bool) -> Segment:
-        return Segment(*self.store.view(rows, extent), self.pos[rows, :, :extent], is_whole)
-
-    def _evict(self, segments: list[Segment], k: Vectors, v: Vectors, step: Step, new_statistic: Tensor | None) -> None:
+    def evict(self, segments: list[Segment], k: Vectors, v: Vectors, step: Step, new_statistic: Tensor | None) -> None:
         """Keep the best S of the S slots and the T new tokens, which come after them in `segments`."""
         candidates = self._candidates(segments, step, new_statistic)
         held, new = slice(self.slots), slice(self.slots, None)
@@ -191,8 +114,38 @@ class LayerSlots:
         else:
             priority = priority.masked_fill(pos < 0, -torch.inf)
             index = evict(priority[..., held], pos[..., held], priority[..., new], pos[..., new])
-        # What waits in the discard slot is overwritten by what is dropped, so it is copied first.
-        self._write(step.rows, index, k, v, step, None if new_statistic is None else new_statistic.clone())
+        self.write(step.rows, index, k, v, step, new_statistic)
+
+    def write(
+        self, rows: slice, index: Tensor | slice, k: Vectors, v: Vectors, step: Step, statistic: Tensor | None = None
+    ) -> None:
+        """Put new tokens into the slots `index` of each head; the statistic of a free slot is 0 until given."""
+        num_new = k.shape[2]
+        if self.kernels.slots is not None:
+            assert isinstance(k, Tensor) and isinstance(v, Tensor)
+            new = Arriving(k, v, step.pos[:, -num_new:], step.rot[:, -num_new:], statistic)
+            self.kernels.slots.insert(self.held(rows), new, index)
+            return
+        index = self._flat(rows, index)
+        self.store.write(rows, index, k, v)
+        put(self.pos, rows, index, step.pos[:, None, -num_new:])
+        put(self.rot, rows, index, step.rot[:, None, -num_new:])
+        if self.statistic is not None and statistic is not None:
+            put(self.statistic, rows, index, statistic)
+
+    def write_placed(self, rows: slice, index: Tensor | slice, k: Vectors, v: Vectors) -> None:
+        """Put the keys and values of tokens that were placed into their slots."""
+        self.store.write(rows, self._flat(rows, index), k, v)
+
+    def held(self, rows: slice) -> Held:
+        """The tensors of some rows, as kernels take them."""
+        k, v = (self.store.tensors[name][rows] for name in ("k", "v"))
+        statistic = None if self.statistic is None else self.statistic[rows]
+        return Held(k, v, self.pos[rows], self.rot[rows], statistic)
+
+    def _flat(self, rows: slice, index: Tensor | slice) -> Tensor | slice:
+        """`index` [n, H_KV or 1, T] as which slot of all, as `put` takes it."""
+        return index if isinstance(index, slice) else (index + self._starts[rows]).flatten()
 
     def _candidates(self, segments: list[Segment], step: Step, new_statistic: Tensor | None) -> Candidates:
         """What the policy may know of slots and new tokens together."""
@@ -222,30 +175,6 @@ class LayerSlots:
                 start, end = step.pins[:, None, None].unbind(-1)  # [n, 1, 1, P]
                 protected |= ((pos[..., None] >= start) & (pos[..., None] < end)).any(-1)
         return score.masked_fill(protected, torch.inf)
-
-    def _write(
-        self,
-        rows: slice,
-        index: Tensor | slice,
-        k: Vectors,
-        v: Vectors,
-        step: Step,
-        statistic: Tensor | None = None,
-    ) -> None:
-        """Put the new tokens into the slots `index` of each head; the statistic of a free slot is 0 until given."""
-        num_new = k.shape[2]
-        if self.kernels.slots is not None:
-            assert isinstance(k, Tensor) and isinstance(v, Tensor)
-            new = Arriving(k, v, step.pos[:, -num_new:], step.rot[:, -num_new:], statistic)
-            self.kernels.slots.insert(self._held(rows), new, index)
-            return
-        if not isinstance(index, slice):
-            index = (index + self._starts[rows]).flatten()
-        self.store.write(rows, index, k, v)
-        put(self.pos, rows, index, step.pos[:, None, -num_new:])
-        put(self.rot, rows, index, step.rot[:, None, -num_new:])
-        if self.statistic is not None and statistic is not None:
-            put(self.statistic, rows, index, statistic)
 
 
 def _joined(parts: list[Tensor]) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -20,6 +20,10 @@ class Placement:
     extent: int
     index: Tensor | slice | None
     is_whole: bool = False
+
+    def repeated(self, times: int) -> Placement:
+        """The same for `times` layers whose rows lie one layer after another."""
+        return self if not isinstance(self.index, Tensor) else replace(self, index=self.index.repeat(times, 1, 1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,3 +44,16 @@ class Step:
     counts: tuple[int, ...]
     pins: Tensor | None
     placements: dict[int, Placement]
+
+    def repeated(self, times: int) -> Step:
+        """The same for `times` layers whose rows lie one layer after another; of rows that are all fed."""
+        if times == 1:
+            return self
+        return replace(
+            self,
+            rows=slice(0, times * len(self.counts)),
+            pos=self.pos.repeat(times, 1),
+            rot=self.rot.repeat(times, 1),
+            pins=None if self.pins is None else self.pins.repeat(times, 1, 1),
+            placements={slots: placement.repeated(times) for slots, placement in self.placements.items()},
+        )

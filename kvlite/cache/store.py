@@ -65,13 +65,25 @@ class SlotStore(Protocol):
         """Zero the first `live` slots of a row, and the last, so that nothing of them reaches a sum again."""
         ...
 
+    def part(self, rows: slice) -> SlotStore:
+        """The store of some of the rows, in the same memory."""
+        ...
+
 
 class DenseStore:
     """Keys and values as they are, in one floating-point dtype."""
 
-    def __init__(self, shape: LayerShape, rows: int, slots: int, dtype: torch.dtype, device: torch.device) -> None:
-        self.k = torch.zeros(rows, shape.kv_heads, slots, shape.k_dim, dtype=dtype, device=device)
-        self.v = torch.zeros(rows, shape.kv_heads, slots, shape.v_dim, dtype=dtype, device=device)
+    def __init__(self, k: Tensor, v: Tensor) -> None:
+        self.k, self.v = k, v
+
+    @classmethod
+    def zeros(cls, shape: LayerShape, rows: int, slots: int, dtype: torch.dtype, device: torch.device) -> DenseStore:
+        """Empty slots."""
+        k, v = (
+            torch.zeros(rows, shape.kv_heads, slots, dim, dtype=dtype, device=device)
+            for dim in (shape.k_dim, shape.v_dim)
+        )
+        return cls(k, v)
 
     @property
     def tensors(self) -> dict[str, Tensor]:
@@ -101,3 +113,6 @@ class DenseStore:
         for held in (self.k, self.v):
             held[row, :, -1] = 0
             held[row, :, :live] = 0  # a value that is not finite would poison even a sum it has no weight in
+
+    def part(self, rows: slice) -> DenseStore:
+        return DenseStore(self.k[rows], self.v[rows])

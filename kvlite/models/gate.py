@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from kvlite.cache.cache import SlotCache
+from kvlite.cache.layer import LayerSlots
 from kvlite.cache.rotation import Rotation
-from kvlite.cache.slots import LayerSlots
 from kvlite.errors import UnsupportedModel
 from kvlite.memory.format import slot_format
 from kvlite.models.loaded import LoadedModel

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from kvlite.cache.cache import SlotCache, open_store
+from kvlite.cache.layer import LayerSlots
 from kvlite.cache.policy import Policy
 from kvlite.cache.rotation import Rotation
-from kvlite.cache.slots import LayerSlots
 from kvlite.memory.budget import Budget
 from kvlite.memory.format import FORMATS
 from kvlite.memory.plan import CachePlan, CacheSpec, plan_cache

@@ -1,0 +1,48 @@
+"""Layers of one shape and one number of slots, in the same tensors: what all of them do alike is done once a step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from kvlite.cache.layer import LayerSlots
+from kvlite.cache.slots import Slots
+from kvlite.cache.step import Step
+
+
+class SlotGroup:
+    """The layers `indices`, of which each has `rows` rows of `slots`, one layer after another.
+
+    Where a token goes does not depend on its layer while there is room, and a victim of decode may be chosen after
+    all layers have attended. Both are then one operation for the group instead of one per layer.
+    """
+
+    def __init__(self, indices: Sequence[int], slots: Slots, rows: int) -> None:
+        self.layers: Mapping[int, LayerSlots] = {
+            index: LayerSlots(index, slots, slice(start, start + rows))
+            for index, start in zip(indices, range(0, rows * len(indices), rows), strict=True)
+        }
+        self._slots, self._rows = slots, rows
+
+    def begin(self, step: Step) -> None:
+        """Place what `step` feeds, unless each head evicts for itself (prefill) or kernels place what they write."""
+        if self._is_alike(step):
+            for slots, part in self._parts(step):
+                slots.place(part)
+
+    def end(self, step: Step) -> None:
+        """Evict for what waits, after all layers have attended."""
+        if self._is_alike(step) and step.placements[self._slots.slots].index is None:
+            for slots, part in self._parts(step):
+                slots.evict_waiting(part)
+
+    def _is_alike(self, step: Step) -> bool:
+        is_prefill_of_full = step.placements[self._slots.slots].index is None and step.pos.shape[1] > 1
+        return self._slots.kernels.slots is None and not is_prefill_of_full
+
+    def _parts(self, step: Step) -> Iterator[tuple[Slots, Step]]:
+        """All layers at once where all rows are fed, else one after another."""
+        if step.rows == slice(0, self._rows):
+            yield self._slots, step.repeated(len(self.layers))
+        else:
+            for layer in self.layers.values():
+                yield layer, step
