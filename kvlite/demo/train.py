@@ -1,6 +1,6 @@
 """Train the built-in model from scratch on generated dialogues, on one CPU core.
 
-    python -m kvlite.demo.train --out DIR --minutes 71 --seed 0
+    python -m kvlite.demo.train --out DIR --minutes 112 --seed 0
 
 DIR receives the model's files and its card; DIR/training holds the log and a checkpoint, from which the same command
 goes on after an interruption. Batches and initial weights follow from the seed alone; with `--steps` in place of
