@@ -219,6 +219,8 @@ class SlotCache:
     def _weight(self, pos: Tensor) -> Tensor:
         """1 for a query, less by the policy's decay for each that follows it, 0 for padding and where it is too old."""
         weight = (pos >= 0).float()
+        if pos.shape[1] == 1 or (self.policy.decay == 1.0 and self.policy.observed is None):
+            return weight
         following = torch.arange(pos.shape[1] - 1, -1, -1, device=pos.device)
         if self.policy.decay != 1.0:
             weight *= self.policy.decay**following

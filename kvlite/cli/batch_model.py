@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from kvlite.cli.opening import find_files, open_model, plan_for, weights_identity
+from kvlite.cli.opening import find_files, open_model, weights_identity
 from kvlite.cli.options import UNNAMED, console, default_model, model_options
 from kvlite.cli.plan import find_device
+from kvlite.cli.room import Room
 
 if TYPE_CHECKING:
     from kvlite.batch.job import Model, Planned
@@ -96,12 +97,8 @@ class _Access:
         shape = ModelShape.from_config(files.config, dtype=dtype_name(options.dtype), stored_dtype=files.stored_dtype)
         weights = weight_term(shape, WeightFacts.of(files), options.quant).predicted_bytes or 0
         device = find_device(options.device)
-        cache, _ = plan_for(
-            options,
-            shape,
-            free_bytes=device.free_bytes - weights,
-            device=device.kind,
-            with_rows=True,
-            batch_size=self.batch_size,
+        room = Room(
+            options, shape, device.free_bytes - weights, device.kind, with_rows=True, batch_size=self.batch_size
         )
+        cache = room.plan(room.specs()[0])
         return Planned(self.identity(), text, cache)

@@ -5,11 +5,12 @@ The order is that of what fails fastest: words first, then files, then memory, t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
+from kvlite.cli.room import Room
 from kvlite.errors import BrokenModel, DoesNotFit, UsageError
 
 if TYPE_CHECKING:
@@ -20,16 +21,11 @@ if TYPE_CHECKING:
     from kvlite.console import Console
     from kvlite.engine.engine import Engine
     from kvlite.engine.request import Sampling
-    from kvlite.memory.format import SlotFormat
     from kvlite.memory.plan import CachePlan, CacheSpec
     from kvlite.memory.report import ModelIdentity
     from kvlite.memory.shape import ModelShape
     from kvlite.models.loaded import LoadedModel
     from kvlite.text.template import ChatText
-
-ROWS_ON_CPU = 8
-ROWS_ON_GPU = 64
-"""Rows of a batch where the user names no number and the budget holds as many."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,25 +124,36 @@ def open_model(
     """
     from kvlite.cache.policy import load_policy
     from kvlite.engine.engine import Engine
-    from kvlite.models.canary import require_survival
 
     policy = load_policy(options.kv_policy)
     policy.when_full(options.on_full)
     ref, files, loaded = load_model(options, console)
-    plan, stored = plan_for(
-        options,
-        loaded.shape,
-        free_bytes=free_bytes(loaded.device),
-        device=loaded.device.type,
-        batch_size=batch_size,
-        with_rows=with_rows,
-    )
-    if stored.is_coded:
-        canary = require_survival(loaded, stored)
-        (console.warn if canary.is_ill else console.detail)(str(canary))
-    engine = Engine(loaded, plan, policy, stored, options.on_full, options.kernels)
+    room = Room(options, loaded.shape, free_bytes(loaded.device), loaded.device.type, with_rows, batch_size)
+    spec = _surviving(room.specs(), loaded, console)
+    engine = Engine(loaded, room.plan(spec), policy, spec.slot_format, options.on_full, options.kernels)
     text = chat_text(files, loaded, options)
     return Opened(ref, files, loaded, engine, text, model_sampling(files.generation), options)
+
+
+def _surviving(specs: Sequence[CacheSpec], loaded: LoadedModel, console: Console) -> CacheSpec:
+    """The first of `specs` whose slots the model survives: without harm where there is another to take instead.
+
+    Raises SlotsTooCoarse where the only one destroys what the model says.
+    """
+    from kvlite.models.canary import require_survival, try_format
+
+    for spec in specs:
+        if not spec.slot_format.is_coded:
+            return spec
+        if len(specs) == 1:
+            canary = require_survival(loaded, spec.slot_format)
+            (console.warn if canary.is_ill else console.detail)(str(canary))
+            return spec
+        canary = try_format(loaded, spec.slot_format)
+        console.detail(f"--kv-dtype auto {'takes' if canary.is_harmless else 'passes over'} this: {canary.finding}")
+        if canary.is_harmless:
+            return spec
+    raise AssertionError("the last format is the model's own dtype")
 
 
 def load_model(options: ModelOptions, console: Console) -> tuple[ModelRef, ModelFiles, LoadedModel]:
@@ -180,58 +187,6 @@ def weights_identity(ref: ModelRef, files: ModelFiles) -> str:
     if ref.is_demo:
         return f"{ref}@{sha256((files.folder / 'model.safetensors').read_bytes()).hexdigest()[:12]}"
     return f"{files.repo}@{files.revision}" if files.repo else str(files.folder)
-
-
-def plan_for(
-    options: ModelOptions,
-    shape: ModelShape,
-    *,
-    free_bytes: int,
-    device: str,
-    with_rows: bool,
-    batch_size: int | None,
-) -> tuple[CachePlan, SlotFormat]:
-    """The cache these options buy for a model of `shape`, as `open_model` says, and what its slots store.
-
-    `free_bytes` is the memory left beside the weights; what a run needs besides the cache is taken off.
-    """
-    from kvlite.memory.budget import Budget
-    from kvlite.memory.plan import plan_cache
-    from kvlite.memory.prediction import working_bytes
-    from kvlite.memory.rows import plan_rows
-
-    spec, budget = cache_spec(options, shape), Budget.parse(options.kv_budget)
-    per_sequence = Budget.parse(options.kv_per_seq) if options.kv_per_seq else None
-    most_rows = batch_size or (ROWS_ON_GPU if device == "cuda" else ROWS_ON_CPU)
-    if shape.has_state or not with_rows:
-        most_rows = 1  # the state of hybrids would take in the padding of neighbouring rows
-    beside = working_bytes(
-        shape, rows=most_rows, chunk=options.prefill_chunk, quant=options.quant, stored=spec.slot_format
-    )
-    left = max(0, free_bytes - beside)
-    if not with_rows:
-        return plan_cache(shape, budget, spec, free_bytes=left), spec.slot_format
-    rows = plan_rows(shape, budget, per_sequence, spec, most_rows=most_rows, free_bytes=left)
-    return rows, spec.slot_format
-
-
-def cache_spec(options: ModelOptions, shape: ModelShape) -> CacheSpec:
-    """The cache that these options ask for, whatever its size."""
-    from kvlite.cache.policy import load_policy
-    from kvlite.memory.allotment import equally
-    from kvlite.memory.format import slot_format
-    from kvlite.memory.plan import CacheSpec
-
-    policy = load_policy(options.kv_policy)
-    evicts = policy.when_full(options.on_full) == "evict"
-    return CacheSpec(
-        slot_format(options.kv_dtype, shape.dtype),
-        policy.state_bytes_per_slot,
-        policy.min_slots(),
-        evicts=evicts,
-        chunk_limit=options.prefill_chunk,
-        layer_rule=policy.layer_slots if evicts else equally,
-    )
 
 
 def _check_words(options: ModelOptions) -> None:

@@ -191,7 +191,7 @@ def find_device(device: str, vram: str | None = None) -> PlanDevice:
 
 
 def _scenario(facts: ModelFacts, place: PlanDevice, options: ModelOptions, wanted: Wanted) -> Scenario:
-    from kvlite.cli.opening import cache_spec
+    from kvlite.cli.room import cache_spec
     from kvlite.memory.format import dtype_name
     from kvlite.memory.prediction import WeightFacts
     from kvlite.memory.scenario import BatchRows, Scenario
@@ -200,4 +200,5 @@ def _scenario(facts: ModelFacts, place: PlanDevice, options: ModelOptions, wante
     shape = ModelShape.from_config(facts.config, dtype=dtype_name(options.dtype), stored_dtype=facts.stored_dtype)
     batch = None if wanted.batch_size is None else BatchRows(wanted.batch_size, wanted.per_sequence)
     spec, weights = cache_spec(options, shape), WeightFacts.of(facts)
-    return Scenario(shape, spec, weights, options.quant, place.kind, place.free_bytes, batch)
+    is_automatic = options.kv_dtype == "auto"
+    return Scenario(shape, spec, weights, options.quant, place.kind, place.free_bytes, batch, is_automatic)

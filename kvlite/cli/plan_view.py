@@ -41,10 +41,10 @@ class Outcome:
         """Tokens a row would keep whatever the window: if only K and V took bytes, and with all that a slot costs."""
         from kvlite.memory.plan import tokens_by_bytes
 
-        scenario, cache = self.answer.scenario, self.answer.cache
+        shape, cache = self.answer.scenario.shape, self.answer.cache
         if cache is None:
             return None, None
-        return tokens_by_bytes(scenario.shape, scenario.spec, rows=cache.rows, allowed=cache.budget_bytes)
+        return tokens_by_bytes(shape, self.answer.spec, rows=cache.rows, allowed=cache.budget_bytes)
 
 
 def as_json(outcome: Outcome) -> dict[str, Any]:
@@ -64,9 +64,9 @@ def as_json(outcome: Outcome) -> dict[str, Any]:
         "dtype": shape.dtype,
         "window": shape.max_positions,
         "layers": list(_layer_groups(outcome)),
-        "kv_dtype": scenario.spec.slot_format.name,
-        "kv_bytes_per_token": shape.kv_bytes_per_token(scenario.spec.slot_format),
-        "policy_state_bytes_per_slot": scenario.spec.state_bytes_per_slot,
+        "kv_dtype": answer.spec.slot_format.name,
+        "kv_bytes_per_token": shape.kv_bytes_per_token(answer.spec.slot_format),
+        "policy_state_bytes_per_slot": answer.spec.state_bytes_per_slot,
         "budget": str(answer.budget),
         "budget_bytes": cache.budget_bytes if cache else None,
         "kv_budget": size_up(cache.reserved_bytes) if cache else None,
@@ -133,9 +133,10 @@ def _headlines(outcome: Outcome) -> Iterator[tuple[str, str]]:
     yield "model", f"{outcome.model}{named}, {shape.family} in {shape.dtype}{window}"
     for layer, count in Counter(shape.layers).items():
         yield "layers", _layer_text(layer, count)
-    per_token = shape.kv_bytes_per_token(scenario.spec.slot_format)
+    per_token = shape.kv_bytes_per_token(answer.spec.slot_format)
     inside = " while inside every window" if any(layer.window for layer in shape.layers) else ""
-    yield "K and V per token", f"{per_token:,} B in {scenario.spec.slot_format.name}{inside}"
+    checked = "; auto takes it if the model, once loaded, survives it" if answer.takes_another_format else ""
+    yield "K and V per token", f"{per_token:,} B in {answer.spec.slot_format.name}{inside}{checked}"
     if shape.max_positions:
         yield "whole window", f"{human_bytes(shape.full_cache_bytes(shape.max_positions))} in an unbounded cache"
     if cache is None:
@@ -150,7 +151,7 @@ def _headlines(outcome: Outcome) -> Iterator[tuple[str, str]]:
     share = f" on average, {cache.fewest:,} to {max(cache.layer_slots):,} a layer" if cache.fewest < cache.slots else ""
     yield "tokens kept", f"{cache.slots:,} a row{share}, prefilled {cache.chunk} at once{capped}"
     if outcome.context and cache.slots < outcome.context:
-        fate = "the others are evicted" if scenario.spec.evicts else "there it stops"
+        fate = "the others are evicted" if answer.spec.evicts else "there it stops"
         yield "context", f"{cache.slots:,} of {outcome.context:,} tokens are kept; {fate}"
     if outcome.solve == "budget":
         yield "solved", f"--kv-budget {size_up(cache.reserved_bytes)} is enough"
@@ -187,6 +188,7 @@ def _sweep_row(answer: Answer) -> dict[str, Any]:
     window = answer.scenario.shape.max_positions
     return {
         "budget": str(answer.budget),
+        "kv_dtype": answer.spec.slot_format.name,
         "rows": answer.cache.rows if answer.cache else 0,
         "tokens": tokens,
         "window_share": round(tokens / window, 3) if window else None,
@@ -203,10 +205,11 @@ def _show_sweep(outcome: Outcome, out: Console) -> None:
     rows = [_sweep_row(answer) for answer in outcome.sweep]
     out.line()
     out.table(
-        ("BUDGET", "ROWS", "TOKENS", "OF WINDOW", f"TURNS OF {TURN_TOKENS}", "IN ALL", "FITS"),
+        ("BUDGET", "SLOTS IN", "ROWS", "TOKENS", "OF WINDOW", f"TURNS OF {TURN_TOKENS}", "IN ALL", "FITS"),
         [
             (
                 row["budget"],
+                row["kv_dtype"],
                 f"{row['rows']:,}",
                 f"{row['tokens']:,}",
                 "-" if row["window_share"] is None else f"{row['window_share']:.0%}",

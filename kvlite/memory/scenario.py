@@ -6,11 +6,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from kvlite.errors import CapacityError
+from kvlite.memory.automatic import automatic_formats
 from kvlite.memory.budget import Budget, BudgetKind
 from kvlite.memory.format import human_bytes, size_down
 from kvlite.memory.plan import CachePlan, CacheSpec, largest, least_slots, most_slots, plan_cache
 from kvlite.memory.prediction import DeviceKind, MemoryPlan, Term, WeightFacts, cache_terms, other_terms
-from kvlite.memory.rows import plan_rows
+from kvlite.memory.rows import DEFAULT_ROW_SLOTS, plan_rows
 from kvlite.memory.shape import ModelShape
 
 SWEEP = ("128MB", "256MB", "512MB", "1GB", "2GB", "4GB", "8GB", "16GB", "32GB", "64GB")
@@ -38,6 +39,8 @@ class Scenario:
     free_bytes: int | None
     batch: BatchRows | None = None
     """None is one conversation with the whole budget, as `run` and `chat` hold it."""
+    is_automatic: bool = False
+    """Whether the slot format may be another than that of `spec`, as `automatic_formats` says."""
 
     @property
     def most_rows(self) -> int:
@@ -48,6 +51,20 @@ class Scenario:
         """The same for a batch of at most `most` rows, each with `per_sequence` or what was given for it before."""
         before = self.batch.per_sequence if self.batch is not None else None
         return replace(self, batch=BatchRows(most, per_sequence or before))
+
+    def in_format_for(self, budget: Budget) -> Scenario:
+        """The same in the slot format that `budget` is spent in, where the model allows it."""
+        if not self.is_automatic:
+            return self
+        per_sequence = self.batch.per_sequence if self.batch is not None else None
+        specs = automatic_formats(
+            self.shape,
+            self.spec,
+            per_sequence or budget,
+            lambda spec: replace(self, spec=spec).cache(budget),
+            None if self.batch is None or per_sequence is not None else DEFAULT_ROW_SLOTS,
+        )
+        return replace(self, spec=specs[0])
 
     def cache(self, budget: Budget) -> CachePlan:
         """What `budget` buys. Raises CapacityError where that is too little."""
@@ -88,10 +105,11 @@ class Scenario:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What became of asking for `budget`: the cache and all terms, or why there is no such cache."""
+    """What became of asking for `budget`: the cache, made as `spec` says, and all terms, or why there is no cache."""
 
     scenario: Scenario
     budget: Budget
+    spec: CacheSpec
     cache: CachePlan | None
     memory: MemoryPlan
     shortage: str | None
@@ -101,19 +119,27 @@ class Answer:
     def fits(self) -> bool:
         return self.shortage is None
 
+    @property
+    def takes_another_format(self) -> bool:
+        """Whether `auto` chose another slot format than the model's dtype."""
+        return self.spec.slot_format != self.scenario.spec.slot_format
+
 
 def ask(scenario: Scenario, budget: Budget) -> Answer:
     """Whether `budget` can be had on the scenario's device, and what it buys."""
-    rest = scenario.beside_cache
+    spent = scenario.in_format_for(budget)
+    rest = spent.beside_cache
     free = human_bytes(scenario.free_bytes or 0)
     if not rest.fits:
         needed = human_bytes(rest.total_bytes)
-        return Answer(scenario, budget, None, rest, f"it takes {needed} beside the cache, and {free} are free")
+        return Answer(
+            scenario, budget, spent.spec, None, rest, f"it takes {needed} beside the cache, and {free} are free"
+        )
     try:
-        cache = scenario.cache(budget)
+        cache = spent.cache(budget)
     except CapacityError as error:
-        return Answer(scenario, budget, None, rest, str(error))
-    return Answer(scenario, budget, cache, scenario.memory(cache), _shortage(scenario, budget, cache))
+        return Answer(scenario, budget, spent.spec, None, rest, str(error))
+    return Answer(scenario, budget, spent.spec, cache, spent.memory(cache), _shortage(spent, budget, cache))
 
 
 def _shortage(scenario: Scenario, budget: Budget, cache: CachePlan) -> str | None:
@@ -144,11 +170,11 @@ def _holds(scenario: Scenario, budget: Budget, rows: int, tokens: int) -> bool:
 
 
 def sweep(scenario: Scenario) -> Iterator[Answer]:
-    """What round budgets buy, up to the first that holds the model's whole window."""
+    """What round budgets buy, up to the first that holds the model's whole window in its own dtype."""
     for text in SWEEP:
         answer = ask(scenario, Budget.parse(text))
         yield answer
-        if answer.cache is not None and answer.cache.capped_by is not None:
+        if answer.cache is not None and answer.cache.capped_by is not None and not answer.takes_another_format:
             return
 
 

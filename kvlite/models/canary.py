@@ -19,6 +19,8 @@ from kvlite.models.loaded import LoadedModel
 from kvlite.models.probe import dry_cache, feed, probe_ids
 
 TOKENS = 32
+HARMLESS = 0.03
+"""Mean nats per token up to which coded slots are taken without being asked for."""
 NOTICEABLE = 0.1
 DESTROYED = 1.0
 """Mean nats per token from which a loss is worth a warning, and from which the model no longer says what it said."""
@@ -41,15 +43,24 @@ class Canary:
         return not self.nats < DESTROYED
 
     @property
+    def is_harmless(self) -> bool:
+        """Whether the format costs so little that a few more tokens are worth more."""
+        return self.nats <= HARMLESS
+
+    @property
     def is_ill(self) -> bool:
         """Whether the format changes what the model says."""
         return not self.nats < NOTICEABLE
 
+    @property
+    def finding(self) -> str:
+        """What changed, in words."""
+        changes = f"{self.stored.name} slots {'change' if self.is_ill else 'move'} what the model says"
+        return f"{changes} by {self.nats:.2g} nats a token, {self.agreement:.0%} of first choices kept"
+
     def __str__(self) -> str:
-        loss = f"by {self.nats:.2g} nats a token, {self.agreement:.0%} of first choices kept"
         other = "--kv-dtype int8 or auto" if self.stored.bits < 8 else "--kv-dtype auto"
-        advice = f"; give {other}" if self.is_ill else ""
-        return f"{self.stored.name} slots {'change' if self.is_ill else 'move'} what the model says {loss}{advice}"
+        return f"{self.finding}; give {other}" if self.is_ill else self.finding
 
 
 def require_survival(loaded: LoadedModel, stored: SlotFormat) -> Canary:

@@ -153,7 +153,7 @@ def test_a_dry_run_reads_options_however_they_are_spelt(
 
 def test_a_dry_run_plans_the_cache_of_the_run(run: Run, tmp_path: Path) -> None:
     name = write(tmp_path / "in.jsonl", "Hello")
-    options = ("--dtype", "bf16", "-n", "2")
+    options = ("--dtype", "bf16", "--kv-dtype", "bf16", "-n", "2")
     planned = json.loads(run(name, *MODEL, *options, "--dry-run", "--json")[1])
     (record,) = records(run(name, *MODEL, *options)[1])
     assert record["kv"]["dtype"] == "bfloat16"

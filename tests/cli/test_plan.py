@@ -50,7 +50,7 @@ def planned(capsys: pytest.CaptureFixture[str], *args: str, code: int = 0) -> di
 def test_bytes_per_token_and_tokens_in_two_gigabytes(
     name: str, per_token: int, alone: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    got = planned(capsys, f"./{name}", "--kv-budget", "2GB", "--vram", "24GB")
+    got = planned(capsys, f"./{name}", "--kv-budget", "2GB", "--kv-dtype", "bf16", "--vram", "24GB")
     assert (got["kv_bytes_per_token"], got["kv_only_tokens"]) == (per_token, alone)
     assert got["uncapped_tokens"] < alone
     assert got["tokens"] <= got["uncapped_tokens"]
@@ -115,7 +115,9 @@ def test_without_weights_they_are_unknown_and_said_to_be(capsys: pytest.CaptureF
 
 @pytest.mark.usefixtures("folder")
 def test_what_does_not_fit_is_json_too_exits_4_and_says_what_to_try(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["plan", "./llama-3.1-8b", "--kv-budget", "12GB", "--vram", "12GB", "--json"]) == 4
+    assert (
+        main(["plan", "./llama-3.1-8b", "--kv-budget", "12GB", "--kv-dtype", "bf16", "--vram", "12GB", "--json"]) == 4
+    )
     out, err = capsys.readouterr()
     got = json.loads(out)
     assert got["fits"] is False
@@ -129,10 +131,45 @@ def test_what_does_not_fit_is_json_too_exits_4_and_says_what_to_try(capsys: pyte
 
 @pytest.mark.usefixtures("folder")
 def test_a_budget_too_small_for_what_is_protected_names_the_smallest(capsys: pytest.CaptureFixture[str]) -> None:
-    got = planned(capsys, "./llama-3.1-8b", "--kv-budget", "1MB", "--vram", "24GB", code=4)
+    got = planned(capsys, "./llama-3.1-8b", "--kv-budget", "300kB", "--vram", "24GB", code=4)
     assert (got["tokens"], got["reserved_bytes"]) == (0, None)
     smallest = got["shortage"].split("smallest that works is ")[1].split(" ")[0]
     assert planned(capsys, "./llama-3.1-8b", "--kv-budget", smallest, "--vram", "24GB")["fits"]
+
+
+@pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize(
+    ("model", "args", "dtype"),
+    [
+        ("llama-2-7b", ["2GB"], "float16"),
+        ("llama-2-7b", ["1.5GB"], "int8"),
+        ("llama-2-7b", ["500MB"], "int4"),
+        ("llama-3.1-8b", ["2GB"], "int4"),
+        ("llama-3.1-8b", ["2GB", "--kv-dtype", "float16"], "float16"),
+        ("llama-3.1-8b", ["2000tok"], "bfloat16"),
+        ("llama-3.1-8b", ["2GB", "--batch-size", "4"], "bfloat16"),
+        ("llama-3.1-8b", ["2GB", "--batch-size", "4", "--kv-per-seq", "100MB"], "int4"),
+        ("llama-3.1-8b", ["2GB", "--batch-size", "4", "--kv-per-seq", "100tok"], "bfloat16"),
+    ],
+)
+def test_auto_is_the_most_exact_format_that_holds_the_window(
+    capsys: pytest.CaptureFixture[str], model: str, args: list[str], dtype: str
+) -> None:
+    got = planned(capsys, f"./{model}", "--vram", "48GB", "--kv-budget", *args)
+    assert got["kv_dtype"] == dtype
+    assert got["reserved_bytes"] <= got["budget_bytes"]
+
+
+@pytest.mark.usefixtures("folder")
+def test_each_budget_of_a_sweep_has_its_own_format(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = planned(capsys, "./llama-2-7b", "--sweep", "--vram", "48GB")["sweep"]
+    assert [row["kv_dtype"] for row in rows] == ["int4", "int4", "int4", "int4", "float16"]
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_format_chosen_for_the_budget_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "./llama-3.1-8b", "--kv-budget", "2GB", "--vram", "24GB"]) == 0
+    assert "36,864 B in int4; auto takes it if the model, once loaded, survives it" in capsys.readouterr().out
 
 
 @pytest.mark.usefixtures("folder")
@@ -151,18 +188,17 @@ def test_solve_budget_finds_one_that_is_enough(capsys: pytest.CaptureFixture[str
 
 @pytest.mark.usefixtures("folder")
 def test_solve_context_and_batch(capsys: pytest.CaptureFixture[str]) -> None:
-    longest = planned(capsys, "./llama-3.1-8b", "--solve", "context", "--kv-budget", "2GB", "--vram", "24GB")
+    model = ("./llama-3.1-8b", "--kv-dtype", "bf16")
+    longest = planned(capsys, *model, "--solve", "context", "--kv-budget", "2GB", "--vram", "24GB")
     assert longest["tokens"] == 14_908
-    each = planned(
-        capsys, "./llama-3.1-8b", "--solve", "context", "--kv-budget", "2GB", "--vram", "24GB", "--batch-size", "3"
-    )
+    each = planned(capsys, *model, "--solve", "context", "--kv-budget", "2GB", "--vram", "24GB", "--batch-size", "3")
     assert (each["rows"], each["tokens"]) == (3, (2 * 10**9 // 3) // (32 * 8 * 524) - 1)
-    rows = planned(
-        capsys, "./llama-3.1-8b", "--solve", "batch", "--context", "2000", "--kv-budget", "2GB", "--vram", "24GB"
-    )["rows"]
+    rows = planned(capsys, *model, "--solve", "batch", "--context", "2000", "--kv-budget", "2GB", "--vram", "24GB")[
+        "rows"
+    ]
     assert rows == 2 * 10**9 // (2001 * 32 * 8 * 524)
     none = planned(
-        capsys, "./llama-3.1-8b", "--solve", "batch", "--context", "20000", "--kv-budget", "2GB", "--vram", "24GB",
+        capsys, *model, "--solve", "batch", "--context", "20000", "--kv-budget", "2GB", "--vram", "24GB",
         code=4,
     )  # fmt: skip
     assert none["fits"] is False
@@ -229,7 +265,7 @@ def test_weights_come_from_the_headers(folder: Path, capsys: pytest.CaptureFixtu
     got = planned(capsys, "./qwen2.5-0.5b", "--kv-budget", "100MB", "--device", "cpu")
     assert got["terms"][0] == {"name": "weights", "predicted_bytes": 2000, "note": "1,000 parameters in bfloat16"}
     assert got["weights_known"] is True
-    wide = planned(capsys, "./qwen2.5-0.5b", "--kv-budget", "100MB", "--device", "cpu", "--dtype", "float32")
+    wide = planned(capsys, "./qwen2.5-0.5b", "--kv-budget", "800MB", "--device", "cpu", "--dtype", "float32")
     assert wide["terms"][0]["predicted_bytes"] == 4000
     assert wide["kv_bytes_per_token"] == 24_576
 

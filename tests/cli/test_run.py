@@ -74,6 +74,21 @@ def test_low_bit_slots_that_change_the_model_are_warned_of_and_those_that_destro
     assert code == 4 and out == "" and "give --kv-dtype int8 or auto" in err
 
 
+@pytest.mark.parametrize(
+    ("harmless", "budget", "dtype"),
+    [(1.0, "100kB", "int4"), (0.001, "100kB", "int8"), (0.0, "100kB", "float32"), (1.0, "100MB", "float32")],
+)
+def test_auto_takes_the_slots_that_the_model_survives(run, tmp_path, monkeypatch, harmless, budget, dtype):
+    monkeypatch.setattr("kvlite.models.canary.HARMLESS", harmless)
+    record = tmp_path / "record.json"
+    code, _, err = run("demo", "hi", "-v", "--kv-budget", budget, "--report", str(record))
+    assert code == 0 and err.count("auto passes over") == {"int4": 0, "int8": 1, "float32": 2}[dtype] * (
+        budget != "100MB"
+    )
+    kv = json.loads(record.read_text())["kv"]
+    assert kv["dtype"] == dtype and kv["reserved_bytes"] <= kv["budget_bytes"]
+
+
 def test_quiet_leaves_only_the_answer(run):
     code, out, err = run("demo", "Hello", "-q")
     assert code == 0 and out.strip() and err == ""

@@ -18,6 +18,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from kvlite.cache.policies.neighbours import mean_of_neighbours
 from kvlite.cache.policy import Candidates, Policy
 from kvlite_kernels.kinds import Rank, Statistic
 
@@ -37,6 +38,7 @@ class HeavyHitter(Policy):
     grace: int = 4
     recent_share: float = 0.25
     value_norm: bool = False
+    pooled: int = 1
 
     def __post_init__(self) -> None:
         Policy.__post_init__(self)
@@ -53,9 +55,11 @@ class HeavyHitter(Policy):
 
     @property
     def rank(self) -> Rank | None:
-        return None if self.value_norm else Rank("age", self.horizon)
+        return None if self.value_norm or self.pooled > 1 else Rank("age", self.horizon)
 
     def score(self, candidates: Candidates) -> Tensor:
         age = (candidates.next_pos - candidates.pos).clamp(min=1, max=self.horizon)
         rank = candidates.statistic / age
-        return rank if candidates.value_norm is None else rank * candidates.value_norm
+        if candidates.value_norm is not None:
+            rank = rank * candidates.value_norm
+        return rank if self.pooled == 1 else mean_of_neighbours(rank, candidates.pos, self.pooled // 2)
