@@ -25,19 +25,17 @@ class SlotGroup:
 
     def begin(self, step: Step) -> None:
         """Place what `step` feeds, unless each head evicts for itself (prefill) or kernels place what they write."""
-        if self._is_alike(step):
+        is_placed = step.placements[self._slots.slots].index is not None or step.pos.shape[1] == 1
+        if is_placed and self._slots.kernels.slots is None:
             for slots, part in self._parts(step):
                 slots.place(part)
 
     def end(self, step: Step) -> None:
         """Evict for what waits, after all layers have attended."""
-        if self._is_alike(step) and step.placements[self._slots.slots].index is None:
+        waits = step.placements[self._slots.slots].index is None and step.pos.shape[1] == 1
+        if waits and not next(iter(self.layers.values())).evicts_in_place:
             for slots, part in self._parts(step):
                 slots.evict_waiting(part)
-
-    def _is_alike(self, step: Step) -> bool:
-        is_prefill_of_full = step.placements[self._slots.slots].index is None and step.pos.shape[1] > 1
-        return self._slots.kernels.slots is None and not is_prefill_of_full
 
     def _parts(self, step: Step) -> Iterator[tuple[Slots, Step]]:
         """All layers at once where all rows are fed, else one after another."""

@@ -73,16 +73,16 @@ class LayerSlots(Slots):
     def _decode(self, q: Tensor, k: Vectors, v: Vectors, step: Step, geometry: Geometry, is_whole: bool) -> Tensor:
         """One token per row against full slots: it waits in the discard slot, so that all keys are one segment."""
         self._stage(slice(self.slots, self.slots + 1), k, v, step)
-        if self._decodes_in_place and self.policy.rank is not None:
+        if self.evicts_in_place:
+            assert self.policy.rank is not None
             ranking = Ranking(self.policy.rank, self.recent, self.policy.sinks, self.slots, step.pins)
             return self._attend_in_place(q, step, geometry, self.slots + 1, ranking)
         if self.kernels.slots is not None and self.statistic is not None:
             self.statistic[step.rows, :, self.slots :] = 0.0
+        if self._decodes_in_place:
+            return self._attend_in_place(q, step, geometry, self.slots + 1, None)
         segment, statistic = self._view(step.rows, self.slots + 1, is_whole and geometry.window is None)
-        out, _ = self._attend(q, [segment], statistic, step, geometry)
-        if self.kernels.slots is not None:
-            self.evict_waiting(step)
-        return out
+        return self._attend(q, [segment], statistic, step, geometry)[0]
 
     def _stage(self, index: Tensor | slice, k: Vectors, v: Vectors, step: Step) -> None:
         if self.kernels.slots is None:
@@ -110,8 +110,13 @@ class LayerSlots(Slots):
         return Measure(policy.statistic, weight, policy.heads, self._noise, policy.observed)
 
     @property
+    def evicts_in_place(self) -> bool:
+        """Whether a decoded token takes its slot in the same kernel; else it waits for `evict_waiting`."""
+        return self._decodes_in_place and self.policy.rank is not None
+
+    @property
     def _decodes_in_place(self) -> bool:
-        """Whether one kernel attends, adds to the statistic and evicts; a mean over the layer needs all its heads."""
+        """Whether one kernel attends and adds to the statistic; a mean over the layer needs all its heads."""
         return self.kernels.slots is not None and (self.statistic is None or self.policy.heads != "layer")
 
     def _attend_in_place(
