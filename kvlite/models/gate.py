@@ -40,7 +40,7 @@ def admit(loaded: LoadedModel) -> LoadedModel:
         raise
     except (RuntimeError, KeyError, AttributeError, TypeError, IndexError) as error:
         raise _refusal(loaded, f"the dry run failed: {type(error).__name__}: {str(error).splitlines()[0]}") from error
-    silent = [index for index, layer in cache.layers.items() if not bool((layer.pos[..., 0] >= 0).all())]
+    silent = [index for index, layer in cache.layers.items() if not bool(_keys(layer).any())]
     if silent:
         raise _refusal(loaded, f"{len(silent)} of {len(cache.layers)} attention layers bypass the attention interface")
     off = relative_error(logits, expected)
