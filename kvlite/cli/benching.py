@@ -43,9 +43,10 @@ def bench_model(asked: Asked, options: ModelOptions, out: Console) -> None:
 def _open(asked: Asked, options: ModelOptions, out: Console) -> tuple[Opened, Measurement, float]:
     """The open model, what will measure it, and the seconds the imports took."""
     start = time.perf_counter()
+    from kvlite.cli.heavy import load_engine
     from kvlite.cli.opening import open_model
-    from kvlite.engine.engine import Engine  # noqa: F401  # loaded here so that its time is told apart
-    from kvlite.models import loading  # noqa: F401
+
+    load_engine()
     from kvlite.speed.measurement import Measurement, Protocol
 
     imports_s = time.perf_counter() - start
