@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from kvlite.cache.cache import CacheSnapshot
-from kvlite.cache.slots import LayerSlots
+from kvlite.cache.layer import LayerSlots
 from kvlite.engine.engine import Engine, RowSnapshot
 from kvlite.errors import ContextFull
 
