@@ -20,7 +20,7 @@ from kvlite.speed.ceilings import measure_ceilings
 from parts.alone import drift, kernels
 from parts.answers import batch, decode, prefill
 from parts.record import PARTS, Record
-from parts.rounds import Clock, case_of
+from parts.rounds import Run, case_of
 from peers.compiled import Compiled
 from peers.ours import Kvlite
 from peers.peer import NotAvailable, Peer
@@ -109,7 +109,7 @@ def run(options: argparse.Namespace) -> Record:
     device = torch.device(options.device)
     dtype = getattr(torch, options.dtype or ("float32" if device.type == "cpu" else "bfloat16"))
     record = Record(options.shape, str(dtype).removeprefix("torch."), device, measure_ceilings(device, dtype))
-    clock, failed = Clock.of(options.minutes), record.failed
+    begun = Run.of(options.minutes)
     peers = open_peers(options, device, dtype, record)
     ours = peers["kvlite"]
     assert isinstance(ours, Kvlite)
@@ -123,24 +123,23 @@ def run(options: argparse.Namespace) -> Record:
             row
             for case in options.batch
             for row in batch(ours, other, case, options.batch_new or max(1, case.context // 8), options.batch_rows,
-                             rounds=min(3, options.rounds), clock=clock, failed=failed)
+                             rounds=min(3, options.rounds), run=begun)
         ]  # fmt: skip
 
     measures = {
         "decode": lambda: decode(peers, options.decode, vocab=vocab, tokens=options.tokens, rounds=options.rounds,
-                                 ceilings=record.ceilings, clock=clock, failed=failed),
-        "prefill": lambda: prefill(peers, options.prefill, vocab=vocab, rounds=min(3, options.rounds), clock=clock,
-                                   failed=failed),
+                                 ceilings=record.ceilings, run=begun),
+        "prefill": lambda: prefill(peers, options.prefill, vocab=vocab, rounds=min(3, options.rounds), run=begun),
         "batch": batches,
         "drift": lambda: [row for peer in own for row in drift(peer, slots, options.drift, steps=options.tokens,
-                                                               rounds=options.rounds, clock=clock, failed=failed)],
-        "kernels": lambda: kernels(ours, slots, record.ceilings, failed),
+                                                               rounds=options.rounds, run=begun)],
+        "kernels": lambda: kernels(ours, slots, record.ceilings, begun),
     }  # fmt: skip
     for part in options.parts:
         record.parts[part] = measures[part]()
         for peer in peers.values():
             record.notes[peer.name] = peer.note
-    record.left_out += clock.left_out
+    record.failed, record.left_out = begun.failed, begun.left_out
     for peer in peers.values():
         getattr(peer, "close", lambda: None)()
     return record

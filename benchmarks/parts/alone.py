@@ -16,7 +16,7 @@ from kvlite.speed.decoding import first_token_s, random_ids, step_times
 from kvlite.speed.spread import Spread
 from kvlite_kernels.choice import KERNELS
 from kvlite_kernels.reference import Geometry
-from parts.rounds import Clock
+from parts.rounds import Run
 from peers.ours import Kvlite
 from peers.peer import NotAvailable
 from peers.shapes import SHAPES
@@ -26,24 +26,22 @@ _MORE_THAN_CACHES = 2**28  # bytes that works take turns over, so that a process
 _MOST_COPIES = 16
 
 
-def drift(
-    ours: Kvlite, slots: int, points: Sequence[int], *, steps: int, rounds: int, clock: Clock, failed: dict[str, str]
-) -> Rows:
+def drift(ours: Kvlite, slots: int, points: Sequence[int], *, steps: int, rounds: int, run: Run) -> Rows:
     """Steps with all slots full after so many tokens, put there; the points take turns."""
     try:
         engine = ours.engine(slots)
     except NotAvailable as error:
-        failed[f"drift: {ours.name}"] = str(error)
+        run.failed[f"drift: {ours.name}"] = str(error)
         return []
     first_token_s(engine, random_ids(64, engine.loaded.shape.vocab, 0))
     held = engine.snapshot(0)
     found: dict[int, list[list[float]]] = {max(seen, slots): [] for seen in points}
     for number in range(rounds + 1):
         for seen, timings in found.items():
-            if clock.has_time():
+            if run.has_time():
                 times, _ = step_times(engine, held, seen, steps, number)
                 timings += [times] if number else []
-    clock.left_out += [f"drift at {seen}: {ours.name}" for seen, timings in found.items() if not timings]
+    run.left_out += [f"drift at {seen}: {ours.name}" for seen, timings in found.items() if not timings]
     spreads = {seen: Spread.of(timings) for seen, timings in found.items() if timings}
     first_s = next((spread.median_s for spread in spreads.values()), 1.0)
     return [
@@ -53,7 +51,7 @@ def drift(
     ]  # fmt: skip
 
 
-def kernels(ours: Kvlite, slots: int, ceilings: Ceilings, failed: dict[str, str]) -> Rows:
+def kernels(ours: Kvlite, slots: int, ceilings: Ceilings, run: Run) -> Rows:
     """Microseconds and bytes per second of what a decode step is made of, each over memory no cache holds."""
     rows: Rows = []
     for name in KERNELS[1:]:
@@ -61,7 +59,7 @@ def kernels(ours: Kvlite, slots: int, ceilings: Ceilings, failed: dict[str, str]
         try:
             step, num_bytes = _attention(peer, slots)
         except NotAvailable as error:
-            failed[f"kernels: attention by {name}"] = str(error)
+            run.failed[f"kernels: attention by {name}"] = str(error)
             continue
         what = f"attend, count and evict in all layers, {slots} slots, {name}"
         rows.append(_row(what, [step], num_bytes, ours, ceilings))

@@ -8,7 +8,7 @@ from typing import Any
 from kvlite.memory.budget import Budget
 from kvlite.memory.rows import plan_rows
 from kvlite.speed.ceilings import Ceilings
-from parts.rounds import Clock, Timings, in_turns, prompts_of
+from parts.rounds import Run, Timings, in_turns, prompts_of
 from peers.ours import Kvlite
 from peers.peer import Case, Peer, Took
 
@@ -23,8 +23,7 @@ def decode(
     tokens: int,
     rounds: int,
     ceilings: Ceilings,
-    clock: Clock,
-    failed: dict[str, str],
+    run: Run,
 ) -> Rows:
     """One row at a time: tokens per second after the first, and the share of the device's copy bandwidth."""
     rows: Rows = []
@@ -32,7 +31,7 @@ def decode(
         prompts = prompts_of(1, case.context, vocab)
         what = f"decode {case.context}:{case.slots}"
         found = in_turns(peers, lambda peer, case=case, prompts=prompts: peer.answer(prompts, tokens, case),  # type: ignore[misc]
-                         rounds=rounds, clock=clock, what=what, failed=failed)  # fmt: skip
+                         rounds=rounds, run=run, what=what)  # fmt: skip
         reference = found.get("dynamic")
         for name, timings in found.items():
             read = peers[name].read_bytes(case)
@@ -53,15 +52,14 @@ def prefill(
     *,
     vocab: int,
     rounds: int,
-    clock: Clock,
-    failed: dict[str, str],
+    run: Run,
 ) -> Rows:
     """Prompts to their first token: tokens per second and peak bytes."""
     rows: Rows = []
     for case in cases:
         prompts = prompts_of(1, case.context, vocab)
         found = in_turns(peers, lambda peer, case=case, prompts=prompts: peer.answer(prompts, 1, case),  # type: ignore[misc]
-                         rounds=rounds, clock=clock, what=f"prefill {case.context}", failed=failed)  # fmt: skip
+                         rounds=rounds, run=run, what=f"prefill {case.context}")  # fmt: skip
         for name, timings in found.items():
             first_s = timings.median(_first)
             rows.append({
@@ -80,8 +78,7 @@ def batch(
     full_rows: int,
     *,
     rounds: int,
-    clock: Clock,
-    failed: dict[str, str],
+    run: Run,
 ) -> Rows:
     """As many rows as the bytes of `full_rows` whole conversations hold, in bounded slots and in a full cache.
 
@@ -98,9 +95,8 @@ def batch(
             {peer.name: peer},
             lambda peer, prompts=prompts: peer.answer(prompts, new_tokens, case),  # type: ignore[misc]
             rounds=rounds,
-            clock=clock,
+            run=run,
             what=f"batch {case.context}+{new_tokens}",
-            failed=failed,
         )
         rows += [_wave(name, case, new_tokens, budget, timings) for name, timings in found.items()]
     return rows

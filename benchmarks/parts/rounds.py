@@ -14,15 +14,16 @@ from peers.peer import Case, NotAvailable, Peer, Took
 
 
 @dataclass
-class Clock:
-    """The time a run may take; `left_out` says what it did not get to."""
+class Run:
+    """How long a run may go on, what failed in it and why, and what it did not get to."""
 
     ends_s: float
+    failed: dict[str, str] = field(default_factory=dict)
     left_out: list[str] = field(default_factory=list)
 
     @classmethod
-    def of(cls, minutes: float) -> Clock:
-        """A clock that starts now."""
+    def of(cls, minutes: float) -> Run:
+        """A run that starts now."""
         return cls(time.monotonic() + 60 * minutes)
 
     def has_time(self) -> bool:
@@ -57,9 +58,8 @@ def in_turns(
     ask: Callable[[Peer], Took],
     *,
     rounds: int,
-    clock: Clock,
+    run: Run,
     what: str,
-    failed: dict[str, str],
 ) -> dict[str, Timings]:
     """`rounds` rounds of every peer in turn after one that warms up; a peer that fails is left out with its reason.
 
@@ -69,12 +69,12 @@ def in_turns(
     peaks: dict[str, int | None] = {}
     for number in range(rounds + 1):
         for name, peer in peers.items():
-            if f"{what}: {name}" in failed or not clock.has_time():
+            if f"{what}: {name}" in run.failed or not run.has_time():
                 continue
             try:
                 took, peaks[name] = _watched(lambda peer=peer: ask(peer))  # type: ignore[misc]
             except (NotAvailable, torch.OutOfMemoryError) as error:
-                failed[f"{what}: {name}"] = str(error).splitlines()[0]
+                run.failed[f"{what}: {name}"] = str(error).splitlines()[0]
                 if torch.cuda.is_available():
                     torch.cuda.empty_cache()
                 continue
@@ -82,7 +82,7 @@ def in_turns(
                 found[name].append(took)
     measured = {name: Timings(tuple(takes), peaks[name]) for name, takes in found.items() if takes}
     missing = [f"{what}: {name}" for name in peers if name not in measured]
-    clock.left_out += [name for name in missing if name not in failed]
+    run.left_out += [name for name in missing if name not in run.failed]
     return measured
 
 
