@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from kvlite.cache.layer import LayerSlots
 from kvlite.cache.policy import load_policy
@@ -31,35 +31,8 @@ from kvlite.memory.budget import Budget
 from kvlite.memory.format import slot_format
 from kvlite.memory.measure import installed_versions
 from kvlite.memory.plan import CacheSpec, plan_cache
-from kvlite.memory.shape import ModelShape
-from kvlite.models.fusing import fuse
-from kvlite.models.gate import admit
 from kvlite.models.loaded import LoadedModel
-from kvlite.models.seam import register
-
-
-def _shape(
-    hidden: int, intermediate: int, layers: int, heads: int, kv_heads: int, head_dim: int, vocab: int, *, tied: bool
-) -> dict[str, int | bool]:
-    return {
-        "hidden_size": hidden,
-        "intermediate_size": intermediate,
-        "num_hidden_layers": layers,
-        "num_attention_heads": heads,
-        "num_key_value_heads": kv_heads,
-        "head_dim": head_dim,
-        "vocab_size": vocab,
-        "tie_word_embeddings": tied,
-    }
-
-
-SHAPES = {
-    "demo": _shape(128, 352, 4, 4, 2, 32, 1024, tied=True),
-    "qwen2.5-0.5b": _shape(896, 4864, 24, 14, 2, 64, 151936, tied=True),
-    "llama-2-7b": _shape(4096, 11008, 32, 32, 32, 128, 32000, tied=False),
-    "llama-3.1-8b": _shape(4096, 14336, 32, 32, 8, 128, 128256, tied=False),
-}
-WINDOW = 131072
+from peers.shapes import SHAPES, behind_the_gate, random_model
 
 
 @dataclass(frozen=True)
@@ -88,19 +61,8 @@ class Result:
 
 def build(shape: str, device: torch.device, dtype: torch.dtype) -> tuple[LoadedModel, PreTrainedModel]:
     """The model behind kvlite's attention, and another with the same weights for transformers."""
-    models = []
-    for _ in range(2):
-        config = AutoConfig.for_model("llama", **SHAPES[shape], max_position_embeddings=WINDOW, pad_token_id=0)
-        torch.manual_seed(0)
-        with torch.device(device):
-            models.append(AutoModelForCausalLM.from_config(config, dtype=dtype).eval())
-    ours, theirs = models
-    register()
-    name = str(dtype).removeprefix("torch.")
-    facts = ModelShape.from_config({**config.to_dict(), "dtype": name})
-    loaded = fuse(admit(LoadedModel(ours, None, facts, dtype, device, "none")))  # type: ignore[arg-type]
-    theirs.set_attn_implementation("sdpa")
-    return loaded, theirs
+    ours, theirs = random_model(shape, device, dtype), random_model(shape, device, dtype)
+    return behind_the_gate(ours, dtype), theirs
 
 
 def engine_for(loaded: LoadedModel, slots: int, policy_name: str) -> Engine:

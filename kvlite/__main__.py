@@ -1,8 +1,6 @@
 """`python -m kvlite` is the command `kvlite`."""
 
-import sys
-
-from kvlite.cli import main
+from kvlite.cli import run_as_process
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_as_process()

@@ -90,6 +90,15 @@ def test_what_the_readme_says_a_gigabyte_holds(model: str, per_token: str, token
     assert human_bytes(shape.full_cache_bytes(shape.max_positions)) == unbounded
 
 
+def test_the_table_of_decoding_on_a_cpu_is_what_was_measured() -> None:
+    found = json.loads((ROOT / "benchmarks" / "results" / "decode-cpu.json").read_text())["results"]
+    page = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
+    for row in found:
+        ours, theirs, ratio, ceiling = (row[name] for name in ("kvlite", "transformers", "ratio", "ceiling"))
+        line = f"| {row['context']:,} | {row['slots']:,} | {ours:,.0f} | {theirs:,.0f} | {ratio:.2f} | {ceiling:,.0f} |"
+        assert line in page, f"docs/performance.md lacks {line}"
+
+
 def test_the_picture_of_the_training_is_drawn_from_the_log() -> None:
     picture = runpy.run_path(str(ROOT / "docs" / "write_curves.py"))["picture"]()
     svg = ROOT / "docs" / "demo-training.svg"

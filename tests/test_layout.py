@@ -33,6 +33,7 @@ FLOORS = {
     "kvlite.chat": 5,
     "kvlite.batch": 5,
     "kvlite.evaluation": 5,
+    "kvlite.speed": 5,
     "kvlite.cli": 6,
     "kvlite.__main__": 7,
 }

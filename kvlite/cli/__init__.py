@@ -81,6 +81,13 @@ def main(args: Sequence[str] | None = None) -> int:
     return code
 
 
+def run_as_process() -> NoReturn:
+    """Run the program with the process's own arguments and end the process."""
+    from kvlite.cli.heavy import leave
+
+    leave(main())
+
+
 def _run(args: list[str], call: Invocation) -> int:
     command = typer.main.get_command(app)
     instruction = os.environ.get(f"_{PROGRAM.upper()}_COMPLETE")

@@ -30,6 +30,7 @@ COMMANDS: Mapping[str, Entry] = {
     "batch": Entry("kvlite.cli.batch", "batch", "Answer a file of prompts; resumes where it stopped."),
     "plan": Entry("kvlite.cli.plan", "plan", "What fits: weights, KV cache and context, before anything is loaded."),
     "eval": Entry("kvlite.cli.eval", "eval_", "Measure what a KV budget costs, and which policy to use."),
+    "bench": Entry("kvlite.cli.bench", "bench", "Measure how fast a model runs here, beside what the device can do."),
     "report": Entry("kvlite.cli.report", "report", "Show what a past run took, predicted and measured."),
     "pull": Entry("kvlite.cli.pull", "pull", "Download a model."),
     "ls": Entry("kvlite.cli.ls", "ls", "List the models that are here."),

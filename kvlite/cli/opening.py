@@ -123,6 +123,9 @@ def open_model(
     `batch_size` caps the rows, None leaves their number to the device. Raises the KvliteError that says what is wrong.
     """
     from kvlite.cache.policy import load_policy
+    from kvlite.cli.heavy import load_engine
+
+    load_engine()
     from kvlite.engine.engine import Engine
 
     policy = load_policy(options.kv_policy)

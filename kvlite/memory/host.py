@@ -1,7 +1,9 @@
-"""How much memory this machine has left for us, within the limits of the control groups this process is in."""
+"""What this machine says of itself and this process: the memory left, within the limits of control groups, and age."""
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +27,16 @@ def available_bytes(root: Path = Path("/")) -> int:
     """Bytes this process can still take: MemAvailable, or less where a control group limits it. `root` is for tests."""
     groups = (max(0, limit - used) for limit, used in _group_limits(root))
     return min((_machine_available(root), *groups))
+
+
+def process_age_s() -> float | None:
+    """Seconds since this process began, to a hundredth; None where the system does not tell."""
+    told = _read(Path("/proc/self/stat"))
+    clock = getattr(time, "CLOCK_BOOTTIME", None)
+    if told is None or clock is None:
+        return None
+    began_ticks = int(told.rpartition(")")[2].split()[19])
+    return max(0.0, time.clock_gettime(clock) - began_ticks / os.sysconf("SC_CLK_TCK"))
 
 
 def _machine_available(root: Path) -> int:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ class LoadedModel:
 
     `rotations` maps layers to their Rotation; None where the positions cannot be re-rotated, so that a conversation
     ends with the model's window. `state` is the constant-size state of hybrids, which then run one row at a time.
-    `fused` names the patches of fusing.py in force.
+    `fused` names the patches of fusing.py in force. `stages` are the seconds loading took, by stage.
     """
 
     model: PreTrainedModel
@@ -36,6 +37,7 @@ class LoadedModel:
     rotations: dict[int, Rotation | None] | None = None
     state: HybridState | None = None
     fused: tuple[str, ...] = ()
+    stages: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def dtype_name(self) -> str:

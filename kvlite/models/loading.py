@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from pickle import PickleError
 from typing import Any
@@ -24,6 +24,7 @@ from kvlite.models.hybrid import HybridState
 from kvlite.models.loaded import LoadedModel
 from kvlite.models.quantised import quantisation, refuse_quantisation
 from kvlite.models.seam import register
+from kvlite.models.stages import Stages
 
 _PARSER_ERRORS = (
     OSError,
@@ -85,13 +86,20 @@ def load(folder: Path, config: Mapping[str, Any], options: LoadOptions) -> Loade
     transformers_logging.disable_progress_bar()
     refuse_quantisation(folder, config, options.quant)
     register()
+    stages = Stages()
     tokenizer = load_tokenizer(folder, trust_remote_code=options.trust_remote_code)
+    stages.passed("tokenizer")
     model = _model(folder, options, dtype, device)
+    stages.passed("weights")
     text_config = model.config.get_text_config()
     state = HybridState(text_config) if shape.has_state else None
     _require_vocabulary(model.config, tokenizer)
     loaded = admit(LoadedModel(model, tokenizer, shape, dtype, device, options.quant, state=state))
-    return fuse(loaded) if options.fuse else loaded
+    stages.passed("gate")
+    if options.fuse:
+        loaded = fuse(loaded)
+        stages.passed("fusing")
+    return replace(loaded, stages=stages.seconds)
 
 
 def _dtype(name: str, shape: ModelShape, device: torch.device) -> torch.dtype:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
 
-from kvlite.memory.host import available_bytes
+from kvlite.memory.host import available_bytes, process_age_s
 
 MEMINFO = "MemTotal:       16000000 kB\nMemFree: 1000 kB\nMemAvailable:   8000000 kB\n"
 
@@ -61,3 +62,10 @@ def test_a_strange_group_file_is_passed_over(tmp_path: Path, text: str) -> None:
 
 def test_this_machine_has_some() -> None:
     assert available_bytes() > 0
+
+
+def test_a_process_ages_from_its_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    age_s = process_age_s()
+    assert age_s is not None and 0 < age_s < time.clock_gettime(time.CLOCK_BOOTTIME)
+    monkeypatch.setattr("kvlite.memory.host._read", lambda path: None)
+    assert process_age_s() is None

@@ -1,0 +1,84 @@
+"""kvlite's engine as a peer: the same weights in slots of a fixed number of bytes."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+import torch
+
+from kvlite.cache.policy import load_policy
+from kvlite.engine.engine import Engine
+from kvlite.engine.request import Completion, Request
+from kvlite.errors import KvliteError
+from kvlite.memory.budget import Budget
+from kvlite.memory.format import slot_format
+from kvlite.memory.plan import CacheSpec, plan_cache
+from kvlite.models.loaded import LoadedModel
+from kvlite.speed.roofline import weights_read_bytes
+from peers.peer import Case, NotAvailable, Took
+
+
+@dataclass
+class Kvlite:
+    """One policy, slot format and set of kernels; an engine is built for each case and number of rows."""
+
+    loaded: LoadedModel
+    shape: str
+    policy: str = "heavy-hitter"
+    kv_dtype: str = "auto"
+    kernels: str = "auto"
+    name: str = "kvlite"
+    note: str = field(default="", init=False)
+    _built: tuple[tuple[int, int], Engine] | None = field(default=None, init=False)
+
+    def spec(self) -> CacheSpec:
+        """The cache, whatever its size."""
+        policy = load_policy(self.policy)
+        stored = slot_format(self.kv_dtype, self.loaded.dtype_name)
+        return CacheSpec(stored, policy.state_bytes_per_slot, policy.min_slots(), policy.evicts)
+
+    def engine(self, slots: int, rows: int = 1) -> Engine:
+        """An engine of `rows` rows of `slots` slots; the last one asked for is kept. Raises NotAvailable."""
+        if self._built is None or self._built[0] != (slots, rows):
+            self._built = None  # its slots are free before the next are taken
+            spec = self.spec()
+            plan = plan_cache(self.loaded.shape, Budget.parse(f"{slots}tok"), spec, rows=rows, free_bytes=None)
+            try:
+                engine = Engine(self.loaded, plan, load_policy(self.policy), spec.slot_format, kernels=self.kernels)
+            except KvliteError as error:
+                raise NotAvailable(str(error)) from error
+            self.note = f"{self.policy}, {engine.cache.kernels.name} kernels, slots in {spec.slot_format.name}"
+            self._built = ((slots, rows), engine)
+        return self._built[1]
+
+    def answer(self, prompts: list[list[int]], tokens: int, case: Case) -> Took:
+        """As `Peer.answer`; the engine admits all prompts and decodes them together."""
+        engine = self.engine(case.slots, len(prompts))
+        requests = [Request(str(row), tuple(prompt), max_tokens=tokens) for row, prompt in enumerate(prompts)]
+        start = time.perf_counter()
+        first_s, waiting = 0.0, len(prompts)
+        answers: dict[str, list[int]] = {}
+        for event in engine.run(requests):
+            if isinstance(event, Completion) and event.error is not None:
+                raise NotAvailable(str(event.error))
+            if isinstance(event, Completion):
+                answers[event.request_id] = list(event.ids)
+            elif event.index == 0:
+                waiting -= 1
+                if not waiting:
+                    first_s = time.perf_counter() - start
+        return Took(first_s, time.perf_counter() - start, tokens, [answers[request.id] for request in requests])
+
+    def read_bytes(self, case: Case) -> int | None:
+        """Weights once, and the live slots with what the policy keeps."""
+        layers = self.engine(case.slots).cache.layers.values()
+        weights = weights_read_bytes(self.loaded)
+        live = sum(layer.slot_bytes * min(layer.slots, case.context) for layer in layers)
+        return None if weights is None else weights + live
+
+    def close(self) -> None:
+        """Let go of the slots."""
+        self._built = None
+        if self.loaded.device.type == "cuda":
+            torch.cuda.empty_cache()

@@ -1,0 +1,48 @@
+"""What every engine can be asked, and how long it took."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+
+@dataclass(frozen=True)
+class Case:
+    """A prompt of `context` tokens; an engine with a bounded cache keeps `slots` of them per KV head."""
+
+    context: int
+    slots: int
+
+
+@dataclass(frozen=True)
+class Took:
+    """Seconds to the first token, and to the last of `tokens` of each row, and the ids of each; none if not told."""
+
+    first_s: float
+    total_s: float
+    tokens: int
+    ids: list[list[int]]
+
+    @property
+    def step_s(self) -> float:
+        """Seconds of one decode step of all rows."""
+        return (self.total_s - self.first_s) / (self.tokens - 1)
+
+
+class NotAvailable(Exception):
+    """An engine cannot run here; the message says why."""
+
+
+class Peer(Protocol):
+    """An engine with weights; `note` is what a reader must know to compare it, empty where nothing."""
+
+    name: str
+    note: str
+
+    def answer(self, prompts: list[list[int]], tokens: int, case: Case) -> Took:
+        """Generate `tokens` greedily from prompts of one length, all at once. Raises NotAvailable where it cannot."""
+        ...
+
+    def read_bytes(self, case: Case) -> int | None:
+        """Bytes one step has to read: weights, and keys and values; None where it does not know."""
+        ...

@@ -1,0 +1,1 @@
+"""Where the time of a run goes: start-up, prompts, decoding beside the device's own limits, and its drift."""

@@ -1,0 +1,77 @@
+"""Decoding, step by step, from a conversation of a given length on."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from itertools import pairwise
+from random import Random
+
+from kvlite.engine.engine import Engine, RowSnapshot
+from kvlite.engine.request import Completion, Request, Token
+from kvlite.memory.counts import KVCounts
+from kvlite.speed.ahead import fast_forward
+from kvlite.speed.spread import Spread
+
+WARM_STEPS = 2
+"""Steps before those that count: the first feeds what was waiting, the next meets new shapes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """Decoding after `tokens_seen` tokens, with `slots_live` per head: a step's time, and the bytes it has to read.
+
+    `read_bytes` is None where it is not known which weights a token reads.
+    """
+
+    tokens_seen: int
+    slots_live: int
+    step: Spread
+    read_bytes: int | None
+
+    @property
+    def tokens_s(self) -> float:
+        """Tokens per second at the median."""
+        return 1.0 / self.step.median_s
+
+    @property
+    def bytes_s(self) -> float | None:
+        """Bytes per second that the tokens needed, at the median."""
+        return None if self.read_bytes is None else self.read_bytes / self.step.median_s
+
+
+def random_ids(count: int, vocab: int, seed: int) -> tuple[int, ...]:
+    """Token ids without meaning, the same for the same seed."""
+    rng = Random(seed)
+    return tuple(rng.randrange(vocab) for _ in range(count))
+
+
+def step_times(engine: Engine, held: RowSnapshot, seen: int, steps: int, seed: int) -> tuple[list[float], KVCounts]:
+    """Seconds of each of `steps` decode steps of a conversation put at `seen` tokens, and what it held at their start.
+
+    `held` is a row that was fed a few tokens. Raises what the engine could not do.
+    """
+    fast_forward(engine, 0, held, seen, seed)
+    counts = engine.counts(0)
+    request = Request("steps", random_ids(1, engine.loaded.shape.vocab, seed), max_tokens=steps + WARM_STEPS, row=0)
+    stamps = []
+    for event in engine.run([request]):
+        stamps.append(time.perf_counter())
+        if isinstance(event, Completion) and event.error is not None:
+            raise event.error
+    stamps.pop()  # the completion's
+    times = [end - start for start, end in pairwise(stamps)]
+    return times[WARM_STEPS - 1 :], counts
+
+
+def first_token_s(engine: Engine, ids: tuple[int, ...]) -> float:
+    """Seconds from a prompt to its first token, in row 0, which starts empty. Raises what the engine could not do."""
+    start = time.perf_counter()
+    took = 0.0
+    engine.reset(0)
+    for event in engine.run([Request("prompt", ids, max_tokens=1, row=0)]):
+        if isinstance(event, Token):
+            took = time.perf_counter() - start
+        elif event.error is not None:
+            raise event.error
+    return took

@@ -1,0 +1,118 @@
+"""What a reader sees of a bench report: a headline and tables of text. Loads no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from kvlite.memory.format import human_bytes
+
+if TYPE_CHECKING:
+    from kvlite.speed.decoding import Point
+    from kvlite.speed.report import BenchReport
+    from kvlite.speed.spread import Spread
+
+UNKNOWN = "-"
+
+
+class Table(NamedTuple):
+    """Columns and rows of text, and a line below, empty where there is nothing to add."""
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    note: str = ""
+
+
+def headline(report: BenchReport) -> str:
+    """Which model, in which cache, on what."""
+    subject = report.subject
+    versions = " ".join(f"{name} {subject.versions.get(name, '?')}" for name in ("kvlite", "torch", "transformers"))
+    weights = subject.dtype if subject.quant == "none" else subject.quant
+    cache = f"KV {human_bytes(subject.reserved_bytes)} = {subject.slots:,} tok · policy {subject.policy}"
+    threads = f", {subject.threads} threads" if subject.device == "cpu" else ""
+    place = f"{subject.device_name}{threads} ({subject.kernels})"
+    return f"{subject.model} · {weights} · {cache} · {place} · {versions}"
+
+
+def ceilings_line(report: BenchReport) -> str:
+    """What the device can do at best, in this run."""
+    found = report.measurement.ceilings
+    assert found is not None
+    flops = f"{found.flop_s / 1e12:.3g} TFLOP/s in {found.dtype}"
+    return f"this device copies {_rate(found.copy_bytes_s)} and multiplies at {flops}, measured in this run"
+
+
+def tables(report: BenchReport) -> list[Table]:
+    """Everything below the headline; a table with nothing to say is left out."""
+    return [table for table in (_start(report), _prompts(report), _decoding(report), _drift(report), _memory(report))
+            if table.rows]  # fmt: skip
+
+
+def _start(report: BenchReport) -> Table:
+    rows = [(name, f"{seconds:.3f} s") for name, seconds in report.stages.items()]
+    return Table(("START-UP", "TOOK"), (*rows, ("together", f"{report.start_s:.3f} s")))
+
+
+def _prompts(report: BenchReport) -> Table:
+    rows = tuple(
+        (f"{prompt.tokens:,} tok", f"{prompt.tokens_s:,.0f}", _ms(took.median_s), _between(took))
+        for prompt, took in ((prompt, prompt.first_token) for prompt in report.measurement.prompts)
+    )
+    return Table(("PROMPT", "TOK/S", "FIRST TOKEN", "ROUNDS BETWEEN"), rows)
+
+
+_POINT = ("SLOTS LIVE", "TOK/S", "A STEP", "99 %", "ROUNDS BETWEEN", "READS", "USES", "OF COPY")
+
+
+def _decoding(report: BenchReport) -> Table:
+    return Table(("DECODING AFTER", *_POINT), _points(report, report.measurement.decoding))
+
+
+def _drift(report: BenchReport) -> Table:
+    found = report.measurement
+    note = ""
+    if found.drift_share is not None:
+        first, last = found.drift[0], found.drift[-1]
+        note = f"drift from {first.tokens_seen:,} to {last.tokens_seen:,} tokens: {found.drift_share:+.1%} per token"
+    return Table(("ALL SLOTS FULL, AFTER", *_POINT), _points(report, found.drift), note)
+
+
+def _points(report: BenchReport, points: Sequence[Point]) -> tuple[tuple[str, ...], ...]:
+    return tuple(
+        (
+            f"{point.tokens_seen:,} tok",
+            f"{point.slots_live:,}",
+            f"{point.tokens_s:,.1f}",
+            _ms(point.step.median_s),
+            _ms(point.step.p99_s),
+            _between(point.step),
+            UNKNOWN if point.read_bytes is None else human_bytes(point.read_bytes),
+            UNKNOWN if point.bytes_s is None else _rate(point.bytes_s),
+            UNKNOWN if (share := report.share(point)) is None else f"{share:.1%}",
+        )
+        for point in points
+    )
+
+
+def _memory(report: BenchReport) -> Table:
+    names = dict.fromkeys((*report.predicted, *report.measured))
+    rows = [(name, _bytes(report.predicted.get(name)), _bytes(report.measured.get(name))) for name in names]
+    what = "resident set" if report.subject.device == "cpu" else "allocated on the device"
+    peaks = ", ".join(f"{phase} {human_bytes(peak)}" for phase, peak in report.peaks.items())
+    return Table(("MEMORY", "PLANNED", "MEASURED"), tuple(rows), f"peaks ({what}): {peaks}")
+
+
+def _bytes(count: int | None) -> str:
+    return UNKNOWN if count is None else f"{human_bytes(count)} ({count:,} B)"
+
+
+def _ms(seconds: float) -> str:
+    return f"{seconds * 1e3:,.3g} ms" if seconds < 0.1 else f"{seconds * 1e3:,.0f} ms"
+
+
+def _between(spread: Spread) -> str:
+    return f"{_ms(spread.low_s)} - {_ms(spread.high_s)}"
+
+
+def _rate(bytes_s: float) -> str:
+    return f"{bytes_s / 1e9:,.2f} GB/s"
