@@ -89,14 +89,25 @@ def by_position(tokens: Sequence[Token], now: int) -> list[float]:
     return [token.position for token in tokens]
 
 
-def heavy_hitter(horizon: int = 1024, decay: float = 1.0, heads: str = "mean", lengths: bool = False) -> Rule:
-    """Mass per token of age, four sinks, a quarter of the slots recent but at least four."""
+def shared(tokens: Sequence[Token], values: Sequence[float], pooled: int) -> list[float]:
+    """The mean of the values of the tokens at most half of `pooled` positions away."""
+    near = [
+        [v for t, v in zip(tokens, values, strict=True) if abs(t.position - token.position) <= pooled // 2]
+        for token in tokens
+    ]
+    return [math.fsum(values) / len(values) for values in near]
+
+
+def heavy_hitter(
+    horizon: int = 1, decay: float = 0.95, heads: str = "mean", lengths: bool = False, pooled: int = 9
+) -> Rule:
+    """Fading mass shared with neighbours, four sinks, a quarter of the slots recent but at least four."""
 
     def rank(tokens: Sequence[Token], now: int) -> list[float]:
         rates = [token.known / min(now - token.position, horizon) for token in tokens]
-        return (
-            [rate * math.hypot(*token.value) for rate, token in zip(rates, tokens, strict=True)] if lengths else rates
-        )
+        if lengths:
+            rates = [rate * math.hypot(*token.value) for rate, token in zip(rates, tokens, strict=True)]
+        return shared(tokens, rates, pooled)
 
     return Rule(rank, lambda slots: max(4, slots // 4), 4, decay=decay, heads=heads)
 
@@ -115,8 +126,7 @@ def snapkv(window: int = 32, pooled: int = 5) -> Rule:
     """What the last `window` queries look at, averaged over neighbours, and those queries' own tokens."""
 
     def rank(tokens: Sequence[Token], now: int) -> list[float]:
-        near = [[t.known for t in tokens if abs(t.position - token.position) <= pooled // 2] for token in tokens]
-        return [math.fsum(known) / len(known) for known in near]
+        return shared(tokens, by_sum(tokens, now), pooled)
 
     return Rule(rank, lambda slots: min(window, slots // 2), observed=window)
 

@@ -36,8 +36,12 @@ from tests.parity.compare import assert_parity
 
 POLICIES: dict[str, tuple[Policy, Rule]] = {
     "heavy-hitter": (HeavyHitter(), simulation.heavy_hitter()),
+    "heavy-hitter, by age": (
+        HeavyHitter(decay=1.0, pooled=1, horizon=1024),
+        simulation.heavy_hitter(decay=1.0, pooled=1, horizon=1024),
+    ),
     "heavy-hitter, short horizon": (HeavyHitter(horizon=9), simulation.heavy_hitter(horizon=9)),
-    "heavy-hitter, decay": (HeavyHitter(decay=0.9), simulation.heavy_hitter(decay=0.9)),
+    "heavy-hitter, decay": (HeavyHitter(decay=0.9, pooled=1), simulation.heavy_hitter(decay=0.9, pooled=1)),
     "heavy-hitter, most of a group": (HeavyHitter(heads="max"), simulation.heavy_hitter(heads="max")),
     "heavy-hitter, value norm": (HeavyHitter(value_norm=True), simulation.heavy_hitter(lengths=True)),
     "h2o": (H2O(), simulation.H2O),

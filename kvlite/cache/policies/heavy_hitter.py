@@ -1,11 +1,13 @@
 """Heavy hitters, the default: H2O (https://arxiv.org/abs/2306.14048) with its known defects repaired.
 
     s_j  <-  decay * s_j + mean over the group of sum over the queries of A[h, t, j]
-    rank_j = s_j / min(age_j, horizon), with `value_norm` times |v_j|
+    rank_j = mean over the `pooled` positions around j of s / min(age, horizon), with `value_norm` times |v|
 
 Departures from the published method, each for a measured defect of it:
-* Age normalisation. A plain sum favours early tokens, which have been summed for longest, until nothing new can stay;
-  a token's mass is divided by how long it has been collecting, at most `horizon` tokens (1: not at all).
+* The sum fades. A plain sum favours early tokens, which have been summed for longest, until nothing new can stay, and
+  what an old question looked at says little of the next one. `horizon` divides by age instead (1: not at all).
+* Neighbours share (as in SnapKV, https://arxiv.org/abs/2404.14469). Attention falls on one token of what was said;
+  alone it is of no use, so that spans stay and not single tokens. Fading and sharing only help together.
 * Grace. A new token has received next to nothing and would be the next victim; the recent window covers at least
   `grace` tokens whatever the budget.
 * Grouped-query attention. Scores belong to KV heads: the mean over the query heads that share one; `heads="max"` takes
@@ -28,23 +30,27 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class HeavyHitter(Policy):
-    """Keep the tokens with most attention per token of age; `recent_share` of the slots are the recent window."""
+    """Keep the spans with most attention lately; `recent_share` of the slots are the recent window."""
 
     name: ClassVar[str] = "heavy-hitter"
-    summary: ClassVar[str] = "H2O repaired: attention mass per token of age, sinks, a recent window (the default)"
+    summary: ClassVar[str] = (
+        "H2O repaired: attention that fades, shared by neighbours, sinks, a recent window (the default)"
+    )
     statistic: ClassVar[Statistic] = Statistic.MASS
 
-    horizon: int = 1024
+    decay: float = 0.95
+    horizon: int = 1
     grace: int = 4
     recent_share: float = 0.25
     value_norm: bool = False
-    pooled: int = 1
+    pooled: int = 9
 
     def __post_init__(self) -> None:
         Policy.__post_init__(self)
         self._check("horizon", self.horizon >= 1, "1 or more")
         self._check("grace", self.grace >= 1, "1 or more")
         self._check("recent_share", 0 <= self.recent_share < 1, "0 or more and less than 1")
+        self._check("pooled", self.pooled >= 1 and self.pooled % 2 == 1, "an odd number of positions")
 
     @property
     def needs_value_norm(self) -> bool:
