@@ -126,6 +126,8 @@ def eval_(
         allow_pickle=allow_pickle,
         offline=offline,
     )
+    asked.check()
+    opt.announce_built_in(model)
     evaluate(asked, options, opt.console())
 
 

@@ -66,10 +66,10 @@ class Suite:
         """The conversations, each cut where `text` counts `length` tokens."""
         write = WRITERS.get(self.name, write_recall)
         sample = write(f"{self.seed}/length", _SAMPLE_TURNS, self.split)
-        a_turn = max(1.0, sum(lengths(text, sample)) / len(sample.turns))
+        a_turn = max(1.0, sum(_sizes(text, sample)) / len(sample.turns))
         turns = max(1, int(self.length / a_turn))
         written = (write(f"{self.seed}/{self.name}/{number}", turns, self.split) for number in range(self.count))
-        return [conversation.first(_fitting(lengths(text, conversation), self.length)) for conversation in written]
+        return [conversation.first(_fitting(_sizes(text, conversation), self.length)) for conversation in written]
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,9 +112,13 @@ def _all_but(first: int, length: int) -> tuple[bool, ...]:
     return (False,) * first + (True,) * (length - first)
 
 
-def lengths(text: ChatText, conversation: Conversation) -> list[int]:
+def turn_tokens(text: ChatText, conversation: Conversation) -> tuple[tuple[int, int], ...]:
     """Tokens of each turn as written: the user's message in the template, and the right answer."""
-    return [len(prompt) + len(answer) for prompt, answer in _encoded(text, conversation)]
+    return tuple((len(prompt), len(answer)) for prompt, answer in _encoded(text, conversation))
+
+
+def _sizes(text: ChatText, conversation: Conversation) -> list[int]:
+    return [prompt + answer for prompt, answer in turn_tokens(text, conversation)]
 
 
 def _fitting(sizes: Sequence[int], limit: int) -> int:

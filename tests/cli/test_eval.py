@@ -9,7 +9,7 @@ import pytest
 
 from kvlite.cli import main
 
-SMALL = ["eval", "--conversations", "2", "--length", "500", "--kv-budget", "40tok", "--policy", "window"]
+SMALL = ["eval", "demo", "--conversations", "2", "--length", "500", "--kv-budget", "40tok", "--policy", "window"]
 
 
 def test_measures_recall_and_forced_text_and_resumes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -41,7 +41,7 @@ def test_measures_recall_and_forced_text_and_resumes(tmp_path: Path, capsys: pyt
     ids=lambda value: str(value),
 )
 def test_bad_input_is_one_line(args: list[str], code: int, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["eval", "--conversations", "1", "--length", "100", *args]) == code
+    assert main(["eval", "demo", "--conversations", "1", "--length", "100", *args]) == code
     captured = capsys.readouterr()
     assert captured.out == ""
     assert len(captured.err.strip().splitlines()) == 1
