@@ -155,7 +155,7 @@ def round_ticks(lowest: float, highest: float) -> list[float]:
     power: float = 10.0 ** math.floor(math.log10(rough))
     step = next(step for step in (power, 2 * power, 2.5 * power, 5 * power, 10 * power) if step >= rough * (1 - 1e-9))
     first, last = math.floor(lowest / step + 1e-9), math.ceil(highest / step - 1e-9)
-    return [round(number * step, 12) for number in range(first, max(last, first + 1) + 1)]
+    return [float(f"{number * step:.12g}") for number in range(first, max(last, first + 1) + 1)]
 
 
 def _label(summary: Summary, value: float) -> str:

@@ -83,7 +83,7 @@ class Task:
     def place(self, variant: Variant, tokens: int) -> Placed:
         """The variant where the longest conversation has `tokens` tokens. Raises CapacityError."""
         window = self.subject.loaded.window
-        most = 2 * self.tokens  # a model may say more than the right answers
+        most = 2 * max(self.suite.length, self.tokens)  # a model may say more than the right answers
         return variant.place(self.subject.loaded.shape, tokens, most if window is None else min(most, window))
 
     def unit(self, placed: Placed, number: int) -> dict[str, object]:

@@ -61,9 +61,9 @@ def table(summary: Summary) -> Table:
     first = summary.reference
     parts = {part.upto: part.label for line in summary.lines for part in line.parts}
     figures = tuple(_TITLES[name] for name in first.figures)
-    columns = ("POLICY", "BUDGET", "SLOTS", "T", *figures, *parts.values())
+    columns = ("POLICY", "BUDGET", "T", "SLOTS", *figures, *parts.values())
     rows = tuple(_row(line, tuple(parts)) for line in summary.lines)
-    return Table(summary.result.suite.name, _about(summary), columns, rows, verdict(summary))
+    return Table(summary.result.suite.name, _about(summary), columns, rows, verdict(summary), fixed=3)
 
 
 def kinds_table(summary: Summary) -> Table | None:
@@ -105,8 +105,8 @@ def _row(line: Line, uptos: tuple[int | None, ...]) -> tuple[str, ...]:
     return (
         placed.variant.name,
         placed.budget_text,
-        f"{placed.plan.slots:,}",
         "any" if is_any else str(placed.plan.chunk),
+        f"{placed.plan.slots:,}",
         *(_figure(name, estimate) for name, estimate in line.figures.items()),
         *(_value(main, by_upto[upto]) if upto in by_upto else "-" for upto in uptos),
     )

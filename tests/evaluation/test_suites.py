@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 from kvlite.demo.facts import FACTS
 from kvlite.evaluation.conversation import Conversation, Probe
-from kvlite.evaluation.intervals import bootstrap, wilson
 from kvlite.evaluation.recall import write_recall
 from kvlite.evaluation.suites import WRITERS, Writer
 
@@ -76,16 +75,3 @@ def recalls(count: int) -> list[Conversation]:
 
 def kinds(conversation: Conversation) -> list[str]:
     return [probe.kind for _, probe in conversation.probes]
-
-
-def test_wilsons_interval_holds_the_share_and_is_never_empty() -> None:
-    for right in range(11):
-        found = wilson(right, 10)
-        assert 0 <= found.low <= found.value <= found.high <= 1 and found.low < found.high
-
-
-def test_a_bootstrap_is_a_function_of_its_seed() -> None:
-    items = [1.0, 2.0, 5.0, 9.0]
-    first = bootstrap(items, lambda drawn: sum(drawn) / len(drawn), 3)
-    assert first == bootstrap(items, lambda drawn: sum(drawn) / len(drawn), 3)
-    assert first.low < first.value < first.high
