@@ -22,7 +22,7 @@ from pathlib import Path
 from tiered_slots import Tiered, num_exact, tiered
 
 from kvlite.cache.policy import load_policy
-from kvlite.cli.opening import ModelOptions, chat_text, free_bytes, load_model, weights_identity
+from kvlite.cli.loading import ModelOptions, chat_text, free_bytes, load_model, weights_identity
 from kvlite.console import Console
 from kvlite.evaluation.evaluation import Measured, SuiteResult
 from kvlite.evaluation.intervals import Estimate

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 from kvlite.errors import OutputError, UsageError
 
 if TYPE_CHECKING:
-    from kvlite.cli.opening import ModelOptions
+    from kvlite.cli.loading import ModelOptions
     from kvlite.console import Console
     from kvlite.evaluation.evaluation import Evaluation
     from kvlite.evaluation.report import Report
@@ -131,7 +131,7 @@ def _share(text: str) -> Budget:
 
 def evaluate(asked: Asked, options: ModelOptions, out: Console) -> None:
     """Load the model, measure, and write table or JSON to stdout and the page to its file."""
-    from kvlite.cli.opening import chat_text, free_bytes, load_model, model_name, weights_identity
+    from kvlite.cli.loading import chat_text, free_bytes, load_model, model_name, weights_identity
     from kvlite.evaluation.evaluation import Evaluation
     from kvlite.evaluation.journal import Journal
     from kvlite.evaluation.tasks import Subject

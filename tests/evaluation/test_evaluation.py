@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvlite.cache.policy import load_policy
-from kvlite.cli.opening import ModelOptions, chat_text, load_model
+from kvlite.cli.loading import ModelOptions, chat_text, load_model
 from kvlite.console import Console
 from kvlite.evaluation import evaluation as timing
 from kvlite.evaluation.evaluation import Clock, Evaluation, Pace

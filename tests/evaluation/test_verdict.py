@@ -57,11 +57,12 @@ def test_what_chance_explains_is_not_told_apart() -> None:
     assert "But window cannot be told from it at 50%, with 100 questions." in said
 
 
-def test_a_policy_that_is_better_at_another_budget_is_named_there() -> None:
+def test_where_no_policy_is_the_best_at_every_budget_each_budget_has_its_own() -> None:
     others = {("window", "20%"): answered([WRONG] * 20), ("h2o", "20%"): answered(PERFECT),
               ("window", "50%"): answered(PERFECT), ("h2o", "50%"): answered([[True] * 4 + [False]] * 20)}  # fmt: skip
     said = verdict(summary(answered(PERFECT), others))
-    assert said.startswith("Use h2o") and "But window is better at 50%" in said
+    assert said.startswith("At 20% use h2o: 100% of what the full cache answers")
+    assert " At 50% use window: 100% of" in said
 
 
 def test_of_several_t_the_smallest_decides_as_in_decoding() -> None:
@@ -88,3 +89,14 @@ def test_the_recommended_policy_has_the_highest_mean_and_a_doubt_never_names_it(
     chosen = said.removeprefix("Use ").split(":")[0]
     assert chosen in winners
     assert chosen not in said.partition(" But ")[2]
+
+
+def test_at_a_budget_of_its_own_a_policy_is_told_from_the_others_too() -> None:
+    half = [[True] * 2 + [False] * 3] * 20
+    others = {("window", "20%"): answered([WRONG] * 20), ("h2o", "20%"): answered(PERFECT),
+              ("window", "50%"): answered(PERFECT), ("h2o", "50%"): answered(half), ("tova", "50%"): answered(PERFECT),
+              ("tova", "20%"): answered([WRONG] * 20)}  # fmt: skip
+    said = verdict(summary(answered(PERFECT), others))
+    assert said.endswith(
+        "At 50% use window: 100% of what the full cache answers [96% to 100%] (tova cannot be told from it)."
+    )
