@@ -11,8 +11,9 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
+from kvlite.cache.cache import SlotCache
+from kvlite.cache.layer import LayerSlots
 from kvlite.cache.policy import Candidates
-from kvlite.cache.slots import LayerSlots
 from kvlite.cache.step import Step
 from kvlite.cache.store import DenseStore
 from kvlite.engine.engine import Engine
@@ -23,7 +24,7 @@ from kvlite.memory.plan import largest, most_slots
 from kvlite.memory.shape import LayerShape, ModelShape
 from kvlite.models.loaded import LoadedModel
 from kvlite_kernels.lowbit import hadamard, quantise
-from kvlite_kernels.reference import Geometry, Vectors
+from kvlite_kernels.reference import Vectors
 
 EXACT, LOW = FORMATS["bfloat16"], FORMATS["int4"]
 
@@ -41,63 +42,78 @@ class RoundedStore(DenseStore):
         return q, k.bfloat16().to(self.k.dtype), v.bfloat16().to(self.v.dtype)
 
 
-class TieredSlots(LayerSlots):
-    """Slots of which at most `num_exact` per head are exact.
+class TieredLayer:
+    """Slots of a layer of which at most `num_exact` per head are exact.
 
     `coded` int32 [B, H_KV, S + 1] is the position of the token that was rounded in a slot, so that a slot with another
     token is exact again.
     """
 
     def __init__(self, layer: LayerSlots, num_exact: int) -> None:
-        rows, _, slots = layer.pos.shape
-        dtype, device = layer.store.tensors["k"].dtype, layer.pos.device
-        self.floats = RoundedStore(layer.shape, rows, slots, dtype, device)
-        super().__init__(0, layer.shape, layer.slots, rows, layer.policy, self.floats, layer.kernels)
-        self.rotation = layer.rotation
-        self.num_exact = num_exact
-        self.coded = torch.full_like(self.pos, -1)
-
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, step: Step, geometry: Geometry) -> Tensor:
-        out = super().attend(q, k, v, step, geometry)
-        self._demote(step)
-        return out
-
-    def reset(self, row: int, live: int) -> None:
-        super().reset(row, live)
-        self.coded[row].fill_(-1)
-
-    def rerotate(self, row: int, live: int, end: int) -> None:
-        """As LayerSlots; a rounded key that turns is rounded once more."""
-        before = self.rot[row].clone()
-        super().rerotate(row, live, end)
-        turned = (self.coded[row] == self.pos[row]) & (self.pos[row] >= 0) & (self.rot[row] != before)
-        self.floats.k[row][turned] = as_int4(self.floats.k[row][turned])
+        assert isinstance(layer.store, DenseStore)
+        self.layer, self.num_exact = layer, num_exact
+        layer.store = self.floats = RoundedStore(layer.store.k, layer.store.v)
+        self.coded = torch.full_like(layer.pos, -1)
 
     def is_exact(self, rows: slice) -> Tensor:
         """Which slots hold a token that was never rounded: bool [n, H_KV, S]."""
-        pos = self.pos[rows, :, : self.slots]
-        return (pos >= 0) & (self.coded[rows, :, : self.slots] != pos)
+        pos = self.layer.pos[rows, :, :-1]
+        return (pos >= 0) & (self.coded[rows, :, :-1] != pos)
 
-    def _demote(self, step: Step) -> None:
+    def demote(self, step: Step) -> None:
         """Round what is not among the best `num_exact` of the exact slots of the rows that were fed."""
-        rows, slots = step.rows, slice(self.slots)
+        rows = step.rows
         exact = self.is_exact(rows)
         fed = (step.pos[:, -1] >= 0)[:, None, None]
-        best = self._rank(rows, step).masked_fill(~exact, -torch.inf).topk(min(self.num_exact, self.slots), -1).indices
+        kept = min(self.num_exact, self.layer.slots)
+        best = self._rank(rows, step).masked_fill(~exact, -torch.inf).topk(kept, -1).indices
         leaving = exact.scatter(-1, best, False) & fed
         for held in (self.floats.k, self.floats.v):
-            view = held[rows, :, slots]
+            view = held[rows, :, :-1]
             view[leaving] = as_int4(view[leaving])
-        self.coded[rows, :, slots] = torch.where(leaving, self.pos[rows, :, slots], self.coded[rows, :, slots])
+        coded = self.coded[rows, :, :-1]
+        coded.copy_(torch.where(leaving, self.layer.pos[rows, :, :-1], coded))
+
+    def recode(self, row: int, turned: Tensor) -> None:
+        """Round the keys of a row that are coded and were turned, bool [H_KV, S + 1], once more."""
+        coded = turned & (self.coded[row] == self.layer.pos[row]) & (self.layer.pos[row] >= 0)
+        self.floats.k[row][coded] = as_int4(self.floats.k[row][coded])
 
     def _rank(self, rows: slice, step: Step) -> Tensor:
         """The policy's score of every slot under the protections of a cache of `num_exact` slots."""
-        pos, next_pos = self.pos[rows, :, : self.slots], step.pos[:, -1:, None] + 1
-        known = None if self.statistic is None else self.statistic[rows, :, : self.slots]
-        norm = self.floats.v[rows, :, : self.slots].norm(dim=-1) if self.policy.needs_value_norm else None
-        recent = max(1, min(self.policy.recent(self.num_exact), self.num_exact))
-        score = self.policy.score(Candidates(pos, next_pos, known, norm))
-        return score.masked_fill((pos >= next_pos - recent) | (pos < self.policy.sinks), torch.inf)
+        policy, statistic = self.layer.policy, self.layer.statistic
+        pos, next_pos = self.layer.pos[rows, :, :-1], step.pos[:, -1:, None] + 1
+        known = None if statistic is None else statistic[rows, :, :-1]
+        norm = self.floats.v[rows, :, :-1].norm(dim=-1) if policy.needs_value_norm else None
+        recent = max(1, min(policy.recent(self.num_exact), self.num_exact))
+        score = policy.score(Candidates(pos, next_pos, known, norm))
+        return score.masked_fill((pos >= next_pos - recent) | (pos < policy.sinks), torch.inf)
+
+
+class Tiers:
+    """The tiers of all layers of `cache`, whose steps demote from now on after they have evicted."""
+
+    def __init__(self, cache: SlotCache, share: Fraction) -> None:
+        self.layers = [TieredLayer(layer, num_exact(share, layer.slots)) for layer in cache.layers.values()]
+        self._end, self._reset, self._rerotate = cache.end, cache.reset, cache.rerotate
+        cache.end, cache.reset, cache.rerotate = self.end, self.reset, self.rerotate  # type: ignore[method-assign]
+
+    def end(self, step: Step) -> None:
+        self._end(step)
+        for tier in self.layers:
+            tier.demote(step)
+
+    def reset(self, row: int) -> None:
+        self._reset(row)
+        for tier in self.layers:
+            tier.coded[row].fill_(-1)
+
+    def rerotate(self, row: int) -> int:
+        before = [tier.layer.rot[row].clone() for tier in self.layers]
+        end = self._rerotate(row)
+        for tier, rot in zip(self.layers, before, strict=True):
+            tier.recode(row, tier.layer.rot[row] != rot)
+        return end
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,8 +124,7 @@ class Tiered(Placed):
 
     def open(self, loaded: LoadedModel, rows: int) -> Engine:
         engine = Placed.open(self, loaded, rows)
-        for index, layer in engine.cache.layers.items():
-            engine.cache.layers[index] = TieredSlots(layer, num_exact(self.share, layer.slots))
+        Tiers(engine.cache, self.share)
         return engine
 
 

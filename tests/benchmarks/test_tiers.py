@@ -15,7 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from kvlite.cache.policy import load_policy
 from kvlite.engine.engine import Engine
-from kvlite.evaluation.variant import Variant
+from kvlite.evaluation.variant import Placed, Variant
 from kvlite.memory.budget import Budget
 from kvlite.models.loaded import LoadedModel
 from tests.engine_for_tests import admitted
@@ -40,9 +40,9 @@ def loaded() -> LoadedModel:
     return admitted(LlamaForCausalLM(config).eval())
 
 
-def opened(tiers: ModuleType, loaded: LoadedModel, share: str) -> Engine:
-    placed = tiers.tiered(Variant(load_policy("heavy-hitter"), BUDGET), Fraction(share), loaded.shape, 6000)
-    return placed.open(loaded, 1)  # type: ignore[no-any-return]
+def tiered(tiers: ModuleType, loaded: LoadedModel, share: str) -> Placed:
+    variant = Variant(load_policy("heavy-hitter"), BUDGET)
+    return tiers.tiered(variant, Fraction(share), loaded.shape, 6000)  # type: ignore[no-any-return]
 
 
 @torch.inference_mode()
@@ -54,18 +54,18 @@ def fed(engine: Engine, chunk: int) -> torch.Tensor:
 def test_a_token_that_left_the_exact_tier_was_rounded_and_never_returns(
     tiers: ModuleType, loaded: LoadedModel, chunk: int
 ) -> None:
-    engine = opened(tiers, loaded, "0.4")
-    layers = engine.cache.layers.values()
-    was_coded = [torch.zeros(2, len(IDS), dtype=torch.bool) for _ in layers]
+    engine = tiered(tiers, loaded, "1").open(loaded, 1)  # which all exact tiers leave as it is
+    tiered_layers = tiers.Tiers(engine.cache, Fraction("0.4")).layers
+    was_coded = [torch.zeros(2, len(IDS), dtype=torch.bool) for _ in tiered_layers]
     for at in range(0, len(IDS), chunk):
         engine.score([IDS[at : at + chunk]])
-        for layer, coded in zip(layers, was_coded, strict=True):
-            pos, exact = layer.pos[0, :, : layer.slots], layer.is_exact(slice(0, 1))[0]
-            assert (exact.sum(-1) <= layer.num_exact).all()
+        for tier, coded in zip(tiered_layers, was_coded, strict=True):
+            pos, exact = tier.layer.pos[0, :, :-1], tier.is_exact(slice(0, 1))[0]
+            assert (exact.sum(-1) <= tier.num_exact).all()
             for head in range(2):
                 assert not coded[head, pos[head, exact[head]].long()].any()
                 coded[head, pos[head, (pos[head] >= 0) & ~exact[head]].long()] = True
-                rounded = layer.floats.k[0, head, : layer.slots][(pos[head] >= 0) & ~exact[head]]
+                rounded = tier.floats.k[0, head, :-1][(pos[head] >= 0) & ~exact[head]]
                 torch.testing.assert_close(tiers.as_int4(rounded), rounded, atol=1e-3, rtol=1e-2)
     assert all(coded.any() for coded in was_coded)
 
@@ -73,16 +73,13 @@ def test_a_token_that_left_the_exact_tier_was_rounded_and_never_returns(
 def test_with_every_slot_exact_the_tiers_are_bfloat16_slots(tiers: ModuleType, loaded: LoadedModel) -> None:
     variant = Variant(load_policy("heavy-hitter"), BUDGET, "bfloat16")
     plain = variant.place(loaded.shape, 0, 0)
-    engine = opened(tiers, loaded, "1")
+    engine = tiered(tiers, loaded, "1").open(loaded, 1)
     assert engine.plan.slots == plain.plan.slots < len(IDS)
     torch.testing.assert_close(fed(engine, 1), fed(plain.open(loaded, 1), 1))
 
 
 def test_fewer_exact_slots_hold_more_tokens_inside_the_same_bytes(tiers: ModuleType, loaded: LoadedModel) -> None:
-    placed = [
-        tiers.tiered(Variant(load_policy("heavy-hitter"), BUDGET), Fraction(share), loaded.shape, 6000)
-        for share in ("0.1", "0.25", "0.5", "1")
-    ]
+    placed = [tiered(tiers, loaded, share) for share in ("0.1", "0.25", "0.5", "1")]
     slots = [each.plan.slots for each in placed]
     assert slots == sorted(slots, reverse=True) and len(set(slots)) == 4
     assert all(each.plan.reserved_bytes <= 6000 for each in placed)
