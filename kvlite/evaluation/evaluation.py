@@ -91,7 +91,7 @@ class Clock:
 
 @dataclass(slots=True)
 class Evaluation:
-    """Measures `suites` under the full cache and `variants`; `results` fills up as `run` goes on.
+    """Measures `suites` under the full cache and `variants`; `results` are there when `run` is through.
 
     Where `one_by_one` is true, forced text is measured one token at a time besides each variant's own T. `file` is the
     user's own text for the forced suites.
@@ -110,13 +110,18 @@ class Evaluation:
 
         Raises CapacityError at once where a budget is too small, UsageError where a suite cannot be had.
         """
-        tasks = [Task.of(self.subject, suite, self.file) for suite in self.suites]
+        tasks: dict[str, Task] = {}
+        found: dict[str, SuiteResult] = {}
+        for suite in self.suites:
+            if suite.material not in tasks:
+                tasks[suite.material] = Task.of(self.subject, suite, self.file)
         clock = Clock()
-        for task in tasks:
+        for task in tasks.values():
             for placed in self._placed(task, task.tokens):
                 clock.expect(len(task.material), task.passes(placed))
-        for task in tasks:
-            yield from self._measure_suite(task, clock)
+        for name, task in tasks.items():
+            found[name] = yield from self._measure_suite(task, clock)
+        self.results = [replace(found[suite.material], suite=suite) for suite in self.suites]
 
     def _placed(self, task: Task, tokens: int) -> list[Placed]:
         """The reference and what is compared; forced text at every T that is asked for."""
@@ -126,7 +131,7 @@ class Evaluation:
         placed = [task.place(variant, tokens) for variant in (REFERENCE, *variants)]
         return list({str((each.key(), each.variant.budget)): each for each in placed}.values())
 
-    def _measure_suite(self, task: Task, clock: Clock) -> Iterator[Pace]:
+    def _measure_suite(self, task: Task, clock: Clock) -> Generator[Pace, None, SuiteResult]:
         """The reference, whose longest conversation the shares are of; then the variants."""
         reference, *expected = self._placed(task, task.tokens)
         measured = [Measured(reference, ())]
@@ -141,7 +146,7 @@ class Evaluation:
             measured.append(Measured(each, ()))
             yield from self._measure(task, each, measured, clock)
         full_cache_bytes = self.subject.loaded.shape.full_cache_bytes(tokens)
-        self.results.append(SuiteResult(task.suite, tokens, full_cache_bytes, tuple(measured)))
+        return SuiteResult(task.suite, tokens, full_cache_bytes, tuple(measured))
 
     def _measure(self, task: Task, placed: Placed, measured: list[Measured], clock: Clock) -> Iterator[Pace]:
         """One variant, whose results become the last of `measured`; what the journal holds is not measured again."""

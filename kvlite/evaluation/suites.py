@@ -58,9 +58,14 @@ class Suite:
         """Whether text is fed by force and scored, rather than questions asked."""
         return self.name in FORCED
 
+    @property
+    def material(self) -> str:
+        """What it is made of: suites of the same material and settings measure the same and differ in what they say."""
+        return "text" if self.is_forced else self.name
+
     def key(self) -> dict[str, object]:
         """What decides the content of conversation n, however many there are."""
-        return {name: value for name, value in asdict(self).items() if name != "count"}
+        return {**{name: value for name, value in asdict(self).items() if name != "count"}, "name": self.material}
 
     def conversations(self, text: ChatText) -> list[Conversation]:
         """The conversations, each cut where `text` counts `length` tokens."""
@@ -68,7 +73,7 @@ class Suite:
         sample = write(f"{self.seed}/length", _SAMPLE_TURNS, self.split)
         a_turn = max(1.0, sum(_sizes(text, sample)) / len(sample.turns))
         turns = max(1, int(self.length / a_turn))
-        written = (write(f"{self.seed}/{self.name}/{number}", turns, self.split) for number in range(self.count))
+        written = (write(f"{self.seed}/{self.material}/{number}", turns, self.split) for number in range(self.count))
         return [conversation.first(_fitting(_sizes(text, conversation), self.length)) for conversation in written]
 
 

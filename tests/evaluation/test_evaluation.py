@@ -154,6 +154,15 @@ class Passes:
         monkeypatch.setattr(timing.time, "monotonic", lambda: float(self.count))
 
 
+def test_divergence_and_perplexity_of_the_same_text_are_measured_once(subject: Subject) -> None:
+    both = Evaluation(subject, [KL, RECALL, replace(KL, name="ppl")], [WINDOW], Journal(), one_by_one=False)
+    paces = list(both.run())
+    kl, recall, ppl = both.results
+    assert paces[-1].total == 8
+    assert [result.suite.name for result in both.results] == ["kl", "recall", "ppl"]
+    assert kl.measured == ppl.measured != recall.measured
+
+
 # What the journal holds
 
 
