@@ -75,3 +75,19 @@ def recalls(count: int) -> list[Conversation]:
 
 def kinds(conversation: Conversation) -> list[str]:
     return [probe.kind for _, probe in conversation.probes]
+
+
+@pytest.mark.parametrize(
+    ("suite", "kinds"),
+    [
+        ("passkey", {"code"}),
+        ("needle", {"code", "time", "price", "name", "place"}),
+        ("tracking", {"1 step", "2 steps", "3 steps", "4 steps"}),
+        ("lookup", {"1 key", "2 keys"}),
+    ],
+)
+def test_questions_of_the_other_suites_have_kinds_too(suite: str, kinds: set[str]) -> None:
+    asked = [probe for seed in range(20) for _, probe in WRITERS[suite](str(seed), 40, "held-out").probes]
+    assert {probe.kind for probe in asked} == kinds
+    assert all(probe.kind.startswith(str(probe.steps)) for probe in asked if suite == "tracking")
+    assert all(probe.kind.startswith(str(len(probe.values))) for probe in asked if suite == "lookup")
