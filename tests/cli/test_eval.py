@@ -146,3 +146,12 @@ def test_stopped_it_keeps_what_was_measured_and_goes_on_from_there(
     gone_on = capsys.readouterr().out
     assert main([*args[:-3], "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == json.loads(gone_on)
+
+
+def test_on_a_terminal_every_line_fits(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr("kvlite.console.Console.is_terminal", True)
+    assert main(["-q", "--plain", *SMALL, "--suite", "kl"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines[1:])) <= 80
+    assert sum(line.startswith("POLICY") for line in lines) > 1
