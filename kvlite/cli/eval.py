@@ -48,7 +48,8 @@ def eval_(
     ] = None,
     kv_dtype: Annotated[
         str | None,
-        typer.Option("--kv-dtype", metavar="A,B", show_default="auto", help="What a slot stores, compared too; auto is the model's own dtype here."),
+        typer.Option("--kv-dtype", metavar="A,B", show_default="auto",
+                     help="What a slot stores, compared too; auto is the model's own dtype here."),
     ] = None,
     text: Annotated[
         Path | None,
