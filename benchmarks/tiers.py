@@ -19,8 +19,6 @@ from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 
-from tiered_slots import Tiered, num_exact, tiered
-
 from kvlite.cache.policy import load_policy
 from kvlite.cli.loading import ModelOptions, chat_text, free_bytes, load_model, weights_identity
 from kvlite.console import Console
@@ -34,6 +32,7 @@ from kvlite.memory.budget import Budget
 from kvlite.memory.format import human_bytes
 from kvlite.memory.measure import installed_versions
 from kvlite.memory.shape import ModelShape
+from tiered_slots import Tiered, num_exact, tiered
 
 
 def arms(variant: Variant, shares: Sequence[Fraction], shape: ModelShape, tokens: int) -> Iterator[tuple[str, Placed]]:
