@@ -71,6 +71,11 @@ class Console:
         return _is_terminal(self._stdout)
 
     @property
+    def width(self) -> int | None:
+        """Columns of the terminal that stdout is; None where it is none, and lines may be of any length."""
+        return shutil.get_terminal_size().columns if self.is_terminal else None
+
+    @property
     def has_live_stderr(self) -> bool:
         """Whether stderr is a terminal on which lines may be redrawn."""
         return _is_terminal(self._stderr) and not self.plain and os.environ.get("TERM") != "dumb"

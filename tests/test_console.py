@@ -199,3 +199,9 @@ def test_confirm_takes_only_a_yes(monkeypatch: pytest.MonkeyPatch, typed: str, a
     terminal = Terminal(typed)
     monkeypatch.setattr("sys.stdin", terminal)
     assert consoles(io.StringIO())[0].confirm("Delete?") is agreed
+
+
+def test_only_a_terminal_has_a_width(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "97")
+    assert consoles(Terminal())[0].width == 97
+    assert consoles(io.StringIO())[0].width is None

@@ -38,7 +38,7 @@ def eval_(
     ] = None,
     share: Annotated[
         str | None,
-        typer.Option("--share", metavar="P,Q", show_default="5,20",
+        typer.Option("--share", metavar="P,Q", show_default="10,25",
                      help="Budgets in percent of the full cache's bytes for the longest conversation of a suite."),
     ] = None,
     kv_budget: Annotated[
@@ -48,7 +48,8 @@ def eval_(
     ] = None,
     kv_dtype: Annotated[
         str | None,
-        typer.Option("--kv-dtype", metavar="A,B", show_default="auto", help="What a slot stores, compared too."),
+        typer.Option("--kv-dtype", metavar="A,B", show_default="auto",
+                     help="What a slot stores, compared too; auto is the model's own dtype here."),
     ] = None,
     text: Annotated[
         Path | None,
@@ -57,7 +58,7 @@ def eval_(
     ] = None,
     conversations: Annotated[
         int, typer.Option("--conversations", metavar="N", min=1, help="Conversations, or texts, of each suite.")
-    ] = 24,
+    ] = 32,
     length: Annotated[
         int | None,
         typer.Option("--length", metavar="TOKENS", min=16, show_default="900, or what fits the model's window",
@@ -100,7 +101,7 @@ def eval_(
     asked = Asked(
         suites=_listed(suite) or (("kl", "ppl") if text is not None else ("recall", "kl")),
         policies=_listed(policy) or ("heavy-hitter", "h2o", "window"),
-        shares=_listed(share) or (() if kv_budget else ("5", "20")),
+        shares=_listed(share) or (() if kv_budget else ("10", "25")),
         budgets=_listed(kv_budget),
         kv_dtypes=_listed(kv_dtype) or ("auto",),
         text=text,
@@ -126,6 +127,8 @@ def eval_(
         allow_pickle=allow_pickle,
         offline=offline,
     )
+    asked.check()
+    opt.announce_built_in(model)
     evaluate(asked, options, opt.console())
 
 

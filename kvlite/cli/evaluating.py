@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -9,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 from kvlite.errors import OutputError, UsageError
 
 if TYPE_CHECKING:
-    from kvlite.cli.opening import ModelOptions
+    from kvlite.cli.loading import ModelOptions
     from kvlite.console import Console
     from kvlite.evaluation.evaluation import Evaluation
     from kvlite.evaluation.report import Report
@@ -80,33 +82,68 @@ class Asked:
     def _budgets(self) -> list[Budget]:
         from kvlite.memory.budget import Budget, BudgetKind
 
-        shares = [Budget.parse(f"{share.removesuffix('%')}%") for share in self.shares]
+        shares = [_share(share) for share in self.shares]
         sizes = [Budget.parse(size) for size in self.budgets]
         for size in sizes:
             if size.kind not in (BudgetKind.BYTES, BudgetKind.TOKENS):
                 raise UsageError(f"--kv-budget {size} is no size; give bytes or tokens, or --share for percent")
         return [*shares, *sizes]
 
+    def check(self) -> None:
+        """Raises UsageError on what can be seen to be wrong before any model is looked for."""
+        self.variants()
+        self.suites_of(self.length or LENGTH)
+        self._check_files()
+
+    def _check_files(self) -> None:
+        """Refuse files that could not be written afterwards, or that would be written over what is read."""
+        for flag, path in (("--journal", self.journal), ("--html", self.html)):
+            if path is None:
+                continue
+            obstacle = _obstacle(path)
+            if obstacle is not None:
+                raise UsageError(f"{flag} {path}: {obstacle}; give another file")
+            others = {"--text": self.text, "--journal": self.journal if flag == "--html" else None}
+            for other, file in others.items():
+                if file is not None and file.resolve() == path.resolve():
+                    raise UsageError(f"{flag} and {other} name the same file {path}; give another")
+
+
+def _obstacle(path: Path) -> str | None:
+    """Why a file cannot be written, None where it can."""
+    if path.is_dir():
+        return "a folder"
+    if not path.parent.is_dir():
+        return f"there is no folder {path.parent}"
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        return "it may not be written"
+    return None
+
+
+def _share(text: str) -> Budget:
+    from kvlite.memory.budget import Budget
+
+    try:
+        return Budget.parse(f"{text.removesuffix('%')}%")
+    except UsageError as error:
+        raise UsageError(f"--share {text} is no percentage; give a number above 0 and at most 100") from error
+
 
 def evaluate(asked: Asked, options: ModelOptions, out: Console) -> None:
     """Load the model, measure, and write table or JSON to stdout and the page to its file."""
-    from kvlite.cli.opening import chat_text, free_bytes, load_model, model_name, weights_identity
+    from kvlite.cli.loading import chat_text, free_bytes, load_model, model_name, weights_identity
     from kvlite.evaluation.evaluation import Evaluation
     from kvlite.evaluation.journal import Journal
     from kvlite.evaluation.tasks import Subject
 
-    variants = asked.variants()
-    asked.suites_of(asked.length or LENGTH)
     content = None if asked.text is None else _read(asked.text)
     journal = Journal(asked.journal)
-    if asked.html is not None and not asked.html.parent.is_dir():
-        raise UsageError(f"--html {asked.html}: there is no folder {asked.html.parent}")
     ref, files, loaded = load_model(options, out)
     text = chat_text(files, loaded, options)
     on_gpu = loaded.device.type == "cuda"
     most_rows = asked.batch_size or (_ROWS_ON_GPU if on_gpu else _ROWS_ON_CPU)
     subject = Subject(loaded, text, weights_identity(ref, files), most_rows, free_bytes(loaded.device))
-    suites = asked.suites_of(_length(asked, loaded))
+    suites, variants = asked.suites_of(_length(asked, loaded)), asked.variants()
     evaluation = Evaluation(subject, suites, variants, journal, content, one_by_one=asked.prefill_chunk is None)
     _run(evaluation, out)
     for note in text.notes:
@@ -182,11 +219,16 @@ def _write(report: Report, html: Path | None, out: Console) -> None:
     for summary in report.summaries:
         shown = table(summary)
         out.line()
-        out.line(f"{shown.title}: {shown.about}")
+        out.line(_wrapped(f"{shown.title}: {shown.about}", out.width))
+        for block in shown.blocks(out.width):
+            out.line()
+            out.table(block.columns, block.rows)
         out.line()
-        out.table(shown.columns, shown.rows)
-        out.line()
-        out.line(shown.verdict)
+        out.line(_wrapped(shown.verdict, out.width))
+
+
+def _wrapped(text: str, width: int | None) -> str:
+    return text if width is None else textwrap.fill(text, width, break_long_words=False, break_on_hyphens=False)
 
 
 def _read(file: Path) -> str:

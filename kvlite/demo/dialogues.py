@@ -4,9 +4,9 @@ A dialogue is a pure function of its seed. It knows no tokenizer and no model.
 """
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-from kvlite.demo.facts import FACTS
+from kvlite.demo.facts import FACTS, Fact
 from kvlite.demo.memory import ask, ask_unknown, book, correct, tell, tell_by_name, tell_two
 from kvlite.demo.phrases import SYSTEM_FACTS, SYSTEMS
 from kvlite.demo.small_talk import chat, define, echo, greet, remark
@@ -14,9 +14,12 @@ from kvlite.demo.turns import Dialogue, Message, Recall, Turn
 from kvlite.demo.words import Split
 from kvlite.demo.writer import Told, Writer
 
-__all__ = ["Dialogue", "Message", "Recall", "Turn", "write_dialogue"]
+__all__ = ["MOVES", "Dialogue", "Message", "Moves", "Recall", "Turn", "write_dialogue"]
 
-_MOVES: tuple[tuple[float, Callable[[Writer], None]], ...] = (
+Moves = Sequence[tuple[float, Callable[[Writer], None]]]
+"""What may come next in a dialogue, each with its weight."""
+
+MOVES: Moves = (
     (0.21, tell),
     (0.03, tell_two),
     (0.05, tell_by_name),
@@ -44,11 +47,13 @@ def _open(writer: Writer) -> None:
         greet(writer)
 
 
-def write_dialogue(seed: str, turns: int, split: Split) -> Dialogue:
-    """A dialogue of at least `turns` turns, its words from one side of the split."""
-    writer = Writer(random.Random(seed), split)
+def write_dialogue(
+    seed: str, turns: int, split: Split, moves: Moves = MOVES, facts: Sequence[Fact] = FACTS
+) -> Dialogue:
+    """A dialogue of at least `turns` turns about `facts`, its words from one side of the split."""
+    writer = Writer(random.Random(seed), split, facts)
     _open(writer)
-    weights, moves = zip(*_MOVES, strict=True)
+    weights, choices = zip(*moves, strict=True)
     while len(writer.turns) < turns:
-        writer.rng.choices(moves, weights)[0](writer)
+        writer.rng.choices(choices, weights)[0](writer)
     return Dialogue(writer.system, tuple(writer.turns))

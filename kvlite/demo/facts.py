@@ -13,9 +13,10 @@ class Fact:
     """One kind of fact: how it is said, asked back and answered, and the answer while nobody has said it.
 
     The `named_*` phrases say it of a person by name, so that a question about "my sister" takes two steps: who she is,
-    and what was said of her. `adds` puts another word into a value that is a list.
+    and what was said of her. `adds` puts another word into a value that is a list. `kind` sorts results.
     """
 
+    kind: str
     value: str  # kinds of words, in braces
     says: tuple[str, ...]
     asks: tuple[str, ...]

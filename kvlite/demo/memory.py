@@ -1,6 +1,6 @@
 """The moves of a dialogue that tell facts, correct them, and ask for them again from near and far."""
 
-from kvlite.demo.facts import ACKS, FACTS, NAME_OF, Fact
+from kvlite.demo.facts import ACKS, NAME_OF, Fact
 from kvlite.demo.phrases import (
     BOOKING_DAY,
     BOOKING_DONE,
@@ -21,7 +21,7 @@ _BY_NAME_SHARE = 0.4  # questions that name the person, of those about a person 
 
 
 def _new(writer: Writer, fact: Fact | None = None) -> Told:
-    fact = fact or writer.rng.choice(FACTS)
+    fact = fact or writer.rng.choice(writer.facts)
     return Told(fact, writer.one_of(fact.about), writer.fill(fact.value), len(writer.turns))
 
 
@@ -45,7 +45,7 @@ def tell_two(writer: Writer) -> None:
 
 def tell_by_name(writer: Writer) -> None:
     """A fact about a person, said of the person's name; with the name, if that was not told."""
-    told = _new(writer, writer.rng.choice([fact for fact in FACTS if fact.named_says]))
+    told = _new(writer, writer.rng.choice([fact for fact in writer.facts if fact.named_says]))
     if told.key in writer.told:
         return tell(writer)
     person = writer.told.get((NAME_OF.answer, told.about))
@@ -116,7 +116,7 @@ def ask(writer: Writer) -> None:
             person = writer.told[NAME_OF.answer, told.about]
             person.said_in = len(writer.turns)
             answer, steps = f"{person.answer} {answer}", 2
-    recall = Recall(value, said_in, steps)
+    recall = Recall(value, said_in, steps, told.fact.kind)
     return writer.say(writer.fill(writer.user_line(asks), told.words), answer, recall)
 
 

@@ -49,6 +49,7 @@ BOOKING_DAY: str = "For which day?"
 BOOKING_HOUR: str = "At what time?"
 BOOKING_DONE: str = "I have written it down: {b} on {day} at {hour}."
 BOOKING_FACT: Fact = Fact(
+    "time",
     "{day} at {hour}",
     ("",),
     ("When is my {s}?", "For when is my {s} booked?", "What time is my {s}?"),

@@ -16,11 +16,13 @@ class Recall:
     """A value asked back, and the turn in which it was last said (-1: the system prompt).
 
     `steps` is 2 where the question names a person by what they are to the user, and the value was told of their name.
+    `kind` is that of the fact.
     """
 
     value: str
     said_in: int
-    steps: int = 1
+    steps: int
+    kind: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from kvlite.demo.facts import Fact
+from kvlite.demo.facts import FACTS, Fact
 from kvlite.demo.turns import Recall, Turn
 from kvlite.demo.words import Split, draw
 
@@ -45,10 +45,11 @@ class Told:
 
 @dataclass(slots=True)
 class Writer:
-    """A dialogue being written."""
+    """A dialogue being written, about `facts`."""
 
     rng: random.Random
     split: Split
+    facts: Sequence[Fact] = FACTS
     system: str | None = None
     turns: list[Turn] = field(default_factory=list)
     told: dict[Key, Told] = field(default_factory=dict)

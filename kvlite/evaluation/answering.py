@@ -60,7 +60,7 @@ class _Row:
             said = answer.text.strip()
             back = self.ends[turn] - self.ends[probe.said_in]
             right = probe.is_answered_by(said)
-            self.outcomes.append(Outcome(turn, right, turn - probe.said_in, back, probe.steps, said))
+            self.outcomes.append(Outcome(turn, right, turn - probe.said_in, back, probe.kind, probe.steps, said))
 
     def answered(self) -> Answered:
         unreached = sum(1 for _ in self.conversation.probes) - len(self.outcomes)

@@ -15,11 +15,13 @@ from dataclasses import dataclass, replace
 class Probe:
     """What a turn asks back: `values` that the answer must hold, all said last in turn `said_in`.
 
-    `steps` is how many statements have to be joined: 1 for a fact, 2 where the question names it by another fact.
+    `kind` is what results are sorted by: what sort of value it is, or how it has to be found. `steps` is how many
+    statements have to be joined: 1 for a fact, 2 where the question names it by another fact.
     """
 
     values: tuple[str, ...]
     said_in: int
+    kind: str
     steps: int = 1
 
     def is_answered_by(self, answer: str) -> bool:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 class Pace:
     """How far an evaluation is: units done and to do, a unit being one conversation or text under one variant.
 
-    `left_s` follows from the seconds that the units took so far; None before there are any.
+    `left_s` follows from the seconds that forward passes took so far; None before there are any.
     """
 
     doing: str
@@ -28,7 +28,7 @@ class Pace:
     total: int
     left_s: float | None
     is_sampled: bool
-    """Whether whole conversations were timed, so that the seconds left mean something."""
+    """Whether conversations were timed to their end, so that the seconds left mean something."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,22 +54,44 @@ class SuiteResult:
 
 
 @dataclass(slots=True)
-class _Clock:
-    """Seconds per unit so far, of the units that were not in the journal."""
+class Clock:
+    """Units done of `total`, and seconds per forward pass so far, of what was not in the journal.
 
-    total: int
+    `passes` are those still to come.
+    """
+
+    total: int = 0
+    passes: float = 0.0
     done: float = 0.0
-    measured: float = 0.0
+    timed: float = 0.0
     busy_s: float = 0.0
+    is_sampled: bool = False
+
+    def expect(self, units: int, passes: float) -> None:
+        """There are so many more units to do, each of so many passes; fewer where `units` is negative."""
+        self.total += units
+        self.passes += units * passes
+
+    def skip(self, units: float, passes: float) -> None:
+        """So many units are done already, and took no time."""
+        self.done += units
+        self.passes -= units * passes
+
+    def spend(self, seconds: float, units: float, passes: float) -> None:
+        """So many units, or a part of them, took so many seconds."""
+        self.skip(units, passes)
+        self.timed += units * passes
+        self.busy_s += seconds
 
     def pace(self, doing: str) -> Pace:
-        left = (self.total - self.done) * self.busy_s / self.measured if self.measured else None
-        return Pace(doing, self.done, self.total, left, self.measured >= 0.999)
+        """How far it is."""
+        left = max(0.0, self.passes) * self.busy_s / self.timed if self.timed else None
+        return Pace(doing, self.done, self.total, left, self.is_sampled)
 
 
 @dataclass(slots=True)
 class Evaluation:
-    """Measures `suites` under the full cache and `variants`; `results` fills up as `run` goes on.
+    """Measures `suites` under the full cache and `variants`; `results` are there when `run` is through.
 
     Where `one_by_one` is true, forced text is measured one token at a time besides each variant's own T. `file` is the
     user's own text for the forced suites.
@@ -88,11 +110,18 @@ class Evaluation:
 
         Raises CapacityError at once where a budget is too small, UsageError where a suite cannot be had.
         """
-        tasks = [Task.of(self.subject, suite, self.file) for suite in self.suites]
-        total = sum(len(task.material) * len(self._placed(task, task.tokens)) for task in tasks)
-        clock = _Clock(total)
-        for task in tasks:
-            yield from self._measure_suite(task, clock)
+        tasks: dict[str, Task] = {}
+        found: dict[str, SuiteResult] = {}
+        for suite in self.suites:
+            if suite.material not in tasks:
+                tasks[suite.material] = Task.of(self.subject, suite, self.file)
+        clock = Clock()
+        for task in tasks.values():
+            for placed in self._placed(task, task.tokens):
+                clock.expect(len(task.material), task.passes(placed))
+        for name, task in tasks.items():
+            found[name] = yield from self._measure_suite(task, clock)
+        self.results = [replace(found[suite.material], suite=suite) for suite in self.suites]
 
     def _placed(self, task: Task, tokens: int) -> list[Placed]:
         """The reference and what is compared; forced text at every T that is asked for."""
@@ -102,34 +131,39 @@ class Evaluation:
         placed = [task.place(variant, tokens) for variant in (REFERENCE, *variants)]
         return list({str((each.key(), each.variant.budget)): each for each in placed}.values())
 
-    def _measure_suite(self, task: Task, clock: _Clock) -> Iterator[Pace]:
+    def _measure_suite(self, task: Task, clock: Clock) -> Generator[Pace, None, SuiteResult]:
         """The reference, whose longest conversation the shares are of; then the variants."""
         reference, *expected = self._placed(task, task.tokens)
         measured = [Measured(reference, ())]
         yield from self._measure(task, reference, measured, clock)
         tokens = max(result.tokens for result in measured[0].results)
         placed = self._placed(task, tokens)[1:]
-        clock.total += len(task.material) * (len(placed) - len(expected))
+        for each in expected:
+            clock.expect(-len(task.material), task.passes(each))
+        for each in placed:
+            clock.expect(len(task.material), task.passes(each))
         for each in placed:
             measured.append(Measured(each, ()))
             yield from self._measure(task, each, measured, clock)
         full_cache_bytes = self.subject.loaded.shape.full_cache_bytes(tokens)
-        self.results.append(SuiteResult(task.suite, tokens, full_cache_bytes, tuple(measured)))
+        return SuiteResult(task.suite, tokens, full_cache_bytes, tuple(measured))
 
-    def _measure(self, task: Task, placed: Placed, measured: list[Measured], clock: _Clock) -> Iterator[Pace]:
+    def _measure(self, task: Task, placed: Placed, measured: list[Measured], clock: Clock) -> Iterator[Pace]:
         """One variant, whose results become the last of `measured`; what the journal holds is not measured again."""
         doing = f"{task.suite.name}, {placed.variant.name}, {placed.budget_text}"
         units = [task.unit(placed, number) for number in range(len(task.material))]
         found = [self.journal.find(unit) for unit in units]
         missing = [number for number, result in enumerate(found) if result is None]
-        clock.done += len(units) - len(missing)
+        passes = task.passes(placed)
+        clock.skip(len(units) - len(missing), passes)
         yield clock.pace(doing)
         rows = task.rows(placed, len(missing))
         measure = task.open(placed, rows) if missing else None
         for start in range(0, len(missing), rows):
             assert measure is not None
             numbers = missing[start : start + rows]
-            results = yield from _timed(measure(numbers), len(numbers), clock, doing)
+            results = yield from _timed(measure(numbers), len(numbers), passes, clock, doing)
+            clock.is_sampled = True
             for number, result in zip(numbers, results, strict=True):
                 found[number] = result.to_json()
                 self.journal.keep(units[number], result.to_json())
@@ -137,7 +171,7 @@ class Evaluation:
 
 
 def _timed(
-    measuring: Generator[float, None, Sequence[Result]], units: int, clock: _Clock, doing: str
+    measuring: Generator[float, None, Sequence[Result]], units: int, passes: float, clock: Clock, doing: str
 ) -> Generator[Pace, None, Sequence[Result]]:
     """Let a group of units run under the clock."""
     shown, since = 0.0, time.monotonic()
@@ -147,9 +181,6 @@ def _timed(
         except StopIteration as end:
             results: Sequence[Result] = end.value
             return results
-        now = time.monotonic()
-        clock.busy_s += now - since
-        clock.measured += (share - shown) * units
-        clock.done += (share - shown) * units
+        clock.spend(time.monotonic() - since, (share - shown) * units, passes)
         yield clock.pace(doing)
         shown, since = share, time.monotonic()

@@ -8,7 +8,7 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """One question: how it was answered, and how far back what it asks for was said, in turns and in tokens.
+    """One question: how it was answered, of which kind, and how far back it was said, in turns and in tokens.
 
     `tokens` lie between the end of the message that said it and the end of the question, with the model's own answers.
     """
@@ -17,6 +17,7 @@ class Outcome:
     right: bool
     turns: int
     tokens: int
+    kind: str
     steps: int
     answer: str
 

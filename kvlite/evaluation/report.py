@@ -69,6 +69,7 @@ def _variant(line: Line, results: Sequence[Any]) -> dict[str, Any]:
             {"over": part.over, "upto": part.upto, "count": part.count, **_estimate(part.estimate)}
             for part in line.parts
         ],
+        "by_kind": [{"kind": part.kind, "count": part.count, **_estimate(part.estimate)} for part in line.kinds],
         "answers": [
             {"conversation": each.number, **asdict(outcome)}
             for each in results

@@ -41,6 +41,7 @@ _KEYS = _words("""
 class _Kind:
     """Facts of one kind about different things, `{s}`; `values` draws so many different ones."""
 
+    name: str
     about: tuple[str, ...]
     says: tuple[str, ...]
     asks: tuple[str, ...]
@@ -55,6 +56,7 @@ def _dates(script: Script, count: int) -> list[str]:
 
 _KINDS = (
     _Kind(
+        "code",
         _LOCKS,
         ("The code of the {s} is {v}.", "The {s} code is {v}.", "{v} is the code of the {s}."),
         ("What is the code of the {s}?", "Tell me the code of the {s}.", "Which code opens the {s}?"),
@@ -62,6 +64,7 @@ _KINDS = (
         lambda script, count: script.codes(count, 4),
     ),
     _Kind(
+        "time",
         _EVENTS,
         ("My {s} is on {v}.", "The {s} will be on {v}.", "I have my {s} on {v}."),
         ("When is my {s}?", "On which date is my {s}?", "What is the date of my {s}?"),
@@ -69,6 +72,7 @@ _KINDS = (
         _dates,
     ),
     _Kind(
+        "price",
         _GOODS,
         ("The {s} costs {v} euros.", "I paid {v} euros for the {s}.", "The price of the {s} is {v} euros."),
         ("How much does the {s} cost?", "What is the price of the {s}?"),
@@ -76,6 +80,7 @@ _KINDS = (
         lambda script, count: [str(price) for price in script.rng.sample(range(11, 99), count)],
     ),
     _Kind(
+        "name",
         _KIN,
         ("My {s} is called {v}.", "My {s}'s name is {v}."),
         ("What is my {s}'s name?", "What is my {s} called?"),
@@ -83,6 +88,7 @@ _KINDS = (
         lambda script, count: script.words("name", count),
     ),
     _Kind(
+        "place",
         _OBJECTS,
         ("The {s} is in the {v}.", "I put the {s} in the {v}.", "I left the {s} in the {v}."),
         ("Where is the {s}?", "Where did I put the {s}?"),
@@ -107,7 +113,7 @@ def write_passkey(seed: str, turns: int, split: Split) -> Conversation:
         question = script.rng.choice(
             ("What is the pass key?", "Tell me the pass key.", "Which pass key did I give you?")
         )
-        script.ask(question, f"The pass key is {key}.", [key], said_in)
+        script.ask(question, f"The pass key is {key}.", [key], said_in, "code")
     return script.written()
 
 
@@ -131,9 +137,8 @@ def write_needle(seed: str, turns: int, split: Split) -> Conversation:
         for thing in script.rng.sample(list(told), 3):
             script.talk()
             value, said_in = told[thing]
-            script.ask(
-                _filled(script.rng.choice(kind.asks), thing, ""), _filled(kind.answer, thing, value), [value], said_in
-            )
+            question = _filled(script.rng.choice(kind.asks), thing, "")
+            script.ask(question, _filled(kind.answer, thing, value), [value], said_in, kind.name)
     return script.written()
 
 
@@ -152,9 +157,8 @@ def write_tracking(seed: str, turns: int, split: Split) -> Conversation:
             script.say(linked, "All right.")
         script.talk()
         box = boxes[steps - 1]
-        script.ask(
-            f"How many coins are in the {box} box?", f"The {box} box holds {number} coins.", [number], said_in, steps
-        )
+        question, answer = f"How many coins are in the {box} box?", f"The {box} box holds {number} coins."
+        script.ask(question, answer, [number], said_in, _counted(steps, "step"), steps)
     return script.written()
 
 
@@ -172,13 +176,17 @@ def write_lookup(seed: str, turns: int, split: Split) -> Conversation:
             asked = [unasked.pop() for _ in range(script.rng.choice((1, 1, 1, 2)))]
             codes = [held[key] for key in asked]
             question = f"What does the list say for {' and '.join(asked)}?"
-            script.ask(question, f"The list says {' and '.join(codes)}.", codes, said_in)
+            script.ask(question, f"The list says {' and '.join(codes)}.", codes, said_in, _counted(len(codes), "key"))
     return script.written()
 
 
 def _tell(script: Script, kind: _Kind, thing: str, value: str) -> int:
     told = _filled(script.rng.choice(kind.says), thing, value)
     return script.say(told, f"I will remember that. {_filled(kind.answer, thing, value)}")
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
 
 def _filled(template: str, thing: str, value: str) -> str:

@@ -47,6 +47,11 @@ class _Row:
         return Scored(self.number, len(self.text.ids), tuple(spans))
 
 
+def block_tokens(chunk: int) -> int:
+    """Tokens the full cache takes at a time beside a bounded one that takes `chunk`."""
+    return chunk * max(1, BLOCK // chunk)
+
+
 def score_texts(
     full: Engine, bounded: Engine | None, texts: Sequence[tuple[int, ForcedText]], chunk: int
 ) -> Generator[float, None, list[Scored]]:
@@ -59,7 +64,7 @@ def score_texts(
         for index in range(len(rows)):
             engine.reset(index)
     longest = max(len(row.text.ids) for row in rows)
-    block = chunk * max(1, BLOCK // chunk)
+    block = block_tokens(chunk)
     for start in range(0, longest, block):
         expected = _fed(full, rows, start, block)
         if bounded is None:
@@ -107,7 +112,7 @@ def _compare(rows: Sequence[_Row], found: _Logits, start: int, expected: _Logits
         [
             -new.gather(-1, targets)[:, 0],
             -old.gather(-1, targets)[:, 0],
-            (old.exp() * (old - new)).sum(-1),
+            (old.exp() * (old - new)).sum(-1).clamp(min=0.0),  # rounding may take it below
             (old.argmax(-1) == new.argmax(-1)).float(),
         ]
     )

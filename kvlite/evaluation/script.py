@@ -61,9 +61,9 @@ class Script:
         self.turns.append(Turn(user, answer, probe))
         return len(self.turns) - 1
 
-    def ask(self, user: str, answer: str, values: Sequence[str], said_in: int, steps: int = 1) -> None:
+    def ask(self, user: str, answer: str, values: Sequence[str], said_in: int, kind: str, steps: int = 1) -> None:
         """Add a turn that asks something back."""
-        self.say(user, answer, Probe(tuple(values), said_in, steps))
+        self.say(user, answer, Probe(tuple(values), said_in, kind, steps))
 
     def talk(self, turns: int | None = None) -> None:
         """Small talk: so many turns, or a drawn number that leaves room for one more."""

@@ -58,18 +58,23 @@ class Suite:
         """Whether text is fed by force and scored, rather than questions asked."""
         return self.name in FORCED
 
+    @property
+    def material(self) -> str:
+        """What it is made of: suites of the same material and settings measure the same and differ in what they say."""
+        return "text" if self.is_forced else self.name
+
     def key(self) -> dict[str, object]:
         """What decides the content of conversation n, however many there are."""
-        return {name: value for name, value in asdict(self).items() if name != "count"}
+        return {**{name: value for name, value in asdict(self).items() if name != "count"}, "name": self.material}
 
     def conversations(self, text: ChatText) -> list[Conversation]:
         """The conversations, each cut where `text` counts `length` tokens."""
         write = WRITERS.get(self.name, write_recall)
         sample = write(f"{self.seed}/length", _SAMPLE_TURNS, self.split)
-        a_turn = max(1.0, sum(lengths(text, sample)) / len(sample.turns))
+        a_turn = max(1.0, sum(_sizes(text, sample)) / len(sample.turns))
         turns = max(1, int(self.length / a_turn))
-        written = (write(f"{self.seed}/{self.name}/{number}", turns, self.split) for number in range(self.count))
-        return [conversation.first(_fitting(lengths(text, conversation), self.length)) for conversation in written]
+        written = (write(f"{self.seed}/{self.material}/{number}", turns, self.split) for number in range(self.count))
+        return [conversation.first(_fitting(_sizes(text, conversation), self.length)) for conversation in written]
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,9 +117,13 @@ def _all_but(first: int, length: int) -> tuple[bool, ...]:
     return (False,) * first + (True,) * (length - first)
 
 
-def lengths(text: ChatText, conversation: Conversation) -> list[int]:
+def turn_tokens(text: ChatText, conversation: Conversation) -> tuple[tuple[int, int], ...]:
     """Tokens of each turn as written: the user's message in the template, and the right answer."""
-    return [len(prompt) + len(answer) for prompt, answer in _encoded(text, conversation)]
+    return tuple((len(prompt), len(answer)) for prompt, answer in _encoded(text, conversation))
+
+
+def _sizes(text: ChatText, conversation: Conversation) -> list[int]:
+    return [prompt + answer for prompt, answer in turn_tokens(text, conversation)]
 
 
 def _fitting(sizes: Sequence[int], limit: int) -> int:

@@ -1,4 +1,4 @@
-"""Results as numbers with intervals: per variant, and by how far back something was said."""
+"""Results as numbers with intervals: per variant, by how far back something was said, and by what it is."""
 
 from __future__ import annotations
 
@@ -33,17 +33,27 @@ class Part:
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
-    """What one variant did in one suite: its figures by name, and the first of them by distance.
+class KindPart:
+    """A figure over the questions of one kind."""
 
-    `count` is questions, or scored tokens. `samples` holds one pair (sum, count) per conversation or text of the main
-    figure, for comparisons in pairs.
+    kind: str
+    count: int
+    estimate: Estimate
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """What one variant did in one suite: its figures by name, and the first of them by distance and by kind.
+
+    Text that is fed by force has no kinds. `count` is questions, or scored tokens. `samples` holds one pair
+    (sum, count) per conversation or text of the main figure, for comparisons in pairs.
     """
 
     placed: Placed
     count: int
     figures: dict[str, Estimate]
     parts: tuple[Part, ...]
+    kinds: tuple[KindPart, ...]
     samples: tuple[tuple[float, int], ...]
 
     @property
@@ -97,22 +107,27 @@ def _questions(measured: Measured) -> dict[_Key, Outcome]:
 def _answered_line(measured: Measured, reference: dict[_Key, Outcome]) -> Line:
     found = _questions(measured)
     right = {key: key in found and found[key].right for key in reference}
-    known = [key for key, outcome in reference.items() if outcome.right]
+
+    def share(keys: Sequence[_Key]) -> Estimate:
+        return wilson(sum(right[key] for key in keys), len(keys))
+
     parts = []
     for over, upto in zip((0, *TURNS), (*TURNS, None), strict=True):
         keys = [key for key, outcome in reference.items() if over < outcome.turns <= (upto or math.inf)]
         if keys:
-            parts.append(Part(over, upto, len(keys), wilson(sum(right[key] for key in keys), len(keys))))
+            parts.append(Part(over, upto, len(keys), share(keys)))
+    kinds = []
+    for kind in sorted({outcome.kind for outcome in reference.values()}):
+        keys = [key for key, outcome in reference.items() if outcome.kind == kind]
+        kinds.append(KindPart(kind, len(keys), share(keys)))
     numbers = [each.number for each in measured.results]
     samples = [
         (float(sum(right[key] for key in reference if key[0] == number)), sum(key[0] == number for key in reference))
         for number in numbers
     ]
-    figures = {
-        "right": wilson(sum(right.values()), len(right)),
-        "of_full": wilson(sum(right[key] for key in known), len(known)),
-    }
-    return Line(measured.placed, len(right), figures, tuple(parts), tuple(samples))
+    known = [key for key, outcome in reference.items() if outcome.right]
+    figures = {"right": share(list(reference)), "of_full": share(known)}
+    return Line(measured.placed, len(right), figures, tuple(parts), tuple(kinds), tuple(samples))
 
 
 _Figure = Callable[[Sequence[Span]], float]
@@ -135,7 +150,7 @@ def _scored_line(measured: Measured, main: _Figure, seed: int) -> Line:
         parts.append(Part(over, upto, count, estimate(main, within)))
     field = "kl" if main is _kl else "nll"
     samples = tuple((sum(getattr(s, field) for s in text), sum(s.tokens for s in text)) for text in texts)
-    return Line(measured.placed, sum(count for _, count in samples), figures, tuple(parts), samples)
+    return Line(measured.placed, sum(count for _, count in samples), figures, tuple(parts), (), samples)
 
 
 def _mean(spans: Sequence[Span], total: float) -> float:

@@ -11,7 +11,7 @@ from kvlite.errors import UsageError
 from kvlite.evaluation.answering import converse
 from kvlite.evaluation.conversation import Conversation
 from kvlite.evaluation.outcome import Answered, Scored
-from kvlite.evaluation.suites import ForcedText, Suite, dialogue_texts, file_texts, lengths
+from kvlite.evaluation.suites import ForcedText, Suite, dialogue_texts, file_texts, turn_tokens
 from kvlite.evaluation.variant import Placed, Variant
 
 if TYPE_CHECKING:
@@ -54,32 +54,36 @@ REFERENCE = Variant(load_policy("full"))
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """A suite's `material` for `subject`; `tokens` are those of the longest, as written."""
+    """A suite's `material` for `subject`, and how many tokens each turn of it feeds and answers, as written."""
 
     subject: Subject
     suite: Suite
     material: tuple[Conversation, ...] | tuple[ForcedText, ...]
-    tokens: int
+    fed: tuple[tuple[tuple[int, int], ...], ...]
 
     @classmethod
     def of(cls, subject: Subject, suite: Suite, file: str | None = None) -> Task:
         """Write the suite for the model; forced text is `file` where that is given. Raises UsageError."""
         text, loaded = subject.text, subject.loaded
         if not suite.is_forced:
-            conversations = suite.conversations(text)
-            written = max(sum(lengths(text, conversation)) for conversation in conversations)
-            return cls(subject, suite, tuple(conversations), written)
+            conversations = tuple(suite.conversations(text))
+            return cls(subject, suite, conversations, tuple(turn_tokens(text, each) for each in conversations))
         if loaded.state is not None:
             raise UsageError(
                 f"{suite.name} compares two caches, and a {loaded.shape.family} model carries state besides"
             )
         texts = dialogue_texts(suite, text) if file is None else file_texts(suite, text, file)
-        return cls(subject, suite, tuple(texts), max(len(forced.ids) for forced in texts))
+        return cls(subject, suite, tuple(texts), tuple(((len(forced.ids), 0),) for forced in texts))
+
+    @property
+    def tokens(self) -> int:
+        """Of the longest conversation or text, as written."""
+        return max(map(_total, self.fed))
 
     def place(self, variant: Variant, tokens: int) -> Placed:
         """The variant where the longest conversation has `tokens` tokens. Raises CapacityError."""
         window = self.subject.loaded.window
-        most = 2 * self.tokens  # a model may say more than the right answers
+        most = 2 * max(self.suite.length, self.tokens)  # a model may say more than the right answers
         return variant.place(self.subject.loaded.shape, tokens, most if window is None else min(most, window))
 
     def unit(self, placed: Placed, number: int) -> dict[str, object]:
@@ -100,6 +104,18 @@ class Task:
     def read(self, result: dict[str, Any]) -> Result:
         """A result as the journal holds it."""
         return Scored.from_json(result) if self.suite.is_forced else Answered.from_json(result)
+
+    def passes(self, placed: Placed) -> float:
+        """About how many forward passes one conversation or text takes under a variant, on average."""
+        chunk = placed.plan.chunk
+        if self.suite.is_forced:
+            from kvlite.evaluation.scoring import block_tokens
+
+            caches = (block_tokens(chunk),) if placed.variant.is_reference else (block_tokens(chunk), chunk)
+            passes = (-(-tokens // each) for tokens in map(_total, self.fed) for each in caches)
+        else:
+            passes = (-(-prompt // chunk) + answer for turns in self.fed for prompt, answer in turns)
+        return sum(passes) / len(self.fed)
 
     def rows(self, placed: Placed, wanted: int) -> int:
         """How many conversations run at once under a variant."""
@@ -138,3 +154,7 @@ class Task:
             return (yield from score_texts(full, bounded, group, placed.plan.chunk))
 
         return measure
+
+
+def _total(turns: Sequence[tuple[int, int]]) -> int:
+    return sum(prompt + answer for prompt, answer in turns)

@@ -25,10 +25,20 @@ def verdict(summary: Summary) -> str:
     if not budgets:
         return f"The full cache: {_cost(summary, reference)}."
     chosen = _chosen(summary, budgets)
+    if any(_better(summary, lines, chosen) for lines in budgets.values()):
+        return " ".join(_at(summary, budget, lines) for budget, lines in budgets.items())
     costs = [f"{_cost(summary, lines[chosen])} at {budget}" for budget, lines in budgets.items() if chosen in lines]
     return (
         f"{'Use ' if len(_names(budgets)) > 1 else ''}{chosen}: {'; '.join(costs)}.{_doubt(summary, budgets, chosen)}"
     )
+
+
+def _at(summary: Summary, budget: str, lines: dict[str, Line]) -> str:
+    """What to use at one budget, where no variant is the one for all of them."""
+    chosen = _chosen(summary, {budget: lines})
+    alike = _alike(summary, lines, chosen)
+    doubt = f" ({_listed(alike)} cannot be told from it)" if alike else ""
+    return f"At {budget} use {chosen}: {_cost(summary, lines[chosen])}{doubt}."
 
 
 def _by_budget(summary: Summary) -> dict[str, dict[str, Line]]:
@@ -72,17 +82,28 @@ def _percents(estimate: Estimate) -> str:
 
 def _doubt(summary: Summary, budgets: dict[str, dict[str, Line]], chosen: str) -> str:
     """Which others the measurement cannot tell from the chosen one; empty where there are no others."""
-    close = []
-    for budget, lines in budgets.items():
-        rivals = [name for name in lines if name != chosen and chosen in lines]
-        alike = [name for name in rivals if not _differs(lines[chosen], lines[name], summary.result.suite.seed)]
-        better = [name for name in rivals if name not in alike and _is_better(summary, lines[name], lines[chosen])]
-        close += [f"{_listed(better)} is better at {budget}"] if len(better) == 1 else []
-        close += [f"{_listed(better)} are better at {budget}"] if len(better) > 1 else []
-        close += [f"{_listed(alike)} cannot be told from it at {budget}"] if alike else []
+    alike = {budget: _alike(summary, lines, chosen) for budget, lines in budgets.items()}
+    close = [f"{_listed(names)} cannot be told from it at {budget}" for budget, names in alike.items() if names]
     if close:
         return f" But {'; '.join(close)}, with {summary.reference.count:,} {_counted(summary)}."
     return " Its lead over the others is more than chance." if len(_names(budgets)) > 1 else ""
+
+
+def _rivals(lines: dict[str, Line], chosen: str) -> list[str]:
+    return [name for name in lines if name != chosen and chosen in lines]
+
+
+def _alike(summary: Summary, lines: dict[str, Line], chosen: str) -> list[str]:
+    """The names that the measurement cannot tell from the chosen one."""
+    seed = summary.result.suite.seed
+    return [name for name in _rivals(lines, chosen) if not _differs(lines[chosen], lines[name], seed)]
+
+
+def _better(summary: Summary, lines: dict[str, Line], chosen: str) -> list[str]:
+    """The names that do more than the chosen one, beyond chance."""
+    alike = _alike(summary, lines, chosen)
+    rivals = [name for name in _rivals(lines, chosen) if name not in alike]
+    return [name for name in rivals if _is_better(summary, lines[name], lines[chosen])]
 
 
 def _counted(summary: Summary) -> str:

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import json
+import re
+import signal
+import time
 from pathlib import Path
 
 import pytest
 
 from kvlite.cli import main
+from tests.program import finish, start
 
-SMALL = ["eval", "--conversations", "2", "--length", "500", "--kv-budget", "40tok", "--policy", "window"]
+SMALL = ["eval", "demo", "--conversations", "2", "--length", "120", "--answer-tokens", "12", "--kv-budget", "40tok",
+         "--policy", "window"]  # fmt: skip
+RECALL = [*SMALL, "--suite", "recall"]
 
 
 def test_measures_recall_and_forced_text_and_resumes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    args = [*SMALL, "--suite", "recall,kl", "--journal", str(tmp_path / "j"), "--json"]
+    args = [*SMALL, "--length", "500", "--suite", "recall,kl", "--journal", str(tmp_path / "j"), "--json"]
     assert main(args) == 0
     first = json.loads(capsys.readouterr().out)
     lines = (tmp_path / "j").read_text()
@@ -26,22 +32,126 @@ def test_measures_recall_and_forced_text_and_resumes(tmp_path: Path, capsys: pyt
     assert full["figures"]["kl"]["value"] == 0 < window["figures"]["kl"]["value"]
     assert window["T"] == 1
     assert recall["variants"][0]["is_reference"] and recall["variants"][0]["count"] > 0
+    assert sum(part["count"] for part in recall["variants"][1]["by_kind"]) == recall["variants"][1]["count"]
 
 
 @pytest.mark.parametrize(
-    ("args", "code"),
+    ("args", "code", "says"),
     [
-        (["--suite", "riddles"], 2),
-        (["--policy", "nothing"], 2),
-        (["--share", "5,"], 2),
-        (["--kv-budget", "auto"], 2),
-        (["--text", "missing.txt"], 2),
-        (["--share", "0.1"], 4),
+        (["--suite", "riddles"], 2, "unknown suite 'riddles'"),
+        (["--suite", "recall,,kl"], 2, "an empty item"),
+        (["--policy", "nothing"], 2, "unknown KV policy 'nothing'"),
+        (["--dtype", "float8"], 2, "unknown dtype 'float8'"),
+        (["--kv-dtype", "auto,int2"], 2, "no slot format 'int2'"),
+        (["--device", "abacus"], 2, "unknown device 'abacus'"),
+        (["--share", "5,"], 2, "an empty item"),
+        (["--share", "0"], 2, "--share 0 is no percentage"),
+        (["--share", "101%"], 2, "--share 101% is no percentage"),
+        (["--share", "half"], 2, "--share half is no percentage"),
+        (["--share", "0.1"], 4, "the smallest that works"),
+        (["--kv-budget", "auto"], 2, "--kv-budget auto is no size"),
+        (["--kv-budget", "0tok"], 2, "is nothing"),
+        (["--length", "99999"], 2, "more than the model's window"),
+        (["--text", "missing.txt"], 2, "missing.txt"),
+        (["--text", "empty.txt"], 2, "is empty"),
+        (["--text", "notes.txt", "--suite", "recall"], 2, "is for the suites kl and ppl"),
+        (["--html", "nowhere/page.html"], 2, "there is no folder nowhere"),
+        (["--html", "folder"], 2, "--html folder: a folder"),
+        (["--html", "notes.txt", "--text", "notes.txt"], 2, "name the same file"),
+        (["--journal", "nowhere/j"], 2, "there is no folder nowhere"),
+        (["--journal", "folder"], 2, "--journal folder: a folder"),
+        (["--journal", "notes.txt"], 2, "is no result of kvlite eval"),
+        (["--journal", "one", "--html", "./one"], 2, "name the same file"),
     ],
-    ids=lambda value: str(value),
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_bad_input_is_one_line(args: list[str], code: int, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["eval", "--conversations", "1", "--length", "100", *args]) == code
+def test_bad_input_is_one_line_before_any_work(
+    args: list[str],
+    code: int,
+    says: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("folder").mkdir()
+    Path("empty.txt").write_text(" \n")
+    Path("notes.txt").write_text("mine\n")
+    assert main(["eval", "demo", "--conversations", "1", "--length", "100", *args]) == code
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert len(captured.err.strip().splitlines()) == 1
+    (line,) = captured.err.splitlines()
+    assert says in line
+    assert {path.name: path.is_file() and path.read_text() for path in Path().iterdir()} == {
+        "folder": False,
+        "empty.txt": " \n",
+        "notes.txt": "mine\n",
+    }
+
+
+def test_a_file_that_may_not_be_written_is_refused_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("os.access", lambda path, mode: Path(path) != tmp_path)
+    assert main([*RECALL, "--html", str(tmp_path / "page.html")]) == 2
+    assert "it may not be written" in capsys.readouterr().err
+
+
+def test_stdout_is_json_alone_and_stderr_says_how_long_it_takes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*RECALL, "--json"]) == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["schema"] == "kvlite.eval/1"
+    assert re.search(r"^4 conversations under all variants: about \d+ s from here$", captured.err, re.MULTILINE)
+
+
+def test_quiet_leaves_the_table_and_nothing_else(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["-q", *RECALL]) == 0
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    assert re.search(r"^window +40tok", captured.out, re.MULTILINE)
+
+
+def test_a_pipe_gets_one_table_without_escapes_however_wide(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*SMALL, "--suite", "kl"]) == 0
+    captured = capsys.readouterr()
+    assert "\x1b" not in captured.out + captured.err
+    assert len(re.findall(r"^POLICY", captured.out, re.MULTILINE)) == 1
+    assert max(map(len, captured.out.splitlines())) > 100
+
+
+def test_without_a_model_it_says_that_the_built_in_one_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["eval", *RECALL[2:]]) == 0
+    assert "no model is named: the built-in demo answers" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("stop", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_stopped_it_keeps_what_was_measured_and_goes_on_from_there(
+    tmp_path: Path, stop: signal.Signals, code: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    journal = tmp_path / "j"
+    args = [*RECALL, "--conversations", "6", "--batch-size", "1", "--journal", str(journal), "--json"]
+    process = start(*args, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+    while process.poll() is None and (not journal.exists() or journal.read_bytes().count(b"\n") < 2):
+        time.sleep(0.01)
+    process.send_signal(stop)
+    returned, out, err = finish(process)
+    assert (returned, out) == (code, "")
+    assert f"what was measured is in {journal}; the same command goes on from there" in err
+    assert "Traceback" not in err
+    before = journal.read_bytes()
+    assert 2 <= before.count(b"\n") < 12 and before.endswith(b"\n")
+    assert main(args) == 0
+    assert journal.read_bytes().startswith(before)
+    assert journal.read_bytes().count(b"\n") == 12
+    gone_on = capsys.readouterr().out
+    assert main([*args[:-3], "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == json.loads(gone_on)
+
+
+def test_on_a_terminal_every_line_fits(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr("kvlite.console.Console.is_terminal", True)
+    assert main(["-q", "--plain", *SMALL, "--suite", "kl"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines[1:])) <= 80
+    assert sum(line.startswith("POLICY") for line in lines) > 1

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvlite.evaluation.conversation import Probe
-from kvlite.evaluation.intervals import bootstrap, wilson
+from kvlite.demo.facts import FACTS
+from kvlite.evaluation.conversation import Conversation, Probe
+from kvlite.evaluation.recall import write_recall
 from kvlite.evaluation.suites import WRITERS, Writer
 
 writers = pytest.mark.parametrize("write", WRITERS.values(), ids=WRITERS)
@@ -36,19 +39,55 @@ def test_questions_are_asked(write: Writer) -> None:
 
 
 def test_an_answer_holds_whole_words_whatever_the_case() -> None:
-    probe = Probe(("17", "Rex"), 0)
+    probe = Probe(("17", "Rex"), 0, "name")
     assert probe.is_answered_by("rex is 17.")
     assert not probe.is_answered_by("Rex is 170.")
 
 
-def test_wilsons_interval_holds_the_share_and_is_never_empty() -> None:
-    for right in range(11):
-        found = wilson(right, 10)
-        assert 0 <= found.low <= found.value <= found.high <= 1 and found.low < found.high
+def test_a_list_is_right_in_any_order_and_however_it_is_joined() -> None:
+    conversation = next(conversation for conversation in recalls(20) if "list" in kinds(conversation))
+    probe = next(probe for _, probe in conversation.probes if probe.kind == "list")
+    assert len(probe.values) == 3
+    assert probe.is_answered_by(f"You need {probe.values[2]}, {probe.values[0]}, and {probe.values[1].upper()}!")
+    assert not probe.is_answered_by(f"You need {probe.values[0]}.")
 
 
-def test_a_bootstrap_is_a_function_of_its_seed() -> None:
-    items = [1.0, 2.0, 5.0, 9.0]
-    first = bootstrap(items, lambda drawn: sum(drawn) / len(drawn), 3)
-    assert first == bootstrap(items, lambda drawn: sum(drawn) / len(drawn), 3)
-    assert first.low < first.value < first.high
+def test_recall_asks_for_every_kind_of_fact_lists_prices_and_two_hops_among_them() -> None:
+    asked = Counter(kind for conversation in recalls(40) for kind in kinds(conversation))
+    assert set(asked) == {fact.kind for fact in FACTS} | {"two-hop"}
+    assert min(asked[kind] for kind in ("list", "price", "two-hop")) >= 20
+
+
+def test_a_two_hop_question_names_neither_the_value_nor_the_name_it_is_found_by() -> None:
+    for conversation in recalls(20):
+        for number, probe in conversation.probes:
+            turn = conversation.turns[number]
+            if probe.kind == "two-hop":
+                name = turn.answer.split(".")[0].rsplit(" ", 1)[1]
+                assert probe.steps == 2
+                assert name not in turn.user
+                assert name in conversation.turns[probe.said_in].user
+
+
+def recalls(count: int) -> list[Conversation]:
+    return [write_recall(str(seed), 30, "held-out") for seed in range(count)]
+
+
+def kinds(conversation: Conversation) -> list[str]:
+    return [probe.kind for _, probe in conversation.probes]
+
+
+@pytest.mark.parametrize(
+    ("suite", "kinds"),
+    [
+        ("passkey", {"code"}),
+        ("needle", {"code", "time", "price", "name", "place"}),
+        ("tracking", {"1 step", "2 steps", "3 steps", "4 steps"}),
+        ("lookup", {"1 key", "2 keys"}),
+    ],
+)
+def test_questions_of_the_other_suites_have_kinds_too(suite: str, kinds: set[str]) -> None:
+    asked = [probe for seed in range(20) for _, probe in WRITERS[suite](str(seed), 40, "held-out").probes]
+    assert {probe.kind for probe in asked} == kinds
+    assert all(probe.kind.startswith(str(probe.steps)) for probe in asked if suite == "tracking")
+    assert all(probe.kind.startswith(str(len(probe.values))) for probe in asked if suite == "lookup")

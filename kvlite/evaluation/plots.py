@@ -1,0 +1,162 @@
+"""A suite's plots as values in SVG units: the main figure by budget, and by distance under each budget.
+
+Knows no HTML. Intervals stand beside each other where several variants share a place on the x axis.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from kvlite.evaluation.intervals import Estimate
+from kvlite.evaluation.summary import Line, Summary
+from kvlite.memory.format import human_bytes
+
+WIDTH, HEIGHT = 360, 180  # of a plot, in SVG units
+NUM_COLOURS = 8
+
+_MOST_TICKS = 5
+_APART = 7.0  # the most between the intervals of two variants
+_FIGURES = {"right": "right answers", "kl": "nats from the full cache", "perplexity": "perplexity"}
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """A value with its interval, in SVG units."""
+
+    x: float
+    y: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """A label on an axis."""
+
+    at: float
+    label: str
+
+
+@dataclass(frozen=True, slots=True)
+class Style:
+    """How a variant is drawn: one of NUM_COLOURS, and how often these were used up before."""
+
+    colour: int
+    dashes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """One variant's values."""
+
+    style: Style
+    marks: tuple[Mark, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Plot:
+    """The main figure of a suite; the reference is in every plot."""
+
+    title: str
+    x_title: str
+    y_title: str
+    x_ticks: tuple[Tick, ...]
+    y_ticks: tuple[Tick, ...]
+    curves: tuple[Curve, ...]
+
+
+def styles(summary: Summary) -> dict[str, Style]:
+    """How each variant is drawn in all plots of a suite, by name."""
+    names = dict.fromkeys(line.placed.variant.name for line in summary.lines)
+    return {name: Style(index % NUM_COLOURS, index // NUM_COLOURS) for index, name in enumerate(names)}
+
+
+def plots(summary: Summary) -> list[Plot]:
+    """By budget where there are several; then by distance, one plot per budget and way in which text was fed."""
+    return [*_by_budget(summary), *_by_distance(summary)]
+
+
+Points = Sequence[tuple[str, Mapping[str, Estimate]]]
+"""One curve: the variant's name and its values by the label of their place on the x axis."""
+
+
+def _by_budget(summary: Summary) -> Iterator[Plot]:
+    """Text scored at several T counts at the smallest, as when decoding."""
+    compared = sorted(summary.lines[1:], key=lambda line: (line.placed.plan.budget_bytes, -line.placed.plan.chunk))
+    sizes = dict.fromkeys(_size(line) for line in compared)
+    if len(sizes) > 1:
+        found: dict[str, dict[str, Estimate]] = {}
+        for line in compared:
+            found.setdefault(line.placed.variant.name, {})[_size(line)] = line.main
+        reference = (summary.reference.placed.variant.name, dict.fromkeys(sizes, summary.reference.main))
+        yield _plot(summary, ("By budget", "budget"), tuple(sizes), [reference, *found.items()])
+
+
+def _size(line: Line) -> str:
+    budget = line.placed.variant.budget
+    shown = "" if budget is None else str(budget)
+    return shown if shown.endswith(("%", "tok")) else human_bytes(line.placed.plan.budget_bytes)
+
+
+def _by_distance(summary: Summary) -> Iterator[Plot]:
+    groups: dict[str, list[Line]] = {}
+    for line in summary.lines[1:]:
+        is_single = summary.result.suite.is_forced and line.placed.plan.chunk == 1
+        groups.setdefault(line.placed.budget_text + (", T = 1" if is_single else ""), []).append(line)
+    for title, lines in (groups or {"everything": []}).items():
+        lines = [summary.reference, *lines]
+        labels = {part.upto: part.label for line in lines for part in line.parts}
+        points = [(line.placed.variant.name, {part.label: part.estimate for part in line.parts}) for line in lines]
+        yield _plot(summary, (title, summary.unit), tuple(labels.values()), points)
+
+
+def _plot(summary: Summary, titles: tuple[str, str], labels: tuple[str, ...], points: Points) -> Plot:
+    """Curves over places on the x axis, which are equally far from each other."""
+    step = WIDTH / max(1, len(labels))
+    places = {label: round((index + 0.5) * step, 1) for index, label in enumerate(labels)}
+    apart = min(_APART, 0.6 * step / len(points))
+    values = _axis(summary)
+    bottom, top = values[0], values[-1]
+
+    def y(value: float) -> float:
+        return round(HEIGHT * (1 - (min(max(value, bottom), top) - bottom) / (top - bottom)), 1)
+
+    style, curves = styles(summary), []
+    for index, (name, found) in enumerate(points):
+        aside = (index - (len(points) - 1) / 2) * apart
+        marks = [
+            Mark(round(places[label] + aside, 1), y(each.value), y(each.low), y(each.high))
+            for label, each in found.items()
+            if not math.isnan(each.value)
+        ]
+        curves.append(Curve(style[name], tuple(marks)))
+    x_ticks = tuple(Tick(at, label) for label, at in places.items())
+    y_ticks = tuple(Tick(y(value), _label(summary, value)) for value in values)
+    title, x_title = titles
+    return Plot(title, x_title, _FIGURES[next(iter(summary.reference.figures))], x_ticks, y_ticks, tuple(curves))
+
+
+def _axis(summary: Summary) -> list[float]:
+    """The ticks of the y axis, the same in all plots of a suite: round numbers, with every interval between them."""
+    if summary.higher_is_better:
+        return [0.0, 0.25, 0.5, 0.75, 1.0]
+    estimates = [line.main for line in summary.lines] + [part.estimate for line in summary.lines for part in line.parts]
+    ends = [end for each in estimates for end in (each.low, each.high, each.value) if math.isfinite(end)]
+    lowest = min(ends, default=0.0) if next(iter(summary.reference.figures)) == "perplexity" else 0.0
+    return round_ticks(lowest, max(ends, default=1.0))
+
+
+def round_ticks(lowest: float, highest: float) -> list[float]:
+    """At most five round numbers or so, equally far from each other, from below `lowest` to above `highest`."""
+    span = (highest - lowest) or abs(highest) or 1.0
+    rough = span / (_MOST_TICKS - 1)
+    power: float = 10.0 ** math.floor(math.log10(rough))
+    step = next(step for step in (power, 2 * power, 2.5 * power, 5 * power, 10 * power) if step >= rough * (1 - 1e-9))
+    first, last = math.floor(lowest / step + 1e-9), math.ceil(highest / step - 1e-9)
+    return [float(f"{number * step:.12g}") for number in range(first, max(last, first + 1) + 1)]
+
+
+def _label(summary: Summary, value: float) -> str:
+    return f"{value:.0%}" if summary.higher_is_better else f"{value:g}"
