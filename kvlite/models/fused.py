@@ -38,6 +38,27 @@ def _joined(parts: Sequence[Tensor]) -> nn.Parameter:
     return nn.Parameter(joined, requires_grad=False)
 
 
+class SideBySide(nn.Module):
+    """Several linear maps of one input, whose weights cannot be joined, with their results one after another."""
+
+    def __init__(self, *parts: Any) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(parts)
+        self.out_features = sum(part.out_features for part in parts)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [..., in_features] -> [..., sum of the parts' out_features]."""
+        return torch.cat([part(x) for part in self.parts], -1)
+
+
+def joined(*parts: nn.Module) -> JoinedLinear | SideBySide:
+    """Linear maps of one input as one product where they are plain, side by side where they are quantised."""
+    plain = [part for part in parts if type(part) is nn.Linear]
+    if len(plain) == len(parts) and len({part.bias is None for part in plain}) == 1:
+        return JoinedLinear(*plain)
+    return SideBySide(*parts)
+
+
 class FusedRMSNorm(nn.Module):
     """Root-mean-square normalisation in one operation; `offset` is added to the weights, which are then fp32."""
 
@@ -93,7 +114,7 @@ def activation_of(act_fn: nn.Module) -> str | None:
 
 
 class FusedAttention(nn.Module):
-    """Attention on slots: queries, keys and values in one product, queries and keys normed and turned together."""
+    """Attention on slots: queries, keys and values in one product where they can be, normed and turned together."""
 
     def __init__(
         self,
@@ -104,8 +125,8 @@ class FusedAttention(nn.Module):
         softcap: float | None = None,
     ) -> None:
         super().__init__()
-        joined = getattr(module, "qkv_proj", None)
-        self.qkv = JoinedLinear(module.q_proj, module.k_proj, module.v_proj) if joined is None else joined
+        qkv = getattr(module, "qkv_proj", None)
+        self.qkv = joined(module.q_proj, module.k_proj, module.v_proj) if qkv is None else qkv
         self.q_norm, self.k_norm = getattr(module, "q_norm", None), getattr(module, "k_norm", None)
         self.o_proj = module.o_proj
         self.layer_idx: int = module.layer_idx

@@ -54,14 +54,13 @@ def _attention(
     source: type[nn.Module],
     window: Callable[[Any], int | None] = lambda module: None,
     softcap: Callable[[Any], float | None] = lambda module: None,
-    parts: tuple[str, ...] = ("q_proj", "k_proj", "v_proj"),
 ) -> Patch:
     def makes(module: Any, kernels: DenseKernels) -> nn.Module:
         turning = turning_of(type(module))
         assert turning is not None
         return FusedAttention(module, turning, kernels, window(module), softcap(module))
 
-    return Patch("attention", source, makes, parts)
+    return Patch("attention", source, makes)
 
 
 def _layer(source: type[nn.Module], *norms: str | None) -> Patch:
@@ -103,7 +102,7 @@ PATCHES = (
     _attention(Qwen2Attention, _window),
     _attention(Qwen3Attention, _window),
     _attention(MistralAttention, _window_of_config),
-    _attention(Phi3Attention, _window_of_config, parts=()),
+    _attention(Phi3Attention, _window_of_config),
     _attention(Gemma2Attention, _window, lambda module: module.attn_logit_softcapping),
     _attention(Gemma3Attention, _window),
     _layer(LlamaDecoderLayer, _BEFORE, None, _AFTER, None),

@@ -12,7 +12,7 @@ from transformers.activations import ACT2FN
 from transformers.models.llama.modeling_llama import LlamaMLP
 
 from kvlite.models import fusing
-from kvlite.models.fused import FusedMLP, JoinedLinear, activation_of
+from kvlite.models.fused import FusedMLP, JoinedLinear, SideBySide, activation_of
 from kvlite.models.fusing import fuse, probe_logits
 from kvlite.models.gate import relative_error
 from kvlite.models.patches import PATCHES, Patch
@@ -98,7 +98,12 @@ def test_only_plain_linear_maps_are_joined() -> None:
     for layer in model.model.layers:
         layer.mlp.up_proj.__class__ = Quantised
         layer.self_attn.k_proj.__class__ = Quantised
-    assert fuse(admitted(model)).fused == ("norm", "layer")
+    loaded = admitted(model)
+    expected = probe_logits(loaded)
+    assert fuse(loaded).fused == ("norm", "attention", "layer")
+    assert relative_error(probe_logits(loaded), expected) < 2e-6
+    (held,) = {type(layer.self_attn.qkv) for layer in model.model.layers}
+    assert held is SideBySide
 
 
 def test_a_changed_forward_is_no_longer_fitted() -> None:
