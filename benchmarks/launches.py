@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -27,9 +28,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging
 
+from kvlite.cache import cache as cache_module
 from kvlite.cache.cache import SlotCache
+from kvlite.cache.layer import LayerSlots
 from kvlite.cache.policy import load_policy
-from kvlite.cache.slots import LayerSlots
 from kvlite.memory.budget import Budget
 from kvlite.memory.format import slot_format
 from kvlite.memory.plan import CacheSpec, plan_cache
@@ -112,21 +114,25 @@ class Counting(TorchDispatchMode):
     @contextmanager
     def counting(self) -> Iterator[None]:
         """Count what is done inside, on slots and not, Triton kernels too."""
-        attend = LayerSlots.attend
 
-        def marked(*args: Any, **options: Any) -> Tensor:
-            self.is_on_slots = True
-            try:
-                return attend(*args, **options)
-            finally:
-                self.is_on_slots = False
+        def marked(work: Callable[..., Any]) -> Callable[..., Any]:
+            def on_slots(*args: Any, **options: Any) -> Any:
+                self.is_on_slots = True
+                try:
+                    return work(*args, **options)
+                finally:
+                    self.is_on_slots = False
 
-        LayerSlots.attend = marked  # type: ignore[method-assign]
-        try:
-            with _launching(self.launch), self:
-                yield
-        finally:
-            LayerSlots.attend = attend  # type: ignore[method-assign]
+            return on_slots
+
+        with (
+            patch.object(LayerSlots, "attend", marked(LayerSlots.attend)),
+            patch.object(SlotCache, "begin", marked(SlotCache.begin)),
+            patch.object(SlotCache, "end", marked(SlotCache.end)),
+            _launching(self.launch),
+            self,
+        ):
+            yield
 
 
 def _works(func: Any, args: Any, out: Any) -> bool:
@@ -152,11 +158,8 @@ def _launching(launch: Callable[[], None]) -> Iterator[None]:
         return
     from triton.runtime.jit import JITFunction
 
-    launched, JITFunction.__getitem__ = JITFunction.__getitem__, lambda self, grid: lambda *args, **options: launch()
-    try:
+    with patch.object(JITFunction, "__getitem__", lambda self, grid: lambda *args, **options: launch()):
         yield
-    finally:
-        JITFunction.__getitem__ = launched
 
 
 def has_triton() -> bool:
@@ -189,17 +192,18 @@ def full_cache(loaded: LoadedModel, policy_name: str, kernels: str) -> SlotCache
     policy, stored = load_policy(policy_name), slot_format("auto", "bfloat16")
     spec = CacheSpec(stored, policy.state_bytes_per_slot, policy.min_slots(), evicts=True)
     plan = plan_cache(loaded.shape, Budget.parse(f"{SLOTS}tok"), spec, free_bytes=None)
-    cache = SlotCache(loaded.shape, plan, policy, stored, META)
-    if kernels == "triton":
-        from kvlite_kernels.triton_set.launching import TritonKernels
-        from kvlite_kernels.triton_set.scratch import Scratch
-        from kvlite_kernels.triton_set.tiles import Processor
+    if kernels == "torch":
+        return SlotCache(loaded.shape, plan, policy, stored, META)
 
-        heads = loaded.shape.query_heads
-        on_triton = TritonKernels(Scratch(1, heads, heads, SLOTS + 1, 256, Processor(90, 132), META))
-        for layer in cache.layers.values():
-            layer.kernels = KernelSet("triton", on_triton.attend, on_triton)
-    return cache
+    from kvlite_kernels.triton_set.launching import TritonKernels
+    from kvlite_kernels.triton_set.scratch import Scratch
+    from kvlite_kernels.triton_set.tiles import Processor
+
+    heads = loaded.shape.query_heads
+    on_triton = TritonKernels(Scratch(1, heads, heads, SLOTS + 1, 256, Processor(90, 132), META))
+    chosen = KernelSet("triton", on_triton.attend, on_triton)
+    with patch.object(cache_module, "choose_kernels", lambda *_: chosen):  # which would miss the device
+        return SlotCache(loaded.shape, plan, policy, stored, META)
 
 
 def count_step(loaded: LoadedModel, cache: SlotCache) -> Counter[bool]:
@@ -208,10 +212,9 @@ def count_step(loaded: LoadedModel, cache: SlotCache) -> Counter[bool]:
     for tokens in (*[8] * (SLOTS // 8), 1):
         ids = torch.zeros(1, tokens, dtype=torch.int64, device=META)
         pos = torch.zeros(1, tokens, dtype=torch.int32, device=META)
-        step = cache.begin(slice(0, 1), pos, pos, (tokens,), None)
         counting = Counting()
         with counting.counting():
-            loaded.forward(ids, cache, step)
+            loaded.forward(ids, cache, cache.begin(slice(0, 1), pos, pos, (tokens,), None))
     assert all(cache.live(0, layer.slots) == layer.slots for layer in cache.layers.values())
     return counting.counts
 
