@@ -1,4 +1,4 @@
-"""Which kernels a cache runs on: chosen once per device, when the cache is built, and said. Loads triton on demand."""
+"""Which kernels run: a model's when it is loaded, a cache's when it is built, and said. Loads triton on demand."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from kvlite_kernels.dense import TORCH_DENSE, DenseKernels
 from kvlite_kernels.reference import Geometry, Segment, attend_segments
 from kvlite_kernels.slots import SlotKernels
 from kvlite_kernels.statistic import Measure
@@ -66,13 +67,39 @@ def choose(
 
     `dtypes` are those of queries and slots. Raises KernelsUnavailable where Triton is asked for and cannot serve.
     """
-    assert wanted in KERNELS, wanted
-    if wanted != "triton":  # TODO: `auto` is Triton on CUDA once its kernels have passed their tests on a GPU
+    if not _takes_triton(wanted):
         return TORCH
     obstacle = _obstacle(layers, dtypes, is_coded, device)
     if obstacle is not None:
         raise KernelsUnavailable(obstacle)
     return _triton(layers, rows, device)
+
+
+def choose_dense(wanted: str, device: torch.device) -> DenseKernels:
+    """The kernels for what a model computes between its matrix products, by the same rule and with the same error."""
+    if not _takes_triton(wanted):
+        return TORCH_DENSE
+    if (absence := _absence(device)) is not None:
+        raise KernelsUnavailable(absence)
+
+    from kvlite_kernels.triton_set.dense import TRITON_DENSE
+
+    return TRITON_DENSE
+
+
+def _takes_triton(wanted: str) -> bool:
+    assert wanted in KERNELS, wanted
+    return wanted == "triton"  # TODO: so is `auto` on CUDA once the kernels have passed their tests on a GPU
+
+
+def _absence(device: torch.device) -> str | None:
+    """Why no Triton kernel runs here, None where they do."""
+    if find_spec("triton") is None:
+        return "triton is not installed"
+    interprets = os.environ.get("TRITON_INTERPRET") == "1"
+    if device.type != "cuda" and not (device.type == "cpu" and interprets):
+        return f"Triton kernels need a CUDA device, and this is {device}"
+    return None
 
 
 def _obstacle(
@@ -81,11 +108,8 @@ def _obstacle(
     """Why the Triton kernels cannot serve, None where they can."""
     if not layers:
         return "the model has no attention"
-    if find_spec("triton") is None:
-        return "triton is not installed"
-    interprets = os.environ.get("TRITON_INTERPRET") == "1"
-    if device.type != "cuda" and not (device.type == "cpu" and interprets):
-        return f"Triton kernels need a CUDA device, and this is {device}"
+    if (absence := _absence(device)) is not None:
+        return absence
     if is_coded:
         return "there are no Triton kernels for slots of 8 or 4 bits"
 

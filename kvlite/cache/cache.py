@@ -49,7 +49,12 @@ def choose_kernels(
     try:
         return choose(wanted, layers, plan.rows, dtypes, stored.is_coded, device)
     except KernelsUnavailable as error:
-        raise UsageError(f"--kernels {wanted}: {error}; give --kernels auto or torch") from error
+        raise refused_kernels(wanted, error) from error
+
+
+def refused_kernels(wanted: str, why: KernelsUnavailable) -> UsageError:
+    """What the user is told of kernels that cannot run."""
+    return UsageError(f"--kernels {wanted}: {why}; give --kernels auto or torch")
 
 
 @dataclass(frozen=True, slots=True)

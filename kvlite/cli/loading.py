@@ -121,6 +121,7 @@ def _load(files: ModelFiles, options: ModelOptions, shape: ModelShape) -> Loaded
         trust_remote_code=options.trust_remote_code,
         allow_pickle=options.allow_pickle,
         fuse=options.fuse,
+        kernels=options.kernels,
     )
     return load(files.folder, files.config, wanted)
 

@@ -162,7 +162,7 @@ Fuse = Annotated[
 Kernels = Annotated[
     Literal["auto", "torch", "triton"],
     typer.Option("--kernels", rich_help_panel=_MODEL,
-                 help="What attends and evicts: torch, or Triton kernels on CUDA; auto is torch for now."),
+                 help="What attends, evicts and runs fused modules: torch, or Triton on CUDA; auto is torch for now."),
 ]  # fmt: skip
 Offline = Annotated[
     bool,

@@ -7,9 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear, rms_norm
+from torch.nn.functional import linear
 
+from kvlite.models.rotary import Turning
 from kvlite.models.seam import attention
+from kvlite_kernels.dense import ACTIVATIONS, DenseKernels, Norm
 
 
 class JoinedLinear(nn.Module):
@@ -19,7 +21,7 @@ class JoinedLinear(nn.Module):
 
     def __init__(self, *parts: nn.Linear) -> None:
         super().__init__()
-        self.sizes = [part.out_features for part in parts]
+        self.out_features = sum(part.out_features for part in parts)
         self.weight = _joined([part.weight for part in parts])
         biases = [part.bias for part in parts if part.bias is not None]
         self.bias = _joined(biases) if biases else None
@@ -36,49 +38,106 @@ def _joined(parts: Sequence[Tensor]) -> nn.Parameter:
     return nn.Parameter(joined, requires_grad=False)
 
 
+class SideBySide(nn.Module):
+    """Several linear maps of one input, whose weights cannot be joined, with their results one after another."""
+
+    def __init__(self, *parts: Any) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(parts)
+        self.out_features = sum(part.out_features for part in parts)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [..., in_features] -> [..., sum of the parts' out_features]."""
+        return torch.cat([part(x) for part in self.parts], -1)
+
+
+def joined(*parts: nn.Module) -> JoinedLinear | SideBySide:
+    """Linear maps of one input as one product where they are plain, side by side where they are quantised."""
+    plain = [part for part in parts if type(part) is nn.Linear]
+    if len(plain) == len(parts) and len({part.bias is None for part in plain}) == 1:
+        return JoinedLinear(*plain)
+    return SideBySide(*parts)
+
+
 class FusedRMSNorm(nn.Module):
     """Root-mean-square normalisation in one operation; `offset` is added to the weights, which are then fp32."""
 
-    def __init__(self, weight: nn.Parameter, eps: float, offset: float = 0.0) -> None:
+    def __init__(self, weight: nn.Parameter, eps: float, kernels: DenseKernels, offset: float = 0.0) -> None:
         super().__init__()
         self.weight = weight if offset == 0.0 else nn.Parameter(weight.data.float() + offset, requires_grad=False)
         self.eps = eps
+        self.kernels = kernels
+
+    @property
+    def norm(self) -> Norm:
+        """The norm as kernels take it."""
+        return Norm(self.weight, self.eps)
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., hidden] -> the same shape and dtype."""
-        weight = self.weight
-        return rms_norm(x.to(weight.dtype), weight.shape, weight, self.eps).to(x.dtype)
+        return self.kernels.rms_norm(x, Norm(self.weight, self.eps))
 
 
 class FusedMLP(nn.Module):
-    """down(act(gate(x)) * up(x)), gate and up in one product."""
+    """down(act(gate(x)) * up(x)), where `gate_up` gives both at once."""
 
-    def __init__(self, mlp: Any) -> None:
+    def __init__(self, gate_up: nn.Module, act_fn: nn.Module, down_proj: nn.Module, kernels: DenseKernels) -> None:
         super().__init__()
-        self.gate_up = JoinedLinear(mlp.gate_proj, mlp.up_proj)
-        self.act_fn = mlp.act_fn
-        self.down_proj = mlp.down_proj
+        self.gate_up = gate_up
+        self.act_fn = act_fn
+        self.down_proj = down_proj
+        self.kernels = kernels
+        self.activation = activation_of(act_fn)
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., hidden] -> the same shape."""
-        gate, up = self.gate_up(x).chunk(2, -1)
-        out: Tensor = self.down_proj(self.act_fn(gate) * up)
+        gate_up = self.gate_up(x)
+        if self.activation is None:
+            gate, up = gate_up.chunk(2, -1)
+            gated = self.act_fn(gate) * up
+        else:
+            gated = self.kernels.gated(gate_up, self.activation)
+        out: Tensor = self.down_proj(gated)
         return out
 
 
-class FusedAttention(nn.Module):
-    """Attention on slots: queries, keys and values in one product, queries and keys rotated together."""
+def activation_of(act_fn: nn.Module) -> str | None:
+    """The name in `kvlite_kernels.dense.ACTIVATIONS` of what computes the same numbers; None where nothing does."""
+    if next(act_fn.parameters(), None) is not None:
+        return None
+    x = torch.linspace(-8.0, 8.0, 257, dtype=torch.float64)
+    y = act_fn(x)
+    for name, function in ACTIVATIONS.items():
+        if torch.allclose(function(x), y, rtol=0.0, atol=1e-7):
+            return name
+    return None
 
-    def __init__(self, module: Any, sliding_window: int | None) -> None:
+
+class FusedAttention(nn.Module):
+    """Attention on slots: queries, keys and values in one product where they can be, normed and turned together."""
+
+    def __init__(
+        self,
+        module: Any,
+        turning: Turning,
+        kernels: DenseKernels,
+        sliding_window: int | None = None,
+        softcap: float | None = None,
+    ) -> None:
         super().__init__()
-        self.qkv = JoinedLinear(module.q_proj, module.k_proj, module.v_proj)
+        qkv = getattr(module, "qkv_proj", None)
+        self.qkv = joined(module.q_proj, module.k_proj, module.v_proj) if qkv is None else qkv
         self.q_norm, self.k_norm = getattr(module, "q_norm", None), getattr(module, "k_norm", None)
         self.o_proj = module.o_proj
         self.layer_idx: int = module.layer_idx
         self.head_dim: int = module.head_dim
         self.scaling: float = module.scaling
         self.sliding_window = sliding_window
-        self._heads = [size // self.head_dim for size in self.qkv.sizes]
+        self.softcap = softcap
+        self.turning = turning
+        self.kernels = kernels
+        kv_heads = self.qkv.out_features // self.head_dim // (module.num_key_value_groups + 2)
+        self._counts = (module.num_key_value_groups * kv_heads, kv_heads)
 
     def forward(
         self,
@@ -86,18 +145,50 @@ class FusedAttention(nn.Module):
         position_embeddings: tuple[Tensor, Tensor],
         **_: Any,  # masks and caches, which slots do without
     ) -> tuple[Tensor, None]:
-        """hidden_states [B, T, hidden], cos and sin [B, T, D] -> [B, T, hidden] and no weights."""
-        q_heads, k_heads, v_heads = self._heads
+        """hidden_states [B, T, hidden], cos and sin [B, T, R] -> [B, T, hidden] and no weights."""
         heads = self.qkv(hidden_states).unflatten(-1, (-1, self.head_dim))  # [B, T, H_Q + 2 H_KV, D]
-        qk, v = heads.split((q_heads + k_heads, v_heads), 2)
-        if self.q_norm is not None and self.k_norm is not None:
-            q, k = qk.split((q_heads, k_heads), 2)
-            qk = torch.cat([self.q_norm(q), self.k_norm(k)], 2)
-        cos, sin = position_embeddings
-        first, second = qk.chunk(2, -1)
-        qk = qk * cos[:, :, None] + torch.cat([-second, first], -1) * sin[:, :, None]
-        q, k = qk.transpose(1, 2).split((q_heads, k_heads), 1)
+        norms = None
+        if isinstance(self.q_norm, FusedRMSNorm) and isinstance(self.k_norm, FusedRMSNorm):
+            norms = (self.q_norm.norm, self.k_norm.norm)
+        cos, sin = self.turning.tables(*position_embeddings)
+        qk = self.kernels.rotate(heads, self._counts, cos, sin, self.turning.interleaved, norms)
+        q, k = qk.transpose(1, 2).split(self._counts, 1)
         out, weights = attention(
-            self, q, k, v.transpose(1, 2), scaling=self.scaling, sliding_window=self.sliding_window
+            self,
+            q,
+            k,
+            heads[:, :, sum(self._counts) :].transpose(1, 2),
+            scaling=self.scaling,
+            sliding_window=self.sliding_window,
+            softcap=self.softcap,
         )
         return self.o_proj(out.flatten(2)), weights
+
+
+class FusedLayer(nn.Module):
+    """A decoder layer that adds to its residual together with the norms before and after the sum.
+
+    `norms` are FusedRMSNorm, or None where the layer has none: before and after the attention, before and after the
+    MLP. What comes before the attention may be any module.
+    """
+
+    def __init__(self, layer: Any, norms: Sequence[str | None], kernels: DenseKernels) -> None:
+        super().__init__()
+        self.self_attn = layer.self_attn
+        self.mlp = layer.mlp
+        modules = [None if name is None else getattr(layer, name) for name in norms]
+        self.before_attention, self.after_attention, self.before_mlp, self.after_mlp = modules
+        self.kernels = kernels
+
+    def forward(self, hidden_states: Tensor, **options: Any) -> Tensor:
+        """hidden_states [B, T, hidden] -> the same shape; the options are the attention's."""
+        normed = hidden_states if self.before_attention is None else self.before_attention(hidden_states)
+        out, _ = self.self_attn(hidden_states=normed, **options)
+        after = None if self.after_attention is None else self.after_attention.norm
+        if self.before_mlp is not None:
+            total, normed = self.kernels.add_norm(out, hidden_states, self.before_mlp.norm, after)
+        else:
+            assert after is not None
+            total = normed = self.kernels.norm_add(out, hidden_states, after)
+        out = self.mlp(normed)
+        return total + out if self.after_mlp is None else self.kernels.norm_add(out, total, self.after_mlp.norm)

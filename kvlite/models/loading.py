@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
+from kvlite.cache.cache import refused_kernels
 from kvlite.errors import BrokenModel, DoesNotFit, KvliteError, ModelError, OutOfMemory, UnsupportedModel, UsageError
 from kvlite.memory.format import dtype_name
 from kvlite.memory.shape import ModelShape
@@ -25,6 +26,8 @@ from kvlite.models.loaded import LoadedModel
 from kvlite.models.quantised import quantisation, refuse_quantisation
 from kvlite.models.seam import register
 from kvlite.models.stages import Stages
+from kvlite_kernels.choice import KernelsUnavailable, choose_dense
+from kvlite_kernels.dense import DenseKernels
 
 _PARSER_ERRORS = (
     OSError,
@@ -46,7 +49,10 @@ _PARSER_ERRORS = (
 
 @dataclass(frozen=True, slots=True)
 class LoadOptions:
-    """How to load: `dtype` and `device` may be `auto`, `quant` is `none` or a key of `QUANT_BYTES`; see fusing.py."""
+    """How to load: `dtype` and `device` may be `auto`, `quant` is `none` or a key of `QUANT_BYTES`; see fusing.py.
+
+    `kernels`, one of `kvlite_kernels.choice.KERNELS`, are those that fused modules run on.
+    """
 
     dtype: str = "auto"
     device: str = "auto"
@@ -54,6 +60,7 @@ class LoadOptions:
     trust_remote_code: bool = False
     allow_pickle: bool = False
     fuse: bool = True
+    kernels: str = "auto"
 
 
 def pick_device(name: str) -> torch.device:
@@ -76,10 +83,12 @@ def load(folder: Path, config: Mapping[str, Any], options: LoadOptions) -> Loade
     """Load the model in `folder` whose config.json is `config`.
 
     Raises UnsupportedModel where kvlite cannot bound the family, BrokenModel on damaged files, OutOfMemory where the
-    weights do not fit, UsageError on an unknown device and on quantising what is quantised already.
+    weights do not fit, UsageError on an unknown device, kernels that do not run on it, and on quantising what is
+    quantised already.
     """
     shape = ModelShape.from_config(config)
     device = pick_device(options.device)
+    dense = _dense_kernels(options.kernels, device)
     dtype = _dtype(options.dtype, shape, device)
     shape = ModelShape.from_config(config, dtype=str(dtype).removeprefix("torch."))
     transformers_logging.set_verbosity_error()
@@ -97,9 +106,16 @@ def load(folder: Path, config: Mapping[str, Any], options: LoadOptions) -> Loade
     loaded = admit(LoadedModel(model, tokenizer, shape, dtype, device, options.quant, state=state))
     stages.passed("gate")
     if options.fuse:
-        loaded = fuse(loaded)
+        loaded = fuse(loaded, dense)
         stages.passed("fusing")
     return replace(loaded, stages=stages.seconds)
+
+
+def _dense_kernels(wanted: str, device: torch.device) -> DenseKernels:
+    try:
+        return choose_dense(wanted, device)
+    except KernelsUnavailable as error:
+        raise refused_kernels(wanted, error) from error
 
 
 def _dtype(name: str, shape: ModelShape, device: torch.device) -> torch.dtype:

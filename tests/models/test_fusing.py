@@ -3,35 +3,45 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from transformers.activations import ACT2FN
 from transformers.models.llama.modeling_llama import LlamaMLP
 
 from kvlite.models import fusing
-from kvlite.models.fused import FusedMLP
-from kvlite.models.fusing import Patch, fuse, probe_logits
+from kvlite.models.fused import FusedMLP, JoinedLinear, SideBySide, activation_of
+from kvlite.models.fusing import fuse, probe_logits
 from kvlite.models.gate import relative_error
+from kvlite.models.patches import PATCHES, Patch
+from kvlite.models.rotary import turning_of
+from kvlite_kernels.dense import DenseKernels
 from tests.architectures import SUPPORTED, tiny_model
 from tests.engine_for_tests import admitted
 
-ALL = ("norm", "mlp", "attention")
+ALL = ("norm", "mlp", "attention", "layer")
 FITTING = {
     "llama": ALL,
     "mistral": ALL,
     "qwen2": ALL,
     "qwen3": ALL,
-    "gemma2": ("norm",),  # its MLP asks for another activation by name, its attention has a soft cap
-    "glm": ("norm",),  # an attention of the same code, whose keys rotate in pairs
+    "gemma2": ALL,  # with a soft cap, and norms on both sides
+    "gemma3_text": ALL,
+    "phi3": ALL,  # whose products are joined as they come
+    "glm": ALL,  # an attention of the same code, a part of whose channels rotate in pairs
+    "cohere": ("mlp", "attention"),  # LayerNorm
+    "olmo2": ("norm", "mlp", "layer"),  # norms over all heads
+    "granite": ("norm", "mlp", "attention"),  # a factor before each sum
+    "mixtral": ("norm", "attention", "layer"),
     "gpt2": (),
 }
 
 
 @pytest.mark.parametrize("family", FITTING)
 def test_patches_fit_by_what_a_module_does(family: str) -> None:
-    found = fuse(admitted(tiny_model(family, SUPPORTED[family]))).fused
-    assert set(found) >= set(FITTING[family]) and ("attention" in found) == ("attention" in FITTING[family])
+    assert fuse(admitted(tiny_model(family, SUPPORTED[family]))).fused == FITTING[family]
 
 
 @pytest.mark.parametrize("family", SUPPORTED)
@@ -69,7 +79,10 @@ def test_a_patch_that_changes_the_logits_is_taken_back(monkeypatch: pytest.Monke
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return super().forward(x) * 1.001
 
-    monkeypatch.setattr(fusing, "PATCHES", (Patch("mlp", LlamaMLP, Wrong, ("gate_proj", "up_proj")),))
+    def wrong(mlp: Any, kernels: DenseKernels) -> nn.Module:
+        return Wrong(JoinedLinear(mlp.gate_proj, mlp.up_proj), mlp.act_fn, mlp.down_proj, kernels)
+
+    monkeypatch.setattr(fusing, "PATCHES", (Patch("mlp", LlamaMLP, wrong, ("gate_proj", "up_proj")),))
     loaded = admitted(tiny_model("llama", {}))
     expected = probe_logits(loaded)
     assert fuse(loaded).fused == ()
@@ -85,7 +98,12 @@ def test_only_plain_linear_maps_are_joined() -> None:
     for layer in model.model.layers:
         layer.mlp.up_proj.__class__ = Quantised
         layer.self_attn.k_proj.__class__ = Quantised
-    assert fuse(admitted(model)).fused == ("norm",)
+    loaded = admitted(model)
+    expected = probe_logits(loaded)
+    assert fuse(loaded).fused == ("norm", "attention", "layer")
+    assert relative_error(probe_logits(loaded), expected) < 2e-6
+    (held,) = {type(layer.self_attn.qkv) for layer in model.model.layers}
+    assert held is SideBySide
 
 
 def test_a_changed_forward_is_no_longer_fitted() -> None:
@@ -93,7 +111,7 @@ def test_a_changed_forward_is_no_longer_fitted() -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x)).clamp(-1, 1)
 
-    patch = next(patch for patch in fusing.PATCHES if patch.name == "mlp")
+    patch = next(patch for patch in PATCHES if patch.name == "mlp")
     mlp = tiny_model("llama", {}).model.layers[0].mlp
     assert patch.fits(mlp)
     mlp.__class__ = Clipped
@@ -104,11 +122,53 @@ def test_an_attention_that_rotates_otherwise_is_no_longer_fitted(monkeypatch: py
     from transformers.models.qwen2 import modeling_qwen2
 
     attention = tiny_model("qwen2", {}).model.layers[0].self_attn
-    assert any(patch.fits(attention) for patch in fusing.PATCHES)
+    assert any(patch.fits(attention) for patch in PATCHES)
     monkeypatch.setattr(
         modeling_qwen2, "rotate_half", lambda x: torch.stack((-x[..., 1::2], x[..., ::2]), -1).flatten(-2)
     )
-    assert not any(patch.fits(attention) for patch in fusing.PATCHES)
+    assert not any(patch.fits(attention) for patch in PATCHES)
+
+
+def test_a_layer_is_fused_only_around_fused_norms() -> None:
+    layer = tiny_model("llama", {}).model.layers[0]
+    assert not any(patch.fits(layer) for patch in PATCHES)
+
+
+ROTATING = {
+    "llama": "llama",
+    "olmo2": "olmo",
+    "glm4_moe": "gpt_neox",
+    "phi3": "phi3",
+    "cohere2": "cohere",
+    "glm4": "glm",
+    "helium": "helium",
+    "ernie4_5": "ernie4_5",
+    "nanochat": None,  # the other way round
+    "gpt2": None,
+}
+
+
+@pytest.mark.parametrize(("family", "source"), ROTATING.items())
+def test_a_rotation_is_told_from_the_others(family: str, source: str | None) -> None:
+    kinds = {type(module) for module in tiny_model(family, SUPPORTED[family]).modules()}
+    (attention,) = (kind for kind in kinds if kind.__name__.endswith("Attention"))
+    turning = turning_of(attention)
+    assert (turning and turning.module.__name__.rpartition("modeling_")[2]) == source
+
+
+ACTIVATIONS = {"silu": "silu", "gelu": "gelu", "gelu_new": "gelu_tanh", "relu": "relu", "relu2": None, "xielu": None}
+
+
+def test_an_activation_is_known_by_its_numbers() -> None:
+    assert {name: activation_of(ACT2FN[name]) for name in ACTIVATIONS} == ACTIVATIONS
+
+
+@pytest.mark.parametrize("activation", ["gelu_pytorch_tanh", "gelu", "relu", "relu2"])
+def test_an_mlp_keeps_its_activation(activation: str) -> None:
+    loaded = admitted(tiny_model("llama", {"hidden_act": activation}))
+    expected = probe_logits(loaded)
+    assert fuse(loaded).fused == ALL
+    assert relative_error(probe_logits(loaded), expected) < 2e-6
 
 
 def test_fusing_leaves_the_loaded_model_otherwise_as_it_was() -> None:

@@ -16,6 +16,7 @@ from transformers import dynamic_module_utils
 from kvlite.catalog.names import demo_folder
 from kvlite.errors import BrokenModel, DoesNotFit, ModelError, OutOfMemory, UnsupportedModel, UsageError
 from kvlite.models import loading
+from kvlite.models.fused import FusedAttention, FusedLayer, FusedMLP, FusedRMSNorm
 from kvlite.models.loaded import LoadedModel
 from kvlite.models.loading import LoadOptions, load, load_tokenizer, pick_device
 from tests.architectures import tiny_model
@@ -252,3 +253,22 @@ def test_weights_that_do_not_fit_say_what_to_try(
     monkeypatch.setattr(loading.AutoModelForCausalLM, "from_pretrained", fail)
     with pytest.raises(error, match="smaller model"):
         loaded(folder)
+
+
+def test_the_kernels_reach_the_fused_modules(folder: Path) -> None:
+    pytest.importorskip("triton", reason="the Triton kernels need triton, which is not installed")
+    for kernels, name in (("auto", "torch"), ("torch", "torch"), ("triton", "triton")):
+        modules = loaded(folder, kernels=kernels).model.modules()
+        fused = [
+            module for module in modules if isinstance(module, (FusedRMSNorm, FusedMLP, FusedAttention, FusedLayer))
+        ]
+        assert {module.kernels.name for module in fused} == {name}
+
+
+def test_kernels_that_cannot_run_are_refused_before_the_weights_are_read(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(UsageError, match="--kernels triton: Triton kernels need a CUDA device, and this is cpu; give"):
+        loaded(folder, kernels="triton")
