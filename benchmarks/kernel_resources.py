@@ -28,11 +28,13 @@ from triton.runtime.jit import JITFunction
 
 from kvlite_kernels.dense import ACTIVATIONS, Norm
 from kvlite_kernels.kinds import Noise, Rank, Statistic
+from kvlite_kernels.nf4 import FourBit
 from kvlite_kernels.reference import Geometry, Segment
 from kvlite_kernels.slots import Arriving, Held, Ranking
 from kvlite_kernels.statistic import Measure
 from kvlite_kernels.triton_set.attention import attend_many, attend_one
 from kvlite_kernels.triton_set.dense import TRITON_DENSE
+from kvlite_kernels.triton_set.products import TritonProducts
 from kvlite_kernels.triton_set.scratch import Scratch
 from kvlite_kernels.triton_set.tiles import Processor
 from kvlite_kernels.triton_set.writing import insert, move
@@ -42,13 +44,14 @@ SHARED_BYTES = {75: 64 << 10, 80: 163 << 10, 86: 99 << 10, 89: 99 << 10, 90: 227
 """What one block may have, in bytes."""
 
 LIMITS = {"split": 168, "finish": 96, "attend": 255, "column_sums": 168, "join_residual": 128, "rotate_heads": 96}
+LIMITS |= {"multiply_one": 128, "multiply_many": 128}
 """Most registers a thread of a kernel may take from compute capability 8.0 on, so that several blocks share a
 multiprocessor; 64 for the kernels that are not named."""
 
-TENSOR_CORES = ("split", "attend", "column_sums")
+TENSOR_CORES = ("split", "attend", "column_sums", "multiply_many")
 """Kernels that multiply matrices."""
 
-WIDE_LOADS = (*TENSOR_CORES, "join_residual", "rotate_heads", "gate")
+WIDE_LOADS = (*TENSOR_CORES, "join_residual", "rotate_heads", "gate", "multiply_one")
 """Kernels that live by loads of 16 bytes."""
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
@@ -214,11 +217,20 @@ class Layer:
         for activation in ACTIVATIONS:
             TRITON_DENSE.gated(x, activation)
 
+    def four_bit(self) -> None:
+        """Products of one row and of many, over channels that are cut into parts and over whole ones."""
+        products, channels = TritonProducts(Processor(self.sm, 64)), 1024
+        for outputs in (256, 16384):
+            packed = torch.zeros(outputs, channels // 2, dtype=torch.uint8)
+            weight = FourBit(packed, torch.zeros(outputs * channels // 64), torch.zeros(16), 64)
+            for rows in {1, min(16, products.most_rows), products.most_rows}:
+                products(torch.zeros(rows, channels, dtype=self.dtype), weight, torch.zeros(outputs, dtype=self.dtype))
+
 
 def measure(layer: Layer) -> Iterator[Compiled]:
     """Every kernel of a layer; of one launched several times, with different constants, the one of most registers."""
     dims = f"{layer.dim}/{layer.v_dim}" if layer.dim != layer.v_dim else str(layer.dim)
-    for launch in (layer.decode, layer.prefill, layer.between_products):
+    for launch in (layer.decode, layer.prefill, layer.between_products, layer.four_bit):
         found: dict[str, Compiled] = {}
         for kernel, made in compiled(layer.sm, launch):
             this = read(kernel, layer.sm, dims, made)

@@ -6,15 +6,19 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
 
 from kvlite_kernels.dense import TORCH_DENSE, DenseKernels
+from kvlite_kernels.nf4 import Products
 from kvlite_kernels.reference import Geometry, Segment, attend_segments
 from kvlite_kernels.slots import SlotKernels
 from kvlite_kernels.statistic import Measure
+
+if TYPE_CHECKING:
+    from kvlite_kernels.triton_set.tiles import Processor
 
 KERNELS = ("auto", "torch", "triton")
 
@@ -87,6 +91,18 @@ def choose_dense(wanted: str, device: torch.device) -> DenseKernels:
     return TRITON_DENSE
 
 
+def choose_products(wanted: str, device: torch.device) -> Products | None:
+    """What multiplies few rows with 4-bit weights, by the same rule and with the same error; None is bitsandbytes."""
+    if not _takes_triton(wanted):
+        return None
+    if (absence := _absence(device)) is not None:
+        raise KernelsUnavailable(absence)
+
+    from kvlite_kernels.triton_set.products import TritonProducts
+
+    return TritonProducts(_processor(device))
+
+
 def _takes_triton(wanted: str) -> bool:
     assert wanted in KERNELS, wanted
     return wanted == "triton"  # TODO: so is `auto` on CUDA once the kernels have passed their tests on a GPU
@@ -127,22 +143,26 @@ def _obstacle(
 def _triton(layers: Sequence[LayerSizes], rows: int, device: torch.device) -> KernelSet:
     from kvlite_kernels.triton_set.launching import TritonKernels
     from kvlite_kernels.triton_set.scratch import Scratch
-    from kvlite_kernels.triton_set.tiles import INTERPRETER, Processor
 
-    processor = INTERPRETER
-    if device.type == "cuda":
-        processor = Processor(_capability(device), torch.cuda.get_device_properties(device).multi_processor_count)
     scratch = Scratch(
         rows,
         max(layer.query_heads for layer in layers),
         max(layer.query_heads // layer.kv_heads for layer in layers),
         max(layer.keys for layer in layers),
         max(layer.v_dim for layer in layers),
-        processor,
+        _processor(device),
         device,
     )
     kernels = TritonKernels(scratch)
     return KernelSet("triton", kernels.attend, kernels, scratch.num_bytes)
+
+
+def _processor(device: torch.device) -> Processor:
+    from kvlite_kernels.triton_set.tiles import INTERPRETER, Processor
+
+    if device.type != "cuda":
+        return INTERPRETER
+    return Processor(_capability(device), torch.cuda.get_device_properties(device).multi_processor_count)
 
 
 def _capability(device: torch.device) -> int:

@@ -162,7 +162,8 @@ Fuse = Annotated[
 Kernels = Annotated[
     Literal["auto", "torch", "triton"],
     typer.Option("--kernels", rich_help_panel=_MODEL,
-                 help="What attends, evicts and runs fused modules: torch, or Triton on CUDA; auto is torch for now."),
+                 help="What attends, evicts, runs fused modules and 4-bit weights: torch, or Triton on CUDA; "
+                      "auto is torch for now."),
 ]  # fmt: skip
 Offline = Annotated[
     bool,

@@ -1,10 +1,10 @@
-"""What this machine says of itself and this process: the memory left, within the limits of control groups, and age."""
+"""What this machine has for us, memory and cores, within the limits of control groups, and the age of this process."""
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,14 +13,13 @@ from pathlib import Path
 class _Hierarchy:
     """Where one version of control groups keeps a group's limit, usage and reclaimable page cache."""
 
-    root: str
     limit: str
     usage: str
     reclaimable: str
 
 
-_V1 = _Hierarchy("sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
-_V2 = _Hierarchy("sys/fs/cgroup", "memory.max", "memory.current", "inactive_file")
+_V1 = _Hierarchy("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+_V2 = _Hierarchy("memory.max", "memory.current", "inactive_file")
 
 
 def available_bytes(root: Path = Path("/")) -> int:
@@ -39,6 +38,30 @@ def process_age_s() -> float | None:
     return max(0.0, time.clock_gettime(clock) - began_ticks / os.sysconf("SC_CLK_TCK"))
 
 
+def usable_cores(cpus: Sequence[int] | None = None, root: Path = Path("/")) -> int | None:
+    """Physical cores that this process may keep busy: those of `cpus`, its affinity, or fewer by a group's quota.
+
+    None where the system does not tell (it is not Linux). Both arguments are for tests.
+    """
+    if cpus is None:
+        if not hasattr(os, "sched_getaffinity"):
+            return None
+        cpus = sorted(os.sched_getaffinity(0))
+    folder = root / "sys/devices/system/cpu"
+    siblings = {_read(folder / f"cpu{cpu}/topology/thread_siblings_list") or str(cpu) for cpu in cpus}
+    quotas = (int(quota // period) for quota, period in _quotas(root))
+    return max(1, min((len(siblings), *quotas)))
+
+
+def _quotas(root: Path) -> Iterator[tuple[int, int]]:
+    """(microseconds of processor time, per so many) of every control group above this process that limits it."""
+    for folder, is_v2 in _groups(root, "cpu"):
+        names = ("cpu.max",) if is_v2 else ("cpu.cfs_quota_us", "cpu.cfs_period_us")
+        words = " ".join(_read(folder / name) or "" for name in names).split()
+        if len(words) == 2 and all(word.isdigit() and int(word) > 0 for word in words):  # "max" and -1 are no limit
+            yield int(words[0]), int(words[1])
+
+
 def _machine_available(root: Path) -> int:
     for line in (_read(root / "proc/meminfo") or "").splitlines():
         key, _, value = line.partition(":")
@@ -51,16 +74,21 @@ def _machine_available(root: Path) -> int:
 
 def _group_limits(root: Path) -> Iterator[tuple[int, int]]:
     """(limit, usage without what the kernel would give back) of every control group above this process."""
+    for folder, is_v2 in _groups(root, "memory"):
+        yield from _limit(folder, _V2 if is_v2 else _V1)
+
+
+def _groups(root: Path, controller: str) -> Iterator[tuple[Path, bool]]:
+    """The folder of every control group above this process that has `controller`, and whether it is of version 2."""
     for line in (_read(root / "proc/self/cgroup") or "").splitlines():
         _, _, rest = line.partition(":")
         controllers, has_path, path = rest.partition(":")
-        if has_path and (controllers == "" or "memory" in controllers.split(",")):
-            hierarchy = _V2 if controllers == "" else _V1
-            top = root / hierarchy.root
+        if has_path and (controllers == "" or controller in controllers.split(",")):
+            top = root / "sys/fs/cgroup" / (controllers and controller)
             group = top / path.lstrip("/")
             for folder in (group, *group.parents):  # inside a container only the top may be visible
                 if folder.is_relative_to(top):
-                    yield from _limit(folder, hierarchy)
+                    yield folder, controllers == ""
 
 
 def _limit(folder: Path, hierarchy: _Hierarchy) -> Iterator[tuple[int, int]]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from kvlite.models.fourbit import FourBitLinear, are_joinable, join_four_bit
 from kvlite.models.rotary import Turning
 from kvlite.models.seam import attention
 from kvlite_kernels.dense import ACTIVATIONS, DenseKernels, Norm
@@ -51,12 +52,17 @@ class SideBySide(nn.Module):
         return torch.cat([part(x) for part in self.parts], -1)
 
 
-def joined(*parts: nn.Module) -> JoinedLinear | SideBySide:
-    """Linear maps of one input as one product where they are plain, side by side where they are quantised."""
-    plain = [part for part in parts if type(part) is nn.Linear]
-    if len(plain) == len(parts) and len({part.bias is None for part in plain}) == 1:
-        return JoinedLinear(*plain)
-    return SideBySide(*parts)
+def can_join(parts: Sequence[nn.Module]) -> bool:
+    """Whether `joined` makes one product of these: plain maps or 4-bit ones of ours, with a bias all or none."""
+    biased = {getattr(part, "bias", None) is not None for part in parts}
+    return len(biased) <= 1 and (all(type(part) is nn.Linear for part in parts) or are_joinable(parts))
+
+
+def joined(*parts: Any) -> JoinedLinear | FourBitLinear | SideBySide:
+    """Linear maps of one input as one product where they can be, else side by side."""
+    if not can_join(parts):
+        return SideBySide(*parts)
+    return join_four_bit(parts) if isinstance(parts[0], FourBitLinear) else JoinedLinear(*parts)
 
 
 class FusedRMSNorm(nn.Module):

@@ -8,17 +8,24 @@ included. No family is trusted by its name. A patch stays where the logits stay 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from kvlite.memory.format import slot_format
+from kvlite.models.fourbit import fits, taken_over
 from kvlite.models.gate import PROBE_TOKENS, relative_error
 from kvlite.models.loaded import LoadedModel
 from kvlite.models.patches import PATCHES
 from kvlite.models.probe import dry_cache, feed, probe_ids
 from kvlite_kernels.dense import TORCH_DENSE, DenseKernels
+from kvlite_kernels.nf4 import Products
+
+Kernels = TypeVar("Kernels")
+_Child = tuple[nn.Module, str, nn.Module]  # a parent, its child's name and the child
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 0.02, torch.float16: 0.005}
 """Largest relative RMSE of the logits against the unfused model, per dtype of computation."""
@@ -32,20 +39,40 @@ def fuse(loaded: LoadedModel, kernels: DenseKernels = TORCH_DENSE) -> LoadedMode
     in_force, expected = [], probe_logits(loaded)
     for patch in PATCHES:
         replaced = [child for child in _children(loaded.model) if patch.fits(child[2])]
-        if not replaced:
-            continue
-        try:
-            for parent, name, module in replaced:
-                setattr(parent, name, patch.makes(module, kernels).eval())
-            off = relative_error(probe_logits(loaded), expected)
-        except (RuntimeError, AttributeError, TypeError, ValueError, LookupError):
-            off = math.inf
-        if off <= TOLERANCE[loaded.compute_dtype]:
+        if replaced and _swap(loaded, replaced, patch.makes, kernels, expected):
             in_force.append(patch.name)
-            continue
+    return replace(loaded, fused=tuple(dict.fromkeys((*loaded.fused, *in_force))))
+
+
+def multiply_four_bit(loaded: LoadedModel, products: Products | None) -> LoadedModel:
+    """Let `products` multiply with the 4-bit weights of an admitted model, if the logits stay what they were."""
+    if products is None:
+        return loaded
+    replaced = [child for child in _children(loaded.model) if fits(child[2], products)]
+    if not replaced or not _swap(loaded, replaced, taken_over, products, probe_logits(loaded)):
+        return loaded
+    return replace(loaded, fused=(*loaded.fused, "four-bit"))
+
+
+def _swap(
+    loaded: LoadedModel,
+    replaced: Sequence[_Child],
+    makes: Callable[[Any, Kernels], nn.Module],
+    kernels: Kernels,
+    expected: Tensor,
+) -> bool:
+    """Replace modules by what `makes` of each; where the logits are not `expected`, take it back and say False."""
+    try:
         for parent, name, module in replaced:
-            setattr(parent, name, module)
-    return replace(loaded, fused=tuple(dict.fromkeys(in_force)))
+            setattr(parent, name, makes(module, kernels).eval())
+        off = relative_error(probe_logits(loaded), expected)
+    except (RuntimeError, AttributeError, TypeError, ValueError, LookupError):
+        off = math.inf
+    if off <= TOLERANCE[loaded.compute_dtype]:
+        return True
+    for parent, name, module in replaced:
+        setattr(parent, name, module)
+    return False
 
 
 def probe_logits(loaded: LoadedModel) -> Tensor:
@@ -54,6 +81,6 @@ def probe_logits(loaded: LoadedModel) -> Tensor:
     return feed(loaded, cache, probe_ids(loaded, PROBE_TOKENS))
 
 
-def _children(model: nn.Module) -> list[tuple[nn.Module, str, nn.Module]]:
+def _children(model: nn.Module) -> list[_Child]:
     """Every module below `model` with its parent and its name there."""
     return [(parent, name, module) for parent in model.modules() for name, module in parent.named_children()]

@@ -19,15 +19,17 @@ from kvlite.cache.cache import refused_kernels
 from kvlite.errors import BrokenModel, DoesNotFit, KvliteError, ModelError, OutOfMemory, UnsupportedModel, UsageError
 from kvlite.memory.format import dtype_name
 from kvlite.memory.shape import ModelShape
-from kvlite.models.fusing import fuse
+from kvlite.models.fusing import fuse, multiply_four_bit
 from kvlite.models.gate import admit
 from kvlite.models.hybrid import HybridState
 from kvlite.models.loaded import LoadedModel
 from kvlite.models.quantised import quantisation, refuse_quantisation
 from kvlite.models.seam import register
 from kvlite.models.stages import Stages
-from kvlite_kernels.choice import KernelsUnavailable, choose_dense
+from kvlite.models.threads import set_threads
+from kvlite_kernels.choice import KernelsUnavailable, choose_dense, choose_products
 from kvlite_kernels.dense import DenseKernels
+from kvlite_kernels.nf4 import Products
 
 _PARSER_ERRORS = (
     OSError,
@@ -51,7 +53,7 @@ _PARSER_ERRORS = (
 class LoadOptions:
     """How to load: `dtype` and `device` may be `auto`, `quant` is `none` or a key of `QUANT_BYTES`; see fusing.py.
 
-    `kernels`, one of `kvlite_kernels.choice.KERNELS`, are those that fused modules run on.
+    `kernels`, one of `kvlite_kernels.choice.KERNELS`, are those that fused modules and 4-bit weights run on.
     """
 
     dtype: str = "auto"
@@ -88,7 +90,7 @@ def load(folder: Path, config: Mapping[str, Any], options: LoadOptions) -> Loade
     """
     shape = ModelShape.from_config(config)
     device = pick_device(options.device)
-    dense = _dense_kernels(options.kernels, device)
+    dense, products = _kernels(options.kernels, device)
     dtype = _dtype(options.dtype, shape, device)
     shape = ModelShape.from_config(config, dtype=str(dtype).removeprefix("torch."))
     transformers_logging.set_verbosity_error()
@@ -98,6 +100,7 @@ def load(folder: Path, config: Mapping[str, Any], options: LoadOptions) -> Loade
     stages = Stages()
     tokenizer = load_tokenizer(folder, trust_remote_code=options.trust_remote_code)
     stages.passed("tokenizer")
+    set_threads(device)
     model = _model(folder, options, dtype, device)
     stages.passed("weights")
     text_config = model.config.get_text_config()
@@ -105,15 +108,16 @@ def load(folder: Path, config: Mapping[str, Any], options: LoadOptions) -> Loade
     _require_vocabulary(model.config, tokenizer)
     loaded = admit(LoadedModel(model, tokenizer, shape, dtype, device, options.quant, state=state))
     stages.passed("gate")
+    loaded = multiply_four_bit(loaded, products)
     if options.fuse:
         loaded = fuse(loaded, dense)
-        stages.passed("fusing")
+    stages.passed("fusing")
     return replace(loaded, stages=stages.seconds)
 
 
-def _dense_kernels(wanted: str, device: torch.device) -> DenseKernels:
+def _kernels(wanted: str, device: torch.device) -> tuple[DenseKernels, Products | None]:
     try:
-        return choose_dense(wanted, device)
+        return choose_dense(wanted, device), choose_products(wanted, device)
     except KernelsUnavailable as error:
         raise refused_kernels(wanted, error) from error
 

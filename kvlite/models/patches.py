@@ -20,7 +20,7 @@ from transformers.models.qwen2.modeling_qwen2 import Qwen2Attention
 from transformers.models.qwen3.modeling_qwen3 import Qwen3Attention
 from transformers.models.seed_oss.modeling_seed_oss import SeedOssAttention
 
-from kvlite.models.fused import FusedAttention, FusedLayer, FusedMLP, FusedRMSNorm, JoinedLinear
+from kvlite.models.fused import FusedAttention, FusedLayer, FusedMLP, FusedRMSNorm, can_join, joined
 from kvlite.models.likeness import behaves_as
 from kvlite.models.rotary import turning_of, turns
 from kvlite_kernels.dense import DenseKernels
@@ -33,7 +33,7 @@ class Patch:
     name: str
     source: type[nn.Module]
     makes: Callable[[Any, DenseKernels], nn.Module]
-    parts: tuple[str, ...] = ()  # linear maps that are joined: only plain ones can be
+    parts: tuple[str, ...] = ()  # linear maps that are joined
     norms: tuple[str, ...] = ()  # what has to be fused already
 
     def fits(self, module: nn.Module) -> bool:
@@ -42,8 +42,7 @@ class Patch:
         if not behaves_as(kind, self.source) or (turns(self.source) and turning_of(kind) is None):
             return False
         parts = [getattr(module, part) for part in self.parts]
-        is_plain = all(type(part) is nn.Linear for part in parts) and len({part.bias is None for part in parts}) <= 1
-        return is_plain and all(isinstance(getattr(module, norm), FusedRMSNorm) for norm in self.norms)
+        return can_join(parts) and all(isinstance(getattr(module, norm), FusedRMSNorm) for norm in self.norms)
 
 
 def _norm(source: type[nn.Module], eps: str = "variance_epsilon", offset: float = 0.0) -> Patch:
@@ -70,7 +69,7 @@ def _layer(source: type[nn.Module], *norms: str | None) -> Patch:
 
 
 def _gate_and_up(mlp: Any, kernels: DenseKernels) -> nn.Module:
-    return FusedMLP(JoinedLinear(mlp.gate_proj, mlp.up_proj), mlp.act_fn, mlp.down_proj, kernels)
+    return FusedMLP(joined(mlp.gate_proj, mlp.up_proj), mlp.act_fn, mlp.down_proj, kernels)
 
 
 def _gate_up(mlp: Any, kernels: DenseKernels) -> nn.Module:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kvlite.memory.host import available_bytes, process_age_s
+from kvlite.memory.host import available_bytes, process_age_s, usable_cores
 
 MEMINFO = "MemTotal:       16000000 kB\nMemFree: 1000 kB\nMemAvailable:   8000000 kB\n"
 
@@ -69,3 +69,37 @@ def test_a_process_ages_from_its_start(monkeypatch: pytest.MonkeyPatch) -> None:
     assert age_s is not None and 0 < age_s < time.clock_gettime(time.CLOCK_BOOTTIME)
     monkeypatch.setattr("kvlite.memory.host._read", lambda path: None)
     assert process_age_s() is None
+
+
+def siblings(*pairs: str) -> dict[str, str]:
+    """Two hardware threads for each core, as the kernel lists them."""
+    listed = [(cpu, pair) for pair in pairs for cpu in pair.split(",")]
+    return {f"sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list": pair + "\n" for cpu, pair in listed}
+
+
+def test_two_threads_of_a_core_are_one_core(tmp_path: Path) -> None:
+    root = machine(tmp_path, siblings("0,4", "1,5", "2,6", "3,7"))
+    assert usable_cores(range(8), root) == 4
+    assert usable_cores([0, 4, 5], root) == 2
+
+
+def test_without_a_topology_every_processor_is_a_core(tmp_path: Path) -> None:
+    assert usable_cores([0, 1, 2], machine(tmp_path, {})) == 3
+
+
+@pytest.mark.parametrize(
+    ("quota", "cores"), [("250000 100000", 2), ("max 100000", 4), ("50000 100000", 1), ("900000 100000", 4), ("", 4)]
+)
+def test_a_version_2_quota_limits_the_cores(tmp_path: Path, quota: str, cores: int) -> None:
+    files = {"proc/self/cgroup": "0::/a/b\n", "sys/fs/cgroup/a/cpu.max": quota + "\n"}
+    assert usable_cores(range(4), machine(tmp_path, files)) == cores
+
+
+@pytest.mark.parametrize(("quota", "cores"), [("300000", 3), ("-1", 4)])
+def test_a_version_1_quota_limits_the_cores(tmp_path: Path, quota: str, cores: int) -> None:
+    files = {
+        "proc/self/cgroup": "4:cpu,cpuacct:/docker/0123\n",
+        "sys/fs/cgroup/cpu/cpu.cfs_quota_us": quota + "\n",
+        "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000\n",
+    }
+    assert usable_cores(range(4), machine(tmp_path, files)) == cores

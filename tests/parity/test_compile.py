@@ -15,6 +15,7 @@ pytest.importorskip("triton", reason="the Triton kernels need triton, which is n
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "benchmarks" / "kernel_resources.py"
 KERNELS = {"split", "finish", "attend", "column_sums", "insert", "join_residual", "rotate_heads", "gate"}
+KERNELS |= {"multiply_one", "multiply_many", "add_parts"}
 PATHS = [str(ROOT), str(ROOT / "kernels")]
 
 

@@ -99,6 +99,11 @@ def supports(capability: int, k_dim: int, v_dim: int, group: int, dtype: torch.d
         return f"heads of {max(k_dim, v_dim)} channels (at most {MAX_DIM})"
     if group > MAX_GROUP:
         return f"{group} query heads per KV head (at most {MAX_GROUP})"
+    return lacking_dtype(capability, dtype)
+
+
+def lacking_dtype(capability: int, dtype: torch.dtype) -> str | None:
+    """Why kernels that multiply matrices cannot serve `dtype`, None where they can; capability 0 is the interpreter."""
     if capability == 0:
         return "bfloat16 in the interpreter (float32 or float16)" if dtype == torch.bfloat16 else None
     if dtype not in (torch.float16, torch.bfloat16):
