@@ -11,6 +11,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from kvlite_kernels import lowbit
+from kvlite_kernels.lowbit import Packed
 from kvlite_kernels.reference import Geometry, Segment, attend_segments
 from kvlite_kernels.slots import SlotKernels
 from kvlite_kernels.statistic import Measure
@@ -30,14 +32,21 @@ class Attend(Protocol):
     ) -> tuple[Tensor, list[Tensor]]: ...
 
 
+class Quantise(Protocol):
+    """`lowbit.quantise`, or a kernel of the same signature."""
+
+    def __call__(self, x: Tensor, bits: int, group: int) -> Packed: ...
+
+
 @dataclass(frozen=True, slots=True)
 class KernelSet:
-    """What runs: its name, how it attends, how it writes slots (None: torch does), and its scratch in bytes."""
+    """What runs: its name, how it attends and writes slots (None: torch does), its scratch in bytes, how it codes."""
 
     name: str
     attend: Attend
     slots: SlotKernels | None = None
     scratch_bytes: int = 0
+    quantise: Quantise = lowbit.quantise
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,25 +68,23 @@ def choose(
     layers: Sequence[LayerSizes],
     rows: int,
     dtypes: Sequence[torch.dtype],
-    is_coded: bool,
     device: torch.device,
 ) -> KernelSet:
     """The kernels for `rows` rows of `layers` on `device`: `torch`, `triton`, or `auto`, which is what is known to run.
 
-    `dtypes` are those of queries and slots. Raises KernelsUnavailable where Triton is asked for and cannot serve.
+    `dtypes` are those of queries and of slots that hold numbers. Raises KernelsUnavailable where Triton is asked for
+    and cannot serve.
     """
     assert wanted in KERNELS, wanted
     if wanted != "triton":  # TODO: `auto` is Triton on CUDA once its kernels have passed their tests on a GPU
         return TORCH
-    obstacle = _obstacle(layers, dtypes, is_coded, device)
+    obstacle = _obstacle(layers, dtypes, device)
     if obstacle is not None:
         raise KernelsUnavailable(obstacle)
     return _triton(layers, rows, device)
 
 
-def _obstacle(
-    layers: Sequence[LayerSizes], dtypes: Sequence[torch.dtype], is_coded: bool, device: torch.device
-) -> str | None:
+def _obstacle(layers: Sequence[LayerSizes], dtypes: Sequence[torch.dtype], device: torch.device) -> str | None:
     """Why the Triton kernels cannot serve, None where they can."""
     if not layers:
         return "the model has no attention"
@@ -86,8 +93,6 @@ def _obstacle(
     interprets = os.environ.get("TRITON_INTERPRET") == "1"
     if device.type != "cuda" and not (device.type == "cpu" and interprets):
         return f"Triton kernels need a CUDA device, and this is {device}"
-    if is_coded:
-        return "there are no Triton kernels for slots of 8 or 4 bits"
 
     from kvlite_kernels.triton_set.tiles import supports
 
@@ -101,6 +106,7 @@ def _obstacle(
 
 
 def _triton(layers: Sequence[LayerSizes], rows: int, device: torch.device) -> KernelSet:
+    from kvlite_kernels.triton_set import writing
     from kvlite_kernels.triton_set.launching import TritonKernels
     from kvlite_kernels.triton_set.scratch import Scratch
     from kvlite_kernels.triton_set.tiles import INTERPRETER, Processor
@@ -118,7 +124,7 @@ def _triton(layers: Sequence[LayerSizes], rows: int, device: torch.device) -> Ke
         device,
     )
     kernels = TritonKernels(scratch)
-    return KernelSet("triton", kernels.attend, kernels, scratch.num_bytes)
+    return KernelSet("triton", kernels.attend, kernels, scratch.num_bytes, writing.quantise)
 
 
 def _capability(device: torch.device) -> int:

@@ -19,7 +19,7 @@ from kvlite.memory.counts import KVCounts
 from kvlite.memory.format import SlotFormat
 from kvlite.memory.plan import CachePlan, slots_with
 from kvlite.memory.shape import LayerShape, ModelShape
-from kvlite_kernels.choice import KernelSet, KernelsUnavailable, LayerSizes, choose
+from kvlite_kernels.choice import TORCH, KernelSet, KernelsUnavailable, LayerSizes, choose
 
 EXTENT_STEP = 256
 """Attention reads the live slots rounded up to this many, so that shapes change rarely."""
@@ -27,10 +27,12 @@ EXTENT_STEP = 256
 _MOST_SLOTS = 2**31 - 1  # positions are int32
 
 
-def open_store(stored: SlotFormat, layer: LayerShape, rows: int, slots: int, device: torch.device) -> SlotStore:
+def open_store(
+    stored: SlotFormat, layer: LayerShape, rows: int, slots: int, device: torch.device, kernels: KernelSet = TORCH
+) -> SlotStore:
     """Empty slots of one layer that hold keys and values as `stored` says."""
     if stored.is_coded:
-        return LowBitStore(layer, rows, slots, stored, device)
+        return LowBitStore(layer, rows, slots, stored, device, kernels.quantise)
     return DenseStore(layer, rows, slots, getattr(torch, stored.name), device)
 
 
@@ -45,7 +47,7 @@ def choose_kernels(
     ]
     dtypes = [dtype] if stored.is_coded else [dtype, getattr(torch, stored.name)]
     try:
-        return choose(wanted, layers, plan.rows, dtypes, stored.is_coded, device)
+        return choose(wanted, layers, plan.rows, dtypes, device)
     except KernelsUnavailable as error:
         raise UsageError(f"--kernels {wanted}: {error}; give --kernels auto or torch") from error
 
@@ -88,7 +90,7 @@ class SlotCache:
         self.layers: dict[int, LayerSlots] = {}
         for index, (layer, slots) in enumerate(zip(shape.layers, plan.layer_slots, strict=True)):
             if layer.kv_heads:
-                store = open_store(stored, layer, plan.rows, slots + 1, device)
+                store = open_store(stored, layer, plan.rows, slots + 1, device, self.kernels)
                 self.layers[index] = LayerSlots(index, layer, slots, plan.rows, policy, store, self.kernels)
         self._live = {layer.slots: [0] * plan.rows for layer in self.layers.values()}
         self.num_bytes = sum(layer.num_bytes for layer in self.layers.values())

@@ -12,6 +12,7 @@ from kvlite.cache.rotation import Rotation
 from kvlite.cache.store import put
 from kvlite.memory.format import SlotFormat
 from kvlite.memory.shape import LayerShape
+from kvlite_kernels.choice import Quantise
 from kvlite_kernels.lowbit import Packed, hadamard, quantise
 from kvlite_kernels.reference import TILE_ELEMENTS, Vectors
 
@@ -19,8 +20,17 @@ from kvlite_kernels.reference import TILE_ELEMENTS, Vectors
 class LowBitStore:
     """Keys and values as codes of one coded SlotFormat; the fp16 scales lie beside them and are slots like them."""
 
-    def __init__(self, shape: LayerShape, rows: int, slots: int, stored: SlotFormat, device: torch.device) -> None:
+    def __init__(
+        self,
+        shape: LayerShape,
+        rows: int,
+        slots: int,
+        stored: SlotFormat,
+        device: torch.device,
+        quantise: Quantise = quantise,
+    ) -> None:
         self.stored = stored
+        self._quantise = quantise
         heads = (rows, shape.kv_heads, slots)
         dtype = torch.uint8 if stored.bits == 4 else torch.int8
 
@@ -36,15 +46,17 @@ class LowBitStore:
     def tensors(self) -> dict[str, Tensor]:
         return {"k": self.k.codes, "k_scale": self.k.scale, "v": self.v.codes, "v_scale": self.v.scale}
 
-    def encode(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Vectors, Vectors]:
-        return hadamard(q), self._coded(k), self._coded(v)
+    def encode(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return hadamard(q), hadamard(k), hadamard(v)
+
+    def coded(self, k: Vectors, v: Vectors) -> tuple[Vectors, Vectors]:
+        return self._coded(k), self._coded(v)
 
     def decode(self, out: Tensor) -> Tensor:
         return hadamard(out)
 
     def write(self, rows: slice, index: Tensor | slice, k: Vectors, v: Vectors) -> None:
-        assert isinstance(k, Packed) and isinstance(v, Packed)
-        for held, new in ((self.k, k), (self.v, v)):
+        for held, new in ((self.k, self._coded(k)), (self.v, self._coded(v))):
             put(held.codes, rows, index, new.codes)
             put(held.scale, rows, index, new.scale)
 
@@ -62,7 +74,7 @@ class LowBitStore:
             held, by = self.k[row, :, start : start + tile][:, : delta.shape[1] - start], delta[:, start : start + tile]
             keys = hadamard(held.to(torch.float32))
             rotation.turn_(keys, by)
-            turned, moves = self._coded(keys), (by != 0)[..., None]
+            turned, moves = self._coded(hadamard(keys)), (by != 0)[..., None]
             held.codes.copy_(torch.where(moves, turned.codes, held.codes))
             held.scale.copy_(torch.where(moves, turned.scale, held.scale))
 
@@ -71,5 +83,5 @@ class LowBitStore:
             tensor[row, :, :live] = 0
             tensor[row, :, -1] = 0
 
-    def _coded(self, x: Tensor) -> Packed:
-        return quantise(hadamard(x), self.stored.bits, self.stored.group(x.shape[-1]))
+    def _coded(self, x: Vectors) -> Packed:
+        return x if isinstance(x, Packed) else self._quantise(x, self.stored.bits, self.stored.group(x.shape[-1]))

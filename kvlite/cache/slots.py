@@ -87,7 +87,7 @@ class LayerSlots:
         q [n, H_Q, T, D] and the new k [n, H_KV, T, D], v [n, H_KV, T, D_V], already rotated -> out [n, H_Q, T, D_V].
         """
         placement = step.placements[self.slots]
-        query, keys, values = self.store.encode(q, k, v)
+        query, keys, values = self._encoded(q, k, v)
         if placement.index is not None:
             out = self._append(query, keys, values, step, geometry, placement)
         elif k.shape[2] == 1:
@@ -95,6 +95,13 @@ class LayerSlots:
         else:
             out = self._prefill(query, keys, values, step, geometry)
         return self.store.decode(out).to(q.dtype)
+
+    def _encoded(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Vectors, Vectors]:
+        """In the store's form; kernels multiply in the model's dtype, and code keys and values as they insert them."""
+        query, keys, values = self.store.encode(q, k, v)
+        if self.kernels.slots is not None:
+            return query.to(q.dtype), keys, values
+        return query, *self.store.coded(keys, values)
 
     def rerotate(self, row: int, live: int, end: int) -> None:
         """Give the `live` keys of each head of a row consecutive rotations below `end`, in the order of `pos`."""
@@ -119,7 +126,8 @@ class LayerSlots:
         return self._attend(q, [segment], step, geometry)[0]
 
     def _prefill(self, q: Tensor, k: Vectors, v: Vectors, step: Step, geometry: Geometry) -> Tensor:
-        segments = [self._segment(step.rows, self.slots, False), Segment(k, v, step.pos[:, None, -k.shape[2] :])]
+        chunk = Segment(*self.store.coded(k, v), step.pos[:, None, -k.shape[2] :])
+        segments = [self._segment(step.rows, self.slots, False), chunk]
         out, received = self._attend(q, segments, step, geometry)
         self._evict(segments, k, v, step, received[1] if received else None)
         return out
@@ -174,7 +182,7 @@ class LayerSlots:
         return self.kernels.slots.decode(q, pos, held, extent, geometry, measure, step.retention, ranking)
 
     def _held(self, rows: slice) -> Held:
-        k, v = (self.store.tensors[name][rows] for name in ("k", "v"))
+        k, v = self.store.view(rows, self.slots + 1)
         statistic = None if self.statistic is None else self.statistic[rows]
         return Held(k, v, self.pos[rows], self.rot[rows], statistic)
 
