@@ -52,13 +52,21 @@ def head_of(p, slot, D: tl.constexpr, BITS: tl.constexpr):
 
 
 @triton.jit
-def scaled(b_codes, p_scale, o_n, m_n, m_live, o_c, D: tl.constexpr, GROUP: tl.constexpr, RUN: tl.constexpr):
-    """Codes [N, M] times their scales, in fp32: RUN neighbours share one, from the channels `o_c` [M / RUN] on.
+def scaled(
+    b_codes, p_scale, o_n, m_n, m_live,
+    START: tl.constexpr, D: tl.constexpr, GROUP: tl.constexpr, RUN: tl.constexpr,
+):  # fmt: skip
+    """Codes [N, M] of the channels from START on times their scales, in fp32: RUN neighbours share one.
 
     A free slot is zero, whatever its scale.
     """
-    p_one = p_scale + o_n[:, None] * (D // GROUP) + (o_c // GROUP)[None, :]
-    b_scale = tl.load(p_one, mask=m_n[:, None] & (o_c < D)[None, :], other=0.0)
+    o_run = tl.arange(0, b_codes.shape[1] // RUN)
+    if START % GROUP == 0 and RUN == GROUP:  # said so that the compiler sees neighbours, and can load ahead
+        o_u = START // GROUP + o_run
+    else:
+        o_u = (START + o_run * RUN) // GROUP
+    p_one = p_scale + o_n[:, None] * (D // GROUP) + o_u[None, :]
+    b_scale = tl.load(p_one, mask=m_n[:, None] & (o_u < D // GROUP)[None, :], other=0.0)
     b_scale = tl.where(m_live[:, None], b_scale, 0.0).to(tl.float32)
     b_runs = tl.reshape(b_codes, [b_codes.shape[0], b_codes.shape[1] // RUN, RUN]).to(tl.float32)
     return tl.reshape(b_runs * b_scale[:, :, None], [b_codes.shape[0], b_codes.shape[1]])
@@ -79,17 +87,15 @@ def vectors(
     elif BITS == 8:
         o_d = tl.arange(0, PAD_D)
         b_codes = tl.load(p + o_n[:, None] * D + o_d[None, :], mask=m_n[:, None] & (o_d < D)[None, :], other=0)
-        o_run = tl.arange(0, PAD_D // GROUP) * GROUP
-        b_x = scaled(b_codes, p_scale, o_n, m_n, m_live, o_run, D, GROUP, GROUP)
+        b_x = scaled(b_codes, p_scale, o_n, m_n, m_live, 0, D, GROUP, GROUP)
     else:
         HALF: tl.constexpr = (D + 1) // 2
         o_d = tl.arange(0, PAD_D // 2)
         m_d = m_n[:, None] & (o_d < HALF)[None, :]
         b_codes = tl.load(p + o_n[:, None] * HALF + o_d[None, :], mask=m_d, other=0)
-        o_run = tl.arange(0, PAD_D // 2 // RUN) * RUN
         b_low = (b_codes & 15).to(tl.int8) - 8
         b_high = (b_codes >> 4).to(tl.int8) - 8
-        b_low = scaled(b_low, p_scale, o_n, m_n, m_live, o_run, D, GROUP, RUN)
-        b_high = scaled(b_high, p_scale, o_n, m_n, m_live, o_run + HALF, D, GROUP, RUN)
+        b_low = scaled(b_low, p_scale, o_n, m_n, m_live, 0, D, GROUP, RUN)
+        b_high = scaled(b_high, p_scale, o_n, m_n, m_live, HALF, D, GROUP, RUN)
         b_x = paired(b_low, b_high)
     return b_x
