@@ -26,8 +26,8 @@ class Packed:
     """Vectors [B, H_KV, N, `dim`] as `codes` and fp16 `scale` [B, H_KV, N, groups]; `to` widens them.
 
     8 bits are int8 codes [..., D]. 4 bits are uint8 [..., (D + 1) // 2]: byte j holds channel j in its low half and
-    channel j + (D + 1) // 2 in its high half, each 8 above its value, so that a kernel unpacks both
-    without an exchange between threads.
+    channel j + (D + 1) // 2 in its high half, each 8 above its value, so that a thread unpacks both
+    where it has them.
     """
 
     codes: Tensor
