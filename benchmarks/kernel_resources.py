@@ -43,7 +43,7 @@ ARCHITECTURES = (75, 80, 86, 89, 90, 120)
 SHARED_BYTES = {75: 64 << 10, 80: 163 << 10, 86: 99 << 10, 89: 99 << 10, 90: 227 << 10, 120: 99 << 10}
 """What one block may have, in bytes."""
 
-LIMITS = {"split": 168, "finish": 96, "attend": 255, "column_sums": 168, "insert": 80}
+LIMITS = {"split": 168, "finish": 96, "attend": 255, "column_sums": 168}
 """Most registers a thread of a kernel may take from compute capability 8.0 on, so that several blocks share a
 multiprocessor; 64 for the kernels that are not named."""
 

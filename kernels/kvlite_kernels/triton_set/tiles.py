@@ -83,14 +83,16 @@ def prefill_tile(capability: int, k_dim: int, v_dim: int, noisy: bool) -> Tile:
 
 
 def column_tile(capability: int, k_dim: int, noisy: bool, bits: int) -> Tile:
-    """Of the sums over queries: keys stay, queries pass; noise and halved bytes take registers."""
+    """Of the sums over queries: keys stay, queries pass; noise and codes take registers."""
     wide = padded(k_dim)
     if 0 < capability < 80:
         return Tile(16, 32 if wide <= 128 else 16, 4)
     if wide <= 64 and not noisy:
         return Tile(64, 64, 4)
-    if wide <= 128 and not noisy and bits != 4:
+    if wide <= 128 and not noisy and not bits:
         return Tile(64, 64, 8)
+    if wide > 128 and bits:
+        return Tile(32, 32, 8, registers=128)
     return Tile(32, 64, 8, registers=128)
 
 
@@ -100,7 +102,7 @@ FINISH_TILE = Tile(16, 64, 4, registers=64)  # left alone, the compiler takes 40
 
 def insert_tile(num_tokens: int, bits: int) -> Tile:
     """Of the kernels that write new tokens, whose `queries` are tokens; coding takes registers."""
-    return Tile(1, 1, 1) if num_tokens == 1 else Tile(8 if bits else 16, 1, 4)
+    return Tile(1, 1, 1) if num_tokens == 1 else Tile(4 if bits else 16, 1, 4)
 
 
 MOVE_TILE = Tile(1, 1, 1)
