@@ -112,7 +112,7 @@ def attend_many(
     assert new_k.bits == k.bits, "new tokens are attended as slots hold them"
     kv_heads, v_dim = slots.k.shape[1], slots.v.shape[-1]
     kind = "" if measure is None else measure.kind.value
-    tile = prefill_tile(capability, dim, v_dim, kind == "gumbel")
+    tile = prefill_tile(capability, dim, v_dim, kind == "gumbel", k.bits)
     noise = _noise(measure)
     q = _inner(q)
     out = torch.empty(rows, num_heads, num_queries, v_dim, dtype=_out_dtype(q, v), device=q.device)

@@ -72,11 +72,12 @@ def _decode_tile_of_turing(wide: int, bits: int) -> Tile:
     return Tile(16, 32, 2 if bits == 4 else 4)
 
 
-def prefill_tile(capability: int, k_dim: int, v_dim: int, noisy: bool) -> Tile:
-    """Of attention over a chunk; noise takes registers."""
+def prefill_tile(capability: int, k_dim: int, v_dim: int, noisy: bool, bits: int) -> Tile:
+    """Of attention over a chunk; noise takes registers, and so do codes of 8 bits on Turing."""
     wide = max(padded(k_dim), padded(v_dim))
     if 0 < capability < 80:
-        return Tile(32, 32 if wide <= 128 and not noisy else 16, 8)
+        few = wide > 128 or noisy or (bits == 8 and wide > 64)
+        return Tile(32, 16 if few else 32, 8)
     if wide <= 128:
         return Tile(64, 64 if wide <= 64 else 32, 8 if noisy else 4)
     return Tile(64, 32, 8)
