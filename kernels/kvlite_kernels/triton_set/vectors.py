@@ -62,8 +62,8 @@ def scaled(
     """
     SCALES: tl.constexpr = D // GROUP
     RUNS: tl.constexpr = b_codes.shape[1] // RUN
-    if RUN == GROUP and RUNS > 1 and SCALES % 2 == 0 and START % (2 * GROUP) == 0:
-        # Two at a time: what is narrower than 4 bytes, the compiler does not load ahead.
+    if RUN == GROUP and RUNS > 1 and RUNS <= 4 and SCALES % 2 == 0 and START % (2 * GROUP) == 0:
+        # Two at a time: what is narrower than 4 bytes, the compiler does not load ahead. Of 8, Turing spills.
         o_w = START // GROUP // 2 + tl.arange(0, RUNS // 2)
         p_pair = p_scale.to(tl.pointer_type(tl.int32), bitcast=True) + o_n[:, None] * (SCALES // 2) + o_w[None, :]
         b_pair = tl.load(p_pair, mask=m_n[:, None] & (o_w < SCALES // 2)[None, :], other=0)
