@@ -1,6 +1,9 @@
 """What the compiler makes of every Triton kernel, on a machine without a GPU: registers, shared memory, spills.
 
-    python benchmarks/kernel_resources.py [--sm 75,80,86,89,90,120] [--dims 128,192/128,256] [--group 4] [--json]
+    python benchmarks/kernel_resources.py [--sm 75,80,86,89,90,120] [--dims 128,192/128,256] [--group 4]
+        [--bits 0,8,4] [--statistic mass] [--json]
+
+Slots of 0 bits hold numbers, fp16 or bf16.
 
 The kernels are launched as the product launches them, on small tensors and with a driver that compiles for the
 architecture asked for and runs nothing. Needs triton, whose own ptxas and cuobjdump it uses; TRITON_INTERPRET must not
@@ -17,6 +20,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +33,7 @@ from triton.runtime.jit import JITFunction
 from kvlite_kernels.dense import ACTIVATIONS, Norm
 from kvlite_kernels.kinds import Noise, Rank, Statistic
 from kvlite_kernels.nf4 import FourBit
-from kvlite_kernels.reference import Geometry, Segment
+from kvlite_kernels.reference import Geometry, Segment, Vectors
 from kvlite_kernels.slots import Arriving, Held, Ranking
 from kvlite_kernels.statistic import Measure
 from kvlite_kernels.triton_set.attention import attend_many, attend_one
@@ -37,7 +41,7 @@ from kvlite_kernels.triton_set.dense import TRITON_DENSE
 from kvlite_kernels.triton_set.products import TritonProducts
 from kvlite_kernels.triton_set.scratch import Scratch
 from kvlite_kernels.triton_set.tiles import Processor
-from kvlite_kernels.triton_set.writing import insert, move
+from kvlite_kernels.triton_set.writing import insert, move, quantise
 
 ARCHITECTURES = (75, 80, 86, 89, 90, 120)
 SHARED_BYTES = {75: 64 << 10, 80: 163 << 10, 86: 99 << 10, 89: 99 << 10, 90: 227 << 10, 120: 99 << 10}
@@ -54,6 +58,9 @@ TENSOR_CORES = ("split", "attend", "column_sums", "multiply_many")
 WIDE_LOADS = (*TENSOR_CORES, "join_residual", "rotate_heads", "gate", "multiply_one")
 """Kernels that live by loads of 16 bytes."""
 
+SMALL_TILES = ("attend", "column_sums")
+"""Of these, those whose tiles are too small for such loads before 8.0, where products are slow."""
+
 CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 
 
@@ -64,6 +71,7 @@ class Compiled:
     kernel: str
     sm: int
     dims: str
+    bits: int
     registers: int
     shared_bytes: int
     stack_bytes: int
@@ -82,7 +90,8 @@ class Compiled:
             faults.append(f"{self.shared_bytes} bytes of shared memory, at most {SHARED_BYTES[self.sm]}")
         if self.spills or self.stack_bytes:
             faults.append(f"{self.spills} spills, {self.stack_bytes} bytes of stack")
-        if self.kernel in WIDE_LOADS and not self.loads:
+        is_small = self.kernel in SMALL_TILES and self.sm < 80
+        if self.kernel in WIDE_LOADS and not is_small and not self.loads:
             faults.append("no load of 16 bytes")
         if self.kernel in TENSOR_CORES and self.sm >= 80 and not self.tensor_ops:
             faults.append("no tensor-core instruction")
@@ -121,7 +130,7 @@ def compiled(sm: int, launch: Callable[[], None]) -> Iterator[tuple[str, Any]]:
     yield from found
 
 
-def read(kernel: str, sm: int, dims: str, made: Any) -> Compiled:
+def read(kernel: str, layer: Layer, made: Any) -> Compiled:
     """Count what is in the machine code."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(made.asm["cubin"])
@@ -138,8 +147,9 @@ def read(kernel: str, sm: int, dims: str, made: Any) -> Compiled:
 
     return Compiled(
         kernel=kernel,
-        sm=sm,
-        dims=dims,
+        sm=layer.sm,
+        dims=layer.dims,
+        bits=layer.bits,
         registers=int(resources[1]),
         shared_bytes=made.metadata.shared,
         stack_bytes=int(resources[2]),
@@ -151,12 +161,13 @@ def read(kernel: str, sm: int, dims: str, made: Any) -> Compiled:
 
 @dataclass(frozen=True)
 class Layer:
-    """The sizes of one attention layer, on an architecture."""
+    """The sizes of one attention layer, on an architecture; slots of 0 `bits` hold numbers."""
 
     sm: int
     dim: int
     v_dim: int
     group: int
+    bits: int = 0
     statistic: str = "mass"
     kv_heads: int = 2
     slots: int = 512
@@ -167,19 +178,26 @@ class Layer:
     def dtype(self) -> torch.dtype:
         return torch.float16 if self.sm < 80 else torch.bfloat16
 
+    @property
+    def dims(self) -> str:
+        return f"{self.dim}/{self.v_dim}" if self.dim != self.v_dim else str(self.dim)
+
     def measure(self, tokens: int) -> Measure:
         return Measure(Statistic(self.statistic), torch.ones(1, tokens), noise=Noise(0, 1.0, 2.0, 100))
 
     def held(self) -> Held:
         heads = (1, self.kv_heads, self.slots + 1)
-        k, v = (torch.zeros(*heads, dim, dtype=self.dtype) for dim in (self.dim, self.v_dim))
+        k, v = (self.slots_of(torch.zeros(*heads, dim)) for dim in (self.dim, self.v_dim))
         pos, rot = (torch.zeros(heads, dtype=torch.int32) for _ in range(2))
         return Held(k, v, pos, rot, torch.zeros(heads))
 
+    def slots_of(self, x: torch.Tensor) -> Vectors:
+        """Vectors as slots hold them; a kernel codes them."""
+        return quantise(x, self.bits, min(32, x.shape[-1] & -x.shape[-1])) if self.bits else x.to(self.dtype)
+
     def new(self, tokens: int) -> Arriving:
-        k, v = (
-            torch.zeros(1, tokens, self.kv_heads, d, dtype=self.dtype).transpose(1, 2) for d in (self.dim, self.v_dim)
-        )
+        dtype = torch.float32 if self.bits else self.dtype
+        k, v = (torch.zeros(1, tokens, self.kv_heads, d, dtype=dtype).transpose(1, 2) for d in (self.dim, self.v_dim))
         pos, rot = (torch.zeros(1, tokens, dtype=torch.int32) for _ in range(2))
         return Arriving(k, v, pos, rot, None)
 
@@ -200,7 +218,8 @@ class Layer:
         held, new = self.held(), self.new(self.tokens)
         q = torch.zeros(1, self.kv_heads * self.group, self.tokens, self.dim, dtype=self.dtype)
         slots = Segment(held.k[:, :, :-1], held.v[:, :, :-1], held.pos[:, :, :-1])
-        segments = [slots, Segment(new.k, new.v, new.pos[:, None])]
+        chunk = [self.slots_of(x) for x in (new.k, new.v)]
+        segments = [slots, Segment(*chunk, new.pos[:, None])]
         asked = self.measure(self.tokens)
         attend_many(q, new.pos, segments, Geometry(0.1), self.sm, asked)
         insert(held, new, torch.zeros(1, self.kv_heads, self.tokens, dtype=torch.int64))
@@ -229,11 +248,13 @@ class Layer:
 
 def measure(layer: Layer) -> Iterator[Compiled]:
     """Every kernel of a layer; of one launched several times, with different constants, the one of most registers."""
-    dims = f"{layer.dim}/{layer.v_dim}" if layer.dim != layer.v_dim else str(layer.dim)
-    for launch in (layer.decode, layer.prefill, layer.between_products, layer.four_bit):
+    launches = [layer.decode, layer.prefill]
+    if not layer.bits:  # the others have nothing to do with what slots hold
+        launches += [layer.between_products, layer.four_bit]
+    for launch in launches:
         found: dict[str, Compiled] = {}
         for kernel, made in compiled(layer.sm, launch):
-            this = read(kernel, layer.sm, dims, made)
+            this = read(kernel, layer, made)
             if kernel not in found or this.registers > found[kernel].registers:
                 found[kernel] = this
         yield from found.values()
@@ -244,26 +265,28 @@ def main() -> int:
     parser.add_argument("--sm", default=",".join(map(str, ARCHITECTURES)))
     parser.add_argument("--dims", default="64,128,192/128,256")
     parser.add_argument("--group", type=int, default=4)
+    parser.add_argument("--bits", default="0,8,4")
     parser.add_argument("--statistic", default="mass")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
     faulty = False
-    row = "{:12} {:>5} {:>8} {:>5} {:>7} {:>6} {:>7} {:>6} {:>7}  {}"
-    head = row.format("kernel", "sm", "D", "regs", "shared", "stack", "spills", "LD128", "MMA", "")
+    row = "{:12} {:>5} {:>8} {:>5} {:>5} {:>7} {:>6} {:>7} {:>6} {:>7}  {}"
+    head = row.format("kernel", "sm", "D", "bits", "regs", "shared", "stack", "spills", "LD128", "MMA", "")
     print(head.rstrip() if not given.json else "", end="\n" if not given.json else "")
-    for sm in map(int, given.sm.split(",")):
-        for dims in given.dims.split(","):
-            dim, _, v_dim = dims.partition("/")
-            for made in measure(Layer(sm, int(dim), int(v_dim or dim), given.group, given.statistic)):
-                faulty |= bool(made.faults)
-                if given.json:
-                    line = json.dumps({**asdict(made), "faults": made.faults})
-                else:
-                    numbers = (made.registers, made.shared_bytes, made.stack_bytes, made.spills, made.loads)
-                    line = row.format(
-                        made.kernel, sm, made.dims, *numbers, made.tensor_ops, "; ".join(made.faults)
-                    ).rstrip()
-                print(line, flush=True)
+    for sm, dims, bits in product(
+        map(int, given.sm.split(",")), given.dims.split(","), map(int, given.bits.split(","))
+    ):
+        dim, _, v_dim = dims.partition("/")
+        for made in measure(Layer(sm, int(dim), int(v_dim or dim), given.group, bits, given.statistic)):
+            faulty |= bool(made.faults)
+            if given.json:
+                line = json.dumps({**asdict(made), "faults": made.faults})
+            else:
+                numbers = (made.registers, made.shared_bytes, made.stack_bytes, made.spills, made.loads)
+                line = row.format(
+                    made.kernel, sm, made.dims, bits, *numbers, made.tensor_ops, "; ".join(made.faults)
+                ).rstrip()
+            print(line, flush=True)
     return int(faulty)
 
 

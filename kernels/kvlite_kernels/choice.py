@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor
 
+from kvlite_kernels import lowbit
 from kvlite_kernels.dense import TORCH_DENSE, DenseKernels
+from kvlite_kernels.lowbit import Packed
 from kvlite_kernels.nf4 import Products
 from kvlite_kernels.reference import Geometry, Segment, attend_segments
 from kvlite_kernels.slots import SlotKernels
@@ -35,14 +37,21 @@ class Attend(Protocol):
     ) -> tuple[Tensor, list[Tensor]]: ...
 
 
+class Quantise(Protocol):
+    """`lowbit.quantise`, or a kernel of the same signature."""
+
+    def __call__(self, x: Tensor, bits: int, group: int) -> Packed: ...
+
+
 @dataclass(frozen=True, slots=True)
 class KernelSet:
-    """What runs: its name, how it attends, how it writes slots (None: torch does), and its scratch in bytes."""
+    """What runs: its name, how it attends and writes slots (None: torch does), its scratch in bytes, how it codes."""
 
     name: str
     attend: Attend
     slots: SlotKernels | None = None
     scratch_bytes: int = 0
+    quantise: Quantise = lowbit.quantise
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,16 +73,16 @@ def choose(
     layers: Sequence[LayerSizes],
     rows: int,
     dtypes: Sequence[torch.dtype],
-    is_coded: bool,
     device: torch.device,
 ) -> KernelSet:
     """The kernels for `rows` rows of `layers` on `device`: `torch`, `triton`, or `auto`, which is what is known to run.
 
-    `dtypes` are those of queries and slots. Raises KernelsUnavailable where Triton is asked for and cannot serve.
+    `dtypes` are those of queries and of slots that hold numbers. Raises KernelsUnavailable where Triton is asked for
+    and cannot serve.
     """
     if not _takes_triton(wanted):
         return TORCH
-    obstacle = _obstacle(layers, dtypes, is_coded, device)
+    obstacle = _obstacle(layers, dtypes, device)
     if obstacle is not None:
         raise KernelsUnavailable(obstacle)
     return _triton(layers, rows, device)
@@ -118,16 +127,12 @@ def _absence(device: torch.device) -> str | None:
     return None
 
 
-def _obstacle(
-    layers: Sequence[LayerSizes], dtypes: Sequence[torch.dtype], is_coded: bool, device: torch.device
-) -> str | None:
+def _obstacle(layers: Sequence[LayerSizes], dtypes: Sequence[torch.dtype], device: torch.device) -> str | None:
     """Why the Triton kernels cannot serve, None where they can."""
     if not layers:
         return "the model has no attention"
     if (absence := _absence(device)) is not None:
         return absence
-    if is_coded:
-        return "there are no Triton kernels for slots of 8 or 4 bits"
 
     from kvlite_kernels.triton_set.tiles import supports
 
@@ -141,6 +146,7 @@ def _obstacle(
 
 
 def _triton(layers: Sequence[LayerSizes], rows: int, device: torch.device) -> KernelSet:
+    from kvlite_kernels.triton_set import writing
     from kvlite_kernels.triton_set.launching import TritonKernels
     from kvlite_kernels.triton_set.scratch import Scratch
 
@@ -154,7 +160,7 @@ def _triton(layers: Sequence[LayerSizes], rows: int, device: torch.device) -> Ke
         device,
     )
     kernels = TritonKernels(scratch)
-    return KernelSet("triton", kernels.attend, kernels, scratch.num_bytes)
+    return KernelSet("triton", kernels.attend, kernels, scratch.num_bytes, writing.quantise)
 
 
 def _processor(device: torch.device) -> Processor:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
+from math import gcd
 from typing import Any
 
 import torch
@@ -25,7 +26,8 @@ class Packed:
     """Vectors [B, H_KV, N, `dim`] as `codes` and fp16 `scale` [B, H_KV, N, groups]; `to` widens them.
 
     8 bits are int8 codes [..., D]. 4 bits are uint8 [..., (D + 1) // 2]: byte j holds channel j in its low half and
-    channel j + (D + 1) // 2 in its high half, each 8 above its value, so that a kernel needs no interleaving.
+    channel j + (D + 1) // 2 in its high half, each 8 above its value, so that a thread unpacks both
+    where it has them.
     """
 
     codes: Tensor
@@ -40,6 +42,20 @@ class Packed:
     def dtype(self) -> torch.dtype:
         return self.codes.dtype
 
+    @property
+    def bits(self) -> int:
+        return 4 if self.codes.dtype == torch.uint8 else 8
+
+    @property
+    def group(self) -> int:
+        """How many channels share a scale."""
+        return self.dim // self.scale.shape[-1]
+
+    @property
+    def run(self) -> int:
+        """How many channels from any whole number of runs on share a scale, in either half of a vector."""
+        return gcd((self.dim + 1) // 2, self.group)
+
     def __getitem__(self, index: Any) -> Packed:
         """The vectors at `index`, which leaves the last dimension as it is; shares memory where a tensor would."""
         return Packed(self.codes[index], self.scale[index], self.dim)
@@ -50,7 +66,7 @@ class Packed:
 
     def to(self, dtype: torch.dtype) -> Tensor:
         """The vectors as numbers [..., D], still rotated."""
-        if self.codes.dtype == torch.uint8:
+        if self.bits == 4:
             halves = torch.cat([self.codes & 15, self.codes >> 4], -1)[..., : self.dim]
             values = halves.to(dtype, memory_format=torch.contiguous_format).sub_(8)
         else:

@@ -8,7 +8,7 @@ from typing import Protocol
 from torch import Tensor
 
 from kvlite_kernels.kinds import Rank
-from kvlite_kernels.reference import Geometry
+from kvlite_kernels.reference import Geometry, Vectors
 from kvlite_kernels.statistic import Measure
 
 
@@ -16,8 +16,8 @@ from kvlite_kernels.statistic import Measure
 class Held:
     """What n rows hold: `k`, `v` [n, H_KV, S + 1, ...], `pos`, `rot` int32 and the statistic fp32 [n, H_KV, S + 1]."""
 
-    k: Tensor
-    v: Tensor
+    k: Vectors
+    v: Vectors
     pos: Tensor
     rot: Tensor
     statistic: Tensor | None
@@ -25,7 +25,10 @@ class Held:
 
 @dataclass(frozen=True, slots=True)
 class Arriving:
-    """New tokens: `k`, `v` [n, H_KV, T, ...], `pos`, `rot` int32 [n, T], their statistic [n, H_KV, T] (None: 0)."""
+    """New tokens: `k`, `v` [n, H_KV, T, ...], `pos`, `rot` int32 [n, T], their statistic [n, H_KV, T] (None: 0).
+
+    Keys and values are numbers; where slots are coded, rotated ones, which the kernel codes.
+    """
 
     k: Tensor
     v: Tensor

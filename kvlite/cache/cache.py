@@ -21,7 +21,7 @@ from kvlite.memory.counts import KVCounts
 from kvlite.memory.format import SlotFormat
 from kvlite.memory.plan import CachePlan, slots_with
 from kvlite.memory.shape import LayerShape, ModelShape
-from kvlite_kernels.choice import KernelSet, KernelsUnavailable, LayerSizes, choose
+from kvlite_kernels.choice import TORCH, KernelSet, KernelsUnavailable, LayerSizes, choose
 
 EXTENT_STEP = 256
 """Attention reads the live slots rounded up to this many, so that shapes change rarely."""
@@ -29,10 +29,12 @@ EXTENT_STEP = 256
 _MOST_SLOTS = 2**31 - 1  # positions are int32
 
 
-def open_store(stored: SlotFormat, layer: LayerShape, rows: int, slots: int, device: torch.device) -> SlotStore:
+def open_store(
+    stored: SlotFormat, layer: LayerShape, rows: int, slots: int, device: torch.device, kernels: KernelSet = TORCH
+) -> SlotStore:
     """Empty slots of one layer that hold keys and values as `stored` says."""
     if stored.is_coded:
-        return LowBitStore.zeros(layer, rows, slots, stored, device)
+        return LowBitStore.zeros(layer, rows, slots, stored, device, kernels.quantise)
     return DenseStore.zeros(layer, rows, slots, getattr(torch, stored.name), device)
 
 
@@ -47,7 +49,7 @@ def choose_kernels(
     ]
     dtypes = [dtype] if stored.is_coded else [dtype, getattr(torch, stored.name)]
     try:
-        return choose(wanted, layers, plan.rows, dtypes, stored.is_coded, device)
+        return choose(wanted, layers, plan.rows, dtypes, device)
     except KernelsUnavailable as error:
         raise refused_kernels(wanted, error) from error
 
@@ -105,7 +107,7 @@ class SlotCache:
 
     def _group(self, layer: LayerShape, slots: int, indices: Sequence[int]) -> SlotGroup:
         rows = self.plan.rows
-        store = open_store(self.stored, layer, rows * len(indices), slots + 1, self.device)
+        store = open_store(self.stored, layer, rows * len(indices), slots + 1, self.device, self.kernels)
         held = Slots.empty(layer, slots, self.policy, self.kernels, store, rows * len(indices))
         return SlotGroup(indices, held, rows)
 

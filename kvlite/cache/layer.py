@@ -32,7 +32,7 @@ class LayerSlots(Slots):
         In decode the victim may wait until all layers have attended (`SlotCache.end`).
         """
         placement = step.placements[self.slots]
-        query, keys, values = self.store.encode(q, k, v)
+        query, keys, values = self._encoded(q, k, v)
         if placement.index is not None:
             out = self._append(query, keys, values, step, geometry, placement)
         elif k.shape[2] == 1:
@@ -40,6 +40,13 @@ class LayerSlots(Slots):
         else:
             out = self._prefill(query, keys, values, step, geometry)
         return self.store.decode(out).to(q.dtype)
+
+    def _encoded(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Vectors, Vectors]:
+        """In the store's form; kernels multiply in the model's dtype, and code keys and values as they insert them."""
+        query, keys, values = self.store.encode(q, k, v)
+        if self.kernels.slots is not None:
+            return query.to(q.dtype), keys, values
+        return query, *self.store.coded(keys, values)
 
     def rerotate(self, row: int, live: int, end: int) -> None:
         """Give the `live` keys of each head of a row consecutive rotations below `end`, in the order of `pos`."""
@@ -65,7 +72,7 @@ class LayerSlots(Slots):
 
     def _prefill(self, q: Tensor, k: Vectors, v: Vectors, step: Step, geometry: Geometry) -> Tensor:
         segment, statistic = self._view(step.rows, self.slots, False)
-        segments = [segment, Segment(k, v, step.pos[:, None, -k.shape[2] :])]
+        segments = [segment, Segment(*self.store.coded(k, v), step.pos[:, None, -k.shape[2] :])]
         out, received = self._attend(q, segments, statistic, step, geometry)
         self.evict(segments, k, v, step, received[1] if received else None)
         return out

@@ -12,6 +12,7 @@ from kvlite.cache.rotation import Rotation
 from kvlite.cache.store import put
 from kvlite.memory.format import SlotFormat
 from kvlite.memory.shape import LayerShape
+from kvlite_kernels.choice import Quantise
 from kvlite_kernels.lowbit import Packed, hadamard, quantise
 from kvlite_kernels.reference import TILE_ELEMENTS, Vectors
 
@@ -19,12 +20,20 @@ from kvlite_kernels.reference import TILE_ELEMENTS, Vectors
 class LowBitStore:
     """Keys and values as codes of one coded SlotFormat; the fp16 scales lie beside them and are slots like them."""
 
-    def __init__(self, k: Packed, v: Packed, stored: SlotFormat) -> None:
-        self.k, self.v, self.stored = k, v, stored
+    def __init__(self, k: Packed, v: Packed, stored: SlotFormat, quantise: Quantise = quantise) -> None:
+        self.k, self.v, self.stored, self._quantise = k, v, stored, quantise
 
     @classmethod
-    def zeros(cls, shape: LayerShape, rows: int, slots: int, stored: SlotFormat, device: torch.device) -> LowBitStore:
-        """Empty slots."""
+    def zeros(
+        cls,
+        shape: LayerShape,
+        rows: int,
+        slots: int,
+        stored: SlotFormat,
+        device: torch.device,
+        quantise: Quantise = quantise,
+    ) -> LowBitStore:
+        """Empty slots, which `quantise` codes for."""
         heads = (rows, shape.kv_heads, slots)
         dtype = torch.uint8 if stored.bits == 4 else torch.int8
 
@@ -33,21 +42,23 @@ class LowBitStore:
             scale = torch.zeros(*heads, stored.num_scales(dim), dtype=torch.float16, device=device)
             return Packed(codes, scale, dim)
 
-        return cls(packed(shape.k_dim), packed(shape.v_dim), stored)
+        return cls(packed(shape.k_dim), packed(shape.v_dim), stored, quantise)
 
     @property
     def tensors(self) -> dict[str, Tensor]:
         return {"k": self.k.codes, "k_scale": self.k.scale, "v": self.v.codes, "v_scale": self.v.scale}
 
-    def encode(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Vectors, Vectors]:
-        return hadamard(q), self._coded(k), self._coded(v)
+    def encode(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return hadamard(q), hadamard(k), hadamard(v)
+
+    def coded(self, k: Vectors, v: Vectors) -> tuple[Vectors, Vectors]:
+        return self._coded(k), self._coded(v)
 
     def decode(self, out: Tensor) -> Tensor:
         return hadamard(out)
 
     def write(self, rows: slice, index: Tensor | slice, k: Vectors, v: Vectors) -> None:
-        assert isinstance(k, Packed) and isinstance(v, Packed)
-        for held, new in ((self.k, k), (self.v, v)):
+        for held, new in ((self.k, self._coded(k)), (self.v, self._coded(v))):
             put(held.codes, rows, index, new.codes)
             put(held.scale, rows, index, new.scale)
 
@@ -65,7 +76,7 @@ class LowBitStore:
             held, by = self.k[row, :, start : start + tile][:, : delta.shape[1] - start], delta[:, start : start + tile]
             keys = hadamard(held.to(torch.float32))
             rotation.turn_(keys, by)
-            turned, moves = self._coded(keys), (by != 0)[..., None]
+            turned, moves = self._coded(hadamard(keys)), (by != 0)[..., None]
             held.codes.copy_(torch.where(moves, turned.codes, held.codes))
             held.scale.copy_(torch.where(moves, turned.scale, held.scale))
 
@@ -75,7 +86,7 @@ class LowBitStore:
             tensor[row, :, -1] = 0
 
     def part(self, rows: slice) -> LowBitStore:
-        return LowBitStore(self.k[rows], self.v[rows], self.stored)
+        return LowBitStore(self.k[rows], self.v[rows], self.stored, self._quantise)
 
-    def _coded(self, x: Tensor) -> Packed:
-        return quantise(hadamard(x), self.stored.bits, self.stored.group(x.shape[-1]))
+    def _coded(self, x: Vectors) -> Packed:
+        return x if isinstance(x, Packed) else self._quantise(x, self.stored.bits, self.stored.group(x.shape[-1]))

@@ -119,10 +119,12 @@ class Slots:
     def write(
         self, rows: slice, index: Tensor | slice, k: Vectors, v: Vectors, step: Step, statistic: Tensor | None = None
     ) -> None:
-        """Put new tokens into the slots `index` of each head; the statistic of a free slot is 0 until given."""
+        """Put new tokens into the slots `index` of each head; the statistic of a free slot is 0 until given.
+
+        Kernels code what they insert; what is coded already is copied.
+        """
         num_new = k.shape[2]
-        if self.kernels.slots is not None:
-            assert isinstance(k, Tensor) and isinstance(v, Tensor)
+        if self.kernels.slots is not None and isinstance(k, Tensor) and isinstance(v, Tensor):
             new = Arriving(k, v, step.pos[:, -num_new:], step.rot[:, -num_new:], statistic)
             self.kernels.slots.insert(self.held(rows), new, index)
             return
@@ -139,7 +141,7 @@ class Slots:
 
     def held(self, rows: slice) -> Held:
         """The tensors of some rows, as kernels take them."""
-        k, v = (self.store.tensors[name][rows] for name in ("k", "v"))
+        k, v = self.store.view(rows, self.slots + 1)
         statistic = None if self.statistic is None else self.statistic[rows]
         return Held(k, v, self.pos[rows], self.rot[rows], statistic)
 

@@ -37,8 +37,12 @@ class SlotStore(Protocol):
         """Every tensor held, by name; the first three dimensions of each are B, H_KV, N."""
         ...
 
-    def encode(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Vectors, Vectors]:
-        """q [n, H_Q, T, D], k [n, H_KV, T, D] and v [n, H_KV, T, D_V] in the store's form."""
+    def encode(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """q [n, H_Q, T, D], k [n, H_KV, T, D] and v [n, H_KV, T, D_V] in the store's form, as numbers."""
+        ...
+
+    def coded(self, k: Vectors, v: Vectors) -> tuple[Vectors, Vectors]:
+        """Encoded k and v as slots will hold them; what is so already stays."""
         ...
 
     def decode(self, out: Tensor) -> Tensor:
@@ -89,8 +93,11 @@ class DenseStore:
     def tensors(self) -> dict[str, Tensor]:
         return {"k": self.k, "v": self.v}
 
-    def encode(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Vectors, Vectors]:
+    def encode(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         return q, k.to(self.k.dtype), v.to(self.v.dtype)
+
+    def coded(self, k: Vectors, v: Vectors) -> tuple[Vectors, Vectors]:
+        return k, v
 
     def decode(self, out: Tensor) -> Tensor:
         return out

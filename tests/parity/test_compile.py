@@ -32,10 +32,11 @@ def resources(tmp_path: Path, *arguments: str) -> list[dict[str, object]]:
 @pytest.mark.parametrize(
     "arguments",
     [
-        ("--sm", "75,80,86,89,90,120", "--dims", "128"),  # what most models have, everywhere
+        ("--sm", "75,80,86,89,90,120", "--dims", "128", "--bits", "0"),  # what most models have, everywhere
+        ("--sm", "75,80,86,89,90,120", "--dims", "128", "--bits", "8,4"),
         ("--sm", "86", "--dims", "256"),  # the widest, where shared memory is least
     ],
-    ids=["every architecture", "the widest"],
+    ids=["every architecture", "low-bit slots", "the widest"],
 )
 def test_kernels_keep_inside_what_a_block_may_have(tmp_path: Path, arguments: tuple[str, ...]) -> None:
     made = resources(tmp_path, *arguments)

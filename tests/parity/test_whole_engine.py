@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from kvlite.cache.cache import SlotCache
-from kvlite.cache.policy import Candidates, Policy, load_policy
+from kvlite.cache.policy import Candidates, Policy, load_policy, policy_names
 from kvlite.engine.request import Completion, Request
 from kvlite.errors import UsageError
 from kvlite.memory.format import FORMATS
+from kvlite.memory.shape import ModelShape
 from tests.architectures import tiny_model
 from tests.cache.driving import (
     CPU,
@@ -37,18 +38,30 @@ FEEDS = ([13, 9], [5, 8], [1, 1], [1, 0], [6, 5], [1, 1], [1, 1], [0, 1], [1, 1]
 """Rows that fill up at different steps, chunks and single tokens, and rows with nothing to say."""
 
 
-def cache_on(kernels: str, policy: Policy) -> SlotCache:
-    shape = replace(SHAPE, query_heads=2 * GROUP)
-    plan = make_plan(shape, f"{SLOTS}tok", policy, rows=2)
-    return SlotCache(shape, plan, policy, FORMATS["float32"], CPU, kernels)
+def cache_on(kernels: str, policy: Policy, stored: str = "float32", shape: ModelShape = SHAPE) -> SlotCache:
+    shape = replace(shape, query_heads=2 * GROUP)
+    plan = make_plan(shape, f"{SLOTS}tok", policy, rows=2, dtype=stored)
+    return SlotCache(shape, plan, policy, FORMATS[stored], CPU, kernels)
 
 
 @pytest.mark.parametrize("name", ["heavy-hitter", "window", "scissorhands", "keyformer"])
 def test_triton_leaves_the_same_survivors_as_torch(name: str) -> None:
-    policy = load_policy(name)
-    streams = [random_streams(SHAPE, GROUP, 40, seed) for seed in (1, 2)]
+    check_survivors(load_policy(name), "float32", SHAPE)
+
+
+LOW_BIT = [(name, "int4") for name in policy_names() if load_policy(name).evicts]
+
+
+@pytest.mark.parametrize(("name", "stored"), [*LOW_BIT, ("heavy-hitter", "int8"), ("keydiff", "int8")])
+def test_triton_leaves_the_same_survivors_in_low_bit_slots(name: str, stored: str) -> None:
+    check_survivors(load_policy(name), stored, model_shape(attention_layer(2, 24, v_dim=10)))
+
+
+def check_survivors(policy: Policy, stored: str, shape: ModelShape) -> None:
+    """Both sets of kernels give the same numbers and leave the same slots, codes and scales included."""
+    streams = [random_streams(shape, GROUP, 40, seed) for seed in (1, 2)]
     pins = [[(4, 6)], [(0, 2), (7, 9)]]
-    drivers = {kernels: Driver(cache_on(kernels, policy), streams, pins) for kernels in ("torch", "triton")}
+    drivers = {name: Driver(cache_on(name, policy, stored, shape), streams, pins) for name in ("torch", "triton")}
     for counts in FEEDS:
         torch_outs, triton_outs = (driver.feed(counts) for driver in drivers.values())
         for expected, actual in zip(torch_outs, triton_outs, strict=True):
@@ -82,20 +95,27 @@ def test_decoding_in_triton_allocates_no_memory_of_the_cache_or_its_scratch() ->
     assert sum(tensor.nbytes for tensor in scratch) == cache.kernels.scratch_bytes
 
 
-def test_the_engine_gives_the_same_tokens_on_triton() -> None:
+@pytest.mark.parametrize("stored", ["float32", "int4"])
+def test_the_engine_gives_the_same_tokens_on_triton(stored: str) -> None:
     loaded = admitted(tiny_model("llama", {}))
     done: dict[str, Completion] = {}
     for kernels in ("torch", "triton"):
-        engine = make_engine(loaded, "24tok", kernels=kernels)
+        engine = make_engine(loaded, "24tok", kv_dtype=stored, kernels=kernels)
         assert engine.cache.kernels.name == kernels
         done[kernels] = answers(engine, [Request("a", tuple(range(5, 36)), max_tokens=12)])["a"]
     assert (done["triton"].ids, done["triton"].kv) == (done["torch"].ids, done["torch"].kv)
     assert done["torch"].evicted > 0
 
 
-@pytest.mark.parametrize("name", ["heavy-hitter", "h2o", "window", "full", "tova", "keyformer"])
-def test_a_rank_is_the_policys_score(name: str) -> None:
-    policy = load_policy(name)
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("heavy-hitter", {"pooled": 1, "horizon": 1024}),
+        *((n, {}) for n in ("h2o", "window", "full", "tova", "keyformer")),
+    ],
+)
+def test_a_rank_is_the_policys_score(name: str, settings: dict[str, object]) -> None:
+    policy = load_policy(name, settings)
     assert policy.rank is not None
     cache = make_cache(SHAPE, SLOTS, policy)
     layer = cache.layers[0]
@@ -112,10 +132,3 @@ def test_kernels_that_cannot_run_are_refused(monkeypatch: pytest.MonkeyPatch) ->
     with pytest.raises(UsageError, match="--kernels triton: Triton kernels need a CUDA device, and this is cpu"):
         cache_on("triton", load_policy("h2o"))
     assert cache_on("auto", load_policy("h2o")).kernels.name == "torch"
-
-
-def test_slots_of_few_bits_have_no_triton_kernels() -> None:
-    policy, shape = load_policy("h2o"), replace(SHAPE, query_heads=4)
-    plan = make_plan(shape, "20tok", policy, dtype="int8")
-    with pytest.raises(UsageError, match="slots of 8 or 4 bits"):
-        SlotCache(shape, plan, policy, FORMATS["int8"], CPU, "triton")

@@ -13,6 +13,7 @@ from kvlite_kernels.reference import Geometry, Segment
 from kvlite_kernels.slots import Ranking
 from kvlite_kernels.statistic import Measure
 from kvlite_kernels.triton_set import decode, prefill
+from kvlite_kernels.triton_set.operand import Operand, operand
 from kvlite_kernels.triton_set.scratch import MAX_PARTS, Scratch
 from kvlite_kernels.triton_set.tiles import FINISH_TILE, MAX_SPLITS, column_tile, decode_tile, padded, prefill_tile
 
@@ -40,26 +41,27 @@ def attend_one(
     """
     assert held is None or measure is None or measure.heads != "layer"
     rows, num_heads, _, dim = q.shape
-    k, v = _keys(segment)
-    kv_heads, num_keys, v_dim = *k.shape[1:3], v.shape[-1]
+    k, v = operand(segment.k), operand(segment.v)
+    kv_heads, num_keys, v_dim = *segment.k.shape[1:3], segment.v.shape[-1]
     group = num_heads // kv_heads
-    tile = decode_tile(scratch.processor.capability, dim, v_dim)
+    tile = decode_tile(scratch.processor.capability, dim, v_dim, k.bits)
     splits, keys_per_split = scratch.splits(rows * kv_heads, num_keys, tile.keys)
     kind = "" if measure is None else measure.kind.value
     noise = _noise(measure)
     window = ALL if geometry.window is None else geometry.window
     q, softcap = _inner(q), geometry.softcap or 1.0
     decode.split[(rows * kv_heads, splits)](
-        q, q_pos, k, v, segment.pos,
+        q, q_pos, k.data, k.scale, v.data, v.scale, segment.pos,
         scratch.logits, scratch.max, scratch.sum, scratch.part, scratch.norm_max, scratch.norm_sum,
         geometry.scaling, softcap, window, num_keys, keys_per_split, num_keys, splits,
         *noise,
-        q.stride(0), q.stride(1), q_pos.stride(0), *_strides(k), *_strides(v), *_heads(segment.pos),
+        q.stride(0), q.stride(1), q_pos.stride(0), *k.strides, *v.strides, *_heads(segment.pos),
         NUM_KV_HEADS=kv_heads, G=group, D=dim, D_V=v_dim, PAD_D=padded(dim), PAD_D_V=padded(v_dim),
-        ROWS=tile.queries, KEYS=tile.keys, HAS_CAP=geometry.softcap is not None, STATISTIC=kind,
+        ROWS=tile.queries, KEYS=tile.keys, BITS=k.bits, GROUP=k.group, GROUP_V=v.group, RUN=k.run, RUN_V=v.run,
+        HAS_CAP=geometry.softcap is not None, STATISTIC=kind,
         **tile.options,
     )  # fmt: skip
-    out = torch.empty(rows, num_heads, 1, v_dim, dtype=q.dtype, device=q.device)
+    out = torch.empty(rows, num_heads, 1, v_dim, dtype=_out_dtype(q, v), device=q.device)
     statistic = held
     if measure is not None and held is None:
         statistic = torch.empty(rows, kv_heads, num_keys, dtype=torch.float32, device=q.device)
@@ -106,42 +108,45 @@ def attend_many(
     """
     rows, num_heads, num_queries, dim = q.shape
     slots, new = segments[0], segments[-1]
-    (k, v), (new_k, new_v) = _keys(slots), _keys(new)
-    kv_heads, v_dim = k.shape[1], v.shape[-1]
+    k, v, new_k, new_v = (operand(x) for x in (slots.k, slots.v, new.k, new.v))
+    assert new_k.bits == k.bits, "new tokens are attended as slots hold them"
+    kv_heads, v_dim = slots.k.shape[1], slots.v.shape[-1]
     kind = "" if measure is None else measure.kind.value
-    tile = prefill_tile(capability, dim, v_dim, kind == "gumbel")
+    tile = prefill_tile(capability, dim, v_dim, kind == "gumbel", k.bits)
     noise = _noise(measure)
     q = _inner(q)
-    out = torch.empty(rows, num_heads, num_queries, v_dim, dtype=q.dtype, device=q.device)
+    out = torch.empty(rows, num_heads, num_queries, v_dim, dtype=_out_dtype(q, v), device=q.device)
     lse = torch.empty(rows, num_heads, num_queries, dtype=torch.float32, device=q.device)
     norm = lse if kind in ("", "mass") else torch.empty_like(lse)
     scaling, softcap = geometry.scaling, geometry.softcap or 1.0
     window = ALL if geometry.window is None else geometry.window
     prefill.attend[(triton.cdiv(num_queries, tile.queries), rows * num_heads)](
-        q, q_pos, k, v, slots.pos, new_k, new_v, new.pos,
+        q, q_pos, k.data, k.scale, v.data, v.scale, slots.pos,
+        new_k.data, new_k.scale, new_v.data, new_v.scale, new.pos,
         lse if geometry.sink_logits is None else geometry.sink_logits, out, lse, norm,
-        scaling, softcap, window, num_queries, k.shape[2], new_k.shape[2], *noise,
-        *q.stride()[:3], q_pos.stride(0), *_strides(k), *_strides(v), *_heads(slots.pos),
-        *_strides(new_k), *_strides(new_v), new.pos.stride(0),
+        scaling, softcap, window, num_queries, slots.k.shape[2], new.k.shape[2], *noise,
+        *q.stride()[:3], q_pos.stride(0), *k.strides, *v.strides, *_heads(slots.pos),
+        *new_k.strides, *new_v.strides, new.pos.stride(0),
         NUM_HEADS=num_heads, G=num_heads // kv_heads, D=dim, D_V=v_dim, PAD_D=padded(dim), PAD_D_V=padded(v_dim),
-        QUERIES=tile.queries, KEYS=tile.keys, HAS_CAP=geometry.softcap is not None,
-        HAS_SINK=geometry.sink_logits is not None, HAS_NEW=len(segments) > 1, STATISTIC=kind,
+        QUERIES=tile.queries, KEYS=tile.keys, BITS=k.bits, GROUP=k.group, GROUP_V=v.group, RUN=k.run, RUN_V=v.run,
+        HAS_CAP=geometry.softcap is not None, HAS_SINK=geometry.sink_logits is not None,
+        HAS_NEW=len(segments) > 1, STATISTIC=kind,
         **tile.options,
     )  # fmt: skip
     if measure is None:
         return out, lse, []
-    tile = column_tile(capability, dim, kind == "gumbel")
+    tile = column_tile(capability, dim, kind == "gumbel", k.bits)
     statistics = []
     for index, segment in enumerate(segments):
-        (k, _), num_keys = _keys(segment), segment.k.shape[2]
+        k, num_keys = operand(segment.k), segment.k.shape[2]
         sums = torch.empty(rows, kv_heads, num_keys, dtype=torch.float32, device=q.device)
         prefill.column_sums[(triton.cdiv(num_keys, tile.keys), rows * kv_heads)](
-            q, q_pos, norm, measure.weight, k, segment.pos, sums,
+            q, q_pos, norm, measure.weight, k.data, k.scale, segment.pos, sums,
             scaling, softcap, window, num_queries, num_keys, measure.first(num_queries), *noise,
-            *q.stride()[:3], q_pos.stride(0), measure.weight.stride(0), *_strides(k), *_heads(segment.pos),
+            *q.stride()[:3], q_pos.stride(0), measure.weight.stride(0), *k.strides, *_heads(segment.pos),
             NUM_KV_HEADS=kv_heads, G=num_heads // kv_heads, D=dim, PAD_D=padded(dim),
-            QUERIES=tile.queries, KEYS=tile.keys, HAS_CAP=geometry.softcap is not None, IS_NEW=index > 0,
-            STATISTIC=kind, HEADS=measure.heads, **tile.options,
+            QUERIES=tile.queries, KEYS=tile.keys, BITS=k.bits, GROUP=k.group, RUN=k.run,
+            HAS_CAP=geometry.softcap is not None, IS_NEW=index > 0, STATISTIC=kind, HEADS=measure.heads, **tile.options,
         )  # fmt: skip
         statistics.append(_over_the_layer(sums) if measure.heads == "layer" else sums)
     return out, lse, statistics
@@ -161,18 +166,13 @@ def _over_the_layer(statistic: Tensor) -> Tensor:
     return statistic.mean(1, keepdim=True).expand_as(statistic)
 
 
-def _keys(segment: Segment) -> tuple[Tensor, Tensor]:
-    assert isinstance(segment.k, Tensor) and isinstance(segment.v, Tensor), "coded slots have no kernels"
-    return segment.k, segment.v
+def _out_dtype(q: Tensor, v: Operand) -> torch.dtype:
+    """That of the queries; fp32 where the output is yet to be turned back."""
+    return torch.float32 if v.bits else q.dtype
 
 
 def _inner(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 else x.contiguous()
-
-
-def _strides(x: Tensor) -> tuple[int, int, int]:
-    assert x.stride(-1) == 1, "keys and values are read a row at a time"
-    return x.stride(0), x.stride(1), x.stride(2)
 
 
 def _heads(pos: Tensor) -> tuple[int, int]:

@@ -10,18 +10,21 @@ import triton
 import triton.language as tl
 
 from kvlite_kernels.triton_set.noise import noised
-from kvlite_kernels.triton_set.scores import log_of, logits_of, or_zero, sees, share_of
+from kvlite_kernels.triton_set.scores import log_of, or_zero, share_of
+from kvlite_kernels.triton_set.softmax import go_on
+from kvlite_kernels.triton_set.vectors import channels, head_of, queries
 
 
 @triton.jit(do_not_specialize=["num_keys", "keys_per_split", "logits_width", "seed", "layer"])
 def split(
-    p_q, p_q_pos, p_k, p_v, p_k_pos,
+    p_q, p_q_pos, p_k, p_k_scale, p_v, p_v_scale, p_k_pos,
     p_logits, p_max, p_sum, p_part, p_norm_max, p_norm_sum,
     scale, softcap, window, num_keys, keys_per_split, logits_width, num_splits,
     seed, layer, first, last, ramp,
     s_q_row, s_q_head, s_q_pos, s_k_row, s_k_head, s_k_key, s_v_row, s_v_head, s_v_key, s_pos_row, s_pos_head,
     NUM_KV_HEADS: tl.constexpr, G: tl.constexpr, D: tl.constexpr, D_V: tl.constexpr,
     PAD_D: tl.constexpr, PAD_D_V: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr,
+    BITS: tl.constexpr, GROUP: tl.constexpr, GROUP_V: tl.constexpr, RUN: tl.constexpr, RUN_V: tl.constexpr,
     HAS_CAP: tl.constexpr, STATISTIC: tl.constexpr,
 ):  # fmt: skip
     """Grid (n * H_KV, splits): logits fp32 [n, H_Q, logits_width] of a part of the keys, and their partial attention.
@@ -33,21 +36,21 @@ def split(
     row = (head // NUM_KV_HEADS).to(tl.int64)
     kv_head = (head % NUM_KV_HEADS).to(tl.int64)
     o_g = tl.arange(0, ROWS)
-    o_d = tl.arange(0, PAD_D)
-    o_v = tl.arange(0, PAD_D_V)
     m_g = o_g < G
-    q_pos = tl.load(p_q_pos + row * s_q_pos)
-    b_q_pos = q_pos + tl.zeros([ROWS], tl.int32)
+    b_q_pos = tl.load(p_q_pos + row * s_q_pos) + tl.zeros([ROWS], tl.int32)
     query_heads = kv_head * G + o_g
-    o_q = row * s_q_row + query_heads[:, None] * s_q_head + o_d[None, :]
-    b_q = tl.load(p_q + o_q, mask=m_g[:, None] & (o_d < D)[None, :], other=0.0)
+    b_q = queries(p_q + row * s_q_row, query_heads, m_g, s_q_head, D, PAD_D, BITS)
     b_max = tl.full([ROWS], float("-inf"), tl.float32)
     b_sum = tl.zeros([ROWS], tl.float32)
     b_out = tl.zeros([ROWS, PAD_D_V], tl.float32)
     b_norm_max = tl.full([ROWS], float("-inf"), tl.float32)
     b_norm_sum = tl.zeros([ROWS], tl.float32)
-    p_k += row * s_k_row + kv_head * s_k_head
-    p_v += row * s_v_row + kv_head * s_v_head
+    first_k = row * s_k_row + kv_head * s_k_head
+    first_v = row * s_v_row + kv_head * s_v_head
+    p_k = head_of(p_k, first_k, D, BITS)
+    p_v = head_of(p_v, first_v, D_V, BITS)
+    p_k_scale += first_k * (D // GROUP)
+    p_v_scale += first_v * (D_V // GROUP_V)
     p_k_pos += row * s_pos_row + kv_head * s_pos_head
     p_logits += head.to(tl.int64) * G * logits_width
     begin = part * keys_per_split
@@ -55,26 +58,14 @@ def split(
     for start in range(begin, end, KEYS):
         o_n = start + tl.arange(0, KEYS)
         m_n = o_n < end
-        b_pos = tl.load(p_k_pos + o_n, mask=m_n, other=-1)
-        b_k = tl.load(p_k + o_n[:, None] * s_k_key + o_d[None, :], mask=m_n[:, None] & (o_d < D)[None, :], other=0.0)
-        m_seen = sees(q_pos, b_pos, window)
-        b_x = tl.where(m_seen[None, :], logits_of(b_q, b_k, scale, softcap, HAS_CAP), float("-inf"))
+        b_x, b_max, b_sum, b_out, b_norm_max, b_norm_sum = go_on(
+            b_q, b_q_pos, query_heads, b_max, b_sum, b_out, b_norm_max, b_norm_sum,
+            p_k, p_k_scale, p_v, p_v_scale, p_k_pos, o_n, m_n, s_k_key, s_v_key,
+            scale, softcap, window, seed, layer, first, last, ramp,
+            D, D_V, PAD_D, PAD_D_V, BITS, GROUP, GROUP_V, RUN, RUN_V, HAS_CAP, STATISTIC,
+        )  # fmt: skip
         tl.store(p_logits + o_g[:, None] * logits_width + o_n[None, :], b_x, mask=m_g[:, None] & m_n[None, :])
-        b_new_max = tl.maximum(b_max, tl.max(b_x, 1))
-        b_p = tl.exp(b_x - or_zero(b_new_max)[:, None])
-        b_keep = tl.exp(b_max - or_zero(b_new_max))
-        b_sum = b_sum * b_keep + tl.sum(b_p, 1)
-        b_v = tl.load(p_v + o_n[:, None] * s_v_key + o_v[None, :], mask=m_n[:, None] & (o_v < D_V)[None, :], other=0.0)
-        b_out = b_out * b_keep[:, None] + tl.dot(b_p.to(b_q.dtype), b_v.to(b_q.dtype), input_precision="ieee")
-        b_max = b_new_max
-        if STATISTIC == "below":
-            b_norm_sum += tl.sum(m_seen.to(tl.float32), 0)
-        if STATISTIC == "gumbel":
-            b_y = noised(b_x, seed, layer, query_heads, b_q_pos, b_pos, first, last, ramp)
-            b_new_max = tl.maximum(b_norm_max, tl.max(b_y, 1))
-            b_y = tl.sum(tl.exp(b_y - or_zero(b_new_max)[:, None]), 1)
-            b_norm_sum = b_norm_sum * tl.exp(b_norm_max - or_zero(b_new_max)) + b_y
-            b_norm_max = b_new_max
+    o_v = channels(D_V, PAD_D_V, BITS)
     o_part = (head.to(tl.int64) * num_splits + part) * G + o_g
     tl.store(p_max + o_part, b_max, mask=m_g)
     tl.store(p_sum + o_part, b_sum, mask=m_g)

@@ -10,53 +10,47 @@ import triton
 import triton.language as tl
 
 from kvlite_kernels.triton_set.noise import noised
-from kvlite_kernels.triton_set.scores import log_of, logits_of, or_zero, sees, share_of
+from kvlite_kernels.triton_set.scores import log_of, logits_of, sees, share_of
+from kvlite_kernels.triton_set.softmax import go_on
+from kvlite_kernels.triton_set.vectors import channels, head_of, queries, vectors
 
 
 @triton.jit
 def _walk(
-    b_q, b_q_pos, b_max, b_sum, b_out, b_norm_max, b_norm_sum, p_k, p_v, p_pos, end, s_k_key, s_v_key,
-    scale, softcap, window, seed, layer, b_heads, first, last, ramp,
-    D: tl.constexpr, D_V: tl.constexpr, PAD_D: tl.constexpr, PAD_D_V: tl.constexpr, KEYS: tl.constexpr,
-    HAS_CAP: tl.constexpr, STATISTIC: tl.constexpr,
+    b_q, b_q_pos, b_heads, b_max, b_sum, b_out, b_norm_max, b_norm_sum,
+    p_k, p_k_scale, p_v, p_v_scale, p_pos, first_k, first_v, s_k, s_v, end,
+    scale, softcap, window, seed, layer, first, last, ramp,
+    D: tl.constexpr, D_V: tl.constexpr, PAD_D: tl.constexpr, PAD_D_V: tl.constexpr,
+    BITS: tl.constexpr, GROUP: tl.constexpr, GROUP_V: tl.constexpr, RUN: tl.constexpr, RUN_V: tl.constexpr,
+    KEYS: tl.constexpr, HAS_CAP: tl.constexpr, STATISTIC: tl.constexpr,
 ):  # fmt: skip
     """The keys up to `end` of one segment, added to a softmax that goes on."""
-    o_d = tl.arange(0, PAD_D)
-    o_v = tl.arange(0, PAD_D_V)
+    p_k = head_of(p_k, first_k, D, BITS)
+    p_v = head_of(p_v, first_v, D_V, BITS)
+    p_k_scale += first_k * (D // GROUP)
+    p_v_scale += first_v * (D_V // GROUP_V)
     for start in range(0, end, KEYS):
         o_n = start + tl.arange(0, KEYS)
-        m_n = o_n < end
-        b_pos = tl.load(p_pos + o_n, mask=m_n, other=-1)
-        b_k = tl.load(p_k + o_n[:, None] * s_k_key + o_d[None, :], mask=m_n[:, None] & (o_d < D)[None, :], other=0.0)
-        m_seen = sees(b_q_pos[:, None], b_pos[None, :], window)
-        b_x = tl.where(m_seen, logits_of(b_q, b_k, scale, softcap, HAS_CAP), float("-inf"))
-        b_new_max = tl.maximum(b_max, tl.max(b_x, 1))
-        b_p = tl.exp(b_x - or_zero(b_new_max)[:, None])
-        b_keep = tl.exp(b_max - or_zero(b_new_max))
-        b_sum = b_sum * b_keep + tl.sum(b_p, 1)
-        b_v = tl.load(p_v + o_n[:, None] * s_v_key + o_v[None, :], mask=m_n[:, None] & (o_v < D_V)[None, :], other=0.0)
-        b_out = b_out * b_keep[:, None] + tl.dot(b_p.to(b_q.dtype), b_v.to(b_q.dtype), input_precision="ieee")
-        b_max = b_new_max
-        if STATISTIC == "below":
-            b_norm_sum += tl.sum(m_seen.to(tl.float32), 1)
-        if STATISTIC == "gumbel":
-            b_y = noised(b_x, seed, layer, b_heads, b_q_pos, b_pos, first, last, ramp)
-            b_new_max = tl.maximum(b_norm_max, tl.max(b_y, 1))
-            b_y = tl.sum(tl.exp(b_y - or_zero(b_new_max)[:, None]), 1)
-            b_norm_sum = b_norm_sum * tl.exp(b_norm_max - or_zero(b_new_max)) + b_y
-            b_norm_max = b_new_max
+        _, b_max, b_sum, b_out, b_norm_max, b_norm_sum = go_on(
+            b_q, b_q_pos, b_heads, b_max, b_sum, b_out, b_norm_max, b_norm_sum,
+            p_k, p_k_scale, p_v, p_v_scale, p_pos, o_n, o_n < end, s_k, s_v,
+            scale, softcap, window, seed, layer, first, last, ramp,
+            D, D_V, PAD_D, PAD_D_V, BITS, GROUP, GROUP_V, RUN, RUN_V, HAS_CAP, STATISTIC,
+        )  # fmt: skip
     return b_max, b_sum, b_out, b_norm_max, b_norm_sum
 
 
 @triton.jit(do_not_specialize=["num_queries", "num_keys", "num_new", "seed", "layer"])
 def attend(
-    p_q, p_q_pos, p_k, p_v, p_k_pos, p_new_k, p_new_v, p_new_pos, p_sink, p_out, p_lse, p_norm,
+    p_q, p_q_pos, p_k, p_k_scale, p_v, p_v_scale, p_k_pos, p_new_k, p_new_k_scale, p_new_v, p_new_v_scale, p_new_pos,
+    p_sink, p_out, p_lse, p_norm,
     scale, softcap, window, num_queries, num_keys, num_new, seed, layer, first, last, ramp,
     s_q_row, s_q_head, s_q_token, s_q_pos,
     s_k_row, s_k_head, s_k_key, s_v_row, s_v_head, s_v_key, s_pos_row, s_pos_head,
     s_new_k_row, s_new_k_head, s_new_k_key, s_new_v_row, s_new_v_head, s_new_v_key, s_new_pos_row,
     NUM_HEADS: tl.constexpr, G: tl.constexpr, D: tl.constexpr, D_V: tl.constexpr,
     PAD_D: tl.constexpr, PAD_D_V: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr,
+    BITS: tl.constexpr, GROUP: tl.constexpr, GROUP_V: tl.constexpr, RUN: tl.constexpr, RUN_V: tl.constexpr,
     HAS_CAP: tl.constexpr, HAS_SINK: tl.constexpr, HAS_NEW: tl.constexpr, STATISTIC: tl.constexpr,
 ):  # fmt: skip
     """Grid (cdiv(T, QUERIES), n * H_Q): out [n, H_Q, T, D_V], lse and norm fp32 [n, H_Q, T].
@@ -70,11 +64,8 @@ def attend(
     query_head = (head % NUM_HEADS).to(tl.int64)
     kv_head = query_head // G
     o_t = tile * QUERIES + tl.arange(0, QUERIES)
-    o_d = tl.arange(0, PAD_D)
-    o_v = tl.arange(0, PAD_D_V)
     m_t = o_t < num_queries
-    p_q += row * s_q_row + query_head * s_q_head
-    b_q = tl.load(p_q + o_t[:, None] * s_q_token + o_d[None, :], mask=m_t[:, None] & (o_d < D)[None, :], other=0.0)
+    b_q = queries(p_q + row * s_q_row + query_head * s_q_head, o_t, m_t, s_q_token, D, PAD_D, BITS)
     b_q_pos = tl.load(p_q_pos + row * s_q_pos + o_t, mask=m_t, other=-1)
     b_heads = query_head + tl.zeros([QUERIES], tl.int64)
     b_max = tl.full([QUERIES], float("-inf"), tl.float32)
@@ -83,20 +74,21 @@ def attend(
     b_norm_max = tl.full([QUERIES], float("-inf"), tl.float32)
     b_norm_sum = tl.zeros([QUERIES], tl.float32)
     b_max, b_sum, b_out, b_norm_max, b_norm_sum = _walk(
-        b_q, b_q_pos, b_max, b_sum, b_out, b_norm_max, b_norm_sum,
-        p_k + row * s_k_row + kv_head * s_k_head, p_v + row * s_v_row + kv_head * s_v_head,
-        p_k_pos + row * s_pos_row + kv_head * s_pos_head, num_keys, s_k_key, s_v_key,
-        scale, softcap, window, seed, layer, b_heads, first, last, ramp,
-        D, D_V, PAD_D, PAD_D_V, KEYS, HAS_CAP, STATISTIC,
+        b_q, b_q_pos, b_heads, b_max, b_sum, b_out, b_norm_max, b_norm_sum,
+        p_k, p_k_scale, p_v, p_v_scale, p_k_pos + row * s_pos_row + kv_head * s_pos_head,
+        row * s_k_row + kv_head * s_k_head, row * s_v_row + kv_head * s_v_head, s_k_key, s_v_key, num_keys,
+        scale, softcap, window, seed, layer, first, last, ramp,
+        D, D_V, PAD_D, PAD_D_V, BITS, GROUP, GROUP_V, RUN, RUN_V, KEYS, HAS_CAP, STATISTIC,
     )  # fmt: skip
     if HAS_NEW:
         end = tl.minimum(num_new, num_new - num_queries + (tile + 1) * QUERIES)
         b_max, b_sum, b_out, b_norm_max, b_norm_sum = _walk(
-            b_q, b_q_pos, b_max, b_sum, b_out, b_norm_max, b_norm_sum,
-            p_new_k + row * s_new_k_row + kv_head * s_new_k_head, p_new_v + row * s_new_v_row + kv_head * s_new_v_head,
-            p_new_pos + row * s_new_pos_row, end, s_new_k_key, s_new_v_key,
-            scale, softcap, window, seed, layer, b_heads, first, last, ramp,
-            D, D_V, PAD_D, PAD_D_V, KEYS, HAS_CAP, STATISTIC,
+            b_q, b_q_pos, b_heads, b_max, b_sum, b_out, b_norm_max, b_norm_sum,
+            p_new_k, p_new_k_scale, p_new_v, p_new_v_scale, p_new_pos + row * s_new_pos_row,
+            row * s_new_k_row + kv_head * s_new_k_head, row * s_new_v_row + kv_head * s_new_v_head,
+            s_new_k_key, s_new_v_key, end,
+            scale, softcap, window, seed, layer, first, last, ramp,
+            D, D_V, PAD_D, PAD_D_V, BITS, GROUP, GROUP_V, RUN, RUN_V, KEYS, HAS_CAP, STATISTIC,
         )  # fmt: skip
     if HAS_SINK:
         sink = tl.load(p_sink + query_head).to(tl.float32)
@@ -108,6 +100,7 @@ def attend(
     b_lse = log_of(b_max, b_sum)
     b_out = b_out / tl.where(b_sum > 0.0, b_sum, 1.0)[:, None]
     o_q = head.to(tl.int64) * num_queries + o_t
+    o_v = channels(D_V, PAD_D_V, BITS)
     m_out = m_t[:, None] & (o_v < D_V)[None, :]
     tl.store(p_out + o_q[:, None] * D_V + o_v[None, :], b_out.to(p_out.dtype.element_ty), mask=m_out)
     tl.store(p_lse + o_q, b_lse, mask=m_t)
@@ -119,11 +112,11 @@ def attend(
 
 @triton.jit(do_not_specialize=["num_queries", "num_keys", "begin", "seed", "layer"])
 def column_sums(
-    p_q, p_q_pos, p_norm, p_weight, p_k, p_k_pos, p_sums,
+    p_q, p_q_pos, p_norm, p_weight, p_k, p_k_scale, p_k_pos, p_sums,
     scale, softcap, window, num_queries, num_keys, begin, seed, layer, first, last, ramp,
     s_q_row, s_q_head, s_q_token, s_q_pos, s_weight, s_k_row, s_k_head, s_k_key, s_pos_row, s_pos_head,
     NUM_KV_HEADS: tl.constexpr, G: tl.constexpr, D: tl.constexpr, PAD_D: tl.constexpr,
-    QUERIES: tl.constexpr, KEYS: tl.constexpr,
+    QUERIES: tl.constexpr, KEYS: tl.constexpr, BITS: tl.constexpr, GROUP: tl.constexpr, RUN: tl.constexpr,
     HAS_CAP: tl.constexpr, IS_NEW: tl.constexpr, STATISTIC: tl.constexpr, HEADS: tl.constexpr,
 ):  # fmt: skip
     """Grid (cdiv(N, KEYS), n * H_KV): the statistic [n, H_KV, N] of one segment, over the queries from `begin` on.
@@ -135,11 +128,12 @@ def column_sums(
     row = (head // NUM_KV_HEADS).to(tl.int64)
     kv_head = (head % NUM_KV_HEADS).to(tl.int64)
     o_n = tile * KEYS + tl.arange(0, KEYS)
-    o_d = tl.arange(0, PAD_D)
     m_n = o_n < num_keys
-    p_k += row * s_k_row + kv_head * s_k_head
-    b_k = tl.load(p_k + o_n[:, None] * s_k_key + o_d[None, :], mask=m_n[:, None] & (o_d < D)[None, :], other=0.0)
+    first_k = row * s_k_row + kv_head * s_k_head
+    p_k = head_of(p_k, first_k, D, BITS)
+    p_k_scale += first_k * (D // GROUP)
     b_pos = tl.load(p_k_pos + row * s_pos_row + kv_head * s_pos_head + o_n, mask=m_n, other=-1)
+    b_k = vectors(p_k, p_k_scale, o_n, m_n, b_pos >= 0, s_k_key, D, PAD_D, BITS, GROUP, RUN).to(p_q.dtype.element_ty)
     b_total = tl.zeros([KEYS], tl.float32)
     if IS_NEW:
         begin = tl.maximum(begin, tile * KEYS - (num_keys - num_queries))
@@ -154,8 +148,7 @@ def column_sums(
         for g in range(G):
             query_head = kv_head * G + g
             p_one = p_q + row * s_q_row + query_head * s_q_head
-            m_q = m_t[:, None] & (o_d < D)[None, :]
-            b_q = tl.load(p_one + o_t[:, None] * s_q_token + o_d[None, :], mask=m_q, other=0.0)
+            b_q = queries(p_one, o_t, m_t, s_q_token, D, PAD_D, BITS)
             o_q = (row * NUM_KV_HEADS * G + query_head) * num_queries + o_t
             b_norm = tl.load(p_norm + o_q, mask=m_t, other=float("-inf"))
             b_x = tl.where(m_seen, logits_of(b_q, b_k, scale, softcap, HAS_CAP), float("-inf"))

@@ -53,31 +53,47 @@ def padded(dim: int) -> int:
     return max(16, 1 << (dim - 1).bit_length())
 
 
-def decode_tile(capability: int, k_dim: int, v_dim: int) -> Tile:
+def decode_tile(capability: int, k_dim: int, v_dim: int, bits: int) -> Tile:
     """Of the decode kernel: 16 rows of queries, few keys, so that several programs share a multiprocessor."""
     wide = max(padded(k_dim), padded(v_dim))
     if 0 < capability < 80:
-        return Tile(16, 32 if wide <= 128 else 16, 4)
+        return _decode_tile_of_turing(wide, bits)
+    if bits and wide > 128:  # widening codes takes registers
+        return Tile(16, 32, 4, 2, registers=168)
     return Tile(16, 64 if wide <= 64 else 32, 4, 3 if wide <= 128 else 2)
 
 
-def prefill_tile(capability: int, k_dim: int, v_dim: int, noisy: bool) -> Tile:
-    """Of attention over a chunk; noise takes registers."""
+def _decode_tile_of_turing(wide: int, bits: int) -> Tile:
+    """Products without tensor cores take registers, and 4 bits of 64 channels need few threads for wide loads."""
+    if wide > 128:
+        return Tile(16, 16, 8 if bits else 4)
+    if wide > 64:
+        return Tile(16, 16 if bits == 8 else 32, 4)
+    return Tile(16, 32, 2 if bits == 4 else 4)
+
+
+def prefill_tile(capability: int, k_dim: int, v_dim: int, noisy: bool, bits: int) -> Tile:
+    """Of attention over a chunk; noise takes registers, and so do codes of 8 bits on Turing."""
     wide = max(padded(k_dim), padded(v_dim))
     if 0 < capability < 80:
-        return Tile(32, 32 if wide <= 128 and not noisy else 16, 8)
+        few = wide > 128 or noisy or (bits == 8 and wide > 64)
+        return Tile(32, 16 if few else 32, 8)
     if wide <= 128:
         return Tile(64, 64 if wide <= 64 else 32, 8 if noisy else 4)
     return Tile(64, 32, 8)
 
 
-def column_tile(capability: int, k_dim: int, noisy: bool) -> Tile:
-    """Of the sums over queries: keys stay, queries pass."""
+def column_tile(capability: int, k_dim: int, noisy: bool, bits: int) -> Tile:
+    """Of the sums over queries: keys stay, queries pass; noise and codes take registers."""
     wide = padded(k_dim)
     if 0 < capability < 80:
         return Tile(16, 32 if wide <= 128 else 16, 4)
-    if wide <= 128 and not noisy:
-        return Tile(64, 64, 4 if wide <= 64 else 8)
+    if wide <= 64 and not noisy:
+        return Tile(64, 64, 4)
+    if wide <= 128 and not noisy and not bits:
+        return Tile(64, 64, 8)
+    if wide > 128 and bits:
+        return Tile(32, 32, 8, registers=128)
     return Tile(32, 64, 8, registers=128)
 
 
@@ -85,9 +101,9 @@ FINISH_TILE = Tile(16, 64, 4, registers=64)  # left alone, the compiler takes 40
 """Of the kernel that joins the parts of decode."""
 
 
-def insert_tile(num_tokens: int) -> Tile:
-    """Of the kernel that writes new tokens, whose `queries` are tokens."""
-    return Tile(1, 1, 1) if num_tokens == 1 else Tile(16, 1, 4)
+def insert_tile(num_tokens: int, bits: int) -> Tile:
+    """Of the kernels that write new tokens, whose `queries` are tokens; coding takes registers."""
+    return Tile(1, 1, 1) if num_tokens == 1 else Tile(4 if bits else 16, 1, 4)
 
 
 MOVE_TILE = Tile(1, 1, 1)

@@ -1,0 +1,107 @@
+"""Tiles of keys and values, whatever slots hold: numbers (BITS 0), or codes of 8 or 4 bits with a scale per GROUP.
+
+Codes lie slot by slot without a gap, so their strides are counted in slots and their addresses are known to be aligned.
+A byte of 4 bits holds two channels half a vector apart; a tile keeps them side by side, and queries come in that order.
+A product of two vectors does not care, and what comes out of values is put back where it is stored.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def paired(b_low, b_high):
+    """Two halves [N, M] of vectors as [N, 2 M], a channel of one beside that of the other."""
+    b_both = tl.join(b_low, b_high)
+    return tl.reshape(b_both, [b_low.shape[0], 2 * b_low.shape[1]])
+
+
+@triton.jit
+def channels(D: tl.constexpr, PAD_D: tl.constexpr, BITS: tl.constexpr):
+    """Which channel is at each place of a tile's vectors; D or more where there is none."""
+    o_c = tl.arange(0, PAD_D)
+    if BITS == 4:
+        HALF: tl.constexpr = (D + 1) // 2
+        o_c = tl.where(o_c // 2 < HALF, o_c // 2 + (o_c % 2) * HALF, D)
+    return o_c
+
+
+@triton.jit
+def queries(p_q, o_t, m_t, s_q, D: tl.constexpr, PAD_D: tl.constexpr, BITS: tl.constexpr):
+    """Queries `o_t` [M, PAD_D], their channels in the order of the keys."""
+    if BITS == 4:
+        HALF: tl.constexpr = (D + 1) // 2
+        o_c = tl.arange(0, PAD_D // 2)
+        p_half = p_q + o_t[:, None] * s_q + o_c[None, :]
+        b_low = tl.load(p_half, mask=m_t[:, None] & (o_c < HALF)[None, :], other=0.0)
+        b_high = tl.load(p_half + HALF, mask=m_t[:, None] & (o_c < D - HALF)[None, :], other=0.0)
+        b_q = paired(b_low, b_high)
+    else:
+        o_d = tl.arange(0, PAD_D)
+        b_q = tl.load(p_q + o_t[:, None] * s_q + o_d[None, :], mask=m_t[:, None] & (o_d < D)[None, :], other=0.0)
+    return b_q
+
+
+@triton.jit
+def head_of(p, slot, D: tl.constexpr, BITS: tl.constexpr):
+    """Where a head begins: `slot` counts elements of numbers, and slots of codes."""
+    WIDTH: tl.constexpr = 1 if BITS == 0 else (D if BITS == 8 else (D + 1) // 2)
+    return p + slot * WIDTH
+
+
+@triton.jit
+def scaled(
+    b_codes, p_scale, o_n, m_n, m_live,
+    START: tl.constexpr, D: tl.constexpr, GROUP: tl.constexpr, RUN: tl.constexpr,
+):  # fmt: skip
+    """Codes [N, M] of the channels from START on times their scales, in fp32: RUN neighbours share one.
+
+    A free slot is zero, whatever its scale.
+    """
+    SCALES: tl.constexpr = D // GROUP
+    RUNS: tl.constexpr = b_codes.shape[1] // RUN
+    if RUN == GROUP and RUNS > 1 and RUNS <= 4 and SCALES % 2 == 0 and START % (2 * GROUP) == 0:
+        # Two at a time: what is narrower than 4 bytes, the compiler does not load ahead. Of 8, Turing spills.
+        o_w = START // GROUP // 2 + tl.arange(0, RUNS // 2)
+        p_pair = p_scale.to(tl.pointer_type(tl.int32), bitcast=True) + o_n[:, None] * (SCALES // 2) + o_w[None, :]
+        b_pair = tl.load(p_pair, mask=m_n[:, None] & (o_w < SCALES // 2)[None, :], other=0)
+        b_low = b_pair.to(tl.int16).to(tl.float16, bitcast=True)
+        b_scale = paired(b_low, (b_pair >> 16).to(tl.int16).to(tl.float16, bitcast=True))
+    else:
+        o_u = (START + tl.arange(0, RUNS) * RUN) // GROUP
+        p_one = p_scale + o_n[:, None] * SCALES + o_u[None, :]
+        b_scale = tl.load(p_one, mask=m_n[:, None] & (o_u < SCALES)[None, :], other=0.0)
+    b_scale = tl.where(m_live[:, None], b_scale, 0.0).to(tl.float32)
+    b_runs = tl.reshape(b_codes, [b_codes.shape[0], b_codes.shape[1] // RUN, RUN]).to(tl.float32)
+    return tl.reshape(b_runs * b_scale[:, :, None], [b_codes.shape[0], b_codes.shape[1]])
+
+
+@triton.jit
+def vectors(
+    p, p_scale, o_n, m_n, m_live, s_n,
+    D: tl.constexpr, PAD_D: tl.constexpr, BITS: tl.constexpr, GROUP: tl.constexpr, RUN: tl.constexpr,
+):  # fmt: skip
+    """Keys or values `o_n` of one head [N, PAD_D]: as they are stored, or widened to fp32.
+
+    RUN is how many channels of half a vector, where there are 4 bits, share a scale wherever they begin.
+    """
+    if BITS == 0:
+        o_d = tl.arange(0, PAD_D)
+        b_x = tl.load(p + o_n[:, None] * s_n + o_d[None, :], mask=m_n[:, None] & (o_d < D)[None, :], other=0.0)
+    elif BITS == 8:
+        o_d = tl.arange(0, PAD_D)
+        b_codes = tl.load(p + o_n[:, None] * D + o_d[None, :], mask=m_n[:, None] & (o_d < D)[None, :], other=0)
+        b_x = scaled(b_codes, p_scale, o_n, m_n, m_live, 0, D, GROUP, GROUP)
+    else:
+        HALF: tl.constexpr = (D + 1) // 2
+        o_d = tl.arange(0, PAD_D // 2)
+        m_d = m_n[:, None] & (o_d < HALF)[None, :]
+        b_codes = tl.load(p + o_n[:, None] * HALF + o_d[None, :], mask=m_d, other=0)
+        b_low = (b_codes & 15).to(tl.int8) - 8
+        b_high = (b_codes >> 4).to(tl.int8) - 8
+        b_low = scaled(b_low, p_scale, o_n, m_n, m_live, 0, D, GROUP, RUN)
+        b_high = scaled(b_high, p_scale, o_n, m_n, m_live, HALF, D, GROUP, RUN)
+        b_x = paired(b_low, b_high)
+    return b_x

@@ -1,0 +1,225 @@
+"""The Triton kernels over slots of 8 and 4 bits against their torch twins: codes bit for bit, attention to rounding."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from kvlite_kernels import lowbit
+from kvlite_kernels.kinds import Heads, Noise, Rank, Statistic
+from kvlite_kernels.lowbit import Packed
+from kvlite_kernels.reference import Geometry, Segment, attend_segments
+from kvlite_kernels.slots import Arriving, Held, Ranking
+from kvlite_kernels.statistic import Measure
+from tests.parity.compare import assert_parity
+from tests.parity.poison import poison, surrounded
+from tests.parity.test_lowbit import DIMS, group_of, random
+from tests.parity.test_reference import Case, problem, weights
+
+pytest.importorskip("triton", reason="the Triton kernels need triton, which is not installed")
+if os.environ.get("TRITON_INTERPRET") != "1":  # tests/conftest.py sets it where there is no CUDA device
+    pytest.skip("on a CUDA device these need TRITON_INTERPRET=1", allow_module_level=True)
+
+from kvlite_kernels.triton_set.attention import attend_many, attend_one
+from kvlite_kernels.triton_set.scratch import Scratch
+from kvlite_kernels.triton_set.tiles import INTERPRETER, Processor
+from kvlite_kernels.triton_set.writing import insert, move, quantise
+
+__all__ = ["poison"]
+pytestmark = [pytest.mark.usefixtures("poison"), pytest.mark.parametrize("bits", [8, 4])]
+FP32 = Case(dtype=torch.float32, group=2, k_dim=16, v_dim=16)
+CASES = {
+    "one key": replace(FP32, keys=1),
+    "no group, D 64": replace(FP32, rows=1, kv_heads=1, group=1, k_dim=64, v_dim=64, keys=63),
+    "group of 7, D 80, sink logit": replace(FP32, group=7, k_dim=80, v_dim=80, sink=True, rows=1),
+    "group of 16, D 96, same positions in all heads": replace(FP32, group=16, k_dim=96, v_dim=96, shared=True, rows=1),
+    "111 keys, D 128, values narrower": replace(FP32, keys=111, k_dim=128, v_dim=64, rows=1),
+    "D 192 and 128, softcap": replace(FP32, k_dim=192, v_dim=128, softcap=3.0, rows=1, kv_heads=1),
+    "D 256, window": replace(FP32, k_dim=256, v_dim=256, window=6, rows=1, kv_heads=1),
+    "dimensions of no multiple": replace(FP32, k_dim=24, v_dim=5, window=9),
+    "fp16": replace(FP32, dtype=torch.float16, k_dim=64, v_dim=80, keys=40),
+}
+
+
+def coded(x: Tensor, bits: int) -> Packed:
+    return lowbit.quantise(x.float(), bits, group_of(x.shape[-1]))
+
+
+def inside(packed: Packed, pos: Tensor | None = None) -> Packed:
+    """The same between poisoned slots, and with no number for the scales of free ones."""
+    around = Packed(surrounded(packed.codes), surrounded(packed.scale), packed.dim)
+    if pos is not None:
+        around.scale.masked_fill_((pos < 0)[..., None], torch.nan)
+    return around
+
+
+def scratch(case: Case, keys: int, processor: Processor = INTERPRETER) -> Scratch:
+    heads = case.kv_heads * case.group
+    return Scratch(case.rows, heads, case.group, keys, case.v_dim, processor, torch.device("cpu"))
+
+
+def tolerances(case: Case) -> tuple[float, float]:
+    """Of outputs and of statistics; in fp16, what is widened is rounded to it, and so are probabilities."""
+    return (4e-6, 1e-5) if case.dtype == torch.float32 else (4e-3, 4e-3)
+
+
+def segments_of(case: Case, bits: int, queries: int) -> tuple[Tensor, Tensor, list[Segment], list[Segment]]:
+    """Queries, their positions, and slots and chunk, as the twin and as the kernels get them."""
+    q, q_pos, held = problem(replace(case, queries=queries))
+    k, v = coded(held.k, bits), coded(held.v, bits)
+    new = Segment(
+        *(coded(random(case.rows, case.kv_heads, queries, d), bits) for d in (case.k_dim, case.v_dim)), q_pos[:, None]
+    )
+    pos = held.pos.expand(-1, case.kv_heads, -1)
+    poisoned = Segment(inside(k, pos), inside(v, pos), surrounded(held.pos))
+    return q, q_pos, [Segment(k, v, held.pos), new], [poisoned, new]
+
+
+def same_codes(name: str, actual: Packed, expected: Packed) -> None:
+    assert torch.equal(actual.codes, expected.codes), f"codes of {name}"
+    is_none = expected.scale.isnan()
+    assert torch.equal(actual.scale.isnan(), is_none), f"scales of {name} that are no number"
+    assert torch.equal(actual.scale[~is_none], expected.scale[~is_none]), f"scales of {name}"
+
+
+@pytest.mark.parametrize("dim", DIMS)
+@pytest.mark.parametrize("tokens", [1, 37])
+def test_codes_and_scales_are_those_of_the_twin(bits: int, dim: int, tokens: int) -> None:
+    magnitudes = 10.0 ** torch.linspace(-9, 9, tokens)[:, None]
+    for x in (
+        random(2, 3, tokens, dim) * magnitudes,
+        random(2, 3, tokens, dim).round(),
+        -random(2, 3, tokens, dim).abs(),
+    ):
+        same_codes(f"D {dim}", quantise(x, bits, group_of(dim)), lowbit.quantise(x, bits, group_of(dim)))
+
+
+def test_halves_round_to_even_and_the_first_of_two_largest_gives_the_sign(bits: int) -> None:
+    levels = 2 ** (bits - 1)
+    halves = torch.arange(-levels, levels).float() + 0.5
+    x = torch.stack([halves, halves, halves, halves.flip(0)], -1)
+    x[:, 0], x[:, 3] = -levels, levels
+    for each in (x, x.flip(-1)):
+        same_codes("halves", quantise(each, bits, 4), lowbit.quantise(each, bits, 4))
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf, 3e38, 1e-40, 0.0])
+def test_what_has_no_code_is_what_it_is_in_the_twin(bits: int, bad: float) -> None:
+    x = random(3, 80)
+    x[1, 17], x[2, 16:32] = bad, bad
+    same_codes(str(bad), quantise(x, bits, 16), lowbit.quantise(x, bits, 16))
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_decode_equals_its_twin(bits: int, case: Case) -> None:
+    q, q_pos, (held, _), (poisoned, _) = segments_of(case, bits, 1)
+    measure = Measure(Statistic.MASS, weights(q_pos).float())
+    expected, masses = attend_segments(q, q_pos, [held], case.geometry, measure)
+    out, mass, _ = attend_one(surrounded(q), q_pos, poisoned, case.geometry, scratch(case, case.keys), measure)
+    assert mass is not None and out.dtype == torch.float32
+    assert_parity("out", out, expected.float(), tolerances(case)[0])
+    assert_parity("mass", mass, masses[0], tolerances(case)[1])
+
+
+def test_decode_does_not_depend_on_how_the_keys_are_split(bits: int) -> None:
+    case = replace(FP32, keys=300, k_dim=64, v_dim=64, rows=1, kv_heads=1)
+    q, q_pos, (held, _), (poisoned, _) = segments_of(case, bits, 1)
+    expected, _ = attend_segments(q, q_pos, [held], case.geometry, None)
+    for processors in (1, 64):
+        parted = scratch(case, case.keys, Processor(0, processors))
+        assert_parity("out", attend_one(q, q_pos, poisoned, case.geometry, parted, None)[0], expected, 4e-6)
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_prefill_over_slots_and_chunk_equals_its_twin(bits: int, case: Case) -> None:
+    q, q_pos, segments, poisoned = segments_of(case, bits, 5)
+    measure = Measure(Statistic.MASS, weights(q_pos).float())
+    expected, masses = attend_segments(q, q_pos, segments, case.geometry, measure)
+    out, _, sums = attend_many(surrounded(q), q_pos, poisoned, case.geometry, INTERPRETER.capability, measure)
+    assert out.dtype == torch.float32
+    assert_parity("out", out, expected.float(), tolerances(case)[0])
+    for name, actual, mass in zip(("slots", "chunk"), sums, masses, strict=True):
+        assert_parity(f"mass of the {name}", actual, mass, 4 * tolerances(case)[1])
+
+
+MEASURES = [(Statistic.MASS, "max"), (Statistic.BELOW, "mean"), (Statistic.GUMBEL, "max")]
+
+
+@pytest.mark.parametrize(("kind", "heads"), MEASURES)
+def test_every_statistic_equals_its_twin(bits: int, kind: Statistic, heads: Heads) -> None:
+    case = replace(FP32, window=9, sink=True)
+    q, q_pos, segments, poisoned = segments_of(case, bits, 5)
+    measure = Measure(kind, weights(q_pos).float(), heads, Noise(7, 1.0, 2.0, 50, layer=3))
+    _, expected = attend_segments(q, q_pos, segments, case.geometry, measure)
+    _, _, sums = attend_many(q, q_pos, poisoned, case.geometry, 0, measure)
+    assert_parity("of a chunk", torch.cat(sums, -1), torch.cat(expected, -1), 1e-5)
+    last, q, q_pos = replace(measure, weight=measure.weight[:, -1:]), q[:, :, -1:], q_pos[:, -1:]
+    _, expected = attend_segments(q, q_pos, segments[:1], case.geometry, last)
+    _, one, _ = attend_one(q, q_pos, poisoned[0], case.geometry, scratch(case, case.keys), last)
+    assert one is not None
+    assert_parity("of one query", one, expected[0], 1e-5)
+
+
+ROWS, HEADS, GROUP, SLOTS, D, D_V = 2, 2, 2, 40, 80, 24
+
+
+def full_slots(bits: int) -> Held:
+    """Every slot live, in no order; what waits behind them is garbage."""
+    order = torch.rand(ROWS, HEADS, SLOTS + 1, generator=torch.Generator().manual_seed(1)).argsort(-1)
+    pos = order.masked_fill(order == SLOTS, 0)
+    k, v = (inside(coded(random(ROWS, HEADS, SLOTS + 1, dim), bits)) for dim in (D, D_V))
+    mass = torch.rand(ROWS, HEADS, SLOTS + 1, generator=torch.Generator().manual_seed(2))
+    return Held(k, v, surrounded(pos.int()), surrounded(pos.int() + 1), surrounded(mass))
+
+
+def arriving(tokens: int) -> Arriving:
+    """Tokens after those held, as numbers strided as a model's are."""
+    k, v = (random(ROWS, tokens, HEADS, dim, seed=3).transpose(1, 2) for dim in (D, D_V))
+    pos = (torch.arange(tokens) + SLOTS).int().repeat(ROWS, 1)
+    return Arriving(k, v, pos, pos + 1, None)
+
+
+@pytest.mark.parametrize("tokens", [1, 5, 37])
+def test_insert_codes_what_is_kept_and_touches_nothing_else(bits: int, tokens: int) -> None:
+    held, new = full_slots(bits), arriving(tokens)
+    index = torch.rand(ROWS, HEADS, SLOTS, generator=torch.Generator().manual_seed(4)).argsort(-1)[..., :tokens]
+    index[..., tokens // 2] = SLOTS
+    before = [Packed(x.codes.clone(), x.scale.clone(), x.dim) for x in (held.k, held.v)]
+    insert(held, new, index)
+    for name, actual, expected, x in zip("kv", (held.k, held.v), before, (new.k, new.v), strict=True):
+        given = coded(x, bits)
+        at = index[..., None]
+        for there, codes in ((expected.codes, given.codes), (expected.scale, given.scale)):
+            there.scatter_(2, at.expand_as(codes), codes)
+        same_codes(name, actual[:, :, :SLOTS], expected[:, :, :SLOTS])
+
+
+def test_a_decoded_token_takes_the_slot_of_the_lowest(bits: int) -> None:
+    held, new = full_slots(bits), arriving(1)
+    waiting, newest = slice(SLOTS, SLOTS + 1), new.pos[:, :1]
+    insert(held, new, waiting)
+    q = 2 * random(ROWS, HEADS * GROUP, 1, D)
+    segment, geometry, asked = (
+        Segment(held.k, held.v, held.pos),
+        Geometry(D**-0.5),
+        Measure(Statistic.MASS, torch.ones(2, 1)),
+    )
+    expected, masses = attend_segments(q, newest, [segment], geometry, asked)
+    assert held.statistic is not None
+    lowest = (held.statistic + masses[0])[..., :SLOTS].masked_fill(held.pos[..., :SLOTS] < 4, torch.inf)
+    victim = lowest.masked_fill(held.pos[..., :SLOTS] >= SLOTS - 5, torch.inf).argmin(-1, keepdim=True)[..., None]
+    parted = Scratch(ROWS, HEADS * GROUP, GROUP, SLOTS + 1, D_V, INTERPRETER, torch.device("cpu"))
+    ranking = Ranking(Rank("statistic"), 6, 4, SLOTS)
+    out, _, parts = attend_one(q, newest, segment, geometry, parted, asked, held.statistic, None, ranking)
+    move(held, parted, parts)
+    assert_parity("out", out, expected, 4e-6)
+    assert_parity("pos", held.pos.gather(2, victim[..., 0]), new.pos[:, None].expand(-1, HEADS, -1))
+    for name, actual, x in (("k", held.k, new.k), ("v", held.v, new.v)):
+        assert isinstance(actual, Packed)
+        at = [victim.expand(-1, -1, 1, part.shape[-1]) for part in (actual.codes, actual.scale)]
+        taken = Packed(actual.codes.gather(2, at[0]), actual.scale.gather(2, at[1]), actual.dim)
+        same_codes(name, taken, coded(x, bits))
