@@ -11,6 +11,9 @@ import torch
 
 from kvlite.cache.cache import CacheSnapshot, SlotCache
 from kvlite.cache.policy import Policy
+from kvlite.engine.ahead import Ahead
+from kvlite.engine.capturing import Stepping, captured
+from kvlite.engine.graphs import Recorder
 from kvlite.engine.inputs import Inputs
 from kvlite.engine.limits import Limits
 from kvlite.engine.meter import Meter
@@ -68,6 +71,8 @@ class Engine:
             self.cache = SlotCache(loaded.shape, plan, policy, stored, loaded.device, kernels, loaded.dtype)
         for index, layer in self.cache.layers.items():
             layer.rotation = (loaded.rotations or {}).get(index)
+        self.step = Stepping("eager")
+        self._ahead: Ahead | None = None
         self._limits = Limits(self.cache, loaded.window, loaded.rotations is not None, self.on_full)
         self._rows = [Row(index) for index in range(plan.rows)]
 
@@ -95,14 +100,26 @@ class Engine:
                         break
                     yield from self._admit(request)
                 yield from self._ended()
+                if self._ahead is not None and self._ahead.flight is not None:
+                    yield from self._land(self._ahead)
+                    continue
                 feed = next_feed(self._rows, self.plan.chunk)
-                if feed is not None:
+                if feed is not None and feed.decodes and self._ahead is not None:
+                    self._start(self._ahead)
+                elif feed is not None:
                     yield from self._advance(feed)
                 elif exhausted:
                     return
         finally:
             for row in self._rows:
                 row.job = None
+            if self._ahead is not None:
+                self._ahead.drop()
+
+    def capture(self, recorder: Recorder) -> None:
+        """Decode in steps that `recorder` records, one ahead of the host; where it cannot be, `step` says why not."""
+        with _allocating():
+            self.step, self._ahead = captured(self.loaded, self.cache, self._limits, recorder)
 
     def score(self, ids: Sequence[tuple[int, ...]]) -> torch.Tensor:
         """Feed the first rows the next ids of texts that are given, and give the logits behind each id [n, T, V].
@@ -196,7 +213,7 @@ class Engine:
                 continue
             if row.job.ending is not None:
                 yield self._complete(row, row.job.ending)
-            elif not row.job.prompt and (end := self._limits.end(row)) is not None:
+            elif row.unfed is not None and (end := self._limits.end(row)) is not None:
                 error = end if self.on_full == "error" else None
                 yield replace(self._complete(row, FinishReason.LENGTH, error), cut_short=str(end))
 
@@ -215,25 +232,39 @@ class Engine:
     def _forward(self, feed: Feed, last: int = 1) -> torch.Tensor:
         """Feed the ids and give the logits of the `last` positions [n, last, V]."""
         rows = self._rows[feed.rows]
-        window = self.loaded.window
-        for row, ids in zip(rows, feed.ids, strict=True):
-            if ids and window is not None and row.rot + len(ids) > window:
-                row.rot = self.cache.rerotate(row.index)
+        self._turn(rows, [len(ids) for ids in feed.ids])
         inputs = Inputs.of(feed, rows, self.loaded.device)
         step = self.cache.begin(feed.rows, inputs.pos, inputs.rot, inputs.counts, inputs.pins)
         logits = self.loaded.forward(inputs.ids, self.cache, step, last)
         for row, count in zip(rows, inputs.counts, strict=True):
-            row.seen += count
-            row.rot += count
-            row.unfed = None if count else row.unfed
+            row.feed(count)
         return logits
+
+    def _turn(self, rows: Sequence[Row], counts: Sequence[int]) -> None:
+        """Re-rotate the rows whose next tokens would not stay inside the model's window."""
+        for row, count in zip(rows, counts, strict=True):
+            if count and self._limits.must_turn(row, count):
+                row.rot = self.cache.rerotate(row.index)
+
+    def _start(self, ahead: Ahead) -> None:
+        """Start to decode ahead with what the rows drew last."""
+        with self.meter.phase("decode"), _allocating():
+            self._turn(self._rows, [int(row.job is not None) for row in self._rows])
+            ahead.start(self._rows)
+
+    def _land(self, ahead: Ahead) -> Iterator[Token | Completion]:
+        """A token for every row of the step in flight, the next one being started."""
+        with self.meter.phase("decode"), _allocating():
+            landed = ahead.land(self._rows)
+        for one in landed:
+            yield from self._take(one.row, one.token, one.is_fed)
 
     def _draw(self, row: Row) -> Draw:
         assert row.job is not None
         return Draw(row.job.request.sampling, len(row.job.answer), row.used)
 
-    def _take(self, row: Row, token: int) -> Iterator[Token | Completion]:
-        """Record a sampled token; a stop id or the last allowed token ends the request."""
+    def _take(self, row: Row, token: int, is_fed: bool = False) -> Iterator[Token | Completion]:
+        """Record a sampled token, fed already or not; a stop id or the last allowed token ends the request."""
         job = row.job
         assert job is not None
         job.first_token_at = job.first_token_at or time.monotonic()
@@ -245,7 +276,7 @@ class Engine:
             yield self._complete(row, FinishReason.STOP)
             return
         job.answer.append(token)
-        row.unfed = token
+        row.unfed = None if is_fed else token
         row.used.add(token)
         yield Token(job.request.id, len(job.answer) - 1, token)
         if row.job is job and job.ending is None and len(job.answer) == job.request.max_tokens:
