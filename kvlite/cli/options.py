@@ -164,6 +164,11 @@ Kernels = Annotated[
     typer.Option("--kernels", rich_help_panel=_MODEL,
                  help="What attends and evicts: torch, or Triton kernels on CUDA; auto is torch for now."),
 ]  # fmt: skip
+Capture = Annotated[
+    bool | None,
+    typer.Option("--capture/--no-capture", rich_help_panel=_MODEL, show_default=False,
+                 help="Decode in CUDA graphs, one step ahead of the host; off for now unless given."),
+]  # fmt: skip
 Offline = Annotated[
     bool,
     typer.Option("--offline", envvar=["KVLITE_OFFLINE", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"], show_envvar=False,

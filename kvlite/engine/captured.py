@@ -50,11 +50,6 @@ class CapturedStep:
         self.tensors = StandingTensors(cache, loaded.shape.vocab)
         self._recordings: OrderedDict[Key, Callable[[], None]] = OrderedDict()
 
-    @property
-    def num_bytes(self) -> int:
-        """Bytes of the tensors and of what the recordings hold on the device."""
-        return self.tensors.num_bytes + self.recorder.num_bytes
-
     def rehearse(self) -> None:
         """Record the first steps there will be: into free slots, and into full ones where tokens are evicted.
 
@@ -96,7 +91,7 @@ class CapturedStep:
         return self._recordings[key]
 
     def _rehearse(self, body: Callable[[], None]) -> None:
-        """Run `body` with all rows standing still, which leaves the cache as it is: kernels are compiled and checked."""
+        """Run `body` with all rows standing still, which leaves the cache as it is: kernels compile, all is checked."""
         held = self.tensors.integers.clone()
         self.tensors.first(self.cache.plan.rows).going.zero_()
         try:

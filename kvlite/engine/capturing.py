@@ -12,7 +12,18 @@ from kvlite.engine.captured import CapturedStep
 from kvlite.engine.graphs import Recorder
 from kvlite.engine.limits import Limits
 from kvlite.engine.watch import AsksTheHost
+from kvlite.errors import UsageError
 from kvlite.models.loaded import LoadedModel
+
+
+def is_wanted(asked: bool | None, device: torch.device) -> bool:
+    """Whether to capture steps on `device`: as asked, None for what is known to pay. Raises UsageError where none can.
+
+    TODO: None is true on CUDA once captured steps have passed their tests on a GPU and are measured faster.
+    """
+    if asked and device.type != "cuda":
+        raise UsageError(f"--capture: CUDA graphs need a CUDA device, and this is {device}; leave it out")
+    return bool(asked)
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
@@ -12,6 +11,8 @@ import torch
 from kvlite.cache.cache import CacheSnapshot, SlotCache
 from kvlite.cache.policy import Policy
 from kvlite.engine.ahead import Ahead
+from kvlite.engine.allocating import allocating
+from kvlite.engine.captured import CapturedStep
 from kvlite.engine.capturing import Stepping, captured
 from kvlite.engine.graphs import Recorder
 from kvlite.engine.inputs import Inputs
@@ -21,7 +22,7 @@ from kvlite.engine.request import Completion, FinishReason, Request, Timing, Tok
 from kvlite.engine.row import Row
 from kvlite.engine.sampling import INVALID, Draw, sample
 from kvlite.engine.scheduler import Feed, next_feed
-from kvlite.errors import ContextFull, KvliteError, NumericError, OutOfMemory, UsageError
+from kvlite.errors import ContextFull, KvliteError, NumericError, UsageError
 from kvlite.memory.counts import KVCounts
 from kvlite.memory.format import SlotFormat
 from kvlite.memory.plan import CachePlan
@@ -67,7 +68,7 @@ class Engine:
         self.policy = policy
         self.on_full = policy.when_full(on_full)
         self.meter = Meter(loaded.device)
-        with _allocating():
+        with allocating():
             self.cache = SlotCache(loaded.shape, plan, policy, stored, loaded.device, kernels, loaded.dtype)
         for index, layer in self.cache.layers.items():
             layer.rotation = (loaded.rotations or {}).get(index)
@@ -118,8 +119,13 @@ class Engine:
 
     def capture(self, recorder: Recorder) -> None:
         """Decode in steps that `recorder` records, one ahead of the host; where it cannot be, `step` says why not."""
-        with _allocating():
+        with allocating():
             self.step, self._ahead = captured(self.loaded, self.cache, self._limits, recorder)
+
+    @property
+    def captured(self) -> CapturedStep | None:
+        """The step that is recorded; None where decode steps are eager."""
+        return None if self._ahead is None else self._ahead.step
 
     def score(self, ids: Sequence[tuple[int, ...]]) -> torch.Tensor:
         """Feed the first rows the next ids of texts that are given, and give the logits behind each id [n, T, V].
@@ -133,7 +139,7 @@ class Engine:
                 f"a text is longer than the {self.plan.slots} slots, and policy {self.policy.name} is full"
             )
         assert self.on_full != "evict" or max(map(len, ids)) <= self.plan.chunk, "re-rotation leaves room for one chunk"
-        with self.meter.phase("prefill"), _allocating():
+        with self.meter.phase("prefill"), allocating():
             return self._forward(Feed(slice(0, len(ids)), tuple(ids)), last=max(map(len, ids)))
 
     def cancel(self, request_id: str, reason: FinishReason = FinishReason.CANCELLED) -> None:
@@ -221,7 +227,7 @@ class Engine:
         """One forward pass; then a token for every row whose prompt is through."""
         rows = self._rows[feed.rows]
         phase = "decode" if all(row.job is None or row.job.answer for row in rows) else "prefill"
-        with self.meter.phase(phase), _allocating():
+        with self.meter.phase(phase), allocating():
             logits = self._forward(feed)
             ready = [i for i, row in enumerate(rows) if row.job is not None and feed.ids[i] and not row.job.prompt]
             draws = [self._draw(rows[i]) for i in ready]
@@ -248,13 +254,13 @@ class Engine:
 
     def _start(self, ahead: Ahead) -> None:
         """Start to decode ahead with what the rows drew last."""
-        with self.meter.phase("decode"), _allocating():
+        with self.meter.phase("decode"), allocating():
             self._turn(self._rows, [int(row.job is not None) for row in self._rows])
             ahead.start(self._rows)
 
     def _land(self, ahead: Ahead) -> Iterator[Token | Completion]:
         """A token for every row of the step in flight, the next one being started."""
-        with self.meter.phase("decode"), _allocating():
+        with self.meter.phase("decode"), allocating():
             landed = ahead.land(self._rows)
         for one in landed:
             yield from self._take(one.row, one.token, one.is_fed)
@@ -297,17 +303,3 @@ class Engine:
             timing=job.timing(),
             error=error,
         )
-
-
-@contextmanager
-def _allocating() -> Iterator[None]:
-    """Turn a refused allocation into OutOfMemory, with what to do."""
-    advice = "the device is out of memory; give a smaller --kv-budget, --prefill-chunk or --batch-size, or --4bit"
-    try:
-        yield
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise OutOfMemory(advice) from error
-    except RuntimeError as error:
-        if "can't allocate memory" not in str(error):
-            raise
-        raise OutOfMemory(advice) from error

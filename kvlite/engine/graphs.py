@@ -43,6 +43,7 @@ class CudaGraphs:
         self.num_bytes = 0
         self._device = device
         self._pool = torch.cuda.graph_pool_handle()
+        self._stream = torch.cuda.Stream(device)
         self._landing = [torch.zeros(rows, dtype=torch.int64, pin_memory=True) for _ in range(2)]
 
     def record(self, body: Callable[[], None]) -> Callable[[], None]:
@@ -51,7 +52,10 @@ class CudaGraphs:
         torch.cuda.empty_cache()  # so that what is reserved now is what was, and what comes is the graph's
         before = torch.cuda.memory_reserved(self._device)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+        with (
+            torch.cuda.device(self._device),
+            torch.cuda.graph(graph, self._pool, self._stream, capture_error_mode="thread_local"),
+        ):
             body()
         self.num_bytes += torch.cuda.memory_reserved(self._device) - before
         return graph.replay
@@ -61,8 +65,7 @@ class CudaGraphs:
         self._landing.reverse()
         host = self._landing[0][: len(tokens)]
         host.copy_(tokens, non_blocking=True)
-        arrived = torch.cuda.Event()
-        arrived.record(torch.cuda.current_stream(self._device))
+        arrived = torch.cuda.current_stream(self._device).record_event()
 
         def wait() -> list[int]:
             arrived.synchronize()

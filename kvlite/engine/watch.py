@@ -13,7 +13,8 @@ from torch.utils._pytree import tree_leaves
 _aten = torch.ops.aten
 _READS = (_aten._local_scalar_dense, _aten.equal)
 _SHAPED_BY_VALUES = (_aten.nonzero, _aten.masked_select, _aten._unique2, _aten.unique_dim, _aten.bincount)
-_MOVES = (_aten._to_copy, _aten.copy_, _aten.lift_fresh)
+_MAKES = (_aten.lift_fresh, _aten.detach_)  # all that shows of torch.tensor(.., device=), which the host makes
+_MOVES = (_aten._to_copy, _aten.copy_, *_MAKES)
 
 
 class AsksTheHost(RuntimeError):
@@ -50,8 +51,7 @@ class Watch(TorchDispatchMode):
         result = func(*args, **kwargs)
         if operation in _MOVES:
             devices = {x.device.type for x in tree_leaves((args, kwargs, result)) if isinstance(x, Tensor)}
-            # torch.tensor(.., device=) is made on the host, and all that shows is its last operation
-            comes = operation is _aten.lift_fresh and self._device.type != "cpu" and self._are_here(result)
+            comes = operation in _MAKES and self._device.type != "cpu" and self._are_here(result)
             if len(devices) > 1 or comes:
                 raise AsksTheHost(f"{func.name()} copies between host and device")
         return result

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from kvlite.cache.policy import policy_names
 from kvlite.engine import captured as captured_module
+from kvlite.engine.account import measured_terms
 from kvlite.engine.ahead import Ahead
 from kvlite.engine.captured import bucket
 from kvlite.engine.engine import Engine
@@ -107,7 +108,7 @@ def test_extents_change_within_an_answer(llama: LoadedModel) -> None:
     asked = [Request("a", prompt(1, 250), max_tokens=20), Request("b", prompt(2, 20), max_tokens=60)]
     captured = capturing(llama, "300tok", rows=2)
     assert_same(answers(make_engine(llama, "300tok", rows=2), asked), answers(captured, asked))
-    reaches = {key.reach for key in captured._ahead.step._recordings}  # type: ignore[union-attr]
+    reaches = {key.reach for key in captured.captured._recordings}  # type: ignore[union-attr]
     assert {((300, 256),), ((300, 300),)} <= reaches
 
 
@@ -118,7 +119,7 @@ def test_recordings_that_make_room_change_no_token(
     monkeypatch.setattr(captured_module, "MOST_RECORDINGS", most)
     captured = capturing(llama, rows=3)
     assert_same(answers(make_engine(llama, rows=3, budget="24tok"), requests()), answers(captured, requests()))
-    assert len(captured._ahead.step._recordings) <= most  # type: ignore[union-attr]
+    assert len(captured.captured._recordings) <= most  # type: ignore[union-attr]
 
 
 def test_rotations_that_fall_due_in_mid_answer_are_turned(llama: LoadedModel) -> None:
@@ -273,12 +274,11 @@ def test_the_host_asks_for_a_step_only_once_the_next_is_started(llama: LoadedMod
 
 def test_steps_work_on_tensors_that_stay(llama: LoadedModel) -> None:
     engine = capturing(llama, rows=2)
-    tensors = engine._ahead.step.tensors  # type: ignore[union-attr]
+    tensors = engine.captured.tensors  # type: ignore[union-attr]
     before = [x.data_ptr() for x in (tensors.integers, *engine.cache.tensors())]
-    num_bytes = engine._ahead.step.num_bytes  # type: ignore[union-attr]
     answers(engine, requests())
     assert [x.data_ptr() for x in (tensors.integers, *engine.cache.tensors())] == before
-    assert engine._ahead.step.num_bytes == num_bytes == 2 * (8 * 8 + 4 * 5 + 2 * 128)  # type: ignore[union-attr]
+    assert tensors.num_bytes == measured_terms(engine)["step"] == 2 * (8 * 8 + 4 * 5 + 2 * 128)
 
 
 @pytest.mark.parametrize("policy", [name for name in policy_names() if name != "keyformer"])
@@ -304,7 +304,7 @@ def test_noise_that_is_made_on_the_host_is_not_captured(llama: LoadedModel) -> N
     step = without_values(llama, "keyformer").step
     assert (step.name, step.obstacle) == (
         "eager",
-        "llama or policy keyformer is not capturable: aten::lift_fresh copies between host and device",
+        "llama or policy keyformer is not capturable: aten::detach_ copies between host and device",
     )
 
 
