@@ -134,6 +134,18 @@ class SlotCache:
     def begin(self, rows: slice, pos: Tensor, rot: Tensor, counts: Sequence[int], pins: Tensor | None) -> Step:
         """The step that feeds `counts[i]` real tokens (right-aligned in pos and rot int32 [n, T]) to each of `rows`."""
         placements = {slots: self._place(slots, live[rows], counts, pos.shape[1]) for slots, live in self._live.items()}
+        return self.placed(rows, pos, rot, counts, pins, placements)
+
+    def placed(
+        self,
+        rows: slice,
+        pos: Tensor,
+        rot: Tensor,
+        counts: Sequence[int],
+        pins: Tensor | None,
+        placements: dict[int, Placement],
+    ) -> Step:
+        """The step of `begin` where the tokens' places are known; asks nothing of the device."""
         step = Step(rows, pos, rot, self._weight(pos), self._retention(pos), tuple(counts), pins, placements)
         for group in self._groups:
             group.begin(step)
@@ -143,9 +155,12 @@ class SlotCache:
         """Evict for the tokens that wait, and record what `step` added, after the forward pass."""
         for group in self._groups:
             group.end(step)
+        self.grow(step.rows, step.counts)
+
+    def grow(self, rows: slice, counts: Sequence[int]) -> None:
+        """Record that `counts[i]` tokens came to each of `rows`."""
         for slots, live in self._live.items():
-            added = zip(live[step.rows], step.counts, strict=True)
-            live[step.rows] = [min(slots, held + count) for held, count in added]
+            live[rows] = [min(slots, held + count) for held, count in zip(live[rows], counts, strict=True)]
 
     def reset(self, row: int) -> None:
         """Leave nothing of a row's conversation."""

@@ -168,6 +168,7 @@ def batch(
     allow_pickle: opt.AllowPickle = False,
     fuse: opt.Fuse = True,
     kernels: opt.Kernels = "auto",
+    capture: opt.Capture = None,
     offline: opt.Offline = False,
 ) -> None:
     """Answer every line of INPUT; killed at any moment, the same command goes on where it stopped.
@@ -244,6 +245,7 @@ def batch(
         "allow_pickle": allow_pickle,
         "fuse": fuse,
         "kernels": kernels,
+        "capture": capture,
         "offline": offline,
         "think": think,
     }

@@ -27,6 +27,7 @@ _PARAMS = (
     "think",
     "fuse",
     "kernels",
+    "capture",
 )
 
 

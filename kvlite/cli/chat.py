@@ -60,6 +60,7 @@ def chat(
     allow_pickle: opt.AllowPickle = False,
     fuse: opt.Fuse = True,
     kernels: opt.Kernels = "auto",
+    capture: opt.Capture = None,
     offline: opt.Offline = False,
 ) -> None:
     """Talk with a model. /help lists what else can be done there; Ctrl-C stops an answer, Ctrl-D leaves."""
@@ -95,6 +96,7 @@ def chat(
         allow_pickle=allow_pickle,
         fuse=fuse,
         kernels=kernels,
+        capture=capture,
         offline=offline,
         think=think,
     )

@@ -42,6 +42,7 @@ class ModelOptions:
     allow_pickle: bool = False
     fuse: bool = True
     kernels: str = "auto"
+    capture: bool | None = None  # where it is known to pay
     offline: bool = False
     think: str = "auto"
 

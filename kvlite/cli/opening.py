@@ -93,7 +93,9 @@ def open_model(
     from kvlite.cli.heavy import load_engine
 
     load_engine()
+    from kvlite.engine.capturing import is_wanted
     from kvlite.engine.engine import Engine
+    from kvlite.engine.graphs import CudaGraphs
 
     policy = load_policy(options.kv_policy)
     policy.when_full(options.on_full)
@@ -101,6 +103,10 @@ def open_model(
     room = Room(options, loaded.shape, free_bytes(loaded.device), loaded.device.type, with_rows, batch_size)
     spec = _surviving(room.specs(), loaded, console)
     engine = Engine(loaded, room.plan(spec), policy, spec.slot_format, options.on_full, options.kernels)
+    if is_wanted(options.capture, loaded.device):
+        engine.capture(CudaGraphs(loaded.device, engine.rows))
+        if engine.step.obstacle is not None:
+            console.warn(f"--capture: decode steps run eagerly: {engine.step.obstacle}")
     text = chat_text(files, loaded, options)
     return Opened(ref, files, loaded, engine, text, model_sampling(files.generation), options)
 

@@ -165,6 +165,11 @@ Kernels = Annotated[
                  help="What attends, evicts, runs fused modules and 4-bit weights: torch, or Triton on CUDA; "
                       "auto is torch for now."),
 ]  # fmt: skip
+Capture = Annotated[
+    bool | None,
+    typer.Option("--capture/--no-capture", rich_help_panel=_MODEL, show_default=False,
+                 help="Decode in CUDA graphs, one step ahead of the host; off for now unless given."),
+]  # fmt: skip
 Offline = Annotated[
     bool,
     typer.Option("--offline", envvar=["KVLITE_OFFLINE", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"], show_envvar=False,

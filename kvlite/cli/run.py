@@ -72,6 +72,7 @@ def run(
     allow_pickle: opt.AllowPickle = False,
     fuse: opt.Fuse = True,
     kernels: opt.Kernels = "auto",
+    capture: opt.Capture = None,
     offline: opt.Offline = False,
 ) -> None:
     """Answer one prompt: stdin first, then files, then the words, a blank line between them."""
@@ -122,6 +123,7 @@ def run(
             allow_pickle=allow_pickle,
             fuse=fuse,
             kernels=kernels,
+            capture=capture,
             offline=offline,
             think=think,
         )

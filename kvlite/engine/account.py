@@ -22,7 +22,7 @@ def record_engine(recorder: RunRecorder, engine: Engine, source: str) -> None:
 
     is_cuda = engine.loaded.device.type == "cuda"
     cuda = str(torch.version.cuda) if is_cuda else None
-    recorder.host(device=engine.loaded.device.type, kernels=engine.cache.kernels.name, cuda=cuda)
+    recorder.host(device=engine.loaded.device.type, kernels=engine.cache.kernels.name, step=str(engine.step), cuda=cuda)
     recorder.cache(
         engine.total_counts(),
         source=source,
@@ -54,6 +54,8 @@ def measured_terms(engine: Engine) -> dict[str, int]:
             terms["staging"] += discard_bytes
     if engine.cache.kernels.scratch_bytes:
         terms["scratch"] = engine.cache.kernels.scratch_bytes
+    if engine.captured is not None:
+        terms["step"] = engine.captured.tensors.num_bytes
     if engine.loaded.state is not None:
         terms["constant_state"] = engine.loaded.state.num_bytes
     return dict(terms)
@@ -84,4 +86,7 @@ def _record_cuda(recorder: RunRecorder, engine: Engine, terms: dict[str, int]) -
     beside = max(meter.peaks.get("prefill", 0), meter.peaks.get("decode", 0)) - sum(terms.values())
     peaks = TorchMemory(allocated_peak_bytes=max(meter.peaks.values()), reserved_peak_bytes=meter.reserved_peak_bytes)
     reading = measure.device_reading(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
-    recorder.measured({**terms, "activations": max(0, beside)}, torch=peaks, device=reading)
+    terms = {**terms, "activations": max(0, beside)}
+    if engine.captured is not None:
+        terms["graphs"] = engine.captured.recorder.num_bytes  # reserved, and to the allocator nobody's
+    recorder.measured(terms, torch=peaks, device=reading)

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
 
 from kvlite.cache.cache import CacheSnapshot, SlotCache
 from kvlite.cache.policy import Policy
+from kvlite.engine.ahead import Ahead
+from kvlite.engine.allocating import allocating
+from kvlite.engine.captured import CapturedStep
+from kvlite.engine.capturing import Stepping, captured
+from kvlite.engine.graphs import Recorder
 from kvlite.engine.inputs import Inputs
 from kvlite.engine.limits import Limits
 from kvlite.engine.meter import Meter
@@ -18,7 +22,7 @@ from kvlite.engine.request import Completion, FinishReason, Request, Timing, Tok
 from kvlite.engine.row import Row
 from kvlite.engine.sampling import INVALID, Draw, sample
 from kvlite.engine.scheduler import Feed, next_feed
-from kvlite.errors import ContextFull, KvliteError, NumericError, OutOfMemory, UsageError
+from kvlite.errors import ContextFull, KvliteError, NumericError, UsageError
 from kvlite.memory.counts import KVCounts
 from kvlite.memory.format import SlotFormat
 from kvlite.memory.plan import CachePlan
@@ -64,10 +68,12 @@ class Engine:
         self.policy = policy
         self.on_full = policy.when_full(on_full)
         self.meter = Meter(loaded.device)
-        with _allocating():
+        with allocating():
             self.cache = SlotCache(loaded.shape, plan, policy, stored, loaded.device, kernels, loaded.dtype)
         for index, layer in self.cache.layers.items():
             layer.rotation = (loaded.rotations or {}).get(index)
+        self.step = Stepping("eager")
+        self._ahead: Ahead | None = None
         self._limits = Limits(self.cache, loaded.window, loaded.rotations is not None, self.on_full)
         self._rows = [Row(index) for index in range(plan.rows)]
 
@@ -95,14 +101,31 @@ class Engine:
                         break
                     yield from self._admit(request)
                 yield from self._ended()
+                if self._ahead is not None and self._ahead.flight is not None:
+                    yield from self._land(self._ahead)
+                    continue
                 feed = next_feed(self._rows, self.plan.chunk)
-                if feed is not None:
+                if feed is not None and feed.decodes and self._ahead is not None:
+                    self._start(self._ahead)
+                elif feed is not None:
                     yield from self._advance(feed)
                 elif exhausted:
                     return
         finally:
             for row in self._rows:
                 row.job = None
+            if self._ahead is not None:
+                self._ahead.drop()
+
+    def capture(self, recorder: Recorder) -> None:
+        """Decode in steps that `recorder` records, one ahead of the host; where it cannot be, `step` says why not."""
+        with allocating():
+            self.step, self._ahead = captured(self.loaded, self.cache, self._limits, recorder)
+
+    @property
+    def captured(self) -> CapturedStep | None:
+        """The step that is recorded; None where decode steps are eager."""
+        return None if self._ahead is None else self._ahead.step
 
     def score(self, ids: Sequence[tuple[int, ...]]) -> torch.Tensor:
         """Feed the first rows the next ids of texts that are given, and give the logits behind each id [n, T, V].
@@ -116,7 +139,7 @@ class Engine:
                 f"a text is longer than the {self.plan.slots} slots, and policy {self.policy.name} is full"
             )
         assert self.on_full != "evict" or max(map(len, ids)) <= self.plan.chunk, "re-rotation leaves room for one chunk"
-        with self.meter.phase("prefill"), _allocating():
+        with self.meter.phase("prefill"), allocating():
             return self._forward(Feed(slice(0, len(ids)), tuple(ids)), last=max(map(len, ids)))
 
     def cancel(self, request_id: str, reason: FinishReason = FinishReason.CANCELLED) -> None:
@@ -196,7 +219,7 @@ class Engine:
                 continue
             if row.job.ending is not None:
                 yield self._complete(row, row.job.ending)
-            elif not row.job.prompt and (end := self._limits.end(row)) is not None:
+            elif row.unfed is not None and (end := self._limits.end(row)) is not None:
                 error = end if self.on_full == "error" else None
                 yield replace(self._complete(row, FinishReason.LENGTH, error), cut_short=str(end))
 
@@ -204,7 +227,7 @@ class Engine:
         """One forward pass; then a token for every row whose prompt is through."""
         rows = self._rows[feed.rows]
         phase = "decode" if all(row.job is None or row.job.answer for row in rows) else "prefill"
-        with self.meter.phase(phase), _allocating():
+        with self.meter.phase(phase), allocating():
             logits = self._forward(feed)
             ready = [i for i, row in enumerate(rows) if row.job is not None and feed.ids[i] and not row.job.prompt]
             draws = [self._draw(rows[i]) for i in ready]
@@ -215,25 +238,39 @@ class Engine:
     def _forward(self, feed: Feed, last: int = 1) -> torch.Tensor:
         """Feed the ids and give the logits of the `last` positions [n, last, V]."""
         rows = self._rows[feed.rows]
-        window = self.loaded.window
-        for row, ids in zip(rows, feed.ids, strict=True):
-            if ids and window is not None and row.rot + len(ids) > window:
-                row.rot = self.cache.rerotate(row.index)
+        self._turn(rows, [len(ids) for ids in feed.ids])
         inputs = Inputs.of(feed, rows, self.loaded.device)
         step = self.cache.begin(feed.rows, inputs.pos, inputs.rot, inputs.counts, inputs.pins)
         logits = self.loaded.forward(inputs.ids, self.cache, step, last)
         for row, count in zip(rows, inputs.counts, strict=True):
-            row.seen += count
-            row.rot += count
-            row.unfed = None if count else row.unfed
+            row.feed(count)
         return logits
+
+    def _turn(self, rows: Sequence[Row], counts: Sequence[int]) -> None:
+        """Re-rotate the rows whose next tokens would not stay inside the model's window."""
+        for row, count in zip(rows, counts, strict=True):
+            if count and self._limits.must_turn(row, count):
+                row.rot = self.cache.rerotate(row.index)
+
+    def _start(self, ahead: Ahead) -> None:
+        """Start to decode ahead with what the rows drew last."""
+        with self.meter.phase("decode"), allocating():
+            self._turn(self._rows, [int(row.job is not None) for row in self._rows])
+            ahead.start(self._rows)
+
+    def _land(self, ahead: Ahead) -> Iterator[Token | Completion]:
+        """A token for every row of the step in flight, the next one being started."""
+        with self.meter.phase("decode"), allocating():
+            landed = ahead.land(self._rows)
+        for one in landed:
+            yield from self._take(one.row, one.token, one.is_fed)
 
     def _draw(self, row: Row) -> Draw:
         assert row.job is not None
         return Draw(row.job.request.sampling, len(row.job.answer), row.used)
 
-    def _take(self, row: Row, token: int) -> Iterator[Token | Completion]:
-        """Record a sampled token; a stop id or the last allowed token ends the request."""
+    def _take(self, row: Row, token: int, is_fed: bool = False) -> Iterator[Token | Completion]:
+        """Record a sampled token, fed already or not; a stop id or the last allowed token ends the request."""
         job = row.job
         assert job is not None
         job.first_token_at = job.first_token_at or time.monotonic()
@@ -245,7 +282,7 @@ class Engine:
             yield self._complete(row, FinishReason.STOP)
             return
         job.answer.append(token)
-        row.unfed = token
+        row.unfed = None if is_fed else token
         row.used.add(token)
         yield Token(job.request.id, len(job.answer) - 1, token)
         if row.job is job and job.ending is None and len(job.answer) == job.request.max_tokens:
@@ -266,17 +303,3 @@ class Engine:
             timing=job.timing(),
             error=error,
         )
-
-
-@contextmanager
-def _allocating() -> Iterator[None]:
-    """Turn a refused allocation into OutOfMemory, with what to do."""
-    advice = "the device is out of memory; give a smaller --kv-budget, --prefill-chunk or --batch-size, or --4bit"
-    try:
-        yield
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise OutOfMemory(advice) from error
-    except RuntimeError as error:
-        if "can't allocate memory" not in str(error):
-            raise
-        raise OutOfMemory(advice) from error

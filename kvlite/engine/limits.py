@@ -59,6 +59,10 @@ class Limits:
             return None
         return ContextFull(f"all {self.cache.plan.fewest} slots are full after {row.seen} tokens; {self._way_on}")
 
+    def must_turn(self, row: Row, count: int) -> bool:
+        """Whether the row's keys have to be re-rotated before `count` more tokens."""
+        return self.window is not None and row.rot + count > self.window
+
     @property
     def _ends_at(self) -> int | None:
         """Where a conversation ends whatever the slots hold."""

@@ -21,6 +21,11 @@ class Job:
     answer: list[int] = field(default_factory=list)
     ending: FinishReason | None = None
 
+    def ends_with(self, token: int) -> bool:
+        """Whether `token`, drawn next, is the last: no number, a stop id, or the last one allowed."""
+        request = self.request
+        return token < 0 or token in request.stop_ids or len(self.answer) + 1 == request.max_tokens
+
     def timing(self) -> Timing:
         """Seconds so far; decoding speed counts the tokens after the first."""
         now = time.monotonic()
@@ -46,6 +51,12 @@ class Row:
     pins: tuple[tuple[int, int], ...] = ()
     used: set[int] = field(default_factory=set)
     job: Job | None = None
+
+    def feed(self, count: int) -> None:
+        """Count tokens that are fed, the unfed one first."""
+        self.seen += count
+        self.rot += count
+        self.unfed = None if count else self.unfed
 
     def begin(self, request: Request, evicted: int) -> None:
         """Take a request: what was sampled but not fed goes first, and its pins become positions."""

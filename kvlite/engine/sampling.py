@@ -5,6 +5,7 @@ So an answer does not depend on its neighbours in a batch, and a request with th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
@@ -14,7 +15,9 @@ from torch import Tensor
 from kvlite.engine.request import Sampling
 
 INVALID = -1
+NUM_SETTINGS = 5
 _MASK = 2**64 - 1
+_STEP, _FIRST, _SECOND = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,22 +29,45 @@ class Draw:
     used: Collection[int]
 
 
-def sample(logits: Tensor, draws: Sequence[Draw]) -> list[int]:
-    """One token id per row from logits [n, V], or INVALID where they are no numbers; waits for the device once.
+@dataclass(frozen=True, slots=True)
+class Draws:
+    """How n rows draw, as tensors of one device: `settings` fp32 [NUM_SETTINGS, n], the rows' `settings_of`.
 
-    Greedy rows take the exact maximum.
+    `uniform` fp32 [n] in [0, 1], None where every row is greedy; `used` bool [n, V] says which ids are penalised, None
+    where no row penalises any.
+    """
+
+    settings: Tensor
+    uniform: Tensor | None
+    used: Tensor | None
+
+
+def settings_of(sampling: Sampling) -> tuple[float, ...]:
+    """Temperature (0: greedy), top-k, top-p, min-p and repetition penalty, each a number whatever is switched off."""
+    top_k = float(sampling.top_k or math.inf)
+    return sampling.temperature, top_k, sampling.top_p, sampling.min_p, sampling.repetition_penalty
+
+
+def sample(logits: Tensor, draws: Sequence[Draw]) -> list[int]:
+    """One token id per row from logits [n, V], or INVALID where they are no numbers; waits for the device once."""
+    ids: list[int] = drawn(logits, _on_device(draws, logits)).tolist()
+    return ids
+
+
+def drawn(logits: Tensor, draws: Draws) -> Tensor:
+    """What `sample` gives, int64 [n], without waiting for the device: greedy rows take the exact maximum.
+
+    Used ids have positive logits divided and negative ones multiplied by the penalty (CTRL,
+    https://arxiv.org/abs/1909.05858).
     """
     logits = logits.float()
-    for row, draw in enumerate(draws):
-        if draw.sampling.repetition_penalty != 1.0:
-            _penalise_(logits[row], draw)
+    penalty = draws.settings[-1, :, None]
+    if draws.used is not None:
+        logits = torch.where(draws.used, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
     highest, chosen = logits.max(-1)
-    if any(not draw.sampling.is_greedy for draw in draws):
-        greedy = torch.tensor([draw.sampling.is_greedy for draw in draws], device=logits.device)
-        chosen = torch.where(greedy, chosen, _draw(logits, draws))
-    chosen = torch.where(highest.isfinite(), chosen, INVALID)
-    ids: list[int] = chosen.tolist()
-    return ids
+    if draws.uniform is not None:
+        chosen = torch.where(draws.settings[0] == 0, chosen, _inverted(logits, draws.settings, draws.uniform))
+    return torch.where(highest.isfinite(), chosen, INVALID)
 
 
 def uniform(seed: int, index: int) -> float:
@@ -49,41 +75,66 @@ def uniform(seed: int, index: int) -> float:
     return (_splitmix(_splitmix(seed) ^ index) >> 11) / 2**53
 
 
+def stem(seed: int) -> int:
+    """The part of the hash that `uniforms` takes from the seed, as a signed 64-bit number."""
+    return _signed(_splitmix(seed))
+
+
+def uniforms(stems: Tensor, index: Tensor) -> Tensor:
+    """`uniform`, rounded to fp32, of int64 `stem`s and token indices [n] on their device."""
+    value = (stems ^ index) + _signed(_STEP)
+    value = (value ^ _shifted(value, 30)) * _signed(_FIRST)
+    value = (value ^ _shifted(value, 27)) * _signed(_SECOND)
+    value = value ^ _shifted(value, 31)
+    return (_shifted(value, 11).double() / 2**53).float()
+
+
 def _splitmix(value: int) -> int:
-    value = (value + 0x9E3779B97F4A7C15) & _MASK
-    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
-    value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & _MASK
+    value = (value + _STEP) & _MASK
+    value = ((value ^ (value >> 30)) * _FIRST) & _MASK
+    value = ((value ^ (value >> 27)) * _SECOND) & _MASK
     return value ^ (value >> 31)
 
 
-def _penalise_(logits: Tensor, draw: Draw) -> None:
-    """Divide the positive and multiply the negative logits of used ids (CTRL, https://arxiv.org/abs/1909.05858)."""
-    used = torch.tensor(sorted(draw.used), device=logits.device)
-    held = logits[used]
-    penalty = draw.sampling.repetition_penalty
-    logits[used] = torch.where(held > 0, held / penalty, held * penalty)
+def _signed(word: int) -> int:
+    return word - 2**64 if word >= 2**63 else word
 
 
-def _draw(logits: Tensor, draws: Sequence[Draw]) -> Tensor:
-    """Temperature, then top-k, top-p and min-p, then the inverse of the cumulative distribution: ids int64 [n]."""
+def _shifted(value: Tensor, by: int) -> Tensor:
+    """int64 as 64 bits without a sign, shifted to the right."""
+    shifted: Tensor = (value >> by) & (2 ** (64 - by) - 1)
+    return shifted
 
-    def column(values: list[float]) -> Tensor:
-        return torch.tensor(values, device=logits.device)[:, None]
 
-    vocab = logits.shape[-1]
+def _on_device(draws: Sequence[Draw], logits: Tensor) -> Draws:
     samplings = [draw.sampling for draw in draws]
-    scaled = logits / column([1.0 if s.is_greedy else s.temperature for s in samplings])
+    settings = torch.tensor([settings_of(sampling) for sampling in samplings], device=logits.device).T
+    numbers = used = None
+    if any(not sampling.is_greedy for sampling in samplings):
+        numbers = torch.tensor([uniform(draw.sampling.seed, draw.index) for draw in draws], device=logits.device)
+    if any(sampling.repetition_penalty != 1.0 for sampling in samplings):
+        used = torch.zeros(logits.shape, dtype=torch.bool, device=logits.device)
+        for row, draw in enumerate(draws):
+            if draw.sampling.repetition_penalty != 1.0:
+                used[row, torch.tensor(sorted(draw.used), dtype=torch.int64, device=logits.device)] = True
+    return Draws(settings, numbers, used)
+
+
+def _inverted(logits: Tensor, settings: Tensor, numbers: Tensor) -> Tensor:
+    """Temperature, then top-k, top-p and min-p, then the inverse of the cumulative distribution: ids int64 [n]."""
+    temperature, top_k, top_p, min_p = settings[:4, :, None]
+    scaled = logits / torch.where(temperature == 0, 1.0, temperature)
     probabilities, order = scaled.softmax(-1).sort(dim=-1, descending=True, stable=True)
-    rank = torch.arange(vocab, device=logits.device)
-    kept = rank < column([float(s.top_k or vocab) for s in samplings])
+    kept = torch.arange(logits.shape[-1], device=logits.device) < top_k
     probabilities = probabilities * kept
     total = probabilities.sum(-1, keepdim=True)
     before = probabilities.cumsum(-1) - probabilities
-    kept &= before < column([s.top_p for s in samplings]) * total
-    kept &= probabilities >= column([s.min_p for s in samplings]) * probabilities[:, :1]
+    kept &= before < top_p * total
+    kept &= probabilities >= min_p * probabilities[:, :1]
     kept[:, 0] = True
     cumulative = (probabilities * kept).cumsum(-1)
-    target = column([uniform(draw.sampling.seed, draw.index) for draw in draws]) * cumulative[:, -1:]
-    drawn = (cumulative <= target).sum(-1)
+    target = numbers[:, None] * cumulative[:, -1:]
+    place = (cumulative <= target).sum(-1)
     last = kept.sum(-1) - 1  # the filters keep a prefix; a target rounded up to the whole stays inside it
-    return order.gather(-1, drawn.minimum(last)[:, None])[:, 0]
+    ids: Tensor = order.gather(-1, place.minimum(last)[:, None])[:, 0]
+    return ids

@@ -15,10 +15,14 @@ from kvlite.memory.plan import MOST_CHUNK
 
 @dataclass(frozen=True, slots=True)
 class Feed:
-    """The ids each of `rows` (neighbours in the cache) is fed; an empty list is padding only."""
+    """The ids each of `rows` (neighbours in the cache) is fed; an empty list is padding only.
+
+    `decodes` says that they are what was drawn last, one for each row at work.
+    """
 
     rows: slice
     ids: tuple[tuple[int, ...], ...]
+    decodes: bool = False
 
 
 def next_feed(rows: Sequence[Row], chunk: int) -> Feed | None:
@@ -41,7 +45,8 @@ def next_feed(rows: Sequence[Row], chunk: int) -> Feed | None:
     if not decoding:
         return None
     here = slice(decoding[0], decoding[-1] + 1)
-    return Feed(here, tuple(() if row.unfed is None or row.job is None else (row.unfed,) for row in rows[here]))
+    ids = tuple(() if row.unfed is None or row.job is None else (row.unfed,) for row in rows[here])
+    return Feed(here, ids, decodes=True)
 
 
 def _taken(row: Row, count: int) -> tuple[int, ...]:

@@ -75,9 +75,11 @@ class RunRecorder:
         """Say which weights run."""
         self._record.model = identity
 
-    def host(self, *, device: str, kernels: str | None = None, cuda: str | None = None) -> None:
+    def host(
+        self, *, device: str, kernels: str | None = None, step: str | None = None, cuda: str | None = None
+    ) -> None:
         """Say where it runs; the rest is read from the machine when the run ends."""
-        self._record.host = HostFacts(device=device, kernels=kernels, cuda=cuda)
+        self._record.host = HostFacts(device=device, kernels=kernels, step=step, cuda=cuda)
 
     def cache(
         self,

@@ -60,6 +60,8 @@ class HostFacts(Part):
     """`cuda`, `cpu` or `mps`."""
     kernels: Text | None = None
     """The set of kernels that ran."""
+    step: Text | None = None
+    """How decode steps ran: `captured`, or `eager` and why where capturing was asked for."""
     gpu: Text | None = None
     gpu_total_bytes: int | None = None
     driver: Text | None = None

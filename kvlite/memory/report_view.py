@@ -242,6 +242,7 @@ def _environment(record: RunRecord) -> Table:
     rows += [
         ("device", " ".join(part for part in (host.device, host.gpu) if part)),
         ("kernels", host.kernels),
+        ("decode steps", host.step),
         ("driver", " ".join(part for part in (host.driver, f"CUDA {host.cuda}" if host.cuda else "") if part)),
         ("host memory", None if host.ram_total_bytes is None else human_bytes(host.ram_total_bytes)),
         ("versions", ", ".join(f"{name} {version}" for name, version in host.versions.items())),

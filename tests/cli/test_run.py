@@ -9,6 +9,8 @@ import sys
 import pytest
 
 from kvlite.cli import main
+from kvlite.engine.graphs import Rerun
+from kvlite.engine.watch import AsksTheHost
 from kvlite.memory.records import RunRecords
 
 
@@ -305,6 +307,37 @@ def test_the_kernels_that_run_are_said_and_those_that_cannot_are_refused(run, mo
     code, out, err = run("demo", "hi", "-n", "1", "--kernels", "triton")
     assert (code, out) == (2, "")
     assert "--kernels triton: " in err and "give --kernels auto or torch" in err
+
+
+def test_how_decode_steps_run_is_said_and_capturing_is_refused_where_there_are_no_graphs(run):
+    assert run("demo", "hi", "-n", "1")[0] == 0
+    assert RunRecords().load("last").host.step == "eager"
+    code, out, err = run("demo", "hi", "-n", "1", "--capture")
+    assert (code, out) == (2, "")
+    assert "--capture: CUDA graphs need a CUDA device, and this is cpu" in err
+
+
+@pytest.mark.parametrize("obstacle", [None, "experts ask the host"])
+def test_captured_steps_and_what_stands_in_their_way_are_said(run, monkeypatch, obstacle):
+    monkeypatch.setattr("kvlite.engine.capturing.is_wanted", lambda *_: True)
+    monkeypatch.setattr("kvlite.engine.graphs.CudaGraphs", lambda *_: Rerun())
+    if obstacle is not None:
+        monkeypatch.setattr("kvlite.engine.captured.CapturedStep.rehearse", lambda _: refuse(obstacle))
+    code, out, err = run("demo", "Hello!", "-n", "3")
+    assert (code, out) == (0, "Hello! How\n")
+    record = RunRecords().load("last")
+    terms = {term.name for term in record.memory.terms}
+    if obstacle is None:
+        assert "cpu (torch, captured steps)" in err
+        assert record.host.step == "captured" and "step" in terms
+    else:
+        assert "cpu (torch, eager steps)" in err and "step" not in terms
+        assert "warning: --capture: decode steps run eagerly: " in err and obstacle in err
+        assert record.host.step.startswith("eager: ") and record.host.step.endswith(obstacle)
+
+
+def refuse(obstacle):
+    raise AsksTheHost(obstacle)
 
 
 def test_what_the_user_was_warned_of_is_in_the_record(run):

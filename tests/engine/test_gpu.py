@@ -7,8 +7,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from kvlite.engine.request import Request
+from kvlite.engine.engine import Engine
+from kvlite.engine.graphs import CudaGraphs
+from kvlite.engine.request import Request, Sampling, Token
 from kvlite.models.gate import admit
+from kvlite.models.loaded import LoadedModel
 from tests.architectures import SUPPORTED, tiny_model
 from tests.engine_for_tests import admitted, answers, make_engine
 
@@ -43,3 +46,56 @@ def test_decoding_allocates_no_cache_memory() -> None:
     assert torch.cuda.memory_allocated(device) <= before
     assert addresses == [tensor.data_ptr() for tensor in engine.cache.tensors()]
     assert engine.meter.peaks["decode"] >= engine.plan.reserved_bytes
+
+
+def on_cuda(family: str) -> LoadedModel:
+    loaded = admitted(tiny_model(family, SUPPORTED[family]))
+    device = torch.device("cuda", 0)
+    loaded.model.to(device)
+    return admit(replace(loaded, device=device, rotations=None))
+
+
+def capturing(loaded: LoadedModel, budget: str, rows: int = 1, kernels: str = "torch") -> Engine:
+    engine = make_engine(loaded, budget, rows=rows, kernels=kernels)
+    engine.capture(CudaGraphs(loaded.device, rows))
+    assert str(engine.step) == "captured"
+    return engine
+
+
+@pytest.mark.parametrize("kernels", ["torch", "triton"])
+@pytest.mark.parametrize("budget", ["32tok", "600tok"])
+@pytest.mark.parametrize("family", ["llama", "gemma2", "cohere"])
+def test_graphs_give_the_tokens_of_eager_steps(family: str, budget: str, kernels: str) -> None:
+    loaded = on_cuda(family)
+    requests = [
+        Request(
+            str(i),
+            PROMPT[: 5 + 6 * i],
+            Sampling(temperature=0.8 * (i % 2), top_p=0.9, repetition_penalty=(1.0, 1.2)[i % 3 == 2], seed=i),
+            max_tokens=20 + 60 * i,
+            stop_ids=frozenset({7, 70 + i}),
+        )
+        for i in range(6)
+    ]
+    eager = make_engine(loaded, budget, rows=5, kernels=kernels)
+    expected = {key: (done.ids, done.kv) for key, done in answers(eager, requests).items()}
+    engine = capturing(loaded, budget, rows=5, kernels=kernels)
+    assert {key: (done.ids, done.kv) for key, done in answers(engine, requests).items()} == expected
+    assert engine.captured is not None
+    assert len({key.rows for key in engine.captured._recordings}) > 1
+
+
+def test_replaying_graphs_waits_for_nothing_but_the_ids_and_allocates_nothing() -> None:
+    engine = capturing(on_cuda("llama"), "32tok")
+    stream = engine.run([Request("a", PROMPT, Sampling(temperature=1.0), max_tokens=200)])
+    for _ in range(20):
+        next(stream)
+    before = torch.cuda.memory_reserved(), torch.cuda.memory_allocated()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        assert all(isinstance(next(stream), Token) for _ in range(100))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert (torch.cuda.memory_reserved(), torch.cuda.memory_allocated()) == before
+    stream.close()  # type: ignore[attr-defined]
+    assert engine.captured is not None and engine.captured.recorder.num_bytes > 0

@@ -40,7 +40,7 @@ def test_a_pass_holds_no_more_tokens_than_one_chunk_may() -> None:
 
 
 def test_all_rows_decode_together_and_idle_ones_are_padding() -> None:
-    assert next_feed(rows_with(None, 0, None, 0, None), 4) == Feed(slice(1, 4), ((7,), (), (7,)))
+    assert next_feed(rows_with(None, 0, None, 0, None), 4) == Feed(slice(1, 4), ((7,), (), (7,)), decodes=True)
 
 
 def test_what_was_not_fed_goes_before_the_next_prompt() -> None:

@@ -10,6 +10,7 @@ import torch
 
 from kvlite.cache.cache import SlotCache
 from kvlite.cache.policy import Candidates, Policy, load_policy, policy_names
+from kvlite.engine.graphs import Rerun
 from kvlite.engine.request import Completion, Request
 from kvlite.errors import UsageError
 from kvlite.memory.format import FORMATS
@@ -105,6 +106,19 @@ def test_the_engine_gives_the_same_tokens_on_triton(stored: str) -> None:
         done[kernels] = answers(engine, [Request("a", tuple(range(5, 36)), max_tokens=12)])["a"]
     assert (done["triton"].ids, done["triton"].kv) == (done["torch"].ids, done["torch"].kv)
     assert done["torch"].evicted > 0
+
+
+def test_captured_steps_on_triton_give_the_same_tokens() -> None:
+    loaded = admitted(tiny_model("llama", {}))
+    requests = [Request("a", tuple(range(5, 23)), max_tokens=12), Request("b", tuple(range(9, 40)), max_tokens=6)]
+    eager = answers(make_engine(loaded, "24tok", rows=2), requests)
+    engine = make_engine(loaded, "24tok", rows=2, kernels="triton")
+    engine.capture(Rerun())
+    captured = answers(engine, requests)
+    assert (engine.step.name, engine.cache.kernels.name) == ("captured", "triton")
+    assert {key: (done.ids, done.kv) for key, done in captured.items()} == {
+        key: (done.ids, done.kv) for key, done in eager.items()
+    }
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,57 @@
+"""Whether decode steps are captured: chosen once, when the engine is built, and said."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from kvlite.cache.cache import SlotCache
+from kvlite.engine.ahead import Ahead
+from kvlite.engine.captured import CapturedStep
+from kvlite.engine.graphs import Recorder
+from kvlite.engine.limits import Limits
+from kvlite.engine.watch import AsksTheHost
+from kvlite.errors import UsageError
+from kvlite.models.loaded import LoadedModel
+
+
+def is_wanted(asked: bool | None, device: torch.device) -> bool:
+    """Whether to capture steps on `device`: as asked, None for what is known to pay. Raises UsageError where none can.
+
+    TODO: None is true on CUDA once captured steps have passed their tests on a GPU and are measured faster.
+    """
+    if asked and device.type != "cuda":
+        raise UsageError(f"--capture: CUDA graphs need a CUDA device, and this is {device}; leave it out")
+    return bool(asked)
+
+
+@dataclass(frozen=True, slots=True)
+class Stepping:
+    """How decode steps run: `captured` or `eager`, and what stood in the way where capturing was asked for."""
+
+    name: str
+    obstacle: str | None = None
+
+    def __str__(self) -> str:
+        return self.name if self.obstacle is None else f"{self.name}: {self.obstacle}"
+
+
+def captured(
+    loaded: LoadedModel, cache: SlotCache, limits: Limits, recorder: Recorder
+) -> tuple[Stepping, Ahead | None]:
+    """Captured steps, or why they cannot be and None."""
+    if loaded.state is not None:
+        return Stepping("eager", f"{loaded.shape.family} models carry state that a graph does not count"), None
+    step = CapturedStep(loaded, cache, recorder)
+    try:
+        step.rehearse()
+    except torch.OutOfMemoryError:
+        raise
+    except AsksTheHost as error:
+        return Stepping(
+            "eager", f"{loaded.shape.family} or policy {cache.policy.name} is not capturable: {error}"
+        ), None
+    except RuntimeError as error:
+        return Stepping("eager", f"it cannot be captured: {str(error).splitlines()[0]}"), None
+    return Stepping("captured"), Ahead(step, limits)
