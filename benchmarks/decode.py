@@ -23,6 +23,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
+from kvlite.cache.group import SlotGroup
 from kvlite.cache.layer import LayerSlots
 from kvlite.cache.policy import load_policy
 from kvlite.engine.engine import Engine
@@ -101,12 +102,13 @@ def decode_theirs(model: PreTrainedModel, prompt: list[int], tokens: int, clock:
 @contextmanager
 def attention_removed() -> Iterator[None]:
     """Within the block layers neither attend nor store."""
-    attend = LayerSlots.attend
+    attend, begin, end = LayerSlots.attend, SlotGroup.begin, SlotGroup.end
     LayerSlots.attend = lambda self, q, k, v, step, geometry: q  # type: ignore[method-assign,assignment,return-value]
+    SlotGroup.begin = SlotGroup.end = lambda self, step: None  # type: ignore[method-assign,assignment]
     try:
         yield
     finally:
-        LayerSlots.attend = attend  # type: ignore[method-assign]
+        LayerSlots.attend, SlotGroup.begin, SlotGroup.end = attend, begin, end  # type: ignore[method-assign]
 
 
 def measure(

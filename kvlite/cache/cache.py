@@ -32,7 +32,7 @@ _MOST_SLOTS = 2**31 - 1  # positions are int32
 def open_store(
     stored: SlotFormat, layer: LayerShape, rows: int, slots: int, device: torch.device, kernels: KernelSet = TORCH
 ) -> SlotStore:
-    """Empty slots of one layer that hold keys and values as `stored` says."""
+    """Empty slots of layers of one shape that hold keys and values as `stored` says."""
     if stored.is_coded:
         return LowBitStore.zeros(layer, rows, slots, stored, device, kernels.quantise)
     return DenseStore.zeros(layer, rows, slots, getattr(torch, stored.name), device)
@@ -95,9 +95,9 @@ class SlotCache:
         self.device = device
         self.kernels = choose_kernels(shape, plan, stored, kernels, dtype, device)
         alike: dict[tuple[LayerShape, int], list[int]] = {}
-        for index, layer in enumerate(zip(shape.layers, plan.layer_slots, strict=True)):
-            if layer[0].kv_heads:
-                alike.setdefault(layer, []).append(index)
+        for index, (layer, slots) in enumerate(zip(shape.layers, plan.layer_slots, strict=True)):
+            if layer.kv_heads:
+                alike.setdefault((layer, slots), []).append(index)
         self._groups = [self._group(layer, slots, indices) for (layer, slots), indices in alike.items()]
         layers = {index: layer for group in self._groups for index, layer in group.layers.items()}
         self.layers = dict(sorted(layers.items()))

@@ -8,6 +8,9 @@ from kvlite.cache.layer import LayerSlots
 from kvlite.cache.slots import Slots
 from kvlite.cache.step import Step
 
+RANKED_TOGETHER = 1 << 20
+"""Most slots, of all heads, rows and layers, that are ranked at once: some 45 bytes each while that lasts."""
+
 
 class SlotGroup:
     """The layers `indices`, of which each has `rows` rows of `slots`, one layer after another.
@@ -22,6 +25,10 @@ class SlotGroup:
             for index, start in zip(indices, range(0, rows * len(indices), rows), strict=True)
         }
         self._slots, self._rows = slots, rows
+        a_layer = rows * slots.shape.kv_heads * (slots.slots + 1)
+        run = max(1, RANKED_TOGETHER // a_layer) * rows
+        ends = range(0, rows * len(indices), run)
+        self._runs = [slots.part(slice(start, min(start + run, rows * len(indices)))) for start in ends]
 
     def begin(self, step: Step) -> None:
         """Place what `step` feeds, unless each head evicts for itself (prefill) or kernels place what they write."""
@@ -33,14 +40,15 @@ class SlotGroup:
     def end(self, step: Step) -> None:
         """Evict for what waits, after all layers have attended."""
         waits = step.placements[self._slots.slots].index is None and step.pos.shape[1] == 1
-        if waits and not next(iter(self.layers.values())).evicts_in_place:
+        if waits and not self._slots.evicts_in_place:
             for slots, part in self._parts(step):
                 slots.evict_waiting(part)
 
     def _parts(self, step: Step) -> Iterator[tuple[Slots, Step]]:
-        """All layers at once where all rows are fed, else one after another."""
+        """As many layers at once as are ranked together where all rows are fed, else one after another."""
         if step.rows == slice(0, self._rows):
-            yield self._slots, step.repeated(len(self.layers))
+            for run in self._runs:
+                yield run, step.repeated(run.pos.shape[0] // self._rows)
         else:
             for layer in self.layers.values():
                 yield layer, step

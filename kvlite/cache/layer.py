@@ -18,9 +18,10 @@ class LayerSlots(Slots):
     """The slots of attention layer `index`: `rows` of a group of layers, in the group's memory."""
 
     def __init__(self, index: int, group: Slots, rows: slice) -> None:
-        statistic = None if group.statistic is None else group.statistic[rows]
-        store, pos, rot = group.store.part(rows), group.pos[rows], group.rot[rows]
-        super().__init__(group.shape, group.slots, group.policy, group.kernels, store, pos, rot, statistic)
+        part = group.part(rows)
+        super().__init__(
+            part.shape, part.slots, part.policy, part.kernels, part.store, part.pos, part.rot, part.statistic
+        )
         self.rotation: Rotation | None = None
         self._noise = None if self.policy.noise is None else replace(self.policy.noise, layer=index)
         self._viewed: tuple[tuple[int, int, int, bool], Segment, Tensor | None] | None = None
@@ -64,7 +65,7 @@ class LayerSlots(Slots):
         """Every row has room: write first, then slots and new tokens are one segment."""
         assert placement.index is not None
         self._stage(placement.index, k, v, step)
-        if k.shape[2] == 1 and self._decodes_in_place:
+        if k.shape[2] == 1 and self.decodes_in_place:
             return self._attend_in_place(q, step, geometry, placement.extent, None)
         is_inside = geometry.window is None or placement.extent <= geometry.window
         segment, statistic = self._view(step.rows, placement.extent, placement.is_whole and is_inside)
@@ -84,9 +85,7 @@ class LayerSlots(Slots):
             assert self.policy.rank is not None
             ranking = Ranking(self.policy.rank, self.recent, self.policy.sinks, self.slots, step.pins)
             return self._attend_in_place(q, step, geometry, self.slots + 1, ranking)
-        if self.kernels.slots is not None and self.statistic is not None:
-            self.statistic[step.rows, :, self.slots :] = 0.0
-        if self._decodes_in_place:
+        if self.decodes_in_place:
             return self._attend_in_place(q, step, geometry, self.slots + 1, None)
         segment, statistic = self._view(step.rows, self.slots + 1, is_whole and geometry.window is None)
         return self._attend(q, [segment], statistic, step, geometry)[0]
@@ -115,16 +114,6 @@ class LayerSlots(Slots):
             return None
         weight, policy = step.weight[:, -num_queries:], self.policy
         return Measure(policy.statistic, weight, policy.heads, self._noise, policy.observed)
-
-    @property
-    def evicts_in_place(self) -> bool:
-        """Whether a decoded token takes its slot in the same kernel; else it waits for `evict_waiting`."""
-        return self._decodes_in_place and self.policy.rank is not None
-
-    @property
-    def _decodes_in_place(self) -> bool:
-        """Whether one kernel attends and adds to the statistic; a mean over the layer needs all its heads."""
-        return self.kernels.slots is not None and (self.statistic is None or self.policy.heads != "layer")
 
     def _attend_in_place(
         self, q: Tensor, step: Step, geometry: Geometry, extent: int, ranking: Ranking | None

@@ -1,7 +1,7 @@
 """The policy seam: which tokens a layer keeps when its slots are full. Holds no state and loads no torch.
 
 A policy is a frozen dataclass. It declares what it needs and scores candidates with functions of tensors (tensor
-methods only, so that `kvlite plan` can read its declarations without torch). LayerSlots owns the state and the
+methods only, so that `kvlite plan` can read its declarations without torch). Slots own the state and the
 protection: sinks, pins and the recent window are masked with +inf there, free slots with -inf, so that what a policy
 says of them does not count.
 

@@ -59,11 +59,27 @@ class Slots:
         statistic = torch.zeros(heads, dtype=torch.float32, device=device) if policy.statistic.accumulates else None
         return cls(shape, slots, policy, kernels, store, pos, rot, statistic)
 
+    def part(self, rows: slice) -> Slots:
+        """The slots of some of the rows, in the same memory."""
+        statistic = None if self.statistic is None else self.statistic[rows]
+        store, pos, rot = self.store.part(rows), self.pos[rows], self.rot[rows]
+        return Slots(self.shape, self.slots, self.policy, self.kernels, store, pos, rot, statistic)
+
     @property
     def tensors(self) -> dict[str, Tensor]:
         """Every tensor by name; their first three dimensions are B, H_KV, S + 1."""
         held = {**self.store.tensors, "pos": self.pos, "rot": self.rot}
         return held if self.statistic is None else {**held, "statistic": self.statistic}
+
+    @property
+    def decodes_in_place(self) -> bool:
+        """Whether one kernel attends and adds to the statistic; a mean over the layer needs all its heads."""
+        return self.kernels.slots is not None and (self.statistic is None or self.policy.heads != "layer")
+
+    @property
+    def evicts_in_place(self) -> bool:
+        """Whether a decoded token takes its slot in the same kernel; else it waits for `evict_waiting`."""
+        return self.decodes_in_place and self.policy.rank is not None
 
     @property
     def num_bytes(self) -> int:

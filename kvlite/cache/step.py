@@ -46,7 +46,7 @@ class Step:
     placements: dict[int, Placement]
 
     def repeated(self, times: int) -> Step:
-        """The same for `times` layers whose rows lie one layer after another; of rows that are all fed."""
+        """The same for `times` layers whose rows lie one layer after another, to place and to evict; all are fed."""
         if times == 1:
             return self
         return replace(

@@ -107,7 +107,8 @@ KvPolicy = Annotated[
 KvDtype = Annotated[
     str | None,
     typer.Option("--kv-dtype", metavar="DTYPE", show_default="auto", rich_help_panel=_MEMORY,
-                 help="What a slot stores: auto (the model's dtype), float32, bfloat16, float16, int8 or int4."),
+                 help="What a slot stores: float32, bfloat16, float16, int8, int4, or auto: the model's dtype, or "
+                 "fewer bits where that does not hold its window."),
 ]  # fmt: skip
 OnFull = Annotated[
     Literal["evict", "stop", "error"] | None,

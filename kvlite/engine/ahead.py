@@ -49,8 +49,9 @@ class Ahead:
         assert self.flight is None
         work = tuple((row, row.job) for row in rows if row.job is not None)
         self.step.tensors.load(rows, self.step.cache)
+        ids = self.step.launch([row for row, _ in work])
         self._count(work)
-        self.flight = Flight(work, self.step.launch([row for row, _ in work]))
+        self.flight = Flight(work, ids)
 
     def land(self, rows: Sequence[Row]) -> list[Landed]:
         """Wait for the step in flight, once the next is started where there is one; tokens of ended jobs are dropped.
