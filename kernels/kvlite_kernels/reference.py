@@ -100,7 +100,7 @@ def attend_segments(
     num_kv_heads = segments[0].k.shape[1]
     num_keys = sum(segment.k.shape[2] for segment in segments)
     tile = max(1, TILE_ELEMENTS // (batch * num_heads * num_keys))
-    if num_queries == 1 and len(segments) == 1 and _is_plain(q, segments[0], geometry, measure):
+    if num_queries == 1 and len(segments) == 1 and _is_plain(segments[0], geometry, measure):
         return _attend_plainly(q, segments[0], geometry, measure)
     outs: list[Tensor] = []
     totals: list[Tensor] = []
@@ -124,25 +124,27 @@ def attend_segments(
     return (outs[0] if len(outs) == 1 else torch.cat(outs, dim=2)), totals
 
 
-def _is_plain(q: Tensor, segment: Segment, geometry: Geometry, measure: Measure | None) -> bool:
+def _is_plain(segment: Segment, geometry: Geometry, measure: Measure | None) -> bool:
     """Whether one softmax over all keys is the probability of each, and no more is asked of it than its mean."""
     is_mean = measure is None or (measure.kind is Statistic.MASS and measure.heads == "mean")
-    is_bare = geometry.softcap is None and geometry.sink_logits is None and is_mean
-    return segment.is_whole and is_bare and q.dtype == segment.k.dtype == segment.v.dtype == torch.float32
+    return segment.is_whole and geometry.softcap is None and geometry.sink_logits is None and is_mean
 
 
 def _attend_plainly(
     q: Tensor, segment: Segment, geometry: Geometry, measure: Measure | None
 ) -> tuple[Tensor, list[Tensor]]:
-    """As `attend_segments`, of one query whose weight is 1 in fp32, in the fewest operations."""
-    k, v = segment.k, segment.v
-    assert isinstance(k, Tensor) and isinstance(v, Tensor)
+    """As `attend_segments`, of one query whose weight is 1, in the fewest operations."""
     batch, num_heads, _, dim = q.shape
-    num_kv_heads, num_keys = k.shape[1:3]
-    grouped = (q * geometry.scaling).reshape(batch * num_kv_heads, -1, dim)
-    shares = torch.bmm(grouped, k.flatten(0, 1).mT).softmax(-1)  # [B * H_KV, G, N]
-    out = torch.bmm(shares, v.flatten(0, 1)).view(batch, num_heads, 1, -1)
-    return out, [] if measure is None else [shares.mean(1).view(batch, num_kv_heads, num_keys)]
+    num_kv_heads, num_keys = segment.k.shape[1:3]
+    k, v, dtype = segment.k, segment.v, torch.promote_types(q.dtype, torch.float32)
+    if isinstance(k, Tensor) and isinstance(v, Tensor) and q.dtype == k.dtype == v.dtype == dtype:
+        grouped = (q * geometry.scaling).reshape(batch * num_kv_heads, -1, dim)
+        shares = torch.bmm(grouped, k.flatten(0, 1).mT).softmax(-1)  # [B * H_KV, G, N]
+        out = torch.bmm(shares, v.flatten(0, 1)).view(batch, num_heads, 1, -1)
+    else:
+        shares = _grouped_matmul(q.to(dtype) * geometry.scaling, k, transpose=True).softmax(-1)
+        out = _grouped_matmul(shares, v, transpose=False).to(q.dtype)
+    return out, [] if measure is None else [shares.view(batch, num_kv_heads, -1, num_keys).mean(2)]
 
 
 def evict(priority: Tensor, pos: Tensor, new_priority: Tensor, new_pos: Tensor) -> Tensor:

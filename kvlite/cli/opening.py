@@ -126,9 +126,10 @@ def _surviving(specs: Sequence[CacheSpec], loaded: LoadedModel, console: Console
             (console.warn if canary.is_ill else console.detail)(str(canary))
             return spec
         canary = try_format(loaded, spec.slot_format)
-        console.detail(f"--kv-dtype auto {'takes' if canary.is_harmless else 'passes over'} this: {canary.finding}")
         if canary.is_harmless:
+            console.detail(f"--kv-dtype auto takes {spec.slot_format.name}: {canary.finding}")
             return spec
+        console.note(f"--kv-dtype auto passes over {spec.slot_format.name}, fewer tokens are kept: {canary.finding}")
     raise AssertionError("the last format is the model's own dtype")
 
 
