@@ -15,7 +15,7 @@ PYTHON="${PYTHON:-python3}" OUT="${OUT:-benchmarks/results/gpu}" MINUTES="${MINU
 LIMIT_S=590
 export PYTHONPATH=".:kernels${PYTHONPATH:+:$PYTHONPATH}" HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 parts=("$@")
-if [ ${#parts[@]} -eq 0 ]; then parts=(tests bench qwen2.5-0.5b llama-2-7b llama-3.1-8b); fi
+if [ ${#parts[@]} -eq 0 ]; then parts=(tests bench nf4 qwen2.5-0.5b llama-2-7b llama-3.1-8b); fi
 failed=()
 
 has() { "$PYTHON" -c "import importlib.util, sys; sys.exit(importlib.util.find_spec('$1') is None)"; }
@@ -65,6 +65,9 @@ for name in "${parts[@]}"; do
     bench)
       if has platformdirs; then part bench "$PYTHON" -m kvlite bench demo --device "$DEVICE" --json; else
         echo "== bench: skipped: platformdirs is not installed"; fi ;;
+    nf4)
+      if has bitsandbytes && has triton; then part nf4 "$PYTHON" benchmarks/nf4.py --out "$OUT/nf4.json"; else
+        echo "== nf4: skipped: bitsandbytes and triton are not both installed"; fi ;;
     *) shape "$name" ;;
   esac
 done
