@@ -15,9 +15,10 @@ import typer.main
 from kvlite.cache.policy import DEFAULT_POLICY, load_policy
 from kvlite.cli import app
 from kvlite.cli.commands import CommandGroup
+from kvlite.memory.automatic import automatic_formats
 from kvlite.memory.budget import Budget
 from kvlite.memory.format import human_bytes, slot_format
-from kvlite.memory.plan import CacheSpec, plan_cache
+from kvlite.memory.plan import CachePlan, CacheSpec, plan_cache
 from kvlite.memory.shape import ModelShape
 
 ROOT = Path(__file__).parents[1]
@@ -70,23 +71,32 @@ def test_the_readme_has_examples() -> None:
     assert len(commands_in(ROOT / "README.md")) >= 8
 
 
-def readme_table() -> list[tuple[str, str, str, str]]:
+def readme_table() -> list[tuple[str, str, str, str, str, str]]:
     rows = re.findall(
-        r"^\| ([\w.-]+) \| ([\d,]+) B \| ([\d,]+)[^|]* \| ([\d.]+ \w+) \|$", (ROOT / "README.md").read_text(), re.M
+        r"^\| ([\w.-]+) \| ([\d,]+) B in (\w+) \| ([\d,]+)[^|]* \| ([\d,]+) \| ([\d.]+ \w+) \|$",
+        (ROOT / "README.md").read_text(),
+        re.M,
     )
     assert len(rows) == 3
     return rows
 
 
-@pytest.mark.parametrize(("model", "per_token", "tokens", "unbounded"), readme_table())
-def test_what_the_readme_says_a_gigabyte_holds(model: str, per_token: str, tokens: str, unbounded: str) -> None:
+@pytest.mark.parametrize(("model", "per_token", "stored", "tokens", "own", "unbounded"), readme_table())
+def test_what_the_readme_says_a_gigabyte_holds(
+    model: str, per_token: str, stored: str, tokens: str, own: str, unbounded: str
+) -> None:
     config = json.loads((ROOT / "tests" / "data" / "configs" / f"{model}.json").read_text())
-    shape = ModelShape.from_config(config)
+    shape, budget = ModelShape.from_config(config), Budget.parse("1GB")
     policy = load_policy(DEFAULT_POLICY)
     spec = CacheSpec(slot_format("auto", shape.dtype), policy.state_bytes_per_slot, policy.min_slots())
-    plan = plan_cache(shape, Budget.parse("1GB"), spec, free_bytes=None)
+
+    def plan(spec: CacheSpec) -> CachePlan:
+        return plan_cache(shape, budget, spec, free_bytes=None)
+
+    chosen = automatic_formats(shape, spec, budget, plan)[0]
     assert shape.max_positions is not None
-    assert (f"{shape.kv_bytes_per_token():,}", f"{plan.slots:,}") == (per_token, tokens)
+    assert (f"{shape.kv_bytes_per_token(chosen.slot_format):,}", chosen.slot_format.name) == (per_token, stored)
+    assert (f"{plan(chosen).slots:,}", f"{plan(spec).slots:,}") == (tokens, own)
     assert human_bytes(shape.full_cache_bytes(shape.max_positions)) == unbounded
 
 
