@@ -81,8 +81,8 @@ def test_a_sliding_layer_holds_the_newest_tokens() -> None:
 
 
 def test_the_score_of_a_token_survives_the_jump() -> None:
-    """What attention gave a token grows with its age, so that mass per token of age stays what it was."""
-    engine = make_engine(admitted(tiny_model("llama", SUPPORTED["llama"])), "32tok")
+    """What attention gave a token in all grows with its age, so that mass per token of age stays what it was."""
+    engine = make_engine(admitted(tiny_model("llama", SUPPORTED["llama"])), "32tok", policy="h2o")
     answers(engine, [Request("prompt", PROMPT, max_tokens=1, row=0)])
     layer = engine.cache.layers[0]
     assert layer.statistic is not None
@@ -91,6 +91,17 @@ def test_the_score_of_a_token_survives_the_jump() -> None:
     now = per_age(engine, layer.slots, MILLION)
     nearest = (now[..., None] - was[:, None, :]).abs().min(-1).values
     assert (nearest <= 1e-4 * was.max()).all()
+
+
+def test_a_score_that_fades_is_carried_over_as_it_is() -> None:
+    engine = make_engine(admitted(tiny_model("llama", SUPPORTED["llama"])), "32tok", policy="heavy-hitter")
+    answers(engine, [Request("prompt", PROMPT, max_tokens=1, row=0)])
+    layer = engine.cache.layers[0]
+    assert layer.statistic is not None
+    was = layer.statistic[0, :, : len(PROMPT)].clone()
+    fast_forward(engine, 0, engine.snapshot(0), MILLION)
+    now = layer.statistic[0, :, : layer.slots]
+    assert (now[..., None] == was[:, None, :]).any(-1).all()
 
 
 def per_age(engine: Engine, live: int, seen: int) -> torch.Tensor:
