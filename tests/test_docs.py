@@ -93,7 +93,7 @@ def test_what_the_readme_says_a_gigabyte_holds(
     def plan(spec: CacheSpec) -> CachePlan:
         return plan_cache(shape, budget, spec, free_bytes=None)
 
-    chosen = automatic_formats(shape, spec, budget, plan)[0]
+    chosen = automatic_formats(shape, spec, budget, None, plan, with_rows=False)[0]
     assert shape.max_positions is not None
     assert (f"{shape.kv_bytes_per_token(chosen.slot_format):,}", chosen.slot_format.name) == (per_token, stored)
     assert (f"{plan(chosen).slots:,}", f"{plan(spec).slots:,}") == (tokens, own)

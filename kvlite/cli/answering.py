@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from kvlite.chat.once import Output
     from kvlite.chat.recording import Recording
     from kvlite.chat.settings import Settings
-    from kvlite.cli.opening import ModelOptions, Opened
+    from kvlite.cli.loading import ModelOptions
+    from kvlite.cli.opening import Opened
     from kvlite.deadline import Deadline
     from kvlite.memory.plan import CachePlan
 

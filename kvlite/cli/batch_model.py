@@ -6,14 +6,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from kvlite.cli.opening import find_files, open_model, weights_identity
+from kvlite.cli.loading import find_files, weights_identity
+from kvlite.cli.opening import open_model
 from kvlite.cli.options import UNNAMED, console, default_model, model_options
 from kvlite.cli.plan import find_device
 from kvlite.cli.room import Room
 
 if TYPE_CHECKING:
     from kvlite.batch.job import Model, Planned
-    from kvlite.cli.opening import ModelOptions, Opened
+    from kvlite.cli.loading import ModelOptions
+    from kvlite.cli.opening import Opened
 
 _PARAMS = (
     "kv_budget",

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from kvlite.cli.opening import ModelOptions, Opened
+    from kvlite.cli.loading import ModelOptions
+    from kvlite.cli.opening import Opened
     from kvlite.console import Console
     from kvlite.speed.measurement import Measurement
     from kvlite.speed.report import BenchReport, Subject

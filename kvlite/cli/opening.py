@@ -6,13 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from kvlite.cli.loading import ModelOptions as ModelOptions
-from kvlite.cli.loading import chat_text as chat_text
-from kvlite.cli.loading import find_files as find_files
-from kvlite.cli.loading import free_bytes as free_bytes
-from kvlite.cli.loading import load_model as load_model
-from kvlite.cli.loading import model_name as model_name
-from kvlite.cli.loading import weights_identity as weights_identity
+from kvlite.cli.loading import ModelOptions, chat_text, free_bytes, load_model, model_name
 from kvlite.cli.room import Room
 from kvlite.errors import BrokenModel, UsageError
 

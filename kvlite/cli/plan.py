@@ -28,7 +28,7 @@ from kvlite.errors import DoesNotFit, UsageError
 
 if TYPE_CHECKING:
     from kvlite.catalog.files import ModelFacts
-    from kvlite.cli.opening import ModelOptions
+    from kvlite.cli.loading import ModelOptions
     from kvlite.cli.plan_view import PlanDevice
     from kvlite.memory.budget import Budget
     from kvlite.memory.scenario import Answer, Scenario

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from kvlite.cli.opening import ModelOptions
+    from kvlite.cli.loading import ModelOptions
     from kvlite.memory.plan import CachePlan, CacheSpec
     from kvlite.memory.shape import ModelShape
 
@@ -34,14 +34,13 @@ class Room:
         """The caches to try, of which the first is wanted and the last needs nothing of the model."""
         from kvlite.memory.automatic import automatic_formats
         from kvlite.memory.budget import Budget
-        from kvlite.memory.rows import DEFAULT_ROW_SLOTS
 
         spec, options = cache_spec(self.options, self.shape), self.options
         if options.kv_dtype != "auto":
             return (spec,)
-        per_sequence = options.kv_per_seq if self.with_rows else None
-        enough = DEFAULT_ROW_SLOTS if self.with_rows and per_sequence is None else None
-        return automatic_formats(self.shape, spec, Budget.parse(per_sequence or options.kv_budget), self.plan, enough)
+        per_sequence = Budget.parse(options.kv_per_seq) if self.with_rows and options.kv_per_seq else None
+        total = Budget.parse(options.kv_budget)
+        return automatic_formats(self.shape, spec, total, per_sequence, self.plan, with_rows=self.with_rows)
 
     def plan(self, spec: CacheSpec) -> CachePlan:
         """What the options buy of `spec`. Raises the CapacityError that says what is missing."""

@@ -14,6 +14,7 @@ from kvlite.errors import CapacityError
 from kvlite.memory.budget import Budget, BudgetKind
 from kvlite.memory.format import FORMATS
 from kvlite.memory.plan import CachePlan, CacheSpec
+from kvlite.memory.rows import DEFAULT_ROW_SLOTS
 from kvlite.memory.shape import ModelShape
 
 _CODED = ("int8", "int4")
@@ -22,16 +23,19 @@ _CODED = ("int8", "int4")
 def automatic_formats(
     shape: ModelShape,
     spec: CacheSpec,
-    row_budget: Budget,
+    total: Budget,
+    per_sequence: Budget | None,
     buys: Callable[[CacheSpec], CachePlan],
-    enough_slots: int | None = None,
+    *,
+    with_rows: bool,
 ) -> tuple[CacheSpec, ...]:
     """`spec`, which is in the model's dtype, in the formats to try: the one wanted first, then the more exact ones.
 
-    `row_budget` is what one row is given, `buys` says what the whole budget buys of a spec, `enough_slots` is how many
-    slots a row wants where that is less than the model's window.
+    `buys` says what the budget `total` buys of a spec, for one row or `with_rows`, each of which has `per_sequence`, or
+    wants DEFAULT_ROW_SLOTS where that is not given.
     """
-    is_of_bytes = row_budget.kind in (BudgetKind.BYTES, BudgetKind.SHARE, BudgetKind.AUTO)
+    decisive = per_sequence or total
+    is_of_bytes = decisive.kind in (BudgetKind.BYTES, BudgetKind.SHARE, BudgetKind.AUTO)
     if not is_of_bytes or not any(layer.kv_heads for layer in shape.layers):
         return (spec,)
     tried: list[CacheSpec] = []
@@ -41,6 +45,7 @@ def automatic_formats(
             found = buys(candidate)
         except CapacityError:
             continue
-        if found.slots >= min(found.most_slots, enough_slots or found.most_slots):
+        wanted = DEFAULT_ROW_SLOTS if with_rows and per_sequence is None else found.most_slots
+        if found.slots >= min(found.most_slots, wanted):
             break
     return tuple(tried)

@@ -11,7 +11,7 @@ from kvlite.memory.budget import Budget, BudgetKind
 from kvlite.memory.format import human_bytes, size_down
 from kvlite.memory.plan import CachePlan, CacheSpec, largest, least_slots, most_slots, plan_cache
 from kvlite.memory.prediction import DeviceKind, MemoryPlan, Term, WeightFacts, cache_terms, other_terms
-from kvlite.memory.rows import DEFAULT_ROW_SLOTS, plan_rows
+from kvlite.memory.rows import plan_rows
 from kvlite.memory.shape import ModelShape
 
 SWEEP = ("128MB", "256MB", "512MB", "1GB", "2GB", "4GB", "8GB", "16GB", "32GB", "64GB")
@@ -60,9 +60,10 @@ class Scenario:
         specs = automatic_formats(
             self.shape,
             self.spec,
-            per_sequence or budget,
+            budget,
+            per_sequence,
             lambda spec: replace(self, spec=spec).cache(budget),
-            None if self.batch is None or per_sequence is not None else DEFAULT_ROW_SLOTS,
+            with_rows=self.batch is not None,
         )
         return replace(self, spec=specs[0])
 

@@ -7,7 +7,8 @@ import pytest
 from kvlite.catalog.files import local_files
 from kvlite.catalog.names import resolve_model
 from kvlite.cli import loading, opening
-from kvlite.cli.opening import ModelOptions, open_model
+from kvlite.cli.loading import ModelOptions
+from kvlite.cli.opening import open_model
 from kvlite.console import Console
 from kvlite.errors import DoesNotFit, UsageError
 
