@@ -1,4 +1,8 @@
-"""Modules that compute what their transformers namesakes do, in fewer and larger operations, over the same weights."""
+"""Modules that compute what their transformers namesakes do, in fewer and larger operations, over the same weights.
+
+A token of a small model is bound by the price of each call, so they look their parts up in `_modules` and call
+`forward` itself: `nn.Module.__getattr__` and `__call__` cost as much as a small operation each.
+"""
 
 from __future__ import annotations
 
@@ -77,11 +81,13 @@ class FusedRMSNorm(nn.Module):
     @property
     def norm(self) -> Norm:
         """The norm as kernels take it."""
-        return Norm(self.weight, self.eps)
+        weight = self._parameters["weight"]
+        assert weight is not None
+        return Norm(weight, self.eps)
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., hidden] -> the same shape and dtype."""
-        return self.kernels.rms_norm(x, Norm(self.weight, self.eps))
+        return self.kernels.rms_norm(x, self.norm)
 
 
 class FusedMLP(nn.Module):
@@ -97,13 +103,14 @@ class FusedMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., hidden] -> the same shape."""
-        gate_up = self.gate_up(x)
+        parts: Any = self._modules
+        gate_up = parts["gate_up"].forward(x)
         if self.activation is None:
             gate, up = gate_up.chunk(2, -1)
             gated = self.act_fn(gate) * up
         else:
             gated = self.kernels.gated(gate_up, self.activation)
-        out: Tensor = self.down_proj(gated)
+        out: Tensor = parts["down_proj"].forward(gated)
         return out
 
 
@@ -117,6 +124,25 @@ def activation_of(act_fn: nn.Module) -> str | None:
         if torch.allclose(function(x), y, rtol=0.0, atol=1e-7):
             return name
     return None
+
+
+class FusedRotary(nn.Module):
+    """The rotary tables of angles that never change with the length, over the frequencies of `rotary`."""
+
+    def __init__(self, rotary: Any) -> None:
+        super().__init__()
+        self.rotary = rotary
+        self.scaling: float = rotary.attention_scaling
+
+    def forward(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """position_ids int [B, T] -> cos and sin [B, T, R] in the dtype of x."""
+        rotary: Any = self._modules["rotary"]
+        angles = position_ids.unsqueeze(-1).float() * rotary._buffers["inv_freq"].float()
+        angles = torch.cat((angles, angles), -1)
+        cos, sin = angles.cos(), angles.sin()
+        if self.scaling != 1.0:
+            cos, sin = cos * self.scaling, sin * self.scaling
+        return cos.to(x.dtype), sin.to(x.dtype)
 
 
 class FusedAttention(nn.Module):
@@ -142,6 +168,7 @@ class FusedAttention(nn.Module):
         self.softcap = softcap
         self.turning = turning
         self.kernels = kernels
+        self._norms_heads = isinstance(self.q_norm, FusedRMSNorm) and isinstance(self.k_norm, FusedRMSNorm)
         kv_heads = self.qkv.out_features // self.head_dim // (module.num_key_value_groups + 2)
         self._counts = (module.num_key_value_groups * kv_heads, kv_heads)
 
@@ -152,23 +179,25 @@ class FusedAttention(nn.Module):
         **_: Any,  # masks and caches, which slots do without
     ) -> tuple[Tensor, None]:
         """hidden_states [B, T, hidden], cos and sin [B, T, R] -> [B, T, hidden] and no weights."""
-        heads = self.qkv(hidden_states).unflatten(-1, (-1, self.head_dim))  # [B, T, H_Q + 2 H_KV, D]
+        parts: Any = self._modules
+        batch, tokens, _ = hidden_states.shape
+        heads = parts["qkv"].forward(hidden_states).view(batch, tokens, -1, self.head_dim)  # H_Q + 2 H_KV heads
         norms = None
-        if isinstance(self.q_norm, FusedRMSNorm) and isinstance(self.k_norm, FusedRMSNorm):
-            norms = (self.q_norm.norm, self.k_norm.norm)
+        if self._norms_heads:
+            norms = (parts["q_norm"].norm, parts["k_norm"].norm)
         cos, sin = self.turning.tables(*position_embeddings)
         qk = self.kernels.rotate(heads, self._counts, cos, sin, self.turning.interleaved, norms)
-        q, k = qk.transpose(1, 2).split(self._counts, 1)
+        q, k = qk.transpose(1, 2).split_with_sizes(self._counts, 1)
         out, weights = attention(
             self,
             q,
             k,
-            heads[:, :, sum(self._counts) :].transpose(1, 2),
+            heads.narrow(2, sum(self._counts), self._counts[1]).transpose(1, 2),
             scaling=self.scaling,
             sliding_window=self.sliding_window,
             softcap=self.softcap,
         )
-        return self.o_proj(out.flatten(2)), weights
+        return parts["o_proj"].forward(out.view(batch, tokens, -1)), weights
 
 
 class FusedLayer(nn.Module):
@@ -178,23 +207,27 @@ class FusedLayer(nn.Module):
     MLP. What comes before the attention may be any module.
     """
 
+    NORMS = ("before_attention", "after_attention", "before_mlp", "after_mlp")
+
     def __init__(self, layer: Any, norms: Sequence[str | None], kernels: DenseKernels) -> None:
         super().__init__()
         self.self_attn = layer.self_attn
         self.mlp = layer.mlp
-        modules = [None if name is None else getattr(layer, name) for name in norms]
-        self.before_attention, self.after_attention, self.before_mlp, self.after_mlp = modules
+        for part, name in zip(self.NORMS, norms, strict=True):
+            self.add_module(part, None if name is None else getattr(layer, name))
         self.kernels = kernels
 
     def forward(self, hidden_states: Tensor, **options: Any) -> Tensor:
         """hidden_states [B, T, hidden] -> the same shape; the options are the attention's."""
-        normed = hidden_states if self.before_attention is None else self.before_attention(hidden_states)
-        out, _ = self.self_attn(hidden_states=normed, **options)
-        after = None if self.after_attention is None else self.after_attention.norm
-        if self.before_mlp is not None:
-            total, normed = self.kernels.add_norm(out, hidden_states, self.before_mlp.norm, after)
+        parts: Any = self._modules
+        before_attention, after_attention, before_mlp, after_mlp = (parts.get(name) for name in self.NORMS)
+        normed = hidden_states if before_attention is None else before_attention.forward(hidden_states)
+        out, _ = parts["self_attn"].forward(hidden_states=normed, **options)
+        after = None if after_attention is None else after_attention.norm
+        if before_mlp is not None:
+            total, normed = self.kernels.add_norm(out, hidden_states, before_mlp.norm, after)
         else:
             assert after is not None
             total = normed = self.kernels.norm_add(out, hidden_states, after)
-        out = self.mlp(normed)
-        return total + out if self.after_mlp is None else self.kernels.norm_add(out, total, self.after_mlp.norm)
+        out = parts["mlp"].forward(normed)
+        return total + out if after_mlp is None else self.kernels.norm_add(out, total, after_mlp.norm)

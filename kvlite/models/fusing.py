@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from kvlite.memory.format import slot_format
+from kvlite.models.decoder import FusedDecoder, decodes
 from kvlite.models.fourbit import fits, taken_over
 from kvlite.models.gate import PROBE_TOKENS, relative_error
 from kvlite.models.loaded import LoadedModel
@@ -41,6 +42,11 @@ def fuse(loaded: LoadedModel, kernels: DenseKernels = TORCH_DENSE) -> LoadedMode
         replaced = [child for child in _children(loaded.model) if patch.fits(child[2])]
         if replaced and _swap(loaded, replaced, patch.makes, kernels, expected):
             in_force.append(patch.name)
+    if loaded.state is None and decodes(loaded.model):
+        shorter = replace(loaded, decoder=FusedDecoder(loaded.model))
+        if relative_error(probe_logits(shorter), expected) <= TOLERANCE[loaded.compute_dtype]:
+            loaded = shorter
+            in_force.append("decoder")
     return replace(loaded, fused=tuple(dict.fromkeys((*loaded.fused, *in_force))))
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from types import FunctionType
+import sys
+from types import CodeType, FunctionType
 from typing import Any
 
 from torch import nn
@@ -29,5 +30,12 @@ def _instructions(function: Any) -> tuple[object, ...] | None:
     if not isinstance(function, FunctionType):
         return None
     code = function.__code__
-    constants = tuple(constant for constant in code.co_consts if constant != function.__doc__)
+    constants = code.co_consts[1:] if _begins_with_docstring(code) else code.co_consts
     return code.co_code, code.co_names, code.co_varnames, code.co_freevars, constants, function.__defaults__
+
+
+def _begins_with_docstring(code: CodeType) -> bool:
+    """Whether the first constant is the docstring, which decorators rewrite where a function keeps it."""
+    if sys.version_info >= (3, 13):
+        return bool(code.co_flags & inspect.CO_HAS_DOCSTRING)
+    return bool(code.co_consts) and isinstance(code.co_consts[0], str)

@@ -14,6 +14,7 @@ from kvlite.cache.cache import SlotCache
 from kvlite.cache.rotation import Rotation
 from kvlite.cache.step import Step
 from kvlite.memory.shape import ModelShape
+from kvlite.models.decoder import FusedDecoder
 from kvlite.models.hybrid import HybridState
 from kvlite.models.quantised import compute_dtype
 from kvlite.models.seam import feeding
@@ -25,7 +26,7 @@ class LoadedModel:
 
     `rotations` maps layers to their Rotation; None where the positions cannot be re-rotated, so that a conversation
     ends with the model's window. `state` is the constant-size state of hybrids, which then run one row at a time.
-    `fused` names the patches of fusing.py in force. `stages` are the seconds loading took, by stage.
+    `fused` names the patches of fusing.py in force, of which `decoder` is one. `stages` are the seconds loading took, by stage.
     """
 
     model: PreTrainedModel
@@ -37,6 +38,7 @@ class LoadedModel:
     rotations: dict[int, Rotation | None] | None = None
     state: HybridState | None = None
     fused: tuple[str, ...] = ()
+    decoder: FusedDecoder | None = None
     stages: Mapping[str, float] = field(default_factory=dict)
 
     @property
@@ -68,11 +70,14 @@ class LoadedModel:
     @torch.inference_mode()
     def forward(self, ids: Tensor, cache: SlotCache, step: Step, last: int = 1) -> Tensor:
         """Feed ids int64 [n, T] to `cache` as `step` says and give the logits of the `last` positions, [n, last, V]."""
-        state: dict[str, Any] = {"use_cache": False}
-        if self.state is not None:
-            state = {"use_cache": True, "past_key_values": self.state.cache}
+        has_padding = min(step.counts) < ids.shape[1]
         with feeding(cache, step):
-            positions = step.rot.clamp(min=0).long()
+            positions = (step.rot.clamp(min=0) if has_padding else step.rot).long()
+            if self.decoder is not None:
+                return self.decoder(ids, positions, last)
+            state: dict[str, Any] = {"use_cache": False}
+            if self.state is not None:
+                state = {"use_cache": True, "past_key_values": self.state.cache}
             out = self.model(input_ids=ids, position_ids=positions, logits_to_keep=last, **state)
         logits: Tensor = out.logits[:, -last:]
         return logits

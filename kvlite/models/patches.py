@@ -11,7 +11,13 @@ from transformers.models.cohere.modeling_cohere import CohereAttention
 from transformers.models.gemma2.modeling_gemma2 import Gemma2Attention, Gemma2DecoderLayer, Gemma2RMSNorm
 from transformers.models.gemma3.modeling_gemma3 import Gemma3Attention
 from transformers.models.helium.modeling_helium import HeliumRMSNorm
-from transformers.models.llama.modeling_llama import LlamaAttention, LlamaDecoderLayer, LlamaMLP, LlamaRMSNorm
+from transformers.models.llama.modeling_llama import (
+    LlamaAttention,
+    LlamaDecoderLayer,
+    LlamaMLP,
+    LlamaRMSNorm,
+    LlamaRotaryEmbedding,
+)
 from transformers.models.mistral.modeling_mistral import MistralAttention
 from transformers.models.mixtral.modeling_mixtral import MixtralDecoderLayer
 from transformers.models.olmo2.modeling_olmo2 import Olmo2DecoderLayer, Olmo2RMSNorm
@@ -20,7 +26,7 @@ from transformers.models.qwen2.modeling_qwen2 import Qwen2Attention
 from transformers.models.qwen3.modeling_qwen3 import Qwen3Attention
 from transformers.models.seed_oss.modeling_seed_oss import SeedOssAttention
 
-from kvlite.models.fused import FusedAttention, FusedLayer, FusedMLP, FusedRMSNorm, can_join, joined
+from kvlite.models.fused import FusedAttention, FusedLayer, FusedMLP, FusedRMSNorm, FusedRotary, can_join, joined
 from kvlite.models.likeness import behaves_as
 from kvlite.models.rotary import turning_of, turns
 from kvlite_kernels.dense import DenseKernels
@@ -35,6 +41,7 @@ class Patch:
     makes: Callable[[Any, DenseKernels], nn.Module]
     parts: tuple[str, ...] = ()  # linear maps that are joined
     norms: tuple[str, ...] = ()  # what has to be fused already
+    holds: Callable[[Any], bool] = lambda module: True  # what else has to be so
 
     def fits(self, module: nn.Module) -> bool:
         """Whether the patch stands for this module."""
@@ -42,7 +49,8 @@ class Patch:
         if not behaves_as(kind, self.source) or (turns(self.source) and turning_of(kind) is None):
             return False
         parts = [getattr(module, part) for part in self.parts]
-        return can_join(parts) and all(isinstance(getattr(module, norm), FusedRMSNorm) for norm in self.norms)
+        are_fused = all(isinstance(getattr(module, norm), FusedRMSNorm) for norm in self.norms)
+        return can_join(parts) and are_fused and self.holds(module)
 
 
 def _norm(source: type[nn.Module], eps: str = "variance_epsilon", offset: float = 0.0) -> Patch:
@@ -76,6 +84,12 @@ def _gate_up(mlp: Any, kernels: DenseKernels) -> nn.Module:
     return FusedMLP(mlp.gate_up_proj, mlp.activation_fn, mlp.down_proj, kernels)
 
 
+def _keeps_its_angles(rotary: Any) -> bool:
+    """Whether no length changes the frequencies."""
+    kind = getattr(rotary, "rope_type", None)
+    return kind in {"default", "linear", "llama3", "yarn"}
+
+
 def _window(module: Any) -> int | None:
     window: int | None = module.sliding_window
     return window
@@ -93,6 +107,7 @@ PATCHES = (
     _norm(Olmo2RMSNorm),
     _norm(HeliumRMSNorm),
     _norm(Gemma2RMSNorm, "eps", offset=1.0),
+    Patch("rotary", LlamaRotaryEmbedding, lambda rotary, kernels: FusedRotary(rotary), holds=_keeps_its_angles),
     Patch("mlp", LlamaMLP, _gate_and_up, ("gate_proj", "up_proj")),
     Patch("mlp", Phi3MLP, _gate_up),
     _attention(LlamaAttention),

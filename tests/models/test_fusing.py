@@ -21,20 +21,20 @@ from kvlite_kernels.dense import DenseKernels
 from tests.architectures import SUPPORTED, tiny_model
 from tests.engine_for_tests import admitted
 
-ALL = ("norm", "mlp", "attention", "layer")
+ALL = ("norm", "rotary", "mlp", "attention", "layer", "decoder")
 FITTING = {
     "llama": ALL,
     "mistral": ALL,
     "qwen2": ALL,
     "qwen3": ALL,
-    "gemma2": ALL,  # with a soft cap, and norms on both sides
-    "gemma3_text": ALL,
+    "gemma2": ALL[:-1],  # with a soft cap, and norms on both sides
+    "gemma3_text": ("norm", "mlp", "attention", "layer"),  # tables of its own
     "phi3": ALL,  # whose products are joined as they come
     "glm": ALL,  # an attention of the same code, a part of whose channels rotate in pairs
     "cohere": ("mlp", "attention"),  # LayerNorm
-    "olmo2": ("norm", "mlp", "layer"),  # norms over all heads
-    "granite": ("norm", "mlp", "attention"),  # a factor before each sum
-    "mixtral": ("norm", "attention", "layer"),
+    "olmo2": ("norm", "mlp", "layer", "decoder"),  # norms over all heads
+    "granite": ("norm", "rotary", "mlp", "attention"),  # a factor before each sum
+    "mixtral": ("norm", "rotary", "attention", "layer", "decoder"),
     "gpt2": (),
 }
 
@@ -49,7 +49,7 @@ def test_logits_stay_what_they_were(family: str) -> None:
     loaded = admitted(tiny_model(family, SUPPORTED[family]))
     expected = probe_logits(loaded)
     fused = fuse(loaded)
-    assert relative_error(probe_logits(fused), expected) < 2e-6
+    assert relative_error(probe_logits(fused), expected) < 5e-6
 
 
 def test_biases_are_joined_with_the_weights() -> None:
@@ -59,7 +59,7 @@ def test_biases_are_joined_with_the_weights() -> None:
     loaded = admitted(model)
     expected = probe_logits(loaded)
     assert fuse(loaded).fused == ALL
-    assert relative_error(probe_logits(loaded), expected) < 2e-6
+    assert relative_error(probe_logits(loaded), expected) < 5e-6
 
 
 def test_weights_are_held_once_and_counted_the_same() -> None:
@@ -85,7 +85,7 @@ def test_a_patch_that_changes_the_logits_is_taken_back(monkeypatch: pytest.Monke
     monkeypatch.setattr(fusing, "PATCHES", (Patch("mlp", LlamaMLP, wrong, ("gate_proj", "up_proj")),))
     loaded = admitted(tiny_model("llama", {}))
     expected = probe_logits(loaded)
-    assert fuse(loaded).fused == ()
+    assert fuse(loaded).fused == ("decoder",)
     assert torch.equal(probe_logits(loaded), expected)
     assert all(isinstance(layer.mlp, LlamaMLP) for layer in loaded.model.model.layers)
 
@@ -100,8 +100,8 @@ def test_only_plain_linear_maps_are_joined() -> None:
         layer.self_attn.k_proj.__class__ = Quantised
     loaded = admitted(model)
     expected = probe_logits(loaded)
-    assert fuse(loaded).fused == ("norm", "attention", "layer")
-    assert relative_error(probe_logits(loaded), expected) < 2e-6
+    assert fuse(loaded).fused == ("norm", "rotary", "attention", "layer", "decoder")
+    assert relative_error(probe_logits(loaded), expected) < 5e-6
     (held,) = {type(layer.self_attn.qkv) for layer in model.model.layers}
     assert held is SideBySide
 
@@ -168,9 +168,9 @@ def test_an_mlp_keeps_its_activation(activation: str) -> None:
     loaded = admitted(tiny_model("llama", {"hidden_act": activation}))
     expected = probe_logits(loaded)
     assert fuse(loaded).fused == ALL
-    assert relative_error(probe_logits(loaded), expected) < 2e-6
+    assert relative_error(probe_logits(loaded), expected) < 5e-6
 
 
 def test_fusing_leaves_the_loaded_model_otherwise_as_it_was() -> None:
     loaded = admitted(tiny_model("llama", {}))
-    assert replace(fuse(loaded), fused=()) == loaded
+    assert replace(fuse(loaded), fused=(), decoder=None) == loaded
