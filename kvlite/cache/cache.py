@@ -102,6 +102,7 @@ class SlotCache:
         layers = {index: layer for group in self._groups for index, layer in group.layers.items()}
         self.layers = dict(sorted(layers.items()))
         self._live = {layer.slots: [0] * plan.rows for layer in self.layers.values()}
+        self._of_one: dict[int, tuple[Tensor, Tensor | None]] = {}
         self.num_bytes = sum(layer.num_bytes for layer in self.layers.values())
         """Bytes reserved for K, V, positions and policy state, measured on the tensors, which never change."""
 
@@ -146,7 +147,8 @@ class SlotCache:
         placements: dict[int, Placement],
     ) -> Step:
         """The step of `begin` where the tokens' places are known; asks nothing of the device."""
-        step = Step(rows, pos, rot, self._weight(pos), self._retention(pos), tuple(counts), pins, placements)
+        weight, retention = self._counted(pos, counts)
+        step = Step(rows, pos, rot, weight, retention, tuple(counts), pins, placements)
         for group in self._groups:
             group.begin(step)
         return step
@@ -237,6 +239,15 @@ class SlotCache:
     def _extent(self, live: int, slots: int) -> int:
         step = 1 if self.device.type == "cpu" else EXTENT_STEP  # nothing is compiled for a shape there
         return min(slots, max(1, -(-live // step)) * step)
+
+    def _counted(self, pos: Tensor, counts: Sequence[int]) -> tuple[Tensor, Tensor | None]:
+        """What the tokens at `pos` weigh and what stays of the statistic; made once for one token in each row."""
+        if pos.shape[1] > 1 or min(counts) == 0:
+            return self._weight(pos), self._retention(pos)
+        if len(counts) not in self._of_one:
+            held = torch.zeros_like(pos)
+            self._of_one[len(counts)] = self._weight(held), self._retention(held)
+        return self._of_one[len(counts)]
 
     def _weight(self, pos: Tensor) -> Tensor:
         """1 for a query, less by the policy's decay for each that follows it, 0 for padding and where it is too old."""

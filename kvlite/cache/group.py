@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
+from torch import Tensor
+
 from kvlite.cache.layer import LayerSlots
 from kvlite.cache.slots import Slots
 from kvlite.cache.step import Step
 
-RANKED_TOGETHER = 1 << 20
-"""Most slots, of all heads, rows and layers, that are ranked at once: some 45 bytes each while that lasts."""
+RANKED_TOGETHER = 1 << 18
+"""Most slots, of all heads, rows and layers, that are ranked at once: some 120 bytes each while that lasts."""
 
 
 class SlotGroup:
@@ -32,10 +34,15 @@ class SlotGroup:
 
     def begin(self, step: Step) -> None:
         """Place what `step` feeds, unless each head evicts for itself (prefill) or kernels place what they write."""
-        is_placed = step.placements[self._slots.slots].index is not None or step.pos.shape[1] == 1
-        if is_placed and self._slots.kernels.slots is None:
+        placement = step.placements[self._slots.slots]
+        is_placed = placement.index is not None or step.pos.shape[1] == 1
+        if not is_placed or self._slots.kernels.slots is not None:
+            return
+        if isinstance(placement.index, Tensor):
             for slots, part in self._parts(step):
                 slots.place(part)
+        else:
+            self._slots.place(step, len(self.layers))
 
     def end(self, step: Step) -> None:
         """Evict for what waits, after all layers have attended."""

@@ -9,6 +9,7 @@ from torch import Tensor
 from kvlite.cache.rotation import Rotation
 from kvlite.cache.slots import Slots
 from kvlite.cache.step import Placement, Step
+from kvlite.cache.store import of_rows
 from kvlite_kernels.reference import Geometry, Segment, Vectors
 from kvlite_kernels.slots import Ranking
 from kvlite_kernels.statistic import Measure
@@ -24,6 +25,7 @@ class LayerSlots(Slots):
         )
         self.rotation: Rotation | None = None
         self._noise = None if self.policy.noise is None else replace(self.policy.noise, layer=index)
+        self._measured: Measure | None = None
         self._viewed: tuple[tuple[int, int, int, bool], Segment, Tensor | None] | None = None
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, step: Step, geometry: Geometry) -> Tensor:
@@ -40,7 +42,8 @@ class LayerSlots(Slots):
             out = self._decode(query, keys, values, step, geometry, placement.is_whole)
         else:
             out = self._prefill(query, keys, values, step, geometry)
-        return self.store.decode(out).to(q.dtype)
+        out = self.store.decode(out)
+        return out if out.dtype is q.dtype else out.to(q.dtype)
 
     def _encoded(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Vectors, Vectors]:
         """In the store's form; kernels multiply in the model's dtype, and code keys and values as they insert them."""
@@ -102,7 +105,8 @@ class LayerSlots(Slots):
         """Attend, and add to the statistic of the slots, which are the first segment, what they received."""
         num_queries = q.shape[2]
         measure = self._measure(step, num_queries)
-        out, received = self.kernels.attend(q, step.pos[:, -num_queries:], segments, geometry, measure)
+        q_pos = step.pos if num_queries == step.pos.shape[1] else step.pos[:, -num_queries:]
+        out, received = self.kernels.attend(q, q_pos, segments, geometry, measure)
         if statistic is not None:
             if step.retention is not None:
                 statistic *= step.retention
@@ -112,8 +116,12 @@ class LayerSlots(Slots):
     def _measure(self, step: Step, num_queries: int) -> Measure | None:
         if self.statistic is None:
             return None
-        weight, policy = step.weight[:, -num_queries:], self.policy
-        return Measure(policy.statistic, weight, policy.heads, self._noise, policy.observed)
+        weight, policy = step.weight, self.policy
+        if num_queries != weight.shape[1]:
+            weight = weight[:, -num_queries:]
+        if self._measured is None or self._measured.weight is not weight:
+            self._measured = Measure(policy.statistic, weight, policy.heads, self._noise, policy.observed)
+        return self._measured
 
     def _attend_in_place(
         self, q: Tensor, step: Step, geometry: Geometry, extent: int, ranking: Ranking | None
@@ -128,7 +136,8 @@ class LayerSlots(Slots):
         """The first `extent` slots and their statistic; the last view is kept, because decoding repeats it."""
         asked = (rows.start, rows.stop, extent, is_whole)
         if self._viewed is None or self._viewed[0] != asked:
-            statistic = None if self.statistic is None else self.statistic[rows, :, :extent]
-            segment = Segment(*self.store.view(rows, extent), self.pos[rows, :, :extent], is_whole)
+            pos = of_rows(self.pos, rows).narrow(2, 0, extent)
+            statistic = None if self.statistic is None else of_rows(self.statistic, rows).narrow(2, 0, extent)
+            segment = Segment(*self.store.view(rows, extent), pos, is_whole)
             self._viewed = (asked, segment, statistic)
         return self._viewed[1:]

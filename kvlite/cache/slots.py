@@ -99,16 +99,27 @@ class Slots:
         if self.statistic is not None:
             self.statistic[row].zero_()
 
-    def place(self, step: Step) -> None:
-        """Say which tokens of `step` come into slots that are known before their keys are: free ones, or the last."""
+    def place(self, step: Step, layers: int = 1) -> None:
+        """Say which tokens of `step` come into slots that are known before their keys are: free ones, or the last.
+
+        The same in each of `layers`, one after another, where the slots are the same for all rows.
+        """
         index = step.placements[self.slots].index
-        if index is None:
-            index = slice(self.slots, self.slots + 1)
-            if self.statistic is not None:
-                self.statistic[step.rows, :, index] = 0.0
-        index = self._flat(step.rows, index)
-        put(self.pos, step.rows, index, step.pos[:, None])
-        put(self.rot, step.rows, index, step.rot[:, None])
+        if isinstance(index, Tensor):
+            index = self._flat(step.rows, index)
+            put(self.pos, step.rows, index, step.pos[:, None])
+            put(self.rot, step.rows, index, step.rot[:, None])
+            return
+        start, stop = (self.slots, self.slots + 1) if index is None else (index.start, index.stop)
+
+        def there(held: Tensor) -> Tensor:
+            of_layers = held.view(layers, -1, *held.shape[1:])
+            return of_layers[:, step.rows].narrow(3, start, stop - start)
+
+        there(self.pos).copy_(step.pos[:, None])
+        there(self.rot).copy_(step.rot[:, None])
+        if index is None and self.statistic is not None:
+            there(self.statistic).zero_()
 
     def evict_waiting(self, step: Step) -> None:
         """Put the token that waits in the discard slot of each head over a victim, or drop it."""

@@ -18,11 +18,16 @@ def put(held: Tensor, rows: slice, index: Tensor | slice, new: Tensor) -> None:
     `index` is a slice where all rows and heads use the same slots, else int64 [n * H_KV * T], which slot of all.
     """
     if isinstance(index, slice):
-        held[rows, :, index] = new
+        of_rows(held, rows).narrow(2, index.start, index.stop - index.start).copy_(new)
         return
     tail = held.shape[3:]
     new = new.expand(-1, held.shape[1], *new.shape[2:]).reshape(-1, *tail)
     held.view(-1, *tail).index_copy_(0, index, new.to(held.dtype))
+
+
+def of_rows(held: Tensor, rows: slice) -> Tensor:
+    """`held[rows]`, for nothing where these are all of them."""
+    return held if rows.stop - rows.start == held.shape[0] else held[rows]
 
 
 class SlotStore(Protocol):
@@ -94,7 +99,7 @@ class DenseStore:
         return {"k": self.k, "v": self.v}
 
     def encode(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return q, k.to(self.k.dtype), v.to(self.v.dtype)
+        return q, _as(self.k, k), _as(self.v, v)
 
     def coded(self, k: Vectors, v: Vectors) -> tuple[Vectors, Vectors]:
         return k, v
@@ -111,7 +116,7 @@ class DenseStore:
         return self.read(rows, extent)
 
     def read(self, rows: slice, extent: int) -> tuple[Tensor, Tensor]:
-        return self.k[rows, :, :extent], self.v[rows, :, :extent]
+        return of_rows(self.k, rows).narrow(2, 0, extent), of_rows(self.v, rows).narrow(2, 0, extent)
 
     def rotate(self, row: int, delta: Tensor, rotation: Rotation) -> None:
         rotation.turn_(self.k[row, :, : delta.shape[-1]], delta)
@@ -123,3 +128,7 @@ class DenseStore:
 
     def part(self, rows: slice) -> DenseStore:
         return DenseStore(self.k[rows], self.v[rows])
+
+
+def _as(held: Tensor, new: Tensor) -> Tensor:
+    return new if new.dtype is held.dtype else new.to(held.dtype)

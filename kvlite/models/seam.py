@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import replace
+from functools import cache
 from typing import Any
 
 from torch import Tensor, nn
@@ -32,14 +34,14 @@ def register() -> None:
 
 
 @contextmanager
-def feeding(cache: SlotCache, step: Step) -> Iterator[None]:
-    """The forward pass inside the block feeds `step` to `cache`."""
-    token = _fed.set((cache, step))
+def feeding(slots: SlotCache, step: Step) -> Iterator[None]:
+    """The forward pass inside the block feeds `step` to `slots`."""
+    token = _fed.set((slots, step))
     try:
         yield
     finally:
         _fed.reset(token)
-    cache.end(step)
+    slots.end(step)
 
 
 def attention(
@@ -56,17 +58,20 @@ def attention(
     **_: Any,  # what transformers hands to every implementation and slots do not need
 ) -> tuple[Tensor, None]:
     """query [B, H_Q, T, D], key [B, H_KV, T, D], value [B, H_KV, T, D_V] -> [B, T, H_Q, D_V] and no weights."""
-    cache, step = _fed.get()
-    layer = cache.layers[module.layer_idx]  # type: ignore[index]
+    slots, step = _fed.get()
+    layer = slots.layers[module.layer_idx]  # type: ignore[index]
     if sliding_window is not None and sliding_window != layer.shape.window:
         raise UnsupportedModel(
             f"layer {module.layer_idx} sees {sliding_window} positions back where config.json says "
             f"{layer.shape.window or 'all'}; choose another model"
         )
-    geometry = Geometry(
-        scaling=query.shape[-1] ** -0.5 if scaling is None else scaling,
-        window=layer.shape.window,
-        softcap=softcap,
-        sink_logits=s_aux,
-    )
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    geometry = _geometry(scaling, layer.shape.window, softcap)
+    if s_aux is not None:
+        geometry = replace(geometry, sink_logits=s_aux)
     return layer.attend(query, key, value, step, geometry).transpose(1, 2).contiguous(), None
+
+
+@cache
+def _geometry(scaling: float, window: int | None, softcap: float | None) -> Geometry:
+    return Geometry(scaling, window, softcap)

@@ -16,19 +16,25 @@ def mean_of_neighbours(statistic: Tensor, pos: Tensor, reach: int) -> Tensor:
     """
     order = pos.argsort(-1)
     place, value = pos.gather(-1, order), statistic.gather(-1, order)
-    total, count = value * 0, (value * 0).add_(1)
-
-    def is_near(ranks: int) -> Tensor:
-        before, after = place[..., :-ranks], place[..., ranks:]
-        return (before >= 0) & (after - before <= reach)
-
-    for ranks in range(reach, 0, -1):
-        near = is_near(ranks)
-        total[..., ranks:] += value[..., :-ranks] * near
-        count[..., ranks:] += near
-        count[..., :-ranks] += near
-    total += value
-    for ranks in range(1, reach + 1):
-        total[..., :-ranks] += value[..., ranks:] * is_near(ranks)
+    nowhere = -1 - reach  # as far from every position as it takes
+    place = place.masked_fill_(place < 0, nowhere)
+    distance = _around(place, reach, nowhere).sub_(place).abs_()
+    near = distance.sub_(reach + 1).clamp_(-1, 0).neg_().to(value.dtype)  # 1 up to `reach` away, else 0
+    count = near.sum(0)
+    total, *others = near.mul_(_around(value, reach, 0.0)).unbind()
+    for other in others:
+        total += other
     mean = total / count
     return mean.scatter(-1, order, mean)
+
+
+def _around(values: Tensor, reach: int, beyond: float) -> Tensor:
+    """For each offset from -reach to reach a copy of `values` [..., N] as far on in the last dimension.
+
+    What lies past its ends is `beyond`.
+    """
+    *rows, num_values = values.shape
+    padded = values.new_full((*rows, num_values + 2 * reach), beyond)
+    padded.narrow(-1, reach, num_values).copy_(values)
+    windows = padded.unfold(-1, 2 * reach + 1, 1).movedim(-1, 0)
+    return values.new_empty(windows.shape).copy_(windows)  # in this order of dimensions
