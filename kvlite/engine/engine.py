@@ -231,7 +231,7 @@ class Engine:
             logits = self._forward(feed)
             ready = [i for i, row in enumerate(rows) if row.job is not None and feed.ids[i] and not row.job.prompt]
             draws = [self._draw(rows[i]) for i in ready]
-            ids = sample(logits[ready, -1], draws) if ready else []
+            ids = sample(logits[ready, -1] if len(ready) < len(rows) else logits[:, -1], draws) if ready else []
         for i, token in zip(ready, ids, strict=True):
             yield from self._take(rows[i], token)
 

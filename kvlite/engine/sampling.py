@@ -49,7 +49,13 @@ def settings_of(sampling: Sampling) -> tuple[float, ...]:
 
 
 def sample(logits: Tensor, draws: Sequence[Draw]) -> list[int]:
-    """One token id per row from logits [n, V], or INVALID where they are no numbers; waits for the device once."""
+    """One token id per row from logits [n, V], or INVALID where they are no numbers; waits for the device."""
+    if all(draw.sampling.is_greedy and draw.sampling.repetition_penalty == 1.0 for draw in draws):
+        highest, chosen = logits.max(-1)
+        return [
+            token if math.isfinite(logit) else INVALID
+            for token, logit in zip(chosen.tolist(), highest.tolist(), strict=True)
+        ]
     ids: list[int] = drawn(logits, _on_device(draws, logits)).tolist()
     return ids
 
@@ -61,8 +67,8 @@ def drawn(logits: Tensor, draws: Draws) -> Tensor:
     https://arxiv.org/abs/1909.05858).
     """
     logits = logits.float()
-    penalty = draws.settings[-1, :, None]
     if draws.used is not None:
+        penalty = draws.settings[-1, :, None]
         logits = torch.where(draws.used, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
     highest, chosen = logits.max(-1)
     if draws.uniform is not None:

@@ -44,8 +44,8 @@ class FusedDecoder:
 
 def decodes(model: nn.Module) -> bool:
     """Whether a causal language model does no more than a FusedDecoder."""
-    body: Any = getattr(model, "model", None)
-    if not isinstance(body, nn.Module) or not any(behaves_as(type(body), kind) for kind in _MODELS):
+    body: Any = model._modules.get("model")
+    if body is None or not any(behaves_as(type(body), kind) for kind in _MODELS):
         return False
     is_whole = len(body.layers) == body.config.num_hidden_layers
     return is_whole and any(behaves_as(type(model), kind) for kind in _HEADS)

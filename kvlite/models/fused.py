@@ -180,7 +180,7 @@ class FusedAttention(nn.Module):
     ) -> tuple[Tensor, None]:
         """hidden_states [B, T, hidden], cos and sin [B, T, R] -> [B, T, hidden] and no weights."""
         parts: Any = self._modules
-        batch, tokens, _ = hidden_states.shape
+        batch, tokens = hidden_states.shape[:2]
         heads = parts["qkv"].forward(hidden_states).view(batch, tokens, -1, self.head_dim)  # H_Q + 2 H_KV heads
         norms = None
         if self._norms_heads:

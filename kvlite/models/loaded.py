@@ -26,7 +26,8 @@ class LoadedModel:
 
     `rotations` maps layers to their Rotation; None where the positions cannot be re-rotated, so that a conversation
     ends with the model's window. `state` is the constant-size state of hybrids, which then run one row at a time.
-    `fused` names the patches of fusing.py in force, of which `decoder` is one. `stages` are the seconds loading took, by stage.
+    `fused` names the patches of fusing.py in force, of which `decoder` is one. `stages` are the seconds loading took,
+    by stage.
     """
 
     model: PreTrainedModel

@@ -11,11 +11,14 @@ from torch import nn
 from transformers.activations import ACT2FN
 from transformers.models.llama.modeling_llama import LlamaMLP
 
+from kvlite.memory.format import slot_format
 from kvlite.models import fusing
+from kvlite.models.decoder import decodes
 from kvlite.models.fused import FusedMLP, JoinedLinear, SideBySide, activation_of
 from kvlite.models.fusing import fuse, probe_logits
 from kvlite.models.gate import relative_error
 from kvlite.models.patches import PATCHES, Patch
+from kvlite.models.probe import dry_cache, probe_ids
 from kvlite.models.rotary import turning_of
 from kvlite_kernels.dense import DenseKernels
 from tests.architectures import SUPPORTED, tiny_model
@@ -132,6 +135,45 @@ def test_an_attention_that_rotates_otherwise_is_no_longer_fitted(monkeypatch: py
 def test_a_layer_is_fused_only_around_fused_norms() -> None:
     layer = tiny_model("llama", {}).model.layers[0]
     assert not any(patch.fits(layer) for patch in PATCHES)
+
+
+def test_a_model_with_more_between_ids_and_logits_is_called_as_it_is() -> None:
+    loaded = admitted(tiny_model("llama", {}))
+
+    class Capped(type(loaded.model)):  # type: ignore[misc]
+        def forward(self, *args: Any, **kwargs: Any) -> Any:
+            out = super().forward(*args, **kwargs)
+            out.logits = out.logits.tanh()
+            return out
+
+    assert decodes(loaded.model)
+    loaded.model.__class__ = Capped
+    assert not decodes(loaded.model)
+    expected = probe_logits(loaded)
+    fused = fuse(loaded)
+    assert fused.decoder is None and "decoder" not in fused.fused
+    assert relative_error(probe_logits(fused), expected) < 5e-6
+
+
+@pytest.mark.parametrize("last", [1, 5])
+def test_a_decoder_gives_the_logits_that_are_asked_for(last: int) -> None:
+    loaded = fuse(admitted(tiny_model("qwen2", {})))
+    ids = probe_ids(loaded, 5)
+    pos = torch.arange(5, dtype=torch.int32)[None]
+    cache = dry_cache(loaded, slot_format("auto", loaded.dtype_name), 5)
+    step = cache.begin(slice(0, 1), pos, pos, (5,), None)
+    assert loaded.decoder is not None
+    logits = loaded.forward(ids, cache, step, last)
+    assert logits.shape == (1, last, loaded.shape.vocab)
+    again = dry_cache(loaded, slot_format("auto", loaded.dtype_name), 5)
+    whole = replace(loaded, decoder=None).forward(ids, again, again.begin(slice(0, 1), pos, pos, (5,), None), last)
+    assert relative_error(logits, whole) < 5e-6
+
+
+def test_angles_that_change_with_the_length_stay_with_their_module() -> None:
+    scaled = {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}}
+    loaded = fuse(admitted(tiny_model("llama", scaled)))
+    assert "rotary" not in loaded.fused and "attention" in loaded.fused
 
 
 ROTATING = {

@@ -19,7 +19,7 @@ def mean_of_neighbours(statistic: Tensor, pos: Tensor, reach: int) -> Tensor:
     nowhere = -1 - reach  # as far from every position as it takes
     place = place.masked_fill_(place < 0, nowhere)
     distance = _around(place, reach, nowhere).sub_(place).abs_()
-    near = distance.sub_(reach + 1).clamp_(-1, 0).neg_().to(value.dtype)  # 1 up to `reach` away, else 0
+    near = distance.sub_(reach + 1).clamp_(-1, 0).to(value.dtype)  # -1 up to `reach` away, else 0
     count = near.sum(0)
     total, *others = near.mul_(_around(value, reach, 0.0)).unbind()
     for other in others:
