@@ -14,6 +14,9 @@ from kvlite.engine.watch import AsksTheHost
 from kvlite.memory.records import RunRecords
 
 
+FUSED = ["norm", "rotary", "mlp", "attention", "layer", "decoder"]
+
+
 @pytest.fixture(autouse=True)
 def nothing_on_stdin(monkeypatch):
     monkeypatch.setattr(sys, "stdin", None)
@@ -293,7 +296,7 @@ def test_the_banner_says_when_the_conversation_ends_with_the_window(run, monkeyp
     assert "ends at 2,048 tok: positions cannot move" in run("demo", "hi", "-n", "1")[2]
 
 
-@pytest.mark.parametrize(("flags", "fused"), [((), ["norm", "mlp", "attention", "layer"]), (("--no-fuse",), [])])
+@pytest.mark.parametrize(("flags", "fused"), [((), FUSED), (("--no-fuse",), [])])
 def test_modules_are_fused_unless_told_otherwise(run, flags, fused):
     assert run("demo", "Hello!", "-n", "3", *flags)[1] == "Hello! How\n"
     assert RunRecords().load("last").model.fused == fused

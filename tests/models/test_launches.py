@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "benchmarks" / "launches.py"
 FAMILIES = ["llama", "qwen2", "qwen3", "gemma2"]
-ALL = ["norm", "mlp", "attention", "layer"]
+ALL = ["norm", "rotary", "mlp", "attention", "layer", "decoder"]
 
 MOST_BETWEEN = {
     "unfused": {"llama": 37, "qwen2": 37, "qwen3": 53, "gemma2": 61},  # transformers' own
@@ -25,13 +25,13 @@ MOST_BETWEEN = {
 """Kernels between and including a layer's products, what is on slots left out."""
 
 MOST_ON_SLOTS = {
-    "torch": {"llama": 13, "qwen2": 13, "qwen3": 13, "gemma2": 36},  # gemma2 caps its logits
+    "torch": {"llama": 13, "qwen2": 13, "qwen3": 13, "gemma2": 34},  # gemma2 caps its logits
     "triton": {"llama": 3, "qwen2": 3, "qwen3": 3, "gemma2": 5},
 }
 MOST_BESIDE_LAYERS = {
-    "unfused": {"llama": 142, "qwen2": 142, "qwen3": 142, "gemma2": 248},  # two groups of layers, one of which slides
-    "torch": {"llama": 135, "qwen2": 135, "qwen3": 135, "gemma2": 241},  # the final norm is fused
-    "triton": {"llama": 122, "qwen2": 122, "qwen3": 122, "gemma2": 229},
+    "unfused": {"llama": 86, "qwen2": 86, "qwen3": 86, "gemma2": 144},  # two groups of layers, one of which slides
+    "torch": {"llama": 77, "qwen2": 77, "qwen3": 77, "gemma2": 135},  # the final norm is fused
+    "triton": {"llama": 67, "qwen2": 67, "qwen3": 67, "gemma2": 121},
 }
 """What the whole step does once: embedding, angles, head, and slots that are placed and evicted for all layers; most of
 it is the ranking by neighbours."""
@@ -60,7 +60,8 @@ def of(counted: list[dict[str, Any]], family: str, modules: str, slots: str) -> 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_launches_between_the_products_stay_few(counted: list[dict[str, Any]], family: str, modules: str) -> None:
     found = of(counted, family, modules, "triton" if modules == "triton" else "torch")
-    assert found["fused"] == ([] if modules == "unfused" else ALL)
+    in_force = ALL[:-1] if family == "gemma2" else ALL  # which scales what it embeds and caps its logits
+    assert found["fused"] == ([] if modules == "unfused" else in_force)
     assert 0 < found["dense_per_layer"] <= MOST_BETWEEN[modules][family]
     assert 0 < found["step"] <= MOST_BESIDE_LAYERS[modules][family]
 
