@@ -91,7 +91,12 @@ def _as_json(count: _Count, planned: Planned) -> dict[str, object]:
         "may_evict": count.may_evict,
         "rows": plan.rows,
         "slots": plan.slots,
-        "kv": {"budget_bytes": plan.budget_bytes, "reserved_bytes": plan.reserved_bytes},
+        "kv": {
+            "budget_bytes": plan.budget_bytes,
+            "reserved_bytes": plan.reserved_bytes,
+            "dtype": planned.stored.name,
+            "is_provisional": planned.is_provisional,
+        },
     }
 
 
@@ -101,6 +106,7 @@ def _show(count: _Count, planned: Planned, console: Console) -> None:
     console.line(f"records    {count.ok} ok, {count.failed} cannot be asked")
     console.line(f"prompts    {count.prompt_tokens:,} tokens, the longest {count.longest_prompt_tokens:,}")
     console.line(f"answers    at most {count.most_new_tokens:,} tokens")
-    console.line(f"KV cache   {human_bytes(plan.reserved_bytes)} of {human_bytes(plan.budget_bytes)}")
+    size = f"{human_bytes(plan.reserved_bytes)} of {human_bytes(plan.budget_bytes)}{planned.stored.said}"
+    console.line(f"KV cache   {size}{', if the model bears that' if planned.is_provisional else ''}")
     console.line(f"rows       {plan.rows} of {plan.slots:,} tokens each")
     console.line(f"may evict  {count.may_evict} answers, if they grow to max_tokens")

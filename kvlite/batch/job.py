@@ -17,6 +17,7 @@ from kvlite.errors import UsageError
 
 if TYPE_CHECKING:
     from kvlite.engine.engine import Engine
+    from kvlite.memory.format import SlotFormat
     from kvlite.memory.plan import CachePlan
     from kvlite.memory.report import ModelIdentity
     from kvlite.text.template import ChatText
@@ -104,11 +105,16 @@ class Opened(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """A model of which only the tokenizer is loaded, and the cache it would get."""
+    """A model of which only the tokenizer is loaded, and the cache it would get, whose slots are `stored`.
+
+    `is_provisional` says that the weights, once loaded, may show that such slots are too coarse for the model.
+    """
 
     name: str
     text: ChatText
     plan: CachePlan
+    stored: SlotFormat
+    is_provisional: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -89,7 +89,6 @@ def banner(opened: Opened) -> str:
     shape, plan, engine = opened.loaded.shape, opened.plan, opened.engine
     cache = engine.cache
     token_bytes = shape.kv_bytes_per_token(cache.stored)
-    coded = f" in {cache.stored.name}" if cache.stored.is_coded else ""
     state = " + policy state" if plan.policy_state_bytes else ""
     window = ""
     if shape.max_positions:
@@ -100,7 +99,7 @@ def banner(opened: Opened) -> str:
     parts = [
         opened.name if opened.ref.alias in (None, opened.name) else f"{opened.ref.alias} → {opened.name}",
         dtype if opened.loaded.quant == "none" else opened.loaded.quant,
-        f"{cache_size(plan)} @ {human_bytes(token_bytes)}{coded}{state}{window}",
+        f"{cache_size(plan)} @ {human_bytes(token_bytes)}{cache.stored.said}{state}{window}",
         f"policy {cache.policy.name}" + ("" if engine.on_full == "evict" else f", {engine.on_full} when full"),
         f"{opened.loaded.device} ({cache.kernels.name}{_steps(opened)})",
     ]

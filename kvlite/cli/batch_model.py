@@ -75,7 +75,8 @@ class _Access:
 
         opened = open_model(self.options, console(), with_rows=True, batch_size=self.batch_size)
         plan = opened.plan
-        console().note(f"{opened.name} · {cache_size(plan)} · policy {self.options.kv_policy} · {opened.loaded.device}")
+        cache = f"{cache_size(plan)}{opened.engine.cache.stored.said}"
+        console().note(f"{opened.name} · {cache} · policy {self.options.kv_policy} · {opened.loaded.device}")
         is_divisible = plan.slots > opened.engine.policy.min_slots() and not opened.loaded.shape.has_state
         if plan.rows < (self.batch_size or 2) and is_divisible:
             held = "one sequence" if plan.rows == 1 else f"{plan.rows} sequences"
@@ -103,5 +104,6 @@ class _Access:
         room = Room(
             options, shape, device.free_bytes - weights, device.kind, with_rows=True, batch_size=self.batch_size
         )
-        cache = room.plan(room.specs()[0])
-        return Planned(self.identity(), text, cache)
+        spec = room.specs()[0]
+        is_provisional = spec.slot_format.is_coded and options.kv_dtype == "auto"
+        return Planned(self.identity(), text, room.plan(spec), spec.slot_format, is_provisional)

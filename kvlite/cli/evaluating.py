@@ -169,7 +169,8 @@ def _run(evaluation: Evaluation, out: Console) -> None:
             for pace in evaluation.run():
                 if not told and pace.left_s is not None and pace.is_sampled:
                     told = True
-                    out.note(f"{pace.total} conversations under all variants: {_duration(pace.left_s)} from here")
+                    held = "1 conversation" if pace.total == 1 else f"{pace.total} conversations"
+                    out.note(f"{held} under all variants: {_duration(pace.left_s)} from here")
                 left = "" if pace.left_s is None else f" · {_duration(pace.left_s)} left"
                 progress.update(f"{pace.done:.0f} of {pace.total} · {pace.doing}{left}")
     except BaseException:

@@ -11,12 +11,22 @@ LEAST_RIGHT = 0.8
 """Below this share of right answers under the full cache a suite says more about the model than about the policy."""
 
 
+LEAST_ASKED = 5
+"""Fewer questions than these say nothing of a model that gets them wrong."""
+
+
 def verdict(summary: Summary) -> str:
     """What follows from the numbers, or why nothing does."""
     suite, reference = summary.result.suite, summary.reference
     if not reference.count:
         return "Nothing was asked; give longer conversations, or more of them."
     if not suite.is_forced and reference.main.value < LEAST_RIGHT:
+        if reference.count < LEAST_ASKED or reference.main.high >= LEAST_RIGHT:
+            return (
+                f"The full cache itself answers {reference.main.value:.0%} of these, and {reference.count} "
+                f"{'question is' if reference.count == 1 else 'questions are'} too few to say whether the model is up "
+                f"to the suite {suite.name}; give more --conversations."
+            )
         return (
             f"The full cache itself answers only {reference.main.value:.0%} of these: this model is too small for the "
             f"suite {suite.name}, so nothing follows about budgets and policies."

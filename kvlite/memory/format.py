@@ -36,6 +36,11 @@ class SlotFormat:
     bits: int
     is_coded: bool = False
 
+    @property
+    def said(self) -> str:
+        """What to add where a number of tokens is told: nothing of numbers as they are."""
+        return f" in {self.name}" if self.is_coded else ""
+
     def bytes_per_slot(self, k_dim: int, v_dim: int) -> int:
         """Bytes of one key and one value of one KV head."""
         return sum(self.code_bytes(dim) + self.num_scales(dim) * SCALE_BYTES for dim in (k_dim, v_dim))

@@ -14,6 +14,10 @@ DEFAULT_ROW_SLOTS = 2048
 """Slots of a row where the budget of one sequence is not given and the whole budget would buy more."""
 
 
+_SIZES = (BudgetKind.BYTES, BudgetKind.TOKENS, BudgetKind.FULL)
+"""Budgets that say how much they are, whatever there is."""
+
+
 def plan_rows(
     shape: ModelShape,
     total: Budget,
@@ -33,7 +37,7 @@ def plan_rows(
 
     whole = plan(total, 1, free_bytes)
     if per_sequence is not None:
-        row = plan(per_sequence, 1, whole.budget_bytes if per_sequence.kind is not BudgetKind.BYTES else None)
+        row = plan(per_sequence, 1, None if per_sequence.kind in _SIZES else whole.budget_bytes)
     elif total.kind is BudgetKind.FULL:
         row = whole
     else:

@@ -34,6 +34,7 @@ from kvlite.errors import (
     TimeLimit,
     UsageError,
 )
+from kvlite.memory.format import slot_format
 
 
 class Desk:
@@ -88,7 +89,9 @@ class Desk:
             params={"kv_policy": "window"},
             identity=self._identify,
             open=self._open,
-            plan=lambda: Planned("org/m@sha", self.text, self.new_engine(rows=2).plan),
+            plan=lambda: Planned(
+                "org/m@sha", self.text, self.new_engine(rows=2).plan, slot_format("int8", "float32"), True
+            ),
         )
 
     def _identify(self) -> str:
@@ -439,6 +442,7 @@ def test_a_dry_run_counts_tokens_and_loads_nothing(desk: Desk) -> None:
     planned = json.loads(desk.stdout.getvalue())
     assert (planned["ok"], planned["prompt_tokens"], planned["longest_prompt_tokens"]) == (4, 8, 3)
     assert planned["most_new_tokens"] == 40
+    assert (planned["kv"]["dtype"], planned["kv"]["is_provisional"]) == ("int8", True)
     assert (desk.opened, desk.out.exists()) == (0, False)
 
 
@@ -448,3 +452,4 @@ def test_a_dry_run_names_the_lines_that_cannot_be_asked(desk: Desk) -> None:
         dry_run(*desk.arguments())
     assert "line 2: not JSON" in desk.said
     assert "1 ok, 1 cannot be asked" in desk.stdout.getvalue()
+    assert " in int8, if the model bears that\n" in desk.stdout.getvalue()

@@ -13,7 +13,6 @@ from kvlite.engine.graphs import Rerun
 from kvlite.engine.watch import AsksTheHost
 from kvlite.memory.records import RunRecords
 
-
 FUSED = ["norm", "rotary", "mlp", "attention", "layer", "decoder"]
 
 

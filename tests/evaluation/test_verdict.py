@@ -28,6 +28,11 @@ def test_where_the_full_cache_itself_fails_no_policy_is_recommended() -> None:
     assert "window" not in said and "h2o" not in said
 
 
+def test_a_few_wrong_answers_say_nothing_of_the_model() -> None:
+    said = verdict(summary(answered([[False]]), {("window", "50%"): answered([[True]])}))
+    assert "1 question is too few to say" in said and "too small" not in said and "window" not in said
+
+
 def test_at_the_least_share_right_a_policy_is_recommended() -> None:
     enough = [[True] * 4 + [False]] * 20
     assert LEAST_RIGHT == 0.8
