@@ -22,7 +22,7 @@ from transformers.models.mistral.modeling_mistral import MistralAttention
 from transformers.models.mixtral.modeling_mixtral import MixtralDecoderLayer
 from transformers.models.olmo2.modeling_olmo2 import Olmo2DecoderLayer, Olmo2RMSNorm
 from transformers.models.phi3.modeling_phi3 import Phi3Attention, Phi3DecoderLayer, Phi3MLP
-from transformers.models.qwen2.modeling_qwen2 import Qwen2Attention
+from transformers.models.qwen2.modeling_qwen2 import Qwen2Attention, Qwen2RotaryEmbedding
 from transformers.models.qwen3.modeling_qwen3 import Qwen3Attention
 from transformers.models.seed_oss.modeling_seed_oss import SeedOssAttention
 
@@ -90,6 +90,10 @@ def _keeps_its_angles(rotary: Any) -> bool:
     return kind in {"default", "linear", "llama3", "yarn"}
 
 
+def _rotary(source: type[nn.Module]) -> Patch:
+    return Patch("rotary", source, lambda rotary, kernels: FusedRotary(rotary), holds=_keeps_its_angles)
+
+
 def _window(module: Any) -> int | None:
     window: int | None = module.sliding_window
     return window
@@ -107,7 +111,8 @@ PATCHES = (
     _norm(Olmo2RMSNorm),
     _norm(HeliumRMSNorm),
     _norm(Gemma2RMSNorm, "eps", offset=1.0),
-    Patch("rotary", LlamaRotaryEmbedding, lambda rotary, kernels: FusedRotary(rotary), holds=_keeps_its_angles),
+    _rotary(LlamaRotaryEmbedding),
+    _rotary(Qwen2RotaryEmbedding),  # the same angles by a product, in older transformers
     Patch("mlp", LlamaMLP, _gate_and_up, ("gate_proj", "up_proj")),
     Patch("mlp", Phi3MLP, _gate_up),
     _attention(LlamaAttention),
