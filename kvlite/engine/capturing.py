@@ -1,4 +1,4 @@
-"""Whether decode steps are captured: chosen once, when the engine is built, and said."""
+"""Whether steps are captured: chosen once, when the engine is built, and said; taken back where it cannot be kept."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from kvlite.engine.ahead import Ahead
 from kvlite.engine.captured import CapturedStep
 from kvlite.engine.graphs import Recorder
 from kvlite.engine.limits import Limits
-from kvlite.engine.watch import AsksTheHost
+from kvlite.engine.recordings import NotCapturable
 from kvlite.errors import UsageError
 from kvlite.models.loaded import LoadedModel
 
@@ -36,22 +36,43 @@ class Stepping:
     def __str__(self) -> str:
         return self.name if self.obstacle is None else f"{self.name}: {self.obstacle}"
 
+    @property
+    def warning(self) -> str:
+        """What to tell who asked for capturing."""
+        return f"--capture: decode steps run eagerly: {self.obstacle}"
+
+
+@dataclass(frozen=True, slots=True)
+class Captured:
+    """What is captured: decode steps, one ahead of the host."""
+
+    ahead: Ahead
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the tensors that recordings work on."""
+        return self.ahead.step.tensors.num_bytes
+
+    @property
+    def graph_bytes(self) -> int:
+        """Bytes that the recordings themselves hold."""
+        return self.ahead.step.recordings.recorder.num_bytes
+
 
 def captured(
     loaded: LoadedModel, cache: SlotCache, limits: Limits, recorder: Recorder
-) -> tuple[Stepping, Ahead | None]:
+) -> tuple[Stepping, Captured | None]:
     """Captured steps, or why they cannot be and None."""
     if loaded.state is not None:
         return Stepping("eager", f"{loaded.shape.family} models carry state that a graph does not count"), None
     step = CapturedStep(loaded, cache, recorder)
     try:
         step.rehearse()
-    except torch.OutOfMemoryError:
-        raise
-    except AsksTheHost as error:
-        return Stepping(
-            "eager", f"{loaded.shape.family} or policy {cache.policy.name} is not capturable: {error}"
-        ), None
-    except RuntimeError as error:
-        return Stepping("eager", f"it cannot be captured: {str(error).splitlines()[0]}"), None
-    return Stepping("captured"), Ahead(step, limits)
+    except NotCapturable as error:
+        return uncaptured(loaded, cache, error), None
+    return Stepping("captured"), Captured(Ahead(step, limits))
+
+
+def uncaptured(loaded: LoadedModel, cache: SlotCache, why: NotCapturable) -> Stepping:
+    """Eager steps where captured ones were wanted."""
+    return Stepping("eager", f"{loaded.shape.family} under policy {cache.policy.name} cannot be captured: {why}")
