@@ -231,12 +231,31 @@ class Engine:
         rows = self._rows[feed.rows]
         phase = "decode" if all(row.job is None or row.job.answer for row in rows) else "prefill"
         with self.meter.phase(phase), allocating():
-            logits = self._forward(feed)
+            logits = self._replay(feed)
+            if logits is None:
+                logits = self._forward(feed)
             ready = [i for i, row in enumerate(rows) if row.job is not None and feed.ids[i] and not row.job.prompt]
             draws = [self._draw(rows[i]) for i in ready]
             ids = sample(logits[ready, -1], draws) if ready else []
         for i, token in zip(ready, ids, strict=True):
             yield from self._take(rows[i], token)
+
+    def _replay(self, feed: Feed) -> torch.Tensor | None:
+        """Feed a chunk of the shape that is recorded and give its last logits; None where there is none such."""
+        chunk = None if self.captured is None else self.captured.chunk
+        if chunk is None or len(feed.ids) > 1:
+            return None
+        row, ids = self._rows[feed.rows.start], feed.ids[0]
+        if not chunk.takes(row, ids):
+            return None
+        self._turn([row], [len(ids)])
+        try:
+            logits = chunk.feed(row, ids)
+        except NotCapturable as error:
+            self._give_up(error)
+            return None
+        row.feed(len(ids))
+        return logits
 
     def _give_up(self, why: NotCapturable) -> None:
         """Go on without recordings, which must not be tried again once one failed."""

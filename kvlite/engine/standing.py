@@ -89,6 +89,12 @@ class StandingTensors:
         """Let all rows feed padding."""
         self.first(self.integers.shape[1]).going.zero_()
 
+    def place(self, row: Row) -> None:
+        """Set where a row goes on and what it pins, to feed it a chunk. Waits for the device."""
+        at = self.first(row.index + 1)
+        at.seen[row.index], at.rot[row.index], at.going[row.index] = row.seen, row.rot, 1
+        self._pin([row])
+
     def load(self, rows: Sequence[Row], cache: SlotCache) -> None:
         """Set what all `rows` of the cache do next; those with nothing to feed stand still. Waits for the device."""
         columns = [[*_integers(row), *(cache.live(row.index, slots) for slots in self._slots)] for row in rows]

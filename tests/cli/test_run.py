@@ -346,7 +346,7 @@ def refuse(obstacle):
 
 def test_graphs_that_fail_in_mid_answer_are_said_and_the_answer_is_whole(run, monkeypatch):
     class Fails(Rerun):
-        left = 2
+        left = 3
 
         def record(self, body):
             self.left -= 1

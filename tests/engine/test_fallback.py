@@ -55,7 +55,7 @@ def assert_gave_up(engine: Engine, told: list[str], why: str) -> None:
     assert told == [f"--capture: decode steps run eagerly: {said}"]
 
 
-@pytest.mark.parametrize("count", [2])
+@pytest.mark.parametrize("count", range(3, 6))
 def test_a_graph_that_fails_in_mid_answer_changes_no_token(llama: LoadedModel, count: int) -> None:
     engine, told = failing(llama, FailsAfter(count), rows=3)
     assert_same(answers(make_engine(llama, "24tok", rows=3), requests()), answers(engine, requests()))
@@ -78,12 +78,20 @@ def test_a_graph_that_fails_with_a_step_in_flight_leaves_the_cache_of_eager_step
     asked = [Request("a", prompt(1, 250), max_tokens=20, row=0), Request("b", prompt(2, 20), max_tokens=60, row=1)]
     eager = make_engine(llama, "300tok", rows=2)
     expected = answers(eager, asked)
-    for count in (2, 3):
+    for count in (3, 4):
         engine, told = failing(llama, FailsAfter(count), "300tok", rows=2)
         assert_same(expected, answers(engine, asked))
         assert_same_cache(engine, eager)
         assert_gave_up(engine, told, SAID)
     assert in_flight == [False, True]  # the first step of the answers, and the one that reaches beyond 256 slots
+
+
+def test_a_chunk_that_fails_in_mid_prompt_is_fed_once(llama: LoadedModel) -> None:
+    asked = [Request("a", prompt(1, 100), max_tokens=9, row=1)]
+    eager, (engine, told) = make_engine(llama, "24tok", rows=2), failing(llama, FailsAfter(3), rows=2)
+    assert_same(answers(eager, asked), answers(engine, asked))
+    assert_same_cache(engine, eager)
+    assert_gave_up(engine, told, SAID)
 
 
 def test_work_that_asks_the_host_only_in_some_shape_is_found_when_it_comes(
@@ -129,7 +137,7 @@ def test_an_error_without_words_is_named(llama: LoadedModel) -> None:
     "refused",
     [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: can't allocate memory")],
 )
-@pytest.mark.parametrize("count", [0, 1, 2])
+@pytest.mark.parametrize("count", [0, 2, 3])
 def test_memory_that_runs_out_is_no_reason_to_go_on(llama: LoadedModel, refused: RuntimeError, count: int) -> None:
     engine = make_engine(llama, "24tok", rows=3)
     with pytest.raises(OutOfMemory, match="give a smaller --kv-budget"):

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from kvlite.engine.chunk import ChunkKey
 from kvlite.engine.engine import Engine
 from kvlite.engine.graphs import CudaGraphs
 from kvlite.engine.request import Request, Sampling, Token
@@ -102,6 +103,24 @@ def test_replaying_graphs_waits_for_nothing_but_the_ids_and_allocates_nothing() 
     assert engine.captured is not None and engine.captured.graph_bytes > 0
 
 
+@pytest.mark.parametrize("kernels", ["torch", "triton"])
+@pytest.mark.parametrize("family", ["llama", "gemma2", "cohere"])
+def test_graphs_of_chunks_give_the_tokens_of_eager_prompts(family: str, kernels: str) -> None:
+    loaded = on_cuda(family)
+    prompt = tuple((7 * i) % 117 + 3 for i in range(150))
+    requests = [
+        Request("1", prompt, max_tokens=20, row=1),
+        Request("2", prompt[10:], max_tokens=20, pins=((2, 9),), row=0),
+        Request("3", prompt[20:], max_tokens=20, row=1),
+    ]
+    eager, engine = make_engine(loaded, "32tok", rows=2, kernels=kernels), capturing(loaded, "32tok", 2, kernels)
+    for request in requests:
+        expected, done = answers(eager, [request])[request.id], answers(engine, [request])[request.id]
+        assert (done.ids, done.kv) == (expected.ids, expected.kv)
+    assert engine.captured is not None and engine.captured.chunk is not None
+    assert set(engine.captured.chunk.recordings.keys) == {ChunkKey(0), ChunkKey(1)}
+
+
 @pytest.mark.skipif(torch.__version__ < "2.13", reason="the allocator of torch before 2.13 stays in a failed capture")
 def test_a_graph_that_cannot_be_captured_says_why_and_leaves_a_device_that_works() -> None:
     loaded = on_cuda("llama")
@@ -109,7 +128,7 @@ def test_a_graph_that_cannot_be_captured_says_why_and_leaves_a_device_that_works
 
     class FailsLater(CudaGraphs):
         def record(self, body: Callable[[], None]) -> Callable[[], None]:
-            if len(recorded) == 2:
+            if len(recorded) == 3:
                 return super().record(lambda: torch.cuda.synchronize())
             recorded.append(body)
             return super().record(body)
