@@ -13,6 +13,7 @@ import argparse
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -28,8 +29,8 @@ from peers.pressed import Kvpress
 from peers.shapes import SHAPES, behind_the_gate, random_model, sharing_weights
 from peers.theirs import Generate, in_nf4, quantized, static
 
-PEERS = ("kvlite", "kvlite-triton", "kvlite-int4", "dynamic", "static", "quantized", "compiled", "kvlite-nf4", "nf4",
-         "kvpress")  # fmt: skip
+PEERS = ("kvlite", "kvlite-triton", "kvlite-captured", "kvlite-triton-captured", "kvlite-int4", "dynamic", "static",
+         "quantized", "compiled", "kvlite-nf4", "nf4", "kvpress")  # fmt: skip
 SMALL = {
     "decode": ["60:32", "40:128"], "prefill": ["64:32", "128:32"], "batch": ["48:16"], "drift": [100, 1_000, 1_000_000],
 }  # fmt: skip
@@ -81,10 +82,15 @@ def open_peers(
     def quantised() -> Kvlite:
         return Kvlite(behind_the_gate(in_nf4(theirs), dtype, "nf4"), options.shape, options.policy, name="kvlite-nf4")
 
+    def like(name: str, **differently: Any) -> Kvlite:
+        return Kvlite(ours, options.shape, options.policy, name=name, **differently)
+
     makers: Mapping[str, Callable[[], Peer]] = {
-        "kvlite": lambda: Kvlite(ours, options.shape, options.policy),
-        "kvlite-triton": lambda: Kvlite(ours, options.shape, options.policy, kernels="triton", name="kvlite-triton"),
-        "kvlite-int4": lambda: Kvlite(ours, options.shape, options.policy, kv_dtype="int4", name="kvlite-int4"),
+        "kvlite": lambda: like("kvlite"),
+        "kvlite-triton": lambda: like("kvlite-triton", kernels="triton"),
+        "kvlite-captured": lambda: like("kvlite-captured", captures=True),
+        "kvlite-triton-captured": lambda: like("kvlite-triton-captured", kernels="triton", captures=True),
+        "kvlite-int4": lambda: like("kvlite-int4", kv_dtype="int4"),
         "dynamic": lambda: Generate(theirs, "dynamic", "dynamic"),
         "static": lambda: static(theirs),
         "quantized": lambda: quantized(theirs),

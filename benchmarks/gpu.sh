@@ -44,6 +44,7 @@ shape() { # a shape's comparisons, each in a process of its own: a kernel that f
   if [ -n "${KVPRESS_PYTHON:-}" ]; then press=(--kvpress-python "$KVPRESS_PYTHON"); fi
   compare "$1" decode --parts decode --peers kvlite,dynamic,static,compiled,kvpress "${press[@]}"
   compare "$1" triton --parts decode,kernels,drift --peers kvlite,kvlite-triton
+  compare "$1" captured --parts decode,prefill,drift --peers kvlite,kvlite-captured,kvlite-triton-captured
   compare "$1" lowbit --parts decode --peers kvlite,kvlite-int4,quantized,kvlite-nf4,nf4
   compare "$1" prefill --parts prefill --peers kvlite,dynamic
   compare "$1" batch --parts batch --peers kvlite,dynamic
@@ -63,8 +64,13 @@ for name in "${parts[@]}"; do
       else
         echo "== tests: skipped: pytest and hypothesis are not both installed"; fi ;;
     bench)
-      if has platformdirs; then part bench "$PYTHON" -m kvlite bench demo --device "$DEVICE" --json; else
-        echo "== bench: skipped: platformdirs is not installed"; fi ;;
+      if ! has platformdirs; then
+        echo "== bench: skipped: platformdirs is not installed"
+        continue
+      fi
+      part bench "$PYTHON" -m kvlite bench demo --device "$DEVICE" --json
+      if [ "$DEVICE" = cuda ]; then part bench-captured "$PYTHON" -m kvlite bench demo --capture --json; else
+        echo "== bench-captured: skipped: there are no CUDA graphs on $DEVICE"; fi ;;
     nf4)
       if has bitsandbytes && has triton; then part nf4 "$PYTHON" benchmarks/nf4.py --out "$OUT/nf4.json"; else
         echo "== nf4: skipped: bitsandbytes and triton are not both installed"; fi ;;

@@ -33,7 +33,7 @@ def record(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """A comparison of everything that runs on a CPU, and its page."""
     out = tmp_path_factory.mktemp("results") / "tiny"
     cases = ("--decode", ROOM_FOR_ALL, "--decode", BOUNDED, "--prefill", BOUNDED, "--batch", BOUNDED)
-    peers = "kvlite,kvlite-int4,kvlite-triton,dynamic,static,quantized,compiled,kvpress"
+    peers = "kvlite,kvlite-int4,kvlite-triton,kvlite-captured,dynamic,static,quantized,compiled,kvpress"
     done = run("compare.py", "--shape", "tiny", "--device", "cpu", *cases, "--peers", peers, "--tokens", "8",
                "--rounds", "1", "--out", str(out))  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -65,7 +65,8 @@ def test_a_batch_in_equal_bytes_has_more_rows_in_bounded_slots(record: dict[str,
 
 def test_what_cannot_run_is_named_with_the_reason(record: dict[str, Any]) -> None:
     assert "--kvpress-python" in record["not_available"]["kvpress"]
-    assert "need a CUDA device" in record["failed"][f"decode {BOUNDED}: kvlite-triton"]
+    for peer in ("kvlite-triton", "kvlite-captured"):
+        assert "need a CUDA device" in record["failed"][f"decode {BOUNDED}: {peer}"]
     assert "- not measured: kvpress: " in record["page"]
 
 
@@ -96,8 +97,9 @@ def test_the_list_for_a_gpu_runs_every_part_and_says_which_failed(tmp_path: Path
     done = subprocess.run([script], capture_output=True, text=True, env=os.environ | settings, timeout=60)
     calls = asked.read_text()
     for shape in ("qwen2.5-0.5b", "llama-2-7b", "llama-3.1-8b"):
-        for part in ("decode", "triton", "lowbit", "prefill", "batch"):
+        for part in ("decode", "triton", "captured", "lowbit", "prefill", "batch"):
             assert f"compare.py --shape {shape} --device cpu --minutes 8 --out {tmp_path}/out/{shape}-{part}" in calls
     assert "-m pytest -q -m gpu tests/" in calls and "-m kvlite bench demo" in calls
+    assert ("bench demo --capture" in calls, "bench-captured: skipped" in done.stdout) == (False, True)
     assert done.returncode == (1 if failing else 0)
     assert ("failed: llama-2-7b-batch (exit 3)" in done.stdout) == bool(failing)

@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 import torch
 
 from kvlite.cache.policy import load_policy
+from kvlite.engine.capturing import is_wanted
 from kvlite.engine.engine import Engine
+from kvlite.engine.graphs import CudaGraphs
 from kvlite.engine.request import Completion, Request
 from kvlite.errors import KvliteError
 from kvlite.memory.budget import Budget
@@ -21,13 +23,14 @@ from peers.peer import Case, NotAvailable, Took
 
 @dataclass
 class Kvlite:
-    """One policy, slot format and set of kernels; an engine is built for each case and number of rows."""
+    """One policy, slot format, set of kernels and kind of steps; one engine for each case and number of rows."""
 
     loaded: LoadedModel
     shape: str
     policy: str = "heavy-hitter"
     kv_dtype: str = "auto"
     kernels: str = "auto"
+    captures: bool = False
     name: str = "kvlite"
     note: str = field(default="", init=False)
     _built: tuple[tuple[int, int], Engine] | None = field(default=None, init=False)
@@ -46,9 +49,12 @@ class Kvlite:
             plan = plan_cache(self.loaded.shape, Budget.parse(f"{slots}tok"), spec, rows=rows, free_bytes=None)
             try:
                 engine = Engine(self.loaded, plan, load_policy(self.policy), spec.slot_format, kernels=self.kernels)
+                if is_wanted(self.captures, self.loaded.device):
+                    engine.capture(CudaGraphs(self.loaded.device, rows))
             except KvliteError as error:
                 raise NotAvailable(str(error)) from error
-            self.note = f"{self.policy}, {engine.cache.kernels.name} kernels, slots in {spec.slot_format.name}"
+            kernels, stored = engine.cache.kernels.name, spec.slot_format.name
+            self.note = f"{self.policy}, {kernels} kernels, {engine.step} steps, slots in {stored}"
             self._built = ((slots, rows), engine)
         return self._built[1]
 

@@ -44,6 +44,7 @@ def bench(
     allow_pickle: opt.AllowPickle = False,
     fuse: opt.Fuse = True,
     kernels: opt.Kernels = "auto",
+    capture: opt.Capture = None,
     offline: opt.Offline = False,
 ) -> None:  # fmt: skip
     """Measure start-up, prompts and decoding on random tokens, and the share of this device's bandwidth they use."""
@@ -73,6 +74,7 @@ def bench(
         allow_pickle=allow_pickle,
         fuse=fuse,
         kernels=kernels,
+        capture=capture,
         offline=offline,
     )
     bench_model(asked, options, opt.console())

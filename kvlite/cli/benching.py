@@ -111,6 +111,7 @@ def _subject(opened: Opened) -> Subject:
         device_name=device_name(loaded.device),
         threads=torch.get_num_threads(),
         kernels=engine.cache.kernels.name,
+        step=str(engine.step),
         policy=engine.policy.name,
         on_full=engine.on_full,
         kv_dtype=engine.cache.stored.name,

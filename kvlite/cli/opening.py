@@ -90,17 +90,17 @@ def open_model(
     from kvlite.engine.capturing import is_wanted
     from kvlite.engine.engine import Engine
     from kvlite.engine.graphs import CudaGraphs
+    from kvlite.models.loading import pick_device
 
     policy = load_policy(options.kv_policy)
     policy.when_full(options.on_full)
+    captures = is_wanted(options.capture, pick_device(options.device))  # refused before the weights are read
     ref, files, loaded = load_model(options, console)
     room = Room(options, loaded.shape, free_bytes(loaded.device), loaded.device.type, with_rows, batch_size)
     spec = _surviving(room.specs(), loaded, console)
     engine = Engine(loaded, room.plan(spec), policy, spec.slot_format, options.on_full, options.kernels)
-    if is_wanted(options.capture, loaded.device):
-        engine.capture(CudaGraphs(loaded.device, engine.rows))
-        if engine.step.obstacle is not None:
-            console.warn(f"--capture: decode steps run eagerly: {engine.step.obstacle}")
+    if captures:
+        engine.capture(CudaGraphs(loaded.device, engine.rows), console.warn)
     text = chat_text(files, loaded, options)
     return Opened(ref, files, loaded, engine, text, model_sampling(files.generation), options)
 

@@ -169,7 +169,7 @@ Kernels = Annotated[
 Capture = Annotated[
     bool | None,
     typer.Option("--capture/--no-capture", rich_help_panel=_MODEL, show_default=False,
-                 help="Decode in CUDA graphs, one step ahead of the host; off for now unless given."),
+                 help="Run CUDA graphs, decoding one step ahead of the host; off for now unless given."),
 ]  # fmt: skip
 Offline = Annotated[
     bool,

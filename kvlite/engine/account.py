@@ -22,7 +22,7 @@ def record_engine(recorder: RunRecorder, engine: Engine, source: str) -> None:
 
     is_cuda = engine.loaded.device.type == "cuda"
     cuda = str(torch.version.cuda) if is_cuda else None
-    recorder.host(device=engine.loaded.device.type, kernels=engine.cache.kernels.name, step=str(engine.step), cuda=cuda)
+    recorder.host(device=engine.loaded.device.type, kernels=engine.cache.kernels.name, cuda=cuda)
     recorder.cache(
         engine.total_counts(),
         source=source,
@@ -35,6 +35,7 @@ def record_engine(recorder: RunRecorder, engine: Engine, source: str) -> None:
 def record_memory(recorder: RunRecorder, engine: Engine) -> None:
     """Measure at the end: every term there are tensors for, the peak of each phase, and on CUDA the device itself."""
     terms = measured_terms(engine)
+    recorder.step(str(engine.step))
     recorder.layers(kept_per_layer(engine))
     if engine.loaded.device.type == "cuda":
         _record_cuda(recorder, engine, terms)
@@ -55,7 +56,7 @@ def measured_terms(engine: Engine) -> dict[str, int]:
     if engine.cache.kernels.scratch_bytes:
         terms["scratch"] = engine.cache.kernels.scratch_bytes
     if engine.captured is not None:
-        terms["step"] = engine.captured.tensors.num_bytes
+        terms["step"] = engine.captured.num_bytes
     if engine.loaded.state is not None:
         terms["constant_state"] = engine.loaded.state.num_bytes
     return dict(terms)
@@ -88,5 +89,5 @@ def _record_cuda(recorder: RunRecorder, engine: Engine, terms: dict[str, int]) -
     reading = measure.device_reading(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
     terms = {**terms, "activations": max(0, beside)}
     if engine.captured is not None:
-        terms["graphs"] = engine.captured.recorder.num_bytes  # reserved, and to the allocator nobody's
+        terms["graphs"] = engine.captured.graph_bytes  # reserved, and to the allocator nobody's
     recorder.measured(terms, torch=peaks, device=reading)

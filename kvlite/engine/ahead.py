@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from kvlite.engine.captured import CapturedStep
 from kvlite.engine.limits import Limits
+from kvlite.engine.recordings import NotCapturable
 from kvlite.engine.row import Job, Row
 
 Work = tuple[tuple[Row, Job], ...]
@@ -37,11 +38,15 @@ class Landed:
 
 
 class Ahead:
-    """At most one step in flight while the ids of the one before are read. Rows count what was started for them."""
+    """At most one step in flight while the ids of the one before are read. Rows count what was started for them.
+
+    A step that cannot be recorded is not started; `obstacle` then says why, and no further one can be either.
+    """
 
     def __init__(self, step: CapturedStep, limits: Limits) -> None:
         self.step = step
         self.flight: Flight | None = None
+        self.obstacle: NotCapturable | None = None
         self._limits = limits
 
     def start(self, rows: Sequence[Row]) -> None:
@@ -49,9 +54,7 @@ class Ahead:
         assert self.flight is None
         work = tuple((row, row.job) for row in rows if row.job is not None)
         self.step.tensors.load(rows, self.step.cache)
-        ids = self.step.launch([row for row, _ in work])
-        self._count(work)
-        self.flight = Flight(work, ids)
+        self._fly(work, self._launched(work))
 
     def land(self, rows: Sequence[Row]) -> list[Landed]:
         """Wait for the step in flight, once the next is started where there is one; tokens of ended jobs are dropped.
@@ -60,18 +63,35 @@ class Ahead:
         """
         flight = self.flight
         assert flight is not None
-        ahead = self.step.launch([row for row, _ in flight.work]) if self._goes_on(flight.work, rows) else None
+        ahead = self._launched(flight.work) if self._goes_on(flight.work, rows) else None
         ids = flight.ids()
         held = [(row, job) for row, job in flight.work if row.job is job]
         work = tuple((row, job) for row, job in held if ahead is not None and not job.ends_with(ids[row.index]))
-        self._count(work)
-        self.flight = Flight(work, ahead) if ahead is not None and work else None
+        self._fly(work, ahead)
         fed = {row.index for row, _ in work}
         return [Landed(row, ids[row.index], row.index in fed) for row, _ in held]
 
     def drop(self) -> None:
         """Forget the step in flight and what it draws; what it feeds stays."""
         self.flight = None
+
+    def _launched(self, work: Work) -> Callable[[], list[int]] | None:
+        """Start a step that feeds the rows at work; None where it cannot be recorded."""
+        try:
+            return self.step.launch([row for row, _ in work])
+        except NotCapturable as error:
+            self.obstacle = error
+            return None
+
+    def _fly(self, work: Work, ids: Callable[[], list[int]] | None) -> None:
+        """Hold the step that was started, if one was and it feeds anybody, and count what it feeds."""
+        self.flight = None
+        if ids is None or not work:
+            return
+        self.flight = Flight(work, ids)
+        for row, _ in work:
+            row.feed(1)
+            self.step.cache.grow(slice(row.index, row.index + 1), (1,))
 
     def _goes_on(self, work: Work, rows: Sequence[Row]) -> bool:
         """Whether the same rows decode again, as far as the host knows, and one of them may draw another token."""
@@ -83,8 +103,3 @@ class Ahead:
 
     def _is_stuck(self, row: Row) -> bool:
         return self._limits.end(row) is not None or self._limits.must_turn(row, 1)
-
-    def _count(self, work: Work) -> None:
-        for row, _ in work:
-            row.feed(1)
-            self.step.cache.grow(slice(row.index, row.index + 1), (1,))

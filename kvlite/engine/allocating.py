@@ -10,15 +10,21 @@ import torch
 from kvlite.errors import OutOfMemory
 
 
+def is_refused(error: BaseException) -> bool:
+    """Whether there was no memory for what `error` ended; the CPU's allocator says so in words alone."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+
+
 @contextmanager
 def allocating() -> Iterator[None]:
     """Turn a refused allocation into OutOfMemory, with what to do."""
-    advice = "the device is out of memory; give a smaller --kv-budget, --prefill-chunk or --batch-size, or --4bit"
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise OutOfMemory(advice) from error
-    except RuntimeError as error:
-        if "can't allocate memory" not in str(error):
+    except (RuntimeError, MemoryError) as error:
+        if not is_refused(error):
             raise
-        raise OutOfMemory(advice) from error
+        raise OutOfMemory(
+            "the device is out of memory; give a smaller --kv-budget, --prefill-chunk or --batch-size, or --4bit"
+        ) from error

@@ -6,7 +6,6 @@ starts it and reads the ids. What a step's kernels look like follows from its `K
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -16,14 +15,11 @@ from torch import Tensor
 from kvlite.cache.cache import SlotCache
 from kvlite.cache.reach import Reach, farthest, placements, reach
 from kvlite.engine.graphs import Recorder
+from kvlite.engine.recordings import Recordings
 from kvlite.engine.row import Row
 from kvlite.engine.sampling import Draws, drawn, uniforms
 from kvlite.engine.standing import Standing, StandingTensors
-from kvlite.engine.watch import Watch
 from kvlite.models.loaded import LoadedModel
-
-MOST_RECORDINGS = 32
-"""Recordings kept at a time; the one that was used longest ago makes room."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +33,7 @@ class Key:
     reach: Reach
     samples: bool = False
     penalises: bool = False
-    pins: int = 0
+    pins: int = 1
 
 
 class CapturedStep:
@@ -46,23 +42,19 @@ class CapturedStep:
     def __init__(self, loaded: LoadedModel, cache: SlotCache, recorder: Recorder) -> None:
         self.loaded = loaded
         self.cache = cache
-        self.recorder = recorder
         self.tensors = StandingTensors(cache, loaded.shape.vocab)
-        self._recordings: OrderedDict[Key, Callable[[], None]] = OrderedDict()
+        self.recordings = Recordings(recorder, self.tensors)
 
     def rehearse(self) -> None:
-        """Record the first steps there will be: into free slots, and into full ones where tokens are evicted.
-
-        Raises AsksTheHost where the model or the policy cannot be recorded.
-        """
+        """Record the first steps there will be: into free slots, and into full ones. Raises NotCapturable."""
         self._recording(Key(1, reach(self.cache, [0]), samples=True, penalises=True))
-        if self.cache.policy.evicts:
-            self._recording(Key(1, farthest(self.cache)))
+        self._recording(Key(1, farthest(self.cache)))
 
     def launch(self, going: Sequence[Row]) -> Callable[[], list[int]]:
         """Start a step that feeds each of the rows what its tensors say; the function that is returned waits for it.
 
-        It gives an id for each row up to the last that goes; those of rows that stand still mean nothing.
+        It gives an id for each row up to the last that goes; those of rows that stand still mean nothing. Raises
+        NotCapturable, and then nothing was fed.
         """
         jobs = [row.job for row in going if row.job is not None]
         samplings = [job.request.sampling for job in jobs]
@@ -74,31 +66,10 @@ class CapturedStep:
             pins=self.tensors.num_pins,
         )
         self._recording(key)()
-        return self.recorder.read(self.tensors.first(going[-1].index + 1).token)
+        return self.recordings.recorder.read(self.tensors.first(going[-1].index + 1).token)
 
-    @torch.inference_mode()
     def _recording(self, key: Key) -> Callable[[], None]:
-        if key not in self._recordings:
-
-            def body() -> None:
-                self._step(key)
-
-            self._rehearse(body)
-            while len(self._recordings) >= MOST_RECORDINGS:
-                self._recordings.popitem(last=False)
-            self._recordings[key] = self.recorder.record(body)
-        self._recordings.move_to_end(key)
-        return self._recordings[key]
-
-    def _rehearse(self, body: Callable[[], None]) -> None:
-        """Run `body` with all rows standing still, which leaves the cache as it is: kernels compile, all is checked."""
-        held = self.tensors.integers.clone()
-        self.tensors.first(self.cache.plan.rows).going.zero_()
-        try:
-            with Watch(self.cache.device):
-                body()
-        finally:
-            self.tensors.integers.copy_(held)
+        return self.recordings.of(key, lambda: self._step(key))
 
     @torch.inference_mode()
     def _step(self, key: Key) -> None:
@@ -108,7 +79,7 @@ class CapturedStep:
         ids = torch.where(is_going, rows.token, 0)[:, None]
         pos, rot = (torch.where(is_going, at, -1).int()[:, None] for at in (rows.seen, rows.rot))
         places = placements(key.reach, rows.live, is_going)
-        pins = self.tensors.pins(key.pins)[: key.rows] if key.pins else None
+        pins = self.tensors.pins(key.pins)[: key.rows]
         step = self.cache.placed(slice(0, key.rows), pos, rot, (0,) * key.rows, pins, places)
         logits = self.loaded.forward(ids, self.cache, step)[:, -1]
         numbers = uniforms(rows.stem, rows.index) if key.samples else None

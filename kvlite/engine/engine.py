@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -12,12 +12,12 @@ from kvlite.cache.cache import CacheSnapshot, SlotCache
 from kvlite.cache.policy import Policy
 from kvlite.engine.ahead import Ahead
 from kvlite.engine.allocating import allocating
-from kvlite.engine.captured import CapturedStep
-from kvlite.engine.capturing import Stepping, captured
+from kvlite.engine.capturing import Captured, Stepping, captured, uncaptured
 from kvlite.engine.graphs import Recorder
 from kvlite.engine.inputs import Inputs
 from kvlite.engine.limits import Limits
 from kvlite.engine.meter import Meter
+from kvlite.engine.recordings import NotCapturable
 from kvlite.engine.request import Completion, FinishReason, Request, Timing, Token
 from kvlite.engine.row import Row
 from kvlite.engine.sampling import INVALID, Draw, sample
@@ -73,7 +73,9 @@ class Engine:
         for index, layer in self.cache.layers.items():
             layer.rotation = (loaded.rotations or {}).get(index)
         self.step = Stepping("eager")
-        self._ahead: Ahead | None = None
+        self.captured: Captured | None = None
+        """What is recorded; None where all steps are eager."""
+        self._warn: Callable[[str], None] = lambda text: None
         self._limits = Limits(self.cache, loaded.window, loaded.rotations is not None, self.on_full)
         self._rows = [Row(index) for index in range(plan.rows)]
 
@@ -101,12 +103,12 @@ class Engine:
                         break
                     yield from self._admit(request)
                 yield from self._ended()
-                if self._ahead is not None and self._ahead.flight is not None:
-                    yield from self._land(self._ahead)
+                if self.captured is not None and self.captured.ahead.flight is not None:
+                    yield from self._land(self.captured.ahead)
                     continue
                 feed = next_feed(self._rows, self.plan.chunk)
-                if feed is not None and feed.decodes and self._ahead is not None:
-                    self._start(self._ahead)
+                if feed is not None and feed.decodes and self.captured is not None:
+                    self._start(self.captured.ahead)
                 elif feed is not None:
                     yield from self._advance(feed)
                 elif exhausted:
@@ -114,18 +116,19 @@ class Engine:
         finally:
             for row in self._rows:
                 row.job = None
-            if self._ahead is not None:
-                self._ahead.drop()
+            if self.captured is not None:
+                self.captured.ahead.drop()
 
-    def capture(self, recorder: Recorder) -> None:
-        """Decode in steps that `recorder` records, one ahead of the host; where it cannot be, `step` says why not."""
+    def capture(self, recorder: Recorder, warn: Callable[[str], None] = lambda text: None) -> None:
+        """Run steps that `recorder` records, decode steps one ahead of the host.
+
+        Where that cannot be, now or once a further shape is met, steps are eager, `step` says why and so does `warn`.
+        """
+        self._warn = warn
         with allocating():
-            self.step, self._ahead = captured(self.loaded, self.cache, self._limits, recorder)
-
-    @property
-    def captured(self) -> CapturedStep | None:
-        """The step that is recorded; None where decode steps are eager."""
-        return None if self._ahead is None else self._ahead.step
+            self.step, self.captured = captured(self.loaded, self.cache, self._limits, recorder)
+        if self.step.obstacle is not None:
+            warn(self.step.warning)
 
     def score(self, ids: Sequence[tuple[int, ...]]) -> torch.Tensor:
         """Feed the first rows the next ids of texts that are given, and give the logits behind each id [n, T, V].
@@ -228,12 +231,36 @@ class Engine:
         rows = self._rows[feed.rows]
         phase = "decode" if all(row.job is None or row.job.answer for row in rows) else "prefill"
         with self.meter.phase(phase), allocating():
-            logits = self._forward(feed)
+            logits = self._replay(feed)
+            if logits is None:
+                logits = self._forward(feed)
             ready = [i for i, row in enumerate(rows) if row.job is not None and feed.ids[i] and not row.job.prompt]
             draws = [self._draw(rows[i]) for i in ready]
             ids = sample(logits[ready, -1] if len(ready) < len(rows) else logits[:, -1], draws) if ready else []
         for i, token in zip(ready, ids, strict=True):
             yield from self._take(rows[i], token)
+
+    def _replay(self, feed: Feed) -> torch.Tensor | None:
+        """Feed a chunk of the shape that is recorded and give its last logits; None where there is none such."""
+        chunk = None if self.captured is None else self.captured.chunk
+        if chunk is None or len(feed.ids) > 1:
+            return None
+        row, ids = self._rows[feed.rows.start], feed.ids[0]
+        if not chunk.takes(row, ids):
+            return None
+        self._turn([row], [len(ids)])
+        try:
+            logits = chunk.feed(row, ids)
+        except NotCapturable as error:
+            self._give_up(error)
+            return None
+        row.feed(len(ids))
+        return logits
+
+    def _give_up(self, why: NotCapturable) -> None:
+        """Go on without recordings, which must not be tried again once one failed."""
+        self.step, self.captured = uncaptured(self.loaded, self.cache, why), None
+        self._warn(self.step.warning)
 
     def _forward(self, feed: Feed, last: int = 1) -> torch.Tensor:
         """Feed the ids and give the logits of the `last` positions [n, last, V]."""
@@ -257,11 +284,15 @@ class Engine:
         with self.meter.phase("decode"), allocating():
             self._turn(self._rows, [int(row.job is not None) for row in self._rows])
             ahead.start(self._rows)
+        if ahead.obstacle is not None:
+            self._give_up(ahead.obstacle)
 
     def _land(self, ahead: Ahead) -> Iterator[Token | Completion]:
         """A token for every row of the step in flight, the next one being started."""
         with self.meter.phase("decode"), allocating():
             landed = ahead.land(self._rows)
+        if ahead.obstacle is not None:
+            self._give_up(ahead.obstacle)
         for one in landed:
             yield from self._take(one.row, one.token, one.is_fed)
 

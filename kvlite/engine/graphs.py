@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Protocol
 
 import torch
@@ -47,13 +48,20 @@ class CudaGraphs:
         self._landing = [torch.zeros(rows, dtype=torch.int64, pin_memory=True) for _ in range(2)]
 
     def record(self, body: Callable[[], None]) -> Callable[[], None]:
-        """See Recorder. Waits for the device."""
+        """See Recorder. Waits for the device. Raises RuntimeError, after which nothing more must be recorded.
+
+        Until torch 2.13 the allocator then counts a capture as under way (https://github.com/pytorch/pytorch/pull/180395).
+        """
         torch.cuda.synchronize(self._device)
         torch.cuda.empty_cache()  # so that what is reserved now is what was, and what comes is the graph's
         before = torch.cuda.memory_reserved(self._device)
         graph = torch.cuda.CUDAGraph()
         with (
+            first_error(),
             torch.cuda.device(self._device),
+            torch.cuda.stream(
+                torch.cuda.current_stream(self._device)
+            ),  # torch does not come back from a failed capture
             torch.cuda.graph(graph, self._pool, self._stream, capture_error_mode="thread_local"),
         ):
             body()
@@ -73,3 +81,14 @@ class CudaGraphs:
             return ids
 
         return wait
+
+
+@contextmanager
+def first_error() -> Iterator[None]:
+    """Raises the RuntimeError that came first: a capture that fails does so again as it ends, and hides why."""
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error.__context__, RuntimeError):
+            raise error.__context__ from None
+        raise

@@ -1,4 +1,4 @@
-"""The tensors that decode steps work on, allocated once: what each row feeds next, how it draws, when it stops."""
+"""The tensors that captured work stands on, allocated once: what each row feeds next, how it draws, when it stops."""
 
 from __future__ import annotations
 
@@ -50,8 +50,9 @@ class StandingTensors:
         self._settings = torch.zeros(NUM_SETTINGS, rows, device=device)
         self._ends, self._used = (torch.zeros(rows, vocab, dtype=torch.bool, device=device) for _ in range(2))
         self._pins: dict[int, Tensor] = {}
-        self.num_pins = 0
-        """The most pinned spans of a row."""
+        self.pins(1)
+        self.num_pins = 1
+        """The most pinned spans of a row, at least one: an empty span pins nothing."""
 
     @property
     def num_bytes(self) -> int:
@@ -84,6 +85,16 @@ class StandingTensors:
             )
         return self._pins[width]
 
+    def stand_still(self) -> None:
+        """Let all rows feed padding."""
+        self.first(self.integers.shape[1]).going.zero_()
+
+    def place(self, row: Row) -> None:
+        """Set where a row goes on and what it pins, to feed it a chunk. Waits for the device."""
+        at = self.first(row.index + 1)
+        at.seen[row.index], at.rot[row.index], at.going[row.index] = row.seen, row.rot, 1
+        self._pin([row])
+
     def load(self, rows: Sequence[Row], cache: SlotCache) -> None:
         """Set what all `rows` of the cache do next; those with nothing to feed stand still. Waits for the device."""
         columns = [[*_integers(row), *(cache.live(row.index, slots) for slots in self._slots)] for row in rows]
@@ -99,10 +110,14 @@ class StandingTensors:
                 if request.sampling.repetition_penalty != 1.0:
                     self._mark(self._used[row.index], row.used)
         self._settings.copy_(torch.tensor(settings).T)
-        self.num_pins = max(len(row.pins) for row in rows)
-        if self.num_pins:
-            spans = [[*row.pins, *[(0, 0)] * (self.num_pins - len(row.pins))] for row in rows]
-            self.pins(self.num_pins).copy_(torch.tensor(spans, dtype=torch.int32))
+        self._pin(rows)
+
+    def _pin(self, rows: Sequence[Row]) -> None:
+        """Set the spans of neighbouring rows."""
+        self.num_pins = max(1, *(len(row.pins) for row in rows))
+        spans = [[*row.pins, *[(0, 0)] * (self.num_pins - len(row.pins))] for row in rows]
+        here = slice(rows[0].index, rows[-1].index + 1)
+        self.pins(self.num_pins)[here] = torch.tensor(spans, dtype=torch.int32)
 
     def _mark(self, marks: Tensor, ids: frozenset[int] | set[int]) -> None:
         known = [token for token in ids if 0 <= token < len(marks)]

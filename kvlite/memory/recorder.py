@@ -75,11 +75,13 @@ class RunRecorder:
         """Say which weights run."""
         self._record.model = identity
 
-    def host(
-        self, *, device: str, kernels: str | None = None, step: str | None = None, cuda: str | None = None
-    ) -> None:
+    def host(self, *, device: str, kernels: str | None = None, cuda: str | None = None) -> None:
         """Say where it runs; the rest is read from the machine when the run ends."""
-        self._record.host = HostFacts(device=device, kernels=kernels, step=step, cuda=cuda)
+        self._record.host = HostFacts(device=device, kernels=kernels, cuda=cuda)
+
+    def step(self, step: str) -> None:
+        """Say how decode steps ran, after `host`: only the end of a run knows."""
+        self._record.host.step = step
 
     def cache(
         self,

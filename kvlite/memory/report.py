@@ -61,7 +61,7 @@ class HostFacts(Part):
     kernels: Text | None = None
     """The set of kernels that ran."""
     step: Text | None = None
-    """How decode steps ran: `captured`, or `eager` and why where capturing was asked for."""
+    """How decode steps ran: `captured` (`captured, prefill eager` and why), or `eager` and what stood in the way."""
     gpu: Text | None = None
     gpu_total_bytes: int | None = None
     driver: Text | None = None

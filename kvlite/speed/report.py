@@ -15,7 +15,10 @@ SCHEMA = "kvlite.bench/1"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Subject:
-    """What was measured: the model as loaded, the cache as reserved, the device by name, and the versions."""
+    """What was measured: the model as loaded, the cache as reserved, the device by name, and the versions.
+
+    `step` says how decode steps ran: `captured`, or `eager` and why where capturing was asked for.
+    """
 
     model: str
     dtype: str
@@ -25,6 +28,7 @@ class Subject:
     device_name: str
     threads: int
     kernels: str
+    step: str
     policy: str
     on_full: str
     kv_dtype: str

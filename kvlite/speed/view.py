@@ -30,7 +30,8 @@ def headline(report: BenchReport) -> str:
     weights = subject.dtype if subject.quant == "none" else subject.quant
     cache = f"KV {human_bytes(subject.reserved_bytes)} = {subject.slots:,} tok · policy {subject.policy}"
     threads = f", {subject.threads} threads" if subject.device == "cpu" else ""
-    place = f"{subject.device_name}{threads} ({subject.kernels})"
+    steps = subject.step.partition(":")[0]
+    place = f"{subject.device_name}{threads} ({subject.kernels}, {steps} steps)"
     return f"{subject.model} · {weights} · {cache} · {place} · {versions}"
 
 

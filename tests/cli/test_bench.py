@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 
 import pytest
 
 from kvlite.cli import main
+from kvlite.engine.graphs import Rerun
 
 SMALL = ["bench", "--prompt", "8", "--context", "20,1k", "--drift", "1k,1M", "--steps", "3", "--rounds", "2"]
 
@@ -45,6 +47,31 @@ def test_json_has_every_figure_and_they_agree(capsys: pytest.CaptureFixture[str]
     memory = found["memory"]
     assert memory["predicted_bytes"]["kv"] == memory["measured_bytes"]["kv"]
     assert memory["peak_bytes"].keys() == {"load", "prefill", "decode"}
+    assert found["step"] == "eager" and "step" not in memory["measured_bytes"]
+
+
+@pytest.mark.parametrize("obstacle", [None, "no graph today"])
+def test_how_decoding_ran_is_in_the_report(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, obstacle: str | None
+) -> None:
+    class Recorder(Rerun):
+        def record(self, body: Callable[[], None]) -> Callable[[], None]:
+            if obstacle is not None:
+                raise RuntimeError(obstacle)
+            return super().record(body)
+
+    monkeypatch.setattr("kvlite.engine.capturing.is_wanted", lambda asked, _: bool(asked))
+    monkeypatch.setattr("kvlite.engine.graphs.CudaGraphs", lambda *_: Recorder())
+    asked = [*SMALL, "demo", "--kv-budget", "64tok", "--device", "cpu", "--capture"]
+    assert main([*asked, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert ("step" in found["memory"]["measured_bytes"]) == (obstacle is None)
+    assert found["step"].startswith("captured" if obstacle is None else "eager: ")
+    assert found["step"].endswith(obstacle or "captured")
+    assert main(asked) == 0
+    captured = capsys.readouterr()
+    assert f"(torch, {'captured' if obstacle is None else 'eager'} steps)" in captured.out.splitlines()[0]
+    assert captured.err.count("warning: --capture: ") == (obstacle is not None)
 
 
 def test_without_json_there_are_tables(capsys: pytest.CaptureFixture[str]) -> None:
@@ -63,6 +90,7 @@ def test_without_json_there_are_tables(capsys: pytest.CaptureFixture[str]) -> No
         (["--drift", "many"], 2),
         (["--kv-budget", "2tok"], 4),
         (["--device", "cuda:99"], 2),
+        (["--device", "cpu", "--capture"], 2),
         (["no-such-model", "--offline"], 3),
     ],
     ids=lambda value: str(value),

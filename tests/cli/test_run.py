@@ -10,7 +10,7 @@ import pytest
 
 from kvlite.cli import main
 from kvlite.engine.graphs import Rerun
-from kvlite.engine.watch import AsksTheHost
+from kvlite.engine.recordings import NotCapturable
 from kvlite.memory.records import RunRecords
 
 FUSED = ["norm", "rotary", "mlp", "attention", "layer", "decoder"]
@@ -311,9 +311,13 @@ def test_the_kernels_that_run_are_said_and_those_that_cannot_are_refused(run, mo
     assert "--kernels triton: " in err and "give --kernels auto or torch" in err
 
 
-def test_how_decode_steps_run_is_said_and_capturing_is_refused_where_there_are_no_graphs(run):
+def test_how_decode_steps_run_is_in_the_record(run):
     assert run("demo", "hi", "-n", "1")[0] == 0
     assert RunRecords().load("last").host.step == "eager"
+
+
+def test_capturing_is_refused_before_anything_is_loaded_where_there_are_no_graphs(run, monkeypatch):
+    monkeypatch.setattr("kvlite.models.loading.load", lambda *_: pytest.fail("the weights were read"))
     code, out, err = run("demo", "hi", "-n", "1", "--capture")
     assert (code, out) == (2, "")
     assert "--capture: CUDA graphs need a CUDA device, and this is cpu" in err
@@ -339,7 +343,26 @@ def test_captured_steps_and_what_stands_in_their_way_are_said(run, monkeypatch, 
 
 
 def refuse(obstacle):
-    raise AsksTheHost(obstacle)
+    raise NotCapturable(obstacle)
+
+
+def test_graphs_that_fail_in_mid_answer_are_said_and_the_answer_is_whole(run, monkeypatch):
+    class Fails(Rerun):
+        left = 3
+
+        def record(self, body):
+            self.left -= 1
+            if self.left < 0:
+                raise RuntimeError("no more graphs")
+            return super().record(body)
+
+    monkeypatch.setattr("kvlite.engine.capturing.is_wanted", lambda *_: True)
+    monkeypatch.setattr("kvlite.engine.graphs.CudaGraphs", lambda *_: Fails())
+    code, out, err = run("demo", "Hello!", "-n", "3")
+    assert (code, out) == (0, "Hello! How\n")
+    assert "cpu (torch, captured steps)" in err
+    assert err.count("warning: --capture: decode steps run eagerly: ") == 1 and "no more graphs" in err
+    assert RunRecords().load("last").host.step.endswith("cannot be captured: no more graphs")
 
 
 def test_what_the_user_was_warned_of_is_in_the_record(run):
