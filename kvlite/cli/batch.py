@@ -169,6 +169,7 @@ def batch(
     fuse: opt.Fuse = True,
     kernels: opt.Kernels = "auto",
     capture: opt.Capture = None,
+    compile: opt.Compile = False,
     offline: opt.Offline = False,
 ) -> None:
     """Answer every line of INPUT; killed at any moment, the same command goes on where it stopped.
@@ -246,6 +247,7 @@ def batch(
         "fuse": fuse,
         "kernels": kernels,
         "capture": capture,
+        "compile": compile,
         "offline": offline,
         "think": think,
     }

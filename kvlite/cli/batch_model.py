@@ -30,6 +30,7 @@ _PARAMS = (
     "fuse",
     "kernels",
     "capture",
+    "compile",
 )
 
 

@@ -45,6 +45,7 @@ def bench(
     fuse: opt.Fuse = True,
     kernels: opt.Kernels = "auto",
     capture: opt.Capture = None,
+    compile: opt.Compile = False,
     offline: opt.Offline = False,
 ) -> None:  # fmt: skip
     """Measure start-up, prompts and decoding on random tokens, and the share of this device's bandwidth they use."""
@@ -75,6 +76,7 @@ def bench(
         fuse=fuse,
         kernels=kernels,
         capture=capture,
+        compile=compile,
         offline=offline,
     )
     bench_model(asked, options, opt.console())

@@ -61,6 +61,7 @@ def chat(
     fuse: opt.Fuse = True,
     kernels: opt.Kernels = "auto",
     capture: opt.Capture = None,
+    compile: opt.Compile = False,
     offline: opt.Offline = False,
 ) -> None:
     """Talk with a model. /help lists what else can be done there; Ctrl-C stops an answer, Ctrl-D leaves."""
@@ -97,6 +98,7 @@ def chat(
         fuse=fuse,
         kernels=kernels,
         capture=capture,
+        compile=compile,
         offline=offline,
         think=think,
     )

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import TYPE_CHECKING
 
-from kvlite.errors import DoesNotFit
+from kvlite.errors import DoesNotFit, UsageError
 
 if TYPE_CHECKING:
     import torch
@@ -43,6 +43,7 @@ class ModelOptions:
     fuse: bool = True
     kernels: str = "auto"
     capture: bool | None = None  # where it is known to pay
+    compile: bool = False
     offline: bool = False
     think: str = "auto"
 
@@ -99,6 +100,10 @@ def _check_words(options: ModelOptions) -> None:
             Budget.parse(budget)
     slot_format(options.kv_dtype, "float32")
     dtype_name(options.dtype)
+    if options.compile and options.capture:
+        raise UsageError("--compile and --capture are two ways to the same end; leave out one of them")
+    if options.compile and not options.fuse:
+        raise UsageError("--compile compiles what is fused; leave out --no-fuse")
 
 
 def _load(files: ModelFiles, options: ModelOptions, shape: ModelShape) -> LoadedModel:
@@ -122,7 +127,7 @@ def _load(files: ModelFiles, options: ModelOptions, shape: ModelShape) -> Loaded
         trust_remote_code=options.trust_remote_code,
         allow_pickle=options.allow_pickle,
         fuse=options.fuse,
-        kernels=options.kernels,
+        kernels="torch" if options.compile else options.kernels,  # the compiler writes kernels of its own
     )
     return load(files.folder, files.config, wanted)
 

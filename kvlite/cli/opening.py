@@ -96,6 +96,8 @@ def open_model(
     policy.when_full(options.on_full)
     captures = is_wanted(options.capture, pick_device(options.device))  # refused before the weights are read
     ref, files, loaded = load_model(options, console)
+    if options.compile:
+        loaded = _compiled(loaded, console)
     room = Room(options, loaded.shape, free_bytes(loaded.device), loaded.device.type, with_rows, batch_size)
     spec = _surviving(room.specs(), loaded, console)
     engine = Engine(loaded, room.plan(spec), policy, spec.slot_format, options.on_full, options.kernels)
@@ -103,6 +105,17 @@ def open_model(
         engine.capture(CudaGraphs(loaded.device, engine.rows), console.warn)
     text = chat_text(files, loaded, options)
     return Opened(ref, files, loaded, engine, text, model_sampling(files.generation), options)
+
+
+def _compiled(loaded: LoadedModel, console: Console) -> LoadedModel:
+    """The model with compiled decode steps, or as it is where they cannot be, which is said."""
+    from kvlite.models.compiling import compiled
+
+    console.note("compiling decode steps: a minute the first time, seconds from then on")
+    loaded, obstacle = compiled(loaded)
+    if obstacle is not None:
+        console.warn(f"--compile: decode steps are not compiled: {obstacle}")
+    return loaded
 
 
 def _surviving(specs: Sequence[CacheSpec], loaded: LoadedModel, console: Console) -> CacheSpec:

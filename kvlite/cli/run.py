@@ -73,6 +73,7 @@ def run(
     fuse: opt.Fuse = True,
     kernels: opt.Kernels = "auto",
     capture: opt.Capture = None,
+    compile: opt.Compile = False,
     offline: opt.Offline = False,
 ) -> None:
     """Answer one prompt: stdin first, then files, then the words, a blank line between them."""
@@ -124,6 +125,7 @@ def run(
             fuse=fuse,
             kernels=kernels,
             capture=capture,
+            compile=compile,
             offline=offline,
             think=think,
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 from transformers.models.llama.modeling_llama import LlamaForCausalLM, LlamaModel
@@ -16,6 +16,12 @@ _MODELS = (LlamaModel, MistralModel, MixtralModel, Qwen2Model)
 _HEADS = (LlamaForCausalLM, MixtralForCausalLM)
 
 
+class Decoder(Protocol):
+    """ids and positions int64 [B, T] -> the logits of the `last` positions [B, last, V]."""
+
+    def __call__(self, ids: Tensor, positions: Tensor, last: int) -> Tensor: ...
+
+
 class FusedDecoder:
     """Embeds, runs the layers, norms and multiplies with the head, over the modules of `model`."""
 
@@ -23,7 +29,7 @@ class FusedDecoder:
         self._model = model
 
     def __call__(self, ids: Tensor, positions: Tensor, last: int) -> Tensor:
-        """ids and positions int64 [B, T] -> the logits of the `last` positions [B, last, V]."""
+        """See Decoder."""
         whole: Any = self._model._modules
         parts = whole["model"]._modules
         hidden = parts["embed_tokens"].forward(ids)

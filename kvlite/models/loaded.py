@@ -14,7 +14,7 @@ from kvlite.cache.cache import SlotCache
 from kvlite.cache.rotation import Rotation
 from kvlite.cache.step import Step
 from kvlite.memory.shape import ModelShape
-from kvlite.models.decoder import FusedDecoder
+from kvlite.models.decoder import Decoder
 from kvlite.models.hybrid import HybridState
 from kvlite.models.quantised import compute_dtype
 from kvlite.models.seam import feeding
@@ -26,7 +26,7 @@ class LoadedModel:
 
     `rotations` maps layers to their Rotation; None where the positions cannot be re-rotated, so that a conversation
     ends with the model's window. `state` is the constant-size state of hybrids, which then run one row at a time.
-    `fused` names the patches of fusing.py in force, of which `decoder` is one. `stages` are the seconds loading took,
+    `fused` names the patches in force, of which `decoder` is one. `stages` are the seconds loading took,
     by stage.
     """
 
@@ -39,7 +39,7 @@ class LoadedModel:
     rotations: dict[int, Rotation | None] | None = None
     state: HybridState | None = None
     fused: tuple[str, ...] = ()
-    decoder: FusedDecoder | None = None
+    decoder: Decoder | None = None
     stages: Mapping[str, float] = field(default_factory=dict)
 
     @property

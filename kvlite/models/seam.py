@@ -15,6 +15,7 @@ from dataclasses import replace
 from functools import cache
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
@@ -58,18 +59,54 @@ def attention(
     **_: Any,  # what transformers hands to every implementation and slots do not need
 ) -> tuple[Tensor, None]:
     """query [B, H_Q, T, D], key [B, H_KV, T, D], value [B, H_KV, T, D_V] -> [B, T, H_Q, D_V] and no weights."""
+    index: int = module.layer_idx  # type: ignore[assignment]
+    attend = torch.ops.kvlite.attend if torch.compiler.is_compiling() else _attend
+    return attend(query, key, value, index, scaling, sliding_window, softcap, s_aux), None
+
+
+@torch.library.custom_op("kvlite::attend", mutates_args=())
+def _attend_compiled(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    index: int,
+    scaling: float | None,
+    sliding_window: int | None,
+    softcap: float | None,
+    sink_logits: Tensor | None,
+) -> Tensor:
+    """As `_attend`, opaque to a compiler: the slots that it reads and writes are no tensors of the compiled code."""
+    return _attend(query, key, value, index, scaling, sliding_window, softcap, sink_logits)
+
+
+@_attend_compiled.register_fake
+def _shape_of_attended(query: Tensor, key: Tensor, value: Tensor, *_: Any) -> Tensor:
+    batch, heads, tokens, _dim = query.shape
+    return query.new_empty(batch, tokens, heads, value.shape[-1])
+
+
+def _attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    index: int,
+    scaling: float | None,
+    sliding_window: int | None,
+    softcap: float | None,
+    sink_logits: Tensor | None,
+) -> Tensor:
     slots, step = _fed.get()
-    layer = slots.layers[module.layer_idx]  # type: ignore[index]
+    layer = slots.layers[index]
     if sliding_window is not None and sliding_window != layer.shape.window:
         raise UnsupportedModel(
-            f"layer {module.layer_idx} sees {sliding_window} positions back where config.json says "
+            f"layer {index} sees {sliding_window} positions back where config.json says "
             f"{layer.shape.window or 'all'}; choose another model"
         )
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     geometry = _geometry(scaling, layer.shape.window, softcap)
-    if s_aux is not None:
-        geometry = replace(geometry, sink_logits=s_aux)
-    return layer.attend(query, key, value, step, geometry).transpose(1, 2).contiguous(), None
+    if sink_logits is not None:
+        geometry = replace(geometry, sink_logits=sink_logits)
+    return layer.attend(query, key, value, step, geometry).transpose(1, 2).contiguous()
 
 
 @cache

@@ -5,6 +5,7 @@ import json
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -299,6 +300,24 @@ def test_the_banner_says_when_the_conversation_ends_with_the_window(run, monkeyp
 def test_modules_are_fused_unless_told_otherwise(run, flags, fused):
     assert run("demo", "Hello!", "-n", "3", *flags)[1] == "Hello! How\n"
     assert RunRecords().load("last").model.fused == fused
+
+
+def test_compiling_is_said_and_so_is_what_stands_in_its_way(run, monkeypatch):
+    monkeypatch.setattr("kvlite.models.compiling.compiled", lambda loaded: (loaded, "no compiler is there"))
+    code, out, err = run("demo", "Hello!", "-n", "3", "--compile")
+    assert (code, out) == (0, "Hello! How\n")
+    assert "compiling decode steps: " in err and "--compile: decode steps are not compiled: no compiler is there" in err
+    assert "compiled steps" not in err
+    monkeypatch.setattr(
+        "kvlite.models.compiling.compiled", lambda loaded: (replace(loaded, fused=(*loaded.fused, "compiled")), None)
+    )
+    assert "cpu (torch, compiled steps)" in run("demo", "hi", "-n", "1", "--compile")[2]
+    assert RunRecords().load("last").model.fused == [*FUSED, "compiled"]
+
+
+def test_what_contradicts_compiling_is_refused(run):
+    code, out, err = run("demo", "hi", "--compile", "--no-fuse")
+    assert (code, out) == (2, "") and "leave out --no-fuse" in err
 
 
 def test_the_kernels_that_run_are_said_and_those_that_cannot_are_refused(run, monkeypatch):

@@ -65,7 +65,7 @@ def test_one_sequences_budget_is_honoured() -> None:
     assert rows("10MB", "1MB").reserved_bytes <= 10_000_000
     with pytest.raises(BudgetTooSmall, match="give a smaller --kv-per-seq"):
         rows("1MB", "2MB")
-    with pytest.raises(BudgetTooSmall, match="one sequence takes .* give a smaller --kv-per-seq"):
+    with pytest.raises(BudgetTooSmall, match=r"one sequence takes .* give a smaller --kv-per-seq"):
         rows("1MB", "4000tok")
 
 
