@@ -31,6 +31,7 @@ from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
 from kvlite_kernels.dense import ACTIVATIONS, Norm
+from kvlite_kernels.int8 import EightBit
 from kvlite_kernels.kinds import Noise, Rank, Statistic
 from kvlite_kernels.nf4 import FourBit
 from kvlite_kernels.reference import Geometry, Segment, Vectors
@@ -38,7 +39,7 @@ from kvlite_kernels.slots import Arriving, Held, Ranking
 from kvlite_kernels.statistic import Measure
 from kvlite_kernels.triton_set.attention import attend_many, attend_one
 from kvlite_kernels.triton_set.dense import TRITON_DENSE
-from kvlite_kernels.triton_set.products import TritonProducts
+from kvlite_kernels.triton_set.products import TritonCodedProducts, TritonProducts
 from kvlite_kernels.triton_set.scratch import Scratch
 from kvlite_kernels.triton_set.tiles import Processor
 from kvlite_kernels.triton_set.writing import insert, move, quantise
@@ -48,14 +49,14 @@ SHARED_BYTES = {75: 64 << 10, 80: 163 << 10, 86: 99 << 10, 89: 99 << 10, 90: 227
 """What one block may have, in bytes."""
 
 LIMITS = {"split": 168, "finish": 96, "attend": 255, "column_sums": 168, "join_residual": 128, "rotate_heads": 96}
-LIMITS |= {"multiply_one": 128, "multiply_many": 128}
+LIMITS |= {"multiply_one": 128, "multiply_many": 128, "multiply_one_int8": 128, "multiply_many_int8": 128}
 """Most registers a thread of a kernel may take from compute capability 8.0 on, so that several blocks share a
 multiprocessor; 64 for the kernels that are not named."""
 
-TENSOR_CORES = ("split", "attend", "column_sums", "multiply_many")
+TENSOR_CORES = ("split", "attend", "column_sums", "multiply_many", "multiply_many_int8")
 """Kernels that multiply matrices."""
 
-WIDE_LOADS = (*TENSOR_CORES, "join_residual", "rotate_heads", "gate", "multiply_one")
+WIDE_LOADS = (*TENSOR_CORES, "join_residual", "rotate_heads", "gate", "multiply_one", "multiply_one_int8")
 """Kernels that live by loads of 16 bytes."""
 
 SMALL_TILES = ("attend", "column_sums")
@@ -245,12 +246,18 @@ class Layer:
             for rows in {1, min(16, products.most_rows), products.most_rows}:
                 products(torch.zeros(rows, channels, dtype=self.dtype), weight, torch.zeros(outputs, dtype=self.dtype))
 
+    def eight_bit(self) -> None:
+        """Products of one row and of many with weights in 8 bits."""
+        products, weight = TritonCodedProducts(Processor(self.sm, 64)), torch.zeros(16384, 1024, dtype=torch.int8)
+        for rows in {1, min(16, products.most_rows), products.most_rows}:
+            products(torch.zeros(rows, 1024, dtype=self.dtype), EightBit(weight, torch.zeros(16384)))
+
 
 def measure(layer: Layer) -> Iterator[Compiled]:
     """Every kernel of a layer; of one launched several times, with different constants, the one of most registers."""
     launches = [layer.decode, layer.prefill]
     if not layer.bits:  # the others have nothing to do with what slots hold
-        launches += [layer.between_products, layer.four_bit]
+        launches += [layer.between_products, layer.four_bit, layer.eight_bit]
     for launch in launches:
         found: dict[str, Compiled] = {}
         for kernel, made in compiled(layer.sm, launch):

@@ -39,7 +39,7 @@ class Shape:
 
 SHAPES = {
     "tiny": Shape(64, 96, 2, 4, 2, 16, 256, False),
-    "demo": Shape(128, 352, 4, 4, 2, 32, 1024, True),
+    "demo": Shape(160, 432, 4, 4, 2, 32, 1024, True),
     "qwen2.5-0.5b": Shape(896, 4864, 24, 14, 2, 64, 151936, True, "qwen2"),
     "llama-2-7b": Shape(4096, 11008, 32, 32, 32, 128, 32000, False),
     "llama-3.1-8b": Shape(4096, 14336, 32, 32, 8, 128, 128256, False),

@@ -170,6 +170,7 @@ def batch(
     kernels: opt.Kernels = "auto",
     capture: opt.Capture = None,
     compile: opt.Compile = False,
+    int8_head: opt.Int8Head = False,
     offline: opt.Offline = False,
 ) -> None:
     """Answer every line of INPUT; killed at any moment, the same command goes on where it stopped.
@@ -248,6 +249,7 @@ def batch(
         "kernels": kernels,
         "capture": capture,
         "compile": compile,
+        "int8_head": int8_head,
         "offline": offline,
         "think": think,
     }

@@ -62,6 +62,7 @@ def chat(
     kernels: opt.Kernels = "auto",
     capture: opt.Capture = None,
     compile: opt.Compile = False,
+    int8_head: opt.Int8Head = False,
     offline: opt.Offline = False,
 ) -> None:
     """Talk with a model. /help lists what else can be done there; Ctrl-C stops an answer, Ctrl-D leaves."""
@@ -99,6 +100,7 @@ def chat(
         kernels=kernels,
         capture=capture,
         compile=compile,
+        int8_head=int8_head,
         offline=offline,
         think=think,
     )

@@ -44,6 +44,7 @@ class ModelOptions:
     kernels: str = "auto"
     capture: bool | None = None  # where it is known to pay
     compile: bool = False
+    int8_head: bool = False
     offline: bool = False
     think: str = "auto"
 
@@ -102,6 +103,8 @@ def _check_words(options: ModelOptions) -> None:
     dtype_name(options.dtype)
     if options.compile and options.capture:
         raise UsageError("--compile and --capture are two ways to the same end; leave out one of them")
+    if options.int8_head and not options.fuse:
+        raise UsageError("--int8-head replaces a module of the model; leave out --no-fuse")
     if options.compile and not options.fuse:
         raise UsageError("--compile compiles what is fused; leave out --no-fuse")
 

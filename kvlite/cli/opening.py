@@ -61,8 +61,10 @@ class Opened:
     def predicted(self) -> dict[str, int]:
         """What `kvlite plan` says of this run, by term."""
         from kvlite.memory.prediction import DeviceKind, MemoryPlan, WeightFacts, cache_terms, other_terms
+        from kvlite.models.eightbit import CODED_HEAD
 
-        loaded, plan, weights = self.loaded, self.plan, WeightFacts.of(self.files)
+        loaded, plan = self.loaded, self.plan
+        weights = WeightFacts.of(self.files, codes_head=CODED_HEAD in loaded.fused)
         device: DeviceKind = "cuda" if loaded.device.type == "cuda" else "cpu"
         others = other_terms(
             loaded.shape,
@@ -96,6 +98,8 @@ def open_model(
     policy.when_full(options.on_full)
     captures = is_wanted(options.capture, pick_device(options.device))  # refused before the weights are read
     ref, files, loaded = load_model(options, console)
+    if options.int8_head:
+        loaded = _with_coded_head(loaded, options.kernels, console)
     if options.compile:
         loaded = _compiled(loaded, console)
     room = Room(options, loaded.shape, free_bytes(loaded.device), loaded.device.type, with_rows, batch_size)
@@ -105,6 +109,17 @@ def open_model(
         engine.capture(CudaGraphs(loaded.device, engine.rows), console.warn)
     text = chat_text(files, loaded, options)
     return Opened(ref, files, loaded, engine, text, model_sampling(files.generation), options)
+
+
+def _with_coded_head(loaded: LoadedModel, kernels: str, console: Console) -> LoadedModel:
+    """The model with its head in 8 bits, or as it is where that cannot be, which is said."""
+    from kvlite.models.eightbit import with_coded_head
+    from kvlite_kernels.choice import choose_coded_products
+
+    loaded, obstacle = with_coded_head(loaded, choose_coded_products(kernels, loaded.device))
+    if obstacle is not None:
+        console.warn(f"--int8-head: the head stays as it is: {obstacle}")
+    return loaded
 
 
 def _compiled(loaded: LoadedModel, console: Console) -> LoadedModel:

@@ -26,7 +26,7 @@ from kvlite_kernels.dense import TORCH_DENSE, DenseKernels
 from kvlite_kernels.nf4 import Products
 
 Kernels = TypeVar("Kernels")
-_Child = tuple[nn.Module, str, nn.Module]  # a parent, its child's name and the child
+Child = tuple[nn.Module, str, nn.Module]  # a parent, its child's name and the child
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 0.02, torch.float16: 0.005}
 """Largest relative RMSE of the logits against the unfused model, per dtype of computation."""
@@ -37,14 +37,14 @@ def fuse(loaded: LoadedModel, kernels: DenseKernels = TORCH_DENSE) -> LoadedMode
 
     What is fused computes with `kernels`.
     """
-    in_force, expected = [], probe_logits(loaded)
+    in_force, expected, tolerance = [], probe_logits(loaded), TOLERANCE[loaded.compute_dtype]
     for patch in PATCHES:
-        replaced = [child for child in _children(loaded.model) if patch.fits(child[2])]
-        if replaced and _swap(loaded, replaced, patch.makes, kernels, expected):
+        replaced = [child for child in children(loaded.model) if patch.fits(child[2])]
+        if replaced and swap(loaded, replaced, patch.makes, kernels, expected, tolerance) <= tolerance:
             in_force.append(patch.name)
     if loaded.state is None and decodes(loaded.model):
         shorter = replace(loaded, decoder=FusedDecoder(loaded.model))
-        if relative_error(probe_logits(shorter), expected) <= TOLERANCE[loaded.compute_dtype]:
+        if relative_error(probe_logits(shorter), expected) <= tolerance:
             loaded = shorter
             in_force.append("decoder")
     return replace(loaded, fused=tuple(dict.fromkeys((*loaded.fused, *in_force))))
@@ -54,31 +54,44 @@ def multiply_four_bit(loaded: LoadedModel, products: Products | None) -> LoadedM
     """Let `products` multiply with the 4-bit weights of an admitted model, if the logits stay what they were."""
     if products is None:
         return loaded
-    replaced = [child for child in _children(loaded.model) if fits(child[2], products)]
-    if not replaced or not _swap(loaded, replaced, taken_over, products, probe_logits(loaded)):
+    replaced = [child for child in children(loaded.model) if fits(child[2], products)]
+    tolerance = TOLERANCE[loaded.compute_dtype]
+    if not replaced or swap(loaded, replaced, taken_over, products, probe_logits(loaded), tolerance) > tolerance:
         return loaded
     return replace(loaded, fused=(*loaded.fused, "four-bit"))
 
 
-def _swap(
+def swap(
     loaded: LoadedModel,
-    replaced: Sequence[_Child],
+    replaced: Sequence[Child],
     makes: Callable[[Any, Kernels], nn.Module],
     kernels: Kernels,
     expected: Tensor,
-) -> bool:
-    """Replace modules by what `makes` of each; where the logits are not `expected`, take it back and say False."""
+    tolerance: float,
+) -> float:
+    """Replace modules by what `makes` of each, and say how far the logits are from `expected`, as relative RMSE.
+
+    Beyond `tolerance` it is taken back; infinite says that what was made does not run here.
+    """
     try:
         for parent, name, module in replaced:
             setattr(parent, name, makes(module, kernels).eval())
         off = relative_error(probe_logits(loaded), expected)
-    except (RuntimeError, AttributeError, TypeError, ValueError, LookupError):
+    except Exception as error:
+        if not _is_of_the_code(error):
+            raise
         off = math.inf
-    if off <= TOLERANCE[loaded.compute_dtype]:
-        return True
-    for parent, name, module in replaced:
-        setattr(parent, name, module)
-    return False
+    if not off <= tolerance:
+        off = math.inf if math.isnan(off) else off
+        for parent, name, module in replaced:
+            setattr(parent, name, module)
+    return off
+
+
+def _is_of_the_code(error: Exception) -> bool:
+    """Whether a module's code or its kernels failed: Triton's compiler and launcher raise errors of their own."""
+    is_of_triton = any(kind.__module__.partition(".")[0] == "triton" for kind in type(error).__mro__)
+    return is_of_triton or isinstance(error, RuntimeError | AttributeError | TypeError | ValueError | LookupError)
 
 
 def probe_logits(loaded: LoadedModel) -> Tensor:
@@ -87,6 +100,6 @@ def probe_logits(loaded: LoadedModel) -> Tensor:
     return feed(loaded, cache, probe_ids(loaded, PROBE_TOKENS))
 
 
-def _children(model: nn.Module) -> list[_Child]:
+def children(model: nn.Module) -> list[Child]:
     """Every module below `model` with its parent and its name there."""
     return [(parent, name, module) for parent in model.modules() for name, module in parent.named_children()]

@@ -315,7 +315,24 @@ def test_compiling_is_said_and_so_is_what_stands_in_its_way(run, monkeypatch):
     assert RunRecords().load("last").model.fused == [*FUSED, "compiled"]
 
 
-def test_what_contradicts_compiling_is_refused(run):
+def test_a_head_in_8_bits_is_listed_and_counted(run):
+    assert run("demo", "Hello!", "-n", "3", "--int8-head")[1] == "Hello! How\n"
+    record = RunRecords().load("last")
+    assert record.model.fused == [*FUSED, "int8-head"]
+    coded = _weights(record)
+    assert abs(coded.predicted_bytes - coded.measured_bytes) < 1000
+    assert run("demo", "hi", "-n", "1")[0] == 0
+    assert coded.measured_bytes - _weights(RunRecords().load("last")).measured_bytes == 1024 * (160 + 4)
+
+
+def _weights(record):
+    (term,) = (term for term in record.memory.terms if term.name == "weights")
+    return term
+
+
+def test_what_contradicts_fusing_is_refused(run):
+    code, out, err = run("demo", "hi", "--int8-head", "--no-fuse")
+    assert (code, out) == (2, "") and "leave out --no-fuse" in err
     code, out, err = run("demo", "hi", "--compile", "--no-fuse")
     assert (code, out) == (2, "") and "leave out --no-fuse" in err
 

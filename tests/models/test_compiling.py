@@ -18,7 +18,6 @@ from kvlite.models.loaded import LoadedModel
 from tests.architectures import tiny_model
 from tests.engine_for_tests import admitted
 
-
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch, about itself
 
 
