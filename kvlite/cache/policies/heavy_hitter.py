@@ -20,9 +20,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from kvlite.cache.policies.neighbours import mean_of_neighbours
 from kvlite.cache.policy import Candidates, Policy
 from kvlite_kernels.kinds import Rank, Statistic
+from kvlite_kernels.neighbours import mean_of_neighbours
 
 if TYPE_CHECKING:
     from torch import Tensor
