@@ -61,7 +61,7 @@ class HeavyHitter(Policy):
 
     @property
     def rank(self) -> Rank | None:
-        return None if self.value_norm or self.pooled > 1 else Rank("age", self.horizon)
+        return None if self.value_norm else Rank("age", self.horizon, self.pooled)
 
     def score(self, candidates: Candidates) -> Tensor:
         age = (candidates.next_pos - candidates.pos).clamp(min=1, max=self.horizon)
