@@ -42,7 +42,7 @@ from kvlite_kernels.triton_set.dense import TRITON_DENSE
 from kvlite_kernels.triton_set.products import TritonCodedProducts, TritonProducts
 from kvlite_kernels.triton_set.scratch import Scratch
 from kvlite_kernels.triton_set.tiles import Processor
-from kvlite_kernels.triton_set.writing import insert, move, quantise
+from kvlite_kernels.triton_set.writing import evict, insert, move, quantise
 
 ARCHITECTURES = (75, 80, 86, 89, 90, 120)
 SHARED_BYTES = {75: 64 << 10, 80: 163 << 10, 86: 99 << 10, 89: 99 << 10, 90: 227 << 10, 120: 99 << 10}
@@ -189,8 +189,8 @@ class Layer:
     def held(self) -> Held:
         heads = (1, self.kv_heads, self.slots + 1)
         k, v = (self.slots_of(torch.zeros(*heads, dim)) for dim in (self.dim, self.v_dim))
-        pos, rot = (torch.zeros(heads, dtype=torch.int32) for _ in range(2))
-        return Held(k, v, pos, rot, torch.zeros(heads))
+        pos, rot, order = (torch.zeros(heads, dtype=torch.int32) for _ in range(3))
+        return Held(k, v, pos, rot, torch.zeros(heads), order)
 
     def slots_of(self, x: torch.Tensor) -> Vectors:
         """Vectors as slots hold them; a kernel codes them."""
@@ -213,6 +213,8 @@ class Layer:
         segment, asked = Segment(held.k, held.v, held.pos), self.measure(1)
         attend_one(q, new.pos, segment, geometry, scratch, asked, held.statistic, None, ranking)
         move(held, scratch, 1)
+        ranked = Ranking(Rank("age", 1024, 9), 8, 4, self.slots, pins=torch.zeros(1, 2, 2, dtype=torch.int32))
+        evict(held, slice(0, 1), 1, new.pos, ranked, None)
 
     def prefill(self) -> None:
         """A chunk against full slots."""

@@ -190,7 +190,8 @@ def tiny(family: str, layers: int, modules: str) -> LoadedModel:
 def full_cache(loaded: LoadedModel, policy_name: str, kernels: str) -> SlotCache:
     """One row of slots on `torch` or `triton`."""
     policy, stored = load_policy(policy_name), slot_format("auto", "bfloat16")
-    spec = CacheSpec(stored, policy.state_bytes_per_slot, policy.min_slots(), evicts=True)
+    keeps_order = policy.keeps_order(kernels)
+    spec = CacheSpec(stored, policy.state_bytes_per_slot, policy.min_slots(), evicts=True, keeps_order=keeps_order)
     plan = plan_cache(loaded.shape, Budget.parse(f"{SLOTS}tok"), spec, free_bytes=None)
     if kernels == "torch":
         return SlotCache(loaded.shape, plan, policy, stored, META)

@@ -53,6 +53,7 @@ def make_engine(
         rule.min_slots(),
         evicts,
         layer_rule=rule.layer_slots if evicts else equally,
+        keeps_order=evicts and rule.keeps_order(kernels),
         **options,
     )
     plan = plan_cache(loaded.shape, Budget.parse(budget), spec, rows=rows, free_bytes=None)

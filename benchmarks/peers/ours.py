@@ -39,7 +39,10 @@ class Kvlite:
         """The cache, whatever its size."""
         policy = load_policy(self.policy)
         stored = slot_format(self.kv_dtype, self.loaded.dtype_name)
-        return CacheSpec(stored, policy.state_bytes_per_slot, policy.min_slots(), policy.evicts)
+        keeps_order = policy.keeps_order(self.kernels)
+        return CacheSpec(
+            stored, policy.state_bytes_per_slot, policy.min_slots(), policy.evicts, keeps_order=keeps_order
+        )
 
     def engine(self, slots: int, rows: int = 1) -> Engine:
         """An engine of `rows` rows of `slots` slots; the last one asked for is kept. Raises NotAvailable."""

@@ -41,7 +41,16 @@ class Noise:
 
 @dataclass(frozen=True, slots=True)
 class Rank:
-    """A score that a kernel computes: the statistic, the same per token of age (at most `horizon`), or the position."""
+    """A score that a kernel computes: the statistic, the same per token of age (at most `horizon`), or the position.
+
+    Its mean over the tokens held at the `pooled` positions around a token, an odd number, is what counts.
+    """
 
     by: Literal["statistic", "age", "position"]
     horizon: int = 1
+    pooled: int = 1
+
+    @property
+    def reach(self) -> int:
+        """How many positions away a token still shares."""
+        return self.pooled // 2

@@ -14,13 +14,17 @@ from kvlite_kernels.statistic import Measure
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """What n rows hold: `k`, `v` [n, H_KV, S + 1, ...], `pos`, `rot` int32 and the statistic fp32 [n, H_KV, S + 1]."""
+    """What n rows hold: `k`, `v` [n, H_KV, S + 1, ...], `pos`, `rot` int32 and the statistic fp32 [n, H_KV, S + 1].
+
+    `order` int32 [n, H_KV, S + 1] is the order of slots by position that `SlotKernels.evict` keeps.
+    """
 
     k: Vectors
     v: Vectors
     pos: Tensor
     rot: Tensor
     statistic: Tensor | None
+    order: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +76,16 @@ class SlotKernels(Protocol):
     ) -> Tensor:
         """One query per head, `q` [n, H_Q, 1, D] at `q_pos` int [n, 1], over the first `extent` slots -> out.
 
-        The statistic is added to what `retention` [n, 1, 1] leaves of the one held. With a `ranking`, the token that
-        waits in slot S is then put over the slot that goes first; padding is not.
+        The statistic is added to what `retention` [n, 1, 1] leaves of the one held. With a `ranking`, which does not
+        pool, the token that waits in slot S is then put over the slot that goes first; padding is not.
+        """
+        ...
+
+    def evict(self, held: Held, rows: slice, layers: int, q_pos: Tensor, ranking: Ranking, window: int | None) -> None:
+        """Put the token that waits in slot S over the slot that goes first, once its query at `q_pos` has attended.
+
+        As `kvlite_kernels.ranking.evict`, for `rows` of each of `layers` layers, whose rows lie one layer after
+        another in `held`; `q_pos` int [n, 1] and the ranking's pins are of `rows`. The order of `held` may be any that
+        this has left, or each slot at its own number: one that is not that of `pos` is made anew.
         """
         ...

@@ -109,7 +109,8 @@ class SlotCache:
     def _group(self, layer: LayerShape, slots: int, indices: Sequence[int]) -> SlotGroup:
         rows = self.plan.rows
         store = open_store(self.stored, layer, rows * len(indices), slots + 1, self.device, self.kernels)
-        held = Slots.empty(layer, slots, self.policy, self.kernels, store, rows * len(indices))
+        keeps_order = self.plan.keeps_order
+        held = Slots.empty(layer, slots, self.policy, self.kernels, store, rows * len(indices), keeps_order)
         return SlotGroup(indices, held, rows)
 
     def bytes_for(self, wanted: int) -> int:
@@ -277,4 +278,4 @@ def _outlives_window(layer: LayerSlots) -> bool:
 
 
 def _named(layer: LayerSlots) -> list[tuple[str, Tensor]]:
-    return list(layer.tensors.items())
+    return list(layer.saved.items())

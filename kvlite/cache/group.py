@@ -47,7 +47,9 @@ class SlotGroup:
     def end(self, step: Step) -> None:
         """Evict for what waits, after all layers have attended."""
         waits = step.placements[self._slots.slots].index is None and step.pos.shape[1] == 1
-        if waits and not self._slots.evicts_in_place:
+        if waits and self._slots.evicts_in_order:
+            self._slots.evict_all_waiting(step, len(self.layers))
+        elif waits and not self._slots.evicts_in_place:
             for slots, part in self._parts(step):
                 slots.evict_waiting(part)
 

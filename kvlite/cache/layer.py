@@ -21,7 +21,15 @@ class LayerSlots(Slots):
     def __init__(self, index: int, group: Slots, rows: slice) -> None:
         part = group.part(rows)
         super().__init__(
-            part.shape, part.slots, part.policy, part.kernels, part.store, part.pos, part.rot, part.statistic
+            part.shape,
+            part.slots,
+            part.policy,
+            part.kernels,
+            part.store,
+            part.pos,
+            part.rot,
+            part.statistic,
+            part.order,
         )
         self.rotation: Rotation | None = None
         self._noise = None if self.policy.noise is None else replace(self.policy.noise, layer=index)
@@ -85,9 +93,7 @@ class LayerSlots(Slots):
         """One token per row against full slots: it waits in the discard slot, so that all keys are one segment."""
         self._stage(slice(self.slots, self.slots + 1), k, v, step)
         if self.evicts_in_place:
-            assert self.policy.rank is not None
-            ranking = Ranking(self.policy.rank, self.recent, self.policy.sinks, self.slots, step.pins)
-            return self._attend_in_place(q, step, geometry, self.slots + 1, ranking)
+            return self._attend_in_place(q, step, geometry, self.slots + 1, self.ranking(step))
         if self.decodes_in_place:
             return self._attend_in_place(q, step, geometry, self.slots + 1, None)
         segment, statistic = self._view(step.rows, self.slots + 1, is_whole and geometry.window is None)

@@ -90,6 +90,10 @@ class Policy(ABC):
         """The score in the words of a kernel, where it is one that a kernel computes; None: `score` in torch."""
         return None
 
+    def keeps_order(self, kernels: str) -> bool:
+        """Whether `kernels` rank tokens by their neighbours, for which slots keep their order by position."""
+        return kernels == "triton" and self.rank is not None and self.rank.pooled > 1
+
     @property
     def needs_value_norm(self) -> bool:
         """Whether candidates come with the norm of their values."""

@@ -18,12 +18,15 @@ from kvlite_kernels.choice import KernelSet
 from kvlite_kernels.features import norms, similarity
 from kvlite_kernels.kinds import Statistic
 from kvlite_kernels.reference import Segment, Vectors, evict, victim
-from kvlite_kernels.slots import Arriving, Held
+from kvlite_kernels.slots import Arriving, Held, Ranking
 
 
 class Slots:
     """`slots` slots and the discard slot for B rows of layers of one shape: the store's tensors, and pos, rot (int32)
     and, where the policy accumulates one, statistic (fp32) [B, H_KV, S + 1].
+
+    `order` int32 of the same shape is where kernels that rank by neighbours keep the order of slots by position. It
+    follows from `pos`, and they see for themselves whether it still does.
 
     Sliding layers see `window` positions back: expired tokens go first there, and sinks and pins are not kept.
     """
@@ -38,36 +41,52 @@ class Slots:
         pos: Tensor,
         rot: Tensor,
         statistic: Tensor | None,
+        order: Tensor | None = None,
     ) -> None:
         self.shape = shape
         self.slots = slots
         self.policy = policy
         self.kernels = kernels
-        self.store, self.pos, self.rot, self.statistic = store, pos, rot, statistic
+        self.store, self.pos, self.rot, self.statistic, self.order = store, pos, rot, statistic, order
         self.recent = max(1, min(policy.recent(slots), slots - 1))
         heads = pos.shape
         self._starts = torch.arange(0, pos.numel(), heads[2], device=pos.device).view(*heads[:2], 1)
 
     @classmethod
     def empty(
-        cls, shape: LayerShape, slots: int, policy: Policy, kernels: KernelSet, store: SlotStore, rows: int
+        cls,
+        shape: LayerShape,
+        slots: int,
+        policy: Policy,
+        kernels: KernelSet,
+        store: SlotStore,
+        rows: int,
+        keeps_order: bool = False,
     ) -> Slots:
         """Slots without a token over `store`, which has `rows` rows."""
         device = next(iter(store.tensors.values())).device
         heads = (rows, shape.kv_heads, slots + 1)
         pos, rot = (torch.full(heads, -1, dtype=torch.int32, device=device) for _ in range(2))
         statistic = torch.zeros(heads, dtype=torch.float32, device=device) if policy.statistic.accumulates else None
-        return cls(shape, slots, policy, kernels, store, pos, rot, statistic)
+        numbers = torch.arange(slots + 1, dtype=torch.int32, device=device)
+        order = numbers.expand(heads).contiguous() if keeps_order else None
+        return cls(shape, slots, policy, kernels, store, pos, rot, statistic, order)
 
     def part(self, rows: slice) -> Slots:
         """The slots of some of the rows, in the same memory."""
         statistic = None if self.statistic is None else self.statistic[rows]
+        order = None if self.order is None else self.order[rows]
         store, pos, rot = self.store.part(rows), self.pos[rows], self.rot[rows]
-        return Slots(self.shape, self.slots, self.policy, self.kernels, store, pos, rot, statistic)
+        return Slots(self.shape, self.slots, self.policy, self.kernels, store, pos, rot, statistic, order)
 
     @property
     def tensors(self) -> dict[str, Tensor]:
         """Every tensor by name; their first three dimensions are B, H_KV, S + 1."""
+        return self.saved if self.order is None else {**self.saved, "order": self.order}
+
+    @property
+    def saved(self) -> dict[str, Tensor]:
+        """The tensors that say what is held, by name; what is not among them follows from these."""
         held = {**self.store.tensors, "pos": self.pos, "rot": self.rot}
         return held if self.statistic is None else {**held, "statistic": self.statistic}
 
@@ -79,7 +98,12 @@ class Slots:
     @property
     def evicts_in_place(self) -> bool:
         """Whether a decoded token takes its slot in the same kernel; else it waits for `evict_waiting`."""
-        return self.decodes_in_place and self.policy.rank is not None
+        return self.decodes_in_place and self.policy.rank is not None and self.policy.rank.pooled == 1
+
+    @property
+    def evicts_in_order(self) -> bool:
+        """Whether one kernel evicts what waits in all layers; else `evict_waiting` does."""
+        return self.kernels.slots is not None and self.order is not None
 
     @property
     def num_bytes(self) -> int:
@@ -98,6 +122,8 @@ class Slots:
         self.rot[row].fill_(-1)
         if self.statistic is not None:
             self.statistic[row].zero_()
+        if self.order is not None:
+            self.order[row].copy_(torch.arange(self.slots + 1, device=self.order.device))
 
     def place(self, step: Step, layers: int = 1) -> None:
         """Say which tokens of `step` come into slots that are known before their keys are: free ones, or the last.
@@ -130,6 +156,12 @@ class Slots:
         statistic = None if self.statistic is None else self.statistic[rows, :, waiting].clone()
         # Copies, because what waits is overwritten by what is dropped.
         self.evict([segment], k[:, :, waiting].clone(), v[:, :, waiting].clone(), step, statistic)
+
+    def evict_all_waiting(self, step: Step, layers: int) -> None:
+        """What `evict_waiting` does, in one kernel for `layers` layers, whose rows lie one layer after another."""
+        assert self.kernels.slots is not None
+        held, ranking = self.held(slice(0, self.pos.shape[0])), self.ranking(step)
+        self.kernels.slots.evict(held, step.rows, layers, step.pos, ranking, self.shape.window)
 
     def evict(self, segments: list[Segment], k: Vectors, v: Vectors, step: Step, new_statistic: Tensor | None) -> None:
         """Keep the best S of the S slots and the T new tokens, which come after them in `segments`."""
@@ -170,7 +202,13 @@ class Slots:
         """The tensors of some rows, as kernels take them."""
         k, v = self.store.view(rows, self.slots + 1)
         statistic = None if self.statistic is None else self.statistic[rows]
-        return Held(k, v, self.pos[rows], self.rot[rows], statistic)
+        order = None if self.order is None else self.order[rows]
+        return Held(k, v, self.pos[rows], self.rot[rows], statistic, order)
+
+    def ranking(self, step: Step) -> Ranking:
+        """How kernels rank what `step` leaves."""
+        assert self.policy.rank is not None
+        return Ranking(self.policy.rank, self.recent, self.policy.sinks, self.slots, step.pins)
 
     def _flat(self, rows: slice, index: Tensor | slice) -> Tensor | slice:
         """`index` [n, H_KV or 1, T] as which slot of all, as `put` takes it."""

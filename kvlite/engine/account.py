@@ -12,7 +12,7 @@ from kvlite.memory.report import LayerKept, TorchMemory
 if TYPE_CHECKING:
     from kvlite.engine.engine import Engine
 
-_TERM_OF_TENSOR = {"pos": "positions", "rot": "positions", "statistic": "policy_state"}
+_TERM_OF_TENSOR = {"pos": "positions", "rot": "positions", "order": "positions", "statistic": "policy_state"}
 """Every other tensor holds keys and values."""
 
 

@@ -99,10 +99,13 @@ class MemoryPlan:
 def cache_terms(cache: CachePlan) -> tuple[Term, ...]:
     """What the cache allocates; together exactly `cache.reserved_bytes`."""
     slots = f"{cache.slots:,} tokens" if cache.rows == 1 else f"{cache.slots:,} tokens in each of {cache.rows} rows"
+    positions = (
+        "position, rotation and order, 12 B a slot" if cache.keeps_order else "position and rotation, 8 B a slot"
+    )
     return (
         Term("kv", cache.k_v_bytes, f"keys and values of {slots}"),
         Term("policy_state", cache.policy_state_bytes, "what the policy keeps about each slot"),
-        Term("positions", cache.position_bytes, "position and rotation, 8 B a slot"),
+        Term("positions", cache.position_bytes, positions),
         Term("staging", cache.staging_bytes, "one more slot per KV head, for what is discarded"),
         Term("constant_state", cache.state_bytes, "convolutions, SSM and linear attention; does not grow"),
     )

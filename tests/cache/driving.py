@@ -42,10 +42,19 @@ def model_shape(*layers: LayerShape, max_positions: int | None = None) -> ModelS
 
 
 def make_plan(
-    shape: ModelShape, budget: str, policy: Policy, rows: int = 1, dtype: str = "float32", protected_slots: int = 0
+    shape: ModelShape,
+    budget: str,
+    policy: Policy,
+    rows: int = 1,
+    dtype: str = "float32",
+    protected_slots: int = 0,
+    kernels: str = "torch",
 ) -> CachePlan:
     state_bytes, rule = policy.state_bytes_per_slot, policy.layer_slots
-    spec = CacheSpec(FORMATS[dtype], state_bytes, protected_slots, policy.evicts, layer_rule=rule)
+    keeps_order = policy.keeps_order(kernels)
+    spec = CacheSpec(
+        FORMATS[dtype], state_bytes, protected_slots, policy.evicts, layer_rule=rule, keeps_order=keeps_order
+    )
     return plan_cache(shape, Budget.parse(budget), spec, rows=rows, free_bytes=None)
 
 

@@ -319,19 +319,20 @@ def shapes(draw: st.DrawFn) -> ModelShape:
     st.integers(1, 3),
     st.integers(1, 40),
     st.integers(0, 3000),
+    st.sampled_from(("torch", "triton")),
 )
 def test_planned_bytes_are_measured_bytes_and_within_the_budget(
-    shape: ModelShape, policy: Policy, dtype: str, rows: int, slots: int, spare: int
+    shape: ModelShape, policy: Policy, dtype: str, rows: int, slots: int, spare: int, kernels: str
 ) -> None:
-    budget = make_plan(shape, f"{slots}tok", policy, rows, dtype).reserved_bytes + spare
-    plan = make_plan(shape, f"{budget}B", policy, rows, dtype)
+    budget = make_plan(shape, f"{slots}tok", policy, rows, dtype, kernels=kernels).reserved_bytes + spare
+    plan = make_plan(shape, f"{budget}B", policy, rows, dtype, kernels=kernels)
     cache = SlotCache(shape, plan, policy, FORMATS[dtype], CPU)
     assert plan.slots >= slots
     assert cache.num_bytes == plan.reserved_bytes - plan.state_bytes
     assert sum(tensor.nbytes for tensor in cache.tensors()) + plan.state_bytes <= budget
     if not isinstance(policy, Pyramid):
         assert cache.bytes_for(plan.slots) == plan.reserved_bytes
-    more = make_plan(shape, f"{cache.bytes_for(plan.fewest + 1)}B", policy, rows, dtype)
+    more = make_plan(shape, f"{cache.bytes_for(plan.fewest + 1)}B", policy, rows, dtype, kernels=kernels)
     assert more.fewest > plan.fewest or more.capped_by == "window"
 
     def held(*names: str) -> int:
@@ -344,9 +345,10 @@ def test_planned_bytes_are_measured_bytes_and_within_the_budget(
 
     k_v = ("k", "v", "k_scale", "v_scale")
     assert held(*k_v) == plan.k_v_bytes
-    assert held("pos", "rot") == plan.position_bytes
+    assert held("pos", "rot", "order") == plan.position_bytes
+    assert all(("order" in layer.tensors) == plan.keeps_order for layer in cache.layers.values())
     assert held("statistic") == plan.policy_state_bytes
-    assert cache.num_bytes - held(*k_v, "pos", "rot", "statistic") == plan.staging_bytes
+    assert cache.num_bytes - held(*k_v, "pos", "rot", "order", "statistic") == plan.staging_bytes
 
 
 @examples

@@ -14,6 +14,7 @@ from kvlite.memory.format import FORMATS
 from kvlite_kernels.reference import Geometry
 from tests.cache.driving import attention_layer, make_plan, model_shape
 from tests.parity.compare import assert_parity
+from tests.parity.eviction import CASES, Case, check, holding, on
 
 pytest.importorskip("triton", reason="the Triton kernels need triton, which is not installed")
 pytestmark = [
@@ -36,7 +37,7 @@ def fed(
     kv_heads, group, dim = heads
     shape = replace(model_shape(attention_layer(kv_heads, dim)), query_heads=kv_heads * group)
     policy, number = load_policy(policy_name), getattr(torch, dtype)
-    plan = make_plan(shape, f"{SLOTS}tok", policy, ROWS, dtype)
+    plan = make_plan(shape, f"{SLOTS}tok", policy, ROWS, dtype, kernels=kernels)
     cache = SlotCache(shape, plan, policy, FORMATS[dtype], DEVICE, kernels, number)
     generator = torch.Generator().manual_seed(0)
 
@@ -75,3 +76,13 @@ def test_triton_counts_the_attention_that_torch_counts_until_something_is_evicte
     ours, theirs = (each.layers[0].statistic for each in (cache, twin))
     assert ours is not None and theirs is not None
     assert_parity("statistic", ours[..., :SLOTS], theirs[..., :SLOTS], TOLERANCES[dtype])
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_eviction_by_neighbours_takes_the_victims_of_its_twin_to_the_bit(case: Case) -> None:
+    pins = None if case.ranking.pins is None else case.ranking.pins.to(DEVICE)
+    there = replace(case, ranking=replace(case.ranking, pins=pins))
+    held, q_pos = on(holding(case), DEVICE), torch.tensor([[case.seen]] * ROWS, dtype=torch.int32, device=DEVICE)
+    check(held, there, q_pos)
+    held.pos[..., -1] += 1
+    check(held, there, q_pos + 1)

@@ -15,6 +15,7 @@ from kvlite.engine.request import Completion, Request
 from kvlite.errors import UsageError
 from kvlite.memory.format import FORMATS
 from kvlite.memory.shape import ModelShape
+from kvlite_kernels.ranking import score
 from tests.architectures import tiny_model
 from tests.cache.driving import (
     CPU,
@@ -41,7 +42,7 @@ FEEDS = ([13, 9], [5, 8], [1, 1], [1, 0], [6, 5], [1, 1], [1, 1], [0, 1], [1, 1]
 
 def cache_on(kernels: str, policy: Policy, stored: str = "float32", shape: ModelShape = SHAPE) -> SlotCache:
     shape = replace(shape, query_heads=2 * GROUP)
-    plan = make_plan(shape, f"{SLOTS}tok", policy, rows=2, dtype=stored)
+    plan = make_plan(shape, f"{SLOTS}tok", policy, rows=2, dtype=stored, kernels=kernels)
     return SlotCache(shape, plan, policy, FORMATS[stored], CPU, kernels)
 
 
@@ -84,6 +85,11 @@ def random_candidates() -> Candidates:
     return Candidates(pos, torch.tensor([[[SLOTS]]]), known, None)
 
 
+def told(done: Completion) -> tuple[object, ...]:
+    """An answer and the tokens it left; bytes differ where kernels keep an order."""
+    return done.ids, done.kv.tokens_seen, done.kv.tokens_kept, done.kv.tokens_evicted
+
+
 def test_decoding_in_triton_allocates_no_memory_of_the_cache_or_its_scratch() -> None:
     cache = cache_on("triton", load_policy("heavy-hitter"))
     driver = Driver(cache, [random_streams(SHAPE, GROUP, 40, seed) for seed in (1, 2)])
@@ -104,28 +110,29 @@ def test_the_engine_gives_the_same_tokens_on_triton(stored: str) -> None:
         engine = make_engine(loaded, "24tok", kv_dtype=stored, kernels=kernels)
         assert engine.cache.kernels.name == kernels
         done[kernels] = answers(engine, [Request("a", tuple(range(5, 36)), max_tokens=12)])["a"]
-    assert (done["triton"].ids, done["triton"].kv) == (done["torch"].ids, done["torch"].kv)
+    assert told(done["triton"]) == told(done["torch"])
     assert done["torch"].evicted > 0
 
 
 def test_captured_steps_on_triton_give_the_same_tokens() -> None:
     loaded = admitted(tiny_model("llama", {}))
-    requests = [Request("a", tuple(range(5, 23)), max_tokens=12), Request("b", tuple(range(9, 40)), max_tokens=6)]
+    requests = [Request("a", tuple(range(5, 23)), max_tokens=12), Request("b", tuple(range(9, 40)), max_tokens=4)]
+    requests.append(Request("c", tuple(range(2, 30)), max_tokens=4))  # which takes the row of the second
     eager = answers(make_engine(loaded, "24tok", rows=2), requests)
     engine = make_engine(loaded, "24tok", rows=2, kernels="triton")
     engine.capture(Rerun())
     captured = answers(engine, requests)
     assert (engine.step.name, engine.cache.kernels.name) == ("captured", "triton")
-    assert {key: (done.ids, done.kv) for key, done in captured.items()} == {
-        key: (done.ids, done.kv) for key, done in eager.items()
-    }
+    assert {key: told(done) for key, done in captured.items()} == {key: told(done) for key, done in eager.items()}
 
 
 @pytest.mark.parametrize(
     ("name", "settings"),
     [
         ("heavy-hitter", {"pooled": 1, "horizon": 1024}),
-        *((n, {}) for n in ("h2o", "window", "full", "tova", "keyformer")),
+        ("heavy-hitter", {"pooled": 5, "horizon": 7}),
+        ("snapkv", {"pooled": 1}),
+        *((n, {}) for n in ("heavy-hitter", "h2o", "window", "full", "tova", "keyformer", "snapkv", "pyramid")),
     ],
 )
 def test_a_rank_is_the_policys_score(name: str, settings: dict[str, object]) -> None:
@@ -135,10 +142,57 @@ def test_a_rank_is_the_policys_score(name: str, settings: dict[str, object]) -> 
     layer = cache.layers[0]
     assert (policy.rank.by == "position") == (layer.statistic is None)
     candidates = random_candidates()
-    score = policy.score(candidates)
-    age = (candidates.next_pos - candidates.pos).clamp(1, policy.rank.horizon)
-    ranks = {"statistic": candidates.statistic, "age": candidates.statistic / age, "position": candidates.pos.float()}
-    assert torch.equal(score, ranks[policy.rank.by])
+    rank = score(policy.rank, candidates.known, candidates.pos, candidates.next_pos)
+    assert torch.equal(policy.score(candidates), rank)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "together"),
+    [
+        ("heavy-hitter", {}, True),
+        ("heavy-hitter", {"heads": "layer"}, True),
+        ("heavy-hitter", {"pooled": 1}, False),
+        ("heavy-hitter", {"value_norm": True}, False),
+        ("snapkv", {}, True),
+        ("pyramid", {}, True),
+        ("h2o", {}, False),
+    ],
+)
+def test_what_ranks_by_neighbours_is_evicted_in_one_kernel(
+    name: str, settings: dict[str, object], together: bool
+) -> None:
+    policy = load_policy(name, settings)
+    assert all(layer.evicts_in_order == together for layer in cache_on("triton", policy).layers.values())
+    assert not any(layer.evicts_in_order for layer in cache_on("torch", policy).layers.values())
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"), [("heavy-hitter", {}), ("heavy-hitter", {"heads": "layer"}), ("snapkv", {}), ("pyramid", {})]
+)
+def test_the_order_of_slots_is_right_whatever_wrote_them(name: str, settings: dict[str, object]) -> None:
+    """A row that is reset, restored or copied into another, a prompt between single tokens, rows fed by themselves."""
+    streams = [random_streams(SHAPE, GROUP, 90, seed) for seed in (3, 3)]
+    policy = load_policy(name, settings)
+    drivers = {kernels: Driver(cache_on(kernels, policy), streams) for kernels in ("torch", "triton")}
+
+    def feed(*feeds: tuple[list[int], int]) -> None:
+        for counts, first in feeds:
+            for driver in drivers.values():
+                driver.feed(counts, first)
+            for index, layer in drivers["torch"].cache.layers.items():
+                for row in range(2):
+                    assert positions(drivers["triton"].cache.layers[index], row) == positions(layer, row)
+
+    feed(([13, 9], 0), ([1, 1], 0), ([9, 1], 0), ([1, 1], 0), ([1], 0), ([1], 1), ([5, 1], 0), ([1, 1], 0), ([1, 1], 0))
+    for driver in drivers.values():
+        snapshot = driver.cache.snapshot(0)
+        driver.cache.restore(1, snapshot)
+        driver.seen[1], driver.rot[1] = driver.seen[0], driver.rot[0]
+    feed(([1, 1], 0), ([1, 1], 0), ([7], 1), ([1, 1], 0))
+    for driver in drivers.values():
+        driver.cache.reset(0)
+        driver.seen[0] = driver.rot[0] = 0
+    feed(([19, 1], 0), ([1, 1], 0), ([1, 1], 0), ([1, 1], 0))
 
 
 def test_kernels_that_cannot_run_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from kvlite.cache.store import put
 from kvlite_kernels.kinds import Rank, Statistic
+from kvlite_kernels.ranking import priority, score
 from kvlite_kernels.reference import Geometry, Segment, attend_segments, evict
 from kvlite_kernels.slots import Arriving, Held, Ranking
 from kvlite_kernels.statistic import Measure
@@ -101,24 +102,6 @@ def test_insert_takes_a_run_of_slots_and_one_index_for_all_heads() -> None:
         assert_parity(name, tensor, tensors(expected)[name], 0.0)
 
 
-def priority(held: Held, ranking: Ranking, geometry: Geometry, q_pos: Tensor) -> Tensor:
-    """What goes first, as the slots of a layer say it."""
-    pos, next_pos = held.pos[..., : ranking.slots], q_pos[:, :, None] + 1
-    rank = pos.float()
-    if held.statistic is not None and ranking.rank.by != "position":
-        rank = held.statistic[..., : ranking.slots]
-        rank = rank / (next_pos - pos).clamp(1, ranking.rank.horizon) if ranking.rank.by == "age" else rank
-    kept = pos >= next_pos - ranking.recent
-    if geometry.window is not None:
-        rank = rank.masked_fill(pos <= next_pos - geometry.window, torch.finfo(torch.float32).min)
-    else:
-        kept = kept | (pos < ranking.sinks)
-        if ranking.pins is not None:
-            start, end = ranking.pins[:, None, None].unbind(-1)
-            kept = kept | ((pos[..., None] >= start) & (pos[..., None] < end)).any(-1)
-    return rank.masked_fill(kept, torch.inf).masked_fill(pos < 0, -torch.inf)
-
-
 PINS = torch.tensor([[[3, 30], [0, 0]], [[0, 33], [35, 37]]]).int()
 RANKINGS = {
     "statistic": (Ranking(Rank("statistic"), 5, 2, 40), 40, None),
@@ -158,16 +141,18 @@ def check_decode(held: Held, new: Arriving, geometry: Geometry, ranking: Ranking
     """insert, attend_one and move leave what the twins leave, and attend as they do."""
     q = 2 * torch.randn(ROWS, HEADS * GROUP, 1, D, generator=torch.Generator().manual_seed(5))
     weight = (new.pos >= 0).float()
-    expected, waiting = copied(held), slice(ranking.slots, None)
+    expected, waiting = copied(held), slice(ranking.slots, ranking.slots + 1)
     put_all(expected, new, waiting)
     segment = Segment(expected.k, expected.v, expected.pos)
     out, masses = attend_segments(q, new.pos, [segment], geometry, Measure(Statistic.MASS, weight))
     if expected.statistic is not None:
         expected.statistic.add_(masses[0])
-    rank = priority(expected, ranking, geometry, new.pos)
+    pos, next_pos = expected.pos[..., : ranking.slots], new.pos[:, :, None] + 1
+    known = None if expected.statistic is None else expected.statistic[..., : ranking.slots]
+    rank = priority(score(ranking.rank, known, pos, next_pos), pos, next_pos, ranking, geometry.window)
     new_pos = new.pos[:, None].expand(-1, HEADS, -1)
     arrival = torch.where(new_pos >= 0, torch.inf, -torch.inf)
-    index = evict(rank, expected.pos[..., : ranking.slots], arrival, new_pos)
+    index = evict(rank, pos, arrival, new_pos)
     known = None if expected.statistic is None else expected.statistic[..., waiting].clone()
     put_all(expected, replace(new, statistic=known), index)
 

@@ -40,6 +40,7 @@ def attend_one(
     heads of "layer".
     """
     assert held is None or measure is None or measure.heads != "layer"
+    assert ranking is None or ranking.rank.pooled == 1
     rows, num_heads, _, dim = q.shape
     k, v = operand(segment.k), operand(segment.v)
     kv_heads, num_keys, v_dim = *segment.k.shape[1:3], segment.v.shape[-1]

@@ -46,6 +46,21 @@ def _copy(
         tl.store(p_scale + target * (D // GROUP) + o_d, b_scale, mask=m_u)
 
 
+@triton.jit
+def move_over(
+    victim, waiting, p_k, p_k_scale, first_k, s_k_slot, p_v, p_v_scale, first_v, s_v_slot, p_pos, p_rot, p_statistic,
+    D: tl.constexpr, D_V: tl.constexpr, PAD_D: tl.constexpr, PAD_D_V: tl.constexpr,
+    BITS: tl.constexpr, GROUP: tl.constexpr, GROUP_V: tl.constexpr, HAS_STATISTIC: tl.constexpr,
+):  # fmt: skip
+    """The token of one head that waits in slot `waiting` over the one in slot `victim`."""
+    _copy(p_k, p_k_scale, first_k, s_k_slot, waiting, victim, D, PAD_D, BITS, GROUP)
+    _copy(p_v, p_v_scale, first_v, s_v_slot, waiting, victim, D_V, PAD_D_V, BITS, GROUP_V)
+    tl.store(p_pos + victim, tl.load(p_pos + waiting))
+    tl.store(p_rot + victim, tl.load(p_rot + waiting))
+    if HAS_STATISTIC:
+        tl.store(p_statistic + victim, tl.load(p_statistic + waiting))
+
+
 @triton.jit(do_not_specialize=["start", "num_slots", "num_tokens"])
 def insert(
     p_k, p_k_scale, p_v, p_v_scale, p_pos, p_rot, p_statistic,
@@ -118,13 +133,10 @@ def move(
     m_low = m_low & (b_pos == tl.min(tl.where(m_low, b_pos, 2147483647), 0))
     victim = tl.min(tl.where(m_low, b_slot, 2147483647), 0)
     o_held = row * s_held_row + kv_head * s_held_head
-    pos = tl.load(p_pos + o_held + waiting)
-    if pos >= 0:
-        first_k = row * s_k_row + kv_head * s_k_head
-        _copy(p_k, p_k_scale, first_k, s_k_slot, waiting, victim, D, PAD_D, BITS, GROUP)
-        first_v = row * s_v_row + kv_head * s_v_head
-        _copy(p_v, p_v_scale, first_v, s_v_slot, waiting, victim, D_V, PAD_D_V, BITS, GROUP_V)
-        tl.store(p_pos + o_held + victim, pos)
-        tl.store(p_rot + o_held + victim, tl.load(p_rot + o_held + waiting))
-        if HAS_STATISTIC:
-            tl.store(p_statistic + o_held + victim, tl.load(p_statistic + o_held + waiting))
+    if tl.load(p_pos + o_held + waiting) >= 0:
+        move_over(
+            victim, waiting, p_k, p_k_scale, row * s_k_row + kv_head * s_k_head, s_k_slot,
+            p_v, p_v_scale, row * s_v_row + kv_head * s_v_head, s_v_slot,
+            p_pos + o_held, p_rot + o_held, p_statistic + o_held,
+            D, D_V, PAD_D, PAD_D_V, BITS, GROUP, GROUP_V, HAS_STATISTIC,
+        )  # fmt: skip

@@ -9,6 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from kvlite_kernels.triton_set.eviction import protected
 from kvlite_kernels.triton_set.noise import noised
 from kvlite_kernels.triton_set.scores import log_of, or_zero, share_of
 from kvlite_kernels.triton_set.softmax import go_on
@@ -172,16 +173,9 @@ def finish(
                     if RANK == "age":
                         b_age = tl.minimum(tl.maximum(q_pos + 1 - b_pos, 1), horizon)
                         b_rank = b_rank / b_age.to(tl.float32)
-                m_kept = b_pos > q_pos - recent
-                if HAS_WINDOW:
-                    b_rank = tl.where(b_pos <= q_pos + 1 - window, -3.4028234663852886e38, b_rank)
-                else:
-                    m_kept = m_kept | (b_pos < sinks)
-                    for i in range(num_pins):
-                        pin_start = tl.load(p_pins + (row * num_pins + i) * 2)
-                        pin_end = tl.load(p_pins + (row * num_pins + i) * 2 + 1)
-                        m_kept = m_kept | ((b_pos >= pin_start) & (b_pos < pin_end))
-                b_rank = tl.where(m_kept, float("inf"), b_rank)
+                b_rank = protected(
+                    b_rank, b_pos, q_pos, p_pins + row * num_pins * 2, num_pins, recent, sinks, window, HAS_WINDOW
+                )
                 b_rank = tl.where(b_pos < 0, float("-inf"), b_rank)
                 m_slot = o_n < num_slots
                 b_rank = tl.where(m_slot, b_rank, float("inf"))

@@ -34,6 +34,10 @@ class TritonKernels:
         """As `kvlite_kernels.slots.SlotKernels` says."""
         writing.insert(held, new, index)
 
+    def evict(self, held: Held, rows: slice, layers: int, q_pos: Tensor, ranking: Ranking, window: int | None) -> None:
+        """As `kvlite_kernels.slots.SlotKernels` says."""
+        writing.evict(held, rows, layers, q_pos, ranking, window)
+
     def decode(
         self,
         q: Tensor,

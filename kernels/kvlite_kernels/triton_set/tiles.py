@@ -108,6 +108,9 @@ def insert_tile(num_tokens: int, bits: int) -> Tile:
 
 MOVE_TILE = Tile(1, 1, 1)
 
+EVICT_TILE = Tile(16, 512, 4, registers=64)  # left alone, the compiler takes 48 and spills on 12.0
+"""Of the kernel that ranks by neighbours: `keys` places at once, which are counted against `queries` other slots."""
+
 
 def supports(capability: int, k_dim: int, v_dim: int, group: int, dtype: torch.dtype) -> str | None:
     """Why the kernels cannot serve such a layer, None where they can; capability 0 is the interpreter."""

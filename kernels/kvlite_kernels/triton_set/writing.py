@@ -7,11 +7,11 @@ import triton
 from torch import Tensor
 
 from kvlite_kernels.lowbit import Packed
-from kvlite_kernels.slots import Arriving, Held
-from kvlite_kernels.triton_set import coding, commit
+from kvlite_kernels.slots import Arriving, Held, Ranking
+from kvlite_kernels.triton_set import coding, commit, eviction
 from kvlite_kernels.triton_set.operand import operand
 from kvlite_kernels.triton_set.scratch import MAX_PARTS, Scratch
-from kvlite_kernels.triton_set.tiles import MOVE_TILE, insert_tile, padded
+from kvlite_kernels.triton_set.tiles import EVICT_TILE, MOVE_TILE, insert_tile, padded
 
 
 def insert(held: Held, new: Arriving, index: Tensor | slice) -> None:
@@ -56,6 +56,27 @@ def move(held: Held, scratch: Scratch, parts: int) -> None:
         NUM_KV_HEADS=kv_heads, D=dim, D_V=v_dim, PAD_D=padded(dim), PAD_D_V=padded(v_dim),
         BITS=k.bits, GROUP=k.group, GROUP_V=v.group, PARTS=MAX_PARTS,
         HAS_STATISTIC=held.statistic is not None, **MOVE_TILE.options,
+    )  # fmt: skip
+
+
+def evict(held: Held, rows: slice, layers: int, q_pos: Tensor, ranking: Ranking, window: int | None) -> None:
+    """As `kvlite_kernels.slots.SlotKernels` says."""
+    assert held.order is not None and held.pos.stride() == held.rot.stride()
+    all_rows, kv_heads, dim, v_dim = held.k.shape[0] // layers, held.k.shape[1], held.k.shape[3], held.v.shape[3]
+    num_rows, rank = rows.stop - rows.start, ranking.rank
+    statistic = held.pos if held.statistic is None else held.statistic
+    pins = q_pos if ranking.pins is None else ranking.pins
+    k, v = operand(held.k), operand(held.v)
+    tile = EVICT_TILE
+    eviction.evict[(layers * num_rows * kv_heads,)](
+        k.data, k.scale, v.data, v.scale, held.pos, held.rot, statistic, held.order, q_pos, pins,
+        ranking.slots, num_rows, all_rows, rows.start, rank.horizon, ranking.recent, ranking.sinks,
+        0 if window is None else window, 0 if ranking.pins is None else pins.shape[1],
+        *k.strides, *v.strides, *held.pos.stride()[:2], *held.order.stride()[:2], q_pos.stride(0),
+        NUM_KV_HEADS=kv_heads, D=dim, D_V=v_dim, PAD_D=padded(dim), PAD_D_V=padded(v_dim),
+        BITS=k.bits, GROUP=k.group, GROUP_V=v.group, HAS_STATISTIC=held.statistic is not None,
+        HAS_WINDOW=window is not None, RANK=rank.by, REACH=rank.reach, RANKS=tile.keys, OTHERS=tile.queries,
+        **tile.options,
     )  # fmt: skip
 
 

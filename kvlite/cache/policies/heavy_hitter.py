@@ -20,9 +20,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from kvlite.cache.policies.neighbours import mean_of_neighbours
 from kvlite.cache.policy import Candidates, Policy
 from kvlite_kernels.kinds import Rank, Statistic
+from kvlite_kernels.neighbours import mean_of_neighbours
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -61,7 +61,7 @@ class HeavyHitter(Policy):
 
     @property
     def rank(self) -> Rank | None:
-        return None if self.value_norm or self.pooled > 1 else Rank("age", self.horizon)
+        return None if self.value_norm else Rank("age", self.horizon, self.pooled)
 
     def score(self, candidates: Candidates) -> Tensor:
         age = (candidates.next_pos - candidates.pos).clamp(min=1, max=self.horizon)
