@@ -64,6 +64,8 @@ class Console:
         self._status = ""
         self.on_warning: Callable[[str], None] = lambda text: None
         """Told of every warning too; a run record keeps them."""
+        self.around: Callable[[Callable[[], None]], None] = lambda write: write()
+        """How a line is written to stderr: as it is, or with the line that a user edits out of the way."""
 
     @property
     def is_terminal(self) -> bool:
@@ -177,9 +179,12 @@ class Console:
             self._status = ""
 
     def _say(self, text: str, style: str) -> None:
+        self.around(lambda: self._write_line(self._styled(strip_controls(text), style)))
+
+    def _write_line(self, text: str) -> None:
         status = self._status
         self._hide_status()
-        self._raw(self._stderr, self._styled(strip_controls(text), style) + "\n")
+        self._raw(self._stderr, f"{text}\n")
         if status:
             self.show_status(status)
 

@@ -150,3 +150,5 @@ COMMANDS = (
     Command(("load",), "NAME", "go on with a saved conversation", _load),
     Command(("sessions",), "", "list the saved conversations", _sessions),
 )
+LEAVING = frozenset(f"/{name}" for command in COMMANDS if command.run is _exit for name in command.names)
+"""What ends a chat, as it is typed."""

@@ -5,10 +5,13 @@ The only module that loads prompt_toolkit. Knows nothing of models: lines out, t
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from prompt_toolkit import PromptSession
+from prompt_toolkit.application import run_in_terminal
 from prompt_toolkit.completion import CompleteEvent, Completer, Completion
 from prompt_toolkit.document import Document
 from prompt_toolkit.enums import EditingMode
@@ -37,10 +40,50 @@ class Terminal:
             editing_mode=EditingMode.VI if vi else EditingMode.EMACS,
             output=create_output(always_prefer_tty=True),  # an answer redirected to a file stays free of prompts
         )
+        self._waiting: deque[Callable[[], None]] = deque()
+        self._ending: BaseException | None = None
 
     def read(self) -> str:
-        """The next text; raises EOFError on Ctrl-D, KeyboardInterrupt on Ctrl-C."""
-        return self._session.prompt()
+        """The next text; raises EOFError on Ctrl-D, KeyboardInterrupt on Ctrl-C, and what `end` was given."""
+        try:
+            return self._session.prompt(pre_run=self._end_now)
+        finally:
+            self._write_waiting()
+
+    def above(self, write: Callable[[], None]) -> None:
+        """Call `write`, which writes lines, above the text being edited, if there is one; from any thread."""
+        self._waiting.append(write)
+        if not self._schedule(lambda: run_in_terminal(self._write_waiting)):
+            self._write_waiting()
+
+    def redraw(self) -> None:
+        """Show the status line as it is now; from any thread."""
+        self._schedule(self._session.app.invalidate)
+
+    def end(self, error: BaseException) -> None:
+        """Let `read` raise `error`, now or when it is called; from any thread."""
+        self._ending = error
+        self._schedule(self._end_now)
+
+    def _schedule(self, call: Callable[[], object]) -> bool:
+        """Whether `call` will be called while a text is edited."""
+        app = self._session.app
+        if not app.is_running or app.loop is None or app.context is None:
+            return False
+        with suppress(RuntimeError):  # it has just been sent, and the loop is closed
+            app.loop.call_soon_threadsafe(call, context=app.context)
+            return True
+        return False
+
+    def _end_now(self) -> None:
+        app = self._session.app
+        if self._ending is not None and app.is_running and not app.is_done:
+            app.exit(exception=self._ending)
+
+    def _write_waiting(self) -> None:
+        with suppress(IndexError):
+            while True:
+                self._waiting.popleft()()
 
 
 class CommandCompleter(Completer):

@@ -11,11 +11,14 @@ from kvlite.cli.prompts import typed
 from kvlite.errors import UsageError
 
 if TYPE_CHECKING:
+    from kvlite.catalog.files import ModelFiles
+    from kvlite.catalog.names import ModelRef
     from kvlite.chat.once import Output
     from kvlite.chat.recording import Recording
     from kvlite.chat.settings import Settings
     from kvlite.cli.loading import ModelOptions
     from kvlite.cli.opening import Opened
+    from kvlite.console import Console
     from kvlite.deadline import Deadline
     from kvlite.memory.plan import CachePlan
 
@@ -52,13 +55,13 @@ class Asked:
 
         return Recording(command, self.report, console())
 
-    def open(self, recording: Recording) -> Opened:
-        """Load the model and build its engine, and note both in the record."""
+    def open(self, recording: Recording, out: Console, found: tuple[ModelRef, ModelFiles] | None = None) -> Opened:
+        """Load the model, of which the files may be `found` already, build its engine, and note both in the record."""
         from kvlite.cli.opening import open_model
 
-        opened = open_model(self.options, console())
+        opened = open_model(self.options, out, found=found)
         recording.opened(opened.identity(), opened.engine, self.budget_source, opened.predicted())
-        console().note(banner(opened))
+        out.note(banner(opened))
         return opened
 
 
@@ -72,7 +75,7 @@ def answer_once(
         raise UsageError("--raw contradicts --system: without a chat template nothing sets the system prompt apart")
     out = console()
     with asked.recording(command) as recording:
-        opened = asked.open(recording)
+        opened = asked.open(recording, out)
         deadline.check()
         encoded = opened.text.raw(prompt) if raw else opened.text.prompt(prompt, system=asked.system)
         for note in opened.text.notes:

@@ -160,26 +160,43 @@ def _session_to_open(continues: bool, session: str | None) -> str | None:
 def _talk(asked: Asked, screen: _Screen, name: str | None, first: str | None) -> None:
     from platformdirs import user_state_path
 
+    from kvlite.chat.behind import Behind
+    from kvlite.chat.commands import LEAVING
     from kvlite.chat.loop import Chat, Keeping
     from kvlite.chat.session import Session
     from kvlite.chat.status import status_line
     from kvlite.chat.store import SessionFolder
     from kvlite.chat.terminal import Terminal
+    from kvlite.cli.loading import find_files
+    from kvlite.cli.opening import Opened
 
     out = opt.console()
+    session: Session | None = None
+    loading: Behind[Opened] | None = None
+
+    def status() -> str:
+        if session is None:
+            return f"{asked.options.model} is {'ready' if loading is None or loading.is_done else 'loading'}"
+        return status_line(session.counts(), session.last, session.settings.sampling)
+
+    history = user_state_path("kvlite", appauthor=False) / "history"
+    terminal = Terminal(status if screen.shows_status else None, history, vi=screen.vi)
     with asked.recording("chat") as recording:
-        opened = asked.open(recording)
+        if first is None:
+            found = find_files(asked.options, out)
+            loading = Behind(lambda: asked.open(recording, out, found), terminal, out)
+            first = loading.line()
+            if first is None or first.strip() in LEAVING:
+                return
+            opened = loading.result()
+        else:
+            opened = asked.open(recording, out)
         session = Session(opened.engine, opened.text, asked.settings(opened), asked.system)
         keeping = Keeping(SessionFolder(), opened.name, screen.saves)
         chat = Chat(session, keeping, out, recording, shows_thinking=screen.shows_thinking)
         if name is not None:
             chat.open(name)
-
-        def status() -> str:
-            return status_line(session.counts(), session.last, session.settings.sampling)
-
-        history = user_state_path("kvlite", appauthor=False) / "history"
         try:
-            chat.run(Terminal(status if screen.shows_status else None, history, vi=screen.vi), first)
+            chat.run(terminal, first)
         finally:
             recording.checkpoints(session.checkpoint_peak_bytes)

@@ -50,21 +50,26 @@ class ModelOptions:
 
 
 def find_files(options: ModelOptions, console: Console) -> tuple[ModelRef, ModelFiles]:
-    """The model's files, downloaded where they are not here yet."""
+    """The model's files, downloaded where they are not here yet; misspelt options are refused first."""
     from kvlite.catalog.files import local_files
     from kvlite.catalog.names import resolve_model
 
+    _check_words(options)
     ref = resolve_model(options.model, revision=options.revision)
     return ref, local_files(ref, offline=options.offline, allow_pickle=options.allow_pickle, say=console.note)
 
 
-def load_model(options: ModelOptions, console: Console) -> tuple[ModelRef, ModelFiles, LoadedModel]:
-    """Find the model's files and load the weights, without a cache. Raises the KvliteError that says what is wrong."""
+def load_model(
+    options: ModelOptions, console: Console, found: tuple[ModelRef, ModelFiles] | None = None
+) -> tuple[ModelRef, ModelFiles, LoadedModel]:
+    """Find the model's files, if they are not `found`, and load the weights, without a cache.
+
+    Raises the KvliteError that says what is wrong.
+    """
     from kvlite.memory.format import dtype_name
     from kvlite.memory.shape import ModelShape
 
-    _check_words(options)
-    ref, files = find_files(options, console)
+    ref, files = found or find_files(options, console)
     dtype = dtype_name(options.dtype)
     shape = ModelShape.from_config(files.config, dtype=dtype, stored_dtype=files.stored_dtype)
     return ref, files, _load(files, options, shape)

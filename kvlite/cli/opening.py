@@ -79,11 +79,17 @@ class Opened:
 
 
 def open_model(
-    options: ModelOptions, console: Console, *, with_rows: bool = False, batch_size: int | None = None
+    options: ModelOptions,
+    console: Console,
+    *,
+    found: tuple[ModelRef, ModelFiles] | None = None,
+    with_rows: bool = False,
+    batch_size: int | None = None,
 ) -> Opened:
     """Load the model and build its engine: one row of the whole budget, or `with_rows` as many as the budget holds.
 
-    `batch_size` caps the rows, None leaves their number to the device. Raises the KvliteError that says what is wrong.
+    `found` are its files, if they were looked for already. `batch_size` caps the rows, None leaves their number to the
+    device. Raises the KvliteError that says what is wrong.
     """
     from kvlite.cache.policy import load_policy
     from kvlite.cli.heavy import load_engine
@@ -97,7 +103,7 @@ def open_model(
     policy = load_policy(options.kv_policy)
     policy.when_full(options.on_full)
     captures = is_wanted(options.capture, pick_device(options.device))  # refused before the weights are read
-    ref, files, loaded = load_model(options, console)
+    ref, files, loaded = load_model(options, console, found)
     if options.int8_head:
         loaded = _with_coded_head(loaded, options.kernels, console)
     if options.compile:

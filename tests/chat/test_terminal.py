@@ -1,4 +1,6 @@
 import stat
+import time
+from threading import Event, Thread
 
 import pytest
 from prompt_toolkit.application import create_app_session
@@ -75,3 +77,72 @@ def test_is_open_block(text, is_open):
 def test_completion_offers_commands_at_the_start_only(text, words):
     completions = CommandCompleter().get_completions(Document(text), CompleteEvent())
     assert [completion.text for completion in completions] == words
+
+
+@pytest.fixture
+def editing(monkeypatch):
+    """A terminal whose `read` another thread watches: `during(terminal, keys)` is called once a text is edited."""
+    monkeypatch.setattr(terminal, "create_output", lambda **_: DummyOutput())
+
+    def read(during):
+        with create_pipe_input() as pipe, create_app_session(input=pipe):
+            edited = Terminal(status=None, history=None)
+
+            def watch():
+                while not edited._session.app.is_running:
+                    if is_over.wait(0.01):
+                        return
+                during(edited, pipe)
+
+            is_over = Event()
+            thread = Thread(target=watch, daemon=True)
+            thread.start()
+            try:
+                return edited.read()
+            finally:
+                is_over.set()
+                thread.join(30)
+
+    return read
+
+
+def test_what_is_written_above_the_text_comes_before_it_is_sent(editing):
+    written = []
+
+    def during(edited, pipe):
+        pipe.send_text("hel")
+        edited.above(lambda: written.append("banner"))
+        while not written:
+            time.sleep(0.01)
+        pipe.send_text("lo\r")
+
+    assert (editing(during), written) == ("hello", ["banner"])
+
+
+def test_nothing_that_is_written_while_a_text_is_sent_is_lost(editing):
+    written = []
+
+    def during(edited, pipe):
+        pipe.send_text("hi\r")
+        for number in range(200):
+            edited.above(lambda number=number: written.append(number))
+
+    assert (editing(during), written) == ("hi", list(range(200)))
+
+
+def test_what_is_written_when_nothing_is_edited_is_written_at_once(monkeypatch):
+    monkeypatch.setattr(terminal, "create_output", lambda **_: DummyOutput())
+    written = []
+    Terminal(status=None, history=None).above(lambda: written.append(1))
+    assert written == [1]
+
+
+@pytest.mark.parametrize("is_early", [False, True], ids=["while a text is edited", "before"])
+def test_another_thread_may_end_the_reading(editing, monkeypatch, is_early):
+    if is_early:
+        started = Terminal.__init__
+        monkeypatch.setattr(
+            Terminal, "__init__", lambda self, *a, **k: (started(self, *a, **k), self.end(ValueError("failed")))[0]
+        )
+    with pytest.raises(ValueError, match="failed"):
+        editing(lambda edited, pipe: None if is_early else edited.end(ValueError("failed")))

@@ -2,6 +2,7 @@
 
 import io
 import sys
+from threading import Event
 
 import pytest
 from prompt_toolkit.application import create_app_session
@@ -9,6 +10,7 @@ from prompt_toolkit.input import create_pipe_input
 from prompt_toolkit.output import DummyOutput
 
 from kvlite.chat.store import SessionFolder
+from kvlite.chat.terminal import Terminal
 from kvlite.cli import main, opening
 from kvlite.memory.records import RunRecords
 
@@ -34,12 +36,12 @@ def chat(capfd):
 def typed(chat, monkeypatch):
     """Runs `kvlite chat` at a terminal where these lines are typed, then Ctrl-D."""
 
-    class Terminal(io.StringIO):
+    class Typing(io.StringIO):
         def isatty(self):
             return True
 
     def typed(*lines, args=("demo", "--greedy")):
-        monkeypatch.setattr(sys, "stdin", Terminal())
+        monkeypatch.setattr(sys, "stdin", Typing())
         monkeypatch.setattr("kvlite.chat.terminal.create_output", lambda **_: DummyOutput())
         with create_pipe_input() as keys, create_app_session(input=keys):
             keys.send_text("".join(f"{line}\r" for line in lines) + "\x04")
@@ -85,6 +87,36 @@ def test_a_conversation_remembers_and_is_saved(typed):
     assert [message.role for message in messages] == ["user", "assistant"] * 2
     record = RunRecords().load("last")
     assert record.command == "chat" and len(record.requests) == 2 and record.kv.tokens_seen > 0
+
+
+def test_what_is_typed_while_the_model_loads_is_answered(typed, monkeypatch):
+    opens, sent = opening.open_model, Event()
+    reads = Terminal.read
+
+    def read(self):
+        line = reads(self)
+        sent.set()
+        return line
+
+    monkeypatch.setattr(Terminal, "read", read)
+    monkeypatch.setattr(opening, "open_model", lambda *a, **k: (sent.wait(30), opens(*a, **k))[1])
+    code, out, err = typed("Hello")
+    assert code == 0 and len(out.splitlines()) == 1 and "demo · float32" in err
+
+
+def test_leaving_while_the_model_loads_does_not_wait_for_it(typed, monkeypatch):
+    left, loaded = Event(), []
+    monkeypatch.setattr(opening, "open_model", lambda *a, **k: (left.wait(30), loaded.append(a))[1])
+    assert typed("/exit") == (0, "", "") and typed()[0] == 0
+    assert loaded == []
+    left.set()
+
+
+def test_what_cannot_be_loaded_ends_the_chat_as_it_always_did(typed):
+    code, out, err = typed("Hello", args=("demo", "--kv-budget", "1KB"))
+    assert (code, out) == (4, "") and "KV budget 1kB holds 1 tokens" in err
+    code, out, err = typed("Hello", args=("no-such-model",))
+    assert (code, out) == (3, "") and "no model is called" in err
 
 
 def test_the_first_prompt_may_come_from_the_command_line(typed):
