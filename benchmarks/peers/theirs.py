@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from importlib.metadata import version
 from importlib.util import find_spec
 from typing import Any
 
@@ -40,15 +41,15 @@ class Generate:
         """As `Peer.answer`."""
         ids = torch.tensor(prompts, device=self.model.device)
         stamps = _Stamps()
-        start = time.perf_counter()
+        start, used = time.perf_counter(), time.process_time()
         answers = self.model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=tokens,
                             eos_token_id=None, pad_token_id=0, streamer=stamps, cache_implementation=self.cache,
                             **self.settings)  # type: ignore[misc]  # fmt: skip
         if self.model.device.type == "cuda":
             torch.cuda.synchronize(self.model.device)
-        total_s = time.perf_counter() - start
+        total_s, used = time.perf_counter() - start, time.process_time() - used
         ids_out = answers[:, case.context :].tolist()  # type: ignore[index]
-        return Took(stamps.times[1] - start, total_s, tokens, ids_out)
+        return Took(stamps.times[1] - start, total_s, tokens, ids_out, used)
 
     def read_bytes(self, case: Case) -> int | None:
         """Weights once, and the keys and values of the whole context."""
@@ -70,10 +71,11 @@ def static(model: PreTrainedModel) -> Generate:
 
 def quantized(model: PreTrainedModel) -> Generate:
     """A cache in 4 bits by quanto or hqq. Raises NotAvailable where neither is installed."""
-    for module, backend in (("optimum.quanto", "quanto"), ("hqq", "hqq")):
+    for module, package, backend, axis in (("optimum.quanto", "optimum-quanto", "quanto", 0), ("hqq", "hqq", "hqq", 1)):
         if _is_there(module):
-            peer = Generate(model, "quantized", "quantized", cache_config={"backend": backend, "nbits": 4})
-            peer.note = f"{backend}, 4 bits"
+            settings = {"backend": backend, "nbits": 4, "axis_key": axis, "axis_value": axis}  # as transformers advises
+            peer = Generate(model, "quantized", "quantized", cache_config=settings)
+            peer.note = f"{package} {version(package)}, 4 bits"
             return peer
     raise NotAvailable("QuantizedCache needs optimum-quanto or hqq, and neither is installed")
 
