@@ -15,6 +15,9 @@ from transformers.generation.streamers import BaseStreamer
 from peers.peer import Case, NotAvailable, Took
 from peers.shapes import sharing_weights
 
+NF4_BLOCK = 64
+"""Weights that share a scale."""
+
 
 class _Stamps(BaseStreamer):
     """When each token came; the prompt is put first."""
@@ -81,7 +84,10 @@ def quantized(model: PreTrainedModel) -> Generate:
 
 
 def in_nf4(model: PreTrainedModel) -> PreTrainedModel:
-    """A copy whose linear layers but the head are NF4 of bitsandbytes. Raises NotAvailable without bitsandbytes."""
+    """A copy whose linear layers but the head are NF4 of bitsandbytes. Raises NotAvailable without bitsandbytes.
+
+    Layers whose channels are no multiple of a block stay as they are: bitsandbytes fails on them on some processors.
+    """
     if not _is_there("bitsandbytes"):
         raise NotAvailable("bitsandbytes is not installed")
     import bitsandbytes
@@ -90,7 +96,7 @@ def in_nf4(model: PreTrainedModel) -> PreTrainedModel:
     head = quantised.get_output_embeddings()
     for parent in list(quantised.modules()):
         for name, linear in list(parent.named_children()):
-            if not isinstance(linear, nn.Linear) or linear is head:
+            if not isinstance(linear, nn.Linear) or linear is head or linear.in_features % NF4_BLOCK:
                 continue
             layer = bitsandbytes.nn.Linear4bit(
                 linear.in_features, linear.out_features, linear.bias is not None, linear.weight.dtype, quant_type="nf4"
@@ -98,7 +104,7 @@ def in_nf4(model: PreTrainedModel) -> PreTrainedModel:
             layer.weight = bitsandbytes.nn.Params4bit(linear.weight.data.cpu(), requires_grad=False, quant_type="nf4")
             layer.bias = linear.bias
             setattr(parent, name, layer.to(linear.weight.device))
-    return quantised
+    return quantised.eval()  # bitsandbytes' fast path on a CPU is not for layers in training
 
 
 def _is_there(module: str) -> bool:
