@@ -57,6 +57,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--tokens", type=int, default=64, help="decode steps of a timing")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--minutes", type=float, default=9.0, help="begin nothing new after this long")
+    parser.add_argument("--processor-time", action="store_true", help="drift by processor time, not by the clock")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--kvpress-python", type=Path, metavar="PATH", help="an interpreter that has kvpress")
     parser.add_argument("--out", type=Path, metavar="PREFIX", help="write PREFIX.json and PREFIX.md")
@@ -138,7 +139,8 @@ def run(options: argparse.Namespace) -> Record:
         "prefill": lambda: prefill(peers, options.prefill, vocab=vocab, rounds=min(3, options.rounds), run=begun),
         "batch": batches,
         "drift": lambda: [row for peer in own for row in drift(peer, slots, options.drift, steps=options.tokens,
-                                                               rounds=options.rounds, run=begun)],
+                                                               rounds=options.rounds, run=begun,
+                                                               by_processor=options.processor_time)],
         "kernels": lambda: kernels(ours, slots, record.ceilings, begun),
     }  # fmt: skip
     for part in options.parts:

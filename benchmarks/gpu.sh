@@ -7,7 +7,8 @@
 #
 # Each part ends within ten minutes. What cannot run here is said in a line and passed over; the exit code is 1 where a
 # part failed. Environment: PYTHON (python3), OUT (benchmarks/results/gpu), MINUTES (8, of a comparison), DEVICE (cuda),
-# KVPRESS_PYTHON (an interpreter that has kvpress; none). DEVICE=cpu tries the list out without a GPU.
+# KVPRESS_PYTHON (an interpreter that has kvpress; none). `DEVICE=cpu MINUTES=1 benchmarks/gpu.sh bench nf4 tiny` tries
+# the list out without a GPU.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 
@@ -58,7 +59,7 @@ mkdir -p "$OUT"
 for name in "${parts[@]}"; do
   case "$name" in
     tests)
-      if has pytest && has hypothesis; then 
+      if has pytest && has hypothesis; then
         mapfile -t files < <(grep -rl --include='test_*.py' 'mark\.gpu' tests)
         part tests "$PYTHON" -m pytest -q -m gpu "${files[@]}"
       else
@@ -72,7 +73,11 @@ for name in "${parts[@]}"; do
       if [ "$DEVICE" = cuda ]; then part bench-captured "$PYTHON" -m kvlite bench demo --capture --json; else
         echo "== bench-captured: skipped: there are no CUDA graphs on $DEVICE"; fi ;;
     nf4)
-      if has bitsandbytes && has triton; then part nf4 "$PYTHON" benchmarks/nf4.py --out "$OUT/nf4.json"; else
+      small=() interpret=()  # off a GPU only whether it runs
+      if [ "$DEVICE" != cuda ]; then small=(--tiny --device "$DEVICE") interpret=(env TRITON_INTERPRET=1); fi
+      if has bitsandbytes && has triton; then
+        part nf4 "${interpret[@]}" "$PYTHON" benchmarks/nf4.py "${small[@]}" --out "$OUT/nf4.json"
+      else
         echo "== nf4: skipped: bitsandbytes and triton are not both installed"; fi ;;
     *) shape "$name" ;;
   esac

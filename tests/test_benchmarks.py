@@ -14,7 +14,7 @@ import pytest
 from tests.program import ROOT, environment
 
 pytestmark = pytest.mark.slow
-ROOM_FOR_ALL, BOUNDED = "24:64", "40:16"
+ROOM_FOR_ALL, BOUNDED, LONG = "24:64", "40:16", "200:16"
 
 
 def run(script: str, *args: str) -> subprocess.CompletedProcess[str]:
@@ -32,7 +32,7 @@ def compiled_only() -> dict[str, str]:
 def record(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """A comparison of everything that runs on a CPU, and its page."""
     out = tmp_path_factory.mktemp("results") / "tiny"
-    cases = ("--decode", ROOM_FOR_ALL, "--decode", BOUNDED, "--prefill", BOUNDED, "--batch", BOUNDED)
+    cases = ("--decode", ROOM_FOR_ALL, "--decode", BOUNDED, "--prefill", BOUNDED, "--prefill", LONG, "--batch", BOUNDED)
     peers = "kvlite,kvlite-int4,kvlite-triton,kvlite-captured,dynamic,static,quantized,compiled,kvpress"
     done = run("compare.py", "--shape", "tiny", "--device", "cpu", *cases, "--peers", peers, "--tokens", "8",
                "--rounds", "1", "--out", str(out))  # fmt: skip
@@ -55,6 +55,18 @@ def test_every_part_has_rows_and_they_agree_with_the_ceilings(record: dict[str, 
     assert [row["tokens_seen"] for row in record["drift"] if row["peer"] == "kvlite"] == [100, 1_000, 1_000_000]
     assert all(row["call_s"] > 0 for row in record["kernels"])
     assert {"command", "device", "versions", "dtype"} <= record.keys()
+
+
+def test_a_longer_prompt_holds_no_more_bytes_and_is_held_beside_the_shortest(record: dict[str, Any]) -> None:
+    short, long = (row for row in record["prefill"] if row["peer"] == "kvlite")
+    assert (short["context"], long["context"]) == (40, 200)
+    assert short["kv_bytes"] == long["kv_bytes"] > 0 < short["processor_s"]
+    assert "| kvlite | 16 | 40 |" in record["page"] and "| 1.00 | 1.00 |" in record["page"]
+
+
+def test_a_record_names_no_path_of_the_machine(record: dict[str, Any]) -> None:
+    assert record["command"][-2:] == ["--out", "tiny"]
+    assert record["command"][1] == "compare.py"
 
 
 def test_a_batch_in_equal_bytes_has_more_rows_in_bounded_slots(record: dict[str, Any]) -> None:

@@ -26,8 +26,11 @@ _MORE_THAN_CACHES = 2**28  # bytes that works take turns over, so that a process
 _MOST_COPIES = 16
 
 
-def drift(ours: Kvlite, slots: int, points: Sequence[int], *, steps: int, rounds: int, run: Run) -> Rows:
-    """Steps with all slots full after so many tokens, put there; the points take turns."""
+def drift(
+    ours: Kvlite, slots: int, points: Sequence[int], *, steps: int, rounds: int, run: Run, by_processor: bool
+) -> Rows:
+    """Steps with all slots full after so many tokens, put there, by one of two clocks; the points take turns."""
+    clock = time.process_time if by_processor else time.perf_counter
     try:
         engine = ours.engine(slots)
     except NotAvailable as error:
@@ -39,14 +42,14 @@ def drift(ours: Kvlite, slots: int, points: Sequence[int], *, steps: int, rounds
     for number in range(rounds + 1):
         for seen, timings in found.items():
             if run.has_time():
-                times, _ = step_times(engine, held, seen, steps, number)
+                times, _ = step_times(engine, held, seen, steps, number, clock)
                 timings += [times] if number else []
     run.left_out += [f"drift at {seen}: {ours.name}" for seen, timings in found.items() if not timings]
     spreads = {seen: Spread.of(timings) for seen, timings in found.items() if timings}
     first_s = next((spread.median_s for spread in spreads.values()), 1.0)
     return [
-        {"peer": ours.name, "slots": slots, "tokens_seen": seen, "tokens_s": 1 / spread.median_s,
-         "drift": spread.median_s / first_s - 1, **asdict(spread)}
+        {"peer": ours.name, "slots": slots, "tokens_seen": seen, "by_processor": by_processor,
+         "tokens_s": 1 / spread.median_s, "drift": spread.median_s / first_s - 1, **asdict(spread)}
         for seen, spread in spreads.items()
     ]  # fmt: skip
 

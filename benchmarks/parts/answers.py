@@ -65,6 +65,7 @@ def prefill(
             rows.append({
                 "peer": name, "context": case.context, "slots": case.slots, "tokens_s": case.context / first_s,
                 "first_token_s": first_s, "first_between_s": timings.spread(_first), "rounds": len(timings.rounds),
+                "processor_s": timings.median(lambda took: took.processor_s), "kv_bytes": timings.rounds[0].kv_bytes,
                 "peak_bytes": timings.peak_bytes,
             })  # fmt: skip
     return rows
@@ -118,10 +119,8 @@ def _wave(name: str, case: Case, new_tokens: int, budget: int, timings: Timings)
     }
 
 
-def _common(took: Took, reference: Took) -> int | None:
-    """How many tokens of an answer are the reference's before the first that is not; None where it was not told."""
-    if not took.ids:
-        return None
+def _common(took: Took, reference: Took) -> int:
+    """How many tokens of an answer are the reference's before the first that is not."""
     pairs = enumerate(zip(took.ids[0], reference.ids[0], strict=True))
     return next((index for index, (ours, theirs) in pairs if ours != theirs), took.tokens)
 

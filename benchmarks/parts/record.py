@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -35,7 +36,7 @@ class Record:
         """Everything."""
         return {
             "schema": SCHEMA,
-            "command": ["python", *sys.argv],
+            "command": _command(),
             "device": device_name(self.device),
             "threads": torch.get_num_threads(),
             "versions": installed_versions(),
@@ -56,7 +57,7 @@ class Record:
         lines = [
             f"# {self.shape}, {self.dtype}, {device_name(self.device)}",
             "",
-            f"`{' '.join(['python', *sys.argv])}`",
+            f"`{' '.join(_command())}`",
             "",
             f"{versions}. In the same run the device copies {copied:,.1f} GB/s and multiplies at {flops:,.3g} TFLOP/s.",
             "Random weights, random prompts, greedy, medians; `x` columns are kvlite over that engine.",
@@ -77,11 +78,18 @@ class Record:
         ):
             if self.parts.get(part):
                 found.append((title, _ratios(self.parts[part], keys)))
+            if part == "prefill" and self.parts.get(part):
+                found.append(("Prompts beside the shortest under as many slots", _lengths(self.parts[part])))
         if self.parts.get("drift"):
             found.append(("Drift with all slots full", _drift(self.parts["drift"])))
         if self.parts.get("kernels"):
             found.append(("Parts of a decode step", _kernels(self.parts["kernels"])))
         return found
+
+
+def _command() -> list[str]:
+    """What was typed, but of whole paths their last name: where things lie on this machine is nobody's business."""
+    return ["python", *(re.sub(r"(^|=)/(?:[^/]*/)*", r"\1", word) for word in sys.argv)]
 
 
 def _ratios(rows: Rows, keys: Sequence[str]) -> list[list[str]]:
@@ -112,6 +120,21 @@ def _rate(row: dict[str, Any] | None) -> str:
     rows = f" ({row['rows']} rows)" if "rows" in row else ""
     peak = "" if row["peak_bytes"] is None else f", {row['peak_bytes'] / 1e9:.1f} GB"
     return f"{row['tokens_s']:,.1f}{rows}{peak}"
+
+
+def _lengths(rows: Rows) -> list[list[str]]:
+    """Of engines that count their slots: rates by the clock and by the processor as shares of the shortest prompt's."""
+    lines = [["peer", "slots", "context", "tokens/s", "of the shortest", "by processor time", "live slots"]]
+    for row in rows:
+        if row["kv_bytes"] is None:
+            continue
+        alike = [each for each in rows if (each["peer"], each["slots"]) == (row["peer"], row["slots"])]
+        shortest = min(alike, key=lambda each: each["context"])
+        by_processor = row["context"] / row["processor_s"] / (shortest["context"] / shortest["processor_s"])
+        lines.append([row["peer"], f"{row['slots']:,}", f"{row['context']:,}", f"{row['tokens_s']:,.0f}",
+                      f"{row['tokens_s'] / shortest['tokens_s']:.2f}", f"{by_processor:.2f}",
+                      f"{row['kv_bytes']:,} B"])  # fmt: skip
+    return lines
 
 
 def _drift(rows: Rows) -> list[list[str]]:

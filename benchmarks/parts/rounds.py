@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from random import Random
@@ -73,8 +74,10 @@ def in_turns(
                 continue
             try:
                 took, peaks[name] = _watched(lambda peer=peer: ask(peer))  # type: ignore[misc]
-            except (NotAvailable, torch.OutOfMemoryError) as error:
-                run.failed[f"{what}: {name}"] = str(error).splitlines()[0]
+            except (NotAvailable, ImportError, RuntimeError, ValueError) as error:  # what other people's engines raise
+                run.failed[f"{what}: {name}"] = next(iter(str(error).splitlines()), type(error).__name__)
+                if not isinstance(error, (NotAvailable, torch.OutOfMemoryError)):
+                    traceback.print_exc()
                 if torch.cuda.is_available():
                     torch.cuda.empty_cache()
                 continue

@@ -65,19 +65,21 @@ class Kvlite:
         """As `Peer.answer`; the engine admits all prompts and decodes them together."""
         engine = self.engine(case.slots, len(prompts))
         requests = [Request(str(row), tuple(prompt), max_tokens=tokens) for row, prompt in enumerate(prompts)]
-        start = time.perf_counter()
-        first_s, waiting = 0.0, len(prompts)
+        start, used = time.perf_counter(), time.process_time()
+        first_s, waiting, kv_bytes = 0.0, len(prompts), 0
         answers: dict[str, list[int]] = {}
         for event in engine.run(requests):
             if isinstance(event, Completion) and event.error is not None:
                 raise NotAvailable(str(event.error))
             if isinstance(event, Completion):
                 answers[event.request_id] = list(event.ids)
+                kv_bytes += event.kv.peak_bytes
             elif event.index == 0:
                 waiting -= 1
                 if not waiting:
                     first_s = time.perf_counter() - start
-        return Took(first_s, time.perf_counter() - start, tokens, [answers[request.id] for request in requests])
+        total_s, used = time.perf_counter() - start, time.process_time() - used
+        return Took(first_s, total_s, tokens, [answers[request.id] for request in requests], used, kv_bytes)
 
     def read_bytes(self, case: Case) -> int | None:
         """Weights once, and the live slots with what the policy keeps."""

@@ -16,12 +16,18 @@ class Case:
 
 @dataclass(frozen=True)
 class Took:
-    """Seconds to the first token, and to the last of `tokens` of each row, and the ids of each; none if not told."""
+    """Seconds to the first token, and to the last of `tokens` of each row, and the ids of each.
+
+    `processor_s` is what the process that computed took of its processors; `kv_bytes` the most bytes of slots that were
+    live, None where an engine does not count them.
+    """
 
     first_s: float
     total_s: float
     tokens: int
     ids: list[list[int]]
+    processor_s: float
+    kv_bytes: int | None = None
 
     @property
     def step_s(self) -> float:

@@ -1,7 +1,8 @@
 """kvpress as a peer, in an interpreter of its own with the older transformers it needs.
 
-The child builds the same shape with random weights of its own and answers one JSON line for each JSON line. Its
-DecodingPress compresses every so many steps, so between two compressions its cache holds more than it is told to.
+The child builds the same shape with random weights of its own, equal to ours where the two versions of transformers
+draw alike from one seed, and answers one JSON line for each JSON line. kvpress computes a prompt with all its keys and
+values, evicts afterwards, and again every so many steps.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from peers.peer import Case, NotAvailable, Took
 from peers.shapes import SHAPES, WINDOW
 
@@ -18,7 +21,7 @@ CHILD = Path(__file__).with_name("pressed_child.py")
 
 
 class Kvpress:
-    """A process that generates under a DecodingPress. Raises NotAvailable where it cannot be had."""
+    """A process that generates under a PrefillDecodingPress. Raises NotAvailable where it cannot be had."""
 
     name = "kvpress"
 
@@ -26,18 +29,20 @@ class Kvpress:
         if python is None:
             raise NotAvailable("kvpress runs in an environment of its own; give --kvpress-python PATH")
         if not python.is_file():
-            raise NotAvailable(f"--kvpress-python {python} is not there")
+            raise NotAvailable(f"--kvpress-python {python.name} is not there")
         self._child = subprocess.Popen(
             [str(python), str(CHILD)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
         )
         config = {**SHAPES[shape].config(), "max_position_embeddings": WINDOW, "pad_token_id": 0}
-        ready = self._ask({"family": SHAPES[shape].family, "config": config, "device": device, "dtype": dtype})
-        self.note = f"kvpress {ready['kvpress']}, transformers {ready['transformers']}, KnormPress while decoding"
+        ready = self._ask({"family": SHAPES[shape].family, "config": config, "device": device, "dtype": dtype,
+                           "threads": torch.get_num_threads()})  # fmt: skip
+        versions = f"kvpress {ready['kvpress']}, transformers {ready['transformers']}"
+        self.note = f"{versions}, KnormPress to 3/4 of the slots after the prompt and whenever they are full"
 
     def answer(self, prompts: list[list[int]], tokens: int, case: Case) -> Took:
-        """As `Peer.answer`; `case.slots` is the press's target size."""
-        said = self._ask({"prompts": prompts, "tokens": tokens, "target": case.slots})
-        return Took(said["first_s"], said["total_s"], tokens, [])
+        """As `Peer.answer`; decoding holds at most `case.slots`."""
+        said = self._ask({"prompts": prompts, "tokens": tokens, "slots": case.slots})
+        return Took(said["first_s"], said["total_s"], tokens, said["ids"], said["processor_s"])
 
     def read_bytes(self, case: Case) -> int | None:
         """Not known: the cache grows between compressions."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from importlib.metadata import version
 from importlib.util import find_spec
 from typing import Any
 
@@ -13,6 +14,9 @@ from transformers.generation.streamers import BaseStreamer
 
 from peers.peer import Case, NotAvailable, Took
 from peers.shapes import sharing_weights
+
+NF4_BLOCK = 64
+"""Weights that share a scale."""
 
 
 class _Stamps(BaseStreamer):
@@ -40,15 +44,15 @@ class Generate:
         """As `Peer.answer`."""
         ids = torch.tensor(prompts, device=self.model.device)
         stamps = _Stamps()
-        start = time.perf_counter()
+        start, used = time.perf_counter(), time.process_time()
         answers = self.model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=tokens,
                             eos_token_id=None, pad_token_id=0, streamer=stamps, cache_implementation=self.cache,
                             **self.settings)  # type: ignore[misc]  # fmt: skip
         if self.model.device.type == "cuda":
             torch.cuda.synchronize(self.model.device)
-        total_s = time.perf_counter() - start
+        total_s, used = time.perf_counter() - start, time.process_time() - used
         ids_out = answers[:, case.context :].tolist()  # type: ignore[index]
-        return Took(stamps.times[1] - start, total_s, tokens, ids_out)
+        return Took(stamps.times[1] - start, total_s, tokens, ids_out, used)
 
     def read_bytes(self, case: Case) -> int | None:
         """Weights once, and the keys and values of the whole context."""
@@ -70,16 +74,20 @@ def static(model: PreTrainedModel) -> Generate:
 
 def quantized(model: PreTrainedModel) -> Generate:
     """A cache in 4 bits by quanto or hqq. Raises NotAvailable where neither is installed."""
-    for module, backend in (("optimum.quanto", "quanto"), ("hqq", "hqq")):
+    for module, package, backend, axis in (("optimum.quanto", "optimum-quanto", "quanto", 0), ("hqq", "hqq", "hqq", 1)):
         if _is_there(module):
-            peer = Generate(model, "quantized", "quantized", cache_config={"backend": backend, "nbits": 4})
-            peer.note = f"{backend}, 4 bits"
+            settings = {"backend": backend, "nbits": 4, "axis_key": axis, "axis_value": axis}  # as transformers advises
+            peer = Generate(model, "quantized", "quantized", cache_config=settings)
+            peer.note = f"{package} {version(package)}, 4 bits"
             return peer
     raise NotAvailable("QuantizedCache needs optimum-quanto or hqq, and neither is installed")
 
 
 def in_nf4(model: PreTrainedModel) -> PreTrainedModel:
-    """A copy whose linear layers but the head are NF4 of bitsandbytes. Raises NotAvailable without bitsandbytes."""
+    """A copy whose linear layers but the head are NF4 of bitsandbytes. Raises NotAvailable without bitsandbytes.
+
+    Layers whose channels are no multiple of a block stay as they are: bitsandbytes fails on them on some processors.
+    """
     if not _is_there("bitsandbytes"):
         raise NotAvailable("bitsandbytes is not installed")
     import bitsandbytes
@@ -88,7 +96,7 @@ def in_nf4(model: PreTrainedModel) -> PreTrainedModel:
     head = quantised.get_output_embeddings()
     for parent in list(quantised.modules()):
         for name, linear in list(parent.named_children()):
-            if not isinstance(linear, nn.Linear) or linear is head:
+            if not isinstance(linear, nn.Linear) or linear is head or linear.in_features % NF4_BLOCK:
                 continue
             layer = bitsandbytes.nn.Linear4bit(
                 linear.in_features, linear.out_features, linear.bias is not None, linear.weight.dtype, quant_type="nf4"
@@ -96,7 +104,7 @@ def in_nf4(model: PreTrainedModel) -> PreTrainedModel:
             layer.weight = bitsandbytes.nn.Params4bit(linear.weight.data.cpu(), requires_grad=False, quant_type="nf4")
             layer.bias = linear.bias
             setattr(parent, name, layer.to(linear.weight.device))
-    return quantised
+    return quantised.eval()  # bitsandbytes' fast path on a CPU is not for layers in training
 
 
 def _is_there(module: str) -> bool:

@@ -24,6 +24,9 @@ from kvlite_kernels.statistic import Measure, probabilities, received
 TILE_ELEMENTS = 1 << 22
 """Most logits, or elements of a widened copy of keys or values, held at once: 16 MiB in fp32."""
 
+CACHED_ELEMENTS = 1 << 20
+"""Most logits held at once on a CPU, which goes over them several times: 4 MiB in fp32 stay in its cache."""
+
 Vectors = Tensor | Packed
 """Keys or values as attention reads them: numbers, or codes that are widened a tile at a time."""
 
@@ -73,9 +76,12 @@ def attend(q: Tensor, q_pos: Tensor, segment: Segment, geometry: Geometry) -> Pa
     if not segment.is_whole:
         hidden = ~_visible(q_pos, segment.pos, geometry.window)
         logits.unflatten(1, (segment.k.shape[1], -1)).masked_fill_(hidden[:, :, None], -torch.inf)
-    lse = logits.logsumexp(-1)
-    out = _grouped_matmul(probabilities(logits, lse), segment.v, transpose=False)
-    return Partial(out, lse, logits)
+    highest = logits.amax(-1, keepdim=True)
+    highest.masked_fill_(highest == -torch.inf, 0.0)
+    weights = (logits - highest).exp_()  # a softmax whose sum is divided by after the product, which is smaller
+    total = weights.sum(-1, keepdim=True)
+    out = _grouped_matmul(weights, segment.v, transpose=False) / total.clamp(min=torch.finfo(dtype).tiny)
+    return Partial(out, (highest + total.log()).squeeze(-1), logits)
 
 
 def merge(outs: Sequence[Tensor], lses: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
@@ -99,7 +105,8 @@ def attend_segments(
     batch, num_heads, num_queries, _ = q.shape
     num_kv_heads = segments[0].k.shape[1]
     num_keys = sum(segment.k.shape[2] for segment in segments)
-    tile = max(1, TILE_ELEMENTS // (batch * num_heads * num_keys))
+    most = min(TILE_ELEMENTS, CACHED_ELEMENTS) if q.device.type == "cpu" else TILE_ELEMENTS
+    tile = max(1, most // (batch * num_heads * num_keys))
     if num_queries == 1 and len(segments) == 1 and _is_plain(segments[0], geometry, measure):
         return _attend_plainly(q, segments[0], geometry, measure)
     outs: list[Tensor] = []

@@ -60,7 +60,7 @@ def received(
 def probabilities(logits: Tensor, lse: Tensor, spread: bool = True) -> Tensor:
     """exp(logits - lse), zero where nothing is visible (lse -inf); `spread` adds the key dimension to lse."""
     finite = lse.masked_fill(lse == -torch.inf, 0.0)
-    return torch.exp(logits - (finite[..., None] if spread else finite))
+    return (logits - (finite[..., None] if spread else finite)).exp_()
 
 
 def gumbel(noise: Noise, num_heads: int, q_pos: Tensor, k_pos: Tensor, dtype: torch.dtype) -> Tensor:
@@ -104,11 +104,11 @@ def _gumbel(logits: Sequence[Tensor], q_pos: Tensor, k_pos: Sequence[Tensor], no
 def _reduced(shares: Tensor, measure: Measure, num_kv_heads: int) -> Tensor:
     """[B, H_Q, T, N] -> [B, H_KV, N]. A maximum is taken per query, so that chunks do not change the sum."""
     batch, num_heads, num_queries, num_keys = shares.shape
-    weight = measure.weight.to(shares.dtype)[:, None, :, None]
+    weight = measure.weight.to(shares.dtype)[:, None, None]  # [B, 1, 1, T]
     if measure.heads == "max":
         grouped = shares.view(batch, num_kv_heads, num_heads // num_kv_heads, num_queries, num_keys)
-        return (grouped.amax(2) * weight).sum(2)
-    per_head = (shares * weight).sum(2)
+        return (weight @ grouped.amax(2)).squeeze(2)
+    per_head = (weight @ shares).squeeze(2)
     if measure.heads == "layer":
         return per_head.mean(1, keepdim=True).expand(-1, num_kv_heads, -1)
     return per_head.view(batch, num_kv_heads, num_heads // num_kv_heads, num_keys).mean(2)

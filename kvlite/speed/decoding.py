@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from random import Random
@@ -46,17 +47,19 @@ def random_ids(count: int, vocab: int, seed: int) -> tuple[int, ...]:
     return tuple(rng.randrange(vocab) for _ in range(count))
 
 
-def step_times(engine: Engine, held: RowSnapshot, seen: int, steps: int, seed: int) -> tuple[list[float], KVCounts]:
+def step_times(
+    engine: Engine, held: RowSnapshot, seen: int, steps: int, seed: int, clock: Callable[[], float] = time.perf_counter
+) -> tuple[list[float], KVCounts]:
     """Seconds of each of `steps` decode steps of a conversation put at `seen` tokens, and what it held at their start.
 
-    `held` is a row that was fed a few tokens. Raises what the engine could not do.
+    `held` is a row that was fed a few tokens, `clock` what tells the time. Raises what the engine could not do.
     """
     fast_forward(engine, 0, held, seen, seed)
     counts = engine.counts(0)
     request = Request("steps", random_ids(1, engine.loaded.shape.vocab, seed), max_tokens=steps + WARM_STEPS, row=0)
     stamps = []
     for event in engine.run([request]):
-        stamps.append(time.perf_counter())
+        stamps.append(clock())
         if isinstance(event, Completion) and event.error is not None:
             raise event.error
     stamps.pop()  # the completion's
