@@ -60,29 +60,8 @@ def attention(
 ) -> tuple[Tensor, None]:
     """query [B, H_Q, T, D], key [B, H_KV, T, D], value [B, H_KV, T, D_V] -> [B, T, H_Q, D_V] and no weights."""
     index: int = module.layer_idx  # type: ignore[assignment]
-    attend = torch.ops.kvlite.attend if torch.compiler.is_compiling() else _attend
+    attend = _opaque if torch.compiler.is_compiling() else _attend
     return attend(query, key, value, index, scaling, sliding_window, softcap, s_aux), None
-
-
-@torch.library.custom_op("kvlite::attend", mutates_args=())
-def _attend_compiled(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    index: int,
-    scaling: float | None,
-    sliding_window: int | None,
-    softcap: float | None,
-    sink_logits: Tensor | None,
-) -> Tensor:
-    """As `_attend`, opaque to a compiler: the slots that it reads and writes are no tensors of the compiled code."""
-    return _attend(query, key, value, index, scaling, sliding_window, softcap, sink_logits)
-
-
-@_attend_compiled.register_fake
-def _shape_of_attended(query: Tensor, key: Tensor, value: Tensor, *_: Any) -> Tensor:
-    batch, heads, tokens, _dim = query.shape
-    return query.new_empty(batch, tokens, heads, value.shape[-1])
 
 
 def _attend(
@@ -107,6 +86,16 @@ def _attend(
     if sink_logits is not None:
         geometry = replace(geometry, sink_logits=sink_logits)
     return layer.attend(query, key, value, step, geometry).transpose(1, 2).contiguous()
+
+
+_opaque = torch.library.custom_op("kvlite::attend", _attend, mutates_args=())
+"""`_attend` for a compiler, to which the slots that it reads and writes are no tensors of its graph."""
+
+
+@_opaque.register_fake
+def _attended(query: Tensor, key: Tensor, value: Tensor, *_: Any) -> Tensor:
+    batch, heads, tokens, _dim = query.shape
+    return query.new_empty(batch, tokens, heads, value.shape[-1])
 
 
 @cache
