@@ -142,8 +142,7 @@ class Console:
 
     def aside(self, text: str) -> None:
         """Stream `text` to stderr as it comes, without a line break: a model's thinking."""
-        self._hide_status()
-        self._raw(self._stderr, self._styled(strip_controls(text), _DIM))
+        self.around(lambda: self._write_aside(self._styled(strip_controls(text), _DIM)))
 
     def confirm(self, question: str) -> bool:
         """Ask on stderr and read yes or no from a terminal. Raises UsageError when nobody is there to ask."""
@@ -180,6 +179,10 @@ class Console:
 
     def _say(self, text: str, style: str) -> None:
         self.around(lambda: self._write_line(self._styled(strip_controls(text), style)))
+
+    def _write_aside(self, text: str) -> None:
+        self._hide_status()
+        self._raw(self._stderr, text)
 
     def _write_line(self, text: str) -> None:
         status = self._status

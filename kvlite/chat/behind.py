@@ -42,6 +42,8 @@ class Behind(Generic[T]):
             try:
                 line = self._terminal.read()
             except EOFError:
+                if self.is_done:
+                    self._found.result()  # which may have failed with an EOFError of its own
                 return None
             except KeyboardInterrupt:
                 interrupts.press()

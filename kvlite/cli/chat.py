@@ -11,6 +11,8 @@ from kvlite.cli import options as opt
 from kvlite.errors import UsageError
 
 if TYPE_CHECKING:
+    from kvlite.catalog.files import ModelFiles
+    from kvlite.catalog.names import ModelRef
     from kvlite.cli.answering import Asked
 
 
@@ -168,35 +170,38 @@ def _talk(asked: Asked, screen: _Screen, name: str | None, first: str | None) ->
     from kvlite.chat.store import SessionFolder
     from kvlite.chat.terminal import Terminal
     from kvlite.cli.loading import find_files
-    from kvlite.cli.opening import Opened
 
     out = opt.console()
     session: Session | None = None
-    loading: Behind[Opened] | None = None
 
     def status() -> str:
         if session is None:
-            return f"{asked.options.model} is {'ready' if loading is None or loading.is_done else 'loading'}"
+            return f"{asked.options.model} is loading"
         return status_line(session.counts(), session.last, session.settings.sampling)
 
-    history = user_state_path("kvlite", appauthor=False) / "history"
-    terminal = Terminal(status if screen.shows_status else None, history, vi=screen.vi)
-    with asked.recording("chat") as recording:
-        if first is None:
-            found = find_files(asked.options, out)
-            loading = Behind(lambda: asked.open(recording, out, found), terminal, out)
-            first = loading.line()
-            if first is None or first.strip() in LEAVING:
-                return
-            opened = loading.result()
-        else:
-            opened = asked.open(recording, out)
+    def begin(found: tuple[ModelRef, ModelFiles] | None = None) -> Chat:
+        nonlocal session
+        opened = asked.open(recording, out, found)
         session = Session(opened.engine, opened.text, asked.settings(opened), asked.system)
         keeping = Keeping(SessionFolder(), opened.name, screen.saves)
         chat = Chat(session, keeping, out, recording, shows_thinking=screen.shows_thinking)
         if name is not None:
             chat.open(name)
+        return chat
+
+    history = user_state_path("kvlite", appauthor=False) / "history"
+    terminal = Terminal(status if screen.shows_status else None, history, vi=screen.vi)
+    with asked.recording("chat") as recording:
+        if first is None and out.has_live_stderr:
+            found = find_files(asked.options, out)
+            loading = Behind(lambda: begin(found), terminal, out)
+            first = loading.line()
+            if first is None or first.strip() in LEAVING:
+                return
+            chat = loading.result()
+        else:
+            chat = begin()
         try:
             chat.run(terminal, first)
         finally:
-            recording.checkpoints(session.checkpoint_peak_bytes)
+            recording.checkpoints(chat.session.checkpoint_peak_bytes)

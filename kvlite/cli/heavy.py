@@ -10,6 +10,7 @@ import atexit
 import gc
 import os
 import sys
+import threading
 from contextlib import suppress
 from typing import NoReturn
 
@@ -31,8 +32,8 @@ def load_engine() -> None:
 
 
 def leave(code: int) -> NoReturn:
-    """End the process with `code`: with torch loaded as soon as exit handlers have run and the output is out."""
-    if "torch" not in sys.modules:
+    """End the process with `code`: once torch is loaded, or while it loads, as soon as exit handlers have run."""
+    if "torch" not in sys.modules and threading.active_count() == 1:
         sys.exit(code)
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):

@@ -74,6 +74,17 @@ def test_what_fails_is_raised_and_ends_the_prompt(console: Console) -> None:
     assert [str(error) for error in keys.ending] == ["too small"]
 
 
+def test_a_file_that_ends_too_early_is_no_way_of_leaving(console: Console) -> None:
+    def fail() -> None:
+        raise EOFError("ran out of input")
+
+    work = behind(fail, Keys(EOFError()), console)
+    with pytest.raises(EOFError, match="ran out"):
+        work.result()
+    with pytest.raises(EOFError, match="ran out"):
+        work.line()
+
+
 def test_leaving_does_not_wait(console: Console) -> None:
     never = Event()
     assert behind(never.wait, Keys(EOFError()), console).line() is None

@@ -33,6 +33,12 @@ def chat(capfd):
 
 
 @pytest.fixture
+def live(monkeypatch):
+    """Stderr counts as a terminal on which lines may be redrawn: the model loads behind the prompt."""
+    monkeypatch.setattr("kvlite.console.Console.has_live_stderr", True)
+
+
+@pytest.fixture
 def typed(chat, monkeypatch):
     """Runs `kvlite chat` at a terminal where these lines are typed, then Ctrl-D."""
 
@@ -89,7 +95,7 @@ def test_a_conversation_remembers_and_is_saved(typed):
     assert record.command == "chat" and len(record.requests) == 2 and record.kv.tokens_seen > 0
 
 
-def test_what_is_typed_while_the_model_loads_is_answered(typed, monkeypatch):
+def test_what_is_typed_while_the_model_loads_is_answered(live, typed, monkeypatch):
     opens, sent = opening.open_model, Event()
     reads = Terminal.read
 
@@ -104,7 +110,12 @@ def test_what_is_typed_while_the_model_loads_is_answered(typed, monkeypatch):
     assert code == 0 and len(out.splitlines()) == 1 and "demo · float32" in err
 
 
-def test_leaving_while_the_model_loads_does_not_wait_for_it(typed, monkeypatch):
+def test_a_session_goes_on_behind_the_prompt(live, typed):
+    typed("My name is Tom.", args=("demo", "--greedy", "--session", "tom"))
+    assert "loaded tom: 1 turns" in typed("Hello", args=("demo", "--session", "tom"))[2]
+
+
+def test_leaving_while_the_model_loads_does_not_wait_for_it(live, typed, monkeypatch):
     left, loaded = Event(), []
     monkeypatch.setattr(opening, "open_model", lambda *a, **k: (left.wait(30), loaded.append(a))[1])
     assert typed("/exit") == (0, "", "") and typed()[0] == 0
@@ -112,7 +123,7 @@ def test_leaving_while_the_model_loads_does_not_wait_for_it(typed, monkeypatch):
     left.set()
 
 
-def test_what_cannot_be_loaded_ends_the_chat_as_it_always_did(typed):
+def test_what_cannot_be_loaded_ends_the_chat_as_it_always_did(live, typed):
     code, out, err = typed("Hello", args=("demo", "--kv-budget", "1KB"))
     assert (code, out) == (4, "") and "KV budget 1kB holds 1 tokens" in err
     code, out, err = typed("Hello", args=("no-such-model",))

@@ -25,7 +25,7 @@ MOST_BETWEEN = {
 """Kernels between and including a layer's products, what is on slots left out."""
 
 MOST_ON_SLOTS = {
-    "torch": {"llama": 13, "qwen2": 13, "qwen3": 13, "gemma2": 34},  # gemma2 caps its logits
+    "torch": {"llama": 13, "qwen2": 13, "qwen3": 13, "gemma2": 38},  # gemma2 caps its logits
     "triton": {"llama": 3, "qwen2": 3, "qwen3": 3, "gemma2": 5},
 }
 MOST_BESIDE_LAYERS = {
