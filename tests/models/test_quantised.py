@@ -68,7 +68,7 @@ def matrices(model: PreTrainedModel) -> dict[str, Any]:
 def test_quantised_products_stay_apart_in_fused_attention(folder: Path) -> None:
     found = loaded(folder, "4bit")
     expected = probe_logits(found)
-    assert fuse(found).fused == ("norm", "attention", "layer")
+    assert fuse(found).fused == ("norm", "rotary", "attention", "layer", "decoder")
     assert relative_error(probe_logits(found), expected) < TOLERANCE[found.compute_dtype]
     assert len(matrices(found.model)) == 4 * 7 + 1
 
