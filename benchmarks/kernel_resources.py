@@ -23,7 +23,7 @@ from resources.machine_code import Compiled, compiled, read
 from resources.product import Layer
 
 ARCHITECTURES = (75, 80, 86, 89, 90, 120)
-ROW = "{:12} {:>5} {:>8} {:>5} {:>5} {:>7} {:>6} {:>7} {:>6} {:>7}  {}"
+ROW = "{:18} {:>5} {:>8} {:>5} {:>5} {:>7} {:>6} {:>7} {:>6} {:>7}  {}"
 
 
 def measure(layer: Layer) -> Iterator[Compiled]:
