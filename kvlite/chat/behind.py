@@ -56,7 +56,11 @@ class Behind(Generic[T]):
         with self._console.progress() as progress:
             if not self.is_done:
                 progress.update("loading…")
-            found = self._found.result()
+            try:
+                found = self._found.result()
+            except BaseException:
+                self._terminal.discard()
+                raise
         self._console.around = lambda write: write()
         return found
 

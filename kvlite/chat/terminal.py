@@ -5,6 +5,7 @@ The only module that loads prompt_toolkit. Knows nothing of models: lines out, t
 
 from __future__ import annotations
 
+import sys
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -55,6 +56,13 @@ class Terminal:
         self._waiting.append(write)
         if not self._schedule(lambda: run_in_terminal(self._write_waiting)):
             self._write_waiting()
+
+    def discard(self) -> None:
+        """Forget what was typed and is not read yet, which a shell would take for commands."""
+        with suppress(ImportError, OSError, ValueError):  # no POSIX terminal
+            import termios
+
+            termios.tcflush(sys.stdin.fileno(), termios.TCIFLUSH)
 
     def redraw(self) -> None:
         """Show the status line as it is now; from any thread."""

@@ -113,8 +113,6 @@ def banner(opened: Opened) -> str:
 
 def _steps(opened: Opened) -> str:
     """How decode steps run, where it was asked or is not the plain way."""
-    if "compiled" in opened.loaded.fused:
-        return ", compiled steps"
     step = opened.engine.step
     return f", {step.name} steps" if step.name != "eager" or step.obstacle is not None else ""
 

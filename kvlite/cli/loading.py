@@ -98,6 +98,7 @@ def weights_identity(ref: ModelRef, files: ModelFiles) -> str:
 
 def _check_words(options: ModelOptions) -> None:
     """Refuse what is misspelt before any file is looked for."""
+    from kvlite.cache.policy import load_policy
     from kvlite.memory.budget import Budget
     from kvlite.memory.format import dtype_name, slot_format
 
@@ -106,6 +107,7 @@ def _check_words(options: ModelOptions) -> None:
             Budget.parse(budget)
     slot_format(options.kv_dtype, "float32")
     dtype_name(options.dtype)
+    load_policy(options.kv_policy).when_full(options.on_full)
     if options.compile and options.capture:
         raise UsageError("--compile and --capture are two ways to the same end; leave out one of them")
     if options.int8_head and not options.fuse:

@@ -11,7 +11,7 @@ from torch import Tensor
 from kvlite.models.decoder import Decoder
 from kvlite.models.fusing import TOLERANCE, probe_logits
 from kvlite.models.gate import relative_error
-from kvlite.models.loaded import LoadedModel
+from kvlite.models.loaded import COMPILED, LoadedModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,9 +31,9 @@ def compiled(loaded: LoadedModel) -> tuple[LoadedModel, str | None]:
     """The model with compiled decode steps and None, or as it is and why: verified by logits, like a patch."""
     if loaded.decoder is None:
         return loaded, f"{loaded.shape.family} models, or what is not fused, do not run as one function"
-    step = torch.compile(loaded.decoder.__call__, fullgraph=True)
-    candidate = replace(loaded, decoder=CompiledDecoder(loaded.decoder, step), fused=(*loaded.fused, "compiled"))
     try:
+        step = torch.compile(loaded.decoder.__call__, fullgraph=True)
+        candidate = replace(loaded, decoder=CompiledDecoder(loaded.decoder, step), fused=(*loaded.fused, COMPILED))
         off = relative_error(probe_logits(candidate), probe_logits(loaded))
     except torch.OutOfMemoryError:
         raise
@@ -46,6 +46,8 @@ def compiled(loaded: LoadedModel) -> tuple[LoadedModel, str | None]:
 
 def _reason(error: Exception) -> str:
     """The line of a compiler's complaint that says what is wrong: the one that names the innermost exception."""
+    if "InvalidCxxCompiler" in str(error):
+        return "no C++ compiler works here; install one, or name it in the variable CXX"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     named = [line for line in lines if line.partition(":")[0].isidentifier()]
     return (named or lines or [type(error).__name__])[0].rstrip(":")

@@ -6,11 +6,12 @@ import math
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from kvlite.models.fusing import children, probe_logits, swap
 from kvlite.models.loaded import LoadedModel
-from kvlite_kernels.int8 import CodedProducts, EightBit, multiply, quantise
+from kvlite_kernels.int8 import CodedProducts, EightBit, HostProducts, multiply, quantise
 
 TOLERANCE = 0.03
 """Largest relative RMSE of the logits against the head as it was; codes of 8 bits alone make 0.007 to 0.01."""
@@ -36,11 +37,27 @@ class EightBitHead(nn.Module):
         """x [..., in_features] -> [..., out_features]."""
         weight = EightBit(self.codes, self.scale)
         rows = x.reshape(-1, x.shape[-1])
-        is_served = self.products is not None and 1 <= len(rows) <= self.products.most_rows
-        out = self.products(rows, weight) if is_served and self.products is not None else multiply(rows, weight)
+        products = self.products if self.products and 1 <= len(rows) <= self.products.most_rows else multiply
+        if torch.compiler.is_compiling() and isinstance(products, HostProducts):
+            out: Tensor = _opaque(rows, self.codes, self.scale)
+        else:
+            out = products(rows, weight)
         if self.bias is not None:
             out = out + self.bias
         return out.view(*x.shape[:-1], -1)
+
+
+def _multiply_on_host(rows: Tensor, codes: Tensor, scale: Tensor) -> Tensor:
+    return HostProducts()(rows, EightBit(codes, scale))
+
+
+_opaque = torch.library.custom_op("kvlite::multiply_int8", _multiply_on_host, mutates_args=())
+"""torch's kernel for CPUs, for a compiler, which fails on it."""
+
+
+@_opaque.register_fake
+def _multiplied(rows: Tensor, codes: Tensor, scale: Tensor) -> Tensor:
+    return rows.new_empty(len(rows), len(codes))
 
 
 def with_coded_head(loaded: LoadedModel, products: CodedProducts | None) -> tuple[LoadedModel, str | None]:

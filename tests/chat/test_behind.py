@@ -19,7 +19,7 @@ class Keys:
 
     def __init__(self, *lines: str | BaseException) -> None:
         self.lines = list(lines)
-        self.redrawn = 0
+        self.redrawn = self.discarded = 0
         self.ending: list[BaseException] = []
 
     def read(self) -> str:
@@ -31,6 +31,9 @@ class Keys:
     def above(self, write: Callable[[], None]) -> None:
         self.lines.append("written above")
         write()
+
+    def discard(self) -> None:
+        self.discarded += 1
 
     def redraw(self) -> None:
         self.redrawn += 1
@@ -72,6 +75,7 @@ def test_what_fails_is_raised_and_ends_the_prompt(console: Console) -> None:
     with pytest.raises(UsageError, match="too small"):
         work.result()
     assert [str(error) for error in keys.ending] == ["too small"]
+    assert keys.discarded == 1  # a shell would take what is not read yet for commands
 
 
 def test_a_file_that_ends_too_early_is_no_way_of_leaving(console: Console) -> None:

@@ -313,6 +313,7 @@ def test_compiling_is_said_and_so_is_what_stands_in_its_way(run, monkeypatch):
     )
     assert "cpu (torch, compiled steps)" in run("demo", "hi", "-n", "1", "--compile")[2]
     assert RunRecords().load("last").model.fused == [*FUSED, "compiled"]
+    assert RunRecords().load("last").host.step == "compiled"
 
 
 def test_a_head_in_8_bits_is_listed_and_counted(run):

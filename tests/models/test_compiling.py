@@ -12,9 +12,11 @@ import torch
 
 from kvlite.models import compiling
 from kvlite.models.compiling import CompiledDecoder, compiled
+from kvlite.models.eightbit import with_coded_head
 from kvlite.models.fusing import fuse, probe_logits
 from kvlite.models.gate import relative_error
 from kvlite.models.loaded import LoadedModel
+from kvlite_kernels.int8 import HostProducts
 from tests.architectures import tiny_model
 from tests.engine_for_tests import admitted
 
@@ -35,7 +37,10 @@ def fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
 
 
 @pytest.mark.skipif(which("g++") is None, reason="needs a C++ compiler, g++")
-def test_a_compiled_step_gives_the_same_logits_and_calls_the_slots(loaded: LoadedModel) -> None:
+@pytest.mark.parametrize("codes_head", [False, True], ids=["", "int8 head"])
+def test_a_compiled_step_gives_the_same_logits(loaded: LoadedModel, codes_head: bool) -> None:
+    if codes_head:
+        loaded, _ = with_coded_head(loaded, HostProducts())
     expected = probe_logits(loaded)
     found, obstacle = compiled(loaded)
     assert obstacle is None and found.fused == (*loaded.fused, "compiled")
@@ -48,8 +53,7 @@ def test_without_a_compiler_the_model_stays_and_the_reason_is_said(
     monkeypatch.setenv("CXX", "/no/such/compiler")
     monkeypatch.setattr("torch._inductor.config.cpp.cxx", (None, "/no/such/compiler"))
     found, obstacle = compiled(loaded)
-    assert found is loaded
-    assert obstacle is not None and "compiler" in obstacle and "\n" not in obstacle
+    assert (found, obstacle) == (loaded, "no C++ compiler works here; install one, or name it in the variable CXX")
 
 
 def test_other_logits_are_not_taken(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
