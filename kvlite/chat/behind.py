@@ -57,17 +57,19 @@ class Behind(Generic[T]):
             if not self.is_done:
                 progress.update("loading…")
             try:
-                found = self._found.result()
+                return self._found.result()
             except BaseException:
                 self._terminal.discard()
                 raise
-        self._console.around = lambda write: write()
-        return found
+            finally:
+                self._console.around = lambda write: write()
 
     def _run(self) -> None:
         try:
-            self._found.set_result(self._work())
-            self._terminal.redraw()
+            found = self._work()
         except BaseException as error:
             self._found.set_exception(error)
             self._terminal.end(error)
+        else:
+            self._found.set_result(found)
+            self._terminal.redraw()

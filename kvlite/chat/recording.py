@@ -45,10 +45,10 @@ class Recording:
         """The model is loaded and its cache allocated; `source` says where the budget came from."""
         if self._recorder is None:
             return
-        self._engine = engine
         self._recorder.model(identity)
         self._recorder.plan(predicted)
         record_engine(self._recorder, engine, source)
+        self._engine = engine  # last, because who leaves while a model loads measures what is there
 
     def sample(self) -> None:
         """One point of the timeline: what the cache holds now."""

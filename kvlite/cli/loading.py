@@ -48,6 +48,11 @@ class ModelOptions:
     offline: bool = False
     think: str = "auto"
 
+    @property
+    def module_kernels(self) -> str:
+        """What modules compute with: a compiler writes kernels of its own."""
+        return "torch" if self.compile else self.kernels
+
 
 def find_files(options: ModelOptions, console: Console) -> tuple[ModelRef, ModelFiles]:
     """The model's files, downloaded where they are not here yet; misspelt options are refused first."""
@@ -137,7 +142,7 @@ def _load(files: ModelFiles, options: ModelOptions, shape: ModelShape) -> Loaded
         trust_remote_code=options.trust_remote_code,
         allow_pickle=options.allow_pickle,
         fuse=options.fuse,
-        kernels="torch" if options.compile else options.kernels,  # the compiler writes kernels of its own
+        kernels=options.module_kernels,
     )
     return load(files.folder, files.config, wanted)
 

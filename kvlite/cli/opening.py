@@ -105,7 +105,7 @@ def open_model(
     captures = is_wanted(options.capture, pick_device(options.device))  # refused before the weights are read
     ref, files, loaded = load_model(options, console, found)
     if options.int8_head:
-        loaded = _with_coded_head(loaded, options.kernels, console)
+        loaded = _with_coded_head(loaded, options.module_kernels, console)
     if options.compile:
         loaded = _compiled(loaded, console)
     room = Room(options, loaded.shape, free_bytes(loaded.device), loaded.device.type, with_rows, batch_size)

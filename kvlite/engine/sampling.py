@@ -49,8 +49,10 @@ def settings_of(sampling: Sampling) -> tuple[float, ...]:
 
 
 def sample(logits: Tensor, draws: Sequence[Draw]) -> list[int]:
-    """One token id per row from logits [n, V], or INVALID where they are no numbers; waits for the device."""
-    if all(draw.sampling.is_greedy and draw.sampling.repetition_penalty == 1.0 for draw in draws):
+    """One token id per row from logits [n, V], or INVALID where they are no numbers; waits for the device once."""
+    if logits.device.type == "cpu" and all(
+        draw.sampling.is_greedy and draw.sampling.repetition_penalty == 1.0 for draw in draws
+    ):
         highest, chosen = logits.max(-1)
         return [
             token if math.isfinite(logit) else INVALID

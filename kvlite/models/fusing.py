@@ -73,6 +73,7 @@ def swap(
 
     Beyond `tolerance` it is taken back; infinite says that what was made does not run here.
     """
+    off = math.inf
     try:
         for parent, name, module in replaced:
             setattr(parent, name, makes(module, kernels).eval())
@@ -80,16 +81,17 @@ def swap(
     except Exception as error:
         if not _is_of_the_code(error):
             raise
-        off = math.inf
-    if not off <= tolerance:
-        off = math.inf if math.isnan(off) else off
-        for parent, name, module in replaced:
-            setattr(parent, name, module)
-    return off
+    finally:
+        if not off <= tolerance:
+            for parent, name, module in replaced:
+                setattr(parent, name, module)
+    return math.inf if math.isnan(off) else off
 
 
 def _is_of_the_code(error: Exception) -> bool:
     """Whether a module's code or its kernels failed: Triton's compiler and launcher raise errors of their own."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return False
     is_of_triton = any(kind.__module__.partition(".")[0] == "triton" for kind in type(error).__mro__)
     return is_of_triton or isinstance(error, RuntimeError | AttributeError | TypeError | ValueError | LookupError)
 
