@@ -42,6 +42,7 @@ SHAPES = {
     "demo": Shape(160, 432, 4, 4, 2, 32, 1024, True),
     "qwen2.5-0.5b": Shape(896, 4864, 24, 14, 2, 64, 151936, True, "qwen2"),
     "llama-2-7b": Shape(4096, 11008, 32, 32, 32, 128, 32000, False),
+    "llama-3.1-8b-layer": Shape(4096, 14336, 1, 32, 8, 128, 1024, False),  # one of its layers, for a CPU
     "llama-3.1-8b": Shape(4096, 14336, 32, 32, 8, 128, 128256, False),
 }
 
