@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, library, nn
 
 from kvlite.models.fusing import children, probe_logits, swap
 from kvlite.models.loaded import LoadedModel
@@ -51,7 +51,7 @@ def _multiply_on_host(rows: Tensor, codes: Tensor, scale: Tensor) -> Tensor:
     return HostProducts()(rows, EightBit(codes, scale))
 
 
-_opaque = torch.library.custom_op("kvlite::multiply_int8", _multiply_on_host, mutates_args=())
+_opaque = library.custom_op("kvlite::multiply_int8", _multiply_on_host, mutates_args=())
 """torch's kernel for CPUs, for a compiler, which fails on it."""
 
 

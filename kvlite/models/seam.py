@@ -16,7 +16,7 @@ from functools import cache
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, library, nn
 from transformers import AttentionInterface
 
 from kvlite.cache.cache import SlotCache
@@ -88,7 +88,7 @@ def _attend(
     return layer.attend(query, key, value, step, geometry).transpose(1, 2).contiguous()
 
 
-_opaque = torch.library.custom_op("kvlite::attend", _attend, mutates_args=())
+_opaque = library.custom_op("kvlite::attend", _attend, mutates_args=())
 """`_attend` for a compiler, to which the slots that it reads and writes are no tensors of its graph."""
 
 
