@@ -85,6 +85,8 @@ def captured(
     try:
         chunk.rehearse()
     except NotCapturable as error:
+        if error.is_final:
+            return uncaptured(loaded, cache, error), None
         return Stepping("captured", str(error)), Captured(ahead, None)
     return Stepping("captured"), Captured(ahead, chunk)
 

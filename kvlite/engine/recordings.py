@@ -15,7 +15,14 @@ MOST_RECORDINGS = 32
 
 
 class NotCapturable(Exception):
-    """Work that cannot be recorded; the message says why. What it works on is as it was."""
+    """Work that cannot be recorded; the message says why. What it works on is as it was.
+
+    `is_final` says that the recorder itself failed, after which it must not be used again.
+    """
+
+    def __init__(self, why: str, *, is_final: bool = False) -> None:
+        super().__init__(why)
+        self.is_final = is_final
 
 
 class Recordings:
@@ -41,13 +48,16 @@ class Recordings:
         return self._held[key]
 
     def _recorded(self, body: Callable[[], None]) -> Callable[[], None]:
+        is_recording = False
         try:
             self._rehearse(body)
+            is_recording = True
             return self.recorder.record(body)
         except RuntimeError as error:
             if is_refused(error):
                 raise
-            raise NotCapturable(str(error).strip().partition("\n")[0] or type(error).__name__) from error
+            why = str(error).strip().partition("\n")[0] or type(error).__name__
+            raise NotCapturable(why, is_final=is_recording) from error
 
     def _rehearse(self, body: Callable[[], None]) -> None:
         """Run `body` with all rows standing still, which leaves the cache as it is: kernels compile, all is checked."""

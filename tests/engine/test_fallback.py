@@ -55,6 +55,16 @@ def assert_gave_up(engine: Engine, told: list[str], why: str) -> None:
     assert told == [f"--capture: decode steps run eagerly: {said}"]
 
 
+@pytest.mark.parametrize("count", range(3))
+def test_after_a_graph_that_fails_at_the_start_nothing_is_recorded(llama: LoadedModel, count: int) -> None:
+    engine, told = make_engine(llama, "24tok"), []
+    recorder = FailsAfter(count)
+    engine.capture(recorder, told.append)
+    assert_gave_up(engine, told, SAID)
+    answers(engine, requests(1))
+    assert recorder.left == -1
+
+
 @pytest.mark.parametrize("count", range(3, 6))
 def test_a_graph_that_fails_in_mid_answer_changes_no_token(llama: LoadedModel, count: int) -> None:
     engine, told = failing(llama, FailsAfter(count), rows=3)
