@@ -190,7 +190,7 @@ def _duration(seconds: float) -> str:
 def _report(evaluation: Evaluation, model: str, subject: Subject) -> Report:
     from kvlite.evaluation.report import Report
     from kvlite.evaluation.summary import summarise
-    from kvlite.memory.measure import installed_versions
+    from kvlite.record.measure import installed_versions
 
     loaded = subject.loaded
     return Report(

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from kvlite.engine.engine import Engine
     from kvlite.engine.request import Sampling
     from kvlite.memory.plan import CachePlan, CacheSpec
-    from kvlite.memory.report import ModelIdentity
     from kvlite.models.loaded import LoadedModel
+    from kvlite.record.schema import ModelIdentity
     from kvlite.text.template import ChatText
 
 
@@ -45,7 +45,7 @@ class Opened:
 
     def identity(self) -> ModelIdentity:
         """Which weights these are, for the run record."""
-        from kvlite.memory.report import ModelIdentity
+        from kvlite.record.schema import ModelIdentity
 
         return ModelIdentity(
             alias=self.ref.alias,
