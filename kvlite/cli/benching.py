@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from kvlite.cli.loading import ModelOptions
     from kvlite.cli.opening import Opened
     from kvlite.console import Console
+    from kvlite.options import ModelOptions
     from kvlite.speed.measurement import Measurement
     from kvlite.speed.report import BenchReport, Subject
 

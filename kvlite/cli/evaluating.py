@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Literal
 from kvlite.errors import OutputError, UsageError
 
 if TYPE_CHECKING:
-    from kvlite.cli.loading import ModelOptions
     from kvlite.console import Console
     from kvlite.evaluation.evaluation import Evaluation
     from kvlite.evaluation.report import Report
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
     from kvlite.evaluation.variant import Variant
     from kvlite.memory.budget import Budget
     from kvlite.models.loaded import LoadedModel
+    from kvlite.options import ModelOptions
 
 LENGTH = 900
 """Tokens of a conversation where the user names no number and the model's window holds as many."""

@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from kvlite.cli.loading import ModelOptions, chat_text, free_bytes, load_model, model_name
+from kvlite.cli.loading import chat_text, free_bytes, load_model, model_name
 from kvlite.cli.room import Room
 from kvlite.errors import BrokenModel, UsageError
+from kvlite.options import ModelOptions
 
 if TYPE_CHECKING:
     from kvlite.catalog.files import ModelFiles

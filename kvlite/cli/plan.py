@@ -29,10 +29,10 @@ from kvlite.errors import DoesNotFit, UsageError
 
 if TYPE_CHECKING:
     from kvlite.catalog.files import ModelFacts
-    from kvlite.cli.loading import ModelOptions
     from kvlite.cli.plan_view import PlanDevice
     from kvlite.memory.budget import Budget
     from kvlite.memory.scenario import Answer, Scenario
+    from kvlite.options import ModelOptions
 
 Solve = Literal["budget", "context", "batch"]
 
