@@ -11,7 +11,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from kvlite.demo.words import Split
+from kvlite.evaluation.vocabulary import Split
 from kvlite.evaluation.conversation import Conversation
 from kvlite.evaluation.script import Script
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-from kvlite.demo.words import Split
+from kvlite.evaluation.vocabulary import Split
 from kvlite.errors import UsageError
 from kvlite.evaluation.conversation import Conversation
 from kvlite.evaluation.recall import write_recall
