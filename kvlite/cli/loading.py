@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import TYPE_CHECKING
 
-from kvlite.errors import DoesNotFit, UsageError
+from kvlite.errors import DoesNotFit
 
 if TYPE_CHECKING:
     import torch
@@ -43,15 +43,8 @@ class ModelOptions:
     fuse: bool = True
     kernels: str = "auto"
     capture: bool | None = None  # where it is known to pay
-    compile: bool = False
-    int8_head: bool = False
     offline: bool = False
     think: str = "auto"
-
-    @property
-    def module_kernels(self) -> str:
-        """What modules compute with: a compiler writes kernels of its own."""
-        return "torch" if self.compile else self.kernels
 
 
 def find_files(options: ModelOptions, console: Console) -> tuple[ModelRef, ModelFiles]:
@@ -113,12 +106,6 @@ def _check_words(options: ModelOptions) -> None:
     slot_format(options.kv_dtype, "float32")
     dtype_name(options.dtype)
     load_policy(options.kv_policy).when_full(options.on_full)
-    if options.compile and options.capture:
-        raise UsageError("--compile and --capture are two ways to the same end; leave out one of them")
-    if options.int8_head and not options.fuse:
-        raise UsageError("--int8-head replaces a module of the model; leave out --no-fuse")
-    if options.compile and not options.fuse:
-        raise UsageError("--compile compiles what is fused; leave out --no-fuse")
 
 
 def _load(files: ModelFiles, options: ModelOptions, shape: ModelShape) -> LoadedModel:
@@ -142,7 +129,7 @@ def _load(files: ModelFiles, options: ModelOptions, shape: ModelShape) -> Loaded
         trust_remote_code=options.trust_remote_code,
         allow_pickle=options.allow_pickle,
         fuse=options.fuse,
-        kernels=options.module_kernels,
+        kernels=options.kernels,
     )
     return load(files.folder, files.config, wanted)
 
