@@ -30,9 +30,9 @@ from kvlite.engine.engine import Engine
 from kvlite.engine.request import Request, Token
 from kvlite.memory.budget import Budget
 from kvlite.memory.format import slot_format
-from kvlite.memory.measure import installed_versions
 from kvlite.memory.plan import CacheSpec, plan_cache
 from kvlite.models.loaded import LoadedModel
+from kvlite.record.measure import installed_versions
 from peers.shapes import SHAPES, behind_the_gate, random_model
 
 

@@ -20,7 +20,7 @@ from fractions import Fraction
 from pathlib import Path
 
 from kvlite.cache.policy import load_policy
-from kvlite.cli.loading import ModelOptions, chat_text, free_bytes, load_model, weights_identity
+from kvlite.cli.loading import chat_text, free_bytes, load_model, weights_identity
 from kvlite.console import Console
 from kvlite.evaluation.evaluation import Measured, SuiteResult
 from kvlite.evaluation.intervals import Estimate
@@ -30,8 +30,9 @@ from kvlite.evaluation.tasks import REFERENCE, Result, Subject, Task
 from kvlite.evaluation.variant import Placed, Variant
 from kvlite.memory.budget import Budget
 from kvlite.memory.format import human_bytes
-from kvlite.memory.measure import installed_versions
 from kvlite.memory.shape import ModelShape
+from kvlite.options import ModelOptions
+from kvlite.record.measure import installed_versions
 from tiered_slots import Tiered, num_exact, tiered
 
 

@@ -27,7 +27,7 @@ from kvlite.console import Console
 from kvlite.deadline import Deadline
 from kvlite.engine.request import Token
 from kvlite.errors import BatchFailed, Interrupted, KvliteError, OutputError, Terminated, TimeLimit
-from kvlite.memory.recorder import RunRecorder
+from kvlite.record.recorder import RunRecorder
 
 UPDATE_EVERY_S = 0.1  # of the progress line, which asks every row what it holds
 _NOT_IN_A_RESUME = ("--overwrite", "--no-resume")

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from kvlite.engine.engine import Engine
     from kvlite.memory.format import SlotFormat
     from kvlite.memory.plan import CachePlan
-    from kvlite.memory.report import ModelIdentity
+    from kvlite.record.schema import ModelIdentity
     from kvlite.text.template import ChatText
 
 NO_REPORT = "none"

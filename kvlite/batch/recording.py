@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 from kvlite.batch.outcome import Outcome
 from kvlite.batch.tally import Tally
-from kvlite.engine.account import allocated_bytes, record_engine, record_memory
-from kvlite.memory.recorder import RunRecorder
-from kvlite.memory.report import BatchReport, RequestReport
+from kvlite.engine.memory_report import allocated_bytes, record_engine, record_memory
+from kvlite.record.recorder import RunRecorder
+from kvlite.record.schema import BatchReport, RequestReport
 
 if TYPE_CHECKING:
     from kvlite.batch.job import Opened

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from kvlite.engine.account import allocated_bytes, record_engine, record_memory
-from kvlite.memory.recorder import RunRecorder
-from kvlite.memory.report import ModelIdentity, RequestReport
+from kvlite.engine.memory_report import allocated_bytes, record_engine, record_memory
+from kvlite.record.recorder import RunRecorder
+from kvlite.record.schema import ModelIdentity, RequestReport
 
 if TYPE_CHECKING:
     from kvlite.chat.answer import Answer

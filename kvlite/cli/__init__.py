@@ -106,7 +106,7 @@ def _run(args: list[str], call: Invocation) -> int:
 
 
 def _show_version(call: Invocation) -> NoReturn:
-    from kvlite.memory.measure import versions
+    from kvlite.record.measure import versions
 
     found = versions()
     if call.as_json:

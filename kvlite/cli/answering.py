@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     from kvlite.chat.once import Output
     from kvlite.chat.recording import Recording
     from kvlite.chat.settings import Settings
-    from kvlite.cli.loading import ModelOptions
     from kvlite.cli.opening import Opened
     from kvlite.console import Console
     from kvlite.deadline import Deadline
     from kvlite.memory.plan import CachePlan
+    from kvlite.options import ModelOptions
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,8 +14,8 @@ from kvlite.cli.room import Room
 
 if TYPE_CHECKING:
     from kvlite.batch.job import Model, Planned
-    from kvlite.cli.loading import ModelOptions
     from kvlite.cli.opening import Opened
+    from kvlite.options import ModelOptions
 
 _PARAMS = (
     "kv_budget",

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from kvlite.cli.loading import ModelOptions
     from kvlite.cli.opening import Opened
     from kvlite.console import Console
+    from kvlite.options import ModelOptions
     from kvlite.speed.measurement import Measurement
     from kvlite.speed.report import BenchReport, Subject
 
@@ -80,7 +80,7 @@ def _stages(
 
 
 def _report(opened: Opened, measurement: Measurement, stages: dict[str, float]) -> BenchReport:
-    from kvlite.engine.account import measured_terms
+    from kvlite.engine.memory_report import measured_terms
     from kvlite.speed.report import BenchReport
 
     return BenchReport(
@@ -89,14 +89,14 @@ def _report(opened: Opened, measurement: Measurement, stages: dict[str, float]) 
         measurement=measurement,
         predicted=opened.predicted(),
         measured=measured_terms(opened.engine),
-        peaks=opened.engine.meter.peaks,
+        peaks=opened.engine.peak_memory.peaks,
     )
 
 
 def _subject(opened: Opened) -> Subject:
     import torch
 
-    from kvlite.memory.measure import installed_versions
+    from kvlite.record.measure import installed_versions
     from kvlite.speed.ceilings import device_name
     from kvlite.speed.report import Subject
     from kvlite.speed.roofline import weights_read_bytes

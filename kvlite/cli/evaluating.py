@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Literal
 from kvlite.errors import OutputError, UsageError
 
 if TYPE_CHECKING:
-    from kvlite.cli.loading import ModelOptions
     from kvlite.console import Console
     from kvlite.evaluation.evaluation import Evaluation
     from kvlite.evaluation.report import Report
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
     from kvlite.evaluation.variant import Variant
     from kvlite.memory.budget import Budget
     from kvlite.models.loaded import LoadedModel
+    from kvlite.options import ModelOptions
 
 LENGTH = 900
 """Tokens of a conversation where the user names no number and the model's window holds as many."""
@@ -190,7 +190,7 @@ def _duration(seconds: float) -> str:
 def _report(evaluation: Evaluation, model: str, subject: Subject) -> Report:
     from kvlite.evaluation.report import Report
     from kvlite.evaluation.summary import summarise
-    from kvlite.memory.measure import installed_versions
+    from kvlite.record.measure import installed_versions
 
     loaded = subject.loaded
     return Report(

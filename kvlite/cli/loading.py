@@ -5,7 +5,6 @@ What fails fastest comes first: words, then files, then memory, then weights.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from hashlib import sha256
 from typing import TYPE_CHECKING
 
@@ -19,32 +18,8 @@ if TYPE_CHECKING:
     from kvlite.console import Console
     from kvlite.memory.shape import ModelShape
     from kvlite.models.loaded import LoadedModel
+    from kvlite.options import ModelOptions
     from kvlite.text.template import ChatText
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ModelOptions:
-    """What the shared options of chat, run and batch say about the model and its memory."""
-
-    model: str
-    kv_budget: str = "auto"
-    kv_per_seq: str | None = None
-    kv_policy: str = "heavy-hitter"
-    kv_dtype: str = "auto"
-    on_full: str | None = None  # as the policy does
-    pin_system: bool = True
-    prefill_chunk: int = 512
-    quant: str = "none"
-    dtype: str = "auto"
-    device: str = "auto"
-    revision: str | None = None
-    trust_remote_code: bool = False
-    allow_pickle: bool = False
-    fuse: bool = True
-    kernels: str = "auto"
-    capture: bool | None = None  # where it is known to pay
-    offline: bool = False
-    think: str = "auto"
 
 
 def find_files(options: ModelOptions, console: Console) -> tuple[ModelRef, ModelFiles]:

@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from kvlite.cli.loading import ModelOptions, chat_text, free_bytes, load_model, model_name
+from kvlite.cli.loading import chat_text, free_bytes, load_model, model_name
 from kvlite.cli.room import Room
 from kvlite.errors import BrokenModel, UsageError
+from kvlite.options import ModelOptions
 
 if TYPE_CHECKING:
     from kvlite.catalog.files import ModelFiles
@@ -17,8 +18,8 @@ if TYPE_CHECKING:
     from kvlite.engine.engine import Engine
     from kvlite.engine.request import Sampling
     from kvlite.memory.plan import CachePlan, CacheSpec
-    from kvlite.memory.report import ModelIdentity
     from kvlite.models.loaded import LoadedModel
+    from kvlite.record.schema import ModelIdentity
     from kvlite.text.template import ChatText
 
 
@@ -45,7 +46,7 @@ class Opened:
 
     def identity(self) -> ModelIdentity:
         """Which weights these are, for the run record."""
-        from kvlite.memory.report import ModelIdentity
+        from kvlite.record.schema import ModelIdentity
 
         return ModelIdentity(
             alias=self.ref.alias,

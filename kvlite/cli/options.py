@@ -21,7 +21,7 @@ from kvlite.cli.invocation import default_model as default_model
 from kvlite.errors import UsageError
 
 if TYPE_CHECKING:
-    from kvlite.cli.loading import ModelOptions
+    from kvlite.options import ModelOptions
 
 QUANT_SPELLINGS = {
     "none": "none",
@@ -240,7 +240,7 @@ def model_options(*, model: str | None, four_bit: bool = False, quant: str | Non
 
     `flags` are fields of ModelOptions. Raises UsageError when `--4bit` contradicts `--quant`.
     """
-    from kvlite.cli.loading import ModelOptions
+    from kvlite.options import ModelOptions
 
     if four_bit and quant not in (None, "4bit"):
         raise UsageError(f"--4bit contradicts --quant {quant}; give one of them")

@@ -28,10 +28,10 @@ from kvlite.errors import DoesNotFit, UsageError
 
 if TYPE_CHECKING:
     from kvlite.catalog.files import ModelFacts
-    from kvlite.cli.loading import ModelOptions
     from kvlite.cli.plan_view import PlanDevice
     from kvlite.memory.budget import Budget
     from kvlite.memory.scenario import Answer, Scenario
+    from kvlite.options import ModelOptions
 
 Solve = Literal["budget", "context", "batch"]
 
@@ -171,7 +171,7 @@ def find_device(device: str, vram: str | None = None) -> PlanDevice:
     from kvlite.cli.plan_view import PlanDevice
     from kvlite.memory.format import parse_size
     from kvlite.memory.host import available_bytes
-    from kvlite.memory.measure import device_reading
+    from kvlite.record.measure import device_reading
 
     if vram is not None:
         size = parse_size(vram)

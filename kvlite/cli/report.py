@@ -12,8 +12,8 @@ from kvlite.errors import OutputError, UsageError
 
 if TYPE_CHECKING:
     from kvlite.console import Console
-    from kvlite.memory.report import RunRecord
-    from kvlite.memory.report_view import Table
+    from kvlite.record.schema import RunRecord
+    from kvlite.record.view import Table
 
 _BULK = {"requests", "timeline"}  # what makes a record long; `report RUN --json` has it
 
@@ -68,8 +68,8 @@ def _refuse_contradictions(given: list[str]) -> None:
 
 
 def _report(out: Console, run: str, *, md: bool, html: Path | None, compare: str | None, fail_on: list[str]) -> None:
-    from kvlite.memory.fail_on import Comparison, changes, check, numbers_of
-    from kvlite.memory.records import RunRecords
+    from kvlite.record.fail_on import Comparison, changes, check, numbers_of
+    from kvlite.record.store import RunRecords
 
     comparisons = [Comparison.parse(text) for text in fail_on]
     runs = RunRecords()
@@ -91,16 +91,16 @@ def _show(out: Console, record: RunRecord, *, md: bool, html: Path | None) -> No
     if out.as_json:
         out.json(record.model_dump(mode="json", by_alias=True))
     elif md:
-        from kvlite.memory.report_markdown import report_markdown
+        from kvlite.record.markdown import report_markdown
 
         out.answer(report_markdown(record))
     elif html is not None:
-        from kvlite.memory.report_html import report_html
+        from kvlite.record.page import report_html
 
         _write(html, report_html(record))
         out.note(f"wrote {html}")
     else:
-        from kvlite.memory.report_view import run_line, tables, verdict
+        from kvlite.record.view import run_line, tables, verdict
 
         out.line(verdict(record))
         out.line(run_line(record))
@@ -116,7 +116,7 @@ def _show_table(out: Console, table: Table) -> None:
 
 
 def _show_difference(out: Console, record: RunRecord, other: RunRecord, *, md: bool) -> None:
-    from kvlite.memory.fail_on import difference_table, differences
+    from kvlite.record.fail_on import difference_table, differences
 
     if out.as_json:
         found = {name: list(values) for name, values in differences(record, other).items()}
@@ -124,7 +124,7 @@ def _show_difference(out: Console, record: RunRecord, other: RunRecord, *, md: b
         return
     table = difference_table(record, other)
     if md:
-        from kvlite.memory.report_markdown import table_markdown
+        from kvlite.record.markdown import table_markdown
 
         out.line(table_markdown(table))
     else:
@@ -132,8 +132,8 @@ def _show_difference(out: Console, record: RunRecord, other: RunRecord, *, md: b
 
 
 def _list(out: Console, rest: list[str]) -> None:
-    from kvlite.memory.records import RunRecords, read_record
-    from kvlite.memory.report_view import runs_table
+    from kvlite.record.store import RunRecords, read_record
+    from kvlite.record.view import runs_table
 
     if rest:
         raise UsageError(f"report ls takes no run, not {rest[0]!r}")
@@ -154,7 +154,7 @@ def _list(out: Console, rest: list[str]) -> None:
 
 
 def _remove(out: Console, names: list[str]) -> None:
-    from kvlite.memory.records import RunRecords
+    from kvlite.record.store import RunRecords
 
     if not names:
         raise UsageError("report rm needs a run; `kvlite report ls` lists them")

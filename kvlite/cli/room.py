@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from kvlite.cli.loading import ModelOptions
     from kvlite.memory.plan import CachePlan, CacheSpec
     from kvlite.memory.shape import ModelShape
+    from kvlite.options import ModelOptions
 
 ROWS_ON_CPU = 8
 ROWS_ON_GPU = 64

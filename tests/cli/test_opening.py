@@ -7,12 +7,12 @@ import pytest
 from kvlite.catalog.files import local_files
 from kvlite.catalog.names import resolve_model
 from kvlite.cli import loading, opening
-from kvlite.cli.loading import ModelOptions
 from kvlite.cli.opening import open_model
 from kvlite.cli.room import cache_spec
 from kvlite.console import Console
 from kvlite.errors import DoesNotFit, UsageError
 from kvlite.memory.shape import ModelShape
+from kvlite.options import ModelOptions
 
 
 def test_the_weights_are_measured_as_they_will_be_loaded(monkeypatch: pytest.MonkeyPatch) -> None:

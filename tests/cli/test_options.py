@@ -13,10 +13,10 @@ from typer.models import CommandInfo
 from kvlite.cache.policy import DEFAULT_POLICY, load_policy
 from kvlite.catalog.names import DEMO
 from kvlite.cli import options
-from kvlite.cli.loading import ModelOptions
 from kvlite.cli.settings import setting_name
 from kvlite.errors import UsageError
 from kvlite.memory.prediction import QUANT_BYTES
+from kvlite.options import ModelOptions
 
 
 def shared_options() -> list[TyperOption]:

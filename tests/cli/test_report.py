@@ -12,8 +12,8 @@ import pytest
 
 from kvlite.cli import main
 from kvlite.memory.counts import KVCounts
-from kvlite.memory.recorder import RunRecorder
-from kvlite.memory.records import runs_folder
+from kvlite.record.recorder import RunRecorder
+from kvlite.record.store import runs_folder
 
 Run = Callable[..., tuple[int, str, str]]
 

@@ -11,7 +11,7 @@ import pytest
 from kvlite.cli import main
 from kvlite.engine.graphs import Rerun
 from kvlite.engine.recordings import NotCapturable
-from kvlite.memory.records import RunRecords
+from kvlite.record.store import RunRecords
 
 FUSED = ["norm", "rotary", "mlp", "attention", "layer", "decoder"]
 

@@ -47,7 +47,7 @@ def test_decoding_allocates_no_cache_memory() -> None:
     answers(engine, [Request("long", PROMPT, max_tokens=2000, row=0)])
     assert torch.cuda.memory_allocated(device) <= before
     assert addresses == [tensor.data_ptr() for tensor in engine.cache.tensors()]
-    assert engine.meter.peaks["decode"] >= engine.plan.reserved_bytes
+    assert engine.peak_memory.peaks["decode"] >= engine.plan.reserved_bytes
 
 
 def on_cuda(family: str) -> LoadedModel:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvlite.cache.policy import load_policy
-from kvlite.cli.loading import ModelOptions, chat_text, load_model
+from kvlite.cli.loading import chat_text, load_model
 from kvlite.console import Console
 from kvlite.evaluation import evaluation as timing
 from kvlite.evaluation.evaluation import Clock, Evaluation, Pace
@@ -21,6 +21,7 @@ from kvlite.evaluation.suites import Suite
 from kvlite.evaluation.tasks import REFERENCE, Subject, Task
 from kvlite.evaluation.variant import Variant
 from kvlite.memory.budget import Budget
+from kvlite.options import ModelOptions
 
 WINDOW = Variant(load_policy("window"), Budget.parse("60tok"))
 RECALL = Suite("recall", 2, 120, max_tokens=12)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 
-from kvlite.memory.report import RunRecord
-from kvlite.memory.report_view import Table, run_line, tables, verdict
+from kvlite.record.schema import RunRecord
+from kvlite.record.view import Table, run_line, tables, verdict
 
 _SPECIAL = re.compile(r"([\\`*_{}\[\]<>#|~])")
 

@@ -11,10 +11,10 @@ import pytest
 
 from kvlite.errors import ContextFull, Terminated, UsageError
 from kvlite.memory.counts import KVCounts
-from kvlite.memory.measure import DeviceReading
-from kvlite.memory.recorder import MAX_REQUESTS, RunRecorder
-from kvlite.memory.records import RunRecords, read_record
-from kvlite.memory.report import BatchReport, LayerKept, ModelIdentity, RequestReport, RunRecord, TorchMemory
+from kvlite.record.measure import DeviceReading
+from kvlite.record.recorder import MAX_REQUESTS, RunRecorder
+from kvlite.record.schema import BatchReport, LayerKept, ModelIdentity, RequestReport, RunRecord, TorchMemory
+from kvlite.record.store import RunRecords, read_record
 
 BUDGET = 1000
 
@@ -230,6 +230,6 @@ def test_a_report_that_cannot_be_written_is_refused_before_the_run(
 
 
 def test_recording_loads_no_torch() -> None:
-    script = "import sys, kvlite.memory.recorder; print({'torch', 'transformers', 'numpy'} & set(sys.modules))"
+    script = "import sys, kvlite.record.recorder; print({'torch', 'transformers', 'numpy'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kvlite.memory.report import TimelinePoint
+from kvlite.record.schema import TimelinePoint
 
 MAX_POINTS = 1000
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from kvlite.memory import measure
-from kvlite.memory.recorder import RunRecorder
-from kvlite.memory.report import LayerKept, TorchMemory
+from kvlite.record import measure
+from kvlite.record.recorder import RunRecorder
+from kvlite.record.schema import LayerKept, TorchMemory
 
 if TYPE_CHECKING:
     from kvlite.engine.engine import Engine
@@ -41,7 +41,7 @@ def record_memory(recorder: RunRecorder, engine: Engine) -> None:
         _record_cuda(recorder, engine, terms)
     else:
         recorder.measured(terms)
-    for name, peak_bytes in engine.meter.peaks.items():
+    for name, peak_bytes in engine.peak_memory.peaks.items():
         recorder.phase(name, peak_bytes)
 
 
@@ -83,9 +83,9 @@ def _record_cuda(recorder: RunRecorder, engine: Engine, terms: dict[str, int]) -
     import torch
 
     device = engine.loaded.device
-    meter = engine.meter
-    beside = max(meter.peaks.get("prefill", 0), meter.peaks.get("decode", 0)) - sum(terms.values())
-    peaks = TorchMemory(allocated_peak_bytes=max(meter.peaks.values()), reserved_peak_bytes=meter.reserved_peak_bytes)
+    peak = engine.peak_memory
+    beside = max(peak.peaks.get("prefill", 0), peak.peaks.get("decode", 0)) - sum(terms.values())
+    peaks = TorchMemory(allocated_peak_bytes=max(peak.peaks.values()), reserved_peak_bytes=peak.reserved_peak_bytes)
     reading = measure.device_reading(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
     terms = {**terms, "activations": max(0, beside)}
     if engine.captured is not None:

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-from kvlite.memory.measure import (
+from kvlite.record.measure import (
     DeviceReading,
     device_reading,
     installed_versions,
@@ -31,7 +31,7 @@ def test_the_peak_is_at_least_what_is_held_and_both_fit_the_machine() -> None:
 def test_the_peak_remembers_what_was_freed() -> None:
     script = (
         "import psutil\n"
-        "from kvlite.memory.measure import rss_peak_bytes\n"
+        "from kvlite.record.measure import rss_peak_bytes\n"
         "block = bytearray(b'x') * 80_000_000\n"
         "del block\n"
         "print(rss_peak_bytes() - psutil.Process().memory_info().rss)"

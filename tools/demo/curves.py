@@ -1,6 +1,6 @@
-"""Draws docs/demo-training.svg, the built-in model's loss and recall, from its training log docs/demo-training.jsonl.
+"""Draw training.svg, the built-in model's loss and recall, from its training log training.jsonl.
 
-python docs/write_curves.py
+python -m tools.demo.curves
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 Line = dict[str, Any]
 Point = tuple[float, float]  # millions of tokens, value
 
-LOG = Path(__file__).with_name("demo-training.jsonl")
+LOG = Path(__file__).with_name("training.jsonl")
 COLOURS = ("#1b9e77", "#d95f02", "#7570b3", "#e7298a", "#66a61e", "#1f78b4")
 WIDTH, HEIGHT, LEFT, RIGHT, GAP = 760, 250, 60, 130, 50  # pixels, of one panel
 

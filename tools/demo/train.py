@@ -1,6 +1,6 @@
 """Train the built-in model from scratch on generated dialogues, on one CPU core.
 
-    python -m kvlite.demo.train --out DIR --minutes 112 --seed 0
+    python -m tools.demo.train --out DIR --minutes 112 --seed 0
 
 DIR receives the model's files and its card; DIR/training holds the log and a checkpoint, from which the same command
 goes on after an interruption. Batches and initial weights follow from the seed alone; with `--steps` in place of
@@ -20,12 +20,12 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
-from kvlite.demo.card import write_card
-from kvlite.demo.examples import batch, loss_of
-from kvlite.demo.measure import held_out_loss, recall_by_distance
-from kvlite.demo.tokenizer import END_OF_TEXT, TURN_END, save_tokenizer, train_tokenizer
+from tools.demo.card import write_card
+from tools.demo.examples import batch, loss_of
+from tools.demo.measure import held_out_loss, recall_by_distance
+from tools.demo.tokenizer import END_OF_TEXT, TURN_END, save_tokenizer, train_tokenizer
 
-log = logging.getLogger("kvlite.demo.train")
+log = logging.getLogger("tools.demo.train")
 
 _CHECKPOINT_EVERY = 1000  # steps
 
@@ -206,7 +206,7 @@ def export(run: Run) -> None:
 
 def main(arguments: Sequence[str] | None = None, recipe: Recipe | None = None) -> None:
     """Train, export, measure the exported weights and write the card."""
-    parser = argparse.ArgumentParser(prog="python -m kvlite.demo.train", description=(__doc__ or "").split("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m tools.demo.train", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--out", type=Path, required=True, help="folder for the model, its log and its checkpoint")
     parser.add_argument("--seed", type=int, default=0, help="seed of data and initial weights")
     ends = parser.add_mutually_exclusive_group(required=True)

@@ -6,8 +6,8 @@ from torch.nn.functional import cross_entropy
 from transformers import LlamaForCausalLM
 
 from kvlite.demo.dialogues import write_dialogue
-from kvlite.demo.tokenizer import TURN_END, TURN_START, render
 from kvlite.demo.words import Split
+from tools.demo.tokenizer import TURN_END, TURN_START, render
 
 _USER_WEIGHT = 0.1  # what users say can hardly be predicted; only its form is worth learning
 

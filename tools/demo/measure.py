@@ -9,8 +9,8 @@ from tokenizers import Tokenizer
 from transformers import LlamaForCausalLM
 
 from kvlite.demo.dialogues import Dialogue, write_dialogue
-from kvlite.demo.examples import batch, loss_of
-from kvlite.demo.tokenizer import END_OF_TEXT, TURN_END, TURN_START, render
+from tools.demo.examples import batch, loss_of
+from tools.demo.tokenizer import END_OF_TEXT, TURN_END, TURN_START, render
 
 DISTANCES = (64, 128, 256, 512, 1000, 2000)  # tokens between a fact and its question, upper ends
 _ANSWER_TOKENS = 32

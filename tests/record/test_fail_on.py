@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from kvlite.errors import GateFailed, UsageError
-from kvlite.memory.fail_on import Comparison, changes, check, difference_table, differences, numbers_of
-from kvlite.memory.report import RunRecord
+from kvlite.record.fail_on import Comparison, changes, check, difference_table, differences, numbers_of
+from kvlite.record.schema import RunRecord
 
 NOW = datetime(2025, 11, 20, tzinfo=UTC)
 

@@ -10,8 +10,8 @@ from statistics import median
 
 from kvlite.errors import GateFailed, UsageError
 from kvlite.memory.format import human_bytes, parse_size
-from kvlite.memory.report import RunRecord
-from kvlite.memory.report_view import UNKNOWN, Table, peak_vram_bytes
+from kvlite.record.schema import RunRecord
+from kvlite.record.view import UNKNOWN, Table, peak_vram_bytes
 
 CHANGE = "change."
 Scalar = str | int | float

@@ -6,7 +6,7 @@ from pathlib import Path
 from transformers import LlamaForCausalLM
 
 from kvlite.demo.facts import FACTS
-from kvlite.demo.measure import SpanRecall
+from tools.demo.measure import SpanRecall
 
 _CARD = """\
 ---
@@ -31,10 +31,10 @@ real model, such as `kvlite chat qwen2.5-0.5b`.
 
 ## Training
 
-From scratch, by `python -m kvlite.demo.train`, on one CPU core: {minutes:.0f} minutes, {steps:,} batches, {tokens:,} tokens.
-The loss, and the recall as it was learned: `docs/demo-training.svg` in the repository.
+From scratch, by `python -m tools.demo.train`, on one CPU core: {minutes:.0f} minutes, {steps:,} batches, {tokens:,} tokens.
+The loss, and the recall as it was learned: `tools/demo/training.svg` in the repository.
 
-The data are dialogues written by the program `kvlite/demo/dialogues.py` from its own word lists and phrases; no text of
+The data are dialogues written by the program `tools/demo/dialogues.py` from its own word lists and phrases; no text of
 anyone else's was used, neither books nor dialogues of people. One word in eight (and one invented name, code, number,
 price, date or time in eight) was held out of training.
 
@@ -55,7 +55,7 @@ and small counts are too few to be held out.
 
 ## Limits
 
-English only, and only phrases close to those in `facts.toml`, `talk.toml` and `phrases.py` of `kvlite/demo`; anything else is
+English only, and only phrases close to those in `facts.toml`, `talk.toml` and `phrases.py` of `tools/demo`; anything else is
 answered with one of the sentences it knows. It does not reason, calculate, translate, summarise or follow instructions, and
 says so when asked. Long or rare words may be copied wrongly. Past its context nothing was trained or measured.
 """  # noqa: E501

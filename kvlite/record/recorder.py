@@ -9,10 +9,9 @@ from pathlib import Path
 from types import TracebackType
 
 from kvlite.errors import OutOfMemory, UsageError
-from kvlite.memory import measure
 from kvlite.memory.counts import KVCounts
-from kvlite.memory.records import RunRecords, new_run_id, write_record
-from kvlite.memory.report import (
+from kvlite.record import measure
+from kvlite.record.schema import (
     BatchReport,
     DeviceMemory,
     HostFacts,
@@ -28,7 +27,8 @@ from kvlite.memory.report import (
     TorchMemory,
     merge_terms,
 )
-from kvlite.memory.timeline import Timeline
+from kvlite.record.store import RunRecords, new_run_id, write_record
+from kvlite.record.timeline import Timeline
 
 AUTO, NONE = "auto", "none"
 MAX_REQUESTS = 1000

@@ -15,7 +15,7 @@ from platformdirs import user_state_path
 from pydantic import ValidationError
 
 from kvlite.errors import UsageError
-from kvlite.memory.report import RunRecord
+from kvlite.record.schema import RunRecord
 
 KEEP = 200
 LAST = "last"

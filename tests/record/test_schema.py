@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from kvlite.memory.report import MemoryTerm, RequestReport, RunRecord, merge_terms, schema_json
+from kvlite.record.schema import MemoryTerm, RequestReport, RunRecord, merge_terms, schema_json
 
 ROOT = Path(__file__).parents[2]
 STARTED = datetime(2025, 11, 20, 20, 11, 30, tzinfo=UTC)

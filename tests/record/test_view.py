@@ -9,10 +9,10 @@ from xml.etree import ElementTree
 
 import pytest
 
-from kvlite.memory.report import RunRecord
-from kvlite.memory.report_html import report_html
-from kvlite.memory.report_markdown import report_markdown
-from kvlite.memory.report_view import MAX_REQUEST_ROWS, run_line, sparkline, tables, verdict
+from kvlite.record.markdown import report_markdown
+from kvlite.record.page import report_html
+from kvlite.record.schema import RunRecord
+from kvlite.record.view import MAX_REQUEST_ROWS, run_line, sparkline, tables, verdict
 
 STARTED = datetime(2025, 11, 20, 20, 11, 30, tzinfo=UTC)
 KV = {

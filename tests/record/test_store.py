@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from kvlite.errors import UsageError
-from kvlite.memory.records import KEEP, RunRecords, new_run_id, read_record, runs_folder, write_record
-from kvlite.memory.report import RunRecord
+from kvlite.record.schema import RunRecord
+from kvlite.record.store import KEEP, RunRecords, new_run_id, read_record, runs_folder, write_record
 
 NOW = datetime(2025, 11, 20, 20, 11, 30, tzinfo=UTC)
 

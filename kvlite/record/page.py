@@ -9,8 +9,8 @@ from itertools import pairwise
 from jinja2 import Environment, StrictUndefined
 
 from kvlite.memory.format import human_bytes
-from kvlite.memory.report import RunRecord, TimelinePoint
-from kvlite.memory.report_view import run_line, tables, verdict
+from kvlite.record.schema import RunRecord, TimelinePoint
+from kvlite.record.view import run_line, tables, verdict
 
 WIDTH, HEIGHT = 800, 200  # of the plot, in SVG units
 

@@ -13,7 +13,7 @@ LOOK_EVERY_S = 0.1
 """Time between two looks at the resident set, each of which costs as much as a few operations of a decode step."""
 
 
-class Meter:
+class PeakMemory:
     """Keeps the highest bytes seen per phase, and on CUDA the most the allocator ever reserved."""
 
     def __init__(self, device: torch.device) -> None:

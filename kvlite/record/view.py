@@ -9,7 +9,7 @@ from itertools import pairwise
 from statistics import median
 
 from kvlite.memory.format import human_bytes
-from kvlite.memory.report import KVReport, RequestReport, RunRecord, TimelinePoint
+from kvlite.record.schema import KVReport, RequestReport, RunRecord, TimelinePoint
 
 MAX_REQUEST_ROWS = 20
 SPARKLINE_WIDTH = 60
