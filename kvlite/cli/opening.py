@@ -118,20 +118,20 @@ def _surviving(specs: Sequence[CacheSpec], loaded: LoadedModel, console: Console
 
     Raises SlotsTooCoarse where the only one destroys what the model says.
     """
-    from kvlite.models.canary import require_survival, try_format
+    from kvlite.models.kv_quant_check import require_survival, try_format
 
     for spec in specs:
         if not spec.slot_format.is_coded:
             return spec
         if len(specs) == 1:
-            canary = require_survival(loaded, spec.slot_format)
-            (console.warn if canary.is_ill else console.detail)(str(canary))
+            effect = require_survival(loaded, spec.slot_format)
+            (console.warn if effect.is_noticeable else console.detail)(str(effect))
             return spec
-        canary = try_format(loaded, spec.slot_format)
-        if canary.is_harmless:
-            console.detail(f"--kv-dtype auto takes {spec.slot_format.name}: {canary.finding}")
+        effect = try_format(loaded, spec.slot_format)
+        if effect.is_harmless:
+            console.detail(f"--kv-dtype auto takes {spec.slot_format.name}: {effect.finding}")
             return spec
-        console.note(f"--kv-dtype auto passes over {spec.slot_format.name}, fewer tokens are kept: {canary.finding}")
+        console.note(f"--kv-dtype auto passes over {spec.slot_format.name}, fewer tokens are kept: {effect.finding}")
     raise AssertionError("the last format is the model's own dtype")
 
 
