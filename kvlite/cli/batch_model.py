@@ -30,8 +30,6 @@ _PARAMS = (
     "fuse",
     "kernels",
     "capture",
-    "compile",
-    "int8_head",
 )
 
 
@@ -108,7 +106,7 @@ class _Access:
             shape,
             device.free_bytes,
             device.kind,
-            weights=WeightFacts.of(files, options.int8_head),
+            weights=WeightFacts.of(files),
             is_loaded=False,
             with_rows=True,
             batch_size=self.batch_size,

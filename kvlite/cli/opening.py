@@ -88,23 +88,18 @@ def open_model(
     from kvlite.engine.graphs import CudaGraphs
     from kvlite.memory.budget import Budget
     from kvlite.memory.prediction import WeightFacts
-    from kvlite.models.eightbit import CODED_HEAD
     from kvlite.models.loading import pick_device
 
     policy = load_policy(options.kv_policy)
     policy.when_full(options.on_full)
     captures = is_wanted(options.capture, pick_device(options.device))  # refused before the weights are read
     ref, files, loaded = load_model(options, console, found)
-    if options.int8_head:
-        loaded = _with_coded_head(loaded, options.module_kernels, console)
-    if options.compile:
-        loaded = _compiled(loaded, console)
     fit = fit_of(
         options,
         loaded.shape,
         free_bytes(loaded.device),
         loaded.device.type,
-        weights=WeightFacts.of(files, codes_head=CODED_HEAD in loaded.fused),
+        weights=WeightFacts.of(files),
         is_loaded=True,
         with_rows=with_rows,
         batch_size=batch_size,
@@ -117,28 +112,6 @@ def open_model(
         engine.capture(CudaGraphs(loaded.device, engine.rows), console.warn)
     text = chat_text(files, loaded, options)
     return Opened(ref, files, loaded, engine, fit, text, model_sampling(files.generation), options)
-
-
-def _with_coded_head(loaded: LoadedModel, kernels: str, console: Console) -> LoadedModel:
-    """The model with its head in 8 bits, or as it is where that cannot be, which is said."""
-    from kvlite.models.eightbit import with_coded_head
-    from kvlite_kernels.choice import choose_coded_products
-
-    loaded, obstacle = with_coded_head(loaded, choose_coded_products(kernels, loaded.device))
-    if obstacle is not None:
-        console.warn(f"--int8-head: the head stays as it is: {obstacle}")
-    return loaded
-
-
-def _compiled(loaded: LoadedModel, console: Console) -> LoadedModel:
-    """The model with compiled decode steps, or as it is where they cannot be, which is said."""
-    from kvlite.models.compiling import compiled
-
-    console.note("compiling decode steps: a minute the first time, seconds from then on")
-    loaded, obstacle = compiled(loaded)
-    if obstacle is not None:
-        console.warn(f"--compile: decode steps are not compiled: {obstacle}")
-    return loaded
 
 
 def _surviving(specs: Sequence[CacheSpec], loaded: LoadedModel, console: Console) -> CacheSpec:
