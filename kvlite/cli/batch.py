@@ -214,7 +214,6 @@ def batch(
             max_errors=1 if fail_fast else max_errors,
             summary=summary,
             progress=progress,
-            report=report or "auto",
         ),
         limits=Limits(_positive("--timeout", timeout), retries, dedupe),
         defaults=Defaults(
@@ -256,8 +255,9 @@ def batch(
         check(job, choose, opt.console())
     else:
         from kvlite.batch.batch import Batch
+        from kvlite.cli.recording import start_recorder
 
-        Batch(job, choose, opt.console()).run()
+        Batch(job, choose, opt.console(), start_recorder("batch", report or "auto")).run()
 
 
 def _batch_size(written: str) -> int | None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kvlite.cli import options as opt
+from kvlite.cli.recording import start_recorder
 from kvlite.errors import UsageError
 
 if TYPE_CHECKING:
@@ -177,17 +178,17 @@ def _talk(asked: Asked, screen: _Screen, name: str | None, first: str | None) ->
 
     def begin(found: tuple[ModelRef, ModelFiles] | None = None) -> Chat:
         nonlocal session
-        opened = asked.open(recording, out, found)
+        opened = asked.open(recorder, out, found)
         session = Session(opened.engine, opened.text, asked.settings(opened), asked.system)
         keeping = Keeping(SessionFolder(), opened.name, screen.saves)
-        chat = Chat(session, keeping, out, recording, shows_thinking=screen.shows_thinking)
+        chat = Chat(session, keeping, out, recorder, shows_thinking=screen.shows_thinking)
         if name is not None:
             chat.open(name)
         return chat
 
     history = user_state_path("kvlite", appauthor=False) / "history"
     terminal = Terminal(status if screen.shows_status else None, history, vi=screen.vi)
-    with asked.recording("chat") as recording:
+    with start_recorder("chat", asked.report) as recorder:
         if first is None and out.has_live_stderr:
             found = find_files(asked.options, out)
             loading = Behind(lambda: begin(found), terminal, out)
@@ -200,4 +201,4 @@ def _talk(asked: Asked, screen: _Screen, name: str | None, first: str | None) ->
         try:
             chat.run(terminal, first)
         finally:
-            recording.checkpoints(chat.session.checkpoint_peak_bytes)
+            recorder.term("checkpoints", chat.session.checkpoint_peak_bytes)
