@@ -25,7 +25,8 @@ class Fact:
 
 
 def _fact(entry: dict[str, Any]) -> Fact:
-    return Fact(**{key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()})
+    fields: dict[str, Any] = {key: tuple(text) if isinstance(text, list) else text for key, text in entry.items()}
+    return Fact(**fields)
 
 
 _CONTENT = tomllib.loads(Path(__file__).with_name("facts.toml").read_text("utf-8"))

@@ -15,10 +15,11 @@ from kvlite.evaluation.script import BRACE, Script, filled
 from kvlite.evaluation.vocabulary import Split
 
 _ACKS = ("I will remember that.", "All right.")
+_CORRECTED = ("Thank you for telling me.", "I see.")
 _CORRECTIONS = ("No, wait.", "Sorry, that was wrong.", "I made a mistake.", "Actually, that has changed.")
 _PEOPLE_FACTS = tuple(fact for fact in FACTS if fact.named_says)
 
-_GAPS = (0, 1, 3, 6, 9, 12, 16, 24)  # turns between a fact and its question, drawn evenly
+_GAPS = (0, 2, 4, 8, 12, 16, 24, 32)  # turns between a fact and its question, drawn evenly from those that fit
 _TELL, _TELL_BY_NAME, _CORRECT = 0.42, 0.16, 0.08  # shares of the turns that ask nothing; the others are small talk
 _BY_NAME_SHARE = 0.4  # questions that name the person, of those about a person told by name
 
@@ -64,6 +65,8 @@ class _Story:
         if due is not None and due.due <= len(self.script.turns):
             self.waiting.remove(due)
             return self._ask(due)
+        if not self.told:
+            return self._tell()
         moves = (self._tell, self._tell_by_name, self._correct, self._talk)
         shares = (_TELL, _TELL_BY_NAME, _CORRECT, 1 - _TELL - _TELL_BY_NAME - _CORRECT)
         return self.script.rng.choices(moves, shares)[0]()
@@ -80,7 +83,8 @@ class _Story:
 
         value = BRACE.sub(lambda brace: draw(brace[1]), fact.value)
         said_in = len(self.script.turns)
-        return _Told(fact, about, value, tuple(values), said_in, said_in + 1 + self.script.rng.choice(_GAPS))
+        gap = self.script.rng.choice([gap for gap in _GAPS if gap + 1 < self.script.left] or [0])
+        return _Told(fact, about, value, tuple(values), said_in, said_in + 1 + gap)
 
     def _tell(self) -> None:
         """Tell a fact that has not been told."""
@@ -89,7 +93,7 @@ class _Story:
         about = rng.choice(fact.about)
         if (fact.answer, about) in self.told:
             return self._talk()
-        return self._keep(self._drawn(fact, about), fact.says)
+        return self._keep(self._drawn(fact, about))
 
     def _tell_by_name(self) -> None:
         """Tell a fact of a person's name, together with the name where that is new."""
@@ -99,12 +103,13 @@ class _Story:
         if (fact.answer, about) in self.told:
             return self._talk()
         person = self.told.get((NAME_OF.answer, about))
-        opening = ""
-        if person is None:
-            person = self._drawn(NAME_OF, about)
-            self.told[person.key] = person
-            opening = f"{filled(rng.choice(NAME_OF.says), person.words)} "
-        return self._keep(replace(self._drawn(fact, about), name=person.value), fact.named_says, opening)
+        if person is not None:
+            return self._keep(replace(self._drawn(fact, about), name=person.value))
+        person = self._drawn(NAME_OF, about)
+        self.told[person.key] = person
+        opening = filled(rng.choice(NAME_OF.says), person.words)
+        told = replace(self._drawn(fact, about), name=person.value)
+        return self._keep(told, opening, f"{rng.choice(_ACKS)} {person.answer}")
 
     def _correct(self) -> None:
         """Give a new value to a fact that waits to be asked for; a name by which other facts were told stays."""
@@ -112,17 +117,19 @@ class _Story:
         choices = [told for told in self.waiting if told.value not in named]
         if not choices:
             return self._talk()
-        old = self.script.rng.choice(choices)
-        self.waiting.remove(old)
-        says = old.fact.named_says if old.name else old.fact.says
-        opening = f"{self.script.rng.choice(_CORRECTIONS)} "
-        return self._keep(replace(self._drawn(old.fact, old.about), name=old.name), says, opening)
-
-    def _keep(self, told: _Told, says: tuple[str, ...], opening: str = "") -> None:
         rng = self.script.rng
+        old = rng.choice(choices)
+        self.waiting.remove(old)
+        new = replace(self._drawn(old.fact, old.about), name=old.name)
+        return self._keep(new, rng.choice(_CORRECTIONS), rng.choice(_CORRECTED))
+
+    def _keep(self, told: _Told, opening: str = "", answer: str | None = None) -> None:
+        """Say a fact behind `opening`; the answer says it back behind `answer`."""
         self.told[told.key] = told
         self.waiting.append(told)
-        self.script.say(opening + filled(rng.choice(says), told.words), f"{rng.choice(_ACKS)} {told.answer}")
+        says = told.fact.named_says if told.name else told.fact.says
+        said = filled(self.script.rng.choice(says), told.words)
+        self.script.say(f"{opening} {said}".strip(), f"{answer or self.script.rng.choice(_ACKS)} {told.answer}")
 
     def _ask(self, told: _Told) -> None:
         rng = self.script.rng

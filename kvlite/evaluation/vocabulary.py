@@ -16,9 +16,6 @@ from typing import Literal
 
 Split = Literal["train", "held-out"]
 
-_MONTHS = tuple("January February March April May June July August September October November December".split())
-_DAYS = tuple("Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split())
-
 
 def held_out(word: str) -> bool:
     """True for one word in eight, by its checksum."""
@@ -33,7 +30,8 @@ def _lists() -> dict[str, tuple[str, ...]]:
 
 @cache
 def _side(kind: str, split: Split) -> tuple[str, ...]:
-    return tuple(word for word in _lists()[kind] if held_out(word) == (split == "held-out"))
+    words = _lists()[kind]
+    return words if kind in _UNSPLIT else tuple(word for word in words if held_out(word) == (split == "held-out"))
 
 
 def _digits(count: int) -> Callable[[random.Random], str]:
@@ -47,17 +45,11 @@ _GENERATED: dict[str, Callable[[random.Random], str]] = {
     "price": lambda rng: f"{rng.randint(2, 99)}.{rng.randint(1, 19) * 5:02}",
     "clock": lambda rng: f"{rng.randint(0, 23)}:{rng.randint(0, 11) * 5:02}",
 }
-_SHARED: dict[str, Callable[[random.Random], str]] = {  # too few to be split
-    "day": lambda rng: rng.choice(_DAYS),
-    "month": lambda rng: rng.choice(_MONTHS),
-    "monthday": lambda rng: str(rng.randint(1, 28)),
-}
+_UNSPLIT = ("day", "month", "monthday")  # too few to be split
 
 
 def draw(kind: str, rng: random.Random, split: Split) -> str:
     """A word of a kind ("name", "colour", "code", ...) from one side of the split. Raises KeyError on other kinds."""
-    if kind in _SHARED:
-        return _SHARED[kind](rng)
     if kind not in _GENERATED:
         return rng.choice(_side(kind, split))
     while held_out(word := _GENERATED[kind](rng)) != (split == "held-out"):
