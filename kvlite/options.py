@@ -26,12 +26,5 @@ class ModelOptions:
     fuse: bool = True
     kernels: str = "auto"
     capture: bool | None = None  # where it is known to pay
-    compile: bool = False
-    int8_head: bool = False
     offline: bool = False
     think: str = "auto"
-
-    @property
-    def module_kernels(self) -> str:
-        """What modules compute with: a compiler writes kernels of its own."""
-        return "torch" if self.compile else self.kernels

@@ -169,8 +169,6 @@ def batch(
     fuse: opt.Fuse = True,
     kernels: opt.Kernels = "auto",
     capture: opt.Capture = None,
-    compile: opt.Compile = False,
-    int8_head: opt.Int8Head = False,
     offline: opt.Offline = False,
 ) -> None:
     """Answer every line of INPUT; killed at any moment, the same command goes on where it stopped.
@@ -248,8 +246,6 @@ def batch(
         "fuse": fuse,
         "kernels": kernels,
         "capture": capture,
-        "compile": compile,
-        "int8_head": int8_head,
         "offline": offline,
         "think": think,
     }

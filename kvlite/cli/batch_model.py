@@ -30,8 +30,6 @@ _PARAMS = (
     "fuse",
     "kernels",
     "capture",
-    "compile",
-    "int8_head",
 )
 
 
@@ -101,7 +99,7 @@ class _Access:
         tokenizer = load_tokenizer(files.folder, trust_remote_code=options.trust_remote_code)
         text = ChatText(tokenizer, generation=files.generation, think=options.think)
         shape = ModelShape.from_config(files.config, dtype=dtype_name(options.dtype), stored_dtype=files.stored_dtype)
-        weights = weight_term(shape, WeightFacts.of(files, options.int8_head), options.quant).predicted_bytes or 0
+        weights = weight_term(shape, WeightFacts.of(files), options.quant).predicted_bytes or 0
         device = find_device(options.device)
         room = Room(
             options, shape, device.free_bytes - weights, device.kind, with_rows=True, batch_size=self.batch_size

@@ -45,8 +45,6 @@ def bench(
     fuse: opt.Fuse = True,
     kernels: opt.Kernels = "auto",
     capture: opt.Capture = None,
-    compile: opt.Compile = False,
-    int8_head: opt.Int8Head = False,
     offline: opt.Offline = False,
 ) -> None:  # fmt: skip
     """Measure start-up, prompts and decoding on random tokens, and the share of this device's bandwidth they use."""
@@ -77,8 +75,6 @@ def bench(
         fuse=fuse,
         kernels=kernels,
         capture=capture,
-        compile=compile,
-        int8_head=int8_head,
         offline=offline,
     )
     bench_model(asked, options, opt.console())

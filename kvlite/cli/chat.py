@@ -63,8 +63,6 @@ def chat(
     fuse: opt.Fuse = True,
     kernels: opt.Kernels = "auto",
     capture: opt.Capture = None,
-    compile: opt.Compile = False,
-    int8_head: opt.Int8Head = False,
     offline: opt.Offline = False,
 ) -> None:
     """Talk with a model. /help lists what else can be done there; Ctrl-C stops an answer, Ctrl-D leaves."""
@@ -101,8 +99,6 @@ def chat(
         fuse=fuse,
         kernels=kernels,
         capture=capture,
-        compile=compile,
-        int8_head=int8_head,
         offline=offline,
         think=think,
     )

@@ -62,10 +62,9 @@ class Opened:
     def predicted(self) -> dict[str, int]:
         """What `kvlite plan` says of this run, by term."""
         from kvlite.memory.prediction import DeviceKind, MemoryPlan, WeightFacts, cache_terms, other_terms
-        from kvlite.models.eightbit import CODED_HEAD
 
         loaded, plan = self.loaded, self.plan
-        weights = WeightFacts.of(self.files, codes_head=CODED_HEAD in loaded.fused)
+        weights = WeightFacts.of(self.files)
         device: DeviceKind = "cuda" if loaded.device.type == "cuda" else "cpu"
         others = other_terms(
             loaded.shape,
@@ -105,10 +104,6 @@ def open_model(
     policy.when_full(options.on_full)
     captures = is_wanted(options.capture, pick_device(options.device))  # refused before the weights are read
     ref, files, loaded = load_model(options, console, found)
-    if options.int8_head:
-        loaded = _with_coded_head(loaded, options.module_kernels, console)
-    if options.compile:
-        loaded = _compiled(loaded, console)
     room = Room(options, loaded.shape, free_bytes(loaded.device), loaded.device.type, with_rows, batch_size)
     spec = _surviving(room.specs(), loaded, console)
     engine = Engine(loaded, room.plan(spec), policy, spec.slot_format, options.on_full, options.kernels)
@@ -116,28 +111,6 @@ def open_model(
         engine.capture(CudaGraphs(loaded.device, engine.rows), console.warn)
     text = chat_text(files, loaded, options)
     return Opened(ref, files, loaded, engine, text, model_sampling(files.generation), options)
-
-
-def _with_coded_head(loaded: LoadedModel, kernels: str, console: Console) -> LoadedModel:
-    """The model with its head in 8 bits, or as it is where that cannot be, which is said."""
-    from kvlite.models.eightbit import with_coded_head
-    from kvlite_kernels.choice import choose_coded_products
-
-    loaded, obstacle = with_coded_head(loaded, choose_coded_products(kernels, loaded.device))
-    if obstacle is not None:
-        console.warn(f"--int8-head: the head stays as it is: {obstacle}")
-    return loaded
-
-
-def _compiled(loaded: LoadedModel, console: Console) -> LoadedModel:
-    """The model with compiled decode steps, or as it is where they cannot be, which is said."""
-    from kvlite.models.compiling import compiled
-
-    console.note("compiling decode steps: a minute the first time, seconds from then on")
-    loaded, obstacle = compiled(loaded)
-    if obstacle is not None:
-        console.warn(f"--compile: decode steps are not compiled: {obstacle}")
-    return loaded
 
 
 def _surviving(specs: Sequence[CacheSpec], loaded: LoadedModel, console: Console) -> CacheSpec:

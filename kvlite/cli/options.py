@@ -171,16 +171,6 @@ Capture = Annotated[
     typer.Option("--capture/--no-capture", rich_help_panel=_MODEL, show_default=False,
                  help="Run CUDA graphs, decoding one step ahead of the host; off for now unless given."),
 ]  # fmt: skip
-Int8Head = Annotated[
-    bool,
-    typer.Option("--int8-head/--no-int8-head", rich_help_panel=_MODEL,
-                 help="Hold the output head in 8 bits, where the logits stay within 3%."),
-]  # fmt: skip
-Compile = Annotated[
-    bool,
-    typer.Option("--compile/--no-compile", rich_help_panel=_MODEL,
-                 help="Compile decode steps with torch.compile, which takes a while when the model is loaded."),
-]  # fmt: skip
 Offline = Annotated[
     bool,
     typer.Option("--offline", envvar=["KVLITE_OFFLINE", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"], show_envvar=False,

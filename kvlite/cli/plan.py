@@ -11,7 +11,6 @@ from kvlite.cli.options import (
     Device,
     Dtype,
     FourBit,
-    Int8Head,
     KvBudget,
     KvDtype,
     KvPerSeq,
@@ -103,7 +102,6 @@ def plan(
     prefill_chunk: PrefillChunk = None,
     quant: Quant = None,
     four_bit: FourBit = False,
-    int8_head: Int8Head = False,
     dtype: Dtype = None,
     device: Device = None,
     revision: Revision = None,
@@ -126,7 +124,6 @@ def plan(
         prefill_chunk=prefill_chunk,
         quant=quant,
         four_bit=four_bit,
-        int8_head=int8_head,
         dtype=dtype,
         device=device,
         revision=revision,
@@ -202,6 +199,6 @@ def _scenario(facts: ModelFacts, place: PlanDevice, options: ModelOptions, wante
 
     shape = ModelShape.from_config(facts.config, dtype=dtype_name(options.dtype), stored_dtype=facts.stored_dtype)
     batch = None if wanted.batch_size is None else BatchRows(wanted.batch_size, wanted.per_sequence)
-    spec, weights = cache_spec(options, shape), WeightFacts.of(facts, options.int8_head)
+    spec, weights = cache_spec(options, shape), WeightFacts.of(facts)
     is_automatic = options.kv_dtype == "auto"
     return Scenario(shape, spec, weights, options.quant, place.kind, place.free_bytes, batch, is_automatic)

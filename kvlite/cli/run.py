@@ -73,8 +73,6 @@ def run(
     fuse: opt.Fuse = True,
     kernels: opt.Kernels = "auto",
     capture: opt.Capture = None,
-    compile: opt.Compile = False,
-    int8_head: opt.Int8Head = False,
     offline: opt.Offline = False,
 ) -> None:
     """Answer one prompt: stdin first, then files, then the words, a blank line between them."""
@@ -126,8 +124,6 @@ def run(
             fuse=fuse,
             kernels=kernels,
             capture=capture,
-            compile=compile,
-            int8_head=int8_head,
             offline=offline,
             think=think,
         )

@@ -27,7 +27,7 @@ from kvlite.memory.counts import KVCounts
 from kvlite.memory.format import SlotFormat
 from kvlite.memory.plan import CachePlan
 from kvlite.models.hybrid import StateSnapshot
-from kvlite.models.loaded import COMPILED, LoadedModel
+from kvlite.models.loaded import LoadedModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +72,7 @@ class Engine:
             self.cache = SlotCache(loaded.shape, plan, policy, stored, loaded.device, kernels, loaded.dtype)
         for index, layer in self.cache.layers.items():
             layer.rotation = (loaded.rotations or {}).get(index)
-        self.step = Stepping("compiled" if COMPILED in loaded.fused else "eager")
+        self.step = Stepping("eager")
         self.captured: Captured | None = None
         """What is recorded; None where all steps are eager."""
         self._warn: Callable[[str], None] = lambda text: None

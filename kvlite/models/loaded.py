@@ -19,9 +19,6 @@ from kvlite.models.hybrid import HybridState
 from kvlite.models.quantised import compute_dtype
 from kvlite.models.seam import feeding
 
-COMPILED = "compiled"
-"""Among what is in force: decode steps are compiled."""
-
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:

@@ -15,8 +15,7 @@ from dataclasses import replace
 from functools import cache
 from typing import Any
 
-import torch
-from torch import Tensor, library, nn
+from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from kvlite.cache.cache import SlotCache
@@ -60,20 +59,6 @@ def attention(
 ) -> tuple[Tensor, None]:
     """query [B, H_Q, T, D], key [B, H_KV, T, D], value [B, H_KV, T, D_V] -> [B, T, H_Q, D_V] and no weights."""
     index: int = module.layer_idx  # type: ignore[assignment]
-    attend = _opaque if torch.compiler.is_compiling() else _attend
-    return attend(query, key, value, index, scaling, sliding_window, softcap, s_aux), None
-
-
-def _attend(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    index: int,
-    scaling: float | None,
-    sliding_window: int | None,
-    softcap: float | None,
-    sink_logits: Tensor | None,
-) -> Tensor:
     slots, step = _fed.get()
     layer = slots.layers[index]
     if sliding_window is not None and sliding_window != layer.shape.window:
@@ -83,19 +68,9 @@ def _attend(
         )
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     geometry = _geometry(scaling, layer.shape.window, softcap)
-    if sink_logits is not None:
-        geometry = replace(geometry, sink_logits=sink_logits)
-    return layer.attend(query, key, value, step, geometry).transpose(1, 2).contiguous()
-
-
-_opaque = library.custom_op("kvlite::attend", _attend, mutates_args=())
-"""`_attend` for a compiler, to which the slots that it reads and writes are no tensors of its graph."""
-
-
-@_opaque.register_fake
-def _attended(query: Tensor, key: Tensor, value: Tensor, *_: Any) -> Tensor:
-    batch, heads, tokens, _dim = query.shape
-    return query.new_empty(batch, tokens, heads, value.shape[-1])
+    if s_aux is not None:
+        geometry = replace(geometry, sink_logits=s_aux)
+    return layer.attend(query, key, value, step, geometry).transpose(1, 2).contiguous(), None
 
 
 @cache

@@ -5,7 +5,6 @@ import json
 import signal
 import subprocess
 import sys
-from dataclasses import replace
 
 import pytest
 
@@ -300,42 +299,6 @@ def test_the_banner_says_when_the_conversation_ends_with_the_window(run, monkeyp
 def test_modules_are_fused_unless_told_otherwise(run, flags, fused):
     assert run("demo", "Hello!", "-n", "3", *flags)[1] == "Hello! How\n"
     assert RunRecords().load("last").model.fused == fused
-
-
-def test_compiling_is_said_and_so_is_what_stands_in_its_way(run, monkeypatch):
-    monkeypatch.setattr("kvlite.models.compiling.compiled", lambda loaded: (loaded, "no compiler is there"))
-    code, out, err = run("demo", "Hello!", "-n", "3", "--compile")
-    assert (code, out) == (0, "Hello! How\n")
-    assert "compiling decode steps: " in err and "--compile: decode steps are not compiled: no compiler is there" in err
-    assert "compiled steps" not in err
-    monkeypatch.setattr(
-        "kvlite.models.compiling.compiled", lambda loaded: (replace(loaded, fused=(*loaded.fused, "compiled")), None)
-    )
-    assert "cpu (torch, compiled steps)" in run("demo", "hi", "-n", "1", "--compile")[2]
-    assert RunRecords().load("last").model.fused == [*FUSED, "compiled"]
-    assert RunRecords().load("last").host.step == "compiled"
-
-
-def test_a_head_in_8_bits_is_listed_and_counted(run):
-    assert run("demo", "Hello!", "-n", "3", "--int8-head")[1] == "Hello! How\n"
-    record = RunRecords().load("last")
-    assert record.model.fused == [*FUSED, "int8-head"]
-    coded = _weights(record)
-    assert abs(coded.predicted_bytes - coded.measured_bytes) < 1000
-    assert run("demo", "hi", "-n", "1")[0] == 0
-    assert coded.measured_bytes - _weights(RunRecords().load("last")).measured_bytes == 1024 * (160 + 4)
-
-
-def _weights(record):
-    (term,) = (term for term in record.memory.terms if term.name == "weights")
-    return term
-
-
-def test_what_contradicts_fusing_is_refused(run):
-    code, out, err = run("demo", "hi", "--int8-head", "--no-fuse")
-    assert (code, out) == (2, "") and "leave out --no-fuse" in err
-    code, out, err = run("demo", "hi", "--compile", "--no-fuse")
-    assert (code, out) == (2, "") and "leave out --no-fuse" in err
 
 
 def test_the_kernels_that_run_are_said_and_those_that_cannot_are_refused(run, monkeypatch):
