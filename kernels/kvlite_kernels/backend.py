@@ -5,26 +5,19 @@ Torch is the reference that Triton is held against. A cache never asks which of 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from kvlite_kernels.choice import KernelsUnavailable, require_triton, takes_triton
 from kvlite_kernels.eviction import Protection, choose, priority
 from kvlite_kernels.lowbit import Packed, hadamard, quantise
 from kvlite_kernels.reference import Geometry, Segment, attend_segments
 from kvlite_kernels.slots import Slots, Vectors, put, tensors_of
 from kvlite_kernels.statistic import Observation
-
-KERNELS = ("auto", "torch", "triton")
-
-
-class KernelsUnavailable(ValueError):
-    """The kernels that were asked for do not run here; the message says why."""
 
 
 class Backend(Protocol):
@@ -128,7 +121,7 @@ class TorchBackend:
 
 @dataclass(frozen=True, slots=True)
 class LayerSizes:
-    """What one layer asks of kernels; `keys` are its slots and the one in which a token waits."""
+    """Sizes of one layer; `keys` are its slots and the one in which a token waits."""
 
     query_heads: int
     kv_heads: int
@@ -156,18 +149,3 @@ def choose_backend(
     from kvlite_kernels.triton_set.backend import TritonBackend
 
     return TritonBackend(layers, rows, dtypes, device)
-
-
-def takes_triton(wanted: str) -> bool:
-    """Whether `wanted`, one of KERNELS, means Triton."""
-    assert wanted in KERNELS, wanted
-    return wanted == "triton"  # TODO: so is `auto` on CUDA once the kernels have passed their tests on a GPU
-
-
-def require_triton(device: torch.device) -> None:
-    """Raise KernelsUnavailable where no Triton kernel runs on `device`."""
-    if find_spec("triton") is None:
-        raise KernelsUnavailable("triton is not installed")
-    interprets = os.environ.get("TRITON_INTERPRET") == "1"
-    if device.type != "cuda" and not (device.type == "cpu" and interprets):
-        raise KernelsUnavailable(f"Triton kernels need a CUDA device, and this is {device}")

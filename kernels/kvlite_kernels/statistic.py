@@ -42,7 +42,12 @@ class Observation:
 
 
 def received(
-    logits: Sequence[Tensor], lse: Tensor, q_pos: Tensor, k_pos: Sequence[Tensor], observation: Observation, num_kv_heads: int
+    logits: Sequence[Tensor],
+    lse: Tensor,
+    q_pos: Tensor,
+    k_pos: Sequence[Tensor],
+    observation: Observation,
+    num_kv_heads: int,
 ) -> list[Tensor]:
     """The statistic of each segment's keys [B, H_KV, N], summed over the queries by weight.
 
