@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from kvlite.cli.loading import find_files, weights_identity
 from kvlite.cli.opening import open_model
 from kvlite.cli.options import UNNAMED, console, default_model, model_options
 from kvlite.cli.plan import find_device
-from kvlite.cli.room import Room
+from kvlite.cli.room import fit_of
 
 if TYPE_CHECKING:
     from kvlite.batch.job import Model, Planned
@@ -88,8 +88,9 @@ class _Access:
     def plan(self) -> Planned:
         """The tokenizer, and the cache of a run on this machine; the weights are only measured."""
         from kvlite.batch.job import Planned
+        from kvlite.memory.budget import Budget
         from kvlite.memory.format import dtype_name
-        from kvlite.memory.prediction import WeightFacts, weight_term
+        from kvlite.memory.prediction import WeightFacts
         from kvlite.memory.shape import ModelShape
         from kvlite.models.loading import load_tokenizer
         from kvlite.text.template import ChatText
@@ -99,11 +100,18 @@ class _Access:
         tokenizer = load_tokenizer(files.folder, trust_remote_code=options.trust_remote_code)
         text = ChatText(tokenizer, generation=files.generation, think=options.think)
         shape = ModelShape.from_config(files.config, dtype=dtype_name(options.dtype), stored_dtype=files.stored_dtype)
-        weights = weight_term(shape, WeightFacts.of(files), options.quant).predicted_bytes or 0
         device = find_device(options.device)
-        room = Room(
-            options, shape, device.free_bytes - weights, device.kind, with_rows=True, batch_size=self.batch_size
+        fit = fit_of(
+            options,
+            shape,
+            device.free_bytes,
+            device.kind,
+            weights=WeightFacts.of(files),
+            is_loaded=False,
+            with_rows=True,
+            batch_size=self.batch_size,
         )
-        spec = room.specs()[0]
+        budget = Budget.parse(options.kv_budget)
+        spec = fit.specs(budget)[0]
         is_provisional = spec.slot_format.is_coded and options.kv_dtype == "auto"
-        return Planned(self.identity(), text, room.plan(spec), spec.slot_format, is_provisional)
+        return Planned(self.identity(), text, replace(fit, spec=spec).cache(budget), spec.slot_format, is_provisional)

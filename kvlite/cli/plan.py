@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from kvlite.catalog.files import ModelFacts
     from kvlite.cli.plan_view import PlanDevice
     from kvlite.memory.budget import Budget
-    from kvlite.memory.scenario import Answer, Scenario
+    from kvlite.memory.fit import Fit, Quote
     from kvlite.options import ModelOptions
 
 Solve = Literal["budget", "context", "batch"]
@@ -111,8 +111,8 @@ def plan(
     from kvlite.catalog.files import model_facts
     from kvlite.catalog.names import resolve_model
     from kvlite.cli.answering import source_of
-    from kvlite.cli.plan_view import Outcome, as_json, show
-    from kvlite.memory.scenario import sweep as budgets
+    from kvlite.cli.plan_view import PlanReport, as_json, show
+    from kvlite.memory.fit import sweep as budgets
 
     options = model_options(
         model=model,
@@ -135,35 +135,35 @@ def plan(
     place = find_device(options.device, vram)
     ref = resolve_model(options.model, revision=revision)
     facts = model_facts(ref, offline=offline)
-    scenario = _scenario(facts, place, options, wanted)
-    answer = _answer(scenario, wanted)
-    outcome = Outcome(str(ref), facts, place, answer, context, solve, tuple(budgets(scenario)) if sweep else ())
+    fit = _fit(facts, place, options, wanted)
+    found = _quote(fit, wanted)
+    report = PlanReport(str(ref), facts, place, found, context, solve, tuple(budgets(fit)) if sweep else ())
     out = console()
     if out.as_json:
-        out.json(as_json(outcome), indent=2)
+        out.json(as_json(report), indent=2)
     else:
-        show(outcome, out)
-    if answer.shortage is not None:
-        raise DoesNotFit(f"{ref} does not fit: {answer.shortage}")
+        show(report, out)
+    if found.shortage is not None:
+        raise DoesNotFit(f"{ref} does not fit: {found.shortage}")
 
 
-def _answer(scenario: Scenario, wanted: Wanted) -> Answer:
+def _quote(fit: Fit, wanted: Wanted) -> Quote:
     from kvlite.memory.budget import Budget
-    from kvlite.memory.scenario import ask, most_rows, most_tokens
+    from kvlite.memory.fit import most_rows, most_tokens, quote
 
     budget, context = wanted.budget, wanted.context
     if wanted.solve == "batch" and context is not None:
         row = Budget.parse(f"{context}tok")
-        rows = most_rows(scenario, budget, context)
-        answer = ask(scenario.with_rows(max(1, rows), row), budget)
+        rows = most_rows(fit, budget, context)
+        found = quote(fit.with_rows(max(1, rows), row), budget)
         missing = f"not one row of {context:,} tokens fits into {budget}"
-        return answer if rows else replace(answer, shortage=answer.shortage or missing)
-    if wanted.solve == "context" and scenario.batch is not None:
-        tokens = most_tokens(scenario, budget)
-        answer = ask(scenario.with_rows(scenario.most_rows, Budget.parse(f"{max(1, tokens)}tok")), budget)
-        missing = f"{scenario.most_rows} rows do not fit into {budget}"
-        return answer if tokens else replace(answer, shortage=answer.shortage or missing)
-    return ask(scenario, budget)
+        return found if rows else replace(found, shortage=found.shortage or missing)
+    if wanted.solve == "context" and fit.batch is not None:
+        tokens = most_tokens(fit, budget)
+        found = quote(fit.with_rows(fit.most_rows, Budget.parse(f"{max(1, tokens)}tok")), budget)
+        missing = f"{fit.most_rows} rows do not fit into {budget}"
+        return found if tokens else replace(found, shortage=found.shortage or missing)
+    return quote(fit, budget)
 
 
 def find_device(device: str, vram: str | None = None) -> PlanDevice:
@@ -190,15 +190,15 @@ def find_device(device: str, vram: str | None = None) -> PlanDevice:
     return PlanDevice("cpu", "this machine", available_bytes())
 
 
-def _scenario(facts: ModelFacts, place: PlanDevice, options: ModelOptions, wanted: Wanted) -> Scenario:
+def _fit(facts: ModelFacts, place: PlanDevice, options: ModelOptions, wanted: Wanted) -> Fit:
     from kvlite.cli.room import cache_spec
+    from kvlite.memory.fit import BatchRows, Fit
     from kvlite.memory.format import dtype_name
     from kvlite.memory.prediction import WeightFacts
-    from kvlite.memory.scenario import BatchRows, Scenario
     from kvlite.memory.shape import ModelShape
 
     shape = ModelShape.from_config(facts.config, dtype=dtype_name(options.dtype), stored_dtype=facts.stored_dtype)
     batch = None if wanted.batch_size is None else BatchRows(wanted.batch_size, wanted.per_sequence)
     spec, weights = cache_spec(options, shape), WeightFacts.of(facts)
     is_automatic = options.kv_dtype == "auto"
-    return Scenario(shape, spec, weights, options.quant, place.kind, place.free_bytes, batch, is_automatic)
+    return Fit(shape, spec, weights, options.quant, place.kind, place.free_bytes, batch, is_automatic)

@@ -19,6 +19,8 @@ CUDA_CONTEXT_BYTES = 500_000_000  # driver context, cuBLAS workspaces and loaded
 ATTENTION_TILE_BYTES = 16 * 2**20  # the attention works in tiles of this many bytes of fp32 logits
 ATTENTION_TILES = 4  # logits, their mask, probabilities, and a widened copy of keys or values
 SAMPLING_COPIES = 4  # fp32 logits, sorted, their indices and cumulative sums
+TERMS_OF_LOADED = ("weights", "cuda_context")
+"""Terms that a loaded model already takes, so that they are no part of what is free beside it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -70,10 +70,10 @@ def test_low_bit_slots_are_what_the_banner_the_json_and_the_record_say(run, tmp_
 
 
 def test_low_bit_slots_that_change_the_model_are_warned_of_and_those_that_destroy_it_are_refused(run, monkeypatch):
-    monkeypatch.setattr("kvlite.models.canary.NOTICEABLE", 0.0)
+    monkeypatch.setattr("kvlite.models.kv_quant_check.NOTICEABLE", 0.0)
     code, out, err = run("demo", "Hello", "--kv-dtype", "int4")
     assert code == 0 and out.strip() and "warning: int4 slots change what the model says" in err
-    monkeypatch.setattr("kvlite.models.canary.DESTROYED", 0.0)
+    monkeypatch.setattr("kvlite.models.kv_quant_check.DESTROYED", 0.0)
     code, out, err = run("demo", "Hello", "--kv-dtype", "int4")
     assert code == 4 and out == "" and "give --kv-dtype int8 or auto" in err
 
@@ -83,7 +83,7 @@ def test_low_bit_slots_that_change_the_model_are_warned_of_and_those_that_destro
     [(1.0, "100kB", "int4"), (0.001, "100kB", "int8"), (0.0, "100kB", "float32"), (1.0, "100MB", "float32")],
 )
 def test_auto_takes_the_slots_that_the_model_survives(run, tmp_path, monkeypatch, harmless, budget, dtype):
-    monkeypatch.setattr("kvlite.models.canary.HARMLESS", harmless)
+    monkeypatch.setattr("kvlite.models.kv_quant_check.HARMLESS", harmless)
     record = tmp_path / "record.json"
     code, _, err = run("demo", "hi", "-v", "--kv-budget", budget, "--report", str(record))
     assert code == 0 and err.count("auto passes over") == {"int4": 0, "int8": 1, "float32": 2}[dtype] * (
@@ -291,7 +291,7 @@ def test_the_banner_says_what_is_reserved_of_the_budget_and_what_the_window_allo
 
 def test_the_banner_says_when_the_conversation_ends_with_the_window(run, monkeypatch):
     assert "positions cannot move" not in run("demo", "hi", "-n", "1")[2]
-    monkeypatch.setattr("kvlite.models.gate._learn_rotations", lambda *_: None)
+    monkeypatch.setattr("kvlite.models.verify._learn_rotations", lambda *_: None)
     assert "ends at 2,048 tok: positions cannot move" in run("demo", "hi", "-n", "1")[2]
 
 

@@ -12,8 +12,8 @@ from kvlite.engine.chunk import ChunkKey
 from kvlite.engine.engine import Engine
 from kvlite.engine.graphs import CudaGraphs
 from kvlite.engine.request import Request, Sampling, Token
-from kvlite.models.gate import admit
 from kvlite.models.loaded import LoadedModel
+from kvlite.models.verify import admit
 from tests.architectures import SUPPORTED, tiny_model
 from tests.engine_for_tests import admitted, answers, make_engine
 

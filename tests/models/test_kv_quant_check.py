@@ -1,4 +1,4 @@
-"""The canary tells a model that survives coded slots from one that does not."""
+"""The check tells a model that survives quantised slots from one that does not."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 
 from kvlite.errors import NumericError, SlotsTooCoarse
 from kvlite.memory.format import FORMATS
-from kvlite.models.canary import Canary, require_survival, try_format
+from kvlite.models.kv_quant_check import QuantEffect, require_survival, try_format
 from kvlite.models.loaded import LoadedModel
 from tests.architectures import SUPPORTED, tiny_model
 from tests.engine_for_tests import admitted
@@ -34,29 +34,29 @@ def test_huge_key_biases_do_not_survive_int4_and_the_refusal_says_what_to_do() -
 
 
 def test_huge_key_biases_are_noticed_in_int8() -> None:
-    canary = require_survival(with_key_biases(1000.0), FORMATS["int8"])
-    assert canary.is_ill and "--kv-dtype auto" in str(canary)
+    effect = require_survival(with_key_biases(1000.0), FORMATS["int8"])
+    assert effect.is_noticeable and "--kv-dtype auto" in str(effect)
 
 
 def test_without_them_the_same_model_survives() -> None:
     loaded = with_key_biases(0.0)
-    assert not require_survival(loaded, FORMATS["int8"]).is_ill
-    assert not try_format(loaded, FORMATS["int4"]).is_dead
+    assert not require_survival(loaded, FORMATS["int8"]).is_noticeable
+    assert not try_format(loaded, FORMATS["int4"]).is_destructive
 
 
 @pytest.mark.parametrize("family", ["llama", "deepseek_v3", "gemma2", "lfm2", "gpt2"])
 def test_eight_bits_keep_what_a_model_says(family: str) -> None:
-    canary = try_format(admitted(tiny_model(family, SUPPORTED[family])), FORMATS["int8"])
-    assert 0 < canary.nats < 0.01
+    effect = try_format(admitted(tiny_model(family, SUPPORTED[family])), FORMATS["int8"])
+    assert 0 < effect.nats < 0.01
 
 
 def test_slots_of_the_models_own_dtype_change_nothing() -> None:
-    canary = try_format(admitted(tiny_model("llama", {})), FORMATS["float32"])
-    assert canary.nats == pytest.approx(0, abs=1e-6) and canary.agreement == 1
+    effect = try_format(admitted(tiny_model("llama", {})), FORMATS["float32"])
+    assert effect.nats == pytest.approx(0, abs=1e-6) and effect.agreement == 1
 
 
 def test_no_numbers_are_a_death() -> None:
-    assert Canary(FORMATS["int4"], float("nan"), 1.0).is_dead
+    assert QuantEffect(FORMATS["int4"], float("nan"), 1.0).is_destructive
 
 
 def test_a_model_that_computes_no_numbers_is_not_blamed_on_its_slots() -> None:
@@ -67,7 +67,7 @@ def test_a_model_that_computes_no_numbers_is_not_blamed_on_its_slots() -> None:
         try_format(loaded, FORMATS["int4"])
 
 
-def test_the_canary_leaves_a_hybrids_state_blank() -> None:
+def test_the_check_leaves_a_hybrids_state_blank() -> None:
     loaded = admitted(tiny_model("lfm2", SUPPORTED["lfm2"]))
     assert loaded.state is not None
     before = try_format(loaded, FORMATS["int8"])

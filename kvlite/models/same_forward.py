@@ -1,4 +1,4 @@
-"""Whether two functions do the same, instruction for instruction: transformers makes most families by copying code."""
+"""Compares functions instruction for instruction: transformers makes most families by copying code."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from torch import nn
 
 
 def behaves_as(kind: type[nn.Module], source: type[nn.Module]) -> bool:
-    """Whether the forward method of `kind` has the instructions of that of `source`."""
+    """True if the forward method of `kind` has the instructions of that of `source`."""
     return same(kind.forward, source.forward)
 
 
 def same(ours: Any, theirs: Any) -> bool:
-    """Whether two functions have the same instructions; one that is missing equals only another that is."""
+    """True if two functions have the same instructions; one that is missing equals only another that is."""
     if ours is theirs:
         return True
     found, expected = (
@@ -26,7 +26,7 @@ def same(ours: Any, theirs: Any) -> bool:
 
 
 def _instructions(function: Any) -> tuple[object, ...] | None:
-    """What a function does, without its name, its place and its docstring; None of what is no function."""
+    """The instructions of a function, without its name, its place and its docstring; None of what is no function."""
     if not isinstance(function, FunctionType):
         return None
     code = function.__code__
@@ -35,7 +35,7 @@ def _instructions(function: Any) -> tuple[object, ...] | None:
 
 
 def _begins_with_docstring(code: CodeType) -> bool:
-    """Whether the first constant is the docstring, which decorators rewrite where a function keeps it."""
+    """True if the first constant is the docstring, which decorators rewrite where a function keeps it."""
     if sys.version_info >= (3, 13):
         return bool(code.co_flags & inspect.CO_HAS_DOCSTRING)
     return bool(code.co_consts) and isinstance(code.co_consts[0], str)

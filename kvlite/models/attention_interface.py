@@ -1,4 +1,4 @@
-"""The attention seam: the one function through which every layer of a transformers model reaches its slots.
+"""The one function through which every attention layer of a transformers model reaches its slots.
 
 Registered with `transformers.AttentionInterface` under the name `kvlite` and with no mask function: every
 `create_*_mask` of transformers then returns None at once, and causality, windows and padding follow from the
@@ -25,7 +25,7 @@ from kvlite_kernels.reference import Geometry
 
 ATTENTION = "kvlite"
 
-_fed: ContextVar[tuple[SlotCache, Step]] = ContextVar("kvlite_fed")
+_bound: ContextVar[tuple[SlotCache, Step]] = ContextVar("kvlite_bound")
 
 
 def register() -> None:
@@ -34,13 +34,13 @@ def register() -> None:
 
 
 @contextmanager
-def feeding(slots: SlotCache, step: Step) -> Iterator[None]:
-    """The forward pass inside the block feeds `step` to `slots`."""
-    token = _fed.set((slots, step))
+def bound_cache(slots: SlotCache, step: Step) -> Iterator[None]:
+    """Bind `slots` and `step` for the attention layers of the forward pass inside the block."""
+    token = _bound.set((slots, step))
     try:
         yield
     finally:
-        _fed.reset(token)
+        _bound.reset(token)
     slots.end(step)
 
 
@@ -59,7 +59,7 @@ def attention(
 ) -> tuple[Tensor, None]:
     """query [B, H_Q, T, D], key [B, H_KV, T, D], value [B, H_KV, T, D_V] -> [B, T, H_Q, D_V] and no weights."""
     index: int = module.layer_idx  # type: ignore[assignment]
-    slots, step = _fed.get()
+    slots, step = _bound.get()
     layer = slots.layers[index]
     if sliding_window is not None and sliding_window != layer.shape.window:
         raise UnsupportedModel(

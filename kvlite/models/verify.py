@@ -1,4 +1,4 @@
-"""The load-time gate: a dry run that lets only those models through whose attention kvlite really holds.
+"""Verifies a loaded model by a dry run: only models whose attention kvlite really holds are admitted.
 
 Some families ignore transformers' attention interface without an error. After loading, a few tokens are fed in chunks:
 every attention layer must have written its slots, and the logits must equal eager attention. Then the same tokens
@@ -17,9 +17,9 @@ from kvlite.cache.layer import LayerSlots
 from kvlite.cache.rotation import Rotation
 from kvlite.errors import UnsupportedModel
 from kvlite.memory.format import slot_format
+from kvlite.models.attention_interface import ATTENTION
 from kvlite.models.loaded import LoadedModel
 from kvlite.models.probe import dry_cache, feed, probe_ids
-from kvlite.models.seam import ATTENTION
 
 PROBE_TOKENS = 12
 SHIFT = 29

@@ -1,4 +1,4 @@
-"""The gate trusts what a model does, not what it is called."""
+"""A model is trusted for what it does, not for its name."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from kvlite.models.likeness import same
+from kvlite.models.same_forward import same
 
 
 def test_docstrings_do_not_count_even_where_a_decorator_rewrote_them() -> None:
