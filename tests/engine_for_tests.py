@@ -46,6 +46,7 @@ def make_engine(
 ) -> Engine:
     rule = load_policy(policy)
     on_full, kernels = options.pop("on_full", None), options.pop("kernels", "auto")
+    recorder, warn = options.pop("recorder", None), options.pop("warn", lambda text: None)
     evicts = rule.when_full(on_full) == "evict"
     spec = CacheSpec(
         slot_format(kv_dtype, "float32"),
@@ -53,11 +54,10 @@ def make_engine(
         rule.min_slots(),
         evicts,
         layer_rule=rule.layer_slots if evicts else equally,
-        keeps_order=evicts and rule.keeps_order(kernels),
         **options,
     )
     plan = plan_cache(loaded.shape, Budget.parse(budget), spec, rows=rows, free_bytes=None)
-    return Engine(loaded, plan, rule, spec.slot_format, on_full, kernels)
+    return Engine(loaded, plan, rule, spec.slot_format, on_full, kernels, recorder, warn)
 
 
 def answers(engine: Engine, requests: list[Request]) -> dict[str, Completion]:

@@ -59,7 +59,9 @@ class Slots:
 
     def of_rows(self, rows: slice) -> Slots:
         """The slots of some of the rows."""
-        return self if rows.stop - rows.start == self.pos.shape[-3] else self[..., rows, :, :]
+        if rows.stop - rows.start == self.pos.shape[-3]:
+            return self
+        return self[rows] if self.pos.dim() == 3 else self[:, rows]
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Every tensor that holds tokens, by name."""

@@ -165,7 +165,10 @@ class SlotCache:
         """Copy a row's live slots to the host."""
         live = {slots: counts[row] for slots, counts in self._live.items()}
         layers = {
-            index: {name: tensor[row, :, : live[layer.num_slots]].to("cpu", copy=True) for name, tensor in layer.tensors.items()}
+            index: {
+                name: tensor[row, :, : live[layer.num_slots]].to("cpu", copy=True)
+                for name, tensor in layer.tensors.items()
+            }
             for index, layer in self.layers.items()
         }
         return CacheSnapshot(live, layers)

@@ -101,7 +101,7 @@ class Layer:
         rank = self.slots.pos[row, :, :live].argsort(-1).argsort(-1)
         held = self.slots.rot[row, :, :live]
         new = rank.to(held.dtype) + (end - live)
-        rotate_keys(self.slots.k[row, :, :live], new - held, self.rotation, self.backend)
+        rotate_keys(self.slots.k[row, :, :live], new - held, self.rotation)
         held.copy_(new)
 
     def reset(self, row: int, live: int) -> None:

@@ -11,8 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kvlite_kernels.backend import Backend
-from kvlite_kernels.lowbit import Packed, hadamard
+from kvlite_kernels.lowbit import Packed, hadamard, quantise
 from kvlite_kernels.reference import TILE_ELEMENTS
 from kvlite_kernels.slots import Vectors
 
@@ -47,7 +46,7 @@ class Rotation:
         first.copy_(rotated)
 
 
-def rotate_keys(keys: Vectors, delta: Tensor, rotation: Rotation, backend: Backend) -> None:
+def rotate_keys(keys: Vectors, delta: Tensor, rotation: Rotation) -> None:
     """Rotate stored `keys` [H_KV, N, D] on by `delta` int [H_KV, N] positions, in place.
 
     A coded key that moves is rounded once more; one whose delta is 0 keeps its codes.
@@ -61,6 +60,6 @@ def rotate_keys(keys: Vectors, delta: Tensor, rotation: Rotation, backend: Backe
         held, by = keys[:, here], delta[:, here]
         numbers = hadamard(held.to(torch.float32))
         rotation.rotate_(numbers, by)
-        coded, moves = backend.quantise(hadamard(numbers), held.bits, held.group), (by != 0)[..., None]
+        coded, moves = quantise(hadamard(numbers), held.bits, held.group), (by != 0)[..., None]
         held.codes.copy_(torch.where(moves, coded.codes, held.codes))
         held.scale.copy_(torch.where(moves, coded.scale, held.scale))

@@ -104,7 +104,7 @@ def banner(opened: Opened) -> str:
         dtype if opened.loaded.quant == "none" else opened.loaded.quant,
         f"{cache_size(plan)} @ {human_bytes(token_bytes)}{cache.stored.said}{state}{window}",
         f"policy {cache.policy.name}" + ("" if engine.on_full == "evict" else f", {engine.on_full} when full"),
-        f"{opened.loaded.device} ({cache.kernels.name}{_steps(opened)})",
+        f"{opened.loaded.device} ({cache.backend.name}{_steps(opened)})",
     ]
     if opened.loaded.rotations is None and opened.loaded.window is not None:
         parts.append(f"ends at {opened.loaded.window:,} tok: positions cannot move")
@@ -112,9 +112,9 @@ def banner(opened: Opened) -> str:
 
 
 def _steps(opened: Opened) -> str:
-    """How decode steps run, where it was asked or is not the plain way."""
+    """The way decode steps run, where it was asked for or is not the plain one."""
     step = opened.engine.step
-    return f", {step.name} steps" if step.name != "eager" or step.obstacle is not None else ""
+    return "" if step == "eager" else f", {step.partition(':')[0]} steps"
 
 
 def cache_size(plan: CachePlan) -> str:

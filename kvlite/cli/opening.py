@@ -83,16 +83,15 @@ def open_model(
     from kvlite.cli.heavy import load_engine
 
     load_engine()
-    from kvlite.engine.capturing import is_wanted
+    from kvlite.engine.decode_graphs import CudaGraphs, wants_graphs
     from kvlite.engine.engine import Engine
-    from kvlite.engine.graphs import CudaGraphs
     from kvlite.memory.budget import Budget
     from kvlite.memory.prediction import WeightFacts
     from kvlite.models.loading import pick_device
 
     policy = load_policy(options.kv_policy)
     policy.when_full(options.on_full)
-    captures = is_wanted(options.capture, pick_device(options.device))  # refused before the weights are read
+    captures = wants_graphs(options.capture, pick_device(options.device))  # refused before the weights are read
     ref, files, loaded = load_model(options, console, found)
     fit = fit_of(
         options,
@@ -107,9 +106,10 @@ def open_model(
     budget = Budget.parse(options.kv_budget)
     spec = _surviving(fit.specs(budget), loaded, console)
     fit = replace(fit, spec=spec)
-    engine = Engine(loaded, fit.cache(budget), policy, spec.slot_format, options.on_full, options.kernels)
-    if captures:
-        engine.capture(CudaGraphs(loaded.device, engine.rows), console.warn)
+    recorder = CudaGraphs(loaded.device) if captures else None
+    engine = Engine(
+        loaded, fit.cache(budget), policy, spec.slot_format, options.on_full, options.kernels, recorder, console.warn
+    )
     text = chat_text(files, loaded, options)
     return Opened(ref, files, loaded, engine, fit, text, model_sampling(files.generation), options)
 

@@ -69,5 +69,4 @@ def cache_spec(options: ModelOptions, shape: ModelShape) -> CacheSpec:
         evicts=evicts,
         chunk_limit=options.prefill_chunk,
         layer_rule=policy.layer_slots if evicts else equally,
-        keeps_order=evicts and policy.keeps_order(options.kernels),
     )

@@ -12,7 +12,7 @@ from kvlite.record.schema import LayerKept, TorchMemory
 if TYPE_CHECKING:
     from kvlite.engine.engine import Engine
 
-_TERM_OF_TENSOR = {"pos": "positions", "rot": "positions", "order": "positions", "statistic": "policy_state"}
+_TERM_OF_TENSOR = {"pos": "positions", "rot": "positions", "statistic": "policy_state"}
 """Every other tensor holds keys and values."""
 
 
@@ -22,7 +22,7 @@ def record_engine(recorder: RunRecorder, engine: Engine, source: str) -> None:
 
     is_cuda = engine.loaded.device.type == "cuda"
     cuda = str(torch.version.cuda) if is_cuda else None
-    recorder.host(device=engine.loaded.device.type, kernels=engine.cache.kernels.name, cuda=cuda)
+    recorder.host(device=engine.loaded.device.type, kernels=engine.cache.backend.name, cuda=cuda)
     recorder.cache(
         engine.total_counts(),
         source=source,
@@ -35,7 +35,7 @@ def record_engine(recorder: RunRecorder, engine: Engine, source: str) -> None:
 def record_memory(recorder: RunRecorder, engine: Engine) -> None:
     """Measure at the end: every term there are tensors for, the peak of each phase, and on CUDA the device itself."""
     terms = measured_terms(engine)
-    recorder.step(str(engine.step))
+    recorder.step(engine.step)
     recorder.layers(kept_per_layer(engine))
     if engine.loaded.device.type == "cuda":
         _record_cuda(recorder, engine, terms)
@@ -50,13 +50,13 @@ def measured_terms(engine: Engine) -> dict[str, int]:
     terms: Counter[str] = Counter(weights=engine.loaded.weight_bytes)
     for layer in engine.cache.layers.values():
         for name, tensor in layer.tensors.items():
-            discard_bytes = tensor.nbytes // (layer.slots + 1)
+            discard_bytes = tensor.nbytes // (layer.num_slots + 1)
             terms[_TERM_OF_TENSOR.get(name, "kv")] += tensor.nbytes - discard_bytes
             terms["staging"] += discard_bytes
-    if engine.cache.kernels.scratch_bytes:
-        terms["scratch"] = engine.cache.kernels.scratch_bytes
-    if engine.captured is not None:
-        terms["step"] = engine.captured.num_bytes
+    if engine.cache.backend.scratch_bytes:
+        terms["scratch"] = engine.cache.backend.scratch_bytes
+    if engine.graphs is not None:
+        terms["step"] = engine.graphs.num_bytes
     if engine.loaded.state is not None:
         terms["constant_state"] = engine.loaded.state.num_bytes
     return dict(terms)
@@ -66,7 +66,7 @@ def kept_per_layer(engine: Engine) -> list[LayerKept]:
     """What each attention layer holds now, summed over the rows."""
     cache, kept = engine.cache, []
     for index, layer in cache.layers.items():
-        live = sum(cache.live(row, layer.slots) for row in range(engine.rows))
+        live = sum(cache.live(row, layer.num_slots) for row in range(engine.rows))
         kept.append(LayerKept(layer=index, kept=live, bytes=live * layer.slot_bytes))
     return kept
 
@@ -88,6 +88,6 @@ def _record_cuda(recorder: RunRecorder, engine: Engine, terms: dict[str, int]) -
     peaks = TorchMemory(allocated_peak_bytes=max(peak.peaks.values()), reserved_peak_bytes=peak.reserved_peak_bytes)
     reading = measure.device_reading(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
     terms = {**terms, "activations": max(0, beside)}
-    if engine.captured is not None:
-        terms["graphs"] = engine.captured.graph_bytes  # reserved, and to the allocator nobody's
+    if engine.graphs is not None:
+        terms["graphs"] = engine.graphs.recorder.num_bytes  # reserved, and to the allocator nobody's
     recorder.measured(terms, torch=peaks, device=reading)

@@ -35,4 +35,5 @@ class KeyDiff(Policy):
         unit = unit.masked_fill((candidates.pos < 0)[..., None], 0.0)
         total = unit.sum(-2)
         anchor = total / total.norm(dim=-1, keepdim=True).clamp(min=1e-12)
-        return -(unit @ anchor[..., None])[..., 0]
+        cosine: Tensor = (unit @ anchor[..., None])[..., 0]
+        return -cosine
