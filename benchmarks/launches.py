@@ -197,6 +197,7 @@ def full_cache(loaded: LoadedModel, policy_name: str, kernels: str) -> SlotCache
         return SlotCache(loaded.shape, plan, policy, stored, META)
 
     from kvlite_kernels.triton_set.launching import TritonKernels
+
     from kvlite_kernels.triton_set.scratch import Scratch
     from kvlite_kernels.triton_set.tiles import Processor
 
@@ -216,7 +217,7 @@ def count_step(loaded: LoadedModel, cache: SlotCache) -> Counter[bool]:
         counting = Counting()
         with counting.counting():
             loaded.forward(ids, cache, cache.begin(slice(0, 1), pos, pos, (tokens,), None))
-    assert all(cache.live(0, layer.slots) == layer.slots for layer in cache.layers.values())
+    assert all(cache.live(0, layer.num_slots) == layer.num_slots for layer in cache.layers.values())
     return counting.counts
 
 

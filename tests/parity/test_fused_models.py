@@ -45,7 +45,7 @@ def test_the_engine_gives_the_same_tokens_with_everything_on_triton() -> None:
 def test_cache_and_model_choose_by_one_rule(monkeypatch: pytest.MonkeyPatch) -> None:
     for wanted in choice.KERNELS:
         cache = make_engine(admitted(tiny_model("llama", {})), "24tok", kernels=wanted).cache
-        assert choose_dense(wanted, CPU).name == cache.kernels.name
+        assert choose_dense(wanted, CPU).name == cache.backend.name
     monkeypatch.delenv("TRITON_INTERPRET")
     with pytest.raises(KernelsUnavailable, match="need a CUDA device"):
         choose_dense("triton", CPU)
