@@ -49,7 +49,7 @@ class Layer:
     def backend(self) -> TritonBackend:
         """The backend of such a layer, which asks nothing of the device that is not there."""
         sizes = LayerSizes(self.kv_heads * self.group, self.kv_heads, self.slots + 1, self.dim, self.v_dim)
-        return TritonBackend([sizes], 1, [self.dtype], torch.device("cpu"))
+        return TritonBackend([sizes], 1, [self.dtype], torch.device("cpu"), Processor(self.sm, 64))
 
     def observed(self, tokens: int) -> Observation:
         return Observation(Statistic(self.statistic), torch.ones(1, tokens), noise=Noise(0, 1.0, 2.0, 100))

@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from kvlite_kernels.choice import KernelsUnavailable, require_triton, takes_triton
+from kvlite_kernels.choice import KernelsUnavailable, processor_of, require_triton, takes_triton
 from kvlite_kernels.eviction import Protection, choose, priority
 from kvlite_kernels.lowbit import Packed, hadamard, quantise
 from kvlite_kernels.reference import Geometry, Segment, attend_segments
@@ -148,4 +148,4 @@ def choose_backend(
     require_triton(device)
     from kvlite_kernels.triton_set.backend import TritonBackend
 
-    return TritonBackend(layers, rows, dtypes, device)
+    return TritonBackend(layers, rows, dtypes, device, processor_of(device))

@@ -7,7 +7,7 @@ from enum import Enum
 from typing import Literal
 
 Heads = Literal["mean", "max", "layer"]
-"""Ways from query heads to KV heads: mean or maximum over the group that shares one, or the mean over the whole layer."""
+"""Ways from query heads to KV heads: mean or maximum over the group that shares one, or the mean over the layer."""
 
 
 class Statistic(Enum):

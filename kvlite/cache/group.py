@@ -52,7 +52,7 @@ class LayerGroup:
         self._together = max(1, SCORED_TOGETHER // (rows * shape.kv_heads * (num_slots + 1)))
 
     def place(self, step: Step) -> None:
-        """Write the positions of tokens whose slots are known before their keys are; what waits has received nothing."""
+        """Write the positions of tokens whose slots are known before their keys are."""
         mapping = step.mappings[self.slots.num_slots]
         if mapping.index is None:
             return

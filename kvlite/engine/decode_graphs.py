@@ -1,8 +1,8 @@
 """Decode steps recorded as CUDA graphs: one per power of two of rows and per extent that doubles.
 
-A graph feeds the ids in static buffers and leaves logits in another; the host fills the first, replays, and samples. The
-shapes are chosen so that few graphs serve a conversation of any length: attention reads slots up to the next of 256,
-512, ..., and once the slots are full all steps are alike. A row that is not fed stands in a graph as padding.
+A graph feeds the ids in static buffers and leaves logits in another; the host fills the first, replays, and samples.
+Few graphs serve a conversation of any length: attention reads slots up to the next of 256, 512, ..., and once the slots
+are full all steps are alike. A row that is not fed stands in a graph as padding.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Recorder(Protocol):
 
 
 class CudaGraphs:
-    """The Recorder of CUDA graphs, over one pool of memory: what one leaves between its kernels, the next overwrites."""
+    """The Recorder of CUDA graphs, which share one pool of memory."""
 
     def __init__(self, device: torch.device) -> None:
         self.num_bytes = 0

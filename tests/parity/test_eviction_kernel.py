@@ -17,10 +17,11 @@ if os.environ.get("TRITON_INTERPRET") != "1":  # tests/conftest.py sets it where
     pytest.skip("on a CUDA device these need TRITON_INTERPRET=1", allow_module_level=True)
 
 from kvlite_kernels.triton_set.backend import TritonBackend
+from kvlite_kernels.triton_set.tiles import INTERPRETER
 
 __all__ = ["poison"]
 pytestmark = pytest.mark.usefixtures("poison")
-TRITON = TritonBackend([LayerSizes(HEADS, HEADS, 41, D, D_V)], ROWS, [torch.float32], torch.device("cpu"))
+TRITON = TritonBackend([LayerSizes(HEADS, HEADS, 41, D, D_V)], ROWS, [torch.float32], torch.device("cpu"), INTERPRETER)
 
 
 def after(case: Case) -> torch.Tensor:

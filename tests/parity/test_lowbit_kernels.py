@@ -32,7 +32,7 @@ from kvlite_kernels.triton_set.tiles import INTERPRETER, Processor
 
 __all__ = ["poison"]
 pytestmark = [pytest.mark.usefixtures("poison"), pytest.mark.parametrize("bits", [8, 4])]
-quantise = TritonBackend([LayerSizes(2, 2, 41, 16, 16)], 2, [torch.float32], torch.device("cpu")).quantise
+quantise = TritonBackend([LayerSizes(2, 2, 41, 16, 16)], 2, [torch.float32], torch.device("cpu"), INTERPRETER).quantise
 FP32 = Case(dtype=torch.float32, group=2, k_dim=16, v_dim=16)
 CASES = {
     "one key": replace(FP32, keys=1),

@@ -12,6 +12,7 @@ from kvlite.cache.cache import SlotCache
 from kvlite.cache.policy import load_policy
 from kvlite.memory.format import FORMATS
 from kvlite_kernels.backend import LayerSizes
+from kvlite_kernels.choice import processor_of
 from kvlite_kernels.reference import Geometry
 from tests.cache.driving import attention_layer, make_plan, model_shape
 from tests.parity.compare import assert_parity
@@ -85,7 +86,9 @@ def test_eviction_takes_the_victims_of_the_rule_in_torch_to_the_bit(case: Case) 
 
     pins = case.protection.pins
     there = replace(case, protection=replace(case.protection, pins=None if pins is None else pins.to(DEVICE)))
-    backend = TritonBackend([LayerSizes(2, 2, case.slots + 1, 16, 16)], ROWS, [torch.float16], DEVICE)
+    backend = TritonBackend(
+        [LayerSizes(2, 2, case.slots + 1, 16, 16)], ROWS, [torch.float16], DEVICE, processor_of(DEVICE)
+    )
     slots = on(holding(case), DEVICE)
     next_pos = torch.full((ROWS, 1, 1), case.seen + 1, dtype=torch.int32, device=DEVICE)
     score = torch.rand(slots.pos.shape, generator=torch.Generator().manual_seed(7)).to(DEVICE)

@@ -36,7 +36,7 @@ def test_counts_and_positions_are_those_of_a_million_tokens(policy: str, kv_dtyp
         held = layer.slots.pos[0, :, :slots].sort(-1).values
         assert (held.diff(dim=-1) > 0).all(), "a position twice in one head"
         assert (held[:, : engine.policy.sinks] == torch.arange(engine.policy.sinks)).all()
-        assert (held[:, -layer.recent :] == torch.arange(MILLION - layer.recent, MILLION)).all()
+        assert (held[:, -layer.protection.recent :] == torch.arange(MILLION - layer.protection.recent, MILLION)).all()
         ranks = layer.slots.pos[0, :, :slots].argsort(-1).argsort(-1)
         assert torch.equal(layer.slots.rot[0, :, :slots], ranks.int()), (
             "rotations are not consecutive in the order of tokens"
@@ -59,7 +59,7 @@ def unturned(engine: Engine, live: int) -> torch.Tensor:
     """The first layer's live keys [H_KV, live, D] as they were before any rotation."""
     layer = engine.cache.layers[0]
     assert layer.rotation is not None
-    keys = layer.store.read(slice(0, 1), live)[0][0].clone()
+    keys = layer.tensors["k"][0, :, :live].clone()
     layer.rotation.rotate_(keys, -layer.slots.rot[0, :, :live])
     return keys
 

@@ -140,7 +140,8 @@ def attend_many(
             *q.stride()[:3], q_pos.stride(0), observation.weight.stride(0), *k.strides, *_heads(segment.pos),
             NUM_KV_HEADS=kv_heads, G=num_heads // kv_heads, D=dim, PAD_D=padded(dim),
             QUERIES=tile.queries, KEYS=tile.keys, BITS=k.bits, GROUP=k.group, RUN=k.run,
-            HAS_CAP=geometry.softcap is not None, IS_NEW=index > 0, STATISTIC=kind, HEADS=observation.heads, **tile.options,
+            HAS_CAP=geometry.softcap is not None, IS_NEW=index > 0, STATISTIC=kind, HEADS=observation.heads,
+            **tile.options,
         )  # fmt: skip
         statistics.append(over_the_layer(sums) if observation.heads == "layer" else sums)
     return out, lse, statistics

@@ -9,7 +9,7 @@ import triton
 from torch import Tensor
 
 from kvlite_kernels.backend import LayerSizes, TorchBackend
-from kvlite_kernels.choice import KernelsUnavailable, processor_of
+from kvlite_kernels.choice import KernelsUnavailable
 from kvlite_kernels.eviction import Protection
 from kvlite_kernels.lowbit import Packed, hadamard
 from kvlite_kernels.reference import Geometry, Segment
@@ -19,18 +19,25 @@ from kvlite_kernels.triton_set import coding, eviction
 from kvlite_kernels.triton_set.attention import add, attend_many, attend_one
 from kvlite_kernels.triton_set.operand import operand
 from kvlite_kernels.triton_set.scratch import Scratch
-from kvlite_kernels.triton_set.tiles import CODE_TILE, EVICT_TILE, padded, supports
+from kvlite_kernels.triton_set.tiles import CODE_TILE, EVICT_TILE, Processor, padded, supports
 
 
 class TritonBackend(TorchBackend):
-    """See `kvlite_kernels.backend.Backend`. Raises KernelsUnavailable where a layer is more than kernels take."""
+    """See `kvlite_kernels.backend.Backend`; `processor` runs the kernels.
+
+    Raises KernelsUnavailable where a layer is more than they take.
+    """
 
     name = "triton"
 
     def __init__(
-        self, layers: Sequence[LayerSizes], rows: int, dtypes: Sequence[torch.dtype], device: torch.device
+        self,
+        layers: Sequence[LayerSizes],
+        rows: int,
+        dtypes: Sequence[torch.dtype],
+        device: torch.device,
+        processor: Processor,
     ) -> None:
-        processor = processor_of(device)
         groups = [layer.query_heads // layer.kv_heads for layer in layers]
         for layer, group in zip(layers, groups, strict=True):
             for dtype in dtypes:
