@@ -1,4 +1,4 @@
-"""Collects one run's record while it runs, in bounded memory, and writes it when it ends. Loads no torch."""
+"""The record of one run, collected in bounded memory while it runs and written when it ends. Loads no torch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from types import TracebackType
 from kvlite.errors import OutOfMemory, UsageError
 from kvlite.memory.counts import KVCounts
 from kvlite.record import measure
-from kvlite.record.reading import Measured, Reading
+from kvlite.record.reading import ReadableEngine, Reading
 from kvlite.record.schema import (
     BatchReport,
     DeviceMemory,
@@ -60,14 +60,16 @@ class Recorder:
         self._timeline = Timeline()
         self._has_evicted = False
         self._sums = [0, 0, 0]  # tokens seen, kept, evicted over all answers, for a batch
-        self._engine: Measured | None = None
+        self._engine: ReadableEngine | None = None
         self._is_finished = report == NONE
 
     def model(self, identity: ModelIdentity) -> None:
         """Note which weights run."""
         self._record.model = identity
 
-    def opened(self, identity: ModelIdentity, predicted: Mapping[str, int], engine: Measured, source: str) -> None:
+    def opened(
+        self, identity: ModelIdentity, predicted: Mapping[str, int], engine: ReadableEngine, source: str
+    ) -> None:
         """Note model and cache when they are there: bytes `predicted` by term, and the budget's `source`."""
         if self._is_finished:
             return
