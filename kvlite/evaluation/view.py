@@ -47,7 +47,7 @@ def suite_table(summary: Summary) -> Table:
 
 
 def kinds_table(summary: Summary) -> Table | None:
-    """The main figure by kind of question; None where there are no kinds, as in text fed by force."""
+    """The main figure by kind of question; None where there are no kinds, as in forced text."""
     parts = summary.reference.kinds
     if not parts:
         return None

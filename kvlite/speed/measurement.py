@@ -14,7 +14,7 @@ from kvlite.speed.ceilings import Ceilings, measure_ceilings
 from kvlite.speed.decoding import WARM_STEPS, Point, first_token_s, random_ids, step_times
 from kvlite.speed.roofline import weights_read_bytes
 from kvlite.speed.spread import Spread
-from kvlite.speed.synthetic_cache import furthest
+from kvlite.speed.synthetic_cache import longest_conversation
 from kvlite.speed.workload import Workload
 
 _SEED_TOKENS = 64
@@ -93,7 +93,7 @@ class Measurement:
 
     def _possible(self, name: str, counts: tuple[int, ...], room: int) -> tuple[int, ...]:
         """The counts that leave `room` tokens before the conversation ends; the others go to `left_out`."""
-        end = furthest(self.engine)
+        end = longest_conversation(self.engine)
         if end is None:
             return tuple(dict.fromkeys(counts))
         late = [count for count in counts if count + room > end]

@@ -19,7 +19,7 @@ from kvlite.engine.engine import Engine, RowSnapshot
 from kvlite.errors import ContextFull
 
 
-def furthest(engine: Engine) -> int | None:
+def longest_conversation(engine: Engine) -> int | None:
     """The most tokens a conversation of this engine can have seen; None where it does not end."""
     ends = [engine.loaded.window] if engine.loaded.rotations is None else []
     ends += [engine.plan.fewest] if engine.on_full != "evict" else []
@@ -31,7 +31,7 @@ def fast_forward(engine: Engine, row: int, held: RowSnapshot, seen: int, seed: i
 
     `held` is a row that was fed a few tokens. Raises ContextFull where no conversation can have seen as many.
     """
-    end = furthest(engine)
+    end = longest_conversation(engine)
     if end is not None and seen > end:
         raise ContextFull(f"a conversation ends here after {end:,} tokens and cannot have seen {seen:,}; give fewer")
     live = {slots: min(slots, seen) for slots in held.cache.live}
