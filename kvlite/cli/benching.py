@@ -112,7 +112,7 @@ def _subject(opened: Opened) -> Subject:
         threads=torch.get_num_threads(),
         kernels=engine.cache.kernels.name,
         step=str(engine.step),
-        policy=engine.policy.name,
+        policy=str(engine.policy),
         on_full=engine.on_full,
         kv_dtype=engine.cache.stored.name,
         slots=plan.slots,
