@@ -15,7 +15,7 @@ from kvlite.cache.policy import DEFAULT_POLICY, load_policy, policy_names
 from kvlite.cache.policy_text import write_settings
 from kvlite.cli import app
 from kvlite.cli.commands import CommandGroup
-from kvlite.memory.automatic import automatic_formats
+from kvlite.memory.auto_format import automatic_formats
 from kvlite.memory.budget import Budget
 from kvlite.memory.format import human_bytes, slot_format
 from kvlite.memory.plan import CachePlan, CacheSpec, plan_cache

@@ -79,7 +79,7 @@ class _Access:
 
         opened = open_model(self.options, self.console, with_rows=True, batch_size=self.batch_size)
         plan = opened.plan
-        cache = f"{cache_size(plan)}{opened.engine.cache.stored.said}"
+        cache = f"{cache_size(plan)}{opened.engine.cache.stored.label}"
         self.console.note(f"{opened.name} · {cache} · policy {opened.engine.policy} · {opened.loaded.device}")
         is_divisible = plan.slots > opened.engine.policy.min_slots() and not opened.loaded.shape.has_state
         if plan.rows < (self.batch_size or 2) and is_divisible:

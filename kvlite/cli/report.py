@@ -19,7 +19,7 @@ _BULK = {"requests", "timeline"}  # what makes a record long; `report RUN --json
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReportOptions:
-    """Which run to show and how, or what to do with the runs that were recorded."""
+    """The run to show and how, or what to do with the runs that were recorded."""
 
     words: tuple[str, ...] = argument(
         (),

@@ -1,4 +1,4 @@
-"""What was measured, as values that go into the journal and come back: answers to questions, scores of forced text."""
+"""Results as values that go into the journal and come back: answers to questions, scores of forced text."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What this machine has for us, memory and cores, within the limits of control groups, and the age of this process."""
+"""Memory and cores that this process may use, within the limits of control groups, and the age of the process."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True)
 class _Hierarchy:
-    """Where one version of control groups keeps a group's limit, usage and reclaimable page cache."""
+    """The files in which one version of control groups keeps a group's limit, usage and reclaimable page cache."""
 
     limit: str
     usage: str
@@ -79,7 +79,7 @@ def _group_limits(root: Path) -> Iterator[tuple[int, int]]:
 
 
 def _groups(root: Path, controller: str) -> Iterator[tuple[Path, bool]]:
-    """The folder of every control group above this process that has `controller`, and whether it is of version 2."""
+    """Every control group above this process that has `controller`: its folder, and True for version 2."""
     for line in (_read(root / "proc/self/cgroup") or "").splitlines():
         _, _, rest = line.partition(":")
         controllers, has_path, path = rest.partition(":")

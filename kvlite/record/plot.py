@@ -45,7 +45,7 @@ class Curve:
 
     @property
     def dashes(self) -> int:
-        """How often the colours were used up before this curve."""
+        """The number of times that the colours were used up before this curve."""
         return self.number // NUM_COLOURS
 
 

@@ -1,4 +1,4 @@
-"""How the slots of a cache are shared out between its layers."""
+"""Shares of a cache's slots for its layers."""
 
 from __future__ import annotations
 

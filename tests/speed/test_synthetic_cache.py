@@ -8,7 +8,7 @@ import torch
 from kvlite.engine.engine import Engine
 from kvlite.engine.request import Request
 from kvlite.errors import ContextFull
-from kvlite.speed.ahead import fast_forward, furthest
+from kvlite.speed.synthetic_cache import fast_forward, furthest
 from tests.architectures import SUPPORTED, tiny_model
 from tests.engine_for_tests import admitted, answers, make_engine
 
