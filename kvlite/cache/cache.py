@@ -219,7 +219,7 @@ class SlotCache:
             tokens_seen=seen,
             tokens_kept=kept,
             tokens_evicted=seen - kept,
-            policy=self.policy.name,
+            policy=str(self.policy),
             dtype=self.stored.name,
         )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
@@ -37,15 +37,8 @@ class Variant:
 
     @property
     def name(self) -> str:
-        """The policy with the parameters that differ from its own defaults, and the slot format where one is asked."""
-        defaults = type(self.policy)()
-        changed = [
-            f"{field.name}={getattr(self.policy, field.name)}"
-            for field in fields(self.policy)
-            if getattr(self.policy, field.name) != getattr(defaults, field.name)
-        ]
-        name = f"{self.policy.name}({', '.join(changed)})" if changed else self.policy.name
-        return name if self.kv_dtype == "auto" else f"{name} {self.kv_dtype}"
+        """The policy with the settings that differ from its own defaults, and the slot format where one is asked."""
+        return str(self.policy) if self.kv_dtype == "auto" else f"{self.policy} {self.kv_dtype}"
 
     def place(self, shape: ModelShape, tokens: int, most: int) -> Placed:
         """Plan the variant on a model of `shape` whose longest conversation has `tokens` tokens, at most `most`.
