@@ -24,7 +24,7 @@ def headline(report: Report) -> str:
     return f"{report.model} · {weights} · {report.device} · {versions}"
 
 
-def report_page(report: Report) -> str:
+def eval_page(report: Report) -> str:
     """The page of `--html`."""
     sections = [suite_section(summary) for summary in report.summaries]
     return page(f"kvlite eval {report.model}", "What the KV budget costs", headline(report), sections)
