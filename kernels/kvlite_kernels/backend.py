@@ -5,19 +5,20 @@ Torch is the reference that Triton is held against. A cache never asks which of 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
-from kvlite_kernels.choice import KernelsUnavailable, processor_of, require_triton, takes_triton
 from kvlite_kernels.eviction import Protection, choose, priority
 from kvlite_kernels.lowbit import Packed, hadamard, quantise
 from kvlite_kernels.reference import Geometry, Segment, attend_segments
 from kvlite_kernels.slots import Slots, Vectors, put, tensors_of
 from kvlite_kernels.statistic import Observation
+
+
+class KernelsUnavailable(ValueError):
+    """The kernels that were asked for do not run here; the message says why."""
 
 
 class Backend(Protocol):
@@ -131,21 +132,3 @@ class LayerSizes:
 
 
 TORCH = TorchBackend()
-
-
-def choose_backend(
-    wanted: str, layers: Sequence[LayerSizes], rows: int, dtypes: Sequence[torch.dtype], device: torch.device
-) -> Backend:
-    """The backend for `rows` rows of `layers` on `device`: `torch`, `triton`, or `auto`, which is what is known to run.
-
-    `dtypes` are those of queries and of slots that hold numbers. Raises KernelsUnavailable where Triton is asked for
-    and cannot serve.
-    """
-    if not takes_triton(wanted):
-        return TORCH
-    if not layers:
-        raise KernelsUnavailable("the model has no attention")
-    require_triton(device)
-    from kvlite_kernels.triton_set.backend import TritonBackend
-
-    return TritonBackend(layers, rows, dtypes, device, processor_of(device))

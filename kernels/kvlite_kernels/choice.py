@@ -1,13 +1,15 @@
-"""Which kernels run on a device: the words for them, and those of a model's modules. Loads triton on demand."""
+"""The choice of kernels for a device: those of a cache and those of a model's modules. Loads triton on demand."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 import torch
 
+from kvlite_kernels.backend import TORCH, Backend, KernelsUnavailable, LayerSizes
 from kvlite_kernels.dense import TORCH_DENSE, DenseKernels
 from kvlite_kernels.nf4 import Products
 
@@ -17,8 +19,22 @@ if TYPE_CHECKING:
 KERNELS = ("auto", "torch", "triton")
 
 
-class KernelsUnavailable(ValueError):
-    """The kernels that were asked for do not run here; the message says why."""
+def choose_backend(
+    wanted: str, layers: Sequence[LayerSizes], rows: int, dtypes: Sequence[torch.dtype], device: torch.device
+) -> Backend:
+    """The backend for `rows` rows of `layers` on `device`: `torch`, `triton`, or `auto`, which is what is known to run.
+
+    `dtypes` are those of queries and of slots that hold numbers. Raises KernelsUnavailable where Triton is asked for
+    and cannot serve.
+    """
+    if not takes_triton(wanted):
+        return TORCH
+    if not layers:
+        raise KernelsUnavailable("the model has no attention")
+    require_triton(device)
+    from kvlite_kernels.triton_set.backend import TritonBackend
+
+    return TritonBackend(layers, rows, dtypes, device, processor_of(device))
 
 
 def choose_dense(wanted: str, device: torch.device) -> DenseKernels:

@@ -13,13 +13,13 @@ from kvlite.cache.layer import Layer
 from kvlite.cache.policy import Policy
 from kvlite.cache.step import SlotMapping, Step
 from kvlite.errors import UsageError
-from kvlite.memory.allotment import allotted
 from kvlite.memory.counts import KVCounts
 from kvlite.memory.format import SlotFormat
+from kvlite.memory.layer_budgets import allotted
 from kvlite.memory.plan import CachePlan, slots_with
 from kvlite.memory.shape import LayerShape, ModelShape
-from kvlite_kernels.backend import Backend, LayerSizes, choose_backend
-from kvlite_kernels.choice import KernelsUnavailable
+from kvlite_kernels.backend import Backend, KernelsUnavailable, LayerSizes
+from kvlite_kernels.choice import choose_backend
 from kvlite_kernels.statistic import Observation
 
 _MOST_SLOTS = 2**31 - 1  # positions are int32
@@ -204,7 +204,7 @@ class SlotCache:
             tokens_seen=seen,
             tokens_kept=kept,
             tokens_evicted=seen - kept,
-            policy=self.policy.name,
+            policy=str(self.policy),
             dtype=self.stored.name,
         )
 

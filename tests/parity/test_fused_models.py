@@ -11,7 +11,8 @@ from kvlite.engine.request import Request
 from kvlite.models.fusing import fuse, probe_logits
 from kvlite.models.verify import relative_error
 from kvlite_kernels import choice
-from kvlite_kernels.choice import KernelsUnavailable, choose_dense
+from kvlite_kernels.backend import KernelsUnavailable
+from kvlite_kernels.choice import choose_dense
 from tests.architectures import SUPPORTED, tiny_model
 from tests.engine_for_tests import admitted, answers, make_engine
 

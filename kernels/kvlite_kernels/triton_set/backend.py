@@ -8,8 +8,7 @@ import torch
 import triton
 from torch import Tensor
 
-from kvlite_kernels.backend import LayerSizes, TorchBackend
-from kvlite_kernels.choice import KernelsUnavailable
+from kvlite_kernels.backend import KernelsUnavailable, LayerSizes, TorchBackend
 from kvlite_kernels.eviction import Protection
 from kvlite_kernels.lowbit import Packed, hadamard
 from kvlite_kernels.reference import Geometry, Segment
