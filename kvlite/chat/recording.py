@@ -12,7 +12,7 @@ from kvlite.record.recorder import RunRecorder
 from kvlite.record.schema import ModelIdentity, RequestReport
 
 if TYPE_CHECKING:
-    from kvlite.chat.answer import Answer
+    from kvlite.llm.answer import Answer
     from kvlite.console import Console
     from kvlite.engine.engine import Engine
 
@@ -60,7 +60,7 @@ class Recording:
         event = "first eviction" if is_first else None
         self._recorder.sample(counts.tokens_seen, counts.live_bytes, allocated_bytes(self._engine), event)
 
-    def answered(self, answer: Answer, seed: int) -> None:
+    def answered(self, answer: Answer) -> None:
         """An answer ended."""
         if self._recorder is None:
             return
@@ -73,7 +73,7 @@ class Recording:
             tok_s=completion.timing.tok_s,
             kv_peak_bytes=completion.kv.peak_bytes,
             tokens_evicted=completion.evicted,
-            seed=seed,
+            seed=answer.seed,
             finish_reason=str(answer.finish_reason),
         )
         self._recorder.request(report, completion.kv)
