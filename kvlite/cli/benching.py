@@ -125,17 +125,15 @@ def _subject(opened: Opened) -> Subject:
 
 
 def _write(report: BenchReport, out: Console) -> None:
-    from kvlite.speed.view import ceilings_line, headline, tables
+    from kvlite.speed.view import bench_tables, ceilings_line, headline
 
     if out.as_json:
         out.json(report.to_json(), indent=2)
         return
     out.line(headline(report))
     out.line(ceilings_line(report))
-    for table in tables(report):
+    for table in bench_tables(report):
         out.line()
-        out.table(table.columns, table.rows)
-        if table.note:
-            out.line(table.note)
+        out.show(table)
     for reason in report.measurement.left_out:
         out.note(f"left out: {reason}")

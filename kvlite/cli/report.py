@@ -13,7 +13,6 @@ from kvlite.errors import OutputError, UsageError
 if TYPE_CHECKING:
     from kvlite.console import Console
     from kvlite.record.schema import RunRecord
-    from kvlite.record.view import Table
 
 _BULK = {"requests", "timeline"}  # what makes a record long; `report RUN --json` has it
 
@@ -91,28 +90,22 @@ def _show(out: Console, record: RunRecord, *, md: bool, html: Path | None) -> No
     if out.as_json:
         out.json(record.model_dump(mode="json", by_alias=True))
     elif md:
-        from kvlite.record.markdown import report_markdown
+        from kvlite.record.report import report_markdown
 
         out.answer(report_markdown(record))
     elif html is not None:
-        from kvlite.record.page import report_html
+        from kvlite.record.report import report_page
 
-        _write(html, report_html(record))
+        _write(html, report_page(record))
         out.note(f"wrote {html}")
     else:
-        from kvlite.record.view import run_line, tables, verdict
+        from kvlite.record.view import record_tables, run_line, verdict
 
         out.line(verdict(record))
         out.line(run_line(record))
-        for table in tables(record):
+        for table in record_tables(record):
             out.line()
-            _show_table(out, table)
-
-
-def _show_table(out: Console, table: Table) -> None:
-    out.table(table.columns, table.rows)
-    if table.note:
-        out.line(table.note)
+            out.show(table)
 
 
 def _show_difference(out: Console, record: RunRecord, other: RunRecord, *, md: bool) -> None:
@@ -124,11 +117,9 @@ def _show_difference(out: Console, record: RunRecord, other: RunRecord, *, md: b
         return
     table = difference_table(record, other)
     if md:
-        from kvlite.record.markdown import table_markdown
-
-        out.line(table_markdown(table))
+        out.line(table.markdown())
     else:
-        _show_table(out, table)
+        out.show(table)
 
 
 def _list(out: Console, rest: list[str]) -> None:
@@ -149,8 +140,7 @@ def _list(out: Console, rest: list[str]) -> None:
         for record in records:
             out.line(record.run_id)
     else:
-        table = runs_table(records)
-        out.table(table.columns, table.rows)
+        out.show(runs_table(records))
 
 
 def _remove(out: Console, names: list[str]) -> None:

@@ -11,7 +11,8 @@ from statistics import median
 from kvlite.errors import GateFailed, UsageError
 from kvlite.memory.format import human_bytes, parse_size
 from kvlite.record.schema import RunRecord
-from kvlite.record.view import UNKNOWN, Table, peak_vram_bytes
+from kvlite.record.table import UNKNOWN, Table, percent
+from kvlite.record.view import peak_vram_bytes
 
 CHANGE = "change."
 Scalar = str | int | float
@@ -151,5 +152,5 @@ def _shown(name: str, value: Scalar | None) -> str:
 def _change(name: str, before: Scalar | None, after: Scalar | None) -> str:
     if before is None or after is None or isinstance(before, str) or isinstance(after, str):
         return ""
-    share = f" ({(after - before) / before:+.1%})".replace("%", " %") if before else ""
+    share = f" ({percent((after - before) / before, '+.1%')})" if before else ""
     return f"{'+' if after > before else ''}{show(name, after - before)}{share}"

@@ -1,29 +1,19 @@
-"""What a run record says, as a verdict and tables of text. Knows nothing of terminals, Markdown or HTML."""
+"""A run record for reading: a verdict and tables of text."""
 
 from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from statistics import median
 
 from kvlite.memory.format import human_bytes
 from kvlite.record.schema import KVReport, RequestReport, RunRecord, TimelinePoint
+from kvlite.record.table import UNKNOWN, Table, count, percent, size
 
 MAX_REQUEST_ROWS = 20
 SPARKLINE_WIDTH = 60
 _BARS = "▁▂▃▄▅▆▇█"
-UNKNOWN = "-"
-
-
-@dataclass(frozen=True, slots=True)
-class Table:
-    """Columns and rows of text; the first column's name is the table's title. `note` stands below."""
-
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    note: str = ""
 
 
 def verdict(record: RunRecord) -> str:
@@ -31,7 +21,7 @@ def verdict(record: RunRecord) -> str:
     kv = record.kv
     if kv is None:
         return f"No KV cache was made: the run ended with exit code {record.exit_code}."
-    share = f" ({kv.peak_bytes / kv.budget_bytes:.1%})".replace("%", " %") if kv.budget_bytes else ""
+    share = f" ({percent(kv.peak_bytes / kv.budget_bytes)})" if kv.budget_bytes else ""
     said = "Stayed inside" if kv.within_budget else "Went over"
     parts = [f"peak KV {_exact(kv.peak_bytes)}{share}", f"reserved {_exact(kv.reserved_bytes)}"]
     vram, device = peak_vram_bytes(record), record.memory.device
@@ -52,7 +42,7 @@ def peak_vram_bytes(record: RunRecord) -> int | None:
     return max((reading for reading in readings if reading is not None), default=None)
 
 
-def tables(record: RunRecord) -> list[Table]:
+def record_tables(record: RunRecord) -> list[Table]:
     """Everything below the verdict; a table with nothing to say is left out."""
     every = (_memory(record), _cache(record.kv), _phases(record), _requests(record), _batch(record), _timeline(record))
     return [table for table in (*every, _environment(record), _warnings(record)) if table.rows]
@@ -83,16 +73,6 @@ def _run_row(record: RunRecord) -> tuple[str, ...]:
         count(kv.tokens_evicted if kv else None),
         str(record.exit_code),
     )
-
-
-def size(num_bytes: int | None) -> str:
-    """Bytes for reading, `-` when not measured."""
-    return UNKNOWN if num_bytes is None else human_bytes(num_bytes)
-
-
-def count(number: int | None) -> str:
-    """A count with thousands set apart, `-` when not measured."""
-    return UNKNOWN if number is None else f"{number:,}"
 
 
 def _exact(num_bytes: int) -> str:
@@ -132,7 +112,7 @@ def _error(predicted: int | None, measured: int | None) -> str:
         return UNKNOWN
     if predicted == measured:
         return "0 %"
-    return f"{(measured - predicted) / predicted:+.1%}".replace("%", " %") if predicted else UNKNOWN
+    return percent((measured - predicted) / predicted, "+.1%") if predicted else UNKNOWN
 
 
 def _identity(record: RunRecord) -> str:

@@ -10,12 +10,11 @@ from kvlite.evaluation.summary import Line, Summary
 LEAST_RIGHT = 0.8
 """Below this share of right answers under the full cache a suite says more about the model than about the policy."""
 
-
 LEAST_ASKED = 5
 """Fewer questions than these say nothing of a model that gets them wrong."""
 
 
-def verdict(summary: Summary) -> str:
+def conclusion(summary: Summary) -> str:
     """What follows from the numbers, or why nothing does."""
     suite, reference = summary.result.suite, summary.reference
     if not reference.count:
