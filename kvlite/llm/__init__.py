@@ -13,11 +13,12 @@ from kvlite.llm.allocate import Allocated, allocate
 from kvlite.llm.answer import BATCH_MAX_TOKENS, CHAT_MAX_TOKENS, Answer, AnswerSettings, stream_answers
 from kvlite.llm.banner import banner
 from kvlite.llm.conversation import Conversation
-from kvlite.llm.keywords import model_options, sampling_of
+from kvlite.llm.keywords import options_from
 from kvlite.llm.listener import Told
 from kvlite.llm.spec import BatchSize, RunSpec
 from kvlite.llm.streaming import TextStream
 from kvlite.llm.text_model import TextModel
+from kvlite.options import AnswerOptions, ModelOptions
 
 if TYPE_CHECKING:
     from kvlite.engine.engine import Engine
@@ -49,7 +50,8 @@ class LLM:
         **options: Any,
     ) -> None:
         if isinstance(model, str):
-            model = TextModel.load(RunSpec.of(model_options(model, options)), Told(say))
+            words = options_from(ModelOptions, {"model": model, **options})
+            model = TextModel.load(RunSpec.of(words), Told(say))
         self._model: TextModel | None = model
         self._batch_size: BatchSize = batch_size or "auto"
         self._measured: dict[str, QuantEffect] = {}
@@ -71,23 +73,16 @@ class LLM:
         return banner(self)
 
     def generate(
-        self,
-        prompts: Prompt | Sequence[Prompt],
-        *,
-        max_tokens: int | None = BATCH_MAX_TOKENS,
-        stop: str | Sequence[str] = (),
-        system: str | None = None,
-        raw: bool = False,
-        **sampling: Any,
+        self, prompts: Prompt | Sequence[Prompt], *, system: str | None = None, raw: bool = False, **answer: Any
     ) -> list[Answer]:
         """Answer every prompt, as many at once as the budget has rows, in the order they were given.
 
-        The chat template is applied unless `raw`. `sampling` are the fields of Sampling, over what the model's
-        generation_config.json asks for; the same seed gives the same answers whatever runs beside them. Raises the
-        first answer's error.
+        A prompt goes through the chat template unless `raw`. `answer` are the fields of
+        `kvlite.options.AnswerOptions`: max_tokens, stop, temperature, seed, ... over what the model's
+        generation_config.json asks for. Raises the error of the first answer that fails.
         """
         text = self.model.text
-        settings = self._settings(max_tokens, stop, sampling)
+        settings = self._settings(answer, BATCH_MAX_TOKENS)
         asked = [prompts] if isinstance(prompts, str) else prompts
         encoded = [self._encode(prompt, system, raw=raw) for prompt in asked]
         self._tell_notes()
@@ -105,31 +100,17 @@ class LLM:
                     answers[name] = event
         return [answers[str(number)] for number in range(len(encoded))]
 
-    def chat(
-        self,
-        messages: Prompt,
-        *,
-        max_tokens: int | None = CHAT_MAX_TOKENS,
-        stop: str | Sequence[str] = (),
-        **sampling: Any,
-    ) -> Answer:
+    def chat(self, messages: Prompt, **answer: Any) -> Answer:
         """Answer a conversation. Messages that extend those of the last call and its answer are fed alone."""
-        stream = self.stream(messages, max_tokens=max_tokens, stop=stop, **sampling)
+        stream = self.stream(messages, **answer)
         for _ in stream:
             pass
         assert stream.answer is not None, "a stream ends with its answer"
         return stream.answer
 
-    def stream(
-        self,
-        messages: Prompt,
-        *,
-        max_tokens: int | None = CHAT_MAX_TOKENS,
-        stop: str | Sequence[str] = (),
-        **sampling: Any,
-    ) -> TextStream:
+    def stream(self, messages: Prompt, **answer: Any) -> TextStream:
         """As `chat`, but the answer comes as pieces of text; thinking is left out of them."""
-        settings = self._settings(max_tokens, stop, sampling)
+        settings = self._settings(answer, CHAT_MAX_TOKENS)
         asked = [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
         engine = self._engine_for(None)
         if self._conversation is None:
@@ -195,15 +176,9 @@ class LLM:
             self._allocate(batch_size)
         return self.engine
 
-    def _settings(self, max_tokens: int | None, stop: str | Sequence[str], given: dict[str, Any]) -> AnswerSettings:
-        model = self.model
-        return AnswerSettings.of(
-            model.sampling,
-            sampling_of(given),
-            max_tokens=max_tokens,
-            stop=(stop,) if isinstance(stop, str) else tuple(stop),
-            pin_system=model.spec.pin_system,
-        )
+    def _settings(self, given: Mapping[str, Any], max_tokens: int) -> AnswerSettings:
+        model, options = self.model, options_from(AnswerOptions, given, without=("system",))
+        return AnswerSettings.of(model.sampling, options, max_tokens=max_tokens, pin_system=model.spec.pin_system)
 
     def _encode(self, prompt: Prompt, system: str | None, *, raw: bool) -> Encoded:
         text = self.model.text

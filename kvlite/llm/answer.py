@@ -6,7 +6,7 @@ Chat, single answers and Python's `generate` all go this way.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from kvlite.errors import UsageError
 if TYPE_CHECKING:
     from kvlite.engine.engine import Engine
     from kvlite.memory.counts import KVCounts
+    from kvlite.options import AnswerOptions
     from kvlite.text.stream import AnswerText, Piece
     from kvlite.text.template import ChatText, Encoded
 
@@ -42,18 +43,34 @@ class AnswerSettings:
             raise UsageError(f"max_tokens is {self.max_tokens}; give at least 1, or none for no limit")
 
     @classmethod
-    def of(cls, model: Sampling, given: Mapping[str, Any], **limits: Any) -> AnswerSettings:
-        """The sampling `given` over what the model asks for; a seed nobody gave is drawn, so that it can be told."""
+    def of(cls, model: Sampling, options: AnswerOptions, *, max_tokens: int, pin_system: bool = True) -> AnswerSettings:
+        """Settings of `options` over the sampling that the model asks for; `max_tokens` where they give none.
+
+        A seed nobody gave is drawn, so that it can be told.
+        """
+        given = sampling_of(options)
         sampling = replace(model, **given)
         if "seed" not in given and not sampling.is_greedy:
             sampling = replace(sampling, seed=secrets.randbelow(DRAWN_SEEDS))
-        return cls(sampling=sampling, **limits)
+        return cls(sampling, options.max_tokens or max_tokens, options.stop, pin_system)
 
     def request(self, name: str, prompt: Encoded, text: ChatText, *, row: int | None, number: int = 0) -> Request:
         """The engine's request for an answer to `prompt`; answer `number` of a run has that much added to its seed."""
         sampling = replace(self.sampling, seed=(self.sampling.seed + number) % SEEDS)  # equal draws would rhyme
         pins = prompt.pins if self.pin_system else ()
         return Request(name, prompt.ids, sampling, self.max_tokens, text.stop_ids, pins, row)
+
+
+def sampling_of(options: AnswerOptions) -> dict[str, Any]:
+    """The sampling settings that were given, as fields of Sampling. Raises UsageError on values out of range."""
+    if options.greedy and options.temperature:  # NaN is true and is refused with the contradiction
+        raise UsageError(f"--greedy contradicts --temperature {options.temperature}; give one of them")
+    names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed")
+    given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    if options.greedy:
+        given["temperature"] = 0.0
+    Sampling(**given)  # only to have the ranges checked before anything is loaded
+    return given
 
 
 @dataclass(frozen=True, slots=True)
