@@ -18,8 +18,8 @@ from kvlite.errors import Interrupted, KvliteError, OutputError, Terminated, Usa
 from kvlite.llm.answer import Answer
 
 if TYPE_CHECKING:
-    from kvlite.chat.recording import Recording
     from kvlite.console import Console
+    from kvlite.record.recorder import Recorder
     from kvlite.text.stream import Piece
 
 QUOTES = '"""'
@@ -53,14 +53,14 @@ class Chat:
     """A session, the file it is saved to and the terminal it is held at."""
 
     def __init__(
-        self, session: Session, keeping: Keeping, console: Console, recording: Recording, *, shows_thinking: bool
+        self, session: Session, keeping: Keeping, console: Console, recorder: Recorder, *, shows_thinking: bool
     ) -> None:
         self.session = session
         self.folder = keeping.folder
         self.is_over = False
         self._keeping = keeping
         self._console = console
-        self._recording = recording
+        self._recorder = recorder
         self._shows_thinking = shows_thinking
         self._file: SessionFile | None = None
         self._interrupts = Interrupts()
@@ -108,11 +108,11 @@ class Chat:
                         answer = event
                     else:
                         display.show(event)
-                        self._recording.sample()
+                        self._recorder.sample()
             finally:
                 display.end()
         assert answer is not None, "a session ends every turn with its Answer"
-        self._recording.answered(answer)
+        self._recorder.answered(answer.report(), answer.kv)
         self._console.note(answer_line(answer))
         if (notice := cut_notice(answer.completion)) is not None:
             self._console.warn(notice)

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any, Self
 
 from kvlite.cli.options import sampling
 from kvlite.cli.prompts import typed
+from kvlite.cli.recording import start_recorder
 from kvlite.errors import UsageError
 
 if TYPE_CHECKING:
     from kvlite.catalog.files import ModelFiles
     from kvlite.catalog.names import ModelRef
     from kvlite.chat.once import Output
-    from kvlite.chat.recording import Recording
     from kvlite.chat.settings import Settings
     from kvlite.cli.invocation import Invocation
     from kvlite.cli.opening import Opened
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from kvlite.deadline import Deadline
     from kvlite.memory.plan import CachePlan
     from kvlite.options import AnswerOptions, ModelOptions, OutputOptions
+    from kvlite.record.recorder import Recorder
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,18 +54,13 @@ class Asked:
             limits["max_tokens"] = self.answer.max_tokens
         return Settings.of(opened.sampling, self.sampling, **limits)
 
-    def recording(self, command: str) -> Recording:
-        """The record of this run; raises UsageError when it cannot be written where asked."""
-        from kvlite.chat.recording import Recording
-
-        return Recording(command, self.report, self.console)
-
-    def open(self, recording: Recording, found: tuple[ModelRef, ModelFiles] | None = None) -> Opened:
+    def open(self, recorder: Recorder, found: tuple[ModelRef, ModelFiles] | None = None) -> Opened:
         """Load the model, of which the files may be `found` already, build its engine, and note both in the record."""
         from kvlite.cli.opening import open_model
+        from kvlite.engine.memory_report import EngineMemory
 
         opened = open_model(self.options, self.console, found=found)
-        recording.opened(opened.identity(), opened.engine, self.budget_source, opened.predicted())
+        recorder.opened(opened.identity(), opened.predicted(), EngineMemory(opened.engine), self.budget_source)
         self.console.note(banner(opened))
         return opened
 
@@ -78,14 +74,14 @@ def answer_once(
     if raw and asked.answer.system is not None:
         raise UsageError("--raw contradicts --system: without a chat template nothing sets the system prompt apart")
     out = asked.console
-    with asked.recording(command) as recording:
-        opened = asked.open(recording)
+    with start_recorder(command, asked.report, out) as recorder:
+        opened = asked.open(recorder)
         deadline.check()
         encoded = opened.text.raw(prompt) if raw else opened.text.prompt(prompt, system=asked.answer.system)
         for note in opened.text.notes:
             out.note(note)
         Once(opened.engine, opened.text, asked.settings(opened), output, out).answer(
-            encoded, opened.name, deadline, recording
+            encoded, opened.name, deadline, recorder
         )
 
 

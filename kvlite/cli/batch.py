@@ -111,7 +111,7 @@ def batch(
 
     from kvlite.cli.batch_model import choose_model
 
-    job = _job(given, answer, options, output.report, call)
+    job = _job(given, answer, options, call)
     choose = partial(choose_model, given.model, options, _batch_size(given.batch_size), call)
     if given.dry_run:
         from kvlite.batch.dry_run import dry_run
@@ -119,11 +119,12 @@ def batch(
         dry_run(job, choose, call.console)
     else:
         from kvlite.batch.batch import Batch
+        from kvlite.cli.recording import start_recorder
 
-        Batch(job, choose, call.console).run()
+        Batch(job, choose, call.console, start_recorder("batch", output.report, call.console)).run()
 
 
-def _job(given: BatchOptions, answer: AnswerOptions, options: ModelOptions, report: str, call: Invocation) -> Job:
+def _job(given: BatchOptions, answer: AnswerOptions, options: ModelOptions, call: Invocation) -> Job:
     """The batch that was asked for. Raises UsageError on what cannot be."""
     from kvlite.batch.item import Form
     from kvlite.batch.job import Ending, Job, Writing
@@ -151,7 +152,6 @@ def _job(given: BatchOptions, answer: AnswerOptions, options: ModelOptions, repo
             max_errors=1 if given.fail_fast else given.max_errors,
             summary=given.summary,
             progress=given.progress,
-            report=report,
         ),
         limits=Limits(_positive("--timeout", given.timeout), given.retries, given.dedupe),
         defaults=Defaults(

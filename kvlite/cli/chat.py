@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from kvlite.cli.invocation import Invocation
 from kvlite.cli.options import model_argument
+from kvlite.cli.recording import start_recorder
 from kvlite.cli.signature import without
 from kvlite.errors import UsageError
 from kvlite.options import AnswerOptions, ModelOptions, OutputOptions, option
@@ -102,17 +103,17 @@ def _talk(asked: Asked, given: ChatOptions, name: str | None, *, shows_thinking:
 
     def begin(found: tuple[ModelRef, ModelFiles] | None = None) -> Chat:
         nonlocal session
-        opened = asked.open(recording, found)
+        opened = asked.open(recorder, found)
         session = Session(opened.engine, opened.text, asked.settings(opened), asked.answer.system)
         keeping = Keeping(SessionFolder(), opened.name, given.save)
-        chat = Chat(session, keeping, out, recording, shows_thinking=shows_thinking)
+        chat = Chat(session, keeping, out, recorder, shows_thinking=shows_thinking)
         if name is not None:
             chat.open(name)
         return chat
 
     history = user_state_path("kvlite", appauthor=False) / "history"
     terminal = Terminal(status if given.status else None, history, vi=given.vi)
-    with asked.recording("chat") as recording:
+    with start_recorder("chat", asked.report, out) as recorder:
         if first is None and out.has_live_stderr:
             found = find_files(asked.options, out)
             loading = Behind(lambda: begin(found), terminal, out)
@@ -125,4 +126,4 @@ def _talk(asked: Asked, given: ChatOptions, name: str | None, *, shows_thinking:
         try:
             chat.run(terminal, first)
         finally:
-            recording.checkpoints(chat.session.checkpoint_peak_bytes)
+            recorder.term("checkpoints", chat.session.checkpoint_peak_bytes)

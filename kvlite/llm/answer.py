@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from kvlite.engine.engine import Engine
     from kvlite.memory.counts import KVCounts
     from kvlite.options import AnswerOptions
+    from kvlite.record.schema import RequestReport
     from kvlite.text.stream import AnswerText, Piece
     from kvlite.text.template import ChatText, Encoded
 
@@ -102,6 +103,23 @@ class Answer:
     def kv(self) -> KVCounts:
         """The row's slots at the end of the answer."""
         return self.completion.kv
+
+    def report(self) -> RequestReport:
+        """The answer's entry in a run record."""
+        from kvlite.record.schema import RequestReport
+
+        completion = self.completion
+        return RequestReport(
+            id=completion.request_id,
+            prompt_tokens=self.prompt_tokens,
+            completion_tokens=self.completion_tokens,
+            ttft_s=completion.timing.ttft_s,
+            tok_s=completion.timing.tok_s,
+            kv_peak_bytes=self.kv.peak_bytes,
+            tokens_evicted=completion.evicted,
+            seed=self.seed,
+            finish_reason=str(self.finish_reason),
+        )
 
 
 def stream_answer(engine: Engine, request: Request, decoder: AnswerText) -> Generator[Piece | Answer]:
