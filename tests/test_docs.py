@@ -12,6 +12,7 @@ import pytest
 import typer.main
 
 from kvlite.cache.policy import DEFAULT_POLICY, load_policy
+from kvlite.cache.spec import cache_spec
 from kvlite.cli import app
 from kvlite.cli.commands import CommandGroup
 from kvlite.memory.automatic import automatic_formats
@@ -87,7 +88,7 @@ def test_what_the_readme_says_a_gigabyte_holds(
     config = json.loads((ROOT / "tests" / "data" / "configs" / f"{model}.json").read_text())
     shape, budget = ModelShape.from_config(config), Budget.parse("1GB")
     policy = load_policy(DEFAULT_POLICY)
-    spec = CacheSpec(slot_format("auto", shape.dtype), policy.state_bytes_per_slot, policy.min_slots())
+    spec = cache_spec(policy, slot_format("auto", shape.dtype))
 
     def plan(spec: CacheSpec) -> CachePlan:
         return plan_cache(shape, budget, spec, free_bytes=None)

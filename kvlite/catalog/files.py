@@ -56,7 +56,7 @@ class ModelFiles(ModelFacts):
         return str(self.ref) if self.repo is None else f"{self.repo}@{(self.revision or 'main')[:7]}"
 
     def identity(self) -> str:
-        """The weights' name for work that is resumed: repository and commit, or folder; of the built-in model a hash."""
+        """The name of the weights that resumed work must find again: repository and commit, or folder, or a hash."""
         if self.ref.is_demo:
             return f"{self.ref}@{sha256((self.folder / 'model.safetensors').read_bytes()).hexdigest()[:12]}"
         return f"{self.repo}@{self.revision}" if self.repo else str(self.folder)

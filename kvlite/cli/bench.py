@@ -39,9 +39,10 @@ def bench(
     call: Invocation,
 ) -> None:
     """Measure start-up, prompts and decoding on random tokens, and the share of this device's bandwidth they use."""
-    from kvlite.cli.benching import Asked, bench_model
+    from kvlite.cli.benching import bench_model
+    from kvlite.speed.protocol import Protocol
 
-    asked = Asked(
+    protocol = Protocol(
         prompts=_counts("--prompt", given.prompt),
         contexts=_counts("--context", given.context),
         drift=_counts("--drift", given.drift),
@@ -49,7 +50,7 @@ def bench(
         rounds=given.rounds,
         seed=given.seed,
     )
-    bench_model(asked, replace(options, model=call.chosen_model(given.model)), call.console)
+    bench_model(protocol, replace(options, model=call.chosen_model(given.model)), call.console)
 
 
 def _counts(flag: str, value: str) -> tuple[int, ...]:

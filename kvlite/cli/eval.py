@@ -94,10 +94,10 @@ def eval_(
     given: EvalOptions, options: Annotated[ModelOptions, only(*_OF_MODEL, think="off")], call: Invocation
 ) -> None:
     """Measure what a KV budget costs on a model, policies side by side, and say which to use."""
-    from kvlite.cli.evaluating import Asked, evaluate
+    from kvlite.cli.evaluating import Comparison, evaluate
 
     suites = _listed(given.suite) or (("kl", "ppl") if given.text is not None else ("recall", "kl"))
-    asked = Asked(
+    asked = Comparison(
         suites=suites,
         policies=_listed(given.policy),
         shares=_listed(given.share) or (() if given.kv_budget else ("10", "25")),

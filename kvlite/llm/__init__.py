@@ -23,12 +23,12 @@ from kvlite.options import AnswerOptions, ModelOptions
 if TYPE_CHECKING:
     from kvlite.engine.engine import Engine
     from kvlite.memory.counts import KVCounts
-    from kvlite.memory.fit import Fit
     from kvlite.memory.plan import CachePlan
     from kvlite.models.kv_quant_check import QuantEffect
+    from kvlite.record.recorder import Recorder
     from kvlite.text.template import Encoded
 
-Prompt = str | Sequence[object]
+Prompt = str | Sequence[Mapping[str, object]]
 """Text, which is one message of the user, or a list of `{"role", "content"}`."""
 
 
@@ -73,7 +73,7 @@ class LLM:
         return banner(self)
 
     def generate(
-        self, prompts: Prompt | Sequence[Prompt], *, system: str | None = None, raw: bool = False, **answer: Any
+        self, prompts: str | Sequence[Prompt], *, system: str | None = None, raw: bool = False, **answer: Any
     ) -> list[Answer]:
         """Answer every prompt, as many at once as the budget has rows, in the order they were given.
 
@@ -83,7 +83,7 @@ class LLM:
         """
         text = self.model.text
         settings = self._settings(answer, BATCH_MAX_TOKENS)
-        asked = [prompts] if isinstance(prompts, str) else prompts
+        asked: Sequence[Prompt] = [prompts] if isinstance(prompts, str) else prompts
         encoded = [self._encode(prompt, system, raw=raw) for prompt in asked]
         self._tell_notes()
         engine = self._engine_for(self._batch_size)
@@ -141,10 +141,15 @@ class LLM:
         """The engine that the cache of now belongs to."""
         return self._held.engine
 
-    @property
-    def fit(self) -> Fit:
-        """How weights and cache fit into the memory there was."""
-        return self._held.fit
+    def predicted(self) -> dict[str, int]:
+        """Bytes by term, as `kvlite plan` predicts them."""
+        return self._held.fit.memory(self.plan).predicted()
+
+    def record(self, recorder: Recorder, budget_source: str) -> None:
+        """Note in a run record which model this is, what was predicted, and the cache there is."""
+        from kvlite.engine.memory_report import EngineMemory
+
+        recorder.opened(self.model.identity(), self.predicted(), EngineMemory(self.engine), budget_source)
 
     def close(self) -> None:
         """Free the cache and the weights; what was answered stays."""

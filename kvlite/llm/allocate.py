@@ -28,8 +28,8 @@ class Allocated:
 def allocate(model: TextModel, batch_size: BatchSize | None, measured: dict[str, QuantEffect]) -> Allocated:
     """Build the engine for one conversation with the whole budget (None), or for a batch whose rows share it.
 
-    `measured` remembers what slot formats did to this model. Raises CapacityError where the budget or the device's memory is too small, SlotsTooCoarse where the model does not
-    tolerate the slot format that was named.
+    `measured` remembers what slot formats did to this model. Raises CapacityError where the budget or the device's
+    memory is too small, SlotsTooCoarse where the model does not tolerate the slot format that was named.
     """
     from kvlite.engine.engine import Engine
     from kvlite.engine.graphs import CudaGraphs

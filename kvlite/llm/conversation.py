@@ -60,9 +60,7 @@ class Conversation:
         """
         turns = tuple(checked(messages))
         if self._ending is not None and turns[-1].role == "user" and turns[:-1] == self._messages:
-            return self._text.next_turn(
-                turns[-1].content, ended=self._ending.itself, thinking=self._ending.in_thinking
-            )
+            return self._text.next_turn(turns[-1].content, ended=self._ending.itself, thinking=self._ending.in_thinking)
         encoded = self._text.conversation(messages)
         self.forget()
         return encoded

@@ -9,36 +9,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from kvlite.engine.engine import Engine
-from kvlite.errors import UsageError
 from kvlite.memory.counts import KVCounts
 from kvlite.speed.ahead import furthest
 from kvlite.speed.ceilings import Ceilings, measure_ceilings
 from kvlite.speed.decoding import WARM_STEPS, Point, first_token_s, random_ids, step_times
+from kvlite.speed.protocol import Protocol
 from kvlite.speed.roofline import weights_read_bytes
 from kvlite.speed.spread import Spread
 
 _SEED_TOKENS = 64
 """Tokens fed for the keys and values that fast-forwarded rows repeat."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Protocol:
-    """What to measure: prompts of these lengths, decoding after these many tokens, and with all slots full.
-
-    Each timing takes `steps` decode steps and is repeated in `rounds` rounds. Raises UsageError on counts below 1.
-    """
-
-    prompts: tuple[int, ...]
-    contexts: tuple[int, ...]
-    drift: tuple[int, ...]
-    steps: int = 64
-    rounds: int = 5
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name, counts in (("prompt", self.prompts), ("context", self.contexts), ("drift", self.drift)):
-            if any(count < 1 for count in counts):
-                raise UsageError(f"--{name} has a count below 1; give tokens, such as 1k")
 
 
 @dataclass(frozen=True, slots=True)

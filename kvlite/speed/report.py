@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from kvlite.llm import LLM
     from kvlite.speed.decoding import Point
     from kvlite.speed.measurement import Measurement
 
@@ -38,6 +39,37 @@ class Subject:
     reserved_bytes: int
     weights_read_bytes: int | None
     versions: Mapping[str, str]
+
+    @classmethod
+    def of(cls, llm: LLM) -> Subject:
+        """Describe an open model."""
+        import torch
+
+        from kvlite.record.measure import installed_versions
+        from kvlite.speed.ceilings import device_name
+        from kvlite.speed.roofline import weights_read_bytes
+
+        loaded, engine, plan = llm.model.loaded, llm.engine, llm.plan
+        return cls(
+            model=llm.model.name,
+            dtype=loaded.dtype_name,
+            quant=loaded.quant,
+            fused=loaded.fused,
+            device=loaded.device.type,
+            device_name=device_name(loaded.device),
+            threads=torch.get_num_threads(),
+            kernels=engine.cache.kernels.name,
+            step=str(engine.step),
+            policy=engine.policy.name,
+            on_full=engine.on_full,
+            kv_dtype=engine.cache.stored.name,
+            slots=plan.slots,
+            chunk=plan.chunk,
+            budget_bytes=plan.budget_bytes,
+            reserved_bytes=plan.reserved_bytes,
+            weights_read_bytes=weights_read_bytes(loaded),
+            versions=installed_versions(),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
