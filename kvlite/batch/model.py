@@ -48,10 +48,10 @@ def batch_model(
         terms=Terms(
             model=None if is_named else options.model,
             kv_budgets=tuple(str(budget) for budget in (spec.budget, spec.row_budget) if budget is not None),
-            kv_policy=options.kv_policy,
+            kv_policy=str(spec.policy),
             on_full=spec.on_full,
         ),
-        params={name: getattr(options, name) for name in _PARAMS},
+        params={name: getattr(options, name) for name in _PARAMS} | {"kv_policy": str(spec.policy)},
         identity=access.identity,
         open=access.open,
         plan=access.plan,
@@ -75,8 +75,8 @@ class _Access:
         import_engine()
         llm = LLM(TextModel.load(self.spec, self.console), batch_size=self.batch_size)
         plan, engine, device = llm.plan, llm.engine, llm.model.loaded.device
-        cache = f"{cache_size(plan)}{engine.cache.stored.said}"
-        self.console.note(f"{llm.model.name} · {cache} · policy {engine.policy.name} · {device}")
+        cache = f"{cache_size(plan)}{engine.cache.stored.label}"
+        self.console.note(f"{llm.model.name} · {cache} · policy {engine.policy} · {device}")
         is_divisible = plan.slots > engine.policy.min_slots() and not llm.model.loaded.shape.has_state
         if plan.rows < (2 if self.batch_size == "auto" else self.batch_size) and is_divisible:
             held = "one sequence" if plan.rows == 1 else f"{plan.rows} sequences"

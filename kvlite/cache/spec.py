@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from kvlite.cache.policy import Policy
-from kvlite.memory.allotment import equally
 from kvlite.memory.format import SlotFormat
+from kvlite.memory.layer_budgets import equally
 from kvlite.memory.plan import MOST_CHUNK, CacheSpec
 
 

@@ -21,8 +21,8 @@ def banner(llm: LLM) -> str:
     parts = [
         model.name if alias in (None, model.name) else f"{alias} → {model.name}",
         loaded.dtype_name if loaded.quant == "none" else loaded.quant,
-        f"{cache_size(plan)} @ {token_bytes}{cache.stored.said}{state}{_window(llm)}",
-        f"policy {cache.policy.name}" + ("" if engine.on_full == "evict" else f", {engine.on_full} when full"),
+        f"{cache_size(plan)} @ {token_bytes}{cache.stored.label}{state}{_window(llm)}",
+        f"policy {cache.policy}" + ("" if engine.on_full == "evict" else f", {engine.on_full} when full"),
         f"{loaded.device} ({cache.kernels.name}{_steps(llm)})",
     ]
     if loaded.rotations is None and loaded.window is not None:
