@@ -10,6 +10,7 @@ import torch
 
 from kvlite.cache.cache import CacheSnapshot, SlotCache
 from kvlite.cache.policy import Policy
+from kvlite.cache.spec import cache_spec
 from kvlite.engine.allocating import allocating
 from kvlite.engine.decode_graphs import DecodeGraphs, NotCapturable, Recorder, check_exact
 from kvlite.engine.inputs import Inputs
@@ -23,7 +24,7 @@ from kvlite.errors import ContextFull, KvliteError, NumericError, UsageError
 from kvlite.memory.budget import Budget
 from kvlite.memory.counts import KVCounts
 from kvlite.memory.format import SlotFormat
-from kvlite.memory.plan import CachePlan, CacheSpec, plan_cache
+from kvlite.memory.plan import CachePlan, plan_cache
 from kvlite.models.hybrid import StateSnapshot
 from kvlite.models.loaded import LoadedModel
 
@@ -231,8 +232,8 @@ class Engine:
 
         def small() -> SlotCache:
             loaded, policy, stored = self.loaded, self.policy, self.cache.stored
-            spec = CacheSpec(stored, policy.state_bytes_per_slot, 1, policy.evicts, layer_rule=policy.layer_slots)
-            plan = plan_cache(loaded.shape, Budget.parse(f"{policy.min_slots() + 8}tok"), spec, free_bytes=None)
+            spec, budget = cache_spec(policy, stored), Budget.parse(f"{policy.min_slots() + 8}tok")
+            plan = plan_cache(loaded.shape, budget, spec, free_bytes=None)
             return SlotCache(loaded.shape, plan, policy, stored, loaded.device, kernels, loaded.dtype)
 
         try:
