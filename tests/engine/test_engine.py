@@ -261,7 +261,7 @@ def test_a_row_that_overflowed_does_not_poison_the_next(llama: LoadedModel) -> N
     engine = make_engine(llama, "32tok")
     clean = answers(engine, [Request("a", PROMPT, max_tokens=10)])["a"].ids
     for layer in engine.cache.layers.values():
-        layer.store.tensors["v"][0, :, :20] = torch.nan
+        layer.tensors["v"][0, :, :20] = torch.nan
     poisoned = answers(engine, [Request("b", PROMPT[:4], max_tokens=4, row=0)])["b"]
     assert isinstance(poisoned.error, NumericError)
     assert answers(engine, [Request("a", PROMPT, max_tokens=10)])["a"].ids == clean
