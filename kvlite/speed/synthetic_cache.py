@@ -1,0 +1,79 @@
+"""A synthetic cache: the state of a conversation of a million tokens, made in a moment without feeding it.
+
+The cost of a step depends on the number of live slots and on their positions, not on their text. So the keys and values
+of a few tokens that were fed are repeated until the slots are full, at positions that a conversation of that length
+could have left: sinks, tokens spread over the middle, the recent window; in sliding layers the newest. Keys are
+re-rotated to the rotations of their slots, and attention mass that accumulates is scaled to a token's new age.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from kvlite.cache.cache import CacheSnapshot
+from kvlite.cache.layer import Layer
+from kvlite.engine.engine import Engine, RowSnapshot
+from kvlite.errors import ContextFull
+
+
+def longest_conversation(engine: Engine) -> int | None:
+    """The most tokens a conversation of this engine can have seen; None where it does not end."""
+    ends = [engine.loaded.window] if engine.loaded.rotations is None else []
+    ends += [engine.plan.fewest] if engine.on_full != "evict" else []
+    return min((end for end in ends if end is not None), default=None)
+
+
+def fast_forward(engine: Engine, row: int, held: RowSnapshot, seen: int, seed: int = 0) -> None:
+    """Fill `row` as a conversation of `seen` tokens, at least 1, would leave it.
+
+    `held` is a row that was fed a few tokens. Raises ContextFull where no conversation can have seen as many.
+    """
+    end = longest_conversation(engine)
+    if end is not None and seen > end:
+        raise ContextFull(f"a conversation ends here after {end:,} tokens and cannot have seen {seen:,}; give fewer")
+    live = {slots: min(slots, seen) for slots in held.cache.live}
+    turns = engine.loaded.rotations is not None
+    generator = torch.Generator().manual_seed(seed)
+    layers = {
+        index: _stretched(layer, held.cache.layers[index], held.row.seen, seen, turns, generator)
+        for index, layer in engine.cache.layers.items()
+    }
+    next_rotation = max(live.values(), default=seen) if turns else seen
+    there = replace(held.row, seen=seen, rot=next_rotation, peak_bytes=0)
+    engine.restore(row, replace(held, cache=CacheSnapshot(live, layers), row=there))
+    if turns:
+        engine.cache.rerotate(row)
+
+
+def _stretched(
+    layer: Layer, held: dict[str, Tensor], was_seen: int, seen: int, turns: bool, generator: torch.Generator
+) -> dict[str, Tensor]:
+    """A layer's live slots [H_KV, n, ...] repeated to those that `seen` tokens leave, each head in its own order."""
+    heads, num_held = held["pos"].shape
+    num_live = min(layer.num_slots, seen)
+    positions = _positions(layer, num_live, seen)
+    order = torch.rand(heads, num_live, generator=generator).argsort(-1)
+    source = torch.arange(num_live) % num_held
+    stretched = {name: tensor[:, source] for name, tensor in held.items()}
+    pos = positions[order]
+    if "statistic" in stretched and layer.policy.decay == 1.0 and layer.policy.observed is None:
+        was_age = (was_seen - stretched["pos"]).clamp(min=1)
+        stretched["statistic"] = stretched["statistic"] * ((seen - pos) / was_age)
+    stretched["pos"] = pos
+    if not turns:
+        stretched["rot"] = pos
+    return stretched
+
+
+def _positions(layer: Layer, num_live: int, seen: int) -> Tensor:
+    """The ascending positions int32 [num_live] that a head could hold after `seen` tokens."""
+    if layer.shape.window is not None or num_live == seen:
+        return torch.arange(seen - num_live, seen, dtype=torch.int32)
+    recent = min(layer.protection.recent, num_live)
+    sinks = min(layer.policy.sinks, num_live - recent)
+    between = num_live - recent - sinks
+    spread = sinks + torch.arange(between) * (seen - recent - sinks) // max(1, between)
+    return torch.cat([torch.arange(sinks), spread, torch.arange(seen - recent, seen)]).to(torch.int32)
