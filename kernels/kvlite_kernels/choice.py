@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 
 from kvlite_kernels import lowbit
-from kvlite_kernels.dense import TORCH_DENSE, DenseKernels
+from kvlite_kernels.fused_ops import TORCH_OPS, FusedOps
 from kvlite_kernels.lowbit import Packed
-from kvlite_kernels.nf4 import Products
 from kvlite_kernels.reference import Geometry, Segment, attend_segments
 from kvlite_kernels.slots import SlotKernels
 from kvlite_kernels.statistic import Measure
@@ -88,28 +87,16 @@ def choose(
     return _triton(layers, rows, device)
 
 
-def choose_dense(wanted: str, device: torch.device) -> DenseKernels:
-    """The kernels for what a model computes between its matrix products, by the same rule and with the same error."""
+def choose_ops(wanted: str, device: torch.device) -> FusedOps:
+    """The operations of fused modules on `device`, by the same rule and with the same error."""
     if not _takes_triton(wanted):
-        return TORCH_DENSE
+        return TORCH_OPS
     if (absence := _absence(device)) is not None:
         raise KernelsUnavailable(absence)
 
-    from kvlite_kernels.triton_set.dense import TRITON_DENSE
+    from kvlite_kernels.triton_set.fused_ops import TritonOps
 
-    return TRITON_DENSE
-
-
-def choose_products(wanted: str, device: torch.device) -> Products | None:
-    """What multiplies few rows with 4-bit weights, by the same rule and with the same error; None is bitsandbytes."""
-    if not _takes_triton(wanted):
-        return None
-    if (absence := _absence(device)) is not None:
-        raise KernelsUnavailable(absence)
-
-    from kvlite_kernels.triton_set.products import TritonProducts
-
-    return TritonProducts(_processor(device))
+    return TritonOps(_processor(device))
 
 
 def _takes_triton(wanted: str) -> bool:

@@ -13,7 +13,7 @@ from kvlite.engine.graphs import Rerun
 from kvlite.engine.recordings import NotCapturable
 from kvlite.record.store import RunRecords
 
-FUSED = ["norm", "rotary", "mlp", "attention", "layer", "decoder"]
+FUSED = ["norm", "mlp", "attention", "layer", "decoder"]
 
 
 @pytest.fixture(autouse=True)

@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "benchmarks" / "launches.py"
 FAMILIES = ["llama", "qwen2", "qwen3", "gemma2"]
-ALL = ["norm", "rotary", "mlp", "attention", "layer", "decoder"]
+ALL = ["norm", "mlp", "attention", "layer", "decoder"]
 
 MOST_BETWEEN = {
     "unfused": {"llama": 37, "qwen2": 37, "qwen3": 53, "gemma2": 61},  # transformers' own
