@@ -61,7 +61,7 @@ def test_every_command_and_option_in_the_examples_exists(page: Path) -> None:
             if name not in group.commands:
                 wrong.append(f"no command {name}")
                 continue
-            allowed |= {opt for param in group.commands[name].params for opt in (*param.opts, *param.secondary_opts)}
+            allowed |= {opt for param in group.load(name).params for opt in (*param.opts, *param.secondary_opts)}
         wrong += [f"{name} has no {word}" for word in words if re.match(r"--?[a-z4]", word) and word not in allowed]
     assert wrong == []
 

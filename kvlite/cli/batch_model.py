@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from kvlite.cli.invocation import UNNAMED, Invocation
 from kvlite.cli.loading import find_files, weights_identity
 from kvlite.cli.opening import open_model
-from kvlite.cli.options import UNNAMED, console, default_model, model_options
 from kvlite.cli.plan import find_device
 from kvlite.cli.room import fit_of
 
 if TYPE_CHECKING:
     from kvlite.batch.job import Model, Planned
     from kvlite.cli.opening import Opened
+    from kvlite.console import Console
     from kvlite.options import ModelOptions
 
 _PARAMS = (
@@ -33,17 +33,19 @@ _PARAMS = (
 )
 
 
-def choose_model(named: str | None, flags: Mapping[str, Any], batch_size: int | None, from_lines: str | None) -> Model:
+def choose_model(
+    named: str | None, options: ModelOptions, batch_size: int | None, call: Invocation, from_lines: str | None
+) -> Model:
     """The model that `named` (the flag) says, else the lines, else the user's default; nothing is loaded yet."""
     from kvlite.batch.job import Model
     from kvlite.batch.prepare import Terms
     from kvlite.cache.policy import load_policy
     from kvlite.memory.budget import Budget
 
-    options = model_options(model=from_lines if named is None else named, **flags)
+    options = replace(options, model=call.chosen_model(from_lines if named is None else named))
     budgets = [budget for budget in (options.kv_budget, options.kv_per_seq) if budget]
-    access = _Access(options, batch_size)
-    is_unnamed = named is None and from_lines is None and not default_model()
+    access = _Access(options, batch_size, call.console)
+    is_unnamed = named is None and from_lines is None and not call.default_model
     return Model(
         terms=Terms(
             model=None if named is not None else options.model,
@@ -65,22 +67,23 @@ class _Access:
 
     options: ModelOptions
     batch_size: int | None
+    console: Console
 
     def identity(self) -> str:
         """What a resumed batch must find again."""
-        return weights_identity(*find_files(self.options, console()))
+        return weights_identity(*find_files(self.options, self.console))
 
     def open(self) -> Opened:
         from kvlite.cli.answering import cache_size
 
-        opened = open_model(self.options, console(), with_rows=True, batch_size=self.batch_size)
+        opened = open_model(self.options, self.console, with_rows=True, batch_size=self.batch_size)
         plan = opened.plan
         cache = f"{cache_size(plan)}{opened.engine.cache.stored.said}"
-        console().note(f"{opened.name} · {cache} · policy {self.options.kv_policy} · {opened.loaded.device}")
+        self.console.note(f"{opened.name} · {cache} · policy {self.options.kv_policy} · {opened.loaded.device}")
         is_divisible = plan.slots > opened.engine.policy.min_slots() and not opened.loaded.shape.has_state
         if plan.rows < (self.batch_size or 2) and is_divisible:
             held = "one sequence" if plan.rows == 1 else f"{plan.rows} sequences"
-            console().note(
+            self.console.note(
                 f"the budget holds {held} of {plan.slots:,} tok at a time; a smaller --kv-per-seq lets more run at once"
             )
         return opened
@@ -96,7 +99,7 @@ class _Access:
         from kvlite.text.template import ChatText
 
         options = self.options
-        _, files = find_files(options, console())
+        _, files = find_files(options, self.console)
         tokenizer = load_tokenizer(files.folder, trust_remote_code=options.trust_remote_code)
         text = ChatText(tokenizer, generation=files.generation, think=options.think)
         shape = ModelShape.from_config(files.config, dtype=dtype_name(options.dtype), stored_dtype=files.stored_dtype)

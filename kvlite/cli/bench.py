@@ -3,81 +3,147 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated
+import time
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Annotated
 
-import typer
-
-from kvlite.cli import options as opt
+from kvlite.cli.invocation import Invocation
+from kvlite.cli.options import model_argument
+from kvlite.cli.recording import start_recorder
+from kvlite.cli.signature import only, without
 from kvlite.errors import UsageError
+from kvlite.options import ModelOptions, OutputOptions, option
+
+if TYPE_CHECKING:
+    from kvlite.cli.opening import Opened
+    from kvlite.console import Console
+    from kvlite.speed.measurement import Measurement
+    from kvlite.speed.report import BenchReport
+    from kvlite.speed.workload import Workload
 
 _COUNT = re.compile(r"(\d{1,12})([kM]?)", re.ASCII)
 _TIMES = {"": 1, "k": 1_000, "M": 1_000_000}
 
 
-def bench(
-    model: opt.ModelArg = None,
-    prompt: Annotated[
-        str, typer.Option("--prompt", metavar="N,N", help="Lengths of prompts, fed to the first token.")
-    ] = "128,1k",
-    context: Annotated[
-        str, typer.Option("--context", metavar="N,N", help="Decode after this many tokens, such as 500,8k.")
-    ] = "128,1k,8k",
-    drift: Annotated[
-        str,
-        typer.Option("--drift", metavar="N,N",
-                     help="Decode with all slots full after this many tokens: the state is put there, not fed."),
-    ] = "1k,10k,100k,1M",
-    steps: Annotated[int, typer.Option("--steps", metavar="N", min=1, help="Decode steps of each timing.")] = 64,
-    rounds: Annotated[int, typer.Option("--rounds", metavar="N", min=1, help="Times everything is repeated.")] = 5,
-    seed: Annotated[int, typer.Option("--seed", metavar="N", min=0, help="Same seed, same random tokens.")] = 0,
-    kv_budget: opt.KvBudget = None,
-    kv_policy: opt.KvPolicy = None,
-    kv_dtype: opt.KvDtype = None,
-    on_full: opt.OnFull = None,
-    prefill_chunk: opt.PrefillChunk = None,
-    quant: opt.Quant = None,
-    four_bit: opt.FourBit = False,
-    dtype: opt.Dtype = None,
-    device: opt.Device = None,
-    revision: opt.Revision = None,
-    trust_remote_code: opt.TrustRemoteCode = False,
-    allow_pickle: opt.AllowPickle = False,
-    fuse: opt.Fuse = True,
-    kernels: opt.Kernels = "auto",
-    capture: opt.Capture = None,
-    offline: opt.Offline = False,
-) -> None:  # fmt: skip
-    """Measure start-up, prompts and decoding on random tokens, and the share of this device's bandwidth they use."""
-    from kvlite.cli.benching import Asked, bench_model
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BenchOptions:
+    """Which model to measure, and on how many tokens."""
 
-    asked = Asked(
-        prompts=_counts("--prompt", prompt),
-        contexts=_counts("--context", context),
-        drift=_counts("--drift", drift),
-        steps=steps,
-        rounds=rounds,
-        seed=seed,
+    model: str | None = model_argument()
+    prompt: str = option("128,1k", metavar="N,N", help="Lengths of prompts, fed to the first token.")
+    context: str = option("128,1k,8k", metavar="N,N", help="Decode after this many tokens, such as 500,8k.")
+    drift: str = option(
+        "1k,10k,100k,1M",
+        metavar="N,N",
+        help="Decode with all slots full after this many tokens: the state is put there, not fed.",
     )
-    options = opt.model_options(
-        model=model,
-        kv_budget=kv_budget,
-        kv_policy=kv_policy,
-        kv_dtype=kv_dtype,
-        on_full=on_full,
-        prefill_chunk=prefill_chunk,
-        quant=quant,
-        four_bit=four_bit,
-        dtype=dtype,
-        device=device,
-        revision=revision,
-        trust_remote_code=trust_remote_code,
-        allow_pickle=allow_pickle,
-        fuse=fuse,
-        kernels=kernels,
-        capture=capture,
-        offline=offline,
+    steps: int = option(64, metavar="N", min=1, help="Decode steps of each timing.")
+    rounds: int = option(5, metavar="N", min=1, help="Times everything is repeated.")
+    seed: int = option(0, metavar="N", min=0, help="Same seed, same random tokens.")
+
+    def workload(self) -> Workload:
+        """Read the lists of counts. Raises UsageError on what is no count."""
+        from kvlite.speed.workload import Workload
+
+        return Workload(
+            prompts=_counts("--prompt", self.prompt),
+            contexts=_counts("--context", self.context),
+            drift=_counts("--drift", self.drift),
+            steps=self.steps,
+            rounds=self.rounds,
+            seed=self.seed,
+        )
+
+
+def bench(
+    given: BenchOptions,
+    options: Annotated[ModelOptions, without("think", "kv_per_seq", "pin_system")],
+    output: Annotated[OutputOptions, only("report")],
+    call: Invocation,
+) -> None:
+    """Measure start-up, prompts and decoding on random tokens, and the share of this device's bandwidth they use."""
+    from kvlite.memory.host import process_age_s
+
+    age_s, workload, out = process_age_s(), given.workload(), call.console
+    with start_recorder("bench", output.report, out) as recorder, out.progress() as progress:
+        progress.update("loading")
+        imports_s = _import_engine()
+        from kvlite.cli.opening import open_model
+        from kvlite.engine.memory_report import EngineMemory
+        from kvlite.speed.measurement import Measurement
+
+        start = time.perf_counter()
+        opened = open_model(replace(options, model=call.chosen_model(given.model)), out)
+        opened_s = time.perf_counter() - start
+        source = call.sources["kv_budget"]
+        recorder.opened(opened.identity(), opened.predicted(), EngineMemory(opened.engine), source)
+        measurement = Measurement(opened.engine, workload)
+        for doing in measurement.run():
+            progress.update(doing)
+            recorder.sample()
+    before = {} if age_s is None else {"interpreter and command line": age_s}
+    before["imports"] = imports_s
+    _write(_report(opened, measurement, before, opened_s), out)
+
+
+def _import_engine() -> float:
+    """Import everything that is heavy, and return the seconds that took."""
+    start = time.perf_counter()
+    from kvlite.cli.heavy import load_engine
+
+    load_engine()
+    import kvlite.speed.measurement  # noqa: F401
+
+    return time.perf_counter() - start
+
+
+def _report(opened: Opened, measurement: Measurement, before: dict[str, float], opened_s: float) -> BenchReport:
+    """Gather what was measured, in the stages from the process's start to the first token."""
+    import torch
+
+    from kvlite.engine.memory_report import EngineMemory
+    from kvlite.record.measure import installed_versions
+    from kvlite.speed.ceilings import device_name
+    from kvlite.speed.report import BenchReport
+    from kvlite.speed.roofline import weights_read_bytes
+
+    assert measurement.cold_first_token_s is not None
+    loading = opened.loaded.stages
+    stages = {
+        **before,
+        **loading,
+        "files, plan and cache": max(0.0, opened_s - sum(loading.values())),
+        "first token": measurement.cold_first_token_s,
+    }
+    return BenchReport(
+        model=opened.name,
+        identity=opened.identity(),
+        reading=EngineMemory(opened.engine).read(),
+        device_name=device_name(opened.loaded.device),
+        threads=torch.get_num_threads(),
+        on_full=opened.engine.on_full,
+        chunk=opened.plan.chunk,
+        weights_read_bytes=weights_read_bytes(opened.loaded),
+        versions=installed_versions(),
+        stages=stages,
+        measurement=measurement,
+        predicted=opened.predicted(),
     )
-    bench_model(asked, options, opt.console())
+
+
+def _write(report: BenchReport, out: Console) -> None:
+    from kvlite.speed.view import bench_tables, ceilings_line, headline
+
+    if out.as_json:
+        out.json(report.to_json(), indent=2)
+        return
+    out.line(headline(report))
+    out.line(ceilings_line(report))
+    for table in bench_tables(report):
+        out.line()
+        out.show(table)
+    for reason in report.measurement.left_out:
+        out.note(f"left out: {reason}")
 
 
 def _counts(flag: str, value: str) -> tuple[int, ...]:

@@ -5,35 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Literal
 
-import typer
-
-from kvlite.cli.options import (
-    Device,
-    Dtype,
-    FourBit,
-    KvBudget,
-    KvDtype,
-    KvPerSeq,
-    KvPolicy,
-    ModelArg,
-    Offline,
-    OnFull,
-    PrefillChunk,
-    Quant,
-    Revision,
-    console,
-    model_options,
-)
+from kvlite.cli.invocation import Invocation
+from kvlite.cli.options import model_argument
+from kvlite.cli.signature import without
 from kvlite.errors import DoesNotFit, UsageError
+from kvlite.options import ModelOptions, option
 
 if TYPE_CHECKING:
     from kvlite.catalog.files import ModelFacts
     from kvlite.cli.plan_view import PlanDevice
     from kvlite.memory.budget import Budget
     from kvlite.memory.fit import Fit, Quote
-    from kvlite.options import ModelOptions
 
-Solve = Literal["budget", "context", "batch"]
+_WHEN_LOADED = ("think", "pin_system", "trust_remote_code", "allow_pickle", "fuse", "kernels", "capture")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +28,7 @@ class Wanted:
     kv_per_seq: str | None
     context: int | None
     batch_size: int | None
-    solve: Solve | None
+    solve: str | None
 
     def __post_init__(self) -> None:
         if self.solve == "budget" and self.kv_budget is not None:
@@ -77,72 +61,53 @@ class Wanted:
         return None if self.kv_per_seq is None else Budget.parse(self.kv_per_seq)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanOptions:
+    """Which model to plan for, and what to look for."""
+
+    model: str | None = model_argument()
+    context: int | None = option(None, metavar="N", min=1, max=2**31 - 1, help="Tokens each row should keep.")
+    batch_size: int | None = option(
+        None, metavar="N", min=1, max=2**16, help="Plan a batch of at most N rows at a time."
+    )
+    solve: Literal["budget", "context", "batch"] | None = option(
+        None, help="Find the smallest budget, the longest context or the largest batch that fits."
+    )
+    sweep: bool = option(False, help="A table of budgets and what each of them keeps.")
+    vram: str | None = option(None, metavar="SIZE", help="Pretend a GPU with this much free memory.")
+
+
 def plan(
-    model: ModelArg = None,
-    kv_budget: KvBudget = None,
-    context: Annotated[
-        int | None, typer.Option("--context", metavar="N", min=1, max=2**31 - 1, help="Tokens each row should keep.")
-    ] = None,
-    batch_size: Annotated[
-        int | None,
-        typer.Option("--batch-size", metavar="N", min=1, max=2**16, help="Plan a batch of at most N rows at a time."),
-    ] = None,
-    solve: Annotated[
-        Solve | None,
-        typer.Option("--solve", help="Find the smallest budget, the longest context or the largest batch that fits."),
-    ] = None,
-    sweep: Annotated[bool, typer.Option("--sweep", help="A table of budgets and what each of them keeps.")] = False,
-    vram: Annotated[
-        str | None, typer.Option("--vram", metavar="SIZE", help="Pretend a GPU with this much free memory.")
-    ] = None,
-    kv_policy: KvPolicy = None,
-    kv_per_seq: KvPerSeq = None,
-    kv_dtype: KvDtype = None,
-    on_full: OnFull = None,
-    prefill_chunk: PrefillChunk = None,
-    quant: Quant = None,
-    four_bit: FourBit = False,
-    dtype: Dtype = None,
-    device: Device = None,
-    revision: Revision = None,
-    offline: Offline = False,
+    given: PlanOptions,
+    options: Annotated[ModelOptions, without(*_WHEN_LOADED)],
+    call: Invocation,
 ) -> None:
     """Say what fits, weights, KV cache and the rest in bytes, before anything is loaded; exit code 4 if it does not."""
     from kvlite.catalog.files import model_facts
     from kvlite.catalog.names import resolve_model
-    from kvlite.cli.answering import source_of
     from kvlite.cli.plan_view import PlanReport, as_json, show
-    from kvlite.memory.fit import sweep as budgets
+    from kvlite.memory.fit import sweep
 
-    options = model_options(
-        model=model,
-        kv_budget=kv_budget,
-        kv_policy=kv_policy,
-        kv_per_seq=kv_per_seq,
-        kv_dtype=kv_dtype,
-        on_full=on_full,
-        prefill_chunk=prefill_chunk,
-        quant=quant,
-        four_bit=four_bit,
-        dtype=dtype,
-        device=device,
-        revision=revision,
-        offline=offline,
+    wanted = Wanted(
+        kv_budget=options.kv_budget if call.is_given("kv_budget") else None,
+        kv_per_seq=options.kv_per_seq if given.batch_size else None,
+        context=given.context,
+        batch_size=given.batch_size,
+        solve=given.solve,
     )
-    wanted = Wanted(kv_budget, kv_per_seq if batch_size else None, context, batch_size, solve)
-    if kv_per_seq is not None and batch_size is None and source_of("kv_per_seq") == "flag":
-        raise UsageError(f"--kv-per-seq {kv_per_seq} is one row of a batch; give --batch-size N too")
-    place = find_device(options.device, vram)
-    ref = resolve_model(options.model, revision=revision)
-    facts = model_facts(ref, offline=offline)
+    if given.batch_size is None and call.sources["kv_per_seq"] == "flag":
+        raise UsageError(f"--kv-per-seq {options.kv_per_seq} is one row of a batch; give --batch-size N too")
+    place = find_device(options.device, given.vram)
+    ref = resolve_model(call.chosen_model(given.model), revision=options.revision)
+    facts = model_facts(ref, offline=options.offline)
     fit = _fit(facts, place, options, wanted)
     found = _quote(fit, wanted)
-    report = PlanReport(str(ref), facts, place, found, context, solve, tuple(budgets(fit)) if sweep else ())
-    out = console()
-    if out.as_json:
-        out.json(as_json(report), indent=2)
+    budgets = tuple(sweep(fit)) if given.sweep else ()
+    report = PlanReport(str(ref), facts, place, found, given.context, given.solve, budgets)
+    if call.console.as_json:
+        call.console.json(as_json(report), indent=2)
     else:
-        show(report, out)
+        show(report, call.console)
     if found.shortage is not None:
         raise DoesNotFit(f"{ref} does not fit: {found.shortage}")
 

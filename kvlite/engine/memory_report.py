@@ -1,13 +1,16 @@
-"""What an engine tells a run record: what its cache is, and what everything took, measured on the tensors there are."""
+"""The memory of an engine for a run record, measured on the tensors there are. Loads no torch at import."""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from kvlite.record import measure
-from kvlite.record.recorder import RunRecorder
-from kvlite.record.schema import LayerKept, TorchMemory
+from kvlite.memory.counts import KVCounts
+from kvlite.record.measure import device_reading
+from kvlite.record.reading import Reading
+from kvlite.record.schema import HostFacts, LayerKept, TorchMemory
 
 if TYPE_CHECKING:
     from kvlite.engine.engine import Engine
@@ -16,33 +19,70 @@ _TERM_OF_TENSOR = {"pos": "positions", "rot": "positions", "order": "positions",
 """Every other tensor holds keys and values."""
 
 
-def record_engine(recorder: RunRecorder, engine: Engine, source: str) -> None:
-    """Describe the device and the cache when they are there; `source` says where the budget came from."""
-    import torch
+@dataclass(frozen=True, slots=True)
+class EngineMemory:
+    """Reads an engine, as kvlite.record.reading.Measured wants it."""
 
-    is_cuda = engine.loaded.device.type == "cuda"
-    cuda = str(torch.version.cuda) if is_cuda else None
-    recorder.host(device=engine.loaded.device.type, kernels=engine.cache.kernels.name, cuda=cuda)
-    recorder.cache(
-        engine.total_counts(),
-        source=source,
-        bytes_per_token=engine.loaded.shape.kv_bytes_per_token(engine.cache.stored),
-        capacity_tokens=engine.plan.slots,
-        policy_state_bytes=measured_terms(engine).get("policy_state", 0),
-    )
+    engine: Engine
 
+    def counts(self) -> KVCounts:
+        """Count all rows. The peak of several is what they hold now, because each had its own at another time."""
+        counts = self.engine.total_counts()
+        return counts if self.engine.rows == 1 else replace(counts, peak_bytes=counts.live_bytes)
 
-def record_memory(recorder: RunRecorder, engine: Engine) -> None:
-    """Measure at the end: every term there are tensors for, the peak of each phase, and on CUDA the device itself."""
-    terms = measured_terms(engine)
-    recorder.step(str(engine.step))
-    recorder.layers(kept_per_layer(engine))
-    if engine.loaded.device.type == "cuda":
-        _record_cuda(recorder, engine, terms)
-    else:
-        recorder.measured(terms)
-    for name, peak_bytes in engine.peak_memory.peaks.items():
-        recorder.phase(name, peak_bytes)
+    def allocated_bytes(self) -> int | None:
+        """Bytes that torch's allocator holds on the GPU now; None elsewhere."""
+        if not self._is_cuda:
+            return None
+        import torch
+
+        return torch.cuda.memory_allocated(self.engine.loaded.device)
+
+    def read(self) -> Reading:
+        """Measure everything."""
+        import torch
+
+        engine, counts = self.engine, self.counts()
+        shape = engine.loaded.shape
+        terms = measured_terms(engine)
+        reading = Reading(
+            host=HostFacts(
+                device=engine.loaded.device.type,
+                kernels=engine.cache.kernels.name,
+                step=str(engine.step),
+                cuda=str(torch.version.cuda) if self._is_cuda else None,
+            ),
+            counts=counts,
+            bytes_per_token=shape.kv_bytes_per_token(engine.cache.stored),
+            capacity_tokens=engine.plan.slots,
+            full_cache_bytes=shape.full_cache_bytes(counts.tokens_seen) if engine.rows == 1 else None,
+            terms=terms,
+            layers=kept_per_layer(engine),
+            phases=dict(engine.peak_memory.peaks),
+        )
+        return self._with_gpu(reading, terms) if self._is_cuda else reading
+
+    @property
+    def _is_cuda(self) -> bool:
+        return self.engine.loaded.device.type == "cuda"
+
+    def _with_gpu(self, reading: Reading, terms: Mapping[str, int]) -> Reading:
+        """Add the GPU. What the allocator held at its peak besides weights and cache is activations and scratch."""
+        import torch
+
+        engine, peak = self.engine, self.engine.peak_memory
+        beside = max(peak.peaks.get("prefill", 0), peak.peaks.get("decode", 0)) - sum(terms.values())
+        terms = {**terms, "activations": max(0, beside)}
+        if engine.captured is not None:
+            terms["graphs"] = engine.captured.graph_bytes  # reserved, and to the allocator nobody's
+        return replace(
+            reading,
+            terms=terms,
+            torch=TorchMemory(
+                allocated_peak_bytes=max(peak.peaks.values()), reserved_peak_bytes=peak.reserved_peak_bytes
+            ),
+            gpu=device_reading(f"GPU-{torch.cuda.get_device_properties(engine.loaded.device).uuid}"),
+        )
 
 
 def measured_terms(engine: Engine) -> dict[str, int]:
@@ -62,32 +102,10 @@ def measured_terms(engine: Engine) -> dict[str, int]:
     return dict(terms)
 
 
-def kept_per_layer(engine: Engine) -> list[LayerKept]:
-    """What each attention layer holds now, summed over the rows."""
+def kept_per_layer(engine: Engine) -> tuple[LayerKept, ...]:
+    """Tokens and bytes that each attention layer holds now, summed over the rows."""
     cache, kept = engine.cache, []
     for index, layer in cache.layers.items():
         live = sum(cache.live(row, layer.slots) for row in range(engine.rows))
         kept.append(LayerKept(layer=index, kept=live, bytes=live * layer.slot_bytes))
-    return kept
-
-
-def allocated_bytes(engine: Engine) -> int | None:
-    """What torch's allocator holds on the GPU now; None elsewhere."""
-    import torch
-
-    return torch.cuda.memory_allocated(engine.loaded.device) if engine.loaded.device.type == "cuda" else None
-
-
-def _record_cuda(recorder: RunRecorder, engine: Engine, terms: dict[str, int]) -> None:
-    """What the allocator held at its peak besides weights and cache is activations and scratch."""
-    import torch
-
-    device = engine.loaded.device
-    peak = engine.peak_memory
-    beside = max(peak.peaks.get("prefill", 0), peak.peaks.get("decode", 0)) - sum(terms.values())
-    peaks = TorchMemory(allocated_peak_bytes=max(peak.peaks.values()), reserved_peak_bytes=peak.reserved_peak_bytes)
-    reading = measure.device_reading(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
-    terms = {**terms, "activations": max(0, beside)}
-    if engine.captured is not None:
-        terms["graphs"] = engine.captured.graph_bytes  # reserved, and to the allocator nobody's
-    recorder.measured(terms, torch=peaks, device=reading)
+    return tuple(kept)

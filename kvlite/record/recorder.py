@@ -11,20 +11,16 @@ from types import TracebackType
 from kvlite.errors import OutOfMemory, UsageError
 from kvlite.memory.counts import KVCounts
 from kvlite.record import measure
+from kvlite.record.reading import Measured, Reading
 from kvlite.record.schema import (
     BatchReport,
     DeviceMemory,
-    HostFacts,
     KVReport,
-    LayerKept,
-    MemoryReport,
-    MemoryTerm,
     ModelIdentity,
     PhasePeak,
     RequestReport,
     RunRecord,
     TimelinePoint,
-    TorchMemory,
     merge_terms,
 )
 from kvlite.record.store import RunRecords, new_run_id, write_record
@@ -35,8 +31,8 @@ MAX_REQUESTS = 1000
 MAX_WARNINGS = 100
 
 
-class RunRecorder:
-    """Takes values as the run goes; leaving the `with` block writes the record and never fails the run.
+class Recorder:
+    """Takes values while a command runs; leaving the `with` block writes the record and never fails the run.
 
     `report` is `auto` (the state folder), `none` (keep no record) or a file's path, checked here: raises UsageError.
     `warn` is told, once, when the record cannot be written. `clock` gives seconds.
@@ -61,94 +57,55 @@ class RunRecorder:
         )
         self._predicted: dict[str, int] = {}
         self._measured: dict[str, int] = {}
-        self._phases: dict[str, int] = {}
         self._timeline = Timeline()
+        self._has_evicted = False
         self._sums = [0, 0, 0]  # tokens seen, kept, evicted over all answers, for a batch
+        self._engine: Measured | None = None
         self._is_finished = report == NONE
 
-    @property
-    def run_id(self) -> str:
-        """What `kvlite report` calls this run."""
-        return self._record.run_id
-
     def model(self, identity: ModelIdentity) -> None:
-        """Say which weights run."""
+        """Note which weights run."""
         self._record.model = identity
 
-    def host(self, *, device: str, kernels: str | None = None, cuda: str | None = None) -> None:
-        """Say where it runs; the rest is read from the machine when the run ends."""
-        self._record.host = HostFacts(device=device, kernels=kernels, cuda=cuda)
-
-    def step(self, step: str) -> None:
-        """Say how decode steps ran, after `host`: only the end of a run knows."""
-        self._record.host.step = step
-
-    def cache(
-        self,
-        counts: KVCounts,
-        *,
-        source: str | None,
-        bytes_per_token: int,
-        capacity_tokens: int,
-        policy_state_bytes: int,
-    ) -> None:
-        """Describe the cache when it is made, and again after a change of budget; its peak starts afresh."""
-        earlier = self._record.kv
+    def opened(self, identity: ModelIdentity, predicted: Mapping[str, int], engine: Measured, source: str) -> None:
+        """Note model and cache when they are there: bytes `predicted` by term, and the budget's `source`."""
+        if self._is_finished:
+            return
+        reading = engine.read()
+        self.model(identity)
+        self._predicted = dict(predicted)
+        self._record.host = reading.host
         facts = {
             "budget_source": source,
-            "bytes_per_token": bytes_per_token,
-            "capacity_tokens": capacity_tokens,
-            "policy_state_bytes": policy_state_bytes,
+            "bytes_per_token": reading.bytes_per_token,
+            "capacity_tokens": reading.capacity_tokens,
+            "policy_state_bytes": reading.terms.get("policy_state", 0),
             "allocated_unused_bytes": 0,
-            "within_budget": earlier is None or earlier.within_budget,
+            "within_budget": True,
         }
-        self._record.kv = KVReport.model_validate(counts.as_dict() | facts)
-        self._hold(counts)
+        self._record.kv = KVReport.model_validate(reading.counts.as_dict() | facts)
+        self._engine = engine  # last, because who leaves while a model loads measures what is there
 
-    def counts(self, counts: KVCounts, *, full_cache_bytes: int | None = None) -> None:
-        """Bring the whole cache's counts up to date: after a turn, or when the run ends. `cache` comes first."""
-        kv = self._record.kv
-        assert kv is not None, "counts before cache"
-        for name in ("budget_bytes", "reserved_bytes", "live_bytes", "tokens_seen", "tokens_kept", "tokens_evicted"):
-            setattr(kv, name, getattr(counts, name))
-        kv.full_cache_bytes = full_cache_bytes if full_cache_bytes is not None else kv.full_cache_bytes
-        self._hold(counts)
-
-    def layers(self, kept: Sequence[LayerKept]) -> None:
-        """What each layer holds; `cache` comes first."""
-        assert self._record.kv is not None, "layers before cache"
-        self._record.kv.per_layer = list(kept)
-
-    def plan(self, terms: Mapping[str, int]) -> None:
-        """Predicted bytes per term, in the order to show."""
-        self._predicted.update(terms)
-
-    def measured(
-        self,
-        terms: Mapping[str, int],
-        *,
-        torch: TorchMemory | None = None,
-        device: measure.DeviceReading | None = None,
-    ) -> None:
-        """Measured bytes per term under the plan's names; `torch` and `device` on a GPU."""
-        self._measured.update(terms)
-        self._record.memory.torch = torch or self._record.memory.torch
-        if device is not None:
-            host = self._record.host
-            host.gpu, host.driver, host.gpu_total_bytes = device.name, device.driver, device.total_bytes
-            self._record.memory.device = DeviceMemory(
-                total_bytes=device.total_bytes,
-                free_bytes=device.free_bytes,
-                self_bytes=device.self_bytes,
-                other_processes_bytes=device.other_processes_bytes,
+    def sample(self) -> None:
+        """Add a point to the timeline: the cache as it is now."""
+        if self._engine is None or self._record.kv is None:
+            return
+        counts = self._engine.counts()
+        is_first = counts.tokens_evicted > 0 and not self._has_evicted
+        self._has_evicted = self._has_evicted or is_first
+        self._timeline.add(
+            TimelinePoint(
+                t_s=round(self._clock() - self._start_s, 3),
+                tokens_seen=counts.tokens_seen,
+                kv_bytes=counts.live_bytes,
+                allocated_bytes=self._engine.allocated_bytes(),
+                event="first eviction" if is_first else None,
             )
+        )
+        self._record.kv.peak_bytes = max(self._record.kv.peak_bytes, counts.live_bytes)
 
-    def phase(self, name: str, peak_bytes: int) -> None:
-        """The peak memory of a phase (`load`, `prefill`, `decode`); the largest is kept."""
-        self._phases[name] = max(peak_bytes, self._phases.get(name, 0))
-
-    def request(self, request: RequestReport, kv: KVCounts) -> None:
-        """One answer ended; `kv` counts its row. Beyond 1,000 answers only the sums go on."""
+    def answered(self, request: RequestReport, kv: KVCounts) -> None:
+        """Note an answer; `kv` counts its row. Beyond 1,000 answers only the sums go on."""
         for place, tokens in enumerate((kv.tokens_seen, kv.tokens_kept, kv.tokens_evicted)):
             self._sums[place] += tokens
         if len(self._record.requests) < MAX_REQUESTS:
@@ -156,27 +113,15 @@ class RunRecorder:
         else:
             self._record.requests_left_out += 1
 
-    def sample(
-        self, tokens_seen: int, kv_bytes: int, allocated_bytes: int | None = None, event: str | None = None
-    ) -> None:
-        """One point of the timeline; `kv_bytes` are the live bytes."""
-        self._timeline.add(
-            TimelinePoint(
-                t_s=round(self._clock() - self._start_s, 3),
-                tokens_seen=tokens_seen,
-                kv_bytes=kv_bytes,
-                allocated_bytes=allocated_bytes,
-                event=event,
-            )
-        )
-        kv = self._record.kv
-        if kv is not None and kv_bytes > kv.peak_bytes:
-            kv.peak_bytes = kv_bytes
-            kv.within_budget = kv.within_budget and kv_bytes <= kv.budget_bytes
-
-    def batch(self, report: BatchReport) -> None:
-        """How the batch went; the tokens of `kv` are then sums over all its answers."""
+    def batch(self, report: BatchReport, peak_bytes: int) -> None:
+        """Note how a batch went; the tokens of `kv` are then sums over all its answers."""
         self._record.batch = report
+        if self._record.kv is not None:
+            self._record.kv.peak_bytes = max(self._record.kv.peak_bytes, peak_bytes)
+
+    def term(self, name: str, num_bytes: int) -> None:
+        """Note measured bytes that no engine knows of."""
+        self._measured[name] = num_bytes
 
     def warning(self, text: str) -> None:
         """Keep something the user was warned of; the first 100."""
@@ -201,7 +146,7 @@ class RunRecorder:
         except UsageError as error:
             self._warn(f"no run record: {error}")
 
-    def __enter__(self) -> RunRecorder:
+    def __enter__(self) -> Recorder:
         return self
 
     def __exit__(
@@ -209,34 +154,44 @@ class RunRecorder:
     ) -> None:
         self.finish(_exit_code(error))
 
-    def _hold(self, counts: KVCounts) -> None:
-        """Hold the counts against their own budget: a later, larger one does not excuse them."""
-        kv = self._record.kv
-        assert kv is not None
-        kv.peak_bytes = max(kv.peak_bytes, counts.peak_bytes)
-        kv.allocated_unused_bytes = max(0, kv.reserved_bytes - kv.peak_bytes)
-        kv.within_budget = kv.within_budget and max(kv.peak_bytes, kv.reserved_bytes) <= kv.budget_bytes
-
     def _complete(self) -> None:
-        record = self._record
+        record, memory = self._record, self._record.memory
+        if self._engine is not None and record.kv is not None:
+            self._measure(self._engine.read(), record.kv)
         record.ended = datetime.now(UTC)
         record.timeline = self._timeline.points()
         record.host.ram_total_bytes = measure.ram_total_bytes()
         record.host.versions = measure.installed_versions()
-        if record.kv is not None:
-            record.kv.allocated_unused_bytes = max(0, record.kv.reserved_bytes - record.kv.peak_bytes)
-            if record.batch is not None:
-                record.kv.tokens_seen, record.kv.tokens_kept, record.kv.tokens_evicted = self._sums
-        _account(record.memory, merge_terms(self._predicted, self._measured))
-        record.memory.phases = [PhasePeak(name=name, peak_bytes=peak) for name, peak in self._phases.items()]
+        memory.terms = merge_terms(self._predicted, self._measured)
+        memory.host_rss_peak_bytes = measure.rss_peak_bytes()
+        if memory.device is not None and memory.device.self_bytes is not None:
+            memory.device.unaccounted_bytes = memory.device.self_bytes - memory.measured_on_device
 
-
-def _account(memory: MemoryReport, terms: list[MemoryTerm]) -> None:
-    memory.terms = terms
-    memory.host_rss_peak_bytes = measure.rss_peak_bytes()
-    device = memory.device
-    if device is not None and device.self_bytes is not None:
-        device.unaccounted_bytes = device.self_bytes - memory.measured_on_device
+    def _measure(self, reading: Reading, kv: KVReport) -> None:
+        """Bring the record up to date with the engine as it is at the end."""
+        counts, gpu, memory = reading.counts, reading.gpu, self._record.memory
+        for name in ("budget_bytes", "reserved_bytes", "live_bytes", "tokens_seen", "tokens_kept", "tokens_evicted"):
+            setattr(kv, name, getattr(counts, name))
+        kv.full_cache_bytes, kv.per_layer = reading.full_cache_bytes, list(reading.layers)
+        if self._record.batch is not None:
+            kv.tokens_seen, kv.tokens_kept, kv.tokens_evicted = self._sums
+            kv.full_cache_bytes = None  # of the last answer only
+        kv.peak_bytes = max(kv.peak_bytes, counts.peak_bytes)
+        kv.allocated_unused_bytes = max(0, kv.reserved_bytes - kv.peak_bytes)
+        kv.within_budget = max(kv.peak_bytes, kv.reserved_bytes) <= kv.budget_bytes
+        self._measured = {**reading.terms, **self._measured}
+        self._record.host = reading.host
+        memory.torch = reading.torch
+        memory.phases = [PhasePeak(name=name, peak_bytes=peak) for name, peak in reading.phases.items()]
+        if gpu is not None:
+            host = self._record.host
+            host.gpu, host.driver, host.gpu_total_bytes = gpu.name, gpu.driver, gpu.total_bytes
+            memory.device = DeviceMemory(
+                total_bytes=gpu.total_bytes,
+                free_bytes=gpu.free_bytes,
+                self_bytes=gpu.self_bytes,
+                other_processes_bytes=gpu.other_processes_bytes,
+            )
 
 
 def _writable(report: str) -> Path:
@@ -247,7 +202,7 @@ def _writable(report: str) -> Path:
 
 
 def _exit_code(error: BaseException | None) -> int:
-    """What the process will end with: every error that knows says so, as does typer.Exit."""
+    """The exit code of a process that this error ends: every error that knows says so, as does typer.Exit."""
     if error is None or isinstance(error, BrokenPipeError):
         return 0
     if isinstance(error, KeyboardInterrupt):

@@ -195,7 +195,7 @@ class BatchReport(Part):
 
 
 class RunRecord(Part):
-    """One run of `kvlite run`, `chat` or `batch`."""
+    """One run of `kvlite run`, `chat`, `batch` or `bench`."""
 
     model_config = ConfigDict(title=SCHEMA, populate_by_name=True)
 

@@ -9,36 +9,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from kvlite.engine.engine import Engine
-from kvlite.errors import UsageError
 from kvlite.memory.counts import KVCounts
 from kvlite.speed.ahead import furthest
 from kvlite.speed.ceilings import Ceilings, measure_ceilings
 from kvlite.speed.decoding import WARM_STEPS, Point, first_token_s, random_ids, step_times
 from kvlite.speed.roofline import weights_read_bytes
 from kvlite.speed.spread import Spread
+from kvlite.speed.workload import Workload
 
 _SEED_TOKENS = 64
 """Tokens fed for the keys and values that fast-forwarded rows repeat."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Protocol:
-    """What to measure: prompts of these lengths, decoding after these many tokens, and with all slots full.
-
-    Each timing takes `steps` decode steps and is repeated in `rounds` rounds. Raises UsageError on counts below 1.
-    """
-
-    prompts: tuple[int, ...]
-    contexts: tuple[int, ...]
-    drift: tuple[int, ...]
-    steps: int = 64
-    rounds: int = 5
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name, counts in (("prompt", self.prompts), ("context", self.contexts), ("drift", self.drift)):
-            if any(count < 1 for count in counts):
-                raise UsageError(f"--{name} has a count below 1; give tokens, such as 1k")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,13 +36,13 @@ class Prompt:
 
 @dataclass(slots=True)
 class Measurement:
-    """Runs a protocol on an engine whose first row is free to use; the results are there when `run` is through.
+    """Runs a workload on an engine whose first row is free to use; the results are there when `run` is through.
 
     `left_out` says what could not be measured, and why.
     """
 
     engine: Engine
-    protocol: Protocol
+    workload: Workload
     ceilings: Ceilings | None = None
     cold_first_token_s: float | None = None
     prompts: list[Prompt] = field(default_factory=list)
@@ -72,7 +52,7 @@ class Measurement:
 
     def run(self) -> Iterator[str]:
         """Measure, saying before each part what comes. Raises what the engine could not do."""
-        engine, wanted = self.engine, self.protocol
+        engine, wanted = self.engine, self.workload
         yield "the first token of the process"
         self.cold_first_token_s = first_token_s(engine, self._ids(_SEED_TOKENS))
         held = engine.snapshot(0)
@@ -104,7 +84,7 @@ class Measurement:
         return self.drift[-1].step.median_s / self.drift[0].step.median_s - 1.0
 
     def _ids(self, count: int) -> tuple[int, ...]:
-        return random_ids(count, self.engine.loaded.shape.vocab, self.protocol.seed)
+        return random_ids(count, self.engine.loaded.shape.vocab, self.workload.seed)
 
     def _full(self, drift: tuple[int, ...]) -> tuple[int, ...]:
         """The points with all slots full: those before that give way to one where the last slot has just been taken."""
