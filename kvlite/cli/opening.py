@@ -59,6 +59,7 @@ class Opened:
             dtype=self.loaded.dtype_name,
             license=self.files.license,
             fused=list(self.loaded.fused),
+            refused=list(self.loaded.refused),
         )
 
     def predicted(self) -> dict[str, int]:
@@ -94,6 +95,8 @@ def open_model(
     policy.when_full(options.on_full)
     captures = is_wanted(options.capture, pick_device(options.device))  # refused before the weights are read
     ref, files, loaded = load_model(options, console, found)
+    for patch in loaded.refused:
+        console.detail(f"not fused: {patch}")
     fit = fit_of(
         options,
         loaded.shape,

@@ -8,7 +8,8 @@ near to float32 says more. A module at a time, because over a whole model the ro
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,7 @@ from torch.utils._pytree import tree_map
 from kvlite.models.attention_interface import ATTENTION
 from kvlite.models.loaded import LoadedModel
 from kvlite.models.probe import text_ids
+from kvlite_kernels.fused_ops import TORCH_OPS
 
 FACTOR = 1.5
 FLOOR = 1e-5
@@ -80,11 +82,25 @@ def _comparison(made: nn.Module, is_rounded: bool, verdicts: list[Verdict]) -> C
     def compare(module: nn.Module, args: Any, kwargs: Any, out: Any) -> None:
         eager, exact = _tensor(out), _tensor(out)
         if is_rounded:
-            with _Float32():
+            with _torch_ops(module), _Float32():
                 exact = _tensor(module.forward(*args, **kwargs))
         verdicts.append(Verdict(_error(_tensor(made(*args, **kwargs)), exact), _error(eager, exact)))
 
     return compare
+
+
+@contextmanager
+def _torch_ops(module: nn.Module) -> Iterator[None]:
+    """Let what is fused inside `module` run on plain torch: kernels take memory as it is, in any dtype."""
+    fused: list[Any] = [part for part in module.modules() if hasattr(part, "ops")]
+    held = [part.ops for part in fused]
+    try:
+        for part in fused:
+            part.ops = TORCH_OPS
+        yield
+    finally:
+        for part, ops in zip(fused, held, strict=True):
+            part.ops = ops
 
 
 class _Float32(TorchFunctionMode):
