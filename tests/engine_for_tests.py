@@ -11,9 +11,9 @@ from kvlite.cache.cache import SlotCache
 from kvlite.cache.policy import load_policy
 from kvlite.engine.engine import Engine
 from kvlite.engine.request import Completion, Request
-from kvlite.memory.allotment import equally
 from kvlite.memory.budget import Budget
 from kvlite.memory.format import slot_format
+from kvlite.memory.layer_budgets import equally
 from kvlite.memory.plan import CacheSpec, plan_cache
 from kvlite.memory.shape import ModelShape
 from kvlite.models.attention_interface import register

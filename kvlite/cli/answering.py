@@ -102,8 +102,8 @@ def banner(opened: Opened) -> str:
     parts = [
         opened.name if opened.ref.alias in (None, opened.name) else f"{opened.ref.alias} → {opened.name}",
         dtype if opened.loaded.quant == "none" else opened.loaded.quant,
-        f"{cache_size(plan)} @ {human_bytes(token_bytes)}{cache.stored.said}{state}{window}",
-        f"policy {cache.policy.name}" + ("" if engine.on_full == "evict" else f", {engine.on_full} when full"),
+        f"{cache_size(plan)} @ {human_bytes(token_bytes)}{cache.stored.label}{state}{window}",
+        f"policy {cache.policy}" + ("" if engine.on_full == "evict" else f", {engine.on_full} when full"),
         f"{opened.loaded.device} ({cache.kernels.name}{_steps(opened)})",
     ]
     if opened.loaded.rotations is None and opened.loaded.window is not None:

@@ -44,16 +44,17 @@ def choose_model(
 
     options = replace(options, model=call.chosen_model(from_lines if named is None else named))
     budgets = [budget for budget in (options.kv_budget, options.kv_per_seq) if budget]
+    policy = load_policy(options.kv_policy)
     access = _Access(options, batch_size, call.console)
     is_unnamed = named is None and from_lines is None and not call.default_model
     return Model(
         terms=Terms(
             model=None if named is not None else options.model,
             kv_budgets=tuple(str(Budget.parse(budget)) for budget in budgets),
-            kv_policy=options.kv_policy,
-            on_full=load_policy(options.kv_policy).when_full(options.on_full),
+            kv_policy=str(policy),
+            on_full=policy.when_full(options.on_full),
         ),
-        params={name: getattr(options, name) for name in _PARAMS},
+        params={name: getattr(options, name) for name in _PARAMS} | {"kv_policy": str(policy)},
         identity=access.identity,
         open=access.open,
         plan=access.plan,
@@ -78,8 +79,8 @@ class _Access:
 
         opened = open_model(self.options, self.console, with_rows=True, batch_size=self.batch_size)
         plan = opened.plan
-        cache = f"{cache_size(plan)}{opened.engine.cache.stored.said}"
-        self.console.note(f"{opened.name} · {cache} · policy {self.options.kv_policy} · {opened.loaded.device}")
+        cache = f"{cache_size(plan)}{opened.engine.cache.stored.label}"
+        self.console.note(f"{opened.name} · {cache} · policy {opened.engine.policy} · {opened.loaded.device}")
         is_divisible = plan.slots > opened.engine.policy.min_slots() and not opened.loaded.shape.has_state
         if plan.rows < (self.batch_size or 2) and is_divisible:
             held = "one sequence" if plan.rows == 1 else f"{plan.rows} sequences"

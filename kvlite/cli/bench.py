@@ -27,7 +27,7 @@ _TIMES = {"": 1, "k": 1_000, "M": 1_000_000}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BenchOptions:
-    """Which model to measure, and on how many tokens."""
+    """The model to measure, and the numbers of tokens."""
 
     model: str | None = model_argument()
     prompt: str = option("128,1k", metavar="N,N", help="Lengths of prompts, fed to the first token.")

@@ -204,11 +204,11 @@ def _report(evaluation: Evaluation, model: str, subject: Subject) -> Report:
 
 
 def _write(report: Report, html: Path | None, out: Console) -> None:
-    from kvlite.evaluation.view import headline, report_page, suite_section
+    from kvlite.evaluation.view import eval_page, headline, suite_section
 
     if html is not None:
         try:
-            html.write_text(report_page(report), encoding="utf-8")
+            html.write_text(eval_page(report), encoding="utf-8")
         except OSError as error:
             raise OutputError(f"cannot write to {html}: {error.strerror}") from error
     if out.as_json:

@@ -56,8 +56,8 @@ def fit_of(
 def cache_spec(options: ModelOptions, shape: ModelShape) -> CacheSpec:
     """The cache that these options ask for, whatever its size; a format that is left open is the model's dtype."""
     from kvlite.cache.policy import load_policy
-    from kvlite.memory.allotment import equally
     from kvlite.memory.format import slot_format
+    from kvlite.memory.layer_budgets import equally
     from kvlite.memory.plan import CacheSpec
 
     policy = load_policy(options.kv_policy)

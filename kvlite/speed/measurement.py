@@ -1,6 +1,6 @@
-"""One engine measured: prompts, decoding after so many tokens, and drift, in rounds that take turns.
+"""One engine measured: prompts, decoding after so many tokens, and drift, in rounds.
 
-Rounds take turns so that what else the machine does falls on all figures alike. Knows nothing of files or screens.
+Rounds alternate between the figures, so that other work on the machine falls on all of them alike.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 
 from kvlite.engine.engine import Engine
 from kvlite.memory.counts import KVCounts
-from kvlite.speed.ahead import furthest
 from kvlite.speed.ceilings import Ceilings, measure_ceilings
 from kvlite.speed.decoding import WARM_STEPS, Point, first_token_s, random_ids, step_times
 from kvlite.speed.roofline import weights_read_bytes
 from kvlite.speed.spread import Spread
+from kvlite.speed.synthetic_cache import longest_conversation
 from kvlite.speed.workload import Workload
 
 _SEED_TOKENS = 64
@@ -36,9 +36,9 @@ class Prompt:
 
 @dataclass(slots=True)
 class Measurement:
-    """Runs a workload on an engine whose first row is free to use; the results are there when `run` is through.
+    """Runs a workload on an engine whose first row is free; the results are there when `run` is through.
 
-    `left_out` says what could not be measured, and why.
+    `left_out` names what could not be measured, with the reason.
     """
 
     engine: Engine
@@ -51,7 +51,7 @@ class Measurement:
     left_out: list[str] = field(default_factory=list)
 
     def run(self) -> Iterator[str]:
-        """Measure, saying before each part what comes. Raises what the engine could not do."""
+        """Measure, and yield the name of each part before it starts. Raises the engine's errors."""
         engine, wanted = self.engine, self.workload
         yield "the first token of the process"
         self.cold_first_token_s = first_token_s(engine, self._ids(_SEED_TOKENS))
@@ -78,7 +78,7 @@ class Measurement:
 
     @property
     def drift_share(self) -> float | None:
-        """How much longer the last point's median step takes than the first's; None without two points."""
+        """The growth of the median step from the first point to the last, as a share; None without two points."""
         if len(self.drift) < 2:
             return None
         return self.drift[-1].step.median_s / self.drift[0].step.median_s - 1.0
@@ -87,13 +87,13 @@ class Measurement:
         return random_ids(count, self.engine.loaded.shape.vocab, self.workload.seed)
 
     def _full(self, drift: tuple[int, ...]) -> tuple[int, ...]:
-        """The points with all slots full: those before that give way to one where the last slot has just been taken."""
+        """The points with all slots full; earlier ones are replaced by the one at which the last slot is taken."""
         slots = max((layer.slots for layer in self.engine.cache.layers.values()), default=1)
         return tuple(dict.fromkeys(max(seen, slots) for seen in drift))
 
     def _possible(self, name: str, counts: tuple[int, ...], room: int) -> tuple[int, ...]:
-        """The counts that leave `room` tokens before the conversation ends; the others are left out, and said."""
-        end = furthest(self.engine)
+        """The counts that leave `room` tokens before the conversation ends; the others go to `left_out`."""
+        end = longest_conversation(self.engine)
         if end is None:
             return tuple(dict.fromkeys(counts))
         late = [count for count in counts if count + room > end]

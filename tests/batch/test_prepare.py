@@ -82,7 +82,14 @@ TERMS = Terms(kv_budgets=("2GB", "100MB"), kv_policy="window", on_full="evict")
 
 
 @pytest.mark.parametrize(
-    "extras", [{"kv_budget": "2000MB"}, {"kv_budget": "100MB"}, {"kv_policy": "window"}, {"on_full": "evict"}]
+    "extras",
+    [
+        {"kv_budget": "2000MB"},
+        {"kv_budget": "100MB"},
+        {"kv_policy": "window"},
+        {"kv_policy": "window:sinks=4"},
+        {"on_full": "evict"},
+    ],
 )
 def test_extras_that_the_run_meets_are_accepted(extras: dict[str, str]) -> None:
     TERMS.check(line(extras=extras))
@@ -94,6 +101,8 @@ def test_extras_that_the_run_meets_are_accepted(extras: dict[str, str]) -> None:
         ({"kv_budget": "1GB"}, "this run has 2GB or 100MB; run these lines with --kv-budget"),
         ({"kv_budget": "much"}, "not understood"),
         ({"kv_policy": "h2o"}, "--kv-policy"),
+        ({"kv_policy": "window:sinks=8"}, "--kv-policy"),
+        ({"kv_policy": "no-such-policy"}, "--kv-policy"),
         ({"on_full": "stop"}, "--on-full"),
     ],
 )
