@@ -1,12 +1,12 @@
-"""What commands make of options: fields and completions that several share, and what is built of what was given."""
+"""Fields that several commands share, and the sampling settings that were given."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from typing import Any
 
 from kvlite.errors import UsageError
-from kvlite.options import BUILT_IN_MODEL, MODEL, AnswerOptions, argument, option
+from kvlite.flags import argument, option
+from kvlite.options import BUILT_IN_MODEL, MODEL, AnswerOptions
 
 
 def model_argument() -> Any:
@@ -36,29 +36,3 @@ def sampling(answer: AnswerOptions) -> dict[str, Any]:
         given["temperature"] = 0.0
     Sampling(**given)  # only to have the ranges checked before anything is loaded
     return given
-
-
-def _complete_model(incomplete: str) -> list[str]:
-    from kvlite.catalog.completion import complete_model
-
-    return complete_model(incomplete)
-
-
-def _complete_cached(incomplete: str) -> list[str]:
-    from kvlite.catalog.completion import complete_cached
-
-    return complete_cached(incomplete)
-
-
-def _complete_policy(incomplete: str) -> list[str]:
-    from kvlite.cache.policy import policy_names
-
-    return [name for name in policy_names() if name.startswith(incomplete)]
-
-
-COMPLETERS: Mapping[str, Callable[[str], list[str]]] = {
-    "model": _complete_model,
-    "cached": _complete_cached,
-    "policy": _complete_policy,
-}
-"""What a shell is proposed, by the name that a field's flag gives."""

@@ -9,7 +9,8 @@ from kvlite.cli.invocation import Invocation
 from kvlite.cli.options import model_argument
 from kvlite.cli.signature import without
 from kvlite.errors import DoesNotFit, UsageError
-from kvlite.options import ModelOptions, option
+from kvlite.flags import option
+from kvlite.options import ModelOptions
 
 if TYPE_CHECKING:
     from kvlite.catalog.files import ModelFacts
@@ -22,7 +23,7 @@ _WHEN_LOADED = ("think", "pin_system", "trust_remote_code", "allow_pickle", "fus
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What is asked for. Raises UsageError where one thing is given twice, or `--solve` looks for what is given."""
+    """The request. Raises UsageError where one thing is given twice, or `--solve` looks for what is given."""
 
     kv_budget: str | None
     kv_per_seq: str | None
@@ -53,7 +54,7 @@ class Wanted:
 
     @property
     def per_sequence(self) -> Budget | None:
-        """What each row of a batch keeps, where that is given."""
+        """The budget of each row of a batch, where one is given."""
         from kvlite.memory.budget import Budget
 
         if self.context is not None:
@@ -63,7 +64,7 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlanOptions:
-    """Which model to plan for, and what to look for."""
+    """The model to plan for, and the question."""
 
     model: str | None = model_argument()
     context: int | None = option(None, metavar="N", min=1, max=2**31 - 1, help="Tokens each row should keep.")
@@ -132,7 +133,7 @@ def _quote(fit: Fit, wanted: Wanted) -> Quote:
 
 
 def find_device(device: str, vram: str | None = None) -> PlanDevice:
-    """Where it would run: a pretended GPU, a real one, or this machine's memory."""
+    """Find the device it would run on: a pretended GPU, a real one, or this machine's memory."""
     from kvlite.cli.plan_view import PlanDevice
     from kvlite.memory.format import parse_size
     from kvlite.memory.host import available_bytes

@@ -1,4 +1,4 @@
-"""How `kvlite plan` shows its answer: as JSON whose keys scripts rely on, or as lines and tables to read."""
+"""The answer of `kvlite plan`: as JSON whose keys scripts rely on, or as lines and tables to read."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class PlanDevice:
-    """Where the model would run, and the bytes that are free there before its weights are loaded."""
+    """The device the model would run on, and the bytes that are free there before its weights are loaded."""
 
     kind: DeviceKind
     name: str

@@ -24,7 +24,8 @@ from kvlite.cli import commands, main
 from kvlite.cli.invocation import Invocation
 from kvlite.cli.options import sampling
 from kvlite.cli.signature import without
-from kvlite.options import AnswerOptions, ModelOptions, option
+from kvlite.flags import option
+from kvlite.options import AnswerOptions, ModelOptions
 
 ROOT = Path(__file__).parents[2]
 
