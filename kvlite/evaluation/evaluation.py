@@ -68,17 +68,17 @@ class Clock:
     is_sampled: bool = False
 
     def expect(self, units: int, passes: float) -> None:
-        """There are so many more units to do, each of so many passes; fewer where `units` is negative."""
+        """Add units to do, each of so many passes; fewer where `units` is negative."""
         self.total += units
         self.passes += units * passes
 
     def skip(self, units: float, passes: float) -> None:
-        """So many units are done already, and took no time."""
+        """Count units as done that took no time."""
         self.done += units
         self.passes -= units * passes
 
     def spend(self, seconds: float, units: float, passes: float) -> None:
-        """So many units, or a part of them, took so many seconds."""
+        """Count units, or a part of one, that took so many seconds."""
         self.skip(units, passes)
         self.timed += units * passes
         self.busy_s += seconds
@@ -173,7 +173,7 @@ class Evaluation:
 def _timed(
     measuring: Generator[float, None, Sequence[Result]], units: int, passes: float, clock: Clock, doing: str
 ) -> Generator[Pace, None, Sequence[Result]]:
-    """Let a group of units run under the clock."""
+    """Measure a group of units under the clock."""
     shown, since = 0.0, time.monotonic()
     while True:
         try:

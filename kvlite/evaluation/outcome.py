@@ -60,7 +60,7 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """A text that was fed by force: `tokens` in all, and its spans."""
+    """A text that was fed token by token and scored (teacher forcing): `tokens` in all, and its spans."""
 
     number: int
     tokens: int

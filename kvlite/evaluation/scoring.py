@@ -1,4 +1,4 @@
-"""Text fed by force through a bounded cache, its next-token distributions compared with the full cache's.
+"""Teacher-forced text through a bounded cache, its next-token distributions compared with the full cache's.
 
 Both caches see the same tokens. The bounded one takes T at a time, so T is part of every result: a chunk sees all of
 itself whatever the slots hold.

@@ -45,7 +45,7 @@ class KindPart:
 class Line:
     """The results of one variant in one suite: its figures by name, and the first of them by distance and by kind.
 
-    Text that is fed by force has no kinds. `count` is questions, or scored tokens. `samples` holds one pair
+    Forced text has no kinds. `count` is questions, or scored tokens. `samples` holds one pair
     (sum, count) per conversation or text of the main figure, for comparisons in pairs.
     """
 

@@ -54,7 +54,7 @@ def usable_cores(cpus: Sequence[int] | None = None, root: Path = Path("/")) -> i
 
 
 def _quotas(root: Path) -> Iterator[tuple[int, int]]:
-    """(microseconds of processor time, per so many) of every control group above this process that limits it."""
+    """(microseconds of processor time, per period in microseconds) of every control group that limits this process."""
     for folder, is_v2 in _groups(root, "cpu"):
         names = ("cpu.max",) if is_v2 else ("cpu.cfs_quota_us", "cpu.cfs_period_us")
         words = " ".join(_read(folder / name) or "" for name in names).split()
@@ -73,7 +73,7 @@ def _machine_available(root: Path) -> int:
 
 
 def _group_limits(root: Path) -> Iterator[tuple[int, int]]:
-    """(limit, usage without what the kernel would give back) of every control group above this process."""
+    """(limit, usage without reclaimable pages) of every control group above this process, in bytes."""
     for folder, is_v2 in _groups(root, "memory"):
         yield from _limit(folder, _V2 if is_v2 else _V1)
 

@@ -62,7 +62,7 @@ class Plot:
 
 
 def x_at(value: float, ends: Sequence[float], width: int) -> float:
-    """The x of a value on an axis whose ends are the first and last of `ends`; values beyond them stand on them."""
+    """The x of a value on an axis from the first of `ends` to the last; values beyond them are clamped."""
     first, last = ends[0], ends[-1]
     return round(width * (min(max(value, first), last) - first) / (last - first), 1)
 

@@ -35,7 +35,7 @@ class Recorder:
     """Takes values while a command runs; leaving the `with` block writes the record and never fails the run.
 
     `report` is `auto` (the state folder), `none` (keep no record) or a file's path, checked here: raises UsageError.
-    `warn` is told, once, when the record cannot be written. `clock` gives seconds.
+    `warn` gets one message when the record cannot be written.
     """
 
     def __init__(
@@ -45,12 +45,10 @@ class Recorder:
         *,
         report: str = AUTO,
         warn: Callable[[str], None] = lambda text: None,
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._path = None if report in (AUTO, NONE) else _writable(report)
         self._warn = warn
-        self._clock = clock
-        self._start_s = clock()
+        self._start_s = time.monotonic()
         started = datetime.now(UTC)
         self._record = RunRecord(
             run_id=new_run_id(started), command=command, argv=list(argv), started=started, ended=started, exit_code=0
@@ -97,7 +95,7 @@ class Recorder:
         self._has_evicted = self._has_evicted or is_first
         self._timeline.add(
             TimelinePoint(
-                t_s=round(self._clock() - self._start_s, 3),
+                t_s=round(time.monotonic() - self._start_s, 3),
                 tokens_seen=counts.tokens_seen,
                 kv_bytes=counts.live_bytes,
                 allocated_bytes=self._engine.allocated_bytes(),
@@ -204,7 +202,7 @@ def _writable(report: str) -> Path:
 
 
 def _exit_code(error: BaseException | None) -> int:
-    """The exit code of a process that this error ends: every error that knows says so, as does typer.Exit."""
+    """The exit code of a process that this error ends; errors of kvlite and typer.Exit carry theirs."""
     if error is None or isinstance(error, BrokenPipeError):
         return 0
     if isinstance(error, KeyboardInterrupt):

@@ -14,7 +14,7 @@ from kvlite.speed.ceilings import Ceilings, measure_ceilings
 from kvlite.speed.decoding import WARM_STEPS, Point, first_token_s, random_ids, step_times
 from kvlite.speed.roofline import weights_read_bytes
 from kvlite.speed.spread import Spread
-from kvlite.speed.synthetic_cache import furthest
+from kvlite.speed.synthetic_cache import longest_conversation
 from kvlite.speed.workload import Workload
 
 _SEED_TOKENS = 64
@@ -88,12 +88,12 @@ class Measurement:
 
     def _full(self, drift: tuple[int, ...]) -> tuple[int, ...]:
         """The points with all slots full; earlier ones are replaced by the one at which the last slot is taken."""
-        slots = max((layer.slots for layer in self.engine.cache.layers.values()), default=1)
+        slots = max((layer.num_slots for layer in self.engine.cache.layers.values()), default=1)
         return tuple(dict.fromkeys(max(seen, slots) for seen in drift))
 
     def _possible(self, name: str, counts: tuple[int, ...], room: int) -> tuple[int, ...]:
         """The counts that leave `room` tokens before the conversation ends; the others go to `left_out`."""
-        end = furthest(self.engine)
+        end = longest_conversation(self.engine)
         if end is None:
             return tuple(dict.fromkeys(counts))
         late = [count for count in counts if count + room > end]

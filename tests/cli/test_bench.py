@@ -6,9 +6,9 @@ import json
 from collections.abc import Callable
 
 import pytest
+from kvlite.engine.graphs import Rerun
 
 from kvlite.cli import main
-from kvlite.engine.graphs import Rerun
 
 SMALL = ["bench", "--prompt", "8", "--context", "20,1k", "--drift", "1k,1M", "--steps", "3", "--rounds", "2"]
 
