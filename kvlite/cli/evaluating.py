@@ -109,7 +109,7 @@ class Comparison:
 
 
 def _obstacle(path: Path) -> str | None:
-    """Why a file cannot be written, None where it can."""
+    """The reason why a file cannot be written, None where it can."""
     if path.is_dir():
         return "a folder"
     if not path.parent.is_dir():
