@@ -11,7 +11,8 @@ from kvlite.cli.invocation import Invocation
 from kvlite.cli.options import model_argument
 from kvlite.cli.signature import only
 from kvlite.errors import UsageError
-from kvlite.options import SAMPLING, ModelOptions, option
+from kvlite.flags import option
+from kvlite.options import SAMPLING, ModelOptions
 
 _OF_MODEL = ("prefill_chunk", "quant", "dtype", "device", "revision", "trust_remote_code", "allow_pickle", "offline")
 
@@ -31,7 +32,7 @@ def _complete_policy(incomplete: str) -> list[str]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvalOptions:
-    """Which model to measure, on what, under which policies and budgets."""
+    """The model to measure, the suites, the policies and the budgets."""
 
     model: str | None = model_argument()
     suite: str | None = option(
