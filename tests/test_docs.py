@@ -13,6 +13,7 @@ import typer.main
 
 from kvlite.cache.policy import DEFAULT_POLICY, load_policy, policy_names
 from kvlite.cache.policy_text import write_settings
+from kvlite.cache.spec import cache_spec
 from kvlite.cli import app
 from kvlite.cli.commands import CommandGroup
 from kvlite.memory.auto_format import automatic_formats
@@ -88,7 +89,7 @@ def test_what_the_readme_says_a_gigabyte_holds(
     config = json.loads((ROOT / "tests" / "data" / "configs" / f"{model}.json").read_text())
     shape, budget = ModelShape.from_config(config), Budget.parse("1GB")
     policy = load_policy(DEFAULT_POLICY)
-    spec = CacheSpec(slot_format("auto", shape.dtype), policy.state_bytes_per_slot, policy.min_slots())
+    spec = cache_spec(policy, slot_format("auto", shape.dtype))
 
     def plan(spec: CacheSpec) -> CachePlan:
         return plan_cache(shape, budget, spec, free_bytes=None)
@@ -117,3 +118,20 @@ def test_the_table_of_settings_is_what_the_policies_have() -> None:
     assert told == {name: write_settings(settings, ", ") for name, settings in found.items() if settings}
     meanings = set(re.findall(r"`(\w+)`", "".join(re.findall(r"^\| (`\w+`[^|]*) \|", page, re.M))))
     assert meanings >= {setting for settings in found.values() for setting in settings}
+
+
+def python_examples() -> list[tuple[str, str]]:
+    pages = (ROOT / "README.md", ROOT / "docs" / "python.md")
+    blocks = [(page.name, re.findall(r"^```python\n(.*?)^```", page.read_text(), flags=re.S | re.M)) for page in pages]
+    return [(name, block) for name, found in blocks for block in found]
+
+
+@pytest.mark.parametrize(("page", "example"), python_examples())
+def test_examples_in_python_run(page: str, example: str, capsys: pytest.CaptureFixture[str]) -> None:
+    exec(compile(example, page, "exec"), {})  # noqa: S102 - what the page tells a reader to run
+    assert capsys.readouterr().out.strip()
+
+
+def test_the_readme_shows_python_in_ten_lines() -> None:
+    (example,) = (block for page, block in python_examples() if page == "README.md")
+    assert len([line for line in example.splitlines() if line]) <= 10

@@ -17,13 +17,13 @@ from kvlite.cache.policy import load_policy
 from kvlite.catalog.names import resolve_model
 from kvlite.engine.request import Request, Sampling
 from kvlite.errors import KvliteError, UsageError
+from kvlite.llm.answer import BATCH_MAX_TOKENS, SEEDS
 from kvlite.memory.budget import Budget
 
 if TYPE_CHECKING:
     from kvlite.text.stream import AnswerText
     from kvlite.text.template import ChatText, Encoded
 
-DEFAULT_MAX_TOKENS = 1024
 _SEEDS = 2**31  # small enough to be exact in every reader of JSON
 
 
@@ -36,7 +36,7 @@ class Defaults:
 
     sampling: Mapping[str, int | float] = field(default_factory=dict)
     seed: int | None = None
-    max_tokens: int = DEFAULT_MAX_TOKENS
+    max_tokens: int = BATCH_MAX_TOKENS
     stop: tuple[str, ...] = ()
     system: str | None = None
     pin_system: bool = True
@@ -141,7 +141,7 @@ class Preparer:
         return Request(
             id=f"{item.place.index}.{choice}",
             ids=encoded.ids,
-            sampling=replace(sampling, seed=(sampling.seed + choice) % 2**63),
+            sampling=replace(sampling, seed=(sampling.seed + choice) % SEEDS),
             max_tokens=self._defaults.max_tokens if item.max_tokens is None else item.max_tokens,
             stop_ids=self._text.stop_ids,
             pins=encoded.pins if self._defaults.pin_system else (),

@@ -15,8 +15,8 @@ from kvlite.errors import UsageError
 from kvlite.options import ModelOptions, OutputOptions, option
 
 if TYPE_CHECKING:
-    from kvlite.cli.opening import Opened
     from kvlite.console import Console
+    from kvlite.llm import LLM
     from kvlite.speed.measurement import Measurement
     from kvlite.speed.report import BenchReport
     from kvlite.speed.workload import Workload
@@ -62,42 +62,43 @@ def bench(
     call: Invocation,
 ) -> None:
     """Measure start-up, prompts and decoding on random tokens, and the share of this device's bandwidth they use."""
+    from kvlite.llm import LLM
+    from kvlite.llm.spec import RunSpec
+    from kvlite.llm.text_model import TextModel
     from kvlite.memory.host import process_age_s
 
     age_s, workload, out = process_age_s(), given.workload(), call.console
     with start_recorder("bench", output.report, out) as recorder, out.progress() as progress:
         progress.update("loading")
+        spec = RunSpec.of(replace(options, model=call.chosen_model(given.model)))
         imports_s = _import_engine()
-        from kvlite.cli.opening import open_model
-        from kvlite.engine.memory_report import EngineMemory
         from kvlite.speed.measurement import Measurement
 
         start = time.perf_counter()
-        opened = open_model(replace(options, model=call.chosen_model(given.model)), out)
+        llm = LLM(TextModel.load(spec, out))
         opened_s = time.perf_counter() - start
-        source = call.sources["kv_budget"]
-        recorder.opened(opened.identity(), opened.predicted(), EngineMemory(opened.engine), source)
-        measurement = Measurement(opened.engine, workload)
+        llm.record(recorder, call.sources["kv_budget"])
+        measurement = Measurement(llm.engine, workload)
         for doing in measurement.run():
             progress.update(doing)
             recorder.sample()
     before = {} if age_s is None else {"interpreter and command line": age_s}
     before["imports"] = imports_s
-    _write(_report(opened, measurement, before, opened_s), out)
+    _write(_report(llm, measurement, before, opened_s), out)
 
 
 def _import_engine() -> float:
     """Import everything that is heavy, and return the seconds that took."""
     start = time.perf_counter()
-    from kvlite.cli.heavy import load_engine
+    from kvlite.llm.fast_import import import_engine
 
-    load_engine()
+    import_engine()
     import kvlite.speed.measurement  # noqa: F401
 
     return time.perf_counter() - start
 
 
-def _report(opened: Opened, measurement: Measurement, before: dict[str, float], opened_s: float) -> BenchReport:
+def _report(llm: LLM, measurement: Measurement, before: dict[str, float], opened_s: float) -> BenchReport:
     """Gather what was measured, in the stages from the process's start to the first token."""
     import torch
 
@@ -108,7 +109,7 @@ def _report(opened: Opened, measurement: Measurement, before: dict[str, float], 
     from kvlite.speed.roofline import weights_read_bytes
 
     assert measurement.cold_first_token_s is not None
-    loading = opened.loaded.stages
+    loading = llm.model.loaded.stages
     stages = {
         **before,
         **loading,
@@ -116,18 +117,18 @@ def _report(opened: Opened, measurement: Measurement, before: dict[str, float], 
         "first token": measurement.cold_first_token_s,
     }
     return BenchReport(
-        model=opened.name,
-        identity=opened.identity(),
-        reading=EngineMemory(opened.engine).read(),
-        device_name=device_name(opened.loaded.device),
+        model=llm.model.name,
+        identity=llm.model.identity(),
+        reading=EngineMemory(llm.engine).read(),
+        device_name=device_name(llm.model.loaded.device),
         threads=torch.get_num_threads(),
-        on_full=opened.engine.on_full,
-        chunk=opened.plan.chunk,
-        weights_read_bytes=weights_read_bytes(opened.loaded),
+        on_full=llm.engine.on_full,
+        chunk=llm.plan.chunk,
+        weights_read_bytes=weights_read_bytes(llm.model.loaded),
         versions=installed_versions(),
         stages=stages,
         measurement=measurement,
-        predicted=opened.predicted(),
+        predicted=llm.predicted(),
     )
 
 

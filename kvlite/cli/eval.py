@@ -96,10 +96,10 @@ def eval_(
 ) -> None:
     """Measure what a KV budget costs on a model, policies side by side, and say which to use."""
     from kvlite.cache.policy_text import split_policies
-    from kvlite.cli.evaluating import Asked, evaluate
+    from kvlite.cli.evaluating import Comparison, evaluate
 
     suites = _listed(given.suite) or (("kl", "ppl") if given.text is not None else ("recall", "kl"))
-    asked = Asked(
+    asked = Comparison(
         suites=suites,
         policies=_listed(given.policy, split_policies),
         shares=_listed(given.share) or (() if given.kv_budget else ("10", "25")),

@@ -7,9 +7,9 @@ from fractions import Fraction
 from typing import TYPE_CHECKING
 
 from kvlite.cache.policy import Policy
+from kvlite.cache.spec import cache_spec
 from kvlite.memory.budget import Budget, BudgetKind
 from kvlite.memory.format import SlotFormat, human_bytes, slot_format
-from kvlite.memory.layer_budgets import equally
 from kvlite.memory.plan import MOST_CHUNK, CachePlan, CacheSpec, plan_cache
 from kvlite.memory.shape import ModelShape
 
@@ -45,15 +45,7 @@ class Variant:
 
         Raises CapacityError where the budget is too small for the policy.
         """
-        evicts = self.policy.when_full(None) == "evict"
-        spec = CacheSpec(
-            slot_format(self.kv_dtype, shape.dtype),
-            self.policy.state_bytes_per_slot,
-            self.policy.min_slots(),
-            evicts=evicts,
-            chunk_limit=self.chunk_limit,
-            layer_rule=self.policy.layer_slots if evicts else equally,
-        )
+        spec = cache_spec(self.policy, slot_format(self.kv_dtype, shape.dtype), chunk_limit=self.chunk_limit)
         budget = self.budget or Budget(BudgetKind.TOKENS, most)
         if budget.kind is BudgetKind.SHARE:
             budget = Budget(BudgetKind.BYTES, int(Fraction(budget.amount) * shape.full_cache_bytes(tokens)))

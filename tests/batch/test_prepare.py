@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from kvlite.batch.item import Code, Form, Item, LineError, Place
-from kvlite.batch.prepare import DEFAULT_MAX_TOKENS, Defaults, Preparer, Terms
+from kvlite.batch.prepare import Defaults, Preparer, Terms
+from kvlite.llm.answer import BATCH_MAX_TOKENS
 
 
 def line(**changes: Any) -> Item:
@@ -26,7 +27,7 @@ def test_a_line_wins_over_the_defaults(text: Any) -> None:
 
 
 def test_answers_are_limited_unless_told(text: Any) -> None:
-    assert Preparer(text, Defaults(), Terms()).prepare(line()).requests[0].max_tokens == DEFAULT_MAX_TOKENS
+    assert Preparer(text, Defaults(), Terms()).prepare(line()).requests[0].max_tokens == BATCH_MAX_TOKENS
 
 
 def test_without_a_seed_each_line_has_its_own_from_its_id(text: Any) -> None:
