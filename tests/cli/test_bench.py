@@ -9,6 +9,7 @@ import pytest
 
 from kvlite.cli import main
 from kvlite.engine.graphs import Rerun
+from kvlite.record.store import RunRecords
 
 SMALL = ["bench", "--prompt", "8", "--context", "20,1k", "--drift", "1k,1M", "--steps", "3", "--rounds", "2"]
 
@@ -48,6 +49,13 @@ def test_json_has_every_figure_and_they_agree(capsys: pytest.CaptureFixture[str]
     assert memory["predicted_bytes"]["kv"] == memory["measured_bytes"]["kv"]
     assert memory["peak_bytes"].keys() == {"load", "prefill", "decode"}
     assert found["step"] == "eager" and "step" not in memory["measured_bytes"]
+    record = RunRecords().load("last")
+    assert record.kv is not None and record.model is not None
+    assert (record.command, record.exit_code, record.model.alias, record.kv.capacity_tokens) == ("bench", 0, "demo", 64)
+    assert record.kv.within_budget and record.timeline
+    assert {term.name: term.measured_bytes for term in record.memory.terms if term.measured_bytes is not None} == (
+        memory["measured_bytes"]
+    )
 
 
 @pytest.mark.parametrize("obstacle", [None, "no graph today"])
