@@ -27,7 +27,8 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from kvlite.record.measure import installed_versions
-from kvlite_kernels.choice import KernelsUnavailable, choose_products
+from kvlite_kernels.backend import KernelsUnavailable
+from kvlite_kernels.choice import choose_products
 from kvlite_kernels.nf4 import FourBit
 
 SHAPES = {

@@ -91,7 +91,7 @@ class RunSpec:
     def cache(self, shape: ModelShape) -> CacheSpec:
         """The cache that is asked for; in the model's dtype where the slot format is left open."""
         stored = self.stored or slot_format("auto", shape.dtype)
-        return cache_spec(self.policy, stored, self.on_full, self.chunk_limit, self.load.kernels)
+        return cache_spec(self.policy, stored, self.on_full, self.chunk_limit)
 
     def fit(
         self,

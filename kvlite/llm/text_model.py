@@ -42,12 +42,12 @@ class TextModel:
         What fails fastest comes first: device, then files, then memory, then weights. Raises the KvliteError that says
         what is wrong.
         """
-        from kvlite.engine.capturing import is_wanted
+        from kvlite.engine.decode_graphs import wants_graphs
         from kvlite.models.device import pick_device
         from kvlite.models.loading import load
 
         device = pick_device(spec.device)
-        captures = is_wanted(spec.capture, device)
+        captures = wants_graphs(spec.capture, device)
         files = files or spec.files(listener.note)
         loaded = load(files, spec.load, device)
         text = ChatText(loaded.tokenizer, generation=files.generation, think=spec.think)

@@ -31,7 +31,8 @@ from kvlite.models.quantised import quantisation, refuse_quantisation
 from kvlite.models.stages import Stages
 from kvlite.models.threads import set_threads
 from kvlite.models.verify import admit
-from kvlite_kernels.choice import KernelsUnavailable, choose_dense, choose_products
+from kvlite_kernels.backend import KernelsUnavailable
+from kvlite_kernels.choice import choose_dense, choose_products
 from kvlite_kernels.dense import DenseKernels
 from kvlite_kernels.nf4 import Products
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from kvlite.cli import main
-from kvlite.engine.graphs import Rerun
+from kvlite.engine.decode_graphs import Repeating
 from kvlite.record.store import RunRecords
 
 SMALL = ["bench", "--prompt", "8", "--context", "20,1k", "--drift", "1k,1M", "--steps", "3", "--rounds", "2"]
@@ -62,14 +62,14 @@ def test_json_has_every_figure_and_they_agree(capsys: pytest.CaptureFixture[str]
 def test_how_decoding_ran_is_in_the_report(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, obstacle: str | None
 ) -> None:
-    class Recorder(Rerun):
+    class Recorder(Repeating):
         def record(self, body: Callable[[], None]) -> Callable[[], None]:
             if obstacle is not None:
                 raise RuntimeError(obstacle)
             return super().record(body)
 
-    monkeypatch.setattr("kvlite.engine.capturing.is_wanted", lambda asked, _: bool(asked))
-    monkeypatch.setattr("kvlite.engine.graphs.CudaGraphs", lambda *_: Recorder())
+    monkeypatch.setattr("kvlite.engine.decode_graphs.wants_graphs", lambda asked, _: bool(asked))
+    monkeypatch.setattr("kvlite.engine.decode_graphs.CudaGraphs", lambda *_: Recorder())
     asked = [*SMALL, "demo", "--kv-budget", "64tok", "--device", "cpu", "--capture"]
     assert main([*asked, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)

@@ -7,10 +7,10 @@ import subprocess
 import sys
 
 import pytest
-
-from kvlite.cli import main
 from kvlite.engine.graphs import Rerun
 from kvlite.engine.recordings import NotCapturable
+
+from kvlite.cli import main
 from kvlite.record.store import RunRecords
 
 FUSED = ["norm", "rotary", "mlp", "attention", "layer", "decoder"]

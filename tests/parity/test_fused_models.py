@@ -11,7 +11,8 @@ from kvlite.engine.request import Request
 from kvlite.models.fusing import fuse, probe_logits
 from kvlite.models.verify import relative_error
 from kvlite_kernels import choice
-from kvlite_kernels.choice import KernelsUnavailable, choose_dense
+from kvlite_kernels.backend import KernelsUnavailable
+from kvlite_kernels.choice import choose_dense
 from tests.architectures import SUPPORTED, tiny_model
 from tests.engine_for_tests import admitted, answers, make_engine
 
@@ -45,7 +46,7 @@ def test_the_engine_gives_the_same_tokens_with_everything_on_triton() -> None:
 def test_cache_and_model_choose_by_one_rule(monkeypatch: pytest.MonkeyPatch) -> None:
     for wanted in choice.KERNELS:
         cache = make_engine(admitted(tiny_model("llama", {})), "24tok", kernels=wanted).cache
-        assert choose_dense(wanted, CPU).name == cache.kernels.name
+        assert choose_dense(wanted, CPU).name == cache.backend.name
     monkeypatch.delenv("TRITON_INTERPRET")
     with pytest.raises(KernelsUnavailable, match="need a CUDA device"):
         choose_dense("triton", CPU)
