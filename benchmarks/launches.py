@@ -177,12 +177,13 @@ def tiny(family: str, layers: int, modules: str) -> LoadedModel:
     loaded = admit(LoadedModel(model, None, shape, torch.bfloat16, torch.device("cpu"), "none"))  # type: ignore[arg-type]
     if modules != "unfused":
         loaded = fuse(loaded)
-    if modules == "triton":  # the logits of a tensor without data cannot be compared
-        from kvlite_kernels.triton_set.dense import TRITON_DENSE
+    if modules == "triton":  # tensors without data cannot be compared
+        from kvlite_kernels.triton_set.fused_ops import TritonOps
+        from kvlite_kernels.triton_set.tiles import Processor
 
         for module in model.modules():
-            if hasattr(module, "kernels"):
-                module.kernels = TRITON_DENSE
+            if hasattr(module, "ops"):
+                module.ops = TritonOps(Processor(90, 132))
     torch.nn.Module.to(model, META)
     return replace(loaded, device=META)
 

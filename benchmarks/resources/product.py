@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 
 from kvlite_kernels.backend import LayerSizes
-from kvlite_kernels.dense import ACTIVATIONS, Norm
 from kvlite_kernels.eviction import Protection
+from kvlite_kernels.fused_ops import ACTIVATIONS, Norm
 from kvlite_kernels.kinds import Noise, Statistic
 from kvlite_kernels.nf4 import FourBit
 from kvlite_kernels.reference import Geometry, Segment
@@ -16,8 +16,7 @@ from kvlite_kernels.slots import Slots, Vectors
 from kvlite_kernels.statistic import Observation
 from kvlite_kernels.triton_set.attention import attend_many, attend_one
 from kvlite_kernels.triton_set.backend import TritonBackend
-from kvlite_kernels.triton_set.dense import TRITON_DENSE
-from kvlite_kernels.triton_set.products import TritonProducts
+from kvlite_kernels.triton_set.fused_ops import TritonOps
 from kvlite_kernels.triton_set.scratch import Scratch
 from kvlite_kernels.triton_set.tiles import Processor
 
@@ -86,21 +85,24 @@ class Layer:
 
     def between_products(self) -> None:
         """The element-wise kernels at their heaviest: both norms, normed heads, the most costly activation."""
+        ops = TritonOps(Processor(self.sm, 64))
         x, counts = torch.zeros(1, 1, self.hidden, dtype=self.dtype), (self.kv_heads * self.group, self.kv_heads)
         norm = Norm(torch.zeros(self.hidden), 1e-6)  # fp32, as an offset makes it
-        TRITON_DENSE.add_norm(x, x, norm, norm)
+        ops.add_norm(x, x, norm, norm)
         heads = torch.zeros(1, 1, sum(counts) + self.kv_heads, self.dim, dtype=self.dtype)
         cos = torch.zeros(1, 1, self.dim, dtype=self.dtype)
         of_heads = Norm(torch.zeros(self.dim, dtype=self.dtype), 1e-6)
-        TRITON_DENSE.rotate(heads, counts, cos, cos, norms=(of_heads, of_heads))
+        ops.rotate(heads, counts, cos, cos, norms=(of_heads, of_heads))
         for activation in ACTIVATIONS:
-            TRITON_DENSE.gated(x, activation)
+            ops.gated(x, activation)
 
     def four_bit(self) -> None:
         """Products of one row and of many, over channels that are cut into parts and over whole ones."""
-        products, channels = TritonProducts(Processor(self.sm, 64)), 1024
+        ops, channels = TritonOps(Processor(self.sm, 64)), 1024
+        most = ops.most_four_bit_rows(self.dtype)
         for outputs in (256, 16384):
             packed = torch.zeros(outputs, channels // 2, dtype=torch.uint8)
             weight = FourBit(packed, torch.zeros(outputs * channels // 64), torch.zeros(16), 64)
-            for rows in {1, min(16, products.most_rows), products.most_rows}:
-                products(torch.zeros(rows, channels, dtype=self.dtype), weight, torch.zeros(outputs, dtype=self.dtype))
+            for rows in {1, min(16, most), most}:
+                x = torch.zeros(rows, channels, dtype=self.dtype)
+                ops.multiply_four_bit(x, weight, torch.zeros(outputs, dtype=self.dtype))

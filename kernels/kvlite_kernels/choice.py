@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from kvlite_kernels.backend import TORCH, Backend, KernelsUnavailable, LayerSizes
-from kvlite_kernels.dense import TORCH_DENSE, DenseKernels
-from kvlite_kernels.nf4 import Products
+from kvlite_kernels.fused_ops import TORCH_OPS, FusedOps
 
 if TYPE_CHECKING:
     from kvlite_kernels.triton_set.tiles import Processor
@@ -37,24 +36,14 @@ def choose_backend(
     return TritonBackend(layers, rows, dtypes, device, processor_of(device))
 
 
-def choose_dense(wanted: str, device: torch.device) -> DenseKernels:
-    """The kernels for what a model computes between its matrix products, by the same rule and with the same error."""
+def choose_ops(wanted: str, device: torch.device) -> FusedOps:
+    """The operations of fused modules on `device`, by the same rule and with the same error."""
     if not takes_triton(wanted):
-        return TORCH_DENSE
+        return TORCH_OPS
     require_triton(device)
-    from kvlite_kernels.triton_set.dense import TRITON_DENSE
+    from kvlite_kernels.triton_set.fused_ops import TritonOps
 
-    return TRITON_DENSE
-
-
-def choose_products(wanted: str, device: torch.device) -> Products | None:
-    """What multiplies few rows with 4-bit weights, by the same rule and with the same error; None is bitsandbytes."""
-    if not takes_triton(wanted):
-        return None
-    require_triton(device)
-    from kvlite_kernels.triton_set.products import TritonProducts
-
-    return TritonProducts(processor_of(device))
+    return TritonOps(processor_of(device))
 
 
 def takes_triton(wanted: str) -> bool:

@@ -10,7 +10,8 @@ from kvlite.cli.invocation import Invocation
 from kvlite.cli.options import model_argument
 from kvlite.cli.recording import start_recorder
 from kvlite.cli.signature import only
-from kvlite.options import SAMPLING, ModelOptions, OutputOptions, option
+from kvlite.flags import option
+from kvlite.options import SAMPLING, ModelOptions, OutputOptions
 
 _OF_MODEL = ("prefill_chunk", "quant", "dtype", "device", "revision", "trust_remote_code", "allow_pickle", "offline")
 
@@ -30,7 +31,7 @@ def _complete_policy(incomplete: str) -> list[str]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvalOptions:
-    """The model to measure, the suites, and the policies and budgets to compare."""
+    """The model to measure, the suites, the policies and the budgets."""
 
     model: str | None = model_argument()
     suite: str | None = option(

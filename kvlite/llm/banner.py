@@ -31,7 +31,7 @@ def banner(llm: LLM) -> str:
 
 
 def cache_size(plan: CachePlan) -> str:
-    """What is reserved of the budget, and the tokens it holds: `KV 395 kB of 400 kB = 4 × 64 tok`."""
+    """Reserved bytes of the budget, and the tokens they hold: `KV 395 kB of 400 kB = 4 × 64 tok`."""
     reserved, budget = human_bytes(plan.reserved_bytes), human_bytes(plan.budget_bytes)
     rows = f"{plan.rows} × " if plan.rows > 1 else ""
     return f"KV {reserved}{'' if reserved == budget else f' of {budget}'} = {rows}{plan.slots:,} tok"

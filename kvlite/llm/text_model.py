@@ -50,6 +50,8 @@ class TextModel:
         captures = wants_graphs(spec.capture, device)
         files = files or spec.files(listener.note)
         loaded = load(files, spec.load, device)
+        for patch in loaded.refused:
+            listener.detail(f"not fused: {patch}")
         text = ChatText(loaded.tokenizer, generation=files.generation, think=spec.think)
         return cls(spec, files, loaded, text, model_sampling(files.generation), captures, listener)
 
@@ -79,6 +81,7 @@ class TextModel:
             dtype=self.loaded.dtype_name,
             license=self.files.license,
             fused=list(self.loaded.fused),
+            refused=list(self.loaded.refused),
         )
 
 

@@ -19,9 +19,8 @@ from kvlite.errors import UnsupportedModel
 from kvlite.memory.format import slot_format
 from kvlite.models.attention_interface import ATTENTION
 from kvlite.models.loaded import LoadedModel
-from kvlite.models.probe import dry_cache, feed, probe_ids
+from kvlite.models.probe import PROBE_TOKENS, dry_cache, feed, probe_ids
 
-PROBE_TOKENS = 12
 SHIFT = 29
 LOGIT_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.05}
 KEY_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.05, torch.float16: 0.02}

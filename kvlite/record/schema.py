@@ -51,6 +51,8 @@ class ModelIdentity(Block):
     license: Text | None = None
     fused: list[Text] = []
     """The patches in force: modules that ran in fewer, larger operations."""
+    refused: list[Text] = []
+    """The patches that are not, and why: no code that one was written from, or an error above the bound."""
 
 
 class HostFacts(Block):

@@ -217,6 +217,7 @@ def _environment(record: RunRecord) -> Table:
             ("parameters", None if model.params is None else f"{model.params:,}"),
             ("weights", " ".join(part for part in (model.dtype, model.quant) if part)),
             ("fused", ", ".join(model.fused)),
+            ("not fused", "; ".join(model.refused)),
             ("licence", model.license),
         ]
     rows += [
