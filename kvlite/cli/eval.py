@@ -99,23 +99,14 @@ def eval_(
     from kvlite.cache.policy_text import split_policies
     from kvlite.cli.evaluating import Comparison, evaluate
 
-    suites = _listed(given.suite) or (("kl", "ppl") if given.text is not None else ("recall", "kl"))
     asked = Comparison(
-        suites=suites,
+        suites=_listed(given.suite) or (("kl", "ppl") if given.text is not None else ("recall", "kl")),
         policies=_listed(given.policy, split_policies),
         shares=_listed(given.share) or (() if given.kv_budget else ("10", "25")),
         budgets=_listed(given.kv_budget),
         kv_dtypes=_listed(given.kv_dtype),
-        text=given.text,
-        conversations=given.conversations,
-        length=given.length,
-        answer_tokens=given.answer_tokens,
-        seed=given.seed,
-        split=given.split,
         prefill_chunk=options.prefill_chunk if call.is_given("prefill_chunk") else None,
-        batch_size=given.batch_size,
-        journal=given.journal,
-        html=given.html,
+        given=given,
     )
     asked.check()
     call.announce_built_in(given.model)

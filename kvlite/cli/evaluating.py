@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from kvlite.errors import OutputError, UsageError
 
 if TYPE_CHECKING:
+    from kvlite.cli.eval import EvalOptions
     from kvlite.console import Console
     from kvlite.evaluation.evaluation import Evaluation
     from kvlite.evaluation.report import Report
@@ -30,33 +31,27 @@ _ROWS_ON_GPU = 64
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Suites, policies and budgets to compare, word by word; `length` None follows from the model's window."""
+    """Suites, policies and budgets to compare, word by word, and the options they were `given` with."""
 
     suites: tuple[str, ...]
     policies: tuple[str, ...]
     shares: tuple[str, ...]
     budgets: tuple[str, ...]
     kv_dtypes: tuple[str, ...]
-    text: Path | None
-    conversations: int
-    length: int | None
-    answer_tokens: int
-    seed: int
-    split: Literal["train", "held-out"]
     prefill_chunk: int | None
-    batch_size: int | None
-    journal: Path | None
-    html: Path | None
+    given: EvalOptions
 
     def suites_of(self, length: int) -> list[Suite]:
         """The suites. Raises UsageError on unknown names, and on text that nobody reads."""
         from kvlite.evaluation.suites import Suite
 
+        asked = self.given
         suites = [
-            Suite(name, self.conversations, length, self.seed, self.split, self.answer_tokens) for name in self.suites
+            Suite(name, asked.conversations, length, asked.seed, asked.split, asked.answer_tokens)
+            for name in self.suites
         ]
-        if self.text is not None and not any(suite.is_forced for suite in suites):
-            raise UsageError(f"--text {self.text} is for the suites kl and ppl; give --suite kl,ppl or leave it out")
+        if asked.text is not None and not any(suite.is_forced for suite in suites):
+            raise UsageError(f"--text {asked.text} is for the suites kl and ppl; give --suite kl,ppl or leave it out")
         return suites
 
     def variants(self) -> list[Variant]:
@@ -91,18 +86,18 @@ class Comparison:
     def check(self) -> None:
         """Raises UsageError on what can be seen to be wrong before any model is looked for."""
         self.variants()
-        self.suites_of(self.length or LENGTH)
+        self.suites_of(self.given.length or LENGTH)
         self._check_files()
 
     def _check_files(self) -> None:
         """Refuse files that could not be written afterwards, or that would be written over what is read."""
-        for flag, path in (("--journal", self.journal), ("--html", self.html)):
+        for flag, path in (("--journal", self.given.journal), ("--html", self.given.html)):
             if path is None:
                 continue
             obstacle = _obstacle(path)
             if obstacle is not None:
                 raise UsageError(f"{flag} {path}: {obstacle}; give another file")
-            others = {"--text": self.text, "--journal": self.journal if flag == "--html" else None}
+            others = {"--text": self.given.text, "--journal": self.given.journal if flag == "--html" else None}
             for other, file in others.items():
                 if file is not None and file.resolve() == path.resolve():
                     raise UsageError(f"{flag} and {other} name the same file {path}; give another")
@@ -136,8 +131,8 @@ def evaluate(asked: Comparison, options: ModelOptions, out: Console) -> None:
     from kvlite.llm.text_model import TextModel
 
     spec = RunSpec.of(options)
-    content = None if asked.text is None else _read(asked.text)
-    journal = Journal(asked.journal)
+    content = None if asked.given.text is None else _read(asked.given.text)
+    journal = Journal(asked.given.journal)
     import_engine()
     from kvlite.evaluation.evaluation import Evaluation
     from kvlite.evaluation.tasks import Subject
@@ -145,24 +140,24 @@ def evaluate(asked: Comparison, options: ModelOptions, out: Console) -> None:
 
     model = TextModel.load(spec, out)
     loaded = model.loaded
-    most_rows = asked.batch_size or (_ROWS_ON_GPU if loaded.device.type == "cuda" else _ROWS_ON_CPU)
+    most_rows = asked.given.batch_size or (_ROWS_ON_GPU if loaded.device.type == "cuda" else _ROWS_ON_CPU)
     subject = Subject(loaded, model.text, model.files.identity(), most_rows, free_bytes(loaded.device))
     suites, variants = asked.suites_of(_length(asked, loaded)), asked.variants()
     evaluation = Evaluation(subject, suites, variants, journal, content, one_by_one=asked.prefill_chunk is None)
     _run(evaluation, out)
     for note in model.text.notes:
         out.note(note)
-    _write(_report(evaluation, model.name, subject), asked.html, out)
+    _write(_report(evaluation, model.name, subject), asked.given.html, out)
 
 
 def _length(asked: Comparison, loaded: LoadedModel) -> int:
     """Tokens of a conversation. Raises UsageError where the model's window does not hold as many."""
-    window = loaded.window
-    if asked.length is None:
+    window, wanted = loaded.window, asked.given.length
+    if wanted is None:
         return LENGTH if window is None else min(LENGTH, int(window * _WINDOW_SHARE))
-    if window is not None and asked.length > window:
-        raise UsageError(f"--length {asked.length} is more than the model's window of {window} tokens; give fewer")
-    return asked.length
+    if window is not None and wanted > window:
+        raise UsageError(f"--length {wanted} is more than the model's window of {window} tokens; give fewer")
+    return wanted
 
 
 def _run(evaluation: Evaluation, out: Console) -> None:
