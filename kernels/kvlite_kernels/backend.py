@@ -92,15 +92,15 @@ class TorchBackend:
         observation: Observation | None,
     ) -> tuple[Tensor, Tensor | None]:
         """See Backend."""
-        is_coded = isinstance(held.k, Packed)
-        query = hadamard(q) if is_coded else q
+        is_quantised = isinstance(held.k, Packed)
+        query = hadamard(q) if is_quantised else q
         segments = [held] if new is None else [held, new]
         out, received = attend_segments(query, q_pos, segments, geometry, observation)
         if observation is not None and held.statistic is not None:
             if observation.retention is not None:
                 held.statistic.mul_(observation.retention)
             held.statistic.add_(received[0])
-        if is_coded:
+        if is_quantised:
             out = hadamard(out)
         return out if out.dtype is q.dtype else out.to(q.dtype), received[1] if len(received) > 1 else None
 

@@ -34,7 +34,7 @@ def open_backend(
         for layer, slots in zip(shape.layers, plan.layer_slots, strict=True)
         if layer.kv_heads
     ]
-    dtypes = [dtype] if stored.is_coded else [dtype, getattr(torch, stored.name)]
+    dtypes = [dtype] if stored.is_quantised else [dtype, getattr(torch, stored.name)]
     try:
         return choose_backend(wanted, layers, plan.rows, dtypes, device)
     except KernelsUnavailable as error:
