@@ -10,13 +10,18 @@ from kvlite.cache.policy import load_policy
 from kvlite.errors import UsageError
 from kvlite.evaluation.answering import converse
 from kvlite.evaluation.conversation import Conversation
-from kvlite.evaluation.outcome import Answered, Scored
+from kvlite.evaluation.results import Answered, Scored
 from kvlite.evaluation.suites import ForcedText, Suite, dialogue_texts, file_texts, question_tokens
 from kvlite.evaluation.variant import Placed, Variant
 
 if TYPE_CHECKING:
+    from kvlite.llm.text_model import TextModel
     from kvlite.models.loaded import LoadedModel
     from kvlite.text.template import ChatText
+
+ROWS_ON_CPU = 16
+ROWS_ON_GPU = 64
+"""Conversations that run at once where the user names no number."""
 
 MOST_LOGIT_BYTES = 256 * 10**6
 """Of one pass over text that is scored, in float32, for one cache; rows run at once as long as they stay below."""
@@ -41,6 +46,15 @@ class Subject:
     identity: str
     most_rows: int
     free_bytes: int
+
+    @classmethod
+    def of(cls, model: TextModel, most_rows: int | None = None) -> Subject:
+        """An open model, with at most `most_rows` rows, or as many as are usual on its device."""
+        from kvlite.models.device import free_bytes
+
+        device = model.loaded.device
+        most_rows = most_rows or (ROWS_ON_GPU if device.type == "cuda" else ROWS_ON_CPU)
+        return cls(model.loaded, model.text, model.files.identity(), most_rows, free_bytes(device))
 
     def rows(self, wanted: int, row_bytes: int) -> int:
         """The rows that run at once, of `wanted` ones that take `row_bytes` each; at least one."""
