@@ -1,4 +1,4 @@
-"""A suite on one model: its conversations or texts, and how a group of them is measured under a placed variant."""
+"""A suite on one model: its conversations or texts, and the measuring of a group of them under a placed variant."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Subject:
         return cls(model.loaded, model.text, model.files.identity(), most_rows, free_bytes(device))
 
     def rows(self, wanted: int, row_bytes: int) -> int:
-        """How many of the `wanted` rows run at once where each takes `row_bytes`; at least one."""
+        """The rows that run at once, of `wanted` ones that take `row_bytes` each; at least one."""
         if self.loaded.state is not None:
             return 1
         return max(1, min(wanted, self.most_rows, self.free_bytes // CACHE_SHARE // row_bytes))
@@ -104,7 +104,7 @@ class Task:
         return variant.place(self.subject.loaded.shape, tokens, most if window is None else min(most, window))
 
     def unit(self, placed: Placed, number: int) -> dict[str, object]:
-        """What decides the result of one conversation or text."""
+        """Everything that decides the result of one conversation or text, as the journal records it."""
         material, loaded = self.material[number], self.subject.loaded
         return {
             "model": self.subject.identity,
@@ -135,7 +135,7 @@ class Task:
         return sum(passes) / len(self.fed)
 
     def rows(self, placed: Placed, wanted: int) -> int:
-        """How many conversations run at once under a variant."""
+        """The number of conversations that run at once under a variant."""
         row_bytes = placed.plan.reserved_bytes
         if self.suite.is_forced:
             row_bytes += self.place(REFERENCE, self.tokens).plan.reserved_bytes
