@@ -30,11 +30,9 @@ from kvlite.engine.engine import Engine
 from kvlite.engine.request import Request, Token
 from kvlite.memory.budget import Budget
 from kvlite.memory.format import slot_format
-from kvlite.memory.measure import installed_versions
 from kvlite.memory.plan import CacheSpec, plan_cache
-from kvlite.models.eightbit import with_coded_head
 from kvlite.models.loaded import LoadedModel
-from kvlite_kernels.choice import choose_coded_products
+from kvlite.record.measure import installed_versions
 from peers.shapes import SHAPES, behind_the_gate, random_model
 
 
@@ -62,16 +60,10 @@ class Result:
         return self.kvlite / self.transformers
 
 
-def build(
-    shape: str, device: torch.device, dtype: torch.dtype, codes_head: bool = False
-) -> tuple[LoadedModel, PreTrainedModel]:
-    """The model behind kvlite's attention, its head perhaps in 8 bits, and the same weights for transformers."""
+def build(shape: str, device: torch.device, dtype: torch.dtype) -> tuple[LoadedModel, PreTrainedModel]:
+    """The model behind kvlite's attention, and the same weights for transformers."""
     ours, theirs = random_model(shape, device, dtype), random_model(shape, device, dtype)
-    loaded = behind_the_gate(ours, dtype)
-    if codes_head:
-        loaded, obstacle = with_coded_head(loaded, choose_coded_products("auto", device))
-        assert obstacle is None, obstacle
-    return loaded, theirs
+    return behind_the_gate(ours, dtype), theirs
 
 
 def engine_for(loaded: LoadedModel, slots: int, policy_name: str) -> Engine:
@@ -147,7 +139,6 @@ def main() -> None:
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"))
     parser.add_argument("--case", action="append", metavar="CONTEXT:SLOTS", help="may be given several times")
     parser.add_argument("--policy", default="heavy-hitter")
-    parser.add_argument("--int8-head", action="store_true")
     parser.add_argument("--tokens", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
@@ -158,7 +149,7 @@ def main() -> None:
     device = torch.device(options.device)
     dtype = getattr(torch, options.dtype or ("float32" if device.type == "cpu" else "bfloat16"))
     clock = time.perf_counter if options.clock == "wall" else time.process_time
-    models = build(options.shape, device, dtype, options.int8_head)
+    models = build(options.shape, device, dtype)
     cases = [Case(*map(int, case.split(":"))) for case in options.case or ("2000:512", "100:8192")]
     results = [measure(models, case, options.policy, options.tokens, options.rounds, clock) for case in cases]
     print(f"{'context':>8} {'slots':>6} {'kvlite':>8} {'transformers':>13} {'ratio':>6} {'of ceiling':>11}")
@@ -176,7 +167,6 @@ def main() -> None:
             "device": name,
             "versions": installed_versions(),
             "shape": options.shape,
-            "int8_head": options.int8_head,
             "dtype": str(dtype).removeprefix("torch."),
             "threads": options.threads,
             "clock": options.clock,

@@ -36,10 +36,10 @@ from kvlite.memory.budget import Budget
 from kvlite.memory.format import slot_format
 from kvlite.memory.plan import CacheSpec, plan_cache
 from kvlite.memory.shape import ModelShape
+from kvlite.models.attention_interface import register
 from kvlite.models.fusing import fuse
-from kvlite.models.gate import admit
 from kvlite.models.loaded import LoadedModel
-from kvlite.models.seam import register
+from kvlite.models.verify import admit
 from kvlite_kernels.choice import KernelSet
 
 FAMILIES: dict[str, dict[str, Any]] = {

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from kvlite.memory.measure import installed_versions
+from kvlite.record.measure import installed_versions
 from kvlite_kernels.choice import KernelsUnavailable, choose_products
 from kvlite_kernels.nf4 import FourBit
 

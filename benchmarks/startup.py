@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 from statistics import median
 
-from kvlite.memory.measure import installed_versions
+from kvlite.record.measure import installed_versions
 
 COMMAND = (sys.executable, "-m", "kvlite")
 

@@ -30,9 +30,9 @@ from kvlite.evaluation.tasks import REFERENCE, Result, Subject, Task
 from kvlite.evaluation.variant import Placed, Variant
 from kvlite.memory.budget import Budget
 from kvlite.memory.format import human_bytes
-from kvlite.memory.measure import installed_versions
 from kvlite.memory.shape import ModelShape
 from kvlite.options import ModelOptions
+from kvlite.record.measure import installed_versions
 from tiered_slots import Tiered, num_exact, tiered
 
 

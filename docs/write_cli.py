@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import typer
 import typer.main
-from typer._click import Command, Context
+from typer.core import TyperCommand, TyperGroup
 
 from kvlite.cli import PROGRAM, app
 from kvlite.cli.commands import CommandGroup
@@ -78,16 +79,16 @@ def page() -> str:
     """The whole page as Markdown."""
     group = typer.main.get_command(app)
     assert isinstance(group, CommandGroup)
-    root = Context(group, info_name=PROGRAM, obj=Invocation(), terminal_width=WIDTH, **group.context_settings)
+    root = typer.Context(group, info_name=PROGRAM, obj=Invocation(), terminal_width=WIDTH, **group.context_settings)
     sections = [INTRODUCTION, _section(group, root)]
     for name in group.list_commands(root):
-        command = group.commands[name]
-        context = Context(command, info_name=name, parent=root, **command.context_settings)
+        command = group.load(name)
+        context = typer.Context(command, info_name=name, parent=root, **command.context_settings)
         sections.append(_section(command, context))
     return "\n".join(sections)
 
 
-def _section(command: Command, context: Context) -> str:
+def _section(command: TyperCommand | TyperGroup, context: typer.Context) -> str:
     return f"## {context.command_path}\n\n```text\n{command.get_help(context)}\n```\n"
 
 

@@ -14,9 +14,13 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import Literal, TextIO
+from textwrap import fill
+from typing import TYPE_CHECKING, Literal, TextIO
 
 from kvlite.errors import OutputError, UsageError
+
+if TYPE_CHECKING:
+    from kvlite.record.table import Table
 
 Color = Literal["auto", "always", "never"]
 ProgressStyle = Literal["auto", "bar", "lines", "none"]
@@ -120,6 +124,20 @@ class Console:
             self._raw(self._stdout, f"\x1b[{_BOLD}m{lines.pop(0)}\x1b[0m\n")
         for text in lines:
             self.line(text)
+
+    def show(self, table: Table) -> None:
+        """Write a table to stdout in pieces that fit the terminal, its note below."""
+        for number, piece in enumerate(table.pieces(self.width)):
+            if number:
+                self.line()
+            self.table(piece.columns, piece.rows)
+        if table.note:
+            self.line(table.note)
+
+    def paragraph(self, text: str) -> None:
+        """Write sentences to stdout, in lines that fit the terminal."""
+        width = self.width
+        self.line(text if width is None else fill(text, width, break_long_words=False, break_on_hyphens=False))
 
     def note(self, text: str) -> None:
         """Say something useful on stderr, unless quiet."""

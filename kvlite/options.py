@@ -1,37 +1,222 @@
-"""The options of a model and of its cache, typed once: what the command line, settings files and Python fill in."""
+"""Options, each declared once: a field of a frozen dataclass with its type, its default and how it is given.
+
+The flags of the command line, the keys of `kvlite.toml`, the `KVLITE_*` variables, what a shell completes and the page
+docs/cli.md all follow from these fields.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import MISSING, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+BUILT_IN_MODEL = "demo"
+MODEL, MEMORY, SAMPLING = "Model", "Memory", "Sampling"  # headings of the help
+
+QUANT_SPELLINGS = {
+    "none": "none",
+    "8bit": "8bit",
+    "bnb-8bit": "8bit",
+    "bnb.int8": "8bit",
+    "4bit": "4bit",
+    "bnb-4bit": "4bit",
+    "bnb.nf4-dq": "4bit",
+    "nf4": "nf4",
+    "bnb.nf4": "nf4",
+    "fp4": "fp4",
+    "bnb.fp4": "fp4",
+}
+
+
+class Short(NamedTuple):
+    """A flag without a value that stands for one value of an option."""
+
+    name: str
+    value: str
+    help: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Flag:
+    """How a field is given: as the option of these `names` (by default the field's own), or as an argument.
+
+    `parse` reads what was given, raising ValueError on what cannot be. `complete` proposes values to the shell: a
+    function, or the name of one the command line knows. Without `from_settings` an option must be typed each time: no
+    variable and no file gives it. `variables` are read in the environment in place of KVLITE_<NAME>.
+    """
+
+    help: str
+    names: tuple[str, ...] = ()
+    metavar: str | None = None
+    heading: str | None = None
+    shown_default: str | bool = True
+    min: int | None = None
+    max: int | None = None
+    parse: Callable[[Any], Any] | None = None
+    complete: str | Callable[..., list[str]] | None = None
+    short: Short | None = None
+    from_settings: bool = True
+    variables: tuple[str, ...] = ()
+    is_argument: bool = False
+
+
+def option(default: Any, *names: str, help: str, **how: Any) -> Any:
+    """A field that is given as an option; `how` are fields of Flag."""
+    return field(default=default, metadata={"flag": Flag(help=help, names=names, **how)})
+
+
+def argument(default: Any = MISSING, *, metavar: str, help: str, **how: Any) -> Any:
+    """A field that is given by its place on the command line; without a `default` it must be."""
+    return field(default=default, metadata={"flag": Flag(help=help, metavar=metavar, is_argument=True, **how)})
+
+
+def read_quant(value: str) -> str:
+    """The kind of quantisation that this spelling means, of kvlite's or of other tools."""
+    if value.lower() not in QUANT_SPELLINGS:
+        raise ValueError(f"{value!r} is not one of {', '.join(dict.fromkeys(QUANT_SPELLINGS.values()))}")
+    return QUANT_SPELLINGS[value.lower()]
+
+
+def read_system(value: str) -> str:
+    """A system prompt as it is, or the text of the file whose path follows an `@`."""
+    if not value.startswith("@"):
+        return value
+    try:
+        return Path(value[1:]).read_text(encoding="utf-8").rstrip("\n")
+    except OSError as error:
+        raise ValueError(f"cannot read {value[1:]!r}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{value[1:]!r} is not UTF-8 text") from error
+
+
+def read_stop(value: Sequence[str]) -> Sequence[str]:
+    """Stop strings, none of them empty."""
+    if "" in value:
+        raise ValueError("an empty stop string would end every answer at once; give some text")
+    return value
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelOptions:
     """The model, how it is loaded, and the cache it answers with."""
 
-    model: str
-    kv_budget: str = "auto"
-    kv_per_seq: str | None = None
-    kv_policy: str = "heavy-hitter"
-    kv_dtype: str = "auto"
-    on_full: str | None = None  # as the policy does
-    pin_system: bool = True
-    prefill_chunk: int = 512
-    quant: str = "none"
-    dtype: str = "auto"
-    device: str = "auto"
-    revision: str | None = None
-    trust_remote_code: bool = False
-    allow_pickle: bool = False
-    fuse: bool = True
-    kernels: str = "auto"
-    capture: bool | None = None  # where it is known to pay
-    compile: bool = False
-    int8_head: bool = False
-    offline: bool = False
-    think: str = "auto"
+    model: str = BUILT_IN_MODEL
+    think: Literal["auto", "on", "off"] = option("auto", help="Whether a thinking model thinks first.")
 
-    @property
-    def module_kernels(self) -> str:
-        """What modules compute with: a compiler writes kernels of its own."""
-        return "torch" if self.compile else self.kernels
+    kv_budget: str = option(
+        "auto",
+        metavar="SIZE",
+        heading=MEMORY,
+        help="Bytes the KV cache may take: 2GB, 512MiB, 25% of free memory, 8000tok, auto or full.",
+    )
+    kv_per_seq: str | None = option(
+        None, metavar="SIZE", heading=MEMORY, help="Bytes of the KV cache one sequence of a batch may take."
+    )
+    kv_policy: str = option(
+        "heavy-hitter",
+        metavar="NAME",
+        heading=MEMORY,
+        complete="policy",
+        help="What is kept when the budget is full; `kvlite policies` lists them.",
+    )
+    kv_dtype: str = option(
+        "auto",
+        metavar="DTYPE",
+        heading=MEMORY,
+        help="What a slot stores: float32, bfloat16, float16, int8, int4, or auto: the model's dtype, or "
+        "fewer bits where that does not hold its window.",
+    )
+    on_full: Literal["evict", "stop", "error"] | None = option(  # None: as the policy does
+        None,
+        heading=MEMORY,
+        shown_default="evict; stop under policy full",
+        help="When the budget is full: evict tokens, stop the answer, or fail (exit 4).",
+    )
+    pin_system: bool = option(True, heading=MEMORY, help="Never evict the system prompt.")
+    prefill_chunk: int = option(
+        512, metavar="N", min=1, heading=MEMORY, help="At most this many prompt tokens at once."
+    )
+
+    quant: str = option(
+        "none",
+        metavar="KIND",
+        heading=MODEL,
+        parse=read_quant,
+        short=Short("--4bit", "4bit", "Short for --quant 4bit."),
+        help="Quantise the weights: none, 8bit, 4bit (nf4, double), nf4 or fp4.",
+    )
+    dtype: str = option("auto", metavar="DTYPE", heading=MODEL, help="Compute in auto, float32, bfloat16 or float16.")
+    device: str = option("auto", metavar="DEVICE", heading=MODEL, help="auto, cpu, cuda, cuda:N or mps.")
+    revision: str | None = option(None, metavar="REV", heading=MODEL, help="Branch, tag or commit of the repository.")
+    trust_remote_code: bool = option(
+        False, heading=MODEL, from_settings=False, help="Run Python code that comes with the model."
+    )
+    allow_pickle: bool = option(
+        False,
+        heading=MODEL,
+        from_settings=False,
+        help="Load weights that are not safetensors; a pickle can run code.",
+    )
+    fuse: bool = option(
+        True,
+        heading=MODEL,
+        help="Run norms, MLPs and attention in fewer operations where the logits stay the same.",
+    )
+    kernels: Literal["auto", "torch", "triton"] = option(
+        "auto",
+        heading=MODEL,
+        help="What attends, evicts, runs fused modules and 4-bit weights: torch, or Triton on CUDA; "
+        "auto is torch for now.",
+    )
+    capture: bool | None = option(  # None: where it is known to pay
+        None,
+        "--capture/--no-capture",
+        heading=MODEL,
+        help="Run CUDA graphs, decoding one step ahead of the host; off for now unless given.",
+    )
+    offline: bool = option(
+        False,
+        heading=MODEL,
+        variables=("KVLITE_OFFLINE", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"),
+        help="Use only files that are already here (also HF_HUB_OFFLINE).",
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnswerOptions:
+    """The system prompt, how tokens are drawn and where an answer ends; what is None is left to the model."""
+
+    system: str | None = option(None, "-s", metavar="TEXT|@FILE", parse=read_system, help="System prompt.")
+    max_tokens: int | None = option(
+        None,
+        "-n",
+        metavar="N",
+        min=1,
+        heading=SAMPLING,
+        help="End an answer after N: 8,192 unless given, in a batch 1,024.",
+    )
+    temperature: float | None = option(
+        None, "-t", metavar="X", heading=SAMPLING, help="0 is greedy, 1 leaves the probabilities as they are."
+    )
+    top_p: float | None = option(None, metavar="X", heading=SAMPLING, help="Draw from the likeliest share X.")
+    top_k: int | None = option(None, metavar="N", heading=SAMPLING, help="Draw from the N likeliest.")
+    min_p: float | None = option(None, metavar="X", heading=SAMPLING, help="Drop tokens below X times the likeliest.")
+    repetition_penalty: float | None = option(None, metavar="X", heading=SAMPLING, help="Above 1 discourages repeats.")
+    seed: int | None = option(None, metavar="N", heading=SAMPLING, help="Same seed, same answer.")
+    stop: tuple[str, ...] = option(
+        (),
+        metavar="TEXT",
+        heading=SAMPLING,
+        parse=read_stop,
+        help="End the answer before TEXT; may be given several times.",
+    )
+    greedy: bool = option(False, heading=SAMPLING, help="Always the likeliest token; --temperature 0.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutputOptions:
+    """What a run tells besides the answer."""
+
+    show_thinking: bool = option(False, help="Show the thinking, on stderr.")
+    report: str = option("auto", metavar="PATH|auto|none", help="Where the run record goes; auto is the state folder.")

@@ -16,10 +16,10 @@ from kvlite.memory.budget import Budget
 from kvlite.memory.format import slot_format
 from kvlite.memory.plan import CacheSpec, plan_cache
 from kvlite.memory.shape import ModelShape
-from kvlite.models.gate import admit
+from kvlite.models.attention_interface import register
 from kvlite.models.hybrid import HybridState
 from kvlite.models.loaded import LoadedModel
-from kvlite.models.seam import register
+from kvlite.models.verify import admit
 
 
 def shape_of(model: PreTrainedModel) -> ModelShape:

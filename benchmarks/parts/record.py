@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from kvlite.memory.measure import installed_versions
+from kvlite.record.measure import installed_versions
 from kvlite.speed.ceilings import Ceilings, device_name
 
 SCHEMA = "kvlite.benchmarks/1"

@@ -9,10 +9,10 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from kvlite.memory.shape import ModelShape
+from kvlite.models.attention_interface import register
 from kvlite.models.fusing import fuse
-from kvlite.models.gate import admit
 from kvlite.models.loaded import LoadedModel
-from kvlite.models.seam import register
+from kvlite.models.verify import admit
 
 WINDOW = 131072
 """Positions of every shape, so that the longest context fits whatever the model was made for."""

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import torch
 
 from kvlite_kernels.dense import ACTIVATIONS, Norm
-from kvlite_kernels.int8 import EightBit
 from kvlite_kernels.kinds import Noise, Rank, Statistic
 from kvlite_kernels.nf4 import FourBit
 from kvlite_kernels.reference import Geometry, Segment, Vectors
@@ -15,7 +14,7 @@ from kvlite_kernels.slots import Arriving, Held, Ranking
 from kvlite_kernels.statistic import Measure
 from kvlite_kernels.triton_set.attention import attend_many, attend_one
 from kvlite_kernels.triton_set.dense import TRITON_DENSE
-from kvlite_kernels.triton_set.products import TritonCodedProducts, TritonProducts
+from kvlite_kernels.triton_set.products import TritonProducts
 from kvlite_kernels.triton_set.scratch import Scratch
 from kvlite_kernels.triton_set.tiles import Processor
 from kvlite_kernels.triton_set.writing import evict, insert, move, quantise
@@ -108,9 +107,3 @@ class Layer:
             weight = FourBit(packed, torch.zeros(outputs * channels // 64), torch.zeros(16), 64)
             for rows in {1, min(16, products.most_rows), products.most_rows}:
                 products(torch.zeros(rows, channels, dtype=self.dtype), weight, torch.zeros(outputs, dtype=self.dtype))
-
-    def eight_bit(self) -> None:
-        """Products of one row and of many with weights in 8 bits."""
-        products, weight = TritonCodedProducts(Processor(self.sm, 64)), torch.zeros(16384, 1024, dtype=torch.int8)
-        for rows in {1, min(16, products.most_rows), products.most_rows}:
-            products(torch.zeros(rows, 1024, dtype=self.dtype), EightBit(weight, torch.zeros(16384)))

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from kvlite_kernels import lowbit
 from kvlite_kernels.dense import TORCH_DENSE, DenseKernels
-from kvlite_kernels.int8 import CodedProducts, HostProducts
 from kvlite_kernels.lowbit import Packed
 from kvlite_kernels.nf4 import Products
 from kvlite_kernels.reference import Geometry, Segment, attend_segments
@@ -111,18 +110,6 @@ def choose_products(wanted: str, device: torch.device) -> Products | None:
     from kvlite_kernels.triton_set.products import TritonProducts
 
     return TritonProducts(_processor(device))
-
-
-def choose_coded_products(wanted: str, device: torch.device) -> CodedProducts | None:
-    """What multiplies few rows with weights in 8 bits, by the same rule; None leaves them to the twin."""
-    if _takes_triton(wanted):
-        if (absence := _absence(device)) is not None:
-            raise KernelsUnavailable(absence)
-
-        from kvlite_kernels.triton_set.products import TritonCodedProducts
-
-        return TritonCodedProducts(_processor(device))
-    return HostProducts() if device.type == "cpu" else None
 
 
 def _takes_triton(wanted: str) -> bool:

@@ -38,8 +38,7 @@ HeadNorms = tuple[Norm, Norm]
 def rms_norm(x: Tensor, norm: Norm) -> Tensor:
     """x [..., N], each over the root of its mean square, times the weight -> the same shape and dtype."""
     weight, eps = norm
-    is_eager_on_host = x.device.type == "cpu" and not torch.compiler.is_compiling()
-    if is_eager_on_host and x.dtype is weight.dtype is torch.float32:
+    if x.device.type == "cpu" and x.dtype is weight.dtype is torch.float32:
         length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
         mean_square = torch.addcmul(_on_host(eps), length, length, value=1.0 / x.shape[-1])
         return (x * mean_square.rsqrt_()).mul_(weight)

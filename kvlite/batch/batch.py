@@ -13,21 +13,21 @@ from pathlib import Path
 
 from kvlite.batch.destination import is_journal, meta_of, open_destination, resume
 from kvlite.batch.item import Entry, Form, Item
-from kvlite.batch.job import NO_REPORT, ChooseModel, Job, Opened
+from kvlite.batch.job import ChooseModel, Job, Opened
 from kvlite.batch.outcome import Outcome
 from kvlite.batch.output import Output, StdoutLines
 from kvlite.batch.prepare import Defaults, Preparer
 from kvlite.batch.read_ahead import ReadAhead
-from kvlite.batch.recording import record_end, record_outcome, record_start
 from kvlite.batch.records import record_line
 from kvlite.batch.run import BatchRun
 from kvlite.batch.source import STDIN, first_model
 from kvlite.batch.tally import Tally
 from kvlite.console import Console
 from kvlite.deadline import Deadline
+from kvlite.engine.memory_report import EngineMemory
 from kvlite.engine.request import Token
 from kvlite.errors import BatchFailed, Interrupted, KvliteError, OutputError, Terminated, TimeLimit
-from kvlite.memory.recorder import RunRecorder
+from kvlite.record.recorder import Recorder
 
 UPDATE_EVERY_S = 0.1  # of the progress line, which asks every row what it holds
 _NOT_IN_A_RESUME = ("--overwrite", "--no-resume")
@@ -36,25 +36,21 @@ _NOT_IN_A_RESUME = ("--overwrite", "--no-resume")
 class Batch:
     """One job on its way; `run` is all there is to do with it."""
 
-    def __init__(self, job: Job, choose_model: ChooseModel, console: Console) -> None:
+    def __init__(self, job: Job, choose_model: ChooseModel, console: Console, recorder: Recorder) -> None:
         self._job = job
         self._choose_model = choose_model
         self._console = console
+        self._recorder = recorder
         self._tally = Tally()
         self._output: Output | None = None
         self._set_aside: dict[bytes, str] = {}
-        self._recorder: RunRecorder | None = None
         self._deadline = Deadline(job.ending.max_time_s)
         self._running_s = time.monotonic()
 
     def run(self) -> None:
         """Answer everything. Raises the KvliteError that ends the batch, BatchFailed when records are failures."""
         self._job.ending.check()
-        report = self._job.ending.report
-        if report != NO_REPORT:
-            self._recorder = RunRecorder("batch", self._job.argv[1:], report=report, warn=self._console.warn)
-            self._console.on_warning = self._recorder.warning
-        with self._recorder or nullcontext(), ExitStack() as ending:
+        with self._recorder, ExitStack() as ending:
             try:
                 with self._deadline.running():
                     self._run(ending)
@@ -87,8 +83,9 @@ class Batch:
             ending.callback(self._summarise, 0, 0)
             return
         opened = model.open()
-        if self._recorder is not None:
-            record_start(self._recorder, opened, self._job.budget_source)
+        self._recorder.opened(
+            opened.identity(), opened.predicted(), EngineMemory(opened.engine), self._job.budget_source
+        )
         batch = BatchRun(opened.engine, Preparer(opened.text, self._defaults(opened), model.terms), self._job.limits)
         ending.callback(self._finish, batch, opened)
         self._running_s = time.monotonic()
@@ -100,8 +97,7 @@ class Batch:
 
     def _finish(self, batch: BatchRun, opened: Opened) -> None:
         self._summarise(batch.peak_bytes, opened.engine.plan.budget_bytes)
-        if self._recorder is not None:
-            record_end(self._recorder, self._tally, opened.engine, batch.peak_bytes, self._seconds)
+        self._recorder.batch(self._tally.report(self._seconds), batch.peak_bytes)
 
     def _write(self, batch: BatchRun, entries: Iterable[Entry | None], opened: Opened, output: Output) -> None:
         form, budget_bytes = self._job.writing.form, opened.engine.plan.budget_bytes
@@ -125,8 +121,7 @@ class Batch:
 
     def _count(self, outcome: Outcome, opened: Opened) -> None:
         self._tally.add(outcome)
-        if self._recorder is not None:
-            record_outcome(self._recorder, outcome, opened.engine)
+        self._record(outcome)
         if outcome.failure is not None and self._job.writing.form is Form.TEXT:  # text has no place to say it
             self._console.warn(f"line {outcome.entry.place.line}: {outcome.failure.message}")
         most = self._job.ending.max_errors
@@ -135,6 +130,13 @@ class Batch:
             raise BatchFailed(
                 f"stopped at {self._tally.failed} failed of {self._num_records} records{self._way_on()}{beyond}"
             )
+
+    def _record(self, outcome: Outcome) -> None:
+        reports = list(outcome.reports())
+        for report, kv in reports:
+            self._recorder.answered(report, kv)
+        if reports:
+            self._recorder.sample()
 
     def _defaults(self, opened: Opened) -> Defaults:
         """The flags over the model's generation_config.json."""

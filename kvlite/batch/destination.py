@@ -11,7 +11,7 @@ from kvlite.batch.output import LockedFile, Output, StdoutLines, open_output
 from kvlite.batch.source import STDIN, Survey
 from kvlite.console import Console
 from kvlite.errors import UsageError
-from kvlite.memory.measure import installed_versions
+from kvlite.record.measure import installed_versions
 
 
 def open_destination(job: Job, console: Console) -> Output:

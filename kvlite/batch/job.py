@@ -19,10 +19,8 @@ if TYPE_CHECKING:
     from kvlite.engine.engine import Engine
     from kvlite.memory.format import SlotFormat
     from kvlite.memory.plan import CachePlan
-    from kvlite.memory.report import ModelIdentity
+    from kvlite.record.schema import ModelIdentity
     from kvlite.text.template import ChatText
-
-NO_REPORT = "none"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +44,6 @@ class Ending:
     max_errors: int | None = None
     summary: str | None = None
     progress: ProgressStyle = "auto"
-    report: str = NO_REPORT
 
     def check(self) -> None:
         """Raises UsageError when the summary could not be written."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from kvlite.batch.item import Entry, Failure
 from kvlite.engine.request import FinishReason, Timing
 from kvlite.memory.counts import KVCounts
+from kvlite.record.schema import RequestReport
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,3 +38,19 @@ class Outcome:
     @property
     def completion_tokens(self) -> int:
         return sum(choice.completion_tokens for choice in self.choices)
+
+    def reports(self) -> Iterator[tuple[RequestReport, KVCounts]]:
+        """Entries of a run record, with the counts of each one's row; none for answers of another entry."""
+        for choice in self.choices if self.deduped_from is None else ():
+            report = RequestReport(
+                id=self.entry.key,
+                prompt_tokens=self.prompt_tokens,
+                completion_tokens=choice.completion_tokens,
+                ttft_s=choice.timing.ttft_s,
+                tok_s=choice.timing.tok_s,
+                kv_peak_bytes=choice.kv.peak_bytes,
+                tokens_evicted=choice.kv.tokens_evicted,
+                seed=choice.seed,
+                finish_reason=choice.finish_reason.value if self.failure is None else "error",
+            )
+            yield report, choice.kv

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from kvlite.batch.outcome import Outcome
 from kvlite.memory.format import human_bytes
+from kvlite.record.schema import BatchReport
 
 
 @dataclass(slots=True)
@@ -76,6 +77,17 @@ class Tally:
     def speed(self, seconds: float) -> float:
         """Generated tokens per second, over all rows."""
         return self.generated / seconds if seconds > 0 else 0.0
+
+    def report(self, seconds: float) -> BatchReport:
+        """The counts for the run record."""
+        return BatchReport(
+            total=self.resumed + self.ok + self.failed,
+            ok=self.ok,
+            failed=self.failed,
+            resumed=self.resumed,
+            deduped=self.deduped,
+            tokens_per_s=self.speed(seconds),
+        )
 
     def as_dict(self, seconds: float) -> dict[str, object]:
         """The counts for `--summary`."""

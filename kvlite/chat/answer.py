@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kvlite.engine.request import Completion, FinishReason, Request, Token
+from kvlite.record.schema import RequestReport
 
 if TYPE_CHECKING:
     from kvlite.engine.engine import Engine
@@ -26,6 +27,21 @@ class Answer:
     ended_itself: bool
     is_thinking: bool
     completion: Completion
+
+    def report(self, seed: int) -> RequestReport:
+        """The answer's entry in a run record."""
+        completion = self.completion
+        return RequestReport(
+            id=completion.request_id,
+            prompt_tokens=completion.prompt_tokens,
+            completion_tokens=len(completion.ids),
+            ttft_s=completion.timing.ttft_s,
+            tok_s=completion.timing.tok_s,
+            kv_peak_bytes=completion.kv.peak_bytes,
+            tokens_evicted=completion.evicted,
+            seed=seed,
+            finish_reason=str(self.finish_reason),
+        )
 
 
 def stream_answer(engine: Engine, request: Request, decoder: AnswerText) -> Generator[Piece | Answer]:

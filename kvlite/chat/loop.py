@@ -17,8 +17,8 @@ from kvlite.chat.store import SessionFile, SessionFolder
 from kvlite.errors import Interrupted, KvliteError, OutputError, Terminated, UsageError
 
 if TYPE_CHECKING:
-    from kvlite.chat.recording import Recording
     from kvlite.console import Console
+    from kvlite.record.recorder import Recorder
     from kvlite.text.stream import Piece
 
 QUOTES = '"""'
@@ -52,14 +52,14 @@ class Chat:
     """A session, the file it is saved to and the terminal it is held at."""
 
     def __init__(
-        self, session: Session, keeping: Keeping, console: Console, recording: Recording, *, shows_thinking: bool
+        self, session: Session, keeping: Keeping, console: Console, recorder: Recorder, *, shows_thinking: bool
     ) -> None:
         self.session = session
         self.folder = keeping.folder
         self.is_over = False
         self._keeping = keeping
         self._console = console
-        self._recording = recording
+        self._recorder = recorder
         self._shows_thinking = shows_thinking
         self._file: SessionFile | None = None
         self._interrupts = Interrupts()
@@ -107,11 +107,11 @@ class Chat:
                         turn = event
                     else:
                         display.show(event)
-                        self._recording.sample()
+                        self._recorder.sample()
             finally:
                 display.end()
         assert turn is not None, "a session ends every answer with its Turn"
-        self._recording.answered(turn.answer, turn.seed)
+        self._recorder.answered(turn.answer.report(turn.seed), turn.answer.completion.kv)
         self._console.note(answer_line(turn.answer, turn.answer.completion.evicted))
         if (notice := cut_notice(turn.answer.completion)) is not None:
             self._console.warn(notice)

@@ -20,9 +20,9 @@ from kvlite.errors import Interrupted, UsageError
 from kvlite.text import openai
 
 if TYPE_CHECKING:
-    from kvlite.chat.recording import Recording
     from kvlite.console import Console
     from kvlite.engine.engine import Engine
+    from kvlite.record.recorder import Recorder
     from kvlite.text.template import ChatText, Encoded
 
 _CODE_BLOCK = re.compile(r"^[ \t]*(?P<fence>`{3,}|~{3,})[^\n]*\n(?P<code>.*?)(?:^[ \t]*(?P=fence)|\Z)", re.M | re.S)
@@ -55,7 +55,7 @@ class Once:
         self._output = output
         self._console = console
 
-    def answer(self, encoded: Encoded, model: str, deadline: Deadline, recording: Recording) -> None:
+    def answer(self, encoded: Encoded, model: str, deadline: Deadline, recorder: Recorder) -> None:
         """Answer, print and record. Raises Interrupted or TimeLimit once what there is of the answer was printed."""
         request = Request(
             id=f"chatcmpl-{uuid.uuid4().hex}",
@@ -76,14 +76,14 @@ class Once:
                 cancel()
 
         with interrupts.calling(cancel), deadline.calling(cancel):
-            answer = self._stream(request, encoded, recording, go_on)
-        recording.answered(answer, request.sampling.seed)
+            answer = self._stream(request, encoded, recorder, go_on)
+        recorder.answered(answer.report(request.sampling.seed), answer.completion.kv)
         self._print(answer, request, model)
         if interrupts.pressed:
             raise Interrupted("interrupted; the answer is incomplete")
         deadline.check()
 
-    def _stream(self, request: Request, encoded: Encoded, recording: Recording, go_on: Callable[[], None]) -> Answer:
+    def _stream(self, request: Request, encoded: Encoded, recorder: Recorder, go_on: Callable[[], None]) -> Answer:
         display = Display(self._console, self._output.shows_thinking)
         decoder = self._text.answer(encoded, stop=self._settings.stop)
         with closing(stream_answer(self._engine, request, decoder)) as events:
@@ -92,7 +92,7 @@ class Once:
                     go_on()
                     if isinstance(event, Answer):
                         return event
-                    recording.sample()
+                    recorder.sample()
                     if self._output.streams or event.thinking:
                         display.show(event)
             finally:

@@ -14,18 +14,17 @@ import threading
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from io import TextIOWrapper
-from pathlib import Path
 from types import FrameType
-from typing import Annotated, NoReturn
+from typing import NoReturn
 
 import typer
 import typer.main
-from typer._click.exceptions import ClickException
-from typer._click.exceptions import UsageError as TyperUsageError
 
 from kvlite.cli.commands import CommandGroup
-from kvlite.cli.invocation import Color, Invocation, Json, Plain, Quiet, Verbose, invocation
+from kvlite.cli.invocation import Invocation, ProgramOptions
+from kvlite.cli.signature import from_flags
 from kvlite.errors import Interrupted, KvliteError, OutOfMemory, OutputError, Terminated, TimeLimit
 
 PROGRAM = "kvlite"
@@ -41,26 +40,18 @@ app = typer.Typer(
 )
 
 
-@app.callback(invoke_without_command=True)
-def program(
-    ctx: typer.Context,
-    version: Annotated[bool, typer.Option("-V", "--version", help="Show the version; --json adds others.")] = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
-    color: Color = "auto",
-    plain: Plain = False,
-    as_json: Json = False,
-    config: Annotated[Path | None, typer.Option("--config", metavar="PATH", help="Read only this file.")] = None,
-) -> None:
+def program(given: ProgramOptions, ctx: typer.Context, call: Invocation) -> None:
     """Chat with and batch-generate from Hugging Face models inside a fixed KV-cache byte budget."""
-    call = invocation()
-    call.quiet, call.verbose, call.color, call.plain, call.as_json = quiet, verbose, color, plain, as_json
-    if version:
+    call.program = given
+    if given.version:
         _show_version(call)
     if ctx.invoked_subcommand is None:
         typer.echo(ctx.get_help(), err=True)
         raise typer.Exit(2)
-    _apply_settings(ctx, call, config)
+    _apply_settings(ctx, call)
+
+
+app.callback(invoke_without_command=True)(from_flags(program))
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -106,33 +97,29 @@ def _run(args: list[str], call: Invocation) -> int:
 
 
 def _show_version(call: Invocation) -> NoReturn:
-    from kvlite.memory.measure import versions
+    from kvlite.record.measure import versions
 
     found = versions()
-    if call.as_json:
+    if call.program.as_json:
         call.console.json(found)
     else:
         call.console.line(f"{PROGRAM} {found['kvlite'] or 'unknown (not installed)'}")
     raise typer.Exit
 
 
-def _apply_settings(ctx: typer.Context, call: Invocation, config: Path | None) -> None:
+def _apply_settings(ctx: typer.Context, call: Invocation) -> None:
     from kvlite.cli.settings import load_settings
 
-    command = ctx.command
-    assert isinstance(command, CommandGroup)
-    settings = load_settings(ctx, command.commands, config)
-    for name, value in settings.of_program.items():
-        source = ctx.get_parameter_source(name)
-        if source is not None and source.name == "DEFAULT":
-            setattr(call, name, value)
+    settings = load_settings(ctx, call.program.config)
+    weaker = {name: value for name, value in settings.of_program.items() if call.sources[name] == "default"}
+    call.program = replace(call.program, **weaker)
     call.default_model = os.environ.get("KVLITE_MODEL") or settings.default_model
     ctx.default_map = dict(settings.of_command)
 
 
 def _explain(error: BaseException, call: Invocation) -> int:
     """Say in one line what went wrong and return the exit code."""
-    if isinstance(error, ClickException):
+    if isinstance(error, typer.TyperException):
         call.console.error(_usage_line(error))
         return error.exit_code
     if isinstance(error, (KeyboardInterrupt, typer.Abort)):
@@ -150,14 +137,14 @@ def _explain(error: BaseException, call: Invocation) -> int:
         return error.exit_code
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else 1
-    hint = "" if call.verbose else "; run with -v for the traceback"
+    hint = "" if call.program.verbose else "; run with -v for the traceback"
     call.console.error(f"unexpected {type(error).__name__}: {error}{hint}")
     return 1
 
 
-def _usage_line(error: ClickException) -> str:
+def _usage_line(error: typer.TyperException) -> str:
     message = error.format_message().rstrip(".").replace(": Value error, ", ": ")  # pydantic's own words
-    ctx = error.ctx if isinstance(error, TyperUsageError) else None
+    ctx = getattr(error, "ctx", None)  # of errors of usage
     if ctx is None:
         return message
     if isinstance(error, typer.BadParameter) and error.param is not None and error.param.envvar:

@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
-from kvlite.cli.options import console
+from kvlite.cli.options import sampling
 from kvlite.cli.prompts import typed
+from kvlite.cli.recording import start_recorder
 from kvlite.errors import UsageError
 
 if TYPE_CHECKING:
     from kvlite.catalog.files import ModelFiles
     from kvlite.catalog.names import ModelRef
     from kvlite.chat.once import Output
-    from kvlite.chat.recording import Recording
     from kvlite.chat.settings import Settings
+    from kvlite.cli.invocation import Invocation
     from kvlite.cli.opening import Opened
     from kvlite.console import Console
     from kvlite.deadline import Deadline
     from kvlite.memory.plan import CachePlan
-    from kvlite.options import ModelOptions
+    from kvlite.options import AnswerOptions, ModelOptions, OutputOptions
+    from kvlite.record.recorder import Recorder
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,40 +30,38 @@ class Asked:
     """How to answer, as the shared options say; `sampling` holds what was given of it."""
 
     options: ModelOptions
+    answer: AnswerOptions
     sampling: dict[str, Any]
-    system: str | None = None
-    max_tokens: int | None = None
-    stop: tuple[str, ...] = ()
-    report: str = "auto"
-    budget_source: str = "default"
+    report: str
+    budget_source: str
+    console: Console
 
-    def __post_init__(self) -> None:
-        typed(self.system or "", "--system")
-        for text in self.stop:
+    @classmethod
+    def of(cls, options: ModelOptions, answer: AnswerOptions, output: OutputOptions, call: Invocation) -> Self:
+        """What was given. Raises UsageError on sampling out of range, and on text that is none."""
+        given = sampling(answer)
+        typed(answer.system or "", "--system")
+        for text in answer.stop:
             typed(text, "--stop")
+        return cls(options, answer, given, output.report, call.sources["kv_budget"], call.console)
 
     def settings(self, opened: Opened) -> Settings:
         """What was given over what the model asks for."""
         from kvlite.chat.settings import Settings
 
-        limits: dict[str, Any] = {"stop": self.stop, "pin_system": self.options.pin_system}
-        if self.max_tokens is not None:
-            limits["max_tokens"] = self.max_tokens
+        limits: dict[str, Any] = {"stop": self.answer.stop, "pin_system": self.options.pin_system}
+        if self.answer.max_tokens is not None:
+            limits["max_tokens"] = self.answer.max_tokens
         return Settings.of(opened.sampling, self.sampling, **limits)
 
-    def recording(self, command: str) -> Recording:
-        """The record of this run; raises UsageError when it cannot be written where asked."""
-        from kvlite.chat.recording import Recording
-
-        return Recording(command, self.report, console())
-
-    def open(self, recording: Recording, out: Console, found: tuple[ModelRef, ModelFiles] | None = None) -> Opened:
+    def open(self, recorder: Recorder, found: tuple[ModelRef, ModelFiles] | None = None) -> Opened:
         """Load the model, of which the files may be `found` already, build its engine, and note both in the record."""
         from kvlite.cli.opening import open_model
+        from kvlite.engine.memory_report import EngineMemory
 
-        opened = open_model(self.options, out, found=found)
-        recording.opened(opened.identity(), opened.engine, self.budget_source, opened.predicted())
-        out.note(banner(opened))
+        opened = open_model(self.options, self.console, found=found)
+        recorder.opened(opened.identity(), opened.predicted(), EngineMemory(opened.engine), self.budget_source)
+        self.console.note(banner(opened))
         return opened
 
 
@@ -71,17 +71,17 @@ def answer_once(
     """Open the model and print its answer to one prompt; `command` is what the record calls it."""
     from kvlite.chat.once import Once
 
-    if raw and asked.system is not None:
+    if raw and asked.answer.system is not None:
         raise UsageError("--raw contradicts --system: without a chat template nothing sets the system prompt apart")
-    out = console()
-    with asked.recording(command) as recording:
-        opened = asked.open(recording, out)
+    out = asked.console
+    with start_recorder(command, asked.report, out) as recorder:
+        opened = asked.open(recorder)
         deadline.check()
-        encoded = opened.text.raw(prompt) if raw else opened.text.prompt(prompt, system=asked.system)
+        encoded = opened.text.raw(prompt) if raw else opened.text.prompt(prompt, system=asked.answer.system)
         for note in opened.text.notes:
             out.note(note)
         Once(opened.engine, opened.text, asked.settings(opened), output, out).answer(
-            encoded, opened.name, deadline, recording
+            encoded, opened.name, deadline, recorder
         )
 
 
@@ -129,12 +129,3 @@ def cache_size(plan: CachePlan) -> str:
 def has_user() -> bool:
     """Whether somebody is there to talk: stdin is a terminal."""
     return sys.stdin is not None and not sys.stdin.closed and sys.stdin.isatty()
-
-
-def source_of(parameter: str) -> str:
-    """Where the value of the running command's `parameter` came from: flag, env, config or default."""
-    from typer._click.globals import get_current_context
-
-    source = get_current_context().get_parameter_source(parameter)
-    names = {"COMMANDLINE": "flag", "ENVIRONMENT": "env", "DEFAULT_MAP": "config"}
-    return names.get(source.name, "default") if source is not None else "default"

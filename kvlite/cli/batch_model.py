@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
+from kvlite.cli.invocation import UNNAMED, Invocation
 from kvlite.cli.loading import find_files, weights_identity
 from kvlite.cli.opening import open_model
-from kvlite.cli.options import UNNAMED, console, default_model, model_options
 from kvlite.cli.plan import find_device
-from kvlite.cli.room import Room
+from kvlite.cli.room import fit_of
 
 if TYPE_CHECKING:
     from kvlite.batch.job import Model, Planned
     from kvlite.cli.opening import Opened
+    from kvlite.console import Console
     from kvlite.options import ModelOptions
 
 _PARAMS = (
@@ -30,22 +30,22 @@ _PARAMS = (
     "fuse",
     "kernels",
     "capture",
-    "compile",
-    "int8_head",
 )
 
 
-def choose_model(named: str | None, flags: Mapping[str, Any], batch_size: int | None, from_lines: str | None) -> Model:
+def choose_model(
+    named: str | None, options: ModelOptions, batch_size: int | None, call: Invocation, from_lines: str | None
+) -> Model:
     """The model that `named` (the flag) says, else the lines, else the user's default; nothing is loaded yet."""
     from kvlite.batch.job import Model
     from kvlite.batch.prepare import Terms
     from kvlite.cache.policy import load_policy
     from kvlite.memory.budget import Budget
 
-    options = model_options(model=from_lines if named is None else named, **flags)
+    options = replace(options, model=call.chosen_model(from_lines if named is None else named))
     budgets = [budget for budget in (options.kv_budget, options.kv_per_seq) if budget]
-    access = _Access(options, batch_size)
-    is_unnamed = named is None and from_lines is None and not default_model()
+    access = _Access(options, batch_size, call.console)
+    is_unnamed = named is None and from_lines is None and not call.default_model
     return Model(
         terms=Terms(
             model=None if named is not None else options.model,
@@ -67,22 +67,23 @@ class _Access:
 
     options: ModelOptions
     batch_size: int | None
+    console: Console
 
     def identity(self) -> str:
         """What a resumed batch must find again."""
-        return weights_identity(*find_files(self.options, console()))
+        return weights_identity(*find_files(self.options, self.console))
 
     def open(self) -> Opened:
         from kvlite.cli.answering import cache_size
 
-        opened = open_model(self.options, console(), with_rows=True, batch_size=self.batch_size)
+        opened = open_model(self.options, self.console, with_rows=True, batch_size=self.batch_size)
         plan = opened.plan
         cache = f"{cache_size(plan)}{opened.engine.cache.stored.said}"
-        console().note(f"{opened.name} · {cache} · policy {self.options.kv_policy} · {opened.loaded.device}")
+        self.console.note(f"{opened.name} · {cache} · policy {self.options.kv_policy} · {opened.loaded.device}")
         is_divisible = plan.slots > opened.engine.policy.min_slots() and not opened.loaded.shape.has_state
         if plan.rows < (self.batch_size or 2) and is_divisible:
             held = "one sequence" if plan.rows == 1 else f"{plan.rows} sequences"
-            console().note(
+            self.console.note(
                 f"the budget holds {held} of {plan.slots:,} tok at a time; a smaller --kv-per-seq lets more run at once"
             )
         return opened
@@ -90,22 +91,30 @@ class _Access:
     def plan(self) -> Planned:
         """The tokenizer, and the cache of a run on this machine; the weights are only measured."""
         from kvlite.batch.job import Planned
+        from kvlite.memory.budget import Budget
         from kvlite.memory.format import dtype_name
-        from kvlite.memory.prediction import WeightFacts, weight_term
+        from kvlite.memory.prediction import WeightFacts
         from kvlite.memory.shape import ModelShape
         from kvlite.models.loading import load_tokenizer
         from kvlite.text.template import ChatText
 
         options = self.options
-        _, files = find_files(options, console())
+        _, files = find_files(options, self.console)
         tokenizer = load_tokenizer(files.folder, trust_remote_code=options.trust_remote_code)
         text = ChatText(tokenizer, generation=files.generation, think=options.think)
         shape = ModelShape.from_config(files.config, dtype=dtype_name(options.dtype), stored_dtype=files.stored_dtype)
-        weights = weight_term(shape, WeightFacts.of(files, options.int8_head), options.quant).predicted_bytes or 0
         device = find_device(options.device)
-        room = Room(
-            options, shape, device.free_bytes - weights, device.kind, with_rows=True, batch_size=self.batch_size
+        fit = fit_of(
+            options,
+            shape,
+            device.free_bytes,
+            device.kind,
+            weights=WeightFacts.of(files),
+            is_loaded=False,
+            with_rows=True,
+            batch_size=self.batch_size,
         )
-        spec = room.specs()[0]
+        budget = Budget.parse(options.kv_budget)
+        spec = fit.specs(budget)[0]
         is_provisional = spec.slot_format.is_coded and options.kv_dtype == "auto"
-        return Planned(self.identity(), text, room.plan(spec), spec.slot_format, is_provisional)
+        return Planned(self.identity(), text, replace(fit, spec=spec).cache(budget), spec.slot_format, is_provisional)

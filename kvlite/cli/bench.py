@@ -3,85 +3,53 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass, replace
 from typing import Annotated
 
-import typer
-
-from kvlite.cli import options as opt
+from kvlite.cli.invocation import Invocation
+from kvlite.cli.options import model_argument
+from kvlite.cli.signature import without
 from kvlite.errors import UsageError
+from kvlite.options import ModelOptions, option
 
 _COUNT = re.compile(r"(\d{1,12})([kM]?)", re.ASCII)
 _TIMES = {"": 1, "k": 1_000, "M": 1_000_000}
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BenchOptions:
+    """Which model to measure, and on how many tokens."""
+
+    model: str | None = model_argument()
+    prompt: str = option("128,1k", metavar="N,N", help="Lengths of prompts, fed to the first token.")
+    context: str = option("128,1k,8k", metavar="N,N", help="Decode after this many tokens, such as 500,8k.")
+    drift: str = option(
+        "1k,10k,100k,1M",
+        metavar="N,N",
+        help="Decode with all slots full after this many tokens: the state is put there, not fed.",
+    )
+    steps: int = option(64, metavar="N", min=1, help="Decode steps of each timing.")
+    rounds: int = option(5, metavar="N", min=1, help="Times everything is repeated.")
+    seed: int = option(0, metavar="N", min=0, help="Same seed, same random tokens.")
+
+
 def bench(
-    model: opt.ModelArg = None,
-    prompt: Annotated[
-        str, typer.Option("--prompt", metavar="N,N", help="Lengths of prompts, fed to the first token.")
-    ] = "128,1k",
-    context: Annotated[
-        str, typer.Option("--context", metavar="N,N", help="Decode after this many tokens, such as 500,8k.")
-    ] = "128,1k,8k",
-    drift: Annotated[
-        str,
-        typer.Option("--drift", metavar="N,N",
-                     help="Decode with all slots full after this many tokens: the state is put there, not fed."),
-    ] = "1k,10k,100k,1M",
-    steps: Annotated[int, typer.Option("--steps", metavar="N", min=1, help="Decode steps of each timing.")] = 64,
-    rounds: Annotated[int, typer.Option("--rounds", metavar="N", min=1, help="Times everything is repeated.")] = 5,
-    seed: Annotated[int, typer.Option("--seed", metavar="N", min=0, help="Same seed, same random tokens.")] = 0,
-    kv_budget: opt.KvBudget = None,
-    kv_policy: opt.KvPolicy = None,
-    kv_dtype: opt.KvDtype = None,
-    on_full: opt.OnFull = None,
-    prefill_chunk: opt.PrefillChunk = None,
-    quant: opt.Quant = None,
-    four_bit: opt.FourBit = False,
-    dtype: opt.Dtype = None,
-    device: opt.Device = None,
-    revision: opt.Revision = None,
-    trust_remote_code: opt.TrustRemoteCode = False,
-    allow_pickle: opt.AllowPickle = False,
-    fuse: opt.Fuse = True,
-    kernels: opt.Kernels = "auto",
-    capture: opt.Capture = None,
-    compile: opt.Compile = False,
-    int8_head: opt.Int8Head = False,
-    offline: opt.Offline = False,
-) -> None:  # fmt: skip
+    given: BenchOptions,
+    options: Annotated[ModelOptions, without("think", "kv_per_seq", "pin_system")],
+    call: Invocation,
+) -> None:
     """Measure start-up, prompts and decoding on random tokens, and the share of this device's bandwidth they use."""
     from kvlite.cli.benching import Asked, bench_model
 
     asked = Asked(
-        prompts=_counts("--prompt", prompt),
-        contexts=_counts("--context", context),
-        drift=_counts("--drift", drift),
-        steps=steps,
-        rounds=rounds,
-        seed=seed,
+        prompts=_counts("--prompt", given.prompt),
+        contexts=_counts("--context", given.context),
+        drift=_counts("--drift", given.drift),
+        steps=given.steps,
+        rounds=given.rounds,
+        seed=given.seed,
     )
-    options = opt.model_options(
-        model=model,
-        kv_budget=kv_budget,
-        kv_policy=kv_policy,
-        kv_dtype=kv_dtype,
-        on_full=on_full,
-        prefill_chunk=prefill_chunk,
-        quant=quant,
-        four_bit=four_bit,
-        dtype=dtype,
-        device=device,
-        revision=revision,
-        trust_remote_code=trust_remote_code,
-        allow_pickle=allow_pickle,
-        fuse=fuse,
-        kernels=kernels,
-        capture=capture,
-        compile=compile,
-        int8_head=int8_head,
-        offline=offline,
-    )
-    bench_model(asked, options, opt.console())
+    bench_model(asked, replace(options, model=call.chosen_model(given.model)), call.console)
 
 
 def _counts(flag: str, value: str) -> tuple[int, ...]:

@@ -80,7 +80,7 @@ def _stages(
 
 
 def _report(opened: Opened, measurement: Measurement, stages: dict[str, float]) -> BenchReport:
-    from kvlite.engine.account import measured_terms
+    from kvlite.engine.memory_report import measured_terms
     from kvlite.speed.report import BenchReport
 
     return BenchReport(
@@ -89,14 +89,14 @@ def _report(opened: Opened, measurement: Measurement, stages: dict[str, float]) 
         measurement=measurement,
         predicted=opened.predicted(),
         measured=measured_terms(opened.engine),
-        peaks=opened.engine.meter.peaks,
+        peaks=opened.engine.peak_memory.peaks,
     )
 
 
 def _subject(opened: Opened) -> Subject:
     import torch
 
-    from kvlite.memory.measure import installed_versions
+    from kvlite.record.measure import installed_versions
     from kvlite.speed.ceilings import device_name
     from kvlite.speed.report import Subject
     from kvlite.speed.roofline import weights_read_bytes
@@ -125,17 +125,15 @@ def _subject(opened: Opened) -> Subject:
 
 
 def _write(report: BenchReport, out: Console) -> None:
-    from kvlite.speed.view import ceilings_line, headline, tables
+    from kvlite.speed.view import bench_tables, ceilings_line, headline
 
     if out.as_json:
         out.json(report.to_json(), indent=2)
         return
     out.line(headline(report))
     out.line(ceilings_line(report))
-    for table in tables(report):
+    for table in bench_tables(report):
         out.line()
-        out.table(table.columns, table.rows)
-        if table.note:
-            out.line(table.note)
+        out.show(table)
     for reason in report.measurement.left_out:
         out.note(f"left out: {reason}")

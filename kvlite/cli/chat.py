@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
-from kvlite.cli import options as opt
+from kvlite.cli.invocation import Invocation
+from kvlite.cli.options import model_argument
+from kvlite.cli.recording import start_recorder
+from kvlite.cli.signature import without
 from kvlite.errors import UsageError
+from kvlite.options import AnswerOptions, ModelOptions, OutputOptions, option
 
 if TYPE_CHECKING:
     from kvlite.catalog.files import ModelFiles
@@ -16,130 +18,50 @@ if TYPE_CHECKING:
     from kvlite.cli.answering import Asked
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChatOptions:
+    """Which model to talk with, in which session, and how the chat shows itself."""
+
+    model: str | None = model_argument()
+    continues: bool = option(False, "-c", "--continue", from_settings=False, help="Go on with the last saved session.")
+    session: str | None = option(
+        None, metavar="NAME", from_settings=False, help="Go on with this session, or begin it."
+    )
+    save: bool = option(True, help="Save the session after each turn.")
+    prompt: str | None = option(None, "-p", metavar="TEXT", from_settings=False, help="What to ask first.")
+    vi: bool = option(False, help="Edit with vi's keys.")
+    status: bool = option(True, help="Show the cache under the prompt.")
+
+
 def chat(
-    model: opt.ModelArg = None,
-    continues: Annotated[
-        bool, typer.Option("-c", "--continue", allow_from_autoenv=False, help="Go on with the last saved session.")
-    ] = False,
-    session: Annotated[
-        str | None,
-        typer.Option(
-            "--session", metavar="NAME", allow_from_autoenv=False, help="Go on with this session, or begin it."
-        ),
-    ] = None,
-    save: Annotated[bool, typer.Option("--save/--no-save", help="Save the session after each turn.")] = True,
-    prompt: Annotated[
-        str | None,
-        typer.Option("-p", "--prompt", metavar="TEXT", allow_from_autoenv=False, help="What to ask first."),
-    ] = None,
-    vi: Annotated[bool, typer.Option("--vi", help="Edit with vi's keys.")] = False,
-    status: Annotated[bool, typer.Option("--status/--no-status", help="Show the cache under the prompt.")] = True,
-    system: opt.System = None,
-    max_tokens: opt.MaxTokens = None,
-    temperature: opt.Temperature = None,
-    top_p: opt.TopP = None,
-    top_k: opt.TopK = None,
-    min_p: opt.MinP = None,
-    repetition_penalty: opt.RepetitionPenalty = None,
-    seed: opt.Seed = None,
-    stop: opt.Stop = None,
-    greedy: opt.Greedy = False,
-    think: opt.Think = None,
-    show_thinking: opt.ShowThinking = False,
-    report: opt.Report = None,
-    kv_budget: opt.KvBudget = None,
-    kv_policy: opt.KvPolicy = None,
-    kv_dtype: opt.KvDtype = None,
-    on_full: opt.OnFull = None,
-    pin_system: opt.PinSystem = True,
-    prefill_chunk: opt.PrefillChunk = None,
-    quant: opt.Quant = None,
-    four_bit: opt.FourBit = False,
-    dtype: opt.Dtype = None,
-    device: opt.Device = None,
-    revision: opt.Revision = None,
-    trust_remote_code: opt.TrustRemoteCode = False,
-    allow_pickle: opt.AllowPickle = False,
-    fuse: opt.Fuse = True,
-    kernels: opt.Kernels = "auto",
-    capture: opt.Capture = None,
-    compile: opt.Compile = False,
-    int8_head: opt.Int8Head = False,
-    offline: opt.Offline = False,
+    given: ChatOptions,
+    answer: AnswerOptions,
+    options: Annotated[ModelOptions, without("kv_per_seq")],
+    output: OutputOptions,
+    call: Invocation,
 ) -> None:
     """Talk with a model. /help lists what else can be done there; Ctrl-C stops an answer, Ctrl-D leaves."""
     from kvlite.chat.once import Output
-    from kvlite.cli.answering import Asked, answer_once, has_user, source_of
+    from kvlite.cli.answering import Asked, answer_once, has_user
     from kvlite.cli.prompts import build_prompt
     from kvlite.deadline import Deadline
 
-    out = opt.console()
-    sampling = opt.sampling(
-        greedy=greedy,
-        temperature=temperature,
-        top_p=top_p,
-        top_k=top_k,
-        min_p=min_p,
-        repetition_penalty=repetition_penalty,
-        seed=seed,
-    )
-    options = opt.model_options(
-        model=model,
-        kv_budget=kv_budget,
-        kv_policy=kv_policy,
-        kv_dtype=kv_dtype,
-        on_full=on_full,
-        pin_system=pin_system,
-        prefill_chunk=prefill_chunk,
-        quant=quant,
-        four_bit=four_bit,
-        dtype=dtype,
-        device=device,
-        revision=revision,
-        trust_remote_code=trust_remote_code,
-        allow_pickle=allow_pickle,
-        fuse=fuse,
-        kernels=kernels,
-        capture=capture,
-        compile=compile,
-        int8_head=int8_head,
-        offline=offline,
-        think=think,
-    )
-    asked = Asked(
-        options=options,
-        sampling=sampling,
-        system=system,
-        max_tokens=max_tokens,
-        stop=tuple(stop or ()),
-        report=report or "auto",
-        budget_source=source_of("kv_budget"),
-    )
+    out = call.console
+    asked = Asked.of(replace(options, model=call.chosen_model(given.model)), answer, output, call)
     if has_user():
         if out.as_json:
             raise UsageError("a chat at a terminal has no --json; use kvlite run --json, or pipe the question in")
-        screen = _Screen(vi=vi, shows_status=status, shows_thinking=show_thinking, saves=save)
-        opens = _session_to_open(continues, session)
-        opt.announce_built_in(model)
-        _talk(asked, screen, opens, prompt)
+        name = _session_to_open(given.continues, given.session)
+        call.announce_built_in(given.model)
+        _talk(asked, given, name, shows_thinking=output.show_thinking)
         return
-    if continues or session:
+    if given.continues or given.session:
         raise UsageError("--continue and --session need a terminal to go on at; stdin is a pipe here")
-    words = [] if prompt is None else [prompt]
-    output = Output(streams=not out.as_json, as_json=out.as_json, shows_thinking=show_thinking)
+    words = [] if given.prompt is None else [given.prompt]
+    form = Output(streams=not out.as_json, as_json=out.as_json, shows_thinking=output.show_thinking)
     text = build_prompt(words, [], None)
-    opt.announce_built_in(model)
-    answer_once(asked, text, output, Deadline(None), command="chat")
-
-
-@dataclass(frozen=True, slots=True)
-class _Screen:
-    """How the chat shows itself, and whether it is saved."""
-
-    vi: bool
-    shows_status: bool
-    shows_thinking: bool
-    saves: bool
+    call.announce_built_in(given.model)
+    answer_once(asked, text, form, Deadline(None), command="chat")
 
 
 def _session_to_open(continues: bool, session: str | None) -> str | None:
@@ -159,7 +81,7 @@ def _session_to_open(continues: bool, session: str | None) -> str | None:
     return session
 
 
-def _talk(asked: Asked, screen: _Screen, name: str | None, first: str | None) -> None:
+def _talk(asked: Asked, given: ChatOptions, name: str | None, *, shows_thinking: bool) -> None:
     from platformdirs import user_state_path
 
     from kvlite.chat.behind import Behind
@@ -171,7 +93,7 @@ def _talk(asked: Asked, screen: _Screen, name: str | None, first: str | None) ->
     from kvlite.chat.terminal import Terminal
     from kvlite.cli.loading import find_files
 
-    out = opt.console()
+    out, first = asked.console, given.prompt
     session: Session | None = None
 
     def status() -> str:
@@ -181,17 +103,17 @@ def _talk(asked: Asked, screen: _Screen, name: str | None, first: str | None) ->
 
     def begin(found: tuple[ModelRef, ModelFiles] | None = None) -> Chat:
         nonlocal session
-        opened = asked.open(recording, out, found)
-        session = Session(opened.engine, opened.text, asked.settings(opened), asked.system)
-        keeping = Keeping(SessionFolder(), opened.name, screen.saves)
-        chat = Chat(session, keeping, out, recording, shows_thinking=screen.shows_thinking)
+        opened = asked.open(recorder, found)
+        session = Session(opened.engine, opened.text, asked.settings(opened), asked.answer.system)
+        keeping = Keeping(SessionFolder(), opened.name, given.save)
+        chat = Chat(session, keeping, out, recorder, shows_thinking=shows_thinking)
         if name is not None:
             chat.open(name)
         return chat
 
     history = user_state_path("kvlite", appauthor=False) / "history"
-    terminal = Terminal(status if screen.shows_status else None, history, vi=screen.vi)
-    with asked.recording("chat") as recording:
+    terminal = Terminal(status if given.status else None, history, vi=given.vi)
+    with start_recorder("chat", asked.report, out) as recorder:
         if first is None and out.has_live_stderr:
             found = find_files(asked.options, out)
             loading = Behind(lambda: begin(found), terminal, out)
@@ -204,4 +126,4 @@ def _talk(asked: Asked, screen: _Screen, name: str | None, first: str | None) ->
         try:
             chat.run(terminal, first)
         finally:
-            recording.checkpoints(chat.session.checkpoint_peak_bytes)
+            recorder.term("checkpoints", chat.session.checkpoint_peak_bytes)

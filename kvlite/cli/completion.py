@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from dataclasses import dataclass
+from typing import Literal
 
-import typer
-
-from kvlite.cli.options import console
-
-Shell = Annotated[
-    Literal["bash", "zsh", "fish", "pwsh"], typer.Argument(metavar="SHELL", help="bash, zsh, fish or pwsh.")
-]
+from kvlite.cli.invocation import Invocation
+from kvlite.options import argument
 
 # What typer's scripts lack. bash splits words at colons, so that `org:name` arrives in pieces: bash-completion, where
 # it is installed, joins them again. zsh, loading the script from $fpath, wants it to complete this very first time too.
@@ -53,9 +49,16 @@ fi""",
 }
 
 
-def completion(shell: Shell) -> None:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompletionOptions:
+    """The shell to complete in."""
+
+    shell: Literal["bash", "zsh", "fish", "pwsh"] = argument(metavar="SHELL", help="bash, zsh, fish or pwsh.")
+
+
+def completion(given: CompletionOptions, call: Invocation) -> None:
     """Print the completion script of a shell; it asks kvlite itself, so it never goes stale."""
-    console().answer(completion_script(shell))
+    call.console.answer(completion_script(given.shell))
 
 
 def completion_script(shell: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -190,7 +189,7 @@ def _duration(seconds: float) -> str:
 def _report(evaluation: Evaluation, model: str, subject: Subject) -> Report:
     from kvlite.evaluation.report import Report
     from kvlite.evaluation.summary import summarise
-    from kvlite.memory.measure import installed_versions
+    from kvlite.record.measure import installed_versions
 
     loaded = subject.loaded
     return Report(
@@ -205,8 +204,7 @@ def _report(evaluation: Evaluation, model: str, subject: Subject) -> Report:
 
 
 def _write(report: Report, html: Path | None, out: Console) -> None:
-    from kvlite.evaluation.page import report_page
-    from kvlite.evaluation.view import headline, table
+    from kvlite.evaluation.view import headline, report_page, suite_section
 
     if html is not None:
         try:
@@ -218,18 +216,13 @@ def _write(report: Report, html: Path | None, out: Console) -> None:
         return
     out.line(headline(report))
     for summary in report.summaries:
-        shown = table(summary)
+        section = suite_section(summary)
         out.line()
-        out.line(_wrapped(f"{shown.title}: {shown.about}", out.width))
-        for block in shown.blocks(out.width):
-            out.line()
-            out.table(block.columns, block.rows)
+        out.paragraph(f"{section.title}: {section.about}")
         out.line()
-        out.line(_wrapped(shown.verdict, out.width))
-
-
-def _wrapped(text: str, width: int | None) -> str:
-    return text if width is None else textwrap.fill(text, width, break_long_words=False, break_on_hyphens=False)
+        out.show(section.tables[0])
+        out.line()
+        out.paragraph(section.conclusion)
 
 
 def _read(file: Path) -> str:

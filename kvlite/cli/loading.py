@@ -8,7 +8,7 @@ from __future__ import annotations
 from hashlib import sha256
 from typing import TYPE_CHECKING
 
-from kvlite.errors import DoesNotFit, UsageError
+from kvlite.errors import DoesNotFit
 
 if TYPE_CHECKING:
     import torch
@@ -81,12 +81,6 @@ def _check_words(options: ModelOptions) -> None:
     slot_format(options.kv_dtype, "float32")
     dtype_name(options.dtype)
     load_policy(options.kv_policy).when_full(options.on_full)
-    if options.compile and options.capture:
-        raise UsageError("--compile and --capture are two ways to the same end; leave out one of them")
-    if options.int8_head and not options.fuse:
-        raise UsageError("--int8-head replaces a module of the model; leave out --no-fuse")
-    if options.compile and not options.fuse:
-        raise UsageError("--compile compiles what is fused; leave out --no-fuse")
 
 
 def _load(files: ModelFiles, options: ModelOptions, shape: ModelShape) -> LoadedModel:
@@ -110,7 +104,7 @@ def _load(files: ModelFiles, options: ModelOptions, shape: ModelShape) -> Loaded
         trust_remote_code=options.trust_remote_code,
         allow_pickle=options.allow_pickle,
         fuse=options.fuse,
-        kernels=options.module_kernels,
+        kernels=options.kernels,
     )
     return load(files.folder, files.config, wanted)
 

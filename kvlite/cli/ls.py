@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from kvlite.cli.options import console
+from kvlite.cli.invocation import Invocation
 
 if TYPE_CHECKING:
     from kvlite.catalog.listing import Listed
 
 
-def ls() -> None:
+def ls(call: Invocation) -> None:
     """List the built-in model and the models in the Hugging Face cache; -q prints what to type for each."""
     from kvlite.catalog.listing import list_models
 
-    out = console()
+    out = call.console
     models = list_models()
     if out.as_json:
         out.json([_record(model) for model in models], indent=2)

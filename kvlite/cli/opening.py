@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from kvlite.cli.loading import chat_text, free_bytes, load_model, model_name
-from kvlite.cli.room import Room
+from kvlite.cli.room import fit_of
 from kvlite.errors import BrokenModel, UsageError
 from kvlite.options import ModelOptions
 
@@ -17,9 +17,10 @@ if TYPE_CHECKING:
     from kvlite.console import Console
     from kvlite.engine.engine import Engine
     from kvlite.engine.request import Sampling
+    from kvlite.memory.fit import Fit
     from kvlite.memory.plan import CachePlan, CacheSpec
-    from kvlite.memory.report import ModelIdentity
     from kvlite.models.loaded import LoadedModel
+    from kvlite.record.schema import ModelIdentity
     from kvlite.text.template import ChatText
 
 
@@ -31,6 +32,7 @@ class Opened:
     files: ModelFiles
     loaded: LoadedModel
     engine: Engine
+    fit: Fit
     text: ChatText
     sampling: Sampling
     options: ModelOptions
@@ -46,7 +48,7 @@ class Opened:
 
     def identity(self) -> ModelIdentity:
         """Which weights these are, for the run record."""
-        from kvlite.memory.report import ModelIdentity
+        from kvlite.record.schema import ModelIdentity
 
         return ModelIdentity(
             alias=self.ref.alias,
@@ -61,22 +63,7 @@ class Opened:
 
     def predicted(self) -> dict[str, int]:
         """What `kvlite plan` says of this run, by term."""
-        from kvlite.memory.prediction import DeviceKind, MemoryPlan, WeightFacts, cache_terms, other_terms
-        from kvlite.models.eightbit import CODED_HEAD
-
-        loaded, plan = self.loaded, self.plan
-        weights = WeightFacts.of(self.files, codes_head=CODED_HEAD in loaded.fused)
-        device: DeviceKind = "cuda" if loaded.device.type == "cuda" else "cpu"
-        others = other_terms(
-            loaded.shape,
-            weights,
-            quant=loaded.quant,
-            device=device,
-            rows=plan.rows,
-            chunk=plan.chunk,
-            stored=self.engine.cache.stored,
-        )
-        return MemoryPlan((others[0], *cache_terms(plan), *others[1:]), None).predicted()
+        return self.fit.memory(self.plan).predicted()
 
 
 def open_model(
@@ -99,45 +86,32 @@ def open_model(
     from kvlite.engine.capturing import is_wanted
     from kvlite.engine.engine import Engine
     from kvlite.engine.graphs import CudaGraphs
+    from kvlite.memory.budget import Budget
+    from kvlite.memory.prediction import WeightFacts
     from kvlite.models.loading import pick_device
 
     policy = load_policy(options.kv_policy)
     policy.when_full(options.on_full)
     captures = is_wanted(options.capture, pick_device(options.device))  # refused before the weights are read
     ref, files, loaded = load_model(options, console, found)
-    if options.int8_head:
-        loaded = _with_coded_head(loaded, options.module_kernels, console)
-    if options.compile:
-        loaded = _compiled(loaded, console)
-    room = Room(options, loaded.shape, free_bytes(loaded.device), loaded.device.type, with_rows, batch_size)
-    spec = _surviving(room.specs(), loaded, console)
-    engine = Engine(loaded, room.plan(spec), policy, spec.slot_format, options.on_full, options.kernels)
+    fit = fit_of(
+        options,
+        loaded.shape,
+        free_bytes(loaded.device),
+        loaded.device.type,
+        weights=WeightFacts.of(files),
+        is_loaded=True,
+        with_rows=with_rows,
+        batch_size=batch_size,
+    )
+    budget = Budget.parse(options.kv_budget)
+    spec = _surviving(fit.specs(budget), loaded, console)
+    fit = replace(fit, spec=spec)
+    engine = Engine(loaded, fit.cache(budget), policy, spec.slot_format, options.on_full, options.kernels)
     if captures:
         engine.capture(CudaGraphs(loaded.device, engine.rows), console.warn)
     text = chat_text(files, loaded, options)
-    return Opened(ref, files, loaded, engine, text, model_sampling(files.generation), options)
-
-
-def _with_coded_head(loaded: LoadedModel, kernels: str, console: Console) -> LoadedModel:
-    """The model with its head in 8 bits, or as it is where that cannot be, which is said."""
-    from kvlite.models.eightbit import with_coded_head
-    from kvlite_kernels.choice import choose_coded_products
-
-    loaded, obstacle = with_coded_head(loaded, choose_coded_products(kernels, loaded.device))
-    if obstacle is not None:
-        console.warn(f"--int8-head: the head stays as it is: {obstacle}")
-    return loaded
-
-
-def _compiled(loaded: LoadedModel, console: Console) -> LoadedModel:
-    """The model with compiled decode steps, or as it is where they cannot be, which is said."""
-    from kvlite.models.compiling import compiled
-
-    console.note("compiling decode steps: a minute the first time, seconds from then on")
-    loaded, obstacle = compiled(loaded)
-    if obstacle is not None:
-        console.warn(f"--compile: decode steps are not compiled: {obstacle}")
-    return loaded
+    return Opened(ref, files, loaded, engine, fit, text, model_sampling(files.generation), options)
 
 
 def _surviving(specs: Sequence[CacheSpec], loaded: LoadedModel, console: Console) -> CacheSpec:
@@ -145,20 +119,20 @@ def _surviving(specs: Sequence[CacheSpec], loaded: LoadedModel, console: Console
 
     Raises SlotsTooCoarse where the only one destroys what the model says.
     """
-    from kvlite.models.canary import require_survival, try_format
+    from kvlite.models.kv_quant_check import require_survival, try_format
 
     for spec in specs:
         if not spec.slot_format.is_coded:
             return spec
         if len(specs) == 1:
-            canary = require_survival(loaded, spec.slot_format)
-            (console.warn if canary.is_ill else console.detail)(str(canary))
+            effect = require_survival(loaded, spec.slot_format)
+            (console.warn if effect.is_noticeable else console.detail)(str(effect))
             return spec
-        canary = try_format(loaded, spec.slot_format)
-        if canary.is_harmless:
-            console.detail(f"--kv-dtype auto takes {spec.slot_format.name}: {canary.finding}")
+        effect = try_format(loaded, spec.slot_format)
+        if effect.is_harmless:
+            console.detail(f"--kv-dtype auto takes {spec.slot_format.name}: {effect.finding}")
             return spec
-        console.note(f"--kv-dtype auto passes over {spec.slot_format.name}, fewer tokens are kept: {canary.finding}")
+        console.note(f"--kv-dtype auto passes over {spec.slot_format.name}, fewer tokens are kept: {effect.finding}")
     raise AssertionError("the last format is the model's own dtype")
 
 

@@ -5,36 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Literal
 
-import typer
-
-from kvlite.cli.options import (
-    Device,
-    Dtype,
-    FourBit,
-    Int8Head,
-    KvBudget,
-    KvDtype,
-    KvPerSeq,
-    KvPolicy,
-    ModelArg,
-    Offline,
-    OnFull,
-    PrefillChunk,
-    Quant,
-    Revision,
-    console,
-    model_options,
-)
+from kvlite.cli.invocation import Invocation
+from kvlite.cli.options import model_argument
+from kvlite.cli.signature import without
 from kvlite.errors import DoesNotFit, UsageError
+from kvlite.options import ModelOptions, option
 
 if TYPE_CHECKING:
     from kvlite.catalog.files import ModelFacts
     from kvlite.cli.plan_view import PlanDevice
     from kvlite.memory.budget import Budget
-    from kvlite.memory.scenario import Answer, Scenario
-    from kvlite.options import ModelOptions
+    from kvlite.memory.fit import Fit, Quote
 
-Solve = Literal["budget", "context", "batch"]
+_WHEN_LOADED = ("think", "pin_system", "trust_remote_code", "allow_pickle", "fuse", "kernels", "capture")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +28,7 @@ class Wanted:
     kv_per_seq: str | None
     context: int | None
     batch_size: int | None
-    solve: Solve | None
+    solve: str | None
 
     def __post_init__(self) -> None:
         if self.solve == "budget" and self.kv_budget is not None:
@@ -78,95 +61,74 @@ class Wanted:
         return None if self.kv_per_seq is None else Budget.parse(self.kv_per_seq)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanOptions:
+    """Which model to plan for, and what to look for."""
+
+    model: str | None = model_argument()
+    context: int | None = option(None, metavar="N", min=1, max=2**31 - 1, help="Tokens each row should keep.")
+    batch_size: int | None = option(
+        None, metavar="N", min=1, max=2**16, help="Plan a batch of at most N rows at a time."
+    )
+    solve: Literal["budget", "context", "batch"] | None = option(
+        None, help="Find the smallest budget, the longest context or the largest batch that fits."
+    )
+    sweep: bool = option(False, help="A table of budgets and what each of them keeps.")
+    vram: str | None = option(None, metavar="SIZE", help="Pretend a GPU with this much free memory.")
+
+
 def plan(
-    model: ModelArg = None,
-    kv_budget: KvBudget = None,
-    context: Annotated[
-        int | None, typer.Option("--context", metavar="N", min=1, max=2**31 - 1, help="Tokens each row should keep.")
-    ] = None,
-    batch_size: Annotated[
-        int | None,
-        typer.Option("--batch-size", metavar="N", min=1, max=2**16, help="Plan a batch of at most N rows at a time."),
-    ] = None,
-    solve: Annotated[
-        Solve | None,
-        typer.Option("--solve", help="Find the smallest budget, the longest context or the largest batch that fits."),
-    ] = None,
-    sweep: Annotated[bool, typer.Option("--sweep", help="A table of budgets and what each of them keeps.")] = False,
-    vram: Annotated[
-        str | None, typer.Option("--vram", metavar="SIZE", help="Pretend a GPU with this much free memory.")
-    ] = None,
-    kv_policy: KvPolicy = None,
-    kv_per_seq: KvPerSeq = None,
-    kv_dtype: KvDtype = None,
-    on_full: OnFull = None,
-    prefill_chunk: PrefillChunk = None,
-    quant: Quant = None,
-    four_bit: FourBit = False,
-    int8_head: Int8Head = False,
-    dtype: Dtype = None,
-    device: Device = None,
-    revision: Revision = None,
-    offline: Offline = False,
+    given: PlanOptions,
+    options: Annotated[ModelOptions, without(*_WHEN_LOADED)],
+    call: Invocation,
 ) -> None:
     """Say what fits, weights, KV cache and the rest in bytes, before anything is loaded; exit code 4 if it does not."""
     from kvlite.catalog.files import model_facts
     from kvlite.catalog.names import resolve_model
-    from kvlite.cli.answering import source_of
-    from kvlite.cli.plan_view import Outcome, as_json, show
-    from kvlite.memory.scenario import sweep as budgets
+    from kvlite.cli.plan_view import PlanReport, as_json, show
+    from kvlite.memory.fit import sweep
 
-    options = model_options(
-        model=model,
-        kv_budget=kv_budget,
-        kv_policy=kv_policy,
-        kv_per_seq=kv_per_seq,
-        kv_dtype=kv_dtype,
-        on_full=on_full,
-        prefill_chunk=prefill_chunk,
-        quant=quant,
-        four_bit=four_bit,
-        int8_head=int8_head,
-        dtype=dtype,
-        device=device,
-        revision=revision,
-        offline=offline,
+    wanted = Wanted(
+        kv_budget=options.kv_budget if call.is_given("kv_budget") else None,
+        kv_per_seq=options.kv_per_seq if given.batch_size else None,
+        context=given.context,
+        batch_size=given.batch_size,
+        solve=given.solve,
     )
-    wanted = Wanted(kv_budget, kv_per_seq if batch_size else None, context, batch_size, solve)
-    if kv_per_seq is not None and batch_size is None and source_of("kv_per_seq") == "flag":
-        raise UsageError(f"--kv-per-seq {kv_per_seq} is one row of a batch; give --batch-size N too")
-    place = find_device(options.device, vram)
-    ref = resolve_model(options.model, revision=revision)
-    facts = model_facts(ref, offline=offline)
-    scenario = _scenario(facts, place, options, wanted)
-    answer = _answer(scenario, wanted)
-    outcome = Outcome(str(ref), facts, place, answer, context, solve, tuple(budgets(scenario)) if sweep else ())
-    out = console()
-    if out.as_json:
-        out.json(as_json(outcome), indent=2)
+    if given.batch_size is None and call.sources["kv_per_seq"] == "flag":
+        raise UsageError(f"--kv-per-seq {options.kv_per_seq} is one row of a batch; give --batch-size N too")
+    place = find_device(options.device, given.vram)
+    ref = resolve_model(call.chosen_model(given.model), revision=options.revision)
+    facts = model_facts(ref, offline=options.offline)
+    fit = _fit(facts, place, options, wanted)
+    found = _quote(fit, wanted)
+    budgets = tuple(sweep(fit)) if given.sweep else ()
+    report = PlanReport(str(ref), facts, place, found, given.context, given.solve, budgets)
+    if call.console.as_json:
+        call.console.json(as_json(report), indent=2)
     else:
-        show(outcome, out)
-    if answer.shortage is not None:
-        raise DoesNotFit(f"{ref} does not fit: {answer.shortage}")
+        show(report, call.console)
+    if found.shortage is not None:
+        raise DoesNotFit(f"{ref} does not fit: {found.shortage}")
 
 
-def _answer(scenario: Scenario, wanted: Wanted) -> Answer:
+def _quote(fit: Fit, wanted: Wanted) -> Quote:
     from kvlite.memory.budget import Budget
-    from kvlite.memory.scenario import ask, most_rows, most_tokens
+    from kvlite.memory.fit import most_rows, most_tokens, quote
 
     budget, context = wanted.budget, wanted.context
     if wanted.solve == "batch" and context is not None:
         row = Budget.parse(f"{context}tok")
-        rows = most_rows(scenario, budget, context)
-        answer = ask(scenario.with_rows(max(1, rows), row), budget)
+        rows = most_rows(fit, budget, context)
+        found = quote(fit.with_rows(max(1, rows), row), budget)
         missing = f"not one row of {context:,} tokens fits into {budget}"
-        return answer if rows else replace(answer, shortage=answer.shortage or missing)
-    if wanted.solve == "context" and scenario.batch is not None:
-        tokens = most_tokens(scenario, budget)
-        answer = ask(scenario.with_rows(scenario.most_rows, Budget.parse(f"{max(1, tokens)}tok")), budget)
-        missing = f"{scenario.most_rows} rows do not fit into {budget}"
-        return answer if tokens else replace(answer, shortage=answer.shortage or missing)
-    return ask(scenario, budget)
+        return found if rows else replace(found, shortage=found.shortage or missing)
+    if wanted.solve == "context" and fit.batch is not None:
+        tokens = most_tokens(fit, budget)
+        found = quote(fit.with_rows(fit.most_rows, Budget.parse(f"{max(1, tokens)}tok")), budget)
+        missing = f"{fit.most_rows} rows do not fit into {budget}"
+        return found if tokens else replace(found, shortage=found.shortage or missing)
+    return quote(fit, budget)
 
 
 def find_device(device: str, vram: str | None = None) -> PlanDevice:
@@ -174,7 +136,7 @@ def find_device(device: str, vram: str | None = None) -> PlanDevice:
     from kvlite.cli.plan_view import PlanDevice
     from kvlite.memory.format import parse_size
     from kvlite.memory.host import available_bytes
-    from kvlite.memory.measure import device_reading
+    from kvlite.record.measure import device_reading
 
     if vram is not None:
         size = parse_size(vram)
@@ -193,15 +155,15 @@ def find_device(device: str, vram: str | None = None) -> PlanDevice:
     return PlanDevice("cpu", "this machine", available_bytes())
 
 
-def _scenario(facts: ModelFacts, place: PlanDevice, options: ModelOptions, wanted: Wanted) -> Scenario:
+def _fit(facts: ModelFacts, place: PlanDevice, options: ModelOptions, wanted: Wanted) -> Fit:
     from kvlite.cli.room import cache_spec
+    from kvlite.memory.fit import BatchRows, Fit
     from kvlite.memory.format import dtype_name
     from kvlite.memory.prediction import WeightFacts
-    from kvlite.memory.scenario import BatchRows, Scenario
     from kvlite.memory.shape import ModelShape
 
     shape = ModelShape.from_config(facts.config, dtype=dtype_name(options.dtype), stored_dtype=facts.stored_dtype)
     batch = None if wanted.batch_size is None else BatchRows(wanted.batch_size, wanted.per_sequence)
-    spec, weights = cache_spec(options, shape), WeightFacts.of(facts, options.int8_head)
+    spec, weights = cache_spec(options, shape), WeightFacts.of(facts)
     is_automatic = options.kv_dtype == "auto"
-    return Scenario(shape, spec, weights, options.quant, place.kind, place.free_bytes, batch, is_automatic)
+    return Fit(shape, spec, weights, options.quant, place.kind, place.free_bytes, batch, is_automatic)

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from kvlite.catalog.files import ModelFacts
     from kvlite.console import Console
+    from kvlite.memory.fit import Quote
     from kvlite.memory.prediction import DeviceKind
-    from kvlite.memory.scenario import Answer
     from kvlite.memory.shape import LayerShape
 
 
@@ -25,53 +25,53 @@ class PlanDevice:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
-    """The answer to one `kvlite plan`, with what was asked."""
+class PlanReport:
+    """A quote, with what `kvlite plan` was asked."""
 
     model: str
     facts: ModelFacts
     device: PlanDevice
-    answer: Answer
+    quote: Quote
     context: int | None
     solve: str | None
-    sweep: tuple[Answer, ...]
+    sweep: tuple[Quote, ...]
 
     @property
     def tokens_by_bytes(self) -> tuple[int, int] | tuple[None, None]:
         """Tokens a row would keep whatever the window: if only K and V took bytes, and with all that a slot costs."""
         from kvlite.memory.plan import tokens_by_bytes
 
-        shape, cache = self.answer.scenario.shape, self.answer.cache
+        shape, cache = self.quote.fit.shape, self.quote.cache
         if cache is None:
             return None, None
-        return tokens_by_bytes(shape, self.answer.spec, rows=cache.rows, allowed=cache.budget_bytes)
+        return tokens_by_bytes(shape, self.quote.spec, rows=cache.rows, allowed=cache.budget_bytes)
 
 
-def as_json(outcome: Outcome) -> dict[str, Any]:
+def as_json(report: PlanReport) -> dict[str, Any]:
     """Everything that is known; what is not is null."""
+    from kvlite.memory.fit import advice
     from kvlite.memory.format import size_up
-    from kvlite.memory.scenario import advice
 
-    answer = outcome.answer
-    scenario, cache = answer.scenario, answer.cache
-    shape = scenario.shape
-    kv_only_tokens, uncapped_tokens = outcome.tokens_by_bytes
+    quote = report.quote
+    fit, cache = quote.fit, quote.cache
+    shape = fit.shape
+    kv_only_tokens, uncapped_tokens = report.tokens_by_bytes
     return {
-        "model": outcome.model,
-        "repo": outcome.facts.repo,
-        "revision": outcome.facts.revision,
+        "model": report.model,
+        "repo": report.facts.repo,
+        "revision": report.facts.revision,
         "family": shape.family,
         "dtype": shape.dtype,
         "window": shape.max_positions,
-        "layers": list(_layer_groups(outcome)),
-        "kv_dtype": answer.spec.slot_format.name,
-        "kv_bytes_per_token": shape.kv_bytes_per_token(answer.spec.slot_format),
-        "policy_state_bytes_per_slot": answer.spec.state_bytes_per_slot,
-        "budget": str(answer.budget),
+        "layers": list(_layer_groups(report)),
+        "kv_dtype": quote.spec.slot_format.name,
+        "kv_bytes_per_token": shape.kv_bytes_per_token(quote.spec.slot_format),
+        "policy_state_bytes_per_slot": quote.spec.state_bytes_per_slot,
+        "budget": str(quote.budget),
         "budget_bytes": cache.budget_bytes if cache else None,
         "kv_budget": size_up(cache.reserved_bytes) if cache else None,
-        "rows": cache.rows if cache else scenario.most_rows,
-        "context": outcome.context,
+        "rows": cache.rows if cache else fit.most_rows,
+        "context": report.context,
         "kv_only_tokens": kv_only_tokens,
         "uncapped_tokens": uncapped_tokens,
         "tokens": cache.slots if cache else 0,
@@ -80,90 +80,90 @@ def as_json(outcome: Outcome) -> dict[str, Any]:
         "capped_by": cache.capped_by if cache else None,
         "reserved_bytes": cache.reserved_bytes if cache else None,
         "full_cache_bytes": shape.full_cache_bytes(shape.max_positions) if shape.max_positions else None,
-        "quant": scenario.quant,
-        "weights_known": scenario.weights is not None,
-        "terms": [asdict(term) for term in answer.memory.terms],
-        "total_bytes": answer.memory.total_bytes,
-        "device": asdict(outcome.device),
-        "fits": answer.fits,
-        "shortage": answer.shortage,
-        "try": advice(answer),
-        "solve": outcome.solve,
-        "sweep": [_sweep_row(other) for other in outcome.sweep],
+        "quant": fit.quant,
+        "weights_known": fit.weights is not None,
+        "terms": [asdict(term) for term in quote.memory.terms],
+        "total_bytes": quote.memory.total_bytes,
+        "device": asdict(report.device),
+        "fits": quote.fits,
+        "shortage": quote.shortage,
+        "try": advice(quote),
+        "solve": report.solve,
+        "sweep": [_sweep_row(other) for other in report.sweep],
     }
 
 
-def show(outcome: Outcome, out: Console) -> None:
-    """Write the answer for a reader."""
+def show(report: PlanReport, out: Console) -> None:
+    """Write the report for a reader."""
+    from kvlite.memory.fit import advice
     from kvlite.memory.format import human_bytes
-    from kvlite.memory.scenario import advice
 
-    answer = outcome.answer
-    for label, text in _headlines(outcome):
+    quote = report.quote
+    for label, text in _headlines(report):
         out.line(f"{label:<21}{text}")
     out.line()
     rows = [
         (term.name, "unknown" if term.predicted_bytes is None else f"{term.predicted_bytes:,}", term.note)
-        for term in answer.memory.terms
+        for term in quote.memory.terms
     ]
     width = max(len(size) for _, size, _ in rows)
     out.table(("TERM", "BYTES".rjust(width), "WHAT"), [(name, size.rjust(width), note) for name, size, note in rows])
     out.line()
-    total, free = human_bytes(answer.memory.total_bytes), human_bytes(outcome.device.free_bytes)
-    unknown = "" if answer.scenario.weights else " beside the weights, which are unknown"
-    if answer.fits:
-        out.line(f"fits: {total} of the {free} free on {outcome.device.name}{unknown}")
+    total, free = human_bytes(quote.memory.total_bytes), human_bytes(report.device.free_bytes)
+    unknown = "" if quote.fit.weights else " beside the weights, which are unknown"
+    if quote.fits:
+        out.line(f"fits: {total} of the {free} free on {report.device.name}{unknown}")
     else:
-        out.line(f"does not fit: {answer.shortage}")
-        for change in advice(answer):
+        out.line(f"does not fit: {quote.shortage}")
+        for change in advice(quote):
             out.line(f"  try {change}")
-    if outcome.sweep:
-        _show_sweep(outcome, out)
+    if report.sweep:
+        _show_sweep(report, out)
 
 
-def _headlines(outcome: Outcome) -> Iterator[tuple[str, str]]:
+def _headlines(report: PlanReport) -> Iterator[tuple[str, str]]:
     from kvlite.memory.format import human_bytes, size_up
 
-    answer = outcome.answer
-    scenario, cache = answer.scenario, answer.cache
-    shape = scenario.shape
-    commit = f"@{outcome.facts.revision[:7]}" if outcome.facts.revision else ""
-    named = f" ({outcome.facts.repo}{commit})" if outcome.facts.repo else ""
+    quote = report.quote
+    fit, cache = quote.fit, quote.cache
+    shape = fit.shape
+    commit = f"@{report.facts.revision[:7]}" if report.facts.revision else ""
+    named = f" ({report.facts.repo}{commit})" if report.facts.repo else ""
     window = f", window {shape.max_positions:,} tokens" if shape.max_positions else ""
-    yield "model", f"{outcome.model}{named}, {shape.family} in {shape.dtype}{window}"
+    yield "model", f"{report.model}{named}, {shape.family} in {shape.dtype}{window}"
     for layer, count in Counter(shape.layers).items():
         yield "layers", _layer_text(layer, count)
-    per_token = shape.kv_bytes_per_token(answer.spec.slot_format)
+    per_token = shape.kv_bytes_per_token(quote.spec.slot_format)
     inside = " while inside every window" if any(layer.window for layer in shape.layers) else ""
-    checked = "; auto takes it if the model, once loaded, survives it" if answer.takes_another_format else ""
-    yield "K and V per token", f"{per_token:,} B in {answer.spec.slot_format.name}{inside}{checked}"
+    checked = "; auto takes it if the model, once loaded, survives it" if quote.takes_another_format else ""
+    yield "K and V per token", f"{per_token:,} B in {quote.spec.slot_format.name}{inside}{checked}"
     if shape.max_positions:
         yield "whole window", f"{human_bytes(shape.full_cache_bytes(shape.max_positions))} in an unbounded cache"
     if cache is None:
-        yield "KV budget", f"{answer.budget}"
+        yield "KV budget", f"{quote.budget}"
         return
     rows = f" in {cache.rows} equal rows" if cache.rows > 1 else ""
-    yield "KV budget", f"{answer.budget} = {cache.budget_bytes:,} B{rows}, of which {cache.reserved_bytes:,} B are used"
-    alone, whole = outcome.tokens_by_bytes
+    yield "KV budget", f"{quote.budget} = {cache.budget_bytes:,} B{rows}, of which {cache.reserved_bytes:,} B are used"
+    alone, whole = report.tokens_by_bytes
     yield "K and V alone", f"{alone:,} tokens at most"
     yield "with all a slot has", f"{whole:,} tokens: less policy state, positions and staging"
     capped = f", all that the {cache.capped_by} allows" if cache.capped_by else ""
     share = f" on average, {cache.fewest:,} to {max(cache.layer_slots):,} a layer" if cache.fewest < cache.slots else ""
     yield "tokens kept", f"{cache.slots:,} a row{share}, prefilled {cache.chunk} at once{capped}"
-    if outcome.context and cache.slots < outcome.context:
-        fate = "the others are evicted" if answer.spec.evicts else "there it stops"
-        yield "context", f"{cache.slots:,} of {outcome.context:,} tokens are kept; {fate}"
-    if outcome.solve == "budget":
+    if report.context and cache.slots < report.context:
+        fate = "the others are evicted" if quote.spec.evicts else "there it stops"
+        yield "context", f"{cache.slots:,} of {report.context:,} tokens are kept; {fate}"
+    if report.solve == "budget":
         yield "solved", f"--kv-budget {size_up(cache.reserved_bytes)} is enough"
-    elif outcome.solve == "context":
-        yield "solved", f"--context {cache.slots}" if scenario.batch is None else f"--kv-per-seq {cache.slots}tok"
-    elif outcome.solve == "batch" and answer.fits:
+    elif report.solve == "context":
+        yield "solved", f"--context {cache.slots}" if fit.batch is None else f"--kv-per-seq {cache.slots}tok"
+    elif report.solve == "batch" and quote.fits:
         yield "solved", f"--batch-size {cache.rows} --kv-per-seq {cache.slots}tok"
 
 
-def _layer_groups(outcome: Outcome) -> Iterator[dict[str, Any]]:
+def _layer_groups(report: PlanReport) -> Iterator[dict[str, Any]]:
     """Layers that are alike and have as many slots, counted, in the order of their first one."""
-    layers, cache = outcome.answer.scenario.shape.layers, outcome.answer.cache
+    layers, cache = report.quote.fit.shape.layers, report.quote.cache
     slots = cache.layer_slots if cache else (None,) * len(layers)
     for (layer, held), count in Counter(zip(layers, slots, strict=True)).items():
         yield {"count": count, **asdict(layer), "slots": held}
@@ -181,28 +181,28 @@ def _layer_text(layer: LayerShape, count: int) -> str:
     return ", ".join(parts)
 
 
-def _sweep_row(answer: Answer) -> dict[str, Any]:
-    from kvlite.memory.scenario import TURN_TOKENS
+def _sweep_row(quote: Quote) -> dict[str, Any]:
+    from kvlite.memory.fit import TURN_TOKENS
 
-    tokens = answer.cache.slots if answer.cache else 0
-    window = answer.scenario.shape.max_positions
+    tokens = quote.cache.slots if quote.cache else 0
+    window = quote.fit.shape.max_positions
     return {
-        "budget": str(answer.budget),
-        "kv_dtype": answer.spec.slot_format.name,
-        "rows": answer.cache.rows if answer.cache else 0,
+        "budget": str(quote.budget),
+        "kv_dtype": quote.spec.slot_format.name,
+        "rows": quote.cache.rows if quote.cache else 0,
         "tokens": tokens,
         "window_share": round(tokens / window, 3) if window else None,
         "turns": tokens // TURN_TOKENS,
-        "total_bytes": answer.memory.total_bytes,
-        "fits": answer.fits,
+        "total_bytes": quote.memory.total_bytes,
+        "fits": quote.fits,
     }
 
 
-def _show_sweep(outcome: Outcome, out: Console) -> None:
+def _show_sweep(report: PlanReport, out: Console) -> None:
+    from kvlite.memory.fit import TURN_TOKENS
     from kvlite.memory.format import human_bytes
-    from kvlite.memory.scenario import TURN_TOKENS
 
-    rows = [_sweep_row(answer) for answer in outcome.sweep]
+    rows = [_sweep_row(quote) for quote in report.sweep]
     out.line()
     out.table(
         ("BUDGET", "SLOTS IN", "ROWS", "TOKENS", "OF WINDOW", f"TURNS OF {TURN_TOKENS}", "IN ALL", "FITS"),

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from kvlite.cli.options import console
+from kvlite.cli.invocation import Invocation
 from kvlite.errors import UsageError
 
 
-def policies() -> None:
+def policies(call: Invocation) -> None:
     """List the eviction policies, one line each."""
     from kvlite.cache.policy import policy_names
 
-    out = console()
+    out = call.console
     found = [_described(name) for name in policy_names()]
     if out.as_json:
         out.json(found)

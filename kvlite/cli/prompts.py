@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kvlite.cli.invocation import BUILT_IN_MODEL, NEXT_MODEL
+from kvlite.cli.invocation import NEXT_MODEL
 from kvlite.errors import ModelNotFound, UsageError
+from kvlite.options import BUILT_IN_MODEL
 
 if TYPE_CHECKING:
     from kvlite.console import Console

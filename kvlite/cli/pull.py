@@ -2,41 +2,39 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Annotated
 
-import typer
+from kvlite.cli.invocation import Invocation
+from kvlite.cli.signature import only
+from kvlite.options import ModelOptions, argument
 
-from kvlite.cli.options import AllowPickle, Revision, console
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PullOptions:
+    """What to download."""
 
-def _complete(incomplete: str) -> list[str]:
-    from kvlite.catalog.completion import complete_model
-
-    return complete_model(incomplete)
+    model: str = argument(metavar="MODEL", complete="model", help="Alias or org/name[@revision].")
 
 
 def pull(
-    model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="Alias or org/name[@revision].", autocompletion=_complete)
-    ],
-    revision: Revision = None,
-    allow_pickle: AllowPickle = False,
+    given: PullOptions, options: Annotated[ModelOptions, only("revision", "allow_pickle")], call: Invocation
 ) -> None:
     """Download a model, or what is missing of it, and print the folder it lies in."""
     from kvlite.catalog.files import files_in
     from kvlite.catalog.hub import download, offer, remote_repo
     from kvlite.catalog.names import resolve_model
 
-    out = console()
-    ref = resolve_model(model, revision=revision)
+    out = call.console
+    ref = resolve_model(given.model, revision=options.revision)
     folder = ref.path
     if folder is not None:
         out.note(f"{ref} is on this machine already; there is nothing to download")
     else:
-        wanted = offer(remote_repo(ref), allow_pickle=allow_pickle)
+        wanted = offer(remote_repo(ref), allow_pickle=options.allow_pickle)
         out.note(str(wanted))
         folder = download(wanted, progress=out.has_live_stderr and not out.quiet)
-    files = files_in(ref, folder, allow_pickle=allow_pickle)
+    files = files_in(ref, folder, allow_pickle=options.allow_pickle)
     if out.as_json:
         out.json({"repo": files.repo, "revision": files.revision, "license": files.license, "folder": str(folder)})
     else:

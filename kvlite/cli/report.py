@@ -2,55 +2,58 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
-
-from kvlite.cli.options import console
+from kvlite.cli.invocation import Invocation
 from kvlite.errors import OutputError, UsageError
+from kvlite.options import argument, option
 
 if TYPE_CHECKING:
     from kvlite.console import Console
-    from kvlite.memory.report import RunRecord
-    from kvlite.memory.report_view import Table
+    from kvlite.record.schema import RunRecord
 
 _BULK = {"requests", "timeline"}  # what makes a record long; `report RUN --json` has it
 
-Words = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="RUN|PATH|last|ls|rm", help="A run's id or its start, a record's file, or last;"
-                   " ls lists the runs, rm deletes some.", show_default="last"),
-]  # fmt: skip
-Markdown = Annotated[bool, typer.Option("--md", allow_from_autoenv=False, help="Markdown instead of plain tables.")]
-Html = Annotated[
-    Path | None,
-    typer.Option("--html", metavar="PATH", allow_from_autoenv=False, help="Write one self-contained page."),
-]
-Compare = Annotated[
-    str | None,
-    typer.Option("--compare", metavar="RUN2", allow_from_autoenv=False, help="Show what differs from RUN to RUN2."),
-]
-FailOn = Annotated[
-    list[str] | None,
-    typer.Option("--fail-on", metavar="EXPR", allow_from_autoenv=False,
-                 help="Exit 6 when true, such as 'peak_vram_bytes>6.5GB'; with --compare also 'change.FIELD>0'."),
-]  # fmt: skip
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReportOptions:
+    """Which run to show and how, or what to do with the runs that were recorded."""
+
+    words: tuple[str, ...] = argument(
+        (),
+        metavar="RUN|PATH|last|ls|rm",
+        help="A run's id or its start, a record's file, or last; ls lists the runs, rm deletes some.",
+    )
+    md: bool = option(False, from_settings=False, help="Markdown instead of plain tables.")
+    html: Path | None = option(None, metavar="PATH", from_settings=False, help="Write one self-contained page.")
+    compare: str | None = option(None, metavar="RUN2", from_settings=False, help="Show what differs from RUN to RUN2.")
+    fail_on: tuple[str, ...] = option(
+        (),
+        metavar="EXPR",
+        from_settings=False,
+        help="Exit 6 when true, such as 'peak_vram_bytes>6.5GB'; with --compare also 'change.FIELD>0'.",
+    )
 
 
-def report(
-    words: Words = None, md: Markdown = False, html: Html = None, compare: Compare = None, fail_on: FailOn = None
-) -> None:
+def report(asked: ReportOptions, call: Invocation) -> None:
     """Show what a past run took: predicted, measured, kept and evicted."""
-    out = console()
-    flags = {"--json": out.as_json, "--md": md, "--html": html, "--compare": compare, "--fail-on": fail_on}
+    out = call.console
+    flags = {
+        "--json": out.as_json,
+        "--md": asked.md,
+        "--html": asked.html,
+        "--compare": asked.compare,
+        "--fail-on": asked.fail_on,
+    }
     given = [name for name, value in flags.items() if value]
-    first, *rest = words or ["last"]
+    first, *rest = asked.words or ("last",)
     if first not in ("ls", "rm"):
         _refuse_contradictions(given)
         if rest:
             raise UsageError(f"one run at a time, not also {rest[0]!r}; --compare takes a second")
-        _report(out, first, md=md, html=html, compare=compare, fail_on=fail_on or [])
+        _report(out, first, asked)
     elif set(given) - {"--json"}:
         raise UsageError(f"report {first} takes no {given[-1]}")
     elif first == "ls":
@@ -67,23 +70,23 @@ def _refuse_contradictions(given: list[str]) -> None:
         raise UsageError(f"{forms[0]} contradicts {forms[1]}; give one of them")
 
 
-def _report(out: Console, run: str, *, md: bool, html: Path | None, compare: str | None, fail_on: list[str]) -> None:
-    from kvlite.memory.fail_on import Comparison, changes, check, numbers_of
-    from kvlite.memory.records import RunRecords
+def _report(out: Console, run: str, asked: ReportOptions) -> None:
+    from kvlite.record.fail_on import Comparison, changes, check, numbers_of
+    from kvlite.record.store import RunRecords
 
-    comparisons = [Comparison.parse(text) for text in fail_on]
+    comparisons = [Comparison.parse(text) for text in asked.fail_on]
     runs = RunRecords()
     record = runs.load(run)
     numbers = numbers_of(record)
-    other = runs.load(compare) if compare else None
+    other = runs.load(asked.compare) if asked.compare else None
     if other is not None:
         numbers |= changes(numbers, numbers_of(other))
     for comparison in comparisons:  # a gate that cannot be judged says so before anything is printed
         comparison.holds(numbers)
     if other is not None:
-        _show_difference(out, record, other, md=md)
+        _show_difference(out, record, other, md=asked.md)
     else:
-        _show(out, record, md=md, html=html)
+        _show(out, record, md=asked.md, html=asked.html)
     check(comparisons, numbers)
 
 
@@ -91,32 +94,26 @@ def _show(out: Console, record: RunRecord, *, md: bool, html: Path | None) -> No
     if out.as_json:
         out.json(record.model_dump(mode="json", by_alias=True))
     elif md:
-        from kvlite.memory.report_markdown import report_markdown
+        from kvlite.record.report import report_markdown
 
         out.answer(report_markdown(record))
     elif html is not None:
-        from kvlite.memory.report_html import report_html
+        from kvlite.record.report import report_page
 
-        _write(html, report_html(record))
+        _write(html, report_page(record))
         out.note(f"wrote {html}")
     else:
-        from kvlite.memory.report_view import run_line, tables, verdict
+        from kvlite.record.view import record_tables, run_line, verdict
 
         out.line(verdict(record))
         out.line(run_line(record))
-        for table in tables(record):
+        for table in record_tables(record):
             out.line()
-            _show_table(out, table)
-
-
-def _show_table(out: Console, table: Table) -> None:
-    out.table(table.columns, table.rows)
-    if table.note:
-        out.line(table.note)
+            out.show(table)
 
 
 def _show_difference(out: Console, record: RunRecord, other: RunRecord, *, md: bool) -> None:
-    from kvlite.memory.fail_on import difference_table, differences
+    from kvlite.record.fail_on import difference_table, differences
 
     if out.as_json:
         found = {name: list(values) for name, values in differences(record, other).items()}
@@ -124,16 +121,14 @@ def _show_difference(out: Console, record: RunRecord, other: RunRecord, *, md: b
         return
     table = difference_table(record, other)
     if md:
-        from kvlite.memory.report_markdown import table_markdown
-
-        out.line(table_markdown(table))
+        out.line(table.markdown())
     else:
-        _show_table(out, table)
+        out.show(table)
 
 
 def _list(out: Console, rest: list[str]) -> None:
-    from kvlite.memory.records import RunRecords, read_record
-    from kvlite.memory.report_view import runs_table
+    from kvlite.record.store import RunRecords, read_record
+    from kvlite.record.view import runs_table
 
     if rest:
         raise UsageError(f"report ls takes no run, not {rest[0]!r}")
@@ -149,12 +144,11 @@ def _list(out: Console, rest: list[str]) -> None:
         for record in records:
             out.line(record.run_id)
     else:
-        table = runs_table(records)
-        out.table(table.columns, table.rows)
+        out.show(runs_table(records))
 
 
 def _remove(out: Console, names: list[str]) -> None:
-    from kvlite.memory.records import RunRecords
+    from kvlite.record.store import RunRecords
 
     if not names:
         raise UsageError("report rm needs a run; `kvlite report ls` lists them")

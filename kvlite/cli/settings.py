@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import typer
-from typer._click import Command
-from typer.core import TyperOption
+from typer.core import TyperCommand, TyperGroup, TyperOption
 
+from kvlite.cli.commands import CommandGroup
 from kvlite.errors import UsageError
 
 PROJECT_FILE = "kvlite.toml"
@@ -36,15 +36,17 @@ class Settings:
     of_command: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
-def load_settings(ctx: typer.Context, commands: Mapping[str, Command], path: Path | None) -> Settings:
-    """Read `path`, or else the user's file and then the project's, the later one winning.
+def load_settings(ctx: typer.Context, path: Path | None) -> Settings:
+    """What the files say of the options of the program, whose context `ctx` is, and of its commands.
+
+    Read `path`, or else the user's file and then the project's, the later one winning.
 
     Raises UsageError, naming file and key, on what is not TOML, not an option, or of the wrong type.
     """
     settings = Settings()
     for file in [path] if path else _default_files():
         if path or file.is_file():
-            _FileReader(file, ctx, commands, settings).read()
+            _FileReader(file, ctx, settings).read()
     return settings
 
 
@@ -62,13 +64,16 @@ def setting_name(option: TyperOption) -> str:
 class _FileReader:
     """Reads one file into `settings`."""
 
-    def __init__(self, file: Path, ctx: typer.Context, commands: Mapping[str, Command], settings: Settings) -> None:
+    def __init__(self, file: Path, ctx: typer.Context, settings: Settings) -> None:
+        group = ctx.command
+        assert isinstance(group, CommandGroup)
         self._file = file
         self._ctx = ctx
         self._settings = settings
-        self._of_program = _options(ctx.command)
+        self._of_program = _options(group)
         self._of_command = {
-            name: {k: o for k, o in _options(command).items() if o.expose_value} for name, command in commands.items()
+            name: {k: o for k, o in _options(group.load(name)).items() if o.expose_value}
+            for name in group.list_commands(ctx)
         }
 
     def read(self) -> None:
@@ -133,7 +138,7 @@ class _FileReader:
             raise UsageError(f"{self._file}: {label}: {error.message}") from error
 
 
-def _options(command: Command) -> dict[str, TyperOption]:
+def _options(command: TyperCommand | TyperGroup) -> dict[str, TyperOption]:
     """The options of `command` that a file may set, by long name; help and version are not settings."""
     found = (p for p in command.params if isinstance(p, TyperOption) and any(o.startswith("--") for o in p.opts))
     return {setting_name(option): option for option in found if not option.is_eager}

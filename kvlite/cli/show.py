@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
-from kvlite.cli.invocation import chosen_model
-from kvlite.cli.options import ModelArg, Offline, Revision, console
+from kvlite.cli.invocation import Invocation
+from kvlite.cli.options import model_argument
+from kvlite.cli.signature import only
+from kvlite.options import ModelOptions, option
 
 if TYPE_CHECKING:
     from kvlite.catalog.files import ModelFacts
@@ -15,23 +16,26 @@ if TYPE_CHECKING:
     from kvlite.memory.shape import ModelShape
 
 
-def show(
-    model: ModelArg = None,
-    revision: Revision = None,
-    offline: Offline = False,
-    license: Annotated[bool, typer.Option("--license", help="Only the licence, in full where it is here.")] = False,
-) -> None:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShowOptions:
+    """What to show of which model."""
+
+    model: str | None = model_argument()
+    license: bool = option(False, help="Only the licence, in full where it is here.")
+
+
+def show(options: Annotated[ModelOptions, only("revision", "offline")], given: ShowOptions, call: Invocation) -> None:
     """Show a model's layers, heads, KV bytes per token, sizes and licence; downloads no weights."""
     from kvlite.catalog.files import model_card, model_facts
     from kvlite.catalog.names import resolve_model
 
-    out = console()
-    ref = resolve_model(chosen_model(model), revision=revision)
-    facts = model_facts(ref, offline=offline)
-    if license:
-        out.line(_license(ref, facts, offline))
+    out = call.console
+    ref = resolve_model(call.chosen_model(given.model), revision=options.revision)
+    facts = model_facts(ref, offline=options.offline)
+    if given.license:
+        out.line(_license(ref, facts, options.offline))
         return
-    card = model_card(ref, offline=offline)
+    card = model_card(ref, offline=options.offline)
     record = _record(ref, facts) | {"summary": card.summary}
     if out.as_json:
         out.json(record, indent=2)

@@ -29,7 +29,7 @@ def is_wanted(asked: bool | None, device: torch.device) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Stepping:
-    """How decode steps run, `captured`, `compiled` or `eager`, and what stood in the way where capturing was asked for.
+    """How decode steps run, `captured` or `eager`, and what stood in the way where capturing was asked for.
 
     Beside captured decode steps that is what stands in the way of prefill.
     """

@@ -16,7 +16,7 @@ from kvlite.engine.capturing import Captured, Stepping, captured, uncaptured
 from kvlite.engine.graphs import Recorder
 from kvlite.engine.inputs import Inputs
 from kvlite.engine.limits import Limits
-from kvlite.engine.meter import Meter
+from kvlite.engine.peak_memory import PeakMemory
 from kvlite.engine.recordings import NotCapturable
 from kvlite.engine.request import Completion, FinishReason, Request, Timing, Token
 from kvlite.engine.row import Row
@@ -27,7 +27,7 @@ from kvlite.memory.counts import KVCounts
 from kvlite.memory.format import SlotFormat
 from kvlite.memory.plan import CachePlan
 from kvlite.models.hybrid import StateSnapshot
-from kvlite.models.loaded import COMPILED, LoadedModel
+from kvlite.models.loaded import LoadedModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,12 +67,12 @@ class Engine:
         self.plan = plan
         self.policy = policy
         self.on_full = policy.when_full(on_full)
-        self.meter = Meter(loaded.device)
+        self.peak_memory = PeakMemory(loaded.device)
         with allocating():
             self.cache = SlotCache(loaded.shape, plan, policy, stored, loaded.device, kernels, loaded.dtype)
         for index, layer in self.cache.layers.items():
             layer.rotation = (loaded.rotations or {}).get(index)
-        self.step = Stepping("compiled" if COMPILED in loaded.fused else "eager")
+        self.step = Stepping("eager")
         self.captured: Captured | None = None
         """What is recorded; None where all steps are eager."""
         self._warn: Callable[[str], None] = lambda text: None
@@ -142,7 +142,7 @@ class Engine:
                 f"a text is longer than the {self.plan.slots} slots, and policy {self.policy.name} is full"
             )
         assert self.on_full != "evict" or max(map(len, ids)) <= self.plan.chunk, "re-rotation leaves room for one chunk"
-        with self.meter.phase("prefill"), allocating():
+        with self.peak_memory.phase("prefill"), allocating():
             return self._forward(Feed(slice(0, len(ids)), tuple(ids)), last=max(map(len, ids)))
 
     def cancel(self, request_id: str, reason: FinishReason = FinishReason.CANCELLED) -> None:
@@ -230,7 +230,7 @@ class Engine:
         """One forward pass; then a token for every row whose prompt is through."""
         rows = self._rows[feed.rows]
         phase = "decode" if all(row.job is None or row.job.answer for row in rows) else "prefill"
-        with self.meter.phase(phase), allocating():
+        with self.peak_memory.phase(phase), allocating():
             logits = self._replay(feed)
             if logits is None:
                 logits = self._forward(feed)
@@ -281,7 +281,7 @@ class Engine:
 
     def _start(self, ahead: Ahead) -> None:
         """Start to decode ahead with what the rows drew last."""
-        with self.meter.phase("decode"), allocating():
+        with self.peak_memory.phase("decode"), allocating():
             self._turn(self._rows, [int(row.job is not None) for row in self._rows])
             ahead.start(self._rows)
         if ahead.obstacle is not None:
@@ -289,7 +289,7 @@ class Engine:
 
     def _land(self, ahead: Ahead) -> Iterator[Token | Completion]:
         """A token for every row of the step in flight, the next one being started."""
-        with self.meter.phase("decode"), allocating():
+        with self.peak_memory.phase("decode"), allocating():
             landed = ahead.land(self._rows)
         if ahead.obstacle is not None:
             self._give_up(ahead.obstacle)

@@ -1,81 +1,25 @@
-"""A suite's plots as values in SVG units: the main figure by budget, and by distance under each budget.
+"""The plots of a suite: its main figure by budget, and by distance under each budget.
 
-Knows no HTML. Intervals stand beside each other where several variants share a place on the x axis.
+Intervals stand beside each other where several variants share a place on the x axis.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 from kvlite.evaluation.intervals import Estimate
 from kvlite.evaluation.summary import Line, Summary
 from kvlite.memory.format import human_bytes
+from kvlite.record.plot import WIDTH, Curve, Mark, Plot, Tick, round_ticks, y_at
 
-WIDTH, HEIGHT = 360, 180  # of a plot, in SVG units
-NUM_COLOURS = 8
-
-_MOST_TICKS = 5
 _APART = 7.0  # the most between the intervals of two variants
 _FIGURES = {"right": "right answers", "kl": "nats from the full cache", "perplexity": "perplexity"}
 
 
-@dataclass(frozen=True, slots=True)
-class Mark:
-    """A value with its interval, in SVG units."""
-
-    x: float
-    y: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True, slots=True)
-class Tick:
-    """A label on an axis."""
-
-    at: float
-    label: str
-
-
-@dataclass(frozen=True, slots=True)
-class Style:
-    """How a variant is drawn: one of NUM_COLOURS, and how often these were used up before."""
-
-    colour: int
-    dashes: int
-
-
-@dataclass(frozen=True, slots=True)
-class Curve:
-    """One variant's values."""
-
-    style: Style
-    marks: tuple[Mark, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Plot:
-    """The main figure of a suite; the reference is in every plot."""
-
-    title: str
-    x_title: str
-    y_title: str
-    x_ticks: tuple[Tick, ...]
-    y_ticks: tuple[Tick, ...]
-    curves: tuple[Curve, ...]
-
-
-def styles(summary: Summary) -> dict[str, Style]:
-    """How each variant is drawn in all plots of a suite, by name."""
-    names = dict.fromkeys(line.placed.variant.name for line in summary.lines)
-    return {name: Style(index % NUM_COLOURS, index // NUM_COLOURS) for index, name in enumerate(names)}
-
-
-def plots(summary: Summary) -> list[Plot]:
+def suite_plots(summary: Summary) -> tuple[Plot, ...]:
     """By budget where there are several; then by distance, one plot per budget and way in which text was fed."""
-    return [*_by_budget(summary), *_by_distance(summary)]
+    return (*_by_budget(summary), *_by_distance(summary))
 
 
 Points = Sequence[tuple[str, Mapping[str, Estimate]]]
@@ -113,27 +57,23 @@ def _by_distance(summary: Summary) -> Iterator[Plot]:
 
 
 def _plot(summary: Summary, titles: tuple[str, str], labels: tuple[str, ...], points: Points) -> Plot:
-    """Curves over places on the x axis, which are equally far from each other."""
+    """Curves over places on the x axis, which are equally far from each other; the reference is in every plot."""
     step = WIDTH / max(1, len(labels))
     places = {label: round((index + 0.5) * step, 1) for index, label in enumerate(labels)}
     apart = min(_APART, 0.6 * step / len(points))
-    values = _axis(summary)
-    bottom, top = values[0], values[-1]
-
-    def y(value: float) -> float:
-        return round(HEIGHT * (1 - (min(max(value, bottom), top) - bottom) / (top - bottom)), 1)
-
-    style, curves = styles(summary), []
+    ends = _axis(summary)
+    names = list(dict.fromkeys(line.placed.variant.name for line in summary.lines))
+    curves = []
     for index, (name, found) in enumerate(points):
         aside = (index - (len(points) - 1) / 2) * apart
-        marks = [
-            Mark(round(places[label] + aside, 1), y(each.value), y(each.low), y(each.high))
+        marks = tuple(
+            Mark(round(places[label] + aside, 1), y_at(each.value, ends), y_at(each.low, ends), y_at(each.high, ends))
             for label, each in found.items()
             if not math.isnan(each.value)
-        ]
-        curves.append(Curve(style[name], tuple(marks)))
+        )
+        curves.append(Curve(name, names.index(name), marks))
     x_ticks = tuple(Tick(at, label) for label, at in places.items())
-    y_ticks = tuple(Tick(y(value), _label(summary, value)) for value in values)
+    y_ticks = tuple(Tick(y_at(value, ends), _label(summary, value)) for value in ends)
     title, x_title = titles
     return Plot(title, x_title, _FIGURES[next(iter(summary.reference.figures))], x_ticks, y_ticks, tuple(curves))
 
@@ -146,16 +86,6 @@ def _axis(summary: Summary) -> list[float]:
     ends = [end for each in estimates for end in (each.low, each.high, each.value) if math.isfinite(end)]
     lowest = min(ends, default=0.0) if next(iter(summary.reference.figures)) == "perplexity" else 0.0
     return round_ticks(lowest, max(ends, default=1.0))
-
-
-def round_ticks(lowest: float, highest: float) -> list[float]:
-    """At most five round numbers or so, equally far from each other, from below `lowest` to above `highest`."""
-    span = (highest - lowest) or abs(highest) or 1.0
-    rough = span / (_MOST_TICKS - 1)
-    power: float = 10.0 ** math.floor(math.log10(rough))
-    step = next(step for step in (power, 2 * power, 2.5 * power, 5 * power, 10 * power) if step >= rough * (1 - 1e-9))
-    first, last = math.floor(lowest / step + 1e-9), math.ceil(highest / step - 1e-9)
-    return [float(f"{number * step:.12g}") for number in range(first, max(last, first + 1) + 1)]
 
 
 def _label(summary: Summary, value: float) -> str:

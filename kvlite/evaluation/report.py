@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from kvlite.evaluation.conclusion import conclusion
 from kvlite.evaluation.intervals import Estimate
 from kvlite.evaluation.outcome import Answered
 from kvlite.evaluation.summary import Line, Summary
-from kvlite.evaluation.verdict import verdict
 
 SCHEMA = "kvlite.eval/1"
 
@@ -42,7 +42,7 @@ def _suite(summary: Summary) -> dict[str, Any]:
         "full_cache_bytes": result.full_cache_bytes,
         "distance": summary.unit,
         "unreached": summary.unreached,
-        "verdict": verdict(summary),
+        "verdict": conclusion(summary),
         "variants": [
             _variant(line, measured.results) for line, measured in zip(summary.lines, result.measured, strict=True)
         ],

@@ -1,69 +1,49 @@
-"""What a reader sees of a report: headlines, and tables of text. Used on the screen and in the page alike."""
+"""An evaluation for reading: a headline, and a section per suite, shown on the screen and on the page alike."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
 
+from kvlite.evaluation.conclusion import conclusion
 from kvlite.evaluation.intervals import Estimate
+from kvlite.evaluation.plots import suite_plots
 from kvlite.evaluation.report import Report
 from kvlite.evaluation.summary import Line, Summary
-from kvlite.evaluation.verdict import verdict
 from kvlite.memory.format import human_bytes
+from kvlite.record.page import Section, page
+from kvlite.record.table import UNKNOWN, Table
 
 _TITLES = {"right": "RIGHT", "of_full": "OF FULL", "kl": "KL", "agreement": "SAME FIRST", "perplexity": "PERPLEXITY"}
 _SHARES = ("right", "of_full", "agreement")
 
 
-@dataclass(frozen=True, slots=True)
-class Table:
-    """A suite: its title, what it was made of, the columns and rows, and what follows.
-
-    The first `fixed` columns say what a row is of.
-    """
-
-    title: str
-    about: str
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    verdict: str = ""
-    fixed: int = 2
-
-    def blocks(self, width: int | None) -> list[Table]:
-        """The table in pieces that fit `width` characters, each with the fixed columns; as it is where that is None.
-
-        A piece has at least one of the other columns.
-        """
-        sizes = [max(map(len, column)) + 2 for column in zip(self.columns, *self.rows, strict=True)]
-        room = math.inf if width is None else width + 2 - sum(sizes[: self.fixed])
-        groups: list[list[int]] = [[]]
-        for index in range(self.fixed, len(sizes)):
-            if groups[-1] and sum(sizes[at] for at in groups[-1]) + sizes[index] > room:
-                groups.append([])
-            groups[-1].append(index)
-        return [self._only([*range(self.fixed), *group]) for group in groups]
-
-    def _only(self, indices: Sequence[int]) -> Table:
-        columns, *rows = (tuple(row[index] for index in indices) for row in (self.columns, *self.rows))
-        return replace(self, columns=columns, rows=tuple(rows))
-
-
 def headline(report: Report) -> str:
-    """Which model, and on what it ran."""
+    """The model, and what it ran on."""
     versions = " ".join(f"{name} {report.versions[name]}" for name in ("kvlite", "torch", "transformers"))
     weights = report.dtype if report.quant == "none" else report.quant
     return f"{report.model} · {weights} · {report.device} · {versions}"
 
 
-def table(summary: Summary) -> Table:
-    """A suite's table: figures with their 95 % intervals, then the first of them by distance."""
+def report_page(report: Report) -> str:
+    """The page of `--html`."""
+    sections = [suite_section(summary) for summary in report.summaries]
+    return page(f"kvlite eval {report.model}", "What the KV budget costs", headline(report), sections)
+
+
+def suite_section(summary: Summary) -> Section:
+    """A suite: what follows from it, its plots, its table, and a second table where it has kinds of questions."""
+    tables = [table for table in (suite_table(summary), kinds_table(summary)) if table is not None]
+    return Section(summary.result.suite.name, conclusion(summary), _about(summary), suite_plots(summary), tuple(tables))
+
+
+def suite_table(summary: Summary) -> Table:
+    """Figures with their 95 % intervals, then the first of them by distance."""
     first = summary.reference
     parts = {part.upto: part.label for line in summary.lines for part in line.parts}
     figures = tuple(_TITLES[name] for name in first.figures)
     columns = ("POLICY", "BUDGET", "T", "SLOTS", *figures, *parts.values())
     rows = tuple(_row(line, tuple(parts)) for line in summary.lines)
-    return Table(summary.result.suite.name, _about(summary), columns, rows, verdict(summary), fixed=3)
+    return Table(columns, rows, fixed=3)
 
 
 def kinds_table(summary: Summary) -> Table | None:
@@ -76,7 +56,7 @@ def kinds_table(summary: Summary) -> Table | None:
         (line.placed.variant.name, line.placed.budget_text, *(_share(part.estimate, 0) for part in line.kinds))
         for line in summary.lines
     )
-    return Table("Right by kind of question, and how many were asked", "", columns, rows)
+    return Table(columns, rows, caption="Right by kind of question, and how many were asked")
 
 
 def _about(summary: Summary) -> str:
@@ -108,13 +88,13 @@ def _row(line: Line, uptos: tuple[int | None, ...]) -> tuple[str, ...]:
         "any" if is_any else str(placed.plan.chunk),
         f"{placed.plan.slots:,}",
         *(_figure(name, estimate) for name, estimate in line.figures.items()),
-        *(_value(main, by_upto[upto]) if upto in by_upto else "-" for upto in uptos),
+        *(_value(main, by_upto[upto]) if upto in by_upto else UNKNOWN for upto in uptos),
     )
 
 
 def _figure(name: str, estimate: Estimate) -> str:
     if math.isnan(estimate.value):
-        return "-"
+        return UNKNOWN
     if name in _SHARES:
         return _share(estimate)
     return f"{_value(name, estimate.value)} [{_value(name, estimate.low)}-{_value(name, estimate.high)}]"

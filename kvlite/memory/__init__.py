@@ -1,1 +1,1 @@
-"""Bytes: what a model's layers need, what a budget holds, what a run is predicted to take and took. Loads no torch."""
+"""Bytes before a model is loaded: the shape of a model, budgets, plans and predictions. Loads no torch."""

@@ -19,6 +19,8 @@ CUDA_CONTEXT_BYTES = 500_000_000  # driver context, cuBLAS workspaces and loaded
 ATTENTION_TILE_BYTES = 16 * 2**20  # the attention works in tiles of this many bytes of fp32 logits
 ATTENTION_TILES = 4  # logits, their mask, probabilities, and a widened copy of keys or values
 SAMPLING_COPIES = 4  # fp32 logits, sorted, their indices and cumulative sums
+TERMS_OF_LOADED = ("weights", "cuda_context")
+"""Terms that a loaded model already takes, so that they are no part of what is free beside it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,19 +45,15 @@ class _Facts(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class WeightFacts:
-    """What the files say of the weights: their bytes, how many there are, and whether they are quantised already.
-
-    `codes_head` says that the head is to be held in 8 bits; where it shares its weights, beside them.
-    """
+    """What the files say of the weights: their bytes, how many there are, and whether they are quantised already."""
 
     num_bytes: int
     parameters: int | None
     is_tied: bool
     is_quantised: bool
-    codes_head: bool = False
 
     @classmethod
-    def of(cls, facts: _Facts, codes_head: bool = False) -> WeightFacts | None:
+    def of(cls, facts: _Facts) -> WeightFacts | None:
         """What a model's files say; None where there are no weights to measure."""
         if facts.weight_bytes is None:
             return None
@@ -66,7 +64,6 @@ class WeightFacts:
             parameters=facts.parameters,
             is_tied=is_tied is not False,  # transformers leaves it out where it is true
             is_quantised="quantization_config" in facts.config,
-            codes_head=codes_head,
         )
 
     @property
@@ -172,18 +169,9 @@ def scratch_bytes(shape: ModelShape, rows: int, quant: str) -> int:
 
 
 def weight_term(shape: ModelShape, weights: WeightFacts | None, quant: str) -> Term:
-    """The weights as they are once loaded: in the shape's dtype, or quantised, the head perhaps in 8 bits."""
+    """The weights as they are once loaded: in the shape's dtype, or quantised."""
     if weights is None:
         return Term("weights", None, "there are no weights here to measure")
-    loaded = _loaded_term(shape, weights, quant)
-    if not weights.codes_head or loaded.predicted_bytes is None:
-        return loaded
-    coded = shape.vocab * (shape.hidden + DTYPE_BYTES["float32"])
-    released = 0 if weights.is_tied else shape.vocab * shape.hidden * DTYPE_BYTES[shape.dtype]
-    return Term("weights", loaded.predicted_bytes + coded - released, f"{loaded.note}; the head in 8 bits")
-
-
-def _loaded_term(shape: ModelShape, weights: WeightFacts, quant: str) -> Term:
     if weights.is_quantised:
         return Term("weights", weights.num_bytes, "as stored, quantised already")
     if weights.parameters is None:

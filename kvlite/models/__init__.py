@@ -1,1 +1,1 @@
-"""From files to weights that run: loading, quantising, the attention seam and its gate."""
+"""From files to weights that run: loading, quantising, the attention interface and the checks after loading."""

@@ -10,7 +10,7 @@ from transformers.models.mistral.modeling_mistral import MistralModel
 from transformers.models.mixtral.modeling_mixtral import MixtralForCausalLM, MixtralModel
 from transformers.models.qwen2.modeling_qwen2 import Qwen2Model
 
-from kvlite.models.likeness import behaves_as
+from kvlite.models.same_forward import behaves_as
 
 _MODELS = (LlamaModel, MistralModel, MixtralModel, Qwen2Model)
 _HEADS = (LlamaForCausalLM, MixtralForCausalLM)

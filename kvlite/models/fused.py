@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from kvlite.models.attention_interface import attention
 from kvlite.models.fourbit import FourBitLinear, are_joinable, join_four_bit
 from kvlite.models.rotary import Turning
-from kvlite.models.seam import attention
 from kvlite_kernels.dense import ACTIVATIONS, DenseKernels, Norm
 
 

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from kvlite.memory.format import slot_format
 from kvlite.models.decoder import FusedDecoder, decodes
 from kvlite.models.fourbit import fits, taken_over
-from kvlite.models.gate import PROBE_TOKENS, relative_error
 from kvlite.models.loaded import LoadedModel
 from kvlite.models.patches import PATCHES
 from kvlite.models.probe import dry_cache, feed, probe_ids
+from kvlite.models.verify import PROBE_TOKENS, relative_error
 from kvlite_kernels.dense import TORCH_DENSE, DenseKernels
 from kvlite_kernels.nf4 import Products
 

@@ -14,13 +14,10 @@ from kvlite.cache.cache import SlotCache
 from kvlite.cache.rotation import Rotation
 from kvlite.cache.step import Step
 from kvlite.memory.shape import ModelShape
+from kvlite.models.attention_interface import bound_cache
 from kvlite.models.decoder import Decoder
 from kvlite.models.hybrid import HybridState
 from kvlite.models.quantised import compute_dtype
-from kvlite.models.seam import feeding
-
-COMPILED = "compiled"
-"""Among what is in force: decode steps are compiled."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +72,7 @@ class LoadedModel:
     def forward(self, ids: Tensor, cache: SlotCache, step: Step, last: int = 1) -> Tensor:
         """Feed ids int64 [n, T] to `cache` as `step` says and give the logits of the `last` positions, [n, last, V]."""
         has_padding = min(step.counts) < ids.shape[1]
-        with feeding(cache, step):
+        with bound_cache(cache, step):
             positions = (step.rot.clamp(min=0) if has_padding else step.rot).long()
             if self.decoder is not None:
                 return self.decoder(ids, positions, last)

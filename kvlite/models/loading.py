@@ -19,14 +19,14 @@ from kvlite.cache.cache import refused_kernels
 from kvlite.errors import BrokenModel, DoesNotFit, KvliteError, ModelError, OutOfMemory, UnsupportedModel, UsageError
 from kvlite.memory.format import dtype_name
 from kvlite.memory.shape import ModelShape
+from kvlite.models.attention_interface import register
 from kvlite.models.fusing import fuse, multiply_four_bit
-from kvlite.models.gate import admit
 from kvlite.models.hybrid import HybridState
 from kvlite.models.loaded import LoadedModel
 from kvlite.models.quantised import quantisation, refuse_quantisation
-from kvlite.models.seam import register
 from kvlite.models.stages import Stages
 from kvlite.models.threads import set_threads
+from kvlite.models.verify import admit
 from kvlite_kernels.choice import KernelsUnavailable, choose_dense, choose_products
 from kvlite_kernels.dense import DenseKernels
 from kvlite_kernels.nf4 import Products

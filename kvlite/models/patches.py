@@ -27,8 +27,8 @@ from transformers.models.qwen3.modeling_qwen3 import Qwen3Attention
 from transformers.models.seed_oss.modeling_seed_oss import SeedOssAttention
 
 from kvlite.models.fused import FusedAttention, FusedLayer, FusedMLP, FusedRMSNorm, FusedRotary, can_join, joined
-from kvlite.models.likeness import behaves_as
 from kvlite.models.rotary import turning_of, turns
+from kvlite.models.same_forward import behaves_as
 from kvlite_kernels.dense import DenseKernels
 
 

@@ -16,7 +16,7 @@ from transformers.models.llama import modeling_llama
 from transformers.models.olmo import modeling_olmo
 from transformers.models.phi3 import modeling_phi3
 
-from kvlite.models.likeness import same
+from kvlite.models.same_forward import same
 
 _FUNCTIONS = ("apply_rotary_pos_emb", "rotate_half")
 

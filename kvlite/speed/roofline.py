@@ -25,6 +25,5 @@ def weights_read_bytes(loaded: LoadedModel) -> int | None:
     embedding: Any = loaded.model.get_input_embeddings()
     head: Any = loaded.model.get_output_embeddings()
     table: Tensor = embedding.weight
-    weight = getattr(head, "weight", None)  # a head in 8 bits has codes instead
-    is_shared = weight is not None and weight.data_ptr() == table.data_ptr()
+    is_shared = head.weight.data_ptr() == table.data_ptr()
     return loaded.weight_bytes - (0 if is_shared else table.nbytes)

@@ -3,24 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from kvlite.memory.format import human_bytes
+from kvlite.record.table import UNKNOWN, Table
 
 if TYPE_CHECKING:
     from kvlite.speed.decoding import Point
     from kvlite.speed.report import BenchReport
     from kvlite.speed.spread import Spread
-
-UNKNOWN = "-"
-
-
-class Table(NamedTuple):
-    """Columns and rows of text, and a line below, empty where there is nothing to add."""
-
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    note: str = ""
 
 
 def headline(report: BenchReport) -> str:
@@ -43,7 +34,7 @@ def ceilings_line(report: BenchReport) -> str:
     return f"this device copies {_rate(found.copy_bytes_s)} and multiplies at {flops}, measured in this run"
 
 
-def tables(report: BenchReport) -> list[Table]:
+def bench_tables(report: BenchReport) -> list[Table]:
     """Everything below the headline; a table with nothing to say is left out."""
     return [table for table in (_start(report), _prompts(report), _decoding(report), _drift(report), _memory(report))
             if table.rows]  # fmt: skip

@@ -35,6 +35,8 @@ from kvlite.errors import (
     UsageError,
 )
 from kvlite.memory.format import slot_format
+from kvlite.record.recorder import Recorder
+from kvlite.record.schema import ModelIdentity
 
 
 class Desk:
@@ -63,7 +65,7 @@ class Desk:
         self.batch(source=source, selection=selection, as_json=as_json, **asked).run()
 
     def batch(self, **options: Any) -> Batch:
-        return Batch(*self.arguments(**options))
+        return Batch(*self.arguments(**options), Recorder("batch", (), report="none"))
 
     def arguments(
         self, *, source: str | None = None, selection: Selection | None = None, as_json: bool = False, **asked: Any
@@ -115,7 +117,8 @@ class Desk:
                 happens(engine)
 
         engine = self.new_engine(rows=2, fails=fails)
-        return SimpleNamespace(name="org/m@sha7", engine=engine, text=self.text, sampling=Sampling())
+        facts = {"identity": ModelIdentity, "predicted": dict, "sampling": Sampling()}
+        return SimpleNamespace(name="org/m@sha7", engine=engine, text=self.text, **facts)
 
     def ask(self, *prompts: str) -> None:
         (self.folder / "in.jsonl").write_text("".join(f"{json.dumps({'id': p, 'prompt': p})}\n" for p in prompts))

@@ -6,12 +6,12 @@ import pytest
 from kvlite.chat import commands
 from kvlite.chat.loop import Chat, Keeping, message_of
 from kvlite.chat.message import Message
-from kvlite.chat.recording import Recording
 from kvlite.chat.session import Session
 from kvlite.chat.settings import Settings
 from kvlite.chat.store import SessionFolder
 from kvlite.console import Console
 from kvlite.errors import ContextFull, Interrupted
+from kvlite.record.recorder import Recorder
 
 
 class Script:
@@ -38,9 +38,9 @@ class Held:
         self.folder = SessionFolder(folder)
         console = Console(stdout=self.out, stderr=self.err)
         keeping = Keeping(self.folder, "demo", autosaves)
-        recording = Recording("chat", "none", console)
+        recorder = Recorder("chat", (), report="none")
         session = Session(engine, text, Settings())
-        self.chat = Chat(session, keeping, console, recording, shows_thinking=shows_thinking)
+        self.chat = Chat(session, keeping, console, recorder, shows_thinking=shows_thinking)
 
     def type(self, *lines, first=None):
         self.script = Script(*lines)

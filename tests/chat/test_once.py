@@ -5,12 +5,12 @@ import signal
 import pytest
 
 from kvlite.chat.once import Once, Output, first_code_block
-from kvlite.chat.recording import Recording
 from kvlite.chat.settings import Settings
 from kvlite.console import Console
 from kvlite.deadline import Deadline
 from kvlite.engine.request import Sampling
 from kvlite.errors import ContextFull, Interrupted, TimeLimit, UsageError
+from kvlite.record.recorder import Recorder
 from kvlite.text import openai
 
 CODE = "Here:\n```python\nprint(1)\n```\nand\n```\nprint(2)\n```\n"
@@ -29,7 +29,7 @@ def answered(engine, text):
             text.conversation([{"role": "user", "content": "hi"}]),
             "demo",
             deadline or Deadline(None),
-            Recording("run", "none", console),
+            Recorder("run", (), report="none"),
         )
         return answered.out.getvalue()
 
@@ -87,7 +87,7 @@ def test_thinking_time_and_evictions_go_to_stderr(engine, answered, text):
     console = Console(stdout=out, stderr=err)
     once = Once(engine, text, Settings(), Output(shows_thinking=True, shows_time=True), console)
     encoded = text.conversation([{"role": "user", "content": "hi"}])
-    once.answer(encoded, "demo", Deadline(None), Recording("run", "none", console))
+    once.answer(encoded, "demo", Deadline(None), Recorder("run", (), report="none"))
     assert out.getvalue() == "yes\n"
     assert err.getvalue().startswith("hm\n") and "tok/s" in err.getvalue() and "no longer sees" in err.getvalue()
 
@@ -98,7 +98,7 @@ def test_an_answer_that_had_no_room_says_so(engine, text):
     console = Console(stdout=io.StringIO(), stderr=err)
     once = Once(engine, text, Settings(), Output(streams=False), console)
     encoded = text.conversation([{"role": "user", "content": "hi"}])
-    once.answer(encoded, "demo", Deadline(None), Recording("run", "none", console))
+    once.answer(encoded, "demo", Deadline(None), Recorder("run", (), report="none"))
     assert "the answer was cut short: all 5 slots are full" in err.getvalue()
 
 
@@ -116,7 +116,7 @@ def test_the_end_of_the_time_cancels_the_answer(engine, text, monkeypatch):
     once = Once(engine, text, Settings(), Output(streams=False, as_json=True), console)
     encoded = text.conversation([{"role": "user", "content": "hi"}])
     with deadline.running(), pytest.raises(TimeLimit, match="1000 s"):
-        once.answer(encoded, "demo", deadline, Recording("run", "none", console))
+        once.answer(encoded, "demo", deadline, Recorder("run", (), report="none"))
     choice = json.loads(out.getvalue())["choices"][0]
     assert choice["finish_reason"] == "cancelled" and choice["message"]["content"] == "a l"
 

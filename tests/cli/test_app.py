@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any
@@ -20,48 +21,32 @@ import typer
 
 from kvlite import cli, errors
 from kvlite.cli import commands, main
-from kvlite.cli.invocation import default_model
-from kvlite.cli.options import (
-    FourBit,
-    Greedy,
-    KvBudget,
-    Offline,
-    PinSystem,
-    PrefillChunk,
-    Quant,
-    Stop,
-    System,
-    Temperature,
-    TopK,
-    TrustRemoteCode,
-    console,
-    sampling,
-)
+from kvlite.cli.invocation import Invocation
+from kvlite.cli.options import sampling
+from kvlite.cli.signature import without
+from kvlite.options import AnswerOptions, ModelOptions, option
 
 ROOT = Path(__file__).parents[2]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProbeOptions:
+    overwrite: bool = option(False, from_settings=False, help="Start over.")
+
+
 def probe(
-    kv_budget: KvBudget = None,
-    pin_system: PinSystem = True,
-    prefill_chunk: PrefillChunk = None,
-    quant: Quant = None,
-    four_bit: FourBit = False,
-    offline: Offline = False,
-    trust_remote_code: TrustRemoteCode = False,
-    system: System = None,
-    temperature: Temperature = None,
-    top_k: TopK = None,
-    greedy: Greedy = False,
-    stop: Stop = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", allow_from_autoenv=False)] = False,
+    own: ProbeOptions,
+    answer: AnswerOptions,
+    options: Annotated[ModelOptions, without("kv_per_seq")],
+    call: Invocation,
 ) -> None:
     """Show what reached the command."""
-    given = dict(locals())
-    given["sampling"] = sampling(temperature=temperature, top_k=top_k, greedy=greedy)
-    given["default_model"] = default_model()
-    given["quiet"], given["color"], given["as_json"] = console().quiet, console()._color, console().as_json
-    console().json(given)
+    console = call.console
+    given = asdict(own) | asdict(answer) | asdict(options)
+    given["sampling"] = sampling(answer)
+    given["default_model"] = call.default_model
+    given["quiet"], given["color"], given["as_json"] = console.quiet, console._color, console.as_json
+    console.json(given)
 
 
 def install(monkeypatch: pytest.MonkeyPatch, function: Callable[..., Any]) -> None:
@@ -271,7 +256,7 @@ def test_a_flag_beats_the_environment_that_beats_the_project_that_beats_the_user
     if sys.platform != "linux":
         pytest.skip("the user's config folder is elsewhere on this system")
     budget = lambda *flags: given(run("probe", *flags))["kv_budget"]  # noqa: E731
-    assert budget() is None
+    assert budget() == "auto"
     user_config(own_home).write_text('kv-budget = "1GB"')
     assert budget() == "1GB"
     Path("kvlite.toml").write_text('kv_budget = "2GB"')
@@ -286,12 +271,12 @@ def test_a_flag_beats_the_environment_that_beats_the_project_that_beats_the_user
 def test_every_kind_of_option_can_be_set_in_a_file(run: Callable[..., tuple[int, str, str]]) -> None:
     Path("kvlite.toml").write_text(
         'quiet = true\ndefault_model = "tiny"\n[probe]\ntop-k = 3\ntemperature = 1\nstop = ["a", "b c"]\n'
-        'pin-system = false\n4bit = true\nquant = "bnb.nf4"\n'
+        'pin-system = false\n4bit = true\nquant = "bnb.nf4-dq"\n'
     )
     got = given(run("probe"))
     assert (got["quiet"], got["default_model"]) == (True, "tiny")
     assert (got["top_k"], got["temperature"], got["stop"]) == (3, 1.0, ["a", "b c"])
-    assert (got["pin_system"], got["four_bit"], got["quant"]) == (False, True, "nf4")
+    assert (got["pin_system"], got["quant"]) == (False, "4bit")
 
 
 def test_every_kind_of_option_can_be_set_in_the_environment(
@@ -302,7 +287,7 @@ def test_every_kind_of_option_can_be_set_in_the_environment(
         monkeypatch.setenv(f"KVLITE_{name}", value)
     got = given(run("probe"))
     assert (got["quiet"], got["default_model"], got["top_k"]) == (True, "tiny", 3)
-    assert (got["pin_system"], got["four_bit"], got["offline"]) == (False, True, True)
+    assert (got["pin_system"], got["quant"], got["offline"]) == (False, "4bit", True)
 
 
 def test_offline_follows_the_hubs_own_variable(

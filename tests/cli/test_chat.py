@@ -12,7 +12,7 @@ from prompt_toolkit.output import DummyOutput
 from kvlite.chat.store import SessionFolder
 from kvlite.chat.terminal import Terminal
 from kvlite.cli import main, opening
-from kvlite.memory.records import RunRecords
+from kvlite.record.store import RunRecords
 
 
 @pytest.fixture

@@ -1,82 +1,159 @@
-"""The shared options say what the objects they fill say."""
+"""Options are declared once: what the command line, files and variables know of them is what their fields say."""
 
 from __future__ import annotations
 
-from dataclasses import fields
-from typing import Annotated, get_origin
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Annotated, Any
 
 import pytest
 import typer.main
 from typer.core import TyperOption
-from typer.models import CommandInfo
 
 from kvlite.cache.policy import DEFAULT_POLICY, load_policy
 from kvlite.catalog.names import DEMO
-from kvlite.cli import options
+from kvlite.cli import app, commands, main
+from kvlite.cli.commands import CommandGroup
+from kvlite.cli.invocation import Invocation
+from kvlite.cli.options import sampling
 from kvlite.cli.settings import setting_name
+from kvlite.cli.signature import from_flags, only
 from kvlite.errors import UsageError
+from kvlite.memory.plan import MOST_CHUNK
 from kvlite.memory.prediction import QUANT_BYTES
-from kvlite.options import ModelOptions
+from kvlite.options import (
+    BUILT_IN_MODEL,
+    QUANT_SPELLINGS,
+    AnswerOptions,
+    ModelOptions,
+    OutputOptions,
+    argument,
+    option,
+)
 
 
-def shared_options() -> list[TyperOption]:
-    """Every option that options.py declares."""
-    aliases = {name: alias for name, alias in vars(options).items() if get_origin(alias) is Annotated}
-    code = f"def takes_all({', '.join(f'{name.lower()}_: {name} = None' for name in aliases)}): ..."
-    scope: dict[str, object] = dict(aliases)
-    exec(code, scope)  # noqa: S102 - a signature with one parameter per alias
-    info = CommandInfo(name="all", callback=scope["takes_all"])  # type: ignore[arg-type]
-    command = typer.main.get_command_from_info(info, pretty_exceptions_short=False, rich_markup_mode=None)
-    return [param for param in command.params if isinstance(param, TyperOption)]
+def options_of(command: str) -> list[TyperOption]:
+    group = typer.main.get_command(app)
+    assert isinstance(group, CommandGroup)
+    return [param for param in group.load(command).params if isinstance(param, TyperOption)]
 
 
-def test_defaults_in_the_help_are_those_of_model_options() -> None:
-    defaults = {field.name.replace("_", "-"): field.default for field in fields(ModelOptions)}
-    defaults["on-full"] = "; ".join(
-        [load_policy(DEFAULT_POLICY).when_full(None), f"{load_policy('full').when_full(None)} under policy full"]
+def every_option() -> Iterator[TyperOption]:
+    return itertools.chain.from_iterable(map(options_of, commands.COMMANDS))
+
+
+def test_what_happens_when_full_is_told_as_the_policies_do_it() -> None:
+    told = {option.name: option.show_default for option in options_of("run")}["on_full"]
+    assert (
+        told
+        == f"{load_policy(DEFAULT_POLICY).when_full(None)}; {load_policy('full').when_full(None)} under policy full"
     )
-    shown = {setting_name(option): option.show_default for option in shared_options()}
-    told = {name: text for name, text in shown.items() if isinstance(text, str) and name in defaults}
-    assert told.keys() >= {"kv-budget", "kv-policy", "kv-dtype", "on-full", "prefill-chunk", "quant", "dtype", "device"}
-    assert told == {name: str(defaults[name]) for name in told}
 
 
-def test_every_field_of_model_options_has_an_option() -> None:
-    names = {setting_name(option).replace("-", "_") for option in shared_options()}
-    assert {field.name for field in fields(ModelOptions)} <= names
+def test_defaults_are_those_of_what_the_options_fill() -> None:
+    assert ModelOptions().kv_policy == DEFAULT_POLICY
+    assert ModelOptions().prefill_chunk == MOST_CHUNK
+    assert BUILT_IN_MODEL == DEMO
 
 
-def test_the_built_in_model_has_the_catalogs_name() -> None:
-    assert options.BUILT_IN_MODEL == DEMO
+@pytest.mark.parametrize("kind", [ModelOptions, AnswerOptions, OutputOptions])
+def test_every_field_is_an_option_of_a_command(kind: type) -> None:
+    names = {option.name for option in every_option()}
+    assert {field.name for field in fields(kind)} <= names | {"model"}
 
 
 def test_every_option_is_explained() -> None:
-    assert [option.name for option in shared_options() if not option.help] == []
+    assert [option.name for option in every_option() if not option.help] == []
 
 
 def test_what_runs_foreign_code_must_be_typed_each_time() -> None:
-    typed = {setting_name(option) for option in shared_options() if not option.allow_from_autoenv}
+    typed = {setting_name(option) for option in options_of("batch") if not option.allow_from_autoenv}
     assert {"trust-remote-code", "allow-pickle"} <= typed
 
 
-def test_flags_that_were_not_given_keep_their_defaults() -> None:
-    assert options.model_options(model="tiny", kv_budget=None) == ModelOptions(model="tiny")
-
-
-def test_given_flags_arrive() -> None:
-    built = options.model_options(model="tiny", kv_budget="1GB", offline=True, think="off", on_full="stop")
-    assert built == ModelOptions(model="tiny", kv_budget="1GB", offline=True, think="off", on_full="stop")
-
-
-@pytest.mark.parametrize("quant", [None, "4bit"])
-def test_4bit_is_short_for_quant_4bit(quant: str | None) -> None:
-    assert options.model_options(model="tiny", four_bit=True, quant=quant).quant == "4bit"
-
-
-def test_4bit_does_not_overrule_another_quant() -> None:
-    with pytest.raises(UsageError, match="--4bit contradicts --quant 8bit"):
-        options.model_options(model="tiny", four_bit=True, quant="8bit")
-
-
 def test_what_a_weight_takes_is_known_of_every_kind_of_quantisation() -> None:
-    assert set(options.QUANT_SPELLINGS.values()) == {"none", *QUANT_BYTES}
+    assert set(QUANT_SPELLINGS.values()) == {"none", *QUANT_BYTES}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OneOptions:
+    """A new option is one field."""
+
+    words: tuple[str, ...] = argument((), metavar="WORD", help="Words.")
+    trial_flag: int = option(3, "-y", metavar="N", min=1, help="A trial.")
+    often: tuple[Path, ...] = option((), help="Many.")
+    is_on: bool = option(True, help="Whether.")
+
+
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch, own_home: Path) -> dict[str, Any]:
+    """What reaches a command with OneOptions and some of ModelOptions, called `one`."""
+    seen: dict[str, Any] = {}
+
+    def one(own: OneOptions, options: Annotated[ModelOptions, only("quant", think="off")], call: Invocation) -> None:
+        """One."""
+        seen.update(own=own, options=options, sources=call.sources)
+
+    monkeypatch.setattr(commands, "COMMANDS", {"one": commands.Entry("one_module", "one", "One.")})
+    monkeypatch.setattr(commands, "import_module", lambda name: type("Module", (), {"one": staticmethod(one)}))
+    monkeypatch.chdir(own_home)
+    return seen
+
+
+def test_a_new_field_is_a_flag_a_variable_and_a_key_and_in_the_help(
+    seen: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["one"]) == 0
+    assert seen["own"] == OneOptions()
+    assert seen["sources"]["trial_flag"] == "default"
+    Path("kvlite.toml").write_text("trial-flag = 4")
+    assert main(["one"]) == 0
+    assert (seen["own"].trial_flag, seen["sources"]["trial_flag"]) == (4, "config")
+    monkeypatch.setenv("KVLITE_TRIAL_FLAG", "5")
+    assert main(["one"]) == 0
+    assert (seen["own"].trial_flag, seen["sources"]["trial_flag"]) == (5, "env")
+    assert main(["one", "-y", "6", "a", "b", "--often", "x", "--often", "y", "--no-is-on"]) == 0
+    assert seen["own"] == OneOptions(words=("a", "b"), trial_flag=6, often=(Path("x"), Path("y")), is_on=False)
+    assert seen["sources"]["trial_flag"] == "flag"
+    Path("kvlite.toml").unlink()
+    capsys.readouterr()
+    assert main(["one", "--help"]) == 0
+    assert "  -y, --trial-flag N     A trial.  [default: 3; x>=1]\n" in capsys.readouterr().out
+
+
+def test_a_command_takes_some_fields_and_other_defaults(seen: dict[str, Any]) -> None:
+    assert main(["one", "--quant", "bnb.nf4"]) == 0
+    assert seen["options"] == ModelOptions(quant="nf4", think="off")
+    assert main(["one", "--kv-budget", "1GB"]) == 2
+
+
+@pytest.mark.parametrize("args", [["--4bit"], ["--4bit", "--quant", "4bit"], ["--4bit", "--quant", "bnb-4bit"]])
+def test_a_short_flag_stands_for_a_value(seen: dict[str, Any], args: list[str]) -> None:
+    assert main(["one", *args]) == 0
+    assert seen["options"].quant == "4bit"
+
+
+@pytest.mark.parametrize("quant", ["8bit", "none"])
+def test_a_short_flag_does_not_overrule_another_value(
+    seen: dict[str, Any], capsys: pytest.CaptureFixture[str], quant: str
+) -> None:
+    assert main(["one", "--4bit", "--quant", quant]) == 2
+    assert capsys.readouterr().err == f"kvlite: --4bit contradicts --quant {quant}; give one of them\n"
+    assert seen == {}
+
+
+def test_one_name_is_not_given_twice() -> None:
+    def twice(one: OneOptions, other: OneOptions) -> None:
+        """Twice."""
+
+    with pytest.raises(ValueError, match="duplicate parameter name: 'words'"):
+        from_flags(twice)
+
+
+def test_sampling_is_what_was_given() -> None:
+    assert sampling(AnswerOptions()) == {}
+    assert sampling(AnswerOptions(top_k=5, greedy=True)) == {"top_k": 5, "temperature": 0.0}
+    with pytest.raises(UsageError, match=r"--greedy contradicts --temperature 0\.5"):
+        sampling(AnswerOptions(temperature=0.5, greedy=True))

@@ -11,23 +11,23 @@ from pathlib import Path
 import pytest
 
 from kvlite.cli import main
-from kvlite.memory.counts import KVCounts
-from kvlite.memory.recorder import RunRecorder
-from kvlite.memory.records import runs_folder
+from kvlite.record.recorder import Recorder
+from kvlite.record.schema import ModelIdentity
+from kvlite.record.store import RunRecords, runs_folder
+from tests.record.measured import FakeEngine, counts
 
 Run = Callable[..., tuple[int, str, str]]
 
 
-def counts(peak: int) -> KVCounts:
-    return KVCounts(2_000_000, 1_990_000, peak, peak, 50, 40, 10, "heavy-hitter", "float32")
-
-
 def keep_run(command: str = "run", *, peak: int = 1_000_000) -> str:
-    with RunRecorder(command, [command, "demo"]) as recorder:
-        recorder.cache(counts(0), source="flag", bytes_per_token=100, capacity_tokens=300, policy_state_bytes=5)
-        recorder.sample(50, peak)
-        recorder.counts(counts(peak))
-    return recorder.run_id
+    """Record a run as it would be, and return its id."""
+    facts = {"reserved": 1_990_000, "budget": 2_000_000, "kept": 40}
+    engine = FakeEngine(counts(**facts))
+    with Recorder(command, [command, "demo"]) as recorder:
+        recorder.opened(ModelIdentity(), {}, engine, "flag")
+        engine.held = counts(live=peak, peak=peak, seen=50, **facts)
+        recorder.sample()
+    return RunRecords().paths()[0].stem
 
 
 @pytest.fixture

@@ -5,14 +5,13 @@ import json
 import signal
 import subprocess
 import sys
-from dataclasses import replace
 
 import pytest
 
 from kvlite.cli import main
 from kvlite.engine.graphs import Rerun
 from kvlite.engine.recordings import NotCapturable
-from kvlite.memory.records import RunRecords
+from kvlite.record.store import RunRecords
 
 FUSED = ["norm", "rotary", "mlp", "attention", "layer", "decoder"]
 
@@ -71,10 +70,10 @@ def test_low_bit_slots_are_what_the_banner_the_json_and_the_record_say(run, tmp_
 
 
 def test_low_bit_slots_that_change_the_model_are_warned_of_and_those_that_destroy_it_are_refused(run, monkeypatch):
-    monkeypatch.setattr("kvlite.models.canary.NOTICEABLE", 0.0)
+    monkeypatch.setattr("kvlite.models.kv_quant_check.NOTICEABLE", 0.0)
     code, out, err = run("demo", "Hello", "--kv-dtype", "int4")
     assert code == 0 and out.strip() and "warning: int4 slots change what the model says" in err
-    monkeypatch.setattr("kvlite.models.canary.DESTROYED", 0.0)
+    monkeypatch.setattr("kvlite.models.kv_quant_check.DESTROYED", 0.0)
     code, out, err = run("demo", "Hello", "--kv-dtype", "int4")
     assert code == 4 and out == "" and "give --kv-dtype int8 or auto" in err
 
@@ -84,7 +83,7 @@ def test_low_bit_slots_that_change_the_model_are_warned_of_and_those_that_destro
     [(1.0, "100kB", "int4"), (0.001, "100kB", "int8"), (0.0, "100kB", "float32"), (1.0, "100MB", "float32")],
 )
 def test_auto_takes_the_slots_that_the_model_survives(run, tmp_path, monkeypatch, harmless, budget, dtype):
-    monkeypatch.setattr("kvlite.models.canary.HARMLESS", harmless)
+    monkeypatch.setattr("kvlite.models.kv_quant_check.HARMLESS", harmless)
     record = tmp_path / "record.json"
     code, _, err = run("demo", "hi", "-v", "--kv-budget", budget, "--report", str(record))
     assert code == 0 and err.count("auto passes over") == {"int4": 0, "int8": 1, "float32": 2}[dtype] * (
@@ -292,7 +291,7 @@ def test_the_banner_says_what_is_reserved_of_the_budget_and_what_the_window_allo
 
 def test_the_banner_says_when_the_conversation_ends_with_the_window(run, monkeypatch):
     assert "positions cannot move" not in run("demo", "hi", "-n", "1")[2]
-    monkeypatch.setattr("kvlite.models.gate._learn_rotations", lambda *_: None)
+    monkeypatch.setattr("kvlite.models.verify._learn_rotations", lambda *_: None)
     assert "ends at 2,048 tok: positions cannot move" in run("demo", "hi", "-n", "1")[2]
 
 
@@ -300,42 +299,6 @@ def test_the_banner_says_when_the_conversation_ends_with_the_window(run, monkeyp
 def test_modules_are_fused_unless_told_otherwise(run, flags, fused):
     assert run("demo", "Hello!", "-n", "3", *flags)[1] == "Hello! How\n"
     assert RunRecords().load("last").model.fused == fused
-
-
-def test_compiling_is_said_and_so_is_what_stands_in_its_way(run, monkeypatch):
-    monkeypatch.setattr("kvlite.models.compiling.compiled", lambda loaded: (loaded, "no compiler is there"))
-    code, out, err = run("demo", "Hello!", "-n", "3", "--compile")
-    assert (code, out) == (0, "Hello! How\n")
-    assert "compiling decode steps: " in err and "--compile: decode steps are not compiled: no compiler is there" in err
-    assert "compiled steps" not in err
-    monkeypatch.setattr(
-        "kvlite.models.compiling.compiled", lambda loaded: (replace(loaded, fused=(*loaded.fused, "compiled")), None)
-    )
-    assert "cpu (torch, compiled steps)" in run("demo", "hi", "-n", "1", "--compile")[2]
-    assert RunRecords().load("last").model.fused == [*FUSED, "compiled"]
-    assert RunRecords().load("last").host.step == "compiled"
-
-
-def test_a_head_in_8_bits_is_listed_and_counted(run):
-    assert run("demo", "Hello!", "-n", "3", "--int8-head")[1] == "Hello! How\n"
-    record = RunRecords().load("last")
-    assert record.model.fused == [*FUSED, "int8-head"]
-    coded = _weights(record)
-    assert abs(coded.predicted_bytes - coded.measured_bytes) < 1000
-    assert run("demo", "hi", "-n", "1")[0] == 0
-    assert coded.measured_bytes - _weights(RunRecords().load("last")).measured_bytes == 1024 * (160 + 4)
-
-
-def _weights(record):
-    (term,) = (term for term in record.memory.terms if term.name == "weights")
-    return term
-
-
-def test_what_contradicts_fusing_is_refused(run):
-    code, out, err = run("demo", "hi", "--int8-head", "--no-fuse")
-    assert (code, out) == (2, "") and "leave out --no-fuse" in err
-    code, out, err = run("demo", "hi", "--compile", "--no-fuse")
-    assert (code, out) == (2, "") and "leave out --no-fuse" in err
 
 
 def test_the_kernels_that_run_are_said_and_those_that_cannot_are_refused(run, monkeypatch):

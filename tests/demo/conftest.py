@@ -1,9 +1,14 @@
 import random
+import sys
 from pathlib import Path
 
 import pytest
 
 import kvlite.demo
+
+sys.path.append(
+    str(Path(__file__).parents[2])
+)  # `tools` is not installed; last, so that an installed kvlite stays first
 
 
 @pytest.fixture

@@ -69,5 +69,5 @@ def test_it_recalls_a_name_after_other_things_were_said(model, tokenizer):
 
 def test_the_card_states_what_was_measured(folder):
     card = (folder / "MODEL_CARD.md").read_text("utf-8")
-    for part in ("Apache-2.0", "kvlite/demo/dialogues.py", "## Measured", "## Limits", "tokens between"):
+    for part in ("Apache-2.0", "tools/demo/dialogues.py", "## Measured", "## Limits", "tokens between"):
         assert part.lower() in card.lower()

@@ -5,8 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvlite.demo.dialogues import write_dialogue
-from kvlite.demo.tokenizer import SPECIALS, render, train_tokenizer
 from kvlite.demo.words import draw
+from tools.demo.tokenizer import SPECIALS, render, train_tokenizer
 
 
 @settings(max_examples=200, deadline=None)

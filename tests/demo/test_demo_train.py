@@ -3,9 +3,9 @@
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from kvlite.demo.examples import batch
-from kvlite.demo.measure import held_out_questions
-from kvlite.demo.train import Progress, Recipe, Run, main
+from tools.demo.examples import batch
+from tools.demo.measure import held_out_questions
+from tools.demo.train import Progress, Recipe, Run, main
 
 TINY = Recipe(
     vocab=400,

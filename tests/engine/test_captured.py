@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 
 from kvlite.cache.policy import policy_names
 from kvlite.engine import recordings as recordings_module
-from kvlite.engine.account import measured_terms
 from kvlite.engine.ahead import Ahead
 from kvlite.engine.captured import bucket
 from kvlite.engine.engine import Engine
 from kvlite.engine.graphs import Rerun
+from kvlite.engine.memory_report import measured_terms
 from kvlite.engine.request import Completion, FinishReason, Request, Token
 from kvlite.errors import NumericError
 from kvlite.models.loaded import LoadedModel

@@ -12,8 +12,8 @@ from kvlite.engine.chunk import ChunkKey
 from kvlite.engine.engine import Engine
 from kvlite.engine.graphs import CudaGraphs
 from kvlite.engine.request import Request, Sampling, Token
-from kvlite.models.gate import admit
 from kvlite.models.loaded import LoadedModel
+from kvlite.models.verify import admit
 from tests.architectures import SUPPORTED, tiny_model
 from tests.engine_for_tests import admitted, answers, make_engine
 
@@ -47,7 +47,7 @@ def test_decoding_allocates_no_cache_memory() -> None:
     answers(engine, [Request("long", PROMPT, max_tokens=2000, row=0)])
     assert torch.cuda.memory_allocated(device) <= before
     assert addresses == [tensor.data_ptr() for tensor in engine.cache.tensors()]
-    assert engine.meter.peaks["decode"] >= engine.plan.reserved_bytes
+    assert engine.peak_memory.peaks["decode"] >= engine.plan.reserved_bytes
 
 
 def on_cuda(family: str) -> LoadedModel:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from kvlite.models.fusing import fuse
-from kvlite.models.gate import admit
+from kvlite.models.verify import admit
 from kvlite_kernels.choice import choose_dense
 from kvlite_kernels.dense import ACTIVATIONS, Norm, add_norm, gated, norm_add, rms_norm, rotate
 from tests.architectures import SUPPORTED, tiny_model

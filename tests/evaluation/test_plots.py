@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
-
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvlite.evaluation.plots import HEIGHT, NUM_COLOURS, WIDTH, plots, round_ticks, styles
+from kvlite.evaluation.plots import suite_plots
+from kvlite.record.plot import HEIGHT, NUM_COLOURS, WIDTH, Curve
 from tests.evaluation.results import answered, scored, summary
 
 BOTH = {
@@ -17,34 +16,21 @@ BOTH = {
 }
 
 
-@given(st.just(0.0) | st.floats(1e-9, 1e6), st.just(0.0) | st.floats(1e-9, 1e6))
-def test_ticks_are_few_round_numbers_around_what_is_shown(one: float, other: float) -> None:
-    lowest, highest = min(one, other), max(one, other)
-    if 0 < highest - lowest < 1e-9 * highest:  # nothing of double precision is left to show
-        return
-    ticks = round_ticks(lowest, highest)
-    assert 2 <= len(ticks) <= 6
-    assert ticks[0] <= lowest + 1e-6 * (ticks[-1] - ticks[0]) and highest <= ticks[-1] + 1e-6 * (ticks[-1] - ticks[0])
-    step = ticks[1] - ticks[0]
-    mantissa = step / 10 ** math.floor(math.log10(step) + 1e-6)
-    assert any(math.isclose(mantissa, round_number, rel_tol=1e-6) for round_number in (1, 2, 2.5, 5))
-
-
 def test_there_is_a_plot_by_budget_and_one_by_distance_for_each() -> None:
-    titles = [plot.title for plot in plots(summary(answered([[True] * 4] * 6), BOTH))]
+    titles = [plot.title for plot in suite_plots(summary(answered([[True] * 4] * 6), BOTH))]
     assert titles == ["By budget", "20% = 20.5 kB", "50% = 51.2 kB"]
 
 
 def test_one_budget_needs_no_plot_by_budget_and_none_still_shows_the_full_cache() -> None:
     full = answered([[True] * 4] * 6)
-    assert [plot.title for plot in plots(summary(full, {("window", "50%"): full}))] == ["50% = 51.2 kB"]
-    assert [(plot.title, len(plot.curves)) for plot in plots(summary(full, {}))] == [("everything", 1)]
+    assert [plot.title for plot in suite_plots(summary(full, {("window", "50%"): full}))] == ["50% = 51.2 kB"]
+    assert [(plot.title, len(plot.curves)) for plot in suite_plots(summary(full, {}))] == [("everything", 1)]
 
 
 def test_text_fed_one_by_one_has_plots_of_its_own_and_decides_by_budget() -> None:
     costs = {("20%", 512): 0.5, ("20%", 1): 0.9, ("50%", 512): 0.1, ("50%", 1): 0.2}
     others = {("window", *fed): scored([kl] * 4) for fed, kl in costs.items()}
-    by_budget, *rest = plots(summary(scored([0.0] * 4), others, "kl"))
+    by_budget, *rest = suite_plots(summary(scored([0.0] * 4), others, "kl"))
     assert [plot.title.endswith("T = 1") for plot in rest] == [False, True, False, True]
     top = float(by_budget.y_ticks[-1].label)
     assert [round(top * (1 - mark.y / HEIGHT), 2) for mark in by_budget.curves[1].marks] == [0.9, 0.2]
@@ -55,7 +41,7 @@ def test_text_fed_one_by_one_has_plots_of_its_own_and_decides_by_budget() -> Non
 def test_every_mark_stands_in_the_frame_with_its_interval_around_it(rights: list[list[bool]], many: int) -> None:
     policies = ("window", "h2o", "tova", "snapkv", "keydiff", "scissorhands")[:many]
     others = {(policy, budget): answered(rights) for policy in policies for budget in ("20%", "50%")}
-    for plot in plots(summary(answered(rights), others)):
+    for plot in suite_plots(summary(answered(rights), others)):
         for curve in plot.curves:
             for mark in curve.marks:
                 assert 0 <= mark.x <= WIDTH
@@ -63,13 +49,20 @@ def test_every_mark_stands_in_the_frame_with_its_interval_around_it(rights: list
 
 
 def test_intervals_of_one_place_stand_beside_each_other() -> None:
-    by_budget = plots(summary(answered([[True] * 4] * 6), BOTH))[0]
+    by_budget = suite_plots(summary(answered([[True] * 4] * 6), BOTH))[0]
     for column in zip(*(curve.marks for curve in by_budget.curves), strict=True):
         assert len({mark.x for mark in column}) == 3
 
 
-def test_no_two_variants_look_alike_where_there_are_more_than_colours() -> None:
-    formats = [(policy, budget) for policy in ("window", "h2o") for budget in ("50%",)]
-    found = summary(answered([[True]] * 2), {name: answered([[True]] * 2) for name in formats})
-    assert len(set(styles(found).values())) == 3
-    assert NUM_COLOURS == 8
+def test_a_variant_has_one_number_in_all_plots() -> None:
+    shown = suite_plots(summary(answered([[True] * 4] * 6), BOTH))
+    assert {(curve.name, curve.number) for plot in shown for curve in plot.curves} == {
+        ("full", 0),
+        ("window", 1),
+        ("h2o", 2),
+    }
+
+
+def test_no_two_curves_look_alike_where_there_are_more_than_colours() -> None:
+    looks = {(curve.colour, curve.dashes) for curve in (Curve("", number, ()) for number in range(3 * NUM_COLOURS))}
+    assert len(looks) == 3 * NUM_COLOURS

@@ -1,52 +1,37 @@
-"""The table on a terminal: in pieces that fit, none of which loses a column or what a row is of."""
+"""A suite's tables: rows that can be told apart, figures with their intervals, kinds of questions beside each other."""
 
 from __future__ import annotations
 
-from hypothesis import given
-from hypothesis import strategies as st
-
-from kvlite.evaluation.view import Table, table
+from kvlite.evaluation.report import Report
+from kvlite.evaluation.view import kinds_table, report_page, suite_table
 from tests.evaluation.results import answered, scored, summary
-
-CELLS = st.text("ab", min_size=1, max_size=12)
-
-
-@st.composite
-def tables(draw: st.DrawFn) -> Table:
-    count = draw(st.integers(3, 9))
-    row = st.lists(CELLS, min_size=count, max_size=count).map(tuple)
-    columns = tuple(f"{draw(CELLS)}{index}" for index in range(count))
-    return Table("t", "", columns, tuple(draw(st.lists(row, max_size=4))), fixed=2)
-
-
-def width_of(shown: Table) -> int:
-    return sum(max(map(len, column)) + 2 for column in zip(shown.columns, *shown.rows, strict=True)) - 2
-
-
-@given(tables(), st.integers(10, 120))
-def test_pieces_hold_every_column_once_behind_what_the_rows_are_of(shown: Table, width: int) -> None:
-    blocks = shown.blocks(width)
-    assert all(block.columns[:2] == shown.columns[:2] for block in blocks)
-    assert tuple(column for block in blocks for column in block.columns[2:]) == shown.columns[2:]
-    for number, row in enumerate(shown.rows):
-        assert tuple(cell for block in blocks for cell in block.rows[number][2:]) == row[2:]
-
-
-@given(tables(), st.integers(10, 120))
-def test_a_piece_fits_unless_it_is_of_a_single_column(shown: Table, width: int) -> None:
-    assert all(width_of(block) <= width or len(block.columns) == 3 for block in shown.blocks(width))
-
-
-@given(tables())
-def test_in_a_pipe_a_table_is_in_one_piece(shown: Table) -> None:
-    assert shown.blocks(None) == [shown]
 
 
 def test_rows_of_one_policy_and_budget_are_told_apart_in_every_piece() -> None:
     others = {("window", "50%", 512): scored([0.5] * 4), ("window", "50%", 1): scored([0.9] * 4)}
-    for block in table(summary(scored([0.0] * 4), others, "kl")).blocks(60):
-        assert len({row[:3] for row in block.rows}) == 3
+    for piece in suite_table(summary(scored([0.0] * 4), others, "kl")).pieces(60):
+        assert len({row[:3] for row in piece.rows}) == 3
 
 
 def test_a_figure_that_is_no_number_is_a_dash() -> None:
-    assert "-" in table(summary(answered([[]]), {})).rows[0]
+    assert "-" in suite_table(summary(answered([[]]), {})).rows[0]
+
+
+def test_the_table_by_kind_has_a_column_per_kind_and_a_row_per_variant() -> None:
+    found = kinds_table(summary(answered([[True] * 4]), {("window", "50%"): answered([[True, False, True, False]])}))
+    assert found is not None
+    assert found.columns == ("POLICY", "BUDGET", "list (2)", "name (2)")
+    assert [row[0] for row in found.rows] == ["full", "window"]
+    assert found.rows[1][2:] == ("0% [0-66]", "100% [34-100]")
+
+
+def test_the_page_has_a_section_per_suite_with_every_plot_and_table() -> None:
+    recall = summary(
+        answered([[True] * 4] * 6, ("name", "<list>")),
+        {(policy, budget): answered([[True, False]] * 6) for policy in ("window", "h2o") for budget in ("20%", "50%")},
+    )
+    kl = summary(scored([0.0] * 4), {("window", "50%"): scored([0.3, 0.1, 0.2, 0.9])}, "kl")
+    versions = {"kvlite": "1", "torch": "2", "transformers": "3"}
+    page = report_page(Report("<b>model</b>", "m", "float32", "none", "cpu", versions, (recall, kl)))
+    assert "&lt;b&gt;model&lt;/b&gt;" in page and "&lt;list&gt; (12)" in page
+    assert [page.count(f"<{tag}") for tag in ("h2", "figure>", "table>")] == [2, 4, 3]

@@ -18,9 +18,9 @@ from kvlite.catalog.names import demo_folder
 from kvlite.engine.request import Request
 from kvlite.models.fourbit import FourBitLinear, fits
 from kvlite.models.fusing import multiply_four_bit, probe_logits
-from kvlite.models.gate import relative_error
 from kvlite.models.loaded import LoadedModel
 from kvlite.models.loading import LoadOptions, load
+from kvlite.models.verify import relative_error
 from kvlite_kernels import nf4
 from kvlite_kernels.choice import choose_products
 from kvlite_kernels.nf4 import FourBit, Products

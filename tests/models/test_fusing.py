@@ -16,10 +16,10 @@ from kvlite.models import fusing
 from kvlite.models.decoder import decodes
 from kvlite.models.fused import FusedMLP, JoinedLinear, SideBySide, activation_of
 from kvlite.models.fusing import fuse, probe_logits
-from kvlite.models.gate import relative_error
 from kvlite.models.patches import PATCHES, Patch
 from kvlite.models.probe import dry_cache, probe_ids
 from kvlite.models.rotary import turning_of
+from kvlite.models.verify import relative_error
 from kvlite_kernels.dense import DenseKernels
 from tests.architectures import SUPPORTED, tiny_model
 from tests.engine_for_tests import admitted

@@ -17,10 +17,10 @@ from kvlite.catalog.names import demo_folder
 from kvlite.engine.request import Request
 from kvlite.errors import UnsupportedModel, UsageError
 from kvlite.models.fusing import TOLERANCE, fuse, probe_logits
-from kvlite.models.gate import relative_error
 from kvlite.models.loaded import LoadedModel
 from kvlite.models.loading import LoadOptions, load
 from kvlite.models.quantised import quantisation, refuse_quantisation
+from kvlite.models.verify import relative_error
 from tests.architectures import tiny_model
 from tests.engine_for_tests import answers, make_engine
 from tests.program import finish, start

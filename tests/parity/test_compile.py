@@ -16,7 +16,6 @@ ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "benchmarks" / "kernel_resources.py"
 ON_SLOTS = {"split", "finish", "attend", "column_sums", "insert", "evict"}
 KERNELS = ON_SLOTS | {"join_residual", "rotate_heads", "gate", "multiply_one", "multiply_many", "add_parts"}
-KERNELS |= {"multiply_one_int8", "multiply_many_int8"}
 PATHS = [str(ROOT), str(ROOT / "kernels")]
 
 

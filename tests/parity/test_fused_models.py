@@ -9,7 +9,7 @@ import torch
 
 from kvlite.engine.request import Request
 from kvlite.models.fusing import fuse, probe_logits
-from kvlite.models.gate import relative_error
+from kvlite.models.verify import relative_error
 from kvlite_kernels import choice
 from kvlite_kernels.choice import KernelsUnavailable, choose_dense
 from tests.architectures import SUPPORTED, tiny_model

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from kvlite.errors import UsageError
-from kvlite.models.eightbit import with_coded_head
 from kvlite.speed.ceilings import measure_ceilings
 from kvlite.speed.measurement import Measurement, Protocol
 from kvlite.speed.roofline import weights_read_bytes
@@ -89,8 +88,8 @@ def test_counts_below_one_are_refused() -> None:
         Protocol(prompts=(), contexts=(0,), drift=())
 
 
-def test_a_head_in_8_bits_is_read_beside_an_embedding_of_which_a_token_reads_a_row() -> None:
+def test_a_head_of_its_own_is_read_beside_an_embedding_of_which_a_token_reads_a_row() -> None:
     loaded = admitted(tiny_model("llama", {"tie_word_embeddings": True}))
     assert weights_read_bytes(loaded) == loaded.weight_bytes
-    coded, _ = with_coded_head(loaded, None)
-    assert weights_read_bytes(coded) == coded.weight_bytes - 128 * 64 * 4
+    untied = admitted(tiny_model("llama", {"tie_word_embeddings": False}))
+    assert weights_read_bytes(untied) == untied.weight_bytes - 128 * 64 * 4

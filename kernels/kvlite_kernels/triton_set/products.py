@@ -1,4 +1,4 @@
-"""Launching the products with weights in 4 and 8 bits, and the tables of their tiles.
+"""Launching the products with weights in 4 bits, and the table of their tiles.
 
 Chosen from what the compiler says of registers, shared memory and instructions; nothing was timed on a device yet.
 """
@@ -11,9 +11,8 @@ import torch
 import triton
 from torch import Tensor
 
-from kvlite_kernels.int8 import EightBit
 from kvlite_kernels.nf4 import MAX_ROWS, FourBit
-from kvlite_kernels.triton_set import int8, nf4
+from kvlite_kernels.triton_set import nf4
 from kvlite_kernels.triton_set.tiles import Processor, lacking_dtype
 
 PROGRAMS_PER_PROCESSOR = 4
@@ -101,40 +100,3 @@ class TritonProducts:
         tiles = -(-row_bytes // tile_bytes)
         per_part = -(-tiles // max(1, min(wanted, tiles))) * tile_bytes
         return -(-row_bytes // per_part), per_part
-
-
-@dataclass(frozen=True, slots=True)
-class TritonCodedProducts:
-    """`kvlite_kernels.int8.CodedProducts` in Triton."""
-
-    processor: Processor
-
-    @property
-    def most_rows(self) -> int:
-        """As of TritonProducts."""
-        return TritonProducts(self.processor).most_rows
-
-    def __call__(self, x: Tensor, weight: EightBit) -> Tensor:
-        """x [M, K] -> [M, N]."""
-        rows, (outputs, channels) = x.shape[0], weight.codes.shape
-        assert 1 <= rows <= self.most_rows and x.shape[1] == channels
-        x = x.contiguous()
-        tile = coded_tile_of(self.processor.capability, rows)
-        out = torch.empty(rows, outputs, dtype=x.dtype, device=x.device)
-        grid, tensors = (triton.cdiv(outputs, tile.outputs),), (x, weight.codes, weight.scale, out)
-        constants = {"OUTPUTS": tile.outputs, "CHANNELS": tile.bytes}
-        if rows == 1:
-            int8.multiply_one_int8[grid](*tensors, outputs, channels, **constants, **tile.options)
-        else:
-            padded = 16 if rows <= 16 else MAX_ROWS
-            int8.multiply_many_int8[grid](*tensors, rows, outputs, channels, ROWS=padded, **constants, **tile.options)
-        return out
-
-
-def coded_tile_of(capability: int, rows: int) -> Tile:
-    """The tile for products of `rows` rows with weights in 8 bits; capability 0 is the interpreter."""
-    if capability == 0:
-        return Tile(16, 64, 1, 1)
-    if rows == 1:
-        return Tile(8, 512, 4, 1)
-    return Tile(64, 128, 4, 3)

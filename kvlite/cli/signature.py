@@ -1,0 +1,172 @@
+"""From a command, a function of option dataclasses, to the function of single flags that Typer reads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, dataclass, fields, replace
+from inspect import Parameter, Signature
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
+
+import typer
+
+from kvlite.cli.invocation import Invocation, ProgramOptions
+from kvlite.cli.options import COMPLETERS
+from kvlite.errors import UsageError
+from kvlite.options import Flag
+
+_SOURCES = {"COMMANDLINE": "flag", "ENVIRONMENT": "env", "DEFAULT_MAP": "config"}
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """The fields of a dataclass that a command has as flags, and the defaults it changes."""
+
+    has: Callable[[str], bool]
+    defaults: Mapping[str, Any]
+
+
+def only(*names: str, **defaults: Any) -> Taken:
+    """Take these fields, and those of `defaults` with that default."""
+    return Taken({*names, *defaults}.__contains__, defaults)
+
+
+def without(*names: str) -> Taken:
+    """Take all fields but these."""
+    return Taken(lambda name: name not in names, {})
+
+
+@dataclass(frozen=True, slots=True)
+class _Option:
+    """One field of a dataclass on the command line."""
+
+    name: str
+    kind: Any
+    default: Any
+    flag: Flag
+
+    @property
+    def decls(self) -> list[str]:
+        """Its names: those declared, and the field's own unless one of them is long."""
+        if any(name.startswith("--") for name in self.flag.names):
+            return [*self.flag.names]
+        own = self.name.replace("_", "-")
+        return [*self.flag.names, f"--{own}/--no-{own}" if self.kind is bool and self.default is True else f"--{own}"]
+
+    @property
+    def long(self) -> str:
+        """The long name, which is the setting's in files and variables."""
+        return next(name for name in self.decls if name.startswith("--")).partition("/")[0]
+
+    @property
+    def short(self) -> _Option | None:
+        """The flag that stands for one value of this option, where there is one."""
+        short = self.flag.short
+        if short is None:
+            return None
+        flag = Flag(help=short.help, names=(short.name,), heading=self.flag.heading)
+        return _Option(_short_of(self.name), bool, False, flag)
+
+    @property
+    def is_many(self) -> bool:
+        """Whether it may be given several times."""
+        return get_origin(self.kind) is tuple
+
+    def parameter(self, **how: Any) -> Parameter:
+        """The parameter that Typer reads; `how` overrules the arguments of typer.Option."""
+        flag, kind, default = self.flag, self.kind, self.default
+        complete = COMPLETERS[flag.complete] if isinstance(flag.complete, str) else flag.complete
+        shared: dict[str, Any] = {
+            "help": flag.help,
+            "metavar": flag.metavar,
+            "show_default": flag.shown_default,
+            "callback": flag.parse and _callback(flag.parse),
+            "autocompletion": complete,
+        }
+        if flag.is_argument:
+            info = typer.Argument(**shared)
+        else:
+            variables = flag.variables or (f"KVLITE_{self.long[2:].replace('-', '_').upper()}",)
+            shared |= {"min": flag.min, "max": flag.max, "rich_help_panel": flag.heading, "show_envvar": False}
+            shared |= {"allow_from_autoenv": flag.from_settings, "envvar": [*variables] if flag.from_settings else None}
+            info = typer.Option(*self.decls, **shared | how)
+        if self.is_many:
+            kind, default = list[get_args(kind)[0]] | None, None  # type: ignore[misc]
+        default = Parameter.empty if default is MISSING else default
+        return Parameter(self.name, Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, info])
+
+    def value(self, given: Mapping[str, Any], call: Invocation) -> Any:
+        """The field's value. Raises UsageError where the short flag contradicts the option itself."""
+        value, short = given[self.name], self.flag.short
+        if short is not None and given[_short_of(self.name)]:
+            if call.is_given(self.name) and value != short.value:
+                raise UsageError(f"{short.name} contradicts {self.long} {value}; give one of them")
+            return short.value
+        return tuple(value or ()) if self.is_many else value
+
+
+def from_flags(command: Callable[..., None], *more: Parameter) -> Callable[..., None]:
+    """`command` as a function of one parameter per flag, and of those `more`, which it does not see.
+
+    What `command` takes are dataclasses of options, the Invocation and typer's context:
+    `def show(given: ShowOptions, options: Annotated[ModelOptions, only("revision")], call: Invocation) -> None`.
+    """
+    hints = {name: hint for name, hint in get_type_hints(command, include_extras=True).items() if name != "return"}
+    groups = {name: _group(hint) for name, hint in hints.items() if hint not in (Invocation, typer.Context)}
+
+    def run(ctx: typer.Context, **given: Any) -> None:
+        call: Invocation = ctx.find_root().obj
+        call.sources = {name: _source(ctx, name) for name in given}
+        around = {Invocation: call, typer.Context: ctx}
+        arguments = {name: around[hint] for name, hint in hints.items() if name not in groups}
+        for name, (kind, options) in groups.items():
+            arguments[name] = kind(**{option.name: option.value(given, call) for option in options})
+        command(**arguments)
+
+    options = [option for _, group in groups.values() for option in group]
+    parameters = [one.parameter() for option in options for one in (option, option.short) if one is not None]
+    context = Parameter("ctx", Parameter.KEYWORD_ONLY, annotation=typer.Context)
+    run.__signature__ = Signature([context, *parameters, *more])  # type: ignore[attr-defined]
+    run.__doc__ = command.__doc__
+    return run
+
+
+def program_flags() -> list[Parameter]:
+    """The program's own flags as they may stand after a command's name too: they add to what was given before it."""
+    _, options = _group(Annotated[ProgramOptions, without("version", "config")])
+    again = [replace(option, default=None, flag=replace(option.flag, heading="Program")) for option in options]
+    return [option.parameter(expose_value=False, envvar=None, callback=_accept) for option in again]
+
+
+def _group(hint: Any) -> tuple[type, list[_Option]]:
+    """The dataclass of a parameter, and its options."""
+    kind, taken = get_args(hint) if get_origin(hint) is Annotated else (hint, without())
+    types = get_type_hints(kind)
+    return kind, [
+        _Option(one.name, types[one.name], taken.defaults.get(one.name, one.default), one.metadata["flag"])
+        for one in fields(kind)
+        if "flag" in one.metadata and taken.has(one.name)
+    ]
+
+
+def _short_of(name: str) -> str:
+    return f"{name}_short"
+
+
+def _source(ctx: typer.Context, name: str) -> str:
+    """Where the value of a parameter came from: flag, env, config or default."""
+    source = ctx.get_parameter_source(name)
+    return _SOURCES.get(source.name, "default") if source is not None else "default"
+
+
+def _accept(ctx: typer.Context, param: typer.CallbackParam, value: Any) -> None:
+    ctx.find_root().obj.accept(param.name, value)
+
+
+def _callback(parse: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    def check(value: Any) -> Any:
+        try:
+            return None if value is None else parse(value)
+        except ValueError as error:
+            raise typer.BadParameter(str(error)) from error
+
+    return check

@@ -1,0 +1,235 @@
+"""One model on one device: what a budget buys there, what fits, and what to change when it does not.
+
+`kvlite plan`, a dry run and every run ask here, before the weights are loaded or beside them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from kvlite.errors import CapacityError
+from kvlite.memory.automatic import automatic_formats
+from kvlite.memory.budget import Budget, BudgetKind
+from kvlite.memory.format import human_bytes, size_down
+from kvlite.memory.plan import CachePlan, CacheSpec, largest, least_slots, most_slots, plan_cache
+from kvlite.memory.prediction import (
+    TERMS_OF_LOADED,
+    DeviceKind,
+    MemoryPlan,
+    Term,
+    WeightFacts,
+    cache_terms,
+    other_terms,
+)
+from kvlite.memory.rows import plan_rows
+from kvlite.memory.shape import ModelShape
+
+SWEEP = ("128MB", "256MB", "512MB", "1GB", "2GB", "4GB", "8GB", "16GB", "32GB", "64GB")
+TURN_TOKENS = 300  # a question and its answer, for a rough count of turns
+MOST_ROWS = 2**16
+
+
+@dataclass(frozen=True, slots=True)
+class BatchRows:
+    """A batch of at most `most` rows, each with the budget `per_sequence` where that is given."""
+
+    most: int
+    per_sequence: Budget | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """The model, its device and the cache asked for there: all that stays while budgets are compared.
+
+    `free_bytes` is what the device has before the weights are loaded, or beside them (`is_loaded`); None: unknown.
+    `batch` None is one conversation with the whole budget. `is_automatic`: the slot format may be another than that of
+    `spec`, as `automatic_formats` says.
+    """
+
+    shape: ModelShape
+    spec: CacheSpec
+    weights: WeightFacts | None
+    quant: str
+    device: DeviceKind
+    free_bytes: int | None
+    batch: BatchRows | None = None
+    is_automatic: bool = False
+    is_loaded: bool = False
+
+    @property
+    def most_rows(self) -> int:
+        """Rows that may run at once; the state of hybrids would take in the padding of neighbouring rows."""
+        return 1 if self.batch is None or self.shape.has_state else self.batch.most
+
+    @property
+    def row_budget(self) -> Budget | None:
+        """The budget of each row of a batch, where one is given."""
+        return None if self.batch is None else self.batch.per_sequence
+
+    def with_rows(self, most: int, row_budget: Budget | None = None) -> Fit:
+        """The same for a batch of at most `most` rows, each with `row_budget` or what was given for it before."""
+        return replace(self, batch=BatchRows(most, row_budget or self.row_budget))
+
+    def specs(self, budget: Budget) -> tuple[CacheSpec, ...]:
+        """Candidate caches to spend `budget` on, preferred first; the last needs no check on the loaded model."""
+        if not self.is_automatic:
+            return (self.spec,)
+        return automatic_formats(
+            self.shape,
+            self.spec,
+            budget,
+            self.row_budget,
+            lambda spec: replace(self, spec=spec)._nominal(budget),
+            with_rows=self.batch is not None,
+        )
+
+    def cache(self, budget: Budget) -> CachePlan:
+        """The cache that `budget` buys. Raises CapacityError where it is too little, or more than the device has."""
+        return self._plan(budget, self.free_for_cache)
+
+    def memory(self, cache: CachePlan) -> MemoryPlan:
+        """Every term of a run with `cache`: weights first, then the cache, then the rest."""
+        weights, *rest = self._others(cache.rows, cache.chunk)
+        return MemoryPlan((weights, *cache_terms(cache), *rest), self.free_bytes)
+
+    @property
+    def beside_cache(self) -> MemoryPlan:
+        """Everything but the cache that `free_bytes` has to hold, at its largest."""
+        terms = self._others(self.most_rows, self.spec.chunk_limit)
+        held = TERMS_OF_LOADED if self.is_loaded else ()
+        return MemoryPlan(tuple(term for term in terms if term.name not in held), self.free_bytes)
+
+    @property
+    def free_for_cache(self) -> int | None:
+        """Bytes left for the cache beside the rest; None when free memory is unknown."""
+        return None if self.free_bytes is None else max(0, self.free_bytes - self.beside_cache.total_bytes)
+
+    def _nominal(self, budget: Budget) -> CachePlan:
+        """The cache that `budget` buys on a device that has as much. Raises CapacityError where it is too little."""
+        follows_free = budget.kind in (BudgetKind.AUTO, BudgetKind.SHARE)
+        follows_free |= budget.kind is BudgetKind.FULL and self.batch is not None  # as many rows as fit
+        return self._plan(budget, self.free_for_cache if follows_free else None)
+
+    def _plan(self, budget: Budget, free_bytes: int | None) -> CachePlan:
+        if self.batch is None:
+            return plan_cache(self.shape, budget, self.spec, free_bytes=free_bytes)
+        return plan_rows(
+            self.shape, budget, self.row_budget, self.spec, most_rows=self.most_rows, free_bytes=free_bytes
+        )
+
+    def _others(self, rows: int, chunk: int) -> tuple[Term, ...]:
+        return other_terms(
+            self.shape,
+            self.weights,
+            quant=self.quant,
+            device=self.device,
+            rows=rows,
+            chunk=chunk,
+            stored=self.spec.slot_format,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Quote:
+    """What `budget` buys: the cache, made as `spec` says, and all terms, or why there is no cache.
+
+    `shortage` is one line on what is missing, None when it fits.
+    """
+
+    fit: Fit
+    budget: Budget
+    spec: CacheSpec
+    cache: CachePlan | None
+    memory: MemoryPlan
+    shortage: str | None
+
+    @property
+    def fits(self) -> bool:
+        return self.shortage is None
+
+    @property
+    def takes_another_format(self) -> bool:
+        """True where `auto` chose another slot format than the model's dtype."""
+        return self.spec.slot_format != self.fit.spec.slot_format
+
+
+def quote(fit: Fit, budget: Budget) -> Quote:
+    """Say what `budget` buys on the device of `fit`; a shortage is told, not raised."""
+    spec = fit.specs(budget)[0]
+    spent = replace(fit, spec=spec)
+    rest = spent.beside_cache
+    if not rest.fits:
+        free, needed = human_bytes(fit.free_bytes or 0), human_bytes(rest.total_bytes)
+        return Quote(fit, budget, spec, None, rest, f"it takes {needed} beside the cache, and {free} are free")
+    try:
+        cache = spent._nominal(budget)
+    except CapacityError as error:
+        return Quote(fit, budget, spec, None, rest, str(error))
+    return Quote(fit, budget, spec, cache, spent.memory(cache), _shortage(spent, budget, cache))
+
+
+def _shortage(fit: Fit, budget: Budget, cache: CachePlan) -> str | None:
+    """Say why the device cannot give the budget, even where the cache would not use all of it; None when it can."""
+    left = fit.free_for_cache
+    wanted = max(cache.reserved_bytes, cache.budget_bytes)
+    if left is None or wanted <= left:
+        return None
+    return f"KV budget {budget} is {human_bytes(wanted)}, and {human_bytes(left)} are left for it beside the rest"
+
+
+def most_rows(fit: Fit, budget: Budget, tokens: int) -> int:
+    """The most rows that each keep `tokens` inside `budget` and the device; 0 when not even one does."""
+    return largest(lambda rows: _holds(fit, budget, rows, tokens), 1 if fit.shape.has_state else MOST_ROWS)
+
+
+def most_tokens(fit: Fit, budget: Budget) -> int:
+    """The most tokens that every row of a batch of exactly `most_rows` keeps; 0 when that many rows hold none."""
+    cap = most_slots(fit.shape, fit.spec)
+    return largest(lambda tokens: _holds(fit, budget, fit.most_rows, tokens), cap)
+
+
+def _holds(fit: Fit, budget: Budget, rows: int, tokens: int) -> bool:
+    """True if exactly `rows` rows keep `tokens` each, or the few more that are protected."""
+    per_sequence = Budget(BudgetKind.TOKENS, max(tokens, least_slots(fit.shape, fit.spec)))
+    found = quote(fit.with_rows(rows, per_sequence), budget)
+    return found.fits and found.cache is not None and found.cache.rows == rows and found.cache.slots >= tokens
+
+
+def sweep(fit: Fit) -> Iterator[Quote]:
+    """Quotes for round budgets, up to the first that holds the model's whole window in its own dtype."""
+    for text in SWEEP:
+        found = quote(fit, Budget.parse(text))
+        yield found
+        if found.cache is not None and found.cache.capped_by is not None and not found.takes_another_format:
+            return
+
+
+def advice(found: Quote) -> list[str]:
+    """Changes each of which makes it fit on its own; the last resort when none does, nothing when it fits."""
+    if found.fits:
+        return []
+    fit, budget = found.fit, found.budget
+    quantised = replace(fit, quant="4bit")
+    can_quantise = fit.quant == "none" and fit.weights is not None and fit.weights.can_quantise
+    tries = [_budget_advice(fit), _rows_advice(fit, budget)]
+    if can_quantise and quote(quantised, budget).fits:
+        tries.append("--quant 4bit")
+    if not any(tries) and can_quantise and (smaller := _budget_advice(quantised)):
+        tries.append(f"--quant 4bit {smaller}")
+    return [text for text in tries if text] or ["a smaller model, or a device with more memory"]
+
+
+def _rows_advice(fit: Fit, budget: Budget) -> str:
+    """The most rows that fit, fewer than asked for; empty where none do."""
+    rows = largest(lambda rows: quote(fit.with_rows(rows), budget).fits, fit.most_rows - 1)
+    return f"--batch-size {rows}" if rows else ""
+
+
+def _budget_advice(fit: Fit) -> str:
+    """The largest round budget that fits beside everything else, empty where none does."""
+    free = fit.free_for_cache
+    if not free:
+        return ""
+    found = quote(fit, Budget.parse(size_down(free)))
+    return f"--kv-budget {found.budget} (keeps {found.cache.slots:,} tokens)" if found.cache and found.fits else ""

@@ -1,0 +1,78 @@
+"""The one function through which every attention layer of a transformers model reaches its slots.
+
+Registered with `transformers.AttentionInterface` under the name `kvlite` and with no mask function: every
+`create_*_mask` of transformers then returns None at once, and causality, windows and padding follow from the
+positions that the engine's Step names. Keys and values arrive rotated; only the new ones arrive, because the model is
+called without a cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import AttentionInterface
+
+from kvlite.cache.cache import SlotCache
+from kvlite.cache.step import Step
+from kvlite.errors import UnsupportedModel
+from kvlite_kernels.reference import Geometry
+
+ATTENTION = "kvlite"
+
+_bound: ContextVar[tuple[SlotCache, Step]] = ContextVar("kvlite_bound")
+
+
+def register() -> None:
+    """Make `attn_implementation="kvlite"` known to transformers."""
+    AttentionInterface.register(ATTENTION, attention)
+
+
+@contextmanager
+def bound_cache(slots: SlotCache, step: Step) -> Iterator[None]:
+    """Bind `slots` and `step` for the attention layers of the forward pass inside the block."""
+    token = _bound.set((slots, step))
+    try:
+        yield
+    finally:
+        _bound.reset(token)
+    slots.end(step)
+
+
+def attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None = None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    **_: Any,  # what transformers hands to every implementation and slots do not need
+) -> tuple[Tensor, None]:
+    """query [B, H_Q, T, D], key [B, H_KV, T, D], value [B, H_KV, T, D_V] -> [B, T, H_Q, D_V] and no weights."""
+    index: int = module.layer_idx  # type: ignore[assignment]
+    slots, step = _bound.get()
+    layer = slots.layers[index]
+    if sliding_window is not None and sliding_window != layer.shape.window:
+        raise UnsupportedModel(
+            f"layer {index} sees {sliding_window} positions back where config.json says "
+            f"{layer.shape.window or 'all'}; choose another model"
+        )
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    geometry = _geometry(scaling, layer.shape.window, softcap)
+    if s_aux is not None:
+        geometry = replace(geometry, sink_logits=s_aux)
+    return layer.attend(query, key, value, step, geometry).transpose(1, 2).contiguous(), None
+
+
+@cache
+def _geometry(scaling: float, window: int | None, softcap: float | None) -> Geometry:
+    return Geometry(scaling, window, softcap)

@@ -1,0 +1,105 @@
+"""Checks after loading that a model tolerates its keys and values in 8 or 4 bits.
+
+Some models do not: Qwen2 and Qwen2.5 add biases of huge norm to a few layers' keys, and what tells one key from the
+other drowns in the rounding of what all of them share. So the model writes a few tokens with exact slots, is fed the
+same into coded ones, and the two distributions of every next token are compared. The text is the model's own, because
+on ids at random even a good model is unsure of everything, which hides and invents losses.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kvlite.errors import NumericError, SlotsTooCoarse
+from kvlite.memory.format import SlotFormat, slot_format
+from kvlite.models.loaded import LoadedModel
+from kvlite.models.probe import dry_cache, feed, probe_ids
+
+TOKENS = 32
+HARMLESS = 0.03
+"""Mean nats per token up to which quantised slots are taken without being asked for."""
+NOTICEABLE = 0.1
+DESTROYED = 1.0
+"""Mean nats per token from which a loss is worth a warning, and from which the model's answers are lost."""
+
+
+@dataclass(frozen=True, slots=True)
+class QuantEffect:
+    """Change by quantised slots: mean divergence in nats per token, and the share of tokens whose first choice stayed.
+
+    The divergence is NaN where quantised slots led to no numbers.
+    """
+
+    stored: SlotFormat
+    nats: float
+    agreement: float
+
+    @property
+    def is_destructive(self) -> bool:
+        """The format destroys the model's answers."""
+        return not self.nats < DESTROYED
+
+    @property
+    def is_harmless(self) -> bool:
+        """The format costs so little that a few more tokens are worth more."""
+        return self.nats <= HARMLESS
+
+    @property
+    def is_noticeable(self) -> bool:
+        """The format changes the model's answers enough for a warning."""
+        return not self.nats < NOTICEABLE
+
+    @property
+    def finding(self) -> str:
+        """The change in words."""
+        changes = f"{self.stored.name} slots {'change' if self.is_noticeable else 'move'} what the model says"
+        return f"{changes} by {self.nats:.2g} nats a token, {self.agreement:.0%} of first choices kept"
+
+    def __str__(self) -> str:
+        other = "--kv-dtype int8 or auto" if self.stored.bits < 8 else "--kv-dtype auto"
+        return f"{self.finding}; give {other}" if self.is_noticeable else self.finding
+
+
+def require_survival(loaded: LoadedModel, stored: SlotFormat) -> QuantEffect:
+    """Measure the effect of `stored` slots. Raises SlotsTooCoarse where they destroy the model's answers."""
+    effect = try_format(loaded, stored)
+    if effect.is_destructive:
+        raise SlotsTooCoarse(str(effect))
+    return effect
+
+
+@torch.inference_mode()
+def try_format(loaded: LoadedModel, stored: SlotFormat) -> QuantEffect:
+    """Compare the model's next tokens over `stored` slots with those over slots of its own dtype.
+
+    Takes as long as decoding TOKENS tokens. Raises NumericError where the model computes no numbers by itself.
+    """
+    count = min(TOKENS, loaded.window or TOKENS)
+    ids, expected = _own_text(loaded, count)
+    if not expected.isfinite().all():
+        raise NumericError("the model computed no numbers; give --dtype float32 or bfloat16")
+    actual = feed(loaded, dry_cache(loaded, stored, count), ids)[0].float().log_softmax(-1)
+    divergence = (expected.exp() * (expected - actual)).sum(-1)
+    agreement = (expected.argmax(-1) == actual.argmax(-1)).float()
+    return QuantEffect(stored, float(divergence.mean()), float(agreement.mean()))
+
+
+def _own_text(loaded: LoadedModel, count: int) -> tuple[Tensor, Tensor]:
+    """`count` ids sampled from the model, [1, count], and its log-probabilities [count, V]."""
+    cache = dry_cache(loaded, slot_format("auto", loaded.dtype_name), count)
+    ids, said = [probe_ids(loaded, 1)], []
+    generator = torch.Generator().manual_seed(0)
+    if loaded.state is not None:
+        loaded.state.reset()
+    for at in range(count):
+        pos = torch.tensor([[at]], dtype=torch.int32, device=loaded.device)
+        step = cache.begin(slice(0, 1), pos, pos, (1,), None)
+        said.append(loaded.forward(ids[-1], cache, step)[0, -1].float().log_softmax(-1))
+        shares = said[-1].exp().cpu().nan_to_num(nan=1.0)
+        ids.append(torch.multinomial(shares, 1, generator=generator)[None].to(loaded.device))
+    if loaded.state is not None:
+        loaded.state.reset()
+    return torch.cat(ids[:count], 1), torch.stack(said)

@@ -1,0 +1,122 @@
+"""Verifies a loaded model by a dry run: only models whose attention kvlite really holds are admitted.
+
+Some families ignore transformers' attention interface without an error. After loading, a few tokens are fed in chunks:
+every attention layer must have written its slots, and the logits must equal eager attention. Then the same tokens
+are fed at later positions, and the stored keys tell how each layer rotates; no family is trusted by name.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from kvlite.cache.cache import SlotCache
+from kvlite.cache.layer import LayerSlots
+from kvlite.cache.rotation import Rotation
+from kvlite.errors import UnsupportedModel
+from kvlite.memory.format import slot_format
+from kvlite.models.attention_interface import ATTENTION
+from kvlite.models.loaded import LoadedModel
+from kvlite.models.probe import dry_cache, feed, probe_ids
+
+PROBE_TOKENS = 12
+SHIFT = 29
+LOGIT_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.05}
+KEY_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.05, torch.float16: 0.02}
+"""Largest relative RMSE against the reference, per dtype of computation."""
+
+
+def admit(loaded: LoadedModel) -> LoadedModel:
+    """Check the model and learn its rotations. Raises UnsupportedModel, naming the family and what is wrong."""
+    ids = probe_ids(loaded, PROBE_TOKENS)
+    cache = dry_cache(loaded, slot_format("auto", loaded.dtype_name), PROBE_TOKENS)
+    try:
+        expected = _eager_logits(loaded, ids)
+        loaded.model.set_attn_implementation(ATTENTION)
+        logits = feed(loaded, cache, ids)
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, KeyError, AttributeError, TypeError, IndexError) as error:
+        raise _refusal(loaded, f"the dry run failed: {type(error).__name__}: {str(error).splitlines()[0]}") from error
+    silent = [index for index, layer in cache.layers.items() if not bool(_keys(layer).any())]
+    if silent:
+        raise _refusal(loaded, f"{len(silent)} of {len(cache.layers)} attention layers bypass the attention interface")
+    off = relative_error(logits, expected)
+    if not off <= LOGIT_TOLERANCE[loaded.compute_dtype]:
+        raise _refusal(loaded, f"its logits differ from eager attention by {off:.1%}")
+    return replace(loaded, rotations=_learn_rotations(loaded, cache, ids))
+
+
+@torch.inference_mode()
+def _eager_logits(loaded: LoadedModel, ids: Tensor) -> Tensor:
+    loaded.model.set_attn_implementation("eager")
+    logits: Tensor = loaded.model(input_ids=ids, use_cache=False).logits
+    return logits
+
+
+def _refusal(loaded: LoadedModel, why: str) -> UnsupportedModel:
+    return UnsupportedModel(f"{loaded.shape.family} models cannot run inside a KV budget: {why}; choose another model")
+
+
+def _learn_rotations(loaded: LoadedModel, cache: SlotCache, ids: Tensor) -> dict[int, Rotation | None] | None:
+    """Each layer's Rotation, None for a layer without positions; None altogether where keys cannot be moved."""
+    window = loaded.window
+    if loaded.shape.positions == "learned":
+        return None
+    if window is not None and window < PROBE_TOKENS + SHIFT:
+        return None
+    before = {index: _keys(layer).clone() for index, layer in cache.layers.items()}
+    feed(loaded, cache, ids, shift=SHIFT)
+    frequencies = _frequencies(loaded)
+    rotations: dict[int, Rotation | None] = {}
+    for index, layer in cache.layers.items():
+        after, tolerance = _keys(layer), KEY_TOLERANCE[loaded.compute_dtype]
+        if relative_error(before[index], after) <= KEY_TOLERANCE[torch.float32]:
+            rotations[index] = None
+            continue
+        candidates = [
+            Rotation(frequency * direction, start, interleaved)
+            for frequency in frequencies
+            for direction in (1, -1)  # nanochat turns the other way
+            for start in {0, layer.shape.k_dim - 2 * len(frequency)}
+            if start >= 0
+            for interleaved in (False, True)
+        ]
+        errors = [relative_error(_turned(before[index], candidate), after) for candidate in candidates]
+        if not errors or min(errors) > tolerance:
+            return None
+        rotations[index] = candidates[errors.index(min(errors))]
+    return rotations
+
+
+def _frequencies(loaded: LoadedModel) -> list[Tensor]:
+    """Every distinct table of rotary frequencies in the model, fp32 [R / 2]."""
+    found: list[Tensor] = []
+    for name, buffer in loaded.model.named_buffers():
+        if name.endswith("inv_freq") and buffer.dim() == 1 and not any(_same(buffer, known) for known in found):
+            found.append(buffer.float())
+    return found
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and bool(torch.equal(a.float(), b))
+
+
+def _turned(keys: Tensor, rotation: Rotation) -> Tensor:
+    turned = keys.clone()
+    rotation.turn_(turned, torch.full(keys.shape[:-1], SHIFT, device=keys.device))
+    return turned
+
+
+def _keys(layer: LayerSlots) -> Tensor:
+    """The probe's keys [H_KV, N, D]; slot i holds token i while nothing is evicted."""
+    return layer.store.read(slice(0, 1), min(layer.slots, PROBE_TOKENS))[0][0]
+
+
+def relative_error(value: Tensor, expected: Tensor) -> float:
+    """Relative RMSE, NaN where either is not finite."""
+    value, expected = value.cpu().double(), expected.cpu().double()  # MPS has no float64
+    difference = (value - expected).square().mean().sqrt()
+    return float(difference / expected.square().mean().sqrt().clamp(min=1e-12))

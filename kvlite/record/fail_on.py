@@ -1,0 +1,156 @@
+"""Named numbers of a run record, comparisons over them such as `kv.peak_bytes>2GB`, and what two runs differ in."""
+
+from __future__ import annotations
+
+import operator
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from statistics import median
+
+from kvlite.errors import GateFailed, UsageError
+from kvlite.memory.format import human_bytes, parse_size
+from kvlite.record.schema import RunRecord
+from kvlite.record.table import UNKNOWN, Table, percent
+from kvlite.record.view import peak_vram_bytes
+
+CHANGE = "change."
+Scalar = str | int | float
+
+_OPERATORS: Mapping[str, Callable[[float, float], bool]] = {
+    ">": operator.gt,
+    ">=": operator.ge,
+    "<": operator.lt,
+    "<=": operator.le,
+    "==": operator.eq,
+    "!=": operator.ne,
+}
+_COMPARISON = re.compile(
+    r"(?P<field>[\w.]+)\s*(?P<sign>>=|<=|==|!=|>|<)\s*"
+    r"(?P<minus>-?)(?P<number>\d{1,20}(?:\.\d{1,20})?)\s*(?P<unit>[A-Za-z]*)",
+    re.ASCII,
+)
+_NAMES_OF_A_RUN = {"schema", "run_id", "started", "ended", "command"}
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """`field sign value`; `text` is how it was written."""
+
+    field: str
+    sign: str
+    value: float
+    text: str
+
+    @classmethod
+    def parse(cls, text: str) -> Comparison:
+        """Read `FIELD > NUMBER[UNIT]`. Raises UsageError on anything else, a size for a field of no bytes included."""
+        match = _COMPARISON.fullmatch(text.strip())
+        if match is None:
+            raise UsageError(f"--fail-on {text!r}: write FIELD>VALUE, such as peak_vram_bytes>6.5GB (> >= < <= == !=)")
+        field, number, unit = match["field"], match["number"], match["unit"]
+        value: float | None = None
+        if not unit or (unit == "s" and field.endswith("_s")):
+            value = float(number) if "." in number else int(number)
+        elif _is_size(field):
+            value = parse_size(number + unit)
+        if value is None:
+            units = "a size such as 6.5GB" if _is_size(field) else "a bare number"
+            raise UsageError(f"--fail-on {text!r}: {number}{unit} does not fit {field}; give {units}")
+        return cls(field, match["sign"], -value if match["minus"] else value, text.strip())
+
+    def holds(self, numbers: Mapping[str, float]) -> bool:
+        """Whether it is true of `numbers`. Raises UsageError when they lack the field."""
+        if self.field not in numbers:
+            raise UsageError(f"--fail-on: '{self.field}' was not measured in this run; it has {', '.join(numbers)}")
+        return _OPERATORS[self.sign](numbers[self.field], self.value)
+
+
+def check(comparisons: list[Comparison], numbers: Mapping[str, float]) -> None:
+    """Raises GateFailed, naming each comparison that is true of `numbers`."""
+    true = [c for c in comparisons if c.holds(numbers)]
+    if true:
+        raise GateFailed("; ".join(f"{c.field} is {show(c.field, numbers[c.field])}, fails on {c.text}" for c in true))
+
+
+def numbers_of(record: RunRecord) -> dict[str, float]:
+    """The measured numbers of a run by name; a claim such as `kv.within_budget` is 0 or 1."""
+    return {name: value for name, value in scalars(record).items() if not isinstance(value, str)}
+
+
+def scalars(record: RunRecord) -> dict[str, Scalar]:
+    """Every single value of a run by dotted name, and what follows from its lists; not what was not measured."""
+    found: dict[str, Scalar | None] = {
+        "peak_kv_bytes": record.kv.peak_bytes if record.kv else None,
+        "peak_vram_bytes": peak_vram_bytes(record),
+        "peak_rss_bytes": record.memory.host_rss_peak_bytes,
+        "total_s": record.seconds,
+        "ttft_s": max((r.ttft_s for r in record.requests if r.ttft_s is not None), default=None),
+        "tok_s": median([r.tok_s for r in record.requests if r.tok_s is not None] or [0.0]) or None,
+        "num_requests": len(record.requests) + record.requests_left_out,
+        "num_warnings": len(record.warnings),
+    }
+    _flatten(record.model_dump(by_alias=True, mode="json"), "", found)
+    for term in record.memory.terms:
+        name = term.name.replace(" ", "_")
+        found[f"memory.{name}.predicted_bytes"] = term.predicted_bytes
+        found[f"memory.{name}.measured_bytes"] = term.measured_bytes
+    for phase in record.memory.phases:
+        found[f"phase.{phase.name}.peak_bytes"] = phase.peak_bytes
+    return {name: value for name, value in found.items() if value is not None and name not in _NAMES_OF_A_RUN}
+
+
+def changes(numbers: Mapping[str, float], others: Mapping[str, float]) -> dict[str, float]:
+    """`change.FIELD`, the second run's number minus the first's, of what both measured."""
+    return {f"{CHANGE}{name}": others[name] - value for name, value in numbers.items() if name in others}
+
+
+def differences(record: RunRecord, other: RunRecord) -> dict[str, tuple[Scalar | None, Scalar | None]]:
+    """The values of both runs by field where they are not equal; None where a run has none."""
+    first, second = scalars(record), scalars(other)
+    names = dict.fromkeys((*first, *second))
+    return {name: (first.get(name), second.get(name)) for name in names if first.get(name) != second.get(name)}
+
+
+def difference_table(record: RunRecord, other: RunRecord) -> Table:
+    """What differs between two runs, field by field, with the change from the first to the second."""
+    rows = tuple(
+        (name, _shown(name, before), _shown(name, after), _change(name, before, after))
+        for name, (before, after) in differences(record, other).items()
+    )
+    note = "" if rows else "nothing differs"
+    return Table(("FIELD", record.run_id, other.run_id, "CHANGE"), rows, note)
+
+
+def show(name: str, value: Scalar) -> str:
+    """A value for reading: bytes in GB and MB when the field's name says it is bytes."""
+    if isinstance(value, str):
+        return value
+    if _is_size(name):
+        return human_bytes(int(value))
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+
+
+def _is_size(name: str) -> bool:
+    return name.endswith(("_bytes", "bytes_per_token"))
+
+
+def _flatten(block: Mapping[str, object], prefix: str, found: dict[str, Scalar | None]) -> None:
+    for name, value in block.items():
+        if isinstance(value, dict):
+            _flatten(value, f"{prefix}{name}.", found)
+        elif isinstance(value, bool):
+            found[prefix + name] = int(value)
+        elif isinstance(value, (str, int, float)):
+            found[prefix + name] = value
+
+
+def _shown(name: str, value: Scalar | None) -> str:
+    return UNKNOWN if value is None else show(name, value)
+
+
+def _change(name: str, before: Scalar | None, after: Scalar | None) -> str:
+    if before is None or after is None or isinstance(before, str) or isinstance(after, str):
+        return ""
+    share = f" ({percent((after - before) / before, '+.1%')})" if before else ""
+    return f"{'+' if after > before else ''}{show(name, after - before)}{share}"

@@ -1,0 +1,213 @@
+"""Collects one run's record while it runs, in bounded memory, and writes it when it ends. Loads no torch."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+
+from kvlite.errors import OutOfMemory, UsageError
+from kvlite.memory.counts import KVCounts
+from kvlite.record import measure
+from kvlite.record.reading import Measured, Reading
+from kvlite.record.schema import (
+    BatchReport,
+    DeviceMemory,
+    KVReport,
+    ModelIdentity,
+    PhasePeak,
+    RequestReport,
+    RunRecord,
+    TimelinePoint,
+    merge_terms,
+)
+from kvlite.record.store import RunRecords, new_run_id, write_record
+from kvlite.record.timeline import Timeline
+
+AUTO, NONE = "auto", "none"
+MAX_REQUESTS = 1000
+MAX_WARNINGS = 100
+
+
+class Recorder:
+    """Takes values while a command runs; leaving the `with` block writes the record and never fails the run.
+
+    `report` is `auto` (the state folder), `none` (keep no record) or a file's path, checked here: raises UsageError.
+    `warn` is told, once, when the record cannot be written. `clock` gives seconds.
+    """
+
+    def __init__(
+        self,
+        command: str,
+        argv: Sequence[str],
+        *,
+        report: str = AUTO,
+        warn: Callable[[str], None] = lambda text: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._path = None if report in (AUTO, NONE) else _writable(report)
+        self._warn = warn
+        self._clock = clock
+        self._start_s = clock()
+        started = datetime.now(UTC)
+        self._record = RunRecord(
+            run_id=new_run_id(started), command=command, argv=list(argv), started=started, ended=started, exit_code=0
+        )
+        self._predicted: dict[str, int] = {}
+        self._measured: dict[str, int] = {}
+        self._timeline = Timeline()
+        self._has_evicted = False
+        self._sums = [0, 0, 0]  # tokens seen, kept, evicted over all answers, for a batch
+        self._engine: Measured | None = None
+        self._is_finished = report == NONE
+
+    def model(self, identity: ModelIdentity) -> None:
+        """Note which weights run."""
+        self._record.model = identity
+
+    def opened(self, identity: ModelIdentity, predicted: Mapping[str, int], engine: Measured, source: str) -> None:
+        """Note model and cache when they are there: bytes `predicted` by term, and the budget's `source`."""
+        if self._is_finished:
+            return
+        reading = engine.read()
+        self.model(identity)
+        self._predicted = dict(predicted)
+        self._record.host = reading.host
+        facts = {
+            "budget_source": source,
+            "bytes_per_token": reading.bytes_per_token,
+            "capacity_tokens": reading.capacity_tokens,
+            "policy_state_bytes": reading.terms.get("policy_state", 0),
+            "allocated_unused_bytes": 0,
+            "within_budget": True,
+        }
+        self._record.kv = KVReport.model_validate(reading.counts.as_dict() | facts)
+        self._engine = engine  # last, because who leaves while a model loads measures what is there
+
+    def sample(self) -> None:
+        """Add a point to the timeline: the cache as it is now."""
+        if self._engine is None or self._record.kv is None:
+            return
+        counts = self._engine.counts()
+        is_first = counts.tokens_evicted > 0 and not self._has_evicted
+        self._has_evicted = self._has_evicted or is_first
+        self._timeline.add(
+            TimelinePoint(
+                t_s=round(self._clock() - self._start_s, 3),
+                tokens_seen=counts.tokens_seen,
+                kv_bytes=counts.live_bytes,
+                allocated_bytes=self._engine.allocated_bytes(),
+                event="first eviction" if is_first else None,
+            )
+        )
+        self._record.kv.peak_bytes = max(self._record.kv.peak_bytes, counts.live_bytes)
+
+    def answered(self, request: RequestReport, kv: KVCounts) -> None:
+        """Note an answer; `kv` counts its row. Beyond 1,000 answers only the sums go on."""
+        for place, tokens in enumerate((kv.tokens_seen, kv.tokens_kept, kv.tokens_evicted)):
+            self._sums[place] += tokens
+        if len(self._record.requests) < MAX_REQUESTS:
+            self._record.requests.append(request)
+        else:
+            self._record.requests_left_out += 1
+
+    def batch(self, report: BatchReport, peak_bytes: int) -> None:
+        """Note how a batch went; the tokens of `kv` are then sums over all its answers."""
+        self._record.batch = report
+        if self._record.kv is not None:
+            self._record.kv.peak_bytes = max(self._record.kv.peak_bytes, peak_bytes)
+
+    def term(self, name: str, num_bytes: int) -> None:
+        """Note measured bytes that no engine knows of."""
+        self._measured[name] = num_bytes
+
+    def warning(self, text: str) -> None:
+        """Keep something the user was warned of; the first 100."""
+        if len(self._record.warnings) < MAX_WARNINGS:
+            self._record.warnings.append(text)
+
+    def finish(self, exit_code: int) -> None:
+        """Complete and write the record; a second call does nothing."""
+        if self._is_finished:
+            return
+        self._is_finished = True
+        self._record.exit_code = exit_code
+        self._complete()
+        try:
+            if self._path is None:
+                RunRecords().save(self._record)
+            else:
+                write_record(self._record, self._path)
+        except OSError as error:
+            place = error.filename or self._path or "the state folder"
+            self._warn(f"no run record: cannot write {place}: {error.strerror}; give --report another file")
+        except UsageError as error:
+            self._warn(f"no run record: {error}")
+
+    def __enter__(self) -> Recorder:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.finish(_exit_code(error))
+
+    def _complete(self) -> None:
+        record, memory = self._record, self._record.memory
+        if self._engine is not None and record.kv is not None:
+            self._measure(self._engine.read(), record.kv)
+        record.ended = datetime.now(UTC)
+        record.timeline = self._timeline.points()
+        record.host.ram_total_bytes = measure.ram_total_bytes()
+        record.host.versions = measure.installed_versions()
+        memory.terms = merge_terms(self._predicted, self._measured)
+        memory.host_rss_peak_bytes = measure.rss_peak_bytes()
+        if memory.device is not None and memory.device.self_bytes is not None:
+            memory.device.unaccounted_bytes = memory.device.self_bytes - memory.measured_on_device
+
+    def _measure(self, reading: Reading, kv: KVReport) -> None:
+        """Bring the record up to date with the engine as it is at the end."""
+        counts, gpu, memory = reading.counts, reading.gpu, self._record.memory
+        for name in ("budget_bytes", "reserved_bytes", "live_bytes", "tokens_seen", "tokens_kept", "tokens_evicted"):
+            setattr(kv, name, getattr(counts, name))
+        kv.full_cache_bytes, kv.per_layer = reading.full_cache_bytes, list(reading.layers)
+        if self._record.batch is not None:
+            kv.tokens_seen, kv.tokens_kept, kv.tokens_evicted = self._sums
+            kv.full_cache_bytes = None  # of the last answer only
+        kv.peak_bytes = max(kv.peak_bytes, counts.peak_bytes)
+        kv.allocated_unused_bytes = max(0, kv.reserved_bytes - kv.peak_bytes)
+        kv.within_budget = max(kv.peak_bytes, kv.reserved_bytes) <= kv.budget_bytes
+        self._measured = {**reading.terms, **self._measured}
+        self._record.host = reading.host
+        memory.torch = reading.torch
+        memory.phases = [PhasePeak(name=name, peak_bytes=peak) for name, peak in reading.phases.items()]
+        if gpu is not None:
+            host = self._record.host
+            host.gpu, host.driver, host.gpu_total_bytes = gpu.name, gpu.driver, gpu.total_bytes
+            memory.device = DeviceMemory(
+                total_bytes=gpu.total_bytes,
+                free_bytes=gpu.free_bytes,
+                self_bytes=gpu.self_bytes,
+                other_processes_bytes=gpu.other_processes_bytes,
+            )
+
+
+def _writable(report: str) -> Path:
+    path = Path(report)
+    if path.is_dir() or not path.parent.is_dir():
+        raise UsageError(f"--report {report}: {'a folder' if path.is_dir() else 'no such folder'}; give a file's name")
+    return path
+
+
+def _exit_code(error: BaseException | None) -> int:
+    """The exit code of a process that this error ends: every error that knows says so, as does typer.Exit."""
+    if error is None or isinstance(error, BrokenPipeError):
+        return 0
+    if isinstance(error, KeyboardInterrupt):
+        return 130
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, without loading torch
+        return OutOfMemory.exit_code
+    code = getattr(error, "exit_code", 1)
+    return code if isinstance(code, int) else 1

@@ -1,0 +1,71 @@
+"""A table as every report shows it: in a terminal, as Markdown, on a page."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from kvlite.memory.format import human_bytes
+
+UNKNOWN = "-"
+_MARKUP = re.compile(r"([\\`*_{}\[\]<>#|~])")
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Columns and rows of text, a caption above and a note below; the first `fixed` columns name a row."""
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    note: str = ""
+    caption: str = ""
+    fixed: int = 1
+
+    def pieces(self, width: int | None) -> list[Table]:
+        """Split the columns so that each piece fits `width` characters, with the fixed ones in front of every piece.
+
+        A piece has at least one of the other columns. None is any width.
+        """
+        sizes = [max(map(len, column)) + 2 for column in zip(self.columns, *self.rows, strict=True)]
+        room = math.inf if width is None else width + 2 - sum(sizes[: self.fixed])
+        groups: list[list[int]] = [[]]
+        for index in range(self.fixed, len(sizes)):
+            if groups[-1] and sum(sizes[at] for at in groups[-1]) + sizes[index] > room:
+                groups.append([])
+            groups[-1].append(index)
+        return [self._only([*range(self.fixed), *group]) for group in groups]
+
+    def markdown(self) -> str:
+        """The table with pipes, and its note."""
+        lines = [_row(self.columns), "|" + " --- |" * len(self.columns), *(_row(row) for row in self.rows)]
+        return "\n".join(lines) + (f"\n\n{plain(self.note)}" if self.note else "")
+
+    def _only(self, indices: Sequence[int]) -> Table:
+        columns, *rows = (tuple(row[index] for index in indices) for row in (self.columns, *self.rows))
+        return replace(self, columns=columns, rows=tuple(rows))
+
+
+def _row(cells: tuple[str, ...]) -> str:
+    return "| " + " | ".join(plain(cell) for cell in cells) + " |"
+
+
+def plain(text: str) -> str:
+    """Escape `text` for Markdown: nothing in it is markup and nothing breaks the line."""
+    return _MARKUP.sub(r"\\\1", " ".join(text.split()))
+
+
+def size(num_bytes: int | None) -> str:
+    """Bytes to read, `-` where they were not measured."""
+    return UNKNOWN if num_bytes is None else human_bytes(num_bytes)
+
+
+def count(number: int | None) -> str:
+    """A count to read, `-` where nothing was counted."""
+    return UNKNOWN if number is None else f"{number:,}"
+
+
+def percent(share: float, form: str = ".1%") -> str:
+    """A share as the reports write it: `99.9 %`."""
+    return f"{share:{form}}".replace("%", " %")

@@ -1,0 +1,234 @@
+"""A run record for reading: a verdict and tables of text."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from itertools import pairwise
+from statistics import median
+
+from kvlite.memory.format import human_bytes
+from kvlite.record.schema import KVReport, RequestReport, RunRecord, TimelinePoint
+from kvlite.record.table import UNKNOWN, Table, count, percent, size
+
+MAX_REQUEST_ROWS = 20
+SPARKLINE_WIDTH = 60
+_BARS = "▁▂▃▄▅▆▇█"
+
+
+def verdict(record: RunRecord) -> str:
+    """One sentence: did the run stay inside its budget, and what was its peak."""
+    kv = record.kv
+    if kv is None:
+        return f"No KV cache was made: the run ended with exit code {record.exit_code}."
+    share = f" ({percent(kv.peak_bytes / kv.budget_bytes)})" if kv.budget_bytes else ""
+    said = "Stayed inside" if kv.within_budget else "Went over"
+    parts = [f"peak KV {_exact(kv.peak_bytes)}{share}", f"reserved {_exact(kv.reserved_bytes)}"]
+    vram, device = peak_vram_bytes(record), record.memory.device
+    if vram is not None:
+        of_total = f" of {human_bytes(device.total_bytes)}" if device else ""
+        parts.append(f"peak VRAM {human_bytes(vram)}{of_total}")
+    elif record.memory.host_rss_peak_bytes is not None:
+        parts.append(f"peak process memory {human_bytes(record.memory.host_rss_peak_bytes)}")
+    if device is not None:
+        parts.append(f"headroom {human_bytes(device.free_bytes)}")
+    return f"{said} {human_bytes(kv.budget_bytes)}: {', '.join(parts)}."
+
+
+def peak_vram_bytes(record: RunRecord) -> int | None:
+    """The most GPU memory the process held, by the driver or by torch's allocator; None without a GPU."""
+    torch, device = record.memory.torch, record.memory.device
+    readings = (torch.reserved_peak_bytes if torch else None, device.self_bytes if device else None)
+    return max((reading for reading in readings if reading is not None), default=None)
+
+
+def record_tables(record: RunRecord) -> list[Table]:
+    """Everything below the verdict; a table with nothing to say is left out."""
+    every = (_memory(record), _cache(record.kv), _phases(record), _requests(record), _batch(record), _timeline(record))
+    return [table for table in (*every, _environment(record), _warnings(record)) if table.rows]
+
+
+def run_line(record: RunRecord) -> str:
+    """Which run it was: its id, its command line, how long it took, how it ended."""
+    command = shlex.join(("kvlite", *record.argv)) if record.argv else f"kvlite {record.command}"
+    return f"{record.run_id} · {command} · {record.seconds:.1f} s · exit {record.exit_code}"
+
+
+def runs_table(records: Sequence[RunRecord]) -> Table:
+    """One row per run."""
+    columns = ("RUN", "COMMAND", "MODEL", "STARTED", "TIME", "PEAK KV", "BUDGET", "EVICTED", "EXIT")
+    return Table(columns, tuple(_run_row(record) for record in records))
+
+
+def _run_row(record: RunRecord) -> tuple[str, ...]:
+    kv, model = record.kv, record.model
+    return (
+        record.run_id,
+        record.command,
+        (model.alias or model.repo or UNKNOWN) if model else UNKNOWN,
+        f"{record.started.astimezone():%Y-%m-%d %H:%M}",
+        f"{record.seconds:.1f} s",
+        size(kv.peak_bytes if kv else None),
+        size(kv.budget_bytes if kv else None),
+        count(kv.tokens_evicted if kv else None),
+        str(record.exit_code),
+    )
+
+
+def _exact(num_bytes: int) -> str:
+    """Bytes with three decimals, so that 1.998 GB is not shown as 2.00 GB."""
+    value, unit = float(num_bytes), "B"
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if abs(value) < 1000 or unit == "TB":
+            break
+        value /= 1000
+    return f"{num_bytes} B" if unit == "B" else f"{value:.3f} {unit}"
+
+
+def _memory(record: RunRecord) -> Table:
+    rows = [
+        (
+            term.name,
+            size(term.predicted_bytes),
+            size(term.measured_bytes),
+            _error(term.predicted_bytes, term.measured_bytes),
+        )
+        for term in record.memory.terms
+    ]
+    both = [
+        (term.predicted_bytes, term.measured_bytes)
+        for term in record.memory.terms
+        if term.predicted_bytes is not None and term.measured_bytes is not None
+    ]
+    if len(both) > 1:
+        predicted, measured = (sum(column) for column in zip(*both, strict=True))
+        label = "sum" if len(both) == len(rows) else "sum of both"
+        rows.append((label, size(predicted), size(measured), _error(predicted, measured)))
+    return Table(("Memory", "predicted", "measured", "error"), tuple(rows), _identity(record))
+
+
+def _error(predicted: int | None, measured: int | None) -> str:
+    if predicted is None or measured is None:
+        return UNKNOWN
+    if predicted == measured:
+        return "0 %"
+    return percent((measured - predicted) / predicted, "+.1%") if predicted else UNKNOWN
+
+
+def _identity(record: RunRecord) -> str:
+    """Where all of the device's memory is, as one sum."""
+    device = record.memory.device
+    if device is None:
+        return ""
+    if device.self_bytes is None or device.other_processes_bytes is None:
+        return f"{human_bytes(device.total_bytes)} on the GPU, {human_bytes(device.free_bytes)} free"
+    measured = record.memory.measured_on_device
+    return (
+        f"{human_bytes(device.total_bytes)} total = {human_bytes(device.free_bytes)} free"
+        f" + {human_bytes(device.other_processes_bytes)} other processes + {human_bytes(measured)} measured above"
+        f" + {human_bytes(device.self_bytes - measured)} unaccounted"
+    )
+
+
+def _cache(kv: KVReport | None) -> Table:
+    columns = ("KV cache", "")
+    if kv is None:
+        return Table(columns, ())
+    source = f" ({kv.budget_source})" if kv.budget_source else ""
+    rows = [
+        ("budget", f"{human_bytes(kv.budget_bytes)} = {kv.budget_bytes:,} bytes{source}"),
+        ("reserved", f"{human_bytes(kv.reserved_bytes)} = {kv.reserved_bytes:,} bytes"),
+        ("used", f"{human_bytes(kv.live_bytes)} at the end, {human_bytes(kv.peak_bytes)} at the peak"),
+        ("reserved, never used", human_bytes(kv.allocated_unused_bytes)),
+        ("policy", f"{kv.policy}, state {size(kv.policy_state_bytes)}"),
+        ("per token", f"{size(kv.bytes_per_token)} of {kv.dtype}, room for {count(kv.capacity_tokens)} tokens"),
+        ("tokens", f"seen {kv.tokens_seen:,}, kept {kv.tokens_kept:,}, evicted {kv.tokens_evicted:,}"),
+    ]
+    if kv.per_layer:
+        kept = sorted(layer.kept for layer in kv.per_layer)
+        rows.append(("kept per layer", f"min {kept[0]:,.0f}, median {median(kept):,.0f}, max {kept[-1]:,.0f} tokens"))
+    if kv.full_cache_bytes is not None:
+        times = f", {kv.full_cache_bytes / kv.peak_bytes:.1f} times the peak" if kv.peak_bytes else ""
+        rows.append(("a full cache", f"{human_bytes(kv.full_cache_bytes)}{times}"))
+    return Table(columns, tuple(rows))
+
+
+def _phases(record: RunRecord) -> Table:
+    rows = tuple((phase.name, human_bytes(phase.peak_bytes)) for phase in record.memory.phases)
+    return Table(("Phase", "peak memory"), rows)
+
+
+def _requests(record: RunRecord) -> Table:
+    columns = ("Answer", "prompt tok", "new tok", "evicted", "peak KV", "TTFT", "tok/s", "finish")
+    shown = record.requests[:MAX_REQUEST_ROWS]
+    hidden = len(record.requests) - len(shown) + record.requests_left_out
+    note = f"{hidden:,} more answers; --json has the first {len(record.requests):,}" if hidden else ""
+    return Table(columns, tuple(_request_row(request) for request in shown), note)
+
+
+def _request_row(request: RequestReport) -> tuple[str, ...]:
+    return (
+        request.id,
+        count(request.prompt_tokens),
+        count(request.completion_tokens),
+        count(request.tokens_evicted),
+        human_bytes(request.kv_peak_bytes),
+        UNKNOWN if request.ttft_s is None else f"{request.ttft_s:.2f} s",
+        UNKNOWN if request.tok_s is None else f"{request.tok_s:.1f}",
+        request.finish_reason or UNKNOWN,
+    )
+
+
+def _batch(record: RunRecord) -> Table:
+    batch = record.batch
+    if batch is None:
+        return Table(("Batch", ""), ())
+    rows = [(name, count(getattr(batch, name))) for name in ("total", "ok", "failed", "resumed", "deduped")]
+    speed = UNKNOWN if batch.tokens_per_s is None else f"{batch.tokens_per_s:.1f} tok/s"
+    return Table(("Batch", ""), (*rows, ("speed", speed)))
+
+
+def _timeline(record: RunRecord) -> Table:
+    points, kv = record.timeline, record.kv
+    if not points or kv is None:
+        return Table(("Timeline", ""), ())
+    top = max(kv.budget_bytes, *(point.kv_bytes for point in points))
+    span = f"{points[-1].t_s:.1f} s, {points[-1].tokens_seen:,} tokens seen; a full bar is {human_bytes(top)}"
+    num_events = sum(point.event is not None for point in points)
+    events = f", {num_events:,} points with an event" if num_events else ""
+    return Table(("Timeline", ""), (("KV", sparkline(points, top)), ("over", span + events)))
+
+
+def sparkline(points: Sequence[TimelinePoint], top: int, width: int = SPARKLINE_WIDTH) -> str:
+    """The KV bytes of `points` as bars, a full bar for `top` bytes; a bar shows the largest of its points."""
+    num_bars = min(width, len(points))
+    edges = [len(points) * bar // num_bars for bar in range(num_bars + 1)]
+    peaks = [max(p.kv_bytes for p in points[a:b]) for a, b in pairwise(edges)]
+    return "".join(_BARS[min(len(_BARS) - 1, peak * len(_BARS) // max(1, top))] for peak in peaks)
+
+
+def _environment(record: RunRecord) -> Table:
+    host, model = record.host, record.model
+    rows: list[tuple[str, str | None]] = []
+    if model is not None:
+        name = " ".join(part for part in (model.alias, model.repo) if part)
+        rows += [
+            ("model", f"{name}@{model.revision[:12]}" if model.revision else name),
+            ("parameters", None if model.params is None else f"{model.params:,}"),
+            ("weights", " ".join(part for part in (model.dtype, model.quant) if part)),
+            ("fused", ", ".join(model.fused)),
+            ("licence", model.license),
+        ]
+    rows += [
+        ("device", " ".join(part for part in (host.device, host.gpu) if part)),
+        ("kernels", host.kernels),
+        ("decode steps", host.step),
+        ("driver", " ".join(part for part in (host.driver, f"CUDA {host.cuda}" if host.cuda else "") if part)),
+        ("host memory", None if host.ram_total_bytes is None else human_bytes(host.ram_total_bytes)),
+        ("versions", ", ".join(f"{name} {version}" for name, version in host.versions.items())),
+    ]
+    return Table(("Environment", ""), tuple((name, value) for name, value in rows if value))
+
+
+def _warnings(record: RunRecord) -> Table:
+    return Table(("Warnings",), tuple((warning,) for warning in record.warnings))

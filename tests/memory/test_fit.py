@@ -1,0 +1,153 @@
+"""Quotes, searches and advice about a model on a device."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kvlite.memory.budget import Budget
+from kvlite.memory.fit import Fit, advice, most_rows, most_tokens, quote, sweep
+from kvlite.memory.format import FORMATS
+from kvlite.memory.plan import CacheSpec
+from kvlite.memory.prediction import WeightFacts
+from kvlite.memory.shape import ModelShape
+
+CONFIG = json.loads((Path(__file__).parents[1] / "data" / "configs" / "llama-3.1-8b.json").read_text())
+PARAMETERS = 8_030_261_248
+LLAMA = Fit(
+    shape=ModelShape.from_config(CONFIG),
+    spec=CacheSpec(FORMATS["bfloat16"], state_bytes_per_slot=4, protected_slots=9),
+    weights=WeightFacts(2 * PARAMETERS, PARAMETERS, is_tied=False, is_quantised=False),
+    quant="none",
+    device="cuda",
+    free_bytes=24 * 10**9,
+)
+
+
+def test_the_cache_terms_add_up_to_what_is_reserved() -> None:
+    found = quote(LLAMA, Budget.parse("2GB"))
+    terms = found.memory.predicted()
+    assert found.cache is not None
+    cache = ("kv", "policy_state", "positions", "staging", "constant_state")
+    assert sum(terms[name] for name in cache) == found.cache.reserved_bytes
+    assert sum(terms.values()) == found.memory.total_bytes
+    assert list(terms) == ["weights", *cache, "activations", "scratch", "cuda_context"]
+
+
+def test_weights_are_counted_in_the_dtype_they_run_in() -> None:
+    assert quote(LLAMA, Budget.parse("2GB")).memory.predicted()["weights"] == 2 * PARAMETERS
+    wide = replace(LLAMA, shape=ModelShape.from_config(CONFIG, dtype="float32"))
+    assert quote(wide, Budget.parse("2GB")).memory.predicted()["weights"] == 4 * PARAMETERS
+
+
+@pytest.mark.parametrize(("quant", "rate"), [("8bit", 1.0), ("4bit", 0.516), ("nf4", 0.5625), ("fp4", 0.5625)])
+def test_quantised_weights_leave_embedding_and_head_in_sixteen_bits(quant: str, rate: float) -> None:
+    kept = 2 * 128_256 * 4096
+    weights = quote(replace(LLAMA, quant=quant), Budget.parse("2GB")).memory.predicted()["weights"]
+    assert weights == 2 * kept + int((PARAMETERS - kept) * rate)
+
+
+def test_unknown_weights_are_said_to_be_unknown_and_count_nothing() -> None:
+    found = quote(replace(LLAMA, weights=None), Budget.parse("2GB"))
+    assert found.memory.terms[0].predicted_bytes is None
+    assert "weights" not in found.memory.predicted()
+    assert found.fits
+
+
+@given(st.integers(10**8, 10**11), st.integers(1, 10**11), st.integers(1, 16))
+def test_what_fits_is_inside_the_device(free: int, size: int, rows: int) -> None:
+    found = quote(replace(LLAMA, free_bytes=free).with_rows(rows), Budget.parse(f"{size}B"))
+    if found.fits:
+        assert found.memory.total_bytes <= free
+
+
+@pytest.mark.parametrize("free_gb", [1, 5, 8, 12, 16, 17, 20])
+@pytest.mark.parametrize("budget", ["auto", "full", "1MB", "4GB", "50000tok", "30GB"])
+@pytest.mark.parametrize("rows", [1, 8])
+def test_each_advised_change_makes_it_fit(free_gb: int, budget: str, rows: int) -> None:
+    fit = replace(LLAMA, free_bytes=free_gb * 10**9).with_rows(rows)
+    found = quote(fit, Budget.parse(budget))
+    changes = advice(found)
+    assert bool(changes) != found.fits
+    for change in changes:
+        words = change.split()
+        flags = dict(zip(words[::2], words[1::2], strict=False))
+        changed = replace(fit, quant=flags.get("--quant", "none")).with_rows(int(flags.get("--batch-size", rows)))
+        if change.startswith("--"):
+            assert quote(changed, Budget.parse(flags.get("--kv-budget", budget))).fits, change
+
+
+def test_weights_alone_too_large_are_told_apart_from_the_budget() -> None:
+    found = quote(replace(LLAMA, free_bytes=8 * 10**9), Budget.parse("1GB"))
+    assert found.cache is None
+    assert "beside the cache" in (found.shortage or "")
+
+
+def test_a_budget_that_the_device_cannot_give_does_not_fit_even_if_it_would_not_all_be_used() -> None:
+    found = quote(replace(LLAMA, weights=None), Budget.parse("30GB"))
+    assert found.cache is not None
+    assert found.cache.reserved_bytes < 24 * 10**9
+    assert not found.fits
+
+
+@pytest.mark.parametrize("budget", ["4GB", "8000tok", "auto"])
+def test_one_row_more_than_the_most_does_not_keep_as_many_tokens(budget: str) -> None:
+    wanted = Budget.parse(budget)
+    rows = most_rows(LLAMA, wanted, 1000)
+    assert rows > 1
+    for count, holds in ((rows, True), (rows + 1, False)):
+        found = quote(LLAMA.with_rows(count, Budget.parse("1000tok")), wanted)
+        assert (found.fits and found.cache is not None and found.cache.rows == count) is holds
+
+
+def test_a_model_with_state_runs_one_row() -> None:
+    config = json.loads((Path(__file__).parents[1] / "data" / "configs" / "lfm2-1.2b.json").read_text())
+    fit = replace(LLAMA, shape=ModelShape.from_config(config), weights=None)
+    assert most_rows(fit, Budget.parse("4GB"), 10) == fit.with_rows(8).most_rows == 1
+
+
+def test_so_many_rows_that_their_logits_do_not_fit_are_advised_against() -> None:
+    fit = replace(LLAMA, free_bytes=20 * 10**9).with_rows(2**16)
+    (change,) = [text for text in advice(quote(fit, Budget.parse("1GB"))) if text.startswith("--batch-size")]
+    assert quote(fit.with_rows(int(change.split()[1])), Budget.parse("1GB")).fits
+
+
+@pytest.mark.parametrize("rows", [1, 5])
+def test_rows_of_one_token_more_than_the_most_are_fewer(rows: int) -> None:
+    budget, fit = Budget.parse("1GB"), LLAMA.with_rows(rows)
+    tokens = most_tokens(fit, budget)
+    for count, holds in ((tokens, True), (tokens + 1, False)):
+        found = quote(fit.with_rows(rows, Budget.parse(f"{count}tok")), budget)
+        assert (found.cache is not None and found.cache.rows == rows) is holds
+
+
+def facts(config: dict[str, Any], weight_bytes: int | None = 4000) -> SimpleNamespace:
+    return SimpleNamespace(config=config, weight_bytes=weight_bytes, parameters=2000)
+
+
+def test_whether_embedding_and_head_are_one_stands_in_the_text_model_or_beside_it() -> None:
+    for config, is_tied in (
+        ({}, True),
+        ({"tie_word_embeddings": False}, False),
+        ({"tie_word_embeddings": False, "text_config": {}}, False),
+        ({"tie_word_embeddings": False, "text_config": {"tie_word_embeddings": True}}, True),
+    ):
+        found = WeightFacts.of(facts(config))
+        assert found is not None
+        assert found.is_tied is is_tied
+    assert WeightFacts.of(facts({}, weight_bytes=None)) is None
+
+
+def test_a_sweep_ends_with_the_whole_window() -> None:
+    quotes = list(sweep(LLAMA))
+    kept = [found.cache.slots if found.cache else 0 for found in quotes]
+    assert kept == sorted(kept)
+    assert kept[-1] == 114_688
+    assert [found.fits for found in quotes] == [True] * 6 + [False] * 2

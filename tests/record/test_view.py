@@ -1,0 +1,180 @@
+"""What a record is shown to say: as tables of text, as Markdown, as a page."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from kvlite.record.plot import HEIGHT, WIDTH, Plot
+from kvlite.record.report import report_markdown, report_page, timeline_plot
+from kvlite.record.schema import RunRecord
+from kvlite.record.view import MAX_REQUEST_ROWS, record_tables, run_line, sparkline, verdict
+
+STARTED = datetime(2025, 11, 20, 20, 11, 30, tzinfo=UTC)
+KV = {
+    "budget_bytes": 2_000_000_000,
+    "budget_source": "flag",
+    "policy": "heavy-hitter",
+    "dtype": "float16",
+    "bytes_per_token": 524_288,
+    "capacity_tokens": 3700,
+    "reserved_bytes": 1_999_000_000,
+    "live_bytes": 1_500_000_000,
+    "peak_bytes": 1_998_000_000,
+    "tokens_seen": 9870,
+    "tokens_kept": 3700,
+    "tokens_evicted": 6170,
+    "full_cache_bytes": 5_174_722_560,
+    "allocated_unused_bytes": 1_000_000,
+    "per_layer": [{"layer": n, "kept": kept, "bytes": 0} for n, kept in enumerate((10, 30, 20))],
+    "within_budget": True,
+}
+TERMS = [
+    {"name": "weights", "predicted_bytes": 1000, "measured_bytes": 1100},
+    {"name": "kv", "predicted_bytes": 3000, "measured_bytes": 3000},
+    {"name": "scratch", "predicted_bytes": 50},
+]
+DEVICE = {
+    "total_bytes": 8_000_000_000,
+    "free_bytes": 1_200_000_000,
+    "self_bytes": 6_000_000_000,
+    "other_processes_bytes": 800_000_000,
+}
+
+
+def record(*, kv: dict[str, Any] | None = KV, **fields: Any) -> RunRecord:
+    basis = {
+        "run_id": "20251120-201130-4f3a9c",
+        "command": "chat",
+        "argv": ["chat", "llama 7b"],
+        "started": STARTED,
+        "ended": STARTED + timedelta(seconds=12.34),
+        "exit_code": 0,
+    }
+    return RunRecord.model_validate(basis | {"kv": kv} | fields)
+
+
+def table(shown: RunRecord, title: str) -> dict[str, tuple[str, ...]]:
+    found = next(table for table in record_tables(shown) if table.columns[0] == title)
+    return {row[0]: row[1:] for row in found.rows}
+
+
+def note(shown: RunRecord, title: str) -> str:
+    return next(table.note for table in record_tables(shown) if table.columns[0] == title)
+
+
+def test_the_verdict_names_budget_peak_and_headroom() -> None:
+    shown = record(
+        memory={"device": DEVICE, "torch": {"allocated_peak_bytes": 1, "reserved_peak_bytes": 6_310_000_000}}
+    )
+    assert verdict(shown) == (
+        "Stayed inside 2.00 GB: peak KV 1.998 GB (99.9 %), reserved 1.999 GB, "
+        "peak VRAM 6.31 GB of 8.00 GB, headroom 1.20 GB."
+    )
+
+
+def test_the_verdict_says_when_the_budget_was_passed() -> None:
+    over = KV | {"within_budget": False, "peak_bytes": 2_001_000_000}
+    assert verdict(record(kv=over)).startswith("Went over 2.00 GB: peak KV 2.001 GB (100.0 %)")
+
+
+def test_the_verdict_of_a_run_without_a_cache_names_its_exit_code() -> None:
+    assert verdict(record(kv=None, exit_code=4)) == "No KV cache was made: the run ended with exit code 4."
+
+
+def test_a_run_is_named_by_id_command_time_and_exit() -> None:
+    assert run_line(record()) == "20251120-201130-4f3a9c · kvlite chat 'llama 7b' · 12.3 s · exit 0"
+
+
+def test_each_term_has_its_error_and_the_sum_counts_what_has_both() -> None:
+    assert table(record(memory={"terms": TERMS}), "Memory") == {
+        "weights": ("1.00 kB", "1.10 kB", "+10.0 %"),
+        "kv": ("3.00 kB", "3.00 kB", "0 %"),
+        "scratch": ("50 B", "-", "-"),
+        "sum of both": ("4.00 kB", "4.10 kB", "+2.5 %"),
+    }
+
+
+def test_the_device_is_one_sum() -> None:
+    terms = [{"name": "kv", "measured_bytes": 5_900_000_000}]
+    assert note(record(memory={"terms": terms, "device": DEVICE}), "Memory") == (
+        "8.00 GB total = 1.20 GB free + 800 MB other processes + 5.90 GB measured above + 100 MB unaccounted"
+    )
+
+
+def test_a_device_that_cannot_tell_processes_apart_claims_no_sum() -> None:
+    device = DEVICE | {"self_bytes": None, "other_processes_bytes": None}
+    shown = record(memory={"terms": TERMS, "device": device})
+    assert note(shown, "Memory") == "8.00 GB on the GPU, 1.20 GB free"
+
+
+def test_the_panel_shows_counts_layers_and_the_full_cache() -> None:
+    panel = table(record(), "KV cache")
+    assert panel["budget"] == ("2.00 GB = 2,000,000,000 bytes (flag)",)
+    assert panel["tokens"] == ("seen 9,870, kept 3,700, evicted 6,170",)
+    assert panel["kept per layer"] == ("min 10, median 20, max 30 tokens",)
+    assert panel["a full cache"] == ("5.17 GB, 2.6 times the peak",)
+
+
+def test_answers_beyond_the_first_rows_are_counted() -> None:
+    shown = record(requests=[{"id": str(n)} for n in range(MAX_REQUEST_ROWS + 3)], requests_left_out=40)
+    assert len(table(shown, "Answer")) == MAX_REQUEST_ROWS
+    assert note(shown, "Answer").startswith("43 more answers")
+
+
+def test_a_bar_shows_the_highest_of_its_points_against_the_budget() -> None:
+    points = record(timeline=[{"t_s": t, "tokens_seen": t, "kv_bytes": kv} for t, kv in enumerate((0, 9, 50, 100))])
+    assert sparkline(points.timeline, top=100, width=2) == "▁█"
+    assert sparkline(points.timeline, top=100, width=60) == "▁▁▅█"
+
+
+def test_an_empty_record_has_no_empty_tables() -> None:
+    assert record_tables(record(kv=None)) == []
+
+
+def test_markdown_has_the_verdict_and_every_table() -> None:
+    shown = record(memory={"terms": TERMS}, warnings=["careful"])
+    text = report_markdown(shown)
+    assert text.startswith("# Stayed inside 2.00 GB")
+    assert all(table.markdown() in text for table in record_tables(shown))
+
+
+TIMELINE = [
+    {"t_s": 0.0, "tokens_seen": 0, "kv_bytes": 0},
+    {"t_s": 1.0, "tokens_seen": 50, "kv_bytes": 10**9, "event": "evict"},
+    {"t_s": 2.0, "tokens_seen": 100, "kv_bytes": 2 * 10**9},
+]
+
+
+def plot(points: list[dict[str, Any]]) -> Plot:
+    return timeline_plot(record(timeline=points).timeline, KV["budget_bytes"])
+
+
+def test_the_timeline_is_drawn_from_corner_to_corner_under_its_budget_with_a_dot_per_event() -> None:
+    shown = plot(TIMELINE)
+    held, budget = shown.curves
+    assert [(mark.x, mark.y, mark.dot) for mark in held.marks] == [
+        (0, HEIGHT, False),
+        (WIDTH / 2, HEIGHT / 2, True),
+        (WIDTH, 0, False),
+    ]
+    assert (budget.name, {mark.y for mark in budget.marks}) == ("budget 2.00 GB", {0})
+    assert (shown.x_title, [tick.label for tick in shown.x_ticks][-1]) == ("tokens seen", "100")
+
+
+def test_the_timeline_goes_by_time_where_tokens_do_not_only_grow() -> None:
+    shown = plot([*TIMELINE, {"t_s": 4.0, "tokens_seen": 1, "kv_bytes": 0}])
+    assert (shown.x_title, [tick.label for tick in shown.x_ticks][-1]) == ("seconds", "4")
+
+
+@pytest.mark.parametrize(("timeline", "num_plots"), [([], 0), (TIMELINE[:1], 1), (TIMELINE, 1)])
+def test_the_page_has_the_plot_in_place_of_its_row_of_bars(timeline: list[dict[str, Any]], num_plots: int) -> None:
+    page = report_page(record(argv=["chat", "<script>alert(1)</script>"], warnings=["a & b"], timeline=timeline))
+    assert page.count("<figure>") == num_plots
+    assert "<script" not in page and "a &amp; b" in page and "Timeline" not in page
+
+
+def test_the_page_of_a_run_that_passed_its_budget_is_an_alarm() -> None:
+    assert '<h1 class="alarm">Went over' in report_page(record(kv=KV | {"within_budget": False}))

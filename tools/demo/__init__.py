@@ -1,0 +1,1 @@
+"""The trainer of the built-in model, whose files are kept in `kvlite/demo`."""
