@@ -20,7 +20,6 @@ from fractions import Fraction
 from pathlib import Path
 
 from kvlite.cache.policy import load_policy
-from kvlite.cli.loading import chat_text, free_bytes, load_model, weights_identity
 from kvlite.console import Console
 from kvlite.evaluation.evaluation import Measured, SuiteResult
 from kvlite.evaluation.intervals import Estimate
@@ -28,9 +27,12 @@ from kvlite.evaluation.suites import Suite
 from kvlite.evaluation.summary import Line, summarise
 from kvlite.evaluation.tasks import REFERENCE, Result, Subject, Task
 from kvlite.evaluation.variant import Placed, Variant
+from kvlite.llm.spec import RunSpec
+from kvlite.llm.text_model import TextModel
 from kvlite.memory.budget import Budget
 from kvlite.memory.format import human_bytes
 from kvlite.memory.shape import ModelShape
+from kvlite.models.device import free_bytes
 from kvlite.options import ModelOptions
 from kvlite.record.measure import installed_versions
 from tiered_slots import Tiered, num_exact, tiered
@@ -117,10 +119,8 @@ def _text(name: str, value: Estimate) -> str:
 
 def subject_of(model: str) -> Subject:
     """The model, quietly."""
-    options = ModelOptions(model=model, think="off")
-    ref, files, loaded = load_model(options, Console(quiet=True))
-    text = chat_text(files, loaded, options)
-    return Subject(loaded, text, weights_identity(ref, files), 16, free_bytes(loaded.device))
+    loaded = TextModel.load(RunSpec.of(ModelOptions(model=model, think="off")), Console(quiet=True))
+    return Subject(loaded.loaded, loaded.text, loaded.files.identity(), 16, free_bytes(loaded.loaded.device))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -115,10 +115,10 @@ class ModelOptions:
     )
     kv_policy: str = option(
         "heavy-hitter",
-        metavar="NAME",
+        metavar="NAME[:SETTINGS]",
         heading=MEMORY,
         complete="policy",
-        help="What is kept when the budget is full; `kvlite policies` lists them.",
+        help="What is kept when the budget is full: window, or window:sinks=8; `kvlite policies` lists them.",
     )
     kv_dtype: str = option(
         "auto",

@@ -9,12 +9,12 @@ from transformers import PreTrainedModel
 
 from kvlite.cache.cache import SlotCache
 from kvlite.cache.policy import load_policy
+from kvlite.cache.spec import cache_spec
 from kvlite.engine.engine import Engine
 from kvlite.engine.request import Completion, Request
-from kvlite.memory.allotment import equally
 from kvlite.memory.budget import Budget
 from kvlite.memory.format import slot_format
-from kvlite.memory.plan import CacheSpec, plan_cache
+from kvlite.memory.plan import plan_cache
 from kvlite.memory.shape import ModelShape
 from kvlite.models.attention_interface import register
 from kvlite.models.hybrid import HybridState
@@ -46,16 +46,7 @@ def make_engine(
 ) -> Engine:
     rule = load_policy(policy)
     on_full, kernels = options.pop("on_full", None), options.pop("kernels", "auto")
-    evicts = rule.when_full(on_full) == "evict"
-    spec = CacheSpec(
-        slot_format(kv_dtype, "float32"),
-        rule.state_bytes_per_slot,
-        rule.min_slots(),
-        evicts,
-        layer_rule=rule.layer_slots if evicts else equally,
-        keeps_order=evicts and rule.keeps_order(kernels),
-        **options,
-    )
+    spec = cache_spec(rule, slot_format(kv_dtype, "float32"), on_full, kernels=kernels, **options)
     plan = plan_cache(loaded.shape, Budget.parse(budget), spec, rows=rows, free_bytes=None)
     return Engine(loaded, plan, rule, spec.slot_format, on_full, kernels)
 

@@ -5,6 +5,9 @@ import struct
 from pathlib import Path
 from typing import Any
 
+from kvlite.catalog.files import ModelFiles
+from kvlite.catalog.names import ModelRef
+
 CONFIG: dict[str, Any] = {
     "model_type": "llama",
     "architectures": ["LlamaForCausalLM"],
@@ -56,6 +59,12 @@ def sharded_files() -> dict[str, bytes]:
         shards["b"]: safetensors({"b": ("F32", [3], 12)}),
         "model.safetensors.index.json": json.dumps({"weight_map": shards}).encode(),
     }
+
+
+def files_of(folder: Path, config: dict[str, Any] | None = None) -> ModelFiles:
+    """The folder as it is, complete or not, under its own config.json or `config`."""
+    read = config or json.loads((folder / "config.json").read_text("utf-8"))
+    return ModelFiles(ref=ModelRef(path=folder), folder=folder, config=read, generation={}, by_dtype={})
 
 
 def write_model(folder: Path, files: dict[str, bytes]) -> Path:

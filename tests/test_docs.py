@@ -11,10 +11,12 @@ from pathlib import Path
 import pytest
 import typer.main
 
-from kvlite.cache.policy import DEFAULT_POLICY, load_policy
+from kvlite.cache.policy import DEFAULT_POLICY, load_policy, policy_names
+from kvlite.cache.policy_text import write_settings
+from kvlite.cache.spec import cache_spec
 from kvlite.cli import app
 from kvlite.cli.commands import CommandGroup
-from kvlite.memory.automatic import automatic_formats
+from kvlite.memory.auto_format import automatic_formats
 from kvlite.memory.budget import Budget
 from kvlite.memory.format import human_bytes, slot_format
 from kvlite.memory.plan import CachePlan, CacheSpec, plan_cache
@@ -87,7 +89,7 @@ def test_what_the_readme_says_a_gigabyte_holds(
     config = json.loads((ROOT / "tests" / "data" / "configs" / f"{model}.json").read_text())
     shape, budget = ModelShape.from_config(config), Budget.parse("1GB")
     policy = load_policy(DEFAULT_POLICY)
-    spec = CacheSpec(slot_format("auto", shape.dtype), policy.state_bytes_per_slot, policy.min_slots())
+    spec = cache_spec(policy, slot_format("auto", shape.dtype))
 
     def plan(spec: CacheSpec) -> CachePlan:
         return plan_cache(shape, budget, spec, free_bytes=None)
@@ -106,3 +108,13 @@ def test_the_table_of_decoding_on_a_cpu_is_what_was_measured() -> None:
         ours, theirs, ratio, ceiling = (row[name] for name in ("kvlite", "transformers", "ratio", "ceiling"))
         line = f"| {row['context']:,} | {row['slots']:,} | {ours:,.0f} | {theirs:,.0f} | {ratio:.2f} | {ceiling:,.0f} |"
         assert line in page, f"docs/performance.md lacks {line}"
+
+
+def test_the_table_of_settings_is_what_the_policies_have() -> None:
+    page = (ROOT / "docs" / "policies.md").read_text(encoding="utf-8")
+    table = page.partition("| policy | settings and defaults |")[2].partition("\n\n")[0]
+    told = dict(re.findall(r"^\| `([\w-]+)` \| (.+) \|$", table, re.M))
+    found = {name: load_policy(name).settings for name in policy_names()}
+    assert told == {name: write_settings(settings, ", ") for name, settings in found.items() if settings}
+    meanings = set(re.findall(r"`(\w+)`", "".join(re.findall(r"^\| (`\w+`[^|]*) \|", page, re.M))))
+    assert meanings >= {setting for settings in found.values() for setting in settings}

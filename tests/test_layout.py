@@ -17,8 +17,7 @@ ROOT = Path(__file__).parents[1]
 SOURCES = (ROOT, ROOT / "kernels")
 
 # Imports go down: from a package to one on a lower floor, or inside it; between packages of one floor none.
-FLOORS = {
-    "kvlite": 0,  # the package itself, which holds a docstring
+FLOORS: dict[str, float] = {
     "kvlite.errors": 0,
     "kvlite_kernels": 0,
     "kvlite.demo": 0,
@@ -32,6 +31,8 @@ FLOORS = {
     "kvlite.engine": 4,
     "kvlite.console": 4,  # whoever talks with the user does it through here
     "kvlite.deadline": 4,
+    "kvlite.llm": 4.5,
+    "kvlite": 5,  # the package itself: the public names
     "kvlite.chat": 5,
     "kvlite.batch": 5,
     "kvlite.evaluation": 5,
@@ -51,6 +52,7 @@ LIGHT = (
     "kvlite.engine.request",
     "kvlite.console",
     "kvlite.deadline",
+    "kvlite.llm",
     "kvlite.chat",
     "kvlite.batch",
     "kvlite.cli",

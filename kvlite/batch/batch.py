@@ -10,10 +10,11 @@ from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, replace
 from itertools import chain
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from kvlite.batch.destination import is_journal, meta_of, open_destination, resume
 from kvlite.batch.item import Entry, Form, Item
-from kvlite.batch.job import ChooseModel, Job, Opened
+from kvlite.batch.job import ChooseModel, Job
 from kvlite.batch.outcome import Outcome
 from kvlite.batch.output import Output, StdoutLines
 from kvlite.batch.prepare import Defaults, Preparer
@@ -24,10 +25,12 @@ from kvlite.batch.source import STDIN, first_model
 from kvlite.batch.tally import Tally
 from kvlite.console import Console
 from kvlite.deadline import Deadline
-from kvlite.engine.memory_report import EngineMemory
 from kvlite.engine.request import Token
 from kvlite.errors import BatchFailed, Interrupted, KvliteError, OutputError, Terminated, TimeLimit
 from kvlite.record.recorder import Recorder
+
+if TYPE_CHECKING:
+    from kvlite.llm import LLM
 
 UPDATE_EVERY_S = 0.1  # of the progress line, which asks every row what it holds
 _NOT_IN_A_RESUME = ("--overwrite", "--no-resume")
@@ -82,25 +85,24 @@ class Batch:
             self._console.note(f"nothing to do: {there}")
             ending.callback(self._summarise, 0, 0)
             return
-        opened = model.open()
-        self._recorder.opened(
-            opened.identity(), opened.predicted(), EngineMemory(opened.engine), self._job.budget_source
-        )
-        batch = BatchRun(opened.engine, Preparer(opened.text, self._defaults(opened), model.terms), self._job.limits)
-        ending.callback(self._finish, batch, opened)
+        llm = model.open()
+        llm.record(self._recorder, self._job.budget_source)
+        preparer = Preparer(llm.model.text, self._defaults(llm), model.terms)
+        batch = BatchRun(llm.engine, preparer, self._job.limits)
+        ending.callback(self._finish, batch, llm)
         self._running_s = time.monotonic()
         rest = ReadAhead(selected) if self._job.input.is_pipe else selected
         noticed = self._noticed(chain([first], rest), model.terms.model is None)
         is_limited = self._job.limits.timeout_s is not None
         with self._deadline.watching(batch.cancel_late) if is_limited else nullcontext():
-            self._write(batch, noticed, opened, self._output)
+            self._write(batch, noticed, llm, self._output)
 
-    def _finish(self, batch: BatchRun, opened: Opened) -> None:
-        self._summarise(batch.peak_bytes, opened.engine.plan.budget_bytes)
+    def _finish(self, batch: BatchRun, llm: LLM) -> None:
+        self._summarise(batch.peak_bytes, llm.engine.plan.budget_bytes)
         self._recorder.batch(self._tally.report(self._seconds), batch.peak_bytes)
 
-    def _write(self, batch: BatchRun, entries: Iterable[Entry | None], opened: Opened, output: Output) -> None:
-        form, budget_bytes = self._job.writing.form, opened.engine.plan.budget_bytes
+    def _write(self, batch: BatchRun, entries: Iterable[Entry | None], llm: LLM, output: Output) -> None:
+        form, budget_bytes = self._job.writing.form, llm.engine.plan.budget_bytes
         is_ordered = self._job.writing.ordered or form is Form.TEXT
         next_update_s, num_notes = 0.0, 0
         with self._console.progress(self._job.ending.progress) as progress:
@@ -110,16 +112,16 @@ class Batch:
                     self._tally.generated += 1
                 else:
                     self._set_aside.pop(event.entry.mark, None)  # first: a line with no record only runs again
-                    output.write(record_line(event, form or event.entry.form, opened.name))
-                    self._count(event, opened)
-                    for note in opened.text.notes[num_notes:]:
+                    output.write(record_line(event, form or event.entry.form, llm.model.name))
+                    self._count(event)
+                    for note in llm.model.text.notes[num_notes:]:
                         self._console.note(note)
-                    num_notes = len(opened.text.notes)
+                    num_notes = len(llm.model.text.notes)
                 if now >= next_update_s:
                     next_update_s = now + UPDATE_EVERY_S
                     progress.update(self._tally.progress(self._seconds, batch.live_bytes(), budget_bytes))
 
-    def _count(self, outcome: Outcome, opened: Opened) -> None:
+    def _count(self, outcome: Outcome) -> None:
         self._tally.add(outcome)
         self._record(outcome)
         if outcome.failure is not None and self._job.writing.form is Form.TEXT:  # text has no place to say it
@@ -138,9 +140,9 @@ class Batch:
         if reports:
             self._recorder.sample()
 
-    def _defaults(self, opened: Opened) -> Defaults:
+    def _defaults(self, llm: LLM) -> Defaults:
         """The flags over the model's generation_config.json."""
-        of_model = asdict(opened.sampling)
+        of_model = asdict(llm.model.sampling)
         del of_model["seed"]
         return replace(self._job.defaults, sampling={**of_model, **self._job.defaults.sampling})
 

@@ -106,7 +106,7 @@ def _show(count: _Count, planned: Planned, console: Console) -> None:
     console.line(f"records    {count.ok} ok, {count.failed} cannot be asked")
     console.line(f"prompts    {count.prompt_tokens:,} tokens, the longest {count.longest_prompt_tokens:,}")
     console.line(f"answers    at most {count.most_new_tokens:,} tokens")
-    size = f"{human_bytes(plan.reserved_bytes)} of {human_bytes(plan.budget_bytes)}{planned.stored.said}"
+    size = f"{human_bytes(plan.reserved_bytes)} of {human_bytes(plan.budget_bytes)}{planned.stored.label}"
     console.line(f"KV cache   {size}{', if the model bears that' if planned.is_provisional else ''}")
     console.line(f"rows       {plan.rows} of {plan.slots:,} tokens each")
     console.line(f"may evict  {count.may_evict} answers, if they grow to max_tokens")

@@ -5,21 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from kvlite.batch.item import Form, Json
 from kvlite.batch.prepare import Defaults, Terms
 from kvlite.batch.run import Limits
 from kvlite.batch.source import Input
 from kvlite.console import ProgressStyle
-from kvlite.engine.request import Sampling
 from kvlite.errors import UsageError
 
 if TYPE_CHECKING:
-    from kvlite.engine.engine import Engine
+    from kvlite.llm import LLM
     from kvlite.memory.format import SlotFormat
     from kvlite.memory.plan import CachePlan
-    from kvlite.record.schema import ModelIdentity
     from kvlite.text.template import ChatText
 
 
@@ -81,25 +79,6 @@ class Job:
         }
 
 
-class Opened(Protocol):
-    """A model ready to answer; `sampling` is how its generation_config.json wants it sampled."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def engine(self) -> Engine: ...
-    @property
-    def text(self) -> ChatText: ...
-    @property
-    def sampling(self) -> Sampling: ...
-
-    def identity(self) -> ModelIdentity:
-        """Which weights these are."""
-
-    def predicted(self) -> dict[str, int]:
-        """The memory that was planned for, in bytes by term."""
-
-
 @dataclass(frozen=True, slots=True)
 class Planned:
     """A model of which only the tokenizer is loaded, and the cache it would get, whose slots are `stored`.
@@ -125,7 +104,7 @@ class Model:
     terms: Terms
     params: Json
     identity: Callable[[], str]
-    open: Callable[[], Opened]
+    open: Callable[[], LLM]
     plan: Callable[[], Planned]
     note: str | None = None
 

@@ -5,7 +5,7 @@ A line's own value wins over a flag, a flag over the model's generation_config.j
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from hashlib import blake2b
@@ -13,16 +13,17 @@ from typing import TYPE_CHECKING
 
 from kvlite.batch.item import Code, Item, LineError
 from kvlite.batch.values import shown
+from kvlite.cache.policy import load_policy
 from kvlite.catalog.names import resolve_model
 from kvlite.engine.request import Request, Sampling
 from kvlite.errors import KvliteError, UsageError
+from kvlite.llm.answer import BATCH_MAX_TOKENS, SEEDS
 from kvlite.memory.budget import Budget
 
 if TYPE_CHECKING:
     from kvlite.text.stream import AnswerText
     from kvlite.text.template import ChatText, Encoded
 
-DEFAULT_MAX_TOKENS = 1024
 _SEEDS = 2**31  # small enough to be exact in every reader of JSON
 
 
@@ -35,7 +36,7 @@ class Defaults:
 
     sampling: Mapping[str, int | float] = field(default_factory=dict)
     seed: int | None = None
-    max_tokens: int = DEFAULT_MAX_TOKENS
+    max_tokens: int = BATCH_MAX_TOKENS
     stop: tuple[str, ...] = ()
     system: str | None = None
     pin_system: bool = True
@@ -58,7 +59,7 @@ class Terms:
             raise LineError(f"{message}; run one model at a time, or give -m", "model", Code.MODEL_MISMATCH)
         allowed = {"kv_budget": self.kv_budgets, "kv_policy": (self.kv_policy,), "on_full": (self.on_full,)}
         for name, asked in item.extras.items():
-            if _budget(asked) not in allowed[name] if name == "kv_budget" else asked not in allowed[name]:
+            if _AS_THE_RUN_HAS_IT.get(name, str)(asked) not in allowed[name]:
                 flag = name.replace("_", "-")
                 runs = " or ".join(allowed[name])
                 message = f"kvlite.{name} is {shown(asked)}, this run has {runs}; run these lines with --{flag}"
@@ -140,7 +141,7 @@ class Preparer:
         return Request(
             id=f"{item.place.index}.{choice}",
             ids=encoded.ids,
-            sampling=replace(sampling, seed=(sampling.seed + choice) % 2**63),
+            sampling=replace(sampling, seed=(sampling.seed + choice) % SEEDS),
             max_tokens=self._defaults.max_tokens if item.max_tokens is None else item.max_tokens,
             stop_ids=self._text.stop_ids,
             pins=encoded.pins if self._defaults.pin_system else (),
@@ -161,6 +162,18 @@ def _budget(written: str) -> str:
         return str(Budget.parse(written))
     except KvliteError as error:
         raise LineError(str(error), "kvlite.kv_budget") from None
+
+
+@lru_cache(maxsize=64)
+def _policy(written: str) -> str:
+    try:
+        return str(load_policy(written))
+    except UsageError:  # no policy, so none that this run has
+        return written
+
+
+_AS_THE_RUN_HAS_IT: Mapping[str, Callable[[str], str]] = {"kv_budget": _budget, "kv_policy": _policy}
+"""How what a line asks for is written where the run is bound to it."""
 
 
 def _seed_of(key: str) -> int:

@@ -16,9 +16,9 @@ from kvlite.cache.slots import Slots
 from kvlite.cache.step import Placement, Step
 from kvlite.cache.store import DenseStore, SlotStore
 from kvlite.errors import UsageError
-from kvlite.memory.allotment import allotted
 from kvlite.memory.counts import KVCounts
 from kvlite.memory.format import SlotFormat
+from kvlite.memory.layer_budgets import allotted
 from kvlite.memory.plan import CachePlan, slots_with
 from kvlite.memory.shape import LayerShape, ModelShape
 from kvlite_kernels.choice import TORCH, KernelSet, KernelsUnavailable, LayerSizes, choose
@@ -219,7 +219,7 @@ class SlotCache:
             tokens_seen=seen,
             tokens_kept=kept,
             tokens_evicted=seen - kept,
-            policy=self.policy.name,
+            policy=str(self.policy),
             dtype=self.stored.name,
         )
 

@@ -16,8 +16,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from importlib.metadata import EntryPoint, entry_points
-from typing import TYPE_CHECKING, ClassVar, get_args
+from typing import TYPE_CHECKING, ClassVar, get_args, get_type_hints
 
+from kvlite.cache.policy_text import read_value, split_settings, write_settings
 from kvlite.errors import UsageError
 from kvlite_kernels.kinds import Heads, Noise, Rank, Statistic
 
@@ -74,6 +75,18 @@ class Policy(ABC):
         self._check("decay", 0 < self.decay <= 1, "more than 0 and at most 1")
         self._check("observed", self.observed is None or self.observed >= 1, "1 or more, or none for all")
         self._check("heads", self.heads in get_args(Heads), f"one of {', '.join(get_args(Heads))}")
+
+    def __str__(self) -> str:
+        """The name and the settings that are not its defaults, as `load_policy` reads them."""
+        defaults = type(self)().settings
+        changed = {name: value for name, value in self.settings.items() if value != defaults[name]}
+        return f"{self.name}:{write_settings(changed)}" if changed else self.name
+
+    @property
+    def settings(self) -> dict[str, object]:
+        """The fields that change what is kept, by name: none where nothing is evicted."""
+        idle = () if self.statistic.accumulates else ("decay", "observed", "heads")
+        return {one.name: getattr(self, one.name) for one in fields(self) if self.evicts and one.name not in idle}
 
     @property
     def state_bytes_per_slot(self) -> int:
@@ -151,11 +164,13 @@ def policy_names() -> list[str]:
     return sorted(_entry_points())
 
 
-def load_policy(name: str, settings: Mapping[str, object] | None = None) -> Policy:
-    """The policy called `name`, its defaults overruled by `settings`, which name fields of it.
+def load_policy(text: str, settings: Mapping[str, object] | None = None) -> Policy:
+    """The policy that `text` names, as in `window` or `heavy-hitter:decay=0.999,pooled=5`.
 
-    Raises UsageError on an unknown name or setting, a value that cannot be, or a broken plug-in.
+    What the text and `settings` leave out keeps the policy's defaults. Raises UsageError on an unknown name or setting,
+    a value that cannot be, or a broken plug-in.
     """
+    name, written = split_settings(text)
     found = _entry_points()
     if name not in found:
         raise UsageError(f"unknown KV policy {name!r}; {_hint(name, sorted(found))}")
@@ -165,14 +180,30 @@ def load_policy(name: str, settings: Mapping[str, object] | None = None) -> Poli
         raise UsageError(f"KV policy {name!r} ({found[name].value}) cannot be loaded: {error}") from error
     if not isinstance(policy, Policy):
         raise UsageError(f"KV policy {name!r} ({found[name].value}) is not a kvlite.cache.policy.Policy")
-    return _with(policy, settings or {})
+    try:
+        return _with(policy, _read(policy, written) | dict(settings or {}))
+    except UsageError as error:
+        raise UsageError(f"{error}; its settings: {write_settings(policy.settings, ', ') or 'none'}") from error
+
+
+def _read(policy: Policy, written: Mapping[str, str]) -> dict[str, object]:
+    """The settings `written`, as the policy's fields want them."""
+    kinds, read = get_type_hints(type(policy)), dict[str, object](written)
+    for setting in policy.settings.keys() & written:
+        value = written[setting]
+        try:
+            read[setting] = read_value(kinds[setting], value)
+        except ValueError as error:
+            raise UsageError(f"KV policy {policy.name!r}: {setting} is {value!r}; expected {error}") from None
+    return read
 
 
 def _with(policy: Policy, settings: Mapping[str, object]) -> Policy:
-    known = [field.name for field in fields(policy)]
     for setting in settings:
-        if setting not in known:
-            raise UsageError(f"KV policy {policy.name!r} has no setting {setting!r}; {_hint(setting, known)}")
+        if setting not in policy.settings:
+            close = difflib.get_close_matches(setting, policy.settings, n=1)
+            meant = f" (did you mean {close[0]!r}?)" if close else ""
+            raise UsageError(f"KV policy {policy.name!r} has no setting {setting!r}{meant}")
     try:
         return replace(policy, **settings)  # type: ignore[arg-type]  # what they may be is checked by the policy
     except TypeError as error:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ class ModelFacts:
     for pickles; `by_dtype` is bytes per safetensors dtype. `revision` is the commit, None for a folder.
     """
 
+    ref: ModelRef
     config: Mapping[str, Any]
     generation: Mapping[str, Any]
     weight_bytes: int | None = None
@@ -41,19 +43,23 @@ class ModelFacts:
         floats = {dtype: size for dtype, size in self.by_dtype.items() if dtype in _DTYPES}
         return _DTYPES[max(floats, key=floats.__getitem__)] if floats else None
 
-    @property
-    def unnamed_dtype(self) -> str | None:
-        """The stored dtype where config.json names none, else None: what `ModelShape.from_config` wants to be told."""
-        parts = (self.config, self.config.get("text_config"))
-        named = any(part.get(key) for part in parts if isinstance(part, Mapping) for key in ("dtype", "torch_dtype"))
-        return None if named else self.stored_dtype
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelFiles(ModelFacts):
     """A model that lies complete in `folder`, and its facts."""
 
     folder: Path
+
+    @property
+    def name(self) -> str:
+        """`repo@sha`, or the folder's or alias's name."""
+        return str(self.ref) if self.repo is None else f"{self.repo}@{(self.revision or 'main')[:7]}"
+
+    def identity(self) -> str:
+        """The name of the weights that resumed work must find again: repository and commit, or folder, or a hash."""
+        if self.ref.is_demo:
+            return f"{self.ref}@{sha256((self.folder / 'model.safetensors').read_bytes()).hexdigest()[:12]}"
+        return f"{self.repo}@{self.revision}" if self.repo else str(self.folder)
 
 
 def model_facts(ref: ModelRef, *, offline: bool = False) -> ModelFacts:
@@ -75,6 +81,7 @@ def model_facts(ref: ModelRef, *, offline: bool = False) -> ModelFacts:
     generation = hub.fetch_small(remote, GENERATION)
     weights = hub.remote_weights(remote)
     return ModelFacts(
+        ref=ref,
         config=read_object(config),
         generation=read_object(generation) if generation else {},
         weight_bytes=weights.bytes if weights else None,
@@ -149,6 +156,7 @@ def _facts_in(ref: ModelRef, folder: Path) -> dict[str, Any]:
     pickle_bytes = sum((folder / name).stat().st_size for name in names) if names and is_whole else None
     alias = aliases().get(ref.alias or "")
     return {
+        "ref": ref,
         "config": config,
         "generation": read_generation(folder),
         "weight_bytes": weights.bytes if weights else pickle_bytes,

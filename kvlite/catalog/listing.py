@@ -67,7 +67,7 @@ def _usable(ref: ModelRef, folder: Path | None) -> tuple[int | None, State, str 
         if folder is None:
             return None, "incomplete", f"missing: {', '.join(missing)}"
         files = files_in(ref, folder, allow_pickle=True)
-        return ModelShape.from_config(files.config, dtype=files.unnamed_dtype).kv_bytes_per_token(), "ready", None
+        return ModelShape.from_config(files.config, stored_dtype=files.stored_dtype).kv_bytes_per_token(), "ready", None
     except UnsupportedModel as error:
         return None, "unsupported", str(error)
     except ModelError as error:

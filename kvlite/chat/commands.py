@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from kvlite.chat.settings import changed, listed
 from kvlite.chat.status import counts_table
 from kvlite.errors import UsageError
 from kvlite.memory.format import human_bytes
@@ -99,8 +100,8 @@ def _set(chat: Chat, argument: str) -> None:
         key, separator, value = argument.partition("=")
         if not separator:
             raise UsageError(f"/set takes KEY=VALUE, not {argument!r}; /set alone lists the settings")
-        chat.session.settings = chat.session.settings.changed(key, value)
-    show_pairs(chat, chat.session.settings.listed())
+        chat.session.settings = changed(chat.session.settings, key, value)
+    show_pairs(chat, listed(chat.session.settings))
 
 
 def _mem(chat: Chat, _: str) -> None:
@@ -109,7 +110,7 @@ def _mem(chat: Chat, _: str) -> None:
 
 def _stats(chat: Chat, _: str) -> None:
     totals, last = chat.session.totals, chat.session.last
-    ttft = "none yet" if last is None else f"{last.answer.completion.timing.ttft_s:.2f} s"
+    ttft = "none yet" if last is None else f"{last.completion.timing.ttft_s:.2f} s"
     pairs = [
         ("answers", f"{totals.turns:,}"),
         ("tokens generated", f"{totals.tokens:,}"),

@@ -11,10 +11,11 @@ from kvlite.chat import commands
 from kvlite.chat.display import Display
 from kvlite.chat.interrupt import Interrupts
 from kvlite.chat.message import readable
-from kvlite.chat.session import Session, Turn
+from kvlite.chat.session import Session
 from kvlite.chat.status import answer_line, cut_notice, eviction_notice
 from kvlite.chat.store import SessionFile, SessionFolder
 from kvlite.errors import Interrupted, KvliteError, OutputError, Terminated, UsageError
+from kvlite.llm.answer import Answer
 
 if TYPE_CHECKING:
     from kvlite.console import Console
@@ -94,28 +95,28 @@ class Chat:
         if self.session.unsent not in (None, unsent):
             self._console.note("your message got no answer and is no part of the chat; /retry asks it again")
 
-    def answer(self, events: Generator[Piece | Turn]) -> None:
+    def answer(self, events: Generator[Piece | Answer]) -> None:
         """Show an answer as it comes, then how it went; save the conversation."""
-        turn = None
+        answer = None
         display = Display(self._console, self._shows_thinking)
         with self._interrupts.calling(self.session.cancel), closing(events):
             try:
                 for event in events:
                     if self._interrupts.pressed:  # perhaps before there was anything to cancel
                         self.session.cancel()
-                    if isinstance(event, Turn):
-                        turn = event
+                    if isinstance(event, Answer):
+                        answer = event
                     else:
                         display.show(event)
                         self._recorder.sample()
             finally:
                 display.end()
-        assert turn is not None, "a session ends every answer with its Turn"
-        self._recorder.answered(turn.answer.report(turn.seed), turn.answer.completion.kv)
-        self._console.note(answer_line(turn.answer, turn.answer.completion.evicted))
-        if (notice := cut_notice(turn.answer.completion)) is not None:
+        assert answer is not None, "a session ends every turn with its Answer"
+        self._recorder.answered(answer.report(), answer.kv)
+        self._console.note(answer_line(answer))
+        if (notice := cut_notice(answer.completion)) is not None:
             self._console.warn(notice)
-        self._tell_eviction(turn)
+        self._tell_eviction(answer)
         self._tell_notes()
         self.save()
 
@@ -175,8 +176,8 @@ class Chat:
         for note in self.session.new_notes():
             self._console.note(note)
 
-    def _tell_eviction(self, turn: Turn) -> None:
-        kv = turn.answer.completion.kv
+    def _tell_eviction(self, answer: Answer) -> None:
+        kv = answer.kv
         if kv.tokens_evicted and not self._has_told_eviction:
             self._has_told_eviction = True
             self._console.note(eviction_notice(kv))

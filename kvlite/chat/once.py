@@ -9,19 +9,18 @@ from contextlib import closing
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-from kvlite.chat.answer import Answer, stream_answer
 from kvlite.chat.display import Display
 from kvlite.chat.interrupt import Interrupts
-from kvlite.chat.settings import Settings
 from kvlite.chat.status import answer_line, cut_notice, eviction_notice
 from kvlite.deadline import Deadline
-from kvlite.engine.request import Request
 from kvlite.errors import Interrupted, UsageError
+from kvlite.llm.answer import Answer, AnswerSettings, stream_answer
 from kvlite.text import openai
 
 if TYPE_CHECKING:
     from kvlite.console import Console
     from kvlite.engine.engine import Engine
+    from kvlite.engine.request import Request
     from kvlite.record.recorder import Recorder
     from kvlite.text.template import ChatText, Encoded
 
@@ -48,7 +47,9 @@ class Output:
 class Once:
     """Answers one prompt and prints the answer."""
 
-    def __init__(self, engine: Engine, text: ChatText, settings: Settings, output: Output, console: Console) -> None:
+    def __init__(
+        self, engine: Engine, text: ChatText, settings: AnswerSettings, output: Output, console: Console
+    ) -> None:
         self._engine = engine
         self._text = text
         self._settings = settings
@@ -57,15 +58,7 @@ class Once:
 
     def answer(self, encoded: Encoded, model: str, deadline: Deadline, recorder: Recorder) -> None:
         """Answer, print and record. Raises Interrupted or TimeLimit once what there is of the answer was printed."""
-        request = Request(
-            id=f"chatcmpl-{uuid.uuid4().hex}",
-            ids=encoded.ids,
-            sampling=self._settings.sampling,
-            max_tokens=self._settings.max_tokens,
-            stop_ids=self._text.stop_ids,
-            pins=encoded.pins if self._settings.pin_system else (),
-            row=0,
-        )
+        request = self._settings.request(f"chatcmpl-{uuid.uuid4().hex}", encoded, self._text, row=0)
         interrupts = Interrupts()
 
         def cancel() -> None:
@@ -77,8 +70,8 @@ class Once:
 
         with interrupts.calling(cancel), deadline.calling(cancel):
             answer = self._stream(request, encoded, recorder, go_on)
-        recorder.answered(answer.report(request.sampling.seed), answer.completion.kv)
-        self._print(answer, request, model)
+        recorder.answered(answer.report(), answer.kv)
+        self._print(answer, model)
         if interrupts.pressed:
             raise Interrupted("interrupted; the answer is incomplete")
         deadline.check()
@@ -99,16 +92,16 @@ class Once:
                 display.end()
         raise AssertionError("an answer ends with an Answer")
 
-    def _print(self, answer: Answer, request: Request, model: str) -> None:
+    def _print(self, answer: Answer, model: str) -> None:
         if self._output.as_json:
-            self._console.json(completion_body(answer, request, model))
+            self._console.json(completion_body(answer, model))
         elif not self._output.streams:
             text = answer.text
             if self._output.extracts:
                 text = self._extracted(text)
             self._console.answer(text if text.endswith("\n") else f"{text}\n")
         if self._output.shows_time:
-            self._console.aside(f"{answer_line(answer, answer.completion.evicted)}\n")
+            self._console.aside(f"{answer_line(answer)}\n")
         if (notice := cut_notice(answer.completion)) is not None:
             self._console.warn(notice)
         if answer.completion.kv.tokens_evicted:
@@ -127,10 +120,10 @@ def first_code_block(text: str) -> str | None:
     return match["code"] if match else None
 
 
-def completion_body(answer: Answer, request: Request, model: str) -> dict[str, object]:
+def completion_body(answer: Answer, model: str) -> dict[str, object]:
     """The answer as OpenAI's chat.completion object, what kvlite counted under `kvlite`."""
     done = answer.completion
     choices = [openai.choice(answer.text, answer.thinking, str(answer.finish_reason))]
     usage = openai.usage(done.prompt_tokens, len(done.ids))
-    counted = openai.counted(request.sampling.seed, done.kv, asdict(done.timing))
-    return openai.completion(request.id, model, choices, usage, counted)
+    counted = openai.counted(answer.seed, done.kv, asdict(done.timing))
+    return openai.completion(done.request_id, model, choices, usage, counted)

@@ -1,7 +1,7 @@
 """A conversation on row 0 of an engine: its messages, its turns, and the way back to an earlier one.
 
-The row always holds what the messages say, or is marked as stale and fed anew at the next turn. Ids that were fed
-are never rendered again: a turn feeds only the template's suffix for it. Knows neither terminal nor files.
+The row always holds what the messages say, or nothing, and is then fed anew at the next turn. Knows neither terminal
+nor files.
 """
 
 from __future__ import annotations
@@ -12,45 +12,37 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from kvlite.chat.answer import Answer, stream_answer
 from kvlite.chat.message import Message
-from kvlite.chat.settings import Settings
-from kvlite.engine.request import FinishReason, Request
+from kvlite.engine.request import FinishReason
 from kvlite.errors import UsageError
+from kvlite.llm.answer import SEEDS, Answer, AnswerSettings
+from kvlite.llm.conversation import Checkpoint, Conversation
 from kvlite.memory.host import available_bytes
 
 if TYPE_CHECKING:
-    from kvlite.engine.engine import Engine, RowSnapshot
+    from kvlite.engine.engine import Engine
     from kvlite.memory.counts import KVCounts
     from kvlite.text.stream import Piece
-    from kvlite.text.template import ChatText, Encoded
+    from kvlite.text.template import ChatText
 
 ROW = 0
-SEEDS = 2**63  # all that Sampling takes
 MAX_CHECKPOINTS = 8
 MAX_CHECKPOINT_BYTES = 10**9  # of host memory, all checkpoints together, and at most a tenth of what is free
 
 
-@dataclass(frozen=True, slots=True)
-class Turn:
-    """How a turn went; `seed` is what it was drawn with."""
-
-    answer: Answer
-    seed: int
-
-
 @dataclass(slots=True)
 class Totals:
-    """What all turns since the start of the conversation add up to."""
+    """Sums over all turns since the start of the conversation."""
 
     turns: int = 0
     tokens: int = 0
     decode_s: float = 0.0
 
-    def add(self, turn: Turn) -> None:
-        timing, tokens = turn.answer.completion.timing, len(turn.answer.completion.ids)
+    def add(self, answer: Answer) -> None:
+        """Count one answer."""
+        timing = answer.completion.timing
         self.turns += 1
-        self.tokens += tokens
+        self.tokens += answer.completion_tokens
         self.decode_s += timing.total_s - timing.ttft_s
 
     @property
@@ -59,39 +51,21 @@ class Totals:
         return max(0, self.tokens - self.turns) / self.decode_s if self.decode_s > 0 else 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class _Ending:
-    """How the last answer in the row ended, which the template's suffix for the next turn follows from."""
-
-    itself: bool
-    in_thinking: bool
-
-
-@dataclass(frozen=True, slots=True)
-class _Checkpoint:
-    """The row as it was before a turn: how many messages it held, how the last of them ended."""
-
-    num_messages: int
-    ending: _Ending
-    snapshot: RowSnapshot
-
-
 class Session:
     """One conversation; `ask` streams an answer, everything else happens between two answers."""
 
-    def __init__(self, engine: Engine, text: ChatText, settings: Settings, system: str | None = None) -> None:
+    def __init__(self, engine: Engine, text: ChatText, settings: AnswerSettings, system: str | None = None) -> None:
         self.settings = settings
-        self.last: Turn | None = None
+        self.last: Answer | None = None
         self.totals = Totals()
         self.unsent: str | None = None  # what the user asked and got no answer to
         self.checkpoint_peak_bytes = 0  # the most host memory that all checkpoints ever took
         self._engine = engine
         self._text = text
+        self._conversation = Conversation(engine, text, ROW)
         self._messages: list[Message] = []
-        self._checkpoints: deque[_Checkpoint] = deque()
+        self._checkpoints: deque[Checkpoint] = deque()
         self._checkpoint_limit = min(MAX_CHECKPOINT_BYTES, available_bytes() // 10)
-        self._ending: _Ending | None = None  # None: the row is stale, the messages are fed anew
-        self._num_requests = 0
         self._num_notes = 0
         self.set_system(system)
 
@@ -119,37 +93,36 @@ class Session:
         self._num_notes += len(notes)
         return notes
 
-    def ask(self, user: str) -> Generator[Piece | Turn]:
-        """Stream the answer to `user`, at the end its Turn. A cancelled answer keeps its text as part of the chat.
+    def ask(self, user: str) -> Generator[Piece | Answer]:
+        """Stream the answer to `user`, at the end the Answer. A cancelled answer keeps its text as part of the chat.
 
         When the turn fails, or is cancelled before any text, the chat is as before and `unsent` holds the question.
         """
         if not user.strip():
             raise UsageError("the message is empty; write something to send")
         start = len(self._messages)
-        encoded = self._encode(user)
+        messages = [message.for_template() for message in (*self._messages, Message("user", user))]
+        encoded = self._conversation.encode(messages)
         self._take_checkpoint()
         self.unsent = user
         try:
-            request = self._request(encoded)
-            decoder = self._text.answer(encoded, stop=self.settings.stop)
-            with closing(stream_answer(self._engine, request, decoder)) as events:
+            with closing(self._conversation.stream(messages, encoded, self.settings)) as events:
                 for event in events:
                     if isinstance(event, Answer):
                         if event.text or event.finish_reason is not FinishReason.CANCELLED:
                             self._keep(user, event)
-                        yield self._finished(event, request.sampling.seed)
-                    else:
-                        yield event
+                        self.last = event
+                        self.totals.add(event)
+                    yield event
         finally:
             if self.unsent is not None:
                 self._go_back(start)
 
     def cancel(self) -> None:
         """Stop the answer being generated at its next token. Safe to call from a signal handler."""
-        self._engine.cancel(self._request_id)
+        self._conversation.cancel()
 
-    def retry(self) -> Generator[Piece | Turn]:
+    def retry(self) -> Generator[Piece | Answer]:
         """Ask the last question again, from the same state and with the next seed."""
         sampling = self.settings.sampling
         settings = replace(self.settings, sampling=replace(sampling, seed=(sampling.seed + 1) % SEEDS))
@@ -190,48 +163,19 @@ class Session:
         self.last = None
         self.totals = Totals()
         self.unsent = None
-        self._become_stale()
-
-    def _encode(self, user: str) -> Encoded:
-        if self._ending is not None:
-            return self._text.next_turn(user, ended=self._ending.itself, thinking=self._ending.in_thinking)
-        messages = [*self._messages, Message("user", user)]
-        return self._text.conversation([message.for_template() for message in messages])
-
-    def _request(self, encoded: Encoded) -> Request:
-        self._num_requests += 1
-        sampling = self.settings.sampling
-        seed = (sampling.seed + self.num_turns) % SEEDS  # equal draws in two turns would rhyme
-        return Request(
-            id=self._request_id,
-            ids=encoded.ids,
-            sampling=replace(sampling, seed=seed),
-            max_tokens=self.settings.max_tokens,
-            stop_ids=self._text.stop_ids,
-            pins=encoded.pins if self.settings.pin_system else (),
-            row=ROW,
-        )
-
-    @property
-    def _request_id(self) -> str:
-        return f"turn-{self._num_requests}"
+        self._conversation.forget()
 
     def _keep(self, user: str, answer: Answer) -> None:
         self._messages += [Message("user", user), Message("assistant", answer.text, str(answer.finish_reason))]
-        self._ending = _Ending(answer.ended_itself, answer.is_thinking)
         self.unsent = None
-
-    def _finished(self, answer: Answer, seed: int) -> Turn:
-        self.last = Turn(answer, seed)
-        self.totals.add(self.last)
-        return self.last
 
     def _take_checkpoint(self) -> None:
         """Keep the row's state on the host, the latest few within the cap; a row too large for it is fed anew."""
-        if self._ending is None or self.counts().live_bytes > self._checkpoint_limit:
+        if self._conversation.is_empty or self.counts().live_bytes > self._checkpoint_limit:
             return
-        snapshot = self._engine.snapshot(ROW)
-        self._checkpoints.append(_Checkpoint(len(self._messages), self._ending, snapshot))
+        checkpoint = self._conversation.checkpoint()
+        assert checkpoint is not None
+        self._checkpoints.append(checkpoint)
         self.checkpoint_peak_bytes = max(self.checkpoint_peak_bytes, self._checkpoint_bytes())
         while len(self._checkpoints) > MAX_CHECKPOINTS or self._checkpoint_bytes() > self._checkpoint_limit:
             self._checkpoints.popleft()
@@ -242,15 +186,9 @@ class Session:
     def _go_back(self, num_messages: int) -> None:
         """Return to the first `num_messages` messages: by a checkpoint, else by feeding them anew."""
         del self._messages[num_messages:]
-        while self._checkpoints and self._checkpoints[-1].num_messages > num_messages:
+        while self._checkpoints and len(self._checkpoints[-1].messages) > num_messages:
             self._checkpoints.pop()
-        if self._checkpoints and self._checkpoints[-1].num_messages == num_messages:
-            checkpoint = self._checkpoints.pop()
-            self._engine.restore(ROW, checkpoint.snapshot)
-            self._ending = checkpoint.ending
+        if self._checkpoints and len(self._checkpoints[-1].messages) == num_messages:
+            self._conversation.restore(self._checkpoints.pop())
         else:
-            self._become_stale()
-
-    def _become_stale(self) -> None:
-        self._engine.reset(ROW)
-        self._ending = None
+            self._conversation.forget()

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from kvlite.chat.answer import Answer
-from kvlite.chat.settings import DEFAULT_MAX_TOKENS
+from kvlite.llm.answer import CHAT_MAX_TOKENS, Answer
 from kvlite.memory.counts import KVCounts
 from kvlite.memory.format import human_bytes
 
 if TYPE_CHECKING:
-    from kvlite.chat.session import Turn
     from kvlite.engine.request import Completion, Sampling
 
 BAR_CELLS = 8
@@ -22,23 +20,23 @@ def bar(share: float) -> str:
     return "█" * filled + "░" * (BAR_CELLS - filled)
 
 
-def status_line(kv: KVCounts, last: Turn | None, sampling: Sampling) -> str:
+def status_line(kv: KVCounts, last: Answer | None, sampling: Sampling) -> str:
     """The line under the prompt: bytes and tokens kept, speed, seed."""
     share = kv.live_bytes / kv.reserved_bytes if kv.reserved_bytes else 0.0
     parts = [
         f"KV {human_bytes(kv.live_bytes)}/{human_bytes(kv.reserved_bytes)} {bar(share)} {share:.0%}",
         f"kept {kv.tokens_kept:,} / seen {kv.tokens_seen:,} tok",
-        *([] if last is None else [f"{last.answer.completion.timing.tok_s:.0f} tok/s"]),
+        *([] if last is None else [f"{last.completion.timing.tok_s:.0f} tok/s"]),
         "greedy" if sampling.is_greedy else f"seed {sampling.seed}",
     ]
     return " │ ".join(parts)
 
 
-def answer_line(answer: Answer, evicted: int) -> str:
+def answer_line(answer: Answer) -> str:
     """The line after an answer: its length, its speed, what the cache holds and what it gave up."""
-    timing, kv = answer.completion.timing, answer.completion.kv
+    timing, kv, evicted = answer.completion.timing, answer.kv, answer.completion.evicted
     parts = [
-        f"{len(answer.completion.ids):,} tok",
+        f"{answer.completion_tokens:,} tok",
         f"{timing.tok_s:.1f} tok/s",
         f"TTFT {timing.ttft_s:.1f} s",
         f"KV {human_bytes(kv.live_bytes)}",
@@ -51,8 +49,8 @@ def answer_line(answer: Answer, evicted: int) -> str:
 def cut_notice(completion: Completion) -> str | None:
     """What to say of an answer that ended for want of room, or at the limit that nobody set; None of any other."""
     why = completion.cut_short
-    if why is None and completion.finish_reason == "length" and len(completion.ids) == DEFAULT_MAX_TOKENS:
-        why = f"it has {DEFAULT_MAX_TOKENS:,} tokens; --max-tokens, in a chat /set max_tokens=N, sets another limit"
+    if why is None and completion.finish_reason == "length" and len(completion.ids) == CHAT_MAX_TOKENS:
+        why = f"it has {CHAT_MAX_TOKENS:,} tokens; --max-tokens, in a chat /set max_tokens=N, sets another limit"
     return None if why is None else f"the answer was cut short: {why}"
 
 

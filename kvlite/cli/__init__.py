@@ -74,7 +74,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
 def run_as_process() -> NoReturn:
     """Run the program with the process's own arguments and end the process."""
-    from kvlite.cli.heavy import leave
+    from kvlite.cli.fast_exit import leave
 
     leave(main())
 

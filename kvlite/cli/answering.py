@@ -1,72 +1,77 @@
-"""What `run` and `chat` share: the answer's options, the model opened and recorded, one prompt answered."""
+"""One answer or a conversation, as `run` and `chat` ask for it: the options, the model opened and recorded."""
 
 from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
-from kvlite.cli.options import sampling
 from kvlite.cli.prompts import typed
 from kvlite.cli.recording import start_recorder
 from kvlite.errors import UsageError
 
 if TYPE_CHECKING:
     from kvlite.catalog.files import ModelFiles
-    from kvlite.catalog.names import ModelRef
     from kvlite.chat.once import Output
-    from kvlite.chat.settings import Settings
     from kvlite.cli.invocation import Invocation
-    from kvlite.cli.opening import Opened
     from kvlite.console import Console
     from kvlite.deadline import Deadline
-    from kvlite.memory.plan import CachePlan
+    from kvlite.llm import LLM
+    from kvlite.llm.answer import AnswerSettings
+    from kvlite.llm.spec import RunSpec
     from kvlite.options import AnswerOptions, ModelOptions, OutputOptions
     from kvlite.record.recorder import Recorder
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """How to answer, as the shared options say; `sampling` holds what was given of it."""
+class Answering:
+    """The options of a model and of its answers; `budget_source` says where the budget came from."""
 
     options: ModelOptions
     answer: AnswerOptions
-    sampling: dict[str, Any]
     report: str
     budget_source: str
     console: Console
 
     @classmethod
     def of(cls, options: ModelOptions, answer: AnswerOptions, output: OutputOptions, call: Invocation) -> Self:
-        """What was given. Raises UsageError on sampling out of range, and on text that is none."""
-        given = sampling(answer)
+        """Take what was given. Raises UsageError on sampling out of range, and on text that is none."""
+        from kvlite.llm.answer import sampling_of
+
+        sampling_of(answer)
         typed(answer.system or "", "--system")
         for text in answer.stop:
             typed(text, "--stop")
-        return cls(options, answer, given, output.report, call.sources["kv_budget"], call.console)
+        return cls(options, answer, output.report, call.sources["kv_budget"], call.console)
 
-    def settings(self, opened: Opened) -> Settings:
-        """What was given over what the model asks for."""
-        from kvlite.chat.settings import Settings
+    def settings(self, llm: LLM) -> AnswerSettings:
+        """How answers are sampled and where they end: as given, else as the model asks for."""
+        from kvlite.llm.answer import CHAT_MAX_TOKENS, AnswerSettings
 
-        limits: dict[str, Any] = {"stop": self.answer.stop, "pin_system": self.options.pin_system}
-        if self.answer.max_tokens is not None:
-            limits["max_tokens"] = self.answer.max_tokens
-        return Settings.of(opened.sampling, self.sampling, **limits)
+        pins = self.options.pin_system
+        return AnswerSettings.of(llm.model.sampling, self.answer, max_tokens=CHAT_MAX_TOKENS, pin_system=pins)
 
-    def open(self, recorder: Recorder, found: tuple[ModelRef, ModelFiles] | None = None) -> Opened:
-        """Load the model, of which the files may be `found` already, build its engine, and note both in the record."""
-        from kvlite.cli.opening import open_model
-        from kvlite.engine.memory_report import EngineMemory
+    def spec(self) -> RunSpec:
+        """The options as values. Raises UsageError on a word that is none, ModelNotFound on such a model."""
+        from kvlite.llm.spec import RunSpec
 
-        opened = open_model(self.options, self.console, found=found)
-        recorder.opened(opened.identity(), opened.predicted(), EngineMemory(opened.engine), self.budget_source)
-        self.console.note(banner(opened))
-        return opened
+        return RunSpec.of(self.options)
+
+    def open(self, spec: RunSpec, recorder: Recorder, files: ModelFiles | None = None) -> LLM:
+        """Load the model, of which the `files` may be found already, make its cache, and note both in the record."""
+        from kvlite.llm import LLM
+        from kvlite.llm.fast_import import import_engine
+        from kvlite.llm.text_model import TextModel
+
+        import_engine()
+        llm = LLM(TextModel.load(spec, self.console, files))
+        llm.record(recorder, self.budget_source)
+        self.console.note(str(llm))
+        return llm
 
 
 def answer_once(
-    asked: Asked, prompt: str, output: Output, deadline: Deadline, *, raw: bool = False, command: str = "run"
+    asked: Answering, prompt: str, output: Output, deadline: Deadline, *, raw: bool = False, command: str = "run"
 ) -> None:
     """Open the model and print its answer to one prompt; `command` is what the record calls it."""
     from kvlite.chat.once import Once
@@ -75,55 +80,14 @@ def answer_once(
         raise UsageError("--raw contradicts --system: without a chat template nothing sets the system prompt apart")
     out = asked.console
     with start_recorder(command, asked.report, out) as recorder:
-        opened = asked.open(recorder)
+        llm = asked.open(asked.spec(), recorder)
         deadline.check()
-        encoded = opened.text.raw(prompt) if raw else opened.text.prompt(prompt, system=asked.answer.system)
-        for note in opened.text.notes:
+        text = llm.model.text
+        encoded = text.raw(prompt) if raw else text.prompt(prompt, system=asked.answer.system)
+        for note in text.notes:
             out.note(note)
-        Once(opened.engine, opened.text, asked.settings(opened), output, out).answer(
-            encoded, opened.name, deadline, recorder
-        )
-
-
-def banner(opened: Opened) -> str:
-    """What runs, how much the cache holds and when the conversation would end, in one line."""
-    from kvlite.memory.format import human_bytes
-
-    shape, plan, engine = opened.loaded.shape, opened.plan, opened.engine
-    cache = engine.cache
-    token_bytes = shape.kv_bytes_per_token(cache.stored)
-    state = " + policy state" if plan.policy_state_bytes else ""
-    window = ""
-    if shape.max_positions:
-        capped = plan.capped_by == "window" or opened.options.kv_budget == "full"
-        less = ", less room for new ones" if capped and plan.slots < shape.max_positions else ""
-        window = f" (window {shape.max_positions:,} tok{less})"
-    dtype = opened.loaded.dtype_name
-    parts = [
-        opened.name if opened.ref.alias in (None, opened.name) else f"{opened.ref.alias} → {opened.name}",
-        dtype if opened.loaded.quant == "none" else opened.loaded.quant,
-        f"{cache_size(plan)} @ {human_bytes(token_bytes)}{cache.stored.said}{state}{window}",
-        f"policy {cache.policy.name}" + ("" if engine.on_full == "evict" else f", {engine.on_full} when full"),
-        f"{opened.loaded.device} ({cache.kernels.name}{_steps(opened)})",
-    ]
-    if opened.loaded.rotations is None and opened.loaded.window is not None:
-        parts.append(f"ends at {opened.loaded.window:,} tok: positions cannot move")
-    return " · ".join(parts)
-
-
-def _steps(opened: Opened) -> str:
-    """How decode steps run, where it was asked or is not the plain way."""
-    step = opened.engine.step
-    return f", {step.name} steps" if step.name != "eager" or step.obstacle is not None else ""
-
-
-def cache_size(plan: CachePlan) -> str:
-    """What is reserved of the budget, and the tokens it holds: `KV 395 kB of 400 kB = 4 × 64 tok`."""
-    from kvlite.memory.format import human_bytes
-
-    reserved, budget = human_bytes(plan.reserved_bytes), human_bytes(plan.budget_bytes)
-    rows = f"{plan.rows} × " if plan.rows > 1 else ""
-    return f"KV {reserved}{'' if reserved == budget else f' of {budget}'} = {rows}{plan.slots:,} tok"
+        once = Once(llm.engine, text, asked.settings(llm), output, out)
+        once.answer(encoded, llm.model.name, deadline, recorder)
 
 
 def has_user() -> bool:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from kvlite.cli.invocation import Invocation
-from kvlite.cli.options import model_option, sampling
+from kvlite.cli.invocation import UNNAMED, Invocation
+from kvlite.cli.options import model_option
 from kvlite.cli.signature import only
 from kvlite.errors import UsageError
 from kvlite.options import AnswerOptions, ModelOptions, OutputOptions, argument, option
 
 if TYPE_CHECKING:
-    from kvlite.batch.job import Job
+    from kvlite.batch.job import Job, Model
+    from kvlite.llm.spec import BatchSize
 
 _INPUT, _OUTPUT, _RUN = "Input", "Output", "Run"
 
@@ -107,12 +108,17 @@ def batch(
     limits ends after 1,024 tokens. Without -m the lines name the model. Exit code 5 means that some lines failed: their
     records say why.
     """
-    from functools import partial
-
-    from kvlite.cli.batch_model import choose_model
-
     job = _job(given, answer, options, call)
-    choose = partial(choose_model, given.model, options, _batch_size(given.batch_size), call)
+    batch_size = _batch_size(given.batch_size)
+
+    def choose(from_lines: str | None) -> Model:
+        from kvlite.batch.model import batch_model
+
+        named = from_lines if given.model is None else given.model
+        chosen = replace(options, model=call.chosen_model(named))
+        note = UNNAMED if named is None and not call.default_model else None
+        return batch_model(chosen, batch_size, call.console, is_named=given.model is not None, note=note)
+
     if given.dry_run:
         from kvlite.batch.dry_run import dry_run
 
@@ -128,11 +134,12 @@ def _job(given: BatchOptions, answer: AnswerOptions, options: ModelOptions, call
     """The batch that was asked for. Raises UsageError on what cannot be."""
     from kvlite.batch.item import Form
     from kvlite.batch.job import Ending, Job, Writing
-    from kvlite.batch.prepare import DEFAULT_MAX_TOKENS, Defaults
+    from kvlite.batch.prepare import Defaults
     from kvlite.batch.run import Limits
     from kvlite.batch.source import Input, Layout, Reader, Selection, Shard
+    from kvlite.llm.answer import BATCH_MAX_TOKENS, sampling_of
 
-    drawn = sampling(answer)
+    drawn = sampling_of(answer)
     drawn.pop("seed", None)
     layout = Layout.of(given.input) if given.format == "auto" else Layout(given.format)
     reader = Reader(layout, given.escape, given.prompt_column)
@@ -157,7 +164,7 @@ def _job(given: BatchOptions, answer: AnswerOptions, options: ModelOptions, call
         defaults=Defaults(
             sampling=drawn,
             seed=answer.seed,
-            max_tokens=answer.max_tokens or DEFAULT_MAX_TOKENS,
+            max_tokens=answer.max_tokens or BATCH_MAX_TOKENS,
             stop=answer.stop,
             system=answer.system,
             pin_system=options.pin_system,
@@ -167,9 +174,9 @@ def _job(given: BatchOptions, answer: AnswerOptions, options: ModelOptions, call
     )
 
 
-def _batch_size(written: str) -> int | None:
+def _batch_size(written: str) -> BatchSize:
     if written == "auto":
-        return None
+        return "auto"
     if not written.isascii() or not written.isdigit() or not 1 <= int(written[:9]) <= 65536:
         raise UsageError(f"--batch-size is {written!r}; give auto or a number from 1 to 65536")
     return int(written)

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import re
+import time
 from dataclasses import dataclass, replace
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from kvlite.cli.invocation import Invocation
 from kvlite.cli.options import model_argument
-from kvlite.cli.signature import without
+from kvlite.cli.recording import start_recorder
+from kvlite.cli.signature import only, without
 from kvlite.errors import UsageError
-from kvlite.options import ModelOptions, option
+from kvlite.options import ModelOptions, OutputOptions, option
+
+if TYPE_CHECKING:
+    from kvlite.console import Console
+    from kvlite.llm import LLM
+    from kvlite.speed.measurement import Measurement
+    from kvlite.speed.report import BenchReport
+    from kvlite.speed.workload import Workload
 
 _COUNT = re.compile(r"(\d{1,12})([kM]?)", re.ASCII)
 _TIMES = {"": 1, "k": 1_000, "M": 1_000_000}
@@ -18,7 +27,7 @@ _TIMES = {"": 1, "k": 1_000, "M": 1_000_000}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BenchOptions:
-    """Which model to measure, and on how many tokens."""
+    """The model to measure, and the numbers of tokens."""
 
     model: str | None = model_argument()
     prompt: str = option("128,1k", metavar="N,N", help="Lengths of prompts, fed to the first token.")
@@ -32,24 +41,110 @@ class BenchOptions:
     rounds: int = option(5, metavar="N", min=1, help="Times everything is repeated.")
     seed: int = option(0, metavar="N", min=0, help="Same seed, same random tokens.")
 
+    def workload(self) -> Workload:
+        """Read the lists of counts. Raises UsageError on what is no count."""
+        from kvlite.speed.workload import Workload
+
+        return Workload(
+            prompts=_counts("--prompt", self.prompt),
+            contexts=_counts("--context", self.context),
+            drift=_counts("--drift", self.drift),
+            steps=self.steps,
+            rounds=self.rounds,
+            seed=self.seed,
+        )
+
 
 def bench(
     given: BenchOptions,
     options: Annotated[ModelOptions, without("think", "kv_per_seq", "pin_system")],
+    output: Annotated[OutputOptions, only("report")],
     call: Invocation,
 ) -> None:
     """Measure start-up, prompts and decoding on random tokens, and the share of this device's bandwidth they use."""
-    from kvlite.cli.benching import Asked, bench_model
+    from kvlite.llm import LLM
+    from kvlite.llm.spec import RunSpec
+    from kvlite.llm.text_model import TextModel
+    from kvlite.memory.host import process_age_s
 
-    asked = Asked(
-        prompts=_counts("--prompt", given.prompt),
-        contexts=_counts("--context", given.context),
-        drift=_counts("--drift", given.drift),
-        steps=given.steps,
-        rounds=given.rounds,
-        seed=given.seed,
+    age_s, workload, out = process_age_s(), given.workload(), call.console
+    with start_recorder("bench", output.report, out) as recorder, out.progress() as progress:
+        progress.update("loading")
+        spec = RunSpec.of(replace(options, model=call.chosen_model(given.model)))
+        imports_s = _import_engine()
+        from kvlite.speed.measurement import Measurement
+
+        start = time.perf_counter()
+        llm = LLM(TextModel.load(spec, out))
+        opened_s = time.perf_counter() - start
+        llm.record(recorder, call.sources["kv_budget"])
+        measurement = Measurement(llm.engine, workload)
+        for doing in measurement.run():
+            progress.update(doing)
+            recorder.sample()
+    before = {} if age_s is None else {"interpreter and command line": age_s}
+    before["imports"] = imports_s
+    _write(_report(llm, measurement, before, opened_s), out)
+
+
+def _import_engine() -> float:
+    """Import everything that is heavy, and return the seconds that took."""
+    start = time.perf_counter()
+    from kvlite.llm.fast_import import import_engine
+
+    import_engine()
+    import kvlite.speed.measurement  # noqa: F401
+
+    return time.perf_counter() - start
+
+
+def _report(llm: LLM, measurement: Measurement, before: dict[str, float], opened_s: float) -> BenchReport:
+    """Gather what was measured, in the stages from the process's start to the first token."""
+    import torch
+
+    from kvlite.engine.memory_report import EngineMemory
+    from kvlite.record.measure import installed_versions
+    from kvlite.speed.ceilings import device_name
+    from kvlite.speed.report import BenchReport
+    from kvlite.speed.roofline import weights_read_bytes
+
+    assert measurement.cold_first_token_s is not None
+    loading = llm.model.loaded.stages
+    stages = {
+        **before,
+        **loading,
+        "files, plan and cache": max(0.0, opened_s - sum(loading.values())),
+        "first token": measurement.cold_first_token_s,
+    }
+    return BenchReport(
+        model=llm.model.name,
+        identity=llm.model.identity(),
+        reading=EngineMemory(llm.engine).read(),
+        device_name=device_name(llm.model.loaded.device),
+        threads=torch.get_num_threads(),
+        on_full=llm.engine.on_full,
+        chunk=llm.plan.chunk,
+        weights_read_bytes=weights_read_bytes(llm.model.loaded),
+        versions=installed_versions(),
+        stages=stages,
+        measurement=measurement,
+        predicted=llm.predicted(),
     )
-    bench_model(asked, replace(options, model=call.chosen_model(given.model)), call.console)
+
+
+def _write(report: BenchReport, out: Console) -> None:
+    from kvlite.speed.view import bench_tables, ceilings_line, headline
+
+    if out.as_json:
+        out.json(report.to_json(), indent=2)
+        return
+    out.line(headline(report))
+    out.line(ceilings_line(report))
+    for table in bench_tables(report):
+        out.line()
+        out.show(table)
+    for reason in report.measurement.left_out:
+        out.note(f"left out: {reason}")
 
 
 def _counts(flag: str, value: str) -> tuple[int, ...]:

@@ -14,8 +14,7 @@ from kvlite.options import AnswerOptions, ModelOptions, OutputOptions, option
 
 if TYPE_CHECKING:
     from kvlite.catalog.files import ModelFiles
-    from kvlite.catalog.names import ModelRef
-    from kvlite.cli.answering import Asked
+    from kvlite.cli.answering import Answering
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,12 +41,12 @@ def chat(
 ) -> None:
     """Talk with a model. /help lists what else can be done there; Ctrl-C stops an answer, Ctrl-D leaves."""
     from kvlite.chat.once import Output
-    from kvlite.cli.answering import Asked, answer_once, has_user
+    from kvlite.cli.answering import Answering, answer_once, has_user
     from kvlite.cli.prompts import build_prompt
     from kvlite.deadline import Deadline
 
     out = call.console
-    asked = Asked.of(replace(options, model=call.chosen_model(given.model)), answer, output, call)
+    asked = Answering.of(replace(options, model=call.chosen_model(given.model)), answer, output, call)
     if has_user():
         if out.as_json:
             raise UsageError("a chat at a terminal has no --json; use kvlite run --json, or pipe the question in")
@@ -81,7 +80,7 @@ def _session_to_open(continues: bool, session: str | None) -> str | None:
     return session
 
 
-def _talk(asked: Asked, given: ChatOptions, name: str | None, *, shows_thinking: bool) -> None:
+def _talk(asked: Answering, given: ChatOptions, name: str | None, *, shows_thinking: bool) -> None:
     from platformdirs import user_state_path
 
     from kvlite.chat.behind import Behind
@@ -91,7 +90,6 @@ def _talk(asked: Asked, given: ChatOptions, name: str | None, *, shows_thinking:
     from kvlite.chat.status import status_line
     from kvlite.chat.store import SessionFolder
     from kvlite.chat.terminal import Terminal
-    from kvlite.cli.loading import find_files
 
     out, first = asked.console, given.prompt
     session: Session | None = None
@@ -101,11 +99,11 @@ def _talk(asked: Asked, given: ChatOptions, name: str | None, *, shows_thinking:
             return f"{asked.options.model} is loading"
         return status_line(session.counts(), session.last, session.settings.sampling)
 
-    def begin(found: tuple[ModelRef, ModelFiles] | None = None) -> Chat:
+    def begin(files: ModelFiles | None = None) -> Chat:
         nonlocal session
-        opened = asked.open(recorder, found)
-        session = Session(opened.engine, opened.text, asked.settings(opened), asked.answer.system)
-        keeping = Keeping(SessionFolder(), opened.name, given.save)
+        llm = asked.open(spec, recorder, files)
+        session = Session(llm.engine, llm.model.text, asked.settings(llm), asked.answer.system)
+        keeping = Keeping(SessionFolder(), llm.model.name, given.save)
         chat = Chat(session, keeping, out, recorder, shows_thinking=shows_thinking)
         if name is not None:
             chat.open(name)
@@ -114,9 +112,10 @@ def _talk(asked: Asked, given: ChatOptions, name: str | None, *, shows_thinking:
     history = user_state_path("kvlite", appauthor=False) / "history"
     terminal = Terminal(status if given.status else None, history, vi=given.vi)
     with start_recorder("chat", asked.report, out) as recorder:
+        spec = asked.spec()
         if first is None and out.has_live_stderr:
-            found = find_files(asked.options, out)
-            loading = Behind(lambda: begin(found), terminal, out)
+            files = spec.files(out.note)
+            loading = Behind(lambda: begin(files), terminal, out)
             first = loading.line()
             if first is None or first.strip() in LEAVING:
                 return

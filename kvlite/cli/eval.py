@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
@@ -44,7 +45,7 @@ class EvalOptions:
         "heavy-hitter,h2o,window",
         metavar="A,B",
         complete=_complete_policy,
-        help="Policies to compare; the full cache is always measured.",
+        help="Policies to compare, with settings or without: h2o,window:sinks=8; the full cache is always measured.",
     )
     share: str | None = option(
         None,
@@ -94,12 +95,13 @@ def eval_(
     given: EvalOptions, options: Annotated[ModelOptions, only(*_OF_MODEL, think="off")], call: Invocation
 ) -> None:
     """Measure what a KV budget costs on a model, policies side by side, and say which to use."""
-    from kvlite.cli.evaluating import Asked, evaluate
+    from kvlite.cache.policy_text import split_policies
+    from kvlite.cli.evaluating import Comparison, evaluate
 
     suites = _listed(given.suite) or (("kl", "ppl") if given.text is not None else ("recall", "kl"))
-    asked = Asked(
+    asked = Comparison(
         suites=suites,
-        policies=_listed(given.policy),
+        policies=_listed(given.policy, split_policies),
         shares=_listed(given.share) or (() if given.kv_budget else ("10", "25")),
         budgets=_listed(given.kv_budget),
         kv_dtypes=_listed(given.kv_dtype),
@@ -119,9 +121,9 @@ def eval_(
     evaluate(asked, replace(options, model=call.chosen_model(given.model)), call.console)
 
 
-def _listed(value: str | None) -> tuple[str, ...]:
+def _listed(value: str | None, split: Callable[[str], list[str]] = lambda text: text.split(",")) -> tuple[str, ...]:
     """The items of a list with commas; nothing of what was not given. Raises UsageError on an empty item."""
-    items = [] if value is None else [item.strip() for item in value.split(",")]
+    items = [] if value is None else [item.strip() for item in split(value)]
     if "" in items:
         raise UsageError(f"{value!r} has an empty item; give names with commas between")
     return tuple(dict.fromkeys(items))

@@ -1,4 +1,4 @@
-"""What `kvlite eval` does once it knows what is asked: the model, the suites and variants, progress, the outputs."""
+"""The work of `kvlite eval`: the model, the suites and variants, progress, the outputs."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ _ROWS_ON_GPU = 64
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """What the flags say, word by word; `length` is None where it follows from the model's window."""
+class Comparison:
+    """Suites, policies and budgets to compare, word by word; `length` None follows from the model's window."""
 
     suites: tuple[str, ...]
     policies: tuple[str, ...]
@@ -128,29 +128,34 @@ def _share(text: str) -> Budget:
         raise UsageError(f"--share {text} is no percentage; give a number above 0 and at most 100") from error
 
 
-def evaluate(asked: Asked, options: ModelOptions, out: Console) -> None:
+def evaluate(asked: Comparison, options: ModelOptions, out: Console) -> None:
     """Load the model, measure, and write table or JSON to stdout and the page to its file."""
-    from kvlite.cli.loading import chat_text, free_bytes, load_model, model_name, weights_identity
-    from kvlite.evaluation.evaluation import Evaluation
     from kvlite.evaluation.journal import Journal
-    from kvlite.evaluation.tasks import Subject
+    from kvlite.llm.fast_import import import_engine
+    from kvlite.llm.spec import RunSpec
+    from kvlite.llm.text_model import TextModel
 
+    spec = RunSpec.of(options)
     content = None if asked.text is None else _read(asked.text)
     journal = Journal(asked.journal)
-    ref, files, loaded = load_model(options, out)
-    text = chat_text(files, loaded, options)
-    on_gpu = loaded.device.type == "cuda"
-    most_rows = asked.batch_size or (_ROWS_ON_GPU if on_gpu else _ROWS_ON_CPU)
-    subject = Subject(loaded, text, weights_identity(ref, files), most_rows, free_bytes(loaded.device))
+    import_engine()
+    from kvlite.evaluation.evaluation import Evaluation
+    from kvlite.evaluation.tasks import Subject
+    from kvlite.models.device import free_bytes
+
+    model = TextModel.load(spec, out)
+    loaded = model.loaded
+    most_rows = asked.batch_size or (_ROWS_ON_GPU if loaded.device.type == "cuda" else _ROWS_ON_CPU)
+    subject = Subject(loaded, model.text, model.files.identity(), most_rows, free_bytes(loaded.device))
     suites, variants = asked.suites_of(_length(asked, loaded)), asked.variants()
     evaluation = Evaluation(subject, suites, variants, journal, content, one_by_one=asked.prefill_chunk is None)
     _run(evaluation, out)
-    for note in text.notes:
+    for note in model.text.notes:
         out.note(note)
-    _write(_report(evaluation, model_name(ref, files), subject), asked.html, out)
+    _write(_report(evaluation, model.name, subject), asked.html, out)
 
 
-def _length(asked: Asked, loaded: LoadedModel) -> int:
+def _length(asked: Comparison, loaded: LoadedModel) -> int:
     """Tokens of a conversation. Raises UsageError where the model's window does not hold as many."""
     window = loaded.window
     if asked.length is None:
@@ -204,11 +209,11 @@ def _report(evaluation: Evaluation, model: str, subject: Subject) -> Report:
 
 
 def _write(report: Report, html: Path | None, out: Console) -> None:
-    from kvlite.evaluation.view import headline, report_page, suite_section
+    from kvlite.evaluation.view import eval_page, headline, suite_section
 
     if html is not None:
         try:
-            html.write_text(report_page(report), encoding="utf-8")
+            html.write_text(eval_page(report), encoding="utf-8")
         except OSError as error:
             raise OutputError(f"cannot write to {html}: {error.strerror}") from error
     if out.as_json:

@@ -1,12 +1,11 @@
-"""What commands make of options: fields and completions that several share, and what is built of what was given."""
+"""What commands make of options: fields and completions that several share."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from kvlite.errors import UsageError
-from kvlite.options import BUILT_IN_MODEL, MODEL, AnswerOptions, argument, option
+from kvlite.options import BUILT_IN_MODEL, MODEL, argument, option
 
 
 def model_argument() -> Any:
@@ -22,20 +21,6 @@ def model_option() -> Any:
     """
     help = "Alias, org/name[@revision] or folder."
     return option(None, "-m", metavar="MODEL", heading=MODEL, complete="model", from_settings=False, help=help)
-
-
-def sampling(answer: AnswerOptions) -> dict[str, Any]:
-    """The sampling settings that were given, as fields of Sampling. Raises UsageError on values out of range."""
-    from kvlite.engine.request import Sampling
-
-    if answer.greedy and answer.temperature:  # NaN is true and is refused with the contradiction
-        raise UsageError(f"--greedy contradicts --temperature {answer.temperature}; give one of them")
-    names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed")
-    given = {name: getattr(answer, name) for name in names if getattr(answer, name) is not None}
-    if answer.greedy:
-        given["temperature"] = 0.0
-    Sampling(**given)  # only to have the ranges checked before anything is loaded
-    return given
 
 
 def _complete_model(incomplete: str) -> list[str]:

@@ -12,8 +12,7 @@ from kvlite.errors import DoesNotFit, UsageError
 from kvlite.options import ModelOptions, option
 
 if TYPE_CHECKING:
-    from kvlite.catalog.files import ModelFacts
-    from kvlite.cli.plan_view import PlanDevice
+    from kvlite.llm.spec import RunSpec
     from kvlite.memory.budget import Budget
     from kvlite.memory.fit import Fit, Quote
 
@@ -41,24 +40,20 @@ class Wanted:
         if self.context is not None and self.kv_per_seq is not None:
             raise UsageError("--context and --kv-per-seq both say what one row keeps; leave out one of them")
 
-    @property
-    def budget(self) -> Budget:
+    def budget(self, spec: RunSpec) -> Budget:
         """The budget given; else room for the context, for every row that fits, or what fits."""
-        from kvlite.memory.budget import Budget
+        from kvlite.memory.budget import Budget, BudgetKind
 
-        is_one_row = self.batch_size is None and self.solve != "batch"
         if self.kv_budget is None and self.context is not None:
-            return Budget.parse(f"{self.context}tok" if is_one_row else "auto")
-        return Budget.parse("full" if self.solve == "budget" else self.kv_budget or "auto")
+            is_one_row = self.batch_size is None and self.solve != "batch"
+            return Budget(BudgetKind.TOKENS, self.context) if is_one_row else Budget(BudgetKind.AUTO)
+        return Budget(BudgetKind.FULL) if self.solve == "budget" else spec.budget
 
-    @property
-    def per_sequence(self) -> Budget | None:
-        """What each row of a batch keeps, where that is given."""
-        from kvlite.memory.budget import Budget
+    def row_budget(self, spec: RunSpec) -> Budget | None:
+        """The budget of each row of a batch, where that is given."""
+        from kvlite.memory.budget import Budget, BudgetKind
 
-        if self.context is not None:
-            return Budget.parse(f"{self.context}tok")
-        return None if self.kv_per_seq is None else Budget.parse(self.kv_per_seq)
+        return spec.row_budget if self.context is None else Budget(BudgetKind.TOKENS, self.context)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,8 +79,9 @@ def plan(
 ) -> None:
     """Say what fits, weights, KV cache and the rest in bytes, before anything is loaded; exit code 4 if it does not."""
     from kvlite.catalog.files import model_facts
-    from kvlite.catalog.names import resolve_model
     from kvlite.cli.plan_view import PlanReport, as_json, show
+    from kvlite.llm.plan_device import find_device
+    from kvlite.llm.spec import RunSpec
     from kvlite.memory.fit import sweep
 
     wanted = Wanted(
@@ -98,10 +94,11 @@ def plan(
     if given.batch_size is None and call.sources["kv_per_seq"] == "flag":
         raise UsageError(f"--kv-per-seq {options.kv_per_seq} is one row of a batch; give --batch-size N too")
     place = find_device(options.device, given.vram)
-    ref = resolve_model(call.chosen_model(given.model), revision=options.revision)
-    facts = model_facts(ref, offline=options.offline)
-    fit = _fit(facts, place, options, wanted)
-    found = _quote(fit, wanted)
+    spec = RunSpec.of(replace(options, model=call.chosen_model(given.model)))
+    spec = replace(spec, budget=wanted.budget(spec), row_budget=wanted.row_budget(spec))
+    facts, ref = model_facts(spec.ref, offline=spec.offline), spec.ref
+    fit = spec.fit(facts, spec.shape(facts), place.kind, place.free_bytes, given.batch_size)
+    found = _quote(fit, spec.budget, wanted)
     budgets = tuple(sweep(fit)) if given.sweep else ()
     report = PlanReport(str(ref), facts, place, found, given.context, given.solve, budgets)
     if call.console.as_json:
@@ -112,58 +109,20 @@ def plan(
         raise DoesNotFit(f"{ref} does not fit: {found.shortage}")
 
 
-def _quote(fit: Fit, wanted: Wanted) -> Quote:
-    from kvlite.memory.budget import Budget
+def _quote(fit: Fit, budget: Budget, wanted: Wanted) -> Quote:
+    from kvlite.memory.budget import Budget, BudgetKind
     from kvlite.memory.fit import most_rows, most_tokens, quote
 
-    budget, context = wanted.budget, wanted.context
+    context = wanted.context
     if wanted.solve == "batch" and context is not None:
-        row = Budget.parse(f"{context}tok")
+        row = Budget(BudgetKind.TOKENS, context)
         rows = most_rows(fit, budget, context)
         found = quote(fit.with_rows(max(1, rows), row), budget)
         missing = f"not one row of {context:,} tokens fits into {budget}"
         return found if rows else replace(found, shortage=found.shortage or missing)
     if wanted.solve == "context" and fit.batch is not None:
         tokens = most_tokens(fit, budget)
-        found = quote(fit.with_rows(fit.most_rows, Budget.parse(f"{max(1, tokens)}tok")), budget)
+        found = quote(fit.with_rows(fit.most_rows, Budget(BudgetKind.TOKENS, max(1, tokens))), budget)
         missing = f"{fit.most_rows} rows do not fit into {budget}"
         return found if tokens else replace(found, shortage=found.shortage or missing)
     return quote(fit, budget)
-
-
-def find_device(device: str, vram: str | None = None) -> PlanDevice:
-    """Where it would run: a pretended GPU, a real one, or this machine's memory."""
-    from kvlite.cli.plan_view import PlanDevice
-    from kvlite.memory.format import parse_size
-    from kvlite.memory.host import available_bytes
-    from kvlite.record.measure import device_reading
-
-    if vram is not None:
-        size = parse_size(vram)
-        if not size:
-            raise UsageError(f"--vram {vram} is not a size; give for example 8GB or 8GiB")
-        return PlanDevice("cuda", "a GPU", size)
-    kind, _, index = device.partition(":")
-    if kind not in ("auto", "cpu", "cuda", "mps") or (index and not (kind == "cuda" and index.isdecimal())):
-        raise UsageError(f"unknown device '{device}'; give auto, cpu, cuda, cuda:N or mps")
-    if kind in ("auto", "cuda"):
-        gpu = device_reading(int(index or 0))
-        if gpu is not None:
-            return PlanDevice("cuda", gpu.name, gpu.free_bytes)
-        if kind == "cuda":
-            raise UsageError(f"--device {device}: no such GPU answers here; give --vram SIZE to pretend one")
-    return PlanDevice("cpu", "this machine", available_bytes())
-
-
-def _fit(facts: ModelFacts, place: PlanDevice, options: ModelOptions, wanted: Wanted) -> Fit:
-    from kvlite.cli.room import cache_spec
-    from kvlite.memory.fit import BatchRows, Fit
-    from kvlite.memory.format import dtype_name
-    from kvlite.memory.prediction import WeightFacts
-    from kvlite.memory.shape import ModelShape
-
-    shape = ModelShape.from_config(facts.config, dtype=dtype_name(options.dtype), stored_dtype=facts.stored_dtype)
-    batch = None if wanted.batch_size is None else BatchRows(wanted.batch_size, wanted.per_sequence)
-    spec, weights = cache_spec(options, shape), WeightFacts.of(facts)
-    is_automatic = options.kv_dtype == "auto"
-    return Fit(shape, spec, weights, options.quant, place.kind, place.free_bytes, batch, is_automatic)

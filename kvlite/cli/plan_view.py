@@ -10,18 +10,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from kvlite.catalog.files import ModelFacts
     from kvlite.console import Console
+    from kvlite.llm.plan_device import PlanDevice
     from kvlite.memory.fit import Quote
-    from kvlite.memory.prediction import DeviceKind
     from kvlite.memory.shape import LayerShape
-
-
-@dataclass(frozen=True, slots=True)
-class PlanDevice:
-    """Where the model would run, and the bytes that are free there before its weights are loaded."""
-
-    kind: DeviceKind
-    name: str
-    free_bytes: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ _BULK = {"requests", "timeline"}  # what makes a record long; `report RUN --json
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReportOptions:
-    """Which run to show and how, or what to do with the runs that were recorded."""
+    """The run to show and how, or what to do with the runs that were recorded."""
 
     words: tuple[str, ...] = argument(
         (),
@@ -94,13 +94,13 @@ def _show(out: Console, record: RunRecord, *, md: bool, html: Path | None) -> No
     if out.as_json:
         out.json(record.model_dump(mode="json", by_alias=True))
     elif md:
-        from kvlite.record.report import report_markdown
+        from kvlite.record.document import record_markdown
 
-        out.answer(report_markdown(record))
+        out.answer(record_markdown(record))
     elif html is not None:
-        from kvlite.record.report import report_page
+        from kvlite.record.document import record_page
 
-        _write(html, report_page(record))
+        _write(html, record_page(record))
         out.note(f"wrote {html}")
     else:
         from kvlite.record.view import record_tables, run_line, verdict

@@ -52,7 +52,7 @@ def run(
 ) -> None:
     """Answer one prompt: stdin first, then files, then the words, a blank line between them."""
     from kvlite.chat.once import Output
-    from kvlite.cli.answering import Asked, answer_once
+    from kvlite.cli.answering import Answering, answer_once
     from kvlite.cli.prompts import STDIN, build_prompt, split_words
     from kvlite.deadline import Deadline
 
@@ -66,7 +66,7 @@ def run(
             shows_thinking=output.show_thinking,
             shows_time=given.show_time,
         )
-        asked = Asked.of(options, answer, output, call)
+        asked = Answering.of(options, answer, output, call)
         name, rest = split_words(given.words, given.model, call.chosen_model(None), out)
         prompt = build_prompt(rest, given.file, given.template)
         if rest == [*given.words] and rest[:1] in ([], [STDIN]):  # of any other first word, split_words has said it

@@ -77,7 +77,7 @@ def _record(ref: ModelRef, facts: ModelFacts) -> dict[str, Any]:
         "problem": None,
     }
     try:
-        shape = ModelShape.from_config(facts.config, dtype=facts.unnamed_dtype)
+        shape = ModelShape.from_config(facts.config, stored_dtype=facts.stored_dtype)
     except ModelError as error:
         return record | {"problem": str(error)}
     return record | _of_shape(shape)

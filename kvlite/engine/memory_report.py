@@ -21,7 +21,7 @@ _TERM_OF_TENSOR = {"pos": "positions", "rot": "positions", "order": "positions",
 
 @dataclass(frozen=True, slots=True)
 class EngineMemory:
-    """Reads an engine, as kvlite.record.reading.Measured wants it."""
+    """An engine as a recorder reads it: a kvlite.record.reading.ReadableEngine."""
 
     engine: Engine
 

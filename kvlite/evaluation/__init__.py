@@ -1,1 +1,1 @@
-"""What a KV budget costs: recall by distance, divergence from the full cache, perplexity; policies side by side."""
+"""The cost of a KV budget: recall by distance, divergence from the full cache, perplexity; policies side by side."""

@@ -1,4 +1,4 @@
-"""One or two sentences on a suite: what a budget costs, which policy to use, and when neither can be said."""
+"""One or two sentences on a suite: the cost of a budget and the policy to use, or why neither can be said."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LEAST_ASKED = 5
 
 
 def conclusion(summary: Summary) -> str:
-    """What follows from the numbers, or why nothing does."""
+    """The conclusion from the numbers, or the reason why there is none."""
     suite, reference = summary.result.suite, summary.reference
     if not reference.count:
         return "Nothing was asked; give longer conversations, or more of them."
@@ -43,7 +43,7 @@ def conclusion(summary: Summary) -> str:
 
 
 def _at(summary: Summary, budget: str, lines: dict[str, Line]) -> str:
-    """What to use at one budget, where no variant is the one for all of them."""
+    """The advice for one budget, where no variant is the best for all of them."""
     chosen = _chosen(summary, {budget: lines})
     alike = _alike(summary, lines, chosen)
     doubt = f" ({_listed(alike)} cannot be told from it)" if alike else ""
@@ -75,7 +75,7 @@ def _chosen(summary: Summary, budgets: dict[str, dict[str, Line]]) -> str:
 
 
 def _cost(summary: Summary, line: Line) -> str:
-    """What a line did, in words."""
+    """The result of a line, in words."""
     if not summary.result.suite.is_forced:
         kept = line.figures["of_full"]
         return f"{kept.value:.0%} of what the full cache answers {_percents(kept)}"
@@ -90,7 +90,7 @@ def _percents(estimate: Estimate) -> str:
 
 
 def _doubt(summary: Summary, budgets: dict[str, dict[str, Line]], chosen: str) -> str:
-    """Which others the measurement cannot tell from the chosen one; empty where there are no others."""
+    """The others that the measurement cannot tell from the chosen one, in words; empty where there are no others."""
     alike = {budget: _alike(summary, lines, chosen) for budget, lines in budgets.items()}
     close = [f"{_listed(names)} cannot be told from it at {budget}" for budget, names in alike.items() if names]
     if close:
@@ -124,7 +124,7 @@ def _is_better(summary: Summary, one: Line, other: Line) -> bool:
 
 
 def _differs(one: Line, other: Line, seed: int) -> bool:
-    """Whether the interval of the difference, in pairs over conversations, leaves out zero."""
+    """True if the interval of the difference, in pairs over conversations, leaves out zero."""
     pairs = list(zip(one.samples, other.samples, strict=True))
 
     def difference(drawn: Sequence[tuple[tuple[float, int], tuple[float, int]]]) -> float:

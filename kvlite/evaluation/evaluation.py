@@ -1,4 +1,4 @@
-"""Suites times variants on one model: what is measured, in which order, and how long the rest will take."""
+"""Suites times variants on one model, measured in turn, with an estimate of the time that is left."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """How far an evaluation is: units done and to do, a unit being one conversation or text under one variant.
+    """The progress of an evaluation: units done and to do, a unit being one conversation or text under one variant.
 
     `left_s` follows from the seconds that forward passes took so far; None before there are any.
     """
@@ -28,7 +28,7 @@ class Pace:
     total: int
     left_s: float | None
     is_sampled: bool
-    """Whether conversations were timed to their end, so that the seconds left mean something."""
+    """True once conversations were timed to their end, so that the seconds left mean something."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,10 +41,10 @@ class Measured:
 
 @dataclass(frozen=True, slots=True)
 class SuiteResult:
-    """A suite that is through: the reference first, then the variants.
+    """The results of a suite: the reference first, then the variants.
 
-    `tokens` is the longest conversation under the full cache, and `full_cache_bytes` what an unbounded cache takes for
-    it: what a share is a share of.
+    `tokens` is the longest conversation under the full cache, and `full_cache_bytes` the size of an unbounded cache for
+    it, to which shares refer.
     """
 
     suite: Suite
@@ -55,7 +55,7 @@ class SuiteResult:
 
 @dataclass(slots=True)
 class Clock:
-    """Units done of `total`, and seconds per forward pass so far, of what was not in the journal.
+    """Units done of `total`, and seconds per forward pass so far, units from the journal left out.
 
     `passes` are those still to come.
     """
@@ -68,23 +68,23 @@ class Clock:
     is_sampled: bool = False
 
     def expect(self, units: int, passes: float) -> None:
-        """There are so many more units to do, each of so many passes; fewer where `units` is negative."""
+        """Add units to do, each of so many passes; fewer where `units` is negative."""
         self.total += units
         self.passes += units * passes
 
     def skip(self, units: float, passes: float) -> None:
-        """So many units are done already, and took no time."""
+        """Count units as done that took no time."""
         self.done += units
         self.passes -= units * passes
 
     def spend(self, seconds: float, units: float, passes: float) -> None:
-        """So many units, or a part of them, took so many seconds."""
+        """Count units, or a part of one, that took so many seconds."""
         self.skip(units, passes)
         self.timed += units * passes
         self.busy_s += seconds
 
     def pace(self, doing: str) -> Pace:
-        """How far it is."""
+        """The progress so far."""
         left = max(0.0, self.passes) * self.busy_s / self.timed if self.timed else None
         return Pace(doing, self.done, self.total, left, self.is_sampled)
 
@@ -106,7 +106,7 @@ class Evaluation:
     results: list[SuiteResult] = field(default_factory=list)
 
     def run(self) -> Iterator[Pace]:
-        """Measure everything, and say in between how far it is.
+        """Measure everything, yielding the progress in between.
 
         Raises CapacityError at once where a budget is too small, UsageError where a suite cannot be had.
         """
@@ -124,7 +124,7 @@ class Evaluation:
         self.results = [replace(found[suite.material], suite=suite) for suite in self.suites]
 
     def _placed(self, task: Task, tokens: int) -> list[Placed]:
-        """The reference and what is compared; forced text at every T that is asked for."""
+        """The reference and the variants; forced text at every T that is asked for."""
         variants = list(self.variants)
         if task.suite.is_forced and self.one_by_one:
             variants = [each for given in variants for each in (given, replace(given, chunk_limit=1))]
@@ -173,7 +173,7 @@ class Evaluation:
 def _timed(
     measuring: Generator[float, None, Sequence[Result]], units: int, passes: float, clock: Clock, doing: str
 ) -> Generator[Pace, None, Sequence[Result]]:
-    """Let a group of units run under the clock."""
+    """Measure a group of units under the clock."""
     shown, since = 0.0, time.monotonic()
     while True:
         try:

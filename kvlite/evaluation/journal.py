@@ -1,7 +1,7 @@
 """Results kept as they come: a file of JSON lines that is only ever appended to, one line per conversation or text.
 
-A line names everything that decides its result, so one file may hold many models, suites and variants, and what
-another run asks for is found again wherever it is the same. A last line cut short is ignored.
+A line names everything that decides its result, so one file may hold many models, suites and variants, and another run
+finds what it has in common with earlier ones. A last line cut short is ignored.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 from kvlite.errors import OutputError, UsageError
 
 Unit = Mapping[str, object]
-"""What decides one result: model, suite, variant, number of the conversation."""
+"""The key of one result: model, suite, variant, number of the conversation."""
 
 
 class Journal:

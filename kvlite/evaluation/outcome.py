@@ -1,4 +1,4 @@
-"""What was measured, as values that go into the journal and come back: answers to questions, scores of forced text."""
+"""Results as values that go into the journal and come back: answers to questions, scores of forced text."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """A text that was fed by force: `tokens` in all, and its spans."""
+    """A text that was fed token by token and scored (teacher forcing): `tokens` in all, and its spans."""
 
     number: int
     tokens: int

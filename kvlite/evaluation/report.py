@@ -1,4 +1,4 @@
-"""A whole evaluation as one value: what was measured on what, the summaries, the verdicts; and as JSON."""
+"""A whole evaluation as one value: the model, the summaries and the conclusions; and as JSON."""
 
 from __future__ import annotations
 

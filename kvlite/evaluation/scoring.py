@@ -1,4 +1,4 @@
-"""Text fed by force through a bounded cache, its next-token distributions compared with the full cache's.
+"""Teacher-forced text through a bounded cache, its next-token distributions compared with the full cache's.
 
 Both caches see the same tokens. The bounded one takes T at a time, so T is part of every result: a chunk sees all of
 itself whatever the slots hold.
@@ -24,7 +24,7 @@ _FIRST_SPAN = 64
 
 @dataclass(slots=True)
 class _Sums:
-    """What adds up over the tokens of one span of one text."""
+    """Sums over the tokens of one span of one text."""
 
     tokens: int = 0
     nll: float = 0.0
@@ -78,13 +78,13 @@ def score_texts(
 
 @dataclass(frozen=True, slots=True)
 class _Logits:
-    """Logits [n, T, V], and how many ids of each row they stand behind, on the right."""
+    """Logits [n, T, V], aligned on the right, and the number of ids that each row fed."""
 
     values: Tensor
     counts: tuple[int, ...]
 
     def column(self, row: int, offset: int) -> int:
-        """Where the logits behind id `offset` of a row's piece stand."""
+        """The column of the logits behind id `offset` of a row's piece."""
         return self.values.shape[1] - self.counts[row] + offset
 
 
@@ -94,7 +94,7 @@ def _fed(engine: Engine, rows: Sequence[_Row], start: int, count: int) -> _Logit
 
 
 def _compare(rows: Sequence[_Row], found: _Logits, start: int, expected: _Logits, block_start: int) -> None:
-    """Add to the rows what the logits behind the tokens from `start` on say of the tokens that follow them."""
+    """Score the tokens that follow those from `start` on by the logits behind them, and add the scores to the rows."""
     pairs = [
         (index, position)
         for index, row in enumerate(rows)

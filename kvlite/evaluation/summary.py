@@ -1,4 +1,4 @@
-"""Results as numbers with intervals: per variant, by how far back something was said, and by what it is."""
+"""Results as numbers with intervals: per variant, by distance, and by kind of question."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TURNS = (2, 4, 8, 16, 32)
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A figure over a part of what was measured: distances above `over` and up to `upto` (None: without end)."""
+    """A figure over a span of distances: above `over` and up to `upto` (None: without end)."""
 
     over: int
     upto: int | None
@@ -43,9 +43,9 @@ class KindPart:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """What one variant did in one suite: its figures by name, and the first of them by distance and by kind.
+    """The results of one variant in one suite: its figures by name, and the first of them by distance and by kind.
 
-    Text that is fed by force has no kinds. `count` is questions, or scored tokens. `samples` holds one pair
+    Forced text has no kinds. `count` is questions, or scored tokens. `samples` holds one pair
     (sum, count) per conversation or text of the main figure, for comparisons in pairs.
     """
 
@@ -66,7 +66,7 @@ class Line:
 class Summary:
     """A suite in numbers: the reference first.
 
-    `unit` is what distances count. `unreached` questions lie behind the model's window under the full cache and count
+    `unit` is the unit of distances. `unreached` questions lie behind the model's window under the full cache and count
     for no variant; one that only a variant did not reach is wrong.
     """
 

@@ -1,13 +1,13 @@
-"""What is compared: a policy, what its slots store and a budget; and the engine that runs it on a loaded model."""
+"""A variant to compare: a policy, the format of its slots and a budget; and the engine that runs it on a model."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
 from kvlite.cache.policy import Policy
-from kvlite.memory.allotment import equally
+from kvlite.cache.spec import cache_spec
 from kvlite.memory.budget import Budget, BudgetKind
 from kvlite.memory.format import SlotFormat, human_bytes, slot_format
 from kvlite.memory.plan import MOST_CHUNK, CachePlan, CacheSpec, plan_cache
@@ -37,30 +37,15 @@ class Variant:
 
     @property
     def name(self) -> str:
-        """The policy with the parameters that differ from its own defaults, and the slot format where one is asked."""
-        defaults = type(self.policy)()
-        changed = [
-            f"{field.name}={getattr(self.policy, field.name)}"
-            for field in fields(self.policy)
-            if getattr(self.policy, field.name) != getattr(defaults, field.name)
-        ]
-        name = f"{self.policy.name}({', '.join(changed)})" if changed else self.policy.name
-        return name if self.kv_dtype == "auto" else f"{name} {self.kv_dtype}"
+        """The policy with the settings that differ from its own defaults, and the slot format where one is asked."""
+        return str(self.policy) if self.kv_dtype == "auto" else f"{self.policy} {self.kv_dtype}"
 
     def place(self, shape: ModelShape, tokens: int, most: int) -> Placed:
-        """What this is on a model of `shape` where the longest conversation has `tokens` tokens, at most `most`.
+        """Plan the variant on a model of `shape` whose longest conversation has `tokens` tokens, at most `most`.
 
         Raises CapacityError where the budget is too small for the policy.
         """
-        evicts = self.policy.when_full(None) == "evict"
-        spec = CacheSpec(
-            slot_format(self.kv_dtype, shape.dtype),
-            self.policy.state_bytes_per_slot,
-            self.policy.min_slots(),
-            evicts=evicts,
-            chunk_limit=self.chunk_limit,
-            layer_rule=self.policy.layer_slots if evicts else equally,
-        )
+        spec = cache_spec(self.policy, slot_format(self.kv_dtype, shape.dtype), chunk_limit=self.chunk_limit)
         budget = self.budget or Budget(BudgetKind.TOKENS, most)
         if budget.kind is BudgetKind.SHARE:
             budget = Budget(BudgetKind.BYTES, int(Fraction(budget.amount) * shape.full_cache_bytes(tokens)))
@@ -88,7 +73,7 @@ class Placed:
         return f"{self.variant.budget} = {size}" if self.variant.budget.kind is not BudgetKind.BYTES else size
 
     def key(self) -> dict[str, object]:
-        """What decides how this answers."""
+        """Everything that decides how this answers."""
         return {
             "policy": repr(self.variant.policy),
             "kv_dtype": self.stored.name,

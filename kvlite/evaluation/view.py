@@ -24,7 +24,7 @@ def headline(report: Report) -> str:
     return f"{report.model} · {weights} · {report.device} · {versions}"
 
 
-def report_page(report: Report) -> str:
+def eval_page(report: Report) -> str:
     """The page of `--html`."""
     sections = [suite_section(summary) for summary in report.summaries]
     return page(f"kvlite eval {report.model}", "What the KV budget costs", headline(report), sections)
@@ -47,7 +47,7 @@ def suite_table(summary: Summary) -> Table:
 
 
 def kinds_table(summary: Summary) -> Table | None:
-    """The main figure by kind of question; None where there are no kinds, as in text fed by force."""
+    """The main figure by kind of question; None where there are no kinds, as in forced text."""
     parts = summary.reference.kinds
     if not parts:
         return None

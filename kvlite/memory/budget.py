@@ -1,4 +1,4 @@
-"""The KV budget as the user writes it. Turns text into one unit; knows neither models nor devices."""
+"""The KV budget as the user writes it, read into one unit. Knows neither models nor devices."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _MOST_TOKENS = 2**31 - 1  # positions are int32
 
 
 class BudgetKind(StrEnum):
-    """What a budget counts."""
+    """The unit of a budget."""
 
     BYTES = "bytes"
     SHARE = "share"

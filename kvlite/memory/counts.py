@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 
 @dataclass(frozen=True, slots=True)
 class KVCounts:
-    """What a row's (or a whole cache's) slots hold, in bytes and tokens.
+    """Bytes and tokens in the slots of a row, or of a whole cache.
 
     `live_bytes` is live slots times slot bytes; `tokens_kept` is the mean of live slots over the KV heads of
     full-attention layers; `tokens_evicted` is seen minus kept.

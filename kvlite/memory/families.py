@@ -1,4 +1,4 @@
-"""What a family's config.json leaves unsaid: the class defaults of transformers, by `model_type`. A table, no logic."""
+"""Defaults of transformers' config classes for fields that config.json may leave out, by `model_type`. A table."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from kvlite.errors import CapacityError
-from kvlite.memory.automatic import automatic_formats
+from kvlite.memory.auto_format import automatic_formats
 from kvlite.memory.budget import Budget, BudgetKind
 from kvlite.memory.format import human_bytes, size_down
 from kvlite.memory.plan import CachePlan, CacheSpec, largest, least_slots, most_slots, plan_cache

@@ -27,7 +27,7 @@ MOST_GROUP = 32
 
 @dataclass(frozen=True, slots=True)
 class SlotFormat:
-    """How a slot stores its key and value: in a floating-point dtype, or as codes with an fp16 scale per group.
+    """The way a slot stores its key and value: in a floating-point dtype, or as codes with an fp16 scale per group.
 
     `is_coded` tells the two apart; `bits` are those of one channel, scales not counted.
     """
@@ -37,8 +37,8 @@ class SlotFormat:
     is_coded: bool = False
 
     @property
-    def said(self) -> str:
-        """What to add where a number of tokens is told: nothing of numbers as they are."""
+    def label(self) -> str:
+        """The words to add to a number of tokens; none for a floating-point dtype."""
         return f" in {self.name}" if self.is_coded else ""
 
     def bytes_per_slot(self, k_dim: int, v_dim: int) -> int:
@@ -66,7 +66,7 @@ FORMAT_SPELLINGS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
 def dtype_name(name: str) -> str | None:
-    """The dtype to compute in that is spelt `name`; None for `auto`. Raises UsageError on any other name."""
+    """Read the name of a dtype to compute in; None for `auto`. Raises UsageError on any other name."""
     wanted = FORMAT_SPELLINGS.get(name, name)
     if wanted != "auto" and wanted not in DTYPE_BYTES:
         raise UsageError(f"unknown dtype '{name}'; give auto, {', '.join(DTYPE_BYTES)}")
@@ -74,7 +74,7 @@ def dtype_name(name: str) -> str | None:
 
 
 def slot_format(name: str, model_dtype: str) -> SlotFormat:
-    """The slot format called `name`; `auto` is the model's dtype. Raises UsageError on any other name."""
+    """Read the name of a slot format; `auto` is the model's dtype. Raises UsageError on any other name."""
     wanted = model_dtype if name == "auto" else FORMAT_SPELLINGS.get(name, name)
     if wanted not in FORMATS:
         raise UsageError(f"no slot format '{wanted}'; give --kv-dtype one of: auto, {', '.join(FORMATS)}")
@@ -94,7 +94,7 @@ def parse_size(text: str) -> int | None:
 
 
 def human_bytes(count: int) -> str:
-    """`count` bytes for reading, in powers of ten and three digits or so: `512 B`, `12.3 kB`, `2.00 GB`."""
+    """Write `count` bytes for reading, in powers of ten and three digits or so: `512 B`, `12.3 kB`, `2.00 GB`."""
     size, unit = float(count), "B"
     for unit in ("B", "kB", "MB", "GB", "TB"):
         if abs(size) < 999.5 or unit == "TB":

@@ -1,4 +1,4 @@
-"""What this machine has for us, memory and cores, within the limits of control groups, and the age of this process."""
+"""Memory and cores that this process may use, within the limits of control groups, and the age of the process."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True)
 class _Hierarchy:
-    """Where one version of control groups keeps a group's limit, usage and reclaimable page cache."""
+    """The files in which one version of control groups keeps a group's limit, usage and reclaimable page cache."""
 
     limit: str
     usage: str
@@ -54,7 +54,7 @@ def usable_cores(cpus: Sequence[int] | None = None, root: Path = Path("/")) -> i
 
 
 def _quotas(root: Path) -> Iterator[tuple[int, int]]:
-    """(microseconds of processor time, per so many) of every control group above this process that limits it."""
+    """(microseconds of processor time, per period in microseconds) of every control group that limits this process."""
     for folder, is_v2 in _groups(root, "cpu"):
         names = ("cpu.max",) if is_v2 else ("cpu.cfs_quota_us", "cpu.cfs_period_us")
         words = " ".join(_read(folder / name) or "" for name in names).split()
@@ -73,13 +73,13 @@ def _machine_available(root: Path) -> int:
 
 
 def _group_limits(root: Path) -> Iterator[tuple[int, int]]:
-    """(limit, usage without what the kernel would give back) of every control group above this process."""
+    """(limit, usage without reclaimable pages) of every control group above this process, in bytes."""
     for folder, is_v2 in _groups(root, "memory"):
         yield from _limit(folder, _V2 if is_v2 else _V1)
 
 
 def _groups(root: Path, controller: str) -> Iterator[tuple[Path, bool]]:
-    """The folder of every control group above this process that has `controller`, and whether it is of version 2."""
+    """Every control group above this process that has `controller`: its folder, and True for version 2."""
     for line in (_read(root / "proc/self/cgroup") or "").splitlines():
         _, _, rest = line.partition(":")
         controllers, has_path, path = rest.partition(":")

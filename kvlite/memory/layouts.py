@@ -1,4 +1,4 @@
-"""Which kind of attention each layer has when config.json does not list `layer_types`; one small rule per pattern."""
+"""Rules for the attention of each layer where config.json lists no `layer_types`; one small rule per pattern."""
 
 from __future__ import annotations
 

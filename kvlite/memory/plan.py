@@ -1,4 +1,4 @@
-"""How many slots a KV budget buys, to the byte. Pure arithmetic: the cache allocates what is planned here.
+"""The number of slots that a KV budget buys, to the byte. Pure arithmetic: the cache allocates what is planned here.
 
 Per attention layer the cache holds rows * KV heads * (slots + 1) slots; the one more per head takes what is discarded
 ("staging"). A slot is its key and value, the policy's state, 8 bytes of positions and, where kernels keep the order of
@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 
 from kvlite.errors import BudgetTooSmall, DoesNotFit, UsageError
-from kvlite.memory.allotment import LayerRule, allotted, equally, fewest
 from kvlite.memory.budget import Budget, BudgetKind
 from kvlite.memory.format import SlotFormat, human_bytes, size_down, size_up
+from kvlite.memory.layer_budgets import LayerRule, allotted, equally, fewest
 from kvlite.memory.shape import LayerShape, ModelShape
 
 POSITION_BYTES = 8  # pos and rot, int32 each
@@ -32,7 +32,7 @@ def chunk_tokens(slots: int, limit: int = MOST_CHUNK) -> int:
 
 @dataclass(frozen=True, slots=True)
 class CacheSpec:
-    """What a cache is asked to be, whatever its size.
+    """The properties of a cache, whatever its size.
 
     `state_bytes_per_slot` is what the policy keeps about a slot, `protected_slots` are never evicted, `evicts` says
     whether a full cache makes room, `chunk_limit` is the most prompt tokens fed at once, `layer_rule` shares the slots

@@ -1,4 +1,4 @@
-"""What a run is predicted to take on a device, one term a line, before anything is loaded. Rules, not measurements."""
+"""The memory a run is predicted to take, one term a line, before anything is loaded. Rules, not measurements."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ TERMS_OF_LOADED = ("weights", "cuda_context")
 
 @dataclass(frozen=True, slots=True)
 class Term:
-    """One line of the account; `predicted_bytes` is None where it cannot be known."""
+    """One line of the prediction; `predicted_bytes` is None where it cannot be known."""
 
     name: str
     predicted_bytes: int | None
@@ -33,7 +33,7 @@ class Term:
 
 
 class _Facts(Protocol):
-    """What the catalog knows of a model's files."""
+    """A model's files as the catalog describes them."""
 
     @property
     def config(self) -> Mapping[str, Any]: ...
@@ -45,7 +45,7 @@ class _Facts(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class WeightFacts:
-    """What the files say of the weights: their bytes, how many there are, and whether they are quantised already."""
+    """The weights as their files describe them: bytes, number of parameters, and whether they are quantised already."""
 
     num_bytes: int
     parameters: int | None
@@ -54,7 +54,7 @@ class WeightFacts:
 
     @classmethod
     def of(cls, facts: _Facts) -> WeightFacts | None:
-        """What a model's files say; None where there are no weights to measure."""
+        """Read the facts from a model's files; None where there are no weights to measure."""
         if facts.weight_bytes is None:
             return None
         text = facts.config.get("text_config") or {}
@@ -68,7 +68,7 @@ class WeightFacts:
 
     @property
     def can_quantise(self) -> bool:
-        """Whether there are plain weights, counted, to quantise while loading."""
+        """True where there are plain weights, counted, to quantise while loading."""
         return not self.is_quantised and self.parameters is not None
 
 
@@ -85,7 +85,7 @@ class MemoryPlan:
 
     @property
     def fits(self) -> bool:
-        """Whether the known terms fit into the free memory, where that is known."""
+        """True if the known terms fit into the free memory, or if that is not known."""
         return self.free_bytes is None or self.total_bytes <= self.free_bytes
 
     def predicted(self) -> dict[str, int]:
@@ -94,7 +94,7 @@ class MemoryPlan:
 
 
 def cache_terms(cache: CachePlan) -> tuple[Term, ...]:
-    """What the cache allocates; together exactly `cache.reserved_bytes`."""
+    """The bytes that the cache allocates; together exactly `cache.reserved_bytes`."""
     slots = f"{cache.slots:,} tokens" if cache.rows == 1 else f"{cache.slots:,} tokens in each of {cache.rows} rows"
     positions = (
         "position, rotation and order, 12 B a slot" if cache.keeps_order else "position and rotation, 8 B a slot"
@@ -118,7 +118,7 @@ def other_terms(
     chunk: int,
     stored: SlotFormat | None = None,
 ) -> tuple[Term, ...]:
-    """What a run takes beside its cache, with chunks of `chunk` tokens a row and slots that hold `stored`."""
+    """The bytes of a run beside its cache, with chunks of `chunk` tokens a row and slots in the format `stored`."""
     fed = pass_tokens(rows, chunk)
     terms = (
         weight_term(shape, weights, quant),
@@ -130,22 +130,17 @@ def other_terms(
     return terms
 
 
-def working_bytes(shape: ModelShape, *, rows: int, chunk: int, quant: str, stored: SlotFormat | None = None) -> int:
-    """Memory a run needs beside weights and cache: activations of one pass, and scratch."""
-    return activation_bytes(shape, pass_tokens(rows, chunk), stored) + scratch_bytes(shape, rows, quant)
-
-
 def pass_tokens(rows: int, chunk: int) -> int:
     """Tokens fed at once: rows share a pass of at most MOST_CHUNK prompt tokens, or decode one each."""
     return max(rows, min(rows * chunk, MOST_CHUNK))
 
 
 def activation_bytes(shape: ModelShape, tokens: int, stored: SlotFormat | None = None) -> int:
-    """Activations of one layer for `tokens` tokens fed at once, the largest of them alive together.
+    """Bytes of one layer's activations for `tokens` tokens fed at once, as many as are alive together at most.
 
-    Per token, in the model's dtype: residual, its normed copy, the sums of attention and feed-forward and two more in
-    passing (6 hidden); gate, up and their product (3 intermediate); q, k, v before and after rotation, and the output.
-    Slots that are coded add, in fp32, the queries and the output turned, and k and v turned, in steps and rounded.
+    Per token, in the model's dtype: residual, its normed copy, the sums of attention and feed-forward and two
+    temporaries (6 hidden); gate, up and their product (3 intermediate); q, k, v before and after rotation, and the
+    output. Quantised slots add, in fp32, the rotated queries and output, and k and v rotated, in steps and rounded.
     """
     widest = max(
         2 * (shape.query_heads * layer.k_dim + layer.kv_heads * (layer.k_dim + layer.v_dim))
@@ -162,7 +157,7 @@ def activation_bytes(shape: ModelShape, tokens: int, stored: SlotFormat | None =
 
 
 def scratch_bytes(shape: ModelShape, rows: int, quant: str) -> int:
-    """What does not follow from the context: attention tiles, the logits of one step, one widened 4-bit matrix."""
+    """Bytes that do not follow from the context: attention tiles, logits of one step, one widened 4-bit matrix."""
     logits = rows * shape.vocab * (DTYPE_BYTES[shape.dtype] + SAMPLING_COPIES * DTYPE_BYTES["float32"])
     widened = shape.hidden * shape.intermediate * DTYPE_BYTES[shape.dtype] if quant != "none" else 0
     return ATTENTION_TILES * ATTENTION_TILE_BYTES + logits + widened

@@ -1,4 +1,4 @@
-"""How many rows of a batch a budget holds; a row's slots never depend on its neighbours."""
+"""The rows of a batch that a budget holds; a row's slots never depend on its neighbours."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from kvlite.memory.shape import ModelShape
 DEFAULT_ROW_SLOTS = 2048
 """Slots of a row where the budget of one sequence is not given and the whole budget would buy more."""
 
-
 _SIZES = (BudgetKind.BYTES, BudgetKind.TOKENS, BudgetKind.FULL)
 """Budgets that say how much they are, whatever there is."""
 
@@ -27,7 +26,7 @@ def plan_rows(
     most_rows: int,
     free_bytes: int | None,
 ) -> CachePlan:
-    """At most `most_rows` equal rows inside the budget `total`, each with what `per_sequence` buys.
+    """Plan at most `most_rows` equal rows inside the budget `total`, each with the slots that `per_sequence` buys.
 
     Raises what `plan_cache` raises, and BudgetTooSmall where one sequence's budget exceeds the total.
     """

@@ -1,4 +1,4 @@
-"""What the KV cache of a model has to hold, per layer, read from its config.json alone. Knows no torch, no weights."""
+"""The sizes of a model that memory follows from, layer by layer, read from its config.json alone. Loads no torch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from kvlite.memory.format import DTYPE_BYTES, FORMATS, SlotFormat
 from kvlite.memory.layouts import CONV, FULL, HYBRID, LINEAR, SLIDING
 
 ASSUMED_DTYPE = "bfloat16"
-"""Where neither config.json nor the weights name a dtype."""
+"""The dtype where neither config.json nor the weights name one."""
 
 _OLD_TYPES = {"attention": FULL, "mamba": LINEAR, "mamba2": LINEAR}
 _MOST_LAYERS = 10_000
@@ -96,11 +96,11 @@ class ModelShape:
 
     @property
     def has_state(self) -> bool:
-        """Whether some layer carries constant state; such models run one row at a time."""
+        """True if a layer carries constant state; such models run one row at a time."""
         return any(layer.state_bytes for layer in self.layers)
 
     def kv_bytes_per_token(self, stored: SlotFormat | None = None) -> int:
-        """Bytes of K and V of one token in all layers, while it is inside every window; None is the model's dtype."""
+        """Bytes of K and V of one token in all layers, while inside every window; None means the model's dtype."""
         slot = stored or FORMATS[self.dtype]
         return sum(layer.kv_heads * slot.bytes_per_slot(layer.k_dim, layer.v_dim) for layer in self.layers)
 
@@ -227,7 +227,7 @@ def _positions(text: Fields, family: Family) -> Literal["rotary", "learned", "no
 
 
 def _rope_type(text: Fields, family: Family) -> str | None:
-    """How rotary angles are scaled; of several (one per layer type) the one that is not the plain default."""
+    """The scaling of rotary angles; of several (one per layer type) the one that is not the plain default."""
     if _positions(text, family) != "rotary":
         return None
     scaling = text.nested("rope_scaling") or text.nested("rope_parameters") or Fields({})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from pickle import PickleError
 from typing import Any
@@ -16,12 +16,16 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, 
 from transformers.utils import logging as transformers_logging
 
 from kvlite.cache.cache import refused_kernels
+from kvlite.catalog.files import ModelFiles
 from kvlite.errors import BrokenModel, DoesNotFit, KvliteError, ModelError, OutOfMemory, UnsupportedModel, UsageError
-from kvlite.memory.format import dtype_name
+from kvlite.memory.format import human_bytes
+from kvlite.memory.prediction import WeightFacts, weight_term
 from kvlite.memory.shape import ModelShape
 from kvlite.models.attention_interface import register
+from kvlite.models.device import free_bytes
 from kvlite.models.fusing import fuse, multiply_four_bit
 from kvlite.models.hybrid import HybridState
+from kvlite.models.load_options import LoadOptions
 from kvlite.models.loaded import LoadedModel
 from kvlite.models.quantised import quantisation, refuse_quantisation
 from kvlite.models.stages import Stages
@@ -49,58 +53,26 @@ _PARSER_ERRORS = (
 """What transformers and the parsers below it raise on files they cannot use."""
 
 
-@dataclass(frozen=True, slots=True)
-class LoadOptions:
-    """How to load: `dtype` and `device` may be `auto`, `quant` is `none` or a key of `QUANT_BYTES`; see fusing.py.
+def load(files: ModelFiles, options: LoadOptions, device: torch.device) -> LoadedModel:
+    """Load a model from its files onto `device`.
 
-    `kernels`, one of `kvlite_kernels.choice.KERNELS`, are those that fused modules and 4-bit weights run on.
-    """
-
-    dtype: str = "auto"
-    device: str = "auto"
-    quant: str = "none"
-    trust_remote_code: bool = False
-    allow_pickle: bool = False
-    fuse: bool = True
-    kernels: str = "auto"
-
-
-def pick_device(name: str) -> torch.device:
-    """The device called `name`; `auto` takes CUDA, then MPS, then the CPU. Raises UsageError when it is not there."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise UsageError(f"unknown device {name!r}; give auto, cpu, cuda, cuda:N or mps") from error
-    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not there.get(device.type, False):
-        raise UsageError(f"device {name!r} is not there; give --device auto or cpu")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UsageError(f"device {name!r} is not there; this machine has {torch.cuda.device_count()} CUDA device(s)")
-    return torch.device(device.type, device.index or 0) if device.type == "cuda" else device
-
-
-def load(folder: Path, config: Mapping[str, Any], options: LoadOptions) -> LoadedModel:
-    """Load the model in `folder` whose config.json is `config`.
-
-    Raises UnsupportedModel where kvlite cannot bound the family, BrokenModel on damaged files, OutOfMemory where the
-    weights do not fit, UsageError on an unknown device, kernels that do not run on it, and on quantising what is
+    Raises UnsupportedModel where kvlite cannot bound the family, BrokenModel on damaged files, DoesNotFit or
+    OutOfMemory where the weights do not fit, UsageError on kernels that do not run there, and on quantising what is
     quantised already.
     """
-    shape = ModelShape.from_config(config)
-    device = pick_device(options.device)
+    folder = files.folder
+    shape = _shape(files, options.dtype, device)
     dense, products = _kernels(options.kernels, device)
-    dtype = _dtype(options.dtype, shape, device)
-    shape = ModelShape.from_config(config, dtype=str(dtype).removeprefix("torch."))
+    _require_room(files, shape, options.quant, device)
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    refuse_quantisation(folder, config, options.quant)
+    refuse_quantisation(folder, files.config, options.quant)
     register()
     stages = Stages()
     tokenizer = load_tokenizer(folder, trust_remote_code=options.trust_remote_code)
     stages.passed("tokenizer")
     set_threads(device)
+    dtype: torch.dtype = getattr(torch, shape.dtype)
     model = _model(folder, options, dtype, device)
     stages.passed("weights")
     text_config = model.config.get_text_config()
@@ -122,15 +94,24 @@ def _kernels(wanted: str, device: torch.device) -> tuple[DenseKernels, Products 
         raise refused_kernels(wanted, error) from error
 
 
-def _dtype(name: str, shape: ModelShape, device: torch.device) -> torch.dtype:
-    wanted = dtype_name(name) or shape.dtype
-    if wanted == "bfloat16" and device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0):
-        if name == "auto":
-            return torch.float16  # Turing has no bfloat16 arithmetic
+def _shape(files: ModelFiles, dtype: str | None, device: torch.device) -> ModelShape:
+    """The model's shape in the dtype it is computed in."""
+    shape = ModelShape.from_config(files.config, dtype=dtype, stored_dtype=files.stored_dtype)
+    if shape.dtype == "bfloat16" and device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0):
+        if dtype is None:
+            return ModelShape.from_config(files.config, dtype="float16")  # Turing has no bfloat16 arithmetic
         raise UsageError("this GPU has no bfloat16 arithmetic; give --dtype float16")
-    dtype = getattr(torch, wanted)
-    assert isinstance(dtype, torch.dtype)
-    return dtype
+    return shape
+
+
+def _require_room(files: ModelFiles, shape: ModelShape, quant: str, device: torch.device) -> None:
+    """Refuse weights that take more, once loaded, than is free."""
+    needed, free = weight_term(shape, WeightFacts.of(files), quant).predicted_bytes, free_bytes(device)
+    if needed is not None and needed > free:
+        raise DoesNotFit(
+            f"the weights take {human_bytes(needed)} and {human_bytes(free)} are free on {device}; "
+            f"give {'--4bit or ' if quant == 'none' else ''}a smaller model"
+        )
 
 
 def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:

@@ -1,4 +1,4 @@
-"""Named numbers of a run record, comparisons over them such as `kv.peak_bytes>2GB`, and what two runs differ in."""
+"""Named numbers of a run record, comparisons over them such as `kv.peak_bytes>2GB`, and differences of two runs."""
 
 from __future__ import annotations
 
@@ -60,14 +60,14 @@ class Comparison:
         return cls(field, match["sign"], -value if match["minus"] else value, text.strip())
 
     def holds(self, numbers: Mapping[str, float]) -> bool:
-        """Whether it is true of `numbers`. Raises UsageError when they lack the field."""
+        """True if `numbers` pass the value. Raises UsageError when they lack the field."""
         if self.field not in numbers:
             raise UsageError(f"--fail-on: '{self.field}' was not measured in this run; it has {', '.join(numbers)}")
         return _OPERATORS[self.sign](numbers[self.field], self.value)
 
 
 def check(comparisons: list[Comparison], numbers: Mapping[str, float]) -> None:
-    """Raises GateFailed, naming each comparison that is true of `numbers`."""
+    """Raise GateFailed, naming each comparison that is true of `numbers`."""
     true = [c for c in comparisons if c.holds(numbers)]
     if true:
         raise GateFailed("; ".join(f"{c.field} is {show(c.field, numbers[c.field])}, fails on {c.text}" for c in true))
@@ -79,7 +79,7 @@ def numbers_of(record: RunRecord) -> dict[str, float]:
 
 
 def scalars(record: RunRecord) -> dict[str, Scalar]:
-    """Every single value of a run by dotted name, and what follows from its lists; not what was not measured."""
+    """Every measured value of a run by dotted name, and values that follow from its lists."""
     found: dict[str, Scalar | None] = {
         "peak_kv_bytes": record.kv.peak_bytes if record.kv else None,
         "peak_vram_bytes": peak_vram_bytes(record),
@@ -101,7 +101,7 @@ def scalars(record: RunRecord) -> dict[str, Scalar]:
 
 
 def changes(numbers: Mapping[str, float], others: Mapping[str, float]) -> dict[str, float]:
-    """`change.FIELD`, the second run's number minus the first's, of what both measured."""
+    """`change.FIELD`, the second run's number minus the first's, for each that both measured."""
     return {f"{CHANGE}{name}": others[name] - value for name, value in numbers.items() if name in others}
 
 
@@ -113,7 +113,7 @@ def differences(record: RunRecord, other: RunRecord) -> dict[str, tuple[Scalar |
 
 
 def difference_table(record: RunRecord, other: RunRecord) -> Table:
-    """What differs between two runs, field by field, with the change from the first to the second."""
+    """The differences of two runs, field by field, with the change from the first to the second."""
     rows = tuple(
         (name, _shown(name, before), _shown(name, after), _change(name, before, after))
         for name, (before, after) in differences(record, other).items()

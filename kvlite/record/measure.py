@@ -1,4 +1,4 @@
-"""What the process, the machine and the GPU's driver say about memory. Loads no torch: its numbers are passed in."""
+"""Memory as the process, the machine and the GPU's driver report it, and installed versions. Loads no torch."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _DISTRIBUTIONS = {
 
 @dataclass(frozen=True, slots=True)
 class DeviceReading:
-    """What the driver says of one GPU, in bytes; `self_bytes` is None where it cannot tell processes apart."""
+    """One GPU as its driver reports it, in bytes; `self_bytes` is None where it cannot tell processes apart."""
 
     name: str
     driver: str
@@ -39,7 +39,7 @@ class DeviceReading:
 
     @property
     def other_processes_bytes(self) -> int | None:
-        """What everyone else holds on the device."""
+        """Bytes that all other processes hold on the device."""
         if self.self_bytes is None:
             return None
         return max(0, self.total_bytes - self.free_bytes - self.self_bytes)
@@ -68,7 +68,7 @@ def ram_total_bytes() -> int:
 
 
 def device_reading(device: int | str = 0) -> DeviceReading | None:
-    """What the driver says of a GPU: N of `cuda:N`, or a UUID (bare, as torch gives it, or `GPU-…`).
+    """Ask the driver about a GPU: N of `cuda:N`, or a UUID (bare, as torch gives it, or `GPU-…`).
 
     None where no driver answers, or the GPU is not there or hidden by CUDA_VISIBLE_DEVICES.
     """
@@ -101,7 +101,7 @@ def device_reading(device: int | str = 0) -> DeviceReading | None:
 
 
 def _visible_name(index: int) -> str | None:
-    """What CUDA_VISIBLE_DEVICES calls device `index` of this process: a number or a UUID; None where it hides it."""
+    """The name of device `index` in CUDA_VISIBLE_DEVICES: a number or a UUID; None where it hides the device."""
     listed = os.environ.get("CUDA_VISIBLE_DEVICES")
     if listed is None:
         return str(index)
@@ -122,13 +122,13 @@ def _handle(nvml: Any, name: str) -> Any:
 
 
 def versions() -> dict[str, str | None]:
-    """Versions of kvlite and what it stands on, None for what is not installed. From metadata: imports nothing."""
+    """Versions of kvlite and its dependencies, None where one is not installed. From metadata: imports nothing."""
     found = {name: _version_of(distributions) for name, distributions in _DISTRIBUTIONS.items()}
     return {"python": platform.python_version(), **found}
 
 
 def installed_versions() -> dict[str, str]:
-    """As `versions`, without what is not installed."""
+    """As `versions`, without those that are not installed."""
     return {name: found for name, found in versions().items() if found is not None}
 
 

@@ -45,7 +45,7 @@ class Curve:
 
     @property
     def dashes(self) -> int:
-        """How often the colours were used up before this curve."""
+        """The number of times that the colours were used up before this curve."""
         return self.number // NUM_COLOURS
 
 
@@ -62,7 +62,7 @@ class Plot:
 
 
 def x_at(value: float, ends: Sequence[float], width: int) -> float:
-    """The x of a value on an axis whose ends are the first and last of `ends`; values beyond them stand on them."""
+    """The x of a value on an axis from the first of `ends` to the last; values beyond them are clamped."""
     first, last = ends[0], ends[-1]
     return round(width * (min(max(value, first), last) - first) / (last - first), 1)
 

@@ -30,8 +30,8 @@ class Reading:
     gpu: DeviceReading | None = None
 
 
-class Measured(Protocol):
-    """An engine, as far as a record asks."""
+class ReadableEngine(Protocol):
+    """An engine, as far as a record asks it."""
 
     def counts(self) -> KVCounts:
         """Count all rows."""

@@ -1,4 +1,4 @@
-"""Collects one run's record while it runs, in bounded memory, and writes it when it ends. Loads no torch."""
+"""The record of one run, collected in bounded memory while it runs and written when it ends. Loads no torch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from types import TracebackType
 from kvlite.errors import OutOfMemory, UsageError
 from kvlite.memory.counts import KVCounts
 from kvlite.record import measure
-from kvlite.record.reading import Measured, Reading
+from kvlite.record.reading import ReadableEngine, Reading
 from kvlite.record.schema import (
     BatchReport,
     DeviceMemory,
@@ -35,7 +35,7 @@ class Recorder:
     """Takes values while a command runs; leaving the `with` block writes the record and never fails the run.
 
     `report` is `auto` (the state folder), `none` (keep no record) or a file's path, checked here: raises UsageError.
-    `warn` is told, once, when the record cannot be written. `clock` gives seconds.
+    `warn` gets one message when the record cannot be written.
     """
 
     def __init__(
@@ -45,12 +45,10 @@ class Recorder:
         *,
         report: str = AUTO,
         warn: Callable[[str], None] = lambda text: None,
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._path = None if report in (AUTO, NONE) else _writable(report)
         self._warn = warn
-        self._clock = clock
-        self._start_s = clock()
+        self._start_s = time.monotonic()
         started = datetime.now(UTC)
         self._record = RunRecord(
             run_id=new_run_id(started), command=command, argv=list(argv), started=started, ended=started, exit_code=0
@@ -60,14 +58,16 @@ class Recorder:
         self._timeline = Timeline()
         self._has_evicted = False
         self._sums = [0, 0, 0]  # tokens seen, kept, evicted over all answers, for a batch
-        self._engine: Measured | None = None
+        self._engine: ReadableEngine | None = None
         self._is_finished = report == NONE
 
     def model(self, identity: ModelIdentity) -> None:
         """Note which weights run."""
         self._record.model = identity
 
-    def opened(self, identity: ModelIdentity, predicted: Mapping[str, int], engine: Measured, source: str) -> None:
+    def opened(
+        self, identity: ModelIdentity, predicted: Mapping[str, int], engine: ReadableEngine, source: str
+    ) -> None:
         """Note model and cache when they are there: bytes `predicted` by term, and the budget's `source`."""
         if self._is_finished:
             return
@@ -95,7 +95,7 @@ class Recorder:
         self._has_evicted = self._has_evicted or is_first
         self._timeline.add(
             TimelinePoint(
-                t_s=round(self._clock() - self._start_s, 3),
+                t_s=round(time.monotonic() - self._start_s, 3),
                 tokens_seen=counts.tokens_seen,
                 kv_bytes=counts.live_bytes,
                 allocated_bytes=self._engine.allocated_bytes(),
@@ -202,7 +202,7 @@ def _writable(report: str) -> Path:
 
 
 def _exit_code(error: BaseException | None) -> int:
-    """The exit code of a process that this error ends: every error that knows says so, as does typer.Exit."""
+    """The exit code of a process that this error ends; errors of kvlite and typer.Exit carry theirs."""
     if error is None or isinstance(error, BrokenPipeError):
         return 0
     if isinstance(error, KeyboardInterrupt):

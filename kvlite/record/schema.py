@@ -1,4 +1,4 @@
-"""The record of one run, schema "kvlite.report/1": what was planned, what was measured, what was forgotten.
+"""The record of one run, schema "kvlite.report/1": bytes planned and measured, tokens seen, kept and evicted.
 
 Sizes are integers in bytes, times are seconds, None means "not measured here". Unknown fields are kept, so that a
 record written by a newer kvlite passes through unchanged. docs/report.md explains every field.
@@ -14,7 +14,7 @@ from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Fiel
 
 SCHEMA: Literal["kvlite.report/1"] = "kvlite.report/1"
 HOST_TERMS = frozenset({"checkpoints"})
-"""Terms of the account that lie in host memory wherever the model runs."""
+"""Terms that lie in host memory wherever the model runs."""
 
 
 def _printable(value: object) -> object:
@@ -31,14 +31,14 @@ Text = Annotated[str, BeforeValidator(_printable)]
 Number = Annotated[float | None, BeforeValidator(_finite)]
 
 
-class Part(BaseModel):
+class Block(BaseModel):
     """A block of the record; a field's docstring becomes its description in the JSON Schema."""
 
     model_config = ConfigDict(extra="allow", use_attribute_docstrings=True, protected_namespaces=())
 
 
-class ModelIdentity(Part):
-    """Which weights ran."""
+class ModelIdentity(Block):
+    """The weights that ran."""
 
     alias: Text | None = None
     repo: Text | None = None
@@ -53,15 +53,15 @@ class ModelIdentity(Part):
     """The patches in force: modules that ran in fewer, larger operations."""
 
 
-class HostFacts(Part):
-    """Which machine and which software ran it."""
+class HostFacts(Block):
+    """The machine and the software."""
 
     device: Text | None = None
     """`cuda`, `cpu` or `mps`."""
     kernels: Text | None = None
     """The set of kernels that ran."""
     step: Text | None = None
-    """How decode steps ran: `captured` (`captured, prefill eager` and why), or `eager` and what stood in the way."""
+    """Decode steps: `captured` (`captured, prefill eager` and why), or `eager` and what stood in the way."""
     gpu: Text | None = None
     gpu_total_bytes: int | None = None
     driver: Text | None = None
@@ -70,8 +70,8 @@ class HostFacts(Part):
     versions: dict[str, str] = Field(default_factory=dict)
 
 
-class LayerKept(Part):
-    """What one layer holds when the run ends."""
+class LayerKept(Block):
+    """The tokens in one layer when the run ends."""
 
     layer: int
     kept: float
@@ -79,7 +79,7 @@ class LayerKept(Part):
     bytes: int
 
 
-class KVReport(Part):
+class KVReport(Block):
     """The cache against its budget; a batch counts tokens over all its answers."""
 
     budget_bytes: int
@@ -101,7 +101,7 @@ class KVReport(Part):
     tokens_kept: int
     tokens_evicted: int
     full_cache_bytes: int | None = None
-    """What a cache that forgets nothing would have taken."""
+    """Bytes that a cache without a budget would have taken."""
     allocated_unused_bytes: int
     """`reserved_bytes` minus `peak_bytes`."""
     policy_state_bytes: int | None = None
@@ -111,7 +111,7 @@ class KVReport(Part):
     """True when neither the reserved nor the peak bytes ever passed the budget."""
 
 
-class MemoryTerm(Part):
+class MemoryTerm(Block):
     """One line of the accounting: planned before, measured after."""
 
     name: Text
@@ -119,7 +119,7 @@ class MemoryTerm(Part):
     measured_bytes: int | None = None
 
 
-class DeviceMemory(Part):
+class DeviceMemory(Block):
     """total = free + other processes + the measured terms + unaccounted."""
 
     total_bytes: int
@@ -129,22 +129,22 @@ class DeviceMemory(Part):
     unaccounted_bytes: int | None = None
 
 
-class TorchMemory(Part):
+class TorchMemory(Block):
     """Peaks of torch's CUDA allocator."""
 
     allocated_peak_bytes: int
     reserved_peak_bytes: int
 
 
-class PhasePeak(Part):
+class PhasePeak(Block):
     """Peak memory of one phase: load, prefill, decode."""
 
     name: Text
     peak_bytes: int
 
 
-class MemoryReport(Part):
-    """Where the memory went."""
+class MemoryReport(Block):
+    """The memory of the run, term by term."""
 
     terms: list[MemoryTerm] = Field(default_factory=list)
     device: DeviceMemory | None = None
@@ -154,11 +154,11 @@ class MemoryReport(Part):
 
     @property
     def measured_on_device(self) -> int:
-        """All that was measured but what lies in host memory."""
+        """The sum of all measured terms, those in host memory left out."""
         return sum(term.measured_bytes or 0 for term in self.terms if term.name not in HOST_TERMS)
 
 
-class RequestReport(Part):
+class RequestReport(Block):
     """One answer: a run has one, a chat one per turn, a batch one per line."""
 
     id: Text
@@ -173,7 +173,7 @@ class RequestReport(Part):
     """`stop`, `length`, `cancelled` or `error`."""
 
 
-class TimelinePoint(Part):
+class TimelinePoint(Block):
     """The cache at one moment."""
 
     t_s: float
@@ -183,8 +183,8 @@ class TimelinePoint(Part):
     event: Text | None = None
 
 
-class BatchReport(Part):
-    """How a batch went."""
+class BatchReport(Block):
+    """The counts of a batch."""
 
     total: int = 0
     ok: int = 0
@@ -194,8 +194,8 @@ class BatchReport(Part):
     tokens_per_s: Number = None
 
 
-class RunRecord(Part):
-    """One run of `kvlite run`, `chat` or `batch`."""
+class RunRecord(Block):
+    """One run of `kvlite run`, `chat`, `batch` or `bench`."""
 
     model_config = ConfigDict(title=SCHEMA, populate_by_name=True)
 

@@ -28,7 +28,7 @@ def new_run_id(started: datetime) -> str:
 
 
 def runs_folder() -> Path:
-    """Where records are kept."""
+    """The folder of the records."""
     return user_state_path("kvlite", appauthor=False) / "runs"
 
 

@@ -10,7 +10,7 @@ MAX_POINTS = 1000
 class Timeline:
     """Keeps one point of every `stride` samples; when full, halves its points and doubles the stride.
 
-    Of the points that share a place the one with an event stays, else the one with the most bytes: peaks survive.
+    Of points that are merged the one with an event stays, else the one with the most bytes, so that peaks survive.
     """
 
     def __init__(self, max_points: int = MAX_POINTS) -> None:

@@ -17,7 +17,7 @@ _BARS = "▁▂▃▄▅▆▇█"
 
 
 def verdict(record: RunRecord) -> str:
-    """One sentence: did the run stay inside its budget, and what was its peak."""
+    """One sentence: whether the run stayed inside its budget, and its peak."""
     kv = record.kv
     if kv is None:
         return f"No KV cache was made: the run ended with exit code {record.exit_code}."
@@ -43,13 +43,13 @@ def peak_vram_bytes(record: RunRecord) -> int | None:
 
 
 def record_tables(record: RunRecord) -> list[Table]:
-    """Everything below the verdict; a table with nothing to say is left out."""
+    """Everything below the verdict; empty tables are left out."""
     every = (_memory(record), _cache(record.kv), _phases(record), _requests(record), _batch(record), _timeline(record))
     return [table for table in (*every, _environment(record), _warnings(record)) if table.rows]
 
 
 def run_line(record: RunRecord) -> str:
-    """Which run it was: its id, its command line, how long it took, how it ended."""
+    """The run in one line: id, command line, seconds, exit code."""
     command = shlex.join(("kvlite", *record.argv)) if record.argv else f"kvlite {record.command}"
     return f"{record.run_id} · {command} · {record.seconds:.1f} s · exit {record.exit_code}"
 
@@ -116,7 +116,7 @@ def _error(predicted: int | None, measured: int | None) -> str:
 
 
 def _identity(record: RunRecord) -> str:
-    """Where all of the device's memory is, as one sum."""
+    """All of the device's memory as one sum."""
     device = record.memory.device
     if device is None:
         return ""

@@ -1,1 +1,1 @@
-"""Where the time of a run goes: start-up, prompts, decoding beside the device's own limits, and its drift."""
+"""The time of a run: start-up, prompts, decoding beside the device's own limits, and its drift."""

@@ -1,4 +1,4 @@
-"""What a device can do at best, measured in the run that is held against it: bytes copied, products computed."""
+"""The limits of a device, measured in the run that is compared with them: bytes copied, products computed."""
 
 from __future__ import annotations
 
@@ -28,27 +28,24 @@ class Ceilings:
     dtype: str
 
 
-def measure_ceilings(
-    device: torch.device, dtype: torch.dtype, *, copied_bytes: int | None = None, side: int | None = None
-) -> Ceilings:
-    """Copy `copied_bytes` and multiply matrices of `side` in `dtype`, medians of a few; sizes default by device."""
-    if copied_bytes is None:
-        copied_bytes = _COPY_BYTES.get(device.type, _COPY_BYTES_ELSEWHERE)
-        if device.type == "cuda":
-            copied_bytes = min(copied_bytes, torch.cuda.mem_get_info(device)[0] // 8)
-    side = side or _SIDE.get(device.type, _SIDE_ELSEWHERE)
+def measure_ceilings(device: torch.device, dtype: torch.dtype) -> Ceilings:
+    """Copy bytes and multiply square matrices in `dtype`, medians of a few; sizes follow from the device."""
+    copied_bytes = _COPY_BYTES.get(device.type, _COPY_BYTES_ELSEWHERE)
+    if device.type == "cuda":
+        copied_bytes = min(copied_bytes, torch.cuda.mem_get_info(device)[0] // 8)
+    side = _SIDE.get(device.type, _SIDE_ELSEWHERE)
     copy_s, product_s = _copy_s(copied_bytes, device), _product_s(side, device, dtype)
     name = str(dtype).removeprefix("torch.")
     return Ceilings(2 * copied_bytes / copy_s, copied_bytes, 2 * side**3 / product_s, side, name)
 
 
 def device_name(device: torch.device) -> str:
-    """What the device calls itself."""
+    """The name of the device."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait for what was started on a device."""
+    """Wait until a device has done its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":
@@ -58,17 +55,17 @@ def synchronize(device: torch.device) -> None:
 def _copy_s(num_bytes: int, device: torch.device) -> float:
     source = torch.ones(num_bytes, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
-    return median_s(lambda: target.copy_(source), device)
+    return _median_s(lambda: target.copy_(source), device)
 
 
 def _product_s(side: int, device: torch.device, dtype: torch.dtype) -> float:
     left = torch.randn(side, side, device=device, dtype=dtype)
     product = torch.empty_like(left)
-    return median_s(lambda: torch.mm(left, left, out=product), device)
+    return _median_s(lambda: torch.mm(left, left, out=product), device)
 
 
-def median_s(work: Callable[[], object], device: torch.device) -> float:
-    """The median time of a few runs of `work`, each waited for, after two that warm up."""
+def _median_s(work: Callable[[], object], device: torch.device) -> float:
+    """The median seconds of a few runs of `work`, each waited for, after two that warm up."""
     timings = []
     for number in range(_REPEATS + 2):
         start = time.perf_counter()

@@ -11,18 +11,18 @@ from random import Random
 from kvlite.engine.engine import Engine, RowSnapshot
 from kvlite.engine.request import Completion, Request, Token
 from kvlite.memory.counts import KVCounts
-from kvlite.speed.ahead import fast_forward
 from kvlite.speed.spread import Spread
+from kvlite.speed.synthetic_cache import fast_forward
 
 WARM_STEPS = 2
-"""Steps before those that count: the first feeds what was waiting, the next meets new shapes."""
+"""Steps before those that count: the first feeds the token that was waiting, the next meets new shapes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Point:
     """Decoding after `tokens_seen` tokens, with `slots_live` per head: a step's time, and the bytes it has to read.
 
-    `read_bytes` is None where it is not known which weights a token reads.
+    `read_bytes` is None for mixtures of experts, of which a token reads an unknown part.
     """
 
     tokens_seen: int
@@ -50,9 +50,9 @@ def random_ids(count: int, vocab: int, seed: int) -> tuple[int, ...]:
 def step_times(
     engine: Engine, held: RowSnapshot, seen: int, steps: int, seed: int, clock: Callable[[], float] = time.perf_counter
 ) -> tuple[list[float], KVCounts]:
-    """Seconds of each of `steps` decode steps of a conversation put at `seen` tokens, and what it held at their start.
+    """Time `steps` decode steps of a conversation put at `seen` tokens: seconds of each, and the counts at their start.
 
-    `held` is a row that was fed a few tokens, `clock` what tells the time. Raises what the engine could not do.
+    `held` is a row that was fed a few tokens; `clock` gives seconds. Raises the engine's errors.
     """
     fast_forward(engine, 0, held, seen, seed)
     counts = engine.counts(0)
@@ -68,7 +68,7 @@ def step_times(
 
 
 def first_token_s(engine: Engine, ids: tuple[int, ...]) -> float:
-    """Seconds from a prompt to its first token, in row 0, which starts empty. Raises what the engine could not do."""
+    """Seconds from a prompt to its first token, in row 0, which starts empty. Raises the engine's errors."""
     start = time.perf_counter()
     took = 0.0
     engine.reset(0)

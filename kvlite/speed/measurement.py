@@ -1,6 +1,6 @@
-"""One engine measured: prompts, decoding after so many tokens, and drift, in rounds that take turns.
+"""One engine measured: prompts, decoding after so many tokens, and drift, in rounds.
 
-Rounds take turns so that what else the machine does falls on all figures alike. Knows nothing of files or screens.
+Rounds alternate between the figures, so that other work on the machine falls on all of them alike.
 """
 
 from __future__ import annotations
@@ -9,36 +9,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from kvlite.engine.engine import Engine
-from kvlite.errors import UsageError
 from kvlite.memory.counts import KVCounts
-from kvlite.speed.ahead import furthest
 from kvlite.speed.ceilings import Ceilings, measure_ceilings
 from kvlite.speed.decoding import WARM_STEPS, Point, first_token_s, random_ids, step_times
 from kvlite.speed.roofline import weights_read_bytes
 from kvlite.speed.spread import Spread
+from kvlite.speed.synthetic_cache import longest_conversation
+from kvlite.speed.workload import Workload
 
 _SEED_TOKENS = 64
 """Tokens fed for the keys and values that fast-forwarded rows repeat."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Protocol:
-    """What to measure: prompts of these lengths, decoding after these many tokens, and with all slots full.
-
-    Each timing takes `steps` decode steps and is repeated in `rounds` rounds. Raises UsageError on counts below 1.
-    """
-
-    prompts: tuple[int, ...]
-    contexts: tuple[int, ...]
-    drift: tuple[int, ...]
-    steps: int = 64
-    rounds: int = 5
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name, counts in (("prompt", self.prompts), ("context", self.contexts), ("drift", self.drift)):
-            if any(count < 1 for count in counts):
-                raise UsageError(f"--{name} has a count below 1; give tokens, such as 1k")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,13 +36,13 @@ class Prompt:
 
 @dataclass(slots=True)
 class Measurement:
-    """Runs a protocol on an engine whose first row is free to use; the results are there when `run` is through.
+    """Runs a workload on an engine whose first row is free; the results are there when `run` is through.
 
-    `left_out` says what could not be measured, and why.
+    `left_out` names what could not be measured, with the reason.
     """
 
     engine: Engine
-    protocol: Protocol
+    workload: Workload
     ceilings: Ceilings | None = None
     cold_first_token_s: float | None = None
     prompts: list[Prompt] = field(default_factory=list)
@@ -71,8 +51,8 @@ class Measurement:
     left_out: list[str] = field(default_factory=list)
 
     def run(self) -> Iterator[str]:
-        """Measure, saying before each part what comes. Raises what the engine could not do."""
-        engine, wanted = self.engine, self.protocol
+        """Measure, and yield the name of each part before it starts. Raises the engine's errors."""
+        engine, wanted = self.engine, self.workload
         yield "the first token of the process"
         self.cold_first_token_s = first_token_s(engine, self._ids(_SEED_TOKENS))
         held = engine.snapshot(0)
@@ -98,22 +78,22 @@ class Measurement:
 
     @property
     def drift_share(self) -> float | None:
-        """How much longer the last point's median step takes than the first's; None without two points."""
+        """The growth of the median step from the first point to the last, as a share; None without two points."""
         if len(self.drift) < 2:
             return None
         return self.drift[-1].step.median_s / self.drift[0].step.median_s - 1.0
 
     def _ids(self, count: int) -> tuple[int, ...]:
-        return random_ids(count, self.engine.loaded.shape.vocab, self.protocol.seed)
+        return random_ids(count, self.engine.loaded.shape.vocab, self.workload.seed)
 
     def _full(self, drift: tuple[int, ...]) -> tuple[int, ...]:
-        """The points with all slots full: those before that give way to one where the last slot has just been taken."""
+        """The points with all slots full; earlier ones are replaced by the one at which the last slot is taken."""
         slots = max((layer.slots for layer in self.engine.cache.layers.values()), default=1)
         return tuple(dict.fromkeys(max(seen, slots) for seen in drift))
 
     def _possible(self, name: str, counts: tuple[int, ...], room: int) -> tuple[int, ...]:
-        """The counts that leave `room` tokens before the conversation ends; the others are left out, and said."""
-        end = furthest(self.engine)
+        """The counts that leave `room` tokens before the conversation ends; the others go to `left_out`."""
+        end = longest_conversation(self.engine)
         if end is None:
             return tuple(dict.fromkeys(counts))
         late = [count for count in counts if count + room > end]

@@ -1,10 +1,13 @@
-"""A measurement as one value with what it was measured on, and as JSON. Loads no torch."""
+"""A measurement as one value with the run it was made in, and as JSON. Loads no torch."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
+
+from kvlite.record.reading import Reading
+from kvlite.record.schema import ModelIdentity
 
 if TYPE_CHECKING:
     from kvlite.speed.decoding import Point
@@ -14,42 +17,21 @@ SCHEMA = "kvlite.bench/1"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Subject:
-    """What was measured: the model as loaded, the cache as reserved, the device by name, and the versions.
-
-    `step` says how decode steps ran: `captured`, or `eager` and why where capturing was asked for.
-    """
+class BenchReport:
+    """`reading` is the engine's at the end, `stages` seconds of the start-up in order, `predicted` bytes by term."""
 
     model: str
-    dtype: str
-    quant: str
-    fused: tuple[str, ...]
-    device: str
+    identity: ModelIdentity
+    reading: Reading
     device_name: str
     threads: int
-    kernels: str
-    step: str
-    policy: str
     on_full: str
-    kv_dtype: str
-    slots: int
     chunk: int
-    budget_bytes: int
-    reserved_bytes: int
     weights_read_bytes: int | None
     versions: Mapping[str, str]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BenchReport:
-    """`stages` are seconds of the start-up in order, `predicted` and `measured` bytes by term, `peaks` by phase."""
-
-    subject: Subject
     stages: Mapping[str, float]
     measurement: Measurement
     predicted: Mapping[str, int]
-    measured: Mapping[str, int]
-    peaks: Mapping[str, int]
 
     @property
     def start_s(self) -> float:
@@ -62,13 +44,25 @@ class BenchReport:
         return None if ceilings is None or used is None else used / ceilings.copy_bytes_s
 
     def to_json(self) -> dict[str, Any]:
-        """Everything; what is not known is null."""
-        found = self.measurement
-        subject = asdict(self.subject)
+        """Everything; null where something is not known."""
+        found, reading, identity = self.measurement, self.reading, self.identity
         return {
             "schema": SCHEMA,
-            **subject,
-            "protocol": asdict(found.protocol),
+            "model": self.model,
+            **identity.model_dump(include={"dtype", "quant", "fused"}),
+            **reading.host.model_dump(include={"device", "kernels", "step"}),
+            "device_name": self.device_name,
+            "threads": self.threads,
+            "policy": reading.counts.policy,
+            "on_full": self.on_full,
+            "kv_dtype": reading.counts.dtype,
+            "slots": reading.capacity_tokens,
+            "chunk": self.chunk,
+            "budget_bytes": reading.counts.budget_bytes,
+            "reserved_bytes": reading.counts.reserved_bytes,
+            "weights_read_bytes": self.weights_read_bytes,
+            "versions": dict(self.versions),
+            "protocol": asdict(found.workload),
             "ceilings": None if found.ceilings is None else asdict(found.ceilings),
             "startup": {"stages_s": dict(self.stages), "total_s": self.start_s},
             "prompts": [
@@ -80,8 +74,8 @@ class BenchReport:
             "left_out": list(found.left_out),
             "memory": {
                 "predicted_bytes": dict(self.predicted),
-                "measured_bytes": dict(self.measured),
-                "peak_bytes": dict(self.peaks),
+                "measured_bytes": dict(reading.terms),
+                "peak_bytes": dict(reading.phases),
             },
         }
 

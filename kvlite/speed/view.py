@@ -1,4 +1,4 @@
-"""What a reader sees of a bench report: a headline and tables of text. Loads no torch."""
+"""A bench report for reading: a headline and tables of text. Loads no torch."""
 
 from __future__ import annotations
 
@@ -15,19 +15,20 @@ if TYPE_CHECKING:
 
 
 def headline(report: BenchReport) -> str:
-    """Which model, in which cache, on what."""
-    subject = report.subject
-    versions = " ".join(f"{name} {subject.versions.get(name, '?')}" for name in ("kvlite", "torch", "transformers"))
-    weights = subject.dtype if subject.quant == "none" else subject.quant
-    cache = f"KV {human_bytes(subject.reserved_bytes)} = {subject.slots:,} tok · policy {subject.policy}"
-    threads = f", {subject.threads} threads" if subject.device == "cpu" else ""
-    steps = subject.step.partition(":")[0]
-    place = f"{subject.device_name}{threads} ({subject.kernels}, {steps} steps)"
-    return f"{subject.model} · {weights} · {cache} · {place} · {versions}"
+    """The model, its cache, and the device."""
+    identity, reading = report.identity, report.reading
+    versions = " ".join(f"{name} {report.versions.get(name, '?')}" for name in ("kvlite", "torch", "transformers"))
+    weights = identity.dtype if identity.quant == "none" else identity.quant
+    counts = reading.counts
+    cache = f"KV {human_bytes(counts.reserved_bytes)} = {reading.capacity_tokens:,} tok · policy {counts.policy}"
+    threads = f", {report.threads} threads" if reading.host.device == "cpu" else ""
+    steps = (reading.host.step or "").partition(":")[0]
+    place = f"{report.device_name}{threads} ({reading.host.kernels}, {steps} steps)"
+    return f"{report.model} · {weights} · {cache} · {place} · {versions}"
 
 
 def ceilings_line(report: BenchReport) -> str:
-    """What the device can do at best, in this run."""
+    """The most that the device did, in this run."""
     found = report.measurement.ceilings
     assert found is not None
     flops = f"{found.flop_s / 1e12:.3g} TFLOP/s in {found.dtype}"
@@ -36,8 +37,8 @@ def ceilings_line(report: BenchReport) -> str:
 
 def bench_tables(report: BenchReport) -> list[Table]:
     """Everything below the headline; a table with nothing to say is left out."""
-    return [table for table in (_start(report), _prompts(report), _decoding(report), _drift(report), _memory(report))
-            if table.rows]  # fmt: skip
+    every = (_start(report), _prompts(report), _decoding(report), _drift(report), _memory(report))
+    return [table for table in every if table.rows]
 
 
 def _start(report: BenchReport) -> Table:
@@ -87,11 +88,12 @@ def _points(report: BenchReport, points: Sequence[Point]) -> tuple[tuple[str, ..
 
 
 def _memory(report: BenchReport) -> Table:
-    names = dict.fromkeys((*report.predicted, *report.measured))
-    rows = [(name, _bytes(report.predicted.get(name)), _bytes(report.measured.get(name))) for name in names]
-    what = "resident set" if report.subject.device == "cpu" else "allocated on the device"
-    peaks = ", ".join(f"{phase} {human_bytes(peak)}" for phase, peak in report.peaks.items())
-    return Table(("MEMORY", "PLANNED", "MEASURED"), tuple(rows), f"peaks ({what}): {peaks}")
+    reading = report.reading
+    names = dict.fromkeys((*report.predicted, *reading.terms))
+    rows = [(name, _bytes(report.predicted.get(name)), _bytes(reading.terms.get(name))) for name in names]
+    held = "resident set" if reading.host.device == "cpu" else "allocated on the device"
+    peaks = ", ".join(f"{phase} {human_bytes(peak)}" for phase, peak in reading.phases.items())
+    return Table(("MEMORY", "PLANNED", "MEASURED"), tuple(rows), f"peaks ({held}): {peaks}")
 
 
 def _bytes(count: int | None) -> str:

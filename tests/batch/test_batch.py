@@ -36,7 +36,6 @@ from kvlite.errors import (
 )
 from kvlite.memory.format import slot_format
 from kvlite.record.recorder import Recorder
-from kvlite.record.schema import ModelIdentity
 
 
 class Desk:
@@ -117,8 +116,8 @@ class Desk:
                 happens(engine)
 
         engine = self.new_engine(rows=2, fails=fails)
-        facts = {"identity": ModelIdentity, "predicted": dict, "sampling": Sampling()}
-        return SimpleNamespace(name="org/m@sha7", engine=engine, text=self.text, **facts)
+        model = SimpleNamespace(name="org/m@sha7", text=self.text, sampling=Sampling())
+        return SimpleNamespace(model=model, engine=engine, record=lambda recorder, source: None)
 
     def ask(self, *prompts: str) -> None:
         (self.folder / "in.jsonl").write_text("".join(f"{json.dumps({'id': p, 'prompt': p})}\n" for p in prompts))

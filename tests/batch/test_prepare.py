@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from kvlite.batch.item import Code, Form, Item, LineError, Place
-from kvlite.batch.prepare import DEFAULT_MAX_TOKENS, Defaults, Preparer, Terms
+from kvlite.batch.prepare import Defaults, Preparer, Terms
+from kvlite.llm.answer import BATCH_MAX_TOKENS
 
 
 def line(**changes: Any) -> Item:
@@ -26,7 +27,7 @@ def test_a_line_wins_over_the_defaults(text: Any) -> None:
 
 
 def test_answers_are_limited_unless_told(text: Any) -> None:
-    assert Preparer(text, Defaults(), Terms()).prepare(line()).requests[0].max_tokens == DEFAULT_MAX_TOKENS
+    assert Preparer(text, Defaults(), Terms()).prepare(line()).requests[0].max_tokens == BATCH_MAX_TOKENS
 
 
 def test_without_a_seed_each_line_has_its_own_from_its_id(text: Any) -> None:
@@ -82,7 +83,14 @@ TERMS = Terms(kv_budgets=("2GB", "100MB"), kv_policy="window", on_full="evict")
 
 
 @pytest.mark.parametrize(
-    "extras", [{"kv_budget": "2000MB"}, {"kv_budget": "100MB"}, {"kv_policy": "window"}, {"on_full": "evict"}]
+    "extras",
+    [
+        {"kv_budget": "2000MB"},
+        {"kv_budget": "100MB"},
+        {"kv_policy": "window"},
+        {"kv_policy": "window:sinks=4"},
+        {"on_full": "evict"},
+    ],
 )
 def test_extras_that_the_run_meets_are_accepted(extras: dict[str, str]) -> None:
     TERMS.check(line(extras=extras))
@@ -94,6 +102,8 @@ def test_extras_that_the_run_meets_are_accepted(extras: dict[str, str]) -> None:
         ({"kv_budget": "1GB"}, "this run has 2GB or 100MB; run these lines with --kv-budget"),
         ({"kv_budget": "much"}, "not understood"),
         ({"kv_policy": "h2o"}, "--kv-policy"),
+        ({"kv_policy": "window:sinks=8"}, "--kv-policy"),
+        ({"kv_policy": "no-such-policy"}, "--kv-policy"),
         ({"on_full": "stop"}, "--on-full"),
     ],
 )

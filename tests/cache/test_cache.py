@@ -21,9 +21,9 @@ from kvlite.cache.policies.tova import TOVA
 from kvlite.cache.policies.window import Window
 from kvlite.cache.policy import Policy, load_policy, policy_names
 from kvlite.cache.rotation import Rotation
-from kvlite.memory.allotment import fewest
 from kvlite.memory.counts import KVCounts
 from kvlite.memory.format import FORMATS
+from kvlite.memory.layer_budgets import fewest
 from kvlite.memory.shape import LayerShape, ModelShape
 from kvlite_kernels.reference import Segment, attend
 from tests.cache.driving import (

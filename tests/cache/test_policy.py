@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import pytest
 import torch
@@ -12,10 +12,13 @@ import torch
 from kvlite.cache import policy as seam
 from kvlite.cache.policies.h2o import H2O
 from kvlite.cache.policies.heavy_hitter import HeavyHitter
+from kvlite.cache.policies.keyformer import Keyformer
 from kvlite.cache.policies.pyramid import Pyramid
 from kvlite.cache.policies.snapkv import SnapKV
+from kvlite.cache.policies.tova import TOVA
 from kvlite.cache.policies.window import Window
 from kvlite.cache.policy import DEFAULT_POLICY, Candidates, Policy, load_policy, policy_names
+from kvlite.cache.policy_text import split_policies, write_settings
 from kvlite.errors import UsageError
 
 if TYPE_CHECKING:
@@ -143,23 +146,111 @@ def test_at_least_the_newest_token_is_recent(name: str) -> None:
 
 
 def test_settings_overrule_the_defaults_of_a_policy_found_by_name() -> None:
-    settings = {"horizon": 1, "decay": 0.99, "heads": "max", "value_norm": True, "recent_share": 0.5, "grace": 8}
+    settings = {"decay": 0.99, "heads": "max", "recent_share": 0.5, "grace": 8}
     assert load_policy("heavy-hitter", settings) == HeavyHitter(**settings)  # type: ignore[arg-type]
     assert load_policy("heavy-hitter", {}) == HeavyHitter()
 
 
 @pytest.mark.parametrize(
+    ("text", "policy", "written"),
+    [
+        ("window", Window(), "window"),
+        ("window:sinks=8", Window(sinks=8), "window:sinks=8"),
+        ("window:sinks=4", Window(), "window"),
+        (" window : sinks = 8 ", Window(sinks=8), "window:sinks=8"),
+        ("heavy-hitter:pooled=5,decay=1", HeavyHitter(decay=1.0, pooled=5), "heavy-hitter:decay=1.0,pooled=5"),
+        ("snapkv:observed=16", SnapKV(observed=16), "snapkv:observed=16"),
+        ("tova:observed=none", TOVA(observed=None), "tova:observed=none"),
+        ("h2o:heads=max", H2O(heads="max"), "h2o:heads=max"),
+        ("keyformer:seed=3", Keyformer(seed=3), "keyformer:seed=3"),
+    ],
+)
+def test_a_policy_is_read_with_its_settings_and_written_as_it_is_read(text: str, policy: Policy, written: str) -> None:
+    assert load_policy(text) == policy
+    assert str(policy) == written
+    assert load_policy(written) == policy
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_every_setting_can_be_written_and_read(name: str) -> None:
+    settings = load_policy(name).settings
+    assert load_policy(f"{name}:{write_settings(settings)}" if settings else name) == load_policy(name)
+    for setting, value in settings.items():
+        if isinstance(value, int) and not isinstance(value, bool):
+            other = load_policy(f"{name}:{setting}={value + 2}")
+            assert str(other) == f"{name}:{setting}={value + 2}"
+
+
+def test_a_policy_without_a_statistic_has_no_settings_of_one() -> None:
+    assert load_policy("window").settings == {"sinks": 4}
+    assert load_policy("keydiff").settings == {"sinks": 0}
+    assert load_policy("full").settings == {}
+
+
+@dataclass(frozen=True, slots=True)
+class Tuned(Oldest):
+    """Somebody else's, with settings of every kind."""
+
+    name: ClassVar[str] = "tuned"
+
+    by: Literal["age", "use"] = "age"
+    is_strict: bool = False
+    label: str = "plain"
+    share: float | None = None
+    weights: tuple[float, ...] = ()
+
+
+def test_settings_of_a_third_party_are_read_by_the_types_of_its_fields(monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch, "tuned", "Tuned")
+    read = load_policy("tuned:by=use,is_strict=true,label=a b,share=0.5")
+    assert read == Tuned(by="use", is_strict=True, label="a b", share=0.5)
+    assert load_policy(str(read)) == read
+    with pytest.raises(UsageError, match="share is 'half'; expected a number or none; its settings: sinks=4, by=age,"):
+        load_policy("tuned:share=half")
+    with pytest.raises(UsageError, match="is_strict is 'yes'; expected true or false"):
+        load_policy("tuned:is_strict=yes")
+    with pytest.raises(UsageError, match="weights is '1'; expected a value that only Python can give"):
+        load_policy("tuned:weights=1")
+
+
+HITTERS = "; its settings: sinks=4, decay=0.95, observed=none, heads=mean, "
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("heavy-hitter:decya=0.9", f"KV policy 'heavy-hitter' has no setting 'decya' (did you mean 'decay'?){HITTERS}"),
+        ("heavy-hitter:beta=1", f"KV policy 'heavy-hitter' has no setting 'beta'{HITTERS}"),
+        ("heavy-hitter:decay=fast", f"KV policy 'heavy-hitter': decay is 'fast'; expected a number{HITTERS}"),
+        ("heavy-hitter:decay=nan", f"KV policy 'heavy-hitter': decay is 'nan'; expected a number{HITTERS}"),
+        ("heavy-hitter:pooled=2.5", f"KV policy 'heavy-hitter': pooled is '2.5'; expected a whole number{HITTERS}"),
+        ("heavy-hitter:decay=2", "KV policy 'heavy-hitter': decay is 2.0; expected more than 0 and at most 1; its set"),
+        ("h2o:heads=median", "KV policy 'h2o': heads is 'median'; expected one of mean, max, layer; its settings: "),
+        ("h2o:observed=all", "KV policy 'h2o': observed is 'all'; expected a whole number or none; its settings: "),
+        ("window:decay=0.9", "KV policy 'window' has no setting 'decay'; its settings: sinks=4"),
+        ("full:sinks=4", "KV policy 'full' has no setting 'sinks'; its settings: none"),
+        ("window:", "KV policy 'window': '' is no setting=value, as in window:sinks=8"),
+        ("window:sinks", "KV policy 'window': 'sinks' is no setting=value"),
+        ("window:sinks=", "KV policy 'window': 'sinks=' is no setting=value"),
+        ("window:sinks=8,", "KV policy 'window': '' is no setting=value"),
+        ("window:sinks=8,sinks=9", "KV policy 'window': sinks is given twice; leave out one of them"),
+        ("sinks=8", "KV policy 'sinks=8' has settings and no name; give both, as in window:sinks=8"),
+        (":sinks=8", "unknown KV policy ''; choose one of "),
+        ("windo:sinks=8", "unknown KV policy 'windo'; did you mean 'window'?"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused_in_one_line(text: str, said: str) -> None:
+    with pytest.raises(UsageError) as refused:
+        load_policy(text)
+    assert str(refused.value).startswith(said)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
     ("name", "settings", "said"),
     [
-        (
-            "heavy-hitter",
-            {"horzion": 9},
-            r"^KV policy 'heavy-hitter' has no setting 'horzion'; did you mean 'horizon'\?$",
-        ),
-        ("window", {"horizon": 9}, r"^KV policy 'window' has no setting 'horizon'; choose one of sinks, decay, "),
-        ("h2o", {"sinks": -1}, r"^KV policy 'h2o': sinks is -1; expected 0 or more$"),
+        ("h2o", {"sinks": -1}, r"^KV policy 'h2o': sinks is -1; expected 0 or more; its settings: "),
         ("h2o", {"decay": 0.0}, "decay is 0.0"),
-        ("h2o", {"heads": "median"}, "heads is 'median'; expected one of mean, max, layer$"),
         ("h2o", {"decay": "fast"}, r"^KV policy 'h2o' cannot be set to \{'decay': 'fast'\}: "),
         ("tova", {"observed": 0}, "observed is 0"),
         ("snapkv", {"observed": None}, "observed is None"),
@@ -172,6 +263,26 @@ def test_settings_overrule_the_defaults_of_a_policy_found_by_name() -> None:
 def test_a_setting_that_cannot_be_is_refused(name: str, settings: dict[str, object], said: str) -> None:
     with pytest.raises(UsageError, match=said):
         load_policy(name, settings)
+
+
+@pytest.mark.parametrize(
+    ("text", "policies"),
+    [
+        ("window", ["window"]),
+        ("window,h2o", ["window", "h2o"]),
+        ("h2o,window:sinks=8", ["h2o", "window:sinks=8"]),
+        ("window:sinks=8,h2o", ["window:sinks=8", "h2o"]),
+        (
+            "heavy-hitter:decay=0.9,pooled=5,h2o:sinks=2,window",
+            ["heavy-hitter:decay=0.9,pooled=5", "h2o:sinks=2", "window"],
+        ),
+        ("window:sinks=8,window:sinks=16", ["window:sinks=8", "window:sinks=16"]),
+        ("h2o,decay=0.9", ["h2o", "decay=0.9"]),  # refused when it is read: h2o has no settings to go on with
+        ("window,,h2o", ["window", "", "h2o"]),
+    ],
+)
+def test_a_list_of_policies_is_split_between_them_and_not_inside_their_settings(text: str, policies: list[str]) -> None:
+    assert split_policies(text) == policies
 
 
 def test_a_horizon_of_one_is_a_plain_sum() -> None:

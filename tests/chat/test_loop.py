@@ -7,10 +7,10 @@ from kvlite.chat import commands
 from kvlite.chat.loop import Chat, Keeping, message_of
 from kvlite.chat.message import Message
 from kvlite.chat.session import Session
-from kvlite.chat.settings import Settings
 from kvlite.chat.store import SessionFolder
 from kvlite.console import Console
 from kvlite.errors import ContextFull, Interrupted
+from kvlite.llm.answer import AnswerSettings
 from kvlite.record.recorder import Recorder
 
 
@@ -39,7 +39,7 @@ class Held:
         console = Console(stdout=self.out, stderr=self.err)
         keeping = Keeping(self.folder, "demo", autosaves)
         recorder = Recorder("chat", (), report="none")
-        session = Session(engine, text, Settings())
+        session = Session(engine, text, AnswerSettings())
         self.chat = Chat(session, keeping, console, recorder, shows_thinking=shows_thinking)
 
     def type(self, *lines, first=None):

@@ -5,11 +5,11 @@ import signal
 import pytest
 
 from kvlite.chat.once import Once, Output, first_code_block
-from kvlite.chat.settings import Settings
 from kvlite.console import Console
 from kvlite.deadline import Deadline
 from kvlite.engine.request import Sampling
 from kvlite.errors import ContextFull, Interrupted, TimeLimit, UsageError
+from kvlite.llm.answer import AnswerSettings
 from kvlite.record.recorder import Recorder
 from kvlite.text import openai
 
@@ -24,7 +24,7 @@ def answered(engine, text):
         engine.script.append(says)
         answered.out, answered.err = io.StringIO(), io.StringIO()
         console = Console(stdout=answered.out, stderr=answered.err)
-        once = Once(engine, text, settings or Settings(), output or Output(), console)
+        once = Once(engine, text, settings or AnswerSettings(), output or Output(), console)
         once.answer(
             text.conversation([{"role": "user", "content": "hi"}]),
             "demo",
@@ -43,7 +43,7 @@ def test_the_answer_ends_with_one_newline(answered, says, streams):
 
 
 def test_json_is_a_chat_completion_with_what_kvlite_counted(answered):
-    settings = Settings(sampling=Sampling(temperature=1.0, seed=7), max_tokens=4)
+    settings = AnswerSettings(sampling=Sampling(temperature=1.0, seed=7), max_tokens=4)
     body = json.loads(answered("<hm>hello", Output(streams=False, as_json=True), settings))
     assert body["object"] == "chat.completion" and body["model"] == "demo"
     assert body["choices"][0]["message"] == {"role": "assistant", "content": "", "reasoning_content": "hm"}
@@ -85,7 +85,7 @@ def test_thinking_time_and_evictions_go_to_stderr(engine, answered, text):
     engine.script.append("<hm>yes")
     out, err = io.StringIO(), io.StringIO()
     console = Console(stdout=out, stderr=err)
-    once = Once(engine, text, Settings(), Output(shows_thinking=True, shows_time=True), console)
+    once = Once(engine, text, AnswerSettings(), Output(shows_thinking=True, shows_time=True), console)
     encoded = text.conversation([{"role": "user", "content": "hi"}])
     once.answer(encoded, "demo", Deadline(None), Recorder("run", (), report="none"))
     assert out.getvalue() == "yes\n"
@@ -96,7 +96,7 @@ def test_an_answer_that_had_no_room_says_so(engine, text):
     engine.cut_short = "all 5 slots are full"
     err = io.StringIO()
     console = Console(stdout=io.StringIO(), stderr=err)
-    once = Once(engine, text, Settings(), Output(streams=False), console)
+    once = Once(engine, text, AnswerSettings(), Output(streams=False), console)
     encoded = text.conversation([{"role": "user", "content": "hi"}])
     once.answer(encoded, "demo", Deadline(None), Recorder("run", (), report="none"))
     assert "the answer was cut short: all 5 slots are full" in err.getvalue()
@@ -113,7 +113,7 @@ def test_the_end_of_the_time_cancels_the_answer(engine, text, monkeypatch):
     engine.script.append("a long answer")
     deadline, out = Deadline(1000.0), io.StringIO()
     console = Console(stdout=out, stderr=io.StringIO())
-    once = Once(engine, text, Settings(), Output(streams=False, as_json=True), console)
+    once = Once(engine, text, AnswerSettings(), Output(streams=False, as_json=True), console)
     encoded = text.conversation([{"role": "user", "content": "hi"}])
     with deadline.running(), pytest.raises(TimeLimit, match="1000 s"):
         once.answer(encoded, "demo", deadline, Recorder("run", (), report="none"))

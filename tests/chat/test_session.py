@@ -1,10 +1,10 @@
 import pytest
 
 from kvlite.chat.message import Message
-from kvlite.chat.session import MAX_CHECKPOINTS, Session, Turn
-from kvlite.chat.settings import Settings
+from kvlite.chat.session import MAX_CHECKPOINTS, Session
 from kvlite.engine.request import FinishReason, Sampling
 from kvlite.errors import BudgetTooSmall, ContextFull, UsageError
+from kvlite.llm.answer import Answer, AnswerSettings
 
 END = "\0"
 
@@ -14,45 +14,45 @@ def ask(session, question):
 
 
 def told(events):
-    """The text streamed and the Turn at the end."""
-    *pieces, turn = events
-    assert isinstance(turn, Turn)
-    return "".join(piece.text for piece in pieces if not piece.thinking), turn
+    """The text streamed and the Answer at the end."""
+    *pieces, answer = events
+    assert isinstance(answer, Answer)
+    return "".join(piece.text for piece in pieces if not piece.thinking), answer
 
 
 @pytest.fixture
 def session(engine, text):
-    return Session(engine, text, Settings())
+    return Session(engine, text, AnswerSettings())
 
 
 def test_first_turn_feeds_the_conversation_and_later_turns_only_their_suffix(engine, text):
-    session = Session(engine, text, Settings(), system="be brief")
+    session = Session(engine, text, AnswerSettings(), system="be brief")
     engine.script += ["hello", "fine"]
     ask(session, "hi")
     assert engine.fed_text == "s:be brief|u:hi|a:hello"
     assert engine.requests[0].pins == ((0, 11),)
-    said, turn = ask(session, "how are you")
-    assert said == "fine" and turn.answer.text == "fine"
+    said, answer = ask(session, "how are you")
+    assert said == "fine" and answer.text == "fine"
     assert engine.fed_text == f"s:be brief|u:hi|a:hello{END}|u:how are you|a:fine"
 
 
 def test_pins_are_left_out_when_the_system_prompt_is_not_pinned(engine, text):
-    session = Session(engine, text, Settings(pin_system=False), system="be brief")
+    session = Session(engine, text, AnswerSettings(pin_system=False), system="be brief")
     ask(session, "hi")
     assert engine.requests[0].pins == ()
 
 
 def test_a_system_prompt_that_does_not_fit_is_refused_and_changes_nothing(engine, text):
     engine.slots = 20
-    session = Session(engine, text, Settings(), system="be brief")
+    session = Session(engine, text, AnswerSettings(), system="be brief")
     ask(session, "hi")
     before = session.messages
     with pytest.raises(BudgetTooSmall):
         session.set_system("be " + "very " * 10 + "brief")
     assert session.messages == before
     with pytest.raises(BudgetTooSmall):
-        Session(engine, text, Settings(), system="x" * 30)
-    assert Session(engine, text, Settings(pin_system=False), system="x" * 30).system == "x" * 30
+        Session(engine, text, AnswerSettings(), system="x" * 30)
+    assert Session(engine, text, AnswerSettings(pin_system=False), system="x" * 30).system == "x" * 30
 
 
 def test_nothing_can_be_taken_back_before_the_first_turn(session):
@@ -64,8 +64,8 @@ def test_nothing_can_be_taken_back_before_the_first_turn(session):
 def test_a_cancelled_answer_stays_in_the_conversation_with_its_partial_text(engine, session):
     engine.script += ["a long answer", "next"]
     for event in session.ask("hi"):
-        if isinstance(event, Turn):
-            assert event.answer.finish_reason is FinishReason.CANCELLED
+        if isinstance(event, Answer):
+            assert event.finish_reason is FinishReason.CANCELLED
         elif event.text == "l":
             session.cancel()
     assert session.messages[-1] == Message("assistant", "a l", "cancelled")
@@ -78,31 +78,31 @@ def test_cancelling_before_any_text_takes_the_question_back(engine, session):
     before = engine.fed_text
     engine.script.append("never seen")
     engine.cancel("turn-2")
-    turn = list(session.ask("second"))[-1]
-    assert turn.answer.text == ""
+    answer = list(session.ask("second"))[-1]
+    assert answer.text == ""
     assert session.unsent == "second" and session.num_turns == 1 and engine.fed_text == before
 
 
 def test_an_answer_cut_by_max_tokens_does_not_end_the_turn(engine, text):
-    session = Session(engine, text, Settings(max_tokens=2))
+    session = Session(engine, text, AnswerSettings(max_tokens=2))
     engine.script.append("long")
-    _, turn = ask(session, "hi")
-    assert turn.answer.finish_reason is FinishReason.LENGTH
+    _, answer = ask(session, "hi")
+    assert answer.finish_reason is FinishReason.LENGTH
     ask(session, "go on")
     assert engine.fed_text.startswith("u:hi|a:lo|u:go on")
 
 
 def test_a_stop_string_ends_the_answer_but_not_the_models_turn(engine, text):
-    session = Session(engine, text, Settings(stop=("END",)))
+    session = Session(engine, text, AnswerSettings(stop=("END",)))
     engine.script.append("yes END no")
-    said, turn = ask(session, "hi")
-    assert said == turn.answer.text == "yes " and turn.answer.finish_reason is FinishReason.STOP
+    said, answer = ask(session, "hi")
+    assert said == answer.text == "yes " and answer.finish_reason is FinishReason.STOP
     ask(session, "next")
     assert END not in engine.fed_text
 
 
 def test_thinking_that_was_cut_off_is_closed_in_the_next_turn(engine, text):
-    session = Session(engine, text, Settings(max_tokens=3))
+    session = Session(engine, text, AnswerSettings(max_tokens=3))
     engine.script.append("<hmm>yes")
     ask(session, "hi")
     ask(session, "go on")
@@ -111,12 +111,12 @@ def test_thinking_that_was_cut_off_is_closed_in_the_next_turn(engine, text):
 
 def test_thinking_is_streamed_but_no_part_of_the_message(engine, session):
     engine.script.append("<hm>yes")
-    said, turn = ask(session, "hi")
-    assert said == "yes" and turn.answer.thinking == "hm" and session.messages[-1].content == "yes"
+    said, answer = ask(session, "hi")
+    assert said == "yes" and answer.thinking == "hm" and session.messages[-1].content == "yes"
 
 
 def test_retry_goes_back_to_the_turns_start_and_takes_the_next_seed(engine, text):
-    session = Session(engine, text, Settings(sampling=Sampling(temperature=1.0, seed=7)))
+    session = Session(engine, text, AnswerSettings(sampling=Sampling(temperature=1.0, seed=7)))
     ask(session, "hi")
     before = engine.fed_text
     engine.script += ["one", "two"]
@@ -147,7 +147,7 @@ def test_the_most_that_checkpoints_took_is_known(session):
 
 
 def test_the_seed_after_the_last_is_the_first(engine, text):
-    session = Session(engine, text, Settings(sampling=Sampling(temperature=1.0, seed=2**63 - 1)))
+    session = Session(engine, text, AnswerSettings(sampling=Sampling(temperature=1.0, seed=2**63 - 1)))
     ask(session, "a")
     ask(session, "b")
     told(session.retry())
@@ -172,7 +172,7 @@ def test_undo_refuses_turns_that_are_not_there(session, turns):
 @pytest.mark.parametrize(("limit", "value"), [("MAX_CHECKPOINT_BYTES", 50), ("available_bytes", lambda: 500)])
 def test_a_row_too_large_for_the_host_is_fed_anew_instead_of_kept(engine, text, monkeypatch, limit, value):
     monkeypatch.setattr(f"kvlite.chat.session.{limit}", value)
-    session = Session(engine, text, Settings())
+    session = Session(engine, text, AnswerSettings())
     ask(session, "a")
     ask(session, "b")
     session.undo()
@@ -193,7 +193,7 @@ def test_an_error_leaves_the_conversation_as_it_was_and_keeps_the_question(engin
 
 
 def test_an_error_in_the_first_turn_leaves_an_empty_row(engine, text):
-    session = Session(engine, text, Settings(), system="s")
+    session = Session(engine, text, AnswerSettings(), system="s")
     engine.script.append(ContextFull("no slot left"))
     with pytest.raises(ContextFull):
         list(session.ask("a"))
@@ -209,7 +209,7 @@ def test_an_abandoned_answer_is_taken_back(engine, session):
 
 
 def test_clear_keeps_the_system_prompt_and_system_starts_over(engine, text):
-    session = Session(engine, text, Settings(), system="old")
+    session = Session(engine, text, AnswerSettings(), system="old")
     ask(session, "a")
     session.clear()
     assert session.messages == (Message("system", "old"),) and engine.fed_text == ""

@@ -1,7 +1,8 @@
 import pytest
 
-from kvlite.chat.settings import Settings
+from kvlite.chat.settings import changed, listed
 from kvlite.errors import UsageError
+from kvlite.llm.answer import AnswerSettings
 
 
 @pytest.mark.parametrize(
@@ -16,13 +17,13 @@ from kvlite.errors import UsageError
     ],
 )
 def test_a_change_reaches_the_sampling(key, value, expected):
-    settings = Settings().changed(key, value)
+    settings = changed(AnswerSettings(), key, value)
     assert getattr(settings.sampling, key.strip().replace("-", "_").lower()) == expected
 
 
 def test_max_tokens_takes_a_count_or_none():
-    settings = Settings().changed("max_tokens", "12")
-    assert settings.max_tokens == 12 and settings.changed("max_tokens", "none").max_tokens is None
+    settings = changed(AnswerSettings(), "max_tokens", "12")
+    assert settings.max_tokens == 12 and changed(settings, "max_tokens", "none").max_tokens is None
 
 
 @pytest.mark.parametrize(
@@ -46,9 +47,9 @@ def test_max_tokens_takes_a_count_or_none():
 )
 def test_a_bad_change_is_refused_and_names_the_value(key, value):
     with pytest.raises(UsageError, match=key):
-        Settings().changed(key, value)
+        changed(AnswerSettings(), key, value)
 
 
 def test_listing_names_every_setting():
-    names = [name for name, _ in Settings().listed()]
+    names = [name for name, _ in listed(AnswerSettings())]
     assert names == ["temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed", "max_tokens"]

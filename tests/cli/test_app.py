@@ -22,8 +22,8 @@ import typer
 from kvlite import cli, errors
 from kvlite.cli import commands, main
 from kvlite.cli.invocation import Invocation
-from kvlite.cli.options import sampling
 from kvlite.cli.signature import without
+from kvlite.llm.answer import sampling_of
 from kvlite.options import AnswerOptions, ModelOptions, option
 
 ROOT = Path(__file__).parents[2]
@@ -43,7 +43,7 @@ def probe(
     """Show what reached the command."""
     console = call.console
     given = asdict(own) | asdict(answer) | asdict(options)
-    given["sampling"] = sampling(answer)
+    given["sampling"] = sampling_of(answer)
     given["default_model"] = call.default_model
     given["quiet"], given["color"], given["as_json"] = console.quiet, console._color, console.as_json
     console.json(given)

@@ -63,6 +63,8 @@ WORDS = [
     Row("a time that is no number", "run demo hi --max-time nan", 2, "--max-time"),
     Row("no prompt tokens at once", "run demo hi --prefill-chunk 0", 2, "--prefill-chunk"),
     Row("no policy of this name", "run demo hi --kv-policy magic", 2, "magic"),
+    Row("no setting of this name", "run demo hi --kv-policy window:sink=8", 2, "(did you mean 'sinks'?); its"),
+    Row("a setting that cannot be", "plan demo --kv-policy h2o:decay=2", 2, "decay is 2.0; expected more than 0"),
     Row("no dtype of this name", "run demo hi --dtype float8", 2, "float8"),
     Row("no slot format of this name", "run demo hi --kv-dtype int3", 2, "int3"),
     Row("no device of this name", "run demo hi --device tpu7", 2, "tpu7"),

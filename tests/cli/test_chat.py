@@ -11,7 +11,8 @@ from prompt_toolkit.output import DummyOutput
 
 from kvlite.chat.store import SessionFolder
 from kvlite.chat.terminal import Terminal
-from kvlite.cli import main, opening
+from kvlite.cli import main
+from kvlite.cli.answering import Answering
 from kvlite.record.store import RunRecords
 
 
@@ -96,7 +97,7 @@ def test_a_conversation_remembers_and_is_saved(typed):
 
 
 def test_what_is_typed_while_the_model_loads_is_answered(live, typed, monkeypatch):
-    opens, sent = opening.open_model, Event()
+    opens, sent = Answering.open, Event()
     reads = Terminal.read
 
     def read(self):
@@ -105,7 +106,7 @@ def test_what_is_typed_while_the_model_loads_is_answered(live, typed, monkeypatc
         return line
 
     monkeypatch.setattr(Terminal, "read", read)
-    monkeypatch.setattr(opening, "open_model", lambda *a, **k: (sent.wait(30), opens(*a, **k))[1])
+    monkeypatch.setattr(Answering, "open", lambda *a, **k: (sent.wait(30), opens(*a, **k))[1])
     code, out, err = typed("Hello")
     assert code == 0 and len(out.splitlines()) == 1 and "demo · float32" in err
 
@@ -117,7 +118,7 @@ def test_a_session_goes_on_behind_the_prompt(live, typed):
 
 def test_leaving_while_the_model_loads_does_not_wait_for_it(live, typed, monkeypatch):
     left, loaded = Event(), []
-    monkeypatch.setattr(opening, "open_model", lambda *a, **k: (left.wait(30), loaded.append(a))[1])
+    monkeypatch.setattr(Answering, "open", lambda *a, **k: (left.wait(30), loaded.append(a))[1])
     assert typed("/exit") == (0, "", "") and typed()[0] == 0
     assert loaded == []
     left.set()
@@ -179,15 +180,15 @@ def test_a_full_cache_does_not_end_the_chat(typed):
 @pytest.mark.slow
 def test_two_hundred_turns_stay_inside_a_budget_of_64_tokens_in_the_same_tensors(typed, monkeypatch):
     engines, addresses = [], []
-    open_model = opening.open_model
+    opens = Answering.open
 
     def watched(*args, **kwargs):
-        opened = open_model(*args, **kwargs)
+        opened = opens(*args, **kwargs)
         engines.append(opened.engine)
         addresses.extend(tensor.data_ptr() for tensor in opened.engine.cache.tensors())
         return opened
 
-    monkeypatch.setattr(opening, "open_model", watched)
+    monkeypatch.setattr(Answering, "open", watched)
     args = ("demo", "--greedy", "--kv-budget", "64tok", "-n", "12", "-q")
     code, out, _ = typed(*["Tell me a joke"] * 200, args=args)
     record = RunRecords().load("last")

@@ -35,12 +35,23 @@ def test_measures_recall_and_forced_text_and_resumes(tmp_path: Path, capsys: pyt
     assert sum(part["count"] for part in recall["variants"][1]["by_kind"]) == recall["variants"][1]["count"]
 
 
+def test_policies_are_compared_with_their_settings(capsys: pytest.CaptureFixture[str]) -> None:
+    policies = "snapkv:observed=8,pooled=3,window:sinks=4,window:sinks=8"
+    args = [*SMALL, "--length", "500", "--suite", "kl", "--policy", policies, "--json"]
+    assert main(args) == 0
+    _, *measured = json.loads(capsys.readouterr().out)["suites"][0]["variants"]
+    assert {variant["name"] for variant in measured} == {"snapkv:observed=8,pooled=3", "window", "window:sinks=8"}
+    assert {variant["parameters"]["sinks"] for variant in measured} == {0, 4, 8}
+
+
 @pytest.mark.parametrize(
     ("args", "code", "says"),
     [
         (["--suite", "riddles"], 2, "unknown suite 'riddles'"),
         (["--suite", "recall,,kl"], 2, "an empty item"),
         (["--policy", "nothing"], 2, "unknown KV policy 'nothing'"),
+        (["--policy", "window,sinks=8"], 2, "'sinks=8' has settings and no name"),
+        (["--policy", "window:sinks=8,sink=9"], 2, "has no setting 'sink'"),
         (["--dtype", "float8"], 2, "unknown dtype 'float8'"),
         (["--kv-dtype", "auto,int2"], 2, "no slot format 'int2'"),
         (["--device", "abacus"], 2, "unknown device 'abacus'"),

@@ -17,10 +17,10 @@ from kvlite.catalog.names import DEMO
 from kvlite.cli import app, commands, main
 from kvlite.cli.commands import CommandGroup
 from kvlite.cli.invocation import Invocation
-from kvlite.cli.options import sampling
 from kvlite.cli.settings import setting_name
 from kvlite.cli.signature import from_flags, only
 from kvlite.errors import UsageError
+from kvlite.llm.answer import sampling_of
 from kvlite.memory.plan import MOST_CHUNK
 from kvlite.memory.prediction import QUANT_BYTES
 from kvlite.options import (
@@ -153,7 +153,7 @@ def test_one_name_is_not_given_twice() -> None:
 
 
 def test_sampling_is_what_was_given() -> None:
-    assert sampling(AnswerOptions()) == {}
-    assert sampling(AnswerOptions(top_k=5, greedy=True)) == {"top_k": 5, "temperature": 0.0}
+    assert sampling_of(AnswerOptions()) == {}
+    assert sampling_of(AnswerOptions(top_k=5, greedy=True)) == {"top_k": 5, "temperature": 0.0}
     with pytest.raises(UsageError, match=r"--greedy contradicts --temperature 0\.5"):
-        sampling(AnswerOptions(temperature=0.5, greedy=True))
+        sampling_of(AnswerOptions(temperature=0.5, greedy=True))

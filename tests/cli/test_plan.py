@@ -86,6 +86,8 @@ def test_a_pyramid_has_fewer_slots_in_later_layers_for_the_same_bytes(capsys: py
     assert slots == sorted(slots, reverse=True) and len(slots) == 32
     assert abs(pyramid["tokens"] - equal["tokens"]) <= 1 and pyramid["reserved_bytes"] <= 256 * 10**6
     assert pyramid["chunk"] == slots[-1] // 4
+    steeper = planned(capsys, *args, "pyramid:beta=2")
+    assert steeper["layers"][0]["slots"] < slots[0]  # the last layers have more than a twentieth
     assert main(["plan", *args, "pyramid"]) == 0
     said = f"{pyramid['tokens']:,} a row on average, {slots[-1]:,} to {slots[0]:,} a layer"
     assert said in capsys.readouterr().out

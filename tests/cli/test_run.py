@@ -56,6 +56,14 @@ def test_stdout_is_the_answer_and_stderr_says_what_ran(run):
     assert "demo" in err and "KV" in err and "policy heavy-hitter" in err and "cpu" in err
 
 
+def test_a_policys_settings_are_what_the_banner_the_json_and_the_record_say(run, tmp_path, monkeypatch):
+    monkeypatch.setenv("KVLITE_KV_POLICY", "window:sinks=8")
+    code, out, err = run("demo", "hi", "--json", "--greedy", "-n", "1", "--report", str(tmp_path / "r.json"))
+    assert code == 0 and "policy window:sinks=8" in err
+    assert json.loads(out)["kvlite"]["kv"]["policy"] == "window:sinks=8"
+    assert json.loads((tmp_path / "r.json").read_text())["kv"]["policy"] == "window:sinks=8"
+
+
 @pytest.mark.parametrize("stored", ["int8", "int4"])
 def test_low_bit_slots_are_what_the_banner_the_json_and_the_record_say(run, tmp_path, stored):
     record = tmp_path / "record.json"

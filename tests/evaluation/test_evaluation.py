@@ -11,7 +11,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvlite.cache.policy import load_policy
-from kvlite.cli.loading import chat_text, load_model
 from kvlite.console import Console
 from kvlite.evaluation import evaluation as timing
 from kvlite.evaluation.evaluation import Clock, Evaluation, Pace
@@ -20,6 +19,8 @@ from kvlite.evaluation.scoring import block_tokens
 from kvlite.evaluation.suites import Suite
 from kvlite.evaluation.tasks import REFERENCE, Subject, Task
 from kvlite.evaluation.variant import Variant
+from kvlite.llm.spec import RunSpec
+from kvlite.llm.text_model import TextModel
 from kvlite.memory.budget import Budget
 from kvlite.options import ModelOptions
 
@@ -30,9 +31,8 @@ KL = Suite("kl", 2, 120)
 
 @pytest.fixture(scope="module")
 def subject() -> Subject:
-    options = ModelOptions(model="demo", think="off")
-    _, files, loaded = load_model(options, Console(quiet=True))
-    return Subject(loaded, chat_text(files, loaded, options), "demo", 16, 10**9)
+    model = TextModel.load(RunSpec.of(ModelOptions(model="demo", think="off")), Console(quiet=True))
+    return Subject(model.loaded, model.text, "demo", 16, 10**9)
 
 
 def evaluation(subject: Subject, journal: Path | None, suite: Suite = RECALL, variant: Variant = WINDOW) -> Evaluation:

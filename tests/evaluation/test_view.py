@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from kvlite.evaluation.report import Report
-from kvlite.evaluation.view import kinds_table, report_page, suite_table
+from kvlite.evaluation.view import eval_page, kinds_table, suite_table
 from tests.evaluation.results import answered, scored, summary
 
 
@@ -32,6 +32,6 @@ def test_the_page_has_a_section_per_suite_with_every_plot_and_table() -> None:
     )
     kl = summary(scored([0.0] * 4), {("window", "50%"): scored([0.3, 0.1, 0.2, 0.9])}, "kl")
     versions = {"kvlite": "1", "torch": "2", "transformers": "3"}
-    page = report_page(Report("<b>model</b>", "m", "float32", "none", "cpu", versions, (recall, kl)))
+    page = eval_page(Report("<b>model</b>", "m", "float32", "none", "cpu", versions, (recall, kl)))
     assert "&lt;b&gt;model&lt;/b&gt;" in page and "&lt;list&gt; (12)" in page
     assert [page.count(f"<{tag}") for tag in ("h2", "figure>", "table>")] == [2, 4, 3]

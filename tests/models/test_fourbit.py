@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
 import shutil
 from functools import cache
@@ -18,14 +17,16 @@ from kvlite.catalog.names import demo_folder
 from kvlite.engine.request import Request
 from kvlite.models.fourbit import FourBitLinear, fits
 from kvlite.models.fusing import multiply_four_bit, probe_logits
+from kvlite.models.load_options import LoadOptions
 from kvlite.models.loaded import LoadedModel
-from kvlite.models.loading import LoadOptions, load
+from kvlite.models.loading import load
 from kvlite.models.verify import relative_error
 from kvlite_kernels import nf4
 from kvlite_kernels.choice import choose_products
 from kvlite_kernels.nf4 import FourBit, Products
 from tests.architectures import tiny_model
 from tests.engine_for_tests import answers, make_engine
+from tests.model_folder import files_of
 
 pytestmark = [
     pytest.mark.skipif(
@@ -65,8 +66,8 @@ def on_triton(folder: Path, quant: str) -> LoadedModel:
 
 
 def loaded(folder: Path, quant: str = "nf4", **options: Any) -> LoadedModel:
-    wanted = LoadOptions(quant=quant, device="cpu", dtype="float16", **options)
-    return load(folder, json.loads((folder / "config.json").read_text("utf-8")), wanted)
+    wanted = LoadOptions(quant=quant, dtype="float16", **options)
+    return load(files_of(folder), wanted, CPU)
 
 
 def maps(model: nn.Module) -> list[FourBitLinear]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import shutil
 import sys
 from pathlib import Path
@@ -17,12 +16,14 @@ from kvlite.catalog.names import demo_folder
 from kvlite.engine.request import Request
 from kvlite.errors import UnsupportedModel, UsageError
 from kvlite.models.fusing import TOLERANCE, fuse, probe_logits
+from kvlite.models.load_options import LoadOptions
 from kvlite.models.loaded import LoadedModel
-from kvlite.models.loading import LoadOptions, load
+from kvlite.models.loading import load
 from kvlite.models.quantised import quantisation, refuse_quantisation
 from kvlite.models.verify import relative_error
 from tests.architectures import tiny_model
 from tests.engine_for_tests import answers, make_engine
+from tests.model_folder import files_of
 from tests.program import finish, start
 
 CPU = torch.device("cpu")
@@ -57,8 +58,8 @@ def uneven(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def loaded(folder: Path, quant: str) -> LoadedModel:
-    options = LoadOptions(quant=quant, device="cpu", fuse=False)  # fused attention runs on slots alone
-    return load(folder, json.loads((folder / "config.json").read_text("utf-8")), options)
+    options = LoadOptions(quant=quant, fuse=False)  # fused attention runs on slots alone
+    return load(files_of(folder), options, CPU)
 
 
 def matrices(model: PreTrainedModel) -> dict[str, Any]:

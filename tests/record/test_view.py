@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from kvlite.record.document import record_markdown, record_page, timeline_plot
 from kvlite.record.plot import HEIGHT, WIDTH, Plot
-from kvlite.record.report import report_markdown, report_page, timeline_plot
 from kvlite.record.schema import RunRecord
 from kvlite.record.view import MAX_REQUEST_ROWS, record_tables, run_line, sparkline, verdict
 
@@ -136,7 +136,7 @@ def test_an_empty_record_has_no_empty_tables() -> None:
 
 def test_markdown_has_the_verdict_and_every_table() -> None:
     shown = record(memory={"terms": TERMS}, warnings=["careful"])
-    text = report_markdown(shown)
+    text = record_markdown(shown)
     assert text.startswith("# Stayed inside 2.00 GB")
     assert all(table.markdown() in text for table in record_tables(shown))
 
@@ -171,10 +171,10 @@ def test_the_timeline_goes_by_time_where_tokens_do_not_only_grow() -> None:
 
 @pytest.mark.parametrize(("timeline", "num_plots"), [([], 0), (TIMELINE[:1], 1), (TIMELINE, 1)])
 def test_the_page_has_the_plot_in_place_of_its_row_of_bars(timeline: list[dict[str, Any]], num_plots: int) -> None:
-    page = report_page(record(argv=["chat", "<script>alert(1)</script>"], warnings=["a & b"], timeline=timeline))
+    page = record_page(record(argv=["chat", "<script>alert(1)</script>"], warnings=["a & b"], timeline=timeline))
     assert page.count("<figure>") == num_plots
     assert "<script" not in page and "a &amp; b" in page and "Timeline" not in page
 
 
 def test_the_page_of_a_run_that_passed_its_budget_is_an_alarm() -> None:
-    assert '<h1 class="alarm">Went over' in report_page(record(kv=KV | {"within_budget": False}))
+    assert '<h1 class="alarm">Went over' in record_page(record(kv=KV | {"within_budget": False}))

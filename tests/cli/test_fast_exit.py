@@ -20,11 +20,11 @@ def printed(code: str) -> str:
 
 def test_what_was_imported_is_left_out_of_collections_which_go_on_after() -> None:
     said = printed(
-        "import gc; from kvlite.cli.heavy import load_engine\n"
+        "import gc; from kvlite.llm.fast_import import import_engine\n"
         "before = gc.get_stats()[2]['collections']\n"
-        "load_engine()\n"
+        "import_engine()\n"
         "print(gc.get_stats()[2]['collections'] - before, gc.isenabled(), gc.get_freeze_count() > 100_000)\n"
-        "gc.unfreeze(); load_engine(); print(gc.get_freeze_count())"
+        "gc.unfreeze(); import_engine(); print(gc.get_freeze_count())"
     )
     assert said == "0 True True\n0\n"
 
@@ -32,7 +32,7 @@ def test_what_was_imported_is_left_out_of_collections_which_go_on_after() -> Non
 @pytest.mark.parametrize("loads", ["", "import torch; "])
 def test_leaving_keeps_the_code_the_output_and_the_exit_handlers(loads: str) -> None:
     code = (
-        f"{loads}import atexit; from kvlite.cli.heavy import leave\n"
+        f"{loads}import atexit; from kvlite.cli.fast_exit import leave\n"
         "atexit.register(print, 'handled'); print('said', end=' '); leave(7)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment(), timeout=120)

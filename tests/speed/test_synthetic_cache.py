@@ -8,7 +8,7 @@ import torch
 from kvlite.engine.engine import Engine
 from kvlite.engine.request import Request
 from kvlite.errors import ContextFull
-from kvlite.speed.ahead import fast_forward, furthest
+from kvlite.speed.synthetic_cache import fast_forward, longest_conversation
 from tests.architectures import SUPPORTED, tiny_model
 from tests.engine_for_tests import admitted, answers, make_engine
 
@@ -134,7 +134,7 @@ def test_where_a_conversation_ends_the_row_cannot_be_put_beyond(
     family: str, options: dict[str, str], end: int | None
 ) -> None:
     engine = make_engine(admitted(tiny_model(family, SUPPORTED[family])), "32tok", **options)
-    assert furthest(engine) == end
+    assert longest_conversation(engine) == end
     answers(engine, [Request("prompt", PROMPT, max_tokens=1, row=0)])
     if end is not None:
         fast_forward(engine, 0, engine.snapshot(0), end)

@@ -1,8 +1,8 @@
-"""Which slot format `--kv-dtype auto` is, as docs/fidelity.md measured it: where tokens are lost, bits count least.
+"""The slot format that `--kv-dtype auto` takes, as docs/fidelity.md measured it.
 
-The model's own dtype where the budget holds the whole window in it, because nothing is then lost; else the more exact
-of int8 and int4 that does; else int4. At equal bytes four bits keep more of what was said than any policy does in
-sixteen.
+The model's own dtype where the budget holds the whole window in it, because nothing is lost then; else the more exact
+of int8 and int4 that holds the window; else int4. At equal bytes four bits keep more of a conversation than any policy
+does in sixteen.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ def automatic_formats(
     *,
     with_rows: bool,
 ) -> tuple[CacheSpec, ...]:
-    """`spec`, which is in the model's dtype, in the formats to try: the one wanted first, then the more exact ones.
+    """Return `spec`, which is in the model's dtype, in the formats to try: preferred first, then the more exact ones.
 
-    `buys` says what the budget `total` buys of a spec, for one row or `with_rows`, each of which has `per_sequence`, or
-    wants DEFAULT_ROW_SLOTS where that is not given.
+    `buys` plans the cache that the budget `total` buys for a spec. Without rows, or with `per_sequence` for each of
+    them, a cache should hold the whole window; rows without a budget of their own should hold DEFAULT_ROW_SLOTS.
     """
     decisive = per_sequence or total
     is_of_bytes = decisive.kind in (BudgetKind.BYTES, BudgetKind.SHARE, BudgetKind.AUTO)

@@ -1,10 +1,9 @@
-"""Putting a row where a long conversation would be, without feeding it: a million tokens in a moment.
+"""A synthetic cache: the state of a conversation of a million tokens, made in a moment without feeding it.
 
-What a step costs depends on how many slots are live and on the positions they carry, not on what they say. So the keys
-and values of a few tokens that were fed are repeated until the slots are full, at the positions a conversation of that
-length could have left: sinks, tokens spread over what was seen, the recent window; of sliding layers the newest. Keys
-are turned to the rotations they say they carry, as after a re-rotation, and what attention gave a token is scaled to
-its new age where it accumulates over all of it.
+The cost of a step depends on the number of live slots and on their positions, not on their text. So the keys and values
+of a few tokens that were fed are repeated until the slots are full, at positions that a conversation of that length
+could have left: sinks, tokens spread over the middle, the recent window; in sliding layers the newest. Keys are
+re-rotated to the rotations of their slots, and attention mass that accumulates is scaled to a token's new age.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from kvlite.engine.engine import Engine, RowSnapshot
 from kvlite.errors import ContextFull
 
 
-def furthest(engine: Engine) -> int | None:
+def longest_conversation(engine: Engine) -> int | None:
     """The most tokens a conversation of this engine can have seen; None where it does not end."""
     ends = [engine.loaded.window] if engine.loaded.rotations is None else []
     ends += [engine.plan.fewest] if engine.on_full != "evict" else []
@@ -28,11 +27,11 @@ def furthest(engine: Engine) -> int | None:
 
 
 def fast_forward(engine: Engine, row: int, held: RowSnapshot, seen: int, seed: int = 0) -> None:
-    """Let `row` hold what a conversation of `seen` tokens, at least 1, would leave.
+    """Fill `row` as a conversation of `seen` tokens, at least 1, would leave it.
 
     `held` is a row that was fed a few tokens. Raises ContextFull where no conversation can have seen as many.
     """
-    end = furthest(engine)
+    end = longest_conversation(engine)
     if end is not None and seen > end:
         raise ContextFull(f"a conversation ends here after {end:,} tokens and cannot have seen {seen:,}; give fewer")
     live = {slots: min(slots, seen) for slots in held.cache.live}

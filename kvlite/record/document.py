@@ -13,13 +13,13 @@ from kvlite.record.table import plain
 from kvlite.record.view import record_tables, run_line, verdict
 
 
-def report_markdown(record: RunRecord) -> str:
+def record_markdown(record: RunRecord) -> str:
     """The verdict and pipe tables, ending in a newline."""
     head = (f"# {plain(verdict(record))}", plain(run_line(record)))
     return "\n\n".join((*head, *(table.markdown() for table in record_tables(record)))) + "\n"
 
 
-def report_page(record: RunRecord) -> str:
+def record_page(record: RunRecord) -> str:
     """The verdict, the plot and the tables as HTML."""
     kv = record.kv
     plots = (timeline_plot(record.timeline, kv.budget_bytes),) if kv and record.timeline else ()

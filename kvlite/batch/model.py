@@ -1,0 +1,101 @@
+"""The model that a batch was given: opened for its lines, or only planned for a dry run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from kvlite.batch.job import Model, Planned
+from kvlite.batch.prepare import Terms
+from kvlite.llm import LLM
+from kvlite.llm.banner import cache_size
+from kvlite.llm.fast_import import import_engine
+from kvlite.llm.plan_device import find_device
+from kvlite.llm.spec import BatchSize, RunSpec
+from kvlite.llm.text_model import TextModel
+from kvlite.text.template import ChatText
+
+if TYPE_CHECKING:
+    from kvlite.console import Console
+    from kvlite.options import ModelOptions
+
+_PARAMS = (
+    "kv_budget",
+    "kv_per_seq",
+    "kv_policy",
+    "kv_dtype",
+    "on_full",
+    "prefill_chunk",
+    "quant",
+    "dtype",
+    "think",
+    "fuse",
+    "kernels",
+    "capture",
+)
+
+
+def batch_model(
+    options: ModelOptions, batch_size: BatchSize, console: Console, *, is_named: bool, note: str | None = None
+) -> Model:
+    """The model of `options`; nothing is loaded yet. `is_named`: a flag names it, so that lines may name none.
+
+    Raises UsageError on words that are none, ModelNotFound where the model's name is none.
+    """
+    spec = RunSpec.of(options)
+    access = _Access(spec, batch_size, console)
+    return Model(
+        terms=Terms(
+            model=None if is_named else options.model,
+            kv_budgets=tuple(str(budget) for budget in (spec.budget, spec.row_budget) if budget is not None),
+            kv_policy=str(spec.policy),
+            on_full=spec.on_full,
+        ),
+        params={name: getattr(options, name) for name in _PARAMS} | {"kv_policy": str(spec.policy)},
+        identity=access.identity,
+        open=access.open,
+        plan=access.plan,
+        note=note,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Access:
+    """Ways to the chosen model."""
+
+    spec: RunSpec
+    batch_size: BatchSize
+    console: Console
+
+    def identity(self) -> str:
+        """The weights that a resumed batch must find again."""
+        return self.spec.files(self.console.note).identity()
+
+    def open(self) -> LLM:
+        import_engine()
+        llm = LLM(TextModel.load(self.spec, self.console), batch_size=self.batch_size)
+        plan, engine, device = llm.plan, llm.engine, llm.model.loaded.device
+        cache = f"{cache_size(plan)}{engine.cache.stored.label}"
+        self.console.note(f"{llm.model.name} · {cache} · policy {engine.policy} · {device}")
+        is_divisible = plan.slots > engine.policy.min_slots() and not llm.model.loaded.shape.has_state
+        if plan.rows < (2 if self.batch_size == "auto" else self.batch_size) and is_divisible:
+            held = "one sequence" if plan.rows == 1 else f"{plan.rows} sequences"
+            self.console.note(
+                f"the budget holds {held} of {plan.slots:,} tok at a time; a smaller --kv-per-seq lets more run at once"
+            )
+        return llm
+
+    def plan(self) -> Planned:
+        """The tokenizer, and the cache of a run on this machine; the weights are only measured."""
+        from kvlite.models.loading import load_tokenizer
+
+        spec = self.spec
+        files = spec.files(self.console.note)
+        tokenizer = load_tokenizer(files.folder, trust_remote_code=spec.load.trust_remote_code)
+        text = ChatText(tokenizer, generation=files.generation, think=spec.think)
+        device = find_device(spec.device)
+        fit = spec.fit(files, spec.shape(files), device.kind, device.free_bytes, self.batch_size)
+        chosen = fit.specs(spec.budget)[0]
+        is_provisional = chosen.slot_format.is_coded and spec.stored is None
+        cache = replace(fit, spec=chosen).cache(spec.budget)
+        return Planned(files.identity(), text, cache, chosen.slot_format, is_provisional)

@@ -1,0 +1,205 @@
+"""The door: a model that answers from Python inside a KV budget. The commands start from it too. Loads no torch."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from kvlite.errors import UsageError
+from kvlite.llm.allocate import Allocated, allocate
+from kvlite.llm.answer import BATCH_MAX_TOKENS, CHAT_MAX_TOKENS, Answer, AnswerSettings, stream_answers
+from kvlite.llm.banner import banner
+from kvlite.llm.conversation import Conversation
+from kvlite.llm.keywords import options_from
+from kvlite.llm.listener import Told
+from kvlite.llm.spec import BatchSize, RunSpec
+from kvlite.llm.streaming import TextStream
+from kvlite.llm.text_model import TextModel
+from kvlite.options import AnswerOptions, ModelOptions
+
+if TYPE_CHECKING:
+    from kvlite.engine.engine import Engine
+    from kvlite.memory.counts import KVCounts
+    from kvlite.memory.plan import CachePlan
+    from kvlite.models.kv_quant_check import QuantEffect
+    from kvlite.record.recorder import Recorder
+    from kvlite.text.template import Encoded
+
+Prompt = str | Sequence[Mapping[str, object]]
+"""Text, which is one message of the user, or a list of `{"role", "content"}`."""
+
+
+class LLM:
+    """A loaded model and its KV cache, allocated once for one conversation, or for a batch whose rows share the budget.
+
+    `model` is an alias, `org/name` or a folder; `options` are the fields of `kvlite.options.ModelOptions`. Without
+    `batch_size` the cache is one conversation's, and `generate` makes it a batch's, `chat` a conversation's again; with
+    one (or `auto`) it starts as a batch's. `say` is told in one line each what a command would write to stderr.
+    Raises the KvliteError that says what is wrong.
+    """
+
+    def __init__(
+        self,
+        model: str | TextModel,
+        *,
+        batch_size: BatchSize | None = None,
+        say: Callable[[str], None] | None = None,
+        **options: Any,
+    ) -> None:
+        if isinstance(model, str):
+            words = options_from(ModelOptions, {"model": model, **options})
+            model = TextModel.load(RunSpec.of(words), Told(say))
+        self._model: TextModel | None = model
+        self._batch_size: BatchSize = batch_size or "auto"
+        self._measured: dict[str, QuantEffect] = {}
+        self._num_notes = 0
+        self._allocated: Allocated | None = None
+        self._conversation: Conversation | None = None
+        self._stream: TextStream | None = None
+        self._allocate(batch_size)
+
+    def __enter__(self) -> LLM:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __str__(self) -> str:
+        return banner(self)
+
+    def generate(
+        self, prompts: str | Sequence[Prompt], *, system: str | None = None, raw: bool = False, **answer: Any
+    ) -> list[Answer]:
+        """Answer every prompt, as many at once as the budget has rows, in the order they were given.
+
+        A prompt goes through the chat template unless `raw`. `answer` are the fields of
+        `kvlite.options.AnswerOptions`: max_tokens, stop, temperature, seed, ... over what the model's
+        generation_config.json asks for. Raises the error of the first answer that fails.
+        """
+        text = self.model.text
+        settings = self._settings(answer, BATCH_MAX_TOKENS)
+        asked: Sequence[Prompt] = [prompts] if isinstance(prompts, str) else prompts
+        encoded = [self._encode(prompt, system, raw=raw) for prompt in asked]
+        self._tell_notes()
+        engine = self._engine_for(self._batch_size)
+        requests = (
+            (settings.request(str(number), each, text, row=None, number=number), text.answer(each, settings.stop))
+            for number, each in enumerate(encoded)
+        )
+        answers: dict[str, Answer] = {}
+        with closing(stream_answers(engine, requests)) as events:
+            for name, event in events:
+                if isinstance(event, Answer):
+                    if event.completion.error is not None:
+                        raise event.completion.error
+                    answers[name] = event
+        return [answers[str(number)] for number in range(len(encoded))]
+
+    def chat(self, messages: Prompt, **answer: Any) -> Answer:
+        """Answer a conversation. Messages that extend those of the last call and its answer are fed alone."""
+        stream = self.stream(messages, **answer)
+        for _ in stream:
+            pass
+        assert stream.answer is not None, "a stream ends with its answer"
+        return stream.answer
+
+    def stream(self, messages: Prompt, **answer: Any) -> TextStream:
+        """As `chat`, but the answer comes as pieces of text; thinking is left out of them."""
+        settings = self._settings(answer, CHAT_MAX_TOKENS)
+        asked = [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
+        engine = self._engine_for(None)
+        if self._conversation is None:
+            self._conversation = Conversation(engine, self.model.text)
+        encoded = self._conversation.encode(asked)
+        self._tell_notes()
+        self._stream = TextStream(self._conversation.stream(asked, encoded, settings))
+        return self._stream
+
+    def counts(self) -> KVCounts:
+        """Bytes and tokens of the cache now, summed over its rows."""
+        return self.engine.total_counts()
+
+    @property
+    def plan(self) -> CachePlan:
+        """The cache as it was planned and allocated: rows, slots, bytes."""
+        return self.engine.plan
+
+    @property
+    def model(self) -> TextModel:
+        """The loaded model. Raises UsageError once this is closed."""
+        if self._model is None:
+            raise UsageError("this LLM is closed; open another")
+        return self._model
+
+    @property
+    def engine(self) -> Engine:
+        """The engine that the cache of now belongs to."""
+        return self._held.engine
+
+    def predicted(self) -> dict[str, int]:
+        """Bytes by term, as `kvlite plan` predicts them."""
+        return self._held.fit.memory(self.plan).predicted()
+
+    def record(self, recorder: Recorder, budget_source: str) -> None:
+        """Note in a run record which model this is, what was predicted, and the cache there is."""
+        from kvlite.engine.memory_report import EngineMemory
+
+        recorder.opened(self.model.identity(), self.predicted(), EngineMemory(self.engine), budget_source)
+
+    def close(self) -> None:
+        """Free the cache and the weights; what was answered stays."""
+        self._end_stream()
+        self._model = self._allocated = self._conversation = None
+        gc.collect()
+
+    @property
+    def _held(self) -> Allocated:
+        _ = self.model
+        if self._allocated is None:  # the memory for it ran out between two calls
+            self._allocate(None)
+        assert self._allocated is not None
+        return self._allocated
+
+    def _allocate(self, batch_size: BatchSize | None) -> None:
+        self._allocated = self._conversation = None  # the old cache first: both are never there together
+        self._allocated = allocate(self.model, batch_size, self._measured)
+
+    def _end_stream(self) -> None:
+        """Give up an answer that somebody stopped reading."""
+        if self._stream is not None:
+            self._stream.close()
+            self._stream = None
+
+    def _engine_for(self, batch_size: BatchSize | None) -> Engine:
+        self._end_stream()
+        if self._allocated is None or self._allocated.batch_size != batch_size:
+            self._allocate(batch_size)
+        return self.engine
+
+    def _settings(self, given: Mapping[str, Any], max_tokens: int) -> AnswerSettings:
+        model, options = self.model, options_from(AnswerOptions, given, without=("system",))
+        return AnswerSettings.of(model.sampling, options, max_tokens=max_tokens, pin_system=model.spec.pin_system)
+
+    def _encode(self, prompt: Prompt, system: str | None, *, raw: bool) -> Encoded:
+        text = self.model.text
+        if isinstance(prompt, Mapping):
+            raise UsageError("generate takes a list of prompts, and a list of messages is one; give [messages]")
+        if not isinstance(prompt, str):
+            if raw or system is not None:
+                raise UsageError("raw and system are for prompts that are text; these are messages")
+            return text.conversation(prompt)
+        if raw and system is not None:
+            raise UsageError("raw contradicts system: without a chat template nothing sets the system prompt apart")
+        return text.raw(prompt) if raw else text.prompt(prompt, system=system)
+
+    def _tell_notes(self) -> None:
+        """Pass on what the chat template makes the user should know, each note once."""
+        notes = self.model.text.notes
+        for note in notes[self._num_notes :]:
+            self.model.listener.note(note)
+        self._num_notes = len(notes)

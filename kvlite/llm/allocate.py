@@ -1,0 +1,74 @@
+"""From a budget to an engine: the slot format the model tolerates, the cache it buys, allocated."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from kvlite.engine.engine import Engine
+    from kvlite.llm.listener import Listener
+    from kvlite.llm.spec import BatchSize
+    from kvlite.llm.text_model import TextModel
+    from kvlite.memory.fit import Fit
+    from kvlite.memory.plan import CacheSpec
+    from kvlite.models.kv_quant_check import QuantEffect
+
+
+@dataclass(frozen=True, slots=True)
+class Allocated:
+    """An engine with its cache, and how they fit beside the weights; `batch_size` is what they were made for."""
+
+    engine: Engine
+    fit: Fit
+    batch_size: BatchSize | None
+
+
+def allocate(model: TextModel, batch_size: BatchSize | None, measured: dict[str, QuantEffect]) -> Allocated:
+    """Build the engine for one conversation with the whole budget (None), or for a batch whose rows share it.
+
+    `measured` remembers what slot formats did to this model. Raises CapacityError where the budget or the device's
+    memory is too small, SlotsTooCoarse where the model does not tolerate the slot format that was named.
+    """
+    from kvlite.engine.engine import Engine
+    from kvlite.engine.graphs import CudaGraphs
+
+    spec, loaded = model.spec, model.loaded
+    fit = model.fit(batch_size)
+    fit = replace(fit, spec=_tolerated(model, fit.specs(spec.budget), measured))
+    stored = fit.spec.slot_format
+    engine = Engine(loaded, fit.cache(spec.budget), spec.policy, stored, spec.on_full, spec.load.kernels)
+    if model.captures:
+        engine.capture(CudaGraphs(loaded.device, engine.rows), model.listener.warn)
+    return Allocated(engine, fit, batch_size)
+
+
+def _tolerated(model: TextModel, specs: Sequence[CacheSpec], measured: dict[str, QuantEffect]) -> CacheSpec:
+    """The first of `specs` that the model tolerates: without harm where there is another to take instead.
+
+    Raises SlotsTooCoarse where the only one destroys the model's answers.
+    """
+    from kvlite.models.kv_quant_check import require_survival, try_format
+
+    is_named = len(specs) == 1
+    for spec in specs:
+        stored = spec.slot_format
+        if not stored.is_coded:
+            return spec
+        if stored.name not in measured:
+            measured[stored.name] = (require_survival if is_named else try_format)(model.loaded, stored)
+            _tell(model.listener, measured[stored.name], is_named)
+        if is_named or measured[stored.name].is_harmless:
+            return spec
+    raise AssertionError("the last format is the model's own dtype")
+
+
+def _tell(listener: Listener, effect: QuantEffect, is_named: bool) -> None:
+    name = effect.stored.name
+    if is_named:
+        (listener.warn if effect.is_noticeable else listener.detail)(str(effect))
+    elif effect.is_harmless:
+        listener.detail(f"--kv-dtype auto takes {name}: {effect.finding}")
+    else:
+        listener.note(f"--kv-dtype auto passes over {name}, fewer tokens are kept: {effect.finding}")

@@ -1,0 +1,173 @@
+"""From prompts to answers: requests to an engine, whose tokens become pieces of text as they come.
+
+Chat, single answers and Python's `generate` all go this way.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Generator, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from kvlite.engine.request import Completion, FinishReason, Request, Sampling, Token
+from kvlite.errors import UsageError
+
+if TYPE_CHECKING:
+    from kvlite.engine.engine import Engine
+    from kvlite.memory.counts import KVCounts
+    from kvlite.options import AnswerOptions
+    from kvlite.record.schema import RequestReport
+    from kvlite.text.stream import AnswerText, Piece
+    from kvlite.text.template import ChatText, Encoded
+
+SEEDS = 2**63  # all that Sampling takes
+DRAWN_SEEDS = 2**31  # short enough to read out and type again
+CHAT_MAX_TOKENS = 8192  # a small model may go on for ever
+BATCH_MAX_TOKENS = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerSettings:
+    """How an answer is sampled and where it ends; `max_tokens` None lets the model go on until it ends by itself.
+
+    Raises UsageError where `max_tokens` is less than 1.
+    """
+
+    sampling: Sampling = field(default_factory=Sampling)
+    max_tokens: int | None = CHAT_MAX_TOKENS
+    stop: tuple[str, ...] = ()
+    pin_system: bool = True
+
+    def __post_init__(self) -> None:
+        if self.max_tokens is not None and self.max_tokens < 1:
+            raise UsageError(f"max_tokens is {self.max_tokens}; give at least 1, or none for no limit")
+
+    @classmethod
+    def of(cls, model: Sampling, options: AnswerOptions, *, max_tokens: int, pin_system: bool = True) -> AnswerSettings:
+        """Settings of `options` over the sampling that the model asks for; `max_tokens` where they give none.
+
+        A seed nobody gave is drawn, so that it can be told.
+        """
+        given = sampling_of(options)
+        sampling = replace(model, **given)
+        if "seed" not in given and not sampling.is_greedy:
+            sampling = replace(sampling, seed=secrets.randbelow(DRAWN_SEEDS))
+        return cls(sampling, options.max_tokens or max_tokens, options.stop, pin_system)
+
+    def request(self, name: str, prompt: Encoded, text: ChatText, *, row: int | None, number: int = 0) -> Request:
+        """The engine's request for an answer to `prompt`; answer `number` of a run has that much added to its seed."""
+        sampling = replace(self.sampling, seed=(self.sampling.seed + number) % SEEDS)  # equal draws would rhyme
+        pins = prompt.pins if self.pin_system else ()
+        return Request(name, prompt.ids, sampling, self.max_tokens, text.stop_ids, pins, row)
+
+
+def sampling_of(options: AnswerOptions) -> dict[str, Any]:
+    """The sampling settings that were given, as fields of Sampling. Raises UsageError on values out of range."""
+    if options.greedy and options.temperature:  # NaN is true and is refused with the contradiction
+        raise UsageError(f"--greedy contradicts --temperature {options.temperature}; give one of them")
+    names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed")
+    given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    if options.greedy:
+        given["temperature"] = 0.0
+    Sampling(**given)  # only to have the ranges checked before anything is loaded
+    return given
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A finished answer; `seed` is what it was sampled with.
+
+    `ended_itself`: the model ended its turn, no stop string or limit did; `is_thinking`: it was cut off while thinking.
+    """
+
+    text: str
+    thinking: str
+    finish_reason: FinishReason
+    seed: int
+    ended_itself: bool
+    is_thinking: bool
+    completion: Completion
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens fed for this answer; what the row held before does not count again."""
+        return self.completion.prompt_tokens
+
+    @property
+    def completion_tokens(self) -> int:
+        """Tokens generated."""
+        return len(self.completion.ids)
+
+    @property
+    def kv(self) -> KVCounts:
+        """The row's slots at the end of the answer."""
+        return self.completion.kv
+
+    def report(self) -> RequestReport:
+        """The answer's entry in a run record."""
+        from kvlite.record.schema import RequestReport
+
+        completion = self.completion
+        return RequestReport(
+            id=completion.request_id,
+            prompt_tokens=self.prompt_tokens,
+            completion_tokens=self.completion_tokens,
+            ttft_s=completion.timing.ttft_s,
+            tok_s=completion.timing.tok_s,
+            kv_peak_bytes=self.kv.peak_bytes,
+            tokens_evicted=completion.evicted,
+            seed=self.seed,
+            finish_reason=str(self.finish_reason),
+        )
+
+
+def stream_answer(engine: Engine, request: Request, decoder: AnswerText) -> Generator[Piece | Answer]:
+    """Run one request: pieces of text as they are decoded, at the end the Answer.
+
+    Raises the request's own error after the pieces that came before it.
+    """
+    for _, event in stream_answers(engine, [(request, decoder)]):
+        if isinstance(event, Answer) and event.completion.error is not None:
+            raise event.completion.error
+        yield event
+
+
+def stream_answers(
+    engine: Engine, asked: Iterable[tuple[Request, AnswerText]]
+) -> Generator[tuple[str, Piece | Answer]]:
+    """Run requests as rows come free: each one's id with its pieces of text, at its end with its Answer.
+
+    An answer that failed says why in its completion.
+    """
+    running: dict[str, tuple[Request, AnswerText]] = {}
+
+    def requests() -> Iterator[Request]:
+        for request, decoder in asked:
+            running[request.id] = (request, decoder)
+            yield request
+
+    for event in engine.run(requests()):
+        name = event.request_id
+        request, decoder = running[name]
+        if isinstance(event, Token):
+            if not decoder.stopped:
+                yield from ((name, piece) for piece in decoder.push(event.id))
+                if decoder.stopped:
+                    engine.cancel(name, FinishReason.STOP)
+            continue
+        del running[name]
+        yield from ((name, piece) for piece in decoder.finish())
+        reason = FinishReason.STOP if decoder.stopped else event.finish_reason
+        yield (
+            name,
+            Answer(
+                text=decoder.text,
+                thinking=decoder.thinking,
+                finish_reason=reason,
+                seed=request.sampling.seed,
+                ended_itself=reason is FinishReason.STOP and not decoder.stopped,
+                is_thinking=decoder.is_thinking,
+                completion=event,
+            ),
+        )

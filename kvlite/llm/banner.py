@@ -1,0 +1,53 @@
+"""One line on a model that is ready: what runs, how much its cache holds, when a conversation would end."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from kvlite.memory.budget import BudgetKind
+from kvlite.memory.format import human_bytes
+
+if TYPE_CHECKING:
+    from kvlite.llm import LLM
+    from kvlite.memory.plan import CachePlan
+
+
+def banner(llm: LLM) -> str:
+    """The model, its dtype, its cache, the policy and the device."""
+    model, plan, engine = llm.model, llm.plan, llm.engine
+    loaded, cache, alias = model.loaded, engine.cache, model.files.ref.alias
+    token_bytes = human_bytes(loaded.shape.kv_bytes_per_token(cache.stored))
+    state = " + policy state" if plan.policy_state_bytes else ""
+    parts = [
+        model.name if alias in (None, model.name) else f"{alias} → {model.name}",
+        loaded.dtype_name if loaded.quant == "none" else loaded.quant,
+        f"{cache_size(plan)} @ {token_bytes}{cache.stored.label}{state}{_window(llm)}",
+        f"policy {cache.policy}" + ("" if engine.on_full == "evict" else f", {engine.on_full} when full"),
+        f"{loaded.device} ({cache.kernels.name}{_steps(llm)})",
+    ]
+    if loaded.rotations is None and loaded.window is not None:
+        parts.append(f"ends at {loaded.window:,} tok: positions cannot move")
+    return " · ".join(parts)
+
+
+def cache_size(plan: CachePlan) -> str:
+    """What is reserved of the budget, and the tokens it holds: `KV 395 kB of 400 kB = 4 × 64 tok`."""
+    reserved, budget = human_bytes(plan.reserved_bytes), human_bytes(plan.budget_bytes)
+    rows = f"{plan.rows} × " if plan.rows > 1 else ""
+    return f"KV {reserved}{'' if reserved == budget else f' of {budget}'} = {rows}{plan.slots:,} tok"
+
+
+def _window(llm: LLM) -> str:
+    """The model's window, and where the cache is less than that although the budget is not."""
+    window, plan = llm.model.loaded.shape.max_positions, llm.plan
+    if not window:
+        return ""
+    is_capped = plan.capped_by == "window" or llm.model.spec.budget.kind is BudgetKind.FULL
+    less = ", less room for new ones" if is_capped and plan.slots < window else ""
+    return f" (window {window:,} tok{less})"
+
+
+def _steps(llm: LLM) -> str:
+    """How decode steps run, where it was asked or is not the plain way."""
+    step = llm.engine.step
+    return f", {step.name} steps" if step.name != "eager" or step.obstacle is not None else ""

@@ -1,0 +1,121 @@
+"""Options become values here, once: what loading, planning, the engine and reports read. Loads no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from kvlite.cache.policy import Policy, load_policy
+from kvlite.cache.spec import cache_spec
+from kvlite.catalog.files import ModelFacts, ModelFiles, local_files
+from kvlite.catalog.names import ModelRef, resolve_model
+from kvlite.memory.budget import Budget
+from kvlite.memory.fit import BatchRows, Fit
+from kvlite.memory.format import SlotFormat, dtype_name, slot_format
+from kvlite.memory.plan import CacheSpec
+from kvlite.memory.prediction import DeviceKind, WeightFacts
+from kvlite.memory.shape import ModelShape
+from kvlite.models.load_options import LoadOptions
+from kvlite.options import ModelOptions
+
+ROWS_ON_CPU = 8
+ROWS_ON_GPU = 64
+"""Rows of a batch where the user names no number and the budget holds as many."""
+
+
+BatchSize = int | Literal["auto"]
+"""At most so many rows of a batch; `auto` leaves their number to the device."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunSpec:
+    """The options of one run as values.
+
+    `stored` is what a slot holds, None where that follows from model and budget; `device` is resolved when it is used.
+    """
+
+    ref: ModelRef
+    offline: bool
+    load: LoadOptions
+    device: str
+    budget: Budget
+    row_budget: Budget | None
+    policy: Policy
+    on_full: str
+    stored: SlotFormat | None
+    chunk_limit: int
+    capture: bool | None
+    think: str
+    pin_system: bool
+
+    @classmethod
+    def of(cls, options: ModelOptions) -> RunSpec:
+        """Read the options. Raises UsageError on a word that is none, ModelNotFound where the model's name is none."""
+        budget = Budget.parse(options.kv_budget)
+        row_budget = Budget.parse(options.kv_per_seq) if options.kv_per_seq is not None else None
+        stored = slot_format(options.kv_dtype, "float32") if options.kv_dtype != "auto" else None
+        dtype = dtype_name(options.dtype)
+        policy = load_policy(options.kv_policy)
+        return cls(
+            offline=options.offline,
+            load=LoadOptions(
+                dtype=dtype,
+                quant=options.quant,
+                trust_remote_code=options.trust_remote_code,
+                allow_pickle=options.allow_pickle,
+                fuse=options.fuse,
+                kernels=options.kernels,
+            ),
+            device=options.device,
+            budget=budget,
+            row_budget=row_budget,
+            policy=policy,
+            on_full=policy.when_full(options.on_full),
+            stored=stored,
+            chunk_limit=options.prefill_chunk,
+            capture=options.capture,
+            think=options.think,
+            pin_system=options.pin_system,
+            ref=resolve_model(options.model, revision=options.revision),  # last: the words are checked before
+        )
+
+    def files(self, say: Callable[[str], None] | None = None) -> ModelFiles:
+        """The model's files, downloaded where they are not here yet; `say` is told before a download."""
+        return local_files(self.ref, offline=self.offline, allow_pickle=self.load.allow_pickle, say=say)
+
+    def shape(self, facts: ModelFacts) -> ModelShape:
+        """The model's shape in the dtype that is asked for."""
+        return ModelShape.from_config(facts.config, dtype=self.load.dtype, stored_dtype=facts.stored_dtype)
+
+    def cache(self, shape: ModelShape) -> CacheSpec:
+        """The cache that is asked for; in the model's dtype where the slot format is left open."""
+        stored = self.stored or slot_format("auto", shape.dtype)
+        return cache_spec(self.policy, stored, self.on_full, self.chunk_limit, self.load.kernels)
+
+    def fit(
+        self,
+        facts: ModelFacts,
+        shape: ModelShape,
+        device: DeviceKind,
+        free_bytes: int | None,
+        batch_size: BatchSize | None = None,
+        *,
+        is_loaded: bool = False,
+    ) -> Fit:
+        """The model on a device with `free_bytes`, beside its weights if it `is_loaded`.
+
+        `batch_size` None is one conversation with the whole budget, else rows share it.
+        """
+        most = (ROWS_ON_GPU if device == "cuda" else ROWS_ON_CPU) if batch_size == "auto" else batch_size
+        return Fit(
+            shape=shape,
+            spec=self.cache(shape),
+            weights=WeightFacts.of(facts),
+            quant=self.load.quant,
+            device=device,
+            free_bytes=free_bytes,
+            batch=None if most is None else BatchRows(most, self.row_budget),
+            is_automatic=self.stored is None,
+            is_loaded=is_loaded,
+        )

@@ -1,0 +1,102 @@
+"""A model that reads and writes text: its weights and its tokenizer, loaded; no cache yet."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from kvlite.engine.request import Sampling
+from kvlite.errors import BrokenModel, UsageError
+from kvlite.llm.listener import Listener
+from kvlite.llm.spec import BatchSize, RunSpec
+from kvlite.text.template import ChatText
+
+if TYPE_CHECKING:
+    from kvlite.catalog.files import ModelFiles
+    from kvlite.memory.fit import Fit
+    from kvlite.memory.prediction import DeviceKind
+    from kvlite.models.loaded import LoadedModel
+    from kvlite.record.schema import ModelIdentity
+
+
+@dataclass(frozen=True, slots=True)
+class TextModel:
+    """The loaded weights, the way between text and ids, and how the model's generation_config.json samples.
+
+    `captures`: the device runs CUDA graphs for it; `listener` is told what happens to it.
+    """
+
+    spec: RunSpec
+    files: ModelFiles
+    loaded: LoadedModel
+    text: ChatText
+    sampling: Sampling
+    captures: bool
+    listener: Listener
+
+    @classmethod
+    def load(cls, spec: RunSpec, listener: Listener, files: ModelFiles | None = None) -> TextModel:
+        """Load the weights of `files`, or of those found for `spec`, downloaded where they are not here yet.
+
+        What fails fastest comes first: device, then files, then memory, then weights. Raises the KvliteError that says
+        what is wrong.
+        """
+        from kvlite.engine.capturing import is_wanted
+        from kvlite.models.device import pick_device
+        from kvlite.models.loading import load
+
+        device = pick_device(spec.device)
+        captures = is_wanted(spec.capture, device)
+        files = files or spec.files(listener.note)
+        loaded = load(files, spec.load, device)
+        text = ChatText(loaded.tokenizer, generation=files.generation, think=spec.think)
+        return cls(spec, files, loaded, text, model_sampling(files.generation), captures, listener)
+
+    @property
+    def name(self) -> str:
+        """`repo@sha`, or the folder's or alias's name."""
+        return self.files.name
+
+    def fit(self, batch_size: BatchSize | None) -> Fit:
+        """The model beside its weights, in the memory that is free now; see RunSpec.fit."""
+        from kvlite.models.device import free_bytes
+
+        device = self.loaded.device
+        kind: DeviceKind = "cuda" if device.type == "cuda" else "cpu"
+        return self.spec.fit(self.files, self.loaded.shape, kind, free_bytes(device), batch_size, is_loaded=True)
+
+    def identity(self) -> ModelIdentity:
+        """The weights, for the run record."""
+        from kvlite.record.schema import ModelIdentity
+
+        return ModelIdentity(
+            alias=self.files.ref.alias,
+            repo=self.files.repo or str(self.files.folder),
+            revision=self.files.revision,
+            params=self.loaded.num_parameters,
+            quant=self.loaded.quant,
+            dtype=self.loaded.dtype_name,
+            license=self.files.license,
+            fused=list(self.loaded.fused),
+        )
+
+
+def model_sampling(generation: Mapping[str, Any]) -> Sampling:
+    """The sampling that a generation_config.json asks for; greedy where it asks for none.
+
+    Raises BrokenModel where a value cannot be.
+    """
+    kinds: dict[str, type] = {"repetition_penalty": float}
+    if generation.get("do_sample"):
+        kinds |= {"temperature": float, "top_k": int, "top_p": float, "min_p": float}
+    given: dict[str, Any] = {"temperature": 1.0} if "temperature" in kinds else {}
+    try:
+        for name, kind in kinds.items():
+            if generation.get(name) is not None:
+                given[name] = kind(generation[name])
+        return Sampling(**given)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise BrokenModel(f"generation_config.json: {name} is {generation[name]!r}; expected a number") from error
+    except UsageError as error:
+        raise BrokenModel(f"generation_config.json: {error}") from error

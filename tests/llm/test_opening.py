@@ -1,0 +1,80 @@
+"""From options to an engine: what is refused before weights are loaded."""
+
+from __future__ import annotations
+
+import pytest
+
+from kvlite.catalog.files import local_files
+from kvlite.catalog.names import resolve_model
+from kvlite.errors import DoesNotFit, UsageError
+from kvlite.llm import LLM
+from kvlite.llm.spec import RunSpec
+from kvlite.memory.budget import Budget, BudgetKind
+from kvlite.memory.format import FORMATS
+from kvlite.memory.shape import ModelShape
+from kvlite.models import device, loading
+from kvlite.options import ModelOptions
+
+SHAPE = ModelShape.from_config(local_files(resolve_model("demo")).config)
+
+
+def spec(**options: object) -> RunSpec:
+    return RunSpec.of(ModelOptions(model="demo", **options))  # type: ignore[arg-type]
+
+
+def test_the_weights_are_measured_as_they_will_be_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    files = local_files(resolve_model("demo"))
+    assert files.parameters is not None and files.weight_bytes is not None
+    assert files.weight_bytes < 3 * files.parameters  # stored in two bytes each, computed with in four
+    for module in (loading, device):
+        monkeypatch.setattr(module, "free_bytes", lambda _: 3 * files.parameters)
+    with pytest.raises(DoesNotFit, match=f"weights take {4 * files.parameters / 1e6:.2f} MB"):
+        LLM("demo", device="cpu")
+    with pytest.raises(DoesNotFit, match="KV budget"):  # the weights fit, and leave nothing for the cache
+        LLM("demo", device="cpu", dtype="bf16", kv_budget="50MB")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"dtype": "int4"}, "unknown dtype 'int4'"),
+        ({"kv_budget": "1"}, "KV budget '1' is not understood"),
+        ({"kv_dtype": "int3"}, "no slot format 'int3'"),
+        ({"kv_policy": "nothing"}, "nothing"),
+        ({"kv_policy": "full", "on_full": "evict"}, "contradicts"),
+        ({"device": "abacus"}, "unknown device 'abacus'"),
+    ],
+)
+def test_words_are_refused_before_any_file_is_looked_for(options: dict[str, str], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        LLM("org/nowhere", offline=True, **options)
+
+
+def test_words_become_values() -> None:
+    found = spec(kv_budget="2MB", kv_per_seq="64tok", kv_dtype="bf16", dtype="fp16", kv_policy="full", device="cpu")
+    assert found.budget == Budget(BudgetKind.BYTES, 2_000_000)
+    assert found.row_budget == Budget(BudgetKind.TOKENS, 64)
+    assert (found.stored, found.load.dtype) == (FORMATS["bfloat16"], "float16")
+    assert (found.policy.name, found.on_full) == ("full", "stop")
+
+
+def test_what_is_left_open_follows_from_the_model() -> None:
+    found = spec()
+    assert (found.stored, found.load.dtype, found.row_budget) == (None, None, None)
+    assert found.cache(SHAPE).slot_format == FORMATS[SHAPE.dtype]
+
+
+@pytest.mark.parametrize(
+    ("policy", "kernels", "on_full", "kept"),
+    [
+        ("heavy-hitter", "triton", None, True),
+        ("heavy-hitter", "triton", "stop", False),
+        ("heavy-hitter", "torch", None, False),
+        ("heavy-hitter", "auto", None, False),
+        ("h2o", "triton", None, False),
+    ],
+)
+def test_the_order_of_slots_is_planned_where_kernels_keep_one(
+    policy: str, kernels: str, on_full: str | None, kept: bool
+) -> None:
+    assert spec(kv_policy=policy, kernels=kernels, on_full=on_full).cache(SHAPE).keeps_order == kept
