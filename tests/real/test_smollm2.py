@@ -126,19 +126,18 @@ def test_the_budget_holds_to_the_byte_while_prompt_and_answer_pass_through(
 
 
 def test_a_chat_feeds_each_turn_once_and_remembers(make: Any) -> None:
-    llm = make("1000tok")
-    messages: list[dict[str, str]] = [{"role": "system", "content": "You are a helpful assistant. Answer briefly."}]
-    fed = 0
-    for question in ("My name is Ruth and I keep bees.", "What is the capital of France?", "What is my name?"):
+    llm = make("1000tok", dtype="float32", kv_dtype="float32")
+    messages, fed = [], 0
+    for question in ("What is the capital of France?", "And of Italy?", "Which two countries did I ask about?"):
         messages.append({"role": "user", "content": question})
-        said = llm.chat(messages, max_tokens=60)
+        said = llm.chat(messages, max_tokens=40)
         messages.append({"role": "assistant", "content": said.text})
         fed += said.prompt_tokens + said.completion_tokens
         assert said.ended_itself and llm.counts().tokens_seen == fed
-    assert "Paris" in messages[4]["content"] and "Ruth" in messages[6]["content"]
-    assert (
-        fed == len(llm.model.text.tokenizer.apply_chat_template(messages, return_dict=False)) - 2
-    )  # the last <|im_end|>\n
+    assert "Paris" in messages[1]["content"] and "Rome" in messages[3]["content"]
+    assert "France" in messages[5]["content"] and "Italy" in messages[5]["content"]
+    whole = llm.model.text.tokenizer.apply_chat_template(messages, return_dict=False)
+    assert fed == len(whole) - 2  # the end of the last turn and its newline
 
 
 def test_a_chat_goes_on_past_its_budget(make: Any) -> None:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from kvlite.cli.opening import open_model
-from kvlite.console import Console
+from kvlite import LLM
 from kvlite.engine.request import Completion, Request, Sampling
-from kvlite.options import ModelOptions
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,17 +39,11 @@ COUNTS = ("reserved_bytes", "live_bytes", "tokens_seen", "tokens_kept", "tokens_
 
 def generate(model: str, case: Case) -> list[Answer]:
     """Answer the prompts of `case` with the model of this name or folder, on the CPU."""
-    options = ModelOptions(
-        model=model,
-        device="cpu",
-        dtype=case.dtype,
-        kv_policy=case.policy,
-        kv_dtype=case.slots,
-        kv_budget="1GB" if case.together else case.budget,
-        kv_per_seq=case.budget if case.together else None,
-    )
+    budget = {"kv_budget": "1GB", "kv_per_seq": case.budget} if case.together else {"kv_budget": case.budget}
     rows = len(case.prompts) if case.together else None
-    engine = open_model(options, Console(quiet=True), with_rows=case.together, batch_size=rows).engine
+    llm = LLM(
+        model, device="cpu", dtype=case.dtype, kv_policy=case.policy, kv_dtype=case.slots, batch_size=rows, **budget
+    )
     requests = [
         Request(
             str(index),
@@ -64,7 +56,8 @@ def generate(model: str, case: Case) -> list[Answer]:
         for index, ids in enumerate(case.prompts)
     ]
     rounds = [requests] if case.together else [[request] for request in requests]
-    ends = [event for waiting in rounds for event in engine.run(waiting) if isinstance(event, Completion)]
+    ends = [event for waiting in rounds for event in llm.engine.run(waiting) if isinstance(event, Completion)]
+    llm.close()
     for end in ends:
         if end.error is not None:
             raise end.error
