@@ -23,8 +23,8 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from kvlite.cache.group import SlotGroup
-from kvlite.cache.layer import LayerSlots
+from kvlite.cache.group import LayerGroup
+from kvlite.cache.layer import Layer
 from kvlite.cache.policy import load_policy
 from kvlite.engine.engine import Engine
 from kvlite.engine.request import Request, Token
@@ -102,13 +102,13 @@ def decode_theirs(model: PreTrainedModel, prompt: list[int], tokens: int, clock:
 @contextmanager
 def attention_removed() -> Iterator[None]:
     """Within the block layers neither attend nor store."""
-    attend, begin, end = LayerSlots.attend, SlotGroup.begin, SlotGroup.end
-    LayerSlots.attend = lambda self, q, k, v, step, geometry: q  # type: ignore[method-assign,assignment,return-value]
-    SlotGroup.begin = SlotGroup.end = lambda self, step: None  # type: ignore[method-assign,assignment]
+    attend, place, evict = Layer.attend, LayerGroup.place, LayerGroup.evict
+    Layer.attend = lambda self, q, k, v, step, geometry: q  # type: ignore[method-assign,assignment,return-value]
+    LayerGroup.place = LayerGroup.evict = lambda self, step: None  # type: ignore[method-assign,assignment]
     try:
         yield
     finally:
-        LayerSlots.attend, SlotGroup.begin, SlotGroup.end = attend, begin, end  # type: ignore[method-assign]
+        Layer.attend, LayerGroup.place, LayerGroup.evict = attend, place, evict  # type: ignore[method-assign]
 
 
 def measure(

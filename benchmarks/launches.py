@@ -30,7 +30,7 @@ from transformers.utils import logging
 
 from kvlite.cache import cache as cache_module
 from kvlite.cache.cache import SlotCache
-from kvlite.cache.layer import LayerSlots
+from kvlite.cache.layer import Layer
 from kvlite.cache.policy import load_policy
 from kvlite.memory.budget import Budget
 from kvlite.memory.format import slot_format
@@ -40,7 +40,7 @@ from kvlite.models.attention_interface import register
 from kvlite.models.fusing import fuse
 from kvlite.models.loaded import LoadedModel
 from kvlite.models.verify import admit
-from kvlite_kernels.choice import KernelSet
+from kvlite_kernels.backend import LayerSizes
 
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {},
@@ -126,7 +126,7 @@ class Counting(TorchDispatchMode):
             return on_slots
 
         with (
-            patch.object(LayerSlots, "attend", marked(LayerSlots.attend)),
+            patch.object(Layer, "attend", marked(Layer.attend)),
             patch.object(SlotCache, "begin", marked(SlotCache.begin)),
             patch.object(SlotCache, "end", marked(SlotCache.end)),
             _launching(self.launch),
@@ -177,12 +177,13 @@ def tiny(family: str, layers: int, modules: str) -> LoadedModel:
     loaded = admit(LoadedModel(model, None, shape, torch.bfloat16, torch.device("cpu"), "none"))  # type: ignore[arg-type]
     if modules != "unfused":
         loaded = fuse(loaded)
-    if modules == "triton":  # the logits of a tensor without data cannot be compared
-        from kvlite_kernels.triton_set.dense import TRITON_DENSE
+    if modules == "triton":  # tensors without data cannot be compared
+        from kvlite_kernels.triton_set.fused_ops import TritonOps
+        from kvlite_kernels.triton_set.tiles import Processor
 
         for module in model.modules():
-            if hasattr(module, "kernels"):
-                module.kernels = TRITON_DENSE
+            if hasattr(module, "ops"):
+                module.ops = TritonOps(Processor(90, 132))
     torch.nn.Module.to(model, META)
     return replace(loaded, device=META)
 
@@ -190,20 +191,18 @@ def tiny(family: str, layers: int, modules: str) -> LoadedModel:
 def full_cache(loaded: LoadedModel, policy_name: str, kernels: str) -> SlotCache:
     """One row of slots on `torch` or `triton`."""
     policy, stored = load_policy(policy_name), slot_format("auto", "bfloat16")
-    keeps_order = policy.keeps_order(kernels)
-    spec = CacheSpec(stored, policy.state_bytes_per_slot, policy.min_slots(), evicts=True, keeps_order=keeps_order)
+    spec = CacheSpec(stored, policy.state_bytes_per_slot, policy.min_slots(), evicts=True)
     plan = plan_cache(loaded.shape, Budget.parse(f"{SLOTS}tok"), spec, free_bytes=None)
     if kernels == "torch":
         return SlotCache(loaded.shape, plan, policy, stored, META)
 
-    from kvlite_kernels.triton_set.launching import TritonKernels
-    from kvlite_kernels.triton_set.scratch import Scratch
+    from kvlite_kernels.triton_set.backend import TritonBackend
     from kvlite_kernels.triton_set.tiles import Processor
 
     heads = loaded.shape.query_heads
-    on_triton = TritonKernels(Scratch(1, heads, heads, SLOTS + 1, 256, Processor(90, 132), META))
-    chosen = KernelSet("triton", on_triton.attend, on_triton)
-    with patch.object(cache_module, "choose_kernels", lambda *_: chosen):  # which would miss the device
+    sizes = [LayerSizes(heads, heads, SLOTS + 1, 256, 256)]
+    backend = TritonBackend(sizes, 1, [torch.bfloat16], META, Processor(90, 132))
+    with patch.object(cache_module, "open_backend", lambda *_: backend):  # which would miss the device
         return SlotCache(loaded.shape, plan, policy, stored, META)
 
 
@@ -216,7 +215,7 @@ def count_step(loaded: LoadedModel, cache: SlotCache) -> Counter[bool]:
         counting = Counting()
         with counting.counting():
             loaded.forward(ids, cache, cache.begin(slice(0, 1), pos, pos, (tokens,), None))
-    assert all(cache.live(0, layer.slots) == layer.slots for layer in cache.layers.values())
+    assert all(cache.live(0, layer.num_slots) == layer.num_slots for layer in cache.layers.values())
     return counting.counts
 
 

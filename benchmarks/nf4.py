@@ -27,7 +27,8 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from kvlite.record.measure import installed_versions
-from kvlite_kernels.choice import KernelsUnavailable, choose_products
+from kvlite_kernels.backend import KernelsUnavailable
+from kvlite_kernels.choice import choose_ops
 from kvlite_kernels.nf4 import FourBit
 
 SHAPES = {
@@ -115,7 +116,7 @@ def measure(bench: Bench, model: str, rows: list[int]) -> Iterator[Result]:
     from bitsandbytes import matmul_4bit
     from bitsandbytes.functional import quantize_4bit
 
-    products, ceiling = choose_products("triton", bench.device), copy_rate(bench)
+    ops, ceiling = choose_ops("triton", bench.device), copy_rate(bench)
     for name, (outputs, channels) in SHAPES[model].items():
         wide = torch.randn(outputs, channels, dtype=bench.dtype, device=bench.device)
         packed, state = quantize_4bit(wide, blocksize=BLOCK, quant_type="nf4")
@@ -129,11 +130,11 @@ def measure(bench: Bench, model: str, rows: list[int]) -> Iterator[Result]:
             def rate(num_bytes: int, calls: list[Callable[[], object]]) -> float:
                 return num_bytes / bench.seconds(calls) / 1e9
 
-            served = products is not None and count <= products.most_rows and products.lack(bench.dtype) is None
+            served = [call(ops.multiply_four_bit, x, weight, None) for weight in ours]
             yield Result(
                 model, name, outputs, channels, count,
                 bitsandbytes=rate(num_bytes, [call(matmul_4bit, x, *pack) for pack in packs]),
-                kvlite=rate(num_bytes, [call(products, x, weight, None) for weight in ours]) if served else None,
+                kvlite=rate(num_bytes, served) if count <= ops.most_four_bit_rows(bench.dtype) else None,
                 dense=rate(wide.nbytes, [call(linear, x, weight) for weight in wides]),
                 copy=ceiling,
             )  # fmt: skip
@@ -187,7 +188,7 @@ def main() -> None:
     models = ["tiny"] if given.tiny else given.model or [name for name in SHAPES if name != "tiny"]
     rows = [int(count) for count in given.rows.split(",")]
     try:
-        choose_products("triton", device)
+        choose_ops("triton", device)
     except KernelsUnavailable as error:
         parser.error(str(error))
     with torch.inference_mode():

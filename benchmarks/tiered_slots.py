@@ -9,13 +9,13 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 
 import torch
+from kvlite.cache.store import DenseStore
 from torch import Tensor
 
 from kvlite.cache.cache import SlotCache
 from kvlite.cache.layer import LayerSlots
 from kvlite.cache.policy import Candidates
 from kvlite.cache.step import Step
-from kvlite.cache.store import DenseStore
 from kvlite.engine.engine import Engine
 from kvlite.evaluation.variant import Placed, Variant
 from kvlite.memory.budget import Budget, BudgetKind

@@ -1,15 +1,13 @@
-"""Options, each declared once: a field of a frozen dataclass with its type, its default and how it is given.
-
-The flags of the command line, the keys of `kvlite.toml`, the `KVLITE_*` variables, what a shell completes and the page
-docs/cli.md all follow from these fields.
-"""
+"""The options of the model, its cache and its answers, which several commands and Python share."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import MISSING, dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal
+
+from kvlite.flags import Short, option
 
 BUILT_IN_MODEL = "demo"
 MODEL, MEMORY, SAMPLING = "Model", "Memory", "Sampling"  # headings of the help
@@ -27,48 +25,6 @@ QUANT_SPELLINGS = {
     "fp4": "fp4",
     "bnb.fp4": "fp4",
 }
-
-
-class Short(NamedTuple):
-    """A flag without a value that stands for one value of an option."""
-
-    name: str
-    value: str
-    help: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Flag:
-    """How a field is given: as the option of these `names` (by default the field's own), or as an argument.
-
-    `parse` reads what was given, raising ValueError on what cannot be. `complete` proposes values to the shell: a
-    function, or the name of one the command line knows. Without `from_settings` an option must be typed each time: no
-    variable and no file gives it. `variables` are read in the environment in place of KVLITE_<NAME>.
-    """
-
-    help: str
-    names: tuple[str, ...] = ()
-    metavar: str | None = None
-    heading: str | None = None
-    shown_default: str | bool = True
-    min: int | None = None
-    max: int | None = None
-    parse: Callable[[Any], Any] | None = None
-    complete: str | Callable[..., list[str]] | None = None
-    short: Short | None = None
-    from_settings: bool = True
-    variables: tuple[str, ...] = ()
-    is_argument: bool = False
-
-
-def option(default: Any, *names: str, help: str, **how: Any) -> Any:
-    """A field that is given as an option; `how` are fields of Flag."""
-    return field(default=default, metadata={"flag": Flag(help=help, names=names, **how)})
-
-
-def argument(default: Any = MISSING, *, metavar: str, help: str, **how: Any) -> Any:
-    """A field that is given by its place on the command line; without a `default` it must be."""
-    return field(default=default, metadata={"flag": Flag(help=help, metavar=metavar, is_argument=True, **how)})
 
 
 def read_quant(value: str) -> str:
@@ -216,7 +172,7 @@ class AnswerOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OutputOptions:
-    """What a run tells besides the answer."""
+    """The thinking and the run record, beside the answer."""
 
     show_thinking: bool = option(False, help="Show the thinking, on stderr.")
     report: str = option("auto", metavar="PATH|auto|none", help="Where the run record goes; auto is the state folder.")

@@ -46,9 +46,10 @@ def make_engine(
 ) -> Engine:
     rule = load_policy(policy)
     on_full, kernels = options.pop("on_full", None), options.pop("kernels", "auto")
-    spec = cache_spec(rule, slot_format(kv_dtype, "float32"), on_full, kernels=kernels, **options)
+    recorder, warn = options.pop("recorder", None), options.pop("warn", lambda text: None)
+    spec = cache_spec(rule, slot_format(kv_dtype, "float32"), on_full, **options)
     plan = plan_cache(loaded.shape, Budget.parse(budget), spec, rows=rows, free_bytes=None)
-    return Engine(loaded, plan, rule, spec.slot_format, on_full, kernels)
+    return Engine(loaded, plan, rule, spec.slot_format, on_full, kernels, recorder, warn)
 
 
 def answers(engine: Engine, requests: list[Request]) -> dict[str, Completion]:

@@ -118,3 +118,20 @@ def test_the_table_of_settings_is_what_the_policies_have() -> None:
     assert told == {name: write_settings(settings, ", ") for name, settings in found.items() if settings}
     meanings = set(re.findall(r"`(\w+)`", "".join(re.findall(r"^\| (`\w+`[^|]*) \|", page, re.M))))
     assert meanings >= {setting for settings in found.values() for setting in settings}
+
+
+def python_examples() -> list[tuple[str, str]]:
+    pages = (ROOT / "README.md", ROOT / "docs" / "python.md")
+    blocks = [(page.name, re.findall(r"^```python\n(.*?)^```", page.read_text(), flags=re.S | re.M)) for page in pages]
+    return [(name, block) for name, found in blocks for block in found]
+
+
+@pytest.mark.parametrize(("page", "example"), python_examples())
+def test_examples_in_python_run(page: str, example: str, capsys: pytest.CaptureFixture[str]) -> None:
+    exec(compile(example, page, "exec"), {})  # noqa: S102 - what the page tells a reader to run
+    assert capsys.readouterr().out.strip()
+
+
+def test_the_readme_shows_python_in_ten_lines() -> None:
+    (example,) = (block for page, block in python_examples() if page == "README.md")
+    assert len([line for line in example.splitlines() if line]) <= 10

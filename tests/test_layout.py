@@ -19,6 +19,7 @@ SOURCES = (ROOT, ROOT / "kernels")
 # Imports go down: from a package to one on a lower floor, or inside it; between packages of one floor none.
 FLOORS: dict[str, float] = {
     "kvlite.errors": 0,
+    "kvlite.flags": 0,
     "kvlite_kernels": 0,
     "kvlite.demo": 0,
     "kvlite.options": 1,
@@ -44,6 +45,7 @@ FLOORS: dict[str, float] = {
 # These answer before anything heavy is loaded, so they must not load it, not even through others.
 LIGHT = (
     "kvlite.errors",
+    "kvlite.flags",
     "kvlite.options",
     "kvlite.memory",
     "kvlite.catalog",
@@ -172,7 +174,7 @@ def test_the_command_line_loads_only_typer_and_the_standard_library() -> None:
         "new = {m for m in set(sys.modules) - before if m.split('.')[0] not in sys.stdlib_module_names}\n"
         "print(*sorted(m for m in new if m.split('.')[0] != 'typer' and not m.startswith('kvlite.cli')))\n"
     )
-    assert set(loaded.split()) <= {"kvlite", "kvlite.errors", "kvlite.options"}
+    assert set(loaded.split()) <= {"kvlite", "kvlite.errors", "kvlite.flags", "kvlite.options"}
 
 
 def test_the_kernels_folder_is_a_source_root_and_no_package() -> None:

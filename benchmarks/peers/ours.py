@@ -6,11 +6,11 @@ import time
 from dataclasses import dataclass, field
 
 import torch
+from kvlite.engine.capturing import is_wanted
+from kvlite.engine.graphs import CudaGraphs
 
 from kvlite.cache.policy import load_policy
-from kvlite.engine.capturing import is_wanted
 from kvlite.engine.engine import Engine
-from kvlite.engine.graphs import CudaGraphs
 from kvlite.engine.request import Completion, Request
 from kvlite.errors import KvliteError
 from kvlite.memory.budget import Budget
@@ -56,7 +56,7 @@ class Kvlite:
                     engine.capture(CudaGraphs(self.loaded.device, rows))
             except KvliteError as error:
                 raise NotAvailable(str(error)) from error
-            kernels, stored = engine.cache.kernels.name, spec.slot_format.name
+            kernels, stored = engine.cache.backend.name, spec.slot_format.name
             self.note = f"{self.policy}, {kernels} kernels, {engine.step} steps, slots in {stored}"
             self._built = ((slots, rows), engine)
         return self._built[1]
@@ -85,7 +85,7 @@ class Kvlite:
         """Weights once, and the live slots with what the policy keeps."""
         layers = self.engine(case.slots).cache.layers.values()
         weights = weights_read_bytes(self.loaded)
-        live = sum(layer.slot_bytes * min(layer.slots, case.context) for layer in layers)
+        live = sum(layer.slot_bytes * min(layer.num_slots, case.context) for layer in layers)
         return None if weights is None else weights + live
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""The torch twin of products with 4-bit weights as bitsandbytes lays them out: NF4 or FP4, whose code book is given.
+"""Products with 4-bit weights as bitsandbytes lays them out, NF4 or FP4, in plain torch: the reference for kernels.
 
 Letters: M rows, K channels in, N channels out. A weight is code[c] * absmax of its block, where a block is `block`
 neighbours in the order of [N, K]. A byte holds two neighbours, the first in its high half. Sums are fp32 at least.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -34,19 +33,6 @@ class FourBit:
         return self.packed.shape[0], 2 * self.packed.shape[1]
 
 
-class Products(Protocol):
-    """`multiply` as a device does it, for 1 to `most_rows` rows of weights that `is_served` admits."""
-
-    @property
-    def most_rows(self) -> int: ...
-
-    def lack(self, dtype: torch.dtype) -> str | None:
-        """Why it cannot multiply in `dtype`, None where it can."""
-
-    def __call__(self, x: Tensor, weight: FourBit, bias: Tensor | None) -> Tensor:
-        """As `multiply`."""
-
-
 def dequantise(weight: FourBit) -> Tensor:
     """The weights as fp32 [N, K]."""
     codes = torch.stack([weight.packed >> 4, weight.packed & 15], -1).view(-1, weight.block)
@@ -61,10 +47,10 @@ def multiply(x: Tensor, weight: FourBit, bias: Tensor | None) -> Tensor:
 
 
 def is_served(shape: Sequence[int], block: int) -> bool:
-    """Whether the kernels take weights of `shape` (N, K): no thread's channels may lie in two blocks or rows."""
+    """True if kernels take weights of `shape` (N, K): no thread's channels may lie in two blocks or rows."""
     return len(shape) == 2 and shape[1] % CHANNELS == 0 and block % CHANNELS == 0 and shape[0] * shape[1] % block == 0
 
 
 def can_join(shapes: Sequence[Sequence[int]], block: int) -> bool:
-    """Whether such weights are one after another the weights of one product: same K, and no block in two of them."""
+    """True if such weights, one after another, are those of one product: same K, and no block in two of them."""
     return len({k for _, k in shapes}) == 1 and all(n * k % block == 0 for n, k in shapes)

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from kvlite_kernels.kinds import Statistic
-from kvlite_kernels.lowbit import Packed
-from kvlite_kernels.statistic import Measure, probabilities, received
+from kvlite_kernels.slots import Vectors
+from kvlite_kernels.statistic import Observation, probabilities, received
 
 TILE_ELEMENTS = 1 << 22
 """Most logits, or elements of a widened copy of keys or values, held at once: 16 MiB in fp32."""
@@ -27,21 +27,20 @@ TILE_ELEMENTS = 1 << 22
 CACHED_ELEMENTS = 1 << 20
 """Most logits held at once on a CPU, which goes over them several times: 4 MiB in fp32 stay in its cache."""
 
-Vectors = Tensor | Packed
-"""Keys or values as attention reads them: numbers, or codes that are widened a tile at a time."""
-
 
 @dataclass(frozen=True, slots=True)
 class Segment:
     """Keys that are attended together: `k` [B, H_KV, N, D], `v` [B, H_KV, N, D_V], `pos` int [B, H_KV or 1, N].
 
-    `is_whole` promises that every query sees every key.
+    `statistic` fp32 [B, H_KV, N] is what the keys of slots received so far. `all_visible` promises that every query
+    sees every key.
     """
 
     k: Vectors
     v: Vectors
     pos: Tensor
-    is_whole: bool = False
+    statistic: Tensor | None = None
+    all_visible: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +72,7 @@ def attend(q: Tensor, q_pos: Tensor, segment: Segment, geometry: Geometry) -> Pa
     logits = _grouped_matmul(q.to(dtype) * geometry.scaling, segment.k, transpose=True)
     if geometry.softcap is not None:
         logits = geometry.softcap * torch.tanh(logits / geometry.softcap)
-    if not segment.is_whole:
+    if not segment.all_visible:
         hidden = ~_visible(q_pos, segment.pos, geometry.window)
         logits.unflatten(1, (segment.k.shape[1], -1)).masked_fill_(hidden[:, :, None], -torch.inf)
     highest = logits.amax(-1, keepdim=True)
@@ -95,11 +94,11 @@ def merge(outs: Sequence[Tensor], lses: Sequence[Tensor]) -> tuple[Tensor, Tenso
 
 
 def attend_segments(
-    q: Tensor, q_pos: Tensor, segments: Sequence[Segment], geometry: Geometry, measure: Measure | None
+    q: Tensor, q_pos: Tensor, segments: Sequence[Segment], geometry: Geometry, observation: Observation | None
 ) -> tuple[Tensor, list[Tensor]]:
     """Attend over several segments as if they were one, in tiles of queries so that scratch stays bounded.
 
-    Returns out [B, H_Q, T, D_V] in q's dtype and, where a `measure` is given, the statistic [B, H_KV, N] of each
+    Returns out [B, H_Q, T, D_V] in q's dtype and, where a `observation` is given, the statistic [B, H_KV, N] of each
     segment.
     """
     batch, num_heads, num_queries, _ = q.shape
@@ -107,8 +106,8 @@ def attend_segments(
     num_keys = sum(segment.k.shape[2] for segment in segments)
     most = min(TILE_ELEMENTS, CACHED_ELEMENTS) if q.device.type == "cpu" else TILE_ELEMENTS
     tile = max(1, most // (batch * num_heads * num_keys))
-    if num_queries == 1 and len(segments) == 1 and _is_plain(segments[0], geometry, measure):
-        return _attend_plainly(q, segments[0], geometry, measure)
+    if num_queries == 1 and len(segments) == 1 and _is_plain(segments[0], geometry, observation):
+        return _attend_plainly(q, segments[0], geometry, observation)
     outs: list[Tensor] = []
     totals: list[Tensor] = []
     for start in range(0, num_queries, tile):
@@ -116,29 +115,29 @@ def attend_segments(
         partials = [attend(q[:, :, here], q_pos[:, here], segment, geometry) for segment in segments]
         out, lse = _merge_partials(partials, geometry.sink_logits)
         outs.append(out.to(q.dtype))
-        if measure is None or start + tile <= measure.first(num_queries):
+        if observation is None or start + tile <= observation.first(num_queries):
             continue
-        skip = max(0, measure.first(num_queries) - start)
+        skip = max(0, observation.first(num_queries) - start)
         parts = received(
             [partial.logits[:, :, skip:] for partial in partials],
             lse[:, :, skip:],
             q_pos[:, here][:, skip:],
             [segment.pos for segment in segments],
-            measure.of(slice(start + skip, start + tile)),
+            observation.of(slice(start + skip, start + tile)),
             num_kv_heads,
         )
         totals = [a + b for a, b in zip(totals, parts, strict=True)] if totals else parts
     return (outs[0] if len(outs) == 1 else torch.cat(outs, dim=2)), totals
 
 
-def _is_plain(segment: Segment, geometry: Geometry, measure: Measure | None) -> bool:
+def _is_plain(segment: Segment, geometry: Geometry, observation: Observation | None) -> bool:
     """Whether one softmax over all keys is the probability of each, and no more is asked of it than its mean."""
-    is_mean = measure is None or (measure.kind is Statistic.MASS and measure.heads == "mean")
-    return segment.is_whole and geometry.softcap is None and geometry.sink_logits is None and is_mean
+    is_mean = observation is None or (observation.kind is Statistic.MASS and observation.heads == "mean")
+    return segment.all_visible and geometry.softcap is None and geometry.sink_logits is None and is_mean
 
 
 def _attend_plainly(
-    q: Tensor, segment: Segment, geometry: Geometry, measure: Measure | None
+    q: Tensor, segment: Segment, geometry: Geometry, observation: Observation | None
 ) -> tuple[Tensor, list[Tensor]]:
     """As `attend_segments`, of one query whose weight is 1, in the fewest operations."""
     batch, num_heads, _, dim = q.shape
@@ -151,46 +150,7 @@ def _attend_plainly(
     else:
         shares = _grouped_matmul(q.to(dtype) * geometry.scaling, k, transpose=True).softmax(-1)
         out = _grouped_matmul(shares, v, transpose=False).to(q.dtype)
-    return out, [] if measure is None else [shares.view(batch, num_kv_heads, -1, num_keys).mean(2)]
-
-
-def evict(priority: Tensor, pos: Tensor, new_priority: Tensor, new_pos: Tensor) -> Tensor:
-    """Choose a slot for each new token so that the best S of S + T stay: int64 [B, H_KV, T], S where it is dropped.
-
-    `priority` and `pos` [B, H_KV, S] belong to the slots, `new_*` [B, H_KV, T] to the new tokens. The lowest
-    (priority, position) goes first; free slots are -inf and are taken in slot order, so live slots stay a prefix.
-    """
-    if new_pos.shape[-1] == 1:
-        return _evict_one(priority, pos, new_priority, new_pos)
-    slots, tokens = pos.shape[-1], new_pos.shape[-1]
-    # New tokens come first: padding then loses to a free slot, and free slots go in slot order (the sorts are stable).
-    everyone = torch.cat([new_priority, priority], -1)
-    order = torch.cat([new_pos, pos], -1).argsort(dim=-1, stable=True)
-    order = order.gather(-1, everyone.gather(-1, order).argsort(dim=-1, stable=True))
-    gone = torch.zeros_like(everyone, dtype=torch.bool).scatter_(-1, order[..., :tokens], True)
-    born, vacated = ~gone[..., :tokens], gone[..., tokens:]
-    # The i-th surviving new token takes the i-th vacated slot; there are as many of one as of the other.
-    vacancy = torch.where(vacated, vacated.cumsum(-1) - 1, tokens)
-    slot_of = torch.full((*pos.shape[:-1], tokens + 1), slots, dtype=torch.int64, device=pos.device)
-    slot_of.scatter_(-1, vacancy, torch.arange(slots, device=pos.device).expand_as(vacancy))
-    return torch.where(born, slot_of.gather(-1, (born.cumsum(-1) - 1).clamp(min=0)), slots)
-
-
-def victim(priority: Tensor, pos: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Of the slots with the lowest priority the oldest, of `priority` and `pos` [B, H_KV, S].
-
-    Returns that priority, the slot (int64) and its position, [B, H_KV, 1] each.
-    """
-    lowest = priority.amin(-1, keepdim=True)
-    far = torch.iinfo(pos.dtype).max
-    oldest, slot = torch.where(priority == lowest, pos, far).min(-1, keepdim=True)
-    return lowest, slot, oldest
-
-
-def _evict_one(priority: Tensor, pos: Tensor, new_priority: Tensor, new_pos: Tensor) -> Tensor:
-    lowest, slot, oldest = victim(priority, pos)
-    stays = (new_priority > lowest) | ((new_priority == lowest) & (new_pos > oldest))
-    return torch.where(stays, slot, pos.shape[-1])
+    return out, [] if observation is None else [shares.view(batch, num_kv_heads, -1, num_keys).mean(2)]
 
 
 def _visible(q_pos: Tensor, k_pos: Tensor, window: int | None) -> Tensor:

@@ -1,22 +1,31 @@
-"""What kernels see of a layer's slots, where they write them in place. Loads torch, not triton."""
+"""Slots as a backend sees them: keys, values and what is known of each token, in tensors that never move.
+
+Each KV head has S slots and, behind them, the discard slot: new tokens that are not kept are written there, so that
+shapes never depend on data, and a decoded token waits there until its victim is chosen.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any
 
+import torch
 from torch import Tensor
 
-from kvlite_kernels.kinds import Rank
-from kvlite_kernels.reference import Geometry, Vectors
-from kvlite_kernels.statistic import Measure
+from kvlite_kernels.lowbit import Packed
+
+Vectors = Tensor | Packed
+"""Keys or values: numbers [..., H_KV, N, D], or codes of the same shape that are widened a tile at a time."""
 
 
-@dataclass(frozen=True, slots=True)
-class Held:
-    """What n rows hold: `k`, `v` [n, H_KV, S + 1, ...], `pos`, `rot` int32 and the statistic fp32 [n, H_KV, S + 1].
+@dataclass(frozen=True, slots=True, eq=False)
+class Slots:
+    """Slots of B rows of one layer, or of several layers alike, which are then the first dimension.
 
-    `order` int32 [n, H_KV, S + 1] is the order of slots by position that `SlotKernels.evict` keeps.
+    `k` [..., B, H_KV, S + 1, D] and `v` [..., D_V]; `pos` and `rot` int32, and `statistic` fp32 or None, all
+    [..., B, H_KV, S + 1]. `starts` int64 [..., B, H_KV, 1] says where a head's slots begin in the storage of each
+    tensor, counted in slots: a write needs nothing else, so heads need not lie side by side.
     """
 
     k: Vectors
@@ -24,68 +33,72 @@ class Held:
     pos: Tensor
     rot: Tensor
     statistic: Tensor | None
-    order: Tensor | None = None
+    starts: Tensor
 
+    @classmethod
+    def empty(cls, k: Vectors, v: Vectors, has_statistic: bool) -> Slots:
+        """Slots without a token over the zeros `k` and `v`, which are contiguous."""
+        *heads, slots, _ = k.shape
+        device = tensors_of(k)[0].device
+        pos, rot = (torch.full((*heads, slots), -1, dtype=torch.int32, device=device) for _ in range(2))
+        statistic = torch.zeros(*heads, slots, dtype=torch.float32, device=device) if has_statistic else None
+        starts = torch.arange(0, pos.numel(), slots, device=device).view(*heads, 1)
+        return cls(k, v, pos, rot, statistic, starts)
 
-@dataclass(frozen=True, slots=True)
-class Arriving:
-    """New tokens: `k`, `v` [n, H_KV, T, ...], `pos`, `rot` int32 [n, T], their statistic [n, H_KV, T] (None: 0).
+    @property
+    def num_slots(self) -> int:
+        """S, the slots of a KV head without the discard slot."""
+        return self.pos.shape[-1] - 1
 
-    Keys and values are numbers; where slots are coded, rotated ones, which the kernel codes.
-    """
+    def __getitem__(self, index: Any) -> Slots:
+        """The slots at `index` of the dimensions before KV heads, in the same memory."""
+        statistic = None if self.statistic is None else self.statistic[index]
+        return Slots(
+            self.k[index], self.v[index], self.pos[index], self.rot[index], statistic, self.starts[index]
+        )  # fmt: skip
 
-    k: Tensor
-    v: Tensor
-    pos: Tensor
-    rot: Tensor
-    statistic: Tensor | None
+    def of_rows(self, rows: slice) -> Slots:
+        """The slots of some of the rows."""
+        if rows.stop - rows.start == self.pos.shape[-3]:
+            return self
+        return self[rows] if self.pos.dim() == 3 else self[:, rows]
 
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Every tensor that holds tokens, by name."""
+        for name, vectors in (("k", self.k), ("v", self.v)):
+            yield from zip((name, f"{name}_scale"), tensors_of(vectors), strict=False)
+        yield from (("pos", self.pos), ("rot", self.rot))
+        if self.statistic is not None:
+            yield "statistic", self.statistic
 
-@dataclass(frozen=True, slots=True)
-class Ranking:
-    """Which of `slots` slots goes first: the lowest by `rank`, under the protections.
+    def write(self, index: Tensor | slice, **new: Tensor) -> None:
+        """Overwrite slots of the tensors named `k`, `k_scale`, ..., `statistic` with `new` [..., H_KV or 1, T, ...].
 
-    The newest `recent` tokens, the first `sinks` and the spans `pins` int32 [n, P, 2] are kept, the last two only in
-    layers without a window.
-    """
-
-    rank: Rank
-    recent: int
-    sinks: int
-    slots: int
-    pins: Tensor | None = None
-
-
-class SlotKernels(Protocol):
-    """Kernels that write slots in place."""
-
-    def insert(self, held: Held, new: Arriving, index: Tensor | slice) -> None:
-        """Put new tokens into the slots `index`: a slice, or int64 [n, H_KV or 1, T] with S for what is not kept."""
-        ...
-
-    def decode(
-        self,
-        q: Tensor,
-        q_pos: Tensor,
-        held: Held,
-        extent: int,
-        geometry: Geometry,
-        measure: Measure | None,
-        retention: Tensor | None,
-        ranking: Ranking | None,
-    ) -> Tensor:
-        """One query per head, `q` [n, H_Q, 1, D] at `q_pos` int [n, 1], over the first `extent` slots -> out.
-
-        The statistic is added to what `retention` [n, 1, 1] leaves of the one held. With a `ranking`, which does not
-        pool, the token that waits in slot S is then put over the slot that goes first; padding is not.
+        `index` is a slice where all heads use the same slots, else int64 [..., H_KV or 1, T].
         """
-        ...
+        if isinstance(index, Tensor):
+            index = (index + self.starts).flatten()
+        held = dict(self.tensors())
+        for name, tensor in new.items():
+            put(held[name], self.starts.dim() - 1, index, tensor)
 
-    def evict(self, held: Held, rows: slice, layers: int, q_pos: Tensor, ranking: Ranking, window: int | None) -> None:
-        """Put the token that waits in slot S over the slot that goes first, once its query at `q_pos` has attended.
 
-        As `kvlite_kernels.ranking.evict`, for `rows` of each of `layers` layers, whose rows lie one layer after
-        another in `held`; `q_pos` int [n, 1] and the ranking's pins are of `rows`. The order of `held` may be any that
-        this has left, or each slot at its own number: one that is not that of `pos` is made anew.
-        """
-        ...
+def tensors_of(vectors: Vectors) -> tuple[Tensor, ...]:
+    """The tensors of keys or values: numbers, or codes and their scales."""
+    return (vectors.codes, vectors.scale) if isinstance(vectors, Packed) else (vectors,)
+
+
+def put(held: Tensor, dim: int, index: Tensor | slice, new: Tensor) -> None:
+    """Overwrite slots, which are dimension `dim` of `held`, with `new`, which has T there.
+
+    `index` is a slice where all heads use the same slots, else int64 [...], which slot of the tensor's whole storage.
+    """
+    if isinstance(index, slice):
+        held.narrow(dim, index.start, index.stop - index.start).copy_(new)
+        return
+    shape = held.shape[dim + 1 :]
+    width = shape.numel()
+    everything = held.untyped_storage().nbytes() // held.itemsize // width
+    storage = held.as_strided((everything, *shape), (width, 1) if shape else (1,), 0)
+    new = new.expand(*held.shape[:dim], *new.shape[new.dim() - 1 - len(shape) :])
+    storage.index_copy_(0, index, new.reshape(-1, *shape).to(held.dtype))

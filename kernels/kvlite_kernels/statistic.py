@@ -1,4 +1,4 @@
-"""The torch twins of the statistics: how much of each query's attention a key received, by several measures.
+"""The statistics in plain torch: how much of each query's attention a key received, by several measures.
 
 Each takes the logits of all segments and what normalises a query over all of them, and adds up per key. Letters as in
 `reference`.
@@ -18,14 +18,16 @@ _WORD = 0xFFFFFFFF
 
 
 @dataclass(frozen=True, slots=True)
-class Measure:
-    """Which statistic: its `kind`, how query heads become KV heads, and the `weight` [B, T] of each query.
+class Observation:
+    """A statistic as one step observes it: its `kind`, the `weight` fp32 [B, T] of each query, how heads are reduced.
 
-    Only the last `queries` have a weight other than 0; None says nothing of that.
+    `retention` fp32 [B, 1, 1] is the share that stays of what keys received before, None for all of it. Only the last
+    `queries` have a weight other than 0; None says nothing of that.
     """
 
     kind: Statistic
     weight: Tensor
+    retention: Tensor | None = None
     heads: Heads = "mean"
     noise: Noise | None = None
     queries: int | None = None
@@ -34,27 +36,32 @@ class Measure:
         """The first of `num_queries` queries that may have a weight."""
         return 0 if self.queries is None else max(0, num_queries - self.queries)
 
-    def of(self, queries: slice) -> Measure:
+    def of(self, queries: slice) -> Observation:
         """The same for some of the queries."""
         return replace(self, weight=self.weight[:, queries], queries=None)
 
 
 def received(
-    logits: Sequence[Tensor], lse: Tensor, q_pos: Tensor, k_pos: Sequence[Tensor], measure: Measure, num_kv_heads: int
+    logits: Sequence[Tensor],
+    lse: Tensor,
+    q_pos: Tensor,
+    k_pos: Sequence[Tensor],
+    observation: Observation,
+    num_kv_heads: int,
 ) -> list[Tensor]:
     """The statistic of each segment's keys [B, H_KV, N], summed over the queries by weight.
 
     `logits` [B, H_Q, T, N] and `k_pos` int [B, H_KV or 1, N] are of each segment; `lse` [B, H_Q, T] is the merged one,
     so that the masses of all segments and the sink logit sum to one per query.
     """
-    if measure.kind is Statistic.MASS:
+    if observation.kind is Statistic.MASS:
         shares = [probabilities(part, lse) for part in logits]
-    elif measure.kind is Statistic.BELOW:
+    elif observation.kind is Statistic.BELOW:
         shares = _below(logits, lse)
     else:
-        assert measure.kind is Statistic.GUMBEL and measure.noise is not None
-        shares = _gumbel(logits, q_pos, k_pos, measure.noise)
-    return [_reduced(part, measure, num_kv_heads) for part in shares]
+        assert observation.kind is Statistic.GUMBEL and observation.noise is not None
+        shares = _gumbel(logits, q_pos, k_pos, observation.noise)
+    return [_reduced(part, observation, num_kv_heads) for part in shares]
 
 
 def probabilities(logits: Tensor, lse: Tensor, spread: bool = True) -> Tensor:
@@ -101,15 +108,15 @@ def _gumbel(logits: Sequence[Tensor], q_pos: Tensor, k_pos: Sequence[Tensor], no
     return [probabilities(part, lse) for part in noised]
 
 
-def _reduced(shares: Tensor, measure: Measure, num_kv_heads: int) -> Tensor:
+def _reduced(shares: Tensor, observation: Observation, num_kv_heads: int) -> Tensor:
     """[B, H_Q, T, N] -> [B, H_KV, N]. A maximum is taken per query, so that chunks do not change the sum."""
     batch, num_heads, num_queries, num_keys = shares.shape
-    weight = measure.weight.to(shares.dtype)[:, None, None]  # [B, 1, 1, T]
-    if measure.heads == "max":
+    weight = observation.weight.to(shares.dtype)[:, None, None]  # [B, 1, 1, T]
+    if observation.heads == "max":
         grouped = shares.view(batch, num_kv_heads, num_heads // num_kv_heads, num_queries, num_keys)
         return (weight @ grouped.amax(2)).squeeze(2)
     per_head = (weight @ shares).squeeze(2)
-    if measure.heads == "layer":
+    if observation.heads == "layer":
         return per_head.mean(1, keepdim=True).expand(-1, num_kv_heads, -1)
     return per_head.view(batch, num_kv_heads, num_heads // num_kv_heads, num_keys).mean(2)
 

@@ -1,63 +1,80 @@
-"""Layers of one shape and one number of slots, in the same tensors: what all of them do alike is done once a step."""
+"""Layers alike, in the same tensors: what all of them do alike is done once a step."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
-from kvlite.cache.layer import LayerSlots
-from kvlite.cache.slots import Slots
+from kvlite.cache.layer import Layer, evict_waiting
+from kvlite.cache.policy import Policy
 from kvlite.cache.step import Step
+from kvlite.memory.format import SlotFormat
+from kvlite.memory.shape import LayerShape
+from kvlite_kernels.backend import Backend
+from kvlite_kernels.eviction import Protection
+from kvlite_kernels.lowbit import Packed
+from kvlite_kernels.slots import Slots, Vectors
 
-RANKED_TOGETHER = 1 << 18
-"""Most slots, of all heads, rows and layers, that are ranked at once: some 120 bytes each while that lasts."""
+SCORED_TOGETHER = 1 << 18
+"""Most slots, of all heads, rows and layers, that are scored at once: some 120 bytes each while that lasts."""
 
 
-class SlotGroup:
-    """The layers `indices`, of which each has `rows` rows of `slots`, one layer after another.
+class LayerGroup:
+    """The layers `indices` of one shape, each with `rows` rows of `num_slots` slots per KV head.
 
-    Where a token goes does not depend on its layer while there is room, and a victim of decode may be chosen after
-    all layers have attended. Both are then one operation for the group instead of one per layer.
+    Where a token goes does not depend on its layer while there is room, and the victim of a decoded token may be chosen
+    after all layers have attended. Both are then one operation for the group instead of one per layer.
     """
 
-    def __init__(self, indices: Sequence[int], slots: Slots, rows: int) -> None:
-        self.layers: Mapping[int, LayerSlots] = {
-            index: LayerSlots(index, slots, slice(start, start + rows))
-            for index, start in zip(indices, range(0, rows * len(indices), rows), strict=True)
+    def __init__(
+        self,
+        indices: Sequence[int],
+        shape: LayerShape,
+        rows: int,
+        num_slots: int,
+        stored: SlotFormat,
+        policy: Policy,
+        backend: Backend,
+        device: torch.device,
+    ) -> None:
+        heads = (len(indices), rows, shape.kv_heads, num_slots + 1)
+        k, v = (empty_vectors(heads, dim, stored, device) for dim in (shape.k_dim, shape.v_dim))
+        self.slots = Slots.empty(k, v, policy.statistic.accumulates)  # [L, B, H_KV, S + 1]
+        recent = max(1, min(policy.recent(num_slots), num_slots - 1))
+        self.protection = Protection(recent, policy.sinks, shape.window)
+        self.layers = {
+            index: Layer(index, shape, self.slots[i], policy, backend, self.protection)
+            for i, index in enumerate(indices)
         }
-        self._slots, self._rows = slots, rows
-        a_layer = rows * slots.shape.kv_heads * (slots.slots + 1)
-        run = max(1, RANKED_TOGETHER // a_layer) * rows
-        ends = range(0, rows * len(indices), run)
-        self._runs = [slots.part(slice(start, min(start + run, rows * len(indices)))) for start in ends]
+        self._policy, self._backend = policy, backend
+        self._together = max(1, SCORED_TOGETHER // (rows * shape.kv_heads * (num_slots + 1)))
 
-    def begin(self, step: Step) -> None:
-        """Place what `step` feeds, unless each head evicts for itself (prefill) or kernels place what they write."""
-        placement = step.placements[self._slots.slots]
-        is_placed = placement.index is not None or step.pos.shape[1] == 1
-        if not is_placed or self._slots.kernels.slots is not None:
+    def place(self, step: Step) -> None:
+        """Write the positions of tokens whose slots are known before their keys are."""
+        mapping = step.mappings[self.slots.num_slots]
+        if mapping.index is None:
             return
-        if isinstance(placement.index, Tensor):
-            for slots, part in self._parts(step):
-                slots.place(part)
-        else:
-            self._slots.place(step, len(self.layers))
+        slots = self.slots.of_rows(step.rows)
+        slots.write(mapping.index, pos=step.pos[:, None], rot=step.rot[:, None])
+        if mapping.evicts and slots.statistic is not None:
+            slots.statistic[..., -1].zero_()
 
-    def end(self, step: Step) -> None:
-        """Evict for what waits, after all layers have attended."""
-        waits = step.placements[self._slots.slots].index is None and step.pos.shape[1] == 1
-        if waits and self._slots.evicts_in_order:
-            self._slots.evict_all_waiting(step, len(self.layers))
-        elif waits and not self._slots.evicts_in_place:
-            for slots, part in self._parts(step):
-                slots.evict_waiting(part)
+    def evict(self, step: Step) -> None:
+        """Choose the victims of what waits, after all layers have attended."""
+        if not step.mappings[self.slots.num_slots].evicts or self._policy.needs_queries:
+            return
+        slots = self.slots.of_rows(step.rows)
+        for start in range(0, len(self.layers), self._together):
+            part = slots[start : start + self._together]
+            evict_waiting(part, step, self._policy, self._backend, self.protection)
 
-    def _parts(self, step: Step) -> Iterator[tuple[Slots, Step]]:
-        """As many layers at once as are ranked together where all rows are fed, else one after another."""
-        if step.rows == slice(0, self._rows):
-            for run in self._runs:
-                yield run, step.repeated(run.pos.shape[0] // self._rows)
-        else:
-            for layer in self.layers.values():
-                yield layer, step
+
+def empty_vectors(heads: tuple[int, ...], dim: int, stored: SlotFormat, device: torch.device) -> Vectors:
+    """Zeros [*heads, dim] as `stored` says: numbers, or codes and their scales."""
+    if not stored.is_quantised:
+        return torch.zeros(*heads, dim, dtype=getattr(torch, stored.name), device=device)
+    codes_dtype = torch.uint8 if stored.bits == 4 else torch.int8
+    codes: Tensor = torch.zeros(*heads, stored.code_bytes(dim), dtype=codes_dtype, device=device)
+    return Packed(codes, torch.zeros(*heads, stored.num_scales(dim), dtype=torch.float16, device=device), dim)

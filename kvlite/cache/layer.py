@@ -1,149 +1,149 @@
-"""The slots of one layer, and attention over them."""
+"""The slots of one attention layer: attend over them, then keep the best. The one rule of prefill and decode."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
+import torch
 from torch import Tensor
 
-from kvlite.cache.rotation import Rotation
-from kvlite.cache.slots import Slots
-from kvlite.cache.step import Placement, Step
-from kvlite.cache.store import of_rows
-from kvlite_kernels.reference import Geometry, Segment, Vectors
-from kvlite_kernels.slots import Ranking
-from kvlite_kernels.statistic import Measure
+from kvlite.cache.policy import Candidates, Policy
+from kvlite.cache.rotation import Rotation, rotate_keys
+from kvlite.cache.step import Step
+from kvlite.memory.shape import LayerShape
+from kvlite_kernels.backend import Backend
+from kvlite_kernels.eviction import Protection, choose, priority
+from kvlite_kernels.reference import Geometry, Segment
+from kvlite_kernels.slots import Slots, tensors_of
+from kvlite_kernels.statistic import Observation
 
 
-class LayerSlots(Slots):
-    """The slots of attention layer `index`: `rows` of a group of layers, in the group's memory."""
+class Layer:
+    """Attention layer `index`, whose tokens lie in `slots` [B, H_KV, S + 1].
 
-    def __init__(self, index: int, group: Slots, rows: slice) -> None:
-        part = group.part(rows)
-        super().__init__(
-            part.shape,
-            part.slots,
-            part.policy,
-            part.kernels,
-            part.store,
-            part.pos,
-            part.rot,
-            part.statistic,
-            part.order,
-        )
+    `policy` scores, `backend` computes, `protection` says who stays whatever the score.
+    """
+
+    def __init__(
+        self, index: int, shape: LayerShape, slots: Slots, policy: Policy, backend: Backend, protection: Protection
+    ) -> None:
+        self.index = index
+        self.shape = shape
+        self.slots = slots
+        self.policy = policy
+        self.backend = backend
+        self.protection = protection
+        self.num_slots = slots.num_slots
         self.rotation: Rotation | None = None
-        self._noise = None if self.policy.noise is None else replace(self.policy.noise, layer=index)
-        self._measured: Measure | None = None
-        self._viewed: tuple[tuple[int, int, int, bool], Segment, Tensor | None] | None = None
+        self.tensors = dict(slots.tensors())
+        """Every tensor, by name; views of the group's, whose addresses never change."""
+        self.num_bytes = sum(tensor.nbytes for tensor in self.tensors.values())
+        self._noise = None if policy.noise is None else replace(policy.noise, layer=index)
+        self._read: tuple[tuple[int, int, int, bool], Slots, Segment] | None = None
+
+    @property
+    def slot_bytes(self) -> int:
+        """Bytes of one slot of all KV heads of a row, with all that is kept beside keys and values."""
+        return self.num_bytes // (self.slots.pos.shape[0] * self.slots.pos.shape[-1])
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, step: Step, geometry: Geometry) -> Tensor:
-        """Attend over the live slots and the new tokens, then keep the best S: the one rule of prefill and decode.
+        """Attend over the live slots and the new tokens, then keep the best S.
 
         q [n, H_Q, T, D] and the new k [n, H_KV, T, D], v [n, H_KV, T, D_V], already rotated -> out [n, H_Q, T, D_V].
-        In decode the victim may wait until all layers have attended (`SlotCache.end`).
+        A decoded token waits in the discard slot, and its victim is chosen for all layers at once (`LayerGroup.evict`),
+        or here where the policy looks at queries.
         """
-        placement = step.placements[self.slots]
-        query, keys, values = self._encoded(q, k, v)
-        if placement.index is not None:
-            out = self._append(query, keys, values, step, geometry, placement)
-        elif k.shape[2] == 1:
-            out = self._decode(query, keys, values, step, geometry, placement.is_whole)
-        else:
-            out = self._prefill(query, keys, values, step, geometry)
-        out = self.store.decode(out)
-        return out if out.dtype is q.dtype else out.to(q.dtype)
+        mapping = step.mappings[self.num_slots]
+        num_queries = q.shape[2]
+        q_pos = step.pos if num_queries == step.pos.shape[1] else step.pos[:, -num_queries:]
+        observation = self._observation(step.observation, num_queries)
+        if mapping.index is None:
+            return self._attend_chunk(q, k, v, step, q_pos, geometry, observation)
+        window = geometry.window
+        all_visible = mapping.all_visible and (window is None or mapping.extent <= min(window, self.num_slots))
+        slots, held = self._view(step.rows, mapping.extent, all_visible)
+        self.backend.write(slots, mapping.index, k, v)
+        out, _ = self.backend.attend(q, q_pos, held, None, geometry, observation)
+        if mapping.evicts and self.policy.needs_queries:
+            evict_waiting(slots, step, self.policy, self.backend, self.protection, q)
+        return out
 
-    def _encoded(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Vectors, Vectors]:
-        """In the store's form; kernels multiply in the model's dtype, and code keys and values as they insert them."""
-        query, keys, values = self.store.encode(q, k, v)
-        if self.kernels.slots is not None:
-            return query.to(q.dtype), keys, values
-        return query, *self.store.coded(keys, values)
+    def _attend_chunk(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        step: Step,
+        q_pos: Tensor,
+        geometry: Geometry,
+        observation: Observation | None,
+    ) -> Tensor:
+        """Attend over slots and a chunk that has no room, and keep the best of both."""
+        slots, held = self._view(step.rows, self.num_slots, False)
+        keys, values = self.backend.encode(slots, k, v)
+        new = Segment(keys, values, step.pos[:, None, -k.shape[2] :])
+        out, received = self.backend.attend(q, q_pos, held, new, geometry, observation)
+        pos = torch.cat([held.pos, new.pos.expand(-1, held.pos.shape[1], -1)], -1)
+        known = None if received is None or held.statistic is None else torch.cat([held.statistic, received], -1)
+        candidates = Candidates(pos, step.next_pos, known, ((held.k, held.v), (keys, values)), q)
+        ranked = priority(self.policy.score(candidates), pos, step.next_pos, _with_pins(self.protection, step))
+        index = choose(ranked, pos, self.num_slots)
+        self.backend.write(slots, index, keys, values)
+        slots.write(index, pos=new.pos, rot=step.rot[:, None, -k.shape[2] :])
+        if received is not None:
+            slots.write(index, statistic=received)
+        return out
 
     def rerotate(self, row: int, live: int, end: int) -> None:
         """Give the `live` keys of each head of a row consecutive rotations below `end`, in the order of `pos`."""
         if self.rotation is None or live == 0:
             return
-        rank = self.pos[row, :, :live].argsort(-1).argsort(-1)
-        new = rank.to(self.rot.dtype) + (end - live)
-        held = self.rot[row, :, :live]
-        self.store.rotate(row, new - held, self.rotation)
+        rank = self.slots.pos[row, :, :live].argsort(-1).argsort(-1)
+        held = self.slots.rot[row, :, :live]
+        new = rank.to(held.dtype) + (end - live)
+        rotate_keys(self.slots.k[row, :, :live], new - held, self.rotation)
         held.copy_(new)
 
-    def _append(
-        self, q: Tensor, k: Vectors, v: Vectors, step: Step, geometry: Geometry, placement: Placement
-    ) -> Tensor:
-        """Every row has room: write first, then slots and new tokens are one segment."""
-        assert placement.index is not None
-        self._stage(placement.index, k, v, step)
-        if k.shape[2] == 1 and self.decodes_in_place:
-            return self._attend_in_place(q, step, geometry, placement.extent, None)
-        is_inside = geometry.window is None or placement.extent <= geometry.window
-        segment, statistic = self._view(step.rows, placement.extent, placement.is_whole and is_inside)
-        return self._attend(q, [segment], statistic, step, geometry)[0]
+    def reset(self, row: int, live: int) -> None:
+        """Free the `live` slots of a row and leave nothing of them."""
+        for vectors in (self.slots.k, self.slots.v):
+            for tensor in tensors_of(vectors):
+                tensor[row, :, -1] = 0
+                tensor[row, :, :live] = 0  # a value that is not finite would poison even a sum it has no weight in
+        self.slots.pos[row].fill_(-1)
+        self.slots.rot[row].fill_(-1)
+        if self.slots.statistic is not None:
+            self.slots.statistic[row].zero_()
 
-    def _prefill(self, q: Tensor, k: Vectors, v: Vectors, step: Step, geometry: Geometry) -> Tensor:
-        segment, statistic = self._view(step.rows, self.slots, False)
-        segments = [segment, Segment(*self.store.coded(k, v), step.pos[:, None, -k.shape[2] :])]
-        out, received = self._attend(q, segments, statistic, step, geometry)
-        self.evict(segments, k, v, step, received[1] if received else None)
-        return out
-
-    def _decode(self, q: Tensor, k: Vectors, v: Vectors, step: Step, geometry: Geometry, is_whole: bool) -> Tensor:
-        """One token per row against full slots: it waits in the discard slot, so that all keys are one segment."""
-        self._stage(slice(self.slots, self.slots + 1), k, v, step)
-        if self.evicts_in_place:
-            return self._attend_in_place(q, step, geometry, self.slots + 1, self.ranking(step))
-        if self.decodes_in_place:
-            return self._attend_in_place(q, step, geometry, self.slots + 1, None)
-        segment, statistic = self._view(step.rows, self.slots + 1, is_whole and geometry.window is None)
-        return self._attend(q, [segment], statistic, step, geometry)[0]
-
-    def _stage(self, index: Tensor | slice, k: Vectors, v: Vectors, step: Step) -> None:
-        if self.kernels.slots is None:
-            self.write_placed(step.rows, index, k, v)
-        else:
-            self.write(step.rows, index, k, v, step)
-
-    def _attend(
-        self, q: Tensor, segments: list[Segment], statistic: Tensor | None, step: Step, geometry: Geometry
-    ) -> tuple[Tensor, list[Tensor]]:
-        """Attend, and add to the statistic of the slots, which are the first segment, what they received."""
-        num_queries = q.shape[2]
-        measure = self._measure(step, num_queries)
-        q_pos = step.pos if num_queries == step.pos.shape[1] else step.pos[:, -num_queries:]
-        out, received = self.kernels.attend(q, q_pos, segments, geometry, measure)
-        if statistic is not None:
-            if step.retention is not None:
-                statistic *= step.retention
-            statistic += received[0]
-        return out, received
-
-    def _measure(self, step: Step, num_queries: int) -> Measure | None:
-        if self.statistic is None:
+    def _observation(self, observation: Observation | None, num_queries: int) -> Observation | None:
+        """The step's, of as many queries as this layer has, with this layer's noise."""
+        if observation is None:
             return None
-        weight, policy = step.weight, self.policy
-        if num_queries != weight.shape[1]:
-            weight = weight[:, -num_queries:]
-        if self._measured is None or self._measured.weight is not weight:
-            self._measured = Measure(policy.statistic, weight, policy.heads, self._noise, policy.observed)
-        return self._measured
+        if num_queries != observation.weight.shape[1]:
+            observation = replace(observation, weight=observation.weight[:, -num_queries:])
+        return observation if self._noise is None else replace(observation, noise=self._noise)
 
-    def _attend_in_place(
-        self, q: Tensor, step: Step, geometry: Geometry, extent: int, ranking: Ranking | None
-    ) -> Tensor:
-        """What `_attend` and, with a ranking, `evict` do, for one token per row."""
-        assert self.kernels.slots is not None
-        measure, held = self._measure(step, 1), self.held(step.rows)
-        pos = step.pos[:, -1:]
-        return self.kernels.slots.decode(q, pos, held, extent, geometry, measure, step.retention, ranking)
+    def _view(self, rows: slice, extent: int, all_visible: bool) -> tuple[Slots, Segment]:
+        """The slots of `rows` and the first `extent` of them to read; the last view is kept, as decoding repeats it."""
+        asked = (rows.start, rows.stop, extent, all_visible)
+        if self._read is None or self._read[0] != asked:
+            slots = self.slots.of_rows(rows)
+            statistic = None if slots.statistic is None else slots.statistic[..., :extent]
+            k, v = slots.k[..., :extent, :], slots.v[..., :extent, :]
+            self._read = asked, slots, Segment(k, v, slots.pos[..., :extent], statistic, all_visible)
+        return self._read[1:]
 
-    def _view(self, rows: slice, extent: int, is_whole: bool) -> tuple[Segment, Tensor | None]:
-        """The first `extent` slots and their statistic; the last view is kept, because decoding repeats it."""
-        asked = (rows.start, rows.stop, extent, is_whole)
-        if self._viewed is None or self._viewed[0] != asked:
-            pos = of_rows(self.pos, rows).narrow(2, 0, extent)
-            statistic = None if self.statistic is None else of_rows(self.statistic, rows).narrow(2, 0, extent)
-            segment = Segment(*self.store.view(rows, extent), pos, is_whole)
-            self._viewed = (asked, segment, statistic)
-        return self._viewed[1:]
+
+def evict_waiting(
+    slots: Slots, step: Step, policy: Policy, backend: Backend, protection: Protection, q: Tensor | None = None
+) -> None:
+    """Move each token that waits in the discard slot over the one that `policy` scores lowest.
+
+    `slots` are those of `step.rows`, of one layer or of several; `q` [n, H_Q, 1, D] are the queries of one.
+    """
+    candidates = Candidates(slots.pos, step.next_pos, slots.statistic, ((slots.k, slots.v),), q)
+    backend.evict(slots, policy.score(candidates), step.next_pos, _with_pins(protection, step))
+
+
+def _with_pins(protection: Protection, step: Step) -> Protection:
+    return protection if step.pins is None else replace(protection, pins=step.pins)

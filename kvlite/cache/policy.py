@@ -13,41 +13,66 @@ from __future__ import annotations
 
 import difflib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, ClassVar, get_args, get_type_hints
 
 from kvlite.cache.policy_text import read_value, split_settings, write_settings
 from kvlite.errors import UsageError
-from kvlite_kernels.kinds import Heads, Noise, Rank, Statistic
+from kvlite_kernels.kinds import Heads, Noise, Statistic
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from kvlite_kernels.slots import Vectors
 
 DEFAULT_POLICY = "heavy-hitter"
 ON_FULL = ("evict", "stop", "error")
 ENTRY_POINT_GROUP = "kvlite.policies"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Candidates:
-    """The tokens of one layer of which the best stay: slots and new tokens, N in each KV head, in no order.
+    """The tokens among which the best stay: slots and new tokens, N in each KV head, in no order.
 
-    `pos` int [B, H_KV, N] is -1 where there is none, `next_pos` int [B, 1, 1] the position that comes next. `known` is
-    the policy's statistic and `value_norm` the length of each value where the policy asks for them, fp32 [B, H_KV, N].
+    `pos` int [..., B, H_KV, N] is -1 where there is none, `next_pos` int [B, 1, 1] the position that comes next.
+    Dimensions before B are layers, which are scored together where the policy does not look at queries. Keys, values
+    and queries are looked up when a policy asks for them.
     """
 
     pos: Tensor
     next_pos: Tensor
     known: Tensor | None
-    value_norm: Tensor | None
+    held: Sequence[tuple[Vectors, Vectors]]
+    asking: Tensor | None = None
 
     @property
     def statistic(self) -> Tensor:
-        """The statistic of a policy that declares one."""
-        assert self.known is not None
+        """The statistic that a policy declares, fp32 [..., B, H_KV, N]. Raises UsageError where it declares none."""
+        if self.known is None:
+            raise UsageError("the policy looks at a statistic and declares none; set `statistic` in its class")
         return self.known
+
+    @property
+    def keys(self) -> Tensor:
+        """The keys as slots hold them, rotated: [..., B, H_KV, N, D], not to be written to."""
+        return _numbers([k for k, _ in self.held])
+
+    @property
+    def values(self) -> Tensor:
+        """The values as slots hold them: [..., B, H_KV, N, D_V], not to be written to."""
+        return _numbers([v for _, v in self.held])
+
+    @property
+    def queries(self) -> Tensor:
+        """The queries of this step, rotated: [B, H_Q, T, D], padding on the left.
+
+        Raises UsageError where the policy does not declare `needs_queries`.
+        """
+        if self.asking is None:
+            raise UsageError("the policy looks at queries; set `needs_queries = True` in its class")
+        return self.asking
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +89,7 @@ class Policy(ABC):
     summary: ClassVar[str]
     evicts: ClassVar[bool] = True
     statistic: ClassVar[Statistic] = Statistic.NONE
+    needs_queries: ClassVar[bool] = False
 
     sinks: int = 4
     decay: float = 1.0
@@ -98,27 +124,13 @@ class Policy(ABC):
         """The noise of a policy whose statistic is GUMBEL."""
         return None
 
-    @property
-    def rank(self) -> Rank | None:
-        """The score in the words of a kernel, where it is one that a kernel computes; None: `score` in torch."""
-        return None
-
-    def keeps_order(self, kernels: str) -> bool:
-        """Whether `kernels` rank tokens by their neighbours, for which slots keep their order by position."""
-        return kernels == "triton" and self.rank is not None and self.rank.pooled > 1
-
-    @property
-    def needs_value_norm(self) -> bool:
-        """Whether candidates come with the norm of their values."""
-        return False
-
     @abstractmethod
     def recent(self, slots: int) -> int:
         """How many of the newest tokens are never evicted, at least 1, given `slots` per KV head."""
 
     @abstractmethod
     def score(self, candidates: Candidates) -> Tensor:
-        """Score candidates, higher is kept: fp32 [B, H_KV, N]."""
+        """Score candidates, higher is kept: fp32 [..., B, H_KV, N]."""
 
     def layer_slots(self, slots: int, most: int, depth: int, layers: int) -> int:
         """Slots of full-attention layer number `depth` of `layers`, which have `slots` on average and at most `most`.
@@ -157,6 +169,16 @@ class Policy(ABC):
     def _check(self, field: str, holds: bool, expected: str) -> None:
         if not holds:
             raise UsageError(f"KV policy {self.name!r}: {field} is {getattr(self, field)!r}; expected {expected}")
+
+
+def _numbers(parts: Sequence[Vectors]) -> Tensor:
+    """Keys or values as numbers, those of all parts one after another."""
+    import torch
+
+    from kvlite_kernels.lowbit import Packed, hadamard
+
+    numbers = [hadamard(part.to(torch.float32)) if isinstance(part, Packed) else part for part in parts]
+    return numbers[0] if len(numbers) == 1 else torch.cat(numbers, -2)
 
 
 def policy_names() -> list[str]:

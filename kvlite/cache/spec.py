@@ -9,11 +9,7 @@ from kvlite.memory.plan import MOST_CHUNK, CacheSpec
 
 
 def cache_spec(
-    policy: Policy,
-    stored: SlotFormat,
-    on_full: str | None = None,
-    chunk_limit: int = MOST_CHUNK,
-    kernels: str = "auto",
+    policy: Policy, stored: SlotFormat, on_full: str | None = None, chunk_limit: int = MOST_CHUNK
 ) -> CacheSpec:
     """Slots of `stored` for `policy`, fed at most `chunk_limit` prompt tokens at once.
 
@@ -27,5 +23,4 @@ def cache_spec(
         evicts=evicts,
         chunk_limit=chunk_limit,
         layer_rule=policy.layer_slots if evicts else equally,
-        keeps_order=evicts and policy.keeps_order(kernels),
     )

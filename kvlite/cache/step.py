@@ -1,59 +1,49 @@
-"""What one forward pass feeds: the engine builds a Step, the attention seam hands it to every layer."""
+"""Facts of one forward pass: the engine builds a Step, the attention function hands it to every layer."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from torch import Tensor
 
+from kvlite_kernels.statistic import Observation
+
 
 @dataclass(frozen=True, slots=True)
-class Placement:
-    """Where the new tokens of a step go in the layers that have `slots` slots per head.
+class SlotMapping:
+    """Where the new tokens of a step go in the layers that have a certain number of slots per head.
 
-    Appending: every row has room, so nothing is scored or evicted, and `index` says which slots are next: a slice
-    where that is the same for all rows, else int64 [n, 1, T] with the discard slot for padding. Otherwise `index` is
-    None and each layer evicts. Attention reads the first `extent` slots. `is_whole` says that these and the new token,
-    one per row, are all live, so that nothing but a window hides a key.
+    `index` says which slots they are written to before attention reads the first `extent`: a slice where that is the
+    same for all rows, else int64 [n, 1, T] with the discard slot for padding. It is None where a chunk finds no room:
+    attention then reads slots and chunk apart, and the best of both stay. `evicts` says that tokens wait in the discard
+    slot, from where each moves over a victim after attention. `all_visible` says that each query sees every slot read,
+    unless a window hides it.
     """
 
     extent: int
     index: Tensor | slice | None
-    is_whole: bool = False
-
-    def repeated(self, times: int) -> Placement:
-        """The same for `times` layers whose rows lie one layer after another."""
-        return self if not isinstance(self.index, Tensor) else replace(self, index=self.index.repeat(times, 1, 1))
+    evicts: bool = False
+    all_visible: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
     """T tokens for each of n neighbouring rows: `pos` and `rot` int32 [n, T], -1 = padding (on the left).
 
-    `weight` fp32 [n, T] is how much each query's attention counts for the policy, 0 for padding; `retention` fp32
-    [n, 1, 1] is the share that stays of the statistic a slot holds, None for all of it.
-    `pos` is a token's index in its conversation, `rot` the position its key is rotated by. `counts` is the number of
-    real tokens per row. `pins` int32 [n, P, 2] are spans of positions never evicted, None where there are none.
+    `pos` is a token's index in its conversation, `rot` the position its key is rotated by; `counts` is the number of
+    real tokens per row. `observation` says how attention counts for the policy, None where it does not. `pins` int32
+    [n, P, 2] are spans of positions never evicted, None where there are none. `mappings` are by number of slots.
     """
 
     rows: slice
     pos: Tensor
     rot: Tensor
-    weight: Tensor
-    retention: Tensor | None
     counts: tuple[int, ...]
+    observation: Observation | None
     pins: Tensor | None
-    placements: dict[int, Placement]
+    mappings: dict[int, SlotMapping]
 
-    def repeated(self, times: int) -> Step:
-        """The same for `times` layers whose rows lie one layer after another, to place and to evict; all are fed."""
-        if times == 1:
-            return self
-        return replace(
-            self,
-            rows=slice(0, times * len(self.counts)),
-            pos=self.pos.repeat(times, 1),
-            rot=self.rot.repeat(times, 1),
-            pins=None if self.pins is None else self.pins.repeat(times, 1, 1),
-            placements={slots: placement.repeated(times) for slots, placement in self.placements.items()},
-        )
+    @property
+    def next_pos(self) -> Tensor:
+        """The position after the newest of each row, int [n, 1, 1]; padding is on the left."""
+        return self.pos[:, -1:, None] + 1

@@ -191,7 +191,7 @@ def _sigterm_raises() -> Iterator[None]:
 
 @contextmanager
 def _signals_are_heeded() -> Iterator[None]:
-    """Where Python drops what a signal raised, because it was raised in a destructor, the signal comes once more."""
+    """Send a signal once more where Python dropped what it raised, because it was raised in a destructor."""
 
     def on_dropped(dropped: sys.UnraisableHookArgs) -> None:
         if isinstance(dropped.exc_value, TimeLimit):

@@ -45,7 +45,7 @@ class Answering:
         return cls(options, answer, output.report, call.sources["kv_budget"], call.console)
 
     def settings(self, llm: LLM) -> AnswerSettings:
-        """How answers are sampled and where they end: as given, else as the model asks for."""
+        """Sampling and end of answers: as given, else as the model asks for."""
         from kvlite.llm.answer import CHAT_MAX_TOKENS, AnswerSettings
 
         pins = self.options.pin_system
@@ -91,5 +91,5 @@ def answer_once(
 
 
 def has_user() -> bool:
-    """Whether somebody is there to talk: stdin is a terminal."""
+    """True where somebody is there to talk: stdin is a terminal."""
     return sys.stdin is not None and not sys.stdin.closed and sys.stdin.isatty()

@@ -10,7 +10,8 @@ from kvlite.cli.invocation import UNNAMED, Invocation
 from kvlite.cli.options import model_option
 from kvlite.cli.signature import only
 from kvlite.errors import UsageError
-from kvlite.options import AnswerOptions, ModelOptions, OutputOptions, argument, option
+from kvlite.flags import argument, option
+from kvlite.options import AnswerOptions, ModelOptions, OutputOptions
 
 if TYPE_CHECKING:
     from kvlite.batch.job import Job, Model
@@ -21,7 +22,7 @@ _INPUT, _OUTPUT, _RUN = "Input", "Output", "Run"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchOptions:
-    """What a batch reads, where it writes, and how it runs."""
+    """The input of a batch, its output, and the limits of the run."""
 
     input: str = argument(metavar="INPUT", help="JSON lines, plain lines or CSV; - is stdin.")
     model: str | None = model_option()

@@ -12,7 +12,8 @@ from kvlite.cli.options import model_argument
 from kvlite.cli.recording import start_recorder
 from kvlite.cli.signature import only, without
 from kvlite.errors import UsageError
-from kvlite.options import ModelOptions, OutputOptions, option
+from kvlite.flags import option
+from kvlite.options import ModelOptions, OutputOptions
 
 if TYPE_CHECKING:
     from kvlite.console import Console

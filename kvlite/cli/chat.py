@@ -10,7 +10,8 @@ from kvlite.cli.options import model_argument
 from kvlite.cli.recording import start_recorder
 from kvlite.cli.signature import without
 from kvlite.errors import UsageError
-from kvlite.options import AnswerOptions, ModelOptions, OutputOptions, option
+from kvlite.flags import option
+from kvlite.options import AnswerOptions, ModelOptions, OutputOptions
 
 if TYPE_CHECKING:
     from kvlite.catalog.files import ModelFiles
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChatOptions:
-    """Which model to talk with, in which session, and how the chat shows itself."""
+    """The model to talk with, the session, and the look of the chat."""
 
     model: str | None = model_argument()
     continues: bool = option(False, "-c", "--continue", from_settings=False, help="Go on with the last saved session.")

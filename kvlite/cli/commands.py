@@ -14,7 +14,7 @@ from kvlite.cli.signature import from_flags, program_flags
 
 
 class Entry(NamedTuple):
-    """Where a command lives, and its line in the list of commands."""
+    """A command's module and function, and its line in the list of commands."""
 
     module: str
     function: str

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from kvlite.cli.invocation import Invocation
-from kvlite.options import argument
+from kvlite.flags import argument
 
 # What typer's scripts lack. bash splits words at colons, so that `org:name` arrives in pieces: bash-completion, where
 # it is installed, joins them again. zsh, loading the script from $fpath, wants it to complete this very first time too.

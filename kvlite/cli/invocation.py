@@ -7,13 +7,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from kvlite.options import BUILT_IN_MODEL, option
+from kvlite.flags import option
 
 if TYPE_CHECKING:
     from kvlite.console import Console
 
 NEXT_MODEL = "a small demonstration; a real model to try next: qwen2.5-0.5b"
-UNNAMED = f"no model is named: the built-in {BUILT_IN_MODEL} answers, {NEXT_MODEL}"
+UNNAMED = f"no model is named: the built-in demo answers, {NEXT_MODEL}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +57,7 @@ class Invocation:
             self.program = replace(self.program, **{name: value})
 
     def is_given(self, name: str) -> bool:
-        """Whether a flag, a variable or a file gives this option of the command."""
+        """True where a flag, a variable or a file gives this option of the command."""
         return self.sources[name] != "default"
 
     def chosen_model(self, named: str | None) -> str:
@@ -65,6 +65,8 @@ class Invocation:
 
         An empty name stays what it is: a shell variable that is not set must not choose another model.
         """
+        from kvlite.options import BUILT_IN_MODEL
+
         return named if named is not None else self.default_model or BUILT_IN_MODEL
 
     def announce_built_in(self, named: str | None) -> None:

@@ -1,11 +1,11 @@
-"""What commands make of options: fields and completions that several share."""
+"""Fields that several commands share."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from typing import Any
 
-from kvlite.options import BUILT_IN_MODEL, MODEL, argument, option
+from kvlite.flags import argument, option
+from kvlite.options import BUILT_IN_MODEL, MODEL
 
 
 def model_argument() -> Any:
@@ -21,29 +21,3 @@ def model_option() -> Any:
     """
     help = "Alias, org/name[@revision] or folder."
     return option(None, "-m", metavar="MODEL", heading=MODEL, complete="model", from_settings=False, help=help)
-
-
-def _complete_model(incomplete: str) -> list[str]:
-    from kvlite.catalog.completion import complete_model
-
-    return complete_model(incomplete)
-
-
-def _complete_cached(incomplete: str) -> list[str]:
-    from kvlite.catalog.completion import complete_cached
-
-    return complete_cached(incomplete)
-
-
-def _complete_policy(incomplete: str) -> list[str]:
-    from kvlite.cache.policy import policy_names
-
-    return [name for name in policy_names() if name.startswith(incomplete)]
-
-
-COMPLETERS: Mapping[str, Callable[[str], list[str]]] = {
-    "model": _complete_model,
-    "cached": _complete_cached,
-    "policy": _complete_policy,
-}
-"""What a shell is proposed, by the name that a field's flag gives."""

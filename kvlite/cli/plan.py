@@ -9,7 +9,8 @@ from kvlite.cli.invocation import Invocation
 from kvlite.cli.options import model_argument
 from kvlite.cli.signature import without
 from kvlite.errors import DoesNotFit, UsageError
-from kvlite.options import ModelOptions, option
+from kvlite.flags import option
+from kvlite.options import ModelOptions
 
 if TYPE_CHECKING:
     from kvlite.llm.spec import RunSpec
@@ -21,7 +22,7 @@ _WHEN_LOADED = ("think", "pin_system", "trust_remote_code", "allow_pickle", "fus
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What is asked for. Raises UsageError where one thing is given twice, or `--solve` looks for what is given."""
+    """The request. Raises UsageError where one thing is given twice, or `--solve` looks for what is given."""
 
     kv_budget: str | None
     kv_per_seq: str | None
@@ -58,7 +59,7 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlanOptions:
-    """Which model to plan for, and what to look for."""
+    """The model to plan for, and the question."""
 
     model: str | None = model_argument()
     context: int | None = option(None, metavar="N", min=1, max=2**31 - 1, help="Tokens each row should keep.")

@@ -1,4 +1,4 @@
-"""How `kvlite plan` shows its answer: as JSON whose keys scripts rely on, or as lines and tables to read."""
+"""The answer of `kvlite plan`: as JSON whose keys scripts rely on, or as lines and tables to read."""
 
 from __future__ import annotations
 

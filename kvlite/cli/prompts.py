@@ -1,4 +1,4 @@
-"""What `run` is asked: which positional is the model, and how arguments, files and stdin make one prompt."""
+"""The prompt of `run`: the model among the arguments, and one text made of the others, of files and of stdin."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def split_words(words: Sequence[str], model: str | None, default: str, console: 
 
 
 def looks_like_model(word: str) -> bool:
-    """Whether a word is meant as a model's name: a path, a repository, a size as in `qwen-7b`, or nearly an alias."""
+    """True where a word is meant as a model: a path, a repository, a size as in `qwen-7b`, or nearly an alias."""
     from difflib import get_close_matches
 
     from kvlite.catalog.names import DEMO, aliases

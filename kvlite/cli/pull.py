@@ -7,12 +7,13 @@ from typing import Annotated
 
 from kvlite.cli.invocation import Invocation
 from kvlite.cli.signature import only
-from kvlite.options import ModelOptions, argument
+from kvlite.flags import argument
+from kvlite.options import ModelOptions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PullOptions:
-    """What to download."""
+    """The model to download."""
 
     model: str = argument(metavar="MODEL", complete="model", help="Alias or org/name[@revision].")
 

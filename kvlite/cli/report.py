@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from kvlite.cli.invocation import Invocation
 from kvlite.errors import OutputError, UsageError
-from kvlite.options import argument, option
+from kvlite.flags import argument, option
 
 if TYPE_CHECKING:
     from kvlite.console import Console

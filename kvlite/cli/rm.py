@@ -8,12 +8,13 @@ from typing import Annotated
 from kvlite.cli.invocation import Invocation
 from kvlite.cli.signature import only
 from kvlite.errors import ModelNotFound, UsageError
-from kvlite.options import ModelOptions, argument, option
+from kvlite.flags import argument, option
+from kvlite.options import ModelOptions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RemoveOptions:
-    """What to delete."""
+    """The model to delete."""
 
     model: str = argument(metavar="MODEL", complete="cached", help="Alias or org/name[@revision].")
     yes: bool = option(False, "-y", from_settings=False, help="Do not ask.")

@@ -11,7 +11,8 @@ import typer
 from kvlite.cli.invocation import Invocation
 from kvlite.cli.options import model_option
 from kvlite.cli.signature import without
-from kvlite.options import AnswerOptions, ModelOptions, OutputOptions, argument, option
+from kvlite.flags import argument, option
+from kvlite.options import AnswerOptions, ModelOptions, OutputOptions
 
 
 def _complete_word(ctx: typer.Context, incomplete: str) -> list[str]:
@@ -23,7 +24,7 @@ def _complete_word(ctx: typer.Context, incomplete: str) -> list[str]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunOptions:
-    """What to answer, and how the answer is printed."""
+    """The prompt, and the form of the printed answer."""
 
     words: tuple[str, ...] = argument(
         (),

@@ -29,7 +29,7 @@ _TOML_TYPES = {bool: "true or false", int: "a whole number", float: "a number", 
 
 @dataclass
 class Settings:
-    """What the files say: `of_command` by command and parameter, `of_program` for the global flags."""
+    """The values in the files: `of_command` by command and parameter, `of_program` for the global flags."""
 
     default_model: str | None = None
     of_program: dict[str, Any] = field(default_factory=dict)
@@ -37,9 +37,9 @@ class Settings:
 
 
 def load_settings(ctx: typer.Context, path: Path | None) -> Settings:
-    """What the files say of the options of the program, whose context `ctx` is, and of its commands.
+    """Read the settings of the program, whose context `ctx` is, and of its commands.
 
-    Read `path`, or else the user's file and then the project's, the later one winning.
+    They are in `path`, or else the user's file and then the project's, the later one winning.
 
     Raises UsageError, naming file and key, on what is not TOML, not an option, or of the wrong type.
     """

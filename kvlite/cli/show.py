@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 from kvlite.cli.invocation import Invocation
 from kvlite.cli.options import model_argument
 from kvlite.cli.signature import only
-from kvlite.options import ModelOptions, option
+from kvlite.flags import option
+from kvlite.options import ModelOptions
 
 if TYPE_CHECKING:
     from kvlite.catalog.files import ModelFacts
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShowOptions:
-    """What to show of which model."""
+    """The model to show, or its licence only."""
 
     model: str | None = model_argument()
     license: bool = option(False, help="Only the licence, in full where it is here.")
@@ -102,7 +103,7 @@ def _of_shape(shape: ModelShape) -> dict[str, Any]:
 
 
 def _lines(record: dict[str, Any]) -> list[tuple[str, str]]:
-    """What is known, as label and text."""
+    """Return all that is known, as label and text."""
     from kvlite.memory.format import human_bytes
 
     def every(key: str) -> str:

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, dataclass, fields, replace
+from dataclasses import MISSING, fields
 from inspect import Parameter, Signature
-from typing import Annotated, Any, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, NamedTuple, get_args, get_origin, get_type_hints
 
 import typer
 
+from kvlite.cli.completers import COMPLETERS
 from kvlite.cli.invocation import Invocation, ProgramOptions
-from kvlite.cli.options import COMPLETERS
 from kvlite.errors import UsageError
-from kvlite.options import Flag
+from kvlite.flags import Flag
 
 _SOURCES = {"COMMANDLINE": "flag", "ENVIRONMENT": "env", "DEFAULT_MAP": "config"}
 
 
-@dataclass(frozen=True, slots=True)
-class Taken:
+class Taken(NamedTuple):
     """The fields of a dataclass that a command has as flags, and the defaults it changes."""
 
     has: Callable[[str], bool]
@@ -35,8 +34,7 @@ def without(*names: str) -> Taken:
     return Taken(lambda name: name not in names, {})
 
 
-@dataclass(frozen=True, slots=True)
-class _Option:
+class _Option(NamedTuple):
     """One field of a dataclass on the command line."""
 
     name: str
@@ -68,7 +66,7 @@ class _Option:
 
     @property
     def is_many(self) -> bool:
-        """Whether it may be given several times."""
+        """True where it may be given several times."""
         return get_origin(self.kind) is tuple
 
     def parameter(self, **how: Any) -> Parameter:
@@ -133,7 +131,7 @@ def from_flags(command: Callable[..., None], *more: Parameter) -> Callable[..., 
 def program_flags() -> list[Parameter]:
     """The program's own flags as they may stand after a command's name too: they add to what was given before it."""
     _, options = _group(Annotated[ProgramOptions, without("version", "config")])
-    again = [replace(option, default=None, flag=replace(option.flag, heading="Program")) for option in options]
+    again = [option._replace(default=None, flag=option.flag._replace(heading="Program")) for option in options]
     return [option.parameter(expose_value=False, envvar=None, callback=_accept) for option in again]
 
 
@@ -153,7 +151,7 @@ def _short_of(name: str) -> str:
 
 
 def _source(ctx: typer.Context, name: str) -> str:
-    """Where the value of a parameter came from: flag, env, config or default."""
+    """The origin of a parameter's value: flag, env, config or default."""
     source = ctx.get_parameter_source(name)
     return _SOURCES.get(source.name, "default") if source is not None else "default"
 

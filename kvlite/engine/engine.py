@@ -10,22 +10,21 @@ import torch
 
 from kvlite.cache.cache import CacheSnapshot, SlotCache
 from kvlite.cache.policy import Policy
-from kvlite.engine.ahead import Ahead
+from kvlite.cache.spec import cache_spec
 from kvlite.engine.allocating import allocating
-from kvlite.engine.capturing import Captured, Stepping, captured, uncaptured
-from kvlite.engine.graphs import Recorder
+from kvlite.engine.decode_graphs import DecodeGraphs, NotCapturable, Recorder, check_exact
 from kvlite.engine.inputs import Inputs
 from kvlite.engine.limits import Limits
 from kvlite.engine.peak_memory import PeakMemory
-from kvlite.engine.recordings import NotCapturable
 from kvlite.engine.request import Completion, FinishReason, Request, Timing, Token
 from kvlite.engine.row import Row
 from kvlite.engine.sampling import INVALID, Draw, sample
 from kvlite.engine.scheduler import Feed, next_feed
 from kvlite.errors import ContextFull, KvliteError, NumericError, UsageError
+from kvlite.memory.budget import Budget
 from kvlite.memory.counts import KVCounts
 from kvlite.memory.format import SlotFormat
-from kvlite.memory.plan import CachePlan
+from kvlite.memory.plan import CachePlan, plan_cache
 from kvlite.models.hybrid import StateSnapshot
 from kvlite.models.loaded import LoadedModel
 
@@ -49,7 +48,9 @@ class Engine:
 
     `stored` is what a slot holds, as planned. `on_full` says what happens when no slot is free: `evict`, `stop` the
     answer, or make it an `error`; None leaves it to the policy. `kernels` is one of `kvlite_kernels.choice.KERNELS`.
-    Raises UsageError where either cannot be, DoesNotFit or OutOfMemory where the cache cannot be allocated.
+    Decode steps are replayed from what `recorder` makes of them; where that cannot be, now or in mid-answer, steps are
+    eager, and `step` and `warn` say why. Raises UsageError where a choice cannot be honoured, DoesNotFit or OutOfMemory
+    where the cache cannot be allocated.
     """
 
     def __init__(
@@ -60,6 +61,8 @@ class Engine:
         stored: SlotFormat,
         on_full: str | None = None,
         kernels: str = "auto",
+        recorder: Recorder | None = None,
+        warn: Callable[[str], None] = lambda text: None,
     ) -> None:
         if loaded.state is not None and plan.rows > 1:
             raise UsageError(f"{loaded.shape.family} models carry state and run one row at a time, not {plan.rows}")
@@ -72,12 +75,14 @@ class Engine:
             self.cache = SlotCache(loaded.shape, plan, policy, stored, loaded.device, kernels, loaded.dtype)
         for index, layer in self.cache.layers.items():
             layer.rotation = (loaded.rotations or {}).get(index)
-        self.step = Stepping("eager")
-        self.captured: Captured | None = None
-        """What is recorded; None where all steps are eager."""
-        self._warn: Callable[[str], None] = lambda text: None
+        self.step = "eager"
+        """How decode steps run: `captured`, or `eager` and, where capturing was asked for, what stood in the way."""
+        self.graphs: DecodeGraphs | None = None
+        self._warn = warn
         self._limits = Limits(self.cache, loaded.window, loaded.rotations is not None, self.on_full)
         self._rows = [Row(index) for index in range(plan.rows)]
+        if recorder is not None:
+            self._capture(recorder, kernels)
 
     @property
     def rows(self) -> int:
@@ -103,32 +108,14 @@ class Engine:
                         break
                     yield from self._admit(request)
                 yield from self._ended()
-                if self.captured is not None and self.captured.ahead.flight is not None:
-                    yield from self._land(self.captured.ahead)
-                    continue
                 feed = next_feed(self._rows, self.plan.chunk)
-                if feed is not None and feed.decodes and self.captured is not None:
-                    self._start(self.captured.ahead)
-                elif feed is not None:
+                if feed is not None:
                     yield from self._advance(feed)
                 elif exhausted:
                     return
         finally:
             for row in self._rows:
                 row.job = None
-            if self.captured is not None:
-                self.captured.ahead.drop()
-
-    def capture(self, recorder: Recorder, warn: Callable[[str], None] = lambda text: None) -> None:
-        """Run steps that `recorder` records, decode steps one ahead of the host.
-
-        Where that cannot be, now or once a further shape is met, steps are eager, `step` says why and so does `warn`.
-        """
-        self._warn = warn
-        with allocating():
-            self.step, self.captured = captured(self.loaded, self.cache, self._limits, recorder)
-        if self.step.obstacle is not None:
-            warn(self.step.warning)
 
     def score(self, ids: Sequence[tuple[int, ...]]) -> torch.Tensor:
         """Feed the first rows the next ids of texts that are given, and give the logits behind each id [n, T, V].
@@ -231,41 +218,57 @@ class Engine:
         rows = self._rows[feed.rows]
         phase = "decode" if all(row.job is None or row.job.answer for row in rows) else "prefill"
         with self.peak_memory.phase(phase), allocating():
-            logits = self._replay(feed)
+            logits = self._replay(feed) if feed.decodes and self.graphs is not None else None
             if logits is None:
-                logits = self._forward(feed)
+                logits = self._forward(feed)[:, -1]
             ready = [i for i, row in enumerate(rows) if row.job is not None and feed.ids[i] and not row.job.prompt]
             draws = [self._draw(rows[i]) for i in ready]
-            ids = sample(logits[ready, -1] if len(ready) < len(rows) else logits[:, -1], draws) if ready else []
+            ids = sample(logits[ready] if len(ready) < len(rows) else logits, draws) if ready else []
         for i, token in zip(ready, ids, strict=True):
             yield from self._take(rows[i], token)
 
-    def _replay(self, feed: Feed) -> torch.Tensor | None:
-        """Feed a chunk of the shape that is recorded and give its last logits; None where there is none such."""
-        chunk = None if self.captured is None else self.captured.chunk
-        if chunk is None or len(feed.ids) > 1:
-            return None
-        row, ids = self._rows[feed.rows.start], feed.ids[0]
-        if not chunk.takes(row, ids):
-            return None
-        self._turn([row], [len(ids)])
+    def _capture(self, recorder: Recorder, kernels: str) -> None:
+        """Let decode steps be replayed, once those of a small cache have been found to equal eager ones."""
+
+        def small() -> SlotCache:
+            loaded, policy, stored = self.loaded, self.policy, self.cache.stored
+            spec, budget = cache_spec(policy, stored), Budget.parse(f"{policy.min_slots() + 8}tok")
+            plan = plan_cache(loaded.shape, budget, spec, free_bytes=None)
+            return SlotCache(loaded.shape, plan, policy, stored, loaded.device, kernels, loaded.dtype)
+
         try:
-            logits = chunk.feed(row, ids)
+            graphs = DecodeGraphs(self.loaded, self.cache, recorder)
+            with allocating():
+                check_exact(self.loaded, small, recorder)
+        except NotCapturable as error:
+            self._give_up(error)
+        else:
+            self.step, self.graphs = "captured", graphs
+
+    def _replay(self, feed: Feed) -> torch.Tensor | None:
+        """Feed a decode step by a graph and give its logits [n, V]; None where it cannot be recorded."""
+        assert self.graphs is not None
+        rows = self._rows[feed.rows]
+        self._rerotate(rows, [len(ids) for ids in feed.ids])
+        try:
+            logits = self.graphs.step(feed, rows)
         except NotCapturable as error:
             self._give_up(error)
             return None
-        row.feed(len(ids))
+        for row, ids in zip(rows, feed.ids, strict=True):
+            row.feed(len(ids))
         return logits
 
     def _give_up(self, why: NotCapturable) -> None:
-        """Go on without recordings, which must not be tried again once one failed."""
-        self.step, self.captured = uncaptured(self.loaded, self.cache, why), None
-        self._warn(self.step.warning)
+        """Go on without graphs, which must not be recorded again once that failed."""
+        reason = f"{self.loaded.shape.family} under policy {self.policy.name} cannot be captured: {why}"
+        self.step, self.graphs = f"eager: {reason}", None
+        self._warn(f"--capture: decode steps run eagerly: {reason}")
 
     def _forward(self, feed: Feed, last: int = 1) -> torch.Tensor:
         """Feed the ids and give the logits of the `last` positions [n, last, V]."""
         rows = self._rows[feed.rows]
-        self._turn(rows, [len(ids) for ids in feed.ids])
+        self._rerotate(rows, [len(ids) for ids in feed.ids])
         inputs = Inputs.of(feed, rows, self.loaded.device)
         step = self.cache.begin(feed.rows, inputs.pos, inputs.rot, inputs.counts, inputs.pins)
         logits = self.loaded.forward(inputs.ids, self.cache, step, last)
@@ -273,35 +276,18 @@ class Engine:
             row.feed(count)
         return logits
 
-    def _turn(self, rows: Sequence[Row], counts: Sequence[int]) -> None:
+    def _rerotate(self, rows: Sequence[Row], counts: Sequence[int]) -> None:
         """Re-rotate the rows whose next tokens would not stay inside the model's window."""
         for row, count in zip(rows, counts, strict=True):
             if count and self._limits.must_turn(row, count):
                 row.rot = self.cache.rerotate(row.index)
 
-    def _start(self, ahead: Ahead) -> None:
-        """Start to decode ahead with what the rows drew last."""
-        with self.peak_memory.phase("decode"), allocating():
-            self._turn(self._rows, [int(row.job is not None) for row in self._rows])
-            ahead.start(self._rows)
-        if ahead.obstacle is not None:
-            self._give_up(ahead.obstacle)
-
-    def _land(self, ahead: Ahead) -> Iterator[Token | Completion]:
-        """A token for every row of the step in flight, the next one being started."""
-        with self.peak_memory.phase("decode"), allocating():
-            landed = ahead.land(self._rows)
-        if ahead.obstacle is not None:
-            self._give_up(ahead.obstacle)
-        for one in landed:
-            yield from self._take(one.row, one.token, one.is_fed)
-
     def _draw(self, row: Row) -> Draw:
         assert row.job is not None
         return Draw(row.job.request.sampling, len(row.job.answer), row.used)
 
-    def _take(self, row: Row, token: int, is_fed: bool = False) -> Iterator[Token | Completion]:
-        """Record a sampled token, fed already or not; a stop id or the last allowed token ends the request."""
+    def _take(self, row: Row, token: int) -> Iterator[Token | Completion]:
+        """Record a sampled token; a stop id or the last allowed token ends the request."""
         job = row.job
         assert job is not None
         job.first_token_at = job.first_token_at or time.monotonic()
@@ -313,7 +299,7 @@ class Engine:
             yield self._complete(row, FinishReason.STOP)
             return
         job.answer.append(token)
-        row.unfed = None if is_fed else token
+        row.unfed = token
         row.used.add(token)
         yield Token(job.request.id, len(job.answer) - 1, token)
         if row.job is job and job.ending is None and len(job.answer) == job.request.max_tokens:

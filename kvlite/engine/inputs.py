@@ -31,6 +31,7 @@ class Inputs:
         """The inputs that feed `rows` what `feed` says."""
         counts = tuple(len(ids) for ids in feed.ids)
         width = max(counts)
+        most_pins = max(len(row.pins) for row in rows)
 
         def aligned(values: list[tuple[int, ...]], padding: int, dtype: torch.dtype) -> Tensor:
             filled = [(padding,) * (width - len(value)) + value for value in values]
@@ -45,13 +46,10 @@ class Inputs:
             pos=counted([row.seen for row in rows]),
             rot=counted([row.rot for row in rows]),
             counts=counts,
-            pins=_pins(rows, device),
+            pins=pinned(rows, most_pins).to(device) if most_pins else None,
         )
 
 
-def _pins(rows: Sequence[Row], device: torch.device) -> Tensor | None:
-    most = max(len(row.pins) for row in rows)
-    if not most:
-        return None
-    spans = [[*row.pins, *[(0, 0)] * (most - len(row.pins))] for row in rows]
-    return torch.tensor(spans, dtype=torch.int32, device=device)
+def pinned(rows: Sequence[Row], most: int) -> Tensor:
+    """The pinned spans of `rows`, of which none has more than `most`, filled up with empty ones: int32 [n, most, 2]."""
+    return torch.tensor([[*row.pins, *[(0, 0)] * (most - len(row.pins))] for row in rows], dtype=torch.int32)

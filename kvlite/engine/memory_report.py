@@ -15,7 +15,7 @@ from kvlite.record.schema import HostFacts, LayerKept, TorchMemory
 if TYPE_CHECKING:
     from kvlite.engine.engine import Engine
 
-_TERM_OF_TENSOR = {"pos": "positions", "rot": "positions", "order": "positions", "statistic": "policy_state"}
+_TERM_OF_TENSOR = {"pos": "positions", "rot": "positions", "statistic": "policy_state"}
 """Every other tensor holds keys and values."""
 
 
@@ -48,8 +48,8 @@ class EngineMemory:
         reading = Reading(
             host=HostFacts(
                 device=engine.loaded.device.type,
-                kernels=engine.cache.kernels.name,
-                step=str(engine.step),
+                kernels=engine.cache.backend.name,
+                step=engine.step,
                 cuda=str(torch.version.cuda) if self._is_cuda else None,
             ),
             counts=counts,
@@ -73,8 +73,8 @@ class EngineMemory:
         engine, peak = self.engine, self.engine.peak_memory
         beside = max(peak.peaks.get("prefill", 0), peak.peaks.get("decode", 0)) - sum(terms.values())
         terms = {**terms, "activations": max(0, beside)}
-        if engine.captured is not None:
-            terms["graphs"] = engine.captured.graph_bytes  # reserved, and to the allocator nobody's
+        if engine.graphs is not None:
+            terms["graphs"] = engine.graphs.recorder.num_bytes  # reserved, and to the allocator nobody's
         return replace(
             reading,
             terms=terms,
@@ -90,13 +90,13 @@ def measured_terms(engine: Engine) -> dict[str, int]:
     terms: Counter[str] = Counter(weights=engine.loaded.weight_bytes)
     for layer in engine.cache.layers.values():
         for name, tensor in layer.tensors.items():
-            discard_bytes = tensor.nbytes // (layer.slots + 1)
+            discard_bytes = tensor.nbytes // (layer.num_slots + 1)
             terms[_TERM_OF_TENSOR.get(name, "kv")] += tensor.nbytes - discard_bytes
             terms["staging"] += discard_bytes
-    if engine.cache.kernels.scratch_bytes:
-        terms["scratch"] = engine.cache.kernels.scratch_bytes
-    if engine.captured is not None:
-        terms["step"] = engine.captured.num_bytes
+    if engine.cache.backend.scratch_bytes:
+        terms["scratch"] = engine.cache.backend.scratch_bytes
+    if engine.graphs is not None:
+        terms["step"] = engine.graphs.num_bytes
     if engine.loaded.state is not None:
         terms["constant_state"] = engine.loaded.state.num_bytes
     return dict(terms)
@@ -106,6 +106,6 @@ def kept_per_layer(engine: Engine) -> tuple[LayerKept, ...]:
     """Tokens and bytes that each attention layer holds now, summed over the rows."""
     cache, kept = engine.cache, []
     for index, layer in cache.layers.items():
-        live = sum(cache.live(row, layer.slots) for row in range(engine.rows))
+        live = sum(cache.live(row, layer.num_slots) for row in range(engine.rows))
         kept.append(LayerKept(layer=index, kept=live, bytes=live * layer.slot_bytes))
     return tuple(kept)

@@ -21,11 +21,6 @@ class Job:
     answer: list[int] = field(default_factory=list)
     ending: FinishReason | None = None
 
-    def ends_with(self, token: int) -> bool:
-        """Whether `token`, drawn next, is the last: no number, a stop id, or the last one allowed."""
-        request = self.request
-        return token < 0 or token in request.stop_ids or len(self.answer) + 1 == request.max_tokens
-
     def timing(self) -> Timing:
         """Seconds so far; decoding speed counts the tokens after the first."""
         now = time.monotonic()

@@ -15,7 +15,6 @@ from torch import Tensor
 from kvlite.engine.request import Sampling
 
 INVALID = -1
-NUM_SETTINGS = 5
 _MASK = 2**64 - 1
 _STEP, _FIRST, _SECOND = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 
@@ -31,7 +30,7 @@ class Draw:
 
 @dataclass(frozen=True, slots=True)
 class Draws:
-    """How n rows draw, as tensors of one device: `settings` fp32 [NUM_SETTINGS, n], the rows' `settings_of`.
+    """How n rows draw, as tensors of one device: `settings` fp32 [5, n], the rows' `settings_of`.
 
     `uniform` fp32 [n] in [0, 1], None where every row is greedy; `used` bool [n, V] says which ids are penalised, None
     where no row penalises any.
@@ -50,14 +49,12 @@ def settings_of(sampling: Sampling) -> tuple[float, ...]:
 
 def sample(logits: Tensor, draws: Sequence[Draw]) -> list[int]:
     """One token id per row from logits [n, V], or INVALID where they are no numbers; waits for the device once."""
-    if logits.device.type == "cpu" and all(
-        draw.sampling.is_greedy and draw.sampling.repetition_penalty == 1.0 for draw in draws
-    ):
+    if all(draw.sampling.is_greedy and draw.sampling.repetition_penalty == 1.0 for draw in draws):
         highest, chosen = logits.max(-1)
-        return [
-            token if math.isfinite(logit) else INVALID
-            for token, logit in zip(chosen.tolist(), highest.tolist(), strict=True)
-        ]
+        if logits.device.type == "cpu":
+            pairs = zip(chosen.tolist(), highest.tolist(), strict=True)
+            return [token if math.isfinite(logit) else INVALID for token, logit in pairs]
+        return torch.where(highest.isfinite(), chosen, INVALID).tolist()
     ids: list[int] = drawn(logits, _on_device(draws, logits)).tolist()
     return ids
 
@@ -83,35 +80,11 @@ def uniform(seed: int, index: int) -> float:
     return (_splitmix(_splitmix(seed) ^ index) >> 11) / 2**53
 
 
-def stem(seed: int) -> int:
-    """The part of the hash that `uniforms` takes from the seed, as a signed 64-bit number."""
-    return _signed(_splitmix(seed))
-
-
-def uniforms(stems: Tensor, index: Tensor) -> Tensor:
-    """`uniform`, rounded to fp32, of int64 `stem`s and token indices [n] on their device."""
-    value = (stems ^ index) + _signed(_STEP)
-    value = (value ^ _shifted(value, 30)) * _signed(_FIRST)
-    value = (value ^ _shifted(value, 27)) * _signed(_SECOND)
-    value = value ^ _shifted(value, 31)
-    return (_shifted(value, 11).double() / 2**53).float()
-
-
 def _splitmix(value: int) -> int:
     value = (value + _STEP) & _MASK
     value = ((value ^ (value >> 30)) * _FIRST) & _MASK
     value = ((value ^ (value >> 27)) * _SECOND) & _MASK
     return value ^ (value >> 31)
-
-
-def _signed(word: int) -> int:
-    return word - 2**64 if word >= 2**63 else word
-
-
-def _shifted(value: Tensor, by: int) -> Tensor:
-    """int64 as 64 bits without a sign, shifted to the right."""
-    shifted: Tensor = (value >> by) & (2 ** (64 - by) - 1)
-    return shifted
 
 
 def _on_device(draws: Sequence[Draw], logits: Tensor) -> Draws:

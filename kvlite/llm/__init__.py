@@ -15,7 +15,7 @@ from kvlite.llm.banner import banner
 from kvlite.llm.conversation import Conversation
 from kvlite.llm.keywords import options_from
 from kvlite.llm.listener import Told
-from kvlite.llm.spec import BatchSize, RunSpec
+from kvlite.llm.spec import BatchSize, RunSpec, check_batch_size
 from kvlite.llm.streaming import TextStream
 from kvlite.llm.text_model import TextModel
 from kvlite.options import AnswerOptions, ModelOptions
@@ -49,9 +49,12 @@ class LLM:
         say: Callable[[str], None] | None = None,
         **options: Any,
     ) -> None:
+        check_batch_size(batch_size)
         if isinstance(model, str):
             words = options_from(ModelOptions, {"model": model, **options})
             model = TextModel.load(RunSpec.of(words), Told(say))
+        else:
+            assert not options, "options are for a model that is loaded here"
         self._model: TextModel | None = model
         self._batch_size: BatchSize = batch_size or "auto"
         self._measured: dict[str, QuantEffect] = {}
@@ -111,7 +114,7 @@ class LLM:
     def stream(self, messages: Prompt, **answer: Any) -> TextStream:
         """As `chat`, but the answer comes as pieces of text; thinking is left out of them."""
         settings = self._settings(answer, CHAT_MAX_TOKENS)
-        asked = [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
+        asked = [{"role": "user", "content": messages}] if isinstance(messages, str) else [*messages]
         engine = self._engine_for(None)
         if self._conversation is None:
             self._conversation = Conversation(engine, self.model.text)

@@ -31,16 +31,23 @@ def allocate(model: TextModel, batch_size: BatchSize | None, measured: dict[str,
     `measured` remembers what slot formats did to this model. Raises CapacityError where the budget or the device's
     memory is too small, SlotsTooCoarse where the model does not tolerate the slot format that was named.
     """
+    from kvlite.engine.decode_graphs import CudaGraphs
     from kvlite.engine.engine import Engine
-    from kvlite.engine.graphs import CudaGraphs
 
     spec, loaded = model.spec, model.loaded
     fit = model.fit(batch_size)
     fit = replace(fit, spec=_tolerated(model, fit.specs(spec.budget), measured))
     stored = fit.spec.slot_format
-    engine = Engine(loaded, fit.cache(spec.budget), spec.policy, stored, spec.on_full, spec.load.kernels)
-    if model.captures:
-        engine.capture(CudaGraphs(loaded.device, engine.rows), model.listener.warn)
+    engine = Engine(
+        loaded,
+        fit.cache(spec.budget),
+        spec.policy,
+        stored,
+        spec.on_full,
+        spec.load.kernels,
+        recorder=CudaGraphs(loaded.device) if model.captures else None,
+        warn=model.listener.warn,
+    )
     return Allocated(engine, fit, batch_size)
 
 
@@ -54,7 +61,7 @@ def _tolerated(model: TextModel, specs: Sequence[CacheSpec], measured: dict[str,
     is_named = len(specs) == 1
     for spec in specs:
         stored = spec.slot_format
-        if not stored.is_coded:
+        if not stored.is_quantised:
             return spec
         if stored.name not in measured:
             measured[stored.name] = (require_survival if is_named else try_format)(model.loaded, stored)

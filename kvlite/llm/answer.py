@@ -29,7 +29,7 @@ BATCH_MAX_TOKENS = 1024
 
 @dataclass(frozen=True, slots=True)
 class AnswerSettings:
-    """How an answer is sampled and where it ends; `max_tokens` None lets the model go on until it ends by itself.
+    """Sampling and end of an answer; `max_tokens` None lets the model go on until it ends by itself.
 
     Raises UsageError where `max_tokens` is less than 1.
     """

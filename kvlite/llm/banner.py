@@ -23,7 +23,7 @@ def banner(llm: LLM) -> str:
         loaded.dtype_name if loaded.quant == "none" else loaded.quant,
         f"{cache_size(plan)} @ {token_bytes}{cache.stored.label}{state}{_window(llm)}",
         f"policy {cache.policy}" + ("" if engine.on_full == "evict" else f", {engine.on_full} when full"),
-        f"{loaded.device} ({cache.kernels.name}{_steps(llm)})",
+        f"{loaded.device} ({cache.backend.name}{_steps(llm)})",
     ]
     if loaded.rotations is None and loaded.window is not None:
         parts.append(f"ends at {loaded.window:,} tok: positions cannot move")
@@ -31,7 +31,7 @@ def banner(llm: LLM) -> str:
 
 
 def cache_size(plan: CachePlan) -> str:
-    """What is reserved of the budget, and the tokens it holds: `KV 395 kB of 400 kB = 4 × 64 tok`."""
+    """Reserved bytes of the budget, and the tokens they hold: `KV 395 kB of 400 kB = 4 × 64 tok`."""
     reserved, budget = human_bytes(plan.reserved_bytes), human_bytes(plan.budget_bytes)
     rows = f"{plan.rows} × " if plan.rows > 1 else ""
     return f"KV {reserved}{'' if reserved == budget else f' of {budget}'} = {rows}{plan.slots:,} tok"
@@ -48,6 +48,6 @@ def _window(llm: LLM) -> str:
 
 
 def _steps(llm: LLM) -> str:
-    """How decode steps run, where it was asked or is not the plain way."""
+    """The way decode steps run, where it was asked for or is not the plain one."""
     step = llm.engine.step
-    return f", {step.name} steps" if step.name != "eager" or step.obstacle is not None else ""
+    return "" if step == "eager" else f", {step.partition(':')[0]} steps"

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class _Ending:
-    """How the last answer in the row ended, which the template's suffix for the next turn follows from."""
+    """The end of the last answer in the row, which the template's suffix for the next turn follows from."""
 
     itself: bool
     in_thinking: bool

@@ -9,7 +9,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from kvlite.errors import UsageError
-from kvlite.options import Flag
+from kvlite.flags import Flag
 
 Options = TypeVar("Options")
 

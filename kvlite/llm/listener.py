@@ -1,4 +1,4 @@
-"""Who is told what happens while a model is loaded and its cache is made. A console is one; by default nobody is."""
+"""The listener to what happens while a model is loaded and its cache is made: a console, a function or nobody."""
 
 from __future__ import annotations
 

@@ -10,6 +10,7 @@ from kvlite.cache.policy import Policy, load_policy
 from kvlite.cache.spec import cache_spec
 from kvlite.catalog.files import ModelFacts, ModelFiles, local_files
 from kvlite.catalog.names import ModelRef, resolve_model
+from kvlite.errors import UsageError
 from kvlite.memory.budget import Budget
 from kvlite.memory.fit import BatchRows, Fit
 from kvlite.memory.format import SlotFormat, dtype_name, slot_format
@@ -24,8 +25,16 @@ ROWS_ON_GPU = 64
 """Rows of a batch where the user names no number and the budget holds as many."""
 
 
+MOST_ROWS = 2**16
 BatchSize = int | Literal["auto"]
 """At most so many rows of a batch; `auto` leaves their number to the device."""
+
+
+def check_batch_size(value: object) -> None:
+    """Raise UsageError where `value` is no BatchSize, nor None."""
+    is_count = isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MOST_ROWS
+    if value not in (None, "auto") and not is_count:
+        raise UsageError(f"batch_size is {value!r}; give auto or a number from 1 to {MOST_ROWS}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,7 +100,7 @@ class RunSpec:
     def cache(self, shape: ModelShape) -> CacheSpec:
         """The cache that is asked for; in the model's dtype where the slot format is left open."""
         stored = self.stored or slot_format("auto", shape.dtype)
-        return cache_spec(self.policy, stored, self.on_full, self.chunk_limit, self.load.kernels)
+        return cache_spec(self.policy, stored, self.on_full, self.chunk_limit)
 
     def fit(
         self,

@@ -42,14 +42,16 @@ class TextModel:
         What fails fastest comes first: device, then files, then memory, then weights. Raises the KvliteError that says
         what is wrong.
         """
-        from kvlite.engine.capturing import is_wanted
+        from kvlite.engine.decode_graphs import wants_graphs
         from kvlite.models.device import pick_device
         from kvlite.models.loading import load
 
         device = pick_device(spec.device)
-        captures = is_wanted(spec.capture, device)
+        captures = wants_graphs(spec.capture, device)
         files = files or spec.files(listener.note)
         loaded = load(files, spec.load, device)
+        for patch in loaded.refused:
+            listener.detail(f"not fused: {patch}")
         text = ChatText(loaded.tokenizer, generation=files.generation, think=spec.think)
         return cls(spec, files, loaded, text, model_sampling(files.generation), captures, listener)
 
@@ -79,6 +81,7 @@ class TextModel:
             dtype=self.loaded.dtype_name,
             license=self.files.license,
             fused=list(self.loaded.fused),
+            refused=list(self.loaded.refused),
         )
 
 

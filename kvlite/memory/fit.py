@@ -132,7 +132,7 @@ class Fit:
 
 @dataclass(frozen=True, slots=True)
 class Quote:
-    """What `budget` buys: the cache, made as `spec` says, and all terms, or why there is no cache.
+    """The cache that `budget` buys, made as `spec` says, and all terms; or why there is no cache.
 
     `shortage` is one line on what is missing, None when it fits.
     """

@@ -18,7 +18,6 @@ from kvlite.memory.layer_budgets import LayerRule, allotted, equally, fewest
 from kvlite.memory.shape import LayerShape, ModelShape
 
 POSITION_BYTES = 8  # pos and rot, int32 each
-ORDER_BYTES = 4  # int32
 MOST_CHUNK = 512
 AUTO_SHARE = Fraction(9, 10)  # `auto` leaves a tenth of the free memory for activations and scratch
 
@@ -36,7 +35,7 @@ class CacheSpec:
 
     `state_bytes_per_slot` is what the policy keeps about a slot, `protected_slots` are never evicted, `evicts` says
     whether a full cache makes room, `chunk_limit` is the most prompt tokens fed at once, `layer_rule` shares the slots
-    out between the layers that see everything, `keeps_order` says whether kernels keep the order of slots by position.
+    out between the layers that see everything.
     """
 
     slot_format: SlotFormat
@@ -45,19 +44,13 @@ class CacheSpec:
     evicts: bool = True
     chunk_limit: int = MOST_CHUNK
     layer_rule: LayerRule = equally
-    keeps_order: bool = False
 
     def key_value_bytes(self, layer: LayerShape) -> int:
         return self.slot_format.bytes_per_slot(layer.k_dim, layer.v_dim)
 
     def slot_bytes(self, layer: LayerShape) -> int:
         """All of one slot: key, value, policy state, positions."""
-        return self.key_value_bytes(layer) + self.state_bytes_per_slot + self.position_bytes
-
-    @property
-    def position_bytes(self) -> int:
-        """Of one slot: position, rotation and, where it is kept, the place in the order."""
-        return POSITION_BYTES + (ORDER_BYTES if self.keeps_order else 0)
+        return self.key_value_bytes(layer) + self.state_bytes_per_slot + POSITION_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +78,6 @@ class CachePlan:
     row_budget_bytes: int
     capped_by: str | None
     most_slots: int
-    keeps_order: bool = False
 
 
 def plan_cache(
@@ -211,7 +203,7 @@ class _Layouts:
         heads = [count * layer.kv_heads * self.rows for count, layer in zip(layer_slots, layers, strict=True)]
         k_v = sum(head * self.spec.key_value_bytes(layer) for head, layer in zip(heads, layers, strict=True))
         policy_state = sum(heads) * self.spec.state_bytes_per_slot
-        positions = sum(heads) * self.spec.position_bytes
+        positions = sum(heads) * POSITION_BYTES
         staging = self.rows * sum(layer.kv_heads * self.spec.slot_bytes(layer) for layer in layers)
         state = self.rows * sum(layer.state_bytes for layer in layers)
         return CachePlan(
@@ -230,7 +222,6 @@ class _Layouts:
             row_budget_bytes=budget_bytes // self.rows,
             capped_by=None,
             most_slots=self.cap,
-            keeps_order=self.spec.keeps_order,
         )
 
 

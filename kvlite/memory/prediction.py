@@ -96,9 +96,7 @@ class MemoryPlan:
 def cache_terms(cache: CachePlan) -> tuple[Term, ...]:
     """The bytes that the cache allocates; together exactly `cache.reserved_bytes`."""
     slots = f"{cache.slots:,} tokens" if cache.rows == 1 else f"{cache.slots:,} tokens in each of {cache.rows} rows"
-    positions = (
-        "position, rotation and order, 12 B a slot" if cache.keeps_order else "position and rotation, 8 B a slot"
-    )
+    positions = "position and rotation, 8 B a slot"
     return (
         Term("kv", cache.k_v_bytes, f"keys and values of {slots}"),
         Term("policy_state", cache.policy_state_bytes, "what the policy keeps about each slot"),
@@ -152,7 +150,7 @@ def activation_bytes(shape: ModelShape, tokens: int, stored: SlotFormat | None =
         shape.query_heads * (layer.k_dim + 2 * layer.v_dim) + 3 * layer.kv_heads * (layer.k_dim + layer.v_dim)
         for layer in shape.layers
     )
-    coding_bytes = coding * DTYPE_BYTES["float32"] if stored is not None and stored.is_coded else 0
+    coding_bytes = coding * DTYPE_BYTES["float32"] if stored is not None and stored.is_quantised else 0
     return tokens * (per_token * DTYPE_BYTES[shape.dtype] + coding_bytes)
 
 

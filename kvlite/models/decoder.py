@@ -1,25 +1,23 @@
-"""The whole model as one function from token ids to logits: without masks, caches and output objects to carry along."""
+"""The whole model as one function from token ids to logits, without masks, caches and output objects to carry along.
+
+It saves 0.1 ms of processor time a token: a seventh of the built-in model's, nothing that shows in SmolLM2-135M's.
+"""
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any
 
 from torch import Tensor, nn
-from transformers.models.llama.modeling_llama import LlamaForCausalLM, LlamaModel
-from transformers.models.mistral.modeling_mistral import MistralModel
-from transformers.models.mixtral.modeling_mixtral import MixtralForCausalLM, MixtralModel
-from transformers.models.qwen2.modeling_qwen2 import Qwen2Model
 
-from kvlite.models.same_forward import behaves_as
+from kvlite.models.same_forward import code_hash
 
-_MODELS = (LlamaModel, MistralModel, MixtralModel, Qwen2Model)
-_HEADS = (LlamaForCausalLM, MixtralForCausalLM)
-
-
-class Decoder(Protocol):
-    """ids and positions int64 [B, T] -> the logits of the `last` positions [B, last, V]."""
-
-    def __call__(self, ids: Tensor, positions: Tensor, last: int) -> Tensor: ...
+BODIES = {
+    "llama.LlamaModel": "89dcea6790ce",
+    "qwen2.Qwen2Model": "44fdcc537115",
+    "mistral.MistralModel": "0f46b370c127",
+}
+HEADS = {"llama.LlamaForCausalLM": ("4ea82b23a0eb", "2b0549668327")}
+"""The code that FusedDecoder was written from, by its hash; that of heads in transformers 5.17 and 5.23."""
 
 
 class FusedDecoder:
@@ -29,7 +27,7 @@ class FusedDecoder:
         self._model = model
 
     def __call__(self, ids: Tensor, positions: Tensor, last: int) -> Tensor:
-        """See Decoder."""
+        """ids and positions int64 [B, T] -> the logits of the `last` positions [B, last, V]."""
         whole: Any = self._model._modules
         parts = whole["model"]._modules
         hidden = parts["embed_tokens"].forward(ids)
@@ -49,9 +47,10 @@ class FusedDecoder:
 
 
 def decodes(model: nn.Module) -> bool:
-    """Whether a causal language model does no more than a FusedDecoder."""
+    """True if a causal language model does no more than a FusedDecoder."""
     body: Any = model._modules.get("model")
-    if body is None or not any(behaves_as(type(body), kind) for kind in _MODELS):
+    heads = [code for codes in HEADS.values() for code in codes]
+    if body is None or code_hash(type(body).forward) not in BODIES.values():
         return False
     is_whole = len(body.layers) == body.config.num_hidden_layers
-    return is_whole and any(behaves_as(type(model), kind) for kind in _HEADS)
+    return is_whole and code_hash(type(model).forward) in heads

@@ -12,20 +12,22 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from kvlite_kernels.nf4 import FourBit, Products, can_join, is_served
+from kvlite_kernels.fused_ops import FusedOps
+from kvlite_kernels.nf4 import FourBit, can_join, is_served
 
 
 class FourBitLinear(nn.Module):
-    """A linear map over a `Params4bit` whose scales are fp32: few rows by `products`, more by bitsandbytes."""
+    """A linear map over a `Params4bit` whose scales are fp32: few rows by `ops`, more by bitsandbytes."""
 
     bias: Tensor | None
 
-    def __init__(self, weight: Any, bias: Tensor | None, dtype: torch.dtype, products: Products) -> None:
+    def __init__(self, weight: Any, bias: Tensor | None, dtype: torch.dtype, ops: FusedOps) -> None:
         super().__init__()
         self.weight = weight
         self.bias = None if bias is None else nn.Parameter(bias.data.to(dtype), requires_grad=False)
         self.dtype = dtype
-        self.products = products
+        self.ops = ops
+        self._most_rows = ops.most_four_bit_rows(dtype)
         self.out_features, self.in_features = weight.quant_state.shape
         self._multiply_rows = _bitsandbytes().matmul_4bit
 
@@ -38,8 +40,8 @@ class FourBitLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x [..., in_features] -> [..., out_features], multiplied in the map's dtype and given in x's."""
         rows = x.to(self.dtype).reshape(-1, self.in_features)
-        if 1 <= len(rows) <= self.products.most_rows:
-            out = self.products(rows, self.packed, self.bias)
+        if 1 <= len(rows) <= self._most_rows:
+            out = self.ops.multiply_four_bit(rows, self.packed, self.bias)
         else:
             out = cast(
                 Tensor, self._multiply_rows(rows, self.weight, bias=self.bias, quant_state=self.weight.quant_state)
@@ -47,30 +49,30 @@ class FourBitLinear(nn.Module):
         return out.view(*x.shape[:-1], self.out_features).to(x.dtype)
 
 
-def fits(module: nn.Module, products: Products) -> bool:
-    """Whether the module is a map of bitsandbytes that `products` can multiply with."""
+def fits(module: nn.Module, ops: FusedOps) -> bool:
+    """True if the module is a map of bitsandbytes that `ops` can multiply with."""
     if type(module).__name__ != "Linear4bit" or not type(module).__module__.startswith("bitsandbytes."):
         return False
     found = cast(Any, module)
     state, dtype = getattr(found.weight, "quant_state", None), found.compute_dtype
-    if state is None or dtype is None or products.lack(dtype) is not None:
+    if state is None or dtype is None or ops.most_four_bit_rows(dtype) == 0:
         return False
     is_plain = found.weight.dtype == torch.uint8 and not getattr(state, "packing_format_for_cpu", False)
     return is_plain and is_served(state.shape, state.blocksize)
 
 
-def taken_over(module: Any, products: Products) -> FourBitLinear:
+def taken_over(module: Any, ops: FusedOps) -> FourBitLinear:
     """The map of bitsandbytes as ours, over the same weights."""
     state = module.weight.quant_state
     absmax = state.absmax
     if state.state2 is not None:
         absmax = _bitsandbytes().functional.dequantize_blockwise(absmax, state.state2) + state.offset
     weight = _parameter(module.weight.data, absmax.float(), state, state.shape)
-    return FourBitLinear(weight, module.bias, module.compute_dtype, products)
+    return FourBitLinear(weight, module.bias, module.compute_dtype, ops)
 
 
 def are_joinable(parts: Sequence[nn.Module]) -> bool:
-    """Whether these are maps of one kind whose weights one after another are those of one."""
+    """True if these are maps of one kind whose weights, one after another, are those of one."""
     if not all(type(part) is FourBitLinear for part in parts):
         return False
     maps = cast(Sequence[FourBitLinear], parts)
@@ -95,7 +97,7 @@ def join_four_bit(parts: Sequence[FourBitLinear]) -> FourBitLinear:
     outputs = sum(part.out_features for part in parts)
     shape = torch.Size((outputs, parts[0].in_features))
     weight = _parameter(packed[:, None], absmax, states[0], shape)
-    return FourBitLinear(weight, bias, parts[0].dtype, parts[0].products)
+    return FourBitLinear(weight, bias, parts[0].dtype, parts[0].ops)
 
 
 def _parameter(packed: Tensor, absmax: Tensor, like: Any, shape: Sequence[int]) -> Any:

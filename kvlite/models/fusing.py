@@ -1,16 +1,13 @@
-"""Which modules of a loaded model give way to fused ones. Nothing of transformers is changed, only this instance.
+"""Replaces modules of a loaded model with fused ones. Nothing of transformers is changed, only this instance.
 
-transformers generates most of its families from a few classes, so a patch is written from one class's forward method
-and stands for every module whose forward is that one, instruction for instruction, the functions it rotates with
-included. No family is trusted by its name. A patch stays where the logits stay what they were, else it is taken back.
+No family is trusted by its name: a patch fits where the code is the code it was written from, and stays where it
+computes the same. What does not stay is said.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -19,77 +16,82 @@ from kvlite.memory.format import slot_format
 from kvlite.models.decoder import FusedDecoder, decodes
 from kvlite.models.fourbit import fits, taken_over
 from kvlite.models.loaded import LoadedModel
-from kvlite.models.patches import PATCHES
-from kvlite.models.probe import dry_cache, feed, probe_ids
-from kvlite.models.verify import PROBE_TOKENS, relative_error
-from kvlite_kernels.dense import TORCH_DENSE, DenseKernels
-from kvlite_kernels.nf4 import Products
+from kvlite.models.patches import KINDS, fused_form
+from kvlite.models.probe import PROBE_TOKENS, dry_cache, feed, probe_ids
+from kvlite.models.trial import FLOOR, judge
+from kvlite.models.verify import LOGIT_TOLERANCE, relative_error
+from kvlite_kernels.fused_ops import TORCH_OPS, FusedOps
 
-Kernels = TypeVar("Kernels")
-Child = tuple[nn.Module, str, nn.Module]  # a parent, its child's name and the child
-
-TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 0.02, torch.float16: 0.005}
-"""Largest relative RMSE of the logits against the unfused model, per dtype of computation."""
+Swap = tuple[nn.Module, str, nn.Module, nn.Module]  # a parent, its child's name, the child and what replaces it
 
 
-def fuse(loaded: LoadedModel, kernels: DenseKernels = TORCH_DENSE) -> LoadedModel:
-    """Patch an admitted model in place wherever a patch fits and leaves the logits of a few tokens as they were.
+def fuse(loaded: LoadedModel, ops: FusedOps = TORCH_OPS) -> LoadedModel:
+    """Patch an admitted model in place wherever a patch fits and computes the same. Fused modules run on `ops`."""
+    expected, plain = probe_logits(loaded), loaded
+    swaps: list[Swap] = []
+    for kind, ending in KINDS.items():
+        made: list[Swap] = []
+        unknown: set[str] = set()
+        for parent, name, module in children(loaded.model):
+            fused = fused_form(kind, module, ops)
+            if fused is not None:
+                made.append((parent, name, module, fused))
+            elif type(module).__name__.endswith(ending):
+                unknown.add(type(module).__name__)
+        if unknown:
+            loaded = _refusing(loaded, f"{kind}: no patch fits {', '.join(sorted(unknown))}")
+        loaded = swap(loaded, kind, made)
+        swaps += made if kind in loaded.fused else []
+    logits = probe_logits(loaded)
+    off = relative_error(logits, expected)
+    if not off <= LOGIT_TOLERANCE[loaded.compute_dtype]:
+        for parent, name, module, _ in reversed(swaps):
+            setattr(parent, name, module)
+        return _refusing(plain, f"all patches: together they change the logits by {off:.1%}")
+    return _with_decoder(loaded, logits)
 
-    What is fused computes with `kernels`.
-    """
-    in_force, expected, tolerance = [], probe_logits(loaded), TOLERANCE[loaded.compute_dtype]
-    for patch in PATCHES:
-        replaced = [child for child in children(loaded.model) if patch.fits(child[2])]
-        if replaced and swap(loaded, replaced, patch.makes, kernels, expected, tolerance) <= tolerance:
-            in_force.append(patch.name)
-    if loaded.state is None and decodes(loaded.model):
-        shorter = replace(loaded, decoder=FusedDecoder(loaded.model))
-        if relative_error(probe_logits(shorter), expected) <= tolerance:
-            loaded = shorter
-            in_force.append("decoder")
-    return replace(loaded, fused=tuple(dict.fromkeys((*loaded.fused, *in_force))))
+
+def _with_decoder(loaded: LoadedModel, logits: Tensor) -> LoadedModel:
+    """The model as one function from ids to logits, where it is no more than that and gives `logits` so, too."""
+    if loaded.state is not None or not decodes(loaded.model):
+        return _refusing(loaded, f"decoder: no patch fits {type(loaded.model).__name__}")
+    shorter = replace(loaded, decoder=FusedDecoder(loaded.model), fused=(*loaded.fused, "decoder"))
+    off = relative_error(probe_logits(shorter), logits)
+    return shorter if off <= FLOOR else _refusing(loaded, f"decoder: it changes the logits by {off:.2g}")
 
 
-def multiply_four_bit(loaded: LoadedModel, products: Products | None) -> LoadedModel:
-    """Let `products` multiply with the 4-bit weights of an admitted model, if the logits stay what they were."""
-    if products is None:
+def multiply_four_bit(loaded: LoadedModel, ops: FusedOps) -> LoadedModel:
+    """Let `ops` multiply with the 4-bit weights of an admitted model, where it can and computes the same."""
+    found = [child for child in children(loaded.model) if fits(child[2], ops)]
+    return swap(loaded, "four-bit", [(*child, taken_over(child[2], ops)) for child in found])
+
+
+def swap(loaded: LoadedModel, name: str, swaps: Sequence[Swap]) -> LoadedModel:
+    """Replace modules if they compute the same, under `name`; else the model as it was, which says why."""
+    if not swaps:
         return loaded
-    replaced = [child for child in children(loaded.model) if fits(child[2], products)]
-    tolerance = TOLERANCE[loaded.compute_dtype]
-    if not replaced or swap(loaded, replaced, taken_over, products, probe_logits(loaded), tolerance) > tolerance:
-        return loaded
-    return replace(loaded, fused=(*loaded.fused, "four-bit"))
-
-
-def swap(
-    loaded: LoadedModel,
-    replaced: Sequence[Child],
-    makes: Callable[[Any, Kernels], nn.Module],
-    kernels: Kernels,
-    expected: Tensor,
-    tolerance: float,
-) -> float:
-    """Replace modules by what `makes` of each, and say how far the logits are from `expected`, as relative RMSE.
-
-    Beyond `tolerance` it is taken back; infinite says that what was made does not run here.
-    """
-    off = math.inf
     try:
-        for parent, name, module in replaced:
-            setattr(parent, name, makes(module, kernels).eval())
-        off = relative_error(probe_logits(loaded), expected)
+        verdict = judge(loaded, [(module, made) for _, _, module, made in swaps])
+        why = None if verdict.passes else str(verdict)
     except Exception as error:
         if not _is_of_the_code(error):
             raise
-    finally:
-        if not off <= tolerance:
-            for parent, name, module in replaced:
-                setattr(parent, name, module)
-    return math.inf if math.isnan(off) else off
+        why = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+    if loaded.device.type == "cuda":
+        torch.cuda.empty_cache()  # of matrices in float32
+    if why is not None:
+        return _refusing(loaded, f"{name}, {len(swaps)} modules: {why}")
+    for parent, child, _, made in swaps:
+        setattr(parent, child, made)
+    return replace(loaded, fused=(*loaded.fused, name))
+
+
+def _refusing(loaded: LoadedModel, why: str) -> LoadedModel:
+    return replace(loaded, refused=(*loaded.refused, why))
 
 
 def _is_of_the_code(error: Exception) -> bool:
-    """Whether a module's code or its kernels failed: Triton's compiler and launcher raise errors of their own."""
+    """True if a module's code or its kernels failed: Triton's compiler and launcher raise errors of their own."""
     if isinstance(error, torch.OutOfMemoryError):
         return False
     is_of_triton = any(kind.__module__.partition(".")[0] == "triton" for kind in type(error).__mro__)
@@ -102,6 +104,6 @@ def probe_logits(loaded: LoadedModel) -> Tensor:
     return feed(loaded, cache, probe_ids(loaded, PROBE_TOKENS))
 
 
-def children(model: nn.Module) -> list[Child]:
-    """Every module below `model` with its parent and its name there."""
+def children(model: nn.Module) -> list[tuple[nn.Module, str, nn.Module]]:
+    """Every module below `model` with its parent and its name there, parents first."""
     return [(parent, name, module) for parent in model.modules() for name, module in parent.named_children()]

@@ -15,7 +15,7 @@ from kvlite.cache.rotation import Rotation
 from kvlite.cache.step import Step
 from kvlite.memory.shape import ModelShape
 from kvlite.models.attention_interface import bound_cache
-from kvlite.models.decoder import Decoder
+from kvlite.models.decoder import FusedDecoder
 from kvlite.models.hybrid import HybridState
 from kvlite.models.quantised import compute_dtype
 
@@ -26,8 +26,8 @@ class LoadedModel:
 
     `rotations` maps layers to their Rotation; None where the positions cannot be re-rotated, so that a conversation
     ends with the model's window. `state` is the constant-size state of hybrids, which then run one row at a time.
-    `fused` names the patches in force, of which `decoder` is one. `stages` are the seconds loading took,
-    by stage.
+    `fused` names the patches in force, of which `decoder` is one; `refused` says what does not fit or was taken back,
+    and why. `stages` are the seconds loading took, by stage.
     """
 
     model: PreTrainedModel
@@ -39,7 +39,8 @@ class LoadedModel:
     rotations: dict[int, Rotation | None] | None = None
     state: HybridState | None = None
     fused: tuple[str, ...] = ()
-    decoder: Decoder | None = None
+    refused: tuple[str, ...] = ()
+    decoder: FusedDecoder | None = None
     stages: Mapping[str, float] = field(default_factory=dict)
 
     @property

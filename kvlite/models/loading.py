@@ -31,9 +31,9 @@ from kvlite.models.quantised import quantisation, refuse_quantisation
 from kvlite.models.stages import Stages
 from kvlite.models.threads import set_threads
 from kvlite.models.verify import admit
-from kvlite_kernels.choice import KernelsUnavailable, choose_dense, choose_products
-from kvlite_kernels.dense import DenseKernels
-from kvlite_kernels.nf4 import Products
+from kvlite_kernels.backend import KernelsUnavailable
+from kvlite_kernels.choice import choose_ops
+from kvlite_kernels.fused_ops import FusedOps
 
 _PARSER_ERRORS = (
     OSError,
@@ -62,7 +62,7 @@ def load(files: ModelFiles, options: LoadOptions, device: torch.device) -> Loade
     """
     folder = files.folder
     shape = _shape(files, options.dtype, device)
-    dense, products = _kernels(options.kernels, device)
+    ops = _ops(options.kernels, device)
     _require_room(files, shape, options.quant, device)
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
@@ -80,16 +80,16 @@ def load(files: ModelFiles, options: LoadOptions, device: torch.device) -> Loade
     _require_vocabulary(model.config, tokenizer)
     loaded = admit(LoadedModel(model, tokenizer, shape, dtype, device, options.quant, state=state))
     stages.passed("gate")
-    loaded = multiply_four_bit(loaded, products)
+    loaded = multiply_four_bit(loaded, ops)
     if options.fuse:
-        loaded = fuse(loaded, dense)
+        loaded = fuse(loaded, ops)
     stages.passed("fusing")
     return replace(loaded, stages=stages.seconds)
 
 
-def _kernels(wanted: str, device: torch.device) -> tuple[DenseKernels, Products | None]:
+def _ops(wanted: str, device: torch.device) -> FusedOps:
     try:
-        return choose_dense(wanted, device), choose_products(wanted, device)
+        return choose_ops(wanted, device)
     except KernelsUnavailable as error:
         raise refused_kernels(wanted, error) from error
 

@@ -12,10 +12,22 @@ from kvlite.memory.format import SlotFormat
 from kvlite.memory.plan import CacheSpec, plan_cache
 from kvlite.models.loaded import LoadedModel
 
+_TEXT = "Anna had three apples and bought 4 more, so now she has"
+
+PROBE_TOKENS = 12
+
 
 def probe_ids(loaded: LoadedModel, count: int) -> Tensor:
     """`count` ids from all over the vocabulary, int64 [1, count], the same ones for every model of its size."""
     return torch.tensor([[(7919 * i + 11) % loaded.shape.vocab for i in range(count)]], device=loaded.device)
+
+
+def text_ids(loaded: LoadedModel) -> Tensor:
+    """The ids of a sentence, int64 [1, T], as many as the window takes; `probe_ids` where there is no tokenizer."""
+    if loaded.tokenizer is None:  # a model that nobody talks to, in a test or a benchmark
+        return probe_ids(loaded, PROBE_TOKENS)
+    ids = loaded.tokenizer.encode(_TEXT)[: loaded.window]
+    return torch.tensor([ids], device=loaded.device)
 
 
 def dry_cache(loaded: LoadedModel, stored: SlotFormat, tokens: int) -> SlotCache:

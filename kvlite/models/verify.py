@@ -13,15 +13,14 @@ import torch
 from torch import Tensor
 
 from kvlite.cache.cache import SlotCache
-from kvlite.cache.layer import LayerSlots
+from kvlite.cache.layer import Layer
 from kvlite.cache.rotation import Rotation
 from kvlite.errors import UnsupportedModel
 from kvlite.memory.format import slot_format
 from kvlite.models.attention_interface import ATTENTION
 from kvlite.models.loaded import LoadedModel
-from kvlite.models.probe import dry_cache, feed, probe_ids
+from kvlite.models.probe import PROBE_TOKENS, dry_cache, feed, probe_ids
 
-PROBE_TOKENS = 12
 SHIFT = 29
 LOGIT_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.05}
 KEY_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.05, torch.float16: 0.02}
@@ -106,13 +105,15 @@ def _same(a: Tensor, b: Tensor) -> bool:
 
 def _turned(keys: Tensor, rotation: Rotation) -> Tensor:
     turned = keys.clone()
-    rotation.turn_(turned, torch.full(keys.shape[:-1], SHIFT, device=keys.device))
+    rotation.rotate_(turned, torch.full(keys.shape[:-1], SHIFT, device=keys.device))
     return turned
 
 
-def _keys(layer: LayerSlots) -> Tensor:
+def _keys(layer: Layer) -> Tensor:
     """The probe's keys [H_KV, N, D]; slot i holds token i while nothing is evicted."""
-    return layer.store.read(slice(0, 1), min(layer.slots, PROBE_TOKENS))[0][0]
+    keys = layer.slots.k
+    assert isinstance(keys, Tensor)
+    return keys[0, :, : min(layer.num_slots, PROBE_TOKENS)]
 
 
 def relative_error(value: Tensor, expected: Tensor) -> float:

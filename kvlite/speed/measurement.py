@@ -88,7 +88,7 @@ class Measurement:
 
     def _full(self, drift: tuple[int, ...]) -> tuple[int, ...]:
         """The points with all slots full; earlier ones are replaced by the one at which the last slot is taken."""
-        slots = max((layer.slots for layer in self.engine.cache.layers.values()), default=1)
+        slots = max((layer.num_slots for layer in self.engine.cache.layers.values()), default=1)
         return tuple(dict.fromkeys(max(seen, slots) for seen in drift))
 
     def _possible(self, name: str, counts: tuple[int, ...], room: int) -> tuple[int, ...]:

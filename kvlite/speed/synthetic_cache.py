@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from kvlite.cache.cache import CacheSnapshot
-from kvlite.cache.layer import LayerSlots
+from kvlite.cache.layer import Layer
 from kvlite.engine.engine import Engine, RowSnapshot
 from kvlite.errors import ContextFull
 
@@ -49,11 +49,11 @@ def fast_forward(engine: Engine, row: int, held: RowSnapshot, seen: int, seed: i
 
 
 def _stretched(
-    layer: LayerSlots, held: dict[str, Tensor], was_seen: int, seen: int, turns: bool, generator: torch.Generator
+    layer: Layer, held: dict[str, Tensor], was_seen: int, seen: int, turns: bool, generator: torch.Generator
 ) -> dict[str, Tensor]:
     """A layer's live slots [H_KV, n, ...] repeated to those that `seen` tokens leave, each head in its own order."""
     heads, num_held = held["pos"].shape
-    num_live = min(layer.slots, seen)
+    num_live = min(layer.num_slots, seen)
     positions = _positions(layer, num_live, seen)
     order = torch.rand(heads, num_live, generator=generator).argsort(-1)
     source = torch.arange(num_live) % num_held
@@ -68,11 +68,11 @@ def _stretched(
     return stretched
 
 
-def _positions(layer: LayerSlots, num_live: int, seen: int) -> Tensor:
+def _positions(layer: Layer, num_live: int, seen: int) -> Tensor:
     """The ascending positions int32 [num_live] that a head could hold after `seen` tokens."""
     if layer.shape.window is not None or num_live == seen:
         return torch.arange(seen - num_live, seen, dtype=torch.int32)
-    recent = min(layer.recent, num_live)
+    recent = min(layer.protection.recent, num_live)
     sinks = min(layer.policy.sinks, num_live - recent)
     between = num_live - recent - sinks
     spread = sinks + torch.arange(between) * (seen - recent - sinks) // max(1, between)

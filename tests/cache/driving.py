@@ -8,15 +8,18 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from kvlite.cache.cache import SlotCache, open_store
-from kvlite.cache.layer import LayerSlots
-from kvlite.cache.policy import Policy
+from kvlite.cache.cache import SlotCache
+from kvlite.cache.group import empty_vectors
+from kvlite.cache.layer import Layer
+from kvlite.cache.policy import Candidates, Policy
 from kvlite.cache.rotation import Rotation
 from kvlite.memory.budget import Budget
 from kvlite.memory.format import FORMATS
 from kvlite.memory.plan import CachePlan, CacheSpec, plan_cache
 from kvlite.memory.shape import LayerShape, ModelShape
+from kvlite_kernels.backend import TORCH
 from kvlite_kernels.reference import Geometry
+from kvlite_kernels.slots import Slots
 
 Span = tuple[int, int]
 CPU = torch.device("cpu")
@@ -48,13 +51,9 @@ def make_plan(
     rows: int = 1,
     dtype: str = "float32",
     protected_slots: int = 0,
-    kernels: str = "torch",
 ) -> CachePlan:
     state_bytes, rule = policy.state_bytes_per_slot, policy.layer_slots
-    keeps_order = policy.keeps_order(kernels)
-    spec = CacheSpec(
-        FORMATS[dtype], state_bytes, protected_slots, policy.evicts, layer_rule=rule, keeps_order=keeps_order
-    )
+    spec = CacheSpec(FORMATS[dtype], state_bytes, protected_slots, policy.evicts, layer_rule=rule)
     return plan_cache(shape, Budget.parse(budget), spec, rows=rows, free_bytes=None)
 
 
@@ -89,14 +88,20 @@ def random_streams(shape: ModelShape, group: int, length: int, seed: int) -> lis
     ]
 
 
-def as_stored(layer: LayerShape, stream: Stream, stored: str) -> Stream:
+def as_stored(stream: Stream, stored: str) -> Stream:
     """The same with each key and value as a slot gives it back."""
-    length = stream.k.shape[1]
-    store = open_store(FORMATS[stored], layer, 1, length, CPU)
-    _, k, v = store.encode(stream.q[None], stream.k[None], stream.v[None])
-    store.write(slice(0, 1), slice(0, length), k, v)
-    keys, values = store.read(slice(0, 1), length)
-    return Stream(stream.q, keys[0], values[0])
+    slots = slots_of(stored, stream.k[None], stream.v[None])
+    held = Candidates(slots.pos, slots.pos, None, ((slots.k, slots.v),))
+    return Stream(stream.q, held.keys[0, :, :-1], held.values[0, :, :-1])
+
+
+def slots_of(stored: str, k: Tensor, v: Tensor) -> Slots:
+    """Slots that hold keys [B, H_KV, N, D] and values [B, H_KV, N, D_V]."""
+    *heads, length, _ = k.shape
+    empty = (empty_vectors((*heads, length + 1), x.shape[-1], FORMATS[stored], CPU) for x in (k, v))
+    slots = Slots.empty(*empty, has_statistic=False)
+    TORCH.write(slots, slice(0, length), k, v)
+    return slots
 
 
 def geometry(layer: LayerShape) -> Geometry:
@@ -179,14 +184,19 @@ def rotated(x: Tensor, at: Tensor, rotation: Rotation) -> Tensor:
     return turned.to(x.dtype)
 
 
-def positions(layer: LayerSlots, row: int = 0) -> list[set[int]]:
+def positions(layer: Layer, row: int = 0) -> list[set[int]]:
     """Which positions each KV head of a row holds."""
-    return [{position for position in head if position >= 0} for head in layer.pos[row, :, : layer.slots].tolist()]
+    return [
+        {position for position in head if position >= 0} for head in layer.slots.pos[row, :, : layer.num_slots].tolist()
+    ]
 
 
-def statistics(layer: LayerSlots, row: int = 0) -> list[dict[int, float]]:
+def statistics(layer: Layer, row: int = 0) -> list[dict[int, float]]:
     """The statistic of each held position, per KV head of a row; empty where the policy keeps none."""
-    if layer.statistic is None:
+    if layer.slots.statistic is None:
         return [{} for _ in range(layer.shape.kv_heads)]
-    held = layer.pos[row, :, : layer.slots].tolist(), layer.statistic[row, :, : layer.slots].tolist()
+    held = (
+        layer.slots.pos[row, :, : layer.num_slots].tolist(),
+        layer.slots.statistic[row, :, : layer.num_slots].tolist(),
+    )
     return [{p: known for p, known in zip(*head, strict=True) if p >= 0} for head in zip(*held, strict=True)]

@@ -98,16 +98,11 @@ def shared(tokens: Sequence[Token], values: Sequence[float], pooled: int) -> lis
     return [math.fsum(values) / len(values) for values in near]
 
 
-def heavy_hitter(
-    horizon: int = 1, decay: float = 0.95, heads: str = "mean", lengths: bool = False, pooled: int = 9
-) -> Rule:
+def heavy_hitter(decay: float = 0.95, heads: str = "mean", pooled: int = 9) -> Rule:
     """Fading mass shared with neighbours, four sinks, a quarter of the slots recent but at least four."""
 
     def rank(tokens: Sequence[Token], now: int) -> list[float]:
-        rates = [token.known / min(now - token.position, horizon) for token in tokens]
-        if lengths:
-            rates = [rate * math.hypot(*token.value) for rate, token in zip(rates, tokens, strict=True)]
-        return shared(tokens, rates, pooled)
+        return shared(tokens, [token.known for token in tokens], pooled)
 
     return Rule(rank, lambda slots: max(4, slots // 4), 4, decay=decay, heads=heads)
 

@@ -19,7 +19,7 @@ from kvlite.cache.policies.scissorhands import Scissorhands
 from kvlite.cache.policies.snapkv import SnapKV
 from kvlite.cache.policies.tova import TOVA
 from kvlite.cache.policies.window import Window
-from kvlite.cache.policy import Policy, load_policy, policy_names
+from kvlite.cache.policy import Candidates, Policy, load_policy, policy_names
 from kvlite.cache.rotation import Rotation
 from kvlite.memory.counts import KVCounts
 from kvlite.memory.format import FORMATS
@@ -45,8 +45,8 @@ from tests.parity.compare import assert_parity
 EVICTING = [policy for name in policy_names() if (policy := load_policy(name)).evicts]
 POLICIES: tuple[Policy, ...] = (
     *EVICTING,
-    HeavyHitter(sinks=1, grace=1, horizon=7, heads="max"),
-    HeavyHitter(sinks=0, recent_share=0.5, value_norm=True, decay=0.9),
+    HeavyHitter(sinks=1, grace=1, pooled=1, heads="max"),
+    HeavyHitter(sinks=0, recent_share=0.5, decay=0.9),
     H2O(sinks=3),
     Scissorhands(newest=2, observed=9),
     SnapKV(observed=4),
@@ -125,8 +125,10 @@ def test_nothing_is_evicted_while_a_slot_is_free_and_no_head_holds_more_than_its
     for driver in scenario.played():
         for layer in driver.cache.layers.values():
             for row, seen in enumerate(driver.seen):
-                assert [len(head) for head in positions(layer, row)] == [min(layer.slots, seen)] * layer.shape.kv_heads
-                assert driver.cache.live(row, layer.slots) == min(layer.slots, seen)
+                assert [len(head) for head in positions(layer, row)] == [
+                    min(layer.num_slots, seen)
+                ] * layer.shape.kv_heads
+                assert driver.cache.live(row, layer.num_slots) == min(layer.num_slots, seen)
 
 
 @examples
@@ -135,8 +137,8 @@ def test_live_slots_are_a_prefix_and_hold_each_position_once(scenario: Scenario)
     for driver in scenario.played():
         for layer in driver.cache.layers.values():
             for row, seen in enumerate(driver.seen):
-                live = min(layer.slots, seen)
-                pos = layer.pos[row, :, : layer.slots]
+                live = min(layer.num_slots, seen)
+                pos = layer.slots.pos[row, :, : layer.num_slots]
                 assert (pos[:, live:] == -1).all()
                 assert (pos[:, :live] >= 0).all() and (pos[:, :live] < seen).all()
                 assert all(len(set(head)) == live for head in pos[:, :live].tolist())
@@ -147,14 +149,15 @@ def test_live_slots_are_a_prefix_and_hold_each_position_once(scenario: Scenario)
 def test_a_live_slot_holds_the_key_and_value_of_its_position(scenario: Scenario) -> None:
     *_, driver = scenario.played()
     for index, layer in driver.cache.layers.items():
-        k, v = layer.store.read(slice(0, scenario.rows), layer.slots)
+        held = Candidates(layer.slots.pos, layer.slots.pos, None, ((layer.slots.k, layer.slots.v),))
+        k, v = held.keys, held.values
         for row in range(scenario.rows):
-            stream = as_stored(layer.shape, driver.streams[row][index], scenario.stored)
-            live = driver.cache.live(row, layer.slots)
-            for head, held in enumerate(layer.pos[row, :, :live].long()):
+            stream = as_stored(driver.streams[row][index], scenario.stored)
+            live = driver.cache.live(row, layer.num_slots)
+            for head, held in enumerate(layer.slots.pos[row, :, :live].long()):
                 assert torch.equal(k[row, head, :live], stream.k[head, held])
                 assert torch.equal(v[row, head, :live], stream.v[head, held])
-                assert torch.equal(layer.rot[row, head, :live].long(), held)
+                assert torch.equal(layer.slots.rot[row, head, :live].long(), held)
 
 
 @examples
@@ -163,7 +166,7 @@ def test_the_recent_window_is_never_evicted(scenario: Scenario) -> None:
     for driver in scenario.played():
         for layer in driver.cache.layers.values():
             for row, seen in enumerate(driver.seen):
-                recent = min(scenario.policy.recent(layer.slots), max(1, layer.slots - 1))
+                recent = min(scenario.policy.recent(layer.num_slots), max(1, layer.num_slots - 1))
                 assert all(set(range(max(0, seen - recent), seen)) <= head for head in positions(layer, row))
 
 
@@ -184,7 +187,7 @@ def test_sinks_and_pins_are_never_evicted_where_a_layer_sees_everything(scenario
 def test_a_sliding_layer_with_room_for_its_window_loses_nothing_it_still_sees(scenario: Scenario) -> None:
     for driver in scenario.played():
         for layer in driver.cache.layers.values():
-            if layer.shape.window is None or layer.slots < layer.shape.window:
+            if layer.shape.window is None or layer.num_slots < layer.shape.window:
                 continue
             for row, seen in enumerate(driver.seen):
                 visible = set(range(max(0, seen - layer.shape.window + 1), seen))
@@ -199,9 +202,9 @@ def test_reset_leaves_nothing_of_a_row_and_touches_no_other(scenario: Scenario) 
     others = [tensor[:last].clone() for tensor in cache.tensors()]
     cache.reset(last)
     for layer in cache.layers.values():
-        assert (layer.pos[last] == -1).all() and (layer.rot[last] == -1).all()
+        assert (layer.slots.pos[last] == -1).all() and (layer.slots.rot[last] == -1).all()
         assert not any(tensor[last].any() for name, tensor in layer.tensors.items() if name not in ("pos", "rot"))
-        assert cache.live(last, layer.slots) == 0
+        assert cache.live(last, layer.num_slots) == 0
     assert all(torch.equal(tensor[:last], before) for tensor, before in zip(cache.tensors(), others, strict=True))
     driver.seen[last] = driver.rot[last] = 0
     fresh = Driver(
@@ -275,12 +278,12 @@ def test_rotations_after_rerotation_are_consecutive_in_the_order_of_positions(sc
     assume(max(driver.seen))
     for row, seen in enumerate(driver.seen):
         driver.rerotate(row)
-        assert driver.rot[row] == min(seen, max(layer.slots for layer in driver.cache.layers.values()))
+        assert driver.rot[row] == min(seen, max(layer.num_slots for layer in driver.cache.layers.values()))
         for index, layer in driver.cache.layers.items():
-            live = driver.cache.live(row, layer.slots)
+            live = driver.cache.live(row, layer.num_slots)
             for head in range(layer.shape.kv_heads):
                 pos, rot, key = (
-                    tensor[row, head, :live] for tensor in (layer.pos, layer.rot, layer.store.tensors["k"])
+                    tensor[row, head, :live] for tensor in (layer.slots.pos, layer.slots.rot, layer.tensors["k"])
                 )
                 assert rot[pos.argsort()].tolist() == list(range(driver.rot[row] - live, driver.rot[row]))
                 raw = driver.streams[row][index].k[head, pos.long()]
@@ -291,9 +294,9 @@ def test_a_layer_whose_rotation_is_not_known_keeps_its_keys() -> None:
     shape = model_shape(attention_layer(), attention_layer())
     driver = Driver(make_cache(shape, 12, HeavyHitter()), [random_streams(shape, 1, 40, 0)], rotations={0: TURNS})
     driver.feed([30])
-    before = driver.cache.layers[1].store.tensors["k"].clone()
+    before = driver.cache.layers[1].tensors["k"].clone()
     driver.rerotate(0)
-    assert torch.equal(driver.cache.layers[1].store.tensors["k"], before)
+    assert torch.equal(driver.cache.layers[1].tensors["k"], before)
 
 
 @st.composite
@@ -319,20 +322,19 @@ def shapes(draw: st.DrawFn) -> ModelShape:
     st.integers(1, 3),
     st.integers(1, 40),
     st.integers(0, 3000),
-    st.sampled_from(("torch", "triton")),
 )
 def test_planned_bytes_are_measured_bytes_and_within_the_budget(
-    shape: ModelShape, policy: Policy, dtype: str, rows: int, slots: int, spare: int, kernels: str
+    shape: ModelShape, policy: Policy, dtype: str, rows: int, slots: int, spare: int
 ) -> None:
-    budget = make_plan(shape, f"{slots}tok", policy, rows, dtype, kernels=kernels).reserved_bytes + spare
-    plan = make_plan(shape, f"{budget}B", policy, rows, dtype, kernels=kernels)
+    budget = make_plan(shape, f"{slots}tok", policy, rows, dtype).reserved_bytes + spare
+    plan = make_plan(shape, f"{budget}B", policy, rows, dtype)
     cache = SlotCache(shape, plan, policy, FORMATS[dtype], CPU)
     assert plan.slots >= slots
     assert cache.num_bytes == plan.reserved_bytes - plan.state_bytes
     assert sum(tensor.nbytes for tensor in cache.tensors()) + plan.state_bytes <= budget
     if not isinstance(policy, Pyramid):
         assert cache.bytes_for(plan.slots) == plan.reserved_bytes
-    more = make_plan(shape, f"{cache.bytes_for(plan.fewest + 1)}B", policy, rows, dtype, kernels=kernels)
+    more = make_plan(shape, f"{cache.bytes_for(plan.fewest + 1)}B", policy, rows, dtype)
     assert more.fewest > plan.fewest or more.capped_by == "window"
 
     def held(*names: str) -> int:
@@ -345,10 +347,9 @@ def test_planned_bytes_are_measured_bytes_and_within_the_budget(
 
     k_v = ("k", "v", "k_scale", "v_scale")
     assert held(*k_v) == plan.k_v_bytes
-    assert held("pos", "rot", "order") == plan.position_bytes
-    assert all(("order" in layer.tensors) == plan.keeps_order for layer in cache.layers.values())
+    assert held("pos", "rot") == plan.position_bytes
     assert held("statistic") == plan.policy_state_bytes
-    assert cache.num_bytes - held(*k_v, "pos", "rot", "order", "statistic") == plan.staging_bytes
+    assert cache.num_bytes - held(*k_v, "pos", "rot", "statistic") == plan.staging_bytes
 
 
 @examples
@@ -425,8 +426,8 @@ def test_slots_of_lower_precision_round_what_they_hold(dtype: str) -> None:
         (outs,) = driver.feed([count])
         assert outs[0].dtype == torch.float32 and outs[0].isfinite().all()
     layer = cache.layers[0]
-    held = layer.pos[0, 0, :12].long()
-    assert torch.equal(layer.store.tensors["k"][0, 0, :12], driver.streams[0][0].k[0, held].to(getattr(torch, dtype)))
+    held = layer.slots.pos[0, 0, :12].long()
+    assert torch.equal(layer.tensors["k"][0, 0, :12], driver.streams[0][0].k[0, held].to(getattr(torch, dtype)))
 
 
 def test_all_heads_of_a_layer_hold_the_same_tokens_under_tova() -> None:
@@ -435,14 +436,14 @@ def test_all_heads_of_a_layer_hold_the_same_tokens_under_tova() -> None:
     for count in (20, 1, 1, 9, 1, 1):
         driver.feed([count])
         for layer in driver.cache.layers.values():
-            assert all(torch.equal(head, layer.pos[0, 0]) for head in layer.pos[0])
+            assert all(torch.equal(head, layer.slots.pos[0, 0]) for head in layer.slots.pos[0])
 
 
 def test_layers_of_a_pyramid_fill_one_after_the_other() -> None:
     shape = model_shape(*[attention_layer(1, 4)] * 4)
     cache = make_cache(shape, 20, Pyramid(observed=4, beta=4))
     driver = Driver(cache, [random_streams(shape, 1, 60, 0)])
-    assert [layer.slots for layer in cache.layers.values()] == [32, 24, 16, 8]
+    assert [layer.num_slots for layer in cache.layers.values()] == [32, 24, 16, 8]
     kept = []
     for count in (8, 6, 16, 20):
         driver.feed([count])

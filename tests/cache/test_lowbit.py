@@ -5,14 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kvlite.cache.cache import SlotCache, open_store
-from kvlite.cache.lowbit import LowBitStore
+from kvlite.cache.cache import SlotCache
 from kvlite.cache.policies.heavy_hitter import HeavyHitter
-from kvlite.cache.policy import load_policy, policy_names
-from kvlite.cache.rotation import Rotation
-from kvlite.memory.format import FORMATS
-from kvlite.memory.shape import LayerShape, ModelShape
-from tests.cache.driving import CPU, Driver, attention_layer, make_cache, model_shape, random_streams
+from kvlite.cache.policy import Candidates, load_policy, policy_names
+from kvlite.cache.rotation import Rotation, rotate_keys
+from kvlite.memory.shape import ModelShape
+from kvlite_kernels.slots import Slots
+from tests.cache.driving import Driver, attention_layer, make_cache, model_shape, random_streams, slots_of
 from tests.parity.compare import assert_parity
 
 CODED = ("int8", "int4")
@@ -48,27 +47,19 @@ def test_chunk_size_does_not_change_the_result_while_nothing_is_evicted(
 @pytest.mark.parametrize("stored", CODED)
 @pytest.mark.parametrize(("k_dim", "v_dim"), [(8, 8), (80, 80), (96, 64), (192, 128), (24, 5)])
 def test_a_slot_gives_back_what_it_holds_to_rounding(stored: str, k_dim: int, v_dim: int) -> None:
-    layer = LayerShape("full", 2, k_dim, v_dim)
-    store = open_store(FORMATS[stored], layer, 3, 50, CPU)
     generator = torch.Generator().manual_seed(0)
     k, v = (torch.randn(3, 2, 50, dim, generator=generator) for dim in (k_dim, v_dim))
-    _, *coded = store.encode(k, k, v)
-    store.write(slice(0, 3), slice(0, 50), *coded)
-    for held, given in zip(store.read(slice(0, 3), 50), (k, v), strict=True):
+    for held, given in zip(read(slots_of(stored, k, v)), (k, v), strict=True):
         assert held.shape == given.shape
         assert error(held, given) < ROUNDING[stored]
 
 
 @pytest.mark.parametrize("stored", CODED)
 def test_a_channel_that_all_keys_share_is_spread_before_it_is_rounded(stored: str) -> None:
-    layer = LayerShape("full", 1, 64, 64)
-    store = open_store(FORMATS[stored], layer, 1, 30, CPU)
     k = torch.randn(1, 1, 30, 64, generator=torch.Generator().manual_seed(0))
     k[..., 3] += 40  # in one channel, this would leave the others of its group no code but zero
-    _, *coded = store.encode(k, k, k)
-    store.write(slice(0, 1), slice(0, 30), *coded)
     others = [channel for channel in range(32) if channel != 3]
-    assert error(store.read(slice(0, 1), 30)[0][..., others], k[..., others]) < (0.1 if stored == "int8" else 0.9)
+    assert error(read(slots_of(stored, k, k))[0][..., others], k[..., others]) < (0.1 if stored == "int8" else 0.9)
 
 
 @pytest.mark.parametrize("stored", CODED)
@@ -84,33 +75,36 @@ def test_attention_is_close_to_that_over_exact_slots(stored: str, chunks: list[i
 TURNS = Rotation(1e4 ** -(torch.arange(16) / 16), 0, False)
 
 
-def turning(stored: str) -> tuple[LowBitStore, torch.Tensor]:
-    store = open_store(FORMATS[stored], LayerShape("full", 2, 32, 32), 1, 20, CPU)
-    assert isinstance(store, LowBitStore)
+def read(slots: Slots) -> tuple[torch.Tensor, torch.Tensor]:
+    """Keys and values as numbers, without the discard slots."""
+    held = Candidates(slots.pos, slots.pos, None, ((slots.k, slots.v),))
+    return held.keys[..., :-1, :], held.values[..., :-1, :]
+
+
+def turning(stored: str) -> tuple[Slots, torch.Tensor]:
     k = torch.randn(1, 2, 20, 32, generator=torch.Generator().manual_seed(0))
-    _, *coded = store.encode(k, k, k)
-    store.write(slice(0, 1), slice(0, 20), *coded)
-    return store, k[0]
+    return slots_of(stored, k, k), k[0]
 
 
 @pytest.mark.parametrize("stored", CODED)
 def test_a_key_that_stays_keeps_its_codes_when_others_turn(stored: str) -> None:
-    store, _ = turning(stored)
-    before = {name: tensor.clone() for name, tensor in store.tensors.items()}
+    slots, _ = turning(stored)
+    tensors = dict(slots.tensors())
+    before = {name: tensor.clone() for name, tensor in tensors.items()}
     delta = torch.tensor([[0, -5] * 8, [0, -9] * 8], dtype=torch.int32)
-    store.rotate(0, delta, TURNS)
+    rotate_keys(slots.k[0, :, :16], delta, TURNS)
     for name in ("k", "k_scale"):
-        assert torch.equal(store.tensors[name][:, :, 0:16:2], before[name][:, :, 0:16:2])
-        assert torch.equal(store.tensors[name][:, :, 16:], before[name][:, :, 16:])
-    assert not torch.equal(store.tensors["k"][:, :, 1:16:2], before["k"][:, :, 1:16:2])
-    assert torch.equal(store.tensors["v"], before["v"])
+        assert torch.equal(tensors[name][:, :, 0:16:2], before[name][:, :, 0:16:2])
+        assert torch.equal(tensors[name][:, :, 16:], before[name][:, :, 16:])
+    assert not torch.equal(tensors["k"][:, :, 1:16:2], before["k"][:, :, 1:16:2])
+    assert torch.equal(tensors["v"], before["v"])
 
 
 @pytest.mark.parametrize("stored", CODED)
 def test_the_error_of_a_key_grows_as_the_root_of_how_often_it_turned(stored: str) -> None:
-    store, exact = turning(stored)
+    slots, exact = turning(stored)
     delta = torch.full((2, 20), -7, dtype=torch.int32)
     for turns in range(1, 9):
-        store.rotate(0, delta, TURNS)
-        TURNS.turn_(exact, delta)
-        assert error(store.read(slice(0, 1), 20)[0][0], exact) < ROUNDING[stored] * (turns + 1) ** 0.5
+        rotate_keys(slots.k[0, :, :20], delta, TURNS)
+        TURNS.rotate_(exact, delta)
+        assert error(read(slots)[0][0], exact) < ROUNDING[stored] * (turns + 1) ** 0.5

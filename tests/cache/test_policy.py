@@ -20,6 +20,15 @@ from kvlite.cache.policies.window import Window
 from kvlite.cache.policy import DEFAULT_POLICY, Candidates, Policy, load_policy, policy_names
 from kvlite.cache.policy_text import split_policies, write_settings
 from kvlite.errors import UsageError
+from tests.cache.driving import (
+    Driver,
+    as_stored,
+    attention_layer,
+    make_cache,
+    model_shape,
+    positions,
+    random_streams,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -265,6 +274,87 @@ def test_a_setting_that_cannot_be_is_refused(name: str, settings: dict[str, obje
         load_policy(name, settings)
 
 
+@dataclass(frozen=True, slots=True)
+class Knorm(Policy):
+    """Keep the tokens whose keys are short: KnormPress (https://arxiv.org/abs/2406.11430), as a plug-in writes it."""
+
+    name: ClassVar[str] = "knorm"
+    summary: ClassVar[str] = "the tokens with the shortest keys"
+
+    def recent(self, slots: int) -> int:
+        return 1
+
+    def score(self, candidates: Candidates) -> Tensor:
+        return -candidates.keys.norm(dim=-1)
+
+
+@pytest.mark.parametrize("stored", ["float32", "int8"])
+def test_a_plug_in_of_ten_lines_keeps_the_shortest_keys(monkeypatch: pytest.MonkeyPatch, stored: str) -> None:
+    install(monkeypatch, "knorm", "Knorm")
+    shape = model_shape(attention_layer(2, 8), attention_layer(2, 8))
+    streams = random_streams(shape, 1, 40, 0)
+    driver = Driver(make_cache(shape, 12, load_policy("knorm"), dtype=stored), [streams])
+    for count in (7, 9, *[1] * 24):
+        driver.feed([count])
+    for index, layer in driver.cache.layers.items():
+        norms = as_stored(streams[index], stored).k.norm(dim=-1)
+        for head, held in enumerate(positions(layer)):
+            shortest = norms[head, 4:39].argsort()[:7] + 4  # four sinks and the newest stay whatever their keys
+            assert held == {0, 1, 2, 3, 39, *shortest.tolist()}
+
+
+@dataclass(frozen=True, slots=True)
+class Asked(Oldest):
+    """Keep the tokens whose keys are nearest to the newest query of each KV head."""
+
+    needs_queries: ClassVar[bool] = True
+
+    def score(self, candidates: Candidates) -> Tensor:
+        batch, kv_heads, _, dim = candidates.keys.shape
+        newest = candidates.queries[:, :, -1].view(batch, kv_heads, -1, dim).mean(2)
+        return (candidates.keys @ newest[..., None])[..., 0]
+
+
+class Undeclared(Oldest):
+    """Looks at queries without saying so."""
+
+    def score(self, candidates: Candidates) -> Tensor:
+        return candidates.queries.sum() + candidates.pos
+
+
+class Unaccounted(Oldest):
+    """Looks at a statistic without saying which."""
+
+    def score(self, candidates: Candidates) -> Tensor:
+        return candidates.statistic
+
+
+def test_a_policy_may_look_at_queries_and_values() -> None:
+    shape = model_shape(attention_layer(2, 8))
+    streams = random_streams(shape, 3, 30, 0)
+    driver = Driver(make_cache(shape, 10, Asked()), [streams])
+    for count in (6, 8, *[1] * 10):
+        before = positions(driver.cache.layers[0])
+        driver.feed([count])
+    pos = torch.tensor([[sorted(held | {23}) for held in before]])
+    keys = torch.stack([streams[0].k[head, pos[0, head]] for head in range(2)])[None]
+    query = streams[0].q[None, :, 23:24]
+    score = Asked().score(Candidates(pos, torch.tensor([[[24]]]), None, ((keys, keys),), query))
+    score = score.masked_fill((pos < 4) | (pos >= 22), torch.inf)
+    victims = pos.gather(-1, score.argmin(-1, keepdim=True))[0, :, 0].tolist()
+    expected = [(held | {23}) - {victim} for held, victim in zip(before, victims, strict=True)]
+    assert positions(driver.cache.layers[0]) == expected
+
+
+@pytest.mark.parametrize(("policy", "said"), [(Undeclared(), "needs_queries = True"), (Unaccounted(), "declares none")])
+def test_what_a_policy_did_not_ask_for_is_refused_with_what_to_declare(policy: Policy, said: str) -> None:
+    shape = model_shape(attention_layer(1, 8))
+    driver = Driver(make_cache(shape, 8, policy), [random_streams(shape, 1, 30, 0)])
+    driver.feed([8])
+    with pytest.raises(UsageError, match=said):
+        driver.feed([1])
+
+
 @pytest.mark.parametrize(
     ("text", "policies"),
     [
@@ -285,17 +375,10 @@ def test_a_list_of_policies_is_split_between_them_and_not_inside_their_settings(
     assert split_policies(text) == policies
 
 
-def test_a_horizon_of_one_is_a_plain_sum() -> None:
-    pos = torch.tensor([[[3, 90, 41]]])
-    known = torch.tensor([[[2.0, 0.5, 1.0]]])
-    candidates = Candidates(pos, torch.tensor([[[100]]]), known, None)
-    assert torch.equal(HeavyHitter(horizon=1).score(candidates), known)
-
-
 def test_neighbours_are_positions_that_are_held_wherever_their_slots_are() -> None:
     pos = torch.tensor([[[7, -1, 0, 1, 20, 9, 2, -1]]])
     known = torch.tensor([[[1.0, 9.0, 3.0, 0.0, 5.0, 4.0, 6.0, 9.0]]])
-    score = SnapKV(pooled=5).score(Candidates(pos, torch.tensor([[[21]]]), known, None))
+    score = SnapKV(pooled=5).score(Candidates(pos, torch.tensor([[[21]]]), known, ()))
     kept = score[pos >= 0].tolist()
     assert kept == pytest.approx([2.5, 3.0, 3.0, 5.0, 2.5, 3.0])
 

@@ -23,8 +23,9 @@ from kvlite import cli, errors
 from kvlite.cli import commands, main
 from kvlite.cli.invocation import Invocation
 from kvlite.cli.signature import without
+from kvlite.flags import option
 from kvlite.llm.answer import sampling_of
-from kvlite.options import AnswerOptions, ModelOptions, option
+from kvlite.options import AnswerOptions, ModelOptions
 
 ROOT = Path(__file__).parents[2]
 

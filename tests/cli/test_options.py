@@ -16,22 +16,15 @@ from kvlite.cache.policy import DEFAULT_POLICY, load_policy
 from kvlite.catalog.names import DEMO
 from kvlite.cli import app, commands, main
 from kvlite.cli.commands import CommandGroup
-from kvlite.cli.invocation import Invocation
+from kvlite.cli.invocation import UNNAMED, Invocation
 from kvlite.cli.settings import setting_name
 from kvlite.cli.signature import from_flags, only
 from kvlite.errors import UsageError
+from kvlite.flags import argument, option
 from kvlite.llm.answer import sampling_of
 from kvlite.memory.plan import MOST_CHUNK
 from kvlite.memory.prediction import QUANT_BYTES
-from kvlite.options import (
-    BUILT_IN_MODEL,
-    QUANT_SPELLINGS,
-    AnswerOptions,
-    ModelOptions,
-    OutputOptions,
-    argument,
-    option,
-)
+from kvlite.options import BUILT_IN_MODEL, QUANT_SPELLINGS, AnswerOptions, ModelOptions, OutputOptions
 
 
 def options_of(command: str) -> list[TyperOption]:
@@ -56,6 +49,7 @@ def test_defaults_are_those_of_what_the_options_fill() -> None:
     assert ModelOptions().kv_policy == DEFAULT_POLICY
     assert ModelOptions().prefill_chunk == MOST_CHUNK
     assert BUILT_IN_MODEL == DEMO
+    assert f"built-in {DEMO} answers" in UNNAMED
 
 
 @pytest.mark.parametrize("kind", [ModelOptions, AnswerOptions, OutputOptions])
@@ -89,7 +83,7 @@ class OneOptions:
 
 @pytest.fixture
 def seen(monkeypatch: pytest.MonkeyPatch, own_home: Path) -> dict[str, Any]:
-    """What reaches a command with OneOptions and some of ModelOptions, called `one`."""
+    """The arguments that reach a command with OneOptions and some of ModelOptions, called `one`."""
     seen: dict[str, Any] = {}
 
     def one(own: OneOptions, options: Annotated[ModelOptions, only("quant", think="off")], call: Invocation) -> None:

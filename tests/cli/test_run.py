@@ -7,13 +7,13 @@ import subprocess
 import sys
 
 import pytest
-
-from kvlite.cli import main
 from kvlite.engine.graphs import Rerun
 from kvlite.engine.recordings import NotCapturable
+
+from kvlite.cli import main
 from kvlite.record.store import RunRecords
 
-FUSED = ["norm", "rotary", "mlp", "attention", "layer", "decoder"]
+FUSED = ["norm", "mlp", "attention", "layer", "decoder"]
 
 
 @pytest.fixture(autouse=True)
@@ -307,6 +307,17 @@ def test_the_banner_says_when_the_conversation_ends_with_the_window(run, monkeyp
 def test_modules_are_fused_unless_told_otherwise(run, flags, fused):
     assert run("demo", "Hello!", "-n", "3", *flags)[1] == "Hello! How\n"
     assert RunRecords().load("last").model.fused == fused
+
+
+def test_what_is_not_fused_is_said_with_v_and_recorded(run, monkeypatch):
+    monkeypatch.setattr("kvlite.models.trial.FACTOR", 0.0)
+    monkeypatch.setattr("kvlite.models.trial.FLOOR", -1.0)
+    code, out, err = run("demo", "Hello!", "-n", "3", "-v")
+    assert (code, out) == (0, "Hello! How\n")
+    said = [line.strip() for line in err.splitlines() if "not fused: mlp, 4 modules: off by " in line]
+    refused = RunRecords().load("last").model.refused
+    assert len(said) == 1 and said[0].removeprefix("not fused: ") in refused
+    assert "not fused" not in run("demo", "Hello!", "-n", "3")[2]
 
 
 def test_the_kernels_that_run_are_said_and_those_that_cannot_are_refused(run, monkeypatch):

@@ -64,17 +64,11 @@ def test_what_is_left_open_follows_from_the_model() -> None:
     assert found.cache(SHAPE).slot_format == FORMATS[SHAPE.dtype]
 
 
-@pytest.mark.parametrize(
-    ("policy", "kernels", "on_full", "kept"),
-    [
-        ("heavy-hitter", "triton", None, True),
-        ("heavy-hitter", "triton", "stop", False),
-        ("heavy-hitter", "torch", None, False),
-        ("heavy-hitter", "auto", None, False),
-        ("h2o", "triton", None, False),
-    ],
-)
-def test_the_order_of_slots_is_planned_where_kernels_keep_one(
-    policy: str, kernels: str, on_full: str | None, kept: bool
-) -> None:
-    assert spec(kv_policy=policy, kernels=kernels, on_full=on_full).cache(SHAPE).keeps_order == kept
+@pytest.mark.parametrize("policy", ["heavy-hitter", "h2o", "full"])
+def test_a_budget_buys_the_same_whatever_the_kernels(policy: str) -> None:
+    files = local_files(resolve_model("demo"))
+    torch, triton = (
+        found.fit(files, SHAPE, "cuda", 10**9).cache(found.budget)
+        for found in (spec(kv_policy=policy, kernels=kernels, kv_budget="300kB") for kernels in ("torch", "triton"))
+    )
+    assert torch == triton

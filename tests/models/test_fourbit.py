@@ -21,9 +21,10 @@ from kvlite.models.load_options import LoadOptions
 from kvlite.models.loaded import LoadedModel
 from kvlite.models.loading import load
 from kvlite.models.verify import relative_error
-from kvlite_kernels import nf4
-from kvlite_kernels.choice import choose_products
-from kvlite_kernels.nf4 import FourBit, Products
+from kvlite_kernels.choice import choose_ops
+from kvlite_kernels.nf4 import FourBit
+from kvlite_kernels.triton_set.fused_ops import TritonOps
+from kvlite_kernels.triton_set.tiles import INTERPRETER
 from tests.architectures import tiny_model
 from tests.engine_for_tests import answers, make_engine
 from tests.model_folder import files_of
@@ -109,9 +110,9 @@ def test_each_matrix_is_read_once_and_few_rows_never_reach_bitsandbytes(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ours = on_triton(folder, "nf4")
-    counted = Counting(choose_products("triton", CPU))
+    counted = Counting()
     for map in maps(ours.model):
-        monkeypatch.setattr(map, "products", counted)
+        monkeypatch.setattr(map, "ops", counted)
         monkeypatch.setattr(map, "_multiply_rows", None)
     probe_logits(ours)  # three chunks
     assert counted.count == 3 * 4
@@ -120,38 +121,36 @@ def test_each_matrix_is_read_once_and_few_rows_never_reach_bitsandbytes(
 def test_what_changes_the_logits_is_taken_back(folder: Path) -> None:
     held = loaded(folder, fuse=False)
     expected = probe_logits(held)
-    assert multiply_four_bit(held, Counting(choose_products("triton", CPU), factor=1.05)).fused == ()
+    tried = multiply_four_bit(held, Counting(factor=1.05))
+    assert tried.fused == () and "four-bit, 7 modules: off by " in tried.refused[0]
     assert maps(held.model) == [] and torch.equal(probe_logits(held), expected)
 
 
 @pytest.mark.parametrize("kernels", ["auto", "torch"])
 def test_without_triton_kernels_bitsandbytes_multiplies(folder: Path, kernels: str) -> None:
-    assert choose_products(kernels, CPU) is None
+    assert choose_ops(kernels, CPU).most_four_bit_rows(torch.float16) == 0
     assert maps(loaded(folder, kernels=kernels).model) == []
 
 
 def test_only_maps_that_the_kernels_can_multiply_with_are_taken(folder: Path) -> None:
-    products = choose_products("triton", CPU)
-    assert products is not None
+    ops = choose_ops("triton", CPU)
     module = next(m for m in loaded(folder, fuse=False).model.modules() if type(m).__name__ == "Linear4bit")
-    assert fits(module, products)
-    assert not fits(nn.Linear(64, 64), products)
+    assert fits(module, ops)
+    assert not fits(nn.Linear(64, 64), ops)
     module.compute_dtype = torch.bfloat16  # which the interpreter does not multiply in
-    assert not fits(module, products)
+    assert not fits(module, ops)
     module.compute_dtype = torch.float16
     module.weight.quant_state.packing_format_for_cpu = True
-    assert not fits(module, products)
+    assert not fits(module, ops)
 
 
-class Counting:
+class Counting(TritonOps):
     """Products that are counted, and multiplied by a factor."""
 
-    def __init__(self, products: Products | None, factor: float = 1.0) -> None:
-        assert products is not None
-        self.products, self.factor, self.count = products, factor, 0
-        self.most_rows = nf4.MAX_ROWS
-        self.lack = products.lack
+    def __init__(self, factor: float = 1.0) -> None:
+        super().__init__(INTERPRETER)
+        self.factor, self.count = factor, 0
 
-    def __call__(self, x: Tensor, weight: FourBit, bias: Tensor | None) -> Tensor:
+    def multiply_four_bit(self, x: Tensor, weight: FourBit, bias: Tensor | None) -> Tensor:
         self.count += 1
-        return self.products(x, weight, bias) * self.factor
+        return super().multiply_four_bit(x, weight, bias) * self.factor

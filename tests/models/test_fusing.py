@@ -12,32 +12,34 @@ from transformers.activations import ACT2FN
 from transformers.models.llama.modeling_llama import LlamaMLP
 
 from kvlite.memory.format import slot_format
-from kvlite.models import fusing
+from kvlite.memory.shape import ModelShape
+from kvlite.models import patches
+from kvlite.models.attention_interface import register
 from kvlite.models.decoder import decodes
-from kvlite.models.fused import FusedMLP, JoinedLinear, SideBySide, activation_of
+from kvlite.models.fused import FusedMLP, join
 from kvlite.models.fusing import fuse, probe_logits
-from kvlite.models.patches import PATCHES, Patch
+from kvlite.models.loaded import LoadedModel
+from kvlite.models.patches import KINDS, PATCHES, Patch, activation_of, fused_form
 from kvlite.models.probe import dry_cache, probe_ids
-from kvlite.models.rotary import turning_of
-from kvlite.models.verify import relative_error
-from kvlite_kernels.dense import DenseKernels
+from kvlite.models.verify import admit, relative_error
+from kvlite_kernels.fused_ops import TORCH_OPS, FusedOps
 from tests.architectures import SUPPORTED, tiny_model
 from tests.engine_for_tests import admitted
 
-ALL = ("norm", "rotary", "mlp", "attention", "layer", "decoder")
+ALL = ("norm", "mlp", "attention", "layer", "decoder")
 FITTING = {
     "llama": ALL,
     "mistral": ALL,
     "qwen2": ALL,
     "qwen3": ALL,
     "gemma2": ALL[:-1],  # with a soft cap, and norms on both sides
-    "gemma3_text": ("norm", "mlp", "attention", "layer"),  # tables of its own
+    "gemma3_text": ALL[:-1],  # with norms of its heads
     "phi3": ALL,  # whose products are joined as they come
-    "glm": ALL,  # an attention of the same code, a part of whose channels rotate in pairs
-    "cohere": ("mlp", "attention"),  # LayerNorm
-    "olmo2": ("norm", "mlp", "layer", "decoder"),  # norms over all heads
-    "granite": ("norm", "rotary", "mlp", "attention"),  # a factor before each sum
-    "mixtral": ("norm", "rotary", "attention", "layer", "decoder"),
+    "glm": ("norm", "mlp", "layer", "decoder"),  # an attention of the same code that calls another rotation
+    "cohere": ("mlp",),  # LayerNorm, and a factor on its logits
+    "olmo2": ("norm", "mlp", "decoder"),  # norms over all heads
+    "granite": ("norm", "mlp", "attention"),  # a factor before each sum
+    "mixtral": ("norm", "attention", "layer"),
     "gpt2": (),
 }
 
@@ -77,20 +79,80 @@ def test_weights_are_held_once_and_counted_the_same() -> None:
     assert sum(storage.nbytes() for storage in held.values()) + sum(buffers.values()) == fused.weight_bytes
 
 
-def test_a_patch_that_changes_the_logits_is_taken_back(monkeypatch: pytest.MonkeyPatch) -> None:
+def with_wrong_mlps(monkeypatch: pytest.MonkeyPatch, factor: float) -> None:
+    """Let the patch of an MLP be off by `factor`."""
+
     class Wrong(FusedMLP):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return super().forward(x) * 1.001
+            return super().forward(x) * factor
 
-    def wrong(mlp: Any, kernels: DenseKernels) -> nn.Module:
-        return Wrong(JoinedLinear(mlp.gate_proj, mlp.up_proj), mlp.act_fn, mlp.down_proj, kernels)
+    def wrong(mlp: Any, ops: FusedOps) -> nn.Module:
+        gate_up = join(mlp.gate_proj, mlp.up_proj)
+        assert gate_up is not None
+        return Wrong(gate_up, "silu", mlp.down_proj, ops)
 
-    monkeypatch.setattr(fusing, "PATCHES", (Patch("mlp", LlamaMLP, wrong, ("gate_proj", "up_proj")),))
-    loaded = admitted(tiny_model("llama", {}))
-    expected = probe_logits(loaded)
-    assert fuse(loaded).fused == ("decoder",)
-    assert torch.equal(probe_logits(loaded), expected)
+    mlp = next(patch for patch in PATCHES if patch.source == "llama.LlamaMLP")
+    others = tuple(patch for patch in PATCHES if patch is not mlp)
+    monkeypatch.setattr(patches, "PATCHES", (*others, Patch("mlp", mlp.source, mlp.code, wrong)))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "factor"), [(torch.float32, 1.001), (torch.float16, 1.002), (torch.bfloat16, 1.01)], ids=str
+)
+def test_a_wrong_patch_is_taken_back_and_said(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, factor: float
+) -> None:
+    with_wrong_mlps(monkeypatch, factor)
+    loaded = admitted_in(dtype)
+    fused = fuse(loaded)
+    assert fused.fused == ("norm", "attention", "layer", "decoder")
+    (said,) = fused.refused
+    assert said.startswith("mlp, 4 modules: off by ") and " from float32, more than " in said
     assert all(isinstance(layer.mlp, LlamaMLP) for layer in loaded.model.model.layers)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("family", ["llama", "gemma3_text"])
+def test_an_honest_patch_is_kept_in_every_dtype(family: str, dtype: torch.dtype) -> None:
+    fused = fuse(admitted_in(dtype, family))
+    assert (fused.fused, fused.refused) == (FITTING[family], () if family == "llama" else (NO_DECODER,))
+
+
+NO_DECODER = "decoder: no patch fits Gemma3ForCausalLM"
+
+
+def admitted_in(dtype: torch.dtype, family: str = "llama") -> LoadedModel:
+    """A tiny model behind the gate, computing in `dtype`."""
+    model = tiny_model(family, SUPPORTED[family])
+    shape = ModelShape.from_config({**model.config.to_dict(), "dtype": str(dtype).removeprefix("torch.")})
+    register()
+    loaded = LoadedModel(model.to(dtype), None, shape, dtype, torch.device("cpu"), "none")  # type: ignore[arg-type]
+    return admit(loaded)
+
+
+def test_what_raises_is_taken_back_and_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(mlp: Any, ops: FusedOps) -> nn.Module:
+        return FusedMLP(nn.Linear(3, 3), "silu", mlp.down_proj, ops)
+
+    mlp = next(patch for patch in PATCHES if patch.source == "llama.LlamaMLP")
+    monkeypatch.setattr(patches, "PATCHES", (Patch("mlp", mlp.source, mlp.code, broken),))
+    fused = fuse(admitted(tiny_model("llama", {})))
+    assert fused.fused == ("decoder",)
+    assert "mlp, 4 modules: RuntimeError: mat1 and mat2 shapes cannot be multiplied" in fused.refused[1]
+
+
+def test_code_that_no_patch_was_written_from_is_named() -> None:
+    refused = fuse(admitted(tiny_model("gpt2", SUPPORTED["gpt2"]))).refused
+    assert refused[1] == "mlp: no patch fits GPT2MLP"
+
+
+def test_running_out_of_memory_is_no_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr("kvlite.models.fusing.judge", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        fuse(admitted(tiny_model("llama", {})))
 
 
 def test_only_plain_linear_maps_are_joined() -> None:
@@ -101,12 +163,9 @@ def test_only_plain_linear_maps_are_joined() -> None:
     for layer in model.model.layers:
         layer.mlp.up_proj.__class__ = Quantised
         layer.self_attn.k_proj.__class__ = Quantised
-    loaded = admitted(model)
-    expected = probe_logits(loaded)
-    assert fuse(loaded).fused == ("norm", "rotary", "attention", "layer", "decoder")
-    assert relative_error(probe_logits(loaded), expected) < 5e-6
-    (held,) = {type(layer.self_attn.qkv) for layer in model.model.layers}
-    assert held is SideBySide
+    fused = fuse(admitted(model))
+    assert fused.fused == ("norm", "layer", "decoder")
+    assert fused.refused == ("mlp: no patch fits LlamaMLP", "attention: no patch fits LlamaAttention")
 
 
 def test_a_changed_forward_is_no_longer_fitted() -> None:
@@ -114,27 +173,15 @@ def test_a_changed_forward_is_no_longer_fitted() -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x)).clamp(-1, 1)
 
-    patch = next(patch for patch in PATCHES if patch.name == "mlp")
     mlp = tiny_model("llama", {}).model.layers[0].mlp
-    assert patch.fits(mlp)
+    assert fused_form("mlp", mlp, TORCH_OPS) is not None
     mlp.__class__ = Clipped
-    assert not patch.fits(mlp)
-
-
-def test_an_attention_that_rotates_otherwise_is_no_longer_fitted(monkeypatch: pytest.MonkeyPatch) -> None:
-    from transformers.models.qwen2 import modeling_qwen2
-
-    attention = tiny_model("qwen2", {}).model.layers[0].self_attn
-    assert any(patch.fits(attention) for patch in PATCHES)
-    monkeypatch.setattr(
-        modeling_qwen2, "rotate_half", lambda x: torch.stack((-x[..., 1::2], x[..., ::2]), -1).flatten(-2)
-    )
-    assert not any(patch.fits(attention) for patch in PATCHES)
+    assert fused_form("mlp", mlp, TORCH_OPS) is None
 
 
 def test_a_layer_is_fused_only_around_fused_norms() -> None:
     layer = tiny_model("llama", {}).model.layers[0]
-    assert not any(patch.fits(layer) for patch in PATCHES)
+    assert all(fused_form(kind, layer, TORCH_OPS) is None for kind in KINDS)
 
 
 def test_a_model_with_more_between_ids_and_logits_is_called_as_it_is() -> None:
@@ -170,49 +217,21 @@ def test_a_decoder_gives_the_logits_that_are_asked_for(last: int) -> None:
     assert relative_error(logits, whole) < 5e-6
 
 
-def test_angles_that_change_with_the_length_stay_with_their_module() -> None:
-    scaled = {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}}
-    loaded = fuse(admitted(tiny_model("llama", scaled)))
-    assert "rotary" not in loaded.fused and "attention" in loaded.fused
-
-
-ROTATING = {
-    "llama": "llama",
-    "olmo2": "olmo",
-    "glm4_moe": "gpt_neox",
-    "phi3": "phi3",
-    "cohere2": "cohere",
-    "glm4": "glm",
-    "helium": "helium",
-    "ernie4_5": "ernie4_5",
-    "nanochat": None,  # the other way round
-    "gpt2": None,
-}
-
-
-@pytest.mark.parametrize(("family", "source"), ROTATING.items())
-def test_a_rotation_is_told_from_the_others(family: str, source: str | None) -> None:
-    kinds = {type(module) for module in tiny_model(family, SUPPORTED[family]).modules()}
-    (attention,) = (kind for kind in kinds if kind.__name__.endswith("Attention"))
-    turning = turning_of(attention)
-    assert (turning and turning.module.__name__.rpartition("modeling_")[2]) == source
-
-
-ACTIVATIONS = {"silu": "silu", "gelu": "gelu", "gelu_new": "gelu_tanh", "relu": "relu", "relu2": None, "xielu": None}
+ACTIVATIONS = {"silu": "silu", "gelu": None, "gelu_new": "gelu_tanh", "relu2": None, "xielu": None}
 
 
 def test_an_activation_is_known_by_its_numbers() -> None:
     assert {name: activation_of(ACT2FN[name]) for name in ACTIVATIONS} == ACTIVATIONS
 
 
-@pytest.mark.parametrize("activation", ["gelu_pytorch_tanh", "gelu", "relu", "relu2"])
-def test_an_mlp_keeps_its_activation(activation: str) -> None:
-    loaded = admitted(tiny_model("llama", {"hidden_act": activation}))
+def test_an_mlp_keeps_its_activation() -> None:
+    loaded = admitted(tiny_model("llama", {"hidden_act": "gelu_pytorch_tanh"}))
     expected = probe_logits(loaded)
     assert fuse(loaded).fused == ALL
     assert relative_error(probe_logits(loaded), expected) < 5e-6
+    assert "mlp" not in fuse(admitted(tiny_model("llama", {"hidden_act": "relu"}))).fused
 
 
 def test_fusing_leaves_the_loaded_model_otherwise_as_it_was() -> None:
     loaded = admitted(tiny_model("llama", {}))
-    assert replace(fuse(loaded), fused=(), decoder=None) == loaded
+    assert replace(fuse(loaded), fused=(), refused=(), decoder=None) == loaded

@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "benchmarks" / "launches.py"
 FAMILIES = ["llama", "qwen2", "qwen3", "gemma2"]
-ALL = ["norm", "rotary", "mlp", "attention", "layer", "decoder"]
+ALL = ["norm", "mlp", "attention", "layer", "decoder"]
 
 MOST_BETWEEN = {
     "unfused": {"llama": 37, "qwen2": 37, "qwen3": 53, "gemma2": 61},  # transformers' own
@@ -30,8 +30,8 @@ MOST_ON_SLOTS = {
 }
 MOST_BESIDE_LAYERS = {
     "unfused": {"llama": 86, "qwen2": 86, "qwen3": 86, "gemma2": 144},  # two groups of layers, one of which slides
-    "torch": {"llama": 77, "qwen2": 77, "qwen3": 77, "gemma2": 135},  # the final norm is fused
-    "triton": {"llama": 20, "qwen2": 20, "qwen3": 20, "gemma2": 25},  # one launch ranks and evicts for a group
+    "torch": {"llama": 79, "qwen2": 79, "qwen3": 79, "gemma2": 137},  # the final norm is fused
+    "triton": {"llama": 22, "qwen2": 22, "qwen3": 22, "gemma2": 27},  # one launch ranks and evicts for a group
 }
 """What the whole step does once: embedding, angles, head, and slots that are placed and evicted for all layers; in
 torch most of it is the ranking by neighbours."""

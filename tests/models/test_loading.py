@@ -259,7 +259,7 @@ def test_the_kernels_reach_the_fused_modules(folder: Path) -> None:
         fused = [
             module for module in modules if isinstance(module, (FusedRMSNorm, FusedMLP, FusedAttention, FusedLayer))
         ]
-        assert {module.kernels.name for module in fused} == {name}
+        assert {module.ops.name for module in fused} == {name}
 
 
 def test_kernels_that_cannot_run_are_refused_before_the_weights_are_read(

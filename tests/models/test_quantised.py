@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from kvlite.catalog.names import demo_folder
 from kvlite.engine.request import Request
 from kvlite.errors import UnsupportedModel, UsageError
-from kvlite.models.fusing import TOLERANCE, fuse, probe_logits
+from kvlite.models.fusing import fuse, probe_logits
 from kvlite.models.load_options import LoadOptions
 from kvlite.models.loaded import LoadedModel
 from kvlite.models.loading import load
@@ -66,11 +66,11 @@ def matrices(model: PreTrainedModel) -> dict[str, Any]:
     return {name: module for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
 
 
-def test_quantised_products_stay_apart_in_fused_attention(folder: Path) -> None:
+def test_modules_around_quantised_products_are_not_fused(folder: Path) -> None:
     found = loaded(folder, "4bit")
     expected = probe_logits(found)
-    assert fuse(found).fused == ("norm", "rotary", "attention", "layer", "decoder")
-    assert relative_error(probe_logits(found), expected) < TOLERANCE[found.compute_dtype]
+    assert fuse(found).fused == ("norm", "layer", "decoder")
+    assert relative_error(probe_logits(found), expected) < 0.02
     assert len(matrices(found.model)) == 4 * 7 + 1
 
 

@@ -1,4 +1,4 @@
-"""Slots of several layers in which tokens wait, and the Triton kernel that evicts for them held against its twin."""
+"""Slots of several layers in which tokens wait, and the Triton backend that evicts for them held against torch's."""
 
 from __future__ import annotations
 
@@ -7,123 +7,90 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from kvlite_kernels import lowbit, ranking
-from kvlite_kernels.kinds import Rank
+from kvlite_kernels import lowbit
+from kvlite_kernels.backend import TORCH, Backend
+from kvlite_kernels.eviction import Protection
 from kvlite_kernels.lowbit import Packed
-from kvlite_kernels.reference import Vectors
-from kvlite_kernels.slots import Held, Ranking
+from kvlite_kernels.slots import Slots, Vectors
 from tests.parity.compare import assert_parity
 from tests.parity.poison import surrounded
 
 LAYERS, ROWS, HEADS, D, D_V = 2, 2, 2, 12, 5
-ALL = slice(0, ROWS)
 
 
 @dataclass(frozen=True)
 class Case:
-    """Full slots but for `free` of the last row, and how they are ranked; equal statistics are `tied`."""
+    """Full slots but for `free` of the last row, and who is protected; equal scores are `tied`."""
 
-    ranking: Ranking
-    window: int | None = None
+    protection: Protection
+    slots: int = 40
     free: int = 0
     is_tied: bool = False
     seen: int = 90
 
 
-def by(rank: Rank, slots: int = 40, recent: int = 5, sinks: int = 2, pins: Tensor | None = None) -> Ranking:
-    return Ranking(rank, recent, sinks, slots, pins)
-
-
-NINE = Rank("age", pooled=9)
 PINS = torch.tensor([[[3, 30], [0, 0]], [[0, 33], [35, 60]]]).int()
 CASES = {
-    "nine positions": Case(by(NINE)),
-    "per token of age": Case(by(Rank("age", 16, 9))),
-    "the sum of five": Case(by(Rank("statistic", pooled=5))),
-    "neighbours of a position": Case(by(Rank("position", pooled=3))),
-    "alone": Case(by(Rank("age", 16))),
-    "farther than there are slots": Case(by(Rank("statistic", pooled=99))),
-    "ties": Case(by(NINE), is_tied=True),
-    "all positions held": Case(by(NINE), seen=40),
-    "pins": Case(by(NINE, sinks=0, pins=PINS)),
-    "window": Case(by(NINE), window=30),
-    "window that everything is in": Case(by(Rank("age", 7, 9)), window=200),
-    "everything protected": Case(by(NINE, recent=100)),
-    "a row with free slots": Case(by(NINE), free=7),
-    "a row with one free slot": Case(by(NINE), free=1),
-    "one slot": Case(by(NINE, slots=1, recent=1, sinks=0)),
-    "two slots": Case(by(NINE, slots=2, recent=1, sinks=0)),
-    "several tiles": Case(by(Rank("age", 1024, 9), slots=1100, recent=100, sinks=4), seen=3000),
+    "sinks and recent": Case(Protection(5, 2)),
+    "ties": Case(Protection(5, 2), is_tied=True),
+    "pins": Case(Protection(5, 0, pins=PINS)),
+    "window, expired first": Case(Protection(5, 2, window=30)),
+    "window that everything is in": Case(Protection(5, 2, window=200)),
+    "everything protected": Case(Protection(100, 0)),
+    "a row with free slots": Case(Protection(5, 2), free=7),
+    "a row with one free slot": Case(Protection(5, 2), free=1),
+    "one slot": Case(Protection(1, 0), slots=1),
+    "several tiles": Case(Protection(100, 4), slots=2100, seen=3000),
 }
 
 
-def holding(case: Case, bits: int = 0, generator: torch.Generator | None = None) -> Held:
+def holding(case: Case, bits: int = 0, has_statistic: bool = True) -> Slots:
     """Slots of each head of each layer's rows, in no order, and behind them the token at position `seen`."""
-    generator = generator or torch.Generator().manual_seed(case.ranking.slots)
-    slots, heads = case.ranking.slots, (LAYERS * ROWS, HEADS)
-    pos = torch.full((*heads, slots + 1), case.seen, dtype=torch.int32)
-    pos[..., :slots] = torch.rand(*heads, case.seen, generator=generator).argsort(-1)[..., :slots]
-    numbers = torch.rand(*heads, slots + 1, generator=generator)
-    statistic = (3 * numbers).int().float() if case.is_tied else numbers
+    generator = torch.Generator().manual_seed(case.slots)
+    heads = (LAYERS, ROWS, HEADS)
+    pos = torch.full((*heads, case.slots + 1), case.seen, dtype=torch.int32)
+    pos[..., : case.slots] = torch.rand(*heads, case.seen, generator=generator).argsort(-1)[..., : case.slots]
     if case.free:
-        pos[ROWS - 1 :: ROWS, :, -case.free - 1 : -1] = -1
-        statistic[pos < 0] = 0.0
-    k, v = (_slots_of(torch.randn(*heads, slots + 1, dim, generator=generator), bits) for dim in (D, D_V))
-    order = torch.arange(slots + 1).int().expand(*heads, -1)
-    return Held(k, v, surrounded(pos), surrounded(pos + 7), surrounded(statistic), surrounded(order))
+        pos[:, ROWS - 1, :, -case.free - 1 : -1] = -1
+    statistic = torch.rand(*heads, case.slots + 1, generator=generator)
+    k, v = (_vectors(torch.randn(*heads, case.slots + 1, dim, generator=generator), bits) for dim in (D, D_V))
+    starts = torch.arange(0, pos.numel(), case.slots + 1).view(*heads, 1)
+    return Slots(k, v, pos, pos + 7, statistic if has_statistic else None, starts)
 
 
-def _slots_of(x: Tensor, bits: int) -> Vectors:
-    if not bits:
-        return surrounded(x)
-    packed = lowbit.quantise(x, bits, x.shape[-1] & -x.shape[-1])
-    return Packed(surrounded(packed.codes), surrounded(packed.scale), packed.dim)
+def scores(case: Case) -> Tensor:
+    numbers = torch.rand(LAYERS, ROWS, HEADS, case.slots + 1, generator=torch.Generator().manual_seed(7))
+    return surrounded((3 * numbers).int().float() if case.is_tied else numbers)
 
 
-def on(held: Held, device: torch.device) -> Held:
-    """A copy on another device."""
-    assert isinstance(held.k, Tensor) and isinstance(held.v, Tensor) and held.statistic is not None
-    k, v, pos, rot, statistic = (x.to(device) for x in (held.k, held.v, held.pos, held.rot, held.statistic))
-    order = None if held.order is None else held.order.to(device)
-    return Held(k, v, pos, rot, statistic, order)
+def _vectors(x: Tensor, bits: int) -> Vectors:
+    return lowbit.quantise(x, bits, x.shape[-1] & -x.shape[-1]) if bits else x
 
 
-def part(held: Held, rows: slice) -> Held:
-    """Some of the rows, in the same memory."""
-    assert held.statistic is not None and held.order is not None
-    k, v = held.k[rows], held.v[rows]
-    return Held(k, v, held.pos[rows], held.rot[rows], held.statistic[rows], held.order[rows])
+def on(slots: Slots, device: torch.device) -> Slots:
+    """A copy, on another device."""
+
+    def moved(x: Vectors) -> Vectors:
+        return x.to(device, copy=True) if isinstance(x, Tensor) else Packed(moved(x.codes), moved(x.scale), x.dim)  # type: ignore[arg-type]
+
+    statistic = None if slots.statistic is None else slots.statistic.to(device, copy=True)
+    pos, rot, starts = (x.to(device, copy=True) for x in (slots.pos, slots.rot, slots.starts))
+    return Slots(moved(slots.k), moved(slots.v), pos, rot, statistic, starts)
 
 
-def copied(held: Held) -> Held:
-    statistic = None if held.statistic is None else held.statistic.clone()
-    return Held(held.k.clone(), held.v.clone(), held.pos.clone(), held.rot.clone(), statistic)
+def check(
+    backend: Backend, slots: Slots, case: Case, score: Tensor, next_pos: Tensor, rows: slice = slice(0, ROWS)
+) -> None:
+    """The backend leaves what torch leaves, victim by victim; what lies in the discard slots means nothing."""
+    expected = on(slots, slots.pos.device)
+    TORCH.evict(expected.of_rows(rows), score, next_pos, case.protection)
+    backend.evict(slots.of_rows(rows), score, next_pos, case.protection)
+    wanted = dict(expected.tensors())
+    for name, tensor in slots.tensors():
+        assert_parity(name, tensor[:, :, :, : case.slots], wanted[name][:, :, :, : case.slots], 0.0)
 
 
-def tensors(held: Held) -> dict[str, Tensor]:
-    found: dict[str, Tensor] = {"pos": held.pos, "rot": held.rot}
-    for name, vectors in (("k", held.k), ("v", held.v)):
-        if isinstance(vectors, Tensor):
-            found[name] = vectors
-        else:
-            found |= {name: vectors.codes, f"{name}_scale": vectors.scale}
-    return found if held.statistic is None else {**found, "statistic": held.statistic}
-
-
-def check(held: Held, case: Case, q_pos: Tensor, rows: slice = ALL) -> None:
-    """The kernel leaves what the twin leaves in each layer, and the order of every head in which it ranked."""
-    from kvlite_kernels.triton_set.writing import evict
-
-    twin, slots = copied(held), case.ranking.slots
-    is_full = (held.pos >= 0).all(-1).all(-1)
-    assert held.order is not None
-    for start in range(0, LAYERS * ROWS, ROWS):
-        fed = slice(start + rows.start, start + rows.stop)
-        ranking.evict(part(replace(twin, order=held.order), fed), q_pos, case.ranking, case.window)
-    evict(held, rows, LAYERS, q_pos, case.ranking, case.window)
-    for name, tensor in tensors(held).items():
-        assert_parity(name, tensor, tensors(twin)[name], 0.0)
-    for row in range(LAYERS * ROWS):
-        fed = row % ROWS - rows.start
-        if 0 <= fed < rows.stop - rows.start and is_full[row]:  # the token that waits included
-            assert_parity("order", held.order[row, :, :slots], held.pos[row, :, :slots].argsort(-1).int())
+def pinned_to(case: Case, rows: slice) -> Case:
+    """The case of some of the rows."""
+    pins = case.protection.pins
+    return case if pins is None else replace(case, protection=replace(case.protection, pins=pins[rows]))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kvlite_kernels.kinds import Heads, Noise, Statistic
 from kvlite_kernels.reference import Segment, attend, attend_segments
-from kvlite_kernels.statistic import Measure
+from kvlite_kernels.statistic import Observation
 from tests.parity.compare import TOLERANCES, assert_parity
 from tests.parity.poison import poison, surrounded
 from tests.parity.test_reference import Case, problem, split, weights
@@ -60,8 +60,14 @@ def poisoned_problem(case: Case) -> Problem:
     return Problem(surrounded(q), q_pos, around, weights(q_pos).float())
 
 
-def mass_by(weight: Tensor) -> Measure:
-    return Measure(Statistic.MASS, weight)
+def mass_by(weight: Tensor) -> Observation:
+    return Observation(Statistic.MASS, weight)
+
+
+def counted(segment: Segment) -> tuple[Segment, Tensor]:
+    """The segment with a statistic of zeros, and that."""
+    statistic = surrounded(torch.zeros(*segment.k.shape[:3]))
+    return replace(segment, statistic=statistic), statistic
 
 
 def scratch(case: Case, processor: Processor = INTERPRETER) -> Scratch:
@@ -79,8 +85,8 @@ def test_decode_equals_its_twin(case: Case) -> None:
     given = poisoned_problem(replace(case, queries=3))
     q, q_pos, weight = given.q[:, :, -1:], given.q_pos[:, -1:], given.weight[:, -1:]
     expected, masses = attend_segments(q, q_pos, [given.segment], case.geometry, mass_by(weight))
-    out, mass, _ = attend_one(q, q_pos, given.segment, case.geometry, scratch(case), mass_by(weight))
-    assert mass is not None
+    held, mass = counted(given.segment)
+    out = attend_one(q, q_pos, held, case.geometry, scratch(case), mass_by(weight))
     assert_parity("out", out, expected, tolerances(case)[0])
     assert_parity("mass", mass, masses[0], tolerances(case)[1])
 
@@ -90,10 +96,10 @@ def test_decode_does_not_depend_on_how_the_keys_are_split(processors: int) -> No
     case = replace(FP32, keys=300, sink=True, rows=1, kv_heads=1)
     given = poisoned_problem(replace(case, queries=1))
     expected, masses = attend_segments(given.q, given.q_pos, [given.segment], case.geometry, mass_by(given.weight))
-    held = scratch(case, Processor(0, processors))
-    out, mass, _ = attend_one(given.q, given.q_pos, given.segment, case.geometry, held, mass_by(given.weight))
-    assert held.splits(1, case.keys, 32)[0] == (3 if processors == 1 else 10)
-    assert mass is not None
+    parted = scratch(case, Processor(0, processors))
+    held, mass = counted(given.segment)
+    out = attend_one(given.q, given.q_pos, held, case.geometry, parted, mass_by(given.weight))
+    assert parted.splits(1, case.keys, 32)[0] == (3 if processors == 1 else 10)
     assert_parity("out", out, expected, 4e-6)
     assert_parity("mass", mass, masses[0], 1e-5)
 
@@ -101,12 +107,13 @@ def test_decode_does_not_depend_on_how_the_keys_are_split(processors: int) -> No
 def test_decode_adds_to_what_stays_of_the_statistic_in_place() -> None:
     given = poisoned_problem(replace(FP32, queries=1))
     _, masses = attend_segments(given.q, given.q_pos, [given.segment], FP32.geometry, mass_by(given.weight))
-    held = surrounded(torch.rand(FP32.rows, FP32.kv_heads, FP32.keys))
+    mass = surrounded(torch.rand(FP32.rows, FP32.kv_heads, FP32.keys))
     stays = torch.tensor([0.5, 0.25])[:, None, None]
-    expected = held * stays + masses[0]
-    asked = mass_by(given.weight)
-    attend_one(given.q, given.q_pos, given.segment, FP32.geometry, scratch(FP32), asked, held, stays)
-    assert_parity("mass", held, expected, 1e-5)
+    expected = mass * stays + masses[0]
+    held = replace(given.segment, statistic=mass)
+    asked = replace(mass_by(given.weight), retention=stays)
+    attend_one(given.q, given.q_pos, held, FP32.geometry, scratch(FP32), asked)
+    assert_parity("mass", mass, expected, 1e-5)
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
@@ -147,7 +154,7 @@ def test_column_sums_start_at_the_first_query_that_counts() -> None:
     segments = split(given.segment, 8)
     segments[1] = chunk(replace(FP32, queries=9), given.q_pos)
     _, masses = attend_segments(given.q, given.q_pos, segments, FP32.geometry, mass_by(late))
-    asked = Measure(Statistic.MASS, late, queries=3)
+    asked = Observation(Statistic.MASS, late, queries=3)
     _, _, sums = attend_many(given.q, given.q_pos, segments, FP32.geometry, 0, asked)
     assert_parity("mass", torch.cat(sums, -1), torch.cat(masses, -1), 1e-5)
 
@@ -163,7 +170,7 @@ def chunk(case: Case, q_pos: Tensor) -> Segment:
     return Segment(new(case.k_dim), new(case.v_dim), q_pos[:, None])
 
 
-MEASURES = [
+OBSERVATIONS = [
     (Statistic.MASS, "max"),
     (Statistic.MASS, "layer"),
     (Statistic.BELOW, "mean"),
@@ -172,18 +179,18 @@ MEASURES = [
 ]
 
 
-@pytest.mark.parametrize(("kind", "heads"), MEASURES)
+@pytest.mark.parametrize(("kind", "heads"), OBSERVATIONS)
 def test_every_statistic_equals_its_twin(kind: Statistic, heads: Heads) -> None:
     case = replace(FP32, window=9, sink=True)
     given = poisoned_problem(case)
     segments = [given.segment, chunk(case, given.q_pos)]
-    measure = Measure(kind, given.weight, heads, Noise(2**32 - 7, 1.0, 2.0, 50, layer=3))
-    _, expected = attend_segments(given.q, given.q_pos, segments, case.geometry, measure)
-    _, _, sums = attend_many(given.q, given.q_pos, segments, case.geometry, 0, measure)
+    observation = Observation(kind, given.weight, None, heads, Noise(2**32 - 7, 1.0, 2.0, 50, layer=3))
+    _, expected = attend_segments(given.q, given.q_pos, segments, case.geometry, observation)
+    _, _, sums = attend_many(given.q, given.q_pos, segments, case.geometry, 0, observation)
     assert_parity("of a chunk", torch.cat(sums, -1), torch.cat(expected, -1), 1e-5)
-    last = replace(measure, weight=given.weight[:, -1:])
+    last = replace(observation, weight=given.weight[:, -1:])
     q, q_pos = given.q[:, :, -1:], given.q_pos[:, -1:]
     _, expected = attend_segments(q, q_pos, [given.segment], case.geometry, last)
-    _, one, _ = attend_one(q, q_pos, given.segment, case.geometry, scratch(case), last)
-    assert one is not None
+    held, one = counted(given.segment)
+    attend_one(q, q_pos, held, case.geometry, scratch(case), last)
     assert_parity("of one query", one, expected[0], 1e-5)

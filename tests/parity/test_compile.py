@@ -14,7 +14,7 @@ pytest.importorskip("triton", reason="the Triton kernels need triton, which is n
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "benchmarks" / "kernel_resources.py"
-ON_SLOTS = {"split", "finish", "attend", "column_sums", "insert", "evict"}
+ON_SLOTS = {"split", "finish", "attend", "column_sums", "evict"}
 KERNELS = ON_SLOTS | {"join_residual", "rotate_heads", "gate", "multiply_one", "multiply_many", "add_parts"}
 PATHS = [str(ROOT), str(ROOT / "kernels")]
 

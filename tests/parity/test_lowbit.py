@@ -12,7 +12,7 @@ from kvlite_kernels import reference
 from kvlite_kernels.kinds import Statistic
 from kvlite_kernels.lowbit import MAX_SCALE, Packed, hadamard, quantise
 from kvlite_kernels.reference import Geometry, Segment, attend_segments
-from kvlite_kernels.statistic import Measure
+from kvlite_kernels.statistic import Observation
 from tests.parity.compare import assert_parity
 
 DIMS = (1, 2, 5, 6, 8, 64, 80, 96, 128, 192, 256)
@@ -109,12 +109,12 @@ def test_attention_over_codes_is_attention_over_what_they_stand_for(
     q, k, v = hadamard(random(2, 6, 5, 24)), random(2, 3, 21, 24, seed=1), random(2, 3, 21, 40, seed=2)
     pos = torch.arange(21).int().expand(2, 3, -1)
     q_pos = torch.arange(16, 21).int().expand(2, -1)
-    measure, geometry = Measure(Statistic.MASS, torch.ones(2, 5)), Geometry(24**-0.5, window=9, softcap=30.0)
+    observation, geometry = Observation(Statistic.MASS, torch.ones(2, 5)), Geometry(24**-0.5, window=9, softcap=30.0)
     packed = [quantise(hadamard(x), bits, 8) for x in (k, v)]
     wide = [hadamard(part.to(torch.float32)) for part in packed]
-    expected, (mass,) = attend_segments(hadamard(q), q_pos, [Segment(*wide, pos)], geometry, measure)
+    expected, (mass,) = attend_segments(hadamard(q), q_pos, [Segment(*wide, pos)], geometry, observation)
     monkeypatch.setattr(reference, "TILE_ELEMENTS", tile)
-    out, (held,) = attend_segments(q, q_pos, [Segment(*packed, pos)], geometry, measure)
+    out, (held,) = attend_segments(q, q_pos, [Segment(*packed, pos)], geometry, observation)
     assert_parity("out", hadamard(out), expected, 1e-5)
     assert_parity("mass", held, mass, 1e-5)
 

@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 
 from kvlite_kernels import lowbit
-from kvlite_kernels.kinds import Heads, Noise, Rank, Statistic
+from kvlite_kernels.backend import LayerSizes
+from kvlite_kernels.kinds import Heads, Noise, Statistic
 from kvlite_kernels.lowbit import Packed
-from kvlite_kernels.reference import Geometry, Segment, attend_segments
-from kvlite_kernels.slots import Arriving, Held, Ranking
-from kvlite_kernels.statistic import Measure
+from kvlite_kernels.reference import Segment, attend_segments
+from kvlite_kernels.statistic import Observation
 from tests.parity.compare import assert_parity
 from tests.parity.poison import poison, surrounded
+from tests.parity.test_attention_kernels import counted
 from tests.parity.test_lowbit import DIMS, group_of, random
 from tests.parity.test_reference import Case, problem, weights
 
@@ -25,12 +26,13 @@ if os.environ.get("TRITON_INTERPRET") != "1":  # tests/conftest.py sets it where
     pytest.skip("on a CUDA device these need TRITON_INTERPRET=1", allow_module_level=True)
 
 from kvlite_kernels.triton_set.attention import attend_many, attend_one
+from kvlite_kernels.triton_set.backend import TritonBackend
 from kvlite_kernels.triton_set.scratch import Scratch
 from kvlite_kernels.triton_set.tiles import INTERPRETER, Processor
-from kvlite_kernels.triton_set.writing import insert, move, quantise
 
 __all__ = ["poison"]
 pytestmark = [pytest.mark.usefixtures("poison"), pytest.mark.parametrize("bits", [8, 4])]
+quantise = TritonBackend([LayerSizes(2, 2, 41, 16, 16)], 2, [torch.float32], torch.device("cpu"), INTERPRETER).quantise
 FP32 = Case(dtype=torch.float32, group=2, k_dim=16, v_dim=16)
 CASES = {
     "one key": replace(FP32, keys=1),
@@ -117,10 +119,11 @@ def test_what_has_no_code_is_what_it_is_in_the_twin(bits: int, bad: float) -> No
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_decode_equals_its_twin(bits: int, case: Case) -> None:
     q, q_pos, (held, _), (poisoned, _) = segments_of(case, bits, 1)
-    measure = Measure(Statistic.MASS, weights(q_pos).float())
-    expected, masses = attend_segments(q, q_pos, [held], case.geometry, measure)
-    out, mass, _ = attend_one(surrounded(q), q_pos, poisoned, case.geometry, scratch(case, case.keys), measure)
-    assert mass is not None and out.dtype == torch.float32
+    observation = Observation(Statistic.MASS, weights(q_pos).float())
+    expected, masses = attend_segments(q, q_pos, [held], case.geometry, observation)
+    poisoned, mass = counted(poisoned)
+    out = attend_one(surrounded(q), q_pos, poisoned, case.geometry, scratch(case, case.keys), observation)
+    assert out.dtype == torch.float32
     assert_parity("out", out, expected.float(), tolerances(case)[0])
     assert_parity("mass", mass, masses[0], tolerances(case)[1])
 
@@ -131,95 +134,34 @@ def test_decode_does_not_depend_on_how_the_keys_are_split(bits: int) -> None:
     expected, _ = attend_segments(q, q_pos, [held], case.geometry, None)
     for processors in (1, 64):
         parted = scratch(case, case.keys, Processor(0, processors))
-        assert_parity("out", attend_one(q, q_pos, poisoned, case.geometry, parted, None)[0], expected, 4e-6)
+        assert_parity("out", attend_one(q, q_pos, poisoned, case.geometry, parted, None), expected, 4e-6)
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_prefill_over_slots_and_chunk_equals_its_twin(bits: int, case: Case) -> None:
     q, q_pos, segments, poisoned = segments_of(case, bits, 5)
-    measure = Measure(Statistic.MASS, weights(q_pos).float())
-    expected, masses = attend_segments(q, q_pos, segments, case.geometry, measure)
-    out, _, sums = attend_many(surrounded(q), q_pos, poisoned, case.geometry, INTERPRETER.capability, measure)
+    observation = Observation(Statistic.MASS, weights(q_pos).float())
+    expected, masses = attend_segments(q, q_pos, segments, case.geometry, observation)
+    out, _, sums = attend_many(surrounded(q), q_pos, poisoned, case.geometry, INTERPRETER.capability, observation)
     assert out.dtype == torch.float32
     assert_parity("out", out, expected.float(), tolerances(case)[0])
     for name, actual, mass in zip(("slots", "chunk"), sums, masses, strict=True):
         assert_parity(f"mass of the {name}", actual, mass, 4 * tolerances(case)[1])
 
 
-MEASURES = [(Statistic.MASS, "max"), (Statistic.BELOW, "mean"), (Statistic.GUMBEL, "max")]
+OBSERVATIONS = [(Statistic.MASS, "max"), (Statistic.BELOW, "mean"), (Statistic.GUMBEL, "max")]
 
 
-@pytest.mark.parametrize(("kind", "heads"), MEASURES)
+@pytest.mark.parametrize(("kind", "heads"), OBSERVATIONS)
 def test_every_statistic_equals_its_twin(bits: int, kind: Statistic, heads: Heads) -> None:
     case = replace(FP32, window=9, sink=True)
     q, q_pos, segments, poisoned = segments_of(case, bits, 5)
-    measure = Measure(kind, weights(q_pos).float(), heads, Noise(7, 1.0, 2.0, 50, layer=3))
-    _, expected = attend_segments(q, q_pos, segments, case.geometry, measure)
-    _, _, sums = attend_many(q, q_pos, poisoned, case.geometry, 0, measure)
+    observation = Observation(kind, weights(q_pos).float(), None, heads, Noise(7, 1.0, 2.0, 50, layer=3))
+    _, expected = attend_segments(q, q_pos, segments, case.geometry, observation)
+    _, _, sums = attend_many(q, q_pos, poisoned, case.geometry, 0, observation)
     assert_parity("of a chunk", torch.cat(sums, -1), torch.cat(expected, -1), 1e-5)
-    last, q, q_pos = replace(measure, weight=measure.weight[:, -1:]), q[:, :, -1:], q_pos[:, -1:]
+    last, q, q_pos = replace(observation, weight=observation.weight[:, -1:]), q[:, :, -1:], q_pos[:, -1:]
     _, expected = attend_segments(q, q_pos, segments[:1], case.geometry, last)
-    _, one, _ = attend_one(q, q_pos, poisoned[0], case.geometry, scratch(case, case.keys), last)
-    assert one is not None
+    held, one = counted(poisoned[0])
+    attend_one(q, q_pos, held, case.geometry, scratch(case, case.keys), last)
     assert_parity("of one query", one, expected[0], 1e-5)
-
-
-ROWS, HEADS, GROUP, SLOTS, D, D_V = 2, 2, 2, 40, 80, 24
-
-
-def full_slots(bits: int) -> Held:
-    """Every slot live, in no order; what waits behind them is garbage."""
-    order = torch.rand(ROWS, HEADS, SLOTS + 1, generator=torch.Generator().manual_seed(1)).argsort(-1)
-    pos = order.masked_fill(order == SLOTS, 0)
-    k, v = (inside(coded(random(ROWS, HEADS, SLOTS + 1, dim), bits)) for dim in (D, D_V))
-    mass = torch.rand(ROWS, HEADS, SLOTS + 1, generator=torch.Generator().manual_seed(2))
-    return Held(k, v, surrounded(pos.int()), surrounded(pos.int() + 1), surrounded(mass))
-
-
-def arriving(tokens: int) -> Arriving:
-    """Tokens after those held, as numbers strided as a model's are."""
-    k, v = (random(ROWS, tokens, HEADS, dim, seed=3).transpose(1, 2) for dim in (D, D_V))
-    pos = (torch.arange(tokens) + SLOTS).int().repeat(ROWS, 1)
-    return Arriving(k, v, pos, pos + 1, None)
-
-
-@pytest.mark.parametrize("tokens", [1, 5, 37])
-def test_insert_codes_what_is_kept_and_touches_nothing_else(bits: int, tokens: int) -> None:
-    held, new = full_slots(bits), arriving(tokens)
-    index = torch.rand(ROWS, HEADS, SLOTS, generator=torch.Generator().manual_seed(4)).argsort(-1)[..., :tokens]
-    index[..., tokens // 2] = SLOTS
-    before = [Packed(x.codes.clone(), x.scale.clone(), x.dim) for x in (held.k, held.v)]
-    insert(held, new, index)
-    for name, actual, expected, x in zip("kv", (held.k, held.v), before, (new.k, new.v), strict=True):
-        given = coded(x, bits)
-        at = index[..., None]
-        for there, codes in ((expected.codes, given.codes), (expected.scale, given.scale)):
-            there.scatter_(2, at.expand_as(codes), codes)
-        same_codes(name, actual[:, :, :SLOTS], expected[:, :, :SLOTS])
-
-
-def test_a_decoded_token_takes_the_slot_of_the_lowest(bits: int) -> None:
-    held, new = full_slots(bits), arriving(1)
-    waiting, newest = slice(SLOTS, SLOTS + 1), new.pos[:, :1]
-    insert(held, new, waiting)
-    q = 2 * random(ROWS, HEADS * GROUP, 1, D)
-    segment, geometry, asked = (
-        Segment(held.k, held.v, held.pos),
-        Geometry(D**-0.5),
-        Measure(Statistic.MASS, torch.ones(2, 1)),
-    )
-    expected, masses = attend_segments(q, newest, [segment], geometry, asked)
-    assert held.statistic is not None
-    lowest = (held.statistic + masses[0])[..., :SLOTS].masked_fill(held.pos[..., :SLOTS] < 4, torch.inf)
-    victim = lowest.masked_fill(held.pos[..., :SLOTS] >= SLOTS - 5, torch.inf).argmin(-1, keepdim=True)[..., None]
-    parted = Scratch(ROWS, HEADS * GROUP, GROUP, SLOTS + 1, D_V, INTERPRETER, torch.device("cpu"))
-    ranking = Ranking(Rank("statistic"), 6, 4, SLOTS)
-    out, _, parts = attend_one(q, newest, segment, geometry, parted, asked, held.statistic, None, ranking)
-    move(held, parted, parts)
-    assert_parity("out", out, expected, 4e-6)
-    assert_parity("pos", held.pos.gather(2, victim[..., 0]), new.pos[:, None].expand(-1, HEADS, -1))
-    for name, actual, x in (("k", held.k, new.k), ("v", held.v, new.v)):
-        assert isinstance(actual, Packed)
-        at = [victim.expand(-1, -1, 1, part.shape[-1]) for part in (actual.codes, actual.scale)]
-        taken = Packed(actual.codes.gather(2, at[0]), actual.scale.gather(2, at[1]), actual.dim)
-        same_codes(name, taken, coded(x, bits))

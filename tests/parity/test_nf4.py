@@ -1,4 +1,4 @@
-"""Products with 4-bit weights: the twin against bitsandbytes' own numbers, and the Triton kernels against the twin."""
+"""Products with 4-bit weights: the reference against bitsandbytes' own numbers, and the Triton kernels against it."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from kvlite_kernels import nf4
+from kvlite_kernels.fused_ops import FusedOps
 from kvlite_kernels.nf4 import FourBit, dequantise
 from tests.parity.compare import assert_parity
 from tests.parity.poison import poison
@@ -70,31 +71,31 @@ def test_weights_are_those_that_bitsandbytes_unpacks(kind: str, nested: bool) ->
 @pytest.mark.parametrize("processors", [1, 64], ids=["whole", "parts"])
 @pytest.mark.parametrize("count", [1, 3, 17])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_products_are_those_of_the_twin(
+def test_products_are_those_of_the_reference(
     shape: tuple[int, int, int], count: int, processors: int, has_bias: bool
 ) -> None:
-    products = on(processors)
+    ops = on(processors)
     weight = packed(*shape)
     x = rows_of(count, shape[1], torch.float32)
     bias = torch.linspace(-3.0, 3.0, shape[0]) if has_bias else None
-    assert_parity("out", products(x, weight, bias), nf4.multiply(x, weight, bias), 1e-5)
+    assert_parity("out", ops.multiply_four_bit(x, weight, bias), nf4.multiply(x, weight, bias), 1e-5)
 
 
 @needs_interpreter
 @pytest.mark.parametrize(
     ("dtype", "count"), [(torch.float16, 1), (torch.bfloat16, 1), (torch.float16, 5)], ids=["half", "bf16", "half rows"]
 )
-def test_products_in_half_precision_are_those_of_the_twin(dtype: torch.dtype, count: int) -> None:
+def test_products_in_half_precision_are_those_of_the_reference(dtype: torch.dtype, count: int) -> None:
     weight, x = packed(40, 448), rows_of(count, 448, dtype)
     bias = torch.linspace(-3.0, 3.0, 40).to(dtype)
-    assert_parity("out", on(1)(x, weight, bias), nf4.multiply(x, weight, bias))
+    assert_parity("out", on(1).multiply_four_bit(x, weight, bias), nf4.multiply(x, weight, bias))
 
 
 @needs_interpreter
 def test_rows_that_stand_apart_in_memory_are_multiplied_as_they_are() -> None:
     weight = packed(40, 192)
     x = rows_of(6, 192, torch.float32)
-    assert_parity("out", on(1)(x[::2], weight, None), nf4.multiply(x[::2], weight, None), 1e-5)
+    assert_parity("out", on(1).multiply_four_bit(x[::2], weight, None), nf4.multiply(x[::2], weight, None), 1e-5)
 
 
 def test_only_weights_whose_threads_stay_in_one_block_and_row_are_served() -> None:
@@ -115,9 +116,9 @@ def test_weights_one_after_another_are_those_of_one_product() -> None:
     assert not nf4.can_join([(1, 64), (7, 64)], 128)  # a block in both
 
 
-def on(processors: int) -> nf4.Products:
+def on(processors: int) -> FusedOps:
     """The kernels in the interpreter, for a device of so many multiprocessors."""
-    from kvlite_kernels.triton_set.products import TritonProducts
+    from kvlite_kernels.triton_set.fused_ops import TritonOps
     from kvlite_kernels.triton_set.tiles import Processor
 
-    return TritonProducts(Processor(0, processors))
+    return TritonOps(Processor(0, processors))

@@ -11,6 +11,8 @@ from torch import Tensor
 from kvlite.cache.cache import SlotCache
 from kvlite.cache.policy import load_policy
 from kvlite.memory.format import FORMATS
+from kvlite_kernels.backend import LayerSizes
+from kvlite_kernels.choice import processor_of
 from kvlite_kernels.reference import Geometry
 from tests.cache.driving import attention_layer, make_plan, model_shape
 from tests.parity.compare import assert_parity
@@ -37,7 +39,7 @@ def fed(
     kv_heads, group, dim = heads
     shape = replace(model_shape(attention_layer(kv_heads, dim)), query_heads=kv_heads * group)
     policy, number = load_policy(policy_name), getattr(torch, dtype)
-    plan = make_plan(shape, f"{SLOTS}tok", policy, ROWS, dtype, kernels=kernels)
+    plan = make_plan(shape, f"{SLOTS}tok", policy, ROWS, dtype)
     cache = SlotCache(shape, plan, policy, FORMATS[dtype], DEVICE, kernels, number)
     generator = torch.Generator().manual_seed(0)
 
@@ -64,7 +66,7 @@ def test_triton_attends_and_evicts_as_torch_where_survivors_follow_from_position
     actual, cache = fed("triton", "window", heads, dtype)
     for number, (ours, theirs) in enumerate(zip(actual, expected, strict=True)):
         assert_parity(f"feed {number}", ours, theirs, TOLERANCES[dtype])
-    held, wanted = (each.layers[0].pos[..., :SLOTS].sort(-1).values for each in (cache, twin))
+    held, wanted = (each.layers[0].slots.pos[..., :SLOTS].sort(-1).values for each in (cache, twin))
     assert_parity("positions held", held, wanted)
 
 
@@ -73,16 +75,23 @@ def test_triton_attends_and_evicts_as_torch_where_survivors_follow_from_position
 def test_triton_counts_the_attention_that_torch_counts_until_something_is_evicted(policy: str, dtype: str) -> None:
     heads = HEADS["group of 4, D 128"]
     (_, twin), (_, cache) = (fed(kernels, policy, heads, dtype, FEEDS[:3]) for kernels in ("torch", "triton"))
-    ours, theirs = (each.layers[0].statistic for each in (cache, twin))
+    ours, theirs = (each.layers[0].slots.statistic for each in (cache, twin))
     assert ours is not None and theirs is not None
     assert_parity("statistic", ours[..., :SLOTS], theirs[..., :SLOTS], TOLERANCES[dtype])
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-def test_eviction_by_neighbours_takes_the_victims_of_its_twin_to_the_bit(case: Case) -> None:
-    pins = None if case.ranking.pins is None else case.ranking.pins.to(DEVICE)
-    there = replace(case, ranking=replace(case.ranking, pins=pins))
-    held, q_pos = on(holding(case), DEVICE), torch.tensor([[case.seen]] * ROWS, dtype=torch.int32, device=DEVICE)
-    check(held, there, q_pos)
-    held.pos[..., -1] += 1
-    check(held, there, q_pos + 1)
+def test_eviction_takes_the_victims_of_the_rule_in_torch_to_the_bit(case: Case) -> None:
+    from kvlite_kernels.triton_set.backend import TritonBackend
+
+    pins = case.protection.pins
+    there = replace(case, protection=replace(case.protection, pins=None if pins is None else pins.to(DEVICE)))
+    backend = TritonBackend(
+        [LayerSizes(2, 2, case.slots + 1, 16, 16)], ROWS, [torch.float16], DEVICE, processor_of(DEVICE)
+    )
+    slots = on(holding(case), DEVICE)
+    next_pos = torch.full((ROWS, 1, 1), case.seen + 1, dtype=torch.int32, device=DEVICE)
+    score = torch.rand(slots.pos.shape, generator=torch.Generator().manual_seed(7)).to(DEVICE)
+    check(backend, slots, there, score, next_pos)
+    slots.pos[..., -1] = case.seen + 1
+    check(backend, slots, there, score.flip(-1), next_pos + 1)

@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from kvlite_kernels import reference
+from kvlite_kernels.eviction import choose
 from kvlite_kernels.kinds import Statistic
-from kvlite_kernels.reference import Geometry, Segment, attend, attend_segments, evict, merge
-from kvlite_kernels.statistic import Measure, received
+from kvlite_kernels.reference import Geometry, Segment, attend, attend_segments, merge
+from kvlite_kernels.statistic import Observation, received
 from tests.parity import naive
 from tests.parity.compare import assert_parity
 
@@ -72,9 +73,9 @@ def weights(q_pos: Tensor, decay: float = 0.9) -> Tensor:
     return decay ** torch.arange(q_pos.shape[1] - 1, -1, -1) * (q_pos >= 0)
 
 
-def mass(q_pos: Tensor) -> Measure:
+def mass(q_pos: Tensor) -> Observation:
     """Attention mass by those weights."""
-    return Measure(Statistic.MASS, weights(q_pos))
+    return Observation(Statistic.MASS, weights(q_pos))
 
 
 CASES = {
@@ -167,7 +168,7 @@ def test_what_a_query_gives_to_all_segments_and_the_sink_sums_to_one(sink: bool)
     for t in range(case.queries):
         one = torch.zeros(case.rows, case.queries)
         one[:, t] = 1.0
-        _, masses = attend_segments(q, q_pos, split(segment, 4, 9), case.geometry, Measure(Statistic.MASS, one))
+        _, masses = attend_segments(q, q_pos, split(segment, 4, 9), case.geometry, Observation(Statistic.MASS, one))
         lse = naive.attention(q, q_pos, [segment], case.geometry).lse[:, :, t]
         total = torch.cat(masses, -1).sum(-1)
         if case.geometry.sink_logits is not None:
@@ -229,13 +230,11 @@ def heads(rng: random.Random, slots: int, live: int, tokens: int, padding: int) 
 
 
 def chosen(held: list[list[Token]], new: list[list[Token]]) -> list[list[int]]:
-    """What `evict` says of one row whose heads are `held` and `new`."""
-
-    def columns(tokens: list[list[Token]]) -> tuple[Tensor, Tensor]:
-        priority = torch.tensor([[score for score, _ in head] for head in tokens])[None]
-        return priority, torch.tensor([[pos for _, pos in head] for head in tokens], dtype=torch.int32)[None]
-
-    slot: list[list[int]] = evict(*columns(held), *columns(new))[0].tolist()
+    """What `choose` says of one row whose heads are `held` and `new`."""
+    everyone = [[*before, *after] for before, after in zip(held, new, strict=True)]
+    priority = torch.tensor([[score for score, _ in head] for head in everyone])[None]
+    pos = torch.tensor([[pos for _, pos in head] for head in everyone], dtype=torch.int32)[None]
+    slot: list[list[int]] = choose(priority, pos, len(held[0]))[0].tolist()
     return slot
 
 

@@ -10,10 +10,9 @@ import torch
 from torch import Tensor
 
 from kvlite_kernels import reference
-from kvlite_kernels.features import norms, similarity
 from kvlite_kernels.kinds import Heads, Noise, Statistic
-from kvlite_kernels.reference import Segment, attend_segments
-from kvlite_kernels.statistic import Measure, gumbel
+from kvlite_kernels.reference import attend_segments
+from kvlite_kernels.statistic import Observation, gumbel
 from tests.parity import naive
 from tests.parity.compare import assert_parity
 from tests.parity.test_reference import CASES, TOLERANCE, Case, problem, split, weights
@@ -22,11 +21,11 @@ NOISE = Noise(seed=3, first=1.0, last=2.0, ramp=11, layer=5)
 HEADS: tuple[Heads, ...] = ("mean", "max", "layer")
 
 
-def measured(case: Case, measure: Measure, *at: int) -> tuple[Tensor, Tensor]:
+def measured(case: Case, observation: Observation, *at: int) -> tuple[Tensor, Tensor]:
     """Out, and the statistic of all keys, where the keys are in segments split `at`."""
     q, q_pos, segment = problem(case)
     parts = split(segment, *(at or ((case.keys // 3,) if case.keys > 1 else ())))
-    out, received = attend_segments(q, q_pos, parts, case.geometry, measure)
+    out, received = attend_segments(q, q_pos, parts, case.geometry, observation)
     return out, torch.cat(received, -1)
 
 
@@ -42,7 +41,7 @@ def test_mass_is_reduced_over_the_heads_a_policy_names(heads: Heads, sink: bool)
     q, q_pos, segment = problem(case)
     weight = weights(q_pos)
     expected = naive.attention(q, q_pos, [segment], case.geometry).probability
-    _, actual = measured(case, Measure(Statistic.MASS, weight, heads))
+    _, actual = measured(case, Observation(Statistic.MASS, weight, heads=heads))
     assert_parity("mass", actual, naive.received(expected, weight, case.kv_heads, heads))
 
 
@@ -51,14 +50,14 @@ def test_a_key_is_counted_where_it_is_seen_and_gets_less_than_an_equal_share(cas
     _, q_pos, _ = problem(case)
     weight = weights(q_pos)
     expected = naive.received(naive.below_equal_share(probability(case)), weight, case.kv_heads)
-    _, actual = measured(case, Measure(Statistic.BELOW, weight))
+    _, actual = measured(case, Observation(Statistic.BELOW, weight))
     assert_parity("count", actual, expected, TOLERANCE[case.dtype])
 
 
 def test_a_query_that_sees_one_key_finds_it_not_below() -> None:
     case = Case(window=1, dtype=torch.float32)
     _, q_pos, _ = problem(case)
-    _, actual = measured(case, Measure(Statistic.BELOW, weights(q_pos)))
+    _, actual = measured(case, Observation(Statistic.BELOW, weights(q_pos)))
     assert not actual.any()
 
 
@@ -79,7 +78,7 @@ def test_the_gumbel_softmax_has_a_normaliser_of_its_own(case: Case) -> None:
         ]
         shares = torch.tensor(noised, dtype=torch.float64).softmax(0)
         expected[b, head, t, seen] = shares
-    _, actual = measured(case, Measure(Statistic.GUMBEL, weight, noise=NOISE))
+    _, actual = measured(case, Observation(Statistic.GUMBEL, weight, noise=NOISE))
     assert_parity("noisy mass", actual, naive.received(expected, weight, case.kv_heads), 10 * TOLERANCE[case.dtype])
 
 
@@ -124,40 +123,8 @@ def test_tiles_and_segments_do_not_change_a_statistic(
         weight = weights(q_pos)
         if queries is not None:
             weight = weight * (torch.arange(16, -1, -1) < queries)
-        plain, pointed = Measure(kind, weight, noise=NOISE), Measure(kind, weight, noise=NOISE, queries=queries)
+        plain, pointed = Observation(kind, weight, noise=NOISE), Observation(kind, weight, noise=NOISE, queries=queries)
         _, whole = measured(case, plain, 39)
         with monkeypatch.context() as patch:
             patch.setattr(reference, "TILE_ELEMENTS", elements)
             assert_parity(f"{queries} queries", measured(case, pointed, 3, 11)[1], whole)
-
-
-@pytest.mark.parametrize("elements", [1, 100, 1 << 22])
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-def test_similarity_is_the_cosine_with_the_mean_unit_key_of_what_is_held(
-    monkeypatch: pytest.MonkeyPatch, elements: int, dtype: torch.dtype
-) -> None:
-    monkeypatch.setattr(reference, "TILE_ELEMENTS", elements)
-    _, _, segment = problem(Case(dtype=dtype))
-    parts = split(segment, 8)
-    free = segment.pos < 0
-    assert free.any()
-    for part in parts:
-        part.k.masked_fill_((part.pos < 0)[..., None], torch.inf)  # views: nobody looks there
-    expected = torch.zeros(free.shape, dtype=torch.float64)
-    for b, head in torch.cartesian_prod(torch.arange(2), torch.arange(2)).tolist():
-        live = (~free[b, head]).nonzero()[:, 0].tolist()
-        units = [segment.k[b, head, j].double() / math.hypot(*segment.k[b, head, j].tolist()) for j in live]
-        anchor = torch.stack(units).mean(0)
-        for j, unit in zip(live, units, strict=True):
-            expected[b, head, j] = (unit @ anchor) / math.hypot(*anchor.tolist())
-    actual = torch.cat(similarity([part.k for part in parts], [part.pos for part in parts]), -1)
-    assert actual.dtype == torch.promote_types(dtype, torch.float32)
-    assert_parity("cosine", actual, expected)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_norm_of_a_value_is_computed_wide(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
-    monkeypatch.setattr(reference, "TILE_ELEMENTS", 50)
-    values: Segment = problem(Case(dtype=dtype, v_dim=80))[2]
-    expected = torch.tensor([[[math.hypot(*v) for v in head] for head in row] for row in values.v.double().tolist()])
-    assert_parity("norm", norms(values.v), expected)

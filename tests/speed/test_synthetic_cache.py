@@ -33,12 +33,14 @@ def test_counts_and_positions_are_those_of_a_million_tokens(policy: str, kv_dtyp
     assert (counts.tokens_seen, counts.tokens_kept, counts.tokens_evicted) == (MILLION, slots, MILLION - slots)
     assert counts.live_bytes == sum(layer.slot_bytes * slots for layer in engine.cache.layers.values())
     for layer in engine.cache.layers.values():
-        held = layer.pos[0, :, :slots].sort(-1).values
+        held = layer.slots.pos[0, :, :slots].sort(-1).values
         assert (held.diff(dim=-1) > 0).all(), "a position twice in one head"
         assert (held[:, : engine.policy.sinks] == torch.arange(engine.policy.sinks)).all()
-        assert (held[:, -layer.recent :] == torch.arange(MILLION - layer.recent, MILLION)).all()
-        ranks = layer.pos[0, :, :slots].argsort(-1).argsort(-1)
-        assert torch.equal(layer.rot[0, :, :slots], ranks.int()), "rotations are not consecutive in the order of tokens"
+        assert (held[:, -layer.protection.recent :] == torch.arange(MILLION - layer.protection.recent, MILLION)).all()
+        ranks = layer.slots.pos[0, :, :slots].argsort(-1).argsort(-1)
+        assert torch.equal(layer.slots.rot[0, :, :slots], ranks.int()), (
+            "rotations are not consecutive in the order of tokens"
+        )
 
 
 def test_keys_are_turned_to_the_rotations_they_carry() -> None:
@@ -48,7 +50,7 @@ def test_keys_are_turned_to_the_rotations_they_carry() -> None:
     layer = engine.cache.layers[0]
     before = unturned(engine, len(PROMPT))
     fast_forward(engine, 0, engine.snapshot(0), MILLION)
-    after = unturned(engine, layer.slots)
+    after = unturned(engine, layer.num_slots)
     distance = torch.cdist(after, before, compute_mode="donot_use_mm_for_euclid_dist").min(-1).values
     assert distance.max() < 1e-4
 
@@ -57,8 +59,8 @@ def unturned(engine: Engine, live: int) -> torch.Tensor:
     """The first layer's live keys [H_KV, live, D] as they were before any rotation."""
     layer = engine.cache.layers[0]
     assert layer.rotation is not None
-    keys = layer.store.read(slice(0, 1), live)[0][0].clone()
-    layer.rotation.turn_(keys, -layer.rot[0, :, :live])
+    keys = layer.tensors["k"][0, :, :live].clone()
+    layer.rotation.rotate_(keys, -layer.slots.rot[0, :, :live])
     return keys
 
 
@@ -66,9 +68,9 @@ def test_before_the_slots_are_full_the_row_is_that_of_a_conversation_which_was_f
     engine = forwarded("llama", 20, "64tok")
     assert engine.counts(0).tokens_kept == 20
     for layer in engine.cache.layers.values():
-        assert torch.equal(layer.pos[0, :, :20].sort(-1).values[0], torch.arange(20, dtype=torch.int32))
-        assert torch.equal(layer.rot[0, :, :20], layer.pos[0, :, :20])
-        assert (layer.pos[0, :, 20:] == -1).all()
+        assert torch.equal(layer.slots.pos[0, :, :20].sort(-1).values[0], torch.arange(20, dtype=torch.int32))
+        assert torch.equal(layer.slots.rot[0, :, :20], layer.slots.pos[0, :, :20])
+        assert (layer.slots.pos[0, :, 20:] == -1).all()
 
 
 def test_a_sliding_layer_holds_the_newest_tokens() -> None:
@@ -76,8 +78,8 @@ def test_a_sliding_layer_holds_the_newest_tokens() -> None:
     sliding = [layer for layer in engine.cache.layers.values() if layer.shape.window is not None]
     assert sliding
     for layer in sliding:
-        newest = torch.arange(MILLION - layer.slots, MILLION, dtype=torch.int32)
-        assert torch.equal(layer.pos[0, :, : layer.slots].sort(-1).values[0], newest)
+        newest = torch.arange(MILLION - layer.num_slots, MILLION, dtype=torch.int32)
+        assert torch.equal(layer.slots.pos[0, :, : layer.num_slots].sort(-1).values[0], newest)
 
 
 def test_the_score_of_a_token_survives_the_jump() -> None:
@@ -85,10 +87,10 @@ def test_the_score_of_a_token_survives_the_jump() -> None:
     engine = make_engine(admitted(tiny_model("llama", SUPPORTED["llama"])), "32tok", policy="h2o")
     answers(engine, [Request("prompt", PROMPT, max_tokens=1, row=0)])
     layer = engine.cache.layers[0]
-    assert layer.statistic is not None
+    assert layer.slots.statistic is not None
     was = per_age(engine, len(PROMPT), len(PROMPT))
     fast_forward(engine, 0, engine.snapshot(0), MILLION)
-    now = per_age(engine, layer.slots, MILLION)
+    now = per_age(engine, layer.num_slots, MILLION)
     nearest = (now[..., None] - was[:, None, :]).abs().min(-1).values
     assert (nearest <= 1e-4 * was.max()).all()
 
@@ -97,18 +99,18 @@ def test_a_score_that_fades_is_carried_over_as_it_is() -> None:
     engine = make_engine(admitted(tiny_model("llama", SUPPORTED["llama"])), "32tok", policy="heavy-hitter")
     answers(engine, [Request("prompt", PROMPT, max_tokens=1, row=0)])
     layer = engine.cache.layers[0]
-    assert layer.statistic is not None
-    was = layer.statistic[0, :, : len(PROMPT)].clone()
+    assert layer.slots.statistic is not None
+    was = layer.slots.statistic[0, :, : len(PROMPT)].clone()
     fast_forward(engine, 0, engine.snapshot(0), MILLION)
-    now = layer.statistic[0, :, : layer.slots]
+    now = layer.slots.statistic[0, :, : layer.num_slots]
     assert (now[..., None] == was[:, None, :]).any(-1).all()
 
 
 def per_age(engine: Engine, live: int, seen: int) -> torch.Tensor:
     """Attention mass per token of age of the first layer's live slots [H_KV, live]."""
     layer = engine.cache.layers[0]
-    assert layer.statistic is not None
-    return layer.statistic[0, :, :live] / (seen - layer.pos[0, :, :live])
+    assert layer.slots.statistic is not None
+    return layer.slots.statistic[0, :, :live] / (seen - layer.slots.pos[0, :, :live])
 
 
 def test_a_conversation_goes_on_from_there_and_stays_inside_its_budget() -> None:

@@ -8,13 +8,12 @@ import torch
 import triton
 from torch import Tensor
 
-from kvlite_kernels.kinds import Noise, Rank
+from kvlite_kernels.kinds import Noise
 from kvlite_kernels.reference import Geometry, Segment
-from kvlite_kernels.slots import Ranking
-from kvlite_kernels.statistic import Measure
+from kvlite_kernels.statistic import Observation
 from kvlite_kernels.triton_set import decode, prefill
 from kvlite_kernels.triton_set.operand import Operand, operand
-from kvlite_kernels.triton_set.scratch import MAX_PARTS, Scratch
+from kvlite_kernels.triton_set.scratch import Scratch
 from kvlite_kernels.triton_set.tiles import FINISH_TILE, MAX_SPLITS, column_tile, decode_tile, padded, prefill_tile
 
 ALL = 2**31 - 1
@@ -26,72 +25,66 @@ KEYS_PER_PART = 1024
 def attend_one(
     q: Tensor,
     q_pos: Tensor,
-    segment: Segment,
+    held: Segment,
     geometry: Geometry,
     scratch: Scratch,
-    measure: Measure | None,
-    held: Tensor | None = None,
-    retention: Tensor | None = None,
-    ranking: Ranking | None = None,
-) -> tuple[Tensor, Tensor | None, int]:
-    """One query per head over one segment -> out [n, H_Q, 1, D_V], statistic [n, H_KV, N], the parts ranked.
-
-    With `held` [n, H_KV, N] the statistic is added to it in place, after `retention` [n, 1, 1], and is it; not with
-    heads of "layer".
-    """
-    assert held is None or measure is None or measure.heads != "layer"
-    assert ranking is None or ranking.rank.pooled == 1
+    observation: Observation | None,
+) -> Tensor:
+    """Attend with one query per head over slots -> out [n, H_Q, 1, D_V]; updates their statistic in place."""
     rows, num_heads, _, dim = q.shape
-    k, v = operand(segment.k), operand(segment.v)
-    kv_heads, num_keys, v_dim = *segment.k.shape[1:3], segment.v.shape[-1]
+    k, v = operand(held.k), operand(held.v)
+    kv_heads, num_keys, v_dim = *held.k.shape[1:3], held.v.shape[-1]
     group = num_heads // kv_heads
     tile = decode_tile(scratch.processor.capability, dim, v_dim, k.bits)
     splits, keys_per_split = scratch.splits(rows * kv_heads, num_keys, tile.keys)
-    kind = "" if measure is None else measure.kind.value
-    noise = _noise(measure)
+    kind = "" if observation is None else observation.kind.value
+    noise = _noise(observation)
     window = ALL if geometry.window is None else geometry.window
     q, softcap = _inner(q), geometry.softcap or 1.0
     decode.split[(rows * kv_heads, splits)](
-        q, q_pos, k.data, k.scale, v.data, v.scale, segment.pos,
+        q, q_pos, k.data, k.scale, v.data, v.scale, held.pos,
         scratch.logits, scratch.max, scratch.sum, scratch.part, scratch.norm_max, scratch.norm_sum,
         geometry.scaling, softcap, window, num_keys, keys_per_split, num_keys, splits,
         *noise,
-        q.stride(0), q.stride(1), q_pos.stride(0), *k.strides, *v.strides, *_heads(segment.pos),
+        q.stride(0), q.stride(1), q_pos.stride(0), *k.strides, *v.strides, *_heads(held.pos),
         NUM_KV_HEADS=kv_heads, G=group, D=dim, D_V=v_dim, PAD_D=padded(dim), PAD_D_V=padded(v_dim),
         ROWS=tile.queries, KEYS=tile.keys, BITS=k.bits, GROUP=k.group, GROUP_V=v.group, RUN=k.run, RUN_V=v.run,
         HAS_CAP=geometry.softcap is not None, STATISTIC=kind,
         **tile.options,
     )  # fmt: skip
     out = torch.empty(rows, num_heads, 1, v_dim, dtype=_out_dtype(q, v), device=q.device)
-    statistic = held
-    if measure is not None and held is None:
-        statistic = torch.empty(rows, kv_heads, num_keys, dtype=torch.float32, device=q.device)
-    known = segment.pos if statistic is None else statistic
-    weight = q_pos if measure is None else measure.weight
-    keys_per_part = KEYS_PER_PART * triton.cdiv(num_keys, KEYS_PER_PART * MAX_PARTS)
-    parts = triton.cdiv(num_keys, keys_per_part) if measure is not None or ranking is not None else 1
+    over_layer = observation is not None and observation.heads == "layer"
+    known = held.pos if held.statistic is None else held.statistic
+    if over_layer:
+        known = torch.empty(rows, kv_heads, num_keys, dtype=torch.float32, device=q.device)
+    weight = q_pos if observation is None else observation.weight
+    retention = None if observation is None or over_layer else observation.retention
+    parts = 1 if observation is None else triton.cdiv(num_keys, KEYS_PER_PART)
     sink = geometry.sink_logits
-    rank = ranking or _NO_RANKING
-    pins = q_pos if rank.pins is None else rank.pins
     decode.finish[(rows * kv_heads, parts)](
         scratch.logits, scratch.max, scratch.sum, scratch.part, scratch.norm_max, scratch.norm_sum,
         scratch.sum if sink is None else sink, out,
-        q_pos, segment.pos, known, weight, weight if retention is None else retention,
-        pins, scratch.rank, scratch.rank_pos, scratch.rank_slot,
-        num_keys, keys_per_part, num_keys, splits, *noise,
-        rank.slots, rank.rank.horizon, rank.recent, rank.sinks, window, 0 if rank.pins is None else pins.shape[1],
-        q_pos.stride(0), *_heads(segment.pos), *known.stride()[:2], weight.stride(0),
+        q_pos, held.pos, known, weight, weight if retention is None else retention,
+        num_keys, KEYS_PER_PART, num_keys, splits, *noise,
+        q_pos.stride(0), *_heads(held.pos), *known.stride()[:2], weight.stride(0),
         0 if retention is None else retention.stride(0),
         NUM_KV_HEADS=kv_heads, G=group, D_V=v_dim, PAD_D_V=padded(v_dim), ROWS=tile.queries, KEYS=FINISH_TILE.keys,
-        SPLITS=MAX_SPLITS, HAS_SINK=sink is not None, HAS_WINDOW=geometry.window is not None,
-        HAS_RETENTION=retention is not None, STATISTIC=kind, HEADS="" if measure is None else measure.heads,
-        ACCUMULATE=held is not None, RANK="" if ranking is None else ranking.rank.by,
+        SPLITS=MAX_SPLITS, HAS_SINK=sink is not None,
+        HAS_RETENTION=retention is not None, STATISTIC=kind, HEADS="" if observation is None else observation.heads,
+        ACCUMULATE=not over_layer,
         **FINISH_TILE.options,
     )  # fmt: skip
-    if measure is not None and measure.heads == "layer" and held is None:
-        assert statistic is not None
-        statistic = _over_the_layer(statistic)
-    return out, statistic, parts
+    if over_layer:
+        add(held, over_the_layer(known), observation)
+    return out
+
+
+def add(held: Segment, statistic: Tensor, observation: Observation | None) -> None:
+    """Update the statistic of slots by what they received."""
+    assert held.statistic is not None and observation is not None
+    if observation.retention is not None:
+        held.statistic.mul_(observation.retention)
+    held.statistic.add_(statistic)
 
 
 def attend_many(
@@ -100,7 +93,7 @@ def attend_many(
     segments: Sequence[Segment],
     geometry: Geometry,
     capability: int,
-    measure: Measure | None,
+    observation: Observation | None,
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
     """Queries of a chunk over the slots and, where there is a second segment, the chunk -> out, lse, statistics.
 
@@ -112,9 +105,9 @@ def attend_many(
     k, v, new_k, new_v = (operand(x) for x in (slots.k, slots.v, new.k, new.v))
     assert new_k.bits == k.bits, "new tokens are attended as slots hold them"
     kv_heads, v_dim = slots.k.shape[1], slots.v.shape[-1]
-    kind = "" if measure is None else measure.kind.value
+    kind = "" if observation is None else observation.kind.value
     tile = prefill_tile(capability, dim, v_dim, kind == "gumbel", k.bits)
-    noise = _noise(measure)
+    noise = _noise(observation)
     q = _inner(q)
     out = torch.empty(rows, num_heads, num_queries, v_dim, dtype=_out_dtype(q, v), device=q.device)
     lse = torch.empty(rows, num_heads, num_queries, dtype=torch.float32, device=q.device)
@@ -134,7 +127,7 @@ def attend_many(
         HAS_NEW=len(segments) > 1, STATISTIC=kind,
         **tile.options,
     )  # fmt: skip
-    if measure is None:
+    if observation is None:
         return out, lse, []
     tile = column_tile(capability, dim, kind == "gumbel", k.bits)
     statistics = []
@@ -142,27 +135,27 @@ def attend_many(
         k, num_keys = operand(segment.k), segment.k.shape[2]
         sums = torch.empty(rows, kv_heads, num_keys, dtype=torch.float32, device=q.device)
         prefill.column_sums[(triton.cdiv(num_keys, tile.keys), rows * kv_heads)](
-            q, q_pos, norm, measure.weight, k.data, k.scale, segment.pos, sums,
-            scaling, softcap, window, num_queries, num_keys, measure.first(num_queries), *noise,
-            *q.stride()[:3], q_pos.stride(0), measure.weight.stride(0), *k.strides, *_heads(segment.pos),
+            q, q_pos, norm, observation.weight, k.data, k.scale, segment.pos, sums,
+            scaling, softcap, window, num_queries, num_keys, observation.first(num_queries), *noise,
+            *q.stride()[:3], q_pos.stride(0), observation.weight.stride(0), *k.strides, *_heads(segment.pos),
             NUM_KV_HEADS=kv_heads, G=num_heads // kv_heads, D=dim, PAD_D=padded(dim),
             QUERIES=tile.queries, KEYS=tile.keys, BITS=k.bits, GROUP=k.group, RUN=k.run,
-            HAS_CAP=geometry.softcap is not None, IS_NEW=index > 0, STATISTIC=kind, HEADS=measure.heads, **tile.options,
+            HAS_CAP=geometry.softcap is not None, IS_NEW=index > 0, STATISTIC=kind, HEADS=observation.heads,
+            **tile.options,
         )  # fmt: skip
-        statistics.append(_over_the_layer(sums) if measure.heads == "layer" else sums)
+        statistics.append(over_the_layer(sums) if observation.heads == "layer" else sums)
     return out, lse, statistics
 
 
 _NO_NOISE = Noise(0, 1.0, 1.0, 1)
-_NO_RANKING = Ranking(Rank("position"), 0, 0, 0)
 
 
-def _noise(measure: Measure | None) -> tuple[int, int, float, float, float]:
-    noise = (measure.noise if measure is not None else None) or _NO_NOISE
+def _noise(observation: Observation | None) -> tuple[int, int, float, float, float]:
+    noise = (observation.noise if observation is not None else None) or _NO_NOISE
     return noise.seed & 0xFFFFFFFF, noise.layer, noise.first, noise.last, float(noise.ramp)
 
 
-def _over_the_layer(statistic: Tensor) -> Tensor:
+def over_the_layer(statistic: Tensor) -> Tensor:
     """The mean of all KV heads for each."""
     return statistic.mean(1, keepdim=True).expand_as(statistic)
 

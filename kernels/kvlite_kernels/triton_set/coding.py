@@ -35,7 +35,7 @@ def codes_of(b_x, b_scale, BITS: tl.constexpr):
 
 @triton.jit
 def half_codes(
-    p_new, o_t, m_t, s_t, b_scale, START: tl.constexpr, D: tl.constexpr, PAD_D: tl.constexpr,
+    p_x, o_t, m_t, b_scale, START: tl.constexpr, D: tl.constexpr, PAD_D: tl.constexpr,
     GROUP: tl.constexpr, RUN: tl.constexpr,
 ):  # fmt: skip
     """4-bit codes, 8 above their values, of the channels from START on: [N, PAD_D / 2 / RUN, RUN]; 0 past the last."""
@@ -45,35 +45,8 @@ def half_codes(
     b_own = tl.sum(tl.where(m_own, b_scale.to(tl.float32)[:, None, :], 0.0), 2)
     o_c = o_run[:, None] + tl.arange(0, RUN)[None, :]
     m_c = m_t[:, None, None] & (o_c < D)[None, :, :]
-    b_x = tl.load(p_new + o_t[:, None, None] * s_t + o_c[None, :, :], mask=m_c, other=0.0).to(tl.float32)
+    b_x = tl.load(p_x + o_t[:, None, None] * D + o_c[None, :, :], mask=m_c, other=0.0).to(tl.float32)
     return tl.where(m_c, codes_of(b_x, b_own[:, :, None], 4) + 8, 0)
-
-
-@triton.jit
-def put_coded(
-    p_new, o_t, m_t, s_t, p_codes, p_scale, b_slot,
-    D: tl.constexpr, PAD_D: tl.constexpr, BITS: tl.constexpr, GROUP: tl.constexpr, RUN: tl.constexpr,
-):  # fmt: skip
-    """Vectors `o_t` of one head, coded, into its slots `b_slot`."""
-    o_u = tl.arange(0, PAD_D // GROUP)
-    o_c = o_u[:, None] * GROUP + tl.arange(0, GROUP)[None, :]
-    m_c = m_t[:, None, None] & (o_c < D)[None, :, :]
-    b_x = tl.load(p_new + o_t[:, None, None] * s_t + o_c[None, :, :], mask=m_c, other=0.0).to(tl.float32)
-    b_scale = scale_of(b_x, GROUP, BITS)
-    m_u = m_t[:, None] & (o_u < D // GROUP)[None, :]
-    tl.store(p_scale + b_slot[:, None] * (D // GROUP) + o_u[None, :], b_scale, mask=m_u)
-    if BITS == 8:
-        b_codes = codes_of(b_x, b_scale[:, :, None], BITS).to(tl.int8)
-        tl.store(p_codes + b_slot[:, None, None] * D + o_c[None, :, :], b_codes, mask=m_c)
-    else:
-        HALF: tl.constexpr = (D + 1) // 2
-        b_low = half_codes(p_new, o_t, m_t, s_t, b_scale, 0, D, PAD_D, GROUP, RUN)
-        b_high = half_codes(p_new, o_t, m_t, s_t, b_scale, HALF, D, PAD_D, GROUP, RUN)
-        o_b = tl.arange(0, PAD_D // 2 // RUN)[:, None] * RUN + tl.arange(0, RUN)[None, :]
-        m_b = m_t[:, None, None] & (o_b < HALF)[None, :, :]
-        tl.store(
-            p_codes + b_slot[:, None, None] * HALF + o_b[None, :, :], (b_low | (b_high << 4)).to(tl.uint8), mask=m_b
-        )
 
 
 @triton.jit(do_not_specialize=["num_vectors"])
@@ -84,4 +57,22 @@ def code(
 ):  # fmt: skip
     """Grid (cdiv(N, TOKENS),): the codes and scales of vectors [N, D] without gaps."""
     o_t = tl.program_id(0).to(tl.int64) * TOKENS + tl.arange(0, TOKENS)
-    put_coded(p_x, o_t, o_t < num_vectors, D, p_codes, p_scale, o_t, D, PAD_D, BITS, GROUP, RUN)
+    m_t = o_t < num_vectors
+    o_u = tl.arange(0, PAD_D // GROUP)
+    o_c = o_u[:, None] * GROUP + tl.arange(0, GROUP)[None, :]
+    m_c = m_t[:, None, None] & (o_c < D)[None, :, :]
+    b_x = tl.load(p_x + o_t[:, None, None] * D + o_c[None, :, :], mask=m_c, other=0.0).to(tl.float32)
+    b_scale = scale_of(b_x, GROUP, BITS)
+    m_u = m_t[:, None] & (o_u < D // GROUP)[None, :]
+    tl.store(p_scale + o_t[:, None] * (D // GROUP) + o_u[None, :], b_scale, mask=m_u)
+    if BITS == 8:
+        b_codes = codes_of(b_x, b_scale[:, :, None], BITS).to(tl.int8)
+        tl.store(p_codes + o_t[:, None, None] * D + o_c[None, :, :], b_codes, mask=m_c)
+    else:
+        HALF: tl.constexpr = (D + 1) // 2
+        b_low = half_codes(p_x, o_t, m_t, b_scale, 0, D, PAD_D, GROUP, RUN)
+        b_high = half_codes(p_x, o_t, m_t, b_scale, HALF, D, PAD_D, GROUP, RUN)
+        o_b = tl.arange(0, PAD_D // 2 // RUN)[:, None] * RUN + tl.arange(0, RUN)[None, :]
+        m_b = m_t[:, None, None] & (o_b < HALF)[None, :, :]
+        b_both = (b_low | (b_high << 4)).to(tl.uint8)
+        tl.store(p_codes + o_t[:, None, None] * HALF + o_b[None, :, :], b_both, mask=m_b)

@@ -1,7 +1,6 @@
 """Attention of one query per head over the slots, split over the keys: `split`, then `finish` joins the parts exactly.
 
-`split` also writes the logits, so that `finish` gives every key its statistic without reading the keys again, and
-where the policy ranks by what is at hand, each program of it names the slot of its part that would go first.
+`split` also writes the logits, so that `finish` gives every key its statistic without reading the keys again.
 """
 
 from __future__ import annotations
@@ -9,7 +8,6 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from kvlite_kernels.triton_set.eviction import protected
 from kvlite_kernels.triton_set.noise import noised
 from kvlite_kernels.triton_set.scores import log_of, or_zero, share_of
 from kvlite_kernels.triton_set.softmax import go_on
@@ -76,23 +74,21 @@ def split(
         tl.store(p_norm_sum + o_part, b_norm_sum, mask=m_g)
 
 
-@triton.jit(do_not_specialize=["num_keys", "logits_width", "seed", "layer", "recent", "sinks", "num_slots", "num_pins"])
+@triton.jit(do_not_specialize=["num_keys", "logits_width", "seed", "layer"])
 def finish(
     p_logits, p_max, p_sum, p_part, p_norm_max, p_norm_sum, p_sink, p_out,
-    p_q_pos, p_k_pos, p_statistic, p_weight, p_retention, p_pins, p_rank, p_rank_pos, p_rank_slot,
+    p_q_pos, p_k_pos, p_statistic, p_weight, p_retention,
     num_keys, keys_per_part, logits_width, num_splits,
     seed, layer, first, last, ramp,
-    num_slots, horizon, recent, sinks, window, num_pins,
     s_q_pos, s_pos_row, s_pos_head, s_statistic_row, s_statistic_head, s_weight, s_retention,
     NUM_KV_HEADS: tl.constexpr, G: tl.constexpr, D_V: tl.constexpr, PAD_D_V: tl.constexpr,
     ROWS: tl.constexpr, KEYS: tl.constexpr, SPLITS: tl.constexpr,
-    HAS_SINK: tl.constexpr, HAS_WINDOW: tl.constexpr, HAS_RETENTION: tl.constexpr,
-    STATISTIC: tl.constexpr, HEADS: tl.constexpr, ACCUMULATE: tl.constexpr, RANK: tl.constexpr,
+    HAS_SINK: tl.constexpr, HAS_RETENTION: tl.constexpr,
+    STATISTIC: tl.constexpr, HEADS: tl.constexpr, ACCUMULATE: tl.constexpr,
 ):  # fmt: skip
-    """Grid (n * H_KV, parts): out [n, H_Q, 1, D_V], the statistic of a part of the keys, and who would go first there.
+    """Grid (n * H_KV, parts): out [n, H_Q, 1, D_V] and the statistic of a part of the keys.
 
-    The statistic is added to what stays of `p_statistic`, or written over it. Who goes first is the lowest
-    (priority, position, slot) of the part, as `reference.evict` orders them.
+    The statistic is added to what stays of `p_statistic`, or written over it.
     """
     head = tl.program_id(0)
     part = tl.program_id(1)
@@ -124,9 +120,8 @@ def finish(
         b_out = b_out / tl.where(b_sum > 0.0, b_sum, 1.0)[:, None]
         p_one = p_out + (row * NUM_KV_HEADS * G + query_heads)[:, None] * D_V + o_v[None, :]
         tl.store(p_one, b_out.to(p_out.dtype.element_ty), mask=m_out)
-    if STATISTIC != "" or RANK != "":
-        q_pos = tl.load(p_q_pos + row * s_q_pos)
-        b_q_pos = q_pos + tl.zeros([ROWS], tl.int32)
+    if STATISTIC != "":
+        b_q_pos = tl.load(p_q_pos + row * s_q_pos) + tl.zeros([ROWS], tl.int32)
         if STATISTIC == "below":
             b_count = tl.sum(tl.load(p_norm_sum + o_part, mask=m_part, other=0.0), 0)
             b_norm -= tl.log(tl.maximum(b_count, 1.0))
@@ -135,60 +130,27 @@ def finish(
             b_max = tl.max(b_maxes, 0)
             b_norm_sum = tl.load(p_norm_sum + o_part, mask=m_part, other=0.0)
             b_norm = log_of(b_max, tl.sum(tl.exp(b_maxes - or_zero(b_max)[None, :]) * b_norm_sum, 0))
-        if STATISTIC != "":
-            weight = tl.load(p_weight + row * s_weight)
-            retention = 1.0
-            if HAS_RETENTION:
-                retention = tl.load(p_retention + row * s_retention)
+        weight = tl.load(p_weight + row * s_weight)
+        retention = 1.0
+        if HAS_RETENTION:
+            retention = tl.load(p_retention + row * s_retention)
         p_logits += head.to(tl.int64) * G * logits_width
         p_k_pos += row * s_pos_row + kv_head * s_pos_head
         p_statistic += row * s_statistic_row + kv_head * s_statistic_head
-        lowest = float("inf")
-        lowest_pos = 2147483647
-        lowest_slot = 2147483647
         begin = part * keys_per_part
         for start in range(begin, tl.minimum(begin + keys_per_part, num_keys), KEYS):
             o_n = start + tl.arange(0, KEYS)
             m_n = o_n < num_keys
-            b_pos = tl.load(p_k_pos + o_n, mask=m_n, other=-1)
-            if STATISTIC != "":
-                m_x = m_g[:, None] & m_n[None, :]
-                o_x = o_g[:, None] * logits_width + o_n[None, :]
-                b_x = tl.load(p_logits + o_x, mask=m_x, other=float("-inf"))
-                if STATISTIC == "gumbel":
-                    b_x = noised(b_x, seed, layer, query_heads, b_q_pos, b_pos, first, last, ramp)
-                b_share = share_of(b_x, b_norm[:, None], STATISTIC)
-                if HEADS == "max":
-                    b_known = tl.max(b_share, 0) * weight
-                else:
-                    b_known = tl.sum(b_share, 0) * weight / G
-                if ACCUMULATE:
-                    b_known += tl.load(p_statistic + o_n, mask=m_n, other=0.0) * retention
-                tl.store(p_statistic + o_n, b_known, mask=m_n)
-            if RANK != "":
-                if RANK == "position":
-                    b_rank = b_pos.to(tl.float32)
-                else:
-                    b_rank = b_known
-                    if RANK == "age":
-                        b_age = tl.minimum(tl.maximum(q_pos + 1 - b_pos, 1), horizon)
-                        b_rank = b_rank / b_age.to(tl.float32)
-                b_rank = protected(
-                    b_rank, b_pos, q_pos, p_pins + row * num_pins * 2, num_pins, recent, sinks, window, HAS_WINDOW
-                )
-                b_rank = tl.where(b_pos < 0, float("-inf"), b_rank)
-                m_slot = o_n < num_slots
-                b_rank = tl.where(m_slot, b_rank, float("inf"))
-                here = tl.min(b_rank, 0)
-                m_here = m_slot & (b_rank == here)
-                here_pos = tl.min(tl.where(m_here, b_pos, 2147483647), 0)
-                here_slot = tl.min(tl.where(m_here & (b_pos == here_pos), o_n, 2147483647), 0)
-                first_here = (here < lowest) | ((here == lowest) & (here_pos < lowest_pos))
-                lowest_slot = tl.where(first_here, here_slot, lowest_slot)
-                lowest_pos = tl.where(first_here, here_pos, lowest_pos)
-                lowest = tl.minimum(here, lowest)
-        if RANK != "":
-            o_best = head * tl.num_programs(1) + part
-            tl.store(p_rank + o_best, lowest)
-            tl.store(p_rank_pos + o_best, lowest_pos)
-            tl.store(p_rank_slot + o_best, lowest_slot)
+            m_x = m_g[:, None] & m_n[None, :]
+            b_x = tl.load(p_logits + o_g[:, None] * logits_width + o_n[None, :], mask=m_x, other=float("-inf"))
+            if STATISTIC == "gumbel":
+                b_pos = tl.load(p_k_pos + o_n, mask=m_n, other=-1)
+                b_x = noised(b_x, seed, layer, query_heads, b_q_pos, b_pos, first, last, ramp)
+            b_share = share_of(b_x, b_norm[:, None], STATISTIC)
+            if HEADS == "max":
+                b_known = tl.max(b_share, 0) * weight
+            else:
+                b_known = tl.sum(b_share, 0) * weight / G
+            if ACCUMULATE:
+                b_known += tl.load(p_statistic + o_n, mask=m_n, other=0.0) * retention
+            tl.store(p_statistic + o_n, b_known, mask=m_n)

@@ -1,4 +1,4 @@
-"""What lies between the matrix products of a decoder layer: norms with the residual, rotation, the gate of the MLP.
+"""Kernels between the matrix products of a decoder layer: norms with the residual, rotation, the gate of the MLP.
 
 Sizes that a model has once and for all are compiled in, so that loads are as wide as they can be.
 """
@@ -48,11 +48,11 @@ def rotate_heads(
     num_tokens, s_row, s_token, s_head, s_cos_row, s_cos_token, s_cos_angle,
     QUERY_HEADS: tl.constexpr, COUNT: tl.constexpr, D: tl.constexpr, ANGLES: tl.constexpr,
     HEADS: tl.constexpr, PAD: tl.constexpr, PAD_REST: tl.constexpr,
-    INTERLEAVED: tl.constexpr, HAS_NORMS: tl.constexpr,
+    HAS_NORMS: tl.constexpr,
 ):  # fmt: skip
-    """Grid (B * T, cdiv(COUNT, HEADS)): the first COUNT heads of a token, normed and turned -> out [B * T, COUNT, D].
+    """Grid (B * T, cdiv(COUNT, HEADS)): the first COUNT heads of a token, normed and rotated -> out [B * T, COUNT, D].
 
-    PAD channels hold the ANGLES first (or even) ones of the pairs, PAD_REST the channels that stay, if there are any.
+    PAD channels hold the ANGLES first ones of the pairs, PAD_REST the channels that stay, if there are any.
     """
     token = tl.program_id(0).to(tl.int64)
     row = token // num_tokens
@@ -66,15 +66,9 @@ def rotate_heads(
     b_sin = tl.load(p_sin + o_cos, mask=m_a, other=0.0).to(tl.float32)[None, :]
     p_heads += row * s_row + token_in_row * s_token + o_h[:, None] * s_head
     p_out += (token * COUNT + o_h[:, None]) * D
-    o_pair = tl.arange(0, 2 * PAD)
-    m_pair = m_h[:, None] & (o_pair < 2 * ANGLES)[None, :]
     m_half = m_h[:, None] & m_a[None, :]
-    if INTERLEAVED:
-        b_pair = tl.load(p_heads + o_pair[None, :], mask=m_pair, other=0.0).to(tl.float32)
-        b_first, b_second = tl.split(tl.reshape(b_pair, [HEADS, PAD, 2]))
-    else:
-        b_first = tl.load(p_heads + o_a[None, :], mask=m_half, other=0.0).to(tl.float32)
-        b_second = tl.load(p_heads + ANGLES + o_a[None, :], mask=m_half, other=0.0).to(tl.float32)
+    b_first = tl.load(p_heads + o_a[None, :], mask=m_half, other=0.0).to(tl.float32)
+    b_second = tl.load(p_heads + ANGLES + o_a[None, :], mask=m_half, other=0.0).to(tl.float32)
     if PAD_REST > 0:
         o_rest = 2 * ANGLES + tl.arange(0, PAD_REST)
         m_rest = m_h[:, None] & (o_rest < D)[None, :]
@@ -85,24 +79,14 @@ def rotate_heads(
         if PAD_REST > 0:
             b_square += tl.sum(b_rest * b_rest, 1)
         b_scale = tl.rsqrt(b_square[:, None] / D + tl.where(is_query, q_eps, k_eps))
-        if INTERLEAVED:
-            o_first = 2 * o_a
-            o_second = o_first + 1
-        else:
-            o_first = o_a
-            o_second = ANGLES + o_a
-        b_first *= b_scale * _weight(p_q_weight, p_k_weight, is_query, o_first, m_a)
-        b_second *= b_scale * _weight(p_q_weight, p_k_weight, is_query, o_second, m_a)
+        b_first *= b_scale * _weight(p_q_weight, p_k_weight, is_query, o_a, m_a)
+        b_second *= b_scale * _weight(p_q_weight, p_k_weight, is_query, ANGLES + o_a, m_a)
         if PAD_REST > 0:
             b_rest *= b_scale * _weight(p_q_weight, p_k_weight, is_query, o_rest, o_rest < D)
-    b_turned = b_first * b_cos - b_second * b_sin
+    b_rotated = b_first * b_cos - b_second * b_sin
     b_partner = b_second * b_cos + b_first * b_sin
-    if INTERLEAVED:
-        b_pair = tl.reshape(tl.join(b_turned, b_partner), [HEADS, 2 * PAD])
-        tl.store(p_out + o_pair[None, :], b_pair.to(p_out.dtype.element_ty), mask=m_pair)
-    else:
-        tl.store(p_out + o_a[None, :], b_turned.to(p_out.dtype.element_ty), mask=m_half)
-        tl.store(p_out + ANGLES + o_a[None, :], b_partner.to(p_out.dtype.element_ty), mask=m_half)
+    tl.store(p_out + o_a[None, :], b_rotated.to(p_out.dtype.element_ty), mask=m_half)
+    tl.store(p_out + ANGLES + o_a[None, :], b_partner.to(p_out.dtype.element_ty), mask=m_half)
     if PAD_REST > 0:
         tl.store(p_out + o_rest[None, :], b_rest.to(p_out.dtype.element_ty), mask=m_rest)
 
@@ -133,10 +117,6 @@ def gate(p_gate_up, p_out, s_gate_up, SIZE: tl.constexpr, BLOCK: tl.constexpr, A
     b_up = tl.load(p_gate_up + SIZE + o_n, mask=m_n, other=0.0).to(tl.float32)
     if ACTIVATION == "silu":
         b_act = b_gate * _logistic(b_gate)
-    elif ACTIVATION == "gelu":
-        b_act = 0.5 * b_gate * (1.0 + tl.erf(b_gate * 0.7071067811865476))
-    elif ACTIVATION == "gelu_tanh":  # (1 + tanh u) / 2 is the logistic function of 2 u
+    else:  # gelu_tanh: (1 + tanh u) / 2 is the logistic function of 2 u
         b_act = b_gate * _logistic(1.5957691216057308 * b_gate * (1.0 + 0.044715 * b_gate * b_gate))
-    else:
-        b_act = tl.maximum(b_gate, 0.0, propagate_nan=tl.PropagateNan.ALL)
     tl.store(p_out + row * SIZE + o_n, (b_act * b_up).to(p_out.dtype.element_ty), mask=m_n)

@@ -6,37 +6,41 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from kvlite_kernels.reference import Vectors
+from kvlite_kernels.slots import Vectors
 
 
 @dataclass(frozen=True, slots=True)
 class Operand:
-    """`data` and, where `bits` is not 0, `scale`; `strides` of rows, heads and slots, counted in slots where coded.
+    """`data` and, where `bits` is not 0, `scale`; `strides` of each dimension but channels, in slots where coded.
 
     `group` channels share a scale; of half a vector of 4 bits, `run` do wherever they begin.
     """
 
     data: Tensor
     scale: Tensor
-    strides: tuple[int, int, int]
+    strides: tuple[int, ...]
     bits: int = 0
     group: int = 1
     run: int = 1
 
+    def layered(self, has_layers: bool) -> tuple[int, ...]:
+        """Strides of layers, rows, heads and slots; that of layers is 0 where there is one layer."""
+        return self.strides if has_layers else (0, *self.strides)
+
 
 def operand(x: Vectors) -> Operand:
-    """`x` [n, H_KV, N, D] as kernels take it, without a copy."""
+    """`x` [..., n, H_KV, N, D] as kernels take it, without a copy."""
     if isinstance(x, Tensor):
         assert x.stride(-1) == 1, "keys and values are read a row at a time"
-        return Operand(x, x, (x.stride(0), x.stride(1), x.stride(2)))
-    strides = _slots(x.codes)
-    assert strides == _slots(x.scale), "scales lie as their codes do"
+        return Operand(x, x, x.stride()[:-1])
+    strides = _in_slots(x.codes)
+    assert strides == _in_slots(x.scale), "scales lie as their codes do"
     return Operand(x.codes, x.scale, strides, x.bits, x.group, x.run)
 
 
-def _slots(x: Tensor) -> tuple[int, int, int]:
-    """Strides of rows and heads in slots."""
+def _in_slots(x: Tensor) -> tuple[int, ...]:
+    """Strides counted in slots."""
     width = x.shape[-1]
-    assert x.stride(3) == 1 and x.stride(2) == width, "codes lie slot by slot"
-    assert x.stride(0) % width == x.stride(1) % width == 0
-    return x.stride(0) // width, x.stride(1) // width, 1
+    assert x.stride(-1) == 1 and x.stride(-2) == width, "codes lie slot by slot"
+    assert all(stride % width == 0 for stride in x.stride()[:-1])
+    return tuple(stride // width for stride in x.stride()[:-1])

@@ -46,57 +46,53 @@ def tile_of(capability: int, rows: int) -> Tile:
     return Tile(64, 64, 4, 3)
 
 
-@dataclass(frozen=True, slots=True)
-class TritonProducts:
-    """`kvlite_kernels.nf4.Products` in Triton."""
+def most_rows(processor: Processor, dtype: torch.dtype) -> int:
+    """Most rows of `dtype` that `multiply` takes, 0 where it takes none.
 
-    processor: Processor
+    On Turing Triton multiplies matrices without tensor cores, so that more than one row is left to others.
+    """
+    if lacking_dtype(processor.capability, dtype) is not None:
+        return 0
+    return 1 if 0 < processor.capability < 80 else MAX_ROWS
 
-    @property
-    def most_rows(self) -> int:
-        """On Turing Triton multiplies matrices without tensor cores, so that more than one row is left to others."""
-        return 1 if 0 < self.processor.capability < 80 else MAX_ROWS
 
-    def lack(self, dtype: torch.dtype) -> str | None:
-        """Why the kernels cannot multiply in `dtype`, None where they can."""
-        return lacking_dtype(self.processor.capability, dtype)
+def multiply(x: Tensor, weight: FourBit, bias: Tensor | None, processor: Processor) -> Tensor:
+    """x [M, K] -> [M, N], as `nf4.multiply`, for at most `most_rows` rows of weights that `nf4.is_served` admits."""
+    rows, (outputs, channels) = x.shape[0], weight.shape
+    assert 1 <= rows <= MAX_ROWS and x.shape[1] == channels
+    x = x.contiguous()
+    tile = tile_of(processor.capability, rows)
+    blocks = triton.cdiv(outputs, tile.outputs)
+    parts, bytes_per_part = _parts(blocks, channels // 2, tile.bytes, processor.count)
+    out = torch.empty(rows, outputs, dtype=x.dtype, device=x.device)
+    found = out if parts == 1 else torch.empty(parts, rows, outputs, dtype=torch.float32, device=x.device)
+    added = None if parts > 1 else bias
+    tensors = (weight.packed, weight.absmax, weight.code, found if added is None else added, found)
+    sizes = (outputs, channels // 2, bytes_per_part)
+    constants = {
+        "HALF_BLOCK": weight.block // 2,
+        "OUTPUTS": tile.outputs,
+        "BYTES": tile.bytes,
+        "HAS_BIAS": added is not None,
+    }
+    if rows == 1:
+        words = x.view(torch.int64 if x.dtype == torch.float32 else torch.int32)
+        kind = str(x.dtype).removeprefix("torch.")
+        nf4.multiply_one[(blocks, parts)](words, *tensors, *sizes, KIND=kind, **constants, **tile.options)
+    else:
+        padded = 16 if rows <= 16 else MAX_ROWS
+        nf4.multiply_many[(blocks, parts)](x, *tensors, rows, *sizes, ROWS=padded, **constants, **tile.options)
+    if parts > 1:
+        nf4.add_parts[(rows, triton.cdiv(outputs, _SUMMED))](
+            found, out if bias is None else bias, out, outputs, parts,
+            OUTPUTS=_SUMMED, HAS_BIAS=bias is not None, num_warps=4, num_stages=1, enable_fp_fusion=True,
+        )  # fmt: skip
+    return out
 
-    def __call__(self, x: Tensor, weight: FourBit, bias: Tensor | None) -> Tensor:
-        """x [M, K] -> [M, N]."""
-        rows, (outputs, channels) = x.shape[0], weight.shape
-        assert 1 <= rows <= self.most_rows and x.shape[1] == channels
-        x = x.contiguous()
-        tile = tile_of(self.processor.capability, rows)
-        blocks = triton.cdiv(outputs, tile.outputs)
-        parts, bytes_per_part = self._parts(blocks, channels // 2, tile.bytes)
-        out = torch.empty(rows, outputs, dtype=x.dtype, device=x.device)
-        found = out if parts == 1 else torch.empty(parts, rows, outputs, dtype=torch.float32, device=x.device)
-        added = None if parts > 1 else bias
-        tensors = (weight.packed, weight.absmax, weight.code, found if added is None else added, found)
-        sizes = (outputs, channels // 2, bytes_per_part)
-        constants = {
-            "HALF_BLOCK": weight.block // 2,
-            "OUTPUTS": tile.outputs,
-            "BYTES": tile.bytes,
-            "HAS_BIAS": added is not None,
-        }
-        if rows == 1:
-            words = x.view(torch.int64 if x.dtype == torch.float32 else torch.int32)
-            kind = str(x.dtype).removeprefix("torch.")
-            nf4.multiply_one[(blocks, parts)](words, *tensors, *sizes, KIND=kind, **constants, **tile.options)
-        else:
-            padded = 16 if rows <= 16 else MAX_ROWS
-            nf4.multiply_many[(blocks, parts)](x, *tensors, rows, *sizes, ROWS=padded, **constants, **tile.options)
-        if parts > 1:
-            nf4.add_parts[(rows, triton.cdiv(outputs, _SUMMED))](
-                found, out if bias is None else bias, out, outputs, parts,
-                OUTPUTS=_SUMMED, HAS_BIAS=bias is not None, num_warps=4, num_stages=1, enable_fp_fusion=True,
-            )  # fmt: skip
-        return out
 
-    def _parts(self, blocks: int, row_bytes: int, tile_bytes: int) -> tuple[int, int]:
-        """Into how many parts the channels are cut so that the device is full, and the bytes of each, whole tiles."""
-        wanted = min(MAX_PARTS, -(-PROGRAMS_PER_PROCESSOR * self.processor.count // blocks))
-        tiles = -(-row_bytes // tile_bytes)
-        per_part = -(-tiles // max(1, min(wanted, tiles))) * tile_bytes
-        return -(-row_bytes // per_part), per_part
+def _parts(blocks: int, row_bytes: int, tile_bytes: int, processors: int) -> tuple[int, int]:
+    """Number of parts that the channels are cut into to fill the device, and the bytes of each, whole tiles."""
+    wanted = min(MAX_PARTS, -(-PROGRAMS_PER_PROCESSOR * processors // blocks))
+    tiles = -(-row_bytes // tile_bytes)
+    per_part = -(-tiles // max(1, min(wanted, tiles))) * tile_bytes
+    return -(-row_bytes // per_part), per_part

@@ -9,8 +9,6 @@ from torch import Tensor
 from kvlite_kernels.triton_set.tiles import MAX_SPLITS, Processor
 
 PROGRAMS_PER_PROCESSOR = 3
-MAX_PARTS = 64
-"""Most programs that rank one KV head's slots."""
 
 
 class Scratch:
@@ -27,20 +25,17 @@ class Scratch:
         programs = PROGRAMS_PER_PROCESSOR * processor.count
         partials = min(group * programs + rows * query_heads, rows * query_heads * MAX_SPLITS)
 
-        def empty(count: int, dtype: torch.dtype = torch.float32) -> Tensor:
-            return torch.empty(count, dtype=dtype, device=device)
+        def empty(count: int) -> Tensor:
+            return torch.empty(count, dtype=torch.float32, device=device)
 
         self.logits = empty(rows * query_heads * keys)
         self.max, self.sum, self.norm_max, self.norm_sum = (empty(partials) for _ in range(4))
         self.part = empty(partials * v_dim)
-        self.rank = empty(rows * query_heads * MAX_PARTS)
-        self.rank_pos, self.rank_slot = (empty(rows * query_heads * MAX_PARTS, torch.int32) for _ in range(2))
 
     @property
     def tensors(self) -> list[Tensor]:
         """Every tensor, each allocated once."""
-        partials = [self.max, self.sum, self.norm_max, self.norm_sum, self.part]
-        return [self.logits, *partials, self.rank, self.rank_pos, self.rank_slot]
+        return [self.logits, self.max, self.sum, self.norm_max, self.norm_sum, self.part]
 
     @property
     def num_bytes(self) -> int:

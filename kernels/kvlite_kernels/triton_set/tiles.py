@@ -101,15 +101,11 @@ FINISH_TILE = Tile(16, 64, 4, registers=64)  # left alone, the compiler takes 40
 """Of the kernel that joins the parts of decode."""
 
 
-def insert_tile(num_tokens: int, bits: int) -> Tile:
-    """Of the kernels that write new tokens, whose `queries` are tokens; coding takes registers."""
-    return Tile(1, 1, 1) if num_tokens == 1 else Tile(4 if bits else 16, 1, 4)
+CODE_TILE = Tile(4, 1, 4)
+"""Of the kernel that codes vectors, whose `queries` are vectors; coding takes registers."""
 
-
-MOVE_TILE = Tile(1, 1, 1)
-
-EVICT_TILE = Tile(16, 512, 4, registers=64)  # left alone, the compiler takes 48 and spills on 12.0
-"""Of the kernel that ranks by neighbours: `keys` places at once, which are counted against `queries` other slots."""
+EVICT_TILE = Tile(1, 1024, 4)
+"""Of the kernel that evicts, which looks at `keys` slots at once."""
 
 
 def supports(capability: int, k_dim: int, v_dim: int, group: int, dtype: torch.dtype) -> str | None:

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from kvlite.cache.policy import Candidates, Policy
-from kvlite_kernels.kinds import Rank
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,10 +23,6 @@ class Full(Policy):
 
     def recent(self, slots: int) -> int:
         return 1
-
-    @property
-    def rank(self) -> Rank | None:
-        return Rank("position")
 
     def score(self, candidates: Candidates) -> Tensor:
         return candidates.pos.float()

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from kvlite.cache.policy import Candidates, Policy
-from kvlite_kernels.kinds import Rank, Statistic
+from kvlite_kernels.kinds import Statistic
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,10 +31,6 @@ class H2O(Policy):
 
     def recent(self, slots: int) -> int:
         return max(1, slots // 2)
-
-    @property
-    def rank(self) -> Rank | None:
-        return Rank("statistic")
 
     def score(self, candidates: Candidates) -> Tensor:
         return candidates.statistic

@@ -1,11 +1,11 @@
 """Heavy hitters, the default: H2O (https://arxiv.org/abs/2306.14048) with its known defects repaired.
 
     s_j  <-  decay * s_j + mean over the group of sum over the queries of A[h, t, j]
-    rank_j = mean over the `pooled` positions around j of s / min(age, horizon), with `value_norm` times |v|
+    rank_j = mean over the `pooled` positions around j of s
 
 Departures from the published method, each for a measured defect of it:
 * The sum fades. A plain sum favours early tokens, which have been summed for longest, until nothing new can stay, and
-  what an old question looked at says little of the next one. `horizon` divides by age instead (1: not at all).
+  what an old question looked at says little of the next one.
 * Neighbours share (as in SnapKV, https://arxiv.org/abs/2404.14469). Attention falls on one token of what was said;
   alone it is of no use, so that spans stay and not single tokens. Fading and sharing only help together.
 * Grace. A new token has received next to nothing and would be the next victim; the recent window covers at least
@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from kvlite.cache.policy import Candidates, Policy
-from kvlite_kernels.kinds import Rank, Statistic
+from kvlite_kernels.kinds import Statistic
 from kvlite_kernels.neighbours import mean_of_neighbours
 
 if TYPE_CHECKING:
@@ -39,33 +39,20 @@ class HeavyHitter(Policy):
     statistic: ClassVar[Statistic] = Statistic.MASS
 
     decay: float = 0.95
-    horizon: int = 1
     grace: int = 4
     recent_share: float = 0.25
-    value_norm: bool = False
     pooled: int = 9
 
     def __post_init__(self) -> None:
         Policy.__post_init__(self)
-        self._check("horizon", self.horizon >= 1, "1 or more")
         self._check("grace", self.grace >= 1, "1 or more")
         self._check("recent_share", 0 <= self.recent_share < 1, "0 or more and less than 1")
         self._check("pooled", self.pooled >= 1 and self.pooled % 2 == 1, "an odd number of positions")
 
-    @property
-    def needs_value_norm(self) -> bool:
-        return self.value_norm
-
     def recent(self, slots: int) -> int:
         return max(self.grace, int(slots * self.recent_share))
 
-    @property
-    def rank(self) -> Rank | None:
-        return None if self.value_norm else Rank("age", self.horizon, self.pooled)
-
     def score(self, candidates: Candidates) -> Tensor:
-        age = (candidates.next_pos - candidates.pos).clamp(min=1, max=self.horizon)
-        rank = candidates.statistic / age
-        if candidates.value_norm is not None:
-            rank = rank * candidates.value_norm
-        return rank if self.pooled == 1 else mean_of_neighbours(rank, candidates.pos, self.pooled // 2)
+        if self.pooled == 1:
+            return candidates.statistic
+        return mean_of_neighbours(candidates.statistic, candidates.pos, self.pooled // 2)

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from kvlite.cache.policy import Candidates, Policy
-from kvlite_kernels.kinds import Statistic
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,7 +23,6 @@ class KeyDiff(Policy):
 
     name: ClassVar[str] = "keydiff"
     summary: ClassVar[str] = "KeyDiff: the tokens whose keys differ most from the average key, attention-free"
-    statistic: ClassVar[Statistic] = Statistic.SIMILARITY
 
     sinks: int = 0
 
@@ -32,4 +30,10 @@ class KeyDiff(Policy):
         return 1
 
     def score(self, candidates: Candidates) -> Tensor:
-        return -candidates.statistic
+        keys = candidates.keys.float()
+        unit = keys / keys.norm(dim=-1, keepdim=True).clamp(min=1e-12)
+        unit = unit.masked_fill((candidates.pos < 0)[..., None], 0.0)
+        total = unit.sum(-2)
+        anchor = total / total.norm(dim=-1, keepdim=True).clamp(min=1e-12)
+        cosine: Tensor = (unit @ anchor[..., None])[..., 0]
+        return -cosine

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from kvlite.cache.policy import Candidates, Policy
-from kvlite_kernels.kinds import Noise, Rank, Statistic
+from kvlite_kernels.kinds import Noise, Statistic
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -55,10 +55,6 @@ class Keyformer(Policy):
 
     def recent(self, slots: int) -> int:
         return max(1, int(slots * self.recent_share))
-
-    @property
-    def rank(self) -> Rank | None:
-        return Rank("statistic")
 
     def score(self, candidates: Candidates) -> Tensor:
         return candidates.statistic

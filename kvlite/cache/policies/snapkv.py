@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from kvlite.cache.policy import Candidates, Policy
-from kvlite_kernels.kinds import Rank, Statistic
+from kvlite_kernels.kinds import Statistic
 from kvlite_kernels.neighbours import mean_of_neighbours
 
 if TYPE_CHECKING:
@@ -47,10 +47,6 @@ class SnapKV(Policy):
     def recent(self, slots: int) -> int:
         assert self.observed is not None
         return max(1, min(self.observed, slots // 2))
-
-    @property
-    def rank(self) -> Rank | None:
-        return Rank("statistic", pooled=self.pooled)
 
     def score(self, candidates: Candidates) -> Tensor:
         return mean_of_neighbours(candidates.statistic, candidates.pos, self.pooled // 2)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from kvlite.cache.policy import Candidates, Policy
-from kvlite_kernels.kinds import Heads, Rank, Statistic
+from kvlite_kernels.kinds import Heads, Statistic
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,10 +32,6 @@ class TOVA(Policy):
 
     def recent(self, slots: int) -> int:
         return 1
-
-    @property
-    def rank(self) -> Rank | None:
-        return Rank("statistic")
 
     def score(self, candidates: Candidates) -> Tensor:
         return candidates.statistic

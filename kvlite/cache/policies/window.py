@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from kvlite.cache.policy import Candidates, Policy
-from kvlite_kernels.kinds import Rank
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,10 +24,6 @@ class Window(Policy):
 
     def recent(self, slots: int) -> int:
         return 1  # the score already keeps the newest; protecting more would leave pins no room
-
-    @property
-    def rank(self) -> Rank | None:
-        return Rank("position")
 
     def score(self, candidates: Candidates) -> Tensor:
         return candidates.pos.float()

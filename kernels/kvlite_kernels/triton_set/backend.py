@@ -1,0 +1,109 @@
+"""The Backend in Triton: attention, coding and eviction by kernels, over one scratch; plain copies write slots."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import triton
+from torch import Tensor
+
+from kvlite_kernels.backend import KernelsUnavailable, LayerSizes, TorchBackend
+from kvlite_kernels.eviction import Protection
+from kvlite_kernels.lowbit import Packed, hadamard
+from kvlite_kernels.reference import Geometry, Segment
+from kvlite_kernels.slots import Slots
+from kvlite_kernels.statistic import Observation
+from kvlite_kernels.triton_set import coding, eviction
+from kvlite_kernels.triton_set.attention import add, attend_many, attend_one
+from kvlite_kernels.triton_set.operand import operand
+from kvlite_kernels.triton_set.scratch import Scratch
+from kvlite_kernels.triton_set.tiles import CODE_TILE, EVICT_TILE, Processor, padded, supports
+
+
+class TritonBackend(TorchBackend):
+    """See `kvlite_kernels.backend.Backend`; `processor` runs the kernels.
+
+    Raises KernelsUnavailable where a layer is more than they take.
+    """
+
+    name = "triton"
+
+    def __init__(
+        self,
+        layers: Sequence[LayerSizes],
+        rows: int,
+        dtypes: Sequence[torch.dtype],
+        device: torch.device,
+        processor: Processor,
+    ) -> None:
+        groups = [layer.query_heads // layer.kv_heads for layer in layers]
+        for layer, group in zip(layers, groups, strict=True):
+            for dtype in dtypes:
+                if (lack := supports(processor.capability, layer.k_dim, layer.v_dim, group, dtype)) is not None:
+                    raise KernelsUnavailable(f"the Triton kernels do not take {lack}")
+        self.scratch = Scratch(
+            rows,
+            max(layer.query_heads for layer in layers),
+            max(groups),
+            max(layer.keys for layer in layers),
+            max(layer.v_dim for layer in layers),
+            processor,
+            device,
+        )
+        self.scratch_bytes = self.scratch.num_bytes
+
+    def attend(
+        self,
+        q: Tensor,
+        q_pos: Tensor,
+        held: Segment,
+        new: Segment | None,
+        geometry: Geometry,
+        observation: Observation | None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """See Backend. Products are of the dtype of q."""
+        query = hadamard(q).to(q.dtype) if isinstance(held.k, Packed) else q
+        received: list[Tensor] = []
+        if new is None and q.shape[2] == 1:
+            out = attend_one(query, q_pos, held, geometry, self.scratch, observation)
+        else:
+            segments = [held] if new is None else [held, new]
+            capability = self.scratch.processor.capability
+            out, _, received = attend_many(query, q_pos, segments, geometry, capability, observation)
+            if received:
+                add(held, received[0], observation)
+        if isinstance(held.k, Packed):
+            out = hadamard(out)
+        return out.to(q.dtype), received[1] if len(received) > 1 else None
+
+    def evict(self, slots: Slots, score: Tensor, next_pos: Tensor, protection: Protection) -> None:
+        """See Backend."""
+        k, v, dim, v_dim = operand(slots.k), operand(slots.v), slots.k.shape[-1], slots.v.shape[-1]
+        *layers, rows, kv_heads, _ = slots.pos.shape
+        score = score.contiguous()
+        pins = next_pos if protection.pins is None else protection.pins
+        statistic = slots.pos if slots.statistic is None else slots.statistic
+        eviction.evict[(slots.pos.shape[:-1].numel(),)](
+            k.data, k.scale, v.data, v.scale, slots.pos, slots.rot, statistic, score, next_pos, pins,
+            slots.num_slots, rows, protection.recent, protection.sinks,
+            0 if protection.window is None else protection.window, 0 if protection.pins is None else pins.shape[1],
+            *k.layered(bool(layers)), *v.layered(bool(layers)), *([] if layers else [0]), *slots.pos.stride()[:-1],
+            score.shape[-1], next_pos.stride(0),
+            NUM_KV_HEADS=kv_heads, D=dim, D_V=v_dim, PAD_D=padded(dim), PAD_D_V=padded(v_dim),
+            BITS=k.bits, GROUP=k.group, GROUP_V=v.group, HAS_STATISTIC=slots.statistic is not None,
+            HAS_WINDOW=protection.window is not None, SLOTS=EVICT_TILE.keys, **EVICT_TILE.options,
+        )  # fmt: skip
+
+    def quantise(self, x: Tensor, bits: int, group: int) -> Packed:
+        """See `lowbit.quantise`."""
+        *shape, dim = x.shape
+        width, dtype = (dim, torch.int8) if bits == 8 else ((dim + 1) // 2, torch.uint8)
+        codes = torch.empty(*shape, width, dtype=dtype, device=x.device)
+        scale = torch.empty(*shape, dim // group, dtype=torch.float16, device=x.device)
+        packed, num_vectors = Packed(codes, scale, dim), scale.numel() * group // dim
+        coding.code[(triton.cdiv(num_vectors, CODE_TILE.queries),)](
+            x.contiguous(), codes, scale, num_vectors, D=dim, PAD_D=padded(dim), BITS=bits, GROUP=group,
+            RUN=packed.run, TOKENS=CODE_TILE.queries, **CODE_TILE.options,
+        )  # fmt: skip
+        return packed

@@ -1,0 +1,199 @@
+"""Decode steps recorded as CUDA graphs: one per power of two of rows and per extent that doubles.
+
+A graph feeds the ids in static buffers and leaves logits in another; the host fills the first, replays, and samples.
+Few graphs serve a conversation of any length: attention reads slots up to the next of 256, 512, ..., and once the slots
+are full all steps are alike. A row that is not fed stands in a graph as padding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from kvlite.cache.cache import SlotCache, waiting
+from kvlite.cache.step import SlotMapping
+from kvlite.engine.inputs import pinned
+from kvlite.engine.row import Row
+from kvlite.engine.scheduler import Feed
+from kvlite.errors import UsageError
+from kvlite.models.loaded import LoadedModel
+
+FIRST_EXTENT = 256
+_EAGER_RUNS = 2
+"""Runs before a recording, in which kernels compile and libraries allocate what a graph must not."""
+
+
+class NotCapturable(Exception):
+    """A step that cannot be recorded, or that does not repeat what eager steps do; the message says why."""
+
+
+class Recorder(Protocol):
+    """Makes a function that does again, on the same tensors, what `body` does."""
+
+    num_bytes: int
+    """Bytes that its recordings hold on the device."""
+
+    def record(self, body: Callable[[], None]) -> Callable[[], None]:
+        """The function; `body` has run before, and need not run now."""
+        ...
+
+
+class CudaGraphs:
+    """The Recorder of CUDA graphs, which share one pool of memory."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.num_bytes = 0
+        self._device = device
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def record(self, body: Callable[[], None]) -> Callable[[], None]:
+        """See Recorder. Waits for the device. Raises RuntimeError, after which nothing more must be recorded."""
+        torch.cuda.synchronize(self._device)
+        before = torch.cuda.memory_reserved(self._device)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.device(self._device), torch.cuda.graph(graph, self._pool, capture_error_mode="thread_local"):
+            body()
+        self.num_bytes += torch.cuda.memory_reserved(self._device) - before
+        return graph.replay
+
+
+@dataclass(frozen=True, slots=True)
+class GraphKey:
+    """What a graph's kernels depend on: rows, pinned spans a row, and how far layers of each number of slots read.
+
+    An extent of None is a step that evicts.
+    """
+
+    rows: int
+    pins: int
+    extents: tuple[tuple[int, int | None], ...]
+
+
+class DecodeGraphs:
+    """Decode steps of `loaded` over `cache`, recorded by `recorder` as they are first met."""
+
+    def __init__(self, loaded: LoadedModel, cache: SlotCache, recorder: Recorder) -> None:
+        if loaded.state is not None:
+            raise NotCapturable(f"{loaded.shape.family} models carry state that a graph does not count")
+        self.loaded, self.cache, self.recorder = loaded, cache, recorder
+        self._slots = tuple(sorted({layer.num_slots for layer in cache.layers.values()}))
+        rows, device = cache.plan.rows, cache.device
+        self._inputs = torch.zeros(3 + len(self._slots), rows, dtype=torch.int64, device=device)  # ids, pos, rot, slots
+        self._logits = torch.zeros(rows, loaded.shape.vocab, dtype=torch.float32, device=device)
+        self._pins: dict[int, Tensor] = {}
+        self._graphs: dict[GraphKey, Callable[[], None]] = {}
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the static buffers."""
+        return self._inputs.nbytes + self._logits.nbytes + sum(pins.nbytes for pins in self._pins.values())
+
+    def step(self, feed: Feed, rows: Sequence[Row]) -> Tensor:
+        """Feed `rows`, those of `feed`, and give their logits fp32 [n, V], which the next step overwrites.
+
+        Raises NotCapturable, and then nothing was fed.
+        """
+        key = self._key(feed, rows)
+        columns = [[0, -1, -1, *self._slots] for _ in range(key.rows)]  # padding goes to the discard slot
+        fed = [row for row, ids in zip(rows, feed.ids, strict=True) if ids]
+        for row in fed:
+            live = (self.cache.live(row.index, slots) for slots in self._slots)
+            columns[row.index] = [feed.ids[row.index - feed.rows.start][0], row.seen, row.rot, *live]
+        self._inputs[:, : key.rows].copy_(torch.tensor(columns).T)
+        if key.pins:
+            self._pins[key.pins][feed.rows].copy_(pinned(rows, key.pins))
+        if key not in self._graphs:
+            self._graphs[key] = self._recorded(lambda: self._run(key))
+        self._graphs[key]()
+        self.cache.grow(feed.rows, tuple(len(ids) for ids in feed.ids))
+        return self._logits[feed.rows]
+
+    def _key(self, feed: Feed, rows: Sequence[Row]) -> GraphKey:
+        going = [row.index for row, ids in zip(rows, feed.ids, strict=True) if ids]
+        extents: list[tuple[int, int | None]] = []
+        for slots in self._slots:
+            longest = 1 + max(self.cache.live(row, slots) for row in going)
+            extents.append((slots, None if longest > slots else min(slots, _doubled(longest, FIRST_EXTENT))))
+        num_pins = max(len(row.pins) for row in rows)
+        if num_pins and num_pins not in self._pins:
+            shape = (self.cache.plan.rows, num_pins, 2)
+            self._pins[num_pins] = torch.zeros(shape, dtype=torch.int32, device=self.cache.device)
+        return GraphKey(min(self.cache.plan.rows, _doubled(feed.rows.stop, 1)), num_pins, tuple(extents))
+
+    def _recorded(self, body: Callable[[], None]) -> Callable[[], None]:
+        """Run `body` on padding alone, which leaves the cache as it is, then record it."""
+        held = self._inputs.clone()
+        padding = torch.tensor([0, -1, -1, *self._slots], device=held.device)[:, None]
+        try:
+            self._inputs.copy_(padding.expand_as(held))
+            for _ in range(_EAGER_RUNS):
+                body()
+            return self.recorder.record(body)
+        except Exception as error:  # whatever a driver or a compiler raises, eager steps go on
+            why = str(error).strip().partition("\n")[0] or type(error).__name__
+            raise NotCapturable(why) from error
+        finally:
+            self._inputs.copy_(held)
+
+    @torch.inference_mode()
+    def _run(self, key: GraphKey) -> None:
+        """The recorded work: it reads and writes static buffers and slots, and asks nothing of the host."""
+        ids, pos, rot, *places = self._inputs[:, : key.rows]
+        mappings = {
+            slots: waiting(slots) if extent is None else SlotMapping(extent, place[:, None, None])
+            for (slots, extent), place in zip(key.extents, places, strict=True)
+        }
+        pins = self._pins[key.pins][: key.rows] if key.pins else None
+        counts = (0,) * key.rows
+        step = self.cache.mapped(
+            slice(0, key.rows), pos.int()[:, None], rot.int()[:, None], counts, pins, mappings
+        )  # fmt: skip
+        self._logits[: key.rows].copy_(self.loaded.forward(ids[:, None], self.cache, step)[:, -1])
+
+
+def wants_graphs(asked: bool | None, device: torch.device) -> bool:
+    """True where steps on `device` are to be captured: as asked, None for what is known to pay.
+
+    Raises UsageError where they cannot be. TODO: None is true on CUDA once captured steps are measured faster there.
+    """
+    if asked and device.type != "cuda":
+        raise UsageError(f"--capture: CUDA graphs need a CUDA device, and this is {device}; leave it out")
+    return bool(asked)
+
+
+class Repeating:
+    """The Recorder that records nothing: the body runs again, eagerly."""
+
+    num_bytes = 0
+
+    def record(self, body: Callable[[], None]) -> Callable[[], None]:
+        """See Recorder."""
+        return body
+
+
+def check_exact(loaded: LoadedModel, open_cache: Callable[[], SlotCache], recorder: Recorder) -> None:
+    """Raise NotCapturable unless decode steps by graphs equal eager ones to the bit: logits and every cache tensor.
+
+    `open_cache` makes a cache of one row, a small one: its slots are filled, and then some are evicted.
+    """
+    eager, replayed = (DecodeGraphs(loaded, open_cache(), used) for used in (Repeating(), recorder))
+    row = Row(0)
+    for at in range(eager.cache.plan.fewest + (8 if eager.cache.policy.evicts else 0)):
+        feed = Feed(slice(0, 1), (((7919 * at + 11) % loaded.shape.vocab,),))
+        if not torch.equal(eager.step(feed, [row]), replayed.step(feed, [row])):
+            raise NotCapturable(f"the logits of step {at + 1}, replayed, are not those of the eager step")
+        row.feed(1)
+    for one, other in zip(eager.cache.tensors(), replayed.cache.tensors(), strict=True):
+        if not torch.equal(one, other):
+            raise NotCapturable("the slots after replayed steps are not those after eager ones")
+
+
+def _doubled(least: int, start: int) -> int:
+    """The first of `start`, 2 `start`, ... that is at least `least`."""
+    while start < least:
+        start *= 2
+    return start
