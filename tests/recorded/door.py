@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from kvlite import LLM
 from kvlite.engine.request import Completion, Request, Sampling
+from kvlite.llm.listener import Told
+from kvlite.llm.spec import RunSpec
+from kvlite.llm.text_model import TextModel
+from kvlite.options import ModelOptions
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,11 +44,17 @@ COUNTS = ("reserved_bytes", "live_bytes", "tokens_seen", "tokens_kept", "tokens_
 
 def generate(model: str, case: Case) -> list[Answer]:
     """Answer the prompts of `case` with the model of this name or folder, on the CPU."""
-    budget = {"kv_budget": "1GB", "kv_per_seq": case.budget} if case.together else {"kv_budget": case.budget}
-    rows = len(case.prompts) if case.together else None
-    llm = LLM(
-        model, device="cpu", dtype=case.dtype, kv_policy=case.policy, kv_dtype=case.slots, batch_size=rows, **budget
+    options = ModelOptions(
+        model=model,
+        device="cpu",
+        dtype=case.dtype,
+        kv_policy=case.policy,
+        kv_dtype=case.slots,
+        kv_budget="1GB" if case.together else case.budget,
+        kv_per_seq=case.budget if case.together else None,
     )
+    weights = replace(_load(model, case.dtype), spec=RunSpec.of(options))
+    llm = LLM(weights, batch_size=len(case.prompts) if case.together else None)
     requests = [
         Request(
             str(index),
@@ -63,3 +74,9 @@ def generate(model: str, case: Case) -> list[Answer]:
             raise end.error
     ends.sort(key=lambda end: int(end.request_id))
     return [Answer(list(end.ids), [getattr(end.kv, name) for name in COUNTS]) for end in ends]
+
+
+@lru_cache(maxsize=1)
+def _load(model: str, dtype: str) -> TextModel:
+    """Load the weights once for all cases that follow each other."""
+    return TextModel.load(RunSpec.of(ModelOptions(model=model, device="cpu", dtype=dtype)), Told())
