@@ -72,10 +72,13 @@ class TorchBackend:
 
     def write(self, slots: Slots, index: Tensor | slice, k: Vectors, v: Vectors) -> None:
         """See Backend."""
-        if isinstance(slots.k, Packed):
-            k, v = self.encode(slots, k, v)
         where = index if isinstance(index, slice) else (index + slots.starts).flatten()
-        for held, new in ((slots.k, k), (slots.v, v)):
+        if isinstance(slots.k, Tensor) and isinstance(slots.v, Tensor):
+            assert isinstance(k, Tensor) and isinstance(v, Tensor)
+            put(slots.k, 2, where, k)
+            put(slots.v, 2, where, v)
+            return
+        for held, new in zip((slots.k, slots.v), self.encode(slots, k, v), strict=True):
             for tensor, part in zip(tensors_of(held), tensors_of(new), strict=True):
                 put(tensor, 2, where, part)
 
