@@ -22,13 +22,6 @@ def _complete_suite(incomplete: str) -> list[str]:
     return [name for name in SUITES if name.startswith(incomplete)]
 
 
-def _complete_policy(incomplete: str) -> list[str]:
-    from kvlite.cache.policy import policy_names
-
-    *before, last = incomplete.split(",")
-    return [",".join([*before, name]) for name in policy_names() if name.startswith(last)]
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvalOptions:
     """The model to measure, the suites, the policies and the budgets."""
@@ -44,7 +37,7 @@ class EvalOptions:
     policy: str = option(
         "heavy-hitter,h2o,window",
         metavar="A,B",
-        complete=_complete_policy,
+        complete="policy",
         help="Policies to compare, with settings or without: h2o,window:sinks=8; the full cache is always measured.",
     )
     share: str | None = option(
