@@ -23,7 +23,7 @@ State = Literal["ready", "incomplete", "unsupported", "broken"]
 
 @dataclass(frozen=True, slots=True)
 class Listed:
-    """A model on this machine: `name` is to be typed, `problem` says why it is not ready, times are seconds since 1970."""
+    """A model on this machine; `name` is what to type, `problem` why it is not ready, times are seconds since 1970."""
 
     name: str
     repo: str | None
