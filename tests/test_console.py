@@ -9,6 +9,7 @@ import pytest
 
 from kvlite.console import Console, strip_controls
 from kvlite.errors import OutputError, UsageError
+from kvlite.record.table import Table
 
 ESCAPES = "\x1b[31mred\x1b[0m \x07bell \x9b31m c1 \u202eltr\u2066 \x7f\rback\ud800"
 
@@ -162,6 +163,25 @@ def test_a_table_on_a_terminal_has_a_bold_header_and_nothing_else() -> None:
     terminal = Terminal()
     consoles(terminal)[0].table(("NAME",), [("\x1b[1mx",)])
     assert terminal.getvalue() == "\x1b[1mNAME\x1b[0m\n[1mx\n"
+
+
+def test_a_wide_table_is_shown_in_pieces_that_fit_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "12")
+    table = Table(("NAME", "FIRST", "SECOND"), (("a", "1", "2"),), note="of two")
+    terminal, pipe = Terminal(), io.StringIO()
+    consoles(terminal)[0].show(table)
+    consoles(pipe)[0].show(table)
+    assert terminal.getvalue() == "NAME  FIRST\na     1\n\nNAME  SECOND\na     2\nof two\n"
+    assert pipe.getvalue() == "NAME  FIRST  SECOND\na     1      2\nof two\n"
+
+
+def test_a_paragraph_has_lines_that_fit_the_terminal_and_is_one_line_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "10")
+    terminal, pipe = Terminal(), io.StringIO()
+    consoles(terminal)[0].paragraph("one two three-four")
+    consoles(pipe)[0].paragraph("one two three-four")
+    assert (terminal.getvalue(), pipe.getvalue()) == ("one two\nthree-four\n", "one two three-four\n")
 
 
 def test_a_status_line_is_redrawn_around_a_note_and_gone_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:

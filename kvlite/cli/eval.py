@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
 from kvlite.cli.invocation import Invocation
 from kvlite.cli.options import model_argument
+from kvlite.cli.recording import start_recorder
 from kvlite.cli.signature import only
-from kvlite.errors import UsageError
 from kvlite.flags import option
-from kvlite.options import SAMPLING, ModelOptions
+from kvlite.options import SAMPLING, ModelOptions, OutputOptions
 
 _OF_MODEL = ("prefill_chunk", "quant", "dtype", "device", "revision", "trust_remote_code", "allow_pickle", "offline")
 
@@ -93,38 +92,16 @@ class EvalOptions:
 
 
 def eval_(
-    given: EvalOptions, options: Annotated[ModelOptions, only(*_OF_MODEL, think="off")], call: Invocation
+    given: EvalOptions,
+    options: Annotated[ModelOptions, only(*_OF_MODEL, think="off")],
+    output: Annotated[OutputOptions, only("report")],
+    call: Invocation,
 ) -> None:
     """Measure what a KV budget costs on a model, policies side by side, and say which to use."""
-    from kvlite.cache.policy_text import split_policies
     from kvlite.cli.evaluating import Comparison, evaluate
 
-    suites = _listed(given.suite) or (("kl", "ppl") if given.text is not None else ("recall", "kl"))
-    asked = Comparison(
-        suites=suites,
-        policies=_listed(given.policy, split_policies),
-        shares=_listed(given.share) or (() if given.kv_budget else ("10", "25")),
-        budgets=_listed(given.kv_budget),
-        kv_dtypes=_listed(given.kv_dtype),
-        text=given.text,
-        conversations=given.conversations,
-        length=given.length,
-        answer_tokens=given.answer_tokens,
-        seed=given.seed,
-        split=given.split,
-        prefill_chunk=options.prefill_chunk if call.is_given("prefill_chunk") else None,
-        batch_size=given.batch_size,
-        journal=given.journal,
-        html=given.html,
-    )
+    asked = Comparison(given, options.prefill_chunk if call.is_given("prefill_chunk") else None)
     asked.check()
     call.announce_built_in(given.model)
-    evaluate(asked, replace(options, model=call.chosen_model(given.model)), call.console)
-
-
-def _listed(value: str | None, split: Callable[[str], list[str]] = lambda text: text.split(",")) -> tuple[str, ...]:
-    """The items of a list with commas; nothing of what was not given. Raises UsageError on an empty item."""
-    items = [] if value is None else [item.strip() for item in split(value)]
-    if "" in items:
-        raise UsageError(f"{value!r} has an empty item; give names with commas between")
-    return tuple(dict.fromkeys(items))
+    with start_recorder("eval", output.report, call.console) as recorder:
+        evaluate(asked, replace(options, model=call.chosen_model(given.model)), recorder, call.console)

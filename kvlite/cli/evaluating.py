@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from kvlite.errors import OutputError, UsageError
 
 if TYPE_CHECKING:
+    from kvlite.cli.eval import EvalOptions
     from kvlite.console import Console
     from kvlite.evaluation.evaluation import Evaluation
     from kvlite.evaluation.report import Report
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from kvlite.memory.budget import Budget
     from kvlite.models.loaded import LoadedModel
     from kvlite.options import ModelOptions
+    from kvlite.record.recorder import Recorder
 
 LENGTH = 900
 """Tokens of a conversation where the user names no number and the model's window holds as many."""
@@ -30,79 +33,70 @@ _ROWS_ON_GPU = 64
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Suites, policies and budgets to compare, word by word; `length` None follows from the model's window."""
+    """Suites under policies and budgets, as the options list them; `chunk` is the most prompt tokens fed at once."""
 
-    suites: tuple[str, ...]
-    policies: tuple[str, ...]
-    shares: tuple[str, ...]
-    budgets: tuple[str, ...]
-    kv_dtypes: tuple[str, ...]
-    text: Path | None
-    conversations: int
-    length: int | None
-    answer_tokens: int
-    seed: int
-    split: Literal["train", "held-out"]
-    prefill_chunk: int | None
-    batch_size: int | None
-    journal: Path | None
-    html: Path | None
+    given: EvalOptions
+    chunk: int | None
 
-    def suites_of(self, length: int) -> list[Suite]:
-        """The suites. Raises UsageError on unknown names, and on text that nobody reads."""
+    def suites(self, length: int) -> list[Suite]:
+        """The suites of conversations of `length` tokens. Raises UsageError on unknown names, and on a useless text."""
         from kvlite.evaluation.suites import Suite
 
+        given = self.given
+        names = _listed(given.suite) or (("kl", "ppl") if given.text is not None else ("recall", "kl"))
         suites = [
-            Suite(name, self.conversations, length, self.seed, self.split, self.answer_tokens) for name in self.suites
+            Suite(name, given.conversations, length, given.seed, given.split, given.answer_tokens) for name in names
         ]
-        if self.text is not None and not any(suite.is_forced for suite in suites):
-            raise UsageError(f"--text {self.text} is for the suites kl and ppl; give --suite kl,ppl or leave it out")
+        if given.text is not None and not any(suite.is_forced for suite in suites):
+            raise UsageError(f"--text {given.text} is for the suites kl and ppl; give --suite kl,ppl or leave it out")
         return suites
 
     def variants(self) -> list[Variant]:
         """Policies by slot formats by budgets. Raises UsageError on a word that is none of these."""
         from kvlite.cache.policy import load_policy
+        from kvlite.cache.policy_text import split_policies
         from kvlite.evaluation.variant import Variant
         from kvlite.memory.format import slot_format
         from kvlite.memory.plan import MOST_CHUNK
 
-        policies = [load_policy(name) for name in self.policies]
-        for name in self.kv_dtypes:
+        policies = [load_policy(name) for name in _listed(self.given.policy, split_policies)]
+        formats = _listed(self.given.kv_dtype)
+        for name in formats:
             slot_format(name, "float32")
-        chunk = self.prefill_chunk or MOST_CHUNK
         return [
-            Variant(policy, budget, kv_dtype, chunk)
+            Variant(policy, budget, kv_dtype, self.chunk or MOST_CHUNK)
             for budget in self._budgets()
             for policy in policies
-            for kv_dtype in self.kv_dtypes
+            for kv_dtype in formats
             if policy.evicts  # the full cache is the reference, whatever the budget
         ]
 
     def _budgets(self) -> list[Budget]:
         from kvlite.memory.budget import Budget, BudgetKind
 
-        shares = [_share(share) for share in self.shares]
-        sizes = [Budget.parse(size) for size in self.budgets]
+        sizes = [Budget.parse(size) for size in _listed(self.given.kv_budget)]
+        shares = [_share(share) for share in _listed(self.given.share) or (() if sizes else ("10", "25"))]
         for size in sizes:
             if size.kind not in (BudgetKind.BYTES, BudgetKind.TOKENS):
                 raise UsageError(f"--kv-budget {size} is no size; give bytes or tokens, or --share for percent")
         return [*shares, *sizes]
 
     def check(self) -> None:
-        """Raises UsageError on what can be seen to be wrong before any model is looked for."""
+        """Raise UsageError on mistakes that show before any model is looked for."""
         self.variants()
-        self.suites_of(self.length or LENGTH)
+        self.suites(self.given.length or LENGTH)
         self._check_files()
 
     def _check_files(self) -> None:
         """Refuse files that could not be written afterwards, or that would be written over what is read."""
-        for flag, path in (("--journal", self.journal), ("--html", self.html)):
+        given = self.given
+        for flag, path in (("--journal", given.journal), ("--html", given.html)):
             if path is None:
                 continue
             obstacle = _obstacle(path)
             if obstacle is not None:
                 raise UsageError(f"{flag} {path}: {obstacle}; give another file")
-            others = {"--text": self.text, "--journal": self.journal if flag == "--html" else None}
+            others = {"--text": given.text, "--journal": given.journal if flag == "--html" else None}
             for other, file in others.items():
                 if file is not None and file.resolve() == path.resolve():
                     raise UsageError(f"{flag} and {other} name the same file {path}; give another")
@@ -128,16 +122,16 @@ def _share(text: str) -> Budget:
         raise UsageError(f"--share {text} is no percentage; give a number above 0 and at most 100") from error
 
 
-def evaluate(asked: Comparison, options: ModelOptions, out: Console) -> None:
+def evaluate(asked: Comparison, options: ModelOptions, recorder: Recorder, out: Console) -> None:
     """Load the model, measure, and write table or JSON to stdout and the page to its file."""
     from kvlite.evaluation.journal import Journal
     from kvlite.llm.fast_import import import_engine
     from kvlite.llm.spec import RunSpec
     from kvlite.llm.text_model import TextModel
 
-    spec = RunSpec.of(options)
-    content = None if asked.text is None else _read(asked.text)
-    journal = Journal(asked.journal)
+    given, spec = asked.given, RunSpec.of(options)
+    content = None if given.text is None else _read(given.text)
+    journal = Journal(given.journal)
     import_engine()
     from kvlite.evaluation.evaluation import Evaluation
     from kvlite.evaluation.tasks import Subject
@@ -145,24 +139,25 @@ def evaluate(asked: Comparison, options: ModelOptions, out: Console) -> None:
 
     model = TextModel.load(spec, out)
     loaded = model.loaded
-    most_rows = asked.batch_size or (_ROWS_ON_GPU if loaded.device.type == "cuda" else _ROWS_ON_CPU)
+    recorder.model(model.identity(), loaded.device.type)
+    most_rows = given.batch_size or (_ROWS_ON_GPU if loaded.device.type == "cuda" else _ROWS_ON_CPU)
     subject = Subject(loaded, model.text, model.files.identity(), most_rows, free_bytes(loaded.device))
-    suites, variants = asked.suites_of(_length(asked, loaded)), asked.variants()
-    evaluation = Evaluation(subject, suites, variants, journal, content, one_by_one=asked.prefill_chunk is None)
+    suites, variants = asked.suites(_length(given.length, loaded)), asked.variants()
+    evaluation = Evaluation(subject, suites, variants, journal, content, one_by_one=asked.chunk is None)
     _run(evaluation, out)
     for note in model.text.notes:
         out.note(note)
-    _write(_report(evaluation, model.name, subject), asked.html, out)
+    _write(_report(evaluation, model.name, subject), given.html, out)
 
 
-def _length(asked: Comparison, loaded: LoadedModel) -> int:
+def _length(wanted: int | None, loaded: LoadedModel) -> int:
     """Tokens of a conversation. Raises UsageError where the model's window does not hold as many."""
     window = loaded.window
-    if asked.length is None:
+    if wanted is None:
         return LENGTH if window is None else min(LENGTH, int(window * _WINDOW_SHARE))
-    if window is not None and asked.length > window:
-        raise UsageError(f"--length {asked.length} is more than the model's window of {window} tokens; give fewer")
-    return asked.length
+    if window is not None and wanted > window:
+        raise UsageError(f"--length {wanted} is more than the model's window of {window} tokens; give fewer")
+    return wanted
 
 
 def _run(evaluation: Evaluation, out: Console) -> None:
@@ -238,3 +233,11 @@ def _read(file: Path) -> str:
     if not content.strip():
         raise UsageError(f"--text {file} is empty; give a file with text")
     return content
+
+
+def _listed(value: str | None, split: Callable[[str], list[str]] = lambda text: text.split(",")) -> tuple[str, ...]:
+    """The items of a list with commas; nothing of what was not given. Raises UsageError on an empty item."""
+    items = [] if value is None else [item.strip() for item in split(value)]
+    if "" in items:
+        raise UsageError(f"{value!r} has an empty item; give names with commas between")
+    return tuple(dict.fromkeys(items))

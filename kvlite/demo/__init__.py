@@ -1,1 +1,1 @@
-"""The built-in model: weights and tokenizer as package data, and the script that trained them."""
+"""The built-in model: its weights, tokenizer, template and card as package data, without code."""

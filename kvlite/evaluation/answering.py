@@ -1,7 +1,8 @@
-"""Conversations held with a model, several at a time as rows of one engine; its own answers stay in the cache.
+"""Conversations held with a model, several at a time as rows of one engine.
 
-Answers are greedy. Ids once fed are never rendered again: each turn feeds what the template writes behind an answer,
-as in `kvlite chat`.
+The model answers the questions, greedily, and its answers stay in the cache. Turns that ask for nothing are fed with
+their written answers, in one piece with the question that follows: a small model left to chat soon repeats itself, and
+then nothing can be measured. Ids once fed are never rendered again, as in `kvlite chat`.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class _Row:
-    """A conversation on its way: what was fed, where each message of the user ended, how the last answer ended."""
+    """A conversation on its way; `tokens` are fed, `ends` count those up to the end of each message of the user."""
 
     index: int
     number: int
@@ -36,13 +37,31 @@ class _Row:
     thinking: bool = False
     is_over: bool = False
 
-    def encoded(self, text: ChatText, turn: int) -> Encoded:
-        if turn == 0:
-            return text.conversation([first_message(self.conversation)])
-        return text.next_turn(self.conversation.turns[turn].user, ended=self.ended, thinking=self.thinking)
+    @property
+    def asks_again(self) -> bool:
+        """True while the model's window lasts and a question is left."""
+        return not self.is_over and any(turn.probe for turn in self.conversation.turns[len(self.ends) :])
 
-    def take(self, prompt: Encoded, answer: AnswerText, completion: Completion, max_tokens: int) -> None:
-        """Record a turn; one that the model's window did not hold ends the conversation."""
+    def up_to_question(self, text: ChatText) -> tuple[tuple[int, ...], Encoded]:
+        """The ids to feed up to the end of the next question, and its message as the template writes it."""
+        ids: tuple[int, ...] = ()
+        for turn in self.conversation.turns[len(self.ends) :]:
+            prompt = self._encoded(text, turn.user)
+            ids += prompt.ids
+            self.ends.append(self.tokens + len(ids))
+            if turn.probe is not None:
+                return ids, prompt
+            ids += text.written(turn.answer)
+            self.ended, self.thinking = True, False
+        raise AssertionError("no question is left")
+
+    def _encoded(self, text: ChatText, user: str) -> Encoded:
+        if not self.ends:
+            return text.conversation([first_message(self.conversation)])
+        return text.next_turn(user, ended=self.ended, thinking=self.thinking)
+
+    def take(self, answer: AnswerText, completion: Completion, max_tokens: int) -> None:
+        """Record an answer; one that the model's window did not hold ends the conversation."""
         if completion.error is not None and not isinstance(completion.error, ContextFull):
             raise completion.error
         reason = completion.finish_reason
@@ -50,17 +69,16 @@ class _Row:
         if completion.error is not None or is_cut:
             self.is_over = True
             return
-        self.ends.append(self.tokens + len(prompt.ids))
         self.tokens = self.ends[-1] + len(completion.ids)
         self.ended = reason is FinishReason.STOP and not answer.stopped
         self.thinking = answer.is_thinking
         turn = len(self.ends) - 1
         probe = self.conversation.turns[turn].probe
-        if probe is not None:
-            said = answer.text.strip()
-            back = self.ends[turn] - self.ends[probe.said_in]
-            right = probe.is_answered_by(said)
-            self.outcomes.append(Outcome(turn, right, turn - probe.said_in, back, probe.kind, probe.steps, said))
+        assert probe is not None, "only questions are answered by the model"
+        said = answer.text.strip()
+        back = self.ends[turn] - self.ends[probe.said_in]
+        right = probe.is_answered_by(said)
+        self.outcomes.append(Outcome(turn, right, turn - probe.said_in, back, probe.kind, probe.steps, said))
 
     def answered(self) -> Answered:
         unreached = sum(1 for _ in self.conversation.probes) - len(self.outcomes)
@@ -72,29 +90,30 @@ def converse(
 ) -> Generator[float, None, list[Answered]]:
     """Hold numbered conversations, one per row of `engine`, and return how the questions were answered.
 
-    Yields the share of the turns that are done, after each round of turns. Raises the error of a turn that fails.
+    Yields the share of the questions that is done, after each question of all rows. Raises the error of an answer that
+    fails.
     """
     rows = [_Row(index, number, conversation) for index, (number, conversation) in enumerate(conversations)]
     for row in rows:
         engine.reset(row.index)
-    longest = max(len(row.conversation.turns) for row in rows)
-    for turn in range(longest):
-        going = [row for row in rows if not row.is_over and turn < len(row.conversation.turns)]
-        _round(engine, text, going, turn, max_tokens)
-        yield (turn + 1) / longest
+    most = max(sum(1 for _ in row.conversation.probes) for row in rows)
+    for done in range(1, most + 1):
+        _round(engine, text, [row for row in rows if row.asks_again], max_tokens)
+        yield done / most
     return [row.answered() for row in rows]
 
 
-def _round(engine: Engine, text: ChatText, rows: Sequence[_Row], turn: int, max_tokens: int) -> None:
-    """One turn of every row."""
-    asked = {f"{row.number}/{turn}": (row, row.encoded(text, turn)) for row in rows}
-    answers = {name: text.answer(prompt) for name, (_, prompt) in asked.items()}
-    requests = [
-        Request(name, prompt.ids, max_tokens=max_tokens, stop_ids=text.stop_ids, row=row.index)
-        for name, (row, prompt) in asked.items()
-    ]
+def _round(engine: Engine, text: ChatText, rows: Sequence[_Row], max_tokens: int) -> None:
+    """Ask the next question of every row."""
+    answers: dict[str, tuple[_Row, AnswerText]] = {}
+    requests = []
+    for row in rows:
+        ids, prompt = row.up_to_question(text)
+        name = f"{row.number}/{len(row.ends) - 1}"
+        answers[name] = (row, text.answer(prompt))
+        requests.append(Request(name, ids, max_tokens=max_tokens, stop_ids=text.stop_ids, row=row.index))
     for event in engine.run(requests):
-        answer = answers[event.request_id]
+        row, answer = answers[event.request_id]
         if isinstance(event, Token):
             if not answer.stopped:
                 answer.push(event.id)
@@ -102,5 +121,4 @@ def _round(engine: Engine, text: ChatText, rows: Sequence[_Row], turn: int, max_
                     engine.cancel(event.request_id, FinishReason.STOP)
         else:
             answer.finish()
-            row, prompt = asked[event.request_id]
-            row.take(prompt, answer, event, max_tokens)
+            row.take(answer, event, max_tokens)

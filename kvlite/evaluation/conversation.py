@@ -25,8 +25,14 @@ class Probe:
     steps: int = 1
 
     def is_answered_by(self, answer: str) -> bool:
-        """Whether every value stands in `answer` as whole words, whatever the case."""
-        return all(re.search(rf"(?<!\w){re.escape(value)}(?!\w)", answer, re.IGNORECASE) for value in self.values)
+        """Look for every value in `answer`, as whole words and whole numbers, in any case, order and sentence."""
+        return all(_standing_alone(value).search(answer) for value in self.values)
+
+
+def _standing_alone(value: str) -> re.Pattern[str]:
+    """The value neither in a longer word nor in a longer number; "14th" holds 14, "14.50" does not."""
+    ordinal = "(?:st|nd|rd|th)?" if value[-1].isdigit() else ""
+    return re.compile(rf"(?<!\w)(?<!\d[.,:]){re.escape(value)}{ordinal}(?!\w|[.,:]\d)", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)

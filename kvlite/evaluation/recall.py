@@ -1,92 +1,153 @@
-"""The recall suite: everyday dialogues in which facts are told, corrected, talked past and asked for again.
+"""The recall suite: everyday conversations in which facts are told, corrected, talked past and asked for later.
 
-The dialogues are those the built-in model learnt from, with words held out of its training; any model that follows a
-conversation in plain English can answer them. Names, colours, codes, dates, prices, lists and more, with others of the
-same kind between, and facts that are found through another: "My sister is called Ann. Ann lives in Riga."
+Names, colours, codes, dates, prices, lists and more, with others of the same kind between, and facts that are found
+through another: "My sister is called Ann. Ann lives in Riga." The sentences are plain English for any chat model.
 """
 
 from __future__ import annotations
 
 import random
-import re
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
-from kvlite.demo.dialogues import Dialogue, Moves, Recall, write_dialogue
-from kvlite.demo.facts import FACTS, Fact
-from kvlite.demo.memory import ask, book, correct, tell, tell_by_name, tell_two
-from kvlite.demo.small_talk import chat, define, echo, remark
-from kvlite.demo.words import Split
-from kvlite.evaluation.conversation import Conversation, Probe, Turn
+from kvlite.evaluation.conversation import Conversation
+from kvlite.evaluation.facts import FACTS, NAME_OF, Fact
+from kvlite.evaluation.script import BRACE, Script, filled
+from kvlite.evaluation.vocabulary import Split
 
-_SPARE = 2
-"""So many times the turns are written: questions that are left out make the dialogue shorter."""
+_ACKS = ("I will remember that.", "All right.")
+_CORRECTED = ("Thank you for telling me.", "I see.")
+_CORRECTIONS = ("No, wait.", "Sorry, that was wrong.", "I made a mistake.", "Actually, that has changed.")
+_PEOPLE_FACTS = tuple(fact for fact in FACTS if fact.named_says)
 
-_MOVES: Moves = (  # many questions, because those for what was asked for already are left out
-    (0.15, tell),
-    (0.03, tell_two),
-    (0.10, tell_by_name),
-    (0.60, ask),
-    (0.06, correct),
-    (0.02, book),
-    (0.10, chat),
-    (0.08, remark),
-    (0.02, define),
-    (0.01, echo),
-)
-_TIMES = {"list": 4, "price": 3}
-"""How often a fact of these kinds stands among those that are drawn from, so that each kind is asked for."""
+_GAPS = (0, 2, 4, 8, 12, 16, 24, 32)  # turns between a fact and its question, drawn evenly from those that fit
+_TELL, _TELL_BY_NAME, _CORRECT = 0.42, 0.16, 0.08  # shares of the turns that ask nothing; the others are small talk
+_BY_NAME_SHARE = 0.4  # questions that name the person, of those about a person told by name
+
+Key = tuple[str, str]  # a fact's answer and what it is about
 
 
-def _facts() -> tuple[Fact, ...]:
-    """The facts to draw from; lists do not grow, so that one turn says all of one."""
-    return tuple(replace(fact, adds=()) for fact in FACTS for _ in range(_TIMES.get(fact.kind, 1)))
+@dataclass(slots=True)
+class _Told:
+    """A fact the user has told: the words of its value, the turn that said it last, the turn from which it is asked."""
+
+    fact: Fact
+    about: str
+    value: str
+    values: tuple[str, ...]
+    said_in: int
+    due: int
+    name: str = ""  # of the person, where the fact was said of that name
+
+    @property
+    def key(self) -> Key:
+        return self.fact.answer, self.about
+
+    @property
+    def words(self) -> dict[str, str]:
+        return {"s": self.about, "v": self.value, "n": self.name}
+
+    @property
+    def answer(self) -> str:
+        return filled(self.fact.named_answer if self.name else self.fact.answer, self.words)
 
 
-_FACTS = _facts()
+@dataclass(slots=True)
+class _Story:
+    """A conversation about facts: everything told, and what of it waits to be asked for."""
+
+    script: Script
+    told: dict[Key, _Told]
+    waiting: list[_Told]
+
+    def go_on(self) -> None:
+        """Ask for what is due, or tell, correct or say something else."""
+        due = min(self.waiting, key=lambda told: told.due, default=None)
+        if due is not None and due.due <= len(self.script.turns):
+            self.waiting.remove(due)
+            return self._ask(due)
+        if not self.told:
+            return self._tell()
+        moves = (self._tell, self._tell_by_name, self._correct, self._talk)
+        shares = (_TELL, _TELL_BY_NAME, _CORRECT, 1 - _TELL - _TELL_BY_NAME - _CORRECT)
+        return self.script.rng.choices(moves, shares)[0]()
+
+    def _talk(self) -> None:
+        self.script.talk(1)
+
+    def _drawn(self, fact: Fact, about: str) -> _Told:
+        values: list[str] = []
+
+        def draw(kind: str) -> str:
+            values.append(self.script.value(kind))
+            return values[-1]
+
+        value = BRACE.sub(lambda brace: draw(brace[1]), fact.value)
+        said_in = len(self.script.turns)
+        gap = self.script.rng.choice([gap for gap in _GAPS if gap + 1 < self.script.left] or [0])
+        return _Told(fact, about, value, tuple(values), said_in, said_in + 1 + gap)
+
+    def _tell(self) -> None:
+        """Tell a fact that has not been told."""
+        rng = self.script.rng
+        fact = rng.choices(FACTS, [fact.weight for fact in FACTS])[0]
+        about = rng.choice(fact.about)
+        if (fact.answer, about) in self.told:
+            return self._talk()
+        return self._keep(self._drawn(fact, about))
+
+    def _tell_by_name(self) -> None:
+        """Tell a fact of a person's name, together with the name where that is new."""
+        rng = self.script.rng
+        fact = rng.choice(_PEOPLE_FACTS)
+        about = rng.choice(fact.about)
+        if (fact.answer, about) in self.told:
+            return self._talk()
+        person = self.told.get((NAME_OF.answer, about))
+        if person is not None:
+            return self._keep(replace(self._drawn(fact, about), name=person.value))
+        person = self._drawn(NAME_OF, about)
+        self.told[person.key] = person
+        opening = filled(rng.choice(NAME_OF.says), person.words)
+        told = replace(self._drawn(fact, about), name=person.value)
+        return self._keep(told, opening, f"{rng.choice(_ACKS)} {person.answer}")
+
+    def _correct(self) -> None:
+        """Give a new value to a fact that waits to be asked for; a name by which other facts were told stays."""
+        named = {told.name for told in self.told.values()}
+        choices = [told for told in self.waiting if told.value not in named]
+        if not choices:
+            return self._talk()
+        rng = self.script.rng
+        old = rng.choice(choices)
+        self.waiting.remove(old)
+        new = replace(self._drawn(old.fact, old.about), name=old.name)
+        return self._keep(new, rng.choice(_CORRECTIONS), rng.choice(_CORRECTED))
+
+    def _keep(self, told: _Told, opening: str = "", answer: str | None = None) -> None:
+        """Say a fact behind `opening`; the answer says it back behind `answer`."""
+        self.told[told.key] = told
+        self.waiting.append(told)
+        says = told.fact.named_says if told.name else told.fact.says
+        said = filled(self.script.rng.choice(says), told.words)
+        self.script.say(f"{opening} {said}".strip(), f"{answer or self.script.rng.choice(_ACKS)} {told.answer}")
+
+    def _ask(self, told: _Told) -> None:
+        rng = self.script.rng
+        asks, answer, kind, steps = told.fact.asks, told.answer, told.fact.kind, 1
+        if told.name and rng.random() < _BY_NAME_SHARE:
+            asks = told.fact.named_asks
+        elif told.name:
+            answer = f"{self.told[NAME_OF.answer, told.about].answer} {answer}"
+            kind, steps = "two-hop", 2
+        self.script.ask(filled(rng.choice(asks), told.words), answer, told.values, told.said_in, kind, steps)
 
 
 def write_recall(seed: str, turns: int, split: Split) -> Conversation:
-    """A dialogue of about `turns` turns, a pure function of its arguments.
+    """A conversation of `turns` turns, a pure function of its arguments; each fact is asked for at most once.
 
-    What was said once is asked for once, early or late, because a second question would find the model's own answer to
-    the first. The dialogue's other questions are left out, and those about what the user did not say in one turn.
+    A second question would find the model's own answer to the first.
     """
-    dialogue = write_dialogue(seed, _SPARE * turns, split, _MOVES, _FACTS)
-    asked: dict[int, list[int]] = {}
-    for number, turn in enumerate(dialogue.turns):
-        if turn.recall is not None:
-            asked.setdefault(_source(dialogue, turn.recall), []).append(number)
-    rng = random.Random(f"{seed}/asked")
-    kept = {rng.choice(numbers) for source, numbers in asked.items() if _is_said(dialogue, source, numbers[0])}
-    left_out = {number for numbers in asked.values() for number in numbers} - kept
-    order = [number for number in range(len(dialogue.turns)) if number not in left_out]
-    place = {number: index for index, number in enumerate(order)}
-    spoken = []
-    for number in order[:turns]:
-        turn = dialogue.turns[number]
-        probe = None if turn.recall is None else _probe(turn.recall, place[_source(dialogue, turn.recall)])
-        spoken.append(Turn(turn.user, turn.assistant, probe))
-    return Conversation(tuple(spoken))
-
-
-def _is_said(dialogue: Dialogue, source: int, number: int) -> bool:
-    """Whether turn `source` says all of what turn `number` asks for."""
-    recall = dialogue.turns[number].recall
-    return source >= 0 and recall is not None and recall.value.casefold() in dialogue.turns[source].user.casefold()
-
-
-def _source(dialogue: Dialogue, recall: Recall) -> int:
-    """The turn in which the user said what is asked for; -1 where the system prompt did."""
-    while recall.said_in >= 0:
-        earlier = dialogue.turns[recall.said_in].recall
-        if earlier is None:
-            break
-        recall = earlier
-    return recall.said_in
-
-
-def _probe(recall: Recall, said_in: int) -> Probe:
-    """The items of a list may come back in any order."""
-    values = re.split(", | and ", recall.value) if recall.kind == "list" else [recall.value]
-    kind = "two-hop" if recall.steps > 1 else recall.kind
-    return Probe(tuple(values), said_in, kind, recall.steps)
+    story = _Story(Script(random.Random(seed), split, turns), {}, [])
+    while story.script.left:
+        story.go_on()
+    return story.script.written()

@@ -11,9 +11,9 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from kvlite.demo.words import Split
 from kvlite.evaluation.conversation import Conversation
 from kvlite.evaluation.script import Script
+from kvlite.evaluation.vocabulary import Split
 
 
 def _words(text: str) -> tuple[str, ...]:

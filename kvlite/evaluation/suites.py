@@ -8,11 +8,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-from kvlite.demo.words import Split
 from kvlite.errors import UsageError
 from kvlite.evaluation.conversation import Conversation
 from kvlite.evaluation.recall import write_recall
 from kvlite.evaluation.retrieval import write_lookup, write_needle, write_passkey, write_tracking
+from kvlite.evaluation.vocabulary import Split
 
 if TYPE_CHECKING:
     from kvlite.text.template import ChatText
@@ -117,13 +117,22 @@ def _all_but(first: int, length: int) -> tuple[bool, ...]:
     return (False,) * first + (True,) * (length - first)
 
 
-def turn_tokens(text: ChatText, conversation: Conversation) -> tuple[tuple[int, int], ...]:
-    """Tokens of each turn as written: the user's message in the template, and the right answer."""
-    return tuple((len(prompt), len(answer)) for prompt, answer in _encoded(text, conversation))
+def question_tokens(text: ChatText, conversation: Conversation) -> tuple[tuple[int, int], ...]:
+    """Tokens of each question as written: all that is fed since the one before, and the right answer."""
+    counts = []
+    fed = 0
+    for turn, (prompt, answer) in zip(conversation.turns, _encoded(text, conversation), strict=True):
+        fed += len(prompt)
+        if turn.probe is None:
+            fed += len(answer)
+        else:
+            counts.append((fed, len(answer)))
+            fed = 0
+    return tuple(counts)
 
 
 def _sizes(text: ChatText, conversation: Conversation) -> list[int]:
-    return [prompt + answer for prompt, answer in turn_tokens(text, conversation)]
+    return [len(prompt) + len(answer) for prompt, answer in _encoded(text, conversation)]
 
 
 def _fitting(sizes: Sequence[int], limit: int) -> int:

@@ -11,7 +11,7 @@ from kvlite.errors import UsageError
 from kvlite.evaluation.answering import converse
 from kvlite.evaluation.conversation import Conversation
 from kvlite.evaluation.outcome import Answered, Scored
-from kvlite.evaluation.suites import ForcedText, Suite, dialogue_texts, file_texts, turn_tokens
+from kvlite.evaluation.suites import ForcedText, Suite, dialogue_texts, file_texts, question_tokens
 from kvlite.evaluation.variant import Placed, Variant
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ REFERENCE = Variant(load_policy("full"))
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """A suite's `material` for `subject`, and how many tokens each turn of it feeds and answers, as written."""
+    """A suite's `material` for `subject`, and the tokens that each question of it feeds and answers, as written."""
 
     subject: Subject
     suite: Suite
@@ -67,7 +67,10 @@ class Task:
         text, loaded = subject.text, subject.loaded
         if not suite.is_forced:
             conversations = tuple(suite.conversations(text))
-            return cls(subject, suite, conversations, tuple(turn_tokens(text, each) for each in conversations))
+            fed = tuple(question_tokens(text, each) for each in conversations)
+            if not any(fed):
+                raise UsageError(f"no question of {suite.name} fits into {suite.length} tokens; give a longer --length")
+            return cls(subject, suite, conversations, fed)
         if loaded.state is not None:
             raise UsageError(
                 f"{suite.name} compares two caches, and a {loaded.shape.family} model carries state besides"

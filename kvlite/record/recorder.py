@@ -61,9 +61,9 @@ class Recorder:
         self._engine: ReadableEngine | None = None
         self._is_finished = report == NONE
 
-    def model(self, identity: ModelIdentity) -> None:
-        """Note which weights run."""
-        self._record.model = identity
+    def model(self, identity: ModelIdentity, device: str) -> None:
+        """Note the weights that run, and the kind of device."""
+        self._record.model, self._record.host.device = identity, device
 
     def opened(
         self, identity: ModelIdentity, predicted: Mapping[str, int], engine: ReadableEngine, source: str
@@ -72,7 +72,7 @@ class Recorder:
         if self._is_finished:
             return
         reading = engine.read()
-        self.model(identity)
+        self._record.model = identity
         self._predicted = dict(predicted)
         self._record.host = reading.host
         facts = {

@@ -197,7 +197,7 @@ class BatchReport(Block):
 
 
 class RunRecord(Block):
-    """One run of `kvlite run`, `chat`, `batch` or `bench`."""
+    """One run of `kvlite run`, `chat`, `batch`, `bench` or `eval`."""
 
     model_config = ConfigDict(title=SCHEMA, populate_by_name=True)
 
@@ -211,7 +211,7 @@ class RunRecord(Block):
     model: ModelIdentity | None = None
     host: HostFacts = Field(default_factory=HostFacts)
     kv: KVReport | None = None
-    """None when the run ended before its cache was made."""
+    """None when the run ended before its cache was made, and for `eval`."""
     memory: MemoryReport = Field(default_factory=MemoryReport)
     requests: list[RequestReport] = Field(default_factory=list)
     """At most 1,000; `requests_left_out` counts the rest."""

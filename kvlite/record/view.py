@@ -20,7 +20,7 @@ def verdict(record: RunRecord) -> str:
     """One sentence: whether the run stayed inside its budget, and its peak."""
     kv = record.kv
     if kv is None:
-        return f"No KV cache was made: the run ended with exit code {record.exit_code}."
+        return f"No KV cache is recorded: the run ended with exit code {record.exit_code}."
     share = f" ({percent(kv.peak_bytes / kv.budget_bytes)})" if kv.budget_bytes else ""
     said = "Stayed inside" if kv.within_budget else "Went over"
     parts = [f"peak KV {_exact(kv.peak_bytes)}{share}", f"reserved {_exact(kv.reserved_bytes)}"]

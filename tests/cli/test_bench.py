@@ -6,9 +6,10 @@ import json
 from collections.abc import Callable
 
 import pytest
-from kvlite.engine.graphs import Rerun
 
 from kvlite.cli import main
+from kvlite.engine.decode_graphs import Repeating
+from kvlite.record.store import RunRecords
 
 SMALL = ["bench", "--prompt", "8", "--context", "20,1k", "--drift", "1k,1M", "--steps", "3", "--rounds", "2"]
 
@@ -48,20 +49,27 @@ def test_json_has_every_figure_and_they_agree(capsys: pytest.CaptureFixture[str]
     assert memory["predicted_bytes"]["kv"] == memory["measured_bytes"]["kv"]
     assert memory["peak_bytes"].keys() == {"load", "prefill", "decode"}
     assert found["step"] == "eager" and "step" not in memory["measured_bytes"]
+    record = RunRecords().load("last")
+    assert record.kv is not None and record.model is not None
+    assert (record.command, record.exit_code, record.model.alias, record.kv.capacity_tokens) == ("bench", 0, "demo", 64)
+    assert record.kv.within_budget and record.timeline
+    assert {term.name: term.measured_bytes for term in record.memory.terms if term.measured_bytes is not None} == (
+        memory["measured_bytes"]
+    )
 
 
 @pytest.mark.parametrize("obstacle", [None, "no graph today"])
 def test_how_decoding_ran_is_in_the_report(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, obstacle: str | None
 ) -> None:
-    class Recorder(Rerun):
+    class Recorder(Repeating):
         def record(self, body: Callable[[], None]) -> Callable[[], None]:
             if obstacle is not None:
                 raise RuntimeError(obstacle)
             return super().record(body)
 
-    monkeypatch.setattr("kvlite.engine.capturing.is_wanted", lambda asked, _: bool(asked))
-    monkeypatch.setattr("kvlite.engine.graphs.CudaGraphs", lambda *_: Recorder())
+    monkeypatch.setattr("kvlite.engine.decode_graphs.wants_graphs", lambda asked, _: bool(asked))
+    monkeypatch.setattr("kvlite.engine.decode_graphs.CudaGraphs", lambda *_: Recorder())
     asked = [*SMALL, "demo", "--kv-budget", "64tok", "--device", "cpu", "--capture"]
     assert main([*asked, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)

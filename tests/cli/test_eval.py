@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from kvlite.cli import main
+from kvlite.record.store import RunRecords
 from tests.program import finish, start
 
 SMALL = ["eval", "demo", "--conversations", "2", "--length", "120", "--answer-tokens", "12", "--kv-budget", "40tok",
@@ -33,6 +34,9 @@ def test_measures_recall_and_forced_text_and_resumes(tmp_path: Path, capsys: pyt
     assert window["T"] == 1
     assert recall["variants"][0]["is_reference"] and recall["variants"][0]["count"] > 0
     assert sum(part["count"] for part in recall["variants"][1]["by_kind"]) == recall["variants"][1]["count"]
+    record = RunRecords().load("last")
+    assert (record.command, record.exit_code, record.kv, record.host.device) == ("eval", 0, None, "cpu")
+    assert record.model is not None and record.model.alias == "demo"
 
 
 def test_policies_are_compared_with_their_settings(capsys: pytest.CaptureFixture[str]) -> None:

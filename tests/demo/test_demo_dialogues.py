@@ -5,12 +5,13 @@ from itertools import pairwise
 
 import pytest
 
-from kvlite.demo.dialogues import write_dialogue
-from kvlite.demo.facts import FACTS
-from kvlite.demo.memory import ask, correct, tell
-from kvlite.demo.small_talk import chat, remark
-from kvlite.demo.words import draw, held_out
-from kvlite.demo.writer import Told, Writer
+from kvlite.evaluation.vocabulary import held_out
+from tools.demo.dialogues import write_dialogue
+from tools.demo.facts import FACTS
+from tools.demo.memory import ask, correct, tell
+from tools.demo.small_talk import chat, remark
+from tools.demo.vocabulary import draw
+from tools.demo.writer import Told, Writer
 
 KINDS = (
     "name",

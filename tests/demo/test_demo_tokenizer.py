@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvlite.demo.dialogues import write_dialogue
-from kvlite.demo.words import draw
+from tools.demo.dialogues import write_dialogue
 from tools.demo.tokenizer import SPECIALS, render, train_tokenizer
+from tools.demo.vocabulary import draw
 
 
 @settings(max_examples=200, deadline=None)

@@ -23,7 +23,7 @@ TALK = Conversation(
         Turn("My cat is Milo.", "I see."),
         Turn("It is raining.", "Yes."),
         Turn("What is my cat called?", "Milo.", Probe(("Milo",), 0, "name")),
-        Turn("And now?", "Milo.", Probe(("Milo",), 0, "name")),
+        Turn("Say it again.", "Milo.", Probe(("Milo",), 0, "name")),
     )
 )
 
@@ -81,29 +81,41 @@ def test_distances_count_what_was_fed_with_the_models_own_answers(text: ChatText
     short, long = "Yes.", "That is a very long answer about the rain and the wind."
     found = []
     for says in (short, long):
-        ((answered,), _) = held(Scripted(text, {"0/1": says}), TALK)
-        found.append(answered.outcomes[0])
+        ((answered,), _) = held(Scripted(text, {"0/2": says}), TALK)
+        found.append(answered.outcomes)
     tokens = [len(text.tokenizer.encode(says)) for says in (short, long)]
-    assert found[1].tokens - found[0].tokens == tokens[1] - tokens[0] > 0
-    assert [outcome.turns for outcome in found] == [2, 2]
+    assert found[0][0].tokens == found[1][0].tokens > 0
+    assert found[1][1].tokens - found[0][1].tokens == tokens[1] - tokens[0] > 0
+    assert [[outcome.turns for outcome in outcomes] for outcomes in found] == [[2, 3], [2, 3]]
+
+
+def test_what_asks_for_nothing_is_fed_with_its_written_answer_in_one_piece_with_the_next_question(
+    text: ChatText,
+) -> None:
+    engine = Scripted(text)
+    held(engine, TALK)
+    fed = [text.tokenizer.decode(request.ids) for request in engine.requests]
+    messages = [message for turn in TALK.turns[:2] for message in (("user", turn.user), ("assistant", turn.answer))]
+    messages.append(("user", TALK.turns[2].user))
+    conversation = [{"role": role, "content": content} for role, content in messages]
+    assert fed[0] == text.tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True)
+    assert len(fed) == 2
 
 
 def test_only_what_is_new_is_fed_and_all_of_it_is_counted(text: ChatText) -> None:
     engine = Scripted(text)
     ((answered,), _) = held(engine, TALK)
     fed = [text.tokenizer.decode(request.ids) for request in engine.requests]
-    for turn, part in zip(TALK.turns, fed, strict=True):
-        assert turn.user in part
-        assert sum(other.user in part for other in TALK.turns) == 1
-    answers = 4 * len(text.tokenizer.encode("I see."))
+    assert [[turn.user in part for part in fed] for turn in TALK.turns] == [[True, False]] * 3 + [[False, True]]
+    answers = 2 * len(text.tokenizer.encode("I see."))
     assert answered.tokens == sum(len(request.ids) for request in engine.requests) + answers
 
 
 def test_an_answer_cut_at_its_most_tokens_is_closed_before_the_next_turn(text: ChatText) -> None:
     said = tuple(text.tokenizer.encode("I see."))
-    engine = Scripted(text, {"0/0": ("I see.", FinishReason.LENGTH)})
+    engine = Scripted(text, {"0/2": ("I see.", FinishReason.LENGTH)})
     held(engine, TALK, max_tokens=len(said))
-    assert len(engine.requests) == 4
+    assert len(engine.requests) == 2
     assert engine.requests[1].ids[0] in text.stop_ids
     assert {request.max_tokens for request in engine.requests} == {len(said)}
 
@@ -120,14 +132,14 @@ def test_where_the_window_ends_so_does_the_conversation_and_its_questions_are_un
 
 def test_a_failure_that_is_no_full_window_is_raised(text: ChatText) -> None:
     with pytest.raises(NumericError):
-        held(Scripted(text, {"0/1": NumericError("no numbers")}), TALK)
+        held(Scripted(text, {"0/2": NumericError("no numbers")}), TALK)
 
 
 def test_each_conversation_has_a_row_that_was_reset_and_shorter_ones_just_end(text: ChatText) -> None:
     engine = Scripted(text)
-    (answers, shares) = held(engine, TALK, TALK.first(2))
-    assert engine.resets == [0, 1]
-    assert {request.id: request.row for request in engine.requests}["1/1"] == 1
-    assert [answered.number for answered in answers] == [0, 1]
-    assert [len(answered.outcomes) for answered in answers] == [2, 0]
-    assert shares == [0.25, 0.5, 0.75, 1.0]
+    (answers, shares) = held(engine, TALK, TALK.first(3), TALK.first(2))
+    assert engine.resets == [0, 1, 2]
+    assert {request.id: request.row for request in engine.requests} == {"0/2": 0, "0/3": 0, "1/2": 1}
+    assert [answered.number for answered in answers] == [0, 1, 2]
+    assert [len(answered.outcomes) for answered in answers] == [2, 1, 0]
+    assert shares == [0.5, 1.0]

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvlite.demo.facts import FACTS
 from kvlite.evaluation.conversation import Conversation, Probe
+from kvlite.evaluation.facts import FACTS
 from kvlite.evaluation.recall import write_recall
 from kvlite.evaluation.suites import WRITERS, Writer
 
@@ -42,6 +42,16 @@ def test_an_answer_holds_whole_words_whatever_the_case() -> None:
     probe = Probe(("17", "Rex"), 0, "name")
     assert probe.is_answered_by("rex is 17.")
     assert not probe.is_answered_by("Rex is 170.")
+
+
+@pytest.mark.parametrize("answer", ["It is 17.", "On the 17th, I think.", "17!", "That is 17, not 18.", "(17)"])
+def test_a_number_counts_however_it_stands_in_the_sentence(answer: str) -> None:
+    assert Probe(("17",), 0, "number").is_answered_by(answer)
+
+
+@pytest.mark.parametrize("answer", ["It was 17.50 euros.", "At 17:30.", "It is 3.17.", "117", "17thing"])
+def test_a_part_of_another_number_does_not_count(answer: str) -> None:
+    assert not Probe(("17",), 0, "number").is_answered_by(answer)
 
 
 def test_a_list_is_right_in_any_order_and_however_it_is_joined() -> None:

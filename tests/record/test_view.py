@@ -81,7 +81,7 @@ def test_the_verdict_says_when_the_budget_was_passed() -> None:
 
 
 def test_the_verdict_of_a_run_without_a_cache_names_its_exit_code() -> None:
-    assert verdict(record(kv=None, exit_code=4)) == "No KV cache was made: the run ended with exit code 4."
+    assert verdict(record(kv=None, exit_code=4)) == "No KV cache is recorded: the run ended with exit code 4."
 
 
 def test_a_run_is_named_by_id_command_time_and_exit() -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from transformers import LlamaForCausalLM
 
-from kvlite.demo.facts import FACTS
+from tools.demo.facts import FACTS
 from tools.demo.measure import SpanRecall
 
 _CARD = """\
@@ -55,8 +55,8 @@ and small counts are too few to be held out.
 
 ## Limits
 
-English only, and only phrases close to those in `facts.toml`, `talk.toml` and `phrases.py` of `tools/demo`; anything else is
-answered with one of the sentences it knows. It does not reason, calculate, translate, summarise or follow instructions, and
+English only, and only phrases close to those in `facts.toml`, `small_talk.toml` and `phrases.py` of `tools/demo`; anything
+else is answered with one of the sentences it knows. It does not reason, calculate, translate, summarise or follow instructions, and
 says so when asked. Long or rare words may be copied wrongly. Past its context nothing was trained or measured.
 """  # noqa: E501
 

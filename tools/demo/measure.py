@@ -8,7 +8,7 @@ import torch
 from tokenizers import Tokenizer
 from transformers import LlamaForCausalLM
 
-from kvlite.demo.dialogues import Dialogue, write_dialogue
+from tools.demo.dialogues import Dialogue, write_dialogue
 from tools.demo.examples import batch, loss_of
 from tools.demo.tokenizer import END_OF_TEXT, TURN_END, TURN_START, render
 

@@ -1,6 +1,6 @@
-"""What is said around the facts: corrections, system prompts, bookings (facts: facts.toml; small talk: talk.toml)."""
+"""Phrases around the facts of facts.toml and the talk of small_talk.toml: corrections, system prompts, bookings."""
 
-from kvlite.demo.facts import Fact
+from tools.demo.facts import Fact
 
 CORRECTIONS: tuple[str, ...] = (
     "No, wait. {says}",

@@ -1,7 +1,7 @@
 """The moves of a dialogue that tell facts, correct them, and ask for them again from near and far."""
 
-from kvlite.demo.facts import ACKS, NAME_OF, Fact
-from kvlite.demo.phrases import (
+from tools.demo.facts import ACKS, NAME_OF, Fact
+from tools.demo.phrases import (
     BOOKING_DAY,
     BOOKING_DONE,
     BOOKING_FACT,
@@ -11,9 +11,9 @@ from kvlite.demo.phrases import (
     CORRECTED,
     CORRECTIONS,
 )
-from kvlite.demo.turns import Recall
-from kvlite.demo.words import draw
-from kvlite.demo.writer import Told, Writer
+from tools.demo.turns import Recall
+from tools.demo.vocabulary import draw
+from tools.demo.writer import Told, Writer
 
 _LONGEST_LIST = 5
 _OLDEST_SHARE = 0.35  # questions for the fact said longest ago; the others are for any fact

@@ -5,9 +5,10 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from kvlite.demo.facts import FACTS, Fact
-from kvlite.demo.turns import Recall, Turn
-from kvlite.demo.words import Split, draw
+from kvlite.evaluation.vocabulary import Split
+from tools.demo.facts import FACTS, Fact
+from tools.demo.turns import Recall, Turn
+from tools.demo.vocabulary import draw
 
 BRACE = re.compile(r"\{([a-z]+)\}")
 

@@ -5,21 +5,21 @@ import tomllib
 from functools import cache
 from pathlib import Path
 
-from kvlite.demo.phrases import DEFINITION_ASKS, ECHO_ANSWER, ECHO_ASKS, ECHO_UNKNOWN
-from kvlite.demo.words import draw
-from kvlite.demo.writer import BRACE, Writer
+from tools.demo.phrases import DEFINITION_ASKS, ECHO_ANSWER, ECHO_ASKS, ECHO_UNKNOWN
+from tools.demo.vocabulary import draw
+from tools.demo.writer import BRACE, Writer
 
 _LONGEST_ECHO = 60  # characters
 
 
 @cache
 def _talk() -> dict[str, list[dict[str, list[str]]]]:
-    return tomllib.loads(Path(__file__).with_name("talk.toml").read_text("utf-8"))
+    return tomllib.loads(Path(__file__).with_name("small_talk.toml").read_text("utf-8"))
 
 
 @cache
 def _definitions() -> dict[str, str]:
-    return dict(tomllib.loads(Path(__file__).with_name("talk.toml").read_text("utf-8"))["definitions"])
+    return dict(tomllib.loads(Path(__file__).with_name("small_talk.toml").read_text("utf-8"))["definitions"])
 
 
 def greet(writer: Writer) -> None:

@@ -4,12 +4,10 @@ A held-out word is never used while training, so a model that says it back has c
 """
 
 import random
-import zlib
 from collections.abc import Callable
 from functools import cache
-from typing import Literal
 
-Split = Literal["train", "held-out"]
+from kvlite.evaluation.vocabulary import Split, held_out
 
 _INVENTED_SHARE = 0.5
 
@@ -122,11 +120,6 @@ _BEGINNINGS = _words("""
 _ENDINGS = _words("ange cher dow er ery est ful ge ian ice ing ion ish ist ity ket land le less ley ly man mer mon ness"
                   " ney ory ous ow per rel sh ship son ter ton tor ture ver wer y")  # fmt: skip
 _BEGINNING_SHARE = 0.4  # of invented words
-
-
-def held_out(word: str) -> bool:
-    """Whether a word is kept from training: one in eight, by its checksum."""
-    return zlib.crc32(word.encode()) % 8 == 0
 
 
 @cache
