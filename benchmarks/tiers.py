@@ -32,7 +32,6 @@ from kvlite.llm.text_model import TextModel
 from kvlite.memory.budget import Budget
 from kvlite.memory.format import human_bytes
 from kvlite.memory.shape import ModelShape
-from kvlite.models.device import free_bytes
 from kvlite.options import ModelOptions
 from kvlite.record.measure import installed_versions
 from tiered_slots import Tiered, num_exact, tiered
@@ -119,8 +118,7 @@ def _text(name: str, value: Estimate) -> str:
 
 def subject_of(model: str) -> Subject:
     """The model, quietly."""
-    loaded = TextModel.load(RunSpec.of(ModelOptions(model=model, think="off")), Console(quiet=True))
-    return Subject(loaded.loaded, loaded.text, loaded.files.identity(), 16, free_bytes(loaded.loaded.device))
+    return Subject.of(TextModel.load(RunSpec.of(ModelOptions(model=model, think="off")), Console(quiet=True)), 16)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -69,11 +69,11 @@ class Console:
         self.on_warning: Callable[[str], None] = lambda text: None
         """Told of every warning too; a run record keeps them."""
         self.around: Callable[[Callable[[], None]], None] = lambda write: write()
-        """How a line is written to stderr: as it is, or with the line that a user edits out of the way."""
+        """Wraps the writing of a line to stderr, so that a line which a user edits can be moved out of the way."""
 
     @property
     def is_terminal(self) -> bool:
-        """Whether stdout is a terminal."""
+        """True if stdout is a terminal."""
         return _is_terminal(self._stdout)
 
     @property
@@ -83,12 +83,12 @@ class Console:
 
     @property
     def has_live_stderr(self) -> bool:
-        """Whether stderr is a terminal on which lines may be redrawn."""
+        """True if stderr is a terminal on which lines may be redrawn."""
         return _is_terminal(self._stderr) and not self.plain and os.environ.get("TERM") != "dumb"
 
     @property
     def has_color(self) -> bool:
-        """Whether stdout may carry colour."""
+        """True if stdout may carry colour."""
         return self._has_color(self._stdout)
 
     def answer(self, text: str) -> None:

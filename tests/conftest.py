@@ -27,3 +27,11 @@ def own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monke
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(home))
     yield home
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """A folder with SmolLM2-135M-Instruct in bfloat16; for tests marked `real`."""
+    from tests.smollm2 import smollm2_folder
+
+    return smollm2_folder()

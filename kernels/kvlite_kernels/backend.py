@@ -72,10 +72,13 @@ class TorchBackend:
 
     def write(self, slots: Slots, index: Tensor | slice, k: Vectors, v: Vectors) -> None:
         """See Backend."""
-        if isinstance(slots.k, Packed):
-            k, v = self.encode(slots, k, v)
         where = index if isinstance(index, slice) else (index + slots.starts).flatten()
-        for held, new in ((slots.k, k), (slots.v, v)):
+        if isinstance(slots.k, Tensor) and isinstance(slots.v, Tensor):
+            assert isinstance(k, Tensor) and isinstance(v, Tensor)
+            put(slots.k, 2, where, k)
+            put(slots.v, 2, where, v)
+            return
+        for held, new in zip((slots.k, slots.v), self.encode(slots, k, v), strict=True):
             for tensor, part in zip(tensors_of(held), tensors_of(new), strict=True):
                 put(tensor, 2, where, part)
 
@@ -89,15 +92,15 @@ class TorchBackend:
         observation: Observation | None,
     ) -> tuple[Tensor, Tensor | None]:
         """See Backend."""
-        is_coded = isinstance(held.k, Packed)
-        query = hadamard(q) if is_coded else q
+        is_quantised = isinstance(held.k, Packed)
+        query = hadamard(q) if is_quantised else q
         segments = [held] if new is None else [held, new]
         out, received = attend_segments(query, q_pos, segments, geometry, observation)
         if observation is not None and held.statistic is not None:
             if observation.retention is not None:
                 held.statistic.mul_(observation.retention)
             held.statistic.add_(received[0])
-        if is_coded:
+        if is_quantised:
             out = hadamard(out)
         return out if out.dtype is q.dtype else out.to(q.dtype), received[1] if len(received) > 1 else None
 

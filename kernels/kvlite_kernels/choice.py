@@ -62,7 +62,7 @@ def require_triton(device: torch.device) -> None:
 
 
 def processor_of(device: torch.device) -> Processor:
-    """What Triton kernels run on."""
+    """The processor that Triton kernels run on."""
     from kvlite_kernels.triton_set.tiles import INTERPRETER, Processor
 
     if device.type != "cuda":

@@ -13,7 +13,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class Protection:
-    """Who stays whatever the score: the newest `recent` tokens, the first `sinks`, spans `pins` int32 [n, P, 2].
+    """Tokens that stay whatever their score: the newest `recent`, the first `sinks`, spans `pins` int32 [n, P, 2].
 
     Layers with a `window` keep neither sinks nor pins, and what no query can see any more goes first.
     """

@@ -1,4 +1,4 @@
-"""The torch twins of low-bit slots: vectors rotated by a Hadamard matrix, coded in 8 or 4 bits with scales.
+"""Low-bit slots in plain torch: vectors rotated by a Hadamard matrix, coded in 8 or 4 bits with scales.
 
 A vector is coded by itself, in groups of neighbouring channels, so that any slot can be overwritten alone. The
 rotation spreads what lies in a few channels over all of a block; it is orthonormal and its own inverse, so attention
@@ -48,12 +48,12 @@ class Packed:
 
     @property
     def group(self) -> int:
-        """How many channels share a scale."""
+        """The number of channels that share a scale."""
         return self.dim // self.scale.shape[-1]
 
     @property
     def run(self) -> int:
-        """How many channels from any whole number of runs on share a scale, in either half of a vector."""
+        """The number of channels that share a scale from any whole number of runs on, in either half of a vector."""
         return gcd((self.dim + 1) // 2, self.group)
 
     def __getitem__(self, index: Any) -> Packed:

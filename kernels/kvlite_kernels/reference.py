@@ -1,9 +1,9 @@
-"""The torch twins: plain tensor mathematics that every kernel is held against, and what runs where no kernel does.
+"""Attention in plain torch: the reference that every kernel is held against, and what runs where no kernel does.
 
-Three operations make up the seam. `attend` gives a partial attention over one segment of keys with its log-sum-exp;
-`merge` joins partials over disjoint segments exactly; `statistic.received` says what each key received once the merged
-log-sum-exp is known. `evict` then chooses the slots that the new tokens take. Positions say everything about validity:
-a key at position -1 is free or padding, a query sees keys at its own position or before, inside the layer's window.
+`attend` gives a partial attention over one segment of keys with its log-sum-exp; `merge` joins partials over disjoint
+segments exactly; `statistic.received` gives what each key received once the merged log-sum-exp is known. Positions
+decide visibility: a key at position -1 is free or padding, a query sees keys at its own position or before, inside the
+layer's window.
 
 Letters: B rows, T new tokens, N keys of a segment, S slots, H_Q query heads, H_KV KV heads, G = H_Q / H_KV, D head
 dim of K, D_V of V. Logits, probabilities and sums are fp32 (fp64 if the inputs are).
@@ -45,7 +45,7 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class Geometry:
-    """What a layer's attention is besides its keys.
+    """Parameters of a layer's attention besides its keys.
 
     `scaling` multiplies the logits, `softcap` bounds them by tanh, `window` is how many positions back a query sees
     (None: all), `sink_logits` [H_Q] is a learned extra logit per head that takes probability and has no value.
@@ -102,12 +102,12 @@ def attend_segments(
     segment.
     """
     batch, num_heads, num_queries, _ = q.shape
+    if num_queries == 1 and len(segments) == 1 and _is_plain(segments[0], geometry, observation):
+        return _attend_plainly(q, segments[0], geometry, observation)
     num_kv_heads = segments[0].k.shape[1]
     num_keys = sum(segment.k.shape[2] for segment in segments)
     most = min(TILE_ELEMENTS, CACHED_ELEMENTS) if q.device.type == "cpu" else TILE_ELEMENTS
     tile = max(1, most // (batch * num_heads * num_keys))
-    if num_queries == 1 and len(segments) == 1 and _is_plain(segments[0], geometry, observation):
-        return _attend_plainly(q, segments[0], geometry, observation)
     outs: list[Tensor] = []
     totals: list[Tensor] = []
     for start in range(0, num_queries, tile):
@@ -131,7 +131,7 @@ def attend_segments(
 
 
 def _is_plain(segment: Segment, geometry: Geometry, observation: Observation | None) -> bool:
-    """Whether one softmax over all keys is the probability of each, and no more is asked of it than its mean."""
+    """True where one softmax gives each key its probability, and no more is asked than the mean over heads."""
     is_mean = observation is None or (observation.kind is Statistic.MASS and observation.heads == "mean")
     return segment.all_visible and geometry.softcap is None and geometry.sink_logits is None and is_mean
 
@@ -154,7 +154,7 @@ def _attend_plainly(
 
 
 def _visible(q_pos: Tensor, k_pos: Tensor, window: int | None) -> Tensor:
-    """Which key each query sees: bool [B, H_KV, T, N], or [B, 1, T, N] where all heads hold the same positions."""
+    """Keys that each query sees: bool [B, H_KV, T, N], or [B, 1, T, N] where all heads hold the same positions."""
     query, key = q_pos[:, None, :, None], k_pos[:, :, None, :]
     seen = (key >= 0) & (key <= query)
     if window is not None:

@@ -1,4 +1,4 @@
-"""What a batch is asked to do, and the model it is given: values only."""
+"""The settings of a batch and the model it is given: values only."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Writing:
-    """Where records go and what happens to those that are there; `form` None mirrors each line."""
+    """The output file, and the treatment of records that are in it; `form` None mirrors each line."""
 
     output: str | None = None
     form: Form | None = None
@@ -36,7 +36,7 @@ class Writing:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ending:
-    """When the batch stops early, and what it tells meanwhile and at the end."""
+    """The limits at which the batch stops early, and its progress line and summary."""
 
     max_time_s: float | None = None
     max_errors: int | None = None
@@ -64,7 +64,7 @@ class Job:
     budget_source: str = "default"
 
     def params(self, model: Model) -> Json:
-        """What changes the answers, as the user stated it: records of one file must have been made with the same."""
+        """The settings that change the answers, as the user stated them; all records of a file have the same."""
         defaults = asdict(self.defaults)
         sampling = defaults.pop("sampling")
         reader = self.input.reader

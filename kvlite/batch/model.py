@@ -96,6 +96,6 @@ class _Access:
         device = find_device(spec.device)
         fit = spec.fit(files, spec.shape(files), device.kind, device.free_bytes, self.batch_size)
         chosen = fit.specs(spec.budget)[0]
-        is_provisional = chosen.slot_format.is_coded and spec.stored is None
+        is_provisional = chosen.slot_format.is_quantised and spec.stored is None
         cache = replace(fit, spec=chosen).cache(spec.budget)
         return Planned(files.identity(), text, cache, chosen.slot_format, is_provisional)

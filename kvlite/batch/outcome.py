@@ -1,4 +1,4 @@
-"""How one entry ended: its answers, or the failure that took their place."""
+"""The outcome of one entry: its answers, or a failure in their place."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Choice:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """An entry's end: all of its choices and no failure, or a failure and what a simple record keeps of the answer."""
+    """The end of an entry: all of its choices and no failure, or a failure with the choices that had tokens by then."""
 
     entry: Entry
     choices: tuple[Choice, ...] = ()

@@ -1,4 +1,4 @@
-"""What a batch adds up to: on the progress line, in the summary, in the run record."""
+"""The sums of a batch: for the progress line, the summary and the run record."""
 
 from __future__ import annotations
 

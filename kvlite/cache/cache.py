@@ -34,7 +34,7 @@ def open_backend(
         for layer, slots in zip(shape.layers, plan.layer_slots, strict=True)
         if layer.kv_heads
     ]
-    dtypes = [dtype] if stored.is_coded else [dtype, getattr(torch, stored.name)]
+    dtypes = [dtype] if stored.is_quantised else [dtype, getattr(torch, stored.name)]
     try:
         return choose_backend(wanted, layers, plan.rows, dtypes, device)
     except KernelsUnavailable as error:
@@ -108,11 +108,11 @@ class SlotCache:
         return [tensor for layer in self.layers.values() for tensor in layer.tensors.values()]
 
     def live(self, row: int, slots: int) -> int:
-        """How many slots per head of a row are live in the layers that have `slots`."""
+        """Count the live slots per head of a row in the layers that have `slots`."""
         return self._live[slots][row]
 
     def room(self, row: int) -> int:
-        """How many more tokens a row takes before some layer would lose a token that is still visible."""
+        """Count the tokens a row still takes before some layer would lose one that is visible."""
         bounded = [layer for layer in self.layers.values() if not _outlives_window(layer)]
         return min((layer.num_slots - self._live[layer.num_slots][row] for layer in bounded), default=2**62)
 
@@ -225,7 +225,7 @@ class SlotCache:
         return SlotMapping(extent, index[:, None])
 
     def _observation(self, pos: Tensor, counts: Sequence[int]) -> Observation | None:
-        """How the attention of the tokens at `pos` counts; made once for one token in each row."""
+        """The observation of the tokens at `pos`; made once for one token in each row."""
         if not self.policy.statistic.accumulates:
             return None
         if pos.shape[1] > 1 or min(counts) == 0:
@@ -241,7 +241,7 @@ def waiting(slots: int, all_visible: bool = False) -> SlotMapping:
 
 
 def observe(policy: Policy, pos: Tensor) -> Observation:
-    """How `policy` counts the attention of queries at `pos` int [n, T], of which padding counts nothing.
+    """The observation by `policy` of queries at `pos` int [n, T]; padding counts nothing.
 
     A query weighs less by the policy's decay for each that follows it, nothing where it is too old to be observed; what
     keys received before is retained accordingly.

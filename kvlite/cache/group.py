@@ -73,7 +73,7 @@ class LayerGroup:
 
 def empty_vectors(heads: tuple[int, ...], dim: int, stored: SlotFormat, device: torch.device) -> Vectors:
     """Zeros [*heads, dim] as `stored` says: numbers, or codes and their scales."""
-    if not stored.is_coded:
+    if not stored.is_quantised:
         return torch.zeros(*heads, dim, dtype=getattr(torch, stored.name), device=device)
     codes_dtype = torch.uint8 if stored.bits == 4 else torch.int8
     codes: Tensor = torch.zeros(*heads, stored.code_bytes(dim), dtype=codes_dtype, device=device)

@@ -56,7 +56,9 @@ class Layer:
         mapping = step.mappings[self.num_slots]
         num_queries = q.shape[2]
         q_pos = step.pos if num_queries == step.pos.shape[1] else step.pos[:, -num_queries:]
-        observation = self._observation(step.observation, num_queries)
+        observation = step.observation
+        if observation is not None and (self._noise is not None or num_queries != step.pos.shape[1]):
+            observation = replace(observation, weight=observation.weight[:, -num_queries:], noise=self._noise)
         if mapping.index is None:
             return self._attend_chunk(q, k, v, step, q_pos, geometry, observation)
         window = geometry.window
@@ -114,14 +116,6 @@ class Layer:
         self.slots.rot[row].fill_(-1)
         if self.slots.statistic is not None:
             self.slots.statistic[row].zero_()
-
-    def _observation(self, observation: Observation | None, num_queries: int) -> Observation | None:
-        """The step's, of as many queries as this layer has, with this layer's noise."""
-        if observation is None:
-            return None
-        if num_queries != observation.weight.shape[1]:
-            observation = replace(observation, weight=observation.weight[:, -num_queries:])
-        return observation if self._noise is None else replace(observation, noise=self._noise)
 
     def _view(self, rows: slice, extent: int, all_visible: bool) -> tuple[Slots, Segment]:
         """The slots of `rows` and the first `extent` of them to read; the last view is kept, as decoding repeats it."""

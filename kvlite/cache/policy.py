@@ -126,7 +126,7 @@ class Policy(ABC):
 
     @abstractmethod
     def recent(self, slots: int) -> int:
-        """How many of the newest tokens are never evicted, at least 1, given `slots` per KV head."""
+        """The number of newest tokens that are never evicted, at least 1, given `slots` per KV head."""
 
     @abstractmethod
     def score(self, candidates: Candidates) -> Tensor:
@@ -140,7 +140,7 @@ class Policy(ABC):
         return slots
 
     def when_full(self, wanted: str | None) -> str:
-        """What happens when no slot is free: `wanted`, one of ON_FULL, or what the policy is for.
+        """The action when no slot is free: `wanted`, one of ON_FULL, or the policy's own.
 
         Raises UsageError on any other word, and where a policy that evicts nothing is asked to.
         """

@@ -11,7 +11,7 @@ from kvlite_kernels.statistic import Observation
 
 @dataclass(frozen=True, slots=True)
 class SlotMapping:
-    """Where the new tokens of a step go in the layers that have a certain number of slots per head.
+    """The slots that a step's new tokens go to, in layers with a certain number of slots per head.
 
     `index` says which slots they are written to before attention reads the first `extent`: a slice where that is the
     same for all rows, else int64 [n, 1, T] with the discard slot for padding. It is None where a chunk finds no room:

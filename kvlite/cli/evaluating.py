@@ -27,8 +27,6 @@ LENGTH = 900
 """Tokens of a conversation where the user names no number and the model's window holds as many."""
 
 _WINDOW_SHARE = 0.9  # the rest is for answers longer than the right ones
-_ROWS_ON_CPU = 16
-_ROWS_ON_GPU = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,14 +133,11 @@ def evaluate(asked: Comparison, options: ModelOptions, recorder: Recorder, out: 
     import_engine()
     from kvlite.evaluation.evaluation import Evaluation
     from kvlite.evaluation.tasks import Subject
-    from kvlite.models.device import free_bytes
 
     model = TextModel.load(spec, out)
-    loaded = model.loaded
-    recorder.model(model.identity(), loaded.device.type)
-    most_rows = given.batch_size or (_ROWS_ON_GPU if loaded.device.type == "cuda" else _ROWS_ON_CPU)
-    subject = Subject(loaded, model.text, model.files.identity(), most_rows, free_bytes(loaded.device))
-    suites, variants = asked.suites(_length(given.length, loaded)), asked.variants()
+    recorder.model(model.identity(), model.loaded.device.type)
+    subject = Subject.of(model, given.batch_size)
+    suites, variants = asked.suites(_length(given.length, model.loaded)), asked.variants()
     evaluation = Evaluation(subject, suites, variants, journal, content, one_by_one=asked.chunk is None)
     _run(evaluation, out)
     for note in model.text.notes:

@@ -1,4 +1,4 @@
-"""What a refused allocation is for the user."""
+"""Out of memory, as an error with advice."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from kvlite.errors import OutOfMemory
 
 
 def is_refused(error: BaseException) -> bool:
-    """Whether there was no memory for what `error` ended; the CPU's allocator says so in words alone."""
+    """True where `error` is a refused allocation; the CPU's allocator says so in words alone."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)

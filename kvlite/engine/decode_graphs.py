@@ -63,7 +63,7 @@ class CudaGraphs:
 
 @dataclass(frozen=True, slots=True)
 class GraphKey:
-    """What a graph's kernels depend on: rows, pinned spans a row, and how far layers of each number of slots read.
+    """The shapes of one graph: rows, pinned spans a row, and how far layers of each number of slots read.
 
     An extent of None is a step that evicts.
     """

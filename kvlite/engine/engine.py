@@ -165,14 +165,14 @@ class Engine:
         self._rows[row] = replace(snapshot.row, index=row, used=set(snapshot.row.used))
 
     def counts(self, row: int = 0) -> KVCounts:
-        """What a row holds now."""
+        """Count what a row holds now."""
         held = self._rows[row]
         held.peak_bytes = max(held.peak_bytes, self.cache.live_bytes(row))
         state_bytes = self.loaded.state.num_bytes if self.loaded.state is not None else 0
         return self.cache.counts(row, held.seen, held.peak_bytes, state_bytes)
 
     def total_counts(self) -> KVCounts:
-        """What all rows hold now; bytes and tokens are sums."""
+        """Count what all rows hold now; bytes and tokens are sums."""
         rows = [self.counts(row) for row in range(self.rows)]
         return replace(
             rows[0],

@@ -1,4 +1,4 @@
-"""What a row may still be fed: pins against slots, the model's window, full slots. Says what to do where it may not."""
+"""Limits on what a row is fed: pins against slots, the model's window, full slots; each error says what to do."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Limits:
     on_full: str
 
     def refusal(self, row: Row, request: Request) -> KvliteError | None:
-        """Why a request cannot be served, before anything of it is fed; None where it can."""
+        """The error of a request that cannot be served, before anything of it is fed; None where it can."""
         tokens = len(request.ids) + (row.unfed is not None)
         if (crowded := self.crowding(row, request.pins)) is not None:
             return crowded
@@ -36,7 +36,7 @@ class Limits:
         return None
 
     def crowding(self, row: Row, pins: tuple[tuple[int, int], ...]) -> BudgetTooSmall | None:
-        """Why no more than what a row would pin has room, given the spans that its next ids pin; None where it has."""
+        """The error of a row whose pins, with `pins` of its next ids, leave no room; None where they leave some."""
         plan, policy = self.cache.plan, self.cache.policy
         needed = policy.min_slots(row.num_pinned(row.placed(pins), policy.sinks))
         if not policy.evicts or needed <= plan.fewest:
@@ -52,7 +52,7 @@ class Limits:
         )
 
     def end(self, row: Row) -> ContextFull | None:
-        """Why no more token can be fed to a row, None where one can."""
+        """The error of a row that takes no more token, None where it takes one."""
         if self._ends_at is not None and row.rot >= self._ends_at:
             return ContextFull(f"the model's {self._ends_at} positions are used up and do not re-rotate; start over")
         if self.on_full == "evict" or self.cache.room(row.index) > 0:
@@ -60,17 +60,17 @@ class Limits:
         return ContextFull(f"all {self.cache.plan.fewest} slots are full after {row.seen} tokens; {self._way_on}")
 
     def must_turn(self, row: Row, count: int) -> bool:
-        """Whether the row's keys have to be re-rotated before `count` more tokens."""
+        """True where the row's keys have to be re-rotated before `count` more tokens."""
         return self.window is not None and row.rot + count > self.window
 
     @property
     def _ends_at(self) -> int | None:
-        """Where a conversation ends whatever the slots hold."""
+        """The position at which a conversation ends whatever the slots hold."""
         return None if self.can_rotate else self.window
 
     @property
     def _way_on(self) -> str:
-        """What to do about full slots."""
+        """Advice about full slots."""
         evicting = "--on-full evict" if self.cache.policy.evicts else "--kv-policy heavy-hitter"
         if self.cache.plan.capped_by == "window":
             return f"that is the model's window, so give {evicting}"

@@ -1,4 +1,4 @@
-"""What goes into the engine and what comes out: ids, never text. Loads no torch."""
+"""Requests to the engine, and its tokens and completions: ids, never text. Loads no torch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from kvlite.memory.counts import KVCounts
 
 
 class FinishReason(StrEnum):
-    """Why an answer ended, in OpenAI's words plus `cancelled`."""
+    """The reason an answer ended, in OpenAI's words plus `cancelled`."""
 
     STOP = "stop"
     LENGTH = "length"
@@ -19,7 +19,7 @@ class FinishReason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How the next token is drawn; `temperature == 0` is greedy and exact.
+    """Settings for drawing the next token; `temperature == 0` is greedy and exact.
 
     `top_k == 0`, `top_p == 1` and `min_p == 0` switch the filters off. Raises UsageError on values out of range.
     """
@@ -97,7 +97,7 @@ class Timing:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """How a request ended; always the last event of a request.
+    """The end of a request, always its last event.
 
     `cut_short` says why there was no room for another token, None where the answer ended for any other reason.
     """

@@ -75,6 +75,6 @@ class Row:
         self.job = None
 
     def num_pinned(self, pins: tuple[tuple[int, int], ...], sinks: int) -> int:
-        """How many positions the row's pins and further `pins` cover, besides the first `sinks`."""
+        """Count the positions that the row's pins and further `pins` cover, besides the first `sinks`."""
         spans = (*self.pins, *pins)
         return len({position for start, end in spans for position in range(max(start, sinks), end)})

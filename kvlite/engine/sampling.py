@@ -21,7 +21,7 @@ _STEP, _FIRST, _SECOND = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB13311
 
 @dataclass(frozen=True, slots=True)
 class Draw:
-    """How to draw one row's token: its sampling, the index of the token, and the ids used so far."""
+    """Settings of one row's draw: its sampling, the index of the token, and the ids used so far."""
 
     sampling: Sampling
     index: int
@@ -30,7 +30,7 @@ class Draw:
 
 @dataclass(frozen=True, slots=True)
 class Draws:
-    """How n rows draw, as tensors of one device: `settings` fp32 [5, n], the rows' `settings_of`.
+    """Settings of n draws as tensors of one device: `settings` fp32 [5, n], the rows' `settings_of`.
 
     `uniform` fp32 [n] in [0, 1], None where every row is greedy; `used` bool [n, V] says which ids are penalised, None
     where no row penalises any.
@@ -60,7 +60,7 @@ def sample(logits: Tensor, draws: Sequence[Draw]) -> list[int]:
 
 
 def drawn(logits: Tensor, draws: Draws) -> Tensor:
-    """What `sample` gives, int64 [n], without waiting for the device: greedy rows take the exact maximum.
+    """Draw as `sample` does, int64 [n], without waiting for the device: greedy rows take the exact maximum.
 
     Used ids have positive logits divided and negative ones multiplied by the penalty (CTRL,
     https://arxiv.org/abs/1909.05858).

@@ -1,4 +1,4 @@
-"""Which rows the next forward pass feeds, and what: ints and deques, no tensors.
+"""Choice of the rows that the next forward pass feeds, and of their ids: ints and deques, no tensors.
 
 Prompts go first, in chunks, so that a waiting answer starts soon; then all rows decode one token together. Chunks are
 cut from the start of each prompt whatever its neighbours do, so that answers do not depend on the batch.

@@ -11,11 +11,12 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from kvlite.engine.request import Completion, FinishReason, Request, Token
+from kvlite.engine.request import FinishReason, Request
 from kvlite.errors import ContextFull
 from kvlite.evaluation.conversation import Conversation
-from kvlite.evaluation.outcome import Answered, Outcome
+from kvlite.evaluation.results import Answered, QuestionResult
 from kvlite.evaluation.suites import first_message
+from kvlite.llm.answer import Answer, stream_answers
 
 if TYPE_CHECKING:
     from kvlite.engine.engine import Engine
@@ -32,7 +33,7 @@ class _Row:
     conversation: Conversation
     tokens: int = 0
     ends: list[int] = field(default_factory=list)
-    outcomes: list[Outcome] = field(default_factory=list)
+    outcomes: list[QuestionResult] = field(default_factory=list)
     ended: bool = True
     thinking: bool = False
     is_over: bool = False
@@ -60,25 +61,24 @@ class _Row:
             return text.conversation([first_message(self.conversation)])
         return text.next_turn(user, ended=self.ended, thinking=self.thinking)
 
-    def take(self, answer: AnswerText, completion: Completion, max_tokens: int) -> None:
+    def take(self, answer: Answer, max_tokens: int) -> None:
         """Record an answer; one that the model's window did not hold ends the conversation."""
-        if completion.error is not None and not isinstance(completion.error, ContextFull):
-            raise completion.error
-        reason = completion.finish_reason
-        is_cut = reason is FinishReason.LENGTH and len(completion.ids) < max_tokens
-        if completion.error is not None or is_cut:
+        error = answer.completion.error
+        if error is not None and not isinstance(error, ContextFull):
+            raise error
+        is_cut = answer.finish_reason is FinishReason.LENGTH and answer.completion_tokens < max_tokens
+        if error is not None or is_cut:
             self.is_over = True
             return
-        self.tokens = self.ends[-1] + len(completion.ids)
-        self.ended = reason is FinishReason.STOP and not answer.stopped
-        self.thinking = answer.is_thinking
+        self.tokens = self.ends[-1] + answer.completion_tokens
+        self.ended, self.thinking = answer.ended_itself, answer.is_thinking
         turn = len(self.ends) - 1
         probe = self.conversation.turns[turn].probe
         assert probe is not None, "only questions are answered by the model"
         said = answer.text.strip()
         back = self.ends[turn] - self.ends[probe.said_in]
         right = probe.is_answered_by(said)
-        self.outcomes.append(Outcome(turn, right, turn - probe.said_in, back, probe.kind, probe.steps, said))
+        self.outcomes.append(QuestionResult(turn, right, turn - probe.said_in, back, probe.kind, probe.steps, said))
 
     def answered(self) -> Answered:
         unreached = sum(1 for _ in self.conversation.probes) - len(self.outcomes)
@@ -105,20 +105,14 @@ def converse(
 
 def _round(engine: Engine, text: ChatText, rows: Sequence[_Row], max_tokens: int) -> None:
     """Ask the next question of every row."""
-    answers: dict[str, tuple[_Row, AnswerText]] = {}
-    requests = []
+    asking: dict[str, _Row] = {}
+    asked: list[tuple[Request, AnswerText]] = []
     for row in rows:
         ids, prompt = row.up_to_question(text)
         name = f"{row.number}/{len(row.ends) - 1}"
-        answers[name] = (row, text.answer(prompt))
-        requests.append(Request(name, ids, max_tokens=max_tokens, stop_ids=text.stop_ids, row=row.index))
-    for event in engine.run(requests):
-        row, answer = answers[event.request_id]
-        if isinstance(event, Token):
-            if not answer.stopped:
-                answer.push(event.id)
-                if answer.stopped:
-                    engine.cancel(event.request_id, FinishReason.STOP)
-        else:
-            answer.finish()
-            row.take(answer, event, max_tokens)
+        asking[name] = row
+        request = Request(name, ids, max_tokens=max_tokens, stop_ids=text.stop_ids, row=row.index)
+        asked.append((request, text.answer(prompt)))
+    for name, event in stream_answers(engine, asked):
+        if isinstance(event, Answer):
+            asking[name].take(event, max_tokens)

@@ -34,7 +34,7 @@ def conclusion(summary: Summary) -> str:
     if not budgets:
         return f"The full cache: {_cost(summary, reference)}."
     chosen = _chosen(summary, budgets)
-    if any(_better(summary, lines, chosen) for lines in budgets.values()):
+    if any(_is_beaten(summary, lines, chosen) for lines in budgets.values()):
         return " ".join(_at(summary, budget, lines) for budget, lines in budgets.items())
     costs = [f"{_cost(summary, lines[chosen])} at {budget}" for budget, lines in budgets.items() if chosen in lines]
     return (
@@ -98,29 +98,23 @@ def _doubt(summary: Summary, budgets: dict[str, dict[str, Line]], chosen: str) -
     return " Its lead over the others is more than chance." if len(_names(budgets)) > 1 else ""
 
 
-def _rivals(lines: dict[str, Line], chosen: str) -> list[str]:
-    return [name for name in lines if name != chosen and chosen in lines]
-
-
 def _alike(summary: Summary, lines: dict[str, Line], chosen: str) -> list[str]:
     """The names that the measurement cannot tell from the chosen one."""
-    seed = summary.result.suite.seed
-    return [name for name in _rivals(lines, chosen) if not _differs(lines[chosen], lines[name], seed)]
+    rivals = [name for name in lines if name != chosen and chosen in lines]
+    return [name for name in rivals if not _differs(lines[chosen], lines[name], summary.result.suite.seed)]
 
 
-def _better(summary: Summary, lines: dict[str, Line], chosen: str) -> list[str]:
-    """The names that do more than the chosen one, beyond chance."""
-    alike = _alike(summary, lines, chosen)
-    rivals = [name for name in _rivals(lines, chosen) if name not in alike]
-    return [name for name in rivals if _is_better(summary, lines[name], lines[chosen])]
+def _is_beaten(summary: Summary, lines: dict[str, Line], chosen: str) -> bool:
+    """True if another name did better than the chosen one, beyond chance."""
+    if chosen not in lines:
+        return False
+    sign, alike = (1 if summary.higher_is_better else -1), _alike(summary, lines, chosen)
+    value = lines[chosen].main.value
+    return any(sign * line.main.value > sign * value for name, line in lines.items() if name not in alike)
 
 
 def _counted(summary: Summary) -> str:
     return "tokens" if summary.result.suite.is_forced else "questions"
-
-
-def _is_better(summary: Summary, one: Line, other: Line) -> bool:
-    return (one.main.value > other.main.value) == summary.higher_is_better
 
 
 def _differs(one: Line, other: Line, seed: int) -> bool:

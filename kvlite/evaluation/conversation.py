@@ -1,4 +1,4 @@
-"""Conversations to be held with a model: what the user says, what is asked back, and when an answer is right.
+"""Conversations to hold with a model: messages, questions and the rule for a right answer.
 
 Pure values; knows no tokenizer, no model and no template.
 """
@@ -13,10 +13,10 @@ from dataclasses import dataclass, replace
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """What a turn asks back: `values` that the answer must hold, all said last in turn `said_in`.
+    """A question for something said earlier: the answer must hold all `values`, which turn `said_in` said last.
 
-    `kind` is what results are sorted by: what sort of value it is, or how it has to be found. `steps` is how many
-    statements have to be joined: 1 for a fact, 2 where the question names it by another fact.
+    Results are grouped by `kind`: the sort of value, or the way it is found. `steps` statements have to be joined for
+    the answer: 1 for a fact, 2 where the question names it by another fact.
     """
 
     values: tuple[str, ...]
@@ -37,7 +37,7 @@ def _standing_alone(value: str) -> re.Pattern[str]:
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """What the user says, a right answer, and what is asked back, if anything."""
+    """A message of the user, a right answer, and the probe where the message asks for something said earlier."""
 
     user: str
     answer: str
@@ -52,7 +52,7 @@ class Conversation:
 
     @property
     def probes(self) -> Iterator[tuple[int, Probe]]:
-        """The turns that ask something back, by number."""
+        """The turns that ask for something said earlier, by number."""
         return ((number, turn.probe) for number, turn in enumerate(self.turns) if turn.probe is not None)
 
     def key(self) -> str:

@@ -1,4 +1,4 @@
-"""The suites by name: what each asks, and the conversations or texts it is made of for one model."""
+"""The suites by name, and the conversations or texts they are made of for one model."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _SAMPLE_TURNS = 24  # of a conversation that tells how many tokens a turn takes
 
 @dataclass(frozen=True, slots=True)
 class Suite:
-    """What is asked: `count` conversations of at most `length` tokens as written, the words from one side of `split`.
+    """A suite to run: `count` conversations of at most `length` tokens as written, words from one side of `split`.
 
     `max_tokens` ends an answer. Raises UsageError on an unknown name or sizes below 1.
     """
@@ -55,16 +55,16 @@ class Suite:
 
     @property
     def is_forced(self) -> bool:
-        """Whether text is fed by force and scored, rather than questions asked."""
+        """True where text is fed by force and scored, false where questions are asked."""
         return self.name in FORCED
 
     @property
     def material(self) -> str:
-        """What it is made of: suites of the same material and settings measure the same and differ in what they say."""
+        """The name of the material: suites that share it measure the same runs and report other figures."""
         return "text" if self.is_forced else self.name
 
     def key(self) -> dict[str, object]:
-        """What decides the content of conversation n, however many there are."""
+        """The settings that decide the content of conversation n, however many there are."""
         return {**{name: value for name, value in asdict(self).items() if name != "count"}, "name": self.material}
 
     def conversations(self, text: ChatText) -> list[Conversation]:
@@ -79,7 +79,7 @@ class Suite:
 
 @dataclass(frozen=True, slots=True)
 class ForcedText:
-    """Ids to be fed as they are, and which of them count: those the model would have had to write."""
+    """Ids to feed as they are; `scored` marks those that the model would have had to write."""
 
     ids: tuple[int, ...]
     scored: tuple[bool, ...]
@@ -136,7 +136,7 @@ def _sizes(text: ChatText, conversation: Conversation) -> list[int]:
 
 
 def _fitting(sizes: Sequence[int], limit: int) -> int:
-    """How many first turns stay within `limit` tokens; at least one."""
+    """The number of first turns that stay within `limit` tokens; at least one."""
     total = 0
     for number, size in enumerate(sizes):
         total += size

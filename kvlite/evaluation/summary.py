@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from kvlite.evaluation.evaluation import Measured, SuiteResult
 from kvlite.evaluation.intervals import Estimate, bootstrap, wilson
-from kvlite.evaluation.outcome import Answered, Outcome, Scored, Span
+from kvlite.evaluation.results import Answered, QuestionResult, Scored, Span
 from kvlite.evaluation.variant import Placed
 
 TURNS = (2, 4, 8, 16, 32)
@@ -99,12 +99,12 @@ def summarise(result: SuiteResult) -> Summary:
 _Key = tuple[int, int]  # conversation and turn
 
 
-def _questions(measured: Measured) -> dict[_Key, Outcome]:
+def _questions(measured: Measured) -> dict[_Key, QuestionResult]:
     answered = (each for each in measured.results if isinstance(each, Answered))
     return {(each.number, outcome.turn): outcome for each in answered for outcome in each.outcomes}
 
 
-def _answered_line(measured: Measured, reference: dict[_Key, Outcome]) -> Line:
+def _answered_line(measured: Measured, reference: dict[_Key, QuestionResult]) -> Line:
     found = _questions(measured)
     right = {key: key in found and found[key].right for key in reference}
 

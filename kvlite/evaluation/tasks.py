@@ -1,4 +1,4 @@
-"""A suite on one model: its conversations or texts, and how a group of them is measured under a placed variant."""
+"""A suite on one model: its conversations or texts, and the measuring of a group of them under a placed variant."""
 
 from __future__ import annotations
 
@@ -10,13 +10,18 @@ from kvlite.cache.policy import load_policy
 from kvlite.errors import UsageError
 from kvlite.evaluation.answering import converse
 from kvlite.evaluation.conversation import Conversation
-from kvlite.evaluation.outcome import Answered, Scored
+from kvlite.evaluation.results import Answered, Scored
 from kvlite.evaluation.suites import ForcedText, Suite, dialogue_texts, file_texts, question_tokens
 from kvlite.evaluation.variant import Placed, Variant
 
 if TYPE_CHECKING:
+    from kvlite.llm.text_model import TextModel
     from kvlite.models.loaded import LoadedModel
     from kvlite.text.template import ChatText
+
+ROWS_ON_CPU = 16
+ROWS_ON_GPU = 64
+"""Conversations that run at once where the user names no number."""
 
 MOST_LOGIT_BYTES = 256 * 10**6
 """Of one pass over text that is scored, in float32, for one cache; rows run at once as long as they stay below."""
@@ -42,8 +47,17 @@ class Subject:
     most_rows: int
     free_bytes: int
 
+    @classmethod
+    def of(cls, model: TextModel, most_rows: int | None = None) -> Subject:
+        """An open model, with at most `most_rows` rows, or as many as are usual on its device."""
+        from kvlite.models.device import free_bytes
+
+        device = model.loaded.device
+        most_rows = most_rows or (ROWS_ON_GPU if device.type == "cuda" else ROWS_ON_CPU)
+        return cls(model.loaded, model.text, model.files.identity(), most_rows, free_bytes(device))
+
     def rows(self, wanted: int, row_bytes: int) -> int:
-        """How many of the `wanted` rows run at once where each takes `row_bytes`; at least one."""
+        """The rows that run at once, of `wanted` ones that take `row_bytes` each; at least one."""
         if self.loaded.state is not None:
             return 1
         return max(1, min(wanted, self.most_rows, self.free_bytes // CACHE_SHARE // row_bytes))
@@ -90,7 +104,7 @@ class Task:
         return variant.place(self.subject.loaded.shape, tokens, most if window is None else min(most, window))
 
     def unit(self, placed: Placed, number: int) -> dict[str, object]:
-        """What decides the result of one conversation or text."""
+        """Everything that decides the result of one conversation or text, as the journal records it."""
         material, loaded = self.material[number], self.subject.loaded
         return {
             "model": self.subject.identity,
@@ -121,7 +135,7 @@ class Task:
         return sum(passes) / len(self.fed)
 
     def rows(self, placed: Placed, wanted: int) -> int:
-        """How many conversations run at once under a variant."""
+        """The number of conversations that run at once under a variant."""
         row_bytes = placed.plan.reserved_bytes
         if self.suite.is_forced:
             row_bytes += self.place(REFERENCE, self.tokens).plan.reserved_bytes

@@ -61,7 +61,7 @@ def _tolerated(model: TextModel, specs: Sequence[CacheSpec], measured: dict[str,
     is_named = len(specs) == 1
     for spec in specs:
         stored = spec.slot_format
-        if not stored.is_coded:
+        if not stored.is_quantised:
             return spec
         if stored.name not in measured:
             measured[stored.name] = (require_survival if is_named else try_format)(model.loaded, stored)

@@ -10,7 +10,6 @@ from kvlite.engine.request import Sampling
 from kvlite.errors import BrokenModel, UsageError
 from kvlite.llm.listener import Listener
 from kvlite.llm.spec import BatchSize, RunSpec
-from kvlite.text.template import ChatText
 
 if TYPE_CHECKING:
     from kvlite.catalog.files import ModelFiles
@@ -18,6 +17,7 @@ if TYPE_CHECKING:
     from kvlite.memory.prediction import DeviceKind
     from kvlite.models.loaded import LoadedModel
     from kvlite.record.schema import ModelIdentity
+    from kvlite.text.template import ChatText
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +45,7 @@ class TextModel:
         from kvlite.engine.decode_graphs import wants_graphs
         from kvlite.models.device import pick_device
         from kvlite.models.loading import load
+        from kvlite.text.template import ChatText
 
         device = pick_device(spec.device)
         captures = wants_graphs(spec.capture, device)

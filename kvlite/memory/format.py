@@ -29,17 +29,17 @@ MOST_GROUP = 32
 class SlotFormat:
     """The way a slot stores its key and value: in a floating-point dtype, or as codes with an fp16 scale per group.
 
-    `is_coded` tells the two apart; `bits` are those of one channel, scales not counted.
+    `is_quantised` tells the two apart; `bits` are those of one channel, scales not counted.
     """
 
     name: str
     bits: int
-    is_coded: bool = False
+    is_quantised: bool = False
 
     @property
     def label(self) -> str:
         """The words to add to a number of tokens; none for a floating-point dtype."""
-        return f" in {self.name}" if self.is_coded else ""
+        return f" in {self.name}" if self.is_quantised else ""
 
     def bytes_per_slot(self, k_dim: int, v_dim: int) -> int:
         """Bytes of one key and one value of one KV head."""
@@ -55,12 +55,12 @@ class SlotFormat:
 
     def num_scales(self, dim: int) -> int:
         """Scales of a vector of `dim` channels; none in a floating-point dtype."""
-        return dim // self.group(dim) if self.is_coded and dim else 0
+        return dim // self.group(dim) if self.is_quantised and dim else 0
 
 
 FORMATS = {name: SlotFormat(name, size * 8) for name, size in DTYPE_BYTES.items()} | {
-    "int8": SlotFormat("int8", 8, is_coded=True),
-    "int4": SlotFormat("int4", 4, is_coded=True),
+    "int8": SlotFormat("int8", 8, is_quantised=True),
+    "int4": SlotFormat("int4", 4, is_quantised=True),
 }
 FORMAT_SPELLINGS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 

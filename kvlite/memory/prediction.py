@@ -150,7 +150,7 @@ def activation_bytes(shape: ModelShape, tokens: int, stored: SlotFormat | None =
         shape.query_heads * (layer.k_dim + 2 * layer.v_dim) + 3 * layer.kv_heads * (layer.k_dim + layer.v_dim)
         for layer in shape.layers
     )
-    coding_bytes = coding * DTYPE_BYTES["float32"] if stored is not None and stored.is_coded else 0
+    coding_bytes = coding * DTYPE_BYTES["float32"] if stored is not None and stored.is_quantised else 0
     return tokens * (per_token * DTYPE_BYTES[shape.dtype] + coding_bytes)
 
 

@@ -1,4 +1,4 @@
-"""Ids to text as they come: never half a character, and in time linear in the length of the answer."""
+"""Decode ids to text as they arrive: never half a character, in time linear in the length of the answer."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ _LONGEST_WAIT = 8  # tokens; a UTF-8 character has at most 4 bytes
 
 
 class TokenDecoder(Protocol):
-    """Turns ids into the text that `tokenizer.decode(..., skip_special_tokens=True)` gives for all of them."""
+    """Decode ids one by one to the text of `tokenizer.decode(..., skip_special_tokens=True)` for all of them."""
 
     def push(self, token_id: int) -> str:
-        """The text that this id completes, often empty."""
+        """Take the next id and return the text that it completes, often none."""
 
     def finish(self) -> str:
-        """What is left when no id follows."""
+        """Return the text still held back; no id may follow."""
 
 
 def token_decoder(tokenizer: PreTrainedTokenizerBase, keep: str = "") -> TokenDecoder:
-    """A decoder for one answer; special tokens that occur in `keep` are text, the others are skipped."""
+    """Make the decoder for one answer; special tokens that occur in `keep` are text, the others are skipped."""
     skipped = _skipped_ids(tokenizer, keep)
     if _is_byte_level(tokenizer):
         return ByteLevelDecoder(tokenizer, skipped)
@@ -34,7 +34,7 @@ def token_decoder(tokenizer: PreTrainedTokenizerBase, keep: str = "") -> TokenDe
 
 
 class ByteLevelDecoder:
-    """For byte-level BPE (GPT-2, Llama 3, Qwen): each token is a string of bytes, so UTF-8 is decoded as it comes."""
+    """Decoder for byte-level BPE (GPT-2, Llama 3, Qwen): tokens are strings of bytes, decoded as they arrive."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, skipped: frozenset[int]) -> None:
         self._tokenizer = tokenizer
@@ -57,10 +57,10 @@ class ByteLevelDecoder:
 
 
 class WindowDecoder:
-    """For every other tokenizer: decodes the new tokens behind the one before them, whose text is then cut off.
+    """Decoder for every other tokenizer: it decodes new tokens together with the token before them and cuts that off.
 
-    SentencePiece drops the first token's space, WordPiece joins `##` pieces to what is before: one token of context
-    tells all of that. Byte tokens (`<0xE4>`) wait for the end of their run, because one bad byte spoils the whole run.
+    SentencePiece drops the first token's space and WordPiece joins `##` pieces to the token before, so one token of
+    context is enough. Byte tokens (`<0xE4>`) wait for the end of their run, because one bad byte spoils the whole run.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, skipped: frozenset[int]) -> None:
@@ -112,7 +112,7 @@ def _is_byte_level(tokenizer: PreTrainedTokenizerBase) -> bool:
 
 
 def _byte_alphabet() -> dict[str, int]:
-    """GPT-2's printable stand-in for each byte, and the byte."""
+    """Map GPT-2's printable stand-ins to the bytes they stand for."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = (byte for byte in range(256) if byte not in printable)
     return {chr(byte): byte for byte in printable} | {chr(256 + index): byte for index, byte in enumerate(others)}

@@ -1,4 +1,4 @@
-"""Rendered text to ids, part by part, and what the tokenizer adds of its own."""
+"""Encode rendered text to ids part by part, and find the ids that the tokenizer adds of its own."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from kvlite.text.thinking import ThinkTags
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_ANCHORS = "x.0a-"  # ordinary characters; one of them merges with nothing that follows
+_ANCHORS = "x.0a-"  # ordinary characters, at least one of which merges with nothing that follows
 
 
 class Encoder:
-    """Encodes with one tokenizer; parts after the first go on after other text, as far as the tokenizer can tell."""
+    """Encode with one tokenizer; each part but the first is encoded as the continuation of other text."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, forged: ForgedStrings) -> None:
         self._tokenizer = tokenizer
         self._anchors = [(anchor, self._ids(anchor)) for anchor in _ANCHORS if not forged.any_begins(anchor)]
 
-    def joined(self, parts: Sequence[str], *, continues: bool = False) -> tuple[int, ...]:
-        """The ids of parts that must not be encoded as one; special tokens in them are parsed, none is added.
+    def encode(self, parts: Sequence[str], *, continues: bool = False) -> tuple[int, ...]:
+        """Encode each part on its own and join the ids; special tokens in the parts are parsed, none is added.
 
-        `continues`: the first part goes on after other text, too.
+        `continues`: the first part continues other text, too.
         """
-        known: dict[str, list[int]] = {}  # forged text is cut into many parts, most of them alike
+        known: dict[str, list[int]] = {}  # forged text is cut into many parts, most of them equal
         ids: list[int] = [] if continues else self._ids(parts[0])
         for part in parts if continues else parts[1:]:
             if part not in known:
@@ -37,14 +37,14 @@ class Encoder:
 
     @cached_property
     def opening(self) -> tuple[int, ...]:
-        """What the tokenizer itself puts in front of a prompt, usually its BOS; what it puts behind is not wanted."""
+        """The ids that the tokenizer itself puts in front of a prompt, usually its BOS; none that it puts behind."""
         bare = self._ids("x")
         full = self._ids("x", add_special_tokens=True)
         starts = range(len(full) - len(bare) + 1)
         return tuple(full[: next((start for start in starts if full[start : start + len(bare)] == bare), 0)])
 
     def _ids_after(self, text: str) -> list[int]:
-        """The ids of text behind an anchor, so without the space SentencePiece puts in front of a text."""
+        """Encode text behind an anchor, so that SentencePiece puts no space in front of it."""
         for anchor, head_ids in self._anchors:
             ids = self._ids(anchor + text)
             if ids[: len(head_ids)] == head_ids:
@@ -59,7 +59,7 @@ class Encoder:
 
 
 def control_tokens(tokenizer: PreTrainedTokenizerBase, template: str, tags: ThinkTags | None) -> set[str]:
-    """The special tokens, and the added tokens the template writes, except those around thinking."""
+    """Collect the special tokens and the added tokens that the template writes, except those around thinking."""
     written = {
         token.content
         for token in tokenizer.added_tokens_decoder.values()
@@ -69,7 +69,7 @@ def control_tokens(tokenizer: PreTrainedTokenizerBase, template: str, tags: Thin
 
 
 def head(parts: Sequence[str], length: int) -> list[str]:
-    """The parts up to `length` characters."""
+    """Cut the parts off after `length` characters in all."""
     shortened = []
     for part in parts:
         shortened.append(part[:length])
@@ -80,6 +80,6 @@ def head(parts: Sequence[str], length: int) -> list[str]:
 
 
 def common_start(first: Sequence[int], second: Sequence[int]) -> int:
-    """How many ids both begin with."""
+    """Count the ids that both begin with."""
     differing = (index for index, (one, other) in enumerate(zip(first, second, strict=False)) if one != other)
     return next(differing, min(len(first), len(second)))

@@ -1,10 +1,10 @@
-"""Keeps content from forging special tokens and role markers. Knows strings only, no tokenizer and no template.
+"""Keep messages from forging special tokens and role markers. Knows strings only, no tokenizer and no template.
 
-Marks, a character that occurs nowhere else, are put between the characters of every forged string of a message before
-the template renders it. Where a mark still lies inside a forged string afterwards the rendered text is cut, and the
-parts are tokenised apart: no special token is found, and a marker is spelled in other tokens than the template's own.
-(A tokenizer that spells a marker letter by letter anyway leaves no difference to make.) A mark with nothing to cut
-vanishes, so harmless text keeps its usual ids.
+Before the template renders a message, marks (a character that occurs nowhere else) are put between the characters of
+every forged string in it. Where a mark still lies inside a forged string of the rendered text, the text is cut, and the
+parts are tokenised apart: no special token is found, and a role marker gets other ids than the template's own. (A
+tokenizer that spells markers letter by letter anyway gives the same ids.) The other marks are removed, so harmless text
+keeps its usual ids.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ _PRIVATE_USE = ((0xE000, 0xF8FF), (0xF0000, 0xFFFFD))  # code points that stand 
 
 
 def unused_characters(count: int, texts: Sequence[str]) -> str:
-    """`count` private-use characters that occur in none of `texts`."""
+    """Return `count` private-use characters that occur in none of `texts`."""
     candidates = map(chr, chain.from_iterable(range(first, last + 1) for first, last in _PRIVATE_USE))
     unused = (character for character in candidates if not any(character in text for text in texts))
     return "".join(next(unused) for _ in range(count))
 
 
 class ForgedStrings:
-    """Finds a fixed set of strings in text, also where a normalizer or a template would fold case, width or accents."""
+    """A set of strings to find in text, also where a normalizer or a template would fold case, width or accents."""
 
     def __init__(self, strings: Iterable[str]) -> None:
         folded = {_fold(string)[0] for string in strings}
@@ -40,11 +40,11 @@ class ForgedStrings:
         self._pattern = re.compile(f"(?=({alternatives}))" if alternatives else r"(?!)")
 
     def any_begins(self, character: str) -> bool:
-        """Whether one of the strings begins with `character`."""
+        """True where one of the strings begins with `character`."""
         return _fold(character)[0] in self._heads
 
     def spans(self, text: str) -> list[tuple[int, int]]:
-        """Where the strings lie in `text`, as (start, end), in order of start; spans may overlap."""
+        """Find the strings in `text`, as (start, end) in order of start; spans may overlap."""
         folded, origin = _fold(text)
         found = (match.span(1) for match in self._pattern.finditer(folded))
         if origin is None:
@@ -52,7 +52,7 @@ class ForgedStrings:
         return [(origin[start], origin[end - 1] + 1) for start, end in found]
 
     def mark(self, text: str, mark: str) -> str:
-        """`text` with marks inside each forged string, and at an edge that could be one end of such a string."""
+        """Put marks inside each forged string of `text`, and at an edge that could be one end of such a string."""
         places = {place for start, end in self.spans(text) for place in range(start + 1, end)}
         places.update(self._open_edges(text))
         if not places:
@@ -61,7 +61,7 @@ class ForgedStrings:
         return mark.join(text[start:end] for start, end in pairwise(edges))
 
     def split(self, marked: str, mark: str) -> list[str]:
-        """The parts of `marked`, without marks, cut where a mark lies inside a forged string."""
+        """Cut `marked` where a mark lies inside a forged string; the parts hold no marks."""
         pieces = marked.split(mark)
         text = "".join(pieces)
         if len(pieces) == 1:
@@ -72,7 +72,7 @@ class ForgedStrings:
 
     @staticmethod
     def _inside(places: list[int], spans: list[tuple[int, int]]) -> list[int]:
-        """Those of the ascending `places` that lie strictly inside a span."""
+        """Keep those of the ascending `places` that lie strictly inside a span."""
         inside = []
         following = iter([*spans, (sys.maxsize, 0)])
         start, end = next(following)
@@ -100,7 +100,7 @@ class ForgedStrings:
 
 
 def _fold(text: str) -> tuple[str, list[int] | None]:
-    """`text` as it is compared, and for each folded character the index it came from (None: its own)."""
+    """Fold `text` for comparison, with the index in `text` of each folded character (None: the same index)."""
     if text.isascii() and text.isprintable():
         return text.lower(), None
     folded: list[str] = []

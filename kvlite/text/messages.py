@@ -1,4 +1,4 @@
-"""Conversations as chat templates take them: a list of roles and contents, checked."""
+"""Check conversations, lists of roles and contents, for the chat template."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _ROLES = ("system", "developer", "user", "assistant")
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One message; the first `system_chars` characters of `content` are the system prompt's."""
+    """One message; the first `system_chars` characters of `content` belong to the system prompt."""
 
     role: str
     content: str
@@ -20,7 +20,7 @@ class Message:
 
 
 def checked(messages: Sequence[object]) -> list[Message]:
-    """The messages, each `{"role", "content"}`; content is a string or a list of text parts, which are joined.
+    """Check messages `{"role", "content"}`; content is a string, or a list of text parts, which are joined.
 
     Raises UsageError on anything else, naming the message by its number.
     """
@@ -60,7 +60,7 @@ def _content(number: int, content: object) -> str:
 
 
 def with_system_folded(messages: Sequence[Message]) -> list[Message]:
-    """The messages with each system prompt put in front of the user message that follows it."""
+    """Put each system prompt in front of the user message that follows it."""
     folded: list[Message] = []
     waiting = ""
     pinned = 0

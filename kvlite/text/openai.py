@@ -1,4 +1,4 @@
-"""Answers in OpenAI's words: what `run --json` prints and a batch records. Counts come as plain values."""
+"""Answers as OpenAI's JSON, which `run --json` prints and a batch records. Counts come as plain values."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Json = dict[str, object]
 def completion(
     answer_id: str, model: str, choices: Sequence[Json], usage: Json, kvlite: Json, *, is_chat: bool = True
 ) -> Json:
-    """A chat.completion, or a text_completion; `kvlite` is what only kvlite counts."""
+    """Build a chat.completion or a text_completion; `kvlite` holds the counts that OpenAI's form has no field for."""
     return {
         "id": answer_id,
         "object": "chat.completion" if is_chat else "text_completion",
@@ -27,14 +27,14 @@ def completion(
 
 
 def choice(text: str, thinking: str, finish_reason: str, *, index: int = 0, is_chat: bool = True) -> Json:
-    """One of the answers to a prompt; a text_completion has no place for thinking."""
+    """Build one of the answers to a prompt; a text_completion has no place for thinking."""
     message = {"role": "assistant", "content": text, "reasoning_content": thinking or None}
     said: Json = {"message": message} if is_chat else {"text": text}
     return {"index": index, **said, "finish_reason": finish_reason, "logprobs": None}
 
 
 def usage(prompt_tokens: int, completion_tokens: int) -> Json:
-    """The tokens of a prompt and of all the answers to it; no prompt is taken from a cache of prompts."""
+    """Count the tokens of a prompt and of all the answers to it; there is no cache of prompts to take any from."""
     return {
         "prompt_tokens": prompt_tokens,
         "completion_tokens": completion_tokens,
@@ -44,10 +44,10 @@ def usage(prompt_tokens: int, completion_tokens: int) -> Json:
 
 
 def counted(seed: int, kv: KVCounts, timing: Mapping[str, float]) -> Json:
-    """What kvlite counted of one answer."""
+    """The seed, KV counts and timing of one answer."""
     return {"seed": seed, "kv": kv.as_dict(), "timing": rounded(timing)}
 
 
 def rounded(timing: Mapping[str, float]) -> dict[str, float | None]:
-    """Seconds to the microsecond; None for what JSON cannot say."""
+    """Round seconds to the microsecond; None stands for NaN and infinity, which JSON lacks."""
     return {name: round(value, 6) if math.isfinite(value) else None for name, value in timing.items()}

@@ -1,4 +1,4 @@
-"""What a chat template does, found by rendering conversations whose contents are known."""
+"""Find out what a chat template does by rendering conversations whose contents are known."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _PROBES = {"system": "70415926535", "user": "80415926535", "assistant": "9041592
 
 
 def has_system_role(renderer: Renderer) -> bool:
-    """Whether the template takes a system message and shows it."""
+    """True where the template takes a system message and shows it."""
     try:
         return _PROBES["system"] in renderer.render(_probe("system", "user"), {})
     except UsageError:
@@ -25,9 +25,9 @@ def has_system_role(renderer: Renderer) -> bool:
 
 
 def role_markers(renderer: Renderer, control: re.Pattern[str]) -> set[str]:
-    """Literals that tell roles apart and are no control tokens: `[/INST]`, `<<SYS>>`, `Assistant:`.
+    """Collect the literals that mark roles and are no control tokens: `[/INST]`, `<<SYS>>`, `Assistant:`.
 
-    They are words of the text around the contents of a probe: those that begin with a sign, and those that end with a
+    They are found around the contents of a rendered probe: words that begin with a sign, and words that end with a
     colon right before a content.
     """
     markers: set[str] = set()
@@ -41,7 +41,7 @@ def role_markers(renderer: Renderer, control: re.Pattern[str]) -> set[str]:
 
 @dataclass(frozen=True, slots=True)
 class SystemSpan:
-    """Where the system prompt lies in the rendered text, in characters, with the literals of its turn."""
+    """The place of the system prompt in the rendered text, in characters, with the literals of its turn."""
 
     text: str
     start: int
@@ -51,7 +51,7 @@ class SystemSpan:
 def system_span(
     renderer: Renderer, turns: Sequence[Message], variables: Mapping[str, Any], control: re.Pattern[str]
 ) -> SystemSpan | None:
-    """Where the leading system prompt is rendered; None if the template does not show it."""
+    """Find the leading system prompt in the rendered text; None if the template does not show it."""
     marks = unused_characters(3, [renderer.source, *(turn.content for turn in turns)])
     rendered = renderer.render(_with_system_marked(turns, marks), variables)
     places: dict[str, int] = {}
@@ -69,7 +69,7 @@ def system_span(
 
 
 def _with_system_marked(turns: Sequence[Message], marks: str) -> list[Message]:
-    """The turns with marks where the system prompt begins and ends and where the first other content begins."""
+    """Mark where the system prompt begins and ends, and where the first other content begins."""
     begin, end, others = tuple(marks)
     marked = list(turns)
     last = max(index for index, turn in enumerate(turns) if turn.system_chars)
@@ -88,7 +88,7 @@ def _with_system_marked(turns: Sequence[Message], marks: str) -> list[Message]:
 
 
 def _in_front(content: str, mark: str) -> str:
-    """The content with the mark behind its leading white space, where trimming does not matter."""
+    """Put the mark behind the content's leading white space, where trimming does not matter."""
     start = len(content) - len(content.lstrip())
     return content[:start] + mark + content[start:]
 

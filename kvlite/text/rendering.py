@@ -1,4 +1,4 @@
-"""Messages to one string: the model's own chat template, or a plain transcript for a model without one."""
+"""Render messages to one string: by the model's own chat template, or as a plain transcript for a model without one."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from kvlite.text.messages import Message
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# What a template may raise besides Jinja's own errors: it computes with the messages like any program.
+# A template is a program that computes with the messages, so it may raise more than Jinja's own errors.
 _TEMPLATE_FAULTS = (TemplateError, TypeError, ValueError, LookupError, ArithmeticError, AttributeError, RecursionError)
 
 
@@ -26,12 +26,12 @@ class ChatTemplate:
         self.source = source
 
     def render(self, messages: Sequence[Message], variables: Mapping[str, Any]) -> str:
-        """The conversation as text; raises UsageError with the template's own message when it refuses."""
+        """Render the conversation; raises UsageError with the template's own message where it refuses."""
         return self._render(messages, variables, as_parts=self._wants_parts)
 
     @cached_property
     def _wants_parts(self) -> bool:
-        """Whether contents must be lists of parts, as some templates of models that also see images have it."""
+        """True where contents must be lists of parts, as in some templates of models that also see images."""
         return not self._shows_content(as_parts=False) and self._shows_content(as_parts=True)
 
     def _shows_content(self, *, as_parts: bool) -> bool:
@@ -61,13 +61,13 @@ class ChatTemplate:
 
 
 class Transcript:
-    """For a model without a chat template: `User: …` and `Assistant: …` lines."""
+    """The format for a model without a chat template: `User: …` and `Assistant: …` lines."""
 
     source = ""
     stop = ("\nUser:",)
 
     def render(self, messages: Sequence[Message], variables: Mapping[str, Any]) -> str:
-        """The conversation as text; there are no variables to use."""
+        """Render the conversation; variables are ignored."""
         forms = {"system": "{}\n\n", "user": "User: {}\n", "assistant": "Assistant: {}\n"}
         return "".join(forms[message.role].format(message.content) for message in messages) + "Assistant:"
 
@@ -76,7 +76,7 @@ Renderer = ChatTemplate | Transcript
 
 
 def template_source(tokenizer: PreTrainedTokenizerBase) -> str:
-    """The tokenizer's chat template for plain chats; empty if it has none."""
+    """Return the tokenizer's chat template for plain chats; empty if it has none."""
     if not tokenizer.chat_template:
         return ""
     try:

@@ -1,4 +1,4 @@
-"""An answer's text as its ids come: pieces to show, thinking set apart, stop strings cut off. Knows no engine."""
+"""Turn the ids of an answer into text to show: thinking apart, cut at stop strings. Knows no engine."""
 
 from __future__ import annotations
 
@@ -69,15 +69,15 @@ class AnswerText:
 
     @property
     def is_thinking(self) -> bool:
-        """Whether the thinking is not closed yet."""
+        """True until the thinking is closed."""
         return self._part is _Part.THINKING
 
     def push(self, token_id: int) -> list[Piece]:
-        """The pieces that this id completes; nothing once a stop string was met."""
+        """Take the next id and return the pieces it completes; none once a stop string was met."""
         return self._read(self._decoder.push(token_id), is_last=False)
 
     def finish(self) -> list[Piece]:
-        """What was held back, when no id follows."""
+        """Return the pieces still held back; no id may follow."""
         return self._read(self._decoder.finish(), is_last=True)
 
     def _read(self, text: str, *, is_last: bool) -> list[Piece]:
@@ -96,7 +96,7 @@ class AnswerText:
         return pieces
 
     def _step(self, is_last: bool) -> str:
-        """Moves on to the next part if the held text tells so; returns what can be shown of the present one."""
+        """Move on to the next part where the held text says so; return what can be shown of the present one."""
         if self._part is _Part.START:
             self._start(is_last)
             return ""
@@ -123,7 +123,7 @@ class AnswerText:
             self._part = _Part.ANSWER
 
     def _take_until(self, ends: Sequence[str], is_last: bool) -> tuple[str, bool]:
-        """Takes from the held text what comes before the end that is complete first, or what can begin none."""
+        """Take the held text up to the first complete end; without one, all that cannot be the beginning of an end."""
         found = [(start + len(end), start) for end in ends if (start := self._held.find(end)) >= 0]
         if found:
             after, start = min(found)
@@ -135,6 +135,6 @@ class AnswerText:
 
 
 def _open_end(text: str, ends: Sequence[str]) -> int:
-    """How many last characters of `text` may begin one of `ends`."""
+    """Count the last characters of `text` that may begin one of `ends`."""
     longest = min(len(text), max(map(len, ends), default=1) - 1)
     return next((size for size in range(longest, 0, -1) if any(end.startswith(text[-size:]) for end in ends)), 0)

@@ -1,12 +1,11 @@
-"""Messages to ids through the model's chat template, safely; the only place that knows both template and tokenizer.
+"""Turn messages into ids through the model's chat template; the only module that knows both template and tokenizer.
 
-Ids once fed are never rendered again: a later turn feeds only what the template writes behind an answer. Templates
-whose history renders differently from what was fed therefore change nothing that is in the cache: Qwen3 and DeepSeek-R1
-strip the thinking from earlier answers, Llama 3.1 writes today's date, Mistral moves the system prompt to the last
-message.
+Ids once fed are never rendered again: a later turn feeds only what the template writes behind an answer. Some templates
+render the history differently later (Qwen3 and DeepSeek-R1 strip the thinking from earlier answers, Llama 3.1 writes
+today's date, Mistral moves the system prompt to the last message); the cache is not affected.
 
-No text of a message can forge a control token or another role's turn: see forgery.py. `--raw` is the exception, since
-there the user writes the prompt format: special tokens in it are parsed.
+No text of a message can forge a control token or another role's turn (forgery.py). In a `--raw` prompt special tokens
+are parsed, because there the user writes the prompt format.
 """
 
 from __future__ import annotations
@@ -33,10 +32,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """A prompt: its ids, the (start, end) spans of ids that hold the system prompt, and how to read the answer.
+    """A prompt: its ids, the (start, end) spans of ids that hold the system prompt, and notes for reading the answer.
 
     `stop`: strings that end the answer besides the stop ids; `thinks`: the model may think first; `opens_thinking`: the
-    prompt already opened it.
+    prompt already opened the thinking.
     """
 
     ids: tuple[int, ...]
@@ -47,9 +46,9 @@ class Encoded:
 
 
 class ChatText:
-    """Between messages and ids for one model; `generation` is its generation_config.json, `think` auto, on or off.
+    """Converter between messages and ids for one model; `generation` is its generation_config.json.
 
-    `notes` collects, once each, what the user should be told; the caller prints them.
+    `think` is auto, on or off. `notes` collects messages for the user, each once; the caller prints them.
     """
 
     def __init__(
@@ -76,7 +75,7 @@ class ChatText:
 
     @property
     def has_template(self) -> bool:
-        """Whether the model brings a chat template; without one messages become a transcript."""
+        """True where the model brings a chat template; without one messages become a transcript."""
         return isinstance(self._renderer, ChatTemplate)
 
     @cached_property
@@ -91,18 +90,18 @@ class ChatText:
         return frozenset(token_id for token_id in ids if isinstance(token_id, int))
 
     def prompt(self, text: str, *, system: str | None = None, think: str | None = None) -> Encoded:
-        """One user message; a model without a template goes on with it as it is, unless there is a system prompt."""
+        """Encode one user message; without a template and a system prompt, the model continues it as plain text."""
         if self.has_template or system:
             head = [{"role": "system", "content": system}] if system else []
             return self.conversation([*head, {"role": "user", "content": text}], think=think)
         self._note("this model has no chat template: it continues the prompt as plain text")
         mark = unused_characters(1, [text])
         parts = self._forged.split(self._forged.mark(text, mark), mark)
-        return Encoded(self._encoder.opening + self._encoder.joined(parts))
+        return Encoded(self._encoder.opening + self._encoder.encode(parts))
 
     def raw(self, prompt: str) -> Encoded:
-        """The user's own prompt format: special tokens in it are parsed, the tokenizer's BOS is in front once."""
-        ids = self._encoder.joined([prompt])
+        """Encode a prompt in the user's own format: special tokens are parsed, BOS stands in front once."""
+        ids = self._encoder.encode([prompt])
         opening = self._encoder.opening
         return Encoded(ids if ids[: len(opening)] == opening else opening + ids)
 
@@ -113,7 +112,7 @@ class ChatText:
         think: str | None = None,
         template_kwargs: Mapping[str, Any] | None = None,
     ) -> Encoded:
-        """The whole conversation and the template's prompt for the next answer.
+        """Encode a whole conversation with the template's prompt for the next answer.
 
         `template_kwargs` are further variables of the template. Raises UsageError on messages that are malformed or
         that the template refuses.
@@ -128,7 +127,7 @@ class ChatText:
             self._note("this model has no chat template: messages become a plain transcript of User: and Assistant:")
             opening = self._encoder.opening
         parts = self._rendered(turns, variables)
-        ids = self._encoder.joined(parts)
+        ids = self._encoder.encode(parts)
         pins: tuple[tuple[int, int], ...] = ()
         if any(turn.system_chars for turn in turns):
             pins = self._pins(turns, variables, parts, ids)
@@ -144,12 +143,11 @@ class ChatText:
         think: str | None = None,
         template_kwargs: Mapping[str, Any] | None = None,
     ) -> Encoded:
-        """What follows an answer whose ids were fed: its end, the user's message, the prompt for the next answer.
+        """Encode what follows an answer already fed: its end, the user's message, the prompt for the next answer.
 
         The engine feeds no stop id, so the end of turn always comes from here. `ended`: the model ended its turn
-        itself, so nothing stands before the end marker; otherwise the answer was cut off, and `thinking` tells that it
-        was cut inside its thinking, which is closed first. Raises UsageError where the template refuses the message,
-        UnsupportedModel where it does not show answers.
+        itself. Otherwise the answer was cut off; where `thinking`, that was inside its thinking, which is closed first.
+        Raises UsageError where the template refuses the message, UnsupportedModel where it does not show answers.
         """
         mark = unused_characters(1, [user, self._renderer.source])
         rendered = self._behind_answer(self._forged.mark(user, mark), self._variables(think, template_kwargs))
@@ -158,15 +156,15 @@ class ChatText:
             first = first.lstrip()
         if thinking and self._tags:
             first = f"{self._tags.close}\n\n{first}"
-        return self._encoded(self._encoder.joined([first, *others], continues=True), [first, *others][-1], ())
+        return self._encoded(self._encoder.encode([first, *others], continues=True), [first, *others][-1], ())
 
     def written(self, answer: str) -> tuple[int, ...]:
-        """The ids of an answer that somebody else wrote, to be fed where the model would have generated its own."""
+        """Encode an answer that somebody else wrote, to feed where the model would have generated its own."""
         mark = unused_characters(1, [answer])
-        return self._encoder.joined(self._forged.split(self._forged.mark(answer, mark), mark), continues=True)
+        return self._encoder.encode(self._forged.split(self._forged.mark(answer, mark), mark), continues=True)
 
     def answer(self, prompt: Encoded, stop: Sequence[str] = ()) -> AnswerText:
-        """The reader of the answer to `prompt`; `stop` are the user's stop strings."""
+        """Make the reader of the answer to `prompt`; `stop` are the user's stop strings."""
         return AnswerText(
             self.tokenizer, stop=(*prompt.stop, *stop), thinks=prompt.thinks, opened=prompt.opens_thinking
         )
@@ -185,7 +183,7 @@ class ChatText:
             self.notes.append(note)
 
     def _variables(self, think: str | None, others: Mapping[str, Any] | None) -> dict[str, Any]:
-        """The template's variables; what the template has no switch for is said."""
+        """Collect the template's variables; a `think` for which the template has no switch becomes a note."""
         think = think or self.think
         if think not in ("auto", "on", "off"):
             raise UsageError(f"think is {think!r}; give auto, on or off")
@@ -207,7 +205,7 @@ class ChatText:
         return self._forged.split(self._renderer.render(marked, variables), mark)
 
     def _behind_answer(self, user: str, variables: Mapping[str, Any]) -> str:
-        """What the template writes behind an assistant's content, up to the prompt for the answer to `user`."""
+        """Render what the template writes behind an answer, up to the prompt for the answer to `user`."""
         answer = "60415926535"  # digits, which templates that change case leave alone
         while answer in user:
             answer += "0"
@@ -219,7 +217,7 @@ class ChatText:
         return behind
 
     def _end_of_turn(self) -> str | None:
-        """The control token right behind an answer, unless it also separates thinking from the answer."""
+        """Find the control token right behind an answer; None where it also separates thinking from the answer."""
         try:
             end = self._control.match(self._behind_answer("x", {}).lstrip())
         except (UsageError, UnsupportedModel):
@@ -229,12 +227,12 @@ class ChatText:
     def _pins(
         self, turns: Sequence[Message], variables: Mapping[str, Any], parts: list[str], ids: tuple[int, ...]
     ) -> tuple[tuple[int, int], ...]:
-        """The span of `ids`, those of `parts`, that holds the system prompt."""
+        """Find the span of `ids`, which encode `parts`, that holds the system prompt."""
         span = system_span(self._renderer, turns, variables, self._control)
         if span is None or span.text != "".join(parts):
             self._note("the system prompt cannot be found in what the chat template renders, so it is not pinned")
             return ()
-        start, end = (common_start(self._encoder.joined(head(parts, char)), ids) for char in (span.start, span.end))
+        start, end = (common_start(self._encoder.encode(head(parts, char)), ids) for char in (span.start, span.end))
         return ((start, end),)
 
     def _encoded(self, ids: tuple[int, ...], end: str, pins: tuple[tuple[int, int], ...]) -> Encoded:

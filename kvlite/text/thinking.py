@@ -1,4 +1,4 @@
-"""How models set their thinking apart from the answer: a table of tags, and which of them a model uses."""
+"""The tags between which models think, and the choice of those that a model uses."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class ThinkTags:
-    """Thinking lies between `open` and `close`; an answer without thinking may begin with `lead`.
+    """Tags `open` and `close` around thinking; an answer without thinking may begin with `lead`.
 
-    `tokens` are what a model that uses these tags has among its added tokens or in its template; empty: the tags.
+    A model uses these tags where its added tokens or its template hold all `tokens` (empty: the two tags).
     """
 
     open: str
@@ -42,7 +42,7 @@ _GENERATION_TAG = re.compile(r"{%-?\s*(end)?generation\s*-?%}")  # transformers'
 
 
 def think_tags(tokenizer: PreTrainedTokenizerBase) -> ThinkTags | None:
-    """The tags this model thinks between: those its template or its added tokens know; None if it does not think."""
+    """Find the tags that this model's template or added tokens know; None if it does not think."""
     known = {token.content for token in tokenizer.added_tokens_decoder.values()}
     template = str(tokenizer.chat_template or "")
     for tags in _KNOWN_TAGS:
@@ -52,10 +52,10 @@ def think_tags(tokenizer: PreTrainedTokenizerBase) -> ThinkTags | None:
 
 
 def think_switch(template: str) -> str | None:
-    """The variable by which this template's thinking is switched on and off, if it has one."""
+    """Find the variable that switches this template's thinking on and off; None if it has none."""
     try:
         program = Environment(extensions=["jinja2.ext.loopcontrols"]).parse(_GENERATION_TAG.sub("", template))
     except TemplateSyntaxError:
-        return None  # rendering says what is wrong with it
+        return None  # rendering reports what is wrong with it
     variables = meta.find_undeclared_variables(program)
     return next((name for name in _SWITCHES if name in variables), None)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from kvlite.cache.policy import load_policy
 from kvlite.evaluation.evaluation import Measured, SuiteResult
-from kvlite.evaluation.outcome import Answered, Outcome, Scored, Span
+from kvlite.evaluation.results import Answered, QuestionResult, Scored, Span
 from kvlite.evaluation.suites import Suite
 from kvlite.evaluation.summary import Summary, summarise
 from kvlite.evaluation.tasks import REFERENCE, Result
@@ -35,7 +35,7 @@ def answered(
             TOKENS,
             unreached,
             tuple(
-                Outcome(2 * at + 1, right, 2 * at + 1, 20 * (at + 1), kinds[at % len(kinds)], 1, "")
+                QuestionResult(2 * at + 1, right, 2 * at + 1, 20 * (at + 1), kinds[at % len(kinds)], 1, "")
                 for at, right in enumerate(questions)
             ),
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import pytest
@@ -13,7 +13,7 @@ from kvlite.engine.request import Completion, FinishReason, Request, Timing, Tok
 from kvlite.errors import ContextFull, KvliteError, NumericError
 from kvlite.evaluation.answering import converse
 from kvlite.evaluation.conversation import Conversation, Probe, Turn
-from kvlite.evaluation.outcome import Answered
+from kvlite.evaluation.results import Answered
 from kvlite.memory.counts import KVCounts
 from kvlite.text.template import ChatText
 
@@ -48,9 +48,10 @@ class Scripted:
     def cancel(self, request_id: str, reason: FinishReason) -> None:
         raise AssertionError("nothing to cancel")
 
-    def run(self, requests: Sequence[Request]) -> Iterator[Token | Completion]:
-        self.requests += requests
-        for request in requests:
+    def run(self, requests: Iterable[Request]) -> Iterator[Token | Completion]:
+        asked = list(requests)
+        self.requests += asked
+        for request in asked:
             says = self.script.get(request.id, "I see.")
             error = says if isinstance(says, KvliteError) else None
             said, reason = says if isinstance(says, tuple) else (says, FinishReason.STOP)

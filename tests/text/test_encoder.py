@@ -13,13 +13,13 @@ from kvlite.text.thinking import think_tags
 )
 def test_parts_joined_are_the_whole_text(make_tokenizer, kind, parts):
     tokenizer = make_tokenizer(kind=kind)
-    ids = Encoder(tokenizer, ForgedStrings([])).joined(parts)
+    ids = Encoder(tokenizer, ForgedStrings([])).encode(parts)
     assert tokenizer.decode(ids, clean_up_tokenization_spaces=False) == "".join(parts)
 
 
 def test_text_that_continues_gets_no_space_in_front(make_tokenizer):
     tokenizer = make_tokenizer(kind="sentencepiece")
-    ids = Encoder(tokenizer, ForgedStrings([])).joined(["hello"], continues=True)
+    ids = Encoder(tokenizer, ForgedStrings([])).encode(["hello"], continues=True)
     assert not tokenizer.convert_ids_to_tokens(ids[0]).startswith("▁")
 
 

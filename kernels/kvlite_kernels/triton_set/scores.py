@@ -1,4 +1,4 @@
-"""What all attention kernels share, a tile at a time: logits, what a query sees, softmax as it goes, shares of keys.
+"""Parts of all attention kernels, a tile at a time: logits, visibility, running softmax, shares of keys.
 
 b_ is a value, p_ a pointer, o_ an offset, m_ a mask. STATISTIC names a member of `kinds.Statistic`, or is empty.
 """
@@ -21,7 +21,7 @@ def logits_of(b_q, b_k, scale, softcap, HAS_CAP: tl.constexpr):
 
 @triton.jit
 def sees(b_q_pos, b_k_pos, window):
-    """Which keys a query sees: at its own position or before, inside the window; positions of -1 take no part."""
+    """Keys a query sees: at its own position or before, inside the window; positions of -1 take no part."""
     return (b_k_pos >= 0) & (b_k_pos <= b_q_pos) & (b_k_pos > b_q_pos - window)
 
 
@@ -39,7 +39,7 @@ def log_of(b_max, b_sum):
 
 @triton.jit
 def share_of(b_x, b_norm, STATISTIC: tl.constexpr):
-    """What a query gives a key of logit `b_x` (-inf: unseen), by what normalises the query."""
+    """The share a query gives a key of logit `b_x` (-inf: unseen), by what normalises the query."""
     if STATISTIC == "below":
         b_share = ((b_x > float("-inf")) & (b_x < b_norm)).to(tl.float32)
     else:

@@ -1,4 +1,4 @@
-"""What the decode kernels need beside the slots: allocated once, for the widest layer, used by every layer in turn."""
+"""Scratch memory of the decode kernels: allocated once, for the widest layer, used by every layer in turn."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Scratch:
         return sum(tensor.nbytes for tensor in self.tensors)
 
     def splits_of(self, heads: int) -> int:
-        """How many programs share one of `heads` rows x KV heads, so that all multiprocessors are at work."""
+        """The number of programs that share one of `heads` rows x KV heads, so that all multiprocessors are at work."""
         return max(1, min(MAX_SPLITS, -(-PROGRAMS_PER_PROCESSOR * self.processor.count // heads)))
 
     def splits(self, heads: int, num_keys: int, tile: int) -> tuple[int, int]:

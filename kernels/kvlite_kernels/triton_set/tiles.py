@@ -1,4 +1,4 @@
-"""Which tiles a kernel works in, by compute capability and head dimensions: tables, nothing is tried out at run time.
+"""Tiles that kernels work in, by compute capability and head dimensions: tables, nothing is tried out at run time.
 
 Chosen from what the compiler says of registers and shared memory: a consumer card gives a block 99 KB (Turing 64 KB),
 and what spills, or fits only once per multiprocessor, is slow. On Turing, Triton multiplies without tensor cores, so
@@ -23,7 +23,7 @@ MAX_SPLITS = 64
 
 @dataclass(frozen=True, slots=True)
 class Processor:
-    """What runs the kernels: its compute capability times ten (0: the interpreter) and how many multiprocessors."""
+    """A device that runs kernels: compute capability times ten (0: the interpreter) and number of multiprocessors."""
 
     capability: int
     count: int
@@ -44,7 +44,7 @@ class Tile:
 
     @property
     def options(self) -> dict[str, int | None]:
-        """How the compiler is to take it. Fused multiply-adds are said, because their default changes with Triton."""
+        """Options of the compiler. Fused multiply-adds are named because their default changes with Triton."""
         return {"num_warps": self.warps, "num_stages": self.stages, "enable_fp_fusion": True, "maxnreg": self.registers}
 
 
@@ -109,7 +109,7 @@ EVICT_TILE = Tile(1, 1024, 4)
 
 
 def supports(capability: int, k_dim: int, v_dim: int, group: int, dtype: torch.dtype) -> str | None:
-    """Why the kernels cannot serve such a layer, None where they can; capability 0 is the interpreter."""
+    """The reason kernels cannot serve such a layer, None where they can; capability 0 is the interpreter."""
     if max(k_dim, v_dim) > MAX_DIM:
         return f"heads of {max(k_dim, v_dim)} channels (at most {MAX_DIM})"
     if group > MAX_GROUP:
@@ -118,7 +118,7 @@ def supports(capability: int, k_dim: int, v_dim: int, group: int, dtype: torch.d
 
 
 def lacking_dtype(capability: int, dtype: torch.dtype) -> str | None:
-    """Why kernels that multiply matrices cannot serve `dtype`, None where they can; capability 0 is the interpreter."""
+    """The reason products of matrices cannot serve `dtype`, None where they can; capability 0 is the interpreter."""
     if capability == 0:
         return "bfloat16 in the interpreter (float32 or float16)" if dtype == torch.bfloat16 else None
     if dtype not in (torch.float16, torch.bfloat16):

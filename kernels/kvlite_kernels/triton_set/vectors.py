@@ -20,7 +20,7 @@ def paired(b_low, b_high):
 
 @triton.jit
 def channels(D: tl.constexpr, PAD_D: tl.constexpr, BITS: tl.constexpr):
-    """Which channel is at each place of a tile's vectors; D or more where there is none."""
+    """The channel at each place of a tile's vectors; D or more where there is none."""
     o_c = tl.arange(0, PAD_D)
     if BITS == 4:
         HALF: tl.constexpr = (D + 1) // 2
@@ -46,7 +46,7 @@ def queries(p_q, o_t, m_t, s_q, D: tl.constexpr, PAD_D: tl.constexpr, BITS: tl.c
 
 @triton.jit
 def head_of(p, slot, D: tl.constexpr, BITS: tl.constexpr):
-    """Where a head begins: `slot` counts elements of numbers, and slots of codes."""
+    """The start of a head: `slot` counts elements of numbers, and slots of codes."""
     WIDTH: tl.constexpr = 1 if BITS == 0 else (D if BITS == 8 else (D + 1) // 2)
     return p + slot * WIDTH
 

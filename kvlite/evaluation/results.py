@@ -7,8 +7,8 @@ from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
-    """One question: how it was answered, of which kind, and how far back it was said, in turns and in tokens.
+class QuestionResult:
+    """One question: its answer, its kind, and how far back the answer was said, in turns and in tokens.
 
     `tokens` lie between the end of the message that said it and the end of the question, with the model's own answers.
     """
@@ -29,7 +29,7 @@ class Answered:
     number: int
     tokens: int
     unreached: int
-    outcomes: tuple[Outcome, ...]
+    outcomes: tuple[QuestionResult, ...]
 
     def to_json(self) -> dict[str, Any]:
         """As JSON."""
@@ -38,7 +38,7 @@ class Answered:
     @classmethod
     def from_json(cls, record: dict[str, Any]) -> Answered:
         """From `to_json`. Raises TypeError or KeyError on anything else."""
-        return cls(**{**record, "outcomes": tuple(Outcome(**outcome) for outcome in record["outcomes"])})
+        return cls(**{**record, "outcomes": tuple(QuestionResult(**outcome) for outcome in record["outcomes"])})
 
 
 @dataclass(frozen=True, slots=True)
