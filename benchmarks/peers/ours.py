@@ -6,10 +6,10 @@ import time
 from dataclasses import dataclass, field
 
 import torch
-from kvlite.engine.capturing import is_wanted
-from kvlite.engine.graphs import CudaGraphs
 
 from kvlite.cache.policy import load_policy
+from kvlite.cache.spec import cache_spec
+from kvlite.engine.decode_graphs import CudaGraphs, wants_graphs
 from kvlite.engine.engine import Engine
 from kvlite.engine.request import Completion, Request
 from kvlite.errors import KvliteError
@@ -39,10 +39,7 @@ class Kvlite:
         """The cache, whatever its size."""
         policy = load_policy(self.policy)
         stored = slot_format(self.kv_dtype, self.loaded.dtype_name)
-        keeps_order = policy.keeps_order(self.kernels)
-        return CacheSpec(
-            stored, policy.state_bytes_per_slot, policy.min_slots(), policy.evicts, keeps_order=keeps_order
-        )
+        return cache_spec(policy, stored)
 
     def engine(self, slots: int, rows: int = 1) -> Engine:
         """An engine of `rows` rows of `slots` slots; the last one asked for is kept. Raises NotAvailable."""
@@ -51,9 +48,9 @@ class Kvlite:
             spec = self.spec()
             plan = plan_cache(self.loaded.shape, Budget.parse(f"{slots}tok"), spec, rows=rows, free_bytes=None)
             try:
-                engine = Engine(self.loaded, plan, load_policy(self.policy), spec.slot_format, kernels=self.kernels)
-                if is_wanted(self.captures, self.loaded.device):
-                    engine.capture(CudaGraphs(self.loaded.device, rows))
+                recorder = CudaGraphs(self.loaded.device) if wants_graphs(self.captures, self.loaded.device) else None
+                policy = load_policy(self.policy)
+                engine = Engine(self.loaded, plan, policy, spec.slot_format, None, self.kernels, recorder)
             except KvliteError as error:
                 raise NotAvailable(str(error)) from error
             kernels, stored = engine.cache.backend.name, spec.slot_format.name

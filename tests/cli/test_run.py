@@ -7,10 +7,9 @@ import subprocess
 import sys
 
 import pytest
-from kvlite.engine.graphs import Rerun
-from kvlite.engine.recordings import NotCapturable
 
 from kvlite.cli import main
+from kvlite.engine.decode_graphs import NotCapturable, Repeating
 from kvlite.record.store import RunRecords
 
 FUSED = ["norm", "mlp", "attention", "layer", "decoder"]
@@ -344,10 +343,10 @@ def test_capturing_is_refused_before_anything_is_loaded_where_there_are_no_graph
 
 @pytest.mark.parametrize("obstacle", [None, "experts ask the host"])
 def test_captured_steps_and_what_stands_in_their_way_are_said(run, monkeypatch, obstacle):
-    monkeypatch.setattr("kvlite.engine.capturing.is_wanted", lambda *_: True)
-    monkeypatch.setattr("kvlite.engine.graphs.CudaGraphs", lambda *_: Rerun())
+    monkeypatch.setattr("kvlite.engine.decode_graphs.wants_graphs", lambda *_: True)
+    monkeypatch.setattr("kvlite.engine.decode_graphs.CudaGraphs", lambda *_: Repeating())
     if obstacle is not None:
-        monkeypatch.setattr("kvlite.engine.captured.CapturedStep.rehearse", lambda _: refuse(obstacle))
+        monkeypatch.setattr("kvlite.engine.engine.check_exact", lambda *_: refuse(obstacle))
     code, out, err = run("demo", "Hello!", "-n", "3")
     assert (code, out) == (0, "Hello! How\n")
     record = RunRecords().load("last")
@@ -366,8 +365,8 @@ def refuse(obstacle):
 
 
 def test_graphs_that_fail_in_mid_answer_are_said_and_the_answer_is_whole(run, monkeypatch):
-    class Fails(Rerun):
-        left = 3
+    class Fails(Repeating):
+        left = 2  # those of the check
 
         def record(self, body):
             self.left -= 1
@@ -375,8 +374,8 @@ def test_graphs_that_fail_in_mid_answer_are_said_and_the_answer_is_whole(run, mo
                 raise RuntimeError("no more graphs")
             return super().record(body)
 
-    monkeypatch.setattr("kvlite.engine.capturing.is_wanted", lambda *_: True)
-    monkeypatch.setattr("kvlite.engine.graphs.CudaGraphs", lambda *_: Fails())
+    monkeypatch.setattr("kvlite.engine.decode_graphs.wants_graphs", lambda *_: True)
+    monkeypatch.setattr("kvlite.engine.decode_graphs.CudaGraphs", lambda *_: Fails())
     code, out, err = run("demo", "Hello!", "-n", "3")
     assert (code, out) == (0, "Hello! How\n")
     assert "cpu (torch, captured steps)" in err
