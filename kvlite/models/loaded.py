@@ -86,7 +86,7 @@ class LoadedModel:
 
 
 def _scales(parameter: Tensor) -> list[Tensor]:
-    """Tensors that bitsandbytes keeps beside a quantised weight: scales of blocks, nested ones, and of rows in 8 bits."""
+    """Tensors that bitsandbytes keeps beside a quantised weight: scales of blocks, nested or not, and of 8-bit rows."""
     state = getattr(parameter, "quant_state", None)
     states = [] if state is None else [state, getattr(state, "state2", None)]
     held = [getattr(part, name, None) for part in states for name in ("absmax", "code", "offset")]
