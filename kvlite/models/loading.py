@@ -24,13 +24,12 @@ from kvlite.memory.format import human_bytes
 from kvlite.memory.prediction import WeightFacts, weight_term
 from kvlite.memory.shape import ModelShape
 from kvlite.models.attention_interface import register
-from kvlite.models.device import free_bytes
+from kvlite.models.device import free_bytes, set_threads
 from kvlite.models.fusing import fuse, multiply_four_bit
 from kvlite.models.hybrid import HybridState
 from kvlite.models.load_options import LoadOptions
 from kvlite.models.loaded import LoadedModel
 from kvlite.models.quantised import quantisation, refuse_quantisation
-from kvlite.models.threads import set_threads
 from kvlite.models.verify import admit
 from kvlite_kernels.backend import KernelsUnavailable
 from kvlite_kernels.choice import choose_ops
