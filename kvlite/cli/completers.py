@@ -6,13 +6,13 @@ from collections.abc import Callable, Mapping
 
 
 def _complete_model(incomplete: str) -> list[str]:
-    from kvlite.catalog.completion import complete_model
+    from kvlite.catalog.name_completion import complete_model
 
     return complete_model(incomplete)
 
 
 def _complete_cached(incomplete: str) -> list[str]:
-    from kvlite.catalog.completion import complete_cached
+    from kvlite.catalog.name_completion import complete_cached
 
     return complete_cached(incomplete)
 
