@@ -12,7 +12,7 @@ from kvlite.errors import UsageError
 
 if TYPE_CHECKING:
     from kvlite.catalog.files import ModelFiles
-    from kvlite.chat.once import Output
+    from kvlite.chat.single_turn import AnswerFormat
     from kvlite.cli.invocation import Invocation
     from kvlite.console import Console
     from kvlite.deadline import Deadline
@@ -71,10 +71,10 @@ class Answering:
 
 
 def answer_once(
-    asked: Answering, prompt: str, output: Output, deadline: Deadline, *, raw: bool = False, command: str = "run"
+    asked: Answering, prompt: str, output: AnswerFormat, deadline: Deadline, *, raw: bool = False, command: str = "run"
 ) -> None:
     """Open the model and print its answer to one prompt; `command` is what the record calls it."""
-    from kvlite.chat.once import Once
+    from kvlite.chat.single_turn import SingleTurn
 
     if raw and asked.answer.system is not None:
         raise UsageError("--raw contradicts --system: without a chat template nothing sets the system prompt apart")
@@ -86,8 +86,8 @@ def answer_once(
         encoded = text.raw(prompt) if raw else text.prompt(prompt, system=asked.answer.system)
         for note in text.notes:
             out.note(note)
-        once = Once(llm.engine, text, asked.settings(llm), output, out)
-        once.answer(encoded, llm.model.name, deadline, recorder)
+        turn = SingleTurn(llm.engine, text, asked.settings(llm), output, out)
+        turn.answer(encoded, llm.model.name, deadline, recorder)
 
 
 def has_user() -> bool:

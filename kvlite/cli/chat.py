@@ -41,7 +41,7 @@ def chat(
     call: Invocation,
 ) -> None:
     """Talk with a model. /help lists what else can be done there; Ctrl-C stops an answer, Ctrl-D leaves."""
-    from kvlite.chat.once import Output
+    from kvlite.chat.single_turn import AnswerFormat
     from kvlite.cli.answering import Answering, answer_once, has_user
     from kvlite.cli.prompts import build_prompt
     from kvlite.deadline import Deadline
@@ -58,7 +58,7 @@ def chat(
     if given.continues or given.session:
         raise UsageError("--continue and --session need a terminal to go on at; stdin is a pipe here")
     words = [] if given.prompt is None else [given.prompt]
-    form = Output(streams=not out.as_json, as_json=out.as_json, shows_thinking=output.show_thinking)
+    form = AnswerFormat(streams=not out.as_json, as_json=out.as_json, shows_thinking=output.show_thinking)
     text = build_prompt(words, [], None)
     call.announce_built_in(given.model)
     answer_once(asked, text, form, Deadline(None), command="chat")
@@ -66,7 +66,7 @@ def chat(
 
 def _session_to_open(continues: bool, session: str | None) -> str | None:
     """The name of the session to go on with, None for a new one; raises UsageError before anything is loaded."""
-    from kvlite.chat.store import SessionFolder
+    from kvlite.chat.session_files import SessionFolder
 
     folder = SessionFolder()
     if continues and session is not None:
@@ -84,12 +84,12 @@ def _session_to_open(continues: bool, session: str | None) -> str | None:
 def _talk(asked: Answering, given: ChatOptions, name: str | None, *, shows_thinking: bool) -> None:
     from platformdirs import user_state_path
 
-    from kvlite.chat.behind import Behind
-    from kvlite.chat.commands import LEAVING
+    from kvlite.chat.background_load import BackgroundLoad
     from kvlite.chat.loop import Chat, Keeping
     from kvlite.chat.session import Session
+    from kvlite.chat.session_files import SessionFolder
+    from kvlite.chat.slash_commands import LEAVING
     from kvlite.chat.status import status_line
-    from kvlite.chat.store import SessionFolder
     from kvlite.chat.terminal import Terminal
 
     out, first = asked.console, given.prompt
@@ -116,7 +116,7 @@ def _talk(asked: Answering, given: ChatOptions, name: str | None, *, shows_think
         spec = asked.spec()
         if first is None and out.has_live_stderr:
             files = spec.files(out.note)
-            loading = Behind(lambda: begin(files), terminal, out)
+            loading = BackgroundLoad(lambda: begin(files), terminal, out)
             first = loading.line()
             if first is None or first.strip() in LEAVING:
                 return

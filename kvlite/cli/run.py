@@ -52,7 +52,7 @@ def run(
     call: Invocation,
 ) -> None:
     """Answer one prompt: stdin first, then files, then the words, a blank line between them."""
-    from kvlite.chat.once import Output
+    from kvlite.chat.single_turn import AnswerFormat
     from kvlite.cli.answering import Answering, answer_once
     from kvlite.cli.prompts import STDIN, build_prompt, split_words
     from kvlite.deadline import Deadline
@@ -60,7 +60,7 @@ def run(
     out = call.console
     deadline = Deadline(given.max_time)
     with deadline.running():
-        form = Output(
+        form = AnswerFormat(
             streams=not (given.extract or out.as_json) if given.stream is None else given.stream,
             extracts=given.extract,
             as_json=out.as_json,
