@@ -13,7 +13,7 @@ from kvlite.flags import Short, option
 BUILT_IN_MODEL = "demo"
 MODEL, MEMORY, SAMPLING = "Model", "Memory", "Sampling"  # headings of the help
 
-of_model, of_memory, of_sampling = (partial(option, heading=h) for h in (MODEL, MEMORY, SAMPLING))
+_of_model, _of_memory, _of_sampling = (partial(option, heading=heading) for heading in (MODEL, MEMORY, SAMPLING))
 
 _SPELLED_BY_OTHERS = {
     "none": (),
@@ -58,62 +58,62 @@ class ModelOptions:
     model: str = BUILT_IN_MODEL
     think: Literal["auto", "on", "off"] = option("auto", help="Whether a thinking model thinks first.")
 
-    kv_budget: str = of_memory(
+    kv_budget: str = _of_memory(
         "auto",
         metavar="SIZE",
         help="Bytes the KV cache may take: 2GB, 512MiB, 25% of free memory, 8000tok, auto or full.",
     )
-    kv_per_seq: str | None = of_memory(
+    kv_per_seq: str | None = _of_memory(
         None, metavar="SIZE", help="Bytes of the KV cache one sequence of a batch may take."
     )
-    kv_policy: str = of_memory(
+    kv_policy: str = _of_memory(
         "heavy-hitter",
         metavar="NAME[:SETTINGS]",
         complete="policy",
         help="What is kept when the budget is full: window, or window:sinks=8; `kvlite policies` lists them.",
     )
-    kv_dtype: str = of_memory(
+    kv_dtype: str = _of_memory(
         "auto",
         metavar="DTYPE",
         help="What a slot stores: float32, bfloat16, float16, int8, int4, or auto: the model's dtype, or "
         "fewer bits where that does not hold its window.",
     )
-    on_full: Literal["evict", "stop", "error"] | None = of_memory(  # None: as the policy does
+    on_full: Literal["evict", "stop", "error"] | None = _of_memory(  # None: as the policy does
         None,
         shown_default="evict; stop under policy full",
         help="When the budget is full: evict tokens, stop the answer, or fail (exit 4).",
     )
-    pin_system: bool = of_memory(True, help="Never evict the system prompt.")
-    prefill_chunk: int = of_memory(512, metavar="N", min=1, help="At most this many prompt tokens at once.")
+    pin_system: bool = _of_memory(True, help="Never evict the system prompt.")
+    prefill_chunk: int = _of_memory(512, metavar="N", min=1, help="At most this many prompt tokens at once.")
 
-    quant: str = of_model(
+    quant: str = _of_model(
         "none",
         metavar="KIND",
         parse=read_quant,
         short=Short("--4bit", "4bit", "Short for --quant 4bit."),
         help="Quantise the weights: none, 8bit, 4bit (nf4, double), nf4 or fp4.",
     )
-    dtype: str = of_model("auto", metavar="DTYPE", help="Compute in auto, float32, bfloat16 or float16.")
-    device: str = of_model("auto", metavar="DEVICE", help="auto, cpu, cuda, cuda:N or mps.")
-    revision: str | None = of_model(None, metavar="REV", help="Branch, tag or commit of the repository.")
-    trust_remote_code: bool = of_model(False, from_settings=False, help="Run Python code that comes with the model.")
-    allow_pickle: bool = of_model(
+    dtype: str = _of_model("auto", metavar="DTYPE", help="Compute in auto, float32, bfloat16 or float16.")
+    device: str = _of_model("auto", metavar="DEVICE", help="auto, cpu, cuda, cuda:N or mps.")
+    revision: str | None = _of_model(None, metavar="REV", help="Branch, tag or commit of the repository.")
+    trust_remote_code: bool = _of_model(False, from_settings=False, help="Run Python code that comes with the model.")
+    allow_pickle: bool = _of_model(
         False, from_settings=False, help="Load weights that are not safetensors; a pickle can run code."
     )
-    fuse: bool = of_model(
+    fuse: bool = _of_model(
         True, help="Run norms, MLPs and attention in fewer operations where the logits stay the same."
     )
-    kernels: Literal["auto", "torch", "triton"] = of_model(
+    kernels: Literal["auto", "torch", "triton"] = _of_model(
         "auto",
         help="What attends, evicts, runs fused modules and 4-bit weights: torch, or Triton on CUDA; "
         "auto is torch for now.",
     )
-    capture: bool | None = of_model(  # None: where it is known to pay
+    capture: bool | None = _of_model(  # None: where it is known to pay
         None,
         "--capture/--no-capture",
         help="Run CUDA graphs, decoding one step ahead of the host; off for now unless given.",
     )
-    offline: bool = of_model(
+    offline: bool = _of_model(
         False,
         variables=("KVLITE_OFFLINE", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"),
         help="Use only files that are already here (also HF_HUB_OFFLINE).",
@@ -125,21 +125,21 @@ class AnswerOptions:
     """The system prompt, how tokens are drawn and where an answer ends; what is None is left to the model."""
 
     system: str | None = option(None, "-s", metavar="TEXT|@FILE", parse=read_system, help="System prompt.")
-    max_tokens: int | None = of_sampling(
+    max_tokens: int | None = _of_sampling(
         None, "-n", metavar="N", min=1, help="End an answer after N: 8,192 unless given, in a batch 1,024."
     )
-    temperature: float | None = of_sampling(
+    temperature: float | None = _of_sampling(
         None, "-t", metavar="X", help="0 is greedy, 1 leaves the probabilities as they are."
     )
-    top_p: float | None = of_sampling(None, metavar="X", help="Draw from the likeliest share X.")
-    top_k: int | None = of_sampling(None, metavar="N", help="Draw from the N likeliest.")
-    min_p: float | None = of_sampling(None, metavar="X", help="Drop tokens below X times the likeliest.")
-    repetition_penalty: float | None = of_sampling(None, metavar="X", help="Above 1 discourages repeats.")
-    seed: int | None = of_sampling(None, metavar="N", help="Same seed, same answer.")
-    stop: tuple[str, ...] = of_sampling(
+    top_p: float | None = _of_sampling(None, metavar="X", help="Draw from the likeliest share X.")
+    top_k: int | None = _of_sampling(None, metavar="N", help="Draw from the N likeliest.")
+    min_p: float | None = _of_sampling(None, metavar="X", help="Drop tokens below X times the likeliest.")
+    repetition_penalty: float | None = _of_sampling(None, metavar="X", help="Above 1 discourages repeats.")
+    seed: int | None = _of_sampling(None, metavar="N", help="Same seed, same answer.")
+    stop: tuple[str, ...] = _of_sampling(
         (), metavar="TEXT", parse=read_stop, help="End the answer before TEXT; may be given several times."
     )
-    greedy: bool = of_sampling(False, help="Always the likeliest token; --temperature 0.")
+    greedy: bool = _of_sampling(False, help="Always the likeliest token; --temperature 0.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,1 +1,1 @@
-"""The kernels of kvlite, each beside its plain torch twin."""
+"""The kernels of kvlite, each beside its reference in plain torch."""

@@ -1,1 +1,1 @@
-"""From names to files: aliases, the Hub and its cache, headers and configs. Loads no torch."""
+"""Models by name: aliases, the Hub and its cache, configs and weight headers. Loads no torch."""

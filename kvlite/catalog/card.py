@@ -1,4 +1,4 @@
-"""The model card: its licence, and the first thing it says. Reads just enough of the front matter for that."""
+"""The model card: its licence and first paragraph. Reads just enough of the front matter for that."""
 
 import re
 from dataclasses import dataclass
@@ -22,13 +22,13 @@ class Card:
 
 
 def read_card(folder: Path) -> Card:
-    """The card of a model folder; an empty one when there is none."""
+    """Read the card of a model folder; an empty one when there is none."""
     path = next((folder / name for name in (CARD, DEMO_CARD) if (folder / name).is_file()), None)
     return parse_card(path.read_text(encoding="utf-8", errors="replace")) if path else Card()
 
 
 def license_text(folder: Path) -> str | None:
-    """The licence's own text, where the folder has it."""
+    """Read the text of the licence; None where the folder has none."""
     path = next((folder / name for name in LICENSES if (folder / name).is_file()), None)
     return path.read_text(encoding="utf-8", errors="replace").strip() if path else None
 

@@ -1,4 +1,4 @@
-"""Reads a model folder's JSON files, and says in one line what is wrong with one that cannot be read."""
+"""Read the JSON files of a model folder; one that cannot be read raises a one-line error."""
 
 import json
 from pathlib import Path
@@ -22,7 +22,7 @@ TOKENIZER_FILES = (
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The folder's config.json. Raises BrokenModel when it is missing, not UTF-8, not JSON or not an object."""
+    """Read the folder's config.json. Raises BrokenModel when it is missing, not UTF-8, not JSON or not an object."""
     path = folder / CONFIG
     if not path.is_file():
         raise BrokenModel(f"{folder} holds no {CONFIG}, so it is no model folder; give the folder that holds one")
@@ -30,13 +30,13 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def read_generation(folder: Path) -> dict[str, Any]:
-    """The folder's generation_config.json, empty without one. Raises BrokenModel when it cannot be read."""
+    """Read the folder's generation_config.json, empty without one. Raises BrokenModel when it cannot be read."""
     path = folder / GENERATION
     return read_object(path) if path.is_file() else {}
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """A JSON file that must hold an object. Raises BrokenModel when it does not."""
+    """Read a JSON file that must hold an object. Raises BrokenModel when it does not."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:
@@ -54,5 +54,5 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def has_tokenizer(folder: Path) -> bool:
-    """Whether the folder holds any file a tokenizer can be built from."""
+    """True where the folder holds any file that a tokenizer can be built from."""
     return any((folder / name).is_file() for name in TOKENIZER_FILES)

@@ -1,4 +1,4 @@
-"""From a model to its files and facts: what is here is used as it is, the Hub is asked only for what is not."""
+"""Find the files and facts of a model: on this machine where they are here, else from the Hub."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ _DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelFacts:
-    """What is known of a model without loading it.
+    """Facts known of a model without loading it.
 
     `weight_bytes` is None when there are no weights to measure (a folder with only config.json), `parameters` also
     for pickles; `by_dtype` is bytes per safetensors dtype. `revision` is the commit, None for a folder.
@@ -46,7 +46,7 @@ class ModelFacts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelFiles(ModelFacts):
-    """A model that lies complete in `folder`, and its facts."""
+    """A model whose files are all in `folder`, and its facts."""
 
     folder: Path
 
@@ -56,14 +56,14 @@ class ModelFiles(ModelFacts):
         return str(self.ref) if self.repo is None else f"{self.repo}@{(self.revision or 'main')[:7]}"
 
     def identity(self) -> str:
-        """The name of the weights that resumed work must find again: repository and commit, or folder, or a hash."""
+        """Name the weights so that resumed work can check them: repository and commit, or folder, or a hash."""
         if self.ref.is_demo:
             return f"{self.ref}@{sha256((self.folder / 'model.safetensors').read_bytes()).hexdigest()[:12]}"
         return f"{self.repo}@{self.revision}" if self.repo else str(self.folder)
 
 
 def model_facts(ref: ModelRef, *, offline: bool = False) -> ModelFacts:
-    """The facts of a model, from its files when they are here, else from the Hub without downloading weights.
+    """Read the facts of a model, from its files when they are here, else from the Hub without downloading weights.
 
     Raises ModelNotFound, GatedModel, HubUnreachable, BrokenModel.
     """
@@ -100,7 +100,7 @@ def local_files(
     allow_pickle: bool = False,
     say: Callable[[str], None] | None = None,
 ) -> ModelFiles:
-    """The model's files on this machine, downloaded if they are not here yet; `say` is told before a download.
+    """Find the model's files on this machine and download those that are not here; `say` is called before a download.
 
     A complete snapshot in the cache is used without any request. Raises ModelNotFound, GatedModel, HubUnreachable,
     UnsupportedModel (pickles without `allow_pickle`, GGUF), BrokenModel, OutputError.
@@ -121,7 +121,7 @@ def local_files(
 
 
 def model_card(ref: ModelRef, *, offline: bool = False) -> Card:
-    """The model's card, from its folder or the Hub; an empty one when there is none or it cannot be asked for.
+    """Read the model's card, from its folder or the Hub; an empty one when there is none or no network.
 
     Raises ModelNotFound, GatedModel, HubUnreachable.
     """
@@ -148,7 +148,7 @@ def files_in(ref: ModelRef, folder: Path, *, allow_pickle: bool = False) -> Mode
 
 
 def _facts_in(ref: ModelRef, folder: Path) -> dict[str, Any]:
-    """The fields of ModelFacts, read from a folder; a snapshot may lack its weights, a user's folder any of them."""
+    """Read the fields of ModelFacts from a folder; a snapshot may lack its weights, a user's folder any of them."""
     config = read_config(folder)
     names = weight_files(folder)
     is_whole = all((folder / name).is_file() for name in names)

@@ -1,4 +1,4 @@
-"""Talks to the Hugging Face Hub: what a repository holds, its metadata by range requests, downloads.
+"""Talk to the Hugging Face Hub: list repositories, read metadata by range requests, download.
 
 huggingface_hub is imported when a function runs. It freezes its environment when first imported, so the cache folder
 and the endpoint are passed on each call, as the environment has them now.
@@ -28,7 +28,7 @@ _AT_ONCE = 8
 
 @dataclass(frozen=True, slots=True)
 class RemoteRepo:
-    """A repository as the Hub describes it at one commit. `files` is bytes by name."""
+    """A repository as the Hub describes it at one commit; `files` maps names to bytes."""
 
     ref: ModelRef
     repo: str
@@ -40,7 +40,7 @@ class RemoteRepo:
 
 @dataclass(frozen=True, slots=True)
 class Download:
-    """The files of one commit to be had, and how many of their bytes are not in the cache yet."""
+    """Files of one commit to download; `missing_bytes` of `total_bytes` are not in the cache yet."""
 
     remote: RemoteRepo
     small: tuple[str, ...]
@@ -57,13 +57,13 @@ class Download:
 
 
 def is_offline(offline: bool = False) -> bool:
-    """Whether the network must not be used: as asked, or by HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE."""
+    """True where the network must not be used: by `offline`, HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE."""
     said = os.environ.get("HF_HUB_OFFLINE") or os.environ.get("TRANSFORMERS_OFFLINE") or ""
     return offline or said.upper() in {"1", "ON", "YES", "TRUE"}
 
 
 def remote_repo(ref: ModelRef) -> RemoteRepo:
-    """Ask the Hub what `ref` holds now, and whether its files may be read.
+    """Ask the Hub for the current commit of `ref`, its files, and access to them.
 
     Raises ModelNotFound, GatedModel with what to do about it, or HubUnreachable.
     """
@@ -100,7 +100,7 @@ def offer(remote: RemoteRepo, *, allow_pickle: bool = False) -> Download:
 
 
 def download(wanted: Download, *, progress: bool = True) -> Path:
-    """Bring the files into the cache and return their folder; what an earlier attempt left is continued.
+    """Download the files into the cache and return their folder; an interrupted download continues.
 
     Raises HubUnreachable when the download stops half-way, OutputError when the disk does not take it.
     """
@@ -110,7 +110,7 @@ def download(wanted: Download, *, progress: bool = True) -> Path:
     no_bar = _no_bar()
     where: dict[str, Any] = {"cache_dir": cache_root(), "endpoint": _endpoint()}
     with as_kvlite_errors(remote.ref, "the files", resumable=True):
-        # by name, so that the cache remembers which commit the revision means
+        # by name, so that the cache records the commit of that revision
         revision = remote.ref.revision or DEFAULT_REVISION
         small, weights = list(wanted.small), list(wanted.weights)
         folder = snapshot_download(remote.repo, revision=revision, allow_patterns=small, tqdm_class=no_bar, **where)
@@ -132,7 +132,7 @@ def _no_bar() -> type[Any]:
 
 
 def fetch_config(remote: RemoteRepo) -> Path:
-    """The repository's config.json, through the cache. Raises as `offer` does without one."""
+    """Fetch the repository's config.json through the cache. Raises as `offer` does without one."""
     _require_config(remote)
     path = fetch_small(remote, CONFIG)
     assert path is not None
@@ -140,7 +140,7 @@ def fetch_config(remote: RemoteRepo) -> Path:
 
 
 def fetch_small(remote: RemoteRepo, name: str) -> Path | None:
-    """One small file of the repository through the cache; None when the repository has no such file."""
+    """Fetch one small file of the repository through the cache; None when it has no such file."""
     if name not in remote.files:
         return None
     with as_kvlite_errors(remote.ref, name):
@@ -149,7 +149,7 @@ def fetch_small(remote: RemoteRepo, name: str) -> Path | None:
 
 
 def remote_weights(remote: RemoteRepo) -> Weights | None:
-    """Sizes of the repository's tensors, from the headers of its safetensors files; None when it has none."""
+    """Read the sizes of the repository's tensors from its safetensors headers; None when it has none."""
     shards = [SINGLE] if SINGLE in remote.files else []
     if not shards and (index := fetch_small(remote, INDEX)):
         shards = sorted(set(read_index(index).values()))
@@ -184,7 +184,7 @@ def _endpoint() -> str | None:
 
 
 def _from_card(card: Any) -> tuple[str | None, str | None]:
-    """Licence and base model of a card's front matter, where people write what they like."""
+    """Licence and base model of a card's front matter, whose fields may hold anything."""
     licence, name, base = (getattr(card, key, None) for key in ("license", "license_name", "base_model"))
     if licence == "other" and isinstance(name, str):
         licence = name

@@ -1,4 +1,4 @@
-"""Turns what huggingface_hub raises into kvlite's errors: one line each, with what to do next."""
+"""Turn errors of huggingface_hub into kvlite's: one line each, with the next step for the user."""
 
 import os
 from collections.abc import Iterator
@@ -10,12 +10,12 @@ from kvlite.errors import BrokenModel, GatedModel, HubUnreachable, KvliteError, 
 
 
 def describe(ref: ModelRef) -> str:
-    """The model as its user and the Hub call it: `llama-7b (meta-llama/Llama-2-7b-chat-hf)`."""
+    """Name the model as its user and the Hub do: `llama-7b (meta-llama/Llama-2-7b-chat-hf)`."""
     return f"{ref.alias} ({ref.repo})" if ref.alias else str(ref.repo)
 
 
 def offline_error(ref: ModelRef, missing: list[str]) -> HubUnreachable:
-    """The error for a model that is not wholly in the cache while the network must not be used."""
+    """Make the error for a model that is not all in the cache while the network must not be used."""
     at = f"@{ref.revision}" if ref.revision else ""
     return HubUnreachable(
         f"{describe(ref)}{at} is not in the cache (missing: {', '.join(missing)}) and kvlite is offline; "
@@ -27,10 +27,10 @@ def offline_error(ref: ModelRef, missing: list[str]) -> HubUnreachable:
 def as_kvlite_errors(
     ref: ModelRef, wanted: str, *, licence: str | None = None, resumable: bool = False
 ) -> Iterator[None]:
-    """Run a request to the Hub for `wanted`, a thing of the model `ref`, and translate what it raises."""
+    """Translate errors of the requests inside, which ask the Hub for `wanted` of the model `ref`."""
     from huggingface_hub import errors as hub
 
-    # version 2 speaks through httpx2, version 1 through httpx; their errors have this base in common
+    # huggingface_hub 2 uses httpx2, version 1 httpx; this is the base of the transport errors of either
     transport_error: type[Exception] = hub.HfHubHTTPError.__bases__[0]
     try:
         yield
@@ -48,7 +48,7 @@ def as_kvlite_errors(
     except hub.SafetensorsParsingError as error:
         raise BrokenModel(f"{describe(ref)} has damaged weights on the Hub: {_first_line(error)}") from error
     except (transport_error, hub.XetDownloadError, OSError, ValueError, RuntimeError) as error:
-        # ValueError: an answer that is no JSON, so no Hub; RuntimeError: the Xet transfer, written in Rust
+        # ValueError: an answer that is not JSON, so no Hub; RuntimeError: from Xet transfers, written in Rust
         raise _unreachable(ref, wanted, error, resumable) from error
 
 
@@ -81,7 +81,7 @@ def _gated(ref: ModelRef, licence: str | None) -> str:
 
 
 def _token_source() -> str | None:
-    """Where huggingface_hub found a token, without the token; None without one."""
+    """Name the place where huggingface_hub found a token; None without one."""
     from huggingface_hub import constants, get_token
 
     if not get_token():

@@ -1,4 +1,4 @@
-"""What is on this machine: the built-in model and the models of the cache, usable or not."""
+"""List the models on this machine: the built-in one and those of the cache, usable or not."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,7 @@ State = Literal["ready", "incomplete", "unsupported", "broken"]
 
 @dataclass(frozen=True, slots=True)
 class Listed:
-    """One model here; `name` is what to type for it, `problem` why it is not `ready`, times are seconds since 1970."""
+    """A model on this machine; `name` is what to type, `problem` why it is not ready, times are seconds since 1970."""
 
     name: str
     repo: str | None
@@ -36,13 +36,13 @@ class Listed:
 
 
 def list_models() -> list[Listed]:
-    """The built-in model, then every model repository with anything in the cache."""
+    """List the built-in model, then every model repository with anything in the cache."""
     return [_demo(), *(_cached(repo) for repo in cached_repos())]
 
 
 def _demo() -> Listed:
     folder = demo_folder()
-    paths = [path for path in folder.iterdir() if path.suffix in _MODEL_SUFFIXES]  # its training data lies there too
+    paths = [path for path in folder.iterdir() if path.suffix in _MODEL_SUFFIXES]  # it is a package of Python, too
     size, modified = sum(path.stat().st_size for path in paths), folder.stat().st_mtime
     kv_bytes, state, problem = _usable(ModelRef(alias=DEMO, path=folder), folder)
     return Listed(DEMO, None, None, size, modified, kv_bytes, state, problem)
@@ -52,7 +52,7 @@ def _cached(repo: str) -> Listed:
     alias = alias_of(repo)
     name = alias.name if alias else repo
     snapshot = cached_snapshot(repo, None)
-    if snapshot is None and (snapshot := newest_snapshot(repo)):  # only a certain commit was ever asked for
+    if snapshot is None and (snapshot := newest_snapshot(repo)):  # nobody has asked for a branch, only for a commit
         name = f"{name}@{snapshot.name}"
     kv_bytes, state, problem = _usable(ModelRef(alias=alias.name if alias else None, repo=repo), snapshot)
     revision = snapshot.name if snapshot else None
@@ -60,7 +60,7 @@ def _cached(repo: str) -> Listed:
 
 
 def _usable(ref: ModelRef, folder: Path | None) -> tuple[int | None, State, str | None]:
-    """KV bytes per token, or what is wrong."""
+    """Find the KV bytes per token, the state, and the problem where it is not ready."""
     missing: list[str] = []
     try:
         missing = missing_parts(folder, allow_pickle=True) if ref.repo else []

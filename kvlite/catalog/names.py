@@ -1,4 +1,4 @@
-"""From the name a user types to the model it means. Knows the alias table, never a network."""
+"""Find the model that a name means. Knows the alias table and folders, never the network."""
 
 import difflib
 import functools
@@ -49,18 +49,18 @@ class ModelRef:
 
 @functools.cache
 def aliases() -> Mapping[str, Alias]:
-    """The alias table by canonical name, in the order of the file."""
+    """Read the alias table, by canonical name, in the order of the file."""
     table = tomllib.loads((files("kvlite.catalog") / "aliases.toml").read_text(encoding="utf-8"))
     return {name: Alias(name, **{**entry, "also": tuple(entry.get("also", ()))}) for name, entry in table.items()}
 
 
 def alias_of(repo: str) -> Alias | None:
-    """The alias that stands for this repository, if there is one."""
+    """Find the alias of a repository; None where it has none."""
     return next((alias for alias in aliases().values() if alias.repo.lower() == repo.lower()), None)
 
 
 def demo_folder() -> Path:
-    """Where the built-in model's files lie inside the installed package."""
+    """Return the folder of the built-in model inside the installed package."""
     return Path(str(files("kvlite") / "demo"))
 
 

@@ -1,4 +1,4 @@
-"""Which files of a repository or folder make up a model kvlite can load. Knows names only, opens nothing."""
+"""Select the files that make up a model kvlite can load. Knows names only, opens nothing."""
 
 from collections.abc import Iterable
 
@@ -10,14 +10,14 @@ _SMALL_NAMES = ("README.md", "LICENSE", "LICENSE.md", "NOTICE", "USE_POLICY.md")
 
 
 def small_files(names: Iterable[str]) -> list[str]:
-    """Everything but the weights: configs, tokenizer, chat template, model card, licence; no subfolders."""
+    """Select everything but the weights: configs, tokenizer, template, model card, licence; no subfolders."""
     return [name for name in names if "/" not in name and (name.endswith(_SMALL_SUFFIXES) or name in _SMALL_NAMES)]
 
 
 def weight_names(
     names: Iterable[str], *, model: str, allow_pickle: bool = False, base_model: str | None = None
 ) -> list[str]:
-    """The files to load weights from: safetensors, else pickles if those are allowed.
+    """Select the files to load weights from: safetensors, else pickles if those are allowed.
 
     `model` and `base_model` (what the model was converted from) go into the messages. Raises UnsupportedModel for
     pickle-only, GGUF-only and adapter-only models, BrokenModel when there are no weights at all.
@@ -40,7 +40,7 @@ def weight_names(
 
 
 def refuse_other_formats(names: Iterable[str], *, model: str, base_model: str | None = None) -> None:
-    """Raise UnsupportedModel when there are GGUF files or an adapter, saying what to use instead."""
+    """Raise UnsupportedModel, with a model to use instead, where there are GGUF files or an adapter."""
     if any(name.lower().endswith(".gguf") for name in names):
         instead = base_model or "the safetensors repository it was made from"
         raise UnsupportedModel(f"{model} has only GGUF files, which kvlite does not load; use {instead}")

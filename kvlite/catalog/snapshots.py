@@ -1,4 +1,4 @@
-"""The Hugging Face cache as it lies on disk, read without huggingface_hub and without a network.
+"""The Hugging Face cache on disk, read without huggingface_hub and without a network.
 
 Layout: `models--org--name/` holds `refs/<revision>` (a text file with a commit), `snapshots/<commit>/` (the files, as
 links) and `blobs/`. The cache is shared with every other Hugging Face tool.
@@ -21,7 +21,7 @@ _WEIGHTS = "safetensors weights"
 
 
 def cache_root() -> Path:
-    """The cache's folder: HF_HUB_CACHE, else `hub` in HF_HOME, else in `$XDG_CACHE_HOME/huggingface`."""
+    """Return the cache's folder: HF_HUB_CACHE, else `hub` in HF_HOME, else in `$XDG_CACHE_HOME/huggingface`."""
     named = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE")
     if not named:
         cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
@@ -30,7 +30,7 @@ def cache_root() -> Path:
 
 
 def cached_repos() -> list[str]:
-    """Repositories of models with anything at all in the cache, as `org/name`, sorted."""
+    """List the model repositories with anything in the cache, as `org/name`, sorted."""
     root = cache_root()
     if not root.is_dir():
         return []
@@ -40,12 +40,12 @@ def cached_repos() -> list[str]:
 
 
 def repo_folder(repo: str) -> Path:
-    """Where the cache keeps this repository; it need not exist."""
+    """Return the cache's folder for a repository; it need not exist."""
     return cache_root() / f"{_PREFIX}{repo.replace('/', '--')}"
 
 
 def cached_snapshot(repo: str, revision: str | None) -> Path | None:
-    """The cached files of a commit, or of what a branch or tag meant when last asked; they may be incomplete."""
+    """Find the cached snapshot of a commit, or of the commit a branch or tag last had; it may be incomplete."""
     commit = revision or DEFAULT_REVISION
     if not _COMMIT.fullmatch(commit):
         try:
@@ -57,16 +57,16 @@ def cached_snapshot(repo: str, revision: str | None) -> Path | None:
 
 
 def newest_snapshot(repo: str) -> Path | None:
-    """The snapshot last written to, of whatever commit."""
+    """Find the snapshot that was last written to, of any commit."""
     folder = repo_folder(repo) / "snapshots"
     found = [path for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
     return max(found, key=lambda path: path.stat().st_mtime, default=None)
 
 
 def missing_parts(snapshot: Path | None, *, allow_pickle: bool) -> list[str]:
-    """What keeps a snapshot from being used: files, `tokenizer`, `safetensors weights`; empty when complete.
+    """List what a snapshot lacks: files, `tokenizer`, `safetensors weights`; empty when complete.
 
-    kvlite downloads the weights last, so complete weights stand for complete small files too.
+    kvlite downloads the weights last, so where these are complete, so are the small files.
     """
     if snapshot is None:
         return [CONFIG, "tokenizer", _WEIGHTS]
@@ -79,12 +79,12 @@ def missing_parts(snapshot: Path | None, *, allow_pickle: bool) -> list[str]:
 
 
 def size_on_disk(repo: str) -> int:
-    """Bytes the repository takes in the cache, unfinished downloads included."""
+    """Count the bytes that the repository takes in the cache, unfinished downloads included."""
     return sum(path.lstat().st_size for path in _own_files(repo))
 
 
 def modified_s(repo: str) -> float:
-    """When anything of the repository was last written, in seconds since the epoch; 0 without a file."""
+    """Return the time of the last change to the repository, in seconds since 1970; 0 without a file."""
     return max((path.lstat().st_mtime for path in _own_files(repo)), default=0.0)
 
 
@@ -99,7 +99,7 @@ def remove_cached(repo: str, revision: str | None) -> int:
         if snapshot is not None:
             from huggingface_hub import scan_cache_dir
 
-            # knows which blobs other revisions still need
+            # keeps the blobs that other revisions still need
             scan_cache_dir(cache_root()).delete_revisions(snapshot.name).execute()
         else:  # the whole folder, so that unfinished downloads, which a scan leaves out, go too
             shutil.rmtree(repo_folder(repo))

@@ -1,4 +1,4 @@
-"""What the weights of a folder weigh, from their safetensors headers alone; no tensor is ever read.
+"""Measure the weights of a folder from their safetensors headers; no tensor is ever read.
 
 A safetensors file is 8 bytes of header length (little-endian), the header as JSON, then the data the header points
 into: https://huggingface.co/docs/safetensors/index#format.
@@ -33,7 +33,7 @@ class Weights:
 
 
 def weight_files(folder: Path) -> list[str]:
-    """Names of the files that hold the weights, safetensors before pickle; empty without any.
+    """List the files that hold the weights, safetensors before pickle; empty without any.
 
     Raises BrokenModel when an index cannot be read. The files it names need not exist.
     """
@@ -46,7 +46,7 @@ def weight_files(folder: Path) -> list[str]:
 
 
 def read_weights(folder: Path) -> Weights | None:
-    """Sizes of the safetensors weights in `folder`; None when it has none or pickles.
+    """Measure the safetensors weights in `folder`; None when it has none or pickles.
 
     Raises BrokenModel, naming the file, for a missing shard, a damaged header and a truncated file.
     """
@@ -77,7 +77,7 @@ def weigh(headers: Iterable[Mapping[str, Any]]) -> Weights:
 
 
 def read_index(path: Path) -> dict[str, str]:
-    """The map from tensor to shard of an index file. Raises BrokenModel when it is not one."""
+    """Read the map from tensor to shard of an index file. Raises BrokenModel when it is not one."""
     try:
         weight_map = json.loads(path.read_bytes())["weight_map"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:

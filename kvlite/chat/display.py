@@ -1,4 +1,4 @@
-"""Puts the pieces of an answer on the screen: text to stdout, thinking to stderr or nowhere."""
+"""Show the pieces of an answer: text on stdout, thinking on stderr or nowhere."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 class Display:
-    """One answer being shown; the line it leaves open is closed by `end`."""
+    """An answer on the screen; `end` closes the line that it leaves open."""
 
     def __init__(self, console: Console, shows_thinking: bool) -> None:
         self._console = console
@@ -19,7 +19,7 @@ class Display:
         self._line_open = False
 
     def show(self, piece: Piece) -> None:
-        """Write a piece where it belongs, at once."""
+        """Write a piece at once."""
         if not piece.thinking:
             self._end_thinking()
             self._console.answer(piece.text)
@@ -31,7 +31,7 @@ class Display:
             self._console.show_status("thinking …")
 
     def end(self) -> None:
-        """End the line, so that what follows starts on its own."""
+        """End the last line of the answer."""
         self._end_thinking()
         if self._line_open:
             self._console.answer("\n")

@@ -1,4 +1,4 @@
-"""Ctrl-C stops an answer; twice within a second it also ends the process, once what there is of the answer is kept."""
+"""Ctrl-C: the first press stops an answer, a second within a second also ends the process, after the answer is kept."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ TWICE_S = 1.0
 
 
 class Interrupts:
-    """Counts presses of Ctrl-C, at the prompt and during an answer alike."""
+    """Presses of Ctrl-C, at the prompt and during an answer alike."""
 
     def __init__(self) -> None:
         self.pressed = False
@@ -22,7 +22,7 @@ class Interrupts:
         self._last_s = float("-inf")
 
     def press(self) -> None:
-        """Note one press; raises Interrupted on the third in quick succession, wherever the process is."""
+        """Count one press; raises Interrupted at once on the third in quick succession."""
         self.check()
         now = time.monotonic()
         self._is_leaving = now - self._last_s < TWICE_S
@@ -30,13 +30,13 @@ class Interrupts:
         self.pressed = True
 
     def check(self) -> None:
-        """Raises Interrupted when one press has followed another within a second."""
+        """Raise Interrupted where one press has followed another within a second."""
         if self._is_leaving:
             raise Interrupted("interrupted")
 
     @contextmanager
     def calling(self, cancel: Callable[[], None]) -> Iterator[None]:
-        """Within the block a press calls `cancel` instead of raising KeyboardInterrupt; where ignored it stays so."""
+        """Call `cancel` on a press within the block, in place of KeyboardInterrupt; an ignored SIGINT stays ignored."""
         if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a job in the background: Ctrl-C is meant for others
             yield
             return

@@ -1,4 +1,4 @@
-"""The chat loop: reads a line, runs a command or streams an answer, saves, and goes on until the user leaves."""
+"""The chat loop: read a line, run a command or stream an answer, save, until the user leaves."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from kvlite.chat import commands
+from kvlite.chat import slash_commands
 from kvlite.chat.display import Display
 from kvlite.chat.interrupt import Interrupts
 from kvlite.chat.message import readable
 from kvlite.chat.session import Session
+from kvlite.chat.session_files import SessionFile, SessionFolder
 from kvlite.chat.status import answer_line, cut_notice, eviction_notice
-from kvlite.chat.store import SessionFile, SessionFolder
 from kvlite.errors import Interrupted, KvliteError, OutputError, Terminated, UsageError
 from kvlite.llm.answer import Answer
 
@@ -25,15 +25,15 @@ if TYPE_CHECKING:
 QUOTES = '"""'
 
 
-class Prompt(Protocol):
-    """Where the user's lines come from."""
+class LineReader(Protocol):
+    """A source of the user's lines."""
 
     def read(self) -> str:
-        """The next line; raises EOFError at the end, KeyboardInterrupt on Ctrl-C."""
+        """Return the next line; raises EOFError at the end, KeyboardInterrupt on Ctrl-C."""
 
 
 def message_of(line: str) -> str:
-    """What the user wants to send: a text in triple quotes without them, anything else stripped."""
+    """Strip the line, and the triple quotes around a text of several lines."""
     text = line.strip()
     if text.startswith(QUOTES):
         text = text.removeprefix(QUOTES).removesuffix(QUOTES)
@@ -42,7 +42,7 @@ def message_of(line: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Keeping:
-    """Where sessions are kept, the model's name in their header, and whether a turn is saved without being asked."""
+    """The folder of sessions, the model's name for their header, and autosave after every turn."""
 
     folder: SessionFolder
     model: str
@@ -50,7 +50,7 @@ class Keeping:
 
 
 class Chat:
-    """A session, the file it is saved to and the terminal it is held at."""
+    """A session, the file it is saved to and the console it writes to."""
 
     def __init__(
         self, session: Session, keeping: Keeping, console: Console, recorder: Recorder, *, shows_thinking: bool
@@ -66,8 +66,8 @@ class Chat:
         self._interrupts = Interrupts()
         self._has_told_eviction = False
 
-    def run(self, prompt: Prompt, first: str | None = None) -> None:
-        """Talk until the user leaves; `first` is sent before anything is read."""
+    def run(self, prompt: LineReader, first: str | None = None) -> None:
+        """Read and handle lines until the user leaves; `first` is handled before any is read."""
         if first is not None:
             self.handle(first)
         while not self.is_over:
@@ -80,11 +80,11 @@ class Chat:
                 self._interrupts.press()
 
     def handle(self, line: str) -> None:
-        """Run a command or send a message; a mistake or a full cache costs the line, not the chat."""
+        """Run a command or send a message; an error of either is shown, and the chat goes on."""
         line, unsent = readable(line), self.session.unsent
         try:
             if line.startswith("/"):
-                command, argument = commands.find(line)
+                command, argument = slash_commands.find(line)
                 command.run(self, argument)
             elif message := message_of(line):
                 self.answer(self.session.ask(message))
@@ -96,7 +96,7 @@ class Chat:
             self._console.note("your message got no answer and is no part of the chat; /retry asks it again")
 
     def answer(self, events: Generator[Piece | Answer]) -> None:
-        """Show an answer as it comes, then how it went; save the conversation."""
+        """Show an answer as it comes, then its counts; save the conversation."""
         answer = None
         display = Display(self._console, self._shows_thinking)
         with self._interrupts.calling(self.session.cancel), closing(events):
@@ -121,16 +121,16 @@ class Chat:
         self.save()
 
     def show(self, text: str) -> None:
-        """Show what a command was asked for."""
+        """Show the output of a command."""
         self._console.aside(f"{text}\n")
 
     def begin_file(self) -> None:
-        """Save what comes in a file of its own; the conversation so far stays in the one it has."""
+        """Save from now on to a new file; the conversation so far stays in its own."""
         self._file = None
 
     def save(self) -> None:
-        """Save the conversation unless the user does not want that; a full disk does not end it."""
-        is_saved = self._file is not None and self._file.exists()  # then what was taken back goes there too
+        """Save the conversation where autosave is on; an error of the disk is a warning."""
+        is_saved = self._file is not None and self._file.exists()  # then /undo of all turns is saved, too
         if self._keeping.autosaves and (self.session.num_turns or is_saved):
             try:
                 self._write()
@@ -138,7 +138,7 @@ class Chat:
                 self._console.warn(str(error))
 
     def save_as(self, name: str) -> None:
-        """Save now, and from now on under `name` if one is given. Raises UsageError when it is another session's."""
+        """Save, under `name` from now on if one is given. Raises UsageError where another session has that name."""
         if not self.session.num_turns:
             raise UsageError("nothing to save yet; ask something first")
         if name and (self._file is None or name != self._file.name):
@@ -149,14 +149,14 @@ class Chat:
         self.show(f"saved as {self._write().name}")
 
     def load(self, name: str) -> None:
-        """Go on with a saved session. Raises UsageError when there is none of this name."""
+        """Continue a saved session. Raises UsageError where there is none of this name."""
         file = self.folder.file(name)
         self.session.load(file.load())
         self._file = file
         self.show(f"loaded {name}: {self.session.num_turns} turns, read by the model with your next message")
 
     def open(self, name: str) -> None:
-        """Go on with the session of this name under its own system prompt, or start it."""
+        """Continue the session of this name under its own system prompt, or start one."""
         file = self.folder.file(name)
         if not file.exists():
             self._file = file

@@ -1,4 +1,4 @@
-"""What a conversation is made of, as it is shown to a chat template and written to a session file."""
+"""Messages of a chat, in the forms of a chat template and of a session file."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ ROLES = ("system", "user", "assistant")
 
 
 def readable(text: str) -> str:
-    """`text` with a question mark for each lone surrogate: bytes typed or stored that are not UTF-8."""
+    """Replace each lone surrogate, a byte typed or stored that is not UTF-8, by a question mark."""
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
 @dataclass(frozen=True, slots=True)
-class Message:
-    """One message; `finish_reason` says how an assistant's message ended, None for the other roles."""
+class ChatMessage:
+    """One message; `finish_reason` tells the end of an assistant's message, None for the other roles."""
 
     role: str
     content: str
     finish_reason: str | None = None
 
     def for_template(self) -> dict[str, str]:
-        """The two keys every chat template reads."""
+        """Return the two keys that every chat template reads."""
         return {"role": self.role, "content": self.content}
 
     def for_file(self) -> dict[str, str]:
-        """The message as one JSON line of a session file."""
+        """Return the message as one line of a session file."""
         ending = {} if self.finish_reason is None else {"finish_reason": self.finish_reason}
         return self.for_template() | ending

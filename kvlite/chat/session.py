@@ -1,7 +1,7 @@
-"""A conversation on row 0 of an engine: its messages, its turns, and the way back to an earlier one.
+"""A conversation on row 0 of an engine, with its messages, and checkpoints to return to earlier turns.
 
-The row always holds what the messages say, or nothing, and is then fed anew at the next turn. Knows neither terminal
-nor files.
+The row holds either all messages or nothing; in the second case the next turn feeds all of them again. Knows neither
+terminal nor files.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from kvlite.chat.message import Message
+from kvlite.chat.message import ChatMessage
 from kvlite.engine.request import FinishReason
 from kvlite.errors import UsageError
 from kvlite.llm.answer import SEEDS, Answer, AnswerSettings
@@ -52,30 +52,30 @@ class Totals:
 
 
 class Session:
-    """One conversation; `ask` streams an answer, everything else happens between two answers."""
+    """One conversation; `ask` streams an answer, the other methods are called between two answers."""
 
     def __init__(self, engine: Engine, text: ChatText, settings: AnswerSettings, system: str | None = None) -> None:
         self.settings = settings
         self.last: Answer | None = None
         self.totals = Totals()
-        self.unsent: str | None = None  # what the user asked and got no answer to
+        self.unsent: str | None = None  # the last question, where it got no answer
         self.checkpoint_peak_bytes = 0  # the most host memory that all checkpoints ever took
         self._engine = engine
         self._text = text
         self._conversation = Conversation(engine, text, ROW)
-        self._messages: list[Message] = []
+        self._messages: list[ChatMessage] = []
         self._checkpoints: deque[Checkpoint] = deque()
         self._checkpoint_limit = min(MAX_CHECKPOINT_BYTES, available_bytes() // 10)
         self._num_notes = 0
         self.set_system(system)
 
     @property
-    def messages(self) -> tuple[Message, ...]:
+    def messages(self) -> tuple[ChatMessage, ...]:
         return tuple(self._messages)
 
     @property
     def system(self) -> str | None:
-        """The system prompt, None without one."""
+        """The system prompt; None without one."""
         first = self._messages[0] if self._messages else None
         return first.content if first is not None and first.role == "system" else None
 
@@ -84,24 +84,24 @@ class Session:
         return sum(message.role == "user" for message in self._messages)
 
     def counts(self) -> KVCounts:
-        """What the row's slots hold now."""
+        """Return the counts of the row's slots."""
         return self._engine.counts(ROW)
 
     def new_notes(self) -> list[str]:
-        """What the model's chat template makes the user should know, each told once."""
+        """Return the chat template's notes for the user, each once."""
         notes = self._text.notes[self._num_notes :]
         self._num_notes += len(notes)
         return notes
 
     def ask(self, user: str) -> Generator[Piece | Answer]:
-        """Stream the answer to `user`, at the end the Answer. A cancelled answer keeps its text as part of the chat.
+        """Stream the answer to `user`, and at the end the Answer. The text of a cancelled answer stays in the chat.
 
         When the turn fails, or is cancelled before any text, the chat is as before and `unsent` holds the question.
         """
         if not user.strip():
             raise UsageError("the message is empty; write something to send")
         start = len(self._messages)
-        messages = [message.for_template() for message in (*self._messages, Message("user", user))]
+        messages = [message.for_template() for message in (*self._messages, ChatMessage("user", user))]
         encoded = self._conversation.encode(messages)
         self._take_checkpoint()
         self.unsent = user
@@ -149,15 +149,15 @@ class Session:
 
     def set_system(self, system: str | None) -> None:
         """Start over under another system prompt, or none. Raises BudgetTooSmall where the cache cannot hold it."""
-        messages = [] if system is None else [Message("system", system)]
+        messages = [] if system is None else [ChatMessage("system", system)]
         if messages and self.settings.pin_system:
-            question = Message("user", "?")  # many templates render no system prompt alone
+            question = ChatMessage("user", "?")  # many templates render no system prompt alone
             rendered = self._text.conversation([message.for_template() for message in (*messages, question)])
             self._engine.check_pins(rendered.pins)
         self.load(messages)
 
-    def load(self, messages: Sequence[Message]) -> None:
-        """Take over a conversation; it is fed as a whole with the next question."""
+    def load(self, messages: Sequence[ChatMessage]) -> None:
+        """Replace the conversation; all of it is fed with the next question."""
         self._messages = list(messages)
         self._checkpoints.clear()
         self.last = None
@@ -166,11 +166,11 @@ class Session:
         self._conversation.forget()
 
     def _keep(self, user: str, answer: Answer) -> None:
-        self._messages += [Message("user", user), Message("assistant", answer.text, str(answer.finish_reason))]
+        self._messages += [ChatMessage("user", user), ChatMessage("assistant", answer.text, str(answer.finish_reason))]
         self.unsent = None
 
     def _take_checkpoint(self) -> None:
-        """Keep the row's state on the host, the latest few within the cap; a row too large for it is fed anew."""
+        """Copy the row's state to the host; the latest few are kept within the cap, a row larger than it is not."""
         if self._conversation.is_empty or self.counts().live_bytes > self._checkpoint_limit:
             return
         checkpoint = self._conversation.checkpoint()
@@ -184,7 +184,7 @@ class Session:
         return sum(checkpoint.snapshot.num_bytes for checkpoint in self._checkpoints)
 
     def _go_back(self, num_messages: int) -> None:
-        """Return to the first `num_messages` messages: by a checkpoint, else by feeding them anew."""
+        """Return to the first `num_messages` messages: by a checkpoint, else by feeding them again."""
         del self._messages[num_messages:]
         while self._checkpoints and len(self._checkpoints[-1].messages) > num_messages:
             self._checkpoints.pop()

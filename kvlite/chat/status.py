@@ -1,4 +1,4 @@
-"""The lines that say how the cache and the answers are doing, as text. Writes nothing itself."""
+"""Lines about the cache and the answers, as text. Writes nothing itself."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ BAR_CELLS = 8
 
 
 def bar(share: float) -> str:
-    """`share` from 0 to 1 as a bar; any use at all shows."""
+    """Draw `share`, from 0 to 1, as a bar; any share above 0 fills a cell."""
     filled = min(BAR_CELLS, max(round(share * BAR_CELLS), int(share > 0)))
     return "█" * filled + "░" * (BAR_CELLS - filled)
 
 
 def status_line(kv: KVCounts, last: Answer | None, sampling: Sampling) -> str:
-    """The line under the prompt: bytes and tokens kept, speed, seed."""
+    """Write the line under the prompt: bytes and tokens kept, speed, seed."""
     share = kv.live_bytes / kv.reserved_bytes if kv.reserved_bytes else 0.0
     parts = [
         f"KV {human_bytes(kv.live_bytes)}/{human_bytes(kv.reserved_bytes)} {bar(share)} {share:.0%}",
@@ -33,7 +33,7 @@ def status_line(kv: KVCounts, last: Answer | None, sampling: Sampling) -> str:
 
 
 def answer_line(answer: Answer) -> str:
-    """The line after an answer: its length, its speed, what the cache holds and what it gave up."""
+    """Write the line after an answer: its length, its speed, bytes in the cache, tokens evicted."""
     timing, kv, evicted = answer.completion.timing, answer.kv, answer.completion.evicted
     parts = [
         f"{answer.completion_tokens:,} tok",
@@ -47,7 +47,7 @@ def answer_line(answer: Answer) -> str:
 
 
 def cut_notice(completion: Completion) -> str | None:
-    """What to say of an answer that ended for want of room, or at the limit that nobody set; None of any other."""
+    """Write the warning for an answer cut short by lack of room or by the default limit; None for any other."""
     why = completion.cut_short
     if why is None and completion.finish_reason == "length" and len(completion.ids) == CHAT_MAX_TOKENS:
         why = f"it has {CHAT_MAX_TOKENS:,} tokens; --max-tokens, in a chat /set max_tokens=N, sets another limit"
@@ -55,7 +55,7 @@ def cut_notice(completion: Completion) -> str | None:
 
 
 def eviction_notice(kv: KVCounts) -> str:
-    """What to say once, when the cache gives up tokens for the first time."""
+    """Write the notice for the first eviction."""
     return (
         f"the KV cache of {human_bytes(kv.reserved_bytes)} is full: {kv.tokens_kept:,} of {kv.tokens_seen:,} tokens "
         f"kept by policy {kv.policy}; the model no longer sees the other {kv.tokens_evicted:,}"
@@ -63,7 +63,7 @@ def eviction_notice(kv: KVCounts) -> str:
 
 
 def counts_table(kv: KVCounts) -> list[tuple[str, str]]:
-    """Every count of the cache with its name, as `/mem` shows them."""
+    """List every count of the cache with its name, as `/mem` shows them."""
     return [
         ("budget", human_bytes(kv.budget_bytes)),
         ("reserved", human_bytes(kv.reserved_bytes)),

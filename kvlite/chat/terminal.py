@@ -1,6 +1,6 @@
 """The prompt at a terminal: history, several lines, completion of commands, the status line.
 
-The only module that loads prompt_toolkit. Knows nothing of models: lines out, the status as a function in.
+The only module that loads prompt_toolkit. Knows nothing of models: it returns lines and shows the status it is given.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.output import create_output
 
-from kvlite.chat.commands import words
 from kvlite.chat.loop import QUOTES
+from kvlite.chat.slash_commands import words
 
 
 class Terminal:
-    """Reads what the user types; Enter sends, Alt-Enter starts a new line."""
+    """Editor for the user's messages; Enter sends, Alt-Enter starts a new line."""
 
     def __init__(self, status: Callable[[], str] | None, history: Path | None, vi: bool = False) -> None:
         self._session: PromptSession[str] = PromptSession(
@@ -45,40 +45,40 @@ class Terminal:
         self._ending: BaseException | None = None
 
     def read(self) -> str:
-        """The next text; raises EOFError on Ctrl-D, KeyboardInterrupt on Ctrl-C, and what `end` was given."""
+        """Return the next text; raises EOFError on Ctrl-D, KeyboardInterrupt on Ctrl-C, or the error given to `end`."""
         try:
             return self._session.prompt(pre_run=self._end_now)
         finally:
             self._write_waiting()
 
     def above(self, write: Callable[[], None]) -> None:
-        """Call `write`, which writes lines, above the text being edited, if there is one; from any thread."""
+        """Call `write` so that its lines appear above a text being edited; from any thread."""
         self._waiting.append(write)
         if not self._schedule(lambda: run_in_terminal(self._write_waiting)):
             self._write_waiting()
 
     def discard(self) -> None:
-        """Forget what was typed and is not read yet, which a shell would take for commands."""
+        """Drop typed text that was not read yet: the shell would take it for commands."""
         with suppress(ImportError, OSError, ValueError):  # no POSIX terminal
             import termios
 
             termios.tcflush(sys.stdin.fileno(), termios.TCIFLUSH)
 
     def redraw(self) -> None:
-        """Show the status line as it is now; from any thread."""
+        """Draw the status line again; from any thread."""
         self._schedule(self._session.app.invalidate)
 
     def end(self, error: BaseException) -> None:
-        """Let `read` raise `error`, now or when it is called; from any thread."""
+        """Make `read` raise `error`, now or when it is called; from any thread."""
         self._ending = error
         self._schedule(self._end_now)
 
     def _schedule(self, call: Callable[[], object]) -> bool:
-        """Whether `call` will be called while a text is edited."""
+        """Call `call` in the editor's loop, from any thread; false where no text is being edited."""
         app = self._session.app
         if not app.is_running or app.loop is None or app.context is None:
             return False
-        with suppress(RuntimeError):  # it has just been sent, and the loop is closed
+        with suppress(RuntimeError):  # the text has just been sent, and the loop is closed
             app.loop.call_soon_threadsafe(call, context=app.context)
             return True
         return False
@@ -95,7 +95,7 @@ class Terminal:
 
 
 class CommandCompleter(Completer):
-    """Completes the word of a slash command at the start of the text."""
+    """Completion of a slash command at the start of the text."""
 
     def get_completions(self, document: Document, complete_event: CompleteEvent) -> Iterator[Completion]:
         typed = document.text_before_cursor
@@ -106,13 +106,13 @@ class CommandCompleter(Completer):
 
 
 def is_open_block(text: str) -> bool:
-    """Whether a text begun with triple quotes still misses the closing ones."""
+    """True where a text begun with triple quotes still lacks the closing ones."""
     text = text.strip()
     return text.startswith(QUOTES) and (len(text) < 2 * len(QUOTES) or not text.endswith(QUOTES))
 
 
 def _history(path: Path | None) -> History:
-    """What was typed before, in a file only its owner reads; in memory when there is no such place."""
+    """Open the history of messages in a file only its owner reads; in memory where there can be none."""
     if path is None:
         return InMemoryHistory()
     try:

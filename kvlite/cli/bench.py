@@ -7,9 +7,7 @@ import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated
 
-from kvlite.cli.invocation import Invocation
-from kvlite.cli.options import model_argument
-from kvlite.cli.recording import start_recorder
+from kvlite.cli.invocation import Invocation, model_argument
 from kvlite.cli.signature import only, without
 from kvlite.errors import UsageError
 from kvlite.flags import option
@@ -69,7 +67,7 @@ def bench(
     from kvlite.memory.host import process_age_s
 
     age_s, workload, out = process_age_s(), given.workload(), call.console
-    with start_recorder("bench", output.report, out) as recorder, out.progress() as progress:
+    with call.start_recorder("bench", output.report) as recorder, out.progress() as progress:
         progress.update("loading")
         spec = RunSpec.of(replace(options, model=call.chosen_model(given.model)))
         imports_s = _import_engine()

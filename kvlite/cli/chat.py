@@ -5,9 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated
 
-from kvlite.cli.invocation import Invocation
-from kvlite.cli.options import model_argument
-from kvlite.cli.recording import start_recorder
+from kvlite.cli.invocation import Invocation, model_argument
 from kvlite.cli.signature import without
 from kvlite.errors import UsageError
 from kvlite.flags import option
@@ -41,13 +39,13 @@ def chat(
     call: Invocation,
 ) -> None:
     """Talk with a model. /help lists what else can be done there; Ctrl-C stops an answer, Ctrl-D leaves."""
-    from kvlite.chat.once import Output
+    from kvlite.chat.single_turn import AnswerFormat
     from kvlite.cli.answering import Answering, answer_once, has_user
     from kvlite.cli.prompts import build_prompt
     from kvlite.deadline import Deadline
 
     out = call.console
-    asked = Answering.of(replace(options, model=call.chosen_model(given.model)), answer, output, call)
+    asked = Answering(replace(options, model=call.chosen_model(given.model)), answer, output.report, call)
     if has_user():
         if out.as_json:
             raise UsageError("a chat at a terminal has no --json; use kvlite run --json, or pipe the question in")
@@ -58,7 +56,7 @@ def chat(
     if given.continues or given.session:
         raise UsageError("--continue and --session need a terminal to go on at; stdin is a pipe here")
     words = [] if given.prompt is None else [given.prompt]
-    form = Output(streams=not out.as_json, as_json=out.as_json, shows_thinking=output.show_thinking)
+    form = AnswerFormat(streams=not out.as_json, as_json=out.as_json, shows_thinking=output.show_thinking)
     text = build_prompt(words, [], None)
     call.announce_built_in(given.model)
     answer_once(asked, text, form, Deadline(None), command="chat")
@@ -66,7 +64,7 @@ def chat(
 
 def _session_to_open(continues: bool, session: str | None) -> str | None:
     """The name of the session to go on with, None for a new one; raises UsageError before anything is loaded."""
-    from kvlite.chat.store import SessionFolder
+    from kvlite.chat.session_files import SessionFolder
 
     folder = SessionFolder()
     if continues and session is not None:
@@ -84,15 +82,16 @@ def _session_to_open(continues: bool, session: str | None) -> str | None:
 def _talk(asked: Answering, given: ChatOptions, name: str | None, *, shows_thinking: bool) -> None:
     from platformdirs import user_state_path
 
-    from kvlite.chat.behind import Behind
-    from kvlite.chat.commands import LEAVING
+    from kvlite.chat.background_load import BackgroundLoad
     from kvlite.chat.loop import Chat, Keeping
     from kvlite.chat.session import Session
+    from kvlite.chat.session_files import SessionFolder
+    from kvlite.chat.slash_commands import LEAVING
     from kvlite.chat.status import status_line
-    from kvlite.chat.store import SessionFolder
     from kvlite.chat.terminal import Terminal
+    from kvlite.llm.spec import RunSpec
 
-    out, first = asked.console, given.prompt
+    out, first = asked.call.console, given.prompt
     session: Session | None = None
 
     def status() -> str:
@@ -112,11 +111,11 @@ def _talk(asked: Answering, given: ChatOptions, name: str | None, *, shows_think
 
     history = user_state_path("kvlite", appauthor=False) / "history"
     terminal = Terminal(status if given.status else None, history, vi=given.vi)
-    with start_recorder("chat", asked.report, out) as recorder:
-        spec = asked.spec()
+    with asked.call.start_recorder("chat", asked.report) as recorder:
+        spec = RunSpec.of(asked.options)
         if first is None and out.has_live_stderr:
             files = spec.files(out.note)
-            loading = Behind(lambda: begin(files), terminal, out)
+            loading = BackgroundLoad(lambda: begin(files), terminal, out)
             first = loading.line()
             if first is None or first.strip() in LEAVING:
                 return

@@ -8,15 +8,14 @@ from typing import Annotated
 
 import typer
 
-from kvlite.cli.invocation import Invocation
-from kvlite.cli.options import model_option
+from kvlite.cli.invocation import Invocation, model_option
 from kvlite.cli.signature import without
 from kvlite.flags import argument, option
 from kvlite.options import AnswerOptions, ModelOptions, OutputOptions
 
 
 def _complete_word(ctx: typer.Context, incomplete: str) -> list[str]:
-    from kvlite.catalog.completion import complete_model
+    from kvlite.catalog.name_completion import complete_model
 
     is_model = not ctx.params.get("words") and ctx.params.get("model") is None
     return list(complete_model(incomplete)) if is_model else []
@@ -52,7 +51,7 @@ def run(
     call: Invocation,
 ) -> None:
     """Answer one prompt: stdin first, then files, then the words, a blank line between them."""
-    from kvlite.chat.once import Output
+    from kvlite.chat.single_turn import AnswerFormat
     from kvlite.cli.answering import Answering, answer_once
     from kvlite.cli.prompts import STDIN, build_prompt, split_words
     from kvlite.deadline import Deadline
@@ -60,14 +59,14 @@ def run(
     out = call.console
     deadline = Deadline(given.max_time)
     with deadline.running():
-        form = Output(
+        form = AnswerFormat(
             streams=not (given.extract or out.as_json) if given.stream is None else given.stream,
             extracts=given.extract,
             as_json=out.as_json,
             shows_thinking=output.show_thinking,
             shows_time=given.show_time,
         )
-        asked = Answering.of(options, answer, output, call)
+        asked = Answering(options, answer, output.report, call)
         name, rest = split_words(given.words, given.model, call.chosen_model(None), out)
         prompt = build_prompt(rest, given.file, given.template)
         if rest == [*given.words] and rest[:1] in ([], [STDIN]):  # of any other first word, split_words has said it

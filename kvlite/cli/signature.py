@@ -61,7 +61,7 @@ class _Option(NamedTuple):
         if short is None:
             return None
         flag = Flag(help=short.help, names=(short.name,), heading=self.flag.heading)
-        return _Option(_short_of(self.name), bool, False, flag)
+        return _Option(f"{self.name}_short", bool, False, flag)
 
     def parameter(self, **how: Any) -> Parameter:
         """The parameter that Typer reads; `how` overrules the arguments of typer.Option."""
@@ -88,7 +88,7 @@ class _Option(NamedTuple):
     def value(self, given: Mapping[str, Any], call: Invocation) -> Any:
         """The field's value. Raises UsageError where the short flag contradicts the option itself."""
         value, short = given[self.name], self.flag.short
-        if short is not None and given[_short_of(self.name)]:
+        if short is not None and given[f"{self.name}_short"]:
             if call.is_given(self.name) and value != short.value:
                 raise UsageError(f"{short.name} contradicts {self.long} {value}; give one of them")
             return short.value
@@ -139,10 +139,6 @@ def _group(hint: Any) -> tuple[type, list[_Option]]:
     ]
 
 
-def _short_of(name: str) -> str:
-    return f"{name}_short"
-
-
 def _source(ctx: typer.Context, name: str) -> str:
     """The origin of a parameter's value: flag, env, config or default."""
     source = ctx.get_parameter_source(name)
@@ -166,13 +162,13 @@ def _callback(parse: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 
 def _complete_model(incomplete: str) -> list[str]:
-    from kvlite.catalog.completion import complete_model
+    from kvlite.catalog.name_completion import complete_model
 
     return complete_model(incomplete)
 
 
 def _complete_cached(incomplete: str) -> list[str]:
-    from kvlite.catalog.completion import complete_cached
+    from kvlite.catalog.name_completion import complete_cached
 
     return complete_cached(incomplete)
 

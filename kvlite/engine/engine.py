@@ -157,33 +157,26 @@ class Engine:
         return RowSnapshot(self.cache.snapshot(row), state, replace(held, used=set(held.used), job=None))
 
     def restore(self, row: int, snapshot: RowSnapshot) -> None:
-        """Continue a row from a snapshot, which stays usable."""
+        """Continue a row from a snapshot, which stays usable. Its peak is the most that either ever held."""
+        peak_bytes = max(self.counts(row).peak_bytes, snapshot.row.peak_bytes)
         self.cache.restore(row, snapshot.cache)
         if self.loaded.state is not None:
             assert snapshot.state is not None
             self.loaded.state.restore(snapshot.state)
-        self._rows[row] = replace(snapshot.row, index=row, used=set(snapshot.row.used))
+        self._rows[row] = replace(snapshot.row, index=row, used=set(snapshot.row.used), peak_bytes=peak_bytes)
 
     def counts(self, row: int = 0) -> KVCounts:
-        """Count what a row holds now."""
-        held = self._rows[row]
-        held.peak_bytes = max(held.peak_bytes, self.cache.live_bytes(row))
-        state_bytes = self.loaded.state.num_bytes if self.loaded.state is not None else 0
-        return self.cache.counts(row, held.seen, held.peak_bytes, state_bytes)
+        """Count what a row holds now; a row only grows until it is reset or restored."""
+        held, state = self._rows[row], self.loaded.state
+        peak_bytes = max(held.peak_bytes, self.cache.live_bytes(row))
+        return self.cache.counts(row, held.seen, peak_bytes, 0 if state is None else state.num_bytes)
 
     def total_counts(self) -> KVCounts:
         """Count what all rows hold now; bytes and tokens are sums."""
         rows = [self.counts(row) for row in range(self.rows)]
-        return replace(
-            rows[0],
-            budget_bytes=self.plan.budget_bytes,
-            reserved_bytes=sum(row.reserved_bytes for row in rows),
-            live_bytes=sum(row.live_bytes for row in rows),
-            peak_bytes=sum(row.peak_bytes for row in rows),
-            tokens_seen=sum(row.tokens_seen for row in rows),
-            tokens_kept=sum(row.tokens_kept for row in rows),
-            tokens_evicted=sum(row.tokens_evicted for row in rows),
-        )
+        summed = ("reserved_bytes", "live_bytes", "peak_bytes", "tokens_seen", "tokens_kept", "tokens_evicted")
+        sums = {name: sum(getattr(row, name) for row in rows) for name in summed}
+        return replace(rows[0], budget_bytes=self.plan.budget_bytes, **sums)
 
     def _admit(self, request: Request) -> Iterator[Completion]:
         if request.row is None:

@@ -93,16 +93,20 @@ def parse_size(text: str) -> int | None:
     return size
 
 
-def human_bytes(count: int) -> str:
-    """Write `count` bytes for reading, in powers of ten and three digits or so: `512 B`, `12.3 kB`, `2.00 GB`."""
+def human_bytes(count: int, decimals: int | None = None) -> str:
+    """Write `count` bytes for reading, in powers of ten and three digits or so: `512 B`, `12.3 kB`, `2.00 GB`.
+
+    With `decimals` so many follow the point, so that 1.998 GB is not shown as 2.00 GB.
+    """
     size, unit = float(count), "B"
     for unit in ("B", "kB", "MB", "GB", "TB"):
-        if abs(size) < 999.5 or unit == "TB":
+        if abs(size) < (999.5 if decimals is None else 1000) or unit == "TB":
             break
         size /= 1000
     if unit == "B":
         return f"{count} B"
-    decimals = 2 if abs(size) < 9.995 else 1 if abs(size) < 99.95 else 0
+    if decimals is None:
+        decimals = 2 if abs(size) < 9.995 else 1 if abs(size) < 99.95 else 0
     return f"{size:.{decimals}f} {unit}"
 
 

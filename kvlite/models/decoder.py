@@ -1,6 +1,6 @@
 """The whole model as one function from token ids to logits, without masks, caches and output objects to carry along.
 
-It saves 0.1 ms of processor time a token: a seventh of the built-in model's, nothing that shows in SmolLM2-135M's.
+It saves 0.1 ms of processor time or more a token: a fifth of the built-in model's step, nothing of SmolLM2-135M's.
 """
 
 from __future__ import annotations

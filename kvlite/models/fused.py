@@ -12,28 +12,26 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear
 
 from kvlite.models.attention_interface import attention
-from kvlite.models.fourbit import are_joinable, join_four_bit
+from kvlite.models.fourbit import join_four_bit
 from kvlite_kernels.fused_ops import FusedOps, Norm
 
 
-class JoinedLinear(nn.Module):
-    """Several linear maps of one input as one product; the maps it was made of become views of its weights."""
+def join(*parts: Any) -> nn.Module | None:
+    """Linear maps of one input as one, of which they become views, with their outputs one after another.
 
-    bias: Tensor | None
-
-    def __init__(self, *parts: nn.Linear) -> None:
-        super().__init__()
-        self.out_features = sum(part.out_features for part in parts)
-        self.weight = _joined([part.weight for part in parts])
-        biases = [part.bias for part in parts if part.bias is not None]
-        self.bias = _joined(biases) if biases else None
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x [..., in_features] -> [..., sum of the parts' out_features], the parts one after another."""
-        return linear(x, self.weight, self.bias)
+    None unless all are plain or our 4-bit ones, all with a bias or none.
+    """
+    if len({getattr(part, "bias", None) is not None for part in parts}) > 1:
+        return None
+    if not all(type(part) is nn.Linear for part in parts):
+        return join_four_bit(parts)
+    joined = nn.Linear(parts[0].in_features, sum(part.out_features for part in parts), bias=False, device="meta")
+    joined.weight = _joined([part.weight for part in parts])
+    if parts[0].bias is not None:
+        joined.bias = _joined([part.bias for part in parts])
+    return joined
 
 
 def _joined(parts: Sequence[Tensor]) -> nn.Parameter:
@@ -41,15 +39,6 @@ def _joined(parts: Sequence[Tensor]) -> nn.Parameter:
     for part, view in zip(parts, joined.split([len(part) for part in parts]), strict=True):
         part.data = view  # no second copy of the weights, neither now nor where the patch is taken back
     return nn.Parameter(joined, requires_grad=False)
-
-
-def join(*parts: Any) -> nn.Module | None:
-    """Linear maps of one input as one product; None unless all are plain or our 4-bit ones, all with a bias or none."""
-    if len({getattr(part, "bias", None) is not None for part in parts}) > 1:
-        return None
-    if all(type(part) is nn.Linear for part in parts):
-        return JoinedLinear(*parts)
-    return join_four_bit(parts) if are_joinable(parts) else None
 
 
 class FusedRMSNorm(nn.Module):

@@ -24,21 +24,21 @@ _STATES = ("conv_states", "recurrent_states")
 
 @dataclass(frozen=True, slots=True)
 class StateSnapshot:
-    """The state of one row on the host: per layer the tensors of each state, and which states have a past."""
+    """The state of one row on the host: every tensor, and by layer which states have a past."""
 
-    layers: tuple[tuple[dict[str, dict[int, Tensor | None]], dict[int, bool]], ...]
+    tensors: list[Tensor]
+    has_past: list[dict[int, bool]]
 
     @property
     def num_bytes(self) -> int:
         """Bytes of host memory."""
-        tensors = [tensor for states, _ in self.layers for held in states.values() for tensor in held.values()]
-        return sum(tensor.nbytes for tensor in tensors if tensor is not None)
+        return sum(tensor.nbytes for tensor in self.tensors)
 
 
 class HybridState:
     """The state of one row; `cache` is what the model is called with. Padding would enter it, so rows go one by one.
 
-    Its tensors are allocated by the first forward pass, the gate's, and overwritten in place from then on.
+    Its tensors are allocated by the first forward pass, in `verify`, and overwritten in place from then on.
     """
 
     def __init__(self, config: PretrainedConfig) -> None:
@@ -63,26 +63,16 @@ class HybridState:
 
     def snapshot(self) -> StateSnapshot:
         """Copy the state to the host."""
-
-        def copied(held: dict[int, Tensor | None]) -> dict[int, Tensor | None]:
-            return {key: None if tensor is None else tensor.to("cpu", copy=True) for key, tensor in held.items()}
-
-        return StateSnapshot(
-            tuple(
-                ({name: copied(getattr(layer, name)) for name in _STATES}, dict(layer.has_previous_state))
-                for layer in self._layers
-            )
-        )
+        tensors = [tensor.to("cpu", copy=True) for tensor in self.tensors()]
+        return StateSnapshot(tensors, [dict(layer.has_previous_state) for layer in self._layers])
 
     @torch.inference_mode()
     def restore(self, snapshot: StateSnapshot) -> None:
         """Continue from a snapshot, which stays usable."""
-        for layer, (states, has_previous) in zip(self._layers, snapshot.layers, strict=True):
-            for name, saved in states.items():
-                for key, tensor in saved.items():
-                    if tensor is not None:
-                        getattr(layer, name)[key].copy_(tensor)
-            layer.has_previous_state.update(has_previous)
+        for tensor, saved in zip(self.tensors(), snapshot.tensors, strict=True):
+            tensor.copy_(saved)
+        for layer, has_past in zip(self._layers, snapshot.has_past, strict=True):
+            layer.has_previous_state.update(has_past)
 
 
 class _NoAttentionCache:

@@ -1,9 +1,9 @@
 """Checks after loading that a model tolerates its keys and values in 8 or 4 bits.
 
-Some models do not: Qwen2 and Qwen2.5 add biases of huge norm to a few layers' keys, and what tells one key from the
-other drowns in the rounding of what all of them share. So the model writes a few tokens with exact slots, is fed the
-same into coded ones, and the two distributions of every next token are compared. The text is the model's own, because
-on ids at random even a good model is unsure of everything, which hides and invents losses.
+Qwen2 and Qwen2.5, for one, add biases of huge norm to a few layers' keys, and the difference between two keys drowns in
+the rounding of what all of them share. So the model generates a few tokens with exact slots, is fed the same tokens
+with quantised ones, and the two distributions of every next token are compared. The text is the model's own: on random
+ids even a good model is unsure of everything, which hides losses and invents others.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What loading is asked for. Loads no torch."""
+"""Options of loading. Loads no torch."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class LoadOptions:
-    """How to load: `dtype` as config.json spells it, or None for the model's own; `quant` none or a key of QUANT_BYTES.
+    """`dtype` as config.json spells it, or None for the model's own; `quant` is none or a key of QUANT_BYTES.
 
     `kernels`, one of `kvlite_kernels.choice.KERNELS`, are those that fused modules and 4-bit weights run on.
     """

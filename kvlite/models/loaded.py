@@ -66,7 +66,7 @@ class LoadedModel:
 
     @property
     def window(self) -> int | None:
-        """How many positions the model was made for; None where it has no positions to run out of."""
+        """Number of positions the model was made for; None where it has no positions to run out of."""
         return None if self.shape.positions == "none" else self.shape.max_positions
 
     @torch.inference_mode()
@@ -86,7 +86,7 @@ class LoadedModel:
 
 
 def _scales(parameter: Tensor) -> list[Tensor]:
-    """What bitsandbytes keeps beside a quantised weight: block scales, nested ones, and the row scales of 8 bits."""
+    """Tensors that bitsandbytes keeps beside a quantised weight: scales of blocks, nested or not, and of 8-bit rows."""
     state = getattr(parameter, "quant_state", None)
     states = [] if state is None else [state, getattr(state, "state2", None)]
     held = [getattr(part, name, None) for part in states for name in ("absmax", "code", "offset")]

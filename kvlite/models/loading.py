@@ -1,10 +1,12 @@
-"""Files to weights: loads a folder with transformers, optionally in 4 or 8 bits, and passes it through the gate."""
+"""Files to weights: loads a folder with transformers, optionally in 4 or 8 bits, verifies the model and fuses it."""
 
 from __future__ import annotations
 
+import time
 import warnings
 from collections.abc import Mapping
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from pickle import PickleError
 from typing import Any
@@ -22,35 +24,22 @@ from kvlite.memory.format import human_bytes
 from kvlite.memory.prediction import WeightFacts, weight_term
 from kvlite.memory.shape import ModelShape
 from kvlite.models.attention_interface import register
-from kvlite.models.device import free_bytes
+from kvlite.models.device import free_bytes, set_threads
 from kvlite.models.fusing import fuse, multiply_four_bit
 from kvlite.models.hybrid import HybridState
 from kvlite.models.load_options import LoadOptions
 from kvlite.models.loaded import LoadedModel
 from kvlite.models.quantised import quantisation, refuse_quantisation
-from kvlite.models.stages import Stages
-from kvlite.models.threads import set_threads
 from kvlite.models.verify import admit
 from kvlite_kernels.backend import KernelsUnavailable
 from kvlite_kernels.choice import choose_ops
 from kvlite_kernels.fused_ops import FusedOps
 
 _PARSER_ERRORS = (
-    OSError,
-    ValueError,
-    RuntimeError,
-    TypeError,
-    LookupError,
-    ArithmeticError,
-    AttributeError,
-    AssertionError,
-    ImportError,
-    EOFError,
-    PickleError,
-    SafetensorError,
-    StrictDataclassError,
-)
-"""What transformers and the parsers below it raise on files they cannot use."""
+    OSError, ValueError, RuntimeError, TypeError, LookupError, ArithmeticError, AttributeError, AssertionError,
+    ImportError, EOFError, PickleError, SafetensorError, StrictDataclassError,
+)  # fmt: skip
+"""Errors that transformers and the parsers below it raise on files they cannot use."""
 
 
 def load(files: ModelFiles, options: LoadOptions, device: torch.device) -> LoadedModel:
@@ -68,23 +57,23 @@ def load(files: ModelFiles, options: LoadOptions, device: torch.device) -> Loade
     transformers_logging.disable_progress_bar()
     refuse_quantisation(folder, files.config, options.quant)
     register()
-    stages = Stages()
+    passed = [("", time.perf_counter())]
     tokenizer = load_tokenizer(folder, trust_remote_code=options.trust_remote_code)
-    stages.passed("tokenizer")
+    passed.append(("tokenizer", time.perf_counter()))
     set_threads(device)
     dtype: torch.dtype = getattr(torch, shape.dtype)
     model = _model(folder, options, dtype, device)
-    stages.passed("weights")
+    passed.append(("weights", time.perf_counter()))
     text_config = model.config.get_text_config()
     state = HybridState(text_config) if shape.has_state else None
     _require_vocabulary(model.config, tokenizer)
     loaded = admit(LoadedModel(model, tokenizer, shape, dtype, device, options.quant, state=state))
-    stages.passed("gate")
+    passed.append(("gate", time.perf_counter()))
     loaded = multiply_four_bit(loaded, ops)
     if options.fuse:
         loaded = fuse(loaded, ops)
-    stages.passed("fusing")
-    return replace(loaded, stages=stages.seconds)
+    passed.append(("fusing", time.perf_counter()))
+    return replace(loaded, stages={name: end - start for (_, start), (name, end) in pairwise(passed)})
 
 
 def _ops(wanted: str, device: torch.device) -> FusedOps:

@@ -1,13 +1,12 @@
 """The patches: the code of transformers that each was written from, and the fused module that replaces it.
 
-What they save on SmolLM2-135M in bfloat16, of a decode step's processor time on one thread, and of a llama layer's
-37 launches on CUDA (torch, Triton): norm nothing and 14, 14; mlp 3 % and 1, 2; attention 8 % and 8, 11; layer 2 % and
-0, 1 (3 of gemma's). Together 14 %, and 14 launches remain in torch, 9 in Triton.
+Together they save 15 % of the processor time of SmolLM2-135M's decode step in bfloat16, and on CUDA 23 of 37 launches a
+layer, 28 with Triton; docs/performance.md has the share of each.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -78,20 +77,15 @@ def _attention(module: Any, ops: FusedOps, softcap: str | None = None) -> nn.Mod
     return None if joined is None else FusedAttention(module, joined, ops, cap)
 
 
-def _layer(layer: Any, ops: FusedOps, *norms: str | None) -> nn.Module | None:
-    """`norms` are the names of those before and after the attention, before and after the MLP."""
+_PLAIN = ("input_layernorm", None, "post_attention_layernorm", None)
+_SANDWICH = ("input_layernorm", "post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm")
+"""The norms before and after the attention, before and after the MLP."""
+
+
+def _layer(layer: Any, ops: FusedOps, norms: Sequence[str | None] = _PLAIN) -> nn.Module | None:
     found = [None if name is None else getattr(layer, name) for name in norms]
     fit = all(norm is None or isinstance(norm, FusedRMSNorm) for norm in found[1:])
     return FusedLayer(layer, found, ops) if fit else None
-
-
-def _plain_layer(layer: Any, ops: FusedOps) -> nn.Module | None:
-    return _layer(layer, ops, "input_layernorm", None, "post_attention_layernorm", None)
-
-
-def _sandwich_layer(layer: Any, ops: FusedOps) -> nn.Module | None:
-    names = ("input_layernorm", "post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm")
-    return _layer(layer, ops, *names)
 
 
 PATCHES = (
@@ -107,9 +101,9 @@ PATCHES = (
     Patch("attention", "phi3.Phi3Attention", "aa3b233cf4b9", _attention),
     Patch("attention", "gemma2.Gemma2Attention", "e067ae7ba1c6", partial(_attention, softcap="attn_logit_softcapping")),
     Patch("attention", "gemma3.Gemma3Attention", "efc38c2a432f", _attention),
-    Patch("layer", "llama.LlamaDecoderLayer", "81d96d2d9d08", _plain_layer),
-    Patch("layer", "mixtral.MixtralDecoderLayer", "beedea11a992", _plain_layer),
-    Patch("layer", "phi3.Phi3DecoderLayer", "52783398742e", _plain_layer),
-    Patch("layer", "gemma2.Gemma2DecoderLayer", "5b7eb81fdda2", _sandwich_layer),
+    Patch("layer", "llama.LlamaDecoderLayer", "81d96d2d9d08", _layer),
+    Patch("layer", "mixtral.MixtralDecoderLayer", "beedea11a992", _layer),
+    Patch("layer", "phi3.Phi3DecoderLayer", "52783398742e", _layer),
+    Patch("layer", "gemma2.Gemma2DecoderLayer", "5b7eb81fdda2", partial(_layer, norms=_SANDWICH)),
 )
 """With the same hashes in transformers 5.17 and 5.23."""

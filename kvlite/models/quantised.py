@@ -1,4 +1,4 @@
-"""Weights in 4 or 8 bits through bitsandbytes: what is asked of it, and what it must not be given."""
+"""Weights in 4 or 8 bits through bitsandbytes: its settings, and the models and matrices it must not be given."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def refuse_quantisation(folder: Path, config: Mapping[str, Any], quant: str) -> 
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
-    """What quantised matrices are multiplied in; bitsandbytes' own choice, float32, is slow and no more exact."""
+    """The dtype quantised matrices are multiplied in; bitsandbytes' own choice, float32, is slow and no more exact."""
     return torch.bfloat16 if dtype == torch.float32 else dtype
 
 

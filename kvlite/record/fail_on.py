@@ -115,17 +115,17 @@ def differences(record: RunRecord, other: RunRecord) -> dict[str, tuple[Scalar |
 def difference_table(record: RunRecord, other: RunRecord) -> Table:
     """The differences of two runs, field by field, with the change from the first to the second."""
     rows = tuple(
-        (name, _shown(name, before), _shown(name, after), _change(name, before, after))
+        (name, show(name, before), show(name, after), _change(name, before, after))
         for name, (before, after) in differences(record, other).items()
     )
     note = "" if rows else "nothing differs"
     return Table(("FIELD", record.run_id, other.run_id, "CHANGE"), rows, note)
 
 
-def show(name: str, value: Scalar) -> str:
-    """A value for reading: bytes in GB and MB when the field's name says it is bytes."""
-    if isinstance(value, str):
-        return value
+def show(name: str, value: Scalar | None) -> str:
+    """A value for reading: bytes in GB and MB when the field's name says it is bytes, `-` where there is none."""
+    if isinstance(value, str | None):
+        return UNKNOWN if value is None else value
     if _is_size(name):
         return human_bytes(int(value))
     return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
@@ -143,10 +143,6 @@ def _flatten(block: Mapping[str, object], prefix: str, found: dict[str, Scalar |
             found[prefix + name] = int(value)
         elif isinstance(value, (str, int, float)):
             found[prefix + name] = value
-
-
-def _shown(name: str, value: Scalar | None) -> str:
-    return UNKNOWN if value is None else show(name, value)
 
 
 def _change(name: str, before: Scalar | None, after: Scalar | None) -> str:

@@ -6,7 +6,6 @@ import os
 import platform
 import resource
 import sys
-from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -15,14 +14,10 @@ from pathlib import Path
 from typing import Any
 
 _STATUS = Path("/proc/self/status")
+_NAMED_ALIKE = ("torch", "transformers", "huggingface-hub", "safetensors", "bitsandbytes", "triton")
 _DISTRIBUTIONS = {
     "kvlite": ("kvlite-llm",),
-    "torch": ("torch",),
-    "transformers": ("transformers",),
-    "huggingface-hub": ("huggingface-hub",),
-    "safetensors": ("safetensors",),
-    "bitsandbytes": ("bitsandbytes",),
-    "triton": ("triton",),
+    **{name: (name,) for name in _NAMED_ALIKE},
     "cuda": ("nvidia-cuda-runtime", "nvidia-cuda-runtime-cu12"),
 }
 
@@ -123,17 +118,14 @@ def _handle(nvml: Any, name: str) -> Any:
 
 def versions() -> dict[str, str | None]:
     """Versions of kvlite and its dependencies, None where one is not installed. From metadata: imports nothing."""
-    found = {name: _version_of(distributions) for name, distributions in _DISTRIBUTIONS.items()}
-    return {"python": platform.python_version(), **found}
+    found: dict[str, str | None] = {"python": platform.python_version(), **dict.fromkeys(_DISTRIBUTIONS)}
+    for name, distributions in _DISTRIBUTIONS.items():
+        for distribution in distributions:
+            with suppress(PackageNotFoundError):
+                found[name] = found[name] or version(distribution)
+    return found
 
 
 def installed_versions() -> dict[str, str]:
     """As `versions`, without those that are not installed."""
     return {name: found for name, found in versions().items() if found is not None}
-
-
-def _version_of(distributions: Iterable[str]) -> str | None:
-    for name in distributions:
-        with suppress(PackageNotFoundError):
-            return version(name)
-    return None

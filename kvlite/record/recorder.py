@@ -15,13 +15,14 @@ from kvlite.record.reading import ReadableEngine, Reading
 from kvlite.record.schema import (
     BatchReport,
     DeviceMemory,
+    HostFacts,
     KVReport,
+    MemoryTerm,
     ModelIdentity,
     PhasePeak,
     RequestReport,
     RunRecord,
     TimelinePoint,
-    merge_terms,
 )
 from kvlite.record.store import RunRecords, new_run_id, write_record
 from kvlite.record.timeline import Timeline
@@ -55,9 +56,11 @@ class Recorder:
         )
         self._predicted: dict[str, int] = {}
         self._measured: dict[str, int] = {}
+        self._budget_source = ""
         self._timeline = Timeline()
         self._has_evicted = False
-        self._sums = [0, 0, 0]  # tokens seen, kept, evicted over all answers, for a batch
+        self._peak_bytes = 0
+        self._sums = {"tokens_seen": 0, "tokens_kept": 0, "tokens_evicted": 0}  # over all answers, for a batch
         self._engine: ReadableEngine | None = None
         self._is_finished = report == NONE
 
@@ -69,30 +72,18 @@ class Recorder:
         self, identity: ModelIdentity, predicted: Mapping[str, int], engine: ReadableEngine, source: str
     ) -> None:
         """Note model and cache when they are there: bytes `predicted` by term, and the budget's `source`."""
-        if self._is_finished:
-            return
-        reading = engine.read()
-        self._record.model = identity
-        self._predicted = dict(predicted)
-        self._record.host = reading.host
-        facts = {
-            "budget_source": source,
-            "bytes_per_token": reading.bytes_per_token,
-            "capacity_tokens": reading.capacity_tokens,
-            "policy_state_bytes": reading.terms.get("policy_state", 0),
-            "allocated_unused_bytes": 0,
-            "within_budget": True,
-        }
-        self._record.kv = KVReport.model_validate(reading.counts.as_dict() | facts)
-        self._engine = engine  # last, because who leaves while a model loads measures what is there
+        if not self._is_finished:
+            self._record.model, self._predicted, self._budget_source = identity, dict(predicted), source
+            self._engine = engine  # last, because who leaves while a model loads measures what is there
 
     def sample(self) -> None:
         """Add a point to the timeline: the cache as it is now."""
-        if self._engine is None or self._record.kv is None:
+        if self._engine is None:
             return
         counts = self._engine.counts()
         is_first = counts.tokens_evicted > 0 and not self._has_evicted
-        self._has_evicted = self._has_evicted or is_first
+        self._has_evicted |= is_first
+        self._peak_bytes = max(self._peak_bytes, counts.live_bytes)
         self._timeline.add(
             TimelinePoint(
                 t_s=round(time.monotonic() - self._start_s, 3),
@@ -102,12 +93,11 @@ class Recorder:
                 event="first eviction" if is_first else None,
             )
         )
-        self._record.kv.peak_bytes = max(self._record.kv.peak_bytes, counts.live_bytes)
 
     def answered(self, request: RequestReport, kv: KVCounts) -> None:
         """Note an answer; `kv` counts its row. Beyond 1,000 answers only the sums go on."""
-        for place, tokens in enumerate((kv.tokens_seen, kv.tokens_kept, kv.tokens_evicted)):
-            self._sums[place] += tokens
+        for name in self._sums:
+            self._sums[name] += getattr(kv, name)
         if len(self._record.requests) < MAX_REQUESTS:
             self._record.requests.append(request)
         else:
@@ -116,8 +106,7 @@ class Recorder:
     def batch(self, report: BatchReport, peak_bytes: int) -> None:
         """Note how a batch went; the tokens of `kv` are then sums over all its answers."""
         self._record.batch = report
-        if self._record.kv is not None:
-            self._record.kv.peak_bytes = max(self._record.kv.peak_bytes, peak_bytes)
+        self._peak_bytes = max(self._peak_bytes, peak_bytes)
 
     def term(self, name: str, num_bytes: int) -> None:
         """Note measured bytes that no engine knows of."""
@@ -133,8 +122,7 @@ class Recorder:
         if self._is_finished:
             return
         self._is_finished = True
-        self._record.exit_code = exit_code
-        self._complete()
+        self._complete(exit_code)
         try:
             if self._path is None:
                 RunRecords().save(self._record)
@@ -154,44 +142,46 @@ class Recorder:
     ) -> None:
         self.finish(_exit_code(error))
 
-    def _complete(self) -> None:
-        record, memory = self._record, self._record.memory
-        if self._engine is not None and record.kv is not None:
-            self._measure(self._engine.read(), record.kv)
-        record.ended = datetime.now(UTC)
+    def _complete(self, exit_code: int) -> None:
+        record, memory, host = self._record, self._record.memory, self._record.host
+        if self._engine is not None:
+            host = self._measure(self._engine.read())
+        host.ram_total_bytes, host.versions = measure.ram_total_bytes(), measure.installed_versions()
+        record.exit_code, record.ended, record.host = exit_code, datetime.now(UTC), host
         record.timeline = self._timeline.points()
-        record.host.ram_total_bytes = measure.ram_total_bytes()
-        record.host.versions = measure.installed_versions()
-        memory.terms = merge_terms(self._predicted, self._measured)
+        memory.terms = [
+            MemoryTerm(name=name, predicted_bytes=self._predicted.get(name), measured_bytes=self._measured.get(name))
+            for name in dict.fromkeys((*self._predicted, *self._measured))
+        ]
         memory.host_rss_peak_bytes = measure.rss_peak_bytes()
         if memory.device is not None and memory.device.self_bytes is not None:
             memory.device.unaccounted_bytes = memory.device.self_bytes - memory.measured_on_device
 
-    def _measure(self, reading: Reading, kv: KVReport) -> None:
-        """Bring the record up to date with the engine as it is at the end."""
-        counts, gpu, memory = reading.counts, reading.gpu, self._record.memory
-        for name in ("budget_bytes", "reserved_bytes", "live_bytes", "tokens_seen", "tokens_kept", "tokens_evicted"):
-            setattr(kv, name, getattr(counts, name))
-        kv.full_cache_bytes, kv.per_layer = reading.full_cache_bytes, list(reading.layers)
+    def _measure(self, reading: Reading) -> HostFacts:
+        """Record the engine as it is at the end, and return the machine it ran on."""
+        counts, gpu, memory, host = reading.counts, reading.gpu, self._record.memory, reading.host
+        peak_bytes = max(self._peak_bytes, counts.peak_bytes)
+        facts = {
+            "budget_source": self._budget_source,
+            "bytes_per_token": reading.bytes_per_token,
+            "capacity_tokens": reading.capacity_tokens,
+            "peak_bytes": peak_bytes,
+            "full_cache_bytes": reading.full_cache_bytes,
+            "allocated_unused_bytes": max(0, counts.reserved_bytes - peak_bytes),
+            "policy_state_bytes": reading.terms.get("policy_state", 0),
+            "per_layer": reading.layers,
+            "within_budget": max(peak_bytes, counts.reserved_bytes) <= counts.budget_bytes,
+        }
         if self._record.batch is not None:
-            kv.tokens_seen, kv.tokens_kept, kv.tokens_evicted = self._sums
-            kv.full_cache_bytes = None  # of the last answer only
-        kv.peak_bytes = max(kv.peak_bytes, counts.peak_bytes)
-        kv.allocated_unused_bytes = max(0, kv.reserved_bytes - kv.peak_bytes)
-        kv.within_budget = max(kv.peak_bytes, kv.reserved_bytes) <= kv.budget_bytes
+            facts |= {**self._sums, "full_cache_bytes": None}  # that of the last answer only
+        self._record.kv = KVReport.model_validate(counts.as_dict() | facts)
         self._measured = {**reading.terms, **self._measured}
-        self._record.host = reading.host
         memory.torch = reading.torch
         memory.phases = [PhasePeak(name=name, peak_bytes=peak) for name, peak in reading.phases.items()]
         if gpu is not None:
-            host = self._record.host
             host.gpu, host.driver, host.gpu_total_bytes = gpu.name, gpu.driver, gpu.total_bytes
-            memory.device = DeviceMemory(
-                total_bytes=gpu.total_bytes,
-                free_bytes=gpu.free_bytes,
-                self_bytes=gpu.self_bytes,
-                other_processes_bytes=gpu.other_processes_bytes,
-            )
+            memory.device = DeviceMemory.model_validate(gpu, from_attributes=True)
+        return host
 
 
 def _writable(report: str) -> Path:

@@ -6,13 +6,11 @@ record written by a newer kvlite passes through unchanged. docs/report.md explai
 
 from __future__ import annotations
 
-import json
 import math
 from typing import Annotated, Literal
 
 from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field
 
-SCHEMA: Literal["kvlite.report/1"] = "kvlite.report/1"
 HOST_TERMS = frozenset({"checkpoints"})
 """Terms that lie in host memory wherever the model runs."""
 
@@ -199,9 +197,9 @@ class BatchReport(Block):
 class RunRecord(Block):
     """One run of `kvlite run`, `chat`, `batch`, `bench` or `eval`."""
 
-    model_config = ConfigDict(title=SCHEMA, populate_by_name=True)
+    model_config = ConfigDict(title="kvlite.report/1", populate_by_name=True)
 
-    format: Literal["kvlite.report/1"] = Field(default=SCHEMA, alias="schema")
+    format: Literal["kvlite.report/1"] = Field(default="kvlite.report/1", alias="schema")
     run_id: Text
     command: Text
     argv: list[Text] = Field(default_factory=list)
@@ -228,16 +226,3 @@ class RunRecord(Block):
     def to_json(self) -> str:
         """The record as one line of JSON."""
         return self.model_dump_json(by_alias=True)
-
-
-def schema_json() -> str:
-    """The JSON Schema of a record, as docs/report.schema.json has it."""
-    return json.dumps(RunRecord.model_json_schema(), indent=2, ensure_ascii=False) + "\n"
-
-
-def merge_terms(predicted: dict[str, int], measured: dict[str, int]) -> list[MemoryTerm]:
-    """One line per term, in the plan's order; terms that only were measured follow."""
-    return [
-        MemoryTerm(name=name, predicted_bytes=predicted.get(name), measured_bytes=measured.get(name))
-        for name in dict.fromkeys((*predicted, *measured))
-    ]

@@ -8,7 +8,7 @@ from itertools import pairwise
 from statistics import median
 
 from kvlite.memory.format import human_bytes
-from kvlite.record.schema import KVReport, RequestReport, RunRecord, TimelinePoint
+from kvlite.record.schema import KVReport, RunRecord, TimelinePoint
 from kvlite.record.table import UNKNOWN, Table, count, percent, size
 
 MAX_REQUEST_ROWS = 20
@@ -23,7 +23,8 @@ def verdict(record: RunRecord) -> str:
         return f"No KV cache is recorded: the run ended with exit code {record.exit_code}."
     share = f" ({percent(kv.peak_bytes / kv.budget_bytes)})" if kv.budget_bytes else ""
     said = "Stayed inside" if kv.within_budget else "Went over"
-    parts = [f"peak KV {_exact(kv.peak_bytes)}{share}", f"reserved {_exact(kv.reserved_bytes)}"]
+    peak, reserved = (human_bytes(size, decimals=3) for size in (kv.peak_bytes, kv.reserved_bytes))
+    parts = [f"peak KV {peak}{share}", f"reserved {reserved}"]
     vram, device = peak_vram_bytes(record), record.memory.device
     if vram is not None:
         of_total = f" of {human_bytes(device.total_bytes)}" if device else ""
@@ -57,54 +58,31 @@ def run_line(record: RunRecord) -> str:
 def runs_table(records: Sequence[RunRecord]) -> Table:
     """One row per run."""
     columns = ("RUN", "COMMAND", "MODEL", "STARTED", "TIME", "PEAK KV", "BUDGET", "EVICTED", "EXIT")
-    return Table(columns, tuple(_run_row(record) for record in records))
-
-
-def _run_row(record: RunRecord) -> tuple[str, ...]:
-    kv, model = record.kv, record.model
-    return (
-        record.run_id,
-        record.command,
-        (model.alias or model.repo or UNKNOWN) if model else UNKNOWN,
-        f"{record.started.astimezone():%Y-%m-%d %H:%M}",
-        f"{record.seconds:.1f} s",
-        size(kv.peak_bytes if kv else None),
-        size(kv.budget_bytes if kv else None),
-        count(kv.tokens_evicted if kv else None),
-        str(record.exit_code),
+    rows = tuple(
+        (
+            record.run_id,
+            record.command,
+            (model.alias or model.repo or UNKNOWN) if model else UNKNOWN,
+            f"{record.started.astimezone():%Y-%m-%d %H:%M}",
+            f"{record.seconds:.1f} s",
+            size(kv.peak_bytes if kv else None),
+            size(kv.budget_bytes if kv else None),
+            count(kv.tokens_evicted if kv else None),
+            str(record.exit_code),
+        )
+        for record, kv, model in ((record, record.kv, record.model) for record in records)
     )
-
-
-def _exact(num_bytes: int) -> str:
-    """Bytes with three decimals, so that 1.998 GB is not shown as 2.00 GB."""
-    value, unit = float(num_bytes), "B"
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if abs(value) < 1000 or unit == "TB":
-            break
-        value /= 1000
-    return f"{num_bytes} B" if unit == "B" else f"{value:.3f} {unit}"
+    return Table(columns, rows)
 
 
 def _memory(record: RunRecord) -> Table:
-    rows = [
-        (
-            term.name,
-            size(term.predicted_bytes),
-            size(term.measured_bytes),
-            _error(term.predicted_bytes, term.measured_bytes),
-        )
-        for term in record.memory.terms
-    ]
-    both = [
-        (term.predicted_bytes, term.measured_bytes)
-        for term in record.memory.terms
-        if term.predicted_bytes is not None and term.measured_bytes is not None
-    ]
+    terms = [(term.name, term.predicted_bytes, term.measured_bytes) for term in record.memory.terms]
+    both = [(predicted, measured) for _, predicted, measured in terms if predicted is not None and measured is not None]
     if len(both) > 1:
-        predicted, measured = (sum(column) for column in zip(*both, strict=True))
-        label = "sum" if len(both) == len(rows) else "sum of both"
-        rows.append((label, size(predicted), size(measured), _error(predicted, measured)))
-    return Table(("Memory", "predicted", "measured", "error"), tuple(rows), _identity(record))
+        label = "sum" if len(both) == len(terms) else "sum of both"
+        terms.append((label, sum(predicted for predicted, _ in both), sum(measured for _, measured in both)))
+    rows = tuple((name, size(before), size(after), _error(before, after)) for name, before, after in terms)
+    return Table(("Memory", "predicted", "measured", "error"), rows, _identity(record))
 
 
 def _error(predicted: int | None, measured: int | None) -> str:
@@ -163,20 +141,20 @@ def _requests(record: RunRecord) -> Table:
     shown = record.requests[:MAX_REQUEST_ROWS]
     hidden = len(record.requests) - len(shown) + record.requests_left_out
     note = f"{hidden:,} more answers; --json has the first {len(record.requests):,}" if hidden else ""
-    return Table(columns, tuple(_request_row(request) for request in shown), note)
-
-
-def _request_row(request: RequestReport) -> tuple[str, ...]:
-    return (
-        request.id,
-        count(request.prompt_tokens),
-        count(request.completion_tokens),
-        count(request.tokens_evicted),
-        human_bytes(request.kv_peak_bytes),
-        UNKNOWN if request.ttft_s is None else f"{request.ttft_s:.2f} s",
-        UNKNOWN if request.tok_s is None else f"{request.tok_s:.1f}",
-        request.finish_reason or UNKNOWN,
+    rows = tuple(
+        (
+            request.id,
+            count(request.prompt_tokens),
+            count(request.completion_tokens),
+            count(request.tokens_evicted),
+            human_bytes(request.kv_peak_bytes),
+            UNKNOWN if request.ttft_s is None else f"{request.ttft_s:.2f} s",
+            UNKNOWN if request.tok_s is None else f"{request.tok_s:.1f}",
+            request.finish_reason or UNKNOWN,
+        )
+        for request in shown
     )
+    return Table(columns, rows, note)
 
 
 def _batch(record: RunRecord) -> Table:

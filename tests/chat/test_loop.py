@@ -3,11 +3,11 @@ import signal
 
 import pytest
 
-from kvlite.chat import commands
+from kvlite.chat import slash_commands
 from kvlite.chat.loop import Chat, Keeping, message_of
-from kvlite.chat.message import Message
+from kvlite.chat.message import ChatMessage
 from kvlite.chat.session import Session
-from kvlite.chat.store import SessionFolder
+from kvlite.chat.session_files import SessionFolder
 from kvlite.console import Console
 from kvlite.errors import ContextFull, Interrupted
 from kvlite.llm.answer import AnswerSettings
@@ -104,9 +104,8 @@ def test_leaving(held, line):
 
 def test_help_lists_every_command(held):
     held.type("/help")
-    assert all(
-        word in held.said for word, _ in commands.words() if word in {f"/{c.names[0]}" for c in commands.COMMANDS}
-    )
+    names = {f"/{command.names[0]}" for command in slash_commands.COMMANDS}
+    assert all(word in held.said for word, _ in slash_commands.words() if word in names)
 
 
 def test_an_argument_nobody_reads_is_refused(held):
@@ -150,7 +149,7 @@ def test_set_changes_the_next_answer(held):
 
 def test_system_shows_or_starts_over(held):
     held.type("a", "/system be brief", "/system", "b")
-    assert held.chat.session.messages[0] == Message("system", "be brief") and held.chat.session.num_turns == 1
+    assert held.chat.session.messages[0] == ChatMessage("system", "be brief") and held.chat.session.num_turns == 1
     assert "be brief" in held.said
 
 
@@ -240,7 +239,7 @@ def test_ctrl_c_during_an_answer_keeps_the_partial_text(held, monkeypatch):
     held.type("hi")
     assert held.out.getvalue() == "a l\n" and "cancelled" in held.said
     (info,) = held.folder.saved()
-    assert held.folder.file(info.name).load()[-1] == Message("assistant", "a l", "cancelled")
+    assert held.folder.file(info.name).load()[-1] == ChatMessage("assistant", "a l", "cancelled")
 
 
 def test_ctrl_c_twice_during_an_answer_saves_it_as_cancelled_and_ends(held, monkeypatch):
@@ -249,7 +248,10 @@ def test_ctrl_c_twice_during_an_answer_saves_it_as_cancelled_and_ends(held, monk
     with pytest.raises(Interrupted):
         held.type("hi", "never read")
     (info,) = held.folder.saved()
-    assert held.folder.file(info.name).load() == (Message("user", "hi"), Message("assistant", "a l", "cancelled"))
+    assert held.folder.file(info.name).load() == (
+        ChatMessage("user", "hi"),
+        ChatMessage("assistant", "a l", "cancelled"),
+    )
 
 
 def test_ctrl_c_before_the_answer_has_begun_stops_it_at_its_first_token(held, monkeypatch):

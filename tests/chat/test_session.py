@@ -1,6 +1,6 @@
 import pytest
 
-from kvlite.chat.message import Message
+from kvlite.chat.message import ChatMessage
 from kvlite.chat.session import MAX_CHECKPOINTS, Session
 from kvlite.engine.request import FinishReason, Sampling
 from kvlite.errors import BudgetTooSmall, ContextFull, UsageError
@@ -68,7 +68,7 @@ def test_a_cancelled_answer_stays_in_the_conversation_with_its_partial_text(engi
             assert event.finish_reason is FinishReason.CANCELLED
         elif event.text == "l":
             session.cancel()
-    assert session.messages[-1] == Message("assistant", "a l", "cancelled")
+    assert session.messages[-1] == ChatMessage("assistant", "a l", "cancelled")
     ask(session, "go on")
     assert engine.fed_text == "u:hi|a:a l|u:go on|a:next"  # no end-of-turn id that the model never gave
 
@@ -212,16 +212,23 @@ def test_clear_keeps_the_system_prompt_and_system_starts_over(engine, text):
     session = Session(engine, text, AnswerSettings(), system="old")
     ask(session, "a")
     session.clear()
-    assert session.messages == (Message("system", "old"),) and engine.fed_text == ""
+    assert session.messages == (ChatMessage("system", "old"),) and engine.fed_text == ""
     ask(session, "a")
     session.set_system("new")
-    assert session.messages == (Message("system", "new"),) and session.totals.turns == 0
+    assert session.messages == (ChatMessage("system", "new"),) and session.totals.turns == 0
     ask(session, "b")
     assert engine.fed_text == "s:new|u:b|a:ok"
 
 
 def test_a_loaded_conversation_is_fed_as_a_whole(engine, session):
-    session.load([Message("user", "a"), Message("assistant", "b"), Message("user", "c"), Message("assistant", "d")])
+    session.load(
+        [
+            ChatMessage("user", "a"),
+            ChatMessage("assistant", "b"),
+            ChatMessage("user", "c"),
+            ChatMessage("assistant", "d"),
+        ]
+    )
     ask(session, "e")
     assert engine.fed_text == "u:a|a:b|u:c|a:d|u:e|a:ok"
     assert session.num_turns == 3

@@ -9,7 +9,7 @@ from prompt_toolkit.application import create_app_session
 from prompt_toolkit.input import create_pipe_input
 from prompt_toolkit.output import DummyOutput
 
-from kvlite.chat.store import SessionFolder
+from kvlite.chat.session_files import SessionFolder
 from kvlite.chat.terminal import Terminal
 from kvlite.cli import main
 from kvlite.cli.answering import Answering

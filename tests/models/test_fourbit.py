@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from kvlite.catalog.names import demo_folder
 from kvlite.engine.request import Request
-from kvlite.models.fourbit import FourBitLinear, fits
+from kvlite.models.fourbit import FourBitLinear, our_form
 from kvlite.models.fusing import multiply_four_bit, probe_logits
 from kvlite.models.load_options import LoadOptions
 from kvlite.models.loaded import LoadedModel
@@ -135,13 +135,13 @@ def test_without_triton_kernels_bitsandbytes_multiplies(folder: Path, kernels: s
 def test_only_maps_that_the_kernels_can_multiply_with_are_taken(folder: Path) -> None:
     ops = choose_ops("triton", CPU)
     module = next(m for m in loaded(folder, fuse=False).model.modules() if type(m).__name__ == "Linear4bit")
-    assert fits(module, ops)
-    assert not fits(nn.Linear(64, 64), ops)
+    assert our_form(module, ops) is not None
+    assert our_form(nn.Linear(64, 64), ops) is None
     module.compute_dtype = torch.bfloat16  # which the interpreter does not multiply in
-    assert not fits(module, ops)
+    assert our_form(module, ops) is None
     module.compute_dtype = torch.float16
     module.weight.quant_state.packing_format_for_cpu = True
-    assert not fits(module, ops)
+    assert our_form(module, ops) is None
 
 
 class Counting(TritonOps):

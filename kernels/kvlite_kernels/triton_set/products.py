@@ -33,7 +33,7 @@ class Tile:
 
     @property
     def options(self) -> dict[str, int]:
-        """How the compiler is to take it. Fused multiply-adds are said, because their default changes with Triton."""
+        """Options of the compiler. Fused multiply-adds are given, because their default changes with Triton."""
         return {"num_warps": self.warps, "num_stages": self.stages, "enable_fp_fusion": True}
 
 

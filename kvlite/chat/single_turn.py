@@ -1,4 +1,4 @@
-"""One prompt, one answer: what `run` does, and `chat` where nobody is there to talk."""
+"""Answer one prompt and print the answer: `run`, and `chat` without a terminal."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ _CODE_BLOCK = re.compile(r"^[ \t]*(?P<fence>`{3,}|~{3,})[^\n]*\n(?P<code>.*?)(?:
 
 
 @dataclass(frozen=True, slots=True)
-class Output:
-    """What is printed of an answer. Raises UsageError on forms that exclude each other."""
+class AnswerFormat:
+    """The form in which an answer is printed. Raises UsageError on forms that exclude each other."""
 
     streams: bool = True
     extracts: bool = False
@@ -44,11 +44,11 @@ class Output:
             raise UsageError("--stream contradicts --json and --extract, which need the whole answer; give one of them")
 
 
-class Once:
-    """Answers one prompt and prints the answer."""
+class SingleTurn:
+    """One prompt to answer and print."""
 
     def __init__(
-        self, engine: Engine, text: ChatText, settings: AnswerSettings, output: Output, console: Console
+        self, engine: Engine, text: ChatText, settings: AnswerSettings, output: AnswerFormat, console: Console
     ) -> None:
         self._engine = engine
         self._text = text
@@ -57,7 +57,7 @@ class Once:
         self._console = console
 
     def answer(self, encoded: Encoded, model: str, deadline: Deadline, recorder: Recorder) -> None:
-        """Answer, print and record. Raises Interrupted or TimeLimit once what there is of the answer was printed."""
+        """Answer, print and record. Raises Interrupted or TimeLimit after the incomplete answer was printed."""
         request = self._settings.request(f"chatcmpl-{uuid.uuid4().hex}", encoded, self._text, row=0)
         interrupts = Interrupts()
 
@@ -115,13 +115,13 @@ class Once:
 
 
 def first_code_block(text: str) -> str | None:
-    """The inside of the first fenced code block, which may miss its end; None without one."""
+    """Find the content of the first fenced code block, which may lack its end; None without one."""
     match = _CODE_BLOCK.search(text)
     return match["code"] if match else None
 
 
 def completion_body(answer: Answer, model: str) -> dict[str, object]:
-    """The answer as OpenAI's chat.completion object, what kvlite counted under `kvlite`."""
+    """Build OpenAI's chat.completion object of the answer, with kvlite's counts under `kvlite`."""
     done = answer.completion
     choices = [openai.choice(answer.text, answer.thinking, str(answer.finish_reason))]
     usage = openai.usage(done.prompt_tokens, len(done.ids))

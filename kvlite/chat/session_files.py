@@ -1,6 +1,6 @@
 """Saved sessions: one JSONL file each, a header line and then one message a line.
 
-A name never leaves the folder, and a last line cut short by a crash costs only itself. Knows nothing of the engine.
+No name leads out of the folder, and a last line cut short by a crash is ignored. Knows nothing of the engine.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from itertools import count
 from pathlib import Path
 
-from kvlite.chat.message import ROLES, Message, readable
+from kvlite.chat.message import ROLES, ChatMessage, readable
 from kvlite.errors import OutputError, UsageError
 
 FORMAT = "kvlite.session/1"
@@ -25,14 +25,14 @@ _DEVICE = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECAS
 
 
 def default_folder() -> Path:
-    """Where sessions live: the user's data directory."""
+    """Return the folder of sessions in the user's data directory."""
     from platformdirs import user_data_path
 
     return user_data_path("kvlite", appauthor=False) / "sessions"
 
 
 def check_name(name: str) -> str:
-    """`name` if it is a safe file name; raises UsageError saying which names are."""
+    """Return `name` where it is a safe file name; raises UsageError with the rule otherwise."""
     is_safe = _NAME.fullmatch(name) and ".." not in name and not name.endswith(".") and not _DEVICE.fullmatch(name)
     if not is_safe or len(name) > MAX_NAME:
         raise UsageError(
@@ -58,24 +58,24 @@ class SessionFolder:
         self.folder = default_folder() if folder is None else folder
 
     def path(self, name: str) -> Path:
-        """The file of a session; raises UsageError when the name is unsafe or a link leads elsewhere."""
+        """Return the path of a session; raises UsageError where the name is unsafe or a link leads elsewhere."""
         path = self.folder / f"{check_name(name)}{SUFFIX}"
         if path.resolve().parent != self.folder.resolve():
             raise UsageError(f"session {name} is a link out of {self.folder}; remove the link or choose another name")
         return path
 
     def file(self, name: str) -> SessionFile:
-        """The session of this name, which need not exist yet."""
+        """Return the session of this name, which need not exist yet."""
         return SessionFile(name, self.path(name))
 
     def new_file(self) -> SessionFile:
-        """A session named after the present time, with a name that is not taken."""
+        """Make a session named after the present time, with a name that is not taken."""
         stamp = datetime.now().astimezone().strftime("%Y-%m-%d-%H%M%S")
         names = (stamp if n == 1 else f"{stamp}-{n}" for n in count(1))
         return self.file(next(name for name in names if not self.path(name).exists()))
 
     def saved(self) -> list[SessionInfo]:
-        """Every saved session, the latest first."""
+        """List every saved session, the latest first."""
         infos = []
         for path in self.folder.glob(f"*{SUFFIX}"):
             name = path.name.removesuffix(SUFFIX)
@@ -86,20 +86,20 @@ class SessionFolder:
 
 
 class SessionFile:
-    """One session on disk; knows what it has written, so that a turn only appends."""
+    """One session on disk; it remembers the messages it has written, so that a turn only appends."""
 
     def __init__(self, name: str, path: Path) -> None:
         self.name = name
         self.path = path
-        self._written: tuple[Message, ...] = ()
-        self._size: int | None = -1  # bytes as we left or read it; -1: no file yet; None: a write of ours failed
+        self._written: tuple[ChatMessage, ...] = ()
+        self._size: int | None = -1  # bytes after our last read or write; -1: no file yet; None: our last write failed
         self._is_torn = False
 
     def exists(self) -> bool:
         return self.path.exists()
 
-    def load(self) -> tuple[Message, ...]:
-        """The saved messages; raises UsageError when there are none or a line before the last is malformed."""
+    def load(self) -> tuple[ChatMessage, ...]:
+        """Read the saved messages; raises UsageError where there are none or a line before the last is malformed."""
         try:
             data = self.path.read_bytes()
         except FileNotFoundError:
@@ -107,7 +107,7 @@ class SessionFile:
         except OSError as error:
             raise UsageError(f"session {self.name} cannot be read: {error.strerror}") from None
         lines = data.split(b"\n")
-        torn = lines.pop()  # empty when the last line ends as it should; else cut short, and worth nothing
+        torn = lines.pop()  # empty where the last line is complete; else that line was cut short and is ignored
         messages = [_parse(line, number, self.path) for number, line in enumerate(lines, start=1)]
         if not messages and not torn:
             raise UsageError(f"{self.path} is empty; no session to load")
@@ -115,8 +115,8 @@ class SessionFile:
         self._written = tuple(message for message in messages if message is not None)
         return self._written
 
-    def save(self, messages: tuple[Message, ...], model: str) -> None:
-        """Write what changed: new messages are appended, anything else rewrites the file at once or not at all.
+    def save(self, messages: tuple[ChatMessage, ...], model: str) -> None:
+        """Save: new messages are appended, any other change rewrites the file, at once or not at all.
 
         Raises OutputError when the disk refuses, or when another process has changed the file in between.
         """
@@ -133,15 +133,15 @@ class SessionFile:
                 self._rewrite(messages, model)
             self._written, self._size, self._is_torn = messages, self.path.stat().st_size, False
         except OSError as error:
-            self._size = None  # the write may have stopped half-way; the next one starts afresh
+            self._size = None  # the write may have stopped half-way, so the next one rewrites the file
             raise OutputError(f"session {self.name} cannot be saved: {error.strerror}; the chat goes on") from None
 
-    def _append(self, messages: tuple[Message, ...]) -> None:
+    def _append(self, messages: tuple[ChatMessage, ...]) -> None:
         if messages:
             with self.path.open("ab") as file:
                 file.write(b"".join(_line(message.for_file()) for message in messages))
 
-    def _rewrite(self, messages: tuple[Message, ...], model: str) -> None:
+    def _rewrite(self, messages: tuple[ChatMessage, ...], model: str) -> None:
         header = {"format": FORMAT, "model": model, "saved": datetime.now(UTC).isoformat(timespec="seconds")}
         self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=self.path.parent, prefix=".saving-")  # readable by its owner only
@@ -158,8 +158,8 @@ def _line(record: dict[str, str]) -> bytes:
     return json.dumps(record, ensure_ascii=False).encode() + b"\n"
 
 
-def _parse(line: bytes, number: int, path: Path) -> Message | None:
-    """The message on a line, None for the header."""
+def _parse(line: bytes, number: int, path: Path) -> ChatMessage | None:
+    """Read the message on a line; None for the header."""
     try:
         record = json.loads(line)
     except ValueError:
@@ -171,5 +171,5 @@ def _parse(line: bytes, number: int, path: Path) -> Message | None:
     match record:
         case {"role": str(role), "content": str(content)} if role in ROLES:
             reason = record.get("finish_reason")
-            return Message(role, readable(content), reason if isinstance(reason, str) else None)
+            return ChatMessage(role, readable(content), reason if isinstance(reason, str) else None)
     raise UsageError(f"{path}, line {number}: no message; expected a role ({', '.join(ROLES)}) and a text as content")

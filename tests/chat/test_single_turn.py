@@ -4,7 +4,7 @@ import signal
 
 import pytest
 
-from kvlite.chat.once import Once, Output, first_code_block
+from kvlite.chat.single_turn import AnswerFormat, SingleTurn, first_code_block
 from kvlite.console import Console
 from kvlite.deadline import Deadline
 from kvlite.engine.request import Sampling
@@ -24,8 +24,8 @@ def answered(engine, text):
         engine.script.append(says)
         answered.out, answered.err = io.StringIO(), io.StringIO()
         console = Console(stdout=answered.out, stderr=answered.err)
-        once = Once(engine, text, settings or AnswerSettings(), output or Output(), console)
-        once.answer(
+        turn = SingleTurn(engine, text, settings or AnswerSettings(), output or AnswerFormat(), console)
+        turn.answer(
             text.conversation([{"role": "user", "content": "hi"}]),
             "demo",
             deadline or Deadline(None),
@@ -39,12 +39,12 @@ def answered(engine, text):
 @pytest.mark.parametrize("says", ["hello", "hello\n"])
 @pytest.mark.parametrize("streams", [True, False])
 def test_the_answer_ends_with_one_newline(answered, says, streams):
-    assert answered(says, Output(streams=streams)) == "hello\n"
+    assert answered(says, AnswerFormat(streams=streams)) == "hello\n"
 
 
 def test_json_is_a_chat_completion_with_what_kvlite_counted(answered):
     settings = AnswerSettings(sampling=Sampling(temperature=1.0, seed=7), max_tokens=4)
-    body = json.loads(answered("<hm>hello", Output(streams=False, as_json=True), settings))
+    body = json.loads(answered("<hm>hello", AnswerFormat(streams=False, as_json=True), settings))
     assert body["object"] == "chat.completion" and body["model"] == "demo"
     assert body["choices"][0]["message"] == {"role": "assistant", "content": "", "reasoning_content": "hm"}
     assert body["choices"][0]["finish_reason"] == "length"
@@ -69,7 +69,7 @@ def test_first_code_block(text, code):
 
 
 def test_extract_prints_the_first_code_block_and_says_when_there_is_none(answered):
-    output = Output(streams=False, extracts=True)
+    output = AnswerFormat(streams=False, extracts=True)
     assert answered(CODE, output) == "print(1)\n"
     assert answered("none", output) == "none\n"
 
@@ -77,7 +77,7 @@ def test_extract_prints_the_first_code_block_and_says_when_there_is_none(answere
 @pytest.mark.parametrize("wrong", [{"extracts": True, "as_json": True}, {"as_json": True}, {"extracts": True}])
 def test_forms_that_exclude_each_other_are_refused(wrong):
     with pytest.raises(UsageError, match="contradicts"):
-        Output(streams=not ("extracts" in wrong and "as_json" in wrong), **wrong)
+        AnswerFormat(streams=not ("extracts" in wrong and "as_json" in wrong), **wrong)
 
 
 def test_thinking_time_and_evictions_go_to_stderr(engine, answered, text):
@@ -85,9 +85,9 @@ def test_thinking_time_and_evictions_go_to_stderr(engine, answered, text):
     engine.script.append("<hm>yes")
     out, err = io.StringIO(), io.StringIO()
     console = Console(stdout=out, stderr=err)
-    once = Once(engine, text, AnswerSettings(), Output(shows_thinking=True, shows_time=True), console)
+    turn = SingleTurn(engine, text, AnswerSettings(), AnswerFormat(shows_thinking=True, shows_time=True), console)
     encoded = text.conversation([{"role": "user", "content": "hi"}])
-    once.answer(encoded, "demo", Deadline(None), Recorder("run", (), report="none"))
+    turn.answer(encoded, "demo", Deadline(None), Recorder("run", (), report="none"))
     assert out.getvalue() == "yes\n"
     assert err.getvalue().startswith("hm\n") and "tok/s" in err.getvalue() and "no longer sees" in err.getvalue()
 
@@ -96,16 +96,16 @@ def test_an_answer_that_had_no_room_says_so(engine, text):
     engine.cut_short = "all 5 slots are full"
     err = io.StringIO()
     console = Console(stdout=io.StringIO(), stderr=err)
-    once = Once(engine, text, AnswerSettings(), Output(streams=False), console)
+    turn = SingleTurn(engine, text, AnswerSettings(), AnswerFormat(streams=False), console)
     encoded = text.conversation([{"role": "user", "content": "hi"}])
-    once.answer(encoded, "demo", Deadline(None), Recorder("run", (), report="none"))
+    turn.answer(encoded, "demo", Deadline(None), Recorder("run", (), report="none"))
     assert "the answer was cut short: all 5 slots are full" in err.getvalue()
 
 
 def test_ctrl_c_prints_what_there_is_and_ends_with_interrupted(engine, answered, monkeypatch):
     interrupt_after(engine, monkeypatch, signal.SIGINT)
     with pytest.raises(Interrupted):
-        answered("a long answer", Output(streams=False))
+        answered("a long answer", AnswerFormat(streams=False))
 
 
 def test_the_end_of_the_time_cancels_the_answer(engine, text, monkeypatch):
@@ -113,10 +113,10 @@ def test_the_end_of_the_time_cancels_the_answer(engine, text, monkeypatch):
     engine.script.append("a long answer")
     deadline, out = Deadline(1000.0), io.StringIO()
     console = Console(stdout=out, stderr=io.StringIO())
-    once = Once(engine, text, AnswerSettings(), Output(streams=False, as_json=True), console)
+    turn = SingleTurn(engine, text, AnswerSettings(), AnswerFormat(streams=False, as_json=True), console)
     encoded = text.conversation([{"role": "user", "content": "hi"}])
     with deadline.running(), pytest.raises(TimeLimit, match="1000 s"):
-        once.answer(encoded, "demo", deadline, Recorder("run", (), report="none"))
+        turn.answer(encoded, "demo", deadline, Recorder("run", (), report="none"))
     choice = json.loads(out.getvalue())["choices"][0]
     assert choice["finish_reason"] == "cancelled" and choice["message"]["content"] == "a l"
 

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from kvlite.models import threads
-from kvlite.models.threads import OF_THE_USER, set_threads
+from kvlite.models import device
+from kvlite.models.device import OF_THE_USER, set_threads
 
 CPU = torch.device("cpu")
 
@@ -18,7 +18,7 @@ def three_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """torch has three threads, two cores are usable, and the user has said nothing."""
     for name in OF_THE_USER:
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(threads, "usable_cores", lambda: 2)
+    monkeypatch.setattr(device, "usable_cores", lambda: 2)
     before = torch.get_num_threads()
     torch.set_num_threads(3)
     yield
@@ -31,7 +31,7 @@ def test_a_model_on_the_cpu_takes_as_many_threads_as_cores() -> None:
 
 
 def test_fewer_threads_than_cores_stay(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(threads, "usable_cores", lambda: 8)
+    monkeypatch.setattr(device, "usable_cores", lambda: 8)
     set_threads(CPU)
     assert torch.get_num_threads() == 3
 
@@ -44,7 +44,7 @@ def test_what_the_user_sets_stays(name: str, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_where_the_system_does_not_tell_torch_decides(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(threads, "usable_cores", lambda: None)
+    monkeypatch.setattr(device, "usable_cores", lambda: None)
     set_threads(CPU)
     assert torch.get_num_threads() == 3
 

@@ -1,16 +1,16 @@
-"""Model names for the shell's TAB: the alias table and the folders of the cache, and nothing slower."""
+"""Complete model names for the shell's TAB from the alias table and the folders of the cache, which is fast."""
 
 from kvlite.catalog.names import DEMO, alias_of, aliases
 from kvlite.catalog.snapshots import cached_repos
 
 
 def complete_model(incomplete: str) -> list[str]:
-    """Aliases and cached repositories that begin with `incomplete`, whatever its case; `:` reads as `-`."""
+    """List aliases and cached repositories that begin with `incomplete`, in any case; `:` reads as `-`."""
     return _beginning_with(incomplete, [DEMO, *aliases()]) + _beginning_with(incomplete, cached_repos())
 
 
 def complete_cached(incomplete: str) -> list[str]:
-    """As `complete_model`, but only what is in the cache."""
+    """List as `complete_model` does, but only models in the cache."""
     repos = cached_repos()
     short = [alias.name for repo in repos if (alias := alias_of(repo))]
     return _beginning_with(incomplete, short) + _beginning_with(incomplete, repos)

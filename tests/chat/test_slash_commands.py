@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from kvlite.chat.commands import COMMANDS, find
+from kvlite.chat.slash_commands import COMMANDS, find
 from kvlite.errors import UsageError
 
 PAGE = (Path(__file__).parents[2] / "docs" / "chat.md").read_text(encoding="utf-8")

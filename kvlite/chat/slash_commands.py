@@ -1,4 +1,4 @@
-"""The slash commands of a chat: one table that dispatch, help and completion read."""
+"""The slash commands of a chat: one table for dispatch, help and completion."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from kvlite.chat.settings import changed, listed
+from kvlite.chat.answer_settings import changed, listed
 from kvlite.chat.status import counts_table
 from kvlite.errors import UsageError
 from kvlite.memory.format import human_bytes
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """A slash command: its names, the first being the canonical one, and what it does with its argument."""
+    """A slash command: its names, the canonical one first, and the function that runs it with its argument."""
 
     names: tuple[str, ...]
     argument: str
@@ -31,7 +31,7 @@ class Command:
 
 
 def find(line: str) -> tuple[Command, str]:
-    """The command and argument a line names; raises UsageError with a suggestion when there is no such command."""
+    """Split a line into its command and argument; raises UsageError with a suggestion for an unknown command."""
     word, _, rest = line.removeprefix("/").partition(" ")
     argument = rest.strip()
     for command in COMMANDS:
@@ -46,7 +46,7 @@ def find(line: str) -> tuple[Command, str]:
 
 
 def words() -> list[tuple[str, str]]:
-    """Every command's words with its summary, for completion."""
+    """List every name of every command with its summary, for completion."""
     return [(f"/{name}", command.summary) for command in COMMANDS for name in command.names]
 
 
@@ -152,4 +152,4 @@ COMMANDS = (
     Command(("sessions",), "", "list the saved conversations", _sessions),
 )
 LEAVING = frozenset(f"/{name}" for command in COMMANDS if command.run is _exit for name in command.names)
-"""What ends a chat, as it is typed."""
+"""The lines that end a chat."""

@@ -1,4 +1,4 @@
-"""The settings a user may change between two turns: how tokens are sampled and how long an answer gets."""
+"""The settings of answers that a user may change between two turns: sampling, and the longest answer."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from kvlite.llm.answer import AnswerSettings
 
 
 def changed(settings: AnswerSettings, key: str, value: str) -> AnswerSettings:
-    """`settings` with one changed; raises UsageError on an unknown key or a bad value."""
+    """Change one of `settings`; raises UsageError on an unknown key or a bad value."""
     key = key.strip().replace("-", "_").lower()
     if key not in _READ:
         raise UsageError(f"there is no setting {key!r}; settings are {', '.join(_READ)}")
@@ -22,7 +22,7 @@ def changed(settings: AnswerSettings, key: str, value: str) -> AnswerSettings:
 
 
 def listed(settings: AnswerSettings) -> list[tuple[str, str]]:
-    """Name and present value of every setting, as `/set` shows them."""
+    """List the name and present value of every setting, as `/set` shows them."""
     values = {key: getattr(settings.sampling, key) for key in _READ if key != "max_tokens"}
     limit = "none" if settings.max_tokens is None else str(settings.max_tokens)
     return [(key, str(value)) for key, value in values.items()] + [("max_tokens", limit)]

@@ -4,11 +4,11 @@ import stat
 
 import pytest
 
-from kvlite.chat.message import Message
-from kvlite.chat.store import MAX_NAME, SessionFolder, check_name
+from kvlite.chat.message import ChatMessage
+from kvlite.chat.session_files import MAX_NAME, SessionFolder, check_name
 from kvlite.errors import OutputError, UsageError
 
-TALK = (Message("system", "brief"), Message("user", "hi"), Message("assistant", "hello\n☺", "stop"))
+TALK = (ChatMessage("system", "brief"), ChatMessage("user", "hi"), ChatMessage("assistant", "hello\n☺", "stop"))
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def test_a_turn_appends_and_an_undo_rewrites(folder):
     file = folder.file("a")
     file.save(TALK, "demo")
     inode = file.path.stat().st_ino
-    longer = (*TALK, Message("user", "more"), Message("assistant", "ok", "length"))
+    longer = (*TALK, ChatMessage("user", "more"), ChatMessage("assistant", "ok", "length"))
     file.save(longer, "demo")
     assert file.path.stat().st_ino == inode and folder.file("a").load() == longer
     file.save(TALK, "demo")
@@ -37,7 +37,7 @@ def test_a_loaded_session_is_appended_to(folder):
     file = folder.file("a")
     file.load()
     inode = file.path.stat().st_ino
-    file.save((*TALK, Message("user", "x")), "demo")
+    file.save((*TALK, ChatMessage("user", "x")), "demo")
     assert file.path.stat().st_ino == inode and len(folder.file("a").load()) == 4
 
 
@@ -151,9 +151,9 @@ def test_a_session_changed_by_another_process_is_not_overwritten(folder):
     mine, other = folder.file("a"), folder.file("a")
     mine.save(TALK, "demo")
     other.load()
-    other.save((*TALK, Message("user", "theirs")), "demo")
+    other.save((*TALK, ChatMessage("user", "theirs")), "demo")
     with pytest.raises(OutputError, match="another process"):
-        mine.save((*TALK, Message("user", "mine")), "demo")
+        mine.save((*TALK, ChatMessage("user", "mine")), "demo")
     assert folder.file("a").load()[-1].content == "theirs"
 
 
@@ -161,7 +161,7 @@ def test_a_session_that_another_process_began_is_not_overwritten(folder):
     mine, other = folder.file("a"), folder.file("a")
     other.save(TALK, "demo")
     with pytest.raises(OutputError, match="another process"):
-        mine.save((Message("user", "mine"),), "demo")
+        mine.save((ChatMessage("user", "mine"),), "demo")
     assert folder.file("a").load() == TALK
 
 
@@ -174,7 +174,7 @@ def test_an_unwritable_folder_is_an_output_error(tmp_path):
 def test_a_failed_append_is_mended_by_the_next_save(folder, monkeypatch):
     file = folder.file("a")
     file.save(TALK, "demo")
-    longer = (*TALK, Message("user", "more"))
+    longer = (*TALK, ChatMessage("user", "more"))
 
     def half_written(messages):
         with file.path.open("ab") as stream:
@@ -192,4 +192,4 @@ def test_a_failed_append_is_mended_by_the_next_save(folder, monkeypatch):
 def test_lone_surrogates_in_a_file_become_readable(folder):
     folder.folder.mkdir()
     folder.path("a").write_text('{"role":"user","content":"a\\ud800b"}\n')
-    assert folder.file("a").load() == (Message("user", "a?b"),)
+    assert folder.file("a").load() == (ChatMessage("user", "a?b"),)

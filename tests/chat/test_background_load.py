@@ -9,7 +9,7 @@ from threading import Event
 
 import pytest
 
-from kvlite.chat.behind import Behind
+from kvlite.chat.background_load import BackgroundLoad
 from kvlite.console import Console
 from kvlite.errors import Interrupted, UsageError
 
@@ -47,13 +47,13 @@ def console() -> Console:
     return Console(stdout=io.StringIO(), stderr=io.StringIO())
 
 
-def behind(work: Callable[[], object], keys: Keys, console: Console) -> Behind[object]:
-    return Behind(work, keys, console)  # type: ignore[arg-type]
+def loading(work: Callable[[], object], keys: Keys, console: Console) -> BackgroundLoad[object]:
+    return BackgroundLoad(work, keys, console)  # type: ignore[arg-type]
 
 
 def test_a_line_is_read_before_the_work_is_done_and_waits_for_it(console: Console) -> None:
     is_sent = Event()
-    work = behind(lambda: is_sent.wait(10), Keys("", "  ", "Hello"), console)
+    work = loading(lambda: is_sent.wait(10), Keys("", "  ", "Hello"), console)
     assert work.line() == "Hello" and not work.is_done
     is_sent.set()
     assert work.result() is True and work.is_done
@@ -61,7 +61,7 @@ def test_a_line_is_read_before_the_work_is_done_and_waits_for_it(console: Consol
 
 def test_notes_go_above_the_line_until_the_result_is_there(console: Console) -> None:
     keys = Keys()
-    behind(lambda: console.note("loaded"), keys, console).result()
+    loading(lambda: console.note("loaded"), keys, console).result()
     console.note("later")
     assert keys.lines == ["written above"]
 
@@ -71,7 +71,7 @@ def test_what_fails_is_raised_and_ends_the_prompt(console: Console) -> None:
         raise UsageError("too small")
 
     keys = Keys("Hello")
-    work = behind(fail, keys, console)
+    work = loading(fail, keys, console)
     with pytest.raises(UsageError, match="too small"):
         work.result()
     assert [str(error) for error in keys.ending] == ["too small"]
@@ -82,7 +82,7 @@ def test_a_file_that_ends_too_early_is_no_way_of_leaving(console: Console) -> No
     def fail() -> None:
         raise EOFError("ran out of input")
 
-    work = behind(fail, Keys(EOFError()), console)
+    work = loading(fail, Keys(EOFError()), console)
     with pytest.raises(EOFError, match="ran out"):
         work.result()
     with pytest.raises(EOFError, match="ran out"):
@@ -91,16 +91,16 @@ def test_a_file_that_ends_too_early_is_no_way_of_leaving(console: Console) -> No
 
 def test_leaving_does_not_wait(console: Console) -> None:
     never = Event()
-    assert behind(never.wait, Keys(EOFError()), console).line() is None
+    assert loading(never.wait, Keys(EOFError()), console).line() is None
     with pytest.raises(Interrupted):
-        behind(never.wait, Keys(KeyboardInterrupt(), KeyboardInterrupt(), "Hello"), console).line()
-    assert behind(never.wait, Keys(KeyboardInterrupt(), "Hello"), console).line() == "Hello"
+        loading(never.wait, Keys(KeyboardInterrupt(), KeyboardInterrupt(), "Hello"), console).line()
+    assert loading(never.wait, Keys(KeyboardInterrupt(), "Hello"), console).line() == "Hello"
     never.set()
 
 
 def test_the_status_line_is_drawn_again_when_the_work_is_done(console: Console) -> None:
     keys = Keys()
-    behind(lambda: None, keys, console).result()
+    loading(lambda: None, keys, console).result()
     for _ in range(500):
         if keys.redrawn:
             break

@@ -1,4 +1,4 @@
-"""Loading behind the first prompt: what is typed meanwhile waits for the model, what fails ends the prompt."""
+"""Load the model in the background while the first prompt is open; a failure of loading ends the prompt."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class Behind(Generic[T]):
-    """Runs `work` in a thread that ends with the process, while lines are read from `terminal`.
+class BackgroundLoad(Generic[T]):
+    """Work in a thread that ends with the process, while lines are read from `terminal`.
 
-    `console` writes above the line being edited until the result is there.
+    Until the work is done, `console` writes above the line being edited.
     """
 
     def __init__(self, work: Callable[[], T], terminal: Terminal, console: Console) -> None:
@@ -35,7 +35,7 @@ class Behind(Generic[T]):
         return self._found.done()
 
     def line(self) -> str | None:
-        """The first line that is sent, None where the user leaves instead. Raises what the work raises meanwhile."""
+        """Read the first line that is sent; None where the user leaves. Raises the error of the work."""
         interrupts = Interrupts()
         while True:
             interrupts.check()
@@ -43,7 +43,7 @@ class Behind(Generic[T]):
                 line = self._terminal.read()
             except EOFError:
                 if self.is_done:
-                    self._found.result()  # which may have failed with an EOFError of its own
+                    self._found.result()  # the work may itself have failed with an EOFError
                 return None
             except KeyboardInterrupt:
                 interrupts.press()
@@ -52,7 +52,7 @@ class Behind(Generic[T]):
                     return line
 
     def result(self) -> T:
-        """What the work came to; waits for it, and says so, or raises what it raised."""
+        """Wait for the work, showing that it goes on, and return its result; raises the error of the work."""
         with self._console.progress() as progress:
             if not self.is_done:
                 progress.update("loading…")
