@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from kvlite.evaluation.variant import Variant
     from kvlite.memory.budget import Budget
 
-LENGTH = 900
-"""Tokens of a conversation where the user names no number and the model's window holds as many."""
+_LENGTH = 900  # tokens of a conversation, where nobody names a number and the window holds as many
+_WINDOW_SHARE = 0.9  # the rest is for answers longer than the right ones
 
 _OF_MODEL = ("prefill_chunk", "quant", "dtype", "device", "revision", "trust_remote_code", "allow_pickle", "offline")
 
@@ -92,6 +92,14 @@ class EvalOptions:
     html: Path | None = option(None, metavar="FILE", from_settings=False, help="Write a page with plots.")
     batch_size: int | None = option(None, metavar="N", min=1, help="Conversations that run at once.")
 
+    def tokens(self, window: int | None) -> int:
+        """Tokens of a conversation. Raises UsageError where the model's window does not hold as many."""
+        if self.length is None:
+            return _LENGTH if window is None else min(_LENGTH, int(window * _WINDOW_SHARE))
+        if window is not None and self.length > window:
+            raise UsageError(f"--length {self.length} is more than the model's window of {window} tokens; give fewer")
+        return self.length
+
     def suites(self, length: int) -> list[Suite]:
         """The suites of conversations of `length` tokens. Raises UsageError on unknown names, and on a useless text."""
         from kvlite.evaluation.suites import Suite
@@ -141,7 +149,7 @@ class EvalOptions:
         Among them files that could not be written afterwards, or that would be written over what is read.
         """
         self.variants(None)
-        self.suites(self.length or LENGTH)
+        self.suites(self.tokens(None))
         for flag, path, others in (
             ("--journal", self.journal, {"--text": self.text}),
             ("--html", self.html, {"--text": self.text, "--journal": self.journal}),

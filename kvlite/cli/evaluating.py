@@ -5,19 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kvlite.cli.eval import LENGTH
-from kvlite.errors import OutputError, UsageError
+from kvlite.cli.prompts import STDIN, read_file, read_stdin
+from kvlite.cli.report import write_page
+from kvlite.errors import UsageError
 
 if TYPE_CHECKING:
     from kvlite.cli.eval import EvalOptions
     from kvlite.console import Console
     from kvlite.evaluation.evaluation import Evaluation
     from kvlite.evaluation.report import Report
-    from kvlite.models.loaded import LoadedModel
     from kvlite.options import ModelOptions
     from kvlite.record.recorder import Recorder
-
-_WINDOW_SHARE = 0.9  # the rest is for answers longer than the right ones
 
 
 def evaluate(given: EvalOptions, options: ModelOptions, chunk: int | None, recorder: Recorder, out: Console) -> None:
@@ -40,22 +38,12 @@ def evaluate(given: EvalOptions, options: ModelOptions, chunk: int | None, recor
     model = TextModel.load(spec, out)
     recorder.model(model.identity(), model.loaded.device.type)
     subject = Subject.of(model, given.batch_size)
-    suites, variants = given.suites(_length(given.length, model.loaded)), given.variants(chunk)
+    suites, variants = given.suites(given.tokens(model.loaded.window)), given.variants(chunk)
     evaluation = Evaluation(subject, suites, variants, journal, content, one_by_one=chunk is None)
     _run(evaluation, out)
     for note in model.text.notes:
         out.note(note)
     _write(_report(evaluation, model.name), given.html, out)
-
-
-def _length(wanted: int | None, loaded: LoadedModel) -> int:
-    """Tokens of a conversation. Raises UsageError where the model's window does not hold as many."""
-    window = loaded.window
-    if wanted is None:
-        return LENGTH if window is None else min(LENGTH, int(window * _WINDOW_SHARE))
-    if window is not None and wanted > window:
-        raise UsageError(f"--length {wanted} is more than the model's window of {window} tokens; give fewer")
-    return wanted
 
 
 def _run(evaluation: Evaluation, out: Console) -> None:
@@ -106,10 +94,7 @@ def _write(report: Report, html: Path | None, out: Console) -> None:
     from kvlite.evaluation.view import eval_page, headline, suite_section
 
     if html is not None:
-        try:
-            html.write_text(eval_page(report), encoding="utf-8")
-        except OSError as error:
-            raise OutputError(f"cannot write to {html}: {error.strerror}") from error
+        write_page(html, eval_page(report))
     if out.as_json:
         out.json(report.to_json(), indent=2)
         return
@@ -126,8 +111,6 @@ def _write(report: Report, html: Path | None, out: Console) -> None:
 
 def _read(file: Path) -> str:
     """The user's text. Raises UsageError where it is empty or no text."""
-    from kvlite.cli.prompts import STDIN, read_file, read_stdin
-
     content = read_stdin(is_asked_for=True) if str(file) == STDIN else read_file(file)
     if not content.strip():
         raise UsageError(f"--text {file} is empty; give a file with text")

@@ -35,11 +35,7 @@ class PlanOptions:
     vram: str | None = option(None, metavar="SIZE", help="Pretend a GPU with this much free memory.")
 
 
-def plan(
-    given: PlanOptions,
-    options: Annotated[ModelOptions, without(*_WHEN_LOADED)],
-    call: Invocation,
-) -> None:
+def plan(given: PlanOptions, options: Annotated[ModelOptions, without(*_WHEN_LOADED)], call: Invocation) -> None:
     """Say what fits, weights, KV cache and the rest in bytes, before anything is loaded; exit code 4 if it does not."""
     from kvlite.catalog.files import model_facts
     from kvlite.cli.plan_view import PlanReport, as_json, show
