@@ -1,54 +1,51 @@
 #!/usr/bin/env bash
-# Everything that needs a GPU, in one command: the tests that are skipped without one, Triton kernels against their
-# twins, then decoding, prompts, batches, drift and kernels in the shapes of three models.
+# Only a GPU can show these, in two parts of about six minutes each:
 #
-#   benchmarks/gpu.sh                     the whole list
-#   benchmarks/gpu.sh tests llama-2-7b    these parts of it
+#   benchmarks/gpu.sh right    the tests that need one
+#   benchmarks/gpu.sh fast     decoding and prompts beside other engines, and drift
+#   benchmarks/gpu.sh          both
 #
-# Each part ends within ten minutes. What cannot run here is said in a line and passed over; the exit code is 1 where a
-# part failed. Environment: PYTHON (python3), OUT (benchmarks/results/gpu), MINUTES (8, of a comparison), DEVICE (cuda),
-# KVPRESS_PYTHON (an interpreter that has kvpress; none). `DEVICE=cpu MINUTES=1 benchmarks/gpu.sh bench nf4 tiny` tries
-# the list out without a GPU.
+# Each step is a process with a deadline of its own and leaves a log; a comparison writes its results after each case.
+# The exit code is 1 where a step failed. Environment: PYTHON (python3), OUT (benchmarks/results/gpu), DEVICE (cuda),
+# LARGE and SMALL (llama-3.1-8b, qwen2.5-0.5b: shapes of compare.py). `DEVICE=cpu LARGE=tiny SMALL=tiny
+# benchmarks/gpu.sh fast` tries the list out without a GPU.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 
-PYTHON="${PYTHON:-python3}" OUT="${OUT:-benchmarks/results/gpu}" MINUTES="${MINUTES:-8}" DEVICE="${DEVICE:-cuda}"
-LIMIT_S=590
+PYTHON="${PYTHON:-python3}" OUT="${OUT:-benchmarks/results/gpu}" DEVICE="${DEVICE:-cuda}"
+LARGE="${LARGE:-llama-3.1-8b}" SMALL="${SMALL:-qwen2.5-0.5b}"
 export PYTHONPATH=".:kernels${PYTHONPATH:+:$PYTHONPATH}" HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
-parts=("$@")
-if [ ${#parts[@]} -eq 0 ]; then parts=(tests bench nf4 qwen2.5-0.5b llama-2-7b llama-3.1-8b); fi
 failed=()
 
-has() { "$PYTHON" -c "import importlib.util, sys; sys.exit(importlib.util.find_spec('$1') is None)"; }
-
-part() { # name, command...
-  local name="$1" began code
-  shift
-  began=$SECONDS
+step() { # seconds, name, command...
+  local limit="$1" name="$2" began=$SECONDS code
+  shift 2
   printf '== %s: %s\n' "$name" "$*"
-  timeout "$LIMIT_S" "$@" >"$OUT/$name.log" 2>&1
+  timeout "$limit" "$@" >"$OUT/$name.log" 2>&1
   code=$?
   tail -n 40 "$OUT/$name.log"
   if [ $code -ne 0 ]; then failed+=("$name (exit $code)"); fi
   printf '== %s: exit %s after %s s\n' "$name" "$code" "$((SECONDS - began))"
 }
 
-compare() { # shape, name, options...
-  local shape="$1" name="$1-$2"
-  shift 2
-  part "$name" "$PYTHON" benchmarks/compare.py --shape "$shape" --device "$DEVICE" --minutes "$MINUTES" \
-    --out "$OUT/$name" "$@"
+compare() { # seconds, name, shape, options...
+  step "$1" "$2" "$PYTHON" benchmarks/compare.py --shape "$3" --device "$DEVICE" --out "$OUT/$2" "${@:4}"
 }
 
-shape() { # a shape's comparisons, each in a process of its own: a kernel that fails takes no other figure with it
-  local press=()
-  if [ -n "${KVPRESS_PYTHON:-}" ]; then press=(--kvpress-python "$KVPRESS_PYTHON"); fi
-  compare "$1" decode --parts decode --peers kvlite,dynamic,static,compiled,kvpress "${press[@]}"
-  compare "$1" triton --parts decode,kernels,drift --peers kvlite,kvlite-triton
-  compare "$1" captured --parts decode,prefill,drift --peers kvlite,kvlite-captured,kvlite-triton-captured
-  compare "$1" lowbit --parts decode --peers kvlite,kvlite-int4,quantized,kvlite-nf4,nf4
-  compare "$1" prefill --parts prefill --peers kvlite,dynamic
-  compare "$1" batch --parts batch --peers kvlite,dynamic
+right() {
+  if [ "$DEVICE" = cuda ]; then step 10 device nvidia-smi; fi
+  mapfile -t files < <(grep -rl --include='test_*.py' 'mark\.gpu' tests)
+  step 310 tests "$PYTHON" -m pytest -q -m gpu "${files[@]}"
+}
+
+fast() {
+  local ways=kvlite,kvlite-triton,kvlite-captured,kvlite-triton-captured
+  compare 170 large "$LARGE" --peers "$ways,kvlite-int8,kvlite-nf4,nf4,dynamic,static" --minutes 2.4 --rounds 3 \
+    --decode 1024:2048 --decode 8192:2048 --prefill none
+  compare 80 prompts "$LARGE" --peers kvlite,kvlite-triton,dynamic --minutes 1 --rounds 1 \
+    --decode none --prefill 8192:2048 --prefill 32768:2048
+  compare 60 small "$SMALL" --peers "$ways,dynamic" --minutes 0.7 --rounds 3 --decode 1024:2048 --prefill none
+  step 60 drift "$PYTHON" -m kvlite bench demo --device "$DEVICE" --kv-budget 512tok --json
 }
 
 if [ "$DEVICE" = cuda ] && ! "$PYTHON" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
@@ -56,30 +53,12 @@ if [ "$DEVICE" = cuda ] && ! "$PYTHON" -c 'import sys, torch; sys.exit(not torch
   exit 1
 fi
 mkdir -p "$OUT"
-for name in "${parts[@]}"; do
+for name in "${@:-right fast}"; do
   case "$name" in
-    tests)
-      if has pytest && has hypothesis; then
-        mapfile -t files < <(grep -rl --include='test_*.py' 'mark\.gpu' tests)
-        part tests "$PYTHON" -m pytest -q -m gpu "${files[@]}"
-      else
-        echo "== tests: skipped: pytest and hypothesis are not both installed"; fi ;;
-    bench)
-      if ! has platformdirs; then
-        echo "== bench: skipped: platformdirs is not installed"
-        continue
-      fi
-      part bench "$PYTHON" -m kvlite bench demo --device "$DEVICE" --json
-      if [ "$DEVICE" = cuda ]; then part bench-captured "$PYTHON" -m kvlite bench demo --capture --json; else
-        echo "== bench-captured: skipped: there are no CUDA graphs on $DEVICE"; fi ;;
-    nf4)
-      small=() interpret=()  # off a GPU only whether it runs
-      if [ "$DEVICE" != cuda ]; then small=(--tiny --device "$DEVICE") interpret=(env TRITON_INTERPRET=1); fi
-      if has bitsandbytes && has triton; then
-        part nf4 "${interpret[@]}" "$PYTHON" benchmarks/nf4.py "${small[@]}" --out "$OUT/nf4.json"
-      else
-        echo "== nf4: skipped: bitsandbytes and triton are not both installed"; fi ;;
-    *) shape "$name" ;;
+    right) right ;;
+    fast) fast ;;
+    "right fast") right; fast ;;
+    *) echo "'$name' is no part; give right or fast" >&2; exit 2 ;;
   esac
 done
 if [ ${#failed[@]} -ne 0 ]; then

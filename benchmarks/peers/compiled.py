@@ -1,6 +1,6 @@
 """A Llama decoder written to be compiled: a static cache, one step of fixed shapes, captured in a CUDA graph.
 
-It is what a hand-written decoder over the same weights reaches, in the manner of gpt-fast. Rows of one length only, no
+It shows what a hand-written decoder over the same weights reaches, in the manner of gpt-fast. One row only, no
 sampling, no sliding windows: nothing that a benchmark does not ask for.
 """
 
@@ -93,24 +93,24 @@ class Compiled:
         self._cache: tuple[list[Tensor], list[Tensor]] | None = None
 
     @torch.inference_mode()
-    def answer(self, prompts: list[list[int]], tokens: int, case: Case) -> Took:
+    def answer(self, prompt: list[int], tokens: int, case: Case) -> Took:
         """As `Peer.answer`."""
-        ids = torch.tensor(prompts, device=self.device)
-        k, v = self._room(len(prompts), case.context + tokens)
+        ids = torch.tensor([prompt], device=self.device)
+        k, v = self._room(case.context + tokens)
         start, used = time.perf_counter(), time.process_time()
         for begin in range(0, case.context, PREFILL_CHUNK):
             chunk = ids[:, begin : begin + PREFILL_CHUNK]
             at = torch.arange(begin, begin + chunk.shape[1], device=self.device)
             token = self.decoder(chunk, at, k, v)
-        answers = [token.tolist()]
+        answers = [token.item()]
         first_s = time.perf_counter() - start
         at = torch.tensor([case.context], device=self.device)
         for _ in range(tokens - 1):
             token = self.step(token.clone(), at, k, v)  # what a graph returned is overwritten by its next replay
             at += 1
-            answers.append(token.tolist())  # a user reads every token
+            answers.append(token.item())  # a user reads every token
         total_s, used = time.perf_counter() - start, time.process_time() - used
-        return Took(first_s, total_s, tokens, [[step[row][0] for step in answers] for row in range(len(prompts))], used)
+        return Took(first_s, total_s, tokens, answers, used)
 
     def read_bytes(self, case: Case) -> int | None:
         """Weights once, and the whole static cache, which attention masks but reads."""
@@ -128,9 +128,9 @@ class Compiled:
         shared = [self.decoder.head]
         return shared + [weight for layer in self.decoder.layers for weight in (layer.out, layer.down)]
 
-    def _room(self, rows: int, tokens: int) -> tuple[list[Tensor], list[Tensor]]:
+    def _room(self, tokens: int) -> tuple[list[Tensor], list[Tensor]]:
         _, kv_heads, head_dim = self.decoder.sizes
-        wanted = (rows, kv_heads, -(-tokens // 256) * 256, head_dim)
+        wanted = (1, kv_heads, -(-tokens // 256) * 256, head_dim)
         if self._cache is None or self._cache[0][0].shape != wanted:
             self._cache = None
             k, v = ([self._empty(wanted) for _ in self.decoder.layers] for _ in range(2))

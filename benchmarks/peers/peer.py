@@ -1,4 +1,4 @@
-"""What every engine can be asked, and how long it took."""
+"""The question every engine answers, and the time it took."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ class Case:
 
 @dataclass(frozen=True)
 class Took:
-    """Seconds to the first token, and to the last of `tokens` of each row, and the ids of each.
+    """Seconds to the first token and to the last of `tokens`, and the ids.
 
-    `processor_s` is what the process that computed took of its processors; `kv_bytes` the most bytes of slots that were
-    live, None where an engine does not count them.
+    `processor_s` is the processor time of the process that computed; `kv_bytes` the most bytes of slots that were live,
+    None where an engine does not count them.
     """
 
     first_s: float
     total_s: float
     tokens: int
-    ids: list[list[int]]
+    ids: list[int]
     processor_s: float
     kv_bytes: int | None = None
 
     @property
     def step_s(self) -> float:
-        """Seconds of one decode step of all rows."""
+        """Seconds of one decode step."""
         return (self.total_s - self.first_s) / (self.tokens - 1)
 
 
@@ -45,8 +45,8 @@ class Peer(Protocol):
     name: str
     note: str
 
-    def answer(self, prompts: list[list[int]], tokens: int, case: Case) -> Took:
-        """Generate `tokens` greedily from prompts of one length, all at once. Raises NotAvailable where it cannot."""
+    def answer(self, prompt: list[int], tokens: int, case: Case) -> Took:
+        """Generate `tokens` greedily. Raises NotAvailable where it cannot."""
         ...
 
     def read_bytes(self, case: Case) -> int | None:

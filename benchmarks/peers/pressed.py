@@ -39,9 +39,9 @@ class Kvpress:
         versions = f"kvpress {ready['kvpress']}, transformers {ready['transformers']}"
         self.note = f"{versions}, KnormPress to 3/4 of the slots after the prompt and whenever they are full"
 
-    def answer(self, prompts: list[list[int]], tokens: int, case: Case) -> Took:
+    def answer(self, prompt: list[int], tokens: int, case: Case) -> Took:
         """As `Peer.answer`; decoding holds at most `case.slots`."""
-        said = self._ask({"prompts": prompts, "tokens": tokens, "slots": case.slots})
+        said = self._ask({"prompt": prompt, "tokens": tokens, "slots": case.slots})
         return Took(said["first_s"], said["total_s"], tokens, said["ids"], said["processor_s"])
 
     def read_bytes(self, case: Case) -> int | None:

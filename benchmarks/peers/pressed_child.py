@@ -38,7 +38,7 @@ def build(question: dict[str, Any]) -> Any:
         return AutoModelForCausalLM.from_config(config, dtype=getattr(torch, question["dtype"])).eval()
 
 
-def generate(model: Any, prompts: list[list[int]], tokens: int, slots: int) -> dict[str, Any]:
+def generate(model: Any, prompt: list[int], tokens: int, slots: int) -> dict[str, Any]:
     """Seconds to the first token, to the last and of the processors, and the ids.
 
     A press leaves three quarters of `slots` and comes again when the last quarter is full, so that no more than `slots`
@@ -47,11 +47,11 @@ def generate(model: Any, prompts: list[list[int]], tokens: int, slots: int) -> d
     import torch
     from kvpress import DecodingPress, KnormPress, PrefillDecodingPress
 
-    ids = torch.tensor(prompts, device=model.device)
+    ids = torch.tensor([prompt], device=model.device)
     stamps: list[float] = []
 
     class Stamps:
-        """When each token came; the prompt is put first."""
+        """The time of each token; the prompt is put first."""
 
         def put(self, value: torch.Tensor) -> None:
             stamps.append(time.perf_counter())
@@ -72,7 +72,7 @@ def generate(model: Any, prompts: list[list[int]], tokens: int, slots: int) -> d
         torch.cuda.synchronize(model.device)
     total_s = time.perf_counter() - start
     return {"first_s": stamps[1] - start, "total_s": total_s, "processor_s": time.process_time() - used,
-            "ids": answers[:, ids.shape[1] :].tolist()}  # fmt: skip
+            "ids": answers[0, ids.shape[1] :].tolist()}  # fmt: skip
 
 
 if __name__ == "__main__":

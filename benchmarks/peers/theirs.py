@@ -20,7 +20,7 @@ NF4_BLOCK = 64
 
 
 class _Stamps(BaseStreamer):
-    """When each token came; the prompt is put first."""
+    """The time of each token; the prompt is put first."""
 
     def __init__(self) -> None:
         self.times: list[float] = []
@@ -40,9 +40,9 @@ class Generate:
     def __init__(self, model: PreTrainedModel, name: str, cache: str, **settings: Any) -> None:
         self.model, self.name, self.cache, self.settings = model, name, cache, settings
 
-    def answer(self, prompts: list[list[int]], tokens: int, case: Case) -> Took:
+    def answer(self, prompt: list[int], tokens: int, case: Case) -> Took:
         """As `Peer.answer`."""
-        ids = torch.tensor(prompts, device=self.model.device)
+        ids = torch.tensor([prompt], device=self.model.device)
         stamps = _Stamps()
         start, used = time.perf_counter(), time.process_time()
         answers = self.model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=tokens,
@@ -51,7 +51,7 @@ class Generate:
         if self.model.device.type == "cuda":
             torch.cuda.synchronize(self.model.device)
         total_s, used = time.perf_counter() - start, time.process_time() - used
-        ids_out = answers[:, case.context :].tolist()  # type: ignore[index]
+        ids_out = answers[0, case.context :].tolist()  # type: ignore[index]
         return Took(stamps.times[1] - start, total_s, tokens, ids_out, used)
 
     def read_bytes(self, case: Case) -> int | None:

@@ -14,7 +14,7 @@ from kvlite.flags import argument, option
 from kvlite.options import AnswerOptions, ModelOptions, OutputOptions
 
 if TYPE_CHECKING:
-    from kvlite.batch.job import Job, Model
+    from kvlite.batch.job import BatchJob, Model
     from kvlite.llm.spec import BatchSize
 
 _INPUT, _OUTPUT, _RUN = "Input", "Output", "Run"
@@ -131,12 +131,12 @@ def batch(
         Batch(job, choose, call.console, start_recorder("batch", output.report, call.console)).run()
 
 
-def _job(given: BatchOptions, answer: AnswerOptions, options: ModelOptions, call: Invocation) -> Job:
+def _job(given: BatchOptions, answer: AnswerOptions, options: ModelOptions, call: Invocation) -> BatchJob:
     """The batch that was asked for. Raises UsageError on what cannot be."""
+    from kvlite.batch.batch_run import ItemLimits
     from kvlite.batch.item import Form
-    from kvlite.batch.job import Ending, Job, Writing
+    from kvlite.batch.job import BatchJob, Ending, Writing
     from kvlite.batch.prepare import Defaults
-    from kvlite.batch.run import Limits
     from kvlite.batch.source import Input, Layout, Reader, Selection, Shard
     from kvlite.llm.answer import BATCH_MAX_TOKENS, sampling_of
 
@@ -144,7 +144,7 @@ def _job(given: BatchOptions, answer: AnswerOptions, options: ModelOptions, call
     drawn.pop("seed", None)
     layout = Layout.of(given.input) if given.format == "auto" else Layout(given.format)
     reader = Reader(layout, given.escape, given.prompt_column)
-    return Job(
+    return BatchJob(
         input=Input(given.input, reader, Selection(Shard.parse(given.shard or "1/1"), given.skip, given.limit)),
         writing=Writing(
             output=given.output,
@@ -161,7 +161,7 @@ def _job(given: BatchOptions, answer: AnswerOptions, options: ModelOptions, call
             summary=given.summary,
             progress=given.progress,
         ),
-        limits=Limits(_positive("--timeout", given.timeout), given.retries, given.dedupe),
+        limits=ItemLimits(_positive("--timeout", given.timeout), given.retries, given.dedupe),
         defaults=Defaults(
             sampling=drawn,
             seed=answer.seed,

@@ -11,12 +11,12 @@ from statistics import median
 
 import torch
 
-from peers.peer import Case, NotAvailable, Peer, Took
+from peers.peer import NotAvailable, Peer, Took
 
 
 @dataclass
 class Run:
-    """How long a run may go on, what failed in it and why, and what it did not get to."""
+    """The end of a run by the clock, what failed in it and why, and what it did not get to."""
 
     ends_s: float
     failed: dict[str, str] = field(default_factory=dict)
@@ -28,13 +28,13 @@ class Run:
         return cls(time.monotonic() + 60 * minutes)
 
     def has_time(self) -> bool:
-        """Whether something may still begin."""
+        """Say if something may still begin."""
         return time.monotonic() < self.ends_s
 
 
 @dataclass(frozen=True)
 class Timings:
-    """What a peer took, round by round, and the bytes the device held at its peak (None where it cannot be told)."""
+    """Rounds of a peer, and the bytes the device held at its peak (None where it cannot be told)."""
 
     rounds: tuple[Took, ...]
     peak_bytes: int | None
@@ -48,10 +48,10 @@ class Timings:
         return min(map(figure, self.rounds)), max(map(figure, self.rounds))
 
 
-def prompts_of(rows: int, tokens: int, vocab: int) -> list[list[int]]:
-    """Random prompts of one length, the same each time."""
+def prompt_of(tokens: int, vocab: int) -> list[int]:
+    """Draw a prompt, the same each time."""
     rng = Random(1)
-    return [[rng.randrange(5, vocab) for _ in range(tokens)] for _ in range(rows)]
+    return [rng.randrange(5, vocab) for _ in range(tokens)]
 
 
 def in_turns(
@@ -90,15 +90,9 @@ def in_turns(
 
 
 def _watched(work: Callable[[], Took]) -> tuple[Took, int | None]:
-    """What `work` took, and the most the allocator held while it ran."""
+    """Do the work, and note the most the allocator held while it ran."""
     if not torch.cuda.is_available():
         return work(), None
     torch.cuda.reset_peak_memory_stats()
     took = work()
     return took, torch.cuda.max_memory_allocated()
-
-
-def case_of(text: str) -> Case:
-    """`CONTEXT:SLOTS` as a case."""
-    context, slots = map(int, text.split(":"))
-    return Case(context, slots)

@@ -1,1 +1,0 @@
-"""What is measured of the peers: one module for each part of the record."""
