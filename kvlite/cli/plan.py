@@ -66,7 +66,7 @@ def plan(given: PlanOptions, options: Annotated[ModelOptions, without(*_WHEN_LOA
 
 def _refuse_contradictions(given: PlanOptions, kv_budget: str | None, kv_per_seq: str | None) -> None:
     """Raise UsageError where one thing is given twice, or `--solve` looks for what is given."""
-    looked_for = {
+    looked_for: dict[str, dict[str, object]] = {
         "budget": {"--kv-budget": kv_budget},
         "context": {"--context": given.context, "--kv-per-seq": kv_per_seq},
     }
