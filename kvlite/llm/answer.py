@@ -44,7 +44,9 @@ class AnswerSettings:
             raise UsageError(f"max_tokens is {self.max_tokens}; give at least 1, or none for no limit")
 
     @classmethod
-    def of(cls, model: Sampling, options: AnswerOptions, *, max_tokens: int, pin_system: bool = True) -> AnswerSettings:
+    def of(
+        cls, model: Sampling, options: AnswerOptions, *, max_tokens: int = CHAT_MAX_TOKENS, pin_system: bool = True
+    ) -> AnswerSettings:
         """Settings of `options` over the sampling that the model asks for; `max_tokens` where they give none.
 
         A seed nobody gave is drawn, so that it can be told.
