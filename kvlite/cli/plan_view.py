@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from kvlite.catalog.files import ModelFacts
 from kvlite.console import Console
-from kvlite.llm.plan_device import PlanDevice
+from kvlite.llm.spec import PlanDevice
 from kvlite.memory.fit import TURN_TOKENS, Quote, advice
 from kvlite.memory.format import human_bytes, size_up
 from kvlite.memory.plan import tokens_by_bytes

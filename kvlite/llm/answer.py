@@ -124,6 +124,26 @@ class Answer:
         )
 
 
+class TextStream(Iterator[str]):
+    """Pieces of an answer's text as they are generated; `answer` is there once they are through."""
+
+    def __init__(self, events: Generator[Piece | Answer]) -> None:
+        self.answer: Answer | None = None
+        self._events = events
+
+    def __next__(self) -> str:
+        for event in self._events:
+            if isinstance(event, Answer):
+                self.answer = event
+            elif not event.thinking:
+                return event.text
+        raise StopIteration
+
+    def close(self) -> None:
+        """Give the answer up; the conversation is then read anew with the next call."""
+        self._events.close()
+
+
 def stream_answer(engine: Engine, request: Request, decoder: AnswerText) -> Generator[Piece | Answer]:
     """Run one request: pieces of text as they are decoded, at the end the Answer.
 
