@@ -7,9 +7,8 @@ from functools import lru_cache
 
 from kvlite import LLM
 from kvlite.engine.request import Completion, Request, Sampling
-from kvlite.llm.listener import Told
 from kvlite.llm.spec import RunSpec
-from kvlite.llm.text_model import TextModel
+from kvlite.llm.text_model import TextModel, Told
 from kvlite.options import ModelOptions
 
 
