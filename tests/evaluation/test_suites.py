@@ -9,8 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvlite.evaluation.conversation import Conversation, Probe
-from kvlite.evaluation.facts import FACTS
-from kvlite.evaluation.recall import write_recall
+from kvlite.evaluation.recall import FACTS, write_recall
 from kvlite.evaluation.suites import WRITERS, Writer
 
 writers = pytest.mark.parametrize("write", WRITERS.values(), ids=WRITERS)
