@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from textwrap import fill
 from typing import TYPE_CHECKING, Literal, TextIO
 
@@ -40,41 +41,31 @@ def strip_controls(text: str) -> str:
     return _UNSAFE.sub("", text)
 
 
+@dataclass(kw_only=True, eq=False)
 class Console:
     """Writes answers to stdout and the rest to stderr, as the global flags ask.
 
     `quiet` hides notes and progress, `verbose` shows details, `plain` means neither colour nor moving lines,
-    `as_json` is for commands to read: the user wants JSON. Streams default to the process's own.
+    `as_json` is for commands to read: the user wants JSON. A stream is None where the caller closed the descriptor.
+    `on_warning` is told of every warning too: a run record keeps them. `around` wraps the writing of a line to stderr,
+    so that a line which a user edits can be moved out of the way.
     """
 
-    def __init__(
-        self,
-        *,
-        quiet: bool = False,
-        verbose: bool = False,
-        color: Color = "auto",
-        plain: bool = False,
-        as_json: bool = False,
-        stdout: TextIO | None = None,
-        stderr: TextIO | None = None,
-    ) -> None:
-        self.quiet = quiet
-        self.verbose = verbose
-        self.plain = plain
-        self.as_json = as_json
-        self._stdout = stdout if stdout is not None else sys.stdout  # None when the caller closed the descriptor
-        self._stderr = stderr if stderr is not None else sys.stderr
-        self._color = color
-        self._status = ""
-        self.on_warning: Callable[[str], None] = lambda text: None
-        """Told of every warning too; a run record keeps them."""
-        self.around: Callable[[Callable[[], None]], None] = lambda write: write()
-        """Wraps the writing of a line to stderr, so that a line which a user edits can be moved out of the way."""
+    quiet: bool = False
+    verbose: bool = False
+    color: Color = "auto"
+    plain: bool = False
+    as_json: bool = False
+    stdout: TextIO | None = field(default_factory=lambda: sys.stdout)
+    stderr: TextIO | None = field(default_factory=lambda: sys.stderr)
+    on_warning: Callable[[str], None] = lambda text: None
+    around: Callable[[Callable[[], None]], None] = lambda write: write()
+    _status: str = field(default="", init=False)
 
     @property
     def is_terminal(self) -> bool:
         """True if stdout is a terminal."""
-        return _is_terminal(self._stdout)
+        return _is_terminal(self.stdout)
 
     @property
     def width(self) -> int | None:
@@ -84,21 +75,21 @@ class Console:
     @property
     def has_live_stderr(self) -> bool:
         """True if stderr is a terminal on which lines may be redrawn."""
-        return _is_terminal(self._stderr) and not self.plain and os.environ.get("TERM") != "dumb"
+        return _is_terminal(self.stderr) and not self.plain and os.environ.get("TERM") != "dumb"
 
     @property
     def has_color(self) -> bool:
         """True if stdout may carry colour."""
-        return self._has_color(self._stdout)
+        return self._has_color(self.stdout)
 
     def answer(self, text: str) -> None:
         """Write `text` to stdout at once, as it is. Raises OutputError when stdout cannot take it."""
-        if self._stdout is None:
+        if self.stdout is None:
             raise OutputError("stdout is closed; give the answer somewhere to go")
         self._hide_status()
         try:
-            self._stdout.write(strip_controls(text) if self.is_terminal else _SURROGATES.sub("\ufffd", text))
-            self._stdout.flush()
+            self.stdout.write(strip_controls(text) if self.is_terminal else _SURROGATES.sub("\ufffd", text))
+            self.stdout.flush()
         except BrokenPipeError:
             raise
         except OSError as error:
@@ -116,12 +107,10 @@ class Console:
         """Write aligned columns to stdout; just the header when there are no rows."""
         cells = [[strip_controls(cell).replace("\n", " ") for cell in row] for row in (columns, *rows)]
         widths = [max(len(row[i]) for row in cells) for i in range(len(columns))]
-        lines = [
-            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells
-        ]
+        lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in cells]
         if self.has_color:  # answer() would strip the escape codes from a terminal
             self.answer("")
-            self._raw(self._stdout, f"\x1b[{_BOLD}m{lines.pop(0)}\x1b[0m\n")
+            self._raw(self.stdout, f"\x1b[{_BOLD}m{lines.pop(0)}\x1b[0m\n")
         for text in lines:
             self.line(text)
 
@@ -160,14 +149,14 @@ class Console:
 
     def aside(self, text: str) -> None:
         """Stream `text` to stderr as it comes, without a line break: a model's thinking."""
-        self.around(lambda: self._write_aside(self._styled(strip_controls(text), _DIM)))
+        self._say(text, _DIM, end="")
 
     def confirm(self, question: str) -> bool:
         """Ask on stderr and read yes or no from a terminal. Raises UsageError when nobody is there to ask."""
         if not _is_terminal(sys.stdin):
             raise UsageError(f"{_one_line(question)} Nobody can answer here; give -y to say yes")
         self._hide_status()
-        self._raw(self._stderr, f"{_one_line(strip_controls(question))} [y/N] ")
+        self._raw(self.stderr, f"{_one_line(strip_controls(question))} [y/N] ")
         return sys.stdin.readline().strip().lower() in {"y", "yes"}
 
     @contextmanager
@@ -188,33 +177,29 @@ class Console:
         """Draw `text` on the last line of the terminal, over the status before it."""
         width = shutil.get_terminal_size().columns - 1
         self._status = _one_line(strip_controls(text))[:width]
-        self._raw(self._stderr, _ERASE_LINE + self._status)
+        self._raw(self.stderr, _ERASE_LINE + self._status)
 
     def _hide_status(self) -> None:
         if self._status:
-            self._raw(self._stderr, _ERASE_LINE)
+            self._raw(self.stderr, _ERASE_LINE)
             self._status = ""
 
-    def _say(self, text: str, style: str) -> None:
-        self.around(lambda: self._write_line(self._styled(strip_controls(text), style)))
+    def _say(self, text: str, style: str, end: str = "\n") -> None:
+        text = strip_controls(text)
+        if text and self._has_color(self.stderr):
+            text = f"\x1b[{style}m{text}\x1b[0m"
+        self.around(lambda: self._write_stderr(text, end))
 
-    def _write_aside(self, text: str) -> None:
-        self._hide_status()
-        self._raw(self._stderr, text)
-
-    def _write_line(self, text: str) -> None:
+    def _write_stderr(self, text: str, end: str) -> None:
         status = self._status
         self._hide_status()
-        self._raw(self._stderr, f"{text}\n")
-        if status:
+        self._raw(self.stderr, text + end)
+        if status and end:
             self.show_status(status)
 
-    def _styled(self, text: str, style: str) -> str:
-        return f"\x1b[{style}m{text}\x1b[0m" if text and self._has_color(self._stderr) else text
-
     def _has_color(self, stream: TextIO | None) -> bool:
-        if self._color != "auto" or self.plain:
-            return self._color == "always" and not self.plain
+        if self.color != "auto" or self.plain:
+            return self.color == "always" and not self.plain
         if os.environ.get("NO_COLOR"):
             return False
         if os.environ.get("FORCE_COLOR"):

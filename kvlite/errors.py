@@ -1,27 +1,5 @@
 """The errors kvlite raises on purpose, each with its exit code. Knows nothing else of kvlite.
 
-KvliteError                 1
-├── OutputError             1    the output cannot be written, the disk is full
-├── NumericError            1    the model computed something that is no number
-├── UsageError              2    a bad flag, setting or input file
-├── ModelError              3    the model cannot be had or used
-│   ├── ModelNotFound
-│   ├── GatedModel
-│   ├── HubUnreachable           offline, or the download failed
-│   ├── BrokenModel              config.json, weights or tokenizer cannot be read
-│   └── UnsupportedModel         kvlite cannot hold this family inside a budget
-├── CapacityError           4    it does not fit
-│   ├── DoesNotFit               weights or budget exceed the device
-│   ├── BudgetTooSmall           fewer slots than the protected tokens need
-│   ├── SlotsTooCoarse           the model does not survive slots of so few bits
-│   ├── ContextFull              no slot or position left and eviction is not allowed
-│   └── OutOfMemory              the device refused an allocation
-├── BatchFailed             5    a batch finished with failed lines
-├── GateFailed              6    `report --fail-on` or `--compare`
-├── TimeLimit             124    `--max-time` passed
-├── Interrupted           130    Ctrl-C
-└── Terminated            143    SIGTERM
-
 A message is one line: what was wrong, the value, what to do.
 """
 
@@ -33,7 +11,7 @@ class KvliteError(Exception):
 
 
 class OutputError(KvliteError):
-    """The output cannot be written."""
+    """The output cannot be written: its place, or the disk is full."""
 
 
 class NumericError(KvliteError):
@@ -61,11 +39,11 @@ class GatedModel(ModelError):
 
 
 class HubUnreachable(ModelError):
-    """The files are not in the cache and the Hub cannot be reached, or must not be."""
+    """The files are not in the cache, and the Hub cannot be reached, must not be, or broke the download off."""
 
 
 class BrokenModel(ModelError):
-    """A file of the model is missing, truncated or malformed."""
+    """config.json, the weights or the tokenizer are missing, truncated or malformed."""
 
 
 class UnsupportedModel(ModelError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -12,25 +13,22 @@ from kvlite.flags import Short, option
 BUILT_IN_MODEL = "demo"
 MODEL, MEMORY, SAMPLING = "Model", "Memory", "Sampling"  # headings of the help
 
-QUANT_SPELLINGS = {
-    "none": "none",
-    "8bit": "8bit",
-    "bnb-8bit": "8bit",
-    "bnb.int8": "8bit",
-    "4bit": "4bit",
-    "bnb-4bit": "4bit",
-    "bnb.nf4-dq": "4bit",
-    "nf4": "nf4",
-    "bnb.nf4": "nf4",
-    "fp4": "fp4",
-    "bnb.fp4": "fp4",
+_of_model, _of_memory, _of_sampling = (partial(option, heading=heading) for heading in (MODEL, MEMORY, SAMPLING))
+
+_SPELLED_BY_OTHERS = {
+    "none": (),
+    "8bit": ("bnb-8bit", "bnb.int8"),
+    "4bit": ("bnb-4bit", "bnb.nf4-dq"),
+    "nf4": ("bnb.nf4",),
+    "fp4": ("bnb.fp4",),
 }
+QUANT_SPELLINGS = {name: kind for kind, others in _SPELLED_BY_OTHERS.items() for name in (kind, *others)}
 
 
 def read_quant(value: str) -> str:
     """The kind of quantisation that this spelling means, of kvlite's or of other tools."""
     if value.lower() not in QUANT_SPELLINGS:
-        raise ValueError(f"{value!r} is not one of {', '.join(dict.fromkeys(QUANT_SPELLINGS.values()))}")
+        raise ValueError(f"{value!r} is not one of {', '.join(_SPELLED_BY_OTHERS)}")
     return QUANT_SPELLINGS[value.lower()]
 
 
@@ -60,80 +58,63 @@ class ModelOptions:
     model: str = BUILT_IN_MODEL
     think: Literal["auto", "on", "off"] = option("auto", help="Whether a thinking model thinks first.")
 
-    kv_budget: str = option(
+    kv_budget: str = _of_memory(
         "auto",
         metavar="SIZE",
-        heading=MEMORY,
         help="Bytes the KV cache may take: 2GB, 512MiB, 25% of free memory, 8000tok, auto or full.",
     )
-    kv_per_seq: str | None = option(
-        None, metavar="SIZE", heading=MEMORY, help="Bytes of the KV cache one sequence of a batch may take."
+    kv_per_seq: str | None = _of_memory(
+        None, metavar="SIZE", help="Bytes of the KV cache one sequence of a batch may take."
     )
-    kv_policy: str = option(
+    kv_policy: str = _of_memory(
         "heavy-hitter",
         metavar="NAME[:SETTINGS]",
-        heading=MEMORY,
         complete="policy",
         help="What is kept when the budget is full: window, or window:sinks=8; `kvlite policies` lists them.",
     )
-    kv_dtype: str = option(
+    kv_dtype: str = _of_memory(
         "auto",
         metavar="DTYPE",
-        heading=MEMORY,
         help="What a slot stores: float32, bfloat16, float16, int8, int4, or auto: the model's dtype, or "
         "fewer bits where that does not hold its window.",
     )
-    on_full: Literal["evict", "stop", "error"] | None = option(  # None: as the policy does
+    on_full: Literal["evict", "stop", "error"] | None = _of_memory(  # None: as the policy does
         None,
-        heading=MEMORY,
         shown_default="evict; stop under policy full",
         help="When the budget is full: evict tokens, stop the answer, or fail (exit 4).",
     )
-    pin_system: bool = option(True, heading=MEMORY, help="Never evict the system prompt.")
-    prefill_chunk: int = option(
-        512, metavar="N", min=1, heading=MEMORY, help="At most this many prompt tokens at once."
-    )
+    pin_system: bool = _of_memory(True, help="Never evict the system prompt.")
+    prefill_chunk: int = _of_memory(512, metavar="N", min=1, help="At most this many prompt tokens at once.")
 
-    quant: str = option(
+    quant: str = _of_model(
         "none",
         metavar="KIND",
-        heading=MODEL,
         parse=read_quant,
         short=Short("--4bit", "4bit", "Short for --quant 4bit."),
         help="Quantise the weights: none, 8bit, 4bit (nf4, double), nf4 or fp4.",
     )
-    dtype: str = option("auto", metavar="DTYPE", heading=MODEL, help="Compute in auto, float32, bfloat16 or float16.")
-    device: str = option("auto", metavar="DEVICE", heading=MODEL, help="auto, cpu, cuda, cuda:N or mps.")
-    revision: str | None = option(None, metavar="REV", heading=MODEL, help="Branch, tag or commit of the repository.")
-    trust_remote_code: bool = option(
-        False, heading=MODEL, from_settings=False, help="Run Python code that comes with the model."
+    dtype: str = _of_model("auto", metavar="DTYPE", help="Compute in auto, float32, bfloat16 or float16.")
+    device: str = _of_model("auto", metavar="DEVICE", help="auto, cpu, cuda, cuda:N or mps.")
+    revision: str | None = _of_model(None, metavar="REV", help="Branch, tag or commit of the repository.")
+    trust_remote_code: bool = _of_model(False, from_settings=False, help="Run Python code that comes with the model.")
+    allow_pickle: bool = _of_model(
+        False, from_settings=False, help="Load weights that are not safetensors; a pickle can run code."
     )
-    allow_pickle: bool = option(
-        False,
-        heading=MODEL,
-        from_settings=False,
-        help="Load weights that are not safetensors; a pickle can run code.",
+    fuse: bool = _of_model(
+        True, help="Run norms, MLPs and attention in fewer operations where the logits stay the same."
     )
-    fuse: bool = option(
-        True,
-        heading=MODEL,
-        help="Run norms, MLPs and attention in fewer operations where the logits stay the same.",
-    )
-    kernels: Literal["auto", "torch", "triton"] = option(
+    kernels: Literal["auto", "torch", "triton"] = _of_model(
         "auto",
-        heading=MODEL,
         help="What attends, evicts, runs fused modules and 4-bit weights: torch, or Triton on CUDA; "
         "auto is torch for now.",
     )
-    capture: bool | None = option(  # None: where it is known to pay
+    capture: bool | None = _of_model(  # None: where it is known to pay
         None,
         "--capture/--no-capture",
-        heading=MODEL,
         help="Run CUDA graphs, decoding one step ahead of the host; off for now unless given.",
     )
-    offline: bool = option(
+    offline: bool = _of_model(
         False,
-        heading=MODEL,
         variables=("KVLITE_OFFLINE", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"),
         help="Use only files that are already here (also HF_HUB_OFFLINE).",
     )
@@ -144,30 +125,21 @@ class AnswerOptions:
     """The system prompt, how tokens are drawn and where an answer ends; what is None is left to the model."""
 
     system: str | None = option(None, "-s", metavar="TEXT|@FILE", parse=read_system, help="System prompt.")
-    max_tokens: int | None = option(
-        None,
-        "-n",
-        metavar="N",
-        min=1,
-        heading=SAMPLING,
-        help="End an answer after N: 8,192 unless given, in a batch 1,024.",
+    max_tokens: int | None = _of_sampling(
+        None, "-n", metavar="N", min=1, help="End an answer after N: 8,192 unless given, in a batch 1,024."
     )
-    temperature: float | None = option(
-        None, "-t", metavar="X", heading=SAMPLING, help="0 is greedy, 1 leaves the probabilities as they are."
+    temperature: float | None = _of_sampling(
+        None, "-t", metavar="X", help="0 is greedy, 1 leaves the probabilities as they are."
     )
-    top_p: float | None = option(None, metavar="X", heading=SAMPLING, help="Draw from the likeliest share X.")
-    top_k: int | None = option(None, metavar="N", heading=SAMPLING, help="Draw from the N likeliest.")
-    min_p: float | None = option(None, metavar="X", heading=SAMPLING, help="Drop tokens below X times the likeliest.")
-    repetition_penalty: float | None = option(None, metavar="X", heading=SAMPLING, help="Above 1 discourages repeats.")
-    seed: int | None = option(None, metavar="N", heading=SAMPLING, help="Same seed, same answer.")
-    stop: tuple[str, ...] = option(
-        (),
-        metavar="TEXT",
-        heading=SAMPLING,
-        parse=read_stop,
-        help="End the answer before TEXT; may be given several times.",
+    top_p: float | None = _of_sampling(None, metavar="X", help="Draw from the likeliest share X.")
+    top_k: int | None = _of_sampling(None, metavar="N", help="Draw from the N likeliest.")
+    min_p: float | None = _of_sampling(None, metavar="X", help="Drop tokens below X times the likeliest.")
+    repetition_penalty: float | None = _of_sampling(None, metavar="X", help="Above 1 discourages repeats.")
+    seed: int | None = _of_sampling(None, metavar="N", help="Same seed, same answer.")
+    stop: tuple[str, ...] = _of_sampling(
+        (), metavar="TEXT", parse=read_stop, help="End the answer before TEXT; may be given several times."
     )
-    greedy: bool = option(False, heading=SAMPLING, help="Always the likeliest token; --temperature 0.")
+    greedy: bool = _of_sampling(False, help="Always the likeliest token; --temperature 0.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -47,6 +47,10 @@ class FusedOps:
             length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
             mean_square = torch.addcmul(_on_host(eps), length, length, value=1.0 / x.shape[-1])
             return (x * mean_square.rsqrt_()).mul_(weight)
+        if x.device.type == "cpu" and x.dtype is weight.dtype:  # half precision is rounded where transformers rounds it
+            wide = x.float()
+            wide *= wide.square().mean(-1, keepdim=True).add_(eps).rsqrt_()
+            return wide.to(x.dtype).mul_(weight)
         return functional.rms_norm(x.to(weight.dtype), weight.shape, weight, eps).to(x.dtype)
 
     def add_norm(self, x: Tensor, residual: Tensor, after: Norm, before: Norm | None = None) -> tuple[Tensor, Tensor]:
@@ -74,7 +78,12 @@ class FusedOps:
         front = rotated if width == rotated.shape[-1] else rotated[..., :width]
         first, second = front.chunk(2, -1)
         partner = torch.cat([-second, first], -1)
-        out = torch.addcmul(front * cos.unsqueeze(2), partner, sin.unsqueeze(2)).to(heads.dtype)
+        cos, sin = cos.unsqueeze(2), sin.unsqueeze(2)
+        if front.device.type == "cpu" and front.dtype is not torch.float32:
+            out = (front * cos).add_(partner.mul_(sin))
+        else:
+            out = torch.addcmul(front * cos, partner, sin)
+        out = out.to(heads.dtype)
         return out if front is rotated else torch.cat([out, rotated[..., width:]], -1)
 
     def gated(self, gate_up: Tensor, activation: str) -> Tensor:

@@ -1,4 +1,4 @@
-"""A batch from its input to its exit code: input surveyed, output locked, model opened, records written."""
+"""Run a batch job from its input to its exit code: survey the input, lock the output, open the model, write records."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from kvlite.batch.batch_run import BatchRun
 from kvlite.batch.destination import is_journal, meta_of, open_destination, resume
 from kvlite.batch.item import Entry, Form, Item
-from kvlite.batch.job import ChooseModel, Job
+from kvlite.batch.job import BatchJob, ChooseModel
 from kvlite.batch.outcome import Outcome
 from kvlite.batch.output import Output, StdoutLines
 from kvlite.batch.prepare import Defaults, Preparer
 from kvlite.batch.read_ahead import ReadAhead
 from kvlite.batch.records import record_line
-from kvlite.batch.run import BatchRun
 from kvlite.batch.source import STDIN, first_model
 from kvlite.batch.tally import Tally
 from kvlite.console import Console
@@ -37,9 +37,9 @@ _NOT_IN_A_RESUME = ("--overwrite", "--no-resume")
 
 
 class Batch:
-    """One job on its way; `run` is all there is to do with it."""
+    """One batch job; `run` runs it to its end."""
 
-    def __init__(self, job: Job, choose_model: ChooseModel, console: Console, recorder: Recorder) -> None:
+    def __init__(self, job: BatchJob, choose_model: ChooseModel, console: Console, recorder: Recorder) -> None:
         self._job = job
         self._choose_model = choose_model
         self._console = console
@@ -51,7 +51,7 @@ class Batch:
         self._running_s = time.monotonic()
 
     def run(self) -> None:
-        """Answer everything. Raises the KvliteError that ends the batch, BatchFailed when records are failures."""
+        """Answer everything. Raises the KvliteError that ends the batch, BatchFailed where records are failures."""
         self._job.ending.check()
         with self._recorder, ExitStack() as ending:
             try:
@@ -64,14 +64,14 @@ class Batch:
                 raise BatchFailed(f"{failed} of {self._num_records} records are failures and say why{hint}")
 
     def _run(self, ending: ExitStack) -> None:
-        """The way to the last record; what `ending` is given happens however it ends, and in no limit of time."""
+        """Write all records; callbacks given to `ending` run however this ends, outside the time limit."""
         survey = self._job.input.survey()
         self._tally.total = survey.total if survey else None
         from_lines, entries = first_model(self._job.input.entries())
         model = self._choose_model(survey.model if survey else from_lines)
         if model.note:
             self._console.note(model.note)
-        meta = meta_of(self._job, model, survey)  # finds the model: nothing is written for one that is misspelt
+        meta = meta_of(self._job, model, survey)  # resolves the model first: a misspelt name writes nothing
         self._output = open_destination(self._job, self._console)
         ending.callback(self._output.close)
         done = resume(self._job, meta, self._output, self._console)
@@ -111,7 +111,8 @@ class Batch:
                 if isinstance(event, Token):
                     self._tally.generated += 1
                 else:
-                    self._set_aside.pop(event.entry.mark, None)  # first: a line with no record only runs again
+                    # Before the record is written: a line that loses its record just runs again.
+                    self._set_aside.pop(event.entry.mark, None)
                     output.write(record_line(event, form or event.entry.form, llm.model.name))
                     self._count(event)
                     for note in llm.model.text.notes[num_notes:]:
@@ -124,7 +125,7 @@ class Batch:
     def _count(self, outcome: Outcome) -> None:
         self._tally.add(outcome)
         self._record(outcome)
-        if outcome.failure is not None and self._job.writing.form is Form.TEXT:  # text has no place to say it
+        if outcome.failure is not None and self._job.writing.form is Form.TEXT:  # the text form has no place for it
             self._console.warn(f"line {outcome.entry.place.line}: {outcome.failure.message}")
         most = self._job.ending.max_errors
         if most is not None and self._tally.failed >= most:
@@ -141,13 +142,13 @@ class Batch:
             self._recorder.sample()
 
     def _defaults(self, llm: LLM) -> Defaults:
-        """The flags over the model's generation_config.json."""
+        """Merge the flags over the model's generation_config.json."""
         of_model = asdict(llm.model.sampling)
         del of_model["seed"]
         return replace(self._job.defaults, sampling={**of_model, **self._job.defaults.sampling})
 
     def _noticed(self, entries: Iterable[Entry | None], ignores_models: bool) -> Iterator[Entry | None]:
-        """The entries; what of them has no effect is said once."""
+        """Pass the entries through; settings in them that have no effect are reported once."""
         ignored: set[str] = set()
         for entry in entries:
             if isinstance(entry, Item):
@@ -168,7 +169,7 @@ class Batch:
         return self._tally.resumed + self._tally.ok + self._tally.failed + len(self._set_aside)
 
     def _put_back(self) -> None:
-        """Failed records whose lines did not run again go back into the file, at its end."""
+        """Append the failed records whose lines did not run again to the file."""
         while self._set_aside and self._output is not None:
             self._output.write(self._set_aside.pop(next(iter(self._set_aside))))
             self._tally.resumed += 1
@@ -190,7 +191,7 @@ class Batch:
                 raise OutputError(f"cannot write {path}: {error.strerror}") from error
 
     def _stopped(self, stop: BaseException) -> KvliteError:
-        """The error that ends a batch from outside, with the way to go on."""
+        """Make the error that ends a batch from outside, with the command that continues it."""
         of = f" of {self._tally.total}" if self._tally.total is not None else ""
         where = f"after {self._num_records}{of} records{self._way_on()}"
         if isinstance(stop, TimeLimit):

@@ -1,4 +1,4 @@
-"""JSON lines -> items: OpenAI batch lines, simple objects and bare strings, told apart line by line."""
+"""Decode JSON lines to items: OpenAI batch lines, simple objects and bare strings, told apart line by line."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _EXTRAS = ("kv_budget", "kv_policy", "on_full")
 
 
 def decode_line(raw: bytes, place: Place, only: Form | None = None) -> Entry:
-    """The item in one line of JSON, or the bad line it is; `only` refuses every other form."""
+    """Decode one line of JSON to an item or a bad line; `only` refuses every other form."""
     form = Form.OPENAI if only is Form.OPENAI or b'"body"' in raw else Form.SIMPLE
     key, metadata = f"line-{place.line}", None
     try:
@@ -49,7 +49,7 @@ def decode_line(raw: bytes, place: Place, only: Form | None = None) -> Entry:
 
 
 def decode_simple(value: Json, item: Item) -> Item:
-    """`item` completed by the keys of a simple object. Raises LineError."""
+    """Complete `item` by the keys of a simple object. Raises LineError."""
     item = _with_settings(item, value, _KNOWN_IN_SIMPLE)
     if item.n != 1:
         raise LineError(f"n is {item.n}; a simple line has one answer, use the OpenAI form for more", "n")
@@ -65,7 +65,7 @@ def decode_simple(value: Json, item: Item) -> Item:
 
 
 def repeated(entry: Entry, first_line: int) -> BadLine:
-    """`entry` refused because the line `first_line` already has its id."""
+    """Refuse `entry` because line `first_line` has its id already."""
     message = f"line {entry.place.line} has the id {shown(entry.key)} of line {first_line}; ids must differ"
     refused = LineError(message, "custom_id" if entry.form is Form.OPENAI else "id", Code.DUPLICATE)
     return BadLine(entry.place, entry.key, entry.form, refused.failure, entry.metadata)

@@ -1,21 +1,21 @@
-"""Where a job's records go, and what of them is there already."""
+"""Open the output of a batch job, and find the records that are in it already."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from kvlite.batch.item import Form
-from kvlite.batch.job import Job, Model
-from kvlite.batch.journal import Done, Journal, Meta
+from kvlite.batch.job import BatchJob, Model
 from kvlite.batch.output import LockedFile, Output, StdoutLines, open_output
+from kvlite.batch.output_journal import Done, Meta, OutputJournal
 from kvlite.batch.source import STDIN, Survey
 from kvlite.console import Console
 from kvlite.errors import UsageError
 from kvlite.record.measure import installed_versions
 
 
-def open_destination(job: Job, console: Console) -> Output:
-    """The output of a job: stdout where it is redirected or asked for, else a file, locked.
+def open_destination(job: BatchJob, console: Console) -> Output:
+    """Open the output of a job: stdout where it is redirected or asked for, else a file, locked.
 
     Raises UsageError and OutputError.
     """
@@ -36,22 +36,22 @@ def open_destination(job: Job, console: Console) -> Output:
     return output
 
 
-def meta_of(job: Job, model: Model, survey: Survey | None) -> Meta:
-    """What the records of this job are made with. Raises ModelError where the model cannot be had."""
+def meta_of(job: BatchJob, model: Model, survey: Survey | None) -> Meta:
+    """Collect what the records of this job are made with. Raises ModelError where the model cannot be had."""
     version = installed_versions().get("kvlite", "unknown")
     return Meta(survey.sha256 if survey else None, model.identity(), job.params(model), version)
 
 
-def is_journal(job: Job, output: Output | None) -> bool:
-    """Whether the output tells which lines have their record."""
+def is_journal(job: BatchJob, output: Output | None) -> bool:
+    """True where the output tells which lines have their record."""
     return isinstance(output, LockedFile) and job.writing.form is not Form.TEXT
 
 
-def resume(job: Job, meta: Meta, output: Output, console: Console) -> Done:
-    """Which lines have their record already. Raises UsageError where the output cannot be gone on with."""
+def resume(job: BatchJob, meta: Meta, output: Output, console: Console) -> Done:
+    """Find the lines that have their record already. Raises UsageError where the output cannot be continued."""
     if not isinstance(output, LockedFile):
         return Done()
-    writing, journal = job.writing, Journal(output)
+    writing, journal = job.writing, OutputJournal(output)
     if not is_journal(job, output):
         if output.size and not writing.overwrite:
             raise UsageError(

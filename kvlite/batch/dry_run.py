@@ -1,4 +1,4 @@
-"""A batch without its answers: the input checked, its tokens counted, the memory planned. No weights."""
+"""Check the input of a batch, count its tokens and plan the memory, without answers and without weights."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from kvlite.batch.item import BadLine, Entry, Failure, LineError
-from kvlite.batch.job import ChooseModel, Job, Planned
+from kvlite.batch.job import BatchJob, ChooseModel, Planned
 from kvlite.batch.prepare import Prepared, Preparer
 from kvlite.batch.source import first_model
 from kvlite.console import Console
@@ -16,8 +16,8 @@ from kvlite.memory.format import human_bytes
 MOST_SHOWN = 20  # failures named one by one
 
 
-def dry_run(job: Job, choose_model: ChooseModel, console: Console) -> None:
-    """Say what the batch would take, as lines or JSON. Raises BatchFailed when lines cannot be asked."""
+def dry_run(job: BatchJob, choose_model: ChooseModel, console: Console) -> None:
+    """Report what the batch would take, as lines or JSON. Raises BatchFailed where lines cannot be asked."""
     survey = job.input.survey()
     from_lines, entries = first_model(job.input.entries())
     model = choose_model(survey.model if survey else from_lines)

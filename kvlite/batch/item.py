@@ -1,4 +1,4 @@
-"""What one input line asks for, or why it cannot be asked. Knows no bytes, no files and no model."""
+"""One line of the input: an item to answer, or a bad line with its failure. Knows no bytes, no files and no model."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Form(StrEnum):
 
 
 class Code(StrEnum):
-    """Why a line has no answer; scripts rely on these words."""
+    """The kind of a failure, in words that scripts rely on."""
 
     INVALID = "invalid_request"
     DUPLICATE = "duplicate_id"
@@ -33,13 +33,13 @@ class Code(StrEnum):
 
     @property
     def is_bad_request(self) -> bool:
-        """Whether the line itself is at fault: the same line fails again however often it runs."""
+        """True where the line itself is at fault and would fail again on every run."""
         return self in (Code.INVALID, Code.DUPLICATE, Code.MODEL_MISMATCH, Code.CONTEXT_LENGTH, Code.KV_BUDGET)
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why a line has no answer; `param` names the key at fault."""
+    """The reason why a line has no answer; `param` names the key at fault."""
 
     code: Code
     message: str
@@ -47,7 +47,7 @@ class Failure:
 
 
 class LineError(ValueError):
-    """A line cannot be asked; it becomes a record with this failure, and the batch goes on."""
+    """An error of one line, which becomes a record with this failure; the batch goes on."""
 
     def __init__(self, message: str, param: str | None = None, code: Code = Code.INVALID) -> None:
         super().__init__(message)
@@ -56,7 +56,7 @@ class LineError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a line stands: `index` counts records from 0, `line` counts lines from 1."""
+    """The place of a line: `index` counts records from 0, `line` counts lines from 1."""
 
     index: int
     line: int
@@ -64,7 +64,7 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One prompt or conversation with the settings its line gives; what the line leaves out is not here.
+    """One prompt or conversation with the settings that its line gives.
 
     Exactly one of `prompt` and `messages` is set. `raw` asks for no chat template. `extras` are the line's
     `kvlite` keys, which the run must meet or refuse; `ignored` are keys that have no effect.
@@ -88,13 +88,13 @@ class Item:
 
     @property
     def mark(self) -> bytes:
-        """What the journal remembers of this line."""
+        """The digest by which the journal knows this line."""
         return digest(self.key)
 
 
 @dataclass(frozen=True, slots=True)
 class BadLine:
-    """A line that cannot be asked, under its own id where it has one, else `line-<n>`."""
+    """A line that cannot be answered, under its own id where it has one, else `line-<n>`."""
 
     place: Place
     key: str
@@ -104,7 +104,7 @@ class BadLine:
 
     @property
     def mark(self) -> bytes:
-        """What the journal remembers: a duplicate must not pass for the line whose id it repeats."""
+        """The digest by which the journal knows this line; a duplicate differs from the line whose id it repeats."""
         if self.failure.code is Code.DUPLICATE:
             return duplicate_mark(self.key, self.place.line)
         return digest(self.key)
@@ -114,10 +114,10 @@ Entry = Item | BadLine
 
 
 def digest(key: str) -> bytes:
-    """16 bytes that stand for an id, so that a million ids fit in memory."""
+    """Hash an id to 16 bytes, so that a million ids fit in memory."""
     return blake2b(key.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
 def duplicate_mark(key: str, line: int) -> bytes:
-    """The mark of a line that repeats the id `key`."""
+    """Make the mark of a line that repeats the id `key`."""
     return digest(f"{key}\0line {line}")

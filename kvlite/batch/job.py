@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from kvlite.batch.batch_run import ItemLimits
 from kvlite.batch.item import Form, Json
 from kvlite.batch.prepare import Defaults, Terms
-from kvlite.batch.run import Limits
 from kvlite.batch.source import Input
 from kvlite.console import ProgressStyle
 from kvlite.errors import UsageError
@@ -52,13 +52,13 @@ class Ending:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
+class BatchJob:
     """All that is asked; `argv` is the command that asked it, `budget_source` where its KV budget came from."""
 
     input: Input
     writing: Writing
     ending: Ending
-    limits: Limits
+    limits: ItemLimits
     defaults: Defaults
     argv: tuple[str, ...]
     budget_source: str = "default"

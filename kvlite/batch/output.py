@@ -1,4 +1,4 @@
-"""Where records go: a file this process alone appends whole lines to, or a stream that takes what it is given."""
+"""Outputs for records: a locked file to which whole lines are appended, a device or pipe, or stdout."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ SYNC_EVERY_S = 2.0
 
 
 class Output(Protocol):
-    """Takes lines, and is closed at the end."""
+    """A destination of lines, closed at the end."""
 
     def write(self, line: str) -> None:
         """Write one line, given without its newline. Raises OutputError."""
 
     def close(self) -> None:
-        """Hand everything over to the operating system."""
+        """Flush all lines to the operating system."""
 
 
 class StdoutLines:
-    """The lines go to stdout, one by one."""
+    """Stdout, line by line."""
 
     def __init__(self, write_line: Callable[[str], None]) -> None:
         self.write = write_line
 
     def close(self) -> None:
-        """Nothing is held back."""
+        """Do nothing: no line is buffered."""
 
 
 class DeviceLines:
-    """A FIFO or a device: nothing can be read back from it, locked or repaired."""
+    """A FIFO or a device, which cannot be read back, locked or repaired."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -61,13 +61,13 @@ class DeviceLines:
 
 
 class LockedFile:
-    """A regular file held under a lock; it ends with a whole line after every write, also after one that failed.
+    """A regular file under a lock; it ends with a whole line after every write, also after one that failed.
 
     A line is with the operating system when `write` returns, and on the disk at most SYNC_EVERY_S later.
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path.resolve()  # through a link, so that a replacement replaces the file and not the link
+        self.path = path.resolve()  # follows a link, so that a rewrite replaces the file and not the link
         self._fd = _open_locked(self.path, path)
         self._end = os.fstat(self._fd).st_size
         self._next_sync_s = time.monotonic() + SYNC_EVERY_S
@@ -78,7 +78,7 @@ class LockedFile:
         return self._end
 
     def write(self, line: str) -> None:
-        """Append one line; a line that cannot be written whole is taken back. Raises OutputError."""
+        """Append one line; a line that cannot be written whole is removed again. Raises OutputError."""
         data = f"{line}\n".encode()
         try:
             _write_all(self._fd, data)
@@ -99,7 +99,7 @@ class LockedFile:
         os.ftruncate(self._fd, size)
 
     def replace(self, lines: Iterable[bytes]) -> None:
-        """Put `lines`, newlines included, in the place of all the file holds, at once or not at all."""
+        """Replace the content of the file by `lines`, which include their newlines, at once or not at all."""
         partial = self.path.with_name(f"{self.path.name}.partial")
         try:
             partial.unlink(missing_ok=True)
@@ -118,7 +118,7 @@ class LockedFile:
         self._fd, self._end = fd, end
 
     def close(self) -> None:
-        """Bring all lines to the disk and let go of the lock."""
+        """Sync all lines to the disk and release the lock."""
         try:
             self._drop_partial_line()
             self._sync()
@@ -138,7 +138,7 @@ class LockedFile:
 
 
 def open_output(path: Path) -> LockedFile | DeviceLines:
-    """Open a path for records. Raises OutputError when it cannot be written, UsageError when another run holds it."""
+    """Open a path for records. Raises OutputError where it cannot be written, UsageError where another run holds it."""
     try:
         mode = path.stat().st_mode
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""Items -> the engine's requests: the run's defaults under the line's own settings, and what one engine can honour.
+"""Turn items into requests of the engine: settings merged, and refused where this run cannot honour them.
 
 A line's own value wins over a flag, a flag over the model's generation_config.json, that over the built-in default.
 """
@@ -29,7 +29,7 @@ _SEEDS = 2**31  # small enough to be exact in every reader of JSON
 
 @dataclass(frozen=True, slots=True)
 class Defaults:
-    """What holds for lines that do not say otherwise; `seed` None gives every line its own, made from its id.
+    """Settings for lines that give none; `seed` None gives every line its own, made from its id.
 
     `sampling` are fields of Sampling.
     """
@@ -44,7 +44,7 @@ class Defaults:
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """What the run is bound to and no line can change; `model` None accepts every name a line gives."""
+    """Settings of the run that no line can change; `model` None accepts every name a line gives."""
 
     model: str | None = None
     kv_budgets: tuple[str, ...] = ()
@@ -52,7 +52,7 @@ class Terms:
     on_full: str = "evict"
 
     def check(self, item: Item) -> None:
-        """Raises LineError when the line asks for what this run does not do."""
+        """Raise LineError where the line asks for something else than this run has."""
         named = item.model
         if self.model is not None and named is not None and not _is_same_model(self.model, named):
             message = f"the line asks for the model {shown(item.model)}, this run is for {shown(self.model)}"
@@ -77,7 +77,7 @@ class Prepared:
 
 
 class Preparer:
-    """Turns items into requests for one model."""
+    """Preparation of items for one model."""
 
     def __init__(self, text: ChatText, defaults: Defaults, terms: Terms) -> None:
         self._text = text
@@ -85,7 +85,7 @@ class Preparer:
         self._terms = terms
 
     def prepare(self, item: Item) -> Prepared:
-        """The requests of an item. Raises LineError when it cannot be honoured or rendered."""
+        """Make the requests of an item. Raises LineError where they cannot be honoured or rendered."""
         self._terms.check(item)
         try:
             sampling = self.sampling(item)
@@ -97,18 +97,18 @@ class Preparer:
         return Prepared(item, encoded, requests, stop)
 
     def answer(self, prepared: Prepared) -> AnswerText:
-        """The text of one answer, still empty."""
+        """Make the reader of one answer."""
         return self._text.answer(prepared.encoded, prepared.stop)
 
     def sampling(self, item: Item) -> Sampling:
-        """How the tokens of an item's first choice are drawn; the other choices count the seed up."""
+        """Merge the sampling of an item's first choice; each further choice adds 1 to the seed."""
         given = {**self._defaults.sampling, **item.sampling}
         if "seed" not in item.sampling:
             given["seed"] = _seed_of(item.key) if self._defaults.seed is None else self._defaults.seed
         return Sampling(**given)  # type: ignore[arg-type]
 
-    def twin_of(self, item: Item) -> bytes | None:
-        """What two greedy items have in common when their answers must be equal; None when chance plays a part."""
+    def dedupe_key(self, item: Item) -> bytes | None:
+        """Hash all that decides a greedy answer: equal keys have equal answers. None where sampling is random."""
         if not self.sampling(item).is_greedy:
             return None
         seedless = {name: value for name, value in item.sampling.items() if name != "seed"}
@@ -150,7 +150,7 @@ class Preparer:
 
 @lru_cache(maxsize=64)
 def _is_same_model(one: str, other: str) -> bool:
-    """Whether two names mean one model, an alias and its repository for example."""
+    """True where two names mean one model, such as an alias and its repository."""
     try:
         return one == other or resolve_model(one) == resolve_model(other)
     except KvliteError:
@@ -173,7 +173,7 @@ def _policy(written: str) -> str:
 
 
 _AS_THE_RUN_HAS_IT: Mapping[str, Callable[[str], str]] = {"kv_budget": _budget, "kv_policy": _policy}
-"""How what a line asks for is written where the run is bound to it."""
+"""Readers that write a line's value as the run's own is written, for comparison."""
 
 
 def _seed_of(key: str) -> int:

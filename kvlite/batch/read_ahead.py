@@ -1,4 +1,4 @@
-"""A source that may block, read by a thread: a slow pipe holds up no answer that is being made."""
+"""Read a source that may block in a thread, so that a slow pipe does not delay the answers being made."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ NUM_AHEAD = 64  # entries that wait, at most
 
 
 class ReadAhead(Iterator[Entry | None]):
-    """The entries of `source`; None where the next one is not there yet. Raises what `source` raises.
+    """Iterator over the entries of `source`; None where the next one has not arrived. Raises the errors of `source`.
 
-    The thread never keeps the process alive, also when it waits for a line that does not come.
+    The thread never keeps the process alive, also while it waits for a line.
     """
 
     def __init__(self, source: Iterator[Entry]) -> None:
@@ -28,7 +28,7 @@ class ReadAhead(Iterator[Entry | None]):
         except Empty:
             return None
         if isinstance(entry, BaseException):
-            self._read.put(entry)  # the end stays the end
+            self._read.put(entry)  # so that every later call raises it, too
             raise entry
         return entry
 

@@ -1,4 +1,4 @@
-"""Outcomes -> lines of the output file, and the little the journal reads back from them."""
+"""Write outcomes as lines of the output file, and read back from them what the journal needs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _TEXT_ESCAPES = str.maketrans({"\\": "\\\\", "\n": "\\n", "\r": "\\r"})
 
 
 def record_line(outcome: Outcome, form: Form, model: str) -> str:
-    """The outcome as one line without its newline, in `form`; `model` is the name and revision that answered."""
+    """Write the outcome as one line without its newline, in `form`; `model` is the name and revision that answered."""
     if form is Form.TEXT:
         return outcome.choices[0].text.translate(_TEXT_ESCAPES) if outcome.failure is None else ""
     record = _openai(outcome, model) if form is Form.OPENAI else _simple(outcome)
@@ -96,21 +96,21 @@ def _error(outcome: Outcome) -> dict[str, object] | None:
 
 
 def _ulid() -> str:
-    """26 characters that sort by time: 48 bits of milliseconds, 80 of chance."""
+    """Make a ULID: 26 characters that sort by time, 48 bits of milliseconds and 80 random ones."""
     number = (time.time_ns() // 1_000_000) << 80 | int.from_bytes(os.urandom(10), "big")
     return "".join(_CROCKFORD[number >> shift & 31] for shift in range(125, -1, -5))
 
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
-    """What the journal knows of a line that has its record."""
+    """A line that has its record: its mark, and whether the record is a failure."""
 
     mark: bytes
     is_failed: bool
 
 
 def read_record(line: bytes) -> Recorded | None:
-    """What a line of an output file says, in either form; None when it is no record."""
+    """Read the record on a line of an output file, in either JSON form; None where it is no record."""
     try:
         record = json.loads(line)
     except (ValueError, RecursionError):

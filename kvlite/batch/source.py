@@ -1,6 +1,6 @@
-"""Input files -> entries: JSON lines, plain lines or CSV, read as a stream; and which of the entries this run takes.
+"""Read entries from JSON lines, plain lines or CSV as a stream, and select those that this run takes.
 
-Nothing here holds a whole file: of what was read only the hashes of ids stay.
+No file is held in memory as a whole; only the hashes of ids stay.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\"}
 
 
 class Layout(StrEnum):
-    """What a file is made of; `openai` and `simple` are JSON lines of that one form."""
+    """The layout of a file; `openai` and `simple` are JSON lines of that one form."""
 
     AUTO = "auto"
     OPENAI = "openai"
@@ -42,20 +42,20 @@ class Layout(StrEnum):
 
     @classmethod
     def of(cls, name: str) -> Layout:
-        """The layout a file's name tells: .csv, .txt, else JSON lines."""
+        """Tell the layout from a file's name: .csv, .txt, else JSON lines."""
         return {".csv": cls.CSV, ".txt": cls.TEXT}.get(Path(name).suffix.lower(), cls.AUTO)
 
 
 @dataclass(frozen=True, slots=True)
 class Reader:
-    """How to read a file: its layout, whether plain lines spell newlines as `\\n`, which CSV column is the prompt."""
+    """Settings for reading a file: layout, escapes such as `\\n` in plain lines, and the CSV column of the prompt."""
 
     layout: Layout = Layout.AUTO
     escape: bool = False
     prompt_column: str = "prompt"
 
     def entries(self, lines: Iterable[bytes]) -> Iterator[Entry]:
-        """The entries of a file's lines. Raises UsageError when a CSV file cannot be read as one."""
+        """Read the entries of a file's lines. Raises UsageError where a CSV file cannot be read as one."""
         lines = _without_bom(lines)
         if self.layout is Layout.CSV:
             return self._rows(lines)
@@ -111,7 +111,7 @@ class Reader:
 
 
 def with_unique_ids(entries: Iterable[Entry]) -> Iterator[Entry]:
-    """The entries of a pipe, which can be read only once: a repeated id becomes a bad line."""
+    """Turn entries that repeat an id into bad lines: a pipe is read only once, so they are found on the way."""
     first_lines: dict[bytes, int] = {}
     for entry in entries:
         first = first_lines.setdefault(digest(entry.key), entry.place.line)
@@ -119,7 +119,7 @@ def with_unique_ids(entries: Iterable[Entry]) -> Iterator[Entry]:
 
 
 def first_model(entries: Iterator[Entry]) -> tuple[str | None, Iterator[Entry]]:
-    """The model that the first line to ask for anything names, and all the entries."""
+    """Find the model that the first item names, and return it with all the entries."""
     read: list[Entry] = []
     for entry in entries:
         read.append(entry)
@@ -130,7 +130,7 @@ def first_model(entries: Iterator[Entry]) -> tuple[str | None, Iterator[Entry]]:
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """The share `index` of `count` (from 1) of the ids; which one an id falls into never changes."""
+    """The share `index` of `count` (from 1) of the ids; an id always falls into the same one."""
 
     index: int
     count: int
@@ -145,21 +145,21 @@ class Shard:
         return cls(index, count)
 
     def holds(self, key: str) -> bool:
-        """Whether an id belongs to this share."""
+        """True where an id belongs to this share."""
         hashed = int.from_bytes(blake2b(key.encode(), digest_size=8).digest(), "big")
         return hashed % self.count == self.index - 1
 
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Which entries to take: of the shard, after the first `skip`, at most `limit`."""
+    """The entries to take: of the shard, after the first `skip`, at most `limit`."""
 
     shard: Shard = Shard(1, 1)
     skip: int = 0
     limit: int | None = None
 
     def of(self, entries: Iterable[Entry], done: Container[bytes] = ()) -> Iterator[Entry]:
-        """The entries to run, in order; what is `done` was taken before and counts towards the limit."""
+        """Select the entries to run, in order; those in `done` are left out but count towards the limit."""
         shard = (entry for entry in entries if self.shard.holds(entry.key))
         stop = None if self.limit is None else self.skip + self.limit
         return (entry for entry in islice(shard, self.skip, stop) if entry.mark not in done)
@@ -167,7 +167,7 @@ class Selection:
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """What a first pass over a file finds: entries selected, the hash of all bytes, the first model a line names."""
+    """The result of a first pass over a file: entries selected, the hash of all bytes, the first model a line names."""
 
     total: int
     sha256: str
@@ -202,7 +202,7 @@ def survey(lines: Iterable[bytes], reader: Reader, selection: Selection) -> Surv
 
 @dataclass(frozen=True, slots=True)
 class Input:
-    """A file or a pipe, how to read it, and which of its entries to take; `-` is stdin."""
+    """A file or a pipe, with its reader and the selection of its entries; `-` is stdin."""
 
     name: str
     reader: Reader = field(default_factory=Reader)
@@ -210,11 +210,11 @@ class Input:
 
     @property
     def is_pipe(self) -> bool:
-        """Whether it can be read only once."""
+        """True where it can be read only once."""
         return self.name == STDIN or not Path(self.name).is_file()
 
     def survey(self) -> Survey | None:
-        """What a first pass finds, None for a pipe. Raises UsageError as `survey` does, and when nothing is there."""
+        """Make a first pass; None for a pipe. Raises UsageError as `survey` does, and where there is no such file."""
         if not self.is_pipe:
             return survey(self._lines(), self.reader, self.selection)
         if self.name != STDIN and not Path(self.name).exists():
@@ -222,7 +222,7 @@ class Input:
         return None
 
     def entries(self) -> Iterator[Entry]:
-        """All entries. Raises UsageError when the input cannot be read."""
+        """Read all entries. Raises UsageError where the input cannot be read."""
         entries = self.reader.entries(self._lines())
         return with_unique_ids(entries) if self.is_pipe else entries
 
@@ -240,10 +240,10 @@ class Input:
 
 
 def _stdin() -> Iterator[bytes]:
-    """The lines of stdin, not through sys.stdin: the process could not end while a thread waits in there."""
+    """Read the lines of stdin, but not through sys.stdin: a thread that waits in it keeps the process from ending."""
     try:
         descriptor = sys.stdin.fileno()
-    except UnsupportedOperation:  # a program that runs kvlite gave it a stdin of its own
+    except UnsupportedOperation:  # a caller has replaced sys.stdin
         yield from sys.stdin.buffer
         return
     with open(descriptor, "rb", closefd=False) as file:
@@ -256,7 +256,7 @@ def _without_bom(lines: Iterable[bytes]) -> Iterator[bytes]:
 
 
 def _unescaped(line: str) -> str:
-    """`\\n`, `\\t`, `\\r` and `\\\\` as the characters they mean; any other backslash stays."""
+    """Replace `\\n`, `\\t`, `\\r` and `\\\\` by the characters they mean; any other backslash stays."""
     return re.sub(r"\\([ntr\\])", lambda match: _ESCAPES[match[1]], line)
 
 

@@ -47,7 +47,7 @@ class Tally:
         self.tokens_evicted += sum(choice.kv.tokens_evicted for choice in outcome.choices)
 
     def progress(self, seconds: float, live_bytes: int, budget_bytes: int) -> str:
-        """One line: `812/5000 · 3 err · 9.4 req/s · 402 tok/s · KV 1.90/2.00 GB · ETA 07:25`."""
+        """Write the progress line: `812/5000 · 3 err · 9.4 req/s · 402 tok/s · KV 1.90/2.00 GB · ETA 07:25`."""
         ended = self.ok + self.failed
         done = self.resumed + ended
         parts = [f"{done}/{self.total}" if self.total is not None else f"{done}", f"{self.failed} err"]
@@ -60,7 +60,7 @@ class Tally:
         return " · ".join(parts)
 
     def closing(self, seconds: float, peak_bytes: int, budget_bytes: int) -> str:
-        """The last line a user reads."""
+        """Write the last line of the batch."""
         parts = [f"{self.ok} ok", f"{self.failed} failed"]
         if self.failures:
             parts[-1] += f" ({', '.join(f'{count} {code}' for code, count in self.failures.most_common())})"

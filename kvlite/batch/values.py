@@ -1,6 +1,6 @@
-"""Exact reads of a line's JSON: a boolean is not a number, 64.0 is not a count, NaN is not JSON, null is "not given".
+"""Read a line's JSON exactly: a boolean is not a number, 64.0 is not a count, NaN is not JSON, null is "not given".
 
-Every read raises LineError with the key, what it holds and what to give.
+Every function raises LineError with the key, its value and what to give instead.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ MOST_NESTED = 64
 
 
 def parse_json(raw: bytes) -> object:
-    """The value of one line of UTF-8 JSON."""
+    """Parse one line of UTF-8 JSON."""
     try:
         return json.loads(raw.decode(), parse_constant=_no_constant, parse_float=_finite)
     except UnicodeDecodeError as error:
@@ -30,7 +30,7 @@ def parse_json(raw: bytes) -> object:
 
 
 def count(body: Json, name: str) -> int | None:
-    """A whole number from 1."""
+    """Read a whole number from 1 on; None where it is not given."""
     value = body.get(name)
     if value is None:
         return None
@@ -42,7 +42,7 @@ def count(body: Json, name: str) -> int | None:
 
 
 def number(body: Json, name: str, *, whole: bool) -> int | float | None:
-    """A number, or only a whole one."""
+    """Read a number, or only a whole one; None where it is not given."""
     value = body.get(name)
     if value is None:
         return None
@@ -52,13 +52,13 @@ def number(body: Json, name: str, *, whole: bool) -> int | float | None:
 
 
 def text(body: Json, name: str) -> str | None:
-    """A string that can be written as UTF-8."""
+    """Read a string that can be written as UTF-8; None where it is not given."""
     value = body.get(name)
     return None if value is None else string(value, name)
 
 
 def string(value: object, name: str) -> str:
-    """`value` if it is a string that can be written as UTF-8."""
+    """Check that `value` is a string that can be written as UTF-8."""
     if not isinstance(value, str):
         raise LineError(f"{name} is {kind(value)}; give a string", name)
     try:
@@ -69,7 +69,7 @@ def string(value: object, name: str) -> str:
 
 
 def mapping(body: Json, name: str) -> Json | None:
-    """An object."""
+    """Read an object; None where it is not given."""
     value = body.get(name)
     if value is None or isinstance(value, dict):
         return value
@@ -77,7 +77,7 @@ def mapping(body: Json, name: str) -> Json | None:
 
 
 def shallow(value: Json | None, name: str) -> Json | None:
-    """`value` if it nests no deeper than it can be written again wherever it goes."""
+    """Check that `value` is nested at most MOST_NESTED levels deep, so that it can be written again."""
     level: list[object] = [value]
     for _ in range(MOST_NESTED):
         level = [child for parent in level for child in _children(parent)]
@@ -87,7 +87,7 @@ def shallow(value: Json | None, name: str) -> Json | None:
 
 
 def kind(value: object) -> str:
-    """What `value` is, in words for an error."""
+    """Name the type of `value` for an error."""
     if value is None:
         return "missing"
     if isinstance(value, bool):
@@ -100,7 +100,7 @@ def kind(value: object) -> str:
 
 
 def shown(value: object) -> str:
-    """`value` as JSON, cut to what fits into one line."""
+    """Write `value` as JSON, cut to what fits into one line."""
     if isinstance(value, int) and value.bit_length() > 128:  # Python refuses to print the longest
         return "with too many digits"
     written = json.dumps(value, ensure_ascii=False)

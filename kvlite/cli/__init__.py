@@ -5,18 +5,12 @@ Loads typer and the standard library only; a command's own module is loaded when
 
 from __future__ import annotations
 
-import _thread
 import errno
 import os
-import signal
 import sys
-import threading
 import traceback
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
 from dataclasses import replace
-from io import TextIOWrapper
-from types import FrameType
 from typing import NoReturn
 
 import typer
@@ -24,11 +18,11 @@ import typer.main
 
 from kvlite.cli.commands import CommandGroup
 from kvlite.cli.invocation import Invocation, ProgramOptions
+from kvlite.cli.process import drop_stdout, leave, signals_raise, write_utf8
 from kvlite.cli.signature import from_flags
-from kvlite.errors import Interrupted, KvliteError, OutOfMemory, OutputError, Terminated, TimeLimit
+from kvlite.errors import Interrupted, KvliteError, OutOfMemory, OutputError
 
 PROGRAM = "kvlite"
-_SOON_S = 0.01
 _CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
 app = typer.Typer(
@@ -56,26 +50,24 @@ app.callback(invoke_without_command=True)(from_flags(program))
 
 def main(args: Sequence[str] | None = None) -> int:
     """Run the program with `args` (the process's own by default) and return its exit code."""
-    _write_utf8()
+    write_utf8()
     call = Invocation()
     try:
-        with _sigterm_raises(), _signals_are_heeded():
+        with signals_raise():
             code = _run(list(sys.argv[1:] if args is None else args), call)
         if sys.stdout is not None:
             sys.stdout.flush()
     except BrokenPipeError:  # the reader has what it wanted
         code = 0
-        _drop_stdout()
+        drop_stdout()
     except BaseException as error:  # the last frame of the program: nobody else can turn it into a line
         code = _explain(error, call)
-        _drop_stdout()
+        drop_stdout()
     return code
 
 
 def run_as_process() -> NoReturn:
     """Run the program with the process's own arguments and end the process."""
-    from kvlite.cli.fast_exit import leave
-
     leave(main())
 
 
@@ -150,71 +142,11 @@ def _usage_line(error: typer.TyperException) -> str:
     if isinstance(error, typer.BadParameter) and error.param is not None and error.param.envvar:
         source = ctx.get_parameter_source(error.param.name)
         if source is not None and source.name == "ENVIRONMENT":
-            message += f" (from {_set_variable(error.param.envvar)})"
+            message += f" (from {next(name for name in error.param.envvar if os.environ.get(name))})"
     return f"{message}; see '{ctx.command_path} --help'"
-
-
-def _set_variable(envvar: str | Sequence[str]) -> str:
-    names = [envvar] if isinstance(envvar, str) else envvar
-    return next(name for name in names if os.environ.get(name))
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, without loading torch
         return True
     return type(error) is RuntimeError and "can't allocate memory" in str(error)  # torch on a CPU
-
-
-def _write_utf8() -> None:
-    """Make stdout and stderr UTF-8 whatever the locale; what is no text becomes a question mark."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, TextIOWrapper):
-            stream.reconfigure(encoding="utf-8", errors="replace")
-
-
-@contextmanager
-def _sigterm_raises() -> Iterator[None]:
-    """Let SIGTERM end the program the way Ctrl-C does, so that files are closed and journals kept."""
-
-    def stop(_signum: int, _frame: FrameType | None) -> NoReturn:
-        raise Terminated("terminated")
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-@contextmanager
-def _signals_are_heeded() -> Iterator[None]:
-    """Send a signal once more where Python dropped what it raised, because it was raised in a destructor."""
-
-    def on_dropped(dropped: sys.UnraisableHookArgs) -> None:
-        if isinstance(dropped.exc_value, TimeLimit):
-            return  # its alarm rings again by itself
-        if not isinstance(dropped.exc_value, (KeyboardInterrupt, Interrupted, Terminated)):
-            before(dropped)
-            return
-        number = signal.SIGTERM if isinstance(dropped.exc_value, Terminated) else signal.SIGINT
-        again = threading.Timer(_SOON_S, _thread.interrupt_main, (number,))
-        again.daemon = True
-        again.start()
-
-    before = sys.unraisablehook
-    sys.unraisablehook = on_dropped
-    try:
-        yield
-    finally:
-        sys.unraisablehook = before
-
-
-def _drop_stdout() -> None:
-    """Send what is still buffered nowhere, so that the interpreter's last flush has nothing to complain about."""
-    with suppress(OSError, ValueError, AttributeError):  # no stdout, or one without a descriptor
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())
-        os.close(nowhere)

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from kvlite.cli.invocation import UNNAMED, Invocation
-from kvlite.cli.options import model_option
+from kvlite.cli.invocation import UNNAMED, Invocation, model_option
 from kvlite.cli.signature import only
 from kvlite.errors import UsageError
 from kvlite.flags import argument, option
 from kvlite.options import AnswerOptions, ModelOptions, OutputOptions
 
 if TYPE_CHECKING:
-    from kvlite.batch.job import Job, Model
+    from kvlite.batch.job import BatchJob, Model
     from kvlite.llm.spec import BatchSize
 
-_INPUT, _OUTPUT, _RUN = "Input", "Output", "Run"
+_of_input, _of_output, _of_run = (partial(option, heading=heading) for heading in ("Input", "Output", "Run"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,72 +27,52 @@ class BatchOptions:
     input: str = argument(metavar="INPUT", help="JSON lines, plain lines or CSV; - is stdin.")
     model: str | None = model_option()
 
-    output: str | None = option(
+    output: str | None = _of_output(
         None,
         "-o",
         metavar="PATH|-",
-        heading=_OUTPUT,
         from_settings=False,
         shown_default="stdout if redirected, else <input>.out.jsonl",
         help="Where the records go.",
     )
-    format: Literal["auto", "openai", "simple", "text", "csv"] = option(
-        "auto",
-        heading=_INPUT,
-        help="auto goes by the name (.csv, .txt), else JSON lines, their form told line by line.",
+    format: Literal["auto", "openai", "simple", "text", "csv"] = _of_input(
+        "auto", help="auto goes by the name (.csv, .txt), else JSON lines, their form told line by line."
     )
-    escape: bool = option(False, heading=_INPUT, help="In plain lines, \\n stands for a newline.")
-    prompt_column: str = option("prompt", metavar="NAME", heading=_INPUT, help="The CSV column to answer.")
-    skip: int = option(
-        0, metavar="N", min=0, heading=_INPUT, from_settings=False, help="Leave out the first N records."
-    )
-    limit: int | None = option(
-        None, metavar="N", min=0, heading=_INPUT, from_settings=False, help="Take at most N records."
-    )
-    shard: str | None = option(
+    escape: bool = _of_input(False, help="In plain lines, \\n stands for a newline.")
+    prompt_column: str = _of_input("prompt", metavar="NAME", help="The CSV column to answer.")
+    skip: int = _of_input(0, metavar="N", min=0, from_settings=False, help="Leave out the first N records.")
+    limit: int | None = _of_input(None, metavar="N", min=0, from_settings=False, help="Take at most N records.")
+    shard: str | None = _of_input(
         None,
         metavar="I/N",
-        heading=_INPUT,
         from_settings=False,
         help="Take the I-th of N shares of the ids, from 1/N; before --skip and --limit.",
     )
 
-    out_format: Literal["openai", "simple", "text"] | None = option(
+    out_format: Literal["openai", "simple", "text"] | None = _of_output(
         None,
-        heading=_OUTPUT,
         shown_default="as each line came",
         help="text is one answer per line, newlines as \\n, in input order; it cannot be resumed.",
     )
-    resume: bool = option(True, heading=_OUTPUT, help="Go on in an output file that exists, or refuse to.")
-    force_resume: bool = option(
-        False, heading=_OUTPUT, from_settings=False, help="Go on although settings or input have changed."
-    )
-    overwrite: bool = option(False, heading=_OUTPUT, from_settings=False, help="Start an output file that exists over.")
-    retry_errors: bool = option(
-        False, heading=_OUTPUT, from_settings=False, help="Run the failed records of an output file again."
-    )
-    ordered: bool = option(False, heading=_OUTPUT, help="Write records in the order of the input.")
+    resume: bool = _of_output(True, help="Go on in an output file that exists, or refuse to.")
+    force_resume: bool = _of_output(False, from_settings=False, help="Go on although settings or input have changed.")
+    overwrite: bool = _of_output(False, from_settings=False, help="Start an output file that exists over.")
+    retry_errors: bool = _of_output(False, from_settings=False, help="Run the failed records of an output file again.")
+    ordered: bool = _of_output(False, help="Write records in the order of the input.")
 
-    batch_size: str = option("auto", metavar="auto|N", heading=_RUN, help="At most this many answers at once.")
-    dedupe: bool = option(False, heading=_RUN, help="Run equal greedy requests once; keeps answers in memory.")
-    retries: int = option(
-        1, metavar="N", min=0, heading=_RUN, help="After out-of-memory, try a record alone this often."
+    batch_size: str = _of_run("auto", metavar="auto|N", help="At most this many answers at once.")
+    dedupe: bool = _of_run(False, help="Run equal greedy requests once; keeps answers in memory.")
+    retries: int = _of_run(1, metavar="N", min=0, help="After out-of-memory, try a record alone this often.")
+    timeout: float | None = _of_run(None, metavar="SECONDS", help="Fail a record that takes longer.")
+    max_time: float | None = _of_run(None, metavar="SECONDS", help="Stop after this long (exit 124).")
+    max_errors: int | None = _of_run(None, metavar="N", min=1, help="Stop at N failed records (exit 5).")
+    fail_fast: bool = _of_run(False, help="Stop at the first failed record.")
+    dry_run: bool = _of_run(
+        False, from_settings=False, help="Check the input, count its tokens and plan the memory; load no weights."
     )
-    timeout: float | None = option(None, metavar="SECONDS", heading=_RUN, help="Fail a record that takes longer.")
-    max_time: float | None = option(None, metavar="SECONDS", heading=_RUN, help="Stop after this long (exit 124).")
-    max_errors: int | None = option(None, metavar="N", min=1, heading=_RUN, help="Stop at N failed records (exit 5).")
-    fail_fast: bool = option(False, heading=_RUN, help="Stop at the first failed record.")
-    dry_run: bool = option(
-        False,
-        heading=_RUN,
-        from_settings=False,
-        help="Check the input, count its tokens and plan the memory; load no weights.",
-    )
-    progress: Literal["auto", "bar", "lines", "none"] = option(
-        "auto", heading=_RUN, help="How stderr tells how far it is."
-    )
-    summary: str | None = option(
-        None, metavar="PATH", heading=_RUN, from_settings=False, help="Write the counts at the end as JSON."
+    progress: Literal["auto", "bar", "lines", "none"] = _of_run("auto", help="How stderr tells how far it is.")
+    summary: str | None = _of_run(
+        None, metavar="PATH", from_settings=False, help="Write the counts at the end as JSON."
     )
 
 
@@ -126,17 +106,16 @@ def batch(
         dry_run(job, choose, call.console)
     else:
         from kvlite.batch.batch import Batch
-        from kvlite.cli.recording import start_recorder
 
-        Batch(job, choose, call.console, start_recorder("batch", output.report, call.console)).run()
+        Batch(job, choose, call.console, call.start_recorder("batch", output.report)).run()
 
 
-def _job(given: BatchOptions, answer: AnswerOptions, options: ModelOptions, call: Invocation) -> Job:
+def _job(given: BatchOptions, answer: AnswerOptions, options: ModelOptions, call: Invocation) -> BatchJob:
     """The batch that was asked for. Raises UsageError on what cannot be."""
+    from kvlite.batch.batch_run import ItemLimits
     from kvlite.batch.item import Form
-    from kvlite.batch.job import Ending, Job, Writing
+    from kvlite.batch.job import BatchJob, Ending, Writing
     from kvlite.batch.prepare import Defaults
-    from kvlite.batch.run import Limits
     from kvlite.batch.source import Input, Layout, Reader, Selection, Shard
     from kvlite.llm.answer import BATCH_MAX_TOKENS, sampling_of
 
@@ -144,7 +123,7 @@ def _job(given: BatchOptions, answer: AnswerOptions, options: ModelOptions, call
     drawn.pop("seed", None)
     layout = Layout.of(given.input) if given.format == "auto" else Layout(given.format)
     reader = Reader(layout, given.escape, given.prompt_column)
-    return Job(
+    return BatchJob(
         input=Input(given.input, reader, Selection(Shard.parse(given.shard or "1/1"), given.skip, given.limit)),
         writing=Writing(
             output=given.output,
@@ -161,7 +140,7 @@ def _job(given: BatchOptions, answer: AnswerOptions, options: ModelOptions, call
             summary=given.summary,
             progress=given.progress,
         ),
-        limits=Limits(_positive("--timeout", given.timeout), given.retries, given.dedupe),
+        limits=ItemLimits(_positive("--timeout", given.timeout), given.retries, given.dedupe),
         defaults=Defaults(
             sampling=drawn,
             seed=answer.seed,

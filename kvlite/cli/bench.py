@@ -7,9 +7,7 @@ import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated
 
-from kvlite.cli.invocation import Invocation
-from kvlite.cli.options import model_argument
-from kvlite.cli.recording import start_recorder
+from kvlite.cli.invocation import Invocation, model_argument
 from kvlite.cli.signature import only, without
 from kvlite.errors import UsageError
 from kvlite.flags import option
@@ -19,8 +17,7 @@ if TYPE_CHECKING:
     from kvlite.console import Console
     from kvlite.llm import LLM
     from kvlite.speed.measurement import Measurement
-    from kvlite.speed.report import BenchReport
-    from kvlite.speed.workload import Workload
+    from kvlite.speed.report import BenchReport, Workload
 
 _COUNT = re.compile(r"(\d{1,12})([kM]?)", re.ASCII)
 _TIMES = {"": 1, "k": 1_000, "M": 1_000_000}
@@ -44,7 +41,7 @@ class BenchOptions:
 
     def workload(self) -> Workload:
         """Read the lists of counts. Raises UsageError on what is no count."""
-        from kvlite.speed.workload import Workload
+        from kvlite.speed.report import Workload
 
         return Workload(
             prompts=_counts("--prompt", self.prompt),
@@ -64,59 +61,47 @@ def bench(
 ) -> None:
     """Measure start-up, prompts and decoding on random tokens, and the share of this device's bandwidth they use."""
     from kvlite.llm import LLM
+    from kvlite.llm.fast_import import import_engine
     from kvlite.llm.spec import RunSpec
     from kvlite.llm.text_model import TextModel
     from kvlite.memory.host import process_age_s
 
     age_s, workload, out = process_age_s(), given.workload(), call.console
-    with start_recorder("bench", output.report, out) as recorder, out.progress() as progress:
+    with call.start_recorder("bench", output.report) as recorder, out.progress() as progress:
         progress.update("loading")
         spec = RunSpec.of(replace(options, model=call.chosen_model(given.model)))
-        imports_s = _import_engine()
+        start = time.perf_counter()
+        import_engine()
         from kvlite.speed.measurement import Measurement
 
-        start = time.perf_counter()
+        imported = time.perf_counter()
         llm = LLM(TextModel.load(spec, out))
-        opened_s = time.perf_counter() - start
+        opened = time.perf_counter()
         llm.record(recorder, call.sources["kv_budget"])
         measurement = Measurement(llm.engine, workload)
         for doing in measurement.run():
             progress.update(doing)
             recorder.sample()
-    before = {} if age_s is None else {"interpreter and command line": age_s}
-    before["imports"] = imports_s
-    _write(_report(llm, measurement, before, opened_s), out)
+    loading = llm.model.loaded.stages
+    stages = {
+        **({} if age_s is None else {"interpreter and command line": age_s}),
+        "imports": imported - start,
+        **loading,
+        "files, plan and cache": max(0.0, opened - imported - sum(loading.values())),
+    }
+    _write(_report(llm, measurement, stages), out)
 
 
-def _import_engine() -> float:
-    """Import everything that is heavy, and return the seconds that took."""
-    start = time.perf_counter()
-    from kvlite.llm.fast_import import import_engine
-
-    import_engine()
-    import kvlite.speed.measurement  # noqa: F401
-
-    return time.perf_counter() - start
-
-
-def _report(llm: LLM, measurement: Measurement, before: dict[str, float], opened_s: float) -> BenchReport:
-    """Gather what was measured, in the stages from the process's start to the first token."""
+def _report(llm: LLM, measurement: Measurement, stages: dict[str, float]) -> BenchReport:
+    """Gather what was measured; `stages` are the seconds from the process's start to the model being ready."""
     import torch
 
     from kvlite.engine.memory_report import EngineMemory
     from kvlite.record.measure import installed_versions
-    from kvlite.speed.ceilings import device_name
     from kvlite.speed.report import BenchReport
-    from kvlite.speed.roofline import weights_read_bytes
+    from kvlite.speed.roofline import device_name, weights_read_bytes
 
     assert measurement.cold_first_token_s is not None
-    loading = llm.model.loaded.stages
-    stages = {
-        **before,
-        **loading,
-        "files, plan and cache": max(0.0, opened_s - sum(loading.values())),
-        "first token": measurement.cold_first_token_s,
-    }
     return BenchReport(
         model=llm.model.name,
         identity=llm.model.identity(),
@@ -127,7 +112,7 @@ def _report(llm: LLM, measurement: Measurement, before: dict[str, float], opened
         chunk=llm.plan.chunk,
         weights_read_bytes=weights_read_bytes(llm.model.loaded),
         versions=installed_versions(),
-        stages=stages,
+        stages={**stages, "first token": measurement.cold_first_token_s},
         measurement=measurement,
         predicted=llm.predicted(),
     )

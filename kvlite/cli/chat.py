@@ -5,9 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated
 
-from kvlite.cli.invocation import Invocation
-from kvlite.cli.options import model_argument
-from kvlite.cli.recording import start_recorder
+from kvlite.cli.invocation import Invocation, model_argument
 from kvlite.cli.signature import without
 from kvlite.errors import UsageError
 from kvlite.flags import option
@@ -47,7 +45,7 @@ def chat(
     from kvlite.deadline import Deadline
 
     out = call.console
-    asked = Answering.of(replace(options, model=call.chosen_model(given.model)), answer, output, call)
+    asked = Answering(replace(options, model=call.chosen_model(given.model)), answer, output.report, call)
     if has_user():
         if out.as_json:
             raise UsageError("a chat at a terminal has no --json; use kvlite run --json, or pipe the question in")
@@ -91,8 +89,9 @@ def _talk(asked: Answering, given: ChatOptions, name: str | None, *, shows_think
     from kvlite.chat.slash_commands import LEAVING
     from kvlite.chat.status import status_line
     from kvlite.chat.terminal import Terminal
+    from kvlite.llm.spec import RunSpec
 
-    out, first = asked.console, given.prompt
+    out, first = asked.call.console, given.prompt
     session: Session | None = None
 
     def status() -> str:
@@ -112,8 +111,8 @@ def _talk(asked: Answering, given: ChatOptions, name: str | None, *, shows_think
 
     history = user_state_path("kvlite", appauthor=False) / "history"
     terminal = Terminal(status if given.status else None, history, vi=given.vi)
-    with start_recorder("chat", asked.report, out) as recorder:
-        spec = asked.spec()
+    with asked.call.start_recorder("chat", asked.report) as recorder:
+        spec = RunSpec.of(asked.options)
         if first is None and out.has_live_stderr:
             files = spec.files(out.note)
             loading = BackgroundLoad(lambda: begin(files), terminal, out)

@@ -1,19 +1,38 @@
-"""One call of the program: its own flags, where each value came from, and the console they make."""
+"""One call of the program: its own flags, where each value came from, its model, its console and its run record."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+import sys
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from kvlite.flags import option
+from kvlite.flags import argument, option
+from kvlite.options import BUILT_IN_MODEL, MODEL
 
 if TYPE_CHECKING:
     from kvlite.console import Console
+    from kvlite.record.recorder import Recorder
 
 NEXT_MODEL = "a small demonstration; a real model to try next: qwen2.5-0.5b"
 UNNAMED = f"no model is named: the built-in demo answers, {NEXT_MODEL}"
+_MODEL_HELP = "Alias, org/name[@revision] or folder"
+
+
+def model_argument() -> Any:
+    """A field for the model, given as the argument of a command that does without one."""
+    help = f"{_MODEL_HELP}; without one, the built-in {BUILT_IN_MODEL}."
+    return argument(None, metavar="MODEL", complete="model", help=help)
+
+
+def model_option() -> Any:
+    """A field for the model of commands whose other words, or whose input, may name one too.
+
+    KVLITE_MODEL and the config are weaker than these: `Invocation.default_model`.
+    """
+    help = f"{_MODEL_HELP}."
+    return option(None, "-m", metavar="MODEL", heading=MODEL, complete="model", from_settings=False, help=help)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,8 +52,7 @@ class ProgramOptions:
 class Invocation:
     """One call: the program's flags as given so far, and `sources`, the origin of each of the command's values.
 
-    `console` is built from the flags when it is first asked for. `default_model` is the model of `KVLITE_MODEL` or of a
-    config file.
+    `default_model` is the model of `KVLITE_MODEL` or of a config file.
     """
 
     program: ProgramOptions = field(default_factory=ProgramOptions)
@@ -43,18 +61,13 @@ class Invocation:
 
     @cached_property
     def console(self) -> Console:
-        """The console of this call."""
+        """The console of this call, made of the flags when it is first asked for."""
         from kvlite.console import Console
 
         flags = self.program
         return Console(
             quiet=flags.quiet, verbose=flags.verbose, color=flags.color, plain=flags.plain, as_json=flags.as_json
         )
-
-    def accept(self, name: str, value: Any) -> None:
-        """Take the program's flag `name`, if it was given."""
-        if value:
-            self.program = replace(self.program, **{name: value})
 
     def is_given(self, name: str) -> bool:
         """True where a flag, a variable or a file gives this option of the command."""
@@ -65,11 +78,17 @@ class Invocation:
 
         An empty name stays what it is: a shell variable that is not set must not choose another model.
         """
-        from kvlite.options import BUILT_IN_MODEL
-
         return named if named is not None else self.default_model or BUILT_IN_MODEL
 
     def announce_built_in(self, named: str | None) -> None:
         """Say on stderr that nobody named a model and the built-in one answers; nothing if somebody did."""
         if named is None and not self.default_model:
             self.console.note(UNNAMED)
+
+    def start_recorder(self, command: str, report: str) -> Recorder:
+        """Start to record `command`, warnings too. Raises UsageError where `report` cannot be written."""
+        from kvlite.record.recorder import Recorder
+
+        recorder = Recorder(command, sys.argv[1:], report=report, warn=self.console.warn)
+        self.console.on_warning = recorder.warning
+        return recorder

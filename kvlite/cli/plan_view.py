@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from kvlite.catalog.files import ModelFacts
+    from kvlite.cli.plan import PlanOptions
     from kvlite.console import Console
     from kvlite.llm.plan_device import PlanDevice
     from kvlite.memory.fit import Quote
@@ -17,25 +18,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class PlanReport:
-    """A quote, with what `kvlite plan` was asked."""
+    """A quote for a model on a device, the options that asked for it, and quotes for other budgets."""
 
     model: str
     facts: ModelFacts
     device: PlanDevice
     quote: Quote
-    context: int | None
-    solve: str | None
+    given: PlanOptions
     sweep: tuple[Quote, ...]
-
-    @property
-    def tokens_by_bytes(self) -> tuple[int, int] | tuple[None, None]:
-        """Tokens a row would keep whatever the window: if only K and V took bytes, and with all that a slot costs."""
-        from kvlite.memory.plan import tokens_by_bytes
-
-        shape, cache = self.quote.fit.shape, self.quote.cache
-        if cache is None:
-            return None, None
-        return tokens_by_bytes(shape, self.quote.spec, rows=cache.rows, allowed=cache.budget_bytes)
 
 
 def as_json(report: PlanReport) -> dict[str, Any]:
@@ -46,7 +36,7 @@ def as_json(report: PlanReport) -> dict[str, Any]:
     quote = report.quote
     fit, cache = quote.fit, quote.cache
     shape = fit.shape
-    kv_only_tokens, uncapped_tokens = report.tokens_by_bytes
+    kv_only_tokens, uncapped_tokens = _tokens_by_bytes(quote)
     return {
         "model": report.model,
         "repo": report.facts.repo,
@@ -62,7 +52,7 @@ def as_json(report: PlanReport) -> dict[str, Any]:
         "budget_bytes": cache.budget_bytes if cache else None,
         "kv_budget": size_up(cache.reserved_bytes) if cache else None,
         "rows": cache.rows if cache else fit.most_rows,
-        "context": report.context,
+        "context": report.given.context,
         "kv_only_tokens": kv_only_tokens,
         "uncapped_tokens": uncapped_tokens,
         "tokens": cache.slots if cache else 0,
@@ -79,7 +69,7 @@ def as_json(report: PlanReport) -> dict[str, Any]:
         "fits": quote.fits,
         "shortage": quote.shortage,
         "try": advice(quote),
-        "solve": report.solve,
+        "solve": report.given.solve,
         "sweep": [_sweep_row(other) for other in report.sweep],
     }
 
@@ -135,21 +125,31 @@ def _headlines(report: PlanReport) -> Iterator[tuple[str, str]]:
         return
     rows = f" in {cache.rows} equal rows" if cache.rows > 1 else ""
     yield "KV budget", f"{quote.budget} = {cache.budget_bytes:,} B{rows}, of which {cache.reserved_bytes:,} B are used"
-    alone, whole = report.tokens_by_bytes
+    alone, whole = _tokens_by_bytes(quote)
     yield "K and V alone", f"{alone:,} tokens at most"
     yield "with all a slot has", f"{whole:,} tokens: less policy state, positions and staging"
     capped = f", all that the {cache.capped_by} allows" if cache.capped_by else ""
     share = f" on average, {cache.fewest:,} to {max(cache.layer_slots):,} a layer" if cache.fewest < cache.slots else ""
     yield "tokens kept", f"{cache.slots:,} a row{share}, prefilled {cache.chunk} at once{capped}"
-    if report.context and cache.slots < report.context:
+    if report.given.context and cache.slots < report.given.context:
         fate = "the others are evicted" if quote.spec.evicts else "there it stops"
-        yield "context", f"{cache.slots:,} of {report.context:,} tokens are kept; {fate}"
-    if report.solve == "budget":
+        yield "context", f"{cache.slots:,} of {report.given.context:,} tokens are kept; {fate}"
+    if report.given.solve == "budget":
         yield "solved", f"--kv-budget {size_up(cache.reserved_bytes)} is enough"
-    elif report.solve == "context":
+    elif report.given.solve == "context":
         yield "solved", f"--context {cache.slots}" if fit.batch is None else f"--kv-per-seq {cache.slots}tok"
-    elif report.solve == "batch" and quote.fits:
+    elif report.given.solve == "batch" and quote.fits:
         yield "solved", f"--batch-size {cache.rows} --kv-per-seq {cache.slots}tok"
+
+
+def _tokens_by_bytes(quote: Quote) -> tuple[int, int] | tuple[None, None]:
+    """Tokens a row would keep whatever the window: if only K and V took bytes, and with all that a slot costs."""
+    from kvlite.memory.plan import tokens_by_bytes
+
+    cache = quote.cache
+    if cache is None:
+        return None, None
+    return tokens_by_bytes(quote.fit.shape, quote.spec, rows=cache.rows, allowed=cache.budget_bytes)
 
 
 def _layer_groups(report: PlanReport) -> Iterator[dict[str, Any]]:

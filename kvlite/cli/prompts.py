@@ -17,9 +17,8 @@ if TYPE_CHECKING:
 
 STDIN = "-"
 _FIELD = re.compile(r"\{(stdin|file|prompt)\}")
-_SIZED_NAME = re.compile(
-    r"[A-Za-z][\w.]*[-:](?:[\w.-]*[-:])?\d+(?:\.\d+)?[bm]\b.*", re.IGNORECASE
-)  # qwen2.5-7b, phi:3b
+# qwen2.5-7b, phi:3b
+_SIZED_NAME = re.compile(r"[A-Za-z][\w.]*[-:](?:[\w.-]*[-:])?\d+(?:\.\d+)?[bm]\b.*", re.IGNORECASE)
 _NEAR = 0.8
 
 
@@ -71,7 +70,7 @@ def build_prompt(words: Sequence[str], files: Sequence[Path], template: str | No
     With a `template`, its fields {stdin}, {file} and {prompt} say where each goes. Raises UsageError when the prompt
     is empty, when something is not UTF-8, and when the template asks for what is not there or leaves something out.
     """
-    is_asked_for = list(words) == [STDIN]
+    is_asked_for = [*words] == [STDIN]
     given = {
         "stdin": read_stdin(is_asked_for),
         "file": "\n\n".join(read_file(file) for file in files),

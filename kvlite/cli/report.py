@@ -49,25 +49,17 @@ def report(asked: ReportOptions, call: Invocation) -> None:
     }
     given = [name for name, value in flags.items() if value]
     first, *rest = asked.words or ("last",)
-    if first not in ("ls", "rm"):
-        _refuse_contradictions(given)
-        if rest:
-            raise UsageError(f"one run at a time, not also {rest[0]!r}; --compare takes a second")
-        _report(out, first, asked)
-    elif set(given) - {"--json"}:
-        raise UsageError(f"report {first} takes no {given[-1]}")
-    elif first == "ls":
-        _list(out, rest)
-    else:
-        _remove(out, rest)
-
-
-def _refuse_contradictions(given: list[str]) -> None:
-    forms = [name for name in given if name in ("--json", "--md", "--html")]
-    if "--html" in forms and "--compare" in given:
-        forms.append("--compare")
+    if first in ("ls", "rm"):
+        if set(given) - {"--json"}:
+            raise UsageError(f"report {first} takes no {given[-1]}")
+        (_list if first == "ls" else _remove)(out, rest)
+        return
+    forms = [name for name in given if name != "--fail-on" and (name != "--compare" or asked.html)]
     if len(forms) > 1:
         raise UsageError(f"{forms[0]} contradicts {forms[1]}; give one of them")
+    if rest:
+        raise UsageError(f"one run at a time, not also {rest[0]!r}; --compare takes a second")
+    _report(out, first, asked)
 
 
 def _report(out: Console, run: str, asked: ReportOptions) -> None:
@@ -86,25 +78,22 @@ def _report(out: Console, run: str, asked: ReportOptions) -> None:
     if other is not None:
         _show_difference(out, record, other, md=asked.md)
     else:
-        _show(out, record, md=asked.md, html=asked.html)
+        _show(out, record, asked)
     check(comparisons, numbers)
 
 
-def _show(out: Console, record: RunRecord, *, md: bool, html: Path | None) -> None:
+def _show(out: Console, record: RunRecord, asked: ReportOptions) -> None:
+    from kvlite.record.document import record_markdown, record_page
+    from kvlite.record.view import record_tables, run_line, verdict
+
     if out.as_json:
         out.json(record.model_dump(mode="json", by_alias=True))
-    elif md:
-        from kvlite.record.document import record_markdown
-
+    elif asked.md:
         out.answer(record_markdown(record))
-    elif html is not None:
-        from kvlite.record.document import record_page
-
-        _write(html, record_page(record))
-        out.note(f"wrote {html}")
+    elif asked.html is not None:
+        write_page(asked.html, record_page(record))
+        out.note(f"wrote {asked.html}")
     else:
-        from kvlite.record.view import record_tables, run_line, verdict
-
         out.line(verdict(record))
         out.line(run_line(record))
         for table in record_tables(record):
@@ -118,12 +107,10 @@ def _show_difference(out: Console, record: RunRecord, other: RunRecord, *, md: b
     if out.as_json:
         found = {name: list(values) for name, values in differences(record, other).items()}
         out.json({"runs": [record.run_id, other.run_id], "differences": found})
-        return
-    table = difference_table(record, other)
-    if md:
-        out.line(table.markdown())
+    elif md:
+        out.line(difference_table(record, other).markdown())
     else:
-        out.show(table)
+        out.show(difference_table(record, other))
 
 
 def _list(out: Console, rest: list[str]) -> None:
@@ -157,8 +144,9 @@ def _remove(out: Console, names: list[str]) -> None:
         out.note(f"removed {runs.remove(name)}")
 
 
-def _write(path: Path, text: str) -> None:
+def write_page(path: Path, page: str) -> None:
+    """Write what `--html` asks for. Raises OutputError where the file cannot be written."""
     try:
-        path.write_text(text, encoding="utf-8")
+        path.write_text(page, encoding="utf-8")
     except OSError as error:
         raise OutputError(f"cannot write {path}: {error.strerror}; give --html another file") from error

@@ -8,8 +8,7 @@ from typing import Annotated
 
 import typer
 
-from kvlite.cli.invocation import Invocation
-from kvlite.cli.options import model_option
+from kvlite.cli.invocation import Invocation, model_option
 from kvlite.cli.signature import without
 from kvlite.flags import argument, option
 from kvlite.options import AnswerOptions, ModelOptions, OutputOptions
@@ -67,7 +66,7 @@ def run(
             shows_thinking=output.show_thinking,
             shows_time=given.show_time,
         )
-        asked = Answering.of(options, answer, output, call)
+        asked = Answering(options, answer, output.report, call)
         name, rest = split_words(given.words, given.model, call.chosen_model(None), out)
         prompt = build_prompt(rest, given.file, given.template)
         if rest == [*given.words] and rest[:1] in ([], [STDIN]):  # of any other first word, split_words has said it

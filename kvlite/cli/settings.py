@@ -43,17 +43,13 @@ def load_settings(ctx: typer.Context, path: Path | None) -> Settings:
 
     Raises UsageError, naming file and key, on what is not TOML, not an option, or of the wrong type.
     """
+    from platformdirs import user_config_path
+
     settings = Settings()
-    for file in [path] if path else _default_files():
+    for file in [path] if path else [user_config_path("kvlite") / "config.toml", Path(PROJECT_FILE)]:
         if path or file.is_file():
             _FileReader(file, ctx, settings).read()
     return settings
-
-
-def _default_files() -> list[Path]:
-    from platformdirs import user_config_path
-
-    return [user_config_path("kvlite") / "config.toml", Path(PROJECT_FILE)]
 
 
 def setting_name(option: TyperOption) -> str:
@@ -77,15 +73,23 @@ class _FileReader:
         }
 
     def read(self) -> None:
-        tables = {}
-        for key, value in self._parse().items():
-            if key in self._of_command and isinstance(value, dict):
-                tables[key] = value
+        found = self._parse()
+        tables = {key: found.pop(key) for key in self._of_command if isinstance(found.get(key), dict)}
+        for key, value in found.items():
+            name = key.replace("_", "-")
+            if name == "default-model":
+                if not isinstance(value, str) or not value:
+                    raise UsageError(f"{self._file}: {key} is {value!r}; give {_TOML_TYPES[str]}")
+                self._settings.default_model = value
+            elif name in self._of_program:
+                option = self._of_program[name]
+                self._settings.of_program[option.name] = self._checked(key, option, value)
             else:
-                self._take_for_all(key, value)
-        for command, table in tables.items():
+                self._take(key, name, value, self._of_command)
+        for command, table in tables.items():  # after what counts for all commands
             for key, value in table.items():
-                self._take(f"[{command}] {key}", key, value, {command: self._of_command[command]})
+                commands = {command: self._of_command[command]}
+                self._take(f"[{command}] {key}", key.replace("_", "-"), value, commands)
 
     def _parse(self) -> dict[str, Any]:
         try:
@@ -95,20 +99,7 @@ class _FileReader:
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise UsageError(f"{self._file} is not valid TOML: {error}") from error
 
-    def _take_for_all(self, key: str, value: Any) -> None:
-        name = key.replace("_", "-")
-        if name == "default-model":
-            if not isinstance(value, str) or not value:
-                raise UsageError(f"{self._file}: {key} is {value!r}; give {_TOML_TYPES[str]}")
-            self._settings.default_model = value
-        elif name in self._of_program:
-            option = self._of_program[name]
-            self._settings.of_program[option.name] = self._checked(key, option, value)
-        else:
-            self._take(key, key, value, self._of_command)
-
-    def _take(self, label: str, key: str, value: Any, commands: Mapping[str, dict[str, TyperOption]]) -> None:
-        name = key.replace("_", "-")
+    def _take(self, label: str, name: str, value: Any, commands: Mapping[str, dict[str, TyperOption]]) -> None:
         owners = {command: options[name] for command, options in commands.items() if name in options}
         # A setting for all commands passes by those that want it typed.
         owners = {command: option for command, option in owners.items() if option.allow_from_autoenv} or owners

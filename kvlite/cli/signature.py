@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, fields, replace
 from inspect import Parameter, Signature
 from typing import Annotated, Any, NamedTuple, get_args, get_origin, get_type_hints
 
 import typer
 
-from kvlite.cli.completers import COMPLETERS
 from kvlite.cli.invocation import Invocation, ProgramOptions
 from kvlite.errors import UsageError
 from kvlite.flags import Flag
@@ -62,23 +61,17 @@ class _Option(NamedTuple):
         if short is None:
             return None
         flag = Flag(help=short.help, names=(short.name,), heading=self.flag.heading)
-        return _Option(_short_of(self.name), bool, False, flag)
-
-    @property
-    def is_many(self) -> bool:
-        """True where it may be given several times."""
-        return get_origin(self.kind) is tuple
+        return _Option(f"{self.name}_short", bool, False, flag)
 
     def parameter(self, **how: Any) -> Parameter:
         """The parameter that Typer reads; `how` overrules the arguments of typer.Option."""
         flag, kind, default = self.flag, self.kind, self.default
-        complete = COMPLETERS[flag.complete] if isinstance(flag.complete, str) else flag.complete
         shared: dict[str, Any] = {
             "help": flag.help,
             "metavar": flag.metavar,
             "show_default": flag.shown_default,
             "callback": flag.parse and _callback(flag.parse),
-            "autocompletion": complete,
+            "autocompletion": _COMPLETERS[flag.complete] if isinstance(flag.complete, str) else flag.complete,
         }
         if flag.is_argument:
             info = typer.Argument(**shared)
@@ -87,7 +80,7 @@ class _Option(NamedTuple):
             shared |= {"min": flag.min, "max": flag.max, "rich_help_panel": flag.heading, "show_envvar": False}
             shared |= {"allow_from_autoenv": flag.from_settings, "envvar": [*variables] if flag.from_settings else None}
             info = typer.Option(*self.decls, **shared | how)
-        if self.is_many:
+        if get_origin(kind) is tuple:  # it may be given several times
             kind, default = list[get_args(kind)[0]] | None, None  # type: ignore[misc]
         default = Parameter.empty if default is MISSING else default
         return Parameter(self.name, Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, info])
@@ -95,11 +88,11 @@ class _Option(NamedTuple):
     def value(self, given: Mapping[str, Any], call: Invocation) -> Any:
         """The field's value. Raises UsageError where the short flag contradicts the option itself."""
         value, short = given[self.name], self.flag.short
-        if short is not None and given[_short_of(self.name)]:
+        if short is not None and given[f"{self.name}_short"]:
             if call.is_given(self.name) and value != short.value:
                 raise UsageError(f"{short.name} contradicts {self.long} {value}; give one of them")
             return short.value
-        return tuple(value or ()) if self.is_many else value
+        return tuple(value or ()) if get_origin(self.kind) is tuple else value
 
 
 def from_flags(command: Callable[..., None], *more: Parameter) -> Callable[..., None]:
@@ -146,10 +139,6 @@ def _group(hint: Any) -> tuple[type, list[_Option]]:
     ]
 
 
-def _short_of(name: str) -> str:
-    return f"{name}_short"
-
-
 def _source(ctx: typer.Context, name: str) -> str:
     """The origin of a parameter's value: flag, env, config or default."""
     source = ctx.get_parameter_source(name)
@@ -157,7 +146,9 @@ def _source(ctx: typer.Context, name: str) -> str:
 
 
 def _accept(ctx: typer.Context, param: typer.CallbackParam, value: Any) -> None:
-    ctx.find_root().obj.accept(param.name, value)
+    if value:
+        call: Invocation = ctx.find_root().obj
+        call.program = replace(call.program, **{str(param.name): value})
 
 
 def _callback(parse: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -168,3 +159,25 @@ def _callback(parse: Callable[[Any], Any]) -> Callable[[Any], Any]:
             raise typer.BadParameter(str(error)) from error
 
     return check
+
+
+def _complete_model(incomplete: str) -> list[str]:
+    from kvlite.catalog.name_completion import complete_model
+
+    return complete_model(incomplete)
+
+
+def _complete_cached(incomplete: str) -> list[str]:
+    from kvlite.catalog.name_completion import complete_cached
+
+    return complete_cached(incomplete)
+
+
+def _complete_policy(incomplete: str) -> list[str]:
+    from kvlite.cache.policy import policy_names
+
+    *before, last = incomplete.split(",")
+    return [",".join([*before, name]) for name in policy_names() if name.startswith(last)]
+
+
+_COMPLETERS = {"model": _complete_model, "cached": _complete_cached, "policy": _complete_policy}

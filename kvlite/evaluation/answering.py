@@ -15,7 +15,7 @@ from kvlite.engine.request import FinishReason, Request
 from kvlite.errors import ContextFull
 from kvlite.evaluation.conversation import Conversation
 from kvlite.evaluation.results import Answered, QuestionResult
-from kvlite.evaluation.suites import first_message
+from kvlite.evaluation.suites import opening
 from kvlite.llm.answer import Answer, stream_answers
 
 if TYPE_CHECKING:
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 class _Row:
     """A conversation on its way; `tokens` are fed, `ends` count those up to the end of each message of the user."""
 
-    index: int
     number: int
     conversation: Conversation
     tokens: int = 0
@@ -47,7 +46,10 @@ class _Row:
         """The ids to feed up to the end of the next question, and its message as the template writes it."""
         ids: tuple[int, ...] = ()
         for turn in self.conversation.turns[len(self.ends) :]:
-            prompt = self._encoded(text, turn.user)
+            if self.ends:
+                prompt = text.next_turn(turn.user, ended=self.ended, thinking=self.thinking)
+            else:
+                prompt = opening(text, self.conversation)
             ids += prompt.ids
             self.ends.append(self.tokens + len(ids))
             if turn.probe is not None:
@@ -55,11 +57,6 @@ class _Row:
             ids += text.written(turn.answer)
             self.ended, self.thinking = True, False
         raise AssertionError("no question is left")
-
-    def _encoded(self, text: ChatText, user: str) -> Encoded:
-        if not self.ends:
-            return text.conversation([first_message(self.conversation)])
-        return text.next_turn(user, ended=self.ended, thinking=self.thinking)
 
     def take(self, answer: Answer, max_tokens: int) -> None:
         """Record an answer; one that the model's window did not hold ends the conversation."""
@@ -80,10 +77,6 @@ class _Row:
         right = probe.is_answered_by(said)
         self.outcomes.append(QuestionResult(turn, right, turn - probe.said_in, back, probe.kind, probe.steps, said))
 
-    def answered(self) -> Answered:
-        unreached = sum(1 for _ in self.conversation.probes) - len(self.outcomes)
-        return Answered(self.number, self.tokens, unreached, tuple(self.outcomes))
-
 
 def converse(
     engine: Engine, text: ChatText, conversations: Sequence[tuple[int, Conversation]], max_tokens: int
@@ -93,26 +86,30 @@ def converse(
     Yields the share of the questions that is done, after each question of all rows. Raises the error of an answer that
     fails.
     """
-    rows = [_Row(index, number, conversation) for index, (number, conversation) in enumerate(conversations)]
-    for row in rows:
-        engine.reset(row.index)
-    most = max(sum(1 for _ in row.conversation.probes) for row in rows)
-    for done in range(1, most + 1):
-        _round(engine, text, [row for row in rows if row.asks_again], max_tokens)
-        yield done / most
-    return [row.answered() for row in rows]
+    rows = [_Row(number, conversation) for number, conversation in conversations]
+    for index in range(len(rows)):
+        engine.reset(index)
+    asked = [sum(1 for _ in row.conversation.probes) for row in rows]
+    for done in range(1, max(asked) + 1):
+        _round(engine, text, rows, max_tokens)
+        yield done / max(asked)
+    return [
+        Answered(row.number, row.tokens, count - len(row.outcomes), tuple(row.outcomes))
+        for row, count in zip(rows, asked, strict=True)
+    ]
 
 
 def _round(engine: Engine, text: ChatText, rows: Sequence[_Row], max_tokens: int) -> None:
-    """Ask the next question of every row."""
+    """Ask the next question of every row that has one."""
     asking: dict[str, _Row] = {}
     asked: list[tuple[Request, AnswerText]] = []
-    for row in rows:
-        ids, prompt = row.up_to_question(text)
-        name = f"{row.number}/{len(row.ends) - 1}"
-        asking[name] = row
-        request = Request(name, ids, max_tokens=max_tokens, stop_ids=text.stop_ids, row=row.index)
-        asked.append((request, text.answer(prompt)))
+    for index, row in enumerate(rows):
+        if row.asks_again:
+            ids, prompt = row.up_to_question(text)
+            name = f"{row.number}/{len(row.ends) - 1}"
+            asking[name] = row
+            request = Request(name, ids, max_tokens=max_tokens, stop_ids=text.stop_ids, row=index)
+            asked.append((request, text.answer(prompt)))
     for name, event in stream_answers(engine, asked):
         if isinstance(event, Answer):
             asking[name].take(event, max_tokens)

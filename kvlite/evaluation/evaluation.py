@@ -4,31 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from kvlite.evaluation.journal import Journal
+from kvlite.evaluation.results import Result
 from kvlite.evaluation.suites import Suite
-from kvlite.evaluation.tasks import REFERENCE, Result, Task
-from kvlite.evaluation.variant import Placed, Variant
+from kvlite.evaluation.tasks import Task
+from kvlite.evaluation.variant import REFERENCE, Placed, Variant
 
 if TYPE_CHECKING:
     from kvlite.evaluation.tasks import Subject
-
-
-@dataclass(frozen=True, slots=True)
-class Pace:
-    """The progress of an evaluation: units done and to do, a unit being one conversation or text under one variant.
-
-    `left_s` follows from the seconds that forward passes took so far; None before there are any.
-    """
-
-    doing: str
-    done: float
-    total: int
-    left_s: float | None
-    is_sampled: bool
-    """True once conversations were timed to their end, so that the seconds left mean something."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,18 +40,25 @@ class SuiteResult:
 
 
 @dataclass(slots=True)
-class Clock:
-    """Units done of `total`, and seconds per forward pass so far, units from the journal left out.
+class Pace:
+    """The progress of an evaluation: units done of `total`, a unit being one conversation or text under one variant.
 
-    `passes` are those still to come.
+    `passes` are the forward passes still to come; `busy_s` the seconds that `timed` passes took, units from the journal
+    left out. `is_sampled` once conversations were timed to their end, so that the seconds left mean something.
     """
 
+    doing: str = ""
     total: int = 0
-    passes: float = 0.0
     done: float = 0.0
+    passes: float = 0.0
     timed: float = 0.0
     busy_s: float = 0.0
     is_sampled: bool = False
+
+    @property
+    def left_s(self) -> float | None:
+        """The seconds left, as long as passes take what they took so far; None before there are any."""
+        return max(0.0, self.passes) * self.busy_s / self.timed if self.timed else None
 
     def expect(self, units: int, passes: float) -> None:
         """Add units to do, each of so many passes; fewer where `units` is negative."""
@@ -82,11 +75,6 @@ class Clock:
         self.skip(units, passes)
         self.timed += units * passes
         self.busy_s += seconds
-
-    def pace(self, doing: str) -> Pace:
-        """The progress so far."""
-        left = max(0.0, self.passes) * self.busy_s / self.timed if self.timed else None
-        return Pace(doing, self.done, self.total, left, self.is_sampled)
 
 
 @dataclass(slots=True)
@@ -111,16 +99,15 @@ class Evaluation:
         Raises CapacityError at once where a budget is too small, UsageError where a suite cannot be had.
         """
         tasks: dict[str, Task] = {}
-        found: dict[str, SuiteResult] = {}
         for suite in self.suites:
             if suite.material not in tasks:
                 tasks[suite.material] = Task.of(self.subject, suite, self.file)
-        clock = Clock()
+        pace = Pace()
         for task in tasks.values():
-            for placed in self._placed(task, task.tokens):
-                clock.expect(len(task.material), task.passes(placed))
+            _expect(pace, task, self._placed(task, task.tokens))
+        found = {}
         for name, task in tasks.items():
-            found[name] = yield from self._measure_suite(task, clock)
+            found[name] = yield from self._measure_suite(task, pace)
         self.results = [replace(found[suite.material], suite=suite) for suite in self.suites]
 
     def _placed(self, task: Task, tokens: int) -> list[Placed]:
@@ -131,49 +118,48 @@ class Evaluation:
         placed = [task.place(variant, tokens) for variant in (REFERENCE, *variants)]
         return list({str((each.key(), each.variant.budget)): each for each in placed}.values())
 
-    def _measure_suite(self, task: Task, clock: Clock) -> Generator[Pace, None, SuiteResult]:
+    def _measure_suite(self, task: Task, pace: Pace) -> Generator[Pace, None, SuiteResult]:
         """The reference, whose longest conversation the shares are of; then the variants."""
         reference, *expected = self._placed(task, task.tokens)
-        measured = [Measured(reference, ())]
-        yield from self._measure(task, reference, measured, clock)
+        measured = [(yield from self._measure(task, reference, pace))]
         tokens = max(result.tokens for result in measured[0].results)
         placed = self._placed(task, tokens)[1:]
-        for each in expected:
-            clock.expect(-len(task.material), task.passes(each))
+        _expect(pace, task, expected, sign=-1)
+        _expect(pace, task, placed)
         for each in placed:
-            clock.expect(len(task.material), task.passes(each))
-        for each in placed:
-            measured.append(Measured(each, ()))
-            yield from self._measure(task, each, measured, clock)
+            measured.append((yield from self._measure(task, each, pace)))
         full_cache_bytes = self.subject.loaded.shape.full_cache_bytes(tokens)
         return SuiteResult(task.suite, tokens, full_cache_bytes, tuple(measured))
 
-    def _measure(self, task: Task, placed: Placed, measured: list[Measured], clock: Clock) -> Iterator[Pace]:
-        """One variant, whose results become the last of `measured`; what the journal holds is not measured again."""
-        doing = f"{task.suite.name}, {placed.variant.name}, {placed.budget_text}"
+    def _measure(self, task: Task, placed: Placed, pace: Pace) -> Generator[Pace, None, Measured]:
+        """One variant; what the journal holds is not measured again."""
+        pace.doing = f"{task.suite.name}, {placed.variant.name}, {placed.budget_text}"
         units = [task.unit(placed, number) for number in range(len(task.material))]
-        found = [self.journal.find(unit) for unit in units]
-        missing = [number for number, result in enumerate(found) if result is None]
+        missing = [number for number, unit in enumerate(units) if self.journal.find(unit) is None]
         passes = task.passes(placed)
-        clock.skip(len(units) - len(missing), passes)
-        yield clock.pace(doing)
+        pace.skip(len(units) - len(missing), passes)
+        yield replace(pace)
         rows = task.rows(placed, len(missing))
         measure = task.open(placed, rows) if missing else None
         for start in range(0, len(missing), rows):
             assert measure is not None
             numbers = missing[start : start + rows]
-            results = yield from _timed(measure(numbers), len(numbers), passes, clock, doing)
-            clock.is_sampled = True
+            results = yield from _timed(measure(numbers), len(numbers), passes, pace)
+            pace.is_sampled = True
             for number, result in zip(numbers, results, strict=True):
-                found[number] = result.to_json()
-                self.journal.keep(units[number], result.to_json())
-        measured[-1] = Measured(placed, tuple(task.read(result) for result in found if result is not None))
+                self.journal.keep(units[number], asdict(result))
+        return Measured(placed, tuple(task.read(self.journal.find(unit)) for unit in units))
+
+
+def _expect(pace: Pace, task: Task, placed: Sequence[Placed], sign: int = 1) -> None:
+    for each in placed:
+        pace.expect(sign * len(task.material), task.passes(each))
 
 
 def _timed(
-    measuring: Generator[float, None, Sequence[Result]], units: int, passes: float, clock: Clock, doing: str
+    measuring: Generator[float, None, Sequence[Result]], units: int, passes: float, pace: Pace
 ) -> Generator[Pace, None, Sequence[Result]]:
-    """Measure a group of units under the clock."""
+    """Measure a group of units, of so many passes each, and count the seconds they take."""
     shown, since = 0.0, time.monotonic()
     while True:
         try:
@@ -181,6 +167,6 @@ def _timed(
         except StopIteration as end:
             results: Sequence[Result] = end.value
             return results
-        clock.spend(time.monotonic() - since, (share - shown) * units, passes)
-        yield clock.pace(doing)
+        pace.spend(time.monotonic() - since, (share - shown) * units, passes)
+        yield replace(pace)
         shown, since = share, time.monotonic()

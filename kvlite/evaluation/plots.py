@@ -28,14 +28,17 @@ Points = Sequence[tuple[str, Mapping[str, Estimate]]]
 
 def _by_budget(summary: Summary) -> Iterator[Plot]:
     """Text scored at several T counts at the smallest, as when decoding."""
-    compared = sorted(summary.lines[1:], key=lambda line: (line.placed.plan.budget_bytes, -line.placed.plan.chunk))
-    sizes = dict.fromkeys(_size(line) for line in compared)
+    compared = sorted(
+        (line for lines in summary.by_budget.values() for line in lines.values()),
+        key=lambda line: line.placed.plan.budget_bytes,
+    )
+    sizes = list(dict.fromkeys(map(_size, compared)))
     if len(sizes) > 1:
         found: dict[str, dict[str, Estimate]] = {}
         for line in compared:
             found.setdefault(line.placed.variant.name, {})[_size(line)] = line.main
         reference = (summary.reference.placed.variant.name, dict.fromkeys(sizes, summary.reference.main))
-        yield _plot(summary, ("By budget", "budget"), tuple(sizes), [reference, *found.items()])
+        yield _plot(summary, ("By budget", "budget"), sizes, [reference, *found.items()])
 
 
 def _size(line: Line) -> str:
@@ -51,12 +54,12 @@ def _by_distance(summary: Summary) -> Iterator[Plot]:
         groups.setdefault(line.placed.budget_text + (", T = 1" if is_single else ""), []).append(line)
     for title, lines in (groups or {"everything": []}).items():
         lines = [summary.reference, *lines]
-        labels = {part.upto: part.label for line in lines for part in line.parts}
+        labels = list(dict.fromkeys(part.label for line in lines for part in line.parts))
         points = [(line.placed.variant.name, {part.label: part.estimate for part in line.parts}) for line in lines]
-        yield _plot(summary, (title, summary.unit), tuple(labels.values()), points)
+        yield _plot(summary, (title, summary.unit), labels, points)
 
 
-def _plot(summary: Summary, titles: tuple[str, str], labels: tuple[str, ...], points: Points) -> Plot:
+def _plot(summary: Summary, titles: tuple[str, str], labels: Sequence[str], points: Points) -> Plot:
     """Curves over places on the x axis, which are equally far from each other; the reference is in every plot."""
     step = WIDTH / max(1, len(labels))
     places = {label: round((index + 0.5) * step, 1) for index, label in enumerate(labels)}

@@ -65,38 +65,28 @@ class _Story:
         if due is not None and due.due <= len(self.script.turns):
             self.waiting.remove(due)
             return self._ask(due)
-        if not self.told:
-            return self._tell()
         moves = (self._tell, self._tell_by_name, self._correct, self._talk)
         shares = (_TELL, _TELL_BY_NAME, _CORRECT, 1 - _TELL - _TELL_BY_NAME - _CORRECT)
-        return self.script.rng.choices(moves, shares)[0]()
+        return self.script.rng.choices(moves, shares)[0]() if self.told else self._tell()
 
     def _talk(self) -> None:
         self.script.talk(1)
 
     def _drawn(self, fact: Fact, about: str) -> _Told:
-        values: list[str] = []
-
-        def draw(kind: str) -> str:
-            values.append(self.script.value(kind))
-            return values[-1]
-
-        value = BRACE.sub(lambda brace: draw(brace[1]), fact.value)
+        values = [self.script.value(kind) for kind in BRACE.findall(fact.value)]
+        value = BRACE.sub("{}", fact.value).format(*values)
         said_in = len(self.script.turns)
         gap = self.script.rng.choice([gap for gap in _GAPS if gap + 1 < self.script.left] or [0])
         return _Told(fact, about, value, tuple(values), said_in, said_in + 1 + gap)
 
     def _tell(self) -> None:
-        """Tell a fact that has not been told."""
-        rng = self.script.rng
-        fact = rng.choices(FACTS, [fact.weight for fact in FACTS])[0]
-        about = rng.choice(fact.about)
-        if (fact.answer, about) in self.told:
-            return self._talk()
-        return self._keep(self._drawn(fact, about))
+        """Tell a fact, or talk where it was told before."""
+        fact = self.script.rng.choices(FACTS, [fact.weight for fact in FACTS])[0]
+        about = self.script.rng.choice(fact.about)
+        return self._talk() if (fact.answer, about) in self.told else self._keep(self._drawn(fact, about))
 
     def _tell_by_name(self) -> None:
-        """Tell a fact of a person's name, together with the name where that is new."""
+        """As `_tell`, of a person's name, together with the name where that is new."""
         rng = self.script.rng
         fact = rng.choice(_PEOPLE_FACTS)
         about = rng.choice(fact.about)

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from kvlite.evaluation.conclusion import conclusion
+from kvlite.evaluation.evaluation import Measured
 from kvlite.evaluation.intervals import Estimate
 from kvlite.evaluation.results import Answered
 from kvlite.evaluation.summary import Line, Summary
-
-SCHEMA = "kvlite.eval/1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +30,7 @@ class Report:
         """Everything, the single answers included; what cannot be said is null."""
         head = {name: getattr(self, name) for name in ("model", "identity", "dtype", "quant", "device")}
         suites = [_suite(summary) for summary in self.summaries]
-        return {"schema": SCHEMA, **head, "versions": dict(self.versions), "suites": suites}
+        return {"schema": "kvlite.eval/1", **head, "versions": dict(self.versions), "suites": suites}
 
 
 def _suite(summary: Summary) -> dict[str, Any]:
@@ -43,13 +42,11 @@ def _suite(summary: Summary) -> dict[str, Any]:
         "distance": summary.unit,
         "unreached": summary.unreached,
         "verdict": conclusion(summary),
-        "variants": [
-            _variant(line, measured.results) for line, measured in zip(summary.lines, result.measured, strict=True)
-        ],
+        "variants": [_variant(line, each) for line, each in zip(summary.lines, result.measured, strict=True)],
     }
 
 
-def _variant(line: Line, results: Sequence[Any]) -> dict[str, Any]:
+def _variant(line: Line, measured: Measured) -> dict[str, Any]:
     placed = line.placed
     variant, plan = placed.variant, placed.plan
     return {
@@ -69,10 +66,10 @@ def _variant(line: Line, results: Sequence[Any]) -> dict[str, Any]:
             {"over": part.over, "upto": part.upto, "count": part.count, **_estimate(part.estimate)}
             for part in line.parts
         ],
-        "by_kind": [{"kind": part.kind, "count": part.count, **_estimate(part.estimate)} for part in line.kinds],
+        "by_kind": [{"kind": part.label, "count": part.count, **_estimate(part.estimate)} for part in line.kinds],
         "answers": [
             {"conversation": each.number, **asdict(outcome)}
-            for each in results
+            for each in measured.results
             if isinstance(each, Answered)
             for outcome in each.outcomes
         ],

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,17 +30,8 @@ class Answered:
     unreached: int
     outcomes: tuple[QuestionResult, ...]
 
-    def to_json(self) -> dict[str, Any]:
-        """As JSON."""
-        return asdict(self)
 
-    @classmethod
-    def from_json(cls, record: dict[str, Any]) -> Answered:
-        """From `to_json`. Raises TypeError or KeyError on anything else."""
-        return cls(**{**record, "outcomes": tuple(QuestionResult(**outcome) for outcome in record["outcomes"])})
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Span:
     """Sums over the scored tokens of a text that have more than `over` and at most `upto` tokens before them.
 
@@ -51,11 +41,11 @@ class Span:
 
     over: int
     upto: int
-    tokens: int
-    nll: float
-    full_nll: float
-    kl: float
-    agreed: int
+    tokens: int = 0
+    nll: float = 0.0
+    full_nll: float = 0.0
+    kl: float = 0.0
+    agreed: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,11 +56,5 @@ class Scored:
     tokens: int
     spans: tuple[Span, ...]
 
-    def to_json(self) -> dict[str, Any]:
-        """As JSON."""
-        return asdict(self)
 
-    @classmethod
-    def from_json(cls, record: dict[str, Any]) -> Scored:
-        """From `to_json`. Raises TypeError or KeyError on anything else."""
-        return cls(**{**record, "spans": tuple(Span(**span) for span in record["spans"])})
+Result = Answered | Scored

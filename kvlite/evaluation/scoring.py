@@ -23,28 +23,15 @@ _FIRST_SPAN = 64
 
 
 @dataclass(slots=True)
-class _Sums:
-    """Sums over the tokens of one span of one text."""
-
-    tokens: int = 0
-    nll: float = 0.0
-    full_nll: float = 0.0
-    kl: float = 0.0
-    agreed: int = 0
-
-
-@dataclass(slots=True)
 class _Row:
     number: int
     text: ForcedText
-    spans: dict[int, _Sums] = field(default_factory=dict)  # by `upto`
+    spans: dict[int, Span] = field(default_factory=dict)  # by `upto`, ascending as the text is fed
 
-    def scored(self) -> Scored:
-        spans = [
-            Span(0 if upto == _FIRST_SPAN else upto // 2, upto, s.tokens, s.nll, s.full_nll, s.kl, s.agreed)
-            for upto, s in sorted(self.spans.items())
-        ]
-        return Scored(self.number, len(self.text.ids), tuple(spans))
+    def span(self, before: int) -> Span:
+        """The span of a token with so many before it: up to 64, 128, 256 and so on."""
+        upto = max(_FIRST_SPAN, 1 << (before - 1).bit_length())
+        return self.spans.setdefault(upto, Span(0 if upto == _FIRST_SPAN else upto // 2, upto))
 
 
 def block_tokens(chunk: int) -> int:
@@ -68,66 +55,48 @@ def score_texts(
     for start in range(0, longest, block):
         expected = _fed(full, rows, start, block)
         if bounded is None:
-            _compare(rows, expected, start, expected, start)
+            _compare(rows, start, expected, expected)
         else:
-            for first in range(start, min(start + block, longest), chunk):
-                _compare(rows, _fed(bounded, rows, first, chunk), first, expected, start)
+            for at in range(0, min(block, longest - start), chunk):
+                found = _fed(bounded, rows, start + at, chunk)
+                _compare(rows, start + at, found, [logits[at : at + chunk] for logits in expected])
         yield min(1.0, (start + block) / longest)
-    return [row.scored() for row in rows]
+    return [Scored(row.number, len(row.text.ids), tuple(row.spans.values())) for row in rows]
 
 
-@dataclass(frozen=True, slots=True)
-class _Logits:
-    """Logits [n, T, V], aligned on the right, and the number of ids that each row fed."""
-
-    values: Tensor
-    counts: tuple[int, ...]
-
-    def column(self, row: int, offset: int) -> int:
-        """The column of the logits behind id `offset` of a row's piece."""
-        return self.values.shape[1] - self.counts[row] + offset
-
-
-def _fed(engine: Engine, rows: Sequence[_Row], start: int, count: int) -> _Logits:
+def _fed(engine: Engine, rows: Sequence[_Row], start: int, count: int) -> list[Tensor]:
+    """Feed every row its ids from `start` on; for each the logits [t, V] behind them."""
     pieces = [row.text.ids[start : start + count] for row in rows]
-    return _Logits(engine.score(pieces), tuple(map(len, pieces)))
+    logits = engine.score(pieces)  # [n, T, V], aligned on the right
+    return [each[logits.shape[1] - len(piece) :] for each, piece in zip(logits, pieces, strict=True)]
 
 
-def _compare(rows: Sequence[_Row], found: _Logits, start: int, expected: _Logits, block_start: int) -> None:
-    """Score the tokens that follow those from `start` on by the logits behind them, and add the scores to the rows."""
-    pairs = [
-        (index, position)
-        for index, row in enumerate(rows)
-        for position in range(start, min(start + found.counts[index], len(row.text.ids) - 1))
-        if row.text.scored[position + 1]
+def _compare(rows: Sequence[_Row], start: int, found: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
+    """Score the tokens behind those from `start` on by the logits of each row, and add the scores to its spans."""
+    scored = [
+        [at for at in range(len(logits)) if any(row.text.scored[start + at + 1 : start + at + 2])]
+        for row, logits in zip(rows, found, strict=True)
     ]
-    if not pairs:
+    targets = [(row, start + at + 1) for row, places in zip(rows, scored, strict=True) for at in places]
+    if not targets:
         return
-    row_index = [index for index, _ in pairs]
-    new = found.values[row_index, [found.column(index, position - start) for index, position in pairs]]
-    old = expected.values[row_index, [expected.column(index, position - block_start) for index, position in pairs]]
-    new, old = new.float().log_softmax(-1), old.float().log_softmax(-1)
-    targets = torch.tensor([[rows[index].text.ids[position + 1]] for index, position in pairs], device=new.device)
+    new, old = (
+        torch.cat([logits[places] for logits, places in zip(each, scored, strict=True)]).float().log_softmax(-1)
+        for each in (found, expected)
+    )
+    ids = torch.tensor([[row.text.ids[index]] for row, index in targets], device=new.device)
     values = torch.stack(
         [
-            -new.gather(-1, targets)[:, 0],
-            -old.gather(-1, targets)[:, 0],
+            -new.gather(-1, ids)[:, 0],
+            -old.gather(-1, ids)[:, 0],
             (old.exp() * (old - new)).sum(-1).clamp(min=0.0),  # rounding may take it below
             (old.argmax(-1) == new.argmax(-1)).float(),
         ]
     )
-    for (index, position), nll, full_nll, kl, agreed in zip(pairs, *values.tolist(), strict=True):
-        sums = rows[index].spans.setdefault(_upto(position + 1), _Sums())
-        sums.tokens += 1
-        sums.nll += nll
-        sums.full_nll += full_nll
-        sums.kl += kl
-        sums.agreed += int(agreed)
-
-
-def _upto(before: int) -> int:
-    """The upper end of the span that holds a token with so many before it: 64, 128, 256 and so on."""
-    upto = _FIRST_SPAN
-    while before > upto:
-        upto *= 2
-    return upto
+    for (row, index), nll, full_nll, kl, agreed in zip(targets, *values.tolist(), strict=True):
+        span = row.span(index)
+        span.tokens += 1
+        span.nll += nll
+        span.full_nll += full_nll
+        span.kl += kl
+        span.agreed += int(agreed)

@@ -58,7 +58,7 @@ class Script:
         """Small talk: so many turns, or a drawn number that leaves room for one more."""
         for _ in range(min(self.rng.choice(_GAPS), max(0, self.left - 1)) if turns is None else turns):
             user, answer = self.rng.choice(_talk())
-            words = {brace[1]: self.word(brace[1]) for brace in BRACE.finditer(user)}
+            words = {kind: self.word(kind) for kind in BRACE.findall(user)}
             self.say(filled(user, words), filled(answer, words))
 
     def word(self, kind: str) -> str:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from bisect import bisect
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from itertools import accumulate, chain, cycle
 from typing import TYPE_CHECKING
 
 from kvlite.errors import UsageError
@@ -15,7 +17,7 @@ from kvlite.evaluation.retrieval import write_lookup, write_needle, write_passke
 from kvlite.evaluation.vocabulary import Split
 
 if TYPE_CHECKING:
-    from kvlite.text.template import ChatText
+    from kvlite.text.template import ChatText, Encoded
 
 Writer = Callable[[str, int, Split], Conversation]
 
@@ -74,7 +76,7 @@ class Suite:
         a_turn = max(1.0, sum(_sizes(text, sample)) / len(sample.turns))
         turns = max(1, int(self.length / a_turn))
         written = (write(f"{self.seed}/{self.material}/{number}", turns, self.split) for number in range(self.count))
-        return [conversation.first(_fitting(_sizes(text, conversation), self.length)) for conversation in written]
+        return [each.first(max(1, bisect(list(accumulate(_sizes(text, each))), self.length))) for each in written]
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +93,12 @@ class ForcedText:
 
 def dialogue_texts(suite: Suite, text: ChatText) -> list[ForcedText]:
     """Recall dialogues with their right answers, of which the answers are scored."""
-    return [_forced(text, conversation) for conversation in suite.conversations(text)]
+    texts = []
+    for conversation in suite.conversations(text):
+        parts = [part for turn in _encoded(text, conversation) for part in turn]
+        scored = (is_answer for part, is_answer in zip(parts, cycle((False, True))) for _ in part)
+        texts.append(ForcedText(tuple(chain.from_iterable(parts)), tuple(scored)))
+    return texts
 
 
 def file_texts(suite: Suite, text: ChatText, content: str) -> list[ForcedText]:
@@ -100,21 +107,19 @@ def file_texts(suite: Suite, text: ChatText, content: str) -> list[ForcedText]:
     Documents end at a line `<|endoftext|>`. Raises UsageError where there is nothing to score.
     """
     opening = text.raw("").ids
+    unscored = max(1, len(opening))
     texts: list[ForcedText] = []
     for document in filter(str.strip, content.replace("\r\n", "\n").split(f"\n{END_OF_DOCUMENT}\n")):
         ids = text.raw(document.strip()).ids[len(opening) :]
         step = max(2, suite.length - len(opening))
         pieces = (opening + ids[start : start + step] for start in range(0, len(ids), step))
-        texts += [ForcedText(piece, _all_but(max(1, len(opening)), len(piece))) for piece in pieces if len(piece) > 1]
+        scored = (False,) * unscored + (True,) * step
+        texts += [ForcedText(piece, scored[: len(piece)]) for piece in pieces if len(piece) > 1]
         if len(texts) >= suite.count:
             return texts[: suite.count]
     if not texts:
         raise UsageError("the text has no two tokens; give a longer one")
     return texts
-
-
-def _all_but(first: int, length: int) -> tuple[bool, ...]:
-    return (False,) * first + (True,) * (length - first)
 
 
 def question_tokens(text: ChatText, conversation: Conversation) -> tuple[tuple[int, int], ...]:
@@ -131,41 +136,17 @@ def question_tokens(text: ChatText, conversation: Conversation) -> tuple[tuple[i
     return tuple(counts)
 
 
-def _sizes(text: ChatText, conversation: Conversation) -> list[int]:
-    return [len(prompt) + len(answer) for prompt, answer in _encoded(text, conversation)]
-
-
-def _fitting(sizes: Sequence[int], limit: int) -> int:
-    """The number of first turns that stay within `limit` tokens; at least one."""
-    total = 0
-    for number, size in enumerate(sizes):
-        total += size
-        if total > limit:
-            return max(1, number)
-    return len(sizes)
-
-
-def _forced(text: ChatText, conversation: Conversation) -> ForcedText:
-    ids: list[int] = []
-    scored: list[bool] = []
-    for prompt, answer in _encoded(text, conversation):
-        ids += [*prompt, *answer]
-        scored += [False] * len(prompt) + [True] * len(answer)
-    return ForcedText(tuple(ids), tuple(scored))
+def opening(text: ChatText, conversation: Conversation) -> Encoded:
+    """The first message as the template writes it."""
+    return text.conversation([{"role": "user", "content": conversation.turns[0].user}])
 
 
 def _encoded(text: ChatText, conversation: Conversation) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
     """For each turn the ids that are fed before the answer, and the ids of the right answer."""
-    encoded = []
-    for number, turn in enumerate(conversation.turns):
-        if number == 0:
-            prompt = text.conversation([first_message(conversation)]).ids
-        else:
-            prompt = text.next_turn(turn.user, ended=True).ids
-        encoded.append((prompt, text.written(turn.answer)))
-    return encoded
+    later = (text.next_turn(turn.user, ended=True) for turn in conversation.turns[1:])
+    prompts = (opening(text, conversation), *later)
+    return [(prompt.ids, text.written(turn.answer)) for prompt, turn in zip(prompts, conversation.turns, strict=True)]
 
 
-def first_message(conversation: Conversation) -> dict[str, str]:
-    """The message a conversation opens with, as chat templates take it."""
-    return {"role": "user", "content": conversation.turns[0].user}
+def _sizes(text: ChatText, conversation: Conversation) -> list[int]:
+    return [len(prompt) + len(answer) for prompt, answer in _encoded(text, conversation)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from kvlite.evaluation.evaluation import Measured, SuiteResult
@@ -17,28 +17,13 @@ TURNS = (2, 4, 8, 16, 32)
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A figure over a span of distances: above `over` and up to `upto` (None: without end)."""
+    """The main figure over a kind of questions, or over distances above `over` and up to `upto` (None: without end)."""
 
-    over: int
-    upto: int | None
+    label: str
     count: int
     estimate: Estimate
-
-    @property
-    def label(self) -> str:
-        """The span for reading."""
-        if self.upto is None:
-            return f"> {self.over}"
-        return str(self.upto) if self.upto == self.over + 1 else f"{self.over + 1}-{self.upto}"
-
-
-@dataclass(frozen=True, slots=True)
-class KindPart:
-    """A figure over the questions of one kind."""
-
-    kind: str
-    count: int
-    estimate: Estimate
+    over: int = 0
+    upto: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +38,7 @@ class Line:
     count: int
     figures: dict[str, Estimate]
     parts: tuple[Part, ...]
-    kinds: tuple[KindPart, ...]
+    kinds: tuple[Part, ...]
     samples: tuple[tuple[float, int], ...]
 
     @property
@@ -83,17 +68,29 @@ class Summary:
     def higher_is_better(self) -> bool:
         return not self.result.suite.is_forced
 
+    @property
+    def distances(self) -> list[str]:
+        """The spans of distances of all lines."""
+        return list(dict.fromkeys(part.label for line in self.lines for part in line.parts))
+
+    @property
+    def by_budget(self) -> dict[str, dict[str, Line]]:
+        """The lines to compare, by budget and name; of text scored at several T the smallest, as when decoding."""
+        budgets: dict[str, dict[str, Line]] = {str(line.placed.variant.budget): {} for line in self.lines[1:]}
+        for line in sorted(self.lines[1:], key=lambda line: -line.placed.plan.chunk):
+            budgets[str(line.placed.variant.budget)][line.placed.variant.name] = line
+        return budgets
+
 
 def summarise(result: SuiteResult) -> Summary:
     """The numbers of a suite."""
-    seed = result.suite.seed
     if result.suite.is_forced:
-        main = _kl if result.suite.name == "kl" else _perplexity
-        return Summary(result, tuple(_scored_line(each, main, seed) for each in result.measured), "tokens before")
+        main = "kl" if result.suite.name == "kl" else "perplexity"
+        lines = tuple(_scored_line(each, main, result.suite.seed) for each in result.measured)
+        return Summary(result, lines, "tokens before")
     reference = _questions(result.measured[0])
     unreached = sum(each.unreached for each in result.measured[0].results if isinstance(each, Answered))
-    lines = tuple(_answered_line(each, reference) for each in result.measured)
-    return Summary(result, lines, "turns back", unreached)
+    return Summary(result, tuple(_answered_line(each, reference) for each in result.measured), "turns back", unreached)
 
 
 _Key = tuple[int, int]  # conversation and turn
@@ -104,67 +101,61 @@ def _questions(measured: Measured) -> dict[_Key, QuestionResult]:
     return {(each.number, outcome.turn): outcome for each in answered for outcome in each.outcomes}
 
 
-def _answered_line(measured: Measured, reference: dict[_Key, QuestionResult]) -> Line:
+def _answered_line(measured: Measured, reference: Mapping[_Key, QuestionResult]) -> Line:
     found = _questions(measured)
     right = {key: key in found and found[key].right for key in reference}
 
-    def share(keys: Sequence[_Key]) -> Estimate:
-        return wilson(sum(right[key] for key in keys), len(keys))
+    def part(label: str, keys: Sequence[_Key], over: int = 0, upto: int | None = None) -> Part:
+        return Part(label, len(keys), wilson(sum(right[key] for key in keys), len(keys)), over, upto)
 
     parts = []
     for over, upto in zip((0, *TURNS), (*TURNS, None), strict=True):
         keys = [key for key, outcome in reference.items() if over < outcome.turns <= (upto or math.inf)]
-        if keys:
-            parts.append(Part(over, upto, len(keys), share(keys)))
+        parts.append(part(_label(over, upto), keys, over, upto))
     kinds = []
     for kind in sorted({outcome.kind for outcome in reference.values()}):
-        keys = [key for key, outcome in reference.items() if outcome.kind == kind]
-        kinds.append(KindPart(kind, len(keys), share(keys)))
-    numbers = [each.number for each in measured.results]
-    samples = [
-        (float(sum(right[key] for key in reference if key[0] == number)), sum(key[0] == number for key in reference))
-        for number in numbers
-    ]
+        kinds.append(part(kind, [key for key, outcome in reference.items() if outcome.kind == kind]))
+    samples = []
+    for result in measured.results:
+        said = [is_right for (number, _), is_right in right.items() if number == result.number]
+        samples.append((float(sum(said)), len(said)))
     known = [key for key, outcome in reference.items() if outcome.right]
-    figures = {"right": share(list(reference)), "of_full": share(known)}
-    return Line(measured.placed, len(right), figures, tuple(parts), tuple(kinds), tuple(samples))
+    figures = {"right": part("", list(reference)).estimate, "of_full": part("", known).estimate}
+    asked = tuple(part for part in parts if part.count)
+    return Line(measured.placed, len(right), figures, asked, tuple(kinds), tuple(samples))
 
 
-_Figure = Callable[[Sequence[Span]], float]
+def _label(over: int, upto: int | None) -> str:
+    if upto is None:
+        return f"> {over}"
+    return str(upto) if upto == over + 1 else f"{over + 1}-{upto}"
 
 
-def _scored_line(measured: Measured, main: _Figure, seed: int) -> Line:
+def _scored_line(measured: Measured, main: str, seed: int) -> Line:
     texts = [each.spans for each in measured.results if isinstance(each, Scored)]
 
-    def estimate(figure: _Figure, spans: Sequence[tuple[Span, ...]]) -> Estimate:
-        return bootstrap(spans, lambda drawn: figure([span for text in drawn for span in text]), seed)
+    def estimate(name: str, spans: Sequence[tuple[Span, ...]]) -> Estimate:
+        return bootstrap(spans, lambda drawn: _FIGURES[name]([span for text in drawn for span in text]), seed)
 
-    names: dict[_Figure, str] = {_kl: "kl", _perplexity: "perplexity", _agreement: "agreement"}
-    ordered = (main, *(figure for figure in (_kl, _agreement, _perplexity) if figure is not main))
-    figures = {names[figure]: estimate(figure, texts) for figure in ordered}
+    figures = {name: estimate(name, texts) for name in dict.fromkeys((main, *_FIGURES))}
     parts = []
     for over, upto in sorted({(span.over, span.upto) for spans in texts for span in spans}):
         within = [tuple(span for span in spans if span.upto == upto) for spans in texts]
         within = [spans for spans in within if spans]
         count = sum(span.tokens for spans in within for span in spans)
-        parts.append(Part(over, upto, count, estimate(main, within)))
-    field = "kl" if main is _kl else "nll"
+        parts.append(Part(_label(over, upto), count, estimate(main, within), over, upto))
+    field = "kl" if main == "kl" else "nll"
     samples = tuple((sum(getattr(s, field) for s in text), sum(s.tokens for s in text)) for text in texts)
     return Line(measured.placed, sum(count for _, count in samples), figures, tuple(parts), (), samples)
 
 
-def _mean(spans: Sequence[Span], total: float) -> float:
+def _mean(field: str, spans: Sequence[Span]) -> float:
     tokens = sum(span.tokens for span in spans)
-    return total / tokens if tokens else math.nan
+    return sum(getattr(span, field) for span in spans) / tokens if tokens else math.nan
 
 
-def _kl(spans: Sequence[Span]) -> float:
-    return _mean(spans, sum(span.kl for span in spans))
-
-
-def _agreement(spans: Sequence[Span]) -> float:
-    return _mean(spans, sum(span.agreed for span in spans))
-
-
-def _perplexity(spans: Sequence[Span]) -> float:
-    return math.exp(_mean(spans, sum(span.nll for span in spans)))
+_FIGURES: Mapping[str, Callable[[Sequence[Span]], float]] = {
+    "kl": lambda spans: _mean("kl", spans),
+    "agreement": lambda spans: _mean("agreed", spans),
+    "perplexity": lambda spans: math.exp(_mean("nll", spans)),
+}

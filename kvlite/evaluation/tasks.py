@@ -6,13 +6,14 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from kvlite.cache.policy import load_policy
+from pydantic import TypeAdapter
+
 from kvlite.errors import UsageError
 from kvlite.evaluation.answering import converse
 from kvlite.evaluation.conversation import Conversation
-from kvlite.evaluation.results import Answered, Scored
+from kvlite.evaluation.results import Answered, Result, Scored
 from kvlite.evaluation.suites import ForcedText, Suite, dialogue_texts, file_texts, question_tokens
-from kvlite.evaluation.variant import Placed, Variant
+from kvlite.evaluation.variant import REFERENCE, Placed, Variant
 
 if TYPE_CHECKING:
     from kvlite.llm.text_model import TextModel
@@ -29,7 +30,6 @@ MOST_LOGIT_BYTES = 256 * 10**6
 CACHE_SHARE = 4
 """The rows' caches take at most the free memory divided by this."""
 
-Result = Answered | Scored
 Measure = Callable[[Sequence[int]], Generator[float, None, Sequence[Result]]]
 """Measures the conversations with these numbers, at most as many as there are rows; yields the share that is done."""
 
@@ -56,15 +56,6 @@ class Subject:
         most_rows = most_rows or (ROWS_ON_GPU if device.type == "cuda" else ROWS_ON_CPU)
         return cls(model.loaded, model.text, model.files.identity(), most_rows, free_bytes(device))
 
-    def rows(self, wanted: int, row_bytes: int) -> int:
-        """The rows that run at once, of `wanted` ones that take `row_bytes` each; at least one."""
-        if self.loaded.state is not None:
-            return 1
-        return max(1, min(wanted, self.most_rows, self.free_bytes // CACHE_SHARE // row_bytes))
-
-
-REFERENCE = Variant(load_policy("full"))
-
 
 @dataclass(frozen=True, slots=True)
 class Task:
@@ -72,7 +63,7 @@ class Task:
 
     subject: Subject
     suite: Suite
-    material: tuple[Conversation, ...] | tuple[ForcedText, ...]
+    material: tuple[Conversation | ForcedText, ...]
     fed: tuple[tuple[tuple[int, int], ...], ...]
 
     @classmethod
@@ -83,7 +74,7 @@ class Task:
             conversations = tuple(suite.conversations(text))
             fed = tuple(question_tokens(text, each) for each in conversations)
             if not any(fed):
-                raise UsageError(f"no question of {suite.name} fits into {suite.length} tokens; give a longer --length")
+                raise UsageError(f"{suite.name} asks nothing in {suite.length} tokens; give a longer --length")
             return cls(subject, suite, conversations, fed)
         if loaded.state is not None:
             raise UsageError(
@@ -95,7 +86,7 @@ class Task:
     @property
     def tokens(self) -> int:
         """Of the longest conversation or text, as written."""
-        return max(map(_total, self.fed))
+        return max(sum(map(sum, turns)) for turns in self.fed)
 
     def place(self, variant: Variant, tokens: int) -> Placed:
         """The variant where the longest conversation has `tokens` tokens. Raises CapacityError."""
@@ -105,73 +96,60 @@ class Task:
 
     def unit(self, placed: Placed, number: int) -> dict[str, object]:
         """Everything that decides the result of one conversation or text, as the journal records it."""
-        material, loaded = self.material[number], self.subject.loaded
+        loaded = self.subject.loaded
         return {
             "model": self.subject.identity,
             "dtype": str(loaded.dtype).removeprefix("torch."),
             "quant": loaded.quant,
             "device": loaded.device.type,
             "suite": self.suite.key(),
-            "content": material.key(),
+            "content": self.material[number].key(),
             "think": self.subject.text.think,
             "variant": placed.key(),
             "number": number,
         }
 
-    def read(self, result: dict[str, Any]) -> Result:
+    def read(self, result: dict[str, Any] | None) -> Result:
         """A result as the journal holds it."""
-        return Scored.from_json(result) if self.suite.is_forced else Answered.from_json(result)
+        return _SCORED.validate_python(result) if self.suite.is_forced else _ANSWERED.validate_python(result)
 
     def passes(self, placed: Placed) -> float:
         """About how many forward passes one conversation or text takes under a variant, on average."""
         chunk = placed.plan.chunk
+        chunks: tuple[int, ...] = (chunk,)
         if self.suite.is_forced:
             from kvlite.evaluation.scoring import block_tokens
 
-            caches = (block_tokens(chunk),) if placed.variant.is_reference else (block_tokens(chunk), chunk)
-            passes = (-(-tokens // each) for tokens in map(_total, self.fed) for each in caches)
-        else:
-            passes = (-(-prompt // chunk) + answer for turns in self.fed for prompt, answer in turns)
-        return sum(passes) / len(self.fed)
+            chunks = (block_tokens(chunk),) if placed.variant.is_reference else (block_tokens(chunk), chunk)
+        fed = [(prompt, answer) for turns in self.fed for prompt, answer in turns]
+        return sum(-(-prompt // each) + answer for prompt, answer in fed for each in chunks) / len(self.fed)
 
     def rows(self, placed: Placed, wanted: int) -> int:
-        """The number of conversations that run at once under a variant."""
-        row_bytes = placed.plan.reserved_bytes
+        """The number of conversations, of `wanted` ones, that run at once under a variant; at least one."""
+        subject, row_bytes = self.subject, placed.plan.reserved_bytes
+        if subject.loaded.state is not None:
+            return 1
         if self.suite.is_forced:
             row_bytes += self.place(REFERENCE, self.tokens).plan.reserved_bytes
-            logit_bytes = max(placed.plan.chunk, 64) * self.subject.loaded.shape.vocab * 4
-            wanted = min(wanted, max(1, MOST_LOGIT_BYTES // logit_bytes))
-        return self.subject.rows(wanted, row_bytes)
+            logit_bytes = max(placed.plan.chunk, 64) * subject.loaded.shape.vocab * 4
+            wanted = min(wanted, MOST_LOGIT_BYTES // logit_bytes)
+        return max(1, min(wanted, subject.most_rows, subject.free_bytes // CACHE_SHARE // row_bytes))
 
     def open(self, placed: Placed, rows: int) -> Measure:
         """Allocate what measuring under a variant takes. Raises OutOfMemory."""
-        return self._scoring(placed, rows) if self.suite.is_forced else self._conversing(placed, rows)
-
-    def _conversing(self, placed: Placed, rows: int) -> Measure:
-        subject = self.subject
+        subject, material = self.subject, self.material
         engine = placed.open(subject.loaded, rows)
-        conversations = [item for item in self.material if isinstance(item, Conversation)]
-
-        def measure(numbers: Sequence[int]) -> Generator[float, None, Sequence[Result]]:
-            group = [(number, conversations[number]) for number in numbers]
-            return (yield from converse(engine, subject.text, group, self.suite.max_tokens))
-
-        return measure
-
-    def _scoring(self, placed: Placed, rows: int) -> Measure:
+        if not self.suite.is_forced:
+            conversations = [item for item in material if isinstance(item, Conversation)]
+            most = self.suite.max_tokens
+            return lambda numbers: converse(engine, subject.text, [(n, conversations[n]) for n in numbers], most)
         from kvlite.evaluation.scoring import score_texts
 
-        loaded = self.subject.loaded
-        full = self.place(REFERENCE, self.tokens).open(loaded, rows)
-        bounded = None if placed.variant.is_reference else placed.open(loaded, rows)
-        texts = [item for item in self.material if isinstance(item, ForcedText)]
-
-        def measure(numbers: Sequence[int]) -> Generator[float, None, Sequence[Result]]:
-            group = [(number, texts[number]) for number in numbers]
-            return (yield from score_texts(full, bounded, group, placed.plan.chunk))
-
-        return measure
+        texts = [item for item in material if isinstance(item, ForcedText)]
+        full, bounded = engine, None
+        if not placed.variant.is_reference:
+            full, bounded = self.place(REFERENCE, self.tokens).open(subject.loaded, rows), engine
+        return lambda numbers: score_texts(full, bounded, [(n, texts[n]) for n in numbers], placed.plan.chunk)
 
 
-def _total(turns: Sequence[tuple[int, int]]) -> int:
-    return sum(prompt + answer for prompt, answer in turns)
+_ANSWERED, _SCORED = TypeAdapter(Answered), TypeAdapter(Scored)

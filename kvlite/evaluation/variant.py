@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
-from kvlite.cache.policy import Policy
+from kvlite.cache.policy import Policy, load_policy
 from kvlite.cache.spec import cache_spec
 from kvlite.memory.budget import Budget, BudgetKind
 from kvlite.memory.format import SlotFormat, human_bytes, slot_format
@@ -50,6 +50,9 @@ class Variant:
         if budget.kind is BudgetKind.SHARE:
             budget = Budget(BudgetKind.BYTES, int(Fraction(budget.amount) * shape.full_cache_bytes(tokens)))
         return Placed(self, spec, plan_cache(shape, budget, spec, free_bytes=None))
+
+
+REFERENCE = Variant(load_policy("full"))
 
 
 @dataclass(frozen=True, slots=True)

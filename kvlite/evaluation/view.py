@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from kvlite.evaluation.conclusion import conclusion
 from kvlite.evaluation.intervals import Estimate
@@ -38,12 +39,9 @@ def suite_section(summary: Summary) -> Section:
 
 def suite_table(summary: Summary) -> Table:
     """Figures with their 95 % intervals, then the first of them by distance."""
-    first = summary.reference
-    parts = {part.upto: part.label for line in summary.lines for part in line.parts}
-    figures = tuple(_TITLES[name] for name in first.figures)
-    columns = ("POLICY", "BUDGET", "T", "SLOTS", *figures, *parts.values())
-    rows = tuple(_row(line, tuple(parts)) for line in summary.lines)
-    return Table(columns, rows, fixed=3)
+    figures = (_TITLES[name] for name in summary.reference.figures)
+    columns = ("POLICY", "BUDGET", "T", "SLOTS", *figures, *summary.distances)
+    return Table(columns, tuple(_row(line, summary.distances) for line in summary.lines), fixed=3)
 
 
 def kinds_table(summary: Summary) -> Table | None:
@@ -51,7 +49,7 @@ def kinds_table(summary: Summary) -> Table | None:
     parts = summary.reference.kinds
     if not parts:
         return None
-    columns = ("POLICY", "BUDGET", *(f"{part.kind} ({part.count})" for part in parts))
+    columns = ("POLICY", "BUDGET", *(f"{part.label} ({part.count})" for part in parts))
     rows = tuple(
         (line.placed.variant.name, line.placed.budget_text, *(_share(part.estimate, 0) for part in line.kinds))
         for line in summary.lines
@@ -77,18 +75,16 @@ def _about(summary: Summary) -> str:
     return " · ".join(parts)
 
 
-def _row(line: Line, uptos: tuple[int | None, ...]) -> tuple[str, ...]:
+def _row(line: Line, distances: Sequence[str]) -> tuple[str, ...]:
     placed = line.placed
-    by_upto = {part.upto: part.estimate.value for part in line.parts}
-    main = next(iter(line.figures))
-    is_any = placed.variant.is_reference  # the full cache gives the same in any chunks
+    values = {part.label: _value(next(iter(line.figures)), part.estimate.value) for part in line.parts}
     return (
         placed.variant.name,
         placed.budget_text,
-        "any" if is_any else str(placed.plan.chunk),
+        "any" if placed.variant.is_reference else str(placed.plan.chunk),  # the full cache gives the same in any chunks
         f"{placed.plan.slots:,}",
         *(_figure(name, estimate) for name, estimate in line.figures.items()),
-        *(_value(main, by_upto[upto]) if upto in by_upto else UNKNOWN for upto in uptos),
+        *(values.get(label, UNKNOWN) for label in distances),
     )
 
 

@@ -120,7 +120,7 @@ class RunSpec:
         return Fit(
             shape=shape,
             spec=self.cache(shape),
-            weights=WeightFacts.of(facts),
+            weights=WeightFacts.of(facts.config, facts.weight_bytes, facts.parameters),
             quant=self.load.quant,
             device=device,
             free_bytes=free_bytes,

@@ -9,9 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from kvlite.errors import CapacityError
-from kvlite.memory.auto_format import automatic_formats
 from kvlite.memory.budget import Budget, BudgetKind
-from kvlite.memory.format import human_bytes, size_down
+from kvlite.memory.format import FORMATS, human_bytes, size_down
 from kvlite.memory.plan import CachePlan, CacheSpec, largest, least_slots, most_slots, plan_cache
 from kvlite.memory.prediction import (
     TERMS_OF_LOADED,
@@ -22,7 +21,7 @@ from kvlite.memory.prediction import (
     cache_terms,
     other_terms,
 )
-from kvlite.memory.rows import plan_rows
+from kvlite.memory.rows import DEFAULT_ROW_SLOTS, plan_rows
 from kvlite.memory.shape import ModelShape
 
 SWEEP = ("128MB", "256MB", "512MB", "1GB", "2GB", "4GB", "8GB", "16GB", "32GB", "64GB")
@@ -44,7 +43,7 @@ class Fit:
 
     `free_bytes` is what the device has before the weights are loaded, or beside them (`is_loaded`); None: unknown.
     `batch` None is one conversation with the whole budget. `is_automatic`: the slot format may be another than that of
-    `spec`, as `automatic_formats` says.
+    `spec`, as `specs` says.
     """
 
     shape: ModelShape
@@ -72,17 +71,27 @@ class Fit:
         return replace(self, batch=BatchRows(most, row_budget or self.row_budget))
 
     def specs(self, budget: Budget) -> tuple[CacheSpec, ...]:
-        """Candidate caches to spend `budget` on, preferred first; the last needs no check on the loaded model."""
-        if not self.is_automatic:
+        """Candidate caches to spend `budget` on, preferred first; the last needs no check on the loaded model.
+
+        As docs/fidelity.md measured it: the model's own dtype where the budget holds the whole window in it, because
+        nothing is lost then; else the more exact of int8 and int4 that holds the window; else int4. At equal bytes four
+        bits keep more of a conversation than any policy does in sixteen. Rows without a budget of their own should hold
+        DEFAULT_ROW_SLOTS.
+        """
+        is_of_bytes = (self.row_budget or budget).kind in (BudgetKind.BYTES, BudgetKind.SHARE, BudgetKind.AUTO)
+        if not self.is_automatic or not is_of_bytes:
             return (self.spec,)
-        return automatic_formats(
-            self.shape,
-            self.spec,
-            budget,
-            self.row_budget,
-            lambda spec: replace(self, spec=spec)._nominal(budget),
-            with_rows=self.batch is not None,
-        )
+        tried: list[CacheSpec] = []
+        for spec in (self.spec, *(replace(self.spec, slot_format=FORMATS[name]) for name in ("int8", "int4"))):
+            tried.insert(0, spec)
+            try:
+                found = replace(self, spec=spec)._nominal(budget)
+            except CapacityError:
+                continue
+            shares_budget = self.batch is not None and self.row_budget is None
+            if found.slots >= min(found.most_slots, DEFAULT_ROW_SLOTS if shares_budget else found.most_slots):
+                break
+        return tuple(tried)
 
     def cache(self, budget: Budget) -> CachePlan:
         """The cache that `budget` buys. Raises CapacityError where it is too little, or more than the device has."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from kvlite.memory.format import DTYPE_BYTES, SlotFormat, human_bytes
 from kvlite.memory.plan import MOST_CHUNK, CachePlan
@@ -32,17 +32,6 @@ class Term:
     note: str
 
 
-class _Facts(Protocol):
-    """A model's files as the catalog describes them."""
-
-    @property
-    def config(self) -> Mapping[str, Any]: ...
-    @property
-    def weight_bytes(self) -> int | None: ...
-    @property
-    def parameters(self) -> int | None: ...
-
-
 @dataclass(frozen=True, slots=True)
 class WeightFacts:
     """The weights as their files describe them: bytes, number of parameters, and whether they are quantised already."""
@@ -53,18 +42,14 @@ class WeightFacts:
     is_quantised: bool
 
     @classmethod
-    def of(cls, facts: _Facts) -> WeightFacts | None:
-        """Read the facts from a model's files; None where there are no weights to measure."""
-        if facts.weight_bytes is None:
+    def of(cls, config: Mapping[str, Any], num_bytes: int | None, parameters: int | None) -> WeightFacts | None:
+        """The facts of files of `num_bytes` bytes, with config.json telling the rest; None where there are no files."""
+        if num_bytes is None:
             return None
-        text = facts.config.get("text_config") or {}
-        is_tied = text.get("tie_word_embeddings", facts.config.get("tie_word_embeddings", True))
-        return cls(
-            num_bytes=facts.weight_bytes,
-            parameters=facts.parameters,
-            is_tied=is_tied is not False,  # transformers leaves it out where it is true
-            is_quantised="quantization_config" in facts.config,
-        )
+        text = config.get("text_config") or {}
+        is_tied = text.get("tie_word_embeddings", config.get("tie_word_embeddings", True))
+        is_tied = is_tied is not False  # transformers leaves it out where it is true
+        return cls(num_bytes, parameters, is_tied, "quantization_config" in config)
 
     @property
     def can_quantise(self) -> bool:

@@ -15,12 +15,12 @@ from typing import Any
 import pytest
 
 from kvlite.batch.batch import Batch
+from kvlite.batch.batch_run import ItemLimits
 from kvlite.batch.dry_run import dry_run
 from kvlite.batch.item import Form
-from kvlite.batch.job import Ending, Job, Model, Planned, Writing
+from kvlite.batch.job import BatchJob, Ending, Model, Planned, Writing
 from kvlite.batch.output import LockedFile
 from kvlite.batch.prepare import Defaults, Terms
-from kvlite.batch.run import Limits
 from kvlite.batch.source import Input, Selection
 from kvlite.console import Console
 from kvlite.engine.request import Request, Sampling
@@ -68,15 +68,15 @@ class Desk:
 
     def arguments(
         self, *, source: str | None = None, selection: Selection | None = None, as_json: bool = False, **asked: Any
-    ) -> tuple[Job, Callable[[str | None], Model], Console]:
+    ) -> tuple[BatchJob, Callable[[str | None], Model], Console]:
         writing = {name: asked.pop(name) for name in list(asked) if name in Writing.__slots__}
         ending = {name: asked.pop(name) for name in list(asked) if name in Ending.__slots__}
-        limits = {name: asked.pop(name) for name in list(asked) if name in Limits.__slots__}
-        job = Job(
+        limits = {name: asked.pop(name) for name in list(asked) if name in ItemLimits.__slots__}
+        job = BatchJob(
             input=Input(source or str(self.folder / "in.jsonl"), selection=selection or Selection()),
             writing=Writing(**({"output": str(self.out)} | writing)),
             ending=Ending(**({"progress": "none"} | ending)),
-            limits=Limits(**limits),
+            limits=ItemLimits(**limits),
             defaults=Defaults(**asked),
             argv=("kvlite", "batch", "in.jsonl", "-o", "my out.jsonl", "--overwrite"),
         )

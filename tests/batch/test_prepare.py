@@ -113,9 +113,9 @@ def test_extras_that_one_engine_cannot_honour_are_refused(extras: dict[str, str]
     assert refused.value.failure.param == f"kvlite.{next(iter(extras))}"
 
 
-def test_only_greedy_items_have_twins(text: Any) -> None:
+def test_only_greedy_items_are_deduplicated(text: Any) -> None:
     preparer = Preparer(text, Defaults(), Terms())
-    assert preparer.twin_of(line()) == preparer.twin_of(line(sampling={"seed": 4}))
-    assert preparer.twin_of(line()) != preparer.twin_of(line(prompt="Ho"))
-    assert preparer.twin_of(line()) != preparer.twin_of(line(max_tokens=1))
-    assert preparer.twin_of(line(sampling={"temperature": 1.0})) is None
+    assert preparer.dedupe_key(line()) == preparer.dedupe_key(line(sampling={"seed": 4}))
+    assert preparer.dedupe_key(line()) != preparer.dedupe_key(line(prompt="Ho"))
+    assert preparer.dedupe_key(line()) != preparer.dedupe_key(line(max_tokens=1))
+    assert preparer.dedupe_key(line(sampling={"temperature": 1.0})) is None

@@ -304,7 +304,7 @@ def test_a_closed_pipe_stops_the_answer_and_is_left_to_the_caller(engine, text, 
             raise BrokenPipeError
 
     held = Held(engine, text, tmp_path)
-    held.chat._console._stdout = Closed()
+    held.chat._console.stdout = Closed()
     with pytest.raises(BrokenPipeError):
         held.type("hi")
     assert held.chat.session.messages == ()

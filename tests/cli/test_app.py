@@ -19,9 +19,10 @@ from typing import Annotated, Any
 import pytest
 import typer
 
-from kvlite import cli, errors
+from kvlite import errors
 from kvlite.cli import commands, main
 from kvlite.cli.invocation import Invocation
+from kvlite.cli.process import signals_raise
 from kvlite.cli.signature import without
 from kvlite.flags import option
 from kvlite.llm.answer import sampling_of
@@ -46,7 +47,7 @@ def probe(
     given = asdict(own) | asdict(answer) | asdict(options)
     given["sampling"] = sampling_of(answer)
     given["default_model"] = call.default_model
-    given["quiet"], given["color"], given["as_json"] = console.quiet, console._color, console.as_json
+    given["quiet"], given["color"], given["as_json"] = console.quiet, console.color, console.as_json
     console.json(given)
 
 
@@ -409,7 +410,7 @@ def test_a_signal_that_hits_a_destructor_comes_once_more(
         def __del__(self) -> None:
             raise raised("dropped")
 
-    with pytest.raises(raised), cli._sigterm_raises(), cli._signals_are_heeded():
+    with pytest.raises(raised), signals_raise():
         dying = Dying()
         del dying
         time.sleep(5)

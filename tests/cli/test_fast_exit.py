@@ -32,7 +32,7 @@ def test_what_was_imported_is_left_out_of_collections_which_go_on_after() -> Non
 @pytest.mark.parametrize("loads", ["", "import torch; "])
 def test_leaving_keeps_the_code_the_output_and_the_exit_handlers(loads: str) -> None:
     code = (
-        f"{loads}import atexit; from kvlite.cli.fast_exit import leave\n"
+        f"{loads}import atexit; from kvlite.cli.process import leave\n"
         "atexit.register(print, 'handled'); print('said', end=' '); leave(7)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment(), timeout=120)

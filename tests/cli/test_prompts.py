@@ -53,12 +53,12 @@ def test_the_first_word_is_the_model_unless_m_names_it(console, words, model, ex
 
 def test_a_miss_is_said(console):
     split_words(["write", "a", "poem"], None, "demo", console)
-    assert "'write' is no model and all words are the prompt: demo answers" in console._stderr.getvalue()
+    assert "'write' is no model and all words are the prompt: demo answers" in console.stderr.getvalue()
 
 
 def test_a_miss_that_the_built_in_model_answers_names_a_real_one(console):
     split_words(["write", "a", "poem"], None, "demo", console)
-    said = console._stderr.getvalue()
+    said = console.stderr.getvalue()
     assert said.count("\n") == 1
     assert said.split()[-1] in aliases()
 

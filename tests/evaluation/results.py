@@ -6,11 +6,10 @@ from collections.abc import Mapping, Sequence
 
 from kvlite.cache.policy import load_policy
 from kvlite.evaluation.evaluation import Measured, SuiteResult
-from kvlite.evaluation.results import Answered, QuestionResult, Scored, Span
+from kvlite.evaluation.results import Answered, QuestionResult, Result, Scored, Span
 from kvlite.evaluation.suites import Suite
 from kvlite.evaluation.summary import Summary, summarise
-from kvlite.evaluation.tasks import REFERENCE, Result
-from kvlite.evaluation.variant import Placed, Variant
+from kvlite.evaluation.variant import REFERENCE, Placed, Variant
 from kvlite.memory.budget import Budget
 from tests.cache.driving import attention_layer, model_shape
 

@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from kvlite.cache.policy import load_policy
 from kvlite.console import Console
 from kvlite.evaluation import evaluation as timing
-from kvlite.evaluation.evaluation import Clock, Evaluation, Pace
+from kvlite.evaluation.evaluation import Evaluation, Pace
 from kvlite.evaluation.journal import Journal
 from kvlite.evaluation.scoring import block_tokens
-from kvlite.evaluation.suites import Suite
-from kvlite.evaluation.tasks import REFERENCE, Subject, Task
-from kvlite.evaluation.variant import Variant
+from kvlite.evaluation.suites import ForcedText, Suite
+from kvlite.evaluation.tasks import Subject, Task
+from kvlite.evaluation.variant import REFERENCE, Variant
 from kvlite.llm.spec import RunSpec
 from kvlite.llm.text_model import TextModel
 from kvlite.memory.budget import Budget
@@ -57,53 +57,53 @@ def measured(subject: Subject, journal: Path, suite: Suite = RECALL, variant: Va
 def test_at_a_steady_pace_the_seconds_left_are_those_that_come(
     parts: list[tuple[int, float]], second_per_pass: float, data: st.DataObject
 ) -> None:
-    clock, left = Clock(), 0.0
+    pace, left = Pace(), 0.0
     for units, passes in parts:
-        clock.expect(units, passes)
+        pace.expect(units, passes)
     for units, passes in parts:
         done = data.draw(st.integers(0, units))
         if done:
-            clock.spend(done * passes * second_per_pass, done, passes)
+            pace.spend(done * passes * second_per_pass, done, passes)
         left += (units - done) * passes * second_per_pass
-    found = clock.pace("").left_s
-    assert found is None if clock.timed == 0 else found == pytest.approx(left, abs=1e-6)
+    found = pace.left_s
+    assert found is None if pace.timed == 0 else found == pytest.approx(left, abs=1e-6)
 
 
 def test_nothing_is_said_of_the_time_before_anything_was_timed() -> None:
-    clock = Clock()
-    clock.expect(10, 5.0)
-    clock.skip(4, 5.0)  # from a journal
-    assert clock.pace("x") == Pace("x", 4, 10, None, False)
+    pace = Pace()
+    pace.expect(10, 5.0)
+    pace.skip(4, 5.0)  # from a journal
+    assert (pace.done, pace.total, pace.left_s, pace.is_sampled) == (4, 10, None, False)
 
 
 def test_units_from_the_journal_take_no_time_and_are_not_waited_for() -> None:
-    clock = Clock()
-    clock.expect(10, 5.0)
-    clock.skip(4, 5.0)
-    clock.spend(3.0, 2, 5.0)
-    assert clock.pace("").left_s == pytest.approx(4 * 1.5)
+    pace = Pace()
+    pace.expect(10, 5.0)
+    pace.skip(4, 5.0)
+    pace.spend(3.0, 2, 5.0)
+    assert pace.left_s == pytest.approx(4 * 1.5)
 
 
 def test_cheap_units_measured_first_do_not_promise_that_dear_ones_are_cheap() -> None:
-    clock = Clock()
-    clock.expect(10, 4.0)
-    clock.expect(10, 400.0)
-    clock.spend(10.0, 10, 4.0)
-    assert clock.pace("").left_s == pytest.approx(1000.0)
+    pace = Pace()
+    pace.expect(10, 4.0)
+    pace.expect(10, 400.0)
+    pace.spend(10.0, 10, 4.0)
+    assert pace.left_s == pytest.approx(1000.0)
 
 
 def test_what_is_not_measured_after_all_is_not_waited_for() -> None:
-    clock = Clock()
-    clock.expect(10, 4.0)
-    clock.expect(10, 8.0)
-    clock.expect(-10, 8.0)
-    clock.spend(5.0, 5, 4.0)
-    assert (clock.total, clock.pace("").left_s) == (10, pytest.approx(5.0))
+    pace = Pace()
+    pace.expect(10, 4.0)
+    pace.expect(10, 8.0)
+    pace.expect(-10, 8.0)
+    pace.spend(5.0, 5, 4.0)
+    assert (pace.total, pace.left_s) == (10, pytest.approx(5.0))
 
 
 def test_passes_of_forced_text_are_those_of_both_caches(subject: Subject) -> None:
     task = Task.of(subject, KL)
-    lengths = [len(text.ids) for text in task.material]  # type: ignore[union-attr]
+    lengths = [len(text.ids) for text in task.material if isinstance(text, ForcedText)]
     one_by_one = task.place(replace(WINDOW, chunk_limit=1), task.tokens)
     full = [-(-length // block_tokens(1)) for length in lengths]
     assert task.passes(one_by_one) == (sum(full) + sum(lengths)) / len(lengths)

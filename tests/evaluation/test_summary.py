@@ -24,7 +24,7 @@ def test_every_question_counts_once_by_distance_and_once_by_kind(full: list[list
 
 def test_kinds_of_a_variant_are_those_of_the_full_cache_with_its_own_answers() -> None:
     found = summary(answered([[True] * 4]), {("window", "50%"): answered([[True, False, True, False]])})
-    assert [(part.kind, part.count, part.estimate.value) for part in found.lines[1].kinds] == [
+    assert [(part.label, part.count, part.estimate.value) for part in found.lines[1].kinds] == [
         ("list", 2, 0.0),
         ("name", 2, 1.0),
     ]

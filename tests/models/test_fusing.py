@@ -131,6 +131,15 @@ def admitted_in(dtype: torch.dtype, family: str = "llama") -> LoadedModel:
     return admit(loaded)
 
 
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma2", "gemma3_text", "phi3"])
+def test_in_half_precision_a_cpu_rounds_where_transformers_rounds(family: str) -> None:
+    """So greedy tokens stay those of transformers even where two of them are all but equal."""
+    loaded = admitted_in(torch.bfloat16, family)
+    expected = probe_logits(loaded)
+    fused = fuse(loaded)
+    assert fused.fused and torch.equal(probe_logits(fused), expected)
+
+
 def test_what_raises_is_taken_back_and_said(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(mlp: Any, ops: FusedOps) -> nn.Module:
         return FusedMLP(nn.Linear(3, 3), "silu", mlp.down_proj, ops)

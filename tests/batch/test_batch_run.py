@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
+from kvlite.batch.batch_run import BatchRun, ItemLimits
 from kvlite.batch.item import BadLine, Code, Entry, Failure, Form, Place
 from kvlite.batch.outcome import Outcome
 from kvlite.batch.prepare import Defaults, Preparer, Terms
-from kvlite.batch.run import BatchRun, Limits
 from kvlite.engine.request import FinishReason, Request, Token
 from kvlite.errors import BudgetTooSmall, ContextFull, UsageError
 
@@ -133,7 +133,7 @@ def test_a_full_row_is_the_budgets_fault_unless_the_window_is_as_small(
 
 def test_an_item_over_its_time_fails_and_keeps_what_it_had(new_engine: Any, new_run: Any, new_item: Any) -> None:
     now = iter(range(1000))
-    run = new_run(new_engine(rows=1), limits=Limits(timeout_s=5), clock=lambda: float(next(now)))
+    run = new_run(new_engine(rows=1), limits=ItemLimits(timeout_s=5), clock=lambda: float(next(now)))
     found = outcomes(run.run([new_item("x" * 100, 0), new_item("ab", 1)]))
     assert [outcome.failure.code if outcome.failure else None for outcome in found] == [Code.TIMEOUT, None]
     assert found[0].choices[0].text == "XXXXX"
@@ -147,7 +147,7 @@ def test_equal_greedy_items_run_once(new_engine: Any, new_run: Any, new_item: An
         new_item("other", 2),
         new_item("same", 3, sampling={"seed": 9}),
     ]
-    found = outcomes(new_run(engine, limits=Limits(dedupe=True)).run(entries))
+    found = outcomes(new_run(engine, limits=ItemLimits(dedupe=True)).run(entries))
     assert len(engine.pulled) == 2
     assert {o.entry.key: o.deduped_from for o in found} == {"k0": None, "k1": "k0", "k2": None, "k3": "k0"}
     assert texts(found)["k3"] == "SAME"
@@ -155,12 +155,12 @@ def test_equal_greedy_items_run_once(new_engine: Any, new_run: Any, new_item: An
 
 def test_items_drawn_by_chance_are_not_deduplicated(new_engine: Any, new_run: Any, new_item: Any) -> None:
     engine = new_engine()
-    run = new_run(engine, limits=Limits(dedupe=True), defaults=Defaults({"temperature": 1.0}))
+    run = new_run(engine, limits=ItemLimits(dedupe=True), defaults=Defaults({"temperature": 1.0}))
     list(run.run([new_item("same", 0), new_item("same", 1)]))
     assert len(engine.pulled) == 2
 
 
-def test_twins_of_a_failed_item_try_for_themselves(new_engine: Any, new_run: Any, new_item: Any) -> None:
+def test_items_equal_to_a_failed_one_run_themselves(new_engine: Any, new_run: Any, new_item: Any) -> None:
     failed: list[str] = []
 
     def fails(request: Request) -> Exception | None:
@@ -169,7 +169,7 @@ def test_twins_of_a_failed_item_try_for_themselves(new_engine: Any, new_run: Any
             return ContextFull("once")
         return None
 
-    run = new_run(new_engine(rows=2, fails=fails), limits=Limits(dedupe=True))
+    run = new_run(new_engine(rows=2, fails=fails), limits=ItemLimits(dedupe=True))
     found = outcomes(run.run([new_item("same", index) for index in range(3)]))
     assert [outcome.failure is None for outcome in found] == [False, True, True]
     assert found[2].deduped_from == "k1"
@@ -193,7 +193,7 @@ def test_after_one_oversized_record_the_others_run_together_again(new_engine: An
 
 def test_tries_in_company_are_no_retries(new_engine: Any, new_run: Any, new_item: Any) -> None:
     found = outcomes(
-        new_run(new_engine(rows=4), limits=Limits(retries=2)).run(
+        new_run(new_engine(rows=4), limits=ItemLimits(retries=2)).run(
             [new_item("!" if index == 0 else "ab", index) for index in range(4)]
         )
     )
@@ -207,7 +207,7 @@ def test_an_item_that_does_not_fit_alone_is_given_up_after_its_retries(
 ) -> None:
     engine = new_engine(rows=1)
     engine.out_of_memory_above = 0
-    found = outcomes(new_run(engine, limits=Limits(retries=2)).run([new_item("ab", 0), new_item("cd", 1)]))
+    found = outcomes(new_run(engine, limits=ItemLimits(retries=2)).run([new_item("ab", 0), new_item("cd", 1)]))
     assert [outcome.failure.code for outcome in found if outcome.failure] == [Code.OUT_OF_MEMORY] * 2
     assert [outcome.attempt for outcome in found] == [3, 3]
 

@@ -1,7 +1,7 @@
-"""The batch itself: entries in, outcomes out as they come. Knows the engine's events, neither files nor screens.
+"""Run entries through the engine and yield their outcomes. Knows the engine's events, neither files nor screens.
 
-Look-ahead is bounded: besides the rows in flight at most one more engine-load of prepared items waits. Entries that are
-not there yet hold up nothing: their source says None, and the rows in flight go on.
+Look-ahead is bounded: besides the rows in flight, at most as many prepared requests wait. A source whose next entry has
+not arrived yields None, and the rows in flight go on.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from kvlite.batch.dedupe import Deduplicator
 from kvlite.batch.item import BadLine, Code, Entry, Failure, Item, LineError
 from kvlite.batch.outcome import Choice, Outcome
 from kvlite.batch.prepare import Prepared, Preparer
-from kvlite.batch.twins import Twins
 from kvlite.engine.request import Completion, FinishReason, Request, Token
 from kvlite.errors import BudgetTooSmall, ContextFull, OutOfMemory, UsageError
 
@@ -28,9 +28,11 @@ IDLE_S = 0.02  # between two looks at a source that has nothing yet
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
-    """`timeout_s` per item from when it got a row, looked at with every token and by `cancel_late`; `retries` of an
-    item alone after the device ran out of memory; `dedupe` runs equal greedy items once and keeps their answers.
+class ItemLimits:
+    """Limits for each item.
+
+    `timeout_s` counts from when the item got a row, and is checked at every token and by `cancel_late`. `retries` are
+    those of an item alone after the device ran out of memory. `dedupe` runs equal greedy items once.
     """
 
     timeout_s: float | None = None
@@ -40,10 +42,10 @@ class Limits:
 
 @dataclass(slots=True)
 class _Work:
-    """An item on its way: what is prepared, what came back so far. `attempt` counts tries, `retries` those alone."""
+    """An item in progress, with its choices so far; `attempt` counts its tries, `retries` those of it alone."""
 
     prepared: Prepared
-    twin: bytes | None = None
+    dedupe_key: bytes | None = None
     attempt: int = 1
     retries: int = 0
     choices: dict[str, Choice] = field(default_factory=dict)
@@ -62,30 +64,30 @@ class _Flight:
 
 
 class BatchRun:
-    """Runs entries through an engine. `peak_bytes` is the most that all rows together ever held."""
+    """A run of entries through an engine; `peak_bytes` is the most that all rows together ever held."""
 
     def __init__(
         self,
         engine: Engine,
         preparer: Preparer,
-        limits: Limits | None = None,
+        limits: ItemLimits | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.peak_bytes = 0
-        self.width = engine.rows  # how many requests run at once; fewer after the device ran out of memory
+        self.width = engine.rows  # requests that run at once; fewer after the device ran out of memory
         self._engine = engine
         self._preparer = preparer
-        self._limits = limits or Limits()
+        self._limits = limits or ItemLimits()
         self._clock = clock
         self._waiting: deque[tuple[_Work, Request]] = deque()
         self._flights: dict[str, _Flight] = {}
-        self._twins = Twins()
+        self._deduplicator = Deduplicator()
         self._is_read = False
 
     def run(self, entries: Iterable[Entry | None]) -> Generator[Token | Outcome]:
-        """The outcome of every entry, in the order they end, and the tokens on the way; None is no entry yet.
+        """Yield the outcome of every entry as it ends, and the tokens before it; None in `entries` is no entry yet.
 
-        Raises what ends the whole run: errors that are no request's own, and whatever `entries` raises.
+        Raises the errors that are no single request's, and those of `entries`.
         """
         source = iter(entries)
         while True:
@@ -99,12 +101,12 @@ class BatchRun:
                 for event in self._engine.run(self._requests()):
                     yield from self._settle(event)
                     yield from self._look_ahead(source)
-                self.width = min(self._engine.rows, 2 * self.width)  # a whole load went well
+                self.width = min(self._engine.rows, 2 * self.width)  # a whole run of the engine went well
             except OutOfMemory as error:
                 yield from self._retry_all(error)
 
     def run_in_order(self, entries: Iterable[Entry | None]) -> Generator[Token | Outcome]:
-        """As `run`, but outcomes come in the order of their entries; those that end early wait in memory."""
+        """Run as `run` does, but yield outcomes in the order of their entries; those that end early wait in memory."""
         order: deque[int] = deque()
         held: dict[int, Outcome] = {}
 
@@ -123,11 +125,11 @@ class BatchRun:
                 yield held.pop(order.popleft())
 
     def live_bytes(self) -> int:
-        """What all rows hold now."""
+        """Count the bytes that all rows hold now."""
         return sum(self._engine.counts(row).live_bytes for row in range(self._engine.rows))
 
     def cancel_late(self) -> None:
-        """End the requests whose time is over; an alarm may call this in the midst of anything."""
+        """End the requests whose time is over; safe to call from a signal handler."""
         if self._limits.timeout_s is None:
             return
         latest_s = self._clock() - self._limits.timeout_s
@@ -139,7 +141,7 @@ class BatchRun:
                 self._engine.cancel(request_id)
 
     def _look_ahead(self, source: Iterator[Entry | None]) -> Iterator[Outcome]:
-        """Prepare what is there until an engine-load of requests waits; entries that cannot run come out at once."""
+        """Prepare entries until as many requests wait as the engine has rows; entries that cannot run yield at once."""
         while len(self._waiting) < self._engine.rows:
             try:
                 entry = next(source)
@@ -159,18 +161,18 @@ class BatchRun:
         except LineError as refused:
             yield Outcome(item, failure=refused.failure)
             return
-        twin = self._preparer.twin_of(item) if self._limits.dedupe else None
-        known = None if twin is None else self._twins.join(twin, item)
+        dedupe_key = self._preparer.dedupe_key(item) if self._limits.dedupe else None
+        known = None if dedupe_key is None else self._deduplicator.join(dedupe_key, item)
         if known is not None:
             yield from known
             return
-        work = _Work(prepared, twin)
+        work = _Work(prepared, dedupe_key)
         self._waiting.extend((work, request) for request in prepared.requests)
 
     def _requests(self) -> Iterator[Request | None]:
-        """What the engine pulls when rows are free: None as long as others run and more may come.
+        """Yield requests as the engine has free rows; None while others run and more entries may come.
 
-        A narrowed run gives the engine one load at a time.
+        After the device ran out of memory, only `width` requests are given before the engine ends its run.
         """
         left = math.inf if self.width == self._engine.rows else self.width
         while left > 0 and (self._waiting or (self._flights and not self._is_read)):
@@ -193,7 +195,7 @@ class BatchRun:
             self.cancel_late()
             yield event
             return
-        self.peak_bytes = max(self.peak_bytes, self.live_bytes())  # rows grow until one ends: no peak is missed
+        self.peak_bytes = max(self.peak_bytes, self.live_bytes())  # rows grow until one ends, so no peak is missed
         del self._flights[event.request_id]
         flight.answer.finish()
         work = flight.work
@@ -209,8 +211,8 @@ class BatchRun:
             choices = tuple(choice for choice in choices if choice.completion_tokens)
         outcome = Outcome(work.prepared.item, choices, len(requests[0].ids), work.failure, work.attempt)
         yield outcome
-        if work.twin is not None:
-            copies, others = self._twins.settle(work.twin, outcome)
+        if work.dedupe_key is not None:
+            copies, others = self._deduplicator.finish(work.dedupe_key, outcome)
             yield from copies
             for item in others:
                 yield from self._take(item)
@@ -230,9 +232,9 @@ class BatchRun:
         return Failure(Code.INVALID if isinstance(error, UsageError) else Code.INTERNAL, str(error))
 
     def _retry_all(self, error: OutOfMemory) -> Iterator[Outcome]:
-        """The device ran out of memory: run what was in flight again, half as many at once, before everything else.
+        """Put the requests that were in flight back in front, to run half as many at once after out of memory.
 
-        An item that failed alone, and has no retries left, is given up.
+        An item that failed alone and has no retries left becomes a failure.
         """
         flights, is_alone = list(self._flights.values()), len(self._flights) == 1
         self.width = max(1, len(flights) // 2)

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from kvlite.batch.item import BadLine, Code, Failure, Form, Item, Place, digest, duplicate_mark
-from kvlite.batch.journal import Journal, Meta
 from kvlite.batch.outcome import Outcome
 from kvlite.batch.output import LockedFile
+from kvlite.batch.output_journal import Meta, OutputJournal
 from kvlite.batch.records import record_line
 from kvlite.errors import OutputError, UsageError
 
@@ -44,7 +44,7 @@ def file(path: Path) -> Iterator[LockedFile]:
 
 
 def test_every_line_with_its_record_is_done(file: LockedFile) -> None:
-    done = Journal(file).done()
+    done = OutputJournal(file).done()
     assert done.marks == {digest(key) for key in ("a", "b", "ü", "c")}
     assert (done.ok, done.failed) == (2, 2)
 
@@ -52,7 +52,7 @@ def test_every_line_with_its_record_is_done(file: LockedFile) -> None:
 def test_a_duplicate_is_not_the_line_whose_id_it_repeats(tmp_path: Path) -> None:
     file = LockedFile(tmp_path / "out")
     file.write(record("a", Code.DUPLICATE))
-    assert Journal(file).done().marks == {duplicate_mark("a", 9)}
+    assert OutputJournal(file).done().marks == {duplicate_mark("a", 9)}
     file.close()
 
 
@@ -64,8 +64,8 @@ def test_a_line_torn_at_any_byte_is_moved_aside(tmp_path: Path) -> None:
         torn_copy.unlink(missing_ok=True)
         kept = whole[: whole[:size].rfind(b"\n") + 1]
         file = LockedFile(path)
-        assert Journal(file).drop_torn_line() == size - len(kept)
-        assert Journal(file).done().ok + Journal(file).done().failed == kept.count(b"\n")
+        assert OutputJournal(file).drop_torn_line() == size - len(kept)
+        assert OutputJournal(file).done().ok + OutputJournal(file).done().failed == kept.count(b"\n")
         file.write(RECORDS[0])
         file.close()
         assert path.read_bytes() == kept + RECORDS[0].encode() + b"\n"
@@ -78,23 +78,23 @@ def test_a_torn_line_longer_than_a_block_is_found(tmp_path: Path) -> None:
     path = tmp_path / "out"
     path.write_bytes(b"whole\n" + b"x" * 200_000)
     file = LockedFile(path)
-    assert Journal(file).drop_torn_line() == 200_000
+    assert OutputJournal(file).drop_torn_line() == 200_000
     file.close()
     assert path.read_bytes() == b"whole\n"
 
 
 def test_failed_records_are_taken_out_and_the_others_stay_as_they_are(path: Path, file: LockedFile) -> None:
-    kept = Journal(file).set_failed_aside()
+    kept = OutputJournal(file).set_failed_aside()
     assert list(kept.set_aside.values()) == [RECORDS[1], RECORDS[3]] and (kept.ok, kept.failed) == (2, 0)
     assert path.read_text() == f"{RECORDS[0]}\n{RECORDS[2]}\n"
-    assert Journal(file).set_failed_aside().set_aside == {}
+    assert OutputJournal(file).set_failed_aside().set_aside == {}
 
 
 def test_a_failed_record_of_a_line_that_was_answered_since_is_not_kept(tmp_path: Path) -> None:
     path = tmp_path / "out"
     path.write_text(f"{record('b', Code.TIMEOUT)}\n{record('b')}\n")
     file = LockedFile(path)
-    kept = Journal(file).set_failed_aside()
+    kept = OutputJournal(file).set_failed_aside()
     file.close()
     assert kept.set_aside == {} and kept.marks == {digest("b")}
 
@@ -104,13 +104,13 @@ def test_a_file_that_is_no_batch_output_is_left_alone(tmp_path: Path) -> None:
     path.write_text("my notes\n")
     file = LockedFile(path)
     with pytest.raises(UsageError, match=r"notes.txt line 1 is no batch record"):
-        Journal(file).done()
+        OutputJournal(file).done()
     file.close()
     assert path.read_text() == "my notes\n"
 
 
 def test_the_sidecar_is_one_line_that_says_what_records_are_made_with(path: Path, file: LockedFile) -> None:
-    Journal(file).keep(META)
+    OutputJournal(file).keep(META)
     (line,) = path.with_name("out.jsonl.kvlite-meta.json").read_text().splitlines()
     meta = json.loads(line)
     assert (meta["input_sha256"], meta["model"], meta["version"]) == ("hash", "org/m@sha", "0.1.0")
@@ -128,7 +128,7 @@ CHANGES: list[tuple[dict[str, Any], str]] = [
 
 @pytest.mark.parametrize(("change", "said"), CHANGES)
 def test_other_settings_are_refused_with_the_ways_out(file: LockedFile, change: dict[str, Any], said: str) -> None:
-    journal = Journal(file)
+    journal = OutputJournal(file)
     journal.keep(META)
     journal.check(META)
     with pytest.raises(UsageError, match=rf"was written {said}; --overwrite .* --force-resume"):
@@ -137,7 +137,7 @@ def test_other_settings_are_refused_with_the_ways_out(file: LockedFile, change: 
 
 @pytest.mark.parametrize("change", [{"version": "9"}, {"input_sha256": None}])
 def test_another_version_and_a_pipe_may_go_on(file: LockedFile, change: dict[str, Any]) -> None:
-    journal = Journal(file)
+    journal = OutputJournal(file)
     journal.keep(META)
     journal.check(replace(META, **change))
 
@@ -147,11 +147,11 @@ def test_records_without_a_readable_sidecar_are_refused(path: Path, file: Locked
     if content is not None:
         path.with_name("out.jsonl.kvlite-meta.json").write_bytes(content.encode("utf-8", "surrogateescape"))
     with pytest.raises(UsageError, match="no readable"):
-        Journal(file).check(META)
+        OutputJournal(file).check(META)
 
 
 def test_starting_over_forgets_records_and_settings(path: Path, file: LockedFile) -> None:
-    journal = Journal(file)
+    journal = OutputJournal(file)
     journal.keep(META)
     journal.start_over()
     assert path.read_text() == ""
@@ -162,4 +162,4 @@ def test_starting_over_forgets_records_and_settings(path: Path, file: LockedFile
 def test_a_sidecar_that_cannot_be_written_says_so(path: Path, file: LockedFile) -> None:
     path.with_name("out.jsonl.kvlite-meta.json.partial").mkdir()
     with pytest.raises(OutputError, match="kvlite-meta"):
-        Journal(file).keep(META)
+        OutputJournal(file).keep(META)

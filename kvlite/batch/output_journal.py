@@ -1,7 +1,7 @@
-"""The output file as its own journal: which lines have their record, and whether the settings are still the same.
+"""The output file as the journal of its batch, from which an interrupted batch resumes.
 
-A sidecar `<output>.kvlite-meta.json` says what the records were made with. A line cut short by a crash is moved into
-`<output>.torn`; everything before it stays.
+The file's records tell which lines are done; a sidecar `<output>.kvlite-meta.json` holds the settings they were made
+with. A last line cut short by a crash is moved into `<output>.torn`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _TAIL_BLOCK = 1 << 16
 
 @dataclass(frozen=True, slots=True)
 class Meta:
-    """What the records of a file were made with; `input_sha256` is None for a pipe."""
+    """The input, model and settings that records were made with; `input_sha256` is None for a pipe."""
 
     input_sha256: str | None
     model: str
@@ -32,12 +32,12 @@ class Meta:
     version: str
 
     def to_line(self) -> str:
-        """The sidecar's one line."""
+        """Write the one line of the sidecar."""
         params = json.dumps(self.params, sort_keys=True)
         return json.dumps({**asdict(self), "params_sha256": sha256(params.encode()).hexdigest()})
 
     def difference(self, earlier: Json) -> str | None:
-        """The first thing in which an earlier sidecar differs, in words; the version may."""
+        """Describe the first difference from an earlier sidecar; None where only the version differs."""
         before, now = _flat(earlier), _flat(json.loads(self.to_line()))
         if earlier.get("input_sha256") is None or self.input_sha256 is None:
             before.pop("input", None)
@@ -59,8 +59,8 @@ class Done:
     set_aside: dict[bytes, str] = field(default_factory=dict)
 
 
-class Journal:
-    """Reads and guards the journal of one locked output file."""
+class OutputJournal:
+    """The journal of one locked output file."""
 
     def __init__(self, file: LockedFile) -> None:
         self._file = file
@@ -68,7 +68,7 @@ class Journal:
         self._torn = file.path.with_name(f"{file.path.name}.torn")
 
     def start_over(self) -> None:
-        """Forget all records."""
+        """Delete all records."""
         self._file.truncate(0)
         self._sidecar.unlink(missing_ok=True)
 
@@ -87,7 +87,7 @@ class Journal:
         return end - whole
 
     def check(self, meta: Meta) -> None:
-        """Raises UsageError when the records there are were made with something else, or nobody knows with what."""
+        """Raise UsageError where the records were made with other settings, or there is no sidecar to tell."""
         if not self._file.size:
             return
         earlier = self._read_sidecar()
@@ -97,7 +97,7 @@ class Journal:
             raise UsageError(f"{self._file.path} was written {difference}; {_WAYS_OUT}")
 
     def keep(self, meta: Meta) -> None:
-        """Write the sidecar: what the records to come are made with."""
+        """Write the sidecar for the records to come. Raises OutputError."""
         partial = self._sidecar.with_name(f"{self._sidecar.name}.partial")
         try:
             with partial.open("w", encoding="utf-8") as file:
@@ -109,7 +109,7 @@ class Journal:
             raise OutputError(f"cannot write to {self._sidecar}: {error.strerror}") from error
 
     def set_failed_aside(self) -> Done:
-        """Take the records of failed lines out of the file, so that these lines run again; returns what is left."""
+        """Take the records of failed lines out of the file, so that these lines run again, and return the rest."""
         failed = {
             recorded.mark: line.decode().removesuffix("\n") for line, recorded in self._records() if recorded.is_failed
         }
@@ -119,7 +119,7 @@ class Journal:
         return replace(left, set_aside={mark: line for mark, line in failed.items() if mark not in left.marks})
 
     def done(self) -> Done:
-        """Which lines have their record, a torn one aside. Raises UsageError on a line that is no record."""
+        """Read which lines have their record, leaving out a torn one. Raises UsageError on a line that is no record."""
         marks, ok, failed = set(), 0, 0
         for _, recorded in self._records():
             marks.add(recorded.mark)
@@ -153,7 +153,7 @@ def _flat(meta: Json) -> dict[str, object]:
 
 
 def _end_of_whole_lines(path: Path, end: int) -> int:
-    """Bytes up to and including the last newline."""
+    """Count the bytes up to and including the last newline."""
     with path.open("rb") as file:
         while end > 0:
             start = max(0, end - _TAIL_BLOCK)

@@ -1,0 +1,232 @@
+"""`kvlite pull`, `ls`, `show` and `rm`: the models of this machine and of the Hub, before anything is loaded."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Annotated, Any
+
+from kvlite.cli.invocation import Invocation, model_argument
+from kvlite.cli.signature import only
+from kvlite.errors import ModelError, ModelNotFound, UsageError
+from kvlite.flags import argument, option
+from kvlite.options import ModelOptions
+
+if TYPE_CHECKING:
+    from kvlite.catalog.files import ModelFacts
+    from kvlite.catalog.listing import Listed
+    from kvlite.catalog.names import ModelRef
+
+_NAME_HELP = "Alias or org/name[@revision]."
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PullOptions:
+    """The model to download."""
+
+    model: str = argument(metavar="MODEL", complete="model", help=_NAME_HELP)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShowOptions:
+    """The model to show, or its licence only."""
+
+    model: str | None = model_argument()
+    license: bool = option(False, help="Only the licence, in full where it is here.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RemoveOptions:
+    """The model to delete."""
+
+    model: str = argument(metavar="MODEL", complete="cached", help=_NAME_HELP)
+    yes: bool = option(False, "-y", from_settings=False, help="Do not ask.")
+
+
+def pull(
+    given: PullOptions, options: Annotated[ModelOptions, only("revision", "allow_pickle")], call: Invocation
+) -> None:
+    """Download a model, or what is missing of it, and print the folder it lies in."""
+    from kvlite.catalog.files import files_in
+    from kvlite.catalog.hub import download, offer, remote_repo
+    from kvlite.catalog.names import resolve_model
+
+    out = call.console
+    ref = resolve_model(given.model, revision=options.revision)
+    folder = ref.path
+    if folder is not None:
+        out.note(f"{ref} is on this machine already; there is nothing to download")
+    else:
+        wanted = offer(remote_repo(ref), allow_pickle=options.allow_pickle)
+        out.note(str(wanted))
+        folder = download(wanted, progress=out.has_live_stderr and not out.quiet)
+    files = files_in(ref, folder, allow_pickle=options.allow_pickle)
+    if out.as_json:
+        out.json({"repo": files.repo, "revision": files.revision, "license": files.license, "folder": str(folder)})
+    else:
+        out.line(str(folder))
+
+
+def ls(call: Invocation) -> None:
+    """List the built-in model and the models in the Hugging Face cache; -q prints what to type for each."""
+    from kvlite.catalog.listing import list_models
+
+    out = call.console
+    models = list_models()
+    if out.as_json:
+        out.json([_listed_record(model) for model in models], indent=2)
+    elif out.quiet:
+        for model in models:
+            out.line(model.name)
+    else:
+        out.table(("NAME", "REPO", "SIZE", "KV/TOK", "MODIFIED", "STATE"), [_listed_row(model) for model in models])
+    for model in models:
+        if model.problem:
+            out.detail(f"{model.name}: {model.problem}")
+
+
+def show(options: Annotated[ModelOptions, only("revision", "offline")], given: ShowOptions, call: Invocation) -> None:
+    """Show a model's layers, heads, KV bytes per token, sizes and licence; downloads no weights."""
+    from kvlite.catalog.files import model_card, model_facts
+    from kvlite.catalog.names import resolve_model
+
+    out = call.console
+    ref = resolve_model(call.chosen_model(given.model), revision=options.revision)
+    facts = model_facts(ref, offline=options.offline)
+    if given.license:
+        out.line(_license(ref, facts, options.offline))
+        return
+    card = model_card(ref, offline=options.offline)
+    record = _record(ref, facts)
+    if out.as_json:
+        out.json(record | {"summary": card.summary}, indent=2)
+        return
+    for label, value in _lines(record):
+        out.line(f"{label:<14}{value}")
+    if card.text:
+        out.line()
+        out.line(card.text if ref.is_demo else card.summary)
+
+
+def rm(options: Annotated[ModelOptions, only("revision")], given: RemoveOptions, call: Invocation) -> None:
+    """Delete a model from the Hugging Face cache; with a revision, only that one."""
+    from kvlite.catalog.names import resolve_model
+    from kvlite.catalog.snapshots import cached_snapshot, remove_cached, repo_folder, size_on_disk
+    from kvlite.memory.format import human_bytes
+
+    out = call.console
+    ref = resolve_model(given.model, revision=options.revision)
+    if ref.repo is None:
+        kind = "the built-in model" if ref.is_demo else "a folder of yours"
+        raise UsageError(f"{given.model!r} is {kind}; kvlite rm deletes only from the Hugging Face cache")
+    what = f"{ref.repo}@{ref.revision}" if ref.revision else ref.repo
+    is_cached = cached_snapshot(ref.repo, ref.revision) is not None if ref.revision else repo_folder(ref.repo).is_dir()
+    if not is_cached:
+        raise ModelNotFound(f"{what} is not in the cache; `kvlite ls` shows what is")
+    size = human_bytes(size_on_disk(ref.repo))
+    question = f"Delete {what} ({size} in all) from the cache that all Hugging Face tools share?"
+    if not given.yes and not out.confirm(question):
+        out.note(f"{what} was not deleted")
+        return
+    freed = remove_cached(ref.repo, ref.revision)
+    out.note(f"deleted {what}, freed {human_bytes(freed)}")
+    if out.as_json:
+        out.json({"repo": ref.repo, "revision": ref.revision, "freed_bytes": freed})
+
+
+def _listed_row(model: Listed) -> tuple[str, ...]:
+    from datetime import datetime
+
+    from kvlite.memory.format import human_bytes
+
+    kv_bytes = "?" if model.kv_bytes_per_token is None else human_bytes(model.kv_bytes_per_token)
+    modified = f"{datetime.fromtimestamp(model.modified_s):%Y-%m-%d %H:%M}"
+    return model.name, model.repo or "built-in", human_bytes(model.size_bytes), kv_bytes, modified, model.state
+
+
+def _listed_record(model: Listed) -> dict[str, Any]:
+    from datetime import UTC, datetime
+
+    record = asdict(model)
+    modified = datetime.fromtimestamp(int(record.pop("modified_s")), UTC)
+    return record | {"modified": modified.isoformat().replace("+00:00", "Z")}
+
+
+def _license(ref: ModelRef, facts: ModelFacts, offline: bool) -> str:
+    from kvlite.catalog.card import license_text
+    from kvlite.catalog.files import model_card
+    from kvlite.catalog.snapshots import cached_snapshot
+
+    folder = ref.path or cached_snapshot(ref.repo or "", ref.revision)
+    text = license_text(folder) if folder else None
+    if text:
+        return text
+    link = model_card(ref, offline=offline).license_link
+    if link is None or not link.startswith("http"):
+        link = f"https://huggingface.co/{ref.repo}" if ref.repo else str(ref.path)
+    return f"{facts.license or 'unknown licence'}; see {link}"
+
+
+def _record(ref: ModelRef, facts: ModelFacts) -> dict[str, Any]:
+    """All that is known of a model; of one that kvlite cannot hold, the problem in place of its shape."""
+    from kvlite.memory.shape import ModelShape
+
+    record: dict[str, Any] = {
+        "name": str(ref),
+        "repo": facts.repo,
+        "revision": facts.revision,
+        "license": facts.license,
+        "weight_bytes": facts.weight_bytes,
+        "weight_bytes_by_dtype": dict(facts.by_dtype),
+        "parameters": facts.parameters,
+        "problem": None,
+    }
+    try:
+        shape = ModelShape.from_config(facts.config, stored_dtype=facts.stored_dtype)
+    except ModelError as error:
+        return record | {"problem": str(error)}
+    kinds = [layer.kind for layer in shape.layers]
+    heads = [layer for layer in shape.layers if layer.kv_heads]
+    return record | {
+        "family": shape.family,
+        "dtype": shape.dtype,
+        "layers": {kind: kinds.count(kind) for kind in ("full", "sliding", "state") if kind in kinds},
+        "query_heads": shape.query_heads,
+        "kv_heads": sorted({layer.kv_heads for layer in heads}),
+        "k_dim": sorted({layer.k_dim for layer in heads}),
+        "v_dim": sorted({layer.v_dim for layer in heads}),
+        "window": shape.max_positions,
+        "sliding_window": sorted({layer.window for layer in heads if layer.window}),
+        "kv_bytes_per_token": shape.kv_bytes_per_token(),
+        "state_bytes_per_row": sum(layer.state_bytes for layer in shape.layers),
+    }
+
+
+def _lines(record: dict[str, Any]) -> list[tuple[str, str]]:
+    """The record for reading, as labels and texts."""
+    from kvlite.memory.format import human_bytes
+
+    def every(key: str) -> str:
+        return " or ".join(f"{number:,}" for number in record[key])
+
+    at = f"@{record['revision'][:7]}" if record["revision"] else ""
+    weights = "unknown" if record["weight_bytes"] is None else human_bytes(record["weight_bytes"])
+    dtypes = ", ".join(f"{dtype} {human_bytes(size)}" for dtype, size in record["weight_bytes_by_dtype"].items())
+    lines = [
+        ("model", f"{record['repo'] or record['name']}{at}"),
+        ("licence", record["license"] or "unknown"),
+        ("weights", f"{weights} ({dtypes})" if dtypes else weights),
+        ("parameters", "unknown" if record["parameters"] is None else f"{record['parameters']:,}"),
+    ]
+    if record["problem"]:
+        return [*lines, ("problem", record["problem"])]
+    layers = ", ".join(f"{count} {kind}" for kind, count in record["layers"].items())
+    sliding = f" (sliding window {every('sliding_window')} tokens)" if record["sliding_window"] else ""
+    heads = f"{record['query_heads']} query, {every('kv_heads')} KV; K {every('k_dim')}, V {every('v_dim')} wide"
+    return [
+        *lines,
+        ("family", f"{record['family']}, {record['dtype']}"),
+        ("layers", f"{layers}{sliding}"),
+        ("heads", heads),
+        ("KV per token", f"{record['kv_bytes_per_token']:,} bytes"),
+        ("window", "unlimited" if record["window"] is None else f"{record['window']:,} tokens"),
+    ]
