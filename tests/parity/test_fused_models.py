@@ -35,6 +35,7 @@ def test_logits_stay_what_they_were_on_triton(family: str) -> None:
     assert relative_error(probe_logits(on_triton), expected) < 3e-6
 
 
+@pytest.mark.matrix
 def test_the_engine_gives_the_same_tokens_with_everything_on_triton() -> None:
     request = Request("a", tuple(range(5, 36)), max_tokens=12)
     expected = answers(make_engine(admitted(tiny_model("qwen3", {})), "24tok"), [request])["a"]
