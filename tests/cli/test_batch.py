@@ -167,7 +167,7 @@ def test_a_dry_run_leaves_the_cache_what_quantised_weights_leave(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name = write(tmp_path / "in.jsonl", "Hello")
-    monkeypatch.setattr("kvlite.llm.plan_device.available_bytes", lambda: 80_000_000)  # 8 beside what a run needs
+    monkeypatch.setattr("kvlite.llm.spec.available_bytes", lambda: 80_000_000)  # 8 beside what a run needs
     monkeypatch.setattr("kvlite.record.measure.device_reading", lambda index: None)
     options = ("-m", "demo", "--dry-run", "--json", "--kv-budget", "auto")
     plain, quantised = (json.loads(run(name, *options, *flags)[1])["kv"] for flags in ((), ("--4bit",)))
