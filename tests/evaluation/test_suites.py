@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from kvlite.evaluation.conversation import Conversation, Probe
@@ -16,7 +16,6 @@ writers = pytest.mark.parametrize("write", WRITERS.values(), ids=WRITERS)
 
 
 @writers
-@settings(deadline=None, max_examples=20)
 @given(seed=st.text("abc123", max_size=6))
 def test_a_value_was_said_where_it_is_recorded_and_the_right_answer_holds_it(write: Writer, seed: str) -> None:
     conversation = write(seed, 40, "held-out")
