@@ -307,5 +307,5 @@ def test_stopped_it_says_how_to_go_on(tmp_path: Path, stop: signal.Signals, expe
     process.send_signal(stop)
     _, err = process.communicate(timeout=60)
     assert process.returncode == expected, err
-    assert "of 500 records; go on with this: kvlite batch in.jsonl" in err.splitlines()[-1]
+    assert "of 500 records; to continue, run: kvlite batch in.jsonl" in err.splitlines()[-1]
     assert (tmp_path / "out.jsonl").read_bytes().endswith(b"\n")

@@ -91,10 +91,10 @@ def test_a_batch_that_is_stopped_says_how_to_go_on(folder: Path, number: signal.
     ended, err = stop_half_way(folder, number)
     assert ended == code
     last = err.splitlines()[-1]
-    assert last.startswith("kvlite: ") and "go on with this: kvlite batch" in last
+    assert last.startswith("kvlite: ") and "to continue, run: kvlite batch" in last
     assert (folder / "out.jsonl").read_bytes().endswith(b"\n")
     before = ids(folder / "out.jsonl")
-    words = shlex.split(last.partition("go on with this: kvlite ")[2])
+    words = shlex.split(last.partition("to continue, run: kvlite ")[2])
     assert main(["-q", *words]) == 0
     assert ids(folder / "out.jsonl")[: len(before)] == before
     assert Counter(ids(folder / "out.jsonl")) == {f"r{n}": 1 for n in range(NUM_PROMPTS)}
