@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from kvlite.speed.ceilings import measure_ceilings
+from kvlite.speed.roofline import measure_ceilings
 from peers.compiled import Compiled
 from peers.ours import Kvlite
 from peers.peer import Case, NotAvailable, Peer, Took

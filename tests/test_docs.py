@@ -16,8 +16,8 @@ from kvlite.cache.policy_text import write_settings
 from kvlite.cache.spec import cache_spec
 from kvlite.cli import app
 from kvlite.cli.commands import CommandGroup
-from kvlite.memory.auto_format import automatic_formats
 from kvlite.memory.budget import Budget
+from kvlite.memory.fit import Fit
 from kvlite.memory.format import human_bytes, slot_format
 from kvlite.memory.plan import CachePlan, CacheSpec, plan_cache
 from kvlite.memory.shape import ModelShape
@@ -94,7 +94,8 @@ def test_what_the_readme_says_a_gigabyte_holds(
     def plan(spec: CacheSpec) -> CachePlan:
         return plan_cache(shape, budget, spec, free_bytes=None)
 
-    chosen = automatic_formats(shape, spec, budget, None, plan, with_rows=False)[0]
+    fit = Fit(shape, spec, weights=None, quant="none", device="cpu", free_bytes=None, is_automatic=True)
+    chosen = fit.specs(budget)[0]
     assert shape.max_positions is not None
     assert (f"{shape.kv_bytes_per_token(chosen.slot_format):,}", chosen.slot_format.name) == (per_token, stored)
     assert (f"{plan(chosen).slots:,}", f"{plan(spec).slots:,}") == (tokens, own)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from kvlite.record.measure import installed_versions
-from kvlite.speed.ceilings import Ceilings, device_name
+from kvlite.speed.roofline import Ceilings, device_name
 from peers.peer import Peer
 from peers.turns import Run
 

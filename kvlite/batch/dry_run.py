@@ -38,7 +38,7 @@ class Count:
 
 
 def dry_run(job: BatchJob, choose_model: ChooseModel, console: Console) -> None:
-    """Report what the batch would take, as lines or JSON. Raises BatchFailed where lines cannot be asked."""
+    """Report what the batch would take, as lines or JSON. Raises BatchFailed where lines cannot be answered."""
     survey = job.input.survey()
     model = choose_model(survey.model)
     planned = model.plan()
@@ -57,25 +57,25 @@ def dry_run(job: BatchJob, choose_model: ChooseModel, console: Console) -> None:
             console.note(note)
     _report(count, planned, console)
     if count.failed:
-        raise BatchFailed(f"{count.failed} of {count.ok + count.failed} lines cannot be asked")
+        raise BatchFailed(f"{count.failed} of {count.ok + count.failed} lines cannot be answered")
 
 
 def _report(count: Count, planned: Planned, console: Console) -> None:
     plan, stored = planned.plan, planned.stored
     if console.as_json:
-        kv: dict[str, object] = {
+        kv = {
             "budget_bytes": plan.budget_bytes,
             "reserved_bytes": plan.reserved_bytes,
             "dtype": stored.name,
+            "is_provisional": planned.is_provisional,
         }
-        kv["is_provisional"] = planned.is_provisional
         console.json({"model": planned.name, **asdict(count), "rows": plan.rows, "slots": plan.slots, "kv": kv})
         return
     size = f"{human_bytes(plan.reserved_bytes)} of {human_bytes(plan.budget_bytes)}{stored.label}"
     console.line(f"model      {planned.name}")
-    console.line(f"records    {count.ok} ok, {count.failed} cannot be asked")
+    console.line(f"records    {count.ok} ok, {count.failed} cannot be answered")
     console.line(f"prompts    {count.prompt_tokens:,} tokens, the longest {count.longest_prompt_tokens:,}")
     console.line(f"answers    at most {count.most_new_tokens:,} tokens")
-    console.line(f"KV cache   {size}{', if the model bears that' if planned.is_provisional else ''}")
+    console.line(f"KV cache   {size}{', if the model tolerates that' if planned.is_provisional else ''}")
     console.line(f"rows       {plan.rows} of {plan.slots:,} tokens each")
     console.line(f"may evict  {count.may_evict} answers, if they grow to max_tokens")

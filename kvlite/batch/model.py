@@ -10,8 +10,7 @@ from kvlite.batch.item import Json
 from kvlite.llm import LLM
 from kvlite.llm.banner import cache_size
 from kvlite.llm.fast_import import import_engine
-from kvlite.llm.plan_device import find_device
-from kvlite.llm.spec import BatchSize, RunSpec
+from kvlite.llm.spec import BatchSize, RunSpec, find_device
 from kvlite.llm.text_model import TextModel
 from kvlite.text.template import ChatText
 

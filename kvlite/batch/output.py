@@ -77,7 +77,7 @@ class LockedFile:
     def write(self, line: str) -> None:
         """Append one line; a line that cannot be written whole is removed again. Raises OutputError."""
         data = f"{line}\n".encode()
-        with writing_to(self.path, "; its lines are whole, make room and go on"):
+        with writing_to(self.path, "; its lines are whole; free some space and run it again"):
             try:
                 _write_all(self._fd, data)
                 self._end += len(data)

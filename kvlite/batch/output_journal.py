@@ -21,7 +21,7 @@ from kvlite.batch.source import STDIN
 from kvlite.console import Console
 from kvlite.errors import UsageError
 
-_WAYS_OUT = "--overwrite starts over, --force-resume goes on all the same"
+_WAYS_OUT = "--overwrite starts over, --force-resume continues all the same"
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +177,7 @@ def resume(job: BatchJob, meta: Meta, output: Output, console: Console) -> Done:
     if not is_journal(job, output):
         if output.size and not writing.overwrite:
             raise UsageError(
-                f"{output.path} is not empty, and text cannot be gone on with; give --overwrite or another -o"
+                f"{output.path} is not empty, and text output cannot be resumed; give --overwrite or another -o"
             )
         journal.start_over()
         return Done()

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+from kvlite.catalog.files import ModelFiles
+from kvlite.chat.single_turn import AnswerFormat, SingleTurn
+from kvlite.cli.invocation import Invocation
 from kvlite.cli.prompts import typed
+from kvlite.deadline import Deadline
 from kvlite.errors import UsageError
-
-if TYPE_CHECKING:
-    from kvlite.catalog.files import ModelFiles
-    from kvlite.chat.single_turn import AnswerFormat
-    from kvlite.cli.invocation import Invocation
-    from kvlite.deadline import Deadline
-    from kvlite.llm import LLM
-    from kvlite.llm.answer import AnswerSettings
-    from kvlite.llm.spec import RunSpec
-    from kvlite.options import AnswerOptions, ModelOptions
-    from kvlite.record.recorder import Recorder
+from kvlite.llm import LLM
+from kvlite.llm.answer import AnswerSettings, sampling_of
+from kvlite.llm.fast_import import import_engine
+from kvlite.llm.spec import RunSpec
+from kvlite.llm.text_model import TextModel
+from kvlite.options import AnswerOptions, ModelOptions
+from kvlite.record.recorder import Recorder
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +33,6 @@ class Answering:
     call: Invocation
 
     def __post_init__(self) -> None:
-        from kvlite.llm.answer import sampling_of
-
         sampling_of(self.answer)
         typed(self.answer.system or "", "--system")
         for text in self.answer.stop:
@@ -43,17 +40,10 @@ class Answering:
 
     def settings(self, llm: LLM) -> AnswerSettings:
         """Sampling and end of answers: as given, else as the model asks for."""
-        from kvlite.llm.answer import CHAT_MAX_TOKENS, AnswerSettings
-
-        pins = self.options.pin_system
-        return AnswerSettings.of(llm.model.sampling, self.answer, max_tokens=CHAT_MAX_TOKENS, pin_system=pins)
+        return AnswerSettings.of(llm.model.sampling, self.answer, pin_system=self.options.pin_system)
 
     def open(self, spec: RunSpec, recorder: Recorder, files: ModelFiles | None = None) -> LLM:
         """Load the model, of which the `files` may be found already, make its cache, and note both in the record."""
-        from kvlite.llm import LLM
-        from kvlite.llm.fast_import import import_engine
-        from kvlite.llm.text_model import TextModel
-
         import_engine()
         llm = LLM(TextModel.load(spec, self.call.console, files))
         llm.record(recorder, self.call.sources["kv_budget"])
@@ -65,9 +55,6 @@ def answer_once(
     asked: Answering, prompt: str, output: AnswerFormat, deadline: Deadline, *, raw: bool = False, command: str = "run"
 ) -> None:
     """Open the model and print its answer to one prompt; `command` is what the record calls it."""
-    from kvlite.chat.single_turn import SingleTurn
-    from kvlite.llm.spec import RunSpec
-
     if raw and asked.answer.system is not None:
         raise UsageError("--raw contradicts --system: without a chat template nothing sets the system prompt apart")
     out = asked.call.console

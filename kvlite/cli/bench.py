@@ -17,8 +17,7 @@ if TYPE_CHECKING:
     from kvlite.console import Console
     from kvlite.llm import LLM
     from kvlite.speed.measurement import Measurement
-    from kvlite.speed.report import BenchReport
-    from kvlite.speed.workload import Workload
+    from kvlite.speed.report import BenchReport, Workload
 
 _COUNT = re.compile(r"(\d{1,12})([kM]?)", re.ASCII)
 _TIMES = {"": 1, "k": 1_000, "M": 1_000_000}
@@ -42,7 +41,7 @@ class BenchOptions:
 
     def workload(self) -> Workload:
         """Read the lists of counts. Raises UsageError on what is no count."""
-        from kvlite.speed.workload import Workload
+        from kvlite.speed.report import Workload
 
         return Workload(
             prompts=_counts("--prompt", self.prompt),
@@ -99,9 +98,8 @@ def _report(llm: LLM, measurement: Measurement, stages: dict[str, float]) -> Ben
 
     from kvlite.engine.memory_report import EngineMemory
     from kvlite.record.measure import installed_versions
-    from kvlite.speed.ceilings import device_name
     from kvlite.speed.report import BenchReport
-    from kvlite.speed.roofline import weights_read_bytes
+    from kvlite.speed.roofline import device_name, weights_read_bytes
 
     assert measurement.cold_first_token_s is not None
     return BenchReport(

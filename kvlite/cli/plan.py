@@ -39,8 +39,7 @@ def plan(given: PlanOptions, options: Annotated[ModelOptions, without(*_WHEN_LOA
     """Say what fits, weights, KV cache and the rest in bytes, before anything is loaded; exit code 4 if it does not."""
     from kvlite.catalog.files import model_facts
     from kvlite.cli.plan_view import PlanReport, as_json, show
-    from kvlite.llm.plan_device import find_device
-    from kvlite.llm.spec import RunSpec
+    from kvlite.llm.spec import RunSpec, find_device
     from kvlite.memory.fit import sweep
 
     if given.batch_size is None:

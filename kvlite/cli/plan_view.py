@@ -7,13 +7,16 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from kvlite.catalog.files import ModelFacts
+from kvlite.console import Console
+from kvlite.llm.spec import PlanDevice
+from kvlite.memory.fit import TURN_TOKENS, Quote, advice
+from kvlite.memory.format import human_bytes, size_up
+from kvlite.memory.plan import tokens_by_bytes
+from kvlite.memory.shape import LayerShape
+
 if TYPE_CHECKING:
-    from kvlite.catalog.files import ModelFacts
     from kvlite.cli.plan import PlanOptions
-    from kvlite.console import Console
-    from kvlite.llm.plan_device import PlanDevice
-    from kvlite.memory.fit import Quote
-    from kvlite.memory.shape import LayerShape
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,9 +33,6 @@ class PlanReport:
 
 def as_json(report: PlanReport) -> dict[str, Any]:
     """Everything that is known; what is not is null."""
-    from kvlite.memory.fit import advice
-    from kvlite.memory.format import size_up
-
     quote = report.quote
     fit, cache = quote.fit, quote.cache
     shape = fit.shape
@@ -76,9 +76,6 @@ def as_json(report: PlanReport) -> dict[str, Any]:
 
 def show(report: PlanReport, out: Console) -> None:
     """Write the report for a reader."""
-    from kvlite.memory.fit import advice
-    from kvlite.memory.format import human_bytes
-
     quote = report.quote
     for label, text in _headlines(report):
         out.line(f"{label:<21}{text}")
@@ -103,8 +100,6 @@ def show(report: PlanReport, out: Console) -> None:
 
 
 def _headlines(report: PlanReport) -> Iterator[tuple[str, str]]:
-    from kvlite.memory.format import human_bytes, size_up
-
     quote = report.quote
     fit, cache = quote.fit, quote.cache
     shape = fit.shape
@@ -144,8 +139,6 @@ def _headlines(report: PlanReport) -> Iterator[tuple[str, str]]:
 
 def _tokens_by_bytes(quote: Quote) -> tuple[int, int] | tuple[None, None]:
     """Tokens a row would keep whatever the window: if only K and V took bytes, and with all that a slot costs."""
-    from kvlite.memory.plan import tokens_by_bytes
-
     cache = quote.cache
     if cache is None:
         return None, None
@@ -173,8 +166,6 @@ def _layer_text(layer: LayerShape, count: int) -> str:
 
 
 def _sweep_row(quote: Quote) -> dict[str, Any]:
-    from kvlite.memory.fit import TURN_TOKENS
-
     tokens = quote.cache.slots if quote.cache else 0
     window = quote.fit.shape.max_positions
     return {
@@ -190,9 +181,6 @@ def _sweep_row(quote: Quote) -> dict[str, Any]:
 
 
 def _show_sweep(report: PlanReport, out: Console) -> None:
-    from kvlite.memory.fit import TURN_TOKENS
-    from kvlite.memory.format import human_bytes
-
     rows = [_sweep_row(quote) for quote in report.sweep]
     out.line()
     out.table(

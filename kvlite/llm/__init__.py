@@ -5,19 +5,16 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from kvlite.errors import UsageError
 from kvlite.llm.allocate import Allocated, allocate
-from kvlite.llm.answer import BATCH_MAX_TOKENS, CHAT_MAX_TOKENS, Answer, AnswerSettings, stream_answers
+from kvlite.llm.answer import BATCH_MAX_TOKENS, CHAT_MAX_TOKENS, Answer, AnswerSettings, TextStream, stream_answers
 from kvlite.llm.banner import banner
 from kvlite.llm.conversation import Conversation
 from kvlite.llm.keywords import options_from
-from kvlite.llm.listener import Told
 from kvlite.llm.spec import BatchSize, RunSpec, check_batch_size
-from kvlite.llm.streaming import TextStream
-from kvlite.llm.text_model import TextModel
+from kvlite.llm.text_model import TextModel, Told
 from kvlite.options import AnswerOptions, ModelOptions
 
 if TYPE_CHECKING:
@@ -64,12 +61,10 @@ class LLM:
         self._stream: TextStream | None = None
         self._allocate(batch_size)
 
-    def __enter__(self) -> LLM:
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def __str__(self) -> str:

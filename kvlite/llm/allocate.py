@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from kvlite.engine.engine import Engine
-    from kvlite.llm.listener import Listener
     from kvlite.llm.spec import BatchSize
-    from kvlite.llm.text_model import TextModel
+    from kvlite.llm.text_model import Listener, TextModel
     from kvlite.memory.fit import Fit
     from kvlite.memory.plan import CacheSpec
     from kvlite.models.kv_quant_check import QuantEffect

@@ -44,7 +44,9 @@ class AnswerSettings:
             raise UsageError(f"max_tokens is {self.max_tokens}; give at least 1, or none for no limit")
 
     @classmethod
-    def of(cls, model: Sampling, options: AnswerOptions, *, max_tokens: int, pin_system: bool = True) -> AnswerSettings:
+    def of(
+        cls, model: Sampling, options: AnswerOptions, *, max_tokens: int = CHAT_MAX_TOKENS, pin_system: bool = True
+    ) -> AnswerSettings:
         """Settings of `options` over the sampling that the model asks for; `max_tokens` where they give none.
 
         A seed nobody gave is drawn, so that it can be told.
@@ -120,6 +122,26 @@ class Answer:
             seed=self.seed,
             finish_reason=str(self.finish_reason),
         )
+
+
+class TextStream(Iterator[str]):
+    """Pieces of an answer's text as they are generated; `answer` is there once they are through."""
+
+    def __init__(self, events: Generator[Piece | Answer]) -> None:
+        self.answer: Answer | None = None
+        self._events = events
+
+    def __next__(self) -> str:
+        for event in self._events:
+            if isinstance(event, Answer):
+                self.answer = event
+            elif not event.thinking:
+                return event.text
+        raise StopIteration
+
+    def close(self) -> None:
+        """Give the answer up; the conversation is then read anew with the next call."""
+        self._events.close()
 
 
 def stream_answer(engine: Engine, request: Request, decoder: AnswerText) -> Generator[Piece | Answer]:

@@ -18,12 +18,18 @@ def banner(llm: LLM) -> str:
     loaded, cache, alias = model.loaded, engine.cache, model.files.ref.alias
     token_bytes = human_bytes(loaded.shape.kv_bytes_per_token(cache.stored))
     state = " + policy state" if plan.policy_state_bytes else ""
+    window = loaded.shape.max_positions
+    # the window is why the cache is smaller than the budget
+    is_capped = plan.capped_by == "window" or model.spec.budget.kind is BudgetKind.FULL
+    less = ", less room for new ones" if window and is_capped and plan.slots < window else ""
+    steps = "" if engine.step == "eager" else f", {engine.step.partition(':')[0]} steps"
     parts = [
         model.name if alias in (None, model.name) else f"{alias} → {model.name}",
         loaded.dtype_name if loaded.quant == "none" else loaded.quant,
-        f"{cache_size(plan)} @ {token_bytes}{cache.stored.label}{state}{_window(llm)}",
+        f"{cache_size(plan)} @ {token_bytes}{cache.stored.label}{state}"
+        + (f" (window {window:,} tok{less})" if window else ""),
         f"policy {cache.policy}" + ("" if engine.on_full == "evict" else f", {engine.on_full} when full"),
-        f"{loaded.device} ({cache.backend.name}{_steps(llm)})",
+        f"{loaded.device} ({cache.backend.name}{steps})",
     ]
     if loaded.rotations is None and loaded.window is not None:
         parts.append(f"ends at {loaded.window:,} tok: positions cannot move")
@@ -35,19 +41,3 @@ def cache_size(plan: CachePlan) -> str:
     reserved, budget = human_bytes(plan.reserved_bytes), human_bytes(plan.budget_bytes)
     rows = f"{plan.rows} × " if plan.rows > 1 else ""
     return f"KV {reserved}{'' if reserved == budget else f' of {budget}'} = {rows}{plan.slots:,} tok"
-
-
-def _window(llm: LLM) -> str:
-    """The model's window, and where the cache is less than that although the budget is not."""
-    window, plan = llm.model.loaded.shape.max_positions, llm.plan
-    if not window:
-        return ""
-    is_capped = plan.capped_by == "window" or llm.model.spec.budget.kind is BudgetKind.FULL
-    less = ", less room for new ones" if is_capped and plan.slots < window else ""
-    return f" (window {window:,} tok{less})"
-
-
-def _steps(llm: LLM) -> str:
-    """The way decode steps run, where it was asked for or is not the plain one."""
-    step = llm.engine.step
-    return "" if step == "eager" else f", {step.partition(':')[0]} steps"

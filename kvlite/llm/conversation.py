@@ -21,19 +21,11 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class _Ending:
-    """The end of the last answer in the row, which the template's suffix for the next turn follows from."""
-
-    itself: bool
-    in_thinking: bool
-
-
-@dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """The row as it was before a turn, on the host, and the messages it held."""
+    """The row as it was before a turn, on the host, the messages it held and the last answer among them."""
 
     messages: tuple[Message, ...]
-    ending: _Ending
+    last: Answer
     snapshot: RowSnapshot
 
 
@@ -45,13 +37,13 @@ class Conversation:
         self._text = text
         self._row = row
         self._messages: tuple[Message, ...] = ()
-        self._ending: _Ending | None = None  # None: the row holds nothing
+        self._last: Answer | None = None  # None: the row holds nothing
         self._num_requests = 0
 
     @property
     def is_empty(self) -> bool:
         """True where the row holds nothing, so that the next messages are fed as a whole."""
-        return self._ending is None
+        return self._last is None
 
     def encode(self, messages: Sequence[object]) -> Encoded:
         """The ids to feed for an answer to `messages`: the last one alone where the row holds those before it.
@@ -59,8 +51,9 @@ class Conversation:
         Forgets what the row holds where it does not. Raises UsageError on messages that are malformed.
         """
         turns = tuple(checked(messages))
-        if self._ending is not None and turns[-1].role == "user" and turns[:-1] == self._messages:
-            return self._text.next_turn(turns[-1].content, ended=self._ending.itself, thinking=self._ending.in_thinking)
+        last = self._last
+        if last is not None and turns[-1].role == "user" and turns[:-1] == self._messages:
+            return self._text.next_turn(turns[-1].content, ended=last.ended_itself, thinking=last.is_thinking)
         encoded = self._text.conversation(messages)
         self.forget()
         return encoded
@@ -83,7 +76,7 @@ class Conversation:
                 for event in events:
                     if isinstance(event, Answer):
                         is_held = bool(event.text) or event.finish_reason is not FinishReason.CANCELLED
-                        self._hold((*turns, Message("assistant", event.text)), event)
+                        self._messages, self._last = (*turns, Message("assistant", event.text)), event
                     yield event
         finally:
             if not is_held:
@@ -101,19 +94,15 @@ class Conversation:
     def forget(self) -> None:
         """Empty the row."""
         self._engine.reset(self._row)
-        self._messages, self._ending = (), None
+        self._messages, self._last = (), None
 
     def checkpoint(self) -> Checkpoint | None:
         """Copy the row to the host; None where it holds nothing."""
-        if self._ending is None:
+        if self._last is None:
             return None
-        return Checkpoint(self._messages, self._ending, self._engine.snapshot(self._row))
+        return Checkpoint(self._messages, self._last, self._engine.snapshot(self._row))
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Go on from a checkpoint, which stays usable."""
         self._engine.restore(self._row, checkpoint.snapshot)
-        self._messages, self._ending = checkpoint.messages, checkpoint.ending
-
-    def _hold(self, messages: tuple[Message, ...], answer: Answer) -> None:
-        self._messages = messages
-        self._ending = _Ending(answer.ended_itself, answer.is_thinking)
+        self._messages, self._last = checkpoint.messages, checkpoint.last

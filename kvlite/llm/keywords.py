@@ -28,7 +28,8 @@ def options_from(kind: type[Options], given: Mapping[str, Any], *, without: tupl
 def _value(name: str, value: Any, names: Mapping[str, Flag | None], hints: Mapping[str, Any]) -> Any:
     if name not in names:
         close = difflib.get_close_matches(name, names, n=1)
-        raise UsageError(f"there is no option {name!r}; {f'did you mean {close[0]}?' if close else _all(names)}")
+        hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(names)}"
+        raise UsageError(f"there is no option {name!r}; {hint}")
     hint, flag = hints[name], names[name]
     if get_origin(hint) is tuple:
         value = (value,) if isinstance(value, str) else tuple(value)
@@ -42,10 +43,6 @@ def _value(name: str, value: Any, names: Mapping[str, Flag | None], hints: Mappi
         return flag.parse(value) if flag.parse is not None else value
     except ValueError as error:
         raise UsageError(f"{name}: {error}") from error
-
-
-def _all(names: Mapping[str, Flag | None]) -> str:
-    return f"there are {', '.join(names)}"
 
 
 def _is(value: object, hint: Any) -> bool:

@@ -12,8 +12,9 @@ from kvlite.catalog.files import ModelFacts, ModelFiles, local_files
 from kvlite.catalog.names import ModelRef, resolve_model
 from kvlite.errors import UsageError
 from kvlite.memory.budget import Budget
-from kvlite.memory.fit import BatchRows, Fit
-from kvlite.memory.format import SlotFormat, dtype_name, slot_format
+from kvlite.memory.fit import Fit
+from kvlite.memory.format import SlotFormat, dtype_name, parse_size, slot_format
+from kvlite.memory.host import available_bytes
 from kvlite.memory.plan import CacheSpec
 from kvlite.memory.prediction import DeviceKind, WeightFacts
 from kvlite.memory.shape import ModelShape
@@ -23,7 +24,6 @@ from kvlite.options import ModelOptions
 ROWS_ON_CPU = 8
 ROWS_ON_GPU = 64
 """Rows of a batch where the user names no number and the budget holds as many."""
-
 
 MOST_ROWS = 2**16
 BatchSize = int | Literal["auto"]
@@ -61,27 +61,23 @@ class RunSpec:
     @classmethod
     def of(cls, options: ModelOptions) -> RunSpec:
         """Read the options. Raises UsageError on a word that is none, ModelNotFound where the model's name is none."""
-        budget = Budget.parse(options.kv_budget)
-        row_budget = Budget.parse(options.kv_per_seq) if options.kv_per_seq is not None else None
-        stored = slot_format(options.kv_dtype, "float32") if options.kv_dtype != "auto" else None
-        dtype = dtype_name(options.dtype)
         policy = load_policy(options.kv_policy)
         return cls(
-            offline=options.offline,
+            budget=Budget.parse(options.kv_budget),
+            row_budget=Budget.parse(options.kv_per_seq) if options.kv_per_seq is not None else None,
+            stored=slot_format(options.kv_dtype, "float32") if options.kv_dtype != "auto" else None,
+            policy=policy,
+            on_full=policy.when_full(options.on_full),
             load=LoadOptions(
-                dtype=dtype,
+                dtype=dtype_name(options.dtype),
                 quant=options.quant,
                 trust_remote_code=options.trust_remote_code,
                 allow_pickle=options.allow_pickle,
                 fuse=options.fuse,
                 kernels=options.kernels,
             ),
+            offline=options.offline,
             device=options.device,
-            budget=budget,
-            row_budget=row_budget,
-            policy=policy,
-            on_full=policy.when_full(options.on_full),
-            stored=stored,
             chunk_limit=options.prefill_chunk,
             capture=options.capture,
             think=options.think,
@@ -120,11 +116,42 @@ class RunSpec:
         return Fit(
             shape=shape,
             spec=self.cache(shape),
-            weights=WeightFacts.of(facts),
+            weights=WeightFacts.of(facts.config, facts.weight_bytes, facts.parameters),
             quant=self.load.quant,
             device=device,
             free_bytes=free_bytes,
-            batch=None if most is None else BatchRows(most, self.row_budget),
+            batch=most,
+            row_budget=None if most is None else self.row_budget,
             is_automatic=self.stored is None,
             is_loaded=is_loaded,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class PlanDevice:
+    """The device's kind and name, and the bytes that are free there before weights are loaded."""
+
+    kind: DeviceKind
+    name: str
+    free_bytes: int
+
+
+def find_device(device: str, vram: str | None = None) -> PlanDevice:
+    """The device called `device`, or a pretended GPU with `vram` free. Raises UsageError where it is not there."""
+    from kvlite.record.measure import device_reading
+
+    if vram is not None:
+        size = parse_size(vram)
+        if not size:
+            raise UsageError(f"--vram {vram} is not a size; give for example 8GB or 8GiB")
+        return PlanDevice("cuda", "a GPU", size)
+    kind, _, index = device.partition(":")
+    if kind not in ("auto", "cpu", "cuda", "mps") or (index and not (kind == "cuda" and index.isdecimal())):
+        raise UsageError(f"unknown device '{device}'; give auto, cpu, cuda, cuda:N or mps")
+    if kind in ("auto", "cuda"):
+        gpu = device_reading(int(index or 0))
+        if gpu is not None:
+            return PlanDevice("cuda", gpu.name, gpu.free_bytes)
+        if kind == "cuda":
+            raise UsageError(f"--device {device}: no such GPU answers here; give --vram SIZE to pretend one")
+    return PlanDevice("cpu", "this machine", available_bytes())

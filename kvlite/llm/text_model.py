@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from kvlite.engine.request import Sampling
 from kvlite.errors import BrokenModel, UsageError
-from kvlite.llm.listener import Listener
 from kvlite.llm.spec import BatchSize, RunSpec
 
 if TYPE_CHECKING:
@@ -18,6 +17,37 @@ if TYPE_CHECKING:
     from kvlite.models.loaded import LoadedModel
     from kvlite.record.schema import ModelIdentity
     from kvlite.text.template import ChatText
+
+
+class Listener(Protocol):
+    """Hears what happens to a model in one-line messages of three levels; `kvlite.console.Console` is one."""
+
+    def note(self, text: str) -> None:
+        """Take something useful to know."""
+
+    def detail(self, text: str) -> None:
+        """Take something that few want to know."""
+
+    def warn(self, text: str) -> None:
+        """Take something that is not as it should be."""
+
+
+class Told:
+    """Passes notes and warnings to `say`; to nobody where that is None."""
+
+    def __init__(self, say: Callable[[str], None] | None = None) -> None:
+        self._say = say or (lambda text: None)
+
+    def note(self, text: str) -> None:
+        """Pass on a note."""
+        self._say(text)
+
+    def detail(self, text: str) -> None:
+        """Drop a detail."""
+
+    def warn(self, text: str) -> None:
+        """Pass on a warning, marked as one."""
+        self._say(f"warning: {text}")
 
 
 @dataclass(frozen=True, slots=True)

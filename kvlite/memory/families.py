@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 from kvlite.memory.layouts import (
@@ -51,50 +52,29 @@ class Family:
     global_dims: bool = False  # full layers read global_head_dim and num_global_key_value_heads
 
 
-_HEADS = Family()
-_GEMMA2 = Family(kv_heads=4, head_dim=256, window=4096, layout=full_every(2, SLIDING), reads_layer_types=True)
-_EXAONE = Family(
-    kv_heads=32, window=4096, layout=full_every(4, SLIDING, "sliding_window_pattern"), reads_layer_types=True
-)
-_GLM = Family(kv_heads=2, head_dim=128)
-_LFM2 = Family(
-    kv_heads=8, layout=full_at("full_attn_idxs", CONV, all_full=True), reads_layer_types=True, state=short_convolution
-)
-_GATED_DELTA = full_every(4, LINEAR, "full_attention_interval")
+_LISTS_TYPES = partial(Family, reads_layer_types=True)
+_LISTS_AND_SLIDES = partial(_LISTS_TYPES, window=4096)
+_MAY_SLIDE = partial(_LISTS_AND_SLIDES, window_flag="use_sliding_window")
+_GATED_DELTA = partial(_LISTS_TYPES, layout=full_every(4, LINEAR, "full_attention_interval"), state=gated_delta)
+_PATTERN_OF_4 = full_every(4, SLIDING, "sliding_window_pattern")
 _WINDOWED = every_layer(SLIDING)
+
+
+def _alike(names: str, family: Family) -> dict[str, Family]:
+    return dict.fromkeys(names.split(), family)
+
 
 FAMILIES: Mapping[str, Family] = {
     # grouped queries, every layer full
-    "apertus": _HEADS,
-    "arcee": _HEADS,
-    "cohere": _HEADS,
-    "ernie4_5": _GLM,
+    **_alike("apertus arcee cohere flex_olmo granite granitemoe granitemoeshared hunyuan_v1_dense", Family()),
+    **_alike("hunyuan_v1_moe hyperclovax jais2 llama nanochat nemotron olmo olmo2 olmoe phi", Family()),
+    **_alike("ernie4_5 glm glm4", Family(kv_heads=2, head_dim=128)),
+    **_alike("hy_v3 minimax_m2 seed_oss solar_open", Family(kv_heads=8, head_dim=128)),
     "ernie4_5_moe": Family(kv_heads=4),
-    "flex_olmo": _HEADS,
     "gemma": Family(kv_heads=16, head_dim=256),
-    "glm": _GLM,
-    "glm4": _GLM,
     "glm4_moe": Family(kv_heads=8),
     "gpt_neox": Family(grouped=False, reads_head_dim=False),
-    "granite": _HEADS,
-    "granitemoe": _HEADS,
-    "granitemoeshared": _HEADS,
-    "hy_v3": Family(kv_heads=8, head_dim=128),
-    "hyperclovax": _HEADS,
-    "solar_open": Family(kv_heads=8, head_dim=128),
     "helium": Family(kv_heads=20, head_dim=128),
-    "hunyuan_v1_dense": _HEADS,
-    "hunyuan_v1_moe": _HEADS,
-    "jais2": _HEADS,
-    "llama": _HEADS,
-    "minimax_m2": Family(kv_heads=8, head_dim=128),
-    "nanochat": _HEADS,
-    "nemotron": _HEADS,
-    "olmo": _HEADS,
-    "olmo2": _HEADS,
-    "olmoe": _HEADS,
-    "phi": _HEADS,
-    "seed_oss": Family(kv_heads=8, head_dim=128),
     "stablelm": Family(kv_heads=32, reads_head_dim=False),
     # learned positions
     "gpt2": Family(positions="learned", max_positions=1024, grouped=False, reads_head_dim=False),
@@ -108,60 +88,36 @@ FAMILIES: Mapping[str, Family] = {
     "qwen3_moe": Family(kv_heads=4, window=4096, layout=_WINDOWED, window_flag="use_sliding_window"),
     "starcoder2": Family(kv_heads=2, layout=_WINDOWED),
     # full and sliding layers mixed
-    "cohere2": Family(window=4096, layout=full_every(4, SLIDING, "sliding_window_pattern"), reads_layer_types=True),
-    "cwm": Family(kv_heads=8, head_dim=128, window=8192, layout=full_first_of(4), reads_layer_types=True),
-    "dots1": Family(kv_heads=32, window=4096, layout=sliding_from(62), reads_layer_types=True),
-    "exaone4": _EXAONE,
-    "exaone_moe": _EXAONE,
-    "gemma2": _GEMMA2,
-    "gemma3_text": Family(
-        kv_heads=4,
-        head_dim=256,
-        window=4096,
-        layout=full_every(6, SLIDING, "sliding_window_pattern"),
-        reads_layer_types=True,
-    ),
-    "gemma3n_text": Family(kv_heads=2, head_dim=256, window=512, layout=full_every(5, SLIDING), reads_layer_types=True),
-    "gemma4_text": Family(
-        kv_heads=4, head_dim=256, window=512, layout=full_every(6, SLIDING), reads_layer_types=True, global_dims=True
-    ),
-    "gpt_oss": Family(kv_heads=8, head_dim=64, window=128, layout=full_every(2, SLIDING), reads_layer_types=True),
-    "ministral": Family(kv_heads=8, window=4096, layout=_WINDOWED, reads_layer_types=True),
-    "olmo3": Family(window=4096, layout=full_every(4, SLIDING), reads_layer_types=True),
-    "qwen2": Family(
-        kv_heads=32, window=4096, layout=sliding_from(28), reads_layer_types=True, window_flag="use_sliding_window"
-    ),
-    "qwen2_moe": Family(
-        kv_heads=16, window=4096, layout=alternate_below(28), reads_layer_types=True, window_flag="use_sliding_window"
-    ),
-    "qwen3": Family(
-        kv_heads=32,
-        head_dim=128,
-        window=4096,
-        layout=sliding_from(28),
-        reads_layer_types=True,
-        window_flag="use_sliding_window",
-    ),
-    "smollm3": Family(
-        kv_heads=4, layout=sliding_without_rope, reads_layer_types=True, window_flag="use_sliding_window"
-    ),
-    "vaultgemma": _GEMMA2,
+    **_alike("gemma2 vaultgemma", _LISTS_AND_SLIDES(kv_heads=4, head_dim=256, layout=full_every(2, SLIDING))),
+    **_alike("exaone4 exaone_moe", _LISTS_AND_SLIDES(kv_heads=32, layout=_PATTERN_OF_4)),
+    "cohere2": _LISTS_AND_SLIDES(layout=_PATTERN_OF_4),
+    "cwm": _LISTS_TYPES(kv_heads=8, head_dim=128, window=8192, layout=full_first_of(4)),
+    "dots1": _LISTS_AND_SLIDES(kv_heads=32, layout=sliding_from(62)),
+    "gemma3_text": _LISTS_AND_SLIDES(kv_heads=4, head_dim=256, layout=full_every(6, SLIDING, "sliding_window_pattern")),
+    "gemma3n_text": _LISTS_TYPES(kv_heads=2, head_dim=256, window=512, layout=full_every(5, SLIDING)),
+    "gemma4_text": _LISTS_TYPES(kv_heads=4, head_dim=256, window=512, layout=full_every(6, SLIDING), global_dims=True),
+    "gpt_oss": _LISTS_TYPES(kv_heads=8, head_dim=64, window=128, layout=full_every(2, SLIDING)),
+    "ministral": _LISTS_AND_SLIDES(kv_heads=8, layout=_WINDOWED),
+    "olmo3": _LISTS_AND_SLIDES(layout=full_every(4, SLIDING)),
+    "qwen2": _MAY_SLIDE(kv_heads=32, layout=sliding_from(28)),
+    "qwen2_moe": _MAY_SLIDE(kv_heads=16, layout=alternate_below(28)),
+    "qwen3": _MAY_SLIDE(kv_heads=32, head_dim=128, layout=sliding_from(28)),
+    "smollm3": _MAY_SLIDE(kv_heads=4, window=None, layout=sliding_without_rope),
     # latent attention, stored expanded per head
-    "deepseek_v2": Family(mla=(128, 64, 128)),
-    "deepseek_v3": Family(mla=(128, 64, 128)),
+    **_alike("deepseek_v2 deepseek_v3", Family(mla=(128, 64, 128))),
     "glm4_moe_lite": Family(mla=(192, 64, 256)),
     "minicpm3": Family(mla=(64, 32, None)),
     # attention beside layers of constant state
+    **_alike(
+        "lfm2 lfm2_moe",
+        _LISTS_TYPES(kv_heads=8, layout=full_at("full_attn_idxs", CONV, all_full=True), state=short_convolution),
+    ),
     "bamba": Family(kv_heads=8, layout=full_at("attn_layer_indices", LINEAR, all_full=False), state=mamba2()),
     "falcon_h1": Family(kv_heads=8, layout=every_layer(HYBRID), state=mamba2("mamba_d_ssm")),
-    "granitemoehybrid": Family(layout=every_layer(LINEAR), reads_layer_types=True, rope_flag=True, state=mamba2()),
-    "lfm2": _LFM2,
-    "lfm2_moe": _LFM2,
-    "qwen3_next": Family(kv_heads=2, head_dim=256, layout=_GATED_DELTA, reads_layer_types=True, state=gated_delta),
-    "qwen3_5_text": Family(kv_heads=4, head_dim=256, layout=_GATED_DELTA, reads_layer_types=True, state=gated_delta),
-    "qwen3_5_moe_text": Family(
-        kv_heads=2, head_dim=256, layout=_GATED_DELTA, reads_layer_types=True, state=gated_delta
-    ),
+    "granitemoehybrid": _LISTS_TYPES(layout=every_layer(LINEAR), rope_flag=True, state=mamba2()),
+    "qwen3_next": _GATED_DELTA(kv_heads=2, head_dim=256),
+    "qwen3_5_text": _GATED_DELTA(kv_heads=4, head_dim=256),
+    "qwen3_5_moe_text": _GATED_DELTA(kv_heads=2, head_dim=256),
 }
 
 NOT_HELD: Mapping[str, str] = {

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from kvlite.errors import BrokenModel
 
@@ -37,48 +38,38 @@ class Fields:
 
     def flag(self, name: str, default: bool) -> bool:
         """A boolean; absent or null is `default`."""
-        value = self.values.get(name)
-        if value is None:
-            return default
-        if not isinstance(value, bool):
-            raise self._broken(name, value, "true or false")
-        return value
+        value: bool | None = self._optional(name, bool, "true or false")
+        return default if value is None else value
 
     def text(self, name: str) -> str | None:
         """A string, or None when absent or null."""
-        value = self.values.get(name)
-        if value is None:
-            return None
-        if not isinstance(value, str):
-            raise self._broken(name, value, "a string")
+        value: str | None = self._optional(name, str, "a string")
         return value
 
     def names(self, name: str) -> tuple[str, ...] | None:
         """A list of strings, or None when absent or null."""
-        value = self.values.get(name)
-        if value is None:
-            return None
-        if not isinstance(value, Sequence) or isinstance(value, str) or not all(isinstance(v, str) for v in value):
-            raise self._broken(name, value, "a list of strings")
-        return tuple(value)
+        return self._list(name, lambda item: isinstance(item, str), "a list of strings")
 
     def whole_numbers(self, name: str) -> tuple[int, ...] | None:
         """A list of whole numbers from 0, or None when absent or null."""
-        value = self.values.get(name)
-        if value is None:
-            return None
-        if not isinstance(value, Sequence) or not all(type(v) is int and v >= 0 for v in value):
-            raise self._broken(name, value, "a list of whole numbers")
-        return tuple(value)
+        return self._list(name, lambda item: type(item) is int and item >= 0, "a list of whole numbers")
 
     def nested(self, name: str) -> Fields | None:
         """An object, or None when absent or null."""
+        value = self._optional(name, Mapping, "an object")
+        return None if value is None else Fields(value)
+
+    def _optional(self, name: str, kind: Any, expected: str) -> Any:
         value = self.values.get(name)
-        if value is None:
-            return None
-        if not isinstance(value, Mapping):
-            raise self._broken(name, value, "an object")
-        return Fields(value)
+        if not isinstance(value, kind | None):
+            raise self._broken(name, value, expected)
+        return value
+
+    def _list(self, name: str, holds: Callable[[Any], bool], expected: str) -> tuple[Any, ...] | None:
+        value = self._optional(name, list | tuple, expected)
+        if value is not None and not all(map(holds, value)):
+            raise self._broken(name, value, expected)
+        return None if value is None else tuple(value)
 
     def _whole(self, name: str, value: object) -> int:
         if type(value) is not int or not 0 < value < _LARGEST:  # a bool is an int to isinstance
@@ -87,5 +78,4 @@ class Fields:
 
     @staticmethod
     def _broken(name: str, value: object, expected: str) -> BrokenModel:
-        shown = repr(value)
-        return BrokenModel(f"config.json: {name} is {shown[:60]}; expected {expected}")
+        return BrokenModel(f"config.json: {name} is {repr(value)[:60]}; expected {expected}")

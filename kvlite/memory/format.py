@@ -7,17 +7,9 @@ from dataclasses import dataclass
 
 from kvlite.errors import UsageError
 
-UNITS = {
-    "B": 1,
-    "KB": 10**3,
-    "MB": 10**6,
-    "GB": 10**9,
-    "TB": 10**12,
-    "KIB": 2**10,
-    "MIB": 2**20,
-    "GIB": 2**30,
-    "TIB": 2**40,
-}
+UNITS = {"B": 1}
+UNITS |= {f"{prefix}B": 10 ** (3 * power) for power, prefix in enumerate("KMGT", 1)}
+UNITS |= {f"{prefix}IB": 2 ** (10 * power) for power, prefix in enumerate("KMGT", 1)}
 _SIZE = re.compile(r"(?P<number>\d{1,20}(?:\.\d{1,20})?)\s*(?P<unit>(?:[KMGT]i?)?B)", re.IGNORECASE | re.ASCII)
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}

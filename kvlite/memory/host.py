@@ -3,23 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-
-@dataclass(frozen=True, slots=True)
-class _Hierarchy:
-    """The files in which one version of control groups keeps a group's limit, usage and reclaimable page cache."""
-
-    limit: str
-    usage: str
-    reclaimable: str
-
-
-_V1 = _Hierarchy("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
-_V2 = _Hierarchy("memory.max", "memory.current", "inactive_file")
+_V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+_V2 = ("memory.max", "memory.current", "inactive_file")
+"""Where a version of control groups keeps a group's limit and usage, and its word for reclaimable page cache."""
 
 
 def available_bytes(root: Path = Path("/")) -> int:
@@ -63,10 +54,9 @@ def _quotas(root: Path) -> Iterator[tuple[int, int]]:
 
 
 def _machine_available(root: Path) -> int:
-    for line in (_read(root / "proc/meminfo") or "").splitlines():
-        key, _, value = line.partition(":")
-        if key == "MemAvailable":
-            return int(value.split()[0]) * 1024
+    kilobytes = _entry(_read(root / "proc/meminfo") or "", "MemAvailable")
+    if kilobytes is not None:
+        return int(kilobytes) * 1024
     import psutil  # type: ignore[import-untyped,unused-ignore]
 
     return int(psutil.virtual_memory().available)
@@ -75,7 +65,11 @@ def _machine_available(root: Path) -> int:
 def _group_limits(root: Path) -> Iterator[tuple[int, int]]:
     """(limit, usage without reclaimable pages) of every control group above this process, in bytes."""
     for folder, is_v2 in _groups(root, "memory"):
-        yield from _limit(folder, _V2 if is_v2 else _V1)
+        *files, reclaimable = _V2 if is_v2 else _V1
+        limit, usage = (_read(folder / name) for name in files)
+        if limit is not None and usage is not None and limit.strip().isdigit():  # "max" is no limit
+            cached = _entry(_read(folder / "memory.stat") or "", reclaimable) or "0"
+            yield int(limit), max(0, int(usage) - int(cached))
 
 
 def _groups(root: Path, controller: str) -> Iterator[tuple[Path, bool]]:
@@ -91,16 +85,10 @@ def _groups(root: Path, controller: str) -> Iterator[tuple[Path, bool]]:
                     yield folder, controllers == ""
 
 
-def _limit(folder: Path, hierarchy: _Hierarchy) -> Iterator[tuple[int, int]]:
-    limit, usage = _read(folder / hierarchy.limit), _read(folder / hierarchy.usage)
-    if limit is None or usage is None or not limit.strip().isdigit():  # "max" is no limit
-        return
-    reclaimable = 0
-    for line in (_read(folder / "memory.stat") or "").splitlines():
-        key, _, value = line.partition(" ")
-        if key == hierarchy.reclaimable:
-            reclaimable = int(value)
-    yield int(limit), max(0, int(usage) - reclaimable)
+def _entry(table: str, key: str) -> str | None:
+    """The value of `key` in lines of keys and values; None where it is not there."""
+    found = re.search(rf"^{key}:?\s+(\d+)", table, re.MULTILINE)
+    return found and found[1]
 
 
 def _read(path: Path) -> str | None:

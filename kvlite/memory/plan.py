@@ -7,6 +7,7 @@ slots, 4 for its place in it. Layers with constant state add it per row. Nothing
 
 from __future__ import annotations
 
+from bisect import bisect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -227,8 +228,4 @@ class _Layouts:
 
 def largest(holds: Callable[[int], bool], upper: int) -> int:
     """The largest count from 0 to `upper` for which `holds`, given that it holds up to there and not above."""
-    low, high = 0, upper
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if holds(middle) else (low, middle - 1)
-    return low
+    return bisect(range(1, upper + 1), False, key=lambda count: not holds(count))

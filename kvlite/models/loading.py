@@ -95,7 +95,8 @@ def _shape(files: ModelFiles, dtype: str | None, device: torch.device) -> ModelS
 
 def _require_room(files: ModelFiles, shape: ModelShape, quant: str, device: torch.device) -> None:
     """Refuse weights that take more, once loaded, than is free."""
-    needed, free = weight_term(shape, WeightFacts.of(files), quant).predicted_bytes, free_bytes(device)
+    weights = WeightFacts.of(files.config, files.weight_bytes, files.parameters)
+    needed, free = weight_term(shape, weights, quant).predicted_bytes, free_bytes(device)
     if needed is not None and needed > free:
         raise DoesNotFit(
             f"the weights take {human_bytes(needed)} and {human_bytes(free)} are free on {device}; "

@@ -3,19 +3,51 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from random import Random
+from statistics import median
 
 from kvlite.engine.engine import Engine, RowSnapshot
 from kvlite.engine.request import Completion, Request, Token
 from kvlite.memory.counts import KVCounts
-from kvlite.speed.spread import Spread
 from kvlite.speed.synthetic_cache import fast_forward
 
 WARM_STEPS = 2
 """Steps before those that count: the first feeds the token that was waiting, the next meets new shapes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """Seconds: the median of `count` timings, the 99th percentile, and the lowest and highest median of a round."""
+
+    median_s: float
+    p99_s: float
+    low_s: float
+    high_s: float
+    count: int
+
+    @classmethod
+    def of(cls, rounds: Sequence[Sequence[float]]) -> Spread:
+        """The spread of the timings of several rounds, none of them empty."""
+        timings = sorted(seconds for each in rounds for seconds in each)
+        medians = [median(each) for each in rounds]
+        last = timings[-1 - len(timings) // 100]  # of fewer than a hundred the longest
+        return cls(median(timings), last, min(medians), max(medians), len(timings))
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A prompt of `tokens` tokens: the time to its first token."""
+
+    tokens: int
+    first_token: Spread
+
+    @property
+    def tokens_s(self) -> float:
+        """Prompt tokens per second at the median."""
+        return self.tokens / self.first_token.median_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,23 +79,20 @@ def random_ids(count: int, vocab: int, seed: int) -> tuple[int, ...]:
     return tuple(rng.randrange(vocab) for _ in range(count))
 
 
-def step_times(
-    engine: Engine, held: RowSnapshot, seen: int, steps: int, seed: int, clock: Callable[[], float] = time.perf_counter
-) -> tuple[list[float], KVCounts]:
+def step_times(engine: Engine, held: RowSnapshot, seen: int, steps: int, seed: int) -> tuple[list[float], KVCounts]:
     """Time `steps` decode steps of a conversation put at `seen` tokens: seconds of each, and the counts at their start.
 
-    `held` is a row that was fed a few tokens; `clock` gives seconds. Raises the engine's errors.
+    `held` is a row that was fed a few tokens. Raises the engine's errors.
     """
     fast_forward(engine, 0, held, seen, seed)
     counts = engine.counts(0)
     request = Request("steps", random_ids(1, engine.loaded.shape.vocab, seed), max_tokens=steps + WARM_STEPS, row=0)
     stamps = []
     for event in engine.run([request]):
-        stamps.append(clock())
+        stamps.append(time.perf_counter())
         if isinstance(event, Completion) and event.error is not None:
             raise event.error
-    stamps.pop()  # the completion's
-    times = [end - start for start, end in pairwise(stamps)]
+    times = [end - start for start, end in pairwise(stamps[:-1])]  # the last is the completion's
     return times[WARM_STEPS - 1 :], counts
 
 

@@ -10,28 +10,13 @@ from dataclasses import dataclass, field
 
 from kvlite.engine.engine import Engine
 from kvlite.memory.counts import KVCounts
-from kvlite.speed.ceilings import Ceilings, measure_ceilings
-from kvlite.speed.decoding import WARM_STEPS, Point, first_token_s, random_ids, step_times
-from kvlite.speed.roofline import weights_read_bytes
-from kvlite.speed.spread import Spread
+from kvlite.speed.decoding import WARM_STEPS, Point, Prompt, Spread, first_token_s, random_ids, step_times
+from kvlite.speed.report import Workload
+from kvlite.speed.roofline import Ceilings, measure_ceilings, weights_read_bytes
 from kvlite.speed.synthetic_cache import longest_conversation
-from kvlite.speed.workload import Workload
 
 _SEED_TOKENS = 64
 """Tokens fed for the keys and values that fast-forwarded rows repeat."""
-
-
-@dataclass(frozen=True, slots=True)
-class Prompt:
-    """A prompt of `tokens` tokens: the time to its first token."""
-
-    tokens: int
-    first_token: Spread
-
-    @property
-    def tokens_s(self) -> float:
-        """Prompt tokens per second at the median."""
-        return self.tokens / self.first_token.median_s
 
 
 @dataclass(slots=True)

@@ -1,4 +1,4 @@
-"""A measurement as one value with the run it was made in, and as JSON. Loads no torch."""
+"""The lengths to measure; a measurement as one value with the run it was made in, and as JSON. Loads no torch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,20 @@ if TYPE_CHECKING:
     from kvlite.speed.decoding import Point
     from kvlite.speed.measurement import Measurement
 
-SCHEMA = "kvlite.bench/1"
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workload:
+    """Prompts of these lengths, decoding after these many tokens, and decoding with all slots full.
+
+    Each timing takes `steps` decode steps and is repeated in `rounds` rounds; all counts are at least 1.
+    """
+
+    prompts: tuple[int, ...]
+    contexts: tuple[int, ...]
+    drift: tuple[int, ...]
+    steps: int = 64
+    rounds: int = 5
+    seed: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +60,7 @@ class BenchReport:
         """Everything; null where something is not known."""
         found, reading, identity = self.measurement, self.reading, self.identity
         return {
-            "schema": SCHEMA,
+            "schema": "kvlite.bench/1",
             "model": self.model,
             **identity.model_dump(include={"dtype", "quant", "fused"}),
             **reading.host.model_dump(include={"device", "kernels", "step"}),
@@ -65,10 +78,7 @@ class BenchReport:
             "protocol": asdict(found.workload),
             "ceilings": None if found.ceilings is None else asdict(found.ceilings),
             "startup": {"stages_s": dict(self.stages), "total_s": self.start_s},
-            "prompts": [
-                {"tokens": prompt.tokens, "tokens_s": prompt.tokens_s, "first_token": asdict(prompt.first_token)}
-                for prompt in found.prompts
-            ],
+            "prompts": [{**asdict(prompt), "tokens_s": prompt.tokens_s} for prompt in found.prompts],
             "decoding": [self._point(point) for point in found.decoding],
             "drift": {"points": [self._point(point) for point in found.drift], "share": found.drift_share},
             "left_out": list(found.left_out),
@@ -80,12 +90,5 @@ class BenchReport:
         }
 
     def _point(self, point: Point) -> dict[str, Any]:
-        return {
-            "tokens_seen": point.tokens_seen,
-            "slots_live": point.slots_live,
-            "tokens_s": point.tokens_s,
-            "step": asdict(point.step),
-            "read_bytes": point.read_bytes,
-            "bytes_s": point.bytes_s,
-            "share_of_copy": self.share(point),
-        }
+        rates = {"tokens_s": point.tokens_s, "bytes_s": point.bytes_s, "share_of_copy": self.share(point)}
+        return {**asdict(point), **rates}

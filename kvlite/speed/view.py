@@ -9,9 +9,8 @@ from kvlite.memory.format import human_bytes
 from kvlite.record.table import UNKNOWN, Table
 
 if TYPE_CHECKING:
-    from kvlite.speed.decoding import Point
+    from kvlite.speed.decoding import Point, Spread
     from kvlite.speed.report import BenchReport
-    from kvlite.speed.spread import Spread
 
 
 def headline(report: BenchReport) -> str:
@@ -37,7 +36,8 @@ def ceilings_line(report: BenchReport) -> str:
 
 def bench_tables(report: BenchReport) -> list[Table]:
     """Everything below the headline; a table with nothing to say is left out."""
-    every = (_start(report), _prompts(report), _decoding(report), _drift(report), _memory(report))
+    decoding = _points(report, "DECODING AFTER", report.measurement.decoding)
+    every = (_start(report), _prompts(report), decoding, _drift(report), _memory(report))
     return [table for table in every if table.rows]
 
 
@@ -48,17 +48,10 @@ def _start(report: BenchReport) -> Table:
 
 def _prompts(report: BenchReport) -> Table:
     rows = tuple(
-        (f"{prompt.tokens:,} tok", f"{prompt.tokens_s:,.0f}", _ms(took.median_s), _between(took))
-        for prompt, took in ((prompt, prompt.first_token) for prompt in report.measurement.prompts)
+        (f"{each.tokens:,} tok", f"{each.tokens_s:,.0f}", _ms(each.first_token.median_s), _between(each.first_token))
+        for each in report.measurement.prompts
     )
     return Table(("PROMPT", "TOK/S", "FIRST TOKEN", "ROUNDS BETWEEN"), rows)
-
-
-_POINT = ("SLOTS LIVE", "TOK/S", "A STEP", "99 %", "ROUNDS BETWEEN", "READS", "USES", "OF COPY")
-
-
-def _decoding(report: BenchReport) -> Table:
-    return Table(("DECODING AFTER", *_POINT), _points(report, report.measurement.decoding))
 
 
 def _drift(report: BenchReport) -> Table:
@@ -67,11 +60,12 @@ def _drift(report: BenchReport) -> Table:
     if found.drift_share is not None:
         first, last = found.drift[0], found.drift[-1]
         note = f"drift from {first.tokens_seen:,} to {last.tokens_seen:,} tokens: {found.drift_share:+.1%} per token"
-    return Table(("ALL SLOTS FULL, AFTER", *_POINT), _points(report, found.drift), note)
+    return _points(report, "ALL SLOTS FULL, AFTER", found.drift, note)
 
 
-def _points(report: BenchReport, points: Sequence[Point]) -> tuple[tuple[str, ...], ...]:
-    return tuple(
+def _points(report: BenchReport, title: str, points: Sequence[Point], note: str = "") -> Table:
+    columns = (title, "SLOTS LIVE", "TOK/S", "A STEP", "99 %", "ROUNDS BETWEEN", "READS", "USES", "OF COPY")
+    rows = tuple(
         (
             f"{point.tokens_seen:,} tok",
             f"{point.slots_live:,}",
@@ -85,6 +79,7 @@ def _points(report: BenchReport, points: Sequence[Point]) -> tuple[tuple[str, ..
         )
         for point in points
     )
+    return Table(columns, rows, note)
 
 
 def _memory(report: BenchReport) -> Table:

@@ -10,14 +10,15 @@ import pytest
 from kvlite.cli import main
 from kvlite.engine.decode_graphs import Repeating
 from kvlite.record.store import RunRecords
+from kvlite.speed import roofline
 
 SMALL = ["bench", "--prompt", "8", "--context", "20,1k", "--drift", "1k,1M", "--steps", "3", "--rounds", "2"]
 
 
 @pytest.fixture(autouse=True)
 def small_ceilings(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kvlite.speed.ceilings._COPY_BYTES_ELSEWHERE", 2**16)
-    monkeypatch.setattr("kvlite.speed.ceilings._SIDE_ELSEWHERE", 16)
+    monkeypatch.setitem(roofline._COPY_BYTES, "cpu", 2**16)
+    monkeypatch.setitem(roofline._SIDE, "cpu", 16)
 
 
 def test_json_has_every_figure_and_they_agree(capsys: pytest.CaptureFixture[str]) -> None:

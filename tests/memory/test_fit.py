@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 from hypothesis import given
@@ -128,21 +126,18 @@ def test_rows_of_one_token_more_than_the_most_are_fewer(rows: int) -> None:
         assert (found.cache is not None and found.cache.rows == rows) is holds
 
 
-def facts(config: dict[str, Any], weight_bytes: int | None = 4000) -> SimpleNamespace:
-    return SimpleNamespace(config=config, weight_bytes=weight_bytes, parameters=2000)
-
-
 def test_whether_embedding_and_head_are_one_stands_in_the_text_model_or_beside_it() -> None:
-    for config, is_tied in (
+    configs: tuple[tuple[dict[str, object], bool], ...] = (
         ({}, True),
         ({"tie_word_embeddings": False}, False),
         ({"tie_word_embeddings": False, "text_config": {}}, False),
         ({"tie_word_embeddings": False, "text_config": {"tie_word_embeddings": True}}, True),
-    ):
-        found = WeightFacts.of(facts(config))
+    )
+    for config, is_tied in configs:
+        found = WeightFacts.of(config, 4000, 2000)
         assert found is not None
         assert found.is_tied is is_tied
-    assert WeightFacts.of(facts({}, weight_bytes=None)) is None
+    assert WeightFacts.of({}, None, 2000) is None
 
 
 def test_a_sweep_ends_with_the_whole_window() -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kvlite.speed.ceilings import measure_ceilings
+from kvlite.speed import roofline
+from kvlite.speed.decoding import Spread
 from kvlite.speed.measurement import Measurement
-from kvlite.speed.roofline import weights_read_bytes
-from kvlite.speed.spread import Spread
-from kvlite.speed.workload import Workload
+from kvlite.speed.report import Workload
+from kvlite.speed.roofline import measure_ceilings, weights_read_bytes
 from tests.architectures import SUPPORTED, tiny_model
 from tests.engine_for_tests import admitted, make_engine
 
@@ -18,8 +18,8 @@ SMALL = {"prompts": (6, 40), "contexts": (10, 100), "drift": (10, 1_000, 1_000_0
 
 @pytest.fixture(autouse=True)
 def small_ceilings(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kvlite.speed.ceilings._COPY_BYTES_ELSEWHERE", 2**16)
-    monkeypatch.setattr("kvlite.speed.ceilings._SIDE_ELSEWHERE", 16)
+    monkeypatch.setitem(roofline._COPY_BYTES, "cpu", 2**16)
+    monkeypatch.setitem(roofline._SIDE, "cpu", 16)
 
 
 def measured(budget: str = "32tok", family: str = "llama", **options: str) -> Measurement:
