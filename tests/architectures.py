@@ -126,6 +126,20 @@ SUPPORTED: dict[str, dict[str, Any]] = {
     "granitemoehybrid": {**_MOE, "layer_types": ["mamba", "attention", "mamba", "attention"]},
 }
 
+REPRESENTATIVES = (
+    "llama",  # grouped queries
+    "gemma2",  # sliding windows and capped logits
+    "gemma3n_text",  # layers that share keys and values
+    "gpt_oss",  # attention sinks, experts
+    "deepseek_v3",  # latent keys and values
+    "gpt2",  # learned positions
+    "gpt_bigcode",  # one KV head
+    "lfm2",  # convolutions beside attention
+    "qwen3_next",  # linear attention beside attention
+    "bamba",  # state spaces beside attention
+)
+"""One architecture for each kind of attention."""
+
 REFUSED: dict[str, dict[str, Any]] = {
     "bloom": {"n_head": 4, "n_layer": 4},
     "falcon": {"head_dim": None},

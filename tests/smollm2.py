@@ -63,3 +63,10 @@ def _convert(gguf: Path, folder: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(**source, **dequantised, dtype=torch.bfloat16)
     model.save_pretrained(folder)
     AutoTokenizer.from_pretrained(**source).save_pretrained(folder)
+
+
+if __name__ == "__main__":
+    try:
+        sys.stdout.write(f"{smollm2_folder()}\n")
+    except RuntimeError as error:
+        sys.exit(str(error))

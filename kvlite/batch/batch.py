@@ -204,7 +204,7 @@ class Batch:
         if self._output is None:
             return ""
         if not is_journal(self._job, self._output):
-            return "; without an output file of records there is nothing to go on from"
+            return "; without an output file of records it cannot be resumed"
         words = [word for word in self._job.argv[1:] if word not in _NOT_IN_A_RESUME]
-        again = " and the same input" if self._job.input.name == STDIN else ""
-        return f"; go on with this{again}: kvlite {shlex.join(words)}"
+        again = " with the same input" if self._job.input.name == STDIN else ""
+        return f"; to continue, run{again}: kvlite {shlex.join(words)}"

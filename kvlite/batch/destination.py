@@ -55,7 +55,7 @@ def resume(job: BatchJob, meta: Meta, output: Output, console: Console) -> Done:
     if not is_journal(job, output):
         if output.size and not writing.overwrite:
             raise UsageError(
-                f"{output.path} is not empty, and text cannot be gone on with; give --overwrite or another -o"
+                f"{output.path} is not empty, and text output cannot be resumed; give --overwrite or another -o"
             )
         journal.start_over()
         return Done()

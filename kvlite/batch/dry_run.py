@@ -17,7 +17,7 @@ MOST_SHOWN = 20  # failures named one by one
 
 
 def dry_run(job: BatchJob, choose_model: ChooseModel, console: Console) -> None:
-    """Report what the batch would take, as lines or JSON. Raises BatchFailed where lines cannot be asked."""
+    """Report what the batch would take, as lines or JSON. Raises BatchFailed where lines cannot be answered."""
     survey = job.input.survey()
     from_lines, entries = first_model(job.input.entries())
     model = choose_model(survey.model if survey else from_lines)
@@ -32,7 +32,7 @@ def dry_run(job: BatchJob, choose_model: ChooseModel, console: Console) -> None:
     else:
         _show(count, planned, console)
     if count.failed:
-        raise BatchFailed(f"{count.failed} of {count.ok + count.failed} lines cannot be asked")
+        raise BatchFailed(f"{count.failed} of {count.ok + count.failed} lines cannot be answered")
 
 
 @dataclass(slots=True)
@@ -103,10 +103,10 @@ def _as_json(count: _Count, planned: Planned) -> dict[str, object]:
 def _show(count: _Count, planned: Planned, console: Console) -> None:
     plan = planned.plan
     console.line(f"model      {planned.name}")
-    console.line(f"records    {count.ok} ok, {count.failed} cannot be asked")
+    console.line(f"records    {count.ok} ok, {count.failed} cannot be answered")
     console.line(f"prompts    {count.prompt_tokens:,} tokens, the longest {count.longest_prompt_tokens:,}")
     console.line(f"answers    at most {count.most_new_tokens:,} tokens")
     size = f"{human_bytes(plan.reserved_bytes)} of {human_bytes(plan.budget_bytes)}{planned.stored.label}"
-    console.line(f"KV cache   {size}{', if the model bears that' if planned.is_provisional else ''}")
+    console.line(f"KV cache   {size}{', if the model tolerates that' if planned.is_provisional else ''}")
     console.line(f"rows       {plan.rows} of {plan.slots:,} tokens each")
     console.line(f"may evict  {count.may_evict} answers, if they grow to max_tokens")

@@ -90,7 +90,7 @@ class LockedFile:
             if not isinstance(error, OSError):
                 raise
             raise OutputError(
-                f"cannot write to {self.path}: {error.strerror}; its lines are whole, make room and go on"
+                f"cannot write to {self.path}: {error.strerror}; its lines are whole; free some space and run it again"
             ) from error
 
     def truncate(self, size: int) -> None:

@@ -18,7 +18,7 @@ from kvlite.batch.output import LockedFile
 from kvlite.batch.records import Recorded, read_record
 from kvlite.errors import OutputError, UsageError
 
-_WAYS_OUT = "--overwrite starts over, --force-resume goes on all the same"
+_WAYS_OUT = "--overwrite starts over, --force-resume continues all the same"
 _TAIL_BLOCK = 1 << 16
 
 

@@ -148,7 +148,7 @@ COMMANDS = (
     Command(("mem", "kv"), "", "what the KV cache holds", _mem),
     Command(("stats",), "", "speed and tokens of this conversation", _stats),
     Command(("save",), "[NAME]", "save the conversation, from now on under NAME", _save),
-    Command(("load",), "NAME", "go on with a saved conversation", _load),
+    Command(("load",), "NAME", "continue a saved conversation", _load),
     Command(("sessions",), "", "list the saved conversations", _sessions),
 )
 LEAVING = frozenset(f"/{name}" for command in COMMANDS if command.run is _exit for name in command.names)

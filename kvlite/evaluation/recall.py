@@ -10,9 +10,12 @@ import random
 from dataclasses import dataclass, replace
 
 from kvlite.evaluation.conversation import Conversation
-from kvlite.evaluation.facts import FACTS, NAME_OF, Fact
-from kvlite.evaluation.script import BRACE, Script, filled
-from kvlite.evaluation.vocabulary import Split
+from kvlite.evaluation.script import BRACE, Fact, Script, filled
+from kvlite.evaluation.vocabulary import Split, content
+
+_CONTENT = content("facts.toml")
+NAME_OF = Fact.of(_CONTENT["name_of"])  # of a person or an animal, by which other facts may be said of them
+FACTS = (NAME_OF, *map(Fact.of, _CONTENT["facts"]))
 
 _ACKS = ("I will remember that.", "All right.")
 _CORRECTED = ("Thank you for telling me.", "I see.")

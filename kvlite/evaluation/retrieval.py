@@ -8,16 +8,13 @@ text, and the model's own answers stand in between. Each writer is a pure functi
 from __future__ import annotations
 
 import random
-import tomllib
 from collections.abc import Mapping
-from pathlib import Path
 
 from kvlite.evaluation.conversation import Conversation
-from kvlite.evaluation.facts import Fact
-from kvlite.evaluation.script import Script, filled
-from kvlite.evaluation.vocabulary import Split
+from kvlite.evaluation.script import Fact, Script, filled
+from kvlite.evaluation.vocabulary import Split, content
 
-_CONTENT = tomllib.loads(Path(__file__).with_name("retrieval.toml").read_text("utf-8"))
+_CONTENT = content("retrieval.toml")
 _LABELS, _KEYS, _MONTHS, _PLACES = (_CONTENT[name].split() for name in ("labels", "keys", "months", "places"))
 _KINDS = tuple(map(Fact.of, _CONTENT["kinds"]))
 

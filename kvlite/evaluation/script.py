@@ -1,17 +1,15 @@
-"""A conversation while it is written for a suite: its turns, the words that fill it, and small talk between."""
+"""A conversation while it is written for a suite: facts to tell, the words that fill it, and small talk between."""
 
 from __future__ import annotations
 
 import random
 import re
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
-from pathlib import Path
+from typing import Any
 
 from kvlite.evaluation.conversation import Conversation, Probe, Turn
-from kvlite.evaluation.vocabulary import Split, draw
+from kvlite.evaluation.vocabulary import Split, content, draw
 
 BRACE = re.compile(r"\{([a-z]+)\}")
 
@@ -19,15 +17,34 @@ _GAPS = (0, 1, 2, 4, 8, 16, 24)  # turns of small talk, drawn evenly, so that ev
 _TRIES = 100  # to draw a word that was not said
 
 
-@cache
-def _talk() -> tuple[tuple[str, str], ...]:
-    pairs = tomllib.loads(Path(__file__).with_name("small_talk.toml").read_text("utf-8"))["talk"]
-    return tuple((user, answer) for user, answer in pairs)
+@dataclass(frozen=True, slots=True)
+class Fact:
+    """One kind of fact: its value, how it is said and asked for, and a right answer; facts.toml explains the fields."""
+
+    kind: str
+    says: tuple[str, ...]
+    asks: tuple[str, ...]
+    answer: str
+    value: str = ""
+    about: tuple[str, ...] = ("",)
+    named_says: tuple[str, ...] = ()
+    named_asks: tuple[str, ...] = ()
+    named_answer: str = ""
+    weight: int = 1
+
+    @classmethod
+    def of(cls, entry: Mapping[str, Any]) -> Fact:
+        """A kind of fact as a TOML file has it."""
+        fields: dict[str, Any] = {name: tuple(it) if isinstance(it, list) else it for name, it in entry.items()}
+        return cls(**fields)
 
 
 def filled(template: str, words: Mapping[str, str]) -> str:
     """The template with its braces replaced by `words`."""
     return BRACE.sub(lambda brace: words[brace[1]], template)
+
+
+_TALK: Sequence[tuple[str, str]] = content("small_talk.toml")["talk"]
 
 
 @dataclass(slots=True)
@@ -57,7 +74,7 @@ class Script:
     def talk(self, turns: int | None = None) -> None:
         """Small talk: so many turns, or a drawn number that leaves room for one more."""
         for _ in range(min(self.rng.choice(_GAPS), max(0, self.left - 1)) if turns is None else turns):
-            user, answer = self.rng.choice(_talk())
+            user, answer = self.rng.choice(_TALK)
             words = {kind: self.word(kind) for kind in BRACE.findall(user)}
             self.say(filled(user, words), filled(answer, words))
 

@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 Split = Literal["train", "held-out"]
 
@@ -22,30 +22,26 @@ def held_out(word: str) -> bool:
     return zlib.crc32(word.encode()) % 8 == 0
 
 
-@cache
-def _lists() -> dict[str, tuple[str, ...]]:
-    lists = tomllib.loads(Path(__file__).with_name("vocabulary.toml").read_text("utf-8"))
-    return {kind: tuple(words.split()) for kind, words in lists.items()}
+def content(name: str) -> dict[str, Any]:
+    """The TOML file of that name in this folder."""
+    return tomllib.loads(Path(__file__).with_name(name).read_text("utf-8"))
 
 
-@cache
-def _side(kind: str, split: Split) -> tuple[str, ...]:
-    words = _lists()[kind]
-    return words if kind in _UNSPLIT else tuple(word for word in words if held_out(word) == (split == "held-out"))
-
-
-def _digits(count: int) -> Callable[[random.Random], str]:
-    return lambda rng: str(rng.randrange(10 ** (count - 1), 10**count))
-
-
+_LISTS: dict[str, str] = content("vocabulary.toml")
+_UNSPLIT = ("day", "month", "monthday")  # too few to be split
 _GENERATED: dict[str, Callable[[random.Random], str]] = {
-    "code": _digits(4),
-    "phone": _digits(6),
+    "code": lambda rng: str(rng.randrange(1000, 10**4)),
+    "phone": lambda rng: str(rng.randrange(10**5, 10**6)),
     "number": lambda rng: str(rng.randint(2, 99)),
     "price": lambda rng: f"{rng.randint(2, 99)}.{rng.randint(1, 19) * 5:02}",
     "clock": lambda rng: f"{rng.randint(0, 23)}:{rng.randint(0, 11) * 5:02}",
 }
-_UNSPLIT = ("day", "month", "monthday")  # too few to be split
+
+
+@cache
+def _side(kind: str, split: Split) -> tuple[str, ...]:
+    is_held_out = split == "held-out"
+    return tuple(word for word in _LISTS[kind].split() if kind in _UNSPLIT or held_out(word) == is_held_out)
 
 
 def draw(kind: str, rng: random.Random, split: Split) -> str:

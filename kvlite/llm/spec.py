@@ -12,7 +12,7 @@ from kvlite.catalog.files import ModelFacts, ModelFiles, local_files
 from kvlite.catalog.names import ModelRef, resolve_model
 from kvlite.errors import UsageError
 from kvlite.memory.budget import Budget
-from kvlite.memory.fit import BatchRows, Fit
+from kvlite.memory.fit import Fit
 from kvlite.memory.format import SlotFormat, dtype_name, parse_size, slot_format
 from kvlite.memory.host import available_bytes
 from kvlite.memory.plan import CacheSpec
@@ -120,7 +120,8 @@ class RunSpec:
             quant=self.load.quant,
             device=device,
             free_bytes=free_bytes,
-            batch=None if most is None else BatchRows(most, self.row_budget),
+            batch=most,
+            row_budget=None if most is None else self.row_budget,
             is_automatic=self.stored is None,
             is_loaded=is_loaded,
         )

@@ -11,15 +11,18 @@ from dataclasses import dataclass, replace
 from kvlite.errors import CapacityError
 from kvlite.memory.budget import Budget, BudgetKind
 from kvlite.memory.format import FORMATS, human_bytes, size_down
-from kvlite.memory.plan import CachePlan, CacheSpec, largest, least_slots, most_slots, plan_cache
+from kvlite.memory.plan import MOST_CHUNK, CachePlan, CacheSpec, largest, least_slots, most_slots, plan_cache
 from kvlite.memory.prediction import (
+    CUDA_CONTEXT_BYTES,
     TERMS_OF_LOADED,
     DeviceKind,
     MemoryPlan,
     Term,
     WeightFacts,
+    activation_bytes,
     cache_terms,
-    other_terms,
+    scratch_bytes,
+    weight_term,
 )
 from kvlite.memory.rows import DEFAULT_ROW_SLOTS, plan_rows
 from kvlite.memory.shape import ModelShape
@@ -30,19 +33,12 @@ MOST_ROWS = 2**16
 
 
 @dataclass(frozen=True, slots=True)
-class BatchRows:
-    """A batch of at most `most` rows, each with the budget `per_sequence` where that is given."""
-
-    most: int
-    per_sequence: Budget | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class Fit:
     """The model, its device and the cache asked for there: all that stays while budgets are compared.
 
     `free_bytes` is what the device has before the weights are loaded, or beside them (`is_loaded`); None: unknown.
-    `batch` None is one conversation with the whole budget. `is_automatic`: the slot format may be another than that of
+    `batch` is the most rows of a batch, None one conversation with the whole budget; `row_budget` is the budget of each
+    row where one is given. `is_automatic`: the slot format may be another than that of
     `spec`, as `specs` says.
     """
 
@@ -52,23 +48,19 @@ class Fit:
     quant: str
     device: DeviceKind
     free_bytes: int | None
-    batch: BatchRows | None = None
+    batch: int | None = None
+    row_budget: Budget | None = None
     is_automatic: bool = False
     is_loaded: bool = False
 
     @property
     def most_rows(self) -> int:
         """Rows that may run at once; the state of hybrids would take in the padding of neighbouring rows."""
-        return 1 if self.batch is None or self.shape.has_state else self.batch.most
-
-    @property
-    def row_budget(self) -> Budget | None:
-        """The budget of each row of a batch, where one is given."""
-        return None if self.batch is None else self.batch.per_sequence
+        return 1 if self.batch is None or self.shape.has_state else self.batch
 
     def with_rows(self, most: int, row_budget: Budget | None = None) -> Fit:
         """The same for a batch of at most `most` rows, each with `row_budget` or what was given for it before."""
-        return replace(self, batch=BatchRows(most, row_budget or self.row_budget))
+        return replace(self, batch=most, row_budget=row_budget or self.row_budget)
 
     def specs(self, budget: Budget) -> tuple[CacheSpec, ...]:
         """Candidate caches to spend `budget` on, preferred first; the last needs no check on the loaded model.
@@ -128,15 +120,17 @@ class Fit:
         )
 
     def _others(self, rows: int, chunk: int) -> tuple[Term, ...]:
-        return other_terms(
-            self.shape,
-            self.weights,
-            quant=self.quant,
-            device=self.device,
-            rows=rows,
-            chunk=chunk,
-            stored=self.spec.slot_format,
+        """The terms beside the cache, the weights first, with chunks of `chunk` tokens a row."""
+        fed = max(rows, min(rows * chunk, MOST_CHUNK))  # rows share the tokens of a pass, or decode one each
+        activations = activation_bytes(self.shape, fed, self.spec.slot_format)
+        scratch = scratch_bytes(self.shape, rows, self.quant)
+        terms = (
+            weight_term(self.shape, self.weights, self.quant),
+            Term("activations", activations, f"one pass of {fed} tokens"),
+            Term("scratch", scratch, "attention tiles and the logits of one step"),
         )
+        context = Term("cuda_context", CUDA_CONTEXT_BYTES, "the driver's own; an estimate")
+        return (*terms, context) if self.device == "cuda" else terms
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from kvlite.memory.format import DTYPE_BYTES, SlotFormat, human_bytes
-from kvlite.memory.plan import MOST_CHUNK, CachePlan
+from kvlite.memory.plan import CachePlan
 from kvlite.memory.shape import ModelShape
 
 DeviceKind = Literal["cuda", "cpu"]
@@ -81,44 +81,16 @@ class MemoryPlan:
 def cache_terms(cache: CachePlan) -> tuple[Term, ...]:
     """The bytes that the cache allocates; together exactly `cache.reserved_bytes`."""
     slots = f"{cache.slots:,} tokens" if cache.rows == 1 else f"{cache.slots:,} tokens in each of {cache.rows} rows"
-    positions = "position and rotation, 8 B a slot"
     return (
         Term("kv", cache.k_v_bytes, f"keys and values of {slots}"),
         Term("policy_state", cache.policy_state_bytes, "what the policy keeps about each slot"),
-        Term("positions", cache.position_bytes, positions),
+        Term("positions", cache.position_bytes, "position and rotation, 8 B a slot"),
         Term("staging", cache.staging_bytes, "one more slot per KV head, for what is discarded"),
         Term("constant_state", cache.state_bytes, "convolutions, SSM and linear attention; does not grow"),
     )
 
 
-def other_terms(
-    shape: ModelShape,
-    weights: WeightFacts | None,
-    *,
-    quant: str,
-    device: DeviceKind,
-    rows: int,
-    chunk: int,
-    stored: SlotFormat | None = None,
-) -> tuple[Term, ...]:
-    """The bytes of a run beside its cache, with chunks of `chunk` tokens a row and slots in the format `stored`."""
-    fed = pass_tokens(rows, chunk)
-    terms = (
-        weight_term(shape, weights, quant),
-        Term("activations", activation_bytes(shape, fed, stored), f"one pass of {fed} tokens"),
-        Term("scratch", scratch_bytes(shape, rows, quant), "attention tiles and the logits of one step"),
-    )
-    if device == "cuda":
-        return (*terms, Term("cuda_context", CUDA_CONTEXT_BYTES, "the driver's own; an estimate"))
-    return terms
-
-
-def pass_tokens(rows: int, chunk: int) -> int:
-    """Tokens fed at once: rows share a pass of at most MOST_CHUNK prompt tokens, or decode one each."""
-    return max(rows, min(rows * chunk, MOST_CHUNK))
-
-
-def activation_bytes(shape: ModelShape, tokens: int, stored: SlotFormat | None = None) -> int:
+def activation_bytes(shape: ModelShape, tokens: int, stored: SlotFormat) -> int:
     """Bytes of one layer's activations for `tokens` tokens fed at once, as many as are alive together at most.
 
     Per token, in the model's dtype: residual, its normed copy, the sums of attention and feed-forward and two
@@ -135,7 +107,7 @@ def activation_bytes(shape: ModelShape, tokens: int, stored: SlotFormat | None =
         shape.query_heads * (layer.k_dim + 2 * layer.v_dim) + 3 * layer.kv_heads * (layer.k_dim + layer.v_dim)
         for layer in shape.layers
     )
-    coding_bytes = coding * DTYPE_BYTES["float32"] if stored is not None and stored.is_quantised else 0
+    coding_bytes = coding * DTYPE_BYTES["float32"] if stored.is_quantised else 0
     return tokens * (per_token * DTYPE_BYTES[shape.dtype] + coding_bytes)
 
 

@@ -210,8 +210,7 @@ def _intermediate(text: Fields) -> int:
 def _max_positions(text: Fields, family: Family) -> int | None:
     """The model's positions; of `longrope` those up to which its short factors hold, so that keys never mix factors."""
     if _rope_type(text, family) == "longrope":
-        scaling = text.nested("rope_scaling") or text.nested("rope_parameters") or Fields({})
-        for fields in (scaling, text):
+        for fields in (_scaling(text), text):
             if "original_max_position_embeddings" in fields.values:
                 return fields.optional_count("original_max_position_embeddings", default=None)
     for name in ("max_position_embeddings", "n_positions"):
@@ -230,12 +229,16 @@ def _rope_type(text: Fields, family: Family) -> str | None:
     """The scaling of rotary angles; of several (one per layer type) the one that is not the plain default."""
     if _positions(text, family) != "rotary":
         return None
-    scaling = text.nested("rope_scaling") or text.nested("rope_parameters") or Fields({})
+    scaling = _scaling(text)
     parts = [Fields(part) for part in scaling.values.values() if isinstance(part, Mapping)] or [scaling]
     types = {part.text("rope_type") or part.text("type") or "default" for part in parts}
     if text.text("model_type") == "phi3" and types & {"su", "yarn"}:  # its old names for one and the same
         return "longrope"
     return "dynamic" if "dynamic" in types else next(iter(sorted(types - {"default"})), "default")
+
+
+def _scaling(text: Fields) -> Fields:
+    return text.nested("rope_scaling") or text.nested("rope_parameters") or Fields({})
 
 
 def _dtype(fields: Fields) -> str | None:

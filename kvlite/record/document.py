@@ -23,9 +23,8 @@ def record_page(record: RunRecord) -> str:
     """The verdict, the plot and the tables as HTML."""
     kv = record.kv
     plots = (timeline_plot(record.timeline, kv.budget_bytes),) if kv and record.timeline else ()
-    tables = tuple(table for table in record_tables(record) if table.columns[0] != "Timeline")
     title = f"kvlite {record.command} {record.run_id}"
-    sections = [Section(plots=plots, tables=tables)]
+    sections = [Section(plots=plots, tables=tuple(record_tables(record)))]
     return page(title, verdict(record), run_line(record), sections, is_alarm=kv is not None and not kv.within_budget)
 
 

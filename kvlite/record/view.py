@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
-from itertools import pairwise
 from statistics import median
 
 from kvlite.memory.format import human_bytes
-from kvlite.record.schema import KVReport, RunRecord, TimelinePoint
+from kvlite.record.schema import KVReport, RunRecord
 from kvlite.record.table import UNKNOWN, Table, count, percent, size
 
 MAX_REQUEST_ROWS = 20
-SPARKLINE_WIDTH = 60
-_BARS = "▁▂▃▄▅▆▇█"
 
 
 def verdict(record: RunRecord) -> str:
@@ -45,7 +42,7 @@ def peak_vram_bytes(record: RunRecord) -> int | None:
 
 def record_tables(record: RunRecord) -> list[Table]:
     """Everything below the verdict; empty tables are left out."""
-    every = (_memory(record), _cache(record.kv), _phases(record), _requests(record), _batch(record), _timeline(record))
+    every = (_memory(record), _cache(record.kv), _phases(record), _requests(record), _batch(record))
     return [table for table in (*every, _environment(record), _warnings(record)) if table.rows]
 
 
@@ -164,25 +161,6 @@ def _batch(record: RunRecord) -> Table:
     rows = [(name, count(getattr(batch, name))) for name in ("total", "ok", "failed", "resumed", "deduped")]
     speed = UNKNOWN if batch.tokens_per_s is None else f"{batch.tokens_per_s:.1f} tok/s"
     return Table(("Batch", ""), (*rows, ("speed", speed)))
-
-
-def _timeline(record: RunRecord) -> Table:
-    points, kv = record.timeline, record.kv
-    if not points or kv is None:
-        return Table(("Timeline", ""), ())
-    top = max(kv.budget_bytes, *(point.kv_bytes for point in points))
-    span = f"{points[-1].t_s:.1f} s, {points[-1].tokens_seen:,} tokens seen; a full bar is {human_bytes(top)}"
-    num_events = sum(point.event is not None for point in points)
-    events = f", {num_events:,} points with an event" if num_events else ""
-    return Table(("Timeline", ""), (("KV", sparkline(points, top)), ("over", span + events)))
-
-
-def sparkline(points: Sequence[TimelinePoint], top: int, width: int = SPARKLINE_WIDTH) -> str:
-    """The KV bytes of `points` as bars, a full bar for `top` bytes; a bar shows the largest of its points."""
-    num_bars = min(width, len(points))
-    edges = [len(points) * bar // num_bars for bar in range(num_bars + 1)]
-    peaks = [max(p.kv_bytes for p in points[a:b]) for a, b in pairwise(edges)]
-    return "".join(_BARS[min(len(_BARS) - 1, peak * len(_BARS) // max(1, top))] for peak in peaks)
 
 
 def _environment(record: RunRecord) -> Table:

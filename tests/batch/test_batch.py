@@ -176,7 +176,7 @@ def test_a_batch_that_was_stopped_goes_on(desk: Desk, stop: BaseException) -> No
     desk.stop_after = (5, stop)
     expected = Interrupted if isinstance(stop, KeyboardInterrupt) else Terminated
     with pytest.raises(
-        expected, match=r"after \d of 4 records; go on with this: kvlite batch in.jsonl -o 'my out.jsonl'$"
+        expected, match=r"after \d of 4 records; to continue, run: kvlite batch in.jsonl -o 'my out.jsonl'$"
     ):
         desk.run()
     before = desk.records()
@@ -296,14 +296,14 @@ def test_retry_errors_needs_a_file_of_records(desk: Desk) -> None:
 
 def test_too_many_errors_stop_the_batch(desk: Desk) -> None:
     (desk.folder / "in.jsonl").write_text("broken\n" * 10)
-    with pytest.raises(BatchFailed, match=r"stopped at 3 failed of 3 records; go on with this"):
+    with pytest.raises(BatchFailed, match=r"stopped at 3 failed of 3 records; to continue, run"):
         desk.run(max_errors=3)
     assert len(desk.records()) == 3
 
 
 def test_the_time_of_the_whole_run_ends_it_in_the_midst_of_a_pass(desk: Desk) -> None:
     desk.stop_after = (5, lambda engine: time.sleep(60))
-    with pytest.raises(TimeLimit, match=r"--max-time of 1 s is over after \d of 4 records; go on with this"):
+    with pytest.raises(TimeLimit, match=r"--max-time of 1 s is over after \d of 4 records; to continue, run"):
         desk.run(max_time_s=1.0, summary=str(desk.folder / "summary.json"))
     assert json.loads((desk.folder / "summary.json").read_text())["total"] == len(desk.records())
 
@@ -384,7 +384,7 @@ def test_text_output_is_in_order_with_a_blank_line_for_a_failure(desk: Desk) -> 
         desk.run(form=Form.TEXT)
     assert desk.out.read_text() == "LONG ONE\n\nB\\nC\n"
     assert "line 2: not JSON" in desk.said
-    with pytest.raises(UsageError, match="text cannot be gone on with"):
+    with pytest.raises(UsageError, match="text output cannot be resumed"):
         desk.run(form=Form.TEXT)
 
 
@@ -450,8 +450,8 @@ def test_a_dry_run_counts_tokens_and_loads_nothing(desk: Desk) -> None:
 
 def test_a_dry_run_names_the_lines_that_cannot_be_asked(desk: Desk) -> None:
     (desk.folder / "in.jsonl").write_text('"ok"\nbroken\n')
-    with pytest.raises(BatchFailed, match="1 of 2 lines cannot be asked"):
+    with pytest.raises(BatchFailed, match="1 of 2 lines cannot be answered"):
         dry_run(*desk.arguments())
     assert "line 2: not JSON" in desk.said
-    assert "1 ok, 1 cannot be asked" in desk.stdout.getvalue()
-    assert " in int8, if the model bears that\n" in desk.stdout.getvalue()
+    assert "1 ok, 1 cannot be answered" in desk.stdout.getvalue()
+    assert " in int8, if the model tolerates that\n" in desk.stdout.getvalue()

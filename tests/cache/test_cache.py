@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from kvlite.cache.cache import SlotCache
@@ -53,7 +53,6 @@ POLICIES: tuple[Policy, ...] = (
     Pyramid(beta=2),
     Window(sinks=2),
 )
-examples = settings(max_examples=60, deadline=None, derandomize=True)
 
 
 @dataclass(frozen=True)
@@ -109,7 +108,6 @@ def scenarios(draw: st.DrawFn) -> Scenario:
     return Scenario(policy, slots, model_shape(*layers), group, tuple(pins), tuple(steps), stored)
 
 
-@examples
 @given(scenarios())
 def test_bytes_and_addresses_never_change(scenario: Scenario) -> None:
     seen = {
@@ -119,7 +117,6 @@ def test_bytes_and_addresses_never_change(scenario: Scenario) -> None:
     assert len(seen) == 1
 
 
-@examples
 @given(scenarios())
 def test_nothing_is_evicted_while_a_slot_is_free_and_no_head_holds_more_than_its_slots(scenario: Scenario) -> None:
     for driver in scenario.played():
@@ -131,7 +128,6 @@ def test_nothing_is_evicted_while_a_slot_is_free_and_no_head_holds_more_than_its
                 assert driver.cache.live(row, layer.num_slots) == min(layer.num_slots, seen)
 
 
-@examples
 @given(scenarios())
 def test_live_slots_are_a_prefix_and_hold_each_position_once(scenario: Scenario) -> None:
     for driver in scenario.played():
@@ -144,7 +140,6 @@ def test_live_slots_are_a_prefix_and_hold_each_position_once(scenario: Scenario)
                 assert all(len(set(head)) == live for head in pos[:, :live].tolist())
 
 
-@examples
 @given(scenarios())
 def test_a_live_slot_holds_the_key_and_value_of_its_position(scenario: Scenario) -> None:
     *_, driver = scenario.played()
@@ -160,7 +155,6 @@ def test_a_live_slot_holds_the_key_and_value_of_its_position(scenario: Scenario)
                 assert torch.equal(layer.slots.rot[row, head, :live].long(), held)
 
 
-@examples
 @given(scenarios())
 def test_the_recent_window_is_never_evicted(scenario: Scenario) -> None:
     for driver in scenario.played():
@@ -170,7 +164,6 @@ def test_the_recent_window_is_never_evicted(scenario: Scenario) -> None:
                 assert all(set(range(max(0, seen - recent), seen)) <= head for head in positions(layer, row))
 
 
-@examples
 @given(scenarios())
 def test_sinks_and_pins_are_never_evicted_where_a_layer_sees_everything(scenario: Scenario) -> None:
     for driver in scenario.played():
@@ -182,7 +175,6 @@ def test_sinks_and_pins_are_never_evicted_where_a_layer_sees_everything(scenario
                 assert all({p for p in kept if p < seen} <= head for head in positions(layer, row))
 
 
-@examples
 @given(scenarios())
 def test_a_sliding_layer_with_room_for_its_window_loses_nothing_it_still_sees(scenario: Scenario) -> None:
     for driver in scenario.played():
@@ -194,7 +186,6 @@ def test_a_sliding_layer_with_room_for_its_window_loses_nothing_it_still_sees(sc
                 assert all(visible <= head for head in positions(layer, row))
 
 
-@examples
 @given(scenarios())
 def test_reset_leaves_nothing_of_a_row_and_touches_no_other(scenario: Scenario) -> None:
     *_, driver = scenario.played()
@@ -239,7 +230,6 @@ def test_a_value_that_is_not_finite_leaves_with_its_row(counts: list[int]) -> No
 TURNS = Rotation(50.0 ** -(torch.arange(2) / 2), 0, False)
 
 
-@examples
 @given(scenarios(), st.booleans(), st.lists(st.integers(1, 9), min_size=1, max_size=5))
 def test_a_restored_snapshot_continues_as_the_row_did(scenario: Scenario, turned: bool, then: list[int]) -> None:
     driver = scenario.driver({0: TURNS})
@@ -264,7 +254,6 @@ def test_a_restored_snapshot_continues_as_the_row_did(scenario: Scenario, turned
     assert {index: positions(layer, row) for index, layer in cache.layers.items()} == held
 
 
-@examples
 @given(scenarios())
 def test_rotations_after_rerotation_are_consecutive_in_the_order_of_positions(scenario: Scenario) -> None:
     rotations = dict.fromkeys(range(len(scenario.shape.layers)), TURNS)
@@ -314,7 +303,6 @@ def shapes(draw: st.DrawFn) -> ModelShape:
     return model_shape(*draw(st.permutations(layers)), max_positions=draw(st.sampled_from((None, 64))))
 
 
-@examples
 @given(
     shapes(),
     st.sampled_from((*POLICIES, Full())),
@@ -352,7 +340,6 @@ def test_planned_bytes_are_measured_bytes_and_within_the_budget(
     assert cache.num_bytes - held(*k_v, "pos", "rot", "statistic") == plan.staging_bytes
 
 
-@examples
 @given(
     st.integers(2, 20),
     st.lists(st.one_of(st.none(), st.integers(1, 28)), min_size=1, max_size=3),

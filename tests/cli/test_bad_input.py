@@ -355,7 +355,7 @@ def test_a_second_run_on_one_output_is_refused(folder: Path, capsys: pytest.Capt
     assert (folder / "out.jsonl").read_bytes() == b""
 
 
-@pytest.mark.slow
+@pytest.mark.matrix
 def test_a_full_disk_costs_the_record_that_did_not_fit_and_no_other(folder: Path) -> None:
     requests = [{"id": str(number), "prompt": "Hello", "max_tokens": 3} for number in range(12)]
     (folder / "in.jsonl").write_bytes(lines(*requests))

@@ -177,7 +177,7 @@ def test_a_full_cache_does_not_end_the_chat(typed):
     assert code == 0 and "--kv-budget" in err and "/retry asks it again" in err and out.strip()
 
 
-@pytest.mark.slow
+@pytest.mark.matrix
 def test_two_hundred_turns_stay_inside_a_budget_of_64_tokens_in_the_same_tensors(typed, monkeypatch):
     engines, addresses = [], []
     opens = Answering.open

@@ -21,6 +21,7 @@ from transformers import PreTrainedTokenizerFast
 
 from kvlite.cli import main
 from tests.architectures import tiny_model
+from tests.matrix import but_few
 from tests.program import COMMAND, environment, finish, start
 
 NOTES = "Tom likes apples and his sister likes pears.\n" * 20
@@ -62,7 +63,7 @@ def stop_half_way(folder: Path, number: signal.Signals) -> tuple[int, str]:
     return code, err
 
 
-@pytest.mark.slow
+@pytest.mark.matrix
 def test_a_reader_that_has_enough_ends_the_run_quietly(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text(NOTES)
     kvlite = shlex.join([*COMMAND, "run", "demo", "Summarise", "-t", "50", "--seed", "1", "-n", "3000", "--raw"])
@@ -74,7 +75,6 @@ def test_a_reader_that_has_enough_ends_the_run_quietly(tmp_path: Path) -> None:
     assert not any(line.startswith("kvlite:") for line in said), said
 
 
-@pytest.mark.slow
 def test_a_batch_between_pipes_writes_nothing_but_records(folder: Path) -> None:
     lines = (folder / "in.jsonl").read_bytes().splitlines(keepends=True)[:4]
     process = start("batch", "-", "-m", "demo", "--color", "always", stdin=subprocess.PIPE)
@@ -84,22 +84,22 @@ def test_a_batch_between_pipes_writes_nothing_but_records(folder: Path) -> None:
     assert out.endswith(b"\n") and not set(out) & {0x1B, 0x0D, 0x08}
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["SIGTERM", "SIGINT"])
+@pytest.mark.parametrize(
+    ("number", "code"), but_few([(signal.SIGTERM, 143), (signal.SIGINT, 130)], (signal.SIGINT, 130))
+)
 def test_a_batch_that_is_stopped_says_how_to_go_on(folder: Path, number: signal.Signals, code: int) -> None:
     ended, err = stop_half_way(folder, number)
     assert ended == code
     last = err.splitlines()[-1]
-    assert last.startswith("kvlite: ") and "go on with this: kvlite batch" in last
+    assert last.startswith("kvlite: ") and "to continue, run: kvlite batch" in last
     assert (folder / "out.jsonl").read_bytes().endswith(b"\n")
     before = ids(folder / "out.jsonl")
-    words = shlex.split(last.partition("go on with this: kvlite ")[2])
+    words = shlex.split(last.partition("to continue, run: kvlite ")[2])
     assert main(["-q", *words]) == 0
     assert ids(folder / "out.jsonl")[: len(before)] == before
     assert Counter(ids(folder / "out.jsonl")) == {f"r{n}": 1 for n in range(NUM_PROMPTS)}
 
 
-@pytest.mark.slow
 def test_a_batch_that_is_killed_goes_on_with_each_id_once(folder: Path) -> None:
     code, _ = stop_half_way(folder, signal.SIGKILL)
     assert code == -signal.SIGKILL

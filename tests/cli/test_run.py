@@ -263,7 +263,6 @@ def test_non_utf8_stdin_names_the_offset(run, pipe):
     assert code == 2 and out == "" and "offset 3" in err
 
 
-@pytest.mark.slow
 def test_a_closed_pipe_is_quiet(own_home):
     command = f"{sys.executable} -m kvlite run demo Hello -q -t 5 --seed 1 -n 400"
     script = f"{command} | head -c 1 >/dev/null; echo ${{PIPESTATUS[0]}}"
@@ -271,7 +270,6 @@ def test_a_closed_pipe_is_quiet(own_home):
     assert done.stdout == "0\n" and done.stderr == ""
 
 
-@pytest.mark.slow
 def test_ctrl_c_keeps_what_there_is_and_ends_with_130(own_home):
     args = [sys.executable, "-m", "kvlite", "run", "demo", "Hello", "-q", "-t", "50", "--seed", "1", "--raw"]
     with subprocess.Popen(args, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:

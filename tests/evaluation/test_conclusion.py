@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from kvlite.evaluation.conclusion import LEAST_RIGHT, conclusion
@@ -85,7 +85,6 @@ def test_less_perplexity_is_better() -> None:
     assert conclusion(summary(scored([0.0] * 8), others, "ppl")).startswith("Use h2o: perplexity 3.00 where the full")
 
 
-@settings(deadline=None, max_examples=25)
 @given(st.data())
 def test_the_recommended_policy_has_the_highest_mean_and_a_doubt_never_names_it(data: st.DataObject) -> None:
     rights = st.lists(st.lists(st.booleans(), min_size=4, max_size=4), min_size=6, max_size=6)

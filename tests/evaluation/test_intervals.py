@@ -6,7 +6,7 @@ import math
 import random
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from kvlite.evaluation.intervals import bootstrap, wilson
@@ -51,7 +51,6 @@ def test_a_bootstrap_is_a_function_of_its_seed() -> None:
     assert first.low < first.value < first.high
 
 
-@settings(deadline=None, max_examples=20)
 @given(st.lists(st.floats(-100, 100), min_size=1, max_size=12))
 def test_a_bootstrap_stays_between_the_extremes(items: list[float]) -> None:
     found = bootstrap(items, mean)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from kvlite.evaluation.plots import suite_plots
@@ -36,7 +36,6 @@ def test_text_fed_one_by_one_has_plots_of_its_own_and_decides_by_budget() -> Non
     assert [round(top * (1 - mark.y / HEIGHT), 2) for mark in by_budget.curves[1].marks] == [0.9, 0.2]
 
 
-@settings(deadline=None, max_examples=15)
 @given(st.lists(st.lists(st.booleans(), min_size=1, max_size=20), min_size=2, max_size=4), st.integers(1, 12))
 def test_every_mark_stands_in_the_frame_with_its_interval_around_it(rights: list[list[bool]], many: int) -> None:
     policies = ("window", "h2o", "tova", "snapkv", "keydiff", "scissorhands")[:many]

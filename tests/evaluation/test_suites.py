@@ -5,19 +5,17 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from kvlite.evaluation.conversation import Conversation, Probe
-from kvlite.evaluation.facts import FACTS
-from kvlite.evaluation.recall import write_recall
+from kvlite.evaluation.recall import FACTS, write_recall
 from kvlite.evaluation.suites import WRITERS, Writer
 
 writers = pytest.mark.parametrize("write", WRITERS.values(), ids=WRITERS)
 
 
 @writers
-@settings(deadline=None, max_examples=20)
 @given(seed=st.text("abc123", max_size=6))
 def test_a_value_was_said_where_it_is_recorded_and_the_right_answer_holds_it(write: Writer, seed: str) -> None:
     conversation = write(seed, 40, "held-out")

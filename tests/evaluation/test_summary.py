@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from kvlite.evaluation.report import Report
@@ -12,7 +12,6 @@ from tests.evaluation.results import answered, scored, summary
 rights = st.lists(st.lists(st.booleans(), max_size=30), min_size=1, max_size=4)
 
 
-@settings(deadline=None, max_examples=30)
 @given(rights)
 def test_every_question_counts_once_by_distance_and_once_by_kind(full: list[list[bool]]) -> None:
     line = summary(answered(full, ("name", "list", "price")), {}).reference

@@ -8,8 +8,9 @@ import torch
 from kvlite.engine.request import Request
 from kvlite.errors import UnsupportedModel
 from kvlite.memory.shape import ModelShape
-from tests.architectures import REFUSED, SUPPORTED, tiny_model
+from tests.architectures import REFUSED, REPRESENTATIVES, SUPPORTED, tiny_model
 from tests.engine_for_tests import admitted, answers, feed, make_engine
+from tests.matrix import but_few
 
 PROMPT, NEW = 45, 12
 
@@ -18,7 +19,7 @@ def test_at_least_forty_architectures_are_held() -> None:
     assert len(SUPPORTED) >= 40
 
 
-@pytest.mark.parametrize("family", SUPPORTED)
+@pytest.mark.parametrize("family", but_few(SUPPORTED, *REPRESENTATIVES))
 def test_room_for_everything_equals_full_attention(family: str) -> None:
     model = tiny_model(family, SUPPORTED[family])
     ids = torch.randint(2, 120, (1, PROMPT), generator=torch.Generator().manual_seed(1))

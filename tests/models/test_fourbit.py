@@ -27,6 +27,7 @@ from kvlite_kernels.triton_set.fused_ops import TritonOps
 from kvlite_kernels.triton_set.tiles import INTERPRETER
 from tests.architectures import tiny_model
 from tests.engine_for_tests import answers, make_engine
+from tests.matrix import but_few
 from tests.model_folder import files_of
 
 pytestmark = [
@@ -75,7 +76,7 @@ def maps(model: nn.Module) -> list[FourBitLinear]:
     return [module for module in model.modules() if isinstance(module, FourBitLinear)]
 
 
-@pytest.mark.parametrize("quant", ["nf4", "4bit", "fp4"])
+@pytest.mark.parametrize("quant", but_few(["nf4", "4bit", "fp4"], "4bit"))
 def test_logits_are_those_of_bitsandbytes(folder: Path, quant: str) -> None:
     expected = probe_logits(loaded(folder, quant, fuse=False))
     ours = on_triton(folder, quant)
@@ -91,7 +92,7 @@ def test_answers_are_those_of_bitsandbytes(folder: Path) -> None:
     assert found.ids == expected.ids
 
 
-@pytest.mark.parametrize("quant", ["nf4", "4bit"])
+@pytest.mark.parametrize("quant", but_few(["nf4", "4bit"], "4bit"))
 def test_weights_are_held_once_and_counted_as_what_they_are(folder: Path, quant: str) -> None:
     theirs, ours = loaded(folder, quant, fuse=False), on_triton(folder, quant)
     assert ours.num_parameters == theirs.num_parameters

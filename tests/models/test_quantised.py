@@ -132,7 +132,7 @@ def test_a_trained_model_answers_nearly_as_it_did(quant: str) -> None:
     assert float(divergence) < (0.01 if quant == "8bit" else 0.5)
 
 
-@pytest.mark.slow
+@pytest.mark.matrix
 def test_bitsandbytes_says_nothing_on_the_way() -> None:
     code, out, err = finish(start("-q", "run", "demo", "Hello", "--quant", "8bit", "-n", "3"))
     assert (code, err) == (0, "") and out.strip()

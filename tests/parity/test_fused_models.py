@@ -15,6 +15,7 @@ from kvlite_kernels.backend import KernelsUnavailable
 from kvlite_kernels.choice import choose_ops
 from tests.architectures import SUPPORTED, tiny_model
 from tests.engine_for_tests import admitted, answers, make_engine
+from tests.matrix import but_few
 
 pytest.importorskip("triton", reason="the Triton kernels need triton, which is not installed")
 if os.environ.get("TRITON_INTERPRET") != "1":  # tests/conftest.py sets it where there is no CUDA device
@@ -24,7 +25,7 @@ CPU = torch.device("cpu")
 FAMILIES = ["llama", "qwen3", "gemma2", "gemma3_text", "phi3", "olmo2", "mixtral"]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", but_few(FAMILIES, "llama"))
 def test_logits_stay_what_they_were_on_triton(family: str) -> None:
     loaded = admitted(tiny_model(family, SUPPORTED[family]))
     expected = probe_logits(loaded)
@@ -34,6 +35,7 @@ def test_logits_stay_what_they_were_on_triton(family: str) -> None:
     assert relative_error(probe_logits(on_triton), expected) < 3e-6
 
 
+@pytest.mark.matrix
 def test_the_engine_gives_the_same_tokens_with_everything_on_triton() -> None:
     request = Request("a", tuple(range(5, 36)), max_tokens=12)
     expected = answers(make_engine(admitted(tiny_model("qwen3", {})), "24tok"), [request])["a"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -16,7 +16,6 @@ from kvlite_kernels.statistic import Observation
 from tests.parity.compare import assert_parity
 
 DIMS = (1, 2, 5, 6, 8, 64, 80, 96, 128, 192, 256)
-examples = settings(max_examples=60, deadline=None, derandomize=True)
 
 
 def group_of(dim: int) -> int:
@@ -43,7 +42,6 @@ def test_rotating_twice_gives_the_vector_back(dim: int) -> None:
     assert_parity("x", hadamard(hadamard(x)), x)
 
 
-@examples
 @given(st.sampled_from(DIMS), st.sampled_from((8, 4)), st.floats(-3, 4), st.integers(0, 10**6))
 def test_a_channel_is_off_by_at_most_half_a_step_unless_it_opposes_the_largest(
     dim: int, bits: int, magnitude: float, seed: int

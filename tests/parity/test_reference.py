@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -238,7 +238,6 @@ def chosen(held: list[list[Token]], new: list[list[Token]]) -> list[list[int]]:
     return slot
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
 @given(st.data(), st.integers(1, 12), st.integers(1, 14))
 def test_evict_keeps_the_best_of_slots_and_new_tokens(data: st.DataObject, slots: int, tokens: int) -> None:
     live = data.draw(st.one_of(st.just(slots), st.integers(0, slots)), "live")

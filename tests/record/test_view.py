@@ -10,7 +10,7 @@ import pytest
 from kvlite.record.document import record_markdown, record_page, timeline_plot
 from kvlite.record.plot import HEIGHT, WIDTH, Plot
 from kvlite.record.schema import RunRecord
-from kvlite.record.view import MAX_REQUEST_ROWS, record_tables, run_line, sparkline, verdict
+from kvlite.record.view import MAX_REQUEST_ROWS, record_tables, run_line, verdict
 
 STARTED = datetime(2025, 11, 20, 20, 11, 30, tzinfo=UTC)
 KV = {
@@ -124,12 +124,6 @@ def test_answers_beyond_the_first_rows_are_counted() -> None:
     assert note(shown, "Answer").startswith("43 more answers")
 
 
-def test_a_bar_shows_the_highest_of_its_points_against_the_budget() -> None:
-    points = record(timeline=[{"t_s": t, "tokens_seen": t, "kv_bytes": kv} for t, kv in enumerate((0, 9, 50, 100))])
-    assert sparkline(points.timeline, top=100, width=2) == "▁█"
-    assert sparkline(points.timeline, top=100, width=60) == "▁▁▅█"
-
-
 def test_an_empty_record_has_no_empty_tables() -> None:
     assert record_tables(record(kv=None)) == []
 
@@ -170,10 +164,10 @@ def test_the_timeline_goes_by_time_where_tokens_do_not_only_grow() -> None:
 
 
 @pytest.mark.parametrize(("timeline", "num_plots"), [([], 0), (TIMELINE[:1], 1), (TIMELINE, 1)])
-def test_the_page_has_the_plot_in_place_of_its_row_of_bars(timeline: list[dict[str, Any]], num_plots: int) -> None:
+def test_the_page_has_a_plot_where_there_is_a_timeline(timeline: list[dict[str, Any]], num_plots: int) -> None:
     page = record_page(record(argv=["chat", "<script>alert(1)</script>"], warnings=["a & b"], timeline=timeline))
     assert page.count("<figure>") == num_plots
-    assert "<script" not in page and "a &amp; b" in page and "Timeline" not in page
+    assert "<script" not in page and "a &amp; b" in page
 
 
 def test_the_page_of_a_run_that_passed_its_budget_is_an_alarm() -> None:

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from kvlite.text.forgery import ForgedStrings, unused_characters
@@ -29,7 +29,6 @@ texts = st.lists(st.sampled_from(FRAGMENTS) | st.text(max_size=3), max_size=12).
 
 
 @given(text=texts)
-@settings(deadline=None, derandomize=True)
 def test_no_part_holds_a_forged_string_and_together_they_are_the_text(text):
     parts = FORGED.split(FORGED.mark(text, MARK), MARK) if MARK not in text else [text]
     assert "".join(parts) == text
@@ -37,14 +36,12 @@ def test_no_part_holds_a_forged_string_and_together_they_are_the_text(text):
 
 
 @given(contents=st.lists(texts.filter(lambda text: MARK not in text), max_size=4))
-@settings(deadline=None, derandomize=True)
 def test_contents_cannot_forge_a_string_together(contents):
     parts = FORGED.split("".join(FORGED.mark(content, MARK) for content in contents), MARK)
     assert not any(FORGED.spans(part) for part in parts)
 
 
 @given(head=texts, tail=texts, space=st.sampled_from(["", "  "]))
-@settings(deadline=None, derandomize=True)
 def test_a_content_cannot_complete_a_literal_even_when_it_is_trimmed(head, tail, space):
     for literal_before, content, literal_after in (("<|im_", "end|>", ""), ("", "<|im_", "end|>")):
         marked = FORGED.mark(space + content + space, MARK).strip()

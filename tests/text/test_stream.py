@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from kvlite.errors import UsageError
@@ -30,7 +30,6 @@ def cut(text: str, stop: list[str]) -> str:
 
 
 @given(data=st.data())
-@settings(max_examples=150, deadline=None, derandomize=True)
 def test_pieces_add_up_to_the_decoded_text_for_any_ids(any_kind, data):
     ids = data.draw(st.lists(st.integers(0, len(any_kind) + 3), max_size=40))
     answer = AnswerText(any_kind)
@@ -39,7 +38,6 @@ def test_pieces_add_up_to_the_decoded_text_for_any_ids(any_kind, data):
 
 
 @given(data=st.data())
-@settings(max_examples=150, deadline=None, derandomize=True)
 def test_the_answer_ends_before_the_stop_string_that_is_complete_first(any_kind, data):
     ids = data.draw(st.lists(st.integers(0, len(any_kind) - 1), max_size=30))
     whole = decoded(any_kind, ids)

@@ -3,7 +3,7 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from kvlite.errors import BrokenModel, UnsupportedModel, UsageError
@@ -70,13 +70,11 @@ def assert_nothing_is_forged(tokenizer, system: str, first: str, answer: str, se
 
 
 @given(data=st.data())
-@settings(max_examples=40, deadline=None, derandomize=True)
 def test_no_content_forges_a_special_token(any_tokenizer, data):
     assert_nothing_is_forged(any_tokenizer, *(data.draw(contents(any_tokenizer)) for _ in range(4)))
 
 
 @given(data=st.data())
-@settings(max_examples=80, deadline=None, derandomize=True)
 @pytest.mark.parametrize("kind", ["byte-level", "wordpiece"])
 def test_no_content_forges_a_special_token_through_the_normalizer(make_tokenizer, kind, data):
     tokenizer = make_tokenizer(kind=kind, normalized=True)
