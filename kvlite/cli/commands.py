@@ -37,8 +37,6 @@ COMMANDS: Mapping[str, Entry] = {
     "completion": Entry("kvlite.cli.completion", "completion", "Print the completion script of a shell."),
 }
 
-ALIASES = {"fit": "plan"}
-
 
 class CommandGroup(TyperGroup):
     """The group of COMMANDS: listing and completing their names loads none of them."""
@@ -60,8 +58,8 @@ class CommandGroup(TyperGroup):
         return self._loaded[name]
 
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, TyperCommand | None, list[str]]:
-        """Find the command that `args` begin with, by its name or an alias."""
-        name, _, rest = super().resolve_command(ctx, [ALIASES.get(args[0], args[0]), *args[1:]])
+        """Find the command that `args` begin with."""
+        name, _, rest = super().resolve_command(ctx, args)
         return name, None if name is None else self.load(name), rest
 
 

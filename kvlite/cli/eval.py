@@ -2,25 +2,14 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 from kvlite.cli.invocation import Invocation, model_argument
 from kvlite.cli.signature import only
-from kvlite.errors import UsageError
 from kvlite.flags import option
 from kvlite.options import SAMPLING, ModelOptions, OutputOptions
-
-if TYPE_CHECKING:
-    from kvlite.evaluation.suites import Suite
-    from kvlite.evaluation.variant import Variant
-    from kvlite.memory.budget import Budget
-
-_LENGTH = 900  # tokens of a conversation, where nobody names a number and the window holds as many
-_WINDOW_SHARE = 0.9  # the rest is for answers longer than the right ones
 
 _OF_MODEL = ("prefill_chunk", "quant", "dtype", "device", "revision", "trust_remote_code", "allow_pickle", "offline")
 
@@ -92,76 +81,6 @@ class EvalOptions:
     html: Path | None = option(None, metavar="FILE", from_settings=False, help="Write a page with plots.")
     batch_size: int | None = option(None, metavar="N", min=1, help="Conversations that run at once.")
 
-    def tokens(self, window: int | None) -> int:
-        """Tokens of a conversation. Raises UsageError where the model's window does not hold as many."""
-        if self.length is None:
-            return _LENGTH if window is None else min(_LENGTH, int(window * _WINDOW_SHARE))
-        if window is not None and self.length > window:
-            raise UsageError(f"--length {self.length} is more than the model's window of {window} tokens; give fewer")
-        return self.length
-
-    def suites(self, length: int) -> list[Suite]:
-        """The suites of conversations of `length` tokens. Raises UsageError on unknown names, and on a useless text."""
-        from kvlite.evaluation.suites import Suite
-
-        names = _listed(self.suite) or (("kl", "ppl") if self.text is not None else ("recall", "kl"))
-        suites = [Suite(name, self.conversations, length, self.seed, self.split, self.answer_tokens) for name in names]
-        if self.text is not None and not any(suite.is_forced for suite in suites):
-            raise UsageError(f"--text {self.text} is for the suites kl and ppl; give --suite kl,ppl or leave it out")
-        return suites
-
-    def variants(self, chunk: int | None) -> list[Variant]:
-        """Policies by slot formats by budgets, fed `chunk` prompt tokens at once or as many as usual.
-
-        Raises UsageError on a word that is none of these.
-        """
-        from kvlite.cache.policy import load_policy
-        from kvlite.cache.policy_text import split_policies
-        from kvlite.evaluation.variant import Variant
-        from kvlite.memory.format import slot_format
-        from kvlite.memory.plan import MOST_CHUNK
-
-        policies = [load_policy(name) for name in _listed(self.policy, split_policies)]
-        formats = _listed(self.kv_dtype)
-        for name in formats:
-            slot_format(name, "float32")
-        return [
-            Variant(policy, budget, kv_dtype, chunk or MOST_CHUNK)
-            for budget in self._budgets()
-            for policy in policies
-            for kv_dtype in formats
-            if policy.evicts  # the full cache is the reference, whatever the budget
-        ]
-
-    def _budgets(self) -> list[Budget]:
-        from kvlite.memory.budget import Budget, BudgetKind
-
-        sizes = [Budget.parse(size) for size in _listed(self.kv_budget)]
-        for size in sizes:
-            if size.kind not in (BudgetKind.BYTES, BudgetKind.TOKENS):
-                raise UsageError(f"--kv-budget {size} is no size; give bytes or tokens, or --share for percent")
-        shares = _listed(self.share) or (() if sizes else ("10", "25"))
-        return [*map(_share, shares), *sizes]
-
-    def check(self) -> None:
-        """Raise UsageError on mistakes that show before any model is looked for.
-
-        Among them files that could not be written afterwards, or that would be written over what is read.
-        """
-        self.variants(None)
-        self.suites(self.tokens(None))
-        for flag, path, others in (
-            ("--journal", self.journal, {"--text": self.text}),
-            ("--html", self.html, {"--text": self.text, "--journal": self.journal}),
-        ):
-            if path is None:
-                continue
-            if obstacle := _obstacle(path):
-                raise UsageError(f"{flag} {path}: {obstacle}; give another file")
-            for other, file in others.items():
-                if file is not None and file.resolve() == path.resolve():
-                    raise UsageError(f"{flag} and {other} name the same file {path}; give another")
-
 
 def eval_(
     given: EvalOptions,
@@ -170,37 +89,11 @@ def eval_(
     call: Invocation,
 ) -> None:
     """Measure what a KV budget costs on a model, policies side by side, and say which to use."""
-    from kvlite.cli.evaluating import evaluate
+    from kvlite.cli.evaluating import check, evaluate
 
-    given.check()
+    check(given)
     call.announce_built_in(given.model)
     options = replace(options, model=call.chosen_model(given.model))
     chunk = options.prefill_chunk if call.is_given("prefill_chunk") else None
     with call.start_recorder("eval", output.report) as recorder:
         evaluate(given, options, chunk, recorder, call.console)
-
-
-def _listed(value: str | None, split: Callable[[str], list[str]] = lambda text: text.split(",")) -> tuple[str, ...]:
-    """The items of a list with commas; nothing of what was not given. Raises UsageError on an empty item."""
-    items = [] if value is None else [item.strip() for item in split(value)]
-    if "" in items:
-        raise UsageError(f"{value!r} has an empty item; give names with commas between")
-    return tuple(dict.fromkeys(items))
-
-
-def _share(text: str) -> Budget:
-    from kvlite.memory.budget import Budget
-
-    try:
-        return Budget.parse(f"{text.removesuffix('%')}%")
-    except UsageError as error:
-        raise UsageError(f"--share {text} is no percentage; give a number above 0 and at most 100") from error
-
-
-def _obstacle(path: Path) -> str | None:
-    """The reason why a file cannot be written, None where it can."""
-    if path.is_dir():
-        return "a folder"
-    if not path.parent.is_dir():
-        return f"there is no folder {path.parent}"
-    return None if os.access(path if path.exists() else path.parent, os.W_OK) else "it may not be written"

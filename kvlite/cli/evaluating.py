@@ -2,20 +2,60 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from kvlite.cache.policy import load_policy
+from kvlite.cache.policy_text import split_policies
 from kvlite.cli.prompts import STDIN, read_file, read_stdin
 from kvlite.cli.report import write_page
+from kvlite.console import Console
 from kvlite.errors import UsageError
+from kvlite.evaluation.evaluation import Evaluation
+from kvlite.evaluation.journal import Journal
+from kvlite.evaluation.report import Report
+from kvlite.evaluation.suites import Suite
+from kvlite.evaluation.summary import summarise
+from kvlite.evaluation.tasks import Subject
+from kvlite.evaluation.variant import Variant
+from kvlite.evaluation.view import eval_page, headline, suite_section
+from kvlite.llm.fast_import import import_engine
+from kvlite.llm.spec import RunSpec
+from kvlite.llm.text_model import TextModel
+from kvlite.memory.budget import Budget, BudgetKind
+from kvlite.memory.format import slot_format
+from kvlite.memory.plan import MOST_CHUNK
+from kvlite.options import ModelOptions
+from kvlite.record.measure import installed_versions
+from kvlite.record.recorder import Recorder
 
 if TYPE_CHECKING:
     from kvlite.cli.eval import EvalOptions
-    from kvlite.console import Console
-    from kvlite.evaluation.evaluation import Evaluation
-    from kvlite.evaluation.report import Report
-    from kvlite.options import ModelOptions
-    from kvlite.record.recorder import Recorder
+
+_LENGTH = 900  # tokens of a conversation, where nobody names a number and the window holds as many
+_WINDOW_SHARE = 0.9  # the rest is for answers longer than the right ones
+
+
+def check(given: EvalOptions) -> None:
+    """Raise UsageError on mistakes that show before any model is looked for.
+
+    Among them files that could not be written afterwards, or that would be written over what is read.
+    """
+    _variants(given, None)
+    _suites(given, _tokens(given, None))
+    for flag, path, others in (
+        ("--journal", given.journal, {"--text": given.text}),
+        ("--html", given.html, {"--text": given.text, "--journal": given.journal}),
+    ):
+        if path is None:
+            continue
+        if obstacle := _obstacle(path):
+            raise UsageError(f"{flag} {path}: {obstacle}; give another file")
+        for other, file in others.items():
+            if file is not None and file.resolve() == path.resolve():
+                raise UsageError(f"{flag} and {other} name the same file {path}; give another")
 
 
 def evaluate(given: EvalOptions, options: ModelOptions, chunk: int | None, recorder: Recorder, out: Console) -> None:
@@ -23,27 +63,88 @@ def evaluate(given: EvalOptions, options: ModelOptions, chunk: int | None, recor
 
     `chunk` is the most prompt tokens fed at once; where it is None, forced text is also fed one by one.
     """
-    from kvlite.evaluation.journal import Journal
-    from kvlite.llm.fast_import import import_engine
-    from kvlite.llm.spec import RunSpec
-    from kvlite.llm.text_model import TextModel
-
     spec = RunSpec.of(options)
     content = None if given.text is None else _read(given.text)
     journal = Journal(given.journal)
     import_engine()
-    from kvlite.evaluation.evaluation import Evaluation
-    from kvlite.evaluation.tasks import Subject
-
     model = TextModel.load(spec, out)
     recorder.model(model.identity(), model.loaded.device.type)
     subject = Subject.of(model, given.batch_size)
-    suites, variants = given.suites(given.tokens(model.loaded.window)), given.variants(chunk)
+    suites, variants = _suites(given, _tokens(given, model.loaded.window)), _variants(given, chunk)
     evaluation = Evaluation(subject, suites, variants, journal, content, one_by_one=chunk is None)
     _run(evaluation, out)
     for note in model.text.notes:
         out.note(note)
     _write(_report(evaluation, model.name), given.html, out)
+
+
+def _tokens(given: EvalOptions, window: int | None) -> int:
+    """Tokens of a conversation. Raises UsageError where the model's window does not hold as many."""
+    if given.length is None:
+        return _LENGTH if window is None else min(_LENGTH, int(window * _WINDOW_SHARE))
+    if window is not None and given.length > window:
+        raise UsageError(f"--length {given.length} is more than the model's window of {window} tokens; give fewer")
+    return given.length
+
+
+def _suites(given: EvalOptions, length: int) -> list[Suite]:
+    """The suites of conversations of `length` tokens. Raises UsageError on unknown names, and on a useless text."""
+    names = _listed(given.suite) or (("kl", "ppl") if given.text is not None else ("recall", "kl"))
+    suites = [Suite(name, given.conversations, length, given.seed, given.split, given.answer_tokens) for name in names]
+    if given.text is not None and not any(suite.is_forced for suite in suites):
+        raise UsageError(f"--text {given.text} is for the suites kl and ppl; give --suite kl,ppl or leave it out")
+    return suites
+
+
+def _variants(given: EvalOptions, chunk: int | None) -> list[Variant]:
+    """Policies by slot formats by budgets, fed `chunk` prompt tokens at once or as many as usual.
+
+    Raises UsageError on a word that is none of these.
+    """
+    policies = [load_policy(name) for name in _listed(given.policy, split_policies)]
+    formats = _listed(given.kv_dtype)
+    for name in formats:
+        slot_format(name, "float32")
+    return [
+        Variant(policy, budget, kv_dtype, chunk or MOST_CHUNK)
+        for budget in _budgets(given)
+        for policy in policies
+        for kv_dtype in formats
+        if policy.evicts  # the full cache is the reference, whatever the budget
+    ]
+
+
+def _budgets(given: EvalOptions) -> list[Budget]:
+    sizes = [Budget.parse(size) for size in _listed(given.kv_budget)]
+    for size in sizes:
+        if size.kind not in (BudgetKind.BYTES, BudgetKind.TOKENS):
+            raise UsageError(f"--kv-budget {size} is no size; give bytes or tokens, or --share for percent")
+    shares = _listed(given.share) or (() if sizes else ("10", "25"))
+    return [*map(_share, shares), *sizes]
+
+
+def _listed(value: str | None, split: Callable[[str], list[str]] = lambda text: text.split(",")) -> tuple[str, ...]:
+    """The items of a list with commas; nothing of what was not given. Raises UsageError on an empty item."""
+    items = [] if value is None else [item.strip() for item in split(value)]
+    if "" in items:
+        raise UsageError(f"{value!r} has an empty item; give names with commas between")
+    return tuple(dict.fromkeys(items))
+
+
+def _share(text: str) -> Budget:
+    try:
+        return Budget.parse(f"{text.removesuffix('%')}%")
+    except UsageError as error:
+        raise UsageError(f"--share {text} is no percentage; give a number above 0 and at most 100") from error
+
+
+def _obstacle(path: Path) -> str | None:
+    """The reason why a file cannot be written, None where it can."""
+    if path.is_dir():
+        return "a folder"
+    if not path.parent.is_dir():
+        return f"there is no folder {path.parent}"
+    return None if os.access(path if path.exists() else path.parent, os.W_OK) else "it may not be written"
 
 
 def _run(evaluation: Evaluation, out: Console) -> None:
@@ -73,10 +174,6 @@ def _duration(seconds: float) -> str:
 
 
 def _report(evaluation: Evaluation, model: str) -> Report:
-    from kvlite.evaluation.report import Report
-    from kvlite.evaluation.summary import summarise
-    from kvlite.record.measure import installed_versions
-
     subject = evaluation.subject
     loaded = subject.loaded
     return Report(
@@ -91,8 +188,6 @@ def _report(evaluation: Evaluation, model: str) -> Report:
 
 
 def _write(report: Report, html: Path | None, out: Console) -> None:
-    from kvlite.evaluation.view import eval_page, headline, suite_section
-
     if html is not None:
         write_page(html, eval_page(report))
     if out.as_json:

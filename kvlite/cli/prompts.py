@@ -5,15 +5,13 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from kvlite.catalog.names import DEMO, aliases, resolve_model
 from kvlite.cli.invocation import NEXT_MODEL
+from kvlite.console import Console
 from kvlite.errors import ModelNotFound, UsageError
-from kvlite.options import BUILT_IN_MODEL
-
-if TYPE_CHECKING:
-    from kvlite.console import Console
 
 STDIN = "-"
 _FIELD = re.compile(r"\{(stdin|file|prompt)\}")
@@ -32,8 +30,6 @@ def split_words(words: Sequence[str], model: str | None, default: str, console: 
         return model, list(words)
     if not words:
         return default, []
-    from kvlite.catalog.names import resolve_model
-
     try:
         resolve_model(words[0])
     except ModelNotFound:
@@ -45,7 +41,7 @@ def split_words(words: Sequence[str], model: str | None, default: str, console: 
                 f"{words[0]!r:.60} is no model and {meant!r} looks like one; put the model first, or give -m MODEL"
             ) from None
         if words[0] != STDIN:
-            demo = f", {NEXT_MODEL}" if default == BUILT_IN_MODEL else ""
+            demo = f", {NEXT_MODEL}" if default == DEMO else ""
             console.note(f"{words[0]!r:.60} is no model and all words are the prompt: {default} answers{demo}")
         return default, list(words)
     return words[0], list(words[1:])
@@ -53,10 +49,6 @@ def split_words(words: Sequence[str], model: str | None, default: str, console: 
 
 def looks_like_model(word: str) -> bool:
     """True where a word is meant as a model: a path, a repository, a size as in `qwen-7b`, or nearly an alias."""
-    from difflib import get_close_matches
-
-    from kvlite.catalog.names import DEMO, aliases
-
     if not word or any(character.isspace() for character in word):
         return False
     if "/" in word or _SIZED_NAME.fullmatch(word):

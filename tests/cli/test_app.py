@@ -92,12 +92,6 @@ def test_help_lists_the_commands_and_exits_0(capsys: pytest.CaptureFixture[str])
     assert main(["--help"]) == 0
     out = capsys.readouterr().out
     assert all(f"\n  {name} " in out for name in commands.COMMANDS)
-    assert "\n  fit " not in out
-
-
-def test_fit_is_plan(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["fit", "--help"]) == 0
-    assert capsys.readouterr().out.startswith("Usage: kvlite plan ")
 
 
 def test_h_is_help_too(run: Callable[..., tuple[int, str, str]]) -> None:
