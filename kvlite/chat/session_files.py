@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import count
 from pathlib import Path
+from typing import NamedTuple
 
-from kvlite.chat.message import ROLES, ChatMessage, readable
 from kvlite.errors import OutputError, UsageError
 
+ROLES = ("system", "user", "assistant")
 FORMAT = "kvlite.session/1"
 SUFFIX = ".jsonl"
 MAX_NAME = 100
@@ -24,11 +25,27 @@ _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
 _DEVICE = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)  # names Windows keeps for itself
 
 
-def default_folder() -> Path:
-    """Return the folder of sessions in the user's data directory."""
-    from platformdirs import user_data_path
+def readable(text: str) -> str:
+    """Replace each lone surrogate, a byte typed or stored that is not UTF-8, by a question mark."""
+    return text.encode("utf-8", "replace").decode("utf-8")
 
-    return user_data_path("kvlite", appauthor=False) / "sessions"
+
+@dataclass(frozen=True, slots=True)
+class ChatMessage:
+    """One message; `finish_reason` tells the end of an assistant's message, None for the other roles."""
+
+    role: str
+    content: str
+    finish_reason: str | None = None
+
+    def for_template(self) -> dict[str, str]:
+        """Return the two keys that every chat template reads."""
+        return {"role": self.role, "content": self.content}
+
+    def for_file(self) -> dict[str, str]:
+        """Return the message as one line of a session file."""
+        ending = {} if self.finish_reason is None else {"finish_reason": self.finish_reason}
+        return self.for_template() | ending
 
 
 def check_name(name: str) -> str:
@@ -42,8 +59,7 @@ def check_name(name: str) -> str:
     return name
 
 
-@dataclass(frozen=True, slots=True)
-class SessionInfo:
+class SessionInfo(NamedTuple):
     """A saved session as `/sessions` lists it."""
 
     name: str
@@ -52,10 +68,12 @@ class SessionInfo:
 
 
 class SessionFolder:
-    """The folder of saved sessions."""
+    """The folder of saved sessions, in the user's data directory unless given."""
 
     def __init__(self, folder: Path | None = None) -> None:
-        self.folder = default_folder() if folder is None else folder
+        from platformdirs import user_data_path
+
+        self.folder = folder or user_data_path("kvlite", appauthor=False) / "sessions"
 
     def path(self, name: str) -> Path:
         """Return the path of a session; raises UsageError where the name is unsafe or a link leads elsewhere."""
@@ -137,9 +155,8 @@ class SessionFile:
             raise OutputError(f"session {self.name} cannot be saved: {error.strerror}; the chat goes on") from None
 
     def _append(self, messages: tuple[ChatMessage, ...]) -> None:
-        if messages:
-            with self.path.open("ab") as file:
-                file.write(b"".join(_line(message.for_file()) for message in messages))
+        with self.path.open("ab") as file:
+            file.write(b"".join(_line(message.for_file()) for message in messages))
 
     def _rewrite(self, messages: tuple[ChatMessage, ...], model: str) -> None:
         header = {"format": FORMAT, "model": model, "saved": datetime.now(UTC).isoformat(timespec="seconds")}

@@ -4,8 +4,7 @@ import stat
 
 import pytest
 
-from kvlite.chat.message import ChatMessage
-from kvlite.chat.session_files import MAX_NAME, SessionFolder, check_name
+from kvlite.chat.session_files import MAX_NAME, ChatMessage, SessionFolder, check_name
 from kvlite.errors import OutputError, UsageError
 
 TALK = (ChatMessage("system", "brief"), ChatMessage("user", "hi"), ChatMessage("assistant", "hello\n☺", "stop"))
