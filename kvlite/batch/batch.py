@@ -13,21 +13,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kvlite.batch.batch_run import BatchRun
-from kvlite.batch.destination import is_journal, meta_of, open_destination, resume
-from kvlite.batch.item import Entry, Form, Item
-from kvlite.batch.job import BatchJob, ChooseModel
-from kvlite.batch.outcome import Outcome
+from kvlite.batch.item import Entry, Form, Item, Outcome
+from kvlite.batch.job import BatchJob
+from kvlite.batch.model import ChooseModel
 from kvlite.batch.output import Output, StdoutLines
-from kvlite.batch.prepare import Defaults, Preparer
-from kvlite.batch.read_ahead import ReadAhead
+from kvlite.batch.output_journal import Meta, is_journal, open_destination, resume
+from kvlite.batch.prepare import Preparer
 from kvlite.batch.records import record_line
-from kvlite.batch.source import STDIN, first_model
+from kvlite.batch.source import STDIN, ReadAhead
 from kvlite.batch.tally import Tally
 from kvlite.console import Console
 from kvlite.deadline import Deadline
 from kvlite.engine.request import Token
 from kvlite.errors import BatchFailed, Interrupted, KvliteError, OutputError, Terminated, TimeLimit
+from kvlite.record.measure import installed_versions
 from kvlite.record.recorder import Recorder
+from kvlite.record.schema import BatchReport
 
 if TYPE_CHECKING:
     from kvlite.llm import LLM
@@ -66,40 +67,43 @@ class Batch:
     def _run(self, ending: ExitStack) -> None:
         """Write all records; callbacks given to `ending` run however this ends, outside the time limit."""
         survey = self._job.input.survey()
-        self._tally.total = survey.total if survey else None
-        from_lines, entries = first_model(self._job.input.entries())
-        model = self._choose_model(survey.model if survey else from_lines)
+        self._tally.total = survey.total
+        model = self._choose_model(survey.model)
         if model.note:
             self._console.note(model.note)
-        meta = meta_of(self._job, model, survey)  # resolves the model first: a misspelt name writes nothing
+        identity = model.identity()  # resolves the model first: a misspelt name writes nothing
+        version = installed_versions().get("kvlite", "unknown")
+        meta = Meta(survey.sha256, identity, {**model.params, **self._job.params()}, version)
         self._output = open_destination(self._job, self._console)
         ending.callback(self._output.close)
         done = resume(self._job, meta, self._output, self._console)
         self._set_aside = done.set_aside
         ending.callback(self._put_back)
         self._tally.resumed, self._tally.kept_failures = done.ok + done.failed, done.failed
-        selected = self._job.input.selection.of(entries, done.marks)
+        selected = self._job.input.selection.of(survey.entries, done.marks)
         first = next(selected, None)
         if first is None:
             there = f"all {self._num_records} records are there" if self._num_records else "there are no lines"
             self._console.note(f"nothing to do: {there}")
-            ending.callback(self._summarise, 0, 0)
+            ending.callback(self._summarise)
             return
         llm = model.open()
         llm.record(self._recorder, self._job.budget_source)
-        preparer = Preparer(llm.model.text, self._defaults(llm), model.terms)
+        sampling = {**asdict(llm.model.sampling), **self._job.defaults.sampling}
+        preparer = Preparer(llm.model.text, replace(self._job.defaults, sampling=sampling), model.required)
         batch = BatchRun(llm.engine, preparer, self._job.limits)
         ending.callback(self._finish, batch, llm)
         self._running_s = time.monotonic()
         rest = ReadAhead(selected) if self._job.input.is_pipe else selected
-        noticed = self._noticed(chain([first], rest), model.terms.model is None)
+        noticed = self._noticed(chain([first], rest), model.required is None)
         is_limited = self._job.limits.timeout_s is not None
         with self._deadline.watching(batch.cancel_late) if is_limited else nullcontext():
             self._write(batch, noticed, llm, self._output)
 
     def _finish(self, batch: BatchRun, llm: LLM) -> None:
-        self._summarise(batch.peak_bytes, llm.engine.plan.budget_bytes)
-        self._recorder.batch(self._tally.report(self._seconds), batch.peak_bytes)
+        counts = self._summarise(batch.peak_bytes, llm.engine.plan.budget_bytes)
+        report = BatchReport.model_validate({name: counts[name] for name in BatchReport.model_fields})
+        self._recorder.batch(report, batch.peak_bytes)
 
     def _write(self, batch: BatchRun, entries: Iterable[Entry | None], llm: LLM, output: Output) -> None:
         form, budget_bytes = self._job.writing.form, llm.engine.plan.budget_bytes
@@ -124,7 +128,13 @@ class Batch:
 
     def _count(self, outcome: Outcome) -> None:
         self._tally.add(outcome)
-        self._record(outcome)
+        answers = outcome.choices if outcome.deduped_from is None else ()
+        for choice in answers:
+            ending = {} if outcome.failure is None else {"finish_reason": "error"}
+            report = choice.report().model_copy(update={"id": outcome.entry.key, **ending})
+            self._recorder.answered(report, choice.kv)
+        if answers:
+            self._recorder.sample()
         if outcome.failure is not None and self._job.writing.form is Form.TEXT:  # the text form has no place for it
             self._console.warn(f"line {outcome.entry.place.line}: {outcome.failure.message}")
         most = self._job.ending.max_errors
@@ -133,19 +143,6 @@ class Batch:
             raise BatchFailed(
                 f"stopped at {self._tally.failed} failed of {self._num_records} records{self._way_on()}{beyond}"
             )
-
-    def _record(self, outcome: Outcome) -> None:
-        reports = list(outcome.reports())
-        for report, kv in reports:
-            self._recorder.answered(report, kv)
-        if reports:
-            self._recorder.sample()
-
-    def _defaults(self, llm: LLM) -> Defaults:
-        """Merge the flags over the model's generation_config.json."""
-        of_model = asdict(llm.model.sampling)
-        del of_model["seed"]
-        return replace(self._job.defaults, sampling={**of_model, **self._job.defaults.sampling})
 
     def _noticed(self, entries: Iterable[Entry | None], ignores_models: bool) -> Iterator[Entry | None]:
         """Pass the entries through; settings in them that have no effect are reported once."""
@@ -175,7 +172,8 @@ class Batch:
             self._tally.resumed += 1
             self._tally.kept_failures += 1
 
-    def _summarise(self, peak_bytes: int, budget_bytes: int) -> None:
+    def _summarise(self, peak_bytes: int = 0, budget_bytes: int = 0) -> dict[str, object]:
+        """Say and write the counts of the whole batch, and return them."""
         self._put_back()
         seconds = self._seconds
         self._console.note(self._tally.closing(seconds, peak_bytes, budget_bytes))
@@ -183,12 +181,12 @@ class Batch:
         counts = {**self._tally.as_dict(seconds), "kv": kv}
         if self._console.as_json and not isinstance(self._output, StdoutLines):
             self._console.json(counts)
-        path = self._job.ending.summary
-        if path is not None:
+        if (path := self._job.ending.summary) is not None:
             try:
                 Path(path).write_text(f"{json.dumps(counts)}\n", encoding="utf-8")
             except OSError as error:
                 raise OutputError(f"cannot write {path}: {error.strerror}") from error
+        return counts
 
     def _stopped(self, stop: BaseException) -> KvliteError:
         """Make the error that ends a batch from outside, with the command that continues it."""
@@ -196,9 +194,9 @@ class Batch:
         where = f"after {self._num_records}{of} records{self._way_on()}"
         if isinstance(stop, TimeLimit):
             return TimeLimit(f"--max-time of {self._job.ending.max_time_s:g} s is over {where}")
-        return (
-            Terminated(f"terminated {where}") if isinstance(stop, Terminated) else Interrupted(f"interrupted {where}")
-        )
+        if isinstance(stop, Terminated):
+            return Terminated(f"terminated {where}")
+        return Interrupted(f"interrupted {where}")
 
     def _way_on(self) -> str:
         if self._output is None:

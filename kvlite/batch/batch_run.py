@@ -10,15 +10,14 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from kvlite.batch.dedupe import Deduplicator
-from kvlite.batch.item import BadLine, Code, Entry, Failure, Item, LineError
-from kvlite.batch.outcome import Choice, Outcome
+from kvlite.batch.item import Code, Entry, Failure, Item, Outcome
 from kvlite.batch.prepare import Prepared, Preparer
 from kvlite.engine.request import Completion, FinishReason, Request, Token
 from kvlite.errors import BudgetTooSmall, ContextFull, OutOfMemory, UsageError
+from kvlite.llm.answer import Answer
 
 if TYPE_CHECKING:
     from kvlite.engine.engine import Engine
@@ -32,7 +31,8 @@ class ItemLimits:
     """Limits for each item.
 
     `timeout_s` counts from when the item got a row, and is checked at every token and by `cancel_late`. `retries` are
-    those of an item alone after the device ran out of memory. `dedupe` runs equal greedy items once.
+    those of an item alone after the device ran out of memory. `dedupe` runs equal greedy items once, and keeps their
+    outcomes in memory.
     """
 
     timeout_s: float | None = None
@@ -48,7 +48,7 @@ class _Work:
     dedupe_key: bytes | None = None
     attempt: int = 1
     retries: int = 0
-    choices: dict[str, Choice] = field(default_factory=dict)
+    choices: dict[str, Answer] = field(default_factory=dict)
     failure: Failure | None = None
 
 
@@ -81,7 +81,8 @@ class BatchRun:
         self._clock = clock
         self._waiting: deque[tuple[_Work, Request]] = deque()
         self._flights: dict[str, _Flight] = {}
-        self._deduplicator = Deduplicator()
+        self._outcomes: dict[bytes | None, Outcome] = {}  # of dedupe keys that have one
+        self._equals: dict[bytes | None, list[Item]] = {}  # of the others: the items that wait for it
         self._is_read = False
 
     def run(self, entries: Iterable[Entry | None]) -> Generator[Token | Outcome]:
@@ -150,24 +151,23 @@ class BatchRun:
                 return
             if entry is None:
                 return
-            if isinstance(entry, BadLine):
-                yield Outcome(entry, failure=entry.failure)
-            else:
-                yield from self._take(entry)
+            yield from self._take(entry)
 
-    def _take(self, item: Item) -> Iterator[Outcome]:
-        try:
-            prepared = self._preparer.prepare(item)
-        except LineError as refused:
-            yield Outcome(item, failure=refused.failure)
+    def _take(self, entry: Entry) -> Iterator[Outcome]:
+        prepared = self._preparer.prepare(entry)
+        if isinstance(prepared, Failure):
+            yield Outcome(entry, failure=prepared)
             return
-        dedupe_key = self._preparer.dedupe_key(item) if self._limits.dedupe else None
-        known = None if dedupe_key is None else self._deduplicator.join(dedupe_key, item)
-        if known is not None:
-            yield from known
-            return
-        work = _Work(prepared, dedupe_key)
-        self._waiting.extend((work, request) for request in prepared.requests)
+        dedupe_key = self._preparer.dedupe_key(prepared.item) if self._limits.dedupe else None
+        if first := self._outcomes.get(dedupe_key):
+            yield replace(first, entry=entry, deduped_from=first.entry.key, attempt=1)
+        elif dedupe_key in self._equals:
+            self._equals[dedupe_key].append(prepared.item)
+        else:
+            if dedupe_key is not None:
+                self._equals[dedupe_key] = []
+            work = _Work(prepared, dedupe_key)
+            self._waiting.extend((work, request) for request in prepared.requests)
 
     def _requests(self) -> Iterator[Request | None]:
         """Yield requests as the engine has free rows; None while others run and more entries may come.
@@ -200,7 +200,16 @@ class BatchRun:
         flight.answer.finish()
         work = flight.work
         work.failure = work.failure or self._failure(event, flight)
-        work.choices[event.request_id] = _choice(event, flight)
+        reason = FinishReason.STOP if flight.answer.stopped else event.finish_reason
+        work.choices[event.request_id] = Answer(
+            text=flight.answer.text,
+            thinking=flight.answer.thinking,
+            finish_reason=reason,
+            seed=flight.request.sampling.seed,
+            ended_itself=reason is FinishReason.STOP and not flight.answer.stopped,
+            is_thinking=flight.answer.is_thinking,
+            completion=event,
+        )
         if len(work.choices) == len(work.prepared.requests):
             yield from self._end(work)
 
@@ -211,25 +220,29 @@ class BatchRun:
             choices = tuple(choice for choice in choices if choice.completion_tokens)
         outcome = Outcome(work.prepared.item, choices, len(requests[0].ids), work.failure, work.attempt)
         yield outcome
-        if work.dedupe_key is not None:
-            copies, others = self._deduplicator.finish(work.dedupe_key, outcome)
-            yield from copies
-            for item in others:
-                yield from self._take(item)
+        equals = self._equals.pop(work.dedupe_key, [])
+        if work.dedupe_key is not None and work.failure is None:
+            self._outcomes[work.dedupe_key] = outcome
+        for item in equals:  # where this one failed, the first of them runs
+            yield from self._take(item)
 
     def _failure(self, completion: Completion, flight: _Flight) -> Failure | None:
-        error = completion.error
-        if error is None:
-            if flight.timed_out and completion.finish_reason is FinishReason.CANCELLED:
+        match completion.error:
+            case None:
+                if not flight.timed_out or completion.finish_reason is not FinishReason.CANCELLED:
+                    return None
                 message = f"not finished after {self._limits.timeout_s} s; raise --timeout or lower max_tokens"
                 return Failure(Code.TIMEOUT, message)
-            return None
-        if isinstance(error, ContextFull):
-            is_budget = self._engine.on_full != "evict" and self._engine.plan.capped_by is None
-            return Failure(Code.KV_BUDGET if is_budget else Code.CONTEXT_LENGTH, str(error))
-        if isinstance(error, BudgetTooSmall):
-            return Failure(Code.KV_BUDGET, str(error))
-        return Failure(Code.INVALID if isinstance(error, UsageError) else Code.INTERNAL, str(error))
+            case ContextFull():
+                is_budget = self._engine.on_full != "evict" and self._engine.plan.capped_by is None
+                code = Code.KV_BUDGET if is_budget else Code.CONTEXT_LENGTH
+            case BudgetTooSmall():
+                code = Code.KV_BUDGET
+            case UsageError():
+                code = Code.INVALID
+            case _:
+                code = Code.INTERNAL
+        return Failure(code, str(completion.error))
 
     def _retry_all(self, error: OutOfMemory) -> Iterator[Outcome]:
         """Put the requests that were in flight back in front, to run half as many at once after out of memory.
@@ -244,23 +257,8 @@ class BatchRun:
             if is_alone:
                 work.retries += work.attempt > 1
                 if work.retries >= self._limits.retries:
-                    yield from self._give_up(work, error)
+                    self._waiting = deque(waits for waits in self._waiting if waits[0] is not work)
+                    work.failure = Failure(Code.OUT_OF_MEMORY, str(error))
+                    yield from self._end(work)
                     return
             work.attempt += 1
-
-    def _give_up(self, work: _Work, error: OutOfMemory) -> Iterator[Outcome]:
-        self._waiting = deque(waits for waits in self._waiting if waits[0] is not work)
-        work.failure = Failure(Code.OUT_OF_MEMORY, str(error))
-        yield from self._end(work)
-
-
-def _choice(completion: Completion, flight: _Flight) -> Choice:
-    return Choice(
-        text=flight.answer.text,
-        thinking=flight.answer.thinking,
-        finish_reason=FinishReason.STOP if flight.answer.stopped else completion.finish_reason,
-        completion_tokens=len(completion.ids),
-        seed=flight.request.sampling.seed,
-        kv=completion.kv,
-        timing=completion.timing,
-    )

@@ -19,10 +19,9 @@ _IS_WHOLE = {
 }  # fmt: skip
 _KNOWN_IN_BODY = frozenset(
     {"model", "messages", "prompt", "max_tokens", "max_completion_tokens", "stop", "n", "response_format",
-     "chat_template_kwargs", "kvlite", *_IS_WHOLE}
+     "chat_template_kwargs", *_IS_WHOLE}
 )  # fmt: skip
 _KNOWN_IN_SIMPLE = _KNOWN_IN_BODY | {"id", "custom_id", "system", "metadata"}
-_EXTRAS = ("kv_budget", "kv_policy", "on_full")
 
 
 def decode_line(raw: bytes, place: Place, only: Form | None = None) -> Entry:
@@ -97,6 +96,10 @@ def _with_settings(item: Item, body: Json, known: frozenset[str]) -> Item:
     if response_format is not None and response_format.get("type") != "text":
         asked = shown(response_format.get("type"))
         raise LineError(f"response_format {asked} is not supported; leave it out", "response_format")
+    if body.get("kvlite") is not None:
+        raise LineError(
+            "kvlite is no key of a line: one cache serves all lines; give --kv-budget and the like", "kvlite"
+        )
     n = count(body, "n") or 1
     if n > MAX_CHOICES:
         raise LineError(f"n is {shown(n)}; give at most {MAX_CHOICES}", "n")
@@ -108,7 +111,6 @@ def _with_settings(item: Item, body: Json, known: frozenset[str]) -> Item:
         stop=_stop(body.get("stop")),
         n=n,
         template_kwargs=mapping(body, "chat_template_kwargs") or {},
-        extras=_extras(body),
         ignored=tuple(name for name in body if name not in known),
     )
 
@@ -127,20 +129,11 @@ def _sampling(body: Json) -> dict[str, int | float]:
     return given
 
 
-def _extras(body: Json) -> dict[str, str]:
-    extras = mapping(body, "kvlite") or {}
-    for name in extras:
-        if name not in _EXTRAS:
-            raise LineError(f"kvlite.{name} is not known; known are {', '.join(_EXTRAS)}", f"kvlite.{name}")
-    return {name: string(value, f"kvlite.{name}") for name, value in extras.items() if value is not None}
-
-
 def _with_prompt(item: Item, body: Json, system: str | None) -> Item:
     prompt = text(body, "prompt")
-    if prompt is None:
-        raise LineError("there is nothing to answer; give prompt or messages", "prompt")
     if not prompt:
-        raise LineError("the prompt is empty; give some text", "prompt")
+        missing = "there is nothing to answer; give prompt or messages"
+        raise LineError(missing if prompt is None else "the prompt is empty; give some text", "prompt")
     if system is None:
         return replace(item, prompt=prompt)
     return replace(item, messages=({"role": "system", "content": system}, {"role": "user", "content": prompt}))

@@ -1,4 +1,4 @@
-"""One line of the input: an item to answer, or a bad line with its failure. Knows no bytes, no files and no model."""
+"""A line of the input, an item to answer or a bad line with its failure, and its outcome; knows no files."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from hashlib import blake2b
+
+from kvlite.llm.answer import Answer
 
 Json = Mapping[str, object]
 
@@ -66,8 +68,7 @@ class Place:
 class Item:
     """One prompt or conversation with the settings that its line gives.
 
-    Exactly one of `prompt` and `messages` is set. `raw` asks for no chat template. `extras` are the line's
-    `kvlite` keys, which the run must meet or refuse; `ignored` are keys that have no effect.
+    Exactly one of `prompt` and `messages` is set. `raw` asks for no chat template; `ignored` are keys without effect.
     """
 
     place: Place
@@ -82,7 +83,6 @@ class Item:
     stop: tuple[str, ...] | None = None
     n: int = 1
     template_kwargs: Json = field(default_factory=dict)
-    extras: Mapping[str, str] = field(default_factory=dict)
     metadata: Json | None = None
     ignored: tuple[str, ...] = ()
 
@@ -111,6 +111,22 @@ class BadLine:
 
 
 Entry = Item | BadLine
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """The end of an entry: all of its choices and no failure, or a failure with the choices that had tokens by then."""
+
+    entry: Entry
+    choices: tuple[Answer, ...] = ()
+    prompt_tokens: int = 0
+    failure: Failure | None = None
+    attempt: int = 1
+    deduped_from: str | None = None
+
+    @property
+    def completion_tokens(self) -> int:
+        return sum(choice.completion_tokens for choice in self.choices)
 
 
 def digest(key: str) -> bytes:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from kvlite.batch.job import Model, Planned
-from kvlite.batch.prepare import Terms
+from kvlite.batch.item import Json
 from kvlite.llm import LLM
 from kvlite.llm.banner import cache_size
 from kvlite.llm.fast_import import import_engine
@@ -16,61 +16,65 @@ from kvlite.text.template import ChatText
 
 if TYPE_CHECKING:
     from kvlite.console import Console
+    from kvlite.memory.format import SlotFormat
+    from kvlite.memory.plan import CachePlan
     from kvlite.options import ModelOptions
 
+# fmt: off
 _PARAMS = (
-    "kv_budget",
-    "kv_per_seq",
-    "kv_policy",
-    "kv_dtype",
-    "on_full",
-    "prefill_chunk",
-    "quant",
-    "dtype",
-    "think",
-    "fuse",
-    "kernels",
-    "capture",
+    "kv_budget", "kv_per_seq", "kv_policy", "kv_dtype", "on_full", "prefill_chunk", "quant", "dtype", "think", "fuse",
+    "kernels", "capture",
 )
-
-
-def batch_model(
-    options: ModelOptions, batch_size: BatchSize, console: Console, *, is_named: bool, note: str | None = None
-) -> Model:
-    """The model of `options`; nothing is loaded yet. `is_named`: a flag names it, so that lines may name none.
-
-    Raises UsageError on words that are none, ModelNotFound where the model's name is none.
-    """
-    spec = RunSpec.of(options)
-    access = _Access(spec, batch_size, console)
-    return Model(
-        terms=Terms(
-            model=None if is_named else options.model,
-            kv_budgets=tuple(str(budget) for budget in (spec.budget, spec.row_budget) if budget is not None),
-            kv_policy=str(spec.policy),
-            on_full=spec.on_full,
-        ),
-        params={name: getattr(options, name) for name in _PARAMS} | {"kv_policy": str(spec.policy)},
-        identity=access.identity,
-        open=access.open,
-        plan=access.plan,
-        note=note,
-    )
+# fmt: on
 
 
 @dataclass(frozen=True, slots=True)
-class _Access:
-    """Ways to the chosen model."""
+class Planned:
+    """A model of which only the tokenizer is loaded, and the cache it would get, whose slots are `stored`.
+
+    `is_provisional` says that the weights, once loaded, may show that such slots are too coarse for the model.
+    """
+
+    name: str
+    text: ChatText
+    plan: CachePlan
+    stored: SlotFormat
+    is_provisional: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """The model that was chosen; nothing is loaded yet.
+
+    `params` are the settings of model and cache. Lines may name `required` only, where it is not None. `note` is what
+    to say about the choice.
+    """
 
     spec: RunSpec
+    params: Json
+    required: str | None
     batch_size: BatchSize
     console: Console
+    note: str | None = None
+
+    @classmethod
+    def of(
+        cls, options: ModelOptions, batch_size: BatchSize, console: Console, *, is_named: bool, note: str | None = None
+    ) -> Model:
+        """The model of `options`; `is_named`: a flag names it, so that the lines may name any.
+
+        Raises UsageError on words that are none, ModelNotFound where the model's name is none.
+        """
+        spec = RunSpec.of(options)
+        params = {name: getattr(options, name) for name in _PARAMS} | {"kv_policy": str(spec.policy)}
+        return cls(spec, params, None if is_named else options.model, batch_size, console, note)
 
     def identity(self) -> str:
-        """The weights that a resumed batch must find again."""
+        """The repository and commit, or the folder, that a resumed batch must find again."""
         return self.spec.files(self.console.note).identity()
 
     def open(self) -> LLM:
+        """Load the model, and tell its cache and device."""
         import_engine()
         llm = LLM(TextModel.load(self.spec, self.console), batch_size=self.batch_size)
         plan, engine, device = llm.plan, llm.engine, llm.model.loaded.device
@@ -85,7 +89,7 @@ class _Access:
         return llm
 
     def plan(self) -> Planned:
-        """The tokenizer, and the cache of a run on this machine; the weights are only measured."""
+        """Load the tokenizer and plan the cache of a run on this machine; the weights are only measured."""
         from kvlite.models.loading import load_tokenizer
 
         spec = self.spec
@@ -98,3 +102,7 @@ class _Access:
         is_provisional = chosen.slot_format.is_quantised and spec.stored is None
         cache = replace(fit, spec=chosen).cache(spec.budget)
         return Planned(files.identity(), text, cache, chosen.slot_format, is_provisional)
+
+
+ChooseModel = Callable[[str | None], Model]
+"""The model for what the lines name (None where they name none), which a flag may overrule."""

@@ -6,24 +6,27 @@ import fcntl
 import os
 import stat
 import time
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Protocol
 
 from kvlite.errors import OutputError, UsageError
 
 SYNC_EVERY_S = 2.0
 
 
-class Output(Protocol):
-    """A destination of lines, closed at the end."""
+@contextmanager
+def writing_to(path: Path, rest: str = "") -> Iterator[None]:
+    """Within the block an error of the system becomes an OutputError that names `path` and ends in `rest`.
 
-    def write(self, line: str) -> None:
-        """Write one line, given without its newline. Raises OutputError."""
-
-    def close(self) -> None:
-        """Flush all lines to the operating system."""
+    BrokenPipeError, the reader of a FIFO has left, stays.
+    """
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise OutputError(f"cannot write to {path}: {error.strerror}{rest}") from error
 
 
 class StdoutLines:
@@ -41,19 +44,13 @@ class DeviceLines:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        try:
+        with writing_to(path):
             self._fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
-        except OSError as error:
-            raise OutputError(f"cannot write to {path}: {error.strerror}") from error
 
     def write(self, line: str) -> None:
         """Write one line. Raises OutputError, and BrokenPipeError when the reader has left."""
-        try:
+        with writing_to(self._path):
             _write_all(self._fd, f"{line}\n".encode())
-        except BrokenPipeError:
-            raise
-        except OSError as error:
-            raise OutputError(f"cannot write to {self._path}: {error.strerror}") from error
 
     def close(self) -> None:
         """Close the descriptor."""
@@ -80,18 +77,15 @@ class LockedFile:
     def write(self, line: str) -> None:
         """Append one line; a line that cannot be written whole is removed again. Raises OutputError."""
         data = f"{line}\n".encode()
-        try:
-            _write_all(self._fd, data)
-            self._end += len(data)
-            if time.monotonic() >= self._next_sync_s:
-                self._sync()
-        except BaseException as error:  # a signal, too, may come in the midst of a line
-            self._drop_partial_line()
-            if not isinstance(error, OSError):
+        with writing_to(self.path, "; its lines are whole; free some space and run it again"):
+            try:
+                _write_all(self._fd, data)
+                self._end += len(data)
+                if time.monotonic() >= self._next_sync_s:
+                    self._sync()
+            except BaseException:  # a signal, too, may come in the midst of a line
+                self._drop_partial_line()
                 raise
-            raise OutputError(
-                f"cannot write to {self.path}: {error.strerror}; its lines are whole; free some space and run it again"
-            ) from error
 
     def truncate(self, size: int) -> None:
         """Cut the file to its first `size` bytes."""
@@ -101,19 +95,17 @@ class LockedFile:
     def replace(self, lines: Iterable[bytes]) -> None:
         """Replace the content of the file by `lines`, which include their newlines, at once or not at all."""
         partial = self.path.with_name(f"{self.path.name}.partial")
-        try:
+        with writing_to(partial, f"; {self.path} is unchanged"):
             partial.unlink(missing_ok=True)
             fd = _open_locked(partial, partial)  # the lock moves along with the name
-        except OSError as error:
-            raise OutputError(f"cannot write to {partial}: {error.strerror}") from error
-        try:
-            end = sum(_write_all(fd, line) for line in lines)
-            os.fsync(fd)
-            partial.replace(self.path)
-        except OSError as error:
-            os.close(fd)
-            partial.unlink(missing_ok=True)
-            raise OutputError(f"cannot write to {partial}: {error.strerror}; {self.path} is unchanged") from error
+            try:
+                end = sum(_write_all(fd, line) for line in lines)
+                os.fsync(fd)
+                partial.replace(self.path)
+            except OSError:
+                os.close(fd)
+                partial.unlink(missing_ok=True)
+                raise
         os.close(self._fd)
         self._fd, self._end = fd, end
 
@@ -121,9 +113,8 @@ class LockedFile:
         """Sync all lines to the disk and release the lock."""
         try:
             self._drop_partial_line()
-            self._sync()
-        except OSError as error:
-            raise OutputError(f"cannot write to {self.path}: {error.strerror}") from error
+            with writing_to(self.path):
+                self._sync()
         finally:
             os.close(self._fd)
 
@@ -137,23 +128,22 @@ class LockedFile:
                 os.ftruncate(self._fd, self._end)
 
 
+Output = StdoutLines | DeviceLines | LockedFile
+
+
 def open_output(path: Path) -> LockedFile | DeviceLines:
     """Open a path for records. Raises OutputError where it cannot be written, UsageError where another run holds it."""
-    try:
+    with writing_to(path), suppress(FileNotFoundError):
         mode = path.stat().st_mode
-    except FileNotFoundError:
-        return LockedFile(path)
-    except OSError as error:
-        raise OutputError(f"cannot write to {path}: {error.strerror}") from error
-    return LockedFile(path) if stat.S_ISREG(mode) or stat.S_ISDIR(mode) else DeviceLines(path)
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+            return DeviceLines(path)
+    return LockedFile(path)
 
 
 def _open_locked(path: Path, shown: Path) -> int:
     while True:
-        try:
+        with writing_to(shown):
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
-        except OSError as error:
-            raise OutputError(f"cannot write to {shown}: {error.strerror}") from error
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -1,4 +1,4 @@
-"""The output file as the journal of its batch, from which an interrupted batch resumes.
+"""Open the output of a batch, and go on in it: the output file is the journal of its batch.
 
 The file's records tell which lines are done; a sidecar `<output>.kvlite-meta.json` holds the settings they were made
 with. A last line cut short by a crash is moved into `<output>.torn`.
@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import json
 import os
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
-from hashlib import sha256
 from pathlib import Path
 
-from kvlite.batch.item import Json
-from kvlite.batch.output import LockedFile
+from kvlite.batch.item import Form, Json
+from kvlite.batch.job import BatchJob
+from kvlite.batch.output import LockedFile, Output, StdoutLines, open_output, writing_to
 from kvlite.batch.records import Recorded, read_record
-from kvlite.errors import OutputError, UsageError
+from kvlite.batch.source import STDIN
+from kvlite.console import Console
+from kvlite.errors import UsageError
 
 _WAYS_OUT = "--overwrite starts over, --force-resume continues all the same"
-_TAIL_BLOCK = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,19 +35,18 @@ class Meta:
 
     def to_line(self) -> str:
         """Write the one line of the sidecar."""
-        params = json.dumps(self.params, sort_keys=True)
-        return json.dumps({**asdict(self), "params_sha256": sha256(params.encode()).hexdigest()})
+        return json.dumps(asdict(self))
 
     def difference(self, earlier: Json) -> str | None:
         """Describe the first difference from an earlier sidecar; None where only the version differs."""
-        before, now = _flat(earlier), _flat(json.loads(self.to_line()))
-        if earlier.get("input_sha256") is None or self.input_sha256 is None:
-            before.pop("input", None)
-            now.pop("input", None)
+        inputs = (earlier.get("input_sha256"), self.input_sha256)
+        if None not in inputs and inputs[0] != inputs[1]:
+            return "from other input"
+        before, now = _settings(earlier), _settings(json.loads(self.to_line()))
         for name in dict.fromkeys((*now, *before)):
-            if before.get(name) != now.get(name):
-                was, is_now = (meta.get(name) if meta.get(name) is not None else "unset" for meta in (before, now))
-                return "from other input" if name == "input" else f"with {name} {was}, not {is_now}"
+            was, is_now = before.get(name), now.get(name)
+            if was != is_now:
+                return f"with {name} {'unset' if was is None else was}, not {'unset' if is_now is None else is_now}"
         return None
 
 
@@ -74,17 +75,14 @@ class OutputJournal:
 
     def drop_torn_line(self) -> int:
         """Move a last line without its newline into the `.torn` copy; returns its bytes."""
-        end = self._file.size
-        whole = _end_of_whole_lines(self._file.path, end)
-        if whole == end:
+        with self._file.path.open("rb") as file:
+            last = next(iter(deque(file, maxlen=1)), b"\n")
+        if last.endswith(b"\n"):
             return 0
-        with self._file.path.open("rb") as file, self._torn.open("ab") as torn:
-            file.seek(whole)
-            while block := file.read(_TAIL_BLOCK):
-                torn.write(block)
-            torn.write(b"\n")
-        self._file.truncate(whole)
-        return end - whole
+        with self._torn.open("ab") as torn:
+            torn.write(last + b"\n")
+        self._file.truncate(self._file.size - len(last))
+        return len(last)
 
     def check(self, meta: Meta) -> None:
         """Raise UsageError where the records were made with other settings, or there is no sidecar to tell."""
@@ -99,20 +97,16 @@ class OutputJournal:
     def keep(self, meta: Meta) -> None:
         """Write the sidecar for the records to come. Raises OutputError."""
         partial = self._sidecar.with_name(f"{self._sidecar.name}.partial")
-        try:
+        with writing_to(self._sidecar):
             with partial.open("w", encoding="utf-8") as file:
                 file.write(f"{meta.to_line()}\n")
                 file.flush()
                 os.fsync(file.fileno())
             partial.replace(self._sidecar)
-        except OSError as error:
-            raise OutputError(f"cannot write to {self._sidecar}: {error.strerror}") from error
 
     def set_failed_aside(self) -> Done:
         """Take the records of failed lines out of the file, so that these lines run again, and return the rest."""
-        failed = {
-            recorded.mark: line.decode().removesuffix("\n") for line, recorded in self._records() if recorded.is_failed
-        }
+        failed = {mark: line.decode().removesuffix("\n") for line, (mark, is_failed) in self._records() if is_failed}
         if failed:
             self._file.replace(line for line, recorded in self._records() if not recorded.is_failed)
         left = self.done()
@@ -120,12 +114,9 @@ class OutputJournal:
 
     def done(self) -> Done:
         """Read which lines have their record, leaving out a torn one. Raises UsageError on a line that is no record."""
-        marks, ok, failed = set(), 0, 0
-        for _, recorded in self._records():
-            marks.add(recorded.mark)
-            failed += recorded.is_failed
-            ok += not recorded.is_failed
-        return Done(marks, ok, failed)
+        records = [recorded for _, recorded in self._records()]
+        failed = sum(is_failed for _, is_failed in records)
+        return Done({mark for mark, _ in records}, len(records) - failed, failed)
 
     def _records(self) -> Iterator[tuple[bytes, Recorded]]:
         with self._file.path.open("rb") as file:
@@ -146,20 +137,62 @@ class OutputJournal:
         return value if isinstance(value, dict) else None
 
 
-def _flat(meta: Json) -> dict[str, object]:
+def _settings(meta: Json) -> dict[str, object]:
     params = meta.get("params")
-    given = params if isinstance(params, dict) else {}
-    return {"input": meta.get("input_sha256"), "model": meta.get("model"), **given}
+    return {"model": meta.get("model"), **(params if isinstance(params, dict) else {})}
 
 
-def _end_of_whole_lines(path: Path, end: int) -> int:
-    """Count the bytes up to and including the last newline."""
-    with path.open("rb") as file:
-        while end > 0:
-            start = max(0, end - _TAIL_BLOCK)
-            file.seek(start)
-            newline = file.read(end - start).rfind(b"\n")
-            if newline >= 0:
-                return start + newline + 1
-            end = start
-    return 0
+def open_destination(job: BatchJob, console: Console) -> Output:
+    """Open the output of a job: stdout where it is redirected or asked for, else a file, locked.
+
+    Raises UsageError and OutputError.
+    """
+    writing, source = job.writing, job.input.name
+    name = writing.output
+    if name is None and console.is_terminal and source != STDIN:
+        name = f"{Path(source).stem}.out.{'txt' if writing.form is Form.TEXT else 'jsonl'}"
+        console.note(f"the records go to {name}")
+    if name is None or name == STDIN:
+        output: Output = StdoutLines(console.line)
+    else:
+        path = Path(name)
+        if source != STDIN and path.exists() and Path(source).exists() and path.samefile(source):
+            raise UsageError(f"{name} is the input; give -o another file")
+        output = open_output(path)
+    if writing.retry_errors and not is_journal(job, output):
+        raise UsageError("--retry-errors needs the output file whose failed records are to run again; give -o")
+    return output
+
+
+def is_journal(job: BatchJob, output: Output | None) -> bool:
+    """True where the output tells which lines have their record."""
+    return isinstance(output, LockedFile) and job.writing.form is not Form.TEXT
+
+
+def resume(job: BatchJob, meta: Meta, output: Output, console: Console) -> Done:
+    """Find the lines that have their record already. Raises UsageError where the output cannot be continued."""
+    if not isinstance(output, LockedFile):
+        return Done()
+    writing, journal = job.writing, OutputJournal(output)
+    if not is_journal(job, output):
+        if output.size and not writing.overwrite:
+            raise UsageError(
+                f"{output.path} is not empty, and text output cannot be resumed; give --overwrite or another -o"
+            )
+        journal.start_over()
+        return Done()
+    if output.size and not (writing.resume or writing.overwrite):
+        raise UsageError(f"{output.path} has records; give --resume, --overwrite or another -o")
+    if writing.overwrite:
+        journal.start_over()
+    elif not writing.force_resume:
+        journal.check(meta)
+    done = journal.done()
+    if torn := journal.drop_torn_line():
+        console.warn(f"{output.path} ended in {torn} bytes of a torn line, now in {output.path.name}.torn")
+    journal.keep(meta)
+    if not writing.retry_errors or not done.failed:
+        return done
+    kept = journal.set_failed_aside()
+    console.note(f"up to {len(kept.set_aside)} failed records run again")
+    return kept

@@ -5,26 +5,22 @@ A line's own value wins over a flag, a flag over the model's generation_config.j
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from hashlib import blake2b
 from typing import TYPE_CHECKING
 
-from kvlite.batch.item import Code, Item, LineError
+from kvlite.batch.item import BadLine, Code, Entry, Failure, Item
 from kvlite.batch.values import shown
-from kvlite.cache.policy import load_policy
 from kvlite.catalog.names import resolve_model
 from kvlite.engine.request import Request, Sampling
 from kvlite.errors import KvliteError, UsageError
-from kvlite.llm.answer import BATCH_MAX_TOKENS, SEEDS
-from kvlite.memory.budget import Budget
+from kvlite.llm.answer import BATCH_MAX_TOKENS, DRAWN_SEEDS, SEEDS
 
 if TYPE_CHECKING:
     from kvlite.text.stream import AnswerText
     from kvlite.text.template import ChatText, Encoded
-
-_SEEDS = 2**31  # small enough to be exact in every reader of JSON
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,30 +39,6 @@ class Defaults:
 
 
 @dataclass(frozen=True, slots=True)
-class Terms:
-    """Settings of the run that no line can change; `model` None accepts every name a line gives."""
-
-    model: str | None = None
-    kv_budgets: tuple[str, ...] = ()
-    kv_policy: str = ""
-    on_full: str = "evict"
-
-    def check(self, item: Item) -> None:
-        """Raise LineError where the line asks for something else than this run has."""
-        named = item.model
-        if self.model is not None and named is not None and not _is_same_model(self.model, named):
-            message = f"the line asks for the model {shown(item.model)}, this run is for {shown(self.model)}"
-            raise LineError(f"{message}; run one model at a time, or give -m", "model", Code.MODEL_MISMATCH)
-        allowed = {"kv_budget": self.kv_budgets, "kv_policy": (self.kv_policy,), "on_full": (self.on_full,)}
-        for name, asked in item.extras.items():
-            if _AS_THE_RUN_HAS_IT.get(name, str)(asked) not in allowed[name]:
-                flag = name.replace("_", "-")
-                runs = " or ".join(allowed[name])
-                message = f"kvlite.{name} is {shown(asked)}, this run has {runs}; run these lines with --{flag}"
-                raise LineError(message, f"kvlite.{name}")
-
-
-@dataclass(frozen=True, slots=True)
 class Prepared:
     """An item ready to run: one request per choice; `stop` are the user's stop strings."""
 
@@ -77,24 +49,28 @@ class Prepared:
 
 
 class Preparer:
-    """Preparation of items for one model."""
+    """Preparation of items for one model; lines that name another than `model` are refused, None accepts them all."""
 
-    def __init__(self, text: ChatText, defaults: Defaults, terms: Terms) -> None:
+    def __init__(self, text: ChatText, defaults: Defaults, model: str | None = None) -> None:
         self._text = text
         self._defaults = defaults
-        self._terms = terms
+        self._model = model
 
-    def prepare(self, item: Item) -> Prepared:
-        """Make the requests of an item. Raises LineError where they cannot be honoured or rendered."""
-        self._terms.check(item)
+    def prepare(self, entry: Entry) -> Prepared | Failure:
+        """Make the requests of an item; a failure where they cannot be honoured or rendered."""
+        if isinstance(entry, BadLine):
+            return entry.failure
+        named = entry.model
+        if self._model is not None and named is not None and not _is_same_model(self._model, named):
+            message = f"the line asks for the model {shown(named)}, this run is for {shown(self._model)}"
+            return Failure(Code.MODEL_MISMATCH, f"{message}; run one model at a time, or give -m", "model")
         try:
-            sampling = self.sampling(item)
-            encoded = self._encode(item)
-            requests = tuple(self._request(item, encoded, sampling, choice) for choice in range(item.n))
+            sampling = self.sampling(entry)
+            encoded = self._encode(entry)
+            requests = tuple(self._request(entry, encoded, sampling, choice) for choice in range(entry.n))
         except UsageError as error:
-            raise LineError(str(error)) from None
-        stop = self._defaults.stop if item.stop is None else item.stop
-        return Prepared(item, encoded, requests, stop)
+            return Failure(Code.INVALID, str(error))
+        return Prepared(entry, encoded, requests, self._defaults.stop if entry.stop is None else entry.stop)
 
     def answer(self, prepared: Prepared) -> AnswerText:
         """Make the reader of one answer."""
@@ -102,39 +78,28 @@ class Preparer:
 
     def sampling(self, item: Item) -> Sampling:
         """Merge the sampling of an item's first choice; each further choice adds 1 to the seed."""
-        given = {**self._defaults.sampling, **item.sampling}
-        if "seed" not in item.sampling:
-            given["seed"] = _seed_of(item.key) if self._defaults.seed is None else self._defaults.seed
-        return Sampling(**given)  # type: ignore[arg-type]
+        seed = self._defaults.seed
+        if seed is None:
+            seed = int.from_bytes(blake2b(item.key.encode(), digest_size=8).digest(), "big") % DRAWN_SEEDS
+        return Sampling(**{**self._defaults.sampling, "seed": seed, **item.sampling})  # type: ignore[arg-type]
 
     def dedupe_key(self, item: Item) -> bytes | None:
         """Hash all that decides a greedy answer: equal keys have equal answers. None where sampling is random."""
         if not self.sampling(item).is_greedy:
             return None
-        seedless = {name: value for name, value in item.sampling.items() if name != "seed"}
-        asked = (
-            item.prompt,
-            item.messages,
-            item.raw,
-            seedless,
-            item.max_tokens,
-            item.stop,
-            item.n,
-            item.template_kwargs,
-        )
-        return blake2b(repr(asked).encode(), digest_size=16).digest()
+        sampling = {name: value for name, value in item.sampling.items() if name != "seed"}
+        asked = (item.prompt, item.messages, item.raw, sampling, item.max_tokens, item.stop, item.n)
+        return blake2b(repr((*asked, item.template_kwargs)).encode(), digest_size=16).digest()
 
     def _encode(self, item: Item) -> Encoded:
-        defaults = self._defaults
-        if item.raw:
-            assert item.prompt is not None
+        system = self._defaults.system
+        if item.prompt is not None and item.raw:
             return self._text.raw(item.prompt)
-        if item.messages is None and not item.template_kwargs:
-            assert item.prompt is not None
-            return self._text.prompt(item.prompt, system=defaults.system)
+        if item.prompt is not None and not item.template_kwargs:
+            return self._text.prompt(item.prompt, system=system)
         messages = item.messages or ({"role": "user", "content": item.prompt},)
-        if defaults.system is not None and messages[0]["role"] != "system":
-            messages = ({"role": "system", "content": defaults.system}, *messages)
+        if system is not None and messages[0]["role"] != "system":
+            messages = ({"role": "system", "content": system}, *messages)
         return self._text.conversation(messages, template_kwargs=item.template_kwargs)
 
     def _request(self, item: Item, encoded: Encoded, sampling: Sampling, choice: int) -> Request:
@@ -155,26 +120,3 @@ def _is_same_model(one: str, other: str) -> bool:
         return one == other or resolve_model(one) == resolve_model(other)
     except KvliteError:
         return False
-
-
-def _budget(written: str) -> str:
-    try:
-        return str(Budget.parse(written))
-    except KvliteError as error:
-        raise LineError(str(error), "kvlite.kv_budget") from None
-
-
-@lru_cache(maxsize=64)
-def _policy(written: str) -> str:
-    try:
-        return str(load_policy(written))
-    except UsageError:  # no policy, so none that this run has
-        return written
-
-
-_AS_THE_RUN_HAS_IT: Mapping[str, Callable[[str], str]] = {"kv_budget": _budget, "kv_policy": _policy}
-"""Readers that write a line's value as the run's own is written, for comparison."""
-
-
-def _seed_of(key: str) -> int:
-    return int.from_bytes(blake2b(key.encode(), digest_size=8).digest(), "big") % _SEEDS

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
-import time
 import uuid
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
+from typing import NamedTuple
 
-from kvlite.batch.item import Code, Form, Item, digest, duplicate_mark
-from kvlite.batch.outcome import Choice, Outcome
+from kvlite.batch.item import Code, Form, Item, Outcome, digest, duplicate_mark
+from kvlite.llm.answer import Answer
 from kvlite.text import openai
 
-_CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 _TEXT_ESCAPES = str.maketrans({"\\": "\\\\", "\n": "\\n", "\r": "\\r"})
 
 
@@ -30,19 +28,15 @@ def record_line(outcome: Outcome, form: Form, model: str) -> str:
 
 
 def _simple(outcome: Outcome) -> dict[str, object]:
-    entry, choice = outcome.entry, outcome.choices[0] if outcome.choices else None
-    record: dict[str, object] = {
-        "id": entry.key,
-        "index": entry.place.index,
-        "text": choice.text if choice else None,
-        "finish_reason": choice.finish_reason.value if choice else None,
-        "usage": _usage(outcome) if choice else None,
-        "kv": choice.kv.as_dict() if choice else None,
-        "timing": openai.rounded(asdict(choice.timing)) if choice else None,
-    }
-    if choice and choice.thinking:
-        record["reasoning_content"] = choice.thinking
-    if choice:
+    entry = outcome.entry
+    record: dict[str, object] = {"id": entry.key, "index": entry.place.index}
+    record |= dict.fromkeys(("text", "finish_reason", "usage", "kv", "timing"))
+    if outcome.choices:
+        choice = outcome.choices[0]
+        counted = _counted(choice)
+        record |= {"text": choice.text, "finish_reason": choice.finish_reason.value, "usage": _usage(outcome)}
+        record |= {"kv": counted["kv"], "timing": counted["timing"]}
+        record |= {"reasoning_content": choice.thinking} if choice.thinking else {}
         record |= {"seed": choice.seed, "attempt": outcome.attempt, "deduped_from": outcome.deduped_from}
     if entry.metadata is not None:
         record["metadata"] = entry.metadata
@@ -51,7 +45,7 @@ def _simple(outcome: Outcome) -> dict[str, object]:
 
 def _openai(outcome: Outcome, model: str) -> dict[str, object]:
     failure = outcome.failure
-    record: dict[str, object] = {"id": f"batch_req_{_ulid()}", "custom_id": outcome.entry.key}
+    record: dict[str, object] = {"id": f"batch_req_{uuid.uuid4().hex}", "custom_id": outcome.entry.key}
     if failure is not None and not failure.code.is_bad_request:
         return {**record, "response": None, "error": _error(outcome)}
     body = {"error": _error(outcome)} if failure is not None else _body(outcome, model)
@@ -77,8 +71,8 @@ def _body(outcome: Outcome, model: str) -> dict[str, object]:
     return openai.completion(answer_id, model, choices, _usage(outcome), of_all, is_chat=is_chat)
 
 
-def _counted(choice: Choice) -> dict[str, object]:
-    return openai.counted(choice.seed, choice.kv, asdict(choice.timing))
+def _counted(choice: Answer) -> dict[str, object]:
+    return openai.counted(choice.seed, choice.kv, asdict(choice.completion.timing))
 
 
 def _usage(outcome: Outcome) -> dict[str, object]:
@@ -95,15 +89,8 @@ def _error(outcome: Outcome) -> dict[str, object] | None:
     return {**error, "line": outcome.entry.place.line}
 
 
-def _ulid() -> str:
-    """Make a ULID: 26 characters that sort by time, 48 bits of milliseconds and 80 random ones."""
-    number = (time.time_ns() // 1_000_000) << 80 | int.from_bytes(os.urandom(10), "big")
-    return "".join(_CROCKFORD[number >> shift & 31] for shift in range(125, -1, -5))
-
-
-@dataclass(frozen=True, slots=True)
-class Recorded:
-    """A line that has its record: its mark, and whether the record is a failure."""
+class Recorded(NamedTuple):
+    """A line that has its record, known by its mark."""
 
     mark: bytes
     is_failed: bool
@@ -115,21 +102,15 @@ def read_record(line: bytes) -> Recorded | None:
         record = json.loads(line)
     except (ValueError, RecursionError):
         return None
-    if not isinstance(record, dict):
-        return None
-    if "response" in record:
-        key, error = record.get("custom_id"), record.get("error") or _body_error(record["response"])
-    elif "error" in record and "index" in record:
-        key, error = record.get("id"), record["error"]
-    else:
-        return None
-    if not isinstance(key, str):
-        return None
+    match record:
+        case {"custom_id": str(key), "response": {"body": {"error": error}}}:
+            pass
+        case {"custom_id": str(key), "response": _}:
+            error = record.get("error")
+        case {"id": str(key), "index": _, "error": error}:
+            pass
+        case _:
+            return None
     if isinstance(error, dict) and error.get("code") == Code.DUPLICATE:
         return Recorded(duplicate_mark(key, error.get("line", 0)), True)
     return Recorded(digest(key), error is not None)
-
-
-def _body_error(response: object) -> object:
-    body = response.get("body") if isinstance(response, dict) else None
-    return body.get("error") if isinstance(body, dict) else None

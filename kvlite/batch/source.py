@@ -18,13 +18,17 @@ from hashlib import blake2b, sha256
 from io import UnsupportedOperation
 from itertools import chain, islice
 from pathlib import Path
+from queue import Empty, Queue
+from threading import Thread
 from typing import Self
 
 from kvlite.batch.codecs import decode_line, decode_simple, repeated
-from kvlite.batch.item import BadLine, Entry, Form, Item, LineError, Place, digest
+from kvlite.batch.item import BadLine, Code, Entry, Form, Item, LineError, Place, digest
+from kvlite.batch.values import utf8
 from kvlite.errors import UsageError
 
 STDIN = "-"
+NUM_AHEAD = 64  # entries that wait to be answered, at most
 
 _BOM = b"\xef\xbb\xbf"
 _LONGEST_CELL = 2**31 - 1  # characters; the csv module's own limit of 131,072 is shorter than a long prompt
@@ -56,10 +60,8 @@ class Reader:
 
     def entries(self, lines: Iterable[bytes]) -> Iterator[Entry]:
         """Read the entries of a file's lines. Raises UsageError where a CSV file cannot be read as one."""
-        lines = _without_bom(lines)
-        if self.layout is Layout.CSV:
-            return self._rows(lines)
-        return self._lines(lines)
+        lines = (line if number else line.removeprefix(_BOM) for number, line in enumerate(lines))
+        return self._rows(lines) if self.layout is Layout.CSV else self._lines(lines)
 
     def _lines(self, lines: Iterable[bytes]) -> Iterator[Entry]:
         only = Form(self.layout) if self.layout in (Layout.OPENAI, Layout.SIMPLE) else None
@@ -71,11 +73,12 @@ class Reader:
     def _plain(self, line: bytes, place: Place) -> Entry:
         key = f"line-{place.line}"
         try:
-            prompt = line.rstrip(b"\r\n").decode()
-        except UnicodeDecodeError as error:
-            refused = LineError(f"not UTF-8: byte 0x{line[error.start]:02x} at offset {error.start}")
+            prompt = utf8(line.rstrip(b"\r\n"))
+        except LineError as refused:
             return BadLine(place, key, Form.SIMPLE, refused.failure)
-        return Item(place, key, Form.SIMPLE, prompt=_unescaped(prompt) if self.escape else prompt)
+        if self.escape:  # any other backslash stays
+            prompt = re.sub(r"\\([ntr\\])", lambda match: _ESCAPES[match[1]], prompt)
+        return Item(place, key, Form.SIMPLE, prompt=prompt)
 
     def _rows(self, lines: Iterable[bytes]) -> Iterator[Entry]:
         csv.field_size_limit(_LONGEST_CELL)
@@ -118,16 +121,6 @@ def with_unique_ids(entries: Iterable[Entry]) -> Iterator[Entry]:
         yield entry if first == entry.place.line else repeated(entry, first)
 
 
-def first_model(entries: Iterator[Entry]) -> tuple[str | None, Iterator[Entry]]:
-    """Find the model that the first item names, and return it with all the entries."""
-    read: list[Entry] = []
-    for entry in entries:
-        read.append(entry)
-        if isinstance(entry, Item):
-            return entry.model, chain(read, entries)
-    return None, iter(read)
-
-
 @dataclass(frozen=True, slots=True)
 class Shard:
     """The share `index` of `count` (from 1) of the ids; an id always falls into the same one."""
@@ -167,37 +160,15 @@ class Selection:
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """The result of a first pass over a file: entries selected, the hash of all bytes, the first model a line names."""
+    """Facts about an input before it is answered, and its entries; `total` counts those selected.
 
-    total: int
-    sha256: str
+    `model` is the first that a line names; of a pipe, which is read only once, the one that its first item names.
+    """
+
+    entries: Iterator[Entry]
     model: str | None
-
-
-def survey(lines: Iterable[bytes], reader: Reader, selection: Selection) -> Survey:
-    """Read a whole file once. Raises UsageError, naming both lines, when two of them have one id."""
-    hashed, model = sha256(), None
-    first_lines: dict[bytes, int] = {}
-
-    def entries() -> Iterator[Entry]:
-        nonlocal model
-        for entry in reader.entries(hashing()):
-            first = first_lines.setdefault(digest(entry.key), entry.place.line)
-            if first != entry.place.line:
-                raise UsageError(repeated(entry, first).failure.message)
-            if model is None and isinstance(entry, Item):
-                model = entry.model
-            yield entry
-
-    def hashing() -> Iterator[bytes]:
-        for line in lines:
-            hashed.update(line)
-            yield line
-
-    unread = entries()
-    total = sum(1 for _ in selection.of(unread))
-    deque(unread, maxlen=0)  # a limit ends the selection early, but not the search for repeated ids
-    return Survey(total, hashed.hexdigest(), model)
+    total: int | None = None
+    sha256: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,18 +184,47 @@ class Input:
         """True where it can be read only once."""
         return self.name == STDIN or not Path(self.name).is_file()
 
-    def survey(self) -> Survey | None:
-        """Make a first pass; None for a pipe. Raises UsageError as `survey` does, and where there is no such file."""
+    def survey(self) -> Survey:
+        """Read a whole file once, of a pipe only the first item.
+
+        Raises UsageError where there is no such file, and, naming both lines, where two of a file have one id.
+        """
         if not self.is_pipe:
-            return survey(self._lines(), self.reader, self.selection)
+            return self._survey_file()
         if self.name != STDIN and not Path(self.name).exists():
             raise UsageError(f"cannot read {self.name}: {os.strerror(errno.ENOENT)}")
-        return None
+        entries, read = with_unique_ids(self.entries()), list[Entry]()
+        for entry in entries:
+            read.append(entry)
+            if isinstance(entry, Item):
+                return Survey(chain(read, entries), entry.model)
+        return Survey(iter(read), None)
 
     def entries(self) -> Iterator[Entry]:
         """Read all entries. Raises UsageError where the input cannot be read."""
-        entries = self.reader.entries(self._lines())
-        return with_unique_ids(entries) if self.is_pipe else entries
+        return self.reader.entries(self._lines())
+
+    def _survey_file(self) -> Survey:
+        hashed, model = sha256(), None
+
+        def hashing() -> Iterator[bytes]:
+            for line in self._lines():
+                hashed.update(line)
+                yield line
+
+        def checked() -> Iterator[Entry]:
+            nonlocal model
+            for entry in with_unique_ids(self.reader.entries(hashing())):
+                if isinstance(entry, Item):
+                    model = entry.model if model is None else model
+                elif entry.failure.code is Code.DUPLICATE:
+                    raise UsageError(entry.failure.message)
+                yield entry
+
+        unread = checked()
+        total = sum(1 for _ in self.selection.of(unread))
+        deque(unread, maxlen=0)  # a limit ends the selection early, but not the search for repeated ids
+        return Survey(self.entries(), model, total, hashed.hexdigest())
 
     def _lines(self) -> Iterator[bytes]:
         try:
@@ -250,19 +250,40 @@ def _stdin() -> Iterator[bytes]:
         yield from file
 
 
-def _without_bom(lines: Iterable[bytes]) -> Iterator[bytes]:
-    for number, line in enumerate(lines):
-        yield line.removeprefix(_BOM) if number == 0 else line
-
-
-def _unescaped(line: str) -> str:
-    """Replace `\\n`, `\\t`, `\\r` and `\\\\` by the characters they mean; any other backslash stays."""
-    return re.sub(r"\\([ntr\\])", lambda match: _ESCAPES[match[1]], line)
-
-
 def _is_not_utf8(decoded: str) -> bool:
     try:
         decoded.encode()
     except UnicodeEncodeError:
         return True
     return False
+
+
+class ReadAhead(Iterator[Entry | None]):
+    """Entries read in a thread, so that a slow pipe delays no answer; None where the next one is not there yet.
+
+    Raises the errors of `source`. The thread never keeps the process alive, also while it waits for a line.
+    """
+
+    def __init__(self, source: Iterator[Entry]) -> None:
+        self._source = source
+        self._read: Queue[Entry | BaseException] = Queue(NUM_AHEAD)
+        Thread(target=self._run, name="read-ahead", daemon=True).start()
+
+    def __next__(self) -> Entry | None:
+        try:
+            entry = self._read.get_nowait()
+        except Empty:
+            return None
+        if isinstance(entry, BaseException):
+            self._read.put(entry)  # so that every later call raises it, too
+            raise entry
+        return entry
+
+    def _run(self) -> None:
+        try:
+            for entry in self._source:
+                self._read.put(entry)
+            end: BaseException = StopIteration()
+        except BaseException as error:  # raised again where the entries are awaited
+            end = error
+        self._read.put(end)

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
-from kvlite.batch.outcome import Outcome
+from kvlite.batch.item import Outcome
 from kvlite.memory.format import human_bytes
-from kvlite.record.schema import BatchReport
 
 
 @dataclass(slots=True)
@@ -68,29 +67,14 @@ class Tally:
             failures = f" ({self.kept_failures} of them failures)" if self.kept_failures else ""
             parts.append(f"{self.resumed} resumed{failures}")
         parts += [f"{self.deduped} deduped"] * bool(self.deduped)
-        parts.append(f"{self.generated} tokens at {self.speed(seconds):.1f} tok/s")
+        parts.append(f"{self.generated} tokens at {self._speed(seconds):.1f} tok/s")
         if budget_bytes:  # none where nothing was left to run
             parts.append(f"KV peak {human_bytes(peak_bytes)} of {human_bytes(budget_bytes)}")
             parts.append(f"{self.tokens_evicted} tokens evicted")
         return " · ".join(parts)
 
-    def speed(self, seconds: float) -> float:
-        """Generated tokens per second, over all rows."""
-        return self.generated / seconds if seconds > 0 else 0.0
-
-    def report(self, seconds: float) -> BatchReport:
-        """The counts for the run record."""
-        return BatchReport(
-            total=self.resumed + self.ok + self.failed,
-            ok=self.ok,
-            failed=self.failed,
-            resumed=self.resumed,
-            deduped=self.deduped,
-            tokens_per_s=self.speed(seconds),
-        )
-
     def as_dict(self, seconds: float) -> dict[str, object]:
-        """The counts for `--summary`."""
+        """The counts for `--summary` and the run record."""
         return {
             "total": self.resumed + self.ok + self.failed,
             "ok": self.ok,
@@ -102,6 +86,9 @@ class Tally:
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": self.completion_tokens,
             "tokens_evicted": self.tokens_evicted,
-            "tokens_per_s": round(self.speed(seconds), 3),
+            "tokens_per_s": round(self._speed(seconds), 3),
             "seconds": round(seconds, 3),
         }
+
+    def _speed(self, seconds: float) -> float:
+        return self.generated / seconds if seconds > 0 else 0.0

@@ -7,19 +7,19 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 
 from kvlite.batch.item import Json, LineError
 
 MOST_NESTED = 64
+_KINDS = {type(None): "missing", bool: "a boolean", str: "a string", dict: "an object", list: "a list"}
 
 
 def parse_json(raw: bytes) -> object:
     """Parse one line of UTF-8 JSON."""
+    decoded = utf8(raw)
     try:
-        return json.loads(raw.decode(), parse_constant=_no_constant, parse_float=_finite)
-    except UnicodeDecodeError as error:
-        raise LineError(f"not UTF-8: byte 0x{raw[error.start]:02x} at offset {error.start}") from None
+        return json.loads(decoded, parse_constant=_no_constant, parse_float=_finite)
     except RecursionError:
         raise LineError("the JSON is nested too deeply") from None
     except json.JSONDecodeError as error:
@@ -29,24 +29,26 @@ def parse_json(raw: bytes) -> object:
         raise LineError(f"not JSON: {error}") from None
 
 
+def utf8(raw: bytes) -> str:
+    """Decode UTF-8."""
+    try:
+        return raw.decode()
+    except UnicodeDecodeError as error:
+        raise LineError(f"not UTF-8: byte 0x{raw[error.start]:02x} at offset {error.start}") from None
+
+
 def count(body: Json, name: str) -> int | None:
     """Read a whole number from 1 on; None where it is not given."""
-    value = body.get(name)
-    if value is None:
-        return None
-    if type(value) is not int:
-        raise LineError(f"{name} is {kind(value)}; give a whole number", name)
-    if value < 1:
+    value = number(body, name, whole=True)
+    if value is not None and value < 1:
         raise LineError(f"{name} is {shown(value)}; give at least 1", name)
-    return value
+    return None if value is None else int(value)
 
 
 def number(body: Json, name: str, *, whole: bool) -> int | float | None:
     """Read a number, or only a whole one; None where it is not given."""
     value = body.get(name)
-    if value is None:
-        return None
-    if type(value) is int or (type(value) is float and not whole):
+    if value is None or type(value) is int or (type(value) is float and not whole):
         return value
     raise LineError(f"{name} is {kind(value)}; give {'a whole number' if whole else 'a number'}", name)
 
@@ -88,15 +90,7 @@ def shallow(value: Json | None, name: str) -> Json | None:
 
 def kind(value: object) -> str:
     """Name the type of `value` for an error."""
-    if value is None:
-        return "missing"
-    if isinstance(value, bool):
-        return "a boolean"
-    if isinstance(value, int | float):
-        return f"the number {shown(value)}"
-    if isinstance(value, str):
-        return "a string"
-    return "an object" if isinstance(value, Mapping) else "a list" if isinstance(value, Sequence) else "unknown"
+    return _KINDS.get(type(value)) or f"the number {shown(value)}"
 
 
 def shown(value: object) -> str:

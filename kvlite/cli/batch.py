@@ -14,7 +14,8 @@ from kvlite.flags import argument, option
 from kvlite.options import AnswerOptions, ModelOptions, OutputOptions
 
 if TYPE_CHECKING:
-    from kvlite.batch.job import BatchJob, Model
+    from kvlite.batch.job import BatchJob
+    from kvlite.batch.model import Model
     from kvlite.llm.spec import BatchSize
 
 _of_input, _of_output, _of_run = (partial(option, heading=heading) for heading in ("Input", "Output", "Run"))
@@ -93,12 +94,12 @@ def batch(
     batch_size = _batch_size(given.batch_size)
 
     def choose(from_lines: str | None) -> Model:
-        from kvlite.batch.model import batch_model
+        from kvlite.batch.model import Model
 
         named = from_lines if given.model is None else given.model
         chosen = replace(options, model=call.chosen_model(named))
         note = UNNAMED if named is None and not call.default_model else None
-        return batch_model(chosen, batch_size, call.console, is_named=given.model is not None, note=note)
+        return Model.of(chosen, batch_size, call.console, is_named=given.model is not None, note=note)
 
     if given.dry_run:
         from kvlite.batch.dry_run import dry_run

@@ -57,7 +57,7 @@ class Suite:
 
     @property
     def is_forced(self) -> bool:
-        """True where text is fed by force and scored, false where questions are asked."""
+        """True where text is teacher-forced and scored, false where questions are asked."""
         return self.name in FORCED
 
     @property

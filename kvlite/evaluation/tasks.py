@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import TypeAdapter
 
 from kvlite.errors import UsageError
-from kvlite.evaluation.answering import converse
+from kvlite.evaluation.asking import converse
 from kvlite.evaluation.conversation import Conversation
 from kvlite.evaluation.results import Answered, Result, Scored
 from kvlite.evaluation.suites import ForcedText, Suite, dialogue_texts, file_texts, question_tokens

@@ -22,7 +22,7 @@ class FakeAnswer:
     """The characters of an answer, cut at a stop string."""
 
     def __init__(self, stop: Sequence[str]) -> None:
-        self.text, self.thinking, self.stopped = "", "", False
+        self.text, self.thinking, self.stopped, self.is_thinking = "", "", False, False
         self._stop = stop
 
     def push(self, token_id: int) -> list[object]:

@@ -18,9 +18,10 @@ from kvlite.batch.batch import Batch
 from kvlite.batch.batch_run import ItemLimits
 from kvlite.batch.dry_run import dry_run
 from kvlite.batch.item import Form
-from kvlite.batch.job import BatchJob, Ending, Model, Planned, Writing
+from kvlite.batch.job import BatchJob, Ending, Writing
+from kvlite.batch.model import Planned
 from kvlite.batch.output import LockedFile
-from kvlite.batch.prepare import Defaults, Terms
+from kvlite.batch.prepare import Defaults
 from kvlite.batch.source import Input, Selection
 from kvlite.console import Console
 from kvlite.engine.request import Request, Sampling
@@ -68,7 +69,7 @@ class Desk:
 
     def arguments(
         self, *, source: str | None = None, selection: Selection | None = None, as_json: bool = False, **asked: Any
-    ) -> tuple[BatchJob, Callable[[str | None], Model], Console]:
+    ) -> tuple[BatchJob, Callable[[str | None], Any], Console]:
         writing = {name: asked.pop(name) for name in list(asked) if name in Writing.__slots__}
         ending = {name: asked.pop(name) for name in list(asked) if name in Ending.__slots__}
         limits = {name: asked.pop(name) for name in list(asked) if name in ItemLimits.__slots__}
@@ -82,11 +83,11 @@ class Desk:
         )
         return job, self.choose, Console(as_json=as_json, stdout=self.stdout, stderr=self.stderr)
 
-    def choose(self, from_lines: str | None) -> Model:
+    def choose(self, from_lines: str | None) -> Any:
         self.chosen.append(from_lines)
-        terms = Terms(model=from_lines or "default", kv_policy="window")
-        return Model(
-            terms=terms,
+        return SimpleNamespace(
+            required=from_lines or "default",
+            note=None,
             params={"kv_policy": "window"},
             identity=self._identify,
             open=self._open,

@@ -8,9 +8,8 @@ from typing import Any
 import pytest
 
 from kvlite.batch.batch_run import BatchRun, ItemLimits
-from kvlite.batch.item import BadLine, Code, Entry, Failure, Form, Place
-from kvlite.batch.outcome import Outcome
-from kvlite.batch.prepare import Defaults, Preparer, Terms
+from kvlite.batch.item import BadLine, Code, Entry, Failure, Form, Outcome, Place
+from kvlite.batch.prepare import Defaults, Preparer
 from kvlite.engine.request import FinishReason, Request, Token
 from kvlite.errors import BudgetTooSmall, ContextFull, UsageError
 
@@ -23,7 +22,7 @@ def bad(index: int) -> BadLine:
 def new_run(text: Any) -> Callable[..., BatchRun]:
     def make(engine: Any, **options: Any) -> BatchRun:
         defaults = options.pop("defaults", Defaults())
-        return BatchRun(engine, Preparer(text, defaults, Terms()), **options)
+        return BatchRun(engine, Preparer(text, defaults), **options)
 
     return make
 

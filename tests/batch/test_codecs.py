@@ -124,8 +124,7 @@ WRONG: list[tuple[object, str | None, str]] = [
     (body(model=1), "model", "give a string"),
     (body(response_format={"type": "json_object"}), "response_format", "json_object"),
     (body(chat_template_kwargs="x"), "chat_template_kwargs", "give an object"),
-    (body(kvlite={"speed": 1}), "kvlite.speed", "known are"),
-    (body(kvlite={"kv_budget": 1}), "kvlite.kv_budget", "give a string"),
+    (body(kvlite={"kv_budget": "1GB"}), "kvlite", "--kv-budget"),
 ]
 
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from kvlite.batch.item import Code, Form, Item, LineError, Place
-from kvlite.batch.prepare import Defaults, Preparer, Terms
+from kvlite.batch.item import Code, Failure, Form, Item, Place
+from kvlite.batch.prepare import Defaults, Prepared, Preparer
 from kvlite.llm.answer import BATCH_MAX_TOKENS
 
 
@@ -16,7 +16,7 @@ def line(**changes: Any) -> Item:
 
 
 def test_a_line_wins_over_the_defaults(text: Any) -> None:
-    preparer = Preparer(text, Defaults({"temperature": 0.5, "top_k": 3}, seed=4, max_tokens=9, stop=("a",)), Terms())
+    preparer = Preparer(text, Defaults({"temperature": 0.5, "top_k": 3}, seed=4, max_tokens=9, stop=("a",)))
     plain = preparer.prepare(line())
     assert (plain.requests[0].sampling.temperature, plain.requests[0].sampling.seed) == (0.5, 4)
     assert (plain.requests[0].max_tokens, plain.stop) == (9, ("a",))
@@ -27,24 +27,24 @@ def test_a_line_wins_over_the_defaults(text: Any) -> None:
 
 
 def test_answers_are_limited_unless_told(text: Any) -> None:
-    assert Preparer(text, Defaults(), Terms()).prepare(line()).requests[0].max_tokens == BATCH_MAX_TOKENS
+    assert Preparer(text, Defaults()).prepare(line()).requests[0].max_tokens == BATCH_MAX_TOKENS
 
 
 def test_without_a_seed_each_line_has_its_own_from_its_id(text: Any) -> None:
-    preparer = Preparer(text, Defaults(), Terms())
+    preparer = Preparer(text, Defaults())
     seed = preparer.sampling(line()).seed
     assert preparer.sampling(line()).seed == seed
     assert preparer.sampling(Item(Place(0, 1), "other", Form.SIMPLE, prompt="Hi")).seed != seed
 
 
 def test_choices_count_the_seed_up(text: Any) -> None:
-    requests = Preparer(text, Defaults(), Terms()).prepare(line(n=3, sampling={"seed": 2**63 - 2})).requests
+    requests = Preparer(text, Defaults()).prepare(line(n=3, sampling={"seed": 2**63 - 2})).requests
     assert [request.sampling.seed for request in requests] == [2**63 - 2, 2**63 - 1, 0]
     assert len({request.id for request in requests}) == 3
 
 
 def test_system_prompts(text: Any) -> None:
-    preparer = Preparer(text, Defaults(system="S"), Terms())
+    preparer = Preparer(text, Defaults(system="S"))
 
     def fed(item: Item) -> str:
         return "".join(map(chr, preparer.prepare(item).requests[0].ids))
@@ -58,63 +58,34 @@ def test_system_prompts(text: Any) -> None:
 
 
 def test_pins_can_be_switched_off(text: Any) -> None:
-    assert Preparer(text, Defaults(), Terms()).prepare(line()).requests[0].pins == ((0, 1),)
-    assert Preparer(text, Defaults(pin_system=False), Terms()).prepare(line()).requests[0].pins == ()
+    assert Preparer(text, Defaults()).prepare(line()).requests[0].pins == ((0, 1),)
+    assert Preparer(text, Defaults(pin_system=False)).prepare(line()).requests[0].pins == ()
 
 
 def test_what_the_template_refuses_is_refused(text: Any) -> None:
-    with pytest.raises(LineError, match="template refuses"):
-        Preparer(text, Defaults(), Terms()).prepare(
-            line(prompt=None, messages=({"role": "user", "content": "unrenderable"},))
-        )
-
-
-def test_a_line_for_another_model_is_a_mismatch() -> None:
-    Terms(model="m").check(line(model="m"))
-    Terms(model="m").check(line())
-    Terms(model="qwen2.5-0.5b").check(line(model="Qwen/Qwen2.5-0.5B-Instruct"))
-    Terms().check(line(model="anything"))
-    with pytest.raises(LineError, match=r'"x".*"m".*-m') as refused:
-        Terms(model="m").check(line(model="x"))
-    assert refused.value.failure.code is Code.MODEL_MISMATCH
-
-
-TERMS = Terms(kv_budgets=("2GB", "100MB"), kv_policy="window", on_full="evict")
+    refused = Preparer(text, Defaults()).prepare(
+        line(prompt=None, messages=({"role": "user", "content": "unrenderable"},))
+    )
+    assert refused == Failure(Code.INVALID, "the template refuses it")
 
 
 @pytest.mark.parametrize(
-    "extras",
-    [
-        {"kv_budget": "2000MB"},
-        {"kv_budget": "100MB"},
-        {"kv_policy": "window"},
-        {"kv_policy": "window:sinks=4"},
-        {"on_full": "evict"},
-    ],
+    ("model", "named"),
+    [("m", "m"), ("m", None), ("qwen2.5-0.5b", "Qwen/Qwen2.5-0.5B-Instruct"), (None, "anything")],
 )
-def test_extras_that_the_run_meets_are_accepted(extras: dict[str, str]) -> None:
-    TERMS.check(line(extras=extras))
+def test_a_line_may_name_the_model_of_the_run(text: Any, model: str | None, named: str | None) -> None:
+    assert isinstance(Preparer(text, Defaults(), model).prepare(line(model=named)), Prepared)
 
 
-@pytest.mark.parametrize(
-    ("extras", "said"),
-    [
-        ({"kv_budget": "1GB"}, "this run has 2GB or 100MB; run these lines with --kv-budget"),
-        ({"kv_budget": "much"}, "not understood"),
-        ({"kv_policy": "h2o"}, "--kv-policy"),
-        ({"kv_policy": "window:sinks=8"}, "--kv-policy"),
-        ({"kv_policy": "no-such-policy"}, "--kv-policy"),
-        ({"on_full": "stop"}, "--on-full"),
-    ],
-)
-def test_extras_that_one_engine_cannot_honour_are_refused(extras: dict[str, str], said: str) -> None:
-    with pytest.raises(LineError, match=said) as refused:
-        TERMS.check(line(extras=extras))
-    assert refused.value.failure.param == f"kvlite.{next(iter(extras))}"
+def test_a_line_for_another_model_is_a_mismatch(text: Any) -> None:
+    refused = Preparer(text, Defaults(), "m").prepare(line(model="x"))
+    assert isinstance(refused, Failure)
+    assert refused.code is Code.MODEL_MISMATCH
+    assert all(word in refused.message for word in ('"x"', '"m"', "-m"))
 
 
 def test_only_greedy_items_are_deduplicated(text: Any) -> None:
-    preparer = Preparer(text, Defaults(), Terms())
+    preparer = Preparer(text, Defaults())
     assert preparer.dedupe_key(line()) == preparer.dedupe_key(line(sampling={"seed": 4}))
     assert preparer.dedupe_key(line()) != preparer.dedupe_key(line(prompt="Ho"))
     assert preparer.dedupe_key(line()) != preparer.dedupe_key(line(max_tokens=1))

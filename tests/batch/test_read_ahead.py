@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from kvlite.batch.item import Entry
-from kvlite.batch.read_ahead import ReadAhead
+from kvlite.batch.source import ReadAhead
 from kvlite.errors import UsageError
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from kvlite.batch.item import BadLine, Code, Item
-from kvlite.batch.source import Input, Layout, Reader, Selection, Shard, survey, with_unique_ids
+from kvlite.batch.source import Input, Layout, Reader, Selection, Shard, Survey, with_unique_ids
 from kvlite.errors import UsageError
 
 
@@ -75,21 +75,26 @@ def test_layout_follows_the_name() -> None:
     assert {name: Layout.of(name) for name in names} == names
 
 
-def test_a_survey_counts_hashes_and_finds_the_model() -> None:
+def survey(folder: Path, lines: list[bytes], selection: Selection) -> Survey:
+    (folder / "in.jsonl").write_bytes(b"".join(lines))
+    return Input(str(folder / "in.jsonl"), selection=selection).survey()
+
+
+def test_a_survey_counts_hashes_and_finds_the_model(tmp_path: Path) -> None:
     lines = [b'"a"\n', b"broken\n", b'{"prompt":"b","model":"m"}\n', b'{"prompt":"c","model":"x"}\n']
-    found = survey(lines, Reader(), Selection(limit=2))
+    found = survey(tmp_path, lines, Selection(limit=2))
     assert (found.total, found.model) == (2, "m")
-    assert found.sha256 == survey(iter(lines), Reader(), Selection()).sha256
-    assert found.sha256 != survey(lines[:3], Reader(), Selection()).sha256
+    assert found.sha256 == survey(tmp_path, lines, Selection()).sha256
+    assert found.sha256 != survey(tmp_path, lines[:3], Selection()).sha256
 
 
 @pytest.mark.parametrize(
     "lines", [[b'{"id":"a","prompt":"x"}\n', b'"b"\n', b'{"id":"a","prompt":"y"}\n'],
               [b'{"id":"line-3","prompt":"x"}\n', b'"b"\n', b'"c"\n']]
 )  # fmt: skip
-def test_a_repeated_id_of_a_file_names_both_lines_even_beyond_the_limit(lines: list[bytes]) -> None:
+def test_a_repeated_id_of_a_file_names_both_lines_even_beyond_the_limit(tmp_path: Path, lines: list[bytes]) -> None:
     with pytest.raises(UsageError, match=r"line 3 has the id .* of line 1"):
-        survey(lines, Reader(), Selection(limit=1))
+        survey(tmp_path, lines, Selection(limit=1))
 
 
 def test_a_repeated_id_of_a_pipe_is_a_bad_line() -> None:

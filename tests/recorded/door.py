@@ -16,8 +16,8 @@ from kvlite.options import ModelOptions
 class Case:
     """Prompts under a policy, a slot format and a budget of one row: turns of one conversation, or rows `together`.
 
-    `pins` are spans of the first prompt that are never evicted, `dtype` is what the model computes in, on fused
-    modules if `fuse`. No id ends an answer: each has `max_tokens`.
+    `pins` are spans of the first prompt that are never evicted, `dtype` is what the model computes in. No id ends an
+    answer: each has `max_tokens`.
     """
 
     policy: str
@@ -28,7 +28,6 @@ class Case:
     together: bool = False
     pins: tuple[tuple[int, int], ...] = ()
     dtype: str = "auto"
-    fuse: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,13 +47,12 @@ def generate(model: str, case: Case) -> list[Answer]:
         model=model,
         device="cpu",
         dtype=case.dtype,
-        fuse=case.fuse,
         kv_policy=case.policy,
         kv_dtype=case.slots,
         kv_budget="1GB" if case.together else case.budget,
         kv_per_seq=case.budget if case.together else None,
     )
-    weights = replace(_load(model, case.dtype, case.fuse), spec=RunSpec.of(options))
+    weights = replace(_load(model, case.dtype), spec=RunSpec.of(options))
     llm = LLM(weights, batch_size=len(case.prompts) if case.together else None)
     requests = [
         Request(
@@ -78,6 +76,6 @@ def generate(model: str, case: Case) -> list[Answer]:
 
 
 @lru_cache(maxsize=1)
-def _load(model: str, dtype: str, fuse: bool) -> TextModel:
+def _load(model: str, dtype: str) -> TextModel:
     """Load the weights once for all cases that follow each other."""
-    return TextModel.load(RunSpec.of(ModelOptions(model=model, device="cpu", dtype=dtype, fuse=fuse)), Told())
+    return TextModel.load(RunSpec.of(ModelOptions(model=model, device="cpu", dtype=dtype)), Told())

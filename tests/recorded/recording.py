@@ -47,7 +47,6 @@ class Recording:
                 bool(entry.get("together")),
                 tuple((start, end) for start, end in entry.get("pins", ())),
                 entry.get("dtype", "auto"),
-                entry.get("fuse", True),
             )
             computed = f"in-{case.dtype}-" if "dtype" in entry else ""
             answers = [Recorded(**answer) for answer in entry.get("answers", ())]

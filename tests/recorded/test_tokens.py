@@ -1,7 +1,7 @@
 """The same greedy tokens and bytes as recorded, of every policy and slot format, on three trained models.
 
-In float32 they are equal, on fused modules. In bfloat16 those round otherwise, so there the modules are transformers'
-own. Where a model computes in bfloat16 or slots hold codes, another processor or another order of operations may round
+In float32 they are equal. SmolLM2 in bfloat16 was recorded on transformers' own modules, as which fused ones round on a
+CPU. Where a model computes in bfloat16 or slots hold codes, another processor or another order of operations may round
 to another code, so that a few answers may leave the record where two tokens were nearly as good.
 """
 

@@ -1,4 +1,4 @@
-"""How well the built-in model does on held-out dialogues: its loss, and its recall by distance, greedily decoded."""
+"""Measure the built-in model on held-out dialogues: its loss, and its recall by distance, greedily decoded."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

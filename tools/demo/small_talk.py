@@ -56,13 +56,13 @@ def remark(writer: Writer) -> None:
 
 
 def define(writer: Writer) -> None:
-    """What a thing is, in one sentence."""
+    """A question for what a thing is, answered in one sentence."""
     thing, text = writer.rng.choice(list(_definitions().items()))
     writer.say(writer.fill(writer.user_line(DEFINITION_ASKS), {"d": thing}), text)
 
 
 def echo(writer: Writer) -> None:
-    """What the user said in the turn before, if it is short."""
+    """A question for what the user just said, where that is short."""
     said = writer.turns[-1].user if writer.turns else ""
     if len(said) > _LONGEST_ECHO or '"' in said:
         return chat(writer)

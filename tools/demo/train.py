@@ -32,7 +32,7 @@ _CHECKPOINT_EVERY = 1000  # steps
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """What is trained and how; the defaults are those of the model in this package."""
+    """The model and its training; the defaults are those of the built-in model."""
 
     vocab: int = 1024
     hidden: int = 160
@@ -67,7 +67,7 @@ class Recipe:
 
 @dataclass(slots=True)
 class Progress:
-    """How far a run is, and where it ends: after `minutes` of training or after `steps`."""
+    """The progress of a run, and its end: after `minutes` of training or after `steps`."""
 
     minutes: float | None
     steps: int | None

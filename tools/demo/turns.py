@@ -1,4 +1,4 @@
-"""What a dialogue is: turns of a user and an assistant, and which answers need an earlier turn."""
+"""Dialogues: turns of a user and an assistant, with marks on answers that need an earlier turn."""
 
 from dataclasses import dataclass
 from typing import TypedDict
@@ -27,7 +27,7 @@ class Recall:
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """What the user says and what the assistant answers; `recall` where the answer needs an earlier turn."""
+    """A message of the user and the assistant's answer; `recall` where the answer needs an earlier turn."""
 
     user: str
     assistant: str

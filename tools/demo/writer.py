@@ -35,7 +35,7 @@ class Told:
 
     @property
     def answer(self) -> str:
-        """What the assistant says back; of a person told by name, in the words of that name."""
+        """The assistant's answer; a person told by name is called by that name."""
         template = self.fact.named_answer if self.name else self.fact.answer
         return BRACE.sub(lambda brace: self.words[brace[1]], template)
 

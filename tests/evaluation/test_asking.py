@@ -11,7 +11,7 @@ from transformers import AutoTokenizer
 from kvlite.catalog.names import demo_folder
 from kvlite.engine.request import Completion, FinishReason, Request, Timing, Token
 from kvlite.errors import ContextFull, KvliteError, NumericError
-from kvlite.evaluation.answering import converse
+from kvlite.evaluation.asking import converse
 from kvlite.evaluation.conversation import Conversation, Probe, Turn
 from kvlite.evaluation.results import Answered
 from kvlite.memory.counts import KVCounts
