@@ -56,7 +56,7 @@ def _with_budgets(spec: RunSpec, given: PlanOptions, *, is_budget_given: bool) -
 
 
 def _quote(fit: Fit, budget: Budget, given: PlanOptions) -> Quote:
-    """What `budget` buys, with the most rows or the longest rows that fit where these are looked for."""
+    """A quote for `budget`, with the most rows or the longest rows that fit where these are looked for."""
     if given.solve == "batch" and given.context is not None:
         most = most_rows(fit, budget, given.context)
         fit = fit.with_rows(max(1, most), Budget(BudgetKind.TOKENS, given.context))
