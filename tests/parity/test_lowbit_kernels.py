@@ -15,6 +15,7 @@ from kvlite_kernels.kinds import Heads, Noise, Statistic
 from kvlite_kernels.lowbit import Packed
 from kvlite_kernels.reference import Segment, attend_segments
 from kvlite_kernels.statistic import Observation
+from tests.matrix import but_few
 from tests.parity.compare import assert_parity
 from tests.parity.poison import poison, surrounded
 from tests.parity.test_attention_kernels import counted
@@ -89,7 +90,7 @@ def same_codes(name: str, actual: Packed, expected: Packed) -> None:
 
 
 @pytest.mark.parametrize("dim", DIMS)
-@pytest.mark.parametrize("tokens", [1, 37])
+@pytest.mark.parametrize("tokens", but_few([1, 37], 1))
 def test_codes_and_scales_are_those_of_the_twin(bits: int, dim: int, tokens: int) -> None:
     magnitudes = 10.0 ** torch.linspace(-9, 9, tokens)[:, None]
     for x in (
@@ -152,7 +153,7 @@ def test_prefill_over_slots_and_chunk_equals_its_twin(bits: int, case: Case) -> 
 OBSERVATIONS = [(Statistic.MASS, "max"), (Statistic.BELOW, "mean"), (Statistic.GUMBEL, "max")]
 
 
-@pytest.mark.parametrize(("kind", "heads"), OBSERVATIONS)
+@pytest.mark.parametrize(("kind", "heads"), but_few(OBSERVATIONS, OBSERVATIONS[0]))
 def test_every_statistic_equals_its_twin(bits: int, kind: Statistic, heads: Heads) -> None:
     case = replace(FP32, window=9, sink=True)
     q, q_pos, segments, poisoned = segments_of(case, bits, 5)
