@@ -88,8 +88,11 @@ class OutputJournal:
         """Raise UsageError where the records were made with other settings, or there is no sidecar to tell."""
         if not self._file.size:
             return
-        earlier = self._read_sidecar()
-        if earlier is None:
+        try:
+            earlier = json.loads(self._sidecar.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            earlier = None
+        if not isinstance(earlier, dict):
             raise UsageError(f"{self._file.path} is not empty and has no readable {self._sidecar.name}; {_WAYS_OUT}")
         if difference := meta.difference(earlier):
             raise UsageError(f"{self._file.path} was written {difference}; {_WAYS_OUT}")
@@ -114,9 +117,12 @@ class OutputJournal:
 
     def done(self) -> Done:
         """Read which lines have their record, leaving out a torn one. Raises UsageError on a line that is no record."""
-        records = [recorded for _, recorded in self._records()]
-        failed = sum(is_failed for _, is_failed in records)
-        return Done({mark for mark, _ in records}, len(records) - failed, failed)
+        marks, ok, failed = set(), 0, 0
+        for _, recorded in self._records():
+            marks.add(recorded.mark)
+            failed += recorded.is_failed
+            ok += not recorded.is_failed
+        return Done(marks, ok, failed)
 
     def _records(self) -> Iterator[tuple[bytes, Recorded]]:
         with self._file.path.open("rb") as file:
@@ -128,13 +134,6 @@ class OutputJournal:
                     path = self._file.path
                     raise UsageError(f"{path} line {number} is no batch record; give another -o, or --overwrite it")
                 yield line, recorded
-
-    def _read_sidecar(self) -> Json | None:
-        try:
-            value = json.loads(self._sidecar.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return None
-        return value if isinstance(value, dict) else None
 
 
 def _settings(meta: Json) -> dict[str, object]:
