@@ -3,33 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Generator
-from contextlib import closing
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from kvlite.chat import slash_commands
-from kvlite.chat.display import Display
+from kvlite.chat.display import Display, answer_line, cut_notice, eviction_notice, show_answer
 from kvlite.chat.interrupt import Interrupts
-from kvlite.chat.message import readable
 from kvlite.chat.session import Session
-from kvlite.chat.session_files import SessionFile, SessionFolder
-from kvlite.chat.status import answer_line, cut_notice, eviction_notice
+from kvlite.chat.session_files import SessionFile, SessionFolder, readable
 from kvlite.errors import Interrupted, KvliteError, OutputError, Terminated, UsageError
 from kvlite.llm.answer import Answer
 
 if TYPE_CHECKING:
+    from kvlite.chat.terminal import Terminal
     from kvlite.console import Console
     from kvlite.record.recorder import Recorder
     from kvlite.text.stream import Piece
 
 QUOTES = '"""'
-
-
-class LineReader(Protocol):
-    """A source of the user's lines."""
-
-    def read(self) -> str:
-        """Return the next line; raises EOFError at the end, KeyboardInterrupt on Ctrl-C."""
 
 
 def message_of(line: str) -> str:
@@ -66,7 +57,7 @@ class Chat:
         self._interrupts = Interrupts()
         self._has_told_eviction = False
 
-    def run(self, prompt: LineReader, first: str | None = None) -> None:
+    def run(self, prompt: Terminal, first: str | None = None) -> None:
         """Read and handle lines until the user leaves; `first` is handled before any is read."""
         if first is not None:
             self.handle(first)
@@ -97,27 +88,17 @@ class Chat:
 
     def answer(self, events: Generator[Piece | Answer]) -> None:
         """Show an answer as it comes, then its counts; save the conversation."""
-        answer = None
-        display = Display(self._console, self._shows_thinking)
-        with self._interrupts.calling(self.session.cancel), closing(events):
-            try:
-                for event in events:
-                    if self._interrupts.pressed:  # perhaps before there was anything to cancel
-                        self.session.cancel()
-                    if isinstance(event, Answer):
-                        answer = event
-                    else:
-                        display.show(event)
-                        self._recorder.sample()
-            finally:
-                display.end()
-        assert answer is not None, "a session ends every turn with its Answer"
+        display = Display(self._console, shows_thinking=self._shows_thinking)
+        answer = show_answer(events, display, self._interrupts, self.session.cancel, self._recorder)
         self._recorder.answered(answer.report(), answer.kv)
         self._console.note(answer_line(answer))
         if (notice := cut_notice(answer.completion)) is not None:
             self._console.warn(notice)
-        self._tell_eviction(answer)
-        self._tell_notes()
+        if answer.kv.tokens_evicted and not self._has_told_eviction:
+            self._has_told_eviction = True
+            self._console.note(eviction_notice(answer.kv))
+        for note in self.session.new_notes():
+            self._console.note(note)
         self.save()
 
     def show(self, text: str) -> None:
@@ -171,13 +152,3 @@ class Chat:
             self._file = self.folder.new_file()
         self._file.save(self.session.messages, self._keeping.model)
         return self._file
-
-    def _tell_notes(self) -> None:
-        for note in self.session.new_notes():
-            self._console.note(note)
-
-    def _tell_eviction(self, answer: Answer) -> None:
-        kv = answer.kv
-        if kv.tokens_evicted and not self._has_told_eviction:
-            self._has_told_eviction = True
-            self._console.note(eviction_notice(kv))

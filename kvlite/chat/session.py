@@ -1,7 +1,6 @@
 """A conversation on row 0 of an engine, with its messages, and checkpoints to return to earlier turns.
 
-The row holds either all messages or nothing; in the second case the next turn feeds all of them again. Knows neither
-terminal nor files.
+The row holds either all messages or nothing; in the second case the next turn feeds all of them again.
 """
 
 from __future__ import annotations
@@ -9,10 +8,10 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Generator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from kvlite.chat.message import ChatMessage
+from kvlite.chat.session_files import ChatMessage
 from kvlite.engine.request import FinishReason
 from kvlite.errors import UsageError
 from kvlite.llm.answer import SEEDS, Answer, AnswerSettings
@@ -30,34 +29,12 @@ MAX_CHECKPOINTS = 8
 MAX_CHECKPOINT_BYTES = 10**9  # of host memory, all checkpoints together, and at most a tenth of what is free
 
 
-@dataclass(slots=True)
-class Totals:
-    """Sums over all turns since the start of the conversation."""
-
-    turns: int = 0
-    tokens: int = 0
-    decode_s: float = 0.0
-
-    def add(self, answer: Answer) -> None:
-        """Count one answer."""
-        timing = answer.completion.timing
-        self.turns += 1
-        self.tokens += answer.completion_tokens
-        self.decode_s += timing.total_s - timing.ttft_s
-
-    @property
-    def tok_s(self) -> float:
-        """Mean decoding speed; the first token of each turn belongs to its prefill."""
-        return max(0, self.tokens - self.turns) / self.decode_s if self.decode_s > 0 else 0.0
-
-
 class Session:
     """One conversation; `ask` streams an answer, the other methods are called between two answers."""
 
     def __init__(self, engine: Engine, text: ChatText, settings: AnswerSettings, system: str | None = None) -> None:
         self.settings = settings
-        self.last: Answer | None = None
-        self.totals = Totals()
+        self.answers: list[Answer] = []  # since the start, also those taken back
         self.unsent: str | None = None  # the last question, where it got no answer
         self.checkpoint_peak_bytes = 0  # the most host memory that all checkpoints ever took
         self._engine = engine
@@ -110,9 +87,10 @@ class Session:
                 for event in events:
                     if isinstance(event, Answer):
                         if event.text or event.finish_reason is not FinishReason.CANCELLED:
-                            self._keep(user, event)
-                        self.last = event
-                        self.totals.add(event)
+                            said = ChatMessage("assistant", event.text, str(event.finish_reason))
+                            self._messages += [ChatMessage("user", user), said]
+                            self.unsent = None
+                        self.answers.append(event)
                     yield event
         finally:
             if self.unsent is not None:
@@ -160,14 +138,9 @@ class Session:
         """Replace the conversation; all of it is fed with the next question."""
         self._messages = list(messages)
         self._checkpoints.clear()
-        self.last = None
-        self.totals = Totals()
+        self.answers.clear()
         self.unsent = None
         self._conversation.forget()
-
-    def _keep(self, user: str, answer: Answer) -> None:
-        self._messages += [ChatMessage("user", user), ChatMessage("assistant", answer.text, str(answer.finish_reason))]
-        self.unsent = None
 
     def _take_checkpoint(self) -> None:
         """Copy the row's state to the host; the latest few are kept within the cap, a row larger than it is not."""

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import re
 import uuid
-from collections.abc import Callable
-from contextlib import closing
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-from kvlite.chat.display import Display
+from kvlite.chat.display import Display, answer_line, cut_notice, eviction_notice, show_answer
 from kvlite.chat.interrupt import Interrupts
-from kvlite.chat.status import answer_line, cut_notice, eviction_notice
 from kvlite.deadline import Deadline
 from kvlite.errors import Interrupted, UsageError
 from kvlite.llm.answer import Answer, AnswerSettings, stream_answer
@@ -20,7 +17,6 @@ from kvlite.text import openai
 if TYPE_CHECKING:
     from kvlite.console import Console
     from kvlite.engine.engine import Engine
-    from kvlite.engine.request import Request
     from kvlite.record.recorder import Recorder
     from kvlite.text.template import ChatText, Encoded
 
@@ -64,41 +60,25 @@ class SingleTurn:
         def cancel() -> None:
             self._engine.cancel(request.id)
 
-        def go_on() -> None:
-            if interrupts.pressed:  # perhaps before there was anything to cancel
-                cancel()
-
-        with interrupts.calling(cancel), deadline.calling(cancel):
-            answer = self._stream(request, encoded, recorder, go_on)
+        events = stream_answer(self._engine, request, self._text.answer(encoded, stop=self._settings.stop))
+        output = self._output
+        display = Display(self._console, shows_thinking=output.shows_thinking, shows_text=output.streams)
+        with deadline.calling(cancel):
+            answer = show_answer(events, display, interrupts, cancel, recorder)
         recorder.answered(answer.report(), answer.kv)
         self._print(answer, model)
         if interrupts.pressed:
             raise Interrupted("interrupted; the answer is incomplete")
         deadline.check()
 
-    def _stream(self, request: Request, encoded: Encoded, recorder: Recorder, go_on: Callable[[], None]) -> Answer:
-        display = Display(self._console, self._output.shows_thinking)
-        decoder = self._text.answer(encoded, stop=self._settings.stop)
-        with closing(stream_answer(self._engine, request, decoder)) as events:
-            try:
-                for event in events:
-                    go_on()
-                    if isinstance(event, Answer):
-                        return event
-                    recorder.sample()
-                    if self._output.streams or event.thinking:
-                        display.show(event)
-            finally:
-                display.end()
-        raise AssertionError("an answer ends with an Answer")
-
     def _print(self, answer: Answer, model: str) -> None:
         if self._output.as_json:
             self._console.json(completion_body(answer, model))
         elif not self._output.streams:
-            text = answer.text
-            if self._output.extracts:
-                text = self._extracted(text)
+            code = first_code_block(answer.text) if self._output.extracts else None
+            if self._output.extracts and code is None:
+                self._console.warn("the answer has no code block; this is all of it")
+            text = answer.text if code is None else code
             self._console.answer(text if text.endswith("\n") else f"{text}\n")
         if self._output.shows_time:
             self._console.aside(f"{answer_line(answer)}\n")
@@ -106,12 +86,6 @@ class SingleTurn:
             self._console.warn(notice)
         if answer.completion.kv.tokens_evicted:
             self._console.note(eviction_notice(answer.completion.kv))
-
-    def _extracted(self, text: str) -> str:
-        code = first_code_block(text)
-        if code is None:
-            self._console.warn("the answer has no code block; this is all of it")
-        return text if code is None else code
 
 
 def first_code_block(text: str) -> str | None:

@@ -4,16 +4,28 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
-from kvlite.chat.answer_settings import changed, listed
-from kvlite.chat.status import counts_table
+from kvlite.chat.display import counts_table
 from kvlite.errors import UsageError
+from kvlite.llm.answer import AnswerSettings
 from kvlite.memory.format import human_bytes
 
 if TYPE_CHECKING:
     from kvlite.chat.loop import Chat
+
+
+SETTINGS: dict[str, Callable[[str], Any]] = {
+    "temperature": float,
+    "top_p": float,
+    "top_k": int,
+    "min_p": float,
+    "repetition_penalty": float,
+    "seed": int,
+    "max_tokens": int,
+}
+"""The settings that `/set` changes between two turns."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +60,29 @@ def find(line: str) -> tuple[Command, str]:
 def words() -> list[tuple[str, str]]:
     """List every name of every command with its summary, for completion."""
     return [(f"/{name}", command.summary) for command in COMMANDS for name in command.names]
+
+
+def changed(settings: AnswerSettings, key: str, value: str) -> AnswerSettings:
+    """Change one of `settings`; raises UsageError on an unknown key or a bad value."""
+    key, value = key.strip().replace("-", "_").lower(), value.strip()
+    if key not in SETTINGS:
+        raise UsageError(f"there is no setting {key!r}; settings are {', '.join(SETTINGS)}")
+    if key == "max_tokens" and value.lower() == "none":
+        return replace(settings, max_tokens=None)
+    try:
+        number = SETTINGS[key](value)
+    except ValueError:
+        expected = "a whole number" if SETTINGS[key] is int else "a number"
+        raise UsageError(f"{key} is {value!r}; give {expected}") from None
+    if key == "max_tokens":
+        return replace(settings, max_tokens=number)
+    return replace(settings, sampling=replace(settings.sampling, **{key: number}))
+
+
+def listed(settings: AnswerSettings) -> list[tuple[str, str]]:
+    """List the name and present value of every setting, as `/set` shows them."""
+    values = [getattr(settings.sampling, key, settings.max_tokens) for key in SETTINGS]
+    return [(key, "none" if value is None else str(value)) for key, value in zip(SETTINGS, values, strict=True)]
 
 
 def show_pairs(chat: Chat, pairs: list[tuple[str, str]]) -> None:
@@ -109,19 +144,13 @@ def _mem(chat: Chat, _: str) -> None:
 
 
 def _stats(chat: Chat, _: str) -> None:
-    totals, last = chat.session.totals, chat.session.last
-    ttft = "none yet" if last is None else f"{last.completion.timing.ttft_s:.2f} s"
-    pairs = [
-        ("answers", f"{totals.turns:,}"),
-        ("tokens generated", f"{totals.tokens:,}"),
-        ("mean speed", f"{totals.tok_s:.1f} tok/s"),
-        ("last TTFT", ttft),
-    ]
-    show_pairs(chat, pairs)
-
-
-def _save(chat: Chat, argument: str) -> None:
-    chat.save_as(argument)
+    timings = [answer.completion.timing for answer in chat.session.answers]
+    tokens = sum(answer.completion_tokens for answer in chat.session.answers)
+    decode_s = sum(timing.total_s - timing.ttft_s for timing in timings)
+    speed = max(0, tokens - len(timings)) / decode_s if decode_s > 0 else 0.0  # first tokens belong to the prefill
+    ttft = f"{timings[-1].ttft_s:.2f} s" if timings else "none yet"
+    counts = [("answers", f"{len(timings):,}"), ("tokens generated", f"{tokens:,}")]
+    show_pairs(chat, [*counts, ("mean speed", f"{speed:.1f} tok/s"), ("last TTFT", ttft)])
 
 
 def _load(chat: Chat, argument: str) -> None:
@@ -147,7 +176,9 @@ COMMANDS = (
     Command(("set",), "[KEY=VALUE]", "list the sampling settings, or change one", _set),
     Command(("mem", "kv"), "", "what the KV cache holds", _mem),
     Command(("stats",), "", "speed and tokens of this conversation", _stats),
-    Command(("save",), "[NAME]", "save the conversation, from now on under NAME", _save),
+    Command(
+        ("save",), "[NAME]", "save the conversation, from now on under NAME", lambda chat, name: chat.save_as(name)
+    ),
     Command(("load",), "NAME", "continue a saved conversation", _load),
     Command(("sessions",), "", "list the saved conversations", _sessions),
 )

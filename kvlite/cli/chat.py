@@ -83,11 +83,11 @@ def _talk(asked: Answering, given: ChatOptions, name: str | None, *, shows_think
     from platformdirs import user_state_path
 
     from kvlite.chat.background_load import BackgroundLoad
+    from kvlite.chat.display import status_line
     from kvlite.chat.loop import Chat, Keeping
     from kvlite.chat.session import Session
     from kvlite.chat.session_files import SessionFolder
     from kvlite.chat.slash_commands import LEAVING
-    from kvlite.chat.status import status_line
     from kvlite.chat.terminal import Terminal
     from kvlite.llm.spec import RunSpec
 
@@ -97,7 +97,8 @@ def _talk(asked: Answering, given: ChatOptions, name: str | None, *, shows_think
     def status() -> str:
         if session is None:
             return f"{asked.options.model} is loading"
-        return status_line(session.counts(), session.last, session.settings.sampling)
+        last = session.answers[-1] if session.answers else None
+        return status_line(session.counts(), last, session.settings.sampling)
 
     def begin(files: ModelFiles | None = None) -> Chat:
         nonlocal session

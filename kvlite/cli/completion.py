@@ -58,14 +58,9 @@ class CompletionOptions:
 
 def completion(given: CompletionOptions, call: Invocation) -> None:
     """Print the completion script of a shell; it asks kvlite itself, so it never goes stale."""
-    call.console.answer(completion_script(given.shell))
-
-
-def completion_script(shell: str) -> str:
-    """The text of `completions/` for `shell`."""
     from typer._completion_shared import get_completion_script
 
-    script = get_completion_script(prog_name="kvlite", complete_var="_KVLITE_COMPLETE", shell=shell)
-    for typers, ours in _CHANGES.get(shell, ()):
+    script = get_completion_script(prog_name="kvlite", complete_var="_KVLITE_COMPLETE", shell=given.shell)
+    for typers, ours in _CHANGES.get(given.shell, ()):
         script = script.replace(typers, ours)
-    return f"{script}\n"
+    call.console.line(script)

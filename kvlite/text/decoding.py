@@ -6,7 +6,7 @@ import codecs
 import json
 import re
 from functools import lru_cache
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -15,22 +15,14 @@ _BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")
 _LONGEST_WAIT = 8  # tokens; a UTF-8 character has at most 4 bytes
 
 
-class TokenDecoder(Protocol):
-    """Decode ids one by one to the text of `tokenizer.decode(..., skip_special_tokens=True)` for all of them."""
+def token_decoder(tokenizer: PreTrainedTokenizerBase, keep: str = "") -> ByteLevelDecoder | WindowDecoder:
+    """Make the decoder for one answer, to the text of `tokenizer.decode(..., skip_special_tokens=True)` for all of it.
 
-    def push(self, token_id: int) -> str:
-        """Take the next id and return the text that it completes, often none."""
-
-    def finish(self) -> str:
-        """Return the text still held back; no id may follow."""
-
-
-def token_decoder(tokenizer: PreTrainedTokenizerBase, keep: str = "") -> TokenDecoder:
-    """Make the decoder for one answer; special tokens that occur in `keep` are text, the others are skipped."""
-    skipped = _skipped_ids(tokenizer, keep)
-    if _is_byte_level(tokenizer):
-        return ByteLevelDecoder(tokenizer, skipped)
-    return WindowDecoder(tokenizer, skipped)
+    Special tokens that occur in `keep` are text, too. `push` takes the next id and returns the text that it completes,
+    often none; `finish` returns the text still held back, and no id may follow.
+    """
+    decoder = ByteLevelDecoder if _is_byte_level(tokenizer) else WindowDecoder
+    return decoder(tokenizer, _skipped_ids(tokenizer, keep))
 
 
 class ByteLevelDecoder:

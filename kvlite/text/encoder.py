@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from kvlite.text.forgery import ForgedStrings
-from kvlite.text.thinking import ThinkTags
+from kvlite.text.stream import ThinkTags
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -1,14 +1,20 @@
-"""Render messages to one string: by the model's own chat template, or as a plain transcript for a model without one."""
+"""Render messages to one string, by the model's chat template or as a transcript, and find out what a template does.
+
+What it does shows in conversations whose contents are known.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from jinja2.exceptions import TemplateError, TemplateSyntaxError
+from jinja2 import Environment, TemplateError, TemplateSyntaxError, meta
 
 from kvlite.errors import BrokenModel, UsageError
+from kvlite.text.forgery import unused_characters
 from kvlite.text.messages import Message
 
 if TYPE_CHECKING:
@@ -16,6 +22,10 @@ if TYPE_CHECKING:
 
 # A template is a program that computes with the messages, so it may raise more than Jinja's own errors.
 _TEMPLATE_FAULTS = (TemplateError, TypeError, ValueError, LookupError, ArithmeticError, AttributeError, RecursionError)
+_SWITCHES = ("enable_thinking", "thinking")
+_GENERATION_TAG = re.compile(r"{%-?\s*(end)?generation\s*-?%}")  # transformers' own, for training
+# Digits stay as they are whatever a template does to case and white space.
+_PROBES = {"system": "70415926535", "user": "80415926535", "assistant": "90415926535"}
 
 
 class ChatTemplate:
@@ -35,7 +45,7 @@ class ChatTemplate:
         return not self._shows_content(as_parts=False) and self._shows_content(as_parts=True)
 
     def _shows_content(self, *, as_parts: bool) -> bool:
-        probe = Message("user", "50415926535")  # digits, which no template changes
+        (probe,) = _probe("user")
         try:
             return probe.content in self._render([probe], {}, as_parts=as_parts)
         except UsageError:
@@ -87,3 +97,104 @@ def template_source(tokenizer: PreTrainedTokenizerBase) -> str:
 
 def _one_line(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def think_switch(template: str) -> str | None:
+    """Find the variable that switches this template's thinking on and off; None if it has none."""
+    try:
+        program = Environment(extensions=["jinja2.ext.loopcontrols"]).parse(_GENERATION_TAG.sub("", template))
+    except TemplateSyntaxError:
+        return None  # rendering reports what is wrong with it
+    variables = meta.find_undeclared_variables(program)
+    return next((name for name in _SWITCHES if name in variables), None)
+
+
+def has_system_role(renderer: Renderer) -> bool:
+    """True where the template takes a system message and shows it."""
+    try:
+        return _PROBES["system"] in renderer.render(_probe("system", "user"), {})
+    except UsageError:
+        return False
+
+
+def role_markers(renderer: Renderer, control: re.Pattern[str]) -> set[str]:
+    """Collect the literals that mark roles and are no control tokens: `[/INST]`, `<<SYS>>`, `Assistant:`.
+
+    They are found around the contents of a rendered probe: words that begin with a sign, and words that end with a
+    colon right before a content.
+    """
+    markers: set[str] = set()
+    for literal in re.split("|".join(_PROBES.values()), _rendered_probe(renderer)):
+        words = [word for word in control.sub(" ", literal).split() if len(word) >= 3]
+        named = [word for word in words if any(map(str.isalnum, word))] or words  # `###` alone is no marker
+        markers.update(word for word in named if not word[0].isalnum())
+        markers.update(word for word in named[-1:] if word.endswith(":"))
+    return markers
+
+
+@dataclass(frozen=True, slots=True)
+class SystemSpan:
+    """The place of the system prompt in the rendered text, in characters, with the literals of its turn."""
+
+    text: str
+    start: int
+    end: int
+
+
+def system_span(
+    renderer: Renderer, turns: Sequence[Message], variables: Mapping[str, Any], control: re.Pattern[str]
+) -> SystemSpan | None:
+    """Find the leading system prompt in the rendered text; None if the template does not show it."""
+    marks = unused_characters(3, [renderer.source, *(turn.content for turn in turns)])
+    rendered = renderer.render(_with_system_marked(turns, marks), variables)
+    places: dict[str, int] = {}
+    for match in re.finditer(f"[{marks}]", rendered):
+        places[match.group()] = match.start() - len(places)
+    text = rendered.translate(dict.fromkeys(map(ord, marks)))
+    begin, end, others = (places.get(mark) for mark in marks)
+    if begin is None or end is None:
+        return None
+    start = begin if others is not None and others < begin else 0  # Mistral: earlier turns come before it
+    if others is not None and others > end:
+        turn_end = control.search(text, end, others)
+        end = turn_end.end() if turn_end else others
+    return SystemSpan(text, start, end)
+
+
+def _with_system_marked(turns: Sequence[Message], marks: str) -> list[Message]:
+    """Mark where the system prompt begins and ends, and where the first other content begins."""
+    begin, end, others = tuple(marks)
+    marked = list(turns)
+    last = max(index for index, turn in enumerate(turns) if turn.system_chars)
+    for index, turn in enumerate(turns[: last + 2]):
+        system, rest = turn.content[: turn.system_chars], turn.content[turn.system_chars :]
+        if rest:  # of a later message, or behind a system prompt in the same one
+            rest = _in_front(rest, others)
+            others = ""
+        if index == last:
+            system = system.rstrip() + end + system[len(system.rstrip()) :]
+        if system:
+            system = _in_front(system, begin)
+            begin = ""
+        marked[index] = replace(turn, content=system + rest)
+    return marked
+
+
+def _in_front(content: str, mark: str) -> str:
+    """Put the mark behind the content's leading white space, where trimming does not matter."""
+    start = len(content) - len(content.lstrip())
+    return content[:start] + mark + content[start:]
+
+
+def _rendered_probe(renderer: Renderer) -> str:
+    roles = ("system", "user", "assistant", "user")
+    for first in range(len(roles)):  # without a system role, or with one that takes no history
+        try:
+            return renderer.render(_probe(*roles[first:]), {})
+        except UsageError:
+            continue
+    return ""
+
+
+def _probe(*roles: str) -> list[Message]:
+    return [Message(role, _PROBES[role]) for role in roles]

@@ -9,10 +9,36 @@ from typing import TYPE_CHECKING
 
 from kvlite.errors import UsageError
 from kvlite.text.decoding import token_decoder
-from kvlite.text.thinking import DEFAULT_TAGS, think_tags
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True, slots=True)
+class ThinkTags:
+    """Tags `open` and `close` around thinking; an answer without thinking may begin with `lead`.
+
+    A model uses these tags where its added tokens or its template hold all `tokens` (empty: the two tags).
+    """
+
+    open: str
+    close: str
+    lead: str = ""
+    tokens: tuple[str, ...] = ()
+
+
+DEFAULT_TAGS = ThinkTags("<think>", "</think>")
+_KNOWN_TAGS = (
+    DEFAULT_TAGS,  # DeepSeek-R1, Qwen3, GLM-4.5 and most others
+    ThinkTags("[THINK]", "[/THINK]"),  # Magistral
+    ThinkTags(  # gpt-oss: channels, separated by control tokens
+        "<|channel|>analysis<|message|>",
+        "<|end|><|start|>assistant<|channel|>final<|message|>",
+        "<|channel|>final<|message|>",
+        ("<|start|>", "<|channel|>", "<|message|>"),
+    ),
+    ThinkTags("<|channel>thought\n", "<channel|>", tokens=("<|channel>", "<channel|>")),  # Gemma 4
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +47,16 @@ class Piece:
 
     text: str
     thinking: bool = False
+
+
+def think_tags(tokenizer: PreTrainedTokenizerBase) -> ThinkTags | None:
+    """Find the tags that this model's template or added tokens know; None if it does not think."""
+    known = {token.content for token in tokenizer.added_tokens_decoder.values()}
+    template = str(tokenizer.chat_template or "")
+    for tags in _KNOWN_TAGS:
+        if all(token in known or token in template for token in tags.tokens or (tags.open, tags.close)):
+            return tags
+    return None
 
 
 class _Part(Enum):

@@ -21,10 +21,17 @@ from kvlite.errors import UnsupportedModel, UsageError
 from kvlite.text.encoder import Encoder, common_start, control_tokens, head
 from kvlite.text.forgery import ForgedStrings, unused_characters
 from kvlite.text.messages import Message, checked, with_system_folded
-from kvlite.text.probing import has_system_role, role_markers, system_span
-from kvlite.text.rendering import ChatTemplate, Renderer, Transcript, template_source
-from kvlite.text.stream import AnswerText
-from kvlite.text.thinking import think_switch, think_tags
+from kvlite.text.rendering import (
+    ChatTemplate,
+    Renderer,
+    Transcript,
+    has_system_role,
+    role_markers,
+    system_span,
+    template_source,
+    think_switch,
+)
+from kvlite.text.stream import AnswerText, think_tags
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -49,6 +56,7 @@ class ChatText:
     """Converter between messages and ids for one model; `generation` is its generation_config.json.
 
     `think` is auto, on or off. `notes` collects messages for the user, each once; the caller prints them.
+    Raises UsageError on another `think`.
     """
 
     def __init__(
@@ -58,10 +66,11 @@ class ChatText:
         generation: Mapping[str, object] | None = None,
         think: str = "auto",
     ) -> None:
+        if think not in ("auto", "on", "off"):
+            raise UsageError(f"think is {think!r}; give auto, on or off")
         self.tokenizer = tokenizer
         self.think = think
         self.notes: list[str] = []
-        self._said: set[str] = set()
         self._generation = generation or {}
         source = template_source(tokenizer)
         self._renderer: Renderer = ChatTemplate(tokenizer, source) if source else Transcript()
@@ -89,11 +98,11 @@ class ChatText:
             ids.add(self.tokenizer.convert_tokens_to_ids(end))
         return frozenset(token_id for token_id in ids if isinstance(token_id, int))
 
-    def prompt(self, text: str, *, system: str | None = None, think: str | None = None) -> Encoded:
+    def prompt(self, text: str, *, system: str | None = None) -> Encoded:
         """Encode one user message; without a template and a system prompt, the model continues it as plain text."""
         if self.has_template or system:
             head = [{"role": "system", "content": system}] if system else []
-            return self.conversation([*head, {"role": "user", "content": text}], think=think)
+            return self.conversation([*head, {"role": "user", "content": text}])
         self._note("this model has no chat template: it continues the prompt as plain text")
         mark = unused_characters(1, [text])
         parts = self._forged.split(self._forged.mark(text, mark), mark)
@@ -105,13 +114,7 @@ class ChatText:
         opening = self._encoder.opening
         return Encoded(ids if ids[: len(opening)] == opening else opening + ids)
 
-    def conversation(
-        self,
-        messages: Sequence[object],
-        *,
-        think: str | None = None,
-        template_kwargs: Mapping[str, Any] | None = None,
-    ) -> Encoded:
+    def conversation(self, messages: Sequence[object], *, template_kwargs: Mapping[str, Any] | None = None) -> Encoded:
         """Encode a whole conversation with the template's prompt for the next answer.
 
         `template_kwargs` are further variables of the template. Raises UsageError on messages that are malformed or
@@ -121,7 +124,7 @@ class ChatText:
         if any(turn.role == "system" for turn in turns) and not self._has_system_role:
             self._note("this model's chat template has no system role: the system prompt goes into the user's message")
             turns = with_system_folded(turns)
-        variables = self._variables(think, template_kwargs)
+        variables = self._variables(template_kwargs or {})
         opening: tuple[int, ...] = ()
         if not self.has_template:
             self._note("this model has no chat template: messages become a plain transcript of User: and Assistant:")
@@ -134,15 +137,7 @@ class ChatText:
         pins = tuple((start and start + len(opening), end + len(opening)) for start, end in pins)
         return self._encoded(opening + ids, parts[-1], pins)
 
-    def next_turn(
-        self,
-        user: str,
-        *,
-        ended: bool,
-        thinking: bool = False,
-        think: str | None = None,
-        template_kwargs: Mapping[str, Any] | None = None,
-    ) -> Encoded:
+    def next_turn(self, user: str, *, ended: bool, thinking: bool = False) -> Encoded:
         """Encode what follows an answer already fed: its end, the user's message, the prompt for the next answer.
 
         The engine feeds no stop id, so the end of turn always comes from here. `ended`: the model ended its turn
@@ -150,7 +145,7 @@ class ChatText:
         Raises UsageError where the template refuses the message, UnsupportedModel where it does not show answers.
         """
         mark = unused_characters(1, [user, self._renderer.source])
-        rendered = self._behind_answer(self._forged.mark(user, mark), self._variables(think, template_kwargs))
+        rendered = self._behind_answer(self._forged.mark(user, mark), self._variables({}))
         first, *others = self._forged.split(rendered, mark)
         if ended and self._control.match(first.lstrip()):
             first = first.lstrip()
@@ -178,24 +173,20 @@ class ChatText:
         return has_system_role(self._renderer)
 
     def _note(self, note: str) -> None:
-        if note not in self._said:
-            self._said.add(note)
+        if note not in self.notes:
             self.notes.append(note)
 
-    def _variables(self, think: str | None, others: Mapping[str, Any] | None) -> dict[str, Any]:
+    def _variables(self, others: Mapping[str, Any]) -> dict[str, Any]:
         """Collect the template's variables; a `think` for which the template has no switch becomes a note."""
-        think = think or self.think
-        if think not in ("auto", "on", "off"):
-            raise UsageError(f"think is {think!r}; give auto, on or off")
-        variables = dict(others or {})
+        variables = dict(others)
         for name, value in variables.items():
             if self._forged.spans(json.dumps(value, ensure_ascii=False, default=str)):
                 raise UsageError(f"the template variable {name} holds a control token; give plain text")
-        if think != "auto" and self._think_switch:
-            variables.setdefault(self._think_switch, think == "on")
-        elif think == "on" and self._tags is None:
+        if self.think != "auto" and self._think_switch:
+            variables.setdefault(self._think_switch, self.think == "on")
+        elif self.think == "on" and self._tags is None:
             self._note("this model does not think, so think=on changes nothing")
-        elif think == "off" and self._tags is not None:
+        elif self.think == "off" and self._tags is not None:
             self._note("this model's chat template cannot switch thinking off")
         return variables
 

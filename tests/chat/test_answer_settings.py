@@ -1,6 +1,6 @@
 import pytest
 
-from kvlite.chat.answer_settings import changed, listed
+from kvlite.chat.slash_commands import changed, listed
 from kvlite.errors import UsageError
 from kvlite.llm.answer import AnswerSettings
 

@@ -5,9 +5,8 @@ import pytest
 
 from kvlite.chat import slash_commands
 from kvlite.chat.loop import Chat, Keeping, message_of
-from kvlite.chat.message import ChatMessage
 from kvlite.chat.session import Session
-from kvlite.chat.session_files import SessionFolder
+from kvlite.chat.session_files import ChatMessage, SessionFolder
 from kvlite.console import Console
 from kvlite.errors import ContextFull, Interrupted
 from kvlite.llm.answer import AnswerSettings
@@ -154,8 +153,11 @@ def test_system_shows_or_starts_over(held):
 
 
 def test_mem_and_stats_give_the_counts(held):
-    held.type("hi", "/mem", "/stats")
-    assert "tokens seen" in held.said and "window" in held.said and "mean speed" in held.said
+    held.type("hi", "hi", "/mem", "/stats")
+    assert "tokens seen" in held.said and "window" in held.said
+    stats = [line.split() for line in held.said.splitlines()[-4:]]
+    assert stats[:2] == [["answers", "2"], ["tokens", "generated", "4"]]
+    assert [words[:2] for words in stats[2:]] == [["mean", "speed"], ["last", "TTFT"]]
 
 
 def test_a_turn_that_was_taken_back_is_gone_from_the_file_too(held):

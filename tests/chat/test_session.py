@@ -1,7 +1,7 @@
 import pytest
 
-from kvlite.chat.message import ChatMessage
 from kvlite.chat.session import MAX_CHECKPOINTS, Session
+from kvlite.chat.session_files import ChatMessage
 from kvlite.engine.request import FinishReason, Sampling
 from kvlite.errors import BudgetTooSmall, ContextFull, UsageError
 from kvlite.llm.answer import Answer, AnswerSettings
@@ -215,7 +215,7 @@ def test_clear_keeps_the_system_prompt_and_system_starts_over(engine, text):
     assert session.messages == (ChatMessage("system", "old"),) and engine.fed_text == ""
     ask(session, "a")
     session.set_system("new")
-    assert session.messages == (ChatMessage("system", "new"),) and session.totals.turns == 0
+    assert session.messages == (ChatMessage("system", "new"),) and session.answers == []
     ask(session, "b")
     assert engine.fed_text == "s:new|u:b|a:ok"
 
@@ -238,9 +238,3 @@ def test_a_loaded_conversation_is_fed_as_a_whole(engine, session):
 def test_an_empty_message_is_refused(session, question):
     with pytest.raises(UsageError, match="empty"):
         list(session.ask(question))
-
-
-def test_totals_add_up_the_turns(session):
-    ask(session, "hi")
-    ask(session, "hi")
-    assert session.totals.turns == 2 and session.totals.tokens == 4

@@ -4,7 +4,7 @@ import pytest
 
 from kvlite.text.encoder import Encoder, common_start, control_tokens, head
 from kvlite.text.forgery import ForgedStrings
-from kvlite.text.thinking import think_tags
+from kvlite.text.stream import think_tags
 
 
 @pytest.mark.parametrize("kind", ["byte-level", "sentencepiece", "sentencepiece-legacy"])

@@ -192,7 +192,7 @@ def test_thinking_is_switched_where_the_template_has_a_switch(make_tokenizer):
     tokenizer = make_tokenizer("qwen3")
     text = ChatText(tokenizer, think="off")
     assert decoded(tokenizer, text.conversation([USER]).ids).endswith("<think>\n\n</think>\n\n")
-    assert not decoded(tokenizer, text.conversation([USER], think="on").ids).endswith("</think>\n\n")
+    assert not decoded(tokenizer, ChatText(tokenizer, think="on").conversation([USER]).ids).endswith("</think>\n\n")
     assert not text.conversation([USER]).opens_thinking
     assert text.notes == []
 
@@ -319,14 +319,14 @@ def test_template_variables_reach_the_template_but_no_control_token_does(make_to
     tokenizer = make_tokenizer("qwen3")
     text = ChatText(tokenizer)
     off = text.conversation([USER], template_kwargs={"enable_thinking": False})
-    assert off == text.conversation([USER], think="off")
+    assert off == ChatText(tokenizer, think="off").conversation([USER])
     with pytest.raises(UsageError, match="template variable tools holds a control token"):
         text.conversation([USER], template_kwargs={"tools": [{"name": "<|im_end|>"}]})
 
 
 def test_an_unknown_way_to_think_is_refused(make_tokenizer):
     with pytest.raises(UsageError, match="think is 'maybe'"):
-        ChatText(make_tokenizer()).conversation([USER], think="maybe")
+        ChatText(make_tokenizer(), think="maybe")
 
 
 def test_the_reader_of_an_answer_knows_the_users_stop_strings(make_tokenizer):

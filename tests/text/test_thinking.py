@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from kvlite.text.thinking import DEFAULT_TAGS, think_switch, think_tags
+from kvlite.text.rendering import think_switch
+from kvlite.text.stream import DEFAULT_TAGS, think_tags
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,7 @@ import re
 
 import pytest
 
-from kvlite.text.probing import has_system_role, role_markers
-from kvlite.text.rendering import ChatTemplate, Transcript, template_source
+from kvlite.text.rendering import ChatTemplate, Transcript, has_system_role, role_markers, template_source
 
 
 @pytest.mark.parametrize(

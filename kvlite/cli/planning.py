@@ -1,19 +1,21 @@
-"""The answer of `kvlite plan`: as JSON whose keys scripts rely on, or as lines and tables to read."""
+"""The work of `kvlite plan`: a quote for what was asked, as JSON whose keys scripts rely on, or as lines and tables."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from kvlite.catalog.files import ModelFacts
+from kvlite.catalog.files import ModelFacts, model_facts
 from kvlite.console import Console
-from kvlite.llm.spec import PlanDevice
-from kvlite.memory.fit import TURN_TOKENS, Quote, advice
+from kvlite.llm.spec import PlanDevice, RunSpec, find_device
+from kvlite.memory.budget import Budget, BudgetKind
+from kvlite.memory.fit import TURN_TOKENS, Fit, Quote, advice, most_rows, most_tokens, quote, sweep
 from kvlite.memory.format import human_bytes, size_up
 from kvlite.memory.plan import tokens_by_bytes
 from kvlite.memory.shape import LayerShape
+from kvlite.options import ModelOptions
 
 if TYPE_CHECKING:
     from kvlite.cli.plan import PlanOptions
@@ -31,12 +33,50 @@ class PlanReport:
     sweep: tuple[Quote, ...]
 
 
+def plan_report(given: PlanOptions, options: ModelOptions, *, is_budget_given: bool) -> PlanReport:
+    """Look for device and model, and plan. Raises the KvliteError that says what is wrong."""
+    place = find_device(options.device, given.vram)
+    spec = _with_budgets(RunSpec.of(options), given, is_budget_given=is_budget_given)
+    facts = model_facts(spec.ref, offline=spec.offline)
+    fit = spec.fit(facts, spec.shape(facts), place.kind, place.free_bytes, given.batch_size)
+    found = _quote(fit, spec.budget, given)
+    return PlanReport(str(spec.ref), facts, place, found, given, tuple(sweep(fit)) if given.sweep else ())
+
+
+def _with_budgets(spec: RunSpec, given: PlanOptions, *, is_budget_given: bool) -> RunSpec:
+    """Without a budget of the user's, one with room for the context; a row of a batch keeps the context."""
+    budget, context = spec.budget, given.context
+    if not is_budget_given and context is not None:
+        is_one_row = given.batch_size is None and given.solve != "batch"
+        budget = Budget(BudgetKind.TOKENS, context) if is_one_row else Budget(BudgetKind.AUTO)
+    elif given.solve == "budget":
+        budget = Budget(BudgetKind.FULL)
+    row_budget = spec.row_budget if context is None else Budget(BudgetKind.TOKENS, context)
+    return replace(spec, budget=budget, row_budget=row_budget)
+
+
+def _quote(fit: Fit, budget: Budget, given: PlanOptions) -> Quote:
+    """A quote for `budget`, with the most rows or the longest rows that fit where these are looked for."""
+    if given.solve == "batch" and given.context is not None:
+        most = most_rows(fit, budget, given.context)
+        fit = fit.with_rows(max(1, most), Budget(BudgetKind.TOKENS, given.context))
+        missing = f"not one row of {given.context:,} tokens fits into {budget}"
+    elif given.solve == "context" and fit.batch is not None:
+        most = most_tokens(fit, budget)
+        fit = fit.with_rows(fit.most_rows, Budget(BudgetKind.TOKENS, max(1, most)))
+        missing = f"{fit.most_rows} rows do not fit into {budget}"
+    else:
+        return quote(fit, budget)
+    bought = quote(fit, budget)
+    return bought if most else replace(bought, shortage=bought.shortage or missing)
+
+
 def as_json(report: PlanReport) -> dict[str, Any]:
     """Everything that is known; what is not is null."""
-    quote = report.quote
-    fit, cache = quote.fit, quote.cache
+    found = report.quote
+    fit, cache = found.fit, found.cache
     shape = fit.shape
-    kv_only_tokens, uncapped_tokens = _tokens_by_bytes(quote)
+    kv_only_tokens, uncapped_tokens = _tokens_by_bytes(found)
     return {
         "model": report.model,
         "repo": report.facts.repo,
@@ -45,10 +85,10 @@ def as_json(report: PlanReport) -> dict[str, Any]:
         "dtype": shape.dtype,
         "window": shape.max_positions,
         "layers": list(_layer_groups(report)),
-        "kv_dtype": quote.spec.slot_format.name,
-        "kv_bytes_per_token": shape.kv_bytes_per_token(quote.spec.slot_format),
-        "policy_state_bytes_per_slot": quote.spec.state_bytes_per_slot,
-        "budget": str(quote.budget),
+        "kv_dtype": found.spec.slot_format.name,
+        "kv_bytes_per_token": shape.kv_bytes_per_token(found.spec.slot_format),
+        "policy_state_bytes_per_slot": found.spec.state_bytes_per_slot,
+        "budget": str(found.budget),
         "budget_bytes": cache.budget_bytes if cache else None,
         "kv_budget": size_up(cache.reserved_bytes) if cache else None,
         "rows": cache.rows if cache else fit.most_rows,
@@ -63,12 +103,12 @@ def as_json(report: PlanReport) -> dict[str, Any]:
         "full_cache_bytes": shape.full_cache_bytes(shape.max_positions) if shape.max_positions else None,
         "quant": fit.quant,
         "weights_known": fit.weights is not None,
-        "terms": [asdict(term) for term in quote.memory.terms],
-        "total_bytes": quote.memory.total_bytes,
+        "terms": [asdict(term) for term in found.memory.terms],
+        "total_bytes": found.memory.total_bytes,
         "device": asdict(report.device),
-        "fits": quote.fits,
-        "shortage": quote.shortage,
-        "try": advice(quote),
+        "fits": found.fits,
+        "shortage": found.shortage,
+        "try": advice(found),
         "solve": report.given.solve,
         "sweep": [_sweep_row(other) for other in report.sweep],
     }
@@ -76,32 +116,32 @@ def as_json(report: PlanReport) -> dict[str, Any]:
 
 def show(report: PlanReport, out: Console) -> None:
     """Write the report for a reader."""
-    quote = report.quote
+    found = report.quote
     for label, text in _headlines(report):
         out.line(f"{label:<21}{text}")
     out.line()
     rows = [
         (term.name, "unknown" if term.predicted_bytes is None else f"{term.predicted_bytes:,}", term.note)
-        for term in quote.memory.terms
+        for term in found.memory.terms
     ]
     width = max(len(size) for _, size, _ in rows)
     out.table(("TERM", "BYTES".rjust(width), "WHAT"), [(name, size.rjust(width), note) for name, size, note in rows])
     out.line()
-    total, free = human_bytes(quote.memory.total_bytes), human_bytes(report.device.free_bytes)
-    unknown = "" if quote.fit.weights else " beside the weights, which are unknown"
-    if quote.fits:
+    total, free = human_bytes(found.memory.total_bytes), human_bytes(report.device.free_bytes)
+    unknown = "" if found.fit.weights else " beside the weights, which are unknown"
+    if found.fits:
         out.line(f"fits: {total} of the {free} free on {report.device.name}{unknown}")
     else:
-        out.line(f"does not fit: {quote.shortage}")
-        for change in advice(quote):
+        out.line(f"does not fit: {found.shortage}")
+        for change in advice(found):
             out.line(f"  try {change}")
     if report.sweep:
         _show_sweep(report, out)
 
 
 def _headlines(report: PlanReport) -> Iterator[tuple[str, str]]:
-    quote = report.quote
-    fit, cache = quote.fit, quote.cache
+    found = report.quote
+    fit, cache = found.fit, found.cache
     shape = fit.shape
     commit = f"@{report.facts.revision[:7]}" if report.facts.revision else ""
     named = f" ({report.facts.repo}{commit})" if report.facts.repo else ""
@@ -109,40 +149,40 @@ def _headlines(report: PlanReport) -> Iterator[tuple[str, str]]:
     yield "model", f"{report.model}{named}, {shape.family} in {shape.dtype}{window}"
     for layer, count in Counter(shape.layers).items():
         yield "layers", _layer_text(layer, count)
-    per_token = shape.kv_bytes_per_token(quote.spec.slot_format)
+    per_token = shape.kv_bytes_per_token(found.spec.slot_format)
     inside = " while inside every window" if any(layer.window for layer in shape.layers) else ""
-    checked = "; auto takes it if the model, once loaded, survives it" if quote.takes_another_format else ""
-    yield "K and V per token", f"{per_token:,} B in {quote.spec.slot_format.name}{inside}{checked}"
+    checked = "; auto takes it if the model, once loaded, survives it" if found.takes_another_format else ""
+    yield "K and V per token", f"{per_token:,} B in {found.spec.slot_format.name}{inside}{checked}"
     if shape.max_positions:
         yield "whole window", f"{human_bytes(shape.full_cache_bytes(shape.max_positions))} in an unbounded cache"
     if cache is None:
-        yield "KV budget", f"{quote.budget}"
+        yield "KV budget", f"{found.budget}"
         return
     rows = f" in {cache.rows} equal rows" if cache.rows > 1 else ""
-    yield "KV budget", f"{quote.budget} = {cache.budget_bytes:,} B{rows}, of which {cache.reserved_bytes:,} B are used"
-    alone, whole = _tokens_by_bytes(quote)
+    yield "KV budget", f"{found.budget} = {cache.budget_bytes:,} B{rows}, of which {cache.reserved_bytes:,} B are used"
+    alone, whole = _tokens_by_bytes(found)
     yield "K and V alone", f"{alone:,} tokens at most"
     yield "with all a slot has", f"{whole:,} tokens: less policy state, positions and staging"
     capped = f", all that the {cache.capped_by} allows" if cache.capped_by else ""
     share = f" on average, {cache.fewest:,} to {max(cache.layer_slots):,} a layer" if cache.fewest < cache.slots else ""
     yield "tokens kept", f"{cache.slots:,} a row{share}, prefilled {cache.chunk} at once{capped}"
     if report.given.context and cache.slots < report.given.context:
-        fate = "the others are evicted" if quote.spec.evicts else "there it stops"
+        fate = "the others are evicted" if found.spec.evicts else "there it stops"
         yield "context", f"{cache.slots:,} of {report.given.context:,} tokens are kept; {fate}"
     if report.given.solve == "budget":
         yield "solved", f"--kv-budget {size_up(cache.reserved_bytes)} is enough"
     elif report.given.solve == "context":
         yield "solved", f"--context {cache.slots}" if fit.batch is None else f"--kv-per-seq {cache.slots}tok"
-    elif report.given.solve == "batch" and quote.fits:
+    elif report.given.solve == "batch" and found.fits:
         yield "solved", f"--batch-size {cache.rows} --kv-per-seq {cache.slots}tok"
 
 
-def _tokens_by_bytes(quote: Quote) -> tuple[int, int] | tuple[None, None]:
+def _tokens_by_bytes(found: Quote) -> tuple[int, int] | tuple[None, None]:
     """Tokens a row would keep whatever the window: if only K and V took bytes, and with all that a slot costs."""
-    cache = quote.cache
+    cache = found.cache
     if cache is None:
         return None, None
-    return tokens_by_bytes(quote.fit.shape, quote.spec, rows=cache.rows, allowed=cache.budget_bytes)
+    return tokens_by_bytes(found.fit.shape, found.spec, rows=cache.rows, allowed=cache.budget_bytes)
 
 
 def _layer_groups(report: PlanReport) -> Iterator[dict[str, Any]]:
@@ -165,23 +205,23 @@ def _layer_text(layer: LayerShape, count: int) -> str:
     return ", ".join(parts)
 
 
-def _sweep_row(quote: Quote) -> dict[str, Any]:
-    tokens = quote.cache.slots if quote.cache else 0
-    window = quote.fit.shape.max_positions
+def _sweep_row(found: Quote) -> dict[str, Any]:
+    tokens = found.cache.slots if found.cache else 0
+    window = found.fit.shape.max_positions
     return {
-        "budget": str(quote.budget),
-        "kv_dtype": quote.spec.slot_format.name,
-        "rows": quote.cache.rows if quote.cache else 0,
+        "budget": str(found.budget),
+        "kv_dtype": found.spec.slot_format.name,
+        "rows": found.cache.rows if found.cache else 0,
         "tokens": tokens,
         "window_share": round(tokens / window, 3) if window else None,
         "turns": tokens // TURN_TOKENS,
-        "total_bytes": quote.memory.total_bytes,
-        "fits": quote.fits,
+        "total_bytes": found.memory.total_bytes,
+        "fits": found.fits,
     }
 
 
 def _show_sweep(report: PlanReport, out: Console) -> None:
-    rows = [_sweep_row(quote) for quote in report.sweep]
+    rows = [_sweep_row(found) for found in report.sweep]
     out.line()
     out.table(
         ("BUDGET", "SLOTS IN", "ROWS", "TOKENS", "OF WINDOW", f"TURNS OF {TURN_TOKENS}", "IN ALL", "FITS"),

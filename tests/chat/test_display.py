@@ -1,6 +1,6 @@
 import pytest
 
-from kvlite.chat.status import bar, status_line
+from kvlite.chat.display import bar, status_line
 from kvlite.engine.request import Sampling
 from kvlite.memory.counts import KVCounts
 
