@@ -35,6 +35,15 @@ def own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monke
 
 
 @pytest.fixture(scope="session")
+def stories260k() -> Path:
+    """The folder of a model of 260,000 parameters, trained on stories; a skip where KVLITE_DATA names none."""
+    folder = Path(os.environ.get("KVLITE_DATA", "")) / "models" / "stories260K"
+    if "KVLITE_DATA" not in os.environ or not folder.exists():
+        pytest.skip("KVLITE_DATA names no folder with models/stories260K")
+    return folder
+
+
+@pytest.fixture(scope="session")
 def smollm2() -> Path:
     """A folder with SmolLM2-135M-Instruct in bfloat16; for tests marked `real`."""
     from tests.smollm2 import smollm2_folder

@@ -7,7 +7,6 @@ to another code, so that a few answers may leave the record where two tokens wer
 
 from __future__ import annotations
 
-import os
 import sys
 from itertools import zip_longest
 from pathlib import Path
@@ -27,11 +26,8 @@ def test_the_demo_answers_as_recorded(slots: str) -> None:
 
 
 @pytest.mark.parametrize("slots", ["float32", "int8", "int4"])
-def test_stories260k_answers_as_recorded(slots: str) -> None:
-    folder = Path(os.environ.get("KVLITE_DATA", "")) / "models" / "stories260K"
-    if "KVLITE_DATA" not in os.environ or not folder.exists():
-        pytest.skip("no stories260K; set KVLITE_DATA to a folder with models/stories260K")
-    assert_as_recorded("stories260K", str(folder), "auto", slots)
+def test_stories260k_answers_as_recorded(stories260k: Path, slots: str) -> None:
+    assert_as_recorded("stories260K", str(stories260k), "auto", slots)
 
 
 @pytest.mark.real

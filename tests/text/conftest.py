@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from functools import cache
 from itertools import product
@@ -75,11 +74,7 @@ def any_kind(request: pytest.FixtureRequest) -> PreTrainedTokenizerFast:
     """One tokenizer of each kind, and one of a trained model."""
     if request.param != "trained":
         return _tokenizer("qwen3", request.param)
-    data = Path(os.environ.get("KVLITE_DATA") or Path(__file__).parents[3] / "shared" / "data")
-    folder = data / "models" / "stories260K"
-    if not folder.exists():
-        pytest.skip(f"no trained tokenizer at {folder}; set KVLITE_DATA")
-    return AutoTokenizer.from_pretrained(folder)
+    return AutoTokenizer.from_pretrained(request.getfixturevalue("stories260k"))
 
 
 def _byte_level() -> Tokenizer:
