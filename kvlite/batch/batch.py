@@ -48,12 +48,11 @@ class Batch:
         self._tally = Tally()
         self._output: Output | None = None
         self._set_aside: dict[bytes, str] = {}
-        self._deadline = Deadline(job.ending.max_time_s)
+        self._deadline = Deadline(job.max_time_s)
         self._running_s = time.monotonic()
 
     def run(self) -> None:
         """Answer everything. Raises the KvliteError that ends the batch, BatchFailed where records are failures."""
-        self._job.ending.check()
         with self._recorder, ExitStack() as ending:
             try:
                 with self._deadline.running():
@@ -106,10 +105,10 @@ class Batch:
         self._recorder.batch(report, batch.peak_bytes)
 
     def _write(self, batch: BatchRun, entries: Iterable[Entry | None], llm: LLM, output: Output) -> None:
-        form, budget_bytes = self._job.writing.form, llm.engine.plan.budget_bytes
-        is_ordered = self._job.writing.ordered or form is Form.TEXT
+        form, budget_bytes = self._job.form, llm.engine.plan.budget_bytes
+        is_ordered = self._job.ordered or form is Form.TEXT
         next_update_s, num_notes = 0.0, 0
-        with self._console.progress(self._job.ending.progress) as progress:
+        with self._console.progress(self._job.progress) as progress:
             for event in batch.run_in_order(entries) if is_ordered else batch.run(entries):
                 now = time.monotonic()
                 if isinstance(event, Token):
@@ -135,9 +134,9 @@ class Batch:
             self._recorder.answered(report, choice.kv)
         if answers:
             self._recorder.sample()
-        if outcome.failure is not None and self._job.writing.form is Form.TEXT:  # the text form has no place for it
+        if outcome.failure is not None and self._job.form is Form.TEXT:  # the text form has no place for it
             self._console.warn(f"line {outcome.entry.place.line}: {outcome.failure.message}")
-        most = self._job.ending.max_errors
+        most = self._job.max_errors
         if most is not None and self._tally.failed >= most:
             beyond = ", or a higher --max-errors past those that always fail" if self._set_aside else ""
             raise BatchFailed(
@@ -181,7 +180,7 @@ class Batch:
         counts = {**self._tally.as_dict(seconds), "kv": kv}
         if self._console.as_json and not isinstance(self._output, StdoutLines):
             self._console.json(counts)
-        if (path := self._job.ending.summary) is not None:
+        if (path := self._job.summary) is not None:
             try:
                 Path(path).write_text(f"{json.dumps(counts)}\n", encoding="utf-8")
             except OSError as error:
@@ -193,7 +192,7 @@ class Batch:
         of = f" of {self._tally.total}" if self._tally.total is not None else ""
         where = f"after {self._num_records}{of} records{self._way_on()}"
         if isinstance(stop, TimeLimit):
-            return TimeLimit(f"--max-time of {self._job.ending.max_time_s:g} s is over {where}")
+            return TimeLimit(f"--max-time of {self._job.max_time_s:g} s is over {where}")
         if isinstance(stop, Terminated):
             return Terminated(f"terminated {where}")
         return Interrupted(f"interrupted {where}")

@@ -200,16 +200,7 @@ class BatchRun:
         flight.answer.finish()
         work = flight.work
         work.failure = work.failure or self._failure(event, flight)
-        reason = FinishReason.STOP if flight.answer.stopped else event.finish_reason
-        work.choices[event.request_id] = Answer(
-            text=flight.answer.text,
-            thinking=flight.answer.thinking,
-            finish_reason=reason,
-            seed=flight.request.sampling.seed,
-            ended_itself=reason is FinishReason.STOP and not flight.answer.stopped,
-            is_thinking=flight.answer.is_thinking,
-            completion=event,
-        )
+        work.choices[event.request_id] = Answer.read(event, flight.answer, flight.request)
         if len(work.choices) == len(work.prepared.requests):
             yield from self._end(work)
 

@@ -35,7 +35,8 @@ def decode_line(raw: bytes, place: Place, only: Form | None = None) -> Entry:
         if not isinstance(value, dict):
             found = "null" if value is None else kind(value)
             raise LineError(f"the line is {found}; give an object or a string")
-        form = _form_of(value)
+        asks = "prompt" in value or "messages" in value
+        form = Form.OPENAI if "body" in value or ("url" in value and not asks) else Form.SIMPLE
         if only is not None and form is not only:
             raise LineError(f"the line has the {form} form; --format {only} takes no other")
         key = _key(value, default=key)
@@ -68,11 +69,6 @@ def repeated(entry: Entry, first_line: int) -> BadLine:
     message = f"line {entry.place.line} has the id {shown(entry.key)} of line {first_line}; ids must differ"
     refused = LineError(message, "custom_id" if entry.form is Form.OPENAI else "id", Code.DUPLICATE)
     return BadLine(entry.place, entry.key, entry.form, refused.failure, entry.metadata)
-
-
-def _form_of(value: Json) -> Form:
-    asks = "prompt" in value or "messages" in value
-    return Form.OPENAI if "body" in value or ("url" in value and not asks) else Form.SIMPLE
 
 
 def _decode_openai(value: Json, item: Item) -> Item:

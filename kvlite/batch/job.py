@@ -14,46 +14,36 @@ from kvlite.errors import UsageError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Writing:
-    """The output file, and the treatment of records that are in it; `form` None mirrors each line."""
+class BatchJob:
+    """All that is asked of a batch.
 
+    `output` None is stdout, or a file named after the input; `form` None mirrors each line; `resume` to `retry_errors`
+    say what becomes of records that are in the file. `argv` is the command that asked all this, `budget_source` where
+    its KV budget came from. Raises UsageError where the summary could not be written.
+    """
+
+    input: Input
+    limits: ItemLimits
+    defaults: Defaults
     output: str | None = None
     form: Form | None = None
+    ordered: bool = False
     resume: bool = True
     force_resume: bool = False
     overwrite: bool = False
     retry_errors: bool = False
-    ordered: bool = False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ending:
-    """The limits at which the batch stops early, and its progress line and summary."""
-
     max_time_s: float | None = None
     max_errors: int | None = None
     summary: str | None = None
     progress: ProgressStyle = "auto"
+    argv: tuple[str, ...] = ()
+    budget_source: str = "default"
 
-    def check(self) -> None:
-        """Raises UsageError when the summary could not be written."""
+    def __post_init__(self) -> None:
         path = Path(self.summary) if self.summary is not None else None
         if path is not None and (path.is_dir() or not path.parent.is_dir()):
             what = "a folder" if path.is_dir() else "no such folder"
             raise UsageError(f"--summary {self.summary}: {what}; give a file's name")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BatchJob:
-    """All that is asked; `argv` is the command that asked it, `budget_source` where its KV budget came from."""
-
-    input: Input
-    writing: Writing
-    ending: Ending
-    limits: ItemLimits
-    defaults: Defaults
-    argv: tuple[str, ...]
-    budget_source: str = "default"
 
     def params(self) -> Json:
         """The settings that change the answers, as the user stated them, but for those of model and cache."""
@@ -65,5 +55,5 @@ class BatchJob:
             "format": reader.layout,
             "escape": reader.escape,
             "prompt_column": reader.prompt_column,
-            "out_format": self.writing.form or "mirrored",
+            "out_format": self.form or "mirrored",
         }

@@ -60,19 +60,15 @@ class DeviceLines:
 class LockedFile:
     """A regular file under a lock; it ends with a whole line after every write, also after one that failed.
 
-    A line is with the operating system when `write` returns, and on the disk at most SYNC_EVERY_S later.
+    A line is with the operating system when `write` returns, and on the disk at most SYNC_EVERY_S later; `size` counts
+    the bytes of the whole lines.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path.resolve()  # follows a link, so that a rewrite replaces the file and not the link
         self._fd = _open_locked(self.path, path)
-        self._end = os.fstat(self._fd).st_size
+        self.size = os.fstat(self._fd).st_size
         self._next_sync_s = time.monotonic() + SYNC_EVERY_S
-
-    @property
-    def size(self) -> int:
-        """Bytes in the file."""
-        return self._end
 
     def write(self, line: str) -> None:
         """Append one line; a line that cannot be written whole is removed again. Raises OutputError."""
@@ -80,7 +76,7 @@ class LockedFile:
         with writing_to(self.path, "; its lines are whole; free some space and run it again"):
             try:
                 _write_all(self._fd, data)
-                self._end += len(data)
+                self.size += len(data)
                 if time.monotonic() >= self._next_sync_s:
                     self._sync()
             except BaseException:  # a signal, too, may come in the midst of a line
@@ -89,7 +85,7 @@ class LockedFile:
 
     def truncate(self, size: int) -> None:
         """Cut the file to its first `size` bytes."""
-        self._end = size
+        self.size = size
         os.ftruncate(self._fd, size)
 
     def replace(self, lines: Iterable[bytes]) -> None:
@@ -107,7 +103,7 @@ class LockedFile:
                 partial.unlink(missing_ok=True)
                 raise
         os.close(self._fd)
-        self._fd, self._end = fd, end
+        self._fd, self.size = fd, end
 
     def close(self) -> None:
         """Sync all lines to the disk and release the lock."""
@@ -124,8 +120,8 @@ class LockedFile:
 
     def _drop_partial_line(self) -> None:
         with suppress(OSError):  # then the next start drops it
-            if os.fstat(self._fd).st_size > self._end:
-                os.ftruncate(self._fd, self._end)
+            if os.fstat(self._fd).st_size > self.size:
+                os.ftruncate(self._fd, self.size)
 
 
 Output = StdoutLines | DeviceLines | LockedFile

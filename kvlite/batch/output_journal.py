@@ -88,8 +88,11 @@ class OutputJournal:
         """Raise UsageError where the records were made with other settings, or there is no sidecar to tell."""
         if not self._file.size:
             return
-        earlier = self._read_sidecar()
-        if earlier is None:
+        try:
+            earlier = json.loads(self._sidecar.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            earlier = None
+        if not isinstance(earlier, dict):
             raise UsageError(f"{self._file.path} is not empty and has no readable {self._sidecar.name}; {_WAYS_OUT}")
         if difference := meta.difference(earlier):
             raise UsageError(f"{self._file.path} was written {difference}; {_WAYS_OUT}")
@@ -114,9 +117,12 @@ class OutputJournal:
 
     def done(self) -> Done:
         """Read which lines have their record, leaving out a torn one. Raises UsageError on a line that is no record."""
-        records = [recorded for _, recorded in self._records()]
-        failed = sum(is_failed for _, is_failed in records)
-        return Done({mark for mark, _ in records}, len(records) - failed, failed)
+        marks, ok, failed = set(), 0, 0
+        for _, recorded in self._records():
+            marks.add(recorded.mark)
+            failed += recorded.is_failed
+            ok += not recorded.is_failed
+        return Done(marks, ok, failed)
 
     def _records(self) -> Iterator[tuple[bytes, Recorded]]:
         with self._file.path.open("rb") as file:
@@ -129,13 +135,6 @@ class OutputJournal:
                     raise UsageError(f"{path} line {number} is no batch record; give another -o, or --overwrite it")
                 yield line, recorded
 
-    def _read_sidecar(self) -> Json | None:
-        try:
-            value = json.loads(self._sidecar.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return None
-        return value if isinstance(value, dict) else None
-
 
 def _settings(meta: Json) -> dict[str, object]:
     params = meta.get("params")
@@ -147,10 +146,9 @@ def open_destination(job: BatchJob, console: Console) -> Output:
 
     Raises UsageError and OutputError.
     """
-    writing, source = job.writing, job.input.name
-    name = writing.output
+    name, source = job.output, job.input.name
     if name is None and console.is_terminal and source != STDIN:
-        name = f"{Path(source).stem}.out.{'txt' if writing.form is Form.TEXT else 'jsonl'}"
+        name = f"{Path(source).stem}.out.{'txt' if job.form is Form.TEXT else 'jsonl'}"
         console.note(f"the records go to {name}")
     if name is None or name == STDIN:
         output: Output = StdoutLines(console.line)
@@ -159,39 +157,39 @@ def open_destination(job: BatchJob, console: Console) -> Output:
         if source != STDIN and path.exists() and Path(source).exists() and path.samefile(source):
             raise UsageError(f"{name} is the input; give -o another file")
         output = open_output(path)
-    if writing.retry_errors and not is_journal(job, output):
+    if job.retry_errors and not is_journal(job, output):
         raise UsageError("--retry-errors needs the output file whose failed records are to run again; give -o")
     return output
 
 
 def is_journal(job: BatchJob, output: Output | None) -> bool:
     """True where the output tells which lines have their record."""
-    return isinstance(output, LockedFile) and job.writing.form is not Form.TEXT
+    return isinstance(output, LockedFile) and job.form is not Form.TEXT
 
 
 def resume(job: BatchJob, meta: Meta, output: Output, console: Console) -> Done:
     """Find the lines that have their record already. Raises UsageError where the output cannot be continued."""
     if not isinstance(output, LockedFile):
         return Done()
-    writing, journal = job.writing, OutputJournal(output)
+    journal = OutputJournal(output)
     if not is_journal(job, output):
-        if output.size and not writing.overwrite:
+        if output.size and not job.overwrite:
             raise UsageError(
                 f"{output.path} is not empty, and text output cannot be resumed; give --overwrite or another -o"
             )
         journal.start_over()
         return Done()
-    if output.size and not (writing.resume or writing.overwrite):
+    if output.size and not (job.resume or job.overwrite):
         raise UsageError(f"{output.path} has records; give --resume, --overwrite or another -o")
-    if writing.overwrite:
+    if job.overwrite:
         journal.start_over()
-    elif not writing.force_resume:
+    elif not job.force_resume:
         journal.check(meta)
     done = journal.done()
     if torn := journal.drop_torn_line():
         console.warn(f"{output.path} ended in {torn} bytes of a torn line, now in {output.path.name}.torn")
     journal.keep(meta)
-    if not writing.retry_errors or not done.failed:
+    if not job.retry_errors or not done.failed:
         return done
     kept = journal.set_failed_aside()
     console.note(f"up to {len(kept.set_aside)} failed records run again")

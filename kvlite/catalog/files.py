@@ -1,7 +1,7 @@
 """Find the files and facts of a model: on this machine where they are here, else from the Hub."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,8 @@ from kvlite.catalog.card import CARD, Card, read_card
 from kvlite.catalog.config import CONFIG, GENERATION, has_tokenizer, read_config, read_generation, read_object
 from kvlite.catalog.hub_errors import describe, offline_error
 from kvlite.catalog.names import ModelRef, aliases
-from kvlite.catalog.selection import refuse_other_formats, weight_names
 from kvlite.catalog.snapshots import cached_snapshot, missing_parts
-from kvlite.catalog.weights import read_weights, weight_files
+from kvlite.catalog.weights import Weights, read_weights, refuse_other_formats, weight_files, weight_names
 from kvlite.errors import BrokenModel
 
 _DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
@@ -32,7 +31,7 @@ class ModelFacts:
     generation: Mapping[str, Any]
     weight_bytes: int | None = None
     parameters: int | None = None
-    by_dtype: Mapping[str, int]
+    by_dtype: Mapping[str, int] = field(default_factory=dict)
     repo: str | None = None
     revision: str | None = None
     license: str | None = None
@@ -84,9 +83,7 @@ def model_facts(ref: ModelRef, *, offline: bool = False) -> ModelFacts:
         ref=ref,
         config=read_object(config),
         generation=read_object(generation) if generation else {},
-        weight_bytes=weights.bytes if weights else None,
-        parameters=weights.parameters if weights else None,
-        by_dtype=weights.by_dtype if weights else {},
+        **_measured(weights),
         repo=remote.repo,
         revision=remote.commit,
         license=remote.license,
@@ -159,10 +156,15 @@ def _facts_in(ref: ModelRef, folder: Path) -> dict[str, Any]:
         "ref": ref,
         "config": config,
         "generation": read_generation(folder),
-        "weight_bytes": weights.bytes if weights else pickle_bytes,
-        "parameters": weights.parameters if weights else None,
-        "by_dtype": weights.by_dtype if weights else {},
+        "weight_bytes": pickle_bytes,
+        **_measured(weights),
         "repo": ref.repo,
         "revision": folder.name if ref.repo else None,
         "license": read_card(folder).license or (alias.licence if alias else None),
     }
+
+
+def _measured(weights: Weights | None) -> dict[str, Any]:
+    if weights is None:
+        return {}
+    return {"weight_bytes": weights.bytes, "parameters": weights.parameters, "by_dtype": weights.by_dtype}

@@ -14,9 +14,17 @@ from typing import TYPE_CHECKING, Any
 from kvlite.catalog.config import CONFIG
 from kvlite.catalog.hub_errors import as_kvlite_errors, describe
 from kvlite.catalog.names import ModelRef
-from kvlite.catalog.selection import refuse_other_formats, small_files, weight_names
 from kvlite.catalog.snapshots import DEFAULT_REVISION, cache_root, repo_folder
-from kvlite.catalog.weights import INDEX, SINGLE, Weights, read_index, weigh
+from kvlite.catalog.weights import (
+    INDEX,
+    SINGLE,
+    Weights,
+    read_index,
+    refuse_other_formats,
+    small_files,
+    weigh,
+    weight_names,
+)
 from kvlite.errors import BrokenModel, HubUnreachable
 from kvlite.memory.format import human_bytes
 

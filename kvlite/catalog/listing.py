@@ -4,16 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from kvlite.catalog import snapshots
 from kvlite.catalog.files import files_in
 from kvlite.catalog.names import DEMO, ModelRef, alias_of, demo_folder
-from kvlite.catalog.snapshots import (
-    cached_repos,
-    cached_snapshot,
-    missing_parts,
-    modified_s,
-    newest_snapshot,
-    size_on_disk,
-)
 from kvlite.errors import ModelError, UnsupportedModel
 from kvlite.memory.shape import ModelShape
 
@@ -37,7 +30,7 @@ class Listed:
 
 def list_models() -> list[Listed]:
     """List the built-in model, then every model repository with anything in the cache."""
-    return [_demo(), *(_cached(repo) for repo in cached_repos())]
+    return [_demo(), *(_cached(repo) for repo in snapshots.cached_repos())]
 
 
 def _demo() -> Listed:
@@ -51,19 +44,21 @@ def _demo() -> Listed:
 def _cached(repo: str) -> Listed:
     alias = alias_of(repo)
     name = alias.name if alias else repo
-    snapshot = cached_snapshot(repo, None)
-    if snapshot is None and (snapshot := newest_snapshot(repo)):  # nobody has asked for a branch, only for a commit
+    snapshot = snapshots.cached_snapshot(repo, None)
+    if snapshot is None and (snapshot := snapshots.newest_snapshot(repo)):  # only a commit was asked for
         name = f"{name}@{snapshot.name}"
     kv_bytes, state, problem = _usable(ModelRef(alias=alias.name if alias else None, repo=repo), snapshot)
     revision = snapshot.name if snapshot else None
-    return Listed(name, repo, revision, size_on_disk(repo), modified_s(repo), kv_bytes, state, problem)
+    return Listed(
+        name, repo, revision, snapshots.size_on_disk(repo), snapshots.modified_s(repo), kv_bytes, state, problem
+    )
 
 
 def _usable(ref: ModelRef, folder: Path | None) -> tuple[int | None, State, str | None]:
     """Find the KV bytes per token, the state, and the problem where it is not ready."""
     missing: list[str] = []
     try:
-        missing = missing_parts(folder, allow_pickle=True) if ref.repo else []
+        missing = snapshots.missing_parts(folder, allow_pickle=True) if ref.repo else []
         if folder is None:
             return None, "incomplete", f"missing: {', '.join(missing)}"
         files = files_in(ref, folder, allow_pickle=True)

@@ -1,4 +1,4 @@
-"""Measure the weights of a folder from their safetensors headers; no tensor is ever read.
+"""Select the files that hold a model's weights, and measure these by their safetensors headers; no tensor is read.
 
 A safetensors file is 8 bytes of header length (little-endian), the header as JSON, then the data the header points
 into: https://huggingface.co/docs/safetensors/index#format.
@@ -6,12 +6,14 @@ into: https://huggingface.co/docs/safetensors/index#format.
 
 import json
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
-from kvlite.errors import BrokenModel
+from kvlite.errors import BrokenModel, UnsupportedModel
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -20,6 +22,8 @@ PICKLE_INDEX = "pytorch_model.bin.index.json"
 _LENGTH_BYTES = 8
 _LONGEST_HEADER = 100_000_000  # the format's own limit, so that a damaged length is not read into memory
 _AGAIN = "get the file again (a model of the Hub: `kvlite rm`, then `kvlite pull`)"
+_SMALL_SUFFIXES = (".json", ".jinja", ".model", ".txt", ".tiktoken", ".py")
+_SMALL_NAMES = ("README.md", "LICENSE", "LICENSE.md", "NOTICE", "USE_POLICY.md")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +33,6 @@ class Weights:
     bytes: int
     parameters: int
     by_dtype: Mapping[str, int]
-    tensors: tuple[str, ...]
 
 
 def weight_files(folder: Path) -> list[str]:
@@ -43,6 +46,46 @@ def weight_files(folder: Path) -> list[str]:
         if (folder / index).is_file():
             return sorted(set(read_index(folder / index).values()))
     return []
+
+
+def small_files(names: Iterable[str]) -> list[str]:
+    """Select everything but the weights: configs, tokenizer, template, model card, licence; no subfolders."""
+    return [name for name in names if "/" not in name and (name.endswith(_SMALL_SUFFIXES) or name in _SMALL_NAMES)]
+
+
+def weight_names(
+    names: Iterable[str], *, model: str, allow_pickle: bool = False, base_model: str | None = None
+) -> list[str]:
+    """Select the files to load weights from: safetensors, else pickles if those are allowed.
+
+    `model` and `base_model` (what the model was converted from) go into the messages. Raises UnsupportedModel for
+    pickle-only, GGUF-only and adapter-only models, BrokenModel when there are no weights at all.
+    """
+    top = sorted(name for name in names if "/" not in name)
+    if SINGLE in top:
+        return [SINGLE]
+    if INDEX in top:  # consolidated files repeat the shards in their makers' own format
+        return [name for name in top if name.endswith(".safetensors") and not name.startswith("consolidated")]
+    pickles = [name for name in top if name.startswith("pytorch_model") and name.endswith(".bin")]
+    if pickles and allow_pickle:
+        return [PICKLE] if PICKLE in pickles else pickles
+    if pickles:
+        raise UnsupportedModel(
+            f"{model} has only pickle weights ({pickles[0]}), which can run code when they are loaded; use a "
+            "safetensors conversion, or --allow-pickle if you trust its authors"
+        )
+    refuse_other_formats(names, model=model, base_model=base_model)
+    raise BrokenModel(f"{model} has no weights that kvlite loads ({SINGLE} or {INDEX})")
+
+
+def refuse_other_formats(names: Iterable[str], *, model: str, base_model: str | None = None) -> None:
+    """Raise UnsupportedModel, with a model to use instead, where there are GGUF files or an adapter."""
+    if any(name.lower().endswith(".gguf") for name in names):
+        instead = base_model or "the safetensors repository it was made from"
+        raise UnsupportedModel(f"{model} has only GGUF files, which kvlite does not load; use {instead}")
+    if any(name.startswith("adapter_model.") for name in names):
+        instead = base_model or "its base model"
+        raise UnsupportedModel(f"{model} is an adapter, not a whole model; merge it into {instead} first")
 
 
 def read_weights(folder: Path) -> Weights | None:
@@ -64,16 +107,13 @@ def read_weights(folder: Path) -> Weights | None:
 
 def weigh(headers: Iterable[Mapping[str, Any]]) -> Weights:
     """Sum the tensors of several headers, each a mapping of tensor name to dtype, shape and data_offsets."""
-    by_dtype: dict[str, int] = {}
+    by_dtype: Counter[str] = Counter()
     parameters = 0
-    names: list[str] = []
-    for header in headers:
-        for name, tensor in header.items():
-            start, end = tensor["data_offsets"]
-            by_dtype[tensor["dtype"]] = by_dtype.get(tensor["dtype"], 0) + end - start
-            parameters += math.prod(tensor["shape"])
-            names.append(name)
-    return Weights(sum(by_dtype.values()), parameters, by_dtype, tuple(names))
+    for tensor in chain.from_iterable(header.values() for header in headers):
+        start, end = tensor["data_offsets"]
+        by_dtype[tensor["dtype"]] += end - start
+        parameters += math.prod(tensor["shape"])
+    return Weights(by_dtype.total(), parameters, by_dtype)
 
 
 def read_index(path: Path) -> dict[str, str]:
@@ -118,14 +158,10 @@ def _read_header(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def _is_tensor(value: object) -> bool:
-    if not isinstance(value, dict) or not isinstance(value.get("dtype"), str):
-        return False
-    offsets = value.get("data_offsets")
-    return _are_counts(value.get("shape")) and _are_counts(offsets) and len(offsets) == 2 and offsets[0] <= offsets[1]
-
-
-def _are_counts(value: object) -> TypeGuard[list[int]]:
-    return isinstance(value, list) and all(type(number) is int and number >= 0 for number in value)
+    match value:
+        case {"dtype": str(), "shape": list(shape), "data_offsets": [start, end]}:
+            return all(type(count) is int and count >= 0 for count in (*shape, start, end)) and start <= end
+    return False
 
 
 def _check_index(weight_map: Mapping[str, str], headers: Mapping[str, Mapping[str, Any]], folder: Path) -> None:

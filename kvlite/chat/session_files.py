@@ -104,14 +104,12 @@ class SessionFolder:
 
 
 class SessionFile:
-    """One session on disk; it remembers the messages it has written, so that a turn only appends."""
+    """One session on disk; it remembers its size, so that no change by another process is overwritten."""
 
     def __init__(self, name: str, path: Path) -> None:
         self.name = name
         self.path = path
-        self._written: tuple[ChatMessage, ...] = ()
-        self._size: int | None = -1  # bytes after our last read or write; -1: no file yet; None: our last write failed
-        self._is_torn = False
+        self._size: int | None = None  # bytes after our last read or write; None: no file yet
 
     def exists(self) -> bool:
         return self.path.exists()
@@ -129,46 +127,33 @@ class SessionFile:
         messages = [_parse(line, number, self.path) for number, line in enumerate(lines, start=1)]
         if not messages and not torn:
             raise UsageError(f"{self.path} is empty; no session to load")
-        self._size, self._is_torn = len(data), bool(torn)
-        self._written = tuple(message for message in messages if message is not None)
-        return self._written
+        self._size = len(data)
+        return tuple(message for message in messages if message is not None)
 
     def save(self, messages: tuple[ChatMessage, ...], model: str) -> None:
-        """Save: new messages are appended, any other change rewrites the file, at once or not at all.
+        """Write the session, at once or not at all.
 
         Raises OutputError when the disk refuses, or when another process has changed the file in between.
         """
+        header = {"format": FORMAT, "model": model, "saved": datetime.now(UTC).isoformat(timespec="seconds")}
+        data = b"".join(map(_line, (header, *(message.for_file() for message in messages))))
         try:
-            size = self.path.stat().st_size if self.exists() else -1
-            if self._size is not None and size >= 0 and size != self._size:
+            if self.exists() and self.path.stat().st_size != self._size:
                 raise OutputError(
                     f"session {self.name} was changed by another process; /save NAME keeps this one apart"
                 )
-            is_grown = size >= 0 and size == self._size and messages[: len(self._written)] == self._written
-            if is_grown and not self._is_torn:
-                self._append(messages[len(self._written) :])
-            else:
-                self._rewrite(messages, model)
-            self._written, self._size, self._is_torn = messages, self.path.stat().st_size, False
+            self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            handle, temporary = tempfile.mkstemp(dir=self.path.parent, prefix=".saving-")  # readable by its owner only
+            try:
+                with os.fdopen(handle, "wb") as file:
+                    file.write(data)
+                Path(temporary).replace(self.path)
+            except OSError:
+                Path(temporary).unlink(missing_ok=True)
+                raise
         except OSError as error:
-            self._size = None  # the write may have stopped half-way, so the next one rewrites the file
             raise OutputError(f"session {self.name} cannot be saved: {error.strerror}; the chat goes on") from None
-
-    def _append(self, messages: tuple[ChatMessage, ...]) -> None:
-        with self.path.open("ab") as file:
-            file.write(b"".join(_line(message.for_file()) for message in messages))
-
-    def _rewrite(self, messages: tuple[ChatMessage, ...], model: str) -> None:
-        header = {"format": FORMAT, "model": model, "saved": datetime.now(UTC).isoformat(timespec="seconds")}
-        self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=self.path.parent, prefix=".saving-")  # readable by its owner only
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(_line(header) + b"".join(_line(message.for_file()) for message in messages))
-            Path(temporary).replace(self.path)
-        except OSError:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        self._size = len(data)
 
 
 def _line(record: dict[str, str]) -> bytes:

@@ -115,7 +115,7 @@ def _job(given: BatchOptions, answer: AnswerOptions, options: ModelOptions, call
     """The batch that was asked for. Raises UsageError on what cannot be."""
     from kvlite.batch.batch_run import ItemLimits
     from kvlite.batch.item import Form
-    from kvlite.batch.job import BatchJob, Ending, Writing
+    from kvlite.batch.job import BatchJob
     from kvlite.batch.prepare import Defaults
     from kvlite.batch.source import Input, Layout, Reader, Selection, Shard
     from kvlite.llm.answer import BATCH_MAX_TOKENS, sampling_of
@@ -126,21 +126,17 @@ def _job(given: BatchOptions, answer: AnswerOptions, options: ModelOptions, call
     reader = Reader(layout, given.escape, given.prompt_column)
     return BatchJob(
         input=Input(given.input, reader, Selection(Shard.parse(given.shard or "1/1"), given.skip, given.limit)),
-        writing=Writing(
-            output=given.output,
-            form=Form(given.out_format) if given.out_format else None,
-            resume=given.resume,
-            force_resume=given.force_resume,
-            overwrite=given.overwrite,
-            retry_errors=given.retry_errors,
-            ordered=given.ordered,
-        ),
-        ending=Ending(
-            max_time_s=_positive("--max-time", given.max_time),
-            max_errors=1 if given.fail_fast else given.max_errors,
-            summary=given.summary,
-            progress=given.progress,
-        ),
+        output=given.output,
+        form=Form(given.out_format) if given.out_format else None,
+        ordered=given.ordered,
+        resume=given.resume,
+        force_resume=given.force_resume,
+        overwrite=given.overwrite,
+        retry_errors=given.retry_errors,
+        max_time_s=_positive("--max-time", given.max_time),
+        max_errors=1 if given.fail_fast else given.max_errors,
+        summary=given.summary,
+        progress=given.progress,
         limits=ItemLimits(_positive("--timeout", given.timeout), given.retries, given.dedupe),
         defaults=Defaults(
             sampling=drawn,

@@ -91,6 +91,20 @@ class Answer:
     is_thinking: bool
     completion: Completion
 
+    @classmethod
+    def read(cls, completion: Completion, decoder: AnswerText, request: Request) -> Answer:
+        """Make the answer to a request that has ended, of the text that `decoder` has read."""
+        reason = FinishReason.STOP if decoder.stopped else completion.finish_reason
+        return cls(
+            text=decoder.text,
+            thinking=decoder.thinking,
+            finish_reason=reason,
+            seed=request.sampling.seed,
+            ended_itself=reason is FinishReason.STOP and not decoder.stopped,
+            is_thinking=decoder.is_thinking,
+            completion=completion,
+        )
+
     @property
     def prompt_tokens(self) -> int:
         """Tokens fed for this answer; what the row held before does not count again."""
@@ -180,16 +194,4 @@ def stream_answers(
             continue
         del running[name]
         yield from ((name, piece) for piece in decoder.finish())
-        reason = FinishReason.STOP if decoder.stopped else event.finish_reason
-        yield (
-            name,
-            Answer(
-                text=decoder.text,
-                thinking=decoder.thinking,
-                finish_reason=reason,
-                seed=request.sampling.seed,
-                ended_itself=reason is FinishReason.STOP and not decoder.stopped,
-                is_thinking=decoder.is_thinking,
-                completion=event,
-            ),
-        )
+        yield name, Answer.read(event, decoder, request)

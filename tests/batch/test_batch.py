@@ -18,7 +18,7 @@ from kvlite.batch.batch import Batch
 from kvlite.batch.batch_run import ItemLimits
 from kvlite.batch.dry_run import dry_run
 from kvlite.batch.item import Form
-from kvlite.batch.job import BatchJob, Ending, Writing
+from kvlite.batch.job import BatchJob
 from kvlite.batch.model import Planned
 from kvlite.batch.output import LockedFile
 from kvlite.batch.prepare import Defaults
@@ -70,16 +70,14 @@ class Desk:
     def arguments(
         self, *, source: str | None = None, selection: Selection | None = None, as_json: bool = False, **asked: Any
     ) -> tuple[BatchJob, Callable[[str | None], Any], Console]:
-        writing = {name: asked.pop(name) for name in list(asked) if name in Writing.__slots__}
-        ending = {name: asked.pop(name) for name in list(asked) if name in Ending.__slots__}
+        of_job = {name: asked.pop(name) for name in list(asked) if name in BatchJob.__slots__}
         limits = {name: asked.pop(name) for name in list(asked) if name in ItemLimits.__slots__}
         job = BatchJob(
             input=Input(source or str(self.folder / "in.jsonl"), selection=selection or Selection()),
-            writing=Writing(**({"output": str(self.out)} | writing)),
-            ending=Ending(**({"progress": "none"} | ending)),
             limits=ItemLimits(**limits),
             defaults=Defaults(**asked),
             argv=("kvlite", "batch", "in.jsonl", "-o", "my out.jsonl", "--overwrite"),
+            **({"output": str(self.out), "progress": "none"} | of_job),
         )
         return job, self.choose, Console(as_json=as_json, stdout=self.stdout, stderr=self.stderr)
 

@@ -16,7 +16,6 @@ def test_sizes_of_one_file(tmp_path: Path) -> None:
     assert weights is not None
     assert (weights.bytes, weights.parameters) == (412, 203)
     assert weights.by_dtype == {"BF16": 400, "F32": 12}
-    assert weights.tensors == ("a", "b")
 
 
 def test_sizes_of_shards(tmp_path: Path) -> None:

@@ -20,24 +20,22 @@ def test_a_saved_session_loads_as_it_was(folder):
     assert folder.file("a").load() == TALK
 
 
-def test_a_turn_appends_and_an_undo_rewrites(folder):
+def test_a_longer_and_a_shorter_session_replace_the_file(folder):
     file = folder.file("a")
     file.save(TALK, "demo")
-    inode = file.path.stat().st_ino
     longer = (*TALK, ChatMessage("user", "more"), ChatMessage("assistant", "ok", "length"))
     file.save(longer, "demo")
-    assert file.path.stat().st_ino == inode and folder.file("a").load() == longer
+    assert folder.file("a").load() == longer
     file.save(TALK, "demo")
-    assert file.path.stat().st_ino != inode and folder.file("a").load() == TALK
+    assert folder.file("a").load() == TALK
+    assert [path.name for path in folder.folder.iterdir()] == ["a.jsonl"]
 
 
-def test_a_loaded_session_is_appended_to(folder):
+def test_a_loaded_session_goes_on_in_its_file(folder):
     folder.file("a").save(TALK, "demo")
     file = folder.file("a")
-    file.load()
-    inode = file.path.stat().st_ino
-    file.save((*TALK, ChatMessage("user", "x")), "demo")
-    assert file.path.stat().st_ino == inode and len(folder.file("a").load()) == 4
+    file.save((*file.load(), ChatMessage("user", "x")), "demo")
+    assert len(folder.file("a").load()) == 4
 
 
 def test_a_torn_last_line_costs_only_itself_and_is_mended(folder):
@@ -170,20 +168,21 @@ def test_an_unwritable_folder_is_an_output_error(tmp_path):
         SessionFolder(tmp_path / "file" / "sessions").file("a").save(TALK, "demo")
 
 
-def test_a_failed_append_is_mended_by_the_next_save(folder, monkeypatch):
+def test_a_save_that_fails_leaves_the_file_as_it_was(folder, monkeypatch):
     file = folder.file("a")
     file.save(TALK, "demo")
     longer = (*TALK, ChatMessage("user", "more"))
 
-    def half_written(messages):
-        with file.path.open("ab") as stream:
-            stream.write(b'{"role":')
+    def full(handle, mode):
+        os.close(handle)
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(file, "_append", half_written)
+        patch.setattr("kvlite.chat.session_files.os.fdopen", full)
         with pytest.raises(OutputError, match="No space"):
             file.save(longer, "demo")
+    assert folder.file("a").load() == TALK
+    assert [path.name for path in folder.folder.iterdir()] == ["a.jsonl"]
     file.save(longer, "demo")
     assert folder.file("a").load() == longer
 
