@@ -10,6 +10,8 @@ from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, replace
 from itertools import chain
 from pathlib import Path
+from queue import Empty, Queue
+from threading import Thread
 from typing import TYPE_CHECKING
 
 from kvlite.batch.batch_run import BatchRun
@@ -20,7 +22,7 @@ from kvlite.batch.output import Output, StdoutLines
 from kvlite.batch.output_journal import Meta, is_journal, open_destination, resume
 from kvlite.batch.prepare import Preparer
 from kvlite.batch.records import record_line
-from kvlite.batch.source import STDIN, ReadAhead
+from kvlite.batch.source import STDIN
 from kvlite.batch.tally import Tally
 from kvlite.console import Console
 from kvlite.deadline import Deadline
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from kvlite.llm import LLM
 
 UPDATE_EVERY_S = 0.1  # of the progress line, which asks every row what it holds
+NUM_AHEAD = 64  # entries of a pipe that wait to be answered, at most
 _NOT_IN_A_RESUME = ("--overwrite", "--no-resume")
 
 
@@ -205,3 +208,34 @@ class Batch:
         words = [word for word in self._job.argv[1:] if word not in _NOT_IN_A_RESUME]
         again = " with the same input" if self._job.input.name == STDIN else ""
         return f"; to continue, run{again}: kvlite {shlex.join(words)}"
+
+
+class ReadAhead(Iterator[Entry | None]):
+    """Entries read in a thread, so that a slow pipe delays no answer; None where the next one is not there yet.
+
+    Raises the errors of `source`. The thread never keeps the process alive, also while it waits for a line.
+    """
+
+    def __init__(self, source: Iterator[Entry]) -> None:
+        self._source = source
+        self._read: Queue[Entry | BaseException] = Queue(NUM_AHEAD)
+        Thread(target=self._run, name="read-ahead", daemon=True).start()
+
+    def __next__(self) -> Entry | None:
+        try:
+            entry = self._read.get_nowait()
+        except Empty:
+            return None
+        if isinstance(entry, BaseException):
+            self._read.put(entry)  # so that every later call raises it, too
+            raise entry
+        return entry
+
+    def _run(self) -> None:
+        try:
+            for entry in self._source:
+                self._read.put(entry)
+            end: BaseException = StopIteration()
+        except BaseException as error:  # raised again where the entries are awaited
+            end = error
+        self._read.put(end)

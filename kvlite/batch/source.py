@@ -18,8 +18,6 @@ from hashlib import blake2b, sha256
 from io import UnsupportedOperation
 from itertools import chain, islice
 from pathlib import Path
-from queue import Empty, Queue
-from threading import Thread
 from typing import Self
 
 from kvlite.batch.codecs import decode_line, decode_simple, repeated
@@ -28,7 +26,6 @@ from kvlite.batch.values import utf8
 from kvlite.errors import UsageError
 
 STDIN = "-"
-NUM_AHEAD = 64  # entries that wait to be answered, at most
 
 _BOM = b"\xef\xbb\xbf"
 _LONGEST_CELL = 2**31 - 1  # characters; the csv module's own limit of 131,072 is shorter than a long prompt
@@ -256,34 +253,3 @@ def _is_not_utf8(decoded: str) -> bool:
     except UnicodeEncodeError:
         return True
     return False
-
-
-class ReadAhead(Iterator[Entry | None]):
-    """Entries read in a thread, so that a slow pipe delays no answer; None where the next one is not there yet.
-
-    Raises the errors of `source`. The thread never keeps the process alive, also while it waits for a line.
-    """
-
-    def __init__(self, source: Iterator[Entry]) -> None:
-        self._source = source
-        self._read: Queue[Entry | BaseException] = Queue(NUM_AHEAD)
-        Thread(target=self._run, name="read-ahead", daemon=True).start()
-
-    def __next__(self) -> Entry | None:
-        try:
-            entry = self._read.get_nowait()
-        except Empty:
-            return None
-        if isinstance(entry, BaseException):
-            self._read.put(entry)  # so that every later call raises it, too
-            raise entry
-        return entry
-
-    def _run(self) -> None:
-        try:
-            for entry in self._source:
-                self._read.put(entry)
-            end: BaseException = StopIteration()
-        except BaseException as error:  # raised again where the entries are awaited
-            end = error
-        self._read.put(end)

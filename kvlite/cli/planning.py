@@ -151,7 +151,7 @@ def _headlines(report: PlanReport) -> Iterator[tuple[str, str]]:
         yield "layers", _layer_text(layer, count)
     per_token = shape.kv_bytes_per_token(found.spec.slot_format)
     inside = " while inside every window" if any(layer.window for layer in shape.layers) else ""
-    checked = "; auto takes it if the model, once loaded, survives it" if found.takes_another_format else ""
+    checked = "; auto takes it if the model, once loaded, tolerates it" if found.takes_another_format else ""
     yield "K and V per token", f"{per_token:,} B in {found.spec.slot_format.name}{inside}{checked}"
     if shape.max_positions:
         yield "whole window", f"{human_bytes(shape.full_cache_bytes(shape.max_positions))} in an unbounded cache"

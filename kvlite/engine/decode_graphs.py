@@ -31,7 +31,7 @@ class NotCapturable(Exception):
     """A step that cannot be recorded, or that does not repeat what eager steps do; the message says why."""
 
 
-class Recorder(Protocol):
+class GraphRecorder(Protocol):
     """Makes a function that does again, on the same tensors, what `body` does."""
 
     num_bytes: int
@@ -43,7 +43,7 @@ class Recorder(Protocol):
 
 
 class CudaGraphs:
-    """The Recorder of CUDA graphs, which share one pool of memory."""
+    """The GraphRecorder of CUDA graphs, which share one pool of memory."""
 
     def __init__(self, device: torch.device) -> None:
         self.num_bytes = 0
@@ -51,7 +51,7 @@ class CudaGraphs:
         self._pool = torch.cuda.graph_pool_handle()
 
     def record(self, body: Callable[[], None]) -> Callable[[], None]:
-        """See Recorder. Waits for the device. Raises RuntimeError, after which nothing more must be recorded."""
+        """See GraphRecorder. Waits for the device. Raises RuntimeError, after which nothing more must be recorded."""
         torch.cuda.synchronize(self._device)
         before = torch.cuda.memory_reserved(self._device)
         graph = torch.cuda.CUDAGraph()
@@ -76,7 +76,7 @@ class GraphKey:
 class DecodeGraphs:
     """Decode steps of `loaded` over `cache`, recorded by `recorder` as they are first met."""
 
-    def __init__(self, loaded: LoadedModel, cache: SlotCache, recorder: Recorder) -> None:
+    def __init__(self, loaded: LoadedModel, cache: SlotCache, recorder: GraphRecorder) -> None:
         if loaded.state is not None:
             raise NotCapturable(f"{loaded.shape.family} models carry state that a graph does not count")
         self.loaded, self.cache, self.recorder = loaded, cache, recorder
@@ -166,16 +166,16 @@ def wants_graphs(asked: bool | None, device: torch.device) -> bool:
 
 
 class Repeating:
-    """The Recorder that records nothing: the body runs again, eagerly."""
+    """The GraphRecorder that records nothing: the body runs again, eagerly."""
 
     num_bytes = 0
 
     def record(self, body: Callable[[], None]) -> Callable[[], None]:
-        """See Recorder."""
+        """See GraphRecorder."""
         return body
 
 
-def check_exact(loaded: LoadedModel, open_cache: Callable[[], SlotCache], recorder: Recorder) -> None:
+def check_exact(loaded: LoadedModel, open_cache: Callable[[], SlotCache], recorder: GraphRecorder) -> None:
     """Raise NotCapturable unless decode steps by graphs equal eager ones to the bit: logits and every cache tensor.
 
     `open_cache` makes a cache of one row, a small one: its slots are filled, and then some are evicted.

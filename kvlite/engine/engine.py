@@ -12,7 +12,7 @@ from kvlite.cache.cache import CacheSnapshot, SlotCache
 from kvlite.cache.policy import Policy
 from kvlite.cache.spec import cache_spec
 from kvlite.engine.allocating import allocating
-from kvlite.engine.decode_graphs import DecodeGraphs, NotCapturable, Recorder, check_exact
+from kvlite.engine.decode_graphs import DecodeGraphs, GraphRecorder, NotCapturable, check_exact
 from kvlite.engine.inputs import Inputs
 from kvlite.engine.limits import Limits
 from kvlite.engine.peak_memory import PeakMemory
@@ -61,7 +61,7 @@ class Engine:
         stored: SlotFormat,
         on_full: str | None = None,
         kernels: str = "auto",
-        recorder: Recorder | None = None,
+        recorder: GraphRecorder | None = None,
         warn: Callable[[str], None] = lambda text: None,
     ) -> None:
         if loaded.state is not None and plan.rows > 1:
@@ -220,7 +220,7 @@ class Engine:
         for i, token in zip(ready, ids, strict=True):
             yield from self._take(rows[i], token)
 
-    def _capture(self, recorder: Recorder, kernels: str) -> None:
+    def _capture(self, recorder: GraphRecorder, kernels: str) -> None:
         """Let decode steps be replayed, once those of a small cache have been found to equal eager ones."""
 
         def small() -> SlotCache:

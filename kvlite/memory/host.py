@@ -10,7 +10,7 @@ from pathlib import Path
 
 _V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
 _V2 = ("memory.max", "memory.current", "inactive_file")
-"""Where a version of control groups keeps a group's limit and usage, and its word for reclaimable page cache."""
+"""Files in which a version of control groups keeps a group's limit and usage, and its word for reclaimable cache."""
 
 
 def available_bytes(root: Path = Path("/")) -> int:

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from kvlite.batch.batch import ReadAhead
 from kvlite.batch.item import Entry
-from kvlite.batch.source import ReadAhead
 from kvlite.errors import UsageError
 
 

@@ -171,7 +171,7 @@ def test_each_budget_of_a_sweep_has_its_own_format(capsys: pytest.CaptureFixture
 @pytest.mark.usefixtures("folder")
 def test_a_format_chosen_for_the_budget_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "./llama-3.1-8b", "--kv-budget", "2GB", "--vram", "24GB"]) == 0
-    assert "36,864 B in int4; auto takes it if the model, once loaded, survives it" in capsys.readouterr().out
+    assert "36,864 B in int4; auto takes it if the model, once loaded, tolerates it" in capsys.readouterr().out
 
 
 @pytest.mark.usefixtures("folder")
