@@ -53,9 +53,7 @@ class Slots:
     def __getitem__(self, index: Any) -> Slots:
         """The slots at `index` of the dimensions before KV heads, in the same memory."""
         statistic = None if self.statistic is None else self.statistic[index]
-        return Slots(
-            self.k[index], self.v[index], self.pos[index], self.rot[index], statistic, self.starts[index]
-        )  # fmt: skip
+        return Slots(self.k[index], self.v[index], self.pos[index], self.rot[index], statistic, self.starts[index])
 
     def of_rows(self, rows: slice) -> Slots:
         """The slots of some of the rows."""

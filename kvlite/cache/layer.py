@@ -88,7 +88,7 @@ class Layer:
         pos = torch.cat([held.pos, new.pos.expand(-1, held.pos.shape[1], -1)], -1)
         known = None if received is None or held.statistic is None else torch.cat([held.statistic, received], -1)
         candidates = Candidates(pos, step.next_pos, known, ((held.k, held.v), (keys, values)), q)
-        ranked = priority(self.policy.score(candidates), pos, step.next_pos, _with_pins(self.protection, step))
+        ranked = priority(self.policy.score(candidates), pos, candidates.next_pos, _with_pins(self.protection, step))
         index = choose(ranked, pos, self.num_slots)
         self.backend.write(slots, index, keys, values)
         slots.write(index, pos=new.pos, rot=step.rot[:, None, -k.shape[2] :])
@@ -135,8 +135,9 @@ def evict_waiting(
 
     `slots` are those of `step.rows`, of one layer or of several; `q` [n, H_Q, 1, D] are the queries of one.
     """
-    candidates = Candidates(slots.pos, step.next_pos, slots.statistic, ((slots.k, slots.v),), q)
-    backend.evict(slots, policy.score(candidates), step.next_pos, _with_pins(protection, step))
+    next_pos = step.next_pos
+    candidates = Candidates(slots.pos, next_pos, slots.statistic, ((slots.k, slots.v),), q)
+    backend.evict(slots, policy.score(candidates), next_pos, _with_pins(protection, step))
 
 
 def _with_pins(protection: Protection, step: Step) -> Protection:

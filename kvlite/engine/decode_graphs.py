@@ -148,10 +148,8 @@ class DecodeGraphs:
             for (slots, extent), place in zip(key.extents, places, strict=True)
         }
         pins = self._pins[key.pins][: key.rows] if key.pins else None
-        counts = (0,) * key.rows
-        step = self.cache.mapped(
-            slice(0, key.rows), pos.int()[:, None], rot.int()[:, None], counts, pins, mappings
-        )  # fmt: skip
+        pos, rot, counts = pos.int()[:, None], rot.int()[:, None], (0,) * key.rows
+        step = self.cache.mapped(slice(0, key.rows), pos, rot, counts, pins, mappings)
         self._logits[: key.rows].copy_(self.loaded.forward(ids[:, None], self.cache, step)[:, -1])
 
 

@@ -76,7 +76,7 @@ class Engine:
         for index, layer in self.cache.layers.items():
             layer.rotation = (loaded.rotations or {}).get(index)
         self.step = "eager"
-        """How decode steps run: `captured`, or `eager` and, where capturing was asked for, what stood in the way."""
+        """The way decode steps run: `captured`, or `eager` and, where capturing was asked for, the obstacle."""
         self.graphs: DecodeGraphs | None = None
         self._warn = warn
         self._limits = Limits(self.cache, loaded.window, loaded.rotations is not None, self.on_full)

@@ -17,7 +17,7 @@ SOURCES = {patch.source: (patch.code,) for patch in PATCHES} | {name: (code,) fo
 
 @pytest.mark.parametrize(("source", "codes"), SOURCES.items(), ids=SOURCES)
 def test_the_code_that_a_patch_was_written_from_is_the_installed_one(source: str, codes: tuple[str, ...]) -> None:
-    """Where this fails, transformers has changed: read what, adapt the patch, and store the hash of the new code."""
+    """A failure means that transformers has changed: read it, adapt the patch, and store the hash of the new code."""
     family, _, name = source.partition(".")
     kind = getattr(import_module(f"transformers.models.{family}.modeling_{family}"), name)
     assert code_hash(kind.forward) in codes

@@ -230,7 +230,7 @@ def heads(rng: random.Random, slots: int, live: int, tokens: int, padding: int) 
 
 
 def chosen(held: list[list[Token]], new: list[list[Token]]) -> list[list[int]]:
-    """What `choose` says of one row whose heads are `held` and `new`."""
+    """The choice of `choose` for one row whose heads are `held` and `new`."""
     everyone = [[*before, *after] for before, after in zip(held, new, strict=True)]
     priority = torch.tensor([[score for score, _ in head] for head in everyone])[None]
     pos = torch.tensor([[pos for _, pos in head] for head in everyone], dtype=torch.int32)[None]

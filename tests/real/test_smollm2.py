@@ -19,7 +19,7 @@ from kvlite.models.kv_quant_check import try_format
 pytestmark = pytest.mark.real
 
 NEARLY = 0.25
-"""How far apart two logits may be that rounding to bfloat16 exchanges: two steps between 16 and 32."""
+"""The distance of two logits that rounding to bfloat16 exchanges: two steps between 16 and 32."""
 
 QUESTIONS = (
     "What is the capital of France, and what is it known for?",
@@ -73,7 +73,7 @@ def is_end(event: object) -> bool:
 
 
 def departure(ids: Sequence[int], expected: Sequence[int], gaps: Sequence[float]) -> float | None:
-    """How far the expected token was above the next best where `ids` first leave them; None where they do not."""
+    """The gap of the expected token above the next best where `ids` first leave them; None where they do not."""
     assert len(ids) == len(expected)
     return next((gap for one, other, gap in zip(ids, expected, gaps, strict=True) if one != other), None)
 

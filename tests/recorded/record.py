@@ -18,7 +18,7 @@ from tests.recorded.door import generate
 from tests.recorded.recording import Recording, read, write
 
 _gaps: dict[int, list[float]] = {}
-"""How far the best logit was above the next, token by token, by the number of the request."""
+"""The distance of the best logit above the next, token by token, by the number of the request."""
 
 
 def record(recording: Recording, model: str) -> None:

@@ -24,7 +24,7 @@ class Recorded:
 
 @dataclass(slots=True)
 class Recording:
-    """What was recorded of one model: `entries` are cases as the file writes them, their answers in them."""
+    """The record of one model: `entries` are cases as the file writes them, their answers in them."""
 
     model: str
     dtype: str

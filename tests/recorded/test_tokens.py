@@ -17,7 +17,7 @@ from tests.recorded.door import Answer, generate
 from tests.recorded.recording import Recorded, read
 
 NEARLY = 0.25
-"""How far apart two logits may be that rounding exchanges: two steps of a bfloat16 logit between 16 and 32."""
+"""The distance of two logits that rounding exchanges: two steps of a bfloat16 logit between 16 and 32."""
 
 
 @pytest.mark.parametrize("slots", ["float32", "int8", "int4"])
@@ -63,7 +63,7 @@ def assert_as_recorded(name: str, model: str, dtype: str, slots: str) -> None:
 
 
 def departure(answer: Answer, expected: Recorded) -> tuple[str, float] | None:
-    """Where `answer` leaves the record, and how far the recorded token was above the next best; infinite for counts."""
+    """The place where `answer` leaves the record, and the gap of the recorded token; infinite for counts."""
     if answer.counts != expected.counts:
         return f"counts {answer.counts}, recorded {expected.counts}", float("inf")
     for index, (token, recorded) in enumerate(zip_longest(answer.ids, expected.ids)):

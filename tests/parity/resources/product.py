@@ -1,4 +1,4 @@
-"""What the product launches for one attention layer and between its products, on small tensors."""
+"""Launches of the product for one attention layer and between its products, on small tensors."""
 
 from __future__ import annotations
 
