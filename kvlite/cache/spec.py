@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from kvlite.cache.policy import Policy
 from kvlite.memory.format import SlotFormat
-from kvlite.memory.layer_budgets import equally
-from kvlite.memory.plan import MOST_CHUNK, CacheSpec
+from kvlite.memory.plan import MOST_CHUNK, CacheSpec, equally
 
 
 def cache_spec(

@@ -11,7 +11,17 @@ from dataclasses import dataclass, replace
 from kvlite.errors import CapacityError
 from kvlite.memory.budget import Budget, BudgetKind
 from kvlite.memory.format import FORMATS, human_bytes, size_down
-from kvlite.memory.plan import MOST_CHUNK, CachePlan, CacheSpec, largest, least_slots, most_slots, plan_cache
+from kvlite.memory.plan import (
+    DEFAULT_ROW_SLOTS,
+    MOST_CHUNK,
+    CachePlan,
+    CacheSpec,
+    largest,
+    least_slots,
+    most_slots,
+    plan_cache,
+    plan_rows,
+)
 from kvlite.memory.prediction import (
     CUDA_CONTEXT_BYTES,
     TERMS_OF_LOADED,
@@ -24,7 +34,6 @@ from kvlite.memory.prediction import (
     scratch_bytes,
     weight_term,
 )
-from kvlite.memory.rows import DEFAULT_ROW_SLOTS, plan_rows
 from kvlite.memory.shape import ModelShape
 
 SWEEP = ("128MB", "256MB", "512MB", "1GB", "2GB", "4GB", "8GB", "16GB", "32GB", "64GB")
