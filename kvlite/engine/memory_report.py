@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from kvlite.memory.counts import KVCounts
 from kvlite.record.measure import device_reading
-from kvlite.record.reading import Reading
+from kvlite.record.recorder import Reading
 from kvlite.record.schema import HostFacts, LayerKept, TorchMemory
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ _TERM_OF_TENSOR = {"pos": "positions", "rot": "positions", "statistic": "policy_
 
 @dataclass(frozen=True, slots=True)
 class EngineMemory:
-    """An engine as a recorder reads it: a kvlite.record.reading.ReadableEngine."""
+    """An engine as a recorder reads it: a kvlite.record.recorder.ReadableEngine."""
 
     engine: Engine
 
