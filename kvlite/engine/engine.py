@@ -10,7 +10,6 @@ import torch
 
 from kvlite.cache.cache import CacheSnapshot, SlotCache
 from kvlite.cache.policy import Policy
-from kvlite.cache.spec import cache_spec
 from kvlite.engine.decode_graphs import DecodeGraphs, GraphRecorder, NotCapturable, check_exact
 from kvlite.engine.device_memory import PeakMemory, allocating
 from kvlite.engine.inputs import inputs
@@ -223,7 +222,7 @@ class Engine:
 
         def small() -> SlotCache:
             loaded, policy, stored = self.loaded, self.policy, self.cache.stored
-            spec, budget = cache_spec(policy, stored), Budget.parse(f"{policy.min_slots() + 8}tok")
+            spec, budget = policy.cache_spec(stored), Budget.parse(f"{policy.min_slots() + 8}tok")
             plan = plan_cache(loaded.shape, budget, spec, free_bytes=None)
             return SlotCache(loaded.shape, plan, policy, stored, loaded.device, kernels, loaded.dtype)
 

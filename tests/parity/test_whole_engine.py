@@ -122,16 +122,12 @@ def test_captured_steps_on_triton_give_the_same_tokens() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "settings"),
-    but_few(
-        [("heavy-hitter", {}), ("heavy-hitter", {"heads": "layer"}), ("snapkv", {}), ("pyramid", {})],
-        ("heavy-hitter", {}),
-    ),
+    "name", but_few(["heavy-hitter", "heavy-hitter:heads=layer", "snapkv", "pyramid"], "heavy-hitter")
 )
-def test_survivors_are_the_same_whatever_else_wrote_slots(name: str, settings: dict[str, object]) -> None:
+def test_survivors_are_the_same_whatever_else_wrote_slots(name: str) -> None:
     """A row that is reset, restored or copied into another, a prompt between single tokens, rows fed by themselves."""
     streams = [random_streams(SHAPE, GROUP, 90, seed) for seed in (3, 3)]
-    policy = load_policy(name, settings)
+    policy = load_policy(name)
     drivers = {kernels: Driver(cache_on(kernels, policy), streams) for kernels in ("torch", "triton")}
 
     def feed(*feeds: tuple[list[int], int]) -> None:
