@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 from kvlite.cache.policy import Policy, load_policy
-from kvlite.cache.spec import cache_spec
 from kvlite.catalog.files import ModelFacts, ModelFiles, local_files
 from kvlite.catalog.names import ModelRef, resolve_model
 from kvlite.errors import UsageError
@@ -78,7 +77,7 @@ class RunSpec:
     def cache(self, shape: ModelShape) -> CacheSpec:
         """The cache that is asked for; in the model's dtype where the slot format is left open."""
         stored = self.stored or slot_format("auto", shape.dtype)
-        return cache_spec(self.policy, stored, self.on_full, self.options.prefill_chunk)
+        return self.policy.cache_spec(stored, self.on_full, self.options.prefill_chunk)
 
     def fit(
         self,
