@@ -83,7 +83,7 @@ class TextModel:
         loaded = load(files, spec.load, device)
         for patch in loaded.refused:
             listener.detail(f"not fused: {patch}")
-        text = ChatText(loaded.tokenizer, generation=files.generation, think=spec.think)
+        text = ChatText(loaded.tokenizer, generation=files.generation, think=spec.think, tell=listener.note)
         return cls(spec, files, loaded, text, model_sampling(files.generation), captures, listener)
 
     @property

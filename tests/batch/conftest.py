@@ -40,7 +40,6 @@ class FakeAnswer:
 class FakeText:
     """Ids are characters; messages are joined by newlines."""
 
-    notes: list[str] = field(default_factory=list)
     stop_ids: frozenset[int] = frozenset({END})
 
     def prompt(self, text: str, *, system: str | None = None) -> Any:
