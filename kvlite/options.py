@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from kvlite.flags import Short, option
 
 BUILT_IN_MODEL = "demo"
+MODEL_HELP = "Alias, org/name[@revision] or folder"
 MODEL, MEMORY, SAMPLING = "Model", "Memory", "Sampling"  # headings of the help
 
 _of_model, _of_memory, _of_sampling = (partial(option, heading=heading) for heading in (MODEL, MEMORY, SAMPLING))
@@ -23,6 +24,14 @@ _SPELLED_BY_OTHERS = {
     "fp4": ("bnb.fp4",),
 }
 QUANT_SPELLINGS = {name: kind for kind, others in _SPELLED_BY_OTHERS.items() for name in (kind, *others)}
+
+
+def model_option() -> Any:
+    """A field for the model of commands whose other words, or whose input, may name one too.
+
+    KVLITE_MODEL and the config are weaker than these, so no setting gives it.
+    """
+    return _of_model(None, "-m", metavar="MODEL", complete="model", from_settings=False, help=f"{MODEL_HELP}.")
 
 
 def read_quant(value: str) -> str:
