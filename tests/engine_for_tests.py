@@ -9,7 +9,6 @@ from transformers import PreTrainedModel
 
 from kvlite.cache.cache import SlotCache
 from kvlite.cache.policy import load_policy
-from kvlite.cache.spec import cache_spec
 from kvlite.engine.engine import Engine
 from kvlite.engine.request import Completion, Request
 from kvlite.memory.budget import Budget
@@ -47,7 +46,7 @@ def make_engine(
     rule = load_policy(policy)
     on_full, kernels = options.pop("on_full", None), options.pop("kernels", "auto")
     recorder, warn = options.pop("recorder", None), options.pop("warn", lambda text: None)
-    spec = cache_spec(rule, slot_format(kv_dtype, "float32"), on_full, **options)
+    spec = rule.cache_spec(slot_format(kv_dtype, "float32"), on_full, **options)
     plan = plan_cache(loaded.shape, Budget.parse(budget), spec, rows=rows, free_bytes=None)
     return Engine(loaded, plan, rule, spec.slot_format, on_full, kernels, recorder, warn)
 

@@ -119,7 +119,7 @@ class Batch:
             llm.model.text,
             self._answer,
             llm.model.sampling,
-            pin_system=model.options.pin_system,
+            pin_system=model.spec.options.pin_system,
             required=model.required,
         )
         batch = BatchRun(llm.engine, preparer, self._options)
@@ -137,7 +137,7 @@ class Batch:
     def _write(self, batch: BatchRun, items: Iterable[Item | None], llm: LLM, output: Output) -> None:
         form, budget_bytes = self._options.out_format, llm.engine.plan.budget_bytes
         is_ordered = self._options.ordered or form == "text"
-        next_update_s, num_notes = 0.0, 0
+        next_update_s = 0.0
         with self._console.progress(self._options.progress) as progress:
             for event in batch.run_in_order(items) if is_ordered else batch.run(items):
                 now = time.monotonic()
@@ -148,9 +148,6 @@ class Batch:
                     self._set_aside.pop(event.item.mark, None)
                     output.write(record_line(event, form or event.item.form, llm.model.name))
                     self._count(event)
-                    for note in llm.model.text.notes[num_notes:]:
-                        self._console.note(note)
-                    num_notes = len(llm.model.text.notes)
                 if now >= next_update_s:
                     next_update_s = now + UPDATE_EVERY_S
                     progress.update(self._tally.progress(self._seconds, batch.live_bytes(), budget_bytes))

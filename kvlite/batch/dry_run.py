@@ -57,9 +57,8 @@ def dry_run(options: BatchOptions, answer: AnswerOptions, choose_model: ChooseMo
                 console.warn(f"line {item.place.line}: {work.message}")
         else:
             count.add(work, planned.plan.fewest)
-    for note in (model.note, *planned.text.notes):
-        if note:
-            console.note(note)
+    if model.note:
+        console.note(model.note)
     _report(count, planned, console)
     if count.failed:
         raise BatchFailed(f"{count.failed} of {count.ok + count.failed} lines cannot be answered")

@@ -7,18 +7,15 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from kvlite.batch.item import Json
-from kvlite.llm import LLM
-from kvlite.llm.banner import cache_size
-from kvlite.llm.fast_import import import_engine
+from kvlite.llm import LLM, cache_size
 from kvlite.llm.spec import BatchSize, RunSpec, find_device
-from kvlite.llm.text_model import TextModel
+from kvlite.llm.text_model import TextModel, import_engine
 from kvlite.text.template import ChatText
 
 if TYPE_CHECKING:
     from kvlite.console import Console
     from kvlite.memory.format import SlotFormat
     from kvlite.memory.plan import CachePlan
-    from kvlite.options import ModelOptions
     from kvlite.record.recorder import Recorder
 
 # fmt: off
@@ -45,14 +42,13 @@ class Planned:
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """The model that was chosen by its `options`, which `spec` holds as values; nothing is loaded yet.
+    """The model that was chosen; nothing is loaded yet.
 
     `is_named`: a flag names it, so that the lines may name any. `note` is what to say about the choice, `budget_source`
     where its KV budget came from.
     """
 
     spec: RunSpec
-    options: ModelOptions
     batch_size: BatchSize
     console: Console
     is_named: bool
@@ -62,12 +58,12 @@ class Model:
     @property
     def required(self) -> str | None:
         """The only model that lines may name; None where they may name any."""
-        return None if self.is_named else self.options.model
+        return None if self.is_named else self.spec.options.model
 
     @property
     def params(self) -> Json:
         """The settings of model and cache."""
-        return {name: getattr(self.options, name) for name in _PARAMS} | {"kv_policy": str(self.spec.policy)}
+        return {name: getattr(self.spec.options, name) for name in _PARAMS} | {"kv_policy": str(self.spec.policy)}
 
     def identity(self) -> str:
         """The repository and commit, or the folder, that a resumed batch must find again."""
@@ -95,9 +91,9 @@ class Model:
 
         spec = self.spec
         files = spec.files(self.console.note)
-        tokenizer = load_tokenizer(files.folder, trust_remote_code=spec.load.trust_remote_code)
-        text = ChatText(tokenizer, generation=files.generation, think=spec.think)
-        device = find_device(spec.device)
+        tokenizer = load_tokenizer(files.folder, trust_remote_code=spec.options.trust_remote_code)
+        text = ChatText(tokenizer, generation=files.generation, think=spec.options.think, tell=self.console.note)
+        device = find_device(spec.options.device)
         fit = spec.fit(files, spec.shape(files), device.kind, device.free_bytes, self.batch_size)
         chosen = fit.specs(spec.budget)[0]
         is_provisional = chosen.slot_format.is_quantised and spec.stored is None

@@ -41,7 +41,7 @@ class LayerGroup:
     ) -> None:
         heads = (len(indices), rows, shape.kv_heads, num_slots + 1)
         k, v = (empty_vectors(heads, dim, stored, device) for dim in (shape.k_dim, shape.v_dim))
-        self.slots = Slots.empty(k, v, policy.statistic.accumulates)  # [L, B, H_KV, S + 1]
+        self.slots = Slots.empty(k, v, policy.statistic is not None)  # [L, B, H_KV, S + 1]
         recent = max(1, min(policy.recent(num_slots), num_slots - 1))
         self.protection = Protection(recent, policy.sinks, shape.window)
         self.layers = {

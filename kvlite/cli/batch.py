@@ -33,10 +33,8 @@ def batch(
         from kvlite.llm.spec import RunSpec
 
         named = from_lines if given.model is None else given.model
-        chosen = replace(options, model=call.chosen_model(named))
         return Model(
-            RunSpec.of(chosen),
-            chosen,
+            RunSpec.of(replace(options, model=call.chosen_model(named))),
             batch_size="auto" if given.batch_size == "auto" else int(given.batch_size),
             console=call.console,
             is_named=given.model is not None,

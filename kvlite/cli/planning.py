@@ -37,7 +37,7 @@ def plan_report(given: PlanOptions, options: ModelOptions, *, is_budget_given: b
     """Look for device and model, and plan. Raises the KvliteError that says what is wrong."""
     place = find_device(options.device, given.vram)
     spec = _with_budgets(RunSpec.of(options), given, is_budget_given=is_budget_given)
-    facts = model_facts(spec.ref, offline=spec.offline)
+    facts = model_facts(spec.ref, offline=options.offline)
     fit = spec.fit(facts, spec.shape(facts), place.kind, place.free_bytes, given.batch_size)
     found = _quote(fit, spec.budget, given)
     return PlanReport(str(spec.ref), facts, place, found, given, tuple(sweep(fit)) if given.sweep else ())

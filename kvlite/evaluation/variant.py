@@ -7,7 +7,6 @@ from fractions import Fraction
 from typing import TYPE_CHECKING
 
 from kvlite.cache.policy import Policy, load_policy
-from kvlite.cache.spec import cache_spec
 from kvlite.memory.budget import Budget, BudgetKind
 from kvlite.memory.format import SlotFormat, human_bytes, slot_format
 from kvlite.memory.plan import MOST_CHUNK, CachePlan, CacheSpec, plan_cache
@@ -45,7 +44,7 @@ class Variant:
 
         Raises CapacityError where the budget is too small for the policy.
         """
-        spec = cache_spec(self.policy, slot_format(self.kv_dtype, shape.dtype), chunk_limit=self.chunk_limit)
+        spec = self.policy.cache_spec(slot_format(self.kv_dtype, shape.dtype), chunk_limit=self.chunk_limit)
         budget = self.budget or Budget(BudgetKind.TOKENS, most)
         if budget.kind is BudgetKind.SHARE:
             budget = Budget(BudgetKind.BYTES, int(Fraction(budget.amount) * shape.full_cache_bytes(tokens)))

@@ -71,7 +71,7 @@ class Desk:
         return SimpleNamespace(
             required=from_lines or "default",
             note=None,
-            options=ModelOptions(),
+            spec=SimpleNamespace(options=ModelOptions()),
             params={"kv_policy": "window"},
             identity=self._identify,
             open=self._open,

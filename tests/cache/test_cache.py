@@ -11,14 +11,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from kvlite.cache.cache import SlotCache
-from kvlite.cache.policies.full import Full
-from kvlite.cache.policies.h2o import H2O
-from kvlite.cache.policies.heavy_hitter import HeavyHitter
-from kvlite.cache.policies.pyramid import Pyramid
-from kvlite.cache.policies.scissorhands import Scissorhands
-from kvlite.cache.policies.snapkv import SnapKV
-from kvlite.cache.policies.tova import TOVA
-from kvlite.cache.policies.window import Window
+from kvlite.cache.policies import H2O, TOVA, Full, HeavyHitter, Pyramid, Scissorhands, SnapKV, Window
 from kvlite.cache.policy import Candidates, Policy, load_policy, policy_names
 from kvlite.cache.rotation import Rotation
 from kvlite.memory.counts import KVCounts

@@ -184,7 +184,7 @@ def test_another_policy_measures_itself_and_not_the_full_cache(subject: Subject,
 
 def test_another_setting_of_the_policy_is_another_variant(subject: Subject, tmp_path: Path) -> None:
     measured(subject, tmp_path / "j")
-    other = replace(WINDOW, policy=load_policy("window", {"sinks": 8}))
+    other = replace(WINDOW, policy=load_policy("window:sinks=8"))
     assert measured(subject, tmp_path / "j", variant=other) == 2
 
 
