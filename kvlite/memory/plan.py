@@ -157,15 +157,6 @@ def slots_with(layers: Sequence[LayerShape], wanted: int, most: int, rule: Layer
     return largest(lambda slots: fewest(layers, slots, most, rule) < wanted, most) + 1
 
 
-def tokens_by_bytes(shape: ModelShape, spec: CacheSpec, *, rows: int, allowed: int) -> tuple[int, int]:
-    """Tokens per row that `allowed` bytes hold whatever the window: of K and V alone, and with all a slot costs."""
-    layouts = _Layouts(shape, spec, rows, _UNBOUNDED)
-    slides = all(layer.window for layer in shape.layers if layer.kv_heads)
-    cap = most_slots(shape, replace(spec, evicts=False)) if slides else _UNBOUNDED
-    alone = largest(lambda slots: layouts.plan(slots, 0).k_v_bytes <= allowed, cap)
-    return alone, layouts.most(allowed, cap)
-
-
 def most_slots(shape: ModelShape, spec: CacheSpec) -> int:
     """The largest S the model allows: its window, less what is kept free where keys are re-rotated to stay inside it.
 
