@@ -93,7 +93,7 @@ class Model:
         spec = self.spec
         files = spec.files(self.console.note)
         tokenizer = load_tokenizer(files.folder, trust_remote_code=spec.options.trust_remote_code)
-        text = ChatText(tokenizer, generation=files.generation, think=spec.options.think)
+        text = ChatText(tokenizer, generation=files.generation, think=spec.options.think, tell=self.console.note)
         device = find_device(spec.options.device)
         fit = spec.fit(files, spec.shape(files), device.kind, device.free_bytes, self.batch_size)
         chosen = fit.specs(spec.budget)[0]

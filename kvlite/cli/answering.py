@@ -62,8 +62,6 @@ def answer_once(
         deadline.check()
         text = llm.model.text
         encoded = text.raw(prompt) if raw else text.prompt(prompt, system=asked.answer.system)
-        for note in text.notes:
-            out.note(note)
         turn = SingleTurn(llm.engine, text, asked.settings(llm), output, out)
         turn.answer(encoded, llm.model.name, deadline, recorder)
 

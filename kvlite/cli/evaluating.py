@@ -72,8 +72,6 @@ def evaluate(given: EvalOptions, options: ModelOptions, chunk: int | None, recor
     suites, variants = _suites(given, _tokens(given, model.loaded.window)), _variants(given, chunk)
     evaluation = Evaluation(subject, suites, variants, journal, content, one_by_one=chunk is None)
     _run(evaluation, out)
-    for note in model.text.notes:
-        out.note(note)
     _write(_report(evaluation, model.name), given.html, out)
 
 

@@ -54,7 +54,6 @@ class LLM:
             assert not options, "options are for a model that is loaded here"
         self._model: TextModel | None = model
         self._batch_size: BatchSize = batch_size or "auto"
-        self._num_notes = 0
         self._allocated: Allocated | None = None
         self._conversation: Conversation | None = None
         self._stream: TextStream | None = None
@@ -102,7 +101,6 @@ class LLM:
         settings = self._settings(answer, BATCH_MAX_TOKENS)
         asked: Sequence[Prompt] = [prompts] if isinstance(prompts, str) else prompts
         encoded = [self._encode(prompt, system, raw=raw) for prompt in asked]
-        self._tell_notes()
         engine = self._engine_for(self._batch_size)
         requests = (
             (settings.request(str(number), each, text, row=None, number=number), text.answer(each, settings.stop))
@@ -133,7 +131,6 @@ class LLM:
         if self._conversation is None:
             self._conversation = Conversation(engine, self.model.text)
         encoded = self._conversation.encode(asked)
-        self._tell_notes()
         self._stream = TextStream(self._conversation.stream(asked, encoded, settings))
         return self._stream
 
@@ -214,13 +211,6 @@ class LLM:
         if raw and system is not None:
             raise UsageError("raw contradicts system: without a chat template nothing sets the system prompt apart")
         return text.raw(prompt) if raw else text.prompt(prompt, system=system)
-
-    def _tell_notes(self) -> None:
-        """Pass on what the chat template makes the user should know, each note once."""
-        notes = self.model.text.notes
-        for note in notes[self._num_notes :]:
-            self.model.listener.note(note)
-        self._num_notes = len(notes)
 
 
 def cache_size(plan: CachePlan) -> str:

@@ -77,7 +77,7 @@ class TextModel:
         loaded = load(files, spec.options, device)
         for patch in loaded.refused:
             listener.detail(f"not fused: {patch}")
-        text = ChatText(loaded.tokenizer, generation=files.generation, think=spec.options.think)
+        text = ChatText(loaded.tokenizer, generation=files.generation, think=spec.options.think, tell=listener.note)
         return cls(spec, files, loaded, text, model_sampling(files.generation), captures, listener)
 
     @property

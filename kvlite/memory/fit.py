@@ -10,7 +10,17 @@ from dataclasses import dataclass, replace
 from kvlite.errors import CapacityError
 from kvlite.memory.budget import Budget, BudgetKind
 from kvlite.memory.format import FORMATS, human_bytes, size_down
-from kvlite.memory.plan import MOST_CHUNK, CachePlan, CacheSpec, largest, least_slots, most_slots, plan_cache
+from kvlite.memory.plan import (
+    DEFAULT_ROW_SLOTS,
+    MOST_CHUNK,
+    CachePlan,
+    CacheSpec,
+    largest,
+    least_slots,
+    most_slots,
+    plan_cache,
+    plan_rows,
+)
 from kvlite.memory.prediction import (
     CUDA_CONTEXT_BYTES,
     TERMS_OF_LOADED,
@@ -23,7 +33,6 @@ from kvlite.memory.prediction import (
     scratch_bytes,
     weight_term,
 )
-from kvlite.memory.rows import DEFAULT_ROW_SLOTS, plan_rows
 from kvlite.memory.shape import ModelShape
 
 MOST_ROWS = 2**16
