@@ -25,8 +25,8 @@ _KNOWN_IN_BODY = frozenset(
 _KNOWN_IN_SIMPLE = _KNOWN_IN_BODY | {"id", "custom_id", "system", "metadata"}
 
 
-def decode_line(raw: bytes, place: Place, only: Form | None = None) -> Item:
-    """Decode one line of JSON to an item, which says why where it cannot be asked; `only` refuses every other form."""
+def decode_line(raw: bytes, place: Place, only: str = "auto") -> Item:
+    """Decode one line of JSON to an item, which says why where it cannot be asked; `only` names the one form to take."""
     form: Form = "openai" if only == "openai" or b'"body"' in raw else "simple"
     item = Item(place, f"line-{place.line}", form)
     try:
@@ -39,7 +39,7 @@ def decode_line(raw: bytes, place: Place, only: Form | None = None) -> Item:
         asks = "prompt" in value or "messages" in value
         form = "openai" if "body" in value or ("url" in value and not asks) else "simple"
         item = replace(item, form=form)
-        if only is not None and form != only:
+        if only not in ("auto", form):
             raise LineError(f"the line has the {form} form; --format {only} takes no other")
         item = replace(item, key=_key(value, default=item.key))
         if form == "openai":

@@ -17,7 +17,6 @@ from hashlib import blake2b, sha256
 from io import UnsupportedOperation
 from itertools import chain, islice
 from pathlib import Path
-from typing import Literal
 
 from kvlite.batch.codecs import decode_line, decode_simple, repeated
 from kvlite.batch.item import Code, Item, LineError, Place, digest
@@ -30,7 +29,7 @@ STDIN = "-"
 _BOM = b"\xef\xbb\xbf"
 _LONGEST_CELL = 2**31 - 1  # characters; the csv module's own limit of 131,072 is shorter than a long prompt
 _NOT_UTF8 = re.compile("[\udc80-\udcff]")  # what "surrogateescape" makes of other bytes
-_LAYOUTS: dict[str, Literal["csv", "text"]] = {".csv": "csv", ".txt": "text"}  # others are JSON lines
+_LAYOUTS = {".csv": "csv", ".txt": "text"}  # others are JSON lines
 _ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\"}
 
 
@@ -100,7 +99,7 @@ class Input:
             if self.layout == "text":
                 yield self._plain(line, place)
             else:
-                yield decode_line(line, place, None if self.layout == "auto" else self.layout)
+                yield decode_line(line, place, self.layout)
 
     def _survey_file(self) -> Survey:
         hashed, model = sha256(), None

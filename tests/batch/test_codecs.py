@@ -11,13 +11,12 @@ from hypothesis import strategies as st
 
 from kvlite.batch.codecs import decode_line, repeated
 from kvlite.batch.item import Code, Failure, Item, Place
-from kvlite.batch.options import Form
 
 HERE = Place(4, 7)
 CHAT = {"messages": [{"role": "user", "content": "Hi"}]}
 
 
-def decoded(value: object, only: Form | None = None) -> Item:
+def decoded(value: object, only: str = "auto") -> Item:
     return decode_line(json.dumps(value).encode(), HERE, only)
 
 
