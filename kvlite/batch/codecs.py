@@ -26,7 +26,7 @@ _KNOWN_IN_SIMPLE = _KNOWN_IN_BODY | {"id", "custom_id", "system", "metadata"}
 
 
 def decode_line(raw: bytes, place: Place, only: str = "auto") -> Item:
-    """Decode one line of JSON to an item, which says why where it cannot be asked; `only` names the one form to take."""
+    """Decode one line of JSON to an item, which says why where it cannot be asked; `only` names a form if not auto."""
     form: Form = "openai" if only == "openai" or b'"body"' in raw else "simple"
     item = Item(place, f"line-{place.line}", form)
     try:
