@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING
 from kvlite.batch.batch_run import BatchRun
 from kvlite.batch.item import Item, Outcome
 from kvlite.batch.model import ChooseModel
-from kvlite.batch.options import BatchOptions
 from kvlite.batch.output import Output, StdoutLines
 from kvlite.batch.output_journal import is_journal, open_destination, resume
 from kvlite.batch.prepare import Preparer
@@ -29,7 +28,7 @@ from kvlite.deadline import Deadline
 from kvlite.engine.request import Token
 from kvlite.errors import BatchFailed, Interrupted, KvliteError, OutputError, Terminated, TimeLimit
 from kvlite.llm.answer import BATCH_MAX_TOKENS, sampling_of
-from kvlite.options import AnswerOptions
+from kvlite.options import AnswerOptions, BatchOptions
 from kvlite.record.measure import installed_versions
 from kvlite.record.recorder import Recorder
 from kvlite.record.schema import BatchReport

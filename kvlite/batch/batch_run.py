@@ -14,11 +14,11 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from kvlite.batch.item import Code, Failure, Item, Outcome
-from kvlite.batch.options import BatchOptions
 from kvlite.batch.prepare import Preparer, Work
 from kvlite.engine.request import Completion, FinishReason, Request, Token
 from kvlite.errors import BudgetTooSmall, ContextFull, OutOfMemory, UsageError
 from kvlite.llm.answer import Answer
+from kvlite.options import BatchOptions
 
 if TYPE_CHECKING:
     from kvlite.engine.engine import Engine

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from kvlite.batch.item import Code, Failure, Item, Json, LineError, Place
-from kvlite.batch.options import Form
+from kvlite.batch.item import Code, Failure, Form, Item, Json, LineError, Place
 from kvlite.batch.values import count, kind, mapping, number, parse_json, shallow, shown, string, text
 from kvlite.engine.request import Sampling
 from kvlite.errors import UsageError

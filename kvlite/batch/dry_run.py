@@ -6,14 +6,13 @@ from dataclasses import asdict, dataclass
 
 from kvlite.batch.item import Failure
 from kvlite.batch.model import ChooseModel, Planned
-from kvlite.batch.options import BatchOptions
 from kvlite.batch.prepare import Preparer, Work
 from kvlite.batch.source import Input
 from kvlite.console import Console
 from kvlite.errors import BatchFailed
 from kvlite.llm.answer import sampling_of
 from kvlite.memory.format import human_bytes
-from kvlite.options import AnswerOptions
+from kvlite.options import AnswerOptions, BatchOptions
 
 MOST_SHOWN = 20  # failures named one by one
 

@@ -6,11 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from hashlib import blake2b
+from typing import Literal
 
-from kvlite.batch.options import Form
 from kvlite.llm.answer import Answer
 
 Json = Mapping[str, object]
+
+Form = Literal["openai", "simple", "text"]
+"""The shape of a line, in and out."""
 
 
 class Code(StrEnum):

@@ -14,12 +14,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from kvlite.batch.item import Json
-from kvlite.batch.options import BatchOptions
 from kvlite.batch.output import LockedFile, Output, StdoutLines, open_output, writing_to
 from kvlite.batch.records import read_record
 from kvlite.batch.source import STDIN
 from kvlite.console import Console
 from kvlite.errors import UsageError
+from kvlite.options import BatchOptions
 
 _WAYS_OUT = "--overwrite starts over, --force-resume continues all the same"
 

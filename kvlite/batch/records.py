@@ -6,8 +6,7 @@ import json
 import uuid
 from dataclasses import asdict
 
-from kvlite.batch.item import Code, Outcome, digest, duplicate_mark
-from kvlite.batch.options import Form
+from kvlite.batch.item import Code, Form, Outcome, digest, duplicate_mark
 from kvlite.llm.answer import Answer
 from kvlite.text import openai
 

@@ -20,9 +20,9 @@ from pathlib import Path
 
 from kvlite.batch.codecs import decode_line, decode_simple, repeated
 from kvlite.batch.item import Code, Item, LineError, Place, digest
-from kvlite.batch.options import BatchOptions
 from kvlite.batch.values import utf8
 from kvlite.errors import UsageError
+from kvlite.options import BatchOptions
 
 STDIN = "-"
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
-from kvlite.batch.options import BatchOptions
 from kvlite.cli.invocation import UNNAMED, Invocation
 from kvlite.cli.signature import only
-from kvlite.options import AnswerOptions, ModelOptions, OutputOptions
+from kvlite.options import AnswerOptions, BatchOptions, ModelOptions, OutputOptions
 
 if TYPE_CHECKING:
     from kvlite.batch.model import Model

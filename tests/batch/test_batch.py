@@ -17,7 +17,6 @@ import pytest
 from kvlite.batch.batch import Batch
 from kvlite.batch.dry_run import dry_run
 from kvlite.batch.model import Planned
-from kvlite.batch.options import BatchOptions
 from kvlite.batch.output import LockedFile
 from kvlite.console import Console
 from kvlite.engine.request import Request, Sampling
@@ -32,7 +31,7 @@ from kvlite.errors import (
     UsageError,
 )
 from kvlite.memory.format import slot_format
-from kvlite.options import AnswerOptions, ModelOptions
+from kvlite.options import AnswerOptions, BatchOptions, ModelOptions
 from kvlite.record.recorder import Recorder
 
 

@@ -10,11 +10,10 @@ import pytest
 
 from kvlite.batch.batch_run import BatchRun
 from kvlite.batch.item import Code, Failure, Item, Outcome, Place
-from kvlite.batch.options import BatchOptions
 from kvlite.batch.prepare import Preparer
 from kvlite.engine.request import FinishReason, Request, Token
 from kvlite.errors import BudgetTooSmall, ContextFull, UsageError
-from kvlite.options import AnswerOptions
+from kvlite.options import AnswerOptions, BatchOptions
 
 
 def bad(index: int) -> Item:

@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 
-from kvlite.batch.item import Code, Failure, Item, Outcome, Place, digest, duplicate_mark
-from kvlite.batch.options import Form
+from kvlite.batch.item import Code, Failure, Form, Item, Outcome, Place, digest, duplicate_mark
 from kvlite.batch.output import LockedFile
 from kvlite.batch.output_journal import OutputJournal
 from kvlite.batch.records import record_line

@@ -10,8 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvlite.batch.item import Code, Failure, Item, Outcome, Place, digest
-from kvlite.batch.options import Form
+from kvlite.batch.item import Code, Failure, Form, Item, Outcome, Place, digest
 from kvlite.batch.records import read_record, record_line
 from kvlite.engine.request import Completion, FinishReason, Timing
 from kvlite.llm.answer import Answer

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from kvlite.batch.item import Code, Item
-from kvlite.batch.options import BatchOptions
 from kvlite.batch.source import Input, Survey, in_shard, parse_shard, with_unique_ids
 from kvlite.errors import UsageError
+from kvlite.options import BatchOptions
 
 
 def prompts(entries: list[Item]) -> list[str | None]:
