@@ -15,11 +15,11 @@ from torch import Tensor, nn
 
 from kvlite.catalog.names import demo_folder
 from kvlite.engine.request import Request
-from kvlite.models.fourbit import FourBitLinear, our_form
 from kvlite.models.fusing import multiply_four_bit, probe_logits
 from kvlite.models.load_options import LoadOptions
 from kvlite.models.loaded import LoadedModel
 from kvlite.models.loading import load
+from kvlite.models.quantised import FourBitLinear, our_form
 from kvlite.models.verify import relative_error
 from kvlite_kernels.choice import choose_ops
 from kvlite_kernels.nf4 import FourBit
