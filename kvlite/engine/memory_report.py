@@ -10,7 +10,7 @@ import torch
 from kvlite.engine.engine import Engine
 from kvlite.memory.counts import KVCounts
 from kvlite.record.measure import device_reading
-from kvlite.record.reading import Reading
+from kvlite.record.recorder import Reading
 from kvlite.record.schema import HostFacts, LayerKept, TorchMemory
 
 _TERM_OF_TENSOR = {"pos": "positions", "rot": "positions", "statistic": "policy_state"}
@@ -19,7 +19,7 @@ _TERM_OF_TENSOR = {"pos": "positions", "rot": "positions", "statistic": "policy_
 
 @dataclass(frozen=True, slots=True)
 class EngineMemory:
-    """An engine as a recorder reads it: a kvlite.record.reading.ReadableEngine."""
+    """An engine as a recorder reads it: a kvlite.record.recorder.ReadableEngine."""
 
     engine: Engine
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from kvlite.evaluation.intervals import Estimate
 from kvlite.evaluation.summary import Line, Summary
 from kvlite.memory.format import human_bytes
-from kvlite.record.plot import WIDTH, Curve, Mark, Plot, Tick, round_ticks, y_at
+from kvlite.record.page import WIDTH, Curve, Mark, Plot, round_ticks, y_at
 
 _APART = 7.0  # the most between the intervals of two variants
 _FIGURES = {"right": "right answers", "kl": "nats from the full cache", "perplexity": "perplexity"}
@@ -75,8 +75,8 @@ def _plot(summary: Summary, titles: tuple[str, str], labels: Sequence[str], poin
             if not math.isnan(each.value)
         )
         curves.append(Curve(name, names.index(name), marks))
-    x_ticks = tuple(Tick(at, label) for label, at in places.items())
-    y_ticks = tuple(Tick(y_at(value, ends), _label(summary, value)) for value in ends)
+    x_ticks = tuple((at, label) for label, at in places.items())
+    y_ticks = tuple((y_at(value, ends), _label(summary, value)) for value in ends)
     title, x_title = titles
     return Plot(title, x_title, _FIGURES[next(iter(summary.reference.figures))], x_ticks, y_ticks, tuple(curves))
 

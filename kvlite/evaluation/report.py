@@ -66,7 +66,6 @@ def _variant(line: Line, measured: Measured) -> dict[str, Any]:
             {"over": part.over, "upto": part.upto, "count": part.count, **_estimate(part.estimate)}
             for part in line.parts
         ],
-        "by_kind": [{"kind": part.label, "count": part.count, **_estimate(part.estimate)} for part in line.kinds],
         "answers": [
             {"conversation": each.number, **asdict(outcome)}
             for each in measured.results

@@ -1,9 +1,9 @@
-"""Results as numbers with intervals: per variant, by distance, and by kind of question."""
+"""Results as numbers with intervals: per variant and by distance."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from kvlite.evaluation.evaluation import Measured, SuiteResult
@@ -17,28 +17,27 @@ TURNS = (2, 4, 8, 16, 32)
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """The main figure over a kind of questions, or over distances above `over` and up to `upto` (None: without end)."""
+    """The main figure over distances above `over` and up to `upto` (None: without end)."""
 
     label: str
     count: int
     estimate: Estimate
-    over: int = 0
-    upto: int | None = None
+    over: int
+    upto: int | None
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """The results of one variant in one suite: its figures by name, and the first of them by distance and by kind.
+    """The results of one variant in one suite: its figures by name, and the first of them by distance.
 
-    Forced text has no kinds. `count` is questions, or scored tokens. `samples` holds one pair
-    (sum, count) per conversation or text of the main figure, for comparisons in pairs.
+    `count` is questions, or scored tokens. `samples` holds one pair (sum, count) per conversation or text of the main
+    figure, for comparisons in pairs.
     """
 
     placed: Placed
     count: int
     figures: dict[str, Estimate]
     parts: tuple[Part, ...]
-    kinds: tuple[Part, ...]
     samples: tuple[tuple[float, int], ...]
 
     @property
@@ -105,24 +104,22 @@ def _answered_line(measured: Measured, reference: Mapping[_Key, QuestionResult])
     found = _questions(measured)
     right = {key: key in found and found[key].right for key in reference}
 
-    def part(label: str, keys: Sequence[_Key], over: int = 0, upto: int | None = None) -> Part:
-        return Part(label, len(keys), wilson(sum(right[key] for key in keys), len(keys)), over, upto)
+    def share(keys: Iterable[_Key]) -> Estimate:
+        answers = [right[key] for key in keys]
+        return wilson(sum(answers), len(answers))
 
     parts = []
     for over, upto in zip((0, *TURNS), (*TURNS, None), strict=True):
         keys = [key for key, outcome in reference.items() if over < outcome.turns <= (upto or math.inf)]
-        parts.append(part(_label(over, upto), keys, over, upto))
-    kinds = []
-    for kind in sorted({outcome.kind for outcome in reference.values()}):
-        kinds.append(part(kind, [key for key, outcome in reference.items() if outcome.kind == kind]))
+        if keys:
+            parts.append(Part(_label(over, upto), len(keys), share(keys), over, upto))
     samples = []
     for result in measured.results:
         said = [is_right for (number, _), is_right in right.items() if number == result.number]
         samples.append((float(sum(said)), len(said)))
     known = [key for key, outcome in reference.items() if outcome.right]
-    figures = {"right": part("", list(reference)).estimate, "of_full": part("", known).estimate}
-    asked = tuple(part for part in parts if part.count)
-    return Line(measured.placed, len(right), figures, asked, tuple(kinds), tuple(samples))
+    figures = {"right": share(reference), "of_full": share(known)}
+    return Line(measured.placed, len(right), figures, tuple(parts), tuple(samples))
 
 
 def _label(over: int, upto: int | None) -> str:
@@ -146,7 +143,7 @@ def _scored_line(measured: Measured, main: str, seed: int) -> Line:
         parts.append(Part(_label(over, upto), count, estimate(main, within), over, upto))
     field = "kl" if main == "kl" else "nll"
     samples = tuple((sum(getattr(s, field) for s in text), sum(s.tokens for s in text)) for text in texts)
-    return Line(measured.placed, sum(count for _, count in samples), figures, tuple(parts), (), samples)
+    return Line(measured.placed, sum(count for _, count in samples), figures, tuple(parts), samples)
 
 
 def _mean(field: str, spans: Sequence[Span]) -> float:

@@ -32,9 +32,9 @@ def eval_page(report: Report) -> str:
 
 
 def suite_section(summary: Summary) -> Section:
-    """A suite: what follows from it, its plots, its table, and a second table where it has kinds of questions."""
-    tables = [table for table in (suite_table(summary), kinds_table(summary)) if table is not None]
-    return Section(summary.result.suite.name, conclusion(summary), _about(summary), suite_plots(summary), tuple(tables))
+    """A suite: what follows from it, its plots and its table."""
+    tables = (suite_table(summary),)
+    return Section(summary.result.suite.name, conclusion(summary), _about(summary), suite_plots(summary), tables)
 
 
 def suite_table(summary: Summary) -> Table:
@@ -42,19 +42,6 @@ def suite_table(summary: Summary) -> Table:
     figures = (_TITLES[name] for name in summary.reference.figures)
     columns = ("POLICY", "BUDGET", "T", "SLOTS", *figures, *summary.distances)
     return Table(columns, tuple(_row(line, summary.distances) for line in summary.lines), fixed=3)
-
-
-def kinds_table(summary: Summary) -> Table | None:
-    """The main figure by kind of question; None where there are no kinds, as in forced text."""
-    parts = summary.reference.kinds
-    if not parts:
-        return None
-    columns = ("POLICY", "BUDGET", *(f"{part.label} ({part.count})" for part in parts))
-    rows = tuple(
-        (line.placed.variant.name, line.placed.budget_text, *(_share(part.estimate, 0) for part in line.kinds))
-        for line in summary.lines
-    )
-    return Table(columns, rows, caption="Right by kind of question, and how many were asked")
 
 
 def _about(summary: Summary) -> str:
@@ -92,12 +79,8 @@ def _figure(name: str, estimate: Estimate) -> str:
     if math.isnan(estimate.value):
         return UNKNOWN
     if name in _SHARES:
-        return _share(estimate)
+        return f"{estimate.value:.1%} [{estimate.low * 100:.0f}-{estimate.high * 100:.0f}]"
     return f"{_value(name, estimate.value)} [{_value(name, estimate.low)}-{_value(name, estimate.high)}]"
-
-
-def _share(estimate: Estimate, decimals: int = 1) -> str:
-    return f"{estimate.value:.{decimals}%} [{estimate.low * 100:.0f}-{estimate.high * 100:.0f}]"
 
 
 def _value(name: str, value: float) -> str:

@@ -34,7 +34,7 @@ def test_measures_recall_and_forced_text_and_resumes(tmp_path: Path, capsys: pyt
     assert full["figures"]["kl"]["value"] == 0 < window["figures"]["kl"]["value"]
     assert window["T"] == 1
     assert recall["variants"][0]["is_reference"] and recall["variants"][0]["count"] > 0
-    assert sum(part["count"] for part in recall["variants"][1]["by_kind"]) == recall["variants"][1]["count"]
+    assert sum(part["count"] for part in recall["variants"][1]["by_distance"]) == recall["variants"][1]["count"]
     record = RunRecords().load("last")
     assert (record.command, record.exit_code, record.kv, record.host.device) == ("eval", 0, None, "cpu")
     assert record.model is not None and record.model.alias == "demo"
