@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from kvlite.errors import UsageError
-from kvlite.flags import option
+from kvlite.flags import argument, option
 
 BUILT_IN_MODEL = "demo"
 MODEL_HELP = "Alias, org/name[@revision] or folder"
