@@ -8,7 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from kvlite.flags import Short, option
+from kvlite.errors import UsageError
+from kvlite.flags import option
 
 BUILT_IN_MODEL = "demo"
 MODEL, MEMORY, SAMPLING = "Model", "Memory", "Sampling"  # headings of the help
@@ -86,13 +87,14 @@ class ModelOptions:
     pin_system: bool = _of_memory(True, help="Never evict the system prompt.")
     prefill_chunk: int = _of_memory(512, metavar="N", min=1, help="At most this many prompt tokens at once.")
 
-    quant: str = _of_model(
-        "none",
+    quant: str = _of_model(  # none, where neither this nor --4bit is given
+        None,
         metavar="KIND",
         parse=read_quant,
-        short=Short("--4bit", "4bit", "Short for --quant 4bit."),
+        shown_default="none",
         help="Quantise the weights: none, 8bit, 4bit (nf4, double), nf4 or fp4.",
     )
+    four_bit: bool = _of_model(False, "--4bit", help="Short for --quant 4bit.")
     dtype: str = _of_model("auto", metavar="DTYPE", help="Compute in auto, float32, bfloat16 or float16.")
     device: str = _of_model("auto", metavar="DEVICE", help="auto, cpu, cuda, cuda:N or mps.")
     revision: str | None = _of_model(None, metavar="REV", help="Branch, tag or commit of the repository.")
@@ -118,6 +120,11 @@ class ModelOptions:
         variables=("KVLITE_OFFLINE", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"),
         help="Use only files that are already here (also HF_HUB_OFFLINE).",
     )
+
+    def __post_init__(self) -> None:
+        if self.four_bit and self.quant not in (None, "4bit"):
+            raise UsageError(f"--4bit contradicts --quant {self.quant}; give one of them")
+        object.__setattr__(self, "quant", "4bit" if self.four_bit else self.quant or "none")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

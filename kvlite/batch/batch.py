@@ -110,7 +110,7 @@ class Batch:
     def _write(self, batch: BatchRun, entries: Iterable[Entry | None], llm: LLM, output: Output) -> None:
         form, budget_bytes = self._job.form, llm.engine.plan.budget_bytes
         is_ordered = self._job.ordered or form is Form.TEXT
-        next_update_s, num_notes = 0.0, 0
+        next_update_s = 0.0
         with self._console.progress(self._job.progress) as progress:
             for event in batch.run_in_order(entries) if is_ordered else batch.run(entries):
                 now = time.monotonic()
@@ -121,9 +121,6 @@ class Batch:
                     self._set_aside.pop(event.entry.mark, None)
                     output.write(record_line(event, form or event.entry.form, llm.model.name))
                     self._count(event)
-                    for note in llm.model.text.notes[num_notes:]:
-                        self._console.note(note)
-                    num_notes = len(llm.model.text.notes)
                 if now >= next_update_s:
                     next_update_s = now + UPDATE_EVERY_S
                     progress.update(self._tally.progress(self._seconds, batch.live_bytes(), budget_bytes))

@@ -52,9 +52,8 @@ def dry_run(job: BatchJob, choose_model: ChooseModel, console: Console) -> None:
                 console.warn(f"line {entry.place.line}: {checked.message}")
         else:
             count.add(checked, planned.plan.fewest)
-    for note in (model.note, *planned.text.notes):
-        if note:
-            console.note(note)
+    if model.note:
+        console.note(model.note)
     _report(count, planned, console)
     if count.failed:
         raise BatchFailed(f"{count.failed} of {count.ok + count.failed} lines cannot be answered")

@@ -7,11 +7,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from kvlite.batch.item import Json
-from kvlite.llm import LLM
-from kvlite.llm.banner import cache_size
-from kvlite.llm.fast_import import import_engine
+from kvlite.llm import LLM, cache_size
 from kvlite.llm.spec import BatchSize, RunSpec, find_device
-from kvlite.llm.text_model import TextModel
+from kvlite.llm.text_model import TextModel, import_engine
 from kvlite.text.template import ChatText
 
 if TYPE_CHECKING:
@@ -94,9 +92,9 @@ class Model:
 
         spec = self.spec
         files = spec.files(self.console.note)
-        tokenizer = load_tokenizer(files.folder, trust_remote_code=spec.load.trust_remote_code)
-        text = ChatText(tokenizer, generation=files.generation, think=spec.think)
-        device = find_device(spec.device)
+        tokenizer = load_tokenizer(files.folder, trust_remote_code=spec.options.trust_remote_code)
+        text = ChatText(tokenizer, generation=files.generation, think=spec.options.think, tell=self.console.note)
+        device = find_device(spec.options.device)
         fit = spec.fit(files, spec.shape(files), device.kind, device.free_bytes, self.batch_size)
         chosen = fit.specs(spec.budget)[0]
         is_provisional = chosen.slot_format.is_quantised and spec.stored is None

@@ -11,7 +11,11 @@ from kvlite.cli.signature import only
 from kvlite.flags import option
 from kvlite.options import SAMPLING, ModelOptions, OutputOptions
 
-_OF_MODEL = ("prefill_chunk", "quant", "dtype", "device", "revision", "trust_remote_code", "allow_pickle", "offline")
+# fmt: off
+_OF_MODEL = (
+    "prefill_chunk", "quant", "four_bit", "dtype", "device", "revision", "trust_remote_code", "allow_pickle", "offline",
+)
+# fmt: on
 
 
 def _complete_suite(incomplete: str) -> list[str]:

@@ -21,9 +21,8 @@ from kvlite.evaluation.summary import Summary
 from kvlite.evaluation.tasks import Subject
 from kvlite.evaluation.variant import Variant
 from kvlite.evaluation.view import eval_page, headline, suite_section
-from kvlite.llm.fast_import import import_engine
 from kvlite.llm.spec import RunSpec
-from kvlite.llm.text_model import TextModel
+from kvlite.llm.text_model import TextModel, import_engine
 from kvlite.memory.budget import Budget, BudgetKind
 from kvlite.memory.format import slot_format
 from kvlite.memory.plan import MOST_CHUNK
@@ -73,8 +72,6 @@ def evaluate(given: EvalOptions, options: ModelOptions, chunk: int | None, recor
     suites, variants = _suites(given, _tokens(given, model.loaded.window)), _variants(given, chunk)
     evaluation = Evaluation(subject, suites, variants, journal, content, one_by_one=chunk is None)
     summaries = _run(evaluation, out)
-    for note in model.text.notes:
-        out.note(note)
     about = {
         "model": model.name,
         "identity": subject.identity,

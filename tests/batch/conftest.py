@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -40,7 +40,6 @@ class FakeAnswer:
 class FakeText:
     """Ids are characters; messages are joined by newlines."""
 
-    notes: list[str] = field(default_factory=list)
     stop_ids: frozenset[int] = frozenset({END})
 
     def prompt(self, text: str, *, system: str | None = None) -> Any:
