@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kvlite.cache.group import LayerGroup
-from kvlite.cache.layer import Layer
+from kvlite.cache.layer import Layer, LayerGroup
 from kvlite.cache.policy import Policy
 from kvlite.cache.step import SlotMapping, Step
 from kvlite.errors import UsageError

@@ -39,7 +39,7 @@ class ModelFacts:
     def stored_dtype(self) -> str | None:
         """The float type most weight bytes are stored in (`bfloat16`); None when unknown."""
         sizes = self.weights.by_dtype if self.weights else {}
-        most = max(_DTYPES.keys() & sizes.keys(), key=sizes.__getitem__, default=None)
+        most = max((dtype for dtype in _DTYPES if dtype in sizes), key=sizes.__getitem__, default=None)
         return most and _DTYPES[most]
 
 

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from kvlite.errors import CapacityError
@@ -36,8 +35,6 @@ from kvlite.memory.prediction import (
 )
 from kvlite.memory.shape import ModelShape
 
-SWEEP = ("128MB", "256MB", "512MB", "1GB", "2GB", "4GB", "8GB", "16GB", "32GB", "64GB")
-TURN_TOKENS = 300  # a question and its answer, for a rough count of turns
 MOST_ROWS = 2**16
 
 
@@ -206,15 +203,6 @@ def _holds(fit: Fit, budget: Budget, rows: int, tokens: int) -> bool:
     per_sequence = Budget(BudgetKind.TOKENS, max(tokens, least_slots(fit.shape, fit.spec)))
     found = quote(fit.with_rows(rows, per_sequence), budget)
     return found.fits and found.cache is not None and found.cache.rows == rows and found.cache.slots >= tokens
-
-
-def sweep(fit: Fit) -> Iterator[Quote]:
-    """Quotes for round budgets, up to the first that holds the model's whole window in its own dtype."""
-    for text in SWEEP:
-        found = quote(fit, Budget.parse(text))
-        yield found
-        if found.cache is not None and found.cache.capped_by is not None and not found.takes_another_format:
-            return
 
 
 def advice(found: Quote) -> list[str]:

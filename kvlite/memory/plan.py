@@ -222,14 +222,6 @@ def fewest(layers: Sequence[LayerShape], allotment: Sequence[int], default: int)
     return min(full, default=default)
 
 
-def tokens_by_bytes(shape: ModelShape, spec: CacheSpec, *, rows: int, allowed: int) -> tuple[int, int]:
-    """Tokens per row that `allowed` bytes hold whatever the window: of K and V alone, and with all a slot costs."""
-    with_slots = partial(_with_slots, shape, spec, rows, _UNBOUNDED)
-    slides = all(layer.window for layer in shape.layers if layer.kv_heads)
-    cap = most_slots(shape, replace(spec, evicts=False)) if slides else _UNBOUNDED
-    return largest(lambda slots: with_slots(slots).k_v_bytes <= allowed, cap), _most(with_slots, allowed, cap)
-
-
 def most_slots(shape: ModelShape, spec: CacheSpec) -> int:
     """The largest S the model allows: its window, less what is kept free where keys are re-rotated to stay inside it.
 

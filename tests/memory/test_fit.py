@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvlite.memory.budget import Budget
-from kvlite.memory.fit import Fit, advice, most_rows, most_tokens, quote, sweep
+from kvlite.memory.fit import Fit, advice, most_rows, most_tokens, quote
 from kvlite.memory.format import FORMATS
 from kvlite.memory.plan import CacheSpec
 from kvlite.memory.prediction import Weights
@@ -124,11 +124,3 @@ def test_rows_of_one_token_more_than_the_most_are_fewer(rows: int) -> None:
     for count, holds in ((tokens, True), (tokens + 1, False)):
         found = quote(fit.with_rows(rows, Budget.parse(f"{count}tok")), budget)
         assert (found.cache is not None and found.cache.rows == rows) is holds
-
-
-def test_a_sweep_ends_with_the_whole_window() -> None:
-    quotes = list(sweep(LLAMA))
-    kept = [found.cache.slots if found.cache else 0 for found in quotes]
-    assert kept == sorted(kept)
-    assert kept[-1] == 114_688
-    assert [found.fits for found in quotes] == [True] * 6 + [False] * 2
