@@ -176,7 +176,7 @@ def _report(evaluation: Evaluation, model: str) -> Report:
     return Report(
         model=model,
         identity=subject.identity,
-        dtype=loaded.dtype_name,
+        dtype=loaded.shape.dtype,
         quant=loaded.quant,
         device=loaded.device.type,
         versions=installed_versions(),
