@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from kvlite.errors import UsageError
-from kvlite.flags import option
+from kvlite.flags import argument, option
 
 BUILT_IN_MODEL = "demo"
 MODEL, MEMORY, SAMPLING = "Model", "Memory", "Sampling"  # headings of the help
@@ -56,7 +56,12 @@ def read_stop(value: Sequence[str]) -> Sequence[str]:
 class ModelOptions:
     """The model, how it is loaded, and the cache it answers with."""
 
-    model: str = BUILT_IN_MODEL
+    model: str = argument(  # None on the command line where nobody names one
+        None,
+        metavar="MODEL",
+        complete="model",
+        help=f"Alias, org/name[@revision] or folder; without one, the built-in {BUILT_IN_MODEL}.",
+    )
     think: Literal["auto", "on", "off"] = option("auto", help="Whether a thinking model thinks first.")
 
     kv_budget: str = _of_memory(

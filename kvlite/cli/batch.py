@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from kvlite.cli.invocation import UNNAMED, Invocation, model_option
-from kvlite.cli.signature import only
+from kvlite.cli.signature import only, without
 from kvlite.errors import UsageError
 from kvlite.flags import argument, option
 from kvlite.options import AnswerOptions, ModelOptions, OutputOptions
@@ -80,7 +80,7 @@ class BatchOptions:
 def batch(
     given: BatchOptions,
     answer: AnswerOptions,
-    options: ModelOptions,
+    options: Annotated[ModelOptions, without("model")],
     output: Annotated[OutputOptions, only("report")],
     call: Invocation,
 ) -> None:
@@ -97,8 +97,8 @@ def batch(
         from kvlite.batch.model import Model
 
         named = from_lines if given.model is None else given.model
-        chosen = replace(options, model=call.chosen_model(named))
-        note = UNNAMED if named is None and not call.default_model else None
+        chosen = call.with_model(options if named is None else replace(options, model=named))
+        note = UNNAMED if named is None and not call.program.default_model else None
         return Model.of(chosen, batch_size, call.console, is_named=given.model is not None, note=note)
 
     if given.dry_run:

@@ -46,7 +46,7 @@ class RunOptions:
 def run(
     given: RunOptions,
     answer: AnswerOptions,
-    options: Annotated[ModelOptions, without("kv_per_seq")],
+    options: Annotated[ModelOptions, without("model", "kv_per_seq")],
     output: OutputOptions,
     call: Invocation,
 ) -> None:
@@ -67,7 +67,7 @@ def run(
             shows_time=given.show_time,
         )
         asked = Answering(options, answer, output.report, call)
-        name, rest = split_words(given.words, given.model, call.chosen_model(None), out)
+        name, rest = split_words(given.words, given.model, call.with_model(options).model, out)
         prompt = build_prompt(rest, given.file, given.template)
         if rest == [*given.words] and rest[:1] in ([], [STDIN]):  # of any other first word, split_words has said it
             call.announce_built_in(given.model)
