@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from kvlite.flags import option
-from kvlite.options import BUILT_IN_MODEL, MODEL, ModelOptions
+from kvlite.options import BUILT_IN_MODEL, ModelOptions
 
 if TYPE_CHECKING:
     from kvlite.console import Console
@@ -17,15 +17,6 @@ if TYPE_CHECKING:
 
 NEXT_MODEL = "a small demonstration; a real model to try next: qwen2.5-0.5b"
 UNNAMED = f"no model is named: the built-in demo answers, {NEXT_MODEL}"
-
-
-def model_option() -> Any:
-    """A field for the model of commands whose other words, or whose input, may name one too.
-
-    KVLITE_MODEL and the config are weaker than these: `ProgramOptions.default_model`.
-    """
-    help = "Alias, org/name[@revision] or folder."
-    return option(None, "-m", metavar="MODEL", heading=MODEL, complete="model", from_settings=False, help=help)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,9 +21,8 @@ from kvlite.cache.cache import refused_kernels
 from kvlite.catalog.files import ModelFiles
 from kvlite.errors import BrokenModel, DoesNotFit, KvliteError, ModelError, OutOfMemory, UnsupportedModel, UsageError
 from kvlite.memory.format import dtype_name, human_bytes
-from kvlite.memory.prediction import WeightFacts, weight_term
+from kvlite.memory.prediction import weight_term
 from kvlite.memory.shape import ModelShape
-from kvlite.models.attention_interface import register
 from kvlite.models.device import free_bytes, set_threads
 from kvlite.models.fusing import fuse, multiply_four_bit
 from kvlite.models.hybrid import HybridState
@@ -56,7 +55,6 @@ def load(files: ModelFiles, options: ModelOptions, device: torch.device) -> Load
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     refuse_quantisation(folder, files.config, options.quant)
-    register()
     passed = [("", time.perf_counter())]
     tokenizer = load_tokenizer(folder, trust_remote_code=options.trust_remote_code)
     passed.append(("tokenizer", time.perf_counter()))
@@ -65,7 +63,7 @@ def load(files: ModelFiles, options: ModelOptions, device: torch.device) -> Load
     model = _model(folder, options, dtype, device)
     passed.append(("weights", time.perf_counter()))
     text_config = model.config.get_text_config()
-    state = HybridState(text_config) if shape.has_state else None
+    state = HybridState(config=text_config) if shape.has_state else None
     _require_vocabulary(model.config, tokenizer)
     loaded = admit(LoadedModel(model, tokenizer, shape, dtype, device, options.quant, state=state))
     passed.append(("gate", time.perf_counter()))
@@ -95,8 +93,7 @@ def _shape(files: ModelFiles, dtype: str | None, device: torch.device) -> ModelS
 
 def _require_room(files: ModelFiles, shape: ModelShape, quant: str, device: torch.device) -> None:
     """Refuse weights that take more, once loaded, than is free."""
-    weights = WeightFacts.of(files.config, files.weight_bytes, files.parameters)
-    needed, free = weight_term(shape, weights, quant).predicted_bytes, free_bytes(device)
+    needed, free = weight_term(shape, files.weights, quant).predicted_bytes, free_bytes(device)
     if needed is not None and needed > free:
         raise DoesNotFit(
             f"the weights take {human_bytes(needed)} and {human_bytes(free)} are free on {device}; "
