@@ -6,7 +6,7 @@ import sys
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from kvlite.flags import option
 from kvlite.options import BUILT_IN_MODEL, ModelOptions
