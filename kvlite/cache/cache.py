@@ -8,15 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kvlite.cache.group import LayerGroup
-from kvlite.cache.layer import Layer
+from kvlite.cache.layer import Layer, LayerGroup
 from kvlite.cache.policy import Policy
 from kvlite.cache.step import SlotMapping, Step
 from kvlite.errors import UsageError
 from kvlite.memory.counts import KVCounts
 from kvlite.memory.format import SlotFormat
-from kvlite.memory.layer_budgets import allotted
-from kvlite.memory.plan import CachePlan, slots_with
+from kvlite.memory.plan import CachePlan, allotted, slots_with
 from kvlite.memory.shape import LayerShape, ModelShape
 from kvlite_kernels.backend import Backend, KernelsUnavailable, LayerSizes
 from kvlite_kernels.choice import choose_backend

@@ -20,8 +20,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, get_args, get_type_hints
 from kvlite.cache.policy_text import read_value, split_settings, write_settings
 from kvlite.errors import UsageError
 from kvlite.memory.format import SlotFormat
-from kvlite.memory.layer_budgets import equally
-from kvlite.memory.plan import MOST_CHUNK, CacheSpec
+from kvlite.memory.plan import MOST_CHUNK, CacheSpec, equally
 from kvlite_kernels.kinds import Heads, Noise, Statistic
 
 if TYPE_CHECKING:

@@ -34,7 +34,7 @@ class EvalOptions:
         metavar="A,B",
         shown_default="recall,kl",
         complete=_complete_suite,
-        help="What to measure: recall, passkey, needle, tracking, lookup, kl, ppl.",
+        help="What to measure: recall, needle, tracking, lookup, kl, ppl.",
     )
     policy: str = option(
         "heavy-hitter,h2o,window",

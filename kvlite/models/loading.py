@@ -23,7 +23,6 @@ from kvlite.errors import BrokenModel, DoesNotFit, KvliteError, ModelError, OutO
 from kvlite.memory.format import dtype_name, human_bytes
 from kvlite.memory.prediction import WeightFacts, weight_term
 from kvlite.memory.shape import ModelShape
-from kvlite.models.attention_interface import register
 from kvlite.models.device import free_bytes, set_threads
 from kvlite.models.fusing import fuse, multiply_four_bit
 from kvlite.models.hybrid import HybridState
@@ -56,7 +55,6 @@ def load(files: ModelFiles, options: ModelOptions, device: torch.device) -> Load
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     refuse_quantisation(folder, files.config, options.quant)
-    register()
     passed = [("", time.perf_counter())]
     tokenizer = load_tokenizer(folder, trust_remote_code=options.trust_remote_code)
     passed.append(("tokenizer", time.perf_counter()))
@@ -65,7 +63,7 @@ def load(files: ModelFiles, options: ModelOptions, device: torch.device) -> Load
     model = _model(folder, options, dtype, device)
     passed.append(("weights", time.perf_counter()))
     text_config = model.config.get_text_config()
-    state = HybridState(text_config) if shape.has_state else None
+    state = HybridState(config=text_config) if shape.has_state else None
     _require_vocabulary(model.config, tokenizer)
     loaded = admit(LoadedModel(model, tokenizer, shape, dtype, device, options.quant, state=state))
     passed.append(("gate", time.perf_counter()))

@@ -16,7 +16,7 @@ from kvlite.cache.policy import Candidates, Policy, load_policy, policy_names
 from kvlite.cache.rotation import Rotation
 from kvlite.memory.counts import KVCounts
 from kvlite.memory.format import FORMATS
-from kvlite.memory.layer_budgets import fewest
+from kvlite.memory.plan import allotted
 from kvlite.memory.shape import LayerShape, ModelShape
 from kvlite_kernels.reference import Segment, attend
 from tests.cache.driving import (
@@ -88,7 +88,8 @@ def scenarios(draw: st.DrawFn) -> Scenario:
     windows = draw(st.lists(st.one_of(st.none(), st.integers(1, slots + 5)), max_size=2))
     layers = [attention_layer(draw(st.integers(1, 3)), dim, window) for window in (None, *windows)]
     rows = draw(st.integers(1, 3))
-    smallest = fewest([*layers], slots, 2**31, policy.layer_slots)
+    allotment = zip(allotted(layers, slots, 2**31, policy.layer_slots), layers, strict=True)
+    smallest = min(held for held, layer in allotment if layer.window is None)
     room = smallest - policy.sinks - policy.recent(smallest) - 1
     pins = []
     for _ in range(rows):

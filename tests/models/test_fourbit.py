@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from kvlite.catalog.names import demo_folder
 from kvlite.engine.request import Request
-from kvlite.models.fourbit import FourBitLinear, our_form
 from kvlite.models.fusing import multiply_four_bit, probe_logits
 from kvlite.models.loaded import LoadedModel
 from kvlite.models.loading import load
+from kvlite.models.quantised import FourBitLinear, our_form
 from kvlite.models.verify import relative_error
 from kvlite.options import ModelOptions
 from kvlite_kernels.choice import choose_ops
