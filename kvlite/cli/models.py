@@ -46,7 +46,7 @@ def pull(
 ) -> None:
     """Download a model, or what is missing of it, and print the folder it lies in."""
     from kvlite.catalog.files import files_in
-    from kvlite.catalog.hub import download, offer, remote_repo
+    from kvlite.catalog.hub import download, offer
     from kvlite.catalog.names import resolve_model
 
     out = call.console
@@ -55,7 +55,7 @@ def pull(
     if folder is not None:
         out.note(f"{ref} is on this machine already; there is nothing to download")
     else:
-        wanted = offer(remote_repo(ref), allow_pickle=options.allow_pickle)
+        wanted = offer(ref, allow_pickle=options.allow_pickle)
         out.note(str(wanted))
         folder = download(wanted, progress=out.has_live_stderr and not out.quiet)
     files = files_in(ref, folder, allow_pickle=options.allow_pickle)
@@ -154,9 +154,9 @@ def _record(ref: ModelRef, facts: ModelFacts) -> dict[str, Any]:
         "repo": facts.repo,
         "revision": facts.revision,
         "license": facts.license,
-        "weight_bytes": facts.weight_bytes,
-        "weight_bytes_by_dtype": dict(facts.by_dtype),
-        "parameters": facts.parameters,
+        "weight_bytes": facts.weights and facts.weights.num_bytes,
+        "weight_bytes_by_dtype": dict(facts.weights.by_dtype) if facts.weights else {},
+        "parameters": facts.weights and facts.weights.parameters,
         "problem": None,
     }
     try:
