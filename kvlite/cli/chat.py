@@ -38,7 +38,7 @@ def chat(
     call: Invocation,
 ) -> None:
     """Talk with a model. /help lists what else can be done there; Ctrl-C stops an answer, Ctrl-D leaves."""
-    from kvlite.chat.single_turn import AnswerFormat
+    from kvlite.chat.display import AnswerFormat
     from kvlite.cli.answering import Answering, answer_once, has_user
     from kvlite.cli.prompts import build_prompt
     from kvlite.deadline import Deadline
@@ -74,7 +74,7 @@ def _session_to_open(continues: bool, session: str | None) -> str | None:
             raise UsageError(f"no session to continue in {folder.folder}; start one without --continue")
         return saved[0].name
     if session is not None:
-        folder.path(session)
+        folder.file(session)
     return session
 
 
@@ -82,8 +82,8 @@ def _talk(asked: Answering, given: ChatOptions, name: str | None, *, shows_think
     from platformdirs import user_state_path
 
     from kvlite.chat.background_load import BackgroundLoad
-    from kvlite.chat.display import status_line
-    from kvlite.chat.loop import Chat, Keeping
+    from kvlite.chat.display import AnswerFormat, Display, status_line
+    from kvlite.chat.loop import Chat
     from kvlite.chat.session import Session
     from kvlite.chat.session_files import SessionFolder
     from kvlite.chat.slash_commands import LEAVING
@@ -96,15 +96,14 @@ def _talk(asked: Answering, given: ChatOptions, name: str | None, *, shows_think
     def status() -> str:
         if session is None:
             return f"{asked.options.model} is loading"
-        last = session.answers[-1] if session.answers else None
-        return status_line(session.counts(), last, session.settings.sampling)
+        return status_line(session.counts(), session.last, session.settings.sampling)
 
     def begin(files: ModelFiles | None = None) -> Chat:
         nonlocal session
         llm = asked.open(spec, recorder, files)
         session = Session(llm.engine, llm.model.text, asked.settings(llm), asked.answer.system)
-        keeping = Keeping(SessionFolder(), llm.model.name, given.save)
-        chat = Chat(session, keeping, out, recorder, shows_thinking=shows_thinking)
+        display = Display(out, recorder, AnswerFormat(shows_thinking=shows_thinking))
+        chat = Chat(session, SessionFolder(), display, model=llm.model.name, autosaves=given.save)
         if name is not None:
             chat.open(name)
         return chat

@@ -51,7 +51,7 @@ def run(
     call: Invocation,
 ) -> None:
     """Answer one prompt: stdin first, then files, then the words, a blank line between them."""
-    from kvlite.chat.single_turn import AnswerFormat
+    from kvlite.chat.display import AnswerFormat
     from kvlite.cli.answering import Answering, answer_once
     from kvlite.cli.prompts import STDIN, build_prompt, split_words
     from kvlite.deadline import Deadline
