@@ -8,6 +8,7 @@ import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,18 +16,10 @@ from kvlite.catalog.config import CONFIG
 from kvlite.catalog.hub_errors import as_kvlite_errors, describe
 from kvlite.catalog.names import ModelRef
 from kvlite.catalog.snapshots import DEFAULT_REVISION, cache_root, repo_folder
-from kvlite.catalog.weights import (
-    INDEX,
-    SINGLE,
-    Weights,
-    read_index,
-    refuse_other_formats,
-    small_files,
-    weigh,
-    weight_names,
-)
+from kvlite.catalog.weights import INDEX, SINGLE, read_index, refuse_other_formats, small_files, weigh, weight_names
 from kvlite.errors import BrokenModel, HubUnreachable
 from kvlite.memory.format import human_bytes
+from kvlite.memory.prediction import Weights
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -44,6 +37,11 @@ class RemoteRepo:
     files: Mapping[str, int]
     license: str | None
     base_model: str | None
+
+    @property
+    def snapshot(self) -> Path:
+        """The folder of this commit in the cache; it need not exist."""
+        return repo_folder(self.repo) / "snapshots" / self.commit
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +71,8 @@ def is_offline(offline: bool = False) -> bool:
 def remote_repo(ref: ModelRef) -> RemoteRepo:
     """Ask the Hub for the current commit of `ref`, its files, and access to them.
 
-    Raises ModelNotFound, GatedModel with what to do about it, or HubUnreachable.
+    Raises ModelNotFound, GatedModel with what to do about it, HubUnreachable, and UnsupportedModel or BrokenModel
+    where it has no config.json.
     """
     assert ref.repo is not None
     if is_offline():
@@ -91,19 +90,21 @@ def remote_repo(ref: ModelRef) -> RemoteRepo:
     if info.sha is None:
         raise BrokenModel(f"{describe(ref)} has no commits yet; ask its owner")
     files = {file.rfilename: file.size or 0 for file in info.siblings or ()}
+    if CONFIG not in files:
+        refuse_other_formats(files, model=describe(ref), base_model=base_model)
+        raise BrokenModel(f"{describe(ref)} holds no {CONFIG}, so it is no model transformers can load")
     return RemoteRepo(ref, ref.repo, info.sha, files, licence, base_model)
 
 
-def offer(remote: RemoteRepo, *, allow_pickle: bool = False) -> Download:
-    """Choose the files to download. Raises UnsupportedModel or BrokenModel when there is no model among them."""
-    _require_config(remote)
+def offer(ref: ModelRef, *, allow_pickle: bool = False) -> Download:
+    """Choose the files to download. Raises as `remote_repo` does, and where there are no weights among them."""
+    remote = remote_repo(ref)
     weights = weight_names(
         remote.files, model=describe(remote.ref), allow_pickle=allow_pickle, base_model=remote.base_model
     )
     small = small_files(remote.files)
-    snapshot = repo_folder(remote.repo) / "snapshots" / remote.commit
     total = sum(remote.files[name] for name in (*small, *weights))
-    missing = sum(remote.files[name] for name in (*small, *weights) if not (snapshot / name).exists())
+    missing = sum(remote.files[name] for name in (*small, *weights) if not (remote.snapshot / name).exists())
     return Download(remote, tuple(small), tuple(weights), total, missing)
 
 
@@ -139,46 +140,30 @@ def _no_bar() -> type[Any]:
     return NoBar
 
 
-def fetch_config(remote: RemoteRepo) -> Path:
-    """Fetch the repository's config.json through the cache. Raises as `offer` does without one."""
-    _require_config(remote)
-    path = fetch_small(remote, CONFIG)
-    assert path is not None
-    return path
-
-
-def fetch_small(remote: RemoteRepo, name: str) -> Path | None:
-    """Fetch one small file of the repository through the cache; None when it has no such file."""
-    if name not in remote.files:
-        return None
-    with as_kvlite_errors(remote.ref, name):
-        path: str = _api().hf_hub_download(remote.repo, name, revision=remote.commit, cache_dir=cache_root())
-    return Path(path)
+def fetch_small(remote: RemoteRepo, *names: str) -> Path:
+    """Fetch small files through the cache and return their folder; one the repository does not have is left out."""
+    for name in names:
+        if name in remote.files:
+            with as_kvlite_errors(remote.ref, name):
+                _api().hf_hub_download(remote.repo, name, revision=remote.commit, cache_dir=cache_root())
+    return remote.snapshot
 
 
 def remote_weights(remote: RemoteRepo) -> Weights | None:
     """Read the sizes of the repository's tensors from its safetensors headers; None when it has none."""
-    shards = [SINGLE] if SINGLE in remote.files else []
-    if not shards and (index := fetch_small(remote, INDEX)):
-        shards = sorted(set(read_index(index).values()))
-    if not shards:
+    if SINGLE in remote.files:
+        shards = {SINGLE}
+    elif INDEX in remote.files:
+        shards = set(read_index(fetch_small(remote, INDEX) / INDEX).values())
+    else:
         return None
+
+    def tensors(shard: str) -> list[dict[str, Any]]:
+        found = _api().parse_safetensors_file_metadata(remote.repo, shard, revision=remote.commit)
+        return [vars(tensor) for tensor in found.tensors.values()]
+
     with as_kvlite_errors(remote.ref, "the headers of the weights"), ThreadPoolExecutor(_AT_ONCE) as pool:
-        return weigh(pool.map(lambda shard: _remote_header(remote, shard), shards))
-
-
-def _require_config(remote: RemoteRepo) -> None:
-    if CONFIG not in remote.files:
-        refuse_other_formats(remote.files, model=describe(remote.ref), base_model=remote.base_model)
-        raise BrokenModel(f"{describe(remote.ref)} holds no {CONFIG}, so it is no model transformers can load")
-
-
-def _remote_header(remote: RemoteRepo, shard: str) -> dict[str, dict[str, Any]]:
-    found = _api().parse_safetensors_file_metadata(remote.repo, shard, revision=remote.commit)
-    return {
-        name: {"dtype": tensor.dtype, "shape": tensor.shape, "data_offsets": tensor.data_offsets}
-        for name, tensor in found.tensors.items()
-    }
+        return weigh(chain.from_iterable(pool.map(tensors, shards)))
 
 
 def _api() -> "HfApi":

@@ -130,8 +130,7 @@ class LLM:
         engine = self._engine_for(None)
         if self._conversation is None:
             self._conversation = Conversation(engine, self.model.text)
-        encoded = self._conversation.encode(asked)
-        self._stream = TextStream(self._conversation.stream(asked, encoded, settings))
+        self._stream = TextStream(self._conversation.ask(asked, settings))
         return self._stream
 
     def counts(self) -> KVCounts:

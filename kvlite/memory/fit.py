@@ -27,7 +27,7 @@ from kvlite.memory.prediction import (
     DeviceKind,
     MemoryPlan,
     Term,
-    WeightFacts,
+    Weights,
     activation_bytes,
     cache_terms,
     scratch_bytes,
@@ -50,7 +50,7 @@ class Fit:
 
     shape: ModelShape
     spec: CacheSpec
-    weights: WeightFacts | None
+    weights: Weights | None
     quant: str
     device: DeviceKind
     free_bytes: int | None
@@ -211,7 +211,8 @@ def advice(found: Quote) -> list[str]:
         return []
     fit, budget = found.fit, found.budget
     quantised = replace(fit, quant="4bit")
-    can_quantise = fit.quant == "none" and fit.weights is not None and fit.weights.can_quantise
+    are_plain = fit.weights is not None and fit.weights.parameters is not None and not fit.shape.is_quantised
+    can_quantise = fit.quant == "none" and are_plain
     tries = [_budget_advice(fit), _rows_advice(fit, budget)]
     if can_quantise and quote(quantised, budget).fits:
         tries.append("--quant 4bit")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import Literal
 
 from kvlite.memory.format import DTYPE_BYTES, SlotFormat, human_bytes
 from kvlite.memory.plan import CachePlan
@@ -33,28 +33,15 @@ class Term:
 
 
 @dataclass(frozen=True, slots=True)
-class WeightFacts:
-    """The weights as their files describe them: bytes, number of parameters, and whether they are quantised already."""
+class Weights:
+    """The weights as they are stored; `by_dtype` is bytes per safetensors dtype (`BF16`, `F32`, `U8`, ...).
+
+    Pickles, which are not looked into, have neither `parameters` nor dtypes.
+    """
 
     num_bytes: int
-    parameters: int | None
-    is_tied: bool
-    is_quantised: bool
-
-    @classmethod
-    def of(cls, config: Mapping[str, Any], num_bytes: int | None, parameters: int | None) -> WeightFacts | None:
-        """The facts of files of `num_bytes` bytes, with config.json telling the rest; None where there are no files."""
-        if num_bytes is None:
-            return None
-        text = config.get("text_config") or {}
-        is_tied = text.get("tie_word_embeddings", config.get("tie_word_embeddings", True))
-        is_tied = is_tied is not False  # transformers leaves it out where it is true
-        return cls(num_bytes, parameters, is_tied, "quantization_config" in config)
-
-    @property
-    def can_quantise(self) -> bool:
-        """True where there are plain weights, counted, to quantise while loading."""
-        return not self.is_quantised and self.parameters is not None
+    parameters: int | None = None
+    by_dtype: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,18 +105,18 @@ def scratch_bytes(shape: ModelShape, rows: int, quant: str) -> int:
     return ATTENTION_TILES * ATTENTION_TILE_BYTES + logits + widened
 
 
-def weight_term(shape: ModelShape, weights: WeightFacts | None, quant: str) -> Term:
+def weight_term(shape: ModelShape, weights: Weights | None, quant: str) -> Term:
     """The weights as they are once loaded: in the shape's dtype, or quantised."""
     if weights is None:
         return Term("weights", None, "there are no weights here to measure")
-    if weights.is_quantised:
+    if shape.is_quantised:
         return Term("weights", weights.num_bytes, "as stored, quantised already")
     if weights.parameters is None:
         return Term("weights", weights.num_bytes, "as stored; not safetensors, so not looked into")
     element = DTYPE_BYTES[shape.dtype]
     if quant == "none":
         return Term("weights", weights.parameters * element, f"{weights.parameters:,} parameters in {shape.dtype}")
-    kept = min(weights.parameters, shape.vocab * shape.hidden * (1 if weights.is_tied else 2))
+    kept = min(weights.parameters, shape.vocab * shape.hidden * (1 if shape.is_tied else 2))
     size = kept * element + int((weights.parameters - kept) * QUANT_BYTES[quant])
     return Term(
         "weights",

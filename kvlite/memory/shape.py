@@ -40,7 +40,10 @@ class LayerShape:
 
 @dataclass(frozen=True, slots=True)
 class ModelShape:
-    """The sizes of a model that memory follows from; `layers[i]` belongs to the attention module of `layer_idx` i."""
+    """The sizes of a model that memory follows from; `layers[i]` belongs to the attention module of `layer_idx` i.
+
+    `is_tied`: embedding and head are one matrix; `is_quantised`: the weights are stored in fewer bits than `dtype`.
+    """
 
     family: str
     layers: tuple[LayerShape, ...]
@@ -52,6 +55,8 @@ class ModelShape:
     positions: Literal["rotary", "learned", "none"]
     rope_type: str | None
     dtype: str
+    is_tied: bool = True
+    is_quantised: bool = False
 
     @classmethod
     def from_config(
@@ -88,6 +93,9 @@ class ModelShape:
             positions=_positions(text, family),
             rope_type=_rope_type(text, family),
             dtype=dtype,
+            is_tied={**outer.values, **text.values}.get("tie_word_embeddings")
+            is not False,  # left out where it is true
+            is_quantised="quantization_config" in config,
         )
 
     @property

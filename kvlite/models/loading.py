@@ -21,7 +21,7 @@ from kvlite.cache.cache import refused_kernels
 from kvlite.catalog.files import ModelFiles
 from kvlite.errors import BrokenModel, DoesNotFit, KvliteError, ModelError, OutOfMemory, UnsupportedModel, UsageError
 from kvlite.memory.format import dtype_name, human_bytes
-from kvlite.memory.prediction import WeightFacts, weight_term
+from kvlite.memory.prediction import weight_term
 from kvlite.memory.shape import ModelShape
 from kvlite.models.device import free_bytes, set_threads
 from kvlite.models.fusing import fuse, multiply_four_bit
@@ -93,8 +93,7 @@ def _shape(files: ModelFiles, dtype: str | None, device: torch.device) -> ModelS
 
 def _require_room(files: ModelFiles, shape: ModelShape, quant: str, device: torch.device) -> None:
     """Refuse weights that take more, once loaded, than is free."""
-    weights = WeightFacts.of(files.config, files.weight_bytes, files.parameters)
-    needed, free = weight_term(shape, weights, quant).predicted_bytes, free_bytes(device)
+    needed, free = weight_term(shape, files.weights, quant).predicted_bytes, free_bytes(device)
     if needed is not None and needed > free:
         raise DoesNotFit(
             f"the weights take {human_bytes(needed)} and {human_bytes(free)} are free on {device}; "
