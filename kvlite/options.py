@@ -89,7 +89,12 @@ def read_file_name(value: str) -> str:
 class ModelOptions:
     """The model, how it is loaded, and the cache it answers with."""
 
-    model: str = BUILT_IN_MODEL
+    model: str = argument(  # None on the command line where nobody names one
+        None,
+        metavar="MODEL",
+        complete="model",
+        help=f"{MODEL_HELP}; without one, the built-in {BUILT_IN_MODEL}.",
+    )
     think: Literal["auto", "on", "off"] = option("auto", help="Whether a thinking model thinks first.")
 
     kv_budget: str = _of_memory(

@@ -13,12 +13,11 @@ from kvlite.cli.prompts import STDIN, read_file, read_stdin
 from kvlite.cli.report import write_page
 from kvlite.console import Console
 from kvlite.errors import UsageError
-from kvlite.evaluation.evaluation import Evaluation, Pace
+from kvlite.evaluation.evaluation import Evaluation, Pace, Subject
 from kvlite.evaluation.journal import Journal
 from kvlite.evaluation.report import eval_json
 from kvlite.evaluation.suites import Suite
 from kvlite.evaluation.summary import Summary
-from kvlite.evaluation.tasks import Subject
 from kvlite.evaluation.variant import Variant
 from kvlite.evaluation.view import eval_page, headline, suite_section
 from kvlite.llm.spec import RunSpec
@@ -75,7 +74,7 @@ def evaluate(given: EvalOptions, options: ModelOptions, chunk: int | None, recor
     about = {
         "model": model.name,
         "identity": subject.identity,
-        "dtype": model.loaded.dtype_name,
+        "dtype": model.loaded.shape.dtype,
         "quant": model.loaded.quant,
         "device": model.loaded.device.type,
         "versions": installed_versions(),

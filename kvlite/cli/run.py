@@ -46,12 +46,12 @@ class RunOptions:
 def run(
     given: RunOptions,
     answer: AnswerOptions,
-    options: Annotated[ModelOptions, without("kv_per_seq")],
+    options: Annotated[ModelOptions, without("model", "kv_per_seq")],
     output: OutputOptions,
     call: Invocation,
 ) -> None:
     """Answer one prompt: stdin first, then files, then the words, a blank line between them."""
-    from kvlite.chat.single_turn import AnswerFormat
+    from kvlite.chat.display import AnswerFormat
     from kvlite.cli.answering import Answering, answer_once
     from kvlite.cli.prompts import STDIN, build_prompt, split_words
     from kvlite.deadline import Deadline
@@ -67,7 +67,7 @@ def run(
             shows_time=given.show_time,
         )
         asked = Answering(options, answer, output.report, call)
-        name, rest = split_words(given.words, given.model, call.chosen_model(None), out)
+        name, rest = split_words(given.words, given.model, call.with_model(options).model, out)
         prompt = build_prompt(rest, given.file, given.template)
         if rest == [*given.words] and rest[:1] in ([], [STDIN]):  # of any other first word, split_words has said it
             call.announce_built_in(given.model)

@@ -107,7 +107,7 @@ def from_flags(command: Callable[..., None], *more: Parameter) -> Callable[..., 
 
 def program_flags() -> list[Parameter]:
     """The program's own flags as they may stand after a command's name too: they add to what was given before it."""
-    _, options = _group(Annotated[ProgramOptions, without("version", "config")])
+    _, options = _group(Annotated[ProgramOptions, without("version", "config", "default_model")])
     again = [option._replace(default=None, flag=option.flag._replace(heading="Program")) for option in options]
     return [option.parameter(expose_value=False, envvar=None, callback=_accept) for option in again]
 
