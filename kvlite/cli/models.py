@@ -12,7 +12,7 @@ from kvlite.flags import argument, option
 from kvlite.options import ModelOptions
 
 if TYPE_CHECKING:
-    from kvlite.catalog.files import ModelFacts
+    from kvlite.catalog.files import ModelFiles
     from kvlite.catalog.listing import Listed
     from kvlite.catalog.names import ModelRef
 
@@ -78,12 +78,14 @@ def ls(call: Invocation) -> None:
 
 def show(options: Annotated[ModelOptions, only("model", "revision", "offline")], call: Invocation) -> None:
     """Show a model's layers, heads, KV bytes per token, sizes and licence; downloads no weights."""
-    from kvlite.catalog.files import model_card, model_facts
+    from kvlite.catalog.card import read_card
+    from kvlite.catalog.files import model_facts
     from kvlite.catalog.names import resolve_model
 
     out = call.console
     ref = resolve_model(call.with_model(options).model, revision=options.revision)
-    card, record = model_card(ref, offline=options.offline), _record(ref, model_facts(ref, offline=options.offline))
+    facts = model_facts(ref, offline=options.offline)
+    card, record = read_card(facts.folder), _record(ref, facts)
     if out.as_json:
         out.json(record | {"summary": card.summary}, indent=2)
         return
@@ -138,7 +140,7 @@ def _listed_record(model: Listed) -> dict[str, Any]:
     return record | {"modified": modified.isoformat().replace("+00:00", "Z")}
 
 
-def _record(ref: ModelRef, facts: ModelFacts) -> dict[str, Any]:
+def _record(ref: ModelRef, facts: ModelFiles) -> dict[str, Any]:
     """All that is known of a model; of one that kvlite cannot hold, the problem in place of its shape."""
     from kvlite.memory.shape import ModelShape
 
