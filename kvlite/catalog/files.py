@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from kvlite.catalog import hub
-from kvlite.catalog.card import CARD, Card, read_card
+from kvlite.catalog.card import read_card
 from kvlite.catalog.config import CONFIG, GENERATION, has_tokenizer, read_config, read_object
 from kvlite.catalog.hub_errors import describe, offline_error
 from kvlite.catalog.names import ModelRef, aliases
@@ -105,19 +105,6 @@ def local_files(
             say(f"downloading {wanted}")
         folder = hub.download(wanted)
     return files_in(ref, folder, allow_pickle=allow_pickle)
-
-
-def model_card(ref: ModelRef, *, offline: bool = False) -> Card:
-    """Read the model's card, from its folder or the Hub; an empty one when there is none or no network.
-
-    Raises ModelNotFound, GatedModel, HubUnreachable.
-    """
-    folder = ref.path or cached_snapshot(ref.repo or "", ref.revision)
-    if folder is not None and (ref.path or hub.is_offline(offline) or (folder / CARD).is_file()):
-        return read_card(folder)
-    if hub.is_offline(offline):
-        return Card()
-    return read_card(hub.fetch_small(hub.remote_repo(ref), CARD))
 
 
 def files_in(ref: ModelRef, folder: Path, *, allow_pickle: bool = False) -> ModelFiles:
