@@ -64,7 +64,7 @@ def evaluate(given: EvalOptions, options: ModelOptions, chunk: int | None, recor
     about = {
         "model": model.name,
         "identity": subject.identity,
-        "dtype": model.loaded.dtype_name,
+        "dtype": model.loaded.shape.dtype,
         "quant": model.loaded.quant,
         "device": model.loaded.device.type,
         "versions": installed_versions(),
