@@ -26,7 +26,6 @@ class Code(StrEnum):
     KV_BUDGET = "kv_budget_exceeded"
     OUT_OF_MEMORY = "out_of_memory"
     TIMEOUT = "timeout"
-    CANCELLED = "cancelled"
     INTERNAL = "internal_error"
 
     @property

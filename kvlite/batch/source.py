@@ -17,6 +17,8 @@ from hashlib import blake2b, sha256
 from io import UnsupportedOperation
 from itertools import chain, islice
 from pathlib import Path
+from queue import Empty, Queue
+from threading import Thread
 
 from kvlite.batch.codecs import decode_line, decode_simple, repeated
 from kvlite.batch.item import Code, Item, LineError, Place, digest
@@ -25,6 +27,7 @@ from kvlite.errors import UsageError
 from kvlite.options import BatchOptions
 
 STDIN = "-"
+NUM_AHEAD = 64  # items of a pipe that wait to be answered, at most
 
 _BOM = b"\xef\xbb\xbf"
 _LONGEST_CELL = 2**31 - 1  # characters; the csv module's own limit of 131,072 is shorter than a long prompt
@@ -185,6 +188,35 @@ def with_unique_ids(items: Iterable[Item]) -> Iterator[Item]:
     for item in items:
         first = first_lines.setdefault(digest(item.key), item.place.line)
         yield item if first == item.place.line else repeated(item, first)
+
+
+def read_ahead(source: Iterator[Item]) -> Iterator[Item | None]:
+    """Yield items read in a thread, so that a slow pipe delays no answer; None where the next one is not there yet.
+
+    Raises the errors of `source`. The thread never keeps the process alive, also while it waits for a line.
+    """
+    ready: Queue[Item | BaseException] = Queue(NUM_AHEAD)
+
+    def read() -> None:
+        try:
+            for item in source:
+                ready.put(item)
+            ready.put(StopIteration())
+        except BaseException as error:  # raised again where the items are awaited
+            ready.put(error)
+
+    Thread(target=read, name="read-ahead", daemon=True).start()
+    while True:
+        try:
+            item = ready.get_nowait()
+        except Empty:
+            yield None
+            continue
+        if isinstance(item, StopIteration):
+            return
+        if isinstance(item, BaseException):
+            raise item
+        yield item
 
 
 def parse_shard(written: str) -> tuple[int, int]:
