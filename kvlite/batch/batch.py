@@ -158,7 +158,7 @@ class Batch:
         if answers:
             self._recorder.sample()
         if outcome.failure is not None and self._options.out_format == "text":  # the text form has no place for it
-            self._console.warn(f"line {outcome.item.place.line}: {outcome.failure.message}")
+            self._console.warn(f"line {outcome.item.line}: {outcome.failure.message}")
         most = 1 if self._options.fail_fast else self._options.max_errors
         if most is not None and self._tally.failed >= most:
             beyond = ", or a higher --max-errors past those that always fail" if self._set_aside else ""
@@ -173,7 +173,7 @@ class Batch:
             if item is not None and item.failure is None:
                 if new := [name for name in item.ignored if name not in ignored]:
                     ignored.update(new)
-                    self._console.warn(f"line {item.place.line} has keys that are ignored: {', '.join(new)}")
+                    self._console.warn(f"line {item.line} has keys that are ignored: {', '.join(new)}")
                 if ignores_models and item.model is not None:
                     ignores_models = False
                     self._console.note("the models that lines name are ignored: -m names one for all")

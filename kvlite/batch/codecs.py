@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from kvlite.batch.item import Code, Failure, Form, Item, Json, LineError, Place
+from kvlite.batch.item import Code, Failure, Form, Item, Json, LineError
 from kvlite.batch.values import count, kind, mapping, number, parse_json, shallow, shown, string, text
 from kvlite.engine.request import Sampling
 from kvlite.errors import UsageError
@@ -24,10 +24,10 @@ _KNOWN_IN_BODY = frozenset(
 _KNOWN_IN_SIMPLE = _KNOWN_IN_BODY | {"id", "custom_id", "system", "metadata"}
 
 
-def decode_line(raw: bytes, place: Place, only: str = "auto") -> Item:
-    """Decode one line of JSON to an item, which says why where it cannot be asked; `only` names a form if not auto."""
+def decode_line(raw: bytes, item: Item, only: str = "auto") -> Item:
+    """Complete `item` by one line of JSON, or by the reason why it cannot be asked; `only` names a form if not auto."""
     form: Form = "openai" if only == "openai" or b'"body"' in raw else "simple"
-    item = Item(place, f"line-{place.line}", form)
+    item = replace(item, form=form)
     try:
         value = parse_json(raw)
         if isinstance(value, str):
@@ -67,7 +67,7 @@ def decode_simple(value: Json, item: Item) -> Item:
 
 def repeated(item: Item, first_line: int) -> Item:
     """Refuse `item` because line `first_line` has its id already."""
-    message = f"line {item.place.line} has the id {shown(item.key)} of line {first_line}; ids must differ"
+    message = f"line {item.line} has the id {shown(item.key)} of line {first_line}; ids must differ"
     return replace(item, failure=Failure(Code.DUPLICATE, message, "custom_id" if item.form == "openai" else "id"))
 
 
