@@ -214,11 +214,10 @@ class Batch:
         """Make the error that ends a batch from outside, with the command that continues it."""
         of = f" of {self._tally.total}" if self._tally.total is not None else ""
         where = f"after {self._num_records}{of} records{self._way_on()}"
-        match stop:
-            case TimeLimit():
-                return TimeLimit(f"--max-time of {self._options.max_time:g} s is over {where}")
-            case Terminated():
-                return Terminated(f"terminated {where}")
+        if isinstance(stop, TimeLimit):
+            return TimeLimit(f"--max-time of {self._options.max_time:g} s is over {where}")
+        if isinstance(stop, Terminated):
+            return Terminated(f"terminated {where}")
         return Interrupted(f"interrupted {where}")
 
     def _way_on(self) -> str:
