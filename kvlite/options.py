@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -78,10 +79,13 @@ def read_batch_size(value: str) -> str:
 
 
 def read_file_name(value: str) -> str:
-    """The path of a file that can be there: no folder, and in one."""
-    if Path(value).is_dir() or not Path(value).parent.is_dir():
-        what = "a folder" if Path(value).is_dir() else "no such folder"
+    """The path of a file that can be written: no folder, and in one."""
+    path = Path(value)
+    if path.is_dir() or not path.parent.is_dir():
+        what = "a folder" if path.is_dir() else "no such folder"
         raise ValueError(f"{value}: {what}; give a file's name")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise ValueError(f"{value} may not be written; give another file")
     return value
 
 
@@ -89,7 +93,12 @@ def read_file_name(value: str) -> str:
 class ModelOptions:
     """The model, how it is loaded, and the cache it answers with."""
 
-    model: str = BUILT_IN_MODEL
+    model: str = argument(  # None on the command line where nobody names one
+        None,
+        metavar="MODEL",
+        complete="model",
+        help=f"{MODEL_HELP}; without one, the built-in {BUILT_IN_MODEL}.",
+    )
     think: Literal["auto", "on", "off"] = option("auto", help="Whether a thinking model thinks first.")
 
     kv_budget: str = _of_memory(

@@ -33,17 +33,6 @@ ChatMessage = dict[str, str]
 """One message: `role`, `content` and, for answers, `finish_reason`; just as templates and session files hold it."""
 
 
-def check_name(name: str) -> str:
-    """Return `name` where it is a safe file name; raises UsageError with the rule otherwise."""
-    is_safe = _NAME.fullmatch(name) and ".." not in name and not name.endswith(".") and not _DEVICE.fullmatch(name)
-    if not is_safe or len(name) > MAX_NAME:
-        raise UsageError(
-            f"{name[:MAX_NAME]!r} is no session name; use letters, digits, '.', '_' and '-', at most {MAX_NAME}, "
-            "not starting or ending with a dot"
-        )
-    return name
-
-
 class SessionFolder:
     """The folder of saved sessions, in the user's data directory unless given."""
 
@@ -55,9 +44,15 @@ class SessionFolder:
     def file(self, name: str) -> SessionFile:
         """Return the session of this name, which need not exist yet.
 
-        Raises UsageError where the name is unsafe or a link leads elsewhere.
+        Raises UsageError where the name is no safe file name, or is a link that leads elsewhere.
         """
-        path = self.folder / f"{check_name(name)}{SUFFIX}"
+        is_safe = _NAME.fullmatch(name) and ".." not in name and not name.endswith(".") and not _DEVICE.fullmatch(name)
+        if not is_safe or len(name) > MAX_NAME:
+            raise UsageError(
+                f"{name[:MAX_NAME]!r} is no session name; use letters, digits, '.', '_' and '-', at most {MAX_NAME}, "
+                "not starting or ending with a dot"
+            )
+        path = self.folder / f"{name}{SUFFIX}"
         if path.resolve().parent != self.folder.resolve():
             raise UsageError(f"session {name} is a link out of {self.folder}; remove the link or choose another name")
         return SessionFile(name, path)

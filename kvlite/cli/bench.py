@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
-from kvlite.cli.invocation import Invocation, model_argument
+from kvlite.cli.invocation import Invocation
 from kvlite.cli.signature import only, without
 from kvlite.errors import UsageError
 from kvlite.flags import option
@@ -22,9 +22,8 @@ _TIMES = {"": 1, "k": 1_000, "M": 1_000_000}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BenchOptions:
-    """The model to measure, and the numbers of tokens."""
+    """The numbers of tokens to measure with."""
 
-    model: str | None = model_argument()
     prompt: str = option("128,1k", metavar="N,N", help="Lengths of prompts, fed to the first token.")
     context: str = option("128,1k,8k", metavar="N,N", help="Decode after this many tokens, such as 500,8k.")
     drift: str = option(
@@ -66,7 +65,7 @@ def bench(
     age_s, workload, out = process_age_s(), given.workload(), call.console
     with call.start_recorder("bench", output.report) as recorder, out.progress() as progress:
         progress.update("loading")
-        spec = RunSpec.of(replace(options, model=call.chosen_model(given.model)))
+        spec = RunSpec.of(call.with_model(options))
         start = time.perf_counter()
         import_engine()
         from kvlite.speed.measurement import Measurement

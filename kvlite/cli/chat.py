@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
-from kvlite.cli.invocation import Invocation, model_argument
+from kvlite.cli.invocation import Invocation
 from kvlite.cli.signature import without
 from kvlite.errors import UsageError
 from kvlite.flags import option
@@ -18,9 +18,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChatOptions:
-    """The model to talk with, the session, and the look of the chat."""
+    """The session, and the look of the chat."""
 
-    model: str | None = model_argument()
     continues: bool = option(False, "-c", "--continue", from_settings=False, help="Go on with the last saved session.")
     session: str | None = option(
         None, metavar="NAME", from_settings=False, help="Go on with this session, or begin it."
@@ -45,12 +44,12 @@ def chat(
     from kvlite.deadline import Deadline
 
     out = call.console
-    asked = Answering(replace(options, model=call.chosen_model(given.model)), answer, output.report, call)
+    asked = Answering(call.with_model(options), answer, output.report, call)
     if has_user():
         if out.as_json:
             raise UsageError("a chat at a terminal has no --json; use kvlite run --json, or pipe the question in")
         name = _session_to_open(given.continues, given.session)
-        call.announce_built_in(given.model)
+        call.announce_built_in(options.model)
         _talk(asked, given, name, shows_thinking=output.show_thinking)
         return
     if given.continues or given.session:
@@ -58,7 +57,7 @@ def chat(
     words = [] if given.prompt is None else [given.prompt]
     form = AnswerFormat(streams=not out.as_json, as_json=out.as_json, shows_thinking=output.show_thinking)
     text = build_prompt(words, [], None)
-    call.announce_built_in(given.model)
+    call.announce_built_in(options.model)
     answer_once(asked, text, form, Deadline(None), command="chat")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
-from kvlite.cli.invocation import Invocation, model_argument
+from kvlite.cli.invocation import Invocation
 from kvlite.cli.signature import only
 from kvlite.errors import ModelError, ModelNotFound, UsageError
 from kvlite.flags import argument, option
@@ -24,13 +24,6 @@ class PullOptions:
     """The model to download."""
 
     model: str = argument(metavar="MODEL", complete="model", help=_NAME_HELP)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ShowOptions:
-    """The model to show."""
-
-    model: str | None = model_argument()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,22 +76,23 @@ def ls(call: Invocation) -> None:
             out.detail(f"{model.name}: {model.problem}")
 
 
-def show(options: Annotated[ModelOptions, only("revision", "offline")], given: ShowOptions, call: Invocation) -> None:
+def show(options: Annotated[ModelOptions, only("model", "revision", "offline")], call: Invocation) -> None:
     """Show a model's layers, heads, KV bytes per token, sizes and licence; downloads no weights."""
-    from kvlite.catalog.files import model_card, model_facts
+    from kvlite.catalog.card import read_card
+    from kvlite.catalog.files import model_facts
     from kvlite.catalog.names import resolve_model
 
     out = call.console
-    ref = resolve_model(call.chosen_model(given.model), revision=options.revision)
-    card, record = model_card(ref, offline=options.offline), _record(ref, model_facts(ref, offline=options.offline))
+    ref = resolve_model(call.with_model(options).model, revision=options.revision)
+    record = _record(ref, model_facts(ref, offline=options.offline))
     if out.as_json:
-        out.json(record | {"summary": card.summary}, indent=2)
+        out.json(record, indent=2)
         return
     for label, value in _lines(record):
         out.line(f"{label:<14}{value}")
-    if card.text:
+    if ref.path is not None and ref.is_demo:
         out.line()
-        out.line(card.text if ref.is_demo else card.summary)
+        out.line(read_card(ref.path).text)
 
 
 def rm(options: Annotated[ModelOptions, only("revision")], given: RemoveOptions, call: Invocation) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from kvlite.engine.request import FinishReason, Request
 from kvlite.errors import ContextFull
 from kvlite.evaluation.conversation import Conversation
-from kvlite.evaluation.results import Answered, QuestionResult
+from kvlite.evaluation.journal import Answered, QuestionResult
 from kvlite.evaluation.suites import opening
 from kvlite.llm.answer import Answer, stream_answers
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from kvlite.evaluation.conclusion import conclusion
 from kvlite.evaluation.intervals import Estimate
-from kvlite.evaluation.results import Answered
+from kvlite.evaluation.journal import Answered
 from kvlite.evaluation.summary import Line, Summary
 
 

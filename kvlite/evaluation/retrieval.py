@@ -10,13 +10,12 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping
 
-from kvlite.evaluation.conversation import Conversation
-from kvlite.evaluation.script import Fact, Script, filled
+from kvlite.evaluation.conversation import Conversation, Fact, Script, filled, read_facts
 from kvlite.evaluation.vocabulary import Split, content
 
 _CONTENT = content("retrieval.toml")
 _LABELS, _KEYS, _MONTHS, _PLACES = (_CONTENT[name].split() for name in ("labels", "keys", "months", "places"))
-_KINDS = tuple(map(Fact.of, _CONTENT["kinds"]))
+_KINDS = read_facts(_CONTENT["kinds"])
 
 
 def write_needle(seed: str, turns: int, split: Split) -> Conversation:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from bisect import bisect
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import accumulate, chain, cycle
 from typing import TYPE_CHECKING
 
@@ -64,18 +62,18 @@ class Suite:
         """The name of the material: suites that share it measure the same runs and report other figures."""
         return "text" if self.is_forced else self.name
 
-    def key(self) -> dict[str, object]:
-        """The settings that decide the content of conversation n, however many there are."""
-        return {**{name: value for name, value in asdict(self).items() if name != "count"}, "name": self.material}
-
     def conversations(self, text: ChatText) -> list[Conversation]:
         """The conversations, each cut where `text` counts `length` tokens."""
         write = WRITERS.get(self.name, write_recall)
         sample = write(f"{self.seed}/length", _SAMPLE_TURNS, self.split)
-        a_turn = max(1.0, sum(_sizes(text, sample)) / len(sample.turns))
+        a_turn = max(1.0, sum(turn_tokens(text, sample)) / len(sample.turns))
         turns = max(1, int(self.length / a_turn))
-        written = (write(f"{self.seed}/{self.material}/{number}", turns, self.split) for number in range(self.count))
-        return [each.first(max(1, bisect(list(accumulate(_sizes(text, each))), self.length))) for each in written]
+        found = []
+        for number in range(self.count):
+            written = write(f"{self.seed}/{self.material}/{number}", turns, self.split)
+            ends = list(accumulate(turn_tokens(text, written)))
+            found.append(Conversation(written.turns[: max(1, bisect(ends, self.length))]))
+        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,10 +82,6 @@ class ForcedText:
 
     ids: tuple[int, ...]
     scored: tuple[bool, ...]
-
-    def key(self) -> str:
-        """A checksum of both."""
-        return hashlib.sha256(json.dumps([self.ids, self.scored]).encode()).hexdigest()[:16]
 
 
 def dialogue_texts(suite: Suite, text: ChatText) -> list[ForcedText]:
@@ -121,11 +115,6 @@ def file_texts(suite: Suite, text: ChatText, content: str) -> list[ForcedText]:
     return texts
 
 
-def written_tokens(text: ChatText, conversation: Conversation) -> int:
-    """Tokens of a conversation with its right answers."""
-    return sum(_sizes(text, conversation))
-
-
 def opening(text: ChatText, conversation: Conversation) -> Encoded:
     """The first message as the template writes it."""
     return text.conversation([{"role": "user", "content": conversation.turns[0].user}])
@@ -138,5 +127,6 @@ def _encoded(text: ChatText, conversation: Conversation) -> list[tuple[tuple[int
     return [(prompt.ids, text.written(turn.answer)) for prompt, turn in zip(prompts, conversation.turns, strict=True)]
 
 
-def _sizes(text: ChatText, conversation: Conversation) -> list[int]:
+def turn_tokens(text: ChatText, conversation: Conversation) -> list[int]:
+    """Tokens of each turn with its right answer."""
     return [len(prompt) + len(answer) for prompt, answer in _encoded(text, conversation)]

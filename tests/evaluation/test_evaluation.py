@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,12 +12,10 @@ import pytest
 from kvlite.cache.policy import load_policy
 from kvlite.console import Console
 from kvlite.evaluation import evaluation as timing
-from kvlite.evaluation.evaluation import Evaluation, Pace
-from kvlite.evaluation.journal import Journal
-from kvlite.evaluation.results import Result
+from kvlite.evaluation.evaluation import Evaluation, Pace, Subject
+from kvlite.evaluation.journal import Journal, Result
 from kvlite.evaluation.suites import Suite
 from kvlite.evaluation.summary import Summary
-from kvlite.evaluation.tasks import Subject
 from kvlite.evaluation.variant import Variant
 from kvlite.llm.spec import RunSpec
 from kvlite.llm.text_model import TextModel
@@ -87,7 +86,7 @@ def test_divergence_and_perplexity_of_the_same_text_are_measured_once(subject: S
     assert results(kl) == results(ppl) != results(recall)
 
 
-def results(found: Summary) -> list[tuple[Result, ...]]:
+def results(found: Summary) -> list[Sequence[Result]]:
     return [line.results for line in found.lines]
 
 
