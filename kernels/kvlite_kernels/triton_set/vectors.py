@@ -45,10 +45,10 @@ def queries(p_q, o_t, m_t, s_q, D: tl.constexpr, PAD_D: tl.constexpr, BITS: tl.c
 
 
 @triton.jit
-def head_of(p, slot, D: tl.constexpr, BITS: tl.constexpr):
-    """The start of a head: `slot` counts elements of numbers, and slots of codes."""
+def head_of(p, p_scale, slot, D: tl.constexpr, BITS: tl.constexpr, GROUP: tl.constexpr):
+    """The start of a head and of its scales: `slot` counts elements of numbers, and slots of codes."""
     WIDTH: tl.constexpr = 1 if BITS == 0 else (D if BITS == 8 else (D + 1) // 2)
-    return p + slot * WIDTH
+    return p + slot * WIDTH, p_scale + slot * (D // GROUP)
 
 
 @triton.jit
