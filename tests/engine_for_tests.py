@@ -15,7 +15,6 @@ from kvlite.memory.budget import Budget
 from kvlite.memory.format import slot_format
 from kvlite.memory.plan import plan_cache
 from kvlite.memory.shape import ModelShape
-from kvlite.models.attention_interface import register
 from kvlite.models.hybrid import HybridState
 from kvlite.models.loaded import LoadedModel
 from kvlite.models.verify import admit
@@ -27,10 +26,9 @@ def shape_of(model: PreTrainedModel) -> ModelShape:
 
 def admitted(model: PreTrainedModel, shape: ModelShape | None = None) -> LoadedModel:
     """`model` behind the gate, in fp32 on the CPU, without a tokenizer."""
-    register()
     shape = shape or shape_of(model)
     has_state = any(layer.state_bytes for layer in shape.layers)
-    state = HybridState(model.config) if has_state else None
+    state = HybridState(config=model.config) if has_state else None
     device = torch.device("cpu")
     return admit(LoadedModel(model, None, shape, torch.float32, device, "none", state=state))  # type: ignore[arg-type]
 

@@ -29,12 +29,6 @@ def read_config(folder: Path) -> dict[str, Any]:
     return read_object(path)
 
 
-def read_generation(folder: Path) -> dict[str, Any]:
-    """Read the folder's generation_config.json, empty without one. Raises BrokenModel when it cannot be read."""
-    path = folder / GENERATION
-    return read_object(path) if path.is_file() else {}
-
-
 def read_object(path: Path) -> dict[str, Any]:
     """Read a JSON file that must hold an object. Raises BrokenModel when it does not."""
     try:

@@ -1,19 +1,19 @@
 """Find the files and facts of a model: on this machine where they are here, else from the Hub."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from kvlite.catalog import hub
-from kvlite.catalog.card import CARD, Card, read_card
-from kvlite.catalog.config import CONFIG, GENERATION, has_tokenizer, read_config, read_generation, read_object
-from kvlite.catalog.hub_errors import describe, offline_error
+from kvlite.catalog.card import read_card
+from kvlite.catalog.config import CONFIG, GENERATION, has_tokenizer, read_config, read_object
 from kvlite.catalog.names import ModelRef, aliases
 from kvlite.catalog.snapshots import cached_snapshot, missing_parts
-from kvlite.catalog.weights import Weights, read_weights, refuse_other_formats, weight_files, weight_names
+from kvlite.catalog.weights import read_weights, refuse_other_formats, weight_files, weight_names
 from kvlite.errors import BrokenModel
+from kvlite.memory.prediction import Weights
 
 _DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
@@ -22,16 +22,14 @@ _DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 class ModelFacts:
     """Facts known of a model without loading it.
 
-    `weight_bytes` is None when there are no weights to measure (a folder with only config.json), `parameters` also
-    for pickles; `by_dtype` is bytes per safetensors dtype. `revision` is the commit, None for a folder.
+    `weights` is None when there are none to measure (a folder with only config.json), `revision`, the commit, for a
+    folder.
     """
 
     ref: ModelRef
     config: Mapping[str, Any]
     generation: Mapping[str, Any]
-    weight_bytes: int | None = None
-    parameters: int | None = None
-    by_dtype: Mapping[str, int] = field(default_factory=dict)
+    weights: Weights | None = None
     repo: str | None = None
     revision: str | None = None
     license: str | None = None
@@ -39,8 +37,9 @@ class ModelFacts:
     @property
     def stored_dtype(self) -> str | None:
         """The float type most weight bytes are stored in (`bfloat16`); None when unknown."""
-        floats = {dtype: size for dtype, size in self.by_dtype.items() if dtype in _DTYPES}
-        return _DTYPES[max(floats, key=floats.__getitem__)] if floats else None
+        sizes = self.weights.by_dtype if self.weights else {}
+        most = max((dtype for dtype in _DTYPES if dtype in sizes), key=sizes.__getitem__, default=None)
+        return most and _DTYPES[most]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,20 +73,10 @@ def model_facts(ref: ModelRef, *, offline: bool = False) -> ModelFacts:
     if snapshot is not None and (not missing or (hub.is_offline(offline) and CONFIG not in missing)):
         return ModelFacts(**_facts_in(ref, snapshot))
     if hub.is_offline(offline):
-        raise offline_error(ref, [CONFIG])
+        raise hub.offline_error(ref, [CONFIG])
     remote = hub.remote_repo(ref)
-    config = hub.fetch_config(remote)
-    generation = hub.fetch_small(remote, GENERATION)
-    weights = hub.remote_weights(remote)
-    return ModelFacts(
-        ref=ref,
-        config=read_object(config),
-        generation=read_object(generation) if generation else {},
-        **_measured(weights),
-        repo=remote.repo,
-        revision=remote.commit,
-        license=remote.license,
-    )
+    folder = hub.fetch_small(remote, CONFIG, GENERATION)
+    return ModelFacts(**_facts_in(ref, folder) | {"weights": hub.remote_weights(remote), "license": remote.license})
 
 
 def local_files(
@@ -109,31 +98,17 @@ def local_files(
     missing = missing_parts(folder, allow_pickle=allow_pickle)
     if folder is None or missing:
         if hub.is_offline(offline):
-            raise offline_error(ref, missing)
-        wanted = hub.offer(hub.remote_repo(ref), allow_pickle=allow_pickle)
+            raise hub.offline_error(ref, missing)
+        wanted = hub.offer(ref, allow_pickle=allow_pickle)
         if say is not None:
             say(f"downloading {wanted}")
         folder = hub.download(wanted)
     return files_in(ref, folder, allow_pickle=allow_pickle)
 
 
-def model_card(ref: ModelRef, *, offline: bool = False) -> Card:
-    """Read the model's card, from its folder or the Hub; an empty one when there is none or no network.
-
-    Raises ModelNotFound, GatedModel, HubUnreachable.
-    """
-    folder = ref.path or cached_snapshot(ref.repo or "", ref.revision)
-    if folder is not None and (ref.path or hub.is_offline(offline) or (folder / CARD).is_file()):
-        return read_card(folder)
-    if hub.is_offline(offline):
-        return Card()
-    path = hub.fetch_small(hub.remote_repo(ref), CARD)
-    return read_card(path.parent) if path else Card()
-
-
 def files_in(ref: ModelRef, folder: Path, *, allow_pickle: bool = False) -> ModelFiles:
     """Read and check a complete model in `folder`. Raises UnsupportedModel or BrokenModel naming the file at fault."""
-    name = str(folder) if ref.path else describe(ref)
+    name = str(folder) if ref.path else hub.describe(ref)
     names = [path.name for path in folder.iterdir()]
     if CONFIG not in names:
         refuse_other_formats(names, model=name)
@@ -146,25 +121,19 @@ def files_in(ref: ModelRef, folder: Path, *, allow_pickle: bool = False) -> Mode
 
 def _facts_in(ref: ModelRef, folder: Path) -> dict[str, Any]:
     """Read the fields of ModelFacts from a folder; a snapshot may lack its weights, a user's folder any of them."""
-    config = read_config(folder)
+    config, generation = read_config(folder), folder / GENERATION
     names = weight_files(folder)
     is_whole = all((folder / name).is_file() for name in names)
     weights = read_weights(folder) if is_whole or ref.path else None
-    pickle_bytes = sum((folder / name).stat().st_size for name in names) if names and is_whole else None
+    if weights is None and names and is_whole:  # pickles
+        weights = Weights(sum((folder / name).stat().st_size for name in names))
     alias = aliases().get(ref.alias or "")
     return {
         "ref": ref,
         "config": config,
-        "generation": read_generation(folder),
-        "weight_bytes": pickle_bytes,
-        **_measured(weights),
+        "generation": read_object(generation) if generation.is_file() else {},
+        "weights": weights,
         "repo": ref.repo,
         "revision": folder.name if ref.repo else None,
         "license": read_card(folder).license or (alias.licence if alias else None),
     }
-
-
-def _measured(weights: Weights | None) -> dict[str, Any]:
-    if weights is None:
-        return {}
-    return {"weight_bytes": weights.bytes, "parameters": weights.parameters, "by_dtype": weights.by_dtype}

@@ -8,12 +8,11 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from kvlite.errors import BrokenModel, UnsupportedModel
+from kvlite.memory.prediction import Weights
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -24,15 +23,6 @@ _LONGEST_HEADER = 100_000_000  # the format's own limit, so that a damaged lengt
 _AGAIN = "get the file again (a model of the Hub: `kvlite rm`, then `kvlite pull`)"
 _SMALL_SUFFIXES = (".json", ".jinja", ".model", ".txt", ".tiktoken", ".py")
 _SMALL_NAMES = ("README.md", "LICENSE", "LICENSE.md", "NOTICE", "USE_POLICY.md")
-
-
-@dataclass(frozen=True, slots=True)
-class Weights:
-    """Sizes of a model's tensors. `by_dtype` is bytes per safetensors dtype (`BF16`, `F32`, `U8`, ...)."""
-
-    bytes: int
-    parameters: int
-    by_dtype: Mapping[str, int]
 
 
 def weight_files(folder: Path) -> list[str]:
@@ -101,15 +91,17 @@ def read_weights(folder: Path) -> Weights | None:
         return None
     headers = {name: _read_header(folder / name) for name in names}
     if names != [SINGLE]:
-        _check_index(read_index(folder / INDEX), headers, folder)
-    return weigh(headers.values())
+        for tensor, shard in read_index(folder / INDEX).items():
+            if tensor not in headers[shard]:
+                raise BrokenModel(f"{folder / shard} lacks tensor {tensor!r}, which {INDEX} places there; {_AGAIN}")
+    return weigh(tensor for header in headers.values() for tensor in header.values())
 
 
-def weigh(headers: Iterable[Mapping[str, Any]]) -> Weights:
-    """Sum the tensors of several headers, each a mapping of tensor name to dtype, shape and data_offsets."""
+def weigh(tensors: Iterable[Mapping[str, Any]]) -> Weights:
+    """Sum tensors, each the dtype, shape and data_offsets of a header."""
     by_dtype: Counter[str] = Counter()
     parameters = 0
-    for tensor in chain.from_iterable(header.values() for header in headers):
+    for tensor in tensors:
         start, end = tensor["data_offsets"]
         by_dtype[tensor["dtype"]] += end - start
         parameters += math.prod(tensor["shape"])
@@ -120,8 +112,8 @@ def read_index(path: Path) -> dict[str, str]:
     """Read the map from tensor to shard of an index file. Raises BrokenModel when it is not one."""
     try:
         weight_map = json.loads(path.read_bytes())["weight_map"]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise BrokenModel(f"{path} is not an index of shards (no readable weight_map); {_AGAIN}") from error
+    except (ValueError, KeyError, TypeError, RecursionError):
+        weight_map = None
     except OSError as error:
         raise BrokenModel(f"{path} cannot be read: {error.strerror}") from error
     if not isinstance(weight_map, dict) or not weight_map:
@@ -162,9 +154,3 @@ def _is_tensor(value: object) -> bool:
         case {"dtype": str(), "shape": list(shape), "data_offsets": [start, end]}:
             return all(type(count) is int and count >= 0 for count in (*shape, start, end)) and start <= end
     return False
-
-
-def _check_index(weight_map: Mapping[str, str], headers: Mapping[str, Mapping[str, Any]], folder: Path) -> None:
-    for tensor, shard in weight_map.items():
-        if tensor not in headers[shard]:
-            raise BrokenModel(f"{folder / shard} lacks tensor {tensor!r}, which {INDEX} places there; {_AGAIN}")

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 from prompt_toolkit import PromptSession
 from prompt_toolkit.application import run_in_terminal
-from prompt_toolkit.completion import CompleteEvent, Completer, Completion
-from prompt_toolkit.document import Document
+from prompt_toolkit.completion import WordCompleter
 from prompt_toolkit.enums import EditingMode
 from prompt_toolkit.filters import completion_is_selected, has_completions
 from prompt_toolkit.history import FileHistory, History, InMemoryHistory
@@ -22,7 +21,7 @@ from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.output import create_output
 
 from kvlite.chat.loop import QUOTES
-from kvlite.chat.slash_commands import words
+from kvlite.chat.slash_commands import BY_NAME
 
 
 class Terminal:
@@ -34,7 +33,7 @@ class Terminal:
             multiline=True,
             prompt_continuation="... ",
             history=_history(history),
-            completer=CommandCompleter(),
+            completer=command_completer(),
             complete_while_typing=True,
             key_bindings=_bindings(),
             bottom_toolbar=status,
@@ -94,15 +93,10 @@ class Terminal:
                 self._waiting.popleft()()
 
 
-class CommandCompleter(Completer):
-    """Completion of a slash command at the start of the text."""
-
-    def get_completions(self, document: Document, complete_event: CompleteEvent) -> Iterator[Completion]:
-        typed = document.text_before_cursor
-        if typed.startswith("/") and not any(character.isspace() for character in typed):
-            for word, summary in words():
-                if word.startswith(typed):
-                    yield Completion(word, start_position=-len(typed), display_meta=summary)
+def command_completer() -> WordCompleter:
+    """Complete a slash command at the start of the text."""
+    summaries = {f"/{name}": command.summary for name, command in BY_NAME.items()}
+    return WordCompleter(list(summaries), meta_dict=summaries, sentence=True)
 
 
 def is_open_block(text: str) -> bool:

@@ -36,13 +36,18 @@ app = typer.Typer(
 
 def program(given: ProgramOptions, ctx: typer.Context, call: Invocation) -> None:
     """Chat with and batch-generate from Hugging Face models inside a fixed KV-cache byte budget."""
+    from kvlite.cli.settings import PROGRAM_ITSELF, load_settings
+
     call.program = given
     if given.version:
         _show_version(call)
     if ctx.invoked_subcommand is None:
         typer.echo(ctx.get_help(), err=True)
         raise typer.Exit(2)
-    _apply_settings(ctx, call)
+    settings = load_settings(ctx, given.config)
+    weaker = {name: value for name, value in settings[PROGRAM_ITSELF].items() if not call.is_given(name)}
+    call.program = replace(given, **weaker)
+    ctx.default_map = dict(settings)
 
 
 app.callback(invoke_without_command=True)(from_flags(program))
@@ -97,16 +102,6 @@ def _show_version(call: Invocation) -> NoReturn:
     else:
         call.console.line(f"{PROGRAM} {found['kvlite'] or 'unknown (not installed)'}")
     raise typer.Exit
-
-
-def _apply_settings(ctx: typer.Context, call: Invocation) -> None:
-    from kvlite.cli.settings import load_settings
-
-    settings = load_settings(ctx, call.program.config)
-    weaker = {name: value for name, value in settings.of_program.items() if call.sources[name] == "default"}
-    call.program = replace(call.program, **weaker)
-    call.default_model = os.environ.get("KVLITE_MODEL") or settings.default_model
-    ctx.default_map = dict(settings.of_command)
 
 
 def _explain(error: BaseException, call: Invocation) -> int:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
-from kvlite.flags import argument, option
-from kvlite.options import BUILT_IN_MODEL, MODEL
+from kvlite.flags import option
+from kvlite.options import BUILT_IN_MODEL, ModelOptions
 
 if TYPE_CHECKING:
     from kvlite.console import Console
@@ -17,27 +17,11 @@ if TYPE_CHECKING:
 
 NEXT_MODEL = "a small demonstration; a real model to try next: qwen2.5-0.5b"
 UNNAMED = f"no model is named: the built-in demo answers, {NEXT_MODEL}"
-_MODEL_HELP = "Alias, org/name[@revision] or folder"
-
-
-def model_argument() -> Any:
-    """A field for the model, given as the argument of a command that does without one."""
-    help = f"{_MODEL_HELP}; without one, the built-in {BUILT_IN_MODEL}."
-    return argument(None, metavar="MODEL", complete="model", help=help)
-
-
-def model_option() -> Any:
-    """A field for the model of commands whose other words, or whose input, may name one too.
-
-    KVLITE_MODEL and the config are weaker than these: `Invocation.default_model`.
-    """
-    help = f"{_MODEL_HELP}."
-    return option(None, "-m", metavar="MODEL", heading=MODEL, complete="model", from_settings=False, help=help)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProgramOptions:
-    """The program's own flags, which all but the first and the last may stand after a command's name too."""
+    """The program's own flags; those of the output may stand after a command's name too."""
 
     version: bool = option(False, "-V", "--version", from_settings=False, help="Show the version; --json adds others.")
     quiet: bool = option(False, "-q", help="Only the answer, or one id per line.")
@@ -46,17 +30,16 @@ class ProgramOptions:
     plain: bool = option(False, help="No colour, no moving lines.")
     as_json: bool = option(False, "--json", help="Machine-readable output on stdout.")
     config: Path | None = option(None, metavar="PATH", help="Read only this file.")
+    default_model: str | None = option(
+        None, metavar="MODEL", variables=("KVLITE_MODEL",), complete="model", help="The model where none is named."
+    )
 
 
 @dataclass
 class Invocation:
-    """One call: the program's flags as given so far, and `sources`, the origin of each of the command's values.
-
-    `default_model` is the model of `KVLITE_MODEL` or of a config file.
-    """
+    """One call: the program's flags as given so far, and `sources`, the origin of each of the command's values."""
 
     program: ProgramOptions = field(default_factory=ProgramOptions)
-    default_model: str | None = None
     sources: dict[str, str] = field(default_factory=dict)
 
     @cached_property
@@ -73,16 +56,17 @@ class Invocation:
         """True where a flag, a variable or a file gives this option of the command."""
         return self.sources[name] != "default"
 
-    def chosen_model(self, named: str | None) -> str:
-        """The model `named` on the command line, else the user's default, else the built-in one.
+    def with_model(self, options: ModelOptions) -> ModelOptions:
+        """Options with the model they name, else the user's default, else the built-in one.
 
         An empty name stays what it is: a shell variable that is not set must not choose another model.
         """
-        return named if named is not None else self.default_model or BUILT_IN_MODEL
+        named = options.model
+        return options if named is not None else replace(options, model=self.program.default_model or BUILT_IN_MODEL)
 
     def announce_built_in(self, named: str | None) -> None:
         """Say on stderr that nobody named a model and the built-in one answers; nothing if somebody did."""
-        if named is None and not self.default_model:
+        if named is None and not self.program.default_model:
             self.console.note(UNNAMED)
 
     def start_recorder(self, command: str, report: str) -> Recorder:

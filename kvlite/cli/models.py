@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
-from kvlite.cli.invocation import Invocation, model_argument
+from kvlite.cli.invocation import Invocation
 from kvlite.cli.signature import only
 from kvlite.errors import ModelError, ModelNotFound, UsageError
 from kvlite.flags import argument, option
@@ -27,13 +27,6 @@ class PullOptions:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ShowOptions:
-    """The model to show."""
-
-    model: str | None = model_argument()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class RemoveOptions:
     """The model to delete."""
 
@@ -46,7 +39,7 @@ def pull(
 ) -> None:
     """Download a model, or what is missing of it, and print the folder it lies in."""
     from kvlite.catalog.files import files_in
-    from kvlite.catalog.hub import download, offer, remote_repo
+    from kvlite.catalog.hub import download, offer
     from kvlite.catalog.names import resolve_model
 
     out = call.console
@@ -55,7 +48,7 @@ def pull(
     if folder is not None:
         out.note(f"{ref} is on this machine already; there is nothing to download")
     else:
-        wanted = offer(remote_repo(ref), allow_pickle=options.allow_pickle)
+        wanted = offer(ref, allow_pickle=options.allow_pickle)
         out.note(str(wanted))
         folder = download(wanted, progress=out.has_live_stderr and not out.quiet)
     files = files_in(ref, folder, allow_pickle=options.allow_pickle)
@@ -83,22 +76,23 @@ def ls(call: Invocation) -> None:
             out.detail(f"{model.name}: {model.problem}")
 
 
-def show(options: Annotated[ModelOptions, only("revision", "offline")], given: ShowOptions, call: Invocation) -> None:
+def show(options: Annotated[ModelOptions, only("model", "revision", "offline")], call: Invocation) -> None:
     """Show a model's layers, heads, KV bytes per token, sizes and licence; downloads no weights."""
-    from kvlite.catalog.files import model_card, model_facts
+    from kvlite.catalog.card import read_card
+    from kvlite.catalog.files import model_facts
     from kvlite.catalog.names import resolve_model
 
     out = call.console
-    ref = resolve_model(call.chosen_model(given.model), revision=options.revision)
-    card, record = model_card(ref, offline=options.offline), _record(ref, model_facts(ref, offline=options.offline))
+    ref = resolve_model(call.with_model(options).model, revision=options.revision)
+    record = _record(ref, model_facts(ref, offline=options.offline))
     if out.as_json:
-        out.json(record | {"summary": card.summary}, indent=2)
+        out.json(record, indent=2)
         return
     for label, value in _lines(record):
         out.line(f"{label:<14}{value}")
-    if card.text:
+    if ref.path is not None and ref.is_demo:
         out.line()
-        out.line(card.text if ref.is_demo else card.summary)
+        out.line(read_card(ref.path).text)
 
 
 def rm(options: Annotated[ModelOptions, only("revision")], given: RemoveOptions, call: Invocation) -> None:
@@ -154,9 +148,9 @@ def _record(ref: ModelRef, facts: ModelFacts) -> dict[str, Any]:
         "repo": facts.repo,
         "revision": facts.revision,
         "license": facts.license,
-        "weight_bytes": facts.weight_bytes,
-        "weight_bytes_by_dtype": dict(facts.by_dtype),
-        "parameters": facts.parameters,
+        "weight_bytes": facts.weights and facts.weights.num_bytes,
+        "weight_bytes_by_dtype": dict(facts.weights.by_dtype) if facts.weights else {},
+        "parameters": facts.weights and facts.weights.parameters,
         "problem": None,
     }
     try:

@@ -107,7 +107,7 @@ def from_flags(command: Callable[..., None], *more: Parameter) -> Callable[..., 
 
 def program_flags() -> list[Parameter]:
     """The program's own flags as they may stand after a command's name too: they add to what was given before it."""
-    _, options = _group(Annotated[ProgramOptions, without("version", "config")])
+    _, options = _group(Annotated[ProgramOptions, without("version", "config", "default_model")])
     again = [option._replace(default=None, flag=option.flag._replace(heading="Program")) for option in options]
     return [option.parameter(expose_value=False, envvar=None, callback=_accept) for option in again]
 
@@ -146,15 +146,15 @@ def _callback(parse: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 
 def _complete_model(incomplete: str) -> list[str]:
-    from kvlite.catalog.name_completion import complete_model
+    from kvlite.catalog.snapshots import complete_model
 
     return complete_model(incomplete)
 
 
 def _complete_cached(incomplete: str) -> list[str]:
-    from kvlite.catalog.name_completion import complete_cached
+    from kvlite.catalog.snapshots import complete_model
 
-    return complete_cached(incomplete)
+    return complete_model(incomplete, is_cached=True)
 
 
 def _complete_policy(incomplete: str) -> list[str]:

@@ -9,13 +9,12 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, replace
 
-from kvlite.evaluation.conversation import Conversation
-from kvlite.evaluation.script import BRACE, Fact, Script, filled
+from kvlite.evaluation.conversation import BRACE, Conversation, Fact, Script, filled, read_facts
 from kvlite.evaluation.vocabulary import Split, content
 
 _CONTENT = content("facts.toml")
-NAME_OF = Fact.of(_CONTENT["name_of"])  # of a person or an animal, by which other facts may be said of them
-FACTS = (NAME_OF, *map(Fact.of, _CONTENT["facts"]))
+FACTS = read_facts([_CONTENT["name_of"], *_CONTENT["facts"]])
+NAME_OF = FACTS[0]  # of a person or an animal, by which other facts may be said of them
 
 _ACKS = ("I will remember that.", "All right.")
 _CORRECTED = ("Thank you for telling me.", "I see.")

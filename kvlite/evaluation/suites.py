@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from bisect import bisect
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import accumulate, chain, cycle
 from typing import TYPE_CHECKING
 
 from kvlite.errors import UsageError
 from kvlite.evaluation.conversation import Conversation
 from kvlite.evaluation.recall import write_recall
-from kvlite.evaluation.retrieval import write_lookup, write_needle, write_passkey, write_tracking
+from kvlite.evaluation.retrieval import write_lookup, write_needle, write_tracking
 from kvlite.evaluation.vocabulary import Split
 
 if TYPE_CHECKING:
@@ -23,7 +21,6 @@ Writer = Callable[[str, int, Split], Conversation]
 
 WRITERS: Mapping[str, Writer] = {
     "recall": write_recall,
-    "passkey": write_passkey,
     "needle": write_needle,
     "tracking": write_tracking,
     "lookup": write_lookup,
@@ -65,18 +62,18 @@ class Suite:
         """The name of the material: suites that share it measure the same runs and report other figures."""
         return "text" if self.is_forced else self.name
 
-    def key(self) -> dict[str, object]:
-        """The settings that decide the content of conversation n, however many there are."""
-        return {**{name: value for name, value in asdict(self).items() if name != "count"}, "name": self.material}
-
     def conversations(self, text: ChatText) -> list[Conversation]:
         """The conversations, each cut where `text` counts `length` tokens."""
         write = WRITERS.get(self.name, write_recall)
         sample = write(f"{self.seed}/length", _SAMPLE_TURNS, self.split)
-        a_turn = max(1.0, sum(_sizes(text, sample)) / len(sample.turns))
+        a_turn = max(1.0, sum(turn_tokens(text, sample)) / len(sample.turns))
         turns = max(1, int(self.length / a_turn))
-        written = (write(f"{self.seed}/{self.material}/{number}", turns, self.split) for number in range(self.count))
-        return [each.first(max(1, bisect(list(accumulate(_sizes(text, each))), self.length))) for each in written]
+        found = []
+        for number in range(self.count):
+            written = write(f"{self.seed}/{self.material}/{number}", turns, self.split)
+            ends = list(accumulate(turn_tokens(text, written)))
+            found.append(Conversation(written.turns[: max(1, bisect(ends, self.length))]))
+        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,10 +82,6 @@ class ForcedText:
 
     ids: tuple[int, ...]
     scored: tuple[bool, ...]
-
-    def key(self) -> str:
-        """A checksum of both."""
-        return hashlib.sha256(json.dumps([self.ids, self.scored]).encode()).hexdigest()[:16]
 
 
 def dialogue_texts(suite: Suite, text: ChatText) -> list[ForcedText]:
@@ -122,20 +115,6 @@ def file_texts(suite: Suite, text: ChatText, content: str) -> list[ForcedText]:
     return texts
 
 
-def question_tokens(text: ChatText, conversation: Conversation) -> tuple[tuple[int, int], ...]:
-    """Tokens of each question as written: all that is fed since the one before, and the right answer."""
-    counts = []
-    fed = 0
-    for turn, (prompt, answer) in zip(conversation.turns, _encoded(text, conversation), strict=True):
-        fed += len(prompt)
-        if turn.probe is None:
-            fed += len(answer)
-        else:
-            counts.append((fed, len(answer)))
-            fed = 0
-    return tuple(counts)
-
-
 def opening(text: ChatText, conversation: Conversation) -> Encoded:
     """The first message as the template writes it."""
     return text.conversation([{"role": "user", "content": conversation.turns[0].user}])
@@ -148,5 +127,6 @@ def _encoded(text: ChatText, conversation: Conversation) -> list[tuple[tuple[int
     return [(prompt.ids, text.written(turn.answer)) for prompt, turn in zip(prompts, conversation.turns, strict=True)]
 
 
-def _sizes(text: ChatText, conversation: Conversation) -> list[int]:
+def turn_tokens(text: ChatText, conversation: Conversation) -> list[int]:
+    """Tokens of each turn with its right answer."""
     return [len(prompt) + len(answer) for prompt, answer in _encoded(text, conversation)]

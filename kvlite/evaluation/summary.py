@@ -6,24 +6,34 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from kvlite.evaluation.evaluation import Measured, SuiteResult
 from kvlite.evaluation.intervals import Estimate, bootstrap, wilson
-from kvlite.evaluation.results import Answered, QuestionResult, Scored, Span
+from kvlite.evaluation.journal import Answered, QuestionResult, Result, Scored, Span
+from kvlite.evaluation.suites import Suite
 from kvlite.evaluation.variant import Placed
+from kvlite.memory.shape import ModelShape
 
 TURNS = (2, 4, 8, 16, 32)
 """Upper ends of the spans of distances, in turns; the last span is open."""
+
+
+Measured = tuple[Placed, Sequence[Result]]
+"""A variant in one suite and its results, in the order of the conversations."""
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
     """The main figure over distances above `over` and up to `upto` (None: without end)."""
 
-    label: str
-    count: int
-    estimate: Estimate
     over: int
     upto: int | None
+    count: int
+    estimate: Estimate
+
+    @property
+    def label(self) -> str:
+        if self.upto is None:
+            return f"> {self.over}"
+        return str(self.upto) if self.upto == self.over + 1 else f"{self.over + 1}-{self.upto}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +45,7 @@ class Line:
     """
 
     placed: Placed
+    results: Sequence[Result]
     count: int
     figures: dict[str, Estimate]
     parts: tuple[Part, ...]
@@ -50,13 +61,15 @@ class Line:
 class Summary:
     """A suite in numbers: the reference first.
 
-    `unit` is the unit of distances. `unreached` questions lie behind the model's window under the full cache and count
-    for no variant; one that only a variant did not reach is wrong.
+    `tokens` is the longest conversation under the full cache, and `full_cache_bytes` the size of an unbounded cache for
+    it, to which shares refer. `unreached` questions lie behind the model's window under the full cache and count for no
+    variant; one that only a variant did not reach is wrong.
     """
 
-    result: SuiteResult
+    suite: Suite
+    tokens: int
+    full_cache_bytes: int
     lines: tuple[Line, ...]
-    unit: str
     unreached: int = 0
 
     @property
@@ -64,8 +77,14 @@ class Summary:
         return self.lines[0]
 
     @property
-    def higher_is_better(self) -> bool:
-        return not self.result.suite.is_forced
+    def main(self) -> str:
+        """The name of the figure that variants are compared by."""
+        return next(iter(self.reference.figures))
+
+    @property
+    def unit(self) -> str:
+        """The unit of distances."""
+        return "tokens before" if self.suite.is_forced else "turns back"
 
     @property
     def distances(self) -> list[str]:
@@ -74,37 +93,40 @@ class Summary:
 
     @property
     def by_budget(self) -> dict[str, dict[str, Line]]:
-        """The lines to compare, by budget and name; of text scored at several T the smallest, as when decoding."""
-        budgets: dict[str, dict[str, Line]] = {str(line.placed.variant.budget): {} for line in self.lines[1:]}
+        """The lines to compare, by budget from the smallest, and by name; of several T the smallest, as in decoding."""
+        by_size = sorted(self.lines[1:], key=lambda line: line.placed.plan.budget_bytes)
+        budgets: dict[str, dict[str, Line]] = {str(line.placed.variant.budget): {} for line in by_size}
         for line in sorted(self.lines[1:], key=lambda line: -line.placed.plan.chunk):
             budgets[str(line.placed.variant.budget)][line.placed.variant.name] = line
         return budgets
 
 
-def summarise(result: SuiteResult) -> Summary:
-    """The numbers of a suite."""
-    if result.suite.is_forced:
-        main = "kl" if result.suite.name == "kl" else "perplexity"
-        lines = tuple(_scored_line(each, main, result.suite.seed) for each in result.measured)
-        return Summary(result, lines, "tokens before")
-    reference = _questions(result.measured[0])
-    unreached = sum(each.unreached for each in result.measured[0].results if isinstance(each, Answered))
-    return Summary(result, tuple(_answered_line(each, reference) for each in result.measured), "turns back", unreached)
+def summarise(suite: Suite, shape: ModelShape, measured: Sequence[Measured]) -> Summary:
+    """The numbers of a suite on a model of `shape`, the reference measured first."""
+    full = measured[0][1]
+    tokens = max(result.tokens for result in full)
+    if suite.is_forced:
+        main = "kl" if suite.name == "kl" else "perplexity"
+        lines = tuple(_scored_line(placed, results, main, suite.seed) for placed, results in measured)
+    else:
+        lines = tuple(_answered_line(placed, results, _questions(full)) for placed, results in measured)
+    unreached = sum(each.unreached for each in full if isinstance(each, Answered))
+    return Summary(suite, tokens, shape.full_cache_bytes(tokens), lines, unreached)
 
 
-_Key = tuple[int, int]  # conversation and turn
+_Questions = dict[tuple[int, int], QuestionResult]  # by conversation and turn
 
 
-def _questions(measured: Measured) -> dict[_Key, QuestionResult]:
-    answered = (each for each in measured.results if isinstance(each, Answered))
+def _questions(results: Sequence[Result]) -> _Questions:
+    answered = (each for each in results if isinstance(each, Answered))
     return {(each.number, outcome.turn): outcome for each in answered for outcome in each.outcomes}
 
 
-def _answered_line(measured: Measured, reference: Mapping[_Key, QuestionResult]) -> Line:
-    found = _questions(measured)
+def _answered_line(placed: Placed, results: Sequence[Result], reference: _Questions) -> Line:
+    found = _questions(results)
     right = {key: key in found and found[key].right for key in reference}
 
-    def share(keys: Iterable[_Key]) -> Estimate:
+    def share(keys: Iterable[tuple[int, int]]) -> Estimate:
         answers = [right[key] for key in keys]
         return wilson(sum(answers), len(answers))
 
@@ -112,24 +134,18 @@ def _answered_line(measured: Measured, reference: Mapping[_Key, QuestionResult])
     for over, upto in zip((0, *TURNS), (*TURNS, None), strict=True):
         keys = [key for key, outcome in reference.items() if over < outcome.turns <= (upto or math.inf)]
         if keys:
-            parts.append(Part(_label(over, upto), len(keys), share(keys), over, upto))
+            parts.append(Part(over, upto, len(keys), share(keys)))
     samples = []
-    for result in measured.results:
+    for result in results:
         said = [is_right for (number, _), is_right in right.items() if number == result.number]
         samples.append((float(sum(said)), len(said)))
     known = [key for key, outcome in reference.items() if outcome.right]
     figures = {"right": share(reference), "of_full": share(known)}
-    return Line(measured.placed, len(right), figures, tuple(parts), tuple(samples))
+    return Line(placed, results, len(right), figures, tuple(parts), tuple(samples))
 
 
-def _label(over: int, upto: int | None) -> str:
-    if upto is None:
-        return f"> {over}"
-    return str(upto) if upto == over + 1 else f"{over + 1}-{upto}"
-
-
-def _scored_line(measured: Measured, main: str, seed: int) -> Line:
-    texts = [each.spans for each in measured.results if isinstance(each, Scored)]
+def _scored_line(placed: Placed, results: Sequence[Result], main: str, seed: int) -> Line:
+    texts = [each.spans for each in results if isinstance(each, Scored)]
 
     def estimate(name: str, spans: Sequence[tuple[Span, ...]]) -> Estimate:
         return bootstrap(spans, lambda drawn: _FIGURES[name]([span for text in drawn for span in text]), seed)
@@ -137,13 +153,12 @@ def _scored_line(measured: Measured, main: str, seed: int) -> Line:
     figures = {name: estimate(name, texts) for name in dict.fromkeys((main, *_FIGURES))}
     parts = []
     for over, upto in sorted({(span.over, span.upto) for spans in texts for span in spans}):
-        within = [tuple(span for span in spans if span.upto == upto) for spans in texts]
-        within = [spans for spans in within if spans]
+        within = [found for spans in texts if (found := tuple(span for span in spans if span.upto == upto))]
         count = sum(span.tokens for spans in within for span in spans)
-        parts.append(Part(_label(over, upto), count, estimate(main, within), over, upto))
+        parts.append(Part(over, upto, count, estimate(main, within)))
     field = "kl" if main == "kl" else "nll"
     samples = tuple((sum(getattr(s, field) for s in text), sum(s.tokens for s in text)) for text in texts)
-    return Line(measured.placed, sum(count for _, count in samples), figures, tuple(parts), samples)
+    return Line(placed, results, sum(count for _, count in samples), figures, tuple(parts), samples)
 
 
 def _mean(field: str, spans: Sequence[Span]) -> float:

@@ -3,38 +3,39 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from kvlite.evaluation.conclusion import conclusion
 from kvlite.evaluation.intervals import Estimate
-from kvlite.evaluation.plots import suite_plots
-from kvlite.evaluation.report import Report
 from kvlite.evaluation.summary import Line, Summary
 from kvlite.memory.format import human_bytes
-from kvlite.record.page import Section, page
+from kvlite.record.page import WIDTH, Curve, Mark, Plot, Section, page, round_ticks, y_at
 from kvlite.record.table import UNKNOWN, Table
 
 _TITLES = {"right": "RIGHT", "of_full": "OF FULL", "kl": "KL", "agreement": "SAME FIRST", "perplexity": "PERPLEXITY"}
 _SHARES = ("right", "of_full", "agreement")
+_AXES = {"right": "right answers", "kl": "nats from the full cache", "perplexity": "perplexity"}
+_APART = 7.0  # the most between the intervals of two variants, which stand beside each other at one place
 
 
-def headline(report: Report) -> str:
+def headline(about: Mapping[str, Any]) -> str:
     """The model, and what it ran on."""
-    versions = " ".join(f"{name} {report.versions[name]}" for name in ("kvlite", "torch", "transformers"))
-    weights = report.dtype if report.quant == "none" else report.quant
-    return f"{report.model} · {weights} · {report.device} · {versions}"
+    versions = " ".join(f"{name} {about['versions'][name]}" for name in ("kvlite", "torch", "transformers"))
+    weights = about["dtype"] if about["quant"] == "none" else about["quant"]
+    return f"{about['model']} · {weights} · {about['device']} · {versions}"
 
 
-def eval_page(report: Report) -> str:
+def eval_page(about: Mapping[str, Any], summaries: Sequence[Summary]) -> str:
     """The page of `--html`."""
-    sections = [suite_section(summary) for summary in report.summaries]
-    return page(f"kvlite eval {report.model}", "What the KV budget costs", headline(report), sections)
+    sections = [suite_section(summary) for summary in summaries]
+    return page(f"kvlite eval {about['model']}", "What the KV budget costs", headline(about), sections)
 
 
 def suite_section(summary: Summary) -> Section:
     """A suite: what follows from it, its plots and its table."""
-    tables = (suite_table(summary),)
-    return Section(summary.result.suite.name, conclusion(summary), _about(summary), suite_plots(summary), tables)
+    plots, tables = tuple(suite_plots(summary)), (suite_table(summary),)
+    return Section(summary.suite.name, conclusion(summary), _about(summary), plots, tables)
 
 
 def suite_table(summary: Summary) -> Table:
@@ -45,16 +46,15 @@ def suite_table(summary: Summary) -> Table:
 
 
 def _about(summary: Summary) -> str:
-    suite, result = summary.result.suite, summary.result
-    counted = "scored tokens" if suite.is_forced else "questions"
-    made_of = "texts" if suite.is_forced else "conversations"
+    suite = summary.suite
+    made_of, counted = ("texts", "scored tokens") if suite.is_forced else ("conversations", "questions")
     parts = [
-        f"{len(result.measured[0].results)} {made_of} of up to {result.tokens:,} tokens",
+        f"{len(summary.reference.results)} {made_of} of up to {summary.tokens:,} tokens",
         f"{summary.reference.count:,} {counted}",
-        f"full cache {human_bytes(result.full_cache_bytes)}",
+        f"full cache {human_bytes(summary.full_cache_bytes)}",
         "T: prompt tokens fed at once",
         "in brackets: intervals of 95 %",
-        f"last columns: {_TITLES[next(iter(summary.reference.figures))].lower()} by {summary.unit}",
+        f"last columns: {_TITLES[summary.main].lower()} by {summary.unit}",
         f"seed {suite.seed}, {suite.split} words",
     ]
     if summary.unreached:
@@ -87,3 +87,63 @@ def _value(name: str, value: float) -> str:
     if name in _SHARES:
         return f"{value:.0%}"
     return f"{value:.4f}" if name == "kl" else f"{value:.2f}"
+
+
+Points = Sequence[tuple[str, Mapping[str, Estimate]]]
+"""Curves: a variant's name and its values by the label of their place on the x axis."""
+
+
+def suite_plots(summary: Summary) -> list[Plot]:
+    """By budget where there are several; then by distance, one plot per budget and way in which text was fed."""
+    plots = []
+    budgets = summary.by_budget
+    if len(budgets) > 1:
+        found = {summary.reference.placed.variant.name: dict.fromkeys(budgets, summary.reference.main)}
+        for budget, lines in budgets.items():
+            for name, line in lines.items():
+                found.setdefault(name, {})[budget] = line.main
+        plots.append(_plot(summary, ("By budget", "budget"), list(budgets), list(found.items())))
+    groups: dict[str, list[Line]] = {}
+    for line in summary.lines[1:]:
+        is_single = summary.suite.is_forced and line.placed.plan.chunk == 1
+        groups.setdefault(line.placed.budget_text + (", T = 1" if is_single else ""), []).append(line)
+    for title, others in (groups or {"everything": []}).items():
+        lines_of_plot = [summary.reference, *others]
+        points = [
+            (each.placed.variant.name, {part.label: part.estimate for part in each.parts}) for each in lines_of_plot
+        ]
+        labels = list(dict.fromkeys(label for _, parts in points for label in parts))
+        plots.append(_plot(summary, (title, summary.unit), labels, points))
+    return plots
+
+
+def _plot(summary: Summary, titles: tuple[str, str], labels: Sequence[str], points: Points) -> Plot:
+    """Curves over places on the x axis, which are equally far from each other; the reference is in every plot."""
+    step = WIDTH / max(1, len(labels))
+    places = {label: round((index + 0.5) * step, 1) for index, label in enumerate(labels)}
+    apart = min(_APART, 0.6 * step / len(points))
+    ends = _axis(summary)
+    names = list(dict.fromkeys(line.placed.variant.name for line in summary.lines))
+    curves = []
+    for index, (name, found) in enumerate(points):
+        aside = (index - (len(points) - 1) / 2) * apart
+        marks = tuple(
+            Mark(round(places[label] + aside, 1), y_at(each.value, ends), y_at(each.low, ends), y_at(each.high, ends))
+            for label, each in found.items()
+            if not math.isnan(each.value)
+        )
+        curves.append(Curve(name, names.index(name), marks))
+    x_ticks = tuple((at, label) for label, at in places.items())
+    y_ticks = tuple((y_at(value, ends), f"{value:g}" if summary.suite.is_forced else f"{value:.0%}") for value in ends)
+    title, x_title = titles
+    return Plot(title, x_title, _AXES[summary.main], x_ticks, y_ticks, tuple(curves))
+
+
+def _axis(summary: Summary) -> list[float]:
+    """The ticks of the y axis, the same in all plots of a suite: round numbers, with every interval between them."""
+    if not summary.suite.is_forced:
+        return [0.0, 0.25, 0.5, 0.75, 1.0]
+    estimates = [line.main for line in summary.lines] + [part.estimate for line in summary.lines for part in line.parts]
+    ends = [end for each in estimates for end in (each.low, each.high, each.value) if math.isfinite(end)]
+    lowest = min(ends, default=0.0) if summary.main == "perplexity" else 0.0
+    return round_ticks(lowest, max(ends, default=1.0))

@@ -78,7 +78,7 @@ class LLM:
         steps = "" if engine.step == "eager" else f", {engine.step.partition(':')[0]} steps"
         parts = [
             model.name if alias in (None, model.name) else f"{alias} → {model.name}",
-            loaded.dtype_name if loaded.quant == "none" else loaded.quant,
+            loaded.shape.dtype if loaded.quant == "none" else loaded.quant,
             f"{cache_size(plan)} @ {token_bytes}{cache.stored.label}{state}"
             + (f" (window {window:,} tok{less})" if window else ""),
             f"policy {cache.policy}" + ("" if engine.on_full == "evict" else f", {engine.on_full} when full"),
@@ -130,8 +130,7 @@ class LLM:
         engine = self._engine_for(None)
         if self._conversation is None:
             self._conversation = Conversation(engine, self.model.text)
-        encoded = self._conversation.encode(asked)
-        self._stream = TextStream(self._conversation.stream(asked, encoded, settings))
+        self._stream = TextStream(self._conversation.ask(asked, settings))
         return self._stream
 
     def counts(self) -> KVCounts:

@@ -15,7 +15,7 @@ from kvlite.memory.fit import Fit
 from kvlite.memory.format import SlotFormat, dtype_name, parse_size, slot_format
 from kvlite.memory.host import available_bytes
 from kvlite.memory.plan import CacheSpec
-from kvlite.memory.prediction import DeviceKind, WeightFacts
+from kvlite.memory.prediction import DeviceKind
 from kvlite.memory.shape import ModelShape
 from kvlite.options import ModelOptions
 
@@ -97,7 +97,7 @@ class RunSpec:
         return Fit(
             shape=shape,
             spec=self.cache(shape),
-            weights=WeightFacts.of(facts.config, facts.weight_bytes, facts.parameters),
+            weights=facts.weights,
             quant=self.options.quant,
             device=device,
             free_bytes=free_bytes,

@@ -15,7 +15,7 @@ from kvlite.cache.rotation import Rotation
 from kvlite.cache.step import Step
 from kvlite.memory.shape import ModelShape
 from kvlite.models.attention_interface import bound_cache
-from kvlite.models.decoder import FusedDecoder
+from kvlite.models.fused import FusedDecoder
 from kvlite.models.hybrid import HybridState
 from kvlite.models.quantised import compute_dtype
 
@@ -44,11 +44,6 @@ class LoadedModel:
     stages: Mapping[str, float] = field(default_factory=dict)
 
     @property
-    def dtype_name(self) -> str:
-        """`dtype` as config.json spells it."""
-        return str(self.dtype).removeprefix("torch.")
-
-    @property
     def compute_dtype(self) -> torch.dtype:
         """The coarsest dtype that takes part in the arithmetic."""
         return compute_dtype(self.dtype) if self.quant != "none" else self.dtype
@@ -59,10 +54,6 @@ class LoadedModel:
         tensors = [*self.model.parameters(), *self.model.buffers()]
         tensors += [scale for parameter in self.model.parameters() for scale in _scales(parameter)]
         return sum({tensor.data_ptr(): tensor.nbytes for tensor in tensors}.values())
-
-    @property
-    def num_parameters(self) -> int:
-        return int(self.model.num_parameters())
 
     @property
     def window(self) -> int | None:
@@ -79,7 +70,7 @@ class LoadedModel:
                 return self.decoder(ids, positions, last)
             state: dict[str, Any] = {"use_cache": False}
             if self.state is not None:
-                state = {"use_cache": True, "past_key_values": self.state.cache}
+                state = {"use_cache": True, "past_key_values": self.state}
             out = self.model(input_ids=ids, position_ids=positions, logits_to_keep=last, **state)
         logits: Tensor = out.logits[:, -last:]
         return logits

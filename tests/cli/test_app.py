@@ -39,14 +39,14 @@ class ProbeOptions:
 def probe(
     own: ProbeOptions,
     answer: AnswerOptions,
-    options: Annotated[ModelOptions, without("kv_per_seq")],
+    options: Annotated[ModelOptions, without("model", "kv_per_seq")],
     call: Invocation,
 ) -> None:
     """Show what reached the command."""
     console = call.console
     given = asdict(own) | asdict(answer) | asdict(options)
     given["sampling"] = sampling_of(answer)
-    given["default_model"] = call.default_model
+    given["default_model"] = call.program.default_model
     given["quiet"], given["color"], given["as_json"] = console.quiet, console.color, console.as_json
     console.json(given)
 
@@ -55,7 +55,7 @@ def install(monkeypatch: pytest.MonkeyPatch, function: Callable[..., Any]) -> No
     module = ModuleType("probe_command")
     module.probe = function  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "probe_command", module)
-    monkeypatch.setattr(commands, "COMMANDS", {"probe": commands.Entry("probe_command", "probe", "Probe.")})
+    monkeypatch.setattr(commands, "COMMANDS", {"probe": ("probe_command", "probe", "Probe.")})
 
 
 @pytest.fixture
@@ -426,7 +426,7 @@ def test_a_signal_ends_a_command_in_one_line_after_its_cleanup(tmp_path: Path, n
         "module = types.ModuleType('probe_command')\n"
         "module.probe = probe\n"
         "sys.modules['probe_command'] = module\n"
-        "commands.COMMANDS = {'probe': commands.Entry('probe_command', 'probe', 'Probe.')}\n"
+        "commands.COMMANDS = {'probe': ('probe_command', 'probe', 'Probe.')}\n"
         "sys.exit(main(['probe']))\n"
     )
     process = subprocess.Popen(

@@ -92,7 +92,7 @@ def seen(monkeypatch: pytest.MonkeyPatch, own_home: Path) -> dict[str, Any]:
         """One."""
         seen.update(own=own, options=options, sources=call.sources)
 
-    monkeypatch.setattr(commands, "COMMANDS", {"one": commands.Entry("one_module", "one", "One.")})
+    monkeypatch.setattr(commands, "COMMANDS", {"one": ("one_module", "one", "One.")})
     monkeypatch.setattr(commands, "import_module", lambda name: type("Module", (), {"one": staticmethod(one)}))
     monkeypatch.chdir(own_home)
     return seen

@@ -307,8 +307,8 @@ def test_modules_are_fused_unless_told_otherwise(run, flags, fused):
 
 
 def test_what_is_not_fused_is_said_with_v_and_recorded(run, monkeypatch):
-    monkeypatch.setattr("kvlite.models.trial.FACTOR", 0.0)
-    monkeypatch.setattr("kvlite.models.trial.FLOOR", -1.0)
+    monkeypatch.setattr("kvlite.models.fusing.FACTOR", 0.0)
+    monkeypatch.setattr("kvlite.models.fusing.FLOOR", -1.0)
     code, out, err = run("demo", "Hello!", "-n", "3", "-v")
     assert (code, out) == (0, "Hello! How\n")
     said = [line.strip() for line in err.splitlines() if "not fused: mlp, 4 modules: off by " in line]

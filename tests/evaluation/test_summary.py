@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvlite.evaluation.report import Report
+from kvlite.evaluation.report import eval_json
 from tests.evaluation.results import answered, summary
 
 rights = st.lists(st.lists(st.booleans(), max_size=30), min_size=1, max_size=4)
@@ -42,7 +42,7 @@ def test_of_full_is_over_what_the_full_cache_knew() -> None:
 
 def test_the_json_holds_every_answer_of_every_variant_with_its_kind() -> None:
     found = summary(answered([[True] * 4]), {("window", "50%"): answered([[True, False, True, False]])})
-    told = Report("m", "m", "float32", "none", "cpu", {}, (found,)).to_json()
+    told = eval_json({"model": "m"}, (found,))
     _, window = told["suites"][0]["variants"]
     assert [(answer["kind"], answer["right"]) for answer in window["answers"]] == [
         ("name", True),

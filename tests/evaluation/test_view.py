@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from kvlite.evaluation.report import Report
 from kvlite.evaluation.view import eval_page, suite_table
 from tests.evaluation.results import answered, scored, summary
 
@@ -24,6 +23,7 @@ def test_the_page_has_a_section_per_suite_with_every_plot_and_table() -> None:
     )
     kl = summary(scored([0.0] * 4), {("window", "50%"): scored([0.3, 0.1, 0.2, 0.9])}, "kl")
     versions = {"kvlite": "1", "torch": "2", "transformers": "3"}
-    page = eval_page(Report("<b>model</b>", "m", "float32", "none", "cpu", versions, (recall, kl)))
+    about = {"model": "<b>model</b>", "dtype": "float32", "quant": "none", "device": "cpu", "versions": versions}
+    page = eval_page(about, (recall, kl))
     assert "&lt;b&gt;model&lt;/b&gt;" in page
     assert [page.count(f"<{tag}") for tag in ("h2", "figure>", "table>")] == [2, 4, 2]
