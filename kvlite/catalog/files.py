@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from kvlite.catalog import hub
-from kvlite.catalog.card import CARD, read_card
-from kvlite.catalog.config import CONFIG, GENERATION, has_tokenizer, read_config, read_object
+from kvlite.catalog.config import CONFIG, GENERATION, has_tokenizer, read_card, read_config, read_object
 from kvlite.catalog.names import ModelRef, aliases
 from kvlite.catalog.snapshots import cached_snapshot, missing_parts
 from kvlite.catalog.weights import read_weights, refuse_other_formats, weight_files, weight_names
@@ -69,7 +68,7 @@ def model_facts(ref: ModelRef, *, offline: bool = False) -> ModelFiles:
     if hub.is_offline(offline):
         raise hub.offline_error(ref, [CONFIG])
     remote = hub.remote_repo(ref)
-    found = _read_folder(ref, hub.fetch_small(remote, CONFIG, GENERATION, CARD))
+    found = _read_folder(ref, hub.fetch_small(remote, CONFIG, GENERATION))
     return replace(found, weights=hub.remote_weights(remote), license=remote.license)
 
 
@@ -130,5 +129,5 @@ def _read_folder(ref: ModelRef, folder: Path) -> ModelFiles:
         weights=weights,
         repo=ref.repo,
         revision=folder.name if ref.repo else None,
-        license=read_card(folder).license or (alias.licence if alias else None),
+        license=read_card(folder)[0] or (alias.licence if alias else None),
     )

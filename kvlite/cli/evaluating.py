@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,23 +37,13 @@ _WINDOW_SHARE = 0.9  # the rest is for answers longer than the right ones
 
 
 def check(given: EvalOptions) -> None:
-    """Raise UsageError on mistakes that show before any model is looked for.
-
-    Among them files that could not be written afterwards, or that would be written over what is read.
-    """
+    """Raise UsageError on mistakes that show before any model is looked for, files that are one among them."""
     _variants(given, None)
     _suites(given, _tokens(given, None))
-    for flag, path, others in (
-        ("--journal", given.journal, {"--text": given.text}),
-        ("--html", given.html, {"--text": given.text, "--journal": given.journal}),
-    ):
-        if path is None:
-            continue
-        if obstacle := _obstacle(path):
-            raise UsageError(f"{flag} {path}: {obstacle}; give another file")
-        for other, file in others.items():
-            if file is not None and file.resolve() == path.resolve():
-                raise UsageError(f"{flag} and {other} name the same file {path}; give another")
+    files = {"--text": given.text, "--journal": given.journal, "--html": given.html}
+    for (one, path), (other, file) in combinations(files.items(), 2):
+        if path is not None and file is not None and path.resolve() == file.resolve():
+            raise UsageError(f"{one} and {other} name the same file {path}; give another")
 
 
 def evaluate(given: EvalOptions, options: ModelOptions, chunk: int | None, recorder: Recorder, out: Console) -> None:
@@ -140,15 +130,6 @@ def _share(text: str) -> Budget:
         return Budget.parse(f"{text.removesuffix('%')}%")
     except UsageError as error:
         raise UsageError(f"--share {text} is no percentage; give a number above 0 and at most 100") from error
-
-
-def _obstacle(path: Path) -> str | None:
-    """The reason why a file cannot be written, None where it can."""
-    if path.is_dir():
-        return "a folder"
-    if not path.parent.is_dir():
-        return f"there is no folder {path.parent}"
-    return None if os.access(path if path.exists() else path.parent, os.W_OK) else "it may not be written"
 
 
 def _run(evaluation: Evaluation, out: Console) -> list[Summary]:
