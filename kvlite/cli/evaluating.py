@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +27,7 @@ from kvlite.memory.plan import MOST_CHUNK
 from kvlite.options import ModelOptions
 from kvlite.record.measure import installed_versions
 from kvlite.record.recorder import Recorder
+from kvlite.record.store import check_writable
 
 if TYPE_CHECKING:
     from kvlite.cli.eval import EvalOptions
@@ -43,17 +43,14 @@ def check(given: EvalOptions) -> None:
     """
     _variants(given, None)
     _suites(given, _tokens(given, None))
-    for flag, path, others in (
-        ("--journal", given.journal, {"--text": given.text}),
-        ("--html", given.html, {"--text": given.text, "--journal": given.journal}),
-    ):
+    named: dict[Path, str] = {}
+    for flag, path in (("--text", given.text), ("--journal", given.journal), ("--html", given.html)):
         if path is None:
             continue
-        if obstacle := _obstacle(path):
-            raise UsageError(f"{flag} {path}: {obstacle}; give another file")
-        for other, file in others.items():
-            if file is not None and file.resolve() == path.resolve():
-                raise UsageError(f"{flag} and {other} name the same file {path}; give another")
+        if flag != "--text":
+            check_writable(flag, path)
+        if (other := named.setdefault(path.resolve(), flag)) != flag:
+            raise UsageError(f"{other} and {flag} name the same file {path}; give another")
 
 
 def evaluate(given: EvalOptions, options: ModelOptions, chunk: int | None, recorder: Recorder, out: Console) -> None:
@@ -140,15 +137,6 @@ def _share(text: str) -> Budget:
         return Budget.parse(f"{text.removesuffix('%')}%")
     except UsageError as error:
         raise UsageError(f"--share {text} is no percentage; give a number above 0 and at most 100") from error
-
-
-def _obstacle(path: Path) -> str | None:
-    """The reason why a file cannot be written, None where it can."""
-    if path.is_dir():
-        return "a folder"
-    if not path.parent.is_dir():
-        return f"there is no folder {path.parent}"
-    return None if os.access(path if path.exists() else path.parent, os.W_OK) else "it may not be written"
 
 
 def _run(evaluation: Evaluation, out: Console) -> list[Summary]:

@@ -30,9 +30,8 @@ def wilson(right: int, asked: int) -> Estimate:
     share, square = right / asked, Z95**2
     middle = (share + square / (2 * asked)) / (1 + square / asked)
     half = Z95 / (1 + square / asked) * math.sqrt(share * (1 - share) / asked + square / (4 * asked**2))
-    return Estimate(
-        share, max(0.0, min(share, middle - half)), min(1.0, max(share, middle + half))
-    )  # rounding at the ends
+    low, high = min(share, middle - half), max(share, middle + half)
+    return Estimate(share, max(0.0, low), min(1.0, high))  # rounding at the ends
 
 
 def bootstrap(items: Sequence[Item], statistic: Callable[[Sequence[Item]], float], seed: int = 0) -> Estimate:

@@ -28,7 +28,7 @@ from kvlite.record.schema import (
     TimelinePoint,
     TorchMemory,
 )
-from kvlite.record.store import RunRecords, new_run_id, write_record
+from kvlite.record.store import RunRecords, check_writable, new_run_id, write_record
 from kvlite.record.timeline import Timeline
 
 MAX_REQUESTS = 1000
@@ -82,7 +82,9 @@ class Recorder:
         report: str = "auto",
         warn: Callable[[str], None] = lambda text: None,
     ) -> None:
-        self._path = None if report in ("auto", "none") else _writable(report)
+        self._path = None if report in ("auto", "none") else Path(report)
+        if self._path is not None:
+            check_writable("--report", self._path)
         self._warn = warn
         self._start_s = time.monotonic()
         started = datetime.now(UTC)
@@ -212,13 +214,6 @@ class Recorder:
         if gpu is not None:
             host.gpu, host.driver, host.gpu_total_bytes = gpu.name, gpu.driver, gpu.total_bytes
             memory.device = DeviceMemory.model_validate(gpu, from_attributes=True)
-
-
-def _writable(report: str) -> Path:
-    path = Path(report)
-    if path.is_dir() or not path.parent.is_dir():
-        raise UsageError(f"--report {report}: {'a folder' if path.is_dir() else 'no such folder'}; give a file's name")
-    return path
 
 
 def _exit_code(error: BaseException | None) -> int:

@@ -31,6 +31,19 @@ def runs_folder() -> Path:
     return user_state_path("kvlite", appauthor=False) / "runs"
 
 
+def check_writable(flag: str, path: Path) -> None:
+    """Raise UsageError where the file that `flag` names cannot be written."""
+    if path.is_dir():
+        reason = "a folder"
+    elif not path.parent.is_dir():
+        reason = f"there is no folder {path.parent}"
+    elif not os.access(path if path.exists() else path.parent, os.W_OK):
+        reason = "it may not be written"
+    else:
+        return
+    raise UsageError(f"{flag} {path}: {reason}; give another file")
+
+
 def write_record(record: RunRecord, path: Path) -> None:
     """Write `record` to `path`, whole or not at all, readable by the user alone. Raises OSError."""
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".tmp")

@@ -39,9 +39,13 @@ def evaluation(subject: Subject, journal: Path | None, suite: Suite = RECALL, va
 
 def measured(subject: Subject, journal: Path, suite: Suite = RECALL, variant: Variant = WINDOW) -> int:
     """How many results the journal grew by."""
-    before = len(Journal(journal))
+    before = lines(journal)
     evaluation(subject, journal, suite, variant).run()
-    return len(Journal(journal)) - before
+    return lines(journal) - before
+
+
+def lines(journal: Path) -> int:
+    return journal.read_text().count("\n") if journal.exists() else 0
 
 
 # The time that is left
@@ -137,6 +141,6 @@ def test_stopped_in_the_middle_it_goes_on_and_ends_with_the_same_results(subject
     stopped.tell = stop
     with pytest.raises(KeyboardInterrupt):
         stopped.run()
-    assert len(Journal(tmp_path / "j")) == 2
+    assert lines(tmp_path / "j") == 2
     gone_on = evaluation(single, tmp_path / "j").run()
     assert [results(each) for each in gone_on] == [results(each) for each in whole]
