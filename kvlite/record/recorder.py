@@ -180,7 +180,7 @@ class Recorder:
             self._measure(self._engine.read())
         record.host.ram_total_bytes, record.host.versions = measure.ram_total_bytes(), measure.installed_versions()
         record.exit_code, record.ended = exit_code, datetime.now(UTC)
-        record.timeline = self._timeline.points()
+        record.timeline = self._timeline.points
         memory.terms = [
             MemoryTerm(name=name, predicted_bytes=self._predicted.get(name), measured_bytes=self._measured.get(name))
             for name in dict.fromkeys((*self._predicted, *self._measured))
