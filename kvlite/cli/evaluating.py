@@ -15,11 +15,10 @@ from kvlite.console import Console
 from kvlite.errors import UsageError
 from kvlite.evaluation.evaluation import Evaluation, Subject
 from kvlite.evaluation.journal import Journal
-from kvlite.evaluation.report import eval_json
 from kvlite.evaluation.suites import Suite
 from kvlite.evaluation.summary import Summary
 from kvlite.evaluation.variant import Variant
-from kvlite.evaluation.view import eval_page, headline, suite_section
+from kvlite.evaluation.view import eval_json, eval_page, headline, suite_section
 from kvlite.llm.spec import RunSpec
 from kvlite.llm.text_model import TextModel, import_engine
 from kvlite.memory.budget import Budget, BudgetKind

@@ -74,13 +74,11 @@ def _report(out: Console, run: str, asked: ReportOptions) -> None:
 
 
 def _show(out: Console, record: RunRecord, html: Path | None) -> None:
-    from kvlite.record.view import record_tables, run_line, verdict
+    from kvlite.record.view import record_page, record_tables, run_line, verdict
 
     if out.as_json:
         out.json(record.model_dump(mode="json", by_alias=True))
     elif html is not None:
-        from kvlite.record.document import record_page
-
         write_page(html, record_page(record))
         out.note(f"wrote {html}")
     else:
