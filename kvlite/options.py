@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -78,11 +79,19 @@ def read_batch_size(value: str) -> str:
 
 
 def read_file_name(value: str) -> str:
-    """The path of a file that can be there: no folder, and in one."""
-    if Path(value).is_dir() or not Path(value).parent.is_dir():
-        what = "a folder" if Path(value).is_dir() else "no such folder"
+    """The path of a file that can be written: no folder, and in one."""
+    path = Path(value)
+    if path.is_dir() or not path.parent.is_dir():
+        what = "a folder" if path.is_dir() else "no such folder"
         raise ValueError(f"{value}: {what}; give a file's name")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise ValueError(f"{value} may not be written; give another file")
     return value
+
+
+def read_report(value: str) -> str:
+    """The words auto and none, or the path of a file that can be written."""
+    return value if value in ("auto", "none") else read_file_name(value)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -192,7 +201,12 @@ class OutputOptions:
     """The thinking and the run record, beside the answer."""
 
     show_thinking: bool = option(False, help="Show the thinking, on stderr.")
-    report: str = option("auto", metavar="PATH|auto|none", help="Where the run record goes; auto is the state folder.")
+    report: str = option(
+        "auto",
+        metavar="PATH|auto|none",
+        parse=read_report,
+        help="Where the run record goes; auto is the state folder.",
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -53,7 +53,7 @@ def dry_run(options: BatchOptions, answer: AnswerOptions, choose_model: ChooseMo
         if isinstance(work, Failure):
             count.failed += 1
             if count.failed <= MOST_SHOWN:
-                console.warn(f"line {item.place.line}: {work.message}")
+                console.warn(f"line {item.line}: {work.message}")
         else:
             count.add(work, planned.plan.fewest)
     if model.note:

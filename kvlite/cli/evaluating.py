@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
+from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +28,6 @@ from kvlite.memory.plan import MOST_CHUNK
 from kvlite.options import ModelOptions
 from kvlite.record.measure import installed_versions
 from kvlite.record.recorder import Recorder
-from kvlite.record.store import check_writable
 
 if TYPE_CHECKING:
     from kvlite.cli.eval import EvalOptions
@@ -37,20 +37,13 @@ _WINDOW_SHARE = 0.9  # the rest is for answers longer than the right ones
 
 
 def check(given: EvalOptions) -> None:
-    """Raise UsageError on mistakes that show before any model is looked for.
-
-    Among them files that could not be written afterwards, or that would be written over what is read.
-    """
+    """Raise UsageError on mistakes that show before any model is looked for, files that are one among them."""
     _variants(given, None)
     _suites(given, _tokens(given, None))
-    named: dict[Path, str] = {}
-    for flag, path in (("--text", given.text), ("--journal", given.journal), ("--html", given.html)):
-        if path is None:
-            continue
-        if flag != "--text":
-            check_writable(flag, path)
-        if (other := named.setdefault(path.resolve(), flag)) != flag:
-            raise UsageError(f"{other} and {flag} name the same file {path}; give another")
+    files = {"--text": given.text, "--journal": given.journal, "--html": given.html}
+    for (one, path), (other, file) in combinations(files.items(), 2):
+        if path is not None and file is not None and path.resolve() == file.resolve():
+            raise UsageError(f"{one} and {other} name the same file {path}; give another")
 
 
 def evaluate(given: EvalOptions, options: ModelOptions, chunk: int | None, recorder: Recorder, out: Console) -> None:
@@ -71,7 +64,7 @@ def evaluate(given: EvalOptions, options: ModelOptions, chunk: int | None, recor
     about = {
         "model": model.name,
         "identity": subject.identity,
-        "dtype": model.loaded.dtype_name,
+        "dtype": model.loaded.shape.dtype,
         "quant": model.loaded.quant,
         "device": model.loaded.device.type,
         "versions": installed_versions(),

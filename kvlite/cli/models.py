@@ -78,20 +78,21 @@ def ls(call: Invocation) -> None:
 
 def show(options: Annotated[ModelOptions, only("model", "revision", "offline")], call: Invocation) -> None:
     """Show a model's layers, heads, KV bytes per token, sizes and licence; downloads no weights."""
-    from kvlite.catalog.files import model_card, model_facts
+    from kvlite.catalog.card import read_card
+    from kvlite.catalog.files import model_facts
     from kvlite.catalog.names import resolve_model
 
     out = call.console
     ref = resolve_model(call.with_model(options).model, revision=options.revision)
-    card, record = model_card(ref, offline=options.offline), _record(ref, model_facts(ref, offline=options.offline))
+    record = _record(ref, model_facts(ref, offline=options.offline))
     if out.as_json:
-        out.json(record | {"summary": card.summary}, indent=2)
+        out.json(record, indent=2)
         return
     for label, value in _lines(record):
         out.line(f"{label:<14}{value}")
-    if card.text:
+    if ref.path is not None and ref.is_demo:
         out.line()
-        out.line(card.text if ref.is_demo else card.summary)
+        out.line(read_card(ref.path).text)
 
 
 def rm(options: Annotated[ModelOptions, only("revision")], given: RemoveOptions, call: Invocation) -> None:

@@ -11,11 +11,11 @@ import typer
 from kvlite.cli.invocation import Invocation
 from kvlite.cli.signature import without
 from kvlite.flags import argument, option
-from kvlite.options import AnswerOptions, ModelOptions, OutputOptions, model_option
+from kvlite.options import AnswerOptions, ModelOptions, OutputOptions, model_option, read_seconds
 
 
 def _complete_word(ctx: typer.Context, incomplete: str) -> list[str]:
-    from kvlite.catalog.name_completion import complete_model
+    from kvlite.catalog.snapshots import complete_model
 
     is_model = not ctx.params.get("words") and ctx.params.get("model") is None
     return list(complete_model(incomplete)) if is_model else []
@@ -40,7 +40,9 @@ class RunOptions:
     extract: bool = option(False, "-x", help="Print only the first code block.")
     stream: bool | None = option(None, "--stream/--no-stream", help="Print as it comes, or all at once.")
     show_time: bool = option(False, "--time", help="Say on stderr how long it took.")
-    max_time: float | None = option(None, metavar="SECONDS", help="Stop after this long (exit 124).")
+    max_time: float | None = option(
+        None, metavar="SECONDS", parse=read_seconds, help="Stop after this long (exit 124)."
+    )
 
 
 def run(

@@ -95,7 +95,7 @@ class Task:
         loaded, suite = self.subject.loaded, self.suite
         return {
             "model": self.subject.identity,
-            "dtype": loaded.dtype_name,
+            "dtype": loaded.shape.dtype,
             "quant": loaded.quant,
             "device": loaded.device.type,
             "suite": {name: value for name, value in asdict(suite).items() if name != "count"}

@@ -78,7 +78,7 @@ class LLM:
         steps = "" if engine.step == "eager" else f", {engine.step.partition(':')[0]} steps"
         parts = [
             model.name if alias in (None, model.name) else f"{alias} → {model.name}",
-            loaded.dtype_name if loaded.quant == "none" else loaded.quant,
+            loaded.shape.dtype if loaded.quant == "none" else loaded.quant,
             f"{cache_size(plan)} @ {token_bytes}{cache.stored.label}{state}"
             + (f" (window {window:,} tok{less})" if window else ""),
             f"policy {cache.policy}" + ("" if engine.on_full == "evict" else f", {engine.on_full} when full"),

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from kvlite.errors import NumericError, SlotsTooCoarse
-from kvlite.memory.format import SlotFormat, slot_format
+from kvlite.memory.format import SlotFormat
 from kvlite.models.loaded import LoadedModel
 from kvlite.models.probe import dry_cache, feed, probe_ids
 
@@ -81,7 +81,7 @@ def try_format(loaded: LoadedModel, stored: SlotFormat) -> QuantEffect:
     ids, expected = _own_text(loaded, count)
     if not expected.isfinite().all():
         raise NumericError("the model computed no numbers; give --dtype float32 or bfloat16")
-    actual = feed(loaded, dry_cache(loaded, stored, count), ids)[0].float().log_softmax(-1)
+    actual = feed(loaded, dry_cache(loaded, count, stored), ids)[0].float().log_softmax(-1)
     divergence = (expected.exp() * (expected - actual)).sum(-1)
     agreement = (expected.argmax(-1) == actual.argmax(-1)).float()
     return QuantEffect(stored, float(divergence.mean()), float(agreement.mean()))
@@ -89,7 +89,7 @@ def try_format(loaded: LoadedModel, stored: SlotFormat) -> QuantEffect:
 
 def _own_text(loaded: LoadedModel, count: int) -> tuple[Tensor, Tensor]:
     """`count` ids sampled from the model, [1, count], and its log-probabilities [count, V]."""
-    cache = dry_cache(loaded, slot_format("auto", loaded.dtype_name), count)
+    cache = dry_cache(loaded, count)
     ids, said = [probe_ids(loaded, 1)], []
     generator = torch.Generator().manual_seed(0)
     if loaded.state is not None:

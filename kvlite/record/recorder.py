@@ -28,7 +28,7 @@ from kvlite.record.schema import (
     TimelinePoint,
     TorchMemory,
 )
-from kvlite.record.store import RunRecords, check_writable, new_run_id, write_record
+from kvlite.record.store import RunRecords, new_run_id, write_whole
 from kvlite.record.timeline import Timeline
 
 MAX_REQUESTS = 1000
@@ -70,7 +70,7 @@ class ReadableEngine(Protocol):
 class Recorder:
     """Takes values while a command runs; leaving the `with` block writes the record and never fails the run.
 
-    `report` is `auto` (the state folder), `none` (keep no record) or a file's path, checked here: raises UsageError.
+    `report` is `auto` (the state folder), `none` (keep no record) or a file's path.
     `warn` gets one message when the record cannot be written.
     """
 
@@ -83,8 +83,6 @@ class Recorder:
         warn: Callable[[str], None] = lambda text: None,
     ) -> None:
         self._path = None if report in ("auto", "none") else Path(report)
-        if self._path is not None:
-            check_writable("--report", self._path)
         self._warn = warn
         self._start_s = time.monotonic()
         started = datetime.now(UTC)
@@ -167,7 +165,7 @@ class Recorder:
             if self._path is None:
                 RunRecords().save(self._record)
             else:
-                write_record(self._record, self._path)
+                write_whole(f"{self._record.to_json()}\n", self._path)
         except OSError as failure:
             place = failure.filename or self._path or "the state folder"
             self._warn(f"no run record: cannot write {place}: {failure.strerror}; give --report another file")

@@ -11,9 +11,9 @@ from kvlite.console import Console
 from kvlite.deadline import Deadline
 from kvlite.engine.request import Sampling
 from kvlite.errors import ContextFull, Interrupted, TimeLimit, UsageError
+from kvlite.llm import openai
 from kvlite.llm.answer import AnswerSettings
 from kvlite.record.recorder import Recorder
-from kvlite.text import openai
 
 CODE = "Here:\n```python\nprint(1)\n```\nand\n```\nprint(2)\n```\n"
 

@@ -89,6 +89,7 @@ WORDS = [
     Row("a system prompt from no file", "run demo hi -s @no.txt", 2, "no.txt"),
     Row("a template that asks for more", "run demo hi --template {stdin}", 2, "no stdin"),
     Row("a record to no folder", "run demo hi --report no/r.json", 2, "--report"),
+    Row("a record to what is a folder", "run demo hi --report .", 2, "a folder"),
     Row("a session outside the folder", "chat demo --session ../x", 2, "terminal", stdin=b"hi"),
     Row("a report on nothing", "report", 2, "no run is recorded"),
     Row("a report on a run nobody made", "report 01J", 2, "01J"),
