@@ -94,7 +94,6 @@ WORDS = [
     Row("a report on nothing", "report", 2, "no run is recorded"),
     Row("a report on a run nobody made", "report 01J", 2, "01J"),
     Row("a report on a file of another kind", "report ./r.json", 2, "r.json", {"r.json": b"[1"}),
-    Row("a gate that is no comparison", "report --fail-on lots", 2, "lots"),
     Row("a plan for no tokens", "plan demo --context 0", 2, "--context"),
     Row("a plan for no rows", "plan demo --batch-size 0", 2, "--batch-size"),
     Row("a plan for a budget without a unit", "plan demo --kv-budget 7", 2, "'7' is not understood"),
