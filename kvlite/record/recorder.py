@@ -28,7 +28,7 @@ from kvlite.record.schema import (
     TimelinePoint,
     TorchMemory,
 )
-from kvlite.record.store import RunRecords, new_run_id, write_record
+from kvlite.record.store import RunRecords, new_run_id, write_whole
 from kvlite.record.timeline import Timeline
 
 MAX_REQUESTS = 1000
@@ -165,7 +165,7 @@ class Recorder:
             if self._path is None:
                 RunRecords().save(self._record)
             else:
-                write_record(self._record, self._path)
+                write_whole(f"{self._record.to_json()}\n", self._path)
         except OSError as failure:
             place = failure.filename or self._path or "the state folder"
             self._warn(f"no run record: cannot write {place}: {failure.strerror}; give --report another file")
