@@ -33,7 +33,7 @@ class ProgramOptions:
 
 @dataclass
 class Invocation:
-    """One call: its console, the model where none is named, and `sources`, the origin of each of the command's values."""
+    """One call: its console, the default model, and `sources`, the origin of each of the command's values."""
 
     console: Console = field(default_factory=Console)
     default_model: str | None = None
