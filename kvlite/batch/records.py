@@ -59,13 +59,9 @@ def _body(outcome: Outcome, model: str) -> dict[str, object]:
         "attempt": outcome.attempt,
         "deduped_from": outcome.deduped_from,
     }
-    choices = [
-        openai.choice(choice, index=index, is_chat=is_chat)
-        | (
-            {"kvlite": openai.counted(choice)} if len(outcome.choices) > 1 else {}
-        )  # that of the body is of the first only
-        for index, choice in enumerate(outcome.choices)
-    ]
+    choices = [openai.choice(choice, index=index, is_chat=is_chat) for index, choice in enumerate(outcome.choices)]
+    if len(choices) > 1:  # the body's counts are those of the first only
+        choices = [said | {"kvlite": openai.counted(of)} for said, of in zip(choices, outcome.choices, strict=True)]
     answer_id = f"{'chatcmpl' if is_chat else 'cmpl'}-{uuid.uuid4().hex}"
     return openai.completion(answer_id, model, choices, _usage(outcome), of_all, is_chat=is_chat)
 
