@@ -59,9 +59,11 @@ def _body(outcome: Outcome, model: str) -> dict[str, object]:
         "attempt": outcome.attempt,
         "deduped_from": outcome.deduped_from,
     }
-    choices = [openai.choice(choice, index=index, is_chat=is_chat) for index, choice in enumerate(outcome.choices)]
-    if len(choices) > 1:  # the body's counts are those of the first only
-        choices = [said | {"kvlite": openai.counted(of)} for said, of in zip(choices, outcome.choices, strict=True)]
+    own = len(outcome.choices) > 1  # the counts of the body are those of the first choice only
+    choices = [
+        openai.choice(choice, index=index, is_chat=is_chat) | ({"kvlite": openai.counted(choice)} if own else {})
+        for index, choice in enumerate(outcome.choices)
+    ]
     answer_id = f"{'chatcmpl' if is_chat else 'cmpl'}-{uuid.uuid4().hex}"
     return openai.completion(answer_id, model, choices, _usage(outcome), of_all, is_chat=is_chat)
 
