@@ -92,9 +92,9 @@ class Display:
             self._open = None if piece.text.endswith("\n") else write
 
     def _end_line(self) -> None:
-        if self._open is not None:
-            self._open("\n")
-            self._open = None
+        write, self._open = self._open, None
+        if write is not None:
+            write("\n")
 
 
 def bar(share: float) -> str:

@@ -6,15 +6,14 @@ No name leads out of the folder, and a last line cut short by a crash is ignored
 from __future__ import annotations
 
 import json
-import os
 import re
-import tempfile
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from itertools import count
 from pathlib import Path
 
 from kvlite.errors import OutputError, UsageError
+from kvlite.record.store import write_whole
 
 ROLES = ("system", "user", "assistant")
 FORMAT = "kvlite.session/1"
@@ -103,24 +102,17 @@ class SessionFile:
         Raises OutputError when the disk refuses, or when another process has changed the file in between.
         """
         header = {"format": FORMAT, "model": model, "saved": datetime.now(UTC).isoformat(timespec="seconds")}
-        data = b"".join(json.dumps(record, ensure_ascii=False).encode() + b"\n" for record in (header, *messages))
+        text = "".join(f"{json.dumps(record, ensure_ascii=False)}\n" for record in (header, *messages))
         try:
             if self.exists() and self.path.stat().st_size != self._size:
                 raise OutputError(
                     f"session {self.name} was changed by another process; /save NAME keeps this one apart"
                 )
             self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            handle, temporary = tempfile.mkstemp(dir=self.path.parent, prefix=".saving-")  # readable by its owner only
-            try:
-                with os.fdopen(handle, "wb") as file:
-                    file.write(data)
-                Path(temporary).replace(self.path)
-            except OSError:
-                Path(temporary).unlink(missing_ok=True)
-                raise
+            write_whole(text, self.path)
         except OSError as error:
             raise OutputError(f"session {self.name} cannot be saved: {error.strerror}; the chat goes on") from None
-        self._size = len(data)
+        self._size = len(text.encode())
 
 
 def _parse(line: bytes, number: int, path: Path) -> ChatMessage | None:

@@ -11,7 +11,7 @@ import typer
 from kvlite.cli.invocation import Invocation
 from kvlite.cli.signature import without
 from kvlite.flags import argument, option
-from kvlite.options import AnswerOptions, ModelOptions, OutputOptions, model_option, read_seconds
+from kvlite.options import AnswerOptions, ModelOptions, OutputOptions, model_option, read_seconds, read_text
 
 
 def _complete_word(ctx: typer.Context, incomplete: str) -> list[str]:
@@ -28,6 +28,7 @@ class RunOptions:
     words: tuple[str, ...] = argument(
         (),
         metavar="[MODEL] [PROMPT]...",
+        parse=read_text,
         complete=_complete_word,
         help="The model, unless -m names it, and the prompt; - is stdin.",
     )
@@ -35,7 +36,9 @@ class RunOptions:
     file: tuple[Path, ...] = option(
         (), "-f", metavar="FILE", from_settings=False, help="Put this text before the prompt."
     )
-    template: str | None = option(None, metavar="TEXT", help="Build the prompt of {stdin}, {file} and {prompt}.")
+    template: str | None = option(
+        None, metavar="TEXT", parse=read_text, help="Build the prompt of {stdin}, {file} and {prompt}."
+    )
     raw: bool = option(False, help="No chat template: continue the prompt as it is.")
     extract: bool = option(False, "-x", help="Print only the first code block.")
     stream: bool | None = option(None, "--stream/--no-stream", help="Print as it comes, or all at once.")

@@ -174,12 +174,12 @@ def test_a_save_that_fails_leaves_the_file_as_it_was(folder, monkeypatch):
     file.save(TALK, "demo")
     longer = [*TALK, message("user", "more")]
 
-    def full(handle, mode):
+    def full(handle, mode, encoding):
         os.close(handle)
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("kvlite.chat.session_files.os.fdopen", full)
+        patch.setattr("kvlite.record.store.os.fdopen", full)
         with pytest.raises(OutputError, match="No space"):
             file.save(longer, "demo")
     assert folder.file("a").load() == TALK

@@ -138,8 +138,9 @@ def test_show_asks_the_hub_for_facts_and_no_weights(hub: HubServer, kvlite: Kvli
     shown = json.loads(kvlite("show", "org/name", "--json").out)
     assert (shown["repo"], shown["revision"], shown["license"]) == ("org/name", commit, "mit")
     assert (shown["weight_bytes"], shown["parameters"]) == (412, 203)
-    assert (shown["family"], shown["layers"], shown["query_heads"]) == ("llama", {"full": 3}, 4)
-    assert (shown["kv_heads"], shown["k_dim"], shown["window"]) == ([2], [16], 512)
+    assert (shown["family"], shown["query_heads"], shown["window"]) == ("llama", 4, 512)
+    (group,) = shown["layers"]
+    assert (group["count"], group["kind"], group["kv_heads"], group["k_dim"]) == (3, "full", 2, 16)
     assert shown["kv_bytes_per_token"] == KV_BYTES_PER_TOKEN
     assert not list(cache_root().glob("*/snapshots/*/*.safetensors"))
 
@@ -148,7 +149,7 @@ def test_show_for_people(tmp_path: Path, kvlite: Kvlite) -> None:
     folder = str(write_model(tmp_path / "m", model_files()))
     lines = kvlite("show", folder).out.splitlines()
     assert f"KV per token  {KV_BYTES_PER_TOKEN:,} bytes" in lines
-    assert "heads         4 query, 2 KV; K 16, V 16 wide" in lines
+    assert "layers        3 full, 2 KV heads of 16" in lines
     assert lines[-1] == "window        512 tokens"
 
 
