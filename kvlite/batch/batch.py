@@ -119,16 +119,11 @@ class Batch:
             required=model.required,
         )
         batch = BatchRun(llm.engine, preparer, self._options)
-        ending.callback(self._finish, batch, llm)
+        ending.callback(lambda: self._summarise(batch.peak_bytes, llm.engine.plan.budget_bytes))
         self._running_s = time.monotonic()
         items = chain([first], read_ahead(selected) if self._input.is_pipe else selected)
         with self._deadline.watching(batch.cancel_late) if self._options.timeout is not None else nullcontext():
             self._write(batch, self._noticed(items, model.required is None), llm, self._output)
-
-    def _finish(self, batch: BatchRun, llm: LLM) -> None:
-        counts = self._summarise(batch.peak_bytes, llm.engine.plan.budget_bytes)
-        report = {name: counts[name] for name in BatchReport.model_fields}
-        self._recorder.batch(BatchReport.model_validate(report), batch.peak_bytes)
 
     def _write(self, batch: BatchRun, items: Iterable[Item | None], llm: LLM, output: Output) -> None:
         form, budget_bytes = self._options.out_format, llm.engine.plan.budget_bytes
@@ -194,13 +189,15 @@ class Batch:
             self._tally.resumed += 1
             self._tally.resumed_failed += 1
 
-    def _summarise(self, peak_bytes: int = 0, budget_bytes: int = 0) -> dict[str, object]:
-        """Say and write the counts of the whole batch, and return them."""
+    def _summarise(self, peak_bytes: int = 0, budget_bytes: int = 0) -> None:
+        """Say, record and write the counts of the whole batch."""
         self._put_back()
         seconds = self._seconds
         self._console.note(self._tally.closing(seconds, peak_bytes, budget_bytes))
         kv = {"peak_bytes": peak_bytes, "budget_bytes": budget_bytes, "tokens_evicted": self._tally.tokens_evicted}
         counts = {**self._tally.as_dict(seconds), "kv": kv}
+        report = {name: counts[name] for name in BatchReport.model_fields}
+        self._recorder.batch(BatchReport.model_validate(report), peak_bytes)
         if self._console.as_json and not isinstance(self._output, StdoutLines):
             self._console.json(counts)
         if (path := self._options.summary) is not None:
@@ -208,7 +205,6 @@ class Batch:
                 Path(path).write_text(f"{json.dumps(counts)}\n", encoding="utf-8")
             except OSError as error:
                 raise OutputError(f"cannot write {path}: {error.strerror}") from error
-        return counts
 
     def _stopped(self, stop: BaseException) -> KvliteError:
         """Make the error that ends a batch from outside, with the command that continues it."""

@@ -59,11 +59,9 @@ def _body(outcome: Outcome, model: str) -> dict[str, object]:
         "attempt": outcome.attempt,
         "deduped_from": outcome.deduped_from,
     }
+    own = len(outcome.choices) > 1  # the counts of the body are those of the first choice only
     choices = [
-        openai.choice(choice, index=index, is_chat=is_chat)
-        | (
-            {"kvlite": openai.counted(choice)} if len(outcome.choices) > 1 else {}
-        )  # that of the body is of the first only
+        openai.choice(choice, index=index, is_chat=is_chat) | ({"kvlite": openai.counted(choice)} if own else {})
         for index, choice in enumerate(outcome.choices)
     ]
     answer_id = f"{'chatcmpl' if is_chat else 'cmpl'}-{uuid.uuid4().hex}"

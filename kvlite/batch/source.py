@@ -19,6 +19,7 @@ from itertools import chain, islice
 from pathlib import Path
 from queue import Empty, Queue
 from threading import Thread
+from typing import BinaryIO
 
 from kvlite.batch.codecs import decode_line, decode_simple, repeated
 from kvlite.batch.item import Code, Item, LineError, digest
@@ -125,15 +126,20 @@ class Input:
 
     def _lines(self) -> Iterator[bytes]:
         try:
-            if self.name != STDIN:
-                with Path(self.name).open("rb") as file:
-                    yield from file
-            elif sys.stdin is None:
-                raise UsageError("stdin is closed; give a file to read")
-            else:
-                yield from _stdin()
+            with self._open() as file:
+                yield from file
         except OSError as error:
             raise UsageError(f"cannot read {self.name}: {error.strerror}") from error
+
+    def _open(self) -> BinaryIO:
+        if self.name != STDIN:
+            return Path(self.name).open("rb")
+        if sys.stdin is None:
+            raise UsageError("stdin is closed; give a file to read")
+        try:  # not sys.stdin itself: a thread that waits in it keeps the process from ending
+            return open(sys.stdin.fileno(), "rb", closefd=False)
+        except UnsupportedOperation:  # a caller has replaced it
+            return sys.stdin.buffer
 
     def _plain(self, line: bytes, item: Item) -> Item:
         try:
@@ -228,14 +234,3 @@ def in_shard(key: str, index: int, count: int) -> bool:
     """True where an id belongs to the share `index` of `count` (from 1); it always falls into the same one."""
     hashed = int.from_bytes(blake2b(key.encode(), digest_size=8).digest(), "big")
     return hashed % count == index - 1
-
-
-def _stdin() -> Iterator[bytes]:
-    """Read the lines of stdin, but not through sys.stdin: a thread that waits in it keeps the process from ending."""
-    try:
-        descriptor = sys.stdin.fileno()
-    except UnsupportedOperation:  # a caller has replaced sys.stdin
-        yield from sys.stdin.buffer
-        return
-    with open(descriptor, "rb", closefd=False) as file:
-        yield from file

@@ -37,7 +37,7 @@ def batch(
             batch_size="auto" if given.batch_size == "auto" else int(given.batch_size),
             console=call.console,
             is_named=given.model is not None,
-            note=UNNAMED if named is None and not call.program.default_model else None,
+            note=UNNAMED if named is None and not call.default_model else None,
             budget_source=call.sources["kv_budget"],
         )
 
