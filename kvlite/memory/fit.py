@@ -154,16 +154,12 @@ def quote(fit: Fit, budget: Budget) -> Quote:
         cache = spent._nominal(budget)
     except CapacityError as error:
         return Quote(fit, budget, spec, None, rest, str(error))
-    return Quote(fit, budget, spec, cache, spent.memory(cache), _shortage(spent, budget, cache))
-
-
-def _shortage(fit: Fit, budget: Budget, cache: CachePlan) -> str | None:
-    """Say why the device cannot give the budget, even where the cache would not use all of it; None when it can."""
-    left = fit.free_for_cache
-    wanted = max(cache.reserved_bytes, cache.budget_bytes)
-    if left is None or wanted <= left:
-        return None
-    return f"KV budget {budget} is {human_bytes(wanted)}, and {human_bytes(left)} are left for it beside the rest"
+    left, wanted, shortage = spent.free_for_cache, max(cache.reserved_bytes, cache.budget_bytes), None
+    if left is not None and wanted > left:  # even where the cache would not use all of it
+        shortage = (
+            f"KV budget {budget} is {human_bytes(wanted)}, and {human_bytes(left)} are left for it beside the rest"
+        )
+    return Quote(fit, budget, spec, cache, spent.memory(cache), shortage)
 
 
 def most_rows(fit: Fit, budget: Budget, tokens: int) -> int:
@@ -192,18 +188,13 @@ def advice(found: Quote) -> list[str]:
     quantised = replace(fit, quant="4bit")
     are_plain = fit.weights is not None and fit.weights.parameters is not None and not fit.shape.is_quantised
     can_quantise = fit.quant == "none" and are_plain
-    tries = [_budget_advice(fit), _rows_advice(fit, budget)]
+    rows = largest(lambda rows: quote(fit.with_rows(rows), budget).fits, fit.most_rows - 1)
+    tries = [_budget_advice(fit), f"--batch-size {rows}" if rows else ""]
     if can_quantise and quote(quantised, budget).fits:
         tries.append("--quant 4bit")
     if not any(tries) and can_quantise and (smaller := _budget_advice(quantised)):
         tries.append(f"--quant 4bit {smaller}")
     return [text for text in tries if text] or ["a smaller model, or a device with more memory"]
-
-
-def _rows_advice(fit: Fit, budget: Budget) -> str:
-    """The most rows that fit, fewer than asked for; empty where none do."""
-    rows = largest(lambda rows: quote(fit.with_rows(rows), budget).fits, fit.most_rows - 1)
-    return f"--batch-size {rows}" if rows else ""
 
 
 def _budget_advice(fit: Fit) -> str:
