@@ -20,7 +20,7 @@ from kvlite.memory.plan import (
     plan_cache,
     plan_rows,
 )
-from kvlite.memory.prediction import DeviceKind, MemoryPlan, Term, Weights, cache_terms, pass_terms, weight_term
+from kvlite.memory.prediction import DeviceKind, MemoryPlan, Weights, cache_terms, pass_terms, weight_term
 from kvlite.memory.shape import ModelShape
 
 MOST_ROWS = 2**16
@@ -82,27 +82,21 @@ class Fit:
         """The cache that `budget` buys. Raises CapacityError where it is too little, or more than the device has."""
         return self._plan(budget, self.free_for_cache)
 
-    def memory(self, cache: CachePlan) -> MemoryPlan:
-        """Every term of a run with `cache`: weights first, then the cache, then the rest."""
-        rest = pass_terms(self.shape, self.spec.slot_format, cache.rows, cache.chunk, self.quant, self.device)
-        return MemoryPlan((self._weights, *cache_terms(cache), *rest), self.free_bytes)
-
-    @property
-    def beside_cache(self) -> MemoryPlan:
-        """Everything but the cache that `free_bytes` has to hold, at its largest."""
-        stored, rows, chunk = self.spec.slot_format, self.most_rows, self.spec.chunk_limit
-        terms = (self._weights, *pass_terms(self.shape, stored, rows, chunk, self.quant, self.device))
-        held = ("weights", "cuda_context") if self.is_loaded else ()  # no part of what is free
-        return MemoryPlan(tuple(term for term in terms if term.name not in held), self.free_bytes)
-
-    @property
-    def _weights(self) -> Term:
-        return weight_term(self.shape, self.weights, self.quant)
+    def memory(self, cache: CachePlan | None) -> MemoryPlan:
+        """Every term of a run with `cache`, weights first; without one, all that lies beside a cache at its largest."""
+        rows, chunk = (cache.rows, cache.chunk) if cache else (self.most_rows, self.spec.chunk_limit)
+        weights = weight_term(self.shape, self.weights, self.quant)
+        rest = pass_terms(self.shape, self.spec.slot_format, rows, chunk, self.quant, self.device)
+        return MemoryPlan((weights, *(cache_terms(cache) if cache else ()), *rest))
 
     @property
     def free_for_cache(self) -> int | None:
         """Bytes left for the cache beside the rest; None when free memory is unknown."""
-        return None if self.free_bytes is None else max(0, self.free_bytes - self.beside_cache.total_bytes)
+        if self.free_bytes is None:
+            return None
+        taken = ("weights", "cuda_context") if self.is_loaded else ()  # no part of what is free
+        beside = self.memory(None).predicted().items()
+        return max(0, self.free_bytes - sum(size for name, size in beside if name not in taken))
 
     def _nominal(self, budget: Budget) -> CachePlan:
         """The cache that `budget` buys on a device that has as much. Raises CapacityError where it is too little."""
@@ -143,12 +137,12 @@ class Quote:
 
 
 def quote(fit: Fit, budget: Budget) -> Quote:
-    """Say what `budget` buys on the device of `fit`; a shortage is told, not raised."""
+    """Say what `budget` buys on the device of `fit`, before it is loaded; a shortage is told, not raised."""
     spec = fit.specs(budget)[0]
     spent = replace(fit, spec=spec)
-    rest = spent.beside_cache
-    if not rest.fits:
-        free, needed = human_bytes(fit.free_bytes or 0), human_bytes(rest.total_bytes)
+    rest = spent.memory(None)
+    if fit.free_bytes is not None and rest.total_bytes > fit.free_bytes:
+        free, needed = human_bytes(fit.free_bytes), human_bytes(rest.total_bytes)
         return Quote(fit, budget, spec, None, rest, f"it takes {needed} beside the cache, and {free} are free")
     try:
         cache = spent._nominal(budget)
