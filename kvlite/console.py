@@ -77,11 +77,6 @@ class Console:
         """True if stderr is a terminal on which lines may be redrawn."""
         return _is_terminal(self.stderr) and not self.plain and os.environ.get("TERM") != "dumb"
 
-    @property
-    def has_color(self) -> bool:
-        """True if stdout may carry colour."""
-        return self._has_color(self.stdout)
-
     def answer(self, text: str) -> None:
         """Write `text` to stdout at once, as it is. Raises OutputError when stdout cannot take it."""
         if self.stdout is None:
@@ -108,7 +103,7 @@ class Console:
         cells = [[strip_controls(cell).replace("\n", " ") for cell in row] for row in (columns, *rows)]
         widths = [max(len(row[i]) for row in cells) for i in range(len(columns))]
         lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in cells]
-        if self.has_color:  # answer() would strip the escape codes from a terminal
+        if self._has_color(self.stdout):  # answer() would strip the escape codes from a terminal
             self.answer("")
             self._raw(self.stdout, f"\x1b[{_BOLD}m{lines.pop(0)}\x1b[0m\n")
         for text in lines:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from kvlite.errors import UsageError
 from kvlite.flags import argument, option
+
+Text = TypeVar("Text", bound=Sequence[str])
 
 BUILT_IN_MODEL = "demo"
 MODEL_HELP = "Alias, org/name[@revision] or folder"
@@ -44,10 +47,17 @@ def read_quant(value: str) -> str:
     return QUANT_SPELLINGS[value.lower()]
 
 
+def read_text(value: Text) -> Text:
+    """Text as it was typed, of one option or of one that is given several times."""
+    if any("\udc80" <= character <= "\udcff" for character in "".join(value)):  # how Python hands on other bytes
+        raise ValueError("not UTF-8; check the terminal's locale, or give it with -f FILE")
+    return value
+
+
 def read_system(value: str) -> str:
     """A system prompt as it is, or the text of the file whose path follows an `@`."""
     if not value.startswith("@"):
-        return value
+        return read_text(value)
     try:
         return Path(value[1:]).read_text(encoding="utf-8").rstrip("\n")
     except OSError as error:
@@ -60,7 +70,7 @@ def read_stop(value: Sequence[str]) -> Sequence[str]:
     """Stop strings, none of them empty."""
     if "" in value:
         raise ValueError("an empty stop string would end every answer at once; give some text")
-    return value
+    return read_text(value)
 
 
 def read_seconds(value: float) -> float:
@@ -78,11 +88,19 @@ def read_batch_size(value: str) -> str:
 
 
 def read_file_name(value: str) -> str:
-    """The path of a file that can be there: no folder, and in one."""
-    if Path(value).is_dir() or not Path(value).parent.is_dir():
-        what = "a folder" if Path(value).is_dir() else "no such folder"
+    """The path of a file that can be written: no folder, and in one."""
+    path = Path(value)
+    if path.is_dir() or not path.parent.is_dir():
+        what = "a folder" if path.is_dir() else "no such folder"
         raise ValueError(f"{value}: {what}; give a file's name")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise ValueError(f"{value} may not be written; give another file")
     return value
+
+
+def read_report(value: str) -> str:
+    """The words auto and none, or the path of a file that can be written."""
+    return value if value in ("auto", "none") else read_file_name(value)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -192,7 +210,12 @@ class OutputOptions:
     """The thinking and the run record, beside the answer."""
 
     show_thinking: bool = option(False, help="Show the thinking, on stderr.")
-    report: str = option("auto", metavar="PATH|auto|none", help="Where the run record goes; auto is the state folder.")
+    report: str = option(
+        "auto",
+        metavar="PATH|auto|none",
+        parse=read_report,
+        help="Where the run record goes; auto is the state folder.",
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

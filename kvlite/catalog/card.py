@@ -1,4 +1,4 @@
-"""The model card: its licence and first paragraph. Reads just enough of the front matter for that."""
+"""The model card: its text and its licence. Reads just enough of the front matter for that."""
 
 import re
 from dataclasses import dataclass
@@ -7,15 +7,13 @@ from pathlib import Path
 CARD = "README.md"
 DEMO_CARD = "MODEL_CARD.md"
 _FIELD = re.compile(r"(license|license_name):\s*[\"']?([^\"'#\n]+)", re.ASCII)
-_NOT_PROSE = re.compile(r"[#<>|!\[`*+=-]|\d+\. ")
 
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """A model card: the whole text without front matter, its first paragraph of prose, its licence."""
+    """A model card: the text without front matter, and the licence."""
 
     text: str = ""
-    summary: str = ""
     license: str | None = None
 
 
@@ -34,12 +32,4 @@ def parse_card(text: str) -> Card:
     licence = fields.get("license")
     if licence == "other":
         licence = fields.get("license_name", licence)
-    return Card(body.strip(), _first_paragraph(body), licence)
-
-
-def _first_paragraph(body: str) -> str:
-    for block in re.split(r"\n\s*\n", re.sub(r"```.*?(```|\Z)|<!--.*?(-->|\Z)", "", body, flags=re.DOTALL)):
-        lines = [line.strip() for line in block.strip().splitlines()]
-        if lines and not _NOT_PROSE.match(lines[0].replace("**", "").replace("[", "", 1)):
-            return " ".join(lines)
-    return ""
+    return Card(body.strip(), licence)

@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from kvlite.catalog import hub
-from kvlite.catalog.card import CARD, Card, read_card
+from kvlite.catalog.card import read_card
 from kvlite.catalog.config import CONFIG, GENERATION, has_tokenizer, read_config, read_object
-from kvlite.catalog.hub_errors import describe, offline_error
 from kvlite.catalog.names import ModelRef, aliases
 from kvlite.catalog.snapshots import cached_snapshot, missing_parts
 from kvlite.catalog.weights import read_weights, refuse_other_formats, weight_files, weight_names
@@ -74,7 +73,7 @@ def model_facts(ref: ModelRef, *, offline: bool = False) -> ModelFacts:
     if snapshot is not None and (not missing or (hub.is_offline(offline) and CONFIG not in missing)):
         return ModelFacts(**_facts_in(ref, snapshot))
     if hub.is_offline(offline):
-        raise offline_error(ref, [CONFIG])
+        raise hub.offline_error(ref, [CONFIG])
     remote = hub.remote_repo(ref)
     folder = hub.fetch_small(remote, CONFIG, GENERATION)
     return ModelFacts(**_facts_in(ref, folder) | {"weights": hub.remote_weights(remote), "license": remote.license})
@@ -99,7 +98,7 @@ def local_files(
     missing = missing_parts(folder, allow_pickle=allow_pickle)
     if folder is None or missing:
         if hub.is_offline(offline):
-            raise offline_error(ref, missing)
+            raise hub.offline_error(ref, missing)
         wanted = hub.offer(ref, allow_pickle=allow_pickle)
         if say is not None:
             say(f"downloading {wanted}")
@@ -107,22 +106,9 @@ def local_files(
     return files_in(ref, folder, allow_pickle=allow_pickle)
 
 
-def model_card(ref: ModelRef, *, offline: bool = False) -> Card:
-    """Read the model's card, from its folder or the Hub; an empty one when there is none or no network.
-
-    Raises ModelNotFound, GatedModel, HubUnreachable.
-    """
-    folder = ref.path or cached_snapshot(ref.repo or "", ref.revision)
-    if folder is not None and (ref.path or hub.is_offline(offline) or (folder / CARD).is_file()):
-        return read_card(folder)
-    if hub.is_offline(offline):
-        return Card()
-    return read_card(hub.fetch_small(hub.remote_repo(ref), CARD))
-
-
 def files_in(ref: ModelRef, folder: Path, *, allow_pickle: bool = False) -> ModelFiles:
     """Read and check a complete model in `folder`. Raises UnsupportedModel or BrokenModel naming the file at fault."""
-    name = str(folder) if ref.path else describe(ref)
+    name = str(folder) if ref.path else hub.describe(ref)
     names = [path.name for path in folder.iterdir()]
     if CONFIG not in names:
         refuse_other_formats(names, model=name)

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from kvlite.catalog.config import CONFIG, has_tokenizer
+from kvlite.catalog.names import DEMO, alias_of, aliases
 from kvlite.catalog.weights import weight_files
 from kvlite.errors import OutputError
 
@@ -37,6 +38,14 @@ def cached_repos() -> list[str]:
     with os.scandir(root) as entries:
         names = [entry.name for entry in entries if entry.name.startswith(_PREFIX)]
     return sorted(name.removeprefix(_PREFIX).replace("--", "/", 1) for name in names)
+
+
+def complete_model(incomplete: str, *, is_cached: bool = False) -> list[str]:
+    """Complete a name for the shell: aliases and cached repositories that begin with `incomplete`; `:` reads as `-`."""
+    repos = cached_repos()
+    short = [alias.name for repo in repos if (alias := alias_of(repo))] if is_cached else [DEMO, *aliases()]
+    start = incomplete.lower().replace(":", "-")
+    return [name for name in (*short, *repos) if name.lower().startswith(start)]
 
 
 def repo_folder(repo: str) -> Path:

@@ -112,8 +112,8 @@ def read_index(path: Path) -> dict[str, str]:
     """Read the map from tensor to shard of an index file. Raises BrokenModel when it is not one."""
     try:
         weight_map = json.loads(path.read_bytes())["weight_map"]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise BrokenModel(f"{path} is not an index of shards (no readable weight_map); {_AGAIN}") from error
+    except (ValueError, KeyError, TypeError, RecursionError):
+        weight_map = None
     except OSError as error:
         raise BrokenModel(f"{path} cannot be read: {error.strerror}") from error
     if not isinstance(weight_map, dict) or not weight_map:

@@ -14,7 +14,7 @@ from kvlite.memory.format import human_bytes
 
 if TYPE_CHECKING:
     from kvlite.console import Console
-    from kvlite.engine.request import Completion, Sampling
+    from kvlite.engine.request import Sampling
     from kvlite.memory.counts import KVCounts
     from kvlite.record.recorder import Recorder
     from kvlite.text.stream import Piece
@@ -66,12 +66,19 @@ class Display:
         raise AssertionError("an answer ends with an Answer")
 
     def tell(self, answer: Answer) -> None:
-        """Warn where the answer was cut short, and tell of the first eviction."""
-        if (notice := cut_notice(answer.completion)) is not None:
-            self.console.warn(notice)
-        if answer.kv.tokens_evicted and not self._has_told_eviction:
+        """Warn where the answer was cut short by lack of room or the default limit, and tell of the first eviction."""
+        done, kv = answer.completion, answer.kv
+        why = done.cut_short
+        if why is None and done.finish_reason == "length" and answer.completion_tokens == CHAT_MAX_TOKENS:
+            why = f"it has {CHAT_MAX_TOKENS:,} tokens; --max-tokens, in a chat /set max_tokens=N, sets another limit"
+        if why is not None:
+            self.console.warn(f"the answer was cut short: {why}")
+        if kv.tokens_evicted and not self._has_told_eviction:
             self._has_told_eviction = True
-            self.console.note(eviction_notice(answer.kv))
+            self.console.note(
+                f"the KV cache of {human_bytes(kv.reserved_bytes)} is full: {kv.tokens_kept:,} of {kv.tokens_seen:,} "
+                f"tokens kept by policy {kv.policy}; the model no longer sees the other {kv.tokens_evicted:,}"
+            )
 
     def _show_piece(self, piece: Piece) -> None:
         if piece.thinking and not self.form.shows_thinking:
@@ -85,9 +92,9 @@ class Display:
             self._open = None if piece.text.endswith("\n") else write
 
     def _end_line(self) -> None:
-        if self._open is not None:
-            self._open("\n")
-            self._open = None
+        write, self._open = self._open, None
+        if write is not None:
+            write("\n")
 
 
 def bar(share: float) -> str:
@@ -120,33 +127,3 @@ def answer_line(answer: Answer) -> str:
         *([] if answer.finish_reason == "stop" else [str(answer.finish_reason)]),
     ]
     return " · ".join(parts)
-
-
-def cut_notice(completion: Completion) -> str | None:
-    """Write the warning for an answer cut short by lack of room or by the default limit; None for any other."""
-    why = completion.cut_short
-    if why is None and completion.finish_reason == "length" and len(completion.ids) == CHAT_MAX_TOKENS:
-        why = f"it has {CHAT_MAX_TOKENS:,} tokens; --max-tokens, in a chat /set max_tokens=N, sets another limit"
-    return None if why is None else f"the answer was cut short: {why}"
-
-
-def eviction_notice(kv: KVCounts) -> str:
-    """Write the notice for the first eviction."""
-    return (
-        f"the KV cache of {human_bytes(kv.reserved_bytes)} is full: {kv.tokens_kept:,} of {kv.tokens_seen:,} tokens "
-        f"kept by policy {kv.policy}; the model no longer sees the other {kv.tokens_evicted:,}"
-    )
-
-
-def counts_table(kv: KVCounts) -> list[tuple[str, str]]:
-    """List every count of the cache with its name, as `/mem` shows them."""
-    return [
-        ("budget", human_bytes(kv.budget_bytes)),
-        ("reserved", human_bytes(kv.reserved_bytes)),
-        ("live", f"{human_bytes(kv.live_bytes)} (peak {human_bytes(kv.peak_bytes)})"),
-        ("tokens seen", f"{kv.tokens_seen:,}"),
-        ("tokens kept", f"{kv.tokens_kept:,}"),
-        ("tokens evicted", f"{kv.tokens_evicted:,}"),
-        ("policy", kv.policy),
-        ("dtype", kv.dtype),
-    ]

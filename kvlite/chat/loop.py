@@ -84,8 +84,9 @@ class Chat:
         """Show the output of a command."""
         self._console.aside(f"{text}\n")
 
-    def begin_file(self) -> None:
-        """Save from now on to a new file; the conversation so far stays in its own."""
+    def start_over(self, system: str | None) -> None:
+        """Forget the conversation, which stays in its file, and go on under this system prompt in a new one."""
+        self.session.set_system(system)
         self._file = None
 
     def save(self) -> None:

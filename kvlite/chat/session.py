@@ -106,10 +106,6 @@ class Session:
         self.unsent = None
         return user
 
-    def clear(self) -> None:
-        """Start over under the same system prompt."""
-        self.set_system(self.system)
-
     def set_system(self, system: str | None) -> None:
         """Start over under another system prompt, or none. Raises BudgetTooSmall where the cache cannot hold it."""
         messages = [] if system is None else [{"role": "system", "content": system}]

@@ -6,15 +6,14 @@ No name leads out of the folder, and a last line cut short by a crash is ignored
 from __future__ import annotations
 
 import json
-import os
 import re
-import tempfile
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from itertools import count
 from pathlib import Path
 
 from kvlite.errors import OutputError, UsageError
+from kvlite.record.store import write_whole
 
 ROLES = ("system", "user", "assistant")
 FORMAT = "kvlite.session/1"
@@ -33,17 +32,6 @@ ChatMessage = dict[str, str]
 """One message: `role`, `content` and, for answers, `finish_reason`; just as templates and session files hold it."""
 
 
-def check_name(name: str) -> str:
-    """Return `name` where it is a safe file name; raises UsageError with the rule otherwise."""
-    is_safe = _NAME.fullmatch(name) and ".." not in name and not name.endswith(".") and not _DEVICE.fullmatch(name)
-    if not is_safe or len(name) > MAX_NAME:
-        raise UsageError(
-            f"{name[:MAX_NAME]!r} is no session name; use letters, digits, '.', '_' and '-', at most {MAX_NAME}, "
-            "not starting or ending with a dot"
-        )
-    return name
-
-
 class SessionFolder:
     """The folder of saved sessions, in the user's data directory unless given."""
 
@@ -55,9 +43,15 @@ class SessionFolder:
     def file(self, name: str) -> SessionFile:
         """Return the session of this name, which need not exist yet.
 
-        Raises UsageError where the name is unsafe or a link leads elsewhere.
+        Raises UsageError where the name is no safe file name, or is a link that leads elsewhere.
         """
-        path = self.folder / f"{check_name(name)}{SUFFIX}"
+        is_safe = _NAME.fullmatch(name) and ".." not in name and not name.endswith(".") and not _DEVICE.fullmatch(name)
+        if not is_safe or len(name) > MAX_NAME:
+            raise UsageError(
+                f"{name[:MAX_NAME]!r} is no session name; use letters, digits, '.', '_' and '-', at most {MAX_NAME}, "
+                "not starting or ending with a dot"
+            )
+        path = self.folder / f"{name}{SUFFIX}"
         if path.resolve().parent != self.folder.resolve():
             raise UsageError(f"session {name} is a link out of {self.folder}; remove the link or choose another name")
         return SessionFile(name, path)
@@ -108,24 +102,17 @@ class SessionFile:
         Raises OutputError when the disk refuses, or when another process has changed the file in between.
         """
         header = {"format": FORMAT, "model": model, "saved": datetime.now(UTC).isoformat(timespec="seconds")}
-        data = b"".join(json.dumps(record, ensure_ascii=False).encode() + b"\n" for record in (header, *messages))
+        text = "".join(f"{json.dumps(record, ensure_ascii=False)}\n" for record in (header, *messages))
         try:
             if self.exists() and self.path.stat().st_size != self._size:
                 raise OutputError(
                     f"session {self.name} was changed by another process; /save NAME keeps this one apart"
                 )
             self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            handle, temporary = tempfile.mkstemp(dir=self.path.parent, prefix=".saving-")  # readable by its owner only
-            try:
-                with os.fdopen(handle, "wb") as file:
-                    file.write(data)
-                Path(temporary).replace(self.path)
-            except OSError:
-                Path(temporary).unlink(missing_ok=True)
-                raise
+            write_whole(text, self.path)
         except OSError as error:
             raise OutputError(f"session {self.name} cannot be saved: {error.strerror}; the chat goes on") from None
-        self._size = len(data)
+        self._size = len(text.encode())
 
 
 def _parse(line: bytes, number: int, path: Path) -> ChatMessage | None:

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import re
 import uuid
-from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from kvlite.chat.display import Display, answer_line
 from kvlite.chat.interrupt import Interrupts
 from kvlite.deadline import Deadline
 from kvlite.errors import Interrupted
+from kvlite.llm import openai
 from kvlite.llm.answer import Answer, AnswerSettings, stream_answer
 from kvlite.llm.conversation import ROW
-from kvlite.text import openai
 
 if TYPE_CHECKING:
     from kvlite.llm import LLM
     from kvlite.text.template import Encoded
 
+# The first fenced code block, which may lack its end.
 _CODE_BLOCK = re.compile(r"^[ \t]*(?P<fence>`{3,}|~{3,})[^\n]*\n(?P<code>.*?)(?:^[ \t]*(?P=fence)|\Z)", re.M | re.S)
 
 
@@ -43,28 +43,15 @@ def answer_prompt(llm: LLM, encoded: Encoded, settings: AnswerSettings, display:
 def _print(answer: Answer, model: str, display: Display) -> None:
     form, console = display.form, display.console
     if form.as_json:
-        console.json(completion_body(answer, model))
+        usage = openai.usage(answer.prompt_tokens, answer.completion_tokens)
+        choices, counted = [openai.choice(answer)], openai.counted(answer)
+        console.json(openai.completion(answer.completion.request_id, model, choices, usage, counted))
     elif not form.streams:
-        code = first_code_block(answer.text) if form.extracts else None
-        if form.extracts and code is None:
+        block = _CODE_BLOCK.search(answer.text) if form.extracts else None
+        if form.extracts and block is None:
             console.warn("the answer has no code block; this is all of it")
-        text = answer.text if code is None else code
+        text = answer.text if block is None else block["code"]
         console.answer(text if text.endswith("\n") else f"{text}\n")
     if form.shows_time:
         console.aside(f"{answer_line(answer)}\n")
     display.tell(answer)
-
-
-def first_code_block(text: str) -> str | None:
-    """Find the content of the first fenced code block, which may lack its end; None without one."""
-    match = _CODE_BLOCK.search(text)
-    return match["code"] if match else None
-
-
-def completion_body(answer: Answer, model: str) -> dict[str, object]:
-    """Build OpenAI's chat.completion object of the answer, with kvlite's counts under `kvlite`."""
-    done = answer.completion
-    choices = [openai.choice(answer.text, answer.thinking, str(answer.finish_reason))]
-    usage = openai.usage(done.prompt_tokens, len(done.ids))
-    counted = openai.counted(answer.seed, done.kv, asdict(done.timing))
-    return openai.completion(done.request_id, model, choices, usage, counted)

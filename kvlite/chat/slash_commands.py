@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from kvlite.chat.display import counts_table
 from kvlite.errors import UsageError
 from kvlite.llm.answer import AnswerSettings
 from kvlite.memory.format import human_bytes
@@ -61,10 +60,8 @@ def changed(settings: AnswerSettings, key: str, value: str) -> AnswerSettings:
     key, value = key.strip().replace("-", "_").lower(), value.strip()
     if key not in SETTINGS:
         raise UsageError(f"there is no setting {key!r}; settings are {', '.join(SETTINGS)}")
-    if key == "max_tokens" and value.lower() == "none":
-        return replace(settings, max_tokens=None)
     try:
-        number = SETTINGS[key](value)
+        number: Any = None if (key, value.lower()) == ("max_tokens", "none") else SETTINGS[key](value)
     except ValueError:
         expected = "a whole number" if SETTINGS[key] is int else "a number"
         raise UsageError(f"{key} is {value!r}; give {expected}") from None
@@ -96,8 +93,7 @@ def _exit(chat: Chat, _: str) -> None:
 
 
 def _clear(chat: Chat, _: str) -> None:
-    chat.session.clear()
-    chat.begin_file()
+    chat.start_over(chat.session.system)
     chat.show("started over; the model has forgotten the conversation")
 
 
@@ -119,8 +115,7 @@ def _system(chat: Chat, argument: str) -> None:
     if not argument:
         chat.show(chat.session.system or "no system prompt; /system TEXT sets one and starts over")
         return
-    chat.session.set_system(argument)
-    chat.begin_file()
+    chat.start_over(argument)
     chat.show("started over under the new system prompt")
 
 
@@ -134,7 +129,18 @@ def _set(chat: Chat, argument: str) -> None:
 
 
 def _mem(chat: Chat, _: str) -> None:
-    show_pairs(chat, counts_table(chat.session.counts()))
+    kv = chat.session.counts()
+    counts = [
+        ("budget", human_bytes(kv.budget_bytes)),
+        ("reserved", human_bytes(kv.reserved_bytes)),
+        ("live", f"{human_bytes(kv.live_bytes)} (peak {human_bytes(kv.peak_bytes)})"),
+        ("tokens seen", f"{kv.tokens_seen:,}"),
+        ("tokens kept", f"{kv.tokens_kept:,}"),
+        ("tokens evicted", f"{kv.tokens_evicted:,}"),
+        ("policy", kv.policy),
+        ("dtype", kv.dtype),
+    ]
+    show_pairs(chat, counts)
 
 
 def _load(chat: Chat, argument: str) -> None:

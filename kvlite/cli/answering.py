@@ -9,7 +9,6 @@ from kvlite.catalog.files import ModelFiles
 from kvlite.chat.display import AnswerFormat, Display
 from kvlite.chat.single_turn import answer_prompt
 from kvlite.cli.invocation import Invocation
-from kvlite.cli.prompts import typed
 from kvlite.deadline import Deadline
 from kvlite.errors import UsageError
 from kvlite.llm import LLM
@@ -24,7 +23,7 @@ from kvlite.record.recorder import Recorder
 class Answering:
     """The options of a model and of its answers, where the run record goes, and the call that gave them.
 
-    Raises UsageError on sampling out of range, and on text that is none.
+    Raises UsageError on sampling out of range.
     """
 
     options: ModelOptions
@@ -34,9 +33,6 @@ class Answering:
 
     def __post_init__(self) -> None:
         sampling_of(self.answer)
-        typed(self.answer.system or "", "--system")
-        for text in self.answer.stop:
-            typed(text, "--stop")
 
     def settings(self, llm: LLM) -> AnswerSettings:
         """Sampling and end of answers: as given, else as the model asks for."""

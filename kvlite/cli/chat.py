@@ -9,7 +9,7 @@ from kvlite.cli.invocation import Invocation
 from kvlite.cli.signature import without
 from kvlite.errors import UsageError
 from kvlite.flags import option
-from kvlite.options import AnswerOptions, ModelOptions, OutputOptions
+from kvlite.options import AnswerOptions, ModelOptions, OutputOptions, read_text
 
 if TYPE_CHECKING:
     from kvlite.catalog.files import ModelFiles
@@ -25,7 +25,9 @@ class ChatOptions:
         None, metavar="NAME", from_settings=False, help="Go on with this session, or begin it."
     )
     save: bool = option(True, help="Save the session after each turn.")
-    prompt: str | None = option(None, "-p", metavar="TEXT", from_settings=False, help="What to ask first.")
+    prompt: str | None = option(
+        None, "-p", metavar="TEXT", from_settings=False, parse=read_text, help="What to ask first."
+    )
     vi: bool = option(False, help="Edit with vi's keys.")
     status: bool = option(True, help="Show the cache under the prompt.")
 

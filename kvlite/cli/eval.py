@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from kvlite.cli.invocation import Invocation
 from kvlite.cli.signature import only
 from kvlite.flags import option
-from kvlite.options import SAMPLING, ModelOptions, OutputOptions
+from kvlite.options import SAMPLING, ModelOptions, OutputOptions, read_file_name
 
 # fmt: off
 _OF_MODEL = (
@@ -80,9 +80,12 @@ class EvalOptions:
         None,
         metavar="FILE",
         from_settings=False,
+        parse=read_file_name,
         help="Keep results here as they come; what it holds is not measured again.",
     )
-    html: Path | None = option(None, metavar="FILE", from_settings=False, help="Write a page with plots.")
+    html: Path | None = option(
+        None, metavar="FILE", from_settings=False, parse=read_file_name, help="Write a page with plots."
+    )
     batch_size: int | None = option(None, metavar="N", min=1, help="Conversations that run at once.")
 
 

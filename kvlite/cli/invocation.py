@@ -70,7 +70,7 @@ class Invocation:
             self.console.note(UNNAMED)
 
     def start_recorder(self, command: str, report: str) -> Recorder:
-        """Start to record `command`, warnings too. Raises UsageError where `report` cannot be written."""
+        """Start to record `command`, warnings too."""
         from kvlite.record.recorder import Recorder
 
         recorder = Recorder(command, sys.argv[1:], report=report, warn=self.console.warn)

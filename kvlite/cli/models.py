@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -78,20 +79,21 @@ def ls(call: Invocation) -> None:
 
 def show(options: Annotated[ModelOptions, only("model", "revision", "offline")], call: Invocation) -> None:
     """Show a model's layers, heads, KV bytes per token, sizes and licence; downloads no weights."""
-    from kvlite.catalog.files import model_card, model_facts
+    from kvlite.catalog.card import read_card
+    from kvlite.catalog.files import model_facts
     from kvlite.catalog.names import resolve_model
 
     out = call.console
     ref = resolve_model(call.with_model(options).model, revision=options.revision)
-    card, record = model_card(ref, offline=options.offline), _record(ref, model_facts(ref, offline=options.offline))
+    record = _record(ref, model_facts(ref, offline=options.offline))
     if out.as_json:
-        out.json(record | {"summary": card.summary}, indent=2)
+        out.json(record, indent=2)
         return
     for label, value in _lines(record):
         out.line(f"{label:<14}{value}")
-    if card.text:
+    if ref.path is not None and ref.is_demo:
         out.line()
-        out.line(card.text if ref.is_demo else card.summary)
+        out.line(read_card(ref.path).text)
 
 
 def rm(options: Annotated[ModelOptions, only("revision")], given: RemoveOptions, call: Invocation) -> None:
@@ -140,6 +142,7 @@ def _listed_record(model: Listed) -> dict[str, Any]:
 
 def _record(ref: ModelRef, facts: ModelFacts) -> dict[str, Any]:
     """All that is known of a model; of one that kvlite cannot hold, the problem in place of its shape."""
+    from kvlite.cli.planning import layer_groups
     from kvlite.memory.shape import ModelShape
 
     record: dict[str, Any] = {
@@ -156,49 +159,33 @@ def _record(ref: ModelRef, facts: ModelFacts) -> dict[str, Any]:
         shape = ModelShape.from_config(facts.config, stored_dtype=facts.stored_dtype)
     except ModelError as error:
         return record | {"problem": str(error)}
-    kinds = [layer.kind for layer in shape.layers]
-    heads = [layer for layer in shape.layers if layer.kv_heads]
     return record | {
         "family": shape.family,
         "dtype": shape.dtype,
-        "layers": {kind: kinds.count(kind) for kind in ("full", "sliding", "state") if kind in kinds},
+        "layers": layer_groups(shape.layers, (None,) * len(shape.layers)),
         "query_heads": shape.query_heads,
-        "kv_heads": sorted({layer.kv_heads for layer in heads}),
-        "k_dim": sorted({layer.k_dim for layer in heads}),
-        "v_dim": sorted({layer.v_dim for layer in heads}),
         "window": shape.max_positions,
-        "sliding_window": sorted({layer.window for layer in heads if layer.window}),
         "kv_bytes_per_token": shape.kv_bytes_per_token(),
-        "state_bytes_per_row": sum(layer.state_bytes for layer in shape.layers),
     }
 
 
-def _lines(record: dict[str, Any]) -> list[tuple[str, str]]:
+def _lines(record: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """The record for reading, as labels and texts."""
+    from kvlite.cli.planning import layer_text
     from kvlite.memory.format import human_bytes
-
-    def every(key: str) -> str:
-        return " or ".join(f"{number:,}" for number in record[key])
 
     at = f"@{record['revision'][:7]}" if record["revision"] else ""
     weights = "unknown" if record["weight_bytes"] is None else human_bytes(record["weight_bytes"])
     dtypes = ", ".join(f"{dtype} {human_bytes(size)}" for dtype, size in record["weight_bytes_by_dtype"].items())
-    lines = [
-        ("model", f"{record['repo'] or record['name']}{at}"),
-        ("licence", record["license"] or "unknown"),
-        ("weights", f"{weights} ({dtypes})" if dtypes else weights),
-        ("parameters", "unknown" if record["parameters"] is None else f"{record['parameters']:,}"),
-    ]
+    yield "model", f"{record['repo'] or record['name']}{at}"
+    yield "licence", record["license"] or "unknown"
+    yield "weights", f"{weights} ({dtypes})" if dtypes else weights
+    yield "parameters", "unknown" if record["parameters"] is None else f"{record['parameters']:,}"
     if record["problem"]:
-        return [*lines, ("problem", record["problem"])]
-    layers = ", ".join(f"{count} {kind}" for kind, count in record["layers"].items())
-    sliding = f" (sliding window {every('sliding_window')} tokens)" if record["sliding_window"] else ""
-    heads = f"{record['query_heads']} query, {every('kv_heads')} KV; K {every('k_dim')}, V {every('v_dim')} wide"
-    return [
-        *lines,
-        ("family", f"{record['family']}, {record['dtype']}"),
-        ("layers", f"{layers}{sliding}"),
-        ("heads", heads),
-        ("KV per token", f"{record['kv_bytes_per_token']:,} bytes"),
-        ("window", "unlimited" if record["window"] is None else f"{record['window']:,} tokens"),
-    ]
+        yield "problem", record["problem"]
+        return
+    yield "family", f"{record['family']}, {record['dtype']}, {record['query_heads']} query heads"
+    for group in record["layers"]:
+        yield "layers", layer_text(group)
+    yield "KV per token", f"{record['kv_bytes_per_token']:,} bytes"
+    yield "window", "unlimited" if record["window"] is None else f"{record['window']:,} tokens"

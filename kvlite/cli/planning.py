@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -80,7 +80,7 @@ def as_json(report: PlanReport) -> dict[str, Any]:
         "family": shape.family,
         "dtype": shape.dtype,
         "window": shape.max_positions,
-        "layers": list(_layer_groups(report)),
+        "layers": layer_groups(shape.layers, cache.layer_slots if cache else (None,) * len(shape.layers)),
         "kv_dtype": found.spec.slot_format.name,
         "kv_bytes_per_token": shape.kv_bytes_per_token(found.spec.slot_format),
         "policy_state_bytes_per_slot": found.spec.state_bytes_per_slot,
@@ -137,8 +137,8 @@ def _headlines(report: PlanReport) -> Iterator[tuple[str, str]]:
     named = f" ({report.facts.repo}{commit})" if report.facts.repo else ""
     window = f", window {shape.max_positions:,} tokens" if shape.max_positions else ""
     yield "model", f"{report.model}{named}, {shape.family} in {shape.dtype}{window}"
-    for layer, count in Counter(shape.layers).items():
-        yield "layers", _layer_text(layer, count)
+    for group in layer_groups(shape.layers, (None,) * len(shape.layers)):
+        yield "layers", layer_text(group)
     per_token = shape.kv_bytes_per_token(found.spec.slot_format)
     inside = " while inside every window" if any(layer.window for layer in shape.layers) else ""
     checked = "; auto takes it if the model, once loaded, tolerates it" if found.takes_another_format else ""
@@ -164,21 +164,20 @@ def _headlines(report: PlanReport) -> Iterator[tuple[str, str]]:
         yield "solved", f"--batch-size {cache.rows} --kv-per-seq {cache.slots}tok"
 
 
-def _layer_groups(report: PlanReport) -> Iterator[dict[str, Any]]:
+def layer_groups(layers: Sequence[LayerShape], slots: Sequence[int | None]) -> list[dict[str, Any]]:
     """Layers that are alike and have as many slots, counted, in the order of their first one."""
-    layers, cache = report.quote.fit.shape.layers, report.quote.cache
-    slots = cache.layer_slots if cache else (None,) * len(layers)
-    for (layer, held), count in Counter(zip(layers, slots, strict=True)).items():
-        yield {"count": count, **asdict(layer), "slots": held}
+    counted = Counter(zip(layers, slots, strict=True))
+    return [{"count": count, **asdict(layer), "slots": held} for (layer, held), count in counted.items()]
 
 
-def _layer_text(layer: LayerShape, count: int) -> str:
-    parts = [f"{count} {layer.kind}"]
-    if layer.kv_heads:
-        dims = f"{layer.k_dim}" if layer.k_dim == layer.v_dim else f"{layer.k_dim} and {layer.v_dim}"
-        parts.append(f"{layer.kv_heads} KV heads of {dims}")
-    if layer.window:
-        parts.append(f"the newest {layer.window:,} tokens")
-    if layer.state_bytes:
-        parts.append(f"{layer.state_bytes:,} B of constant state")
+def layer_text(group: Mapping[str, Any]) -> str:
+    """A group of `layer_groups` for reading."""
+    parts = [f"{group['count']} {group['kind']}"]
+    if group["kv_heads"]:
+        k_dim, v_dim = group["k_dim"], group["v_dim"]
+        parts.append(f"{group['kv_heads']} KV heads of {k_dim if k_dim == v_dim else f'{k_dim} and {v_dim}'}")
+    if group["window"]:
+        parts.append(f"the newest {group['window']:,} tokens")
+    if group["state_bytes"]:
+        parts.append(f"{group['state_bytes']:,} B of constant state")
     return ", ".join(parts)

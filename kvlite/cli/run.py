@@ -11,11 +11,11 @@ import typer
 from kvlite.cli.invocation import Invocation
 from kvlite.cli.signature import without
 from kvlite.flags import argument, option
-from kvlite.options import AnswerOptions, ModelOptions, OutputOptions, model_option
+from kvlite.options import AnswerOptions, ModelOptions, OutputOptions, model_option, read_seconds, read_text
 
 
 def _complete_word(ctx: typer.Context, incomplete: str) -> list[str]:
-    from kvlite.catalog.name_completion import complete_model
+    from kvlite.catalog.snapshots import complete_model
 
     is_model = not ctx.params.get("words") and ctx.params.get("model") is None
     return list(complete_model(incomplete)) if is_model else []
@@ -28,6 +28,7 @@ class RunOptions:
     words: tuple[str, ...] = argument(
         (),
         metavar="[MODEL] [PROMPT]...",
+        parse=read_text,
         complete=_complete_word,
         help="The model, unless -m names it, and the prompt; - is stdin.",
     )
@@ -35,12 +36,16 @@ class RunOptions:
     file: tuple[Path, ...] = option(
         (), "-f", metavar="FILE", from_settings=False, help="Put this text before the prompt."
     )
-    template: str | None = option(None, metavar="TEXT", help="Build the prompt of {stdin}, {file} and {prompt}.")
+    template: str | None = option(
+        None, metavar="TEXT", parse=read_text, help="Build the prompt of {stdin}, {file} and {prompt}."
+    )
     raw: bool = option(False, help="No chat template: continue the prompt as it is.")
     extract: bool = option(False, "-x", help="Print only the first code block.")
     stream: bool | None = option(None, "--stream/--no-stream", help="Print as it comes, or all at once.")
     show_time: bool = option(False, "--time", help="Say on stderr how long it took.")
-    max_time: float | None = option(None, metavar="SECONDS", help="Stop after this long (exit 124).")
+    max_time: float | None = option(
+        None, metavar="SECONDS", parse=read_seconds, help="Stop after this long (exit 124)."
+    )
 
 
 def run(

@@ -146,15 +146,15 @@ def _callback(parse: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 
 def _complete_model(incomplete: str) -> list[str]:
-    from kvlite.catalog.name_completion import complete_model
+    from kvlite.catalog.snapshots import complete_model
 
     return complete_model(incomplete)
 
 
 def _complete_cached(incomplete: str) -> list[str]:
-    from kvlite.catalog.name_completion import complete_cached
+    from kvlite.catalog.snapshots import complete_model
 
-    return complete_cached(incomplete)
+    return complete_model(incomplete, is_cached=True)
 
 
 def _complete_policy(incomplete: str) -> list[str]:

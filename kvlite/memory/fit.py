@@ -12,7 +12,6 @@ from kvlite.memory.budget import Budget, BudgetKind
 from kvlite.memory.format import FORMATS, human_bytes, size_down
 from kvlite.memory.plan import (
     DEFAULT_ROW_SLOTS,
-    MOST_CHUNK,
     CachePlan,
     CacheSpec,
     largest,
@@ -21,18 +20,7 @@ from kvlite.memory.plan import (
     plan_cache,
     plan_rows,
 )
-from kvlite.memory.prediction import (
-    CUDA_CONTEXT_BYTES,
-    TERMS_OF_LOADED,
-    DeviceKind,
-    MemoryPlan,
-    Term,
-    Weights,
-    activation_bytes,
-    cache_terms,
-    scratch_bytes,
-    weight_term,
-)
+from kvlite.memory.prediction import DeviceKind, MemoryPlan, Term, Weights, cache_terms, pass_terms, weight_term
 from kvlite.memory.shape import ModelShape
 
 MOST_ROWS = 2**16
@@ -44,8 +32,7 @@ class Fit:
 
     `free_bytes` is what the device has before the weights are loaded, or beside them (`is_loaded`); None: unknown.
     `batch` is the most rows of a batch, None one conversation with the whole budget; `row_budget` is the budget of each
-    row where one is given. `is_automatic`: the slot format may be another than that of
-    `spec`, as `specs` says.
+    row where one is given. `is_automatic`: the slot format may be another than that of `spec`, as `specs` says.
     """
 
     shape: ModelShape
@@ -97,15 +84,20 @@ class Fit:
 
     def memory(self, cache: CachePlan) -> MemoryPlan:
         """Every term of a run with `cache`: weights first, then the cache, then the rest."""
-        weights, *rest = self._others(cache.rows, cache.chunk)
-        return MemoryPlan((weights, *cache_terms(cache), *rest), self.free_bytes)
+        rest = pass_terms(self.shape, self.spec.slot_format, cache.rows, cache.chunk, self.quant, self.device)
+        return MemoryPlan((self._weights, *cache_terms(cache), *rest), self.free_bytes)
 
     @property
     def beside_cache(self) -> MemoryPlan:
         """Everything but the cache that `free_bytes` has to hold, at its largest."""
-        terms = self._others(self.most_rows, self.spec.chunk_limit)
-        held = TERMS_OF_LOADED if self.is_loaded else ()
+        stored, rows, chunk = self.spec.slot_format, self.most_rows, self.spec.chunk_limit
+        terms = (self._weights, *pass_terms(self.shape, stored, rows, chunk, self.quant, self.device))
+        held = ("weights", "cuda_context") if self.is_loaded else ()  # no part of what is free
         return MemoryPlan(tuple(term for term in terms if term.name not in held), self.free_bytes)
+
+    @property
+    def _weights(self) -> Term:
+        return weight_term(self.shape, self.weights, self.quant)
 
     @property
     def free_for_cache(self) -> int | None:
@@ -124,19 +116,6 @@ class Fit:
         return plan_rows(
             self.shape, budget, self.row_budget, self.spec, most_rows=self.most_rows, free_bytes=free_bytes
         )
-
-    def _others(self, rows: int, chunk: int) -> tuple[Term, ...]:
-        """The terms beside the cache, the weights first, with chunks of `chunk` tokens a row."""
-        fed = max(rows, min(rows * chunk, MOST_CHUNK))  # rows share the tokens of a pass, or decode one each
-        activations = activation_bytes(self.shape, fed, self.spec.slot_format)
-        scratch = scratch_bytes(self.shape, rows, self.quant)
-        terms = (
-            weight_term(self.shape, self.weights, self.quant),
-            Term("activations", activations, f"one pass of {fed} tokens"),
-            Term("scratch", scratch, "attention tiles and the logits of one step"),
-        )
-        context = Term("cuda_context", CUDA_CONTEXT_BYTES, "the driver's own; an estimate")
-        return (*terms, context) if self.device == "cuda" else terms
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from kvlite.memory.format import DTYPE_BYTES, SlotFormat, human_bytes
-from kvlite.memory.plan import CachePlan
+from kvlite.memory.plan import MOST_CHUNK, CachePlan
 from kvlite.memory.shape import ModelShape
 
 DeviceKind = Literal["cuda", "cpu"]
@@ -19,8 +19,6 @@ CUDA_CONTEXT_BYTES = 500_000_000  # driver context, cuBLAS workspaces and loaded
 ATTENTION_TILE_BYTES = 16 * 2**20  # the attention works in tiles of this many bytes of fp32 logits
 ATTENTION_TILES = 4  # logits, their mask, probabilities, and a widened copy of keys or values
 SAMPLING_COPIES = 4  # fp32 logits, sorted, their indices and cumulative sums
-TERMS_OF_LOADED = ("weights", "cuda_context")
-"""Terms that a loaded model already takes, so that they are no part of what is free beside it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,32 +75,41 @@ def cache_terms(cache: CachePlan) -> tuple[Term, ...]:
     )
 
 
-def activation_bytes(shape: ModelShape, tokens: int, stored: SlotFormat) -> int:
-    """Bytes of one layer's activations for `tokens` tokens fed at once, as many as are alive together at most.
+def pass_terms(
+    shape: ModelShape, stored: SlotFormat, rows: int, chunk: int, quant: str, device: DeviceKind
+) -> tuple[Term, ...]:
+    """What passes through the model take beside weights and cache, with chunks of `chunk` tokens a row."""
+    fed = max(rows, min(rows * chunk, MOST_CHUNK))  # rows share the tokens of a pass, or decode one each
+    element, fp32 = DTYPE_BYTES[shape.dtype], DTYPE_BYTES["float32"]
+    logits = rows * shape.vocab * (element + SAMPLING_COPIES * fp32)
+    widened = shape.hidden * shape.intermediate * element if quant != "none" else 0  # one 4-bit matrix
+    scratch = ATTENTION_TILES * ATTENTION_TILE_BYTES + logits + widened
+    terms = (
+        Term("activations", fed * _activation_bytes(shape, stored), f"one pass of {fed} tokens"),
+        Term("scratch", scratch, "attention tiles and the logits of one step"),
+    )
+    context = Term("cuda_context", CUDA_CONTEXT_BYTES, "the driver's own; an estimate")
+    return (*terms, context) if device == "cuda" else terms
 
-    Per token, in the model's dtype: residual, its normed copy, the sums of attention and feed-forward and two
-    temporaries (6 hidden); gate, up and their product (3 intermediate); q, k, v before and after rotation, and the
-    output. Quantised slots add, in fp32, the rotated queries and output, and k and v rotated, in steps and rounded.
+
+def _activation_bytes(shape: ModelShape, stored: SlotFormat) -> int:
+    """Bytes of one layer's activations for a token, as many as are alive together at most.
+
+    In the model's dtype: residual, its normed copy, the sums of attention and feed-forward and two temporaries (6
+    hidden); gate, up and their product (3 intermediate); q, k, v before and after rotation, and the output. Quantised
+    slots add, in fp32, the rotated queries and output, and k and v rotated, in steps and rounded.
     """
+    heads = shape.query_heads
     widest = max(
-        2 * (shape.query_heads * layer.k_dim + layer.kv_heads * (layer.k_dim + layer.v_dim))
-        + shape.query_heads * layer.v_dim
+        2 * (heads * layer.k_dim + layer.kv_heads * (layer.k_dim + layer.v_dim)) + heads * layer.v_dim
         for layer in shape.layers
     )
-    per_token = 6 * shape.hidden + 3 * shape.intermediate + widest
     coding = max(
-        shape.query_heads * (layer.k_dim + 2 * layer.v_dim) + 3 * layer.kv_heads * (layer.k_dim + layer.v_dim)
+        heads * (layer.k_dim + 2 * layer.v_dim) + 3 * layer.kv_heads * (layer.k_dim + layer.v_dim)
         for layer in shape.layers
     )
-    coding_bytes = coding * DTYPE_BYTES["float32"] if stored.is_quantised else 0
-    return tokens * (per_token * DTYPE_BYTES[shape.dtype] + coding_bytes)
-
-
-def scratch_bytes(shape: ModelShape, rows: int, quant: str) -> int:
-    """Bytes that do not follow from the context: attention tiles, logits of one step, one widened 4-bit matrix."""
-    logits = rows * shape.vocab * (DTYPE_BYTES[shape.dtype] + SAMPLING_COPIES * DTYPE_BYTES["float32"])
-    widened = shape.hidden * shape.intermediate * DTYPE_BYTES[shape.dtype] if quant != "none" else 0
-    return ATTENTION_TILES * ATTENTION_TILE_BYTES + logits + widened
+    in_dtype = 6 * shape.hidden + 3 * shape.intermediate + widest
+    return in_dtype * DTYPE_BYTES[shape.dtype] + (coding * DTYPE_BYTES["float32"] if stored.is_quantised else 0)
 
 
 def weight_term(shape: ModelShape, weights: Weights | None, quant: str) -> Term:

@@ -161,14 +161,12 @@ def _own_fields(text: Fields, family: Family, kind: str, index: int) -> Fields:
 
 
 def _layer(kind: str, own: Fields, family: Family, dtype: str) -> LayerShape:
-    state = 0
-    if family.state is not None and kind in (LINEAR, CONV, HYBRID):
-        state = family.state(own, DTYPE_BYTES[dtype])
+    state = family.state(own, DTYPE_BYTES[dtype]) if family.state and kind not in (FULL, SLIDING) else 0
     if kind in (LINEAR, CONV):
         return LayerShape("state", 0, 0, 0, None, state)
-    kv_heads, k_dim, v_dim = _heads(own, family)
-    window = _window(own, family) if kind == SLIDING else None
-    return LayerShape("full" if window is None else "sliding", kv_heads, k_dim, v_dim, window, state)
+    slides = kind == SLIDING and (family.window_flag is None or own.flag(family.window_flag, default=False))
+    window = own.optional_count("sliding_window", default=family.window) if slides else None
+    return LayerShape("full" if window is None else "sliding", *_heads(own, family), window, state)
 
 
 def _heads(own: Fields, family: Family) -> tuple[int, int, int]:
@@ -192,12 +190,6 @@ def _heads(own: Fields, family: Family) -> tuple[int, int, int]:
             f"config.json: num_attention_heads {query_heads} is not a multiple of num_key_value_heads {kv_heads}"
         )
     return kv_heads, head_dim, head_dim
-
-
-def _window(own: Fields, family: Family) -> int | None:
-    if family.window_flag is not None and not own.flag(family.window_flag, default=False):
-        return None
-    return own.optional_count("sliding_window", default=family.window)
 
 
 def _intermediate(text: Fields) -> int:

@@ -99,7 +99,9 @@ class Measurement:
         self.weights_read_bytes = weights_read_bytes(engine.loaded)
         prompts: dict[int, list[list[float]]] = {count: [] for count in self._possible("prompt", wanted.prompts, 1)}
         contexts = self._possible("context", wanted.contexts, wanted.steps + _WARM_STEPS + 1)
-        full = self._possible("drift", self._full(wanted.drift), wanted.steps + _WARM_STEPS + 1)
+        slots = max((layer.num_slots for layer in engine.cache.layers.values()), default=1)
+        is_full = tuple(dict.fromkeys(max(seen, slots) for seen in wanted.drift))  # at the earliest the last slot's
+        full = self._possible("drift", is_full, wanted.steps + _WARM_STEPS + 1)
         points: dict[int, list[list[float]]] = {seen: [] for seen in (*contexts, *full)}
         counts: dict[int, KVCounts] = {}
         for number in range(wanted.rounds):
@@ -156,11 +158,6 @@ class Measurement:
     def _random_ids(self, count: int, seed: int) -> tuple[int, ...]:
         rng = Random(seed)
         return tuple(rng.randrange(self.engine.loaded.shape.vocab) for _ in range(count))
-
-    def _full(self, drift: tuple[int, ...]) -> tuple[int, ...]:
-        """The points with all slots full; earlier ones are replaced by the one at which the last slot is taken."""
-        slots = max((layer.num_slots for layer in self.engine.cache.layers.values()), default=1)
-        return tuple(dict.fromkeys(max(seen, slots) for seen in drift))
 
     def _possible(self, name: str, counts: tuple[int, ...], room: int) -> tuple[int, ...]:
         """The counts that leave `room` tokens before the conversation ends; the others go to `left_out`."""

@@ -18,24 +18,8 @@ def test_licence_of_the_front_matter(matter: str, licence: str | None) -> None:
     assert parse_card(f"---\n{matter}\n---\ntext").license == licence
 
 
-@pytest.mark.parametrize(
-    "before",
-    [
-        "# Title",
-        "<p align='center'>\n<img src='x'>\n</p>",
-        "[![badge](x)](y)",
-        "![picture](x)",
-        "| a | b |\n|---|---|",
-        "- a list",
-        "```sh\ncode\n\nmore code\n```",
-        "<!-- a\n\ncomment -->",
-    ],
-)
-def test_summary_is_the_first_prose(before: str) -> None:
-    assert parse_card(f"{before}\n\n**Tiny** is\na [model](x).\n\nMore.").summary == "**Tiny** is a [model](x)."
-
-
-def test_card_without_prose_has_no_summary() -> None:
-    assert parse_card("# Only a title").summary == ""
+def test_the_text_is_what_follows_the_front_matter() -> None:
+    card = parse_card("---\nlicense: mit\n---\n\n# Tiny\n\nMore.\n")
+    assert (card.text, card.license) == ("# Tiny\n\nMore.", "mit")
     assert parse_card("").text == ""
     assert parse_card("---\nlicense: mit").license == "mit"

@@ -211,7 +211,7 @@ def test_an_abandoned_answer_is_taken_back(engine, session):
 def test_clear_keeps_the_system_prompt_and_system_starts_over(engine, text):
     session = Session(engine, text, AnswerSettings(), system="old")
     ask(session, "a")
-    session.clear()
+    session.set_system(session.system)
     assert session.messages == [message("system", "old")] and engine.fed_text == ""
     ask(session, "a")
     session.set_system("new")
