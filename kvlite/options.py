@@ -98,6 +98,11 @@ def read_file_name(value: str) -> str:
     return value
 
 
+def read_report(value: str) -> str:
+    """The words auto and none, or the path of a file that can be written."""
+    return value if value in ("auto", "none") else read_file_name(value)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelOptions:
     """The model, how it is loaded, and the cache it answers with."""
@@ -205,7 +210,12 @@ class OutputOptions:
     """The thinking and the run record, beside the answer."""
 
     show_thinking: bool = option(False, help="Show the thinking, on stderr.")
-    report: str = option("auto", metavar="PATH|auto|none", help="Where the run record goes; auto is the state folder.")
+    report: str = option(
+        "auto",
+        metavar="PATH|auto|none",
+        parse=read_report,
+        help="Where the run record goes; auto is the state folder.",
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

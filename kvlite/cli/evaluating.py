@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from datetime import timedelta
 from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,13 +14,12 @@ from kvlite.cli.prompts import STDIN, read_file, read_stdin
 from kvlite.cli.report import write_page
 from kvlite.console import Console
 from kvlite.errors import UsageError
-from kvlite.evaluation.evaluation import Evaluation, Pace, Subject
+from kvlite.evaluation.evaluation import Evaluation, Subject
 from kvlite.evaluation.journal import Journal
-from kvlite.evaluation.report import eval_json
 from kvlite.evaluation.suites import Suite
 from kvlite.evaluation.summary import Summary
 from kvlite.evaluation.variant import Variant
-from kvlite.evaluation.view import eval_page, headline, suite_section
+from kvlite.evaluation.view import eval_json, eval_page, headline, suite_section
 from kvlite.llm.spec import RunSpec
 from kvlite.llm.text_model import TextModel, import_engine
 from kvlite.memory.budget import Budget, BudgetKind
@@ -136,7 +136,7 @@ def _run(evaluation: Evaluation, out: Console) -> list[Summary]:
     """Measure under a status line; on the way out say where the results are."""
     try:
         with out.progress() as progress:
-            evaluation.tell = lambda pace: progress.update(_told(pace))
+            evaluation.tell = lambda now: progress.update(_progress(now))
             return evaluation.run()
     except BaseException:
         if evaluation.journal.path is not None:
@@ -144,16 +144,9 @@ def _run(evaluation: Evaluation, out: Console) -> list[Summary]:
         raise
 
 
-def _told(pace: Pace) -> str:
-    """The progress in one line, the time left as exact as an estimate is."""
-    done = f"{pace.done:.0f} of {pace.total} · {pace.doing}"
-    if pace.left_s is None:
-        return done
-    minutes = pace.left_s / 60
-    left = (
-        f"{pace.left_s:.0f} s" if minutes < 1.5 else f"{minutes:.0f} min" if minutes < 90 else f"{minutes / 60:.1f} h"
-    )
-    return f"{done} · about {left} left"
+def _progress(now: Evaluation) -> str:
+    left = "" if now.left_s is None else f" · about {timedelta(seconds=round(now.left_s))} left"
+    return f"{now.done:.0f} of {now.total} · {now.doing}{left}"
 
 
 def _write(about: Mapping[str, Any], summaries: Sequence[Summary], html: Path | None, out: Console) -> None:

@@ -37,15 +37,13 @@ class _Row:
     thinking: bool = False
     is_over: bool = False
 
-    @property
-    def asks_again(self) -> bool:
-        """True while the model's window lasts and a question is left."""
-        return not self.is_over and any(turn.probe for turn in self.conversation.turns[len(self.ends) :])
+    def next_question(self, text: ChatText) -> tuple[tuple[int, ...], Encoded] | None:
+        """The ids to feed up to the end of the next question, and its message as the template writes it.
 
-    def up_to_question(self, text: ChatText) -> tuple[tuple[int, ...], Encoded]:
-        """The ids to feed up to the end of the next question, and its message as the template writes it."""
+        None where the model's window is over or no question is left.
+        """
         ids: tuple[int, ...] = ()
-        for turn in self.conversation.turns[len(self.ends) :]:
+        for turn in () if self.is_over else self.conversation.turns[len(self.ends) :]:
             if self.ends:
                 prompt = text.next_turn(turn.user, ended=self.ended, thinking=self.thinking)
             else:
@@ -56,7 +54,7 @@ class _Row:
                 return ids, prompt
             ids += text.written(turn.answer)
             self.ended, self.thinking = True, False
-        raise AssertionError("no question is left")
+        return None
 
     def take(self, answer: Answer, max_tokens: int) -> None:
         """Record an answer; one that the model's window did not hold ends the conversation."""
@@ -107,8 +105,8 @@ def _round(engine: Engine, text: ChatText, rows: Sequence[_Row], max_tokens: int
     asking: dict[str, _Row] = {}
     asked: list[tuple[Request, AnswerText]] = []
     for index, row in enumerate(rows):
-        if row.asks_again:
-            ids, prompt = row.up_to_question(text)
+        if question := row.next_question(text):
+            ids, prompt = question
             name = f"{row.number}/{len(row.ends) - 1}"
             asking[name] = row
             request = Request(name, ids, max_tokens=max_tokens, stop_ids=text.stop_ids, row=index)

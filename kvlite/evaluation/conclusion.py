@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from kvlite.evaluation.intervals import bootstrap
-from kvlite.evaluation.summary import Line, Summary
+from kvlite.evaluation.summary import Line, Summary, bootstrap
 
 LEAST_RIGHT = 0.8
 """Below this share of right answers under the full cache a suite says more about the model than about the policy."""

@@ -6,6 +6,7 @@ import hashlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from kvlite.errors import UsageError
@@ -136,25 +137,13 @@ class Task:
         return lambda numbers, tell: score_texts(full, bounded, [(n, texts[n]) for n in numbers], chunk, tell)
 
 
-@dataclass(frozen=True, slots=True)
-class Pace:
-    """`done` of `total` conversations or texts, each counted once under every variant.
-
-    `left_s` are the seconds left, as long as one takes what they took so far; None before any was measured.
-    """
-
-    doing: str
-    done: float
-    total: int
-    left_s: float | None
-
-
 @dataclass(slots=True)
 class Evaluation:
-    """Measures `suites` under the full cache and `variants`, and tells `tell` how far it is.
+    """Measures `suites` under the full cache and `variants`.
 
     Where `one_by_one` is true, forced text is measured one token at a time besides each variant's own T. `file` is the
-    user's own text for the forced suites.
+    user's own text for the forced suites. `tell` is called on the way: `done` of `total` conversations or texts are
+    measured, each once under every variant, `kept` of them in the journal before.
     """
 
     subject: Subject
@@ -163,11 +152,18 @@ class Evaluation:
     journal: Journal
     file: str | None = None
     one_by_one: bool = True
-    tell: Callable[[Pace], None] = lambda pace: None
-    _total: int = field(default=0, init=False)
-    _done: int = field(default=0, init=False)
-    _kept: int = field(default=0, init=False)  # of those done, in the journal before
+    tell: Callable[[Evaluation], None] = lambda evaluation: None
+    doing: str = field(default="", init=False)
+    total: int = field(default=0, init=False)
+    done: float = field(default=0.0, init=False)
+    kept: int = field(default=0, init=False)
     _since_s: float = field(default=0.0, init=False)
+
+    @property
+    def left_s(self) -> float | None:
+        """The seconds left, as long as one takes what they took so far; None before any was measured."""
+        measured, took_s = self.done - self.kept, time.monotonic() - self._since_s
+        return took_s / measured * (self.total - self.done) if measured else None
 
     def run(self) -> list[Summary]:
         """Measure everything.
@@ -178,7 +174,7 @@ class Evaluation:
         for suite in self.suites:
             if suite.material not in tasks:
                 tasks[suite.material] = Task.of(self.subject, suite, self.file)
-        self._total = sum(len(task.material) * len(self._placed(task, task.tokens)) for task in tasks.values())
+        self.total = sum(len(task.material) * len(self._placed(task, task.tokens)) for task in tasks.values())
         self._since_s = time.monotonic()
         found = {name: self._measure_all(task) for name, task in tasks.items()}
         shape = self.subject.loaded.shape
@@ -197,29 +193,27 @@ class Evaluation:
         reference, *expected = self._placed(task, task.tokens)
         full = self._measure(task, reference)
         placed = self._placed(task, max(result.tokens for result in full[1]))[1:]
-        self._total += len(task.material) * (len(placed) - len(expected))
+        self.total += len(task.material) * (len(placed) - len(expected))
         return [full, *(self._measure(task, each) for each in placed)]
 
     def _measure(self, task: Task, placed: Placed) -> Measured:
         """One variant; what the journal holds is not measured again."""
-        doing = f"{task.suite.name}, {placed.variant.name}, {placed.budget_text}"
+        self.doing = f"{task.suite.name}, {placed.variant.name}, {placed.budget_text}"
         units = [task.unit(placed, number) for number in range(len(task.material))]
         missing = [number for number, unit in enumerate(units) if self.journal.find(unit) is None]
-        self._kept += len(units) - len(missing)
-        self._done += len(units) - len(missing)
-        self._tell(doing, self._done)
-        rows = task.rows(placed, len(missing))
-        measure = task.open(placed, rows) if missing else None
-        for start in range(0, len(missing), rows):
-            assert measure is not None
-            numbers = missing[start : start + rows]
-            results = measure(numbers, lambda done: self._tell(doing, self._done + done))
-            for number, result in zip(numbers, results, strict=True):
-                self.journal.keep(units[number], result)
-            self._done += len(numbers)
+        self.kept += len(units) - len(missing)
+        self._tell(self.done, len(units) - len(missing))
+        if missing:
+            rows = task.rows(placed, len(missing))
+            measure = task.open(placed, rows)
+            for start in range(0, len(missing), rows):
+                numbers, before = missing[start : start + rows], self.done
+                results = measure(numbers, partial(self._tell, before))
+                for number, result in zip(numbers, results, strict=True):
+                    self.journal.keep(units[number], result)
+                self.done = before + len(numbers)
         return placed, [found for unit in units if (found := self.journal.find(unit)) is not None]
 
-    def _tell(self, doing: str, done: float) -> None:
-        measured, took_s = done - self._kept, time.monotonic() - self._since_s
-        left_s = took_s / measured * (self._total - done) if measured else None
-        self.tell(Pace(doing, done, self._total, left_s))
+    def _tell(self, before: float, more: float) -> None:
+        self.done = before + more
+        self.tell(self)

@@ -85,9 +85,6 @@ class Journal:
         if path is not None and path.exists():
             self._read(path)
 
-    def __len__(self) -> int:
-        return len(self._results)
-
     def find(self, unit: Unit) -> Result | None:
         """The result of `unit`, None where there is none yet."""
         return self._results.get(_mark(unit))

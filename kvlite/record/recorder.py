@@ -70,7 +70,7 @@ class ReadableEngine(Protocol):
 class Recorder:
     """Takes values while a command runs; leaving the `with` block writes the record and never fails the run.
 
-    `report` is `auto` (the state folder), `none` (keep no record) or a file's path, checked here: raises UsageError.
+    `report` is `auto` (the state folder), `none` (keep no record) or a file's path.
     `warn` gets one message when the record cannot be written.
     """
 
@@ -82,7 +82,7 @@ class Recorder:
         report: str = "auto",
         warn: Callable[[str], None] = lambda text: None,
     ) -> None:
-        self._path = None if report in ("auto", "none") else _writable(report)
+        self._path = None if report in ("auto", "none") else Path(report)
         self._warn = warn
         self._start_s = time.monotonic()
         started = datetime.now(UTC)
@@ -178,7 +178,7 @@ class Recorder:
             self._measure(self._engine.read())
         record.host.ram_total_bytes, record.host.versions = measure.ram_total_bytes(), measure.installed_versions()
         record.exit_code, record.ended = exit_code, datetime.now(UTC)
-        record.timeline = self._timeline.points()
+        record.timeline = self._timeline.points
         memory.terms = [
             MemoryTerm(name=name, predicted_bytes=self._predicted.get(name), measured_bytes=self._measured.get(name))
             for name in dict.fromkeys((*self._predicted, *self._measured))
@@ -212,13 +212,6 @@ class Recorder:
         if gpu is not None:
             host.gpu, host.driver, host.gpu_total_bytes = gpu.name, gpu.driver, gpu.total_bytes
             memory.device = DeviceMemory.model_validate(gpu, from_attributes=True)
-
-
-def _writable(report: str) -> Path:
-    path = Path(report)
-    if path.is_dir() or not path.parent.is_dir():
-        raise UsageError(f"--report {report}: {'a folder' if path.is_dir() else 'no such folder'}; give a file's name")
-    return path
 
 
 def _exit_code(error: BaseException | None) -> int:
