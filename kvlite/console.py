@@ -19,11 +19,11 @@ from textwrap import fill
 from typing import TYPE_CHECKING, Literal, TextIO
 
 from kvlite.errors import OutputError, UsageError
+from kvlite.flags import option
 
 if TYPE_CHECKING:
     from kvlite.record.table import Table
 
-Color = Literal["auto", "always", "never"]
 ProgressStyle = Literal["auto", "bar", "lines", "none"]
 
 PROGRESS_LINE_EVERY_S = 5.0
@@ -43,19 +43,18 @@ def strip_controls(text: str) -> str:
 
 @dataclass(kw_only=True, eq=False)
 class Console:
-    """Writes answers to stdout and the rest to stderr, as the global flags ask.
+    """Writes answers to stdout and the rest to stderr, as the program's flags ask.
 
-    `quiet` hides notes and progress, `verbose` shows details, `plain` means neither colour nor moving lines,
-    `as_json` is for commands to read: the user wants JSON. A stream is None where the caller closed the descriptor.
+    `as_json` is for commands to read. A stream is None where the caller closed the descriptor.
     `on_warning` is told of every warning too: a run record keeps them. `around` wraps the writing of a line to stderr,
     so that a line which a user edits can be moved out of the way.
     """
 
-    quiet: bool = False
-    verbose: bool = False
-    color: Color = "auto"
-    plain: bool = False
-    as_json: bool = False
+    quiet: bool = option(False, "-q", help="Only the answer, or one id per line.")
+    verbose: bool = option(False, "-v", help="Say more on stderr; show tracebacks.")
+    color: Literal["auto", "always", "never"] = option("auto", help="When to colour the output.")
+    plain: bool = option(False, help="No colour, no moving lines.")
+    as_json: bool = option(False, "--json", help="Machine-readable output on stdout.")
     stdout: TextIO | None = field(default_factory=lambda: sys.stdout)
     stderr: TextIO | None = field(default_factory=lambda: sys.stderr)
     on_warning: Callable[[str], None] = lambda text: None

@@ -48,7 +48,11 @@ class Backend:
 
     def encode(self, slots: Slots, k: Vectors, v: Vectors) -> tuple[Vectors, Vectors]:
         """Keys [n, H_KV, T, D] and values [..., D_V] as `slots` hold them; what is so already stays."""
-        return self._as(slots.k, k), self._as(slots.v, v)
+        keys, values = (
+            self._coded(held, new) if isinstance(held, Packed) else new.to(held.dtype)
+            for held, new in ((slots.k, k), (slots.v, v))
+        )
+        return keys, values
 
     def write(self, slots: Slots, index: Tensor | slice, k: Vectors, v: Vectors) -> None:
         """Put keys and values, encoded or not, into the slots `index`, as `Slots.write` takes them."""
@@ -92,12 +96,6 @@ class Backend:
     def quantise(self, x: Tensor, bits: int, group: int) -> Packed:
         """Rotated vectors as codes, see `lowbit.quantise`."""
         return quantise(x, bits, group)
-
-    def _as(self, held: Vectors, new: Vectors) -> Vectors:
-        if isinstance(held, Packed):
-            return self._coded(held, new)
-        assert isinstance(new, Tensor)
-        return new if new.dtype is held.dtype else new.to(held.dtype)
 
     def _coded(self, held: Packed, new: Vectors) -> Packed:
         return new if isinstance(new, Packed) else self.quantise(hadamard(new), held.bits, held.group)

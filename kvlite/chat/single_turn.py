@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from kvlite.llm import LLM
     from kvlite.text.template import Encoded
 
+# The first fenced code block, which may lack its end.
 _CODE_BLOCK = re.compile(r"^[ \t]*(?P<fence>`{3,}|~{3,})[^\n]*\n(?P<code>.*?)(?:^[ \t]*(?P=fence)|\Z)", re.M | re.S)
 
 
@@ -46,17 +47,11 @@ def _print(answer: Answer, model: str, display: Display) -> None:
         choices, counted = [openai.choice(answer)], openai.counted(answer)
         console.json(openai.completion(answer.completion.request_id, model, choices, usage, counted))
     elif not form.streams:
-        code = first_code_block(answer.text) if form.extracts else None
-        if form.extracts and code is None:
+        block = _CODE_BLOCK.search(answer.text) if form.extracts else None
+        if form.extracts and block is None:
             console.warn("the answer has no code block; this is all of it")
-        text = answer.text if code is None else code
+        text = answer.text if block is None else block["code"]
         console.answer(text if text.endswith("\n") else f"{text}\n")
     if form.shows_time:
         console.aside(f"{answer_line(answer)}\n")
     display.tell(answer)
-
-
-def first_code_block(text: str) -> str | None:
-    """Find the content of the first fenced code block, which may lack its end; None without one."""
-    match = _CODE_BLOCK.search(text)
-    return match["code"] if match else None

@@ -14,7 +14,6 @@ from pathlib import Path
 from prompt_toolkit import PromptSession
 from prompt_toolkit.application import run_in_terminal
 from prompt_toolkit.completion import WordCompleter
-from prompt_toolkit.enums import EditingMode
 from prompt_toolkit.filters import completion_is_selected, has_completions
 from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
@@ -34,10 +33,9 @@ class Terminal:
             prompt_continuation="... ",
             history=_history(history),
             completer=command_completer(),
-            complete_while_typing=True,
             key_bindings=_bindings(),
             bottom_toolbar=status,
-            editing_mode=EditingMode.VI if vi else EditingMode.EMACS,
+            vi_mode=vi,
             output=create_output(always_prefer_tty=True),  # an answer redirected to a file stays free of prompts
         )
         self._waiting: deque[Callable[[], None]] = deque()
@@ -75,11 +73,10 @@ class Terminal:
     def _schedule(self, call: Callable[[], object]) -> bool:
         """Call `call` in the editor's loop, from any thread; false where no text is being edited."""
         app = self._session.app
-        if not app.is_running or app.loop is None or app.context is None:
-            return False
         with suppress(RuntimeError):  # the text has just been sent, and the loop is closed
-            app.loop.call_soon_threadsafe(call, context=app.context)
-            return True
+            if app.is_running and app.loop is not None and app.context is not None:
+                app.loop.call_soon_threadsafe(call, context=app.context)
+                return True
         return False
 
     def _end_now(self) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, fields, replace
+from dataclasses import MISSING, fields
 from inspect import Parameter, Signature
 from typing import Annotated, Any, NamedTuple, get_args, get_origin, get_type_hints
 
 import typer
 
-from kvlite.cli.invocation import Invocation, ProgramOptions
+from kvlite.cli.invocation import Invocation
+from kvlite.console import Console
 from kvlite.flags import Flag
 
 _SOURCES = {"COMMANDLINE": "flag", "ENVIRONMENT": "env", "DEFAULT_MAP": "config"}
@@ -66,9 +67,10 @@ class _Option(NamedTuple):
         if flag.is_argument:
             info = typer.Argument(**shared)
         else:
-            variables = flag.variables or (f"KVLITE_{self.long[2:].replace('-', '_').upper()}",)
+            own = f"KVLITE_{self.long[2:].replace('-', '_').upper()}"
+            variables = [*flag.variables] or ([own] if flag.from_settings else None)
             shared |= {"min": flag.min, "max": flag.max, "rich_help_panel": flag.heading, "show_envvar": False}
-            shared |= {"allow_from_autoenv": flag.from_settings, "envvar": [*variables] if flag.from_settings else None}
+            shared |= {"allow_from_autoenv": flag.from_settings, "envvar": variables}
             info = typer.Option(*self.decls, **shared | how)
         if get_origin(kind) is tuple:  # it may be given several times
             kind, default = list[get_args(kind)[0]] | None, None  # type: ignore[misc]
@@ -106,8 +108,8 @@ def from_flags(command: Callable[..., None], *more: Parameter) -> Callable[..., 
 
 
 def program_flags() -> list[Parameter]:
-    """The program's own flags as they may stand after a command's name too: they add to what was given before it."""
-    _, options = _group(Annotated[ProgramOptions, without("version", "config", "default_model")])
+    """The console's flags as they may stand after a command's name too: they add to what was given before it."""
+    _, options = _group(Console)
     again = [option._replace(default=None, flag=option.flag._replace(heading="Program")) for option in options]
     return [option.parameter(expose_value=False, envvar=None, callback=_accept) for option in again]
 
@@ -131,8 +133,7 @@ def _source(ctx: typer.Context, name: str) -> str:
 
 def _accept(ctx: typer.Context, param: typer.CallbackParam, value: Any) -> None:
     if value:
-        call: Invocation = ctx.find_root().obj
-        call.program = replace(call.program, **{str(param.name): value})
+        setattr(ctx.find_root().obj.console, str(param.name), value)
 
 
 def _callback(parse: Callable[[Any], Any]) -> Callable[[Any], Any]:

@@ -43,10 +43,7 @@ class ChatTemplate:
     @cached_property
     def has_system_role(self) -> bool:
         """True where the template takes a system message and shows it."""
-        try:
-            return _PROBES["system"] in self.render(_probe("system", "user"), {})
-        except UsageError:
-            return False
+        return self._shows("system", "user", as_parts=self._wants_parts)
 
     @cached_property
     def think_switch(self) -> str | None:
@@ -61,12 +58,12 @@ class ChatTemplate:
     @cached_property
     def _wants_parts(self) -> bool:
         """True where contents must be lists of parts, as in some templates of models that also see images."""
-        return not self._shows_content(as_parts=False) and self._shows_content(as_parts=True)
+        return not self._shows("user", as_parts=False) and self._shows("user", as_parts=True)
 
-    def _shows_content(self, *, as_parts: bool) -> bool:
-        (probe,) = _probe("user")
+    def _shows(self, *roles: str, as_parts: bool) -> bool:
+        """True where the template takes messages of these roles and shows the first one's content."""
         try:
-            return probe.content in self._render([probe], {}, as_parts=as_parts)
+            return _PROBES[roles[0]] in self._render(_probe(*roles), {}, as_parts=as_parts)
         except UsageError:
             return False
 

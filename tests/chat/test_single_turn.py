@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from kvlite.chat.display import AnswerFormat, Display
-from kvlite.chat.single_turn import answer_prompt, first_code_block
+from kvlite.chat.single_turn import answer_prompt
 from kvlite.console import Console
 from kvlite.deadline import Deadline
 from kvlite.engine.request import Sampling
@@ -53,24 +53,22 @@ def test_json_is_a_chat_completion_with_what_kvlite_counted(answered):
 
 
 @pytest.mark.parametrize(
-    ("text", "code"),
+    ("says", "code"),
     [
         (CODE, "print(1)\n"),
         ("~~~\na\n~~~", "a\n"),
         ("````\n```\na\n````", "```\na\n"),
-        ("```sh\nunfinished", "unfinished"),
+        ("```sh\nunfinished", "unfinished\n"),
         ("  ```\n  a\n  ```", "  a\n"),
-        ("no `code` here", None),
     ],
 )
-def test_first_code_block(text, code):
-    assert first_code_block(text) == code
+def test_extract_prints_the_first_code_block(answered, says, code):
+    assert answered(says, AnswerFormat(streams=False, extracts=True)) == code
 
 
-def test_extract_prints_the_first_code_block_and_says_when_there_is_none(answered):
-    output = AnswerFormat(streams=False, extracts=True)
-    assert answered(CODE, output) == "print(1)\n"
-    assert answered("none", output) == "none\n"
+def test_extract_prints_all_and_says_so_where_there_is_no_code_block(answered):
+    assert answered("no `code` here", AnswerFormat(streams=False, extracts=True)) == "no `code` here\n"
+    assert "no code block" in answered.err.getvalue()
 
 
 @pytest.mark.parametrize("wrong", [{"extracts": True, "as_json": True}, {"as_json": True}, {"extracts": True}])

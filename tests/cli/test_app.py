@@ -46,7 +46,7 @@ def probe(
     console = call.console
     given = asdict(own) | asdict(answer) | asdict(options)
     given["sampling"] = sampling_of(answer)
-    given["default_model"] = call.program.default_model
+    given["default_model"] = call.default_model
     given["quiet"], given["color"], given["as_json"] = console.quiet, console.color, console.as_json
     console.json(given)
 
