@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from kvlite.cache.policy import Policy, load_policy
-from kvlite.catalog.files import ModelFacts, ModelFiles, local_files
+from kvlite.catalog.files import ModelFiles, local_files
 from kvlite.catalog.names import ModelRef, resolve_model
 from kvlite.errors import UsageError
 from kvlite.memory.budget import Budget
@@ -70,7 +70,7 @@ class RunSpec:
         """The model's files, downloaded where they are not here yet; `say` is told before a download."""
         return local_files(self.ref, offline=self.options.offline, allow_pickle=self.options.allow_pickle, say=say)
 
-    def shape(self, facts: ModelFacts) -> ModelShape:
+    def shape(self, facts: ModelFiles) -> ModelShape:
         """The model's shape in the dtype that is asked for."""
         return ModelShape.from_config(facts.config, dtype=self.dtype, stored_dtype=facts.stored_dtype)
 
@@ -81,7 +81,7 @@ class RunSpec:
 
     def fit(
         self,
-        facts: ModelFacts,
+        facts: ModelFiles,
         shape: ModelShape,
         device: DeviceKind,
         free_bytes: int | None,
