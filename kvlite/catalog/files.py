@@ -1,14 +1,13 @@
 """Find the files and facts of a model: on this machine where they are here, else from the Hub."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from kvlite.catalog import hub
-from kvlite.catalog.card import read_card
-from kvlite.catalog.config import CONFIG, GENERATION, has_tokenizer, read_config, read_object
+from kvlite.catalog.config import CONFIG, GENERATION, has_tokenizer, read_card, read_config, read_object
 from kvlite.catalog.names import ModelRef, aliases
 from kvlite.catalog.snapshots import cached_snapshot, missing_parts
 from kvlite.catalog.weights import read_weights, refuse_other_formats, weight_files, weight_names
@@ -19,14 +18,15 @@ _DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ModelFacts:
-    """Facts known of a model without loading it.
+class ModelFiles:
+    """The files of a model in `folder`, not all of which need be there, and the facts they tell.
 
     `weights` is None when there are none to measure (a folder with only config.json), `revision`, the commit, for a
-    folder.
+    folder of the user's.
     """
 
     ref: ModelRef
+    folder: Path
     config: Mapping[str, Any]
     generation: Mapping[str, Any]
     weights: Weights | None = None
@@ -41,13 +41,6 @@ class ModelFacts:
         most = max((dtype for dtype in _DTYPES if dtype in sizes), key=sizes.__getitem__, default=None)
         return most and _DTYPES[most]
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ModelFiles(ModelFacts):
-    """A model whose files are all in `folder`, and its facts."""
-
-    folder: Path
-
     @property
     def name(self) -> str:
         """`repo@sha`, or the folder's or alias's name."""
@@ -60,23 +53,23 @@ class ModelFiles(ModelFacts):
         return f"{self.repo}@{self.revision}" if self.repo else str(self.folder)
 
 
-def model_facts(ref: ModelRef, *, offline: bool = False) -> ModelFacts:
+def model_facts(ref: ModelRef, *, offline: bool = False) -> ModelFiles:
     """Read the facts of a model, from its files when they are here, else from the Hub without downloading weights.
 
     Raises ModelNotFound, GatedModel, HubUnreachable, BrokenModel.
     """
     if ref.path is not None:
-        return ModelFacts(**_facts_in(ref, ref.path))
+        return _read_folder(ref, ref.path)
     assert ref.repo is not None
     snapshot = cached_snapshot(ref.repo, ref.revision)
     missing = set(missing_parts(snapshot, allow_pickle=True)) - {"tokenizer"}
     if snapshot is not None and (not missing or (hub.is_offline(offline) and CONFIG not in missing)):
-        return ModelFacts(**_facts_in(ref, snapshot))
+        return _read_folder(ref, snapshot)
     if hub.is_offline(offline):
         raise hub.offline_error(ref, [CONFIG])
     remote = hub.remote_repo(ref)
-    folder = hub.fetch_small(remote, CONFIG, GENERATION)
-    return ModelFacts(**_facts_in(ref, folder) | {"weights": hub.remote_weights(remote), "license": remote.license})
+    found = _read_folder(ref, hub.fetch_small(remote, CONFIG, GENERATION))
+    return replace(found, weights=hub.remote_weights(remote), license=remote.license)
 
 
 def local_files(
@@ -112,15 +105,15 @@ def files_in(ref: ModelRef, folder: Path, *, allow_pickle: bool = False) -> Mode
     names = [path.name for path in folder.iterdir()]
     if CONFIG not in names:
         refuse_other_formats(names, model=name)
-    facts = _facts_in(ref, folder)
+    found = _read_folder(ref, folder)
     weight_names(names, model=name, allow_pickle=allow_pickle)
     if not has_tokenizer(folder):
         raise BrokenModel(f"{name} has no tokenizer (tokenizer.json); copy it from the model it was made from")
-    return ModelFiles(folder=folder, **facts)
+    return found
 
 
-def _facts_in(ref: ModelRef, folder: Path) -> dict[str, Any]:
-    """Read the fields of ModelFacts from a folder; a snapshot may lack its weights, a user's folder any of them."""
+def _read_folder(ref: ModelRef, folder: Path) -> ModelFiles:
+    """Read what is there; a snapshot may lack its weights, a user's folder any of them."""
     config, generation = read_config(folder), folder / GENERATION
     names = weight_files(folder)
     is_whole = all((folder / name).is_file() for name in names)
@@ -128,12 +121,13 @@ def _facts_in(ref: ModelRef, folder: Path) -> dict[str, Any]:
     if weights is None and names and is_whole:  # pickles
         weights = Weights(sum((folder / name).stat().st_size for name in names))
     alias = aliases().get(ref.alias or "")
-    return {
-        "ref": ref,
-        "config": config,
-        "generation": read_object(generation) if generation.is_file() else {},
-        "weights": weights,
-        "repo": ref.repo,
-        "revision": folder.name if ref.repo else None,
-        "license": read_card(folder).license or (alias.licence if alias else None),
-    }
+    return ModelFiles(
+        ref=ref,
+        folder=folder,
+        config=config,
+        generation=read_object(generation) if generation.is_file() else {},
+        weights=weights,
+        repo=ref.repo,
+        revision=folder.name if ref.repo else None,
+        license=read_card(folder)[0] or (alias.licence if alias else None),
+    )

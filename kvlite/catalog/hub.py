@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -107,7 +108,6 @@ def download(wanted: Download, *, progress: bool = True) -> Path:
 
     Raises HubUnreachable when the download stops half-way, OutputError when the disk does not take it.
     """
-    from huggingface_hub import snapshot_download
     from huggingface_hub.utils.tqdm import tqdm
 
     class NoBar(tqdm):
@@ -115,14 +115,14 @@ def download(wanted: Download, *, progress: bool = True) -> Path:
             super().__init__(*args, **kwargs | {"disable": True})  # type: ignore[no-untyped-call]
 
     ref, repo = wanted.remote.ref, wanted.remote.repo
-    where: dict[str, Any] = {"cache_dir": cache_root(), "endpoint": _endpoint()}
+    snapshot_download = partial(_api().snapshot_download, repo, cache_dir=cache_root())
     with _kvlite_errors(ref, "the files", resumable=True):
         # by name, so that the cache records the commit of that revision
         revision = ref.revision or DEFAULT_REVISION
-        folder = snapshot_download(repo, revision=revision, allow_patterns=wanted.small, tqdm_class=NoBar, **where)
+        folder = snapshot_download(revision=revision, allow_patterns=wanted.small, tqdm_class=NoBar)
         # the weights last: a snapshot whose weights are complete is complete
         commit, bar = Path(folder).name, None if progress else NoBar
-        snapshot_download(repo, revision=commit, allow_patterns=wanted.weights, tqdm_class=bar, **where)
+        snapshot_download(revision=commit, allow_patterns=wanted.weights, tqdm_class=bar)
     return Path(folder)
 
 
@@ -155,11 +155,7 @@ def remote_weights(remote: RemoteRepo) -> Weights | None:
 def _api() -> "HfApi":
     from huggingface_hub import HfApi
 
-    return HfApi(endpoint=_endpoint())
-
-
-def _endpoint() -> str | None:
-    return os.environ.get("HF_ENDPOINT") or None
+    return HfApi(endpoint=os.environ.get("HF_ENDPOINT") or None)
 
 
 def _from_card(card: Any) -> tuple[str | None, str | None]:
@@ -216,7 +212,6 @@ def _kvlite_errors(
 def _unreachable(ref: ModelRef, wanted: str, error: Exception, resumable: bool) -> KvliteError:
     if isinstance(error, OSError) and error.errno:  # of the file system: what the network raises has no errno
         return OutputError(f"cannot keep {describe(ref)} in the cache {cache_root()}: {error.strerror}")
-    endpoint = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
     reason = _first_line(error.__cause__ or error)
     status = getattr(getattr(error, "response", None), "status_code", None)
     if status == 401 and _token_source():
@@ -227,7 +222,7 @@ def _unreachable(ref: ModelRef, wanted: str, error: Exception, resumable: bool) 
             f"the download of {name} stopped ({reason}); `kvlite pull {ref}` continues where it stopped"
         )
     return HubUnreachable(
-        f"cannot get {wanted} of {name} from {endpoint} ({reason}); cached models still work (`kvlite ls`)"
+        f"cannot get {wanted} of {name} from {_api().endpoint} ({reason}); cached models still work (`kvlite ls`)"
     )
 
 

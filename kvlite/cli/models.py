@@ -13,7 +13,7 @@ from kvlite.flags import argument, option
 from kvlite.options import ModelOptions
 
 if TYPE_CHECKING:
-    from kvlite.catalog.files import ModelFacts
+    from kvlite.catalog.files import ModelFiles
     from kvlite.catalog.listing import Listed
     from kvlite.catalog.names import ModelRef
 
@@ -79,7 +79,7 @@ def ls(call: Invocation) -> None:
 
 def show(options: Annotated[ModelOptions, only("model", "revision", "offline")], call: Invocation) -> None:
     """Show a model's layers, heads, KV bytes per token, sizes and licence; downloads no weights."""
-    from kvlite.catalog.card import read_card
+    from kvlite.catalog.config import read_card
     from kvlite.catalog.files import model_facts
     from kvlite.catalog.names import resolve_model
 
@@ -93,7 +93,7 @@ def show(options: Annotated[ModelOptions, only("model", "revision", "offline")],
         out.line(f"{label:<14}{value}")
     if ref.path is not None and ref.is_demo:
         out.line()
-        out.line(read_card(ref.path).text)
+        out.line(read_card(ref.path)[1])
 
 
 def rm(options: Annotated[ModelOptions, only("revision")], given: RemoveOptions, call: Invocation) -> None:
@@ -140,7 +140,7 @@ def _listed_record(model: Listed) -> dict[str, Any]:
     return record | {"modified": modified.isoformat().replace("+00:00", "Z")}
 
 
-def _record(ref: ModelRef, facts: ModelFacts) -> dict[str, Any]:
+def _record(ref: ModelRef, facts: ModelFiles) -> dict[str, Any]:
     """All that is known of a model; of one that kvlite cannot hold, the problem in place of its shape."""
     from kvlite.cli.planning import layer_groups
     from kvlite.memory.shape import ModelShape

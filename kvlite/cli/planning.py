@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from kvlite.catalog.files import ModelFacts, model_facts
+from kvlite.catalog.files import ModelFiles, model_facts
 from kvlite.console import Console
 from kvlite.llm.spec import PlanDevice, RunSpec, find_device
 from kvlite.memory.budget import Budget, BudgetKind
@@ -25,7 +25,7 @@ class PlanReport:
     """A quote for a model on a device, and the options that asked for it."""
 
     model: str
-    facts: ModelFacts
+    facts: ModelFiles
     device: PlanDevice
     quote: Quote
     given: PlanOptions

@@ -55,15 +55,15 @@ def report(asked: ReportOptions, call: Invocation) -> None:
 
 
 def _report(out: Console, run: str, asked: ReportOptions) -> None:
-    from kvlite.record.fail_on import changes, difference_table, judge, numbers_of, values_of
+    from kvlite.record.fail_on import changes, difference_table, judge, numbers_of
     from kvlite.record.store import RunRecords
 
     runs = RunRecords()
     record = runs.load(run)
-    numbers = numbers_of(values_of(record))
+    numbers = numbers_of(record)
     other = runs.load(asked.compare) if asked.compare else None
     if other is not None:
-        numbers |= changes(numbers, numbers_of(values_of(other)))
+        numbers |= changes(numbers, numbers_of(other))
     failures = [judge(gate, numbers) for gate in asked.fail_on]  # refused, if so, before anything is printed
     if other is not None:
         out.show(difference_table(record, other))

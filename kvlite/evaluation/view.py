@@ -42,8 +42,9 @@ def suite_section(summary: Summary) -> Section:
 def suite_table(summary: Summary) -> Table:
     """Figures with their 95 % intervals, then the first of them by distance."""
     figures = (_TITLES[name] for name in summary.reference.figures)
-    columns = ("POLICY", "BUDGET", "T", "SLOTS", *figures, *summary.distances)
-    return Table(columns, tuple(_row(line, summary.distances) for line in summary.lines), fixed=3)
+    distances = list(dict.fromkeys(part.label for line in summary.lines for part in line.parts))
+    columns = ("POLICY", "BUDGET", "T", "SLOTS", *figures, *distances)
+    return Table(columns, tuple(_row(line, distances) for line in summary.lines), fixed=3)
 
 
 def _about(summary: Summary) -> str:

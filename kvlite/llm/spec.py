@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from kvlite.cache.policy import Policy, load_policy
-from kvlite.catalog.files import ModelFacts, ModelFiles, local_files
+from kvlite.catalog.files import ModelFiles, local_files
 from kvlite.catalog.names import ModelRef, resolve_model
 from kvlite.errors import UsageError
 from kvlite.memory.budget import Budget
@@ -77,7 +77,7 @@ class RunSpec:
 
     def fit(
         self,
-        facts: ModelFacts,
+        facts: ModelFiles,
         device: PlanDevice,
         batch_size: BatchSize | None = None,
         *,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 from kvlite.errors import BrokenModel
 from kvlite.memory.fields import Fields
@@ -121,8 +121,8 @@ _GATED_DELTA = partial(_LISTS_TYPES, others=LINEAR, is_full=_every(4, "full_atte
 _WINDOWED = partial(Family, others=SLIDING)
 
 
-def _alike(names: str, family: Family) -> dict[str, Family]:
-    return dict.fromkeys(names.split(), family)
+def _alike(names: str, value: Any) -> dict[str, Any]:
+    return dict.fromkeys(names.split(), value)
 
 
 FAMILIES: Mapping[str, Family] = {
@@ -184,13 +184,10 @@ FAMILIES: Mapping[str, Family] = {
 }
 
 NOT_HELD: Mapping[str, str] = {
-    **dict.fromkeys(
-        ("bloom", "codegen", "falcon", "gpt_neo", "gptj", "mpt"),
-        "its attention does not go through transformers' attention interface",
+    **_alike(
+        "bloom codegen falcon gpt_neo gptj mpt", "its attention does not go through transformers' attention interface"
     ),
-    **dict.fromkeys(
-        ("falcon_mamba", "mamba", "mamba2", "rwkv", "xlstm"), "it has no attention, so no KV cache to hold to a budget"
-    ),
+    **_alike("falcon_mamba mamba mamba2 rwkv xlstm", "it has no attention, so no KV cache to hold to a budget"),
     "jamba": "its state cannot be continued from chunk to chunk",
     "llama4_text": "its chunked attention is not told to the attention function",
     "minimax": "it keeps its state in a cache class of its own",

@@ -80,6 +80,7 @@ class CachePlan:
 
     slots: int
     fewest: int
+    most_slots: int
     rows: int
     chunk: int
     layer_slots: tuple[int, ...]
@@ -88,20 +89,19 @@ class CachePlan:
     position_bytes: int
     staging_bytes: int
     state_bytes: int
-    reserved_bytes: int
-    budget_bytes: int
-    row_budget_bytes: int
-    capped_by: str | None
-    most_slots: int
+    budget_bytes: int = 0
+    row_budget_bytes: int = 0
+    capped_by: str | None = None
+
+    @property
+    def reserved_bytes(self) -> int:
+        """All that the cache allocates."""
+        slots = self.k_v_bytes + self.policy_state_bytes + self.position_bytes
+        return slots + self.staging_bytes + self.state_bytes
 
 
 def plan_cache(
-    shape: ModelShape,
-    budget: Budget,
-    spec: CacheSpec,
-    *,
-    rows: int = 1,
-    free_bytes: int | None,
+    shape: ModelShape, budget: Budget, spec: CacheSpec, *, rows: int = 1, free_bytes: int | None
 ) -> CachePlan:
     """The largest cache of `rows` equal rows inside `budget`.
 
@@ -172,31 +172,27 @@ def plan_rows(
 
 def _grant(budget: Budget, with_slots: Callable[[int], CachePlan], cap: int, free_bytes: int | None) -> tuple[int, int]:
     """Slots and the bytes they must stay within; with `tokens` and `full` these bytes follow from the slots."""
-    if budget.kind in (BudgetKind.TOKENS, BudgetKind.FULL):
-        if budget.kind is BudgetKind.FULL and cap == _UNBOUNDED:
-            raise UsageError("KV budget full needs the model's window, and config.json names none; give a size")
-        slots = cap if budget.kind is BudgetKind.FULL else min(cap, int(budget.amount))
-        needed = with_slots(slots).reserved_bytes
-        if free_bytes is not None and needed > free_bytes:
-            raise DoesNotFit(
-                f"KV budget {budget} takes {human_bytes(needed)}, {human_bytes(free_bytes)} are free; "
-                f"what fits is {_most(with_slots, free_bytes, cap)}tok or {size_down(free_bytes)}"
-            )
-        return slots, needed
+    if budget.kind in (BudgetKind.AUTO, BudgetKind.SHARE):
+        if free_bytes is None:
+            raise UsageError(f"KV budget {budget} is measured against free memory, unknown here; give a size")
+        allowed = int(free_bytes * (AUTO_SHARE if budget.kind is BudgetKind.AUTO else Fraction(budget.amount)))
+        slots = _most(with_slots, allowed, cap)
+        is_whole_window = budget.kind is BudgetKind.AUTO and slots == cap
+        return slots, with_slots(slots).reserved_bytes if is_whole_window else allowed
+    if budget.kind is BudgetKind.FULL and cap == _UNBOUNDED:
+        raise UsageError("KV budget full needs the model's window, and config.json names none; give a size")
     if budget.kind is BudgetKind.BYTES:
-        allowed = int(budget.amount)
-        if free_bytes is not None and allowed > free_bytes:
-            raise DoesNotFit(
-                f"KV budget {budget} is more than the {human_bytes(free_bytes)} that are free; "
-                f"what fits is {size_down(free_bytes)} or auto"
-            )
-        return _most(with_slots, allowed, cap), allowed
-    if free_bytes is None:
-        raise UsageError(f"KV budget {budget} is measured against free memory, which is not known here; give a size")
-    allowed = int(free_bytes * (AUTO_SHARE if budget.kind is BudgetKind.AUTO else Fraction(budget.amount)))
-    slots = _most(with_slots, allowed, cap)
-    is_whole_window = budget.kind is BudgetKind.AUTO and slots == cap
-    return slots, with_slots(slots).reserved_bytes if is_whole_window else allowed
+        wanted = int(budget.amount)
+        slots = _most(with_slots, wanted, cap)
+    else:
+        slots = cap if budget.kind is BudgetKind.FULL else min(cap, int(budget.amount))
+        wanted = with_slots(slots).reserved_bytes
+    if free_bytes is not None and wanted > free_bytes:
+        raise DoesNotFit(
+            f"KV budget {budget} takes {human_bytes(wanted)}, {human_bytes(free_bytes)} are free; "
+            f"what fits is {_most(with_slots, free_bytes, cap)}tok or {size_down(free_bytes)}"
+        )
+    return slots, wanted
 
 
 def least_slots(shape: ModelShape, spec: CacheSpec) -> int:
@@ -238,33 +234,23 @@ def most_slots(shape: ModelShape, spec: CacheSpec) -> int:
 
 
 def _with_slots(shape: ModelShape, spec: CacheSpec, rows: int, cap: int, slots: int) -> CachePlan:
-    """The cache of so many slots, of which no layer has more than `cap`; its budget is what it reserves."""
+    """The cache of so many slots, of which no layer has more than `cap`, before a budget is named."""
     layers = shape.layers
     layer_slots = allotted(layers, slots, cap, spec.layer_rule)
     smallest = fewest(layers, layer_slots, slots)
     heads = [count * layer.kv_heads * rows for count, layer in zip(layer_slots, layers, strict=True)]
-    k_v = sum(head * spec.key_value_bytes(layer) for head, layer in zip(heads, layers, strict=True))
-    policy_state = sum(heads) * spec.state_bytes_per_slot
-    positions = sum(heads) * POSITION_BYTES
-    staging = rows * sum(layer.kv_heads * spec.slot_bytes(layer) for layer in layers)
-    state = rows * sum(layer.state_bytes for layer in layers)
-    reserved = k_v + policy_state + positions + staging + state
     return CachePlan(
         slots=slots,
         fewest=smallest,
+        most_slots=cap,
         rows=rows,
         chunk=chunk_tokens(smallest, spec.chunk_limit),
         layer_slots=layer_slots,
-        k_v_bytes=k_v,
-        policy_state_bytes=policy_state,
-        position_bytes=positions,
-        staging_bytes=staging,
-        state_bytes=state,
-        reserved_bytes=reserved,
-        budget_bytes=reserved,
-        row_budget_bytes=reserved // rows,
-        capped_by=None,
-        most_slots=cap,
+        k_v_bytes=sum(head * spec.key_value_bytes(layer) for head, layer in zip(heads, layers, strict=True)),
+        policy_state_bytes=sum(heads) * spec.state_bytes_per_slot,
+        position_bytes=sum(heads) * POSITION_BYTES,
+        staging_bytes=rows * sum(layer.kv_heads * spec.slot_bytes(layer) for layer in layers),
+        state_bytes=rows * sum(layer.state_bytes for layer in layers),
     )
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import operator
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from operator import eq, ge, gt, le, lt, ne
 from statistics import median
 
 from kvlite.errors import UsageError
@@ -15,14 +15,7 @@ from kvlite.record.view import peak_vram_bytes
 
 Value = str | int | float
 
-_OPERATORS: Mapping[str, Callable[[float, float], bool]] = {
-    ">": operator.gt,
-    ">=": operator.ge,
-    "<": operator.lt,
-    "<=": operator.le,
-    "==": operator.eq,
-    "!=": operator.ne,
-}
+_OPERATORS = {">": gt, ">=": ge, "<": lt, "<=": le, "==": eq, "!=": ne}
 _GATE = re.compile(
     r"(?P<field>[\w.]+)\s*(?P<sign>>=|<=|==|!=|>|<)\s*"
     r"(?P<minus>-?)(?P<number>\d{1,20}(?:\.\d{1,20})?)\s*(?P<unit>[A-Za-z]*)",
@@ -55,9 +48,9 @@ def judge(gate: str, numbers: Mapping[str, float]) -> str | None:
     return f"{field} is {_shown(field, numbers[field])}, fails on {gate.strip()}"
 
 
-def numbers_of(values: Mapping[str, Value]) -> dict[str, float]:
+def numbers_of(record: RunRecord) -> dict[str, float]:
     """The numbers among a run's values, which gates can be over."""
-    return {name: value for name, value in values.items() if not isinstance(value, str)}
+    return {name: value for name, value in values_of(record).items() if not isinstance(value, str)}
 
 
 def values_of(record: RunRecord) -> dict[str, Value]:
