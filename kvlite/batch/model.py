@@ -91,7 +91,7 @@ class Model:
         tokenizer = load_tokenizer(files.folder, trust_remote_code=spec.options.trust_remote_code)
         text = ChatText(tokenizer, generation=files.generation, think=spec.options.think, tell=self.console.note)
         device = find_device(spec.options.device)
-        fit = spec.fit(files, spec.shape(files), device.kind, device.free_bytes, self.batch_size)
+        fit = spec.fit(files, device, self.batch_size)
         chosen = fit.specs(spec.budget)[0]
         is_provisional = chosen.slot_format.is_quantised and spec.stored is None
         cache = replace(fit, spec=chosen).cache(spec.budget)
