@@ -55,15 +55,13 @@ def report(asked: ReportOptions, call: Invocation) -> None:
 
 
 def _report(out: Console, run: str, asked: ReportOptions) -> None:
-    from kvlite.record.fail_on import changes, difference_table, judge, numbers_of
+    from kvlite.record.fail_on import difference_table, judge, numbers_of
     from kvlite.record.store import RunRecords
 
     runs = RunRecords()
     record = runs.load(run)
-    numbers = numbers_of(record)
     other = runs.load(asked.compare) if asked.compare else None
-    if other is not None:
-        numbers |= changes(numbers, numbers_of(other))
+    numbers = numbers_of(record, other)
     failures = [judge(gate, numbers) for gate in asked.fail_on]  # refused, if so, before anything is printed
     if other is not None:
         out.show(difference_table(record, other))
