@@ -69,7 +69,7 @@ class Backend:
     def attend(
         self, q: Tensor, q_pos: Tensor, segments: list[Segment], geometry: Geometry, observation: Observation | None
     ) -> tuple[Tensor, Tensor | None]:
-        """Attend q [n, H_Q, T, D] at `q_pos` int [n, T] over slots and, where these do not hold them, over new tokens.
+        """Attend q [n, H_Q, T, D] at `q_pos` int [n, T] over slots and, unless they are among these, the new tokens.
 
         Returns out [n, H_Q, T, D_V] in the dtype of q and the statistic of the new tokens [n, H_KV, T]. That of the
         slots is updated in place: what the observation retains of it, plus what they received.

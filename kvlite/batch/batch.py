@@ -89,8 +89,6 @@ class Batch:
         survey = self._input.survey()
         self._tally.total = survey.total
         model = self._choose_model(survey.model)
-        if model.note:
-            self._console.note(model.note)
         meta = {
             "input_sha256": survey.sha256,
             "model": model.identity(),  # resolves the model first: a misspelt name writes nothing

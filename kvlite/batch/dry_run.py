@@ -41,8 +41,6 @@ def dry_run(options: BatchOptions, answer: AnswerOptions, choose_model: ChooseMo
             count["longest_prompt_tokens"] = max(count["longest_prompt_tokens"], tokens)
             count["most_new_tokens"] += most
             count["may_evict"] += tokens + most > planned.plan.fewest  # answers that at their longest outgrow a row
-    if model.note:
-        console.note(model.note)
     _report(count, planned, console)
     if count["failed"]:
         raise BatchFailed(f"{count['failed']} of {count['ok'] + count['failed']} lines cannot be answered")

@@ -36,7 +36,7 @@ def plan_report(given: PlanOptions, options: ModelOptions, *, is_budget_given: b
     place = find_device(options.device, given.vram)
     spec = _with_budgets(RunSpec.of(options), given, is_budget_given=is_budget_given)
     facts = model_facts(spec.ref, offline=options.offline)
-    fit = spec.fit(facts, spec.shape(facts), place.kind, place.free_bytes, given.batch_size)
+    fit = spec.fit(facts, place, given.batch_size)
     return PlanReport(str(spec.ref), facts, place, _quote(fit, spec.budget, given), given)
 
 

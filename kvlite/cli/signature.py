@@ -93,7 +93,10 @@ def from_flags(command: Callable[..., None], *more: Parameter) -> Callable[..., 
 
     def run(ctx: typer.Context, **given: Any) -> None:
         call: Invocation = ctx.find_root().obj
-        call.sources = {name: _source(ctx, name) for name in given}
+        sources = {name: ctx.get_parameter_source(name) for name in given}
+        call.sources = {
+            name: _SOURCES.get(found.name, "default") if found else "default" for name, found in sources.items()
+        }
         around = {Invocation: call, typer.Context: ctx}
         arguments = {name: around[hint] for name, hint in hints.items() if name not in groups}
         for name, (kind, options) in groups.items():
@@ -123,12 +126,6 @@ def _group(hint: Any) -> tuple[type, list[_Option]]:
         for one in fields(kind)
         if "flag" in one.metadata and taken.has(one.name)
     ]
-
-
-def _source(ctx: typer.Context, name: str) -> str:
-    """The origin of a parameter's value: flag, env, config or default."""
-    source = ctx.get_parameter_source(name)
-    return _SOURCES.get(source.name, "default") if source is not None else "default"
 
 
 def _accept(ctx: typer.Context, param: typer.CallbackParam, value: Any) -> None:

@@ -148,7 +148,3 @@ class Script:
     def codes(self, count: int, digits: int) -> list[str]:
         """Different numbers of so many digits, none of which starts with 0."""
         return [str(code) for code in self.rng.sample(range(10 ** (digits - 1), 10**digits), count)]
-
-    def written(self) -> Conversation:
-        """The conversation."""
-        return Conversation(tuple(self.turns))

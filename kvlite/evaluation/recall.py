@@ -138,4 +138,4 @@ def write_recall(seed: str, turns: int, split: Split) -> Conversation:
     story = _Story(random.Random(seed), split, turns)
     while story.left:
         story.go_on()
-    return story.written()
+    return Conversation(tuple(story.turns))

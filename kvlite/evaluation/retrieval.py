@@ -38,7 +38,7 @@ def write_needle(seed: str, turns: int, split: Split) -> Conversation:
             words = {"s": thing, "v": value}
             question = filled(script.rng.choice(kind.asks), words)
             script.ask(question, filled(kind.answer, words), [value], said_in, kind.kind)
-    return script.written()
+    return Conversation(tuple(script.turns))
 
 
 def _tell(
@@ -80,7 +80,7 @@ def write_tracking(seed: str, turns: int, split: Split) -> Conversation:
         box = boxes[steps - 1]
         question, answer = f"How many coins are in the {box} box?", f"The {box} box holds {number} coins."
         script.ask(question, answer, [number], said_in, _counted(steps, "step"), steps)
-    return script.written()
+    return Conversation(tuple(script.turns))
 
 
 def write_lookup(seed: str, turns: int, split: Split) -> Conversation:
@@ -98,7 +98,7 @@ def write_lookup(seed: str, turns: int, split: Split) -> Conversation:
             codes = [held[key] for key in asked]
             question = f"What does the list say for {' and '.join(asked)}?"
             script.ask(question, f"The list says {' and '.join(codes)}.", codes, said_in, _counted(len(codes), "key"))
-    return script.written()
+    return Conversation(tuple(script.turns))
 
 
 def _counted(count: int, noun: str) -> str:

@@ -15,7 +15,7 @@ from kvlite.evaluation.retrieval import write_lookup, write_needle, write_tracki
 from kvlite.evaluation.vocabulary import Split
 
 if TYPE_CHECKING:
-    from kvlite.text.template import ChatText, Encoded
+    from kvlite.text.template import ChatText
 
 Writer = Callable[[str, int, Split], Conversation]
 
@@ -27,7 +27,6 @@ WRITERS: Mapping[str, Writer] = {
 }
 FORCED = ("kl", "ppl")
 SUITES = (*WRITERS, *FORCED)
-END_OF_DOCUMENT = "<|endoftext|>"
 
 _SAMPLE_TURNS = 24  # of a conversation that tells how many tokens a turn takes
 
@@ -36,7 +35,7 @@ _SAMPLE_TURNS = 24  # of a conversation that tells how many tokens a turn takes
 class Suite:
     """A suite to run: `count` conversations of at most `length` tokens as written, words from one side of `split`.
 
-    `max_tokens` ends an answer. Raises UsageError on an unknown name or sizes below 1.
+    `max_tokens` ends an answer. Sizes are at least 1. Raises UsageError on an unknown name.
     """
 
     name: str
@@ -49,8 +48,6 @@ class Suite:
     def __post_init__(self) -> None:
         if self.name not in SUITES:
             raise UsageError(f"unknown suite {self.name!r}; choose from {', '.join(SUITES)}")
-        if min(self.count, self.length, self.max_tokens) < 1:
-            raise UsageError("the number of conversations, their length and the answers' must be at least 1")
 
     @property
     def is_forced(self) -> bool:
@@ -102,7 +99,7 @@ def file_texts(suite: Suite, text: ChatText, content: str) -> list[ForcedText]:
     opening = text.raw("").ids
     unscored = max(1, len(opening))
     texts: list[ForcedText] = []
-    for document in filter(str.strip, content.replace("\r\n", "\n").split(f"\n{END_OF_DOCUMENT}\n")):
+    for document in filter(str.strip, content.replace("\r\n", "\n").split("\n<|endoftext|>\n")):
         ids = text.raw(document.strip()).ids[len(opening) :]
         step = max(2, suite.length - len(opening))
         pieces = (opening + ids[start : start + step] for start in range(0, len(ids), step))
@@ -115,15 +112,11 @@ def file_texts(suite: Suite, text: ChatText, content: str) -> list[ForcedText]:
     return texts
 
 
-def opening(text: ChatText, conversation: Conversation) -> Encoded:
-    """The first message as the template writes it."""
-    return text.conversation([{"role": "user", "content": conversation.turns[0].user}])
-
-
 def _encoded(text: ChatText, conversation: Conversation) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
     """For each turn the ids that are fed before the answer, and the ids of the right answer."""
-    later = (text.next_turn(turn.user, ended=True) for turn in conversation.turns[1:])
-    prompts = (opening(text, conversation), *later)
+    first, *later = conversation.turns
+    prompts = [text.conversation([{"role": "user", "content": first.user}])]
+    prompts += [text.next_turn(turn.user, ended=True) for turn in later]
     return [(prompt.ids, text.written(turn.answer)) for prompt, turn in zip(prompts, conversation.turns, strict=True)]
 
 

@@ -104,11 +104,6 @@ class Summary:
         return "tokens before" if self.suite.is_forced else "turns back"
 
     @property
-    def distances(self) -> list[str]:
-        """The spans of distances of all lines."""
-        return list(dict.fromkeys(part.label for line in self.lines for part in line.parts))
-
-    @property
     def by_budget(self) -> dict[str, dict[str, Line]]:
         """The lines to compare, by budget from the smallest, and by name; of several T the smallest, as in decoding."""
         by_size = sorted(self.lines[1:], key=lambda line: line.placed.plan.budget_bytes)

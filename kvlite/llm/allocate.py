@@ -54,7 +54,7 @@ def _tolerated(model: TextModel, specs: Sequence[CacheSpec]) -> CacheSpec:
 
     Raises SlotsTooCoarse where the only one destroys the model's answers.
     """
-    from kvlite.models.kv_quant_check import require_survival, try_format
+    from kvlite.models.kv_quant_check import try_format
 
     is_named = len(specs) == 1
     for spec in specs:
@@ -62,8 +62,7 @@ def _tolerated(model: TextModel, specs: Sequence[CacheSpec]) -> CacheSpec:
         if not stored.is_quantised:
             return spec
         if stored.name not in model.effects:
-            effect = (require_survival if is_named else try_format)(model.loaded, stored)
-            model.effects[stored.name] = effect
+            effect = model.effects[stored.name] = try_format(model.loaded, stored, is_named=is_named)
             _tell(model, effect, is_named)
         if is_named or model.effects[stored.name].is_harmless:
             return spec

@@ -70,10 +70,6 @@ class RunSpec:
         """The model's files, downloaded where they are not here yet; `say` is told before a download."""
         return local_files(self.ref, offline=self.options.offline, allow_pickle=self.options.allow_pickle, say=say)
 
-    def shape(self, facts: ModelFiles) -> ModelShape:
-        """The model's shape in the dtype that is asked for."""
-        return ModelShape.from_config(facts.config, dtype=self.dtype, stored_dtype=facts.stored_dtype)
-
     def cache(self, shape: ModelShape) -> CacheSpec:
         """The cache that is asked for; in the model's dtype where the slot format is left open."""
         stored = self.stored or slot_format("auto", shape.dtype)
@@ -82,29 +78,28 @@ class RunSpec:
     def fit(
         self,
         facts: ModelFiles,
-        shape: ModelShape,
-        device: DeviceKind,
-        free_bytes: int | None,
+        device: PlanDevice,
         batch_size: BatchSize | None = None,
         *,
-        is_loaded: bool = False,
+        loaded: ModelShape | None = None,
     ) -> Fit:
-        """The model on a device with `free_bytes`, beside its weights if it `is_loaded`.
+        """The model on a device, beside its weights where they are `loaded` in that shape.
 
         `batch_size` None is one conversation with the whole budget, else rows share it.
         """
-        most = (ROWS_ON_GPU if device == "cuda" else ROWS_ON_CPU) if batch_size == "auto" else batch_size
+        shape = loaded or ModelShape.from_config(facts.config, dtype=self.dtype, stored_dtype=facts.stored_dtype)
+        most = (ROWS_ON_GPU if device.kind == "cuda" else ROWS_ON_CPU) if batch_size == "auto" else batch_size
         return Fit(
             shape=shape,
             spec=self.cache(shape),
             weights=facts.weights,
             quant=self.options.quant,
-            device=device,
-            free_bytes=free_bytes,
+            device=device.kind,
+            free_bytes=device.free_bytes,
             batch=most,
             row_budget=None if most is None else self.row_budget,
             is_automatic=self.stored is None,
-            is_loaded=is_loaded,
+            is_loaded=loaded is not None,
         )
 
 

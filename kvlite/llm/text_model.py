@@ -12,12 +12,11 @@ from typing import TYPE_CHECKING, Any
 from kvlite.console import Console
 from kvlite.engine.request import Sampling
 from kvlite.errors import BrokenModel, UsageError
-from kvlite.llm.spec import BatchSize, RunSpec
+from kvlite.llm.spec import BatchSize, PlanDevice, RunSpec
 
 if TYPE_CHECKING:
     from kvlite.catalog.files import ModelFiles
     from kvlite.memory.fit import Fit
-    from kvlite.memory.prediction import DeviceKind
     from kvlite.models.kv_quant_check import QuantEffect
     from kvlite.models.loaded import LoadedModel
     from kvlite.record.schema import ModelIdentity
@@ -90,8 +89,8 @@ class TextModel:
         from kvlite.models.device import free_bytes
 
         device = self.loaded.device
-        kind: DeviceKind = "cuda" if device.type == "cuda" else "cpu"
-        return self.spec.fit(self.files, self.loaded.shape, kind, free_bytes(device), batch_size, is_loaded=True)
+        place = PlanDevice("cuda" if device.type == "cuda" else "cpu", str(device), free_bytes(device))
+        return self.spec.fit(self.files, place, batch_size, loaded=self.loaded.shape)
 
     def identity(self) -> ModelIdentity:
         """The weights, for the run record."""

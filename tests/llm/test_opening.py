@@ -8,7 +8,7 @@ from kvlite.catalog.files import local_files
 from kvlite.catalog.names import resolve_model
 from kvlite.errors import DoesNotFit, UsageError
 from kvlite.llm import LLM
-from kvlite.llm.spec import RunSpec
+from kvlite.llm.spec import PlanDevice, RunSpec
 from kvlite.memory.budget import Budget, BudgetKind
 from kvlite.memory.format import FORMATS
 from kvlite.memory.shape import ModelShape
@@ -68,7 +68,7 @@ def test_what_is_left_open_follows_from_the_model() -> None:
 def test_a_budget_buys_the_same_whatever_the_kernels(policy: str) -> None:
     files = local_files(resolve_model("demo"))
     torch, triton = (
-        found.fit(files, SHAPE, "cuda", 10**9).cache(found.budget)
+        found.fit(files, PlanDevice("cuda", "a GPU", 10**9)).cache(found.budget)
         for found in (spec(kv_policy=policy, kernels=kernels, kv_budget="300kB") for kernels in ("torch", "triton"))
     )
     assert torch == triton
