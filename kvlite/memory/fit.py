@@ -10,16 +10,7 @@ from dataclasses import dataclass, replace
 from kvlite.errors import CapacityError
 from kvlite.memory.budget import Budget, BudgetKind
 from kvlite.memory.format import FORMATS, human_bytes, size_down
-from kvlite.memory.plan import (
-    DEFAULT_ROW_SLOTS,
-    CachePlan,
-    CacheSpec,
-    largest,
-    least_slots,
-    most_slots,
-    plan_cache,
-    plan_rows,
-)
+from kvlite.memory.plan import DEFAULT_ROW_SLOTS, CachePlan, CacheSpec, largest, plan_cache, plan_rows
 from kvlite.memory.prediction import DeviceKind, MemoryPlan, Weights, cache_terms, pass_terms, weight_term
 from kvlite.memory.shape import ModelShape
 
@@ -163,13 +154,12 @@ def most_rows(fit: Fit, budget: Budget, tokens: int) -> int:
 
 def most_tokens(fit: Fit, budget: Budget) -> int:
     """The most tokens that every row of a batch of exactly `most_rows` keeps; 0 when that many rows hold none."""
-    cap = most_slots(fit.shape, fit.spec)
-    return largest(lambda tokens: _holds(fit, budget, fit.most_rows, tokens), cap)
+    return largest(lambda tokens: _holds(fit, budget, fit.most_rows, tokens), fit.spec.most_slots(fit.shape))
 
 
 def _holds(fit: Fit, budget: Budget, rows: int, tokens: int) -> bool:
     """True if exactly `rows` rows keep `tokens` each, or the few more that are protected."""
-    per_sequence = Budget(BudgetKind.TOKENS, max(tokens, least_slots(fit.shape, fit.spec)))
+    per_sequence = Budget(BudgetKind.TOKENS, max(tokens, fit.spec.least_slots(fit.shape)))
     found = quote(fit.with_rows(rows, per_sequence), budget)
     return found.fits and found.cache is not None and found.cache.rows == rows and found.cache.slots >= tokens
 

@@ -67,6 +67,24 @@ class CacheSpec:
         """All of one slot: key, value, policy state, positions."""
         return self.key_value_bytes(layer) + self.state_bytes_per_slot + POSITION_BYTES
 
+    def least_slots(self, shape: ModelShape) -> int:
+        """The smallest S with which every full layer holds what is protected."""
+        return slots_with(shape.layers, max(1, self.protected_slots), self.most_slots(shape), self.layer_rule)
+
+    def most_slots(self, shape: ModelShape) -> int:
+        """The largest S the model allows: its window, less what stays free where keys are re-rotated to stay inside it.
+
+        Each re-rotation rounds the keys once more. An eighth of the window, and at least a chunk, makes them rare.
+        """
+        window = shape.max_positions
+        if window is None:
+            windows = [layer.window or _UNBOUNDED for layer in shape.layers if layer.kv_heads]
+            return max(windows, default=_UNBOUNDED)
+        if shape.positions == "rotary" and self.evicts:
+            eighth = window // 8
+            return largest(lambda slots: slots + max(eighth, chunk_tokens(slots, self.chunk_limit)) <= window, window)
+        return window
+
 
 @dataclass(frozen=True, slots=True)
 class CachePlan:
@@ -109,7 +127,7 @@ def plan_cache(
     least `spec.protected_slots`, and 1. Raises DoesNotFit when the budget is more than is free,
     BudgetTooSmall when it holds fewer slots, UsageError when a share of unknown memory is asked for.
     """
-    cap = most_slots(shape, spec)
+    cap = spec.most_slots(shape)
     with_slots = partial(_with_slots, shape, spec, rows, cap)
     protected = max(1, spec.protected_slots)
     if cap < protected:
@@ -120,7 +138,7 @@ def plan_cache(
     slots, budget_bytes = _grant(budget, with_slots, cap, free_bytes)
     found = with_slots(slots)
     if found.fewest < protected:
-        smallest = with_slots(least_slots(shape, spec)).reserved_bytes
+        smallest = with_slots(spec.least_slots(shape)).reserved_bytes
         where = f" in each of {rows} rows" if rows > 1 else ""
         where += " in the smallest layer" if found.fewest < slots else ""
         raise BudgetTooSmall(
@@ -195,11 +213,6 @@ def _grant(budget: Budget, with_slots: Callable[[int], CachePlan], cap: int, fre
     return slots, wanted
 
 
-def least_slots(shape: ModelShape, spec: CacheSpec) -> int:
-    """The smallest S with which every full layer holds what is protected."""
-    return slots_with(shape.layers, max(1, spec.protected_slots), most_slots(shape, spec), spec.layer_rule)
-
-
 def slots_with(layers: Sequence[LayerShape], wanted: int, most: int, rule: LayerRule) -> int:
     """The smallest S, the average of the full layers, with which each of them has `wanted` slots."""
     return largest(lambda slots: fewest(layers, allotted(layers, slots, most, rule), slots) < wanted, most) + 1
@@ -216,21 +229,6 @@ def fewest(layers: Sequence[LayerShape], allotment: Sequence[int], default: int)
     """The least of an allotment to layers with full attention; `default` where there is none."""
     full = [slots for slots, layer in zip(allotment, layers, strict=True) if layer.kind == "full"]
     return min(full, default=default)
-
-
-def most_slots(shape: ModelShape, spec: CacheSpec) -> int:
-    """The largest S the model allows: its window, less what is kept free where keys are re-rotated to stay inside it.
-
-    Each re-rotation rounds the keys once more. An eighth of the window, and at least a chunk, makes them rare.
-    """
-    window = shape.max_positions
-    if window is None:
-        windows = [layer.window for layer in shape.layers if layer.kv_heads]
-        return max((size for size in windows if size), default=_UNBOUNDED) if all(windows) else _UNBOUNDED
-    if shape.positions == "rotary" and spec.evicts:
-        eighth = window // 8
-        return largest(lambda slots: slots + max(eighth, chunk_tokens(slots, spec.chunk_limit)) <= window, window)
-    return window
 
 
 def _with_slots(shape: ModelShape, spec: CacheSpec, rows: int, cap: int, slots: int) -> CachePlan:
