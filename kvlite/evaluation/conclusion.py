@@ -30,14 +30,14 @@ def _too_weak(summary: Summary) -> str:
     suite, reference = summary.suite, summary.reference
     share = f"{reference.main.value:.0%} of these"
     if reference.count < LEAST_ASKED or reference.main.high >= LEAST_RIGHT:
+        asked = "1 question is" if reference.count == 1 else f"{reference.count} questions are"
         return (
-            f"The full cache itself answers {share}, and {reference.count} "
-            f"{'question is' if reference.count == 1 else 'questions are'} too few to say whether the model is up "
-            f"to the suite {suite.name}; give more --conversations."
+            f"The full cache itself answers {share}, and {asked} too few to say whether the model is up to the suite "
+            f"{suite.name}; give more --conversations."
         )
     return (
-        f"The full cache itself answers only {share}: this model is too small for the "
-        f"suite {suite.name}, so nothing follows about budgets and policies."
+        f"The full cache itself answers only {share}: this model is too small for the suite {suite.name}, so nothing "
+        "follows about budgets and policies."
     )
 
 

@@ -19,6 +19,9 @@ _SHARES = ("right", "of_full", "agreement")
 _AXES = {"right": "right answers", "kl": "nats from the full cache", "perplexity": "perplexity"}
 _APART = 7.0  # the most between the intervals of two variants, which stand beside each other at one place
 
+Points = Sequence[tuple[str, Mapping[str, Estimate]]]
+"""Curves: a variant's name and its values by the label of their place on the x axis."""
+
 
 def headline(about: Mapping[str, Any]) -> str:
     """The model, and what it ran on."""
@@ -91,10 +94,6 @@ def _value(name: str, value: float) -> str:
     return f"{value:.4f}" if name == "kl" else f"{value:.2f}"
 
 
-Points = Sequence[tuple[str, Mapping[str, Estimate]]]
-"""Curves: a variant's name and its values by the label of their place on the x axis."""
-
-
 def suite_plots(summary: Summary) -> list[Plot]:
     """By budget where there are several; then by distance, one plot per budget and way in which text was fed."""
     plots = []
@@ -110,10 +109,8 @@ def suite_plots(summary: Summary) -> list[Plot]:
         is_single = summary.suite.is_forced and line.placed.plan.chunk == 1
         groups.setdefault(line.placed.budget_text + (", T = 1" if is_single else ""), []).append(line)
     for title, others in (groups or {"everything": []}).items():
-        lines_of_plot = [summary.reference, *others]
-        points = [
-            (each.placed.variant.name, {part.label: part.estimate for part in each.parts}) for each in lines_of_plot
-        ]
+        shown = (summary.reference, *others)
+        points = [(line.placed.variant.name, {part.label: part.estimate for part in line.parts}) for line in shown]
         labels = list(dict.fromkeys(label for _, parts in points for label in parts))
         plots.append(_plot(summary, (title, summary.unit), labels, points))
     return plots

@@ -48,9 +48,14 @@ def judge(gate: str, numbers: Mapping[str, float]) -> str | None:
     return f"{field} is {_shown(field, numbers[field])}, fails on {gate.strip()}"
 
 
-def numbers_of(record: RunRecord) -> dict[str, float]:
-    """The numbers among a run's values, which gates can be over."""
-    return {name: value for name, value in values_of(record).items() if not isinstance(value, str)}
+def numbers_of(record: RunRecord, other: RunRecord | None = None) -> dict[str, float]:
+    """The numbers among a run's values, which gates can be over.
+
+    With `other` also `change.FIELD`, its number minus the first's, for each that both measured.
+    """
+    numbers = {name: value for name, value in values_of(record).items() if not isinstance(value, str)}
+    others = numbers_of(other) if other is not None else {}
+    return numbers | {f"change.{name}": others[name] - value for name, value in numbers.items() if name in others}
 
 
 def values_of(record: RunRecord) -> dict[str, Value]:
@@ -77,11 +82,6 @@ def values_of(record: RunRecord) -> dict[str, Value]:
         for name, value in found.items()
         if isinstance(value, str | int | float)
     }
-
-
-def changes(numbers: Mapping[str, float], others: Mapping[str, float]) -> dict[str, float]:
-    """`change.FIELD`, the second run's number minus the first's, for each that both measured."""
-    return {f"change.{name}": others[name] - value for name, value in numbers.items() if name in others}
 
 
 def difference_table(record: RunRecord, other: RunRecord) -> Table:

@@ -29,8 +29,8 @@ from kvlite.record.schema import (
     TorchMemory,
 )
 from kvlite.record.store import RunRecords, new_run_id, write_whole
-from kvlite.record.timeline import Timeline
 
+MAX_POINTS = 1000
 MAX_REQUESTS = 1000
 MAX_WARNINGS = 100
 
@@ -65,6 +65,28 @@ class ReadableEngine(Protocol):
 
     def read(self) -> Reading:
         """Measure everything."""
+
+
+class Timeline:
+    """Keeps one point of every `stride` samples; when full, halves its `points` and doubles the stride.
+
+    Of two points that are merged the one with an event stays, else that of more bytes. `max_points` is even.
+    """
+
+    def __init__(self, max_points: int = MAX_POINTS) -> None:
+        self.points: list[TimelinePoint] = []
+        self._max_points, self._stride, self._num_samples = max_points, 1, 0
+
+    def add(self, point: TimelinePoint) -> None:
+        """Take one sample."""
+        if self._num_samples % self._stride:
+            self.points[-1] = _pick(self.points[-1], point)
+        else:
+            self.points.append(point)
+        self._num_samples += 1
+        if self._num_samples == self._max_points * self._stride:
+            self.points = [_pick(*pair) for pair in zip(self.points[::2], self.points[1::2], strict=True)]
+            self._stride *= 2
 
 
 class Recorder:
@@ -224,3 +246,7 @@ def _exit_code(error: BaseException | None) -> int:
         return OutOfMemory.exit_code
     code = getattr(error, "exit_code", 1)
     return code if isinstance(code, int) else 1
+
+
+def _pick(first: TimelinePoint, second: TimelinePoint) -> TimelinePoint:
+    return max(second, first, key=lambda point: (point.event is not None, point.kv_bytes))

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from kvlite.errors import UsageError
-from kvlite.record.fail_on import changes, difference_table, judge, numbers_of
+from kvlite.record.fail_on import difference_table, judge, numbers_of
 from kvlite.record.schema import RunRecord
 
 NOW = datetime(2025, 11, 20, tzinfo=UTC)
@@ -91,8 +91,12 @@ def test_numbers_have_dotted_names_and_claims_are_0_or_1() -> None:
     assert "kv.policy" not in numbers
 
 
-def test_changes_are_the_second_run_minus_the_first() -> None:
-    assert changes({"a": 5, "b": 1}, {"a": 3, "c": 9}) == {"change.a": -2}
+def test_changes_are_the_second_run_minus_the_first_where_both_measured() -> None:
+    first = record(exit_code=4, memory={"host_rss_peak_bytes": 1000})
+    numbers = numbers_of(first, record(exit_code=1))
+    assert numbers.items() >= numbers_of(first).items()
+    assert numbers["change.exit_code"] == -3
+    assert "change.peak_rss_bytes" not in numbers
 
 
 def test_equal_runs_differ_in_nothing() -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import random
 
+from kvlite.record.recorder import MAX_POINTS, Timeline
 from kvlite.record.schema import TimelinePoint
-from kvlite.record.timeline import MAX_POINTS, Timeline
 
 
 def point(t: int, kv_bytes: int = 0, event: str | None = None) -> TimelinePoint:
