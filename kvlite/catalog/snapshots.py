@@ -32,12 +32,8 @@ def cache_root() -> Path:
 
 def cached_repos() -> list[str]:
     """List the model repositories with anything in the cache, as `org/name`, sorted."""
-    root = cache_root()
-    if not root.is_dir():
-        return []
-    with os.scandir(root) as entries:
-        names = [entry.name for entry in entries if entry.name.startswith(_PREFIX)]
-    return sorted(name.removeprefix(_PREFIX).replace("--", "/", 1) for name in names)
+    names = (path.name.removeprefix(_PREFIX) for path in cache_root().glob(f"{_PREFIX}*"))
+    return sorted(name.replace("--", "/", 1) for name in names)
 
 
 def complete_model(incomplete: str, *, is_cached: bool = False) -> list[str]:
@@ -67,8 +63,7 @@ def cached_snapshot(repo: str, revision: str | None) -> Path | None:
 
 def newest_snapshot(repo: str) -> Path | None:
     """Find the snapshot that was last written to, of any commit."""
-    folder = repo_folder(repo) / "snapshots"
-    found = [path for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
+    found = (repo_folder(repo) / "snapshots").glob("*/")
     return max(found, key=lambda path: path.stat().st_mtime, default=None)
 
 

@@ -194,14 +194,5 @@ NOT_HELD: Mapping[str, str] = {
 }
 """Families known not to work, each with the reason; any other unknown family has an unknown attention layout."""
 
-TEXT_TYPES: Mapping[str, str] = {
-    "gemma3": "gemma3_text",
-    "gemma3n": "gemma3n_text",
-    "gemma4": "gemma4_text",
-    "llama4": "llama4_text",
-    "llava": "llama",
-    "mistral3": "mistral",
-    "qwen3_5": "qwen3_5_text",
-    "qwen3_5_moe": "qwen3_5_moe_text",
-}
-"""The text model inside a composite one, where its `text_config` names no `model_type`."""
+TEXT_TYPES: Mapping[str, str] = {"llava": "llama", "mistral3": "mistral"}
+"""The text model inside a composite one whose `text_config` names no `model_type`, where it is not called NAME_text."""

@@ -20,7 +20,7 @@ from kvlite.memory.plan import (
     plan_cache,
     plan_rows,
 )
-from kvlite.memory.prediction import DeviceKind, MemoryPlan, Term, Weights, cache_terms, pass_terms, weight_term
+from kvlite.memory.prediction import DeviceKind, MemoryPlan, Weights, cache_terms, pass_terms, weight_term
 from kvlite.memory.shape import ModelShape
 
 MOST_ROWS = 2**16
@@ -82,27 +82,21 @@ class Fit:
         """The cache that `budget` buys. Raises CapacityError where it is too little, or more than the device has."""
         return self._plan(budget, self.free_for_cache)
 
-    def memory(self, cache: CachePlan) -> MemoryPlan:
-        """Every term of a run with `cache`: weights first, then the cache, then the rest."""
-        rest = pass_terms(self.shape, self.spec.slot_format, cache.rows, cache.chunk, self.quant, self.device)
-        return MemoryPlan((self._weights, *cache_terms(cache), *rest), self.free_bytes)
-
-    @property
-    def beside_cache(self) -> MemoryPlan:
-        """Everything but the cache that `free_bytes` has to hold, at its largest."""
-        stored, rows, chunk = self.spec.slot_format, self.most_rows, self.spec.chunk_limit
-        terms = (self._weights, *pass_terms(self.shape, stored, rows, chunk, self.quant, self.device))
-        held = ("weights", "cuda_context") if self.is_loaded else ()  # no part of what is free
-        return MemoryPlan(tuple(term for term in terms if term.name not in held), self.free_bytes)
-
-    @property
-    def _weights(self) -> Term:
-        return weight_term(self.shape, self.weights, self.quant)
+    def memory(self, cache: CachePlan | None) -> MemoryPlan:
+        """Every term of a run with `cache`, weights first; without one, all that lies beside a cache at its largest."""
+        rows, chunk = (cache.rows, cache.chunk) if cache else (self.most_rows, self.spec.chunk_limit)
+        weights = weight_term(self.shape, self.weights, self.quant)
+        rest = pass_terms(self.shape, self.spec.slot_format, rows, chunk, self.quant, self.device)
+        return MemoryPlan((weights, *(cache_terms(cache) if cache else ()), *rest))
 
     @property
     def free_for_cache(self) -> int | None:
         """Bytes left for the cache beside the rest; None when free memory is unknown."""
-        return None if self.free_bytes is None else max(0, self.free_bytes - self.beside_cache.total_bytes)
+        if self.free_bytes is None:
+            return None
+        taken = ("weights", "cuda_context") if self.is_loaded else ()  # no part of what is free
+        beside = self.memory(None).predicted().items()
+        return max(0, self.free_bytes - sum(size for name, size in beside if name not in taken))
 
     def _nominal(self, budget: Budget) -> CachePlan:
         """The cache that `budget` buys on a device that has as much. Raises CapacityError where it is too little."""
@@ -143,27 +137,23 @@ class Quote:
 
 
 def quote(fit: Fit, budget: Budget) -> Quote:
-    """Say what `budget` buys on the device of `fit`; a shortage is told, not raised."""
+    """Say what `budget` buys on the device of `fit`, before it is loaded; a shortage is told, not raised."""
     spec = fit.specs(budget)[0]
     spent = replace(fit, spec=spec)
-    rest = spent.beside_cache
-    if not rest.fits:
-        free, needed = human_bytes(fit.free_bytes or 0), human_bytes(rest.total_bytes)
+    rest = spent.memory(None)
+    if fit.free_bytes is not None and rest.total_bytes > fit.free_bytes:
+        free, needed = human_bytes(fit.free_bytes), human_bytes(rest.total_bytes)
         return Quote(fit, budget, spec, None, rest, f"it takes {needed} beside the cache, and {free} are free")
     try:
         cache = spent._nominal(budget)
     except CapacityError as error:
         return Quote(fit, budget, spec, None, rest, str(error))
-    return Quote(fit, budget, spec, cache, spent.memory(cache), _shortage(spent, budget, cache))
-
-
-def _shortage(fit: Fit, budget: Budget, cache: CachePlan) -> str | None:
-    """Say why the device cannot give the budget, even where the cache would not use all of it; None when it can."""
-    left = fit.free_for_cache
-    wanted = max(cache.reserved_bytes, cache.budget_bytes)
-    if left is None or wanted <= left:
-        return None
-    return f"KV budget {budget} is {human_bytes(wanted)}, and {human_bytes(left)} are left for it beside the rest"
+    left, wanted, shortage = spent.free_for_cache, max(cache.reserved_bytes, cache.budget_bytes), None
+    if left is not None and wanted > left:  # even where the cache would not use all of it
+        shortage = (
+            f"KV budget {budget} is {human_bytes(wanted)}, and {human_bytes(left)} are left for it beside the rest"
+        )
+    return Quote(fit, budget, spec, cache, spent.memory(cache), shortage)
 
 
 def most_rows(fit: Fit, budget: Budget, tokens: int) -> int:
@@ -192,18 +182,13 @@ def advice(found: Quote) -> list[str]:
     quantised = replace(fit, quant="4bit")
     are_plain = fit.weights is not None and fit.weights.parameters is not None and not fit.shape.is_quantised
     can_quantise = fit.quant == "none" and are_plain
-    tries = [_budget_advice(fit), _rows_advice(fit, budget)]
+    rows = largest(lambda rows: quote(fit.with_rows(rows), budget).fits, fit.most_rows - 1)
+    tries = [_budget_advice(fit), f"--batch-size {rows}" if rows else ""]
     if can_quantise and quote(quantised, budget).fits:
         tries.append("--quant 4bit")
     if not any(tries) and can_quantise and (smaller := _budget_advice(quantised)):
         tries.append(f"--quant 4bit {smaller}")
     return [text for text in tries if text] or ["a smaller model, or a device with more memory"]
-
-
-def _rows_advice(fit: Fit, budget: Budget) -> str:
-    """The most rows that fit, fewer than asked for; empty where none do."""
-    rows = largest(lambda rows: quote(fit.with_rows(rows), budget).fits, fit.most_rows - 1)
-    return f"--batch-size {rows}" if rows else ""
 
 
 def _budget_advice(fit: Fit) -> str:

@@ -44,19 +44,13 @@ class Weights:
 
 @dataclass(frozen=True, slots=True)
 class MemoryPlan:
-    """The terms of a run and what the device has for them; unknown terms count as nothing."""
+    """The terms of a run; unknown ones count as nothing."""
 
     terms: tuple[Term, ...]
-    free_bytes: int | None
 
     @property
     def total_bytes(self) -> int:
         return sum(term.predicted_bytes or 0 for term in self.terms)
-
-    @property
-    def fits(self) -> bool:
-        """True if the known terms fit into the free memory, or if that is not known."""
-        return self.free_bytes is None or self.total_bytes <= self.free_bytes
 
     def predicted(self) -> dict[str, int]:
         """The known terms by name."""

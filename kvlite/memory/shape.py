@@ -116,11 +116,12 @@ class ModelShape:
 
 
 def _family_name(outer: Fields, text: Fields) -> str:
-    outer_name = outer.text("model_type")
-    name = text.text("model_type") or TEXT_TYPES.get(outer_name or "")
+    name = text.text("model_type") or outer.text("model_type")
     if name is None:
         raise BrokenModel("config.json has no model_type; expected the name of a model family")
     name = TEXT_TYPES.get(name, name)
+    if f"{name}_text" in FAMILIES or f"{name}_text" in NOT_HELD:
+        name = f"{name}_text"
     if name in NOT_HELD:
         raise UnsupportedModel(f"kvlite cannot hold '{name}' inside a budget: {NOT_HELD[name]}")
     if name not in FAMILIES:
