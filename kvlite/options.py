@@ -22,14 +22,7 @@ MODEL, MEMORY, SAMPLING = "Model", "Memory", "Sampling"  # headings of the help
 _of_model, _of_memory, _of_sampling = (partial(option, heading=heading) for heading in (MODEL, MEMORY, SAMPLING))
 _of_input, _of_output, _of_run = (partial(option, heading=heading) for heading in ("Input", "Output", "Run"))
 
-_SPELLED_BY_OTHERS = {
-    "none": (),
-    "8bit": ("bnb-8bit", "bnb.int8"),
-    "4bit": ("bnb-4bit", "bnb.nf4-dq"),
-    "nf4": ("bnb.nf4",),
-    "fp4": ("bnb.fp4",),
-}
-QUANT_SPELLINGS = {name: kind for kind, others in _SPELLED_BY_OTHERS.items() for name in (kind, *others)}
+QUANTS = ("none", "8bit", "4bit", "nf4", "fp4")
 
 
 def model_option() -> Any:
@@ -41,10 +34,10 @@ def model_option() -> Any:
 
 
 def read_quant(value: str) -> str:
-    """The kind of quantisation that this spelling means, of kvlite's or of other tools."""
-    if value.lower() not in QUANT_SPELLINGS:
-        raise ValueError(f"{value!r} is not one of {', '.join(_SPELLED_BY_OTHERS)}")
-    return QUANT_SPELLINGS[value.lower()]
+    """A kind of quantisation."""
+    if value not in QUANTS:
+        raise ValueError(f"{value!r} is not one of {', '.join(QUANTS)}")
+    return value
 
 
 def read_text(value: Text) -> Text:

@@ -23,16 +23,8 @@ ROWS_ON_CPU = 8
 ROWS_ON_GPU = 64
 """Rows of a batch where the user names no number and the budget holds as many."""
 
-MOST_ROWS = 2**16
 BatchSize = int | Literal["auto"]
 """At most so many rows of a batch; `auto` leaves their number to the device."""
-
-
-def check_batch_size(value: object) -> None:
-    """Raise UsageError where `value` is no BatchSize, nor None."""
-    is_count = isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MOST_ROWS
-    if value not in (None, "auto") and not is_count:
-        raise UsageError(f"batch_size is {value!r}; give auto or a number from 1 to {MOST_ROWS}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

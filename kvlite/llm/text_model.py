@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING, Any
 from kvlite.console import Console
 from kvlite.engine.request import Sampling
 from kvlite.errors import BrokenModel, UsageError
-from kvlite.llm.spec import BatchSize, PlanDevice, RunSpec
+from kvlite.llm.spec import RunSpec
 
 if TYPE_CHECKING:
     from kvlite.catalog.files import ModelFiles
-    from kvlite.memory.fit import Fit
     from kvlite.models.kv_quant_check import QuantEffect
     from kvlite.models.loaded import LoadedModel
     from kvlite.record.schema import ModelIdentity
@@ -83,14 +82,6 @@ class TextModel:
     def name(self) -> str:
         """`repo@sha`, or the folder's or alias's name."""
         return self.files.name
-
-    def fit(self, batch_size: BatchSize | None) -> Fit:
-        """The model beside its weights, in the memory that is free now; see RunSpec.fit."""
-        from kvlite.models.device import free_bytes
-
-        device = self.loaded.device
-        place = PlanDevice("cuda" if device.type == "cuda" else "cpu", str(device), free_bytes(device))
-        return self.spec.fit(self.files, place, batch_size, loaded=self.loaded.shape)
 
     def identity(self) -> ModelIdentity:
         """The weights, for the run record."""
