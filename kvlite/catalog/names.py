@@ -83,12 +83,11 @@ def resolve_model(name: str, *, revision: str | None = None) -> ModelRef:
         if revision:
             raise UsageError(f"the built-in model has no revisions, so {revision!r} does not apply")
         return ModelRef(alias=DEMO, path=demo_folder())
-    alias = _spellings().get(_fold(hub_name))
+    alias = _spellings().get(_fold(hub_name)) or alias_of(hub_name)
     if alias is not None:
         return ModelRef(alias=alias.name, repo=alias.repo, revision=revision)
     if _REPO.fullmatch(hub_name) and "--" not in hub_name and ".." not in hub_name:
-        known = alias_of(hub_name)
-        return ModelRef(alias=known.name if known else None, repo=known.repo if known else hub_name, revision=revision)
+        return ModelRef(repo=hub_name, revision=revision)
     raise ModelNotFound(f"no model is called {name!r:.80}; {_suggestion(hub_name)}")
 
 
