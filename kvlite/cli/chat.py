@@ -57,7 +57,7 @@ def chat(
     if given.continues or given.session:
         raise UsageError("--continue and --session need a terminal to go on at; stdin is a pipe here")
     words = [] if given.prompt is None else [given.prompt]
-    form = AnswerFormat(streams=not out.as_json, as_json=out.as_json, shows_thinking=output.show_thinking)
+    form = AnswerFormat(as_json=out.as_json, shows_thinking=output.show_thinking)
     text = build_prompt(words, [], None)
     call.announce_built_in(options.model)
     answer_once(asked, text, form, Deadline(None), command="chat")
