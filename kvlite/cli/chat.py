@@ -83,12 +83,10 @@ def _session_to_open(continues: bool, session: str | None) -> str | None:
 def _talk(asked: Answering, given: ChatOptions, name: str | None, *, shows_thinking: bool) -> None:
     from platformdirs import user_state_path
 
-    from kvlite.chat.background_load import BackgroundLoad
     from kvlite.chat.display import AnswerFormat, Display, status_line
     from kvlite.chat.loop import Chat
     from kvlite.chat.session import Session
     from kvlite.chat.session_files import SessionFolder
-    from kvlite.chat.slash_commands import LEAVING
     from kvlite.chat.terminal import Terminal
     from kvlite.llm.spec import RunSpec
 
@@ -116,11 +114,10 @@ def _talk(asked: Answering, given: ChatOptions, name: str | None, *, shows_think
         spec = RunSpec.of(asked.options)
         if first is None and out.has_live_stderr:
             files = spec.files(out.note)
-            loading = BackgroundLoad(lambda: begin(files), terminal, out)
-            first = loading.line()
-            if first is None or first.strip() in LEAVING:
+            begun = terminal.read_beside(lambda: begin(files), out)
+            if begun is None:
                 return
-            chat = loading.result()
+            first, chat = begun
         else:
             chat = begin()
         try:
