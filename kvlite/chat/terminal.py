@@ -74,7 +74,7 @@ class Terminal:
                 return None
             with console.progress() as progress:
                 if not self._work.done():
-                    progress.update("loading…")
+                    progress("loading…")
                 return line, self._work.result()
         except BaseException:
             discard_typed()

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 from kvlite.cli.invocation import Invocation
 from kvlite.cli.signature import without
 from kvlite.errors import UsageError
-from kvlite.flags import option
-from kvlite.options import AnswerOptions, ModelOptions, OutputOptions, read_text
+from kvlite.flags import option, read_text
+from kvlite.options import AnswerOptions, ModelOptions, OutputOptions
 
 if TYPE_CHECKING:
     from kvlite.catalog.files import ModelFiles

@@ -10,8 +10,8 @@ import typer
 
 from kvlite.cli.invocation import Invocation
 from kvlite.cli.signature import without
-from kvlite.flags import argument, option
-from kvlite.options import AnswerOptions, ModelOptions, OutputOptions, model_option, read_seconds, read_text
+from kvlite.flags import argument, option, read_seconds, read_text
+from kvlite.options import AnswerOptions, ModelOptions, OutputOptions, model_option
 
 
 def _complete_word(ctx: typer.Context, incomplete: str) -> list[str]:
