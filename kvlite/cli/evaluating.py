@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from kvlite.cache.policy import load_policy
 from kvlite.cache.policy_text import split_policies
 from kvlite.cli.prompts import STDIN, read_file, read_stdin
-from kvlite.cli.report import write_page
 from kvlite.console import Console
 from kvlite.errors import UsageError
 from kvlite.evaluation.evaluation import Evaluation
@@ -151,7 +150,7 @@ def _progress(now: Evaluation) -> str:
 
 def _write(about: Mapping[str, Any], summaries: Sequence[Summary], html: Path | None, out: Console) -> None:
     if html is not None:
-        write_page(html, eval_page(about, summaries))
+        html.write_text(eval_page(about, summaries), encoding="utf-8")
     if out.as_json:
         out.json(eval_json(about, summaries), indent=2)
         return

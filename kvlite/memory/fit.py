@@ -15,7 +15,6 @@ from kvlite.memory.plan import AUTO_SHARE, CachePlan, CacheSpec, largest, plan_c
 from kvlite.memory.prediction import DeviceKind, MemoryPlan, Weights, cache_terms, pass_terms, weight_term
 from kvlite.memory.shape import ModelShape
 
-MOST_ROWS = 2**16
 DEFAULT_ROW_SLOTS = 2048
 """Slots of a row where the budget of one sequence is not given and the whole budget would buy more."""
 
@@ -46,10 +45,6 @@ class Fit:
     def most_rows(self) -> int:
         """Rows that may run at once; the state of hybrids would take in the padding of neighbouring rows."""
         return 1 if self.batch is None or self.shape.has_state else self.batch
-
-    def with_rows(self, most: int, row_budget: Budget | None = None) -> Fit:
-        """The same for a batch of at most `most` rows, each with `row_budget` or what was given for it before."""
-        return replace(self, batch=most, row_budget=row_budget or self.row_budget)
 
     def specs(self, budget: Budget) -> tuple[CacheSpec, ...]:
         """Candidate caches to spend `budget` on, preferred first; the last needs no check on the loaded model.
@@ -181,23 +176,6 @@ def quote(fit: Fit, budget: Budget) -> Quote:
     return Quote(fit, budget, spec, cache, spent.memory(cache), shortage)
 
 
-def most_rows(fit: Fit, budget: Budget, tokens: int) -> int:
-    """The most rows that each keep `tokens` inside `budget` and the device; 0 when not even one does."""
-    return largest(lambda rows: _holds(fit, budget, rows, tokens), 1 if fit.shape.has_state else MOST_ROWS)
-
-
-def most_tokens(fit: Fit, budget: Budget) -> int:
-    """The most tokens that every row of a batch of exactly `most_rows` keeps; 0 when that many rows hold none."""
-    return largest(lambda tokens: _holds(fit, budget, fit.most_rows, tokens), fit.spec.most_slots(fit.shape))
-
-
-def _holds(fit: Fit, budget: Budget, rows: int, tokens: int) -> bool:
-    """True if exactly `rows` rows keep `tokens` each, or the few more that are protected."""
-    per_sequence = Budget(BudgetKind.TOKENS, max(tokens, fit.spec.least_slots(fit.shape)))
-    found = quote(fit.with_rows(rows, per_sequence), budget)
-    return found.fits and found.cache is not None and found.cache.rows == rows and found.cache.slots >= tokens
-
-
 def advice(found: Quote) -> list[str]:
     """Changes each of which makes it fit on its own; the last resort when none does, nothing when it fits."""
     if found.fits:
@@ -206,7 +184,7 @@ def advice(found: Quote) -> list[str]:
     quantised = replace(fit, quant="4bit")
     are_plain = fit.weights is not None and fit.weights.parameters is not None and not fit.shape.is_quantised
     can_quantise = fit.quant == "none" and are_plain
-    rows = largest(lambda rows: quote(fit.with_rows(rows), budget).fits, fit.most_rows - 1)
+    rows = largest(lambda rows: quote(replace(fit, batch=rows), budget).fits, fit.most_rows - 1)
     tries = [_budget_advice(fit), f"--batch-size {rows}" if rows else ""]
     if can_quantise and quote(quantised, budget).fits:
         tries.append("--quant 4bit")
