@@ -210,9 +210,9 @@ class Batch:
         where = f"after {self._num_records}{of} records{self._way_on()}"
         if isinstance(stop, TimeLimit):
             return TimeLimit(f"--max-time of {self._options.max_time:g} s is over {where}")
-        if isinstance(stop, Terminated):
-            return Terminated(f"terminated {where}")
-        return Interrupted(f"interrupted {where}")
+        return (
+            Terminated(f"terminated {where}") if isinstance(stop, Terminated) else Interrupted(f"interrupted {where}")
+        )
 
     def _way_on(self) -> str:
         if self._output is None:

@@ -13,7 +13,7 @@ from kvlite.cache.policy_text import split_policies
 from kvlite.cli.prompts import STDIN, read_file, read_stdin
 from kvlite.console import Console
 from kvlite.errors import UsageError
-from kvlite.evaluation.evaluation import Evaluation, Subject
+from kvlite.evaluation.evaluation import Evaluation
 from kvlite.evaluation.journal import Journal
 from kvlite.evaluation.suites import Suite
 from kvlite.evaluation.summary import Summary
@@ -56,13 +56,13 @@ def evaluate(given: EvalOptions, options: ModelOptions, chunk: int | None, recor
     import_engine()
     model = TextModel.load(spec, out)
     recorder.model(model.identity(), model.loaded.device.type)
-    subject = Subject.of(model, given.batch_size)
     suites, variants = _suites(given, _tokens(given, model.loaded.window)), _variants(given, chunk)
-    evaluation = Evaluation(subject, suites, variants, journal, content, one_by_one=chunk is None)
+    one_by_one = chunk is None
+    evaluation = Evaluation(model, suites, variants, journal, content, one_by_one, given.batch_size)
     summaries = _run(evaluation, out)
     about = {
         "model": model.name,
-        "identity": subject.identity,
+        "identity": model.files.identity(),
         "dtype": model.loaded.shape.dtype,
         "quant": model.loaded.quant,
         "device": model.loaded.device.type,

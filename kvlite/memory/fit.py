@@ -6,13 +6,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 
-from kvlite.errors import CapacityError
+from kvlite.errors import BudgetTooSmall, CapacityError
 from kvlite.memory.budget import Budget, BudgetKind
 from kvlite.memory.format import FORMATS, human_bytes, size_down
-from kvlite.memory.plan import DEFAULT_ROW_SLOTS, CachePlan, CacheSpec, largest, plan_cache, plan_rows
+from kvlite.memory.plan import AUTO_SHARE, CachePlan, CacheSpec, largest, plan_cache
 from kvlite.memory.prediction import DeviceKind, MemoryPlan, Weights, cache_terms, pass_terms, weight_term
 from kvlite.memory.shape import ModelShape
+
+DEFAULT_ROW_SLOTS = 2048
+"""Slots of a row where the budget of one sequence is not given and the whole budget would buy more."""
+
+_SIZES = (BudgetKind.BYTES, BudgetKind.TOKENS, BudgetKind.FULL)  # say how much they are, whatever there is
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,11 +96,40 @@ class Fit:
         return self._plan(budget, self.free_for_cache if follows_free else None)
 
     def _plan(self, budget: Budget, free_bytes: int | None) -> CachePlan:
+        """One row with all of `budget`; of a batch as many equal rows as it holds, however many slots they have.
+
+        Raises BudgetTooSmall where it does not hold one row of a batch, and what `plan_cache` raises.
+        """
+        plan = partial(plan_cache, self.shape, spec=self.spec)
+        whole = plan(budget, free_bytes=free_bytes)
         if self.batch is None:
-            return plan_cache(self.shape, budget, self.spec, free_bytes=free_bytes)
-        return plan_rows(
-            self.shape, budget, self.row_budget, self.spec, most_rows=self.most_rows, free_bytes=free_bytes
-        )
+            return whole
+        row = self._row(budget, whole)
+        allowed, limit, change = whole.budget_bytes, "KV budget", "raise --kv-budget"
+        follows_rows = False
+        if free_bytes is not None and budget.kind in (BudgetKind.AUTO, BudgetKind.FULL):
+            follows_rows = True
+            allowed, limit, change = int(free_bytes * AUTO_SHARE), "free memory for them", "free some memory"
+        if row.reserved_bytes > allowed:
+            raise BudgetTooSmall(
+                f"one sequence takes {human_bytes(row.reserved_bytes)}, the {limit} is {human_bytes(allowed)}; "
+                f"give a smaller --kv-per-seq, or {change}"
+            )
+        count = min(self.most_rows, allowed // row.reserved_bytes)
+        rows = plan(Budget(BudgetKind.TOKENS, row.slots), rows=count, free_bytes=None)
+        budget_bytes = rows.reserved_bytes if follows_rows else allowed
+        row_bytes = budget_bytes // count if self.row_budget is None else row.budget_bytes
+        return replace(rows, budget_bytes=budget_bytes, row_budget_bytes=row_bytes, capped_by=row.capped_by)
+
+    def _row(self, total: Budget, whole: CachePlan) -> CachePlan:
+        """One row of a batch: its slots follow from its own budget and from `total`, never from its neighbours."""
+        plan = partial(plan_cache, self.shape, spec=self.spec)
+        if self.row_budget is not None:
+            free_bytes = None if self.row_budget.kind in _SIZES else whole.budget_bytes
+            return plan(self.row_budget, free_bytes=free_bytes)
+        if total.kind is BudgetKind.FULL:
+            return whole
+        return plan(Budget(BudgetKind.TOKENS, min(whole.slots, DEFAULT_ROW_SLOTS)), free_bytes=None)
 
 
 @dataclass(frozen=True, slots=True)
