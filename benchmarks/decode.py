@@ -23,8 +23,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from kvlite.cache.group import LayerGroup
-from kvlite.cache.layer import Layer
+from kvlite.cache.layer import Layer, LayerGroup
 from kvlite.cache.policy import load_policy
 from kvlite.engine.engine import Engine
 from kvlite.engine.request import Request, Token

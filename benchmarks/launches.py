@@ -36,7 +36,6 @@ from kvlite.memory.budget import Budget
 from kvlite.memory.format import slot_format
 from kvlite.memory.plan import CacheSpec, plan_cache
 from kvlite.memory.shape import ModelShape
-from kvlite.models.attention_interface import register
 from kvlite.models.fusing import fuse
 from kvlite.models.loaded import LoadedModel
 from kvlite.models.verify import admit
@@ -169,7 +168,6 @@ def has_triton() -> bool:
 
 def tiny(family: str, layers: int, modules: str) -> LoadedModel:
     """A model of `family` whose modules are `unfused`, or fused on `torch` or `triton`, without data."""
-    register()
     config = AutoConfig.for_model(family, **{**TINY, **FAMILIES[family]}, num_hidden_layers=layers)
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval().to(torch.bfloat16)

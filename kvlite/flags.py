@@ -11,14 +11,6 @@ from dataclasses import MISSING, field
 from typing import Any, NamedTuple
 
 
-class Short(NamedTuple):
-    """A flag without a value that stands for one value of an option."""
-
-    name: str
-    value: str
-    help: str
-
-
 class Flag(NamedTuple):
     """The way a field is given: as the option of these `names` (by default the field's own), or as an argument.
 
@@ -36,7 +28,6 @@ class Flag(NamedTuple):
     max: int | None = None
     parse: Callable[[Any], Any] | None = None
     complete: str | Callable[..., list[str]] | None = None
-    short: Short | None = None
     from_settings: bool = True
     variables: tuple[str, ...] = ()
     is_argument: bool = False

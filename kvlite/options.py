@@ -1,19 +1,23 @@
-"""The options of the model, its cache and its answers, which several commands and Python share."""
+"""The options of the model, its cache, its answers and its batches, which more than the command line reads."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from kvlite.flags import Short, option
+from kvlite.errors import UsageError
+from kvlite.flags import argument, option
 
 BUILT_IN_MODEL = "demo"
+MODEL_HELP = "Alias, org/name[@revision] or folder"
 MODEL, MEMORY, SAMPLING = "Model", "Memory", "Sampling"  # headings of the help
 
 _of_model, _of_memory, _of_sampling = (partial(option, heading=heading) for heading in (MODEL, MEMORY, SAMPLING))
+_of_input, _of_output, _of_run = (partial(option, heading=heading) for heading in ("Input", "Output", "Run"))
 
 _SPELLED_BY_OTHERS = {
     "none": (),
@@ -23,6 +27,14 @@ _SPELLED_BY_OTHERS = {
     "fp4": ("bnb.fp4",),
 }
 QUANT_SPELLINGS = {name: kind for kind, others in _SPELLED_BY_OTHERS.items() for name in (kind, *others)}
+
+
+def model_option() -> Any:
+    """A field for the model of commands whose other words, or whose input, may name one too.
+
+    KVLITE_MODEL and the config are weaker than these, so no setting gives it.
+    """
+    return _of_model(None, "-m", metavar="MODEL", complete="model", from_settings=False, help=f"{MODEL_HELP}.")
 
 
 def read_quant(value: str) -> str:
@@ -48,6 +60,28 @@ def read_stop(value: Sequence[str]) -> Sequence[str]:
     """Stop strings, none of them empty."""
     if "" in value:
         raise ValueError("an empty stop string would end every answer at once; give some text")
+    return value
+
+
+def read_seconds(value: float) -> float:
+    """Seconds, above zero."""
+    if not 0 < value < math.inf:  # NaN too
+        raise ValueError(f"{value} is no time; give seconds above 0")
+    return value
+
+
+def read_batch_size(value: str) -> str:
+    """The word auto, or a number of rows."""
+    if value != "auto" and not (value.isascii() and value.isdigit() and 1 <= int(value[:9]) <= 65536):
+        raise ValueError(f"{value!r} is no batch size; give auto or a number from 1 to 65536")
+    return value
+
+
+def read_file_name(value: str) -> str:
+    """The path of a file that can be there: no folder, and in one."""
+    if Path(value).is_dir() or not Path(value).parent.is_dir():
+        what = "a folder" if Path(value).is_dir() else "no such folder"
+        raise ValueError(f"{value}: {what}; give a file's name")
     return value
 
 
@@ -86,13 +120,14 @@ class ModelOptions:
     pin_system: bool = _of_memory(True, help="Never evict the system prompt.")
     prefill_chunk: int = _of_memory(512, metavar="N", min=1, help="At most this many prompt tokens at once.")
 
-    quant: str = _of_model(
-        "none",
+    quant: str = _of_model(  # none, where neither this nor --4bit is given
+        None,
         metavar="KIND",
         parse=read_quant,
-        short=Short("--4bit", "4bit", "Short for --quant 4bit."),
+        shown_default="none",
         help="Quantise the weights: none, 8bit, 4bit (nf4, double), nf4 or fp4.",
     )
+    four_bit: bool = _of_model(False, "--4bit", help="Short for --quant 4bit.")
     dtype: str = _of_model("auto", metavar="DTYPE", help="Compute in auto, float32, bfloat16 or float16.")
     device: str = _of_model("auto", metavar="DEVICE", help="auto, cpu, cuda, cuda:N or mps.")
     revision: str | None = _of_model(None, metavar="REV", help="Branch, tag or commit of the repository.")
@@ -118,6 +153,11 @@ class ModelOptions:
         variables=("KVLITE_OFFLINE", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"),
         help="Use only files that are already here (also HF_HUB_OFFLINE).",
     )
+
+    def __post_init__(self) -> None:
+        if self.four_bit and self.quant not in (None, "4bit"):
+            raise UsageError(f"--4bit contradicts --quant {self.quant}; give one of them")
+        object.__setattr__(self, "quant", "4bit" if self.four_bit else self.quant or "none")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,3 +188,68 @@ class OutputOptions:
 
     show_thinking: bool = option(False, help="Show the thinking, on stderr.")
     report: str = option("auto", metavar="PATH|auto|none", help="Where the run record goes; auto is the state folder.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchOptions:
+    """The input of a batch, its output, and the limits of the run.
+
+    `out_format` None mirrors each line; `resume` to `retry_errors` say what becomes of records that are in the file.
+    """
+
+    input: str = argument(metavar="INPUT", help="JSON lines, plain lines or CSV; - is stdin.")
+    model: str | None = model_option()
+
+    output: str | None = _of_output(
+        None,
+        "-o",
+        metavar="PATH|-",
+        from_settings=False,
+        shown_default="stdout if redirected, else <input>.out.jsonl",
+        help="Where the records go.",
+    )
+    format: Literal["auto", "openai", "simple", "text", "csv"] = _of_input(
+        "auto", help="auto goes by the name (.csv, .txt), else JSON lines, their form told line by line."
+    )
+    escape: bool = _of_input(False, help="In plain lines, \\n stands for a newline.")
+    prompt_column: str = _of_input("prompt", metavar="NAME", help="The CSV column to answer.")
+    skip: int = _of_input(0, metavar="N", min=0, from_settings=False, help="Leave out the first N records.")
+    limit: int | None = _of_input(None, metavar="N", min=0, from_settings=False, help="Take at most N records.")
+    shard: str | None = _of_input(
+        None,
+        metavar="I/N",
+        from_settings=False,
+        help="Take the I-th of N shares of the ids, from 1/N; before --skip and --limit.",
+    )
+
+    out_format: Literal["openai", "simple", "text"] | None = _of_output(
+        None,
+        shown_default="as each line came",
+        help="text is one answer per line, newlines as \\n, in input order; it cannot be resumed.",
+    )
+    resume: bool = _of_output(True, help="Go on in an output file that exists, or refuse to.")
+    force_resume: bool = _of_output(False, from_settings=False, help="Go on although settings or input have changed.")
+    overwrite: bool = _of_output(False, from_settings=False, help="Start an output file that exists over.")
+    retry_errors: bool = _of_output(False, from_settings=False, help="Run the failed records of an output file again.")
+    ordered: bool = _of_output(False, help="Write records in the order of the input.")
+
+    batch_size: str = _of_run(
+        "auto", metavar="auto|N", parse=read_batch_size, help="At most this many answers at once."
+    )
+    dedupe: bool = _of_run(False, help="Run equal greedy requests once; keeps answers in memory.")
+    retries: int = _of_run(1, metavar="N", min=0, help="After out-of-memory, try a record alone this often.")
+    timeout: float | None = _of_run(
+        None, metavar="SECONDS", parse=read_seconds, help="Fail a record that takes longer."
+    )
+    max_time: float | None = _of_run(
+        None, metavar="SECONDS", parse=read_seconds, help="Stop after this long (exit 124)."
+    )
+    max_errors: int | None = _of_run(None, metavar="N", min=1, help="Stop at N failed records (exit 5).")
+    fail_fast: bool = _of_run(False, help="Stop at the first failed record.")
+    dry_run: bool = _of_run(
+        False, from_settings=False, help="Check the input, count its tokens and plan the memory; load no weights."
+    )
+    progress: Literal["auto", "bar", "lines", "none"] = _of_run("auto", help="How stderr tells how far it is.")
+    summary: str | None = _of_run(
+        None, metavar="PATH", from_settings=False, parse=read_file_name, help="Write the counts at the end as JSON."
+    )

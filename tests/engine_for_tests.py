@@ -9,14 +9,12 @@ from transformers import PreTrainedModel
 
 from kvlite.cache.cache import SlotCache
 from kvlite.cache.policy import load_policy
-from kvlite.cache.spec import cache_spec
 from kvlite.engine.engine import Engine
 from kvlite.engine.request import Completion, Request
 from kvlite.memory.budget import Budget
 from kvlite.memory.format import slot_format
 from kvlite.memory.plan import plan_cache
 from kvlite.memory.shape import ModelShape
-from kvlite.models.attention_interface import register
 from kvlite.models.hybrid import HybridState
 from kvlite.models.loaded import LoadedModel
 from kvlite.models.verify import admit
@@ -28,10 +26,9 @@ def shape_of(model: PreTrainedModel) -> ModelShape:
 
 def admitted(model: PreTrainedModel, shape: ModelShape | None = None) -> LoadedModel:
     """`model` behind the gate, in fp32 on the CPU, without a tokenizer."""
-    register()
     shape = shape or shape_of(model)
     has_state = any(layer.state_bytes for layer in shape.layers)
-    state = HybridState(model.config) if has_state else None
+    state = HybridState(config=model.config) if has_state else None
     device = torch.device("cpu")
     return admit(LoadedModel(model, None, shape, torch.float32, device, "none", state=state))  # type: ignore[arg-type]
 
@@ -47,7 +44,7 @@ def make_engine(
     rule = load_policy(policy)
     on_full, kernels = options.pop("on_full", None), options.pop("kernels", "auto")
     recorder, warn = options.pop("recorder", None), options.pop("warn", lambda text: None)
-    spec = cache_spec(rule, slot_format(kv_dtype, "float32"), on_full, **options)
+    spec = rule.cache_spec(slot_format(kv_dtype, "float32"), on_full, **options)
     plan = plan_cache(loaded.shape, Budget.parse(budget), spec, rows=rows, free_bytes=None)
     return Engine(loaded, plan, rule, spec.slot_format, on_full, kernels, recorder, warn)
 

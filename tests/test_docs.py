@@ -13,7 +13,6 @@ import typer.main
 
 from kvlite.cache.policy import DEFAULT_POLICY, load_policy, policy_names
 from kvlite.cache.policy_text import write_settings
-from kvlite.cache.spec import cache_spec
 from kvlite.cli import app
 from kvlite.cli.commands import CommandGroup
 from kvlite.memory.budget import Budget
@@ -89,7 +88,7 @@ def test_what_the_readme_says_a_gigabyte_holds(
     config = json.loads((ROOT / "tests" / "data" / "configs" / f"{model}.json").read_text())
     shape, budget = ModelShape.from_config(config), Budget.parse("1GB")
     policy = load_policy(DEFAULT_POLICY)
-    spec = cache_spec(policy, slot_format("auto", shape.dtype))
+    spec = policy.cache_spec(slot_format("auto", shape.dtype))
 
     def plan(spec: CacheSpec) -> CachePlan:
         return plan_cache(shape, budget, spec, free_bytes=None)

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 import torch
 
 from kvlite.cache.policy import load_policy
-from kvlite.cache.spec import cache_spec
 from kvlite.engine.decode_graphs import CudaGraphs, wants_graphs
 from kvlite.engine.engine import Engine
 from kvlite.engine.request import Completion, Request
@@ -39,7 +38,7 @@ class Kvlite:
         if self._built is None or self._built[0] != slots:
             self._built = None  # its slots are free before the next are taken
             policy, stored = load_policy(self.policy), slot_format(self.kv_dtype, self.loaded.dtype_name)
-            spec = cache_spec(policy, stored)
+            spec = policy.cache_spec(stored)
             plan = plan_cache(self.loaded.shape, Budget.parse(f"{slots}tok"), spec, free_bytes=None)
             try:
                 recorder = CudaGraphs(self.loaded.device) if wants_graphs(self.captures, self.loaded.device) else None

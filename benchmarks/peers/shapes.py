@@ -9,7 +9,6 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from kvlite.memory.shape import ModelShape
-from kvlite.models.attention_interface import register
 from kvlite.models.fusing import fuse
 from kvlite.models.loaded import LoadedModel
 from kvlite.models.verify import admit
@@ -68,7 +67,6 @@ def sharing_weights(model: PreTrainedModel) -> PreTrainedModel:
 
 def behind_the_gate(model: PreTrainedModel, dtype: torch.dtype, quant: str = "none") -> LoadedModel:
     """A model behind kvlite's attention, with its fused modules."""
-    register()
     facts = ModelShape.from_config({**model.config.to_dict(), "dtype": str(dtype).removeprefix("torch.")})
     loaded = LoadedModel(model, None, facts, dtype, model.device, quant)  # type: ignore[arg-type]
     return fuse(admit(loaded))

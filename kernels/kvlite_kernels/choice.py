@@ -26,11 +26,10 @@ def choose_backend(
     `dtypes` are those of queries and of slots that hold numbers. Raises KernelsUnavailable where Triton is asked for
     and cannot serve.
     """
-    if not takes_triton(wanted):
+    if not _takes_triton(wanted, device):
         return TORCH
     if not layers:
         raise KernelsUnavailable("the model has no attention")
-    require_triton(device)
     from kvlite_kernels.triton_set.backend import TritonBackend
 
     return TritonBackend(layers, rows, dtypes, device, processor_of(device))
@@ -38,27 +37,24 @@ def choose_backend(
 
 def choose_ops(wanted: str, device: torch.device) -> FusedOps:
     """The operations of fused modules on `device`, by the same rule and with the same error."""
-    if not takes_triton(wanted):
+    if not _takes_triton(wanted, device):
         return TORCH_OPS
-    require_triton(device)
     from kvlite_kernels.triton_set.fused_ops import TritonOps
 
     return TritonOps(processor_of(device))
 
 
-def takes_triton(wanted: str) -> bool:
-    """True where `wanted`, one of KERNELS, means Triton."""
+def _takes_triton(wanted: str, device: torch.device) -> bool:
+    """True where `wanted`, one of KERNELS, means Triton. Raises KernelsUnavailable where `device` cannot run it."""
     assert wanted in KERNELS, wanted
-    return wanted == "triton"  # TODO: so is `auto` on CUDA once the kernels have passed their tests on a GPU
-
-
-def require_triton(device: torch.device) -> None:
-    """Raise KernelsUnavailable where no Triton kernel runs on `device`."""
+    if wanted != "triton":  # TODO: `auto` means it on CUDA once the kernels have passed their tests on a GPU
+        return False
     if find_spec("triton") is None:
         raise KernelsUnavailable("triton is not installed")
     interprets = os.environ.get("TRITON_INTERPRET") == "1"
     if device.type != "cuda" and not (device.type == "cpu" and interprets):
         raise KernelsUnavailable(f"Triton kernels need a CUDA device, and this is {device}")
+    return True
 
 
 def processor_of(device: torch.device) -> Processor:

@@ -13,15 +13,9 @@ Heads = Literal["mean", "max", "layer"]
 class Statistic(Enum):
     """The number a key is known by. A is the probability that one query of one head gives it."""
 
-    NONE = "none"  # nothing
     MASS = "mass"  # A, summed over queries
     BELOW = "below"  # queries that see t keys and give this one A < 1 / t
     GUMBEL = "gumbel"  # softmax((x + noise) / temperature) of the logits x, summed over queries
-
-    @property
-    def accumulates(self) -> bool:
-        """True where it is summed over queries, and so kept per slot."""
-        return self is not Statistic.NONE
 
 
 @dataclass(frozen=True, slots=True)

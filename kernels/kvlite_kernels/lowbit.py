@@ -60,10 +60,6 @@ class Packed:
         """The vectors at `index`, which leaves the last dimension as it is; shares memory where a tensor would."""
         return Packed(self.codes[index], self.scale[index], self.dim)
 
-    def clone(self) -> Packed:
-        """A copy in memory of its own."""
-        return Packed(self.codes.clone(), self.scale.clone(), self.dim)
-
     def to(self, dtype: torch.dtype) -> Tensor:
         """The vectors as numbers [..., D], still rotated."""
         if self.bits == 4:

@@ -83,11 +83,19 @@ def attend(q: Tensor, q_pos: Tensor, segment: Segment, geometry: Geometry) -> Pa
     return Partial(out, (highest + total.log()).squeeze(-1), logits)
 
 
-def merge(outs: Sequence[Tensor], lses: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Join partial attentions over disjoint keys exactly: outs [..., D_V] and lses [...] -> (out, lse)."""
-    stacked = torch.stack(list(lses))
+def merge(outs: list[Tensor], lses: list[Tensor], sink_logits: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Join partial attentions over disjoint keys exactly: outs [..., D_V] and lses [...] -> (out, lse).
+
+    A sink logit is one more key per head, without a value.
+    """
+    if sink_logits is not None:
+        outs = [*outs, torch.zeros_like(outs[0])]
+        lses = [*lses, sink_logits.to(lses[0].dtype)[None, :, None].expand_as(lses[0])]
+    if len(outs) == 1:
+        return outs[0], lses[0]
+    stacked = torch.stack(lses)
     lse = stacked.logsumexp(0)
-    weights = probabilities(stacked, lse, spread=False)
+    weights = probabilities(stacked, lse)
     out = sum(weight[..., None] * partial for weight, partial in zip(weights, outs, strict=True))
     assert isinstance(out, Tensor)
     return out, lse
@@ -113,7 +121,7 @@ def attend_segments(
     for start in range(0, num_queries, tile):
         here = slice(start, start + tile)
         partials = [attend(q[:, :, here], q_pos[:, here], segment, geometry) for segment in segments]
-        out, lse = _merge_partials(partials, geometry.sink_logits)
+        out, lse = merge([one.out for one in partials], [one.lse for one in partials], geometry.sink_logits)
         outs.append(out.to(q.dtype))
         if observation is None or start + tile <= observation.first(num_queries):
             continue
@@ -179,14 +187,3 @@ def _grouped_matmul(x: Tensor, keys: Vectors, *, transpose: bool) -> Tensor:
         for part in parts[1:]:
             result = result + part
     return result.view(batch, num_heads, num_queries, -1)
-
-
-def _merge_partials(partials: Sequence[Partial], sink_logits: Tensor | None) -> tuple[Tensor, Tensor]:
-    if len(partials) == 1 and sink_logits is None:
-        return partials[0].out, partials[0].lse
-    outs = [partial.out for partial in partials]
-    lses = [partial.lse for partial in partials]
-    if sink_logits is not None:  # one more key per head, without a value
-        outs.append(torch.zeros_like(outs[0]))
-        lses.append(sink_logits.to(lses[0].dtype)[None, :, None].expand_as(lses[0]))
-    return merge(outs, lses)

@@ -36,6 +36,12 @@ class Observation:
         """The first of `num_queries` queries that may have a weight."""
         return 0 if self.queries is None else max(0, num_queries - self.queries)
 
+    def add_to(self, known: Tensor, received: Tensor) -> None:
+        """Update in place what keys are known by: what is retained of it, plus what they received."""
+        if self.retention is not None:
+            known.mul_(self.retention)
+        known.add_(received)
+
     def of(self, queries: slice) -> Observation:
         """The same for some of the queries."""
         return replace(self, weight=self.weight[:, queries], queries=None)
@@ -55,7 +61,7 @@ def received(
     so that the masses of all segments and the sink logit sum to one per query.
     """
     if observation.kind is Statistic.MASS:
-        shares = [probabilities(part, lse) for part in logits]
+        shares = [probabilities(part, lse[..., None]) for part in logits]
     elif observation.kind is Statistic.BELOW:
         shares = _below(logits, lse)
     else:
@@ -64,10 +70,9 @@ def received(
     return [_reduced(part, observation, num_kv_heads) for part in shares]
 
 
-def probabilities(logits: Tensor, lse: Tensor, spread: bool = True) -> Tensor:
-    """exp(logits - lse), zero where nothing is visible (lse -inf); `spread` adds the key dimension to lse."""
-    finite = lse.masked_fill(lse == -torch.inf, 0.0)
-    return (logits - (finite[..., None] if spread else finite)).exp_()
+def probabilities(logits: Tensor, lse: Tensor) -> Tensor:
+    """exp(logits - lse), zero where nothing is visible (lse -inf)."""
+    return (logits - lse.masked_fill(lse == -torch.inf, 0.0)).exp_()
 
 
 def gumbel(noise: Noise, num_heads: int, q_pos: Tensor, k_pos: Tensor, dtype: torch.dtype) -> Tensor:
@@ -105,7 +110,7 @@ def _gumbel(logits: Sequence[Tensor], q_pos: Tensor, k_pos: Sequence[Tensor], no
         for part, pos in zip(logits, k_pos, strict=True)
     ]
     lse = torch.stack([part.logsumexp(-1) for part in noised]).logsumexp(0)
-    return [probabilities(part, lse) for part in noised]
+    return [probabilities(part, lse[..., None]) for part in noised]
 
 
 def _reduced(shares: Tensor, observation: Observation, num_kv_heads: int) -> Tensor:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import shlex
+import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, nullcontext
-from dataclasses import asdict, replace
 from itertools import chain
 from pathlib import Path
 from queue import Empty, Queue
@@ -15,19 +15,20 @@ from threading import Thread
 from typing import TYPE_CHECKING
 
 from kvlite.batch.batch_run import BatchRun
-from kvlite.batch.item import Entry, Form, Item, Outcome
-from kvlite.batch.job import BatchJob
+from kvlite.batch.item import Item, Outcome
 from kvlite.batch.model import ChooseModel
 from kvlite.batch.output import Output, StdoutLines
-from kvlite.batch.output_journal import Meta, is_journal, open_destination, resume
+from kvlite.batch.output_journal import is_journal, open_destination, resume
 from kvlite.batch.prepare import Preparer
 from kvlite.batch.records import record_line
-from kvlite.batch.source import STDIN
+from kvlite.batch.source import STDIN, Input
 from kvlite.batch.tally import Tally
 from kvlite.console import Console
 from kvlite.deadline import Deadline
 from kvlite.engine.request import Token
 from kvlite.errors import BatchFailed, Interrupted, KvliteError, OutputError, Terminated, TimeLimit
+from kvlite.llm.answer import BATCH_MAX_TOKENS, sampling_of
+from kvlite.options import AnswerOptions, BatchOptions
 from kvlite.record.measure import installed_versions
 from kvlite.record.recorder import Recorder
 from kvlite.record.schema import BatchReport
@@ -36,22 +37,42 @@ if TYPE_CHECKING:
     from kvlite.llm import LLM
 
 UPDATE_EVERY_S = 0.1  # of the progress line, which asks every row what it holds
-NUM_AHEAD = 64  # entries of a pipe that wait to be answered, at most
+NUM_AHEAD = 64  # items of a pipe that wait to be answered, at most
 _NOT_IN_A_RESUME = ("--overwrite", "--no-resume")
 
 
 class Batch:
     """One batch job; `run` runs it to its end."""
 
-    def __init__(self, job: BatchJob, choose_model: ChooseModel, console: Console, recorder: Recorder) -> None:
-        self._job = job
+    def __init__(
+        self,
+        options: BatchOptions,
+        answer: AnswerOptions,
+        choose_model: ChooseModel,
+        console: Console,
+        recorder: Recorder,
+    ) -> None:
+        self._options = options
+        self._answer = answer
+        self._input = Input(options)
+        self._params = {
+            **sampling_of(answer),
+            "seed": answer.seed,
+            "max_tokens": answer.max_tokens or BATCH_MAX_TOKENS,
+            "stop": answer.stop,
+            "system": answer.system,
+            "format": self._input.layout,
+            "escape": options.escape,
+            "prompt_column": options.prompt_column,
+            "out_format": options.out_format or "mirrored",
+        }
         self._choose_model = choose_model
         self._console = console
         self._recorder = recorder
         self._tally = Tally()
         self._output: Output | None = None
         self._set_aside: dict[bytes, str] = {}
-        self._deadline = Deadline(job.max_time_s)
+        self._deadline = Deadline(options.max_time)
         self._running_s = time.monotonic()
 
     def run(self) -> None:
@@ -63,67 +84,69 @@ class Batch:
             except (KeyboardInterrupt, Terminated, TimeLimit) as stop:
                 raise self._stopped(stop) from None
             if failed := self._tally.failed + self._tally.kept_failures:
-                hint = "; --retry-errors runs them again" if is_journal(self._job, self._output) else ""
+                hint = "; --retry-errors runs them again" if is_journal(self._options, self._output) else ""
                 raise BatchFailed(f"{failed} of {self._num_records} records are failures and say why{hint}")
 
     def _run(self, ending: ExitStack) -> None:
         """Write all records; callbacks given to `ending` run however this ends, outside the time limit."""
-        survey = self._job.input.survey()
+        survey = self._input.survey()
         self._tally.total = survey.total
         model = self._choose_model(survey.model)
         if model.note:
             self._console.note(model.note)
-        identity = model.identity()  # resolves the model first: a misspelt name writes nothing
-        version = installed_versions().get("kvlite", "unknown")
-        meta = Meta(survey.sha256, identity, {**model.params, **self._job.params()}, version)
-        self._output = open_destination(self._job, self._console)
+        meta = {
+            "input_sha256": survey.sha256,
+            "model": model.identity(),  # resolves the model first: a misspelt name writes nothing
+            "params": {**model.params, **self._params},
+            "version": installed_versions().get("kvlite", "unknown"),
+        }
+        self._output = open_destination(self._options, self._console)
         ending.callback(self._output.close)
-        done = resume(self._job, meta, self._output, self._console)
+        done = resume(self._options, meta, self._output, self._console)
         self._set_aside = done.set_aside
         ending.callback(self._put_back)
         self._tally.resumed, self._tally.kept_failures = done.ok + done.failed, done.failed
-        selected = self._job.input.selection.of(survey.entries, done.marks)
+        selected = self._input.select(survey.items, done.marks)
         first = next(selected, None)
         if first is None:
             there = f"all {self._num_records} records are there" if self._num_records else "there are no lines"
             self._console.note(f"nothing to do: {there}")
             ending.callback(self._summarise)
             return
-        llm = model.open()
-        llm.record(self._recorder, self._job.budget_source)
-        sampling = {**asdict(llm.model.sampling), **self._job.defaults.sampling}
-        preparer = Preparer(llm.model.text, replace(self._job.defaults, sampling=sampling), model.required)
-        batch = BatchRun(llm.engine, preparer, self._job.limits)
+        llm = model.open(self._recorder)
+        preparer = Preparer(
+            llm.model.text,
+            self._answer,
+            llm.model.sampling,
+            pin_system=model.spec.options.pin_system,
+            required=model.required,
+        )
+        batch = BatchRun(llm.engine, preparer, self._options)
         ending.callback(self._finish, batch, llm)
         self._running_s = time.monotonic()
-        rest = ReadAhead(selected) if self._job.input.is_pipe else selected
-        noticed = self._noticed(chain([first], rest), model.required is None)
-        is_limited = self._job.limits.timeout_s is not None
-        with self._deadline.watching(batch.cancel_late) if is_limited else nullcontext():
-            self._write(batch, noticed, llm, self._output)
+        items = chain([first], ReadAhead(selected) if self._input.is_pipe else selected)
+        with self._deadline.watching(batch.cancel_late) if self._options.timeout is not None else nullcontext():
+            self._write(batch, self._noticed(items, model.required is None), llm, self._output)
 
     def _finish(self, batch: BatchRun, llm: LLM) -> None:
         counts = self._summarise(batch.peak_bytes, llm.engine.plan.budget_bytes)
         report = BatchReport.model_validate({name: counts[name] for name in BatchReport.model_fields})
         self._recorder.batch(report, batch.peak_bytes)
 
-    def _write(self, batch: BatchRun, entries: Iterable[Entry | None], llm: LLM, output: Output) -> None:
-        form, budget_bytes = self._job.form, llm.engine.plan.budget_bytes
-        is_ordered = self._job.ordered or form is Form.TEXT
-        next_update_s, num_notes = 0.0, 0
-        with self._console.progress(self._job.progress) as progress:
-            for event in batch.run_in_order(entries) if is_ordered else batch.run(entries):
+    def _write(self, batch: BatchRun, items: Iterable[Item | None], llm: LLM, output: Output) -> None:
+        form, budget_bytes = self._options.out_format, llm.engine.plan.budget_bytes
+        is_ordered = self._options.ordered or form == "text"
+        next_update_s = 0.0
+        with self._console.progress(self._options.progress) as progress:
+            for event in batch.run_in_order(items) if is_ordered else batch.run(items):
                 now = time.monotonic()
                 if isinstance(event, Token):
                     self._tally.generated += 1
                 else:
                     # Before the record is written: a line that loses its record just runs again.
-                    self._set_aside.pop(event.entry.mark, None)
-                    output.write(record_line(event, form or event.entry.form, llm.model.name))
+                    self._set_aside.pop(event.item.mark, None)
+                    output.write(record_line(event, form or event.item.form, llm.model.name))
                     self._count(event)
-                    for note in llm.model.text.notes[num_notes:]:
-                        self._console.note(note)
-                    num_notes = len(llm.model.text.notes)
                 if now >= next_update_s:
                     next_update_s = now + UPDATE_EVERY_S
                     progress.update(self._tally.progress(self._seconds, batch.live_bytes(), budget_bytes))
@@ -133,31 +156,31 @@ class Batch:
         answers = outcome.choices if outcome.deduped_from is None else ()
         for choice in answers:
             ending = {} if outcome.failure is None else {"finish_reason": "error"}
-            report = choice.report().model_copy(update={"id": outcome.entry.key, **ending})
+            report = choice.report().model_copy(update={"id": outcome.item.key, **ending})
             self._recorder.answered(report, choice.kv)
         if answers:
             self._recorder.sample()
-        if outcome.failure is not None and self._job.form is Form.TEXT:  # the text form has no place for it
-            self._console.warn(f"line {outcome.entry.place.line}: {outcome.failure.message}")
-        most = self._job.max_errors
+        if outcome.failure is not None and self._options.out_format == "text":  # the text form has no place for it
+            self._console.warn(f"line {outcome.item.place.line}: {outcome.failure.message}")
+        most = 1 if self._options.fail_fast else self._options.max_errors
         if most is not None and self._tally.failed >= most:
             beyond = ", or a higher --max-errors past those that always fail" if self._set_aside else ""
             raise BatchFailed(
                 f"stopped at {self._tally.failed} failed of {self._num_records} records{self._way_on()}{beyond}"
             )
 
-    def _noticed(self, entries: Iterable[Entry | None], ignores_models: bool) -> Iterator[Entry | None]:
-        """Pass the entries through; settings in them that have no effect are reported once."""
+    def _noticed(self, items: Iterable[Item | None], ignores_models: bool) -> Iterator[Item | None]:
+        """Pass the items through; settings in them that have no effect are reported once."""
         ignored: set[str] = set()
-        for entry in entries:
-            if isinstance(entry, Item):
-                if new := [name for name in entry.ignored if name not in ignored]:
+        for item in items:
+            if item is not None and item.failure is None:
+                if new := [name for name in item.ignored if name not in ignored]:
                     ignored.update(new)
-                    self._console.warn(f"line {entry.place.line} has keys that are ignored: {', '.join(new)}")
-                if ignores_models and entry.model is not None:
+                    self._console.warn(f"line {item.place.line} has keys that are ignored: {', '.join(new)}")
+                if ignores_models and item.model is not None:
                     ignores_models = False
                     self._console.note("the models that lines name are ignored: -m names one for all")
-            yield entry
+            yield item
 
     @property
     def _seconds(self) -> float:
@@ -183,7 +206,7 @@ class Batch:
         counts = {**self._tally.as_dict(seconds), "kv": kv}
         if self._console.as_json and not isinstance(self._output, StdoutLines):
             self._console.json(counts)
-        if (path := self._job.summary) is not None:
+        if (path := self._options.summary) is not None:
             try:
                 Path(path).write_text(f"{json.dumps(counts)}\n", encoding="utf-8")
             except OSError as error:
@@ -195,7 +218,7 @@ class Batch:
         of = f" of {self._tally.total}" if self._tally.total is not None else ""
         where = f"after {self._num_records}{of} records{self._way_on()}"
         if isinstance(stop, TimeLimit):
-            return TimeLimit(f"--max-time of {self._job.max_time_s:g} s is over {where}")
+            return TimeLimit(f"--max-time of {self._options.max_time:g} s is over {where}")
         if isinstance(stop, Terminated):
             return Terminated(f"terminated {where}")
         return Interrupted(f"interrupted {where}")
@@ -203,39 +226,39 @@ class Batch:
     def _way_on(self) -> str:
         if self._output is None:
             return ""
-        if not is_journal(self._job, self._output):
+        if not is_journal(self._options, self._output):
             return "; without an output file of records it cannot be resumed"
-        words = [word for word in self._job.argv[1:] if word not in _NOT_IN_A_RESUME]
-        again = " with the same input" if self._job.input.name == STDIN else ""
+        words = [word for word in sys.argv[1:] if word not in _NOT_IN_A_RESUME]
+        again = " with the same input" if self._input.name == STDIN else ""
         return f"; to continue, run{again}: kvlite {shlex.join(words)}"
 
 
-class ReadAhead(Iterator[Entry | None]):
-    """Entries read in a thread, so that a slow pipe delays no answer; None where the next one is not there yet.
+class ReadAhead(Iterator[Item | None]):
+    """Items read in a thread, so that a slow pipe delays no answer; None where the next one is not there yet.
 
     Raises the errors of `source`. The thread never keeps the process alive, also while it waits for a line.
     """
 
-    def __init__(self, source: Iterator[Entry]) -> None:
+    def __init__(self, source: Iterator[Item]) -> None:
         self._source = source
-        self._read: Queue[Entry | BaseException] = Queue(NUM_AHEAD)
+        self._read: Queue[Item | BaseException] = Queue(NUM_AHEAD)
         Thread(target=self._run, name="read-ahead", daemon=True).start()
 
-    def __next__(self) -> Entry | None:
+    def __next__(self) -> Item | None:
         try:
-            entry = self._read.get_nowait()
+            item = self._read.get_nowait()
         except Empty:
             return None
-        if isinstance(entry, BaseException):
-            self._read.put(entry)  # so that every later call raises it, too
-            raise entry
-        return entry
+        if isinstance(item, BaseException):
+            self._read.put(item)  # so that every later call raises it, too
+            raise item
+        return item
 
     def _run(self) -> None:
         try:
-            for entry in self._source:
-                self._read.put(entry)
+            for item in self._source:
+                self._read.put(item)
             end: BaseException = StopIteration()
-        except BaseException as error:  # raised again where the entries are awaited
+        except BaseException as error:  # raised again where the items are awaited
             end = error
         self._read.put(end)

@@ -1,6 +1,6 @@
-"""Run entries through the engine and yield their outcomes. Knows the engine's events, neither files nor screens.
+"""Run items through the engine and yield their outcomes. Knows the engine's events, neither files nor screens.
 
-Look-ahead is bounded: besides the rows in flight, at most as many prepared requests wait. A source whose next entry has
+Look-ahead is bounded: besides the rows in flight, at most as many prepared requests wait. A source whose next item has
 not arrived yields None, and the rows in flight go on.
 """
 
@@ -9,15 +9,16 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Generator, Iterable, Iterator
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from kvlite.batch.item import Code, Entry, Failure, Item, Outcome
-from kvlite.batch.prepare import Prepared, Preparer
+from kvlite.batch.item import Code, Failure, Item, Outcome
+from kvlite.batch.prepare import Preparer, Work
 from kvlite.engine.request import Completion, FinishReason, Request, Token
 from kvlite.errors import BudgetTooSmall, ContextFull, OutOfMemory, UsageError
 from kvlite.llm.answer import Answer
+from kvlite.options import BatchOptions
 
 if TYPE_CHECKING:
     from kvlite.engine.engine import Engine
@@ -26,37 +27,11 @@ if TYPE_CHECKING:
 IDLE_S = 0.02  # between two looks at a source that has nothing yet
 
 
-@dataclass(frozen=True, slots=True)
-class ItemLimits:
-    """Limits for each item.
-
-    `timeout_s` counts from when the item got a row, and is checked at every token and by `cancel_late`. `retries` are
-    those of an item alone after the device ran out of memory. `dedupe` runs equal greedy items once, and keeps their
-    outcomes in memory.
-    """
-
-    timeout_s: float | None = None
-    retries: int = 1
-    dedupe: bool = False
-
-
-@dataclass(slots=True)
-class _Work:
-    """An item in progress, with its choices so far; `attempt` counts its tries, `retries` those of it alone."""
-
-    prepared: Prepared
-    dedupe_key: bytes | None = None
-    attempt: int = 1
-    retries: int = 0
-    choices: dict[str, Answer] = field(default_factory=dict)
-    failure: Failure | None = None
-
-
 @dataclass(slots=True)
 class _Flight:
     """One request in the engine."""
 
-    work: _Work
+    work: Work
     request: Request
     answer: AnswerText
     started_s: float
@@ -64,33 +39,29 @@ class _Flight:
 
 
 class BatchRun:
-    """A run of entries through an engine; `peak_bytes` is the most that all rows together ever held."""
+    """A run of items through an engine; `peak_bytes` is the most that all rows together ever held.
 
-    def __init__(
-        self,
-        engine: Engine,
-        preparer: Preparer,
-        limits: ItemLimits | None = None,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
+    `options.timeout` counts from when an item got a row, and is checked at every token and by `cancel_late`.
+    """
+
+    def __init__(self, engine: Engine, preparer: Preparer, options: BatchOptions) -> None:
         self.peak_bytes = 0
         self.width = engine.rows  # requests that run at once; fewer after the device ran out of memory
         self._engine = engine
         self._preparer = preparer
-        self._limits = limits or ItemLimits()
-        self._clock = clock
-        self._waiting: deque[tuple[_Work, Request]] = deque()
+        self._options = options
+        self._waiting: deque[tuple[Work, Request]] = deque()
         self._flights: dict[str, _Flight] = {}
         self._outcomes: dict[bytes | None, Outcome] = {}  # of dedupe keys that have one
         self._equals: dict[bytes | None, list[Item]] = {}  # of the others: the items that wait for it
         self._is_read = False
 
-    def run(self, entries: Iterable[Entry | None]) -> Generator[Token | Outcome]:
-        """Yield the outcome of every entry as it ends, and the tokens before it; None in `entries` is no entry yet.
+    def run(self, items: Iterable[Item | None]) -> Generator[Token | Outcome]:
+        """Yield the outcome of every item as it ends, and the tokens before it; None in `items` is no item yet.
 
-        Raises the errors that are no single request's, and those of `entries`.
+        Raises the errors that are no single request's, and those of `items`.
         """
-        source = iter(entries)
+        source = iter(items)
         while True:
             yield from self._look_ahead(source)
             if not self._waiting:
@@ -106,22 +77,22 @@ class BatchRun:
             except OutOfMemory as error:
                 yield from self._retry_all(error)
 
-    def run_in_order(self, entries: Iterable[Entry | None]) -> Generator[Token | Outcome]:
-        """Run as `run` does, but yield outcomes in the order of their entries; those that end early wait in memory."""
+    def run_in_order(self, items: Iterable[Item | None]) -> Generator[Token | Outcome]:
+        """Run as `run` does, but yield outcomes in the order of their items; those that end early wait in memory."""
         order: deque[int] = deque()
         held: dict[int, Outcome] = {}
 
-        def noted() -> Iterator[Entry | None]:
-            for entry in entries:
-                if entry is not None:
-                    order.append(entry.place.index)
-                yield entry
+        def noted() -> Iterator[Item | None]:
+            for item in items:
+                if item is not None:
+                    order.append(item.place.index)
+                yield item
 
         for event in self.run(noted()):
             if isinstance(event, Token):
                 yield event
                 continue
-            held[event.entry.place.index] = event
+            held[event.item.place.index] = event
             while order and order[0] in held:
                 yield held.pop(order.popleft())
 
@@ -131,9 +102,9 @@ class BatchRun:
 
     def cancel_late(self) -> None:
         """End the requests whose time is over; safe to call from a signal handler."""
-        if self._limits.timeout_s is None:
+        if self._options.timeout is None:
             return
-        latest_s = self._clock() - self._limits.timeout_s
+        latest_s = time.monotonic() - self._options.timeout
         for request_id, flight in self._flights.items():  # in the order they started
             if flight.started_s > latest_s:
                 return
@@ -141,36 +112,36 @@ class BatchRun:
                 flight.timed_out = True
                 self._engine.cancel(request_id)
 
-    def _look_ahead(self, source: Iterator[Entry | None]) -> Iterator[Outcome]:
-        """Prepare entries until as many requests wait as the engine has rows; entries that cannot run yield at once."""
+    def _look_ahead(self, source: Iterator[Item | None]) -> Iterator[Outcome]:
+        """Prepare items until as many requests wait as the engine has rows; items that cannot run yield at once."""
         while len(self._waiting) < self._engine.rows:
             try:
-                entry = next(source)
+                item = next(source)
             except StopIteration:
                 self._is_read = True
                 return
-            if entry is None:
+            if item is None:
                 return
-            yield from self._take(entry)
+            yield from self._take(item)
 
-    def _take(self, entry: Entry) -> Iterator[Outcome]:
-        prepared = self._preparer.prepare(entry)
-        if isinstance(prepared, Failure):
-            yield Outcome(entry, failure=prepared)
+    def _take(self, item: Item) -> Iterator[Outcome]:
+        work = self._preparer.prepare(item)
+        if isinstance(work, Failure):
+            yield Outcome(item, failure=work)
             return
-        dedupe_key = self._preparer.dedupe_key(prepared.item) if self._limits.dedupe else None
-        if first := self._outcomes.get(dedupe_key):
-            yield replace(first, entry=entry, deduped_from=first.entry.key, attempt=1)
-        elif dedupe_key in self._equals:
-            self._equals[dedupe_key].append(prepared.item)
+        if self._options.dedupe:
+            work.dedupe_key = self._preparer.dedupe_key(item)
+        if first := self._outcomes.get(work.dedupe_key):
+            yield replace(first, item=item, deduped_from=first.item.key, attempt=1)
+        elif work.dedupe_key in self._equals:
+            self._equals[work.dedupe_key].append(item)
         else:
-            if dedupe_key is not None:
-                self._equals[dedupe_key] = []
-            work = _Work(prepared, dedupe_key)
-            self._waiting.extend((work, request) for request in prepared.requests)
+            if work.dedupe_key is not None:
+                self._equals[work.dedupe_key] = []
+            self._waiting.extend((work, request) for request in work.requests)
 
     def _requests(self) -> Iterator[Request | None]:
-        """Yield requests as the engine has free rows; None while others run and more entries may come.
+        """Yield requests as the engine has free rows; None while others run and more items may come.
 
         After the device ran out of memory, only `width` requests are given before the engine ends its run.
         """
@@ -181,8 +152,7 @@ class BatchRun:
                 continue
             left -= 1
             work, request = self._waiting.popleft()
-            answer = self._preparer.answer(work.prepared)
-            self._flights[request.id] = _Flight(work, request, answer, self._clock())
+            self._flights[request.id] = _Flight(work, request, self._preparer.answer(work), time.monotonic())
             yield request
 
     def _settle(self, event: Token | Completion) -> Iterator[Token | Outcome]:
@@ -201,15 +171,14 @@ class BatchRun:
         work = flight.work
         work.failure = work.failure or self._failure(event, flight)
         work.choices[event.request_id] = Answer.read(event, flight.answer, flight.request)
-        if len(work.choices) == len(work.prepared.requests):
+        if len(work.choices) == len(work.requests):
             yield from self._end(work)
 
-    def _end(self, work: _Work) -> Iterator[Outcome]:
-        requests = work.prepared.requests
-        choices = tuple(work.choices[request.id] for request in requests if request.id in work.choices)
+    def _end(self, work: Work) -> Iterator[Outcome]:
+        choices = tuple(work.choices[request.id] for request in work.requests if request.id in work.choices)
         if work.failure is not None:
             choices = tuple(choice for choice in choices if choice.completion_tokens)
-        outcome = Outcome(work.prepared.item, choices, len(requests[0].ids), work.failure, work.attempt)
+        outcome = Outcome(work.item, choices, len(work.requests[0].ids), work.failure, work.attempt)
         yield outcome
         equals = self._equals.pop(work.dedupe_key, [])
         if work.dedupe_key is not None and work.failure is None:
@@ -222,7 +191,7 @@ class BatchRun:
             case None:
                 if not flight.timed_out or completion.finish_reason is not FinishReason.CANCELLED:
                     return None
-                message = f"not finished after {self._limits.timeout_s} s; raise --timeout or lower max_tokens"
+                message = f"not finished after {self._options.timeout} s; raise --timeout or lower max_tokens"
                 return Failure(Code.TIMEOUT, message)
             case ContextFull():
                 is_budget = self._engine.on_full != "evict" and self._engine.plan.capped_by is None
@@ -247,7 +216,7 @@ class BatchRun:
         for work in {id(flight.work): flight.work for flight in flights}.values():
             if is_alone:
                 work.retries += work.attempt > 1
-                if work.retries >= self._limits.retries:
+                if work.retries >= self._options.retries:
                     self._waiting = deque(waits for waits in self._waiting if waits[0] is not work)
                     work.failure = Failure(Code.OUT_OF_MEMORY, str(error))
                     yield from self._end(work)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from kvlite.batch.item import BadLine, Code, Entry, Form, Item, Json, LineError, Place
+from kvlite.batch.item import Code, Failure, Form, Item, Json, LineError, Place
 from kvlite.batch.values import count, kind, mapping, number, parse_json, shallow, shown, string, text
 from kvlite.engine.request import Sampling
 from kvlite.errors import UsageError
@@ -24,10 +24,10 @@ _KNOWN_IN_BODY = frozenset(
 _KNOWN_IN_SIMPLE = _KNOWN_IN_BODY | {"id", "custom_id", "system", "metadata"}
 
 
-def decode_line(raw: bytes, place: Place, only: Form | None = None) -> Entry:
-    """Decode one line of JSON to an item or a bad line; `only` refuses every other form."""
-    form = Form.OPENAI if only is Form.OPENAI or b'"body"' in raw else Form.SIMPLE
-    key, metadata = f"line-{place.line}", None
+def decode_line(raw: bytes, place: Place, only: str = "auto") -> Item:
+    """Decode one line of JSON to an item, which says why where it cannot be asked; `only` names a form if not auto."""
+    form: Form = "openai" if only == "openai" or b'"body"' in raw else "simple"
+    item = Item(place, f"line-{place.line}", form)
     try:
         value = parse_json(raw)
         if isinstance(value, str):
@@ -36,16 +36,17 @@ def decode_line(raw: bytes, place: Place, only: Form | None = None) -> Entry:
             found = "null" if value is None else kind(value)
             raise LineError(f"the line is {found}; give an object or a string")
         asks = "prompt" in value or "messages" in value
-        form = Form.OPENAI if "body" in value or ("url" in value and not asks) else Form.SIMPLE
-        if only is not None and form is not only:
+        form = "openai" if "body" in value or ("url" in value and not asks) else "simple"
+        item = replace(item, form=form)
+        if only not in ("auto", form):
             raise LineError(f"the line has the {form} form; --format {only} takes no other")
-        key = _key(value, default=key)
-        if form is Form.OPENAI:
-            return _decode_openai(value, Item(place, key, form))
-        metadata = shallow(mapping(value, "metadata"), "metadata")
-        return decode_simple(value, Item(place, key, form, metadata=metadata))
+        item = replace(item, key=_key(value, default=item.key))
+        if form == "openai":
+            return _decode_openai(value, item)
+        item = replace(item, metadata=shallow(mapping(value, "metadata"), "metadata"))
+        return decode_simple(value, item)
     except LineError as refused:
-        return BadLine(place, key, form, refused.failure, metadata)
+        return replace(item, failure=refused.failure)
 
 
 def decode_simple(value: Json, item: Item) -> Item:
@@ -64,11 +65,10 @@ def decode_simple(value: Json, item: Item) -> Item:
     return replace(item, messages=({"role": "system", "content": system}, *messages))
 
 
-def repeated(entry: Entry, first_line: int) -> BadLine:
-    """Refuse `entry` because line `first_line` has its id already."""
-    message = f"line {entry.place.line} has the id {shown(entry.key)} of line {first_line}; ids must differ"
-    refused = LineError(message, "custom_id" if entry.form is Form.OPENAI else "id", Code.DUPLICATE)
-    return BadLine(entry.place, entry.key, entry.form, refused.failure, entry.metadata)
+def repeated(item: Item, first_line: int) -> Item:
+    """Refuse `item` because line `first_line` has its id already."""
+    message = f"line {item.place.line} has the id {shown(item.key)} of line {first_line}; ids must differ"
+    return replace(item, failure=Failure(Code.DUPLICATE, message, "custom_id" if item.form == "openai" else "id"))
 
 
 def _decode_openai(value: Json, item: Item) -> Item:

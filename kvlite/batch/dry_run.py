@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 
 from kvlite.batch.item import Failure
-from kvlite.batch.job import BatchJob
 from kvlite.batch.model import ChooseModel, Planned
-from kvlite.batch.prepare import Prepared, Preparer
+from kvlite.batch.prepare import Preparer, Work
+from kvlite.batch.source import Input
 from kvlite.console import Console
 from kvlite.errors import BatchFailed
+from kvlite.llm.answer import sampling_of
 from kvlite.memory.format import human_bytes
+from kvlite.options import AnswerOptions, BatchOptions
 
 MOST_SHOWN = 20  # failures named one by one
 
@@ -26,10 +28,10 @@ class Count:
     most_new_tokens: int = 0
     may_evict: int = 0
 
-    def add(self, prepared: Prepared, slots: int) -> None:
+    def add(self, work: Work, slots: int) -> None:
         """Count one record."""
         self.ok += 1
-        for request in prepared.requests:
+        for request in work.requests:
             tokens, most = len(request.ids), request.max_tokens or 0
             self.prompt_tokens += tokens
             self.longest_prompt_tokens = max(self.longest_prompt_tokens, tokens)
@@ -37,24 +39,25 @@ class Count:
             self.may_evict += tokens + most > slots
 
 
-def dry_run(job: BatchJob, choose_model: ChooseModel, console: Console) -> None:
+def dry_run(options: BatchOptions, answer: AnswerOptions, choose_model: ChooseModel, console: Console) -> None:
     """Report what the batch would take, as lines or JSON. Raises BatchFailed where lines cannot be answered."""
-    survey = job.input.survey()
+    sampling_of(answer)  # refuses what it cannot be before anything is read
+    source = Input(options)
+    survey = source.survey()
     model = choose_model(survey.model)
     planned = model.plan()
-    preparer = Preparer(planned.text, job.defaults, model.required)
+    preparer = Preparer(planned.text, answer, required=model.required)
     count = Count()
-    for entry in job.input.selection.of(survey.entries):
-        checked = preparer.prepare(entry)
-        if isinstance(checked, Failure):
+    for item in source.select(survey.items):
+        work = preparer.prepare(item)
+        if isinstance(work, Failure):
             count.failed += 1
             if count.failed <= MOST_SHOWN:
-                console.warn(f"line {entry.place.line}: {checked.message}")
+                console.warn(f"line {item.place.line}: {work.message}")
         else:
-            count.add(checked, planned.plan.fewest)
-    for note in (model.note, *planned.text.notes):
-        if note:
-            console.note(note)
+            count.add(work, planned.plan.fewest)
+    if model.note:
+        console.note(model.note)
     _report(count, planned, console)
     if count.failed:
         raise BatchFailed(f"{count.failed} of {count.ok + count.failed} lines cannot be answered")

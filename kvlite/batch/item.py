@@ -1,4 +1,4 @@
-"""A line of the input, an item to answer or a bad line with its failure, and its outcome; knows no files."""
+"""A line of the input, to answer or with the reason why it cannot be, and its outcome; knows no files."""
 
 from __future__ import annotations
 
@@ -6,18 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from hashlib import blake2b
+from typing import Literal
 
 from kvlite.llm.answer import Answer
 
 Json = Mapping[str, object]
 
-
-class Form(StrEnum):
-    """The shape of a line, in and out."""
-
-    OPENAI = "openai"
-    SIMPLE = "simple"
-    TEXT = "text"
+Form = Literal["openai", "simple", "text"]
+"""The shape of a line, in and out."""
 
 
 class Code(StrEnum):
@@ -51,9 +47,9 @@ class Failure:
 class LineError(ValueError):
     """An error of one line, which becomes a record with this failure; the batch goes on."""
 
-    def __init__(self, message: str, param: str | None = None, code: Code = Code.INVALID) -> None:
+    def __init__(self, message: str, param: str | None = None) -> None:
         super().__init__(message)
-        self.failure = Failure(code, message, param)
+        self.failure = Failure(Code.INVALID, message, param)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,14 +62,16 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One prompt or conversation with the settings that its line gives.
+    """One line of the input: a prompt or a conversation with the settings that the line gives, or a `failure`.
 
-    Exactly one of `prompt` and `messages` is set. `raw` asks for no chat template; `ignored` are keys without effect.
+    Without a `failure` exactly one of `prompt` and `messages` is set. `key` is the line's own id, else `line-<n>`;
+    `raw` asks for no chat template; `ignored` are keys without effect.
     """
 
     place: Place
     key: str
     form: Form
+    failure: Failure | None = None
     prompt: str | None = None
     messages: tuple[Json, ...] | None = None
     raw: bool = False
@@ -88,36 +86,17 @@ class Item:
 
     @property
     def mark(self) -> bytes:
-        """The digest by which the journal knows this line."""
-        return digest(self.key)
-
-
-@dataclass(frozen=True, slots=True)
-class BadLine:
-    """A line that cannot be answered, under its own id where it has one, else `line-<n>`."""
-
-    place: Place
-    key: str
-    form: Form
-    failure: Failure
-    metadata: Json | None = None
-
-    @property
-    def mark(self) -> bytes:
         """The digest by which the journal knows this line; a duplicate differs from the line whose id it repeats."""
-        if self.failure.code is Code.DUPLICATE:
+        if self.failure is not None and self.failure.code is Code.DUPLICATE:
             return duplicate_mark(self.key, self.place.line)
         return digest(self.key)
 
 
-Entry = Item | BadLine
-
-
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """The end of an entry: all of its choices and no failure, or a failure with the choices that had tokens by then."""
+    """The end of an item: all of its choices and no failure, or a failure with the choices that had tokens by then."""
 
-    entry: Entry
+    item: Item
     choices: tuple[Answer, ...] = ()
     prompt_tokens: int = 0
     failure: Failure | None = None

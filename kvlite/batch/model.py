@@ -7,23 +7,21 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from kvlite.batch.item import Json
-from kvlite.llm import LLM
-from kvlite.llm.banner import cache_size
-from kvlite.llm.fast_import import import_engine
+from kvlite.llm import LLM, cache_size
 from kvlite.llm.spec import BatchSize, RunSpec, find_device
-from kvlite.llm.text_model import TextModel
+from kvlite.llm.text_model import TextModel, import_engine
 from kvlite.text.template import ChatText
 
 if TYPE_CHECKING:
     from kvlite.console import Console
     from kvlite.memory.format import SlotFormat
     from kvlite.memory.plan import CachePlan
-    from kvlite.options import ModelOptions
+    from kvlite.record.recorder import Recorder
 
 # fmt: off
 _PARAMS = (
     "kv_budget", "kv_per_seq", "kv_policy", "kv_dtype", "on_full", "prefill_chunk", "quant", "dtype", "think", "fuse",
-    "kernels", "capture",
+    "kernels", "capture", "pin_system",
 )
 # fmt: on
 
@@ -46,37 +44,36 @@ class Planned:
 class Model:
     """The model that was chosen; nothing is loaded yet.
 
-    `params` are the settings of model and cache. Lines may name `required` only, where it is not None. `note` is what
-    to say about the choice.
+    `is_named`: a flag names it, so that the lines may name any. `note` is what to say about the choice, `budget_source`
+    where its KV budget came from.
     """
 
     spec: RunSpec
-    params: Json
-    required: str | None
     batch_size: BatchSize
     console: Console
+    is_named: bool
     note: str | None = None
+    budget_source: str = "default"
 
-    @classmethod
-    def of(
-        cls, options: ModelOptions, batch_size: BatchSize, console: Console, *, is_named: bool, note: str | None = None
-    ) -> Model:
-        """The model of `options`; `is_named`: a flag names it, so that the lines may name any.
+    @property
+    def required(self) -> str | None:
+        """The only model that lines may name; None where they may name any."""
+        return None if self.is_named else self.spec.options.model
 
-        Raises UsageError on words that are none, ModelNotFound where the model's name is none.
-        """
-        spec = RunSpec.of(options)
-        params = {name: getattr(options, name) for name in _PARAMS} | {"kv_policy": str(spec.policy)}
-        return cls(spec, params, None if is_named else options.model, batch_size, console, note)
+    @property
+    def params(self) -> Json:
+        """The settings of model and cache."""
+        return {name: getattr(self.spec.options, name) for name in _PARAMS} | {"kv_policy": str(self.spec.policy)}
 
     def identity(self) -> str:
         """The repository and commit, or the folder, that a resumed batch must find again."""
         return self.spec.files(self.console.note).identity()
 
-    def open(self) -> LLM:
-        """Load the model, and tell its cache and device."""
+    def open(self, recorder: Recorder) -> LLM:
+        """Load the model, record it, and tell its cache and device."""
         import_engine()
         llm = LLM(TextModel.load(self.spec, self.console), batch_size=self.batch_size)
+        llm.record(recorder, self.budget_source)
         plan, engine, device = llm.plan, llm.engine, llm.model.loaded.device
         cache = f"{cache_size(plan)}{engine.cache.stored.label}"
         self.console.note(f"{llm.model.name} · {cache} · policy {engine.policy} · {device}")
@@ -94,9 +91,9 @@ class Model:
 
         spec = self.spec
         files = spec.files(self.console.note)
-        tokenizer = load_tokenizer(files.folder, trust_remote_code=spec.load.trust_remote_code)
-        text = ChatText(tokenizer, generation=files.generation, think=spec.think)
-        device = find_device(spec.device)
+        tokenizer = load_tokenizer(files.folder, trust_remote_code=spec.options.trust_remote_code)
+        text = ChatText(tokenizer, generation=files.generation, think=spec.options.think, tell=self.console.note)
+        device = find_device(spec.options.device)
         fit = spec.fit(files, spec.shape(files), device.kind, device.free_bytes, self.batch_size)
         chosen = fit.specs(spec.budget)[0]
         is_provisional = chosen.slot_format.is_quantised and spec.stored is None

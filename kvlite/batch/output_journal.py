@@ -10,44 +10,18 @@ import json
 import os
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from kvlite.batch.item import Form, Json
-from kvlite.batch.job import BatchJob
+from kvlite.batch.item import Json
 from kvlite.batch.output import LockedFile, Output, StdoutLines, open_output, writing_to
-from kvlite.batch.records import Recorded, read_record
+from kvlite.batch.records import read_record
 from kvlite.batch.source import STDIN
 from kvlite.console import Console
 from kvlite.errors import UsageError
+from kvlite.options import BatchOptions
 
 _WAYS_OUT = "--overwrite starts over, --force-resume continues all the same"
-
-
-@dataclass(frozen=True, slots=True)
-class Meta:
-    """The input, model and settings that records were made with; `input_sha256` is None for a pipe."""
-
-    input_sha256: str | None
-    model: str
-    params: Json
-    version: str
-
-    def to_line(self) -> str:
-        """Write the one line of the sidecar."""
-        return json.dumps(asdict(self))
-
-    def difference(self, earlier: Json) -> str | None:
-        """Describe the first difference from an earlier sidecar; None where only the version differs."""
-        inputs = (earlier.get("input_sha256"), self.input_sha256)
-        if None not in inputs and inputs[0] != inputs[1]:
-            return "from other input"
-        before, now = _settings(earlier), _settings(json.loads(self.to_line()))
-        for name in dict.fromkeys((*now, *before)):
-            was, is_now = before.get(name), now.get(name)
-            if was != is_now:
-                return f"with {name} {'unset' if was is None else was}, not {'unset' if is_now is None else is_now}"
-        return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +35,10 @@ class Done:
 
 
 class OutputJournal:
-    """The journal of one locked output file."""
+    """The journal of one locked output file.
+
+    Its sidecar is an object: `input_sha256` (null for a pipe), `model`, `params` and `version`.
+    """
 
     def __init__(self, file: LockedFile) -> None:
         self._file = file
@@ -84,7 +61,7 @@ class OutputJournal:
         self._file.truncate(self._file.size - len(last))
         return len(last)
 
-    def check(self, meta: Meta) -> None:
+    def check(self, meta: Json) -> None:
         """Raise UsageError where the records were made with other settings, or there is no sidecar to tell."""
         if not self._file.size:
             return
@@ -94,37 +71,37 @@ class OutputJournal:
             earlier = None
         if not isinstance(earlier, dict):
             raise UsageError(f"{self._file.path} is not empty and has no readable {self._sidecar.name}; {_WAYS_OUT}")
-        if difference := meta.difference(earlier):
+        if difference := _difference(earlier, meta):
             raise UsageError(f"{self._file.path} was written {difference}; {_WAYS_OUT}")
 
-    def keep(self, meta: Meta) -> None:
+    def keep(self, meta: Json) -> None:
         """Write the sidecar for the records to come. Raises OutputError."""
         partial = self._sidecar.with_name(f"{self._sidecar.name}.partial")
         with writing_to(self._sidecar):
             with partial.open("w", encoding="utf-8") as file:
-                file.write(f"{meta.to_line()}\n")
+                file.write(f"{json.dumps(meta)}\n")
                 file.flush()
                 os.fsync(file.fileno())
             partial.replace(self._sidecar)
 
     def set_failed_aside(self) -> Done:
         """Take the records of failed lines out of the file, so that these lines run again, and return the rest."""
-        failed = {mark: line.decode().removesuffix("\n") for line, (mark, is_failed) in self._records() if is_failed}
+        failed = {mark: line.decode().removesuffix("\n") for line, mark, is_failed in self._records() if is_failed}
         if failed:
-            self._file.replace(line for line, recorded in self._records() if not recorded.is_failed)
+            self._file.replace(line for line, _, is_failed in self._records() if not is_failed)
         left = self.done()
         return replace(left, set_aside={mark: line for mark, line in failed.items() if mark not in left.marks})
 
     def done(self) -> Done:
         """Read which lines have their record, leaving out a torn one. Raises UsageError on a line that is no record."""
         marks, ok, failed = set(), 0, 0
-        for _, recorded in self._records():
-            marks.add(recorded.mark)
-            failed += recorded.is_failed
-            ok += not recorded.is_failed
+        for _, mark, is_failed in self._records():
+            marks.add(mark)
+            failed += is_failed
+            ok += not is_failed
         return Done(marks, ok, failed)
 
-    def _records(self) -> Iterator[tuple[bytes, Recorded]]:
+    def _records(self) -> Iterator[tuple[bytes, bytes, bool]]:
         with self._file.path.open("rb") as file:
             for number, line in enumerate(file, 1):
                 if not line.endswith(b"\n"):
@@ -133,7 +110,20 @@ class OutputJournal:
                 if recorded is None:
                     path = self._file.path
                     raise UsageError(f"{path} line {number} is no batch record; give another -o, or --overwrite it")
-                yield line, recorded
+                yield line, *recorded
+
+
+def _difference(earlier: Json, meta: Json) -> str | None:
+    """Describe the first difference from an earlier sidecar; None where only the version differs."""
+    inputs = (earlier.get("input_sha256"), meta["input_sha256"])
+    if None not in inputs and inputs[0] != inputs[1]:
+        return "from other input"
+    before, now = _settings(earlier), _settings(json.loads(json.dumps(meta)))
+    for name in dict.fromkeys((*now, *before)):
+        was, is_now = before.get(name), now.get(name)
+        if was != is_now:
+            return f"with {name} {'unset' if was is None else was}, not {'unset' if is_now is None else is_now}"
+    return None
 
 
 def _settings(meta: Json) -> dict[str, object]:
@@ -141,14 +131,14 @@ def _settings(meta: Json) -> dict[str, object]:
     return {"model": meta.get("model"), **(params if isinstance(params, dict) else {})}
 
 
-def open_destination(job: BatchJob, console: Console) -> Output:
-    """Open the output of a job: stdout where it is redirected or asked for, else a file, locked.
+def open_destination(options: BatchOptions, console: Console) -> Output:
+    """Open the output of a batch: stdout where it is redirected or asked for, else a file, locked.
 
     Raises UsageError and OutputError.
     """
-    name, source = job.output, job.input.name
+    name, source = options.output, options.input
     if name is None and console.is_terminal and source != STDIN:
-        name = f"{Path(source).stem}.out.{'txt' if job.form is Form.TEXT else 'jsonl'}"
+        name = f"{Path(source).stem}.out.{'txt' if options.out_format == 'text' else 'jsonl'}"
         console.note(f"the records go to {name}")
     if name is None or name == STDIN:
         output: Output = StdoutLines(console.line)
@@ -157,39 +147,39 @@ def open_destination(job: BatchJob, console: Console) -> Output:
         if source != STDIN and path.exists() and Path(source).exists() and path.samefile(source):
             raise UsageError(f"{name} is the input; give -o another file")
         output = open_output(path)
-    if job.retry_errors and not is_journal(job, output):
+    if options.retry_errors and not is_journal(options, output):
         raise UsageError("--retry-errors needs the output file whose failed records are to run again; give -o")
     return output
 
 
-def is_journal(job: BatchJob, output: Output | None) -> bool:
+def is_journal(options: BatchOptions, output: Output | None) -> bool:
     """True where the output tells which lines have their record."""
-    return isinstance(output, LockedFile) and job.form is not Form.TEXT
+    return isinstance(output, LockedFile) and options.out_format != "text"
 
 
-def resume(job: BatchJob, meta: Meta, output: Output, console: Console) -> Done:
+def resume(options: BatchOptions, meta: Json, output: Output, console: Console) -> Done:
     """Find the lines that have their record already. Raises UsageError where the output cannot be continued."""
     if not isinstance(output, LockedFile):
         return Done()
     journal = OutputJournal(output)
-    if not is_journal(job, output):
-        if output.size and not job.overwrite:
+    if not is_journal(options, output):
+        if output.size and not options.overwrite:
             raise UsageError(
                 f"{output.path} is not empty, and text output cannot be resumed; give --overwrite or another -o"
             )
         journal.start_over()
         return Done()
-    if output.size and not (job.resume or job.overwrite):
+    if output.size and not (options.resume or options.overwrite):
         raise UsageError(f"{output.path} has records; give --resume, --overwrite or another -o")
-    if job.overwrite:
+    if options.overwrite:
         journal.start_over()
-    elif not job.force_resume:
+    elif not options.force_resume:
         journal.check(meta)
     done = journal.done()
     if torn := journal.drop_torn_line():
         console.warn(f"{output.path} ended in {torn} bytes of a torn line, now in {output.path.name}.torn")
     journal.keep(meta)
-    if not job.retry_errors or not done.failed:
+    if not options.retry_errors or not done.failed:
         return done
     kept = journal.set_failed_aside()
     console.note(f"up to {len(kept.set_aside)} failed records run again")

@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import uuid
 from dataclasses import asdict
-from typing import NamedTuple
 
-from kvlite.batch.item import Code, Form, Item, Outcome, digest, duplicate_mark
+from kvlite.batch.item import Code, Form, Outcome, digest, duplicate_mark
 from kvlite.llm.answer import Answer
 from kvlite.text import openai
 
@@ -16,9 +15,9 @@ _TEXT_ESCAPES = str.maketrans({"\\": "\\\\", "\n": "\\n", "\r": "\\r"})
 
 def record_line(outcome: Outcome, form: Form, model: str) -> str:
     """Write the outcome as one line without its newline, in `form`; `model` is the name and revision that answered."""
-    if form is Form.TEXT:
+    if form == "text":
         return outcome.choices[0].text.translate(_TEXT_ESCAPES) if outcome.failure is None else ""
-    record = _openai(outcome, model) if form is Form.OPENAI else _simple(outcome)
+    record = _openai(outcome, model) if form == "openai" else _simple(outcome)
     line = json.dumps(record, ensure_ascii=False, allow_nan=False)
     try:
         line.encode()
@@ -28,8 +27,8 @@ def record_line(outcome: Outcome, form: Form, model: str) -> str:
 
 
 def _simple(outcome: Outcome) -> dict[str, object]:
-    entry = outcome.entry
-    record: dict[str, object] = {"id": entry.key, "index": entry.place.index}
+    item = outcome.item
+    record: dict[str, object] = {"id": item.key, "index": item.place.index}
     record |= dict.fromkeys(("text", "finish_reason", "usage", "kv", "timing"))
     if outcome.choices:
         choice = outcome.choices[0]
@@ -38,14 +37,14 @@ def _simple(outcome: Outcome) -> dict[str, object]:
         record |= {"kv": counted["kv"], "timing": counted["timing"]}
         record |= {"reasoning_content": choice.thinking} if choice.thinking else {}
         record |= {"seed": choice.seed, "attempt": outcome.attempt, "deduped_from": outcome.deduped_from}
-    if entry.metadata is not None:
-        record["metadata"] = entry.metadata
+    if item.metadata is not None:
+        record["metadata"] = item.metadata
     return {**record, "error": _error(outcome)}
 
 
 def _openai(outcome: Outcome, model: str) -> dict[str, object]:
     failure = outcome.failure
-    record: dict[str, object] = {"id": f"batch_req_{uuid.uuid4().hex}", "custom_id": outcome.entry.key}
+    record: dict[str, object] = {"id": f"batch_req_{uuid.uuid4().hex}", "custom_id": outcome.item.key}
     if failure is not None and not failure.code.is_bad_request:
         return {**record, "response": None, "error": _error(outcome)}
     body = {"error": _error(outcome)} if failure is not None else _body(outcome, model)
@@ -55,9 +54,9 @@ def _openai(outcome: Outcome, model: str) -> dict[str, object]:
 
 
 def _body(outcome: Outcome, model: str) -> dict[str, object]:
-    is_chat = not (isinstance(outcome.entry, Item) and outcome.entry.raw)
+    is_chat = not outcome.item.raw
     of_all = {
-        "index": outcome.entry.place.index,
+        "index": outcome.item.place.index,
         **_counted(outcome.choices[0]),
         "attempt": outcome.attempt,
         "deduped_from": outcome.deduped_from,
@@ -86,18 +85,11 @@ def _error(outcome: Outcome) -> dict[str, object] | None:
     error: dict[str, object] = {"code": failure.code.value, "message": failure.message}
     if failure.code.is_bad_request:
         error |= {"type": "invalid_request_error", "param": failure.param}
-    return {**error, "line": outcome.entry.place.line}
+    return {**error, "line": outcome.item.place.line}
 
 
-class Recorded(NamedTuple):
-    """A line that has its record, known by its mark."""
-
-    mark: bytes
-    is_failed: bool
-
-
-def read_record(line: bytes) -> Recorded | None:
-    """Read the record on a line of an output file, in either JSON form; None where it is no record."""
+def read_record(line: bytes) -> tuple[bytes, bool] | None:
+    """Read the mark of the record on a line of an output file, and whether it is a failure; None of no record."""
     try:
         record = json.loads(line)
     except (ValueError, RecursionError):
@@ -112,5 +104,5 @@ def read_record(line: bytes) -> Recorded | None:
         case _:
             return None
     if isinstance(error, dict) and error.get("code") == Code.DUPLICATE:
-        return Recorded(duplicate_mark(key, error.get("line", 0)), True)
-    return Recorded(digest(key), error is not None)
+        return duplicate_mark(key, error.get("line", 0)), True
+    return digest(key), error is not None

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable
+from typing import Any
 
 from kvlite.batch.item import Json, LineError
 
@@ -47,10 +48,8 @@ def count(body: Json, name: str) -> int | None:
 
 def number(body: Json, name: str, *, whole: bool) -> int | float | None:
     """Read a number, or only a whole one; None where it is not given."""
-    value = body.get(name)
-    if value is None or type(value) is int or (type(value) is float and not whole):
-        return value
-    raise LineError(f"{name} is {kind(value)}; give {'a whole number' if whole else 'a number'}", name)
+    found: int | float | None = _given(body, name, *(("a whole number", int) if whole else ("a number", int, float)))
+    return found
 
 
 def text(body: Json, name: str) -> str | None:
@@ -72,10 +71,8 @@ def string(value: object, name: str) -> str:
 
 def mapping(body: Json, name: str) -> Json | None:
     """Read an object; None where it is not given."""
-    value = body.get(name)
-    if value is None or isinstance(value, dict):
-        return value
-    raise LineError(f"{name} is {kind(value)}; give an object", name)
+    found: Json | None = _given(body, name, "an object", dict)
+    return found
 
 
 def shallow(value: Json | None, name: str) -> Json | None:
@@ -99,6 +96,13 @@ def shown(value: object) -> str:
         return "with too many digits"
     written = json.dumps(value, ensure_ascii=False)
     return written if len(written) <= 60 else f"{written[:57]}..."
+
+
+def _given(body: Json, name: str, wanted: str, *kinds: type) -> Any:
+    value = body.get(name)
+    if value is None or type(value) in kinds:
+        return value
+    raise LineError(f"{name} is {kind(value)}; give {wanted}", name)
 
 
 def _children(value: object) -> Iterable[object]:

@@ -8,15 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kvlite.cache.group import LayerGroup
-from kvlite.cache.layer import Layer
+from kvlite.cache.layer import Layer, LayerGroup
 from kvlite.cache.policy import Policy
 from kvlite.cache.step import SlotMapping, Step
 from kvlite.errors import UsageError
 from kvlite.memory.counts import KVCounts
 from kvlite.memory.format import SlotFormat
-from kvlite.memory.layer_budgets import allotted
-from kvlite.memory.plan import CachePlan, slots_with
+from kvlite.memory.plan import CachePlan, allotted, slots_with
 from kvlite.memory.shape import LayerShape, ModelShape
 from kvlite_kernels.backend import Backend, KernelsUnavailable, LayerSizes
 from kvlite_kernels.choice import choose_backend
@@ -226,8 +224,6 @@ class SlotCache:
 
     def _observation(self, pos: Tensor, counts: Sequence[int]) -> Observation | None:
         """The observation of the tokens at `pos`; made once for one token in each row."""
-        if not self.policy.statistic.accumulates:
-            return None
         if pos.shape[1] > 1 or min(counts) == 0:
             return observe(self.policy, pos)
         if len(counts) not in self._of_one:
@@ -240,12 +236,14 @@ def waiting(slots: int, all_visible: bool = False) -> SlotMapping:
     return SlotMapping(slots + 1, slice(slots, slots + 1), evicts=True, all_visible=all_visible)
 
 
-def observe(policy: Policy, pos: Tensor) -> Observation:
-    """The observation by `policy` of queries at `pos` int [n, T]; padding counts nothing.
+def observe(policy: Policy, pos: Tensor) -> Observation | None:
+    """The observation by `policy` of queries at `pos` int [n, T], None where it asks for none; padding counts nothing.
 
     A query weighs less by the policy's decay for each that follows it, nothing where it is too old to be observed; what
     keys received before is retained accordingly.
     """
+    if policy.statistic is None:
+        return None
     weight, retention = (pos >= 0).float(), None
     if policy.decay != 1.0 or policy.observed is not None:
         seen = weight.sum(-1)

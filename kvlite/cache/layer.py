@@ -1,7 +1,8 @@
-"""The slots of one attention layer: attend over them, then keep the best. The one rule of prefill and decode."""
+"""The slots of attention layers: attend over them, then keep the best. The one rule of prefill and decode."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -10,35 +11,92 @@ from torch import Tensor
 from kvlite.cache.policy import Candidates, Policy
 from kvlite.cache.rotation import Rotation, rotate_keys
 from kvlite.cache.step import Step
+from kvlite.memory.format import SlotFormat
 from kvlite.memory.shape import LayerShape
 from kvlite_kernels.backend import Backend
 from kvlite_kernels.eviction import Protection, choose, priority
+from kvlite_kernels.lowbit import Packed
 from kvlite_kernels.reference import Geometry, Segment
-from kvlite_kernels.slots import Slots, tensors_of
-from kvlite_kernels.statistic import Observation
+from kvlite_kernels.slots import Slots, Vectors, tensors_of
+
+SCORED_TOGETHER = 1 << 18
+"""Most slots, of all heads, rows and layers, that are scored at once: some 120 bytes each while that lasts."""
 
 
-class Layer:
-    """Attention layer `index`, whose tokens lie in `slots` [B, H_KV, S + 1].
+class LayerGroup:
+    """The layers `indices` of one shape, in the same tensors, each with `rows` rows of `num_slots` slots per KV head.
 
-    `policy` scores, `backend` computes, `protection` says who stays whatever the score.
+    Where a token goes does not depend on its layer while there is room, and the victim of a decoded token may be chosen
+    after all layers have attended. Both are then one operation for the group instead of one per layer. `policy` scores,
+    `backend` computes.
     """
 
     def __init__(
-        self, index: int, shape: LayerShape, slots: Slots, policy: Policy, backend: Backend, protection: Protection
+        self,
+        indices: Sequence[int],
+        shape: LayerShape,
+        rows: int,
+        num_slots: int,
+        stored: SlotFormat,
+        policy: Policy,
+        backend: Backend,
+        device: torch.device,
     ) -> None:
+        heads = (len(indices), rows, shape.kv_heads, num_slots + 1)
+        k, v = (empty_vectors(heads, dim, stored, device) for dim in (shape.k_dim, shape.v_dim))
+        self.slots = Slots.empty(k, v, policy.statistic is not None)  # [L, B, H_KV, S + 1]
+        self.shape, self.policy, self.backend = shape, policy, backend
+        recent = max(1, min(policy.recent(num_slots), num_slots - 1))
+        self.protection = Protection(recent, policy.sinks, shape.window)
+        self.layers = {index: Layer(index, self, self.slots[i]) for i, index in enumerate(indices)}
+        self._together = max(1, SCORED_TOGETHER // (rows * shape.kv_heads * (num_slots + 1)))
+
+    def place(self, step: Step) -> None:
+        """Write the positions of tokens whose slots are known before their keys are."""
+        mapping = step.mappings[self.slots.num_slots]
+        if mapping.index is None:
+            return
+        slots = self.slots.of_rows(step.rows)
+        slots.write(mapping.index, pos=step.pos[:, None], rot=step.rot[:, None])
+        if mapping.evicts and slots.statistic is not None:
+            slots.statistic[..., -1].zero_()
+
+    def evict(self, step: Step) -> None:
+        """Choose the victims of what waits, after all layers have attended."""
+        if not step.mappings[self.slots.num_slots].evicts or self.policy.needs_queries:
+            return
+        slots = self.slots.of_rows(step.rows)
+        for start in range(0, len(self.layers), self._together):
+            self.evict_from(slots[start : start + self._together], step)
+
+    def evict_from(self, slots: Slots, step: Step, q: Tensor | None = None) -> None:
+        """Move each token that waits in the discard slot over the one that the policy scores lowest.
+
+        `slots` are those of `step.rows`, of one layer or of several; `q` [n, H_Q, 1, D] are the queries of one.
+        """
+        next_pos = step.next_pos
+        candidates = Candidates(slots.pos, next_pos, slots.statistic, ((slots.k, slots.v),), q)
+        self.backend.evict(slots, self.policy.score(candidates), next_pos, self.protected(step))
+
+    def protected(self, step: Step) -> Protection:
+        """Who stays whatever the score."""
+        return self.protection if step.pins is None else replace(self.protection, pins=step.pins)
+
+
+class Layer:
+    """Attention layer `index` of a `group`, whose tokens lie in `slots` [B, H_KV, S + 1]."""
+
+    def __init__(self, index: int, group: LayerGroup, slots: Slots) -> None:
         self.index = index
-        self.shape = shape
+        self.group = group
+        self.shape = group.shape
         self.slots = slots
-        self.policy = policy
-        self.backend = backend
-        self.protection = protection
         self.num_slots = slots.num_slots
         self.rotation: Rotation | None = None
         self.tensors = dict(slots.tensors())
         """Every tensor, by name; views of the group's, whose addresses never change."""
         self.num_bytes = sum(tensor.nbytes for tensor in self.tensors.values())
-        self._noise = None if policy.noise is None else replace(policy.noise, layer=index)
+        self._noise = None if group.policy.noise is None else replace(group.policy.noise, layer=index)
         self._read: tuple[tuple[int, int, int, bool], Slots, Segment] | None = None
 
     @property
@@ -53,48 +111,40 @@ class Layer:
         A decoded token waits in the discard slot, and its victim is chosen for all layers at once (`LayerGroup.evict`),
         or here where the policy looks at queries.
         """
-        mapping = step.mappings[self.num_slots]
+        mapping, backend = step.mappings[self.num_slots], self.group.backend
         num_queries = q.shape[2]
         q_pos = step.pos if num_queries == step.pos.shape[1] else step.pos[:, -num_queries:]
         observation = step.observation
         if observation is not None and (self._noise is not None or num_queries != step.pos.shape[1]):
             observation = replace(observation, weight=observation.weight[:, -num_queries:], noise=self._noise)
-        if mapping.index is None:
-            return self._attend_chunk(q, k, v, step, q_pos, geometry, observation)
         window = geometry.window
         all_visible = mapping.all_visible and (window is None or mapping.extent <= min(window, self.num_slots))
         slots, held = self._view(step.rows, mapping.extent, all_visible)
-        self.backend.write(slots, mapping.index, k, v)
-        out, _ = self.backend.attend(q, q_pos, held, None, geometry, observation)
-        if mapping.evicts and self.policy.needs_queries:
-            evict_waiting(slots, step, self.policy, self.backend, self.protection, q)
+        if mapping.index is not None:
+            backend.write(slots, mapping.index, k, v)
+            out, _ = backend.attend(q, q_pos, [held], geometry, observation)
+            if mapping.evicts and self.group.policy.needs_queries:
+                self.group.evict_from(slots, step, q)
+            return out
+        keys, values = backend.encode(slots, k, v)
+        new = Segment(keys, values, step.pos[:, None, -k.shape[2] :])
+        out, received = backend.attend(q, q_pos, [held, new], geometry, observation)
+        self._keep_best(slots, held, replace(new, statistic=received), step, q)
         return out
 
-    def _attend_chunk(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        step: Step,
-        q_pos: Tensor,
-        geometry: Geometry,
-        observation: Observation | None,
-    ) -> Tensor:
-        """Attend over slots and a chunk that has no room, and keep the best of both."""
-        slots, held = self._view(step.rows, self.num_slots, False)
-        keys, values = self.backend.encode(slots, k, v)
-        new = Segment(keys, values, step.pos[:, None, -k.shape[2] :])
-        out, received = self.backend.attend(q, q_pos, held, new, geometry, observation)
+    def _keep_best(self, slots: Slots, held: Segment, new: Segment, step: Step, q: Tensor) -> None:
+        """Keep the best of `held`, which are all of `slots`, and of a chunk that has no room."""
         pos = torch.cat([held.pos, new.pos.expand(-1, held.pos.shape[1], -1)], -1)
-        known = None if received is None or held.statistic is None else torch.cat([held.statistic, received], -1)
-        candidates = Candidates(pos, step.next_pos, known, ((held.k, held.v), (keys, values)), q)
-        ranked = priority(self.policy.score(candidates), pos, candidates.next_pos, _with_pins(self.protection, step))
+        known = None
+        if held.statistic is not None and new.statistic is not None:
+            known = torch.cat([held.statistic, new.statistic], -1)
+        candidates = Candidates(pos, step.next_pos, known, ((held.k, held.v), (new.k, new.v)), q)
+        ranked = priority(self.group.policy.score(candidates), pos, step.next_pos, self.group.protected(step))
         index = choose(ranked, pos, self.num_slots)
-        self.backend.write(slots, index, keys, values)
-        slots.write(index, pos=new.pos, rot=step.rot[:, None, -k.shape[2] :])
-        if received is not None:
-            slots.write(index, statistic=received)
-        return out
+        self.group.backend.write(slots, index, new.k, new.v)
+        slots.write(index, pos=new.pos, rot=step.rot[:, None, -new.pos.shape[2] :])
+        if new.statistic is not None:
+            slots.write(index, statistic=new.statistic)
 
     def rerotate(self, row: int, live: int, end: int) -> None:
         """Give the `live` keys of each head of a row consecutive rotations below `end`, in the order of `pos`."""
@@ -128,17 +178,10 @@ class Layer:
         return self._read[1:]
 
 
-def evict_waiting(
-    slots: Slots, step: Step, policy: Policy, backend: Backend, protection: Protection, q: Tensor | None = None
-) -> None:
-    """Move each token that waits in the discard slot over the one that `policy` scores lowest.
-
-    `slots` are those of `step.rows`, of one layer or of several; `q` [n, H_Q, 1, D] are the queries of one.
-    """
-    next_pos = step.next_pos
-    candidates = Candidates(slots.pos, next_pos, slots.statistic, ((slots.k, slots.v),), q)
-    backend.evict(slots, policy.score(candidates), next_pos, _with_pins(protection, step))
-
-
-def _with_pins(protection: Protection, step: Step) -> Protection:
-    return protection if step.pins is None else replace(protection, pins=step.pins)
+def empty_vectors(heads: tuple[int, ...], dim: int, stored: SlotFormat, device: torch.device) -> Vectors:
+    """Zeros [*heads, dim] as `stored` says: numbers, or codes and their scales."""
+    if not stored.is_quantised:
+        return torch.zeros(*heads, dim, dtype=getattr(torch, stored.name), device=device)
+    codes_dtype = torch.uint8 if stored.bits == 4 else torch.int8
+    codes: Tensor = torch.zeros(*heads, stored.code_bytes(dim), dtype=codes_dtype, device=device)
+    return Packed(codes, torch.zeros(*heads, stored.num_scales(dim), dtype=torch.float16, device=device), dim)

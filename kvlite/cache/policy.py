@@ -5,21 +5,22 @@ methods only, so that `kvlite plan` can read its declarations without torch). Sl
 protection: sinks, pins and the recent window are masked with +inf there, free slots with -inf, so that what a policy
 says of them does not count.
 
-To add one: subclass `Policy` in a file of its own, link the paper, list the departures, and register the class under
-the entry-point group `kvlite.policies`.
+To add one: subclass `Policy` and register the class under the entry-point group `kvlite.policies`.
 """
 
 from __future__ import annotations
 
 import difflib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from importlib.metadata import EntryPoint, entry_points
-from typing import TYPE_CHECKING, ClassVar, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, ClassVar, get_args, get_type_hints
 
 from kvlite.cache.policy_text import read_value, split_settings, write_settings
 from kvlite.errors import UsageError
+from kvlite.memory.format import SlotFormat
+from kvlite.memory.plan import MOST_CHUNK, CacheSpec, equally
 from kvlite_kernels.kinds import Heads, Noise, Statistic
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ class Policy(ABC):
     name: ClassVar[str]
     summary: ClassVar[str]
     evicts: ClassVar[bool] = True
-    statistic: ClassVar[Statistic] = Statistic.NONE
+    statistic: ClassVar[Statistic | None] = None
     needs_queries: ClassVar[bool] = False
 
     sinks: int = 4
@@ -111,13 +112,13 @@ class Policy(ABC):
     @property
     def settings(self) -> dict[str, object]:
         """The fields that change what is kept, by name: none where nothing is evicted."""
-        idle = () if self.statistic.accumulates else ("decay", "observed", "heads")
+        idle = ("decay", "observed", "heads") if self.statistic is None else ()
         return {one.name: getattr(self, one.name) for one in fields(self) if self.evicts and one.name not in idle}
 
     @property
     def state_bytes_per_slot(self) -> int:
         """Bytes of accumulated statistic (fp32) per slot and KV head, part of the budget."""
-        return 4 if self.statistic.accumulates else 0
+        return 0 if self.statistic is None else 4
 
     @property
     def noise(self) -> Noise | None:
@@ -125,12 +126,12 @@ class Policy(ABC):
         return None
 
     @abstractmethod
-    def recent(self, slots: int) -> int:
-        """The number of newest tokens that are never evicted, at least 1, given `slots` per KV head."""
-
-    @abstractmethod
     def score(self, candidates: Candidates) -> Tensor:
         """Score candidates, higher is kept: fp32 [..., B, H_KV, N]."""
+
+    def recent(self, slots: int) -> int:
+        """The number of newest tokens that are never evicted, at least 1, given `slots` per KV head."""
+        return 1
 
     def layer_slots(self, slots: int, most: int, depth: int, layers: int) -> int:
         """Slots of full-attention layer number `depth` of `layers`, which have `slots` on average and at most `most`.
@@ -166,6 +167,15 @@ class Policy(ABC):
                 return slots
         raise UsageError(f"KV policy {self.name!r} protects every slot; its recent window must leave room")
 
+    def cache_spec(self, stored: SlotFormat, on_full: str | None = None, chunk_limit: int = MOST_CHUNK) -> CacheSpec:
+        """The cache that the policy asks for, whatever its size: slots of `stored`, fed at most `chunk_limit` at once.
+
+        `on_full` is as `when_full` takes it.
+        """
+        evicts = self.when_full(on_full) == "evict"
+        rule = self.layer_slots if evicts else equally
+        return CacheSpec(stored, self.state_bytes_per_slot, self.min_slots(), evicts, chunk_limit, rule)
+
     def _check(self, field: str, holds: bool, expected: str) -> None:
         if not holds:
             raise UsageError(f"KV policy {self.name!r}: {field} is {getattr(self, field)!r}; expected {expected}")
@@ -186,13 +196,13 @@ def policy_names() -> list[str]:
     return sorted(_entry_points())
 
 
-def load_policy(text: str, settings: Mapping[str, object] | None = None) -> Policy:
+def load_policy(text: str) -> Policy:
     """The policy that `text` names, as in `window` or `heavy-hitter:decay=0.999,pooled=5`.
 
-    What the text and `settings` leave out keeps the policy's defaults. Raises UsageError on an unknown name or setting,
-    a value that cannot be, or a broken plug-in.
+    What the text leaves out keeps the policy's defaults. Raises UsageError on an unknown name or setting, a value that
+    cannot be, or a broken plug-in.
     """
-    name, written = split_settings(text)
+    name, settings = split_settings(text)
     found = _entry_points()
     if name not in found:
         raise UsageError(f"unknown KV policy {name!r}; {_hint(name, sorted(found))}")
@@ -203,33 +213,20 @@ def load_policy(text: str, settings: Mapping[str, object] | None = None) -> Poli
     if not isinstance(policy, Policy):
         raise UsageError(f"KV policy {name!r} ({found[name].value}) is not a kvlite.cache.policy.Policy")
     try:
-        return _with(policy, _read(policy, written) | dict(settings or {}))
+        return replace(policy, **{setting: _read(policy, setting, value) for setting, value in settings.items()})
     except UsageError as error:
         raise UsageError(f"{error}; its settings: {write_settings(policy.settings, ', ') or 'none'}") from error
 
 
-def _read(policy: Policy, written: Mapping[str, str]) -> dict[str, object]:
-    """The settings `written`, as the policy's fields want them."""
-    kinds, read = get_type_hints(type(policy)), dict[str, object](written)
-    for setting in policy.settings.keys() & written:
-        value = written[setting]
-        try:
-            read[setting] = read_value(kinds[setting], value)
-        except ValueError as error:
-            raise UsageError(f"KV policy {policy.name!r}: {setting} is {value!r}; expected {error}") from None
-    return read
-
-
-def _with(policy: Policy, settings: Mapping[str, object]) -> Policy:
-    for setting in settings:
-        if setting not in policy.settings:
-            close = difflib.get_close_matches(setting, policy.settings, n=1)
-            meant = f" (did you mean {close[0]!r}?)" if close else ""
-            raise UsageError(f"KV policy {policy.name!r} has no setting {setting!r}{meant}")
+def _read(policy: Policy, setting: str, text: str) -> Any:
+    if setting not in policy.settings:
+        close = difflib.get_close_matches(setting, policy.settings, n=1)
+        meant = f" (did you mean {close[0]!r}?)" if close else ""
+        raise UsageError(f"KV policy {policy.name!r} has no setting {setting!r}{meant}")
     try:
-        return replace(policy, **settings)  # type: ignore[arg-type]  # what they may be is checked by the policy
-    except TypeError as error:
-        raise UsageError(f"KV policy {policy.name!r} cannot be set to {dict(settings)}: {error}") from error
+        return read_value(get_type_hints(type(policy))[setting], text)
+    except ValueError as error:
+        raise UsageError(f"KV policy {policy.name!r}: {setting} is {text!r}; expected {error}") from None
 
 
 def _hint(name: str, known: list[str]) -> str:
@@ -242,17 +239,17 @@ def _entry_points() -> dict[str, EntryPoint]:
 
 
 _BUILT_IN = tuple(
-    EntryPoint(name, f"kvlite.cache.policies.{module}", ENTRY_POINT_GROUP)
-    for name, module in (
-        ("heavy-hitter", "heavy_hitter:HeavyHitter"),
-        ("h2o", "h2o:H2O"),
-        ("scissorhands", "scissorhands:Scissorhands"),
-        ("keyformer", "keyformer:Keyformer"),
-        ("tova", "tova:TOVA"),
-        ("snapkv", "snapkv:SnapKV"),
-        ("pyramid", "pyramid:Pyramid"),
-        ("keydiff", "keydiff:KeyDiff"),
-        ("window", "window:Window"),
-        ("full", "full:Full"),
+    EntryPoint(name, f"kvlite.cache.policies:{member}", ENTRY_POINT_GROUP)
+    for name, member in (
+        ("heavy-hitter", "HeavyHitter"),
+        ("h2o", "H2O"),
+        ("scissorhands", "Scissorhands"),
+        ("keyformer", "Keyformer"),
+        ("tova", "TOVA"),
+        ("snapkv", "SnapKV"),
+        ("pyramid", "Pyramid"),
+        ("keydiff", "KeyDiff"),
+        ("window", "Window"),
+        ("full", "Full"),
     )
 )

@@ -28,12 +28,7 @@ class Rotation:
     interleaved: bool
 
     def rotate_(self, keys: Tensor, delta: Tensor) -> None:
-        """Rotate `keys` [H, N, D] on by `delta` int [H, N] positions, in place, in fp32, a tile of slots at a time."""
-        tile = max(1, TILE_ELEMENTS // (keys.shape[0] * keys.shape[-1]))
-        for start in range(0, keys.shape[1], tile):
-            self._rotate_tile_(keys[:, start : start + tile], delta[:, start : start + tile])
-
-    def _rotate_tile_(self, keys: Tensor, delta: Tensor) -> None:
+        """Rotate `keys` [H, N, D] on by `delta` int [H, N] positions, in place, in fp32."""
         half = self.inv_freq.shape[0]
         part = keys[..., self.start : self.start + 2 * half]
         angle = delta[..., None].float() * self.inv_freq.to(keys.device)
@@ -47,17 +42,16 @@ class Rotation:
 
 
 def rotate_keys(keys: Vectors, delta: Tensor, rotation: Rotation) -> None:
-    """Rotate stored `keys` [H_KV, N, D] on by `delta` int [H_KV, N] positions, in place.
+    """Rotate stored `keys` [H_KV, N, D] on by `delta` int [H_KV, N] positions, in place, a tile of slots at a time.
 
     A coded key that moves is rounded once more; one whose delta is 0 keeps its codes.
     """
-    if not isinstance(keys, Packed):
-        rotation.rotate_(keys, delta)
-        return
-    tile = max(1, TILE_ELEMENTS // (delta.shape[0] * keys.dim))
+    tile = max(1, TILE_ELEMENTS // (keys.shape[0] * keys.shape[-1]))
     for start in range(0, delta.shape[1], tile):
-        here = slice(start, start + tile)
-        held, by = keys[:, here], delta[:, here]
+        held, by = keys[:, start : start + tile], delta[:, start : start + tile]
+        if not isinstance(held, Packed):
+            rotation.rotate_(held, by)
+            continue
         numbers = hadamard(held.to(torch.float32))
         rotation.rotate_(numbers, by)
         coded, moves = quantise(hadamard(numbers), held.bits, held.group), (by != 0)[..., None]

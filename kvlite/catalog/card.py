@@ -6,8 +6,7 @@ from pathlib import Path
 
 CARD = "README.md"
 DEMO_CARD = "MODEL_CARD.md"
-LICENSES = ("LICENSE", "LICENSE.txt", "LICENSE.md")
-_FIELD = re.compile(r"(license|license_name|license_link):\s*[\"']?([^\"'#\n]+)", re.ASCII)
+_FIELD = re.compile(r"(license|license_name):\s*[\"']?([^\"'#\n]+)", re.ASCII)
 _NOT_PROSE = re.compile(r"[#<>|!\[`*+=-]|\d+\. ")
 
 
@@ -18,19 +17,12 @@ class Card:
     text: str = ""
     summary: str = ""
     license: str | None = None
-    license_link: str | None = None
 
 
 def read_card(folder: Path) -> Card:
     """Read the card of a model folder; an empty one when there is none."""
     path = next((folder / name for name in (CARD, DEMO_CARD) if (folder / name).is_file()), None)
     return parse_card(path.read_text(encoding="utf-8", errors="replace")) if path else Card()
-
-
-def license_text(folder: Path) -> str | None:
-    """Read the text of the licence; None where the folder has none."""
-    path = next((folder / name for name in LICENSES if (folder / name).is_file()), None)
-    return path.read_text(encoding="utf-8", errors="replace").strip() if path else None
 
 
 def parse_card(text: str) -> Card:
@@ -42,7 +34,7 @@ def parse_card(text: str) -> Card:
     licence = fields.get("license")
     if licence == "other":
         licence = fields.get("license_name", licence)
-    return Card(body.strip(), _first_paragraph(body), licence, fields.get("license_link"))
+    return Card(body.strip(), _first_paragraph(body), licence)
 
 
 def _first_paragraph(body: str) -> str:

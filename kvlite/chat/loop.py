@@ -97,8 +97,6 @@ class Chat:
         if answer.kv.tokens_evicted and not self._has_told_eviction:
             self._has_told_eviction = True
             self._console.note(eviction_notice(answer.kv))
-        for note in self.session.new_notes():
-            self._console.note(note)
         self.save()
 
     def show(self, text: str) -> None:

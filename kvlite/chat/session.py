@@ -43,7 +43,6 @@ class Session:
         self._messages: list[ChatMessage] = []
         self._checkpoints: deque[Checkpoint] = deque()
         self._checkpoint_limit = min(MAX_CHECKPOINT_BYTES, available_bytes() // 10)
-        self._num_notes = 0
         self.set_system(system)
 
     @property
@@ -63,12 +62,6 @@ class Session:
     def counts(self) -> KVCounts:
         """Return the counts of the row's slots."""
         return self._engine.counts(ROW)
-
-    def new_notes(self) -> list[str]:
-        """Return the chat template's notes for the user, each once."""
-        notes = self._text.notes[self._num_notes :]
-        self._num_notes += len(notes)
-        return notes
 
     def ask(self, user: str) -> Generator[Piece | Answer]:
         """Stream the answer to `user`, and at the end the Answer. The text of a cancelled answer stays in the chat.

@@ -13,9 +13,8 @@ from kvlite.deadline import Deadline
 from kvlite.errors import UsageError
 from kvlite.llm import LLM
 from kvlite.llm.answer import AnswerSettings, sampling_of
-from kvlite.llm.fast_import import import_engine
 from kvlite.llm.spec import RunSpec
-from kvlite.llm.text_model import TextModel
+from kvlite.llm.text_model import TextModel, import_engine
 from kvlite.options import AnswerOptions, ModelOptions
 from kvlite.record.recorder import Recorder
 
@@ -63,8 +62,6 @@ def answer_once(
         deadline.check()
         text = llm.model.text
         encoded = text.raw(prompt) if raw else text.prompt(prompt, system=asked.answer.system)
-        for note in text.notes:
-            out.note(note)
         turn = SingleTurn(llm.engine, text, asked.settings(llm), output, out)
         turn.answer(encoded, llm.model.name, deadline, recorder)
 

@@ -61,9 +61,8 @@ def bench(
 ) -> None:
     """Measure start-up, prompts and decoding on random tokens, and the share of this device's bandwidth they use."""
     from kvlite.llm import LLM
-    from kvlite.llm.fast_import import import_engine
     from kvlite.llm.spec import RunSpec
-    from kvlite.llm.text_model import TextModel
+    from kvlite.llm.text_model import TextModel, import_engine
     from kvlite.memory.host import process_age_s
 
     age_s, workload, out = process_age_s(), given.workload(), call.console

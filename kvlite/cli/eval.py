@@ -11,7 +11,11 @@ from kvlite.cli.signature import only
 from kvlite.flags import option
 from kvlite.options import SAMPLING, ModelOptions, OutputOptions
 
-_OF_MODEL = ("prefill_chunk", "quant", "dtype", "device", "revision", "trust_remote_code", "allow_pickle", "offline")
+# fmt: off
+_OF_MODEL = (
+    "prefill_chunk", "quant", "four_bit", "dtype", "device", "revision", "trust_remote_code", "allow_pickle", "offline",
+)
+# fmt: on
 
 
 def _complete_suite(incomplete: str) -> list[str]:
@@ -30,7 +34,7 @@ class EvalOptions:
         metavar="A,B",
         shown_default="recall,kl",
         complete=_complete_suite,
-        help="What to measure: recall, passkey, needle, tracking, lookup, kl, ppl.",
+        help="What to measure: recall, needle, tracking, lookup, kl, ppl.",
     )
     policy: str = option(
         "heavy-hitter,h2o,window",

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from kvlite.cache.policy import load_policy
 from kvlite.cache.policy_text import split_policies
@@ -13,17 +13,16 @@ from kvlite.cli.prompts import STDIN, read_file, read_stdin
 from kvlite.cli.report import write_page
 from kvlite.console import Console
 from kvlite.errors import UsageError
-from kvlite.evaluation.evaluation import Evaluation
+from kvlite.evaluation.evaluation import Evaluation, Pace
 from kvlite.evaluation.journal import Journal
-from kvlite.evaluation.report import Report
+from kvlite.evaluation.report import eval_json
 from kvlite.evaluation.suites import Suite
-from kvlite.evaluation.summary import summarise
+from kvlite.evaluation.summary import Summary
 from kvlite.evaluation.tasks import Subject
 from kvlite.evaluation.variant import Variant
 from kvlite.evaluation.view import eval_page, headline, suite_section
-from kvlite.llm.fast_import import import_engine
 from kvlite.llm.spec import RunSpec
-from kvlite.llm.text_model import TextModel
+from kvlite.llm.text_model import TextModel, import_engine
 from kvlite.memory.budget import Budget, BudgetKind
 from kvlite.memory.format import slot_format
 from kvlite.memory.plan import MOST_CHUNK
@@ -72,10 +71,16 @@ def evaluate(given: EvalOptions, options: ModelOptions, chunk: int | None, recor
     subject = Subject.of(model, given.batch_size)
     suites, variants = _suites(given, _tokens(given, model.loaded.window)), _variants(given, chunk)
     evaluation = Evaluation(subject, suites, variants, journal, content, one_by_one=chunk is None)
-    _run(evaluation, out)
-    for note in model.text.notes:
-        out.note(note)
-    _write(_report(evaluation, model.name), given.html, out)
+    summaries = _run(evaluation, out)
+    about = {
+        "model": model.name,
+        "identity": subject.identity,
+        "dtype": model.loaded.dtype_name,
+        "quant": model.loaded.quant,
+        "device": model.loaded.device.type,
+        "versions": installed_versions(),
+    }
+    _write(about, summaries, given.html, out)
 
 
 def _tokens(given: EvalOptions, window: int | None) -> int:
@@ -147,54 +152,38 @@ def _obstacle(path: Path) -> str | None:
     return None if os.access(path if path.exists() else path.parent, os.W_OK) else "it may not be written"
 
 
-def _run(evaluation: Evaluation, out: Console) -> None:
-    """Measure under a status line; say once how long it will take, and on the way out where the results are."""
-    told = False
+def _run(evaluation: Evaluation, out: Console) -> list[Summary]:
+    """Measure under a status line; on the way out say where the results are."""
     try:
         with out.progress() as progress:
-            for pace in evaluation.run():
-                if not told and pace.left_s is not None and pace.is_sampled:
-                    told = True
-                    held = "1 conversation" if pace.total == 1 else f"{pace.total} conversations"
-                    out.note(f"{held} under all variants: {_duration(pace.left_s)} from here")
-                left = "" if pace.left_s is None else f" · {_duration(pace.left_s)} left"
-                progress.update(f"{pace.done:.0f} of {pace.total} · {pace.doing}{left}")
+            evaluation.tell = lambda pace: progress.update(_told(pace))
+            return evaluation.run()
     except BaseException:
         if evaluation.journal.path is not None:
             out.note(f"what was measured is in {evaluation.journal.path}; the same command goes on from there")
         raise
 
 
-def _duration(seconds: float) -> str:
-    """Seconds for reading, as exact as an estimate is."""
-    if seconds < 90:
-        return f"about {max(1, round(seconds))} s"
-    minutes = round(seconds / 60)
-    return f"about {minutes} min" if minutes < 90 else f"about {seconds / 3600:.1f} h"
-
-
-def _report(evaluation: Evaluation, model: str) -> Report:
-    subject = evaluation.subject
-    loaded = subject.loaded
-    return Report(
-        model=model,
-        identity=subject.identity,
-        dtype=loaded.dtype_name,
-        quant=loaded.quant,
-        device=loaded.device.type,
-        versions=installed_versions(),
-        summaries=tuple(summarise(result) for result in evaluation.results),
+def _told(pace: Pace) -> str:
+    """The progress in one line, the time left as exact as an estimate is."""
+    done = f"{pace.done:.0f} of {pace.total} · {pace.doing}"
+    if pace.left_s is None:
+        return done
+    minutes = pace.left_s / 60
+    left = (
+        f"{pace.left_s:.0f} s" if minutes < 1.5 else f"{minutes:.0f} min" if minutes < 90 else f"{minutes / 60:.1f} h"
     )
+    return f"{done} · about {left} left"
 
 
-def _write(report: Report, html: Path | None, out: Console) -> None:
+def _write(about: Mapping[str, Any], summaries: Sequence[Summary], html: Path | None, out: Console) -> None:
     if html is not None:
-        write_page(html, eval_page(report))
+        write_page(html, eval_page(about, summaries))
     if out.as_json:
-        out.json(report.to_json(), indent=2)
+        out.json(eval_json(about, summaries), indent=2)
         return
-    out.line(headline(report))
-    for summary in report.summaries:
+    out.line(headline(about))
+    for summary in summaries:
         section = suite_section(summary)
         out.line()
         out.paragraph(f"{section.title}: {section.about}")

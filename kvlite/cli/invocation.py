@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from kvlite.flags import argument, option
-from kvlite.options import BUILT_IN_MODEL, MODEL
+from kvlite.options import BUILT_IN_MODEL, MODEL_HELP
 
 if TYPE_CHECKING:
     from kvlite.console import Console
@@ -17,22 +17,12 @@ if TYPE_CHECKING:
 
 NEXT_MODEL = "a small demonstration; a real model to try next: qwen2.5-0.5b"
 UNNAMED = f"no model is named: the built-in demo answers, {NEXT_MODEL}"
-_MODEL_HELP = "Alias, org/name[@revision] or folder"
 
 
 def model_argument() -> Any:
     """A field for the model, given as the argument of a command that does without one."""
-    help = f"{_MODEL_HELP}; without one, the built-in {BUILT_IN_MODEL}."
+    help = f"{MODEL_HELP}; without one, the built-in {BUILT_IN_MODEL}."
     return argument(None, metavar="MODEL", complete="model", help=help)
-
-
-def model_option() -> Any:
-    """A field for the model of commands whose other words, or whose input, may name one too.
-
-    KVLITE_MODEL and the config are weaker than these: `Invocation.default_model`.
-    """
-    help = f"{_MODEL_HELP}."
-    return option(None, "-m", metavar="MODEL", heading=MODEL, complete="model", from_settings=False, help=help)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

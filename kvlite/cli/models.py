@@ -28,10 +28,9 @@ class PullOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShowOptions:
-    """The model to show, or its licence only."""
+    """The model to show."""
 
     model: str | None = model_argument()
-    license: bool = option(False, help="Only the licence, in full where it is here.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,12 +90,7 @@ def show(options: Annotated[ModelOptions, only("revision", "offline")], given: S
 
     out = call.console
     ref = resolve_model(call.chosen_model(given.model), revision=options.revision)
-    facts = model_facts(ref, offline=options.offline)
-    if given.license:
-        out.line(_license(ref, facts, options.offline))
-        return
-    card = model_card(ref, offline=options.offline)
-    record = _record(ref, facts)
+    card, record = model_card(ref, offline=options.offline), _record(ref, model_facts(ref, offline=options.offline))
     if out.as_json:
         out.json(record | {"summary": card.summary}, indent=2)
         return
@@ -149,21 +143,6 @@ def _listed_record(model: Listed) -> dict[str, Any]:
     record = asdict(model)
     modified = datetime.fromtimestamp(int(record.pop("modified_s")), UTC)
     return record | {"modified": modified.isoformat().replace("+00:00", "Z")}
-
-
-def _license(ref: ModelRef, facts: ModelFacts, offline: bool) -> str:
-    from kvlite.catalog.card import license_text
-    from kvlite.catalog.files import model_card
-    from kvlite.catalog.snapshots import cached_snapshot
-
-    folder = ref.path or cached_snapshot(ref.repo or "", ref.revision)
-    text = license_text(folder) if folder else None
-    if text:
-        return text
-    link = model_card(ref, offline=offline).license_link
-    if link is None or not link.startswith("http"):
-        link = f"https://huggingface.co/{ref.repo}" if ref.repo else str(ref.path)
-    return f"{facts.license or 'unknown licence'}; see {link}"
 
 
 def _record(ref: ModelRef, facts: ModelFacts) -> dict[str, Any]:

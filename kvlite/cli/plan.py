@@ -26,7 +26,6 @@ class PlanOptions:
     solve: Literal["budget", "context", "batch"] | None = option(
         None, help="Find the smallest budget, the longest context or the largest batch that fits."
     )
-    sweep: bool = option(False, help="A table of budgets and what each of them keeps.")
     vram: str | None = option(None, metavar="SIZE", help="Pretend a GPU with this much free memory.")
 
 

@@ -11,9 +11,8 @@ from kvlite.catalog.files import ModelFacts, model_facts
 from kvlite.console import Console
 from kvlite.llm.spec import PlanDevice, RunSpec, find_device
 from kvlite.memory.budget import Budget, BudgetKind
-from kvlite.memory.fit import TURN_TOKENS, Fit, Quote, advice, most_rows, most_tokens, quote, sweep
+from kvlite.memory.fit import Fit, Quote, advice, most_rows, most_tokens, quote
 from kvlite.memory.format import human_bytes, size_up
-from kvlite.memory.plan import tokens_by_bytes
 from kvlite.memory.shape import LayerShape
 from kvlite.options import ModelOptions
 
@@ -23,24 +22,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class PlanReport:
-    """A quote for a model on a device, the options that asked for it, and quotes for other budgets."""
+    """A quote for a model on a device, and the options that asked for it."""
 
     model: str
     facts: ModelFacts
     device: PlanDevice
     quote: Quote
     given: PlanOptions
-    sweep: tuple[Quote, ...]
 
 
 def plan_report(given: PlanOptions, options: ModelOptions, *, is_budget_given: bool) -> PlanReport:
     """Look for device and model, and plan. Raises the KvliteError that says what is wrong."""
     place = find_device(options.device, given.vram)
     spec = _with_budgets(RunSpec.of(options), given, is_budget_given=is_budget_given)
-    facts = model_facts(spec.ref, offline=spec.offline)
+    facts = model_facts(spec.ref, offline=options.offline)
     fit = spec.fit(facts, spec.shape(facts), place.kind, place.free_bytes, given.batch_size)
-    found = _quote(fit, spec.budget, given)
-    return PlanReport(str(spec.ref), facts, place, found, given, tuple(sweep(fit)) if given.sweep else ())
+    return PlanReport(str(spec.ref), facts, place, _quote(fit, spec.budget, given), given)
 
 
 def _with_budgets(spec: RunSpec, given: PlanOptions, *, is_budget_given: bool) -> RunSpec:
@@ -76,7 +73,6 @@ def as_json(report: PlanReport) -> dict[str, Any]:
     found = report.quote
     fit, cache = found.fit, found.cache
     shape = fit.shape
-    kv_only_tokens, uncapped_tokens = _tokens_by_bytes(found)
     return {
         "model": report.model,
         "repo": report.facts.repo,
@@ -93,10 +89,7 @@ def as_json(report: PlanReport) -> dict[str, Any]:
         "kv_budget": size_up(cache.reserved_bytes) if cache else None,
         "rows": cache.rows if cache else fit.most_rows,
         "context": report.given.context,
-        "kv_only_tokens": kv_only_tokens,
-        "uncapped_tokens": uncapped_tokens,
         "tokens": cache.slots if cache else 0,
-        "slots": cache.slots if cache else 0,
         "chunk": cache.chunk if cache else None,
         "capped_by": cache.capped_by if cache else None,
         "reserved_bytes": cache.reserved_bytes if cache else None,
@@ -110,7 +103,6 @@ def as_json(report: PlanReport) -> dict[str, Any]:
         "shortage": found.shortage,
         "try": advice(found),
         "solve": report.given.solve,
-        "sweep": [_sweep_row(other) for other in report.sweep],
     }
 
 
@@ -135,8 +127,6 @@ def show(report: PlanReport, out: Console) -> None:
         out.line(f"does not fit: {found.shortage}")
         for change in advice(found):
             out.line(f"  try {change}")
-    if report.sweep:
-        _show_sweep(report, out)
 
 
 def _headlines(report: PlanReport) -> Iterator[tuple[str, str]]:
@@ -160,9 +150,6 @@ def _headlines(report: PlanReport) -> Iterator[tuple[str, str]]:
         return
     rows = f" in {cache.rows} equal rows" if cache.rows > 1 else ""
     yield "KV budget", f"{found.budget} = {cache.budget_bytes:,} B{rows}, of which {cache.reserved_bytes:,} B are used"
-    alone, whole = _tokens_by_bytes(found)
-    yield "K and V alone", f"{alone:,} tokens at most"
-    yield "with all a slot has", f"{whole:,} tokens: less policy state, positions and staging"
     capped = f", all that the {cache.capped_by} allows" if cache.capped_by else ""
     share = f" on average, {cache.fewest:,} to {max(cache.layer_slots):,} a layer" if cache.fewest < cache.slots else ""
     yield "tokens kept", f"{cache.slots:,} a row{share}, prefilled {cache.chunk} at once{capped}"
@@ -175,14 +162,6 @@ def _headlines(report: PlanReport) -> Iterator[tuple[str, str]]:
         yield "solved", f"--context {cache.slots}" if fit.batch is None else f"--kv-per-seq {cache.slots}tok"
     elif report.given.solve == "batch" and found.fits:
         yield "solved", f"--batch-size {cache.rows} --kv-per-seq {cache.slots}tok"
-
-
-def _tokens_by_bytes(found: Quote) -> tuple[int, int] | tuple[None, None]:
-    """Tokens a row would keep whatever the window: if only K and V took bytes, and with all that a slot costs."""
-    cache = found.cache
-    if cache is None:
-        return None, None
-    return tokens_by_bytes(found.fit.shape, found.spec, rows=cache.rows, allowed=cache.budget_bytes)
 
 
 def _layer_groups(report: PlanReport) -> Iterator[dict[str, Any]]:
@@ -203,39 +182,3 @@ def _layer_text(layer: LayerShape, count: int) -> str:
     if layer.state_bytes:
         parts.append(f"{layer.state_bytes:,} B of constant state")
     return ", ".join(parts)
-
-
-def _sweep_row(found: Quote) -> dict[str, Any]:
-    tokens = found.cache.slots if found.cache else 0
-    window = found.fit.shape.max_positions
-    return {
-        "budget": str(found.budget),
-        "kv_dtype": found.spec.slot_format.name,
-        "rows": found.cache.rows if found.cache else 0,
-        "tokens": tokens,
-        "window_share": round(tokens / window, 3) if window else None,
-        "turns": tokens // TURN_TOKENS,
-        "total_bytes": found.memory.total_bytes,
-        "fits": found.fits,
-    }
-
-
-def _show_sweep(report: PlanReport, out: Console) -> None:
-    rows = [_sweep_row(found) for found in report.sweep]
-    out.line()
-    out.table(
-        ("BUDGET", "SLOTS IN", "ROWS", "TOKENS", "OF WINDOW", f"TURNS OF {TURN_TOKENS}", "IN ALL", "FITS"),
-        [
-            (
-                row["budget"],
-                row["kv_dtype"],
-                f"{row['rows']:,}",
-                f"{row['tokens']:,}",
-                "-" if row["window_share"] is None else f"{row['window_share']:.0%}",
-                f"{row['turns']:,}",
-                human_bytes(row["total_bytes"]),
-                "yes" if row["fits"] else "no",
-            )
-            for row in rows
-        ],
-    )

@@ -26,7 +26,6 @@ class ReportOptions:
         metavar="RUN|PATH|last|ls|rm",
         help="A run's id or its start, a record's file, or last; ls lists the runs, rm deletes some.",
     )
-    md: bool = option(False, from_settings=False, help="Markdown instead of plain tables.")
     html: Path | None = option(None, metavar="PATH", from_settings=False, help="Write one self-contained page.")
     compare: str | None = option(None, metavar="RUN2", from_settings=False, help="Show what differs from RUN to RUN2.")
     fail_on: tuple[str, ...] = option(
@@ -40,77 +39,57 @@ class ReportOptions:
 def report(asked: ReportOptions, call: Invocation) -> None:
     """Show what a past run took: predicted, measured, kept and evicted."""
     out = call.console
-    flags = {
-        "--json": out.as_json,
-        "--md": asked.md,
-        "--html": asked.html,
-        "--compare": asked.compare,
-        "--fail-on": asked.fail_on,
-    }
-    given = [name for name, value in flags.items() if value]
+    forms = {"--json": out.as_json, "--html": asked.html, "--compare": asked.compare}
+    given = [name for name, value in forms.items() if value]
     first, *rest = asked.words or ("last",)
     if first in ("ls", "rm"):
-        if set(given) - {"--json"}:
-            raise UsageError(f"report {first} takes no {given[-1]}")
+        if refused := [name for name in (*given, *(["--fail-on"] if asked.fail_on else [])) if name != "--json"]:
+            raise UsageError(f"report {first} takes no {refused[0]}")
         (_list if first == "ls" else _remove)(out, rest)
         return
-    forms = [name for name in given if name != "--fail-on" and (name != "--compare" or asked.html)]
-    if len(forms) > 1:
-        raise UsageError(f"{forms[0]} contradicts {forms[1]}; give one of them")
+    if len(given) > 1:
+        raise UsageError(f"{given[0]} contradicts {given[1]}; give one of them")
     if rest:
         raise UsageError(f"one run at a time, not also {rest[0]!r}; --compare takes a second")
     _report(out, first, asked)
 
 
 def _report(out: Console, run: str, asked: ReportOptions) -> None:
-    from kvlite.record.fail_on import Comparison, changes, check, numbers_of
+    from kvlite.record.fail_on import Comparison, changes, check, difference_table, numbers_of, values_of
     from kvlite.record.store import RunRecords
 
     comparisons = [Comparison.parse(text) for text in asked.fail_on]
     runs = RunRecords()
     record = runs.load(run)
-    numbers = numbers_of(record)
+    numbers = numbers_of(values_of(record))
     other = runs.load(asked.compare) if asked.compare else None
     if other is not None:
-        numbers |= changes(numbers, numbers_of(other))
+        numbers |= changes(numbers, numbers_of(values_of(other)))
     for comparison in comparisons:  # a gate that cannot be judged says so before anything is printed
         comparison.holds(numbers)
     if other is not None:
-        _show_difference(out, record, other, md=asked.md)
+        out.show(difference_table(record, other))
     else:
-        _show(out, record, asked)
+        _show(out, record, asked.html)
     check(comparisons, numbers)
 
 
-def _show(out: Console, record: RunRecord, asked: ReportOptions) -> None:
-    from kvlite.record.document import record_markdown, record_page
+def _show(out: Console, record: RunRecord, html: Path | None) -> None:
     from kvlite.record.view import record_tables, run_line, verdict
 
     if out.as_json:
         out.json(record.model_dump(mode="json", by_alias=True))
-    elif asked.md:
-        out.answer(record_markdown(record))
-    elif asked.html is not None:
-        write_page(asked.html, record_page(record))
-        out.note(f"wrote {asked.html}")
+    elif html is not None:
+        from kvlite.record.document import record_page
+
+        write_page(html, record_page(record))
+        out.note(f"wrote {html}")
     else:
         out.line(verdict(record))
         out.line(run_line(record))
         for table in record_tables(record):
             out.line()
             out.show(table)
-
-
-def _show_difference(out: Console, record: RunRecord, other: RunRecord, *, md: bool) -> None:
-    from kvlite.record.fail_on import difference_table, differences
-
-    if out.as_json:
-        found = {name: list(values) for name, values in differences(record, other).items()}
-        out.json({"runs": [record.run_id, other.run_id], "differences": found})
-    elif md:
-        out.line(difference_table(record, other).markdown())
-    else:
-        out.show(difference_table(record, other))
 
 
 def _list(out: Console, rest: list[str]) -> None:

@@ -8,10 +8,10 @@ from typing import Annotated
 
 import typer
 
-from kvlite.cli.invocation import Invocation, model_option
+from kvlite.cli.invocation import Invocation
 from kvlite.cli.signature import without
 from kvlite.flags import argument, option
-from kvlite.options import AnswerOptions, ModelOptions, OutputOptions
+from kvlite.options import AnswerOptions, ModelOptions, OutputOptions, model_option
 
 
 def _complete_word(ctx: typer.Context, incomplete: str) -> list[str]:

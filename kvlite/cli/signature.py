@@ -10,7 +10,6 @@ from typing import Annotated, Any, NamedTuple, get_args, get_origin, get_type_hi
 import typer
 
 from kvlite.cli.invocation import Invocation, ProgramOptions
-from kvlite.errors import UsageError
 from kvlite.flags import Flag
 
 _SOURCES = {"COMMANDLINE": "flag", "ENVIRONMENT": "env", "DEFAULT_MAP": "config"}
@@ -54,15 +53,6 @@ class _Option(NamedTuple):
         """The long name, which is the setting's in files and variables."""
         return next(name for name in self.decls if name.startswith("--")).partition("/")[0]
 
-    @property
-    def short(self) -> _Option | None:
-        """The flag that stands for one value of this option, where there is one."""
-        short = self.flag.short
-        if short is None:
-            return None
-        flag = Flag(help=short.help, names=(short.name,), heading=self.flag.heading)
-        return _Option(f"{self.name}_short", bool, False, flag)
-
     def parameter(self, **how: Any) -> Parameter:
         """The parameter that Typer reads; `how` overrules the arguments of typer.Option."""
         flag, kind, default = self.flag, self.kind, self.default
@@ -85,14 +75,9 @@ class _Option(NamedTuple):
         default = Parameter.empty if default is MISSING else default
         return Parameter(self.name, Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, info])
 
-    def value(self, given: Mapping[str, Any], call: Invocation) -> Any:
-        """The field's value. Raises UsageError where the short flag contradicts the option itself."""
-        value, short = given[self.name], self.flag.short
-        if short is not None and given[f"{self.name}_short"]:
-            if call.is_given(self.name) and value != short.value:
-                raise UsageError(f"{short.name} contradicts {self.long} {value}; give one of them")
-            return short.value
-        return tuple(value or ()) if get_origin(self.kind) is tuple else value
+    def value(self, given: Any) -> Any:
+        """The field's value for what Typer has read."""
+        return tuple(given or ()) if get_origin(self.kind) is tuple else given
 
 
 def from_flags(command: Callable[..., None], *more: Parameter) -> Callable[..., None]:
@@ -110,11 +95,10 @@ def from_flags(command: Callable[..., None], *more: Parameter) -> Callable[..., 
         around = {Invocation: call, typer.Context: ctx}
         arguments = {name: around[hint] for name, hint in hints.items() if name not in groups}
         for name, (kind, options) in groups.items():
-            arguments[name] = kind(**{option.name: option.value(given, call) for option in options})
+            arguments[name] = kind(**{option.name: option.value(given[option.name]) for option in options})
         command(**arguments)
 
-    options = [option for _, group in groups.values() for option in group]
-    parameters = [one.parameter() for option in options for one in (option, option.short) if one is not None]
+    parameters = [option.parameter() for _, group in groups.values() for option in group]
     context = Parameter("ctx", Parameter.KEYWORD_ONLY, annotation=typer.Context)
     run.__signature__ = Signature([context, *parameters, *more])  # type: ignore[attr-defined]
     run.__doc__ = command.__doc__

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -31,22 +30,21 @@ class NotCapturable(Exception):
     """A step that cannot be recorded, or that does not repeat what eager steps do; the message says why."""
 
 
-class GraphRecorder(Protocol):
-    """Makes a function that does again, on the same tensors, what `body` does."""
+class GraphRecorder:
+    """Makes a function that does again, on the same tensors, what `body` does: here the body itself, run eagerly."""
 
-    num_bytes: int
+    num_bytes = 0
     """Bytes that its recordings hold on the device."""
 
     def record(self, body: Callable[[], None]) -> Callable[[], None]:
         """The function; `body` has run before, and need not run now."""
-        ...
+        return body
 
 
-class CudaGraphs:
+class CudaGraphs(GraphRecorder):
     """The GraphRecorder of CUDA graphs, which share one pool of memory."""
 
     def __init__(self, device: torch.device) -> None:
-        self.num_bytes = 0
         self._device = device
         self._pool = torch.cuda.graph_pool_handle()
 
@@ -109,7 +107,7 @@ class DecodeGraphs:
         if key not in self._graphs:
             self._graphs[key] = self._recorded(lambda: self._run(key))
         self._graphs[key]()
-        self.cache.grow(feed.rows, tuple(len(ids) for ids in feed.ids))
+        self.cache.grow(feed.rows, feed.counts)
         return self._logits[feed.rows]
 
     def _key(self, feed: Feed, rows: Sequence[Row]) -> GraphKey:
@@ -163,22 +161,12 @@ def wants_graphs(asked: bool | None, device: torch.device) -> bool:
     return bool(asked)
 
 
-class Repeating:
-    """The GraphRecorder that records nothing: the body runs again, eagerly."""
-
-    num_bytes = 0
-
-    def record(self, body: Callable[[], None]) -> Callable[[], None]:
-        """See GraphRecorder."""
-        return body
-
-
 def check_exact(loaded: LoadedModel, open_cache: Callable[[], SlotCache], recorder: GraphRecorder) -> None:
     """Raise NotCapturable unless decode steps by graphs equal eager ones to the bit: logits and every cache tensor.
 
     `open_cache` makes a cache of one row, a small one: its slots are filled, and then some are evicted.
     """
-    eager, replayed = (DecodeGraphs(loaded, open_cache(), used) for used in (Repeating(), recorder))
+    eager, replayed = (DecodeGraphs(loaded, open_cache(), used) for used in (GraphRecorder(), recorder))
     row = Row(0)
     for at in range(eager.cache.plan.fewest + (8 if eager.cache.policy.evicts else 0)):
         feed = Feed(slice(0, 1), (((7919 * at + 11) % loaded.shape.vocab,),))

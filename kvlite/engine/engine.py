@@ -10,12 +10,10 @@ import torch
 
 from kvlite.cache.cache import CacheSnapshot, SlotCache
 from kvlite.cache.policy import Policy
-from kvlite.cache.spec import cache_spec
-from kvlite.engine.allocating import allocating
 from kvlite.engine.decode_graphs import DecodeGraphs, GraphRecorder, NotCapturable, check_exact
-from kvlite.engine.inputs import Inputs
+from kvlite.engine.device_memory import PeakMemory, allocating
+from kvlite.engine.inputs import inputs
 from kvlite.engine.limits import Limits
-from kvlite.engine.peak_memory import PeakMemory
 from kvlite.engine.request import Completion, FinishReason, Request, Timing, Token
 from kvlite.engine.row import Row
 from kvlite.engine.sampling import INVALID, Draw, sample
@@ -129,7 +127,7 @@ class Engine:
                 f"a text is longer than the {self.plan.slots} slots, and policy {self.policy.name} is full"
             )
         assert self.on_full != "evict" or max(map(len, ids)) <= self.plan.chunk, "re-rotation leaves room for one chunk"
-        with self.peak_memory.phase("prefill"), allocating():
+        with self.peak_memory.phase("prefill"):
             return self._forward(Feed(slice(0, len(ids)), tuple(ids)), last=max(map(len, ids)))
 
     def cancel(self, request_id: str, reason: FinishReason = FinishReason.CANCELLED) -> None:
@@ -146,7 +144,7 @@ class Engine:
     def reset(self, row: int) -> None:
         """Forget a row's conversation."""
         self.cache.reset(row)
-        self._rows[row].clear()
+        self._rows[row] = Row(row)
         if self.loaded.state is not None:
             self.loaded.state.reset()
 
@@ -180,12 +178,13 @@ class Engine:
 
     def _admit(self, request: Request) -> Iterator[Completion]:
         if request.row is None:
-            row = next(row for row in self._rows if row.job is None)
-            self.reset(row.index)
+            index = next(row.index for row in self._rows if row.job is None)
+            self.reset(index)
         elif self._rows[request.row].job is None:
-            row = self._rows[request.row]
+            index = request.row
         else:
             raise UsageError(f"row {request.row} is busy; wait for its answer")
+        row = self._rows[index]
         counts = self.counts(row.index)
         error = self._limits.refusal(row, request)
         if error is None:
@@ -210,12 +209,10 @@ class Engine:
         """One forward pass; then a token for every row whose prompt is through."""
         rows = self._rows[feed.rows]
         phase = "decode" if all(row.job is None or row.job.answer for row in rows) else "prefill"
-        with self.peak_memory.phase(phase), allocating():
-            logits = self._replay(feed) if feed.decodes and self.graphs is not None else None
-            if logits is None:
-                logits = self._forward(feed)[:, -1]
+        with self.peak_memory.phase(phase):
+            logits = self._forward(feed)[:, -1]
             ready = [i for i, row in enumerate(rows) if row.job is not None and feed.ids[i] and not row.job.prompt]
-            draws = [self._draw(rows[i]) for i in ready]
+            draws = [Draw(job.request.sampling, len(job.answer), rows[i].used) for i in ready if (job := rows[i].job)]
             ids = sample(logits[ready] if len(ready) < len(rows) else logits, draws) if ready else []
         for i, token in zip(ready, ids, strict=True):
             yield from self._take(rows[i], token)
@@ -225,7 +222,7 @@ class Engine:
 
         def small() -> SlotCache:
             loaded, policy, stored = self.loaded, self.policy, self.cache.stored
-            spec, budget = cache_spec(policy, stored), Budget.parse(f"{policy.min_slots() + 8}tok")
+            spec, budget = policy.cache_spec(stored), Budget.parse(f"{policy.min_slots() + 8}tok")
             plan = plan_cache(loaded.shape, budget, spec, free_bytes=None)
             return SlotCache(loaded.shape, plan, policy, stored, loaded.device, kernels, loaded.dtype)
 
@@ -238,20 +235,6 @@ class Engine:
         else:
             self.step, self.graphs = "captured", graphs
 
-    def _replay(self, feed: Feed) -> torch.Tensor | None:
-        """Feed a decode step by a graph and give its logits [n, V]; None where it cannot be recorded."""
-        assert self.graphs is not None
-        rows = self._rows[feed.rows]
-        self._rerotate(rows, [len(ids) for ids in feed.ids])
-        try:
-            logits = self.graphs.step(feed, rows)
-        except NotCapturable as error:
-            self._give_up(error)
-            return None
-        for row, ids in zip(rows, feed.ids, strict=True):
-            row.feed(len(ids))
-        return logits
-
     def _give_up(self, why: NotCapturable) -> None:
         """Go on without graphs, which must not be recorded again once that failed."""
         reason = f"{self.loaded.shape.family} under policy {self.policy.name} cannot be captured: {why}"
@@ -260,24 +243,22 @@ class Engine:
 
     def _forward(self, feed: Feed, last: int = 1) -> torch.Tensor:
         """Feed the ids and give the logits of the `last` positions [n, last, V]."""
-        rows = self._rows[feed.rows]
-        self._rerotate(rows, [len(ids) for ids in feed.ids])
-        inputs = Inputs.of(feed, rows, self.loaded.device)
-        step = self.cache.begin(feed.rows, inputs.pos, inputs.rot, inputs.counts, inputs.pins)
-        logits = self.loaded.forward(inputs.ids, self.cache, step, last)
-        for row, count in zip(rows, inputs.counts, strict=True):
-            row.feed(count)
-        return logits
-
-    def _rerotate(self, rows: Sequence[Row], counts: Sequence[int]) -> None:
-        """Re-rotate the rows whose next tokens would not stay inside the model's window."""
-        for row, count in zip(rows, counts, strict=True):
+        rows, logits = self._rows[feed.rows], None
+        for row, count in zip(rows, feed.counts, strict=True):
             if count and self._limits.must_turn(row, count):
                 row.rot = self.cache.rerotate(row.index)
-
-    def _draw(self, row: Row) -> Draw:
-        assert row.job is not None
-        return Draw(row.job.request.sampling, len(row.job.answer), row.used)
+        if feed.decodes and self.graphs is not None:
+            try:
+                logits = self.graphs.step(feed, rows)[:, None]
+            except NotCapturable as error:
+                self._give_up(error)
+        if logits is None:
+            ids, pos, rot, pins = inputs(feed, rows, self.loaded.device)
+            step = self.cache.begin(feed.rows, pos, rot, feed.counts, pins)
+            logits = self.loaded.forward(ids, self.cache, step, last)
+        for row, count in zip(rows, feed.counts, strict=True):
+            row.feed(count)
+        return logits
 
     def _take(self, row: Row, token: int) -> Iterator[Token | Completion]:
         """Record a sampled token; a stop id or the last allowed token ends the request."""

@@ -38,7 +38,9 @@ class Limits:
     def crowding(self, row: Row, pins: tuple[tuple[int, int], ...]) -> BudgetTooSmall | None:
         """The error of a row whose pins, with `pins` of its next ids, leave no room; None where they leave some."""
         plan, policy = self.cache.plan, self.cache.policy
-        needed = policy.min_slots(row.num_pinned(row.placed(pins), policy.sinks))
+        spans = (*row.pins, *row.placed(pins))
+        pinned = {position for start, end in spans for position in range(max(start, policy.sinks), end)}
+        needed = policy.min_slots(len(pinned))
         if not policy.evicts or needed <= plan.fewest:
             return None
         if needed > plan.most_slots:

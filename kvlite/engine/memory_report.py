@@ -1,19 +1,17 @@
-"""The memory of an engine for a run record, measured on the tensors there are. Loads no torch at import."""
+"""The memory of an engine for a run record, measured on the tensors there are."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
+import torch
+
+from kvlite.engine.engine import Engine
 from kvlite.memory.counts import KVCounts
 from kvlite.record.measure import device_reading
-from kvlite.record.reading import Reading
+from kvlite.record.recorder import Reading
 from kvlite.record.schema import HostFacts, LayerKept, TorchMemory
-
-if TYPE_CHECKING:
-    from kvlite.engine.engine import Engine
 
 _TERM_OF_TENSOR = {"pos": "positions", "rot": "positions", "statistic": "policy_state"}
 """Every other tensor holds keys and values."""
@@ -21,7 +19,7 @@ _TERM_OF_TENSOR = {"pos": "positions", "rot": "positions", "statistic": "policy_
 
 @dataclass(frozen=True, slots=True)
 class EngineMemory:
-    """An engine as a recorder reads it: a kvlite.record.reading.ReadableEngine."""
+    """An engine as a recorder reads it: a kvlite.record.recorder.ReadableEngine."""
 
     engine: Engine
 
@@ -32,56 +30,46 @@ class EngineMemory:
 
     def allocated_bytes(self) -> int | None:
         """Bytes that torch's allocator holds on the GPU now; None elsewhere."""
-        if not self._is_cuda:
-            return None
-        import torch
-
-        return torch.cuda.memory_allocated(self.engine.loaded.device)
+        device = self.engine.loaded.device
+        return torch.cuda.memory_allocated(device) if device.type == "cuda" else None
 
     def read(self) -> Reading:
-        """Measure everything."""
-        import torch
-
-        engine, counts = self.engine, self.counts()
-        shape = engine.loaded.shape
-        terms = measured_terms(engine)
-        reading = Reading(
+        """Measure everything. What a GPU's allocator held at its peak besides weights and cache is activations."""
+        engine, counts, peak = self.engine, self.counts(), self.engine.peak_memory
+        shape, device, cache = engine.loaded.shape, engine.loaded.device, engine.cache
+        terms, allocator, gpu = measured_terms(engine), None, None
+        if device.type == "cuda":
+            beside = max(peak.peaks.get("prefill", 0), peak.peaks.get("decode", 0)) - sum(terms.values())
+            terms["activations"] = max(0, beside)
+            if engine.graphs is not None:
+                terms["graphs"] = engine.graphs.recorder.num_bytes  # reserved, and to the allocator nobody's
+            allocator = TorchMemory(
+                allocated_peak_bytes=max(peak.peaks.values()), reserved_peak_bytes=peak.reserved_peak_bytes
+            )
+            gpu = device_reading(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
+        live = {
+            index: sum(cache.live(row, layer.num_slots) for row in range(engine.rows))
+            for index, layer in cache.layers.items()
+        }
+        return Reading(
             host=HostFacts(
-                device=engine.loaded.device.type,
-                kernels=engine.cache.backend.name,
+                device=device.type,
+                kernels=cache.backend.name,
                 step=engine.step,
-                cuda=str(torch.version.cuda) if self._is_cuda else None,
+                cuda=str(torch.version.cuda) if device.type == "cuda" else None,
             ),
             counts=counts,
-            bytes_per_token=shape.kv_bytes_per_token(engine.cache.stored),
+            bytes_per_token=shape.kv_bytes_per_token(cache.stored),
             capacity_tokens=engine.plan.slots,
             full_cache_bytes=shape.full_cache_bytes(counts.tokens_seen) if engine.rows == 1 else None,
             terms=terms,
-            layers=kept_per_layer(engine),
-            phases=dict(engine.peak_memory.peaks),
-        )
-        return self._with_gpu(reading, terms) if self._is_cuda else reading
-
-    @property
-    def _is_cuda(self) -> bool:
-        return self.engine.loaded.device.type == "cuda"
-
-    def _with_gpu(self, reading: Reading, terms: Mapping[str, int]) -> Reading:
-        """Add the GPU. What the allocator held at its peak besides weights and cache is activations and scratch."""
-        import torch
-
-        engine, peak = self.engine, self.engine.peak_memory
-        beside = max(peak.peaks.get("prefill", 0), peak.peaks.get("decode", 0)) - sum(terms.values())
-        terms = {**terms, "activations": max(0, beside)}
-        if engine.graphs is not None:
-            terms["graphs"] = engine.graphs.recorder.num_bytes  # reserved, and to the allocator nobody's
-        return replace(
-            reading,
-            terms=terms,
-            torch=TorchMemory(
-                allocated_peak_bytes=max(peak.peaks.values()), reserved_peak_bytes=peak.reserved_peak_bytes
+            layers=tuple(
+                LayerKept(layer=index, kept=kept, bytes=kept * cache.layers[index].slot_bytes)
+                for index, kept in live.items()
             ),
-            gpu=device_reading(f"GPU-{torch.cuda.get_device_properties(engine.loaded.device).uuid}"),
+            phases=dict(peak.peaks),
+            torch=allocator,
+            gpu=gpu,
         )
 
 
@@ -100,12 +88,3 @@ def measured_terms(engine: Engine) -> dict[str, int]:
     if engine.loaded.state is not None:
         terms["constant_state"] = engine.loaded.state.num_bytes
     return dict(terms)
-
-
-def kept_per_layer(engine: Engine) -> tuple[LayerKept, ...]:
-    """Tokens and bytes that each attention layer holds now, summed over the rows."""
-    cache, kept = engine.cache, []
-    for index, layer in cache.layers.items():
-        live = sum(cache.live(row, layer.num_slots) for row in range(engine.rows))
-        kept.append(LayerKept(layer=index, kept=live, bytes=live * layer.slot_bytes))
-    return tuple(kept)

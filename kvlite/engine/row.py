@@ -65,16 +65,3 @@ class Row:
         """Spans of a request's ids as positions of the conversation."""
         offset = self.seen + (self.unfed is not None)
         return tuple((offset + start, offset + end) for start, end in pins)
-
-    def clear(self) -> None:
-        """Forget the conversation."""
-        self.seen = self.rot = self.peak_bytes = 0
-        self.unfed = None
-        self.pins = ()
-        self.used = set()
-        self.job = None
-
-    def num_pinned(self, pins: tuple[tuple[int, int], ...], sinks: int) -> int:
-        """Count the positions that the row's pins and further `pins` cover, besides the first `sinks`."""
-        spans = (*self.pins, *pins)
-        return len({position for start, end in spans for position in range(max(start, sinks), end)})

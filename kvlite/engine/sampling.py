@@ -28,51 +28,62 @@ class Draw:
     used: Collection[int]
 
 
-@dataclass(frozen=True, slots=True)
-class Draws:
-    """Settings of n draws as tensors of one device: `settings` fp32 [5, n], the rows' `settings_of`.
-
-    `uniform` fp32 [n] in [0, 1], None where every row is greedy; `used` bool [n, V] says which ids are penalised, None
-    where no row penalises any.
-    """
-
-    settings: Tensor
-    uniform: Tensor | None
-    used: Tensor | None
-
-
-def settings_of(sampling: Sampling) -> tuple[float, ...]:
-    """Temperature (0: greedy), top-k, top-p, min-p and repetition penalty, each a number whatever is switched off."""
-    top_k = float(sampling.top_k or math.inf)
-    return sampling.temperature, top_k, sampling.top_p, sampling.min_p, sampling.repetition_penalty
-
-
 def sample(logits: Tensor, draws: Sequence[Draw]) -> list[int]:
-    """One token id per row from logits [n, V], or INVALID where they are no numbers; waits for the device once."""
-    if all(draw.sampling.is_greedy and draw.sampling.repetition_penalty == 1.0 for draw in draws):
-        highest, chosen = logits.max(-1)
-        if logits.device.type == "cpu":
-            pairs = zip(chosen.tolist(), highest.tolist(), strict=True)
-            return [token if math.isfinite(logit) else INVALID for token, logit in pairs]
-        return torch.where(highest.isfinite(), chosen, INVALID).tolist()
-    ids: list[int] = drawn(logits, _on_device(draws, logits)).tolist()
-    return ids
+    """One token id per row from logits [n, V], or INVALID where they are no numbers; waits for the device once.
 
-
-def drawn(logits: Tensor, draws: Draws) -> Tensor:
-    """Draw as `sample` does, int64 [n], without waiting for the device: greedy rows take the exact maximum.
-
-    Used ids have positive logits divided and negative ones multiplied by the penalty (CTRL,
-    https://arxiv.org/abs/1909.05858).
+    Greedy rows take the exact maximum.
     """
-    logits = logits.float()
-    if draws.used is not None:
-        penalty = draws.settings[-1, :, None]
-        logits = torch.where(draws.used, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
+    if any(draw.sampling.repetition_penalty != 1.0 for draw in draws):
+        logits = _penalised(logits.float(), draws)
     highest, chosen = logits.max(-1)
-    if draws.uniform is not None:
-        chosen = torch.where(draws.settings[0] == 0, chosen, _inverted(logits, draws.settings, draws.uniform))
-    return torch.where(highest.isfinite(), chosen, INVALID)
+    if not all(draw.sampling.is_greedy for draw in draws):
+        chosen = _drawn(logits.float(), chosen, draws)
+    if logits.device.type == "cpu":
+        pairs = zip(chosen.tolist(), highest.tolist(), strict=True)
+        return [token if math.isfinite(logit) else INVALID for token, logit in pairs]
+    return torch.where(highest.isfinite(), chosen, INVALID).tolist()
+
+
+def _penalised(logits: Tensor, draws: Sequence[Draw]) -> Tensor:
+    """Divide the positive logits of used ids by the penalty, and multiply the negative ones with it.
+
+    As CTRL does, https://arxiv.org/abs/1909.05858.
+    """
+    penalty = torch.ones_like(logits)
+    for row, draw in enumerate(draws):
+        if draw.sampling.repetition_penalty != 1.0:
+            used = torch.tensor([*draw.used], dtype=torch.int64, device=logits.device)
+            penalty[row, used] = draw.sampling.repetition_penalty
+    return torch.where(logits > 0, logits / penalty, logits * penalty)
+
+
+def _drawn(logits: Tensor, highest: Tensor, draws: Sequence[Draw]) -> Tensor:
+    """Temperature, then top-k, top-p and min-p, then the inverse of the cumulative distribution: ids int64 [n].
+
+    Greedy rows take the ids in `highest`.
+    """
+    settings = [
+        (one.temperature, one.top_k or math.inf, one.top_p, one.min_p, uniform(one.seed, draw.index))
+        for draw in draws
+        for one in [draw.sampling]
+    ]
+    columns = torch.tensor(settings, dtype=torch.float32, device=logits.device).T[..., None]
+    temperature, top_k, top_p, min_p, number = columns
+    scaled = logits / torch.where(temperature == 0, 1.0, temperature)
+    probabilities, order = scaled.softmax(-1).sort(dim=-1, descending=True, stable=True)
+    kept = torch.arange(logits.shape[-1], device=logits.device) < top_k
+    probabilities = probabilities * kept
+    total = probabilities.sum(-1, keepdim=True)
+    before = probabilities.cumsum(-1) - probabilities
+    kept &= before < top_p * total
+    kept &= probabilities >= min_p * probabilities[:, :1]
+    kept[:, 0] = True
+    cumulative = (probabilities * kept).cumsum(-1)
+    target = number * cumulative[:, -1:]
+    place = (cumulative <= target).sum(-1)
+    last = kept.sum(-1) - 1  # the filters keep a prefix; a target rounded up to the whole stays inside it
+    ids = order.gather(-1, place.minimum(last)[:, None])[:, 0]
+    return torch.where(temperature[:, 0] == 0, highest, ids)
 
 
 def uniform(seed: int, index: int) -> float:
@@ -85,37 +96,3 @@ def _splitmix(value: int) -> int:
     value = ((value ^ (value >> 30)) * _FIRST) & _MASK
     value = ((value ^ (value >> 27)) * _SECOND) & _MASK
     return value ^ (value >> 31)
-
-
-def _on_device(draws: Sequence[Draw], logits: Tensor) -> Draws:
-    samplings = [draw.sampling for draw in draws]
-    settings = torch.tensor([settings_of(sampling) for sampling in samplings], device=logits.device).T
-    numbers = used = None
-    if any(not sampling.is_greedy for sampling in samplings):
-        numbers = torch.tensor([uniform(draw.sampling.seed, draw.index) for draw in draws], device=logits.device)
-    if any(sampling.repetition_penalty != 1.0 for sampling in samplings):
-        used = torch.zeros(logits.shape, dtype=torch.bool, device=logits.device)
-        for row, draw in enumerate(draws):
-            if draw.sampling.repetition_penalty != 1.0:
-                used[row, torch.tensor(sorted(draw.used), dtype=torch.int64, device=logits.device)] = True
-    return Draws(settings, numbers, used)
-
-
-def _inverted(logits: Tensor, settings: Tensor, numbers: Tensor) -> Tensor:
-    """Temperature, then top-k, top-p and min-p, then the inverse of the cumulative distribution: ids int64 [n]."""
-    temperature, top_k, top_p, min_p = settings[:4, :, None]
-    scaled = logits / torch.where(temperature == 0, 1.0, temperature)
-    probabilities, order = scaled.softmax(-1).sort(dim=-1, descending=True, stable=True)
-    kept = torch.arange(logits.shape[-1], device=logits.device) < top_k
-    probabilities = probabilities * kept
-    total = probabilities.sum(-1, keepdim=True)
-    before = probabilities.cumsum(-1) - probabilities
-    kept &= before < top_p * total
-    kept &= probabilities >= min_p * probabilities[:, :1]
-    kept[:, 0] = True
-    cumulative = (probabilities * kept).cumsum(-1)
-    target = numbers[:, None] * cumulative[:, -1:]
-    place = (cumulative <= target).sum(-1)
-    last = kept.sum(-1) - 1  # the filters keep a prefix; a target rounded up to the whole stays inside it
-    ids: Tensor = order.gather(-1, place.minimum(last)[:, None])[:, 0]
-    return ids

@@ -24,6 +24,11 @@ class Feed:
     ids: tuple[tuple[int, ...], ...]
     decodes: bool = False
 
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """Count the ids of each row."""
+        return tuple(len(ids) for ids in self.ids)
+
 
 def next_feed(rows: Sequence[Row], chunk: int) -> Feed | None:
     """The next prefill of at most `chunk` tokens a row, else one decode step; None when no row has work.

@@ -7,7 +7,7 @@ then nothing can be measured. Ids once fed are never rendered again, as in `kvli
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -79,20 +79,23 @@ class _Row:
 
 
 def converse(
-    engine: Engine, text: ChatText, conversations: Sequence[tuple[int, Conversation]], max_tokens: int
-) -> Generator[float, None, list[Answered]]:
+    engine: Engine,
+    text: ChatText,
+    conversations: Sequence[tuple[int, Conversation]],
+    max_tokens: int,
+    tell: Callable[[float], None] = lambda done: None,
+) -> list[Answered]:
     """Hold numbered conversations, one per row of `engine`, and return how the questions were answered.
 
-    Yields the share of the questions that is done, after each question of all rows. Raises the error of an answer that
-    fails.
+    `tell` is told how many are done, in parts too, after each question. Raises the error of an answer that fails.
     """
     rows = [_Row(number, conversation) for number, conversation in conversations]
     for index in range(len(rows)):
         engine.reset(index)
-    asked = [sum(1 for _ in row.conversation.probes) for row in rows]
-    for done in range(1, max(asked) + 1):
+    asked = [len(row.conversation.probes) for row in rows]
+    for number in range(1, max(asked) + 1):
         _round(engine, text, rows, max_tokens)
-        yield done / max(asked)
+        tell(len(rows) * number / max(asked))
     return [
         Answered(row.number, row.tokens, count - len(row.outcomes), tuple(row.outcomes))
         for row, count in zip(rows, asked, strict=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Sequence
 
 from kvlite.evaluation.intervals import bootstrap
 from kvlite.evaluation.summary import Line, Summary
@@ -16,29 +16,19 @@ LEAST_ASKED = 5
 
 def conclusion(summary: Summary) -> str:
     """The conclusion from the numbers, or the reason why there is none."""
-    suite, reference, budgets = summary.result.suite, summary.reference, summary.by_budget
+    suite, reference = summary.suite, summary.reference
     if not reference.count:
         return "Nothing was asked; give longer conversations, or more of them."
     if not suite.is_forced and reference.main.value < LEAST_RIGHT:
         return _too_weak(summary)
-    if not budgets:
+    if not summary.by_budget:
         return f"The full cache: {_cost(summary, reference)}."
-    chosen = _best(summary, budgets.values())
-    if any(_is_beaten(summary, lines, chosen) for lines in budgets.values()):
-        return " ".join(_at(summary, budget, lines) for budget, lines in budgets.items())
-    costs = "; ".join(f"{_cost(summary, lines[chosen])} at {budget}" for budget, lines in budgets.items())
-    if all(len(lines) == 1 for lines in budgets.values()):
-        return f"{chosen}: {costs}."
-    alike = {budget: _alike(summary, lines, chosen) for budget, lines in budgets.items()}
-    close = [f"{_listed(names)} cannot be told from it at {budget}" for budget, names in alike.items() if names]
-    counted = f"{reference.count:,} {'tokens' if suite.is_forced else 'questions'}"
-    doubt = f"But {'; '.join(close)}, with {counted}." if close else "Its lead over the others is more than chance."
-    return f"Use {chosen}: {costs}. {doubt}"
+    return " ".join(_advice(summary, budget, list(lines.values())) for budget, lines in summary.by_budget.items())
 
 
 def _too_weak(summary: Summary) -> str:
     """The full cache's own share, and whether it says something of the model."""
-    suite, reference = summary.result.suite, summary.reference
+    suite, reference = summary.suite, summary.reference
     share = f"{reference.main.value:.0%} of these"
     if reference.count < LEAST_ASKED or reference.main.high >= LEAST_RIGHT:
         return (
@@ -52,34 +42,16 @@ def _too_weak(summary: Summary) -> str:
     )
 
 
-def _at(summary: Summary, budget: str, lines: Mapping[str, Line]) -> str:
-    """The advice for one budget, where no variant is the best for all of them."""
-    chosen = _best(summary, [lines])
-    alike = _alike(summary, lines, chosen)
-    doubt = f" ({_listed(alike)} cannot be told from it)" if alike else ""
-    return f"At {budget} use {chosen}: {_cost(summary, lines[chosen])}{doubt}."
-
-
-def _best(summary: Summary, budgets: Collection[Mapping[str, Line]]) -> str:
-    """The name with the best mean over the budgets."""
-    return max(next(iter(budgets)), key=lambda name: sum(_worth(summary, lines[name]) for lines in budgets))
-
-
-def _is_beaten(summary: Summary, lines: Mapping[str, Line], chosen: str) -> bool:
-    """True if another name did better than the chosen one, beyond chance."""
-    alike, worth = _alike(summary, lines, chosen), _worth(summary, lines[chosen])
-    return any(_worth(summary, line) > worth for name, line in lines.items() if name not in alike)
-
-
-def _worth(summary: Summary, line: Line) -> float:
-    """The main figure, negative where less is better."""
-    return line.main.value if summary.higher_is_better else -line.main.value
-
-
-def _alike(summary: Summary, lines: Mapping[str, Line], chosen: str) -> list[str]:
-    """The other names that the measurement cannot tell from the chosen one."""
-    seed = summary.result.suite.seed
-    return [name for name in lines if name != chosen and not _differs(lines[chosen], lines[name], seed)]
+def _advice(summary: Summary, budget: str, lines: Sequence[Line]) -> str:
+    """The best of a budget's lines, and the others that the measurement cannot tell from it."""
+    pick = min if summary.suite.is_forced else max
+    best = pick(lines, key=lambda line: line.main.value)
+    cost, others = _cost(summary, best), [line for line in lines if line is not best]
+    if not others:
+        return f"At {budget} {best.placed.variant.name}: {cost}."
+    alike = [line.placed.variant.name for line in others if not _differs(best, line, summary.suite.seed)]
+    doubt = f"{' and '.join(alike)} cannot be told from it" if alike else "its lead is more than chance"
+    return f"At {budget} use {best.placed.variant.name}: {cost} ({doubt})."
 
 
 def _differs(one: Line, other: Line, seed: int) -> bool:
@@ -95,14 +67,10 @@ def _differs(one: Line, other: Line, seed: int) -> bool:
 
 def _cost(summary: Summary, line: Line) -> str:
     """The result of a line, in words."""
-    if not summary.result.suite.is_forced:
+    if not summary.suite.is_forced:
         kept = line.figures["of_full"]
         return f"{kept.value:.0%} of what the full cache answers [{kept.low:.0%} to {kept.high:.0%}]"
-    if summary.result.suite.name == "kl":
+    if summary.suite.name == "kl":
         agreed = line.figures["agreement"].value
         return f"{line.main.value:.3f} nats from the full cache, the same first choice for {agreed:.1%} of the tokens"
     return f"perplexity {line.main.value:.2f} where the full cache has {summary.reference.main.value:.2f}"
-
-
-def _listed(names: Sequence[str]) -> str:
-    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)

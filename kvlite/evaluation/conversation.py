@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 
@@ -51,9 +50,9 @@ class Conversation:
     turns: tuple[Turn, ...]
 
     @property
-    def probes(self) -> Iterator[tuple[int, Probe]]:
+    def probes(self) -> list[tuple[int, Probe]]:
         """The turns that ask for something said earlier, by number."""
-        return ((number, turn.probe) for number, turn in enumerate(self.turns) if turn.probe is not None)
+        return [(number, turn.probe) for number, turn in enumerate(self.turns) if turn.probe is not None]
 
     def key(self) -> str:
         """A checksum of everything that is said."""

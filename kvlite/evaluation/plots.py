@@ -6,57 +6,42 @@ Intervals stand beside each other where several variants share a place on the x 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from kvlite.evaluation.intervals import Estimate
 from kvlite.evaluation.summary import Line, Summary
-from kvlite.memory.format import human_bytes
-from kvlite.record.plot import WIDTH, Curve, Mark, Plot, Tick, round_ticks, y_at
+from kvlite.record.page import WIDTH, Curve, Mark, Plot, round_ticks, y_at
 
 _APART = 7.0  # the most between the intervals of two variants
 _FIGURES = {"right": "right answers", "kl": "nats from the full cache", "perplexity": "perplexity"}
 
 
-def suite_plots(summary: Summary) -> tuple[Plot, ...]:
-    """By budget where there are several; then by distance, one plot per budget and way in which text was fed."""
-    return (*_by_budget(summary), *_by_distance(summary))
-
-
 Points = Sequence[tuple[str, Mapping[str, Estimate]]]
-"""One curve: the variant's name and its values by the label of their place on the x axis."""
+"""Curves: a variant's name and its values by the label of their place on the x axis."""
 
 
-def _by_budget(summary: Summary) -> Iterator[Plot]:
-    """Text scored at several T counts at the smallest, as when decoding."""
-    compared = sorted(
-        (line for lines in summary.by_budget.values() for line in lines.values()),
-        key=lambda line: line.placed.plan.budget_bytes,
-    )
-    sizes = list(dict.fromkeys(map(_size, compared)))
-    if len(sizes) > 1:
-        found: dict[str, dict[str, Estimate]] = {}
-        for line in compared:
-            found.setdefault(line.placed.variant.name, {})[_size(line)] = line.main
-        reference = (summary.reference.placed.variant.name, dict.fromkeys(sizes, summary.reference.main))
-        yield _plot(summary, ("By budget", "budget"), sizes, [reference, *found.items()])
-
-
-def _size(line: Line) -> str:
-    budget = line.placed.variant.budget
-    shown = "" if budget is None else str(budget)
-    return shown if shown.endswith(("%", "tok")) else human_bytes(line.placed.plan.budget_bytes)
-
-
-def _by_distance(summary: Summary) -> Iterator[Plot]:
+def suite_plots(summary: Summary) -> list[Plot]:
+    """By budget where there are several; then by distance, one plot per budget and way in which text was fed."""
+    plots = []
+    budgets = summary.by_budget
+    if len(budgets) > 1:
+        found = {summary.reference.placed.variant.name: dict.fromkeys(budgets, summary.reference.main)}
+        for budget, lines in budgets.items():
+            for name, line in lines.items():
+                found.setdefault(name, {})[budget] = line.main
+        plots.append(_plot(summary, ("By budget", "budget"), list(budgets), list(found.items())))
     groups: dict[str, list[Line]] = {}
     for line in summary.lines[1:]:
-        is_single = summary.result.suite.is_forced and line.placed.plan.chunk == 1
+        is_single = summary.suite.is_forced and line.placed.plan.chunk == 1
         groups.setdefault(line.placed.budget_text + (", T = 1" if is_single else ""), []).append(line)
-    for title, lines in (groups or {"everything": []}).items():
-        lines = [summary.reference, *lines]
-        labels = list(dict.fromkeys(part.label for line in lines for part in line.parts))
-        points = [(line.placed.variant.name, {part.label: part.estimate for part in line.parts}) for line in lines]
-        yield _plot(summary, (title, summary.unit), labels, points)
+    for title, others in (groups or {"everything": []}).items():
+        lines_of_plot = [summary.reference, *others]
+        points = [
+            (each.placed.variant.name, {part.label: part.estimate for part in each.parts}) for each in lines_of_plot
+        ]
+        labels = list(dict.fromkeys(label for _, parts in points for label in parts))
+        plots.append(_plot(summary, (title, summary.unit), labels, points))
+    return plots
 
 
 def _plot(summary: Summary, titles: tuple[str, str], labels: Sequence[str], points: Points) -> Plot:
@@ -75,21 +60,17 @@ def _plot(summary: Summary, titles: tuple[str, str], labels: Sequence[str], poin
             if not math.isnan(each.value)
         )
         curves.append(Curve(name, names.index(name), marks))
-    x_ticks = tuple(Tick(at, label) for label, at in places.items())
-    y_ticks = tuple(Tick(y_at(value, ends), _label(summary, value)) for value in ends)
+    x_ticks = tuple((at, label) for label, at in places.items())
+    y_ticks = tuple((y_at(value, ends), f"{value:g}" if summary.suite.is_forced else f"{value:.0%}") for value in ends)
     title, x_title = titles
-    return Plot(title, x_title, _FIGURES[next(iter(summary.reference.figures))], x_ticks, y_ticks, tuple(curves))
+    return Plot(title, x_title, _FIGURES[summary.main], x_ticks, y_ticks, tuple(curves))
 
 
 def _axis(summary: Summary) -> list[float]:
     """The ticks of the y axis, the same in all plots of a suite: round numbers, with every interval between them."""
-    if summary.higher_is_better:
+    if not summary.suite.is_forced:
         return [0.0, 0.25, 0.5, 0.75, 1.0]
     estimates = [line.main for line in summary.lines] + [part.estimate for line in summary.lines for part in line.parts]
     ends = [end for each in estimates for end in (each.low, each.high, each.value) if math.isfinite(end)]
-    lowest = min(ends, default=0.0) if next(iter(summary.reference.figures)) == "perplexity" else 0.0
+    lowest = min(ends, default=0.0) if summary.main == "perplexity" else 0.0
     return round_ticks(lowest, max(ends, default=1.0))
-
-
-def _label(summary: Summary, value: float) -> str:
-    return f"{value:.0%}" if summary.higher_is_better else f"{value:g}"

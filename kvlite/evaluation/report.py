@@ -1,59 +1,42 @@
-"""A whole evaluation as one value: the model, the summaries and the conclusions; and as JSON."""
+"""An evaluation as JSON, the single answers included; what cannot be said is null."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from kvlite.evaluation.conclusion import conclusion
-from kvlite.evaluation.evaluation import Measured
 from kvlite.evaluation.intervals import Estimate
 from kvlite.evaluation.results import Answered
 from kvlite.evaluation.summary import Line, Summary
 
 
-@dataclass(frozen=True, slots=True)
-class Report:
-    """`model` is name@revision, `identity` its weights, `versions` those of kvlite and what it stands on."""
-
-    model: str
-    identity: str
-    dtype: str
-    quant: str
-    device: str
-    versions: Mapping[str, str]
-    summaries: tuple[Summary, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        """Everything, the single answers included; what cannot be said is null."""
-        head = {name: getattr(self, name) for name in ("model", "identity", "dtype", "quant", "device")}
-        suites = [_suite(summary) for summary in self.summaries]
-        return {"schema": "kvlite.eval/1", **head, "versions": dict(self.versions), "suites": suites}
+def eval_json(about: Mapping[str, Any], summaries: Sequence[Summary]) -> dict[str, Any]:
+    """Everything; `about` says which model was measured and on what."""
+    return {"schema": "kvlite.eval/1", **about, "suites": [_suite(summary) for summary in summaries]}
 
 
 def _suite(summary: Summary) -> dict[str, Any]:
-    result = summary.result
     return {
-        **asdict(result.suite),
-        "tokens": result.tokens,
-        "full_cache_bytes": result.full_cache_bytes,
+        **asdict(summary.suite),
+        "tokens": summary.tokens,
+        "full_cache_bytes": summary.full_cache_bytes,
         "distance": summary.unit,
         "unreached": summary.unreached,
         "verdict": conclusion(summary),
-        "variants": [_variant(line, each) for line, each in zip(summary.lines, result.measured, strict=True)],
+        "variants": [_variant(line) for line in summary.lines],
     }
 
 
-def _variant(line: Line, measured: Measured) -> dict[str, Any]:
-    placed = line.placed
-    variant, plan = placed.variant, placed.plan
+def _variant(line: Line) -> dict[str, Any]:
+    variant, plan = line.placed.variant, line.placed.plan
     return {
         "name": variant.name,
         "policy": variant.policy.name,
         "parameters": asdict(variant.policy),
-        "kv_dtype": placed.stored.name,
+        "kv_dtype": line.placed.spec.slot_format.name,
         "is_reference": variant.is_reference,
         "budget": None if variant.budget is None else str(variant.budget),
         "budget_bytes": plan.budget_bytes,
@@ -66,10 +49,9 @@ def _variant(line: Line, measured: Measured) -> dict[str, Any]:
             {"over": part.over, "upto": part.upto, "count": part.count, **_estimate(part.estimate)}
             for part in line.parts
         ],
-        "by_kind": [{"kind": part.label, "count": part.count, **_estimate(part.estimate)} for part in line.kinds],
         "answers": [
             {"conversation": each.number, **asdict(outcome)}
-            for each in measured.results
+            for each in line.results
             if isinstance(each, Answered)
             for outcome in each.outcomes
         ],

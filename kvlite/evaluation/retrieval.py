@@ -1,5 +1,5 @@
 """Retrieval suites in the spirit of RULER (https://arxiv.org/abs/2404.06654) and SCBench
-(https://arxiv.org/abs/2412.10319), as conversations: passkey, needle, tracking, lookup.
+(https://arxiv.org/abs/2412.10319), as conversations: needle, tracking, lookup.
 
 Departures: what is looked for is said in one turn and asked in a later one, small talk takes the place of the filler
 text, and the model's own answers stand in between. Each writer is a pure function of (seed, turns, split).
@@ -17,21 +17,6 @@ from kvlite.evaluation.vocabulary import Split, content
 _CONTENT = content("retrieval.toml")
 _LABELS, _KEYS, _MONTHS, _PLACES = (_CONTENT[name].split() for name in ("labels", "keys", "months", "places"))
 _KINDS = tuple(map(Fact.of, _CONTENT["kinds"]))
-
-
-def write_passkey(seed: str, turns: int, split: Split) -> Conversation:
-    """A pass key is told, talked past, asked for; then it changes."""
-    script = Script(random.Random(seed), split, turns)
-    key = ""
-    while script.left:
-        opening = "The pass key has changed." if key else "There is a pass key you must not forget."
-        key = script.code()
-        told = script.rng.choice((f"{opening} It is {key}.", f"{opening} The pass key is {key}. Remember it."))
-        said_in = script.say(told, f"The pass key is {key}.")
-        script.talk()
-        questions = ("What is the pass key?", "Tell me the pass key.", "Which pass key did I give you?")
-        script.ask(script.rng.choice(questions), f"The pass key is {key}.", [key], said_in, "code")
-    return script.written()
 
 
 def write_needle(seed: str, turns: int, split: Split) -> Conversation:

@@ -6,7 +6,7 @@ itself whatever the slots hold.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -34,24 +34,23 @@ class _Row:
         return self.spans.setdefault(upto, Span(0 if upto == _FIRST_SPAN else upto // 2, upto))
 
 
-def block_tokens(chunk: int) -> int:
-    """Tokens the full cache takes at a time beside a bounded one that takes `chunk`."""
-    return chunk * max(1, BLOCK // chunk)
-
-
 def score_texts(
-    full: Engine, bounded: Engine | None, texts: Sequence[tuple[int, ForcedText]], chunk: int
-) -> Generator[float, None, list[Scored]]:
+    full: Engine,
+    bounded: Engine | None,
+    texts: Sequence[tuple[int, ForcedText]],
+    chunk: int,
+    tell: Callable[[float], None] = lambda done: None,
+) -> list[Scored]:
     """Feed numbered texts, one per row, to both caches, `chunk` tokens at a time to the bounded one.
 
-    Without a bounded cache the full one is scored. Yields the share of the tokens that is done.
+    Without a bounded cache the full one is scored. `tell` is told how many are done, in parts too.
     """
     rows = [_Row(number, text) for number, text in texts]
     for engine in filter(None, (full, bounded)):
         for index in range(len(rows)):
             engine.reset(index)
     longest = max(len(row.text.ids) for row in rows)
-    block = block_tokens(chunk)
+    block = chunk * max(1, BLOCK // chunk)
     for start in range(0, longest, block):
         expected = _fed(full, rows, start, block)
         if bounded is None:
@@ -60,7 +59,7 @@ def score_texts(
             for at in range(0, min(block, longest - start), chunk):
                 found = _fed(bounded, rows, start + at, chunk)
                 _compare(rows, start + at, found, [logits[at : at + chunk] for logits in expected])
-        yield min(1.0, (start + block) / longest)
+        tell(len(rows) * min(1.0, (start + block) / longest))
     return [Scored(row.number, len(row.text.ids), tuple(row.spans.values())) for row in rows]
 
 

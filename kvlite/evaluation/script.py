@@ -101,12 +101,8 @@ class Script:
                 found.append(word)
         return found
 
-    def code(self, digits: int = 5) -> str:
-        """A number of so many digits, not starting with 0."""
-        return str(self.rng.randrange(10 ** (digits - 1), 10**digits))
-
-    def codes(self, count: int, digits: int = 5) -> list[str]:
-        """Different numbers of so many digits."""
+    def codes(self, count: int, digits: int) -> list[str]:
+        """Different numbers of so many digits, none of which starts with 0."""
         return [str(code) for code in self.rng.sample(range(10 ** (digits - 1), 10**digits), count)]
 
     def written(self) -> Conversation:

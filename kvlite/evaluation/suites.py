@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from kvlite.errors import UsageError
 from kvlite.evaluation.conversation import Conversation
 from kvlite.evaluation.recall import write_recall
-from kvlite.evaluation.retrieval import write_lookup, write_needle, write_passkey, write_tracking
+from kvlite.evaluation.retrieval import write_lookup, write_needle, write_tracking
 from kvlite.evaluation.vocabulary import Split
 
 if TYPE_CHECKING:
@@ -23,7 +23,6 @@ Writer = Callable[[str, int, Split], Conversation]
 
 WRITERS: Mapping[str, Writer] = {
     "recall": write_recall,
-    "passkey": write_passkey,
     "needle": write_needle,
     "tracking": write_tracking,
     "lookup": write_lookup,
@@ -122,18 +121,9 @@ def file_texts(suite: Suite, text: ChatText, content: str) -> list[ForcedText]:
     return texts
 
 
-def question_tokens(text: ChatText, conversation: Conversation) -> tuple[tuple[int, int], ...]:
-    """Tokens of each question as written: all that is fed since the one before, and the right answer."""
-    counts = []
-    fed = 0
-    for turn, (prompt, answer) in zip(conversation.turns, _encoded(text, conversation), strict=True):
-        fed += len(prompt)
-        if turn.probe is None:
-            fed += len(answer)
-        else:
-            counts.append((fed, len(answer)))
-            fed = 0
-    return tuple(counts)
+def written_tokens(text: ChatText, conversation: Conversation) -> int:
+    """Tokens of a conversation with its right answers."""
+    return sum(_sizes(text, conversation))
 
 
 def opening(text: ChatText, conversation: Conversation) -> Encoded:

@@ -1,44 +1,53 @@
-"""Results as numbers with intervals: per variant, by distance, and by kind of question."""
+"""Results as numbers with intervals: per variant and by distance."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from kvlite.evaluation.evaluation import Measured, SuiteResult
 from kvlite.evaluation.intervals import Estimate, bootstrap, wilson
-from kvlite.evaluation.results import Answered, QuestionResult, Scored, Span
+from kvlite.evaluation.results import Answered, QuestionResult, Result, Scored, Span
+from kvlite.evaluation.suites import Suite
 from kvlite.evaluation.variant import Placed
+from kvlite.memory.shape import ModelShape
 
 TURNS = (2, 4, 8, 16, 32)
 """Upper ends of the spans of distances, in turns; the last span is open."""
 
 
 @dataclass(frozen=True, slots=True)
+class Measured:
+    """The results of one variant in one suite, in the order of the conversations."""
+
+    placed: Placed
+    results: tuple[Result, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Part:
-    """The main figure over a kind of questions, or over distances above `over` and up to `upto` (None: without end)."""
+    """The main figure over distances above `over` and up to `upto` (None: without end)."""
 
     label: str
     count: int
     estimate: Estimate
-    over: int = 0
-    upto: int | None = None
+    over: int
+    upto: int | None
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """The results of one variant in one suite: its figures by name, and the first of them by distance and by kind.
+    """The results of one variant in one suite: its figures by name, and the first of them by distance.
 
-    Forced text has no kinds. `count` is questions, or scored tokens. `samples` holds one pair
-    (sum, count) per conversation or text of the main figure, for comparisons in pairs.
+    `count` is questions, or scored tokens. `samples` holds one pair (sum, count) per conversation or text of the main
+    figure, for comparisons in pairs.
     """
 
     placed: Placed
+    results: tuple[Result, ...]
     count: int
     figures: dict[str, Estimate]
     parts: tuple[Part, ...]
-    kinds: tuple[Part, ...]
     samples: tuple[tuple[float, int], ...]
 
     @property
@@ -51,13 +60,15 @@ class Line:
 class Summary:
     """A suite in numbers: the reference first.
 
-    `unit` is the unit of distances. `unreached` questions lie behind the model's window under the full cache and count
-    for no variant; one that only a variant did not reach is wrong.
+    `tokens` is the longest conversation under the full cache, and `full_cache_bytes` the size of an unbounded cache for
+    it, to which shares refer. `unreached` questions lie behind the model's window under the full cache and count for no
+    variant; one that only a variant did not reach is wrong.
     """
 
-    result: SuiteResult
+    suite: Suite
+    tokens: int
+    full_cache_bytes: int
     lines: tuple[Line, ...]
-    unit: str
     unreached: int = 0
 
     @property
@@ -65,8 +76,14 @@ class Summary:
         return self.lines[0]
 
     @property
-    def higher_is_better(self) -> bool:
-        return not self.result.suite.is_forced
+    def main(self) -> str:
+        """The name of the figure that variants are compared by."""
+        return next(iter(self.reference.figures))
+
+    @property
+    def unit(self) -> str:
+        """The unit of distances."""
+        return "tokens before" if self.suite.is_forced else "turns back"
 
     @property
     def distances(self) -> list[str]:
@@ -75,22 +92,25 @@ class Summary:
 
     @property
     def by_budget(self) -> dict[str, dict[str, Line]]:
-        """The lines to compare, by budget and name; of text scored at several T the smallest, as when decoding."""
-        budgets: dict[str, dict[str, Line]] = {str(line.placed.variant.budget): {} for line in self.lines[1:]}
+        """The lines to compare, by budget from the smallest, and by name; of several T the smallest, as in decoding."""
+        by_size = sorted(self.lines[1:], key=lambda line: line.placed.plan.budget_bytes)
+        budgets: dict[str, dict[str, Line]] = {str(line.placed.variant.budget): {} for line in by_size}
         for line in sorted(self.lines[1:], key=lambda line: -line.placed.plan.chunk):
             budgets[str(line.placed.variant.budget)][line.placed.variant.name] = line
         return budgets
 
 
-def summarise(result: SuiteResult) -> Summary:
-    """The numbers of a suite."""
-    if result.suite.is_forced:
-        main = "kl" if result.suite.name == "kl" else "perplexity"
-        lines = tuple(_scored_line(each, main, result.suite.seed) for each in result.measured)
-        return Summary(result, lines, "tokens before")
-    reference = _questions(result.measured[0])
-    unreached = sum(each.unreached for each in result.measured[0].results if isinstance(each, Answered))
-    return Summary(result, tuple(_answered_line(each, reference) for each in result.measured), "turns back", unreached)
+def summarise(suite: Suite, shape: ModelShape, measured: Sequence[Measured]) -> Summary:
+    """The numbers of a suite on a model of `shape`, the reference measured first."""
+    full = measured[0]
+    tokens = max(result.tokens for result in full.results)
+    if suite.is_forced:
+        lines = tuple(_scored_line(each, "kl" if suite.name == "kl" else "perplexity", suite.seed) for each in measured)
+    else:
+        reference = _questions(full)
+        lines = tuple(_answered_line(each, reference) for each in measured)
+    unreached = sum(each.unreached for each in full.results if isinstance(each, Answered))
+    return Summary(suite, tokens, shape.full_cache_bytes(tokens), lines, unreached)
 
 
 _Key = tuple[int, int]  # conversation and turn
@@ -105,24 +125,22 @@ def _answered_line(measured: Measured, reference: Mapping[_Key, QuestionResult])
     found = _questions(measured)
     right = {key: key in found and found[key].right for key in reference}
 
-    def part(label: str, keys: Sequence[_Key], over: int = 0, upto: int | None = None) -> Part:
-        return Part(label, len(keys), wilson(sum(right[key] for key in keys), len(keys)), over, upto)
+    def share(keys: Iterable[_Key]) -> Estimate:
+        answers = [right[key] for key in keys]
+        return wilson(sum(answers), len(answers))
 
     parts = []
     for over, upto in zip((0, *TURNS), (*TURNS, None), strict=True):
         keys = [key for key, outcome in reference.items() if over < outcome.turns <= (upto or math.inf)]
-        parts.append(part(_label(over, upto), keys, over, upto))
-    kinds = []
-    for kind in sorted({outcome.kind for outcome in reference.values()}):
-        kinds.append(part(kind, [key for key, outcome in reference.items() if outcome.kind == kind]))
+        if keys:
+            parts.append(Part(_label(over, upto), len(keys), share(keys), over, upto))
     samples = []
     for result in measured.results:
         said = [is_right for (number, _), is_right in right.items() if number == result.number]
         samples.append((float(sum(said)), len(said)))
     known = [key for key, outcome in reference.items() if outcome.right]
-    figures = {"right": part("", list(reference)).estimate, "of_full": part("", known).estimate}
-    asked = tuple(part for part in parts if part.count)
-    return Line(measured.placed, len(right), figures, asked, tuple(kinds), tuple(samples))
+    figures = {"right": share(reference), "of_full": share(known)}
+    return Line(measured.placed, measured.results, len(right), figures, tuple(parts), tuple(samples))
 
 
 def _label(over: int, upto: int | None) -> str:
@@ -146,7 +164,7 @@ def _scored_line(measured: Measured, main: str, seed: int) -> Line:
         parts.append(Part(_label(over, upto), count, estimate(main, within), over, upto))
     field = "kl" if main == "kl" else "nll"
     samples = tuple((sum(getattr(s, field) for s in text), sum(s.tokens for s in text)) for text in texts)
-    return Line(measured.placed, sum(count for _, count in samples), figures, tuple(parts), (), samples)
+    return Line(measured.placed, measured.results, sum(count for _, count in samples), figures, tuple(parts), samples)
 
 
 def _mean(field: str, spans: Sequence[Span]) -> float:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
-
-from pydantic import TypeAdapter
+from typing import TYPE_CHECKING
 
 from kvlite.errors import UsageError
 from kvlite.evaluation.asking import converse
 from kvlite.evaluation.conversation import Conversation
-from kvlite.evaluation.results import Answered, Result, Scored
-from kvlite.evaluation.suites import ForcedText, Suite, dialogue_texts, file_texts, question_tokens
+from kvlite.evaluation.results import Result
+from kvlite.evaluation.suites import ForcedText, Suite, dialogue_texts, file_texts, written_tokens
 from kvlite.evaluation.variant import REFERENCE, Placed, Variant
 
 if TYPE_CHECKING:
@@ -30,8 +28,8 @@ MOST_LOGIT_BYTES = 256 * 10**6
 CACHE_SHARE = 4
 """The rows' caches take at most the free memory divided by this."""
 
-Measure = Callable[[Sequence[int]], Generator[float, None, Sequence[Result]]]
-"""Measures the conversations with these numbers, at most as many as there are rows; yields the share that is done."""
+Measure = Callable[[Sequence[int], Callable[[float], None]], Sequence[Result]]
+"""Measures the conversations with these numbers, at most as many as rows; tells how many are done."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,12 +57,12 @@ class Subject:
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """A suite's `material` for `subject`, and the tokens that each question of it feeds and answers, as written."""
+    """A suite's `material` for `subject`; the longest conversation or text has `tokens` tokens as written."""
 
     subject: Subject
     suite: Suite
     material: tuple[Conversation | ForcedText, ...]
-    fed: tuple[tuple[tuple[int, int], ...], ...]
+    tokens: int
 
     @classmethod
     def of(cls, subject: Subject, suite: Suite, file: str | None = None) -> Task:
@@ -72,21 +70,15 @@ class Task:
         text, loaded = subject.text, subject.loaded
         if not suite.is_forced:
             conversations = tuple(suite.conversations(text))
-            fed = tuple(question_tokens(text, each) for each in conversations)
-            if not any(fed):
+            if not any(each.probes for each in conversations):
                 raise UsageError(f"{suite.name} asks nothing in {suite.length} tokens; give a longer --length")
-            return cls(subject, suite, conversations, fed)
+            return cls(subject, suite, conversations, max(written_tokens(text, each) for each in conversations))
         if loaded.state is not None:
             raise UsageError(
                 f"{suite.name} compares two caches, and a {loaded.shape.family} model carries state besides"
             )
         texts = dialogue_texts(suite, text) if file is None else file_texts(suite, text, file)
-        return cls(subject, suite, tuple(texts), tuple(((len(forced.ids), 0),) for forced in texts))
-
-    @property
-    def tokens(self) -> int:
-        """Of the longest conversation or text, as written."""
-        return max(sum(map(sum, turns)) for turns in self.fed)
+        return cls(subject, suite, tuple(texts), max(len(forced.ids) for forced in texts))
 
     def place(self, variant: Variant, tokens: int) -> Placed:
         """The variant where the longest conversation has `tokens` tokens. Raises CapacityError."""
@@ -99,7 +91,7 @@ class Task:
         loaded = self.subject.loaded
         return {
             "model": self.subject.identity,
-            "dtype": str(loaded.dtype).removeprefix("torch."),
+            "dtype": loaded.dtype_name,
             "quant": loaded.quant,
             "device": loaded.device.type,
             "suite": self.suite.key(),
@@ -108,21 +100,6 @@ class Task:
             "variant": placed.key(),
             "number": number,
         }
-
-    def read(self, result: dict[str, Any] | None) -> Result:
-        """A result as the journal holds it."""
-        return _SCORED.validate_python(result) if self.suite.is_forced else _ANSWERED.validate_python(result)
-
-    def passes(self, placed: Placed) -> float:
-        """About how many forward passes one conversation or text takes under a variant, on average."""
-        chunk = placed.plan.chunk
-        chunks: tuple[int, ...] = (chunk,)
-        if self.suite.is_forced:
-            from kvlite.evaluation.scoring import block_tokens
-
-            chunks = (block_tokens(chunk),) if placed.variant.is_reference else (block_tokens(chunk), chunk)
-        fed = [(prompt, answer) for turns in self.fed for prompt, answer in turns]
-        return sum(-(-prompt // each) + answer for prompt, answer in fed for each in chunks) / len(self.fed)
 
     def rows(self, placed: Placed, wanted: int) -> int:
         """The number of conversations, of `wanted` ones, that run at once under a variant; at least one."""
@@ -142,14 +119,14 @@ class Task:
         if not self.suite.is_forced:
             conversations = [item for item in material if isinstance(item, Conversation)]
             most = self.suite.max_tokens
-            return lambda numbers: converse(engine, subject.text, [(n, conversations[n]) for n in numbers], most)
+            return lambda numbers, tell: converse(
+                engine, subject.text, [(n, conversations[n]) for n in numbers], most, tell
+            )
         from kvlite.evaluation.scoring import score_texts
 
         texts = [item for item in material if isinstance(item, ForcedText)]
         full, bounded = engine, None
         if not placed.variant.is_reference:
             full, bounded = self.place(REFERENCE, self.tokens).open(subject.loaded, rows), engine
-        return lambda numbers: score_texts(full, bounded, [(n, texts[n]) for n in numbers], placed.plan.chunk)
-
-
-_ANSWERED, _SCORED = TypeAdapter(Answered), TypeAdapter(Scored)
+        chunk = placed.plan.chunk
+        return lambda numbers, tell: score_texts(full, bounded, [(n, texts[n]) for n in numbers], chunk, tell)

@@ -7,9 +7,8 @@ from fractions import Fraction
 from typing import TYPE_CHECKING
 
 from kvlite.cache.policy import Policy, load_policy
-from kvlite.cache.spec import cache_spec
 from kvlite.memory.budget import Budget, BudgetKind
-from kvlite.memory.format import SlotFormat, human_bytes, slot_format
+from kvlite.memory.format import human_bytes, slot_format
 from kvlite.memory.plan import MOST_CHUNK, CachePlan, CacheSpec, plan_cache
 from kvlite.memory.shape import ModelShape
 
@@ -45,7 +44,7 @@ class Variant:
 
         Raises CapacityError where the budget is too small for the policy.
         """
-        spec = cache_spec(self.policy, slot_format(self.kv_dtype, shape.dtype), chunk_limit=self.chunk_limit)
+        spec = self.policy.cache_spec(slot_format(self.kv_dtype, shape.dtype), chunk_limit=self.chunk_limit)
         budget = self.budget or Budget(BudgetKind.TOKENS, most)
         if budget.kind is BudgetKind.SHARE:
             budget = Budget(BudgetKind.BYTES, int(Fraction(budget.amount) * shape.full_cache_bytes(tokens)))
@@ -64,10 +63,6 @@ class Placed:
     plan: CachePlan
 
     @property
-    def stored(self) -> SlotFormat:
-        return self.spec.slot_format
-
-    @property
     def budget_text(self) -> str:
         """The budget for reading: the share it is, and its bytes."""
         if self.variant.budget is None:
@@ -79,7 +74,7 @@ class Placed:
         """Everything that decides how this answers."""
         return {
             "policy": repr(self.variant.policy),
-            "kv_dtype": self.stored.name,
+            "kv_dtype": self.spec.slot_format.name,
             "slots": self.plan.slots,
             "layer_slots": list(self.plan.layer_slots),
             "chunk": self.plan.chunk,
@@ -91,4 +86,4 @@ class Placed:
 
         budget = Budget(BudgetKind.TOKENS, self.plan.slots)
         plan = plan_cache(loaded.shape, budget, self.spec, rows=rows, free_bytes=None)
-        return Engine(loaded, plan, self.variant.policy, self.stored)
+        return Engine(loaded, plan, self.variant.policy, self.spec.slot_format)

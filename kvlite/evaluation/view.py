@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from kvlite.evaluation.conclusion import conclusion
 from kvlite.evaluation.intervals import Estimate
 from kvlite.evaluation.plots import suite_plots
-from kvlite.evaluation.report import Report
 from kvlite.evaluation.summary import Line, Summary
 from kvlite.memory.format import human_bytes
 from kvlite.record.page import Section, page
@@ -18,23 +18,23 @@ _TITLES = {"right": "RIGHT", "of_full": "OF FULL", "kl": "KL", "agreement": "SAM
 _SHARES = ("right", "of_full", "agreement")
 
 
-def headline(report: Report) -> str:
+def headline(about: Mapping[str, Any]) -> str:
     """The model, and what it ran on."""
-    versions = " ".join(f"{name} {report.versions[name]}" for name in ("kvlite", "torch", "transformers"))
-    weights = report.dtype if report.quant == "none" else report.quant
-    return f"{report.model} · {weights} · {report.device} · {versions}"
+    versions = " ".join(f"{name} {about['versions'][name]}" for name in ("kvlite", "torch", "transformers"))
+    weights = about["dtype"] if about["quant"] == "none" else about["quant"]
+    return f"{about['model']} · {weights} · {about['device']} · {versions}"
 
 
-def eval_page(report: Report) -> str:
+def eval_page(about: Mapping[str, Any], summaries: Sequence[Summary]) -> str:
     """The page of `--html`."""
-    sections = [suite_section(summary) for summary in report.summaries]
-    return page(f"kvlite eval {report.model}", "What the KV budget costs", headline(report), sections)
+    sections = [suite_section(summary) for summary in summaries]
+    return page(f"kvlite eval {about['model']}", "What the KV budget costs", headline(about), sections)
 
 
 def suite_section(summary: Summary) -> Section:
-    """A suite: what follows from it, its plots, its table, and a second table where it has kinds of questions."""
-    tables = [table for table in (suite_table(summary), kinds_table(summary)) if table is not None]
-    return Section(summary.result.suite.name, conclusion(summary), _about(summary), suite_plots(summary), tuple(tables))
+    """A suite: what follows from it, its plots and its table."""
+    plots, tables = tuple(suite_plots(summary)), (suite_table(summary),)
+    return Section(summary.suite.name, conclusion(summary), _about(summary), plots, tables)
 
 
 def suite_table(summary: Summary) -> Table:
@@ -44,30 +44,16 @@ def suite_table(summary: Summary) -> Table:
     return Table(columns, tuple(_row(line, summary.distances) for line in summary.lines), fixed=3)
 
 
-def kinds_table(summary: Summary) -> Table | None:
-    """The main figure by kind of question; None where there are no kinds, as in forced text."""
-    parts = summary.reference.kinds
-    if not parts:
-        return None
-    columns = ("POLICY", "BUDGET", *(f"{part.label} ({part.count})" for part in parts))
-    rows = tuple(
-        (line.placed.variant.name, line.placed.budget_text, *(_share(part.estimate, 0) for part in line.kinds))
-        for line in summary.lines
-    )
-    return Table(columns, rows, caption="Right by kind of question, and how many were asked")
-
-
 def _about(summary: Summary) -> str:
-    suite, result = summary.result.suite, summary.result
-    counted = "scored tokens" if suite.is_forced else "questions"
-    made_of = "texts" if suite.is_forced else "conversations"
+    suite = summary.suite
+    made_of, counted = ("texts", "scored tokens") if suite.is_forced else ("conversations", "questions")
     parts = [
-        f"{len(result.measured[0].results)} {made_of} of up to {result.tokens:,} tokens",
+        f"{len(summary.reference.results)} {made_of} of up to {summary.tokens:,} tokens",
         f"{summary.reference.count:,} {counted}",
-        f"full cache {human_bytes(result.full_cache_bytes)}",
+        f"full cache {human_bytes(summary.full_cache_bytes)}",
         "T: prompt tokens fed at once",
         "in brackets: intervals of 95 %",
-        f"last columns: {_TITLES[next(iter(summary.reference.figures))].lower()} by {summary.unit}",
+        f"last columns: {_TITLES[summary.main].lower()} by {summary.unit}",
         f"seed {suite.seed}, {suite.split} words",
     ]
     if summary.unreached:
@@ -92,12 +78,8 @@ def _figure(name: str, estimate: Estimate) -> str:
     if math.isnan(estimate.value):
         return UNKNOWN
     if name in _SHARES:
-        return _share(estimate)
+        return f"{estimate.value:.1%} [{estimate.low * 100:.0f}-{estimate.high * 100:.0f}]"
     return f"{_value(name, estimate.value)} [{_value(name, estimate.low)}-{_value(name, estimate.high)}]"
-
-
-def _share(estimate: Estimate, decimals: int = 1) -> str:
-    return f"{estimate.value:.{decimals}%} [{estimate.low * 100:.0f}-{estimate.high * 100:.0f}]"
 
 
 def _value(name: str, value: float) -> str:

@@ -10,18 +10,18 @@ from typing import TYPE_CHECKING, Any, Self
 from kvlite.errors import UsageError
 from kvlite.llm.allocate import Allocated, allocate
 from kvlite.llm.answer import BATCH_MAX_TOKENS, CHAT_MAX_TOKENS, Answer, AnswerSettings, TextStream, stream_answers
-from kvlite.llm.banner import banner
 from kvlite.llm.conversation import Conversation
 from kvlite.llm.keywords import options_from
 from kvlite.llm.spec import BatchSize, RunSpec, check_batch_size
 from kvlite.llm.text_model import TextModel, Told
+from kvlite.memory.budget import BudgetKind
+from kvlite.memory.format import human_bytes
 from kvlite.options import AnswerOptions, ModelOptions
 
 if TYPE_CHECKING:
     from kvlite.engine.engine import Engine
     from kvlite.memory.counts import KVCounts
     from kvlite.memory.plan import CachePlan
-    from kvlite.models.kv_quant_check import QuantEffect
     from kvlite.record.recorder import Recorder
     from kvlite.text.template import Encoded
 
@@ -54,8 +54,6 @@ class LLM:
             assert not options, "options are for a model that is loaded here"
         self._model: TextModel | None = model
         self._batch_size: BatchSize = batch_size or "auto"
-        self._measured: dict[str, QuantEffect] = {}
-        self._num_notes = 0
         self._allocated: Allocated | None = None
         self._conversation: Conversation | None = None
         self._stream: TextStream | None = None
@@ -68,7 +66,27 @@ class LLM:
         self.close()
 
     def __str__(self) -> str:
-        return banner(self)
+        """The model, its dtype, its cache, the policy and the device, in one line."""
+        model, plan, engine = self.model, self.plan, self.engine
+        loaded, cache, alias = model.loaded, engine.cache, model.files.ref.alias
+        token_bytes = human_bytes(loaded.shape.kv_bytes_per_token(cache.stored))
+        state = " + policy state" if plan.policy_state_bytes else ""
+        window = loaded.shape.max_positions
+        # the window is why the cache is smaller than the budget
+        is_capped = plan.capped_by == "window" or model.spec.budget.kind is BudgetKind.FULL
+        less = ", less room for new ones" if window and is_capped and plan.slots < window else ""
+        steps = "" if engine.step == "eager" else f", {engine.step.partition(':')[0]} steps"
+        parts = [
+            model.name if alias in (None, model.name) else f"{alias} → {model.name}",
+            loaded.dtype_name if loaded.quant == "none" else loaded.quant,
+            f"{cache_size(plan)} @ {token_bytes}{cache.stored.label}{state}"
+            + (f" (window {window:,} tok{less})" if window else ""),
+            f"policy {cache.policy}" + ("" if engine.on_full == "evict" else f", {engine.on_full} when full"),
+            f"{loaded.device} ({cache.backend.name}{steps})",
+        ]
+        if loaded.rotations is None and loaded.window is not None:
+            parts.append(f"ends at {loaded.window:,} tok: positions cannot move")
+        return " · ".join(parts)
 
     def generate(
         self, prompts: str | Sequence[Prompt], *, system: str | None = None, raw: bool = False, **answer: Any
@@ -83,7 +101,6 @@ class LLM:
         settings = self._settings(answer, BATCH_MAX_TOKENS)
         asked: Sequence[Prompt] = [prompts] if isinstance(prompts, str) else prompts
         encoded = [self._encode(prompt, system, raw=raw) for prompt in asked]
-        self._tell_notes()
         engine = self._engine_for(self._batch_size)
         requests = (
             (settings.request(str(number), each, text, row=None, number=number), text.answer(each, settings.stop))
@@ -114,7 +131,6 @@ class LLM:
         if self._conversation is None:
             self._conversation = Conversation(engine, self.model.text)
         encoded = self._conversation.encode(asked)
-        self._tell_notes()
         self._stream = TextStream(self._conversation.stream(asked, encoded, settings))
         return self._stream
 
@@ -165,7 +181,7 @@ class LLM:
 
     def _allocate(self, batch_size: BatchSize | None) -> None:
         self._allocated = self._conversation = None  # the old cache first: both are never there together
-        self._allocated = allocate(self.model, batch_size, self._measured)
+        self._allocated = allocate(self.model, batch_size)
 
     def _end_stream(self) -> None:
         """Give up an answer that somebody stopped reading."""
@@ -181,7 +197,8 @@ class LLM:
 
     def _settings(self, given: Mapping[str, Any], max_tokens: int) -> AnswerSettings:
         model, options = self.model, options_from(AnswerOptions, given, without=("system",))
-        return AnswerSettings.of(model.sampling, options, max_tokens=max_tokens, pin_system=model.spec.pin_system)
+        pins = model.spec.options.pin_system
+        return AnswerSettings.of(model.sampling, options, max_tokens=max_tokens, pin_system=pins)
 
     def _encode(self, prompt: Prompt, system: str | None, *, raw: bool) -> Encoded:
         text = self.model.text
@@ -195,9 +212,9 @@ class LLM:
             raise UsageError("raw contradicts system: without a chat template nothing sets the system prompt apart")
         return text.raw(prompt) if raw else text.prompt(prompt, system=system)
 
-    def _tell_notes(self) -> None:
-        """Pass on what the chat template makes the user should know, each note once."""
-        notes = self.model.text.notes
-        for note in notes[self._num_notes :]:
-            self.model.listener.note(note)
-        self._num_notes = len(notes)
+
+def cache_size(plan: CachePlan) -> str:
+    """Reserved bytes of the budget, and the tokens they hold: `KV 395 kB of 400 kB = 4 × 64 tok`."""
+    reserved, budget = human_bytes(plan.reserved_bytes), human_bytes(plan.budget_bytes)
+    rows = f"{plan.rows} × " if plan.rows > 1 else ""
+    return f"KV {reserved}{'' if reserved == budget else f' of {budget}'} = {rows}{plan.slots:,} tok"

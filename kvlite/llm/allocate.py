@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from kvlite.engine.engine import Engine
     from kvlite.llm.spec import BatchSize
-    from kvlite.llm.text_model import Listener, TextModel
+    from kvlite.llm.text_model import TextModel
     from kvlite.memory.fit import Fit
     from kvlite.memory.plan import CacheSpec
     from kvlite.models.kv_quant_check import QuantEffect
@@ -24,33 +24,32 @@ class Allocated:
     batch_size: BatchSize | None
 
 
-def allocate(model: TextModel, batch_size: BatchSize | None, measured: dict[str, QuantEffect]) -> Allocated:
+def allocate(model: TextModel, batch_size: BatchSize | None) -> Allocated:
     """Build the engine for one conversation with the whole budget (None), or for a batch whose rows share it.
 
-    `measured` remembers what slot formats did to this model. Raises CapacityError where the budget or the device's
-    memory is too small, SlotsTooCoarse where the model does not tolerate the slot format that was named.
+    Raises CapacityError where the budget or the device's memory is too small, SlotsTooCoarse where the model does not
+    tolerate the slot format that was named.
     """
     from kvlite.engine.decode_graphs import CudaGraphs
     from kvlite.engine.engine import Engine
 
     spec, loaded = model.spec, model.loaded
     fit = model.fit(batch_size)
-    fit = replace(fit, spec=_tolerated(model, fit.specs(spec.budget), measured))
-    stored = fit.spec.slot_format
+    fit = replace(fit, spec=_tolerated(model, fit.specs(spec.budget)))
     engine = Engine(
         loaded,
         fit.cache(spec.budget),
         spec.policy,
-        stored,
+        fit.spec.slot_format,
         spec.on_full,
-        spec.load.kernels,
+        spec.options.kernels,
         recorder=CudaGraphs(loaded.device) if model.captures else None,
         warn=model.listener.warn,
     )
     return Allocated(engine, fit, batch_size)
 
 
-def _tolerated(model: TextModel, specs: Sequence[CacheSpec], measured: dict[str, QuantEffect]) -> CacheSpec:
+def _tolerated(model: TextModel, specs: Sequence[CacheSpec]) -> CacheSpec:
     """The first of `specs` that the model tolerates: without harm where there is another to take instead.
 
     Raises SlotsTooCoarse where the only one destroys the model's answers.
@@ -62,16 +61,17 @@ def _tolerated(model: TextModel, specs: Sequence[CacheSpec], measured: dict[str,
         stored = spec.slot_format
         if not stored.is_quantised:
             return spec
-        if stored.name not in measured:
-            measured[stored.name] = (require_survival if is_named else try_format)(model.loaded, stored)
-            _tell(model.listener, measured[stored.name], is_named)
-        if is_named or measured[stored.name].is_harmless:
+        if stored.name not in model.effects:
+            effect = (require_survival if is_named else try_format)(model.loaded, stored)
+            model.effects[stored.name] = effect
+            _tell(model, effect, is_named)
+        if is_named or model.effects[stored.name].is_harmless:
             return spec
     raise AssertionError("the last format is the model's own dtype")
 
 
-def _tell(listener: Listener, effect: QuantEffect, is_named: bool) -> None:
-    name = effect.stored.name
+def _tell(model: TextModel, effect: QuantEffect, is_named: bool) -> None:
+    listener, name = model.listener, effect.stored.name
     if is_named:
         (listener.warn if effect.is_noticeable else listener.detail)(str(effect))
     elif effect.is_harmless:

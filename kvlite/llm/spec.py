@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 from kvlite.cache.policy import Policy, load_policy
-from kvlite.cache.spec import cache_spec
 from kvlite.catalog.files import ModelFacts, ModelFiles, local_files
 from kvlite.catalog.names import ModelRef, resolve_model
 from kvlite.errors import UsageError
@@ -18,7 +17,6 @@ from kvlite.memory.host import available_bytes
 from kvlite.memory.plan import CacheSpec
 from kvlite.memory.prediction import DeviceKind, WeightFacts
 from kvlite.memory.shape import ModelShape
-from kvlite.models.load_options import LoadOptions
 from kvlite.options import ModelOptions
 
 ROWS_ON_CPU = 8
@@ -39,64 +37,47 @@ def check_batch_size(value: object) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunSpec:
-    """The options of one run as values.
+    """The options of one run, and as values those that are words.
 
-    `stored` is what a slot holds, None where that follows from model and budget; `device` is resolved when it is used.
+    `dtype` None is the model's own; `stored` is what a slot holds, None where that follows from model and budget.
     """
 
+    options: ModelOptions
     ref: ModelRef
-    offline: bool
-    load: LoadOptions
-    device: str
+    dtype: str | None
     budget: Budget
     row_budget: Budget | None
     policy: Policy
     on_full: str
     stored: SlotFormat | None
-    chunk_limit: int
-    capture: bool | None
-    think: str
-    pin_system: bool
 
     @classmethod
     def of(cls, options: ModelOptions) -> RunSpec:
         """Read the options. Raises UsageError on a word that is none, ModelNotFound where the model's name is none."""
         policy = load_policy(options.kv_policy)
         return cls(
+            options=options,
+            dtype=dtype_name(options.dtype),
             budget=Budget.parse(options.kv_budget),
             row_budget=Budget.parse(options.kv_per_seq) if options.kv_per_seq is not None else None,
             stored=slot_format(options.kv_dtype, "float32") if options.kv_dtype != "auto" else None,
             policy=policy,
             on_full=policy.when_full(options.on_full),
-            load=LoadOptions(
-                dtype=dtype_name(options.dtype),
-                quant=options.quant,
-                trust_remote_code=options.trust_remote_code,
-                allow_pickle=options.allow_pickle,
-                fuse=options.fuse,
-                kernels=options.kernels,
-            ),
-            offline=options.offline,
-            device=options.device,
-            chunk_limit=options.prefill_chunk,
-            capture=options.capture,
-            think=options.think,
-            pin_system=options.pin_system,
             ref=resolve_model(options.model, revision=options.revision),  # last: the words are checked before
         )
 
     def files(self, say: Callable[[str], None] | None = None) -> ModelFiles:
         """The model's files, downloaded where they are not here yet; `say` is told before a download."""
-        return local_files(self.ref, offline=self.offline, allow_pickle=self.load.allow_pickle, say=say)
+        return local_files(self.ref, offline=self.options.offline, allow_pickle=self.options.allow_pickle, say=say)
 
     def shape(self, facts: ModelFacts) -> ModelShape:
         """The model's shape in the dtype that is asked for."""
-        return ModelShape.from_config(facts.config, dtype=self.load.dtype, stored_dtype=facts.stored_dtype)
+        return ModelShape.from_config(facts.config, dtype=self.dtype, stored_dtype=facts.stored_dtype)
 
     def cache(self, shape: ModelShape) -> CacheSpec:
         """The cache that is asked for; in the model's dtype where the slot format is left open."""
         stored = self.stored or slot_format("auto", shape.dtype)
-        return cache_spec(self.policy, stored, self.on_full, self.chunk_limit)
+        return self.policy.cache_spec(stored, self.on_full, self.options.prefill_chunk)
 
     def fit(
         self,
@@ -117,7 +98,7 @@ class RunSpec:
             shape=shape,
             spec=self.cache(shape),
             weights=WeightFacts.of(facts.config, facts.weight_bytes, facts.parameters),
-            quant=self.load.quant,
+            quant=self.options.quant,
             device=device,
             free_bytes=free_bytes,
             batch=most,

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
+import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
+from kvlite.console import Console
 from kvlite.engine.request import Sampling
 from kvlite.errors import BrokenModel, UsageError
 from kvlite.llm.spec import BatchSize, RunSpec
@@ -14,26 +18,14 @@ if TYPE_CHECKING:
     from kvlite.catalog.files import ModelFiles
     from kvlite.memory.fit import Fit
     from kvlite.memory.prediction import DeviceKind
+    from kvlite.models.kv_quant_check import QuantEffect
     from kvlite.models.loaded import LoadedModel
     from kvlite.record.schema import ModelIdentity
     from kvlite.text.template import ChatText
 
 
-class Listener(Protocol):
-    """Hears what happens to a model in one-line messages of three levels; `kvlite.console.Console` is one."""
-
-    def note(self, text: str) -> None:
-        """Take something useful to know."""
-
-    def detail(self, text: str) -> None:
-        """Take something that few want to know."""
-
-    def warn(self, text: str) -> None:
-        """Take something that is not as it should be."""
-
-
 class Told:
-    """Passes notes and warnings to `say`; to nobody where that is None."""
+    """Passes notes and warnings to `say`, to nobody where that is None: what a Console is for the commands."""
 
     def __init__(self, say: Callable[[str], None] | None = None) -> None:
         self._say = say or (lambda text: None)
@@ -54,7 +46,8 @@ class Told:
 class TextModel:
     """The loaded weights, the way between text and ids, and how the model's generation_config.json samples.
 
-    `captures`: the device runs CUDA graphs for it; `listener` is told what happens to it.
+    `captures`: the device runs CUDA graphs for it; `listener` is told what happens to it. `effects` remembers what slot
+    formats did to it.
     """
 
     spec: RunSpec
@@ -63,10 +56,11 @@ class TextModel:
     text: ChatText
     sampling: Sampling
     captures: bool
-    listener: Listener
+    listener: Console | Told
+    effects: dict[str, QuantEffect] = field(default_factory=dict)
 
     @classmethod
-    def load(cls, spec: RunSpec, listener: Listener, files: ModelFiles | None = None) -> TextModel:
+    def load(cls, spec: RunSpec, listener: Console | Told, files: ModelFiles | None = None) -> TextModel:
         """Load the weights of `files`, or of those found for `spec`, downloaded where they are not here yet.
 
         What fails fastest comes first: device, then files, then memory, then weights. Raises the KvliteError that says
@@ -77,13 +71,13 @@ class TextModel:
         from kvlite.models.loading import load
         from kvlite.text.template import ChatText
 
-        device = pick_device(spec.device)
-        captures = wants_graphs(spec.capture, device)
+        device = pick_device(spec.options.device)
+        captures = wants_graphs(spec.options.capture, device)
         files = files or spec.files(listener.note)
-        loaded = load(files, spec.load, device)
+        loaded = load(files, spec.options, device)
         for patch in loaded.refused:
             listener.detail(f"not fused: {patch}")
-        text = ChatText(loaded.tokenizer, generation=files.generation, think=spec.think)
+        text = ChatText(loaded.tokenizer, generation=files.generation, think=spec.options.think, tell=listener.note)
         return cls(spec, files, loaded, text, model_sampling(files.generation), captures, listener)
 
     @property
@@ -134,3 +128,23 @@ def model_sampling(generation: Mapping[str, Any]) -> Sampling:
         raise BrokenModel(f"generation_config.json: {name} is {generation[name]!r}; expected a number") from error
     except UsageError as error:
         raise BrokenModel(f"generation_config.json: {error}") from error
+
+
+def import_engine() -> None:
+    """Import the engine and the loader, without the garbage collector looking through all that this makes.
+
+    It would find nothing to free, and takes about a second. For commands, which own their process: `import kvlite`
+    leaves the collector alone.
+    """
+    if "kvlite.models.loading" in sys.modules:
+        return
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        import kvlite.engine.engine
+        import kvlite.models.loading  # noqa: F401
+    finally:
+        if collects:
+            gc.enable()
+    gc.freeze()  # later collections pass over these objects
+    atexit.register(gc.unfreeze)  # where the interpreter is taken apart, bindings complain of what is left over

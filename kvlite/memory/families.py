@@ -1,30 +1,28 @@
-"""Defaults of transformers' config classes for fields that config.json may leave out, by `model_type`. A table."""
+"""The attention of each `model_type`: its layers, and the defaults of transformers' config class for absent fields."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
-from kvlite.memory.layouts import (
-    CONV,
-    FULL,
-    HYBRID,
-    LINEAR,
-    SLIDING,
-    Layout,
-    alternate_below,
-    every_layer,
-    full_at,
-    full_every,
-    full_first_of,
-    sliding_from,
-    sliding_without_rope,
-)
-from kvlite.memory.states import State, gated_delta, mamba2, short_convolution
+from kvlite.errors import BrokenModel
+from kvlite.memory.fields import Fields
 
-_ALL_FULL = every_layer(FULL)
+FULL, SLIDING, LINEAR, CONV, HYBRID = "full_attention", "sliding_attention", "linear_attention", "conv", "hybrid"
+"""The types of layers, in transformers' words."""
+
+IsFull = Callable[[Fields, int], bool]
+"""(config, index of a layer) -> True where the layer has full attention."""
+
+State = Callable[[Fields, int], int]
+"""(config, bytes per element of the model's dtype) -> constant bytes per row of one layer.
+
+They are those of the tensors in transformers' linear-attention cache layers, `conv_states` and `recurrent_states`.
+"""
+
+_FP32 = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,13 +30,14 @@ class Family:
     """The attention of one `model_type`.
 
     `kv_heads`, `head_dim` and `window` stand in for an absent field: None is the query heads, hidden / query heads, no
-    window. `layout` gives the layer types where config.json does not list them.
+    window. Where config.json lists no `layer_types`, the layers that `is_full` names are full, the others `others`.
     """
 
     kv_heads: int | None = None
     head_dim: int | None = None
     window: int | None = None
-    layout: Layout = _ALL_FULL
+    others: str = FULL
+    is_full: IsFull = lambda config, layer: False
     max_positions: int | None = None
     positions: Literal["rotary", "learned"] = "rotary"
     state: State | None = None
@@ -52,12 +51,74 @@ class Family:
     global_dims: bool = False  # full layers read global_head_dim and num_global_key_value_heads
 
 
+def _every(period: int, key: str | None = None) -> IsFull:
+    """Each `period`-th layer, counted from 1; config.json may name another period under `key`."""
+    return lambda config, layer: (layer + 1) % ((config.optional_count(key) if key else None) or period) == 0
+
+
+def _below_window_layers(default: int) -> IsFull:
+    return lambda config, layer: layer < config.count("max_window_layers", default=default)
+
+
+def _odd_or_from_window_layers(default: int) -> IsFull:
+    return lambda config, layer: layer % 2 == 1 or layer >= config.count("max_window_layers", default=default)
+
+
+def _with_rope(config: Fields, layer: int) -> bool:
+    """Layers with rotary positions: `no_rope_layers` holds 1 for each of them."""
+    rotates = config.whole_numbers("no_rope_layers")
+    if rotates is None:
+        return (layer + 1) % config.count("no_rope_layer_interval", default=4) != 0
+    return layer >= len(rotates) or rotates[layer] != 0
+
+
+def _listed(key: str, *, otherwise: bool) -> IsFull:
+    """The layers that config.json lists under `key`; without a list all or none."""
+
+    def is_full(config: Fields, layer: int) -> bool:
+        listed = config.whole_numbers(key)
+        return otherwise if listed is None else layer in listed
+
+    return is_full
+
+
+def _short_convolution(config: Fields, element_bytes: int) -> int:
+    """LFM2: the last `conv_L_cache` inputs. [hidden, L]"""
+    return config.count("hidden_size") * config.count("conv_L_cache", default=3) * element_bytes
+
+
+def _gated_delta(config: Fields, element_bytes: int) -> int:
+    """Qwen3-Next: convolved q, k, v inputs [2 K + V, kernel] and the fp32 state [H_V, K / H_K, V / H_V]."""
+    k_heads = config.count("linear_num_key_heads", default=16)
+    v_heads = config.count("linear_num_value_heads", default=32)
+    k_dim = config.count("linear_key_head_dim", default=128)
+    v_dim = config.count("linear_value_head_dim", default=128)
+    kernel = config.count("linear_conv_kernel_dim", default=4)
+    channels = 2 * k_heads * k_dim + v_heads * v_dim
+    return channels * kernel * element_bytes + v_heads * k_dim * v_dim * _FP32
+
+
+def _mamba2(config: Fields, element_bytes: int, inner_key: str | None = None) -> int:
+    """Mamba-2: convolved inputs [inner + 2 groups * state, kernel] and the fp32 state [heads, head_dim, state].
+
+    `inner_key` names the field that holds the inner width; without one it is `mamba_expand * hidden_size`.
+    """
+    inner = config.count("mamba_expand", default=2) * config.count("hidden_size")
+    if inner_key is not None:
+        inner = config.optional_count(inner_key, default=1024) or inner
+    heads = config.count("mamba_n_heads", default=128)
+    if inner % heads:
+        raise BrokenModel(f"config.json: mamba_n_heads is {heads}, which does not divide the inner width {inner}")
+    d_state = config.count("mamba_d_state", default=256)
+    channels = inner + 2 * config.count("mamba_n_groups", default=1) * d_state
+    return channels * config.count("mamba_d_conv", default=4) * element_bytes + inner * d_state * _FP32
+
+
 _LISTS_TYPES = partial(Family, reads_layer_types=True)
-_LISTS_AND_SLIDES = partial(_LISTS_TYPES, window=4096)
+_LISTS_AND_SLIDES = partial(_LISTS_TYPES, window=4096, others=SLIDING)
 _MAY_SLIDE = partial(_LISTS_AND_SLIDES, window_flag="use_sliding_window")
-_GATED_DELTA = partial(_LISTS_TYPES, layout=full_every(4, LINEAR, "full_attention_interval"), state=gated_delta)
-_PATTERN_OF_4 = full_every(4, SLIDING, "sliding_window_pattern")
-_WINDOWED = every_layer(SLIDING)
+_GATED_DELTA = partial(_LISTS_TYPES, others=LINEAR, is_full=_every(4, "full_attention_interval"), state=_gated_delta)
+_WINDOWED = partial(Family, others=SLIDING)
 
 
 def _alike(names: str, family: Family) -> dict[str, Family]:
@@ -81,28 +142,28 @@ FAMILIES: Mapping[str, Family] = {
     "gpt_bigcode": Family(positions="learned", max_positions=1024, reads_head_dim=False, multi_query=True),
     "opt": Family(positions="learned", max_positions=2048, grouped=False, reads_head_dim=False),
     # one window for all layers, where config.json sets one
-    "mistral": Family(kv_heads=8, window=4096, layout=_WINDOWED),
-    "ministral3": Family(kv_heads=8, head_dim=128, layout=_WINDOWED),
-    "mixtral": Family(kv_heads=8, layout=_WINDOWED),
-    "phi3": Family(layout=_WINDOWED),
-    "qwen3_moe": Family(kv_heads=4, window=4096, layout=_WINDOWED, window_flag="use_sliding_window"),
-    "starcoder2": Family(kv_heads=2, layout=_WINDOWED),
+    "mistral": _WINDOWED(kv_heads=8, window=4096),
+    "ministral3": _WINDOWED(kv_heads=8, head_dim=128),
+    "mixtral": _WINDOWED(kv_heads=8),
+    "phi3": _WINDOWED(),
+    "qwen3_moe": _WINDOWED(kv_heads=4, window=4096, window_flag="use_sliding_window"),
+    "starcoder2": _WINDOWED(kv_heads=2),
     # full and sliding layers mixed
-    **_alike("gemma2 vaultgemma", _LISTS_AND_SLIDES(kv_heads=4, head_dim=256, layout=full_every(2, SLIDING))),
-    **_alike("exaone4 exaone_moe", _LISTS_AND_SLIDES(kv_heads=32, layout=_PATTERN_OF_4)),
-    "cohere2": _LISTS_AND_SLIDES(layout=_PATTERN_OF_4),
-    "cwm": _LISTS_TYPES(kv_heads=8, head_dim=128, window=8192, layout=full_first_of(4)),
-    "dots1": _LISTS_AND_SLIDES(kv_heads=32, layout=sliding_from(62)),
-    "gemma3_text": _LISTS_AND_SLIDES(kv_heads=4, head_dim=256, layout=full_every(6, SLIDING, "sliding_window_pattern")),
-    "gemma3n_text": _LISTS_TYPES(kv_heads=2, head_dim=256, window=512, layout=full_every(5, SLIDING)),
-    "gemma4_text": _LISTS_TYPES(kv_heads=4, head_dim=256, window=512, layout=full_every(6, SLIDING), global_dims=True),
-    "gpt_oss": _LISTS_TYPES(kv_heads=8, head_dim=64, window=128, layout=full_every(2, SLIDING)),
-    "ministral": _LISTS_AND_SLIDES(kv_heads=8, layout=_WINDOWED),
-    "olmo3": _LISTS_AND_SLIDES(layout=full_every(4, SLIDING)),
-    "qwen2": _MAY_SLIDE(kv_heads=32, layout=sliding_from(28)),
-    "qwen2_moe": _MAY_SLIDE(kv_heads=16, layout=alternate_below(28)),
-    "qwen3": _MAY_SLIDE(kv_heads=32, head_dim=128, layout=sliding_from(28)),
-    "smollm3": _MAY_SLIDE(kv_heads=4, window=None, layout=sliding_without_rope),
+    **_alike("gemma2 vaultgemma", _LISTS_AND_SLIDES(kv_heads=4, head_dim=256, is_full=_every(2))),
+    **_alike("exaone4 exaone_moe", _LISTS_AND_SLIDES(kv_heads=32, is_full=_every(4, "sliding_window_pattern"))),
+    "cohere2": _LISTS_AND_SLIDES(is_full=_every(4, "sliding_window_pattern")),
+    "cwm": _LISTS_AND_SLIDES(kv_heads=8, head_dim=128, window=8192, is_full=lambda config, layer: layer % 4 == 0),
+    "dots1": _LISTS_AND_SLIDES(kv_heads=32, is_full=_below_window_layers(62)),
+    "gemma3_text": _LISTS_AND_SLIDES(kv_heads=4, head_dim=256, is_full=_every(6, "sliding_window_pattern")),
+    "gemma3n_text": _LISTS_AND_SLIDES(kv_heads=2, head_dim=256, window=512, is_full=_every(5)),
+    "gemma4_text": _LISTS_AND_SLIDES(kv_heads=4, head_dim=256, window=512, is_full=_every(6), global_dims=True),
+    "gpt_oss": _LISTS_AND_SLIDES(kv_heads=8, head_dim=64, window=128, is_full=_every(2)),
+    "ministral": _LISTS_AND_SLIDES(kv_heads=8),
+    "olmo3": _LISTS_AND_SLIDES(is_full=_every(4)),
+    "qwen2": _MAY_SLIDE(kv_heads=32, is_full=_below_window_layers(28)),
+    "qwen2_moe": _MAY_SLIDE(kv_heads=16, is_full=_odd_or_from_window_layers(28)),
+    "qwen3": _MAY_SLIDE(kv_heads=32, head_dim=128, is_full=_below_window_layers(28)),
+    "smollm3": _MAY_SLIDE(kv_heads=4, window=None, is_full=_with_rope),
     # latent attention, stored expanded per head
     **_alike("deepseek_v2 deepseek_v3", Family(mla=(128, 64, 128))),
     "glm4_moe_lite": Family(mla=(192, 64, 256)),
@@ -110,11 +171,13 @@ FAMILIES: Mapping[str, Family] = {
     # attention beside layers of constant state
     **_alike(
         "lfm2 lfm2_moe",
-        _LISTS_TYPES(kv_heads=8, layout=full_at("full_attn_idxs", CONV, all_full=True), state=short_convolution),
+        _LISTS_TYPES(
+            kv_heads=8, others=CONV, is_full=_listed("full_attn_idxs", otherwise=True), state=_short_convolution
+        ),
     ),
-    "bamba": Family(kv_heads=8, layout=full_at("attn_layer_indices", LINEAR, all_full=False), state=mamba2()),
-    "falcon_h1": Family(kv_heads=8, layout=every_layer(HYBRID), state=mamba2("mamba_d_ssm")),
-    "granitemoehybrid": _LISTS_TYPES(layout=every_layer(LINEAR), rope_flag=True, state=mamba2()),
+    "bamba": Family(kv_heads=8, others=LINEAR, is_full=_listed("attn_layer_indices", otherwise=False), state=_mamba2),
+    "falcon_h1": Family(kv_heads=8, others=HYBRID, state=partial(_mamba2, inner_key="mamba_d_ssm")),
+    "granitemoehybrid": _LISTS_TYPES(others=LINEAR, rope_flag=True, state=_mamba2),
     "qwen3_next": _GATED_DELTA(kv_heads=2, head_dim=256),
     "qwen3_5_text": _GATED_DELTA(kv_heads=4, head_dim=256),
     "qwen3_5_moe_text": _GATED_DELTA(kv_heads=2, head_dim=256),

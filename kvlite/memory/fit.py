@@ -5,13 +5,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from kvlite.errors import CapacityError
 from kvlite.memory.budget import Budget, BudgetKind
 from kvlite.memory.format import FORMATS, human_bytes, size_down
-from kvlite.memory.plan import MOST_CHUNK, CachePlan, CacheSpec, largest, least_slots, most_slots, plan_cache
+from kvlite.memory.plan import (
+    DEFAULT_ROW_SLOTS,
+    MOST_CHUNK,
+    CachePlan,
+    CacheSpec,
+    largest,
+    least_slots,
+    most_slots,
+    plan_cache,
+    plan_rows,
+)
 from kvlite.memory.prediction import (
     CUDA_CONTEXT_BYTES,
     TERMS_OF_LOADED,
@@ -24,11 +33,8 @@ from kvlite.memory.prediction import (
     scratch_bytes,
     weight_term,
 )
-from kvlite.memory.rows import DEFAULT_ROW_SLOTS, plan_rows
 from kvlite.memory.shape import ModelShape
 
-SWEEP = ("128MB", "256MB", "512MB", "1GB", "2GB", "4GB", "8GB", "16GB", "32GB", "64GB")
-TURN_TOKENS = 300  # a question and its answer, for a rough count of turns
 MOST_ROWS = 2**16
 
 
@@ -197,15 +203,6 @@ def _holds(fit: Fit, budget: Budget, rows: int, tokens: int) -> bool:
     per_sequence = Budget(BudgetKind.TOKENS, max(tokens, least_slots(fit.shape, fit.spec)))
     found = quote(fit.with_rows(rows, per_sequence), budget)
     return found.fits and found.cache is not None and found.cache.rows == rows and found.cache.slots >= tokens
-
-
-def sweep(fit: Fit) -> Iterator[Quote]:
-    """Quotes for round budgets, up to the first that holds the model's whole window in its own dtype."""
-    for text in SWEEP:
-        found = quote(fit, Budget.parse(text))
-        yield found
-        if found.cache is not None and found.cache.capped_by is not None and not found.takes_another_format:
-            return
 
 
 def advice(found: Quote) -> list[str]:

@@ -11,18 +11,32 @@ from bisect import bisect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import partial
 
 from kvlite.errors import BudgetTooSmall, DoesNotFit, UsageError
 from kvlite.memory.budget import Budget, BudgetKind
 from kvlite.memory.format import SlotFormat, human_bytes, size_down, size_up
-from kvlite.memory.layer_budgets import LayerRule, allotted, equally, fewest
 from kvlite.memory.shape import LayerShape, ModelShape
 
 POSITION_BYTES = 8  # pos and rot, int32 each
 MOST_CHUNK = 512
 AUTO_SHARE = Fraction(9, 10)  # `auto` leaves a tenth of the free memory for activations and scratch
+DEFAULT_ROW_SLOTS = 2048
+"""Slots of a row where the budget of one sequence is not given and the whole budget would buy more."""
 
 _UNBOUNDED = 2**31 - 1  # positions are int32
+_SIZES = (BudgetKind.BYTES, BudgetKind.TOKENS, BudgetKind.FULL)  # say how much they are, whatever there is
+
+LayerRule = Callable[[int, int, int, int], int]
+"""Slots of full-attention layer number `depth` of `layers`: (slots on average, most, depth, layers) -> slots.
+
+Never fewer for more slots on average, and as many in all layers where the average is the most.
+"""
+
+
+def equally(slots: int, most: int, depth: int, layers: int) -> int:
+    """Give every layer as many slots."""
+    return slots
 
 
 def chunk_tokens(slots: int, limit: int = MOST_CHUNK) -> int:
@@ -96,39 +110,77 @@ def plan_cache(
     BudgetTooSmall when it holds fewer slots, UsageError when a share of unknown memory is asked for.
     """
     cap = most_slots(shape, spec)
-    layouts = _Layouts(shape, spec, rows, cap)
+    with_slots = partial(_with_slots, shape, spec, rows, cap)
     protected = max(1, spec.protected_slots)
     if cap < protected:
         raise BudgetTooSmall(
             f"the model's window has room for {cap} tokens, but {protected} are protected; "
             "give --kv-policy full or another policy"
         )
-    slots, budget_bytes = _grant(budget, layouts, cap, free_bytes)
-    found = layouts.plan(slots, budget_bytes)
+    slots, budget_bytes = _grant(budget, with_slots, cap, free_bytes)
+    found = with_slots(slots)
     if found.fewest < protected:
-        smallest = layouts.reserved(least_slots(shape, spec))
+        smallest = with_slots(least_slots(shape, spec)).reserved_bytes
         where = f" in each of {rows} rows" if rows > 1 else ""
         where += " in the smallest layer" if found.fewest < slots else ""
         raise BudgetTooSmall(
             f"KV budget {budget} holds {found.fewest} tokens{where}, but {protected} are protected; "
             f"the smallest that works is {size_up(smallest)} ({smallest:,} bytes)"
         )
-    window_stops = slots == cap != _UNBOUNDED and budget.kind is not BudgetKind.FULL
-    return replace(found, capped_by="window") if window_stops else found
+    capped_by = "window" if slots == cap != _UNBOUNDED and budget.kind is not BudgetKind.FULL else None
+    return replace(found, budget_bytes=budget_bytes, row_budget_bytes=budget_bytes // rows, capped_by=capped_by)
 
 
-def _grant(budget: Budget, layouts: _Layouts, cap: int, free_bytes: int | None) -> tuple[int, int]:
+def plan_rows(
+    shape: ModelShape,
+    total: Budget,
+    per_sequence: Budget | None,
+    spec: CacheSpec,
+    *,
+    most_rows: int,
+    free_bytes: int | None,
+) -> CachePlan:
+    """Plan at most `most_rows` equal rows inside the budget `total`, each with the slots that `per_sequence` buys.
+
+    A row's slots never depend on its neighbours. Raises what `plan_cache` raises, and BudgetTooSmall where one
+    sequence's budget exceeds the total.
+    """
+    plan = partial(plan_cache, shape, spec=spec)
+    whole = plan(total, free_bytes=free_bytes)
+    if per_sequence is not None:
+        row = plan(per_sequence, free_bytes=None if per_sequence.kind in _SIZES else whole.budget_bytes)
+    elif total.kind is BudgetKind.FULL:
+        row = whole
+    else:
+        row = plan(Budget(BudgetKind.TOKENS, min(whole.slots, DEFAULT_ROW_SLOTS)), free_bytes=None)
+    allowed, limit, change = whole.budget_bytes, "KV budget", "raise --kv-budget"
+    follows_rows = False
+    if total.kind in (BudgetKind.AUTO, BudgetKind.FULL) and free_bytes is not None:
+        allowed, limit, change = int(free_bytes * AUTO_SHARE), "free memory for them", "free some memory"
+        follows_rows = True
+    if row.reserved_bytes > allowed:
+        raise BudgetTooSmall(
+            f"one sequence takes {human_bytes(row.reserved_bytes)}, the {limit} is {human_bytes(allowed)}; "
+            f"give a smaller --kv-per-seq, or {change}"
+        )
+    count = min(most_rows, allowed // row.reserved_bytes)
+    rows = plan(Budget(BudgetKind.TOKENS, row.slots), rows=count, free_bytes=None)
+    budget_bytes = rows.reserved_bytes if follows_rows else allowed
+    row_budget = row.budget_bytes if per_sequence is not None else budget_bytes // rows.rows
+    return replace(rows, budget_bytes=budget_bytes, row_budget_bytes=row_budget, capped_by=row.capped_by)
+
+
+def _grant(budget: Budget, with_slots: Callable[[int], CachePlan], cap: int, free_bytes: int | None) -> tuple[int, int]:
     """Slots and the bytes they must stay within; with `tokens` and `full` these bytes follow from the slots."""
     if budget.kind in (BudgetKind.TOKENS, BudgetKind.FULL):
         if budget.kind is BudgetKind.FULL and cap == _UNBOUNDED:
             raise UsageError("KV budget full needs the model's window, and config.json names none; give a size")
         slots = cap if budget.kind is BudgetKind.FULL else min(cap, int(budget.amount))
-        needed = layouts.reserved(slots)
+        needed = with_slots(slots).reserved_bytes
         if free_bytes is not None and needed > free_bytes:
-            fitting = layouts.most(free_bytes, cap)
             raise DoesNotFit(
                 f"KV budget {budget} takes {human_bytes(needed)}, {human_bytes(free_bytes)} are free; "
-                f"what fits is {fitting}tok or {size_down(free_bytes)}"
+                f"what fits is {_most(with_slots, free_bytes, cap)}tok or {size_down(free_bytes)}"
             )
         return slots, needed
     if budget.kind is BudgetKind.BYTES:
@@ -138,13 +190,13 @@ def _grant(budget: Budget, layouts: _Layouts, cap: int, free_bytes: int | None) 
                 f"KV budget {budget} is more than the {human_bytes(free_bytes)} that are free; "
                 f"what fits is {size_down(free_bytes)} or auto"
             )
-        return layouts.most(allowed, cap), allowed
+        return _most(with_slots, allowed, cap), allowed
     if free_bytes is None:
         raise UsageError(f"KV budget {budget} is measured against free memory, which is not known here; give a size")
     allowed = int(free_bytes * (AUTO_SHARE if budget.kind is BudgetKind.AUTO else Fraction(budget.amount)))
-    slots = layouts.most(allowed, cap)
+    slots = _most(with_slots, allowed, cap)
     is_whole_window = budget.kind is BudgetKind.AUTO and slots == cap
-    return slots, layouts.reserved(slots) if is_whole_window else allowed
+    return slots, with_slots(slots).reserved_bytes if is_whole_window else allowed
 
 
 def least_slots(shape: ModelShape, spec: CacheSpec) -> int:
@@ -154,16 +206,20 @@ def least_slots(shape: ModelShape, spec: CacheSpec) -> int:
 
 def slots_with(layers: Sequence[LayerShape], wanted: int, most: int, rule: LayerRule) -> int:
     """The smallest S, the average of the full layers, with which each of them has `wanted` slots."""
-    return largest(lambda slots: fewest(layers, slots, most, rule) < wanted, most) + 1
+    return largest(lambda slots: fewest(layers, allotted(layers, slots, most, rule), slots) < wanted, most) + 1
 
 
-def tokens_by_bytes(shape: ModelShape, spec: CacheSpec, *, rows: int, allowed: int) -> tuple[int, int]:
-    """Tokens per row that `allowed` bytes hold whatever the window: of K and V alone, and with all a slot costs."""
-    layouts = _Layouts(shape, spec, rows, _UNBOUNDED)
-    slides = all(layer.window for layer in shape.layers if layer.kv_heads)
-    cap = most_slots(shape, replace(spec, evicts=False)) if slides else _UNBOUNDED
-    alone = largest(lambda slots: layouts.plan(slots, 0).k_v_bytes <= allowed, cap)
-    return alone, layouts.most(allowed, cap)
+def allotted(layers: Sequence[LayerShape], slots: int, most: int, rule: LayerRule) -> tuple[int, ...]:
+    """Slots per KV head of each layer: by `rule` for full attention, else `slots` and at most the layer's window."""
+    full = [index for index, layer in enumerate(layers) if layer.kind == "full"]
+    shares = {index: rule(slots, most, depth, len(full)) for depth, index in enumerate(full)}
+    return tuple(shares.get(index, layer.slots(slots)) for index, layer in enumerate(layers))
+
+
+def fewest(layers: Sequence[LayerShape], allotment: Sequence[int], default: int) -> int:
+    """The least of an allotment to layers with full attention; `default` where there is none."""
+    full = [slots for slots, layer in zip(allotment, layers, strict=True) if layer.kind == "full"]
+    return min(full, default=default)
 
 
 def most_slots(shape: ModelShape, spec: CacheSpec) -> int:
@@ -181,49 +237,40 @@ def most_slots(shape: ModelShape, spec: CacheSpec) -> int:
     return window
 
 
-@dataclass(frozen=True, slots=True)
-class _Layouts:
-    """A cache as a function of its slots, of which no layer has more than `cap`."""
+def _with_slots(shape: ModelShape, spec: CacheSpec, rows: int, cap: int, slots: int) -> CachePlan:
+    """The cache of so many slots, of which no layer has more than `cap`; its budget is what it reserves."""
+    layers = shape.layers
+    layer_slots = allotted(layers, slots, cap, spec.layer_rule)
+    smallest = fewest(layers, layer_slots, slots)
+    heads = [count * layer.kv_heads * rows for count, layer in zip(layer_slots, layers, strict=True)]
+    k_v = sum(head * spec.key_value_bytes(layer) for head, layer in zip(heads, layers, strict=True))
+    policy_state = sum(heads) * spec.state_bytes_per_slot
+    positions = sum(heads) * POSITION_BYTES
+    staging = rows * sum(layer.kv_heads * spec.slot_bytes(layer) for layer in layers)
+    state = rows * sum(layer.state_bytes for layer in layers)
+    reserved = k_v + policy_state + positions + staging + state
+    return CachePlan(
+        slots=slots,
+        fewest=smallest,
+        rows=rows,
+        chunk=chunk_tokens(smallest, spec.chunk_limit),
+        layer_slots=layer_slots,
+        k_v_bytes=k_v,
+        policy_state_bytes=policy_state,
+        position_bytes=positions,
+        staging_bytes=staging,
+        state_bytes=state,
+        reserved_bytes=reserved,
+        budget_bytes=reserved,
+        row_budget_bytes=reserved // rows,
+        capped_by=None,
+        most_slots=cap,
+    )
 
-    shape: ModelShape
-    spec: CacheSpec
-    rows: int
-    cap: int
 
-    def reserved(self, slots: int) -> int:
-        return self.plan(slots, 0).reserved_bytes
-
-    def most(self, allowed: int, cap: int) -> int:
-        """The most slots whose bytes are within `allowed`; 0 when not even one is."""
-        return largest(lambda slots: self.reserved(slots) <= allowed, cap)
-
-    def plan(self, slots: int, budget_bytes: int) -> CachePlan:
-        layers = self.shape.layers
-        layer_slots = allotted(layers, slots, self.cap, self.spec.layer_rule)
-        smallest = fewest(layers, slots, self.cap, self.spec.layer_rule)
-        heads = [count * layer.kv_heads * self.rows for count, layer in zip(layer_slots, layers, strict=True)]
-        k_v = sum(head * self.spec.key_value_bytes(layer) for head, layer in zip(heads, layers, strict=True))
-        policy_state = sum(heads) * self.spec.state_bytes_per_slot
-        positions = sum(heads) * POSITION_BYTES
-        staging = self.rows * sum(layer.kv_heads * self.spec.slot_bytes(layer) for layer in layers)
-        state = self.rows * sum(layer.state_bytes for layer in layers)
-        return CachePlan(
-            slots=slots,
-            fewest=smallest,
-            rows=self.rows,
-            chunk=chunk_tokens(smallest, self.spec.chunk_limit),
-            layer_slots=layer_slots,
-            k_v_bytes=k_v,
-            policy_state_bytes=policy_state,
-            position_bytes=positions,
-            staging_bytes=staging,
-            state_bytes=state,
-            reserved_bytes=k_v + policy_state + positions + staging + state,
-            budget_bytes=budget_bytes,
-            row_budget_bytes=budget_bytes // self.rows,
-            capped_by=None,
-            most_slots=self.cap,
-        )
+def _most(with_slots: Callable[[int], CachePlan], allowed: int, cap: int) -> int:
+    """The most slots whose bytes are within `allowed`; 0 when not even one is."""
+    return largest(lambda slots: with_slots(slots).reserved_bytes <= allowed, cap)
 
 
 def largest(holds: Callable[[int], bool], upper: int) -> int:

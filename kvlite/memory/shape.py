@@ -7,13 +7,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from kvlite.errors import BrokenModel, UnsupportedModel
-from kvlite.memory.families import FAMILIES, NOT_HELD, TEXT_TYPES, Family
+from kvlite.memory.families import CONV, FAMILIES, FULL, HYBRID, LINEAR, NOT_HELD, SLIDING, TEXT_TYPES, Family
 from kvlite.memory.fields import Fields
 from kvlite.memory.format import DTYPE_BYTES, FORMATS, SlotFormat
-from kvlite.memory.layouts import CONV, FULL, HYBRID, LINEAR, SLIDING
-
-ASSUMED_DTYPE = "bfloat16"
-"""The dtype where neither config.json nor the weights name one."""
 
 _OLD_TYPES = {"attention": FULL, "mamba": LINEAR, "mamba2": LINEAR}
 _MOST_LAYERS = 10_000
@@ -72,7 +68,7 @@ class ModelShape:
         text = outer.nested("text_config") or outer
         name = _family_name(outer, text)
         family = FAMILIES[name]
-        dtype = dtype or _dtype(text) or _dtype(outer) or stored_dtype or ASSUMED_DTYPE
+        dtype = dtype or _dtype(text) or _dtype(outer) or stored_dtype or "bfloat16"
         if dtype not in DTYPE_BYTES:
             raise UnsupportedModel(f"config.json: dtype is '{dtype}'; kvlite runs {', '.join(DTYPE_BYTES)}")
         kinds = _layer_types(text, family, name)
@@ -132,7 +128,7 @@ def _layer_types(text: Fields, family: Family, name: str) -> tuple[str, ...]:
         raise BrokenModel(f"config.json: num_hidden_layers is {layers}; expected at most {_MOST_LAYERS}")
     listed = text.names("layer_types")
     if listed is None or not family.reads_layer_types:
-        return family.layout(text, layers)
+        return tuple(FULL if family.is_full(text, layer) else family.others for layer in range(layers))
     kinds = tuple(_OLD_TYPES.get(kind, kind) for kind in listed)
     if len(kinds) != layers:
         raise BrokenModel(f"config.json: layer_types lists {len(kinds)} layers, num_hidden_layers is {layers}")

@@ -28,11 +28,6 @@ ATTENTION = "kvlite"
 _bound: ContextVar[tuple[SlotCache, Step]] = ContextVar("kvlite_bound")
 
 
-def register() -> None:
-    """Make `attn_implementation="kvlite"` known to transformers."""
-    AttentionInterface.register(ATTENTION, attention)
-
-
 @contextmanager
 def bound_cache(slots: SlotCache, step: Step) -> Iterator[None]:
     """Bind `slots` and `step` for the attention layers of the forward pass inside the block."""
@@ -76,3 +71,6 @@ def attention(
 @cache
 def _geometry(scaling: float, window: int | None, softcap: float | None) -> Geometry:
     return Geometry(scaling, window, softcap)
+
+
+AttentionInterface.register(ATTENTION, attention)

@@ -2,28 +2,44 @@
 
 No family is trusted by its name: a patch fits where the code is the code it was written from, and stays where it
 computes the same. What does not stay is said.
+
+Fused modules are judged against float32, with the rounding error of the modules they replace as the yardstick. The
+model reads a sentence on transformers' own attention. Each module that is to be replaced computes its output three
+times from the same inputs: as it is, fused, and as it is but in float32, one matrix at a time. In bfloat16 two honest
+orders of the same operations differ by more than a fixed tolerance that still catches a mistake; that both are equally
+near to float32 says more. A module at a time, because over a whole model the rounding of all hides the fault of one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map
 
 from kvlite.memory.format import slot_format
-from kvlite.models.decoder import FusedDecoder, decodes
-from kvlite.models.fourbit import our_form
+from kvlite.models.attention_interface import ATTENTION
+from kvlite.models.fused import FusedDecoder
 from kvlite.models.loaded import LoadedModel
-from kvlite.models.patches import KINDS, fused_form
-from kvlite.models.probe import PROBE_TOKENS, dry_cache, feed, probe_ids
-from kvlite.models.trial import FLOOR, judge
+from kvlite.models.patches import KINDS, decodes, fused_form
+from kvlite.models.probe import PROBE_TOKENS, dry_cache, feed, probe_ids, text_ids
+from kvlite.models.quantised import our_form
 from kvlite.models.verify import relative_error
 from kvlite_kernels.fused_ops import TORCH_OPS, FusedOps
 
 MISWIRED = 0.3
 """Relative RMSE of the logits over slots from which fused modules are wrongly put together: no rounding comes near."""
+
+FACTOR = 1.5
+FLOOR = 1e-5
+"""A fused module may be off by FACTOR times the error of what it replaces, and FLOOR, both relative."""
+
+_HALF = (torch.bfloat16, torch.float16)
 
 Swap = tuple[nn.Module, str, nn.Module, nn.Module]  # a parent, its child's name, the child and what replaces it
 
@@ -35,7 +51,7 @@ def fuse(loaded: LoadedModel, ops: FusedOps = TORCH_OPS) -> LoadedModel:
     for kind, ending in KINDS.items():
         made: list[Swap] = []
         unknown: set[str] = set()
-        for parent, name, module in children(loaded.model):
+        for parent, name, module in _children(loaded.model):
             fused = fused_form(kind, module, ops)
             if fused is not None:
                 made.append((parent, name, module, fused))
@@ -43,7 +59,7 @@ def fuse(loaded: LoadedModel, ops: FusedOps = TORCH_OPS) -> LoadedModel:
                 unknown.add(type(module).__name__)
         if unknown:
             loaded = _refusing(loaded, f"{kind}: no patch fits {', '.join(sorted(unknown))}")
-        loaded = swap(loaded, kind, made)
+        loaded = _swap(loaded, kind, made)
         swaps += made if kind in loaded.fused else []
     logits = probe_logits(loaded)
     off = relative_error(logits, expected)
@@ -51,11 +67,6 @@ def fuse(loaded: LoadedModel, ops: FusedOps = TORCH_OPS) -> LoadedModel:
         for parent, name, module, _ in reversed(swaps):
             setattr(parent, name, module)
         return _refusing(plain, f"all patches: together they change the logits by {off:.1%}")
-    return _with_decoder(loaded, logits)
-
-
-def _with_decoder(loaded: LoadedModel, logits: Tensor) -> LoadedModel:
-    """The model as one function from ids to logits, where it is no more than that and gives `logits` so, too."""
     if loaded.state is not None or not decodes(loaded.model):
         return _refusing(loaded, f"decoder: no patch fits {type(loaded.model).__name__}")
     shorter = replace(loaded, decoder=FusedDecoder(loaded.model), fused=(*loaded.fused, "decoder"))
@@ -65,17 +76,27 @@ def _with_decoder(loaded: LoadedModel, logits: Tensor) -> LoadedModel:
 
 def multiply_four_bit(loaded: LoadedModel, ops: FusedOps) -> LoadedModel:
     """Let `ops` multiply with the 4-bit weights of an admitted model, where it can and computes the same."""
-    forms = ((*child, our_form(child[2], ops)) for child in children(loaded.model))
-    return swap(loaded, "four-bit", [(parent, name, child, made) for parent, name, child, made in forms if made])
+    forms = ((*child, our_form(child[2], ops)) for child in _children(loaded.model))
+    return _swap(loaded, "four-bit", [(parent, name, child, made) for parent, name, child, made in forms if made])
 
 
-def swap(loaded: LoadedModel, name: str, swaps: Sequence[Swap]) -> LoadedModel:
+def probe_logits(loaded: LoadedModel) -> Tensor:
+    """The logits [1, T, V] of a few tokens, fed in chunks."""
+    cache = dry_cache(loaded, slot_format("auto", loaded.dtype_name), PROBE_TOKENS)
+    return feed(loaded, cache, probe_ids(loaded, PROBE_TOKENS))
+
+
+def _children(model: nn.Module) -> list[tuple[nn.Module, str, nn.Module]]:
+    """Every module below `model` with its parent and its name there, parents first."""
+    return [(parent, name, module) for parent in model.modules() for name, module in parent.named_children()]
+
+
+def _swap(loaded: LoadedModel, name: str, swaps: Sequence[Swap]) -> LoadedModel:
     """Replace modules if they compute the same, under `name`; else the model as it was, which says why."""
     if not swaps:
         return loaded
     try:
-        verdict = judge(loaded, [(module, made) for _, _, module, made in swaps])
-        why = None if verdict.passes else str(verdict)
+        why = judge(loaded, [(module, made) for _, _, module, made in swaps])
     except Exception as error:
         if not _is_of_the_code(error):
             raise
@@ -101,12 +122,79 @@ def _is_of_the_code(error: Exception) -> bool:
     return is_of_triton or isinstance(error, RuntimeError | AttributeError | TypeError | ValueError | LookupError)
 
 
-def probe_logits(loaded: LoadedModel) -> Tensor:
-    """The logits [1, T, V] of a few tokens, fed in chunks."""
-    cache = dry_cache(loaded, slot_format("auto", loaded.dtype_name), PROBE_TOKENS)
-    return feed(loaded, cache, probe_ids(loaded, PROBE_TOKENS))
+@torch.inference_mode()
+def judge(loaded: LoadedModel, pairs: Sequence[tuple[nn.Module, nn.Module]]) -> str | None:
+    """Compare modules with their fused forms, which see the same inputs: the fault of a fused one, None if all pass.
+
+    Raises what a fused module raises.
+    """
+    errors: list[tuple[float, float]] = []
+    handles = [
+        module.register_forward_hook(_comparison(made, loaded.compute_dtype in _HALF, errors), with_kwargs=True)
+        for module, made in pairs
+    ]
+    try:
+        loaded.model.set_attn_implementation("eager")
+        loaded.model(input_ids=text_ids(loaded), use_cache=False, logits_to_keep=1)
+    finally:
+        for handle in handles:
+            handle.remove()
+        loaded.model.set_attn_implementation(ATTENTION)
+    for fused, eager in errors:
+        bound = FACTOR * eager + FLOOR
+        if not fused <= bound:  # an error that is no number is a fault too
+            return f"off by {fused:.2g} from float32, more than {bound:.2g}; unfused it is off by {eager:.2g}"
+    return None if errors else "never ran"
 
 
-def children(model: nn.Module) -> list[tuple[nn.Module, str, nn.Module]]:
-    """Every module below `model` with its parent and its name there, parents first."""
-    return [(parent, name, module) for parent in model.modules() for name, module in parent.named_children()]
+def _comparison(made: nn.Module, is_rounded: bool, errors: list[tuple[float, float]]) -> Callable[..., None]:
+    """A forward hook that adds the relative errors against float32 of the fused module and of the one it is on."""
+
+    def compare(module: nn.Module, args: Any, kwargs: Any, out: Any) -> None:
+        eager, exact = _hidden(out), _hidden(out)
+        if is_rounded:
+            with _torch_ops(module), _Float32():
+                exact = _hidden(module.forward(*args, **kwargs))
+        errors.append((_error(_hidden(made(*args, **kwargs)), exact), _error(eager, exact)))
+
+    return compare
+
+
+@contextmanager
+def _torch_ops(module: nn.Module) -> Iterator[None]:
+    """Let what is fused inside `module` run on plain torch: kernels take memory as it is, in any dtype."""
+    fused: list[Any] = [part for part in module.modules() if hasattr(part, "ops")]
+    held = [part.ops for part in fused]
+    try:
+        for part in fused:
+            part.ops = TORCH_OPS
+        yield
+    finally:
+        for part, ops in zip(fused, held, strict=True):
+            part.ops = ops
+
+
+class _Float32(TorchFunctionMode):
+    """Widens half-precision tensors and dtypes to float32 in every function that is called."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        wide_args, wide_kwargs = tree_map(_widened, (args, kwargs or {}))
+        return func(*wide_args, **wide_kwargs)
+
+
+def _widened(value: Any) -> Any:
+    if isinstance(value, Tensor) and value.dtype in _HALF:
+        return value.float()
+    return torch.float32 if value in _HALF else value
+
+
+def _hidden(out: Any) -> Tensor:
+    """The hidden states among what a module returns."""
+    found: Tensor = out if isinstance(out, Tensor) else out[0]
+    return found.float()
+
+
+def _error(value: Tensor, exact: Tensor) -> float:
+    """The root mean square over tokens of each one's relative error: some tokens are a thousand times larger."""
+    off = (value - exact).norm(dim=-1) / exact.norm(dim=-1).clamp(min=1e-12)
+    return float(off.square().mean().sqrt())

@@ -15,7 +15,7 @@ from kvlite.cache.rotation import Rotation
 from kvlite.cache.step import Step
 from kvlite.memory.shape import ModelShape
 from kvlite.models.attention_interface import bound_cache
-from kvlite.models.decoder import FusedDecoder
+from kvlite.models.fused import FusedDecoder
 from kvlite.models.hybrid import HybridState
 from kvlite.models.quantised import compute_dtype
 
@@ -79,7 +79,7 @@ class LoadedModel:
                 return self.decoder(ids, positions, last)
             state: dict[str, Any] = {"use_cache": False}
             if self.state is not None:
-                state = {"use_cache": True, "past_key_values": self.state.cache}
+                state = {"use_cache": True, "past_key_values": self.state}
             out = self.model(input_ids=ids, position_ids=positions, logits_to_keep=last, **state)
         logits: Tensor = out.logits[:, -last:]
         return logits

@@ -20,17 +20,16 @@ from transformers.utils import logging as transformers_logging
 from kvlite.cache.cache import refused_kernels
 from kvlite.catalog.files import ModelFiles
 from kvlite.errors import BrokenModel, DoesNotFit, KvliteError, ModelError, OutOfMemory, UnsupportedModel, UsageError
-from kvlite.memory.format import human_bytes
+from kvlite.memory.format import dtype_name, human_bytes
 from kvlite.memory.prediction import WeightFacts, weight_term
 from kvlite.memory.shape import ModelShape
-from kvlite.models.attention_interface import register
 from kvlite.models.device import free_bytes, set_threads
 from kvlite.models.fusing import fuse, multiply_four_bit
 from kvlite.models.hybrid import HybridState
-from kvlite.models.load_options import LoadOptions
 from kvlite.models.loaded import LoadedModel
 from kvlite.models.quantised import quantisation, refuse_quantisation
 from kvlite.models.verify import admit
+from kvlite.options import ModelOptions
 from kvlite_kernels.backend import KernelsUnavailable
 from kvlite_kernels.choice import choose_ops
 from kvlite_kernels.fused_ops import FusedOps
@@ -42,7 +41,7 @@ _PARSER_ERRORS = (
 """Errors that transformers and the parsers below it raise on files they cannot use."""
 
 
-def load(files: ModelFiles, options: LoadOptions, device: torch.device) -> LoadedModel:
+def load(files: ModelFiles, options: ModelOptions, device: torch.device) -> LoadedModel:
     """Load a model from its files onto `device`.
 
     Raises UnsupportedModel where kvlite cannot bound the family, BrokenModel on damaged files, DoesNotFit or
@@ -50,13 +49,12 @@ def load(files: ModelFiles, options: LoadOptions, device: torch.device) -> Loade
     quantised already.
     """
     folder = files.folder
-    shape = _shape(files, options.dtype, device)
+    shape = _shape(files, dtype_name(options.dtype), device)
     ops = _ops(options.kernels, device)
     _require_room(files, shape, options.quant, device)
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     refuse_quantisation(folder, files.config, options.quant)
-    register()
     passed = [("", time.perf_counter())]
     tokenizer = load_tokenizer(folder, trust_remote_code=options.trust_remote_code)
     passed.append(("tokenizer", time.perf_counter()))
@@ -65,7 +63,7 @@ def load(files: ModelFiles, options: LoadOptions, device: torch.device) -> Loade
     model = _model(folder, options, dtype, device)
     passed.append(("weights", time.perf_counter()))
     text_config = model.config.get_text_config()
-    state = HybridState(text_config) if shape.has_state else None
+    state = HybridState(config=text_config) if shape.has_state else None
     _require_vocabulary(model.config, tokenizer)
     loaded = admit(LoadedModel(model, tokenizer, shape, dtype, device, options.quant, state=state))
     passed.append(("gate", time.perf_counter()))
@@ -122,7 +120,7 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> PreTrain
     return tokenizer
 
 
-def _model(folder: Path, options: LoadOptions, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
+def _model(folder: Path, options: ModelOptions, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
     arguments: dict[str, Any] = {
         "dtype": dtype,
         "attn_implementation": "eager",

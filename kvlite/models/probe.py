@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from kvlite.cache.cache import SlotCache
-from kvlite.cache.policies.full import Full
+from kvlite.cache.policies import Full
 from kvlite.memory.budget import Budget
 from kvlite.memory.format import SlotFormat
 from kvlite.memory.plan import CacheSpec, plan_cache

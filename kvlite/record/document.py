@@ -1,4 +1,4 @@
-"""A run record as a document: Markdown, or a page with the course of the run drawn."""
+"""A run record as a page, with the course of the run drawn."""
 
 from __future__ import annotations
 
@@ -6,17 +6,9 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from kvlite.memory.format import human_bytes
-from kvlite.record.page import Section, page
-from kvlite.record.plot import NUM_COLOURS, WIDTH, Curve, Mark, Plot, Tick, round_ticks, x_at, y_at
+from kvlite.record.page import ON_LIGHT, WIDTH, Curve, Mark, Plot, Section, page, round_ticks, x_at, y_at
 from kvlite.record.schema import RunRecord, TimelinePoint
-from kvlite.record.table import plain
 from kvlite.record.view import record_tables, run_line, verdict
-
-
-def record_markdown(record: RunRecord) -> str:
-    """The verdict and pipe tables, ending in a newline."""
-    head = (f"# {plain(verdict(record))}", plain(run_line(record)))
-    return "\n\n".join((*head, *(table.markdown() for table in record_tables(record)))) + "\n"
 
 
 def record_page(record: RunRecord) -> str:
@@ -40,13 +32,13 @@ def timeline_plot(points: Sequence[TimelinePoint], budget_bytes: int) -> Plot:
         for step, point in zip(steps, points, strict=True)
     )
     budget = tuple(Mark(x, y_at(budget_bytes, y_ends), dot=False) for x in (0.0, float(WIDTH)))
-    dashed = NUM_COLOURS + 1
+    dashed = len(ON_LIGHT) + 1
     return Plot(
         title="KV cache over the run",
         x_title="tokens seen" if grows else "seconds",
         y_title="bytes held",
-        x_ticks=tuple(Tick(x_at(at, x_ends, WIDTH), f"{at:,g}") for at in _inside(x_ends)),
-        y_ticks=tuple(Tick(y_at(at, y_ends), human_bytes(int(at))) for at in _inside(y_ends)),
+        x_ticks=tuple((x_at(at, x_ends, WIDTH), f"{at:,g}") for at in _inside(x_ends)),
+        y_ticks=tuple((y_at(at, y_ends), human_bytes(int(at))) for at in _inside(y_ends)),
         curves=(Curve("KV cache", 0, held), Curve(f"budget {human_bytes(budget_bytes)}", dashed, budget)),
     )
 

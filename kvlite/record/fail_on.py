@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
@@ -14,8 +14,7 @@ from kvlite.record.schema import RunRecord
 from kvlite.record.table import UNKNOWN, Table, percent
 from kvlite.record.view import peak_vram_bytes
 
-CHANGE = "change."
-Scalar = str | int | float
+Value = str | int | float
 
 _OPERATORS: Mapping[str, Callable[[float, float], bool]] = {
     ">": operator.gt,
@@ -30,7 +29,7 @@ _COMPARISON = re.compile(
     r"(?P<minus>-?)(?P<number>\d{1,20}(?:\.\d{1,20})?)\s*(?P<unit>[A-Za-z]*)",
     re.ASCII,
 )
-_NAMES_OF_A_RUN = {"schema", "run_id", "started", "ended", "command"}
+_NAMES_OF_A_RUN = {"format", "run_id", "started", "ended", "command"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,21 +65,23 @@ class Comparison:
         return _OPERATORS[self.sign](numbers[self.field], self.value)
 
 
-def check(comparisons: list[Comparison], numbers: Mapping[str, float]) -> None:
+def check(comparisons: Sequence[Comparison], numbers: Mapping[str, float]) -> None:
     """Raise GateFailed, naming each comparison that is true of `numbers`."""
     true = [c for c in comparisons if c.holds(numbers)]
     if true:
-        raise GateFailed("; ".join(f"{c.field} is {show(c.field, numbers[c.field])}, fails on {c.text}" for c in true))
+        raise GateFailed(
+            "; ".join(f"{c.field} is {_shown(c.field, numbers[c.field])}, fails on {c.text}" for c in true)
+        )
 
 
-def numbers_of(record: RunRecord) -> dict[str, float]:
-    """The measured numbers of a run by name; a claim such as `kv.within_budget` is 0 or 1."""
-    return {name: value for name, value in scalars(record).items() if not isinstance(value, str)}
+def numbers_of(values: Mapping[str, Value]) -> dict[str, float]:
+    """The numbers among a run's values, which gates can be over."""
+    return {name: value for name, value in values.items() if not isinstance(value, str)}
 
 
-def scalars(record: RunRecord) -> dict[str, Scalar]:
-    """Every measured value of a run by dotted name, and values that follow from its lists."""
-    found: dict[str, Scalar | None] = {
+def values_of(record: RunRecord) -> dict[str, Value]:
+    """Every measured value of a run by dotted name, and values that follow from its lists; a claim is 0 or 1."""
+    found: dict[str, object] = {
         "peak_kv_bytes": record.kv.peak_bytes if record.kv else None,
         "peak_vram_bytes": peak_vram_bytes(record),
         "peak_rss_bytes": record.memory.host_rss_peak_bytes,
@@ -89,41 +90,45 @@ def scalars(record: RunRecord) -> dict[str, Scalar]:
         "tok_s": median([r.tok_s for r in record.requests if r.tok_s is not None] or [0.0]) or None,
         "num_requests": len(record.requests) + record.requests_left_out,
         "num_warnings": len(record.warnings),
+        **_flat(record.model_dump(by_alias=True, mode="json", exclude=_NAMES_OF_A_RUN)),
     }
-    _flatten(record.model_dump(by_alias=True, mode="json"), "", found)
     for term in record.memory.terms:
         name = term.name.replace(" ", "_")
         found[f"memory.{name}.predicted_bytes"] = term.predicted_bytes
         found[f"memory.{name}.measured_bytes"] = term.measured_bytes
     for phase in record.memory.phases:
         found[f"phase.{phase.name}.peak_bytes"] = phase.peak_bytes
-    return {name: value for name, value in found.items() if value is not None and name not in _NAMES_OF_A_RUN}
+    return {
+        name: int(value) if isinstance(value, bool) else value
+        for name, value in found.items()
+        if isinstance(value, str | int | float)
+    }
 
 
 def changes(numbers: Mapping[str, float], others: Mapping[str, float]) -> dict[str, float]:
     """`change.FIELD`, the second run's number minus the first's, for each that both measured."""
-    return {f"{CHANGE}{name}": others[name] - value for name, value in numbers.items() if name in others}
-
-
-def differences(record: RunRecord, other: RunRecord) -> dict[str, tuple[Scalar | None, Scalar | None]]:
-    """The values of both runs by field where they are not equal; None where a run has none."""
-    first, second = scalars(record), scalars(other)
-    names = dict.fromkeys((*first, *second))
-    return {name: (first.get(name), second.get(name)) for name in names if first.get(name) != second.get(name)}
+    return {f"change.{name}": others[name] - value for name, value in numbers.items() if name in others}
 
 
 def difference_table(record: RunRecord, other: RunRecord) -> Table:
-    """The differences of two runs, field by field, with the change from the first to the second."""
-    rows = tuple(
-        (name, show(name, before), show(name, after), _change(name, before, after))
-        for name, (before, after) in differences(record, other).items()
-    )
-    note = "" if rows else "nothing differs"
-    return Table(("FIELD", record.run_id, other.run_id, "CHANGE"), rows, note)
+    """The values that two runs do not share, with the change from the first to the second."""
+    first, second = values_of(record), values_of(other)
+    rows = []
+    for name in dict.fromkeys((*first, *second)):
+        before, after = first.get(name), second.get(name)
+        if before != after:
+            rows.append((name, _shown(name, before), _shown(name, after), _change(name, before, after)))
+    return Table(("FIELD", record.run_id, other.run_id, "CHANGE"), tuple(rows), "" if rows else "nothing differs")
 
 
-def show(name: str, value: Scalar | None) -> str:
-    """A value for reading: bytes in GB and MB when the field's name says it is bytes, `-` where there is none."""
+def _flat(block: Mapping[str, object], prefix: str = "") -> dict[str, object]:
+    found: dict[str, object] = {}
+    for name, value in block.items():
+        found |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return found
+
+
+def _shown(name: str, value: Value | None) -> str:
     if isinstance(value, str | None):
         return UNKNOWN if value is None else value
     if _is_size(name):
@@ -131,22 +136,12 @@ def show(name: str, value: Scalar | None) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
 
 
-def _is_size(name: str) -> bool:
-    return name.endswith(("_bytes", "bytes_per_token"))
-
-
-def _flatten(block: Mapping[str, object], prefix: str, found: dict[str, Scalar | None]) -> None:
-    for name, value in block.items():
-        if isinstance(value, dict):
-            _flatten(value, f"{prefix}{name}.", found)
-        elif isinstance(value, bool):
-            found[prefix + name] = int(value)
-        elif isinstance(value, (str, int, float)):
-            found[prefix + name] = value
-
-
-def _change(name: str, before: Scalar | None, after: Scalar | None) -> str:
+def _change(name: str, before: Value | None, after: Value | None) -> str:
     if before is None or after is None or isinstance(before, str) or isinstance(after, str):
         return ""
     share = f" ({percent((after - before) / before, '+.1%')})" if before else ""
-    return f"{'+' if after > before else ''}{show(name, after - before)}{share}"
+    return f"{'+' if after > before else ''}{_shown(name, after - before)}{share}"
+
+
+def _is_size(name: str) -> bool:
+    return name.endswith(("_bytes", "bytes_per_token"))

@@ -4,32 +4,67 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
+from typing import Protocol
 
 from kvlite.errors import OutOfMemory, UsageError
 from kvlite.memory.counts import KVCounts
 from kvlite.record import measure
-from kvlite.record.reading import ReadableEngine, Reading
+from kvlite.record.measure import DeviceReading
 from kvlite.record.schema import (
     BatchReport,
     DeviceMemory,
     HostFacts,
     KVReport,
+    LayerKept,
     MemoryTerm,
     ModelIdentity,
     PhasePeak,
     RequestReport,
     RunRecord,
     TimelinePoint,
+    TorchMemory,
 )
 from kvlite.record.store import RunRecords, new_run_id, write_record
 from kvlite.record.timeline import Timeline
 
-AUTO, NONE = "auto", "none"
 MAX_REQUESTS = 1000
 MAX_WARNINGS = 100
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """Bytes by the plan's terms, the cache's counts and layers, the peak of each phase; `torch` and `gpu` on a GPU.
+
+    `capacity_tokens` are slots per KV head. `full_cache_bytes` is None where several rows hold conversations.
+    """
+
+    host: HostFacts
+    counts: KVCounts
+    bytes_per_token: int
+    capacity_tokens: int
+    full_cache_bytes: int | None
+    terms: Mapping[str, int]
+    layers: tuple[LayerKept, ...]
+    phases: Mapping[str, int]
+    torch: TorchMemory | None = None
+    gpu: DeviceReading | None = None
+
+
+class ReadableEngine(Protocol):
+    """An engine, as far as a record asks it."""
+
+    def counts(self) -> KVCounts:
+        """Count all rows."""
+
+    def allocated_bytes(self) -> int | None:
+        """Bytes that torch's allocator holds on the GPU now; None elsewhere."""
+
+    def read(self) -> Reading:
+        """Measure everything."""
 
 
 class Recorder:
@@ -44,10 +79,10 @@ class Recorder:
         command: str,
         argv: Sequence[str],
         *,
-        report: str = AUTO,
+        report: str = "auto",
         warn: Callable[[str], None] = lambda text: None,
     ) -> None:
-        self._path = None if report in (AUTO, NONE) else _writable(report)
+        self._path = None if report in ("auto", "none") else _writable(report)
         self._warn = warn
         self._start_s = time.monotonic()
         started = datetime.now(UTC)
@@ -62,7 +97,7 @@ class Recorder:
         self._peak_bytes = 0
         self._sums = {"tokens_seen": 0, "tokens_kept": 0, "tokens_evicted": 0}  # over all answers, for a batch
         self._engine: ReadableEngine | None = None
-        self._is_finished = report == NONE
+        self._is_kept = report != "none"
 
     def model(self, identity: ModelIdentity, device: str) -> None:
         """Note the weights that run, and the kind of device."""
@@ -72,7 +107,7 @@ class Recorder:
         self, identity: ModelIdentity, predicted: Mapping[str, int], engine: ReadableEngine, source: str
     ) -> None:
         """Note model and cache when they are there: bytes `predicted` by term, and the budget's `source`."""
-        if not self._is_finished:
+        if self._is_kept:
             self._record.model, self._predicted, self._budget_source = identity, dict(predicted), source
             self._engine = engine  # last, because who leaves while a model loads measures what is there
 
@@ -117,37 +152,32 @@ class Recorder:
         if len(self._record.warnings) < MAX_WARNINGS:
             self._record.warnings.append(text)
 
-    def finish(self, exit_code: int) -> None:
-        """Complete and write the record; a second call does nothing."""
-        if self._is_finished:
-            return
-        self._is_finished = True
-        self._complete(exit_code)
-        try:
-            if self._path is None:
-                RunRecords().save(self._record)
-            else:
-                write_record(self._record, self._path)
-        except OSError as error:
-            place = error.filename or self._path or "the state folder"
-            self._warn(f"no run record: cannot write {place}: {error.strerror}; give --report another file")
-        except UsageError as error:
-            self._warn(f"no run record: {error}")
-
     def __enter__(self) -> Recorder:
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.finish(_exit_code(error))
+        if not self._is_kept:
+            return
+        self._complete(_exit_code(error))
+        try:
+            if self._path is None:
+                RunRecords().save(self._record)
+            else:
+                write_record(self._record, self._path)
+        except OSError as failure:
+            place = failure.filename or self._path or "the state folder"
+            self._warn(f"no run record: cannot write {place}: {failure.strerror}; give --report another file")
+        except UsageError as failure:
+            self._warn(f"no run record: {failure}")
 
     def _complete(self, exit_code: int) -> None:
-        record, memory, host = self._record, self._record.memory, self._record.host
+        record, memory = self._record, self._record.memory
         if self._engine is not None:
-            host = self._measure(self._engine.read())
-        host.ram_total_bytes, host.versions = measure.ram_total_bytes(), measure.installed_versions()
-        record.exit_code, record.ended, record.host = exit_code, datetime.now(UTC), host
+            self._measure(self._engine.read())
+        record.host.ram_total_bytes, record.host.versions = measure.ram_total_bytes(), measure.installed_versions()
+        record.exit_code, record.ended = exit_code, datetime.now(UTC)
         record.timeline = self._timeline.points()
         memory.terms = [
             MemoryTerm(name=name, predicted_bytes=self._predicted.get(name), measured_bytes=self._measured.get(name))
@@ -157,9 +187,9 @@ class Recorder:
         if memory.device is not None and memory.device.self_bytes is not None:
             memory.device.unaccounted_bytes = memory.device.self_bytes - memory.measured_on_device
 
-    def _measure(self, reading: Reading) -> HostFacts:
-        """Record the engine as it is at the end, and return the machine it ran on."""
-        counts, gpu, memory, host = reading.counts, reading.gpu, self._record.memory, reading.host
+    def _measure(self, reading: Reading) -> None:
+        """Record the engine as it is at the end, and the machine it ran on."""
+        counts, gpu, memory = reading.counts, reading.gpu, self._record.memory
         peak_bytes = max(self._peak_bytes, counts.peak_bytes)
         facts = {
             "budget_source": self._budget_source,
@@ -175,13 +205,13 @@ class Recorder:
         if self._record.batch is not None:
             facts |= {**self._sums, "full_cache_bytes": None}  # that of the last answer only
         self._record.kv = KVReport.model_validate(counts.as_dict() | facts)
+        self._record.host = host = reading.host
         self._measured = {**reading.terms, **self._measured}
         memory.torch = reading.torch
         memory.phases = [PhasePeak(name=name, peak_bytes=peak) for name, peak in reading.phases.items()]
         if gpu is not None:
             host.gpu, host.driver, host.gpu_total_bytes = gpu.name, gpu.driver, gpu.total_bytes
             memory.device = DeviceMemory.model_validate(gpu, from_attributes=True)
-        return host
 
 
 def _writable(report: str) -> Path:

@@ -18,7 +18,6 @@ from kvlite.errors import UsageError
 from kvlite.record.schema import RunRecord
 
 KEEP = 200
-LAST = "last"
 _RUN_ID = re.compile(r"[0-9a-z][0-9a-z-]{0,63}", re.ASCII)
 
 
@@ -91,14 +90,14 @@ class RunRecords:
     def find(self, name: str) -> Path:
         """The file of the run called `name`. Raises UsageError when no run, or more than one, is called so."""
         paths = self.paths()
-        if name == LAST:
+        if name == "last":
             if not paths:
                 raise UsageError("no run is recorded yet; use `kvlite run`, `chat` or `batch` first")
             return paths[0]
         matching = [path for path in paths if path.stem.startswith(name)] if _RUN_ID.fullmatch(name) else []
-        exact = [path for path in matching if path.stem == name]
-        if exact or len(matching) == 1:
-            return (exact or matching)[0]
+        matching = [path for path in matching if path.stem == name] or matching
+        if len(matching) == 1:
+            return matching[0]
         if matching:
             raise UsageError(
                 f"'{name}' begins {len(matching)} runs; give more of the id, `kvlite report ls` lists them"

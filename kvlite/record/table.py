@@ -1,26 +1,23 @@
-"""A table as every report shows it: in a terminal, as Markdown, on a page."""
+"""A table as every report shows it: in a terminal and on a page."""
 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from kvlite.memory.format import human_bytes
 
 UNKNOWN = "-"
-_MARKUP = re.compile(r"([\\`*_{}\[\]<>#|~])")
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Columns and rows of text, a caption above and a note below; the first `fixed` columns name a row."""
+    """Columns and rows of text, a note below; the first `fixed` columns name a row."""
 
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     note: str = ""
-    caption: str = ""
     fixed: int = 1
 
     def pieces(self, width: int | None) -> list[Table]:
@@ -37,23 +34,9 @@ class Table:
             groups[-1].append(index)
         return [self._only([*range(self.fixed), *group]) for group in groups]
 
-    def markdown(self) -> str:
-        """The table with pipes, and its note."""
-        lines = [_row(self.columns), "|" + " --- |" * len(self.columns), *(_row(row) for row in self.rows)]
-        return "\n".join(lines) + (f"\n\n{plain(self.note)}" if self.note else "")
-
     def _only(self, indices: Sequence[int]) -> Table:
         columns, *rows = (tuple(row[index] for index in indices) for row in (self.columns, *self.rows))
         return replace(self, columns=columns, rows=tuple(rows))
-
-
-def _row(cells: tuple[str, ...]) -> str:
-    return "| " + " | ".join(plain(cell) for cell in cells) + " |"
-
-
-def plain(text: str) -> str:
-    """Escape `text` for Markdown: nothing in it is markup and nothing breaks the line."""
-    return _MARKUP.sub(r"\\\1", " ".join(text.split()))
 
 
 def size(num_bytes: int | None) -> str:

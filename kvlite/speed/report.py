@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from kvlite.record.reading import Reading
+from kvlite.record.recorder import Reading
 from kvlite.record.schema import ModelIdentity
 
 if TYPE_CHECKING:

@@ -59,7 +59,7 @@ def _stretched(
     source = torch.arange(num_live) % num_held
     stretched = {name: tensor[:, source] for name, tensor in held.items()}
     pos = positions[order]
-    if "statistic" in stretched and layer.policy.decay == 1.0 and layer.policy.observed is None:
+    if "statistic" in stretched and layer.group.policy.decay == 1.0 and layer.group.policy.observed is None:
         was_age = (was_seen - stretched["pos"]).clamp(min=1)
         stretched["statistic"] = stretched["statistic"] * ((seen - pos) / was_age)
     stretched["pos"] = pos
@@ -72,8 +72,8 @@ def _positions(layer: Layer, num_live: int, seen: int) -> Tensor:
     """The ascending positions int32 [num_live] that a head could hold after `seen` tokens."""
     if layer.shape.window is not None or num_live == seen:
         return torch.arange(seen - num_live, seen, dtype=torch.int32)
-    recent = min(layer.protection.recent, num_live)
-    sinks = min(layer.policy.sinks, num_live - recent)
+    recent = min(layer.group.protection.recent, num_live)
+    sinks = min(layer.group.policy.sinks, num_live - recent)
     between = num_live - recent - sinks
     spread = sinks + torch.arange(between) * (seen - recent - sinks) // max(1, between)
     return torch.cat([torch.arange(sinks), spread, torch.arange(seen - recent, seen)]).to(torch.int32)

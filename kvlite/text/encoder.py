@@ -7,7 +7,6 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from kvlite.text.forgery import ForgedStrings
-from kvlite.text.stream import ThinkTags
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -58,14 +57,14 @@ class Encoder:
         return list(encoded["input_ids"])
 
 
-def control_tokens(tokenizer: PreTrainedTokenizerBase, template: str, tags: ThinkTags | None) -> set[str]:
-    """Collect the special tokens and the added tokens that the template writes, except those around thinking."""
+def control_tokens(tokenizer: PreTrainedTokenizerBase, template: str) -> set[str]:
+    """Collect the special tokens and the added tokens that the template writes."""
     written = {
         token.content
         for token in tokenizer.added_tokens_decoder.values()
         if token.special or (token.content in template and not token.content.isspace())
     }
-    return (written | set(tokenizer.all_special_tokens)) - ({tags.open, tags.close} if tags else set())
+    return written | set(tokenizer.all_special_tokens)
 
 
 def head(parts: Sequence[str], length: int) -> list[str]:

@@ -10,7 +10,6 @@ keeps its usual ids.
 from __future__ import annotations
 
 import re
-import sys
 import unicodedata
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
@@ -53,50 +52,36 @@ class ForgedStrings:
 
     def mark(self, text: str, mark: str) -> str:
         """Put marks inside each forged string of `text`, and at an edge that could be one end of such a string."""
-        places = {place for start, end in self.spans(text) for place in range(start + 1, end)}
-        places.update(self._open_edges(text))
-        if not places:
-            return text
-        edges = [0, *sorted(places), len(text)]
-        return mark.join(text[start:end] for start, end in pairwise(edges))
+        return mark.join(_cut(text, self._inside(text) | self._open_edges(text)))
 
     def split(self, marked: str, mark: str) -> list[str]:
         """Cut `marked` where a mark lies inside a forged string; the parts hold no marks."""
-        pieces = marked.split(mark)
-        text = "".join(pieces)
-        if len(pieces) == 1:
-            return [text]
-        cuts = self._inside(list(dict.fromkeys(accumulate(map(len, pieces[:-1])))), self.spans(text))
-        edges = [0, *cuts, len(text)]
-        return [text[start:end] for start, end in pairwise(edges)]
+        *pieces, last = marked.split(mark)
+        if not pieces:
+            return [last]
+        text = "".join([*pieces, last])
+        return _cut(text, self._inside(text) & {*accumulate(map(len, pieces))})
 
-    @staticmethod
-    def _inside(places: list[int], spans: list[tuple[int, int]]) -> list[int]:
-        """Keep those of the ascending `places` that lie strictly inside a span."""
-        inside = []
-        following = iter([*spans, (sys.maxsize, 0)])
-        start, end = next(following)
-        reached = 0
-        for place in places:
-            while start < place:
-                reached = max(reached, end)
-                start, end = next(following)
-            if place < reached:
-                inside.append(place)
-        return inside
+    def _inside(self, text: str) -> set[int]:
+        """Find the places between two characters of one string."""
+        return {place for start, end in self.spans(text) for place in range(start + 1, end)}
 
-    def _open_edges(self, text: str) -> list[int]:
+    def _open_edges(self, text: str) -> set[int]:
         start = len(text) - len(text.lstrip())  # templates trim, so the edges are inside the surrounding white space
         end = len(text.rstrip())
         reach = 4 * self._longest  # characters that fold to nothing may lie between
         head = _fold(text[start : start + reach])[0]
         tail = _fold(text[max(start, end - reach) : end])[0]
-        edges = []
+        edges = set()
         if any(head[:size] in self._tails for size in range(1, min(len(head), self._longest) + 1)):
-            edges.append(start)
+            edges.add(start)
         if any(tail[-size:] in self._heads for size in range(1, min(len(tail), self._longest) + 1)):
-            edges.append(end)
+            edges.add(end)
         return edges
+
+
+def _cut(text: str, places: set[int]) -> list[str]:
+    return [text[start:end] for start, end in pairwise([0, *sorted(places), len(text)])]
 
 
 def _fold(text: str) -> tuple[str, list[int] | None]:

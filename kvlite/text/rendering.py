@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +38,24 @@ class ChatTemplate:
     def render(self, messages: Sequence[Message], variables: Mapping[str, Any]) -> str:
         """Render the conversation; raises UsageError with the template's own message where it refuses."""
         return self._render(messages, variables, as_parts=self._wants_parts)
+
+    @cached_property
+    def has_system_role(self) -> bool:
+        """True where the template takes a system message and shows it."""
+        try:
+            return _PROBES["system"] in self.render(_probe("system", "user"), {})
+        except UsageError:
+            return False
+
+    @cached_property
+    def think_switch(self) -> str | None:
+        """The variable that switches this template's thinking on and off; None if it has none."""
+        try:
+            program = Environment(extensions=["jinja2.ext.loopcontrols"]).parse(_GENERATION_TAG.sub("", self.source))
+        except TemplateSyntaxError:
+            return None  # rendering reports what is wrong with it
+        variables = meta.find_undeclared_variables(program)
+        return next((name for name in _SWITCHES if name in variables), None)
 
     @cached_property
     def _wants_parts(self) -> bool:
@@ -75,6 +93,8 @@ class Transcript:
 
     source = ""
     stop = ("\nUser:",)
+    has_system_role = True
+    think_switch = None
 
     def render(self, messages: Sequence[Message], variables: Mapping[str, Any]) -> str:
         """Render the conversation; variables are ignored."""
@@ -99,24 +119,6 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def think_switch(template: str) -> str | None:
-    """Find the variable that switches this template's thinking on and off; None if it has none."""
-    try:
-        program = Environment(extensions=["jinja2.ext.loopcontrols"]).parse(_GENERATION_TAG.sub("", template))
-    except TemplateSyntaxError:
-        return None  # rendering reports what is wrong with it
-    variables = meta.find_undeclared_variables(program)
-    return next((name for name in _SWITCHES if name in variables), None)
-
-
-def has_system_role(renderer: Renderer) -> bool:
-    """True where the template takes a system message and shows it."""
-    try:
-        return _PROBES["system"] in renderer.render(_probe("system", "user"), {})
-    except UsageError:
-        return False
-
-
 def role_markers(renderer: Renderer, control: re.Pattern[str]) -> set[str]:
     """Collect the literals that mark roles and are no control tokens: `[/INST]`, `<<SYS>>`, `Assistant:`.
 
@@ -132,33 +134,26 @@ def role_markers(renderer: Renderer, control: re.Pattern[str]) -> set[str]:
     return markers
 
 
-@dataclass(frozen=True, slots=True)
-class SystemSpan:
-    """The place of the system prompt in the rendered text, in characters, with the literals of its turn."""
-
-    text: str
-    start: int
-    end: int
-
-
 def system_span(
-    renderer: Renderer, turns: Sequence[Message], variables: Mapping[str, Any], control: re.Pattern[str]
-) -> SystemSpan | None:
-    """Find the leading system prompt in the rendered text; None if the template does not show it."""
+    renderer: Renderer, turns: Sequence[Message], variables: Mapping[str, Any], control: re.Pattern[str], text: str
+) -> tuple[int, int] | None:
+    """Find the leading system prompt of `turns` and the literals of its turn in `text`, their rendering.
+
+    Returns start and end in characters; None if the template does not show it.
+    """
     marks = unused_characters(3, [renderer.source, *(turn.content for turn in turns)])
     rendered = renderer.render(_with_system_marked(turns, marks), variables)
     places: dict[str, int] = {}
     for match in re.finditer(f"[{marks}]", rendered):
         places[match.group()] = match.start() - len(places)
-    text = rendered.translate(dict.fromkeys(map(ord, marks)))
     begin, end, others = (places.get(mark) for mark in marks)
-    if begin is None or end is None:
+    if begin is None or end is None or text != rendered.translate(dict.fromkeys(map(ord, marks))):
         return None
     start = begin if others is not None and others < begin else 0  # Mistral: earlier turns come before it
     if others is not None and others > end:
         turn_end = control.search(text, end, others)
         end = turn_end.end() if turn_end else others
-    return SystemSpan(text, start, end)
+    return start, end
 
 
 def _with_system_marked(turns: Sequence[Message], marks: str) -> list[Message]:

@@ -1,14 +1,15 @@
-"""Turn the ids of an answer into text to show: thinking apart, cut at stop strings. Knows no engine."""
+"""Turn the ids of an answer into text to show, as they arrive: thinking apart, cut at stop strings."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from kvlite.errors import UsageError
-from kvlite.text.decoding import token_decoder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -27,6 +28,7 @@ class ThinkTags:
     tokens: tuple[str, ...] = ()
 
 
+_BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")
 DEFAULT_TAGS = ThinkTags("<think>", "</think>")
 _KNOWN_TAGS = (
     DEFAULT_TAGS,  # DeepSeek-R1, Qwen3, GLM-4.5 and most others
@@ -59,54 +61,50 @@ def think_tags(tokenizer: PreTrainedTokenizerBase) -> ThinkTags | None:
     return None
 
 
-class _Part(Enum):
-    START = auto()  # nothing but white space yet: thinking may begin
+class Part(Enum):
+    """A part of an answer; START is the white space before it, after which thinking may begin."""
+
+    START = auto()
     THINKING = auto()
     ANSWER = auto()
 
 
 class AnswerText:
-    """The text of one answer.
+    """The text of one answer, which begins with the part `begins`.
 
-    `thinks`: the model may begin with thinking between its tags; `opened`: the prompt already opened them. Stop strings
-    end the answer and are not part of it; they do not count inside thinking. Raises UsageError on an empty stop string.
+    Stop strings end the answer and are not part of it; they do not count inside thinking. Raises UsageError on an empty
+    stop string.
     """
 
     def __init__(
-        self,
-        tokenizer: PreTrainedTokenizerBase,
-        *,
-        stop: Sequence[str] = (),
-        thinks: bool = False,
-        opened: bool = False,
+        self, tokenizer: PreTrainedTokenizerBase, *, stop: Sequence[str] = (), begins: Part = Part.ANSWER
     ) -> None:
         if "" in stop:
             raise UsageError("a stop string is empty; give at least one character")
-        tags = (think_tags(tokenizer) or DEFAULT_TAGS) if thinks or opened else None
-        self._decoder = token_decoder(tokenizer, keep=tags.open + tags.close if tags else "")
+        tags = None if begins is Part.ANSWER else think_tags(tokenizer) or DEFAULT_TAGS
+        self._decoder = TokenDecoder(tokenizer, keep=tags.open + tags.close if tags else "")
         self._tags = tags or DEFAULT_TAGS
         self._stop = tuple(stop)
-        self._part = _Part.THINKING if opened else _Part.START if thinks else _Part.ANSWER
-        self._trims = opened  # white space beside a tag is not shown
+        self._part = begins
+        self._trims = begins is Part.THINKING  # white space beside a tag is not shown
         self._held = ""
-        self._answer: list[str] = []
-        self._thinking: list[str] = []
+        self._pieces: list[Piece] = []
         self.stopped = False
 
     @property
     def text(self) -> str:
         """The answer so far, without thinking."""
-        return "".join(self._answer)
+        return "".join(piece.text for piece in self._pieces if not piece.thinking)
 
     @property
     def thinking(self) -> str:
         """The thinking so far, without its tags and the white space around it."""
-        return "".join(self._thinking).strip()
+        return "".join(piece.text for piece in self._pieces if piece.thinking).strip()
 
     @property
     def is_thinking(self) -> bool:
         """True until the thinking is closed."""
-        return self._part is _Part.THINKING
+        return self._part is Part.THINKING
 
     def push(self, token_id: int) -> list[Piece]:
         """Take the next id and return the pieces it completes; none once a stop string was met."""
@@ -124,39 +122,37 @@ class AnswerText:
         part = None
         while part is not self._part and not self.stopped:  # until a step leaves the part as it is
             part = self._part
-            shown = self._step(is_last)
-            if shown:
-                thinking = part is _Part.THINKING
-                (self._thinking if thinking else self._answer).append(shown)
-                pieces.append(Piece(shown, thinking))
+            if shown := self._step(is_last):
+                pieces.append(Piece(shown, part is Part.THINKING))
+        self._pieces += pieces
         return pieces
 
     def _step(self, is_last: bool) -> str:
         """Move on to the next part where the held text says so; return what can be shown of the present one."""
-        if self._part is _Part.START:
+        if self._part is Part.START:
             self._start(is_last)
             return ""
         if self._trims:
             self._held = self._held.lstrip()
             self._trims = not self._held
-        if self._part is _Part.THINKING:
-            shown, found = self._take_until((self._tags.close,), is_last)
-            if found:
-                self._part, self._trims = _Part.ANSWER, True
+        if self._part is Part.ANSWER:
+            shown, self.stopped = self._take_until(self._stop, is_last)
             return shown
-        shown, self.stopped = self._take_until(self._stop, is_last)
+        shown, is_closed = self._take_until((self._tags.close,), is_last)
+        if is_closed:
+            self._part, self._trims = Part.ANSWER, True
         return shown
 
     def _start(self, is_last: bool) -> None:
         begun = self._held.lstrip()
         if begun.startswith(self._tags.open):
             self._held = begun.removeprefix(self._tags.open)
-            self._part, self._trims = _Part.THINKING, True
+            self._part, self._trims = Part.THINKING, True
         elif self._tags.lead and begun.startswith(self._tags.lead):
             self._held = begun.removeprefix(self._tags.lead)
-            self._part = _Part.ANSWER
+            self._part = Part.ANSWER
         elif is_last or not (self._tags.open.startswith(begun) or self._tags.lead.startswith(begun)):
-            self._part = _Part.ANSWER
+            self._part = Part.ANSWER
 
     def _take_until(self, ends: Sequence[str], is_last: bool) -> tuple[str, bool]:
         """Take the held text up to the first complete end; without one, all that cannot be the beginning of an end."""
@@ -165,12 +161,52 @@ class AnswerText:
             after, start = min(found)
             shown, self._held = self._held[:start], self._held[after:]
             return shown, True
-        kept = 0 if is_last else _open_end(self._held, ends)
-        shown, self._held = self._held[: len(self._held) - kept], self._held[len(self._held) - kept :]
+        longest = 0 if is_last else min(len(self._held), max(map(len, ends), default=1) - 1)
+        tails = (self._held[-size:] for size in range(longest, 0, -1))
+        kept = next((tail for tail in tails if any(end.startswith(tail) for end in ends)), "")
+        shown, self._held = self._held.removesuffix(kept), kept
         return shown, False
 
 
-def _open_end(text: str, ends: Sequence[str]) -> int:
-    """Count the last characters of `text` that may begin one of `ends`."""
-    longest = min(len(text), max(map(len, ends), default=1) - 1)
-    return next((size for size in range(longest, 0, -1) if any(end.startswith(text[-size:]) for end in ends)), 0)
+class TokenDecoder:
+    """Decodes ids as they arrive to the text of `tokenizer.decode(..., skip_special_tokens=True)` for all of them.
+
+    Special tokens that occur in `keep` are text, too. New tokens are decoded together with one before them, because
+    SentencePiece drops the first token's space and WordPiece joins `##` pieces to the token before. Byte tokens
+    (`<0xE4>`) wait for the end of their run, because one bad byte spoils the whole run.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, keep: str = "") -> None:
+        self._tokenizer = tokenizer
+        self._skipped = _skipped_ids(tokenizer, keep)
+        self._ids: list[int] = []
+        self._returned = 0  # characters of the text of `_ids`
+
+    def push(self, token_id: int) -> str:
+        """Take the next id and return the text that it completes, often none."""
+        token = self._tokenizer.convert_ids_to_tokens(token_id)
+        if not isinstance(token, str) or token_id in self._skipped:  # None: an id beyond the vocabulary
+            return ""
+        self._ids.append(token_id)
+        if _BYTE_TOKEN.fullmatch(token):
+            return ""
+        text = self._text()
+        is_open = text.endswith("\ufffd")  # perhaps the first bytes of a character, at most three
+        new = text[self._returned : len(text) - is_open]
+        self._ids = self._ids[-4:] if is_open else [token_id]
+        self._returned = len(self._text()) - is_open
+        return new
+
+    def finish(self) -> str:
+        """Return the text still held back; no id may follow."""
+        return self._text()[self._returned :]
+
+    def _text(self) -> str:
+        # Clean-up would rewrite text that is already on the screen ("a ' b" becomes "a'b").
+        return str(self._tokenizer.decode(self._ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+
+@lru_cache(maxsize=4)  # some tokenizers list thousands, which takes longer than a short answer
+def _skipped_ids(tokenizer: PreTrainedTokenizerBase, keep: str) -> frozenset[int]:
+    added = tokenizer.added_tokens_decoder.items()
+    return frozenset(token_id for token_id, token in added if token.special and token.content not in keep)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -21,17 +21,8 @@ from kvlite.errors import UnsupportedModel, UsageError
 from kvlite.text.encoder import Encoder, common_start, control_tokens, head
 from kvlite.text.forgery import ForgedStrings, unused_characters
 from kvlite.text.messages import Message, checked, with_system_folded
-from kvlite.text.rendering import (
-    ChatTemplate,
-    Renderer,
-    Transcript,
-    has_system_role,
-    role_markers,
-    system_span,
-    template_source,
-    think_switch,
-)
-from kvlite.text.stream import AnswerText, think_tags
+from kvlite.text.rendering import ChatTemplate, Renderer, Transcript, role_markers, system_span, template_source
+from kvlite.text.stream import AnswerText, Part, think_tags
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -41,22 +32,19 @@ if TYPE_CHECKING:
 class Encoded:
     """A prompt: its ids, the (start, end) spans of ids that hold the system prompt, and notes for reading the answer.
 
-    `stop`: strings that end the answer besides the stop ids; `thinks`: the model may think first; `opens_thinking`: the
-    prompt already opened the thinking.
+    `stop`: strings that end the answer besides the stop ids; `begins`: the part that the answer begins with.
     """
 
     ids: tuple[int, ...]
     pins: tuple[tuple[int, int], ...] = ()
     stop: tuple[str, ...] = ()
-    thinks: bool = False
-    opens_thinking: bool = False
+    begins: Part = Part.ANSWER
 
 
 class ChatText:
     """Converter between messages and ids for one model; `generation` is its generation_config.json.
 
-    `think` is auto, on or off. `notes` collects messages for the user, each once; the caller prints them.
-    Raises UsageError on another `think`.
+    `think` is auto, on or off. `tell` takes messages for the user, each once. Raises UsageError on another `think`.
     """
 
     def __init__(
@@ -65,27 +53,25 @@ class ChatText:
         *,
         generation: Mapping[str, object] | None = None,
         think: str = "auto",
+        tell: Callable[[str], None] = lambda note: None,
     ) -> None:
         if think not in ("auto", "on", "off"):
             raise UsageError(f"think is {think!r}; give auto, on or off")
         self.tokenizer = tokenizer
         self.think = think
-        self.notes: list[str] = []
         self._generation = generation or {}
+        self._tell = tell
+        self._told: set[str] = set()
         source = template_source(tokenizer)
         self._renderer: Renderer = ChatTemplate(tokenizer, source) if source else Transcript()
+        self._has_template = bool(source)
         self._tags = think_tags(tokenizer)
-        controls = control_tokens(tokenizer, source, self._tags)
-        self._control = re.compile("|".join(map(re.escape, sorted(controls, key=len, reverse=True))) or "(?!)")
-        markers = role_markers(self._renderer, self._control)
         tags = {self._tags.open, self._tags.close} if self._tags else set()
-        self._forged = ForgedStrings(controls | (markers - tags))
+        controls = control_tokens(tokenizer, source) - tags
+        self._control = re.compile("|".join(map(re.escape, sorted(controls, key=len, reverse=True))) or "(?!)")
+        self._forged = ForgedStrings(controls | (role_markers(self._renderer, self._control) - tags))
         self._encoder = Encoder(tokenizer, self._forged)
-
-    @property
-    def has_template(self) -> bool:
-        """True where the model brings a chat template; without one messages become a transcript."""
-        return isinstance(self._renderer, ChatTemplate)
+        self._opening = () if source else self._encoder.opening  # a template writes its own
 
     @cached_property
     def stop_ids(self) -> frozenset[int]:
@@ -100,13 +86,11 @@ class ChatText:
 
     def prompt(self, text: str, *, system: str | None = None) -> Encoded:
         """Encode one user message; without a template and a system prompt, the model continues it as plain text."""
-        if self.has_template or system:
+        if self._has_template or system:
             head = [{"role": "system", "content": system}] if system else []
             return self.conversation([*head, {"role": "user", "content": text}])
         self._note("this model has no chat template: it continues the prompt as plain text")
-        mark = unused_characters(1, [text])
-        parts = self._forged.split(self._forged.mark(text, mark), mark)
-        return Encoded(self._encoder.opening + self._encoder.encode(parts))
+        return Encoded(self._opening + self._encoder.encode(self._parts(text)))
 
     def raw(self, prompt: str) -> Encoded:
         """Encode a prompt in the user's own format: special tokens are parsed, BOS stands in front once."""
@@ -121,21 +105,17 @@ class ChatText:
         that the template refuses.
         """
         turns = checked(messages)
-        if any(turn.role == "system" for turn in turns) and not self._has_system_role:
+        if any(turn.role == "system" for turn in turns) and not self._renderer.has_system_role:
             self._note("this model's chat template has no system role: the system prompt goes into the user's message")
             turns = with_system_folded(turns)
-        variables = self._variables(template_kwargs or {})
-        opening: tuple[int, ...] = ()
-        if not self.has_template:
+        if not self._has_template:
             self._note("this model has no chat template: messages become a plain transcript of User: and Assistant:")
-            opening = self._encoder.opening
-        parts = self._rendered(turns, variables)
-        ids = self._encoder.encode(parts)
-        pins: tuple[tuple[int, int], ...] = ()
-        if any(turn.system_chars for turn in turns):
-            pins = self._pins(turns, variables, parts, ids)
-        pins = tuple((start and start + len(opening), end + len(opening)) for start, end in pins)
-        return self._encoded(opening + ids, parts[-1], pins)
+        variables = self._variables(template_kwargs or {})
+        mark = unused_characters(1, [self._renderer.source, *(turn.content for turn in turns)])
+        marked = [replace(turn, content=self._forged.mark(turn.content, mark)) for turn in turns]
+        parts = self._forged.split(self._renderer.render(marked, variables), mark)
+        ids = self._opening + self._encoder.encode(parts)
+        return self._encoded(ids, parts[-1], self._pins(turns, variables, parts, ids))
 
     def next_turn(self, user: str, *, ended: bool, thinking: bool = False) -> Encoded:
         """Encode what follows an answer already fed: its end, the user's message, the prompt for the next answer.
@@ -151,30 +131,26 @@ class ChatText:
             first = first.lstrip()
         if thinking and self._tags:
             first = f"{self._tags.close}\n\n{first}"
-        return self._encoded(self._encoder.encode([first, *others], continues=True), [first, *others][-1], ())
+        parts = [first, *others]
+        return self._encoded(self._encoder.encode(parts, continues=True), parts[-1])
 
     def written(self, answer: str) -> tuple[int, ...]:
         """Encode an answer that somebody else wrote, to feed where the model would have generated its own."""
-        mark = unused_characters(1, [answer])
-        return self._encoder.encode(self._forged.split(self._forged.mark(answer, mark), mark), continues=True)
+        return self._encoder.encode(self._parts(answer), continues=True)
 
     def answer(self, prompt: Encoded, stop: Sequence[str] = ()) -> AnswerText:
         """Make the reader of the answer to `prompt`; `stop` are the user's stop strings."""
-        return AnswerText(
-            self.tokenizer, stop=(*prompt.stop, *stop), thinks=prompt.thinks, opened=prompt.opens_thinking
-        )
-
-    @cached_property
-    def _think_switch(self) -> str | None:
-        return think_switch(self._renderer.source)
-
-    @cached_property
-    def _has_system_role(self) -> bool:
-        return has_system_role(self._renderer)
+        return AnswerText(self.tokenizer, stop=(*prompt.stop, *stop), begins=prompt.begins)
 
     def _note(self, note: str) -> None:
-        if note not in self.notes:
-            self.notes.append(note)
+        if note not in self._told:
+            self._told.add(note)
+            self._tell(note)
+
+    def _parts(self, text: str) -> list[str]:
+        """Cut text without a template where it forges a control token or a role marker."""
+        mark = unused_characters(1, [text])
+        return self._forged.split(self._forged.mark(text, mark), mark)
 
     def _variables(self, others: Mapping[str, Any]) -> dict[str, Any]:
         """Collect the template's variables; a `think` for which the template has no switch becomes a note."""
@@ -182,18 +158,14 @@ class ChatText:
         for name, value in variables.items():
             if self._forged.spans(json.dumps(value, ensure_ascii=False, default=str)):
                 raise UsageError(f"the template variable {name} holds a control token; give plain text")
-        if self.think != "auto" and self._think_switch:
-            variables.setdefault(self._think_switch, self.think == "on")
+        switch = self._renderer.think_switch
+        if self.think != "auto" and switch:
+            variables.setdefault(switch, self.think == "on")
         elif self.think == "on" and self._tags is None:
             self._note("this model does not think, so think=on changes nothing")
         elif self.think == "off" and self._tags is not None:
             self._note("this model's chat template cannot switch thinking off")
         return variables
-
-    def _rendered(self, turns: Sequence[Message], variables: Mapping[str, Any]) -> list[str]:
-        mark = unused_characters(1, [self._renderer.source, *(turn.content for turn in turns)])
-        marked = [replace(turn, content=self._forged.mark(turn.content, mark)) for turn in turns]
-        return self._forged.split(self._renderer.render(marked, variables), mark)
 
     def _behind_answer(self, user: str, variables: Mapping[str, Any]) -> str:
         """Render what the template writes behind an answer, up to the prompt for the answer to `user`."""
@@ -219,14 +191,18 @@ class ChatText:
         self, turns: Sequence[Message], variables: Mapping[str, Any], parts: list[str], ids: tuple[int, ...]
     ) -> tuple[tuple[int, int], ...]:
         """Find the span of `ids`, which encode `parts`, that holds the system prompt."""
-        span = system_span(self._renderer, turns, variables, self._control)
-        if span is None or span.text != "".join(parts):
+        if not any(turn.system_chars for turn in turns):
+            return ()
+        span = system_span(self._renderer, turns, variables, self._control, "".join(parts))
+        if span is None:
             self._note("the system prompt cannot be found in what the chat template renders, so it is not pinned")
             return ()
-        start, end = (common_start(self._encoder.encode(head(parts, char)), ids) for char in (span.start, span.end))
-        return ((start, end),)
+        heads = (self._opening + self._encoder.encode(head(parts, characters)) for characters in span)
+        start, end = (common_start(ids_before, ids) for ids_before in heads)
+        return ((start if span[0] else 0, end),)
 
-    def _encoded(self, ids: tuple[int, ...], end: str, pins: tuple[tuple[int, int], ...]) -> Encoded:
-        opens = self._tags is not None and end.rstrip().endswith(self._tags.open)
-        stop = () if self.has_template else Transcript.stop
-        return Encoded(ids, pins, stop, thinks=self._tags is not None, opens_thinking=opens)
+    def _encoded(self, ids: tuple[int, ...], end: str, pins: tuple[tuple[int, int], ...] = ()) -> Encoded:
+        begins = Part.ANSWER
+        if self._tags is not None:
+            begins = Part.THINKING if end.rstrip().endswith(self._tags.open) else Part.START
+        return Encoded(ids, pins, () if self._has_template else Transcript.stop, begins)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from kvlite.batch.item import Form, Item, Place
+from kvlite.batch.item import Item, Place
 from kvlite.engine.request import Completion, FinishReason, Request, Timing, Token
 from kvlite.errors import OutOfMemory, UsageError
 from kvlite.memory.counts import KVCounts
@@ -40,7 +40,6 @@ class FakeAnswer:
 class FakeText:
     """Ids are characters; messages are joined by newlines."""
 
-    notes: list[str] = field(default_factory=list)
     stop_ids: frozenset[int] = frozenset({END})
 
     def prompt(self, text: str, *, system: str | None = None) -> Any:
@@ -147,7 +146,7 @@ def new_item() -> Callable[..., Item]:
     """Items of a prompt each, the index from the key's last digits."""
 
     def make(prompt: str, index: int = 0, **changes: Any) -> Item:
-        item = Item(Place(index, index + 1), f"k{index}", Form.SIMPLE, prompt=prompt)
+        item = Item(Place(index, index + 1), f"k{index}", "simple", prompt=prompt)
         return replace(item, **changes)
 
     return make

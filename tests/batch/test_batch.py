@@ -15,14 +15,9 @@ from typing import Any
 import pytest
 
 from kvlite.batch.batch import Batch
-from kvlite.batch.batch_run import ItemLimits
 from kvlite.batch.dry_run import dry_run
-from kvlite.batch.item import Form
-from kvlite.batch.job import BatchJob
 from kvlite.batch.model import Planned
 from kvlite.batch.output import LockedFile
-from kvlite.batch.prepare import Defaults
-from kvlite.batch.source import Input, Selection
 from kvlite.console import Console
 from kvlite.engine.request import Request, Sampling
 from kvlite.errors import (
@@ -36,6 +31,7 @@ from kvlite.errors import (
     UsageError,
 )
 from kvlite.memory.format import slot_format
+from kvlite.options import AnswerOptions, BatchOptions, ModelOptions
 from kvlite.record.recorder import Recorder
 
 
@@ -59,33 +55,22 @@ class Desk:
     def out(self) -> Path:
         return self.folder / "out.jsonl"
 
-    def run(
-        self, *, source: str | None = None, selection: Selection | None = None, as_json: bool = False, **asked: Any
-    ) -> None:
-        self.batch(source=source, selection=selection, as_json=as_json, **asked).run()
-
-    def batch(self, **options: Any) -> Batch:
-        return Batch(*self.arguments(**options), Recorder("batch", (), report="none"))
+    def run(self, **asked: Any) -> None:
+        Batch(*self.arguments(**asked), Recorder("batch", (), report="none")).run()
 
     def arguments(
-        self, *, source: str | None = None, selection: Selection | None = None, as_json: bool = False, **asked: Any
-    ) -> tuple[BatchJob, Callable[[str | None], Any], Console]:
-        of_job = {name: asked.pop(name) for name in list(asked) if name in BatchJob.__slots__}
-        limits = {name: asked.pop(name) for name in list(asked) if name in ItemLimits.__slots__}
-        job = BatchJob(
-            input=Input(source or str(self.folder / "in.jsonl"), selection=selection or Selection()),
-            limits=ItemLimits(**limits),
-            defaults=Defaults(**asked),
-            argv=("kvlite", "batch", "in.jsonl", "-o", "my out.jsonl", "--overwrite"),
-            **({"output": str(self.out), "progress": "none"} | of_job),
-        )
-        return job, self.choose, Console(as_json=as_json, stdout=self.stdout, stderr=self.stderr)
+        self, *, max_tokens: int | None = None, as_json: bool = False, **asked: Any
+    ) -> tuple[BatchOptions, AnswerOptions, Callable[[str | None], Any], Console]:
+        options = {"input": str(self.folder / "in.jsonl"), "output": str(self.out), "progress": "none"} | asked
+        console = Console(as_json=as_json, stdout=self.stdout, stderr=self.stderr)
+        return BatchOptions(**options), AnswerOptions(max_tokens=max_tokens), self.choose, console
 
     def choose(self, from_lines: str | None) -> Any:
         self.chosen.append(from_lines)
         return SimpleNamespace(
             required=from_lines or "default",
             note=None,
+            spec=SimpleNamespace(options=ModelOptions()),
             params={"kv_policy": "window"},
             identity=self._identify,
             open=self._open,
@@ -99,7 +84,7 @@ class Desk:
             raise self.identity_error
         return self.identity
 
-    def _open(self) -> Any:
+    def _open(self, recorder: Recorder) -> Any:
         if self.open_error is not None:
             raise self.open_error
         self.opened += 1
@@ -116,7 +101,7 @@ class Desk:
 
         engine = self.new_engine(rows=2, fails=fails)
         model = SimpleNamespace(name="org/m@sha7", text=self.text, sampling=Sampling())
-        return SimpleNamespace(model=model, engine=engine, record=lambda recorder, source: None)
+        return SimpleNamespace(model=model, engine=engine)
 
     def ask(self, *prompts: str) -> None:
         (self.folder / "in.jsonl").write_text("".join(f"{json.dumps({'id': p, 'prompt': p})}\n" for p in prompts))
@@ -130,7 +115,8 @@ class Desk:
 
 
 @pytest.fixture
-def desk(tmp_path: Path, text: Any, new_engine: Any) -> Desk:
+def desk(tmp_path: Path, text: Any, new_engine: Any, monkeypatch: pytest.MonkeyPatch) -> Desk:
+    monkeypatch.setattr("sys.argv", ["kvlite", "batch", "in.jsonl", "-o", "my out.jsonl", "--overwrite"])
     desk = Desk(tmp_path, text, new_engine)
     desk.ask("a", "bb", "ccc", "dd")
     return desk
@@ -266,7 +252,7 @@ def test_retry_errors_runs_failed_lines_again_and_keeps_each_id_once(
     desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(BatchFailed):
-        desk.run(timeout_s=1e-9)
+        desk.run(timeout=1e-9)
     assert {record["error"]["code"] for record in desk.records() if record["error"]} == {"timeout"}
     desk.run(retry_errors=True)
     assert sorted(record["id"] for record in desk.records()) == ["a", "bb", "ccc", "dd"]
@@ -288,7 +274,7 @@ def test_failed_records_whose_lines_did_not_run_again_are_kept(desk: Desk, ends_
 
 
 def test_retry_errors_needs_a_file_of_records(desk: Desk) -> None:
-    for asked in ({"output": None}, {"form": Form.TEXT}):
+    for asked in ({"output": None}, {"out_format": "text"}):
         with pytest.raises(UsageError, match="--retry-errors needs"):
             desk.run(retry_errors=True, **asked)
 
@@ -303,13 +289,13 @@ def test_too_many_errors_stop_the_batch(desk: Desk) -> None:
 def test_the_time_of_the_whole_run_ends_it_in_the_midst_of_a_pass(desk: Desk) -> None:
     desk.stop_after = (5, lambda engine: time.sleep(60))
     with pytest.raises(TimeLimit, match=r"--max-time of 1 s is over after \d of 4 records; to continue, run"):
-        desk.run(max_time_s=1.0, summary=str(desk.folder / "summary.json"))
+        desk.run(max_time=1.0, summary=str(desk.folder / "summary.json"))
     assert json.loads((desk.folder / "summary.json").read_text())["total"] == len(desk.records())
 
 
 def test_the_time_may_be_over_before_anything_is_written(desk: Desk) -> None:
     with pytest.raises(TimeLimit, match=r"--max-time of 1e-09 s is over after 0 records$"):
-        desk.run(max_time_s=1e-9)
+        desk.run(max_time=1e-9)
     assert not desk.out.exists()
 
 
@@ -321,14 +307,14 @@ def test_a_record_that_takes_too_long_is_ended_though_no_token_comes(desk: Desk)
     desk.ask("abc")
     desk.stop_after = (2, wait_for_the_end)
     with pytest.raises(BatchFailed):
-        desk.run(timeout_s=0.3)
+        desk.run(timeout=0.3)
     (record,) = desk.records()
     assert (record["error"]["code"], record["text"]) == ("timeout", "AB")
 
 
 def test_nothing_is_written_where_the_input_or_the_model_is_missing(desk: Desk) -> None:
     with pytest.raises(UsageError, match=r"cannot read .*missing.jsonl: No such file"):
-        desk.run(source=str(desk.folder / "missing.jsonl"))
+        desk.run(input=str(desk.folder / "missing.jsonl"))
     desk.identity_error = ModelNotFound("no such model")
     with pytest.raises(ModelNotFound):
         desk.run()
@@ -349,7 +335,7 @@ def test_a_pipe_that_waits_holds_up_no_record(desk: Desk) -> None:
 
     feeding = Thread(target=feed, daemon=True)
     feeding.start()
-    desk.run(source=str(fifo))
+    desk.run(input=str(fifo))
     feeding.join()
     assert [record["text"] for record in desk.records()] == ["A", "B"]
 
@@ -380,11 +366,11 @@ def test_keys_without_effect_are_said_once(desk: Desk) -> None:
 def test_text_output_is_in_order_with_a_blank_line_for_a_failure(desk: Desk) -> None:
     (desk.folder / "in.jsonl").write_text('"long one"\nbroken\n"b\\nc"\n')
     with pytest.raises(BatchFailed):
-        desk.run(form=Form.TEXT)
+        desk.run(out_format="text")
     assert desk.out.read_text() == "LONG ONE\n\nB\\nC\n"
     assert "line 2: not JSON" in desk.said
     with pytest.raises(UsageError, match="text output cannot be resumed"):
-        desk.run(form=Form.TEXT)
+        desk.run(out_format="text")
 
 
 def test_ordered_records(desk: Desk) -> None:
@@ -394,7 +380,7 @@ def test_ordered_records(desk: Desk) -> None:
 
 
 def test_out_format_overrules_the_form_of_the_lines(desk: Desk) -> None:
-    desk.run(form=Form.OPENAI)
+    desk.run(out_format="openai")
     assert {record["response"]["status_code"] for record in desk.records()} == {200}
 
 
@@ -403,13 +389,6 @@ def test_the_summary_is_written(desk: Desk) -> None:
     summary = json.loads((desk.folder / "summary.json").read_text())
     assert (summary["total"], summary["ok"], summary["failed"], summary["kv"]["budget_bytes"]) == (4, 4, 0, 1000)
     assert json.loads(desk.stdout.getvalue()) == summary
-
-
-@pytest.mark.parametrize("path", ["none/s.json", "."])
-def test_a_summary_that_cannot_be_written_is_refused_at_once(desk: Desk, path: str) -> None:
-    with pytest.raises(UsageError, match="--summary"):
-        desk.run(summary=str(desk.folder / path))
-    assert not desk.out.exists()
 
 
 def test_a_summary_that_cannot_be_written_says_so(desk: Desk) -> None:
@@ -425,14 +404,14 @@ def test_an_empty_input_is_no_error(desk: Desk) -> None:
     assert "there are no lines" in desk.said
 
 
-@pytest.mark.parametrize("selection", [Selection(limit=0), Selection(skip=9)])
-def test_a_selection_may_be_empty(desk: Desk, selection: Selection) -> None:
-    desk.run(selection=selection)
+@pytest.mark.parametrize("selection", [{"limit": 0}, {"skip": 9}])
+def test_a_selection_may_be_empty(desk: Desk, selection: dict[str, int]) -> None:
+    desk.run(**selection)
     assert desk.records() == []
 
 
 def test_a_limit_can_be_raised_later(desk: Desk) -> None:
-    desk.run(selection=Selection(limit=1))
+    desk.run(limit=1)
     assert [record["id"] for record in desk.records()] == ["a"]
     desk.run()
     assert len(desk.records()) == 4

@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from kvlite.batch.batch_run import BatchRun, ItemLimits
-from kvlite.batch.item import BadLine, Code, Entry, Failure, Form, Outcome, Place
-from kvlite.batch.prepare import Defaults, Preparer
+from kvlite.batch.batch_run import BatchRun
+from kvlite.batch.item import Code, Failure, Item, Outcome, Place
+from kvlite.batch.prepare import Preparer
 from kvlite.engine.request import FinishReason, Request, Token
 from kvlite.errors import BudgetTooSmall, ContextFull, UsageError
+from kvlite.options import AnswerOptions, BatchOptions
 
 
-def bad(index: int) -> BadLine:
-    return BadLine(Place(index, index + 1), f"k{index}", Form.SIMPLE, Failure(Code.INVALID, "bad"))
+def bad(index: int) -> Item:
+    return Item(Place(index, index + 1), f"k{index}", "simple", Failure(Code.INVALID, "bad"))
 
 
 @pytest.fixture
 def new_run(text: Any) -> Callable[..., BatchRun]:
     def make(engine: Any, **options: Any) -> BatchRun:
-        defaults = options.pop("defaults", Defaults())
-        return BatchRun(engine, Preparer(text, defaults), **options)
+        answer = AnswerOptions(temperature=options.pop("temperature", None))
+        return BatchRun(engine, Preparer(text, answer), BatchOptions(input="-", **options))
 
     return make
 
@@ -32,11 +34,11 @@ def outcomes(events: Iterator[Token | Outcome]) -> list[Outcome]:
 
 
 def texts(found: list[Outcome]) -> dict[str, str | None]:
-    return {o.entry.key: o.choices[0].text if o.failure is None else None for o in found}
+    return {o.item.key: o.choices[0].text if o.failure is None else None for o in found}
 
 
 def test_every_entry_has_one_outcome(new_engine: Any, new_run: Any, new_item: Any) -> None:
-    entries: list[Entry] = [new_item("abc", 0), bad(1), new_item("d", 2), new_item("efghi", 3), bad(4)]
+    entries: list[Item] = [new_item("abc", 0), bad(1), new_item("d", 2), new_item("efghi", 3), bad(4)]
     found = outcomes(new_run(new_engine(rows=2)).run(entries))
     assert len(found) == 5
     assert texts(found) == {"k0": "ABC", "k1": None, "k2": "D", "k3": "EFGHI", "k4": None}
@@ -50,7 +52,7 @@ def test_tokens_come_along(new_engine: Any, new_run: Any, new_item: Any) -> None
 def test_input_is_read_no_further_than_needed(new_engine: Any, new_run: Any, new_item: Any) -> None:
     read: list[int] = []
 
-    def entries() -> Iterator[Entry]:
+    def entries() -> Iterator[Item]:
         for index in range(1000):
             read.append(index)
             yield new_item("ab", index)
@@ -63,20 +65,20 @@ def test_input_is_read_no_further_than_needed(new_engine: Any, new_run: Any, new
 
 def test_bad_lines_pass_without_piling_up(new_engine: Any, new_run: Any) -> None:
     events = new_run(new_engine()).run(bad(index) for index in range(10**9))
-    assert [next(events).entry.key for _ in range(3)] == ["k0", "k1", "k2"]
+    assert [next(events).item.key for _ in range(3)] == ["k0", "k1", "k2"]
 
 
 def test_rows_are_refilled_as_they_come_free(new_engine: Any, new_run: Any, new_item: Any) -> None:
     engine = new_engine(rows=2)
     found = outcomes(new_run(engine).run([new_item("x" * 50, 0), *(new_item("y", index) for index in range(1, 20))]))
-    assert found[-1].entry.key == "k0"
+    assert found[-1].item.key == "k0"
     assert engine.most_at_once == 2
 
 
 def test_in_order_means_the_order_of_the_input(new_engine: Any, new_run: Any, new_item: Any) -> None:
     entries = [new_item("abcdef", 3), bad(4), new_item("a", 7), new_item("ab", 9)]
     found = outcomes(new_run(new_engine(rows=2)).run_in_order(entries))
-    assert [outcome.entry.place.index for outcome in found] == [3, 4, 7, 9]
+    assert [outcome.item.place.index for outcome in found] == [3, 4, 7, 9]
 
 
 def test_a_stop_string_ends_the_answer(new_engine: Any, new_run: Any, new_item: Any) -> None:
@@ -88,7 +90,7 @@ def test_a_stop_string_ends_the_answer(new_engine: Any, new_run: Any, new_item: 
 
 def test_several_choices_make_one_outcome(new_engine: Any, new_run: Any, new_item: Any) -> None:
     found = outcomes(new_run(new_engine(rows=2)).run([new_item("abc", n=5, sampling={"seed": 10}), new_item("d", 1)]))
-    choices = next(outcome for outcome in found if outcome.entry.key == "k0").choices
+    choices = next(outcome for outcome in found if outcome.item.key == "k0").choices
     assert [choice.seed for choice in choices] == [10, 11, 12, 13, 14]
     assert len(found) == 2
 
@@ -130,9 +132,12 @@ def test_a_full_row_is_the_budgets_fault_unless_the_window_is_as_small(
     assert found.failure.code is code
 
 
-def test_an_item_over_its_time_fails_and_keeps_what_it_had(new_engine: Any, new_run: Any, new_item: Any) -> None:
+def test_an_item_over_its_time_fails_and_keeps_what_it_had(
+    new_engine: Any, new_run: Any, new_item: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     now = iter(range(1000))
-    run = new_run(new_engine(rows=1), limits=ItemLimits(timeout_s=5), clock=lambda: float(next(now)))
+    monkeypatch.setattr("kvlite.batch.batch_run.time", SimpleNamespace(monotonic=lambda: float(next(now))))
+    run = new_run(new_engine(rows=1), timeout=5)
     found = outcomes(run.run([new_item("x" * 100, 0), new_item("ab", 1)]))
     assert [outcome.failure.code if outcome.failure else None for outcome in found] == [Code.TIMEOUT, None]
     assert found[0].choices[0].text == "XXXXX"
@@ -146,15 +151,15 @@ def test_equal_greedy_items_run_once(new_engine: Any, new_run: Any, new_item: An
         new_item("other", 2),
         new_item("same", 3, sampling={"seed": 9}),
     ]
-    found = outcomes(new_run(engine, limits=ItemLimits(dedupe=True)).run(entries))
+    found = outcomes(new_run(engine, dedupe=True).run(entries))
     assert len(engine.pulled) == 2
-    assert {o.entry.key: o.deduped_from for o in found} == {"k0": None, "k1": "k0", "k2": None, "k3": "k0"}
+    assert {o.item.key: o.deduped_from for o in found} == {"k0": None, "k1": "k0", "k2": None, "k3": "k0"}
     assert texts(found)["k3"] == "SAME"
 
 
 def test_items_drawn_by_chance_are_not_deduplicated(new_engine: Any, new_run: Any, new_item: Any) -> None:
     engine = new_engine()
-    run = new_run(engine, limits=ItemLimits(dedupe=True), defaults=Defaults({"temperature": 1.0}))
+    run = new_run(engine, dedupe=True, temperature=1.0)
     list(run.run([new_item("same", 0), new_item("same", 1)]))
     assert len(engine.pulled) == 2
 
@@ -168,7 +173,7 @@ def test_items_equal_to_a_failed_one_run_themselves(new_engine: Any, new_run: An
             return ContextFull("once")
         return None
 
-    run = new_run(new_engine(rows=2, fails=fails), limits=ItemLimits(dedupe=True))
+    run = new_run(new_engine(rows=2, fails=fails), dedupe=True)
     found = outcomes(run.run([new_item("same", index) for index in range(3)]))
     assert [outcome.failure is None for outcome in found] == [False, True, True]
     assert found[2].deduped_from == "k1"
@@ -186,15 +191,13 @@ def test_after_one_oversized_record_the_others_run_together_again(new_engine: An
     engine = new_engine(rows=8)
     run = new_run(engine)
     found = outcomes(run.run([new_item("!" if index == 3 else "ab", index) for index in range(60)]))
-    assert [outcome.entry.key for outcome in found if outcome.failure] == ["k3"]
+    assert [outcome.item.key for outcome in found if outcome.failure] == ["k3"]
     assert (run.width, engine.loads[-20:-10]) == (8, [8] * 10)
 
 
 def test_tries_in_company_are_no_retries(new_engine: Any, new_run: Any, new_item: Any) -> None:
     found = outcomes(
-        new_run(new_engine(rows=4), limits=ItemLimits(retries=2)).run(
-            [new_item("!" if index == 0 else "ab", index) for index in range(4)]
-        )
+        new_run(new_engine(rows=4), retries=2).run([new_item("!" if index == 0 else "ab", index) for index in range(4)])
     )
     (failed,) = [outcome for outcome in found if outcome.failure]
     assert failed.failure is not None and failed.failure.code is Code.OUT_OF_MEMORY
@@ -206,7 +209,7 @@ def test_an_item_that_does_not_fit_alone_is_given_up_after_its_retries(
 ) -> None:
     engine = new_engine(rows=1)
     engine.out_of_memory_above = 0
-    found = outcomes(new_run(engine, limits=ItemLimits(retries=2)).run([new_item("ab", 0), new_item("cd", 1)]))
+    found = outcomes(new_run(engine, retries=2).run([new_item("ab", 0), new_item("cd", 1)]))
     assert [outcome.failure.code for outcome in found if outcome.failure] == [Code.OUT_OF_MEMORY] * 2
     assert [outcome.attempt for outcome in found] == [3, 3]
 
@@ -215,7 +218,7 @@ def test_what_is_not_there_yet_holds_up_nothing(new_engine: Any, new_run: Any, n
     engine = new_engine(rows=2)
     done: list[Outcome] = []
 
-    def entries() -> Iterator[Entry | None]:
+    def entries() -> Iterator[Item | None]:
         yield new_item("ab", 0)
         while not done:
             yield None

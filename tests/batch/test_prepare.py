@@ -6,17 +6,19 @@ from typing import Any
 
 import pytest
 
-from kvlite.batch.item import Code, Failure, Form, Item, Place
-from kvlite.batch.prepare import Defaults, Prepared, Preparer
+from kvlite.batch.item import Code, Failure, Item, Place
+from kvlite.batch.prepare import Preparer, Work
+from kvlite.engine.request import Sampling
 from kvlite.llm.answer import BATCH_MAX_TOKENS
+from kvlite.options import AnswerOptions
 
 
 def line(**changes: Any) -> Item:
-    return Item(Place(3, 4), "k", Form.SIMPLE, **({"prompt": "Hi"} | changes))
+    return Item(Place(3, 4), "k", "simple", **({"prompt": "Hi"} | changes))
 
 
 def test_a_line_wins_over_the_defaults(text: Any) -> None:
-    preparer = Preparer(text, Defaults({"temperature": 0.5, "top_k": 3}, seed=4, max_tokens=9, stop=("a",)))
+    preparer = Preparer(text, AnswerOptions(temperature=0.5, seed=4, max_tokens=9, stop=("a",)), Sampling(0.7, top_k=3))
     plain = preparer.prepare(line())
     assert (plain.requests[0].sampling.temperature, plain.requests[0].sampling.seed) == (0.5, 4)
     assert (plain.requests[0].max_tokens, plain.stop) == (9, ("a",))
@@ -27,24 +29,24 @@ def test_a_line_wins_over_the_defaults(text: Any) -> None:
 
 
 def test_answers_are_limited_unless_told(text: Any) -> None:
-    assert Preparer(text, Defaults()).prepare(line()).requests[0].max_tokens == BATCH_MAX_TOKENS
+    assert Preparer(text, AnswerOptions()).prepare(line()).requests[0].max_tokens == BATCH_MAX_TOKENS
 
 
 def test_without_a_seed_each_line_has_its_own_from_its_id(text: Any) -> None:
-    preparer = Preparer(text, Defaults())
+    preparer = Preparer(text, AnswerOptions())
     seed = preparer.sampling(line()).seed
     assert preparer.sampling(line()).seed == seed
-    assert preparer.sampling(Item(Place(0, 1), "other", Form.SIMPLE, prompt="Hi")).seed != seed
+    assert preparer.sampling(Item(Place(0, 1), "other", "simple", prompt="Hi")).seed != seed
 
 
 def test_choices_count_the_seed_up(text: Any) -> None:
-    requests = Preparer(text, Defaults()).prepare(line(n=3, sampling={"seed": 2**63 - 2})).requests
+    requests = Preparer(text, AnswerOptions()).prepare(line(n=3, sampling={"seed": 2**63 - 2})).requests
     assert [request.sampling.seed for request in requests] == [2**63 - 2, 2**63 - 1, 0]
     assert len({request.id for request in requests}) == 3
 
 
 def test_system_prompts(text: Any) -> None:
-    preparer = Preparer(text, Defaults(system="S"))
+    preparer = Preparer(text, AnswerOptions(system="S"))
 
     def fed(item: Item) -> str:
         return "".join(map(chr, preparer.prepare(item).requests[0].ids))
@@ -58,12 +60,12 @@ def test_system_prompts(text: Any) -> None:
 
 
 def test_pins_can_be_switched_off(text: Any) -> None:
-    assert Preparer(text, Defaults()).prepare(line()).requests[0].pins == ((0, 1),)
-    assert Preparer(text, Defaults(pin_system=False)).prepare(line()).requests[0].pins == ()
+    assert Preparer(text, AnswerOptions()).prepare(line()).requests[0].pins == ((0, 1),)
+    assert Preparer(text, AnswerOptions(), pin_system=False).prepare(line()).requests[0].pins == ()
 
 
 def test_what_the_template_refuses_is_refused(text: Any) -> None:
-    refused = Preparer(text, Defaults()).prepare(
+    refused = Preparer(text, AnswerOptions()).prepare(
         line(prompt=None, messages=({"role": "user", "content": "unrenderable"},))
     )
     assert refused == Failure(Code.INVALID, "the template refuses it")
@@ -74,18 +76,18 @@ def test_what_the_template_refuses_is_refused(text: Any) -> None:
     [("m", "m"), ("m", None), ("qwen2.5-0.5b", "Qwen/Qwen2.5-0.5B-Instruct"), (None, "anything")],
 )
 def test_a_line_may_name_the_model_of_the_run(text: Any, model: str | None, named: str | None) -> None:
-    assert isinstance(Preparer(text, Defaults(), model).prepare(line(model=named)), Prepared)
+    assert isinstance(Preparer(text, AnswerOptions(), required=model).prepare(line(model=named)), Work)
 
 
 def test_a_line_for_another_model_is_a_mismatch(text: Any) -> None:
-    refused = Preparer(text, Defaults(), "m").prepare(line(model="x"))
+    refused = Preparer(text, AnswerOptions(), required="m").prepare(line(model="x"))
     assert isinstance(refused, Failure)
     assert refused.code is Code.MODEL_MISMATCH
     assert all(word in refused.message for word in ('"x"', '"m"', "-m"))
 
 
 def test_only_greedy_items_are_deduplicated(text: Any) -> None:
-    preparer = Preparer(text, Defaults())
+    preparer = Preparer(text, AnswerOptions())
     assert preparer.dedupe_key(line()) == preparer.dedupe_key(line(sampling={"seed": 4}))
     assert preparer.dedupe_key(line()) != preparer.dedupe_key(line(prompt="Ho"))
     assert preparer.dedupe_key(line()) != preparer.dedupe_key(line(max_tokens=1))

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from kvlite.batch.batch import ReadAhead
-from kvlite.batch.item import Entry
+from kvlite.batch.item import Item
 from kvlite.errors import UsageError
 
 
-def drained(ahead: ReadAhead) -> list[Entry]:
+def drained(ahead: ReadAhead) -> list[Item]:
     found = []
     for entry in ahead:
         if entry is None:
@@ -35,7 +35,7 @@ def test_all_entries_come_in_their_order(new_item: Any) -> None:
 def test_what_is_not_there_yet_is_none(new_item: Any) -> None:
     there = threading.Event()
 
-    def source() -> Iterator[Entry]:
+    def source() -> Iterator[Item]:
         there.wait(60)
         yield new_item("a")
 
@@ -46,7 +46,7 @@ def test_what_is_not_there_yet_is_none(new_item: Any) -> None:
 
 
 def test_what_the_source_raises_is_raised_after_the_entries_before_it(new_item: Any) -> None:
-    def source() -> Iterator[Entry]:
+    def source() -> Iterator[Item]:
         yield new_item("a")
         raise UsageError("cannot read")
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvlite.batch.item import BadLine, Code, Entry, Failure, Form, Item, Outcome, Place, digest
+from kvlite.batch.item import Code, Failure, Form, Item, Outcome, Place, digest
 from kvlite.batch.records import read_record, record_line
 from kvlite.engine.request import Completion, FinishReason, Timing
 from kvlite.llm.answer import Answer
@@ -19,8 +19,8 @@ from kvlite.memory.counts import KVCounts
 COUNTS = KVCounts(2000, 1900, 100, 200, 56, 50, 6, "heavy-hitter", "float16")
 COMPLETION = Completion("3.0", (1,) * 31, FinishReason.STOP, 25, 6, COUNTS, Timing(0.21, 0.97, float("nan")))
 CHOICE = Answer("Hel\nlo", "", FinishReason.STOP, 7, True, False, COMPLETION)
-SIMPLE = Item(Place(3, 4), "a", Form.SIMPLE, prompt="x", metadata={"row": 7})
-CHAT = Item(Place(0, 1), "r1", Form.OPENAI, messages=({"role": "user", "content": "Hi"},))
+SIMPLE = Item(Place(3, 4), "a", "simple", prompt="x", metadata={"row": 7})
+CHAT = Item(Place(0, 1), "r1", "openai", messages=({"role": "user", "content": "Hi"},))
 ANSWERED = Outcome(SIMPLE, (CHOICE,), 25)
 
 
@@ -31,7 +31,7 @@ def written(outcome: Outcome, form: Form) -> dict[str, Any]:
 
 
 def test_simple_form() -> None:
-    record = written(ANSWERED, Form.SIMPLE)
+    record = written(ANSWERED, "simple")
     usage = {"prompt_tokens": 25, "completion_tokens": 31, "total_tokens": 56}
     assert record["usage"].items() >= usage.items()
     assert record["kv"] == COUNTS.as_dict()
@@ -41,7 +41,7 @@ def test_simple_form() -> None:
 
 
 def test_openai_chat_form() -> None:
-    record = written(replace(ANSWERED, entry=CHAT), Form.OPENAI)
+    record = written(replace(ANSWERED, item=CHAT), "openai")
     assert (record["custom_id"], record["error"], record["id"][:10]) == ("r1", None, "batch_req_")
     response = record["response"]
     assert response["status_code"] == 200
@@ -56,14 +56,14 @@ def test_openai_chat_form() -> None:
 
 def test_openai_completion_form() -> None:
     raw = replace(CHAT, messages=None, prompt="Once", raw=True)
-    body = written(replace(ANSWERED, entry=raw), Form.OPENAI)["response"]["body"]
+    body = written(replace(ANSWERED, item=raw), "openai")["response"]["body"]
     assert body["object"] == "text_completion"
     assert body["choices"] == [{"index": 0, "text": "Hel\nlo", "finish_reason": "stop", "logprobs": None}]
 
 
 def test_several_choices_each_have_their_own_counts() -> None:
     second = replace(CHOICE, seed=8, completion=replace(COMPLETION, kv=replace(COUNTS, tokens_evicted=9)))
-    body = written(Outcome(CHAT, (CHOICE, second), 25), Form.OPENAI)["response"]["body"]
+    body = written(Outcome(CHAT, (CHOICE, second), 25), "openai")["response"]["body"]
     assert [choice["kvlite"]["seed"] for choice in body["choices"]] == [7, 8]
     assert body["choices"][1]["kvlite"]["kv"]["tokens_evicted"] == 9
     assert body["usage"]["completion_tokens"] == 62
@@ -71,17 +71,15 @@ def test_several_choices_each_have_their_own_counts() -> None:
 
 def test_thinking_stays_apart() -> None:
     thought = replace(ANSWERED, choices=(replace(CHOICE, thinking="hm"),))
-    assert written(thought, Form.SIMPLE)["reasoning_content"] == "hm"
-    body = written(thought, Form.OPENAI)["response"]["body"]
+    assert written(thought, "simple")["reasoning_content"] == "hm"
+    body = written(thought, "openai")["response"]["body"]
     assert body["choices"][0]["message"]["reasoning_content"] == "hm"
 
 
 @pytest.mark.parametrize("code", [code for code in Code if code.is_bad_request])
 def test_a_bad_request_is_a_400_in_the_openai_form(code: Code) -> None:
-    failed = Outcome(
-        BadLine(Place(0, 5), "r1", Form.OPENAI, Failure(code, "no", "n")), failure=Failure(code, "no", "n")
-    )
-    record = written(failed, Form.OPENAI)
+    failed = Outcome(Item(Place(0, 5), "r1", "openai", Failure(code, "no", "n")), failure=Failure(code, "no", "n"))
+    record = written(failed, "openai")
     assert (record["error"], record["response"]["status_code"]) == (None, 400)
     error = {"message": "no", "type": "invalid_request_error", "param": "n", "code": code.value, "line": 5}
     assert record["response"]["body"] == {"error": error}
@@ -89,47 +87,46 @@ def test_a_bad_request_is_a_400_in_the_openai_form(code: Code) -> None:
 
 @pytest.mark.parametrize("code", [code for code in Code if not code.is_bad_request])
 def test_a_failure_of_the_engine_has_no_response(code: Code) -> None:
-    record = written(Outcome(CHAT, failure=Failure(code, "no")), Form.OPENAI)
+    record = written(Outcome(CHAT, failure=Failure(code, "no")), "openai")
     assert (record["response"], record["error"]) == (None, {"code": code.value, "message": "no", "line": 1})
 
 
 def test_a_failed_simple_record_keeps_what_was_answered() -> None:
-    record = written(replace(ANSWERED, failure=Failure(Code.TIMEOUT, "late")), Form.SIMPLE)
+    record = written(replace(ANSWERED, failure=Failure(Code.TIMEOUT, "late")), "simple")
     assert (record["text"], record["error"]["code"]) == ("Hel\nlo", "timeout")
-    record = written(Outcome(SIMPLE, failure=Failure(Code.INVALID, "no")), Form.SIMPLE)
+    record = written(Outcome(SIMPLE, failure=Failure(Code.INVALID, "no")), "simple")
     assert (record["text"], record["usage"], record["kv"]) == (None, None, None)
 
 
 def test_text_form_is_one_line() -> None:
     answer = replace(ANSWERED, choices=(replace(CHOICE, text="a\\b\r\nc"),))
-    assert record_line(answer, Form.TEXT, "m") == "a\\\\b\\r\\nc"
-    assert record_line(Outcome(SIMPLE, failure=Failure(Code.INVALID, "no")), Form.TEXT, "m") == ""
+    assert record_line(answer, "text", "m") == "a\\\\b\\r\\nc"
+    assert record_line(Outcome(SIMPLE, failure=Failure(Code.INVALID, "no")), "text", "m") == ""
 
 
 def test_metadata_that_is_no_unicode_is_still_json() -> None:
     odd = Outcome(replace(SIMPLE, metadata={"a": "\ud800"}), (CHOICE,), 25)
-    line = record_line(odd, Form.SIMPLE, "m")
+    line = record_line(odd, "simple", "m")
     assert json.loads(line.encode())["metadata"] == {"a": "\ud800"}
 
 
 @given(
     key=st.text(st.characters(codec="utf-8"), min_size=1),
     answer=st.text(),
-    form=st.sampled_from([Form.OPENAI, Form.SIMPLE]),
+    form=st.sampled_from(["openai", "simple"]),
     code=st.sampled_from(Code) | st.none(),
 )
 def test_the_journal_reads_back_every_record(key: str, answer: str, form: Form, code: Code | None) -> None:
-    entry: Entry = replace(SIMPLE, key=key)
     failure = None if code is None else Failure(code, "no")
-    if failure is not None:
-        entry = BadLine(entry.place, key, form, failure)
+    item = replace(SIMPLE, key=key, failure=failure)
     choices = (replace(CHOICE, text=answer.encode("utf-8", "replace").decode()),) if failure is None else ()
-    line = record_line(Outcome(entry, choices, 1, failure), form, "m")
+    line = record_line(Outcome(item, choices, 1, failure), form, "m")
     assert "\n" not in line
     recorded = read_record(line.encode())
     assert recorded is not None
-    assert (recorded.mark, recorded.is_failed) == (entry.mark, failure is not None)
-    assert (recorded.mark == digest(key)) is (code is not Code.DUPLICATE)
+    mark, is_failed = recorded
+    assert (mark, is_failed) == (item.mark, failure is not None)
+    assert (mark == digest(key)) is (code is not Code.DUPLICATE)
 
 
 @pytest.mark.parametrize(

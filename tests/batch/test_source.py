@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from kvlite.batch.item import BadLine, Code, Item
-from kvlite.batch.source import Input, Layout, Reader, Selection, Shard, Survey, with_unique_ids
+from kvlite.batch.item import Code, Item
+from kvlite.batch.source import Input, Survey, in_shard, parse_shard, with_unique_ids
 from kvlite.errors import UsageError
+from kvlite.options import BatchOptions
 
 
-def prompts(entries: list[Item | BadLine]) -> list[str | None]:
-    return [entry.prompt if isinstance(entry, Item) else None for entry in entries]
+def prompts(entries: list[Item]) -> list[str | None]:
+    return [entry.prompt if entry.failure is None else None for entry in entries]
 
 
-def read(data: bytes, layout: Layout = Layout.AUTO, **options: object) -> list[Item | BadLine]:
-    return list(Reader(layout, **options).entries(data.splitlines(keepends=True)))  # type: ignore[arg-type]
+def source(name: str | Path = "-", **options: Any) -> Input:
+    return Input(BatchOptions(input=str(name), **options))
+
+
+def read(data: bytes, layout: str = "auto", **options: Any) -> list[Item]:
+    return list(source(format=layout, **options).read(data.splitlines(keepends=True)))
 
 
 def test_blank_lines_byte_order_mark_and_crlf_are_no_content() -> None:
@@ -31,61 +37,59 @@ def test_blank_lines_byte_order_mark_and_crlf_are_no_content() -> None:
 
 def test_a_line_that_is_not_utf8_is_one_bad_line() -> None:
     assert prompts(read(b'"a"\n"\xff"\n"b"\n')) == ["a", None, "b"]
-    assert prompts(read(b"a\n\xff\nb\n", Layout.TEXT)) == ["a", None, "b"]
+    assert prompts(read(b"a\n\xff\nb\n", "text")) == ["a", None, "b"]
 
 
 def test_plain_lines_keep_spaces_and_unescape_on_request() -> None:
-    assert prompts(read(b"  a\\nb \n", Layout.TEXT)) == ["  a\\nb "]
-    assert prompts(read(b"a\\nb\\\\n\\t\\x\n", Layout.TEXT, escape=True)) == ["a\nb\\n\t\\x"]
+    assert prompts(read(b"  a\\nb \n", "text")) == ["  a\\nb "]
+    assert prompts(read(b"a\\nb\\\\n\\t\\x\n", "text", escape=True)) == ["a\nb\\n\t\\x"]
 
 
 def test_csv_cells_span_lines_and_other_columns_are_metadata() -> None:
     data = b'id,prompt,topic\r\na,"one\ntwo",x\n,"q ""q""",y\n'
-    first, second = read(data, Layout.CSV)
-    assert isinstance(first, Item)
+    first, second = read(data, "csv")
     assert (first.key, first.prompt, first.metadata) == ("a", "one\ntwo", {"topic": "x"})
-    assert isinstance(second, Item)
     assert (second.key, second.prompt, second.place.line) == ("line-4", 'q "q"', 4)
 
 
 def test_csv_rows_that_cannot_be_asked_are_bad_lines() -> None:
-    entries = read(b"prompt,n\na\nb,1,2\n\xff,1\n,1\nok,1\n", Layout.CSV)
+    entries = read(b"prompt,n\na\nb,1,2\n\xff,1\n,1\nok,1\n", "csv")
     assert prompts(entries) == [None, None, None, None, "ok"]
-    said = [entry.failure.message for entry in entries if isinstance(entry, BadLine)]
+    said = [entry.failure.message for entry in entries if entry.failure]
     assert ["1 cells" in said[0], "3 cells" in said[1], "UTF-8" in said[2], "empty" in said[3]] == [True] * 4
 
 
 def test_csv_names_the_columns_there_are() -> None:
     with pytest.raises(UsageError, match=r"no column 'prompt'; columns are question, answer"):
-        read(b"question,answer\na,b\n", Layout.CSV)
-    assert prompts(read(b"question\na\n", Layout.CSV, prompt_column="question")) == ["a"]
+        read(b"question,answer\na,b\n", "csv")
+    assert prompts(read(b"question\na\n", "csv", prompt_column="question")) == ["a"]
 
 
 def test_csv_with_an_open_quote_names_the_line() -> None:
     with pytest.raises(UsageError, match="line 2 is not CSV"):
-        read(b'prompt\n"never closed\n', Layout.CSV)
+        read(b'prompt\n"never closed\n', "csv")
 
 
 def test_csv_prompts_may_be_long() -> None:
-    assert prompts(read(b"prompt\n" + b"x" * 200_000 + b"\n", Layout.CSV)) == ["x" * 200_000]
+    assert prompts(read(b"prompt\n" + b"x" * 200_000 + b"\n", "csv")) == ["x" * 200_000]
 
 
 def test_layout_follows_the_name() -> None:
-    names = {"a.csv": Layout.CSV, "a.TXT": Layout.TEXT, "a.jsonl": Layout.AUTO, "-": Layout.AUTO}
-    assert {name: Layout.of(name) for name in names} == names
+    names = {"a.csv": "csv", "a.TXT": "text", "a.jsonl": "auto", "-": "auto"}
+    assert {name: source(name).layout for name in names} == names
 
 
-def survey(folder: Path, lines: list[bytes], selection: Selection) -> Survey:
+def survey(folder: Path, lines: list[bytes], **options: Any) -> Survey:
     (folder / "in.jsonl").write_bytes(b"".join(lines))
-    return Input(str(folder / "in.jsonl"), selection=selection).survey()
+    return source(folder / "in.jsonl", **options).survey()
 
 
 def test_a_survey_counts_hashes_and_finds_the_model(tmp_path: Path) -> None:
     lines = [b'"a"\n', b"broken\n", b'{"prompt":"b","model":"m"}\n', b'{"prompt":"c","model":"x"}\n']
-    found = survey(tmp_path, lines, Selection(limit=2))
+    found = survey(tmp_path, lines, limit=2)
     assert (found.total, found.model) == (2, "m")
-    assert found.sha256 == survey(tmp_path, lines, Selection()).sha256
-    assert found.sha256 != survey(tmp_path, lines[:3], Selection()).sha256
+    assert found.sha256 == survey(tmp_path, lines).sha256
+    assert found.sha256 != survey(tmp_path, lines[:3]).sha256
 
 
 @pytest.mark.parametrize(
@@ -94,49 +98,49 @@ def test_a_survey_counts_hashes_and_finds_the_model(tmp_path: Path) -> None:
 )  # fmt: skip
 def test_a_repeated_id_of_a_file_names_both_lines_even_beyond_the_limit(tmp_path: Path, lines: list[bytes]) -> None:
     with pytest.raises(UsageError, match=r"line 3 has the id .* of line 1"):
-        survey(tmp_path, lines, Selection(limit=1))
+        survey(tmp_path, lines, limit=1)
 
 
 def test_a_repeated_id_of_a_pipe_is_a_bad_line() -> None:
     entries = list(with_unique_ids(read(b'{"id":"a","prompt":"x"}\n{"id":"a","prompt":"y"}\n{"id":"a","prompt":"z"}')))
-    assert [entry.failure.code for entry in entries if isinstance(entry, BadLine)] == [Code.DUPLICATE] * 2
+    assert [entry.failure.code for entry in entries if entry.failure] == [Code.DUPLICATE] * 2
     assert len({entry.mark for entry in entries}) == 3
 
 
 def test_shards_share_out_every_id_once() -> None:
     keys = [f"id-{number}" for number in range(200)]
-    shares = [{key for key in keys if Shard(index, 3).holds(key)} for index in (1, 2, 3)]
+    shares = [{key for key in keys if in_shard(key, index, 3)} for index in (1, 2, 3)]
     assert sorted(key for share in shares for key in share) == sorted(keys)
     assert all(share for share in shares)
 
 
 def test_a_shard_never_changes() -> None:
-    assert [key for key in "abcdefgh" if Shard(1, 2).holds(key)] == ["g", "h"]
+    assert [key for key in "abcdefgh" if in_shard(key, 1, 2)] == ["g", "h"]
 
 
 @pytest.mark.parametrize("written", ["", "1", "0/2", "3/2", "-1/2", "1/0", "a/b", "1/2/3", "١/٢"])
 def test_a_shard_is_i_of_n(written: str) -> None:
     with pytest.raises(UsageError, match="1/4"):
-        Shard.parse(written)
+        parse_shard(written)
 
 
 def test_selection_skips_limits_and_leaves_out_what_is_done() -> None:
     entries = read(b'"a"\n"b"\n"c"\n"d"\n"e"\n')
     done = {entries[2].mark}
-    assert prompts(list(Selection(skip=1, limit=3).of(entries, done))) == ["b", "d"]
+    assert prompts(list(source(skip=1, limit=3).select(entries, done))) == ["b", "d"]
 
 
 def test_an_input_that_cannot_be_read_says_so(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"cannot read .*missing"):
-        list(Input(str(tmp_path / "missing.jsonl")).entries())
+        list(source(tmp_path / "missing.jsonl").items())
     with pytest.raises(UsageError, match="cannot read"):
-        list(Input(str(tmp_path)).entries())
+        list(source(tmp_path).items())
 
 
 def test_a_file_is_read_as_a_stream(tmp_path: Path) -> None:
     path = tmp_path / "in.jsonl"
     path.write_text("".join(f"{json.dumps(str(number))}\n" for number in range(3)))
-    source = Input(str(path))
-    assert not source.is_pipe
-    entries = source.entries()
+    file = source(path)
+    assert not file.is_pipe
+    entries = file.items()
     assert prompts([next(entries)]) == ["0"]

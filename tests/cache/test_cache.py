@@ -11,19 +11,12 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from kvlite.cache.cache import SlotCache
-from kvlite.cache.policies.full import Full
-from kvlite.cache.policies.h2o import H2O
-from kvlite.cache.policies.heavy_hitter import HeavyHitter
-from kvlite.cache.policies.pyramid import Pyramid
-from kvlite.cache.policies.scissorhands import Scissorhands
-from kvlite.cache.policies.snapkv import SnapKV
-from kvlite.cache.policies.tova import TOVA
-from kvlite.cache.policies.window import Window
+from kvlite.cache.policies import H2O, TOVA, Full, HeavyHitter, Pyramid, Scissorhands, SnapKV, Window
 from kvlite.cache.policy import Candidates, Policy, load_policy, policy_names
 from kvlite.cache.rotation import Rotation
 from kvlite.memory.counts import KVCounts
 from kvlite.memory.format import FORMATS
-from kvlite.memory.layer_budgets import fewest
+from kvlite.memory.plan import allotted
 from kvlite.memory.shape import LayerShape, ModelShape
 from kvlite_kernels.reference import Segment, attend
 from tests.cache.driving import (
@@ -95,7 +88,8 @@ def scenarios(draw: st.DrawFn) -> Scenario:
     windows = draw(st.lists(st.one_of(st.none(), st.integers(1, slots + 5)), max_size=2))
     layers = [attention_layer(draw(st.integers(1, 3)), dim, window) for window in (None, *windows)]
     rows = draw(st.integers(1, 3))
-    smallest = fewest([*layers], slots, 2**31, policy.layer_slots)
+    allotment = zip(allotted(layers, slots, 2**31, policy.layer_slots), layers, strict=True)
+    smallest = min(held for held, layer in allotment if layer.window is None)
     room = smallest - policy.sinks - policy.recent(smallest) - 1
     pins = []
     for _ in range(rows):

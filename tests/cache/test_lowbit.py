@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from kvlite.cache.cache import SlotCache
-from kvlite.cache.policies.heavy_hitter import HeavyHitter
+from kvlite.cache.policies import HeavyHitter
 from kvlite.cache.policy import Candidates, load_policy, policy_names
 from kvlite.cache.rotation import Rotation, rotate_keys
 from kvlite.memory.shape import ModelShape

@@ -10,13 +10,7 @@ import pytest
 import torch
 
 from kvlite.cache import policy as seam
-from kvlite.cache.policies.h2o import H2O
-from kvlite.cache.policies.heavy_hitter import HeavyHitter
-from kvlite.cache.policies.keyformer import Keyformer
-from kvlite.cache.policies.pyramid import Pyramid
-from kvlite.cache.policies.snapkv import SnapKV
-from kvlite.cache.policies.tova import TOVA
-from kvlite.cache.policies.window import Window
+from kvlite.cache.policies import H2O, TOVA, HeavyHitter, Keyformer, Pyramid, SnapKV, Window
 from kvlite.cache.policy import DEFAULT_POLICY, Candidates, Policy, load_policy, policy_names
 from kvlite.cache.policy_text import split_policies, write_settings
 from kvlite.errors import UsageError
@@ -64,9 +58,6 @@ class Oldest(Policy):
 
 class Unfinished(Policy):
     """Forgets to score."""
-
-    def recent(self, slots: int) -> int:
-        return 1
 
 
 class NoPolicy:
@@ -155,9 +146,9 @@ def test_at_least_the_newest_token_is_recent(name: str) -> None:
 
 
 def test_settings_overrule_the_defaults_of_a_policy_found_by_name() -> None:
-    settings = {"decay": 0.99, "heads": "max", "recent_share": 0.5, "grace": 8}
-    assert load_policy("heavy-hitter", settings) == HeavyHitter(**settings)  # type: ignore[arg-type]
-    assert load_policy("heavy-hitter", {}) == HeavyHitter()
+    loaded = load_policy("heavy-hitter:decay=0.99,heads=max,recent_share=0.5,grace=8")
+    assert loaded == HeavyHitter(decay=0.99, heads="max", recent_share=0.5, grace=8)
+    assert load_policy("heavy-hitter") == HeavyHitter()
 
 
 @pytest.mark.parametrize(
@@ -256,22 +247,21 @@ def test_settings_that_cannot_be_are_refused_in_one_line(text: str, said: str) -
 
 
 @pytest.mark.parametrize(
-    ("name", "settings", "said"),
+    ("text", "said"),
     [
-        ("h2o", {"sinks": -1}, r"^KV policy 'h2o': sinks is -1; expected 0 or more; its settings: "),
-        ("h2o", {"decay": 0.0}, "decay is 0.0"),
-        ("h2o", {"decay": "fast"}, r"^KV policy 'h2o' cannot be set to \{'decay': 'fast'\}: "),
-        ("tova", {"observed": 0}, "observed is 0"),
-        ("snapkv", {"observed": None}, "observed is None"),
-        ("snapkv", {"pooled": 4}, "pooled is 4; expected an odd number"),
-        ("keyformer", {"ramp": 0}, "ramp is 0"),
-        ("pyramid", {"beta": 0}, "beta is 0"),
-        ("heavy-hitter", {"recent_share": 1.0}, "recent_share is 1.0"),
+        ("h2o:sinks=-1", r"^KV policy 'h2o': sinks is -1; expected 0 or more; its settings: "),
+        ("h2o:decay=0.0", "decay is 0.0"),
+        ("tova:observed=0", "observed is 0"),
+        ("snapkv:observed=none", "observed is None"),
+        ("snapkv:pooled=4", "pooled is 4; expected an odd number"),
+        ("keyformer:ramp=0", "ramp is 0"),
+        ("pyramid:beta=0", "beta is 0"),
+        ("heavy-hitter:recent_share=1.0", "recent_share is 1.0"),
     ],
 )
-def test_a_setting_that_cannot_be_is_refused(name: str, settings: dict[str, object], said: str) -> None:
+def test_a_setting_that_cannot_be_is_refused(text: str, said: str) -> None:
     with pytest.raises(UsageError, match=said):
-        load_policy(name, settings)
+        load_policy(text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,9 +270,6 @@ class Knorm(Policy):
 
     name: ClassVar[str] = "knorm"
     summary: ClassVar[str] = "the tokens with the shortest keys"
-
-    def recent(self, slots: int) -> int:
-        return 1
 
     def score(self, candidates: Candidates) -> Tensor:
         return -candidates.keys.norm(dim=-1)

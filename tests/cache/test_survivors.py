@@ -8,16 +8,18 @@ import pytest
 import torch
 
 from kvlite.cache.cache import SlotCache
-from kvlite.cache.policies.full import Full
-from kvlite.cache.policies.h2o import H2O
-from kvlite.cache.policies.heavy_hitter import HeavyHitter
-from kvlite.cache.policies.keydiff import KeyDiff
-from kvlite.cache.policies.keyformer import Keyformer
-from kvlite.cache.policies.pyramid import Pyramid
-from kvlite.cache.policies.scissorhands import Scissorhands
-from kvlite.cache.policies.snapkv import SnapKV
-from kvlite.cache.policies.tova import TOVA
-from kvlite.cache.policies.window import Window
+from kvlite.cache.policies import (
+    H2O,
+    TOVA,
+    Full,
+    HeavyHitter,
+    KeyDiff,
+    Keyformer,
+    Pyramid,
+    Scissorhands,
+    SnapKV,
+    Window,
+)
 from kvlite.cache.policy import Policy, policy_names
 from tests.cache import simulation
 from tests.cache.driving import (

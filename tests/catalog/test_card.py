@@ -18,10 +18,6 @@ def test_licence_of_the_front_matter(matter: str, licence: str | None) -> None:
     assert parse_card(f"---\n{matter}\n---\ntext").license == licence
 
 
-def test_link_to_the_licence() -> None:
-    assert parse_card("---\nlicense_link: https://x/y\n---\n").license_link == "https://x/y"
-
-
 @pytest.mark.parametrize(
     "before",
     [

@@ -63,9 +63,6 @@ class FakeText:
 
     stop_ids = frozenset({END})
 
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-
     def conversation(self, messages: list[dict[str, str]]) -> FakeEncoded:
         rendered = "".join(f"{message['role'][0]}:{message['content']}|" for message in messages)
         pins = ((0, len(messages[0]["content"]) + 3),) if messages[0]["role"] == "system" else ()

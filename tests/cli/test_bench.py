@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from kvlite.cli import main
-from kvlite.engine.decode_graphs import Repeating
+from kvlite.engine.decode_graphs import GraphRecorder
 from kvlite.record.store import RunRecords
 from kvlite.speed import roofline
 
@@ -63,7 +63,7 @@ def test_json_has_every_figure_and_they_agree(capsys: pytest.CaptureFixture[str]
 def test_how_decoding_ran_is_in_the_report(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, obstacle: str | None
 ) -> None:
-    class Recorder(Repeating):
+    class Recorder(GraphRecorder):
         def record(self, body: Callable[[], None]) -> Callable[[], None]:
             if obstacle is not None:
                 raise RuntimeError(obstacle)

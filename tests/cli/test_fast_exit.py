@@ -20,7 +20,7 @@ def printed(code: str) -> str:
 
 def test_what_was_imported_is_left_out_of_collections_which_go_on_after() -> None:
     said = printed(
-        "import gc; from kvlite.llm.fast_import import import_engine\n"
+        "import gc; from kvlite.llm.text_model import import_engine\n"
         "before = gc.get_stats()[2]['collections']\n"
         "import_engine()\n"
         "print(gc.get_stats()[2]['collections'] - before, gc.isenabled(), gc.get_freeze_count() > 100_000)\n"

@@ -86,7 +86,9 @@ def seen(monkeypatch: pytest.MonkeyPatch, own_home: Path) -> dict[str, Any]:
     """The arguments that reach a command with OneOptions and some of ModelOptions, called `one`."""
     seen: dict[str, Any] = {}
 
-    def one(own: OneOptions, options: Annotated[ModelOptions, only("quant", think="off")], call: Invocation) -> None:
+    def one(
+        own: OneOptions, options: Annotated[ModelOptions, only("quant", "four_bit", think="off")], call: Invocation
+    ) -> None:
         """One."""
         seen.update(own=own, options=options, sources=call.sources)
 

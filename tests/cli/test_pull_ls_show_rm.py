@@ -166,13 +166,6 @@ def test_show_demo_prints_its_card(kvlite: Kvlite) -> None:
     assert kvlite("show").out == shown.out
 
 
-def test_show_license(tmp_path: Path, hub: HubServer, kvlite: Kvlite) -> None:
-    folder = str(write_model(tmp_path / "m", model_files(LICENSE=b"You may.\n")))
-    assert kvlite("show", folder, "--license").out == "You may.\n"
-    hub.add("org/name", model_files(), card={"license": "mit"})
-    assert kvlite("show", "org/name", "--license").out == "mit; see https://huggingface.co/org/name\n"
-
-
 def test_show_offline_without_the_model(kvlite: Kvlite) -> None:
     ran = kvlite("show", "org/name", "--offline")
     assert (ran.code, ran.out) == (3, "") and "kvlite is offline" in ran.err

@@ -59,11 +59,6 @@ def test_json_is_the_record_verbatim(report: Run) -> None:
     assert (code, json.loads(out)) == (0, json.loads(path.read_text()))
 
 
-def test_markdown_goes_to_stdout(report: Run) -> None:
-    keep_run()
-    assert report("--md")[1].startswith("# Stayed inside 2.00 MB")
-
-
 def test_html_goes_to_its_file_and_stdout_stays_empty(report: Run, tmp_path: Path) -> None:
     keep_run()
     code, out, err = report("--html", "page.html")
@@ -144,14 +139,6 @@ def test_compare_shows_what_differs_and_can_be_gated(report: Run) -> None:
     assert report(second, "--compare", first, "--fail-on", "change.kv.peak_bytes>100kB")[0] == 0
 
 
-def test_compare_as_json_and_as_markdown(report: Run) -> None:
-    first, second = keep_run(peak=1), keep_run(peak=2)
-    found = json.loads(report(first, "--compare", second, "--json")[1])
-    assert found["runs"] == [first, second]
-    assert found["differences"]["kv.peak_bytes"] == [1, 2]
-    assert report(first, "--compare", second, "--md")[1].startswith("| FIELD |")
-
-
 @pytest.mark.parametrize(
     ("args", "said"),
     [
@@ -161,9 +148,9 @@ def test_compare_as_json_and_as_markdown(report: Run) -> None:
         (("rm",), "needs a run"),
         (("rm", "../x.json"), "no run is called '../x.json'"),
         (("ls", "x"), "takes no run"),
-        (("ls", "--md"), "takes no --md"),
+        (("ls", "--html", "x.html"), "takes no --html"),
         (("rm", "x", "--fail-on", "a>1"), "takes no --fail-on"),
-        (("--md", "--json"), "contradicts"),
+        (("--json", "--compare", "last"), "contradicts"),
         (("--html", "x.html", "--compare", "last"), "contradicts"),
     ],
 )

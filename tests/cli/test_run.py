@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from kvlite.cli import main
-from kvlite.engine.decode_graphs import NotCapturable, Repeating
+from kvlite.engine.decode_graphs import GraphRecorder, NotCapturable
 from kvlite.record.store import RunRecords
 
 FUSED = ["norm", "mlp", "attention", "layer", "decoder"]
@@ -307,8 +307,8 @@ def test_modules_are_fused_unless_told_otherwise(run, flags, fused):
 
 
 def test_what_is_not_fused_is_said_with_v_and_recorded(run, monkeypatch):
-    monkeypatch.setattr("kvlite.models.trial.FACTOR", 0.0)
-    monkeypatch.setattr("kvlite.models.trial.FLOOR", -1.0)
+    monkeypatch.setattr("kvlite.models.fusing.FACTOR", 0.0)
+    monkeypatch.setattr("kvlite.models.fusing.FLOOR", -1.0)
     code, out, err = run("demo", "Hello!", "-n", "3", "-v")
     assert (code, out) == (0, "Hello! How\n")
     said = [line.strip() for line in err.splitlines() if "not fused: mlp, 4 modules: off by " in line]
@@ -342,7 +342,7 @@ def test_capturing_is_refused_before_anything_is_loaded_where_there_are_no_graph
 @pytest.mark.parametrize("obstacle", [None, "experts ask the host"])
 def test_captured_steps_and_what_stands_in_their_way_are_said(run, monkeypatch, obstacle):
     monkeypatch.setattr("kvlite.engine.decode_graphs.wants_graphs", lambda *_: True)
-    monkeypatch.setattr("kvlite.engine.decode_graphs.CudaGraphs", lambda *_: Repeating())
+    monkeypatch.setattr("kvlite.engine.decode_graphs.CudaGraphs", lambda *_: GraphRecorder())
     if obstacle is not None:
         monkeypatch.setattr("kvlite.engine.engine.check_exact", lambda *_: refuse(obstacle))
     code, out, err = run("demo", "Hello!", "-n", "3")
@@ -363,7 +363,7 @@ def refuse(obstacle):
 
 
 def test_graphs_that_fail_in_mid_answer_are_said_and_the_answer_is_whole(run, monkeypatch):
-    class Fails(Repeating):
+    class Fails(GraphRecorder):
         left = 2  # those of the check
 
         def record(self, body):

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from kvlite.cache.policy import policy_names
-from kvlite.engine.decode_graphs import NotCapturable, Repeating, wants_graphs
+from kvlite.engine.decode_graphs import GraphRecorder, NotCapturable, wants_graphs
 from kvlite.engine.engine import Engine
 from kvlite.engine.memory_report import measured_terms
 from kvlite.engine.request import Completion, FinishReason, Request, Sampling, Token
@@ -30,7 +30,7 @@ def llama() -> LoadedModel:
 
 
 def capturing(loaded: LoadedModel, budget: str = "24tok", policy: str = "heavy-hitter", **options: object) -> Engine:
-    engine = make_engine(loaded, budget, policy, recorder=Repeating(), **options)
+    engine = make_engine(loaded, budget, policy, recorder=GraphRecorder(), **options)
     assert engine.step == "captured"
     return engine
 
@@ -172,7 +172,7 @@ def test_buffers_stay_where_they_are_and_are_reported(llama: LoadedModel) -> Non
 def test_recorded_work_asks_the_host_for_nothing(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """On tensors without data a value that is read raises; numbers made on the host are refused here."""
 
-    class Watching(Repeating):
+    class Watching(GraphRecorder):
         def record(self, body: Callable[[], None]) -> Callable[[], None]:
             def refuse(*_: object, **__: object) -> None:
                 raise AssertionError("a copy from the host")
@@ -201,14 +201,14 @@ def test_recorded_work_asks_the_host_for_nothing(family: str, monkeypatch: pytes
 def test_a_model_with_state_runs_eagerly_and_says_why() -> None:
     loaded = admitted(tiny_model("lfm2", SUPPORTED["lfm2"]))
     told: list[str] = []
-    engine = make_engine(loaded, recorder=Repeating(), warn=told.append)
+    engine = make_engine(loaded, recorder=GraphRecorder(), warn=told.append)
     assert engine.step.startswith("eager: lfm2 under policy heavy-hitter cannot be captured: lfm2 models carry state")
     assert told == ["--capture: decode steps run " + engine.step.replace("eager: ", "eagerly: ")]
     asked = [Request("a", prompt(1, 20), max_tokens=12)]
     assert outcomes(answers(engine, asked)) == outcomes(answers(make_engine(loaded), asked))
 
 
-class Broken(Repeating):
+class Broken(GraphRecorder):
     """Records a number of times, then raises."""
 
     def __init__(self, good: int, error: Exception) -> None:
@@ -234,7 +234,7 @@ def test_a_recorder_that_fails_leaves_eager_steps_that_lose_no_token(
     assert_same_cache(engine, eager)
 
 
-class Wrong(Repeating):
+class Wrong(GraphRecorder):
     """Replays that do something else."""
 
     def __init__(self, engine: Callable[[], None], after: int) -> None:

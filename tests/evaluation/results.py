@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from kvlite.cache.policy import load_policy
-from kvlite.evaluation.evaluation import Measured, SuiteResult
 from kvlite.evaluation.results import Answered, QuestionResult, Result, Scored, Span
 from kvlite.evaluation.suites import Suite
-from kvlite.evaluation.summary import Summary, summarise
+from kvlite.evaluation.summary import Measured, Summary, summarise
 from kvlite.evaluation.variant import REFERENCE, Placed, Variant
 from kvlite.memory.budget import Budget
 from tests.cache.driving import attention_layer, model_shape
@@ -58,4 +57,4 @@ def summary(
     """A suite in numbers: what the full cache did, and the others by policy, budget and, if given, most T."""
     measured = [Measured(placed("full", None), tuple(full))]
     measured += [Measured(placed(*name), tuple(results)) for name, results in others.items()]
-    return summarise(SuiteResult(Suite(suite, len(full), TOKENS), TOKENS, 100_000, tuple(measured)))
+    return summarise(Suite(suite, len(full), TOKENS), SHAPE, measured)

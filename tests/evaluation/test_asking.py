@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import pytest
@@ -62,14 +62,9 @@ class Scripted:
 
 
 def held(engine: Scripted, *conversations: Conversation, max_tokens: int = 32) -> tuple[list[Answered], list[float]]:
-    steps: Generator[float, None, list[Answered]]
-    steps = converse(engine, engine.text, list(enumerate(conversations)), max_tokens)  # type: ignore[arg-type]
-    shares = []
-    while True:
-        try:
-            shares.append(next(steps))
-        except StopIteration as end:
-            return end.value, shares
+    done: list[float] = []
+    numbered = list(enumerate(conversations))
+    return converse(engine, engine.text, numbered, max_tokens, done.append), done  # type: ignore[arg-type]
 
 
 def test_an_answer_is_right_where_it_holds_the_value(text: ChatText) -> None:
@@ -138,9 +133,9 @@ def test_a_failure_that_is_no_full_window_is_raised(text: ChatText) -> None:
 
 def test_each_conversation_has_a_row_that_was_reset_and_shorter_ones_just_end(text: ChatText) -> None:
     engine = Scripted(text)
-    (answers, shares) = held(engine, TALK, TALK.first(3), TALK.first(2))
+    (answers, done) = held(engine, TALK, TALK.first(3), TALK.first(2))
     assert engine.resets == [0, 1, 2]
     assert {request.id: request.row for request in engine.requests} == {"0/2": 0, "0/3": 0, "1/2": 1}
     assert [answered.number for answered in answers] == [0, 1, 2]
     assert [len(answered.outcomes) for answered in answers] == [2, 1, 0]
-    assert shares == [0.5, 1.0]
+    assert done == [1.5, 3.0]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
-
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -27,15 +25,6 @@ def model() -> LlamaForCausalLM:
     return LlamaForCausalLM(config).eval()
 
 
-def scored(steps: Generator[float, None, list[Scored]]) -> list[Scored]:
-    while True:
-        try:
-            next(steps)
-        except StopIteration as end:
-            results: list[Scored] = end.value
-            return results
-
-
 @torch.inference_mode()
 def test_the_full_cache_scores_what_the_model_computes(model: LlamaForCausalLM) -> None:
     for result, (_, text) in zip(full_scores(model), TEXTS, strict=True):
@@ -47,7 +36,7 @@ def test_the_full_cache_scores_what_the_model_computes(model: LlamaForCausalLM) 
 
 def full_scores(model: LlamaForCausalLM) -> list[Scored]:
     full = make_engine(admitted(model), "120tok", "full", rows=2)
-    found = scored(score_texts(full, None, TEXTS, full.plan.chunk))
+    found = score_texts(full, None, TEXTS, full.plan.chunk)
     model.set_attn_implementation("eager")
     return found
 
@@ -59,7 +48,7 @@ def test_a_bounded_cache_differs_only_where_it_evicts(
 ) -> None:
     loaded = admitted(model)
     full, bounded = make_engine(loaded, "120tok", "full", rows=2), make_engine(loaded, budget, "window", rows=2)
-    for result in scored(score_texts(full, bounded, TEXTS, chunk)):
+    for result in score_texts(full, bounded, TEXTS, chunk):
         kl = sum(span.kl for span in result.spans)
         assert (kl > 1e-5) == differs
         assert sum(span.full_nll for span in result.spans) > 0

@@ -33,7 +33,7 @@ def test_the_same_seed_gives_the_same_text_and_another_another(write: Writer) ->
 
 @writers
 def test_questions_are_asked(write: Writer) -> None:
-    assert sum(1 for seed in range(8) for _ in write(str(seed), 30, "held-out").probes) >= 8
+    assert sum(len(write(str(seed), 30, "held-out").probes) for seed in range(8)) >= 8
 
 
 def test_an_answer_holds_whole_words_whatever_the_case() -> None:
@@ -88,7 +88,6 @@ def kinds(conversation: Conversation) -> list[str]:
 @pytest.mark.parametrize(
     ("suite", "kinds"),
     [
-        ("passkey", {"code"}),
         ("needle", {"code", "time", "price", "name", "place"}),
         ("tracking", {"1 step", "2 steps", "3 steps", "4 steps"}),
         ("lookup", {"1 key", "2 keys"}),

@@ -1,4 +1,4 @@
-"""Numbers by distance and by kind are the questions sorted; what only the full cache did not reach counts for none."""
+"""Numbers by distance are the questions sorted; what only the full cache did not reach counts for none."""
 
 from __future__ import annotations
 
@@ -6,28 +6,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvlite.evaluation.report import Report
-from tests.evaluation.results import answered, scored, summary
+from kvlite.evaluation.report import eval_json
+from tests.evaluation.results import answered, summary
 
 rights = st.lists(st.lists(st.booleans(), max_size=30), min_size=1, max_size=4)
 
 
 @given(rights)
-def test_every_question_counts_once_by_distance_and_once_by_kind(full: list[list[bool]]) -> None:
-    line = summary(answered(full, ("name", "list", "price")), {}).reference
+def test_every_question_counts_once_by_distance(full: list[list[bool]]) -> None:
+    line = summary(answered(full), {}).reference
     asked, right = sum(map(len, full)), sum(map(sum, full))
-    for parts in (line.parts, line.kinds):
-        assert sum(part.count for part in parts) == line.count == asked
-        assert sum(part.count * part.estimate.value for part in parts) == pytest.approx(right)
+    assert sum(part.count for part in line.parts) == line.count == asked
+    assert sum(part.count * part.estimate.value for part in line.parts) == pytest.approx(right)
     assert sum(count for _, count in line.samples) == asked
-
-
-def test_kinds_of_a_variant_are_those_of_the_full_cache_with_its_own_answers() -> None:
-    found = summary(answered([[True] * 4]), {("window", "50%"): answered([[True, False, True, False]])})
-    assert [(part.label, part.count, part.estimate.value) for part in found.lines[1].kinds] == [
-        ("list", 2, 0.0),
-        ("name", 2, 1.0),
-    ]
 
 
 def test_a_question_that_a_variant_did_not_reach_is_wrong() -> None:
@@ -49,16 +40,13 @@ def test_of_full_is_over_what_the_full_cache_knew() -> None:
     assert (figures["right"].value, figures["of_full"].value) == (0.5, 0.5)
 
 
-def test_forced_text_has_no_kinds() -> None:
-    assert summary(scored([0.1, 0.2]), {}, "kl").reference.kinds == ()
-
-
-def test_the_json_holds_every_kind_of_every_variant() -> None:
+def test_the_json_holds_every_answer_of_every_variant_with_its_kind() -> None:
     found = summary(answered([[True] * 4]), {("window", "50%"): answered([[True, False, True, False]])})
-    told = Report("m", "m", "float32", "none", "cpu", {}, (found,)).to_json()
+    told = eval_json({"model": "m"}, (found,))
     _, window = told["suites"][0]["variants"]
-    assert [(part["kind"], part["count"], part["value"]) for part in window["by_kind"]] == [
-        ("list", 2, 0.0),
-        ("name", 2, 1.0),
+    assert [(answer["kind"], answer["right"]) for answer in window["answers"]] == [
+        ("name", True),
+        ("list", False),
+        ("name", True),
+        ("list", False),
     ]
-    assert {answer["kind"] for answer in window["answers"]} == {"list", "name"}

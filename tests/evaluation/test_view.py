@@ -1,9 +1,8 @@
-"""A suite's tables: rows that can be told apart, figures with their intervals, kinds of questions beside each other."""
+"""A suite's tables: rows that can be told apart, figures with their intervals."""
 
 from __future__ import annotations
 
-from kvlite.evaluation.report import Report
-from kvlite.evaluation.view import eval_page, kinds_table, suite_table
+from kvlite.evaluation.view import eval_page, suite_table
 from tests.evaluation.results import answered, scored, summary
 
 
@@ -17,21 +16,14 @@ def test_a_figure_that_is_no_number_is_a_dash() -> None:
     assert "-" in suite_table(summary(answered([[]]), {})).rows[0]
 
 
-def test_the_table_by_kind_has_a_column_per_kind_and_a_row_per_variant() -> None:
-    found = kinds_table(summary(answered([[True] * 4]), {("window", "50%"): answered([[True, False, True, False]])}))
-    assert found is not None
-    assert found.columns == ("POLICY", "BUDGET", "list (2)", "name (2)")
-    assert [row[0] for row in found.rows] == ["full", "window"]
-    assert found.rows[1][2:] == ("0% [0-66]", "100% [34-100]")
-
-
 def test_the_page_has_a_section_per_suite_with_every_plot_and_table() -> None:
     recall = summary(
-        answered([[True] * 4] * 6, ("name", "<list>")),
+        answered([[True] * 4] * 6),
         {(policy, budget): answered([[True, False]] * 6) for policy in ("window", "h2o") for budget in ("20%", "50%")},
     )
     kl = summary(scored([0.0] * 4), {("window", "50%"): scored([0.3, 0.1, 0.2, 0.9])}, "kl")
     versions = {"kvlite": "1", "torch": "2", "transformers": "3"}
-    page = eval_page(Report("<b>model</b>", "m", "float32", "none", "cpu", versions, (recall, kl)))
-    assert "&lt;b&gt;model&lt;/b&gt;" in page and "&lt;list&gt; (12)" in page
-    assert [page.count(f"<{tag}") for tag in ("h2", "figure>", "table>")] == [2, 4, 3]
+    about = {"model": "<b>model</b>", "dtype": "float32", "quant": "none", "device": "cpu", "versions": versions}
+    page = eval_page(about, (recall, kl))
+    assert "&lt;b&gt;model&lt;/b&gt;" in page
+    assert [page.count(f"<{tag}") for tag in ("h2", "figure>", "table>")] == [2, 4, 2]

@@ -54,13 +54,13 @@ def test_words_become_values() -> None:
     found = spec(kv_budget="2MB", kv_per_seq="64tok", kv_dtype="bf16", dtype="fp16", kv_policy="full", device="cpu")
     assert found.budget == Budget(BudgetKind.BYTES, 2_000_000)
     assert found.row_budget == Budget(BudgetKind.TOKENS, 64)
-    assert (found.stored, found.load.dtype) == (FORMATS["bfloat16"], "float16")
+    assert (found.stored, found.dtype) == (FORMATS["bfloat16"], "float16")
     assert (found.policy.name, found.on_full) == ("full", "stop")
 
 
 def test_what_is_left_open_follows_from_the_model() -> None:
     found = spec()
-    assert (found.stored, found.load.dtype, found.row_budget) == (None, None, None)
+    assert (found.stored, found.dtype, found.row_budget) == (None, None, None)
     assert found.cache(SHAPE).slot_format == FORMATS[SHAPE.dtype]
 
 

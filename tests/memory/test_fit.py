@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvlite.memory.budget import Budget
-from kvlite.memory.fit import Fit, advice, most_rows, most_tokens, quote, sweep
+from kvlite.memory.fit import Fit, advice, most_rows, most_tokens, quote
 from kvlite.memory.format import FORMATS
 from kvlite.memory.plan import CacheSpec
 from kvlite.memory.prediction import WeightFacts
@@ -138,11 +138,3 @@ def test_whether_embedding_and_head_are_one_stands_in_the_text_model_or_beside_i
         assert found is not None
         assert found.is_tied is is_tied
     assert WeightFacts.of({}, None, 2000) is None
-
-
-def test_a_sweep_ends_with_the_whole_window() -> None:
-    quotes = list(sweep(LLAMA))
-    kept = [found.cache.slots if found.cache else 0 for found in quotes]
-    assert kept == sorted(kept)
-    assert kept[-1] == 114_688
-    assert [found.fits for found in quotes] == [True] * 6 + [False] * 2

@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 from kvlite.errors import BudgetTooSmall
 from kvlite.memory.budget import Budget
 from kvlite.memory.format import slot_format
-from kvlite.memory.plan import CachePlan, CacheSpec
-from kvlite.memory.rows import DEFAULT_ROW_SLOTS, plan_rows
+from kvlite.memory.plan import DEFAULT_ROW_SLOTS, CachePlan, CacheSpec, plan_rows
 from kvlite.memory.shape import LayerShape, ModelShape
 
 SHAPE = ModelShape("llama", (LayerShape("full", 2, 32, 32),) * 3, 64, 4, 100, 128, 8192, "rotary", "default", "float32")

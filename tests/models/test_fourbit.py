@@ -15,12 +15,12 @@ from torch import Tensor, nn
 
 from kvlite.catalog.names import demo_folder
 from kvlite.engine.request import Request
-from kvlite.models.fourbit import FourBitLinear, our_form
 from kvlite.models.fusing import multiply_four_bit, probe_logits
-from kvlite.models.load_options import LoadOptions
 from kvlite.models.loaded import LoadedModel
 from kvlite.models.loading import load
+from kvlite.models.quantised import FourBitLinear, our_form
 from kvlite.models.verify import relative_error
+from kvlite.options import ModelOptions
 from kvlite_kernels.choice import choose_ops
 from kvlite_kernels.nf4 import FourBit
 from kvlite_kernels.triton_set.fused_ops import TritonOps
@@ -68,7 +68,7 @@ def on_triton(folder: Path, quant: str) -> LoadedModel:
 
 
 def loaded(folder: Path, quant: str = "nf4", **options: Any) -> LoadedModel:
-    wanted = LoadOptions(quant=quant, dtype="float16", **options)
+    wanted = ModelOptions(quant=quant, dtype="float16", **options)
     return load(files_of(folder), wanted, CPU)
 
 

@@ -14,12 +14,10 @@ from transformers.models.llama.modeling_llama import LlamaMLP
 from kvlite.memory.format import slot_format
 from kvlite.memory.shape import ModelShape
 from kvlite.models import patches
-from kvlite.models.attention_interface import register
-from kvlite.models.decoder import decodes
 from kvlite.models.fused import FusedMLP, join
 from kvlite.models.fusing import fuse, probe_logits
 from kvlite.models.loaded import LoadedModel
-from kvlite.models.patches import KINDS, PATCHES, Patch, activation_of, fused_form
+from kvlite.models.patches import KINDS, PATCHES, Patch, activation_of, decodes, fused_form
 from kvlite.models.probe import dry_cache, probe_ids
 from kvlite.models.verify import admit, relative_error
 from kvlite_kernels.fused_ops import TORCH_OPS, FusedOps
@@ -126,7 +124,6 @@ def admitted_in(dtype: torch.dtype, family: str = "llama") -> LoadedModel:
     """A tiny model behind the gate, computing in `dtype`."""
     model = tiny_model(family, SUPPORTED[family])
     shape = ModelShape.from_config({**model.config.to_dict(), "dtype": str(dtype).removeprefix("torch.")})
-    register()
     loaded = LoadedModel(model.to(dtype), None, shape, dtype, torch.device("cpu"), "none")  # type: ignore[arg-type]
     return admit(loaded)
 

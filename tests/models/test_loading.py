@@ -18,9 +18,9 @@ from kvlite.errors import BrokenModel, DoesNotFit, ModelError, OutOfMemory, Unsu
 from kvlite.models import loading
 from kvlite.models.device import pick_device
 from kvlite.models.fused import FusedAttention, FusedLayer, FusedMLP, FusedRMSNorm
-from kvlite.models.load_options import LoadOptions
 from kvlite.models.loaded import LoadedModel
 from kvlite.models.loading import load, load_tokenizer
+from kvlite.options import ModelOptions
 from tests.architectures import tiny_model
 from tests.model_folder import files_of
 
@@ -47,7 +47,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def loaded(folder: Path, **options: Any) -> LoadedModel:
-    return load(files_of(folder), LoadOptions(**options), CPU)
+    return load(files_of(folder), ModelOptions(**options), CPU)
 
 
 def rewrite(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
@@ -66,13 +66,13 @@ def with_own_code(folder: Path, marker: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "dtype"),
     [
-        (None, torch.float32),
+        ("auto", torch.float32),
         ("float32", torch.float32),
         ("bfloat16", torch.bfloat16),
         ("float16", torch.float16),
     ],
 )
-def test_the_dtype_reaches_weights_and_shape(folder: Path, name: str | None, dtype: torch.dtype) -> None:
+def test_the_dtype_reaches_weights_and_shape(folder: Path, name: str, dtype: torch.dtype) -> None:
     found = loaded(folder, dtype=name)
     assert {parameter.dtype for parameter in found.model.parameters()} == {dtype} == {found.dtype, found.compute_dtype}
     assert f"torch.{found.shape.dtype}" == str(dtype)
@@ -167,7 +167,7 @@ def test_a_model_larger_than_its_tokenizer_is_fine(tmp_path: Path) -> None:
 
 def test_a_family_that_cannot_be_bounded_is_refused_before_anything_is_read(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedModel, match="bloom"):
-        load(files_of(tmp_path / "nowhere", {"model_type": "bloom"}), LoadOptions(), CPU)
+        load(files_of(tmp_path / "nowhere", {"model_type": "bloom"}), ModelOptions(), CPU)
 
 
 def test_code_in_the_folder_is_not_run_unless_asked(
@@ -193,7 +193,7 @@ def test_a_model_that_is_nothing_without_its_code_says_so(
         lambda config: config.update(model_type="own", auto_map={**config["auto_map"], "AutoConfig": "own.Config"}),
     )
     with pytest.raises(ModelError, match="runs code of its own; read it, then give --trust-remote-code") as raised:
-        load(known, LoadOptions(), CPU)
+        load(known, ModelOptions(), CPU)
     assert type(raised.value) is ModelError and not marker.exists()
 
 

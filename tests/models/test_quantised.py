@@ -16,11 +16,11 @@ from kvlite.catalog.names import demo_folder
 from kvlite.engine.request import Request
 from kvlite.errors import UnsupportedModel, UsageError
 from kvlite.models.fusing import fuse, probe_logits
-from kvlite.models.load_options import LoadOptions
 from kvlite.models.loaded import LoadedModel
 from kvlite.models.loading import load
 from kvlite.models.quantised import quantisation, refuse_quantisation
 from kvlite.models.verify import relative_error
+from kvlite.options import ModelOptions
 from tests.architectures import tiny_model
 from tests.engine_for_tests import answers, make_engine
 from tests.model_folder import files_of
@@ -58,7 +58,7 @@ def uneven(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def loaded(folder: Path, quant: str) -> LoadedModel:
-    options = LoadOptions(quant=quant, fuse=False)  # fused attention runs on slots alone
+    options = ModelOptions(quant=quant, fuse=False)  # fused attention runs on slots alone
     return load(files_of(folder), options, CPU)
 
 

@@ -114,9 +114,4 @@ def test_longrope_keeps_to_the_factors_of_short_texts() -> None:
 def test_the_gate_leaves_a_hybrids_state_blank() -> None:
     loaded = admitted(tiny_model("lfm2", SUPPORTED["lfm2"]))
     assert loaded.state is not None
-    assert all(not torch.any(value) for value in _held(loaded.state.cache))
-
-
-def _held(cache: object) -> list[torch.Tensor]:
-    states = [vars(layer).get("conv_states", {}) for layer in cache.layers]  # type: ignore[attr-defined]
-    return [value for held in states for value in held.values() if value is not None]
+    assert all(not torch.any(value) for value in loaded.state.tensors())

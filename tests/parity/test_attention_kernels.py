@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from kvlite_kernels.backend import LayerSizes
 from kvlite_kernels.kinds import Heads, Noise, Statistic
 from kvlite_kernels.reference import Segment, attend, attend_segments
 from kvlite_kernels.statistic import Observation
@@ -71,8 +72,8 @@ def counted(segment: Segment) -> tuple[Segment, Tensor]:
 
 
 def scratch(case: Case, processor: Processor = INTERPRETER) -> Scratch:
-    heads = case.kv_heads * case.group
-    return Scratch(case.rows, heads, case.group, case.keys, case.v_dim, processor, torch.device("cpu"))
+    layer = LayerSizes(case.kv_heads * case.group, case.kv_heads, case.keys, case.k_dim, case.v_dim)
+    return Scratch([layer], case.rows, processor, torch.device("cpu"))
 
 
 def tolerances(case: Case) -> tuple[float, float]:

@@ -18,7 +18,7 @@ from kvlite_kernels.statistic import Observation
 from tests.matrix import but_few
 from tests.parity.compare import assert_parity
 from tests.parity.poison import poison, surrounded
-from tests.parity.test_attention_kernels import counted
+from tests.parity.test_attention_kernels import counted, scratch
 from tests.parity.test_lowbit import DIMS, group_of, random
 from tests.parity.test_reference import Case, problem, weights
 
@@ -28,7 +28,6 @@ if os.environ.get("TRITON_INTERPRET") != "1":  # tests/conftest.py sets it where
 
 from kvlite_kernels.triton_set.attention import attend_many, attend_one
 from kvlite_kernels.triton_set.backend import TritonBackend
-from kvlite_kernels.triton_set.scratch import Scratch
 from kvlite_kernels.triton_set.tiles import INTERPRETER, Processor
 
 __all__ = ["poison"]
@@ -58,11 +57,6 @@ def inside(packed: Packed, pos: Tensor | None = None) -> Packed:
     if pos is not None:
         around.scale.masked_fill_((pos < 0)[..., None], torch.nan)
     return around
-
-
-def scratch(case: Case, keys: int, processor: Processor = INTERPRETER) -> Scratch:
-    heads = case.kv_heads * case.group
-    return Scratch(case.rows, heads, case.group, keys, case.v_dim, processor, torch.device("cpu"))
 
 
 def tolerances(case: Case) -> tuple[float, float]:
@@ -123,7 +117,7 @@ def test_decode_equals_its_twin(bits: int, case: Case) -> None:
     observation = Observation(Statistic.MASS, weights(q_pos).float())
     expected, masses = attend_segments(q, q_pos, [held], case.geometry, observation)
     poisoned, mass = counted(poisoned)
-    out = attend_one(surrounded(q), q_pos, poisoned, case.geometry, scratch(case, case.keys), observation)
+    out = attend_one(surrounded(q), q_pos, poisoned, case.geometry, scratch(case), observation)
     assert out.dtype == torch.float32
     assert_parity("out", out, expected.float(), tolerances(case)[0])
     assert_parity("mass", mass, masses[0], tolerances(case)[1])
@@ -134,7 +128,7 @@ def test_decode_does_not_depend_on_how_the_keys_are_split(bits: int) -> None:
     q, q_pos, (held, _), (poisoned, _) = segments_of(case, bits, 1)
     expected, _ = attend_segments(q, q_pos, [held], case.geometry, None)
     for processors in (1, 64):
-        parted = scratch(case, case.keys, Processor(0, processors))
+        parted = scratch(case, Processor(0, processors))
         assert_parity("out", attend_one(q, q_pos, poisoned, case.geometry, parted, None), expected, 4e-6)
 
 
@@ -164,5 +158,5 @@ def test_every_statistic_equals_its_twin(bits: int, kind: Statistic, heads: Head
     last, q, q_pos = replace(observation, weight=observation.weight[:, -1:]), q[:, :, -1:], q_pos[:, -1:]
     _, expected = attend_segments(q, q_pos, segments[:1], case.geometry, last)
     held, one = counted(poisoned[0])
-    attend_one(q, q_pos, held, case.geometry, scratch(case, case.keys), last)
+    attend_one(q, q_pos, held, case.geometry, scratch(case), last)
     assert_parity("of one query", one, expected[0], 1e-5)

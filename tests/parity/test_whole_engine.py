@@ -9,7 +9,7 @@ import pytest
 
 from kvlite.cache.cache import SlotCache
 from kvlite.cache.policy import Policy, load_policy, policy_names
-from kvlite.engine.decode_graphs import Repeating
+from kvlite.engine.decode_graphs import GraphRecorder
 from kvlite.engine.request import Completion, Request
 from kvlite.errors import UsageError
 from kvlite.memory.format import FORMATS
@@ -115,23 +115,19 @@ def test_captured_steps_on_triton_give_the_same_tokens() -> None:
     requests = [Request("a", tuple(range(5, 23)), max_tokens=12), Request("b", tuple(range(9, 40)), max_tokens=4)]
     requests.append(Request("c", tuple(range(2, 30)), max_tokens=4))  # which takes the row of the second
     eager = answers(make_engine(loaded, "24tok", rows=2), requests)
-    engine = make_engine(loaded, "24tok", rows=2, kernels="triton", recorder=Repeating())
+    engine = make_engine(loaded, "24tok", rows=2, kernels="triton", recorder=GraphRecorder())
     captured = answers(engine, requests)
     assert (engine.step, engine.cache.backend.name) == ("captured", "triton")
     assert {key: told(done) for key, done in captured.items()} == {key: told(done) for key, done in eager.items()}
 
 
 @pytest.mark.parametrize(
-    ("name", "settings"),
-    but_few(
-        [("heavy-hitter", {}), ("heavy-hitter", {"heads": "layer"}), ("snapkv", {}), ("pyramid", {})],
-        ("heavy-hitter", {}),
-    ),
+    "name", but_few(["heavy-hitter", "heavy-hitter:heads=layer", "snapkv", "pyramid"], "heavy-hitter")
 )
-def test_survivors_are_the_same_whatever_else_wrote_slots(name: str, settings: dict[str, object]) -> None:
+def test_survivors_are_the_same_whatever_else_wrote_slots(name: str) -> None:
     """A row that is reset, restored or copied into another, a prompt between single tokens, rows fed by themselves."""
     streams = [random_streams(SHAPE, GROUP, 90, seed) for seed in (3, 3)]
-    policy = load_policy(name, settings)
+    policy = load_policy(name)
     drivers = {kernels: Driver(cache_on(kernels, policy), streams) for kernels in ("torch", "triton")}
 
     def feed(*feeds: tuple[list[int], int]) -> None:

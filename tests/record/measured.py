@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from kvlite.memory.counts import KVCounts
 from kvlite.record.measure import DeviceReading
-from kvlite.record.reading import Reading
+from kvlite.record.recorder import Reading
 from kvlite.record.schema import HostFacts, LayerKept, TorchMemory
 
 

@@ -7,7 +7,7 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvlite.record.plot import HEIGHT, WIDTH, round_ticks, x_at, y_at
+from kvlite.record.page import HEIGHT, WIDTH, round_ticks, x_at, y_at
 
 
 @given(st.just(0.0) | st.floats(1e-9, 1e6), st.just(0.0) | st.floats(1e-9, 1e6))

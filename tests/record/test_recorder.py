@@ -170,12 +170,6 @@ def test_none_keeps_no_record() -> None:
     assert RunRecords().paths() == []
 
 
-def test_finishing_twice_writes_once() -> None:
-    with Recorder("run", []) as recorder:
-        recorder.finish(5)
-    assert [RunRecords().load("last").exit_code, len(RunRecords().paths())] == [5, 1]
-
-
 def test_a_state_folder_that_cannot_be_written_warns_once_and_fails_nothing(
     own_home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -183,9 +177,8 @@ def test_a_state_folder_that_cannot_be_written_warns_once_and_fails_nothing(
     blocked.write_text("x")
     monkeypatch.setenv("XDG_STATE_HOME", str(blocked / "state"))
     said: list[str] = []
-    with Recorder("run", [], warn=said.append) as recorder:
+    with Recorder("run", [], warn=said.append):
         pass
-    recorder.finish(0)
     assert len(said) == 1
     assert str(blocked) in said[0]
 

@@ -1,8 +1,6 @@
-"""A table in pieces that fit a terminal, none of which loses a column or the name of a row; and as Markdown."""
+"""A table in pieces that fit a terminal, none of which loses a column or the name of a row."""
 
 from __future__ import annotations
-
-import re
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -45,10 +43,3 @@ def test_in_a_pipe_a_table_is_in_one_piece(shown: Table) -> None:
 
 def test_a_table_of_one_column_is_in_one_piece() -> None:
     assert Table(("Warnings",), (("a long one",),)).pieces(4) == [Table(("Warnings",), (("a long one",),))]
-
-
-def test_nothing_in_a_cell_is_markup_or_ends_a_row() -> None:
-    text = Table(("a", "b"), (("a|b\n<b>*c*", "0"),), note="[n]").markdown()
-    assert r"| a\|b \<b\>\*c\* | 0 |" in text
-    assert len({len(re.findall(r"(?<!\\)\|", line)) for line in text.splitlines()[:3]}) == 1
-    assert text.endswith("\n\n\\[n\\]")

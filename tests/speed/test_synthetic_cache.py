@@ -36,7 +36,9 @@ def test_counts_and_positions_are_those_of_a_million_tokens(policy: str, kv_dtyp
         held = layer.slots.pos[0, :, :slots].sort(-1).values
         assert (held.diff(dim=-1) > 0).all(), "a position twice in one head"
         assert (held[:, : engine.policy.sinks] == torch.arange(engine.policy.sinks)).all()
-        assert (held[:, -layer.protection.recent :] == torch.arange(MILLION - layer.protection.recent, MILLION)).all()
+        assert (
+            held[:, -layer.group.protection.recent :] == torch.arange(MILLION - layer.group.protection.recent, MILLION)
+        ).all()
         ranks = layer.slots.pos[0, :, :slots].argsort(-1).argsort(-1)
         assert torch.equal(layer.slots.rot[0, :, :slots], ranks.int()), (
             "rotations are not consecutive in the order of tokens"

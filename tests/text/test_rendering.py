@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from kvlite.text.rendering import ChatTemplate, Transcript, has_system_role, role_markers, template_source
+from kvlite.text.rendering import ChatTemplate, Transcript, role_markers, template_source
 
 
 @pytest.mark.parametrize(
@@ -35,11 +35,11 @@ def test_headings_are_cut_by_their_name_not_by_their_signs(make_tokenizer):
 
 
 def test_a_transcript_has_a_system_role_and_its_own_markers():
-    assert has_system_role(Transcript())
+    assert Transcript().has_system_role
     assert role_markers(Transcript(), re.compile("(?!)")) == {"User:", "Assistant:"}
 
 
 def test_a_template_that_refuses_or_hides_the_system_prompt_has_no_system_role(make_tokenizer):
     tokenizer = make_tokenizer("gemma")
-    assert not has_system_role(ChatTemplate(tokenizer, template_source(tokenizer)))
-    assert not has_system_role(ChatTemplate(tokenizer, "{{ messages[-1].content }}"))
+    assert not ChatTemplate(tokenizer, template_source(tokenizer)).has_system_role
+    assert not ChatTemplate(tokenizer, "{{ messages[-1].content }}").has_system_role

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvlite.errors import UsageError
-from kvlite.text.stream import AnswerText, Piece
+from kvlite.text.stream import AnswerText, Part, Piece
 
 REPLACEMENT = "\ufffd"
 
@@ -90,7 +90,7 @@ def test_an_empty_stop_string_is_refused(make_tokenizer):
 @pytest.mark.parametrize("style", ["qwen3", "llama2"])  # tags that are one token, tags spelled in several
 def test_thinking_is_set_apart(make_tokenizer, style, kind):
     tokenizer = make_tokenizer(style, kind)
-    answer = AnswerText(tokenizer, thinks=True, stop=["fox"])
+    answer = AnswerText(tokenizer, begins=Part.START, stop=["fox"])
     pieces = read(answer, ids_of(tokenizer, "<think>\nthe fox\n</think>\n\nThe dog. <think> fox"))
     assert answer.thinking == "the fox"
     assert answer.text.strip() == "The dog. <think>"
@@ -100,7 +100,7 @@ def test_thinking_is_set_apart(make_tokenizer, style, kind):
 
 def test_thinking_that_the_prompt_opened_ends_at_the_first_closing_tag(make_tokenizer):
     tokenizer = make_tokenizer("r1")
-    answer = AnswerText(tokenizer, thinks=True, opened=True)
+    answer = AnswerText(tokenizer, begins=Part.THINKING)
     assert answer.is_thinking
     read(answer, ids_of(tokenizer, "\nthe fox\n</think>\n\nThe dog </think>."))
     assert (answer.thinking, answer.text, answer.is_thinking) == ("the fox", "The dog </think>.", False)
@@ -108,14 +108,14 @@ def test_thinking_that_the_prompt_opened_ends_at_the_first_closing_tag(make_toke
 
 def test_an_answer_that_does_not_begin_with_thinking_is_all_answer(make_tokenizer):
     tokenizer = make_tokenizer("qwen3")
-    answer = AnswerText(tokenizer, thinks=True)
+    answer = AnswerText(tokenizer, begins=Part.START)
     read(answer, ids_of(tokenizer, " hi <think>there</think>"))
     assert (answer.thinking, answer.text) == ("", " hi <think>there</think>")
 
 
 def test_thinking_cut_off_is_no_answer(make_tokenizer):
     tokenizer = make_tokenizer("qwen3")
-    answer = AnswerText(tokenizer, thinks=True)
+    answer = AnswerText(tokenizer, begins=Part.START)
     read(answer, ids_of(tokenizer, "<think>the quick </thi"))
     assert (answer.thinking, answer.text, answer.is_thinking) == ("the quick </thi", "", True)
 
@@ -123,7 +123,7 @@ def test_thinking_cut_off_is_no_answer(make_tokenizer):
 @pytest.mark.parametrize("thought", ["<|channel|>analysis<|message|>the fox<|end|><|start|>assistant", ""])
 def test_channels_are_read_as_thinking_and_answer(make_tokenizer, thought):
     tokenizer = make_tokenizer("harmony")
-    answer = AnswerText(tokenizer, thinks=True)
+    answer = AnswerText(tokenizer, begins=Part.START)
     read(answer, ids_of(tokenizer, f"{thought}<|channel|>final<|message|>The dog."))
     assert (answer.thinking, answer.text) == ("the fox" if thought else "", "The dog.")
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvlite.errors import BrokenModel, UnsupportedModel, UsageError
-from kvlite.text.stream import AnswerText
+from kvlite.text.stream import AnswerText, Part
 from kvlite.text.template import ChatText
 
 SYSTEM = {"role": "system", "content": "Be brief."}
@@ -190,45 +190,52 @@ def test_a_token_between_thinking_and_answer_does_not_stop(make_tokenizer):
 
 def test_thinking_is_switched_where_the_template_has_a_switch(make_tokenizer):
     tokenizer = make_tokenizer("qwen3")
-    text = ChatText(tokenizer, think="off")
+    notes: list[str] = []
+    text = ChatText(tokenizer, think="off", tell=notes.append)
     assert decoded(tokenizer, text.conversation([USER]).ids).endswith("<think>\n\n</think>\n\n")
     assert not decoded(tokenizer, ChatText(tokenizer, think="on").conversation([USER]).ids).endswith("</think>\n\n")
-    assert not text.conversation([USER]).opens_thinking
-    assert text.notes == []
+    assert text.conversation([USER]).begins is Part.START
+    assert notes == []
 
 
 @pytest.mark.parametrize(("style", "think"), [("r1", "off"), ("chatml", "on")])
 def test_a_switch_that_does_nothing_is_said_once(make_tokenizer, style, think):
-    text = ChatText(make_tokenizer(style), think=think)
+    notes: list[str] = []
+    text = ChatText(make_tokenizer(style), think=think, tell=notes.append)
     text.conversation([USER])
     text.next_turn("more", ended=True)
-    assert len(text.notes) == 1
-    assert "think" in text.notes[0]
+    (note,) = notes
+    assert "think" in note
+
+
+def test_an_answer_fed_back_may_hold_the_tags_of_thinking(make_tokenizer):
+    tokenizer = make_tokenizer("qwen3")
+    assert ChatText(tokenizer).written("<think>") == (tokenizer.convert_tokens_to_ids("<think>"),)
 
 
 def test_an_opened_thinking_is_read_as_such(make_tokenizer):
     text = ChatText(make_tokenizer("r1"))
     prompt = text.conversation([USER])
-    assert prompt.opens_thinking
+    assert prompt.begins is Part.THINKING
     assert text.answer(prompt).is_thinking
     assert not text.answer(text.raw("hello")).is_thinking
 
 
 def test_a_model_without_a_system_role_gets_the_system_prompt_from_the_user(make_tokenizer):
-    tokenizer = make_tokenizer("gemma")
-    text = ChatText(tokenizer)
+    tokenizer, notes = make_tokenizer("gemma"), []
+    text = ChatText(tokenizer, tell=notes.append)
     assert "user\nBe brief.\n\nhello there<end_of_turn>" in decoded(tokenizer, text.conversation([SYSTEM, USER]).ids)
     text.conversation([SYSTEM, USER])
-    assert len(text.notes) == 1
+    assert len(notes) == 1
 
 
 def test_a_model_without_a_template_gets_a_transcript(make_tokenizer):
-    tokenizer = make_tokenizer("base", "sentencepiece")
-    text = ChatText(tokenizer)
+    tokenizer, notes = make_tokenizer("base", "sentencepiece"), []
+    text = ChatText(tokenizer, tell=notes.append)
     encoded = text.conversation([SYSTEM, USER, ASSISTANT, USER])
     transcript = "Be brief.\n\nUser: hello there\nAssistant: hi, quick fox\nUser: hello there\nAssistant:"
     assert decoded(tokenizer, encoded.ids) == transcript
-    assert (encoded.stop, len(text.notes), text.has_template) == (("\nUser:",), 1, False)
+    assert (encoded.stop, len(notes)) == (("\nUser:",), 1)
     answer = text.answer(encoded)
     for token_id in tokenizer(" fine\nUser: x")["input_ids"]:
         answer.push(token_id)
@@ -236,12 +243,12 @@ def test_a_model_without_a_template_gets_a_transcript(make_tokenizer):
 
 
 def test_a_plain_prompt_to_a_model_without_a_template_is_continued(make_tokenizer):
-    tokenizer = make_tokenizer("base")
-    text = ChatText(tokenizer)
+    tokenizer, notes = make_tokenizer("base"), []
+    text = ChatText(tokenizer, tell=notes.append)
     encoded = text.prompt("The quick </s>")
     assert decoded(tokenizer, encoded.ids) == "The quick </s>"
     assert tokenizer.eos_token_id not in encoded.ids
-    assert (encoded.stop, len(text.notes)) == ((), 1)
+    assert (encoded.stop, len(notes)) == ((), 1)
     assert text.prompt("hi", system="s").stop == ("\nUser:",)
 
 

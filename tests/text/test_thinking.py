@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from kvlite.text.rendering import think_switch
+from kvlite.text.rendering import ChatTemplate
 from kvlite.text.stream import DEFAULT_TAGS, think_tags
 
 
@@ -20,8 +20,8 @@ from kvlite.text.stream import DEFAULT_TAGS, think_tags
         ("", None),
     ],
 )
-def test_the_switch_is_a_variable_of_the_template(template, switch):
-    assert think_switch(template) == switch
+def test_the_switch_is_a_variable_of_the_template(make_tokenizer, template, switch):
+    assert ChatTemplate(make_tokenizer(), template).think_switch == switch
 
 
 @pytest.mark.parametrize(

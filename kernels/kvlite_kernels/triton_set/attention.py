@@ -75,16 +75,9 @@ def attend_one(
         **FINISH_TILE.options,
     )  # fmt: skip
     if over_layer:
-        add(held, over_the_layer(known), observation)
+        assert observation is not None and held.statistic is not None
+        observation.add_to(held.statistic, _over_the_layer(known))
     return out
-
-
-def add(held: Segment, statistic: Tensor, observation: Observation | None) -> None:
-    """Update the statistic of slots by what they received."""
-    assert held.statistic is not None and observation is not None
-    if observation.retention is not None:
-        held.statistic.mul_(observation.retention)
-    held.statistic.add_(statistic)
 
 
 def attend_many(
@@ -143,7 +136,7 @@ def attend_many(
             HAS_CAP=geometry.softcap is not None, IS_NEW=index > 0, STATISTIC=kind, HEADS=observation.heads,
             **tile.options,
         )  # fmt: skip
-        statistics.append(over_the_layer(sums) if observation.heads == "layer" else sums)
+        statistics.append(_over_the_layer(sums) if observation.heads == "layer" else sums)
     return out, lse, statistics
 
 
@@ -155,7 +148,7 @@ def _noise(observation: Observation | None) -> tuple[int, int, float, float, flo
     return noise.seed & 0xFFFFFFFF, noise.layer, noise.first, noise.last, float(noise.ramp)
 
 
-def over_the_layer(statistic: Tensor) -> Tensor:
+def _over_the_layer(statistic: Tensor) -> Tensor:
     """The mean of all KV heads for each."""
     return statistic.mean(1, keepdim=True).expand_as(statistic)
 

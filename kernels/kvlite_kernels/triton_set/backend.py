@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import product
 
 import torch
 import triton
 from torch import Tensor
 
-from kvlite_kernels.backend import KernelsUnavailable, LayerSizes, TorchBackend
+from kvlite_kernels.backend import Backend, KernelsUnavailable, LayerSizes
 from kvlite_kernels.eviction import Protection
 from kvlite_kernels.lowbit import Packed, hadamard
 from kvlite_kernels.reference import Geometry, Segment
 from kvlite_kernels.slots import Slots
 from kvlite_kernels.statistic import Observation
 from kvlite_kernels.triton_set import coding, eviction
-from kvlite_kernels.triton_set.attention import add, attend_many, attend_one
+from kvlite_kernels.triton_set.attention import attend_many, attend_one
 from kvlite_kernels.triton_set.operand import operand
 from kvlite_kernels.triton_set.scratch import Scratch
-from kvlite_kernels.triton_set.tiles import CODE_TILE, EVICT_TILE, Processor, padded, supports
+from kvlite_kernels.triton_set.tiles import CODE_TILE, EVICT_TILE, Processor, lacking, padded
 
 
-class TritonBackend(TorchBackend):
-    """See `kvlite_kernels.backend.Backend`; `processor` runs the kernels.
+class TritonBackend(Backend):
+    """The Backend of rows of `layers` on a `processor`, for queries and slots of `dtypes`.
 
     Raises KernelsUnavailable where a layer is more than they take.
     """
@@ -37,42 +38,26 @@ class TritonBackend(TorchBackend):
         device: torch.device,
         processor: Processor,
     ) -> None:
-        groups = [layer.query_heads // layer.kv_heads for layer in layers]
-        for layer, group in zip(layers, groups, strict=True):
-            for dtype in dtypes:
-                if (lack := supports(processor.capability, layer.k_dim, layer.v_dim, group, dtype)) is not None:
-                    raise KernelsUnavailable(f"the Triton kernels do not take {lack}")
-        self.scratch = Scratch(
-            rows,
-            max(layer.query_heads for layer in layers),
-            max(groups),
-            max(layer.keys for layer in layers),
-            max(layer.v_dim for layer in layers),
-            processor,
-            device,
-        )
-        self.scratch_bytes = self.scratch.num_bytes
+        for layer, dtype in product(layers, dtypes):
+            if (lack := lacking(processor.capability, layer, dtype)) is not None:
+                raise KernelsUnavailable(f"the Triton kernels do not take {lack}")
+        self.scratch = Scratch(layers, rows, processor, device)
+        self.scratch_bytes = sum(tensor.nbytes for tensor in self.scratch.tensors)
 
     def attend(
-        self,
-        q: Tensor,
-        q_pos: Tensor,
-        held: Segment,
-        new: Segment | None,
-        geometry: Geometry,
-        observation: Observation | None,
+        self, q: Tensor, q_pos: Tensor, segments: list[Segment], geometry: Geometry, observation: Observation | None
     ) -> tuple[Tensor, Tensor | None]:
         """See Backend. Products are of the dtype of q."""
+        held = segments[0]
         query = hadamard(q).to(q.dtype) if isinstance(held.k, Packed) else q
         received: list[Tensor] = []
-        if new is None and q.shape[2] == 1:
+        if len(segments) == 1 and q.shape[2] == 1:
             out = attend_one(query, q_pos, held, geometry, self.scratch, observation)
         else:
-            segments = [held] if new is None else [held, new]
             capability = self.scratch.processor.capability
             out, _, received = attend_many(query, q_pos, segments, geometry, capability, observation)
-            if received:
-                add(held, received[0], observation)
+            if observation is not None and held.statistic is not None:
+                observation.add_to(held.statistic, received[0])
         if isinstance(held.k, Packed):
             out = hadamard(out)
         return out.to(q.dtype), received[1] if len(received) > 1 else None

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 import torch
 
+from kvlite_kernels.backend import LayerSizes
+
 MAX_DIM = 256
 """Widest key or value the kernels take."""
 
@@ -108,12 +110,12 @@ EVICT_TILE = Tile(1, 1024, 4)
 """Of the kernel that evicts, which looks at `keys` slots at once."""
 
 
-def supports(capability: int, k_dim: int, v_dim: int, group: int, dtype: torch.dtype) -> str | None:
+def lacking(capability: int, layer: LayerSizes, dtype: torch.dtype) -> str | None:
     """The reason kernels cannot serve such a layer, None where they can; capability 0 is the interpreter."""
-    if max(k_dim, v_dim) > MAX_DIM:
-        return f"heads of {max(k_dim, v_dim)} channels (at most {MAX_DIM})"
-    if group > MAX_GROUP:
-        return f"{group} query heads per KV head (at most {MAX_GROUP})"
+    if max(layer.k_dim, layer.v_dim) > MAX_DIM:
+        return f"heads of {max(layer.k_dim, layer.v_dim)} channels (at most {MAX_DIM})"
+    if layer.group > MAX_GROUP:
+        return f"{layer.group} query heads per KV head (at most {MAX_GROUP})"
     return lacking_dtype(capability, dtype)
 
 

@@ -17,7 +17,6 @@ from kvlite_kernels.statistic import Observation
 from kvlite_kernels.triton_set.attention import attend_many, attend_one
 from kvlite_kernels.triton_set.backend import TritonBackend
 from kvlite_kernels.triton_set.fused_ops import TritonOps
-from kvlite_kernels.triton_set.scratch import Scratch
 from kvlite_kernels.triton_set.tiles import Processor
 
 
@@ -67,10 +66,9 @@ class Layer:
         """One token against full slots."""
         heads = self.kv_heads * self.group
         held, geometry, pos = self.held(), Geometry(0.1), torch.zeros(1, 1, dtype=torch.int32)
-        scratch = Scratch(1, heads, self.group, self.slots + 1, self.v_dim, Processor(self.sm, 64), torch.device("cpu"))
         q = torch.zeros(1, heads, 1, self.dim, dtype=self.dtype)
         segment = Segment(held.k, held.v, held.pos, held.statistic)
-        attend_one(q, pos, segment, geometry, scratch, self.observed(1))
+        attend_one(q, pos, segment, geometry, self.backend.scratch, self.observed(1))
         pins = torch.zeros(1, 2, 2, dtype=torch.int32)
         self.backend.evict(held, torch.zeros(held.pos.shape), pos[..., None], Protection(8, 4, pins=pins))
 

@@ -8,9 +8,7 @@ from typing import Any
 
 import pytest
 
-from kvlite.models.decoder import BODIES, HEADS
-from kvlite.models.patches import PATCHES
-from kvlite.models.same_forward import code_hash
+from kvlite.models.patches import BODIES, HEADS, PATCHES, code_hash
 
 SOURCES = {patch.source: (patch.code,) for patch in PATCHES} | {name: (code,) for name, code in BODIES.items()} | HEADS
 

@@ -1,1 +1,0 @@
-"""The eviction policies, one small file each."""
