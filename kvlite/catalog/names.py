@@ -50,9 +50,12 @@ class ModelRef:
     repo: str | None = None
     revision: str | None = None
     path: Path | None = None
+    quant: str | None = None
+    """Which of the repository's GGUF files, as in `Q4_K_M`."""
 
     def __str__(self) -> str:
-        return self.alias or self.repo or str(self.path)
+        name = self.alias or self.repo or str(self.path)
+        return f"{name}:{self.quant}" if self.quant else name
 
     @property
     def is_demo(self) -> bool:
@@ -81,7 +84,8 @@ def demo_folder() -> Path:
 
 
 def resolve_model(name: str, *, revision: str | None = None) -> ModelRef:
-    """Find the model that `name` means: an alias, `org/name[@revision]`, a folder, a GGUF file or `demo`.
+    """Find the model that `name` means: an alias, `org/name[:quant][@revision]`, a folder, a GGUF file or
+    `demo`.
 
     A path wins where the name looks like one, ends in .gguf or holds a config.json. Raises ModelNotFound for a
     name that is none of these, and UsageError for a revision that cannot apply.
@@ -102,9 +106,11 @@ def resolve_model(name: str, *, revision: str | None = None) -> ModelRef:
     alias = _spellings().get(_fold(hub_name))
     if alias is not None:
         return ModelRef(alias=alias.name, repo=alias.repo, revision=revision)
+    hub_name, _, quant = hub_name.partition(":") if "/" in hub_name else (hub_name, "", "")
     if _REPO.fullmatch(hub_name) and "--" not in hub_name and ".." not in hub_name:
         known = alias_of(hub_name)
-        return ModelRef(alias=known.name if known else None, repo=known.repo if known else hub_name, revision=revision)
+        repo = known.repo if known else hub_name
+        return ModelRef(alias=known.name if known else None, repo=repo, revision=revision, quant=quant or None)
     raise ModelNotFound(f"no model is called {name!r:.80}; {_suggestion(hub_name)}")
 
 

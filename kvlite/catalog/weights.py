@@ -6,6 +6,7 @@ into: https://huggingface.co/docs/safetensors/index#format.
 
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from kvlite.errors import BrokenModel, UnsupportedModel
+from kvlite.errors import BrokenModel, ModelNotFound, UnsupportedModel
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -23,6 +24,9 @@ _LENGTH_BYTES = 8
 _LONGEST_HEADER = 100_000_000  # the format's own limit, so that a damaged length is not read into memory
 _AGAIN = "get the file again (a model of the Hub: `kvlite rm`, then `kvlite pull`)"
 _SMALL_SUFFIXES = (".json", ".jinja", ".model", ".txt", ".tiktoken", ".py")
+_PART = re.compile(r"-\d{5}-of-\d{5}$")
+_NO_MODEL = ("mmproj", "imatrix")
+_USUAL_QUANT = "Q4_K_M"  # what ollama and llama.cpp take where none is named
 _SMALL_NAMES = ("README.md", "LICENSE", "LICENSE.md", "NOTICE", "USE_POLICY.md")
 
 
@@ -48,6 +52,11 @@ def weight_files(folder: Path) -> list[str]:
     return []
 
 
+def has_weights(names: Iterable[str]) -> bool:
+    """True where a repository holds safetensors or pickles that transformers loads."""
+    return any(name in (SINGLE, INDEX) or name.startswith("pytorch_model") for name in names)
+
+
 def small_files(names: Iterable[str]) -> list[str]:
     """Select everything but the weights: configs, tokenizer, template, model card, licence; no subfolders."""
     return [name for name in names if "/" not in name and (name.endswith(_SMALL_SUFFIXES) or name in _SMALL_NAMES)]
@@ -59,7 +68,7 @@ def weight_names(
     """Select the files to load weights from: safetensors, else pickles if those are allowed.
 
     `model` and `base_model` (what the model was converted from) go into the messages. Raises UnsupportedModel for
-    pickle-only, GGUF-only and adapter-only models, BrokenModel when there are no weights at all.
+    pickle-only and adapter-only models, BrokenModel when there are no weights at all.
     """
     top = sorted(name for name in names if "/" not in name)
     if SINGLE in top:
@@ -79,13 +88,33 @@ def weight_names(
 
 
 def refuse_other_formats(names: Iterable[str], *, model: str, base_model: str | None = None) -> None:
-    """Raise UnsupportedModel, with a model to use instead, where there are GGUF files or an adapter."""
-    if any(name.lower().endswith(".gguf") for name in names):
-        instead = base_model or "the safetensors repository it was made from"
-        raise UnsupportedModel(f"{model} has only GGUF files, which kvlite does not load; use {instead}")
+    """Raise UnsupportedModel, with a model to use instead, where there is an adapter."""
     if any(name.startswith("adapter_model.") for name in names):
         instead = base_model or "its base model"
         raise UnsupportedModel(f"{model} is an adapter, not a whole model; merge it into {instead} first")
+
+
+def gguf_files(names: Iterable[str], quant: str | None, *, model: str) -> list[str]:
+    """Select the parts of one GGUF file: the one whose name ends in `quant`, without one the only one or Q4_K_M.
+
+    Returns none where there are no GGUF files. Raises ModelNotFound, naming what there is, where none or several fit.
+    """
+    groups: dict[str, list[str]] = {}
+    for name in sorted(names):
+        lower = name.lower()
+        if lower.endswith(".gguf") and not Path(lower).name.startswith(_NO_MODEL):
+            groups.setdefault(_PART.sub("", lower.removesuffix(".gguf")), []).append(name)
+    if not groups:
+        return []
+    wanted = (quant or _USUAL_QUANT).lower().removesuffix(".gguf")
+    fitting = [stem for stem in groups if re.search(rf"(^|[-./_]){re.escape(wanted)}(/[^/]+)?$", stem)]
+    if not fitting and quant is None and len(groups) == 1:
+        fitting = list(groups)
+    if len(fitting) != 1:
+        offered = ", ".join(groups[stem][0] for stem in groups)
+        why = f"no GGUF file {quant!r}" if quant else "several GGUF files"
+        raise ModelNotFound(f"{model} has {why}: it has {offered:.600}; name one as in {model}:Q8_0")
+    return groups[fitting[0]]
 
 
 def read_weights(folder: Path) -> Weights | None:

@@ -105,6 +105,7 @@ def config_of(header: Header) -> Config:
     config: Config = {
         "architectures": [family.class_name],
         "model_type": family.model_type,
+        "dtype": _dtype(header),
         "hidden_size": hidden,
         "intermediate_size": _wanted(header, "feed_forward_length"),
         "num_hidden_layers": _wanted(header, "block_count"),
@@ -148,6 +149,11 @@ def _wanted(header: Header, key: str) -> Any:
     if value is None:
         raise BrokenModel(f"{header.path.name} lacks {header.architecture}.{key}; it is damaged or no whole model")
     return value
+
+
+def _dtype(header: Header) -> str:
+    """The dtype to compute in: that of unquantised weights, else bfloat16."""
+    return {"F32": "float32", "F16": "float16"}.get(next(iter(header.by_type), "F32"), "bfloat16")
 
 
 def _decimal(value: float) -> float:

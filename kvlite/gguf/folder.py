@@ -24,7 +24,6 @@ _VERSION = 1
 """Counts up when what is written here changes."""
 
 _SAMPLING = {"temp": "temperature", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p"}
-POINTER = "gguf.json"
 
 
 def gguf_folder(path: Path) -> Path:
@@ -36,24 +35,17 @@ def gguf_folder(path: Path) -> Path:
     stat = path.stat()
     key = sha256(f"{_VERSION}\0{path}\0{stat.st_size}\0{stat.st_mtime_ns}".encode()).hexdigest()[:16]
     folder = user_cache_path("kvlite", appauthor=False) / "gguf" / key
-    if not (folder / POINTER).is_file():
+    if not (folder / "config.json").is_file():
         _make(read_header(path), folder)
     return folder
-
-
-def gguf_in(folder: Path) -> Path | None:
-    """The GGUF file that a folder was made of; None for any other folder."""
-    pointer = folder / POINTER
-    return Path(json.loads(pointer.read_text(encoding="utf-8"))["file"]) if pointer.is_file() else None
 
 
 def _make(header: Header, folder: Path) -> None:
     weight_names(header)  # what is not read is refused here, before anything is loaded
     parts: dict[str, Any] = {
-        "config.json": config_of(header) | {"dtype": _dtype(header)},
-        "generation_config.json": _generation(header),
+        "config.json": config_of(header),
+        "generation_config.json": generation_of(header),
         "tokenizer_config.json": tokenizer_config(header),
-        POINTER: {"file": str(header.path)},
     }
     tokenizer = build_tokenizer(header)
     try:
@@ -70,13 +62,8 @@ def _make(header: Header, folder: Path) -> None:
         ) from error
 
 
-def _dtype(header: Header) -> str:
-    """The dtype to compute in: that of unquantised weights, else bfloat16."""
-    largest = next(iter(header.by_type), "F32")
-    return {"F32": "float32", "F16": "float16"}.get(largest, "bfloat16")
-
-
-def _generation(header: Header) -> dict[str, Any]:
+def generation_of(header: Header) -> dict[str, Any]:
+    """The generation_config.json of a file: the ids that end an answer, and how to sample where it says so."""
     sampling = {
         name: header.metadata[f"general.sampling.{key}"]
         for key, name in _SAMPLING.items()

@@ -10,6 +10,7 @@ import math
 import mmap
 import re
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -98,20 +99,42 @@ def read_header(path: Path) -> Header:
 
     Raises BrokenModel where a part is missing, cut off or no GGUF, UnsupportedModel for types no release wrote yet.
     """
-    part = _PART.search(path.name)
-    if part is None:
-        metadata, tensors = _read(path)
-        count = metadata.get("split.count", 0)
-        if count > 1:
-            raise BrokenModel(f"{path} is one of {count} parts; keep the names ...-00001-of-{count:05d}.gguf")
-        return Header(path, metadata, tensors)
-    count, stem = int(part[2]), path.name[: part.start()]
-    parts = [path.with_name(f"{stem}-{number:05d}-of-{count:05d}.gguf") for number in range(1, count + 1)]
-    missing = [one.name for one in parts if not one.is_file()]
+    paths = [path.with_name(name) for name in part_names(path.name)]
+    missing = [one.name for one in paths if not one.is_file()]
     if missing:
-        raise BrokenModel(f"{path} is one of {count} parts and {missing[0]} is missing; download it too")
-    read = [_read(one) for one in parts]
-    return Header(parts[0], read[0][0], {name: tensor for _, found in read for name, tensor in found.items()})
+        raise BrokenModel(f"{path} is one of {len(paths)} parts and {missing[0]} is missing; download it too")
+    return joined([_read(one) for one in paths])
+
+
+def part_names(name: str) -> list[str]:
+    """The names of all parts of the file that `name` is one part of; only itself where it is whole."""
+    part = _PART.search(name)
+    if part is None:
+        return [name]
+    return [f"{name[: part.start()]}-{number:05d}-of-{part[2]}.gguf" for number in range(1, int(part[2]) + 1)]
+
+
+def joined(parts: Sequence[Header]) -> Header:
+    """The header of a model in one or several parts. Raises BrokenModel where parts are missing."""
+    first, count = parts[0], parts[0].metadata.get("split.count", 0)
+    if count > len(parts):
+        raise BrokenModel(f"{first.path} is one of {count} parts; keep the names ...-00001-of-{count:05d}.gguf")
+    return Header(first.path, first.metadata, {name: found for one in parts for name, found in one.tensors.items()})
+
+
+def parse_header(path: Path, held: bytes | mmap.mmap, size: int) -> Header | None:
+    """The header of one file of `size` bytes that begins with `held`; None where it is longer than that.
+
+    Raises BrokenModel where it is cut off or no GGUF, UnsupportedModel for what is not known.
+    """
+    if held[: len(MAGIC)] != MAGIC:
+        raise BrokenModel(f"{path} is not a GGUF file; download it again")
+    try:
+        return _Reader(path, held, size).read()
+    except (struct.error, OverflowError, MemoryError) as error:
+        if len(held) < size:
+            return None
+        raise BrokenModel(f"{path} is damaged or cut off in its header; download it again") from error
 
 
 def is_gguf(path: Path) -> bool:
@@ -123,26 +146,23 @@ def is_gguf(path: Path) -> bool:
         return False
 
 
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, TensorInfo]]:
+def _read(path: Path) -> Header:
     try:
-        with path.open("rb") as file:
-            if file.read(len(MAGIC)) != MAGIC:
-                raise BrokenModel(f"{path} is not a GGUF file; download it again")
-            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as held:
-                return _Reader(path, held).read()
-    except OSError as error:
-        raise BrokenModel(f"{path} cannot be read: {error.strerror}") from error
-    except (struct.error, OverflowError, MemoryError, UnicodeDecodeError) as error:
-        raise BrokenModel(f"{path} is damaged or cut off in its header; download it again") from error
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as held:
+            header = parse_header(path, held, len(held))
+    except (OSError, ValueError) as error:  # an empty file cannot be mapped
+        raise BrokenModel(f"{path} cannot be read ({error}); download it again") from error
+    assert header is not None
+    return header
 
 
 class _Reader:
-    """Reads values one after another from the mapped file."""
+    """Reads values one after another from what a file of `size` bytes begins with."""
 
-    def __init__(self, path: Path, held: mmap.mmap) -> None:
-        self.path, self.held, self.at = path, held, len(MAGIC)
+    def __init__(self, path: Path, held: bytes | mmap.mmap, size: int) -> None:
+        self.path, self.held, self.size, self.at = path, held, size, len(MAGIC)
 
-    def read(self) -> tuple[dict[str, Any], dict[str, TensorInfo]]:
+    def read(self) -> Header:
         (version,) = self.unpack("I")
         if version not in (2, 3):
             raise UnsupportedModel(f"{self.path} is GGUF version {version}; kvlite reads 2 and 3: convert it again")
@@ -156,9 +176,9 @@ class _Reader:
         data = -(-self.at // alignment) * alignment
         tensors = {name: TensorInfo(self.path, shape, kind, data + start) for name, shape, kind, start in found}
         end = max((tensor.start + tensor.num_bytes for tensor in tensors.values()), default=0)
-        if end > len(self.held):
-            raise BrokenModel(f"{self.path} is cut off: {len(self.held):,} of {end:,} bytes; download it again")
-        return metadata, tensors
+        if end > self.size:
+            raise BrokenModel(f"{self.path} is cut off: {self.size:,} of {end:,} bytes; download it again")
+        return Header(self.path, metadata, tensors)
 
     def unpack(self, kinds: str) -> tuple[Any, ...]:
         values = struct.unpack_from(f"<{kinds}", self.held, self.at)
