@@ -20,7 +20,7 @@ INTRODUCTION = f"""\
 This page is written by `python docs/write_cli.py` from the program's own help.
 
 stdout is the answer; progress, memory, warnings and thinking go to stderr. The flags in the first list may also stand
-after the command's name, except `--version` and `--config`.
+after the command's name, except `--version`, `--config` and `--default-model`.
 
 ## Settings
 

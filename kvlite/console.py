@@ -19,11 +19,11 @@ from textwrap import fill
 from typing import TYPE_CHECKING, Literal, TextIO
 
 from kvlite.errors import OutputError, UsageError
+from kvlite.flags import option
 
 if TYPE_CHECKING:
     from kvlite.record.table import Table
 
-Color = Literal["auto", "always", "never"]
 ProgressStyle = Literal["auto", "bar", "lines", "none"]
 
 PROGRESS_LINE_EVERY_S = 5.0
@@ -43,19 +43,18 @@ def strip_controls(text: str) -> str:
 
 @dataclass(kw_only=True, eq=False)
 class Console:
-    """Writes answers to stdout and the rest to stderr, as the global flags ask.
+    """Writes answers to stdout and the rest to stderr, as the program's flags ask.
 
-    `quiet` hides notes and progress, `verbose` shows details, `plain` means neither colour nor moving lines,
-    `as_json` is for commands to read: the user wants JSON. A stream is None where the caller closed the descriptor.
+    `as_json` is for commands to read. A stream is None where the caller closed the descriptor.
     `on_warning` is told of every warning too: a run record keeps them. `around` wraps the writing of a line to stderr,
     so that a line which a user edits can be moved out of the way.
     """
 
-    quiet: bool = False
-    verbose: bool = False
-    color: Color = "auto"
-    plain: bool = False
-    as_json: bool = False
+    quiet: bool = option(False, "-q", help="Only the answer, or one id per line.")
+    verbose: bool = option(False, "-v", help="Say more on stderr; show tracebacks.")
+    color: Literal["auto", "always", "never"] = option("auto", help="When to colour the output.")
+    plain: bool = option(False, help="No colour, no moving lines.")
+    as_json: bool = option(False, "--json", help="Machine-readable output on stdout.")
     stdout: TextIO | None = field(default_factory=lambda: sys.stdout)
     stderr: TextIO | None = field(default_factory=lambda: sys.stderr)
     on_warning: Callable[[str], None] = lambda text: None
@@ -76,11 +75,6 @@ class Console:
     def has_live_stderr(self) -> bool:
         """True if stderr is a terminal on which lines may be redrawn."""
         return _is_terminal(self.stderr) and not self.plain and os.environ.get("TERM") != "dumb"
-
-    @property
-    def has_color(self) -> bool:
-        """True if stdout may carry colour."""
-        return self._has_color(self.stdout)
 
     def answer(self, text: str) -> None:
         """Write `text` to stdout at once, as it is. Raises OutputError when stdout cannot take it."""
@@ -108,7 +102,7 @@ class Console:
         cells = [[strip_controls(cell).replace("\n", " ") for cell in row] for row in (columns, *rows)]
         widths = [max(len(row[i]) for row in cells) for i in range(len(columns))]
         lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in cells]
-        if self.has_color:  # answer() would strip the escape codes from a terminal
+        if self._has_color(self.stdout):  # answer() would strip the escape codes from a terminal
             self.answer("")
             self._raw(self.stdout, f"\x1b[{_BOLD}m{lines.pop(0)}\x1b[0m\n")
         for text in lines:

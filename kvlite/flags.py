@@ -16,7 +16,7 @@ class Flag(NamedTuple):
 
     `parse` reads what was given, raising ValueError on what cannot be. `complete` proposes values to the shell: a
     function, or the name of one the command line knows. Without `from_settings` an option must be typed each time: no
-    variable and no file gives it. `variables` are read in the environment in place of KVLITE_<NAME>.
+    file gives it, and no variable but `variables`, which are read in place of KVLITE_<NAME>.
     """
 
     help: str

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from kvlite.errors import UsageError
 from kvlite.flags import argument, option
+
+Text = TypeVar("Text", bound=Sequence[str])
 
 BUILT_IN_MODEL = "demo"
 MODEL_HELP = "Alias, org/name[@revision] or folder"
@@ -19,14 +22,7 @@ MODEL, MEMORY, SAMPLING = "Model", "Memory", "Sampling"  # headings of the help
 _of_model, _of_memory, _of_sampling = (partial(option, heading=heading) for heading in (MODEL, MEMORY, SAMPLING))
 _of_input, _of_output, _of_run = (partial(option, heading=heading) for heading in ("Input", "Output", "Run"))
 
-_SPELLED_BY_OTHERS = {
-    "none": (),
-    "8bit": ("bnb-8bit", "bnb.int8"),
-    "4bit": ("bnb-4bit", "bnb.nf4-dq"),
-    "nf4": ("bnb.nf4",),
-    "fp4": ("bnb.fp4",),
-}
-QUANT_SPELLINGS = {name: kind for kind, others in _SPELLED_BY_OTHERS.items() for name in (kind, *others)}
+QUANTS = ("none", "8bit", "4bit", "nf4", "fp4")
 
 
 def model_option() -> Any:
@@ -38,16 +34,23 @@ def model_option() -> Any:
 
 
 def read_quant(value: str) -> str:
-    """The kind of quantisation that this spelling means, of kvlite's or of other tools."""
-    if value.lower() not in QUANT_SPELLINGS:
-        raise ValueError(f"{value!r} is not one of {', '.join(_SPELLED_BY_OTHERS)}")
-    return QUANT_SPELLINGS[value.lower()]
+    """A kind of quantisation."""
+    if value not in QUANTS:
+        raise ValueError(f"{value!r} is not one of {', '.join(QUANTS)}")
+    return value
+
+
+def read_text(value: Text) -> Text:
+    """Text as it was typed, of one option or of one that is given several times."""
+    if any("\udc80" <= character <= "\udcff" for character in "".join(value)):  # how Python hands on other bytes
+        raise ValueError("not UTF-8; check the terminal's locale, or give it with -f FILE")
+    return value
 
 
 def read_system(value: str) -> str:
     """A system prompt as it is, or the text of the file whose path follows an `@`."""
     if not value.startswith("@"):
-        return value
+        return read_text(value)
     try:
         return Path(value[1:]).read_text(encoding="utf-8").rstrip("\n")
     except OSError as error:
@@ -60,7 +63,7 @@ def read_stop(value: Sequence[str]) -> Sequence[str]:
     """Stop strings, none of them empty."""
     if "" in value:
         raise ValueError("an empty stop string would end every answer at once; give some text")
-    return value
+    return read_text(value)
 
 
 def read_seconds(value: float) -> float:
@@ -78,18 +81,31 @@ def read_batch_size(value: str) -> str:
 
 
 def read_file_name(value: str) -> str:
-    """The path of a file that can be there: no folder, and in one."""
-    if Path(value).is_dir() or not Path(value).parent.is_dir():
-        what = "a folder" if Path(value).is_dir() else "no such folder"
+    """The path of a file that can be written: no folder, and in one."""
+    path = Path(value)
+    if path.is_dir() or not path.parent.is_dir():
+        what = "a folder" if path.is_dir() else "no such folder"
         raise ValueError(f"{value}: {what}; give a file's name")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise ValueError(f"{value} may not be written; give another file")
     return value
+
+
+def read_report(value: str) -> str:
+    """The words auto and none, or the path of a file that can be written."""
+    return value if value in ("auto", "none") else read_file_name(value)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelOptions:
     """The model, how it is loaded, and the cache it answers with."""
 
-    model: str = BUILT_IN_MODEL
+    model: str = argument(  # None on the command line where nobody names one
+        None,
+        metavar="MODEL",
+        complete="model",
+        help=f"{MODEL_HELP}; without one, the built-in {BUILT_IN_MODEL}.",
+    )
     think: Literal["auto", "on", "off"] = option("auto", help="Whether a thinking model thinks first.")
 
     kv_budget: str = _of_memory(
@@ -187,7 +203,12 @@ class OutputOptions:
     """The thinking and the run record, beside the answer."""
 
     show_thinking: bool = option(False, help="Show the thinking, on stderr.")
-    report: str = option("auto", metavar="PATH|auto|none", help="Where the run record goes; auto is the state folder.")
+    report: str = option(
+        "auto",
+        metavar="PATH|auto|none",
+        parse=read_report,
+        help="Where the run record goes; auto is the state folder.",
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -64,7 +64,7 @@ def sharded_files() -> dict[str, bytes]:
 def files_of(folder: Path, config: dict[str, Any] | None = None) -> ModelFiles:
     """The folder as it is, complete or not, under its own config.json or `config`."""
     read = config or json.loads((folder / "config.json").read_text("utf-8"))
-    return ModelFiles(ref=ModelRef(path=folder), folder=folder, config=read, generation={}, by_dtype={})
+    return ModelFiles(ref=ModelRef(path=folder), folder=folder, config=read, generation={})
 
 
 def write_model(folder: Path, files: dict[str, bytes]) -> Path:

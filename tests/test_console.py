@@ -139,11 +139,15 @@ def test_colour_on_a_terminal(
 
 
 def test_a_pipe_gets_colour_only_when_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    pipe = io.StringIO()
-    assert not consoles(pipe)[0].has_color
-    assert consoles(pipe, color="always")[0].has_color
+    def has_color(**flags: object) -> bool:
+        pipe = io.StringIO()
+        consoles(pipe, **flags)[0].table(("A",), ())
+        return "\x1b[" in pipe.getvalue()
+
+    assert not has_color()
+    assert has_color(color="always")
     monkeypatch.setenv("FORCE_COLOR", "1")
-    assert consoles(pipe)[0].has_color
+    assert has_color()
 
 
 def test_json_is_one_line_of_readable_text() -> None:

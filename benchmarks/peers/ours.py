@@ -37,7 +37,7 @@ class Kvlite:
         """An engine of one row of `slots` slots; the last one asked for is kept. Raises NotAvailable."""
         if self._built is None or self._built[0] != slots:
             self._built = None  # its slots are free before the next are taken
-            policy, stored = load_policy(self.policy), slot_format(self.kv_dtype, self.loaded.dtype_name)
+            policy, stored = load_policy(self.policy), slot_format(self.kv_dtype, self.loaded.shape.dtype)
             spec = policy.cache_spec(stored)
             plan = plan_cache(self.loaded.shape, Budget.parse(f"{slots}tok"), spec, free_bytes=None)
             try:

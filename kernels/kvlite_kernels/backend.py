@@ -48,7 +48,11 @@ class Backend:
 
     def encode(self, slots: Slots, k: Vectors, v: Vectors) -> tuple[Vectors, Vectors]:
         """Keys [n, H_KV, T, D] and values [..., D_V] as `slots` hold them; what is so already stays."""
-        return self._as(slots.k, k), self._as(slots.v, v)
+        keys, values = (
+            self._coded(held, new) if isinstance(held, Packed) else new.to(held.dtype)
+            for held, new in ((slots.k, k), (slots.v, v))
+        )
+        return keys, values
 
     def write(self, slots: Slots, index: Tensor | slice, k: Vectors, v: Vectors) -> None:
         """Put keys and values, encoded or not, into the slots `index`, as `Slots.write` takes them."""
@@ -65,7 +69,7 @@ class Backend:
     def attend(
         self, q: Tensor, q_pos: Tensor, segments: list[Segment], geometry: Geometry, observation: Observation | None
     ) -> tuple[Tensor, Tensor | None]:
-        """Attend q [n, H_Q, T, D] at `q_pos` int [n, T] over slots and, where these do not hold them, over new tokens.
+        """Attend q [n, H_Q, T, D] at `q_pos` int [n, T] over slots and, unless they are among these, the new tokens.
 
         Returns out [n, H_Q, T, D_V] in the dtype of q and the statistic of the new tokens [n, H_KV, T]. That of the
         slots is updated in place: what the observation retains of it, plus what they received.
@@ -92,12 +96,6 @@ class Backend:
     def quantise(self, x: Tensor, bits: int, group: int) -> Packed:
         """Rotated vectors as codes, see `lowbit.quantise`."""
         return quantise(x, bits, group)
-
-    def _as(self, held: Vectors, new: Vectors) -> Vectors:
-        if isinstance(held, Packed):
-            return self._coded(held, new)
-        assert isinstance(new, Tensor)
-        return new if new.dtype is held.dtype else new.to(held.dtype)
 
     def _coded(self, held: Packed, new: Vectors) -> Packed:
         return new if isinstance(new, Packed) else self.quantise(hadamard(new), held.bits, held.group)

@@ -10,8 +10,6 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, nullcontext
 from itertools import chain
 from pathlib import Path
-from queue import Empty, Queue
-from threading import Thread
 from typing import TYPE_CHECKING
 
 from kvlite.batch.batch_run import BatchRun
@@ -21,7 +19,7 @@ from kvlite.batch.output import Output, StdoutLines
 from kvlite.batch.output_journal import is_journal, open_destination, resume
 from kvlite.batch.prepare import Preparer
 from kvlite.batch.records import record_line
-from kvlite.batch.source import STDIN, Input
+from kvlite.batch.source import STDIN, Input, read_ahead
 from kvlite.batch.tally import Tally
 from kvlite.console import Console
 from kvlite.deadline import Deadline
@@ -37,7 +35,6 @@ if TYPE_CHECKING:
     from kvlite.llm import LLM
 
 UPDATE_EVERY_S = 0.1  # of the progress line, which asks every row what it holds
-NUM_AHEAD = 64  # items of a pipe that wait to be answered, at most
 _NOT_IN_A_RESUME = ("--overwrite", "--no-resume")
 
 
@@ -83,7 +80,7 @@ class Batch:
                     self._run(ending)
             except (KeyboardInterrupt, Terminated, TimeLimit) as stop:
                 raise self._stopped(stop) from None
-            if failed := self._tally.failed + self._tally.kept_failures:
+            if failed := self._tally.failed + self._tally.resumed_failed:
                 hint = "; --retry-errors runs them again" if is_journal(self._options, self._output) else ""
                 raise BatchFailed(f"{failed} of {self._num_records} records are failures and say why{hint}")
 
@@ -92,8 +89,6 @@ class Batch:
         survey = self._input.survey()
         self._tally.total = survey.total
         model = self._choose_model(survey.model)
-        if model.note:
-            self._console.note(model.note)
         meta = {
             "input_sha256": survey.sha256,
             "model": model.identity(),  # resolves the model first: a misspelt name writes nothing
@@ -105,7 +100,7 @@ class Batch:
         done = resume(self._options, meta, self._output, self._console)
         self._set_aside = done.set_aside
         ending.callback(self._put_back)
-        self._tally.resumed, self._tally.kept_failures = done.ok + done.failed, done.failed
+        self._tally.resumed, self._tally.resumed_failed = done.ok + done.failed, done.failed
         selected = self._input.select(survey.items, done.marks)
         first = next(selected, None)
         if first is None:
@@ -122,16 +117,11 @@ class Batch:
             required=model.required,
         )
         batch = BatchRun(llm.engine, preparer, self._options)
-        ending.callback(self._finish, batch, llm)
+        ending.callback(lambda: self._summarise(batch.peak_bytes, llm.engine.plan.budget_bytes))
         self._running_s = time.monotonic()
-        items = chain([first], ReadAhead(selected) if self._input.is_pipe else selected)
+        items = chain([first], read_ahead(selected) if self._input.is_pipe else selected)
         with self._deadline.watching(batch.cancel_late) if self._options.timeout is not None else nullcontext():
             self._write(batch, self._noticed(items, model.required is None), llm, self._output)
-
-    def _finish(self, batch: BatchRun, llm: LLM) -> None:
-        counts = self._summarise(batch.peak_bytes, llm.engine.plan.budget_bytes)
-        report = BatchReport.model_validate({name: counts[name] for name in BatchReport.model_fields})
-        self._recorder.batch(report, batch.peak_bytes)
 
     def _write(self, batch: BatchRun, items: Iterable[Item | None], llm: LLM, output: Output) -> None:
         form, budget_bytes = self._options.out_format, llm.engine.plan.budget_bytes
@@ -161,7 +151,7 @@ class Batch:
         if answers:
             self._recorder.sample()
         if outcome.failure is not None and self._options.out_format == "text":  # the text form has no place for it
-            self._console.warn(f"line {outcome.item.place.line}: {outcome.failure.message}")
+            self._console.warn(f"line {outcome.item.line}: {outcome.failure.message}")
         most = 1 if self._options.fail_fast else self._options.max_errors
         if most is not None and self._tally.failed >= most:
             beyond = ", or a higher --max-errors past those that always fail" if self._set_aside else ""
@@ -176,7 +166,7 @@ class Batch:
             if item is not None and item.failure is None:
                 if new := [name for name in item.ignored if name not in ignored]:
                     ignored.update(new)
-                    self._console.warn(f"line {item.place.line} has keys that are ignored: {', '.join(new)}")
+                    self._console.warn(f"line {item.line} has keys that are ignored: {', '.join(new)}")
                 if ignores_models and item.model is not None:
                     ignores_models = False
                     self._console.note("the models that lines name are ignored: -m names one for all")
@@ -188,22 +178,24 @@ class Batch:
 
     @property
     def _num_records(self) -> int:
-        return self._tally.resumed + self._tally.ok + self._tally.failed + len(self._set_aside)
+        return self._tally.done + len(self._set_aside)
 
     def _put_back(self) -> None:
         """Append the failed records whose lines did not run again to the file."""
         while self._set_aside and self._output is not None:
             self._output.write(self._set_aside.pop(next(iter(self._set_aside))))
             self._tally.resumed += 1
-            self._tally.kept_failures += 1
+            self._tally.resumed_failed += 1
 
-    def _summarise(self, peak_bytes: int = 0, budget_bytes: int = 0) -> dict[str, object]:
-        """Say and write the counts of the whole batch, and return them."""
+    def _summarise(self, peak_bytes: int = 0, budget_bytes: int = 0) -> None:
+        """Say, record and write the counts of the whole batch."""
         self._put_back()
         seconds = self._seconds
         self._console.note(self._tally.closing(seconds, peak_bytes, budget_bytes))
         kv = {"peak_bytes": peak_bytes, "budget_bytes": budget_bytes, "tokens_evicted": self._tally.tokens_evicted}
         counts = {**self._tally.as_dict(seconds), "kv": kv}
+        report = {name: counts[name] for name in BatchReport.model_fields}
+        self._recorder.batch(BatchReport.model_validate(report), peak_bytes)
         if self._console.as_json and not isinstance(self._output, StdoutLines):
             self._console.json(counts)
         if (path := self._options.summary) is not None:
@@ -211,7 +203,6 @@ class Batch:
                 Path(path).write_text(f"{json.dumps(counts)}\n", encoding="utf-8")
             except OSError as error:
                 raise OutputError(f"cannot write {path}: {error.strerror}") from error
-        return counts
 
     def _stopped(self, stop: BaseException) -> KvliteError:
         """Make the error that ends a batch from outside, with the command that continues it."""
@@ -231,34 +222,3 @@ class Batch:
         words = [word for word in sys.argv[1:] if word not in _NOT_IN_A_RESUME]
         again = " with the same input" if self._input.name == STDIN else ""
         return f"; to continue, run{again}: kvlite {shlex.join(words)}"
-
-
-class ReadAhead(Iterator[Item | None]):
-    """Items read in a thread, so that a slow pipe delays no answer; None where the next one is not there yet.
-
-    Raises the errors of `source`. The thread never keeps the process alive, also while it waits for a line.
-    """
-
-    def __init__(self, source: Iterator[Item]) -> None:
-        self._source = source
-        self._read: Queue[Item | BaseException] = Queue(NUM_AHEAD)
-        Thread(target=self._run, name="read-ahead", daemon=True).start()
-
-    def __next__(self) -> Item | None:
-        try:
-            item = self._read.get_nowait()
-        except Empty:
-            return None
-        if isinstance(item, BaseException):
-            self._read.put(item)  # so that every later call raises it, too
-            raise item
-        return item
-
-    def _run(self) -> None:
-        try:
-            for item in self._source:
-                self._read.put(item)
-            end: BaseException = StopIteration()
-        except BaseException as error:  # raised again where the items are awaited
-            end = error
-        self._read.put(end)

@@ -85,14 +85,14 @@ class BatchRun:
         def noted() -> Iterator[Item | None]:
             for item in items:
                 if item is not None:
-                    order.append(item.place.index)
+                    order.append(item.index)
                 yield item
 
         for event in self.run(noted()):
             if isinstance(event, Token):
                 yield event
                 continue
-            held[event.item.place.index] = event
+            held[event.item.index] = event
             while order and order[0] in held:
                 yield held.pop(order.popleft())
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from kvlite.batch.item import Code, Failure, Form, Item, Json, LineError, Place
-from kvlite.batch.values import count, kind, mapping, number, parse_json, shallow, shown, string, text
+from kvlite.batch.item import Code, Failure, Form, Item, Json, LineError
+from kvlite.batch.values import count, given, kind, parse_json, shallow, shown, string, text
 from kvlite.engine.request import Sampling
 from kvlite.errors import UsageError
 from kvlite.text.messages import checked
@@ -14,20 +14,21 @@ CHAT_URL = "/v1/chat/completions"
 COMPLETIONS_URL = "/v1/completions"
 MAX_CHOICES = 128
 
-_IS_WHOLE = {
-    "temperature": False, "top_p": False, "top_k": True, "min_p": False, "repetition_penalty": False, "seed": True,
+_KINDS_OF_NUMBERS = {
+    "temperature": (int, float), "top_p": (int, float), "top_k": (int,), "min_p": (int, float),
+    "repetition_penalty": (int, float), "seed": (int,),
 }  # fmt: skip
 _KNOWN_IN_BODY = frozenset(
     {"model", "messages", "prompt", "max_tokens", "max_completion_tokens", "stop", "n", "response_format",
-     "chat_template_kwargs", *_IS_WHOLE}
+     "chat_template_kwargs", *_KINDS_OF_NUMBERS}
 )  # fmt: skip
 _KNOWN_IN_SIMPLE = _KNOWN_IN_BODY | {"id", "custom_id", "system", "metadata"}
 
 
-def decode_line(raw: bytes, place: Place, only: str = "auto") -> Item:
-    """Decode one line of JSON to an item, which says why where it cannot be asked; `only` names a form if not auto."""
+def decode_line(raw: bytes, item: Item, only: str = "auto") -> Item:
+    """Complete `item` by one line of JSON, or by the reason why it cannot be asked; `only` names a form if not auto."""
     form: Form = "openai" if only == "openai" or b'"body"' in raw else "simple"
-    item = Item(place, f"line-{place.line}", form)
+    item = replace(item, form=form)
     try:
         value = parse_json(raw)
         if isinstance(value, str):
@@ -43,7 +44,7 @@ def decode_line(raw: bytes, place: Place, only: str = "auto") -> Item:
         item = replace(item, key=_key(value, default=item.key))
         if form == "openai":
             return _decode_openai(value, item)
-        item = replace(item, metadata=shallow(mapping(value, "metadata"), "metadata"))
+        item = replace(item, metadata=shallow(given(value, "metadata", dict), "metadata"))
         return decode_simple(value, item)
     except LineError as refused:
         return replace(item, failure=refused.failure)
@@ -54,20 +55,22 @@ def decode_simple(value: Json, item: Item) -> Item:
     item = _with_settings(item, value, _KNOWN_IN_SIMPLE)
     if item.n != 1:
         raise LineError(f"n is {item.n}; a simple line has one answer, use the OpenAI form for more", "n")
-    system = text(value, "system")
     if value.get("messages") is None:
-        return _with_prompt(item, value, system)
-    messages = _messages(value["messages"])
+        item = replace(item, prompt=_prompt(value))
+    else:
+        item = replace(item, messages=_messages(value["messages"]))
+    system = text(value, "system")
     if system is None:
-        return replace(item, messages=messages)
+        return item
+    messages = item.messages or ({"role": "user", "content": item.prompt},)
     if messages[0]["role"] == "system":
         raise LineError("system and a system message are both given; keep one", "system")
-    return replace(item, messages=({"role": "system", "content": system}, *messages))
+    return replace(item, prompt=None, messages=({"role": "system", "content": system}, *messages))
 
 
 def repeated(item: Item, first_line: int) -> Item:
     """Refuse `item` because line `first_line` has its id already."""
-    message = f"line {item.place.line} has the id {shown(item.key)} of line {first_line}; ids must differ"
+    message = f"line {item.line} has the id {shown(item.key)} of line {first_line}; ids must differ"
     return replace(item, failure=Failure(Code.DUPLICATE, message, "custom_id" if item.form == "openai" else "id"))
 
 
@@ -75,7 +78,7 @@ def _decode_openai(value: Json, item: Item) -> Item:
     method = value.get("method", "POST")
     if method != "POST":
         raise LineError(f"method is {shown(method)}; give POST", "method")
-    body = mapping(value, "body")
+    body = given(value, "body", dict)
     if body is None:
         raise LineError("body is missing; give an object", "body")
     url = value.get("url", CHAT_URL if "messages" in body else COMPLETIONS_URL)
@@ -84,11 +87,11 @@ def _decode_openai(value: Json, item: Item) -> Item:
     item = _with_settings(item, body, _KNOWN_IN_BODY)
     if url == CHAT_URL:
         return replace(item, messages=_messages(body.get("messages")))
-    return replace(_with_prompt(item, body, system=None), raw=True)
+    return replace(item, prompt=_prompt(body), raw=True)
 
 
 def _with_settings(item: Item, body: Json, known: frozenset[str]) -> Item:
-    response_format = mapping(body, "response_format")
+    response_format = given(body, "response_format", dict)
     if response_format is not None and response_format.get("type") != "text":
         asked = shown(response_format.get("type"))
         raise LineError(f"response_format {asked} is not supported; leave it out", "response_format")
@@ -106,33 +109,31 @@ def _with_settings(item: Item, body: Json, known: frozenset[str]) -> Item:
         max_tokens=count(body, "max_completion_tokens") or count(body, "max_tokens"),
         stop=_stop(body.get("stop")),
         n=n,
-        template_kwargs=mapping(body, "chat_template_kwargs") or {},
+        template_kwargs=given(body, "chat_template_kwargs", dict) or {},
         ignored=tuple(name for name in body if name not in known),
     )
 
 
 def _sampling(body: Json) -> dict[str, int | float]:
-    given: dict[str, int | float] = {}
-    for name, whole in _IS_WHOLE.items():
-        value = number(body, name, whole=whole)
+    sampling: dict[str, int | float] = {}
+    for name, kinds in _KINDS_OF_NUMBERS.items():
+        value = given(body, name, *kinds)
         if value is None:
             continue
         try:
-            Sampling(**{name: value})  # type: ignore[arg-type]  # each range is written there, once
+            Sampling(**{name: value})  # each range is written there, once
         except UsageError as error:
             raise LineError(str(error), name) from None
-        given[name] = value
-    return given
+        sampling[name] = value
+    return sampling
 
 
-def _with_prompt(item: Item, body: Json, system: str | None) -> Item:
+def _prompt(body: Json) -> str:
     prompt = text(body, "prompt")
     if not prompt:
         missing = "there is nothing to answer; give prompt or messages"
         raise LineError(missing if prompt is None else "the prompt is empty; give some text", "prompt")
-    if system is None:
-        return replace(item, prompt=prompt)
-    return replace(item, messages=({"role": "system", "content": system}, {"role": "user", "content": prompt}))
+    return prompt
 
 
 def _messages(value: object) -> tuple[Json, ...]:

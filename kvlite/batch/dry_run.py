@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-
 from kvlite.batch.item import Failure
 from kvlite.batch.model import ChooseModel, Planned
-from kvlite.batch.prepare import Preparer, Work
+from kvlite.batch.prepare import Preparer
 from kvlite.batch.source import Input
 from kvlite.console import Console
 from kvlite.errors import BatchFailed
@@ -17,26 +15,7 @@ from kvlite.options import AnswerOptions, BatchOptions
 MOST_SHOWN = 20  # failures named one by one
 
 
-@dataclass(slots=True)
-class Count:
-    """Records, and the tokens of those that can be asked; `may_evict` answers outgrow a row at their longest."""
-
-    ok: int = 0
-    failed: int = 0
-    prompt_tokens: int = 0
-    longest_prompt_tokens: int = 0
-    most_new_tokens: int = 0
-    may_evict: int = 0
-
-    def add(self, work: Work, slots: int) -> None:
-        """Count one record."""
-        self.ok += 1
-        for request in work.requests:
-            tokens, most = len(request.ids), request.max_tokens or 0
-            self.prompt_tokens += tokens
-            self.longest_prompt_tokens = max(self.longest_prompt_tokens, tokens)
-            self.most_new_tokens += most
-            self.may_evict += tokens + most > slots
+_COUNTED = ("ok", "failed", "prompt_tokens", "longest_prompt_tokens", "most_new_tokens", "may_evict")
 
 
 def dry_run(options: BatchOptions, answer: AnswerOptions, choose_model: ChooseModel, console: Console) -> None:
@@ -47,23 +26,27 @@ def dry_run(options: BatchOptions, answer: AnswerOptions, choose_model: ChooseMo
     model = choose_model(survey.model)
     planned = model.plan()
     preparer = Preparer(planned.text, answer, required=model.required)
-    count = Count()
+    count = dict.fromkeys(_COUNTED, 0)
     for item in source.select(survey.items):
         work = preparer.prepare(item)
         if isinstance(work, Failure):
-            count.failed += 1
-            if count.failed <= MOST_SHOWN:
-                console.warn(f"line {item.place.line}: {work.message}")
-        else:
-            count.add(work, planned.plan.fewest)
-    if model.note:
-        console.note(model.note)
+            count["failed"] += 1
+            if count["failed"] <= MOST_SHOWN:
+                console.warn(f"line {item.line}: {work.message}")
+            continue
+        count["ok"] += 1
+        for request in work.requests:
+            tokens, most = len(request.ids), request.max_tokens or 0
+            count["prompt_tokens"] += tokens
+            count["longest_prompt_tokens"] = max(count["longest_prompt_tokens"], tokens)
+            count["most_new_tokens"] += most
+            count["may_evict"] += tokens + most > planned.plan.fewest  # answers that at their longest outgrow a row
     _report(count, planned, console)
-    if count.failed:
-        raise BatchFailed(f"{count.failed} of {count.ok + count.failed} lines cannot be answered")
+    if count["failed"]:
+        raise BatchFailed(f"{count['failed']} of {count['ok'] + count['failed']} lines cannot be answered")
 
 
-def _report(count: Count, planned: Planned, console: Console) -> None:
+def _report(count: dict[str, int], planned: Planned, console: Console) -> None:
     plan, stored = planned.plan, planned.stored
     if console.as_json:
         kv = {
@@ -72,13 +55,13 @@ def _report(count: Count, planned: Planned, console: Console) -> None:
             "dtype": stored.name,
             "is_provisional": planned.is_provisional,
         }
-        console.json({"model": planned.name, **asdict(count), "rows": plan.rows, "slots": plan.slots, "kv": kv})
+        console.json({"model": planned.name, **count, "rows": plan.rows, "slots": plan.slots, "kv": kv})
         return
     size = f"{human_bytes(plan.reserved_bytes)} of {human_bytes(plan.budget_bytes)}{stored.label}"
     console.line(f"model      {planned.name}")
-    console.line(f"records    {count.ok} ok, {count.failed} cannot be answered")
-    console.line(f"prompts    {count.prompt_tokens:,} tokens, the longest {count.longest_prompt_tokens:,}")
-    console.line(f"answers    at most {count.most_new_tokens:,} tokens")
+    console.line(f"records    {count['ok']} ok, {count['failed']} cannot be answered")
+    console.line(f"prompts    {count['prompt_tokens']:,} tokens, the longest {count['longest_prompt_tokens']:,}")
+    console.line(f"answers    at most {count['most_new_tokens']:,} tokens")
     console.line(f"KV cache   {size}{', if the model tolerates that' if planned.is_provisional else ''}")
     console.line(f"rows       {plan.rows} of {plan.slots:,} tokens each")
-    console.line(f"may evict  {count.may_evict} answers, if they grow to max_tokens")
+    console.line(f"may evict  {count['may_evict']} answers, if they grow to max_tokens")

@@ -26,7 +26,6 @@ class Code(StrEnum):
     KV_BUDGET = "kv_budget_exceeded"
     OUT_OF_MEMORY = "out_of_memory"
     TIMEOUT = "timeout"
-    CANCELLED = "cancelled"
     INTERNAL = "internal_error"
 
     @property
@@ -53,24 +52,17 @@ class LineError(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """The place of a line: `index` counts records from 0, `line` counts lines from 1."""
-
-    index: int
-    line: int
-
-
-@dataclass(frozen=True, slots=True)
 class Item:
     """One line of the input: a prompt or a conversation with the settings that the line gives, or a `failure`.
 
-    Without a `failure` exactly one of `prompt` and `messages` is set. `key` is the line's own id, else `line-<n>`;
-    `raw` asks for no chat template; `ignored` are keys without effect.
+    `index` counts records from 0, `line` lines from 1; `key` is the line's own id, else `line-<n>`. Without a `failure`
+    exactly one of `prompt` and `messages` is set. `raw` asks for no chat template; `ignored` are keys without effect.
     """
 
-    place: Place
+    index: int
+    line: int
     key: str
-    form: Form
+    form: Form = "simple"
     failure: Failure | None = None
     prompt: str | None = None
     messages: tuple[Json, ...] | None = None
@@ -88,7 +80,7 @@ class Item:
     def mark(self) -> bytes:
         """The digest by which the journal knows this line; a duplicate differs from the line whose id it repeats."""
         if self.failure is not None and self.failure.code is Code.DUPLICATE:
-            return duplicate_mark(self.key, self.place.line)
+            return duplicate_mark(self.key, self.line)
         return digest(self.key)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from kvlite.batch.item import Json
-from kvlite.llm import LLM, cache_size
+from kvlite.llm import LLM
 from kvlite.llm.spec import BatchSize, RunSpec, find_device
 from kvlite.llm.text_model import TextModel, import_engine
 from kvlite.text.template import ChatText
@@ -44,16 +44,14 @@ class Planned:
 class Model:
     """The model that was chosen; nothing is loaded yet.
 
-    `is_named`: a flag names it, so that the lines may name any. `note` is what to say about the choice, `budget_source`
-    where its KV budget came from.
+    `is_named`: a flag names it, so that the lines may name any. `budget_source` says where its KV budget came from.
     """
 
     spec: RunSpec
     batch_size: BatchSize
     console: Console
     is_named: bool
-    note: str | None = None
-    budget_source: str = "default"
+    budget_source: str
 
     @property
     def required(self) -> str | None:
@@ -70,14 +68,13 @@ class Model:
         return self.spec.files(self.console.note).identity()
 
     def open(self, recorder: Recorder) -> LLM:
-        """Load the model, record it, and tell its cache and device."""
+        """Load the model, record it, and tell what runs."""
         import_engine()
         llm = LLM(TextModel.load(self.spec, self.console), batch_size=self.batch_size)
         llm.record(recorder, self.budget_source)
-        plan, engine, device = llm.plan, llm.engine, llm.model.loaded.device
-        cache = f"{cache_size(plan)}{engine.cache.stored.label}"
-        self.console.note(f"{llm.model.name} · {cache} · policy {engine.policy} · {device}")
-        is_divisible = plan.slots > engine.policy.min_slots() and not llm.model.loaded.shape.has_state
+        self.console.note(str(llm))
+        plan = llm.plan
+        is_divisible = plan.slots > llm.engine.policy.min_slots() and not llm.model.loaded.shape.has_state
         if plan.rows < (2 if self.batch_size == "auto" else self.batch_size) and is_divisible:
             held = "one sequence" if plan.rows == 1 else f"{plan.rows} sequences"
             self.console.note(
@@ -94,7 +91,7 @@ class Model:
         tokenizer = load_tokenizer(files.folder, trust_remote_code=spec.options.trust_remote_code)
         text = ChatText(tokenizer, generation=files.generation, think=spec.options.think, tell=self.console.note)
         device = find_device(spec.options.device)
-        fit = spec.fit(files, spec.shape(files), device.kind, device.free_bytes, self.batch_size)
+        fit = spec.fit(files, device, self.batch_size)
         chosen = fit.specs(spec.budget)[0]
         is_provisional = chosen.slot_format.is_quantised and spec.stored is None
         cache = replace(fit, spec=chosen).cache(spec.budget)

@@ -78,7 +78,7 @@ class Preparer:
                 settings, sampling=self.sampling(item), max_tokens=item.max_tokens or settings.max_tokens
             )
             requests = tuple(
-                settings.request(f"{item.place.index}.{choice}", encoded, self._text, row=None, number=choice)
+                settings.request(f"{item.index}.{choice}", encoded, self._text, row=None, number=choice)
                 for choice in range(item.n)
             )
         except UsageError as error:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import uuid
-from dataclasses import asdict
 
 from kvlite.batch.item import Code, Form, Outcome, digest, duplicate_mark
-from kvlite.llm.answer import Answer
-from kvlite.text import openai
+from kvlite.llm import openai
 
 _TEXT_ESCAPES = str.maketrans({"\\": "\\\\", "\n": "\\n", "\r": "\\r"})
 
@@ -28,11 +26,11 @@ def record_line(outcome: Outcome, form: Form, model: str) -> str:
 
 def _simple(outcome: Outcome) -> dict[str, object]:
     item = outcome.item
-    record: dict[str, object] = {"id": item.key, "index": item.place.index}
+    record: dict[str, object] = {"id": item.key, "index": item.index}
     record |= dict.fromkeys(("text", "finish_reason", "usage", "kv", "timing"))
     if outcome.choices:
         choice = outcome.choices[0]
-        counted = _counted(choice)
+        counted = openai.counted(choice)
         record |= {"text": choice.text, "finish_reason": choice.finish_reason.value, "usage": _usage(outcome)}
         record |= {"kv": counted["kv"], "timing": counted["timing"]}
         record |= {"reasoning_content": choice.thinking} if choice.thinking else {}
@@ -56,22 +54,18 @@ def _openai(outcome: Outcome, model: str) -> dict[str, object]:
 def _body(outcome: Outcome, model: str) -> dict[str, object]:
     is_chat = not outcome.item.raw
     of_all = {
-        "index": outcome.item.place.index,
-        **_counted(outcome.choices[0]),
+        "index": outcome.item.index,
+        **openai.counted(outcome.choices[0]),
         "attempt": outcome.attempt,
         "deduped_from": outcome.deduped_from,
     }
+    own = len(outcome.choices) > 1  # the counts of the body are those of the first choice only
     choices = [
-        openai.choice(choice.text, choice.thinking, choice.finish_reason.value, index=index, is_chat=is_chat)
-        | ({"kvlite": _counted(choice)} if len(outcome.choices) > 1 else {})  # that of the body is of the first only
+        openai.choice(choice, index=index, is_chat=is_chat) | ({"kvlite": openai.counted(choice)} if own else {})
         for index, choice in enumerate(outcome.choices)
     ]
     answer_id = f"{'chatcmpl' if is_chat else 'cmpl'}-{uuid.uuid4().hex}"
     return openai.completion(answer_id, model, choices, _usage(outcome), of_all, is_chat=is_chat)
-
-
-def _counted(choice: Answer) -> dict[str, object]:
-    return openai.counted(choice.seed, choice.kv, asdict(choice.completion.timing))
 
 
 def _usage(outcome: Outcome) -> dict[str, object]:
@@ -85,7 +79,7 @@ def _error(outcome: Outcome) -> dict[str, object] | None:
     error: dict[str, object] = {"code": failure.code.value, "message": failure.message}
     if failure.code.is_bad_request:
         error |= {"type": "invalid_request_error", "param": failure.param}
-    return {**error, "line": outcome.item.place.line}
+    return {**error, "line": outcome.item.line}
 
 
 def read_record(line: bytes) -> tuple[bytes, bool] | None:

@@ -17,14 +17,18 @@ from hashlib import blake2b, sha256
 from io import UnsupportedOperation
 from itertools import chain, islice
 from pathlib import Path
+from queue import Empty, Queue
+from threading import Thread
+from typing import BinaryIO
 
 from kvlite.batch.codecs import decode_line, decode_simple, repeated
-from kvlite.batch.item import Code, Item, LineError, Place, digest
+from kvlite.batch.item import Code, Item, LineError, digest
 from kvlite.batch.values import utf8
 from kvlite.errors import UsageError
 from kvlite.options import BatchOptions
 
 STDIN = "-"
+NUM_AHEAD = 64  # items of a pipe that wait to be answered, at most
 
 _BOM = b"\xef\xbb\xbf"
 _LONGEST_CELL = 2**31 - 1  # characters; the csv module's own limit of 131,072 is shorter than a long prompt
@@ -95,11 +99,8 @@ class Input:
             return
         filled = ((number, line) for number, line in enumerate(lines, 1) if line.strip())
         for index, (number, line) in enumerate(filled):
-            place = Place(index, number)
-            if self.layout == "text":
-                yield self._plain(line, place)
-            else:
-                yield decode_line(line, place, self.layout)
+            item = Item(index, number, f"line-{number}")
+            yield self._plain(line, item) if self.layout == "text" else decode_line(line, item, self.layout)
 
     def _survey_file(self) -> Survey:
         hashed, model = sha256(), None
@@ -125,18 +126,22 @@ class Input:
 
     def _lines(self) -> Iterator[bytes]:
         try:
-            if self.name != STDIN:
-                with Path(self.name).open("rb") as file:
-                    yield from file
-            elif sys.stdin is None:
-                raise UsageError("stdin is closed; give a file to read")
-            else:
-                yield from _stdin()
+            with self._open() as file:
+                yield from file
         except OSError as error:
             raise UsageError(f"cannot read {self.name}: {error.strerror}") from error
 
-    def _plain(self, line: bytes, place: Place) -> Item:
-        item = Item(place, f"line-{place.line}", "simple")
+    def _open(self) -> BinaryIO:
+        if self.name != STDIN:
+            return Path(self.name).open("rb")
+        if sys.stdin is None:
+            raise UsageError("stdin is closed; give a file to read")
+        try:  # not sys.stdin itself: a thread that waits in it keeps the process from ending
+            return open(sys.stdin.fileno(), "rb", closefd=False)
+        except UnsupportedOperation:  # a caller has replaced it
+            return sys.stdin.buffer
+
+    def _plain(self, line: bytes, item: Item) -> Item:
         try:
             prompt = utf8(line.rstrip(b"\r\n"))
         except LineError as refused:
@@ -156,16 +161,16 @@ class Input:
             line, index = rows.line_num + 1, 0
             for row in rows:
                 if row:
-                    yield self._row(header, row, Place(index, line))
+                    yield self._row(header, row, Item(index, line, f"line-{line}"))
                     index += 1
                 line = rows.line_num + 1
         except csv.Error as error:
             raise UsageError(f"line {rows.line_num} is not CSV: {error}; quote cells that hold quotes") from None
 
-    def _row(self, header: list[str], row: list[str], place: Place) -> Item:
+    def _row(self, header: list[str], row: list[str], item: Item) -> Item:
         cells = dict(zip(header, row, strict=False))
-        key = cells.pop("id", "")
-        item = Item(place, f"line-{place.line}" if not key or _NOT_UTF8.search(key) else key, "simple")
+        if (key := cells.pop("id", "")) and not _NOT_UTF8.search(key):
+            item = replace(item, key=key)
         value: dict[str, object] = {"prompt": cells.pop(self._options.prompt_column, None)}
         if system := cells.pop("system", ""):
             value["system"] = system
@@ -183,8 +188,37 @@ def with_unique_ids(items: Iterable[Item]) -> Iterator[Item]:
     """Refuse items that repeat an id: a pipe is read only once, so they are found on the way."""
     first_lines: dict[bytes, int] = {}
     for item in items:
-        first = first_lines.setdefault(digest(item.key), item.place.line)
-        yield item if first == item.place.line else repeated(item, first)
+        first = first_lines.setdefault(digest(item.key), item.line)
+        yield item if first == item.line else repeated(item, first)
+
+
+def read_ahead(source: Iterator[Item]) -> Iterator[Item | None]:
+    """Yield items read in a thread, so that a slow pipe delays no answer; None where the next one is not there yet.
+
+    Raises the errors of `source`. The thread never keeps the process alive, also while it waits for a line.
+    """
+    ready: Queue[Item | BaseException] = Queue(NUM_AHEAD)
+
+    def read() -> None:
+        try:
+            for item in source:
+                ready.put(item)
+            ready.put(StopIteration())
+        except BaseException as error:  # raised again where the items are awaited
+            ready.put(error)
+
+    Thread(target=read, name="read-ahead", daemon=True).start()
+    while True:
+        try:
+            item = ready.get_nowait()
+        except Empty:
+            yield None
+            continue
+        if isinstance(item, StopIteration):
+            return
+        if isinstance(item, BaseException):
+            raise item
+        yield item
 
 
 def parse_shard(written: str) -> tuple[int, int]:
@@ -200,14 +234,3 @@ def in_shard(key: str, index: int, count: int) -> bool:
     """True where an id belongs to the share `index` of `count` (from 1); it always falls into the same one."""
     hashed = int.from_bytes(blake2b(key.encode(), digest_size=8).digest(), "big")
     return hashed % count == index - 1
-
-
-def _stdin() -> Iterator[bytes]:
-    """Read the lines of stdin, but not through sys.stdin: a thread that waits in it keeps the process from ending."""
-    try:
-        descriptor = sys.stdin.fileno()
-    except UnsupportedOperation:  # a caller has replaced sys.stdin
-        yield from sys.stdin.buffer
-        return
-    with open(descriptor, "rb", closefd=False) as file:
-        yield from file

@@ -9,16 +9,17 @@ from kvlite.batch.item import Outcome
 from kvlite.memory.format import human_bytes
 
 
-@dataclass(slots=True)
+@dataclass
 class Tally:
-    """Counts of this run; `resumed` lines have their record from an earlier one, `kept_failures` of them a failed one.
+    """Counts of this run; `resumed` lines have their record from an earlier one, `resumed_failed` of them a failed one.
 
-    `total` is None for a pipe. Tokens of deduplicated answers are counted once; `generated` counts them as they come.
+    `total` counts the lines to answer, None for a pipe. Tokens of deduplicated answers are counted once; `generated`
+    counts them as they come.
     """
 
     total: int | None = None
     resumed: int = 0
-    kept_failures: int = 0
+    resumed_failed: int = 0
     ok: int = 0
     deduped: int = 0
     prompt_tokens: int = 0
@@ -31,6 +32,11 @@ class Tally:
     def failed(self) -> int:
         """Lines that failed in this run."""
         return self.failures.total()
+
+    @property
+    def done(self) -> int:
+        """Lines that have their record."""
+        return self.resumed + self.ok + self.failed
 
     def add(self, outcome: Outcome) -> None:
         """Count one outcome."""
@@ -48,13 +54,12 @@ class Tally:
     def progress(self, seconds: float, live_bytes: int, budget_bytes: int) -> str:
         """Write the progress line: `812/5000 · 3 err · 9.4 req/s · 402 tok/s · KV 1.90/2.00 GB · ETA 07:25`."""
         ended = self.ok + self.failed
-        done = self.resumed + ended
-        parts = [f"{done}/{self.total}" if self.total is not None else f"{done}", f"{self.failed} err"]
+        parts = [f"{self.done}" if self.total is None else f"{self.done}/{self.total}", f"{self.failed} err"]
         if seconds > 0:
             parts += [f"{ended / seconds:.1f} req/s", f"{self.generated / seconds:.0f} tok/s"]
         parts.append(f"KV {human_bytes(live_bytes)} of {human_bytes(budget_bytes)}")
         if self.total is not None and ended:
-            minutes, rest = divmod(round((self.total - done) * seconds / ended), 60)
+            minutes, rest = divmod(round((self.total - self.done) * seconds / ended), 60)
             parts.append(f"ETA {minutes:02}:{rest:02}")
         return " · ".join(parts)
 
@@ -64,7 +69,7 @@ class Tally:
         if self.failures:
             parts[-1] += f" ({', '.join(f'{count} {code}' for code, count in self.failures.most_common())})"
         if self.resumed:
-            failures = f" ({self.kept_failures} of them failures)" if self.kept_failures else ""
+            failures = f" ({self.resumed_failed} of them failures)" if self.resumed_failed else ""
             parts.append(f"{self.resumed} resumed{failures}")
         parts += [f"{self.deduped} deduped"] * bool(self.deduped)
         parts.append(f"{self.generated} tokens at {self._speed(seconds):.1f} tok/s")
@@ -74,21 +79,9 @@ class Tally:
         return " · ".join(parts)
 
     def as_dict(self, seconds: float) -> dict[str, object]:
-        """The counts for `--summary` and the run record."""
-        return {
-            "total": self.resumed + self.ok + self.failed,
-            "ok": self.ok,
-            "failed": self.failed,
-            "failures": dict(self.failures),
-            "resumed": self.resumed,
-            "resumed_failed": self.kept_failures,
-            "deduped": self.deduped,
-            "prompt_tokens": self.prompt_tokens,
-            "completion_tokens": self.completion_tokens,
-            "tokens_evicted": self.tokens_evicted,
-            "tokens_per_s": round(self._speed(seconds), 3),
-            "seconds": round(seconds, 3),
-        }
+        """The counts for `--summary` and the run record; the total is that of the lines that have their record."""
+        speed = {"tokens_per_s": round(self._speed(seconds), 3), "seconds": round(seconds, 3)}
+        return vars(self) | {"total": self.done, "failed": self.failed} | speed
 
     def _speed(self, seconds: float) -> float:
         return self.generated / seconds if seconds > 0 else 0.0

@@ -14,6 +14,7 @@ from kvlite.batch.item import Json, LineError
 
 MOST_NESTED = 64
 _KINDS = {type(None): "missing", bool: "a boolean", str: "a string", dict: "an object", list: "a list"}
+_WANTED: dict[tuple[type, ...], str] = {(int,): "a whole number", (int, float): "a number", (dict,): "an object"}
 
 
 def parse_json(raw: bytes) -> object:
@@ -38,18 +39,20 @@ def utf8(raw: bytes) -> str:
         raise LineError(f"not UTF-8: byte 0x{raw[error.start]:02x} at offset {error.start}") from None
 
 
+def given(body: Json, name: str, *kinds: type) -> Any:
+    """Read a value whose type is one of `kinds`; None where it is not given."""
+    value = body.get(name)
+    if value is None or type(value) in kinds:
+        return value
+    raise LineError(f"{name} is {kind(value)}; give {_WANTED[kinds]}", name)
+
+
 def count(body: Json, name: str) -> int | None:
     """Read a whole number from 1 on; None where it is not given."""
-    value = number(body, name, whole=True)
+    value: int | None = given(body, name, int)
     if value is not None and value < 1:
         raise LineError(f"{name} is {shown(value)}; give at least 1", name)
-    return None if value is None else int(value)
-
-
-def number(body: Json, name: str, *, whole: bool) -> int | float | None:
-    """Read a number, or only a whole one; None where it is not given."""
-    found: int | float | None = _given(body, name, *(("a whole number", int) if whole else ("a number", int, float)))
-    return found
+    return value
 
 
 def text(body: Json, name: str) -> str | None:
@@ -67,12 +70,6 @@ def string(value: object, name: str) -> str:
     except UnicodeEncodeError:
         raise LineError(f"{name} holds half a surrogate pair, which is no character", name) from None
     return value
-
-
-def mapping(body: Json, name: str) -> Json | None:
-    """Read an object; None where it is not given."""
-    found: Json | None = _given(body, name, "an object", dict)
-    return found
 
 
 def shallow(value: Json | None, name: str) -> Json | None:
@@ -96,13 +93,6 @@ def shown(value: object) -> str:
         return "with too many digits"
     written = json.dumps(value, ensure_ascii=False)
     return written if len(written) <= 60 else f"{written[:57]}..."
-
-
-def _given(body: Json, name: str, wanted: str, *kinds: type) -> Any:
-    value = body.get(name)
-    if value is None or type(value) in kinds:
-        return value
-    raise LineError(f"{name} is {kind(value)}; give {wanted}", name)
 
 
 def _children(value: object) -> Iterable[object]:

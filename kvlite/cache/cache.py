@@ -111,8 +111,12 @@ class SlotCache:
 
     def room(self, row: int) -> int:
         """Count the tokens a row still takes before some layer would lose one that is visible."""
-        bounded = [layer for layer in self.layers.values() if not _outlives_window(layer)]
-        return min((layer.num_slots - self._live[layer.num_slots][row] for layer in bounded), default=2**62)
+        free = [
+            layer.num_slots - self._live[layer.num_slots][row]
+            for layer in self.layers.values()
+            if layer.shape.window is None or layer.num_slots < layer.shape.window
+        ]
+        return min(free, default=2**62)
 
     def begin(self, rows: slice, pos: Tensor, rot: Tensor, counts: Sequence[int], pins: Tensor | None) -> Step:
         """The step that feeds `counts[i]` real tokens (right-aligned in pos and rot int32 [n, T]) to each of `rows`."""
@@ -257,7 +261,3 @@ def observe(policy: Policy, pos: Tensor) -> Observation | None:
                 weight = weight * (following < policy.observed)
         retention = retention[:, None, None]
     return Observation(policy.statistic, weight, retention, policy.heads, policy.noise, policy.observed)
-
-
-def _outlives_window(layer: Layer) -> bool:
-    return layer.shape.window is not None and layer.num_slots >= layer.shape.window

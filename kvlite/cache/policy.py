@@ -205,7 +205,9 @@ def load_policy(text: str) -> Policy:
     name, settings = split_settings(text)
     found = _entry_points()
     if name not in found:
-        raise UsageError(f"unknown KV policy {name!r}; {_hint(name, sorted(found))}")
+        close = difflib.get_close_matches(name, found, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"choose one of {', '.join(sorted(found))}"
+        raise UsageError(f"unknown KV policy {name!r}; {hint}")
     try:
         policy = found[name].load()()
     except (ImportError, AttributeError, TypeError) as error:
@@ -227,11 +229,6 @@ def _read(policy: Policy, setting: str, text: str) -> Any:
         return read_value(get_type_hints(type(policy))[setting], text)
     except ValueError as error:
         raise UsageError(f"KV policy {policy.name!r}: {setting} is {text!r}; expected {error}") from None
-
-
-def _hint(name: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1)
-    return f"did you mean {close[0]!r}?" if close else f"choose one of {', '.join(known)}"
 
 
 def _entry_points() -> dict[str, EntryPoint]:

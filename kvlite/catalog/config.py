@@ -1,6 +1,7 @@
-"""Read the JSON files of a model folder; one that cannot be read raises a one-line error."""
+"""Read the JSON files of a model folder, one line of error where that fails, and its card."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ TOKENIZER_FILES = (
     "sentencepiece.bpe.model",
     "tokenizer_config.json",
 )
+_CARDS = ("README.md", "MODEL_CARD.md")
+_LICENSE = re.compile(r"^(license|license_name):[ \t]*[\"']?([^\"'#\n]+)", re.MULTILINE)
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -27,12 +30,6 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise BrokenModel(f"{folder} holds no {CONFIG}, so it is no model folder; give the folder that holds one")
     return read_object(path)
-
-
-def read_generation(folder: Path) -> dict[str, Any]:
-    """Read the folder's generation_config.json, empty without one. Raises BrokenModel when it cannot be read."""
-    path = folder / GENERATION
-    return read_object(path) if path.is_file() else {}
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -51,6 +48,18 @@ def read_object(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise BrokenModel(f"{path} holds a JSON {type(value).__name__}, not an object; get the file again")
     return value
+
+
+def read_card(folder: Path) -> tuple[str | None, str]:
+    """Read the licence that the model's card names, and the card without its front matter; (None, "") without one."""
+    path = next((folder / name for name in _CARDS if (folder / name).is_file()), None)
+    text = path.read_text(encoding="utf-8", errors="replace") if path else ""
+    matter = ""
+    if text.startswith("---\n"):
+        matter, _, text = text[4:].partition("\n---")
+    named = {field: value.strip() for field, value in _LICENSE.findall(matter)}
+    licence = named.get("license")
+    return (named.get("license_name", licence) if licence == "other" else licence), text.strip()
 
 
 def has_tokenizer(folder: Path) -> bool:

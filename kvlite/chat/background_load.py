@@ -66,10 +66,9 @@ class BackgroundLoad(Generic[T]):
 
     def _run(self) -> None:
         try:
-            found = self._work()
+            self._found.set_result(self._work())
         except BaseException as error:
             self._found.set_exception(error)
             self._terminal.end(error)
         else:
-            self._found.set_result(found)
             self._terminal.redraw()

@@ -4,78 +4,97 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from contextlib import closing
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kvlite.chat.interrupt import Interrupts
+from kvlite.errors import UsageError
 from kvlite.llm.answer import CHAT_MAX_TOKENS, Answer
-from kvlite.memory.counts import KVCounts
 from kvlite.memory.format import human_bytes
 
 if TYPE_CHECKING:
     from kvlite.console import Console
-    from kvlite.engine.request import Completion, Sampling
+    from kvlite.engine.request import Sampling
+    from kvlite.memory.counts import KVCounts
     from kvlite.record.recorder import Recorder
     from kvlite.text.stream import Piece
 
 BAR_CELLS = 8
 
 
+@dataclass(frozen=True, slots=True)
+class AnswerFormat:
+    """The form in which an answer is printed. Raises UsageError on forms that exclude each other."""
+
+    streams: bool = True
+    extracts: bool = False
+    as_json: bool = False
+    shows_thinking: bool = False
+    shows_time: bool = False
+
+    def __post_init__(self) -> None:
+        if self.extracts and self.as_json:
+            raise UsageError("--extract contradicts --json; give one of them")
+        if self.streams and (self.extracts or self.as_json):
+            raise UsageError("--stream contradicts --json and --extract, which need the whole answer; give one of them")
+
+
 class Display:
-    """An answer on the screen, text on stdout and thinking on stderr; `end` closes the line that it leaves open."""
+    """Answers on the screen as they come, text on stdout and thinking on stderr, each noted in the run record."""
 
-    def __init__(self, console: Console, *, shows_thinking: bool, shows_text: bool = True) -> None:
-        self._console = console
-        self._shows_thinking = shows_thinking
-        self._shows_text = shows_text
-        self._thinking_open = False
-        self._line_open = False
+    def __init__(self, console: Console, recorder: Recorder, form: AnswerFormat) -> None:
+        self.console = console
+        self.form = form
+        self._recorder = recorder
+        self._open: Callable[[str], None] | None = None  # writes on where the last line has no end yet
+        self._has_told_eviction = False
 
-    def show(self, piece: Piece) -> None:
-        """Write a piece at once."""
-        if not piece.thinking:
-            if self._shows_text:
-                self._end_thinking()
-                self._console.answer(piece.text)
-                self._line_open = not piece.text.endswith("\n") if piece.text else self._line_open
-        elif self._shows_thinking:
-            self._console.aside(piece.text)
-            self._thinking_open = not piece.text.endswith("\n")
-        elif self._console.has_live_stderr and not self._console.quiet:
-            self._console.show_status("thinking …")
+    def show(self, events: Generator[Piece | Answer], interrupts: Interrupts, cancel: Callable[[], None]) -> Answer:
+        """Show an answer as it comes, and return it; Ctrl-C calls `cancel`, which ends it early."""
+        with interrupts.calling(cancel), closing(events):
+            try:
+                for event in events:
+                    if interrupts.pressed:  # perhaps before there was anything to cancel
+                        cancel()
+                    if isinstance(event, Answer):
+                        self._recorder.answered(event.report(), event.kv)
+                        return event
+                    self._show_piece(event)
+                    self._recorder.sample()
+            finally:
+                self._end_line()
+        raise AssertionError("an answer ends with an Answer")
 
-    def end(self) -> None:
-        """End the last line of the answer."""
-        self._end_thinking()
-        if self._line_open:
-            self._console.answer("\n")
-            self._line_open = False
+    def tell(self, answer: Answer) -> None:
+        """Warn where the answer was cut short by lack of room or the default limit, and tell of the first eviction."""
+        done, kv = answer.completion, answer.kv
+        why = done.cut_short
+        if why is None and done.finish_reason == "length" and answer.completion_tokens == CHAT_MAX_TOKENS:
+            why = f"it has {CHAT_MAX_TOKENS:,} tokens; --max-tokens, in a chat /set max_tokens=N, sets another limit"
+        if why is not None:
+            self.console.warn(f"the answer was cut short: {why}")
+        if kv.tokens_evicted and not self._has_told_eviction:
+            self._has_told_eviction = True
+            self.console.note(
+                f"the KV cache of {human_bytes(kv.reserved_bytes)} is full: {kv.tokens_kept:,} of {kv.tokens_seen:,} "
+                f"tokens kept by policy {kv.policy}; the model no longer sees the other {kv.tokens_evicted:,}"
+            )
 
-    def _end_thinking(self) -> None:
-        if self._thinking_open:
-            self._console.aside("\n")
-            self._thinking_open = False
+    def _show_piece(self, piece: Piece) -> None:
+        if piece.thinking and not self.form.shows_thinking:
+            if self.console.has_live_stderr and not self.console.quiet:
+                self.console.show_status("thinking …")
+        elif piece.thinking or self.form.streams:
+            write = self.console.aside if piece.thinking else self.console.answer
+            if self._open != write:
+                self._end_line()
+            write(piece.text)
+            self._open = None if piece.text.endswith("\n") else write
 
-
-def show_answer(
-    events: Generator[Piece | Answer],
-    display: Display,
-    interrupts: Interrupts,
-    cancel: Callable[[], None],
-    recorder: Recorder,
-) -> Answer:
-    """Show an answer as it comes, and return it; Ctrl-C calls `cancel`, which ends it early."""
-    with interrupts.calling(cancel), closing(events):
-        try:
-            for event in events:
-                if interrupts.pressed:  # perhaps before there was anything to cancel
-                    cancel()
-                if isinstance(event, Answer):
-                    return event
-                display.show(event)
-                recorder.sample()
-        finally:
-            display.end()
-    raise AssertionError("an answer ends with an Answer")
+    def _end_line(self) -> None:
+        write, self._open = self._open, None
+        if write is not None:
+            write("\n")
 
 
 def bar(share: float) -> str:
@@ -108,33 +127,3 @@ def answer_line(answer: Answer) -> str:
         *([] if answer.finish_reason == "stop" else [str(answer.finish_reason)]),
     ]
     return " · ".join(parts)
-
-
-def cut_notice(completion: Completion) -> str | None:
-    """Write the warning for an answer cut short by lack of room or by the default limit; None for any other."""
-    why = completion.cut_short
-    if why is None and completion.finish_reason == "length" and len(completion.ids) == CHAT_MAX_TOKENS:
-        why = f"it has {CHAT_MAX_TOKENS:,} tokens; --max-tokens, in a chat /set max_tokens=N, sets another limit"
-    return None if why is None else f"the answer was cut short: {why}"
-
-
-def eviction_notice(kv: KVCounts) -> str:
-    """Write the notice for the first eviction."""
-    return (
-        f"the KV cache of {human_bytes(kv.reserved_bytes)} is full: {kv.tokens_kept:,} of {kv.tokens_seen:,} tokens "
-        f"kept by policy {kv.policy}; the model no longer sees the other {kv.tokens_evicted:,}"
-    )
-
-
-def counts_table(kv: KVCounts) -> list[tuple[str, str]]:
-    """List every count of the cache with its name, as `/mem` shows them."""
-    return [
-        ("budget", human_bytes(kv.budget_bytes)),
-        ("reserved", human_bytes(kv.reserved_bytes)),
-        ("live", f"{human_bytes(kv.live_bytes)} (peak {human_bytes(kv.peak_bytes)})"),
-        ("tokens seen", f"{kv.tokens_seen:,}"),
-        ("tokens kept", f"{kv.tokens_kept:,}"),
-        ("tokens evicted", f"{kv.tokens_evicted:,}"),
-        ("policy", kv.policy),
-        ("dtype", kv.dtype),
-    ]

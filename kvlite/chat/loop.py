@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Generator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kvlite.chat import slash_commands
-from kvlite.chat.display import Display, answer_line, cut_notice, eviction_notice, show_answer
+from kvlite.chat.display import Display, answer_line
 from kvlite.chat.interrupt import Interrupts
 from kvlite.chat.session import Session
 from kvlite.chat.session_files import SessionFile, SessionFolder, readable
@@ -16,8 +15,6 @@ from kvlite.llm.answer import Answer
 
 if TYPE_CHECKING:
     from kvlite.chat.terminal import Terminal
-    from kvlite.console import Console
-    from kvlite.record.recorder import Recorder
     from kvlite.text.stream import Piece
 
 QUOTES = '"""'
@@ -31,31 +28,21 @@ def message_of(line: str) -> str:
     return text.strip()
 
 
-@dataclass(frozen=True, slots=True)
-class Keeping:
-    """The folder of sessions, the model's name for their header, and autosave after every turn."""
-
-    folder: SessionFolder
-    model: str
-    autosaves: bool
-
-
 class Chat:
-    """A session, the file it is saved to and the console it writes to."""
+    """A session, the file in `folder` it is saved to, and the display; `model` is named in the file."""
 
     def __init__(
-        self, session: Session, keeping: Keeping, console: Console, recorder: Recorder, *, shows_thinking: bool
+        self, session: Session, folder: SessionFolder, display: Display, *, model: str, autosaves: bool = True
     ) -> None:
         self.session = session
-        self.folder = keeping.folder
+        self.folder = folder
         self.is_over = False
-        self._keeping = keeping
-        self._console = console
-        self._recorder = recorder
-        self._shows_thinking = shows_thinking
+        self._display = display
+        self._console = display.console
+        self._model = model
+        self._autosaves = autosaves
         self._file: SessionFile | None = None
         self._interrupts = Interrupts()
-        self._has_told_eviction = False
 
     def run(self, prompt: Terminal, first: str | None = None) -> None:
         """Read and handle lines until the user leaves; `first` is handled before any is read."""
@@ -88,29 +75,24 @@ class Chat:
 
     def answer(self, events: Generator[Piece | Answer]) -> None:
         """Show an answer as it comes, then its counts; save the conversation."""
-        display = Display(self._console, shows_thinking=self._shows_thinking)
-        answer = show_answer(events, display, self._interrupts, self.session.cancel, self._recorder)
-        self._recorder.answered(answer.report(), answer.kv)
+        answer = self._display.show(events, self._interrupts, self.session.cancel)
         self._console.note(answer_line(answer))
-        if (notice := cut_notice(answer.completion)) is not None:
-            self._console.warn(notice)
-        if answer.kv.tokens_evicted and not self._has_told_eviction:
-            self._has_told_eviction = True
-            self._console.note(eviction_notice(answer.kv))
+        self._display.tell(answer)
         self.save()
 
     def show(self, text: str) -> None:
         """Show the output of a command."""
         self._console.aside(f"{text}\n")
 
-    def begin_file(self) -> None:
-        """Save from now on to a new file; the conversation so far stays in its own."""
+    def start_over(self, system: str | None) -> None:
+        """Forget the conversation, which stays in its file, and go on under this system prompt in a new one."""
+        self.session.set_system(system)
         self._file = None
 
     def save(self) -> None:
         """Save the conversation where autosave is on; an error of the disk is a warning."""
         is_saved = self._file is not None and self._file.exists()  # then /undo of all turns is saved, too
-        if self._keeping.autosaves and (self.session.num_turns or is_saved):
+        if self._autosaves and (self.session.num_turns or is_saved):
             try:
                 self._write()
             except OutputError as error:
@@ -148,5 +130,5 @@ class Chat:
     def _write(self) -> SessionFile:
         if self._file is None:
             self._file = self.folder.new_file()
-        self._file.save(self.session.messages, self._keeping.model)
+        self._file.save(self.session.messages, self._model)
         return self._file

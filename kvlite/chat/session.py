@@ -1,6 +1,6 @@
-"""A conversation on row 0 of an engine, with its messages, and checkpoints to return to earlier turns.
+"""A conversation with its messages, and checkpoints to return to earlier turns.
 
-The row holds either all messages or nothing; in the second case the next turn feeds all of them again.
+The engine's row holds either all messages or nothing; in the second case the next turn feeds all of them again.
 """
 
 from __future__ import annotations
@@ -12,10 +12,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from kvlite.chat.session_files import ChatMessage
-from kvlite.engine.request import FinishReason
 from kvlite.errors import UsageError
 from kvlite.llm.answer import SEEDS, Answer, AnswerSettings
-from kvlite.llm.conversation import Checkpoint, Conversation
+from kvlite.llm.conversation import ROW, Checkpoint, Conversation
 from kvlite.memory.host import available_bytes
 
 if TYPE_CHECKING:
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
     from kvlite.text.stream import Piece
     from kvlite.text.template import ChatText
 
-ROW = 0
 MAX_CHECKPOINTS = 8
 MAX_CHECKPOINT_BYTES = 10**9  # of host memory, all checkpoints together, and at most a tenth of what is free
 
@@ -34,30 +32,25 @@ class Session:
 
     def __init__(self, engine: Engine, text: ChatText, settings: AnswerSettings, system: str | None = None) -> None:
         self.settings = settings
-        self.answers: list[Answer] = []  # since the start, also those taken back
+        self.messages: list[ChatMessage] = []
+        self.last: Answer | None = None  # the newest answer, also one taken back
         self.unsent: str | None = None  # the last question, where it got no answer
         self.checkpoint_peak_bytes = 0  # the most host memory that all checkpoints ever took
         self._engine = engine
         self._text = text
-        self._conversation = Conversation(engine, text, ROW)
-        self._messages: list[ChatMessage] = []
+        self._conversation = Conversation(engine, text)
         self._checkpoints: deque[Checkpoint] = deque()
         self._checkpoint_limit = min(MAX_CHECKPOINT_BYTES, available_bytes() // 10)
         self.set_system(system)
 
     @property
-    def messages(self) -> tuple[ChatMessage, ...]:
-        return tuple(self._messages)
-
-    @property
     def system(self) -> str | None:
         """The system prompt; None without one."""
-        first = self._messages[0] if self._messages else None
-        return first.content if first is not None and first.role == "system" else None
+        return next((message["content"] for message in self.messages[:1] if message["role"] == "system"), None)
 
     @property
     def num_turns(self) -> int:
-        return sum(message.role == "user" for message in self._messages)
+        return sum(message["role"] == "user" for message in self.messages)
 
     def counts(self) -> KVCounts:
         """Return the counts of the row's slots."""
@@ -70,24 +63,24 @@ class Session:
         """
         if not user.strip():
             raise UsageError("the message is empty; write something to send")
-        start = len(self._messages)
-        messages = [message.for_template() for message in (*self._messages, ChatMessage("user", user))]
-        encoded = self._conversation.encode(messages)
+        asked = [*self.messages, {"role": "user", "content": user}]
+        events = self._conversation.ask(asked, self.settings)
         self._take_checkpoint()
         self.unsent = user
+        answer: Answer | None = None
         try:
-            with closing(self._conversation.stream(messages, encoded, self.settings)) as events:
+            with closing(events):
                 for event in events:
                     if isinstance(event, Answer):
-                        if event.text or event.finish_reason is not FinishReason.CANCELLED:
-                            said = ChatMessage("assistant", event.text, str(event.finish_reason))
-                            self._messages += [ChatMessage("user", user), said]
-                            self.unsent = None
-                        self.answers.append(event)
+                        self.last = answer = event
                     yield event
         finally:
-            if self.unsent is not None:
-                self._go_back(start)
+            if answer is not None and self._conversation.last is answer:
+                reason = str(answer.finish_reason)
+                self.messages = [*asked, {"role": "assistant", "content": answer.text, "finish_reason": reason}]
+                self.unsent = None
+            else:
+                self._go_back(len(self.messages))
 
     def cancel(self) -> None:
         """Stop the answer being generated at its next token. Safe to call from a signal handler."""
@@ -95,52 +88,43 @@ class Session:
 
     def retry(self) -> Generator[Piece | Answer]:
         """Ask the last question again, from the same state and with the next seed."""
+        user = self.undo() if self.unsent is None else self.unsent
         sampling = self.settings.sampling
-        settings = replace(self.settings, sampling=replace(sampling, seed=(sampling.seed + 1) % SEEDS))
-        user = self.unsent if self.unsent is not None else self.undo()
-        self.settings = settings
+        self.settings = replace(self.settings, sampling=replace(sampling, seed=(sampling.seed + 1) % SEEDS))
         return self.ask(user)
 
     def undo(self, turns: int = 1) -> str:
         """Take back the last turns and return the first question taken back; raises UsageError if there are fewer."""
-        asked = [index for index, message in enumerate(self._messages) if message.role == "user"]
+        asked = [index for index, message in enumerate(self.messages) if message["role"] == "user"]
         if not asked:
             raise UsageError("the conversation has no turn yet; ask something first")
         if not 1 <= turns <= len(asked):
             raise UsageError(f"cannot take back {turns} turns; the conversation has {len(asked)}")
         start = asked[-turns]
-        user = self._messages[start].content
+        user = self.messages[start]["content"]
         self._go_back(start)
         self.unsent = None
         return user
 
-    def clear(self) -> None:
-        """Start over under the same system prompt."""
-        self.set_system(self.system)
-
     def set_system(self, system: str | None) -> None:
         """Start over under another system prompt, or none. Raises BudgetTooSmall where the cache cannot hold it."""
-        messages = [] if system is None else [ChatMessage("system", system)]
+        messages = [] if system is None else [{"role": "system", "content": system}]
         if messages and self.settings.pin_system:
-            question = ChatMessage("user", "?")  # many templates render no system prompt alone
-            rendered = self._text.conversation([message.for_template() for message in (*messages, question)])
-            self._engine.check_pins(rendered.pins)
+            question = {"role": "user", "content": "?"}  # many templates render no system prompt alone
+            self._engine.check_pins(self._text.conversation([*messages, question]).pins)
         self.load(messages)
 
     def load(self, messages: Sequence[ChatMessage]) -> None:
         """Replace the conversation; all of it is fed with the next question."""
-        self._messages = list(messages)
+        self.messages = list(messages)
         self._checkpoints.clear()
-        self.answers.clear()
-        self.unsent = None
+        self.last = self.unsent = None
         self._conversation.forget()
 
     def _take_checkpoint(self) -> None:
         """Copy the row's state to the host; the latest few are kept within the cap, a row larger than it is not."""
-        if self._conversation.is_empty or self.counts().live_bytes > self._checkpoint_limit:
+        if self.counts().live_bytes > self._checkpoint_limit or (checkpoint := self._conversation.checkpoint()) is None:
             return
-        checkpoint = self._conversation.checkpoint()
-        assert checkpoint is not None
         self._checkpoints.append(checkpoint)
         self.checkpoint_peak_bytes = max(self.checkpoint_peak_bytes, self._checkpoint_bytes())
         while len(self._checkpoints) > MAX_CHECKPOINTS or self._checkpoint_bytes() > self._checkpoint_limit:
@@ -151,7 +135,7 @@ class Session:
 
     def _go_back(self, num_messages: int) -> None:
         """Return to the first `num_messages` messages: by a checkpoint, else by feeding them again."""
-        del self._messages[num_messages:]
+        del self.messages[num_messages:]
         while self._checkpoints and len(self._checkpoints[-1].messages) > num_messages:
             self._checkpoints.pop()
         if self._checkpoints and len(self._checkpoints[-1].messages) == num_messages:

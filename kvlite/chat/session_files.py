@@ -6,16 +6,14 @@ No name leads out of the folder, and a last line cut short by a crash is ignored
 from __future__ import annotations
 
 import json
-import os
 import re
-import tempfile
-from dataclasses import dataclass
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from itertools import count
 from pathlib import Path
-from typing import NamedTuple
 
 from kvlite.errors import OutputError, UsageError
+from kvlite.record.store import write_whole
 
 ROLES = ("system", "user", "assistant")
 FORMAT = "kvlite.session/1"
@@ -30,41 +28,8 @@ def readable(text: str) -> str:
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
-@dataclass(frozen=True, slots=True)
-class ChatMessage:
-    """One message; `finish_reason` tells the end of an assistant's message, None for the other roles."""
-
-    role: str
-    content: str
-    finish_reason: str | None = None
-
-    def for_template(self) -> dict[str, str]:
-        """Return the two keys that every chat template reads."""
-        return {"role": self.role, "content": self.content}
-
-    def for_file(self) -> dict[str, str]:
-        """Return the message as one line of a session file."""
-        ending = {} if self.finish_reason is None else {"finish_reason": self.finish_reason}
-        return self.for_template() | ending
-
-
-def check_name(name: str) -> str:
-    """Return `name` where it is a safe file name; raises UsageError with the rule otherwise."""
-    is_safe = _NAME.fullmatch(name) and ".." not in name and not name.endswith(".") and not _DEVICE.fullmatch(name)
-    if not is_safe or len(name) > MAX_NAME:
-        raise UsageError(
-            f"{name[:MAX_NAME]!r} is no session name; use letters, digits, '.', '_' and '-', at most {MAX_NAME}, "
-            "not starting or ending with a dot"
-        )
-    return name
-
-
-class SessionInfo(NamedTuple):
-    """A saved session as `/sessions` lists it."""
-
-    name: str
-    modified: datetime
-    num_bytes: int
+ChatMessage = dict[str, str]
+"""One message: `role`, `content` and, for answers, `finish_reason`; just as templates and session files hold it."""
 
 
 class SessionFolder:
@@ -75,32 +40,33 @@ class SessionFolder:
 
         self.folder = folder or user_data_path("kvlite", appauthor=False) / "sessions"
 
-    def path(self, name: str) -> Path:
-        """Return the path of a session; raises UsageError where the name is unsafe or a link leads elsewhere."""
-        path = self.folder / f"{check_name(name)}{SUFFIX}"
+    def file(self, name: str) -> SessionFile:
+        """Return the session of this name, which need not exist yet.
+
+        Raises UsageError where the name is no safe file name, or is a link that leads elsewhere.
+        """
+        is_safe = _NAME.fullmatch(name) and ".." not in name and not name.endswith(".") and not _DEVICE.fullmatch(name)
+        if not is_safe or len(name) > MAX_NAME:
+            raise UsageError(
+                f"{name[:MAX_NAME]!r} is no session name; use letters, digits, '.', '_' and '-', at most {MAX_NAME}, "
+                "not starting or ending with a dot"
+            )
+        path = self.folder / f"{name}{SUFFIX}"
         if path.resolve().parent != self.folder.resolve():
             raise UsageError(f"session {name} is a link out of {self.folder}; remove the link or choose another name")
-        return path
-
-    def file(self, name: str) -> SessionFile:
-        """Return the session of this name, which need not exist yet."""
-        return SessionFile(name, self.path(name))
+        return SessionFile(name, path)
 
     def new_file(self) -> SessionFile:
         """Make a session named after the present time, with a name that is not taken."""
         stamp = datetime.now().astimezone().strftime("%Y-%m-%d-%H%M%S")
-        names = (stamp if n == 1 else f"{stamp}-{n}" for n in count(1))
-        return self.file(next(name for name in names if not self.path(name).exists()))
+        files = (self.file(stamp if n == 1 else f"{stamp}-{n}") for n in count(1))
+        return next(file for file in files if not file.exists())
 
-    def saved(self) -> list[SessionInfo]:
+    def saved(self) -> list[SessionFile]:
         """List every saved session, the latest first."""
-        infos = []
-        for path in self.folder.glob(f"*{SUFFIX}"):
-            name = path.name.removesuffix(SUFFIX)
-            if _NAME.fullmatch(name) and path.is_file():
-                stat = path.stat()
-                infos.append(SessionInfo(name, datetime.fromtimestamp(stat.st_mtime).astimezone(), stat.st_size))
-        return sorted(infos, key=lambda info: (info.modified, info.name), reverse=True)
+        paths = [path for path in self.folder.glob(f"*{SUFFIX}") if _NAME.fullmatch(path.stem) and path.is_file()]
+        paths.sort(key=lambda path: (path.stat().st_mtime, path.stem), reverse=True)
+        return [SessionFile(path.stem, path) for path in paths]
 
 
 class SessionFile:
@@ -114,7 +80,7 @@ class SessionFile:
     def exists(self) -> bool:
         return self.path.exists()
 
-    def load(self) -> tuple[ChatMessage, ...]:
+    def load(self) -> list[ChatMessage]:
         """Read the saved messages; raises UsageError where there are none or a line before the last is malformed."""
         try:
             data = self.path.read_bytes()
@@ -128,36 +94,25 @@ class SessionFile:
         if not messages and not torn:
             raise UsageError(f"{self.path} is empty; no session to load")
         self._size = len(data)
-        return tuple(message for message in messages if message is not None)
+        return [message for message in messages if message is not None]
 
-    def save(self, messages: tuple[ChatMessage, ...], model: str) -> None:
+    def save(self, messages: Sequence[ChatMessage], model: str) -> None:
         """Write the session, at once or not at all.
 
         Raises OutputError when the disk refuses, or when another process has changed the file in between.
         """
         header = {"format": FORMAT, "model": model, "saved": datetime.now(UTC).isoformat(timespec="seconds")}
-        data = b"".join(map(_line, (header, *(message.for_file() for message in messages))))
+        text = "".join(f"{json.dumps(record, ensure_ascii=False)}\n" for record in (header, *messages))
         try:
             if self.exists() and self.path.stat().st_size != self._size:
                 raise OutputError(
                     f"session {self.name} was changed by another process; /save NAME keeps this one apart"
                 )
             self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            handle, temporary = tempfile.mkstemp(dir=self.path.parent, prefix=".saving-")  # readable by its owner only
-            try:
-                with os.fdopen(handle, "wb") as file:
-                    file.write(data)
-                Path(temporary).replace(self.path)
-            except OSError:
-                Path(temporary).unlink(missing_ok=True)
-                raise
+            write_whole(text, self.path)
         except OSError as error:
             raise OutputError(f"session {self.name} cannot be saved: {error.strerror}; the chat goes on") from None
-        self._size = len(data)
-
-
-def _line(record: dict[str, str]) -> bytes:
-    return json.dumps(record, ensure_ascii=False).encode() + b"\n"
+        self._size = len(text.encode())
 
 
 def _parse(line: bytes, number: int, path: Path) -> ChatMessage | None:
@@ -172,6 +127,7 @@ def _parse(line: bytes, number: int, path: Path) -> ChatMessage | None:
         return None
     match record:
         case {"role": str(role), "content": str(content)} if role in ROLES:
+            message = {"role": role, "content": readable(content)}
             reason = record.get("finish_reason")
-            return ChatMessage(role, readable(content), reason if isinstance(reason, str) else None)
+            return message | {"finish_reason": reason} if isinstance(reason, str) else message
     raise UsageError(f"{path}, line {number}: no message; expected a role ({', '.join(ROLES)}) and a text as content")

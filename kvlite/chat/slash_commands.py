@@ -5,9 +5,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from kvlite.chat.display import counts_table
 from kvlite.errors import UsageError
 from kvlite.llm.answer import AnswerSettings
 from kvlite.memory.format import human_bytes
@@ -45,21 +45,14 @@ class Command:
 def find(line: str) -> tuple[Command, str]:
     """Split a line into its command and argument; raises UsageError with a suggestion for an unknown command."""
     word, _, rest = line.removeprefix("/").partition(" ")
-    argument = rest.strip()
-    for command in COMMANDS:
-        if word in command.names:
-            if argument and not command.argument:
-                raise UsageError(f"/{word} takes no argument, {argument!r} was given")
-            return command, argument
-    names = [name for command in COMMANDS for name in command.names]
-    close = difflib.get_close_matches(word.lower(), names, n=1)
-    hint = f"did you mean /{close[0]}?" if close else "/help lists the commands"
-    raise UsageError(f"no command /{word}; {hint} (to send such a line, begin it with a space)")
-
-
-def words() -> list[tuple[str, str]]:
-    """List every name of every command with its summary, for completion."""
-    return [(f"/{name}", command.summary) for command in COMMANDS for name in command.names]
+    command, argument = BY_NAME.get(word), rest.strip()
+    if command is None:
+        close = difflib.get_close_matches(word.lower(), BY_NAME, n=1)
+        hint = f"did you mean /{close[0]}?" if close else "/help lists the commands"
+        raise UsageError(f"no command /{word}; {hint} (to send such a line, begin it with a space)")
+    if argument and not command.argument:
+        raise UsageError(f"/{word} takes no argument, {argument!r} was given")
+    return command, argument
 
 
 def changed(settings: AnswerSettings, key: str, value: str) -> AnswerSettings:
@@ -67,10 +60,8 @@ def changed(settings: AnswerSettings, key: str, value: str) -> AnswerSettings:
     key, value = key.strip().replace("-", "_").lower(), value.strip()
     if key not in SETTINGS:
         raise UsageError(f"there is no setting {key!r}; settings are {', '.join(SETTINGS)}")
-    if key == "max_tokens" and value.lower() == "none":
-        return replace(settings, max_tokens=None)
     try:
-        number = SETTINGS[key](value)
+        number: Any = None if (key, value.lower()) == ("max_tokens", "none") else SETTINGS[key](value)
     except ValueError:
         expected = "a whole number" if SETTINGS[key] is int else "a number"
         raise UsageError(f"{key} is {value!r}; give {expected}") from None
@@ -102,8 +93,7 @@ def _exit(chat: Chat, _: str) -> None:
 
 
 def _clear(chat: Chat, _: str) -> None:
-    chat.session.clear()
-    chat.begin_file()
+    chat.start_over(chat.session.system)
     chat.show("started over; the model has forgotten the conversation")
 
 
@@ -125,8 +115,7 @@ def _system(chat: Chat, argument: str) -> None:
     if not argument:
         chat.show(chat.session.system or "no system prompt; /system TEXT sets one and starts over")
         return
-    chat.session.set_system(argument)
-    chat.begin_file()
+    chat.start_over(argument)
     chat.show("started over under the new system prompt")
 
 
@@ -140,17 +129,18 @@ def _set(chat: Chat, argument: str) -> None:
 
 
 def _mem(chat: Chat, _: str) -> None:
-    show_pairs(chat, counts_table(chat.session.counts()))
-
-
-def _stats(chat: Chat, _: str) -> None:
-    timings = [answer.completion.timing for answer in chat.session.answers]
-    tokens = sum(answer.completion_tokens for answer in chat.session.answers)
-    decode_s = sum(timing.total_s - timing.ttft_s for timing in timings)
-    speed = max(0, tokens - len(timings)) / decode_s if decode_s > 0 else 0.0  # first tokens belong to the prefill
-    ttft = f"{timings[-1].ttft_s:.2f} s" if timings else "none yet"
-    counts = [("answers", f"{len(timings):,}"), ("tokens generated", f"{tokens:,}")]
-    show_pairs(chat, [*counts, ("mean speed", f"{speed:.1f} tok/s"), ("last TTFT", ttft)])
+    kv = chat.session.counts()
+    counts = [
+        ("budget", human_bytes(kv.budget_bytes)),
+        ("reserved", human_bytes(kv.reserved_bytes)),
+        ("live", f"{human_bytes(kv.live_bytes)} (peak {human_bytes(kv.peak_bytes)})"),
+        ("tokens seen", f"{kv.tokens_seen:,}"),
+        ("tokens kept", f"{kv.tokens_kept:,}"),
+        ("tokens evicted", f"{kv.tokens_evicted:,}"),
+        ("policy", kv.policy),
+        ("dtype", kv.dtype),
+    ]
+    show_pairs(chat, counts)
 
 
 def _load(chat: Chat, argument: str) -> None:
@@ -163,7 +153,9 @@ def _sessions(chat: Chat, _: str) -> None:
     saved = chat.folder.saved()
     if not saved:
         chat.show(f"no sessions in {chat.folder.folder}")
-    show_pairs(chat, [(s.name, f"{s.modified:%Y-%m-%d %H:%M}  {human_bytes(s.num_bytes)}") for s in saved])
+    stats = [file.path.stat() for file in saved]
+    texts = [f"{datetime.fromtimestamp(stat.st_mtime):%Y-%m-%d %H:%M}  {human_bytes(stat.st_size)}" for stat in stats]
+    show_pairs(chat, [(file.name, text) for file, text in zip(saved, texts, strict=True)])
 
 
 COMMANDS = (
@@ -175,12 +167,12 @@ COMMANDS = (
     Command(("system",), "[TEXT]", "show the system prompt, or set it and start over", _system),
     Command(("set",), "[KEY=VALUE]", "list the sampling settings, or change one", _set),
     Command(("mem", "kv"), "", "what the KV cache holds", _mem),
-    Command(("stats",), "", "speed and tokens of this conversation", _stats),
     Command(
         ("save",), "[NAME]", "save the conversation, from now on under NAME", lambda chat, name: chat.save_as(name)
     ),
     Command(("load",), "NAME", "continue a saved conversation", _load),
     Command(("sessions",), "", "list the saved conversations", _sessions),
 )
-LEAVING = frozenset(f"/{name}" for command in COMMANDS if command.run is _exit for name in command.names)
+BY_NAME = {name: command for command in COMMANDS for name in command.names}
+LEAVING = frozenset(f"/{name}" for name, command in BY_NAME.items() if command.run is _exit)
 """The lines that end a chat."""

@@ -7,22 +7,20 @@ from __future__ import annotations
 
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 from prompt_toolkit import PromptSession
 from prompt_toolkit.application import run_in_terminal
-from prompt_toolkit.completion import CompleteEvent, Completer, Completion
-from prompt_toolkit.document import Document
-from prompt_toolkit.enums import EditingMode
+from prompt_toolkit.completion import WordCompleter
 from prompt_toolkit.filters import completion_is_selected, has_completions
 from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.output import create_output
 
 from kvlite.chat.loop import QUOTES
-from kvlite.chat.slash_commands import words
+from kvlite.chat.slash_commands import BY_NAME
 
 
 class Terminal:
@@ -34,11 +32,10 @@ class Terminal:
             multiline=True,
             prompt_continuation="... ",
             history=_history(history),
-            completer=CommandCompleter(),
-            complete_while_typing=True,
+            completer=command_completer(),
             key_bindings=_bindings(),
             bottom_toolbar=status,
-            editing_mode=EditingMode.VI if vi else EditingMode.EMACS,
+            vi_mode=vi,
             output=create_output(always_prefer_tty=True),  # an answer redirected to a file stays free of prompts
         )
         self._waiting: deque[Callable[[], None]] = deque()
@@ -76,11 +73,10 @@ class Terminal:
     def _schedule(self, call: Callable[[], object]) -> bool:
         """Call `call` in the editor's loop, from any thread; false where no text is being edited."""
         app = self._session.app
-        if not app.is_running or app.loop is None or app.context is None:
-            return False
         with suppress(RuntimeError):  # the text has just been sent, and the loop is closed
-            app.loop.call_soon_threadsafe(call, context=app.context)
-            return True
+            if app.is_running and app.loop is not None and app.context is not None:
+                app.loop.call_soon_threadsafe(call, context=app.context)
+                return True
         return False
 
     def _end_now(self) -> None:
@@ -94,15 +90,10 @@ class Terminal:
                 self._waiting.popleft()()
 
 
-class CommandCompleter(Completer):
-    """Completion of a slash command at the start of the text."""
-
-    def get_completions(self, document: Document, complete_event: CompleteEvent) -> Iterator[Completion]:
-        typed = document.text_before_cursor
-        if typed.startswith("/") and not any(character.isspace() for character in typed):
-            for word, summary in words():
-                if word.startswith(typed):
-                    yield Completion(word, start_position=-len(typed), display_meta=summary)
+def command_completer() -> WordCompleter:
+    """Complete a slash command at the start of the text."""
+    summaries = {f"/{name}": command.summary for name, command in BY_NAME.items()}
+    return WordCompleter(list(summaries), meta_dict=summaries, sentence=True)
 
 
 def is_open_block(text: str) -> bool:

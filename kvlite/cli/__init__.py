@@ -20,6 +20,7 @@ from kvlite.cli.commands import CommandGroup
 from kvlite.cli.invocation import Invocation, ProgramOptions
 from kvlite.cli.process import drop_stdout, leave, signals_raise, write_utf8
 from kvlite.cli.signature import from_flags
+from kvlite.console import Console
 from kvlite.errors import Interrupted, KvliteError, OutOfMemory, OutputError
 
 PROGRAM = "kvlite"
@@ -34,15 +35,21 @@ app = typer.Typer(
 )
 
 
-def program(given: ProgramOptions, ctx: typer.Context, call: Invocation) -> None:
+def program(given: ProgramOptions, console: Console, ctx: typer.Context, call: Invocation) -> None:
     """Chat with and batch-generate from Hugging Face models inside a fixed KV-cache byte budget."""
-    call.program = given
+    from kvlite.cli.settings import PROGRAM_ITSELF, load_settings
+
+    call.console, call.default_model = console, given.default_model
     if given.version:
-        _show_version(call)
+        _show_version(console)
     if ctx.invoked_subcommand is None:
         typer.echo(ctx.get_help(), err=True)
         raise typer.Exit(2)
-    _apply_settings(ctx, call)
+    settings = load_settings(ctx, given.config)
+    weaker = {name: value for name, value in settings.pop(PROGRAM_ITSELF).items() if not call.is_given(name)}
+    call.default_model = weaker.pop("default_model", given.default_model)
+    call.console = replace(console, **weaker)
+    ctx.default_map = settings
 
 
 app.callback(invoke_without_command=True)(from_flags(program))
@@ -88,25 +95,15 @@ def _run(args: list[str], call: Invocation) -> int:
     return 0
 
 
-def _show_version(call: Invocation) -> NoReturn:
+def _show_version(out: Console) -> NoReturn:
     from kvlite.record.measure import versions
 
     found = versions()
-    if call.program.as_json:
-        call.console.json(found)
+    if out.as_json:
+        out.json(found)
     else:
-        call.console.line(f"{PROGRAM} {found['kvlite'] or 'unknown (not installed)'}")
+        out.line(f"{PROGRAM} {found['kvlite'] or 'unknown (not installed)'}")
     raise typer.Exit
-
-
-def _apply_settings(ctx: typer.Context, call: Invocation) -> None:
-    from kvlite.cli.settings import load_settings
-
-    settings = load_settings(ctx, call.program.config)
-    weaker = {name: value for name, value in settings.of_program.items() if call.sources[name] == "default"}
-    call.program = replace(call.program, **weaker)
-    call.default_model = os.environ.get("KVLITE_MODEL") or settings.default_model
-    ctx.default_map = dict(settings.of_command)
 
 
 def _explain(error: BaseException, call: Invocation) -> int:
@@ -129,7 +126,7 @@ def _explain(error: BaseException, call: Invocation) -> int:
         return error.exit_code
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else 1
-    hint = "" if call.program.verbose else "; run with -v for the traceback"
+    hint = "" if call.console.verbose else "; run with -v for the traceback"
     call.console.error(f"unexpected {type(error).__name__}: {error}{hint}")
     return 1
 

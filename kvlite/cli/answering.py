@@ -6,9 +6,9 @@ import sys
 from dataclasses import dataclass
 
 from kvlite.catalog.files import ModelFiles
-from kvlite.chat.single_turn import AnswerFormat, SingleTurn
+from kvlite.chat.display import AnswerFormat, Display
+from kvlite.chat.single_turn import answer_prompt
 from kvlite.cli.invocation import Invocation
-from kvlite.cli.prompts import typed
 from kvlite.deadline import Deadline
 from kvlite.errors import UsageError
 from kvlite.llm import LLM
@@ -23,7 +23,7 @@ from kvlite.record.recorder import Recorder
 class Answering:
     """The options of a model and of its answers, where the run record goes, and the call that gave them.
 
-    Raises UsageError on sampling out of range, and on text that is none.
+    Raises UsageError on sampling out of range.
     """
 
     options: ModelOptions
@@ -33,9 +33,6 @@ class Answering:
 
     def __post_init__(self) -> None:
         sampling_of(self.answer)
-        typed(self.answer.system or "", "--system")
-        for text in self.answer.stop:
-            typed(text, "--stop")
 
     def settings(self, llm: LLM) -> AnswerSettings:
         """Sampling and end of answers: as given, else as the model asks for."""
@@ -51,19 +48,17 @@ class Answering:
 
 
 def answer_once(
-    asked: Answering, prompt: str, output: AnswerFormat, deadline: Deadline, *, raw: bool = False, command: str = "run"
+    asked: Answering, prompt: str, form: AnswerFormat, deadline: Deadline, *, raw: bool = False, command: str = "run"
 ) -> None:
     """Open the model and print its answer to one prompt; `command` is what the record calls it."""
     if raw and asked.answer.system is not None:
         raise UsageError("--raw contradicts --system: without a chat template nothing sets the system prompt apart")
-    out = asked.call.console
     with asked.call.start_recorder(command, asked.report) as recorder:
         llm = asked.open(RunSpec.of(asked.options), recorder)
         deadline.check()
         text = llm.model.text
         encoded = text.raw(prompt) if raw else text.prompt(prompt, system=asked.answer.system)
-        turn = SingleTurn(llm.engine, text, asked.settings(llm), output, out)
-        turn.answer(encoded, llm.model.name, deadline, recorder)
+        answer_prompt(llm, encoded, asked.settings(llm), Display(asked.call.console, recorder, form), deadline)
 
 
 def has_user() -> bool:

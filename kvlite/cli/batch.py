@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
-from kvlite.cli.invocation import UNNAMED, Invocation
-from kvlite.cli.signature import only
+from kvlite.cli.invocation import Invocation
+from kvlite.cli.signature import only, without
 from kvlite.options import AnswerOptions, BatchOptions, ModelOptions, OutputOptions
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def batch(
     given: BatchOptions,
     answer: AnswerOptions,
-    options: ModelOptions,
+    options: Annotated[ModelOptions, without("model")],
     output: Annotated[OutputOptions, only("report")],
     call: Invocation,
 ) -> None:
@@ -32,12 +32,12 @@ def batch(
         from kvlite.llm.spec import RunSpec
 
         named = from_lines if given.model is None else given.model
+        call.announce_built_in(named)
         return Model(
-            RunSpec.of(replace(options, model=call.chosen_model(named))),
+            RunSpec.of(call.with_model(options if named is None else replace(options, model=named))),
             batch_size="auto" if given.batch_size == "auto" else int(given.batch_size),
             console=call.console,
             is_named=given.model is not None,
-            note=UNNAMED if named is None and not call.default_model else None,
             budget_source=call.sources["kv_budget"],
         )
 

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import re
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
-from kvlite.cli.invocation import Invocation, model_argument
+from kvlite.cli.invocation import Invocation
 from kvlite.cli.signature import only, without
 from kvlite.errors import UsageError
 from kvlite.flags import option
 from kvlite.options import ModelOptions, OutputOptions
 
 if TYPE_CHECKING:
-    from kvlite.console import Console
-    from kvlite.llm import LLM
-    from kvlite.speed.measurement import Measurement
-    from kvlite.speed.report import BenchReport, Workload
+    from kvlite.speed.report import Workload
 
 _COUNT = re.compile(r"(\d{1,12})([kM]?)", re.ASCII)
 _TIMES = {"": 1, "k": 1_000, "M": 1_000_000}
@@ -25,9 +22,8 @@ _TIMES = {"": 1, "k": 1_000, "M": 1_000_000}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BenchOptions:
-    """The model to measure, and the numbers of tokens."""
+    """The numbers of tokens to measure with."""
 
-    model: str | None = model_argument()
     prompt: str = option("128,1k", metavar="N,N", help="Lengths of prompts, fed to the first token.")
     context: str = option("128,1k,8k", metavar="N,N", help="Decode after this many tokens, such as 500,8k.")
     drift: str = option(
@@ -64,11 +60,12 @@ def bench(
     from kvlite.llm.spec import RunSpec
     from kvlite.llm.text_model import TextModel, import_engine
     from kvlite.memory.host import process_age_s
+    from kvlite.speed.report import bench_report, bench_tables, headlines
 
     age_s, workload, out = process_age_s(), given.workload(), call.console
     with call.start_recorder("bench", output.report) as recorder, out.progress() as progress:
         progress.update("loading")
-        spec = RunSpec.of(replace(options, model=call.chosen_model(given.model)))
+        spec = RunSpec.of(call.with_model(options))
         start = time.perf_counter()
         import_engine()
         from kvlite.speed.measurement import Measurement
@@ -88,47 +85,16 @@ def bench(
         **loading,
         "files, plan and cache": max(0.0, opened - imported - sum(loading.values())),
     }
-    _write(_report(llm, measurement, stages), out)
-
-
-def _report(llm: LLM, measurement: Measurement, stages: dict[str, float]) -> BenchReport:
-    """Gather what was measured; `stages` are the seconds from the process's start to the model being ready."""
-    import torch
-
-    from kvlite.engine.memory_report import EngineMemory
-    from kvlite.record.measure import installed_versions
-    from kvlite.speed.report import BenchReport
-    from kvlite.speed.roofline import device_name, weights_read_bytes
-
-    assert measurement.cold_first_token_s is not None
-    return BenchReport(
-        model=llm.model.name,
-        identity=llm.model.identity(),
-        reading=EngineMemory(llm.engine).read(),
-        device_name=device_name(llm.model.loaded.device),
-        threads=torch.get_num_threads(),
-        on_full=llm.engine.on_full,
-        chunk=llm.plan.chunk,
-        weights_read_bytes=weights_read_bytes(llm.model.loaded),
-        versions=installed_versions(),
-        stages={**stages, "first token": measurement.cold_first_token_s},
-        measurement=measurement,
-        predicted=llm.predicted(),
-    )
-
-
-def _write(report: BenchReport, out: Console) -> None:
-    from kvlite.speed.view import bench_tables, ceilings_line, headline
-
+    report = bench_report(llm, measurement, stages)
     if out.as_json:
-        out.json(report.to_json(), indent=2)
+        out.json(report, indent=2)
         return
-    out.line(headline(report))
-    out.line(ceilings_line(report))
+    for line in headlines(report):
+        out.line(line)
     for table in bench_tables(report):
         out.line()
         out.show(table)
-    for reason in report.measurement.left_out:
+    for reason in measurement.left_out:
         out.note(f"left out: {reason}")
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
-from kvlite.cli.invocation import Invocation, model_argument
+from kvlite.cli.invocation import Invocation
 from kvlite.cli.signature import without
 from kvlite.errors import UsageError
 from kvlite.flags import option
-from kvlite.options import AnswerOptions, ModelOptions, OutputOptions
+from kvlite.options import AnswerOptions, ModelOptions, OutputOptions, read_text
 
 if TYPE_CHECKING:
     from kvlite.catalog.files import ModelFiles
@@ -18,15 +18,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChatOptions:
-    """The model to talk with, the session, and the look of the chat."""
+    """The session, and the look of the chat."""
 
-    model: str | None = model_argument()
     continues: bool = option(False, "-c", "--continue", from_settings=False, help="Go on with the last saved session.")
     session: str | None = option(
         None, metavar="NAME", from_settings=False, help="Go on with this session, or begin it."
     )
     save: bool = option(True, help="Save the session after each turn.")
-    prompt: str | None = option(None, "-p", metavar="TEXT", from_settings=False, help="What to ask first.")
+    prompt: str | None = option(
+        None, "-p", metavar="TEXT", from_settings=False, parse=read_text, help="What to ask first."
+    )
     vi: bool = option(False, help="Edit with vi's keys.")
     status: bool = option(True, help="Show the cache under the prompt.")
 
@@ -39,18 +40,18 @@ def chat(
     call: Invocation,
 ) -> None:
     """Talk with a model. /help lists what else can be done there; Ctrl-C stops an answer, Ctrl-D leaves."""
-    from kvlite.chat.single_turn import AnswerFormat
+    from kvlite.chat.display import AnswerFormat
     from kvlite.cli.answering import Answering, answer_once, has_user
     from kvlite.cli.prompts import build_prompt
     from kvlite.deadline import Deadline
 
     out = call.console
-    asked = Answering(replace(options, model=call.chosen_model(given.model)), answer, output.report, call)
+    asked = Answering(call.with_model(options), answer, output.report, call)
     if has_user():
         if out.as_json:
             raise UsageError("a chat at a terminal has no --json; use kvlite run --json, or pipe the question in")
         name = _session_to_open(given.continues, given.session)
-        call.announce_built_in(given.model)
+        call.announce_built_in(options.model)
         _talk(asked, given, name, shows_thinking=output.show_thinking)
         return
     if given.continues or given.session:
@@ -58,7 +59,7 @@ def chat(
     words = [] if given.prompt is None else [given.prompt]
     form = AnswerFormat(streams=not out.as_json, as_json=out.as_json, shows_thinking=output.show_thinking)
     text = build_prompt(words, [], None)
-    call.announce_built_in(given.model)
+    call.announce_built_in(options.model)
     answer_once(asked, text, form, Deadline(None), command="chat")
 
 
@@ -75,7 +76,7 @@ def _session_to_open(continues: bool, session: str | None) -> str | None:
             raise UsageError(f"no session to continue in {folder.folder}; start one without --continue")
         return saved[0].name
     if session is not None:
-        folder.path(session)
+        folder.file(session)
     return session
 
 
@@ -83,8 +84,8 @@ def _talk(asked: Answering, given: ChatOptions, name: str | None, *, shows_think
     from platformdirs import user_state_path
 
     from kvlite.chat.background_load import BackgroundLoad
-    from kvlite.chat.display import status_line
-    from kvlite.chat.loop import Chat, Keeping
+    from kvlite.chat.display import AnswerFormat, Display, status_line
+    from kvlite.chat.loop import Chat
     from kvlite.chat.session import Session
     from kvlite.chat.session_files import SessionFolder
     from kvlite.chat.slash_commands import LEAVING
@@ -97,15 +98,14 @@ def _talk(asked: Answering, given: ChatOptions, name: str | None, *, shows_think
     def status() -> str:
         if session is None:
             return f"{asked.options.model} is loading"
-        last = session.answers[-1] if session.answers else None
-        return status_line(session.counts(), last, session.settings.sampling)
+        return status_line(session.counts(), session.last, session.settings.sampling)
 
     def begin(files: ModelFiles | None = None) -> Chat:
         nonlocal session
         llm = asked.open(spec, recorder, files)
         session = Session(llm.engine, llm.model.text, asked.settings(llm), asked.answer.system)
-        keeping = Keeping(SessionFolder(), llm.model.name, given.save)
-        chat = Chat(session, keeping, out, recorder, shows_thinking=shows_thinking)
+        display = Display(out, recorder, AnswerFormat(shows_thinking=shows_thinking))
+        chat = Chat(session, SessionFolder(), display, model=llm.model.name, autosaves=given.save)
         if name is not None:
             chat.open(name)
         return chat

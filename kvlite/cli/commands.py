@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from importlib import import_module
-from typing import Any, NamedTuple
+from typing import Any
 
 import typer.main
 from typer.core import TyperArgument, TyperCommand, TyperGroup
@@ -12,30 +12,22 @@ from typer.models import CommandInfo
 
 from kvlite.cli.signature import from_flags, program_flags
 
-
-class Entry(NamedTuple):
-    """A command's module and function, and its line in the list of commands."""
-
-    module: str
-    function: str
-    summary: str
-
-
-COMMANDS: Mapping[str, Entry] = {
-    "chat": Entry("kvlite.cli.chat", "chat", "Talk with a model; the cache stays inside its budget."),
-    "run": Entry("kvlite.cli.run", "run", "Answer one prompt, from arguments or a pipe."),
-    "batch": Entry("kvlite.cli.batch", "batch", "Answer a file of prompts; resumes where it stopped."),
-    "plan": Entry("kvlite.cli.plan", "plan", "What fits: weights, KV cache and context, before anything is loaded."),
-    "eval": Entry("kvlite.cli.eval", "eval_", "Measure what a KV budget costs, and which policy to use."),
-    "bench": Entry("kvlite.cli.bench", "bench", "Measure how fast a model runs here, beside what the device can do."),
-    "report": Entry("kvlite.cli.report", "report", "Show what a past run took, predicted and measured."),
-    "pull": Entry("kvlite.cli.models", "pull", "Download a model."),
-    "ls": Entry("kvlite.cli.models", "ls", "List the models that are here."),
-    "show": Entry("kvlite.cli.models", "show", "Show a model's shape, licence and KV bytes per token."),
-    "rm": Entry("kvlite.cli.models", "rm", "Delete a downloaded model."),
-    "policies": Entry("kvlite.cli.policies", "policies", "List the eviction policies."),
-    "completion": Entry("kvlite.cli.completion", "completion", "Print the completion script of a shell."),
+COMMANDS: Mapping[str, tuple[str, str, str]] = {
+    "chat": ("kvlite.cli.chat", "chat", "Talk with a model; the cache stays inside its budget."),
+    "run": ("kvlite.cli.run", "run", "Answer one prompt, from arguments or a pipe."),
+    "batch": ("kvlite.cli.batch", "batch", "Answer a file of prompts; resumes where it stopped."),
+    "plan": ("kvlite.cli.plan", "plan", "What fits: weights, KV cache and context, before anything is loaded."),
+    "eval": ("kvlite.cli.eval", "eval_", "Measure what a KV budget costs, and which policy to use."),
+    "bench": ("kvlite.cli.bench", "bench", "Measure how fast a model runs here, beside what the device can do."),
+    "report": ("kvlite.cli.report", "report", "Show what a past run took, predicted and measured."),
+    "pull": ("kvlite.cli.models", "pull", "Download a model."),
+    "ls": ("kvlite.cli.models", "ls", "List the models that are here."),
+    "show": ("kvlite.cli.models", "show", "Show a model's shape, licence and KV bytes per token."),
+    "rm": ("kvlite.cli.models", "rm", "Delete a downloaded model."),
+    "policies": ("kvlite.cli.policies", "policies", "List the eviction policies."),
+    "completion": ("kvlite.cli.completion", "completion", "Print the completion script of a shell."),
 }
+"""A command's module and function, and its line in the list of commands."""
 
 
 class CommandGroup(TyperGroup):
@@ -43,7 +35,7 @@ class CommandGroup(TyperGroup):
 
     def __init__(self, **attrs: Any) -> None:
         super().__init__(**attrs)
-        self.commands.update({name: TyperCommand(name, short_help=COMMANDS[name].summary) for name in COMMANDS})
+        self.commands.update({name: TyperCommand(name, short_help=COMMANDS[name][2]) for name in COMMANDS})
         self._loaded: dict[str, TyperCommand] = {}
 
     def load(self, name: str) -> TyperCommand:

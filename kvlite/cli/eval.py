@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from kvlite.cli.invocation import Invocation, model_argument
+from kvlite.cli.invocation import Invocation
 from kvlite.cli.signature import only
 from kvlite.flags import option
-from kvlite.options import SAMPLING, ModelOptions, OutputOptions
+from kvlite.options import SAMPLING, ModelOptions, OutputOptions, read_file_name
 
 # fmt: off
 _OF_MODEL = (
-    "prefill_chunk", "quant", "four_bit", "dtype", "device", "revision", "trust_remote_code", "allow_pickle", "offline",
+    "model", "prefill_chunk", "quant", "four_bit", "dtype", "device", "revision", "trust_remote_code", "allow_pickle",
+    "offline",
 )
 # fmt: on
 
@@ -26,9 +27,8 @@ def _complete_suite(incomplete: str) -> list[str]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvalOptions:
-    """The model to measure, the suites, the policies and the budgets."""
+    """The suites, the policies and the budgets to measure."""
 
-    model: str | None = model_argument()
     suite: str | None = option(
         None,
         metavar="A,B",
@@ -80,9 +80,12 @@ class EvalOptions:
         None,
         metavar="FILE",
         from_settings=False,
+        parse=read_file_name,
         help="Keep results here as they come; what it holds is not measured again.",
     )
-    html: Path | None = option(None, metavar="FILE", from_settings=False, help="Write a page with plots.")
+    html: Path | None = option(
+        None, metavar="FILE", from_settings=False, parse=read_file_name, help="Write a page with plots."
+    )
     batch_size: int | None = option(None, metavar="N", min=1, help="Conversations that run at once.")
 
 
@@ -96,8 +99,7 @@ def eval_(
     from kvlite.cli.evaluating import check, evaluate
 
     check(given)
-    call.announce_built_in(given.model)
-    options = replace(options, model=call.chosen_model(given.model))
+    call.announce_built_in(options.model)
     chunk = options.prefill_chunk if call.is_given("prefill_chunk") else None
     with call.start_recorder("eval", output.report) as recorder:
-        evaluate(given, options, chunk, recorder, call.console)
+        evaluate(given, call.with_model(options), chunk, recorder, call.console)

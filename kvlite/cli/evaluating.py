@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
+from datetime import timedelta
+from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,14 +14,12 @@ from kvlite.cli.prompts import STDIN, read_file, read_stdin
 from kvlite.cli.report import write_page
 from kvlite.console import Console
 from kvlite.errors import UsageError
-from kvlite.evaluation.evaluation import Evaluation, Pace
+from kvlite.evaluation.evaluation import Evaluation, Subject
 from kvlite.evaluation.journal import Journal
-from kvlite.evaluation.report import eval_json
 from kvlite.evaluation.suites import Suite
 from kvlite.evaluation.summary import Summary
-from kvlite.evaluation.tasks import Subject
 from kvlite.evaluation.variant import Variant
-from kvlite.evaluation.view import eval_page, headline, suite_section
+from kvlite.evaluation.view import eval_json, eval_page, headline, suite_section
 from kvlite.llm.spec import RunSpec
 from kvlite.llm.text_model import TextModel, import_engine
 from kvlite.memory.budget import Budget, BudgetKind
@@ -38,23 +37,13 @@ _WINDOW_SHARE = 0.9  # the rest is for answers longer than the right ones
 
 
 def check(given: EvalOptions) -> None:
-    """Raise UsageError on mistakes that show before any model is looked for.
-
-    Among them files that could not be written afterwards, or that would be written over what is read.
-    """
+    """Raise UsageError on mistakes that show before any model is looked for, files that are one among them."""
     _variants(given, None)
     _suites(given, _tokens(given, None))
-    for flag, path, others in (
-        ("--journal", given.journal, {"--text": given.text}),
-        ("--html", given.html, {"--text": given.text, "--journal": given.journal}),
-    ):
-        if path is None:
-            continue
-        if obstacle := _obstacle(path):
-            raise UsageError(f"{flag} {path}: {obstacle}; give another file")
-        for other, file in others.items():
-            if file is not None and file.resolve() == path.resolve():
-                raise UsageError(f"{flag} and {other} name the same file {path}; give another")
+    files = {"--text": given.text, "--journal": given.journal, "--html": given.html}
+    for (one, path), (other, file) in combinations(files.items(), 2):
+        if path is not None and file is not None and path.resolve() == file.resolve():
+            raise UsageError(f"{one} and {other} name the same file {path}; give another")
 
 
 def evaluate(given: EvalOptions, options: ModelOptions, chunk: int | None, recorder: Recorder, out: Console) -> None:
@@ -75,7 +64,7 @@ def evaluate(given: EvalOptions, options: ModelOptions, chunk: int | None, recor
     about = {
         "model": model.name,
         "identity": subject.identity,
-        "dtype": model.loaded.dtype_name,
+        "dtype": model.loaded.shape.dtype,
         "quant": model.loaded.quant,
         "device": model.loaded.device.type,
         "versions": installed_versions(),
@@ -143,20 +132,11 @@ def _share(text: str) -> Budget:
         raise UsageError(f"--share {text} is no percentage; give a number above 0 and at most 100") from error
 
 
-def _obstacle(path: Path) -> str | None:
-    """The reason why a file cannot be written, None where it can."""
-    if path.is_dir():
-        return "a folder"
-    if not path.parent.is_dir():
-        return f"there is no folder {path.parent}"
-    return None if os.access(path if path.exists() else path.parent, os.W_OK) else "it may not be written"
-
-
 def _run(evaluation: Evaluation, out: Console) -> list[Summary]:
     """Measure under a status line; on the way out say where the results are."""
     try:
         with out.progress() as progress:
-            evaluation.tell = lambda pace: progress.update(_told(pace))
+            evaluation.tell = lambda now: progress.update(_progress(now))
             return evaluation.run()
     except BaseException:
         if evaluation.journal.path is not None:
@@ -164,16 +144,9 @@ def _run(evaluation: Evaluation, out: Console) -> list[Summary]:
         raise
 
 
-def _told(pace: Pace) -> str:
-    """The progress in one line, the time left as exact as an estimate is."""
-    done = f"{pace.done:.0f} of {pace.total} · {pace.doing}"
-    if pace.left_s is None:
-        return done
-    minutes = pace.left_s / 60
-    left = (
-        f"{pace.left_s:.0f} s" if minutes < 1.5 else f"{minutes:.0f} min" if minutes < 90 else f"{minutes / 60:.1f} h"
-    )
-    return f"{done} · about {left} left"
+def _progress(now: Evaluation) -> str:
+    left = "" if now.left_s is None else f" · about {timedelta(seconds=round(now.left_s))} left"
+    return f"{now.done:.0f} of {now.total} · {now.doing}{left}"
 
 
 def _write(about: Mapping[str, Any], summaries: Sequence[Summary], html: Path | None, out: Console) -> None:

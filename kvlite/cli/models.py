@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
-from kvlite.cli.invocation import Invocation, model_argument
+from kvlite.cli.invocation import Invocation
 from kvlite.cli.signature import only
 from kvlite.errors import ModelError, ModelNotFound, UsageError
 from kvlite.flags import argument, option
 from kvlite.options import ModelOptions
 
 if TYPE_CHECKING:
-    from kvlite.catalog.files import ModelFacts
+    from kvlite.catalog.files import ModelFiles
     from kvlite.catalog.listing import Listed
     from kvlite.catalog.names import ModelRef
 
@@ -24,13 +25,6 @@ class PullOptions:
     """The model to download."""
 
     model: str = argument(metavar="MODEL", complete="model", help=_NAME_HELP)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ShowOptions:
-    """The model to show."""
-
-    model: str | None = model_argument()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +40,7 @@ def pull(
 ) -> None:
     """Download a model, or what is missing of it, and print the folder it lies in."""
     from kvlite.catalog.files import files_in
-    from kvlite.catalog.hub import download, offer, remote_repo
+    from kvlite.catalog.hub import download, offer
     from kvlite.catalog.names import resolve_model
 
     out = call.console
@@ -55,7 +49,7 @@ def pull(
     if folder is not None:
         out.note(f"{ref} is on this machine already; there is nothing to download")
     else:
-        wanted = offer(remote_repo(ref), allow_pickle=options.allow_pickle)
+        wanted = offer(ref, allow_pickle=options.allow_pickle)
         out.note(str(wanted))
         folder = download(wanted, progress=out.has_live_stderr and not out.quiet)
     files = files_in(ref, folder, allow_pickle=options.allow_pickle)
@@ -83,22 +77,23 @@ def ls(call: Invocation) -> None:
             out.detail(f"{model.name}: {model.problem}")
 
 
-def show(options: Annotated[ModelOptions, only("revision", "offline")], given: ShowOptions, call: Invocation) -> None:
+def show(options: Annotated[ModelOptions, only("model", "revision", "offline")], call: Invocation) -> None:
     """Show a model's layers, heads, KV bytes per token, sizes and licence; downloads no weights."""
-    from kvlite.catalog.files import model_card, model_facts
+    from kvlite.catalog.config import read_card
+    from kvlite.catalog.files import model_facts
     from kvlite.catalog.names import resolve_model
 
     out = call.console
-    ref = resolve_model(call.chosen_model(given.model), revision=options.revision)
-    card, record = model_card(ref, offline=options.offline), _record(ref, model_facts(ref, offline=options.offline))
+    ref = resolve_model(call.with_model(options).model, revision=options.revision)
+    record = _record(ref, model_facts(ref, offline=options.offline))
     if out.as_json:
-        out.json(record | {"summary": card.summary}, indent=2)
+        out.json(record, indent=2)
         return
     for label, value in _lines(record):
         out.line(f"{label:<14}{value}")
-    if card.text:
+    if ref.path is not None and ref.is_demo:
         out.line()
-        out.line(card.text if ref.is_demo else card.summary)
+        out.line(read_card(ref.path)[1])
 
 
 def rm(options: Annotated[ModelOptions, only("revision")], given: RemoveOptions, call: Invocation) -> None:
@@ -145,8 +140,9 @@ def _listed_record(model: Listed) -> dict[str, Any]:
     return record | {"modified": modified.isoformat().replace("+00:00", "Z")}
 
 
-def _record(ref: ModelRef, facts: ModelFacts) -> dict[str, Any]:
+def _record(ref: ModelRef, facts: ModelFiles) -> dict[str, Any]:
     """All that is known of a model; of one that kvlite cannot hold, the problem in place of its shape."""
+    from kvlite.cli.planning import layer_groups
     from kvlite.memory.shape import ModelShape
 
     record: dict[str, Any] = {
@@ -154,58 +150,42 @@ def _record(ref: ModelRef, facts: ModelFacts) -> dict[str, Any]:
         "repo": facts.repo,
         "revision": facts.revision,
         "license": facts.license,
-        "weight_bytes": facts.weight_bytes,
-        "weight_bytes_by_dtype": dict(facts.by_dtype),
-        "parameters": facts.parameters,
+        "weight_bytes": facts.weights and facts.weights.num_bytes,
+        "weight_bytes_by_dtype": dict(facts.weights.by_dtype) if facts.weights else {},
+        "parameters": facts.weights and facts.weights.parameters,
         "problem": None,
     }
     try:
         shape = ModelShape.from_config(facts.config, stored_dtype=facts.stored_dtype)
     except ModelError as error:
         return record | {"problem": str(error)}
-    kinds = [layer.kind for layer in shape.layers]
-    heads = [layer for layer in shape.layers if layer.kv_heads]
     return record | {
         "family": shape.family,
         "dtype": shape.dtype,
-        "layers": {kind: kinds.count(kind) for kind in ("full", "sliding", "state") if kind in kinds},
+        "layers": layer_groups(shape.layers, (None,) * len(shape.layers)),
         "query_heads": shape.query_heads,
-        "kv_heads": sorted({layer.kv_heads for layer in heads}),
-        "k_dim": sorted({layer.k_dim for layer in heads}),
-        "v_dim": sorted({layer.v_dim for layer in heads}),
         "window": shape.max_positions,
-        "sliding_window": sorted({layer.window for layer in heads if layer.window}),
         "kv_bytes_per_token": shape.kv_bytes_per_token(),
-        "state_bytes_per_row": sum(layer.state_bytes for layer in shape.layers),
     }
 
 
-def _lines(record: dict[str, Any]) -> list[tuple[str, str]]:
+def _lines(record: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """The record for reading, as labels and texts."""
+    from kvlite.cli.planning import layer_text
     from kvlite.memory.format import human_bytes
-
-    def every(key: str) -> str:
-        return " or ".join(f"{number:,}" for number in record[key])
 
     at = f"@{record['revision'][:7]}" if record["revision"] else ""
     weights = "unknown" if record["weight_bytes"] is None else human_bytes(record["weight_bytes"])
     dtypes = ", ".join(f"{dtype} {human_bytes(size)}" for dtype, size in record["weight_bytes_by_dtype"].items())
-    lines = [
-        ("model", f"{record['repo'] or record['name']}{at}"),
-        ("licence", record["license"] or "unknown"),
-        ("weights", f"{weights} ({dtypes})" if dtypes else weights),
-        ("parameters", "unknown" if record["parameters"] is None else f"{record['parameters']:,}"),
-    ]
+    yield "model", f"{record['repo'] or record['name']}{at}"
+    yield "licence", record["license"] or "unknown"
+    yield "weights", f"{weights} ({dtypes})" if dtypes else weights
+    yield "parameters", "unknown" if record["parameters"] is None else f"{record['parameters']:,}"
     if record["problem"]:
-        return [*lines, ("problem", record["problem"])]
-    layers = ", ".join(f"{count} {kind}" for kind, count in record["layers"].items())
-    sliding = f" (sliding window {every('sliding_window')} tokens)" if record["sliding_window"] else ""
-    heads = f"{record['query_heads']} query, {every('kv_heads')} KV; K {every('k_dim')}, V {every('v_dim')} wide"
-    return [
-        *lines,
-        ("family", f"{record['family']}, {record['dtype']}"),
-        ("layers", f"{layers}{sliding}"),
-        ("heads", heads),
-        ("KV per token", f"{record['kv_bytes_per_token']:,} bytes"),
-        ("window", "unlimited" if record["window"] is None else f"{record['window']:,} tokens"),
-    ]
+        yield "problem", record["problem"]
+        return
+    yield "family", f"{record['family']}, {record['dtype']}, {record['query_heads']} query heads"
+    for group in record["layers"]:
+        yield "layers", layer_text(group)
+    yield "KV per token", f"{record['kv_bytes_per_token']:,} bytes"
+    yield "window", "unlimited" if record["window"] is None else f"{record['window']:,} tokens"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
-from kvlite.cli.invocation import Invocation, model_argument
+from kvlite.cli.invocation import Invocation
 from kvlite.cli.signature import without
 from kvlite.errors import DoesNotFit, UsageError
 from kvlite.flags import option
@@ -16,9 +16,8 @@ _WHEN_LOADED = ("think", "pin_system", "trust_remote_code", "allow_pickle", "fus
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlanOptions:
-    """The model to plan for, and the question."""
+    """The question."""
 
-    model: str | None = model_argument()
     context: int | None = option(None, metavar="N", min=1, max=2**31 - 1, help="Tokens each row should keep.")
     batch_size: int | None = option(
         None, metavar="N", min=1, max=2**16, help="Plan a batch of at most N rows at a time."
@@ -39,8 +38,7 @@ def plan(given: PlanOptions, options: Annotated[ModelOptions, without(*_WHEN_LOA
         options = replace(options, kv_per_seq=None)
     kv_budget = options.kv_budget if call.is_given("kv_budget") else None
     _refuse_contradictions(given, kv_budget, options.kv_per_seq)
-    options = replace(options, model=call.chosen_model(given.model))
-    report = plan_report(given, options, is_budget_given=kv_budget is not None)
+    report = plan_report(given, call.with_model(options), is_budget_given=kv_budget is not None)
     if call.console.as_json:
         call.console.json(as_json(report), indent=2)
     else:

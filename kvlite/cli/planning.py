@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from kvlite.catalog.files import ModelFacts, model_facts
+from kvlite.catalog.files import ModelFiles, model_facts
 from kvlite.console import Console
 from kvlite.llm.spec import PlanDevice, RunSpec, find_device
 from kvlite.memory.budget import Budget, BudgetKind
@@ -25,7 +25,7 @@ class PlanReport:
     """A quote for a model on a device, and the options that asked for it."""
 
     model: str
-    facts: ModelFacts
+    facts: ModelFiles
     device: PlanDevice
     quote: Quote
     given: PlanOptions
@@ -36,7 +36,7 @@ def plan_report(given: PlanOptions, options: ModelOptions, *, is_budget_given: b
     place = find_device(options.device, given.vram)
     spec = _with_budgets(RunSpec.of(options), given, is_budget_given=is_budget_given)
     facts = model_facts(spec.ref, offline=options.offline)
-    fit = spec.fit(facts, spec.shape(facts), place.kind, place.free_bytes, given.batch_size)
+    fit = spec.fit(facts, place, given.batch_size)
     return PlanReport(str(spec.ref), facts, place, _quote(fit, spec.budget, given), given)
 
 
@@ -80,19 +80,16 @@ def as_json(report: PlanReport) -> dict[str, Any]:
         "family": shape.family,
         "dtype": shape.dtype,
         "window": shape.max_positions,
-        "layers": list(_layer_groups(report)),
+        "layers": layer_groups(shape.layers, cache.layer_slots if cache else (None,) * len(shape.layers)),
         "kv_dtype": found.spec.slot_format.name,
         "kv_bytes_per_token": shape.kv_bytes_per_token(found.spec.slot_format),
         "policy_state_bytes_per_slot": found.spec.state_bytes_per_slot,
         "budget": str(found.budget),
-        "budget_bytes": cache.budget_bytes if cache else None,
         "kv_budget": size_up(cache.reserved_bytes) if cache else None,
         "rows": cache.rows if cache else fit.most_rows,
         "context": report.given.context,
         "tokens": cache.slots if cache else 0,
-        "chunk": cache.chunk if cache else None,
-        "capped_by": cache.capped_by if cache else None,
-        "reserved_bytes": cache.reserved_bytes if cache else None,
+        **{name: getattr(cache, name, None) for name in ("budget_bytes", "reserved_bytes", "chunk", "capped_by")},
         "full_cache_bytes": shape.full_cache_bytes(shape.max_positions) if shape.max_positions else None,
         "quant": fit.quant,
         "weights_known": fit.weights is not None,
@@ -137,8 +134,8 @@ def _headlines(report: PlanReport) -> Iterator[tuple[str, str]]:
     named = f" ({report.facts.repo}{commit})" if report.facts.repo else ""
     window = f", window {shape.max_positions:,} tokens" if shape.max_positions else ""
     yield "model", f"{report.model}{named}, {shape.family} in {shape.dtype}{window}"
-    for layer, count in Counter(shape.layers).items():
-        yield "layers", _layer_text(layer, count)
+    for group in layer_groups(shape.layers, (None,) * len(shape.layers)):
+        yield "layers", layer_text(group)
     per_token = shape.kv_bytes_per_token(found.spec.slot_format)
     inside = " while inside every window" if any(layer.window for layer in shape.layers) else ""
     checked = "; auto takes it if the model, once loaded, tolerates it" if found.takes_another_format else ""
@@ -164,21 +161,20 @@ def _headlines(report: PlanReport) -> Iterator[tuple[str, str]]:
         yield "solved", f"--batch-size {cache.rows} --kv-per-seq {cache.slots}tok"
 
 
-def _layer_groups(report: PlanReport) -> Iterator[dict[str, Any]]:
+def layer_groups(layers: Sequence[LayerShape], slots: Sequence[int | None]) -> list[dict[str, Any]]:
     """Layers that are alike and have as many slots, counted, in the order of their first one."""
-    layers, cache = report.quote.fit.shape.layers, report.quote.cache
-    slots = cache.layer_slots if cache else (None,) * len(layers)
-    for (layer, held), count in Counter(zip(layers, slots, strict=True)).items():
-        yield {"count": count, **asdict(layer), "slots": held}
+    counted = Counter(zip(layers, slots, strict=True))
+    return [{"count": count, **asdict(layer), "slots": held} for (layer, held), count in counted.items()]
 
 
-def _layer_text(layer: LayerShape, count: int) -> str:
-    parts = [f"{count} {layer.kind}"]
-    if layer.kv_heads:
-        dims = f"{layer.k_dim}" if layer.k_dim == layer.v_dim else f"{layer.k_dim} and {layer.v_dim}"
-        parts.append(f"{layer.kv_heads} KV heads of {dims}")
-    if layer.window:
-        parts.append(f"the newest {layer.window:,} tokens")
-    if layer.state_bytes:
-        parts.append(f"{layer.state_bytes:,} B of constant state")
+def layer_text(group: Mapping[str, Any]) -> str:
+    """A group of `layer_groups` for reading."""
+    parts = [f"{group['count']} {group['kind']}"]
+    if group["kv_heads"]:
+        k_dim, v_dim = group["k_dim"], group["v_dim"]
+        parts.append(f"{group['kv_heads']} KV heads of {k_dim if k_dim == v_dim else f'{k_dim} and {v_dim}'}")
+    if group["window"]:
+        parts.append(f"the newest {group['window']:,} tokens")
+    if group["state_bytes"]:
+        parts.append(f"{group['state_bytes']:,} B of constant state")
     return ", ".join(parts)

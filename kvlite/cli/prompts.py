@@ -60,16 +60,16 @@ def build_prompt(words: Sequence[str], files: Sequence[Path], template: str | No
     """One prompt of what was given: stdin, then the files, then the words, a blank line between them.
 
     With a `template`, its fields {stdin}, {file} and {prompt} say where each goes. Raises UsageError when the prompt
-    is empty, when something is not UTF-8, and when the template asks for what is not there or leaves something out.
+    is empty, when a file is not UTF-8, and when the template asks for what is not there or leaves something out.
     """
     is_asked_for = [*words] == [STDIN]
     given = {
         "stdin": read_stdin(is_asked_for),
         "file": "\n\n".join(read_file(file) for file in files),
-        "prompt": "" if is_asked_for else typed(" ".join(words), "the prompt"),
+        "prompt": "" if is_asked_for else " ".join(words),
     }
     given = {name: text for name, text in given.items() if text.strip()}
-    prompt = "\n\n".join(given.values()) if template is None else _fill(typed(template, "--template"), given)
+    prompt = "\n\n".join(given.values()) if template is None else _fill(template, given)
     if not prompt.strip():
         raise UsageError("the prompt is empty; give it as an argument, with -f FILE or through a pipe")
     return prompt
@@ -102,13 +102,6 @@ def decoded(data: bytes, source: str) -> str:
         raise UsageError(
             f"{source} is not UTF-8: byte 0x{data[offset]:02x} at offset {offset}; convert it first, as with iconv"
         ) from None
-
-
-def typed(text: str, source: str) -> str:
-    """`text` from the command line. Raises UsageError when the bytes typed were not UTF-8."""
-    if any("\udc80" <= character <= "\udcff" for character in text):  # how Python hands on such bytes
-        raise UsageError(f"{source} is not UTF-8; check the terminal's locale, or give it with -f FILE")
-    return text
 
 
 def _fill(template: str, given: Mapping[str, str]) -> str:

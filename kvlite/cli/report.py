@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kvlite.cli.invocation import Invocation
-from kvlite.errors import OutputError, UsageError
+from kvlite.errors import GateFailed, OutputError, UsageError
 from kvlite.flags import argument, option
 
 if TYPE_CHECKING:
@@ -39,49 +39,44 @@ class ReportOptions:
 def report(asked: ReportOptions, call: Invocation) -> None:
     """Show what a past run took: predicted, measured, kept and evicted."""
     out = call.console
-    forms = {"--json": out.as_json, "--html": asked.html, "--compare": asked.compare}
-    given = [name for name, value in forms.items() if value]
+    flags = {"--json": out.as_json, "--html": asked.html, "--compare": asked.compare, "--fail-on": asked.fail_on}
+    given = [name for name, value in flags.items() if value]
     first, *rest = asked.words or ("last",)
     if first in ("ls", "rm"):
-        if refused := [name for name in (*given, *(["--fail-on"] if asked.fail_on else [])) if name != "--json"]:
+        if refused := [name for name in given if name != "--json"]:
             raise UsageError(f"report {first} takes no {refused[0]}")
         (_list if first == "ls" else _remove)(out, rest)
         return
-    if len(given) > 1:
-        raise UsageError(f"{given[0]} contradicts {given[1]}; give one of them")
+    if len(forms := [name for name in given if name != "--fail-on"]) > 1:
+        raise UsageError(f"{forms[0]} contradicts {forms[1]}; give one of them")
     if rest:
         raise UsageError(f"one run at a time, not also {rest[0]!r}; --compare takes a second")
     _report(out, first, asked)
 
 
 def _report(out: Console, run: str, asked: ReportOptions) -> None:
-    from kvlite.record.fail_on import Comparison, changes, check, difference_table, numbers_of, values_of
+    from kvlite.record.fail_on import difference_table, judge, numbers_of
     from kvlite.record.store import RunRecords
 
-    comparisons = [Comparison.parse(text) for text in asked.fail_on]
     runs = RunRecords()
     record = runs.load(run)
-    numbers = numbers_of(values_of(record))
     other = runs.load(asked.compare) if asked.compare else None
-    if other is not None:
-        numbers |= changes(numbers, numbers_of(values_of(other)))
-    for comparison in comparisons:  # a gate that cannot be judged says so before anything is printed
-        comparison.holds(numbers)
+    numbers = numbers_of(record, other)
+    failures = [judge(gate, numbers) for gate in asked.fail_on]  # refused, if so, before anything is printed
     if other is not None:
         out.show(difference_table(record, other))
     else:
         _show(out, record, asked.html)
-    check(comparisons, numbers)
+    if failed := list(filter(None, failures)):
+        raise GateFailed("; ".join(failed))
 
 
 def _show(out: Console, record: RunRecord, html: Path | None) -> None:
-    from kvlite.record.view import record_tables, run_line, verdict
+    from kvlite.record.view import record_page, record_tables, run_line, verdict
 
     if out.as_json:
         out.json(record.model_dump(mode="json", by_alias=True))
     elif html is not None:
-        from kvlite.record.document import record_page
-
         write_page(html, record_page(record))
         out.note(f"wrote {html}")
     else:

@@ -11,11 +11,11 @@ import typer
 from kvlite.cli.invocation import Invocation
 from kvlite.cli.signature import without
 from kvlite.flags import argument, option
-from kvlite.options import AnswerOptions, ModelOptions, OutputOptions, model_option
+from kvlite.options import AnswerOptions, ModelOptions, OutputOptions, model_option, read_seconds, read_text
 
 
 def _complete_word(ctx: typer.Context, incomplete: str) -> list[str]:
-    from kvlite.catalog.name_completion import complete_model
+    from kvlite.catalog.snapshots import complete_model
 
     is_model = not ctx.params.get("words") and ctx.params.get("model") is None
     return list(complete_model(incomplete)) if is_model else []
@@ -28,6 +28,7 @@ class RunOptions:
     words: tuple[str, ...] = argument(
         (),
         metavar="[MODEL] [PROMPT]...",
+        parse=read_text,
         complete=_complete_word,
         help="The model, unless -m names it, and the prompt; - is stdin.",
     )
@@ -35,23 +36,27 @@ class RunOptions:
     file: tuple[Path, ...] = option(
         (), "-f", metavar="FILE", from_settings=False, help="Put this text before the prompt."
     )
-    template: str | None = option(None, metavar="TEXT", help="Build the prompt of {stdin}, {file} and {prompt}.")
+    template: str | None = option(
+        None, metavar="TEXT", parse=read_text, help="Build the prompt of {stdin}, {file} and {prompt}."
+    )
     raw: bool = option(False, help="No chat template: continue the prompt as it is.")
     extract: bool = option(False, "-x", help="Print only the first code block.")
     stream: bool | None = option(None, "--stream/--no-stream", help="Print as it comes, or all at once.")
     show_time: bool = option(False, "--time", help="Say on stderr how long it took.")
-    max_time: float | None = option(None, metavar="SECONDS", help="Stop after this long (exit 124).")
+    max_time: float | None = option(
+        None, metavar="SECONDS", parse=read_seconds, help="Stop after this long (exit 124)."
+    )
 
 
 def run(
     given: RunOptions,
     answer: AnswerOptions,
-    options: Annotated[ModelOptions, without("kv_per_seq")],
+    options: Annotated[ModelOptions, without("model", "kv_per_seq")],
     output: OutputOptions,
     call: Invocation,
 ) -> None:
     """Answer one prompt: stdin first, then files, then the words, a blank line between them."""
-    from kvlite.chat.single_turn import AnswerFormat
+    from kvlite.chat.display import AnswerFormat
     from kvlite.cli.answering import Answering, answer_once
     from kvlite.cli.prompts import STDIN, build_prompt, split_words
     from kvlite.deadline import Deadline
@@ -67,7 +72,7 @@ def run(
             shows_time=given.show_time,
         )
         asked = Answering(options, answer, output.report, call)
-        name, rest = split_words(given.words, given.model, call.chosen_model(None), out)
+        name, rest = split_words(given.words, given.model, call.with_model(options).model, out)
         prompt = build_prompt(rest, given.file, given.template)
         if rest == [*given.words] and rest[:1] in ([], [STDIN]):  # of any other first word, split_words has said it
             call.announce_built_in(given.model)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, fields, replace
+from dataclasses import MISSING, fields
 from inspect import Parameter, Signature
 from typing import Annotated, Any, NamedTuple, get_args, get_origin, get_type_hints
 
 import typer
 
-from kvlite.cli.invocation import Invocation, ProgramOptions
+from kvlite.cli.invocation import Invocation
+from kvlite.console import Console
 from kvlite.flags import Flag
 
 _SOURCES = {"COMMANDLINE": "flag", "ENVIRONMENT": "env", "DEFAULT_MAP": "config"}
@@ -66,9 +67,10 @@ class _Option(NamedTuple):
         if flag.is_argument:
             info = typer.Argument(**shared)
         else:
-            variables = flag.variables or (f"KVLITE_{self.long[2:].replace('-', '_').upper()}",)
+            own = f"KVLITE_{self.long[2:].replace('-', '_').upper()}"
+            variables = [*flag.variables] or ([own] if flag.from_settings else None)
             shared |= {"min": flag.min, "max": flag.max, "rich_help_panel": flag.heading, "show_envvar": False}
-            shared |= {"allow_from_autoenv": flag.from_settings, "envvar": [*variables] if flag.from_settings else None}
+            shared |= {"allow_from_autoenv": flag.from_settings, "envvar": variables}
             info = typer.Option(*self.decls, **shared | how)
         if get_origin(kind) is tuple:  # it may be given several times
             kind, default = list[get_args(kind)[0]] | None, None  # type: ignore[misc]
@@ -91,7 +93,10 @@ def from_flags(command: Callable[..., None], *more: Parameter) -> Callable[..., 
 
     def run(ctx: typer.Context, **given: Any) -> None:
         call: Invocation = ctx.find_root().obj
-        call.sources = {name: _source(ctx, name) for name in given}
+        sources = {name: ctx.get_parameter_source(name) for name in given}
+        call.sources = {
+            name: _SOURCES.get(found.name, "default") if found else "default" for name, found in sources.items()
+        }
         around = {Invocation: call, typer.Context: ctx}
         arguments = {name: around[hint] for name, hint in hints.items() if name not in groups}
         for name, (kind, options) in groups.items():
@@ -106,8 +111,8 @@ def from_flags(command: Callable[..., None], *more: Parameter) -> Callable[..., 
 
 
 def program_flags() -> list[Parameter]:
-    """The program's own flags as they may stand after a command's name too: they add to what was given before it."""
-    _, options = _group(Annotated[ProgramOptions, without("version", "config")])
+    """The console's flags as they may stand after a command's name too: they add to what was given before it."""
+    _, options = _group(Console)
     again = [option._replace(default=None, flag=option.flag._replace(heading="Program")) for option in options]
     return [option.parameter(expose_value=False, envvar=None, callback=_accept) for option in again]
 
@@ -123,16 +128,9 @@ def _group(hint: Any) -> tuple[type, list[_Option]]:
     ]
 
 
-def _source(ctx: typer.Context, name: str) -> str:
-    """The origin of a parameter's value: flag, env, config or default."""
-    source = ctx.get_parameter_source(name)
-    return _SOURCES.get(source.name, "default") if source is not None else "default"
-
-
 def _accept(ctx: typer.Context, param: typer.CallbackParam, value: Any) -> None:
     if value:
-        call: Invocation = ctx.find_root().obj
-        call.program = replace(call.program, **{str(param.name): value})
+        setattr(ctx.find_root().obj.console, str(param.name), value)
 
 
 def _callback(parse: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -146,15 +144,15 @@ def _callback(parse: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 
 def _complete_model(incomplete: str) -> list[str]:
-    from kvlite.catalog.name_completion import complete_model
+    from kvlite.catalog.snapshots import complete_model
 
     return complete_model(incomplete)
 
 
 def _complete_cached(incomplete: str) -> list[str]:
-    from kvlite.catalog.name_completion import complete_cached
+    from kvlite.catalog.snapshots import complete_model
 
-    return complete_cached(incomplete)
+    return complete_model(incomplete, is_cached=True)
 
 
 def _complete_policy(incomplete: str) -> list[str]:

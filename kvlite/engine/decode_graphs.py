@@ -161,12 +161,13 @@ def wants_graphs(asked: bool | None, device: torch.device) -> bool:
     return bool(asked)
 
 
-def check_exact(loaded: LoadedModel, open_cache: Callable[[], SlotCache], recorder: GraphRecorder) -> None:
+def check_exact(loaded: LoadedModel, caches: Sequence[SlotCache], recorder: GraphRecorder) -> None:
     """Raise NotCapturable unless decode steps by graphs equal eager ones to the bit: logits and every cache tensor.
 
-    `open_cache` makes a cache of one row, a small one: its slots are filled, and then some are evicted.
+    `caches` are two small ones of one row: their slots are filled, and then some are evicted.
     """
-    eager, replayed = (DecodeGraphs(loaded, open_cache(), used) for used in (GraphRecorder(), recorder))
+    recorders = (GraphRecorder(), recorder)
+    eager, replayed = (DecodeGraphs(loaded, *pair) for pair in zip(caches, recorders, strict=True))
     row = Row(0)
     for at in range(eager.cache.plan.fewest + (8 if eager.cache.policy.evicts else 0)):
         feed = Feed(slice(0, 1), (((7919 * at + 11) % loaded.shape.vocab,),))

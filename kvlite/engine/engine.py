@@ -19,12 +19,12 @@ from kvlite.engine.row import Row
 from kvlite.engine.sampling import INVALID, Draw, sample
 from kvlite.engine.scheduler import Feed, next_feed
 from kvlite.errors import ContextFull, KvliteError, NumericError, UsageError
-from kvlite.memory.budget import Budget
 from kvlite.memory.counts import KVCounts
 from kvlite.memory.format import SlotFormat
-from kvlite.memory.plan import CachePlan, plan_cache
+from kvlite.memory.plan import CachePlan
 from kvlite.models.hybrid import StateSnapshot
 from kvlite.models.loaded import LoadedModel
+from kvlite.models.probe import dry_cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,17 +219,12 @@ class Engine:
 
     def _capture(self, recorder: GraphRecorder, kernels: str) -> None:
         """Let decode steps be replayed, once those of a small cache have been found to equal eager ones."""
-
-        def small() -> SlotCache:
-            loaded, policy, stored = self.loaded, self.policy, self.cache.stored
-            spec, budget = policy.cache_spec(stored), Budget.parse(f"{policy.min_slots() + 8}tok")
-            plan = plan_cache(loaded.shape, budget, spec, free_bytes=None)
-            return SlotCache(loaded.shape, plan, policy, stored, loaded.device, kernels, loaded.dtype)
-
         try:
             graphs = DecodeGraphs(self.loaded, self.cache, recorder)
             with allocating():
-                check_exact(self.loaded, small, recorder)
+                tokens, stored = self.policy.min_slots() + 8, self.cache.stored
+                caches = [dry_cache(self.loaded, tokens, stored, self.policy, kernels) for _ in range(2)]
+                check_exact(self.loaded, caches, recorder)
         except NotCapturable as error:
             self._give_up(error)
         else:

@@ -32,22 +32,17 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        checks = (
-            (0.0 <= self.temperature <= 100.0, "temperature", self.temperature, "a number from 0 (greedy) to 100"),
-            (self.top_k >= 0, "top_k", self.top_k, "0 (off) or a count of tokens"),
-            (0.0 < self.top_p <= 1.0, "top_p", self.top_p, "a share above 0 and up to 1 (off)"),
-            (0.0 <= self.min_p < 1.0, "min_p", self.min_p, "a share from 0 (off) to below 1"),
-            (
-                0.0 < self.repetition_penalty <= 100.0,
-                "repetition_penalty",
-                self.repetition_penalty,
-                "above 0, 1 is off",
-            ),
-            (0 <= self.seed < 2**63, "seed", self.seed, "a whole number from 0 to 2^63 - 1"),
-        )
-        for holds, name, value, expected in checks:  # NaN fails every comparison, so it is refused too
+        checks = {
+            "temperature": (0.0 <= self.temperature <= 100.0, "a number from 0 (greedy) to 100"),
+            "top_k": (self.top_k >= 0, "0 (off) or a count of tokens"),
+            "top_p": (0.0 < self.top_p <= 1.0, "a share above 0 and up to 1 (off)"),
+            "min_p": (0.0 <= self.min_p < 1.0, "a share from 0 (off) to below 1"),
+            "repetition_penalty": (0.0 < self.repetition_penalty <= 100.0, "above 0, 1 is off"),
+            "seed": (0 <= self.seed < 2**63, "a whole number from 0 to 2^63 - 1"),
+        }
+        for name, (holds, expected) in checks.items():  # NaN fails every comparison, so it is refused too
             if not holds:
-                raise UsageError(f"{name} is {value}; give {expected}")
+                raise UsageError(f"{name} is {getattr(self, name)}; give {expected}")
 
     @property
     def is_greedy(self) -> bool:

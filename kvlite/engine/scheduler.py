@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from kvlite.engine.row import Row
 from kvlite.memory.plan import MOST_CHUNK
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Feed:
     """The ids each of `rows` (neighbours in the cache) is fed; an empty list is padding only.
 
@@ -24,7 +25,7 @@ class Feed:
     ids: tuple[tuple[int, ...], ...]
     decodes: bool = False
 
-    @property
+    @cached_property
     def counts(self) -> tuple[int, ...]:
         """Count the ids of each row."""
         return tuple(len(ids) for ids in self.ids)

@@ -8,14 +8,13 @@ then nothing can be measured. Ids once fed are never rendered again, as in `kvli
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from kvlite.engine.request import FinishReason, Request
 from kvlite.errors import ContextFull
 from kvlite.evaluation.conversation import Conversation
-from kvlite.evaluation.results import Answered, QuestionResult
-from kvlite.evaluation.suites import opening
+from kvlite.evaluation.journal import Answered, QuestionResult
 from kvlite.llm.answer import Answer, stream_answers
 
 if TYPE_CHECKING:
@@ -37,26 +36,21 @@ class _Row:
     thinking: bool = False
     is_over: bool = False
 
-    @property
-    def asks_again(self) -> bool:
-        """True while the model's window lasts and a question is left."""
-        return not self.is_over and any(turn.probe for turn in self.conversation.turns[len(self.ends) :])
-
-    def up_to_question(self, text: ChatText) -> tuple[tuple[int, ...], Encoded]:
-        """The ids to feed up to the end of the next question, and its message as the template writes it."""
+    def next_question(self, text: ChatText) -> Encoded | None:
+        """The next question with all ids to feed up to its end; None where the window is over or none is left."""
         ids: tuple[int, ...] = ()
-        for turn in self.conversation.turns[len(self.ends) :]:
+        for turn in () if self.is_over else self.conversation.turns[len(self.ends) :]:
             if self.ends:
                 prompt = text.next_turn(turn.user, ended=self.ended, thinking=self.thinking)
             else:
-                prompt = opening(text, self.conversation)
+                prompt = text.conversation([{"role": "user", "content": turn.user}])
             ids += prompt.ids
             self.ends.append(self.tokens + len(ids))
             if turn.probe is not None:
-                return ids, prompt
+                return replace(prompt, ids=ids)
             ids += text.written(turn.answer)
             self.ended, self.thinking = True, False
-        raise AssertionError("no question is left")
+        return None
 
     def take(self, answer: Answer, max_tokens: int) -> None:
         """Record an answer; one that the model's window did not hold ends the conversation."""
@@ -92,27 +86,21 @@ def converse(
     rows = [_Row(number, conversation) for number, conversation in conversations]
     for index in range(len(rows)):
         engine.reset(index)
-    asked = [len(row.conversation.probes) for row in rows]
-    for number in range(1, max(asked) + 1):
-        _round(engine, text, rows, max_tokens)
-        tell(len(rows) * number / max(asked))
+    counts = [len(row.conversation.probes) for row in rows]
+    for number in range(1, max(counts) + 1):
+        asking: dict[str, _Row] = {}
+        asked: list[tuple[Request, AnswerText]] = []
+        for index, row in enumerate(rows):
+            if question := row.next_question(text):
+                name = f"{row.number}/{len(row.ends) - 1}"
+                asking[name] = row
+                request = Request(name, question.ids, max_tokens=max_tokens, stop_ids=text.stop_ids, row=index)
+                asked.append((request, text.answer(question)))
+        for name, event in stream_answers(engine, asked):
+            if isinstance(event, Answer):
+                asking[name].take(event, max_tokens)
+        tell(len(rows) * number / max(counts))
     return [
         Answered(row.number, row.tokens, count - len(row.outcomes), tuple(row.outcomes))
-        for row, count in zip(rows, asked, strict=True)
+        for row, count in zip(rows, counts, strict=True)
     ]
-
-
-def _round(engine: Engine, text: ChatText, rows: Sequence[_Row], max_tokens: int) -> None:
-    """Ask the next question of every row that has one."""
-    asking: dict[str, _Row] = {}
-    asked: list[tuple[Request, AnswerText]] = []
-    for index, row in enumerate(rows):
-        if row.asks_again:
-            ids, prompt = row.up_to_question(text)
-            name = f"{row.number}/{len(row.ends) - 1}"
-            asking[name] = row
-            request = Request(name, ids, max_tokens=max_tokens, stop_ids=text.stop_ids, row=index)
-            asked.append((request, text.answer(prompt)))
-    for name, event in stream_answers(engine, asked):
-        if isinstance(event, Answer):
-            asking[name].take(event, max_tokens)

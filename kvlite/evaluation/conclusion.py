@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from kvlite.evaluation.intervals import bootstrap
-from kvlite.evaluation.summary import Line, Summary
+from kvlite.evaluation.summary import Line, Summary, bootstrap
 
 LEAST_RIGHT = 0.8
 """Below this share of right answers under the full cache a suite says more about the model than about the policy."""
@@ -31,14 +30,14 @@ def _too_weak(summary: Summary) -> str:
     suite, reference = summary.suite, summary.reference
     share = f"{reference.main.value:.0%} of these"
     if reference.count < LEAST_ASKED or reference.main.high >= LEAST_RIGHT:
+        asked = "1 question is" if reference.count == 1 else f"{reference.count} questions are"
         return (
-            f"The full cache itself answers {share}, and {reference.count} "
-            f"{'question is' if reference.count == 1 else 'questions are'} too few to say whether the model is up "
-            f"to the suite {suite.name}; give more --conversations."
+            f"The full cache itself answers {share}, and {asked} too few to say whether the model is up to the suite "
+            f"{suite.name}; give more --conversations."
         )
     return (
-        f"The full cache itself answers only {share}: this model is too small for the "
-        f"suite {suite.name}, so nothing follows about budgets and policies."
+        f"The full cache itself answers only {share}: this model is too small for the suite {suite.name}, so nothing "
+        "follows about budgets and policies."
     )
 
 

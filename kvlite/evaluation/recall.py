@@ -7,15 +7,14 @@ through another: "My sister is called Ann. Ann lives in Riga." The sentences are
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
-from kvlite.evaluation.conversation import Conversation
-from kvlite.evaluation.script import BRACE, Fact, Script, filled
+from kvlite.evaluation.conversation import BRACE, Conversation, Fact, Script, filled, read_facts
 from kvlite.evaluation.vocabulary import Split, content
 
 _CONTENT = content("facts.toml")
-NAME_OF = Fact.of(_CONTENT["name_of"])  # of a person or an animal, by which other facts may be said of them
-FACTS = (NAME_OF, *map(Fact.of, _CONTENT["facts"]))
+FACTS = read_facts([_CONTENT["name_of"], *_CONTENT["facts"]])
+NAME_OF = FACTS[0]  # of a person or an animal, by which other facts may be said of them
 
 _ACKS = ("I will remember that.", "All right.")
 _CORRECTED = ("Thank you for telling me.", "I see.")
@@ -55,84 +54,80 @@ class _Told:
 
 
 @dataclass(slots=True)
-class _Story:
+class _Story(Script):
     """A conversation about facts: everything told, and what of it waits to be asked for."""
 
-    script: Script
-    told: dict[Key, _Told]
-    waiting: list[_Told]
+    facts: dict[Key, _Told] = field(default_factory=dict)
+    waiting: list[_Told] = field(default_factory=list)
 
     def go_on(self) -> None:
         """Ask for what is due, or tell, correct or say something else."""
         due = min(self.waiting, key=lambda told: told.due, default=None)
-        if due is not None and due.due <= len(self.script.turns):
+        if due is not None and due.due <= len(self.turns):
             self.waiting.remove(due)
             return self._ask(due)
         moves = (self._tell, self._tell_by_name, self._correct, self._talk)
         shares = (_TELL, _TELL_BY_NAME, _CORRECT, 1 - _TELL - _TELL_BY_NAME - _CORRECT)
-        return self.script.rng.choices(moves, shares)[0]() if self.told else self._tell()
+        return self.rng.choices(moves, shares)[0]() if self.facts else self._tell()
 
     def _talk(self) -> None:
-        self.script.talk(1)
+        self.talk(1)
 
     def _drawn(self, fact: Fact, about: str) -> _Told:
-        values = [self.script.value(kind) for kind in BRACE.findall(fact.value)]
+        values = [self.value(kind) for kind in BRACE.findall(fact.value)]
         value = BRACE.sub("{}", fact.value).format(*values)
-        said_in = len(self.script.turns)
-        gap = self.script.rng.choice([gap for gap in _GAPS if gap + 1 < self.script.left] or [0])
+        said_in = len(self.turns)
+        gap = self.rng.choice([gap for gap in _GAPS if gap + 1 < self.left] or [0])
         return _Told(fact, about, value, tuple(values), said_in, said_in + 1 + gap)
 
     def _tell(self) -> None:
         """Tell a fact, or talk where it was told before."""
-        fact = self.script.rng.choices(FACTS, [fact.weight for fact in FACTS])[0]
-        about = self.script.rng.choice(fact.about)
-        return self._talk() if (fact.answer, about) in self.told else self._keep(self._drawn(fact, about))
+        fact = self.rng.choices(FACTS, [fact.weight for fact in FACTS])[0]
+        about = self.rng.choice(fact.about)
+        return self._talk() if (fact.answer, about) in self.facts else self._keep(self._drawn(fact, about))
 
     def _tell_by_name(self) -> None:
         """As `_tell`, of a person's name, together with the name where that is new."""
-        rng = self.script.rng
-        fact = rng.choice(_PEOPLE_FACTS)
-        about = rng.choice(fact.about)
-        if (fact.answer, about) in self.told:
+        fact = self.rng.choice(_PEOPLE_FACTS)
+        about = self.rng.choice(fact.about)
+        if (fact.answer, about) in self.facts:
             return self._talk()
-        person = self.told.get((NAME_OF.answer, about))
+        person = self.facts.get((NAME_OF.answer, about))
         if person is not None:
             return self._keep(replace(self._drawn(fact, about), name=person.value))
         person = self._drawn(NAME_OF, about)
-        self.told[person.key] = person
-        opening = filled(rng.choice(NAME_OF.says), person.words)
+        self.facts[person.key] = person
+        opening = filled(self.rng.choice(NAME_OF.says), person.words)
         told = replace(self._drawn(fact, about), name=person.value)
-        return self._keep(told, opening, f"{rng.choice(_ACKS)} {person.answer}")
+        return self._keep(told, opening, f"{self.rng.choice(_ACKS)} {person.answer}")
 
     def _correct(self) -> None:
         """Give a new value to a fact that waits to be asked for; a name by which other facts were told stays."""
-        named = {told.name for told in self.told.values()}
+        named = {told.name for told in self.facts.values()}
         choices = [told for told in self.waiting if told.value not in named]
         if not choices:
             return self._talk()
-        rng = self.script.rng
-        old = rng.choice(choices)
+        old = self.rng.choice(choices)
         self.waiting.remove(old)
         new = replace(self._drawn(old.fact, old.about), name=old.name)
-        return self._keep(new, rng.choice(_CORRECTIONS), rng.choice(_CORRECTED))
+        return self._keep(new, self.rng.choice(_CORRECTIONS), self.rng.choice(_CORRECTED))
 
     def _keep(self, told: _Told, opening: str = "", answer: str | None = None) -> None:
         """Say a fact behind `opening`; the answer says it back behind `answer`."""
-        self.told[told.key] = told
+        self.facts[told.key] = told
         self.waiting.append(told)
         says = told.fact.named_says if told.name else told.fact.says
-        said = filled(self.script.rng.choice(says), told.words)
-        self.script.say(f"{opening} {said}".strip(), f"{answer or self.script.rng.choice(_ACKS)} {told.answer}")
+        said = filled(self.rng.choice(says), told.words)
+        self.say(f"{opening} {said}".strip(), f"{answer or self.rng.choice(_ACKS)} {told.answer}")
 
     def _ask(self, told: _Told) -> None:
-        rng = self.script.rng
         asks, answer, kind, steps = told.fact.asks, told.answer, told.fact.kind, 1
-        if told.name and rng.random() < _BY_NAME_SHARE:
+        if told.name and self.rng.random() < _BY_NAME_SHARE:
             asks = told.fact.named_asks
         elif told.name:
-            answer = f"{self.told[NAME_OF.answer, told.about].answer} {answer}"
+            answer = f"{self.facts[NAME_OF.answer, told.about].answer} {answer}"
             kind, steps = "two-hop", 2
-        self.script.ask(filled(rng.choice(asks), told.words), answer, told.values, told.said_in, kind, steps)
+        self.ask(filled(self.rng.choice(asks), told.words), answer, told.values, told.said_in, kind, steps)
 
 
 def write_recall(seed: str, turns: int, split: Split) -> Conversation:
@@ -140,7 +135,7 @@ def write_recall(seed: str, turns: int, split: Split) -> Conversation:
 
     A second question would find the model's own answer to the first.
     """
-    story = _Story(Script(random.Random(seed), split, turns), {}, [])
-    while story.script.left:
+    story = _Story(random.Random(seed), split, turns)
+    while story.left:
         story.go_on()
-    return story.script.written()
+    return Conversation(tuple(story.turns))

@@ -10,13 +10,12 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping
 
-from kvlite.evaluation.conversation import Conversation
-from kvlite.evaluation.script import Fact, Script, filled
+from kvlite.evaluation.conversation import Conversation, Fact, Script, filled, read_facts
 from kvlite.evaluation.vocabulary import Split, content
 
 _CONTENT = content("retrieval.toml")
 _LABELS, _KEYS, _MONTHS, _PLACES = (_CONTENT[name].split() for name in ("labels", "keys", "months", "places"))
-_KINDS = tuple(map(Fact.of, _CONTENT["kinds"]))
+_KINDS = read_facts(_CONTENT["kinds"])
 
 
 def write_needle(seed: str, turns: int, split: Split) -> Conversation:
@@ -39,7 +38,7 @@ def write_needle(seed: str, turns: int, split: Split) -> Conversation:
             words = {"s": thing, "v": value}
             question = filled(script.rng.choice(kind.asks), words)
             script.ask(question, filled(kind.answer, words), [value], said_in, kind.kind)
-    return script.written()
+    return Conversation(tuple(script.turns))
 
 
 def _tell(
@@ -81,7 +80,7 @@ def write_tracking(seed: str, turns: int, split: Split) -> Conversation:
         box = boxes[steps - 1]
         question, answer = f"How many coins are in the {box} box?", f"The {box} box holds {number} coins."
         script.ask(question, answer, [number], said_in, _counted(steps, "step"), steps)
-    return script.written()
+    return Conversation(tuple(script.turns))
 
 
 def write_lookup(seed: str, turns: int, split: Split) -> Conversation:
@@ -99,7 +98,7 @@ def write_lookup(seed: str, turns: int, split: Split) -> Conversation:
             codes = [held[key] for key in asked]
             question = f"What does the list say for {' and '.join(asked)}?"
             script.ask(question, f"The list says {' and '.join(codes)}.", codes, said_in, _counted(len(codes), "key"))
-    return script.written()
+    return Conversation(tuple(script.turns))
 
 
 def _counted(count: int, noun: str) -> str:

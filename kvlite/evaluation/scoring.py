@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from kvlite.engine.engine import Engine
-from kvlite.evaluation.results import Scored, Span
+from kvlite.evaluation.journal import Scored, Span
 from kvlite.evaluation.suites import ForcedText
 
 BLOCK = 64

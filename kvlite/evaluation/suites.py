@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from bisect import bisect
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import accumulate, chain, cycle
 from typing import TYPE_CHECKING
 
@@ -17,7 +15,7 @@ from kvlite.evaluation.retrieval import write_lookup, write_needle, write_tracki
 from kvlite.evaluation.vocabulary import Split
 
 if TYPE_CHECKING:
-    from kvlite.text.template import ChatText, Encoded
+    from kvlite.text.template import ChatText
 
 Writer = Callable[[str, int, Split], Conversation]
 
@@ -29,7 +27,6 @@ WRITERS: Mapping[str, Writer] = {
 }
 FORCED = ("kl", "ppl")
 SUITES = (*WRITERS, *FORCED)
-END_OF_DOCUMENT = "<|endoftext|>"
 
 _SAMPLE_TURNS = 24  # of a conversation that tells how many tokens a turn takes
 
@@ -38,7 +35,7 @@ _SAMPLE_TURNS = 24  # of a conversation that tells how many tokens a turn takes
 class Suite:
     """A suite to run: `count` conversations of at most `length` tokens as written, words from one side of `split`.
 
-    `max_tokens` ends an answer. Raises UsageError on an unknown name or sizes below 1.
+    `max_tokens` ends an answer. Sizes are at least 1. Raises UsageError on an unknown name.
     """
 
     name: str
@@ -51,8 +48,6 @@ class Suite:
     def __post_init__(self) -> None:
         if self.name not in SUITES:
             raise UsageError(f"unknown suite {self.name!r}; choose from {', '.join(SUITES)}")
-        if min(self.count, self.length, self.max_tokens) < 1:
-            raise UsageError("the number of conversations, their length and the answers' must be at least 1")
 
     @property
     def is_forced(self) -> bool:
@@ -64,18 +59,18 @@ class Suite:
         """The name of the material: suites that share it measure the same runs and report other figures."""
         return "text" if self.is_forced else self.name
 
-    def key(self) -> dict[str, object]:
-        """The settings that decide the content of conversation n, however many there are."""
-        return {**{name: value for name, value in asdict(self).items() if name != "count"}, "name": self.material}
-
     def conversations(self, text: ChatText) -> list[Conversation]:
         """The conversations, each cut where `text` counts `length` tokens."""
         write = WRITERS.get(self.name, write_recall)
         sample = write(f"{self.seed}/length", _SAMPLE_TURNS, self.split)
-        a_turn = max(1.0, sum(_sizes(text, sample)) / len(sample.turns))
+        a_turn = max(1.0, sum(turn_tokens(text, sample)) / len(sample.turns))
         turns = max(1, int(self.length / a_turn))
-        written = (write(f"{self.seed}/{self.material}/{number}", turns, self.split) for number in range(self.count))
-        return [each.first(max(1, bisect(list(accumulate(_sizes(text, each))), self.length))) for each in written]
+        found = []
+        for number in range(self.count):
+            written = write(f"{self.seed}/{self.material}/{number}", turns, self.split)
+            ends = list(accumulate(turn_tokens(text, written)))
+            found.append(Conversation(written.turns[: max(1, bisect(ends, self.length))]))
+        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,10 +79,6 @@ class ForcedText:
 
     ids: tuple[int, ...]
     scored: tuple[bool, ...]
-
-    def key(self) -> str:
-        """A checksum of both."""
-        return hashlib.sha256(json.dumps([self.ids, self.scored]).encode()).hexdigest()[:16]
 
 
 def dialogue_texts(suite: Suite, text: ChatText) -> list[ForcedText]:
@@ -108,7 +99,7 @@ def file_texts(suite: Suite, text: ChatText, content: str) -> list[ForcedText]:
     opening = text.raw("").ids
     unscored = max(1, len(opening))
     texts: list[ForcedText] = []
-    for document in filter(str.strip, content.replace("\r\n", "\n").split(f"\n{END_OF_DOCUMENT}\n")):
+    for document in filter(str.strip, content.replace("\r\n", "\n").split("\n<|endoftext|>\n")):
         ids = text.raw(document.strip()).ids[len(opening) :]
         step = max(2, suite.length - len(opening))
         pieces = (opening + ids[start : start + step] for start in range(0, len(ids), step))
@@ -121,22 +112,14 @@ def file_texts(suite: Suite, text: ChatText, content: str) -> list[ForcedText]:
     return texts
 
 
-def written_tokens(text: ChatText, conversation: Conversation) -> int:
-    """Tokens of a conversation with its right answers."""
-    return sum(_sizes(text, conversation))
-
-
-def opening(text: ChatText, conversation: Conversation) -> Encoded:
-    """The first message as the template writes it."""
-    return text.conversation([{"role": "user", "content": conversation.turns[0].user}])
-
-
 def _encoded(text: ChatText, conversation: Conversation) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
     """For each turn the ids that are fed before the answer, and the ids of the right answer."""
-    later = (text.next_turn(turn.user, ended=True) for turn in conversation.turns[1:])
-    prompts = (opening(text, conversation), *later)
+    first, *later = conversation.turns
+    prompts = [text.conversation([{"role": "user", "content": first.user}])]
+    prompts += [text.next_turn(turn.user, ended=True) for turn in later]
     return [(prompt.ids, text.written(turn.answer)) for prompt, turn in zip(prompts, conversation.turns, strict=True)]
 
 
-def _sizes(text: ChatText, conversation: Conversation) -> list[int]:
+def turn_tokens(text: ChatText, conversation: Conversation) -> list[int]:
+    """Tokens of each turn with its right answer."""
     return [len(prompt) + len(answer) for prompt, answer in _encoded(text, conversation)]

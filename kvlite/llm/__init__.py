@@ -12,11 +12,11 @@ from kvlite.llm.allocate import Allocated, allocate
 from kvlite.llm.answer import BATCH_MAX_TOKENS, CHAT_MAX_TOKENS, Answer, AnswerSettings, TextStream, stream_answers
 from kvlite.llm.conversation import Conversation
 from kvlite.llm.keywords import options_from
-from kvlite.llm.spec import BatchSize, RunSpec, check_batch_size
+from kvlite.llm.spec import BatchSize, RunSpec
 from kvlite.llm.text_model import TextModel, Told
 from kvlite.memory.budget import BudgetKind
 from kvlite.memory.format import human_bytes
-from kvlite.options import AnswerOptions, ModelOptions
+from kvlite.options import AnswerOptions, ModelOptions, read_batch_size
 
 if TYPE_CHECKING:
     from kvlite.engine.engine import Engine
@@ -46,7 +46,11 @@ class LLM:
         say: Callable[[str], None] | None = None,
         **options: Any,
     ) -> None:
-        check_batch_size(batch_size)
+        if batch_size is not None:
+            try:
+                read_batch_size(str(batch_size))
+            except ValueError as error:
+                raise UsageError(str(error)) from error
         if isinstance(model, str):
             words = options_from(ModelOptions, {"model": model, **options})
             model = TextModel.load(RunSpec.of(words), Told(say))
@@ -78,7 +82,7 @@ class LLM:
         steps = "" if engine.step == "eager" else f", {engine.step.partition(':')[0]} steps"
         parts = [
             model.name if alias in (None, model.name) else f"{alias} → {model.name}",
-            loaded.dtype_name if loaded.quant == "none" else loaded.quant,
+            loaded.shape.dtype if loaded.quant == "none" else loaded.quant,
             f"{cache_size(plan)} @ {token_bytes}{cache.stored.label}{state}"
             + (f" (window {window:,} tok{less})" if window else ""),
             f"policy {cache.policy}" + ("" if engine.on_full == "evict" else f", {engine.on_full} when full"),
@@ -130,8 +134,7 @@ class LLM:
         engine = self._engine_for(None)
         if self._conversation is None:
             self._conversation = Conversation(engine, self.model.text)
-        encoded = self._conversation.encode(asked)
-        self._stream = TextStream(self._conversation.stream(asked, encoded, settings))
+        self._stream = TextStream(self._conversation.ask(asked, settings))
         return self._stream
 
     def counts(self) -> KVCounts:

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from kvlite.llm.spec import BatchSize, PlanDevice
+
 if TYPE_CHECKING:
     from kvlite.engine.engine import Engine
-    from kvlite.llm.spec import BatchSize
     from kvlite.llm.text_model import TextModel
     from kvlite.memory.fit import Fit
     from kvlite.memory.plan import CacheSpec
@@ -32,9 +33,11 @@ def allocate(model: TextModel, batch_size: BatchSize | None) -> Allocated:
     """
     from kvlite.engine.decode_graphs import CudaGraphs
     from kvlite.engine.engine import Engine
+    from kvlite.models.device import free_bytes
 
-    spec, loaded = model.spec, model.loaded
-    fit = model.fit(batch_size)
+    spec, loaded, device = model.spec, model.loaded, model.loaded.device
+    place = PlanDevice("cuda" if device.type == "cuda" else "cpu", str(device), free_bytes(device))
+    fit = spec.fit(model.files, place, batch_size, loaded=loaded.shape)
     fit = replace(fit, spec=_tolerated(model, fit.specs(spec.budget)))
     engine = Engine(
         loaded,
@@ -43,7 +46,7 @@ def allocate(model: TextModel, batch_size: BatchSize | None) -> Allocated:
         fit.spec.slot_format,
         spec.on_full,
         spec.options.kernels,
-        recorder=CudaGraphs(loaded.device) if model.captures else None,
+        recorder=CudaGraphs(device) if model.captures else None,
         warn=model.listener.warn,
     )
     return Allocated(engine, fit, batch_size)
@@ -54,7 +57,7 @@ def _tolerated(model: TextModel, specs: Sequence[CacheSpec]) -> CacheSpec:
 
     Raises SlotsTooCoarse where the only one destroys the model's answers.
     """
-    from kvlite.models.kv_quant_check import require_survival, try_format
+    from kvlite.models.kv_quant_check import try_format
 
     is_named = len(specs) == 1
     for spec in specs:
@@ -62,8 +65,7 @@ def _tolerated(model: TextModel, specs: Sequence[CacheSpec]) -> CacheSpec:
         if not stored.is_quantised:
             return spec
         if stored.name not in model.effects:
-            effect = (require_survival if is_named else try_format)(model.loaded, stored)
-            model.effects[stored.name] = effect
+            effect = model.effects[stored.name] = try_format(model.loaded, stored, is_named=is_named)
             _tell(model, effect, is_named)
         if is_named or model.effects[stored.name].is_harmless:
             return spec

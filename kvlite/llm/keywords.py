@@ -20,7 +20,7 @@ def options_from(kind: type[Options], given: Mapping[str, Any], *, without: tupl
     the nearest one, and on a value that the field does not take.
     """
     hints = get_type_hints(kind)
-    flags = {field.name: field.metadata.get("flag") for field in fields(kind) if field.name not in without}  # type: ignore[arg-type]
+    flags = {field.name: field.metadata["flag"] for field in fields(kind) if field.name not in without}  # type: ignore[arg-type]
     for name in given:
         if name not in flags:
             close = difflib.get_close_matches(name, flags, n=1)
@@ -29,7 +29,7 @@ def options_from(kind: type[Options], given: Mapping[str, Any], *, without: tupl
     return kind(**{name: _value(name, value, hints[name], flags[name]) for name, value in given.items()})
 
 
-def _value(name: str, value: Any, hint: Any, flag: Flag | None) -> Any:
+def _value(name: str, value: Any, hint: Any, flag: Flag) -> Any:
     from pydantic import TypeAdapter, ValidationError  # commands need neither
 
     if get_origin(hint) is tuple and isinstance(value, (str, list)):
@@ -38,11 +38,9 @@ def _value(name: str, value: Any, hint: Any, flag: Flag | None) -> Any:
         value = TypeAdapter(hint).validate_python(value, strict=True)
     except ValidationError as error:
         raise UsageError(f"{name} is {value!r}; {error.errors()[0]['msg'].replace('Input', 'it', 1)}") from error
-    if flag is None or value is None:
-        return value
-    if flag.min is not None and value < flag.min:
+    if flag.min is not None and value is not None and value < flag.min:
         raise UsageError(f"{name} is {value}; give at least {flag.min}")
     try:
-        return flag.parse(value) if flag.parse is not None else value
+        return value if flag.parse is None or value is None else flag.parse(value)
     except ValueError as error:
         raise UsageError(f"{name}: {error}") from error

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from kvlite.cache.policy import Policy, load_policy
-from kvlite.catalog.files import ModelFacts, ModelFiles, local_files
+from kvlite.catalog.files import ModelFiles, local_files
 from kvlite.catalog.names import ModelRef, resolve_model
 from kvlite.errors import UsageError
 from kvlite.memory.budget import Budget
@@ -15,7 +15,7 @@ from kvlite.memory.fit import Fit
 from kvlite.memory.format import SlotFormat, dtype_name, parse_size, slot_format
 from kvlite.memory.host import available_bytes
 from kvlite.memory.plan import CacheSpec
-from kvlite.memory.prediction import DeviceKind, WeightFacts
+from kvlite.memory.prediction import DeviceKind
 from kvlite.memory.shape import ModelShape
 from kvlite.options import ModelOptions
 
@@ -23,16 +23,8 @@ ROWS_ON_CPU = 8
 ROWS_ON_GPU = 64
 """Rows of a batch where the user names no number and the budget holds as many."""
 
-MOST_ROWS = 2**16
 BatchSize = int | Literal["auto"]
 """At most so many rows of a batch; `auto` leaves their number to the device."""
-
-
-def check_batch_size(value: object) -> None:
-    """Raise UsageError where `value` is no BatchSize, nor None."""
-    is_count = isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MOST_ROWS
-    if value not in (None, "auto") and not is_count:
-        raise UsageError(f"batch_size is {value!r}; give auto or a number from 1 to {MOST_ROWS}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,10 +62,6 @@ class RunSpec:
         """The model's files, downloaded where they are not here yet; `say` is told before a download."""
         return local_files(self.ref, offline=self.options.offline, allow_pickle=self.options.allow_pickle, say=say)
 
-    def shape(self, facts: ModelFacts) -> ModelShape:
-        """The model's shape in the dtype that is asked for."""
-        return ModelShape.from_config(facts.config, dtype=self.dtype, stored_dtype=facts.stored_dtype)
-
     def cache(self, shape: ModelShape) -> CacheSpec:
         """The cache that is asked for; in the model's dtype where the slot format is left open."""
         stored = self.stored or slot_format("auto", shape.dtype)
@@ -81,30 +69,29 @@ class RunSpec:
 
     def fit(
         self,
-        facts: ModelFacts,
-        shape: ModelShape,
-        device: DeviceKind,
-        free_bytes: int | None,
+        facts: ModelFiles,
+        device: PlanDevice,
         batch_size: BatchSize | None = None,
         *,
-        is_loaded: bool = False,
+        loaded: ModelShape | None = None,
     ) -> Fit:
-        """The model on a device with `free_bytes`, beside its weights if it `is_loaded`.
+        """The model on a device, beside its weights where they are `loaded` in that shape.
 
         `batch_size` None is one conversation with the whole budget, else rows share it.
         """
-        most = (ROWS_ON_GPU if device == "cuda" else ROWS_ON_CPU) if batch_size == "auto" else batch_size
+        shape = loaded or ModelShape.from_config(facts.config, dtype=self.dtype, stored_dtype=facts.stored_dtype)
+        most = (ROWS_ON_GPU if device.kind == "cuda" else ROWS_ON_CPU) if batch_size == "auto" else batch_size
         return Fit(
             shape=shape,
             spec=self.cache(shape),
-            weights=WeightFacts.of(facts.config, facts.weight_bytes, facts.parameters),
+            weights=facts.weights,
             quant=self.options.quant,
-            device=device,
-            free_bytes=free_bytes,
+            device=device.kind,
+            free_bytes=device.free_bytes,
             batch=most,
             row_budget=None if most is None else self.row_budget,
             is_automatic=self.stored is None,
-            is_loaded=is_loaded,
+            is_loaded=loaded is not None,
         )
 
 

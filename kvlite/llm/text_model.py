@@ -12,12 +12,10 @@ from typing import TYPE_CHECKING, Any
 from kvlite.console import Console
 from kvlite.engine.request import Sampling
 from kvlite.errors import BrokenModel, UsageError
-from kvlite.llm.spec import BatchSize, RunSpec
+from kvlite.llm.spec import RunSpec
 
 if TYPE_CHECKING:
     from kvlite.catalog.files import ModelFiles
-    from kvlite.memory.fit import Fit
-    from kvlite.memory.prediction import DeviceKind
     from kvlite.models.kv_quant_check import QuantEffect
     from kvlite.models.loaded import LoadedModel
     from kvlite.record.schema import ModelIdentity
@@ -85,14 +83,6 @@ class TextModel:
         """`repo@sha`, or the folder's or alias's name."""
         return self.files.name
 
-    def fit(self, batch_size: BatchSize | None) -> Fit:
-        """The model beside its weights, in the memory that is free now; see RunSpec.fit."""
-        from kvlite.models.device import free_bytes
-
-        device = self.loaded.device
-        kind: DeviceKind = "cuda" if device.type == "cuda" else "cpu"
-        return self.spec.fit(self.files, self.loaded.shape, kind, free_bytes(device), batch_size, is_loaded=True)
-
     def identity(self) -> ModelIdentity:
         """The weights, for the run record."""
         from kvlite.record.schema import ModelIdentity
@@ -101,9 +91,9 @@ class TextModel:
             alias=self.files.ref.alias,
             repo=self.files.repo or str(self.files.folder),
             revision=self.files.revision,
-            params=self.loaded.num_parameters,
+            params=self.loaded.model.num_parameters(),
             quant=self.loaded.quant,
-            dtype=self.loaded.dtype_name,
+            dtype=self.loaded.shape.dtype,
             license=self.files.license,
             fused=list(self.loaded.fused),
             refused=list(self.loaded.refused),

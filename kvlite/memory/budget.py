@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from decimal import Decimal
 from enum import StrEnum
 from fractions import Fraction
 
@@ -63,7 +64,7 @@ class Budget:
             case BudgetKind.TOKENS:
                 return f"{self.amount}tok"
             case BudgetKind.SHARE:
-                return f"{_decimal(Fraction(self.amount) * 100)}%"
+                return f"{_decimal(self.amount * 100)}%"
             case _:
                 return self.kind.value
 
@@ -87,10 +88,6 @@ def _size_text(size: int) -> str:
     return f"{size}B"
 
 
-def _decimal(value: Fraction) -> str:
+def _decimal(value: int | Fraction) -> str:
     """A fraction whose denominator divides a power of ten, written exactly."""
-    digits = 0
-    while (value * 10**digits).denominator != 1:
-        digits += 1
-    scaled = str(int(value * 10**digits)).rjust(digits + 1, "0")
-    return f"{scaled[:-digits]}.{scaled[-digits:]}" if digits else scaled
+    return f"{Decimal(value.numerator) / value.denominator:f}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 from kvlite.errors import BrokenModel
 from kvlite.memory.fields import Fields
@@ -121,8 +121,8 @@ _GATED_DELTA = partial(_LISTS_TYPES, others=LINEAR, is_full=_every(4, "full_atte
 _WINDOWED = partial(Family, others=SLIDING)
 
 
-def _alike(names: str, family: Family) -> dict[str, Family]:
-    return dict.fromkeys(names.split(), family)
+def _alike(names: str, value: Any) -> dict[str, Any]:
+    return dict.fromkeys(names.split(), value)
 
 
 FAMILIES: Mapping[str, Family] = {
@@ -184,27 +184,15 @@ FAMILIES: Mapping[str, Family] = {
 }
 
 NOT_HELD: Mapping[str, str] = {
-    **dict.fromkeys(
-        ("bloom", "codegen", "falcon", "gpt_neo", "gptj", "mpt"),
-        "its attention does not go through transformers' attention interface",
+    **_alike(
+        "bloom codegen falcon gpt_neo gptj mpt", "its attention does not go through transformers' attention interface"
     ),
-    **dict.fromkeys(
-        ("falcon_mamba", "mamba", "mamba2", "rwkv", "xlstm"), "it has no attention, so no KV cache to hold to a budget"
-    ),
+    **_alike("falcon_mamba mamba mamba2 rwkv xlstm", "it has no attention, so no KV cache to hold to a budget"),
     "jamba": "its state cannot be continued from chunk to chunk",
     "llama4_text": "its chunked attention is not told to the attention function",
     "minimax": "it keeps its state in a cache class of its own",
 }
 """Families known not to work, each with the reason; any other unknown family has an unknown attention layout."""
 
-TEXT_TYPES: Mapping[str, str] = {
-    "gemma3": "gemma3_text",
-    "gemma3n": "gemma3n_text",
-    "gemma4": "gemma4_text",
-    "llama4": "llama4_text",
-    "llava": "llama",
-    "mistral3": "mistral",
-    "qwen3_5": "qwen3_5_text",
-    "qwen3_5_moe": "qwen3_5_moe_text",
-}
-"""The text model inside a composite one, where its `text_config` names no `model_type`."""
+TEXT_TYPES: Mapping[str, str] = {"llava": "llama", "mistral3": "mistral"}
+"""The text model inside a composite one whose `text_config` names no `model_type`, where it is not called NAME_text."""

@@ -10,29 +10,8 @@ from dataclasses import dataclass, replace
 from kvlite.errors import CapacityError
 from kvlite.memory.budget import Budget, BudgetKind
 from kvlite.memory.format import FORMATS, human_bytes, size_down
-from kvlite.memory.plan import (
-    DEFAULT_ROW_SLOTS,
-    MOST_CHUNK,
-    CachePlan,
-    CacheSpec,
-    largest,
-    least_slots,
-    most_slots,
-    plan_cache,
-    plan_rows,
-)
-from kvlite.memory.prediction import (
-    CUDA_CONTEXT_BYTES,
-    TERMS_OF_LOADED,
-    DeviceKind,
-    MemoryPlan,
-    Term,
-    WeightFacts,
-    activation_bytes,
-    cache_terms,
-    scratch_bytes,
-    weight_term,
-)
+from kvlite.memory.plan import DEFAULT_ROW_SLOTS, CachePlan, CacheSpec, largest, plan_cache, plan_rows
+from kvlite.memory.prediction import DeviceKind, MemoryPlan, Weights, cache_terms, pass_terms, weight_term
 from kvlite.memory.shape import ModelShape
 
 MOST_ROWS = 2**16
@@ -44,13 +23,12 @@ class Fit:
 
     `free_bytes` is what the device has before the weights are loaded, or beside them (`is_loaded`); None: unknown.
     `batch` is the most rows of a batch, None one conversation with the whole budget; `row_budget` is the budget of each
-    row where one is given. `is_automatic`: the slot format may be another than that of
-    `spec`, as `specs` says.
+    row where one is given. `is_automatic`: the slot format may be another than that of `spec`, as `specs` says.
     """
 
     shape: ModelShape
     spec: CacheSpec
-    weights: WeightFacts | None
+    weights: Weights | None
     quant: str
     device: DeviceKind
     free_bytes: int | None
@@ -95,22 +73,21 @@ class Fit:
         """The cache that `budget` buys. Raises CapacityError where it is too little, or more than the device has."""
         return self._plan(budget, self.free_for_cache)
 
-    def memory(self, cache: CachePlan) -> MemoryPlan:
-        """Every term of a run with `cache`: weights first, then the cache, then the rest."""
-        weights, *rest = self._others(cache.rows, cache.chunk)
-        return MemoryPlan((weights, *cache_terms(cache), *rest), self.free_bytes)
-
-    @property
-    def beside_cache(self) -> MemoryPlan:
-        """Everything but the cache that `free_bytes` has to hold, at its largest."""
-        terms = self._others(self.most_rows, self.spec.chunk_limit)
-        held = TERMS_OF_LOADED if self.is_loaded else ()
-        return MemoryPlan(tuple(term for term in terms if term.name not in held), self.free_bytes)
+    def memory(self, cache: CachePlan | None) -> MemoryPlan:
+        """Every term of a run with `cache`, weights first; without one, all that lies beside a cache at its largest."""
+        rows, chunk = (cache.rows, cache.chunk) if cache else (self.most_rows, self.spec.chunk_limit)
+        weights = weight_term(self.shape, self.weights, self.quant)
+        rest = pass_terms(self.shape, self.spec.slot_format, rows, chunk, self.quant, self.device)
+        return MemoryPlan((weights, *(cache_terms(cache) if cache else ()), *rest))
 
     @property
     def free_for_cache(self) -> int | None:
         """Bytes left for the cache beside the rest; None when free memory is unknown."""
-        return None if self.free_bytes is None else max(0, self.free_bytes - self.beside_cache.total_bytes)
+        if self.free_bytes is None:
+            return None
+        taken = ("weights", "cuda_context") if self.is_loaded else ()  # no part of what is free
+        beside = self.memory(None).predicted().items()
+        return max(0, self.free_bytes - sum(size for name, size in beside if name not in taken))
 
     def _nominal(self, budget: Budget) -> CachePlan:
         """The cache that `budget` buys on a device that has as much. Raises CapacityError where it is too little."""
@@ -124,19 +101,6 @@ class Fit:
         return plan_rows(
             self.shape, budget, self.row_budget, self.spec, most_rows=self.most_rows, free_bytes=free_bytes
         )
-
-    def _others(self, rows: int, chunk: int) -> tuple[Term, ...]:
-        """The terms beside the cache, the weights first, with chunks of `chunk` tokens a row."""
-        fed = max(rows, min(rows * chunk, MOST_CHUNK))  # rows share the tokens of a pass, or decode one each
-        activations = activation_bytes(self.shape, fed, self.spec.slot_format)
-        scratch = scratch_bytes(self.shape, rows, self.quant)
-        terms = (
-            weight_term(self.shape, self.weights, self.quant),
-            Term("activations", activations, f"one pass of {fed} tokens"),
-            Term("scratch", scratch, "attention tiles and the logits of one step"),
-        )
-        context = Term("cuda_context", CUDA_CONTEXT_BYTES, "the driver's own; an estimate")
-        return (*terms, context) if self.device == "cuda" else terms
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,27 +128,23 @@ class Quote:
 
 
 def quote(fit: Fit, budget: Budget) -> Quote:
-    """Say what `budget` buys on the device of `fit`; a shortage is told, not raised."""
+    """Say what `budget` buys on the device of `fit`, before it is loaded; a shortage is told, not raised."""
     spec = fit.specs(budget)[0]
     spent = replace(fit, spec=spec)
-    rest = spent.beside_cache
-    if not rest.fits:
-        free, needed = human_bytes(fit.free_bytes or 0), human_bytes(rest.total_bytes)
+    rest = spent.memory(None)
+    if fit.free_bytes is not None and rest.total_bytes > fit.free_bytes:
+        free, needed = human_bytes(fit.free_bytes), human_bytes(rest.total_bytes)
         return Quote(fit, budget, spec, None, rest, f"it takes {needed} beside the cache, and {free} are free")
     try:
         cache = spent._nominal(budget)
     except CapacityError as error:
         return Quote(fit, budget, spec, None, rest, str(error))
-    return Quote(fit, budget, spec, cache, spent.memory(cache), _shortage(spent, budget, cache))
-
-
-def _shortage(fit: Fit, budget: Budget, cache: CachePlan) -> str | None:
-    """Say why the device cannot give the budget, even where the cache would not use all of it; None when it can."""
-    left = fit.free_for_cache
-    wanted = max(cache.reserved_bytes, cache.budget_bytes)
-    if left is None or wanted <= left:
-        return None
-    return f"KV budget {budget} is {human_bytes(wanted)}, and {human_bytes(left)} are left for it beside the rest"
+    left, wanted, shortage = spent.free_for_cache, max(cache.reserved_bytes, cache.budget_bytes), None
+    if left is not None and wanted > left:  # even where the cache would not use all of it
+        shortage = (
+            f"KV budget {budget} is {human_bytes(wanted)}, and {human_bytes(left)} are left for it beside the rest"
+        )
+    return Quote(fit, budget, spec, cache, spent.memory(cache), shortage)
 
 
 def most_rows(fit: Fit, budget: Budget, tokens: int) -> int:
@@ -194,13 +154,12 @@ def most_rows(fit: Fit, budget: Budget, tokens: int) -> int:
 
 def most_tokens(fit: Fit, budget: Budget) -> int:
     """The most tokens that every row of a batch of exactly `most_rows` keeps; 0 when that many rows hold none."""
-    cap = most_slots(fit.shape, fit.spec)
-    return largest(lambda tokens: _holds(fit, budget, fit.most_rows, tokens), cap)
+    return largest(lambda tokens: _holds(fit, budget, fit.most_rows, tokens), fit.spec.most_slots(fit.shape))
 
 
 def _holds(fit: Fit, budget: Budget, rows: int, tokens: int) -> bool:
     """True if exactly `rows` rows keep `tokens` each, or the few more that are protected."""
-    per_sequence = Budget(BudgetKind.TOKENS, max(tokens, least_slots(fit.shape, fit.spec)))
+    per_sequence = Budget(BudgetKind.TOKENS, max(tokens, fit.spec.least_slots(fit.shape)))
     found = quote(fit.with_rows(rows, per_sequence), budget)
     return found.fits and found.cache is not None and found.cache.rows == rows and found.cache.slots >= tokens
 
@@ -211,19 +170,15 @@ def advice(found: Quote) -> list[str]:
         return []
     fit, budget = found.fit, found.budget
     quantised = replace(fit, quant="4bit")
-    can_quantise = fit.quant == "none" and fit.weights is not None and fit.weights.can_quantise
-    tries = [_budget_advice(fit), _rows_advice(fit, budget)]
+    are_plain = fit.weights is not None and fit.weights.parameters is not None and not fit.shape.is_quantised
+    can_quantise = fit.quant == "none" and are_plain
+    rows = largest(lambda rows: quote(fit.with_rows(rows), budget).fits, fit.most_rows - 1)
+    tries = [_budget_advice(fit), f"--batch-size {rows}" if rows else ""]
     if can_quantise and quote(quantised, budget).fits:
         tries.append("--quant 4bit")
     if not any(tries) and can_quantise and (smaller := _budget_advice(quantised)):
         tries.append(f"--quant 4bit {smaller}")
     return [text for text in tries if text] or ["a smaller model, or a device with more memory"]
-
-
-def _rows_advice(fit: Fit, budget: Budget) -> str:
-    """The most rows that fit, fewer than asked for; empty where none do."""
-    rows = largest(lambda rows: quote(fit.with_rows(rows), budget).fits, fit.most_rows - 1)
-    return f"--batch-size {rows}" if rows else ""
 
 
 def _budget_advice(fit: Fit) -> str:

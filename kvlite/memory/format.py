@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from fractions import Fraction
 
 from kvlite.errors import UsageError
 
@@ -76,13 +77,7 @@ def slot_format(name: str, model_dtype: str) -> SlotFormat:
 def parse_size(text: str) -> int | None:
     """Bytes of `2GB` (powers of ten) or `2GiB` (powers of two), rounded down; None when `text` is not a size."""
     match = _SIZE.fullmatch(text.strip())
-    if match is None:
-        return None
-    whole, _, fraction = match["number"].partition(".")
-    scale = 10 ** len(fraction)  # whole numbers only: floats lose bytes above 2^53
-    unit = match["unit"].upper()
-    size: int = int(whole + fraction) * UNITS[unit] // scale
-    return size
+    return int(Fraction(match["number"]) * UNITS[match["unit"].upper()]) if match else None
 
 
 def human_bytes(count: int, decimals: int | None = None) -> str:

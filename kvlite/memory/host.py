@@ -8,15 +8,16 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-_V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
-_V2 = ("memory.max", "memory.current", "inactive_file")
-"""Files in which a version of control groups keeps a group's limit and usage, and its word for reclaimable cache."""
-
 
 def available_bytes(root: Path = Path("/")) -> int:
     """Bytes this process can still take: MemAvailable, or less where a control group limits it. `root` is for tests."""
-    groups = (max(0, limit - used) for limit, used in _group_limits(root))
-    return min((_machine_available(root), *groups))
+    left = [_machine_available(root)]
+    v1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "memory.stat")
+    for limit, usage, stat in _groups(root, "memory", v1, ("memory.max", "memory.current", "memory.stat")):
+        if limit.strip().isdigit() and usage:  # "max" is no limit
+            reclaimable = _entry(stat, "total_inactive_file") or _entry(stat, "inactive_file") or 0
+            left.append(max(0, int(limit) - max(0, int(usage) - int(reclaimable))))
+    return min(left)
 
 
 def process_age_s() -> float | None:
@@ -40,17 +41,12 @@ def usable_cores(cpus: Sequence[int] | None = None, root: Path = Path("/")) -> i
         cpus = sorted(os.sched_getaffinity(0))
     folder = root / "sys/devices/system/cpu"
     siblings = {_read(folder / f"cpu{cpu}/topology/thread_siblings_list") or str(cpu) for cpu in cpus}
-    quotas = (int(quota // period) for quota, period in _quotas(root))
-    return max(1, min((len(siblings), *quotas)))
-
-
-def _quotas(root: Path) -> Iterator[tuple[int, int]]:
-    """(microseconds of processor time, per period in microseconds) of every control group that limits this process."""
-    for folder, is_v2 in _groups(root, "cpu"):
-        names = ("cpu.max",) if is_v2 else ("cpu.cfs_quota_us", "cpu.cfs_period_us")
-        words = " ".join(_read(folder / name) or "" for name in names).split()
+    cores = [len(siblings)]
+    for texts in _groups(root, "cpu", ("cpu.cfs_quota_us", "cpu.cfs_period_us"), ("cpu.max",)):
+        words = " ".join(texts).split()  # microseconds of processor time, per period in microseconds
         if len(words) == 2 and all(word.isdigit() and int(word) > 0 for word in words):  # "max" and -1 are no limit
-            yield int(words[0]), int(words[1])
+            cores.append(int(words[0]) // int(words[1]))
+    return max(1, min(cores))
 
 
 def _machine_available(root: Path) -> int:
@@ -62,18 +58,8 @@ def _machine_available(root: Path) -> int:
     return int(psutil.virtual_memory().available)
 
 
-def _group_limits(root: Path) -> Iterator[tuple[int, int]]:
-    """(limit, usage without reclaimable pages) of every control group above this process, in bytes."""
-    for folder, is_v2 in _groups(root, "memory"):
-        *files, reclaimable = _V2 if is_v2 else _V1
-        limit, usage = (_read(folder / name) for name in files)
-        if limit is not None and usage is not None and limit.strip().isdigit():  # "max" is no limit
-            cached = _entry(_read(folder / "memory.stat") or "", reclaimable) or "0"
-            yield int(limit), max(0, int(usage) - int(cached))
-
-
-def _groups(root: Path, controller: str) -> Iterator[tuple[Path, bool]]:
-    """Every control group above this process that has `controller`: its folder, and True for version 2."""
+def _groups(root: Path, controller: str, v1: Sequence[str], v2: Sequence[str]) -> Iterator[tuple[str, ...]]:
+    """The texts of the files `v1` or `v2`, by its version, of every control group above this process."""
     for line in (_read(root / "proc/self/cgroup") or "").splitlines():
         _, _, rest = line.partition(":")
         controllers, has_path, path = rest.partition(":")
@@ -82,7 +68,7 @@ def _groups(root: Path, controller: str) -> Iterator[tuple[Path, bool]]:
             group = top / path.lstrip("/")
             for folder in (group, *group.parents):  # inside a container only the top may be visible
                 if folder.is_relative_to(top):
-                    yield folder, controllers == ""
+                    yield tuple(_read(folder / name) or "" for name in (v1 if controllers else v2))
 
 
 def _entry(table: str, key: str) -> str | None:

@@ -67,6 +67,24 @@ class CacheSpec:
         """All of one slot: key, value, policy state, positions."""
         return self.key_value_bytes(layer) + self.state_bytes_per_slot + POSITION_BYTES
 
+    def least_slots(self, shape: ModelShape) -> int:
+        """The smallest S with which every full layer holds what is protected."""
+        return slots_with(shape.layers, max(1, self.protected_slots), self.most_slots(shape), self.layer_rule)
+
+    def most_slots(self, shape: ModelShape) -> int:
+        """The largest S the model allows: its window, less what stays free where keys are re-rotated to stay inside it.
+
+        Each re-rotation rounds the keys once more. An eighth of the window, and at least a chunk, makes them rare.
+        """
+        window = shape.max_positions
+        if window is None:
+            windows = [layer.window or _UNBOUNDED for layer in shape.layers if layer.kv_heads]
+            return max(windows, default=_UNBOUNDED)
+        if shape.positions == "rotary" and self.evicts:
+            eighth = window // 8
+            return largest(lambda slots: slots + max(eighth, chunk_tokens(slots, self.chunk_limit)) <= window, window)
+        return window
+
 
 @dataclass(frozen=True, slots=True)
 class CachePlan:
@@ -80,6 +98,7 @@ class CachePlan:
 
     slots: int
     fewest: int
+    most_slots: int
     rows: int
     chunk: int
     layer_slots: tuple[int, ...]
@@ -88,20 +107,19 @@ class CachePlan:
     position_bytes: int
     staging_bytes: int
     state_bytes: int
-    reserved_bytes: int
-    budget_bytes: int
-    row_budget_bytes: int
-    capped_by: str | None
-    most_slots: int
+    budget_bytes: int = 0
+    row_budget_bytes: int = 0
+    capped_by: str | None = None
+
+    @property
+    def reserved_bytes(self) -> int:
+        """All that the cache allocates."""
+        slots = self.k_v_bytes + self.policy_state_bytes + self.position_bytes
+        return slots + self.staging_bytes + self.state_bytes
 
 
 def plan_cache(
-    shape: ModelShape,
-    budget: Budget,
-    spec: CacheSpec,
-    *,
-    rows: int = 1,
-    free_bytes: int | None,
+    shape: ModelShape, budget: Budget, spec: CacheSpec, *, rows: int = 1, free_bytes: int | None
 ) -> CachePlan:
     """The largest cache of `rows` equal rows inside `budget`.
 
@@ -109,7 +127,7 @@ def plan_cache(
     least `spec.protected_slots`, and 1. Raises DoesNotFit when the budget is more than is free,
     BudgetTooSmall when it holds fewer slots, UsageError when a share of unknown memory is asked for.
     """
-    cap = most_slots(shape, spec)
+    cap = spec.most_slots(shape)
     with_slots = partial(_with_slots, shape, spec, rows, cap)
     protected = max(1, spec.protected_slots)
     if cap < protected:
@@ -120,7 +138,7 @@ def plan_cache(
     slots, budget_bytes = _grant(budget, with_slots, cap, free_bytes)
     found = with_slots(slots)
     if found.fewest < protected:
-        smallest = with_slots(least_slots(shape, spec)).reserved_bytes
+        smallest = with_slots(spec.least_slots(shape)).reserved_bytes
         where = f" in each of {rows} rows" if rows > 1 else ""
         where += " in the smallest layer" if found.fewest < slots else ""
         raise BudgetTooSmall(
@@ -172,36 +190,27 @@ def plan_rows(
 
 def _grant(budget: Budget, with_slots: Callable[[int], CachePlan], cap: int, free_bytes: int | None) -> tuple[int, int]:
     """Slots and the bytes they must stay within; with `tokens` and `full` these bytes follow from the slots."""
-    if budget.kind in (BudgetKind.TOKENS, BudgetKind.FULL):
-        if budget.kind is BudgetKind.FULL and cap == _UNBOUNDED:
-            raise UsageError("KV budget full needs the model's window, and config.json names none; give a size")
-        slots = cap if budget.kind is BudgetKind.FULL else min(cap, int(budget.amount))
-        needed = with_slots(slots).reserved_bytes
-        if free_bytes is not None and needed > free_bytes:
-            raise DoesNotFit(
-                f"KV budget {budget} takes {human_bytes(needed)}, {human_bytes(free_bytes)} are free; "
-                f"what fits is {_most(with_slots, free_bytes, cap)}tok or {size_down(free_bytes)}"
-            )
-        return slots, needed
+    if budget.kind in (BudgetKind.AUTO, BudgetKind.SHARE):
+        if free_bytes is None:
+            raise UsageError(f"KV budget {budget} is measured against free memory, unknown here; give a size")
+        allowed = int(free_bytes * (AUTO_SHARE if budget.kind is BudgetKind.AUTO else Fraction(budget.amount)))
+        slots = _most(with_slots, allowed, cap)
+        is_whole_window = budget.kind is BudgetKind.AUTO and slots == cap
+        return slots, with_slots(slots).reserved_bytes if is_whole_window else allowed
+    if budget.kind is BudgetKind.FULL and cap == _UNBOUNDED:
+        raise UsageError("KV budget full needs the model's window, and config.json names none; give a size")
     if budget.kind is BudgetKind.BYTES:
-        allowed = int(budget.amount)
-        if free_bytes is not None and allowed > free_bytes:
-            raise DoesNotFit(
-                f"KV budget {budget} is more than the {human_bytes(free_bytes)} that are free; "
-                f"what fits is {size_down(free_bytes)} or auto"
-            )
-        return _most(with_slots, allowed, cap), allowed
-    if free_bytes is None:
-        raise UsageError(f"KV budget {budget} is measured against free memory, which is not known here; give a size")
-    allowed = int(free_bytes * (AUTO_SHARE if budget.kind is BudgetKind.AUTO else Fraction(budget.amount)))
-    slots = _most(with_slots, allowed, cap)
-    is_whole_window = budget.kind is BudgetKind.AUTO and slots == cap
-    return slots, with_slots(slots).reserved_bytes if is_whole_window else allowed
-
-
-def least_slots(shape: ModelShape, spec: CacheSpec) -> int:
-    """The smallest S with which every full layer holds what is protected."""
-    return slots_with(shape.layers, max(1, spec.protected_slots), most_slots(shape, spec), spec.layer_rule)
+        wanted = int(budget.amount)
+        slots = _most(with_slots, wanted, cap)
+    else:
+        slots = cap if budget.kind is BudgetKind.FULL else min(cap, int(budget.amount))
+        wanted = with_slots(slots).reserved_bytes
+    if free_bytes is not None and wanted > free_bytes:
+        raise DoesNotFit(
+            f"KV budget {budget} takes {human_bytes(wanted)}, {human_bytes(free_bytes)} are free; "
+            f"what fits is {_most(with_slots, free_bytes, cap)}tok or {size_down(free_bytes)}"
+        )
+    return slots, wanted
 
 
 def slots_with(layers: Sequence[LayerShape], wanted: int, most: int, rule: LayerRule) -> int:
@@ -222,49 +231,24 @@ def fewest(layers: Sequence[LayerShape], allotment: Sequence[int], default: int)
     return min(full, default=default)
 
 
-def most_slots(shape: ModelShape, spec: CacheSpec) -> int:
-    """The largest S the model allows: its window, less what is kept free where keys are re-rotated to stay inside it.
-
-    Each re-rotation rounds the keys once more. An eighth of the window, and at least a chunk, makes them rare.
-    """
-    window = shape.max_positions
-    if window is None:
-        windows = [layer.window for layer in shape.layers if layer.kv_heads]
-        return max((size for size in windows if size), default=_UNBOUNDED) if all(windows) else _UNBOUNDED
-    if shape.positions == "rotary" and spec.evicts:
-        eighth = window // 8
-        return largest(lambda slots: slots + max(eighth, chunk_tokens(slots, spec.chunk_limit)) <= window, window)
-    return window
-
-
 def _with_slots(shape: ModelShape, spec: CacheSpec, rows: int, cap: int, slots: int) -> CachePlan:
-    """The cache of so many slots, of which no layer has more than `cap`; its budget is what it reserves."""
+    """The cache of so many slots, of which no layer has more than `cap`, before a budget is named."""
     layers = shape.layers
     layer_slots = allotted(layers, slots, cap, spec.layer_rule)
     smallest = fewest(layers, layer_slots, slots)
     heads = [count * layer.kv_heads * rows for count, layer in zip(layer_slots, layers, strict=True)]
-    k_v = sum(head * spec.key_value_bytes(layer) for head, layer in zip(heads, layers, strict=True))
-    policy_state = sum(heads) * spec.state_bytes_per_slot
-    positions = sum(heads) * POSITION_BYTES
-    staging = rows * sum(layer.kv_heads * spec.slot_bytes(layer) for layer in layers)
-    state = rows * sum(layer.state_bytes for layer in layers)
-    reserved = k_v + policy_state + positions + staging + state
     return CachePlan(
         slots=slots,
         fewest=smallest,
+        most_slots=cap,
         rows=rows,
         chunk=chunk_tokens(smallest, spec.chunk_limit),
         layer_slots=layer_slots,
-        k_v_bytes=k_v,
-        policy_state_bytes=policy_state,
-        position_bytes=positions,
-        staging_bytes=staging,
-        state_bytes=state,
-        reserved_bytes=reserved,
-        budget_bytes=reserved,
-        row_budget_bytes=reserved // rows,
-        capped_by=None,
-        most_slots=cap,
+        k_v_bytes=sum(head * spec.key_value_bytes(layer) for head, layer in zip(heads, layers, strict=True)),
+        policy_state_bytes=sum(heads) * spec.state_bytes_per_slot,
+        position_bytes=sum(heads) * POSITION_BYTES,
+        staging_bytes=rows * sum(layer.kv_heads * spec.slot_bytes(layer) for layer in layers),
+        state_bytes=rows * sum(layer.state_bytes for layer in layers),
     )
 
 

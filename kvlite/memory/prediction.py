@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import Literal
 
 from kvlite.memory.format import DTYPE_BYTES, SlotFormat, human_bytes
-from kvlite.memory.plan import CachePlan
+from kvlite.memory.plan import MOST_CHUNK, CachePlan
 from kvlite.memory.shape import ModelShape
 
 DeviceKind = Literal["cuda", "cpu"]
@@ -19,8 +19,6 @@ CUDA_CONTEXT_BYTES = 500_000_000  # driver context, cuBLAS workspaces and loaded
 ATTENTION_TILE_BYTES = 16 * 2**20  # the attention works in tiles of this many bytes of fp32 logits
 ATTENTION_TILES = 4  # logits, their mask, probabilities, and a widened copy of keys or values
 SAMPLING_COPIES = 4  # fp32 logits, sorted, their indices and cumulative sums
-TERMS_OF_LOADED = ("weights", "cuda_context")
-"""Terms that a loaded model already takes, so that they are no part of what is free beside it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,45 +31,26 @@ class Term:
 
 
 @dataclass(frozen=True, slots=True)
-class WeightFacts:
-    """The weights as their files describe them: bytes, number of parameters, and whether they are quantised already."""
+class Weights:
+    """The weights as they are stored; `by_dtype` is bytes per safetensors dtype (`BF16`, `F32`, `U8`, ...).
+
+    Pickles, which are not looked into, have neither `parameters` nor dtypes.
+    """
 
     num_bytes: int
-    parameters: int | None
-    is_tied: bool
-    is_quantised: bool
-
-    @classmethod
-    def of(cls, config: Mapping[str, Any], num_bytes: int | None, parameters: int | None) -> WeightFacts | None:
-        """The facts of files of `num_bytes` bytes, with config.json telling the rest; None where there are no files."""
-        if num_bytes is None:
-            return None
-        text = config.get("text_config") or {}
-        is_tied = text.get("tie_word_embeddings", config.get("tie_word_embeddings", True))
-        is_tied = is_tied is not False  # transformers leaves it out where it is true
-        return cls(num_bytes, parameters, is_tied, "quantization_config" in config)
-
-    @property
-    def can_quantise(self) -> bool:
-        """True where there are plain weights, counted, to quantise while loading."""
-        return not self.is_quantised and self.parameters is not None
+    parameters: int | None = None
+    by_dtype: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryPlan:
-    """The terms of a run and what the device has for them; unknown terms count as nothing."""
+    """The terms of a run; unknown ones count as nothing."""
 
     terms: tuple[Term, ...]
-    free_bytes: int | None
 
     @property
     def total_bytes(self) -> int:
         return sum(term.predicted_bytes or 0 for term in self.terms)
-
-    @property
-    def fits(self) -> bool:
-        """True if the known terms fit into the free memory, or if that is not known."""
-        return self.free_bytes is None or self.total_bytes <= self.free_bytes
 
     def predicted(self) -> dict[str, int]:
         """The known terms by name."""
@@ -90,46 +69,55 @@ def cache_terms(cache: CachePlan) -> tuple[Term, ...]:
     )
 
 
-def activation_bytes(shape: ModelShape, tokens: int, stored: SlotFormat) -> int:
-    """Bytes of one layer's activations for `tokens` tokens fed at once, as many as are alive together at most.
+def pass_terms(
+    shape: ModelShape, stored: SlotFormat, rows: int, chunk: int, quant: str, device: DeviceKind
+) -> tuple[Term, ...]:
+    """What passes through the model take beside weights and cache, with chunks of `chunk` tokens a row."""
+    fed = max(rows, min(rows * chunk, MOST_CHUNK))  # rows share the tokens of a pass, or decode one each
+    element, fp32 = DTYPE_BYTES[shape.dtype], DTYPE_BYTES["float32"]
+    logits = rows * shape.vocab * (element + SAMPLING_COPIES * fp32)
+    widened = shape.hidden * shape.intermediate * element if quant != "none" else 0  # one 4-bit matrix
+    scratch = ATTENTION_TILES * ATTENTION_TILE_BYTES + logits + widened
+    terms = (
+        Term("activations", fed * _activation_bytes(shape, stored), f"one pass of {fed} tokens"),
+        Term("scratch", scratch, "attention tiles and the logits of one step"),
+    )
+    context = Term("cuda_context", CUDA_CONTEXT_BYTES, "the driver's own; an estimate")
+    return (*terms, context) if device == "cuda" else terms
 
-    Per token, in the model's dtype: residual, its normed copy, the sums of attention and feed-forward and two
-    temporaries (6 hidden); gate, up and their product (3 intermediate); q, k, v before and after rotation, and the
-    output. Quantised slots add, in fp32, the rotated queries and output, and k and v rotated, in steps and rounded.
+
+def _activation_bytes(shape: ModelShape, stored: SlotFormat) -> int:
+    """Bytes of one layer's activations for a token, as many as are alive together at most.
+
+    In the model's dtype: residual, its normed copy, the sums of attention and feed-forward and two temporaries (6
+    hidden); gate, up and their product (3 intermediate); q, k, v before and after rotation, and the output. Quantised
+    slots add, in fp32, the rotated queries and output, and k and v rotated, in steps and rounded.
     """
+    heads = shape.query_heads
     widest = max(
-        2 * (shape.query_heads * layer.k_dim + layer.kv_heads * (layer.k_dim + layer.v_dim))
-        + shape.query_heads * layer.v_dim
+        2 * (heads * layer.k_dim + layer.kv_heads * (layer.k_dim + layer.v_dim)) + heads * layer.v_dim
         for layer in shape.layers
     )
-    per_token = 6 * shape.hidden + 3 * shape.intermediate + widest
     coding = max(
-        shape.query_heads * (layer.k_dim + 2 * layer.v_dim) + 3 * layer.kv_heads * (layer.k_dim + layer.v_dim)
+        heads * (layer.k_dim + 2 * layer.v_dim) + 3 * layer.kv_heads * (layer.k_dim + layer.v_dim)
         for layer in shape.layers
     )
-    coding_bytes = coding * DTYPE_BYTES["float32"] if stored.is_quantised else 0
-    return tokens * (per_token * DTYPE_BYTES[shape.dtype] + coding_bytes)
+    in_dtype = 6 * shape.hidden + 3 * shape.intermediate + widest
+    return in_dtype * DTYPE_BYTES[shape.dtype] + (coding * DTYPE_BYTES["float32"] if stored.is_quantised else 0)
 
 
-def scratch_bytes(shape: ModelShape, rows: int, quant: str) -> int:
-    """Bytes that do not follow from the context: attention tiles, logits of one step, one widened 4-bit matrix."""
-    logits = rows * shape.vocab * (DTYPE_BYTES[shape.dtype] + SAMPLING_COPIES * DTYPE_BYTES["float32"])
-    widened = shape.hidden * shape.intermediate * DTYPE_BYTES[shape.dtype] if quant != "none" else 0
-    return ATTENTION_TILES * ATTENTION_TILE_BYTES + logits + widened
-
-
-def weight_term(shape: ModelShape, weights: WeightFacts | None, quant: str) -> Term:
+def weight_term(shape: ModelShape, weights: Weights | None, quant: str) -> Term:
     """The weights as they are once loaded: in the shape's dtype, or quantised."""
     if weights is None:
         return Term("weights", None, "there are no weights here to measure")
-    if weights.is_quantised:
+    if shape.is_quantised:
         return Term("weights", weights.num_bytes, "as stored, quantised already")
     if weights.parameters is None:
         return Term("weights", weights.num_bytes, "as stored; not safetensors, so not looked into")
     element = DTYPE_BYTES[shape.dtype]
     if quant == "none":
         return Term("weights", weights.parameters * element, f"{weights.parameters:,} parameters in {shape.dtype}")
-    kept = min(weights.parameters, shape.vocab * shape.hidden * (1 if weights.is_tied else 2))
+    kept = min(weights.parameters, shape.vocab * shape.hidden * (1 if shape.is_tied else 2))
     size = kept * element + int((weights.parameters - kept) * QUANT_BYTES[quant])
     return Term(
         "weights",

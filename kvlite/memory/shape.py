@@ -40,7 +40,10 @@ class LayerShape:
 
 @dataclass(frozen=True, slots=True)
 class ModelShape:
-    """The sizes of a model that memory follows from; `layers[i]` belongs to the attention module of `layer_idx` i."""
+    """The sizes of a model that memory follows from; `layers[i]` belongs to the attention module of `layer_idx` i.
+
+    `is_tied`: embedding and head are one matrix; `is_quantised`: the weights are stored in fewer bits than `dtype`.
+    """
 
     family: str
     layers: tuple[LayerShape, ...]
@@ -52,6 +55,8 @@ class ModelShape:
     positions: Literal["rotary", "learned", "none"]
     rope_type: str | None
     dtype: str
+    is_tied: bool = True
+    is_quantised: bool = False
 
     @classmethod
     def from_config(
@@ -88,6 +93,9 @@ class ModelShape:
             positions=_positions(text, family),
             rope_type=_rope_type(text, family),
             dtype=dtype,
+            is_tied={**outer.values, **text.values}.get("tie_word_embeddings")
+            is not False,  # left out where it is true
+            is_quantised="quantization_config" in config,
         )
 
     @property
@@ -108,11 +116,12 @@ class ModelShape:
 
 
 def _family_name(outer: Fields, text: Fields) -> str:
-    outer_name = outer.text("model_type")
-    name = text.text("model_type") or TEXT_TYPES.get(outer_name or "")
+    name = text.text("model_type") or outer.text("model_type")
     if name is None:
         raise BrokenModel("config.json has no model_type; expected the name of a model family")
     name = TEXT_TYPES.get(name, name)
+    if f"{name}_text" in FAMILIES or f"{name}_text" in NOT_HELD:
+        name = f"{name}_text"
     if name in NOT_HELD:
         raise UnsupportedModel(f"kvlite cannot hold '{name}' inside a budget: {NOT_HELD[name]}")
     if name not in FAMILIES:
@@ -153,14 +162,12 @@ def _own_fields(text: Fields, family: Family, kind: str, index: int) -> Fields:
 
 
 def _layer(kind: str, own: Fields, family: Family, dtype: str) -> LayerShape:
-    state = 0
-    if family.state is not None and kind in (LINEAR, CONV, HYBRID):
-        state = family.state(own, DTYPE_BYTES[dtype])
+    state = family.state(own, DTYPE_BYTES[dtype]) if family.state and kind not in (FULL, SLIDING) else 0
     if kind in (LINEAR, CONV):
         return LayerShape("state", 0, 0, 0, None, state)
-    kv_heads, k_dim, v_dim = _heads(own, family)
-    window = _window(own, family) if kind == SLIDING else None
-    return LayerShape("full" if window is None else "sliding", kv_heads, k_dim, v_dim, window, state)
+    slides = kind == SLIDING and (family.window_flag is None or own.flag(family.window_flag, default=False))
+    window = own.optional_count("sliding_window", default=family.window) if slides else None
+    return LayerShape("full" if window is None else "sliding", *_heads(own, family), window, state)
 
 
 def _heads(own: Fields, family: Family) -> tuple[int, int, int]:
@@ -184,12 +191,6 @@ def _heads(own: Fields, family: Family) -> tuple[int, int, int]:
             f"config.json: num_attention_heads {query_heads} is not a multiple of num_key_value_heads {kv_heads}"
         )
     return kv_heads, head_dim, head_dim
-
-
-def _window(own: Fields, family: Family) -> int | None:
-    if family.window_flag is not None and not own.flag(family.window_flag, default=False):
-        return None
-    return own.optional_count("sliding_window", default=family.window)
 
 
 def _intermediate(text: Fields) -> int:

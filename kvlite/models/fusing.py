@@ -22,7 +22,6 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
-from kvlite.memory.format import slot_format
 from kvlite.models.attention_interface import ATTENTION
 from kvlite.models.fused import FusedDecoder
 from kvlite.models.loaded import LoadedModel
@@ -82,8 +81,7 @@ def multiply_four_bit(loaded: LoadedModel, ops: FusedOps) -> LoadedModel:
 
 def probe_logits(loaded: LoadedModel) -> Tensor:
     """The logits [1, T, V] of a few tokens, fed in chunks."""
-    cache = dry_cache(loaded, slot_format("auto", loaded.dtype_name), PROBE_TOKENS)
-    return feed(loaded, cache, probe_ids(loaded, PROBE_TOKENS))
+    return feed(loaded, dry_cache(loaded, PROBE_TOKENS), probe_ids(loaded, PROBE_TOKENS))
 
 
 def _children(model: nn.Module) -> list[tuple[nn.Module, str, nn.Module]]:

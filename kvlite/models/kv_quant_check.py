@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from kvlite.errors import NumericError, SlotsTooCoarse
-from kvlite.memory.format import SlotFormat, slot_format
+from kvlite.memory.format import SlotFormat
 from kvlite.models.loaded import LoadedModel
 from kvlite.models.probe import dry_cache, feed, probe_ids
 
@@ -63,33 +63,29 @@ class QuantEffect:
         return f"{self.finding}; give {other}" if self.is_noticeable else self.finding
 
 
-def require_survival(loaded: LoadedModel, stored: SlotFormat) -> QuantEffect:
-    """Measure the effect of `stored` slots. Raises SlotsTooCoarse where they destroy the model's answers."""
-    effect = try_format(loaded, stored)
-    if effect.is_destructive:
-        raise SlotsTooCoarse(str(effect))
-    return effect
-
-
 @torch.inference_mode()
-def try_format(loaded: LoadedModel, stored: SlotFormat) -> QuantEffect:
+def try_format(loaded: LoadedModel, stored: SlotFormat, *, is_named: bool = False) -> QuantEffect:
     """Compare the model's next tokens over `stored` slots with those over slots of its own dtype.
 
-    Takes as long as decoding TOKENS tokens. Raises NumericError where the model computes no numbers by itself.
+    Takes as long as decoding TOKENS tokens. Raises NumericError where the model computes no numbers by itself, and
+    SlotsTooCoarse where slots that the user named destroy its answers.
     """
     count = min(TOKENS, loaded.window or TOKENS)
     ids, expected = _own_text(loaded, count)
     if not expected.isfinite().all():
         raise NumericError("the model computed no numbers; give --dtype float32 or bfloat16")
-    actual = feed(loaded, dry_cache(loaded, stored, count), ids)[0].float().log_softmax(-1)
+    actual = feed(loaded, dry_cache(loaded, count, stored), ids)[0].float().log_softmax(-1)
     divergence = (expected.exp() * (expected - actual)).sum(-1)
     agreement = (expected.argmax(-1) == actual.argmax(-1)).float()
-    return QuantEffect(stored, float(divergence.mean()), float(agreement.mean()))
+    effect = QuantEffect(stored, float(divergence.mean()), float(agreement.mean()))
+    if is_named and effect.is_destructive:
+        raise SlotsTooCoarse(str(effect))
+    return effect
 
 
 def _own_text(loaded: LoadedModel, count: int) -> tuple[Tensor, Tensor]:
     """`count` ids sampled from the model, [1, count], and its log-probabilities [count, V]."""
-    cache = dry_cache(loaded, slot_format("auto", loaded.dtype_name), count)
+    cache = dry_cache(loaded, count)
     ids, said = [probe_ids(loaded, 1)], []
     generator = torch.Generator().manual_seed(0)
     if loaded.state is not None:

@@ -44,11 +44,6 @@ class LoadedModel:
     stages: Mapping[str, float] = field(default_factory=dict)
 
     @property
-    def dtype_name(self) -> str:
-        """`dtype` as config.json spells it."""
-        return str(self.dtype).removeprefix("torch.")
-
-    @property
     def compute_dtype(self) -> torch.dtype:
         """The coarsest dtype that takes part in the arithmetic."""
         return compute_dtype(self.dtype) if self.quant != "none" else self.dtype
@@ -59,10 +54,6 @@ class LoadedModel:
         tensors = [*self.model.parameters(), *self.model.buffers()]
         tensors += [scale for parameter in self.model.parameters() for scale in _scales(parameter)]
         return sum({tensor.data_ptr(): tensor.nbytes for tensor in tensors}.values())
-
-    @property
-    def num_parameters(self) -> int:
-        return int(self.model.num_parameters())
 
     @property
     def window(self) -> int | None:

@@ -30,7 +30,7 @@ from kvlite.catalog.files import ModelFiles
 from kvlite.errors import BrokenModel, DoesNotFit, KvliteError, ModelError, OutOfMemory, UnsupportedModel, UsageError
 from kvlite.gguf.header import read_header
 from kvlite.memory.format import dtype_name, human_bytes
-from kvlite.memory.prediction import WeightFacts, weight_term
+from kvlite.memory.prediction import weight_term
 from kvlite.memory.shape import ModelShape
 from kvlite.models.device import free_bytes, set_threads
 from kvlite.models.fusing import fuse, multiply_four_bit
@@ -102,8 +102,7 @@ def _shape(files: ModelFiles, dtype: str | None, device: torch.device) -> ModelS
 
 def _require_room(files: ModelFiles, shape: ModelShape, quant: str, device: torch.device) -> None:
     """Refuse weights that take more, once loaded, than is free."""
-    weights = WeightFacts.of(files.config, files.weight_bytes, files.parameters)
-    needed, free = weight_term(shape, weights, quant).predicted_bytes, free_bytes(device)
+    needed, free = weight_term(shape, files.weights, quant).predicted_bytes, free_bytes(device)
     if needed is not None and needed > free:
         raise DoesNotFit(
             f"the weights take {human_bytes(needed)} and {human_bytes(free)} are free on {device}; "
@@ -119,12 +118,7 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> PreTrain
     except Exception as error:
         if type(error) is not Exception and not isinstance(error, _PARSER_ERRORS):  # tokenizers raises plain Exception
             raise
-        if "instantiate the backend tokenizer" in str(error):
-            message = f"{folder} has no tokenizer (tokenizer.json); copy it from the model it was made from"
-            raise BrokenModel(message) from error
-        if "trust_remote_code" in str(error):
-            raise _own_code(folder) from error
-        raise BrokenModel(f"the tokenizer in {folder} cannot be loaded: {_first_line(error)}") from error
+        raise _refusal(folder, "tokenizer", error) from error
     assert isinstance(tokenizer, PreTrainedTokenizerBase)
     return tokenizer
 
@@ -154,7 +148,7 @@ def _model(files: ModelFiles, options: ModelOptions, dtype: torch.dtype, device:
     except MemoryError as error:
         raise DoesNotFit("the weights do not fit in this machine's memory; try a smaller model") from error
     except _PARSER_ERRORS as error:
-        raise _loading_error(folder, error) from error
+        raise _refusal(folder, "model", error) from error
     model, info = loaded
     _require_tensors(folder, info)
     assert isinstance(model, PreTrainedModel)
@@ -196,23 +190,6 @@ def _first(names: list[str]) -> str:
     return f"{names[0]} and {len(names) - 1} more" if names[1:] else names[0]
 
 
-def _loading_error(folder: Path, error: Exception) -> KvliteError:
-    text = _first_line(error)
-    if isinstance(error, ValueError) and "Unrecognized configuration class" in str(error):
-        return UnsupportedModel(
-            f"{folder} is not a causal language model that transformers knows; choose another model"
-        )
-    if "trust_remote_code" in str(error):
-        return _own_code(folder)
-    if isinstance(error, OSError) and "safetensors" in str(error):
-        return BrokenModel(f"{folder} has no safetensors weights; give --allow-pickle if you trust its .bin files")
-    return BrokenModel(f"the model in {folder} cannot be loaded: {text}")
-
-
-def _own_code(folder: Path) -> ModelError:
-    return ModelError(f"{folder} runs code of its own; read it, then give --trust-remote-code")
-
-
 def _require_vocabulary(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> None:
     held = config.get_text_config().vocab_size
     if len(tokenizer) and max(tokenizer.get_vocab().values(), default=0) >= held:
@@ -221,7 +198,20 @@ def _require_vocabulary(config: PretrainedConfig, tokenizer: PreTrainedTokenizer
         )
 
 
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    said = lines[:2] if lines and lines[0].endswith(":") else lines[:1]
-    return " ".join([f"{type(error).__name__}:", *said]) if said else type(error).__name__
+def _refusal(folder: Path, part: str, error: Exception) -> KvliteError:
+    """The user's error where `part` of `folder` cannot be loaded."""
+    text = str(error)
+    if "instantiate the backend tokenizer" in text:
+        return BrokenModel(f"{folder} has no tokenizer (tokenizer.json); copy it from the model it was made from")
+    if "for this kind of AutoModel" in text:
+        message = f"{folder} is not a causal language model that transformers knows; choose another model"
+        return UnsupportedModel(message)
+    if "trust_remote_code" in text:
+        return ModelError(f"{folder} runs code of its own; read it, then give --trust-remote-code")
+    if isinstance(error, OSError) and "safetensors" in text:
+        return BrokenModel(f"{folder} has no safetensors weights; give --allow-pickle if you trust its .bin files")
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    why = (
+        [f"{type(error).__name__}:", *lines[: 2 if lines[0].endswith(":") else 1]] if lines else [type(error).__name__]
+    )
+    return BrokenModel(f"the {part} in {folder} cannot be loaded: {' '.join(why)}")

@@ -7,9 +7,10 @@ from torch import Tensor
 
 from kvlite.cache.cache import SlotCache
 from kvlite.cache.policies import Full
+from kvlite.cache.policy import Policy
 from kvlite.memory.budget import Budget
-from kvlite.memory.format import SlotFormat
-from kvlite.memory.plan import CacheSpec, plan_cache
+from kvlite.memory.format import SlotFormat, slot_format
+from kvlite.memory.plan import plan_cache
 from kvlite.models.loaded import LoadedModel
 
 _TEXT = "Anna had three apples and bought 4 more, so now she has"
@@ -30,15 +31,17 @@ def text_ids(loaded: LoadedModel) -> Tensor:
     return torch.tensor([ids], device=loaded.device)
 
 
-def dry_cache(loaded: LoadedModel, stored: SlotFormat, tokens: int) -> SlotCache:
-    """One row of room for `tokens` tokens that nothing is evicted from."""
-    plan = plan_cache(
-        loaded.shape,
-        Budget.parse(f"{tokens}tok"),
-        CacheSpec(stored, state_bytes_per_slot=0, protected_slots=1, evicts=False),
-        free_bytes=None,
-    )
-    return SlotCache(loaded.shape, plan, Full(), stored, loaded.device)
+def dry_cache(
+    loaded: LoadedModel,
+    tokens: int,
+    stored: SlotFormat | None = None,
+    policy: Policy | None = None,
+    kernels: str = "torch",
+) -> SlotCache:
+    """One row of room for `tokens` tokens, in the model's own dtype and keeping all if not said otherwise."""
+    stored, policy = stored or slot_format("auto", loaded.shape.dtype), policy or Full()
+    plan = plan_cache(loaded.shape, Budget.parse(f"{tokens}tok"), policy.cache_spec(stored), free_bytes=None)
+    return SlotCache(loaded.shape, plan, policy, stored, loaded.device, kernels, loaded.dtype)
 
 
 def feed(loaded: LoadedModel, cache: SlotCache, ids: Tensor, shift: int = 0) -> Tensor:

@@ -16,7 +16,6 @@ from kvlite.cache.cache import SlotCache
 from kvlite.cache.layer import Layer
 from kvlite.cache.rotation import Rotation
 from kvlite.errors import UnsupportedModel
-from kvlite.memory.format import slot_format
 from kvlite.models.attention_interface import ATTENTION
 from kvlite.models.loaded import LoadedModel
 from kvlite.models.probe import PROBE_TOKENS, dry_cache, feed, probe_ids
@@ -30,9 +29,11 @@ KEY_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.05, torch.float16: 0.02}
 def admit(loaded: LoadedModel) -> LoadedModel:
     """Check the model and learn its rotations. Raises UnsupportedModel, naming the family and what is wrong."""
     ids = probe_ids(loaded, PROBE_TOKENS)
-    cache = dry_cache(loaded, slot_format("auto", loaded.dtype_name), PROBE_TOKENS)
+    cache = dry_cache(loaded, PROBE_TOKENS)
     try:
-        expected = _eager_logits(loaded, ids)
+        loaded.model.set_attn_implementation("eager")
+        with torch.inference_mode():
+            expected = loaded.model(input_ids=ids, use_cache=False).logits
         loaded.model.set_attn_implementation(ATTENTION)
         logits = feed(loaded, cache, ids)
     except torch.OutOfMemoryError:
@@ -46,13 +47,6 @@ def admit(loaded: LoadedModel) -> LoadedModel:
     if not off <= LOGIT_TOLERANCE[loaded.compute_dtype]:
         raise _refusal(loaded, f"its logits differ from eager attention by {off:.1%}")
     return replace(loaded, rotations=_learn_rotations(loaded, cache, ids))
-
-
-@torch.inference_mode()
-def _eager_logits(loaded: LoadedModel, ids: Tensor) -> Tensor:
-    loaded.model.set_attn_implementation("eager")
-    logits: Tensor = loaded.model(input_ids=ids, use_cache=False).logits
-    return logits
 
 
 def _refusal(loaded: LoadedModel, why: str) -> UnsupportedModel:
@@ -94,13 +88,10 @@ def _frequencies(loaded: LoadedModel) -> list[Tensor]:
     """Every distinct table of rotary frequencies in the model, fp32 [R / 2]."""
     found: list[Tensor] = []
     for name, buffer in loaded.model.named_buffers():
-        if name.endswith("inv_freq") and buffer.dim() == 1 and not any(_same(buffer, known) for known in found):
-            found.append(buffer.float())
+        table = buffer.float()
+        if name.endswith("inv_freq") and table.dim() == 1 and not any(torch.equal(table, known) for known in found):
+            found.append(table)
     return found
-
-
-def _same(a: Tensor, b: Tensor) -> bool:
-    return a.shape == b.shape and bool(torch.equal(a.float(), b))
 
 
 def _turned(keys: Tensor, rotation: Rotation) -> Tensor:

@@ -1,14 +1,13 @@
-"""Named numbers of a run record, comparisons over them such as `kv.peak_bytes>2GB`, and differences of two runs."""
+"""Named values of a run record, gates over them such as `kv.peak_bytes>2GB`, and differences of two runs."""
 
 from __future__ import annotations
 
-import operator
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from operator import eq, ge, gt, le, lt, ne
 from statistics import median
 
-from kvlite.errors import GateFailed, UsageError
+from kvlite.errors import UsageError
 from kvlite.memory.format import human_bytes, parse_size
 from kvlite.record.schema import RunRecord
 from kvlite.record.table import UNKNOWN, Table, percent
@@ -16,15 +15,8 @@ from kvlite.record.view import peak_vram_bytes
 
 Value = str | int | float
 
-_OPERATORS: Mapping[str, Callable[[float, float], bool]] = {
-    ">": operator.gt,
-    ">=": operator.ge,
-    "<": operator.lt,
-    "<=": operator.le,
-    "==": operator.eq,
-    "!=": operator.ne,
-}
-_COMPARISON = re.compile(
+_OPERATORS = {">": gt, ">=": ge, "<": lt, "<=": le, "==": eq, "!=": ne}
+_GATE = re.compile(
     r"(?P<field>[\w.]+)\s*(?P<sign>>=|<=|==|!=|>|<)\s*"
     r"(?P<minus>-?)(?P<number>\d{1,20}(?:\.\d{1,20})?)\s*(?P<unit>[A-Za-z]*)",
     re.ASCII,
@@ -32,51 +24,38 @@ _COMPARISON = re.compile(
 _NAMES_OF_A_RUN = {"format", "run_id", "started", "ended", "command"}
 
 
-@dataclass(frozen=True, slots=True)
-class Comparison:
-    """`field sign value`; `text` is how it was written."""
+def judge(gate: str, numbers: Mapping[str, float]) -> str | None:
+    """The reason why `FIELD > NUMBER[UNIT]` fails a run with these numbers, None where the comparison is false.
 
-    field: str
-    sign: str
-    value: float
-    text: str
-
-    @classmethod
-    def parse(cls, text: str) -> Comparison:
-        """Read `FIELD > NUMBER[UNIT]`. Raises UsageError on anything else, a size for a field of no bytes included."""
-        match = _COMPARISON.fullmatch(text.strip())
-        if match is None:
-            raise UsageError(f"--fail-on {text!r}: write FIELD>VALUE, such as peak_vram_bytes>6.5GB (> >= < <= == !=)")
-        field, number, unit = match["field"], match["number"], match["unit"]
-        value: float | None = None
-        if not unit or (unit == "s" and field.endswith("_s")):
-            value = float(number) if "." in number else int(number)
-        elif _is_size(field):
-            value = parse_size(number + unit)
-        if value is None:
-            units = "a size such as 6.5GB" if _is_size(field) else "a bare number"
-            raise UsageError(f"--fail-on {text!r}: {number}{unit} does not fit {field}; give {units}")
-        return cls(field, match["sign"], -value if match["minus"] else value, text.strip())
-
-    def holds(self, numbers: Mapping[str, float]) -> bool:
-        """True if `numbers` pass the value. Raises UsageError when they lack the field."""
-        if self.field not in numbers:
-            raise UsageError(f"--fail-on: '{self.field}' was not measured in this run; it has {', '.join(numbers)}")
-        return _OPERATORS[self.sign](numbers[self.field], self.value)
+    Raises UsageError on anything else, on a size for a field of no bytes, and on a field that was not measured.
+    """
+    match = _GATE.fullmatch(gate.strip())
+    if match is None:
+        raise UsageError(f"--fail-on {gate!r}: write FIELD>VALUE, such as peak_vram_bytes>6.5GB (> >= < <= == !=)")
+    field, number, unit = match["field"], match["number"], match["unit"]
+    value: float | None = None
+    if not unit or (unit == "s" and field.endswith("_s")):
+        value = float(number) if "." in number else int(number)
+    elif _is_size(field):
+        value = parse_size(number + unit)
+    if value is None:
+        units = "a size such as 6.5GB" if _is_size(field) else "a bare number"
+        raise UsageError(f"--fail-on {gate!r}: {number}{unit} does not fit {field}; give {units}")
+    if field not in numbers:
+        raise UsageError(f"--fail-on: '{field}' was not measured in this run; it has {', '.join(numbers)}")
+    if not _OPERATORS[match["sign"]](numbers[field], -value if match["minus"] else value):
+        return None
+    return f"{field} is {_shown(field, numbers[field])}, fails on {gate.strip()}"
 
 
-def check(comparisons: Sequence[Comparison], numbers: Mapping[str, float]) -> None:
-    """Raise GateFailed, naming each comparison that is true of `numbers`."""
-    true = [c for c in comparisons if c.holds(numbers)]
-    if true:
-        raise GateFailed(
-            "; ".join(f"{c.field} is {_shown(c.field, numbers[c.field])}, fails on {c.text}" for c in true)
-        )
+def numbers_of(record: RunRecord, other: RunRecord | None = None) -> dict[str, float]:
+    """The numbers among a run's values, which gates can be over.
 
-
-def numbers_of(values: Mapping[str, Value]) -> dict[str, float]:
-    """The numbers among a run's values, which gates can be over."""
-    return {name: value for name, value in values.items() if not isinstance(value, str)}
+    With `other` also `change.FIELD`, its number minus the first's, for each that both measured.
+    """
+    numbers = {name: value for name, value in values_of(record).items() if not isinstance(value, str)}
+    others = numbers_of(other) if other is not None else {}
+    return numbers | {f"change.{name}": others[name] - value for name, value in numbers.items() if name in others}
 
 
 def values_of(record: RunRecord) -> dict[str, Value]:
@@ -103,11 +82,6 @@ def values_of(record: RunRecord) -> dict[str, Value]:
         for name, value in found.items()
         if isinstance(value, str | int | float)
     }
-
-
-def changes(numbers: Mapping[str, float], others: Mapping[str, float]) -> dict[str, float]:
-    """`change.FIELD`, the second run's number minus the first's, for each that both measured."""
-    return {f"change.{name}": others[name] - value for name, value in numbers.items() if name in others}
 
 
 def difference_table(record: RunRecord, other: RunRecord) -> Table:

@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from kvlite.record.table import Table
 
 WIDTH, HEIGHT = 360, 180  # of a plot, in SVG units
@@ -72,6 +70,8 @@ class Section:
 
 def page(title: str, headline: str, subject: str, sections: Sequence[Section], *, is_alarm: bool = False) -> str:
     """The whole page, `subject` being the run or model it is about; whatever is shown is escaped."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined  # not loaded for reports as text
+
     folder = FileSystemLoader(Path(__file__).parent)
     environment = Environment(loader=folder, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     return environment.get_template("page.html.jinja").render(

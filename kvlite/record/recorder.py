@@ -28,9 +28,9 @@ from kvlite.record.schema import (
     TimelinePoint,
     TorchMemory,
 )
-from kvlite.record.store import RunRecords, new_run_id, write_record
-from kvlite.record.timeline import Timeline
+from kvlite.record.store import RunRecords, new_run_id, write_whole
 
+MAX_POINTS = 1000
 MAX_REQUESTS = 1000
 MAX_WARNINGS = 100
 
@@ -67,10 +67,32 @@ class ReadableEngine(Protocol):
         """Measure everything."""
 
 
+class Timeline:
+    """Keeps one point of every `stride` samples; when full, halves its `points` and doubles the stride.
+
+    Of two points that are merged the one with an event stays, else that of more bytes. `max_points` is even.
+    """
+
+    def __init__(self, max_points: int = MAX_POINTS) -> None:
+        self.points: list[TimelinePoint] = []
+        self._max_points, self._stride, self._num_samples = max_points, 1, 0
+
+    def add(self, point: TimelinePoint) -> None:
+        """Take one sample."""
+        if self._num_samples % self._stride:
+            self.points[-1] = _pick(self.points[-1], point)
+        else:
+            self.points.append(point)
+        self._num_samples += 1
+        if self._num_samples == self._max_points * self._stride:
+            self.points = [_pick(*pair) for pair in zip(self.points[::2], self.points[1::2], strict=True)]
+            self._stride *= 2
+
+
 class Recorder:
     """Takes values while a command runs; leaving the `with` block writes the record and never fails the run.
 
-    `report` is `auto` (the state folder), `none` (keep no record) or a file's path, checked here: raises UsageError.
+    `report` is `auto` (the state folder), `none` (keep no record) or a file's path.
     `warn` gets one message when the record cannot be written.
     """
 
@@ -82,7 +104,7 @@ class Recorder:
         report: str = "auto",
         warn: Callable[[str], None] = lambda text: None,
     ) -> None:
-        self._path = None if report in ("auto", "none") else _writable(report)
+        self._path = None if report in ("auto", "none") else Path(report)
         self._warn = warn
         self._start_s = time.monotonic()
         started = datetime.now(UTC)
@@ -165,7 +187,7 @@ class Recorder:
             if self._path is None:
                 RunRecords().save(self._record)
             else:
-                write_record(self._record, self._path)
+                write_whole(f"{self._record.to_json()}\n", self._path)
         except OSError as failure:
             place = failure.filename or self._path or "the state folder"
             self._warn(f"no run record: cannot write {place}: {failure.strerror}; give --report another file")
@@ -178,7 +200,7 @@ class Recorder:
             self._measure(self._engine.read())
         record.host.ram_total_bytes, record.host.versions = measure.ram_total_bytes(), measure.installed_versions()
         record.exit_code, record.ended = exit_code, datetime.now(UTC)
-        record.timeline = self._timeline.points()
+        record.timeline = self._timeline.points
         memory.terms = [
             MemoryTerm(name=name, predicted_bytes=self._predicted.get(name), measured_bytes=self._measured.get(name))
             for name in dict.fromkeys((*self._predicted, *self._measured))
@@ -214,13 +236,6 @@ class Recorder:
             memory.device = DeviceMemory.model_validate(gpu, from_attributes=True)
 
 
-def _writable(report: str) -> Path:
-    path = Path(report)
-    if path.is_dir() or not path.parent.is_dir():
-        raise UsageError(f"--report {report}: {'a folder' if path.is_dir() else 'no such folder'}; give a file's name")
-    return path
-
-
 def _exit_code(error: BaseException | None) -> int:
     """The exit code of a process that this error ends; errors of kvlite and typer.Exit carry theirs."""
     if error is None or isinstance(error, BrokenPipeError):
@@ -231,3 +246,7 @@ def _exit_code(error: BaseException | None) -> int:
         return OutOfMemory.exit_code
     code = getattr(error, "exit_code", 1)
     return code if isinstance(code, int) else 1
+
+
+def _pick(first: TimelinePoint, second: TimelinePoint) -> TimelinePoint:
+    return max(second, first, key=lambda point: (point.event is not None, point.kv_bytes))

@@ -1,18 +1,14 @@
 """The record of one run, schema "kvlite.report/1": bytes planned and measured, tokens seen, kept and evicted.
 
-Sizes are integers in bytes, times are seconds, None means "not measured here". Unknown fields are kept, so that a
-record written by a newer kvlite passes through unchanged. docs/report.md explains every field.
+Sizes are integers in bytes, times are seconds, None means "not measured here"; NaN is written as that. Unknown fields
+are kept, so that a record written by a newer kvlite passes through unchanged. docs/report.md explains every field.
 """
 
 from __future__ import annotations
 
-import math
 from typing import Annotated, Literal
 
 from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field
-
-HOST_TERMS = frozenset({"checkpoints"})
-"""Terms that lie in host memory wherever the model runs."""
 
 
 def _printable(value: object) -> object:
@@ -20,13 +16,7 @@ def _printable(value: object) -> object:
     return value.encode("utf-8", "replace").decode("utf-8") if isinstance(value, str) else value
 
 
-def _finite(value: object) -> object:
-    """JSON has no NaN and no infinity; a speed or time that is neither was not measured."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 Text = Annotated[str, BeforeValidator(_printable)]
-Number = Annotated[float | None, BeforeValidator(_finite)]
 
 
 class Block(BaseModel):
@@ -154,8 +144,8 @@ class MemoryReport(Block):
 
     @property
     def measured_on_device(self) -> int:
-        """The sum of all measured terms, those in host memory left out."""
-        return sum(term.measured_bytes or 0 for term in self.terms if term.name not in HOST_TERMS)
+        """The sum of all measured terms but `checkpoints`, which lie in host memory wherever the model runs."""
+        return sum(term.measured_bytes or 0 for term in self.terms if term.name != "checkpoints")
 
 
 class RequestReport(Block):
@@ -164,8 +154,8 @@ class RequestReport(Block):
     id: Text
     prompt_tokens: int = 0
     completion_tokens: int = 0
-    ttft_s: Number = None
-    tok_s: Number = None
+    ttft_s: float | None = None
+    tok_s: float | None = None
     kv_peak_bytes: int = 0
     tokens_evicted: int = 0
     seed: int | None = None
@@ -191,7 +181,7 @@ class BatchReport(Block):
     failed: int = 0
     resumed: int = 0
     deduped: int = 0
-    tokens_per_s: Number = None
+    tokens_per_s: float | None = None
 
 
 class RunRecord(Block):

@@ -31,12 +31,12 @@ def runs_folder() -> Path:
     return user_state_path("kvlite", appauthor=False) / "runs"
 
 
-def write_record(record: RunRecord, path: Path) -> None:
-    """Write `record` to `path`, whole or not at all, readable by the user alone. Raises OSError."""
+def write_whole(text: str, path: Path) -> None:
+    """Write `text` to `path`, whole or not at all, readable by the user alone. Raises OSError."""
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".tmp")
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(record.to_json() + "\n")
+            file.write(text)
         Path(temporary).replace(path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
@@ -66,7 +66,7 @@ class RunRecords:
         """Keep `record`, dropping the oldest beyond 200. Raises OSError when the folder cannot be written."""
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         path = self.folder / f"{record.run_id}.json"
-        write_record(record, path)
+        write_whole(f"{record.to_json()}\n", path)
         for old in self.paths()[KEEP:]:
             with suppress(OSError):  # another run is tidying too
                 old.unlink()

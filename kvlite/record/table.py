@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from kvlite.memory.format import human_bytes
@@ -32,11 +31,12 @@ class Table:
             if groups[-1] and sum(sizes[at] for at in groups[-1]) + sizes[index] > room:
                 groups.append([])
             groups[-1].append(index)
-        return [self._only([*range(self.fixed), *group]) for group in groups]
-
-    def _only(self, indices: Sequence[int]) -> Table:
-        columns, *rows = (tuple(row[index] for index in indices) for row in (self.columns, *self.rows))
-        return replace(self, columns=columns, rows=tuple(rows))
+        pieces = []
+        for group in groups:
+            shown = [*range(self.fixed), *group]
+            columns, *rows = (tuple(row[index] for index in shown) for row in (self.columns, *self.rows))
+            pieces.append(replace(self, columns=columns, rows=tuple(rows)))
+        return pieces
 
 
 def size(num_bytes: int | None) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -42,10 +43,7 @@ class ChatTemplate:
     @cached_property
     def has_system_role(self) -> bool:
         """True where the template takes a system message and shows it."""
-        try:
-            return _PROBES["system"] in self.render(_probe("system", "user"), {})
-        except UsageError:
-            return False
+        return self._shows("system", "user", as_parts=self._wants_parts)
 
     @cached_property
     def think_switch(self) -> str | None:
@@ -60,12 +58,12 @@ class ChatTemplate:
     @cached_property
     def _wants_parts(self) -> bool:
         """True where contents must be lists of parts, as in some templates of models that also see images."""
-        return not self._shows_content(as_parts=False) and self._shows_content(as_parts=True)
+        return not self._shows("user", as_parts=False) and self._shows("user", as_parts=True)
 
-    def _shows_content(self, *, as_parts: bool) -> bool:
-        (probe,) = _probe("user")
+    def _shows(self, *roles: str, as_parts: bool) -> bool:
+        """True where the template takes messages of these roles and shows the first one's content."""
         try:
-            return probe.content in self._render([probe], {}, as_parts=as_parts)
+            return _PROBES[roles[0]] in self._render(_probe(*roles), {}, as_parts=as_parts)
         except UsageError:
             return False
 
@@ -125,8 +123,13 @@ def role_markers(renderer: Renderer, control: re.Pattern[str]) -> set[str]:
     They are found around the contents of a rendered probe: words that begin with a sign, and words that end with a
     colon right before a content.
     """
+    rendered = ""
+    for first in range(4):  # without a system role, or with one that takes no history
+        with suppress(UsageError):
+            rendered = renderer.render(_probe(*("system", "user", "assistant", "user")[first:]), {})
+            break
     markers: set[str] = set()
-    for literal in re.split("|".join(_PROBES.values()), _rendered_probe(renderer)):
+    for literal in re.split("|".join(_PROBES.values()), rendered):
         words = [word for word in control.sub(" ", literal).split() if len(word) >= 3]
         named = [word for word in words if any(map(str.isalnum, word))] or words  # `###` alone is no marker
         markers.update(word for word in named if not word[0].isalnum())
@@ -179,16 +182,6 @@ def _in_front(content: str, mark: str) -> str:
     """Put the mark behind the content's leading white space, where trimming does not matter."""
     start = len(content) - len(content.lstrip())
     return content[:start] + mark + content[start:]
-
-
-def _rendered_probe(renderer: Renderer) -> str:
-    roles = ("system", "user", "assistant", "user")
-    for first in range(len(roles)):  # without a system role, or with one that takes no history
-        try:
-            return renderer.render(_probe(*roles[first:]), {})
-        except UsageError:
-            continue
-    return ""
 
 
 def _probe(*roles: str) -> list[Message]:

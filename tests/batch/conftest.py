@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from kvlite.batch.item import Item, Place
+from kvlite.batch.item import Item
 from kvlite.engine.request import Completion, FinishReason, Request, Timing, Token
 from kvlite.errors import OutOfMemory, UsageError
 from kvlite.memory.counts import KVCounts
@@ -146,7 +146,7 @@ def new_item() -> Callable[..., Item]:
     """Items of a prompt each, the index from the key's last digits."""
 
     def make(prompt: str, index: int = 0, **changes: Any) -> Item:
-        item = Item(Place(index, index + 1), f"k{index}", "simple", prompt=prompt)
+        item = Item(index, index + 1, f"k{index}", prompt=prompt)
         return replace(item, **changes)
 
     return make

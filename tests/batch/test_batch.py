@@ -69,7 +69,6 @@ class Desk:
         self.chosen.append(from_lines)
         return SimpleNamespace(
             required=from_lines or "default",
-            note=None,
             spec=SimpleNamespace(options=ModelOptions()),
             params={"kv_policy": "window"},
             identity=self._identify,

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from kvlite.batch.batch_run import BatchRun
-from kvlite.batch.item import Code, Failure, Item, Outcome, Place
+from kvlite.batch.item import Code, Failure, Item, Outcome
 from kvlite.batch.prepare import Preparer
 from kvlite.engine.request import FinishReason, Request, Token
 from kvlite.errors import BudgetTooSmall, ContextFull, UsageError
@@ -17,7 +17,7 @@ from kvlite.options import AnswerOptions, BatchOptions
 
 
 def bad(index: int) -> Item:
-    return Item(Place(index, index + 1), f"k{index}", "simple", Failure(Code.INVALID, "bad"))
+    return Item(index, index + 1, f"k{index}", "simple", Failure(Code.INVALID, "bad"))
 
 
 @pytest.fixture
@@ -78,7 +78,7 @@ def test_rows_are_refilled_as_they_come_free(new_engine: Any, new_run: Any, new_
 def test_in_order_means_the_order_of_the_input(new_engine: Any, new_run: Any, new_item: Any) -> None:
     entries = [new_item("abcdef", 3), bad(4), new_item("a", 7), new_item("ab", 9)]
     found = outcomes(new_run(new_engine(rows=2)).run_in_order(entries))
-    assert [outcome.item.place.index for outcome in found] == [3, 4, 7, 9]
+    assert [outcome.item.index for outcome in found] == [3, 4, 7, 9]
 
 
 def test_a_stop_string_ends_the_answer(new_engine: Any, new_run: Any, new_item: Any) -> None:

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvlite.batch.codecs import decode_line, repeated
-from kvlite.batch.item import Code, Failure, Item, Place
+from kvlite.batch.item import Code, Failure, Item
 
-HERE = Place(4, 7)
+HERE = Item(4, 7, "line-7")
 CHAT = {"messages": [{"role": "user", "content": "Hi"}]}
 
 
@@ -34,7 +34,7 @@ def item(value: object) -> Item:
 def test_openai_chat_line() -> None:
     body = CHAT | {"model": "m", "max_tokens": 64, "temperature": 0, "seed": 1, "stop": ["\n"], "n": 3, "tools": []}
     entry = item({"custom_id": "r1", "method": "POST", "url": "/v1/chat/completions", "body": body})
-    assert (entry.key, entry.form, entry.place, entry.model) == ("r1", "openai", HERE, "m")
+    assert (entry.key, entry.form, entry.index, entry.line, entry.model) == ("r1", "openai", 4, 7, "m")
     assert entry.messages == ({"role": "user", "content": "Hi"},)
     assert (entry.max_tokens, dict(entry.sampling), entry.stop, entry.n) == (
         64,
@@ -206,5 +206,5 @@ names = st.sampled_from(
 @given(st.dictionaries(names, json_values | st.dictionaries(names, json_values)))
 def test_no_line_raises(value: dict[str, object]) -> None:
     entry = decode_line(json.dumps(value).encode(), HERE)
-    assert entry.place == HERE
+    assert (entry.index, entry.line) == (4, 7)
     assert entry.key.encode()

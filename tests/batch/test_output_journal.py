@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from kvlite.batch.item import Code, Failure, Form, Item, Outcome, Place, digest, duplicate_mark
+from kvlite.batch.item import Code, Failure, Form, Item, Outcome, digest, duplicate_mark
 from kvlite.batch.output import LockedFile
 from kvlite.batch.output_journal import OutputJournal
 from kvlite.batch.records import record_line
@@ -25,7 +25,7 @@ META: dict[str, Any] = {
 
 def record(key: str, code: Code | None = None, form: Form = "simple") -> str:
     failure = Failure(code, "no") if code else None
-    entry = Item(Place(0, 9), key, form, failure) if failure else Item(Place(0, 9), key, form, prompt="x")
+    entry = Item(0, 9, key, form, failure) if failure else Item(0, 9, key, form, prompt="x")
     return record_line(Outcome(entry, failure=failure), form, "m")
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from kvlite.batch.item import Code, Failure, Item, Place
+from kvlite.batch.item import Code, Failure, Item
 from kvlite.batch.prepare import Preparer, Work
 from kvlite.engine.request import Sampling
 from kvlite.llm.answer import BATCH_MAX_TOKENS
@@ -14,7 +14,7 @@ from kvlite.options import AnswerOptions
 
 
 def line(**changes: Any) -> Item:
-    return Item(Place(3, 4), "k", "simple", **({"prompt": "Hi"} | changes))
+    return Item(3, 4, "k", **({"prompt": "Hi"} | changes))
 
 
 def test_a_line_wins_over_the_defaults(text: Any) -> None:
@@ -36,7 +36,7 @@ def test_without_a_seed_each_line_has_its_own_from_its_id(text: Any) -> None:
     preparer = Preparer(text, AnswerOptions())
     seed = preparer.sampling(line()).seed
     assert preparer.sampling(line()).seed == seed
-    assert preparer.sampling(Item(Place(0, 1), "other", "simple", prompt="Hi")).seed != seed
+    assert preparer.sampling(Item(0, 1, "other", prompt="Hi")).seed != seed
 
 
 def test_choices_count_the_seed_up(text: Any) -> None:

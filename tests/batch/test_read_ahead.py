@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from kvlite.batch.batch import ReadAhead
 from kvlite.batch.item import Item
+from kvlite.batch.source import read_ahead
 from kvlite.errors import UsageError
 
 
-def drained(ahead: ReadAhead) -> list[Item]:
+def drained(ahead: Iterator[Item | None]) -> list[Item]:
     found = []
     for entry in ahead:
         if entry is None:
@@ -26,7 +26,7 @@ def drained(ahead: ReadAhead) -> list[Item]:
 
 def test_all_entries_come_in_their_order(new_item: Any) -> None:
     items = [new_item("a", index) for index in range(200)]
-    ahead = ReadAhead(iter(items))
+    ahead = read_ahead(iter(items))
     assert drained(ahead) == items
     with pytest.raises(StopIteration):
         next(ahead)
@@ -39,7 +39,7 @@ def test_what_is_not_there_yet_is_none(new_item: Any) -> None:
         there.wait(60)
         yield new_item("a")
 
-    ahead = ReadAhead(source())
+    ahead = read_ahead(source())
     assert next(ahead) is None
     there.set()
     assert drained(ahead) == [new_item("a")]
@@ -50,6 +50,6 @@ def test_what_the_source_raises_is_raised_after_the_entries_before_it(new_item: 
         yield new_item("a")
         raise UsageError("cannot read")
 
-    ahead = ReadAhead(source())
+    ahead = read_ahead(source())
     with pytest.raises(UsageError, match="cannot read"):
         drained(ahead)

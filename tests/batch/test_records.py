@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvlite.batch.item import Code, Failure, Form, Item, Outcome, Place, digest
+from kvlite.batch.item import Code, Failure, Form, Item, Outcome, digest
 from kvlite.batch.records import read_record, record_line
 from kvlite.engine.request import Completion, FinishReason, Timing
 from kvlite.llm.answer import Answer
@@ -19,8 +19,8 @@ from kvlite.memory.counts import KVCounts
 COUNTS = KVCounts(2000, 1900, 100, 200, 56, 50, 6, "heavy-hitter", "float16")
 COMPLETION = Completion("3.0", (1,) * 31, FinishReason.STOP, 25, 6, COUNTS, Timing(0.21, 0.97, float("nan")))
 CHOICE = Answer("Hel\nlo", "", FinishReason.STOP, 7, True, False, COMPLETION)
-SIMPLE = Item(Place(3, 4), "a", "simple", prompt="x", metadata={"row": 7})
-CHAT = Item(Place(0, 1), "r1", "openai", messages=({"role": "user", "content": "Hi"},))
+SIMPLE = Item(3, 4, "a", prompt="x", metadata={"row": 7})
+CHAT = Item(0, 1, "r1", "openai", messages=({"role": "user", "content": "Hi"},))
 ANSWERED = Outcome(SIMPLE, (CHOICE,), 25)
 
 
@@ -78,7 +78,7 @@ def test_thinking_stays_apart() -> None:
 
 @pytest.mark.parametrize("code", [code for code in Code if code.is_bad_request])
 def test_a_bad_request_is_a_400_in_the_openai_form(code: Code) -> None:
-    failed = Outcome(Item(Place(0, 5), "r1", "openai", Failure(code, "no", "n")), failure=Failure(code, "no", "n"))
+    failed = Outcome(Item(0, 5, "r1", "openai", Failure(code, "no", "n")), failure=Failure(code, "no", "n"))
     record = written(failed, "openai")
     assert (record["error"], record["response"]["status_code"]) == (None, 400)
     error = {"message": "no", "type": "invalid_request_error", "param": "n", "code": code.value, "line": 5}

@@ -29,7 +29,7 @@ def read(data: bytes, layout: str = "auto", **options: Any) -> list[Item]:
 def test_blank_lines_byte_order_mark_and_crlf_are_no_content() -> None:
     entries = read(b'\xef\xbb\xbf"a"\r\n\r\n  \n{"prompt":"b"}')
     assert prompts(entries) == ["a", "b"]
-    assert [(entry.place.index, entry.place.line, entry.key) for entry in entries] == [
+    assert [(entry.index, entry.line, entry.key) for entry in entries] == [
         (0, 1, "line-1"),
         (1, 4, "line-4"),
     ]
@@ -49,7 +49,7 @@ def test_csv_cells_span_lines_and_other_columns_are_metadata() -> None:
     data = b'id,prompt,topic\r\na,"one\ntwo",x\n,"q ""q""",y\n'
     first, second = read(data, "csv")
     assert (first.key, first.prompt, first.metadata) == ("a", "one\ntwo", {"topic": "x"})
-    assert (second.key, second.prompt, second.place.line) == ("line-4", 'q "q"', 4)
+    assert (second.key, second.prompt, second.line) == ("line-4", 'q "q"', 4)
 
 
 def test_csv_rows_that_cannot_be_asked_are_bad_lines() -> None:

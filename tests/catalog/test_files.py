@@ -9,22 +9,25 @@ from kvlite.catalog.names import ModelRef, resolve_model
 from kvlite.catalog.snapshots import cache_root
 from kvlite.errors import BrokenModel, HubUnreachable, UnsupportedModel
 from kvlite.memory.format import human_bytes
+from kvlite.memory.prediction import Weights
 from tests.hub_server import HubServer
 from tests.model_folder import CONFIG, WEIGHTS, model_files, sharded_files, write_model
+
+WEIGHED = Weights(412, 203, {"BF16": 400, "F32": 12})
 
 
 def test_facts_of_a_folder(tmp_path: Path) -> None:
     files = local_files(resolve_model(str(write_model(tmp_path, model_files()))))
     assert files.folder == tmp_path
     assert files.config == CONFIG and files.generation == {"temperature": 0.5}
-    assert (files.weight_bytes, files.parameters, files.stored_dtype) == (412, 203, "bfloat16")
+    assert (files.weights, files.stored_dtype) == (WEIGHED, "bfloat16")
     assert (files.repo, files.revision, files.license) == (None, None, "apache-2.0")
 
 
 def test_folder_with_only_a_config_has_facts_and_no_files(tmp_path: Path) -> None:
     write_model(tmp_path, {"config.json": b'{"model_type": "llama"}'})
     facts = model_facts(ModelRef(path=tmp_path))
-    assert facts.config == {"model_type": "llama"} and facts.weight_bytes is None and facts.stored_dtype is None
+    assert facts.config == {"model_type": "llama"} and facts.weights is None and facts.stored_dtype is None
     with pytest.raises(BrokenModel, match="no weights"):
         local_files(ModelRef(path=tmp_path))
 
@@ -53,7 +56,7 @@ def test_pickles_are_loaded_only_when_allowed(tmp_path: Path) -> None:
     write_model(tmp_path, model_files(model__safetensors=None, pytorch_model__bin=b"12345"))
     with pytest.raises(UnsupportedModel, match="only pickle weights"):
         local_files(ModelRef(path=tmp_path))
-    assert local_files(ModelRef(path=tmp_path), allow_pickle=True).weight_bytes == 5
+    assert local_files(ModelRef(path=tmp_path), allow_pickle=True).weights == Weights(5)
 
 
 def test_an_adapter_is_refused_with_or_without_a_config(tmp_path: Path) -> None:
@@ -77,14 +80,14 @@ def test_download_then_no_request_ever_again(hub: HubServer) -> None:
     said: list[str] = []
     first = local_files(resolve_model("org/name"), say=said.append)
     assert said == [f"downloading org/name@{repo.commit[:7]}, licence unknown, {size}"]
-    assert (first.repo, first.revision, first.weight_bytes) == ("org/name", repo.commit, 412)
+    assert (first.repo, first.revision, first.weights) == ("org/name", repo.commit, WEIGHED)
     assert {path.name for path in first.folder.iterdir()} == set(sharded_files())
 
     hub.requests.clear()
     assert local_files(resolve_model("org/name")) == first
     assert local_files(resolve_model("org/name"), offline=True) == first
     assert local_files(resolve_model(f"org/name@{repo.commit}")).folder == first.folder
-    assert model_facts(resolve_model("org/name")).weight_bytes == 412
+    assert model_facts(resolve_model("org/name")).weights == WEIGHED
     assert hub.requests == []
 
 
@@ -93,8 +96,7 @@ def test_facts_from_the_hub_download_no_weights(hub: HubServer) -> None:
     hub.add("org/two", sharded_files())
     for name, licence in (("org/one", "mine"), ("org/two", None)):
         facts = model_facts(resolve_model(name))
-        assert (facts.config, facts.weight_bytes, facts.parameters) == (CONFIG, 412, 203)
-        assert (facts.by_dtype, facts.license) == ({"BF16": 400, "F32": 12}, licence)
+        assert (facts.config, facts.weights, facts.license) == (CONFIG, WEIGHED, licence)
         with pytest.raises(HubUnreachable, match="is not in the cache"):
             local_files(resolve_model(name), offline=True)
     assert all(path.suffix == ".json" for path in cache_root().glob("models--*/snapshots/*/*"))
@@ -104,7 +106,7 @@ def test_config_that_is_cached_gives_facts_offline(hub: HubServer) -> None:
     commit = hub.add("org/name", model_files()).commit
     model_facts(resolve_model(f"org/name@{commit}"))
     facts = model_facts(resolve_model(f"org/name@{commit}"), offline=True)
-    assert facts.config == CONFIG and facts.weight_bytes is None
+    assert facts.config == CONFIG and facts.weights is None
 
 
 def test_half_a_snapshot_is_completed(hub: HubServer) -> None:
@@ -114,7 +116,7 @@ def test_half_a_snapshot_is_completed(hub: HubServer) -> None:
     (folder / "model-00002-of-00002.safetensors").unlink()
     with pytest.raises(HubUnreachable, match=r"missing: model-00002-of-00002\.safetensors"):
         local_files(ref, offline=True)
-    assert local_files(ref).weight_bytes == 412
+    assert local_files(ref).weights == WEIGHED
 
 
 def test_weights_are_downloaded_last(hub: HubServer) -> None:

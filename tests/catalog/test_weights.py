@@ -14,13 +14,13 @@ from tests.model_folder import WEIGHTS, model_files, safetensors, sharded_files,
 def test_sizes_of_one_file(tmp_path: Path) -> None:
     weights = read_weights(write_model(tmp_path, model_files()))
     assert weights is not None
-    assert (weights.bytes, weights.parameters) == (412, 203)
+    assert (weights.num_bytes, weights.parameters) == (412, 203)
     assert weights.by_dtype == {"BF16": 400, "F32": 12}
 
 
 def test_sizes_of_shards(tmp_path: Path) -> None:
     weights = read_weights(write_model(tmp_path, sharded_files()))
-    assert weights is not None and (weights.bytes, weights.parameters) == (412, 203)
+    assert weights is not None and (weights.num_bytes, weights.parameters) == (412, 203)
 
 
 def test_folder_without_weights(tmp_path: Path) -> None:

@@ -4,13 +4,15 @@ import signal
 import pytest
 
 from kvlite.chat import slash_commands
-from kvlite.chat.loop import Chat, Keeping, message_of
+from kvlite.chat.display import AnswerFormat, Display
+from kvlite.chat.loop import Chat, message_of
 from kvlite.chat.session import Session
-from kvlite.chat.session_files import ChatMessage, SessionFolder
+from kvlite.chat.session_files import SessionFolder
 from kvlite.console import Console
 from kvlite.errors import ContextFull, Interrupted
 from kvlite.llm.answer import AnswerSettings
 from kvlite.record.recorder import Recorder
+from tests.chat.messages import message
 
 
 class Script:
@@ -36,10 +38,10 @@ class Held:
         self.out, self.err = io.StringIO(), io.StringIO()
         self.folder = SessionFolder(folder)
         console = Console(stdout=self.out, stderr=self.err)
-        keeping = Keeping(self.folder, "demo", autosaves)
         recorder = Recorder("chat", (), report="none")
+        display = Display(console, recorder, AnswerFormat(shows_thinking=shows_thinking))
         session = Session(engine, text, AnswerSettings())
-        self.chat = Chat(session, keeping, console, recorder, shows_thinking=shows_thinking)
+        self.chat = Chat(session, self.folder, display, model="demo", autosaves=autosaves)
 
     def type(self, *lines, first=None):
         self.script = Script(*lines)
@@ -103,8 +105,7 @@ def test_leaving(held, line):
 
 def test_help_lists_every_command(held):
     held.type("/help")
-    names = {f"/{command.names[0]}" for command in slash_commands.COMMANDS}
-    assert all(word in held.said for word, _ in slash_commands.words() if word in names)
+    assert all(f"/{command.names[0]}" in held.said for command in slash_commands.COMMANDS)
 
 
 def test_an_argument_nobody_reads_is_refused(held):
@@ -122,14 +123,14 @@ def test_retry_replaces_the_answer_in_the_file(held):
     held.engine.script += ["one", "two"]
     held.type("a", "/retry")
     (info,) = held.folder.saved()
-    assert [message.content for message in held.folder.file(info.name).load()] == ["a", "two"]
+    assert [message["content"] for message in held.folder.file(info.name).load()] == ["a", "two"]
     assert "greedy" in held.said
 
 
 def test_undo_takes_turns_out_of_the_file(held):
     held.type("a", "b", "c", "/undo 2")
     (info,) = held.folder.saved()
-    assert [message.content for message in held.folder.file(info.name).load()] == ["a", "ok"]
+    assert [message["content"] for message in held.folder.file(info.name).load()] == ["a", "ok"]
     assert "back to before: b" in held.said
 
 
@@ -148,28 +149,25 @@ def test_set_changes_the_next_answer(held):
 
 def test_system_shows_or_starts_over(held):
     held.type("a", "/system be brief", "/system", "b")
-    assert held.chat.session.messages[0] == ChatMessage("system", "be brief") and held.chat.session.num_turns == 1
+    assert held.chat.session.messages[0] == message("system", "be brief") and held.chat.session.num_turns == 1
     assert "be brief" in held.said
 
 
-def test_mem_and_stats_give_the_counts(held):
-    held.type("hi", "hi", "/mem", "/stats")
+def test_mem_gives_the_counts(held):
+    held.type("hi", "/mem")
     assert "tokens seen" in held.said and "window" in held.said
-    stats = [line.split() for line in held.said.splitlines()[-4:]]
-    assert stats[:2] == [["answers", "2"], ["tokens", "generated", "4"]]
-    assert [words[:2] for words in stats[2:]] == [["mean", "speed"], ["last", "TTFT"]]
 
 
 def test_a_turn_that_was_taken_back_is_gone_from_the_file_too(held):
     held.type("secret", "/undo")
     (info,) = held.folder.saved()
-    assert b"secret" not in held.folder.path(info.name).read_bytes()
-    assert held.folder.file(info.name).load() == ()
+    assert b"secret" not in held.folder.file(info.name).path.read_bytes()
+    assert held.folder.file(info.name).load() == []
 
 
 def test_save_and_load_under_a_name(held):
     held.type("a", "/save notes", "b", "/clear", "/load notes", "c")
-    assert [message.content for message in held.folder.file("notes").load()] == ["a", "ok", "b", "ok", "c", "ok"]
+    assert [message["content"] for message in held.folder.file("notes").load()] == ["a", "ok", "b", "ok", "c", "ok"]
     assert "loaded notes: 2 turns" in held.said
 
 
@@ -201,7 +199,7 @@ def test_a_full_context_keeps_the_question_for_retry(held):
     held.engine.script += [ContextFull("no slot left"), "fine"]
     held.type("question", "/retry")
     assert "no slot left" in held.said and "/retry asks it again" in held.said
-    assert held.chat.session.messages[0].content == "question" and held.out.getvalue() == "fine\n"
+    assert held.chat.session.messages[0]["content"] == "question" and held.out.getvalue() == "fine\n"
 
 
 def test_evictions_are_announced_once_and_counted_each_turn(held):
@@ -241,7 +239,7 @@ def test_ctrl_c_during_an_answer_keeps_the_partial_text(held, monkeypatch):
     held.type("hi")
     assert held.out.getvalue() == "a l\n" and "cancelled" in held.said
     (info,) = held.folder.saved()
-    assert held.folder.file(info.name).load()[-1] == ChatMessage("assistant", "a l", "cancelled")
+    assert held.folder.file(info.name).load()[-1] == message("assistant", "a l", "cancelled")
 
 
 def test_ctrl_c_twice_during_an_answer_saves_it_as_cancelled_and_ends(held, monkeypatch):
@@ -250,10 +248,10 @@ def test_ctrl_c_twice_during_an_answer_saves_it_as_cancelled_and_ends(held, monk
     with pytest.raises(Interrupted):
         held.type("hi", "never read")
     (info,) = held.folder.saved()
-    assert held.folder.file(info.name).load() == (
-        ChatMessage("user", "hi"),
-        ChatMessage("assistant", "a l", "cancelled"),
-    )
+    assert held.folder.file(info.name).load() == [
+        message("user", "hi"),
+        message("assistant", "a l", "cancelled"),
+    ]
 
 
 def test_ctrl_c_before_the_answer_has_begun_stops_it_at_its_first_token(held, monkeypatch):
@@ -279,7 +277,7 @@ def test_a_third_ctrl_c_does_not_wait_for_the_answer(held, monkeypatch):
     held.engine.script.append("a long answer")
     with pytest.raises(Interrupted):
         held.type("hi")
-    assert held.chat.session.messages == ()
+    assert held.chat.session.messages == []
 
 
 def test_ctrl_c_at_the_prompt_clears_the_line_and_twice_ends(held):
@@ -309,4 +307,4 @@ def test_a_closed_pipe_stops_the_answer_and_is_left_to_the_caller(engine, text, 
     held.chat._console.stdout = Closed()
     with pytest.raises(BrokenPipeError):
         held.type("hi")
-    assert held.chat.session.messages == ()
+    assert held.chat.session.messages == []

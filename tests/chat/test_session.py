@@ -1,10 +1,10 @@
 import pytest
 
 from kvlite.chat.session import MAX_CHECKPOINTS, Session
-from kvlite.chat.session_files import ChatMessage
 from kvlite.engine.request import FinishReason, Sampling
 from kvlite.errors import BudgetTooSmall, ContextFull, UsageError
 from kvlite.llm.answer import Answer, AnswerSettings
+from tests.chat.messages import message
 
 END = "\0"
 
@@ -46,7 +46,7 @@ def test_a_system_prompt_that_does_not_fit_is_refused_and_changes_nothing(engine
     engine.slots = 20
     session = Session(engine, text, AnswerSettings(), system="be brief")
     ask(session, "hi")
-    before = session.messages
+    before = [*session.messages]
     with pytest.raises(BudgetTooSmall):
         session.set_system("be " + "very " * 10 + "brief")
     assert session.messages == before
@@ -68,7 +68,7 @@ def test_a_cancelled_answer_stays_in_the_conversation_with_its_partial_text(engi
             assert event.finish_reason is FinishReason.CANCELLED
         elif event.text == "l":
             session.cancel()
-    assert session.messages[-1] == ChatMessage("assistant", "a l", "cancelled")
+    assert session.messages[-1] == message("assistant", "a l", "cancelled")
     ask(session, "go on")
     assert engine.fed_text == "u:hi|a:a l|u:go on|a:next"  # no end-of-turn id that the model never gave
 
@@ -112,7 +112,7 @@ def test_thinking_that_was_cut_off_is_closed_in_the_next_turn(engine, text):
 def test_thinking_is_streamed_but_no_part_of_the_message(engine, session):
     engine.script.append("<hm>yes")
     said, answer = ask(session, "hi")
-    assert said == "yes" and answer.thinking == "hm" and session.messages[-1].content == "yes"
+    assert said == "yes" and answer.thinking == "hm" and session.messages[-1]["content"] == "yes"
 
 
 def test_retry_goes_back_to_the_turns_start_and_takes_the_next_seed(engine, text):
@@ -125,7 +125,7 @@ def test_retry_goes_back_to_the_turns_start_and_takes_the_next_seed(engine, text
     assert said == "two" and engine.num_restored == 1
     assert engine.fed_text == f"{before}{END}|u:well|a:two"
     assert [request.sampling.seed for request in engine.requests] == [7, 8, 9]
-    assert [message.content for message in session.messages] == ["hi", "ok", "well", "two"]
+    assert [message["content"] for message in session.messages] == ["hi", "ok", "well", "two"]
 
 
 def test_undo_restores_the_latest_snapshots_and_feeds_older_turns_anew(engine, session):
@@ -189,7 +189,7 @@ def test_an_error_leaves_the_conversation_as_it_was_and_keeps_the_question(engin
         list(session.ask("b"))
     assert session.unsent == "b" and engine.fed_text == before and session.num_turns == 1
     said, _ = told(session.retry())
-    assert said == "ok" and session.messages[-2].content == "b"
+    assert said == "ok" and session.messages[-2]["content"] == "b"
 
 
 def test_an_error_in_the_first_turn_leaves_an_empty_row(engine, text):
@@ -205,17 +205,17 @@ def test_an_abandoned_answer_is_taken_back(engine, session):
     events = session.ask("a")
     next(events)
     events.close()
-    assert engine.fed_text == "" and session.messages == ()
+    assert engine.fed_text == "" and session.messages == []
 
 
 def test_clear_keeps_the_system_prompt_and_system_starts_over(engine, text):
     session = Session(engine, text, AnswerSettings(), system="old")
     ask(session, "a")
-    session.clear()
-    assert session.messages == (ChatMessage("system", "old"),) and engine.fed_text == ""
+    session.set_system(session.system)
+    assert session.messages == [message("system", "old")] and engine.fed_text == ""
     ask(session, "a")
     session.set_system("new")
-    assert session.messages == (ChatMessage("system", "new"),) and session.answers == []
+    assert session.messages == [message("system", "new")] and session.last is None
     ask(session, "b")
     assert engine.fed_text == "s:new|u:b|a:ok"
 
@@ -223,10 +223,10 @@ def test_clear_keeps_the_system_prompt_and_system_starts_over(engine, text):
 def test_a_loaded_conversation_is_fed_as_a_whole(engine, session):
     session.load(
         [
-            ChatMessage("user", "a"),
-            ChatMessage("assistant", "b"),
-            ChatMessage("user", "c"),
-            ChatMessage("assistant", "d"),
+            message("user", "a"),
+            message("assistant", "b"),
+            message("user", "c"),
+            message("assistant", "d"),
         ]
     )
     ask(session, "e")

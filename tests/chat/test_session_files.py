@@ -4,10 +4,11 @@ import stat
 
 import pytest
 
-from kvlite.chat.session_files import MAX_NAME, ChatMessage, SessionFolder, check_name
+from kvlite.chat.session_files import MAX_NAME, SessionFolder
 from kvlite.errors import OutputError, UsageError
+from tests.chat.messages import message
 
-TALK = (ChatMessage("system", "brief"), ChatMessage("user", "hi"), ChatMessage("assistant", "hello\n☺", "stop"))
+TALK = [message("system", "brief"), message("user", "hi"), message("assistant", "hello\n☺", "stop")]
 
 
 @pytest.fixture
@@ -23,7 +24,7 @@ def test_a_saved_session_loads_as_it_was(folder):
 def test_a_longer_and_a_shorter_session_replace_the_file(folder):
     file = folder.file("a")
     file.save(TALK, "demo")
-    longer = (*TALK, ChatMessage("user", "more"), ChatMessage("assistant", "ok", "length"))
+    longer = [*TALK, message("user", "more"), message("assistant", "ok", "length")]
     file.save(longer, "demo")
     assert folder.file("a").load() == longer
     file.save(TALK, "demo")
@@ -34,7 +35,7 @@ def test_a_longer_and_a_shorter_session_replace_the_file(folder):
 def test_a_loaded_session_goes_on_in_its_file(folder):
     folder.file("a").save(TALK, "demo")
     file = folder.file("a")
-    file.save((*file.load(), ChatMessage("user", "x")), "demo")
+    file.save([*file.load(), message("user", "x")], "demo")
     assert len(folder.file("a").load()) == 4
 
 
@@ -72,17 +73,17 @@ def test_non_utf8_and_missing_and_empty_files_are_refused(folder):
     with pytest.raises(UsageError, match="no session named a"):
         folder.file("a").load()
     folder.folder.mkdir()
-    folder.path("a").write_bytes(b"\xff\xfe\n")
+    folder.file("a").path.write_bytes(b"\xff\xfe\n")
     with pytest.raises(UsageError, match="line 1"):
         folder.file("a").load()
-    folder.path("a").write_bytes(b"")
+    folder.file("a").path.write_bytes(b"")
     with pytest.raises(UsageError, match="empty"):
         folder.file("a").load()
 
 
 @pytest.mark.parametrize("name", ["a", "Notes_2.b-c", "x" * MAX_NAME, "_", "-c"])
-def test_plain_names_are_accepted(name):
-    assert check_name(name) == name
+def test_plain_names_are_accepted(folder, name):
+    assert folder.file(name).path == folder.folder / f"{name}.jsonl"
 
 
 BAD_NAMES = [
@@ -121,14 +122,14 @@ def test_a_link_out_of_the_folder_is_refused(folder, tmp_path):
 
 def test_files_are_readable_by_their_owner_only(folder):
     folder.file("a").save(TALK, "demo")
-    assert stat.S_IMODE(folder.path("a").stat().st_mode) == 0o600
+    assert stat.S_IMODE(folder.file("a").path.stat().st_mode) == 0o600
     assert stat.S_IMODE(folder.folder.stat().st_mode) == 0o700
 
 
 def test_the_latest_comes_first_and_other_files_are_passed_over(folder):
     for age, name in enumerate(["new", "older", "oldest"]):
         folder.file(name).save(TALK, "demo")
-        os.utime(folder.path(name), (10**9 - age, 10**9 - age))
+        os.utime(folder.file(name).path, (10**9 - age, 10**9 - age))
     folder.folder.joinpath("note.txt").write_text("x")
     folder.folder.joinpath(".hidden.jsonl").write_text("x")
     assert [info.name for info in folder.saved()] == ["new", "older", "oldest"]
@@ -148,17 +149,17 @@ def test_a_session_changed_by_another_process_is_not_overwritten(folder):
     mine, other = folder.file("a"), folder.file("a")
     mine.save(TALK, "demo")
     other.load()
-    other.save((*TALK, ChatMessage("user", "theirs")), "demo")
+    other.save([*TALK, message("user", "theirs")], "demo")
     with pytest.raises(OutputError, match="another process"):
-        mine.save((*TALK, ChatMessage("user", "mine")), "demo")
-    assert folder.file("a").load()[-1].content == "theirs"
+        mine.save([*TALK, message("user", "mine")], "demo")
+    assert folder.file("a").load()[-1]["content"] == "theirs"
 
 
 def test_a_session_that_another_process_began_is_not_overwritten(folder):
     mine, other = folder.file("a"), folder.file("a")
     other.save(TALK, "demo")
     with pytest.raises(OutputError, match="another process"):
-        mine.save((ChatMessage("user", "mine"),), "demo")
+        mine.save([message("user", "mine")], "demo")
     assert folder.file("a").load() == TALK
 
 
@@ -171,14 +172,14 @@ def test_an_unwritable_folder_is_an_output_error(tmp_path):
 def test_a_save_that_fails_leaves_the_file_as_it_was(folder, monkeypatch):
     file = folder.file("a")
     file.save(TALK, "demo")
-    longer = (*TALK, ChatMessage("user", "more"))
+    longer = [*TALK, message("user", "more")]
 
-    def full(handle, mode):
+    def full(handle, mode, encoding):
         os.close(handle)
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("kvlite.chat.session_files.os.fdopen", full)
+        patch.setattr("kvlite.record.store.os.fdopen", full)
         with pytest.raises(OutputError, match="No space"):
             file.save(longer, "demo")
     assert folder.file("a").load() == TALK
@@ -189,5 +190,5 @@ def test_a_save_that_fails_leaves_the_file_as_it_was(folder, monkeypatch):
 
 def test_lone_surrogates_in_a_file_become_readable(folder):
     folder.folder.mkdir()
-    folder.path("a").write_text('{"role":"user","content":"a\\ud800b"}\n')
-    assert folder.file("a").load() == (ChatMessage("user", "a?b"),)
+    folder.file("a").path.write_text('{"role":"user","content":"a\\ud800b"}\n')
+    assert folder.file("a").load() == [message("user", "a?b")]

@@ -1,17 +1,19 @@
 import io
 import json
 import signal
+from types import SimpleNamespace
 
 import pytest
 
-from kvlite.chat.single_turn import AnswerFormat, SingleTurn, first_code_block
+from kvlite.chat.display import AnswerFormat, Display
+from kvlite.chat.single_turn import answer_prompt
 from kvlite.console import Console
 from kvlite.deadline import Deadline
 from kvlite.engine.request import Sampling
 from kvlite.errors import ContextFull, Interrupted, TimeLimit, UsageError
+from kvlite.llm import openai
 from kvlite.llm.answer import AnswerSettings
 from kvlite.record.recorder import Recorder
-from kvlite.text import openai
 
 CODE = "Here:\n```python\nprint(1)\n```\nand\n```\nprint(2)\n```\n"
 
@@ -22,16 +24,13 @@ def answered(engine, text):
 
     def answer(says, output=None, settings=None, deadline=None):
         engine.script.append(says)
-        answered.out, answered.err = io.StringIO(), io.StringIO()
-        console = Console(stdout=answered.out, stderr=answered.err)
-        turn = SingleTurn(engine, text, settings or AnswerSettings(), output or AnswerFormat(), console)
-        turn.answer(
-            text.conversation([{"role": "user", "content": "hi"}]),
-            "demo",
-            deadline or Deadline(None),
-            Recorder("run", (), report="none"),
-        )
-        return answered.out.getvalue()
+        answer.out, answer.err = io.StringIO(), io.StringIO()
+        console = Console(stdout=answer.out, stderr=answer.err)
+        display = Display(console, Recorder("run", (), report="none"), output or AnswerFormat())
+        encoded = text.conversation([{"role": "user", "content": "hi"}])
+        llm = SimpleNamespace(engine=engine, model=SimpleNamespace(text=text, name="demo"))
+        answer_prompt(llm, encoded, settings or AnswerSettings(), display, deadline or Deadline(None))
+        return answer.out.getvalue()
 
     return answer
 
@@ -54,24 +53,22 @@ def test_json_is_a_chat_completion_with_what_kvlite_counted(answered):
 
 
 @pytest.mark.parametrize(
-    ("text", "code"),
+    ("says", "code"),
     [
         (CODE, "print(1)\n"),
         ("~~~\na\n~~~", "a\n"),
         ("````\n```\na\n````", "```\na\n"),
-        ("```sh\nunfinished", "unfinished"),
+        ("```sh\nunfinished", "unfinished\n"),
         ("  ```\n  a\n  ```", "  a\n"),
-        ("no `code` here", None),
     ],
 )
-def test_first_code_block(text, code):
-    assert first_code_block(text) == code
+def test_extract_prints_the_first_code_block(answered, says, code):
+    assert answered(says, AnswerFormat(streams=False, extracts=True)) == code
 
 
-def test_extract_prints_the_first_code_block_and_says_when_there_is_none(answered):
-    output = AnswerFormat(streams=False, extracts=True)
-    assert answered(CODE, output) == "print(1)\n"
-    assert answered("none", output) == "none\n"
+def test_extract_prints_all_and_says_so_where_there_is_no_code_block(answered):
+    assert answered("no `code` here", AnswerFormat(streams=False, extracts=True)) == "no `code` here\n"
+    assert "no code block" in answered.err.getvalue()
 
 
 @pytest.mark.parametrize("wrong", [{"extracts": True, "as_json": True}, {"as_json": True}, {"extracts": True}])
@@ -80,26 +77,17 @@ def test_forms_that_exclude_each_other_are_refused(wrong):
         AnswerFormat(streams=not ("extracts" in wrong and "as_json" in wrong), **wrong)
 
 
-def test_thinking_time_and_evictions_go_to_stderr(engine, answered, text):
+def test_thinking_time_and_evictions_go_to_stderr(engine, answered):
     engine.slots = 5
-    engine.script.append("<hm>yes")
-    out, err = io.StringIO(), io.StringIO()
-    console = Console(stdout=out, stderr=err)
-    turn = SingleTurn(engine, text, AnswerSettings(), AnswerFormat(shows_thinking=True, shows_time=True), console)
-    encoded = text.conversation([{"role": "user", "content": "hi"}])
-    turn.answer(encoded, "demo", Deadline(None), Recorder("run", (), report="none"))
-    assert out.getvalue() == "yes\n"
-    assert err.getvalue().startswith("hm\n") and "tok/s" in err.getvalue() and "no longer sees" in err.getvalue()
+    assert answered("<hm>yes", AnswerFormat(shows_thinking=True, shows_time=True)) == "yes\n"
+    said = answered.err.getvalue()
+    assert said.startswith("hm\n") and "tok/s" in said and "no longer sees" in said
 
 
-def test_an_answer_that_had_no_room_says_so(engine, text):
+def test_an_answer_that_had_no_room_says_so(engine, answered):
     engine.cut_short = "all 5 slots are full"
-    err = io.StringIO()
-    console = Console(stdout=io.StringIO(), stderr=err)
-    turn = SingleTurn(engine, text, AnswerSettings(), AnswerFormat(streams=False), console)
-    encoded = text.conversation([{"role": "user", "content": "hi"}])
-    turn.answer(encoded, "demo", Deadline(None), Recorder("run", (), report="none"))
-    assert "the answer was cut short: all 5 slots are full" in err.getvalue()
+    answered("yes", AnswerFormat(streams=False))
+    assert "the answer was cut short: all 5 slots are full" in answered.err.getvalue()
 
 
 def test_ctrl_c_prints_what_there_is_and_ends_with_interrupted(engine, answered, monkeypatch):
@@ -108,16 +96,12 @@ def test_ctrl_c_prints_what_there_is_and_ends_with_interrupted(engine, answered,
         answered("a long answer", AnswerFormat(streams=False))
 
 
-def test_the_end_of_the_time_cancels_the_answer(engine, text, monkeypatch):
+def test_the_end_of_the_time_cancels_the_answer(engine, answered, monkeypatch):
     interrupt_after(engine, monkeypatch, signal.SIGALRM)
-    engine.script.append("a long answer")
-    deadline, out = Deadline(1000.0), io.StringIO()
-    console = Console(stdout=out, stderr=io.StringIO())
-    turn = SingleTurn(engine, text, AnswerSettings(), AnswerFormat(streams=False, as_json=True), console)
-    encoded = text.conversation([{"role": "user", "content": "hi"}])
+    deadline = Deadline(1000.0)
     with deadline.running(), pytest.raises(TimeLimit, match="1000 s"):
-        turn.answer(encoded, "demo", deadline, Recorder("run", (), report="none"))
-    choice = json.loads(out.getvalue())["choices"][0]
+        answered("a long answer", AnswerFormat(streams=False, as_json=True), deadline=deadline)
+    choice = json.loads(answered.out.getvalue())["choices"][0]
     assert choice["finish_reason"] == "cancelled" and choice["message"]["content"] == "a l"
 
 

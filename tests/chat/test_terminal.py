@@ -10,8 +10,10 @@ from prompt_toolkit.input import create_pipe_input
 from prompt_toolkit.output import DummyOutput
 
 from kvlite.chat import terminal
-from kvlite.chat.terminal import CommandCompleter, Terminal, is_open_block
+from kvlite.chat.slash_commands import BY_NAME
+from kvlite.chat.terminal import Terminal, command_completer, is_open_block
 
+ALL = [f"/{name}" for name in BY_NAME]
 ALT_ENTER = "\x1b\r"
 
 
@@ -72,10 +74,10 @@ def test_is_open_block(text, is_open):
 
 @pytest.mark.parametrize(
     ("text", "words"),
-    [("/re", ["/retry", "/regen"]), ("/sa", ["/save"]), ("/set ", []), ("re", []), (" /re", []), ("", [])],
+    [("/re", ["/retry", "/regen"]), ("/sa", ["/save"]), ("/set ", []), ("re", []), (" /re", []), ("", [*ALL])],
 )
 def test_completion_offers_commands_at_the_start_only(text, words):
-    completions = CommandCompleter().get_completions(Document(text), CompleteEvent())
+    completions = command_completer().get_completions(Document(text), CompleteEvent())
     assert [completion.text for completion in completions] == words
 
 

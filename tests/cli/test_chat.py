@@ -91,7 +91,7 @@ def test_a_conversation_remembers_and_is_saved(typed):
     assert code == 0 and len(out.splitlines()) == 2 and "tokens seen" in err
     (info,) = SessionFolder().saved()
     messages = SessionFolder().file(info.name).load()
-    assert [message.role for message in messages] == ["user", "assistant"] * 2
+    assert [message["role"] for message in messages] == ["user", "assistant"] * 2
     record = RunRecords().load("last")
     assert record.command == "chat" and len(record.requests) == 2 and record.kv.tokens_seen > 0
 
@@ -153,7 +153,7 @@ def test_a_session_goes_on_by_name_and_as_the_last_one(typed):
 def test_a_saved_system_prompt_stays_and_that_is_said(typed):
     typed("Hello", args=("demo", "--session", "a", "-s", "Be brief."))
     _, _, err = typed("Hello", args=("demo", "--session", "a", "-s", "Be long."))
-    assert "system prompt" in err and SessionFolder().file("a").load()[0].content == "Be brief."
+    assert "system prompt" in err and SessionFolder().file("a").load()[0]["content"] == "Be brief."
 
 
 @pytest.mark.parametrize(

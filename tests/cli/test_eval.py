@@ -71,11 +71,11 @@ def test_policies_are_compared_with_their_settings(capsys: pytest.CaptureFixture
         (["--text", "missing.txt"], 2, "missing.txt"),
         (["--text", "empty.txt"], 2, "is empty"),
         (["--text", "notes.txt", "--suite", "recall"], 2, "is for the suites kl and ppl"),
-        (["--html", "nowhere/page.html"], 2, "there is no folder nowhere"),
-        (["--html", "folder"], 2, "--html folder: a folder"),
+        (["--html", "nowhere/page.html"], 2, "'--html': nowhere/page.html: no such folder"),
+        (["--html", "folder"], 2, "'--html': folder: a folder"),
         (["--html", "notes.txt", "--text", "notes.txt"], 2, "name the same file"),
-        (["--journal", "nowhere/j"], 2, "there is no folder nowhere"),
-        (["--journal", "folder"], 2, "--journal folder: a folder"),
+        (["--journal", "nowhere/j"], 2, "'--journal': nowhere/j: no such folder"),
+        (["--journal", "folder"], 2, "'--journal': folder: a folder"),
         (["--journal", "notes.txt"], 2, "is no result of kvlite eval"),
         (["--journal", "one", "--html", "./one"], 2, "name the same file"),
     ],
@@ -110,7 +110,7 @@ def test_a_file_that_may_not_be_written_is_refused_before_any_work(
 ) -> None:
     monkeypatch.setattr("os.access", lambda path, mode: Path(path) != tmp_path)
     assert main([*RECALL, "--html", str(tmp_path / "page.html")]) == 2
-    assert "it may not be written" in capsys.readouterr().err
+    assert "may not be written" in capsys.readouterr().err
 
 
 def test_stdout_is_json_alone(capsys: pytest.CaptureFixture[str]) -> None:

@@ -133,11 +133,6 @@ def test_prompts_that_cannot_be_built_are_refused(pipe, data, words, template, m
         build_prompt(words, [], template)
 
 
-def test_arguments_that_are_not_utf8_are_refused(pipe):
-    with pytest.raises(UsageError, match="not UTF-8"):
-        build_prompt(["caf\udce9"], [], None)
-
-
 def test_a_byte_order_mark_is_no_text(pipe):
     pipe(b"\xef\xbb\xbfhi")
     assert build_prompt([], [], None) == "hi"

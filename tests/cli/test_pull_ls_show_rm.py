@@ -138,10 +138,10 @@ def test_show_asks_the_hub_for_facts_and_no_weights(hub: HubServer, kvlite: Kvli
     shown = json.loads(kvlite("show", "org/name", "--json").out)
     assert (shown["repo"], shown["revision"], shown["license"]) == ("org/name", commit, "mit")
     assert (shown["weight_bytes"], shown["parameters"]) == (412, 203)
-    assert (shown["family"], shown["layers"], shown["query_heads"]) == ("llama", {"full": 3}, 4)
-    assert (shown["kv_heads"], shown["k_dim"], shown["window"]) == ([2], [16], 512)
+    assert (shown["family"], shown["query_heads"], shown["window"]) == ("llama", 4, 512)
+    (group,) = shown["layers"]
+    assert (group["count"], group["kind"], group["kv_heads"], group["k_dim"]) == (3, "full", 2, 16)
     assert shown["kv_bytes_per_token"] == KV_BYTES_PER_TOKEN
-    assert shown["summary"] == "A model for tests, with two lines."
     assert not list(cache_root().glob("*/snapshots/*/*.safetensors"))
 
 
@@ -149,8 +149,8 @@ def test_show_for_people(tmp_path: Path, kvlite: Kvlite) -> None:
     folder = str(write_model(tmp_path / "m", model_files()))
     lines = kvlite("show", folder).out.splitlines()
     assert f"KV per token  {KV_BYTES_PER_TOKEN:,} bytes" in lines
-    assert "heads         4 query, 2 KV; K 16, V 16 wide" in lines
-    assert lines[-1] == "A model for tests, with two lines."
+    assert "layers        3 full, 2 KV heads of 16" in lines
+    assert lines[-1] == "window        512 tokens"
 
 
 def test_show_says_why_a_model_cannot_be_held(tmp_path: Path, kvlite: Kvlite) -> None:
@@ -215,11 +215,11 @@ def test_rm_never_touches_folders_or_the_built_in_model(tmp_path: Path, kvlite: 
 
 
 def test_completion_of_names(hub: HubServer, kvlite: Kvlite) -> None:
-    from kvlite.catalog.name_completion import complete_cached, complete_model
+    from kvlite.catalog.snapshots import complete_model
 
     hub.add("Qwen/Qwen3-0.6B", model_files())
     kvlite("pull", "qwen3-0.6b")
     assert complete_model("Qwen3:0") == ["qwen3-0.6b"]
     assert complete_model("qwen/") == ["Qwen/Qwen3-0.6B"]
     assert complete_model("dem") == ["demo"]
-    assert complete_cached("q") == ["qwen3-0.6b", "Qwen/Qwen3-0.6B"]
+    assert complete_model("q", is_cached=True) == ["qwen3-0.6b", "Qwen/Qwen3-0.6B"]

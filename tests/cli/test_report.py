@@ -127,6 +127,7 @@ def test_a_gate_that_cannot_be_judged_exits_2_and_prints_no_report(report: Run, 
     keep_run()
     code, out, err = report("--fail-on", gate)
     assert (code, out, err.count("\n")) == (2, "", 1)
+    assert gate.split(">")[0] in err
 
 
 def test_compare_shows_what_differs_and_can_be_gated(report: Run) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from kvlite.cache.policy import load_policy
-from kvlite.evaluation.results import Answered, QuestionResult, Result, Scored, Span
+from kvlite.evaluation.journal import Answered, QuestionResult, Result, Scored, Span
 from kvlite.evaluation.suites import Suite
 from kvlite.evaluation.summary import Measured, Summary, summarise
 from kvlite.evaluation.variant import REFERENCE, Placed, Variant
@@ -55,6 +55,6 @@ def summary(
     suite: str = "recall",
 ) -> Summary:
     """A suite in numbers: what the full cache did, and the others by policy, budget and, if given, most T."""
-    measured = [Measured(placed("full", None), tuple(full))]
-    measured += [Measured(placed(*name), tuple(results)) for name, results in others.items()]
+    measured: list[Measured] = [(placed("full", None), full)]
+    measured += [(placed(*name), results) for name, results in others.items()]
     return summarise(Suite(suite, len(full), TOKENS), SHAPE, measured)

@@ -13,7 +13,7 @@ from kvlite.engine.request import Completion, FinishReason, Request, Timing, Tok
 from kvlite.errors import ContextFull, KvliteError, NumericError
 from kvlite.evaluation.asking import converse
 from kvlite.evaluation.conversation import Conversation, Probe, Turn
-from kvlite.evaluation.results import Answered
+from kvlite.evaluation.journal import Answered
 from kvlite.memory.counts import KVCounts
 from kvlite.text.template import ChatText
 
@@ -133,7 +133,7 @@ def test_a_failure_that_is_no_full_window_is_raised(text: ChatText) -> None:
 
 def test_each_conversation_has_a_row_that_was_reset_and_shorter_ones_just_end(text: ChatText) -> None:
     engine = Scripted(text)
-    (answers, done) = held(engine, TALK, TALK.first(3), TALK.first(2))
+    (answers, done) = held(engine, TALK, Conversation(TALK.turns[:3]), Conversation(TALK.turns[:2]))
     assert engine.resets == [0, 1, 2]
     assert {request.id: request.row for request in engine.requests} == {"0/2": 0, "0/3": 0, "1/2": 1}
     assert [answered.number for answered in answers] == [0, 1, 2]

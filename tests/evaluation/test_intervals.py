@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvlite.evaluation.intervals import bootstrap, wilson
+from kvlite.evaluation.summary import bootstrap, wilson
 
 
 def mean(items: object) -> float:

@@ -7,22 +7,25 @@ from pathlib import Path
 import pytest
 
 from kvlite.errors import UsageError
-from kvlite.evaluation.journal import Journal
+from kvlite.evaluation.journal import Answered, Journal, QuestionResult, Result, Scored, Span
+
+HELD = Answered(1, 20, 0, (QuestionResult(2, True, 1, 9, "name", 1, "Ann."),))
 
 
-def test_a_result_is_found_again_and_only_under_its_own_unit(tmp_path: Path) -> None:
-    Journal(tmp_path / "j").keep({"n": 1}, {"right": True})
-    assert Journal(tmp_path / "j").find({"n": 1}) == {"right": True}
+@pytest.mark.parametrize("result", [HELD, Answered(1, 20, 2, ()), Scored(1, 20, (Span(0, 64, 9, 0.5, 0.25, 0.1, 8),))])
+def test_a_result_is_found_again_and_only_under_its_own_unit(tmp_path: Path, result: Result) -> None:
+    Journal(tmp_path / "j").keep({"n": 1}, result)
+    assert Journal(tmp_path / "j").find({"n": 1}) == result
     assert Journal(tmp_path / "j").find({"n": 2}) is None
 
 
 def test_a_line_cut_short_is_ignored_and_gone_on_behind(tmp_path: Path) -> None:
     path = tmp_path / "j"
-    Journal(path).keep({"n": 1}, {})
+    Journal(path).keep({"n": 1}, HELD)
     with path.open("a") as file:
         file.write('{"unit": {"n"')
-    Journal(path).keep({"n": 2}, {})
-    assert len(Journal(path)) == 2
+    Journal(path).keep({"n": 2}, HELD)
+    assert [Journal(path).find({"n": n}) for n in (1, 2)] == [HELD, HELD]
 
 
 def test_a_file_of_something_else_is_refused(tmp_path: Path) -> None:

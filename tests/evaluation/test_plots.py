@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvlite.evaluation.plots import suite_plots
+from kvlite.evaluation.view import suite_plots
 from kvlite.record.page import HEIGHT, WIDTH
 from tests.evaluation.results import answered, scored, summary
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from kvlite.evaluation.results import Scored
+from kvlite.evaluation.journal import Scored
 from kvlite.evaluation.scoring import score_texts
 from kvlite.evaluation.suites import ForcedText
 from tests.engine_for_tests import admitted, make_engine

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvlite.evaluation.report import eval_json
+from kvlite.evaluation.view import eval_json
 from tests.evaluation.results import answered, summary
 
 rights = st.lists(st.lists(st.booleans(), max_size=30), min_size=1, max_size=4)

@@ -8,7 +8,7 @@ from kvlite.catalog.files import local_files
 from kvlite.catalog.names import resolve_model
 from kvlite.errors import DoesNotFit, UsageError
 from kvlite.llm import LLM
-from kvlite.llm.spec import RunSpec
+from kvlite.llm.spec import PlanDevice, RunSpec
 from kvlite.memory.budget import Budget, BudgetKind
 from kvlite.memory.format import FORMATS
 from kvlite.memory.shape import ModelShape
@@ -23,12 +23,12 @@ def spec(**options: object) -> RunSpec:
 
 
 def test_the_weights_are_measured_as_they_will_be_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
-    files = local_files(resolve_model("demo"))
-    assert files.parameters is not None and files.weight_bytes is not None
-    assert files.weight_bytes < 3 * files.parameters  # stored in two bytes each, computed with in four
+    weights = local_files(resolve_model("demo")).weights
+    assert weights is not None and weights.parameters is not None
+    assert weights.num_bytes < 3 * weights.parameters  # stored in two bytes each, computed with in four
     for module in (loading, device):
-        monkeypatch.setattr(module, "free_bytes", lambda _: 3 * files.parameters)
-    with pytest.raises(DoesNotFit, match=f"weights take {4 * files.parameters / 1e6:.2f} MB"):
+        monkeypatch.setattr(module, "free_bytes", lambda _: 3 * weights.parameters)
+    with pytest.raises(DoesNotFit, match=f"weights take {4 * weights.parameters / 1e6:.2f} MB"):
         LLM("demo", device="cpu")
     with pytest.raises(DoesNotFit, match="KV budget"):  # the weights fit, and leave nothing for the cache
         LLM("demo", device="cpu", dtype="bf16", kv_budget="50MB")
@@ -68,7 +68,7 @@ def test_what_is_left_open_follows_from_the_model() -> None:
 def test_a_budget_buys_the_same_whatever_the_kernels(policy: str) -> None:
     files = local_files(resolve_model("demo"))
     torch, triton = (
-        found.fit(files, SHAPE, "cuda", 10**9).cache(found.budget)
+        found.fit(files, PlanDevice("cuda", "a GPU", 10**9)).cache(found.budget)
         for found in (spec(kv_policy=policy, kernels=kernels, kv_budget="300kB") for kernels in ("torch", "triton"))
     )
     assert torch == triton

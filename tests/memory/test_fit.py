@@ -14,7 +14,7 @@ from kvlite.memory.budget import Budget
 from kvlite.memory.fit import Fit, advice, most_rows, most_tokens, quote
 from kvlite.memory.format import FORMATS
 from kvlite.memory.plan import CacheSpec
-from kvlite.memory.prediction import WeightFacts
+from kvlite.memory.prediction import Weights
 from kvlite.memory.shape import ModelShape
 
 CONFIG = json.loads((Path(__file__).parents[1] / "data" / "configs" / "llama-3.1-8b.json").read_text())
@@ -22,7 +22,7 @@ PARAMETERS = 8_030_261_248
 LLAMA = Fit(
     shape=ModelShape.from_config(CONFIG),
     spec=CacheSpec(FORMATS["bfloat16"], state_bytes_per_slot=4, protected_slots=9),
-    weights=WeightFacts(2 * PARAMETERS, PARAMETERS, is_tied=False, is_quantised=False),
+    weights=Weights(2 * PARAMETERS, PARAMETERS),
     quant="none",
     device="cuda",
     free_bytes=24 * 10**9,
@@ -124,17 +124,3 @@ def test_rows_of_one_token_more_than_the_most_are_fewer(rows: int) -> None:
     for count, holds in ((tokens, True), (tokens + 1, False)):
         found = quote(fit.with_rows(rows, Budget.parse(f"{count}tok")), budget)
         assert (found.cache is not None and found.cache.rows == rows) is holds
-
-
-def test_whether_embedding_and_head_are_one_stands_in_the_text_model_or_beside_it() -> None:
-    configs: tuple[tuple[dict[str, object], bool], ...] = (
-        ({}, True),
-        ({"tie_word_embeddings": False}, False),
-        ({"tie_word_embeddings": False, "text_config": {}}, False),
-        ({"tie_word_embeddings": False, "text_config": {"tie_word_embeddings": True}}, True),
-    )
-    for config, is_tied in configs:
-        found = WeightFacts.of(config, 4000, 2000)
-        assert found is not None
-        assert found.is_tied is is_tied
-    assert WeightFacts.of({}, None, 2000) is None

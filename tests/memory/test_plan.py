@@ -12,7 +12,7 @@ from kvlite.cache.policies import Pyramid
 from kvlite.errors import BudgetTooSmall, DoesNotFit, UsageError
 from kvlite.memory.budget import Budget, BudgetKind
 from kvlite.memory.format import FORMATS
-from kvlite.memory.plan import CachePlan, CacheSpec, chunk_tokens, most_slots, plan_cache
+from kvlite.memory.plan import CachePlan, CacheSpec, chunk_tokens, plan_cache
 from kvlite.memory.shape import LayerShape, ModelShape
 
 CONFIGS = Path(__file__).parents[1] / "data" / "configs"
@@ -55,7 +55,7 @@ def test_the_plan_is_the_largest_inside_the_budget(shape: ModelShape, size: int,
     except BudgetTooSmall:
         return
     assert found.reserved_bytes <= size == found.budget_bytes
-    if found.slots < most_slots(shape, CacheSpec(FP16, state, 1)):
+    if found.slots < CacheSpec(FP16, state, 1).most_slots(shape):
         assert found.capped_by is None
         assert plan(shape, f"{found.slots + 1}tok", rows=rows, state=state).reserved_bytes > size
 
@@ -126,7 +126,7 @@ def test_layers_of_any_size_stay_inside_the_budget_and_use_it(
         for slots, layer in zip(found.layer_slots, shape.layers, strict=True)
         if layer.kv_heads and not layer.window
     ]
-    cap = most_slots(shape, spec)
+    cap = spec.most_slots(shape)
     assert found.reserved_bytes <= size
     assert found.fewest == min(full) >= protected and max(full) <= cap
     assert full == sorted(full, reverse=True)
@@ -174,7 +174,7 @@ def test_a_chunk_is_a_quarter_of_the_slots(slots: int, limit: int, tokens: int) 
 def test_rotary_models_that_evict_keep_an_eighth_of_the_window_free_and_at_least_a_chunk() -> None:
     def most(limit: int = 512, evicts: bool = True, positions: str = "rotary") -> int:
         shape = model([LayerShape("full", 2, 64, 64)], 1000, positions)
-        return most_slots(shape, CacheSpec(FP16, 4, 1, evicts, limit))
+        return CacheSpec(FP16, 4, 1, evicts, limit).most_slots(shape)
 
     assert most() == 800
     assert [most(limit) for limit in (150, 125, 64, 1)] == [850, 875, 875, 875]

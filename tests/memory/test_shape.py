@@ -231,3 +231,23 @@ def test_a_config_that_is_no_object_is_broken() -> None:
 def test_what_cannot_be_held_is_refused_by_name(fields: dict[str, Any], reason: str) -> None:
     with pytest.raises(UnsupportedModel, match=reason):
         ModelShape.from_config({**LLAMA, **fields})
+
+
+@pytest.mark.parametrize(
+    ("config", "is_tied"),
+    [
+        (LLAMA, True),
+        ({**LLAMA, "tie_word_embeddings": False}, False),
+        ({"tie_word_embeddings": False, "text_config": LLAMA}, False),
+        ({"tie_word_embeddings": False, "text_config": {**LLAMA, "tie_word_embeddings": True}}, True),
+    ],
+)
+def test_embedding_and_head_are_one_where_the_text_model_or_the_whole_says_so(
+    config: dict[str, Any], is_tied: bool
+) -> None:
+    assert ModelShape.from_config(config).is_tied is is_tied
+
+
+def test_quantised_weights_are_told_by_the_config() -> None:
+    assert not ModelShape.from_config(LLAMA).is_quantised
+    assert ModelShape.from_config({**LLAMA, "quantization_config": {}}).is_quantised

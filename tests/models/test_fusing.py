@@ -11,7 +11,6 @@ from torch import nn
 from transformers.activations import ACT2FN
 from transformers.models.llama.modeling_llama import LlamaMLP
 
-from kvlite.memory.format import slot_format
 from kvlite.memory.shape import ModelShape
 from kvlite.models import patches
 from kvlite.models.fused import FusedMLP, join
@@ -68,9 +67,9 @@ def test_biases_are_joined_with_the_weights() -> None:
 
 def test_weights_are_held_once_and_counted_the_same() -> None:
     loaded = admitted(tiny_model("qwen2", {}))
-    before = (loaded.weight_bytes, loaded.num_parameters)
+    before = (loaded.weight_bytes, loaded.model.num_parameters())
     fused = fuse(loaded)
-    assert (fused.weight_bytes, fused.num_parameters) == before
+    assert (fused.weight_bytes, fused.model.num_parameters()) == before
     held = {
         parameter.untyped_storage().data_ptr(): parameter.untyped_storage() for parameter in fused.model.parameters()
     }
@@ -214,12 +213,12 @@ def test_a_decoder_gives_the_logits_that_are_asked_for(last: int) -> None:
     loaded = fuse(admitted(tiny_model("qwen2", {})))
     ids = probe_ids(loaded, 5)
     pos = torch.arange(5, dtype=torch.int32)[None]
-    cache = dry_cache(loaded, slot_format("auto", loaded.dtype_name), 5)
+    cache = dry_cache(loaded, 5)
     step = cache.begin(slice(0, 1), pos, pos, (5,), None)
     assert loaded.decoder is not None
     logits = loaded.forward(ids, cache, step, last)
     assert logits.shape == (1, last, loaded.shape.vocab)
-    again = dry_cache(loaded, slot_format("auto", loaded.dtype_name), 5)
+    again = dry_cache(loaded, 5)
     whole = replace(loaded, decoder=None).forward(ids, again, again.begin(slice(0, 1), pos, pos, (5,), None), last)
     assert relative_error(logits, whole) < 5e-6
 

@@ -7,7 +7,7 @@ import torch
 
 from kvlite.errors import NumericError, SlotsTooCoarse
 from kvlite.memory.format import FORMATS
-from kvlite.models.kv_quant_check import QuantEffect, require_survival, try_format
+from kvlite.models.kv_quant_check import QuantEffect, try_format
 from kvlite.models.loaded import LoadedModel
 from tests.architectures import SUPPORTED, tiny_model
 from tests.engine_for_tests import admitted
@@ -29,18 +29,18 @@ def with_key_biases(norm: float) -> LoadedModel:
 
 def test_huge_key_biases_do_not_survive_int4_and_the_refusal_says_what_to_do() -> None:
     with pytest.raises(SlotsTooCoarse, match=r"int4 slots .* nats a token.* give --kv-dtype int8 or auto") as refused:
-        require_survival(with_key_biases(1000.0), FORMATS["int4"])
+        try_format(with_key_biases(1000.0), FORMATS["int4"], is_named=True)
     assert refused.value.exit_code == 4
 
 
 def test_huge_key_biases_are_noticed_in_int8() -> None:
-    effect = require_survival(with_key_biases(1000.0), FORMATS["int8"])
+    effect = try_format(with_key_biases(1000.0), FORMATS["int8"], is_named=True)
     assert effect.is_noticeable and "--kv-dtype auto" in str(effect)
 
 
 def test_without_them_the_same_model_survives() -> None:
     loaded = with_key_biases(0.0)
-    assert not require_survival(loaded, FORMATS["int8"]).is_noticeable
+    assert not try_format(loaded, FORMATS["int8"], is_named=True).is_noticeable
     assert not try_format(loaded, FORMATS["int4"]).is_destructive
 
 

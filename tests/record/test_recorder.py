@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from kvlite.errors import ContextFull, Terminated, UsageError
+from kvlite.errors import ContextFull, Terminated
 from kvlite.memory.counts import KVCounts
 from kvlite.record.measure import DeviceReading
 from kvlite.record.recorder import MAX_REQUESTS, Recorder
@@ -181,15 +181,6 @@ def test_a_state_folder_that_cannot_be_written_warns_once_and_fails_nothing(
         pass
     assert len(said) == 1
     assert str(blocked) in said[0]
-
-
-@pytest.mark.parametrize("name", ["nowhere/record.json", "."])
-def test_a_report_that_cannot_be_written_is_refused_before_the_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(UsageError, match="--report"):
-        Recorder("run", [], report=name)
 
 
 def test_recording_loads_no_torch() -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from kvlite.errors import UsageError
 from kvlite.record.schema import RunRecord
-from kvlite.record.store import KEEP, RunRecords, new_run_id, read_record, runs_folder, write_record
+from kvlite.record.store import KEEP, RunRecords, new_run_id, read_record, runs_folder, write_whole
 
 NOW = datetime(2025, 11, 20, 20, 11, 30, tzinfo=UTC)
 
@@ -130,9 +130,9 @@ def test_a_failed_write_leaves_the_earlier_file_and_nothing_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "r.json"
-    write_record(record("a"), path)
+    write_whole("a", path)
     monkeypatch.setattr(Path, "replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     with pytest.raises(OSError, match="No space"):
-        write_record(record("b"), path)
-    assert read_record(path).run_id == "a"
+        write_whole("b", path)
+    assert path.read_text() == "a"
     assert [entry.name for entry in tmp_path.iterdir()] == ["r.json"]

@@ -7,10 +7,9 @@ from typing import Any
 
 import pytest
 
-from kvlite.record.document import record_page, timeline_plot
 from kvlite.record.page import HEIGHT, WIDTH, Plot
 from kvlite.record.schema import RunRecord
-from kvlite.record.view import MAX_REQUEST_ROWS, record_tables, run_line, verdict
+from kvlite.record.view import MAX_REQUEST_ROWS, record_page, record_tables, run_line, timeline_plot, verdict
 
 STARTED = datetime(2025, 11, 20, 20, 11, 30, tzinfo=UTC)
 KV = {

@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from kvlite.speed import roofline
-from kvlite.speed.decoding import Spread
-from kvlite.speed.measurement import Measurement
+from kvlite.speed.measurement import Measurement, Spread
 from kvlite.speed.report import Workload
 from kvlite.speed.roofline import measure_ceilings, weights_read_bytes
 from tests.architectures import SUPPORTED, tiny_model

@@ -36,7 +36,7 @@ def attend_one(
     kv_heads, num_keys, v_dim = *held.k.shape[1:3], held.v.shape[-1]
     group = num_heads // kv_heads
     tile = decode_tile(scratch.processor.capability, dim, v_dim, k.bits)
-    splits, keys_per_split = scratch.splits(rows * kv_heads, num_keys, tile.keys)
+    splits, keys_per_split = scratch.splits(rows * kv_heads, num_keys, tile.columns)
     kind = "" if observation is None else observation.kind.value
     noise = _noise(observation)
     window = ALL if geometry.window is None else geometry.window
@@ -48,7 +48,7 @@ def attend_one(
         *noise,
         q.stride(0), q.stride(1), q_pos.stride(0), *k.strides, *v.strides, *_heads(held.pos),
         NUM_KV_HEADS=kv_heads, G=group, D=dim, D_V=v_dim, PAD_D=padded(dim), PAD_D_V=padded(v_dim),
-        ROWS=tile.queries, KEYS=tile.keys, BITS=k.bits, GROUP=k.group, GROUP_V=v.group, RUN=k.run, RUN_V=v.run,
+        ROWS=tile.rows, KEYS=tile.columns, BITS=k.bits, GROUP=k.group, GROUP_V=v.group, RUN=k.run, RUN_V=v.run,
         HAS_CAP=geometry.softcap is not None, STATISTIC=kind,
         **tile.options,
     )  # fmt: skip
@@ -68,7 +68,7 @@ def attend_one(
         num_keys, KEYS_PER_PART, num_keys, splits, *noise,
         q_pos.stride(0), *_heads(held.pos), *known.stride()[:2], weight.stride(0),
         0 if retention is None else retention.stride(0),
-        NUM_KV_HEADS=kv_heads, G=group, D_V=v_dim, PAD_D_V=padded(v_dim), ROWS=tile.queries, KEYS=FINISH_TILE.keys,
+        NUM_KV_HEADS=kv_heads, G=group, D_V=v_dim, PAD_D_V=padded(v_dim), ROWS=tile.rows, KEYS=FINISH_TILE.columns,
         SPLITS=MAX_SPLITS, HAS_SINK=sink is not None,
         HAS_RETENTION=retention is not None, STATISTIC=kind, HEADS="" if observation is None else observation.heads,
         ACCUMULATE=not over_layer,
@@ -107,7 +107,7 @@ def attend_many(
     norm = lse if kind in ("", "mass") else torch.empty_like(lse)
     scaling, softcap = geometry.scaling, geometry.softcap or 1.0
     window = ALL if geometry.window is None else geometry.window
-    prefill.attend[(triton.cdiv(num_queries, tile.queries), rows * num_heads)](
+    prefill.attend[(triton.cdiv(num_queries, tile.rows), rows * num_heads)](
         q, q_pos, k.data, k.scale, v.data, v.scale, slots.pos,
         new_k.data, new_k.scale, new_v.data, new_v.scale, new.pos,
         lse if geometry.sink_logits is None else geometry.sink_logits, out, lse, norm,
@@ -115,7 +115,7 @@ def attend_many(
         *q.stride()[:3], q_pos.stride(0), *k.strides, *v.strides, *_heads(slots.pos),
         *new_k.strides, *new_v.strides, new.pos.stride(0),
         NUM_HEADS=num_heads, G=num_heads // kv_heads, D=dim, D_V=v_dim, PAD_D=padded(dim), PAD_D_V=padded(v_dim),
-        QUERIES=tile.queries, KEYS=tile.keys, BITS=k.bits, GROUP=k.group, GROUP_V=v.group, RUN=k.run, RUN_V=v.run,
+        QUERIES=tile.rows, KEYS=tile.columns, BITS=k.bits, GROUP=k.group, GROUP_V=v.group, RUN=k.run, RUN_V=v.run,
         HAS_CAP=geometry.softcap is not None, HAS_SINK=geometry.sink_logits is not None,
         HAS_NEW=len(segments) > 1, STATISTIC=kind,
         **tile.options,
@@ -127,12 +127,12 @@ def attend_many(
     for index, segment in enumerate(segments):
         k, num_keys = operand(segment.k), segment.k.shape[2]
         sums = torch.empty(rows, kv_heads, num_keys, dtype=torch.float32, device=q.device)
-        prefill.column_sums[(triton.cdiv(num_keys, tile.keys), rows * kv_heads)](
+        prefill.column_sums[(triton.cdiv(num_keys, tile.columns), rows * kv_heads)](
             q, q_pos, norm, observation.weight, k.data, k.scale, segment.pos, sums,
             scaling, softcap, window, num_queries, num_keys, observation.first(num_queries), *noise,
             *q.stride()[:3], q_pos.stride(0), observation.weight.stride(0), *k.strides, *_heads(segment.pos),
             NUM_KV_HEADS=kv_heads, G=num_heads // kv_heads, D=dim, PAD_D=padded(dim),
-            QUERIES=tile.queries, KEYS=tile.keys, BITS=k.bits, GROUP=k.group, RUN=k.run,
+            QUERIES=tile.rows, KEYS=tile.columns, BITS=k.bits, GROUP=k.group, RUN=k.run,
             HAS_CAP=geometry.softcap is not None, IS_NEW=index > 0, STATISTIC=kind, HEADS=observation.heads,
             **tile.options,
         )  # fmt: skip

@@ -15,7 +15,7 @@ from kvlite_kernels.lowbit import Packed, hadamard
 from kvlite_kernels.reference import Geometry, Segment
 from kvlite_kernels.slots import Slots
 from kvlite_kernels.statistic import Observation
-from kvlite_kernels.triton_set import coding, eviction
+from kvlite_kernels.triton_set import eviction, vectors
 from kvlite_kernels.triton_set.attention import attend_many, attend_one
 from kvlite_kernels.triton_set.operand import operand
 from kvlite_kernels.triton_set.scratch import Scratch
@@ -64,8 +64,10 @@ class TritonBackend(Backend):
 
     def evict(self, slots: Slots, score: Tensor, next_pos: Tensor, protection: Protection) -> None:
         """See Backend."""
+        if slots.pos.dim() == 3:
+            slots = slots[None]
         k, v, dim, v_dim = operand(slots.k), operand(slots.v), slots.k.shape[-1], slots.v.shape[-1]
-        *layers, rows, kv_heads, _ = slots.pos.shape
+        _, rows, kv_heads, _ = slots.pos.shape
         score = score.contiguous()
         pins = next_pos if protection.pins is None else protection.pins
         statistic = slots.pos if slots.statistic is None else slots.statistic
@@ -73,11 +75,10 @@ class TritonBackend(Backend):
             k.data, k.scale, v.data, v.scale, slots.pos, slots.rot, statistic, score, next_pos, pins,
             slots.num_slots, rows, protection.recent, protection.sinks,
             0 if protection.window is None else protection.window, 0 if protection.pins is None else pins.shape[1],
-            *k.layered(bool(layers)), *v.layered(bool(layers)), *([] if layers else [0]), *slots.pos.stride()[:-1],
-            score.shape[-1], next_pos.stride(0),
+            *k.strides, *v.strides, *slots.pos.stride()[:-1], score.shape[-1], next_pos.stride(0),
             NUM_KV_HEADS=kv_heads, D=dim, D_V=v_dim, PAD_D=padded(dim), PAD_D_V=padded(v_dim),
             BITS=k.bits, GROUP=k.group, GROUP_V=v.group, HAS_STATISTIC=slots.statistic is not None,
-            HAS_WINDOW=protection.window is not None, SLOTS=EVICT_TILE.keys, **EVICT_TILE.options,
+            HAS_WINDOW=protection.window is not None, SLOTS=EVICT_TILE.columns, **EVICT_TILE.options,
         )  # fmt: skip
 
     def quantise(self, x: Tensor, bits: int, group: int) -> Packed:
@@ -87,8 +88,8 @@ class TritonBackend(Backend):
         codes = torch.empty(*shape, width, dtype=dtype, device=x.device)
         scale = torch.empty(*shape, dim // group, dtype=torch.float16, device=x.device)
         packed, num_vectors = Packed(codes, scale, dim), scale.numel() * group // dim
-        coding.code[(triton.cdiv(num_vectors, CODE_TILE.queries),)](
+        vectors.code[(triton.cdiv(num_vectors, CODE_TILE.rows),)](
             x.contiguous(), codes, scale, num_vectors, D=dim, PAD_D=padded(dim), BITS=bits, GROUP=group,
-            RUN=packed.run, TOKENS=CODE_TILE.queries, **CODE_TILE.options,
+            RUN=packed.run, TOKENS=CODE_TILE.rows, **CODE_TILE.options,
         )  # fmt: skip
         return packed

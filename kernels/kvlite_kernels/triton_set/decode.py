@@ -8,10 +8,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from kvlite_kernels.triton_set.noise import noised
-from kvlite_kernels.triton_set.scores import log_of, or_zero, share_of
-from kvlite_kernels.triton_set.softmax import go_on
-from kvlite_kernels.triton_set.vectors import channels, head_of, queries
+from kvlite_kernels.triton_set.softmax import log_of, noised, or_zero, share_of, walk
+from kvlite_kernels.triton_set.vectors import channels, queries
 
 
 @triton.jit(do_not_specialize=["num_keys", "keys_per_split", "logits_width", "seed", "layer"])
@@ -44,26 +42,16 @@ def split(
     b_out = tl.zeros([ROWS, PAD_D_V], tl.float32)
     b_norm_max = tl.full([ROWS], float("-inf"), tl.float32)
     b_norm_sum = tl.zeros([ROWS], tl.float32)
-    first_k = row * s_k_row + kv_head * s_k_head
-    first_v = row * s_v_row + kv_head * s_v_head
-    p_k = head_of(p_k, first_k, D, BITS)
-    p_v = head_of(p_v, first_v, D_V, BITS)
-    p_k_scale += first_k * (D // GROUP)
-    p_v_scale += first_v * (D_V // GROUP_V)
-    p_k_pos += row * s_pos_row + kv_head * s_pos_head
-    p_logits += head.to(tl.int64) * G * logits_width
+    p_logits += head.to(tl.int64) * G * logits_width + o_g * logits_width
     begin = part * keys_per_split
-    end = tl.minimum(begin + keys_per_split, num_keys)
-    for start in range(begin, end, KEYS):
-        o_n = start + tl.arange(0, KEYS)
-        m_n = o_n < end
-        b_x, b_max, b_sum, b_out, b_norm_max, b_norm_sum = go_on(
-            b_q, b_q_pos, query_heads, b_max, b_sum, b_out, b_norm_max, b_norm_sum,
-            p_k, p_k_scale, p_v, p_v_scale, p_k_pos, o_n, m_n, s_k_key, s_v_key,
-            scale, softcap, window, seed, layer, first, last, ramp,
-            D, D_V, PAD_D, PAD_D_V, BITS, GROUP, GROUP_V, RUN, RUN_V, HAS_CAP, STATISTIC,
-        )  # fmt: skip
-        tl.store(p_logits + o_g[:, None] * logits_width + o_n[None, :], b_x, mask=m_g[:, None] & m_n[None, :])
+    b_max, b_sum, b_out, b_norm_max, b_norm_sum = walk(
+        b_q, b_q_pos, query_heads, b_max, b_sum, b_out, b_norm_max, b_norm_sum,
+        p_k, p_k_scale, p_v, p_v_scale, p_k_pos + row * s_pos_row + kv_head * s_pos_head,
+        row * s_k_row + kv_head * s_k_head, row * s_v_row + kv_head * s_v_head, s_k_key, s_v_key,
+        begin, tl.minimum(begin + keys_per_split, num_keys), p_logits, m_g,
+        scale, softcap, window, seed, layer, first, last, ramp,
+        D, D_V, PAD_D, PAD_D_V, BITS, GROUP, GROUP_V, RUN, RUN_V, KEYS, HAS_CAP, STATISTIC,
+    )  # fmt: skip
     o_v = channels(D_V, PAD_D_V, BITS)
     o_part = (head.to(tl.int64) * num_splits + part) * G + o_g
     tl.store(p_max + o_part, b_max, mask=m_g)

@@ -16,14 +16,13 @@ def _copy(
     D: tl.constexpr, PAD_D: tl.constexpr, BITS: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
     """Copy the vector in slot `source` of one head to its slot `target`."""
-    p_held = head_of(p_held, first, D, BITS)
+    p_held, p_scale = head_of(p_held, p_scale, first, D, BITS, GROUP)
     WIDTH: tl.constexpr = (D + 1) // 2 if BITS == 4 else D
     o_d = tl.arange(0, PAD_D)
     m_d = o_d < WIDTH
     s_held = s_slot if BITS == 0 else WIDTH
     tl.store(p_held + target * s_held + o_d, tl.load(p_held + source * s_held + o_d, mask=m_d), mask=m_d)
     if BITS != 0:
-        p_scale += first * (D // GROUP)
         m_u = o_d < D // GROUP
         b_scale = tl.load(p_scale + source * (D // GROUP) + o_d, mask=m_u)
         tl.store(p_scale + target * (D // GROUP) + o_d, b_scale, mask=m_u)

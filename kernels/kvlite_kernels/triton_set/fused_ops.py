@@ -1,4 +1,4 @@
-"""The operations of fused modules in Triton, one launch each."""
+"""The operations of fused modules in Triton, one launch each; two for 4-bit products cut into parts."""
 
 from __future__ import annotations
 
@@ -7,13 +7,19 @@ import triton
 from torch import Tensor
 
 from kvlite_kernels.fused_ops import FusedOps, HeadNorms, Norm
-from kvlite_kernels.nf4 import FourBit
-from kvlite_kernels.triton_set import elementwise, products
-from kvlite_kernels.triton_set.tiles import Processor
+from kvlite_kernels.nf4 import MAX_ROWS, FourBit
+from kvlite_kernels.triton_set import elementwise, nf4
+from kvlite_kernels.triton_set.tiles import Processor, lacking_dtype, product_tile
 
 _CHANNELS_PER_WARP = 256  # eight for each thread: 16 bytes in half precision
 _MOST_WARPS = 16
 _BLOCK = 1024
+
+PROGRAMS_PER_PROCESSOR = 4
+MAX_PARTS = 16
+"""Most programs that share the channels of one output."""
+
+_SUMMED = 256  # outputs of one program that adds parts
 
 
 class TritonOps(FusedOps):
@@ -26,21 +32,15 @@ class TritonOps(FusedOps):
 
     def rms_norm(self, x: Tensor, norm: Norm) -> Tensor:
         """As the reference."""
-        out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-        _join(x, None, None, norm, None, out)
-        return out
+        return _join(x, None, None, norm)[1]
 
     def add_norm(self, x: Tensor, residual: Tensor, after: Norm, before: Norm | None = None) -> tuple[Tensor, Tensor]:
         """As the reference."""
-        total, out = (torch.empty(x.shape, dtype=residual.dtype, device=x.device) for _ in range(2))
-        _join(x, residual, before, after, total, out)
-        return total, out
+        return _join(x, residual, before, after)
 
     def norm_add(self, x: Tensor, residual: Tensor, norm: Norm) -> Tensor:
         """As the reference."""
-        total = torch.empty(x.shape, dtype=residual.dtype, device=x.device)
-        _join(x, residual, norm, None, total, None)
-        return total
+        return _join(x, residual, norm, None)[0]
 
     def rotate(
         self, heads: Tensor, counts: tuple[int, int], cos: Tensor, sin: Tensor, norms: HeadNorms | None = None
@@ -73,37 +73,69 @@ class TritonOps(FusedOps):
         return out
 
     def most_four_bit_rows(self, dtype: torch.dtype) -> int:
-        """As the reference."""
-        return products.most_rows(self.processor, dtype)
+        """As the reference; on Turing one, since Triton multiplies matrices without tensor cores there."""
+        if lacking_dtype(self.processor.capability, dtype) is not None:
+            return 0
+        return 1 if 0 < self.processor.capability < 80 else MAX_ROWS
 
     def multiply_four_bit(self, x: Tensor, weight: FourBit, bias: Tensor | None) -> Tensor:
-        """As the reference."""
-        return products.multiply(x, weight, bias, self.processor)
+        """As the reference, for at most `most_four_bit_rows` rows of weights that `nf4.is_served` admits."""
+        rows, (outputs, channels) = x.shape[0], weight.shape
+        assert 1 <= rows <= MAX_ROWS and x.shape[1] == channels
+        x = x.contiguous()
+        tile = product_tile(self.processor.capability, rows)
+        blocks = triton.cdiv(outputs, tile.rows)
+        parts, bytes_per_part = _parts(blocks, channels // 2, tile.columns, self.processor.count)
+        out = torch.empty(rows, outputs, dtype=x.dtype, device=x.device)
+        found = out if parts == 1 else torch.empty(parts, rows, outputs, dtype=torch.float32, device=x.device)
+        added = None if parts > 1 else bias
+        tensors = (weight.packed, weight.absmax, weight.code, found if added is None else added, found)
+        sizes = (outputs, channels // 2, bytes_per_part)
+        constants = {"HALF_BLOCK": weight.block // 2, "OUTPUTS": tile.rows, "BYTES": tile.columns}
+        constants["HAS_BIAS"] = added is not None
+        if rows == 1:
+            words = x.view(torch.int64 if x.dtype == torch.float32 else torch.int32)
+            kind = str(x.dtype).removeprefix("torch.")
+            nf4.multiply_one[(blocks, parts)](words, *tensors, *sizes, KIND=kind, **constants, **tile.options)
+        else:
+            padded = 16 if rows <= 16 else MAX_ROWS
+            nf4.multiply_many[(blocks, parts)](x, *tensors, rows, *sizes, ROWS=padded, **constants, **tile.options)
+        if parts > 1:
+            nf4.add_parts[(rows, triton.cdiv(outputs, _SUMMED))](
+                found, out if bias is None else bias, out, outputs, parts,
+                OUTPUTS=_SUMMED, HAS_BIAS=bias is not None, num_warps=4, num_stages=1, enable_fp_fusion=True,
+            )  # fmt: skip
+        return out
 
 
-def _join(
-    x: Tensor,
-    residual: Tensor | None,
-    before: Norm | None,
-    after: Norm | None,
-    total: Tensor | None,
-    out: Tensor | None,
-) -> None:
-    size = x.shape[-1]
-    pad = triton.next_power_of_2(size)
-    rows = _rows(x)
-    added = rows if residual is None else _rows(residual)
+def _join(x: Tensor, residual: Tensor | None, before: Norm | None, after: Norm | None) -> tuple[Tensor, Tensor]:
+    """The sum of x, normed `before`, and the residual, and that sum normed `after`; x itself for what is not asked."""
+    size, rows = x.shape[-1], _rows(x)
+    pad, nothing = triton.next_power_of_2(size), Norm(rows, 0.0)
+    added, total, out = rows, x, x
+    if residual is not None:
+        added, total = _rows(residual), torch.empty(x.shape, dtype=residual.dtype, device=x.device)
+    if after is not None:
+        out = torch.empty(x.shape, dtype=total.dtype, device=x.device)
+    first, last = before or nothing, after or nothing
     elementwise.join_residual[(len(rows),)](
-        rows, added, rows if before is None else before.weight, rows if after is None else after.weight,
-        rows if total is None else total, rows if out is None else out,
-        0.0 if before is None else before.eps, 0.0 if after is None else after.eps, rows.stride(0), added.stride(0),
+        rows, added, first.weight, last.weight, total, out, first.eps, last.eps, rows.stride(0), added.stride(0),
         SIZE=size, PAD=pad,
         HAS_BEFORE=before is not None, HAS_RESIDUAL=residual is not None, HAS_AFTER=after is not None,
         num_warps=max(1, min(_MOST_WARPS, pad // _CHANNELS_PER_WARP)), num_stages=1, enable_fp_fusion=True,
     )  # fmt: skip
+    return total, out
 
 
 def _rows(x: Tensor) -> Tensor:
     """x [..., N] as [rows, N], whose rows lie in one piece."""
     rows = x.reshape(-1, x.shape[-1])
     return rows if rows.stride(-1) == 1 else rows.contiguous()
+
+
+def _parts(blocks: int, row_bytes: int, tile_bytes: int, processors: int) -> tuple[int, int]:
+    """Number of parts that the channels are cut into to fill the device, and the bytes of each, whole tiles."""
+    wanted = min(MAX_PARTS, -(-PROGRAMS_PER_PROCESSOR * processors // blocks))
+    tiles = -(-row_bytes // tile_bytes)
+    per_part = -(-tiles // max(1, min(wanted, tiles))) * tile_bytes
+    return -(-row_bytes // per_part), per_part

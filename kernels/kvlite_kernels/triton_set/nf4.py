@@ -12,26 +12,14 @@ import triton.language as tl
 
 
 @triton.jit
-def _first(word, KIND: tl.constexpr):
-    """The channel in the lower half of a word, in fp32."""
+def _channel(word, IS_UPPER: tl.constexpr, KIND: tl.constexpr):
+    """The channel in the upper or the lower half of a word, in fp32."""
     if KIND == "bfloat16":
-        b_x = (word << 16).to(tl.float32, bitcast=True)
+        b_x = ((word & -65536) if IS_UPPER else (word << 16)).to(tl.float32, bitcast=True)
     elif KIND == "float16":
-        b_x = word.to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
+        b_x = ((word >> 16) if IS_UPPER else word).to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
     else:
-        b_x = word.to(tl.int32).to(tl.float32, bitcast=True)
-    return b_x
-
-
-@triton.jit
-def _second(word, KIND: tl.constexpr):
-    """The channel in the upper half of a word, in fp32."""
-    if KIND == "bfloat16":
-        b_x = (word & -65536).to(tl.float32, bitcast=True)
-    elif KIND == "float16":
-        b_x = (word >> 16).to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
-    else:
-        b_x = (word >> 32).to(tl.int32).to(tl.float32, bitcast=True)
+        b_x = ((word >> 32) if IS_UPPER else word).to(tl.int32).to(tl.float32, bitcast=True)
     return b_x
 
 
@@ -61,7 +49,7 @@ def multiply_one(
         b_high = tl.gather(b_code, tl.reshape(b_w >> 4, [OUTPUTS * BYTES]), 0).reshape([OUTPUTS, BYTES])
         b_low = tl.gather(b_code, tl.reshape(b_w & 15, [OUTPUTS * BYTES]), 0).reshape([OUTPUTS, BYTES])
         b_x = tl.load(p_x + o_b, mask=m_b, other=0)
-        b_product = b_high * _first(b_x, KIND)[None, :] + b_low * _second(b_x, KIND)[None, :]
+        b_product = b_high * _channel(b_x, False, KIND)[None, :] + b_low * _channel(b_x, True, KIND)[None, :]
         o_g = start + tl.arange(0, GROUPS) * 16
         m_g = m_n[:, None] & (o_g < end)[None, :]
         b_scale = tl.load(p_absmax + (o_row[:, None] + o_g[None, :]) // HALF_BLOCK, mask=m_g, other=0.0)

@@ -23,10 +23,6 @@ class Operand:
     group: int = 1
     run: int = 1
 
-    def layered(self, has_layers: bool) -> tuple[int, ...]:
-        """Strides of layers, rows, heads and slots; that of layers is 0 where there is one layer."""
-        return self.strides if has_layers else (0, *self.strides)
-
 
 def operand(x: Vectors) -> Operand:
     """`x` [..., n, H_KV, N, D] as kernels take it, without a copy."""

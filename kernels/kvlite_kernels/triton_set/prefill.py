@@ -9,35 +9,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from kvlite_kernels.triton_set.noise import noised
-from kvlite_kernels.triton_set.scores import log_of, logits_of, sees, share_of
-from kvlite_kernels.triton_set.softmax import go_on
+from kvlite_kernels.triton_set.softmax import log_of, logits_of, noised, sees, share_of, walk
 from kvlite_kernels.triton_set.vectors import channels, head_of, queries, vectors
-
-
-@triton.jit
-def _walk(
-    b_q, b_q_pos, b_heads, b_max, b_sum, b_out, b_norm_max, b_norm_sum,
-    p_k, p_k_scale, p_v, p_v_scale, p_pos, first_k, first_v, s_k, s_v, end,
-    scale, softcap, window, seed, layer, first, last, ramp,
-    D: tl.constexpr, D_V: tl.constexpr, PAD_D: tl.constexpr, PAD_D_V: tl.constexpr,
-    BITS: tl.constexpr, GROUP: tl.constexpr, GROUP_V: tl.constexpr, RUN: tl.constexpr, RUN_V: tl.constexpr,
-    KEYS: tl.constexpr, HAS_CAP: tl.constexpr, STATISTIC: tl.constexpr,
-):  # fmt: skip
-    """The keys up to `end` of one segment, added to a softmax that goes on."""
-    p_k = head_of(p_k, first_k, D, BITS)
-    p_v = head_of(p_v, first_v, D_V, BITS)
-    p_k_scale += first_k * (D // GROUP)
-    p_v_scale += first_v * (D_V // GROUP_V)
-    for start in range(0, end, KEYS):
-        o_n = start + tl.arange(0, KEYS)
-        _, b_max, b_sum, b_out, b_norm_max, b_norm_sum = go_on(
-            b_q, b_q_pos, b_heads, b_max, b_sum, b_out, b_norm_max, b_norm_sum,
-            p_k, p_k_scale, p_v, p_v_scale, p_pos, o_n, o_n < end, s_k, s_v,
-            scale, softcap, window, seed, layer, first, last, ramp,
-            D, D_V, PAD_D, PAD_D_V, BITS, GROUP, GROUP_V, RUN, RUN_V, HAS_CAP, STATISTIC,
-        )  # fmt: skip
-    return b_max, b_sum, b_out, b_norm_max, b_norm_sum
 
 
 @triton.jit(do_not_specialize=["num_queries", "num_keys", "num_new", "seed", "layer"])
@@ -67,26 +40,25 @@ def attend(
     m_t = o_t < num_queries
     b_q = queries(p_q + row * s_q_row + query_head * s_q_head, o_t, m_t, s_q_token, D, PAD_D, BITS)
     b_q_pos = tl.load(p_q_pos + row * s_q_pos + o_t, mask=m_t, other=-1)
-    b_heads = query_head + tl.zeros([QUERIES], tl.int64)
     b_max = tl.full([QUERIES], float("-inf"), tl.float32)
     b_sum = tl.zeros([QUERIES], tl.float32)
     b_out = tl.zeros([QUERIES, PAD_D_V], tl.float32)
     b_norm_max = tl.full([QUERIES], float("-inf"), tl.float32)
     b_norm_sum = tl.zeros([QUERIES], tl.float32)
-    b_max, b_sum, b_out, b_norm_max, b_norm_sum = _walk(
-        b_q, b_q_pos, b_heads, b_max, b_sum, b_out, b_norm_max, b_norm_sum,
+    b_max, b_sum, b_out, b_norm_max, b_norm_sum = walk(
+        b_q, b_q_pos, query_head, b_max, b_sum, b_out, b_norm_max, b_norm_sum,
         p_k, p_k_scale, p_v, p_v_scale, p_k_pos + row * s_pos_row + kv_head * s_pos_head,
-        row * s_k_row + kv_head * s_k_head, row * s_v_row + kv_head * s_v_head, s_k_key, s_v_key, num_keys,
-        scale, softcap, window, seed, layer, first, last, ramp,
+        row * s_k_row + kv_head * s_k_head, row * s_v_row + kv_head * s_v_head, s_k_key, s_v_key, 0, num_keys,
+        None, None, scale, softcap, window, seed, layer, first, last, ramp,
         D, D_V, PAD_D, PAD_D_V, BITS, GROUP, GROUP_V, RUN, RUN_V, KEYS, HAS_CAP, STATISTIC,
     )  # fmt: skip
     if HAS_NEW:
         end = tl.minimum(num_new, num_new - num_queries + (tile + 1) * QUERIES)
-        b_max, b_sum, b_out, b_norm_max, b_norm_sum = _walk(
-            b_q, b_q_pos, b_heads, b_max, b_sum, b_out, b_norm_max, b_norm_sum,
+        b_max, b_sum, b_out, b_norm_max, b_norm_sum = walk(
+            b_q, b_q_pos, query_head, b_max, b_sum, b_out, b_norm_max, b_norm_sum,
             p_new_k, p_new_k_scale, p_new_v, p_new_v_scale, p_new_pos + row * s_new_pos_row,
             row * s_new_k_row + kv_head * s_new_k_head, row * s_new_v_row + kv_head * s_new_v_head,
-            s_new_k_key, s_new_v_key, end,
+            s_new_k_key, s_new_v_key, 0, end, None, None,
             scale, softcap, window, seed, layer, first, last, ramp,
             D, D_V, PAD_D, PAD_D_V, BITS, GROUP, GROUP_V, RUN, RUN_V, KEYS, HAS_CAP, STATISTIC,
         )  # fmt: skip
@@ -129,9 +101,7 @@ def column_sums(
     kv_head = (head % NUM_KV_HEADS).to(tl.int64)
     o_n = tile * KEYS + tl.arange(0, KEYS)
     m_n = o_n < num_keys
-    first_k = row * s_k_row + kv_head * s_k_head
-    p_k = head_of(p_k, first_k, D, BITS)
-    p_k_scale += first_k * (D // GROUP)
+    p_k, p_k_scale = head_of(p_k, p_k_scale, row * s_k_row + kv_head * s_k_head, D, BITS, GROUP)
     b_pos = tl.load(p_k_pos + row * s_pos_row + kv_head * s_pos_head + o_n, mask=m_n, other=-1)
     b_k = vectors(p_k, p_k_scale, o_n, m_n, b_pos >= 0, s_k_key, D, PAD_D, BITS, GROUP, RUN).to(p_q.dtype.element_ty)
     b_total = tl.zeros([KEYS], tl.float32)
@@ -153,8 +123,7 @@ def column_sums(
             b_norm = tl.load(p_norm + o_q, mask=m_t, other=float("-inf"))
             b_x = tl.where(m_seen, logits_of(b_q, b_k, scale, softcap, HAS_CAP), float("-inf"))
             if STATISTIC == "gumbel":
-                b_heads = query_head + tl.zeros([QUERIES], tl.int64)
-                b_x = noised(b_x, seed, layer, b_heads, b_q_pos, b_pos, first, last, ramp)
+                b_x = noised(b_x, seed, layer, query_head, b_q_pos, b_pos, first, last, ramp)
             b_share = share_of(b_x, b_norm[:, None], STATISTIC)
             if HEADS == "max":
                 b_most = tl.maximum(b_most, b_share)

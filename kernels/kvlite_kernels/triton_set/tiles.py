@@ -36,10 +36,13 @@ INTERPRETER = Processor(0, 2)
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """Queries and keys a program handles at once, and how it is compiled; `registers` is the most of a thread."""
+    """Rows and columns a program handles at once, and how it is compiled; `registers` is the most of a thread.
 
-    queries: int
-    keys: int
+    Attention has queries in rows and keys in columns, 4-bit products outputs and packed bytes.
+    """
+
+    rows: int
+    columns: int
     warps: int
     stages: int = 2
     registers: int | None = None
@@ -102,12 +105,18 @@ def column_tile(capability: int, k_dim: int, noisy: bool, bits: int) -> Tile:
 FINISH_TILE = Tile(16, 64, 4, registers=64)  # left alone, the compiler takes 40 and spills
 """Of the kernel that joins the parts of decode."""
 
-
 CODE_TILE = Tile(4, 1, 4)
-"""Of the kernel that codes vectors, whose `queries` are vectors; coding takes registers."""
+"""Of the kernel that codes vectors, in rows; coding takes registers."""
 
 EVICT_TILE = Tile(1, 1024, 4)
-"""Of the kernel that evicts, which looks at `keys` slots at once."""
+"""Of the kernel that evicts, with slots in columns."""
+
+
+def product_tile(capability: int, rows: int) -> Tile:
+    """Of the products with 4-bit weights, for `rows` rows of x; capability 0 is the interpreter."""
+    if capability == 0:
+        return Tile(16, 64, 1, 1)
+    return Tile(8, 512, 4, 1) if rows == 1 else Tile(64, 64, 4, 3)
 
 
 def lacking(capability: int, layer: LayerSizes, dtype: torch.dtype) -> str | None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import asdict
 
-from kvlite.memory.counts import KVCounts
+from kvlite.llm.answer import Answer
 
 Json = dict[str, object]
 
@@ -26,11 +27,11 @@ def completion(
     }
 
 
-def choice(text: str, thinking: str, finish_reason: str, *, index: int = 0, is_chat: bool = True) -> Json:
+def choice(answer: Answer, *, index: int = 0, is_chat: bool = True) -> Json:
     """Build one of the answers to a prompt; a text_completion has no place for thinking."""
-    message = {"role": "assistant", "content": text, "reasoning_content": thinking or None}
-    said: Json = {"message": message} if is_chat else {"text": text}
-    return {"index": index, **said, "finish_reason": finish_reason, "logprobs": None}
+    message = {"role": "assistant", "content": answer.text, "reasoning_content": answer.thinking or None}
+    said: Json = {"message": message} if is_chat else {"text": answer.text}
+    return {"index": index, **said, "finish_reason": str(answer.finish_reason), "logprobs": None}
 
 
 def usage(prompt_tokens: int, completion_tokens: int) -> Json:
@@ -43,11 +44,8 @@ def usage(prompt_tokens: int, completion_tokens: int) -> Json:
     }
 
 
-def counted(seed: int, kv: KVCounts, timing: Mapping[str, float]) -> Json:
-    """The seed, KV counts and timing of one answer."""
-    return {"seed": seed, "kv": kv.as_dict(), "timing": rounded(timing)}
-
-
-def rounded(timing: Mapping[str, float]) -> dict[str, float | None]:
-    """Round seconds to the microsecond; None stands for NaN and infinity, which JSON lacks."""
-    return {name: round(value, 6) if math.isfinite(value) else None for name, value in timing.items()}
+def counted(answer: Answer) -> Json:
+    """The seed, KV counts and timing of one answer; None stands for NaN and infinity, which JSON lacks."""
+    timing = asdict(answer.completion.timing).items()
+    finite = {name: round(value, 6) if math.isfinite(value) else None for name, value in timing}
+    return {"seed": answer.seed, "kv": answer.kv.as_dict(), "timing": finite}
