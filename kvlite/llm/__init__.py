@@ -8,12 +8,11 @@ from contextlib import closing
 from typing import TYPE_CHECKING, Any, Self
 
 from kvlite.errors import UsageError
-from kvlite.llm.allocate import Allocated, allocate
 from kvlite.llm.answer import BATCH_MAX_TOKENS, CHAT_MAX_TOKENS, Answer, AnswerSettings, TextStream, stream_answers
 from kvlite.llm.conversation import Conversation
 from kvlite.llm.keywords import options_from
 from kvlite.llm.spec import BatchSize, RunSpec
-from kvlite.llm.text_model import TextModel, Told
+from kvlite.llm.text_model import Allocated, TextModel, Told
 from kvlite.memory.budget import BudgetKind
 from kvlite.memory.format import human_bytes
 from kvlite.options import AnswerOptions, ModelOptions, read_batch_size
@@ -184,7 +183,7 @@ class LLM:
 
     def _allocate(self, batch_size: BatchSize | None) -> None:
         self._allocated = self._conversation = None  # the old cache first: both are never there together
-        self._allocated = allocate(self.model, batch_size)
+        self._allocated = self.model.allocate(batch_size)
 
     def _end_stream(self) -> None:
         """Give up an answer that somebody stopped reading."""

@@ -1,21 +1,24 @@
-"""A model that reads and writes text: its weights and its tokenizer, loaded; no cache yet."""
+"""A model that reads and writes text: its weights and its tokenizer, loaded, and the engines made of it."""
 
 from __future__ import annotations
 
 import atexit
 import gc
 import sys
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from kvlite.console import Console
 from kvlite.engine.request import Sampling
 from kvlite.errors import BrokenModel, UsageError
-from kvlite.llm.spec import RunSpec
+from kvlite.llm.spec import BatchSize, PlanDevice, RunSpec
 
 if TYPE_CHECKING:
     from kvlite.catalog.files import ModelFiles
+    from kvlite.engine.engine import Engine
+    from kvlite.memory.fit import Fit
+    from kvlite.memory.plan import CacheSpec
     from kvlite.models.kv_quant_check import QuantEffect
     from kvlite.models.loaded import LoadedModel
     from kvlite.record.schema import ModelIdentity
@@ -98,6 +101,66 @@ class TextModel:
             fused=list(self.loaded.fused),
             refused=list(self.loaded.refused),
         )
+
+    def allocate(self, batch_size: BatchSize | None) -> Allocated:
+        """Build the engine for one conversation with the whole budget (None), or for a batch whose rows share it.
+
+        Raises CapacityError where the budget or the device's memory is too small, SlotsTooCoarse where the model does
+        not tolerate the slot format that was named.
+        """
+        from kvlite.engine.decode_graphs import CudaGraphs
+        from kvlite.engine.engine import Engine
+        from kvlite.models.device import free_bytes
+
+        spec, loaded, device = self.spec, self.loaded, self.loaded.device
+        place = PlanDevice("cuda" if device.type == "cuda" else "cpu", str(device), free_bytes(device))
+        fit = spec.fit(self.files, place, batch_size, loaded=loaded.shape)
+        fit = replace(fit, spec=self._tolerated(fit.specs(spec.budget)))
+        engine = Engine(
+            loaded,
+            fit.cache(spec.budget),
+            spec.policy,
+            fit.spec.slot_format,
+            spec.on_full,
+            spec.options.kernels,
+            recorder=CudaGraphs(device) if self.captures else None,
+            warn=self.listener.warn,
+        )
+        return Allocated(engine, fit, batch_size)
+
+    def _tolerated(self, specs: Sequence[CacheSpec]) -> CacheSpec:
+        """The first of `specs` that the model tolerates: without harm where there is another to take instead."""
+        from kvlite.models.kv_quant_check import try_format
+
+        is_named = len(specs) == 1
+        for spec in specs:
+            stored = spec.slot_format
+            if not stored.is_quantised:
+                return spec
+            if stored.name not in self.effects:
+                effect = self.effects[stored.name] = try_format(self.loaded, stored, is_named=is_named)
+                self._tell(effect, is_named)
+            if is_named or self.effects[stored.name].is_harmless:
+                return spec
+        raise AssertionError("the last format is the model's own dtype")
+
+    def _tell(self, effect: QuantEffect, is_named: bool) -> None:
+        listener, name = self.listener, effect.stored.name
+        if is_named:
+            (listener.warn if effect.is_noticeable else listener.detail)(str(effect))
+        elif effect.is_harmless:
+            listener.detail(f"--kv-dtype auto takes {name}: {effect.finding}")
+        else:
+            listener.note(f"--kv-dtype auto passes over {name}, fewer tokens are kept: {effect.finding}")
+
+
+@dataclass(frozen=True, slots=True)
+class Allocated:
+    """An engine with its cache, and how they fit beside the weights; `batch_size` is what they were made for."""
+
+    engine: Engine
+    fit: Fit
+    batch_size: BatchSize | None
 
 
 def model_sampling(generation: Mapping[str, Any]) -> Sampling:
