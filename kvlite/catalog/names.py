@@ -15,6 +15,7 @@ from kvlite.errors import ModelNotFound, UsageError
 from kvlite.gguf.header import is_gguf
 
 DEMO = "demo"
+STARTER = "smollm2-135m"  # small, real, and to be had without the Hub
 UNGATED = "qwen2.5-0.5b"  # the alias named when a gated repository has no entry of its own
 _HUB_PREFIXES = ("hf://models/", "hf://", "https://huggingface.co/", "https://hf.co/", "huggingface.co/", "hf.co/")
 _REPO = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
@@ -124,7 +125,7 @@ def _folder(name: str, revision: str | None) -> ModelRef:
     if os.path.isfile(path):  # noqa: PTH113
         if path.suffix.lower() != ".gguf" and not is_gguf(path):
             raise ModelNotFound(f"{name!r} is a file; give a GGUF file, or the folder that holds config.json")
-        return ModelRef(path=path.resolve())
+        return ModelRef(path=path.absolute())
     if not os.path.isdir(path):  # noqa: PTH112
         what = "file" if path.suffix.lower() == ".gguf" else "folder"
         raise ModelNotFound(f"there is no {what} {name!r:.300}; for a model on the Hub write org/name")

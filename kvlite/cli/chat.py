@@ -51,7 +51,7 @@ def chat(
         if out.as_json:
             raise UsageError("a chat at a terminal has no --json; use kvlite run --json, or pipe the question in")
         name = _session_to_open(given.continues, given.session)
-        call.announce_built_in(options.model)
+        call.announce_unnamed(options.model)
         _talk(asked, given, name, shows_thinking=output.show_thinking)
         return
     if given.continues or given.session:
@@ -59,7 +59,7 @@ def chat(
     words = [] if given.prompt is None else [given.prompt]
     form = AnswerFormat(streams=not out.as_json, as_json=out.as_json, shows_thinking=output.show_thinking)
     text = build_prompt(words, [], None)
-    call.announce_built_in(options.model)
+    call.announce_unnamed(options.model)
     answer_once(asked, text, form, Deadline(None), command="chat")
 
 

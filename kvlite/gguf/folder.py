@@ -18,7 +18,7 @@ from platformdirs import user_cache_path
 from kvlite.errors import OutputError
 from kvlite.gguf.families import config_of, weight_names
 from kvlite.gguf.header import Header, read_header
-from kvlite.gguf.tokenizer import build_tokenizer, end_tokens, tokenizer_config
+from kvlite.gguf.tokenizer import build_tokenizer, cut_of, end_tokens, tokenizer_config
 
 _VERSION = 1
 """Counts up when what is written here changes."""
@@ -31,9 +31,8 @@ def gguf_folder(path: Path) -> Path:
 
     Raises BrokenModel or UnsupportedModel on a file that is not read, OutputError where the folder cannot be written.
     """
-    path = path.resolve()
     stat = path.stat()
-    key = sha256(f"{_VERSION}\0{path}\0{stat.st_size}\0{stat.st_mtime_ns}".encode()).hexdigest()[:16]
+    key = sha256(f"{_VERSION}\0{path.absolute()}\0{stat.st_size}\0{stat.st_mtime_ns}".encode()).hexdigest()[:16]
     folder = user_cache_path("kvlite", appauthor=False) / "gguf" / key
     if not (folder / "config.json").is_file():
         _make(read_header(path), folder)
@@ -41,7 +40,7 @@ def gguf_folder(path: Path) -> Path:
 
 
 def _make(header: Header, folder: Path) -> None:
-    weight_names(header)  # what is not read is refused here, before anything is loaded
+    require_known(header)
     parts: dict[str, Any] = {
         "config.json": config_of(header),
         "generation_config.json": generation_of(header),
@@ -60,6 +59,13 @@ def _make(header: Header, folder: Path) -> None:
         raise OutputError(
             f"{folder} cannot be written: {error.strerror}; set XDG_CACHE_HOME to another place"
         ) from error
+
+
+def require_known(header: Header) -> None:
+    """Refuse a file that would not load: its family, its tensors, the way it cuts text. Raises as `gguf_folder`."""
+    config_of(header)
+    weight_names(header)
+    cut_of(header)
 
 
 def generation_of(header: Header) -> dict[str, Any]:

@@ -42,16 +42,33 @@ _ENDS = (
 
 
 def build_tokenizer(header: Header) -> Tokenizer:
-    """The tokenizer of the file. Raises UnsupportedModel where it cuts text in a way that is not known."""
-    kind, tokens = header.metadata.get("tokenizer.ggml.model"), _tokens(header)
-    if kind == "gpt2":
-        tokenizer = _byte_level(header, tokens)
-    elif kind == "llama":
-        tokenizer = _sentencepiece(header, tokens)
-    else:
-        raise UnsupportedModel(f"{header.path.name} has a tokenizer of kind {kind!r}; kvlite reads gpt2 and llama")
+    """The tokenizer of the file. Raises as `cut_of`, and BrokenModel where the vocabulary is not whole."""
+    cut, tokens = cut_of(header), _tokens(header)
+    tokenizer = _sentencepiece(header, tokens) if cut is None else _byte_level(header, tokens, cut)
     _add_special(tokenizer, header, tokens)
     return tokenizer
+
+
+def cut_of(header: Header) -> Sequence[str] | None:
+    """The expressions that cut text before byte pairs are joined; None for a SentencePiece vocabulary.
+
+    Raises UnsupportedModel where the file cuts text in a way that is not known.
+    """
+    kind, pre = header.metadata.get("tokenizer.ggml.model"), header.metadata.get("tokenizer.ggml.pre")
+    if kind == "llama":
+        return None
+    if kind != "gpt2":
+        raise UnsupportedModel(f"{header.path.name} has a tokenizer of kind {kind!r}; kvlite reads gpt2 and llama")
+    if pre is None:
+        raise UnsupportedModel(
+            f"{header.path.name} does not say how it cuts text (tokenizer.ggml.pre); get a newer conversion"
+        )
+    if pre not in _CUTS:
+        raise UnsupportedModel(
+            f"{header.path.name} cuts text as {pre!r}, which kvlite does not know, so its tokens would be wrong; "
+            "use the model's safetensors repository"
+        )
+    return _CUTS[pre]
 
 
 def tokenizer_config(header: Header) -> dict[str, Any]:
@@ -92,25 +109,16 @@ def _tokens(header: Header) -> list[str]:
     return list(tokens)
 
 
-def _byte_level(header: Header, tokens: Sequence[str]) -> Tokenizer:
+def _byte_level(header: Header, tokens: Sequence[str], cut: Sequence[str]) -> Tokenizer:
     from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-    pre = header.metadata.get("tokenizer.ggml.pre")
-    if pre is None:
-        raise UnsupportedModel(
-            f"{header.path.name} does not say how it cuts text (tokenizer.ggml.pre); get a newer conversion"
-        )
-    if pre not in _CUTS:
-        raise UnsupportedModel(
-            f"{header.path.name} cuts text as {pre!r}, which kvlite does not know, so its tokens would be wrong; "
-            "use the model's safetensors repository"
-        )
     merges = [tuple(merge.split(" ", 1)) for merge in header.metadata.get("tokenizer.ggml.merges", ())]
-    model = models.BPE(vocab=_vocabulary(tokens), merges=merges, ignore_merges=pre in ("llama-bpe", "llama3", "tekken"))
+    whole_words = cut in ((_LLAMA3,), (_TEKKEN,))  # a word that is a token is one, whatever the merges say
+    model = models.BPE(vocab=_vocabulary(tokens), merges=merges, ignore_merges=whole_words)
     tokenizer = Tokenizer(model)
-    if _CUTS[pre] == (_QWEN2,):
+    if cut == (_QWEN2,):
         tokenizer.normalizer = normalizers.NFC()
-    cuts = [pre_tokenizers.Split(Regex(cut), "isolated") for cut in _CUTS[pre]]
+    cuts = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in cut]
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*cuts, pre_tokenizers.ByteLevel(False, use_regex=False)])
     tokenizer.decoder = decoders.ByteLevel()
     return tokenizer

