@@ -68,7 +68,7 @@ pwsh  kvlite completion pwsh >> $PROFILE
 | 3 | the model cannot be had or used |
 | 4 | it does not fit, or out of memory, or `--on-full error` |
 | 5 | a batch finished with failed lines |
-| 6 | `report --fail-on` or `--compare` came out false |
+| 6 | what `report --fail-on` names is true |
 | 124 | `--max-time` passed |
 | 130 | interrupted |
 | 143 | terminated |

@@ -139,7 +139,7 @@ class Batch:
                     self._count(event)
                 if now >= next_update_s:
                     next_update_s = now + UPDATE_EVERY_S
-                    progress.update(self._tally.progress(self._seconds, batch.live_bytes(), budget_bytes))
+                    progress(self._tally.progress(self._seconds, batch.live_bytes(), budget_bytes))
 
     def _count(self, outcome: Outcome) -> None:
         self._tally.add(outcome)
@@ -210,9 +210,9 @@ class Batch:
         where = f"after {self._num_records}{of} records{self._way_on()}"
         if isinstance(stop, TimeLimit):
             return TimeLimit(f"--max-time of {self._options.max_time:g} s is over {where}")
-        if isinstance(stop, Terminated):
-            return Terminated(f"terminated {where}")
-        return Interrupted(f"interrupted {where}")
+        return (
+            Terminated(f"terminated {where}") if isinstance(stop, Terminated) else Interrupted(f"interrupted {where}")
+        )
 
     def _way_on(self) -> str:
         if self._output is None:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from kvlite.batch.item import Failure
-from kvlite.batch.model import ChooseModel, Planned
+from kvlite.batch.model import ChooseModel, Model
 from kvlite.batch.prepare import Preparer
 from kvlite.batch.source import Input
 from kvlite.console import Console
 from kvlite.errors import BatchFailed
 from kvlite.llm.answer import sampling_of
-from kvlite.memory.format import human_bytes
+from kvlite.memory.format import SlotFormat, human_bytes
+from kvlite.memory.plan import CachePlan
 from kvlite.options import AnswerOptions, BatchOptions
 
 MOST_SHOWN = 20  # failures named one by one
-
 
 _COUNTED = ("ok", "failed", "prompt_tokens", "longest_prompt_tokens", "most_new_tokens", "may_evict")
 
@@ -24,8 +24,8 @@ def dry_run(options: BatchOptions, answer: AnswerOptions, choose_model: ChooseMo
     source = Input(options)
     survey = source.survey()
     model = choose_model(survey.model)
-    planned = model.plan()
-    preparer = Preparer(planned.text, answer, required=model.required)
+    text, stored, plan = model.plan()
+    preparer = Preparer(text, answer, required=model.required)
     count = dict.fromkeys(_COUNTED, 0)
     for item in source.select(survey.items):
         work = preparer.prepare(item)
@@ -40,28 +40,29 @@ def dry_run(options: BatchOptions, answer: AnswerOptions, choose_model: ChooseMo
             count["prompt_tokens"] += tokens
             count["longest_prompt_tokens"] = max(count["longest_prompt_tokens"], tokens)
             count["most_new_tokens"] += most
-            count["may_evict"] += tokens + most > planned.plan.fewest  # answers that at their longest outgrow a row
-    _report(count, planned, console)
+            count["may_evict"] += tokens + most > plan.fewest  # answers that at their longest outgrow a row
+    _report(count, model, stored, plan, console)
     if count["failed"]:
         raise BatchFailed(f"{count['failed']} of {count['ok'] + count['failed']} lines cannot be answered")
 
 
-def _report(count: dict[str, int], planned: Planned, console: Console) -> None:
-    plan, stored = planned.plan, planned.stored
+def _report(count: dict[str, int], model: Model, stored: SlotFormat, plan: CachePlan, console: Console) -> None:
+    name = model.identity()
+    is_provisional = stored.is_quantised and model.spec.stored is None  # the weights may not tolerate such slots
     if console.as_json:
         kv = {
             "budget_bytes": plan.budget_bytes,
             "reserved_bytes": plan.reserved_bytes,
             "dtype": stored.name,
-            "is_provisional": planned.is_provisional,
+            "is_provisional": is_provisional,
         }
-        console.json({"model": planned.name, **count, "rows": plan.rows, "slots": plan.slots, "kv": kv})
+        console.json({"model": name, **count, "rows": plan.rows, "slots": plan.slots, "kv": kv})
         return
     size = f"{human_bytes(plan.reserved_bytes)} of {human_bytes(plan.budget_bytes)}{stored.label}"
-    console.line(f"model      {planned.name}")
+    console.line(f"model      {name}")
     console.line(f"records    {count['ok']} ok, {count['failed']} cannot be answered")
     console.line(f"prompts    {count['prompt_tokens']:,} tokens, the longest {count['longest_prompt_tokens']:,}")
     console.line(f"answers    at most {count['most_new_tokens']:,} tokens")
-    console.line(f"KV cache   {size}{', if the model tolerates that' if planned.is_provisional else ''}")
+    console.line(f"KV cache   {size}{', if the model tolerates that' if is_provisional else ''}")
     console.line(f"rows       {plan.rows} of {plan.slots:,} tokens each")
     console.line(f"may evict  {count['may_evict']} answers, if they grow to max_tokens")

@@ -27,20 +27,6 @@ _PARAMS = (
 
 
 @dataclass(frozen=True, slots=True)
-class Planned:
-    """A model of which only the tokenizer is loaded, and the cache it would get, whose slots are `stored`.
-
-    `is_provisional` says that the weights, once loaded, may show that such slots are too coarse for the model.
-    """
-
-    name: str
-    text: ChatText
-    plan: CachePlan
-    stored: SlotFormat
-    is_provisional: bool
-
-
-@dataclass(frozen=True, slots=True)
 class Model:
     """The model that was chosen; nothing is loaded yet.
 
@@ -82,7 +68,7 @@ class Model:
             )
         return llm
 
-    def plan(self) -> Planned:
+    def plan(self) -> tuple[ChatText, SlotFormat, CachePlan]:
         """Load the tokenizer and plan the cache of a run on this machine; the weights are only measured."""
         from kvlite.models.loading import load_tokenizer
 
@@ -93,9 +79,7 @@ class Model:
         device = find_device(spec.options.device)
         fit = spec.fit(files, device, self.batch_size)
         chosen = fit.specs(spec.budget)[0]
-        is_provisional = chosen.slot_format.is_quantised and spec.stored is None
-        cache = replace(fit, spec=chosen).cache(spec.budget)
-        return Planned(files.identity(), text, cache, chosen.slot_format, is_provisional)
+        return text, chosen.slot_format, replace(fit, spec=chosen).cache(spec.budget)
 
 
 ChooseModel = Callable[[str | None], Model]

@@ -10,7 +10,6 @@ import errno
 import os
 import re
 import sys
-from collections import deque
 from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass, replace
 from hashlib import blake2b, sha256
@@ -59,6 +58,7 @@ class Input:
         self.layout = options.format if is_told else _LAYOUTS.get(Path(self.name).suffix.lower(), "auto")
         self._options = options
         self._shard = parse_shard(options.shard or "1/1")
+        self._taken = slice(options.skip, None if options.limit is None else options.skip + options.limit)
 
     @property
     def is_pipe(self) -> bool:
@@ -67,9 +67,8 @@ class Input:
 
     def select(self, items: Iterable[Item], done: Container[bytes] = ()) -> Iterator[Item]:
         """Select the items to run, in order; those in `done` are left out but count towards the limit."""
-        skip, limit = self._options.skip, self._options.limit
         shard = (item for item in items if in_shard(item.key, *self._shard))
-        return (item for item in islice(shard, skip, None if limit is None else skip + limit) if item.mark not in done)
+        return (item for item in islice(shard, self._taken.start, self._taken.stop) if item.mark not in done)
 
     def survey(self) -> Survey:
         """Read a whole file once, of a pipe only the first item.
@@ -103,26 +102,20 @@ class Input:
             yield self._plain(line, item) if self.layout == "text" else decode_line(line, item, self.layout)
 
     def _survey_file(self) -> Survey:
-        hashed, model = sha256(), None
+        hashed, model, num_in_shard = sha256(), None, 0
 
         def hashing() -> Iterator[bytes]:
             for line in self._lines():
                 hashed.update(line)
                 yield line
 
-        def checked() -> Iterator[Item]:
-            nonlocal model
-            for item in with_unique_ids(self.read(hashing())):
-                if item.failure is None:
-                    model = item.model if model is None else model
-                elif item.failure.code is Code.DUPLICATE:
-                    raise UsageError(item.failure.message)
-                yield item
-
-        unread = checked()
-        total = sum(1 for _ in self.select(unread))
-        deque(unread, maxlen=0)  # a limit ends the selection early, but not the search for repeated ids
-        return Survey(self.items(), model, total, hashed.hexdigest())
+        for item in with_unique_ids(self.read(hashing())):
+            if item.failure is None:
+                model = item.model if model is None else model
+            elif item.failure.code is Code.DUPLICATE:
+                raise UsageError(item.failure.message)
+            num_in_shard += in_shard(item.key, *self._shard)
+        return Survey(self.items(), model, len(range(num_in_shard)[self._taken]), hashed.hexdigest())
 
     def _lines(self) -> Iterator[bytes]:
         try:

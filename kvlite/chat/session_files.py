@@ -1,7 +1,4 @@
-"""Saved sessions: one JSONL file each, a header line and then one message a line.
-
-No name leads out of the folder, and a last line cut short by a crash is ignored. Knows nothing of the engine.
-"""
+"""Saved sessions: one JSONL file each, a header line and then one message a line; no name leads out of the folder."""
 
 from __future__ import annotations
 
@@ -81,18 +78,17 @@ class SessionFile:
         return self.path.exists()
 
     def load(self) -> list[ChatMessage]:
-        """Read the saved messages; raises UsageError where there are none or a line before the last is malformed."""
+        """Read the saved messages; raises UsageError where there are none or a line is malformed."""
         try:
             data = self.path.read_bytes()
         except FileNotFoundError:
             raise UsageError(f"no session named {self.name}; /sessions lists what is saved") from None
         except OSError as error:
             raise UsageError(f"session {self.name} cannot be read: {error.strerror}") from None
-        lines = data.split(b"\n")
-        torn = lines.pop()  # empty where the last line is complete; else that line was cut short and is ignored
-        messages = [_parse(line, number, self.path) for number, line in enumerate(lines, start=1)]
-        if not messages and not torn:
+        if not data:
             raise UsageError(f"{self.path} is empty; no session to load")
+        lines = data.removesuffix(b"\n").split(b"\n")
+        messages = [_parse(line, number, self.path) for number, line in enumerate(lines, start=1)]
         self._size = len(data)
         return [message for message in messages if message is not None]
 

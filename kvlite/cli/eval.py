@@ -8,8 +8,8 @@ from typing import Annotated, Literal
 
 from kvlite.cli.invocation import Invocation
 from kvlite.cli.signature import only
-from kvlite.flags import option
-from kvlite.options import SAMPLING, ModelOptions, OutputOptions, read_file_name
+from kvlite.flags import option, read_file_name
+from kvlite.options import SAMPLING, ModelOptions, OutputOptions
 
 # fmt: off
 _OF_MODEL = (

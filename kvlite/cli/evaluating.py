@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Any
 from kvlite.cache.policy import load_policy
 from kvlite.cache.policy_text import split_policies
 from kvlite.cli.prompts import STDIN, read_file, read_stdin
-from kvlite.cli.report import write_page
 from kvlite.console import Console
 from kvlite.errors import UsageError
-from kvlite.evaluation.evaluation import Evaluation, Subject
+from kvlite.evaluation.evaluation import Evaluation
 from kvlite.evaluation.journal import Journal
 from kvlite.evaluation.suites import Suite
 from kvlite.evaluation.summary import Summary
@@ -57,13 +56,13 @@ def evaluate(given: EvalOptions, options: ModelOptions, chunk: int | None, recor
     import_engine()
     model = TextModel.load(spec, out)
     recorder.model(model.identity(), model.loaded.device.type)
-    subject = Subject.of(model, given.batch_size)
     suites, variants = _suites(given, _tokens(given, model.loaded.window)), _variants(given, chunk)
-    evaluation = Evaluation(subject, suites, variants, journal, content, one_by_one=chunk is None)
+    one_by_one = chunk is None
+    evaluation = Evaluation(model, suites, variants, journal, content, one_by_one, given.batch_size)
     summaries = _run(evaluation, out)
     about = {
         "model": model.name,
-        "identity": subject.identity,
+        "identity": model.files.identity(),
         "dtype": model.loaded.shape.dtype,
         "quant": model.loaded.quant,
         "device": model.loaded.device.type,
@@ -136,7 +135,7 @@ def _run(evaluation: Evaluation, out: Console) -> list[Summary]:
     """Measure under a status line; on the way out say where the results are."""
     try:
         with out.progress() as progress:
-            evaluation.tell = lambda now: progress.update(_progress(now))
+            evaluation.tell = lambda now: progress(_progress(now))
             return evaluation.run()
     except BaseException:
         if evaluation.journal.path is not None:
@@ -151,7 +150,7 @@ def _progress(now: Evaluation) -> str:
 
 def _write(about: Mapping[str, Any], summaries: Sequence[Summary], html: Path | None, out: Console) -> None:
     if html is not None:
-        write_page(html, eval_page(about, summaries))
+        html.write_text(eval_page(about, summaries), encoding="utf-8")
     if out.as_json:
         out.json(eval_json(about, summaries), indent=2)
         return

@@ -11,7 +11,7 @@ from kvlite.catalog.files import ModelFiles, model_facts
 from kvlite.console import Console
 from kvlite.llm.spec import PlanDevice, RunSpec, find_device
 from kvlite.memory.budget import Budget, BudgetKind
-from kvlite.memory.fit import Fit, Quote, advice, most_rows, most_tokens, quote
+from kvlite.memory.fit import Quote, advice, quote
 from kvlite.memory.format import human_bytes, size_up
 from kvlite.memory.shape import LayerShape
 from kvlite.options import ModelOptions
@@ -22,50 +22,24 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class PlanReport:
-    """A quote for a model on a device, and the options that asked for it."""
+    """A quote for a model on a device; `context` is the tokens each row should keep, where the user says."""
 
-    model: str
     facts: ModelFiles
     device: PlanDevice
     quote: Quote
-    given: PlanOptions
+    context: int | None
 
 
 def plan_report(given: PlanOptions, options: ModelOptions, *, is_budget_given: bool) -> PlanReport:
     """Look for device and model, and plan. Raises the KvliteError that says what is wrong."""
-    place = find_device(options.device, given.vram)
-    spec = _with_budgets(RunSpec.of(options), given, is_budget_given=is_budget_given)
+    place, spec = find_device(options.device, given.vram), RunSpec.of(options)
+    if given.context is not None:
+        wanted = Budget(BudgetKind.TOKENS, given.context)
+        spec = replace(spec, row_budget=wanted)
+        if not is_budget_given:
+            spec = replace(spec, budget=wanted if given.batch_size is None else Budget(BudgetKind.AUTO))
     facts = model_facts(spec.ref, offline=options.offline)
-    fit = spec.fit(facts, place, given.batch_size)
-    return PlanReport(str(spec.ref), facts, place, _quote(fit, spec.budget, given), given)
-
-
-def _with_budgets(spec: RunSpec, given: PlanOptions, *, is_budget_given: bool) -> RunSpec:
-    """Without a budget of the user's, one with room for the context; a row of a batch keeps the context."""
-    budget, context = spec.budget, given.context
-    if not is_budget_given and context is not None:
-        is_one_row = given.batch_size is None and given.solve != "batch"
-        budget = Budget(BudgetKind.TOKENS, context) if is_one_row else Budget(BudgetKind.AUTO)
-    elif given.solve == "budget":
-        budget = Budget(BudgetKind.FULL)
-    row_budget = spec.row_budget if context is None else Budget(BudgetKind.TOKENS, context)
-    return replace(spec, budget=budget, row_budget=row_budget)
-
-
-def _quote(fit: Fit, budget: Budget, given: PlanOptions) -> Quote:
-    """A quote for `budget`, with the most rows or the longest rows that fit where these are looked for."""
-    if given.solve == "batch" and given.context is not None:
-        most = most_rows(fit, budget, given.context)
-        fit = fit.with_rows(max(1, most), Budget(BudgetKind.TOKENS, given.context))
-        missing = f"not one row of {given.context:,} tokens fits into {budget}"
-    elif given.solve == "context" and fit.batch is not None:
-        most = most_tokens(fit, budget)
-        fit = fit.with_rows(fit.most_rows, Budget(BudgetKind.TOKENS, max(1, most)))
-        missing = f"{fit.most_rows} rows do not fit into {budget}"
-    else:
-        return quote(fit, budget)
-    bought = quote(fit, budget)
-    return bought if most else replace(bought, shortage=bought.shortage or missing)
+    return PlanReport(facts, place, quote(spec.fit(facts, place, given.batch_size), spec.budget), given.context)
 
 
 def as_json(report: PlanReport) -> dict[str, Any]:
@@ -74,7 +48,7 @@ def as_json(report: PlanReport) -> dict[str, Any]:
     fit, cache = found.fit, found.cache
     shape = fit.shape
     return {
-        "model": report.model,
+        "model": str(report.facts.ref),
         "repo": report.facts.repo,
         "revision": report.facts.revision,
         "family": shape.family,
@@ -87,7 +61,7 @@ def as_json(report: PlanReport) -> dict[str, Any]:
         "budget": str(found.budget),
         "kv_budget": size_up(cache.reserved_bytes) if cache else None,
         "rows": cache.rows if cache else fit.most_rows,
-        "context": report.given.context,
+        "context": report.context,
         "tokens": cache.slots if cache else 0,
         **{name: getattr(cache, name, None) for name in ("budget_bytes", "reserved_bytes", "chunk", "capped_by")},
         "full_cache_bytes": shape.full_cache_bytes(shape.max_positions) if shape.max_positions else None,
@@ -99,7 +73,6 @@ def as_json(report: PlanReport) -> dict[str, Any]:
         "fits": found.fits,
         "shortage": found.shortage,
         "try": advice(found),
-        "solve": report.given.solve,
     }
 
 
@@ -127,13 +100,11 @@ def show(report: PlanReport, out: Console) -> None:
 
 
 def _headlines(report: PlanReport) -> Iterator[tuple[str, str]]:
-    found = report.quote
-    fit, cache = found.fit, found.cache
-    shape = fit.shape
+    found, cache, shape = report.quote, report.quote.cache, report.quote.fit.shape
     commit = f"@{report.facts.revision[:7]}" if report.facts.revision else ""
     named = f" ({report.facts.repo}{commit})" if report.facts.repo else ""
     window = f", window {shape.max_positions:,} tokens" if shape.max_positions else ""
-    yield "model", f"{report.model}{named}, {shape.family} in {shape.dtype}{window}"
+    yield "model", f"{report.facts.ref}{named}, {shape.family} in {shape.dtype}{window}"
     for group in layer_groups(shape.layers, (None,) * len(shape.layers)):
         yield "layers", layer_text(group)
     per_token = shape.kv_bytes_per_token(found.spec.slot_format)
@@ -150,15 +121,9 @@ def _headlines(report: PlanReport) -> Iterator[tuple[str, str]]:
     capped = f", all that the {cache.capped_by} allows" if cache.capped_by else ""
     share = f" on average, {cache.fewest:,} to {max(cache.layer_slots):,} a layer" if cache.fewest < cache.slots else ""
     yield "tokens kept", f"{cache.slots:,} a row{share}, prefilled {cache.chunk} at once{capped}"
-    if report.given.context and cache.slots < report.given.context:
+    if report.context and cache.slots < report.context:
         fate = "the others are evicted" if found.spec.evicts else "there it stops"
-        yield "context", f"{cache.slots:,} of {report.given.context:,} tokens are kept; {fate}"
-    if report.given.solve == "budget":
-        yield "solved", f"--kv-budget {size_up(cache.reserved_bytes)} is enough"
-    elif report.given.solve == "context":
-        yield "solved", f"--context {cache.slots}" if fit.batch is None else f"--kv-per-seq {cache.slots}tok"
-    elif report.given.solve == "batch" and found.fits:
-        yield "solved", f"--batch-size {cache.rows} --kv-per-seq {cache.slots}tok"
+        yield "context", f"{cache.slots:,} of {report.context:,} tokens are kept; {fate}"
 
 
 def layer_groups(layers: Sequence[LayerShape], slots: Sequence[int | None]) -> list[dict[str, Any]]:

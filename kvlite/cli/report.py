@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kvlite.cli.invocation import Invocation
-from kvlite.errors import GateFailed, OutputError, UsageError
-from kvlite.flags import argument, option
+from kvlite.errors import GateFailed, UsageError
+from kvlite.flags import argument, option, read_file_name
 
 if TYPE_CHECKING:
     from kvlite.console import Console
@@ -26,7 +26,9 @@ class ReportOptions:
         metavar="RUN|PATH|last|ls|rm",
         help="A run's id or its start, a record's file, or last; ls lists the runs, rm deletes some.",
     )
-    html: Path | None = option(None, metavar="PATH", from_settings=False, help="Write one self-contained page.")
+    html: Path | None = option(
+        None, metavar="PATH", from_settings=False, parse=read_file_name, help="Write one self-contained page."
+    )
     compare: str | None = option(None, metavar="RUN2", from_settings=False, help="Show what differs from RUN to RUN2.")
     fail_on: tuple[str, ...] = option(
         (),
@@ -77,7 +79,7 @@ def _show(out: Console, record: RunRecord, html: Path | None) -> None:
     if out.as_json:
         out.json(record.model_dump(mode="json", by_alias=True))
     elif html is not None:
-        write_page(html, record_page(record))
+        html.write_text(record_page(record), encoding="utf-8")
         out.note(f"wrote {html}")
     else:
         out.line(verdict(record))
@@ -116,11 +118,3 @@ def _remove(out: Console, names: list[str]) -> None:
     runs = RunRecords()
     for name in names:
         out.note(f"removed {runs.remove(name)}")
-
-
-def write_page(path: Path, page: str) -> None:
-    """Write what `--html` asks for. Raises OutputError where the file cannot be written."""
-    try:
-        path.write_text(page, encoding="utf-8")
-    except OSError as error:
-        raise OutputError(f"cannot write {path}: {error.strerror}; give --html another file") from error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from kvlite.evaluation.summary import Line, Summary, bootstrap
+from kvlite.evaluation.summary import Line, Pair, Summary, bootstrap, mean
 
 LEAST_RIGHT = 0.8
 """Below this share of right answers under the full cache a suite says more about the model than about the policy."""
@@ -56,9 +56,8 @@ def _advice(summary: Summary, budget: str, lines: Sequence[Line]) -> str:
 def _differs(one: Line, other: Line, seed: int) -> bool:
     """True if the interval of the difference, in pairs over conversations, leaves out zero."""
 
-    def difference(drawn: Sequence[tuple[tuple[float, int], tuple[float, int]]]) -> float:
-        counted = sum(first[1] for first, _ in drawn)
-        return sum(first[0] - second[0] for first, second in drawn) / counted if counted else 0.0
+    def difference(drawn: Sequence[tuple[Pair, Pair]]) -> float:
+        return mean([first for first, _ in drawn]) - mean([second for _, second in drawn])
 
     found = bootstrap(list(zip(one.samples, other.samples, strict=True)), difference, seed)
     return found.low > 0 or found.high < 0

@@ -19,8 +19,6 @@ from kvlite.evaluation.variant import REFERENCE, Placed, Variant
 
 if TYPE_CHECKING:
     from kvlite.llm.text_model import TextModel
-    from kvlite.models.loaded import LoadedModel
-    from kvlite.text.template import ChatText
 
 ROWS_ON_CPU = 16
 ROWS_ON_GPU = 64
@@ -37,127 +35,98 @@ Measure = Callable[[Sequence[int], Callable[[float], None]], Sequence[Result]]
 
 
 @dataclass(frozen=True, slots=True)
-class Subject:
-    """The model that is measured.
+class Task:
+    """A suite's `material` for a model; the longest conversation or text has `tokens` tokens as written.
 
-    `identity` names its weights for the journal; at most `most_rows` conversations run at once, inside `free_bytes`.
+    `identity` names the model's weights for the journal.
     """
 
-    loaded: LoadedModel
-    text: ChatText
+    model: TextModel
     identity: str
-    most_rows: int
-    free_bytes: int
-
-    @classmethod
-    def of(cls, model: TextModel, most_rows: int | None = None) -> Subject:
-        """An open model, with at most `most_rows` rows, or as many as are usual on its device."""
-        from kvlite.models.device import free_bytes
-
-        device = model.loaded.device
-        most_rows = most_rows or (ROWS_ON_GPU if device.type == "cuda" else ROWS_ON_CPU)
-        return cls(model.loaded, model.text, model.files.identity(), most_rows, free_bytes(device))
-
-
-@dataclass(frozen=True, slots=True)
-class Task:
-    """A suite's `material` for `subject`; the longest conversation or text has `tokens` tokens as written."""
-
-    subject: Subject
     suite: Suite
     material: tuple[Conversation | ForcedText, ...]
     tokens: int
 
     @classmethod
-    def of(cls, subject: Subject, suite: Suite, file: str | None = None) -> Task:
+    def of(cls, model: TextModel, suite: Suite, file: str | None = None) -> Task:
         """Write the suite for the model; forced text is `file` where that is given. Raises UsageError."""
-        text, loaded = subject.text, subject.loaded
+        text, loaded, identity = model.text, model.loaded, model.files.identity()
         if not suite.is_forced:
             conversations = tuple(suite.conversations(text))
             if not any(each.probes for each in conversations):
                 raise UsageError(f"{suite.name} asks nothing in {suite.length} tokens; give a longer --length")
-            return cls(subject, suite, conversations, max(sum(turn_tokens(text, each)) for each in conversations))
+            longest = max(sum(turn_tokens(text, each)) for each in conversations)
+            return cls(model, identity, suite, conversations, longest)
         if loaded.state is not None:
             raise UsageError(
                 f"{suite.name} compares two caches, and a {loaded.shape.family} model carries state besides"
             )
         texts = dialogue_texts(suite, text) if file is None else file_texts(suite, text, file)
-        return cls(subject, suite, tuple(texts), max(len(forced.ids) for forced in texts))
+        return cls(model, identity, suite, tuple(texts), max(len(forced.ids) for forced in texts))
 
     def place(self, variant: Variant, tokens: int) -> Placed:
         """The variant where the longest conversation has `tokens` tokens. Raises CapacityError."""
-        window = self.subject.loaded.window
+        window = self.model.loaded.window
         most = 2 * max(self.suite.length, self.tokens)  # a model may say more than the right answers
-        return variant.place(self.subject.loaded.shape, tokens, most if window is None else min(most, window))
+        return variant.place(self.model.loaded.shape, tokens, most if window is None else min(most, window))
 
     def unit(self, placed: Placed, number: int) -> dict[str, object]:
         """Everything that decides the result of one conversation or text, as the journal records it."""
-        loaded, suite = self.subject.loaded, self.suite
+        loaded, suite = self.model.loaded, self.suite
         return {
-            "model": self.subject.identity,
+            "model": self.identity,
             "dtype": loaded.shape.dtype,
             "quant": loaded.quant,
             "device": loaded.device.type,
             "suite": {name: value for name, value in asdict(suite).items() if name != "count"}
             | {"name": suite.material},
             "content": hashlib.sha256(repr(self.material[number]).encode()).hexdigest()[:16],
-            "think": self.subject.text.think,
+            "think": self.model.text.think,
             "variant": placed.key(),
             "number": number,
         }
 
-    def rows(self, placed: Placed, wanted: int) -> int:
-        """The number of conversations, of `wanted` ones, that run at once under a variant; at least one."""
-        subject, row_bytes = self.subject, placed.plan.reserved_bytes
-        if subject.loaded.state is not None:
-            return 1
-        if self.suite.is_forced:
-            row_bytes += self.place(REFERENCE, self.tokens).plan.reserved_bytes
-            logit_bytes = max(placed.plan.chunk, 64) * subject.loaded.shape.vocab * 4
-            wanted = min(wanted, MOST_LOGIT_BYTES // logit_bytes)
-        return max(1, min(wanted, subject.most_rows, subject.free_bytes // CACHE_SHARE // row_bytes))
-
     def open(self, placed: Placed, rows: int) -> Measure:
         """Allocate what measuring under a variant takes. Raises OutOfMemory."""
-        subject, material = self.subject, self.material
-        engine = placed.open(subject.loaded, rows)
+        loaded, text, material = self.model.loaded, self.model.text, self.material
+        engine = placed.open(loaded, rows)
         if not self.suite.is_forced:
             conversations = [item for item in material if isinstance(item, Conversation)]
             most = self.suite.max_tokens
-            return lambda numbers, tell: converse(
-                engine, subject.text, [(n, conversations[n]) for n in numbers], most, tell
-            )
+            return lambda numbers, tell: converse(engine, text, [(n, conversations[n]) for n in numbers], most, tell)
         from kvlite.evaluation.scoring import score_texts
 
         texts = [item for item in material if isinstance(item, ForcedText)]
         full, bounded = engine, None
         if not placed.variant.is_reference:
-            full, bounded = self.place(REFERENCE, self.tokens).open(subject.loaded, rows), engine
+            full, bounded = self.place(REFERENCE, self.tokens).open(loaded, rows), engine
         chunk = placed.plan.chunk
         return lambda numbers, tell: score_texts(full, bounded, [(n, texts[n]) for n in numbers], chunk, tell)
 
 
 @dataclass(slots=True)
 class Evaluation:
-    """Measures `suites` under the full cache and `variants`.
+    """Measures `suites` under the full cache and `variants`, at most `most_rows` conversations at once.
 
     Where `one_by_one` is true, forced text is measured one token at a time besides each variant's own T. `file` is the
     user's own text for the forced suites. `tell` is called on the way: `done` of `total` conversations or texts are
     measured, each once under every variant, `kept` of them in the journal before.
     """
 
-    subject: Subject
+    model: TextModel
     suites: Sequence[Suite]
     variants: Sequence[Variant]
     journal: Journal
     file: str | None = None
     one_by_one: bool = True
+    most_rows: int | None = None  # as many as are usual on the device
     tell: Callable[[Evaluation], None] = lambda evaluation: None
     doing: str = field(default="", init=False)
     total: int = field(default=0, init=False)
     done: float = field(default=0.0, init=False)
     kept: int = field(default=0, init=False)
     _since_s: float = field(default=0.0, init=False)
+    _free_bytes: int = field(default=0, init=False)
 
     @property
     def left_s(self) -> float | None:
@@ -170,14 +139,17 @@ class Evaluation:
 
         Raises CapacityError at once where a budget is too small, UsageError where a suite cannot be had.
         """
+        from kvlite.models.device import free_bytes
+
+        self._free_bytes = free_bytes(self.model.loaded.device)
         tasks: dict[str, Task] = {}
         for suite in self.suites:
             if suite.material not in tasks:
-                tasks[suite.material] = Task.of(self.subject, suite, self.file)
+                tasks[suite.material] = Task.of(self.model, suite, self.file)
         self.total = sum(len(task.material) * len(self._placed(task, task.tokens)) for task in tasks.values())
         self._since_s = time.monotonic()
         found = {name: self._measure_all(task) for name, task in tasks.items()}
-        shape = self.subject.loaded.shape
+        shape = self.model.loaded.shape
         return [summarise(suite, shape, found[suite.material]) for suite in self.suites]
 
     def _placed(self, task: Task, tokens: int) -> list[Placed]:
@@ -204,7 +176,7 @@ class Evaluation:
         self.kept += len(units) - len(missing)
         self._tell(self.done, len(units) - len(missing))
         if missing:
-            rows = task.rows(placed, len(missing))
+            rows = self._rows(task, placed, len(missing))
             measure = task.open(placed, rows)
             for start in range(0, len(missing), rows):
                 numbers, before = missing[start : start + rows], self.done
@@ -213,6 +185,18 @@ class Evaluation:
                     self.journal.keep(units[number], result)
                 self.done = before + len(numbers)
         return placed, [found for unit in units if (found := self.journal.find(unit)) is not None]
+
+    def _rows(self, task: Task, placed: Placed, wanted: int) -> int:
+        """The number of conversations, of `wanted` ones, that run at once under a variant; at least one."""
+        loaded, row_bytes = self.model.loaded, placed.plan.reserved_bytes
+        if loaded.state is not None:
+            return 1
+        if task.suite.is_forced:
+            row_bytes += task.place(REFERENCE, task.tokens).plan.reserved_bytes
+            logit_bytes = max(placed.plan.chunk, 64) * loaded.shape.vocab * 4
+            wanted = min(wanted, MOST_LOGIT_BYTES // logit_bytes)
+        usual = ROWS_ON_GPU if loaded.device.type == "cuda" else ROWS_ON_CPU
+        return max(1, min(wanted, self.most_rows or usual, self._free_bytes // CACHE_SHARE // row_bytes))
 
     def _tell(self, before: float, more: float) -> None:
         self.done = before + more

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from kvlite.evaluation.journal import Answered, QuestionResult, Result, Scored, Span
+from kvlite.evaluation.journal import Answered, QuestionResult, Result, Scored
 from kvlite.evaluation.suites import Suite
 from kvlite.evaluation.variant import Placed
 from kvlite.memory.shape import ModelShape
@@ -22,8 +23,16 @@ Z95 = 1.959964
 TURNS = (2, 4, 8, 16, 32)
 """Upper ends of the spans of distances, in turns; the last span is open."""
 
+_MAIN = {"kl": "kl", "ppl": "perplexity"}  # of the suites whose main figure is not the right answers
+_FORCED_FIGURES = ("kl", "agreement", "perplexity")
 
 Item = TypeVar("Item")
+Pair = tuple[float, int]
+"""A sum over the questions or tokens of one conversation, and their count."""
+
+Distances = tuple[int, int | None]
+"""Distances above the first number and up to the second, None: without end."""
+
 Measured = tuple[Placed, Sequence[Result]]
 """A variant in one suite and its results, in the order of the conversations."""
 
@@ -57,8 +66,7 @@ class Part:
 class Line:
     """The results of one variant in one suite: its figures by name, and the first of them by distance.
 
-    `count` is questions, or scored tokens. `samples` holds one pair (sum, count) per conversation or text of the main
-    figure, for comparisons in pairs.
+    `count` is questions, or scored tokens. `samples` is the main figure of each conversation, for comparisons in pairs.
     """
 
     placed: Placed
@@ -66,7 +74,7 @@ class Line:
     count: int
     figures: dict[str, Estimate]
     parts: tuple[Part, ...]
-    samples: tuple[tuple[float, int], ...]
+    samples: tuple[Pair, ...]
 
     @property
     def main(self) -> Estimate:
@@ -117,72 +125,71 @@ def summarise(suite: Suite, shape: ModelShape, measured: Sequence[Measured]) -> 
     """The numbers of a suite on a model of `shape`, the reference measured first."""
     full = measured[0][1]
     tokens = max(result.tokens for result in full)
-    if suite.is_forced:
-        main = "kl" if suite.name == "kl" else "perplexity"
-        lines = tuple(_scored_line(placed, results, main, suite.seed) for placed, results in measured)
-    else:
-        lines = tuple(_answered_line(placed, results, _questions(full)) for placed, results in measured)
+    lines = tuple(_line(suite, placed, results, full) for placed, results in measured)
     unreached = sum(each.unreached for each in full if isinstance(each, Answered))
     return Summary(suite, tokens, shape.full_cache_bytes(tokens), lines, unreached)
 
 
-_Questions = dict[tuple[int, int], QuestionResult]  # by conversation and turn
+def _line(suite: Suite, placed: Placed, results: Sequence[Result], full: Sequence[Result]) -> Line:
+    sums = [_sums(result, reference) for result, reference in zip(results, full, strict=True)]
+    main = _MAIN.get(suite.name, "right")
 
+    def pairs(name: str, at: Distances | None = None) -> list[Pair]:
+        """A figure of each conversation, at one distance or at all."""
+        found = [each.values() if at is None else [each[at]] for each in sums if at is None or at in each]
+        return [(sum(by[name][0] for by in each), sum(by[name][1] for by in each)) for each in found]
 
-def _questions(results: Sequence[Result]) -> _Questions:
-    answered = (each for each in results if isinstance(each, Answered))
-    return {(each.number, outcome.turn): outcome for each in answered for outcome in each.outcomes}
-
-
-def _answered_line(placed: Placed, results: Sequence[Result], reference: _Questions) -> Line:
-    found = _questions(results)
-    right = {key: key in found and found[key].right for key in reference}
-
-    def share(keys: Iterable[tuple[int, int]]) -> Estimate:
-        answers = [right[key] for key in keys]
-        return wilson(sum(answers), len(answers))
-
+    names = dict.fromkeys((main, *_FORCED_FIGURES)) if suite.is_forced else ("right", "of_full")
+    figures = {name: _estimate(name, pairs(name), suite.seed) for name in names}
     parts = []
-    for over, upto in zip((0, *TURNS), (*TURNS, None), strict=True):
-        keys = [key for key, outcome in reference.items() if over < outcome.turns <= (upto or math.inf)]
-        if keys:
-            parts.append(Part(over, upto, len(keys), share(keys)))
-    samples = []
-    for result in results:
-        said = [is_right for (number, _), is_right in right.items() if number == result.number]
-        samples.append((float(sum(said)), len(said)))
-    known = [key for key, outcome in reference.items() if outcome.right]
-    figures = {"right": share(reference), "of_full": share(known)}
-    return Line(placed, results, len(right), figures, tuple(parts), tuple(samples))
-
-
-def _scored_line(placed: Placed, results: Sequence[Result], main: str, seed: int) -> Line:
-    texts = [each.spans for each in results if isinstance(each, Scored)]
-
-    def estimate(name: str, spans: Sequence[tuple[Span, ...]]) -> Estimate:
-        return bootstrap(spans, lambda drawn: _FIGURES[name]([span for text in drawn for span in text]), seed)
-
-    figures = {name: estimate(name, texts) for name in dict.fromkeys((main, *_FIGURES))}
-    parts = []
-    for over, upto in sorted({(span.over, span.upto) for spans in texts for span in spans}):
-        within = [found for spans in texts if (found := tuple(span for span in spans if span.upto == upto))]
-        count = sum(span.tokens for spans in within for span in spans)
-        parts.append(Part(over, upto, count, estimate(main, within)))
-    field = "kl" if main == "kl" else "nll"
-    samples = tuple((sum(getattr(s, field) for s in text), sum(s.tokens for s in text)) for text in texts)
+    for at in sorted({at for each in sums for at in each}, key=lambda at: at[0]):
+        there = pairs(main, at)
+        parts.append(Part(*at, sum(count for _, count in there), _estimate(main, there, suite.seed)))
+    samples = tuple(pairs(main))
     return Line(placed, results, sum(count for _, count in samples), figures, tuple(parts), samples)
 
 
-def _mean(field: str, spans: Sequence[Span]) -> float:
-    tokens = sum(span.tokens for span in spans)
-    return sum(getattr(span, field) for span in spans) / tokens if tokens else math.nan
+def _sums(result: Result, reference: Result) -> dict[Distances, dict[str, Pair]]:
+    """The figures of one conversation or text by distance; questions are those that the reference reached."""
+    if isinstance(result, Scored):
+        return {
+            (span.over, span.upto): {
+                "kl": (span.kl, span.tokens),
+                "agreement": (span.agreed, span.tokens),
+                "perplexity": (span.nll, span.tokens),
+            }
+            for span in result.spans
+        }
+    assert isinstance(reference, Answered)
+    right = {outcome.turn for outcome in result.outcomes if outcome.right}
+    by_distance: dict[Distances, list[QuestionResult]] = {}
+    for question in reference.outcomes:
+        index = bisect_left(TURNS, question.turns)
+        by_distance.setdefault(((0, *TURNS)[index], (*TURNS, None)[index]), []).append(question)
+    return {
+        at: {
+            "right": (sum(asked.turn in right for asked in questions), len(questions)),
+            "of_full": (
+                sum(asked.turn in right for asked in questions if asked.right),
+                sum(asked.right for asked in questions),
+            ),
+        }
+        for at, questions in by_distance.items()
+    }
 
 
-_FIGURES: Mapping[str, Callable[[Sequence[Span]], float]] = {
-    "kl": lambda spans: _mean("kl", spans),
-    "agreement": lambda spans: _mean("agreed", spans),
-    "perplexity": lambda spans: math.exp(_mean("nll", spans)),
-}
+def _estimate(name: str, pairs: Sequence[Pair], seed: int) -> Estimate:
+    if name not in _FORCED_FIGURES:
+        return wilson(int(sum(right for right, _ in pairs)), sum(asked for _, asked in pairs))
+    if name == "perplexity":
+        return bootstrap(pairs, lambda drawn: math.exp(mean(drawn)), seed)
+    return bootstrap(pairs, mean, seed)
+
+
+def mean(pairs: Sequence[Pair]) -> float:
+    """The sums of `pairs` by their counts; NaN where nothing was counted."""
+    counted = sum(count for _, count in pairs)
+    return sum(total for total, _ in pairs) / counted if counted else math.nan
 
 
 def wilson(right: int, asked: int) -> Estimate:

@@ -48,4 +48,4 @@ def counted(answer: Answer) -> Json:
     """The seed, KV counts and timing of one answer; None stands for NaN and infinity, which JSON lacks."""
     timing = asdict(answer.completion.timing).items()
     finite = {name: round(value, 6) if math.isfinite(value) else None for name, value in timing}
-    return {"seed": answer.seed, "kv": answer.kv.as_dict(), "timing": finite}
+    return {"seed": answer.seed, "kv": asdict(answer.kv), "timing": finite}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
@@ -10,7 +10,7 @@ class KVCounts:
     """Bytes and tokens in the slots of a row, or of a whole cache.
 
     `live_bytes` is live slots times slot bytes; `tokens_kept` is the mean of live slots over the KV heads of
-    full-attention layers; `tokens_evicted` is seen minus kept.
+    full-attention layers; `tokens_evicted` is seen minus kept. Scripts rely on these names.
     """
 
     budget_bytes: int
@@ -22,7 +22,3 @@ class KVCounts:
     tokens_evicted: int
     policy: str
     dtype: str
-
-    def as_dict(self) -> dict[str, int | str]:
-        """The counts under the keys scripts rely on."""
-        return asdict(self)

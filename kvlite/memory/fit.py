@@ -6,15 +6,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 
-from kvlite.errors import CapacityError
+from kvlite.errors import BudgetTooSmall, CapacityError
 from kvlite.memory.budget import Budget, BudgetKind
 from kvlite.memory.format import FORMATS, human_bytes, size_down
-from kvlite.memory.plan import DEFAULT_ROW_SLOTS, CachePlan, CacheSpec, largest, plan_cache, plan_rows
+from kvlite.memory.plan import AUTO_SHARE, CachePlan, CacheSpec, largest, plan_cache
 from kvlite.memory.prediction import DeviceKind, MemoryPlan, Weights, cache_terms, pass_terms, weight_term
 from kvlite.memory.shape import ModelShape
 
-MOST_ROWS = 2**16
+DEFAULT_ROW_SLOTS = 2048
+"""Slots of a row where the budget of one sequence is not given and the whole budget would buy more."""
+
+_SIZES = (BudgetKind.BYTES, BudgetKind.TOKENS, BudgetKind.FULL)  # say how much they are, whatever there is
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,10 +45,6 @@ class Fit:
     def most_rows(self) -> int:
         """Rows that may run at once; the state of hybrids would take in the padding of neighbouring rows."""
         return 1 if self.batch is None or self.shape.has_state else self.batch
-
-    def with_rows(self, most: int, row_budget: Budget | None = None) -> Fit:
-        """The same for a batch of at most `most` rows, each with `row_budget` or what was given for it before."""
-        return replace(self, batch=most, row_budget=row_budget or self.row_budget)
 
     def specs(self, budget: Budget) -> tuple[CacheSpec, ...]:
         """Candidate caches to spend `budget` on, preferred first; the last needs no check on the loaded model.
@@ -96,11 +96,40 @@ class Fit:
         return self._plan(budget, self.free_for_cache if follows_free else None)
 
     def _plan(self, budget: Budget, free_bytes: int | None) -> CachePlan:
+        """One row with all of `budget`; of a batch as many equal rows as it holds, however many slots they have.
+
+        Raises BudgetTooSmall where it does not hold one row of a batch, and what `plan_cache` raises.
+        """
+        plan = partial(plan_cache, self.shape, spec=self.spec)
+        whole = plan(budget, free_bytes=free_bytes)
         if self.batch is None:
-            return plan_cache(self.shape, budget, self.spec, free_bytes=free_bytes)
-        return plan_rows(
-            self.shape, budget, self.row_budget, self.spec, most_rows=self.most_rows, free_bytes=free_bytes
-        )
+            return whole
+        row = self._row(budget, whole)
+        allowed, limit, change = whole.budget_bytes, "KV budget", "raise --kv-budget"
+        follows_rows = False
+        if free_bytes is not None and budget.kind in (BudgetKind.AUTO, BudgetKind.FULL):
+            follows_rows = True
+            allowed, limit, change = int(free_bytes * AUTO_SHARE), "free memory for them", "free some memory"
+        if row.reserved_bytes > allowed:
+            raise BudgetTooSmall(
+                f"one sequence takes {human_bytes(row.reserved_bytes)}, the {limit} is {human_bytes(allowed)}; "
+                f"give a smaller --kv-per-seq, or {change}"
+            )
+        count = min(self.most_rows, allowed // row.reserved_bytes)
+        rows = plan(Budget(BudgetKind.TOKENS, row.slots), rows=count, free_bytes=None)
+        budget_bytes = rows.reserved_bytes if follows_rows else allowed
+        row_bytes = budget_bytes // count if self.row_budget is None else row.budget_bytes
+        return replace(rows, budget_bytes=budget_bytes, row_budget_bytes=row_bytes, capped_by=row.capped_by)
+
+    def _row(self, total: Budget, whole: CachePlan) -> CachePlan:
+        """One row of a batch: its slots follow from its own budget and from `total`, never from its neighbours."""
+        plan = partial(plan_cache, self.shape, spec=self.spec)
+        if self.row_budget is not None:
+            free_bytes = None if self.row_budget.kind in _SIZES else whole.budget_bytes
+            return plan(self.row_budget, free_bytes=free_bytes)
+        if total.kind is BudgetKind.FULL:
+            return whole
+        return plan(Budget(BudgetKind.TOKENS, min(whole.slots, DEFAULT_ROW_SLOTS)), free_bytes=None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,23 +176,6 @@ def quote(fit: Fit, budget: Budget) -> Quote:
     return Quote(fit, budget, spec, cache, spent.memory(cache), shortage)
 
 
-def most_rows(fit: Fit, budget: Budget, tokens: int) -> int:
-    """The most rows that each keep `tokens` inside `budget` and the device; 0 when not even one does."""
-    return largest(lambda rows: _holds(fit, budget, rows, tokens), 1 if fit.shape.has_state else MOST_ROWS)
-
-
-def most_tokens(fit: Fit, budget: Budget) -> int:
-    """The most tokens that every row of a batch of exactly `most_rows` keeps; 0 when that many rows hold none."""
-    return largest(lambda tokens: _holds(fit, budget, fit.most_rows, tokens), fit.spec.most_slots(fit.shape))
-
-
-def _holds(fit: Fit, budget: Budget, rows: int, tokens: int) -> bool:
-    """True if exactly `rows` rows keep `tokens` each, or the few more that are protected."""
-    per_sequence = Budget(BudgetKind.TOKENS, max(tokens, fit.spec.least_slots(fit.shape)))
-    found = quote(fit.with_rows(rows, per_sequence), budget)
-    return found.fits and found.cache is not None and found.cache.rows == rows and found.cache.slots >= tokens
-
-
 def advice(found: Quote) -> list[str]:
     """Changes each of which makes it fit on its own; the last resort when none does, nothing when it fits."""
     if found.fits:
@@ -172,7 +184,7 @@ def advice(found: Quote) -> list[str]:
     quantised = replace(fit, quant="4bit")
     are_plain = fit.weights is not None and fit.weights.parameters is not None and not fit.shape.is_quantised
     can_quantise = fit.quant == "none" and are_plain
-    rows = largest(lambda rows: quote(fit.with_rows(rows), budget).fits, fit.most_rows - 1)
+    rows = largest(lambda rows: quote(replace(fit, batch=rows), budget).fits, fit.most_rows - 1)
     tries = [_budget_advice(fit), f"--batch-size {rows}" if rows else ""]
     if can_quantise and quote(quantised, budget).fits:
         tries.append("--quant 4bit")

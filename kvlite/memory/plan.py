@@ -21,11 +21,8 @@ from kvlite.memory.shape import LayerShape, ModelShape
 POSITION_BYTES = 8  # pos and rot, int32 each
 MOST_CHUNK = 512
 AUTO_SHARE = Fraction(9, 10)  # `auto` leaves a tenth of the free memory for activations and scratch
-DEFAULT_ROW_SLOTS = 2048
-"""Slots of a row where the budget of one sequence is not given and the whole budget would buy more."""
 
 _UNBOUNDED = 2**31 - 1  # positions are int32
-_SIZES = (BudgetKind.BYTES, BudgetKind.TOKENS, BudgetKind.FULL)  # say how much they are, whatever there is
 
 LayerRule = Callable[[int, int, int, int], int]
 """Slots of full-attention layer number `depth` of `layers`: (slots on average, most, depth, layers) -> slots.
@@ -147,45 +144,6 @@ def plan_cache(
         )
     capped_by = "window" if slots == cap != _UNBOUNDED and budget.kind is not BudgetKind.FULL else None
     return replace(found, budget_bytes=budget_bytes, row_budget_bytes=budget_bytes // rows, capped_by=capped_by)
-
-
-def plan_rows(
-    shape: ModelShape,
-    total: Budget,
-    per_sequence: Budget | None,
-    spec: CacheSpec,
-    *,
-    most_rows: int,
-    free_bytes: int | None,
-) -> CachePlan:
-    """Plan at most `most_rows` equal rows inside the budget `total`, each with the slots that `per_sequence` buys.
-
-    A row's slots never depend on its neighbours. Raises what `plan_cache` raises, and BudgetTooSmall where one
-    sequence's budget exceeds the total.
-    """
-    plan = partial(plan_cache, shape, spec=spec)
-    whole = plan(total, free_bytes=free_bytes)
-    if per_sequence is not None:
-        row = plan(per_sequence, free_bytes=None if per_sequence.kind in _SIZES else whole.budget_bytes)
-    elif total.kind is BudgetKind.FULL:
-        row = whole
-    else:
-        row = plan(Budget(BudgetKind.TOKENS, min(whole.slots, DEFAULT_ROW_SLOTS)), free_bytes=None)
-    allowed, limit, change = whole.budget_bytes, "KV budget", "raise --kv-budget"
-    follows_rows = False
-    if total.kind in (BudgetKind.AUTO, BudgetKind.FULL) and free_bytes is not None:
-        allowed, limit, change = int(free_bytes * AUTO_SHARE), "free memory for them", "free some memory"
-        follows_rows = True
-    if row.reserved_bytes > allowed:
-        raise BudgetTooSmall(
-            f"one sequence takes {human_bytes(row.reserved_bytes)}, the {limit} is {human_bytes(allowed)}; "
-            f"give a smaller --kv-per-seq, or {change}"
-        )
-    count = min(most_rows, allowed // row.reserved_bytes)
-    rows = plan(Budget(BudgetKind.TOKENS, row.slots), rows=count, free_bytes=None)
-    budget_bytes = rows.reserved_bytes if follows_rows else allowed
-    row_budget = row.budget_bytes if per_sequence is not None else budget_bytes // rows.rows
-    return replace(rows, budget_bytes=budget_bytes, row_budget_bytes=row_budget, capped_by=row.capped_by)
 
 
 def _grant(budget: Budget, with_slots: Callable[[int], CachePlan], cap: int, free_bytes: int | None) -> tuple[int, int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -226,7 +226,7 @@ class Recorder:
         }
         if self._record.batch is not None:
             facts |= {**self._sums, "full_cache_bytes": None}  # that of the last answer only
-        self._record.kv = KVReport.model_validate(counts.as_dict() | facts)
+        self._record.kv = KVReport.model_validate(asdict(counts) | facts)
         self._record.host = host = reading.host
         self._measured = {**reading.terms, **self._measured}
         memory.torch = reading.torch

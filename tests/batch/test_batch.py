@@ -16,7 +16,6 @@ import pytest
 
 from kvlite.batch.batch import Batch
 from kvlite.batch.dry_run import dry_run
-from kvlite.batch.model import Planned
 from kvlite.batch.output import LockedFile
 from kvlite.console import Console
 from kvlite.engine.request import Request, Sampling
@@ -69,13 +68,11 @@ class Desk:
         self.chosen.append(from_lines)
         return SimpleNamespace(
             required=from_lines or "default",
-            spec=SimpleNamespace(options=ModelOptions()),
+            spec=SimpleNamespace(options=ModelOptions(), stored=None),
             params={"kv_policy": "window"},
             identity=self._identify,
             open=self._open,
-            plan=lambda: Planned(
-                "org/m@sha", self.text, self.new_engine(rows=2).plan, slot_format("int8", "float32"), True
-            ),
+            plan=lambda: (self.text, slot_format("int8", "float32"), self.new_engine(rows=2).plan),
         )
 
     def _identify(self) -> str:

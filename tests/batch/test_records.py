@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import pytest
@@ -34,7 +34,7 @@ def test_simple_form() -> None:
     record = written(ANSWERED, "simple")
     usage = {"prompt_tokens": 25, "completion_tokens": 31, "total_tokens": 56}
     assert record["usage"].items() >= usage.items()
-    assert record["kv"] == COUNTS.as_dict()
+    assert record["kv"] == asdict(COUNTS)
     assert record["timing"] == {"ttft_s": 0.21, "total_s": 0.97, "tok_s": None}
     facts = {"id": "a", "index": 3, "text": "Hel\nlo", "finish_reason": "stop", "metadata": {"row": 7}, "error": None}
     assert record.items() >= facts.items()
@@ -50,7 +50,7 @@ def test_openai_chat_form() -> None:
     message = {"role": "assistant", "content": "Hel\nlo", "reasoning_content": None}
     assert body["choices"] == [{"index": 0, "message": message, "finish_reason": "stop", "logprobs": None}]
     assert body["usage"]["prompt_tokens_details"] == {"cached_tokens": 0}
-    block = {"index": 0, "seed": 7, "kv": COUNTS.as_dict(), "attempt": 1, "deduped_from": None}
+    block = {"index": 0, "seed": 7, "kv": asdict(COUNTS), "attempt": 1, "deduped_from": None}
     assert body["kvlite"].items() >= block.items()
 
 

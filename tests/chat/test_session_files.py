@@ -1,4 +1,3 @@
-import json
 import os
 import stat
 
@@ -39,14 +38,18 @@ def test_a_loaded_session_goes_on_in_its_file(folder):
     assert len(folder.file("a").load()) == 4
 
 
-def test_a_torn_last_line_costs_only_itself_and_is_mended(folder):
+def test_a_last_line_without_its_end_is_kept_and_one_cut_short_is_named(folder):
     file = folder.file("a")
     file.save(TALK, "demo")
-    file.path.write_bytes(file.path.read_bytes()[:-4])
-    torn = folder.file("a")
-    assert torn.load() == TALK[:2]
-    torn.save(TALK, "demo")
-    assert all(json.loads(line) for line in file.path.read_text().splitlines()) and folder.file("a").load() == TALK
+    whole = file.path.read_bytes()
+    file.path.write_bytes(whole[:-1])
+    again = folder.file("a")
+    assert again.load() == TALK
+    again.save(TALK, "demo")
+    assert file.path.read_bytes()[-1:] == b"\n" and folder.file("a").load() == TALK
+    file.path.write_bytes(whole[:-4])
+    with pytest.raises(UsageError, match="line 4: not JSON; mend or delete the line"):
+        folder.file("a").load()
 
 
 @pytest.mark.parametrize(

@@ -98,7 +98,6 @@ WORDS = [
     Row("a plan for no rows", "plan demo --batch-size 0", 2, "--batch-size"),
     Row("a plan for a budget without a unit", "plan demo --kv-budget 7", 2, "'7' is not understood"),
     Row("a plan for no GPU", "plan demo --vram lots", 2, "lots"),
-    Row("a plan that looks for what is given", "plan demo --solve context --context 5", 2, "leave out one"),
     Row("a completion for no shell", "completion tcsh", 2, "tcsh"),
     Row("a removal of nothing", "rm qwen2.5-0.5b -y", 3, "not in the cache"),
     Row("a removal of a folder", "rm ./tiny -y", 2, "a folder of yours", model()),

@@ -286,6 +286,7 @@ def test_killed_at_any_moment_the_same_command_goes_on(run: Run, tmp_path: Path)
     prompts = [{"id": f"p{number}", "prompt": f"Tell me about {number} cats"} for number in range(40)]
     args = (write(tmp_path / "in.jsonl", *prompts), *MODEL, "--kv-per-seq", "48tok", "-n", "40", "-o", "out.jsonl")
     process = started(tmp_path, *args)
+    process.send_signal(signal.SIGSTOP)  # so that it has not ended by the time the other run asks for its file
     code, _, err = run(*args)
     assert (code, "being written by another run" in err) == (2, True)
     process.send_signal(signal.SIGKILL)

@@ -174,27 +174,19 @@ def test_a_context_alone_asks_for_its_budget(capsys: pytest.CaptureFixture[str])
 
 
 @pytest.mark.usefixtures("folder")
-def test_solve_budget_finds_one_that_is_enough(capsys: pytest.CaptureFixture[str]) -> None:
-    got = planned(capsys, "./llama-3.1-8b", "--solve", "budget", "--context", "30000", "--vram", "24GB")
+def test_a_context_names_a_budget_that_is_enough(capsys: pytest.CaptureFixture[str]) -> None:
+    got = planned(capsys, "./llama-3.1-8b", "--context", "30000", "--vram", "24GB")
     again = planned(capsys, "./llama-3.1-8b", "--kv-budget", got["kv_budget"], "--vram", "24GB")
     assert again["tokens"] >= 30_000
 
 
 @pytest.mark.usefixtures("folder")
-def test_solve_context_and_batch(capsys: pytest.CaptureFixture[str]) -> None:
-    model = ("./llama-3.1-8b", "--kv-dtype", "bf16")
-    longest = planned(capsys, *model, "--solve", "context", "--kv-budget", "2GB", "--vram", "24GB")
-    assert longest["tokens"] == 14_908
-    each = planned(capsys, *model, "--solve", "context", "--kv-budget", "2GB", "--vram", "24GB", "--batch-size", "3")
-    assert (each["rows"], each["tokens"]) == (3, (2 * 10**9 // 3) // (32 * 8 * 524) - 1)
-    rows = planned(capsys, *model, "--solve", "batch", "--context", "2000", "--kv-budget", "2GB", "--vram", "24GB")[
-        "rows"
-    ]
-    assert rows == 2 * 10**9 // (2001 * 32 * 8 * 524)
-    none = planned(
-        capsys, *model, "--solve", "batch", "--context", "20000", "--kv-budget", "2GB", "--vram", "24GB",
-        code=4,
-    )  # fmt: skip
+def test_a_budget_names_the_longest_context_and_the_most_rows(capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ("./llama-3.1-8b", "--kv-dtype", "bf16", "--kv-budget", "2GB", "--vram", "24GB")
+    assert planned(capsys, *asked)["tokens"] == 14_908
+    many = planned(capsys, *asked, "--batch-size", "1000", "--context", "2000")
+    assert many["rows"] == 2 * 10**9 // (2001 * 32 * 8 * 524)
+    none = planned(capsys, *asked, "--batch-size", "1000", "--context", "20000", code=4)
     assert none["fits"] is False
 
 
@@ -274,10 +266,6 @@ def test_weights_come_from_the_headers(folder: Path, capsys: pytest.CaptureFixtu
         (["./llama-2-7b", "--vram", "0GB"], 2, "8GB"),
         (["./llama-2-7b", "--context", "0"], 2, "context"),
         (["./llama-2-7b", "--batch-size", "0"], 2, "batch-size"),
-        (["./llama-2-7b", "--solve", "speed"], 2, "solve"),
-        (["./llama-2-7b", "--solve", "batch"], 2, "--context"),
-        (["./llama-2-7b", "--solve", "budget", "--kv-budget", "2GB"], 2, "leave out"),
-        (["./llama-2-7b", "--solve", "context", "--context", "9"], 2, "leave out"),
         (["./llama-2-7b", "--kv-dtype", "int3"], 2, "float16"),
         (["./llama-2-7b", "--dtype", "int8"], 2, "float16"),
         (["./llama-2-7b", "--kv-policy", "best"], 2, "best"),
@@ -285,7 +273,6 @@ def test_weights_come_from_the_headers(folder: Path, capsys: pytest.CaptureFixtu
         (["./llama-2-7b", "--device", "tpu"], 2, "tpu"),
         (["./llama-2-7b", "--kv-per-seq", "1GB"], 2, "--batch-size"),
         (["./llama-2-7b", "--kv-per-seq", "1GB", "--batch-size", "2", "--context", "9"], 2, "leave out"),
-        (["./llama-2-7b", "--kv-per-seq", "1GB", "--batch-size", "2", "--solve", "context"], 2, "leave out"),
         (["./llama-2-7b", "--device", "cuda:one"], 2, "cuda:N"),
         (["./nowhere"], 3, "nowhere"),
         (["./broken"], 3, "num_hidden_layers"),

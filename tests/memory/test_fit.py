@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvlite.memory.budget import Budget
-from kvlite.memory.fit import Fit, advice, most_rows, most_tokens, quote
+from kvlite.memory.fit import Fit, advice, quote
 from kvlite.memory.format import FORMATS
 from kvlite.memory.plan import CacheSpec
 from kvlite.memory.prediction import Weights
@@ -61,7 +61,7 @@ def test_unknown_weights_are_said_to_be_unknown_and_count_nothing() -> None:
 
 @given(st.integers(10**8, 10**11), st.integers(1, 10**11), st.integers(1, 16))
 def test_what_fits_is_inside_the_device(free: int, size: int, rows: int) -> None:
-    found = quote(replace(LLAMA, free_bytes=free).with_rows(rows), Budget.parse(f"{size}B"))
+    found = quote(replace(LLAMA, free_bytes=free, batch=rows), Budget.parse(f"{size}B"))
     if found.fits:
         assert found.memory.total_bytes <= free
 
@@ -70,14 +70,14 @@ def test_what_fits_is_inside_the_device(free: int, size: int, rows: int) -> None
 @pytest.mark.parametrize("budget", ["auto", "full", "1MB", "4GB", "50000tok", "30GB"])
 @pytest.mark.parametrize("rows", [1, 8])
 def test_each_advised_change_makes_it_fit(free_gb: int, budget: str, rows: int) -> None:
-    fit = replace(LLAMA, free_bytes=free_gb * 10**9).with_rows(rows)
+    fit = replace(LLAMA, free_bytes=free_gb * 10**9, batch=rows)
     found = quote(fit, Budget.parse(budget))
     changes = advice(found)
     assert bool(changes) != found.fits
     for change in changes:
         words = change.split()
         flags = dict(zip(words[::2], words[1::2], strict=False))
-        changed = replace(fit, quant=flags.get("--quant", "none")).with_rows(int(flags.get("--batch-size", rows)))
+        changed = replace(fit, quant=flags.get("--quant", "none"), batch=int(flags.get("--batch-size", rows)))
         if change.startswith("--"):
             assert quote(changed, Budget.parse(flags.get("--kv-budget", budget))).fits, change
 
@@ -95,32 +95,13 @@ def test_a_budget_that_the_device_cannot_give_does_not_fit_even_if_it_would_not_
     assert not found.fits
 
 
-@pytest.mark.parametrize("budget", ["4GB", "8000tok", "auto"])
-def test_one_row_more_than_the_most_does_not_keep_as_many_tokens(budget: str) -> None:
-    wanted = Budget.parse(budget)
-    rows = most_rows(LLAMA, wanted, 1000)
-    assert rows > 1
-    for count, holds in ((rows, True), (rows + 1, False)):
-        found = quote(LLAMA.with_rows(count, Budget.parse("1000tok")), wanted)
-        assert (found.fits and found.cache is not None and found.cache.rows == count) is holds
-
-
 def test_a_model_with_state_runs_one_row() -> None:
     config = json.loads((Path(__file__).parents[1] / "data" / "configs" / "lfm2-1.2b.json").read_text())
     fit = replace(LLAMA, shape=ModelShape.from_config(config), weights=None)
-    assert most_rows(fit, Budget.parse("4GB"), 10) == fit.with_rows(8).most_rows == 1
+    assert replace(fit, batch=8).most_rows == 1
 
 
 def test_so_many_rows_that_their_logits_do_not_fit_are_advised_against() -> None:
-    fit = replace(LLAMA, free_bytes=20 * 10**9).with_rows(2**16)
+    fit = replace(LLAMA, free_bytes=20 * 10**9, batch=2**16)
     (change,) = [text for text in advice(quote(fit, Budget.parse("1GB"))) if text.startswith("--batch-size")]
-    assert quote(fit.with_rows(int(change.split()[1])), Budget.parse("1GB")).fits
-
-
-@pytest.mark.parametrize("rows", [1, 5])
-def test_rows_of_one_token_more_than_the_most_are_fewer(rows: int) -> None:
-    budget, fit = Budget.parse("1GB"), LLAMA.with_rows(rows)
-    tokens = most_tokens(fit, budget)
-    for count, holds in ((tokens, True), (tokens + 1, False)):
-        found = quote(fit.with_rows(rows, Budget.parse(f"{count}tok")), budget)
-        assert (found.cache is not None and found.cache.rows == rows) is holds
+    assert quote(replace(fit, batch=int(change.split()[1])), Budget.parse("1GB")).fits

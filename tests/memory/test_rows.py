@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from kvlite.errors import BudgetTooSmall
 from kvlite.memory.budget import Budget
+from kvlite.memory.fit import DEFAULT_ROW_SLOTS, Fit
 from kvlite.memory.format import slot_format
-from kvlite.memory.plan import DEFAULT_ROW_SLOTS, CachePlan, CacheSpec, plan_rows
+from kvlite.memory.plan import CachePlan, CacheSpec
 from kvlite.memory.shape import LayerShape, ModelShape
 
 SHAPE = ModelShape("llama", (LayerShape("full", 2, 32, 32),) * 3, 64, 4, 100, 128, 8192, "rotary", "default", "float32")
 
 
 def rows(total: str, per_sequence: str | None = None, most_rows: int = 16, free_bytes: int = 10**9) -> CachePlan:
-    return plan_rows(
-        SHAPE,
-        Budget.parse(total),
-        Budget.parse(per_sequence) if per_sequence else None,
-        CacheSpec(slot_format("auto", "float32"), state_bytes_per_slot=4, protected_slots=9),
-        most_rows=most_rows,
-        free_bytes=free_bytes,
-    )
+    """Plan with `free_bytes` left for the cache."""
+    spec = CacheSpec(slot_format("auto", "float32"), state_bytes_per_slot=4, protected_slots=9)
+    row_budget = Budget.parse(per_sequence) if per_sequence else None
+    fit = Fit(SHAPE, spec, None, "none", "cpu", None, most_rows, row_budget)
+    return replace(fit, free_bytes=free_bytes + fit.memory(None).total_bytes).cache(Budget.parse(total))
 
 
 @given(st.integers(100_000, 10**8), st.integers(1, 64))
