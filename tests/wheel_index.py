@@ -22,7 +22,9 @@ MEMBER = "tiny_weights/tiny.Q8_0.gguf"
 
 def tiny_gguf(folder: Path) -> Path:
     """A Qwen3 of four layers in Q8_0."""
-    return write_model(folder / "tiny.Q8_0.gguf", tiny_model("qwen3", {}, vocab_size=300), "Q8_0", **{"general.license": "mit"})
+    return write_model(
+        folder / "tiny.Q8_0.gguf", tiny_model("qwen3", {}, vocab_size=300), "Q8_0", **{"general.license": "mit"}
+    )
 
 
 @contextmanager
