@@ -12,7 +12,7 @@ from kvlite.errors import UsageError
 from kvlite.flags import argument, option, read_file_name, read_seconds, read_text
 
 BUILT_IN_MODEL = "demo"
-MODEL_HELP = "Alias, org/name[@revision] or folder"
+MODEL_HELP = "Alias, org/name[:quant][@revision], folder or GGUF file"
 MODEL, MEMORY, SAMPLING = "Model", "Memory", "Sampling"  # headings of the help
 
 _of_model, _of_memory, _of_sampling = (partial(option, heading=heading) for heading in (MODEL, MEMORY, SAMPLING))
@@ -66,7 +66,7 @@ class ModelOptions:
         None,
         metavar="MODEL",
         complete="model",
-        help=f"{MODEL_HELP}; without one, the built-in {BUILT_IN_MODEL}.",
+        help=f"{MODEL_HELP}; without one, smollm2-135m if it is here, else the built-in {BUILT_IN_MODEL}.",
     )
     think: Literal["auto", "on", "off"] = option("auto", help="Whether a thinking model thinks first.")
 

@@ -53,14 +53,14 @@ def chat(
         if out.as_json:
             raise UsageError("a chat at a terminal has no --json; use kvlite run --json, or pipe the question in")
         name = _session_to_open(given.continues, given.session)
-        call.announce_built_in(options.model)
+        call.announce_unnamed(options.model)
         _talk(asked, given, name, form)
         return
     if given.continues or given.session:
         raise UsageError("--continue and --session need a terminal to go on at; stdin is a pipe here")
     words = [] if given.prompt is None else [given.prompt]
     text = build_prompt(words, [], None)
-    call.announce_built_in(options.model)
+    call.announce_unnamed(options.model)
     answer_once(asked, text, form, Deadline(None), command="chat")
 
 

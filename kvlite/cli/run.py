@@ -73,6 +73,6 @@ def run(
         name, rest = split_words(given.words, given.model, call.with_model(options).model, out)
         prompt = build_prompt(rest, given.file, given.template)
         if rest == [*given.words] and rest[:1] in ([], [STDIN]):  # of any other first word, split_words has said it
-            call.announce_built_in(given.model)
+            call.announce_unnamed(given.model)
         asked = replace(asked, options=replace(options, model=name))
         answer_once(asked, prompt, form, deadline, raw=given.raw)
