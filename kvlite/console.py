@@ -154,16 +154,25 @@ class Console:
         return sys.stdin.readline().strip().lower() in {"y", "yes"}
 
     @contextmanager
-    def progress(self, style: ProgressStyle = "auto") -> Iterator[Progress]:
-        """A status line on stderr: redrawn in place (`bar`), repeated now and then (`lines`), or none.
+    def progress(self, style: ProgressStyle = "auto") -> Iterator[Callable[[str], None]]:
+        """A function that shows a text on stderr, no more often than a reader can follow.
 
-        `auto` is `bar` on a terminal and `lines` elsewhere; a quiet console shows none.
+        In a status line redrawn in place (`bar`), in lines now and then (`lines`), or not at all; `auto` is `bar` on a
+        terminal and `lines` elsewhere. A quiet console shows none.
         """
         if style == "auto":
             style = "bar" if self.has_live_stderr else "lines"
-        progress = Progress(self, "none" if self.quiet else style)
+        every_s = PROGRESS_DRAW_EVERY_S if style == "bar" else PROGRESS_LINE_EVERY_S
+        next_s = 0.0 if style == "bar" else time.monotonic() + every_s
+
+        def update(text: str) -> None:
+            nonlocal next_s
+            if not self.quiet and style != "none" and time.monotonic() >= next_s:
+                next_s = time.monotonic() + every_s
+                (self.show_status if style == "bar" else self.note)(text)
+
         try:
-            yield progress
+            yield update
         finally:
             self._hide_status()
 
@@ -206,27 +215,6 @@ class Console:
             with suppress(OSError):  # nobody listens, and there is nowhere left to say so
                 stream.write(text)
                 stream.flush()
-
-
-class Progress:
-    """A status line somebody updates; draws no more often than a reader can follow."""
-
-    def __init__(self, console: Console, style: ProgressStyle) -> None:
-        self._console = console
-        self._style = style
-        self._every_s = PROGRESS_DRAW_EVERY_S if style == "bar" else PROGRESS_LINE_EVERY_S
-        self._next_s = time.monotonic() + (0.0 if style == "bar" else self._every_s)
-
-    def update(self, text: str) -> None:
-        """Show `text` if it is time to."""
-        now = time.monotonic()
-        if self._style == "none" or now < self._next_s:
-            return
-        self._next_s = now + self._every_s
-        if self._style == "bar":
-            self._console.show_status(text)
-        else:
-            self._console.note(text)
 
 
 def _is_terminal(stream: TextIO | None) -> bool:

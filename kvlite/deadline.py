@@ -21,7 +21,7 @@ class Deadline:
     WATCH_EVERY_S = 0.1
 
     def __init__(self, limit_s: float | None) -> None:
-        self.has_passed = False
+        self._has_passed = False
         self._limit_s = limit_s
         self._ends_s = math.inf
         self._cancel: Callable[[], None] | None = None
@@ -38,12 +38,13 @@ class Deadline:
 
     @contextmanager
     def calling(self, cancel: Callable[[], None]) -> Iterator[None]:
-        """Within the block the end of the time calls `cancel` instead of raising TimeLimit."""
+        """Within the block the end of the time calls `cancel`; TimeLimit is raised after the block instead."""
         self._cancel = cancel
         try:
             yield
         finally:
             self._cancel = None
+        self._check()
 
     @contextmanager
     def watching(self, watch: Callable[[], None]) -> Iterator[None]:
@@ -57,17 +58,16 @@ class Deadline:
         with _alarm(tick, self.WATCH_EVERY_S, self.WATCH_EVERY_S):
             yield
 
-    def check(self) -> None:
-        """Raise TimeLimit if the time is over."""
-        if self.has_passed:
-            raise TimeLimit(f"--max-time {self._limit_s:g} s is over; the answer is incomplete")
-
     def _ring(self, signum: int, frame: FrameType | None) -> None:
-        self.has_passed = True
+        self._has_passed = True
         if self._cancel is None:
-            self.check()
+            self._check()
         else:
             self._cancel()
+
+    def _check(self) -> None:
+        if self._has_passed:
+            raise TimeLimit(f"--max-time {self._limit_s:g} s is over; the answer is incomplete")
 
 
 @contextmanager

@@ -6,9 +6,14 @@ docs/cli.md all follow from such fields.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+import os
+from collections.abc import Callable, Sequence
 from dataclasses import MISSING, field
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+Text = TypeVar("Text", bound=Sequence[str])
 
 
 class Flag(NamedTuple):
@@ -41,3 +46,28 @@ def option(default: Any, *names: str, help: str, **how: Any) -> Any:
 def argument(default: Any = MISSING, *, metavar: str, help: str, **how: Any) -> Any:
     """A field that is given by its place on the command line; without a `default` it must be."""
     return field(default=default, metadata={"flag": Flag(help=help, metavar=metavar, is_argument=True, **how)})
+
+
+def read_text(value: Text) -> Text:
+    """Text as it was typed, of one option or of one that is given several times."""
+    if any("\udc80" <= character <= "\udcff" for character in "".join(value)):  # how Python hands on other bytes
+        raise ValueError("not UTF-8; check the terminal's locale, or give it with -f FILE")
+    return value
+
+
+def read_seconds(value: float) -> float:
+    """Seconds, above zero."""
+    if not 0 < value < math.inf:  # NaN too
+        raise ValueError(f"{value} is no time; give seconds above 0")
+    return value
+
+
+def read_file_name(value: str) -> str:
+    """The path of a file that can be written: no folder, and in one."""
+    path = Path(value)
+    if path.is_dir() or not path.parent.is_dir():
+        what = "a folder" if path.is_dir() else "no such folder"
+        raise ValueError(f"{value}: {what}; give a file's name")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise ValueError(f"{value} may not be written; give another file")
+    return value

@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from kvlite.errors import UsageError
-from kvlite.flags import argument, option
-
-Text = TypeVar("Text", bound=Sequence[str])
+from kvlite.flags import argument, option, read_file_name, read_seconds, read_text
 
 BUILT_IN_MODEL = "demo"
-MODEL_HELP = "Alias, org/name[@revision] or folder"
+MODEL_HELP = "Alias, org/name[:quant][@revision], folder or GGUF file"
 MODEL, MEMORY, SAMPLING = "Model", "Memory", "Sampling"  # headings of the help
 
 _of_model, _of_memory, _of_sampling = (partial(option, heading=heading) for heading in (MODEL, MEMORY, SAMPLING))
 _of_input, _of_output, _of_run = (partial(option, heading=heading) for heading in ("Input", "Output", "Run"))
-
-QUANTS = ("none", "8bit", "4bit", "nf4", "fp4")
 
 
 def model_option() -> Any:
@@ -31,20 +25,6 @@ def model_option() -> Any:
     KVLITE_MODEL and the config are weaker than these, so no setting gives it.
     """
     return _of_model(None, "-m", metavar="MODEL", complete="model", from_settings=False, help=f"{MODEL_HELP}.")
-
-
-def read_quant(value: str) -> str:
-    """A kind of quantisation."""
-    if value not in QUANTS:
-        raise ValueError(f"{value!r} is not one of {', '.join(QUANTS)}")
-    return value
-
-
-def read_text(value: Text) -> Text:
-    """Text as it was typed, of one option or of one that is given several times."""
-    if any("\udc80" <= character <= "\udcff" for character in "".join(value)):  # how Python hands on other bytes
-        raise ValueError("not UTF-8; check the terminal's locale, or give it with -f FILE")
-    return value
 
 
 def read_system(value: str) -> str:
@@ -66,28 +46,10 @@ def read_stop(value: Sequence[str]) -> Sequence[str]:
     return read_text(value)
 
 
-def read_seconds(value: float) -> float:
-    """Seconds, above zero."""
-    if not 0 < value < math.inf:  # NaN too
-        raise ValueError(f"{value} is no time; give seconds above 0")
-    return value
-
-
 def read_batch_size(value: str) -> str:
     """The word auto, or a number of rows."""
     if value != "auto" and not (value.isascii() and value.isdigit() and 1 <= int(value[:9]) <= 65536):
         raise ValueError(f"{value!r} is no batch size; give auto or a number from 1 to 65536")
-    return value
-
-
-def read_file_name(value: str) -> str:
-    """The path of a file that can be written: no folder, and in one."""
-    path = Path(value)
-    if path.is_dir() or not path.parent.is_dir():
-        what = "a folder" if path.is_dir() else "no such folder"
-        raise ValueError(f"{value}: {what}; give a file's name")
-    if not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise ValueError(f"{value} may not be written; give another file")
     return value
 
 
@@ -104,7 +66,7 @@ class ModelOptions:
         None,
         metavar="MODEL",
         complete="model",
-        help=f"{MODEL_HELP}; without one, the built-in {BUILT_IN_MODEL}.",
+        help=f"{MODEL_HELP}; without one, smollm2-135m if it is here, else the built-in {BUILT_IN_MODEL}.",
     )
     think: Literal["auto", "on", "off"] = option("auto", help="Whether a thinking model thinks first.")
 
@@ -136,10 +98,9 @@ class ModelOptions:
     pin_system: bool = _of_memory(True, help="Never evict the system prompt.")
     prefill_chunk: int = _of_memory(512, metavar="N", min=1, help="At most this many prompt tokens at once.")
 
-    quant: str = _of_model(  # none, where neither this nor --4bit is given
+    quant: Literal["none", "8bit", "4bit", "nf4", "fp4"] = _of_model(  # none, where neither this nor --4bit is given
         None,
         metavar="KIND",
-        parse=read_quant,
         shown_default="none",
         help="Quantise the weights: none, 8bit, 4bit (nf4, double), nf4 or fp4.",
     )

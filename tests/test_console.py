@@ -193,7 +193,7 @@ def test_a_status_line_is_redrawn_around_a_note_and_gone_at_the_end(monkeypatch:
     stderr = Terminal()
     console = Console(stdout=io.StringIO(), stderr=stderr)
     with console.progress() as progress:
-        progress.update("1/2")
+        progress("1/2")
         console.note("said")
     assert stderr.getvalue() == "\r\x1b[K1/2\r\x1b[Ksaid\n\r\x1b[K1/2\r\x1b[K"
 
@@ -201,14 +201,14 @@ def test_a_status_line_is_redrawn_around_a_note_and_gone_at_the_end(monkeypatch:
 def test_progress_into_a_pipe_has_no_escape_codes_and_waits_its_turn() -> None:
     console, stderr = consoles(io.StringIO())
     with console.progress() as progress:
-        progress.update("1/2")
+        progress("1/2")
     assert stderr.getvalue() == ""
 
 
 def test_a_quiet_console_shows_no_progress() -> None:
     stderr = Terminal()
     with Console(quiet=True, stdout=io.StringIO(), stderr=stderr).progress("bar") as progress:
-        progress.update("1/2")
+        progress("1/2")
     assert stderr.getvalue() == ""
 
 

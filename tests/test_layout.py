@@ -24,6 +24,7 @@ FLOORS: dict[str, float] = {
     "kvlite.demo": 0,
     "kvlite.options": 1,
     "kvlite.memory": 1,
+    "kvlite.gguf": 1,
     "kvlite.catalog": 2,
     "kvlite.cache": 2,
     "kvlite.record": 2,

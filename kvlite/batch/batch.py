@@ -139,7 +139,7 @@ class Batch:
                     self._count(event)
                 if now >= next_update_s:
                     next_update_s = now + UPDATE_EVERY_S
-                    progress.update(self._tally.progress(self._seconds, batch.live_bytes(), budget_bytes))
+                    progress(self._tally.progress(self._seconds, batch.live_bytes(), budget_bytes))
 
     def _count(self, outcome: Outcome) -> None:
         self._tally.add(outcome)

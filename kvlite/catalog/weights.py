@@ -6,12 +6,13 @@ into: https://huggingface.co/docs/safetensors/index#format.
 
 import json
 import math
+import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from kvlite.errors import BrokenModel, UnsupportedModel
+from kvlite.errors import BrokenModel, ModelNotFound, UnsupportedModel
 from kvlite.memory.prediction import Weights
 
 SINGLE = "model.safetensors"
@@ -21,6 +22,9 @@ PICKLE_INDEX = "pytorch_model.bin.index.json"
 _LENGTH_BYTES = 8
 _LONGEST_HEADER = 100_000_000  # the format's own limit, so that a damaged length is not read into memory
 _AGAIN = "get the file again (a model of the Hub: `kvlite rm`, then `kvlite pull`)"
+_PART = re.compile(r"-\d{5}-of-\d{5}$")
+_NO_MODEL = ("mmproj", "imatrix")
+_USUAL_QUANT = "Q4_K_M"  # what ollama and llama.cpp take where none is named
 _SMALL_SUFFIXES = (".json", ".jinja", ".model", ".txt", ".tiktoken", ".py")
 _SMALL_NAMES = ("README.md", "LICENSE", "LICENSE.md", "NOTICE", "USE_POLICY.md")
 
@@ -49,7 +53,7 @@ def weight_names(
     """Select the files to load weights from: safetensors, else pickles if those are allowed.
 
     `model` and `base_model` (what the model was converted from) go into the messages. Raises UnsupportedModel for
-    pickle-only, GGUF-only and adapter-only models, BrokenModel when there are no weights at all.
+    pickle-only and adapter-only models, BrokenModel when there are no weights at all.
     """
     top = sorted(name for name in names if "/" not in name)
     if SINGLE in top:
@@ -69,13 +73,33 @@ def weight_names(
 
 
 def refuse_other_formats(names: Iterable[str], *, model: str, base_model: str | None = None) -> None:
-    """Raise UnsupportedModel, with a model to use instead, where there are GGUF files or an adapter."""
-    if any(name.lower().endswith(".gguf") for name in names):
-        instead = base_model or "the safetensors repository it was made from"
-        raise UnsupportedModel(f"{model} has only GGUF files, which kvlite does not load; use {instead}")
+    """Raise UnsupportedModel, with a model to use instead, where there is an adapter."""
     if any(name.startswith("adapter_model.") for name in names):
         instead = base_model or "its base model"
         raise UnsupportedModel(f"{model} is an adapter, not a whole model; merge it into {instead} first")
+
+
+def gguf_files(names: Collection[str], quant: str | None, *, model: str) -> list[str]:
+    """Select the parts of one GGUF file: that of `quant`; without one, where there are no other weights, the usual one.
+
+    Returns none where other weights are meant. Raises ModelNotFound, naming what there is, where none or several fit.
+    """
+    if quant is None and any(name in (SINGLE, INDEX) or name.startswith("pytorch_model") for name in names):
+        return []
+    files: dict[str, list[str]] = {}
+    for name in sorted(names):
+        lower = name.lower()
+        if lower.endswith(".gguf") and not Path(lower).name.startswith(_NO_MODEL):
+            files.setdefault(_PART.sub("", lower.removesuffix(".gguf")), []).append(name)
+    if quant is None and len(files) < 2:
+        return next(iter(files.values()), [])
+    wanted = re.escape((quant or _USUAL_QUANT).lower().removesuffix(".gguf"))
+    fitting = [stem for stem in files if re.search(rf"(^|[-./_]){wanted}(/[^/]+)?$", stem)]
+    if len(fitting) != 1:
+        offered = ", ".join(parts[0] for parts in files.values()) or "none"
+        why = f"no GGUF file {quant!r}" if quant else "several GGUF files"
+        raise ModelNotFound(f"{model} has {why}; of {offered:.600} name one, as in org/name:Q8_0 or ./name-Q8_0.gguf")
+    return files[fitting[0]]
 
 
 def read_weights(folder: Path) -> Weights | None:

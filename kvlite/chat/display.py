@@ -1,32 +1,40 @@
-"""An answer on the screen as it comes, and the lines about it and the cache."""
+"""An answer on the screen as it comes, or whole in the form asked for, and the lines about it and the cache."""
 
 from __future__ import annotations
 
+import re
+import uuid
 from collections.abc import Callable, Generator
 from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kvlite.chat.interrupt import Interrupts
-from kvlite.errors import UsageError
-from kvlite.llm.answer import CHAT_MAX_TOKENS, Answer
+from kvlite.errors import Interrupted, UsageError
+from kvlite.llm import openai
+from kvlite.llm.answer import CHAT_MAX_TOKENS, Answer, AnswerSettings, stream_answer
+from kvlite.llm.conversation import ROW
 from kvlite.memory.format import human_bytes
 
 if TYPE_CHECKING:
     from kvlite.console import Console
+    from kvlite.deadline import Deadline
     from kvlite.engine.request import Sampling
+    from kvlite.llm import LLM
     from kvlite.memory.counts import KVCounts
     from kvlite.record.recorder import Recorder
     from kvlite.text.stream import Piece
+    from kvlite.text.template import Encoded
 
 BAR_CELLS = 8
+# The first fenced code block, which may lack its end.
+_CODE_BLOCK = re.compile(r"^[ \t]*(?P<fence>`{3,}|~{3,})[^\n]*\n(?P<code>.*?)(?:^[ \t]*(?P=fence)|\Z)", re.M | re.S)
 
 
 @dataclass(frozen=True, slots=True)
 class AnswerFormat:
     """The form in which an answer is printed. Raises UsageError on forms that exclude each other."""
 
-    streams: bool = True
     extracts: bool = False
     as_json: bool = False
     shows_thinking: bool = False
@@ -35,8 +43,11 @@ class AnswerFormat:
     def __post_init__(self) -> None:
         if self.extracts and self.as_json:
             raise UsageError("--extract contradicts --json; give one of them")
-        if self.streams and (self.extracts or self.as_json):
-            raise UsageError("--stream contradicts --json and --extract, which need the whole answer; give one of them")
+
+    @property
+    def streams(self) -> bool:
+        """True where the answer is printed as it comes; the other forms need the whole."""
+        return not (self.extracts or self.as_json)
 
 
 class Display:
@@ -64,6 +75,20 @@ class Display:
             finally:
                 self._end_line()
         raise AssertionError("an answer ends with an Answer")
+
+    def answer_prompt(self, llm: LLM, encoded: Encoded, settings: AnswerSettings, deadline: Deadline) -> None:
+        """Answer one prompt and print it. Raises Interrupted or TimeLimit after the incomplete answer was printed."""
+        engine, text, interrupts = llm.engine, llm.model.text, Interrupts()
+        request = settings.request(f"chatcmpl-{uuid.uuid4().hex}", encoded, text, row=ROW)
+
+        def cancel() -> None:
+            engine.cancel(request.id)
+
+        events = stream_answer(engine, request, text.answer(encoded, stop=settings.stop))
+        with deadline.calling(cancel):
+            self._print(self.show(events, interrupts, cancel), llm.model.name)
+            if interrupts.pressed:
+                raise Interrupted("interrupted; the answer is incomplete")
 
     def tell(self, answer: Answer) -> None:
         """Warn where the answer was cut short by lack of room or the default limit, and tell of the first eviction."""
@@ -95,6 +120,22 @@ class Display:
         write, self._open = self._open, None
         if write is not None:
             write("\n")
+
+    def _print(self, answer: Answer, model: str) -> None:
+        """Print what a whole answer is needed for, and the lines after it."""
+        if self.form.as_json:
+            usage = openai.usage(answer.prompt_tokens, answer.completion_tokens)
+            choices, counted = [openai.choice(answer)], openai.counted(answer)
+            self.console.json(openai.completion(answer.completion.request_id, model, choices, usage, counted))
+        elif self.form.extracts:
+            block = _CODE_BLOCK.search(answer.text)
+            if block is None:
+                self.console.warn("the answer has no code block; this is all of it")
+            text = answer.text if block is None else block["code"]
+            self.console.answer(text if text.endswith("\n") else f"{text}\n")
+        if self.form.shows_time:
+            self.console.aside(f"{answer_line(answer)}\n")
+        self.tell(answer)
 
 
 def bar(share: float) -> str:

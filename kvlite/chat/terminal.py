@@ -1,6 +1,7 @@
 """The prompt at a terminal: history, several lines, completion of commands, the status line.
 
-The only module that loads prompt_toolkit. Knows nothing of models: it returns lines and shows the status it is given.
+The only module that loads prompt_toolkit. Knows nothing of models: it returns lines, shows the status it is given, and
+lets a work go on beside the first line.
 """
 
 from __future__ import annotations
@@ -8,8 +9,11 @@ from __future__ import annotations
 import sys
 from collections import deque
 from collections.abc import Callable
+from concurrent.futures import Future
 from contextlib import suppress
 from pathlib import Path
+from threading import Thread
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from prompt_toolkit import PromptSession
 from prompt_toolkit.application import run_in_terminal
@@ -19,8 +23,14 @@ from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.output import create_output
 
+from kvlite.chat.interrupt import Interrupts
 from kvlite.chat.loop import QUOTES
-from kvlite.chat.slash_commands import BY_NAME
+from kvlite.chat.slash_commands import BY_NAME, LEAVING
+
+if TYPE_CHECKING:
+    from kvlite.console import Console
+
+T = TypeVar("T")
 
 
 class Terminal:
@@ -39,14 +49,38 @@ class Terminal:
             output=create_output(always_prefer_tty=True),  # an answer redirected to a file stays free of prompts
         )
         self._waiting: deque[Callable[[], None]] = deque()
-        self._ending: BaseException | None = None
+        self._work: Future[Any] = Future()
 
     def read(self) -> str:
-        """Return the next text; raises EOFError on Ctrl-D, KeyboardInterrupt on Ctrl-C, or the error given to `end`."""
+        """Return the next text; raises EOFError on Ctrl-D, KeyboardInterrupt on Ctrl-C, or the error of the work."""
         try:
-            return self._session.prompt(pre_run=self._end_now)
+            return self._session.prompt(pre_run=self._notice_work)
         finally:
             self._write_waiting()
+
+    def read_beside(self, work: Callable[[], T], console: Console) -> tuple[str, T] | None:
+        """Return the first line that is sent and the result of `work`, done in a thread that ends with the process.
+
+        None, without waiting for it, where the user leaves; raises the error of the work, which ends the reading. What
+        `console` writes in the meantime appears above the line.
+        """
+        self._work = Future()
+        self._work.add_done_callback(lambda _: self._schedule(self._notice_work))
+        console.around = self.above
+        Thread(target=_do, args=(work, self._work), name="loading", daemon=True).start()
+        try:
+            line = self._first_line()
+            if line is None:
+                return None
+            with console.progress() as progress:
+                if not self._work.done():
+                    progress("loading…")
+                return line, self._work.result()
+        except BaseException:
+            discard_typed()
+            raise
+        finally:
+            console.around = lambda write: write()
 
     def above(self, write: Callable[[], None]) -> None:
         """Call `write` so that its lines appear above a text being edited; from any thread."""
@@ -54,21 +88,22 @@ class Terminal:
         if not self._schedule(lambda: run_in_terminal(self._write_waiting)):
             self._write_waiting()
 
-    def discard(self) -> None:
-        """Drop typed text that was not read yet: the shell would take it for commands."""
-        with suppress(ImportError, OSError, ValueError):  # no POSIX terminal
-            import termios
-
-            termios.tcflush(sys.stdin.fileno(), termios.TCIFLUSH)
-
-    def redraw(self) -> None:
-        """Draw the status line again; from any thread."""
-        self._schedule(self._session.app.invalidate)
-
-    def end(self, error: BaseException) -> None:
-        """Make `read` raise `error`, now or when it is called; from any thread."""
-        self._ending = error
-        self._schedule(self._end_now)
+    def _first_line(self) -> str | None:
+        """Read lines until one holds a message or a command; None where it is one to leave, or its end comes first."""
+        interrupts = Interrupts()
+        while True:
+            interrupts.check()
+            try:
+                line = self.read()
+            except EOFError:
+                if self._work.done():
+                    self._work.result()  # the work may itself have failed with an EOFError
+                return None
+            except KeyboardInterrupt:
+                interrupts.press()
+            else:
+                if line.strip():
+                    return None if line.strip() in LEAVING else line
 
     def _schedule(self, call: Callable[[], object]) -> bool:
         """Call `call` in the editor's loop, from any thread; false where no text is being edited."""
@@ -79,15 +114,26 @@ class Terminal:
                 return True
         return False
 
-    def _end_now(self) -> None:
+    def _notice_work(self) -> None:
+        """Where the work is done, draw the status line again; where it failed, end the reading with its error."""
         app = self._session.app
-        if self._ending is not None and app.is_running and not app.is_done:
-            app.exit(exception=self._ending)
+        if self._work.done() and app.is_running and not app.is_done:
+            if error := self._work.exception():
+                app.exit(exception=error)
+            app.invalidate()
 
     def _write_waiting(self) -> None:
         with suppress(IndexError):
             while True:
                 self._waiting.popleft()()
+
+
+def discard_typed() -> None:
+    """Drop typed text that was not read yet: the shell would take it for commands."""
+    with suppress(ImportError, OSError, ValueError):  # no POSIX terminal
+        import termios
+
+        termios.tcflush(sys.stdin.fileno(), termios.TCIFLUSH)
 
 
 def command_completer() -> WordCompleter:
@@ -100,6 +146,13 @@ def is_open_block(text: str) -> bool:
     """True where a text begun with triple quotes still lacks the closing ones."""
     text = text.strip()
     return text.startswith(QUOTES) and (len(text) < 2 * len(QUOTES) or not text.endswith(QUOTES))
+
+
+def _do(work: Callable[[], T], found: Future[T]) -> None:
+    try:
+        found.set_result(work())
+    except BaseException as error:
+        found.set_exception(error)
 
 
 def _history(path: Path | None) -> History:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from kvlite.catalog.files import ModelFiles
 from kvlite.chat.display import AnswerFormat, Display
-from kvlite.chat.single_turn import answer_prompt
 from kvlite.cli.invocation import Invocation
 from kvlite.deadline import Deadline
 from kvlite.errors import UsageError
@@ -55,10 +54,9 @@ def answer_once(
         raise UsageError("--raw contradicts --system: without a chat template nothing sets the system prompt apart")
     with asked.call.start_recorder(command, asked.report) as recorder:
         llm = asked.open(RunSpec.of(asked.options), recorder)
-        deadline.check()
         text = llm.model.text
         encoded = text.raw(prompt) if raw else text.prompt(prompt, system=asked.answer.system)
-        answer_prompt(llm, encoded, asked.settings(llm), Display(asked.call.console, recorder, form), deadline)
+        Display(asked.call.console, recorder, form).answer_prompt(llm, encoded, asked.settings(llm), deadline)
 
 
 def has_user() -> bool:

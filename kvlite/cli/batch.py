@@ -32,7 +32,7 @@ def batch(
         from kvlite.llm.spec import RunSpec
 
         named = from_lines if given.model is None else given.model
-        call.announce_built_in(named)
+        call.announce_unnamed(named)
         return Model(
             RunSpec.of(call.with_model(options if named is None else replace(options, model=named))),
             batch_size="auto" if given.batch_size == "auto" else int(given.batch_size),

@@ -64,7 +64,7 @@ def bench(
 
     age_s, workload, out = process_age_s(), given.workload(), call.console
     with call.start_recorder("bench", output.report) as recorder, out.progress() as progress:
-        progress.update("loading")
+        progress("loading")
         spec = RunSpec.of(call.with_model(options))
         start = time.perf_counter()
         import_engine()
@@ -76,7 +76,7 @@ def bench(
         llm.record(recorder, call.sources["kv_budget"])
         measurement = Measurement(llm.engine, workload)
         for doing in measurement.run():
-            progress.update(doing)
+            progress(doing)
             recorder.sample()
     loading = llm.model.loaded.stages
     stages = {

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 from kvlite.cli.invocation import Invocation
 from kvlite.cli.signature import without
 from kvlite.errors import UsageError
-from kvlite.flags import option
-from kvlite.options import AnswerOptions, ModelOptions, OutputOptions, read_text
+from kvlite.flags import option, read_text
+from kvlite.options import AnswerOptions, ModelOptions, OutputOptions
 
 if TYPE_CHECKING:
     from kvlite.catalog.files import ModelFiles
@@ -51,15 +51,15 @@ def chat(
         if out.as_json:
             raise UsageError("a chat at a terminal has no --json; use kvlite run --json, or pipe the question in")
         name = _session_to_open(given.continues, given.session)
-        call.announce_built_in(options.model)
+        call.announce_unnamed(options.model)
         _talk(asked, given, name, shows_thinking=output.show_thinking)
         return
     if given.continues or given.session:
         raise UsageError("--continue and --session need a terminal to go on at; stdin is a pipe here")
     words = [] if given.prompt is None else [given.prompt]
-    form = AnswerFormat(streams=not out.as_json, as_json=out.as_json, shows_thinking=output.show_thinking)
+    form = AnswerFormat(as_json=out.as_json, shows_thinking=output.show_thinking)
     text = build_prompt(words, [], None)
-    call.announce_built_in(options.model)
+    call.announce_unnamed(options.model)
     answer_once(asked, text, form, Deadline(None), command="chat")
 
 
@@ -83,12 +83,10 @@ def _session_to_open(continues: bool, session: str | None) -> str | None:
 def _talk(asked: Answering, given: ChatOptions, name: str | None, *, shows_thinking: bool) -> None:
     from platformdirs import user_state_path
 
-    from kvlite.chat.background_load import BackgroundLoad
     from kvlite.chat.display import AnswerFormat, Display, status_line
     from kvlite.chat.loop import Chat
     from kvlite.chat.session import Session
     from kvlite.chat.session_files import SessionFolder
-    from kvlite.chat.slash_commands import LEAVING
     from kvlite.chat.terminal import Terminal
     from kvlite.llm.spec import RunSpec
 
@@ -116,11 +114,10 @@ def _talk(asked: Answering, given: ChatOptions, name: str | None, *, shows_think
         spec = RunSpec.of(asked.options)
         if first is None and out.has_live_stderr:
             files = spec.files(out.note)
-            loading = BackgroundLoad(lambda: begin(files), terminal, out)
-            first = loading.line()
-            if first is None or first.strip() in LEAVING:
+            begun = terminal.read_beside(lambda: begin(files), out)
+            if begun is None:
                 return
-            chat = loading.result()
+            first, chat = begun
         else:
             chat = begin()
         try:

@@ -8,8 +8,8 @@ from typing import Annotated, Literal
 
 from kvlite.cli.invocation import Invocation
 from kvlite.cli.signature import only
-from kvlite.flags import option
-from kvlite.options import SAMPLING, ModelOptions, OutputOptions, read_file_name
+from kvlite.flags import option, read_file_name
+from kvlite.options import SAMPLING, ModelOptions, OutputOptions
 
 # fmt: off
 _OF_MODEL = (
@@ -99,7 +99,7 @@ def eval_(
     from kvlite.cli.evaluating import check, evaluate
 
     check(given)
-    call.announce_built_in(options.model)
+    call.announce_unnamed(options.model)
     chunk = options.prefill_chunk if call.is_given("prefill_chunk") else None
     with call.start_recorder("eval", output.report) as recorder:
         evaluate(given, call.with_model(options), chunk, recorder, call.console)

@@ -135,7 +135,7 @@ def _run(evaluation: Evaluation, out: Console) -> list[Summary]:
     """Measure under a status line; on the way out say where the results are."""
     try:
         with out.progress() as progress:
-            evaluation.tell = lambda now: progress.update(_progress(now))
+            evaluation.tell = lambda now: progress(_progress(now))
             return evaluation.run()
     except BaseException:
         if evaluation.journal.path is not None:

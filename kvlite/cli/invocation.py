@@ -14,7 +14,7 @@ from kvlite.options import BUILT_IN_MODEL, ModelOptions
 if TYPE_CHECKING:
     from kvlite.record.recorder import Recorder
 
-NEXT_MODEL = "a small demonstration; a real model to try next: qwen2.5-0.5b"
+NEXT_MODEL = "a small demonstration; for a real model: `kvlite pull smollm2-135m`"
 UNNAMED = f"no model is named: the built-in demo answers, {NEXT_MODEL}"
 
 
@@ -44,17 +44,22 @@ class Invocation:
         return self.sources[name] != "default"
 
     def with_model(self, options: ModelOptions) -> ModelOptions:
-        """Options with the model they name, else the user's default, else the built-in one.
+        """Options with the model they name, else the user's default, else a small one that is here.
 
         An empty name stays what it is: a shell variable that is not set must not choose another model.
         """
-        named = options.model
-        return options if named is not None else replace(options, model=self.default_model or BUILT_IN_MODEL)
+        from kvlite.catalog.files import unnamed_model
 
-    def announce_built_in(self, named: str | None) -> None:
-        """Say on stderr that nobody named a model and the built-in one answers; nothing if somebody did."""
+        named = options.model
+        return options if named is not None else replace(options, model=self.default_model or unnamed_model())
+
+    def announce_unnamed(self, named: str | None) -> None:
+        """Say on stderr that nobody named a model and which one answers; nothing if somebody did."""
+        from kvlite.catalog.files import unnamed_model
+
         if named is None and not self.default_model:
-            self.console.note(UNNAMED)
+            model = unnamed_model()
+            self.console.note(UNNAMED if model == BUILT_IN_MODEL else f"no model is named: {model} answers")
 
     def start_recorder(self, command: str, report: str) -> Recorder:
         """Start to record `command`, warnings too."""

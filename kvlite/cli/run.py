@@ -10,8 +10,8 @@ import typer
 
 from kvlite.cli.invocation import Invocation
 from kvlite.cli.signature import without
-from kvlite.flags import argument, option
-from kvlite.options import AnswerOptions, ModelOptions, OutputOptions, model_option, read_seconds, read_text
+from kvlite.flags import argument, option, read_seconds, read_text
+from kvlite.options import AnswerOptions, ModelOptions, OutputOptions, model_option
 
 
 def _complete_word(ctx: typer.Context, incomplete: str) -> list[str]:
@@ -41,7 +41,6 @@ class RunOptions:
     )
     raw: bool = option(False, help="No chat template: continue the prompt as it is.")
     extract: bool = option(False, "-x", help="Print only the first code block.")
-    stream: bool | None = option(None, "--stream/--no-stream", help="Print as it comes, or all at once.")
     show_time: bool = option(False, "--time", help="Say on stderr how long it took.")
     max_time: float | None = option(
         None, metavar="SECONDS", parse=read_seconds, help="Stop after this long (exit 124)."
@@ -65,7 +64,6 @@ def run(
     deadline = Deadline(given.max_time)
     with deadline.running():
         form = AnswerFormat(
-            streams=not (given.extract or out.as_json) if given.stream is None else given.stream,
             extracts=given.extract,
             as_json=out.as_json,
             shows_thinking=output.show_thinking,
@@ -75,6 +73,6 @@ def run(
         name, rest = split_words(given.words, given.model, call.with_model(options).model, out)
         prompt = build_prompt(rest, given.file, given.template)
         if rest == [*given.words] and rest[:1] in ([], [STDIN]):  # of any other first word, split_words has said it
-            call.announce_built_in(given.model)
+            call.announce_unnamed(given.model)
         asked = replace(asked, options=replace(options, model=name))
         answer_once(asked, prompt, form, deadline, raw=given.raw)

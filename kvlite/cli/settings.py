@@ -110,4 +110,5 @@ def _check(ctx: typer.Context, label: str, option: TyperOption, value: Any) -> N
     try:
         option.process_value(ctx, value)
     except typer.BadParameter as error:
-        raise ValueError(f"{label}: {error.message}") from error
+        reason = error.message.removeprefix("Value error, ").rstrip(".")  # pydantic's own words
+        raise ValueError(f"{label}: {reason}") from error

@@ -12,14 +12,23 @@ from pickle import PickleError
 from typing import Any
 
 import torch
+import transformers
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import logging as transformers_logging
 
 from kvlite.cache.cache import refused_kernels
 from kvlite.catalog.files import ModelFiles
 from kvlite.errors import BrokenModel, DoesNotFit, KvliteError, ModelError, OutOfMemory, UnsupportedModel, UsageError
+from kvlite.gguf.header import read_header
 from kvlite.memory.format import dtype_name, human_bytes
 from kvlite.memory.prediction import weight_term
 from kvlite.memory.shape import ModelShape
@@ -60,7 +69,7 @@ def load(files: ModelFiles, options: ModelOptions, device: torch.device) -> Load
     passed.append(("tokenizer", time.perf_counter()))
     set_threads(device)
     dtype: torch.dtype = getattr(torch, shape.dtype)
-    model = _model(folder, options, dtype, device)
+    model = _model(files, options, dtype, device)
     passed.append(("weights", time.perf_counter()))
     text_config = model.config.get_text_config()
     state = HybridState(config=text_config) if shape.has_state else None
@@ -114,7 +123,8 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> PreTrain
     return tokenizer
 
 
-def _model(folder: Path, options: ModelOptions, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
+def _model(files: ModelFiles, options: ModelOptions, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
+    folder = files.folder
     arguments: dict[str, Any] = {
         "dtype": dtype,
         "attn_implementation": "eager",
@@ -132,7 +142,7 @@ def _model(folder: Path, options: ModelOptions, dtype: torch.dtype, device: torc
             )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            loaded: Any = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, **arguments)
+            loaded = _from_gguf(files, arguments) if files.gguf else _from_folder(folder, arguments)
     except torch.OutOfMemoryError as error:
         raise OutOfMemory(f"the weights do not fit on {device}; try --4bit or a smaller model") from error
     except MemoryError as error:
@@ -146,6 +156,20 @@ def _model(folder: Path, options: ModelOptions, dtype: torch.dtype, device: torc
         torch.nn.Module.to(model, device)
     model.eval()
     return model
+
+
+def _from_folder(folder: Path, arguments: dict[str, Any]) -> Any:
+    return AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, **arguments)
+
+
+def _from_gguf(files: ModelFiles, arguments: dict[str, Any]) -> Any:
+    from kvlite.gguf.weights import state_dict
+
+    assert files.gguf is not None
+    config = AutoConfig.from_pretrained(files.folder, local_files_only=True)
+    weights = state_dict(read_header(files.gguf), arguments["dtype"])
+    kind = getattr(transformers, config.architectures[0])
+    return kind.from_pretrained(None, config=config, state_dict=weights, output_loading_info=True, **arguments)
 
 
 def _require_tensors(folder: Path, info: Mapping[str, Any]) -> None:

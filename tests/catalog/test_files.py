@@ -59,13 +59,12 @@ def test_pickles_are_loaded_only_when_allowed(tmp_path: Path) -> None:
     assert local_files(ModelRef(path=tmp_path), allow_pickle=True).weights == Weights(5)
 
 
-@pytest.mark.parametrize("name", ["q4.gguf", "adapter_model.safetensors"])
-def test_other_formats_are_refused_with_or_without_a_config(tmp_path: Path, name: str) -> None:
-    write_model(tmp_path, {name: b""})
-    with pytest.raises(UnsupportedModel, match=r"GGUF|adapter"):
+def test_an_adapter_is_refused_with_or_without_a_config(tmp_path: Path) -> None:
+    write_model(tmp_path, {"adapter_model.safetensors": b""})
+    with pytest.raises(UnsupportedModel, match="adapter"):
         local_files(ModelRef(path=tmp_path))
     write_model(tmp_path, model_files(model__safetensors=None))
-    with pytest.raises(UnsupportedModel, match=r"GGUF|adapter"):
+    with pytest.raises(UnsupportedModel, match="adapter"):
         local_files(ModelRef(path=tmp_path))
 
 

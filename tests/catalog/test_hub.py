@@ -126,11 +126,9 @@ def test_pickle_only_repository(hub: HubServer) -> None:
     assert "only pickle weights" in refusal("org/name", UnsupportedModel)
 
 
-def test_gguf_only_repository_names_what_to_use(hub: HubServer) -> None:
+def test_a_repository_whose_gguf_file_is_none_says_so(hub: HubServer) -> None:
     hub.add("org/name-GGUF", {"README.md": b"", "q4.gguf": b"x"}, card={"base_model": ["org/name"]})
-    assert refusal("org/name-GGUF", UnsupportedModel).endswith(
-        "has only GGUF files, which kvlite does not load; use org/name"
-    )
+    assert refusal("org/name-GGUF", BrokenModel).endswith("q4.gguf is not a GGUF file; download it again")
 
 
 def test_repository_without_a_model(hub: HubServer) -> None:

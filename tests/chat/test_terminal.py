@@ -1,3 +1,4 @@
+import io
 import stat
 import time
 from threading import Event, Thread
@@ -12,6 +13,8 @@ from prompt_toolkit.output import DummyOutput
 from kvlite.chat import terminal
 from kvlite.chat.slash_commands import BY_NAME
 from kvlite.chat.terminal import Terminal, command_completer, is_open_block
+from kvlite.console import Console
+from kvlite.errors import Interrupted, UsageError
 
 ALL = [f"/{name}" for name in BY_NAME]
 ALT_ENTER = "\x1b\r"
@@ -82,11 +85,27 @@ def test_completion_offers_commands_at_the_start_only(text, words):
 
 
 @pytest.fixture
+def console():
+    return Console(stdout=io.StringIO(), stderr=io.StringIO())
+
+
+def wait_for(is_so):
+    for _ in range(3000):
+        if is_so():
+            return
+        time.sleep(0.01)
+    raise AssertionError("it never came")
+
+
+@pytest.fixture
 def editing(monkeypatch):
-    """A terminal whose `read` another thread watches: `during(terminal, keys)` is called once a text is edited."""
+    """A terminal whose `read` another thread watches: `during(terminal, keys)` is called once a text is edited.
+
+    `reads` calls it.
+    """
     monkeypatch.setattr(terminal, "create_output", lambda **_: DummyOutput())
 
-    def read(during):
+    def read(during, reads=Terminal.read):
         with create_pipe_input() as pipe, create_app_session(input=pipe):
             edited = Terminal(status=None, history=None)
 
@@ -100,7 +119,7 @@ def editing(monkeypatch):
             thread = Thread(target=watch, daemon=True)
             thread.start()
             try:
-                return edited.read()
+                return reads(edited)
             finally:
                 is_over.set()
                 thread.join(30)
@@ -139,12 +158,110 @@ def test_what_is_written_when_nothing_is_edited_is_written_at_once(monkeypatch):
     assert written == [1]
 
 
-@pytest.mark.parametrize("is_early", [False, True], ids=["while a text is edited", "before"])
-def test_another_thread_may_end_the_reading(editing, monkeypatch, is_early):
-    if is_early:
-        started = Terminal.__init__
-        monkeypatch.setattr(
-            Terminal, "__init__", lambda self, *a, **k: (started(self, *a, **k), self.end(ValueError("failed")))[0]
-        )
+def test_what_fails_ends_the_reading(editing, console):
+    failing = Event()
+
+    def fail():
+        assert failing.wait(30)
+        raise ValueError("failed")
+
     with pytest.raises(ValueError, match="failed"):
-        editing(lambda edited, pipe: None if is_early else edited.end(ValueError("failed")))
+        editing(lambda edited, pipe: failing.set(), lambda edited: edited.read_beside(fail, console))
+
+
+def test_what_has_failed_before_ends_the_reading_when_it_begins(editing, console):
+    def fail():
+        raise ValueError("failed")
+
+    def read_late(edited):
+        read = edited.read
+        edited.read = lambda: (wait_for(edited._work.done), read())[1]
+        return edited.read_beside(fail, console)
+
+    with pytest.raises(ValueError, match="failed"):
+        editing(lambda edited, pipe: None, read_late)
+
+
+def test_the_status_line_is_drawn_again_when_the_work_is_done(editing, console):
+    drawn, working = [], Event()
+
+    def during(edited, pipe):
+        edited._session.app.after_render += lambda app: drawn.append(edited._work.done())
+        working.set()
+        wait_for(lambda: True in drawn)
+        pipe.send_text("hi\r")
+
+    assert editing(during, lambda edited: edited.read_beside(lambda: working.wait(30), console)) == ("hi", True)
+
+
+@pytest.fixture
+def given(monkeypatch):
+    """A terminal that reads these lines, or raises what is among them; `discarded` counts what was dropped."""
+    monkeypatch.setattr(terminal, "create_output", lambda **_: DummyOutput())
+    monkeypatch.setattr(terminal, "discard_typed", lambda: made.discarded.append(1))
+
+    def made(*lines):
+        waiting = list(lines)
+
+        def read():
+            line = waiting.pop(0)
+            if isinstance(line, BaseException):
+                raise line
+            return line
+
+        made_terminal = Terminal(status=None, history=None)
+        monkeypatch.setattr(made_terminal, "read", read)
+        return made_terminal
+
+    made.discarded = []
+    return made
+
+
+def test_a_line_is_read_before_the_work_is_done_and_waits_for_it(given, console):
+    edited, is_read = given("", "  ", "Hello"), Event()
+    first_line = edited._first_line
+    edited._first_line = lambda: (first_line(), is_read.set())[0]
+    assert edited.read_beside(lambda: is_read.wait(30), console) == ("Hello", True)
+
+
+def test_notes_go_above_the_line_until_the_result_is_there(given, console, monkeypatch):
+    above = []
+    edited = given("Hello")
+    monkeypatch.setattr(edited, "above", lambda write: (above.append(1), write()))
+    edited.read_beside(lambda: console.note("loaded"), console)
+    console.note("later")
+    assert len(above) == 1 and console.stderr.getvalue() == "loaded\nlater\n"
+
+
+def test_a_failure_is_raised_and_drops_what_was_typed(given, console):
+    def fail():
+        raise UsageError("too small")
+
+    with pytest.raises(UsageError, match="too small"):
+        given("Hello").read_beside(fail, console)
+    assert len(given.discarded) == 1  # a shell would take what is not read yet for commands
+
+
+def test_a_file_that_ends_too_early_is_no_way_of_leaving(given, console):
+    def fail():
+        raise EOFError("ran out of input")
+
+    edited = given()
+
+    def read():
+        wait_for(edited._work.done)
+        raise EOFError
+
+    edited.read = read
+    with pytest.raises(EOFError, match="ran out"):
+        edited.read_beside(fail, console)
+
+
+@pytest.mark.parametrize("last", [EOFError(), "/exit", " /bye "])
+def test_leaving_does_not_wait(given, console, last):
+    never = Event()
+    assert given(last).read_beside(never.wait, console) is None
+    with pytest.raises(Interrupted):
+        given(KeyboardInterrupt(), KeyboardInterrupt(), "Hello").read_beside(never.wait, console)
+    assert given(KeyboardInterrupt(), "Hello").read_beside(lambda: 1, console) == ("Hello", 1)
+    never.set()

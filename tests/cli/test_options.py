@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args, get_type_hints
 
 import pytest
 import typer.main
@@ -24,7 +24,7 @@ from kvlite.flags import argument, option
 from kvlite.llm.answer import sampling_of
 from kvlite.memory.plan import MOST_CHUNK
 from kvlite.memory.prediction import QUANT_BYTES
-from kvlite.options import BUILT_IN_MODEL, QUANTS, AnswerOptions, ModelOptions, OutputOptions
+from kvlite.options import BUILT_IN_MODEL, AnswerOptions, ModelOptions, OutputOptions
 
 
 def options_of(command: str) -> list[TyperOption]:
@@ -68,7 +68,7 @@ def test_what_runs_foreign_code_must_be_typed_each_time() -> None:
 
 
 def test_what_a_weight_takes_is_known_of_every_kind_of_quantisation() -> None:
-    assert set(QUANTS) == {"none", *QUANT_BYTES}
+    assert set(get_args(get_type_hints(ModelOptions)["quant"])) == {"none", *QUANT_BYTES}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -42,7 +42,7 @@ def kvlite(hub: HubServer, capsys: pytest.CaptureFixture[str]) -> Kvlite:
 def test_pull_says_what_comes_and_prints_the_folder(hub: HubServer, kvlite: Kvlite) -> None:
     commit = hub.add("org/name", sharded_files(), card={"license": "mit"}).commit
     code, out, err = kvlite("pull", "org/name")
-    assert code == 0 and err.startswith(f"org/name@{commit[:7]}, licence mit, ")
+    assert code == 0 and err.startswith(f"downloading org/name@{commit[:7]}, licence mit, ")
     assert (Path(out.removesuffix("\n")) / "model-00002-of-00002.safetensors").is_file()
     again = kvlite("pull", "org/name", "--json")
     assert ", 0 B of it not here" in again.err
@@ -64,7 +64,7 @@ def test_pull_takes_a_newer_commit_and_keeps_the_old(hub: HubServer, kvlite: Kvl
     [
         ("org/none", 3, "the Hub has no model org/none"),
         ("org/pickle", 3, "only pickle weights"),
-        ("org/gguf", 3, "only GGUF files"),
+        ("org/gguf", 3, "q4.gguf is not a GGUF file"),
         ("org/gated", 3, "is gated"),
         ("lama-7b", 3, "did you mean llama-7b?"),
         ("org/name@a --revision b", 2, "two revisions"),

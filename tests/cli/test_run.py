@@ -105,10 +105,6 @@ def test_quiet_leaves_only_the_answer(run):
     assert code == 0 and out.strip() and err == ""
 
 
-def test_streamed_and_whole_answers_are_equal(run):
-    assert run("demo", "Hello", "--greedy")[1] == run("demo", "Hello", "--greedy", "--no-stream")[1]
-
-
 def test_without_a_model_the_built_in_one_answers_and_says_so(run):
     code, out, err = run("Hello there")
     assert code == 0 and out.strip() and "demo answers" in err
@@ -231,7 +227,6 @@ def test_the_source_of_the_budget_is_recorded(run, monkeypatch):
         (("demo", "hi", "--kv-budget", "1tok"), 4, "smallest"),
         (("demo", "hi", "--kv-budget", "900TB"), 4, "free"),
         (("demo", "hi", "--json", "-x"), 2, "contradicts"),
-        (("demo", "hi", "--json", "--stream"), 2, "contradicts"),
         (("demo", "hi", "--raw", "-s", "x"), 2, "contradicts"),
         (("demo", "hi", "--greedy", "-t", "1"), 2, "contradicts"),
         (("demo", "hi", "-f", "nowhere.txt"), 2, "nowhere.txt"),

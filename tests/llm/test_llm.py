@@ -149,7 +149,7 @@ def test_nothing_is_printed_and_who_wants_to_is_told(capfd: pytest.CaptureFixtur
         ({"prefill_chunk": 0}, "prefill_chunk is 0; give at least 1"),
         ({"on_full": "wait"}, "on_full is 'wait'; it should be 'evict', 'stop' or 'error'"),
         ({"batch_size": 0}, "'0' is no batch size; give auto or a number from 1 to 65536"),
-        ({"quant": "5bit"}, "quant: '5bit' is not one of none, 8bit"),
+        ({"quant": "5bit"}, "quant is '5bit'; it should be 'none', '8bit'"),
     ],
 )
 def test_options_are_refused_by_name(options: dict[str, Any], message: str) -> None:

@@ -6,7 +6,6 @@ from types import SimpleNamespace
 import pytest
 
 from kvlite.chat.display import AnswerFormat, Display
-from kvlite.chat.single_turn import answer_prompt
 from kvlite.console import Console
 from kvlite.deadline import Deadline
 from kvlite.engine.request import Sampling
@@ -29,21 +28,21 @@ def answered(engine, text):
         display = Display(console, Recorder("run", (), report="none"), output or AnswerFormat())
         encoded = text.conversation([{"role": "user", "content": "hi"}])
         llm = SimpleNamespace(engine=engine, model=SimpleNamespace(text=text, name="demo"))
-        answer_prompt(llm, encoded, settings or AnswerSettings(), display, deadline or Deadline(None))
+        display.answer_prompt(llm, encoded, settings or AnswerSettings(), deadline or Deadline(None))
         return answer.out.getvalue()
 
     return answer
 
 
 @pytest.mark.parametrize("says", ["hello", "hello\n"])
-@pytest.mark.parametrize("streams", [True, False])
-def test_the_answer_ends_with_one_newline(answered, says, streams):
-    assert answered(says, AnswerFormat(streams=streams)) == "hello\n"
+@pytest.mark.parametrize("extracts", [True, False])
+def test_the_answer_ends_with_one_newline(answered, says, extracts):
+    assert answered(says, AnswerFormat(extracts=extracts)) == "hello\n"
 
 
 def test_json_is_a_chat_completion_with_what_kvlite_counted(answered):
     settings = AnswerSettings(sampling=Sampling(temperature=1.0, seed=7), max_tokens=4)
-    body = json.loads(answered("<hm>hello", AnswerFormat(streams=False, as_json=True), settings))
+    body = json.loads(answered("<hm>hello", AnswerFormat(as_json=True), settings))
     assert body["object"] == "chat.completion" and body["model"] == "demo"
     assert body["choices"][0]["message"] == {"role": "assistant", "content": "", "reasoning_content": "hm"}
     assert body["choices"][0]["finish_reason"] == "length"
@@ -63,18 +62,17 @@ def test_json_is_a_chat_completion_with_what_kvlite_counted(answered):
     ],
 )
 def test_extract_prints_the_first_code_block(answered, says, code):
-    assert answered(says, AnswerFormat(streams=False, extracts=True)) == code
+    assert answered(says, AnswerFormat(extracts=True)) == code
 
 
 def test_extract_prints_all_and_says_so_where_there_is_no_code_block(answered):
-    assert answered("no `code` here", AnswerFormat(streams=False, extracts=True)) == "no `code` here\n"
+    assert answered("no `code` here", AnswerFormat(extracts=True)) == "no `code` here\n"
     assert "no code block" in answered.err.getvalue()
 
 
-@pytest.mark.parametrize("wrong", [{"extracts": True, "as_json": True}, {"as_json": True}, {"extracts": True}])
-def test_forms_that_exclude_each_other_are_refused(wrong):
+def test_forms_that_exclude_each_other_are_refused():
     with pytest.raises(UsageError, match="contradicts"):
-        AnswerFormat(streams=not ("extracts" in wrong and "as_json" in wrong), **wrong)
+        AnswerFormat(extracts=True, as_json=True)
 
 
 def test_thinking_time_and_evictions_go_to_stderr(engine, answered):
@@ -86,21 +84,21 @@ def test_thinking_time_and_evictions_go_to_stderr(engine, answered):
 
 def test_an_answer_that_had_no_room_says_so(engine, answered):
     engine.cut_short = "all 5 slots are full"
-    answered("yes", AnswerFormat(streams=False))
+    answered("yes", AnswerFormat())
     assert "the answer was cut short: all 5 slots are full" in answered.err.getvalue()
 
 
 def test_ctrl_c_prints_what_there_is_and_ends_with_interrupted(engine, answered, monkeypatch):
     interrupt_after(engine, monkeypatch, signal.SIGINT)
     with pytest.raises(Interrupted):
-        answered("a long answer", AnswerFormat(streams=False))
+        answered("a long answer", AnswerFormat())
 
 
 def test_the_end_of_the_time_cancels_the_answer(engine, answered, monkeypatch):
     interrupt_after(engine, monkeypatch, signal.SIGALRM)
     deadline = Deadline(1000.0)
     with deadline.running(), pytest.raises(TimeLimit, match="1000 s"):
-        answered("a long answer", AnswerFormat(streams=False, as_json=True), deadline=deadline)
+        answered("a long answer", AnswerFormat(as_json=True), deadline=deadline)
     choice = json.loads(answered.out.getvalue())["choices"][0]
     assert choice["finish_reason"] == "cancelled" and choice["message"]["content"] == "a l"
 

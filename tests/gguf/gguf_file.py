@@ -1,0 +1,169 @@
+"""Writes GGUF files of tiny models as llama.cpp's converter would, with names from the `gguf` library's own tables."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedModel
+
+_ARCHITECTURES = {"gemma3_text": "gemma3", "qwen2_moe": "qwen2moe", "qwen3_moe": "qwen3moe", "mixtral": "llama"}
+_PERMUTED = ("llama", "smollm3", "granite")
+_SHIFTED = ("gemma", "gemma2", "gemma3")
+SPECIAL = ("<pad>", "<s>", "</s>", "<|im_start|>", "<|im_end|>")
+TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}<|im_start|>assistant\n"
+)
+
+
+def byte_level_tokenizer(vocab_size: int = 300) -> Tokenizer:
+    """A small byte-level tokenizer with SPECIAL first."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=list(SPECIAL),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(["the cat sat on the mat, and then the hat"] * 5, trainer)
+    return tokenizer
+
+
+def tokenizer_metadata(tokenizer: Tokenizer, pre: str = "gpt-2") -> dict[str, Any]:
+    """What a file says of a byte-level tokenizer."""
+    import json
+
+    tokens = [tokenizer.id_to_token(i) for i in range(tokenizer.get_vocab_size())]
+    merges = [" ".join(merge) for merge in json.loads(tokenizer.to_str())["model"]["merges"]]
+    return {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": pre,
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.token_type": [3 if token in SPECIAL else 1 for token in tokens],
+        "tokenizer.ggml.merges": merges,
+        "tokenizer.ggml.bos_token_id": 1,
+        "tokenizer.ggml.eos_token_id": 2,
+        "tokenizer.ggml.add_bos_token": False,
+        "tokenizer.chat_template": TEMPLATE,
+    }
+
+
+def model_metadata(model: PreTrainedModel) -> dict[str, Any]:
+    """What a file says of a model's shape."""
+    config = model.config
+    name = _architecture(model)
+    rope = config.rope_parameters
+    found = {
+        "context_length": config.max_position_embeddings,
+        "embedding_length": config.hidden_size,
+        "block_count": config.num_hidden_layers,
+        "feed_forward_length": config.intermediate_size,
+        "attention.head_count": config.num_attention_heads,
+        "attention.head_count_kv": config.num_key_value_heads,
+        "attention.key_length": getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
+        "attention.layer_norm_rms_epsilon": float(config.rms_norm_eps),
+        "rope.freq_base": float(rope.get("full_attention", rope)["rope_theta"]),
+        "attention.sliding_window": getattr(config, "sliding_window", None),
+        "attn_logit_softcapping": getattr(config, "attn_logit_softcapping", None),
+        "final_logit_softcapping": getattr(config, "final_logit_softcapping", None),
+        "expert_count": getattr(config, "num_experts", None) or getattr(config, "num_local_experts", None),
+        "expert_used_count": getattr(config, "num_experts_per_tok", None),
+        "expert_feed_forward_length": getattr(config, "moe_intermediate_size", None),
+        "expert_shared_feed_forward_length": getattr(config, "shared_expert_intermediate_size", None),
+        "embedding_scale": getattr(config, "embedding_multiplier", None),
+        "residual_scale": getattr(config, "residual_multiplier", None),
+        "attention.scale": getattr(config, "attention_multiplier", None),
+        "logit_scale": getattr(config, "logits_scaling", None),
+    }
+    return {f"{name}.{key}": value for key, value in found.items() if value is not None}
+
+
+def write_gguf(
+    path: Path, metadata: Mapping[str, Any], tensors: Mapping[str, np.ndarray], architecture: str, kind: str = "F32"
+) -> Path:
+    """Write a file; matrices become blocks of `kind`, vectors stay F32."""
+    writer = gguf.GGUFWriter(path, architecture)
+    for key, value in metadata.items():
+        if isinstance(value, bool):
+            writer.add_bool(key, value)
+        elif isinstance(value, int):
+            writer.add_uint32(key, value)
+        elif isinstance(value, float):
+            writer.add_float32(key, value)
+        elif isinstance(value, str):
+            writer.add_string(key, value)
+        else:
+            writer.add_array(key, value)
+    for name, values in tensors.items():
+        quantised = gguf.GGMLQuantizationType[kind if values.ndim > 1 else "F32"]
+        writer.add_tensor(name, gguf.quants.quantize(values, quantised), raw_dtype=quantised)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def write_model(path: Path, model: PreTrainedModel, kind: str = "F32", **metadata: Any) -> Path:
+    """Write a tiny model with a byte-level tokenizer of its vocabulary's size, or one token for each id."""
+    about = model_metadata(model) | tokenizer_metadata(byte_level_tokenizer(model.config.vocab_size)) | metadata
+    return write_gguf(path, about, converted(model), _architecture(model), kind)
+
+
+def converted(model: PreTrainedModel) -> dict[str, np.ndarray]:
+    """The model's tensors under llama.cpp's names and in its order."""
+    architecture, config = _architecture(model), model.config
+    known = {name: arch for arch, name in gguf.MODEL_ARCH_NAMES.items()}[architecture]
+    names = gguf.get_tensor_name_map(known, config.num_hidden_layers)
+    found: dict[str, np.ndarray] = {}
+    for name, tensor in _checkpoint(model).items():
+        place = names.get_name(name, try_suffixes=(".weight", ".bias"))
+        assert place is not None, name
+        values = tensor.float()
+        if architecture in _PERMUTED and ("q_proj" in name or "k_proj" in name):
+            heads = config.num_attention_heads if "q_proj" in name else config.num_key_value_heads
+            values = values.unflatten(0, (heads, 2, -1)).transpose(1, 2).flatten(0, 2)
+        if architecture in _SHIFTED and name.endswith("norm.weight"):
+            values = values + 1
+        if "shared_expert_gate" in name:
+            values = values[0]
+        found[place] = values.numpy()
+    return found
+
+
+def _checkpoint(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """The model's tensors, experts as one stack for each of the three maps."""
+    tied = {"lm_head.weight"} if model.config.tie_word_embeddings else set()
+    found: dict[str, torch.Tensor] = {}
+    for name, tensor in model.state_dict().items():
+        if name in tied:
+            continue
+        if name.endswith("experts.gate_up_proj"):
+            stem = name.removesuffix("gate_up_proj")
+            found[f"{stem}gate_proj.weight"], found[f"{stem}up_proj.weight"] = tensor.chunk(2, 1)
+        elif name.endswith("experts.down_proj"):
+            found[f"{name}.weight"] = tensor
+        else:
+            found[name] = tensor
+    if model.config.model_type == "mixtral":
+        changed = {"gate_proj": "w1", "up_proj": "w3", "down_proj": "w2"}
+        found = {_mixtral(name, changed): tensor for name, tensor in found.items()}
+    return found
+
+
+def _mixtral(name: str, changed: Mapping[str, str]) -> str:
+    name = name.replace(".mlp.", ".block_sparse_moe.")
+    for ours, theirs in changed.items():
+        name = name.replace(f"experts.{ours}", f"experts.{theirs}")
+    return name
+
+
+def _architecture(model: PreTrainedModel) -> str:
+    return _ARCHITECTURES.get(model.config.model_type, model.config.model_type)
