@@ -31,7 +31,7 @@ from kvlite.memory.budget import Budget
 from kvlite.memory.format import slot_format
 from kvlite.memory.plan import CacheSpec, plan_cache
 from kvlite.models.loaded import LoadedModel
-from kvlite.record.measure import installed_versions
+from kvlite.record.measure import versions
 from peers.shapes import SHAPES, behind_the_gate, random_model
 
 
@@ -164,7 +164,7 @@ def main() -> None:
         told = {
             "command": ["python", *sys.argv],
             "device": name,
-            "versions": installed_versions(),
+            "versions": versions(),
             "shape": options.shape,
             "dtype": str(dtype).removeprefix("torch."),
             "threads": options.threads,

@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 from statistics import median
 
-from kvlite.record.measure import installed_versions
+from kvlite.record.measure import versions
 
 COMMAND = (sys.executable, "-m", "kvlite")
 
@@ -60,7 +60,7 @@ def main() -> None:
         told = {
             "command": ["python", *sys.argv],
             "device": platform.processor() or platform.machine(),
-            "versions": installed_versions(),
+            "versions": versions(),
             "model": options.model,
             "runs": options.runs,
             "stages_s": stages,

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from kvlite.record.measure import installed_versions
+from kvlite.record.measure import versions
 from kvlite.speed.roofline import Ceilings, device_name
 from peers.peer import Peer
 from peers.turns import Run
@@ -52,7 +52,7 @@ class Record:
             "command": _command(),
             "device": device_name(self.device),
             "threads": torch.get_num_threads(),
-            "versions": installed_versions(),
+            "versions": versions(),
             "shape": self.shape,
             "dtype": self.dtype,
             "ceilings": asdict(self.ceilings),
@@ -67,13 +67,13 @@ class Record:
     def to_markdown(self) -> str:
         """One page: a line for each engine and case, its rate, and how many times that kvlite's is."""
         copied = self.ceilings.copy_bytes_s / 1e9
-        versions = ", ".join(f"{name} {version}" for name, version in installed_versions().items())
+        software = ", ".join(f"{name} {version}" for name, version in versions().items())
         lines = [
             f"# {self.shape}, {self.dtype}, {device_name(self.device)}",
             "",
             f"`{' '.join(_command())}`",
             "",
-            f"{versions}. In the same run the device copies {copied:,.1f} GB/s.",
+            f"{software}. In the same run the device copies {copied:,.1f} GB/s.",
             "Random weights, random prompts, greedy, medians.",
         ]
         for title, rows in (("Decoding", self.decode), ("Prompts", self.prefill)):

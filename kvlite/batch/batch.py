@@ -27,7 +27,7 @@ from kvlite.engine.request import Token
 from kvlite.errors import BatchFailed, Interrupted, KvliteError, OutputError, Terminated, TimeLimit
 from kvlite.llm.answer import BATCH_MAX_TOKENS, sampling_of
 from kvlite.options import AnswerOptions, BatchOptions
-from kvlite.record.measure import installed_versions
+from kvlite.record.measure import versions
 from kvlite.record.recorder import Recorder
 from kvlite.record.schema import BatchReport
 
@@ -93,7 +93,7 @@ class Batch:
             "input_sha256": survey.sha256,
             "model": model.identity(),  # resolves the model first: a misspelt name writes nothing
             "params": {**model.params, **self._params},
-            "version": installed_versions().get("kvlite", "unknown"),
+            "version": versions().get("kvlite", "unknown"),
         }
         self._output = open_destination(self._options, self._console)
         ending.callback(self._output.close)

@@ -96,13 +96,13 @@ def _run(args: list[str], call: Invocation) -> int:
 
 
 def _show_version(out: Console) -> NoReturn:
-    from kvlite.record.measure import versions
+    from kvlite.record.measure import DISTRIBUTIONS, versions
 
     found = versions()
     if out.as_json:
-        out.json(found)
+        out.json({"python": None, **dict.fromkeys(DISTRIBUTIONS), **found})
     else:
-        out.line(f"{PROGRAM} {found['kvlite'] or 'unknown (not installed)'}")
+        out.line(f"{PROGRAM} {found.get('kvlite', 'unknown (not installed)')}")
     raise typer.Exit
 
 

@@ -25,7 +25,7 @@ from kvlite.memory.budget import Budget, BudgetKind
 from kvlite.memory.format import slot_format
 from kvlite.memory.plan import MOST_CHUNK
 from kvlite.options import ModelOptions
-from kvlite.record.measure import installed_versions
+from kvlite.record.measure import versions
 from kvlite.record.recorder import Recorder
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def evaluate(given: EvalOptions, options: ModelOptions, chunk: int | None, recor
         "dtype": model.loaded.shape.dtype,
         "quant": model.loaded.quant,
         "device": model.loaded.device.type,
-        "versions": installed_versions(),
+        "versions": versions(),
     }
     _write(about, summaries, given.html, out)
 

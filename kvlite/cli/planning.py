@@ -12,7 +12,7 @@ from kvlite.console import Console
 from kvlite.llm.spec import PlanDevice, RunSpec, find_device
 from kvlite.memory.budget import Budget, BudgetKind
 from kvlite.memory.fit import Quote, advice, quote
-from kvlite.memory.format import human_bytes, size_up
+from kvlite.memory.format import human_bytes, short_size
 from kvlite.memory.shape import LayerShape
 from kvlite.options import ModelOptions
 
@@ -59,7 +59,7 @@ def as_json(report: PlanReport) -> dict[str, Any]:
         "kv_bytes_per_token": shape.kv_bytes_per_token(found.spec.slot_format),
         "policy_state_bytes_per_slot": found.spec.state_bytes_per_slot,
         "budget": str(found.budget),
-        "kv_budget": size_up(cache.reserved_bytes) if cache else None,
+        "kv_budget": short_size(cache.reserved_bytes, up=True) if cache else None,
         "rows": cache.rows if cache else fit.most_rows,
         "context": report.context,
         "tokens": cache.slots if cache else 0,

@@ -8,7 +8,7 @@ from kvlite.cache.cache import SlotCache
 from kvlite.engine.request import Request
 from kvlite.engine.row import Row
 from kvlite.errors import BudgetTooSmall, ContextFull, KvliteError
-from kvlite.memory.format import size_up
+from kvlite.memory.format import short_size
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ class Limits:
             )
         return BudgetTooSmall(
             f"the KV budget holds {plan.fewest} tokens but {needed} are pinned, sinks or recent; "
-            f"give --kv-budget {size_up(self.cache.bytes_for(needed))} or more, or --no-pin-system"
+            f"give --kv-budget {short_size(self.cache.bytes_for(needed), up=True)} or more, or --no-pin-system"
         )
 
     def end(self, row: Row) -> ContextFull | None:

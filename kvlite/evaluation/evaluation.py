@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from kvlite.errors import UsageError
 from kvlite.evaluation.asking import converse
@@ -88,20 +88,17 @@ class Task:
 
     def open(self, placed: Placed, rows: int) -> Measure:
         """Allocate what measuring under a variant takes. Raises OutOfMemory."""
-        loaded, text, material = self.model.loaded, self.model.text, self.material
+        loaded, text, most = self.model.loaded, self.model.text, self.suite.max_tokens
+        material: Any = self.material  # all of one kind, which the suite says
         engine = placed.open(loaded, rows)
         if not self.suite.is_forced:
-            conversations = [item for item in material if isinstance(item, Conversation)]
-            most = self.suite.max_tokens
-            return lambda numbers, tell: converse(engine, text, [(n, conversations[n]) for n in numbers], most, tell)
+            return lambda numbers, tell: converse(engine, text, [(n, material[n]) for n in numbers], most, tell)
         from kvlite.evaluation.scoring import score_texts
 
-        texts = [item for item in material if isinstance(item, ForcedText)]
-        full, bounded = engine, None
+        full, bounded, chunk = engine, None, placed.plan.chunk
         if not placed.variant.is_reference:
             full, bounded = self.place(REFERENCE, self.tokens).open(loaded, rows), engine
-        chunk = placed.plan.chunk
-        return lambda numbers, tell: score_texts(full, bounded, [(n, texts[n]) for n in numbers], chunk, tell)
+        return lambda numbers, tell: score_texts(full, bounded, [(n, material[n]) for n in numbers], chunk, tell)
 
 
 @dataclass(slots=True)

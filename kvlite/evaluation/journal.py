@@ -46,15 +46,14 @@ class Answered:
 class Span:
     """Sums over the scored tokens of a text that have more than `over` and at most `upto` tokens before them.
 
-    `nll` is minus the log probability of the text, `full_nll` the same under the full cache, `kl` the divergence of
-    the bounded cache's next-token distribution from the full cache's, all in nats; `agreed` counts equal first choices.
+    `nll` is minus the log probability of the text, `kl` the divergence of the bounded cache's next-token distribution
+    from the full cache's, both in nats; `agreed` counts equal first choices.
     """
 
     over: int
     upto: int
     tokens: int = 0
     nll: float = 0.0
-    full_nll: float = 0.0
     kl: float = 0.0
     agreed: int = 0
 

@@ -87,15 +87,13 @@ def _compare(rows: Sequence[_Row], start: int, found: Sequence[Tensor], expected
     values = torch.stack(
         [
             -new.gather(-1, ids)[:, 0],
-            -old.gather(-1, ids)[:, 0],
             (old.exp() * (old - new)).sum(-1).clamp(min=0.0),  # rounding may take it below
             (old.argmax(-1) == new.argmax(-1)).float(),
         ]
     )
-    for (row, index), nll, full_nll, kl, agreed in zip(targets, *values.tolist(), strict=True):
+    for (row, index), nll, kl, agreed in zip(targets, *values.tolist(), strict=True):
         span = row.span(index)
         span.tokens += 1
         span.nll += nll
-        span.full_nll += full_nll
         span.kl += kl
         span.agreed += int(agreed)

@@ -10,7 +10,7 @@ from functools import partial
 
 from kvlite.errors import BudgetTooSmall, CapacityError
 from kvlite.memory.budget import Budget, BudgetKind
-from kvlite.memory.format import FORMATS, human_bytes, size_down
+from kvlite.memory.format import FORMATS, human_bytes, short_size
 from kvlite.memory.plan import AUTO_SHARE, CachePlan, CacheSpec, largest, plan_cache
 from kvlite.memory.prediction import DeviceKind, MemoryPlan, Weights, cache_terms, pass_terms, weight_term
 from kvlite.memory.shape import ModelShape
@@ -198,5 +198,5 @@ def _budget_advice(fit: Fit) -> str:
     free = fit.free_for_cache
     if not free:
         return ""
-    found = quote(fit, Budget.parse(size_down(free)))
+    found = quote(fit, Budget.parse(short_size(free, up=False)))
     return f"--kv-budget {found.budget} (keeps {found.cache.slots:,} tokens)" if found.cache and found.fits else ""

@@ -97,17 +97,8 @@ def human_bytes(count: int, decimals: int | None = None) -> str:
     return f"{size:.{decimals}f} {unit}"
 
 
-def size_up(count: int) -> str:
-    """The shortest size, as `Budget` reads it, that is at least `count` bytes and at most a tenth above: `1.3MB`."""
-    return _short_size(count, up=True)
-
-
-def size_down(count: int) -> str:
-    """As `size_up`, but at most `count` bytes: what can be asked for without exceeding it."""
-    return _short_size(count, up=False)
-
-
-def _short_size(count: int, *, up: bool) -> str:
+def short_size(count: int, *, up: bool) -> str:
+    """The shortest size, as `Budget` reads it, within a tenth of `count` bytes, rounded up or down: `1.3MB`."""
     for unit in ("TB", "GB", "MB", "kB"):
         size = UNITS[unit.upper()]
         if count >= size:

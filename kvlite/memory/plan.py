@@ -15,7 +15,7 @@ from functools import partial
 
 from kvlite.errors import BudgetTooSmall, DoesNotFit, UsageError
 from kvlite.memory.budget import Budget, BudgetKind
-from kvlite.memory.format import SlotFormat, human_bytes, size_down, size_up
+from kvlite.memory.format import SlotFormat, human_bytes, short_size
 from kvlite.memory.shape import LayerShape, ModelShape
 
 POSITION_BYTES = 8  # pos and rot, int32 each
@@ -140,7 +140,7 @@ def plan_cache(
         where += " in the smallest layer" if found.fewest < slots else ""
         raise BudgetTooSmall(
             f"KV budget {budget} holds {found.fewest} tokens{where}, but {protected} are protected; "
-            f"the smallest that works is {size_up(smallest)} ({smallest:,} bytes)"
+            f"the smallest that works is {short_size(smallest, up=True)} ({smallest:,} bytes)"
         )
     capped_by = "window" if slots == cap != _UNBOUNDED and budget.kind is not BudgetKind.FULL else None
     return replace(found, budget_bytes=budget_bytes, row_budget_bytes=budget_bytes // rows, capped_by=capped_by)
@@ -166,7 +166,7 @@ def _grant(budget: Budget, with_slots: Callable[[int], CachePlan], cap: int, fre
     if free_bytes is not None and wanted > free_bytes:
         raise DoesNotFit(
             f"KV budget {budget} takes {human_bytes(wanted)}, {human_bytes(free_bytes)} are free; "
-            f"what fits is {_most(with_slots, free_bytes, cap)}tok or {size_down(free_bytes)}"
+            f"what fits is {_most(with_slots, free_bytes, cap)}tok or {short_size(free_bytes, up=False)}"
         )
     return slots, wanted
 

@@ -72,7 +72,7 @@ def cache_terms(cache: CachePlan) -> tuple[Term, ...]:
 def pass_terms(
     shape: ModelShape, stored: SlotFormat, rows: int, chunk: int, quant: str, device: DeviceKind
 ) -> tuple[Term, ...]:
-    """What passes through the model take beside weights and cache, with chunks of `chunk` tokens a row."""
+    """The memory of passes through the model, beside weights and cache, with chunks of `chunk` tokens a row."""
     fed = max(rows, min(rows * chunk, MOST_CHUNK))  # rows share the tokens of a pass, or decode one each
     element, fp32 = DTYPE_BYTES[shape.dtype], DTYPE_BYTES["float32"]
     logits = rows * shape.vocab * (element + SAMPLING_COPIES * fp32)

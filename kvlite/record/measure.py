@@ -15,11 +15,12 @@ from typing import Any
 
 _STATUS = Path("/proc/self/status")
 _NAMED_ALIKE = ("torch", "transformers", "huggingface-hub", "safetensors", "bitsandbytes", "triton")
-_DISTRIBUTIONS = {
+DISTRIBUTIONS = {
     "kvlite": ("kvlite-llm",),
     **{name: (name,) for name in _NAMED_ALIKE},
     "cuda": ("nvidia-cuda-runtime", "nvidia-cuda-runtime-cu12"),
 }
+"""The packages whose versions are told, each under the name of any of its distributions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,12 +46,10 @@ def rss_peak_bytes() -> int:
 
     Linux's VmHWM comes first: getrusage starts from the peak of the shell that started the process.
     """
-    try:
+    with suppress(OSError):
         for line in _STATUS.read_text(encoding="ascii", errors="replace").splitlines():
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) * 1024
-    except OSError:
-        pass
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 
@@ -116,16 +115,11 @@ def _handle(nvml: Any, name: str) -> Any:
     return nvml.nvmlDeviceGetHandleByUUID(name)  # a slice of a GPU (MIG)
 
 
-def versions() -> dict[str, str | None]:
-    """Versions of kvlite and its dependencies, None where one is not installed. From metadata: imports nothing."""
-    found: dict[str, str | None] = {"python": platform.python_version(), **dict.fromkeys(_DISTRIBUTIONS)}
-    for name, distributions in _DISTRIBUTIONS.items():
+def versions() -> dict[str, str]:
+    """Versions of python, kvlite and the dependencies that are installed. From metadata: imports nothing."""
+    found = {"python": platform.python_version()}
+    for name, distributions in DISTRIBUTIONS.items():
         for distribution in distributions:
             with suppress(PackageNotFoundError):
-                found[name] = found[name] or version(distribution)
+                found.setdefault(name, version(distribution))
     return found
-
-
-def installed_versions() -> dict[str, str]:
-    """As `versions`, without those that are not installed."""
-    return {name: found for name, found in versions().items() if found is not None}

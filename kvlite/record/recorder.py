@@ -13,7 +13,6 @@ from typing import Protocol
 from kvlite.errors import OutOfMemory, UsageError
 from kvlite.memory.counts import KVCounts
 from kvlite.record import measure
-from kvlite.record.measure import DeviceReading
 from kvlite.record.schema import (
     BatchReport,
     DeviceMemory,
@@ -51,7 +50,7 @@ class Reading:
     layers: tuple[LayerKept, ...]
     phases: Mapping[str, int]
     torch: TorchMemory | None = None
-    gpu: DeviceReading | None = None
+    gpu: measure.DeviceReading | None = None
 
 
 class ReadableEngine(Protocol):
@@ -198,7 +197,7 @@ class Recorder:
         record, memory = self._record, self._record.memory
         if self._engine is not None:
             self._measure(self._engine.read())
-        record.host.ram_total_bytes, record.host.versions = measure.ram_total_bytes(), measure.installed_versions()
+        record.host.ram_total_bytes, record.host.versions = measure.ram_total_bytes(), measure.versions()
         record.exit_code, record.ended = exit_code, datetime.now(UTC)
         record.timeline = self._timeline.points
         memory.terms = [

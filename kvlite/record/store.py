@@ -26,11 +26,6 @@ def new_run_id(started: datetime) -> str:
     return f"{started:%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
 
 
-def runs_folder() -> Path:
-    """The folder of the records."""
-    return user_state_path("kvlite", appauthor=False) / "runs"
-
-
 def write_whole(text: str, path: Path) -> None:
     """Write `text` to `path`, whole or not at all, readable by the user alone. Raises OSError."""
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".tmp")
@@ -60,7 +55,7 @@ def read_record(path: Path) -> RunRecord:
 class RunRecords:
     """The folder of records; runs are called by id, by the start of an id, or `last`."""
 
-    folder: Path = field(default_factory=runs_folder)
+    folder: Path = field(default_factory=lambda: user_state_path("kvlite", appauthor=False) / "runs")
 
     def save(self, record: RunRecord) -> Path:
         """Keep `record`, dropping the oldest beyond 200. Raises OSError when the folder cannot be written."""
@@ -75,17 +70,13 @@ class RunRecords:
     def paths(self) -> list[Path]:
         """The records' files, the run that ended last first; empty when there is no folder. Raises UsageError."""
         try:
-            with os.scandir(self.folder) as entries:
-                found = [
-                    (entry.stat().st_mtime_ns, entry.name)
-                    for entry in entries
-                    if entry.name.endswith(".json") and _RUN_ID.fullmatch(entry.name[:-5]) and entry.is_file()
-                ]
+            files = [path for path in self.folder.iterdir() if path.suffix == ".json" and path.is_file()]
+            found = [(path.stat().st_mtime_ns, path) for path in files if _RUN_ID.fullmatch(path.stem)]
         except FileNotFoundError:
             return []
         except OSError as error:
             raise UsageError(f"cannot read {self.folder}: {error.strerror}; make it readable") from error
-        return [self.folder / name for _, name in sorted(found, reverse=True)]
+        return [path for _, path in sorted(found, reverse=True)]
 
     def find(self, name: str) -> Path:
         """The file of the run called `name`. Raises UsageError when no run, or more than one, is called so."""

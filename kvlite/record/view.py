@@ -9,10 +9,12 @@ from statistics import median
 
 from kvlite.memory.format import human_bytes
 from kvlite.record.page import ON_LIGHT, WIDTH, Curve, Mark, Plot, Section, page, round_ticks, x_at, y_at
-from kvlite.record.schema import KVReport, RunRecord, TimelinePoint
+from kvlite.record.schema import BatchReport, KVReport, RunRecord, TimelinePoint
 from kvlite.record.table import UNKNOWN, Table, count, percent, size
 
 MAX_REQUEST_ROWS = 20
+
+Rows = tuple[tuple[str, str], ...]
 
 
 def verdict(record: RunRecord) -> str:
@@ -44,8 +46,18 @@ def peak_vram_bytes(record: RunRecord) -> int | None:
 
 def record_tables(record: RunRecord) -> list[Table]:
     """Everything below the verdict; empty tables are left out."""
-    every = (_memory(record), _cache(record.kv), _phases(record), _requests(record), _batch(record))
-    return [table for table in (*every, _environment(record), _warnings(record)) if table.rows]
+    phases = tuple((phase.name, human_bytes(phase.peak_bytes)) for phase in record.memory.phases)
+    warnings = tuple((warning,) for warning in record.warnings)
+    tables = (
+        _memory(record),
+        Table(("KV cache", ""), _cache(record.kv) if record.kv else ()),
+        Table(("Phase", "peak memory"), phases),
+        _requests(record),
+        Table(("Batch", ""), _batch(record.batch) if record.batch else ()),
+        Table(("Environment", ""), _environment(record)),
+        Table(("Warnings",), warnings),
+    )
+    return [table for table in tables if table.rows]
 
 
 def run_line(record: RunRecord) -> str:
@@ -107,10 +119,7 @@ def _identity(record: RunRecord) -> str:
     )
 
 
-def _cache(kv: KVReport | None) -> Table:
-    columns = ("KV cache", "")
-    if kv is None:
-        return Table(columns, ())
+def _cache(kv: KVReport) -> Rows:
     source = f" ({kv.budget_source})" if kv.budget_source else ""
     rows = [
         ("budget", f"{human_bytes(kv.budget_bytes)} = {kv.budget_bytes:,} bytes{source}"),
@@ -127,12 +136,7 @@ def _cache(kv: KVReport | None) -> Table:
     if kv.full_cache_bytes is not None:
         times = f", {kv.full_cache_bytes / kv.peak_bytes:.1f} times the peak" if kv.peak_bytes else ""
         rows.append(("a full cache", f"{human_bytes(kv.full_cache_bytes)}{times}"))
-    return Table(columns, tuple(rows))
-
-
-def _phases(record: RunRecord) -> Table:
-    rows = tuple((phase.name, human_bytes(phase.peak_bytes)) for phase in record.memory.phases)
-    return Table(("Phase", "peak memory"), rows)
+    return tuple(rows)
 
 
 def _requests(record: RunRecord) -> Table:
@@ -156,16 +160,12 @@ def _requests(record: RunRecord) -> Table:
     return Table(columns, rows, note)
 
 
-def _batch(record: RunRecord) -> Table:
-    batch = record.batch
-    if batch is None:
-        return Table(("Batch", ""), ())
-    rows = [(name, count(getattr(batch, name))) for name in ("total", "ok", "failed", "resumed", "deduped")]
-    speed = UNKNOWN if batch.tokens_per_s is None else f"{batch.tokens_per_s:.1f} tok/s"
-    return Table(("Batch", ""), (*rows, ("speed", speed)))
+def _batch(batch: BatchReport) -> Rows:
+    counts = ((name, count(getattr(batch, name))) for name in ("total", "ok", "failed", "resumed", "deduped"))
+    return (*counts, ("speed", UNKNOWN if batch.tokens_per_s is None else f"{batch.tokens_per_s:.1f} tok/s"))
 
 
-def _environment(record: RunRecord) -> Table:
+def _environment(record: RunRecord) -> Rows:
     host, model = record.host, record.model
     rows: list[tuple[str, str | None]] = []
     if model is not None:
@@ -186,11 +186,7 @@ def _environment(record: RunRecord) -> Table:
         ("host memory", None if host.ram_total_bytes is None else human_bytes(host.ram_total_bytes)),
         ("versions", ", ".join(f"{name} {version}" for name, version in host.versions.items())),
     ]
-    return Table(("Environment", ""), tuple((name, value) for name, value in rows if value))
-
-
-def _warnings(record: RunRecord) -> Table:
-    return Table(("Warnings",), tuple((warning,) for warning in record.warnings))
+    return tuple((name, value) for name, value in rows if value)
 
 
 def record_page(record: RunRecord) -> str:

@@ -38,7 +38,7 @@ def bench_report(llm: LLM, found: Measurement, stages: Mapping[str, float]) -> R
     import torch
 
     from kvlite.engine.memory_report import EngineMemory
-    from kvlite.record.measure import installed_versions
+    from kvlite.record.measure import versions
     from kvlite.speed.roofline import device_name
 
     reading = EngineMemory(llm.engine).read()
@@ -58,7 +58,7 @@ def bench_report(llm: LLM, found: Measurement, stages: Mapping[str, float]) -> R
         "budget_bytes": reading.counts.budget_bytes,
         "reserved_bytes": reading.counts.reserved_bytes,
         "weights_read_bytes": found.weights_read_bytes,
-        "versions": installed_versions(),
+        "versions": versions(),
         "protocol": asdict(found.workload),
         "ceilings": asdict(found.ceilings),
         "startup": {"stages_s": stages, "total_s": sum(stages.values())},

@@ -13,7 +13,7 @@ import pytest
 from kvlite.cli import main
 from kvlite.record.recorder import Recorder
 from kvlite.record.schema import ModelIdentity
-from kvlite.record.store import RunRecords, runs_folder
+from kvlite.record.store import RunRecords
 from tests.record.measured import FakeEngine, counts
 
 Run = Callable[..., tuple[int, str, str]]
@@ -54,7 +54,7 @@ def test_the_last_run_is_shown_on_stdout(report: Run, args: tuple[str, ...]) -> 
 
 def test_json_is_the_record_verbatim(report: Run) -> None:
     run_id = keep_run()
-    path = runs_folder() / f"{run_id}.json"
+    path = RunRecords().folder / f"{run_id}.json"
     code, out, _ = report(run_id, "--json")
     assert (code, json.loads(out)) == (0, json.loads(path.read_text()))
 
@@ -96,7 +96,7 @@ def test_ls_without_runs_is_an_empty_list(report: Run) -> None:
 
 def test_ls_shows_the_other_runs_beside_a_broken_file(report: Run) -> None:
     run_id = keep_run()
-    (runs_folder() / "broken.json").write_text("{")
+    (RunRecords().folder / "broken.json").write_text("{")
     code, out, err = report("ls", "-q")
     assert (code, out) == (0, f"{run_id}\n")
     assert "broken.json is not a run record" in err

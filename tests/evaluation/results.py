@@ -44,7 +44,7 @@ def answered(
 def scored(kls: Sequence[float], tokens: int = 50) -> list[Result]:
     """One text per number, the mean divergence of its tokens."""
     return [
-        Scored(number, TOKENS, (Span(0, 64, tokens, tokens * (1 + kl), tokens, tokens * kl, tokens),))
+        Scored(number, TOKENS, (Span(0, 64, tokens, tokens * (1 + kl), tokens * kl, tokens),))
         for number, kl in enumerate(kls)
     ]
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvlite.errors import UsageError
-from kvlite.memory.format import human_bytes, parse_size, size_down, size_up, slot_format
+from kvlite.memory.format import human_bytes, parse_size, short_size, slot_format
 
 
 @pytest.mark.parametrize(
@@ -45,7 +45,7 @@ def test_what_is_no_size_is_none(text: str) -> None:
 
 @given(st.integers(1, 10**15))
 def test_round_sizes_bound_the_exact_one_closely(count: int) -> None:
-    up, down = parse_size(size_up(count)), parse_size(size_down(count))
+    up, down = parse_size(short_size(count, up=True)), parse_size(short_size(count, up=False))
     assert up is not None
     assert down is not None
     assert count * 0.9 <= down <= count <= up <= count * 1.1

@@ -11,9 +11,9 @@ import psutil
 import pytest
 
 from kvlite.record.measure import (
+    DISTRIBUTIONS,
     DeviceReading,
     device_reading,
-    installed_versions,
     ram_total_bytes,
     rss_peak_bytes,
     versions,
@@ -41,9 +41,8 @@ def test_the_peak_remembers_what_was_freed() -> None:
 
 
 def test_versions_come_without_importing_anything() -> None:
-    assert installed_versions()["python"] == sys.version.split()[0]
-    assert {**versions(), **installed_versions()} == versions()
-    assert None not in installed_versions().values()
+    assert versions()["python"] == sys.version.split()[0]
+    assert {"kvlite", "torch"} < set(versions()) <= {"python", *DISTRIBUTIONS}
 
 
 def test_a_device_nobody_has_gives_no_reading() -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from kvlite.errors import UsageError
 from kvlite.record.schema import RunRecord
-from kvlite.record.store import KEEP, RunRecords, new_run_id, read_record, runs_folder, write_whole
+from kvlite.record.store import KEEP, RunRecords, new_run_id, read_record, write_whole
 
 NOW = datetime(2025, 11, 20, 20, 11, 30, tzinfo=UTC)
 
@@ -38,8 +38,8 @@ def test_ids_sort_by_time_and_differ() -> None:
 
 
 def test_the_folder_is_in_the_state_folder(own_home: Path) -> None:
-    assert runs_folder().is_relative_to(own_home)
-    assert runs_folder().parts[-2:] == ("kvlite", "runs")
+    assert RunRecords().folder.is_relative_to(own_home)
+    assert RunRecords().folder.parts[-2:] == ("kvlite", "runs")
 
 
 def test_what_is_saved_loads_by_id_prefix_last_and_path(runs: RunRecords) -> None:
