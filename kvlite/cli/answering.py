@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from kvlite.catalog.files import ModelFiles
-from kvlite.chat.display import AnswerFormat, Display
+from kvlite.chat.display import AnswerFormat, Display, answer_prompt
 from kvlite.cli.invocation import Invocation
 from kvlite.deadline import Deadline
 from kvlite.errors import UsageError
@@ -55,4 +55,4 @@ def answer_once(
         llm = asked.open(RunSpec.of(asked.options), recorder)
         text = llm.model.text
         encoded = text.raw(prompt) if raw else text.prompt(prompt, system=asked.answer.system)
-        Display(asked.call.console, recorder, form).answer_prompt(llm, encoded, asked.settings(llm), deadline)
+        answer_prompt(llm, encoded, asked.settings(llm), Display(asked.call.console, recorder, form), deadline)
