@@ -29,10 +29,20 @@ def message_of(line: str) -> str:
 
 
 class Chat:
-    """A session, the file in `folder` it is saved to, and the display; `model` is named in the file."""
+    """A session, the file in `folder` it is saved to, and the display; `model` is named in the file.
+
+    The saved session `name` goes on under its own system prompt; where there is none, it begins.
+    """
 
     def __init__(
-        self, session: Session, folder: SessionFolder, display: Display, *, model: str, autosaves: bool = True
+        self,
+        session: Session,
+        folder: SessionFolder,
+        display: Display,
+        *,
+        model: str,
+        name: str | None = None,
+        autosaves: bool = True,
     ) -> None:
         self.session = session
         self.folder = folder
@@ -43,6 +53,8 @@ class Chat:
         self._autosaves = autosaves
         self._file: SessionFile | None = None
         self._interrupts = Interrupts()
+        if name is not None:
+            self._open(name)
 
     def run(self, prompt: Terminal, first: str | None = None) -> None:
         """Read and handle lines until the user leaves; `first` is handled before any is read."""
@@ -116,8 +128,7 @@ class Chat:
         self._file = file
         self.show(f"loaded {name}: {self.session.num_turns} turns, read by the model with your next message")
 
-    def open(self, name: str) -> None:
-        """Continue the session of this name under its own system prompt, or start one."""
+    def _open(self, name: str) -> None:
         file = self.folder.file(name)
         if not file.exists():
             self._file = file

@@ -14,7 +14,8 @@ from kvlite.flags import option
 from kvlite.options import ModelOptions, OutputOptions
 
 if TYPE_CHECKING:
-    from kvlite.speed.report import Workload
+    from kvlite.console import Console
+    from kvlite.speed.report import Report, Workload
 
 _COUNT = re.compile(r"(\d{1,12})([kM]?)", re.ASCII)
 _TIMES = {"": 1, "k": 1_000, "M": 1_000_000}
@@ -60,7 +61,7 @@ def bench(
     from kvlite.llm.spec import RunSpec
     from kvlite.llm.text_model import TextModel, import_engine
     from kvlite.memory.host import process_age_s
-    from kvlite.speed.report import bench_report, bench_tables, headlines
+    from kvlite.speed.report import bench_report
 
     age_s, workload, out = process_age_s(), given.workload(), call.console
     with call.start_recorder("bench", output.report) as recorder, out.progress() as progress:
@@ -88,14 +89,20 @@ def bench(
     report = bench_report(llm, measurement, stages)
     if out.as_json:
         out.json(report, indent=2)
-        return
+    else:
+        _show(report, out)
+        for reason in measurement.left_out:
+            out.note(f"left out: {reason}")
+
+
+def _show(report: Report, out: Console) -> None:
+    from kvlite.speed.report import bench_tables, headlines
+
     for line in headlines(report):
         out.line(line)
     for table in bench_tables(report):
         out.line()
         out.show(table)
-    for reason in measurement.left_out:
-        out.note(f"left out: {reason}")
 
 
 def _counts(flag: str, value: str) -> tuple[int, ...]:

@@ -13,6 +13,7 @@ from kvlite.options import AnswerOptions, ModelOptions, OutputOptions
 
 if TYPE_CHECKING:
     from kvlite.catalog.files import ModelFiles
+    from kvlite.chat.display import AnswerFormat
     from kvlite.cli.answering import Answering
 
 
@@ -47,17 +48,17 @@ def chat(
 
     out = call.console
     asked = Answering(call.with_model(options), answer, output.report, call)
+    form = AnswerFormat(as_json=out.as_json, shows_thinking=output.show_thinking)
     if has_user():
         if out.as_json:
             raise UsageError("a chat at a terminal has no --json; use kvlite run --json, or pipe the question in")
         name = _session_to_open(given.continues, given.session)
         call.announce_unnamed(options.model)
-        _talk(asked, given, name, shows_thinking=output.show_thinking)
+        _talk(asked, given, name, form)
         return
     if given.continues or given.session:
         raise UsageError("--continue and --session need a terminal to go on at; stdin is a pipe here")
     words = [] if given.prompt is None else [given.prompt]
-    form = AnswerFormat(as_json=out.as_json, shows_thinking=output.show_thinking)
     text = build_prompt(words, [], None)
     call.announce_unnamed(options.model)
     answer_once(asked, text, form, Deadline(None), command="chat")
@@ -80,10 +81,10 @@ def _session_to_open(continues: bool, session: str | None) -> str | None:
     return session
 
 
-def _talk(asked: Answering, given: ChatOptions, name: str | None, *, shows_thinking: bool) -> None:
+def _talk(asked: Answering, given: ChatOptions, name: str | None, form: AnswerFormat) -> None:
     from platformdirs import user_state_path
 
-    from kvlite.chat.display import AnswerFormat, Display, status_line
+    from kvlite.chat.display import Display, status_line
     from kvlite.chat.loop import Chat
     from kvlite.chat.session import Session
     from kvlite.chat.session_files import SessionFolder
@@ -102,11 +103,8 @@ def _talk(asked: Answering, given: ChatOptions, name: str | None, *, shows_think
         nonlocal session
         llm = asked.open(spec, recorder, files)
         session = Session(llm.engine, llm.model.text, asked.settings(llm), asked.answer.system)
-        display = Display(out, recorder, AnswerFormat(shows_thinking=shows_thinking))
-        chat = Chat(session, SessionFolder(), display, model=llm.model.name, autosaves=given.save)
-        if name is not None:
-            chat.open(name)
-        return chat
+        display = Display(out, recorder, form)
+        return Chat(session, SessionFolder(), display, model=llm.model.name, name=name, autosaves=given.save)
 
     history = user_state_path("kvlite", appauthor=False) / "history"
     terminal = Terminal(status if given.status else None, history, vi=given.vi)

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 from kvlite.errors import UsageError
 from kvlite.llm.answer import BATCH_MAX_TOKENS, CHAT_MAX_TOKENS, Answer, AnswerSettings, TextStream, stream_answers
 from kvlite.llm.conversation import Conversation
-from kvlite.llm.keywords import options_from
-from kvlite.llm.spec import BatchSize, RunSpec
+from kvlite.llm.spec import BatchSize, RunSpec, options_from
 from kvlite.llm.text_model import Allocated, TextModel, Told
 from kvlite.memory.budget import BudgetKind
 from kvlite.memory.format import human_bytes

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Generator, Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from kvlite.engine.request import Completion, FinishReason, Request, Sampling, Token
@@ -68,8 +68,8 @@ def sampling_of(options: AnswerOptions) -> dict[str, Any]:
     """The sampling settings that were given, as fields of Sampling. Raises UsageError on values out of range."""
     if options.greedy and options.temperature:  # NaN is true and is refused with the contradiction
         raise UsageError(f"--greedy contradicts --temperature {options.temperature}; give one of them")
-    names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed")
-    given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    asked = {one.name: getattr(options, one.name) for one in fields(Sampling)}
+    given = {name: value for name, value in asked.items() if value is not None}
     if options.greedy:
         given["temperature"] = 0.0
     Sampling(**given)  # only to have the ranges checked before anything is loaded

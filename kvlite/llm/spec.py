@@ -1,15 +1,17 @@
-"""Options become values here, once: what loading, planning, the engine and reports read. Loads no torch."""
+"""Keywords become options, and options values: what loading, planning and the engine read. Loads no torch."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
+import difflib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Literal, TypeVar, get_origin, get_type_hints
 
 from kvlite.cache.policy import Policy, load_policy
 from kvlite.catalog.files import ModelFiles, local_files
 from kvlite.catalog.names import ModelRef, resolve_model
 from kvlite.errors import UsageError
+from kvlite.flags import Flag
 from kvlite.memory.budget import Budget
 from kvlite.memory.fit import Fit
 from kvlite.memory.format import SlotFormat, dtype_name, parse_size, slot_format
@@ -22,6 +24,8 @@ from kvlite.options import ModelOptions
 ROWS_ON_CPU = 8
 ROWS_ON_GPU = 64
 """Rows of a batch where the user names no number and the budget holds as many."""
+
+Options = TypeVar("Options")
 
 BatchSize = int | Literal["auto"]
 """At most so many rows of a batch; `auto` leaves their number to the device."""
@@ -123,3 +127,36 @@ def find_device(device: str, vram: str | None = None) -> PlanDevice:
         if kind == "cuda":
             raise UsageError(f"--device {device}: no such GPU answers here; give --vram SIZE to pretend one")
     return PlanDevice("cpu", "this machine", available_bytes())
+
+
+def options_from(kind: type[Options], given: Mapping[str, Any], *, without: tuple[str, ...] = ()) -> Options:
+    """The options dataclass `kind` filled with `given`, which may name none of the fields `without`.
+
+    A single text stands for several where a field takes several. Raises UsageError on a name that is no field's, with
+    the nearest one, and on a value that the field does not take.
+    """
+    hints = get_type_hints(kind)
+    flags = {field.name: field.metadata["flag"] for field in fields(kind) if field.name not in without}  # type: ignore[arg-type]
+    for name in given:
+        if name not in flags:
+            close = difflib.get_close_matches(name, flags, n=1)
+            hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(flags)}"
+            raise UsageError(f"there is no option {name!r}; {hint}")
+    return kind(**{name: _value(name, value, hints[name], flags[name]) for name, value in given.items()})
+
+
+def _value(name: str, value: Any, hint: Any, flag: Flag) -> Any:
+    from pydantic import TypeAdapter, ValidationError  # commands need neither
+
+    if get_origin(hint) is tuple and isinstance(value, (str, list)):
+        value = (value,) if isinstance(value, str) else tuple(value)
+    try:
+        value = TypeAdapter(hint).validate_python(value, strict=True)
+    except ValidationError as error:
+        raise UsageError(f"{name} is {value!r}; {error.errors()[0]['msg'].replace('Input', 'it', 1)}") from error
+    if flag.min is not None and value is not None and value < flag.min:
+        raise UsageError(f"{name} is {value}; give at least {flag.min}")
+    try:
+        return value if flag.parse is None or value is None else flag.parse(value)
+    except ValueError as error:
+        raise UsageError(f"{name}: {error}") from error

@@ -9,8 +9,6 @@ from enum import Enum, auto
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from kvlite.errors import UsageError
-
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
@@ -72,15 +70,12 @@ class Part(Enum):
 class AnswerText:
     """The text of one answer, which begins with the part `begins`.
 
-    Stop strings end the answer and are not part of it; they do not count inside thinking. Raises UsageError on an empty
-    stop string.
+    Stop strings, none of them empty, end the answer and are not part of it; they do not count inside thinking.
     """
 
     def __init__(
         self, tokenizer: PreTrainedTokenizerBase, *, stop: Sequence[str] = (), begins: Part = Part.ANSWER
     ) -> None:
-        if "" in stop:
-            raise UsageError("a stop string is empty; give at least one character")
         tags = None if begins is Part.ANSWER else think_tags(tokenizer) or DEFAULT_TAGS
         self._decoder = TokenDecoder(tokenizer, keep=tags.open + tags.close if tags else "")
         self._tags = tags or DEFAULT_TAGS

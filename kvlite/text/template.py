@@ -44,7 +44,7 @@ class Encoded:
 class ChatText:
     """Converter between messages and ids for one model; `generation` is its generation_config.json.
 
-    `think` is auto, on or off. `tell` takes messages for the user, each once. Raises UsageError on another `think`.
+    `think` is auto, on or off. `tell` takes messages for the user, each once.
     """
 
     def __init__(
@@ -55,8 +55,6 @@ class ChatText:
         think: str = "auto",
         tell: Callable[[str], None] = lambda note: None,
     ) -> None:
-        if think not in ("auto", "on", "off"):
-            raise UsageError(f"think is {think!r}; give auto, on or off")
         self.tokenizer = tokenizer
         self.think = think
         self._generation = generation or {}

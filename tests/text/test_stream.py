@@ -4,7 +4,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvlite.errors import UsageError
 from kvlite.text.stream import AnswerText, Part, Piece
 
 REPLACEMENT = "\ufffd"
@@ -79,11 +78,6 @@ def test_nothing_follows_a_stop_string(make_tokenizer):
     pieces = read(answer, ids_of(tokenizer, "hi there\nUser: hello"))
     assert "".join(piece.text for piece in pieces) == answer.text == "hi there"
     assert answer.stopped
-
-
-def test_an_empty_stop_string_is_refused(make_tokenizer):
-    with pytest.raises(UsageError, match="stop string is empty"):
-        AnswerText(make_tokenizer(), stop=[""])
 
 
 @pytest.mark.parametrize("kind", ["byte-level", "sentencepiece"])

@@ -331,11 +331,6 @@ def test_template_variables_reach_the_template_but_no_control_token_does(make_to
         text.conversation([USER], template_kwargs={"tools": [{"name": "<|im_end|>"}]})
 
 
-def test_an_unknown_way_to_think_is_refused(make_tokenizer):
-    with pytest.raises(UsageError, match="think is 'maybe'"):
-        ChatText(make_tokenizer(), think="maybe")
-
-
 def test_the_reader_of_an_answer_knows_the_users_stop_strings(make_tokenizer):
     text = ChatText(make_tokenizer())
     answer = text.answer(text.conversation([USER]), ["fox"])
