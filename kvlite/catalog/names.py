@@ -16,7 +16,7 @@ from kvlite.errors import ModelNotFound, UsageError
 from kvlite.gguf.header import is_gguf
 
 DEMO = "demo"
-_STORES = ("ollama:", "lmstudio:", "llama.cpp:")
+STORES = ("ollama:", "lmstudio:", "llama.cpp:")
 STARTER = "smollm2-135m"  # small, real, and to be had without the Hub
 UNGATED = "qwen2.5-0.5b"  # the alias named when a gated repository has no entry of its own
 _HUB_PREFIXES = ("hf://models/", "hf://", "https://huggingface.co/", "https://hf.co/", "huggingface.co/", "hf.co/")
@@ -95,7 +95,7 @@ def resolve_model(name: str, *, revision: str | None = None) -> ModelRef:
     """
     if not name.strip():
         raise UsageError("the model's name is empty; use an alias, org/name or a folder")
-    if name.lower().startswith(_STORES):
+    if name.lower().startswith(STORES):
         return _stored(name)
     if _looks_like_path(name) or name.lower().endswith(".gguf") or os.path.isfile(f"{name}/config.json"):  # noqa: PTH113  pathlib raises on a long name
         return _folder(name, revision)
