@@ -9,6 +9,7 @@ from typing import Literal
 from kvlite.catalog import snapshots
 from kvlite.catalog.files import files_in
 from kvlite.catalog.names import DEMO, Alias, ModelRef, alias_of, demo_folder
+from kvlite.catalog.stores import StoredModel, stored_models
 from kvlite.catalog.wheel import fetched_wheels
 from kvlite.errors import ModelError, UnsupportedModel
 from kvlite.memory.shape import ModelShape
@@ -32,9 +33,14 @@ class Listed:
 
 
 def list_models() -> list[Listed]:
-    """List the built-in model, those out of wheels, then every model repository with anything in the cache."""
+    """List the built-in model, those out of wheels, all in the Hub's cache, and those that other programs keep."""
     cached = chain.from_iterable(_cached(repo) for repo in snapshots.cached_repos())
-    return [_demo(), *(_fetched(alias, file) for alias, file in fetched_wheels()), *cached]
+    return [
+        _demo(),
+        *(_fetched(alias, file) for alias, file in fetched_wheels()),
+        *cached,
+        *map(_stored, stored_models()),
+    ]
 
 
 def _demo() -> Listed:
@@ -48,6 +54,12 @@ def _fetched(alias: Alias, file: Path) -> Listed:
     stat = file.stat()
     ref, requirement = ModelRef(alias=alias.name, path=file), alias.wheel.requirement if alias.wheel else None
     return Listed(alias.name, requirement, None, stat.st_size, stat.st_mtime, *_usable(ref, file))
+
+
+def _stored(model: StoredModel) -> Listed:
+    stat = model.path.stat()
+    ref = ModelRef(alias=str(model), path=model.path)
+    return Listed(str(model), model.store, None, stat.st_size, stat.st_mtime, *_usable(ref, model.path))
 
 
 def _cached(repo: str) -> Iterator[Listed]:

@@ -11,10 +11,12 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from kvlite.catalog.stores import find_stored
 from kvlite.errors import ModelNotFound, UsageError
 from kvlite.gguf.header import is_gguf
 
 DEMO = "demo"
+STORES = ("ollama:", "lmstudio:", "llama.cpp:")
 STARTER = "smollm2-135m"  # small, real, and to be had without the Hub
 UNGATED = "qwen2.5-0.5b"  # the alias named when a gated repository has no entry of its own
 _HUB_PREFIXES = ("hf://models/", "hf://", "https://huggingface.co/", "https://hf.co/", "huggingface.co/", "hf.co/")
@@ -85,13 +87,16 @@ def demo_folder() -> Path:
 
 
 def resolve_model(name: str, *, revision: str | None = None) -> ModelRef:
-    """Find the model that `name` means: an alias, `demo`, `org/name[:quant][@revision]`, a folder or a GGUF file.
+    """Find the model that `name` means: an alias, `demo`, `org/name[:quant][@revision]`, a folder or a GGUF file,
+    or another program's model (`ollama:llama3.2:3b`, or its name alone where nothing else has that).
 
     A path wins where the name looks like one, ends in .gguf or holds a config.json. Raises ModelNotFound for a
     name that is none of these, and UsageError for a revision that cannot apply.
     """
     if not name.strip():
         raise UsageError("the model's name is empty; use an alias, org/name or a folder")
+    if name.lower().startswith(STORES):
+        return _stored(name)
     if _looks_like_path(name) or name.lower().endswith(".gguf") or os.path.isfile(f"{name}/config.json"):  # noqa: PTH113  pathlib raises on a long name
         return _folder(name, revision)
     hub_name = next((name[len(prefix) :] for prefix in _HUB_PREFIXES if name.lower().startswith(prefix)), name)
@@ -109,7 +114,17 @@ def resolve_model(name: str, *, revision: str | None = None) -> ModelRef:
     hub_name, _, quant = hub_name.partition(":") if "/" in hub_name else (hub_name, "", "")
     if _REPO.fullmatch(hub_name) and "--" not in hub_name and ".." not in hub_name:
         return ModelRef(repo=hub_name, revision=revision, quant=quant or None)
-    raise ModelNotFound(f"no model is called {name!r:.80}; {_suggestion(hub_name)}")
+    return _stored(name)
+
+
+def _stored(name: str) -> ModelRef:
+    """The one model of another program that has this name."""
+    stored = find_stored(name)
+    if len(stored) == 1:
+        return ModelRef(alias=str(stored[0]), path=stored[0].path)
+    if stored:
+        raise ModelNotFound(f"{name!r:.80} is more than one model; name one of {', '.join(map(str, stored))}")
+    raise ModelNotFound(f"no model is called {name!r:.80}; {_suggestion(name)}")
 
 
 def _looks_like_path(name: str) -> bool:

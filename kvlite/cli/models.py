@@ -59,7 +59,7 @@ def pull(
 
 
 def ls(call: Invocation) -> None:
-    """List the built-in model and the models in the Hugging Face cache; -q prints what to type for each."""
+    """List the models on this machine, those of ollama, LM Studio and llama.cpp too; -q prints their names."""
     from kvlite.catalog.listing import list_models
 
     out = call.console
@@ -102,7 +102,7 @@ def rm(options: Annotated[ModelOptions, only("revision")], given: RemoveOptions,
     out = call.console
     ref = resolve_model(given.model, revision=options.revision)
     if ref.repo is None:
-        kind = "the built-in model" if ref.is_demo else "a folder of yours"
+        kind = "the built-in model" if ref.is_demo else "another program's" if ref.alias else "a folder of yours"
         raise UsageError(f"{given.model!r} is {kind}; kvlite rm deletes only from the Hugging Face cache")
     what = f"{ref.repo}@{ref.revision}" if ref.revision else ref.repo
     is_cached = cached_snapshot(ref.repo, ref.revision) is not None if ref.revision else repo_folder(ref.repo).is_dir()

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 
-from kvlite.catalog.names import DEMO, aliases, resolve_model
+from kvlite.catalog.names import DEMO, STORES, aliases, resolve_model
 from kvlite.cli.invocation import NEXT_MODEL
 from kvlite.console import Console
 from kvlite.errors import ModelNotFound, UsageError
@@ -51,7 +51,7 @@ def looks_like_model(word: str) -> bool:
     """True where a word is meant as a model: a path or GGUF file, a repository, `qwen-7b`, or nearly an alias."""
     if not word or any(character.isspace() for character in word):
         return False
-    if "/" in word or word.lower().endswith(".gguf") or _SIZED_NAME.fullmatch(word):
+    if "/" in word or word.lower().endswith(".gguf") or word.lower().startswith(STORES) or _SIZED_NAME.fullmatch(word):
         return True
     return bool(get_close_matches(word.lower(), [DEMO, *aliases()], n=1, cutoff=_NEAR))
 

@@ -129,6 +129,7 @@ MODELS = [
     Row("a GGUF file cut off", "run ./m.gguf hi", 3, "cut off in its header; download it again", {"m.gguf": b"GGUF"}),
     Row("a GGUF file of nothing", "run ./m.gguf hi", 3, "cannot be read", {"m.gguf": b""}),
     Row("no GGUF file", "run ./m.gguf hi", 3, "is not a GGUF file", {"m.gguf": b"PK zip"}),
+    Row("no such model of another program", "run ollama:none hi", 3, "no model is called 'ollama:none'"),
     Row("no such GGUF file", "run m.gguf hi", 3, "there is no file 'm.gguf'"),
     Row("a config.json that is not JSON", "run ./tiny hi", 3, "config.json", model(config__json=b"{'a': 1}")),
     Row("a config.json that is a list", "run ./tiny hi", 3, "config.json", model(config__json=b"[]")),

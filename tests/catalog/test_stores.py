@@ -1,0 +1,93 @@
+"""Models of ollama, LM Studio and llama.cpp: found by name, listed, used, and left as they are."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+
+from kvlite.catalog.files import local_files
+from kvlite.catalog.listing import list_models
+from kvlite.catalog.names import resolve_model
+from kvlite.catalog.stores import stored_models
+from kvlite.errors import ModelNotFound
+from tests.wheel_index import tiny_gguf
+
+MODEL = "application/vnd.ollama.image.model"
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_gguf(tmp_path_factory.mktemp("gguf"))
+
+
+def ollama(root: Path, file: Path, *names: str) -> None:
+    """Write an ollama store in which each of `names` (host/owner/model/tag) is `file`."""
+    content = file.read_bytes()
+    digest = f"sha256:{hashlib.sha256(content).hexdigest()}"
+    for name in names:
+        manifest = root / "manifests" / name
+        manifest.parent.mkdir(parents=True, exist_ok=True)
+        layers = [{"mediaType": "application/vnd.ollama.image.template", "digest": "sha256:0"}]
+        layers.append({"mediaType": MODEL, "digest": digest, "size": len(content)})
+        manifest.write_text(json.dumps({"schemaVersion": 2, "layers": layers}))
+    blobs = root / "blobs"
+    blobs.mkdir(exist_ok=True)
+    (blobs / digest.replace(":", "-")).write_bytes(content)
+
+
+@pytest.fixture
+def stores(own_home: Path, file: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A home with all three stores, beside damaged and foreign files."""
+    root = own_home / ".ollama" / "models"
+    ollama(root, file, "registry.ollama.ai/library/llama3.2/3b", "registry.ollama.ai/library/tiny/latest")
+    ollama(root, file, "hf.co/org/tiny-GGUF/Q8_0")
+    for name, text in (("broken", "{"), ("strange", "[1]"), ("empty", "{}"), ("gone", '{"layers": []}')):
+        (root / "manifests/registry.ollama.ai/library" / name).mkdir()
+        (root / "manifests/registry.ollama.ai/library" / name / "latest").write_text(text)
+    for place in (".lmstudio/models/maker/tiny-GGUF", ".cache/llama.cpp"):
+        (own_home / place).mkdir(parents=True)
+        (own_home / place / "tiny.gguf").write_bytes(file.read_bytes())
+    (own_home / ".lmstudio/models/maker/tiny-GGUF/mmproj-tiny.gguf").write_bytes(b"")
+    return own_home
+
+
+NAMES = [
+    "llama.cpp:tiny.gguf", "lmstudio:maker/tiny-GGUF", "ollama:hf.co/org/tiny-GGUF:Q8_0", "ollama:llama3.2:3b",
+    "ollama:tiny:latest",
+]  # fmt: skip
+
+
+def test_all_are_listed_by_the_names_their_programs_have(stores: Path) -> None:
+    assert [str(model) for model in stored_models()] == NAMES
+    listed = {model.name: model for model in list_models()}
+    assert [listed[name].state for name in NAMES] == ["ready"] * len(NAMES)
+    assert {listed[name].repo for name in NAMES} == {"llama.cpp", "lmstudio", "ollama"}
+
+
+@pytest.mark.parametrize("name", [*NAMES, "ollama:tiny", "tiny:latest", "OLLAMA:Llama3.2:3B"])
+def test_a_name_finds_the_file_and_nothing_is_changed(stores: Path, file: Path, name: str) -> None:
+    before = {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in stores.rglob("*") if path.is_file()}
+    files = local_files(resolve_model(name))
+    assert files.gguf is not None and files.gguf.read_bytes() == file.read_bytes()
+    assert files.name.lower().removesuffix(":latest").endswith(name.lower().removesuffix(":latest"))
+    after = {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in before}
+    assert after == before
+
+
+def test_a_bare_name_is_an_alias_first_and_only_then_another_programs(stores: Path) -> None:
+    assert resolve_model("llama3.2:3b").repo == "meta-llama/Llama-3.2-3B-Instruct"
+    assert str(resolve_model("tiny")) == "ollama:tiny:latest"
+    with pytest.raises(ModelNotFound, match="no model is called 'ollama:none'"):
+        resolve_model("ollama:none")
+
+
+def test_the_folder_that_ollama_is_told_of_comes_first(
+    stores: Path, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OLLAMA_MODELS", str(tmp_path))
+    ollama(tmp_path, file, "registry.ollama.ai/library/tiny/latest")
+    path = resolve_model("ollama:tiny").path
+    assert path is not None and path.is_relative_to(tmp_path)
