@@ -47,7 +47,8 @@ class Variant:
         spec = self.policy.cache_spec(slot_format(self.kv_dtype, shape.dtype), chunk_limit=self.chunk_limit)
         budget = self.budget or Budget(BudgetKind.TOKENS, most)
         if budget.kind is BudgetKind.SHARE:
-            budget = Budget(BudgetKind.BYTES, int(Fraction(budget.amount) * shape.full_cache_bytes(tokens)))
+            size = int(Fraction(budget.amount) * shape.full_cache_bytes(tokens))
+            budget = Budget(BudgetKind.BYTES, size, str(budget))
         return Placed(self, spec, plan_cache(shape, budget, spec, free_bytes=None))
 
 

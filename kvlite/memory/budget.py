@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from decimal import Decimal
+from dataclasses import dataclass, field
 from enum import StrEnum
 from fractions import Fraction
 
 from kvlite.errors import UsageError
-from kvlite.memory.format import UNITS, parse_size
+from kvlite.memory.format import parse_size
 
 FORMS = "2GB, 2GiB, 512MB, 25%, 8000tok, auto or full"
 
@@ -33,11 +32,13 @@ class BudgetKind(StrEnum):
 class Budget:
     """A limit on the KV cache: bytes, a share of free memory, tokens kept, what fits, or the model's whole window.
 
-    `amount` is bytes, a share from above 0 to 1, or tokens; 0 for `auto` and `full`.
+    `amount` is bytes, a share from above 0 to 1, or tokens; 0 for `auto` and `full`. `text` is what the user wrote,
+    which a share always has.
     """
 
     kind: BudgetKind
     amount: int | Fraction = 0
+    text: str = field(default="", compare=False)
 
     @classmethod
     def parse(cls, text: str) -> Budget:
@@ -49,24 +50,17 @@ class Budget:
             portion = Fraction(share["percent"]) / 100
             if not 0 < portion <= 1:
                 raise UsageError(f"KV budget '{text}' is not a share of memory; give above 0% and at most 100%")
-            return cls(BudgetKind.SHARE, portion)
+            return cls(BudgetKind.SHARE, portion, wanted)
         if tokens := _TOKENS.fullmatch(wanted):
-            return cls(BudgetKind.TOKENS, _in_range(text, int(tokens["count"]), _MOST_TOKENS, "tok"))
+            return cls(BudgetKind.TOKENS, _in_range(text, int(tokens["count"]), _MOST_TOKENS, "tok"), wanted)
         size = parse_size(wanted)
         if size is None:
             raise UsageError(f"KV budget '{text}' is not understood; give one of the forms {FORMS}")
-        return cls(BudgetKind.BYTES, _in_range(text, size, _MOST_BYTES, "B"))
+        return cls(BudgetKind.BYTES, _in_range(text, size, _MOST_BYTES, "B"), wanted)
 
     def __str__(self) -> str:
-        match self.kind:
-            case BudgetKind.BYTES:
-                return _size_text(int(self.amount))
-            case BudgetKind.TOKENS:
-                return f"{self.amount}tok"
-            case BudgetKind.SHARE:
-                return f"{_decimal(self.amount * 100)}%"
-            case _:
-                return self.kind.value
+        units = {BudgetKind.BYTES: "B", BudgetKind.TOKENS: "tok"}
+        return self.text or (f"{self.amount}{units[self.kind]}" if self.kind in units else self.kind.value)
 
 
 def _in_range(text: str, amount: int, most: int, unit: str) -> int:
@@ -75,19 +69,3 @@ def _in_range(text: str, amount: int, most: int, unit: str) -> int:
     if amount > most:
         raise UsageError(f"KV budget '{text}' is more than any machine holds; give at most {most}{unit}")
     return amount
-
-
-def _size_text(size: int) -> str:
-    """The exact size in the largest unit that needs no more than three decimals."""
-    for unit, spelling in (("TIB", "TiB"), ("GIB", "GiB"), ("MIB", "MiB"), ("KIB", "KiB")):
-        if size % UNITS[unit] == 0 and size % 1000:
-            return f"{size // UNITS[unit]}{spelling}"
-    for unit in ("TB", "GB", "MB", "kB"):
-        if size >= UNITS[unit.upper()] and size * 1000 % UNITS[unit.upper()] == 0:
-            return f"{_decimal(Fraction(size, UNITS[unit.upper()]))}{unit}"
-    return f"{size}B"
-
-
-def _decimal(value: int | Fraction) -> str:
-    """A fraction whose denominator divides a power of ten, written exactly."""
-    return f"{Decimal(value.numerator) / value.denominator:f}"

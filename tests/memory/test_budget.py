@@ -56,7 +56,7 @@ def test_anything_else_is_refused_in_one_line_with_what_to_give(text: str) -> No
     st.one_of(
         st.builds(Budget, st.just(BYTES), st.integers(1, 2**63 - 1)),
         st.builds(Budget, st.just(TOKENS), st.integers(1, 2**31 - 1)),
-        st.builds(lambda n: Budget(SHARE, Fraction(n, 100_000)), st.integers(1, 100_000)),
+        st.builds(lambda n: Budget.parse(f"{n / 1000}%"), st.integers(1, 100_000)),
         st.sampled_from([Budget(BudgetKind.AUTO), Budget(BudgetKind.FULL)]),
     )
 )
