@@ -61,7 +61,7 @@ def chat(
     if given.continues or given.session:
         raise UsageError("--continue and --session need a terminal to go on at; stdin is a pipe here")
     words = [] if given.prompt is None else [given.prompt]
-    text = build_prompt(words, [], None)
+    text = build_prompt(words, [])
     call.announce_unnamed(options.model)
     answer_once(asked, text, form, Deadline(None), command="chat")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -14,7 +14,6 @@ from kvlite.console import Console
 from kvlite.errors import ModelNotFound, UsageError
 
 STDIN = "-"
-_FIELD = re.compile(r"\{(stdin|file|prompt)\}")
 # qwen2.5-7b, phi:3b
 _SIZED_NAME = re.compile(r"[A-Za-z][\w.]*[-:](?:[\w.-]*[-:])?\d+(?:\.\d+)?[bm]\b.*", re.IGNORECASE)
 _NEAR = 0.8
@@ -56,21 +55,15 @@ def looks_like_model(word: str) -> bool:
     return bool(get_close_matches(word.lower(), [DEMO, *aliases()], n=1, cutoff=_NEAR))
 
 
-def build_prompt(words: Sequence[str], files: Sequence[Path], template: str | None) -> str:
+def build_prompt(words: Sequence[str], files: Sequence[Path]) -> str:
     """One prompt of what was given: stdin, then the files, then the words, a blank line between them.
 
-    With a `template`, its fields {stdin}, {file} and {prompt} say where each goes. Raises UsageError when the prompt
-    is empty, when a file is not UTF-8, and when the template asks for what is not there or leaves something out.
+    Raises UsageError when it is empty, or when stdin or a file is not UTF-8.
     """
     is_asked_for = [*words] == [STDIN]
-    given = {
-        "stdin": read_stdin(is_asked_for),
-        "file": "\n\n".join(read_file(file) for file in files),
-        "prompt": "" if is_asked_for else " ".join(words),
-    }
-    given = {name: text for name, text in given.items() if text.strip()}
-    prompt = "\n\n".join(given.values()) if template is None else _fill(template, given)
-    if not prompt.strip():
+    given = [read_stdin(is_asked_for), *map(read_file, files), "" if is_asked_for else " ".join(words)]
+    prompt = "\n\n".join(text for text in given if text.strip())
+    if not prompt:
         raise UsageError("the prompt is empty; give it as an argument, with -f FILE or through a pipe")
     return prompt
 
@@ -102,13 +95,3 @@ def decoded(data: bytes, source: str) -> str:
         raise UsageError(
             f"{source} is not UTF-8: byte 0x{data[offset]:02x} at offset {offset}; convert it first, as with iconv"
         ) from None
-
-
-def _fill(template: str, given: Mapping[str, str]) -> str:
-    asked = set(_FIELD.findall(template))
-    missing, left_out = sorted(asked - given.keys()), sorted(given.keys() - asked)
-    if missing:
-        raise UsageError(f"--template has {{{missing[0]}}}, and there is no {missing[0]} to put there")
-    if left_out:
-        raise UsageError(f"--template has no {{{left_out[0]}}}, so the {left_out[0]} given would be left out")
-    return _FIELD.sub(lambda match: given[match[1]], template)

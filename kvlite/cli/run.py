@@ -36,9 +36,6 @@ class RunOptions:
     file: tuple[Path, ...] = option(
         (), "-f", metavar="FILE", from_settings=False, help="Put this text before the prompt."
     )
-    template: str | None = option(
-        None, metavar="TEXT", parse=read_text, help="Build the prompt of {stdin}, {file} and {prompt}."
-    )
     raw: bool = option(False, help="No chat template: continue the prompt as it is.")
     extract: bool = option(False, "-x", help="Print only the first code block.")
     show_time: bool = option(False, "--time", help="Say on stderr how long it took.")
@@ -71,7 +68,7 @@ def run(
         )
         asked = Answering(options, answer, output.report, call)
         name, rest = split_words(given.words, given.model, call.with_model(options).model, out)
-        prompt = build_prompt(rest, given.file, given.template)
+        prompt = build_prompt(rest, given.file)
         if rest == [*given.words] and rest[:1] in ([], [STDIN]):  # of any other first word, split_words has said it
             call.announce_unnamed(given.model)
         asked = replace(asked, options=replace(options, model=name))

@@ -87,7 +87,6 @@ WORDS = [
     Row("a prompt file that is a folder", "run demo -f folder", 2, "folder", {"folder": None}),
     Row("a prompt file that is not UTF-8", "run demo -f a.txt", 2, "offset 1", {"a.txt": b"a\xff"}),
     Row("a system prompt from no file", "run demo hi -s @no.txt", 2, "no.txt"),
-    Row("a template that asks for more", "run demo hi --template {stdin}", 2, "no stdin"),
     Row("a record to no folder", "run demo hi --report no/r.json", 2, "--report"),
     Row("a record to what is a folder", "run demo hi --report .", 2, "a folder"),
     Row("a session outside the folder", "chat demo --session ../x", 2, "terminal", stdin=b"hi"),

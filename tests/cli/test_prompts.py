@@ -85,17 +85,17 @@ def test_stdin_comes_first_then_files_then_words(pipe, tmp_path):
     pipe("piped ☺\n\n".encode())
     (tmp_path / "a").write_text("one\n")
     (tmp_path / "b").write_text("two\n")
-    assert build_prompt(["say", "it"], [tmp_path / "a", tmp_path / "b"], None) == "piped ☺\n\none\n\ntwo\n\nsay it"
+    assert build_prompt(["say", "it"], [tmp_path / "a", tmp_path / "b"]) == "piped ☺\n\none\n\ntwo\n\nsay it"
 
 
 def test_a_dash_is_stdin(pipe):
     pipe(b"piped\n")
-    assert build_prompt(["-"], [], None) == "piped"
+    assert build_prompt(["-"], []) == "piped"
 
 
 def test_a_terminal_is_read_only_when_asked_for(at_terminal):
-    assert build_prompt(["hi"], [], None) == "hi"
-    assert build_prompt(["-"], [], None) == "typed"
+    assert build_prompt(["hi"], []) == "hi"
+    assert build_prompt(["-"], []) == "typed"
 
 
 @pytest.mark.parametrize("stdin", [None, io.StringIO])
@@ -104,38 +104,29 @@ def test_a_closed_stdin_is_nothing(monkeypatch, stdin):
     if stream:
         stream.close()
     monkeypatch.setattr(sys, "stdin", stream)
-    assert build_prompt(["hi"], [], None) == "hi"
-
-
-def test_a_template_places_what_was_given_and_reads_it_once(pipe, tmp_path):
-    pipe(b"{prompt}")
-    (tmp_path / "a").write_text("text")
-    assert build_prompt(["do"], [tmp_path / "a"], "{prompt}: <{stdin}> {file} {other}") == "do: <{prompt}> text {other}"
+    assert build_prompt(["hi"], []) == "hi"
 
 
 @pytest.mark.parametrize(
-    ("data", "words", "template", "message"),
+    ("data", "words", "message"),
     [
-        (b"", [], None, "prompt is empty"),
-        (b" \n", ["  "], None, "prompt is empty"),
-        (b"", ["-"], None, "prompt is empty"),
-        (b"", ["hi"], "{stdin} {prompt}", "no stdin to put there"),
-        (b"x", ["hi"], "{prompt}", "left out"),
-        (b"x", [], "", "left out"),
-        (b"ab\xff", [], None, "byte 0xff at offset 2"),
-        (b"\xef\xbb\xbfab\xff", [], None, "offset 5"),
-        (b"caf\xe9", ["hi"], None, "stdin is not UTF-8"),
+        (b"", [], "prompt is empty"),
+        (b" \n", ["  "], "prompt is empty"),
+        (b"", ["-"], "prompt is empty"),
+        (b"ab\xff", [], "byte 0xff at offset 2"),
+        (b"\xef\xbb\xbfab\xff", [], "offset 5"),
+        (b"caf\xe9", ["hi"], "stdin is not UTF-8"),
     ],
 )
-def test_prompts_that_cannot_be_built_are_refused(pipe, data, words, template, message):
+def test_prompts_that_cannot_be_built_are_refused(pipe, data, words, message):
     pipe(data)
     with pytest.raises(UsageError, match=message):
-        build_prompt(words, [], template)
+        build_prompt(words, [])
 
 
 def test_a_byte_order_mark_is_no_text(pipe):
     pipe(b"\xef\xbb\xbfhi")
-    assert build_prompt([], [], None) == "hi"
+    assert build_prompt([], []) == "hi"
 
 
 def test_files_that_cannot_be_read_are_named(pipe, tmp_path):
@@ -146,4 +137,4 @@ def test_files_that_cannot_be_read_are_named(pipe, tmp_path):
         (tmp_path / "latin", "offset 3"),
     ]:
         with pytest.raises(UsageError, match=message):
-            build_prompt([], [path], None)
+            build_prompt([], [path])

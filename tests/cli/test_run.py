@@ -230,12 +230,10 @@ def test_the_source_of_the_budget_is_recorded(run, monkeypatch):
         (("demo", "hi", "--raw", "-s", "x"), 2, "contradicts"),
         (("demo", "hi", "--greedy", "-t", "1"), 2, "contradicts"),
         (("demo", "hi", "-f", "nowhere.txt"), 2, "nowhere.txt"),
-        (("demo", "hi", "--template", "{stdin}"), 2, "no stdin"),
         (("demo", "hi", "--report", "/nowhere/r.json"), 2, "--report"),
         (("demo", "caf\udce9"), 2, "not UTF-8"),
         (("demo", "hi", "-s", "caf\udce9"), 2, "'-s' / '--system': not UTF-8"),
         (("demo", "hi", "--stop", "caf\udce9"), 2, "not UTF-8"),
-        (("demo", "hi", "--template", "caf\udce9"), 2, "not UTF-8"),
     ],
 )
 def test_mistakes_end_in_one_line_and_the_right_code(run, args, code, message):
