@@ -64,7 +64,7 @@ class Console:
     @property
     def is_terminal(self) -> bool:
         """True if stdout is a terminal."""
-        return _is_terminal(self.stdout)
+        return is_terminal(self.stdout)
 
     @property
     def width(self) -> int | None:
@@ -74,7 +74,7 @@ class Console:
     @property
     def has_live_stderr(self) -> bool:
         """True if stderr is a terminal on which lines may be redrawn."""
-        return _is_terminal(self.stderr) and not self.plain and os.environ.get("TERM") != "dumb"
+        return is_terminal(self.stderr) and not self.plain and os.environ.get("TERM") != "dumb"
 
     def answer(self, text: str) -> None:
         """Write `text` to stdout at once, as it is. Raises OutputError when stdout cannot take it."""
@@ -147,7 +147,7 @@ class Console:
 
     def confirm(self, question: str) -> bool:
         """Ask on stderr and read yes or no from a terminal. Raises UsageError when nobody is there to ask."""
-        if not _is_terminal(sys.stdin):
+        if not is_terminal(sys.stdin):
             raise UsageError(f"{_one_line(question)} Nobody can answer here; give -y to say yes")
         self._hide_status()
         self._raw(self.stderr, f"{_one_line(strip_controls(question))} [y/N] ")
@@ -207,7 +207,7 @@ class Console:
             return False
         if os.environ.get("FORCE_COLOR"):
             return True
-        return _is_terminal(stream) and os.environ.get("TERM") != "dumb"
+        return is_terminal(stream) and os.environ.get("TERM") != "dumb"
 
     @staticmethod
     def _raw(stream: TextIO | None, text: str) -> None:
@@ -217,7 +217,8 @@ class Console:
                 stream.flush()
 
 
-def _is_terminal(stream: TextIO | None) -> bool:
+def is_terminal(stream: TextIO | None) -> bool:
+    """True where somebody is there to type, or to read as it comes."""
     return stream is not None and not stream.closed and stream.isatty()
 
 

@@ -216,7 +216,7 @@ def _read_folder(ref: ModelRef, folder: Path) -> ModelFiles:
         ref=ref,
         folder=folder,
         config=config,
-        generation=read_object(generation) if generation.is_file() else {},
+        generation=read_object(generation) if generation.is_file() else {"eos_token_id": config.get("eos_token_id")},
         weights=weights,
         repo=ref.repo,
         revision=folder.name if ref.repo else None,

@@ -21,6 +21,7 @@ STARTER = "smollm2-135m"  # small, real, and to be had without the Hub
 UNGATED = "qwen2.5-0.5b"  # the alias named when a gated repository has no entry of its own
 _HUB_PREFIXES = ("hf://models/", "hf://", "https://huggingface.co/", "https://hf.co/", "huggingface.co/", "hf.co/")
 _REPO = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
+_PAGE = re.compile(r"(?P<repo>[^/:@]+/[^/:@]+)/(?:tree|blob|resolve|raw)/(?P<revision>[^/?]+)/?(?P<file>[^?]*).*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,9 +98,14 @@ def resolve_model(name: str, *, revision: str | None = None) -> ModelRef:
         raise UsageError("the model's name is empty; use an alias, org/name or a folder")
     if name.lower().startswith(STORES):
         return _stored(name)
-    if _looks_like_path(name) or name.lower().endswith(".gguf") or os.path.isfile(f"{name}/config.json"):  # noqa: PTH113  pathlib raises on a long name
+    prefix = next((prefix for prefix in _HUB_PREFIXES if name.lower().startswith(prefix)), "")
+    is_file = os.path.isfile(f"{name}/config.json")  # noqa: PTH113  pathlib raises on a long name
+    if not prefix and (_looks_like_path(name) or name.lower().endswith(".gguf") or is_file):
         return _folder(name, revision)
-    hub_name = next((name[len(prefix) :] for prefix in _HUB_PREFIXES if name.lower().startswith(prefix)), name)
+    hub_name = name[len(prefix) :].rstrip("/")
+    if page := _PAGE.fullmatch(hub_name):  # as copied from a browser
+        of_file = f":{page['file']}" if (page["file"] or "").lower().endswith(".gguf") else ""
+        hub_name = f"{page['repo']}{of_file}" + ("" if page["revision"] in (None, "main") else f"@{page['revision']}")
     hub_name, _, in_name = hub_name.partition("@")
     if in_name and revision and in_name != revision:
         raise UsageError(f"two revisions for one model: {name!r} and --revision {revision}; give one of them")
@@ -130,7 +136,7 @@ def _stored(name: str) -> ModelRef:
 def _looks_like_path(name: str) -> bool:
     if name in {".", "..", "~"} or name.startswith(("/", "./", "../", "~/")) or name.endswith("/"):
         return True
-    return not name.lower().startswith(_HUB_PREFIXES) and name.partition("@")[0].count("/") > 1
+    return name.partition("@")[0].count("/") > 1
 
 
 def _folder(name: str, revision: str | None) -> ModelRef:

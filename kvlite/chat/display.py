@@ -76,20 +76,6 @@ class Display:
                 self._end_line()
         raise AssertionError("an answer ends with an Answer")
 
-    def answer_prompt(self, llm: LLM, encoded: Encoded, settings: AnswerSettings, deadline: Deadline) -> None:
-        """Answer one prompt and print it. Raises Interrupted or TimeLimit after the incomplete answer was printed."""
-        engine, text, interrupts = llm.engine, llm.model.text, Interrupts()
-        request = settings.request(f"chatcmpl-{uuid.uuid4().hex}", encoded, text, row=ROW)
-
-        def cancel() -> None:
-            engine.cancel(request.id)
-
-        events = stream_answer(engine, request, text.answer(encoded, stop=settings.stop))
-        with deadline.calling(cancel):
-            self._print(self.show(events, interrupts, cancel), llm.model.name)
-            if interrupts.pressed:
-                raise Interrupted("interrupted; the answer is incomplete")
-
     def tell(self, answer: Answer) -> None:
         """Warn where the answer was cut short by lack of room or the default limit, and tell of the first eviction."""
         done, kv = answer.completion, answer.kv
@@ -104,6 +90,22 @@ class Display:
                 f"the KV cache of {human_bytes(kv.reserved_bytes)} is full: {kv.tokens_kept:,} of {kv.tokens_seen:,} "
                 f"tokens kept by policy {kv.policy}; the model no longer sees the other {kv.tokens_evicted:,}"
             )
+
+    def finish(self, answer: Answer, model: str) -> None:
+        """Print the forms that need the whole of an answer shown before, and the lines after it."""
+        if self.form.as_json:
+            usage = openai.usage(answer.prompt_tokens, answer.completion_tokens)
+            choices, counted = [openai.choice(answer)], openai.counted(answer)
+            self.console.json(openai.completion(answer.completion.request_id, model, choices, usage, counted))
+        elif self.form.extracts:
+            block = _CODE_BLOCK.search(answer.text)
+            if block is None:
+                self.console.warn("the answer has no code block; this is all of it")
+            text = answer.text if block is None else block["code"]
+            self.console.answer(text if text.endswith("\n") else f"{text}\n")
+        if self.form.shows_time:
+            self.console.aside(f"{answer_line(answer)}\n")
+        self.tell(answer)
 
     def _show_piece(self, piece: Piece) -> None:
         if piece.thinking and not self.form.shows_thinking:
@@ -121,21 +123,20 @@ class Display:
         if write is not None:
             write("\n")
 
-    def _print(self, answer: Answer, model: str) -> None:
-        """Print what a whole answer is needed for, and the lines after it."""
-        if self.form.as_json:
-            usage = openai.usage(answer.prompt_tokens, answer.completion_tokens)
-            choices, counted = [openai.choice(answer)], openai.counted(answer)
-            self.console.json(openai.completion(answer.completion.request_id, model, choices, usage, counted))
-        elif self.form.extracts:
-            block = _CODE_BLOCK.search(answer.text)
-            if block is None:
-                self.console.warn("the answer has no code block; this is all of it")
-            text = answer.text if block is None else block["code"]
-            self.console.answer(text if text.endswith("\n") else f"{text}\n")
-        if self.form.shows_time:
-            self.console.aside(f"{answer_line(answer)}\n")
-        self.tell(answer)
+
+def answer_prompt(llm: LLM, encoded: Encoded, settings: AnswerSettings, display: Display, deadline: Deadline) -> None:
+    """Answer one prompt and print it. Raises Interrupted or TimeLimit after the incomplete answer was printed."""
+    engine, text, interrupts = llm.engine, llm.model.text, Interrupts()
+    request = settings.request(f"chatcmpl-{uuid.uuid4().hex}", encoded, text, row=ROW)
+
+    def cancel() -> None:
+        engine.cancel(request.id)
+
+    events = stream_answer(engine, request, text.answer(encoded, stop=settings.stop))
+    with deadline.calling(cancel):
+        display.finish(display.show(events, interrupts, cancel), llm.model.name)
+        if interrupts.pressed:
+            raise Interrupted("interrupted; the answer is incomplete")
 
 
 def bar(share: float) -> str:

@@ -1,11 +1,7 @@
-"""A conversation with its messages, and checkpoints to return to earlier turns.
-
-The engine's row holds either all messages or nothing; in the second case the next turn feeds all of them again.
-"""
+"""A conversation with its messages: asking, asking again, taking back."""
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import replace
@@ -14,8 +10,9 @@ from typing import TYPE_CHECKING
 from kvlite.chat.session_files import ChatMessage
 from kvlite.errors import UsageError
 from kvlite.llm.answer import SEEDS, Answer, AnswerSettings
-from kvlite.llm.conversation import ROW, Checkpoint, Conversation
+from kvlite.llm.conversation import ROW, Conversation
 from kvlite.memory.host import available_bytes
+from kvlite.text.messages import checked
 
 if TYPE_CHECKING:
     from kvlite.engine.engine import Engine
@@ -23,7 +20,6 @@ if TYPE_CHECKING:
     from kvlite.text.stream import Piece
     from kvlite.text.template import ChatText
 
-MAX_CHECKPOINTS = 8
 MAX_CHECKPOINT_BYTES = 10**9  # of host memory, all checkpoints together, and at most a tenth of what is free
 
 
@@ -35,12 +31,9 @@ class Session:
         self.messages: list[ChatMessage] = []
         self.last: Answer | None = None  # the newest answer, also one taken back
         self.unsent: str | None = None  # the last question, where it got no answer
-        self.checkpoint_peak_bytes = 0  # the most host memory that all checkpoints ever took
         self._engine = engine
         self._text = text
-        self._conversation = Conversation(engine, text)
-        self._checkpoints: deque[Checkpoint] = deque()
-        self._checkpoint_limit = min(MAX_CHECKPOINT_BYTES, available_bytes() // 10)
+        self._conversation = Conversation(engine, text, min(MAX_CHECKPOINT_BYTES, available_bytes() // 10))
         self.set_system(system)
 
     @property
@@ -51,6 +44,11 @@ class Session:
     @property
     def num_turns(self) -> int:
         return sum(message["role"] == "user" for message in self.messages)
+
+    @property
+    def checkpoint_peak_bytes(self) -> int:
+        """The most host memory that all checkpoints ever took."""
+        return self._conversation.checkpoint_peak_bytes
 
     def counts(self) -> KVCounts:
         """Return the counts of the row's slots."""
@@ -65,7 +63,6 @@ class Session:
             raise UsageError("the message is empty; write something to send")
         asked = [*self.messages, {"role": "user", "content": user}]
         events = self._conversation.ask(asked, self.settings)
-        self._take_checkpoint()
         self.unsent = user
         answer: Answer | None = None
         try:
@@ -79,8 +76,6 @@ class Session:
                 reason = str(answer.finish_reason)
                 self.messages = [*asked, {"role": "assistant", "content": answer.text, "finish_reason": reason}]
                 self.unsent = None
-            else:
-                self._go_back(len(self.messages))
 
     def cancel(self) -> None:
         """Stop the answer being generated at its next token. Safe to call from a signal handler."""
@@ -102,7 +97,8 @@ class Session:
             raise UsageError(f"cannot take back {turns} turns; the conversation has {len(asked)}")
         start = asked[-turns]
         user = self.messages[start]["content"]
-        self._go_back(start)
+        del self.messages[start:]
+        self._conversation.go_back(tuple(checked(self.messages)) if start else ())
         self.unsent = None
         return user
 
@@ -117,28 +113,5 @@ class Session:
     def load(self, messages: Sequence[ChatMessage]) -> None:
         """Replace the conversation; all of it is fed with the next question."""
         self.messages = list(messages)
-        self._checkpoints.clear()
         self.last = self.unsent = None
-        self._conversation.forget()
-
-    def _take_checkpoint(self) -> None:
-        """Copy the row's state to the host; the latest few are kept within the cap, a row larger than it is not."""
-        if self.counts().live_bytes > self._checkpoint_limit or (checkpoint := self._conversation.checkpoint()) is None:
-            return
-        self._checkpoints.append(checkpoint)
-        self.checkpoint_peak_bytes = max(self.checkpoint_peak_bytes, self._checkpoint_bytes())
-        while len(self._checkpoints) > MAX_CHECKPOINTS or self._checkpoint_bytes() > self._checkpoint_limit:
-            self._checkpoints.popleft()
-
-    def _checkpoint_bytes(self) -> int:
-        return sum(checkpoint.snapshot.num_bytes for checkpoint in self._checkpoints)
-
-    def _go_back(self, num_messages: int) -> None:
-        """Return to the first `num_messages` messages: by a checkpoint, else by feeding them again."""
-        del self.messages[num_messages:]
-        while self._checkpoints and len(self._checkpoints[-1].messages) > num_messages:
-            self._checkpoints.pop()
-        if self._checkpoints and len(self._checkpoints[-1].messages) == num_messages:
-            self._conversation.restore(self._checkpoints.pop())
-        else:
-            self._conversation.forget()
+        self._conversation.go_back(())

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 
 from kvlite.catalog.files import ModelFiles
-from kvlite.chat.display import AnswerFormat, Display
+from kvlite.chat.display import AnswerFormat, Display, answer_prompt
 from kvlite.cli.invocation import Invocation
 from kvlite.deadline import Deadline
 from kvlite.errors import UsageError
@@ -56,9 +55,4 @@ def answer_once(
         llm = asked.open(RunSpec.of(asked.options), recorder)
         text = llm.model.text
         encoded = text.raw(prompt) if raw else text.prompt(prompt, system=asked.answer.system)
-        Display(asked.call.console, recorder, form).answer_prompt(llm, encoded, asked.settings(llm), deadline)
-
-
-def has_user() -> bool:
-    """True where somebody is there to talk: stdin is a terminal."""
-    return sys.stdin is not None and not sys.stdin.closed and sys.stdin.isatty()
+        answer_prompt(llm, encoded, asked.settings(llm), Display(asked.call.console, recorder, form), deadline)

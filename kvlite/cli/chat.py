@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
 from kvlite.cli.invocation import Invocation
 from kvlite.cli.signature import without
+from kvlite.console import is_terminal
 from kvlite.errors import UsageError
 from kvlite.flags import option, read_text
 from kvlite.options import AnswerOptions, ModelOptions, OutputOptions
@@ -42,14 +44,14 @@ def chat(
 ) -> None:
     """Talk with a model. /help lists what else can be done there; Ctrl-C stops an answer, Ctrl-D leaves."""
     from kvlite.chat.display import AnswerFormat
-    from kvlite.cli.answering import Answering, answer_once, has_user
+    from kvlite.cli.answering import Answering, answer_once
     from kvlite.cli.prompts import build_prompt
     from kvlite.deadline import Deadline
 
     out = call.console
     asked = Answering(call.with_model(options), answer, output.report, call)
     form = AnswerFormat(as_json=out.as_json, shows_thinking=output.show_thinking)
-    if has_user():
+    if is_terminal(sys.stdin):
         if out.as_json:
             raise UsageError("a chat at a terminal has no --json; use kvlite run --json, or pipe the question in")
         name = _session_to_open(given.continues, given.session)

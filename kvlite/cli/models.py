@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
 from kvlite.cli.invocation import Invocation
@@ -126,8 +127,6 @@ def rm(options: Annotated[ModelOptions, only("revision")], given: RemoveOptions,
 
 
 def _listed_row(model: Listed) -> tuple[str, ...]:
-    from datetime import datetime
-
     from kvlite.memory.format import human_bytes
 
     kv_bytes = "?" if model.kv_bytes_per_token is None else human_bytes(model.kv_bytes_per_token)
@@ -136,8 +135,6 @@ def _listed_row(model: Listed) -> tuple[str, ...]:
 
 
 def _listed_record(model: Listed) -> dict[str, Any]:
-    from datetime import UTC, datetime
-
     record = asdict(model)
     modified = datetime.fromtimestamp(int(record.pop("modified_s")), UTC)
     return record | {"modified": modified.isoformat().replace("+00:00", "Z")}

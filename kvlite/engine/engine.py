@@ -77,7 +77,8 @@ class Engine:
         """The way decode steps run: `captured`, or `eager` and, where capturing was asked for, the obstacle."""
         self.graphs: DecodeGraphs | None = None
         self._warn = warn
-        self._limits = Limits(self.cache, loaded.window, loaded.rotations is not None, self.on_full)
+        rotates = loaded.rotations is not None
+        self._limits = Limits(self.cache, loaded.shape.vocab, loaded.window, rotates, self.on_full)
         self._rows = [Row(index) for index in range(plan.rows)]
         if recorder is not None:
             self._capture(recorder, kernels)

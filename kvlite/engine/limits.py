@@ -7,15 +7,19 @@ from dataclasses import dataclass
 from kvlite.cache.cache import SlotCache
 from kvlite.engine.request import Request
 from kvlite.engine.row import Row
-from kvlite.errors import BudgetTooSmall, ContextFull, KvliteError
+from kvlite.errors import BudgetTooSmall, ContextFull, KvliteError, UsageError
 from kvlite.memory.format import short_size
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """`window` is the model's positions, None where it has none; `can_rotate` says whether keys move back inside it."""
+    """`window` is the model's positions, None where it has none; `can_rotate` says whether keys move back inside it.
+
+    `vocab` is the number of tokens that the model has an embedding for.
+    """
 
     cache: SlotCache
+    vocab: int
     window: int | None
     can_rotate: bool
     on_full: str
@@ -23,6 +27,11 @@ class Limits:
     def refusal(self, row: Row, request: Request) -> KvliteError | None:
         """The error of a request that cannot be served, before anything of it is fed; None where it can."""
         tokens = len(request.ids) + (row.unfed is not None)
+        if (largest := max(request.ids)) >= self.vocab:
+            return UsageError(
+                f"the prompt has the token {largest}, which the model has no embedding for (it has {self.vocab}); "
+                "leave out the text that is this token"
+            )
         if (crowded := self.crowding(row, request.pins)) is not None:
             return crowded
         if self._ends_at is not None and row.seen + tokens > self._ends_at:

@@ -5,6 +5,7 @@ Ids that were fed are never rendered again: a turn feeds only the template's suf
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -20,10 +21,11 @@ if TYPE_CHECKING:
     from kvlite.text.template import ChatText
 
 ROW = 0
+MAX_CHECKPOINTS = 8
 
 
 @dataclass(frozen=True, slots=True)
-class Checkpoint:
+class _Checkpoint:
     """The row as it was before a turn, on the host, the messages it held and the last answer among them."""
 
     messages: tuple[Message, ...]
@@ -32,10 +34,17 @@ class Checkpoint:
 
 
 class Conversation:
-    """Answers messages from the first row of `engine`, which always holds what was said last, or nothing."""
+    """Answers messages from the first row of `engine`, which always holds what was said last, or nothing.
 
-    def __init__(self, engine: Engine, text: ChatText) -> None:
+    Before a turn the row is copied to the host, the latest few times within `checkpoint_bytes`, so that the row can go
+    back to where it was. `checkpoint_peak_bytes` is the most that all copies ever took.
+    """
+
+    def __init__(self, engine: Engine, text: ChatText, checkpoint_bytes: int = 0) -> None:
         self.last: Answer | None = None  # None: the row holds nothing
+        self.checkpoint_peak_bytes = 0
+        self._checkpoint_bytes = checkpoint_bytes
+        self._checkpoints: deque[_Checkpoint] = deque()
         self._engine = engine
         self._text = text
         self._messages: tuple[Message, ...] = ()
@@ -45,16 +54,18 @@ class Conversation:
         """Stream the answer to `messages`, at the end the Answer; the last alone is fed where the row holds the others.
 
         The row holds them all afterwards, a cancelled answer as far as it got; where an answer fails, is given up, or
-        is cancelled before any text, the row is empty. Raises UsageError, at once, on messages that are malformed.
+        is cancelled before any text, the row goes back. Raises UsageError, at once, on messages that are malformed.
         """
         turns = tuple(checked(messages))
+        self.go_back(turns[:-1])
         last = self.last
-        if last is not None and turns[-1].role == "user" and turns[:-1] == self._messages:
+        if last is not None and turns[-1].role == "user":
             encoded = self._text.next_turn(turns[-1].content, ended=last.ended_itself, thinking=last.is_thinking)
         else:
             encoded = self._text.conversation(messages)
             self.forget()
         self._num_requests += 1
+        self._take_checkpoint()
         asked = sum(turn.role == "user" for turn in turns[:-1])
         request = settings.request(self._request_id, encoded, self._text, row=ROW, number=asked)
         return self._stream(turns, request, self._text.answer(encoded, stop=settings.stop))
@@ -68,14 +79,27 @@ class Conversation:
         self._engine.reset(ROW)
         self._messages, self.last = (), None
 
-    def checkpoint(self) -> Checkpoint | None:
-        """Copy the row to the host; None where it holds nothing."""
-        return None if self.last is None else Checkpoint(self._messages, self.last, self._engine.snapshot(ROW))
+    def go_back(self, messages: tuple[Message, ...]) -> None:
+        """Make the row hold `messages`, by a checkpoint where it does not, or nothing: the next turn feeds all then."""
+        if self.last is not None and self._messages == messages:
+            return
+        while self._checkpoints and len(self._checkpoints[-1].messages) > len(messages):
+            self._checkpoints.pop()
+        self.forget()
+        if self._checkpoints and self._checkpoints[-1].messages == messages:
+            checkpoint = self._checkpoints.pop()
+            self._engine.restore(ROW, checkpoint.snapshot)
+            self._messages, self.last = checkpoint.messages, checkpoint.last
 
-    def restore(self, checkpoint: Checkpoint) -> None:
-        """Go on from a checkpoint, which stays usable."""
-        self._engine.restore(ROW, checkpoint.snapshot)
-        self._messages, self.last = checkpoint.messages, checkpoint.last
+    def _take_checkpoint(self) -> None:
+        if self.last is None or self._engine.counts(ROW).live_bytes > self._checkpoint_bytes:
+            return
+        self._checkpoints.append(_Checkpoint(self._messages, self.last, self._engine.snapshot(ROW)))
+        sizes = [checkpoint.snapshot.num_bytes for checkpoint in self._checkpoints]
+        self.checkpoint_peak_bytes = max(self.checkpoint_peak_bytes, sum(sizes))
+        while len(sizes) > MAX_CHECKPOINTS or sum(sizes) > self._checkpoint_bytes:
+            self._checkpoints.popleft()
+            sizes.pop(0)
 
     @property
     def _request_id(self) -> str:
@@ -93,3 +117,4 @@ class Conversation:
         finally:
             if not is_held:
                 self.forget()
+                self.go_back(turns[:-1])

@@ -26,6 +26,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from kvlite.cache.cache import refused_kernels
+from kvlite.catalog.config import read_object
 from kvlite.catalog.files import ModelFiles
 from kvlite.errors import BrokenModel, DoesNotFit, KvliteError, ModelError, OutOfMemory, UnsupportedModel, UsageError
 from kvlite.gguf.header import read_header
@@ -115,6 +116,9 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> PreTrain
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
         tokenizer.encode("a")  # some mistakes show only here
+        template = folder / "chat_template.json"  # where processors of image models keep it
+        if tokenizer.chat_template is None and template.is_file():
+            tokenizer.chat_template = read_object(template).get("chat_template")
     except Exception as error:
         if type(error) is not Exception and not isinstance(error, _PARSER_ERRORS):  # tokenizers raises plain Exception
             raise
@@ -191,11 +195,11 @@ def _first(names: list[str]) -> str:
 
 
 def _require_vocabulary(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> None:
-    held = config.get_text_config().vocab_size
-    if len(tokenizer) and max(tokenizer.get_vocab().values(), default=0) >= held:
-        raise BrokenModel(
-            f"the tokenizer has ids up to {len(tokenizer) - 1} but the model only {held}; download it again"
-        )
+    """Refuse the tokenizer of another model; tokens added beyond the embedding are refused where a prompt has them."""
+    held, added = config.get_text_config().vocab_size, tokenizer.added_tokens_decoder
+    largest = max((index for index in tokenizer.get_vocab().values() if index not in added), default=0)
+    if largest >= held:
+        raise BrokenModel(f"the tokenizer has ids up to {largest} but the model only {held}; download it again")
 
 
 def _refusal(folder: Path, part: str, error: Exception) -> KvliteError:

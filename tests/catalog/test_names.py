@@ -20,6 +20,8 @@ from tests.model_folder import model_files, write_model
         ("hf.co/org/name", "org/name"),
         ("hf://org/na.me_2", "org/na.me_2"),
         ("https://huggingface.co/org/name", "org/name"),
+        ("https://huggingface.co/org/name/", "org/name"),
+        ("https://huggingface.co/org/name/tree/main", "org/name"),
     ],
 )
 def test_spellings_of_one_repository(name: str, repo: str) -> None:
@@ -34,6 +36,12 @@ def test_revision_in_the_name_or_beside_it() -> None:
     assert resolve_model("org/name@v1", revision="v1").revision == "v1"
     with pytest.raises(UsageError, match="two revisions"):
         resolve_model("org/name@v1", revision="v2")
+
+
+def test_an_address_from_a_browser_keeps_its_revision_and_file() -> None:
+    assert resolve_model("https://huggingface.co/org/name/tree/v1").revision == "v1"
+    ref = resolve_model("https://huggingface.co/org/name/resolve/main/q/name-Q4_K_M.gguf?download=true")
+    assert (ref.repo, ref.revision, ref.quant) == ("org/name", None, "q/name-Q4_K_M.gguf")
 
 
 def test_demo_is_a_folder_of_the_package() -> None:

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from kvlite.chat.display import AnswerFormat, Display
+from kvlite.chat.display import AnswerFormat, Display, answer_prompt
 from kvlite.console import Console
 from kvlite.deadline import Deadline
 from kvlite.engine.request import Sampling
@@ -28,7 +28,7 @@ def answered(engine, text):
         display = Display(console, Recorder("run", (), report="none"), output or AnswerFormat())
         encoded = text.conversation([{"role": "user", "content": "hi"}])
         llm = SimpleNamespace(engine=engine, model=SimpleNamespace(text=text, name="demo"))
-        display.answer_prompt(llm, encoded, settings or AnswerSettings(), deadline or Deadline(None))
+        answer_prompt(llm, encoded, settings or AnswerSettings(), display, deadline or Deadline(None))
         return answer.out.getvalue()
 
     return answer

@@ -1,9 +1,10 @@
 import pytest
 
-from kvlite.chat.session import MAX_CHECKPOINTS, Session
+from kvlite.chat.session import Session
 from kvlite.engine.request import FinishReason, Sampling
 from kvlite.errors import BudgetTooSmall, ContextFull, UsageError
 from kvlite.llm.answer import Answer, AnswerSettings
+from kvlite.llm.conversation import MAX_CHECKPOINTS
 from tests.chat.messages import message
 
 END = "\0"

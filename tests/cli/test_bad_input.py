@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from kvlite.cli import answering, main
+from kvlite.cli import main
 from tests.bad_input import WHOLE, Model, Row, fields, header, lines, model, renamed, whole_model
 from tests.hub_server import private_hub
 from tests.model_folder import model_files
@@ -400,7 +400,7 @@ def test_a_run_that_cannot_be_recorded_is_answered_all_the_same(
 def test_a_session_cannot_leave_its_folder(
     name: str, own_home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(answering, "has_user", lambda: True)
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
     assert main(["-q", "chat", "demo", "--session", name]) == 2
     out, err = capsys.readouterr()
     assert out == "" and "is no session name" in err and err.count("\n") == 1

@@ -104,7 +104,7 @@ def test_a_new_field_is_a_flag_a_variable_and_a_key_and_in_the_help(
     assert main(["one"]) == 0
     assert seen["own"] == OneOptions()
     assert seen["sources"]["trial_flag"] == "default"
-    Path("kvlite.toml").write_text("trial-flag = 4")
+    Path("kvlite.toml").write_text("trial-flag = 4", encoding="utf-8-sig")  # as editors on Windows do
     assert main(["one"]) == 0
     assert (seen["own"].trial_flag, seen["sources"]["trial_flag"]) == (4, "config")
     monkeypatch.setenv("KVLITE_TRIAL_FLAG", "5")

@@ -158,6 +158,15 @@ def test_a_tokenizer_larger_than_the_model_is_refused(tmp_path: Path) -> None:
         loaded(tmp_path)
 
 
+def test_a_template_in_a_file_of_its_own_is_read(folder: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    for name in ("tokenizer_config.json", "chat_template.jinja"):
+        (copy / name).unlink(missing_ok=True)
+    assert load_tokenizer(copy).chat_template is None
+    (copy / "chat_template.json").write_text('{"chat_template": "{{ messages[0].content }}"}', "utf-8")
+    assert load_tokenizer(copy).chat_template == "{{ messages[0].content }}"
+
+
 def test_a_model_larger_than_its_tokenizer_is_fine(tmp_path: Path) -> None:
     tiny_model("llama", {"vocab_size": 1088}).save_pretrained(tmp_path)
     for name in ("tokenizer.json", "tokenizer_config.json"):
