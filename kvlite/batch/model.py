@@ -30,19 +30,15 @@ _PARAMS = (
 class Model:
     """The model that was chosen; nothing is loaded yet.
 
-    `is_named`: a flag names it, so that the lines may name any. `budget_source` says where its KV budget came from.
+    `required` is the only model that lines may name, None where a flag named one and they may name any.
+    `budget_source` says where its KV budget came from.
     """
 
     spec: RunSpec
     batch_size: BatchSize
     console: Console
-    is_named: bool
+    required: str | None
     budget_source: str
-
-    @property
-    def required(self) -> str | None:
-        """The only model that lines may name; None where they may name any."""
-        return None if self.is_named else self.spec.options.model
 
     @property
     def params(self) -> Json:

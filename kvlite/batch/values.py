@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
 from typing import Any
 
 from kvlite.batch.item import Json, LineError
@@ -76,7 +75,8 @@ def shallow(value: Json | None, name: str) -> Json | None:
     """Check that `value` is nested at most MOST_NESTED levels deep, so that it can be written again."""
     level: list[object] = [value]
     for _ in range(MOST_NESTED):
-        level = [child for parent in level for child in _children(parent)]
+        parents = (list(parent.values()) if isinstance(parent, dict) else parent for parent in level)
+        level = [child for parent in parents if isinstance(parent, list) for child in parent]
         if not level:
             return value
     raise LineError(f"{name} is nested deeper than {MOST_NESTED} levels; flatten it", name)
@@ -93,12 +93,6 @@ def shown(value: object) -> str:
         return "with too many digits"
     written = json.dumps(value, ensure_ascii=False)
     return written if len(written) <= 60 else f"{written[:57]}..."
-
-
-def _children(value: object) -> Iterable[object]:
-    if isinstance(value, dict):
-        return value.values()
-    return value if isinstance(value, list) else ()
 
 
 def _no_constant(name: str) -> float:

@@ -33,11 +33,12 @@ def batch(
 
         named = from_lines if given.model is None else given.model
         call.announce_unnamed(named)
+        spec = RunSpec.of(call.with_model(options if named is None else replace(options, model=named)))
         return Model(
-            RunSpec.of(call.with_model(options if named is None else replace(options, model=named))),
+            spec,
             batch_size="auto" if given.batch_size == "auto" else int(given.batch_size),
             console=call.console,
-            is_named=given.model is not None,
+            required=None if given.model is not None else spec.options.model,
             budget_source=call.sources["kv_budget"],
         )
 

@@ -103,7 +103,7 @@ class Recorder:
         report: str = "auto",
         warn: Callable[[str], None] = lambda text: None,
     ) -> None:
-        self._path = None if report in ("auto", "none") else Path(report)
+        self._report = report
         self._warn = warn
         self._start_s = time.monotonic()
         started = datetime.now(UTC)
@@ -118,7 +118,6 @@ class Recorder:
         self._peak_bytes = 0
         self._sums = {"tokens_seen": 0, "tokens_kept": 0, "tokens_evicted": 0}  # over all answers, for a batch
         self._engine: ReadableEngine | None = None
-        self._is_kept = report != "none"
 
     def model(self, identity: ModelIdentity, device: str) -> None:
         """Note the weights that run, and the kind of device."""
@@ -128,7 +127,7 @@ class Recorder:
         self, identity: ModelIdentity, predicted: Mapping[str, int], engine: ReadableEngine, source: str
     ) -> None:
         """Note model and cache when they are there: bytes `predicted` by term, and the budget's `source`."""
-        if self._is_kept:
+        if self._report != "none":
             self._record.model, self._predicted, self._budget_source = identity, dict(predicted), source
             self._engine = engine  # last, because who leaves while a model loads measures what is there
 
@@ -179,16 +178,16 @@ class Recorder:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if not self._is_kept:
+        if self._report == "none":
             return
         self._complete(_exit_code(error))
         try:
-            if self._path is None:
+            if self._report == "auto":
                 RunRecords().save(self._record)
             else:
-                write_whole(f"{self._record.to_json()}\n", self._path)
+                write_whole(f"{self._record.to_json()}\n", Path(self._report))
         except OSError as failure:
-            place = failure.filename or self._path or "the state folder"
+            place = failure.filename or ("the state folder" if self._report == "auto" else self._report)
             self._warn(f"no run record: cannot write {place}: {failure.strerror}; give --report another file")
         except UsageError as failure:
             self._warn(f"no run record: {failure}")
