@@ -127,3 +127,11 @@ def test_the_list_for_a_gpu_runs_every_step_and_says_which_failed(
     assert "kvlite" in asked_for <= set(import_module("compare").PEERS)
     assert done.returncode == (1 if failing else 0)
     assert ("failed: prompts (exit 3)" in done.stdout) == bool(failing)
+
+
+def test_both_ways_to_load_a_gguf_file_are_measured(tmp_path: Path) -> None:
+    from tests.wheel_index import tiny_gguf
+
+    done = run("gguf_loading.py", str(tiny_gguf(tmp_path)), "--rounds", "1")
+    assert done.returncode == 0, done.stderr
+    assert [line.split()[0] for line in done.stdout.splitlines()] == ["kvlite", "transformers"]
