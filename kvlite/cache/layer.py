@@ -79,7 +79,7 @@ class LayerGroup:
         self.backend.evict(slots, self.policy.score(candidates), next_pos, self.protected(step))
 
     def protected(self, step: Step) -> Protection:
-        """Who stays whatever the score."""
+        """The tokens that stay whatever the score."""
         return self.protection if step.pins is None else replace(self.protection, pins=step.pins)
 
 
