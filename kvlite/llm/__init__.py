@@ -9,21 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from kvlite.errors import UsageError
-from kvlite.llm.answer import (
-    BATCH_MAX_TOKENS,
-    CHAT_MAX_TOKENS,
-    Answer,
-    AnswerSettings,
-    OneCall,
-    TextStream,
-    stream_answers,
-)
+from kvlite.llm.answer import BATCH_MAX_TOKENS, Answer, AnswerSettings, OneCall, TextStream, stream_answers
 from kvlite.llm.conversation import Conversation
 from kvlite.llm.spec import BatchSize, RunSpec, options_from
 from kvlite.llm.text_model import Allocated, TextModel, Told
 from kvlite.memory.budget import BudgetKind
 from kvlite.memory.format import human_bytes
-from kvlite.options import AnswerOptions, ModelOptions, read_batch_size
+from kvlite.options import AnswerOptions, BatchOptions, ModelOptions
 
 if TYPE_CHECKING:
     from kvlite.engine.engine import Engine
@@ -34,8 +26,6 @@ if TYPE_CHECKING:
 
 Prompt = str | Sequence[Mapping[str, object]]
 """Text, which is one message of the user, or a list of `{"role", "content"}`."""
-
-_CLOSED = "this LLM is closed; open another"
 
 
 class LLM:
@@ -55,11 +45,8 @@ class LLM:
         say: Callable[[str], None] | None = None,
         **options: Any,
     ) -> None:
-        if batch_size is not None:
-            try:
-                word = read_batch_size(str(batch_size))
-            except ValueError as error:
-                raise UsageError(str(error)) from error
+        if batch_size is not None:  # read as the command line's
+            word = options_from(BatchOptions, {"input": "-", "batch_size": str(batch_size)}).batch_size
             batch_size = "auto" if word == "auto" else int(word)
         if say is not None and not callable(say):
             raise UsageError(f"say is {say!r:.80}; give a function that takes a line of text, such as print")
@@ -67,10 +54,8 @@ class LLM:
             assert not options, "options are for a model that is loaded here"
         else:
             name = str(model.absolute()) if isinstance(model, Path) else model  # a relative one may look like org/name
-            spec = RunSpec.of(options_from(ModelOptions, {"model": name, **options}))
-            model = TextModel.load(spec, Told(say))
-            if spec.row_budget is not None:  # `generate` would fail with it: better now
-                model.fit("auto").cache(spec.budget)
+            words = options_from(ModelOptions, {"model": name, **options})
+            model = TextModel.load(RunSpec.of(words), Told(say))
         self._model: TextModel | None = model
         self._batch_size: BatchSize = batch_size or "auto"
         self._allocated: Allocated | None = None
@@ -122,7 +107,7 @@ class LLM:
         answers: dict[str, Answer] = {}
         with self._one_call:
             text = self.model.text
-            settings = self._settings(answer, BATCH_MAX_TOKENS)
+            settings = self._settings(answer, max_tokens=BATCH_MAX_TOKENS)
             encoded = [self._encode(f"prompt {number}", each, system, raw=raw) for number, each in enumerate(asked, 1)]
             engine = self._engine_for(self._batch_size)
             requests = (
@@ -148,7 +133,7 @@ class LLM:
 
     def stream(self, messages: Prompt, **answer: Any) -> TextStream:
         """As `chat`, but the answer comes as pieces of text; thinking is left out of them."""
-        settings = self._settings(answer, CHAT_MAX_TOKENS)
+        settings = self._settings(answer)
         is_text = isinstance(messages, str)
         asked = [{"role": "user", "content": messages}] if is_text else _listed("messages", messages, "messages")
         with self._one_call:
@@ -171,7 +156,7 @@ class LLM:
     def model(self) -> TextModel:
         """The loaded model. Raises UsageError once this is closed."""
         if self._model is None:
-            raise UsageError(_CLOSED)
+            raise UsageError("this LLM is closed; open another")
         return self._model
 
     @property
@@ -192,7 +177,8 @@ class LLM:
     def close(self) -> None:
         """Free the cache and the weights; what was answered stays."""
         with self._one_call:
-            self._end_stream(_CLOSED)
+            if self._stream is not None:
+                self._stream.close("this LLM is closed; open another")
             self._model = self._allocated = self._conversation = None
             gc.collect()
 
@@ -208,27 +194,20 @@ class LLM:
         self._allocated = self._conversation = None  # the old cache first: both are never there together
         self._allocated = self.model.allocate(batch_size)
 
-    def _end_stream(self, reason: str) -> None:
-        """Give up an answer that somebody stopped reading."""
-        if self._stream is not None:
-            self._stream.close(reason)
-            self._stream = None
-
     def _engine_for(self, batch_size: BatchSize | None) -> Engine:
-        self._end_stream("another call took the model; read a stream to its end before the next call")
+        if self._stream is not None:
+            self._stream.close("another call took the model; read a stream to its end before the next call")
         if self._allocated is None or self._allocated.batch_size != batch_size:
             self._allocate(batch_size)
         return self.engine
 
-    def _settings(self, given: Mapping[str, Any], max_tokens: int) -> AnswerSettings:
+    def _settings(self, given: Mapping[str, Any], **limit: int) -> AnswerSettings:
         model, options = self.model, options_from(AnswerOptions, given, without=("system",))
         pins = model.spec.options.pin_system
-        return AnswerSettings.of(model.sampling, options, max_tokens=max_tokens, pin_system=pins)
+        return AnswerSettings.of(model.sampling, options, pin_system=pins, **limit)
 
     def _encode(self, name: str, prompt: Prompt, system: str | None, *, raw: bool) -> Encoded:
         text = self.model.text
-        if isinstance(prompt, Mapping):
-            raise UsageError("generate takes a list of prompts, and a list of messages is one; give [messages]")
         if not isinstance(prompt, str):
             if raw or system is not None:
                 raise UsageError("raw and system are for prompts that are text; these are messages")

@@ -154,16 +154,11 @@ class OneCall:
 
 
 class TextStream(Iterator[str]):
-    """Pieces of an answer's text as they are generated; `answer` is there once they are through.
-
-    Raises UsageError where the answer was given up before its end.
-    """
+    """Pieces of an answer's text as they come, at the end its `answer`; raises UsageError once it was given up."""
 
     def __init__(self, events: Generator[Piece | Answer], one_call: OneCall) -> None:
         self.answer: Answer | None = None
-        self._events = events
-        self._one_call = one_call
-        self._given_up = ""
+        self._events, self._one_call, self._given_up = events, one_call, ""
 
     def __next__(self) -> str:
         with self._one_call:

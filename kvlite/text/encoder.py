@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -27,13 +28,8 @@ class Encoder:
 
         `continues`: the first part continues other text, too. Raises UsageError on half a surrogate pair.
         """
-        try:
-            "".join(parts).encode()
-        except UnicodeEncodeError as error:
-            half = error.object[error.start]
-            raise UsageError(
-                f"the prompt has {half!r}, half a surrogate pair, which is no character; drop it"
-            ) from None
+        if half := re.search("[\ud800-\udfff]", "".join(parts)):
+            raise UsageError(f"the prompt has {half.group()!r}, half a surrogate pair, which is no character; drop it")
         known: dict[str, list[int]] = {}  # forged text is cut into many parts, most of them equal
         ids: list[int] = [] if continues else self._ids(parts[0])
         for part in parts if continues else parts[1:]:

@@ -268,7 +268,7 @@ def test_answers_settings_are_refused_by_name(llm: LLM, how: dict[str, Any], mes
 
 
 def test_messages_that_are_none_are_refused(llm: LLM) -> None:
-    with pytest.raises(UsageError, match=r"give \[messages\]"):
+    with pytest.raises(UsageError, match=r"prompt 1: {.*} is neither text nor a list of messages"):
         llm.generate([TOM])  # type: ignore[list-item]
     with pytest.raises(UsageError, match="message 1 has role 'nobody'"):
         llm.chat([{"role": "nobody", "content": "Hello"}])
