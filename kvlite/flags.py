@@ -21,7 +21,8 @@ class Flag(NamedTuple):
 
     `parse` reads what was given, raising ValueError on what cannot be. `complete` proposes values to the shell: a
     function, or the name of one the command line knows. Without `from_settings` an option must be typed each time: no
-    file gives it, and no variable but `variables`, which are read in place of KVLITE_<NAME>.
+    file gives it, and no variable but `variables`, which are read in place of KVLITE_<NAME>. Of two options one of
+    which is `against` the other, that of the stronger source counts: a flag overrules what a file says of either.
     """
 
     help: str
@@ -36,6 +37,7 @@ class Flag(NamedTuple):
     from_settings: bool = True
     variables: tuple[str, ...] = ()
     is_argument: bool = False
+    against: str | None = None
 
 
 def option(default: Any, *names: str, help: str, **how: Any) -> Any:

@@ -104,7 +104,7 @@ class ModelOptions:
         shown_default="none",
         help="Quantise the weights: none, 8bit, 4bit (nf4, double), nf4 or fp4.",
     )
-    four_bit: bool = _of_model(False, "--4bit", help="Short for --quant 4bit.")
+    four_bit: bool = _of_model(False, "--4bit", against="quant", help="Short for --quant 4bit.")
     dtype: str = _of_model("auto", metavar="DTYPE", help="Compute in auto, float32, bfloat16 or float16.")
     device: str = _of_model("auto", metavar="DEVICE", help="auto, cpu, cuda, cuda:N or mps.")
     revision: str | None = _of_model(None, metavar="REV", help="Branch, tag or commit of the repository.")
@@ -123,7 +123,7 @@ class ModelOptions:
     capture: bool | None = _of_model(  # None: where it is known to pay
         None,
         "--capture/--no-capture",
-        help="Run CUDA graphs, decoding one step ahead of the host; off for now unless given.",
+        help="Replay decode steps as CUDA graphs; off for now unless given.",
     )
     offline: bool = _of_model(
         False,
@@ -156,7 +156,7 @@ class AnswerOptions:
     stop: tuple[str, ...] = _of_sampling(
         (), metavar="TEXT", parse=read_stop, help="End the answer before TEXT; may be given several times."
     )
-    greedy: bool = _of_sampling(False, help="Always the likeliest token; --temperature 0.")
+    greedy: bool = _of_sampling(False, against="temperature", help="Always the likeliest token; --temperature 0.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -49,6 +49,7 @@ LIGHT = (
     "kvlite.flags",
     "kvlite.options",
     "kvlite.memory",
+    "kvlite.gguf",
     "kvlite.catalog",
     "kvlite.record",
     "kvlite.text",

@@ -90,7 +90,7 @@ class LayerGroup:
             raise PolicyFailed(f"KV policy {self.policy.name!r}: `score` raised {in_a_line(error)}") from error
 
     def protected(self, step: Step) -> Protection:
-        """Who stays whatever the score."""
+        """The tokens that stay whatever the score."""
         return self.protection if step.pins is None else replace(self.protection, pins=step.pins)
 
 

@@ -55,7 +55,7 @@ class ModelRef:
     revision: str | None = None
     path: Path | None = None
     quant: str | None = None
-    """Which of the repository's GGUF files, as in `Q4_K_M`."""
+    """The GGUF file of the repository that is meant, as in `Q4_K_M`."""
 
     def __str__(self) -> str:
         name = self.alias or self.repo or str(self.path)

@@ -13,7 +13,8 @@ from kvlite.cli.invocation import Invocation
 from kvlite.console import Console
 from kvlite.flags import Flag
 
-_SOURCES = {"COMMANDLINE": "flag", "ENVIRONMENT": "env", "DEFAULT_MAP": "config"}
+_SOURCES = {"DEFAULT_MAP": "config", "ENVIRONMENT": "env", "COMMANDLINE": "flag"}
+_STRENGTH = ["default", *_SOURCES.values()]
 
 
 class Taken(NamedTuple):
@@ -90,6 +91,8 @@ def from_flags(command: Callable[..., None], *more: Parameter) -> Callable[..., 
     """
     hints = {name: hint for name, hint in get_type_hints(command, include_extras=True).items() if name != "return"}
     groups = {name: _group(hint) for name, hint in hints.items() if hint not in (Invocation, typer.Context)}
+    options = [option for _, group in groups.values() for option in group]
+    defaults = {option.name: option.default for option in options}
 
     def run(ctx: typer.Context, **given: Any) -> None:
         call: Invocation = ctx.find_root().obj
@@ -97,13 +100,18 @@ def from_flags(command: Callable[..., None], *more: Parameter) -> Callable[..., 
         call.sources = {
             name: _SOURCES.get(found.name, "default") if found else "default" for name, found in sources.items()
         }
+        for option in options:
+            if option.flag.against in given:
+                pair = sorted((option.name, option.flag.against), key=lambda name: _STRENGTH.index(call.sources[name]))
+                if call.sources[pair[0]] != call.sources[pair[1]]:
+                    given[pair[0]], call.sources[pair[0]] = defaults[pair[0]], "default"
         around = {Invocation: call, typer.Context: ctx}
         arguments = {name: around[hint] for name, hint in hints.items() if name not in groups}
-        for name, (kind, options) in groups.items():
-            arguments[name] = kind(**{option.name: option.value(given[option.name]) for option in options})
+        for name, (kind, own) in groups.items():
+            arguments[name] = kind(**{option.name: option.value(given[option.name]) for option in own})
         command(**arguments)
 
-    parameters = [option.parameter() for _, group in groups.values() for option in group]
+    parameters = [option.parameter() for option in options]
     context = Parameter("ctx", Parameter.KEYWORD_ONLY, annotation=typer.Context)
     run.__signature__ = Signature([context, *parameters, *more])  # type: ignore[attr-defined]
     run.__doc__ = command.__doc__

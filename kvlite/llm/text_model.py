@@ -110,23 +110,28 @@ class TextModel:
         """
         from kvlite.engine.decode_graphs import CudaGraphs
         from kvlite.engine.engine import Engine
-        from kvlite.models.device import free_bytes
 
-        spec, loaded, device = self.spec, self.loaded, self.loaded.device
-        place = PlanDevice("cuda" if device.type == "cuda" else "cpu", str(device), free_bytes(device))
-        fit = spec.fit(self.files, place, batch_size, loaded=loaded.shape)
-        fit = replace(fit, spec=self._tolerated(fit.specs(spec.budget)))
+        spec, fit = self.spec, self.fit(batch_size)
         engine = Engine(
-            loaded,
+            self.loaded,
             fit.cache(spec.budget),
             spec.policy,
             fit.spec.slot_format,
             spec.on_full,
             spec.options.kernels,
-            recorder=CudaGraphs(device) if self.captures else None,
+            recorder=CudaGraphs(self.loaded.device) if self.captures else None,
             warn=self.listener.warn,
         )
         return Allocated(engine, fit, batch_size)
+
+    def fit(self, batch_size: BatchSize | None) -> Fit:
+        """Find what the device has room for beside the weights, with slots that the model tolerates."""
+        from kvlite.models.device import free_bytes
+
+        spec, device = self.spec, self.loaded.device
+        place = PlanDevice("cuda" if device.type == "cuda" else "cpu", str(device), free_bytes(device))
+        fit = spec.fit(self.files, place, batch_size, loaded=self.loaded.shape)
+        return replace(fit, spec=self._tolerated(fit.specs(spec.budget)))
 
     def _tolerated(self, specs: Sequence[CacheSpec]) -> CacheSpec:
         """The first of `specs` that the model tolerates: without harm where there is another to take instead."""

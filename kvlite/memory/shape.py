@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.resources import files
 from typing import Literal
 
 from kvlite.errors import BrokenModel, UnsupportedModel
@@ -13,6 +15,7 @@ from kvlite.memory.format import DTYPE_BYTES, FORMATS, SlotFormat
 
 _OLD_TYPES = {"attention": FULL, "mamba": LINEAR, "mamba2": LINEAR}
 _MOST_LAYERS = 10_000
+_LAYERS = ("num_hidden_layers", "n_layer")
 _HIDDEN = ("hidden_size", "n_embd")
 _QUERY_HEADS = ("num_attention_heads", "n_head")
 
@@ -72,7 +75,7 @@ class ModelShape:
         outer = Fields(config)
         text = outer.nested("text_config") or outer
         name = _family_name(outer, text)
-        family = FAMILIES[name]
+        family, text = FAMILIES[name], _completed(text, name)
         dtype = dtype or _dtype(text) or _dtype(outer) or stored_dtype or "bfloat16"
         if dtype not in DTYPE_BYTES:
             raise UnsupportedModel(f"config.json: dtype is '{dtype}'; kvlite runs {', '.join(DTYPE_BYTES)}")
@@ -131,8 +134,17 @@ def _family_name(outer: Fields, text: Fields) -> str:
     return name
 
 
+def _completed(text: Fields, name: str) -> Fields:
+    """The fields with those that config.json leaves to transformers' class, as gemma-3-4b-it does its heads."""
+    held = [any(key in text.values for key in keys) for keys in (_LAYERS, _HIDDEN, _QUERY_HEADS, ("vocab_size",))]
+    if all(held) or not all(held[:2]):  # without sizes of its own it is no model's
+        return text
+    table = json.loads((files("kvlite.memory") / "class_defaults.json").read_text(encoding="utf-8"))
+    return Fields({**table.get(name, {}), **text.values})
+
+
 def _layer_types(text: Fields, family: Family, name: str) -> tuple[str, ...]:
-    layers = text.count("num_hidden_layers", "n_layer")
+    layers = text.count(*_LAYERS)
     if layers > _MOST_LAYERS:
         raise BrokenModel(f"config.json: num_hidden_layers is {layers}; expected at most {_MOST_LAYERS}")
     listed = text.names("layer_types")

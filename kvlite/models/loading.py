@@ -167,7 +167,7 @@ def _from_folder(folder: Path, arguments: dict[str, Any]) -> Any:
 
 
 def _from_gguf(files: ModelFiles, arguments: dict[str, Any]) -> Any:
-    from kvlite.gguf.weights import state_dict
+    from kvlite.models.gguf_weights import state_dict
 
     assert files.gguf is not None
     config = AutoConfig.from_pretrained(files.folder, local_files_only=True)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from kvlite.errors import UsageError
 from kvlite.text.forgery import ForgedStrings
 
 if TYPE_CHECKING:
@@ -24,8 +25,15 @@ class Encoder:
     def encode(self, parts: Sequence[str], *, continues: bool = False) -> tuple[int, ...]:
         """Encode each part on its own and join the ids; special tokens in the parts are parsed, none is added.
 
-        `continues`: the first part continues other text, too.
+        `continues`: the first part continues other text, too. Raises UsageError on half a surrogate pair.
         """
+        try:
+            "".join(parts).encode()
+        except UnicodeEncodeError as error:
+            half = error.object[error.start]
+            raise UsageError(
+                f"the prompt has {half!r}, half a surrogate pair, which is no character; drop it"
+            ) from None
         known: dict[str, list[int]] = {}  # forged text is cut into many parts, most of them equal
         ids: list[int] = [] if continues else self._ids(parts[0])
         for part in parts if continues else parts[1:]:

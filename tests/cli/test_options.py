@@ -125,6 +125,23 @@ def test_a_command_takes_some_fields_and_other_defaults(seen: dict[str, Any]) ->
     assert main(["one", "--kv-budget", "1GB"]) == 2
 
 
+@pytest.mark.parametrize(
+    ("setting", "args", "quant"),
+    [
+        ("4bit = true", ["--quant", "none"], "none"),
+        ("quant = '8bit'", ["--4bit"], "4bit"),
+        ("quant = 'nf4'", [], "nf4"),
+    ],
+)
+def test_of_two_options_for_one_thing_the_stronger_source_counts(
+    seen: dict[str, Any], monkeypatch: pytest.MonkeyPatch, setting: str, args: list[str], quant: str
+) -> None:
+    Path("kvlite.toml").write_text(setting)
+    assert main(["one", *args]) == 0 and seen["options"].quant == quant
+    monkeypatch.setenv("KVLITE_4BIT", "1")
+    assert main(["one", *args]) == 0 and seen["options"].quant == (quant if args else "4bit")
+
+
 @pytest.mark.parametrize("args", [["--4bit"], ["--4bit", "--quant", "4bit"]])
 def test_a_short_flag_stands_for_a_value(seen: dict[str, Any], args: list[str]) -> None:
     assert main(["one", *args]) == 0

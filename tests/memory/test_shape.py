@@ -11,6 +11,7 @@ import pytest
 from kvlite.errors import BrokenModel, UnsupportedModel
 from kvlite.memory.format import FORMATS
 from kvlite.memory.shape import LayerShape, ModelShape
+from tests.memory.class_defaults import FILE, class_defaults
 
 CONFIGS = Path(__file__).parents[1] / "data" / "configs"
 LLAMA: dict[str, Any] = {
@@ -48,6 +49,14 @@ def shape_of(name: str) -> ModelShape:
 )
 def test_bytes_of_one_token_in_sixteen_bits(name: str, per_token: int) -> None:
     assert shape_of(name).kv_bytes_per_token(FORMATS["float16"]) == per_token
+
+
+def test_what_config_json_leaves_out_is_the_default_of_its_class() -> None:
+    published = {"hidden_size": 2560, "intermediate_size": 10240, "num_hidden_layers": 34, "sliding_window": 1024}
+    shape = ModelShape.from_config({"model_type": "gemma3", "text_config": {"model_type": "gemma3_text", **published}})
+    assert (shape.query_heads, shape.vocab, shape.max_positions) == (8, 262_208, 131_072)
+    assert shape.layers[0] == LayerShape("sliding", 4, 256, 256, 1024, 0)
+    assert json.loads(FILE.read_text("utf-8")) == class_defaults(), "run: python -m tests.memory.class_defaults"
 
 
 def test_every_config_of_the_test_data_is_read() -> None:
@@ -201,9 +210,7 @@ def test_a_malformed_value_is_one_line_that_names_the_field(fields: dict[str, An
     assert len(message) < 200
 
 
-@pytest.mark.parametrize(
-    "missing", ["num_hidden_layers", "hidden_size", "num_attention_heads", "vocab_size", "model_type"]
-)
+@pytest.mark.parametrize("missing", ["num_hidden_layers", "hidden_size", "model_type"])
 def test_a_missing_size_is_named(missing: str) -> None:
     with pytest.raises(BrokenModel, match=missing):
         ModelShape.from_config({key: value for key, value in LLAMA.items() if key != missing})

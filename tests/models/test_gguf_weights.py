@@ -11,7 +11,7 @@ from transformers import AutoConfig, PreTrainedModel
 
 from kvlite.gguf.families import config_of
 from kvlite.gguf.header import read_header
-from kvlite.gguf.weights import state_dict
+from kvlite.models.gguf_weights import state_dict
 from tests.architectures import SUPPORTED, tiny_model
 from tests.gguf.gguf_file import write_model
 
@@ -62,6 +62,6 @@ def test_blocks_are_unpacked_as_the_gguf_library_unpacks_them(kind: str, tmp_pat
 def test_a_large_matrix_is_unpacked_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_model(tmp_path / "model.gguf", tiny_model("qwen3", {}), "Q8_0")
     whole = {name: lazy[...] for name, lazy in state_dict(read_header(path), torch.float32).items()}
-    monkeypatch.setattr("kvlite.gguf.weights._ROWS_BYTES", 1000)
+    monkeypatch.setattr("kvlite.models.gguf_weights._ROWS_BYTES", 1000)
     for name, lazy in state_dict(read_header(path), torch.float32).items():
         assert torch.equal(lazy[...], whole[name])
