@@ -219,7 +219,7 @@ class BatchOptions:
         "auto", metavar="auto|N", parse=read_batch_size, help="At most this many answers at once."
     )
     dedupe: bool = _of_run(False, help="Run equal greedy requests once; keeps answers in memory.")
-    retries: int = _of_run(1, metavar="N", min=0, help="After out-of-memory, try a record alone this often.")
+    retries: int = _of_run(1, metavar="N", min=0, help="Where memory or a policy fails, try a record alone this often.")
     timeout: float | None = _of_run(
         None, metavar="SECONDS", parse=read_seconds, help="Fail a record that takes longer."
     )

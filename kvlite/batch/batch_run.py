@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from kvlite.batch.item import Code, Failure, Item, Outcome
 from kvlite.batch.prepare import Preparer, Work
+from kvlite.cache.policy import PolicyFailed
 from kvlite.engine.request import Completion, FinishReason, Request, Token
 from kvlite.errors import BudgetTooSmall, ContextFull, OutOfMemory, UsageError
 from kvlite.llm.answer import Answer
@@ -46,7 +47,7 @@ class BatchRun:
 
     def __init__(self, engine: Engine, preparer: Preparer, options: BatchOptions) -> None:
         self.peak_bytes = 0
-        self.width = engine.rows  # requests that run at once; fewer after the device ran out of memory
+        self.width = engine.rows  # requests that run at once; fewer after a run that failed
         self._engine = engine
         self._preparer = preparer
         self._options = options
@@ -74,7 +75,7 @@ class BatchRun:
                     yield from self._settle(event)
                     yield from self._look_ahead(source)
                 self.width = min(self._engine.rows, 2 * self.width)  # a whole run of the engine went well
-            except OutOfMemory as error:
+            except (OutOfMemory, PolicyFailed) as error:
                 yield from self._retry_all(error)
 
     def run_in_order(self, items: Iterable[Item | None]) -> Generator[Token | Outcome]:
@@ -143,7 +144,7 @@ class BatchRun:
     def _requests(self) -> Iterator[Request | None]:
         """Yield requests as the engine has free rows; None while others run and more items may come.
 
-        After the device ran out of memory, only `width` requests are given before the engine ends its run.
+        After a run of the engine that failed, only `width` requests are given before the engine ends its run.
         """
         left = math.inf if self.width == self._engine.rows else self.width
         while left > 0 and (self._waiting or (self._flights and not self._is_read)):
@@ -204,8 +205,8 @@ class BatchRun:
                 code = Code.INTERNAL
         return Failure(code, str(completion.error))
 
-    def _retry_all(self, error: OutOfMemory) -> Iterator[Outcome]:
-        """Put the requests that were in flight back in front, to run half as many at once after out of memory.
+    def _retry_all(self, error: OutOfMemory | PolicyFailed) -> Iterator[Outcome]:
+        """Put the requests that were in flight back in front, to run half as many at once after `error`.
 
         An item that failed alone and has no retries left becomes a failure.
         """
@@ -218,7 +219,8 @@ class BatchRun:
                 work.retries += work.attempt > 1
                 if work.retries >= self._options.retries:
                     self._waiting = deque(waits for waits in self._waiting if waits[0] is not work)
-                    work.failure = Failure(Code.OUT_OF_MEMORY, str(error))
+                    code = Code.OUT_OF_MEMORY if isinstance(error, OutOfMemory) else Code.INTERNAL
+                    work.failure = Failure(code, str(error))
                     yield from self._end(work)
                     return
             work.attempt += 1

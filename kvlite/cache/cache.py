@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kvlite.cache.layer import Layer, LayerGroup
+from kvlite.cache.layer import Layer, LayerGroup, try_out
 from kvlite.cache.policy import Policy
 from kvlite.cache.step import SlotMapping, Step
 from kvlite.errors import UsageError
@@ -59,7 +59,8 @@ class CacheSnapshot:
 class SlotCache:
     """`plan.rows` rows of slots for every attention layer of a model, as planned to the byte.
 
-    `kernels` is one of `kvlite_kernels.choice.KERNELS`, for queries of `dtype`; UsageError where they cannot run.
+    `kernels` is one of `kvlite_kernels.choice.KERNELS`, for queries of `dtype`; UsageError where they cannot run, or
+    where a plug-in does not score.
     Nothing is evicted while a slot is free, so all heads of a layer hold equally many tokens and how many is known on
     the host: layers with the same number of slots share one count per row.
     """
@@ -78,6 +79,7 @@ class SlotCache:
         self.policy = policy
         self.stored = stored
         self.device = device
+        try_out(policy, shape, plan, stored)
         self.backend = open_backend(shape, plan, stored, kernels, dtype, device)
         alike: dict[tuple[LayerShape, int], list[int]] = {}
         for index, (layer, slots) in enumerate(zip(shape.layers, plan.layer_slots, strict=True)):

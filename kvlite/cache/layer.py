@@ -8,12 +8,14 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from kvlite.cache.policy import Candidates, Policy
+from kvlite.cache.policy import Candidates, Policy, PolicyFailed, in_a_line, is_built_in
 from kvlite.cache.rotation import Rotation, rotate_keys
 from kvlite.cache.step import Step
+from kvlite.errors import KvliteError
 from kvlite.memory.format import SlotFormat
-from kvlite.memory.shape import LayerShape
-from kvlite_kernels.backend import Backend
+from kvlite.memory.plan import CachePlan
+from kvlite.memory.shape import LayerShape, ModelShape
+from kvlite_kernels.backend import TORCH, Backend
 from kvlite_kernels.eviction import Protection, choose, priority
 from kvlite_kernels.lowbit import Packed
 from kvlite_kernels.reference import Geometry, Segment
@@ -76,7 +78,16 @@ class LayerGroup:
         """
         next_pos = step.next_pos
         candidates = Candidates(slots.pos, next_pos, slots.statistic, ((slots.k, slots.v),), q)
-        self.backend.evict(slots, self.policy.score(candidates), next_pos, self.protected(step))
+        self.backend.evict(slots, self.score(candidates), next_pos, self.protected(step))
+
+    def score(self, candidates: Candidates) -> Tensor:
+        """Score as the policy does. Raises PolicyFailed where a plug-in raises anything."""
+        try:
+            return self.policy.score(candidates)
+        except Exception as error:
+            if is_built_in(self.policy) or isinstance(error, KvliteError | MemoryError | torch.OutOfMemoryError):
+                raise
+            raise PolicyFailed(f"KV policy {self.policy.name!r}: `score` raised {in_a_line(error)}") from error
 
     def protected(self, step: Step) -> Protection:
         """The tokens that stay whatever the score."""
@@ -139,7 +150,7 @@ class Layer:
         if held.statistic is not None and new.statistic is not None:
             known = torch.cat([held.statistic, new.statistic], -1)
         candidates = Candidates(pos, step.next_pos, known, ((held.k, held.v), (new.k, new.v)), q)
-        ranked = priority(self.group.policy.score(candidates), pos, step.next_pos, self.group.protected(step))
+        ranked = priority(self.group.score(candidates), pos, step.next_pos, self.group.protected(step))
         index = choose(ranked, pos, self.num_slots)
         self.group.backend.write(slots, index, new.k, new.v)
         slots.write(index, pos=new.pos, rot=step.rot[:, None, -new.pos.shape[2] :])
@@ -185,3 +196,31 @@ def empty_vectors(heads: tuple[int, ...], dim: int, stored: SlotFormat, device: 
     codes_dtype = torch.uint8 if stored.bits == 4 else torch.int8
     codes: Tensor = torch.zeros(*heads, stored.code_bytes(dim), dtype=codes_dtype, device=device)
     return Packed(codes, torch.zeros(*heads, stored.num_scales(dim), dtype=torch.float16, device=device), dim)
+
+
+def try_out(policy: Policy, shape: ModelShape, plan: CachePlan, stored: SlotFormat) -> None:
+    """Let a plug-in score made-up tokens on the CPU, those of one layer and of two together.
+
+    Raises PolicyFailed where it raises, gives anything but one floating-point number for each, or NaN.
+    """
+    layer = next((layer for layer in shape.layers if layer.kv_heads), None)
+    if layer is None or is_built_in(policy):
+        return
+    group = LayerGroup([0, 1], layer, 1, min(plan.fewest, 256), stored, policy, TORCH, torch.device("cpu"))
+    made_up = torch.Generator().manual_seed(0)
+    for _, tensor in group.slots.tensors():
+        tensor.random_(1, 8, generator=made_up)
+    group.slots.pos.copy_(torch.arange(group.slots.num_slots + 1) + policy.sinks)
+    next_pos = group.slots.pos.amax().view(1, 1, 1) + 1
+    q = torch.rand(1, shape.query_heads, 3, layer.k_dim, generator=made_up).to(getattr(torch, shape.dtype))
+    asking = q if policy.needs_queries else None
+    for slots in [group.slots[0], group.slots][: 1 if policy.needs_queries else 2]:
+        score: object = group.score(Candidates(slots.pos, next_pos, slots.statistic, ((slots.k, slots.v),), asking))
+        got = f"{score.dtype} {[*score.shape]}" if isinstance(score, Tensor) else type(score).__name__
+        if isinstance(score, Tensor) and score.is_floating_point() and score.shape == slots.pos.shape:
+            if not priority(score, slots.pos, next_pos, group.protection).isnan().any():
+                continue
+            got = "NaN"
+        raise PolicyFailed(
+            f"KV policy {policy.name!r}: `score` gave {got}, not a float for each of {[*slots.pos.shape]}"
+        )

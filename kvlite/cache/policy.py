@@ -18,7 +18,7 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any, ClassVar, get_args, get_type_hints
 
 from kvlite.cache.policy_text import read_value, split_settings, write_settings
-from kvlite.errors import UsageError
+from kvlite.errors import Interrupted, Terminated, TimeLimit, UsageError
 from kvlite.memory.format import SlotFormat
 from kvlite.memory.plan import MOST_CHUNK, CacheSpec, equally
 from kvlite_kernels.kinds import Heads, Noise, Statistic
@@ -31,6 +31,10 @@ if TYPE_CHECKING:
 DEFAULT_POLICY = "heavy-hitter"
 ON_FULL = ("evict", "stop", "error")
 ENTRY_POINT_GROUP = "kvlite.policies"
+
+
+class PolicyFailed(UsageError):
+    """A policy of somebody else's raised an error, or its scores are none."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -50,9 +54,9 @@ class Candidates:
 
     @property
     def statistic(self) -> Tensor:
-        """The statistic that a policy declares, fp32 [..., B, H_KV, N]. Raises UsageError where it declares none."""
+        """The statistic that a policy declares, fp32 [..., B, H_KV, N]. Raises LookupError where it declares none."""
         if self.known is None:
-            raise UsageError("the policy looks at a statistic and declares none; set `statistic` in its class")
+            raise LookupError("the policy looks at a statistic and declares none; set `statistic` in its class")
         return self.known
 
     @property
@@ -69,10 +73,10 @@ class Candidates:
     def queries(self) -> Tensor:
         """The queries of this step, rotated: [B, H_Q, T, D], padding on the left.
 
-        Raises UsageError where the policy does not declare `needs_queries`.
+        Raises LookupError where the policy does not declare `needs_queries`.
         """
         if self.asking is None:
-            raise UsageError("the policy looks at queries; set `needs_queries = True` in its class")
+            raise LookupError("the policy looks at queries; set `needs_queries = True` in its class")
         return self.asking
 
 
@@ -163,7 +167,10 @@ class Policy(ABC):
         """
         kept = self.sinks + pinned
         for slots in range(kept + 2, 8 * kept + 4096):
-            if kept + self.recent(slots) < slots:
+            recent = self.recent(slots)
+            if not isinstance(recent, int) or recent < 1:
+                raise UsageError(f"KV policy {self.name!r}: `recent` gave {recent!r}, not a whole number from 1 on")
+            if kept + recent < slots:
                 return slots
         raise UsageError(f"KV policy {self.name!r} protects every slot; its recent window must leave room")
 
@@ -173,8 +180,9 @@ class Policy(ABC):
         `on_full` is as `when_full` takes it.
         """
         evicts = self.when_full(on_full) == "evict"
-        rule = self.layer_slots if evicts else equally
-        return CacheSpec(stored, self.state_bytes_per_slot, self.min_slots(), evicts, chunk_limit, rule)
+        rule, slots = self.layer_slots if evicts else equally, self.min_slots()
+        lowerable = f"sinks={self.sinks}" if self.sinks > type(self)().sinks else ""
+        return CacheSpec(stored, self.state_bytes_per_slot, slots, evicts, chunk_limit, rule, lowerable)
 
     def _check(self, field: str, holds: bool, expected: str) -> None:
         if not holds:
@@ -189,6 +197,11 @@ def _numbers(parts: Sequence[Vectors]) -> Tensor:
 
     numbers = [hadamard(part.to(torch.float32)) if isinstance(part, Packed) else part for part in parts]
     return numbers[0] if len(numbers) == 1 else torch.cat(numbers, -2)
+
+
+def is_built_in(policy: Policy) -> bool:
+    """True of a policy that comes with kvlite."""
+    return type(policy).__module__ == "kvlite.cache.policies"
 
 
 def policy_names() -> list[str]:
@@ -210,14 +223,28 @@ def load_policy(text: str) -> Policy:
         raise UsageError(f"unknown KV policy {name!r}; {hint}")
     try:
         policy = found[name].load()()
-    except (ImportError, AttributeError, TypeError) as error:
-        raise UsageError(f"KV policy {name!r} ({found[name].value}) cannot be loaded: {error}") from error
-    if not isinstance(policy, Policy):
-        raise UsageError(f"KV policy {name!r} ({found[name].value}) is not a kvlite.cache.policy.Policy")
+        if not isinstance(policy, Policy):
+            raise TypeError("it is not a kvlite.cache.policy.Policy")
+        for word in ("name", "summary"):
+            if not isinstance(getattr(policy, word, None), str):
+                raise TypeError(f"its class has no text `{word}`")
+        if policy.name != name:
+            raise ValueError(f"its class has the name {policy.name!r}; give both the same")
+        policy.min_slots()
+    except (Interrupted, Terminated, TimeLimit):
+        raise
+    except Exception as error:  # whatever somebody else's code raises
+        raise UsageError(f"KV policy {name!r} ({found[name].value}) cannot be loaded: {in_a_line(error)}") from error
     try:
         return replace(policy, **{setting: _read(policy, setting, value) for setting, value in settings.items()})
-    except UsageError as error:
-        raise UsageError(f"{error}; its settings: {write_settings(policy.settings, ', ') or 'none'}") from error
+    except Exception as error:
+        why = error if isinstance(error, UsageError) else f"KV policy {name!r}: {in_a_line(error)}"
+        raise UsageError(f"{why}; its settings: {write_settings(policy.settings, ', ') or 'none'}") from error
+
+
+def in_a_line(error: Exception) -> str:
+    """The kind of an error, and the first line of what it says."""
+    return ": ".join([type(error).__name__, *str(error).splitlines()[:1]])
 
 
 def _read(policy: Policy, setting: str, text: str) -> Any:
@@ -229,6 +256,12 @@ def _read(policy: Policy, setting: str, text: str) -> Any:
         return read_value(get_type_hints(type(policy))[setting], text)
     except ValueError as error:
         raise UsageError(f"KV policy {policy.name!r}: {setting} is {text!r}; expected {error}") from None
+
+
+def unused_plug_ins() -> list[EntryPoint]:
+    """The plug-ins whose name a built-in policy or another plug-in has, which is taken instead."""
+    found = _entry_points()
+    return [point for point in entry_points(group=ENTRY_POINT_GROUP) if found[point.name] != point]
 
 
 def _entry_points() -> dict[str, EntryPoint]:

@@ -108,14 +108,15 @@ class Terminal:
     def _schedule(self, call: Callable[[], object]) -> bool:
         """Call `call` in the editor's loop, from any thread; false where no text is being edited."""
         app = self._session.app
+        loop, context = app.loop, app.context  # the editor takes its loop away when a text is sent
         with suppress(RuntimeError):  # the text has just been sent, and the loop is closed
-            if app.is_running and app.loop is not None and app.context is not None:
-                app.loop.call_soon_threadsafe(call, context=app.context)
+            if app.is_running and loop is not None and context is not None:
+                loop.call_soon_threadsafe(call, context=context)
                 return True
         return False
 
     def _notice_work(self) -> None:
-        """Where the work is done, draw the status line again; where it failed, end the reading with its error."""
+        """Draw the status line again once the work is done; if it failed, end the reading with its error."""
         app = self._session.app
         if self._work.done() and app.is_running and not app.is_done:
             if error := self._work.exception():

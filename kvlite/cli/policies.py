@@ -10,10 +10,12 @@ from kvlite.errors import UsageError
 
 def policies(call: Invocation) -> None:
     """List the eviction policies, and the settings that may follow each one's name, with their defaults."""
-    from kvlite.cache.policy import policy_names
+    from kvlite.cache.policy import policy_names, unused_plug_ins
     from kvlite.cache.policy_text import write_settings
 
     out = call.console
+    for point in unused_plug_ins():
+        out.warn(f"the KV policy {point.name!r} of {point.value} is never used: another one has its name")
     found = [_described(name) for name in policy_names()]
     if out.as_json:
         out.json(found)

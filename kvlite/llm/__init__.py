@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from kvlite.errors import UsageError
-from kvlite.llm.answer import BATCH_MAX_TOKENS, CHAT_MAX_TOKENS, Answer, AnswerSettings, TextStream, stream_answers
+from kvlite.llm.answer import BATCH_MAX_TOKENS, Answer, AnswerSettings, OneCall, TextStream, stream_answers
 from kvlite.llm.conversation import Conversation
 from kvlite.llm.spec import BatchSize, RunSpec, options_from
 from kvlite.llm.text_model import Allocated, TextModel, Told
 from kvlite.memory.budget import BudgetKind
 from kvlite.memory.format import human_bytes
-from kvlite.options import AnswerOptions, ModelOptions, read_batch_size
+from kvlite.options import AnswerOptions, BatchOptions, ModelOptions
 
 if TYPE_CHECKING:
     from kvlite.engine.engine import Engine
@@ -30,7 +31,7 @@ Prompt = str | Sequence[Mapping[str, object]]
 class LLM:
     """A loaded model and its KV cache, allocated once for one conversation, or for a batch whose rows share the budget.
 
-    `model` is an alias, `org/name` or a folder; `options` are the fields of `kvlite.options.ModelOptions`. Without
+    `model` is an alias, `org/name`, a folder or a GGUF file; `options` are the fields of `ModelOptions`. Without
     `batch_size` the cache is one conversation's, and `generate` makes it a batch's, `chat` a conversation's again; with
     one (or `auto`) it starts as a batch's. `say` is told in one line each what a command would write to stderr.
     Raises the KvliteError that says what is wrong.
@@ -38,30 +39,33 @@ class LLM:
 
     def __init__(
         self,
-        model: str | TextModel,
+        model: str | Path | TextModel,
         *,
         batch_size: BatchSize | None = None,
         say: Callable[[str], None] | None = None,
         **options: Any,
     ) -> None:
-        if batch_size is not None:
-            try:
-                read_batch_size(str(batch_size))
-            except ValueError as error:
-                raise UsageError(str(error)) from error
-        if isinstance(model, str):
-            words = options_from(ModelOptions, {"model": model, **options})
-            model = TextModel.load(RunSpec.of(words), Told(say))
-        else:
+        if batch_size is not None:  # read as the command line's
+            word = options_from(BatchOptions, {"input": "-", "batch_size": str(batch_size)}).batch_size
+            batch_size = "auto" if word == "auto" else int(word)
+        if say is not None and not callable(say):
+            raise UsageError(f"say is {say!r:.80}; give a function that takes a line of text, such as print")
+        if isinstance(model, TextModel):
             assert not options, "options are for a model that is loaded here"
+        else:
+            name = str(model.absolute()) if isinstance(model, Path) else model  # a relative one may look like org/name
+            words = options_from(ModelOptions, {"model": name, **options})
+            model = TextModel.load(RunSpec.of(words), Told(say))
         self._model: TextModel | None = model
         self._batch_size: BatchSize = batch_size or "auto"
         self._allocated: Allocated | None = None
         self._conversation: Conversation | None = None
         self._stream: TextStream | None = None
+        self._one_call = OneCall()
         self._allocate(batch_size)
 
     def __enter__(self) -> Self:
+        _ = self.model  # raises where this is closed
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -99,41 +103,45 @@ class LLM:
         `kvlite.options.AnswerOptions`: max_tokens, stop, temperature, seed, ... over what the model's
         generation_config.json asks for. Raises the error of the first answer that fails.
         """
-        text = self.model.text
-        settings = self._settings(answer, BATCH_MAX_TOKENS)
-        asked: Sequence[Prompt] = [prompts] if isinstance(prompts, str) else prompts
-        encoded = [self._encode(prompt, system, raw=raw) for prompt in asked]
-        engine = self._engine_for(self._batch_size)
-        requests = (
-            (settings.request(str(number), each, text, row=None, number=number), text.answer(each, settings.stop))
-            for number, each in enumerate(encoded)
-        )
+        asked = [prompts] if isinstance(prompts, str) else _listed("prompts", prompts, "prompts")
         answers: dict[str, Answer] = {}
-        with closing(stream_answers(engine, requests)) as events:
-            for name, event in events:
-                if isinstance(event, Answer):
-                    if event.completion.error is not None:
-                        raise event.completion.error
-                    answers[name] = event
+        with self._one_call:
+            text = self.model.text
+            settings = self._settings(answer, max_tokens=BATCH_MAX_TOKENS)
+            encoded = [self._encode(f"prompt {number}", each, system, raw=raw) for number, each in enumerate(asked, 1)]
+            engine = self._engine_for(self._batch_size)
+            requests = (
+                (settings.request(str(number), each, text, row=None, number=number), text.answer(each, settings.stop))
+                for number, each in enumerate(encoded)
+            )
+            with closing(stream_answers(engine, requests)) as events:
+                for name, event in events:
+                    if isinstance(event, Answer):
+                        if event.completion.error is not None:
+                            raise event.completion.error
+                        answers[name] = event
         return [answers[str(number)] for number in range(len(encoded))]
 
     def chat(self, messages: Prompt, **answer: Any) -> Answer:
         """Answer a conversation. Messages that extend those of the last call and its answer are fed alone."""
-        stream = self.stream(messages, **answer)
-        for _ in stream:
-            pass
+        with self._one_call:
+            stream = self.stream(messages, **answer)
+            for _ in stream:
+                pass
         assert stream.answer is not None, "a stream ends with its answer"
         return stream.answer
 
     def stream(self, messages: Prompt, **answer: Any) -> TextStream:
         """As `chat`, but the answer comes as pieces of text; thinking is left out of them."""
-        settings = self._settings(answer, CHAT_MAX_TOKENS)
-        asked = [{"role": "user", "content": messages}] if isinstance(messages, str) else [*messages]
-        engine = self._engine_for(None)
-        if self._conversation is None:
-            self._conversation = Conversation(engine, self.model.text)
-        self._stream = TextStream(self._conversation.ask(asked, settings))
-        return self._stream
+        settings = self._settings(answer)
+        is_text = isinstance(messages, str)
+        asked = [{"role": "user", "content": messages}] if is_text else _listed("messages", messages, "messages")
+        with self._one_call:
+            engine = self._engine_for(None)
+            if self._conversation is None:
+                self._conversation = Conversation(engine, self.model.text)
+            self._stream = TextStream(self._conversation.ask(asked, settings), self._one_call)
+            return self._stream
 
     def counts(self) -> KVCounts:
         """Bytes and tokens of the cache now, summed over its rows."""
@@ -168,9 +176,11 @@ class LLM:
 
     def close(self) -> None:
         """Free the cache and the weights; what was answered stays."""
-        self._end_stream()
-        self._model = self._allocated = self._conversation = None
-        gc.collect()
+        with self._one_call:
+            if self._stream is not None:
+                self._stream.close("this LLM is closed; open another")
+            self._model = self._allocated = self._conversation = None
+            gc.collect()
 
     @property
     def _held(self) -> Allocated:
@@ -184,34 +194,34 @@ class LLM:
         self._allocated = self._conversation = None  # the old cache first: both are never there together
         self._allocated = self.model.allocate(batch_size)
 
-    def _end_stream(self) -> None:
-        """Give up an answer that somebody stopped reading."""
-        if self._stream is not None:
-            self._stream.close()
-            self._stream = None
-
     def _engine_for(self, batch_size: BatchSize | None) -> Engine:
-        self._end_stream()
+        if self._stream is not None:
+            self._stream.close("another call took the model; read a stream to its end before the next call")
         if self._allocated is None or self._allocated.batch_size != batch_size:
             self._allocate(batch_size)
         return self.engine
 
-    def _settings(self, given: Mapping[str, Any], max_tokens: int) -> AnswerSettings:
+    def _settings(self, given: Mapping[str, Any], **limit: int) -> AnswerSettings:
         model, options = self.model, options_from(AnswerOptions, given, without=("system",))
         pins = model.spec.options.pin_system
-        return AnswerSettings.of(model.sampling, options, max_tokens=max_tokens, pin_system=pins)
+        return AnswerSettings.of(model.sampling, options, pin_system=pins, **limit)
 
-    def _encode(self, prompt: Prompt, system: str | None, *, raw: bool) -> Encoded:
+    def _encode(self, name: str, prompt: Prompt, system: str | None, *, raw: bool) -> Encoded:
         text = self.model.text
-        if isinstance(prompt, Mapping):
-            raise UsageError("generate takes a list of prompts, and a list of messages is one; give [messages]")
         if not isinstance(prompt, str):
             if raw or system is not None:
                 raise UsageError("raw and system are for prompts that are text; these are messages")
-            return text.conversation(prompt)
+            return text.conversation(_listed(name, prompt, "messages"))
         if raw and system is not None:
             raise UsageError("raw contradicts system: without a chat template nothing sets the system prompt apart")
         return text.raw(prompt) if raw else text.prompt(prompt, system=system)
+
+
+def _listed(name: str, given: Any, kind: str) -> list[Any]:
+    """`given` as a list. Raises UsageError where it holds nothing one by one, or is one thing itself."""
+    if isinstance(given, (bytes, Mapping)) or not isinstance(given, Iterable):
+        raise UsageError(f"{name}: {given!r:.80} is neither text nor a list of {kind}; give one of them")
+    return [*given]
 
 
 def cache_size(plan: CachePlan) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass, field, fields, replace
+from threading import RLock
 from typing import TYPE_CHECKING, Any
 
 from kvlite.engine.request import Completion, FinishReason, Request, Sampling, Token
@@ -138,24 +139,43 @@ class Answer:
         )
 
 
-class TextStream(Iterator[str]):
-    """Pieces of an answer's text as they are generated; `answer` is there once they are through."""
+class OneCall:
+    """Keeps the other threads out of a `with` block while one is in it: entering raises UsageError there."""
 
-    def __init__(self, events: Generator[Piece | Answer]) -> None:
+    def __init__(self) -> None:
+        self._lock = RLock()
+
+    def __enter__(self) -> None:
+        if not self._lock.acquire(blocking=False):
+            raise UsageError("another thread is being answered; this LLM takes one call at a time")
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+
+class TextStream(Iterator[str]):
+    """Pieces of an answer's text as they come, at the end its `answer`; raises UsageError once it was given up."""
+
+    def __init__(self, events: Generator[Piece | Answer], one_call: OneCall) -> None:
         self.answer: Answer | None = None
-        self._events = events
+        self._events, self._one_call, self._given_up = events, one_call, ""
 
     def __next__(self) -> str:
-        for event in self._events:
-            if isinstance(event, Answer):
-                self.answer = event
-            elif not event.thinking:
-                return event.text
+        with self._one_call:
+            if self._given_up and self.answer is None:
+                raise UsageError(self._given_up)
+            for event in self._events:
+                if isinstance(event, Answer):
+                    self.answer = event
+                elif not event.thinking:
+                    return event.text
         raise StopIteration
 
-    def close(self) -> None:
-        """Give the answer up; the conversation is then read anew with the next call."""
-        self._events.close()
+    def close(self, reason: str = "this stream was closed; ask again") -> None:
+        """Give the answer up, for a `reason`; the conversation is then read anew with the next call."""
+        with self._one_call:
+            self._given_up = self._given_up or reason
+            self._events.close()
 
 
 def stream_answer(engine: Engine, request: Request, decoder: AnswerText) -> Generator[Piece | Answer]:

@@ -114,6 +114,9 @@ class TextModel:
 
         spec, loaded, device = self.spec, self.loaded, self.loaded.device
         place = PlanDevice("cuda" if device.type == "cuda" else "cpu", str(device), free_bytes(device))
+        if batch_size is None and spec.row_budget is not None:  # a batch may follow: say now that it does not fit
+            rows = spec.fit(self.files, place, "auto", loaded=loaded.shape)
+            replace(rows, spec=rows.specs(spec.budget)[0]).cache(spec.budget)
         fit = spec.fit(self.files, place, batch_size, loaded=loaded.shape)
         fit = replace(fit, spec=self._tolerated(fit.specs(spec.budget)))
         engine = Engine(

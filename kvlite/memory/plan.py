@@ -47,7 +47,7 @@ class CacheSpec:
 
     `state_bytes_per_slot` is what the policy keeps about a slot, `protected_slots` are never evicted, `evicts` says
     whether a full cache makes room, `chunk_limit` is the most prompt tokens fed at once, `layer_rule` shares the slots
-    out between the layers that see everything.
+    out between the layers that see everything, `lowerable` are the settings that protect more than their defaults.
     """
 
     slot_format: SlotFormat
@@ -56,6 +56,7 @@ class CacheSpec:
     evicts: bool = True
     chunk_limit: int = MOST_CHUNK
     layer_rule: LayerRule = equally
+    lowerable: str = ""
 
     def key_value_bytes(self, layer: LayerShape) -> int:
         return self.slot_format.bytes_per_slot(layer.k_dim, layer.v_dim)
@@ -130,7 +131,7 @@ def plan_cache(
     if cap < protected:
         raise BudgetTooSmall(
             f"the model's window has room for {cap} tokens, but {protected} are protected; "
-            "give --kv-policy full or another policy"
+            + (f"lower {spec.lowerable}" if spec.lowerable else "give --kv-policy full or another policy")
         )
     slots, budget_bytes = _grant(budget, with_slots, cap, free_bytes)
     found = with_slots(slots)
@@ -141,6 +142,7 @@ def plan_cache(
         raise BudgetTooSmall(
             f"KV budget {budget} holds {found.fewest} tokens{where}, but {protected} are protected; "
             f"the smallest that works is {short_size(smallest, up=True)} ({smallest:,} bytes)"
+            + (f"; or lower {spec.lowerable}" if spec.lowerable else "")
         )
     capped_by = "window" if slots == cap != _UNBOUNDED and budget.kind is not BudgetKind.FULL else None
     return replace(found, budget_bytes=budget_bytes, row_budget_bytes=budget_bytes // rows, capped_by=capped_by)

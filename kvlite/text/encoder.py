@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from kvlite.errors import UsageError
 from kvlite.text.forgery import ForgedStrings
 
 if TYPE_CHECKING:
@@ -24,8 +26,10 @@ class Encoder:
     def encode(self, parts: Sequence[str], *, continues: bool = False) -> tuple[int, ...]:
         """Encode each part on its own and join the ids; special tokens in the parts are parsed, none is added.
 
-        `continues`: the first part continues other text, too.
+        `continues`: the first part continues other text, too. Raises UsageError on half a surrogate pair.
         """
+        if half := re.search("[\ud800-\udfff]", "".join(parts)):
+            raise UsageError(f"the prompt has {half.group()!r}, half a surrogate pair, which is no character; drop it")
         known: dict[str, list[int]] = {}  # forged text is cut into many parts, most of them equal
         ids: list[int] = [] if continues else self._ids(parts[0])
         for part in parts if continues else parts[1:]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint
 from typing import TYPE_CHECKING, ClassVar, Literal
@@ -11,9 +12,9 @@ import torch
 
 from kvlite.cache import policy as seam
 from kvlite.cache.policies import H2O, TOVA, HeavyHitter, Keyformer, Pyramid, SnapKV, Window
-from kvlite.cache.policy import DEFAULT_POLICY, Candidates, Policy, load_policy, policy_names
+from kvlite.cache.policy import DEFAULT_POLICY, Candidates, Policy, PolicyFailed, load_policy, policy_names
 from kvlite.cache.policy_text import split_policies, write_settings
-from kvlite.errors import UsageError
+from kvlite.errors import TimeLimit, UsageError
 from tests.cache.driving import (
     Driver,
     as_stored,
@@ -64,6 +65,68 @@ class NoPolicy:
     """Something else altogether."""
 
 
+@dataclass(frozen=True, slots=True)
+class Silent(Policy):
+    """Says nothing of itself."""
+
+    name: ClassVar[str] = "broken"
+
+    def score(self, candidates: Candidates) -> Tensor:
+        return candidates.pos.float()
+
+
+@dataclass(frozen=True, slots=True)
+class Nameless(Policy):
+    """Has no name."""
+
+    summary: ClassVar[str] = "some"
+
+    def score(self, candidates: Candidates) -> Tensor:
+        return candidates.pos.float()
+
+
+class Raising(Silent):
+    """Cannot be made."""
+
+    def __init__(self) -> None:
+        raise ZeroDivisionError
+
+
+class Slow(Silent):
+    """Is still being made when the time is over."""
+
+    def __init__(self) -> None:
+        raise TimeLimit("over")
+
+
+class NothingRecent(Silent):
+    """Would evict the token that has just come."""
+
+    summary: ClassVar[str] = "some"
+
+    def recent(self, slots: int) -> int:
+        return 0
+
+
+class HalfRecent(NothingRecent):
+    """Counts in halves."""
+
+    def recent(self, slots: int) -> float:  # type: ignore[override]
+        return 2.5
+
+
+@dataclass(frozen=True, slots=True)
+class Picky(Silent):
+    """Takes few sinks."""
+
+    name: ClassVar[str] = "picky"
+    summary: ClassVar[str] = "few"
+
+    def __post_init__(self) -> None:
+        if self.sinks > 8:
+            raise ValueError("too many")
+
+
 def install(monkeypatch: pytest.MonkeyPatch, name: str, target: str) -> None:
     """As if a package had registered `target` under the entry-point group."""
     point = EntryPoint(name, f"{__name__}:{target}" if ":" not in target else target, "kvlite.policies")
@@ -110,16 +173,86 @@ def test_a_third_party_policy_cannot_take_a_built_in_name(monkeypatch: pytest.Mo
 @pytest.mark.parametrize(
     ("target", "reason"),
     [
-        ("no_such_module_at_all:Policy", "cannot be loaded: No module named"),
-        ("Missing", "cannot be loaded: module .* has no attribute 'Missing'"),
-        ("Unfinished", "cannot be loaded: Can't instantiate abstract class Unfinished"),
-        ("NoPolicy", "is not a kvlite.cache.policy.Policy"),
+        ("no_such_module_at_all:Policy", "ModuleNotFoundError: No module named"),
+        ("Missing", "AttributeError: module .* has no attribute 'Missing'"),
+        ("Unfinished", "TypeError: Can't instantiate abstract class Unfinished"),
+        ("NoPolicy", "TypeError: it is not a kvlite.cache.policy.Policy$"),
+        ("Nameless", "TypeError: its class has no text `name`$"),
+        ("Silent", "TypeError: its class has no text `summary`$"),
+        ("Raising", "ZeroDivisionError$"),
+        ("Oldest", "ValueError: its class has the name 'oldest'; give both the same$"),
+        ("NothingRecent", r"UsageError: KV policy 'broken': `recent` gave 0, not a whole number from 1 on$"),
+        ("HalfRecent", r"UsageError: KV policy 'broken': `recent` gave 2\.5, not a whole number from 1 on$"),
     ],
 )
 def test_a_broken_plug_in_is_named(monkeypatch: pytest.MonkeyPatch, target: str, reason: str) -> None:
     install(monkeypatch, "broken", target)
-    with pytest.raises(UsageError, match=rf"^KV policy 'broken' \(.*\) {reason}"):
+    with pytest.raises(UsageError, match=rf"^KV policy 'broken' \(.*{target}\) cannot be loaded: {reason}"):
         load_policy("broken")
+
+
+def test_the_end_of_the_time_while_a_plug_in_is_loaded_is_not_put_on_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch, "broken", "Slow")
+    with pytest.raises(TimeLimit):
+        load_policy("broken")
+
+
+def test_a_plug_in_that_raises_over_a_setting_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch, "picky", "Picky")
+    with pytest.raises(UsageError, match=r"^KV policy 'picky': ValueError: too many; its settings: sinks=4$"):
+        load_policy("picky:sinks=9")
+
+
+@pytest.mark.parametrize("stored", ["float32", "bfloat16", "int8", "int4"])
+@pytest.mark.parametrize(
+    ("score", "said"),
+    [
+        (lambda found: None, "gave NoneType, not a float for each of [1, 2, 9]"),
+        (lambda found: found.pos, "gave torch.int32 [1, 2, 9], not a float"),
+        (lambda found: found.keys, ", 8], not a float for each of [1, 2, 9]"),
+        (lambda found: found.pos.float()[:, :, :1], "gave torch.float32 [1, 2, 1], not a float"),
+        (lambda found: found.pos.float().mean(0, keepdim=True), ", not a float for each of [2, 1, 2, 9]"),
+        (lambda found: found.pos * float("nan"), "gave NaN"),
+        (lambda found: 1 // 0, "raised ZeroDivisionError: "),
+        (lambda found: found.queries, "raised LookupError: the policy looks at queries; set `needs_queries = True`"),
+        (lambda found: found.statistic, "raised LookupError: the policy looks at a statistic and declares none"),
+    ],
+)
+def test_scores_that_are_none_are_refused_before_anything_runs(
+    monkeypatch: pytest.MonkeyPatch, score: Callable[[Candidates], object], said: str, stored: str
+) -> None:
+    monkeypatch.setattr(Oldest, "score", lambda self, candidates: score(candidates))
+    with pytest.raises(UsageError) as refused:
+        make_cache(model_shape(attention_layer(2, 8)), 8, Oldest(), dtype=stored)
+    assert str(refused.value).startswith("KV policy 'oldest': `score` ") and said in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_what_a_policy_says_of_protected_tokens_may_be_nan(monkeypatch: pytest.MonkeyPatch) -> None:
+    def score(self: Oldest, candidates: Candidates) -> Tensor:
+        age = candidates.next_pos - 1 - candidates.pos
+        return age / age  # NaN for the newest
+
+    monkeypatch.setattr(Oldest, "score", score)
+    make_cache(model_shape(attention_layer(2, 8)), 8, Oldest())
+
+
+def test_a_policy_that_raises_in_a_run_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    shape = model_shape(attention_layer(1, 8))
+    driver = Driver(make_cache(shape, 8, Oldest()), [random_streams(shape, 1, 30, 0)])
+    driver.feed([8])
+    monkeypatch.setattr(Oldest, "score", lambda self, candidates: 1 // 0)
+    with pytest.raises(PolicyFailed, match=r"^KV policy 'oldest': `score` raised ZeroDivisionError: "):
+        driver.feed([1])
+
+
+def test_memory_that_is_refused_is_not_put_on_the_policy(monkeypatch: pytest.MonkeyPatch) -> None:
+    def score(self: Oldest, candidates: Candidates) -> Tensor:
+        raise torch.OutOfMemoryError("no room")
+
+    monkeypatch.setattr(Oldest, "score", score)
+    with pytest.raises(torch.OutOfMemoryError):
+        make_cache(model_shape(attention_layer(2, 8)), 8, Oldest())
 
 
 @pytest.mark.parametrize("pinned", [0, 3, 4, 5, 40])
@@ -302,20 +435,6 @@ class Asked(Oldest):
         return (candidates.keys @ newest[..., None])[..., 0]
 
 
-class Undeclared(Oldest):
-    """Looks at queries without saying so."""
-
-    def score(self, candidates: Candidates) -> Tensor:
-        return candidates.queries.sum() + candidates.pos
-
-
-class Unaccounted(Oldest):
-    """Looks at a statistic without saying which."""
-
-    def score(self, candidates: Candidates) -> Tensor:
-        return candidates.statistic
-
-
 def test_a_policy_may_look_at_queries_and_values() -> None:
     shape = model_shape(attention_layer(2, 8))
     streams = random_streams(shape, 3, 30, 0)
@@ -331,15 +450,6 @@ def test_a_policy_may_look_at_queries_and_values() -> None:
     victims = pos.gather(-1, score.argmin(-1, keepdim=True))[0, :, 0].tolist()
     expected = [(held | {23}) - {victim} for held, victim in zip(before, victims, strict=True)]
     assert positions(driver.cache.layers[0]) == expected
-
-
-@pytest.mark.parametrize(("policy", "said"), [(Undeclared(), "needs_queries = True"), (Unaccounted(), "declares none")])
-def test_what_a_policy_did_not_ask_for_is_refused_with_what_to_declare(policy: Policy, said: str) -> None:
-    shape = model_shape(attention_layer(1, 8))
-    driver = Driver(make_cache(shape, 8, policy), [random_streams(shape, 1, 30, 0)])
-    driver.feed([8])
-    with pytest.raises(UsageError, match=said):
-        driver.feed([1])
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@ import io
 import stat
 import time
 from threading import Event, Thread
+from types import SimpleNamespace
 
 import pytest
 from prompt_toolkit.application import create_app_session
@@ -149,6 +150,27 @@ def test_nothing_that_is_written_while_a_text_is_sent_is_lost(editing):
             edited.above(lambda number=number: written.append(number))
 
     assert (editing(during), written) == ("hi", list(range(200)))
+
+
+def test_a_loop_that_is_gone_between_two_looks_loses_nothing(monkeypatch):
+    monkeypatch.setattr(terminal, "create_output", lambda **_: DummyOutput())
+
+    class Closing:
+        is_running, context, looks = True, object(), 0
+
+        @property
+        def loop(self):
+            self.looks += 1
+            return loop if self.looks == 1 else None
+
+    def closed(*_, **__):
+        raise RuntimeError("Event loop is closed")
+
+    loop, written = SimpleNamespace(call_soon_threadsafe=closed), []
+    edited = Terminal(status=None, history=None)
+    edited._session = SimpleNamespace(app=Closing())
+    edited.above(lambda: written.append(1))
+    assert written == [1]
 
 
 def test_what_is_written_when_nothing_is_edited_is_written_at_once(monkeypatch):

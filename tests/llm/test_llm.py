@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import gc
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
+from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
 
 from kvlite import LLM, BudgetTooSmall, FinishReason, KvliteError, ModelNotFound, UsageError
+from kvlite.catalog.names import demo_folder
+from kvlite.llm.answer import TextStream
 
 PROMPTS = ["Hello! What is your name?", "What can you do?", "Tell me a joke", "My name is Tom."]
 TOM = {"role": "user", "content": "My name is Tom."}
@@ -94,6 +98,63 @@ def test_a_stream_that_nobody_reads_to_its_end_leaves_the_next_call_alone(llm: L
     assert llm.chat([TOM], greedy=True).text == expected
 
 
+@pytest.mark.parametrize("is_begun", [True, False])
+@pytest.mark.parametrize(
+    ("give_up", "message"),
+    [
+        (lambda llm, stream: llm.chat("Hello", max_tokens=1), "another call took the model"),
+        (lambda llm, stream: llm.generate("Hello", max_tokens=1), "another call took the model"),
+        (lambda llm, stream: llm.stream("Hello"), "another call took the model"),
+        (lambda llm, stream: llm.close(), "this LLM is closed"),
+        (lambda llm, stream: stream.close(), "this stream was closed"),
+    ],
+)
+def test_a_stream_that_was_given_up_does_not_end_as_if_it_were_complete(
+    give_up: Callable[[LLM, TextStream], object], message: str, is_begun: bool
+) -> None:
+    with LLM("demo", kv_budget="300kB") as llm:
+        stream = llm.stream([TOM], greedy=True)
+        if is_begun:
+            next(stream)
+        give_up(llm, stream)
+        for _ in range(2):
+            with pytest.raises(UsageError, match=message):
+                "".join(stream)
+        assert stream.answer is None
+
+
+def test_a_stream_that_was_read_to_its_end_stays_so(llm: LLM) -> None:
+    stream = llm.stream([TOM], max_tokens=2)
+    list(stream)
+    llm.chat("Hello", max_tokens=1)
+    assert list(stream) == [] and stream.answer is not None
+
+
+def test_another_thread_is_told_that_there_is_one_call_at_a_time(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    refused: list[BaseException] = []
+    stream = llm.stream([TOM], max_tokens=3)
+
+    def call_meanwhile() -> None:
+        for use in (lambda: llm.generate("Hello"), lambda: llm.chat("Hello"), lambda: next(stream), llm.close):
+            try:
+                use()
+            except UsageError as error:
+                refused.append(error)
+
+    def in_another_thread(*_: object) -> None:
+        thread = Thread(target=call_meanwhile)
+        thread.start()
+        thread.join()
+
+    pieces = stream._events
+    monkeypatch.setattr(stream, "_events", (in_another_thread() or piece for piece in pieces))  # type: ignore[func-returns-value]
+    assert next(stream)
+    assert [str(error) for error in refused] == [
+        "another thread is being answered; this LLM takes one call at a time"
+    ] * 4
+    assert llm.chat("Hello", max_tokens=1).completion_tokens == 1
+
+
 def test_a_chat_has_the_whole_budget_and_a_batch_shares_it(llm: LLM) -> None:
     llm.chat("Hello", max_tokens=1)
     chat = llm.plan
@@ -124,6 +185,8 @@ def test_closing_frees_the_weights_and_says_so() -> None:
     for use in (lambda: llm.chat("Hello"), lambda: llm.generate(["Hello"]), llm.counts, lambda: llm.plan):
         with pytest.raises(UsageError, match="closed"):
             use()
+    with pytest.raises(UsageError, match="closed"), llm:
+        pass
     assert other.counts().policy == "window"
     other.close()
 
@@ -148,6 +211,7 @@ def test_nothing_is_printed_and_who_wants_to_is_told(capfd: pytest.CaptureFixtur
         ({"prefill_chunk": True}, "prefill_chunk is True; it should be a valid integer"),
         ({"prefill_chunk": 0}, "prefill_chunk is 0; give at least 1"),
         ({"on_full": "wait"}, "on_full is 'wait'; it should be 'evict', 'stop' or 'error'"),
+        ({"say": 3}, "say is 3; give a function"),
         ({"batch_size": 0}, "'0' is no batch size; give auto or a number from 1 to 65536"),
         ({"quant": "5bit"}, "quant is '5bit'; it should be 'none', '8bit'"),
     ],
@@ -155,6 +219,34 @@ def test_nothing_is_printed_and_who_wants_to_is_told(capfd: pytest.CaptureFixtur
 def test_options_are_refused_by_name(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message.replace("?", r"\?")):
         LLM("demo", **options)
+
+
+def test_a_model_may_be_a_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = demo_folder()
+    monkeypatch.chdir(folder.parent.parent)
+    for path in (folder, Path(folder.parent.name, folder.name)):  # the second would be a repository's name
+        with LLM(path, kv_budget="300kB") as llm:
+            assert llm.model.files.folder == folder
+    with pytest.raises(ModelNotFound, match=r"there is no folder '.*/org/name'"):
+        LLM(Path("org/name"))
+
+
+@pytest.mark.parametrize("model", [None, 3, b"demo", ["demo"]])
+def test_a_model_that_has_no_name_is_refused(model: Any) -> None:
+    for options in ({}, {"kv_budget": "1MB"}):
+        with pytest.raises(UsageError, match=r"model is .*; it should be a valid string"):
+            LLM(model, **options)
+
+
+def test_a_batch_size_may_be_a_word() -> None:
+    with LLM("demo", kv_budget="2MB", kv_per_seq="128tok", batch_size="4") as llm:  # type: ignore[arg-type]
+        assert llm.plan.rows == 4
+        assert len(llm.generate(["Hello"] * 5, max_tokens=1)) == 5
+
+
+def test_rows_that_the_budget_does_not_hold_are_refused_at_once() -> None:
+    with pytest.raises(BudgetTooSmall, match="give a smaller --kv-per-seq"):
+        LLM("demo", kv_budget="500kB", kv_per_seq="1MB")
 
 
 @pytest.mark.parametrize(
@@ -176,11 +268,46 @@ def test_answers_settings_are_refused_by_name(llm: LLM, how: dict[str, Any], mes
 
 
 def test_messages_that_are_none_are_refused(llm: LLM) -> None:
-    with pytest.raises(UsageError, match=r"give \[messages\]"):
+    with pytest.raises(UsageError, match=r"prompt 1: {.*} is neither text nor a list of messages"):
         llm.generate([TOM])  # type: ignore[list-item]
     with pytest.raises(UsageError, match="message 1 has role 'nobody'"):
         llm.chat([{"role": "nobody", "content": "Hello"}])
     assert len(llm.generate([[TOM], "Hello"], max_tokens=1)) == 2
+
+
+@pytest.mark.parametrize(
+    ("prompts", "message"),
+    [
+        (None, "prompts: None is neither text nor a list of prompts"),
+        (3, "prompts: 3 is"),
+        (b"hi", "prompts: b'hi' is"),
+        (TOM, "prompts: {'role': 'user', 'content': 'My name is Tom.'} is"),
+        (["Hello!", 5], "prompt 2: 5 is neither text nor a list of messages"),
+        ([b"hi"], "prompt 1: b'hi' is"),
+        ("a\udc80", r"the prompt has '\\udc80', half a surrogate pair"),
+    ],
+)
+def test_prompts_that_are_none_are_refused(llm: LLM, prompts: Any, message: str) -> None:
+    for raw in (False, True) if isinstance(prompts, str) else (False,):
+        with pytest.raises(UsageError, match=message):
+            llm.generate(prompts, raw=raw)
+
+
+@pytest.mark.parametrize(
+    ("messages", "message"),
+    [
+        (None, "messages: None is neither text nor a list of messages"),
+        (3, "messages: 3 is"),
+        (TOM, "messages: {'role'"),
+        ("\udc80", "half a surrogate pair"),
+        ([{"role": "user", "content": "\ud800"}], "half a surrogate pair"),
+    ],
+)
+def test_what_is_no_conversation_is_refused(llm: LLM, messages: Any, message: str) -> None:
+    for call in (llm.chat, llm.stream):
+        with pytest.raises(UsageError, match=message):
+            call(messages)
+    assert llm.chat("Hello", max_tokens=1).completion_tokens == 1
 
 
 def test_errors_are_typed() -> None:
