@@ -52,7 +52,14 @@ _MIXTRAL_EXPERTS = {
     "ffn_up_exps": "block_sparse_moe.experts.*.w3",
     "ffn_down_exps": "block_sparse_moe.experts.*.w2",
 }
-_ORIGINAL = "rope.scaling.original_context_length"
+_UNREAD: dict[str, Config] = {
+    "default": {"attn_factor": 1.0},
+    "linear": {"attn_factor": 1.0},
+    "llama3": {"attn_factor": 1.0, "factor": 1.0},
+    "longrope": {"factor": 1.0},
+    "yarn": {"yarn_ext_factor": 1.0, "yarn_log_multiplier": 0.0},
+}
+"""Keys under `rope.scaling` that transformers has no parameter for, by type, with the value that changes nothing."""
 IGNORED = ("rope_freqs", "rope_factors_long", "rope_factors_short")
 """Tensors without a parameter of their own: the config says the same."""
 
@@ -89,15 +96,11 @@ def family_of(header: Header) -> Family:
 def config_of(header: Header) -> Config:
     """The config.json of a file's model, as transformers would write it.
 
-    Raises BrokenModel where the file lacks what every model has, UnsupportedModel for families that are not read.
+    Raises BrokenModel where the file lacks what every model has, UnsupportedModel for families that are not read, and
+    for layers and positions unlike those of their family in transformers.
     """
     family = family_of(header)
     heads = _wanted(header, "attention.head_count")
-    kv_heads = header.about("attention.head_count_kv", heads)
-    if not isinstance(heads, int) or not isinstance(kv_heads, int):
-        raise UnsupportedModel(
-            f"{header.path.name} has numbers of heads that differ by layer, which kvlite does not read"
-        )
     embedding = header.tensors.get("token_embd.weight")
     if embedding is None:
         raise BrokenModel(f"{header.path.name} has no token_embd.weight; it is not a whole model")
@@ -110,10 +113,10 @@ def config_of(header: Header) -> Config:
         "intermediate_size": _wanted(header, "feed_forward_length"),
         "num_hidden_layers": _wanted(header, "block_count"),
         "num_attention_heads": heads,
-        "num_key_value_heads": kv_heads,
+        "num_key_value_heads": _wanted(header, "attention.head_count_kv", heads),
         "head_dim": header.about("attention.key_length", hidden // heads),
         "max_position_embeddings": _wanted(header, "context_length"),
-        "rms_norm_eps": _decimal(_wanted(header, "attention.layer_norm_rms_epsilon")),
+        "rms_norm_eps": decimal(_wanted(header, "attention.layer_norm_rms_epsilon")),
         "rope_parameters": _rope(header),
         "vocab_size": embedding.shape[0],
         "tie_word_embeddings": "output.weight" not in header.tensors,
@@ -144,39 +147,73 @@ def weight_names(header: Header) -> dict[str, str]:
     return found
 
 
-def _wanted(header: Header, key: str) -> Any:
-    value = header.about(key)
+def _wanted(header: Header, key: str, default: Any = None) -> Any:
+    """A number that every model has; where the file has one for each layer, the one that all layers share."""
+    value = header.about(key, default)
     if value is None:
         raise BrokenModel(f"{header.path.name} lacks {header.architecture}.{key}; it is damaged or no whole model")
-    return value
+    if not isinstance(value, (list, tuple)):
+        return value
+    if len(set(value)) != 1:
+        raise UnsupportedModel(f"{header.path.name} has {key} that differ by layer, which kvlite does not read")
+    return value[0]
 
 
 def _dtype(header: Header) -> str:
-    """The dtype to compute in: that of unquantised weights, else bfloat16."""
-    return {"F32": "float32", "F16": "float16"}.get(next(iter(header.by_type), "F32"), "bfloat16")
+    """The dtype to compute in: float32 where most bytes are, else bfloat16, as Gemma overflows float16."""
+    return "float32" if next(iter(header.by_type), "F32") == "F32" else "bfloat16"
 
 
-def _decimal(value: float) -> float:
+def decimal(value: float) -> float:
     """The decimal that was rounded to the float32 in the file: 1e-05, not 9.999999747378752e-06."""
     return float(f"{value:.7g}")
 
 
 def _rope(header: Header) -> Config:
-    """Rotary parameters; scaling by `factor` where the file has one."""
-    rope: Config = {"rope_type": "default", "rope_theta": _decimal(header.about("rope.freq_base", 10000.0))}
-    kind, factor = header.about("rope.scaling.type"), header.about("rope.scaling.factor")
-    if kind in ("linear", "yarn") and factor:
-        rope |= {"rope_type": kind, "factor": _decimal(factor)}
-        if kind == "yarn":
-            rope["original_max_position_embeddings"] = _wanted(header, _ORIGINAL)
-    elif kind == "longrope" or "rope_factors_long.weight" in header.tensors:
-        rope |= {"rope_type": "longrope", "original_max_position_embeddings": _wanted(header, _ORIGINAL)}
-        rope |= {f"{name}_factor": header.floats(f"rope_factors_{name}.weight") for name in ("long", "short")}
+    """Rotary parameters. A factor without a kind scales linearly, as in llama.cpp."""
+    rope: Config = {"rope_type": "default", "rope_theta": decimal(header.about("rope.freq_base", 10000.0))}
+    kind = header.about("rope.scaling.type", "linear")
+    factor = decimal(header.about("rope.scaling.factor", header.about("rope.scale_linear", 0.0))) or 1.0
+    if kind == "longrope" or "rope_factors_long.weight" in header.tensors:
+        rope |= _longrope(header)
     elif "rope_freqs.weight" in header.tensors:
         rope |= _llama3(header, rope["rope_theta"])
-    elif kind not in (None, "none", "linear", "yarn"):
+    elif kind == "yarn":
+        rope |= _yarn(header, factor)
+    elif kind == "linear" and factor != 1.0:
+        rope |= {"rope_type": "linear", "factor": factor}
+    elif kind not in ("none", "linear"):
         raise UnsupportedModel(f"{header.path.name} scales positions by {kind!r}, which kvlite does not read")
+    for key, without in _UNREAD[rope["rope_type"]].items():
+        if (value := header.about(f"rope.scaling.{key}", without)) != without:
+            raise UnsupportedModel(
+                f"{header.path.name} has rope.scaling.{key} {value} beside {rope['rope_type']} positions, "
+                f"which kvlite does not read"
+            )
     return rope
+
+
+def _longrope(header: Header) -> Config:
+    rope: Config = {"rope_type": "longrope", "original_max_position_embeddings": _original(header)}
+    if (attention := header.about("rope.scaling.attn_factor")) is not None:
+        rope["attention_factor"] = attention
+    return rope | {f"{name}_factor": header.floats(f"rope_factors_{name}.weight") for name in ("long", "short")}
+
+
+def _yarn(header: Header, factor: float) -> Config:
+    """YaRN. In the file `yarn_attn_factor` is transformers' attention_factor, and `attn_factor` multiplies it."""
+    rope: Config = {"rope_type": "yarn", "factor": factor, "original_max_position_embeddings": _original(header)}
+    for name in ("beta_fast", "beta_slow"):
+        if (value := header.about(f"rope.scaling.yarn_{name}")) is not None:
+            rope[name] = decimal(value)
+    usual = 0.1 * math.log(max(factor, 1.0)) + 1.0
+    attention = header.about("rope.scaling.yarn_attn_factor", usual) * header.about("rope.scaling.attn_factor", 1.0)
+    return rope if attention == usual else rope | {"attention_factor": attention}
+
+
+def _original(header: Header) -> int:
+    """Positions before scaling."""
+    return int(_wanted(header, "rope.scaling.original_context_length", header.about("context_length")))
 
 
 def _llama3(header: Header, theta: float) -> Config:
@@ -227,7 +264,7 @@ def _gemma(header: Header) -> Config:
 def _query_scalar(header: Header, largest: int) -> int:
     """The number whose root divides logits: the head dim, but for the largest of the family hidden / heads."""
     is_largest = header.about("block_count") == largest
-    heads, hidden = header.about("attention.head_count"), header.about("embedding_length")
+    heads, hidden = _wanted(header, "attention.head_count"), _wanted(header, "embedding_length")
     return int(hidden // heads if is_largest else header.about("attention.key_length"))
 
 
@@ -236,32 +273,38 @@ def _gemma2(header: Header) -> Config:
         "query_pre_attn_scalar": _query_scalar(header, 46),
         "attn_logit_softcapping": header.about("attn_logit_softcapping", 50.0),
         "final_logit_softcapping": header.about("final_logit_softcapping", 30.0),
-        "sliding_window": _wanted(header, "attention.sliding_window"),
-        "layer_types": _every(header, 2),
+        "sliding_window": header.about("attention.sliding_window", 4096),
+        "layer_types": _layer_types(header, 2),
     }
 
 
 def _gemma3(header: Header) -> Config:
     local = header.about("rope.freq_base_swa", 10000.0)
+    window = header.about("attention.sliding_window")  # without one every layer is full
     return _gemma(header) | {
         "query_pre_attn_scalar": _query_scalar(header, 62),
-        "sliding_window": _wanted(header, "attention.sliding_window"),
-        "layer_types": _every(header, 6),
+        "final_logit_softcapping": header.about("final_logit_softcapping") or None,
+        **({"sliding_window": window} if window else {}),
+        "layer_types": _layer_types(header, 6 if window else None),
         "rope_parameters": {
-            "full_attention": _rope(header) | {"rope_theta": _decimal(header.about("rope.freq_base", 1e6))},
-            "sliding_attention": {"rope_type": "default", "rope_theta": _decimal(local)},
+            "full_attention": _rope(header) | {"rope_theta": decimal(header.about("rope.freq_base", 1e6))},
+            "sliding_attention": {"rope_type": "default", "rope_theta": decimal(local)},
         },
     }
 
 
-def _every(header: Header, period: int) -> list[str]:
-    """Layers of which each `period`-th is full and the others have a window."""
+def _layer_types(header: Header, period: int | None) -> list[str]:
+    """Types of layers: as the file lists them, or each `period`-th is full (None: all) and the others have a window."""
     layers = range(1, header.about("block_count") + 1)
-    return ["sliding_attention" if layer % period else "full_attention" for layer in layers]
+    slides = [False for _ in layers]
+    if period is not None:
+        given = header.about("attention.sliding_window_pattern", period)
+        slides = list(given) if isinstance(given, (list, tuple)) else [bool(not given or n % given) for n in layers]
+    return ["sliding_attention" if one else "full_attention" for one in slides]
 
 
 def _phi3(header: Header) -> Config:
-    head_dim = header.about("embedding_length") // header.about("attention.head_count")
+    head_dim = _wanted(header, "embedding_length") // _wanted(header, "attention.head_count")
     rope = _rope(header) | {"partial_rotary_factor": header.about("rope.dimension_count", head_dim) / head_dim}
     original = rope.get("original_max_position_embeddings", header.about("context_length"))
     return {
@@ -273,10 +316,10 @@ def _phi3(header: Header) -> Config:
 
 def _granite(header: Header) -> Config:
     return _llama(header) | {
-        "embedding_multiplier": _decimal(header.about("embedding_scale", 1.0)),
-        "residual_multiplier": _decimal(header.about("residual_scale", 1.0)),
-        "attention_multiplier": _decimal(_wanted(header, "attention.scale")),
-        "logits_scaling": _decimal(header.about("logit_scale", 1.0)),
+        "embedding_multiplier": decimal(header.about("embedding_scale", 1.0)),
+        "residual_multiplier": decimal(header.about("residual_scale", 1.0)),
+        "attention_multiplier": decimal(_wanted(header, "attention.scale")),
+        "logits_scaling": decimal(header.about("logit_scale", 1.0)),
     }
 
 

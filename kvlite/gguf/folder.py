@@ -16,14 +16,16 @@ from typing import Any
 from platformdirs import user_cache_path
 
 from kvlite.errors import OutputError
-from kvlite.gguf.families import config_of, weight_names
+from kvlite.gguf.families import config_of, decimal, weight_names
 from kvlite.gguf.header import Header, read_header
 from kvlite.gguf.tokenizer import build_tokenizer, cut_of, end_tokens, tokenizer_config
 
-_VERSION = 1
+_VERSION = 2
 """Counts up when what is written here changes."""
 
-_SAMPLING = {"temp": "temperature", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p"}
+_SAMPLING = {
+    "temp": "temperature", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p", "penalty_repeat": "repetition_penalty",
+}  # fmt: skip
 
 
 def gguf_folder(path: Path) -> Path:
@@ -70,9 +72,8 @@ def require_known(header: Header) -> None:
 
 def generation_of(header: Header) -> dict[str, Any]:
     """The generation_config.json of a file: the ids that end an answer, and how to sample where it says so."""
-    sampling = {
-        name: header.metadata[f"general.sampling.{key}"]
-        for key, name in _SAMPLING.items()
-        if f"general.sampling.{key}" in header.metadata
-    }
-    return {"eos_token_id": end_tokens(header), **({"do_sample": True} | sampling if sampling else {})}
+    given = {name: header.metadata.get(f"general.sampling.{key}") for key, name in _SAMPLING.items()}
+    sampling = {name: decimal(value) if isinstance(value, float) else value for name, value in given.items()}
+    draws = any(value is not None for name, value in given.items() if name != "repetition_penalty")
+    sampling["do_sample"] = given["temperature"] != 0 if draws else None
+    return {"eos_token_id": end_tokens(header)} | {name: one for name, one in sampling.items() if one is not None}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import gguf
 import numpy as np
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 _ARCHITECTURES = {"gemma3_text": "gemma3", "qwen2_moe": "qwen2moe", "qwen3_moe": "qwen3moe", "mixtral": "llama"}
 _PERMUTED = ("llama", "smollm3", "granite")
@@ -82,15 +83,62 @@ def model_metadata(model: PreTrainedModel) -> dict[str, Any]:
         "attention.scale": getattr(config, "attention_multiplier", None),
         "logit_scale": getattr(config, "logits_scaling", None),
     }
-    return {f"{name}.{key}": value for key, value in found.items() if value is not None}
+    return {f"{name}.{key}": value for key, value in (found | rope_metadata(config)).items() if value is not None}
+
+
+def rope_metadata(config: PreTrainedConfig) -> dict[str, Any]:
+    """What a file says of scaled positions besides the tensors of `rope_tensors`."""
+    rope = config.rope_parameters.get("full_attention", config.rope_parameters)
+    kind, original = rope["rope_type"], rope.get("original_max_position_embeddings")
+    if config.model_type == "phi3":
+        found = {"rope.scaling.original_context_length": original}
+        if kind == "longrope":
+            scale = config.max_position_embeddings / original
+            found["rope.scaling.attn_factor"] = math.sqrt(1 + math.log(scale) / math.log(original))
+        return found
+    if kind not in ("linear", "yarn"):
+        return {}
+    return {
+        "rope.scaling.type": kind,
+        "rope.scaling.factor": rope["factor"],
+        "rope.scaling.original_context_length": original,
+        "rope.scaling.yarn_attn_factor": rope.get("attention_factor"),
+        "rope.scaling.yarn_beta_fast": rope.get("beta_fast"),
+        "rope.scaling.yarn_beta_slow": rope.get("beta_slow"),
+    }
+
+
+def rope_tensors(config: PreTrainedConfig) -> dict[str, np.ndarray]:
+    """What frequencies are divided by, as convert_hf_to_gguf.py computes it."""
+    rope = config.rope_parameters
+    if rope.get("rope_type") == "longrope":
+        return {f"rope_factors_{name}.weight": np.float32(rope[f"{name}_factor"]) for name in ("long", "short")}
+    if rope.get("rope_type") != "llama3":
+        return {}
+    low, high, original = rope["low_freq_factor"], rope["high_freq_factor"], rope["original_max_position_embeddings"]
+    factors = []
+    for freq in 1.0 / (
+        rope["rope_theta"] ** (torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim)
+    ):
+        wavelen = 2 * math.pi / freq
+        if wavelen < original / high:
+            factors.append(1)
+        elif wavelen > original / low:
+            factors.append(rope["factor"])
+        else:
+            smooth = (original / wavelen - low) / (high - low)
+            factors.append(1 / ((1 - smooth) / rope["factor"] + smooth))
+    return {"rope_freqs.weight": torch.tensor(factors, dtype=torch.float32).numpy()}
 
 
 def write_gguf(
     path: Path, metadata: Mapping[str, Any], tensors: Mapping[str, np.ndarray], architecture: str, kind: str = "F32"
 ) -> Path:
-    """Write a file; matrices become blocks of `kind`, vectors stay F32."""
+    """Write a file, without the metadata that is None; matrices become blocks of `kind`, vectors stay F32."""
     writer = gguf.GGUFWriter(path, architecture)
     for key, value in metadata.items():
+        if value is None:
+            continue
         if isinstance(value, bool):
             writer.add_bool(key, value)
         elif isinstance(value, int):
@@ -135,7 +183,7 @@ def converted(model: PreTrainedModel) -> dict[str, np.ndarray]:
         if "shared_expert_gate" in name:
             values = values[0]
         found[place] = values.numpy()
-    return found
+    return found | rope_tensors(config)
 
 
 def _checkpoint(model: PreTrainedModel) -> dict[str, torch.Tensor]:

@@ -45,6 +45,62 @@ def test_logits_equal_those_of_the_model_it_was_written_from(family: str, tmp_pa
     assert torch.equal(got, wanted)
 
 
+LLAMA3 = {
+    "rope_type": "llama3", "rope_theta": 500000.0, "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}  # fmt: skip
+YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 128}
+LONGROPE = {
+    "rope_type": "longrope", "rope_theta": 10000.0, "short_factor": [1.0 + 0.1 * i for i in range(8)],
+    "long_factor": [1.0 + i for i in range(8)], "original_max_position_embeddings": 64,
+}  # fmt: skip
+ROPES = {
+    "llama, llama3": ("llama", {"rope_parameters": LLAMA3}),
+    "llama, linear": ("llama", {"rope_parameters": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.5}}),
+    "llama, yarn": (
+        "llama",
+        {"rope_parameters": YARN | {"beta_fast": 16.0, "beta_slow": 0.5, "attention_factor": 1.2}},
+    ),
+    "qwen2, yarn": ("qwen2", {"rope_parameters": YARN}),
+    "phi3, longrope": ("phi3", {"rope_parameters": LONGROPE, "original_max_position_embeddings": 64}),
+}
+
+
+@pytest.mark.parametrize("case", ROPES)
+def test_scaled_positions_give_the_logits_they_gave_before(case: str, tmp_path: Path) -> None:
+    family, settings = ROPES[case]
+    model = tiny_model(family, SUPPORTED[family], **settings)
+    again = loaded(write_model(tmp_path / "model.gguf", model))
+    plain = tiny_model(family, SUPPORTED[family])
+    with torch.inference_mode():
+        for length in (40, 200):  # longrope has other factors for each
+            ids = torch.randint(3, 100, (1, length))
+            assert torch.equal(again(ids).logits, model(ids).logits)
+            assert not torch.equal(again(ids).logits, plain(ids).logits)
+
+
+@pytest.mark.parametrize(
+    ("full", "metadata"),
+    [
+        ((1, 3), {"attention.sliding_window_pattern": 2}),
+        ((0, 3), {"attention.sliding_window_pattern": [False, True, True, False]}),
+        ((), {"attention.sliding_window_pattern": 0}),
+        ((), {}),
+        ((0, 1, 2, 3), {"attention.sliding_window": None}),
+        ((0, 1, 2, 3), {"attention.sliding_window": 0}),
+    ],
+)
+def test_gemma3_has_the_windows_that_the_file_says(
+    full: tuple[int, ...], metadata: dict[str, object], tmp_path: Path
+) -> None:
+    kinds = ["full_attention" if layer in full else "sliding_attention" for layer in range(4)]
+    model = tiny_model("gemma3_text", SUPPORTED["gemma3_text"], layer_types=kinds, final_logit_softcapping=5.0)
+    about = {f"gemma3.{key}": value for key, value in metadata.items()}
+    ids = torch.randint(3, 100, (1, 40))
+    with torch.inference_mode():
+        assert torch.equal(loaded(write_model(tmp_path / "model.gguf", model, **about))(ids).logits, model(ids).logits)
+
+
 @pytest.mark.parametrize("kind", ["F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"])
 def test_blocks_are_unpacked_as_the_gguf_library_unpacks_them(kind: str, tmp_path: Path) -> None:
     import gguf
