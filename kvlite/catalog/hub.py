@@ -5,6 +5,7 @@ and the endpoint are passed on each call, as the environment has them now. Its e
 with the next step for the user.
 """
 
+import glob
 import os
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -141,7 +142,8 @@ def download(wanted: Download, *, progress: bool = True) -> Path:
         # the weights last: a snapshot whose weights are complete is complete
         for names, bar in ((wanted.small, NoBar), (wanted.weights, None if progress else NoBar)):
             if names:
-                folder = snapshot_download(revision=revision, allow_patterns=names, tqdm_class=bar)
+                exactly = [glob.escape(name) for name in names]
+                folder = snapshot_download(revision=revision, allow_patterns=exactly, tqdm_class=bar)
                 revision = Path(folder).name
     return Path(folder, *wanted.remote.gguf[:1])
 
@@ -183,13 +185,15 @@ def _remote_part(remote: RemoteRepo, name: str) -> Header:
     from huggingface_hub.utils import build_hf_headers, hf_raise_for_status  # type: ignore[attr-defined]
 
     url = hf_hub_url(remote.repo, name, revision=remote.commit, endpoint=_api().endpoint)
-    wanted = _FIRST_BYTES
+    size, wanted = remote.files[name], _FIRST_BYTES
     while True:
         response = get_session().get(url, headers=build_hf_headers() | {"range": f"bytes=0-{wanted - 1}"})
         hf_raise_for_status(response)
-        header = parse_header(Path(name), response.content, remote.files[name])
+        header = parse_header(Path(name), response.content, size)
         if header is not None:
             return header
+        if len(response.content) < min(wanted, size):
+            raise ValueError(f"only {len(response.content)} bytes of {name} came")
         wanted *= 4
 
 

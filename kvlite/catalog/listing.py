@@ -8,10 +8,12 @@ from typing import Literal
 
 from kvlite.catalog import snapshots
 from kvlite.catalog.files import files_in
-from kvlite.catalog.names import DEMO, Alias, ModelRef, alias_of, demo_folder
-from kvlite.catalog.stores import StoredModel, stored_models
+from kvlite.catalog.names import DEMO, ModelRef, alias_of, demo_folder
+from kvlite.catalog.snapshots import gguf_names
+from kvlite.catalog.stores import stored_models
 from kvlite.catalog.wheel import fetched_wheels
-from kvlite.errors import ModelError, UnsupportedModel
+from kvlite.errors import ModelError, OutputError, UnsupportedModel
+from kvlite.gguf.header import models_among
 from kvlite.memory.shape import ModelShape
 
 _MODEL_SUFFIXES = {".json", ".jinja", ".safetensors", ".md"}
@@ -37,9 +39,9 @@ def list_models() -> list[Listed]:
     cached = chain.from_iterable(_cached(repo) for repo in snapshots.cached_repos())
     return [
         _demo(),
-        *(_fetched(alias, file) for alias, file in fetched_wheels()),
+        *(_file(alias.name, alias.wheel.requirement, file) for alias, file in fetched_wheels() if alias.wheel),
         *cached,
-        *map(_stored, stored_models()),
+        *(_file(str(model), model.store, model.path) for model in stored_models()),
     ]
 
 
@@ -50,16 +52,9 @@ def _demo() -> Listed:
     return Listed(DEMO, None, None, size, modified, *_usable(ModelRef(alias=DEMO, path=folder), folder))
 
 
-def _fetched(alias: Alias, file: Path) -> Listed:
-    stat = file.stat()
-    ref, requirement = ModelRef(alias=alias.name, path=file), alias.wheel.requirement if alias.wheel else None
-    return Listed(alias.name, requirement, None, stat.st_size, stat.st_mtime, *_usable(ref, file))
-
-
-def _stored(model: StoredModel) -> Listed:
-    stat = model.path.stat()
-    ref = ModelRef(alias=str(model), path=model.path)
-    return Listed(str(model), model.store, None, stat.st_size, stat.st_mtime, *_usable(ref, model.path))
+def _file(name: str, source: str, path: Path) -> Listed:
+    stat = path.stat()
+    return Listed(name, source, None, stat.st_size, stat.st_mtime, *_usable(ModelRef(alias=name, path=path), path))
 
 
 def _cached(repo: str) -> Iterator[Listed]:
@@ -71,11 +66,12 @@ def _cached(repo: str) -> Iterator[Listed]:
     if snapshot is None and (snapshot := snapshots.newest_snapshot(repo)):  # only a commit was asked for
         at = f"@{snapshot.name}"
     revision, modified = snapshot.name if snapshot else None, snapshots.modified_s(repo)
-    files = list(snapshot.rglob("*.gguf")) if snapshot else []
-    for file in files:
-        name = f"{repo}:{file.stem}{at}"
-        yield Listed(name, repo, revision, file.stat().st_size, modified, *_usable(replace(ref, path=file), file))
-    if not files:
+    models = models_among(gguf_names(snapshot)) if snapshot else {}
+    for stem, parts in models.items():
+        assert snapshot is not None
+        first, size = snapshot / parts[0], sum((snapshot / part).stat().st_size for part in parts)
+        yield Listed(f"{repo}:{stem}{at}", repo, revision, size, modified, *_usable(replace(ref, path=first), first))
+    if not models:
         size = snapshots.size_on_disk(repo)
         yield Listed(f"{ref}{at}", repo, revision, size, modified, *_usable(ref, snapshot))
 
@@ -91,7 +87,7 @@ def _usable(ref: ModelRef, folder: Path | None) -> tuple[int | None, State, str 
         return ModelShape.from_config(files.config, stored_dtype=files.stored_dtype).kv_bytes_per_token(), "ready", None
     except UnsupportedModel as error:
         return None, "unsupported", str(error)
-    except ModelError as error:
+    except (ModelError, OutputError) as error:
         if missing:
             return None, "incomplete", f"missing: {', '.join(missing)}; `kvlite pull {ref}` completes it"
         return None, "broken", str(error)

@@ -97,10 +97,11 @@ def resolve_model(name: str, *, revision: str | None = None) -> ModelRef:
     if not name.strip():
         raise UsageError("the model's name is empty; use an alias, org/name or a folder")
     if name.lower().startswith(STORES):
-        return _stored(name)
+        return _stored(name, revision)
     prefix = next((prefix for prefix in _HUB_PREFIXES if name.lower().startswith(prefix)), "")
     is_file = os.path.isfile(f"{name}/config.json")  # noqa: PTH113  pathlib raises on a long name
-    if not prefix and (_looks_like_path(name) or name.lower().endswith(".gguf") or is_file):
+    of_repo = _REPO.fullmatch(name.partition(":")[0]) and ":" in name
+    if not prefix and (_looks_like_path(name) or (name.lower().endswith(".gguf") and not of_repo) or is_file):
         return _folder(name, revision)
     hub_name = name[len(prefix) :].rstrip("/")
     if page := _PAGE.fullmatch(hub_name):  # as copied from a browser
@@ -120,12 +121,14 @@ def resolve_model(name: str, *, revision: str | None = None) -> ModelRef:
     hub_name, _, quant = hub_name.partition(":") if "/" in hub_name else (hub_name, "", "")
     if _REPO.fullmatch(hub_name) and "--" not in hub_name and ".." not in hub_name:
         return ModelRef(repo=hub_name, revision=revision, quant=quant or None)
-    return _stored(name)
+    return _stored(name, revision)
 
 
-def _stored(name: str) -> ModelRef:
+def _stored(name: str, revision: str | None) -> ModelRef:
     """The one model of another program that has this name."""
     stored = find_stored(name)
+    if stored and revision:
+        raise UsageError(f"{name!r:.80} is another program's, so revision {revision} does not apply")
     if len(stored) == 1:
         return ModelRef(alias=str(stored[0]), path=stored[0].path)
     if stored:
@@ -134,7 +137,7 @@ def _stored(name: str) -> ModelRef:
 
 
 def _looks_like_path(name: str) -> bool:
-    if name in {".", "..", "~"} or name.startswith(("/", "./", "../", "~/")) or name.endswith("/"):
+    if name in {".", "..", "~"} or name.startswith(("/", "./", "../", "~/")) or name.endswith("/") or "\\" in name:
         return True
     return name.partition("@")[0].count("/") > 1
 

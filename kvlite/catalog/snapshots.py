@@ -7,7 +7,7 @@ links) and `blobs/`. The cache is shared with every other Hugging Face tool.
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from kvlite.catalog.config import CONFIG, has_tokenizer
@@ -107,6 +107,29 @@ def remove_cached(repo: str, revision: str | None) -> int:
             scan_cache_dir(cache_root()).delete_revisions(snapshot.name).execute()
         else:  # the whole folder, so that unfinished downloads, which a scan leaves out, go too
             shutil.rmtree(repo_folder(repo))
+    except OSError as error:
+        raise OutputError(f"cannot delete {repo} from {cache_root()}: {error.strerror}") from error
+    return before - size_on_disk(repo)
+
+
+def gguf_names(folder: Path) -> list[str]:
+    """The names of the GGUF files below a folder, as the Hub has them; links that lead nowhere are left out."""
+    paths = [path for path in folder.rglob("*") if path.suffix.lower() == ".gguf" and path.is_file()]
+    return sorted(path.relative_to(folder).as_posix() for path in paths)
+
+
+def remove_files(repo: str, paths: Iterable[Path]) -> int:
+    """Delete some files of a snapshot, and their blobs where nothing else links to them; returns the bytes freed.
+
+    Raises OutputError when the cache cannot be changed.
+    """
+    before = size_on_disk(repo)
+    try:
+        for path in paths:
+            blob = path.resolve()
+            path.unlink()
+            if not any(other.resolve() == blob for other in repo_folder(repo).rglob("snapshots/*/**/*")):
+                blob.unlink(missing_ok=True)
     except OSError as error:
         raise OutputError(f"cannot delete {repo} from {cache_root()}: {error.strerror}") from error
     return before - size_on_disk(repo)

@@ -11,9 +11,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from kvlite.gguf.header import is_gguf
+from kvlite.gguf.header import is_gguf, models_among
 
 _OLLAMA_HOST, _OLLAMA_OWNER = "registry.ollama.ai", "library"
+_OLLAMA_ADAPTER = "application/vnd.ollama.image.adapter"
 _OLLAMA_MODEL = "application/vnd.ollama.image.model"
 
 
@@ -53,9 +54,12 @@ def _ollama() -> Iterator[StoredModel]:
         for manifest in _files(root / "manifests", "*/*/*/*"):
             host, owner, model, tag = manifest.relative_to(root / "manifests").parts
             before = [part for part, usual in ((host, _OLLAMA_HOST), (owner, _OLLAMA_OWNER)) if part != usual]
-            with suppress(OSError, ValueError, LookupError, TypeError):  # a manifest of another kind, or unreadable
+            with suppress(OSError, ValueError, LookupError, TypeError, AttributeError):  # of another kind
                 layers = json.loads(manifest.read_text(encoding="utf-8"))["layers"]
-                (digest, *_) = [layer["digest"] for layer in layers if layer["mediaType"] == _OLLAMA_MODEL]
+                kinds = {layer["mediaType"]: layer["digest"] for layer in layers}
+                if _OLLAMA_ADAPTER in kinds:
+                    continue  # its answers would be those of its base
+                digest = kinds[_OLLAMA_MODEL]
                 blob = root / "blobs" / digest.replace(":", "-")
                 if is_gguf(blob):
                     yield StoredModel("ollama", f"{'/'.join([*before, model])}:{tag}", blob)
@@ -63,20 +67,17 @@ def _ollama() -> Iterator[StoredModel]:
 
 def _lm_studio() -> Iterator[StoredModel]:
     for root in (Path(place).expanduser() for place in ("~/.lmstudio/models", "~/.cache/lm-studio/models")):
-        folders: dict[Path, list[Path]] = {}
-        for file in _files(root, "*/*/*.gguf"):
-            is_later_part = "-of-" in file.name and "-00001-of-" not in file.name
-            if not is_later_part and not file.name.lower().startswith("mmproj"):
-                folders.setdefault(file.parent, []).append(file)
-        for folder, files in folders.items():
-            name = folder.relative_to(root).as_posix()
-            for file in files:
-                yield StoredModel("lmstudio", name if len(files) == 1 else f"{name}/{file.name}", file)
+        for folder in sorted({file.parent for file in _files(root, "*/*/*.gguf")}):
+            name, models = folder.relative_to(root).as_posix(), models_among(path.name for path in folder.iterdir())
+            for stem, parts in models.items():
+                yield StoredModel("lmstudio", name if len(models) == 1 else f"{name}/{stem}", folder / parts[0])
 
 
 def _llama_cpp() -> Iterator[StoredModel]:
-    for file in _files(Path(os.environ.get("LLAMA_CACHE") or "~/.cache/llama.cpp").expanduser(), "*.gguf"):
-        yield StoredModel("llama.cpp", file.name, file)
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "llama.cpp"
+    root = Path(os.environ.get("LLAMA_CACHE") or cache).expanduser()
+    for stem, parts in models_among(path.name for path in _files(root, "*.gguf")).items():
+        yield StoredModel("llama.cpp", stem, root / parts[0])
 
 
 def _files(folder: Path, pattern: str) -> list[Path]:

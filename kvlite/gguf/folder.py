@@ -7,17 +7,16 @@ file's place, size and time, and may be deleted at any time.
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
 from hashlib import sha256
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from platformdirs import user_cache_path
 
 from kvlite.errors import OutputError
 from kvlite.gguf.families import config_of, decimal, weight_names
-from kvlite.gguf.header import Header, read_header
+from kvlite.gguf.header import Header, one_line
 from kvlite.gguf.tokenizer import build_tokenizer, cut_of, end_tokens, tokenizer_config
 
 _VERSION = 2
@@ -28,46 +27,49 @@ _SAMPLING = {
 }  # fmt: skip
 
 
-def gguf_folder(path: Path) -> Path:
+def folder_of(path: Path) -> Path:
+    """The place of a GGUF file's folder; it need not exist."""
+    stat = path.stat()
+    key = sha256(f"{_VERSION}\0{path.absolute()}\0{stat.st_size}\0{stat.st_mtime_ns}".encode()).hexdigest()[:16]
+    return user_cache_path("kvlite", appauthor=False) / "gguf" / key
+
+
+def gguf_folder(header: Header) -> Path:
     """The folder of a GGUF file, made where there is none yet.
 
     Raises BrokenModel or UnsupportedModel on a file that is not read, OutputError where the folder cannot be written.
     """
-    stat = path.stat()
-    key = sha256(f"{_VERSION}\0{path.absolute()}\0{stat.st_size}\0{stat.st_mtime_ns}".encode()).hexdigest()[:16]
-    folder = user_cache_path("kvlite", appauthor=False) / "gguf" / key
-    if not (folder / "config.json").is_file():
-        _make(read_header(path), folder)
-    return folder
-
-
-def _make(header: Header, folder: Path) -> None:
+    folder = folder_of(header.path)
+    if (folder / "config.json").is_file():
+        return folder
     require_known(header)
-    parts: dict[str, Any] = {
-        "config.json": config_of(header),
-        "generation_config.json": generation_of(header),
-        "tokenizer_config.json": tokenizer_config(header),
-    }
-    tokenizer = build_tokenizer(header)
+    with one_line(header.path):
+        texts = {
+            "config.json": json.dumps(config_of(header), indent=1),
+            "generation_config.json": json.dumps(generation_of(header), indent=1),
+            "tokenizer_config.json": json.dumps(tokenizer_config(header), indent=1),
+            "tokenizer.json": build_tokenizer(header).to_str(),
+        }
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        made = Path(tempfile.mkdtemp(dir=folder.parent))
-        tokenizer.save(str(made / "tokenizer.json"))
-        for name, content in parts.items():
-            (made / name).write_text(json.dumps(content, indent=1), encoding="utf-8")
-        shutil.rmtree(folder, ignore_errors=True)
-        made.rename(folder)
+        with TemporaryDirectory(dir=folder.parent) as scratch:
+            made = Path(scratch) / "made"
+            made.mkdir()
+            for name, text in texts.items():
+                (made / name).write_text(text, encoding="utf-8")
+            made.rename(folder)
     except OSError as error:
-        raise OutputError(
-            f"{folder} cannot be written: {error.strerror}; set XDG_CACHE_HOME to another place"
-        ) from error
+        if not (folder / "config.json").is_file():  # else another process was faster
+            raise OutputError(f"{folder} cannot be written: {error}; make its place writable") from error
+    return folder
 
 
 def require_known(header: Header) -> None:
     """Refuse a file that would not load: its family, its tensors, the way it cuts text. Raises as `gguf_folder`."""
-    config_of(header)
-    weight_names(header)
-    cut_of(header)
+    with one_line(header.path):
+        config_of(header)
+        weight_names(header)
+        cut_of(header)
 
 
 def generation_of(header: Header) -> dict[str, Any]:

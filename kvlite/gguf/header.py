@@ -10,18 +10,19 @@ import math
 import mmap
 import re
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from kvlite.errors import BrokenModel, UnsupportedModel
+from kvlite.errors import BrokenModel, KvliteError, UnsupportedModel
 
 MAGIC = b"GGUF"
 _STRING, _ARRAY = 8, 9
 _NUMBERS = dict(zip((0, 1, 2, 3, 4, 5, 6, 7, 10, 11, 12), "BbHhIif?Qqd", strict=True))
-_PART = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$")
+_PART = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$", re.IGNORECASE)
 _MOST_DIMS = 8
 
 BLOCKS = {
@@ -109,7 +110,7 @@ def read_header(path: Path) -> Header:
 def part_names(name: str) -> list[str]:
     """The names of all parts of the file that `name` is one part of; only itself where it is whole."""
     part = _PART.search(name)
-    if part is None:
+    if part is None or not int(part[2]):
         return [name]
     return [f"{name[: part.start()]}-{number:05d}-of-{part[2]}.gguf" for number in range(1, int(part[2]) + 1)]
 
@@ -117,7 +118,7 @@ def part_names(name: str) -> list[str]:
 def joined(parts: Sequence[Header]) -> Header:
     """The header of a model in one or several parts. Raises BrokenModel where parts are missing."""
     first, count = parts[0], parts[0].metadata.get("split.count", 0)
-    if count > len(parts):
+    if isinstance(count, int) and count > len(parts):
         raise BrokenModel(f"{first.path} is one of {count} parts; keep the names ...-00001-of-{count:05d}.gguf")
     return Header(first.path, first.metadata, {name: found for one in parts for name, found in one.tensors.items()})
 
@@ -130,11 +131,39 @@ def parse_header(path: Path, held: bytes | mmap.mmap, size: int) -> Header | Non
     if held[: len(MAGIC)] != MAGIC:
         raise BrokenModel(f"{path} is not a GGUF file; download it again")
     try:
-        return _Reader(path, held, size).read()
-    except (struct.error, OverflowError, MemoryError) as error:
+        with one_line(path):
+            return _Reader(path, held, size).read()
+    except (struct.error, OverflowError) as error:
         if len(held) < size:
             return None
         raise BrokenModel(f"{path} is damaged or cut off in its header; download it again") from error
+
+
+@contextmanager
+def one_line(path: Path) -> Iterator[None]:
+    """Turn what metadata of another type or size leads to into BrokenModel; damaged files hold anything."""
+    try:
+        yield
+    except (KvliteError, struct.error, OverflowError):
+        raise
+    except Exception as error:
+        said = str(error).strip().splitlines()
+        why = f"{type(error).__name__}: {said[0]}" if said else type(error).__name__
+        raise BrokenModel(f"{path} has damaged metadata ({why:.200}); download it again") from error
+
+
+def models_among(names: Iterable[str]) -> dict[str, list[str]]:
+    """The GGUF models among names of files: all parts of each, by the name without `.gguf` and the number of a part.
+
+    Left out are files beside a model: projectors of images, importance matrices.
+    """
+    found: dict[str, list[str]] = {}
+    for name in sorted(names):
+        lower = name.lower()
+        if lower.endswith(".gguf") and not lower.rpartition("/")[2].startswith(("mmproj", "imatrix")):
+            stem = _PART.sub("", name) if _PART.search(name) else name[: -len(".gguf")]
+            found.setdefault(stem, []).append(name)
+    return found
 
 
 def is_gguf(path: Path) -> bool:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from kvlite.errors import BrokenModel, UnsupportedModel
-from kvlite.gguf.header import Header
+from kvlite.gguf.header import Header, one_line
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -35,6 +35,9 @@ _CUTS: dict[str, Sequence[str]] = {
     **dict.fromkeys(("gpt-4o", "llama4", "kanana2"), (_GPT4O,)),
     "tekken": (_TEKKEN,),
 }
+_KEEPS_SPACE = ("<unk>", "<s>", "<|endoftext|>")  # of Phi-3, whose other special tokens take what follows them
+_WHOLE_WORDS = ("llama-bpe", "llama3", "llama-v3", "falcon3", "pixtral", "lfm2", "tekken")
+"""Cuts whose words are one token where the vocabulary has them, whatever the merges say; text begins with BOS."""
 _ENDS = (
     "<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<end_of_turn>", "<turn|>", "<|end|>", "<|return|>", "<|call|>",
     "<|end_of_text|>", "<|endoftext|>", "<|end_of_turn|>", "<end_of_utterance>", "<EOT>",
@@ -44,8 +47,9 @@ _ENDS = (
 def build_tokenizer(header: Header) -> Tokenizer:
     """The tokenizer of the file. Raises as `cut_of`, and BrokenModel where the vocabulary is not whole."""
     cut, tokens = cut_of(header), _tokens(header)
-    tokenizer = _sentencepiece(header, tokens) if cut is None else _byte_level(header, tokens, cut)
-    _add_special(tokenizer, header, tokens)
+    with one_line(header.path):
+        tokenizer = _sentencepiece(header, tokens) if cut is None else _byte_level(header, tokens, cut)
+        _add_special(tokenizer, header, tokens)
     return tokenizer
 
 
@@ -97,9 +101,10 @@ def end_tokens(header: Header) -> list[int]:
 
 
 def adds_bos(header: Header) -> bool:
-    """True where text begins with BOS: as the file says, else where its vocabulary is SentencePiece's."""
+    """True where text begins with BOS: as the file says, else where llama.cpp has it so for such a vocabulary."""
     is_sentencepiece = header.metadata.get("tokenizer.ggml.model") == "llama"
-    return bool(header.metadata.get("tokenizer.ggml.add_bos_token", is_sentencepiece))
+    usual = is_sentencepiece or header.metadata.get("tokenizer.ggml.pre") in _WHOLE_WORDS
+    return bool(header.metadata.get("tokenizer.ggml.add_bos_token", usual))
 
 
 def _tokens(header: Header) -> list[str]:
@@ -113,7 +118,7 @@ def _byte_level(header: Header, tokens: Sequence[str], cut: Sequence[str]) -> To
     from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
     merges = [tuple(merge.split(" ", 1)) for merge in header.metadata.get("tokenizer.ggml.merges", ())]
-    whole_words = cut in ((_LLAMA3,), (_TEKKEN,))  # a word that is a token is one, whatever the merges say
+    whole_words = header.metadata["tokenizer.ggml.pre"] in _WHOLE_WORDS
     model = models.BPE(vocab=_vocabulary(tokens), merges=merges, ignore_merges=whole_words)
     tokenizer = Tokenizer(model)
     if cut == (_QWEN2,):
@@ -173,11 +178,12 @@ def _add_special(tokenizer: Tokenizer, header: Header, tokens: Sequence[str]) ->
     from tokenizers import AddedToken, processors
 
     types = header.metadata.get("tokenizer.ggml.token_type", ())
+    strips = any(name in str(header.metadata.get("general.name", "")).lower() for name in ("phi-3", "phi3"))
     for wanted, is_special in ((_CONTROL, True), (_USER_DEFINED, False)):
         added = [
-            AddedToken(token, normalized=False, special=is_special)
+            AddedToken(token, normalized=False, special=is_special, rstrip=strips and token not in _KEEPS_SPACE)
             for token, kind in zip(tokens, types, strict=False)
-            if kind == wanted or (is_special and kind == _UNKNOWN)
+            if kind == wanted or (is_special and kind == _UNKNOWN) or (strips and is_special and token == "</s>")
         ]
         (tokenizer.add_special_tokens if is_special else tokenizer.add_tokens)(added)
     bos = header.metadata.get("tokenizer.ggml.bos_token_id")

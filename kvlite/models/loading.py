@@ -29,7 +29,6 @@ from kvlite.cache.cache import refused_kernels
 from kvlite.catalog.config import read_object
 from kvlite.catalog.files import ModelFiles
 from kvlite.errors import BrokenModel, DoesNotFit, KvliteError, ModelError, OutOfMemory, UnsupportedModel, UsageError
-from kvlite.gguf.header import read_header
 from kvlite.memory.format import dtype_name, human_bytes
 from kvlite.memory.prediction import weight_term
 from kvlite.memory.shape import ModelShape
@@ -171,7 +170,7 @@ def _from_gguf(files: ModelFiles, arguments: dict[str, Any]) -> Any:
 
     assert files.gguf is not None
     config = AutoConfig.from_pretrained(files.folder, local_files_only=True)
-    weights = state_dict(read_header(files.gguf), arguments["dtype"])
+    weights = state_dict(files.gguf, arguments["dtype"])
     kind = getattr(transformers, config.architectures[0])
     return kind.from_pretrained(None, config=config, state_dict=weights, output_loading_info=True, **arguments)
 

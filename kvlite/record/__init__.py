@@ -1,1 +1,1 @@
-"""The record of a run: what it took, measured while it ran, kept as a file, shown as text, Markdown or a page."""
+"""The record of a run: what it took, measured while it ran, kept as a file, shown as text or a page."""

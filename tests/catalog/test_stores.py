@@ -44,18 +44,24 @@ def stores(own_home: Path, file: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     root = own_home / ".ollama" / "models"
     ollama(root, file, "registry.ollama.ai/library/llama3.2/3b", "registry.ollama.ai/library/tiny/latest")
     ollama(root, file, "hf.co/org/tiny-GGUF/Q8_0")
-    for name, text in (("broken", "{"), ("strange", "[1]"), ("empty", "{}"), ("gone", '{"layers": []}')):
+    for name, text in (
+        ("broken", "{"),
+        ("strange", "[1]"),
+        ("empty", "{}"),
+        ("gone", '{"layers": []}'),
+        ("number", json.dumps({"layers": [{"mediaType": MODEL, "digest": 3}]})),
+    ):
         (root / "manifests/registry.ollama.ai/library" / name).mkdir()
         (root / "manifests/registry.ollama.ai/library" / name / "latest").write_text(text)
-    for place in (".lmstudio/models/maker/tiny-GGUF", ".cache/llama.cpp"):
-        (own_home / place).mkdir(parents=True)
-        (own_home / place / "tiny.gguf").write_bytes(file.read_bytes())
+    for place in (".lmstudio/models/maker/tiny-GGUF/tiny.gguf", ".cache/llama.cpp/other.gguf"):
+        (own_home / place).parent.mkdir(parents=True)
+        (own_home / place).write_bytes(file.read_bytes())
     (own_home / ".lmstudio/models/maker/tiny-GGUF/mmproj-tiny.gguf").write_bytes(b"")
     return own_home
 
 
 NAMES = [
-    "llama.cpp:tiny.gguf", "lmstudio:maker/tiny-GGUF", "ollama:hf.co/org/tiny-GGUF:Q8_0", "ollama:llama3.2:3b",
+    "llama.cpp:other", "lmstudio:maker/tiny-GGUF", "ollama:hf.co/org/tiny-GGUF:Q8_0", "ollama:llama3.2:3b",
     "ollama:tiny:latest",
 ]  # fmt: skip
 
@@ -71,7 +77,7 @@ def test_all_are_listed_by_the_names_their_programs_have(stores: Path) -> None:
 def test_a_name_finds_the_file_and_nothing_is_changed(stores: Path, file: Path, name: str) -> None:
     before = {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in stores.rglob("*") if path.is_file()}
     files = local_files(resolve_model(name))
-    assert files.gguf is not None and files.gguf.read_bytes() == file.read_bytes()
+    assert files.gguf is not None and files.gguf.path.read_bytes() == file.read_bytes()
     assert files.name.lower().removesuffix(":latest").endswith(name.lower().removesuffix(":latest"))
     after = {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in before}
     assert after == before

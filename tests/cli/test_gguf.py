@@ -12,6 +12,7 @@ from transformers import AutoTokenizer
 
 from kvlite.cli import main
 from kvlite.gguf.folder import gguf_folder
+from kvlite.gguf.header import read_header
 from tests.architectures import tiny_model
 from tests.gguf.gguf_file import write_model
 from tests.wheel_index import tiny_gguf, wheel_index
@@ -30,7 +31,7 @@ def test_greedy_tokens_are_those_of_the_model_the_file_was_written_from(tmp_path
     path = write_model(tmp_path / "model.gguf", model)
     assert main(["run", str(path), "the cat", "--raw", "--greedy", "--max-tokens", "24", "--json"]) == 0
     answer = json.loads(capsys.readouterr().out)
-    tokenizer = AutoTokenizer.from_pretrained(gguf_folder(path))
+    tokenizer = AutoTokenizer.from_pretrained(gguf_folder(read_header(path)))
     ids = tokenizer("the cat", return_tensors="pt")
     wanted = model.generate(**ids, max_new_tokens=24, do_sample=False, eos_token_id=[2, 4], pad_token_id=0)
     text = tokenizer.decode(wanted[0, ids["input_ids"].shape[1] :], skip_special_tokens=True)

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from kvlite.errors import BrokenModel, KvliteError, UnsupportedModel
 from kvlite.gguf.families import config_of, weight_names
-from kvlite.gguf.header import is_gguf, read_header
-from kvlite.gguf.tokenizer import build_tokenizer, end_tokens
+from kvlite.gguf.folder import generation_of, require_known
+from kvlite.gguf.header import Header, is_gguf, one_line, parse_header, read_header
+from kvlite.gguf.tokenizer import build_tokenizer, tokenizer_config
 from tests.architectures import tiny_model
 from tests.gguf.gguf_file import (
     byte_level_tokenizer,
@@ -26,7 +27,7 @@ from tests.gguf.gguf_file import (
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_model(tmp_path_factory.mktemp("gguf") / "model.gguf", tiny_model("qwen3", {}), "Q8_0")
+    return write_model(tmp_path_factory.mktemp("gguf") / "model.gguf", tiny_model("qwen3", {}, vocab_size=300), "Q8_0")
 
 
 def test_metadata_and_tensors_are_those_of_the_gguf_library(whole: Path) -> None:
@@ -70,15 +71,29 @@ def test_a_file_cut_off_anywhere_is_one_clear_line(whole: Path, keep: float) -> 
     assert "\n" not in str(caught.value)
 
 
-@given(at=st.integers(4, 4000), byte=st.integers(0, 255))
+STRANGE = (None, -1, 0, 10**9, 0.5, "", "text", "a b c", [], [1], ["a", "b c"], {"a": 1}, (), True)
+
+
+def test_metadata_of_any_type_is_read_or_refused_in_one_line(whole: Path) -> None:
+    good, header = read_header(whole).metadata, read_header(whole)
+    for key in good:
+        for value in STRANGE:
+            strange = Header(whole, good | {key: value}, header.tensors)
+            try:
+                require_known(strange)
+                with one_line(whole):
+                    generation_of(strange), tokenizer_config(strange)
+                build_tokenizer(strange)
+            except KvliteError as error:
+                assert "\n" not in str(error), (key, value)
+
+
+@given(at=st.integers(4, 6000), byte=st.integers(0, 255))
 def test_a_damaged_header_is_read_or_refused_in_one_line(whole: Path, at: int, byte: int) -> None:
     content = bytearray(whole.read_bytes())
     content[at] = byte
-    damaged = whole.with_name("damaged.gguf")
-    damaged.write_bytes(content)
     try:
-        header = read_header(damaged)
-        config_of(header), weight_names(header), end_tokens(header), build_tokenizer(header)
+        parse_header(whole, bytes(content), len(content))
     except KvliteError as error:
         assert "\n" not in str(error)
 

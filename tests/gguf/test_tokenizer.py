@@ -56,6 +56,21 @@ def test_an_answer_ends_at_every_token_that_ends_a_turn() -> None:
     assert end_tokens(header(eot_token_id=3)) == [2, 3, 4]
 
 
+def test_text_begins_with_bos_where_llama_cpp_has_it_so() -> None:
+    for pre, begins in (("gpt-2", False), ("llama-bpe", True), ("tekken", True), ("qwen2", False)):
+        read = header(pre=pre)
+        del read.metadata["tokenizer.ggml.add_bos_token"]
+        assert (build_tokenizer(read).encode("hat").ids[0] == 1) is begins
+
+
+def test_special_tokens_of_phi3_take_the_space_behind_them() -> None:
+    read = header()
+    read.metadata["general.name"] = "Phi-3 mini"
+    tokenizer = build_tokenizer(read)
+    ids = tokenizer.encode("<|im_start|>\n hat", add_special_tokens=False).ids
+    assert tokenizer.decode(ids, skip_special_tokens=False) == "<|im_start|>hat"
+
+
 def test_special_tokens_template_and_bos_are_those_of_the_file() -> None:
     config = tokenizer_config(header())
     assert (config["bos_token"], config["eos_token"]) == ("<s>", "</s>") and "<|im_start|>" in config["chat_template"]
