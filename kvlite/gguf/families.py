@@ -197,7 +197,13 @@ def _longrope(header: Header) -> Config:
     rope: Config = {"rope_type": "longrope", "original_max_position_embeddings": _original(header)}
     if (attention := header.about("rope.scaling.attn_factor")) is not None:
         rope["attention_factor"] = attention
-    return rope | {f"{name}_factor": header.floats(f"rope_factors_{name}.weight") for name in ("long", "short")}
+    return rope | {f"{name}_factor": _divisors(header, f"rope_factors_{name}.weight") for name in ("long", "short")}
+
+
+def _divisors(header: Header, name: str) -> list[float]:
+    """Numbers that frequencies are divided by; none where only the header has been fetched, to plan and to check."""
+    tensor = header.tensors.get(name)
+    return header.floats(name) if tensor is None or tensor.file.is_file() else []
 
 
 def _yarn(header: Header, factor: float) -> Config:
@@ -218,14 +224,14 @@ def _original(header: Header) -> int:
 
 def _llama3(header: Header, theta: float) -> Config:
     """The scaling of Llama 3.1 and later, of which the file holds only what each frequency is divided by."""
-    held = header.floats("rope_freqs.weight")
-    rope: Config = {"rope_type": "llama3", "factor": max(held), "low_freq_factor": 1.0, "high_freq_factor": 4.0}
-    original = 8192
+    held = _divisors(header, "rope_freqs.weight")
+    factor, original = max(held, default=1.0), 8192
     for index, divisor in enumerate(held):
         turns = original * theta ** (-index / len(held)) / (2 * math.pi)
         smooth = min(1.0, max(0.0, (turns - 1.0) / 3.0))
-        if abs(divisor * ((1 - smooth) / max(held) + smooth) - 1) > 1e-3:
+        if abs(divisor * ((1 - smooth) / factor + smooth) - 1) > 1e-3:
             raise UnsupportedModel(f"{header.path.name} scales positions unlike Llama 3, which kvlite does not read")
+    rope: Config = {"rope_type": "llama3", "factor": factor, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
     return rope | {"original_max_position_embeddings": original}
 
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from kvlite.errors import UnsupportedModel
+from kvlite.errors import ModelError
 from kvlite.gguf.families import Config, config_of
 from kvlite.gguf.folder import generation_of
-from kvlite.gguf.header import Header, TensorInfo, read_header
+from kvlite.gguf.header import Header, TensorInfo, parse_header, read_header
 from tests.architectures import SUPPORTED, tiny_model
 from tests.gguf.gguf_file import write_model
 
@@ -81,6 +81,23 @@ def test_yarn_without_an_original_length_has_that_of_the_model(tmp_path: Path) -
     assert rope["original_max_position_embeddings"] == 512
 
 
+@pytest.mark.parametrize("family", ["llama", "phi3"])
+def test_a_header_without_its_file_says_how_positions_scale(family: str, tmp_path: Path) -> None:
+    original, kind = (64, "longrope") if family == "phi3" else (8192, "llama3")
+    rope = {"rope_theta": 10000.0, "rope_type": kind, "original_max_position_embeddings": original}
+    more = {
+        "llama": {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0},
+        "phi3": {"short_factor": [1.0] * 8, "long_factor": [2.0] * 8},
+    }[family]
+    settings = {"original_max_position_embeddings": original} if family == "phi3" else {}
+    model = tiny_model(family, SUPPORTED[family], rope_parameters=rope | more, **settings)
+    held = write_model(tmp_path / "model.gguf", model).read_bytes()
+    header = parse_header(tmp_path / "elsewhere.gguf", held, len(held))
+    assert header is not None
+    found = config_of(header)["rope_parameters"]
+    assert found["rope_type"] == kind and found["original_max_position_embeddings"] == original
+
+
 @pytest.mark.parametrize(
     ("about", "message"),
     [
@@ -90,6 +107,7 @@ def test_yarn_without_an_original_length_has_that_of_the_model(tmp_path: Path) -
         ),
         ({**YARN, "rope.scaling.yarn_ext_factor": 0.5}, r"rope\.scaling\.yarn_ext_factor 0.5 beside yarn"),
         ({**YARN, "rope.scaling.yarn_log_multiplier": 0.5}, r"rope\.scaling\.yarn_log_multiplier 0.5 beside yarn"),
+        ({"rope.scaling.type": "longrope"}, r"has no rope_factors_long\.weight in F32"),
         ({"rope.scaling.type": "spiral"}, "scales positions by 'spiral', which kvlite does not read"),
         ({"attention.head_count_kv": [2, 2, 1, 2]}, r"attention\.head_count_kv that differ by layer"),
         ({"feed_forward_length": [96, 96, 96, 64]}, "feed_forward_length that differ by layer"),
@@ -98,7 +116,7 @@ def test_yarn_without_an_original_length_has_that_of_the_model(tmp_path: Path) -
 def test_what_transformers_has_no_parameter_for_is_refused_by_name(
     about: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
-    with pytest.raises(UnsupportedModel, match=message):
+    with pytest.raises(ModelError, match=message):
         config_of(header_of(tmp_path, **about))
 
 
