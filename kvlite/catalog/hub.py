@@ -189,7 +189,7 @@ def _remote_part(remote: RemoteRepo, name: str) -> Header:
     while True:
         response = get_session().get(url, headers=build_hf_headers() | {"range": f"bytes=0-{wanted - 1}"})
         hf_raise_for_status(response)
-        header = parse_header(Path(name), response.content, size)
+        header = parse_header(remote.snapshot / name, response.content, size)
         if header is not None:
             return header
         if len(response.content) < min(wanted, size):

@@ -6,15 +6,12 @@ all of it is undone here (convert_hf_to_gguf.py of ggml-org/llama.cpp).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from kvlite.errors import BrokenModel, UnsupportedModel
 from kvlite.gguf.header import Header
-
-Config = dict[str, Any]
+from kvlite.gguf.rope import Config, decimal, rope_of, wanted
 
 _NAMES = {
     "token_embd": "model.embed_tokens",
@@ -52,14 +49,6 @@ _MIXTRAL_EXPERTS = {
     "ffn_up_exps": "block_sparse_moe.experts.*.w3",
     "ffn_down_exps": "block_sparse_moe.experts.*.w2",
 }
-_UNREAD: dict[str, Config] = {
-    "default": {"attn_factor": 1.0},
-    "linear": {"attn_factor": 1.0},
-    "llama3": {"attn_factor": 1.0, "factor": 1.0},
-    "longrope": {"factor": 1.0},
-    "yarn": {"yarn_ext_factor": 1.0, "yarn_log_multiplier": 0.0},
-}
-"""Keys under `rope.scaling` that transformers has no parameter for, by type, with the value that changes nothing."""
 IGNORED = ("rope_freqs", "rope_factors_long", "rope_factors_short")
 """Tensors without a parameter of their own: the config says the same."""
 
@@ -100,24 +89,24 @@ def config_of(header: Header) -> Config:
     for layers and positions unlike those of their family in transformers.
     """
     family = family_of(header)
-    heads = _wanted(header, "attention.head_count")
+    heads = wanted(header, "attention.head_count")
     embedding = header.tensors.get("token_embd.weight")
     if embedding is None:
         raise BrokenModel(f"{header.path.name} has no token_embd.weight; it is not a whole model")
-    hidden = _wanted(header, "embedding_length")
+    hidden = wanted(header, "embedding_length")
     config: Config = {
         "architectures": [family.class_name],
         "model_type": family.model_type,
         "dtype": _dtype(header),
         "hidden_size": hidden,
-        "intermediate_size": _wanted(header, "feed_forward_length"),
-        "num_hidden_layers": _wanted(header, "block_count"),
+        "intermediate_size": wanted(header, "feed_forward_length"),
+        "num_hidden_layers": wanted(header, "block_count"),
         "num_attention_heads": heads,
-        "num_key_value_heads": _wanted(header, "attention.head_count_kv", heads),
+        "num_key_value_heads": wanted(header, "attention.head_count_kv", heads),
         "head_dim": header.about("attention.key_length", hidden // heads),
-        "max_position_embeddings": _wanted(header, "context_length"),
-        "rms_norm_eps": decimal(_wanted(header, "attention.layer_norm_rms_epsilon")),
-        "rope_parameters": _rope(header),
+        "max_position_embeddings": wanted(header, "context_length"),
+        "rms_norm_eps": decimal(wanted(header, "attention.layer_norm_rms_epsilon")),
+        "rope_parameters": rope_of(header),
         "vocab_size": embedding.shape[0],
         "tie_word_embeddings": "output.weight" not in header.tensors,
         "bos_token_id": header.metadata.get("tokenizer.ggml.bos_token_id"),
@@ -147,92 +136,9 @@ def weight_names(header: Header) -> dict[str, str]:
     return found
 
 
-def _wanted(header: Header, key: str, default: Any = None) -> Any:
-    """A number that every model has; where the file has one for each layer, the one that all layers share."""
-    value = header.about(key, default)
-    if value is None:
-        raise BrokenModel(f"{header.path.name} lacks {header.architecture}.{key}; it is damaged or no whole model")
-    if not isinstance(value, (list, tuple)):
-        return value
-    if len(set(value)) != 1:
-        raise UnsupportedModel(f"{header.path.name} has {key} that differ by layer, which kvlite does not read")
-    return value[0]
-
-
 def _dtype(header: Header) -> str:
     """The dtype to compute in: float32 where most bytes are, else bfloat16, as Gemma overflows float16."""
     return "float32" if next(iter(header.by_type), "F32") == "F32" else "bfloat16"
-
-
-def decimal(value: float) -> float:
-    """The decimal that was rounded to the float32 in the file: 1e-05, not 9.999999747378752e-06."""
-    return float(f"{value:.7g}")
-
-
-def _rope(header: Header) -> Config:
-    """Rotary parameters. A factor without a kind scales linearly, as in llama.cpp."""
-    rope: Config = {"rope_type": "default", "rope_theta": decimal(header.about("rope.freq_base", 10000.0))}
-    kind = header.about("rope.scaling.type", "linear")
-    factor = decimal(header.about("rope.scaling.factor", header.about("rope.scale_linear", 0.0))) or 1.0
-    if kind == "longrope" or "rope_factors_long.weight" in header.tensors:
-        rope |= _longrope(header)
-    elif "rope_freqs.weight" in header.tensors:
-        rope |= _llama3(header, rope["rope_theta"])
-    elif kind == "yarn":
-        rope |= _yarn(header, factor)
-    elif kind == "linear" and factor != 1.0:
-        rope |= {"rope_type": "linear", "factor": factor}
-    elif kind not in ("none", "linear"):
-        raise UnsupportedModel(f"{header.path.name} scales positions by {kind!r}, which kvlite does not read")
-    for key, without in _UNREAD[rope["rope_type"]].items():
-        if (value := header.about(f"rope.scaling.{key}", without)) != without:
-            raise UnsupportedModel(
-                f"{header.path.name} has rope.scaling.{key} {value} beside {rope['rope_type']} positions, "
-                f"which kvlite does not read"
-            )
-    return rope
-
-
-def _longrope(header: Header) -> Config:
-    rope: Config = {"rope_type": "longrope", "original_max_position_embeddings": _original(header)}
-    if (attention := header.about("rope.scaling.attn_factor")) is not None:
-        rope["attention_factor"] = attention
-    return rope | {f"{name}_factor": _divisors(header, f"rope_factors_{name}.weight") for name in ("long", "short")}
-
-
-def _divisors(header: Header, name: str) -> list[float]:
-    """Numbers that frequencies are divided by; none where only the header has been fetched, to plan and to check."""
-    tensor = header.tensors.get(name)
-    return header.floats(name) if tensor is None or tensor.file.is_file() else []
-
-
-def _yarn(header: Header, factor: float) -> Config:
-    """YaRN. In the file `yarn_attn_factor` is transformers' attention_factor, and `attn_factor` multiplies it."""
-    rope: Config = {"rope_type": "yarn", "factor": factor, "original_max_position_embeddings": _original(header)}
-    for name in ("beta_fast", "beta_slow"):
-        if (value := header.about(f"rope.scaling.yarn_{name}")) is not None:
-            rope[name] = decimal(value)
-    usual = 0.1 * math.log(max(factor, 1.0)) + 1.0
-    attention = header.about("rope.scaling.yarn_attn_factor", usual) * header.about("rope.scaling.attn_factor", 1.0)
-    return rope if attention == usual else rope | {"attention_factor": attention}
-
-
-def _original(header: Header) -> int:
-    """Positions before scaling."""
-    return int(_wanted(header, "rope.scaling.original_context_length", header.about("context_length")))
-
-
-def _llama3(header: Header, theta: float) -> Config:
-    """The scaling of Llama 3.1 and later, of which the file holds only what each frequency is divided by."""
-    held = _divisors(header, "rope_freqs.weight")
-    factor, original = max(held, default=1.0), 8192
-    for index, divisor in enumerate(held):
-        turns = original * theta ** (-index / len(held)) / (2 * math.pi)
-        smooth = min(1.0, max(0.0, (turns - 1.0) / 3.0))
-        if abs(divisor * ((1 - smooth) / factor + smooth) - 1) > 1e-3:
-            raise UnsupportedModel(f"{header.path.name} scales positions unlike Llama 3, which kvlite does not read")
-    rope: Config = {"rope_type": "llama3", "factor": factor, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
-    return rope | {"original_max_position_embeddings": original}
 
 
 def _has(header: Header, name: str) -> bool:
@@ -246,7 +152,7 @@ def _llama(header: Header) -> Config:
 def _mixtral(header: Header) -> Config:
     return {
         "num_local_experts": header.about("expert_count"),
-        "num_experts_per_tok": _wanted(header, "expert_used_count"),
+        "num_experts_per_tok": wanted(header, "expert_used_count"),
         "sliding_window": None,
     }
 
@@ -254,9 +160,9 @@ def _mixtral(header: Header) -> Config:
 def _experts(header: Header) -> Config:
     shared = header.about("expert_shared_feed_forward_length")
     return {
-        "num_experts": _wanted(header, "expert_count"),
-        "num_experts_per_tok": _wanted(header, "expert_used_count"),
-        "moe_intermediate_size": _wanted(header, "expert_feed_forward_length"),
+        "num_experts": wanted(header, "expert_count"),
+        "num_experts_per_tok": wanted(header, "expert_used_count"),
+        "moe_intermediate_size": wanted(header, "expert_feed_forward_length"),
         "norm_topk_prob": header.architecture == "qwen3moe",  # llama.cpp has it fixed for each
         "decoder_sparse_step": 1,
         "mlp_only_layers": [],
@@ -270,7 +176,7 @@ def _gemma(header: Header) -> Config:
 def _query_scalar(header: Header, largest: int) -> int:
     """The number whose root divides logits: the head dim, but for the largest of the family hidden / heads."""
     is_largest = header.about("block_count") == largest
-    heads, hidden = _wanted(header, "attention.head_count"), _wanted(header, "embedding_length")
+    heads, hidden = wanted(header, "attention.head_count"), wanted(header, "embedding_length")
     return int(hidden // heads if is_largest else header.about("attention.key_length"))
 
 
@@ -293,7 +199,7 @@ def _gemma3(header: Header) -> Config:
         **({"sliding_window": window} if window else {}),
         "layer_types": _layer_types(header, 6 if window else None),
         "rope_parameters": {
-            "full_attention": _rope(header) | {"rope_theta": decimal(header.about("rope.freq_base", 1e6))},
+            "full_attention": rope_of(header) | {"rope_theta": decimal(header.about("rope.freq_base", 1e6))},
             "sliding_attention": {"rope_type": "default", "rope_theta": decimal(local)},
         },
     }
@@ -310,8 +216,8 @@ def _layer_types(header: Header, period: int | None) -> list[str]:
 
 
 def _phi3(header: Header) -> Config:
-    head_dim = _wanted(header, "embedding_length") // _wanted(header, "attention.head_count")
-    rope = _rope(header) | {"partial_rotary_factor": header.about("rope.dimension_count", head_dim) / head_dim}
+    head_dim = wanted(header, "embedding_length") // wanted(header, "attention.head_count")
+    rope = rope_of(header) | {"partial_rotary_factor": header.about("rope.dimension_count", head_dim) / head_dim}
     original = rope.get("original_max_position_embeddings", header.about("context_length"))
     return {
         "rope_parameters": rope,
@@ -324,9 +230,15 @@ def _granite(header: Header) -> Config:
     return _llama(header) | {
         "embedding_multiplier": decimal(header.about("embedding_scale", 1.0)),
         "residual_multiplier": decimal(header.about("residual_scale", 1.0)),
-        "attention_multiplier": decimal(_wanted(header, "attention.scale")),
+        "attention_multiplier": decimal(wanted(header, "attention.scale")),
         "logits_scaling": decimal(header.about("logit_scale", 1.0)),
     }
+
+
+def _olmo2(header: Header) -> Config:
+    if header.about("attention.sliding_window"):
+        raise UnsupportedModel(f"{header.path.name} is an OLMo 3, which kvlite does not read from GGUF")
+    return {}
 
 
 def _qwen2(header: Header) -> Config:
@@ -346,7 +258,7 @@ _FAMILIES = {
     "gemma": Family("gemma", "GemmaForCausalLM", extra=_gemma, shifted_norms=True),
     "gemma2": Family("gemma2", "Gemma2ForCausalLM", _GEMMA_NAMES, _gemma2, shifted_norms=True),
     "gemma3": Family("gemma3_text", "Gemma3ForCausalLM", _GEMMA_NAMES, _gemma3, shifted_norms=True),
-    "olmo2": Family("olmo2", "Olmo2ForCausalLM", _NAMES | _NORMED_AFTER),
+    "olmo2": Family("olmo2", "Olmo2ForCausalLM", _NAMES | _NORMED_AFTER, _olmo2),
     "phi3": Family(
         "phi3", "Phi3ForCausalLM", _NAMES | {"attn_qkv": "self_attn.qkv_proj", "ffn_up": "mlp.gate_up_proj"}, _phi3
     ),

@@ -15,8 +15,9 @@ from typing import Any
 from platformdirs import user_cache_path
 
 from kvlite.errors import OutputError
-from kvlite.gguf.families import config_of, decimal, weight_names
+from kvlite.gguf.families import config_of, weight_names
 from kvlite.gguf.header import Header, one_line
+from kvlite.gguf.rope import decimal
 from kvlite.gguf.tokenizer import build_tokenizer, cut_of, end_tokens, tokenizer_config
 
 _VERSION = 2

@@ -153,3 +153,8 @@ def test_sampling_is_that_of_the_file_in_decimals(
     header = read_header(write_model(tmp_path / "model.gguf", tiny_model("llama", {}), **about))
     found = generation_of(header)
     assert found.pop("eos_token_id") and found == wanted
+
+
+def test_olmo3_is_not_taken_for_olmo2(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="is an OLMo 3"):
+        config_of(header_of(tmp_path, "olmo2", **{"attention.sliding_window": 128}))
