@@ -90,6 +90,8 @@ class Chat:
         answer = self._display.show(events, self._interrupts, self.session.cancel)
         self._console.note(answer_line(answer))
         self._display.tell(answer)
+        if self.session.has_looped:
+            self._console.warn("the answer went round in circles and was stopped; /retry draws another")
         self.save()
 
     def show(self, text: str) -> None:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from kvlite.text.stream import Piece
     from kvlite.text.template import ChatText
 
+_LOOKED_AT = 2400  # characters of an answer in which a loop is looked for
 MAX_CHECKPOINT_BYTES = 10**9  # of host memory, all checkpoints together, and at most a tenth of what is free
 
 
@@ -31,6 +32,7 @@ class Session:
         self.messages: list[ChatMessage] = []
         self.last: Answer | None = None  # the newest answer, also one taken back
         self.unsent: str | None = None  # the last question, where it got no answer
+        self.has_looped = False  # the newest answer went round in circles, and was stopped
         self._engine = engine
         self._text = text
         self._conversation = Conversation(engine, text, min(MAX_CHECKPOINT_BYTES, available_bytes() // 10))
@@ -65,11 +67,17 @@ class Session:
         events = self._conversation.ask(asked, self.settings)
         self.unsent = user
         answer: Answer | None = None
+        said, self.has_looped = "", False
         try:
             with closing(events):
                 for event in events:
                     if isinstance(event, Answer):
                         self.last = answer = event
+                    else:
+                        said = (said + event.text)[-_LOOKED_AT:]
+                        if not self.has_looped and goes_round(said):
+                            self.has_looped = True
+                            self.cancel()
                     yield event
         finally:
             if answer is not None and self._conversation.last is answer:
@@ -115,3 +123,14 @@ class Session:
         self.messages = list(messages)
         self.last = self.unsent = None
         self._conversation.go_back(())
+
+
+def goes_round(text: str) -> bool:
+    """True where a text ends in the same 20 to 600 characters four times, or in fewer over and over 400 characters."""
+    tail = text[-20:]
+    before = text.rfind(tail, 0, len(text) - 1)
+    if len(tail) < 20 or before < 0:
+        return False
+    period = len(text) - len(tail) - before
+    times = 4 if period >= 20 else 400 // period + 1
+    return text.endswith(text[-period:] * times)

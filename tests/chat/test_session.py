@@ -1,6 +1,6 @@
 import pytest
 
-from kvlite.chat.session import Session
+from kvlite.chat.session import Session, goes_round
 from kvlite.engine.request import FinishReason, Sampling
 from kvlite.errors import BudgetTooSmall, ContextFull, UsageError
 from kvlite.llm.answer import Answer, AnswerSettings
@@ -239,3 +239,22 @@ def test_a_loaded_conversation_is_fed_as_a_whole(engine, session):
 def test_an_empty_message_is_refused(session, question):
     with pytest.raises(UsageError, match="empty"):
         list(session.ask(question))
+
+
+def test_a_text_that_goes_round_in_circles_is_noticed_and_others_are_not():
+    rome = "Rome is a city of history and a city of art and culture. It is a city of tradition. "
+    assert goes_round("The capital is Rome. " + rome * 4) and not goes_round(rome * 3)
+    assert goes_round("la " * 200) and not goes_round("la " * 30)
+    table = "".join(
+        f"| {name} | {len(name)} | some words that differ |\n" for name in ["one", "two", "three", "four", "five"]
+    )
+    assert not any(goes_round(text) for text in ("", "short", table * 2, "-" * 80, "0, " * 60, "x" * 300))
+
+
+def test_an_answer_that_goes_round_is_stopped_and_kept(engine, session):
+    engine.script += ["so. " + "It is a city of art and of history. " * 40, "next"]
+    *_, answer = session.ask("hi")
+    assert session.has_looped and answer.finish_reason is FinishReason.CANCELLED
+    assert len(session.messages[-1]["content"]) < 200
+    ask(session, "go on")
+    assert not session.has_looped
