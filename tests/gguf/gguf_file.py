@@ -38,7 +38,7 @@ def byte_level_tokenizer(vocab_size: int = 300) -> Tokenizer:
 
 
 def tokenizer_metadata(tokenizer: Tokenizer, pre: str = "gpt-2") -> dict[str, Any]:
-    """What a file says of a byte-level tokenizer."""
+    """The metadata of a byte-level tokenizer."""
     import json
 
     tokens = [tokenizer.id_to_token(i) for i in range(tokenizer.get_vocab_size())]
@@ -57,7 +57,7 @@ def tokenizer_metadata(tokenizer: Tokenizer, pre: str = "gpt-2") -> dict[str, An
 
 
 def model_metadata(model: PreTrainedModel) -> dict[str, Any]:
-    """What a file says of a model's shape."""
+    """The metadata of a model's shape."""
     config = model.config
     name = _architecture(model)
     rope = config.rope_parameters
@@ -87,7 +87,7 @@ def model_metadata(model: PreTrainedModel) -> dict[str, Any]:
 
 
 def rope_metadata(config: PreTrainedConfig) -> dict[str, Any]:
-    """What a file says of scaled positions besides the tensors of `rope_tensors`."""
+    """The metadata of scaled positions besides the tensors of `rope_tensors`."""
     rope = config.rope_parameters.get("full_attention", config.rope_parameters)
     kind, original = rope["rope_type"], rope.get("original_max_position_embeddings")
     if config.model_type == "phi3":
@@ -109,7 +109,7 @@ def rope_metadata(config: PreTrainedConfig) -> dict[str, Any]:
 
 
 def rope_tensors(config: PreTrainedConfig) -> dict[str, np.ndarray]:
-    """What frequencies are divided by, as convert_hf_to_gguf.py computes it."""
+    """The numbers that frequencies are divided by, as convert_hf_to_gguf.py computes it."""
     rope = config.rope_parameters
     if rope.get("rope_type") == "longrope":
         return {f"rope_factors_{name}.weight": np.float32(rope[f"{name}_factor"]) for name in ("long", "short")}

@@ -1,4 +1,4 @@
-"""What a record is shown to say: as tables of text, as a page."""
+"""Records as they are shown: as tables of text, as a page."""
 
 from __future__ import annotations
 
