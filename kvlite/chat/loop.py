@@ -91,7 +91,7 @@ class Chat:
         self._console.note(answer_line(answer))
         self._display.tell(answer)
         if self.session.has_looped:
-            self._console.warn("the answer went round in circles and was stopped; /retry draws another")
+            self._console.warn("the answer went round in circles and was stopped; rephrase, or /set temperature=0.7")
         self.save()
 
     def show(self, text: str) -> None:

@@ -8,12 +8,11 @@ from kvlite.catalog.files import ModelFiles
 from kvlite.chat.display import AnswerFormat, Display, answer_prompt
 from kvlite.cli.invocation import Invocation
 from kvlite.deadline import Deadline
-from kvlite.engine.request import Sampling
 from kvlite.errors import UsageError
 from kvlite.llm import LLM
 from kvlite.llm.answer import AnswerSettings, sampling_of
 from kvlite.llm.spec import RunSpec
-from kvlite.llm.text_model import TextModel, import_engine, model_sampling
+from kvlite.llm.text_model import TextModel, import_engine
 from kvlite.options import AnswerOptions, ModelOptions
 from kvlite.record.recorder import Recorder
 
@@ -33,10 +32,9 @@ class Answering:
     def __post_init__(self) -> None:
         sampling_of(self.answer)
 
-    def settings(self, llm: LLM, unsaid: Sampling | None = None) -> AnswerSettings:
-        """Sampling and end of answers: as given, else as the model asks for, else `unsaid`, by default greedy."""
-        sampling = model_sampling(llm.model.files.generation, unsaid)
-        return AnswerSettings.of(sampling, self.answer, pin_system=self.options.pin_system)
+    def settings(self, llm: LLM) -> AnswerSettings:
+        """Sampling and end of answers: as given, else as the model asks for."""
+        return AnswerSettings.of(llm.model.sampling, self.answer, pin_system=self.options.pin_system)
 
     def open(self, spec: RunSpec, recorder: Recorder, files: ModelFiles | None = None) -> LLM:
         """Load the model, of which the `files` may be found already, make its cache, and note both in the record."""

