@@ -112,7 +112,7 @@ class Batch:
         preparer = Preparer(
             llm.model.text,
             self._answer,
-            llm.model.sampling,
+            llm.model.generation,
             pin_system=model.spec.options.pin_system,
             required=model.required,
         )

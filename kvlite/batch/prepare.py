@@ -5,10 +5,11 @@ A line's own value wins over a flag, a flag over the model's generation_config.j
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from hashlib import blake2b
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from kvlite.batch.item import Code, Failure, Item
 from kvlite.batch.values import shown
@@ -44,14 +45,15 @@ class Work:
 class Preparer:
     """Preparation of items for one model; lines that name another than `required` are refused, None accepts them all.
 
-    `sampling` is what the model asks for, `options` are the flags. Without a seed each line has its own, from its id.
+    `generation` is the model's generation_config.json, `options` are the flags. Without a seed each line has
+    its own, from its id.
     """
 
     def __init__(
         self,
         text: ChatText,
         options: AnswerOptions,
-        sampling: Sampling | None = None,
+        generation: Mapping[str, Any] | None = None,
         *,
         pin_system: bool = True,
         required: str | None = None,
@@ -60,7 +62,7 @@ class Preparer:
         self._options = options
         self._required = required
         self._settings = AnswerSettings.of(
-            sampling or Sampling(), options, max_tokens=BATCH_MAX_TOKENS, pin_system=pin_system
+            generation or {}, options, max_tokens=BATCH_MAX_TOKENS, pin_system=pin_system
         )
 
     def prepare(self, item: Item) -> Work | Failure:

@@ -153,7 +153,7 @@ class Engine:
         """Copy a row to the host: its live slots, constant state and counters."""
         held = self._rows[row]
         state = self.loaded.state.snapshot() if self.loaded.state is not None else None
-        return RowSnapshot(self.cache.snapshot(row), state, replace(held, used=set(held.used), job=None))
+        return RowSnapshot(self.cache.snapshot(row), state, held.copy())
 
     def restore(self, row: int, snapshot: RowSnapshot) -> None:
         """Continue a row from a snapshot, which stays usable. Its peak is the most that either ever held."""
@@ -162,7 +162,7 @@ class Engine:
         if self.loaded.state is not None:
             assert snapshot.state is not None
             self.loaded.state.restore(snapshot.state)
-        self._rows[row] = replace(snapshot.row, index=row, used=set(snapshot.row.used), peak_bytes=peak_bytes)
+        self._rows[row] = replace(snapshot.row.copy(), index=row, peak_bytes=peak_bytes)
 
     def counts(self, row: int = 0) -> KVCounts:
         """Count what a row holds now; a row only grows until it is reset or restored."""
@@ -213,7 +213,7 @@ class Engine:
         with self.peak_memory.phase(phase):
             logits = self._forward(feed)[:, -1]
             ready = [i for i, row in enumerate(rows) if row.job is not None and feed.ids[i] and not row.job.prompt]
-            draws = [Draw(job.request.sampling, len(job.answer), rows[i].used) for i in ready if (job := rows[i].job)]
+            draws = [Draw.of(rows[i]) for i in ready]
             ids = sample(logits[ready] if len(ready) < len(rows) else logits, draws) if ready else []
         for i, token in zip(ready, ids, strict=True):
             yield from self._take(rows[i], token)
@@ -268,9 +268,7 @@ class Engine:
         if token in job.request.stop_ids:
             yield self._complete(row, FinishReason.STOP)
             return
-        job.answer.append(token)
-        row.unfed = token
-        row.used.add(token)
+        row.take(token)
         yield Token(job.request.id, len(job.answer) - 1, token)
         if row.job is job and job.ending is None and len(job.answer) == job.request.max_tokens:
             yield self._complete(row, FinishReason.LENGTH)
