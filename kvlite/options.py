@@ -213,6 +213,9 @@ class BatchOptions:
     force_resume: bool = _of_output(False, from_settings=False, help="Go on although settings or input have changed.")
     overwrite: bool = _of_output(False, from_settings=False, help="Start an output file that exists over.")
     retry_errors: bool = _of_output(False, from_settings=False, help="Run the failed records of an output file again.")
+    repair: bool = _of_output(
+        False, from_settings=False, help="Keep the whole records of a damaged output file, which is INPUT; run nothing."
+    )
     ordered: bool = _of_output(False, help="Write records in the order of the input.")
 
     batch_size: str = _of_run(
@@ -220,9 +223,7 @@ class BatchOptions:
     )
     dedupe: bool = _of_run(False, help="Run equal greedy requests once; keeps answers in memory.")
     retries: int = _of_run(1, metavar="N", min=0, help="Where memory or a policy fails, try a record alone this often.")
-    timeout: float | None = _of_run(
-        None, metavar="SECONDS", parse=read_seconds, help="Fail a record that takes longer."
-    )
+    timeout: float = _of_run(3600.0, metavar="SECONDS", parse=read_seconds, help="Fail a record that takes longer.")
     max_time: float | None = _of_run(
         None, metavar="SECONDS", parse=read_seconds, help="Stop after this long (exit 124)."
     )
