@@ -127,6 +127,7 @@ class TextModel:
             spec.on_full,
             spec.options.kernels,
             recorder=CudaGraphs(device) if self.captures else None,
+            must_capture=bool(spec.options.capture),
             warn=self.listener.warn,
         )
         return Allocated(engine, fit, batch_size)
