@@ -120,10 +120,10 @@ class ModelOptions:
         help="What attends, evicts, runs fused modules and 4-bit weights: torch, or Triton on CUDA; "
         "auto is torch for now.",
     )
-    capture: bool | None = _of_model(  # None: where it is known to pay
+    capture: bool | None = _of_model(  # None: where a GPU shows that it pays
         None,
         "--capture/--no-capture",
-        help="Replay decode steps as CUDA graphs; off for now unless given.",
+        help="Replay decode steps as CUDA graphs; on CUDA, where not given, if they prove exact and faster.",
     )
     offline: bool = _of_model(
         False,

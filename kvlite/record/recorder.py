@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Protocol
 
-from kvlite.errors import OutOfMemory, UsageError
+from kvlite.errors import OutOfMemory, UsageError, is_out_of_memory
 from kvlite.memory.counts import KVCounts
 from kvlite.record import measure
 from kvlite.record.schema import (
@@ -240,7 +240,7 @@ def _exit_code(error: BaseException | None) -> int:
         return 0
     if isinstance(error, KeyboardInterrupt):
         return 130
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, without loading torch
+    if is_out_of_memory(error):
         return OutOfMemory.exit_code
     code = getattr(error, "exit_code", 1)
     return code if isinstance(code, int) else 1

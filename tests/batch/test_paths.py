@@ -37,9 +37,9 @@ def test_the_input_is_known_through_links(tmp_path: Path, names: dict[str, str],
 def test_an_output_that_is_not_there_yet_is_known_through_links(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to("out.jsonl")
     (tmp_path / "folder").symlink_to(".")
-    with pytest.raises(UsageError, match="--summary .*is the output"):
+    with pytest.raises(UsageError, match=r"--summary .*is the output"):
         check(tmp_path, summary="link")
-    with pytest.raises(UsageError, match="--report .*is the output"):
+    with pytest.raises(UsageError, match=r"--report .*is the output"):
         check(tmp_path, report=str(tmp_path / "folder" / "out.jsonl"))
 
 
