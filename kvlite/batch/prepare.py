@@ -5,6 +5,7 @@ A line's own value wins over a flag, a flag over the model's generation_config.j
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -45,8 +46,8 @@ class Work:
 class Preparer:
     """Preparation of items for one model; lines that name another than `required` are refused, None accepts them all.
 
-    `generation` is the model's generation_config.json, `options` are the flags. Without a seed each line has
-    its own, from its id.
+    `generation` is the model's generation_config.json, `options` are the flags. Without a seed each line has its own,
+    from its id. No answer is longer than `most_tokens`, the model's window.
     """
 
     def __init__(
@@ -57,7 +58,9 @@ class Preparer:
         *,
         pin_system: bool = True,
         required: str | None = None,
+        most_tokens: int | None = None,
     ) -> None:
+        self._most_tokens = most_tokens or sys.maxsize
         self._text = text
         self._options = options
         self._required = required
@@ -76,9 +79,8 @@ class Preparer:
         settings = self._settings
         try:
             encoded = self._encode(item)
-            settings = replace(
-                settings, sampling=self.sampling(item), max_tokens=item.max_tokens or settings.max_tokens
-            )
+            most = min(item.max_tokens or settings.max_tokens or self._most_tokens, self._most_tokens)
+            settings = replace(settings, sampling=self.sampling(item), max_tokens=most)
             requests = tuple(
                 settings.request(f"{item.index}.{choice}", encoded, self._text, row=None, number=choice)
                 for choice in range(item.n)

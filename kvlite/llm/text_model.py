@@ -70,7 +70,7 @@ class TextModel:
         from kvlite.models.loading import load
         from kvlite.text.template import ChatText
 
-        device = pick_device(spec.options.device)
+        device = pick_device(spec.options.device, listener.note)
         captures = wants_graphs(spec.options.capture, device)
         files = files or spec.files(listener.note)
         loaded = load(files, spec.options, device)
@@ -132,6 +132,7 @@ class TextModel:
             spec.on_full,
             spec.options.kernels,
             recorder=CudaGraphs(device) if self.captures else None,
+            must_capture=bool(spec.options.capture),
             warn=self.listener.warn,
         )
         return Allocated(engine, fit, batch_size)

@@ -33,6 +33,12 @@ def test_answers_are_limited_unless_told(text: Any) -> None:
     assert Preparer(text, AnswerOptions()).prepare(line()).requests[0].max_tokens == BATCH_MAX_TOKENS
 
 
+def test_no_answer_is_longer_than_the_models_window(text: Any) -> None:
+    preparer = Preparer(text, AnswerOptions(), most_tokens=50)
+    asked = [preparer.prepare(line(max_tokens=most)).requests[0].max_tokens for most in (None, 10**12, 50, 7)]
+    assert asked == [50, 50, 50, 7]
+
+
 def test_without_a_seed_each_line_has_its_own_from_its_id(text: Any) -> None:
     preparer = Preparer(text, AnswerOptions())
     seed = preparer.sampling(line()).seed
