@@ -28,7 +28,16 @@ from transformers.utils import logging as transformers_logging
 from kvlite.cache.cache import refused_kernels
 from kvlite.catalog.config import read_object
 from kvlite.catalog.files import ModelFiles
-from kvlite.errors import BrokenModel, DoesNotFit, KvliteError, ModelError, OutOfMemory, UnsupportedModel, UsageError
+from kvlite.errors import (
+    BrokenModel,
+    DoesNotFit,
+    KvliteError,
+    ModelError,
+    OutOfMemory,
+    UnsupportedModel,
+    UsageError,
+    is_out_of_memory,
+)  # fmt: skip
 from kvlite.memory.format import dtype_name, human_bytes
 from kvlite.memory.prediction import weight_term
 from kvlite.memory.shape import ModelShape
@@ -148,11 +157,11 @@ def _model(files: ModelFiles, options: ModelOptions, dtype: torch.dtype, device:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             loaded = _from_gguf(files, arguments) if files.gguf else _from_folder(folder, arguments)
-    except torch.OutOfMemoryError as error:
-        raise OutOfMemory(f"the weights do not fit on {device}; try --4bit or a smaller model") from error
     except MemoryError as error:
         raise DoesNotFit("the weights do not fit in this machine's memory; try a smaller model") from error
     except _PARSER_ERRORS as error:
+        if is_out_of_memory(error):
+            raise OutOfMemory(f"the weights do not fit on {device}; try --4bit or a smaller model") from error
         raise _refusal(folder, "model", error) from error
     model, info = loaded
     _require_tensors(folder, info)
