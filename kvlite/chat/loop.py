@@ -90,7 +90,7 @@ class Chat:
         unsent = self.session.unsent
         try:
             if is_command(line):
-                command, argument = slash_commands.find(readable(line))
+                command, argument = slash_commands.find(readable(line).strip())
                 command.run(self, argument)
             elif (message := readable(message_of(line))).strip():
                 self.answer(self.session.ask(message))

@@ -83,10 +83,10 @@ def test_message_of_takes_off_what_only_delimits(line, sent):
     assert message_of(line) == sent
 
 
-@pytest.mark.parametrize("text", ['"""Doc."""\nimport os\n', "  indented\n", "/etc/passwd\n/bin", "/etc is a folder"])
-def test_what_is_pasted_is_sent_as_it_is(held, text):
-    held.type(Pasted(text))
-    assert held.chat.session.messages[0]["content"] == text.strip("\n")
+@pytest.mark.parametrize("pasted", ['"""Doc."""\nimport os\n', "  indented\n", "/etc/passwd\n/bin", "/etc is a folder"])
+def test_what_is_pasted_is_sent_as_it_is(held, pasted):
+    held.type(Pasted(pasted))
+    assert held.chat.session.messages[0]["content"] == pasted.strip("\n")
 
 
 def test_a_pasted_line_that_begins_with_a_command_is_one(held):
