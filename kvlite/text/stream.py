@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 from functools import lru_cache
 from typing import TYPE_CHECKING
+
+from kvlite.errors import BrokenModel
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -57,6 +59,15 @@ def think_tags(tokenizer: PreTrainedTokenizerBase) -> ThinkTags | None:
         if all(token in known or token in template for token in tags.tokens or (tags.open, tags.close)):
             return tags
     return None
+
+
+def stop_strings(generation: Mapping[str, object]) -> tuple[str, ...]:
+    """The texts that end an answer by a generation_config.json. Raises BrokenModel where they are no texts."""
+    value = generation.get("stop_strings") or []
+    texts = [value] if isinstance(value, str) else value
+    if not isinstance(texts, list) or not all(isinstance(text, str) and text for text in texts):
+        raise BrokenModel(f"generation_config.json: stop_strings is {value!r:.80}; expected texts")
+    return tuple(texts)
 
 
 class Part(Enum):
