@@ -22,11 +22,11 @@ from typing import BinaryIO
 
 from kvlite.batch.codecs import decode_line, decode_simple, repeated
 from kvlite.batch.item import Code, Item, LineError, digest
+from kvlite.batch.paths import STDIN
 from kvlite.batch.values import utf8
 from kvlite.errors import UsageError
 from kvlite.options import BatchOptions
 
-STDIN = "-"
 NUM_AHEAD = 64  # items of a pipe that wait to be answered, at most
 
 _BOM = b"\xef\xbb\xbf"
@@ -63,7 +63,10 @@ class Input:
     @property
     def is_pipe(self) -> bool:
         """True where it can be read only once."""
-        return self.name == STDIN or not Path(self.name).is_file()
+        try:
+            return self.name == STDIN or not Path(self.name).is_file()
+        except OSError as error:  # the name is too long
+            raise UsageError(f"cannot read {self.name}: {error.strerror}") from None
 
     def select(self, items: Iterable[Item], done: Container[bytes] = ()) -> Iterator[Item]:
         """Select the items to run, in order; those in `done` are left out but count towards the limit."""

@@ -42,7 +42,11 @@ def batch(
             budget_source=call.sources["kv_budget"],
         )
 
-    if given.dry_run:
+    if given.repair:
+        from kvlite.batch.repair import repair
+
+        repair(given.input, call.console)
+    elif given.dry_run:
         from kvlite.batch.dry_run import dry_run
 
         dry_run(given, answer, choose, call.console)

@@ -43,6 +43,7 @@ from kvlite.memory.prediction import weight_term
 from kvlite.memory.shape import ModelShape
 from kvlite.models.device import free_bytes, set_threads
 from kvlite.models.fusing import fuse, multiply_four_bit
+from kvlite.models.head_needs import fingerprint
 from kvlite.models.hybrid import HybridState
 from kvlite.models.loaded import LoadedModel
 from kvlite.models.quantised import quantisation, refuse_quantisation
@@ -84,6 +85,7 @@ def load(files: ModelFiles, options: ModelOptions, device: torch.device) -> Load
     state = HybridState(config=text_config) if shape.has_state else None
     _require_vocabulary(model.config, tokenizer)
     loaded = admit(LoadedModel(model, tokenizer, shape, dtype, device, options.quant, state=state))
+    loaded = replace(loaded, fingerprint=fingerprint(loaded))
     passed.append(("gate", time.perf_counter()))
     loaded = multiply_four_bit(loaded, ops)
     if options.fuse:

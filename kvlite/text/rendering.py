@@ -6,10 +6,13 @@ What it does shows in conversations whose contents are known.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+import signal
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import cached_property
+from threading import current_thread, main_thread
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, TemplateError, TemplateSyntaxError, meta
@@ -22,7 +25,18 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 # A template is a program that computes with the messages, so it may raise more than Jinja's own errors.
-_TEMPLATE_FAULTS = (TemplateError, TypeError, ValueError, LookupError, ArithmeticError, AttributeError, RecursionError)
+_TEMPLATE_FAULTS = (
+    TemplateError,
+    TypeError,
+    ValueError,
+    LookupError,
+    ArithmeticError,
+    AttributeError,
+    RecursionError,
+    MemoryError,
+)
+LONGEST_S = 10.0  # of the process's computing, for one rendering; those of real templates take milliseconds
+_MOST_TIMES = 100  # what a rendering may be longer than the template and what it is given
 _SWITCHES = ("enable_thinking", "thinking")
 _GENERATION_TAG = re.compile(r"{%-?\s*(end)?generation\s*-?%}")  # transformers' own, for training
 # Digits stay as they are whatever a template does to case and white space.
@@ -76,14 +90,38 @@ class ChatTemplate:
             for message in messages
         ]
         try:
-            rendered = self._tokenizer.apply_chat_template(
-                conversation, chat_template=self.source, tokenize=False, add_generation_prompt=True, **variables
-            )
+            with _limited_time():
+                rendered = self._tokenizer.apply_chat_template(
+                    conversation, chat_template=self.source, tokenize=False, add_generation_prompt=True, **variables
+                )
         except TemplateSyntaxError as error:
             raise BrokenModel(f"the model's chat template cannot be read: {_one_line(error)}") from error
         except _TEMPLATE_FAULTS as error:
             raise UsageError(f"the model's chat template refuses this conversation: {_one_line(error)}") from error
+        given = sum(len(message.content) for message in messages) + len(repr(variables))
+        most = _MOST_TIMES * (len(self.source) + given)
+        if len(rendered) > most:
+            raise UsageError(f"the model's chat template writes more than {most:,} characters; mend the template")
         return str(rendered)
+
+
+@contextmanager
+def _limited_time() -> Iterator[None]:
+    """Within the block, in the main thread, LONGEST_S of computing raise UsageError; signals go to no other thread."""
+    if current_thread() is not main_thread():
+        yield
+        return
+
+    def end(signum: int, frame: FrameType | None) -> None:
+        raise UsageError(f"the model's chat template takes longer than {LONGEST_S:g} s; mend the template")
+
+    before = signal.signal(signal.SIGVTALRM, end)
+    signal.setitimer(signal.ITIMER_VIRTUAL, LONGEST_S)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, before)
 
 
 class Transcript:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from kvlite.errors import UnsupportedModel, UsageError
+from kvlite.errors import BrokenModel, UnsupportedModel, UsageError
 from kvlite.text.encoder import Encoder, common_start, control_tokens, head
 from kvlite.text.forgery import ForgedStrings, unused_characters
 from kvlite.text.messages import Message, checked, with_system_folded
@@ -41,6 +41,15 @@ class Encoded:
     begins: Part = Part.ANSWER
 
 
+def stop_strings(generation: Mapping[str, object]) -> tuple[str, ...]:
+    """The texts that end an answer by a generation_config.json. Raises BrokenModel where they are no texts."""
+    value = generation.get("stop_strings") or []
+    texts = [value] if isinstance(value, str) else value
+    if not isinstance(texts, list) or not all(isinstance(text, str) and text for text in texts):
+        raise BrokenModel(f"generation_config.json: stop_strings is {value!r:.80}; expected texts")
+    return tuple(texts)
+
+
 class ChatText:
     """Converter between messages and ids for one model; `generation` is its generation_config.json.
 
@@ -57,7 +66,8 @@ class ChatText:
     ) -> None:
         self.tokenizer = tokenizer
         self.think = think
-        self._generation = generation or {}
+        self.generation = generation or {}
+        self._stop_strings = stop_strings(self.generation)
         self._tell = tell
         self._told: set[str] = set()
         source = template_source(tokenizer)
@@ -74,7 +84,7 @@ class ChatText:
     @cached_property
     def stop_ids(self) -> frozenset[int]:
         """The ids that end an answer: the model's, the tokenizer's, and the one the template writes behind answers."""
-        named = self._generation.get("eos_token_id")
+        named = self.generation.get("eos_token_id")
         ids = set(named if isinstance(named, list) else [named])
         ids.add(self.tokenizer.eos_token_id)
         end = self._end_of_turn()
@@ -137,8 +147,8 @@ class ChatText:
         return self._encoder.encode(self._parts(answer), continues=True)
 
     def answer(self, prompt: Encoded, stop: Sequence[str] = ()) -> AnswerText:
-        """Make the reader of the answer to `prompt`; `stop` are the user's stop strings."""
-        return AnswerText(self.tokenizer, stop=(*prompt.stop, *stop), begins=prompt.begins)
+        """Make the reader of the answer to `prompt`; `stop` are the user's stop strings, beside the model's own."""
+        return AnswerText(self.tokenizer, stop=(*prompt.stop, *self._stop_strings, *stop), begins=prompt.begins)
 
     def _note(self, note: str) -> None:
         if note not in self._told:
