@@ -35,6 +35,15 @@ class _Keys(NamedTuple):
     mask: Tensor | None = None
 
 
+class _Asking(NamedTuple):
+    """The queries that count: q [B, H_Q, T, D], where they stand [B, T], their log-sum-exp [B, H_Q, T] and weight."""
+
+    q: Tensor
+    q_pos: Tensor
+    lse: Tensor
+    observation: Observation
+
+
 def suits(q: Tensor, segments: Sequence[Segment], geometry: Geometry, observation: Observation | None) -> bool:
     """True where the kernel takes it: several queries on a CPU, no soft cap, values as wide as keys.
 
@@ -60,8 +69,8 @@ def attend_fused(
     if observation is None:
         return out, []
     first = observation.first(num_queries)
-    asking = (q[:, :, first:], q_pos[:, first:], lse[:, :, first:], observation.of(slice(first, None)))
-    return out, [_mass(*asking, segment, geometry, first if in_order else None) for segment in segments]
+    asking = _Asking(q[:, :, first:], q_pos[:, first:], lse[:, :, first:], observation.of(slice(first, None)))
+    return out, [_mass(asking, segment, geometry, first if in_order else None) for segment in segments]
 
 
 def _rows(heads: int, segments: Sequence[Segment], elements: int | None = None) -> int:
@@ -92,7 +101,7 @@ def _attend_all(
 def _in_order(segment: Segment, q: Tensor) -> Iterator[_Keys]:
     """First what every query sees, then the queries' own keys."""
     assert segment.before is not None
-    for keys in _tiles(segment, q, segment.before):
+    for keys in _tiles(segment, _dtype(segment, q), segment.before):
         yield _Keys(*_numbers(segment, q, keys))
     if segment.own:
         yield _Keys(*_numbers(segment, q, slice(segment.before, segment.before + segment.own)), is_causal=True)
@@ -100,18 +109,17 @@ def _in_order(segment: Segment, q: Tensor) -> Iterator[_Keys]:
 
 def _by_position(segment: Segment, q: Tensor, q_pos: Tensor, window: int | None) -> Iterator[_Keys]:
     """All keys, with a mask that positions give."""
-    for keys in _tiles(segment, q, segment.k.shape[2]):
+    for keys in _tiles(segment, _dtype(segment, q), segment.k.shape[2]):
         hidden = ~visible(q_pos, segment.pos[:, :, keys], window)
         mask = torch.zeros(hidden.shape, dtype=_dtype(segment, q)).masked_fill_(hidden, -torch.inf)
         mask = mask.expand(-1, segment.k.shape[1], -1, -1).flatten(0, 1)[:, None]
         yield _Keys(*_numbers(segment, q, keys), mask=mask)
 
 
-def _tiles(segment: Segment, q: Tensor, stop: int) -> Iterator[slice]:
-    """The first `stop` keys, in tiles where they are widened."""
+def _tiles(segment: Segment, dtype: torch.dtype, stop: int) -> Iterator[slice]:
+    """The first `stop` keys, in tiles where they are widened to `dtype`."""
     batch, num_kv_heads, _, dim = segment.k.shape
-    is_widened = _dtype(segment, q) != segment.k.dtype
-    tile = max(1, reference.TILE_ELEMENTS // (batch * num_kv_heads * dim)) if is_widened else max(1, stop)
+    tile = max(1, stop if segment.k.dtype == dtype else reference.TILE_ELEMENTS // (batch * num_kv_heads * dim))
     for start in range(0, stop, tile):
         yield slice(start, min(start + tile, stop))
 
@@ -130,23 +138,17 @@ def _numbers(segment: Segment, q: Tensor, keys: slice) -> tuple[Tensor, Tensor]:
 
 def _grouped(x: Tensor, num_kv_heads: int) -> Tensor:
     """[B, H_Q, T, ...] -> [B * H_KV, G, T, ...]."""
-    return x.unflatten(1, (num_kv_heads, -1)).flatten(0, 1)
+    grouped: Tensor = x.unflatten(1, (num_kv_heads, -1)).flatten(0, 1)
+    return grouped
 
 
-def _mass(
-    q: Tensor,
-    q_pos: Tensor,
-    lse: Tensor,
-    observation: Observation,
-    segment: Segment,
-    geometry: Geometry,
-    first: int | None,
-) -> Tensor:
+def _mass(asking: _Asking, segment: Segment, geometry: Geometry, first: int | None) -> Tensor:
     """The probability that each key of a segment receives from the queries, by weight: [B, H_KV, N].
 
     exp(x - lse) times weight over G is one power of 2, whose exponent the product gives. `first` is the number of the
     first query where all keys stand in order, else None.
     """
+    q, q_pos, lse, observation = asking
     batch, num_kv_heads, num_keys = segment.k.shape[:3]
     dtype = torch.promote_types(q.dtype, torch.float32)
     total = torch.zeros(batch, num_kv_heads, num_keys, dtype=dtype)
@@ -154,19 +156,20 @@ def _mass(
     share = (observation.weight.to(dtype) / group).log2()[:, None] - lse.to(dtype) * _LOG2_E
     share = _grouped(share.masked_fill_(lse == -torch.inf, -torch.inf), num_kv_heads)[..., None]
     rows = _rows(len(grouped) * group, [segment], STATISTIC_ELEMENTS)
-    seen = num_keys if first is None or segment.before is None else segment.before + segment.own
-    for keys in _tiles(segment, q, seen):
+    before = 0 if first is None or segment.before is None else segment.before
+    seen = num_keys if first is None else before + segment.own
+    for keys in _tiles(segment, dtype, seen):
         k = segment.k[:, :, keys].to(dtype).flatten(0, 1).mT
         for start in range(0, q.shape[2], rows):
             here = slice(start, start + rows)
-            asking, shift = (x[:, :, here].flatten(1, 2) for x in (grouped, share))
-            powers = torch.baddbmm(shift, asking, k, alpha=geometry.scaling * _LOG2_E).exp2_()
+            rows_of_q, shift = (x[:, :, here].flatten(1, 2) for x in (grouped, share))
+            powers = torch.baddbmm(shift, rows_of_q, k, alpha=geometry.scaling * _LOG2_E).exp2_()
             by_head = powers.unflatten(1, (group, -1))  # [B * H_KV, G, T, N]
             if first is None:
                 hidden = ~visible(q_pos[:, here], segment.pos[:, :, keys], geometry.window)
                 hidden = hidden.expand(-1, num_kv_heads, -1, -1).flatten(0, 1)
                 by_head.masked_fill_(hidden[:, None], 0.0)
-            elif segment.own and keys.stop > segment.before:
-                by_head.tril_(segment.before + first + start - keys.start)
+            elif segment.own and keys.stop > before:
+                by_head.tril_(before + first + start - keys.start)
             total[:, :, keys] += powers.sum(1).unflatten(0, (batch, num_kv_heads))
     return total.mean(1, keepdim=True).expand_as(total) if observation.heads == "layer" else total
