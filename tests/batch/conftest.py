@@ -41,7 +41,7 @@ class FakeText:
     """Ids are characters; messages are joined by newlines."""
 
     stop_ids: frozenset[int] = frozenset({END})
-    generation: dict[str, Any] = {}
+    generation: dict[str, Any] = field(default_factory=dict)
 
     def prompt(self, text: str, *, system: str | None = None) -> Any:
         return self.raw(text if system is None else f"{system}\n{text}")
