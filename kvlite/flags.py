@@ -67,9 +67,26 @@ def read_seconds(value: float) -> float:
 def read_file_name(value: str) -> str:
     """The path of a file that can be written: no folder, and in one."""
     path = Path(value)
-    if path.is_dir() or not path.parent.is_dir():
-        what = "a folder" if path.is_dir() else "no such folder"
-        raise ValueError(f"{value}: {what}; give a file's name")
+    try:
+        is_folder, has_folder = path.is_dir(), path.parent.is_dir()
+        path.exists()
+    except OSError as error:  # the name is too long
+        raise ValueError(f"{value}: {error.strerror}; give another name") from None
+    if is_folder or not has_folder:
+        raise ValueError(f"{value}: {'a folder' if is_folder else 'no such folder'}; give a file's name")
     if not os.access(path if path.exists() else path.parent, os.W_OK):
         raise ValueError(f"{value} may not be written; give another file")
+    return value
+
+
+def read_page_name(value: str) -> str:
+    """The path of a page of HTML to write: nothing is there yet, or a page."""
+    path = Path(read_file_name(value))
+    try:
+        with path.open("rb") as file:
+            begins = file.read(64).lstrip().lower() if path.is_file() else b""
+    except OSError:  # nothing is there, or what cannot be read is no page of ours
+        return value
+    if begins and not begins.startswith(b"<!doctype html"):
+        raise ValueError(f"{value} holds something else than a page, and would be lost; give another file")
     return value

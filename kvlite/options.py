@@ -120,10 +120,10 @@ class ModelOptions:
         help="What attends, evicts, runs fused modules and 4-bit weights: torch, or Triton on CUDA; "
         "auto is torch for now.",
     )
-    capture: bool | None = _of_model(  # None: where it is known to pay
+    capture: bool | None = _of_model(  # None: where a GPU shows that it pays
         None,
         "--capture/--no-capture",
-        help="Replay decode steps as CUDA graphs; off for now unless given.",
+        help="Replay decode steps as CUDA graphs; on CUDA, where not given, if they prove exact and faster.",
     )
     offline: bool = _of_model(
         False,
@@ -213,6 +213,9 @@ class BatchOptions:
     force_resume: bool = _of_output(False, from_settings=False, help="Go on although settings or input have changed.")
     overwrite: bool = _of_output(False, from_settings=False, help="Start an output file that exists over.")
     retry_errors: bool = _of_output(False, from_settings=False, help="Run the failed records of an output file again.")
+    repair: bool = _of_output(
+        False, from_settings=False, help="Keep the whole records of a damaged output file, which is INPUT; run nothing."
+    )
     ordered: bool = _of_output(False, help="Write records in the order of the input.")
 
     batch_size: str = _of_run(
@@ -220,9 +223,7 @@ class BatchOptions:
     )
     dedupe: bool = _of_run(False, help="Run equal greedy requests once; keeps answers in memory.")
     retries: int = _of_run(1, metavar="N", min=0, help="Where memory or a policy fails, try a record alone this often.")
-    timeout: float | None = _of_run(
-        None, metavar="SECONDS", parse=read_seconds, help="Fail a record that takes longer."
-    )
+    timeout: float = _of_run(3600.0, metavar="SECONDS", parse=read_seconds, help="Fail a record that takes longer.")
     max_time: float | None = _of_run(
         None, metavar="SECONDS", parse=read_seconds, help="Stop after this long (exit 124)."
     )

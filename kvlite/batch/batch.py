@@ -7,7 +7,7 @@ import shlex
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,9 +17,10 @@ from kvlite.batch.item import Item, Outcome
 from kvlite.batch.model import ChooseModel
 from kvlite.batch.output import Output, StdoutLines
 from kvlite.batch.output_journal import is_journal, open_destination, resume
+from kvlite.batch.paths import STDIN, refuse_shared_files
 from kvlite.batch.prepare import Preparer
 from kvlite.batch.records import record_line
-from kvlite.batch.source import STDIN, Input, read_ahead
+from kvlite.batch.source import Input, read_ahead
 from kvlite.batch.tally import Tally
 from kvlite.console import Console
 from kvlite.deadline import Deadline
@@ -49,6 +50,7 @@ class Batch:
         console: Console,
         recorder: Recorder,
     ) -> None:
+        refuse_shared_files(options, recorder.report, is_terminal=console.is_terminal)
         self._options = options
         self._answer = answer
         self._input = Input(options)
@@ -112,15 +114,16 @@ class Batch:
         preparer = Preparer(
             llm.model.text,
             self._answer,
-            llm.model.sampling,
+            llm.model.generation,
             pin_system=model.spec.options.pin_system,
             required=model.required,
+            most_tokens=llm.model.loaded.window,
         )
         batch = BatchRun(llm.engine, preparer, self._options)
         ending.callback(lambda: self._summarise(batch.peak_bytes, llm.engine.plan.budget_bytes))
         self._running_s = time.monotonic()
         items = chain([first], read_ahead(selected) if self._input.is_pipe else selected)
-        with self._deadline.watching(batch.cancel_late) if self._options.timeout is not None else nullcontext():
+        with self._deadline.watching(batch.cancel_late):
             self._write(batch, self._noticed(items, model.required is None), llm, self._output)
 
     def _write(self, batch: BatchRun, items: Iterable[Item | None], llm: LLM, output: Output) -> None:

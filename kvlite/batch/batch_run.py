@@ -103,8 +103,6 @@ class BatchRun:
 
     def cancel_late(self) -> None:
         """End the requests whose time is over; safe to call from a signal handler."""
-        if self._options.timeout is None:
-            return
         latest_s = time.monotonic() - self._options.timeout
         for request_id, flight in self._flights.items():  # in the order they started
             if flight.started_s > latest_s:
@@ -192,7 +190,7 @@ class BatchRun:
             case None:
                 if not flight.timed_out or completion.finish_reason is not FinishReason.CANCELLED:
                     return None
-                message = f"not finished after {self._options.timeout} s; raise --timeout or lower max_tokens"
+                message = f"not finished after {self._options.timeout:g} s; raise --timeout or lower max_tokens"
                 return Failure(Code.TIMEOUT, message)
             case ContextFull():
                 is_budget = self._engine.on_full != "evict" and self._engine.plan.capped_by is None

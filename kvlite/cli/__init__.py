@@ -21,7 +21,7 @@ from kvlite.cli.invocation import Invocation, ProgramOptions
 from kvlite.cli.process import drop_stdout, leave, signals_raise, write_utf8
 from kvlite.cli.signature import from_flags
 from kvlite.console import Console
-from kvlite.errors import Interrupted, KvliteError, OutOfMemory, OutputError
+from kvlite.errors import Interrupted, KvliteError, OutOfMemory, OutputError, is_out_of_memory
 
 PROGRAM = "kvlite"
 _CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
@@ -113,7 +113,7 @@ def _explain(error: BaseException, call: Invocation) -> int:
         return error.exit_code
     if isinstance(error, (KeyboardInterrupt, typer.Abort)):
         error = Interrupted("interrupted")
-    elif _is_out_of_memory(error):
+    elif is_out_of_memory(error):
         reason = str(error).split(". GPU ")[0].splitlines() or [type(error).__name__]
         advice = "try a smaller --kv-budget or --prefill-chunk, or --4bit"
         error = OutOfMemory(f"out of memory ({reason[0]}); {advice}").with_traceback(error.__traceback__)
@@ -141,9 +141,3 @@ def _usage_line(error: typer.TyperException) -> str:
         if source is not None and source.name == "ENVIRONMENT":
             message += f" (from {next(name for name in error.param.envvar if os.environ.get(name))})"
     return f"{message}; see '{ctx.command_path} --help'"
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, without loading torch
-        return True
-    return type(error) is RuntimeError and "can't allocate memory" in str(error)  # torch on a CPU

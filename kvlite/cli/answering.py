@@ -34,7 +34,7 @@ class Answering:
 
     def settings(self, llm: LLM) -> AnswerSettings:
         """Sampling and end of answers: as given, else as the model asks for."""
-        return AnswerSettings.of(llm.model.sampling, self.answer, pin_system=self.options.pin_system)
+        return AnswerSettings.of(llm.model.generation, self.answer, pin_system=self.options.pin_system)
 
     def open(self, spec: RunSpec, recorder: Recorder, files: ModelFiles | None = None) -> LLM:
         """Load the model, of which the `files` may be found already, make its cache, and note both in the record."""

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from kvlite.cli.invocation import Invocation
 from kvlite.cli.signature import only
-from kvlite.flags import option, read_file_name
+from kvlite.flags import option, read_file_name, read_page_name
 from kvlite.options import SAMPLING, ModelOptions, OutputOptions
 
 # fmt: off
@@ -84,7 +84,7 @@ class EvalOptions:
         help="Keep results here as they come; what it holds is not measured again.",
     )
     html: Path | None = option(
-        None, metavar="FILE", from_settings=False, parse=read_file_name, help="Write a page with plots."
+        None, metavar="FILE", from_settings=False, parse=read_page_name, help="Write a page with plots."
     )
     batch_size: int | None = option(None, metavar="N", min=1, help="Conversations that run at once.")
 

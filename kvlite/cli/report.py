@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from kvlite.cli.invocation import Invocation
 from kvlite.errors import GateFailed, UsageError
-from kvlite.flags import argument, option, read_file_name
+from kvlite.flags import argument, option, read_page_name
 
 if TYPE_CHECKING:
     from kvlite.console import Console
@@ -27,7 +27,7 @@ class ReportOptions:
         help="A run's id or its start, a record's file, or last; ls lists the runs, rm deletes some.",
     )
     html: Path | None = option(
-        None, metavar="PATH", from_settings=False, parse=read_file_name, help="Write one self-contained page."
+        None, metavar="PATH", from_settings=False, parse=read_page_name, help="Write one self-contained page."
     )
     compare: str | None = option(None, metavar="RUN2", from_settings=False, help="Show what differs from RUN to RUN2.")
     fail_on: tuple[str, ...] = option(

@@ -11,6 +11,7 @@ A flag beats a `KVLITE_*` variable, that beats `./kvlite.toml`, that the user's 
 from __future__ import annotations
 
 import difflib
+import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -40,8 +41,9 @@ def load_settings(ctx: typer.Context, path: Path | None) -> dict[str, dict[str, 
     options = {PROGRAM_ITSELF: _options(group)}
     options |= {command: _options(group.load(command)) for command in group.list_commands(ctx)}
     settings: dict[str, dict[str, Any]] = {command: {} for command in options}
-    for file in [path] if path else [user_config_path("kvlite") / "config.toml", Path(PROJECT_FILE)]:
-        if path is None and not file.is_file():
+    project = Path(PROJECT_FILE)
+    for file in [path] if path else [user_config_path("kvlite") / "config.toml", project]:
+        if path is None and not os.path.lexists(file):
             continue
         found = _parse(file)
         tables = {command: found.pop(command) for command in options if isinstance(found.get(command), dict)}
@@ -55,6 +57,11 @@ def load_settings(ctx: typer.Context, path: Path | None) -> dict[str, dict[str, 
             for label, key, value, among in entries:
                 for command, option in _owners(label, key.replace("_", "-"), among).items():
                     _check(ctx, label, option, value)
+                    if file is project and _names_file(option, value):
+                        raise ValueError(
+                            f"{label} names a file, which a file that may come with a folder cannot; give "
+                            f"--{setting_name(option)}, or set it in the user's config.toml"
+                        )
                     settings[command][str(option.name)] = value
         except ValueError as error:
             raise UsageError(f"{file}: {error}") from error
@@ -77,6 +84,9 @@ def _options(command: TyperCommand | TyperGroup) -> dict[str, TyperOption]:
 
 def _parse(file: Path) -> dict[str, Any]:
     try:
+        if not file.is_file():
+            file.stat()  # a link to nothing, or a name that no file can have
+            raise UsageError(f"cannot read {file}: it is no regular file; give a file of settings")
         return tomllib.loads(file.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise UsageError(f"cannot read {file}: {error.strerror}") from error
@@ -93,6 +103,14 @@ def _owners(label: str, name: str, among: Mapping[str, Mapping[str, TyperOption]
         raise ValueError(f"unknown setting {label!r}; {hint}")
     # A setting for all commands passes by those that want it typed.
     return {command: option for command, option in owners.items() if option.allow_from_autoenv} or owners
+
+
+def _names_file(option: TyperOption, value: Any) -> bool:
+    """True where `value` is a path to an option that takes one, and none of the option's other words."""
+    forms = (option.metavar or "").split("|")
+    values = [each for each in (value if isinstance(value, list) else [value]) if isinstance(each, str)]
+    takes_path = not {"PATH", "FILE"}.isdisjoint(forms)
+    return any((takes_path and each not in forms) or ("@FILE" in forms and each.startswith("@")) for each in values)
 
 
 def _check(ctx: typer.Context, label: str, option: TyperOption, value: Any) -> None:

@@ -7,8 +7,10 @@ are full all steps are alike. A row that is not fed stands in a graph as padding
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from statistics import median
 
 import torch
 from torch import Tensor
@@ -26,6 +28,11 @@ _EAGER_RUNS = 2
 """Runs before a recording, in which kernels compile and libraries allocate what a graph must not."""
 
 
+TIMED_STEPS = 16
+WORTH_IT = 1.03
+"""How much faster a replayed step must be where nobody asked for graphs; they take memory, and time at each start."""
+
+
 class NotCapturable(Exception):
     """A step that cannot be recorded, or that does not repeat what eager steps do; the message says why."""
 
@@ -35,6 +42,9 @@ class GraphRecorder:
 
     num_bytes = 0
     """Bytes that its recordings hold on the device."""
+
+    def wait(self) -> None:
+        """Return once the device has done all it was given."""
 
     def record(self, body: Callable[[], None]) -> Callable[[], None]:
         """The function; `body` has run before, and need not run now."""
@@ -48,9 +58,12 @@ class CudaGraphs(GraphRecorder):
         self._device = device
         self._pool = torch.cuda.graph_pool_handle()
 
+    def wait(self) -> None:
+        torch.cuda.synchronize(self._device)
+
     def record(self, body: Callable[[], None]) -> Callable[[], None]:
         """See GraphRecorder. Waits for the device. Raises RuntimeError, after which nothing more must be recorded."""
-        torch.cuda.synchronize(self._device)
+        self.wait()
         before = torch.cuda.memory_reserved(self._device)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.device(self._device), torch.cuda.graph(graph, self._pool, capture_error_mode="thread_local"):
@@ -152,19 +165,20 @@ class DecodeGraphs:
 
 
 def wants_graphs(asked: bool | None, device: torch.device) -> bool:
-    """True where steps on `device` are to be captured: as asked, None for what is known to pay.
+    """True where steps on `device` are to be captured: as asked, None for what a GPU can show to pay.
 
-    Raises UsageError where they cannot be. TODO: None is true on CUDA once captured steps are measured faster there.
+    Raises UsageError where they cannot be.
     """
     if asked and device.type != "cuda":
         raise UsageError(f"--capture: CUDA graphs need a CUDA device, and this is {device}; leave it out")
-    return bool(asked)
+    return device.type == "cuda" and asked is not False
 
 
-def check_exact(loaded: LoadedModel, caches: Sequence[SlotCache], recorder: GraphRecorder) -> None:
-    """Raise NotCapturable unless decode steps by graphs equal eager ones to the bit: logits and every cache tensor.
+def try_replay(loaded: LoadedModel, caches: Sequence[SlotCache], recorder: GraphRecorder) -> float:
+    """The time of an eager decode step divided by that of a replayed one, medians of steps in turns.
 
-    `caches` are two small ones of one row: their slots are filled, and then some are evicted.
+    Raises NotCapturable unless replayed steps equal eager ones to the bit: logits and every cache tensor. `caches` are
+    two small ones of one row: their slots are filled, and then some are evicted.
     """
     recorders = (GraphRecorder(), recorder)
     eager, replayed = (DecodeGraphs(loaded, *pair) for pair in zip(caches, recorders, strict=True))
@@ -178,6 +192,17 @@ def check_exact(loaded: LoadedModel, caches: Sequence[SlotCache], recorder: Grap
     for one, other in zip(eager.cache.tensors(), replayed.cache.tensors(), strict=True):
         if not torch.equal(one, other):
             raise NotCapturable("the slots after replayed steps are not those after eager ones")
+    times: tuple[list[float], list[float]] = ([], [])
+    for _ in range(TIMED_STEPS):
+        feed = Feed(slice(0, 1), ((11,),))
+        for graphs, spent in zip((eager, replayed), times, strict=True):
+            recorder.wait()
+            start = time.perf_counter()
+            graphs.step(feed, [row])
+            recorder.wait()
+            spent.append(time.perf_counter() - start)
+        row.feed(1)
+    return median(times[0]) / median(times[1])
 
 
 def _doubled(least: int, start: int) -> int:

@@ -11,7 +11,7 @@ import torch
 
 from kvlite.cache.cache import CacheSnapshot, SlotCache
 from kvlite.cache.policy import Policy
-from kvlite.engine.decode_graphs import DecodeGraphs, GraphRecorder, NotCapturable, check_exact
+from kvlite.engine.decode_graphs import WORTH_IT, DecodeGraphs, GraphRecorder, NotCapturable, try_replay
 from kvlite.engine.device_memory import PeakMemory, allocating
 from kvlite.engine.inputs import inputs
 from kvlite.engine.limits import Limits
@@ -47,9 +47,10 @@ class Engine:
 
     `stored` is what a slot holds, as planned. `on_full` says what happens when no slot is free: `evict`, `stop` the
     answer, or make it an `error`; None leaves it to the policy. `kernels` is one of `kvlite_kernels.choice.KERNELS`.
-    Decode steps are replayed from what `recorder` makes of them; where that cannot be, now or in mid-answer, steps are
-    eager, and `step` and `warn` say why. Raises UsageError where a choice cannot be honoured, DoesNotFit or OutOfMemory
-    where the cache cannot be allocated.
+    Decode steps are replayed from what `recorder` makes of them where that proves exact and, unless they
+    `must_capture`, faster. Else, or where it fails in mid-answer, steps are eager and `step` says why; `warn` does too,
+    unless nobody asked. Raises UsageError where a choice cannot be honoured, DoesNotFit or OutOfMemory where the cache
+    cannot be allocated.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class Engine:
         on_full: str | None = None,
         kernels: str = "auto",
         recorder: GraphRecorder | None = None,
+        must_capture: bool = False,
         warn: Callable[[str], None] = lambda text: None,
     ) -> None:
         if loaded.state is not None and plan.rows > 1:
@@ -82,7 +84,7 @@ class Engine:
         self._limits = Limits(self.cache, loaded.shape.vocab, loaded.window, rotates, self.on_full)
         self._rows = [Row(index) for index in range(plan.rows)]
         if recorder is not None:
-            self._capture(recorder, kernels)
+            self._capture(recorder, kernels, least=None if must_capture else WORTH_IT)
 
     @property
     def rows(self) -> int:
@@ -154,7 +156,7 @@ class Engine:
         """Copy a row to the host: its live slots, constant state and counters."""
         held = self._rows[row]
         state = self.loaded.state.snapshot() if self.loaded.state is not None else None
-        return RowSnapshot(self.cache.snapshot(row), state, replace(held, used=set(held.used), job=None))
+        return RowSnapshot(self.cache.snapshot(row), state, held.copy())
 
     def restore(self, row: int, snapshot: RowSnapshot) -> None:
         """Continue a row from a snapshot, which stays usable. Its peak is the most that either ever held."""
@@ -163,7 +165,7 @@ class Engine:
         if self.loaded.state is not None:
             assert snapshot.state is not None
             self.loaded.state.restore(snapshot.state)
-        self._rows[row] = replace(snapshot.row, index=row, used=set(snapshot.row.used), peak_bytes=peak_bytes)
+        self._rows[row] = replace(snapshot.row.copy(), index=row, peak_bytes=peak_bytes)
 
     def counts(self, row: int = 0) -> KVCounts:
         """Count what a row holds now; a row only grows until it is reset or restored."""
@@ -214,29 +216,35 @@ class Engine:
         with self.peak_memory.phase(phase):
             logits = self._forward(feed)[:, -1]
             ready = [i for i, row in enumerate(rows) if row.job is not None and feed.ids[i] and not row.job.prompt]
-            draws = [Draw(job.request.sampling, len(job.answer), rows[i].used) for i in ready if (job := rows[i].job)]
+            draws = [Draw.of(rows[i]) for i in ready]
             ids = sample(logits[ready] if len(ready) < len(rows) else logits, draws) if ready else []
         for i, token in zip(ready, ids, strict=True):
             yield from self._take(rows[i], token)
 
-    def _capture(self, recorder: GraphRecorder, kernels: str) -> None:
-        """Let decode steps be replayed, once those of a small cache have been found to equal eager ones."""
+    def _capture(self, recorder: GraphRecorder, kernels: str, least: float | None) -> None:
+        """Let decode steps be replayed, once those of a small cache were found equal to eager ones, and faster.
+
+        `least` is how many times as fast they must be; None where they were asked for.
+        """
         try:
             graphs = DecodeGraphs(self.loaded, self.cache, recorder)
             with allocating():
                 small = partial(dry_cache, self.loaded, self.policy.min_slots() + 8, self.cache.stored, self.policy)
                 caches = [small(kernels, lambda slots: self.plan.head_slots) for _ in range(2)]
-                check_exact(self.loaded, caches, recorder)
+                gain = try_replay(self.loaded, caches, recorder)
+            if least is not None and gain < least:
+                raise NotCapturable(f"a replayed step takes {1 / gain:.2f} times as long as an eager one")
         except NotCapturable as error:
-            self._give_up(error)
+            self._give_up(error, is_missed=least is None)
         else:
             self.step, self.graphs = "captured", graphs
 
-    def _give_up(self, why: NotCapturable) -> None:
+    def _give_up(self, why: NotCapturable, is_missed: bool = True) -> None:
         """Go on without graphs, which must not be recorded again once that failed."""
-        reason = f"{self.loaded.shape.family} under policy {self.policy.name} cannot be captured: {why}"
+        reason = f"{self.loaded.shape.family} under policy {self.policy.name} is not captured: {why}"
         self.step, self.graphs = f"eager: {reason}", None
-        self._warn(f"--capture: decode steps run eagerly: {reason}")
+        if is_missed:
+            self._warn(f"--capture: decode steps run eagerly: {reason}")
 
     def _forward(self, feed: Feed, last: int = 1) -> torch.Tensor:
         """Feed the ids and give the logits of the `last` positions [n, last, V]."""
@@ -269,9 +277,7 @@ class Engine:
         if token in job.request.stop_ids:
             yield self._complete(row, FinishReason.STOP)
             return
-        job.answer.append(token)
-        row.unfed = token
-        row.used.add(token)
+        row.take(token)
         yield Token(job.request.id, len(job.answer) - 1, token)
         if row.job is job and job.ending is None and len(job.answer) == job.request.max_tokens:
             yield self._complete(row, FinishReason.LENGTH)

@@ -38,14 +38,14 @@ class EngineMemory:
         """Measure everything. What a GPU's allocator held at its peak besides weights and cache is activations."""
         engine, counts, peak = self.engine, self.counts(), self.engine.peak_memory
         shape, device, cache = engine.loaded.shape, engine.loaded.device, engine.cache
-        terms, allocator, gpu = measured_terms(engine), None, None
+        terms, peaks, allocator, gpu = measured_terms(engine), peak.peaks, None, None
         if device.type == "cuda":
-            beside = max(peak.peaks.get("prefill", 0), peak.peaks.get("decode", 0)) - sum(terms.values())
+            beside = max(peaks.get("prefill", 0), peaks.get("decode", 0)) - sum(terms.values())
             terms["activations"] = max(0, beside)
             if engine.graphs is not None:
                 terms["graphs"] = engine.graphs.recorder.num_bytes  # reserved, and to the allocator nobody's
             allocator = TorchMemory(
-                allocated_peak_bytes=max(peak.peaks.values()), reserved_peak_bytes=peak.reserved_peak_bytes
+                allocated_peak_bytes=max(peaks.values()), reserved_peak_bytes=peak.reserved_peak_bytes
             )
             gpu = device_reading(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
         return Reading(
@@ -61,7 +61,7 @@ class EngineMemory:
             full_cache_bytes=shape.full_cache_bytes(counts.tokens_seen) if engine.rows == 1 else None,
             terms=terms,
             layers=tuple(_kept(engine, layer) for layer in cache.layers.values()),
-            phases=dict(peak.peaks),
+            phases=peaks,
             torch=allocator,
             gpu=gpu,
         )

@@ -50,6 +50,24 @@ class Sampling:
 
 
 @dataclass(frozen=True, slots=True)
+class TokenRules:
+    """Tokens that an answer must not hold, at all, at its beginning or after others; all switched off as they stand.
+
+    `bad_words_ids` are sequences whose last id must not follow the others, `no_repeat_ngram_size` the length of
+    sequences that must not come twice in a conversation; no stop id comes before `min_new_tokens`.
+    """
+
+    suppress_tokens: tuple[int, ...] = ()
+    begin_suppress_tokens: tuple[int, ...] = ()
+    bad_words_ids: tuple[tuple[int, ...], ...] = ()
+    no_repeat_ngram_size: int = 0
+    min_new_tokens: int = 0
+
+
+NO_RULES = TokenRules()
+
+
+@dataclass(frozen=True, slots=True)
 class Request:
     """One answer to generate: feed `ids`, then decode until a stop id, `max_tokens` or a cancel.
 
@@ -64,6 +82,7 @@ class Request:
     stop_ids: frozenset[int] = frozenset()
     pins: tuple[tuple[int, int], ...] = ()
     row: int | None = None
+    rules: TokenRules = NO_RULES
 
     def __post_init__(self) -> None:
         if not self.ids:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
+from array import array
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from kvlite.engine.request import FinishReason, Request, Timing
 
@@ -35,7 +36,7 @@ class Row:
     """A conversation in one row of the cache.
 
     `seen` counts the tokens fed, so it is the next token's position; `rot` is the position it is rotated by. `unfed`
-    is a sampled token that no forward pass has taken yet. `used` holds the distinct ids of the conversation.
+    is a sampled token that no forward pass has taken yet. `said` holds the ids of the conversation, `used` each once.
     """
 
     index: int
@@ -45,7 +46,12 @@ class Row:
     peak_bytes: int = 0
     pins: tuple[tuple[int, int], ...] = ()
     used: set[int] = field(default_factory=set)
+    said: array[int] = field(default_factory=lambda: array("i"))
     job: Job | None = None
+
+    def copy(self) -> Row:
+        """The row between two requests, which shares nothing with this one."""
+        return replace(self, used=set(self.used), said=self.said[:], job=None)
 
     def feed(self, count: int) -> None:
         """Count tokens that are fed, the unfed one first."""
@@ -60,6 +66,15 @@ class Row:
         self.job = Job(request, deque((*unfed, *request.ids)), evicted)
         self.unfed = None
         self.used.update(request.ids)
+        self.said.extend(request.ids)
+
+    def take(self, token: int) -> None:
+        """Note a sampled token of the answer."""
+        assert self.job is not None
+        self.job.answer.append(token)
+        self.unfed = token
+        self.used.add(token)
+        self.said.append(token)
 
     def placed(self, pins: tuple[tuple[int, int], ...]) -> tuple[tuple[int, int], ...]:
         """Spans of a request's ids as positions of the conversation."""

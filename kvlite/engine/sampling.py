@@ -12,7 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kvlite.engine.request import Sampling
+from kvlite.engine.request import NO_RULES, Sampling, TokenRules
+from kvlite.engine.row import Row
+from kvlite.engine.rules import forbid
 
 INVALID = -1
 _MASK = 2**64 - 1
@@ -21,11 +23,24 @@ _STEP, _FIRST, _SECOND = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB13311
 
 @dataclass(frozen=True, slots=True)
 class Draw:
-    """Settings of one row's draw: its sampling, the index of the token, and the ids used so far."""
+    """Settings of one row's draw: its sampling, the index of the token, the ids used so far, and rules on the next.
+
+    The rules are about the ids `said` and the `stop_ids`.
+    """
 
     sampling: Sampling
     index: int
     used: Collection[int]
+    rules: TokenRules = NO_RULES
+    said: Sequence[int] = ()
+    stop_ids: frozenset[int] = frozenset()
+
+    @classmethod
+    def of(cls, row: Row) -> Draw:
+        """The draw of a row's next token."""
+        assert row.job is not None
+        request = row.job.request
+        return cls(request.sampling, len(row.job.answer), row.used, request.rules, row.said, request.stop_ids)
 
 
 def sample(logits: Tensor, draws: Sequence[Draw]) -> list[int]:
@@ -35,6 +50,10 @@ def sample(logits: Tensor, draws: Sequence[Draw]) -> list[int]:
     """
     if any(draw.sampling.repetition_penalty != 1.0 for draw in draws):
         logits = _penalised(logits.float(), draws)
+    if any(draw.rules is not NO_RULES for draw in draws):
+        logits = logits.float().clone()
+        for scores, draw in zip(logits, draws, strict=True):
+            forbid(scores, draw.rules, draw.said, draw.index, draw.stop_ids)
     highest, chosen = logits.max(-1)
     if not all(draw.sampling.is_greedy for draw in draws):
         chosen = _drawn(logits.float(), chosen, draws)

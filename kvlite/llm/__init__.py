@@ -204,7 +204,7 @@ class LLM:
     def _settings(self, given: Mapping[str, Any], **limit: int) -> AnswerSettings:
         model, options = self.model, options_from(AnswerOptions, given, without=("system",))
         pins = model.spec.options.pin_system
-        return AnswerSettings.of(model.sampling, options, pin_system=pins, **limit)
+        return AnswerSettings.of(model.generation, options, pin_system=pins, **limit)
 
     def _encode(self, name: str, prompt: Prompt, system: str | None, *, raw: bool) -> Encoded:
         text = self.model.text

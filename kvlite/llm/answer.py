@@ -6,13 +6,14 @@ Chat, single answers and Python's `generate` all go this way.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from threading import RLock
 from typing import TYPE_CHECKING, Any
 
-from kvlite.engine.request import Completion, FinishReason, Request, Sampling, Token
+from kvlite.engine.request import NO_RULES, Completion, FinishReason, Request, Sampling, Token, TokenRules
 from kvlite.errors import UsageError
+from kvlite.llm.generation import model_defaults
 
 if TYPE_CHECKING:
     from kvlite.engine.engine import Engine
@@ -26,6 +27,7 @@ SEEDS = 2**63  # all that Sampling takes
 DRAWN_SEEDS = 2**31  # short enough to read out and type again
 CHAT_MAX_TOKENS = 8192  # a small model may go on for ever
 BATCH_MAX_TOKENS = 1024
+_DRAWING = ("temperature", "top_k", "top_p", "min_p", "do_sample")  # settings that greedy answers have no use for
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +41,7 @@ class AnswerSettings:
     max_tokens: int | None = CHAT_MAX_TOKENS
     stop: tuple[str, ...] = ()
     pin_system: bool = True
+    rules: TokenRules = NO_RULES
 
     def __post_init__(self) -> None:
         if self.max_tokens is not None and self.max_tokens < 1:
@@ -46,23 +49,31 @@ class AnswerSettings:
 
     @classmethod
     def of(
-        cls, model: Sampling, options: AnswerOptions, *, max_tokens: int = CHAT_MAX_TOKENS, pin_system: bool = True
+        cls,
+        generation: Mapping[str, Any],
+        options: AnswerOptions,
+        *,
+        max_tokens: int = CHAT_MAX_TOKENS,
+        pin_system: bool = True,
     ) -> AnswerSettings:
-        """Settings of `options` over the sampling that the model asks for; `max_tokens` where they give none.
+        """Settings of `options` over those of a generation_config.json; `max_tokens` where neither gives any.
 
-        A seed nobody gave is drawn, so that it can be told.
+        A seed nobody gave is drawn, so that it can be told. Raises BrokenModel where the file has a value that cannot
+        be and that no option replaces.
         """
         given = sampling_of(options)
-        sampling = replace(model, **given)
+        model = model_defaults(generation, _DRAWING if given.get("temperature") == 0 else given)
+        sampling = replace(model.sampling, **given)
         if "seed" not in given and not sampling.is_greedy:
             sampling = replace(sampling, seed=secrets.randbelow(DRAWN_SEEDS))
-        return cls(sampling, options.max_tokens or max_tokens, options.stop, pin_system)
+        most = options.max_tokens or model.max_tokens or max_tokens
+        return cls(sampling, most, options.stop, pin_system, model.rules)
 
     def request(self, name: str, prompt: Encoded, text: ChatText, *, row: int | None, number: int = 0) -> Request:
         """The engine's request for an answer to `prompt`; answer `number` of a run has that much added to its seed."""
         sampling = replace(self.sampling, seed=(self.sampling.seed + number) % SEEDS)  # equal draws would rhyme
         pins = prompt.pins if self.pin_system else ()
-        return Request(name, prompt.ids, sampling, self.max_tokens, text.stop_ids, pins, row)
+        return Request(name, prompt.ids, sampling, self.max_tokens, text.stop_ids, pins, row, self.rules)
 
 
 def sampling_of(options: AnswerOptions) -> dict[str, Any]:

@@ -10,8 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from kvlite.console import Console
-from kvlite.engine.request import Sampling
-from kvlite.errors import BrokenModel, UsageError
+from kvlite.llm.generation import not_applied
 from kvlite.llm.spec import BatchSize, PlanDevice, RunSpec
 
 if TYPE_CHECKING:
@@ -45,7 +44,7 @@ class Told:
 
 @dataclass(frozen=True, slots=True)
 class TextModel:
-    """The loaded weights, the way between text and ids, and how the model's generation_config.json samples.
+    """The loaded weights and the way between text and ids.
 
     `captures`: the device runs CUDA graphs for it; `listener` is told what happens to it. `effects` remembers what slot
     formats did to it.
@@ -55,7 +54,6 @@ class TextModel:
     files: ModelFiles
     loaded: LoadedModel
     text: ChatText
-    sampling: Sampling
     captures: bool
     listener: Console | Told
     effects: dict[str, QuantEffect] = field(default_factory=dict)
@@ -72,14 +70,21 @@ class TextModel:
         from kvlite.models.loading import load
         from kvlite.text.template import ChatText
 
-        device = pick_device(spec.options.device)
+        device = pick_device(spec.options.device, listener.note)
         captures = wants_graphs(spec.options.capture, device)
         files = files or spec.files(listener.note)
         loaded = load(files, spec.options, device)
         for patch in loaded.refused:
             listener.detail(f"not fused: {patch}")
         text = ChatText(loaded.tokenizer, generation=files.generation, think=spec.options.think, tell=listener.note)
-        return cls(spec, files, loaded, text, model_sampling(files.generation), captures, listener)
+        if asked := not_applied(files.generation, loaded.window):
+            listener.note(f"generation_config.json asks for {', '.join(asked)}, which kvlite does not apply")
+        return cls(spec, files, loaded, text, captures, listener)
+
+    @property
+    def generation(self) -> Mapping[str, Any]:
+        """The model's generation_config.json."""
+        return self.files.generation
 
     @property
     def name(self) -> str:
@@ -127,6 +132,7 @@ class TextModel:
             spec.on_full,
             spec.options.kernels,
             recorder=CudaGraphs(device) if self.captures else None,
+            must_capture=bool(spec.options.capture),
             warn=self.listener.warn,
         )
         return Allocated(engine, fit, batch_size)
@@ -164,26 +170,6 @@ class Allocated:
     engine: Engine
     fit: Fit
     batch_size: BatchSize | None
-
-
-def model_sampling(generation: Mapping[str, Any]) -> Sampling:
-    """The sampling that a generation_config.json asks for; greedy where it asks for none.
-
-    Raises BrokenModel where a value cannot be.
-    """
-    kinds: dict[str, type] = {"repetition_penalty": float}
-    if generation.get("do_sample"):
-        kinds |= {"temperature": float, "top_k": int, "top_p": float, "min_p": float}
-    given: dict[str, Any] = {"temperature": 1.0} if "temperature" in kinds else {}
-    try:
-        for name, kind in kinds.items():
-            if generation.get(name) is not None:
-                given[name] = kind(generation[name])
-        return Sampling(**given)
-    except (ValueError, TypeError, OverflowError) as error:
-        raise BrokenModel(f"generation_config.json: {name} is {generation[name]!r}; expected a number") from error
-    except UsageError as error:
-        raise BrokenModel(f"generation_config.json: {error}") from error
 
 
 def import_engine() -> None:

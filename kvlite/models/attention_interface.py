@@ -8,28 +8,51 @@ called without a cache.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import replace
 from functools import cache
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
-from kvlite.cache.cache import SlotCache
 from kvlite.cache.step import Step
 from kvlite.errors import UnsupportedModel
+from kvlite.memory.shape import LayerShape
 from kvlite_kernels.reference import Geometry
 
 ATTENTION = "kvlite"
 
-_bound: ContextVar[tuple[SlotCache, Step]] = ContextVar("kvlite_bound")
+
+class AttentionLayer(Protocol):
+    """A layer's keys and values: attends over them and the new ones."""
+
+    @property
+    def shape(self) -> LayerShape:
+        """Its heads and its window."""
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, step: Step, geometry: Geometry) -> Tensor:
+        """q [n, H_Q, T, D] and the new k, v [n, H_KV, T, D], rotated -> out [n, H_Q, T, D_V]."""
+
+
+class AttentionLayers(Protocol):
+    """The attention layers of a model by index: a SlotCache, or what reads along."""
+
+    @property
+    def layers(self) -> Mapping[int, AttentionLayer]:
+        """A layer for every one that has keys."""
+
+    def end(self, step: Step) -> None:
+        """Record what `step` added, after the forward pass."""
+
+
+_bound: ContextVar[tuple[AttentionLayers, Step]] = ContextVar("kvlite_bound")
 
 
 @contextmanager
-def bound_cache(slots: SlotCache, step: Step) -> Iterator[None]:
+def bound_cache(slots: AttentionLayers, step: Step) -> Iterator[None]:
     """Bind `slots` and `step` for the attention layers of the forward pass inside the block."""
     token = _bound.set((slots, step))
     try:

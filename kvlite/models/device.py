@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Callable
 
 import torch
 
@@ -13,10 +15,21 @@ OF_THE_USER = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 """Variables that torch follows when it starts; where the user sets one, that is the answer."""
 
 
-def pick_device(name: str) -> torch.device:
-    """The device called `name`; `auto` takes CUDA, then MPS, then the CPU. Raises UsageError when it is not there."""
+def pick_device(name: str, tell: Callable[[str], None] = lambda text: None) -> torch.device:
+    """The device called `name`; `auto` takes CUDA, then MPS, then the CPU, and a GPU it passes over is told.
+
+    A CUDA device becomes the current one, which is where Triton launches. Raises UsageError where it is not there, or
+    is a GPU that this torch has no code for.
+    """
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        name = "cpu"
+        if torch.cuda.is_available():
+            name, why = "cuda", _without_code(0)
+            if why is not None:
+                name = "cpu"
+                tell(f"{why}; running on the CPU")
+        elif torch.backends.mps.is_available():
+            name = "mps"
     try:
         device = torch.device(name)
     except RuntimeError as error:
@@ -24,14 +37,38 @@ def pick_device(name: str) -> torch.device:
     there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if not there.get(device.type, False):
         raise UsageError(f"device {name!r} is not there; give --device auto or cpu")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+    if device.type != "cuda":
+        return device
+    device = torch.device("cuda", device.index or 0)
+    if device.index >= torch.cuda.device_count():
         raise UsageError(f"device {name!r} is not there; this machine has {torch.cuda.device_count()} CUDA device(s)")
-    return torch.device(device.type, device.index or 0) if device.type == "cuda" else device
+    if (why := _without_code(device.index)) is not None:
+        raise UsageError(f"{why}; give --device cpu")
+    torch.cuda.set_device(device)
+    return device
+
+
+def _without_code(index: int) -> str | None:
+    """The sentence that says so where this torch has no code for CUDA device `index`, else None.
+
+    `sm_86` is machine code for 8.6 and later minors, `compute_90` is compiled on the spot for 9.0 and anything later.
+    """
+    here = torch.cuda.get_device_capability(index)
+    built = re.findall(r"(sm|compute)_(\d+)(\d)", " ".join(torch.cuda.get_arch_list()))
+    for kind, major, minor in built:
+        for_this = (int(major), int(minor))
+        if for_this <= here and (kind == "compute" or for_this[0] == here[0]):
+            return None
+    if not built:  # a build that does not say, such as one for ROCm
+        return None
+    card = torch.cuda.get_device_name(index)
+    return f"{card} has compute capability {here[0]}.{here[1]}, which this torch is not built for"
 
 
 def free_bytes(device: torch.device) -> int:
     """Bytes of memory left: by the driver's word on CUDA, this machine's (or its cgroup's) elsewhere."""
     if device.type == "cuda":
+        torch.cuda.empty_cache()  # blocks that torch keeps for nobody are free
         return int(torch.cuda.mem_get_info(device)[0])
     return available_bytes()
 

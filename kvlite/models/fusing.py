@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
+from kvlite.errors import is_out_of_memory
 from kvlite.models.attention_interface import ATTENTION
 from kvlite.models.fused import FusedDecoder
 from kvlite.models.loaded import LoadedModel
@@ -114,7 +115,7 @@ def _refusing(loaded: LoadedModel, why: str) -> LoadedModel:
 
 def _is_of_the_code(error: Exception) -> bool:
     """True if a module's code or its kernels failed: Triton's compiler and launcher raise errors of their own."""
-    if isinstance(error, torch.OutOfMemoryError):
+    if is_out_of_memory(error):
         return False
     is_of_triton = any(kind.__module__.partition(".")[0] == "triton" for kind in type(error).__mro__)
     return is_of_triton or isinstance(error, RuntimeError | AttributeError | TypeError | ValueError | LookupError)

@@ -10,11 +10,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from kvlite.cache.cache import SlotCache
 from kvlite.cache.rotation import Rotation
 from kvlite.cache.step import Step
 from kvlite.memory.shape import ModelShape
-from kvlite.models.attention_interface import bound_cache
+from kvlite.models.attention_interface import AttentionLayers, bound_cache
 from kvlite.models.fused import FusedDecoder
 from kvlite.models.hybrid import HybridState
 from kvlite.models.quantised import compute_dtype
@@ -27,7 +26,7 @@ class LoadedModel:
     `rotations` maps layers to their Rotation; None where the positions cannot be re-rotated, so that a conversation
     ends with the model's window. `state` is the constant-size state of hybrids, which then run one row at a time.
     `fused` names the patches in force, of which `decoder` is one; `refused` says what does not fit or was taken back,
-    and why. `stages` are the seconds loading took, by stage.
+    and why. `stages` are the seconds loading took, by stage; `fingerprint` names the weights, however they are stored.
     """
 
     model: PreTrainedModel
@@ -42,6 +41,7 @@ class LoadedModel:
     refused: tuple[str, ...] = ()
     decoder: FusedDecoder | None = None
     stages: Mapping[str, float] = field(default_factory=dict)
+    fingerprint: str = ""
 
     @property
     def compute_dtype(self) -> torch.dtype:
@@ -61,7 +61,7 @@ class LoadedModel:
         return None if self.shape.positions == "none" else self.shape.max_positions
 
     @torch.inference_mode()
-    def forward(self, ids: Tensor, cache: SlotCache, step: Step, last: int = 1) -> Tensor:
+    def forward(self, ids: Tensor, cache: AttentionLayers, step: Step, last: int = 1) -> Tensor:
         """Feed ids int64 [n, T] to `cache` as `step` says and give the logits of the `last` positions, [n, last, V]."""
         has_padding = min(step.counts) < ids.shape[1]
         with bound_cache(cache, step):

@@ -28,12 +28,22 @@ from transformers.utils import logging as transformers_logging
 from kvlite.cache.cache import refused_kernels
 from kvlite.catalog.config import read_object
 from kvlite.catalog.files import ModelFiles
-from kvlite.errors import BrokenModel, DoesNotFit, KvliteError, ModelError, OutOfMemory, UnsupportedModel, UsageError
+from kvlite.errors import (
+    BrokenModel,
+    DoesNotFit,
+    KvliteError,
+    ModelError,
+    OutOfMemory,
+    UnsupportedModel,
+    UsageError,
+    is_out_of_memory,
+)  # fmt: skip
 from kvlite.memory.format import dtype_name, human_bytes
 from kvlite.memory.prediction import weight_term
 from kvlite.memory.shape import ModelShape
 from kvlite.models.device import free_bytes, set_threads
 from kvlite.models.fusing import fuse, multiply_four_bit
+from kvlite.models.head_needs import fingerprint
 from kvlite.models.hybrid import HybridState
 from kvlite.models.loaded import LoadedModel
 from kvlite.models.quantised import quantisation, refuse_quantisation
@@ -75,6 +85,7 @@ def load(files: ModelFiles, options: ModelOptions, device: torch.device) -> Load
     state = HybridState(config=text_config) if shape.has_state else None
     _require_vocabulary(model.config, tokenizer)
     loaded = admit(LoadedModel(model, tokenizer, shape, dtype, device, options.quant, state=state))
+    loaded = replace(loaded, fingerprint=fingerprint(loaded))
     passed.append(("gate", time.perf_counter()))
     loaded = multiply_four_bit(loaded, ops)
     if options.fuse:
@@ -146,11 +157,11 @@ def _model(files: ModelFiles, options: ModelOptions, dtype: torch.dtype, device:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             loaded = _from_gguf(files, arguments) if files.gguf else _from_folder(folder, arguments)
-    except torch.OutOfMemoryError as error:
-        raise OutOfMemory(f"the weights do not fit on {device}; try --4bit or a smaller model") from error
     except MemoryError as error:
         raise DoesNotFit("the weights do not fit in this machine's memory; try a smaller model") from error
     except _PARSER_ERRORS as error:
+        if is_out_of_memory(error):
+            raise OutOfMemory(f"the weights do not fit on {device}; try --4bit or a smaller model") from error
         raise _refusal(folder, "model", error) from error
     model, info = loaded
     _require_tensors(folder, info)

@@ -15,7 +15,7 @@ from torch import Tensor
 from kvlite.cache.cache import SlotCache
 from kvlite.cache.layer import Layer
 from kvlite.cache.rotation import Rotation
-from kvlite.errors import UnsupportedModel
+from kvlite.errors import UnsupportedModel, UsageError, is_out_of_memory
 from kvlite.models.attention_interface import ATTENTION
 from kvlite.models.loaded import LoadedModel
 from kvlite.models.probe import PROBE_TOKENS, dry_cache, feed, probe_ids
@@ -27,7 +27,10 @@ KEY_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.05, torch.float16: 0.02}
 
 
 def admit(loaded: LoadedModel) -> LoadedModel:
-    """Check the model and learn its rotations. Raises UnsupportedModel, naming the family and what is wrong."""
+    """Check the model and learn its rotations.
+
+    Raises UnsupportedModel, naming the family and what is wrong, and UsageError where float16 is too narrow.
+    """
     ids = probe_ids(loaded, PROBE_TOKENS)
     cache = dry_cache(loaded, PROBE_TOKENS)
     try:
@@ -36,13 +39,17 @@ def admit(loaded: LoadedModel) -> LoadedModel:
             expected = loaded.model(input_ids=ids, use_cache=False).logits
         loaded.model.set_attn_implementation(ATTENTION)
         logits = feed(loaded, cache, ids)
-    except torch.OutOfMemoryError:
-        raise
     except (RuntimeError, KeyError, AttributeError, TypeError, IndexError) as error:
+        if is_out_of_memory(error):
+            raise
         raise _refusal(loaded, f"the dry run failed: {type(error).__name__}: {str(error).splitlines()[0]}") from error
     silent = [index for index, layer in cache.layers.items() if not bool(_keys(layer).any())]
     if silent:
         raise _refusal(loaded, f"{len(silent)} of {len(cache.layers)} attention layers bypass the attention interface")
+    if expected.dtype == torch.float16 and not bool(expected.isfinite().all()):
+        raise UsageError(
+            "the model's numbers are not finite in float16; give --dtype float32, or bfloat16 on a newer GPU"
+        )
     off = relative_error(logits, expected)
     if not off <= LOGIT_TOLERANCE[loaded.compute_dtype]:
         raise _refusal(loaded, f"its logits differ from eager attention by {off:.1%}")

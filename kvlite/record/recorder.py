@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Protocol
 
-from kvlite.errors import OutOfMemory, UsageError
+from kvlite.errors import OutOfMemory, UsageError, is_out_of_memory
 from kvlite.memory.counts import KVCounts
 from kvlite.record import measure
 from kvlite.record.schema import (
@@ -103,7 +103,7 @@ class Recorder:
         report: str = "auto",
         warn: Callable[[str], None] = lambda text: None,
     ) -> None:
-        self._report = report
+        self.report = report
         self._warn = warn
         self._start_s = time.monotonic()
         started = datetime.now(UTC)
@@ -127,7 +127,7 @@ class Recorder:
         self, identity: ModelIdentity, predicted: Mapping[str, int], engine: ReadableEngine, source: str
     ) -> None:
         """Note model and cache when they are there: bytes `predicted` by term, and the budget's `source`."""
-        if self._report != "none":
+        if self.report != "none":
             self._record.model, self._predicted, self._budget_source = identity, dict(predicted), source
             self._engine = engine  # last, because who leaves while a model loads measures what is there
 
@@ -178,16 +178,16 @@ class Recorder:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._report == "none":
+        if self.report == "none":
             return
         self._complete(_exit_code(error))
         try:
-            if self._report == "auto":
+            if self.report == "auto":
                 RunRecords().save(self._record)
             else:
-                write_whole(f"{self._record.to_json()}\n", Path(self._report))
+                write_whole(f"{self._record.to_json()}\n", Path(self.report))
         except OSError as failure:
-            place = failure.filename or ("the state folder" if self._report == "auto" else self._report)
+            place = failure.filename or ("the state folder" if self.report == "auto" else self.report)
             self._warn(f"no run record: cannot write {place}: {failure.strerror}; give --report another file")
         except UsageError as failure:
             self._warn(f"no run record: {failure}")
@@ -240,7 +240,7 @@ def _exit_code(error: BaseException | None) -> int:
         return 0
     if isinstance(error, KeyboardInterrupt):
         return 130
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, without loading torch
+    if is_out_of_memory(error):
         return OutOfMemory.exit_code
     code = getattr(error, "exit_code", 1)
     return code if isinstance(code, int) else 1

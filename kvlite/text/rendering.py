@@ -6,10 +6,14 @@ What it does shows in conversations whose contents are known.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+import signal
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import cached_property
+from inspect import signature
+from threading import current_thread, main_thread
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, TemplateError, TemplateSyntaxError, meta
@@ -22,7 +26,18 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 # A template is a program that computes with the messages, so it may raise more than Jinja's own errors.
-_TEMPLATE_FAULTS = (TemplateError, TypeError, ValueError, LookupError, ArithmeticError, AttributeError, RecursionError)
+_TEMPLATE_FAULTS = (
+    TemplateError,
+    TypeError,
+    ValueError,
+    LookupError,
+    ArithmeticError,
+    AttributeError,
+    RecursionError,
+    MemoryError,
+)
+LONGEST_S = 10.0  # of the process's computing, for one rendering; those of real templates take milliseconds
+_MOST_TIMES = 100  # what a rendering may be longer than the template and what it is given
 _SWITCHES = ("enable_thinking", "thinking")
 _GENERATION_TAG = re.compile(r"{%-?\s*(end)?generation\s*-?%}")  # transformers' own, for training
 # Digits stay as they are whatever a template does to case and white space.
@@ -30,15 +45,18 @@ _PROBES = {"system": "70415926535", "user": "80415926535", "assistant": "9041592
 
 
 class ChatTemplate:
-    """The model's Jinja template; renders with the prompt for the next answer at the end."""
+    """The model's Jinja template."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, source: str) -> None:
         self._tokenizer = tokenizer
         self.source = source
 
-    def render(self, messages: Sequence[Message], variables: Mapping[str, Any]) -> str:
-        """Render the conversation; raises UsageError with the template's own message where it refuses."""
-        return self._render(messages, variables, as_parts=self._wants_parts)
+    def render(self, messages: Sequence[Message], variables: Mapping[str, Any], *, opens: bool = True) -> str:
+        """Render the conversation, and where it `opens` the next answer the prompt for that.
+
+        Raises UsageError with the template's own message where it refuses.
+        """
+        return self._render(messages, variables, as_parts=self._wants_parts, opens=opens)
 
     @cached_property
     def has_system_role(self) -> bool:
@@ -67,7 +85,9 @@ class ChatTemplate:
         except UsageError:
             return False
 
-    def _render(self, messages: Sequence[Message], variables: Mapping[str, Any], *, as_parts: bool) -> str:
+    def _render(
+        self, messages: Sequence[Message], variables: Mapping[str, Any], *, as_parts: bool, opens: bool = True
+    ) -> str:
         conversation: list[dict[str, Any]] = [
             {
                 "role": message.role,
@@ -76,14 +96,38 @@ class ChatTemplate:
             for message in messages
         ]
         try:
-            rendered = self._tokenizer.apply_chat_template(
-                conversation, chat_template=self.source, tokenize=False, add_generation_prompt=True, **variables
-            )
+            with _limited_time():
+                rendered = self._tokenizer.apply_chat_template(
+                    conversation, chat_template=self.source, tokenize=False, add_generation_prompt=opens, **variables
+                )
         except TemplateSyntaxError as error:
             raise BrokenModel(f"the model's chat template cannot be read: {_one_line(error)}") from error
         except _TEMPLATE_FAULTS as error:
             raise UsageError(f"the model's chat template refuses this conversation: {_one_line(error)}") from error
+        given = sum(len(message.content) for message in messages) + len(repr(variables))
+        most = _MOST_TIMES * (len(self.source) + given)
+        if len(rendered) > most:
+            raise UsageError(f"the model's chat template writes more than {most:,} characters; mend the template")
         return str(rendered)
+
+
+@contextmanager
+def _limited_time() -> Iterator[None]:
+    """Within the block, in the main thread, LONGEST_S of computing raise UsageError; signals go to no other thread."""
+    if current_thread() is not main_thread():
+        yield
+        return
+
+    def end(signum: int, frame: FrameType | None) -> None:
+        raise UsageError(f"the model's chat template takes longer than {LONGEST_S:g} s; mend the template")
+
+    before = signal.signal(signal.SIGVTALRM, end)
+    signal.setitimer(signal.ITIMER_VIRTUAL, LONGEST_S)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, before)
 
 
 class Transcript:
@@ -94,10 +138,12 @@ class Transcript:
     has_system_role = True
     think_switch = None
 
-    def render(self, messages: Sequence[Message], variables: Mapping[str, Any]) -> str:
+    def render(self, messages: Sequence[Message], variables: Mapping[str, Any], *, opens: bool = True) -> str:
         """Render the conversation; variables are ignored."""
         forms = {"system": "{}\n\n", "user": "User: {}\n", "assistant": "Assistant: {}\n"}
-        return "".join(forms[message.role].format(message.content) for message in messages) + "Assistant:"
+        return "".join(forms[message.role].format(message.content) for message in messages) + (
+            "Assistant:" if opens else ""
+        )
 
 
 Renderer = ChatTemplate | Transcript
@@ -137,15 +183,37 @@ def role_markers(renderer: Renderer, control: re.Pattern[str]) -> set[str]:
     return markers
 
 
+def is_template_variable(name: str, tokenizer: PreTrainedTokenizerBase) -> bool:
+    """True where `name` reaches a template, False where it is an argument of what renders it."""
+    arguments = {*signature(tokenizer.apply_chat_template).parameters, "self", "messages", "conversations"}
+    return name not in arguments - {"tools", "documents"}
+
+
+def cut_behind(rendered: str, last: str) -> str:
+    """Cut a rendered conversation behind its last message, which ends in the mark `last` and a space.
+
+    Where a template trims messages, the space is gone, and white space at the message's end is trimmed as well.
+    """
+    before, found, behind = rendered.rpartition(last)
+    if not found:
+        raise UsageError("this model's chat template does not show the last answer whole, so it cannot be continued")
+    return before if behind.startswith(" ") else before.rstrip()
+
+
 def system_span(
-    renderer: Renderer, turns: Sequence[Message], variables: Mapping[str, Any], control: re.Pattern[str], text: str
+    renderer: Renderer,
+    turns: Sequence[Message],
+    variables: Mapping[str, Any],
+    control: re.Pattern[str],
+    text: str,
+    opens: bool,
 ) -> tuple[int, int] | None:
     """Find the leading system prompt of `turns` and the literals of its turn in `text`, their rendering.
 
     Returns start and end in characters; None if the template does not show it.
     """
     marks = unused_characters(3, [renderer.source, *(turn.content for turn in turns)])
-    rendered = renderer.render(_with_system_marked(turns, marks), variables)
+    rendered = renderer.render(_with_system_marked(turns, marks), variables, opens=opens)
     places: dict[str, int] = {}
     for match in re.finditer(f"[{marks}]", rendered):
         places[match.group()] = match.start() - len(places)

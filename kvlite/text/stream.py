@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 from functools import lru_cache
 from typing import TYPE_CHECKING
+
+from kvlite.errors import BrokenModel
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -59,6 +61,15 @@ def think_tags(tokenizer: PreTrainedTokenizerBase) -> ThinkTags | None:
     return None
 
 
+def stop_strings(generation: Mapping[str, object]) -> tuple[str, ...]:
+    """The texts that end an answer by a generation_config.json. Raises BrokenModel where they are no texts."""
+    value = generation.get("stop_strings") or []
+    texts = [value] if isinstance(value, str) else value
+    if not isinstance(texts, list) or not all(isinstance(text, str) and text for text in texts):
+        raise BrokenModel(f"generation_config.json: stop_strings is {value!r:.80}; expected texts")
+    return tuple(texts)
+
+
 class Part(Enum):
     """A part of an answer; START is the white space before it, after which thinking may begin."""
 
@@ -70,16 +81,20 @@ class Part(Enum):
 class AnswerText:
     """The text of one answer, which begins with the part `begins`.
 
-    Stop strings, none of them empty, end the answer and are not part of it; they do not count inside thinking.
+    Stop strings, none of them empty, end the answer and are not part of it; they do not count inside thinking. They may
+    hold special tokens, which are no part of the text otherwise.
     """
 
     def __init__(
         self, tokenizer: PreTrainedTokenizerBase, *, stop: Sequence[str] = (), begins: Part = Part.ANSWER
     ) -> None:
         tags = None if begins is Part.ANSWER else think_tags(tokenizer) or DEFAULT_TAGS
-        self._decoder = TokenDecoder(tokenizer, keep=tags.open + tags.close if tags else "")
+        shown = tags.open + tags.close if tags else ""
+        self._decoder = TokenDecoder(tokenizer, keep="\0".join((shown, *stop)))
         self._tags = tags or DEFAULT_TAGS
         self._stop = tuple(stop)
+        hidden = sorted(_specials(tokenizer, "\0".join(stop), but=shown), key=len, reverse=True)
+        self._hidden = re.compile("|".join(map(re.escape, hidden))) if hidden else None
         self._part = begins
         self._trims = begins is Part.THINKING  # white space beside a tag is not shown
         self._held = ""
@@ -117,10 +132,13 @@ class AnswerText:
         part = None
         while part is not self._part and not self.stopped:  # until a step leaves the part as it is
             part = self._part
-            if shown := self._step(is_last):
+            if shown := self._visible(self._step(is_last)):
                 pieces.append(Piece(shown, part is Part.THINKING))
         self._pieces += pieces
         return pieces
+
+    def _visible(self, text: str) -> str:
+        return text if self._hidden is None else self._hidden.sub("", text)
 
     def _step(self, is_last: bool) -> str:
         """Move on to the next part where the held text says so; return what can be shown of the present one."""
@@ -199,6 +217,14 @@ class TokenDecoder:
     def _text(self) -> str:
         # Clean-up would rewrite text that is already on the screen ("a ' b" becomes "a'b").
         return str(self._tokenizer.decode(self._ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+
+def _specials(tokenizer: PreTrainedTokenizerBase, text: str, but: str) -> set[str]:
+    """The special tokens that occur in `text` and not in `but`."""
+    if not text:
+        return set()
+    added = tokenizer.added_tokens_decoder.values()
+    return {token.content for token in added if token.special and token.content in text and token.content not in but}
 
 
 @lru_cache(maxsize=4)  # some tokenizers list thousands, which takes longer than a short answer

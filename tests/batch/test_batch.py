@@ -18,7 +18,7 @@ from kvlite.batch.batch import Batch
 from kvlite.batch.dry_run import dry_run
 from kvlite.batch.output import LockedFile
 from kvlite.console import Console
-from kvlite.engine.request import Request, Sampling
+from kvlite.engine.request import Request
 from kvlite.errors import (
     BatchFailed,
     Interrupted,
@@ -44,6 +44,7 @@ class Desk:
         self.folder, self.text, self.new_engine = folder, text, new_engine
         self.stdout, self.stderr = io.StringIO(), io.StringIO()
         self.identity = "org/m@sha"
+        self.window: int | None = None
         self.identity_error: KvliteError | None = None
         self.open_error: KvliteError | None = None
         self.opened = 0
@@ -96,7 +97,8 @@ class Desk:
                 happens(engine)
 
         engine = self.new_engine(rows=2, fails=fails)
-        model = SimpleNamespace(name="org/m@sha7", text=self.text, sampling=Sampling())
+        loaded = SimpleNamespace(window=self.window)
+        model = SimpleNamespace(name="org/m@sha7", text=self.text, generation={}, loaded=loaded)
         return SimpleNamespace(model=model, engine=engine)
 
     def ask(self, *prompts: str) -> None:
@@ -429,3 +431,11 @@ def test_a_dry_run_names_the_lines_that_cannot_be_asked(desk: Desk) -> None:
     assert "line 2: not JSON" in desk.said
     assert "1 ok, 1 cannot be answered" in desk.stdout.getvalue()
     assert " in int8, if the model tolerates that\n" in desk.stdout.getvalue()
+
+
+def test_a_line_may_not_take_for_ever(desk: Desk) -> None:
+    assert BatchOptions(input="in").timeout == 3600
+    desk.window = 2
+    desk.ask("abcd")
+    desk.run(max_tokens=10**9)
+    assert [(record["text"], record["finish_reason"]) for record in desk.records()] == [("AB", "length")]

@@ -157,3 +157,69 @@ def test_stdout_takes_lines_as_they_come() -> None:
     output.write("a")
     output.close()
     assert lines == ["a"]
+
+
+def test_a_file_that_was_removed_is_put_back_and_the_run_stops(tmp_path: Path) -> None:
+    file = LockedFile(tmp_path / "out")
+    file.write("one")
+    (tmp_path / "out").unlink()
+    with pytest.raises(OutputError, match=r"out was removed during the run; its records are in \S+/out now"):
+        file.write("two")
+    with pytest.raises(OutputError, match="removed"):  # never again into a file without a name
+        file.write("three")
+    file.close()
+    assert (tmp_path / "out").read_text() == "one\n"
+
+
+def test_a_file_in_whose_place_another_was_put_is_rescued_beside_it(tmp_path: Path) -> None:
+    file = LockedFile(tmp_path / "out")
+    file.write("one")
+    (tmp_path / "new").write_text("theirs\n")
+    (tmp_path / "new").replace(tmp_path / "out")
+    with pytest.raises(OutputError, match=r"out\.rescued"):
+        file.close()
+    assert (tmp_path / "out").read_text() == "theirs\n"
+    assert (tmp_path / "out.rescued").read_text() == "one\n"
+
+
+def test_a_file_whose_folder_was_removed_is_rescued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kvlite.batch.output.gettempdir", lambda: str(tmp_path))
+    (tmp_path / "folder").mkdir()
+    file = LockedFile(tmp_path / "folder" / "out")
+    file.write("one")
+    (tmp_path / "folder" / "out").unlink()
+    (tmp_path / "folder").rmdir()
+    with pytest.raises(OutputError, match="removed"):
+        file.close()
+    assert (tmp_path / "out.rescued").read_text() == "one\n"
+
+
+def test_a_file_that_was_moved_keeps_its_records_and_the_run_stops(tmp_path: Path) -> None:
+    file = LockedFile(tmp_path / "out")
+    file.write("one")
+    (tmp_path / "out").rename(tmp_path / "moved")
+    with pytest.raises(OutputError, match="moved away during the run; move it back"):
+        file.write("two")
+    file.close()
+    assert [path.name for path in tmp_path.iterdir()] == ["moved"]
+    assert (tmp_path / "moved").read_text() == "one\n"
+
+
+def test_a_file_that_was_cut_short_gets_no_further_line(tmp_path: Path) -> None:
+    file = LockedFile(tmp_path / "out")
+    file.write("one")
+    os.truncate(tmp_path / "out", 2)
+    with pytest.raises(OutputError, match="cut short during the run"):
+        file.write("two")
+    file.close()
+    assert (tmp_path / "out").read_text() == "on"
+
+
+def test_lines_of_somebody_else_are_left_and_the_run_stops(tmp_path: Path) -> None:
+    file = LockedFile(tmp_path / "out")
+    file.write("one")
+    with (tmp_path / "out").open("a") as other:
+        other.write("theirs\n")
+    with pytest.raises(OutputError, match="written to by something else"):
+        file.close()
+    assert (tmp_path / "out").read_text() == "one\ntheirs\n"

@@ -8,9 +8,10 @@ import pytest
 
 from kvlite.batch.item import Code, Failure, Item
 from kvlite.batch.prepare import Preparer, Work
-from kvlite.engine.request import Sampling
 from kvlite.llm.answer import BATCH_MAX_TOKENS
 from kvlite.options import AnswerOptions
+
+DRAWS = {"do_sample": True, "temperature": 0.7, "top_k": 3}
 
 
 def line(**changes: Any) -> Item:
@@ -18,7 +19,7 @@ def line(**changes: Any) -> Item:
 
 
 def test_a_line_wins_over_the_defaults(text: Any) -> None:
-    preparer = Preparer(text, AnswerOptions(temperature=0.5, seed=4, max_tokens=9, stop=("a",)), Sampling(0.7, top_k=3))
+    preparer = Preparer(text, AnswerOptions(temperature=0.5, seed=4, max_tokens=9, stop=("a",)), DRAWS)
     plain = preparer.prepare(line())
     assert (plain.requests[0].sampling.temperature, plain.requests[0].sampling.seed) == (0.5, 4)
     assert (plain.requests[0].max_tokens, plain.stop) == (9, ("a",))
@@ -30,6 +31,12 @@ def test_a_line_wins_over_the_defaults(text: Any) -> None:
 
 def test_answers_are_limited_unless_told(text: Any) -> None:
     assert Preparer(text, AnswerOptions()).prepare(line()).requests[0].max_tokens == BATCH_MAX_TOKENS
+
+
+def test_no_answer_is_longer_than_the_models_window(text: Any) -> None:
+    preparer = Preparer(text, AnswerOptions(), most_tokens=50)
+    asked = [preparer.prepare(line(max_tokens=most)).requests[0].max_tokens for most in (None, 10**12, 50, 7)]
+    assert asked == [50, 50, 50, 7]
 
 
 def test_without_a_seed_each_line_has_its_own_from_its_id(text: Any) -> None:

@@ -108,6 +108,10 @@ SETTINGS = [
     Row("a setting nobody knows", "run demo hi", 2, "did you mean 'kv-budget'", {"kvlite.toml": b"kv-budgte = '1GB'"}),
     Row("a setting of another type", "run demo hi", 2, "temperature is 'hot'", {"kvlite.toml": b"temperature = 'hot'"}),
     Row("a setting that is nonsense", "run demo hi", 2, "'huge'", {"kvlite.toml": b"kv-budget = 'huge'"}),
+    Row("a file named by a folder's settings", "run demo hi", 2, "report names a file",
+        {"kvlite.toml": b"report = 'notes.md'", "notes.md": b"mine"}),
+    Row("a file read by a folder's settings", "run demo hi", 2, "system names a file",
+        {"kvlite.toml": b"[run]\nsystem = '@key'", "key": b"secret"}),
     Row("a setting that must be typed", "run demo hi", 2, "each time", {"kvlite.toml": b"trust-remote-code = true"}),
     Row("a config that is not there", "--config no.toml run demo hi", 2, "cannot read no.toml"),
     Row("a variable in words", "run demo hi", 2, "KVLITE_TEMPERATURE", env={"KVLITE_TEMPERATURE": "hot"}),
@@ -254,6 +258,17 @@ BATCHES = [
     Row("an output in no folder", "batch in.jsonl -m demo -o no/out.jsonl", 1, "no/out.jsonl", batch()),
     Row("an output that is a folder", "batch in.jsonl -m demo -o folder", 1, "folder", batch() | {"folder": None}),
     Row("an output that is the input", "batch in.jsonl -m demo -o in.jsonl", 2, "is the input", batch()),
+    Row("a summary that is the output", "batch in.jsonl -m demo -o out.jsonl --summary out.jsonl", 2,
+        "the file of --summary (out.jsonl) is the output", batch()),
+    Row("a record that is the input", "batch in.jsonl -m demo --report in.jsonl", 2, "is the input", batch()),
+    Row("a summary that is the record", "batch in.jsonl -m demo --report s --summary s", 2, "of --summary", batch()),
+    Row("a summary over the output's settings",
+        "batch in.jsonl -m demo -o out.jsonl --summary out.jsonl.kvlite-meta.json", 2, "belongs to the output",
+        batch()),
+    Row("an output whose name is too long", f"batch in.jsonl -m demo -o {'x' * 250}", 2, "too long", batch()),
+    Row("an input whose name is too long", f"batch {'x' * 300} -m demo -o out.jsonl", 2, "too long"),
+    Row("a summary whose name is too long", f"batch in.jsonl -m demo --summary {'x' * 300}", 2, "too long", batch()),
+    Row("a repair of nothing", "batch out.jsonl --repair", 2, "no such output file"),
     Row("an output of something else", "batch in.jsonl -m demo -o notes.md", 2, "notes.md",
         batch() | {"notes.md": b"# mine\n"}),
     Row("an overwrite without a model", "batch in.jsonl -m ./no -o out.jsonl --overwrite", 3, "./no",
@@ -294,6 +309,18 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     yield tmp_path / "here"
+
+
+@pytest.mark.parametrize("kind", ["a link to nothing", "a FIFO", "a folder"])
+@pytest.mark.parametrize("flags", ["", "--config kvlite.toml"])
+def test_settings_that_are_no_file_are_one_line(
+    kind: str, flags: str, folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = folder / "kvlite.toml"
+    {"a link to nothing": lambda: path.symlink_to("none"), "a FIFO": lambda: os.mkfifo(path)}.get(kind, path.mkdir)()
+    assert main(["-q", *shlex.split(f"{flags} run demo hi")]) == 2
+    said = capfd.readouterr().err.splitlines()
+    assert len(said) == 1 and "cannot read kvlite.toml: " in said[0]
 
 
 @pytest.mark.parametrize("row", TABLE, ids=[row.name.replace(" ", "-") for row in TABLE])

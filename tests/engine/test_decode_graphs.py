@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
 from kvlite.cache.policy import policy_names
-from kvlite.engine.decode_graphs import GraphRecorder, NotCapturable, wants_graphs
+from kvlite.engine.decode_graphs import DecodeGraphs, GraphRecorder, NotCapturable, wants_graphs
 from kvlite.engine.engine import Engine
 from kvlite.engine.memory_report import measured_terms
 from kvlite.engine.request import Completion, FinishReason, Request, Sampling, Token
@@ -187,7 +188,7 @@ def test_recorded_work_asks_the_host_for_nothing(family: str, monkeypatch: pytes
     watched: list[Callable[[], None]] = []
     loaded, meta = admitted(tiny_model(family, SUPPORTED[family])), torch.device("meta")
     nn.Module.to(loaded.model, meta)
-    monkeypatch.setattr("kvlite.engine.engine.check_exact", lambda *_: None)
+    monkeypatch.setattr("kvlite.engine.engine.try_replay", lambda *_: 2.0)
     engine = make_engine(replace(loaded, device=meta), recorder=Watching())
     assert engine.graphs is not None
     for live in (5, 64):  # with room, and with full slots
@@ -202,10 +203,38 @@ def test_a_model_with_state_runs_eagerly_and_says_why() -> None:
     loaded = admitted(tiny_model("lfm2", SUPPORTED["lfm2"]))
     told: list[str] = []
     engine = make_engine(loaded, recorder=GraphRecorder(), warn=told.append)
-    assert engine.step.startswith("eager: lfm2 under policy heavy-hitter cannot be captured: lfm2 models carry state")
+    assert engine.step.startswith("eager: lfm2 under policy heavy-hitter is not captured: lfm2 models carry state")
     assert told == ["--capture: decode steps run " + engine.step.replace("eager: ", "eagerly: ")]
     asked = [Request("a", prompt(1, 20), max_tokens=12)]
     assert outcomes(answers(engine, asked)) == outcomes(answers(make_engine(loaded), asked))
+
+
+class Timed(GraphRecorder):
+    """Replays on a clock of its own: an eager step takes 10 ms, a replayed one `replayed_ms`."""
+
+    def __init__(self, replayed_ms: float, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now, self.cost = 0.0, (0.010, replayed_ms / 1000)
+        monkeypatch.setattr("kvlite.engine.decode_graphs.time.perf_counter", lambda: self.now)
+        original = DecodeGraphs.step
+
+        def step(graphs: DecodeGraphs, *args: Any) -> torch.Tensor:
+            self.now += self.cost[graphs.recorder is self]
+            return original(graphs, *args)
+
+        monkeypatch.setattr(DecodeGraphs, "step", step)
+
+
+@pytest.mark.parametrize(("replayed_ms", "is_faster"), [(5.0, True), (9.8, False), (20.0, False)])
+def test_steps_are_replayed_unasked_where_that_is_faster(
+    llama: LoadedModel, monkeypatch: pytest.MonkeyPatch, replayed_ms: float, is_faster: bool
+) -> None:
+    told: list[str] = []
+    engine = make_engine(llama, recorder=Timed(replayed_ms, monkeypatch), warn=told.append, must_capture=False)
+    why = f"a replayed step takes {replayed_ms / 10:.2f} times as long as an eager one"
+    assert engine.step == "captured" if is_faster else engine.step.endswith(why)
+    assert (engine.graphs is not None) == is_faster and told == []
+    asked = make_engine(llama, recorder=Timed(replayed_ms, monkeypatch))
+    assert asked.step == "captured"
 
 
 class Broken(GraphRecorder):
@@ -301,9 +330,10 @@ def test_replays_that_leave_other_slots_are_not_used(llama: LoadedModel, monkeyp
     assert "the slots after replayed steps" in told[0]
 
 
-def test_graphs_are_for_cuda_and_off_unless_asked_for() -> None:
+def test_graphs_are_for_cuda_and_can_be_left_out() -> None:
     cpu, cuda = torch.device("cpu"), torch.device("cuda", 0)
-    assert [wants_graphs(None, cpu), wants_graphs(False, cuda), wants_graphs(True, cuda)] == [False, False, True]
+    assert [wants_graphs(None, cpu), wants_graphs(False, cuda)] == [False, False]
+    assert [wants_graphs(None, cuda), wants_graphs(True, cuda)] == [True, True]
     with pytest.raises(UsageError, match="--capture: CUDA graphs need a CUDA device, and this is cpu; leave it out"):
         wants_graphs(True, cpu)
     assert issubclass(NotCapturable, Exception)

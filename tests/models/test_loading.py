@@ -109,13 +109,40 @@ def test_devices_that_are_not_there_are_refused(name: str) -> None:
         pick_device(name)
 
 
-def test_auto_prefers_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+def two_gpus(monkeypatch: pytest.MonkeyPatch, built_for: list[str]) -> list[torch.device]:
+    """Two GPUs of capability 8.6 under a torch `built_for` some; the list takes the devices made current."""
+    current: list[torch.device] = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 6))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "A card")
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: built_for)
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    return current
+
+
+@pytest.mark.parametrize("built_for", [["sm_75", "sm_80", "sm_90"], ["compute_75"], ["sm_90", "sm_86"], []])
+def test_auto_prefers_cuda_and_makes_it_the_current_device(
+    monkeypatch: pytest.MonkeyPatch, built_for: list[str]
+) -> None:
+    current = two_gpus(monkeypatch, built_for)
     assert pick_device("auto") == torch.device("cuda", 0)
     assert pick_device("cuda:1") == torch.device("cuda", 1)
+    assert current == [torch.device("cuda", 0), torch.device("cuda", 1)]
     with pytest.raises(UsageError, match=r"has 2 CUDA device\(s\)"):
         pick_device("cuda:2")
+
+
+@pytest.mark.parametrize("built_for", [["sm_75", "sm_90", "compute_90"], ["sm_120", "compute_120"], ["sm_87"]])
+def test_a_gpu_that_torch_has_no_code_for_is_passed_over(monkeypatch: pytest.MonkeyPatch, built_for: list[str]) -> None:
+    current = two_gpus(monkeypatch, built_for)
+    told: list[str] = []
+    assert pick_device("auto", told.append) == torch.device("cpu")
+    why = "A card has compute capability 8.6, which this torch is not built for"
+    assert told == [f"{why}; running on the CPU"]
+    with pytest.raises(UsageError, match=f"{why}; give --device cpu"):
+        pick_device("cuda")
+    assert current == []
 
 
 def test_the_model_is_ready_to_answer(folder: Path) -> None:
@@ -248,7 +275,13 @@ class Trap:
 
 
 @pytest.mark.parametrize(
-    ("raised", "error"), [(torch.OutOfMemoryError("no"), OutOfMemory), (MemoryError(), DoesNotFit)]
+    ("raised", "error"),
+    [
+        (torch.OutOfMemoryError("no"), OutOfMemory),
+        (RuntimeError("CUDA error: out of memory"), OutOfMemory),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), OutOfMemory),
+        (MemoryError(), DoesNotFit),
+    ],
 )
 def test_weights_that_do_not_fit_say_what_to_try(
     folder: Path, raised: Exception, error: type[Exception], monkeypatch: pytest.MonkeyPatch

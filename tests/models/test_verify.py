@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from kvlite.errors import UnsupportedModel
+from kvlite.errors import UnsupportedModel, UsageError
 from tests.architectures import REFUSED, SUPPORTED, tiny_model
 from tests.engine_for_tests import admitted, shape_of
 
@@ -33,6 +33,13 @@ def test_a_window_that_config_does_not_know_is_refused() -> None:
     wide = tuple(replace(layer, kind="full", window=None) for layer in shape.layers)
     with pytest.raises(UnsupportedModel, match="12 positions back"):
         admitted(model, replace(shape, layers=wide))
+
+
+def test_float16_that_is_too_narrow_for_a_model_is_named() -> None:
+    model = tiny_model("llama", {}).half()
+    model.model.layers[1].mlp.down_proj.weight.data.fill_(6e4)
+    with pytest.raises(UsageError, match="not finite in float16; give --dtype float32"):
+        admitted(model)
 
 
 def test_logits_that_differ_from_eager_attention_are_refused() -> None:

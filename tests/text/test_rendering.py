@@ -4,6 +4,9 @@ import re
 
 import pytest
 
+from kvlite.errors import UsageError
+from kvlite.text import rendering
+from kvlite.text.messages import Message
 from kvlite.text.rendering import ChatTemplate, Transcript, role_markers, template_source
 
 
@@ -43,3 +46,21 @@ def test_a_template_that_refuses_or_hides_the_system_prompt_has_no_system_role(m
     tokenizer = make_tokenizer("gemma")
     assert not ChatTemplate(tokenizer, template_source(tokenizer)).has_system_role
     assert not ChatTemplate(tokenizer, "{{ messages[-1].content }}").has_system_role
+
+
+ENDLESS = "{% for a in range(99999) %}{% for b in range(99999) %}{% if 0 %}{% endif %}{% endfor %}{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    ("source", "says"),
+    [
+        (ENDLESS, "takes longer than 0.05 s"),
+        ("{{ 'x' * 10000 }}{{ messages[0].content }}", "writes more than"),
+        ("{{ 'x' * 10 ** 15 }}", "refuses this conversation"),
+    ],
+)
+def test_a_template_that_never_ends_or_writes_without_end_is_refused(make_tokenizer, monkeypatch, source, says):
+    monkeypatch.setattr(rendering, "LONGEST_S", 0.05)
+    template = ChatTemplate(make_tokenizer(), source)
+    with pytest.raises(UsageError, match=says):
+        template.render([Message("user", "hi")], {})

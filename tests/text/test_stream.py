@@ -81,6 +81,21 @@ def test_nothing_follows_a_stop_string(make_tokenizer):
 
 
 @pytest.mark.parametrize("kind", ["byte-level", "sentencepiece"])
+@pytest.mark.parametrize("stop", ["<|im_start|>", "fox<|im_start|>", "<|im_start|>user"])
+def test_a_stop_string_may_hold_a_special_token_which_is_no_text_otherwise(make_tokenizer, kind, stop):
+    tokenizer = make_tokenizer("chatml", kind)
+    answer = AnswerText(tokenizer, stop=[stop])
+    read(answer, ids_of(tokenizer, "the <|im_end|> fox<|im_start|>user dog"))
+    whole = decoded(tokenizer, ids_of(tokenizer, "the <|im_end|> fox"))
+    assert answer.stopped and answer.text.split() == whole.removesuffix("fox" if "fox" in stop else "").split()
+
+    unmet = AnswerText(tokenizer, stop=["<|im_start|>dog", "<|im_start|><|im_start|>"])
+    pieces = read(unmet, ids_of(tokenizer, "the <|im_start|>fox<|im_start|>"))
+    assert not unmet.stopped and "im_start" not in unmet.text
+    assert "".join(piece.text for piece in pieces) == unmet.text and "fox" in unmet.text.replace(" ", "")
+
+
+@pytest.mark.parametrize("kind", ["byte-level", "sentencepiece"])
 @pytest.mark.parametrize("style", ["qwen3", "llama2"])  # tags that are one token, tags spelled in several
 def test_thinking_is_set_apart(make_tokenizer, style, kind):
     tokenizer = make_tokenizer(style, kind)
