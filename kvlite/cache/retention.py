@@ -2,86 +2,116 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from kvlite.cache.cache import CacheSnapshot, SlotCache
-from kvlite.cache.layer import Layer
+from kvlite.cache.layer import parted
+from kvlite.cache.part import LayerHeads, Part
 from kvlite.cache.policy import Candidates, Policy
 from kvlite_kernels.eviction import Protection, priority
 
 
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """A copy of a row for a cache of other slots, whose parts are `heads`."""
+
+    copy: CacheSnapshot
+    heads: list[LayerHeads]
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """The cache that a row is copied for: slots of each KV head by layer, its policy, and the row's next position.
+
+    `pins` are spans of positions that stay.
+    """
+
+    head_slots: Sequence[Sequence[int]]
+    policy: Policy
+    next_pos: int
+    pins: tuple[tuple[int, int], ...]
+
+
 def kept_by_position(cache: SlotCache, row: int, seen: int) -> Tensor:
     """The share of KV heads that keep each position, float [seen], of full layers (of all where none is full)."""
-    live = {index: cache.live(row, layer.num_slots) for index, layer in cache.layers.items()}
-    return _shares(
-        cache, {index: layer.slots.pos[row, :, : live[index]] for index, layer in cache.layers.items()}, seen
-    )
+    parts = ((part.heads.layer, part.slots.pos[row, :, : cache.live(row, part.num_slots)]) for part in cache.parts)
+    return _shares(cache, parts, seen)
 
 
-def kept_in(cache: SlotCache, copy: CacheSnapshot, seen: int) -> Tensor:
+def kept_in(cache: SlotCache, moved: Moved, seen: int) -> Tensor:
     """`kept_by_position` of a copy of a row of `cache`."""
-    return _shares(cache, {index: tensors["pos"] for index, tensors in copy.layers.items()}, seen)
+    parts = ((heads.layer, held["pos"]) for heads, held in zip(moved.heads, moved.copy.parts, strict=True))
+    return _shares(cache, parts, seen)
 
 
-def _shares(cache: SlotCache, positions: Mapping[int, Tensor], seen: int) -> Tensor:
-    full = [index for index, layer in cache.layers.items() if layer.shape.window is None] or list(positions)
-    kept = torch.zeros(seen, dtype=torch.float64)
-    for index in full:
-        kept += torch.bincount(positions[index].cpu().flatten().long(), minlength=seen)
-    return kept / max(1, sum(positions[index].shape[0] for index in full))
+def _shares(cache: SlotCache, parts: Iterable[tuple[int, Tensor]], seen: int) -> Tensor:
+    full = {index for index, layer in cache.layers.items() if layer.shape.window is None} or set(cache.layers)
+    kept, heads = torch.zeros(seen, dtype=torch.float64), 0
+    for layer, pos in parts:
+        if layer in full:
+            kept += torch.bincount(pos.cpu().flatten().long(), minlength=seen)
+            heads += pos.shape[0]
+    return kept / max(1, heads)
 
 
-def best_kept(
-    cache: SlotCache, row: int, next_pos: int, pins: tuple[tuple[int, int], ...], slots: Mapping[int, int], to: Policy
-) -> CacheSnapshot | None:
-    """Copy a row for a cache whose layers have `slots` and the policy `to`, which scores what goes where it must.
+def best_kept(cache: SlotCache, row: int, target: Target) -> Moved | None:
+    """Copy a row to the host for another cache, whose policy scores what goes where it must.
 
     None where it cannot tell: its statistic was not kept so far, or it looks at queries and there are none now.
     """
-    known = cache.policy
-    if to.statistic is not None and (to.statistic, to.heads) != (known.statistic, known.heads):
+    policy, known = target.policy, cache.policy
+    if policy.statistic is not None and (policy.statistic, policy.heads) != (known.statistic, known.heads):
         return None
-    live: dict[int, int] = {}
-    for index, layer in cache.layers.items():
-        held = min(cache.live(row, layer.num_slots), slots[index])
-        live[slots[index]] = min(held, live.get(slots[index], held))
-    layers: dict[int, dict[str, Tensor]] = {}
-    for index, layer in cache.layers.items():
-        count, held = live[slots[index]], cache.live(row, layer.num_slots)
-        if count < held and to.needs_queries:
+    counts: dict[int, int] = {}  # tokens a head holds, by its slots: those with as many share one count
+    for part in cache.parts:
+        for head in part.heads.numbers:
+            slots = target.head_slots[part.heads.layer][head]
+            held = min(cache.live(row, part.num_slots), slots)
+            counts[slots] = min(held, counts.get(slots, held))
+    held_by: dict[tuple[int, int], dict[str, Tensor]] = {}
+    for part in cache.parts:
+        live = cache.live(row, part.num_slots)
+        wanted = [counts[target.head_slots[part.heads.layer][head]] for head in part.heads.numbers]
+        if min(wanted) < live and policy.needs_queries:
             return None
-        chosen = None if count == held else _best(layer, row, held, count, next_pos, pins, to)
-        layers[index] = {name: _taken(tensor[row, :, :held], chosen) for name, tensor in layer.tensors.items()}
-    return CacheSnapshot(live, layers)
+        chosen = [torch.arange(live)] * len(wanted) if min(wanted) == live else _best(part, row, live, wanted, target)
+        for place, (head, index) in enumerate(zip(part.heads.numbers, chosen, strict=True)):
+            of_head = {name: tensor[row, place] for name, tensor in part.tensors.items()}
+            held_by[part.heads.layer, head] = {
+                name: tensor[index.to(tensor.device)].to("cpu", copy=True) for name, tensor in of_head.items()
+            }
+    heads = [
+        LayerHeads(layer, numbers)
+        for layer in cache.layers
+        for numbers in sorted(parted(target.head_slots[layer], policy.noise is not None))
+    ]
+    names = [name for name in cache.parts[0].tensors if name != "statistic" or policy.statistic is not None]
+    parts = [
+        {name: torch.stack([held_by[each.layer, head][name] for head in each.numbers]) for name in names}
+        for each in heads
+    ]
+    return Moved(CacheSnapshot(counts, parts), heads)
 
 
-def _best(
-    layer: Layer, row: int, held: int, count: int, next_pos: int, pins: tuple[tuple[int, int], ...], policy: Policy
-) -> Tensor:
-    """The slots of the `count` best of `held` tokens of each head, in slot order: int64 [H_KV, count]."""
-    slots = layer.slots.of_rows(slice(row, row + 1))
-    pos = slots.pos[..., :held]
-    after = torch.full((1, 1, 1), next_pos, device=pos.device)
-    statistic = None if slots.statistic is None else slots.statistic[..., :held]
-    score = policy.score(Candidates(pos, after, statistic, ((slots.k[..., :held, :], slots.v[..., :held, :]),)))
-    recent = max(1, min(policy.recent(count), count - 1))
-    protection = Protection(recent, policy.sinks, layer.shape.window)
-    if pins:
-        protection = replace(protection, pins=torch.tensor([pins], dtype=torch.int32, device=pos.device))
-    ranked = priority(score, pos, after, protection)
-    order = pos.argsort(dim=-1)  # of equals the oldest goes first
-    order = order.gather(-1, ranked.gather(-1, order).argsort(dim=-1, stable=True))
-    best: Tensor = order[0, :, held - count :].sort(-1).values
+def _best(part: Part, row: int, live: int, wanted: Sequence[int], target: Target) -> list[Tensor]:
+    """The slots of the best of the `live` tokens of each head, as many as `wanted` of it, in slot order."""
+    policy, slots = target.policy, part.slots.of_rows(slice(row, row + 1))
+    pos = slots.pos[..., :live]
+    next_pos = torch.full((1, 1, 1), target.next_pos, device=pos.device)
+    statistic = None if slots.statistic is None else slots.statistic[..., :live]
+    score = policy.score(Candidates(pos, next_pos, statistic, ((slots.k[..., :live, :], slots.v[..., :live, :]),)))
+    pins = torch.tensor([target.pins], dtype=torch.int32, device=pos.device) if target.pins else None
+    best = []
+    for place, count in enumerate(wanted):
+        recent = max(1, min(policy.recent(count), count - 1))
+        protection = Protection(recent, policy.sinks, part.shape.window, pins)
+        held = pos[:, place : place + 1]
+        ranked = priority(score[:, place : place + 1], held, next_pos, protection)
+        order = held.argsort(dim=-1)  # of equals the oldest goes first
+        order = order.gather(-1, ranked.gather(-1, order).argsort(dim=-1, stable=True))
+        best.append(order[0, 0, live - count :].sort().values)
     return best
-
-
-def _taken(tensor: Tensor, chosen: Tensor | None) -> Tensor:
-    """The chosen slots of [H_KV, N, ...], or all of them, on the host."""
-    if chosen is None:
-        return tensor.to("cpu", copy=True)
-    index = chosen.view(*chosen.shape, *[1] * (tensor.dim() - 2)).expand(-1, -1, *tensor.shape[2:])
-    return tensor.gather(1, index).cpu()

@@ -5,12 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 
 from kvlite.cache.cache import CacheSnapshot, SlotCache
 from kvlite.cache.policy import Policy
-from kvlite.cache.retention import best_kept
+from kvlite.cache.retention import Moved, Target, best_kept
 from kvlite.engine.decode_graphs import WORTH_IT, DecodeGraphs, GraphRecorder, NotCapturable, try_replay
 from kvlite.engine.device_memory import PeakMemory, allocating
 from kvlite.engine.inputs import inputs
@@ -128,8 +129,9 @@ class Engine:
     def score(self, ids: Sequence[tuple[int, ...]], last: int | None = None) -> torch.Tensor:
         """Feed the first rows the next ids of texts that are given, and give the logits behind each id [n, T, V].
 
-        With `last` only behind so many at the end. Shorter pieces stand on the right; a row without ids is left as it
-        is. A cache that evicts takes at most `plan.chunk` ids each. Raises ContextFull where one that does not is full.
+        With `last` only those behind so many of the last ids are computed. Shorter pieces stand on the right; a row
+        without ids is left as it is. A cache that evicts takes at most `plan.chunk` ids each. Raises ContextFull where
+        one that does not is full.
         """
         assert all(row.job is None for row in self._rows), "scoring and answering take turns"
         if self.on_full != "evict" and any(len(piece) > self.cache.room(row) for row, piece in enumerate(ids)):
@@ -174,6 +176,11 @@ class Engine:
         if (crowded := self._limits.crowding(self._rows[0], (), plan, policy)) is not None:
             raise crowded
 
+    def moved(self, plan: CachePlan, policy: Policy) -> Moved | None:
+        """A copy of the lone row for the cache of `plan`: the best of it by `policy`, None where that is not known."""
+        (row,) = self._rows
+        return best_kept(self.cache, 0, Target(plan.head_slots, policy, row.seen, row.pins))
+
     def change_cache(self, plan: CachePlan, policy: Policy, on_full: str | None) -> bool:
         """Exchange the cache of a lone row for that of `plan`, which keeps the best of its tokens by `policy`.
 
@@ -181,7 +188,7 @@ class Engine:
         """
         assert self.rows == plan.rows == 1 and self._rows[0].job is None
         (row,), before = self._rows, (self.plan, self.policy, self.cache.stored, self.on_full)
-        moved = best_kept(self.cache, 0, row.seen, row.pins, dict(enumerate(plan.layer_slots)), policy)
+        moved = self.moved(plan, policy)
         backup = self.snapshot(0)
         self._close()
         try:
@@ -191,7 +198,7 @@ class Engine:
             self.restore(0, backup)
             raise
         if moved is not None:
-            self.cache.restore(0, moved)
+            self.cache.restore(0, moved.copy)
             self._rows = [replace(row, peak_bytes=0)]
         return moved is not None
 
@@ -284,8 +291,8 @@ class Engine:
         try:
             graphs = DecodeGraphs(self.loaded, self.cache, recorder)
             with allocating():
-                tokens, stored = self.policy.min_slots() + 8, self.cache.stored
-                caches = [dry_cache(self.loaded, tokens, stored, self.policy, kernels) for _ in range(2)]
+                small = partial(dry_cache, self.loaded, self.policy.min_slots() + 8, self.cache.stored, self.policy)
+                caches = [small(kernels, lambda slots: self.plan.head_slots) for _ in range(2)]
                 gain = try_replay(self.loaded, caches, recorder)
             if least is not None and gain < least:
                 raise NotCapturable(f"a replayed step takes {1 / gain:.2f} times as long as an eager one")

@@ -89,7 +89,7 @@ class ChatMemory:
 
         Raises UsageError or CapacityError, and changes nothing, where there is no such cache.
         """
-        from kvlite.cache.retention import best_kept, kept_in
+        from kvlite.cache.retention import kept_in
         from kvlite.models.device import free_bytes
 
         llm, engine = self._llm, self._llm.engine
@@ -104,17 +104,16 @@ class ChatMemory:
         place = PlanDevice("cuda" if device.type == "cuda" else "cpu", str(device), free)
         fit = spec.fit(llm.model.files, place, None, loaded=engine.loaded.shape)
         after, before = fit.cache(spec.budget), engine.plan
-        seen, pins = self._seen, engine.pins(ROW)
         if spec.on_full != "evict" and (held := engine.counts(ROW).tokens_kept) > after.fewest:
             raise DoesNotFit(
                 f"{held:,} tokens are held and nothing may be evicted; the cache would hold {after.fewest:,}"
             )
         engine.check_change(after, spec.policy)
-        moved = best_kept(engine.cache, ROW, seen, pins, dict(enumerate(after.layer_slots)), spec.policy)
+        moved = engine.moved(after, spec.policy)
         spans = self._conversation.turn_spans()
         shares = None
         if moved is not None:
-            kept = kept_in(engine.cache, moved, seen).tolist()
+            kept = kept_in(engine.cache, moved, self._seen).tolist()
             shares = tuple(_mean(kept[start:end]) for start, end in spans)
         if not dry:
             is_moved = engine.change_cache(after, spec.policy, spec.options.on_full)

@@ -41,7 +41,7 @@ class Talk:
 
     def ask(self, question):
         self.messages.append({"role": "user", "content": question})
-        events = [*self.conversation.ask(self.messages, AnswerSettings(max_tokens=24))]
+        events = [*self.conversation.ask(self.messages, AnswerSettings(max_tokens=12))]
         assert isinstance(events[-1], Answer)
         self.messages.append({"role": "assistant", "content": events[-1].text})
         return events[-1]
@@ -97,11 +97,11 @@ def test_a_smaller_budget_keeps_what_was_foretold_inside_its_bytes(talk):
 def test_a_pinned_turn_stays_whole_and_an_unpinned_one_need_not(talk):
     talk.memory.pin(1)
     talk.memory.change("64tok")
-    for _ in range(4):
+    for _ in range(3):
         talk.ask("Tell me a joke")
     assert talk.shares[0] == 1.0 and talk.memory.turns()[0].is_pinned
     talk.memory.unpin(1)
-    for _ in range(4):
+    for _ in range(3):
         talk.ask("Tell me a joke")
     assert talk.shares[0] < 1.0
 
@@ -204,7 +204,7 @@ def test_a_check_finds_what_was_forgotten(talk):
 
 def test_a_sampled_answer_is_drawn_again_with_its_seed(talk):
     talk.messages.append({"role": "user", "content": "Tell me a joke"})
-    events = [*talk.conversation.ask(talk.messages, AnswerSettings(Sampling(temperature=1.5, seed=5), max_tokens=24))]
+    events = [*talk.conversation.ask(talk.messages, AnswerSettings(Sampling(temperature=1.5, seed=5), max_tokens=12))]
     found = talk.memory.check(events[-1])
     assert found.same == found.tokens
 
