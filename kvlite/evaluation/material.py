@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-CHARS_BETWEEN = 720
+CHARS_BETWEEN = 640
 """Characters of a passage or dialogue for each question that is asked about it."""
 
 _READ = "Read this text and remember what it says.\n\n"
