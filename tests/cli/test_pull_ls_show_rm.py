@@ -1,5 +1,6 @@
 """The commands over the Hugging Face cache: data on stdout, the rest on stderr, codes a script can rely on."""
 
+import io
 import json
 import sys
 from collections.abc import Callable, Iterator
@@ -33,7 +34,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServer]:
 
 @pytest.fixture
 def kvlite(hub: HubServer, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Kvlite:
-    monkeypatch.setattr(sys, "stdin", None)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO()))
 
     def run(*args: str) -> Ran:
         capsys.readouterr()
