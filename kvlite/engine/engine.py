@@ -325,7 +325,7 @@ class Engine:
                 self._give_up(error)
         if logits is None:
             ids, pos, rot, pins = inputs(feed, rows, self.loaded.device)
-            step = self.cache.begin(feed.rows, pos, rot, feed.counts, pins)
+            step = self.cache.begin(feed.rows, pos, rot, feed.counts, pins, [row.to_come for row in rows])
             logits = self.loaded.forward(ids, self.cache, step, last)
         for row, count in zip(rows, feed.counts, strict=True):
             row.feed(count)
