@@ -145,7 +145,7 @@ def multiply(x: Tensor, weight: Packed, bias: Tensor | None) -> Tensor:
     outputs, inputs = weight.shape
     width = max(1, _TILE // inputs // COLUMNS) * COLUMNS
     tiles = [(start, min(start + width, outputs)) for start in range(0, outputs, width)]
-    parts = [torch.matmul(x, weight.unpack(start, end)) for start, end in tiles]
+    parts = [torch.matmul(x, weight.unpack(start, end).to(x.dtype)) for start, end in tiles]
     out = parts[0] if len(parts) == 1 else torch.cat(parts, -1)
     return out if bias is None else out + bias
 
@@ -208,4 +208,3 @@ def nibble_order() -> NibbleOrder:
     places = torch.arange(order.block).tolist()
     assert low[:half] == places[order.low] and high[:half] == places[order.high], "torch packs in an unknown order"
     return order
-
