@@ -72,6 +72,11 @@ class Console:
         return shutil.get_terminal_size().columns if self.is_terminal else None
 
     @property
+    def has_color(self) -> bool:
+        """True where stdout may be coloured."""
+        return self._has_color(self.stdout)
+
+    @property
     def has_live_stderr(self) -> bool:
         """True if stderr is a terminal on which lines may be redrawn."""
         return is_terminal(self.stderr) and not self.plain and os.environ.get("TERM") != "dumb"
@@ -88,6 +93,11 @@ class Console:
             raise
         except OSError as error:
             raise OutputError(f"cannot write to stdout: {error.strerror}") from error
+
+    def draw(self, text: str) -> None:
+        """Write to a terminal what is drawn, escape codes and all; its words have lost their control characters."""
+        self._hide_status()
+        self._raw(self.stdout, text)
 
     def line(self, text: str = "") -> None:
         """Write one line to stdout."""
@@ -189,6 +199,9 @@ class Console:
 
     def _say(self, text: str, style: str, end: str = "\n") -> None:
         text = strip_controls(text)
+        if end and is_terminal(self.stderr):
+            width = shutil.get_terminal_size().columns
+            text = "\n".join(_fitted(line, width) for line in text.split("\n"))
         if text and self._has_color(self.stderr):
             text = f"\x1b[{style}m{text}\x1b[0m"
         self.around(lambda: self._write_stderr(text, end))
@@ -220,6 +233,11 @@ class Console:
 def is_terminal(stream: TextIO | None) -> bool:
     """True where somebody is there to type, or to read as it comes."""
     return stream is not None and not stream.closed and stream.isatty()
+
+
+def _fitted(line: str, width: int) -> str:
+    """Break a line between words where it is longer than the terminal is wide."""
+    return line if len(line) <= width else fill(line, width, break_long_words=False, break_on_hyphens=False)
 
 
 def _one_line(text: str) -> str:

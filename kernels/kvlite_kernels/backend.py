@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from kvlite_kernels.eviction import Protection, choose, priority
+from kvlite_kernels.fused_attention import attend_fused, suits
 from kvlite_kernels.lowbit import Packed, hadamard, quantise
 from kvlite_kernels.reference import Geometry, Segment, attend_segments
 from kvlite_kernels.slots import Slots, Vectors, put
@@ -76,7 +77,9 @@ class Backend:
         """
         held = segments[0]
         is_quantised = isinstance(held.k, Packed)
-        out, received = attend_segments(hadamard(q) if is_quantised else q, q_pos, segments, geometry, observation)
+        query = hadamard(q) if is_quantised else q
+        attend = attend_fused if suits(query, segments, geometry, observation) else attend_segments
+        out, received = attend(query, q_pos, segments, geometry, observation)
         if observation is not None and held.statistic is not None:
             observation.add_to(held.statistic, received[0])
         if is_quantised:

@@ -32,15 +32,22 @@ CACHED_ELEMENTS = 1 << 20
 class Segment:
     """Keys that are attended together: `k` [B, H_KV, N, D], `v` [B, H_KV, N, D_V], `pos` int [B, H_KV or 1, N].
 
-    `statistic` fp32 [B, H_KV, N] is what the keys of slots received so far. `all_visible` promises that every query
-    sees every key.
+    `statistic` fp32 [B, H_KV, N] is what the keys of slots received so far. `before` promises, unless it is None, that
+    every query sees the first so many keys, that the `own` after them are those of the queries, one for each in their
+    order, and that the rest are free.
     """
 
     k: Vectors
     v: Vectors
     pos: Tensor
     statistic: Tensor | None = None
-    all_visible: bool = False
+    before: int | None = None
+    own: int = 0
+
+    @property
+    def all_visible(self) -> bool:
+        """True where it is promised that every query sees every key."""
+        return self.before == self.k.shape[2]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +80,7 @@ def attend(q: Tensor, q_pos: Tensor, segment: Segment, geometry: Geometry) -> Pa
     if geometry.softcap is not None:
         logits = geometry.softcap * torch.tanh(logits / geometry.softcap)
     if not segment.all_visible:
-        hidden = ~_visible(q_pos, segment.pos, geometry.window)
+        hidden = ~visible(q_pos, segment.pos, geometry.window)
         logits.unflatten(1, (segment.k.shape[1], -1)).masked_fill_(hidden[:, :, None], -torch.inf)
     highest = logits.amax(-1, keepdim=True)
     highest.masked_fill_(highest == -torch.inf, 0.0)
@@ -161,7 +168,7 @@ def _attend_plainly(
     return out, [] if observation is None else [shares.view(batch, num_kv_heads, -1, num_keys).mean(2)]
 
 
-def _visible(q_pos: Tensor, k_pos: Tensor, window: int | None) -> Tensor:
+def visible(q_pos: Tensor, k_pos: Tensor, window: int | None) -> Tensor:
     """Keys that each query sees: bool [B, H_KV, T, N], or [B, 1, T, N] where all heads hold the same positions."""
     query, key = q_pos[:, None, :, None], k_pos[:, :, None, :]
     seen = (key >= 0) & (key <= query)

@@ -225,14 +225,15 @@ class SlotCache:
 
     def _map(self, slots: int, live: Sequence[int], counts: Sequence[int], num_tokens: int) -> SlotMapping:
         longest = max(held + count for held, count in zip(live, counts, strict=True))
-        is_step = num_tokens == 1 and min(counts) == 1
+        is_aligned = len(set(live)) == 1 and min(counts) == num_tokens
         if longest > slots:
             if num_tokens > 1:
-                return SlotMapping(slots, None)
-            return waiting(slots, all_visible=is_step and min(live) == slots)
+                return SlotMapping(slots, None, before=live[0] if is_aligned else None)
+            return waiting(slots, all_visible=is_aligned and live[0] == slots)
         extent = max(1, longest)
-        if len(set(live)) == 1 and min(counts) == num_tokens:
-            return SlotMapping(extent, slice(live[0], live[0] + num_tokens), all_visible=is_step)
+        if is_aligned:
+            before = live[0] + (num_tokens == 1)  # one token sees itself too
+            return SlotMapping(extent, slice(live[0], live[0] + num_tokens), before=before)
         column = torch.arange(num_tokens, device=self.device)
         first = torch.tensor([num_tokens - count for count in counts], device=self.device)[:, None]
         start = torch.tensor(live, device=self.device)[:, None]
@@ -250,7 +251,7 @@ class SlotCache:
 
 def waiting(slots: int, all_visible: bool = False) -> SlotMapping:
     """The mapping of one token per row that waits in the discard slot of layers with `slots` slots."""
-    return SlotMapping(slots + 1, slice(slots, slots + 1), evicts=True, all_visible=all_visible)
+    return SlotMapping(slots + 1, slice(slots, slots + 1), evicts=True, before=slots + 1 if all_visible else None)
 
 
 def observe(policy: Policy, pos: Tensor, echo: Tensor | None = None) -> Observation | None:

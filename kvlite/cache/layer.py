@@ -10,7 +10,7 @@ from torch import Tensor
 
 from kvlite.cache.policy import Candidates, Policy, PolicyFailed, in_a_line, is_built_in
 from kvlite.cache.rotation import Rotation, rotate_keys
-from kvlite.cache.step import Step
+from kvlite.cache.step import SlotMapping, Step
 from kvlite.errors import KvliteError
 from kvlite.memory.format import SlotFormat
 from kvlite.memory.plan import CachePlan
@@ -108,7 +108,7 @@ class Layer:
         """Every tensor, by name; views of the group's, whose addresses never change."""
         self.num_bytes = sum(tensor.nbytes for tensor in self.tensors.values())
         self._noise = None if group.policy.noise is None else replace(group.policy.noise, layer=index)
-        self._read: tuple[tuple[int, int, int, bool], Slots, Segment] | None = None
+        self._read: tuple[tuple[int, int, int, int | None, int], Slots, Segment] | None = None
 
     @property
     def slot_bytes(self) -> int:
@@ -128,9 +128,8 @@ class Layer:
         observation = step.observation
         if observation is not None and (self._noise is not None or num_queries != step.pos.shape[1]):
             observation = replace(observation, weight=observation.weight[:, -num_queries:], noise=self._noise)
-        window = geometry.window
-        all_visible = mapping.all_visible and (window is None or mapping.extent <= min(window, self.num_slots))
-        slots, held = self._view(step.rows, mapping.extent, all_visible)
+        before = self._before(mapping, geometry.window) if num_queries == k.shape[2] == step.pos.shape[1] else None
+        slots, held = self._view(step.rows, mapping, before, num_queries)
         if mapping.index is not None:
             backend.write(slots, mapping.index, k, v)
             out, _ = backend.attend(q, q_pos, [held], geometry, observation)
@@ -138,7 +137,8 @@ class Layer:
                 self.group.evict_from(slots, step, q)
             return out
         keys, values = backend.encode(slots, k, v)
-        new = Segment(keys, values, step.pos[:, None, -k.shape[2] :])
+        own = (0, num_queries) if before is not None else ()
+        new = Segment(keys, values, step.pos[:, None, -k.shape[2] :], None, *own)
         out, received = backend.attend(q, q_pos, [held, new], geometry, observation)
         self._keep_best(slots, held, replace(new, statistic=received), step, q)
         return out
@@ -178,14 +178,21 @@ class Layer:
         if self.slots.statistic is not None:
             self.slots.statistic[row].zero_()
 
-    def _view(self, rows: slice, extent: int, all_visible: bool) -> tuple[Slots, Segment]:
-        """The slots of `rows` and the first `extent` of them to read; the last view is kept, as decoding repeats it."""
-        asked = (rows.start, rows.stop, extent, all_visible)
+    def _before(self, mapping: SlotMapping, window: int | None) -> int | None:
+        """The first slots that every query sees, as `mapping` has it, where no window hides any token of the step."""
+        fits = window is None or (mapping.index is not None and mapping.extent <= min(window, self.num_slots))
+        return mapping.before if fits else None
+
+    def _view(self, rows: slice, mapping: SlotMapping, before: int | None, tokens: int) -> tuple[Slots, Segment]:
+        """The slots of `rows` and those of them to read; the last view is kept, as decoding repeats it."""
+        extent = mapping.extent
+        own = 0 if before is None or mapping.index is None else min(tokens, extent - before)
+        asked = (rows.start, rows.stop, extent, before, own)
         if self._read is None or self._read[0] != asked:
             slots = self.slots.of_rows(rows)
             statistic = None if slots.statistic is None else slots.statistic[..., :extent]
             k, v = slots.k[..., :extent, :], slots.v[..., :extent, :]
-            self._read = asked, slots, Segment(k, v, slots.pos[..., :extent], statistic, all_visible)
+            self._read = asked, slots, Segment(k, v, slots.pos[..., :extent], statistic, before, own)
         return self._read[1:]
 
 

@@ -17,14 +17,15 @@ class SlotMapping:
     `index` says which slots they are written to before attention reads the first `extent`: a slice where that is the
     same for all rows, else int64 [n, 1, T] with the discard slot for padding. It is None where a chunk finds no room:
     attention then reads slots and chunk apart, and the best of both stay. `evicts` says that tokens wait in the discard
-    slot, from where each moves over a victim after attention. `all_visible` says that each query sees every slot read,
-    unless a window hides it.
+    slot, from where each moves over a victim after attention. `before` says that each query sees the first so many of
+    the slots read, unless a window hides them; the rest are those of the new tokens, in order, or free. It is None
+    where that is not so or differs between the rows.
     """
 
     extent: int
     index: Tensor | slice | None
     evicts: bool = False
-    all_visible: bool = False
+    before: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

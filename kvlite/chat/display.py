@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import uuid
 from collections.abc import Callable, Generator
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -17,16 +17,14 @@ from kvlite.llm.conversation import ROW
 from kvlite.memory.format import human_bytes
 
 if TYPE_CHECKING:
+    from kvlite.chat.screen import Screen
     from kvlite.console import Console
     from kvlite.deadline import Deadline
-    from kvlite.engine.request import Sampling
     from kvlite.llm import LLM
-    from kvlite.memory.counts import KVCounts
     from kvlite.record.recorder import Recorder
     from kvlite.text.stream import Piece
     from kvlite.text.template import Encoded
 
-BAR_CELLS = 8
 # The first fenced code block, which may lack its end.
 _CODE_BLOCK = re.compile(r"^[ \t]*(?P<fence>`{3,}|~{3,})[^\n]*\n(?P<code>.*?)(?:^[ \t]*(?P=fence)|\Z)", re.M | re.S)
 
@@ -51,18 +49,23 @@ class AnswerFormat:
 
 
 class Display:
-    """Answers on the screen as they come, text on stdout and thinking on stderr, each noted in the run record."""
+    """Answers on the screen as they come, text on stdout and thinking on stderr, each noted in the run record.
 
-    def __init__(self, console: Console, recorder: Recorder, form: AnswerFormat) -> None:
+    With a `screen` answers are drawn there.
+    """
+
+    def __init__(self, console: Console, recorder: Recorder, form: AnswerFormat, screen: Screen | None = None) -> None:
         self.console = console
         self.form = form
+        self.screen = screen
         self._recorder = recorder
         self._open: Callable[[str], None] | None = None  # writes on where the last line has no end yet
         self._has_told_eviction = False
 
     def show(self, events: Generator[Piece | Answer], interrupts: Interrupts, cancel: Callable[[], None]) -> Answer:
         """Show an answer as it comes, and return it; Ctrl-C calls `cancel`, which ends it early."""
-        with interrupts.calling(cancel), closing(events):
+        drawing = nullcontext() if self.screen is None else self.screen.drawing()
+        with interrupts.calling(cancel), closing(events), drawing:
             try:
                 for event in events:
                     if interrupts.pressed:  # perhaps before there was anything to cancel
@@ -74,6 +77,8 @@ class Display:
                     self._recorder.sample()
             finally:
                 self._end_line()
+                if self.screen is not None and interrupts.pressed:
+                    self.screen.lines.ahead.unsend()
         raise AssertionError("an answer ends with an Answer")
 
     def tell(self, answer: Answer) -> None:
@@ -108,7 +113,9 @@ class Display:
         self.tell(answer)
 
     def _show_piece(self, piece: Piece) -> None:
-        if piece.thinking and not self.form.shows_thinking:
+        if self.screen is not None:
+            self.screen.show(piece.text, is_thinking=piece.thinking, shows_thinking=self.form.shows_thinking)
+        elif piece.thinking and not self.form.shows_thinking:
             if self.console.has_live_stderr and not self.console.quiet:
                 self.console.show_status("thinking …")
         elif piece.thinking or self.form.streams:
@@ -137,24 +144,6 @@ def answer_prompt(llm: LLM, encoded: Encoded, settings: AnswerSettings, display:
         display.finish(display.show(events, interrupts, cancel), llm.model.name)
         if interrupts.pressed:
             raise Interrupted("interrupted; the answer is incomplete")
-
-
-def bar(share: float) -> str:
-    """Draw `share`, from 0 to 1, as a bar; any share above 0 fills a cell."""
-    filled = min(BAR_CELLS, max(round(share * BAR_CELLS), int(share > 0)))
-    return "█" * filled + "░" * (BAR_CELLS - filled)
-
-
-def status_line(kv: KVCounts, last: Answer | None, sampling: Sampling) -> str:
-    """Write the line under the prompt: bytes and tokens kept, speed, seed."""
-    share = kv.live_bytes / kv.reserved_bytes if kv.reserved_bytes else 0.0
-    parts = [
-        f"KV {human_bytes(kv.live_bytes)}/{human_bytes(kv.reserved_bytes)} {bar(share)} {share:.0%}",
-        f"kept {kv.tokens_kept:,} / seen {kv.tokens_seen:,} tok",
-        *([] if last is None else [f"{last.completion.timing.tok_s:.0f} tok/s"]),
-        "greedy" if sampling.is_greedy else f"seed {sampling.seed}",
-    ]
-    return " │ ".join(parts)
 
 
 def answer_line(answer: Answer) -> str:

@@ -20,12 +20,28 @@ if TYPE_CHECKING:
 QUOTES = '"""'
 
 
+class Pasted(str):
+    """A text of which some was pasted: sent as it is, whatever it begins with."""
+
+    __slots__ = ()
+
+
 def message_of(line: str) -> str:
-    """Strip the line, and the triple quotes around a text of several lines."""
+    """Strip the line, and the triple quotes typed around a text of several lines."""
+    if isinstance(line, Pasted):
+        return line.strip("\n")
     text = line.strip()
     if text.startswith(QUOTES):
         text = text.removeprefix(QUOTES).removesuffix(QUOTES)
     return text.strip()
+
+
+def is_command(line: str) -> bool:
+    """True where a line is a command: of what was pasted, only one line that begins with a command there is."""
+    if not isinstance(line, Pasted):
+        return line.startswith("/")
+    word = line.strip().removeprefix("/").partition(" ")[0]
+    return line.startswith("/") and "\n" not in line.strip() and word in slash_commands.BY_NAME
 
 
 class Chat:
@@ -71,12 +87,12 @@ class Chat:
 
     def handle(self, line: str) -> None:
         """Run a command or send a message; an error of either is shown, and the chat goes on."""
-        line, unsent = readable(line), self.session.unsent
+        unsent = self.session.unsent
         try:
-            if line.startswith("/"):
-                command, argument = slash_commands.find(line)
+            if is_command(line):
+                command, argument = slash_commands.find(readable(line).strip())
                 command.run(self, argument)
-            elif message := message_of(line):
+            elif (message := readable(message_of(line))).strip():
                 self.answer(self.session.ask(message))
         except (Interrupted, Terminated):
             raise

@@ -1,7 +1,7 @@
 """The prompt at a terminal: history, several lines, completion of commands, the status line.
 
-The only module that loads prompt_toolkit. Knows nothing of models: it returns lines, shows the status it is given, and
-lets a work go on beside the first line.
+With typed_ahead.py the only module that loads prompt_toolkit. Knows nothing of models: it returns lines, shows the
+status it is given, and lets a work go on beside the first line.
 """
 
 from __future__ import annotations
@@ -21,11 +21,13 @@ from prompt_toolkit.completion import WordCompleter
 from prompt_toolkit.filters import completion_is_selected, has_completions
 from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
+from prompt_toolkit.keys import Keys
 from prompt_toolkit.output import create_output
 
 from kvlite.chat.interrupt import Interrupts
-from kvlite.chat.loop import QUOTES
+from kvlite.chat.loop import QUOTES, Pasted
 from kvlite.chat.slash_commands import BY_NAME, LEAVING
+from kvlite.chat.typed_ahead import END, TypedAhead
 
 if TYPE_CHECKING:
     from kvlite.console import Console
@@ -37,15 +39,20 @@ class Terminal:
     """Editor for the user's messages; Enter sends, Alt-Enter starts a new line."""
 
     def __init__(self, status: Callable[[], str] | None, history: Path | None, vi: bool = False) -> None:
+        self.ahead = TypedAhead()
+        """The keys pressed while no text was edited."""
+        self._is_pasted = False
         self._session: PromptSession[str] = PromptSession(
             message=">>> ",
             multiline=True,
             prompt_continuation="... ",
             history=_history(history),
             completer=command_completer(),
-            key_bindings=_bindings(),
+            key_bindings=self._bindings(),
             bottom_toolbar=status,
             vi_mode=vi,
+            enable_open_in_editor=True,
+            search_ignore_case=True,
             output=create_output(always_prefer_tty=True),  # an answer redirected to a file stays free of prompts
         )
         self._waiting: deque[Callable[[], None]] = deque()
@@ -53,10 +60,25 @@ class Terminal:
 
     def read(self) -> str:
         """Return the next text; raises EOFError on Ctrl-D, KeyboardInterrupt on Ctrl-C, or the error of the work."""
+        if self.ahead.sent:
+            return self._sent_ahead(self.ahead.sent.popleft())
+        begun = self.ahead.take()
+        self._is_pasted = isinstance(begun, Pasted)
         try:
-            return self._session.prompt(pre_run=self._notice_work)
+            text = self._session.prompt(default=begun, pre_run=self._notice_work)
         finally:
             self._write_waiting()
+        return Pasted(text) if self._is_pasted and text else text
+
+    def _sent_ahead(self, line: str) -> str:
+        """A line sent before it was asked for, written as if it had been typed now; EOFError where it is the end."""
+        if line == END:
+            raise EOFError
+        self._session.history.append_string(line)
+        output = self._session.output
+        output.write(">>> " + line.replace("\n", "\n... ") + "\n")
+        output.flush()
+        return line
 
     def read_beside(self, work: Callable[[], T], console: Console) -> tuple[str, T] | None:
         """Return the first line that is sent and the result of `work`, done in a thread that ends with the process.
@@ -128,6 +150,31 @@ class Terminal:
             while True:
                 self._waiting.popleft()()
 
+    def _bindings(self) -> KeyBindings:
+        bindings = KeyBindings()
+
+        @bindings.add("enter", filter=~completion_is_selected)
+        def _(event: KeyPressEvent) -> None:
+            if not self._is_pasted and is_open_block(event.current_buffer.text):
+                event.current_buffer.insert_text("\n")
+            else:
+                event.current_buffer.validate_and_handle()
+
+        @bindings.add("enter", filter=has_completions & completion_is_selected)
+        def _(event: KeyPressEvent) -> None:
+            event.current_buffer.complete_state = None
+
+        @bindings.add("escape", "enter")
+        def _(event: KeyPressEvent) -> None:
+            event.current_buffer.insert_text("\n")
+
+        @bindings.add(Keys.BracketedPaste)
+        def _(event: KeyPressEvent) -> None:
+            self._is_pasted = True
+            event.current_buffer.insert_text(event.data.replace("\r\n", "\n").replace("\r", "\n"))
+
+        return bindings
+
 
 def discard_typed() -> None:
     """Drop typed text that was not read yet: the shell would take it for commands."""
@@ -166,24 +213,3 @@ def _history(path: Path | None) -> History:
     except OSError:
         return InMemoryHistory()
     return FileHistory(str(path))
-
-
-def _bindings() -> KeyBindings:
-    bindings = KeyBindings()
-
-    @bindings.add("enter", filter=~completion_is_selected)
-    def _(event: KeyPressEvent) -> None:
-        if is_open_block(event.current_buffer.text):
-            event.current_buffer.insert_text("\n")
-        else:
-            event.current_buffer.validate_and_handle()
-
-    @bindings.add("enter", filter=has_completions & completion_is_selected)
-    def _(event: KeyPressEvent) -> None:
-        event.current_buffer.complete_state = None
-
-    @bindings.add("escape", "enter")
-    def _(event: KeyPressEvent) -> None:
-        event.current_buffer.insert_text("\n")
-
-    return bindings

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
+from shutil import get_terminal_size
 from typing import TYPE_CHECKING, Annotated
 
 from kvlite.cli.invocation import Invocation
@@ -32,7 +33,8 @@ class ChatOptions:
         None, "-p", metavar="TEXT", from_settings=False, parse=read_text, help="What to ask first."
     )
     vi: bool = option(False, help="Edit with vi's keys.")
-    status: bool = option(True, help="Show the cache under the prompt.")
+    status: bool = option(True, help="Show the cache under the prompt and the answer.")
+    markdown: bool = option(True, help="Draw an answer's Markdown on a terminal.")
 
 
 def chat(
@@ -86,8 +88,11 @@ def _session_to_open(continues: bool, session: str | None) -> str | None:
 def _talk(asked: Answering, given: ChatOptions, name: str | None, form: AnswerFormat) -> None:
     from platformdirs import user_state_path
 
-    from kvlite.chat.display import Display, status_line
+    from kvlite.chat.display import Display
+    from kvlite.chat.gauge import status_line
+    from kvlite.chat.live import LiveLines
     from kvlite.chat.loop import Chat
+    from kvlite.chat.screen import Screen
     from kvlite.chat.session import Session
     from kvlite.chat.session_files import SessionFolder
     from kvlite.chat.terminal import Terminal
@@ -99,13 +104,17 @@ def _talk(asked: Answering, given: ChatOptions, name: str | None, form: AnswerFo
     def status() -> str:
         if session is None:
             return f"{asked.options.model} is loading"
-        return status_line(session.counts(), session.last, session.settings.sampling)
+        return status_line(session.counts(), session.last, session.settings.sampling, get_terminal_size().columns)
 
     def begin(files: ModelFiles | None = None) -> Chat:
         nonlocal session
         llm = asked.open(spec, recorder, files)
         session = Session(llm.engine, llm.model.text, asked.settings(llm), asked.answer.system)
-        display = Display(out, recorder, form)
+        screen = None
+        if out.is_terminal and out.has_live_stderr:
+            lines = LiveLines(out, session.counts if given.status else None, terminal.ahead)
+            screen = Screen(out, lines, draws_markdown=given.markdown, has_color=out.has_color)
+        display = Display(out, recorder, form, screen)
         return Chat(session, SessionFolder(), display, model=llm.model.name, name=name, autosaves=given.save)
 
     history = user_state_path("kvlite", appauthor=False) / "history"

@@ -5,7 +5,7 @@ import pytest
 
 from kvlite.chat import slash_commands
 from kvlite.chat.display import AnswerFormat, Display
-from kvlite.chat.loop import Chat, message_of
+from kvlite.chat.loop import Chat, Pasted, message_of
 from kvlite.chat.session import Session
 from kvlite.chat.session_files import SessionFolder
 from kvlite.console import Console
@@ -81,6 +81,17 @@ def test_empty_lines_are_passed_over(held):
 )
 def test_message_of_takes_off_what_only_delimits(line, sent):
     assert message_of(line) == sent
+
+
+@pytest.mark.parametrize("pasted", ['"""Doc."""\nimport os\n', "  indented\n", "/etc/passwd\n/bin", "/etc is a folder"])
+def test_what_is_pasted_is_sent_as_it_is(held, pasted):
+    held.type(Pasted(pasted))
+    assert held.chat.session.messages[0]["content"] == pasted.strip("\n")
+
+
+def test_a_pasted_line_that_begins_with_a_command_is_one(held):
+    held.type(Pasted("/mem\n"))
+    assert "tokens seen" in held.said and held.engine.requests == []
 
 
 @pytest.mark.parametrize(

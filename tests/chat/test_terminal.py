@@ -12,6 +12,7 @@ from prompt_toolkit.input import create_pipe_input
 from prompt_toolkit.output import DummyOutput
 
 from kvlite.chat import terminal
+from kvlite.chat.loop import Pasted
 from kvlite.chat.slash_commands import BY_NAME
 from kvlite.chat.terminal import Terminal, command_completer, is_open_block
 from kvlite.console import Console
@@ -44,6 +45,40 @@ def test_triple_quotes_span_lines(typed):
 
 def test_a_pasted_text_keeps_its_lines(typed):
     assert typed("\x1b[200~one\ntwo\n\x1b[201~\r").replace("\r\n", "\n") == "one\ntwo\n"
+
+
+def test_a_paste_is_sent_as_it_is_whatever_it_begins_with(typed):
+    pasted = typed('\x1b[200~"""Doc.\r\nimport os\r\x1b[201~\r')
+    assert isinstance(pasted, Pasted) and pasted == '"""Doc.\nimport os\n'
+    assert not isinstance(typed("typed\r"), Pasted)
+
+
+def test_five_thousand_pasted_lines_are_one_message(typed):
+    text = "".join(f"line {n}\n" for n in range(5000))
+    assert typed(f"\x1b[200~{text}\x1b[201~\r") == text
+
+
+def test_what_was_typed_before_is_there_to_go_on_with(editing):
+    def during(edited, pipe):
+        pipe.send_text(" world\r")
+
+    def read(edited):
+        edited.ahead.feed(b"hello")
+        return edited.read(), edited.ahead.text
+
+    assert editing(during, read) == ("hello world", "")
+
+
+def test_lines_sent_before_they_are_read_come_first_and_are_shown(monkeypatch, tmp_path):
+    screen = io.StringIO()
+    monkeypatch.setattr(terminal, "create_output", lambda **_: DummyOutput())
+    edited = Terminal(status=None, history=tmp_path / "history")
+    monkeypatch.setattr(edited._session.output, "write", screen.write, raising=False)
+    edited.ahead.feed(b"one\x1b\rmore\rtwo\r\x04")
+    assert (edited.read(), edited.read()) == ("one\nmore", "two")
+    with pytest.raises(EOFError):
+        edited.read()
+    assert screen.getvalue() == ">>> one\n... more\n>>> two\n" and "two" in (tmp_path / "history").read_text()
 
 
 def test_ctrl_d_ends_and_ctrl_c_interrupts(typed):

@@ -1,0 +1,164 @@
+"""An answer drawn on a terminal, a real one to the process, while keys come and Ctrl-C is pressed."""
+
+import io
+import os
+import signal
+import sys
+import termios
+import time
+from threading import Thread
+
+import pytest
+
+from kvlite.chat.display import AnswerFormat, Display
+from kvlite.chat.live import LiveLines
+from kvlite.chat.loop import Chat
+from kvlite.chat.screen import Screen
+from kvlite.chat.session import Session
+from kvlite.chat.session_files import SessionFolder
+from kvlite.chat.typed_ahead import TypedAhead
+from kvlite.chat.words import without_sgr
+from kvlite.console import Console
+from kvlite.llm.answer import AnswerSettings
+from kvlite.record.recorder import Recorder
+
+
+class Watched:
+    """A chat at a pseudo-terminal; `keys` types, `written` is all that came out so far."""
+
+    def __init__(self, engine, text, folder, master, stream):
+        self.engine, self.master, self.written = engine, master, b""
+        console = Console(stdout=stream, stderr=stream)
+        session = Session(engine, text, AnswerSettings())
+        self.ahead = TypedAhead()
+        lines = LiveLines(console, session.counts, self.ahead)
+        screen = Screen(console, lines, draws_markdown=True, has_color=True)
+        display = Display(console, Recorder("chat", (), report="none"), AnswerFormat(), screen)
+        self.chat = Chat(session, SessionFolder(folder), display, model="demo")
+        self.at = {}
+        run = engine.run
+
+        def acting(requests):
+            for number, event in enumerate(run(requests)):
+                self.at.pop(number, lambda: None)()
+                yield event
+
+        engine.run = acting
+        self.drain = Thread(target=self._drain, daemon=True)
+        self.drain.start()
+
+    def _drain(self):
+        try:
+            while data := os.read(self.master, 65536):
+                self.written += data
+        except OSError:
+            pass
+
+    def keys(self, data, until):
+        os.write(self.master, data)
+        wait_for(lambda: until(self.ahead))
+
+    def ask(self, question, says, at=None):
+        self.engine.script.append(says)
+        self.at = at or {}
+        self.chat.handle(question)
+        time.sleep(0.05)
+        return self.answer
+
+    @property
+    def answer(self):
+        """What stays on the screen: all that was drawn but the live lines."""
+        parts = self.written.decode().replace("\r\n", "\n").split("\x1b[J")
+        return (
+            without_sgr("".join(part.partition("\x1bD")[0] for part in parts))
+            .replace("\x1b[?2004h", "")
+            .replace("\x1b[?2004l", "")
+        )
+
+    def has_shown(self, text):
+        return text in without_sgr(self.written.decode(errors="replace"))
+
+
+def wait_for(is_so):
+    for _ in range(1000):
+        if is_so():
+            return
+        time.sleep(0.01)
+    raise AssertionError("it never came")
+
+
+@pytest.fixture
+def watched(engine, text, tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")
+    master, slave = os.openpty()
+    with os.fdopen(slave) as stdin, os.fdopen(os.dup(slave), "w", encoding="utf-8") as stdout:
+        monkeypatch.setattr(sys, "stdin", stdin)
+        made = Watched(engine, text, tmp_path / "sessions", master, stdout)
+        before = termios.tcgetattr(slave)
+        yield made
+        assert termios.tcgetattr(slave) == before
+    made.drain.join(10)
+    os.close(master)
+
+
+def test_an_answer_is_drawn_as_markdown_and_the_cache_lives_below_it(watched):
+    shown = watched.ask("hi", "# Title\n\nsome **bold** words\n")
+    assert shown.startswith("Title\n\nsome bold words\n") and "29 tok ·" in shown
+    assert watched.has_shown("kept 10 of 10") and "kept" not in shown
+
+
+def test_what_is_typed_goes_to_the_next_prompt_and_never_into_the_answer(watched):
+    typing = {3: lambda: watched.keys(b"next?", lambda ahead: ahead.text == "next?")}
+    shown = watched.ask("hi", "a long answer", typing)
+    assert shown.startswith("a long answer\n") and "next?" not in shown and watched.has_shown(">>> next?▏")
+    assert watched.ahead.text == "next?"
+
+
+def test_a_line_sent_during_an_answer_waits_and_is_shown(watched):
+    typing = {3: lambda: watched.keys(b"one\rtwo", lambda ahead: ahead.text == "two")}
+    watched.ask("hi", "a long answer", {**typing, 4: lambda: time.sleep(0.3)})
+    assert [*watched.ahead.sent] == ["one"] and watched.has_shown("next: one")
+
+
+@pytest.mark.parametrize("moment", [0, 1, 2, 7, 12])
+def test_ctrl_c_at_any_moment_keeps_the_answer_so_far_and_what_is_typed(watched, moment):
+    def press():
+        watched.keys(b"sent\rtyped", lambda ahead: ahead.text == "typed")
+        signal.raise_signal(signal.SIGINT)
+
+    watched.ask("hi", "a long answer", {moment: press})
+    assert watched.ahead.text == "sent\ntyped" and not watched.ahead.sent
+    said = watched.chat.session.messages[-1]["content"]
+    assert said == "a long answer"[: moment + 1] and watched.answer.startswith(said.strip())
+
+
+def test_a_paste_of_five_thousand_lines_is_taken_whole(watched):
+    text = '"""\n' + "".join(f"line {n}\n" for n in range(5000))
+    paste = b"\x1b[200~" + text.encode() + b"\x1b[201~"
+    watched.ask(
+        "hi",
+        "a long answer",
+        {2: lambda: watched.keys(paste, lambda ahead: len(ahead.text) == len(text)), 4: lambda: time.sleep(0.3)},
+    )
+    assert watched.ahead.text == text and watched.has_shown("[5,002 lines]")
+
+
+def test_escape_codes_of_an_answer_do_not_reach_the_terminal(watched):
+    shown = watched.ask("hi", "a\x1b[2Jb\x1b]0;title\x07c\n```\n\x1b[31mred\n```")
+    assert shown.startswith("a[2Jb]0;titlec\n```\n[31mred\n```\n")
+    assert b"\x1b[2J" not in watched.written and b"\x1b]0" not in watched.written
+
+
+def test_thinking_is_told_in_a_line(watched):
+    shown = watched.ask("hi", "<hm hm hm>yes")
+    assert "hm" not in shown and shown.startswith("thought for 0.") and shown.splitlines()[1] == "yes"
+
+
+def test_a_note_within_an_answer_stands_on_its_own_line(watched):
+    shown = watched.ask("hi", "one two three", {6: lambda: watched.chat._console.warn("careful")})
+    assert "one\nkvlite: warning: careful\n" in shown
+
+
+def test_without_a_terminal_to_type_at_the_answer_is_drawn_all_the_same(watched, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.StringIO())
+    assert watched.ask("hi", "an answer").startswith("an answer\n")
