@@ -126,7 +126,7 @@ class Policy(ABC):
 
     @property
     def echo_weight(self) -> float:
-        """The weight of a query of a prompt that is fed a second time before anything of it is evicted; 0: it is not."""
+        """The weight of a prompt's query that is fed a second time before anything of it is evicted; 0: it is not."""
         return 0.0
 
     @property

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from kvlite.profiles.profile import HeadProfile
 
 MOST_ON_CPU, MOST_ON_GPU = 400_000_000, 20_000_000_000
-"""Parameters up to which a model is measured unasked: half a minute of a core (SmolLM2-135M takes 13 s), or of a GPU."""
+"""Parameters up to which one is measured unasked: half a minute of a core (SmolLM2-135M: 13 s), or of a GPU."""
 
 
 class ShowsProgress(Protocol):
