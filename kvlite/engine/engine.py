@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 
@@ -232,8 +233,8 @@ class Engine:
         try:
             graphs = DecodeGraphs(self.loaded, self.cache, recorder)
             with allocating():
-                tokens, stored = self.policy.min_slots() + 8, self.cache.stored
-                caches = [dry_cache(self.loaded, tokens, stored, self.policy, kernels) for _ in range(2)]
+                small = partial(dry_cache, self.loaded, self.policy.min_slots() + 8, self.cache.stored, self.policy)
+                caches = [small(kernels, lambda slots: self.plan.head_slots) for _ in range(2)]
                 gain = try_replay(self.loaded, caches, recorder)
             if least is not None and gain < least:
                 raise NotCapturable(f"a replayed step takes {1 / gain:.2f} times as long as an eager one")

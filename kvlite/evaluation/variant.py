@@ -77,7 +77,7 @@ class Placed:
             "policy": repr(self.variant.policy),
             "kv_dtype": self.spec.slot_format.name,
             "slots": self.plan.slots,
-            "layer_slots": list(self.plan.layer_slots),
+            "head_slots": [list(heads) for heads in self.plan.head_slots],
             "chunk": self.plan.chunk,
         }
 

@@ -112,9 +112,16 @@ class Conversation:
                 for event in events:
                     if isinstance(event, Answer):
                         is_held = bool(event.text) or event.finish_reason is not FinishReason.CANCELLED
-                        self._messages, self.last = (*turns, Message("assistant", event.text)), event
+                        self._messages, self.last = _answered(turns, event.text), event
                     yield event
         finally:
             if not is_held:
                 self.forget()
                 self.go_back(turns[:-1])
+
+
+def _answered(turns: tuple[Message, ...], answer: str) -> tuple[Message, ...]:
+    """The messages with an answer, which goes on with the last of them where that is the assistant's."""
+    if turns[-1].role == "assistant":
+        return (*turns[:-1], Message("assistant", turns[-1].content + answer))
+    return (*turns, Message("assistant", answer))

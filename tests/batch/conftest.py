@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -41,11 +41,12 @@ class FakeText:
     """Ids are characters; messages are joined by newlines."""
 
     stop_ids: frozenset[int] = frozenset({END})
+    generation: dict[str, Any] = field(default_factory=dict)
 
     def prompt(self, text: str, *, system: str | None = None) -> Any:
         return self.raw(text if system is None else f"{system}\n{text}")
 
-    def conversation(self, messages: Sequence[Any], *, template_kwargs: Any = None) -> Any:
+    def conversation(self, messages: Sequence[Any], *, template_kwargs: Any = None, continues: Any = None) -> Any:
         if messages[-1]["content"] == "unrenderable":
             raise UsageError("the template refuses it")
         return self.raw("\n".join(message["content"] for message in messages))

@@ -18,7 +18,7 @@ from kvlite.batch.batch import Batch
 from kvlite.batch.dry_run import dry_run
 from kvlite.batch.output import LockedFile
 from kvlite.console import Console
-from kvlite.engine.request import Request, Sampling
+from kvlite.engine.request import Request
 from kvlite.errors import (
     BatchFailed,
     Interrupted,
@@ -98,7 +98,7 @@ class Desk:
 
         engine = self.new_engine(rows=2, fails=fails)
         loaded = SimpleNamespace(window=self.window)
-        model = SimpleNamespace(name="org/m@sha7", text=self.text, sampling=Sampling(), loaded=loaded)
+        model = SimpleNamespace(name="org/m@sha7", text=self.text, generation={}, loaded=loaded)
         return SimpleNamespace(model=model, engine=engine)
 
     def ask(self, *prompts: str) -> None:
