@@ -122,11 +122,12 @@ class Engine:
             for row in self._rows:
                 row.job = None
 
-    def score(self, ids: Sequence[tuple[int, ...]]) -> torch.Tensor:
+    def score(self, ids: Sequence[tuple[int, ...]], last: int | None = None) -> torch.Tensor:
         """Feed the first rows the next ids of texts that are given, and give the logits behind each id [n, T, V].
 
-        Shorter pieces stand on the right; a row without ids is left as it is. A cache that evicts takes at most
-        `plan.chunk` ids each. Raises ContextFull where one that does not is full.
+        With `last` only those behind so many of the last ids are computed. Shorter pieces stand on the right; a row
+        without ids is left as it is. A cache that evicts takes at most `plan.chunk` ids each. Raises ContextFull where
+        one that does not is full.
         """
         assert all(row.job is None for row in self._rows), "scoring and answering take turns"
         if self.on_full != "evict" and any(len(piece) > self.cache.room(row) for row, piece in enumerate(ids)):
@@ -136,7 +137,7 @@ class Engine:
         assert self.on_full != "evict" or max(map(len, ids)) <= self.plan.chunk, "re-rotation leaves room for one chunk"
         with self.peak_memory.phase("prefill"):
             echo = tuple(ids) if self._echoes and max(map(len, ids)) > 1 else ()
-            return self._forward(Feed(slice(0, len(ids)), tuple(ids), echo=echo), last=max(map(len, ids)))
+            return self._forward(Feed(slice(0, len(ids)), tuple(ids), echo=echo), last=last or max(map(len, ids)))
 
     def cancel(self, request_id: str, reason: FinishReason = FinishReason.CANCELLED) -> None:
         """End a request before its next token; what it has answered stays part of the conversation."""

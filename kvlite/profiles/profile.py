@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from kvlite.errors import UsageError
 from kvlite.memory.shape import ModelShape
 
-REFERENCE = 0.2
+REFERENCE = 0.1
 """The share of a conversation at which the curve is read where nobody knows how long it will be."""
 
 Needs = tuple[tuple[float, ...], ...]
