@@ -11,7 +11,7 @@ from torch import Tensor
 from kvlite.cache.layer import Layer, parted
 from kvlite.cache.part import LayerHeads, Part, PartGroup, try_out
 from kvlite.cache.policy import Policy
-from kvlite.cache.step import Echo, SlotMapping, Step
+from kvlite.cache.step import SlotMapping, Step
 from kvlite.errors import UsageError
 from kvlite.memory.allotment import of_layers
 from kvlite.memory.counts import KVCounts
@@ -129,21 +129,10 @@ class SlotCache:
         ]
         return min(free, default=2**62)
 
-    def begin(
-        self,
-        rows: slice,
-        pos: Tensor,
-        rot: Tensor,
-        counts: Sequence[int],
-        pins: Tensor | None,
-        echo: Echo | None = None,
-    ) -> Step:
+    def begin(self, rows: slice, pos: Tensor, rot: Tensor, counts: Sequence[int], pins: Tensor | None) -> Step:
         """The step that feeds `counts[i]` real tokens (right-aligned in pos and rot int32 [n, T]) to each of `rows`."""
         mappings = {slots: self._map(slots, live[rows], counts, pos.shape[1]) for slots, live in self._live.items()}
-        step = self.mapped(rows, pos, rot, counts, pins, mappings)
-        if echo is None:
-            return step
-        return replace(step, echo=echo, observation=observe(self.policy, pos, echo.pos))
+        return self.mapped(rows, pos, rot, counts, pins, mappings)
 
     def mapped(
         self,
@@ -261,10 +250,8 @@ def waiting(slots: int, all_visible: bool = False) -> SlotMapping:
     return SlotMapping(slots + 1, slice(slots, slots + 1), evicts=True, before=slots + 1 if all_visible else None)
 
 
-def observe(policy: Policy, pos: Tensor, echo: Tensor | None = None) -> Observation | None:
+def observe(policy: Policy, pos: Tensor) -> Observation | None:
     """The observation by `policy` of queries at `pos` int [n, T], None where it asks for none; padding counts nothing.
-
-    Behind them come those of an `echo` int [n, E], each of which weighs what the policy says.
 
     A query weighs less by the policy's decay for each that follows it, nothing where it is too old to be observed; what
     keys received before is retained accordingly.
@@ -283,7 +270,4 @@ def observe(policy: Policy, pos: Tensor, echo: Tensor | None = None) -> Observat
             if policy.observed is not None:
                 weight = weight * (following < policy.observed)
         retention = retention[:, None, None]
-    if echo is not None:
-        asked = torch.cat([weight, (echo >= 0) * policy.echo_weight], 1)
-        return Observation(policy.statistic, asked, retention, policy.heads, policy.noise)
     return Observation(policy.statistic, weight, retention, policy.heads, policy.noise, policy.observed)

@@ -126,11 +126,6 @@ class Policy(ABC):
         return 0 if self.statistic is None else 4
 
     @property
-    def echo_weight(self) -> float:
-        """The weight of a prompt's query that is fed a second time before anything of it is evicted; 0: it is not."""
-        return 0.0
-
-    @property
     def noise(self) -> Noise | None:
         """The noise of a policy whose statistic is GUMBEL."""
         return None

@@ -18,7 +18,7 @@ from kvlite.engine.limits import Limits
 from kvlite.engine.request import Completion, FinishReason, Request, Timing, Token
 from kvlite.engine.row import Row
 from kvlite.engine.sampling import INVALID, Draw, sample
-from kvlite.engine.scheduler import Feed, next_feed, with_echo
+from kvlite.engine.scheduler import Feed, next_feed
 from kvlite.errors import ContextFull, KvliteError, NumericError, UsageError
 from kvlite.memory.counts import KVCounts
 from kvlite.memory.format import SlotFormat
@@ -80,7 +80,6 @@ class Engine:
         """The way decode steps run: `captured`, or `eager` and, where capturing was asked for, the obstacle."""
         self.graphs: DecodeGraphs | None = None
         self._warn = warn
-        self._echoes = policy.echo_weight > 0 and loaded.state is None and self.on_full == "evict"
         rotates = loaded.rotations is not None
         self._limits = Limits(self.cache, loaded.shape.vocab, loaded.window, rotates, self.on_full)
         self._rows = [Row(index) for index in range(plan.rows)]
@@ -112,8 +111,6 @@ class Engine:
                     yield from self._admit(request)
                 yield from self._ended()
                 feed = next_feed(self._rows, self.plan.chunk)
-                if feed is not None and self._echoes and not feed.decodes:
-                    feed = with_echo(feed, self._rows[feed.rows], self.plan.chunk)
                 if feed is not None:
                     yield from self._advance(feed)
                 elif exhausted:
@@ -136,8 +133,7 @@ class Engine:
             )
         assert self.on_full != "evict" or max(map(len, ids)) <= self.plan.chunk, "re-rotation leaves room for one chunk"
         with self.peak_memory.phase("prefill"):
-            echo = tuple(ids) if self._echoes and max(map(len, ids)) > 1 else ()
-            return self._forward(Feed(slice(0, len(ids)), tuple(ids), echo=echo), last=last or max(map(len, ids)))
+            return self._forward(Feed(slice(0, len(ids)), tuple(ids)), last=last or max(map(len, ids)))
 
     def cancel(self, request_id: str, reason: FinishReason = FinishReason.CANCELLED) -> None:
         """End a request before its next token; what it has answered stays part of the conversation."""
@@ -254,23 +250,18 @@ class Engine:
     def _forward(self, feed: Feed, last: int = 1) -> torch.Tensor:
         """Feed the ids and give the logits of the `last` positions [n, last, V]."""
         rows, logits = self._rows[feed.rows], None
-        behind = max(map(len, feed.echo), default=0)
         for row, count in zip(rows, feed.counts, strict=True):
-            if count and self._limits.must_turn(row, count + behind):
+            if count and self._limits.must_turn(row, count):
                 row.rot = self.cache.rerotate(row.index)
-        if behind and any(
-            self._limits.must_turn(row, count + behind) for row, count in zip(rows, feed.counts, strict=True)
-        ):
-            feed = replace(feed, echo=())  # the model's window has no room for it
         if feed.decodes and self.graphs is not None:
             try:
                 logits = self.graphs.step(feed, rows)[:, None]
             except NotCapturable as error:
                 self._give_up(error)
         if logits is None:
-            fed = inputs(feed, rows, self.loaded.device)
-            step = self.cache.begin(feed.rows, fed.pos, fed.rot, feed.counts, fed.pins, fed.echo)
-            logits = self.loaded.forward(fed.ids, self.cache, step, last)
+            ids, pos, rot, pins = inputs(feed, rows, self.loaded.device)
+            step = self.cache.begin(feed.rows, pos, rot, feed.counts, pins)
+            logits = self.loaded.forward(ids, self.cache, step, last)
         for row, count in zip(rows, feed.counts, strict=True):
             row.feed(count)
         return logits

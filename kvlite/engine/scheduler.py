@@ -7,7 +7,7 @@ cut from the start of each prompt whatever its neighbours do, so that answers do
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 from kvlite.engine.row import Row
@@ -18,14 +18,12 @@ from kvlite.memory.plan import MOST_CHUNK
 class Feed:
     """The ids each of `rows` (neighbours in the cache) is fed; an empty list is padding only.
 
-    `decodes` says that they are what was drawn last, one for each row at work. `echo` are ids fed behind them that
-    only ask.
+    `decodes` says that they are what was drawn last, one for each row at work.
     """
 
     rows: slice
     ids: tuple[tuple[int, ...], ...]
     decodes: bool = False
-    echo: tuple[tuple[int, ...], ...] = ()
 
     @cached_property
     def counts(self) -> tuple[int, ...]:
@@ -61,13 +59,3 @@ def _taken(row: Row, count: int) -> tuple[int, ...]:
     """The next `count` ids of a row's prompt, which loses them."""
     assert row.job is not None
     return tuple(row.job.prompt.popleft() for _ in range(count))
-
-
-def with_echo(feed: Feed, rows: Sequence[Row], most: int) -> Feed:
-    """The prefill `feed`, and behind it again at most `most` ids of each row that have been fed only once."""
-    echo = []
-    for row, count in zip(rows, feed.counts, strict=True):
-        end = row.seen + count
-        echo.append(tuple(row.said[max(row.echoed, end - most) : end]) if count else ())
-        row.echoed = end if count else row.echoed
-    return replace(feed, echo=tuple(echo))

@@ -144,14 +144,18 @@ class TextModel:
         return Allocated(engine, fit, batch_size)
 
     def _profile(self, fit: Fit) -> HeadProfile | None:
-        """The profile that the heads' slots follow; None where nothing is evicted or all get as many, which is said."""
+        """The profile that the heads' slots follow; None where nothing is evicted."""
+        if self.spec.options.profile == "off":
+            return None
+        spec = fit.specs(self.spec.budget)[-1]
+        plan = replace(fit, spec=spec).cache(self.spec.budget)
+        return self.head_profile() if spec.evicts and plan.slots < plan.most_slots else None
+
+    def head_profile(self) -> HeadProfile | None:
+        """The profile for a cache that evicts; None where all heads get as many slots, which is said once."""
         from kvlite.llm.head_profile import profile_for
 
         if not self.profiles:
-            spec = fit.specs(self.spec.budget)[-1]
-            plan = replace(fit, spec=spec).cache(self.spec.budget)
-            if not spec.evicts or plan.slots == plan.most_slots:
-                return None
             self.profiles.append(profile_for(self))
         return self.profiles[0]
 

@@ -36,7 +36,7 @@ MOST_LENGTHS = 2
 STEP = 1.5
 """Ratio of neighbours in the grid of slots per head."""
 
-LEAST_SHARE = 16
+LEAST_SHARE = 2
 """A head has at least the average slots divided by this, whatever it needs."""
 
 
