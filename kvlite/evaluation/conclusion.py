@@ -51,7 +51,11 @@ def _advice(summary: Summary, budget: str, lines: Sequence[Line]) -> str:
     cost, others = _cost(summary, best), [line for line in lines if line is not best]
     if not others:
         return f"At {budget} {best.placed.variant.name}: {cost}."
-    alike = [line.placed.variant.name for line in others if not differs(best.samples, line.samples, summary.suite.seed)]
+    alike = [
+        line.placed.variant.name
+        for line in others
+        if line.placed.key() != best.placed.key() and not differs(best.samples, line.samples, summary.suite.seed)
+    ]
     doubt = f"{' and '.join(alike)} cannot be told from it" if alike else "its lead is more than chance"
     return f"At {budget} use {best.placed.variant.name}: {cost} ({doubt})."
 

@@ -146,6 +146,15 @@ class ChatText:
             return replace(self._encoded(ids, "", pins), begins=self._part_of(turns[-1].content))
         return self._encoded(ids, parts[-1], pins)
 
+    def turn_starts(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+        """The places in the ids of `conversation(messages)` where the user's messages begin."""
+        whole, starts = self.conversation(messages).ids, []
+        for index, message in enumerate(messages):
+            if message["role"] == "user":
+                other = {"role": "user", "content": "1" if message["content"].startswith("0") else "0"}
+                starts.append(common_start(self.conversation([*messages[:index], other]).ids, whole))
+        return starts
+
     def next_turn(self, user: str, *, ended: bool, thinking: bool = False) -> Encoded:
         """Encode what follows an answer already fed: its end, the user's message, the prompt for the next answer.
 

@@ -167,7 +167,7 @@ def test_other_weights_find_nothing(model: TextModel, tmp_path: Path) -> None:
 
 
 def test_stopped_in_the_middle_it_goes_on_and_ends_with_the_same_results(model: TextModel, tmp_path: Path) -> None:
-    whole = evaluation(model, None).run()
+    whole = replace(evaluation(model, None), most_rows=1).run()  # rows round differently together
     stopped = replace(evaluation(model, tmp_path / "j"), most_rows=1)
 
     def stop(now: Evaluation) -> None:
@@ -178,5 +178,5 @@ def test_stopped_in_the_middle_it_goes_on_and_ends_with_the_same_results(model: 
     with pytest.raises(KeyboardInterrupt):
         stopped.run()
     assert lines(tmp_path / "j") == 2
-    gone_on = evaluation(model, tmp_path / "j").run()
+    gone_on = replace(evaluation(model, tmp_path / "j"), most_rows=1).run()
     assert [results(each) for each in gone_on] == [results(each) for each in whole]
