@@ -157,6 +157,10 @@ class Engine:
         """The ids of a row's conversation, each at its position; the last may not be fed yet."""
         return self._rows[row].said
 
+    def take_back(self, row: int) -> int | None:
+        """Take out of a row the id that was drawn last and not fed, to be fed by a request; None if there is none."""
+        return self._rows[row].take_back()
+
     def pin(self, row: int, spans: Sequence[tuple[int, int]], *, unpins: bool = False) -> None:
         """Evict nothing more of these spans of a row's positions, or again. Raises BudgetTooSmall where none fits."""
         held = self._rows[row]
@@ -321,7 +325,7 @@ class Engine:
                 self._give_up(error)
         if logits is None:
             ids, pos, rot, pins = inputs(feed, rows, self.loaded.device)
-            step = self.cache.begin(feed.rows, pos, rot, feed.counts, pins)
+            step = self.cache.begin(feed.rows, pos, rot, feed.counts, pins, [row.to_come for row in rows])
             logits = self.loaded.forward(ids, self.cache, step, last)
         for row, count in zip(rows, feed.counts, strict=True):
             row.feed(count)

@@ -53,6 +53,11 @@ class Row:
         """The row between two requests, which shares nothing with this one."""
         return replace(self, used=set(self.used), said=self.said[:], job=None)
 
+    @property
+    def to_come(self) -> int:
+        """Count the tokens of a prompt that are not fed yet."""
+        return 0 if self.job is None else len(self.job.prompt)
+
     def feed(self, count: int) -> None:
         """Count tokens that are fed, the unfed one first."""
         self.seen += count
@@ -75,6 +80,13 @@ class Row:
         self.unfed = token
         self.used.add(token)
         self.said.append(token)
+
+    def take_back(self) -> int | None:
+        """Give up the id that was drawn and not fed."""
+        token, self.unfed = self.unfed, None
+        if token is not None:
+            self.said.pop()
+        return token
 
     def placed(self, pins: tuple[tuple[int, int], ...]) -> tuple[tuple[int, int], ...]:
         """Spans of a request's ids as positions of the conversation."""

@@ -82,6 +82,21 @@ def test_chunk_size_does_not_change_the_answer_while_nothing_is_evicted(llama: L
     )
 
 
+def test_queries_too_old_to_count_once_the_prompt_is_through_change_no_statistic(
+    llama: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def statistics() -> list[torch.Tensor]:
+        engine = make_engine(llama, "64tok", policy="heavy-hitter:decay=0.3")  # 2^-24 is a weight 14 queries back
+        answers(engine, [Request("a", PROMPT, max_tokens=1)])
+        return [layer.tensors["statistic"][..., : len(PROMPT)] for layer in engine.cache.layers.values()]
+
+    some = statistics()
+    monkeypatch.setattr("kvlite.cache.cache.NEGLIGIBLE", 1e-300)
+    for one, every in zip(some, statistics(), strict=True):
+        assert torch.allclose(one, every, rtol=1e-5, atol=1e-6)
+        assert one.sum() > 0
+
+
 def test_a_row_keeps_nothing_of_the_one_before(llama: LoadedModel) -> None:
     engine = make_engine(llama, "32tok")
     fresh = answers(engine, [Request("a", PROMPT, max_tokens=20)])["a"]
