@@ -180,7 +180,8 @@ def _exact(value: Tensor) -> Tensor:
 
 def _blocks(codes: Tensor) -> tuple[Tensor, ...]:
     """Rows of codes, whole blocks of channels out, few enough to be widened."""
-    return codes.split(max(1, _PART // codes.shape[1] // COLUMNS) * COLUMNS)
+    parts: tuple[Tensor, ...] = codes.split(max(1, _PART // codes.shape[1] // COLUMNS) * COLUMNS)
+    return parts
 
 
 @dataclass(frozen=True, slots=True)

@@ -105,7 +105,7 @@ def packed_settings(bits: int) -> QuantizationConfigMixin:
 @register_quantization_config(_METHOD)
 class _PackedConfig(QuantizationConfigMixin):
     def __init__(self, bits: int) -> None:
-        self.quant_method = cast(Any, _METHOD)
+        self.quant_method: Any = _METHOD
         self.bits = bits
 
 
@@ -114,8 +114,8 @@ class _Packer(HfQuantizer):
     """Replaces linear maps before their weights are read, fills them as they are, and packs the head at the end."""
 
     def param_needs_quantization(self, model: Any, param_name: str, **_: Any) -> bool:
-        place, _, name = param_name.rpartition(".")
-        return name == "weight" and type(model.get_submodule(place)) is PackedLinear
+        place, dot, name = param_name.rpartition(".")
+        return dot + name == ".weight" and type(model.get_submodule(place)) is PackedLinear
 
     def get_quantize_ops(self) -> ConversionOps:
         return _Pack(self.quantization_config.bits)  # type: ignore[attr-defined]
@@ -143,15 +143,15 @@ class _Packer(HfQuantizer):
         return model
 
 
-class _Pack(ConversionOps):  # type: ignore[misc]
+class _Pack(ConversionOps):
     """Packs the weights of one map on their way into the model."""
 
     def __init__(self, bits: int) -> None:
         self.bits = bits
 
-    def convert(self, input_dict: dict[str, Any], model: Any, **_: Any) -> dict[str, Tensor]:
+    def convert(self, input_dict: dict[str, Any], *_: Any, model: Any = None, **__: Any) -> dict[str, Any]:
         """Give the parameters in place of those named."""
-        found = {}
+        found: dict[str, Any] = {}
         for name, value in input_dict.items():
             weight = value[0] if isinstance(value, list) else value
             held = model.get_submodule(name.rpartition(".")[0])
