@@ -17,7 +17,7 @@ from kvlite.evaluation.journal import Scored, Span, span_of
 from kvlite.evaluation.suites import ForcedText
 
 BLOCK = 64
-"""Tokens the full cache takes at a time, about, and that are compared at once: it gives the same logits in any chunks."""
+"""Tokens the full cache takes at a time, about, and that are compared at once: any chunks give the same logits."""
 
 
 @dataclass(slots=True)
