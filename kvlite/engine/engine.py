@@ -67,21 +67,14 @@ class Engine:
         if loaded.state is not None and plan.rows > 1:
             raise UsageError(f"{loaded.shape.family} models carry state and run one row at a time, not {plan.rows}")
         self.loaded = loaded
-        self.plan = plan
         self.policy = policy
         self.on_full = policy.when_full(on_full)
         self.peak_memory = PeakMemory(loaded.device)
-        with allocating():
-            self.cache = SlotCache(loaded.shape, plan, policy, stored, loaded.device, kernels, loaded.dtype)
-        for index, layer in self.cache.layers.items():
-            layer.rotation = (loaded.rotations or {}).get(index)
         self.step = "eager"
         """The way decode steps run: `captured`, or `eager` and, where capturing was asked for, the obstacle."""
         self.graphs: DecodeGraphs | None = None
-        self._warn = warn
-        rotates = loaded.rotations is not None
-        self._limits = Limits(self.cache, loaded.shape.vocab, loaded.window, rotates, self.on_full)
-        self._rows = [Row(index) for index in range(plan.rows)]
+        self._warn, self._stored, self._kernels = warn, stored, kernels
+        self._allocate(plan)
         if recorder is not None:
             self._capture(recorder, kernels, least=None if must_capture else WORTH_IT)
 
@@ -96,7 +89,7 @@ class Engine:
         request that cannot be served ends with a Completion that carries the error. Closing the iterator stops.
         """
         waiting = iter(requests)
-        exhausted = False
+        exhausted, feed = False, None
         try:
             while True:
                 while not exhausted and any(row.job is None for row in self._rows):
@@ -109,7 +102,7 @@ class Engine:
                         break
                     yield from self._admit(request)
                 yield from self._ended()
-                feed = next_feed(self._rows, self.plan.chunk)
+                feed = next_feed(self._rows, feed)
                 if feed is not None:
                     yield from self._advance(feed)
                 elif exhausted:
@@ -117,6 +110,20 @@ class Engine:
         finally:
             for row in self._rows:
                 row.job = None
+
+    def resize(self, plan: CachePlan) -> None:
+        """Take a cache as `plan` says in place of the one there is, whose rows are lost.
+
+        Raises DoesNotFit or OutOfMemory where it cannot be allocated; then there is none.
+        """
+        assert all(row.job is None for row in self._rows), "rows at work keep their slots"
+        if plan == self.plan:
+            return
+        graphs, self.graphs = self.graphs, None
+        del self.cache, self._limits  # the old cache first: both are never there together
+        self._allocate(plan)
+        if graphs is not None:
+            self.graphs = DecodeGraphs(self.loaded, self.cache, graphs.recorder)
 
     def score(self, ids: Sequence[tuple[int, ...]]) -> torch.Tensor:
         """Feed the first rows the next ids of texts that are given, and give the logits behind each id [n, T, V].
@@ -179,6 +186,17 @@ class Engine:
         sums = {name: sum(getattr(row, name) for row in rows) for name in summed}
         return replace(rows[0], budget_bytes=self.plan.budget_bytes, **sums)
 
+    def _allocate(self, plan: CachePlan) -> None:
+        loaded, self.plan = self.loaded, plan
+        with allocating():
+            self.cache = SlotCache(
+                loaded.shape, plan, self.policy, self._stored, loaded.device, self._kernels, loaded.dtype
+            )
+        for index, layer in self.cache.layers.items():
+            layer.rotation = (loaded.rotations or {}).get(index)
+        self._limits = Limits(self.cache, loaded.shape.vocab, loaded.window, loaded.rotations is not None, self.on_full)
+        self._rows = [Row(index) for index in range(plan.rows)]
+
     def _admit(self, request: Request) -> Iterator[Completion]:
         if request.row is None:
             index = next(row.index for row in self._rows if row.job is None)
@@ -191,7 +209,8 @@ class Engine:
         counts = self.counts(row.index)
         error = self._limits.refusal(row, request)
         if error is None:
-            row.begin(request, counts.tokens_evicted)
+            evicts = row.needs(request) > self.plan.fewest
+            row.begin(request, self.plan.chunk if evicts else self.plan.most_chunk, counts.tokens_evicted)
         else:
             yield Completion(
                 request.id, (), FinishReason.CANCELLED, len(request.ids), 0, counts, Timing(0.0, 0.0, 0.0), error
@@ -211,8 +230,7 @@ class Engine:
     def _advance(self, feed: Feed) -> Iterator[Token | Completion]:
         """One forward pass; then a token for every row whose prompt is through."""
         rows = self._rows[feed.rows]
-        phase = "decode" if all(row.job is None or row.job.answer for row in rows) else "prefill"
-        with self.peak_memory.phase(phase):
+        with self.peak_memory.phase("decode" if feed.decodes else "prefill"):
             logits = self._forward(feed)[:, -1]
             ready = [i for i, row in enumerate(rows) if row.job is not None and feed.ids[i] and not row.job.prompt]
             draws = [Draw.of(rows[i]) for i in ready]

@@ -73,6 +73,18 @@ class Fit:
         """The cache that `budget` buys. Raises CapacityError where it is too little, or more than the device has."""
         return self._plan(budget, self.free_for_cache)
 
+    def rows(self, budget: Budget, slots: int, lines: int) -> CachePlan:
+        """The cache of at most `lines` rows of `slots` each, or as near to that as one row may have.
+
+        Raises as `cache` does.
+        """
+        few = replace(self, batch=min(self.most_rows, lines))
+        alone = replace(few, batch=None if self.row_budget is None else 1)
+        most = alone.cache(budget)
+        wanted = min(max(slots, self.spec.least_slots(self.shape)), most.slots)
+        found = replace(few, row_budget=Budget(BudgetKind.TOKENS, wanted)).cache(budget)
+        return replace(found, capped_by=most.capped_by if found.slots == most.slots else None)
+
     def memory(self, cache: CachePlan | None) -> MemoryPlan:
         """Every term of a run with `cache`, weights first; without one, all that lies beside a cache at its largest."""
         rows, chunk = (cache.rows, cache.chunk) if cache else (self.most_rows, self.spec.chunk_limit)

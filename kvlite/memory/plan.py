@@ -91,7 +91,8 @@ class CachePlan:
     `layer_slots[i]` is S of layer i: less than `slots` where it slides, 0 where it has no keys. Where the full layers
     differ, `slots` is their average and `fewest` the least; else both are the same. `capped_by` says what stopped S
     below what the bytes would buy: "window", or None. `most_slots` is what the model's window allows whatever the
-    bytes. `row_budget_bytes` is what one row must stay within; everything else is bytes over all rows.
+    bytes. A row that will not evict is prefilled `most_chunk` at once. `row_budget_bytes` is what one row must stay
+    within; everything else is bytes over all rows.
     """
 
     slots: int
@@ -108,6 +109,7 @@ class CachePlan:
     budget_bytes: int = 0
     row_budget_bytes: int = 0
     capped_by: str | None = None
+    most_chunk: int = MOST_CHUNK
 
     @property
     def reserved_bytes(self) -> int:
@@ -203,6 +205,7 @@ def _with_slots(shape: ModelShape, spec: CacheSpec, rows: int, cap: int, slots: 
         most_slots=cap,
         rows=rows,
         chunk=chunk_tokens(smallest, spec.chunk_limit),
+        most_chunk=min(spec.chunk_limit, MOST_CHUNK),
         layer_slots=layer_slots,
         k_v_bytes=sum(head * spec.key_value_bytes(layer) for head, layer in zip(heads, layers, strict=True)),
         policy_state_bytes=sum(heads) * spec.state_bytes_per_slot,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -41,6 +41,7 @@ class FakeText:
     """Ids are characters; messages are joined by newlines."""
 
     stop_ids: frozenset[int] = frozenset({END})
+    generation: dict[str, Any] = field(default_factory=dict)
 
     def prompt(self, text: str, *, system: str | None = None) -> Any:
         return self.raw(text if system is None else f"{system}\n{text}")
@@ -129,6 +130,26 @@ class FakeEngine:
     ) -> Completion:
         timing = Timing(0.1, 0.2, 10.0)
         return Completion(request.id, tuple(answer), reason, len(request.ids), 1, COUNTS, timing, error)
+
+
+class FakeRows:
+    """The rows of a FakeEngine, whatever is asked for; `fits` are the slots and lines that were."""
+
+    def __init__(self, engine: FakeEngine, model: Any = None, most_slots: int = 10**6) -> None:
+        self.engine, self.model, self.most_slots = engine, model, most_slots
+        self.budget_bytes = engine.plan.budget_bytes
+        self.fits: list[tuple[int, int]] = []
+
+    def count(self, slots: int, lines: int) -> int:
+        return self.engine.rows
+
+    def fit(self, slots: int, lines: int) -> None:
+        self.fits.append((slots, lines))
+
+
+@pytest.fixture
+def new_rows() -> type[FakeRows]:
+    return FakeRows
 
 
 @pytest.fixture
