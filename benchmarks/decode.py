@@ -23,7 +23,8 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from kvlite.cache.layer import Layer, LayerGroup
+from kvlite.cache.layer import Layer
+from kvlite.cache.part import PartGroup
 from kvlite.cache.policy import load_policy
 from kvlite.engine.engine import Engine
 from kvlite.engine.request import Request, Token
@@ -101,13 +102,13 @@ def decode_theirs(model: PreTrainedModel, prompt: list[int], tokens: int, clock:
 @contextmanager
 def attention_removed() -> Iterator[None]:
     """Within the block layers neither attend nor store."""
-    attend, place, evict = Layer.attend, LayerGroup.place, LayerGroup.evict
+    attend, place, evict = Layer.attend, PartGroup.place, PartGroup.evict
     Layer.attend = lambda self, q, k, v, step, geometry: q  # type: ignore[method-assign,assignment,return-value]
-    LayerGroup.place = LayerGroup.evict = lambda self, step: None  # type: ignore[method-assign,assignment]
+    PartGroup.place = PartGroup.evict = lambda self, step: None  # type: ignore[method-assign,assignment]
     try:
         yield
     finally:
-        Layer.attend, LayerGroup.place, LayerGroup.evict = attend, place, evict  # type: ignore[method-assign]
+        Layer.attend, PartGroup.place, PartGroup.evict = attend, place, evict  # type: ignore[method-assign]
 
 
 def measure(

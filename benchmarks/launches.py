@@ -213,7 +213,7 @@ def count_step(loaded: LoadedModel, cache: SlotCache) -> Counter[bool]:
         counting = Counting()
         with counting.counting():
             loaded.forward(ids, cache, cache.begin(slice(0, 1), pos, pos, (tokens,), None))
-    assert all(cache.live(0, layer.num_slots) == layer.num_slots for layer in cache.layers.values())
+    assert all(cache.live(0, part.num_slots) == part.num_slots for part in cache.parts)
     return counting.counts
 
 

@@ -22,7 +22,8 @@ class Statistic(Enum):
 class Noise:
     """Gumbel noise that is a hash of (seed, layer, query head, query position, key position), and its temperature.
 
-    The temperature goes from `first` to `last` in a straight line over the first `ramp` positions.
+    The temperature goes from `first` to `last` in a straight line over the first `ramp` positions. Query heads are
+    counted from `first_head` on.
     """
 
     seed: int
@@ -30,3 +31,4 @@ class Noise:
     last: float
     ramp: int
     layer: int = 0
+    first_head: int = 0

@@ -80,7 +80,7 @@ def gumbel(noise: Noise, num_heads: int, q_pos: Tensor, k_pos: Tensor, dtype: to
 
     The words of the hash are chained by murmur3's finaliser, h <- mix(h ^ word), from the seed on.
     """
-    heads = torch.arange(num_heads, device=q_pos.device)
+    heads = torch.arange(noise.first_head, noise.first_head + num_heads, device=q_pos.device)
     start = _mixed(torch.full((), (noise.seed + 0x9E3779B9) & _WORD, device=q_pos.device))  # no copy from the host
     of_head = _mixed(_mixed(start ^ noise.layer) ^ heads)  # [H_Q]
     of_query = _mixed(of_head[:, None] ^ (q_pos.long() & _WORD)[:, None])  # [B, H_Q, T]

@@ -20,7 +20,7 @@ _KINDS_OF_NUMBERS = {
 }  # fmt: skip
 _KNOWN_IN_BODY = frozenset(
     {"model", "messages", "prompt", "max_tokens", "max_completion_tokens", "stop", "n", "response_format",
-     "chat_template_kwargs", *_KINDS_OF_NUMBERS}
+     "chat_template_kwargs", "continue_final_message", "add_generation_prompt", *_KINDS_OF_NUMBERS}
 )  # fmt: skip
 _KNOWN_IN_SIMPLE = _KNOWN_IN_BODY | {"id", "custom_id", "system", "metadata"}
 
@@ -110,9 +110,18 @@ def _with_settings(item: Item, body: Json, known: frozenset[str]) -> Item:
         max_tokens=count(body, "max_completion_tokens") or count(body, "max_tokens"),
         stop=_stop(body.get("stop")),
         n=n,
+        continues=_continues(body),
         template_kwargs=given(body, "chat_template_kwargs", dict) or {},
         ignored=tuple(name for name in body if name not in known),
     )
+
+
+def _continues(body: Json) -> bool | None:
+    """Read vLLM's words for an answer that goes on with the last message, which is the default where that is one."""
+    continues, opens = (given(body, name, bool) for name in ("continue_final_message", "add_generation_prompt"))
+    if continues is not None and continues is opens:
+        raise LineError(f"continue_final_message and add_generation_prompt are both {shown(continues)}; keep one")
+    return not opens if continues is None and opens is not None else continues
 
 
 def _sampling(body: Json) -> dict[str, int | float]:

@@ -57,6 +57,7 @@ class Item:
 
     `index` counts records from 0, `line` lines from 1; `key` is the line's own id, else `line-<n>`. Without a `failure`
     exactly one of `prompt` and `messages` is set. `raw` asks for no chat template; `ignored` are keys without effect.
+    `continues` says whether the last message is gone on with, None leaves that to its role.
     """
 
     index: int
@@ -67,6 +68,7 @@ class Item:
     prompt: str | None = None
     messages: tuple[Json, ...] | None = None
     raw: bool = False
+    continues: bool | None = None
     model: str | None = None
     sampling: Mapping[str, int | float] = field(default_factory=dict)
     max_tokens: int | None = None

@@ -105,7 +105,7 @@ class Preparer:
         if not self.sampling(item).is_greedy:
             return None
         sampling = {name: value for name, value in item.sampling.items() if name != "seed"}
-        asked = (item.prompt, item.messages, item.raw, sampling, item.max_tokens, item.stop, item.n)
+        asked = (item.prompt, item.messages, item.raw, item.continues, sampling, item.max_tokens, item.stop, item.n)
         return blake2b(repr((*asked, item.template_kwargs)).encode(), digest_size=16).digest()
 
     def _encode(self, item: Item) -> Encoded:
@@ -117,7 +117,7 @@ class Preparer:
         messages = item.messages or ({"role": "user", "content": item.prompt},)
         if system is not None and messages[0]["role"] != "system":
             messages = ({"role": "system", "content": system}, *messages)
-        return self._text.conversation(messages, template_kwargs=item.template_kwargs)
+        return self._text.conversation(messages, template_kwargs=item.template_kwargs, continues=item.continues)
 
 
 @lru_cache(maxsize=64)

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from kvlite.batch.codecs import decode_line, decode_simple
+from kvlite.batch.file_kind import refuse_other_kinds
 from kvlite.batch.ids import NAMED, with_unique_ids
 from kvlite.batch.item import Code, Item, LineError
 from kvlite.batch.paths import STDIN
@@ -108,8 +109,11 @@ class Input:
         return self.read(self._lines())
 
     def read(self, lines: Iterable[bytes]) -> Iterator[Item]:
-        """Read the items of a file's lines. Raises UsageError where a CSV file cannot be read as one."""
-        lines = (line if number else line.removeprefix(_BOM) for number, line in enumerate(lines))
+        """Read the items of a file's lines. Raises UsageError where it is no such file as a whole."""
+        lines = iter(lines)
+        first = next(lines, b"")
+        refuse_other_kinds(first, self.name, is_json=self.layout not in ("csv", "text"))
+        lines = chain([first.removeprefix(_BOM)], lines)
         if self.layout == "csv":
             yield from self._rows(lines)
             return

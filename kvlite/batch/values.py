@@ -13,7 +13,12 @@ from kvlite.batch.item import Json, LineError
 
 MOST_NESTED = 64
 _KINDS = {type(None): "missing", bool: "a boolean", str: "a string", dict: "an object", list: "a list"}
-_WANTED: dict[tuple[type, ...], str] = {(int,): "a whole number", (int, float): "a number", (dict,): "an object"}
+_WANTED: dict[tuple[type, ...], str] = {
+    (int,): "a whole number",
+    (int, float): "a number",
+    (dict,): "an object",
+    (bool,): "true or false",
+}
 
 
 def parse_json(raw: bytes) -> object:

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from kvlite.cache.layer import Layer, LayerGroup, try_out
+from kvlite.cache.layer import Layer, parted
+from kvlite.cache.part import LayerHeads, Part, PartGroup, try_out
 from kvlite.cache.policy import Policy
 from kvlite.cache.step import SlotMapping, Step
 from kvlite.errors import UsageError
+from kvlite.memory.allotment import of_layers
 from kvlite.memory.counts import KVCounts
 from kvlite.memory.format import SlotFormat
-from kvlite.memory.plan import CachePlan, allotted, slots_with
+from kvlite.memory.plan import CachePlan, slots_with
 from kvlite.memory.shape import LayerShape, ModelShape
 from kvlite_kernels.backend import Backend, KernelsUnavailable, LayerSizes
 from kvlite_kernels.choice import choose_backend
 from kvlite_kernels.statistic import Observation
+
+NEGLIGIBLE = 2.0**-24
+"""A weight, as a share of that of the newest query, which a sum in fp32 does not tell from none."""
 
 _MOST_SLOTS = 2**31 - 1  # positions are int32
 
@@ -28,8 +34,8 @@ def open_backend(
 ) -> Backend:
     """The backend of such a cache for queries of `dtype`. Raises UsageError where `wanted` cannot run."""
     layers = [
-        LayerSizes(shape.query_heads, layer.kv_heads, slots + 1, layer.k_dim, layer.v_dim)
-        for layer, slots in zip(shape.layers, plan.layer_slots, strict=True)
+        LayerSizes(shape.query_heads, layer.kv_heads, max(heads) + 1, layer.k_dim, layer.v_dim)
+        for layer, heads in zip(shape.layers, plan.head_slots, strict=True)
         if layer.kv_heads
     ]
     dtypes = [dtype] if stored.is_quantised else [dtype, getattr(torch, stored.name)]
@@ -46,14 +52,14 @@ def refused_kernels(wanted: str, why: KernelsUnavailable) -> UsageError:
 
 @dataclass(frozen=True, slots=True)
 class CacheSnapshot:
-    """The live slots of one row on the host, compact: per layer and tensor name [H_KV, live, ...]."""
+    """The live slots of one row on the host, compact: per part and tensor name [H_KV, live, ...]; `live` by slots."""
 
     live: dict[int, int]
-    layers: dict[int, dict[str, Tensor]]
+    parts: list[dict[str, Tensor]]
 
     @property
     def num_bytes(self) -> int:
-        return sum(tensor.nbytes for tensors in self.layers.values() for tensor in tensors.values())
+        return sum(tensor.nbytes for tensors in self.parts for tensor in tensors.values())
 
 
 class SlotCache:
@@ -61,8 +67,8 @@ class SlotCache:
 
     `kernels` is one of `kvlite_kernels.choice.KERNELS`, for queries of `dtype`; UsageError where they cannot run, or
     where a plug-in does not score.
-    Nothing is evicted while a slot is free, so all heads of a layer hold equally many tokens and how many is known on
-    the host: layers with the same number of slots share one count per row.
+    Nothing is evicted while a slot is free, so how many tokens a head holds is known on the host: heads with the same
+    number of slots, of whatever layer, share one count per row.
     """
 
     def __init__(
@@ -81,49 +87,72 @@ class SlotCache:
         self.device = device
         try_out(policy, shape, plan, stored)
         self.backend = open_backend(shape, plan, stored, kernels, dtype, device)
-        alike: dict[tuple[LayerShape, int], list[int]] = {}
-        for index, (layer, slots) in enumerate(zip(shape.layers, plan.layer_slots, strict=True)):
-            if layer.kv_heads:
-                alike.setdefault((layer, slots), []).append(index)
+        alike: dict[tuple[LayerShape, int], list[LayerHeads]] = {}
+        for index, (layer, head_slots) in enumerate(zip(shape.layers, plan.head_slots, strict=True)):
+            for numbers in parted(head_slots, policy.noise is not None):
+                key = replace(layer, kv_heads=len(numbers)), head_slots[numbers[0]]
+                alike.setdefault(key, []).append(LayerHeads(index, numbers))
         self._groups = [
-            LayerGroup(indices, layer, plan.rows, slots, stored, policy, self.backend, device)
-            for (layer, slots), indices in alike.items()
+            PartGroup(members, part, slots, plan, stored, policy, self.backend, device)
+            for (part, slots), members in alike.items()
         ]
-        layers = {index: layer for group in self._groups for index, layer in group.layers.items()}
-        self.layers: dict[int, Layer] = dict(sorted(layers.items()))
-        self._live = {layer.num_slots: [0] * plan.rows for layer in self.layers.values()}
+        every = (part for group in self._groups for part in group.parts)
+        self.parts: list[Part] = sorted(every, key=lambda part: (part.heads.layer, part.heads.numbers))
+        """The parts of all layers, in their order."""
+        self.layers = {
+            index: Layer(index, layer, [part for part in self.parts if part.heads.layer == index])
+            for index, layer in enumerate(shape.layers)
+            if layer.kv_heads
+        }
+        self._live = {part.num_slots: [0] * plan.rows for part in self.parts}
         self._of_one: dict[int, Observation | None] = {}
-        self.num_bytes = sum(layer.num_bytes for layer in self.layers.values())
+        self.num_bytes = sum(part.num_bytes for part in self.parts)
         """Bytes reserved for K, V, positions and policy state, measured on the tensors, which never change."""
 
     def bytes_for(self, wanted: int) -> int:
         """Bytes all rows would reserve where every full layer has `wanted` slots per head, or a few more."""
         shapes, rule = [layer.shape for layer in self.layers.values()], self.policy.layer_slots
-        slots = allotted(shapes, slots_with(shapes, wanted, _MOST_SLOTS, rule), _MOST_SLOTS, rule)
+        slots = of_layers(shapes, slots_with(shapes, wanted, _MOST_SLOTS, rule), _MOST_SLOTS, rule)
         heads = sum(layer.slot_bytes * (count + 1) for layer, count in zip(self.layers.values(), slots, strict=True))
         return heads * self.plan.rows + self.plan.state_bytes
 
     def tensors(self) -> list[Tensor]:
         """Every tensor of the cache; their addresses never change."""
-        return [tensor for layer in self.layers.values() for tensor in layer.tensors.values()]
+        return [tensor for part in self.parts for tensor in part.tensors.values()]
 
     def live(self, row: int, slots: int) -> int:
-        """Count the live slots per head of a row in the layers that have `slots`."""
+        """Count the live slots of a row in each head that has `slots`."""
         return self._live[slots][row]
 
     def room(self, row: int) -> int:
-        """Count the tokens a row still takes before some layer would lose one that is visible."""
+        """Count the tokens a row still takes before some head would lose one that is visible."""
         free = [
-            layer.num_slots - self._live[layer.num_slots][row]
-            for layer in self.layers.values()
-            if layer.shape.window is None or layer.num_slots < layer.shape.window
+            part.num_slots - self._live[part.num_slots][row]
+            for part in self.parts
+            if part.shape.window is None or part.num_slots < part.shape.window
         ]
         return min(free, default=2**62)
 
-    def begin(self, rows: slice, pos: Tensor, rot: Tensor, counts: Sequence[int], pins: Tensor | None) -> Step:
-        """The step that feeds `counts[i]` real tokens (right-aligned in pos and rot int32 [n, T]) to each of `rows`."""
+    def begin(
+        self,
+        rows: slice,
+        pos: Tensor,
+        rot: Tensor,
+        counts: Sequence[int],
+        pins: Tensor | None,
+        to_come: Sequence[int] = (),
+    ) -> Step:
+        """The step that feeds `counts[i]` real tokens (right-aligned in pos and rot int32 [n, T]) to each of `rows`.
+
+        Of row i `to_come[i]` tokens more will follow: where they have room, the statistic is for the time after them.
+        """
         mappings = {slots: self._map(slots, live[rows], counts, pos.shape[1]) for slots, live in self._live.items()}
-        return self.mapped(rows, pos, rot, counts, pins, mappings)
+        step = self.mapped(rows, pos, rot, counts, pins, mappings)
+        if not any(to_come):
+            return step
+        room = (self.room(row) for row in range(rows.start, rows.stop))
+        fits = [more * (count + more <= free) for more, count, free in zip(to_come, counts, room, strict=True)]
+        return replace(step, observation=observe(self.policy, pos, fits))
 
     def mapped(
         self,
@@ -153,49 +182,47 @@ class SlotCache:
 
     def reset(self, row: int) -> None:
         """Leave nothing of a row's conversation."""
-        for layer in self.layers.values():
-            layer.reset(row, self._live[layer.num_slots][row])
+        for part in self.parts:
+            part.reset(row, self._live[part.num_slots][row])
         for live in self._live.values():
             live[row] = 0
 
     def rerotate(self, row: int) -> int:
         """Move the rotations of a row's keys to just below the returned position, which the next token takes."""
         end = max(live[row] for live in self._live.values())
-        for layer in self.layers.values():
-            layer.rerotate(row, self._live[layer.num_slots][row], end)
+        for part in self.parts:
+            rotation, live = self.layers[part.heads.layer].rotation, self._live[part.num_slots][row]
+            if rotation is not None and live:
+                part.rerotate(row, live, end, rotation)
         return end
 
     def snapshot(self, row: int) -> CacheSnapshot:
         """Copy a row's live slots to the host."""
         live = {slots: counts[row] for slots, counts in self._live.items()}
-        layers = {
-            index: {
-                name: tensor[row, :, : live[layer.num_slots]].to("cpu", copy=True)
-                for name, tensor in layer.tensors.items()
-            }
-            for index, layer in self.layers.items()
-        }
-        return CacheSnapshot(live, layers)
+        parts = [
+            {name: tensor[row, :, : live[part.num_slots]].to("cpu", copy=True) for name, tensor in part.tensors.items()}
+            for part in self.parts
+        ]
+        return CacheSnapshot(live, parts)
 
     def restore(self, row: int, snapshot: CacheSnapshot) -> None:
         """Put a snapshot of a cache of the same shape back into a row, compacted to the first slots."""
         self.reset(row)
-        for index, layer in self.layers.items():
-            for name, tensor in layer.tensors.items():
-                saved = snapshot.layers[index][name]
-                tensor[row, :, : saved.shape[1]].copy_(saved)
+        for part, held in zip(self.parts, snapshot.parts, strict=True):
+            for name, tensor in part.tensors.items():
+                tensor[row, :, : held[name].shape[1]].copy_(held[name])
         for slots, counts in self._live.items():
             counts[row] = snapshot.live[slots]
 
     def live_bytes(self, row: int) -> int:
         """Live slots times slot bytes of a row."""
-        return sum(layer.slot_bytes * self._live[layer.num_slots][row] for layer in self.layers.values())
+        return sum(part.slot_bytes * self._live[part.num_slots][row] for part in self.parts)
 
     def tokens_kept(self, row: int) -> int:
         """The mean of live slots over the KV heads of full-attention layers (of all layers where none is full)."""
-        full = [layer for layer in self.layers.values() if layer.shape.window is None] or list(self.layers.values())
-        heads = sum(layer.shape.kv_heads for layer in full)
-        return sum(layer.shape.kv_heads * self._live[layer.num_slots][row] for layer in full) // heads if heads else 0
+        full = [part for part in self.parts if part.shape.window is None] or self.parts
+        heads = sum(part.shape.kv_heads for part in full)
+        return sum(part.shape.kv_heads * self._live[part.num_slots][row] for part in full) // heads if heads else 0
 
     def counts(self, row: int, seen: int, peak_bytes: int, state_bytes: int = 0) -> KVCounts:
         """A row's counts, given the tokens it has seen, its peak, and the model's constant state beside the slots."""
@@ -243,15 +270,16 @@ def waiting(slots: int, all_visible: bool = False) -> SlotMapping:
     return SlotMapping(slots + 1, slice(slots, slots + 1), evicts=True, before=slots + 1 if all_visible else None)
 
 
-def observe(policy: Policy, pos: Tensor) -> Observation | None:
+def observe(policy: Policy, pos: Tensor, to_come: Sequence[int] = ()) -> Observation | None:
     """The observation by `policy` of queries at `pos` int [n, T], None where it asks for none; padding counts nothing.
 
-    A query weighs less by the policy's decay for each that follows it, nothing where it is too old to be observed; what
-    keys received before is retained accordingly.
+    A query weighs less by the policy's decay for each that follows it, nothing where it is too old to be observed or
+    weighs less than NEGLIGIBLE, also for the `to_come[i]` tokens that follow in a row before anything is evicted;
+    what keys received before is retained accordingly.
     """
     if policy.statistic is None:
         return None
-    weight, retention = (pos >= 0).float(), None
+    weight, retention, queries = (pos >= 0).float(), None, policy.observed
     if policy.decay != 1.0 or policy.observed is not None:
         seen = weight.sum(-1)
         retention = policy.decay**seen
@@ -262,5 +290,10 @@ def observe(policy: Policy, pos: Tensor) -> Observation | None:
             weight = weight * policy.decay**following
             if policy.observed is not None:
                 weight = weight * (following < policy.observed)
+            else:
+                queries = math.ceil(math.log(NEGLIGIBLE) / math.log(policy.decay))
+                more = torch.tensor([*to_come] or [0], device=pos.device)[:, None]
+                weight = weight * (following + more < queries)
+                queries = max(0, queries - min(to_come, default=0))
         retention = retention[:, None, None]
-    return Observation(policy.statistic, weight, retention, policy.heads, policy.noise, policy.observed)
+    return Observation(policy.statistic, weight, retention, policy.heads, policy.noise, queries)

@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, get_args, get_type_hints
 
 from kvlite.cache.policy_text import read_value, split_settings, write_settings
 from kvlite.errors import Interrupted, Terminated, TimeLimit, UsageError
+from kvlite.memory.allotment import HeadShares, by_layer, equally
 from kvlite.memory.format import SlotFormat
-from kvlite.memory.plan import MOST_CHUNK, CacheSpec, equally
+from kvlite.memory.plan import MOST_CHUNK, CacheSpec
 from kvlite_kernels.kinds import Heads, Noise, Statistic
 
 if TYPE_CHECKING:
@@ -174,15 +175,27 @@ class Policy(ABC):
                 return slots
         raise UsageError(f"KV policy {self.name!r} protects every slot; its recent window must leave room")
 
-    def cache_spec(self, stored: SlotFormat, on_full: str | None = None, chunk_limit: int = MOST_CHUNK) -> CacheSpec:
+    def cache_spec(
+        self,
+        stored: SlotFormat,
+        on_full: str | None = None,
+        chunk_limit: int = MOST_CHUNK,
+        head_shares: HeadShares | None = None,
+    ) -> CacheSpec:
         """The cache that the policy asks for, whatever its size: slots of `stored`, fed at most `chunk_limit` at once.
 
-        `on_full` is as `when_full` takes it.
+        `on_full` is as `when_full` takes it. `head_shares` are what the model's heads need, as far as the policy lets
+        them differ: not where nothing is evicted, and only by layer where all heads of one keep the same tokens.
         """
         evicts = self.when_full(on_full) == "evict"
-        rule, slots = self.layer_slots if evicts else equally, self.min_slots()
+        is_own = evicts and type(self).layer_slots is not Policy.layer_slots
+        rule, slots = self.layer_slots if is_own else equally, self.min_slots()
+        shares = head_shares if evicts else None
+        if shares is not None and self.statistic is not None and self.heads == "layer":
+            shares = by_layer(shares)
         lowerable = f"sinks={self.sinks}" if self.sinks > type(self)().sinks else ""
-        return CacheSpec(stored, self.state_bytes_per_slot, slots, evicts, chunk_limit, rule, lowerable)
+        state_bytes = self.state_bytes_per_slot
+        return CacheSpec(stored, state_bytes, slots, evicts, chunk_limit, rule, lowerable, shares)
 
     def _check(self, field: str, holds: bool, expected: str) -> None:
         if not holds:

@@ -15,6 +15,7 @@ from kvlite.llm.answer import Answer
 
 if TYPE_CHECKING:
     from kvlite.chat.terminal import Terminal
+    from kvlite.llm.chat_memory import ChatMemory
     from kvlite.text.stream import Piece
 
 QUOTES = '"""'
@@ -53,6 +54,7 @@ class Chat:
     def __init__(
         self,
         session: Session,
+        memory: ChatMemory,
         folder: SessionFolder,
         display: Display,
         *,
@@ -61,6 +63,7 @@ class Chat:
         autosaves: bool = True,
     ) -> None:
         self.session = session
+        self.memory = memory
         self.folder = folder
         self.is_over = False
         self._display = display
@@ -113,6 +116,10 @@ class Chat:
     def show(self, text: str) -> None:
         """Show the output of a command."""
         self._console.aside(f"{text}\n")
+
+    def cache_changed(self, how: str) -> None:
+        """Note that the cache is another one from now on."""
+        self._display.recorder.changed(how)
 
     def start_over(self, system: str | None) -> None:
         """Forget the conversation, which stays in its file, and go on under this system prompt in a new one."""

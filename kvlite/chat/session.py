@@ -35,7 +35,7 @@ class Session:
         self.has_looped = False  # the newest answer went round in circles, and was stopped
         self._engine = engine
         self._text = text
-        self._conversation = Conversation(engine, text, min(MAX_CHECKPOINT_BYTES, available_bytes() // 10))
+        self.conversation = Conversation(engine, text, min(MAX_CHECKPOINT_BYTES, available_bytes() // 10))
         self.set_system(system)
 
     @property
@@ -50,7 +50,7 @@ class Session:
     @property
     def checkpoint_peak_bytes(self) -> int:
         """The most host memory that all checkpoints ever took."""
-        return self._conversation.checkpoint_peak_bytes
+        return self.conversation.checkpoint_peak_bytes
 
     def counts(self) -> KVCounts:
         """Return the counts of the row's slots."""
@@ -64,7 +64,7 @@ class Session:
         if not user.strip():
             raise UsageError("the message is empty; write something to send")
         asked = [*self.messages, {"role": "user", "content": user}]
-        events = self._conversation.ask(asked, self.settings)
+        events = self.conversation.ask(asked, self.settings)
         self.unsent = user
         answer: Answer | None = None
         said, self.has_looped = "", False
@@ -80,14 +80,14 @@ class Session:
                             self.cancel()
                     yield event
         finally:
-            if answer is not None and self._conversation.last is answer:
+            if answer is not None and self.conversation.last is answer:
                 reason = str(answer.finish_reason)
                 self.messages = [*asked, {"role": "assistant", "content": answer.text, "finish_reason": reason}]
                 self.unsent = None
 
     def cancel(self) -> None:
         """Stop the answer being generated at its next token. Safe to call from a signal handler."""
-        self._conversation.cancel()
+        self.conversation.cancel()
 
     def retry(self) -> Generator[Piece | Answer]:
         """Ask the last question again, from the same state and with the next seed."""
@@ -106,7 +106,7 @@ class Session:
         start = asked[-turns]
         user = self.messages[start]["content"]
         del self.messages[start:]
-        self._conversation.go_back(tuple(checked(self.messages)) if start else ())
+        self.conversation.go_back(tuple(checked(self.messages)) if start else ())
         self.unsent = None
         return user
 
@@ -122,7 +122,7 @@ class Session:
         """Replace the conversation; all of it is fed with the next question."""
         self.messages = list(messages)
         self.last = self.unsent = None
-        self._conversation.go_back(())
+        self.conversation.go_back(())  # which forgets the pins, too
 
 
 def goes_round(text: str) -> bool:

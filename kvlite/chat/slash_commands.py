@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
+from kvlite.chat.command import Command, show_pairs
+from kvlite.chat.memory_commands import MEMORY_COMMANDS
 from kvlite.errors import UsageError
 from kvlite.llm.answer import AnswerSettings
 from kvlite.memory.format import human_bytes
@@ -26,20 +28,6 @@ SETTINGS: dict[str, Callable[[str], Any]] = {
     "max_tokens": int,
 }
 """The settings that `/set` changes between two turns."""
-
-
-@dataclass(frozen=True, slots=True)
-class Command:
-    """A slash command: its names, the canonical one first, and the function that runs it with its argument."""
-
-    names: tuple[str, ...]
-    argument: str
-    summary: str
-    run: Callable[[Chat, str], None]
-
-    @property
-    def usage(self) -> str:
-        return " ".join(filter(None, ["/" + "|".join(self.names), self.argument]))
 
 
 def find(line: str) -> tuple[Command, str]:
@@ -74,13 +62,6 @@ def listed(settings: AnswerSettings) -> list[tuple[str, str]]:
     """List the name and present value of every setting, as `/set` shows them."""
     values = [getattr(settings.sampling, key, settings.max_tokens) for key in SETTINGS]
     return [(key, "none" if value is None else str(value)) for key, value in zip(SETTINGS, values, strict=True)]
-
-
-def show_pairs(chat: Chat, pairs: list[tuple[str, str]]) -> None:
-    """Show names and values in two columns."""
-    width = max((len(name) for name, _ in pairs), default=0)
-    for name, value in pairs:
-        chat.show(f"  {name.ljust(width)}  {value}")
 
 
 def _help(chat: Chat, _: str) -> None:
@@ -128,21 +109,6 @@ def _set(chat: Chat, argument: str) -> None:
     show_pairs(chat, listed(chat.session.settings))
 
 
-def _mem(chat: Chat, _: str) -> None:
-    kv = chat.session.counts()
-    counts = [
-        ("budget", human_bytes(kv.budget_bytes)),
-        ("reserved", human_bytes(kv.reserved_bytes)),
-        ("live", f"{human_bytes(kv.live_bytes)} (peak {human_bytes(kv.peak_bytes)})"),
-        ("tokens seen", f"{kv.tokens_seen:,}"),
-        ("tokens kept", f"{kv.tokens_kept:,}"),
-        ("tokens evicted", f"{kv.tokens_evicted:,}"),
-        ("policy", kv.policy),
-        ("dtype", kv.dtype),
-    ]
-    show_pairs(chat, counts)
-
-
 def _load(chat: Chat, argument: str) -> None:
     if not argument:
         raise UsageError("/load takes the name of a session; /sessions lists them")
@@ -166,7 +132,7 @@ COMMANDS = (
     Command(("undo",), "[N]", "take back the last turn, or the last N", _undo),
     Command(("system",), "[TEXT]", "show the system prompt, or set it and start over", _system),
     Command(("set",), "[KEY=VALUE]", "list the sampling settings, or change one", _set),
-    Command(("mem", "kv"), "", "what the KV cache holds", _mem),
+    *MEMORY_COMMANDS,
     Command(
         ("save",), "[NAME]", "save the conversation, from now on under NAME", lambda chat, name: chat.save_as(name)
     ),

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from kvlite.cli.invocation import Invocation
 from kvlite.cli.signature import only, without
+from kvlite.errors import ModelNotFound
 from kvlite.options import AnswerOptions, BatchOptions, ModelOptions, OutputOptions
 
 if TYPE_CHECKING:
@@ -29,10 +30,12 @@ def batch(
 
     def choose(from_lines: str | None) -> Model:
         from kvlite.batch.model import Model
+        from kvlite.catalog.names import STARTER
         from kvlite.llm.spec import RunSpec
 
         named = from_lines if given.model is None else given.model
-        call.announce_unnamed(named)
+        if named is None and not call.default_model:
+            raise ModelNotFound(f"a batch needs a model: give -m MODEL (such as {STARTER}), or lines that name one")
         spec = RunSpec.of(call.with_model(options if named is None else replace(options, model=named)))
         return Model(
             spec,

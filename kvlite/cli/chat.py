@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from shutil import get_terminal_size
 from typing import TYPE_CHECKING, Annotated
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 from kvlite.cli.invocation import Invocation
 from kvlite.cli.signature import without
 from kvlite.console import is_terminal
-from kvlite.errors import UsageError
+from kvlite.errors import KvliteError, UsageError
 from kvlite.flags import option, read_text
 from kvlite.options import AnswerOptions, ModelOptions, OutputOptions
 
@@ -96,6 +97,7 @@ def _talk(asked: Answering, given: ChatOptions, name: str | None, form: AnswerFo
     from kvlite.chat.session import Session
     from kvlite.chat.session_files import SessionFolder
     from kvlite.chat.terminal import Terminal
+    from kvlite.llm.chat_memory import ChatMemory
     from kvlite.llm.spec import RunSpec
 
     out, first = asked.call.console, given.prompt
@@ -115,7 +117,8 @@ def _talk(asked: Answering, given: ChatOptions, name: str | None, form: AnswerFo
             lines = LiveLines(out, session.counts if given.status else None, terminal.ahead)
             screen = Screen(out, lines, draws_markdown=given.markdown, has_color=out.has_color)
         display = Display(out, recorder, form, screen)
-        return Chat(session, SessionFolder(), display, model=llm.model.name, name=name, autosaves=given.save)
+        memory = ChatMemory(llm, session.conversation)
+        return Chat(session, memory, SessionFolder(), display, model=llm.model.name, name=name, autosaves=given.save)
 
     history = user_state_path("kvlite", appauthor=False) / "history"
     terminal = Terminal(status if given.status else None, history, vi=given.vi)
@@ -133,3 +136,5 @@ def _talk(asked: Answering, given: ChatOptions, name: str | None, form: AnswerFo
             chat.run(terminal, first)
         finally:
             recorder.term("checkpoints", chat.session.checkpoint_peak_bytes)
+            with suppress(KvliteError):
+                recorder.turns(chat.memory.turns())

@@ -54,7 +54,7 @@ def as_json(report: PlanReport) -> dict[str, Any]:
         "family": shape.family,
         "dtype": shape.dtype,
         "window": shape.max_positions,
-        "layers": layer_groups(shape.layers, cache.layer_slots if cache else (None,) * len(shape.layers)),
+        "layers": layer_groups(shape.layers, cache.head_slots if cache else (None,) * len(shape.layers)),
         "kv_dtype": found.spec.slot_format.name,
         "kv_bytes_per_token": shape.kv_bytes_per_token(found.spec.slot_format),
         "policy_state_bytes_per_slot": found.spec.state_bytes_per_slot,
@@ -119,17 +119,31 @@ def _headlines(report: PlanReport) -> Iterator[tuple[str, str]]:
     rows = f" in {cache.rows} equal rows" if cache.rows > 1 else ""
     yield "KV budget", f"{found.budget} = {cache.budget_bytes:,} B{rows}, of which {cache.reserved_bytes:,} B are used"
     capped = f", all that the {cache.capped_by} allows" if cache.capped_by else ""
-    share = f" on average, {cache.fewest:,} to {max(cache.layer_slots):,} a layer" if cache.fewest < cache.slots else ""
+    full = [heads for layer, heads in zip(shape.layers, cache.head_slots, strict=True) if layer.kind == "full"]
+    least, most = min(map(min, full), default=cache.slots), max(map(max, full), default=cache.slots)
+    of = "head" if any(len(set(heads)) > 1 for heads in full) else "layer"
+    share = f" on average, {least:,} to {most:,} a {of}" if least < most else ""
     yield "tokens kept", f"{cache.slots:,} a row{share}, prefilled {cache.chunk} at once{capped}"
     if report.context and cache.slots < report.context:
         fate = "the others are evicted" if found.spec.evicts else "there it stops"
         yield "context", f"{cache.slots:,} of {report.context:,} tokens are kept; {fate}"
 
 
-def layer_groups(layers: Sequence[LayerShape], slots: Sequence[int | None]) -> list[dict[str, Any]]:
-    """Layers that are alike and have as many slots, counted, in the order of their first one."""
+def layer_groups(layers: Sequence[LayerShape], slots: Sequence[tuple[int, ...] | None]) -> list[dict[str, Any]]:
+    """Layers that are alike and have as many slots, counted, in the order of their first one.
+
+    `slots` are those of each KV head; what is given as "slots" is their mean.
+    """
     counted = Counter(zip(layers, slots, strict=True))
-    return [{"count": count, **asdict(layer), "slots": held} for (layer, held), count in counted.items()]
+    return [
+        {
+            "count": count,
+            **asdict(layer),
+            "slots": None if heads is None else sum(heads) // max(1, len(heads)),
+            "head_slots": heads,
+        }
+        for (layer, heads), count in counted.items()
+    ]
 
 
 def layer_text(group: Mapping[str, Any]) -> str:

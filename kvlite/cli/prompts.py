@@ -12,11 +12,20 @@ from kvlite.catalog.names import DEMO, STORES, aliases, resolve_model
 from kvlite.cli.invocation import NEXT_MODEL
 from kvlite.console import Console
 from kvlite.errors import ModelNotFound, UsageError
+from kvlite.memory.families import FAMILIES, NOT_HELD
 
 STDIN = "-"
 # qwen2.5-7b, phi:3b
 _SIZED_NAME = re.compile(r"[A-Za-z][\w.]*[-:](?:[\w.-]*[-:])?\d+(?:\.\d+)?[bm]\b.*", re.IGNORECASE)
 _NEAR = 0.8
+_MAKERS_NAMES = (
+    "aya", "baichuan", "chatglm", "codellama", "codestral", "devstral", "dolphin", "gpt", "hermes", "internlm", "kimi",
+    "llava", "magistral", "mathstral", "openhermes", "pixtral", "qwq", "tulu", "vicuna", "wizardlm", "yi", "zephyr",
+)  # fmt: skip
+_ENGLISH = frozenset(
+    ("bloom", "cohere", "dolphin", "dots", "ernie", "falcon", "flex", "granite", "helium", "hermes", "hy", "mamba",
+     "minimax", "opt", "phi", "seed", "solar", "yi", "zephyr")
+)  # fmt: skip
 
 
 def split_words(words: Sequence[str], model: str | None, default: str, console: Console) -> tuple[str, list[str]]:
@@ -32,7 +41,7 @@ def split_words(words: Sequence[str], model: str | None, default: str, console: 
     try:
         resolve_model(words[0])
     except ModelNotFound:
-        if looks_like_model(words[0]):
+        if looks_like_model(words[0]) or names_family(words[0]):
             raise
         meant = next(filter(looks_like_model, words), None)
         if meant is not None:
@@ -53,6 +62,22 @@ def looks_like_model(word: str) -> bool:
     if "/" in word or word.lower().endswith(".gguf") or word.lower().startswith(STORES) or _SIZED_NAME.fullmatch(word):
         return True
     return bool(get_close_matches(word.lower(), [DEMO, *aliases()], n=1, cutoff=_NEAR))
+
+
+def names_family(word: str) -> bool:
+    """True of `gpt-oss`, `llama4`, `deepseek`: a family's name, alone or before a sign or number.
+
+    A name that is also a word of English must have a number behind it.
+    """
+    found = re.fullmatch(r"([a-z]+)([-:_.\d][\w.:-]*)?", word.lower())
+    if found is None or found[1] not in _family_names():
+        return False
+    return found[1] not in _ENGLISH or bool(re.match(r"[-:_.]?\d", found[2] or ""))
+
+
+def _family_names() -> set[str]:
+    names = (*_MAKERS_NAMES, *FAMILIES, *NOT_HELD, *aliases())
+    return {found[0] for name in names if (found := re.match("[a-z]+", name))}
 
 
 def build_prompt(words: Sequence[str], files: Sequence[Path]) -> str:

@@ -74,7 +74,7 @@ class CudaGraphs(GraphRecorder):
 
 @dataclass(frozen=True, slots=True)
 class GraphKey:
-    """The shapes of one graph: rows, pinned spans a row, and how far layers of each number of slots read.
+    """The shapes of one graph: rows, pinned spans a row, and how far heads of each number of slots read.
 
     An extent of None is a step that evicts.
     """
@@ -91,7 +91,7 @@ class DecodeGraphs:
         if loaded.state is not None:
             raise NotCapturable(f"{loaded.shape.family} models carry state that a graph does not count")
         self.loaded, self.cache, self.recorder = loaded, cache, recorder
-        self._slots = tuple(sorted({layer.num_slots for layer in cache.layers.values()}))
+        self._slots = tuple(sorted({part.num_slots for part in cache.parts}))
         rows, device = cache.plan.rows, cache.device
         self._inputs = torch.zeros(3 + len(self._slots), rows, dtype=torch.int64, device=device)  # ids, pos, rot, slots
         self._logits = torch.zeros(rows, loaded.shape.vocab, dtype=torch.float32, device=device)
@@ -183,7 +183,8 @@ def try_replay(loaded: LoadedModel, caches: Sequence[SlotCache], recorder: Graph
     recorders = (GraphRecorder(), recorder)
     eager, replayed = (DecodeGraphs(loaded, *pair) for pair in zip(caches, recorders, strict=True))
     row = Row(0)
-    for at in range(eager.cache.plan.fewest + (8 if eager.cache.policy.evicts else 0)):
+    slots = max(part.num_slots for part in eager.cache.parts)
+    for at in range(slots + 8 if eager.cache.policy.evicts else eager.cache.plan.fewest):
         feed = Feed(slice(0, 1), (((7919 * at + 11) % loaded.shape.vocab,),))
         if not torch.equal(eager.step(feed, [row]), replayed.step(feed, [row])):
             raise NotCapturable(f"the logits of step {at + 1}, replayed, are not those of the eager step")

@@ -5,11 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 
 from kvlite.cache.cache import CacheSnapshot, SlotCache
 from kvlite.cache.policy import Policy
+from kvlite.cache.retention import Moved, Target, best_kept
 from kvlite.engine.decode_graphs import WORTH_IT, DecodeGraphs, GraphRecorder, NotCapturable, try_replay
 from kvlite.engine.device_memory import PeakMemory, allocating
 from kvlite.engine.inputs import inputs
@@ -67,16 +69,29 @@ class Engine:
         if loaded.state is not None and plan.rows > 1:
             raise UsageError(f"{loaded.shape.family} models carry state and run one row at a time, not {plan.rows}")
         self.loaded = loaded
-        self.policy = policy
-        self.on_full = policy.when_full(on_full)
         self.peak_memory = PeakMemory(loaded.device)
         self.step = "eager"
         """The way decode steps run: `captured`, or `eager` and, where capturing was asked for, the obstacle."""
         self.graphs: DecodeGraphs | None = None
-        self._warn, self._stored, self._kernels = warn, stored, kernels
-        self._allocate(plan)
-        if recorder is not None:
-            self._capture(recorder, kernels, least=None if must_capture else WORTH_IT)
+        self._warn, self._kernels = warn, kernels
+        self._recorder, self._must_capture = recorder, must_capture
+        self._open(plan, policy, stored, on_full)
+
+    def _open(self, plan: CachePlan, policy: Policy, stored: SlotFormat, on_full: str | None) -> None:
+        """Allocate the cache of `plan`, whose rows are empty."""
+        loaded = self.loaded
+        self.plan = plan
+        self.policy = policy
+        self.on_full = policy.when_full(on_full)
+        with allocating():
+            self.cache = SlotCache(loaded.shape, plan, policy, stored, loaded.device, self._kernels, loaded.dtype)
+        for index, layer in self.cache.layers.items():
+            layer.rotation = (loaded.rotations or {}).get(index)
+        rotates = loaded.rotations is not None
+        self._limits = Limits(self.cache, loaded.shape.vocab, loaded.window, rotates, self.on_full)
+        self._rows = [Row(index) for index in range(plan.rows)]
+        if self._recorder is not None:
+            self._capture(self._recorder, self._kernels, least=None if self._must_capture else WORTH_IT)
 
     @property
     def rows(self) -> int:
@@ -111,25 +126,12 @@ class Engine:
             for row in self._rows:
                 row.job = None
 
-    def resize(self, plan: CachePlan) -> None:
-        """Take a cache as `plan` says in place of the one there is, whose rows are lost.
-
-        Raises DoesNotFit or OutOfMemory where it cannot be allocated; then there is none.
-        """
-        assert all(row.job is None for row in self._rows), "rows at work keep their slots"
-        if plan == self.plan:
-            return
-        graphs, self.graphs = self.graphs, None
-        del self.cache, self._limits  # the old cache first: both are never there together
-        self._allocate(plan)
-        if graphs is not None:
-            self.graphs = DecodeGraphs(self.loaded, self.cache, graphs.recorder)
-
-    def score(self, ids: Sequence[tuple[int, ...]]) -> torch.Tensor:
+    def score(self, ids: Sequence[tuple[int, ...]], last: int | None = None) -> torch.Tensor:
         """Feed the first rows the next ids of texts that are given, and give the logits behind each id [n, T, V].
 
-        Shorter pieces stand on the right; a row without ids is left as it is. A cache that evicts takes at most
-        `plan.chunk` ids each. Raises ContextFull where one that does not is full.
+        With `last` only those behind so many of the last ids are computed. Shorter pieces stand on the right; a row
+        without ids is left as it is. A cache that evicts takes at most `plan.chunk` ids each. Raises ContextFull where
+        one that does not is full.
         """
         assert all(row.job is None for row in self._rows), "scoring and answering take turns"
         if self.on_full != "evict" and any(len(piece) > self.cache.room(row) for row, piece in enumerate(ids)):
@@ -138,7 +140,7 @@ class Engine:
             )
         assert self.on_full != "evict" or max(map(len, ids)) <= self.plan.chunk, "re-rotation leaves room for one chunk"
         with self.peak_memory.phase("prefill"):
-            return self._forward(Feed(slice(0, len(ids)), tuple(ids)), last=max(map(len, ids)))
+            return self._forward(Feed(slice(0, len(ids)), tuple(ids)), last=last or max(map(len, ids)))
 
     def cancel(self, request_id: str, reason: FinishReason = FinishReason.CANCELLED) -> None:
         """End a request before its next token; what it has answered stays part of the conversation."""
@@ -150,6 +152,71 @@ class Engine:
         """Raises BudgetTooSmall where a conversation that begins with ids pinned in these spans would be refused."""
         if (crowded := self._limits.crowding(Row(0), pins)) is not None:
             raise crowded
+
+    def said(self, row: int) -> Sequence[int]:
+        """The ids of a row's conversation, each at its position; the last may not be fed yet."""
+        return self._rows[row].said
+
+    def pin(self, row: int, spans: Sequence[tuple[int, int]], *, unpins: bool = False) -> None:
+        """Evict nothing more of these spans of a row's positions, or again. Raises BudgetTooSmall where none fits."""
+        held = self._rows[row]
+        before = held.pins
+        others = tuple(span for span in before if span not in spans)
+        held.pins = others if unpins else (*others, *spans)
+        if (crowded := self._limits.crowding(held, ())) is not None:
+            held.pins = before
+            raise crowded
+
+    def pins(self, row: int) -> tuple[tuple[int, int], ...]:
+        """The spans of a row's positions that are never evicted."""
+        return self._rows[row].pins
+
+    def check_change(self, plan: CachePlan, policy: Policy) -> None:
+        """Raises BudgetTooSmall where a cache of `plan` leaves no room beside what the row has pinned."""
+        if (crowded := self._limits.crowding(self._rows[0], (), plan, policy)) is not None:
+            raise crowded
+
+    def moved(self, plan: CachePlan, policy: Policy) -> Moved | None:
+        """A copy of the lone row for the cache of `plan`: the best of it by `policy`, None where that is not known."""
+        (row,) = self._rows
+        return best_kept(self.cache, 0, Target(plan.head_slots, policy, row.seen, row.pins))
+
+    def change_cache(self, plan: CachePlan, policy: Policy, on_full: str | None) -> bool:
+        """Exchange the cache of a lone row for that of `plan`, which keeps the best of its tokens by `policy`.
+
+        False where that cannot be told, and the row is empty then. Raises what allocating raises, and changes nothing.
+        """
+        assert self.rows == plan.rows == 1 and self._rows[0].job is None
+        (row,), before = self._rows, (self.plan, self.policy, self.cache.stored, self.on_full)
+        moved = self.moved(plan, policy)
+        backup = self.snapshot(0)
+        self._close()
+        try:
+            self._open(plan, policy, before[2], on_full)
+        except BaseException:
+            self._open(*before)
+            self.restore(0, backup)
+            raise
+        if moved is not None:
+            self.cache.restore(0, moved.copy)
+            self._rows = [replace(row, peak_bytes=0)]
+        return moved is not None
+
+    def resize(self, plan: CachePlan) -> None:
+        """Take a cache as `plan` says in place of the one there is, whose rows are lost.
+
+        Raises DoesNotFit or OutOfMemory where it cannot be allocated; then there is none.
+        """
+        assert all(row.job is None for row in self._rows), "rows at work keep their slots"
+        if plan != self.plan:
+            stored = self.cache.stored
+            self._close()
+            self._open(plan, self.policy, stored, self.on_full)
+
+    def _close(self) -> None:
+        """Free the cache, and what was made for it."""
+        self.step, self.graphs = "eager", None
+        del self.cache, self._limits
 
     def reset(self, row: int) -> None:
         """Forget a row's conversation."""
@@ -185,17 +252,6 @@ class Engine:
         summed = ("reserved_bytes", "live_bytes", "peak_bytes", "tokens_seen", "tokens_kept", "tokens_evicted")
         sums = {name: sum(getattr(row, name) for row in rows) for name in summed}
         return replace(rows[0], budget_bytes=self.plan.budget_bytes, **sums)
-
-    def _allocate(self, plan: CachePlan) -> None:
-        loaded, self.plan = self.loaded, plan
-        with allocating():
-            self.cache = SlotCache(
-                loaded.shape, plan, self.policy, self._stored, loaded.device, self._kernels, loaded.dtype
-            )
-        for index, layer in self.cache.layers.items():
-            layer.rotation = (loaded.rotations or {}).get(index)
-        self._limits = Limits(self.cache, loaded.shape.vocab, loaded.window, loaded.rotations is not None, self.on_full)
-        self._rows = [Row(index) for index in range(plan.rows)]
 
     def _admit(self, request: Request) -> Iterator[Completion]:
         if request.row is None:
@@ -246,8 +302,8 @@ class Engine:
         try:
             graphs = DecodeGraphs(self.loaded, self.cache, recorder)
             with allocating():
-                tokens, stored = self.policy.min_slots() + 8, self.cache.stored
-                caches = [dry_cache(self.loaded, tokens, stored, self.policy, kernels) for _ in range(2)]
+                small = partial(dry_cache, self.loaded, self.policy.min_slots() + 8, self.cache.stored, self.policy)
+                caches = [small(kernels, lambda slots: self.plan.head_slots) for _ in range(2)]
                 gain = try_replay(self.loaded, caches, recorder)
             if least is not None and gain < least:
                 raise NotCapturable(f"a replayed step takes {1 / gain:.2f} times as long as an eager one")
@@ -276,7 +332,7 @@ class Engine:
                 self._give_up(error)
         if logits is None:
             ids, pos, rot, pins = inputs(feed, rows, self.loaded.device)
-            step = self.cache.begin(feed.rows, pos, rot, feed.counts, pins)
+            step = self.cache.begin(feed.rows, pos, rot, feed.counts, pins, [row.to_come for row in rows])
             logits = self.loaded.forward(ids, self.cache, step, last)
         for row, count in zip(rows, feed.counts, strict=True):
             row.feed(count)

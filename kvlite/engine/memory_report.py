@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from kvlite.cache.layer import Layer
 from kvlite.engine.engine import Engine
 from kvlite.memory.counts import KVCounts
 from kvlite.record.measure import device_reading
@@ -47,10 +48,6 @@ class EngineMemory:
                 allocated_peak_bytes=max(peaks.values()), reserved_peak_bytes=peak.reserved_peak_bytes
             )
             gpu = device_reading(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
-        live = {
-            index: sum(cache.live(row, layer.num_slots) for row in range(engine.rows))
-            for index, layer in cache.layers.items()
-        }
         return Reading(
             host=HostFacts(
                 device=device.type,
@@ -63,22 +60,27 @@ class EngineMemory:
             capacity_tokens=engine.plan.slots,
             full_cache_bytes=shape.full_cache_bytes(counts.tokens_seen) if engine.rows == 1 else None,
             terms=terms,
-            layers=tuple(
-                LayerKept(layer=index, kept=kept, bytes=kept * cache.layers[index].slot_bytes)
-                for index, kept in live.items()
-            ),
+            layers=tuple(_kept(engine, layer) for layer in cache.layers.values()),
             phases=peaks,
             torch=allocator,
             gpu=gpu,
         )
 
 
+def _kept(engine: Engine, layer: Layer) -> LayerKept:
+    """The tokens of all rows in a layer, the mean over its KV heads, and their bytes."""
+    live = {part: sum(engine.cache.live(row, part.num_slots) for row in range(engine.rows)) for part in layer.parts}
+    kept = sum(part.shape.kv_heads * count for part, count in live.items()) / layer.shape.kv_heads
+    size = sum(part.slot_bytes * count for part, count in live.items())
+    return LayerKept(layer=layer.index, kept=kept, bytes=size)
+
+
 def measured_terms(engine: Engine) -> dict[str, int]:
     """Bytes of the weights and of the cache by the plan's terms, summed over the tensors there are."""
     terms: Counter[str] = Counter(weights=engine.loaded.weight_bytes)
-    for layer in engine.cache.layers.values():
-        for name, tensor in layer.tensors.items():
-            discard_bytes = tensor.nbytes // (layer.num_slots + 1)
+    for part in engine.cache.parts:
+        for name, tensor in part.tensors.items():
+            discard_bytes = tensor.nbytes // (part.num_slots + 1)
             terms[_TERM_OF_TENSOR.get(name, "kv")] += tensor.nbytes - discard_bytes
             terms["staging"] += discard_bytes
     if engine.cache.backend.scratch_bytes:

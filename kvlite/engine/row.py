@@ -55,6 +55,11 @@ class Row:
         """The row between two requests, which shares nothing with this one."""
         return replace(self, used=set(self.used), said=self.said[:], job=None)
 
+    @property
+    def to_come(self) -> int:
+        """Count the tokens of a prompt that are not fed yet."""
+        return 0 if self.job is None else len(self.job.prompt)
+
     def feed(self, count: int) -> None:
         """Count tokens that are fed, the unfed one first."""
         self.seen += count

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -19,6 +20,7 @@ from kvlite.options import AnswerOptions, BatchOptions, ModelOptions
 if TYPE_CHECKING:
     from kvlite.engine.engine import Engine
     from kvlite.memory.counts import KVCounts
+    from kvlite.memory.fit import Fit
     from kvlite.memory.plan import CachePlan
     from kvlite.record.recorder import Recorder
     from kvlite.text.template import Encoded
@@ -154,6 +156,11 @@ class LLM:
         from kvlite.engine.memory_report import EngineMemory
 
         recorder.opened(self.model.identity(), self.predicted(), EngineMemory(self.engine), budget_source)
+
+    def adopt(self, spec: RunSpec, fit: Fit) -> None:
+        """Go on under another budget or policy: the engine has its cache already."""
+        self._model, held = replace(self.model, spec=spec), self._held
+        self._allocated = replace(held, fit=fit)
 
     def close(self) -> None:
         """Free the cache and the weights; what was answered stays."""

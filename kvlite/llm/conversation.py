@@ -6,12 +6,14 @@ Ids that were fed are never rendered again: a turn feeds only the template's suf
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from kvlite.engine.request import FinishReason, Request
+from kvlite.errors import UsageError
 from kvlite.llm.answer import Answer, AnswerSettings, stream_answer
 from kvlite.text.messages import Message, checked
 
@@ -31,6 +33,7 @@ class _Checkpoint:
     messages: tuple[Message, ...]
     last: Answer
     snapshot: RowSnapshot
+    starts: list[int | None]
 
 
 class Conversation:
@@ -48,7 +51,17 @@ class Conversation:
         self._engine = engine
         self._text = text
         self._messages: tuple[Message, ...] = ()
+        self._starts: list[int | None] = []  # of the turns in the row; None: fed together with others
+        self.pinned: set[int] = set()
+        """The turns, from 1, of which nothing more is evicted."""
         self._num_requests = 0
+        self.request: Request | None = None
+        """The last one the engine was given."""
+
+    @property
+    def checkpoint_bytes(self) -> int:
+        """Host memory that the copies of the row take now."""
+        return sum(checkpoint.snapshot.num_bytes for checkpoint in self._checkpoints)
 
     def ask(self, messages: Sequence[object], settings: AnswerSettings) -> Generator[Piece | Answer]:
         """Stream the answer to `messages`, at the end the Answer; the last alone is fed where the row holds the others.
@@ -58,16 +71,23 @@ class Conversation:
         """
         turns = tuple(checked(messages))
         self.go_back(turns[:-1])
-        last = self.last
+        last, asked = self.last, _questions(turns[:-1])
+        pins: list[tuple[int, int]] = []
+        starts: list[int | None]
         if last is not None and turns[-1].role == "user":
+            starts = [*self._starts, len(self._engine.said(ROW))]
             encoded = self._text.next_turn(turns[-1].content, ended=last.ended_itself, thinking=last.is_thinking)
         else:
             encoded = self._text.conversation(messages)
             self.forget()
+            starts = [None] * (asked + 1)
+            if self.pinned:
+                pins = self._pinned_in(pairwise(self._text.turn_starts(_plain(turns))))
         self._num_requests += 1
         self._take_checkpoint()
-        asked = sum(turn.role == "user" for turn in turns[:-1])
+        self._starts = starts
         request = settings.request(self._request_id, encoded, self._text, row=ROW, number=asked)
+        self.request = request = replace(request, pins=(*request.pins, *pins))
         return self._stream(turns, request, self._text.answer(encoded, stop=settings.stop))
 
     def cancel(self) -> None:
@@ -77,7 +97,47 @@ class Conversation:
     def forget(self) -> None:
         """Empty the row."""
         self._engine.reset(ROW)
-        self._messages, self.last = (), None
+        self._messages, self.last, self._starts = (), None, []
+
+    def turn_spans(self) -> list[tuple[int, int]]:
+        """The positions of each turn in the row, from its question to the next; none where the row holds nothing."""
+        if not self._starts:
+            return []
+        said = _plain(self._messages)
+        if None in self._starts and said:
+            together = self._starts.count(None)
+            places = [index for index, message in enumerate(said) if message["role"] == "user"]
+            found = self._text.turn_starts(said[: places[together - 1] + 1])
+            self._starts = [*found, *self._starts[together:]]
+        ends = [*self._starts[1:], len(self._engine.said(ROW))]
+        return [(start, end) for start, end in zip(self._starts, ends, strict=True) if start is not None and end]
+
+    def pin(self, number: int) -> None:
+        """Evict nothing more of a turn. Raises UsageError where there is none, BudgetTooSmall where it has no room."""
+        self._engine.pin(ROW, [self._span(number)])
+        self.pinned.add(number)
+
+    def unpin(self, number: int) -> None:
+        """Let a turn be evicted again. Raises UsageError where it is not pinned."""
+        span = self._span(number)
+        if number not in self.pinned:
+            pinned = ", ".join(map(str, sorted(self.pinned)))
+            raise UsageError(f"turn {number} is not pinned; " + (f"pinned: {pinned}" if pinned else "no turn is"))
+        self._engine.pin(ROW, [span], unpins=True)
+        self.pinned.discard(number)
+
+    def _span(self, number: int) -> tuple[int, int]:
+        spans = self.turn_spans()
+        if not 1 <= number <= len(spans):
+            raise UsageError(f"there is no turn {number}; the cache has read {len(spans)}")
+        return spans[number - 1]
+
+    def _pinned_in(self, spans: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+        return [span for number, span in enumerate(spans, 1) if number in self.pinned]
+
+    def drop_checkpoints(self) -> None:
+        """Forget the copies of the row: its cache is another now."""
+        self._checkpoints.clear()
 
     def go_back(self, messages: tuple[Message, ...]) -> None:
         """Make the row hold `messages`, by a checkpoint where it does not, or nothing: the next turn feeds all then."""
@@ -86,15 +146,18 @@ class Conversation:
         while self._checkpoints and len(self._checkpoints[-1].messages) > len(messages):
             self._checkpoints.pop()
         self.forget()
+        self.pinned = {number for number in self.pinned if number <= _questions(messages)}
         if self._checkpoints and self._checkpoints[-1].messages == messages:
             checkpoint = self._checkpoints.pop()
             self._engine.restore(ROW, checkpoint.snapshot)
-            self._messages, self.last = checkpoint.messages, checkpoint.last
+            self._messages, self.last, self._starts = checkpoint.messages, checkpoint.last, checkpoint.starts
+            if self.pinned:
+                self._engine.pin(ROW, self._pinned_in(self.turn_spans()))
 
     def _take_checkpoint(self) -> None:
         if self.last is None or self._engine.counts(ROW).live_bytes > self._checkpoint_bytes:
             return
-        self._checkpoints.append(_Checkpoint(self._messages, self.last, self._engine.snapshot(ROW)))
+        self._checkpoints.append(_Checkpoint(self._messages, self.last, self._engine.snapshot(ROW), self._starts))
         sizes = [checkpoint.snapshot.num_bytes for checkpoint in self._checkpoints]
         self.checkpoint_peak_bytes = max(self.checkpoint_peak_bytes, sum(sizes))
         while len(sizes) > MAX_CHECKPOINTS or sum(sizes) > self._checkpoint_bytes:
@@ -112,9 +175,24 @@ class Conversation:
                 for event in events:
                     if isinstance(event, Answer):
                         is_held = bool(event.text) or event.finish_reason is not FinishReason.CANCELLED
-                        self._messages, self.last = (*turns, Message("assistant", event.text)), event
+                        self._messages, self.last = _answered(turns, event.text), event
                     yield event
         finally:
             if not is_held:
                 self.forget()
                 self.go_back(turns[:-1])
+
+
+def _questions(messages: Iterable[Message]) -> int:
+    return sum(message.role == "user" for message in messages)
+
+
+def _plain(messages: Iterable[Message]) -> list[dict[str, str]]:
+    return [{"role": message.role, "content": message.content} for message in messages]
+
+
+def _answered(turns: tuple[Message, ...], answer: str) -> tuple[Message, ...]:
+    """The messages with an answer, which goes on with the last of them where that is the assistant's."""
+    if turns[-1].role == "assistant":
+        return (*turns[:-1], Message("assistant", turns[-1].content + answer))
+    return (*turns, Message("assistant", answer))

@@ -14,9 +14,12 @@ from kvlite.llm.generation import not_applied
 from kvlite.llm.spec import BatchSize, PlanDevice, RunSpec
 
 if TYPE_CHECKING:
+    from kvlite.cache.policy import Policy
     from kvlite.catalog.files import ModelFiles
     from kvlite.engine.engine import Engine
+    from kvlite.memory.budget import Budget
     from kvlite.memory.fit import Fit
+    from kvlite.memory.format import SlotFormat
     from kvlite.memory.plan import CachePlan, CacheSpec
     from kvlite.models.kv_quant_check import QuantEffect
     from kvlite.models.loaded import LoadedModel
@@ -147,6 +150,12 @@ class TextModel:
             must_capture=bool(spec.options.capture),
             warn=self.listener.warn,
         )
+
+    def slot_format(self, policy: Policy, budget: Budget) -> SlotFormat:
+        """The slots that one conversation gets under `policy` where nobody names a format."""
+        place = PlanDevice("cpu", "", 0)  # a budget of bytes or tokens is as large everywhere
+        spec = replace(self.spec, policy=policy, stored=None)
+        return self._tolerated(spec.fit(self.files, place, loaded=self.loaded.shape).specs(budget)).slot_format
 
     def _tolerated(self, specs: Sequence[CacheSpec]) -> CacheSpec:
         """The first of `specs` that the model tolerates: without harm where there is another to take instead."""

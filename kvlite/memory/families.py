@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from importlib.resources import files
 from typing import Any, Literal
 
 from kvlite.errors import BrokenModel
@@ -196,3 +198,10 @@ NOT_HELD: Mapping[str, str] = {
 
 TEXT_TYPES: Mapping[str, str] = {"llava": "llama", "mistral3": "mistral"}
 """The text model inside a composite one whose `text_config` names no `model_type`, where it is not called NAME_text."""
+
+
+def class_defaults(name: str) -> Mapping[str, object]:
+    """The values that config.json may leave to transformers' class of a family, by field."""
+    table = json.loads((files("kvlite.memory") / "class_defaults.json").read_text(encoding="utf-8"))
+    found: Mapping[str, object] = table.get(name, {})
+    return found

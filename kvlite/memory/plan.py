@@ -14,6 +14,7 @@ from fractions import Fraction
 from functools import partial
 
 from kvlite.errors import BudgetTooSmall, DoesNotFit, UsageError
+from kvlite.memory.allotment import HeadShares, LayerRule, Weights, allotted, equally, fewest, weights_of
 from kvlite.memory.budget import Budget, BudgetKind
 from kvlite.memory.format import SlotFormat, human_bytes, short_size
 from kvlite.memory.shape import LayerShape, ModelShape
@@ -23,17 +24,6 @@ MOST_CHUNK = 512
 AUTO_SHARE = Fraction(9, 10)  # `auto` leaves a tenth of the free memory for activations and scratch
 
 _UNBOUNDED = 2**31 - 1  # positions are int32
-
-LayerRule = Callable[[int, int, int, int], int]
-"""Slots of full-attention layer number `depth` of `layers`: (slots on average, most, depth, layers) -> slots.
-
-Never fewer for more slots on average, and as many in all layers where the average is the most.
-"""
-
-
-def equally(slots: int, most: int, depth: int, layers: int) -> int:
-    """Give every layer as many slots."""
-    return slots
 
 
 def chunk_tokens(slots: int, limit: int = MOST_CHUNK) -> int:
@@ -47,7 +37,8 @@ class CacheSpec:
 
     `state_bytes_per_slot` is what the policy keeps about a slot, `protected_slots` are never evicted, `evicts` says
     whether a full cache makes room, `chunk_limit` is the most prompt tokens fed at once, `layer_rule` shares the slots
-    out between the layers that see everything, `lowerable` are the settings that protect more than their defaults.
+    out between the layers that see everything and `head_shares` between their KV heads (None: equally); `lowerable` are
+    the settings that protect more than their defaults.
     """
 
     slot_format: SlotFormat
@@ -57,6 +48,7 @@ class CacheSpec:
     chunk_limit: int = MOST_CHUNK
     layer_rule: LayerRule = equally
     lowerable: str = ""
+    head_shares: HeadShares | None = None
 
     def key_value_bytes(self, layer: LayerShape) -> int:
         return self.slot_format.bytes_per_slot(layer.k_dim, layer.v_dim)
@@ -88,11 +80,11 @@ class CacheSpec:
 class CachePlan:
     """The cache a budget buys: `slots` (S) per KV head of a full layer, for `rows` rows, prefilled `chunk` (T) at once.
 
-    `layer_slots[i]` is S of layer i: less than `slots` where it slides, 0 where it has no keys. Where the full layers
-    differ, `slots` is their average and `fewest` the least; else both are the same. `capped_by` says what stopped S
-    below what the bytes would buy: "window", or None. `most_slots` is what the model's window allows whatever the
-    bytes. A row that will not evict is prefilled `most_chunk` at once. `row_budget_bytes` is what one row must stay
-    within; everything else is bytes over all rows.
+    `head_slots[i]` are those of each KV head of layer i, at most its window where it slides. Where the heads of full
+    layers differ, `slots` is their average, each rounded up; where the policy tells layers apart, `fewest` is the least
+    average of a layer, else `slots`. `capped_by` says what stopped S below what the bytes would buy: "window", or None.
+    `most_slots` is what the model's window allows whatever the bytes. A row that will not evict is prefilled
+    `most_chunk` at once. `row_budget_bytes` is what one row must stay within; everything else is bytes over all rows.
     """
 
     slots: int
@@ -100,7 +92,7 @@ class CachePlan:
     most_slots: int
     rows: int
     chunk: int
-    layer_slots: tuple[int, ...]
+    head_slots: tuple[tuple[int, ...], ...]
     k_v_bytes: int
     policy_state_bytes: int
     position_bytes: int
@@ -128,7 +120,7 @@ def plan_cache(
     BudgetTooSmall when it holds fewer slots, UsageError when a share of unknown memory is asked for.
     """
     cap = spec.most_slots(shape)
-    with_slots = partial(_with_slots, shape, spec, rows, cap)
+    with_slots = partial(_with_slots, shape, spec, rows, cap, None)
     protected = max(1, spec.protected_slots)
     if cap < protected:
         raise BudgetTooSmall(
@@ -136,6 +128,10 @@ def plan_cache(
             + (f"lower {spec.lowerable}" if spec.lowerable else "give --kv-policy full or another policy")
         )
     slots, budget_bytes = _grant(budget, with_slots, cap, free_bytes)
+    if spec.head_shares is not None:
+        weights = weights_of(shape.layers, spec.head_shares(max(1, slots)))
+        with_slots = partial(_with_slots, shape, spec, rows, cap, weights)
+        slots, budget_bytes = _grant(budget, with_slots, cap, free_bytes)
     found = with_slots(slots)
     if found.fewest < protected:
         smallest = with_slots(spec.least_slots(shape)).reserved_bytes
@@ -177,28 +173,17 @@ def _grant(budget: Budget, with_slots: Callable[[int], CachePlan], cap: int, fre
 
 def slots_with(layers: Sequence[LayerShape], wanted: int, most: int, rule: LayerRule) -> int:
     """The smallest S, the average of the full layers, with which each of them has `wanted` slots."""
-    return largest(lambda slots: fewest(layers, allotted(layers, slots, most, rule), slots) < wanted, most) + 1
+    return largest(lambda slots: fewest(layers, slots, most, rule) < wanted, most) + 1
 
 
-def allotted(layers: Sequence[LayerShape], slots: int, most: int, rule: LayerRule) -> tuple[int, ...]:
-    """Slots per KV head of each layer: by `rule` for full attention, else `slots` and at most the layer's window."""
-    full = [index for index, layer in enumerate(layers) if layer.kind == "full"]
-    shares = {index: rule(slots, most, depth, len(full)) for depth, index in enumerate(full)}
-    return tuple(shares.get(index, layer.slots(slots)) for index, layer in enumerate(layers))
-
-
-def fewest(layers: Sequence[LayerShape], allotment: Sequence[int], default: int) -> int:
-    """The least of an allotment to layers with full attention; `default` where there is none."""
-    full = [slots for slots, layer in zip(allotment, layers, strict=True) if layer.kind == "full"]
-    return min(full, default=default)
-
-
-def _with_slots(shape: ModelShape, spec: CacheSpec, rows: int, cap: int, slots: int) -> CachePlan:
-    """The cache of so many slots, of which no layer has more than `cap`, before a budget is named."""
+def _with_slots(
+    shape: ModelShape, spec: CacheSpec, rows: int, cap: int, weights: Weights | None, slots: int
+) -> CachePlan:
+    """The cache of so many slots, of which no head has more than `cap`, before a budget is named."""
     layers = shape.layers
-    layer_slots = allotted(layers, slots, cap, spec.layer_rule)
-    smallest = fewest(layers, layer_slots, slots)
-    heads = [count * layer.kv_heads * rows for count, layer in zip(layer_slots, layers, strict=True)]
+    head_slots = allotted(layers, slots, cap, spec.layer_rule, weights, max(1, spec.protected_slots))
+    smallest = fewest(layers, slots, cap, spec.layer_rule)
+    held = [sum(heads) * rows for heads in head_slots]
     return CachePlan(
         slots=slots,
         fewest=smallest,
@@ -206,10 +191,10 @@ def _with_slots(shape: ModelShape, spec: CacheSpec, rows: int, cap: int, slots: 
         rows=rows,
         chunk=chunk_tokens(smallest, spec.chunk_limit),
         most_chunk=min(spec.chunk_limit, MOST_CHUNK),
-        layer_slots=layer_slots,
-        k_v_bytes=sum(head * spec.key_value_bytes(layer) for head, layer in zip(heads, layers, strict=True)),
-        policy_state_bytes=sum(heads) * spec.state_bytes_per_slot,
-        position_bytes=sum(heads) * POSITION_BYTES,
+        head_slots=head_slots,
+        k_v_bytes=sum(count * spec.key_value_bytes(layer) for count, layer in zip(held, layers, strict=True)),
+        policy_state_bytes=sum(held) * spec.state_bytes_per_slot,
+        position_bytes=sum(held) * POSITION_BYTES,
         staging_bytes=rows * sum(layer.kv_heads * spec.slot_bytes(layer) for layer in layers),
         state_bytes=rows * sum(layer.state_bytes for layer in layers),
     )

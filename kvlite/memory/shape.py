@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.resources import files
 from typing import Literal
 
 from kvlite.errors import BrokenModel, UnsupportedModel
-from kvlite.memory.families import CONV, FAMILIES, FULL, HYBRID, LINEAR, NOT_HELD, SLIDING, TEXT_TYPES, Family
+from kvlite.memory.families import (
+    CONV,
+    FAMILIES,
+    FULL,
+    HYBRID,
+    LINEAR,
+    NOT_HELD,
+    SLIDING,
+    TEXT_TYPES,
+    Family,
+    class_defaults,
+)
 from kvlite.memory.fields import Fields
 from kvlite.memory.format import DTYPE_BYTES, FORMATS, SlotFormat
+from kvlite.memory.positions import max_positions, positions, rope_type
 
 _OLD_TYPES = {"attention": FULL, "mamba": LINEAR, "mamba2": LINEAR}
 _MOST_LAYERS = 10_000
@@ -92,9 +102,9 @@ class ModelShape:
             query_heads=text.count(*_QUERY_HEADS),
             vocab=text.count("vocab_size"),
             intermediate=_intermediate(text),
-            max_positions=_max_positions(text, family),
-            positions=_positions(text, family),
-            rope_type=_rope_type(text, family),
+            max_positions=max_positions(text, family, name),
+            positions=positions(text, family),
+            rope_type=rope_type(text, family),
             dtype=dtype,
             is_tied={**outer.values, **text.values}.get("tie_word_embeddings")
             is not False,  # left out where it is true
@@ -139,8 +149,7 @@ def _completed(text: Fields, name: str) -> Fields:
     held = [any(key in text.values for key in keys) for keys in (_LAYERS, _HIDDEN, _QUERY_HEADS, ("vocab_size",))]
     if all(held) or not all(held[:2]):  # without sizes of its own it is no model's
         return text
-    table = json.loads((files("kvlite.memory") / "class_defaults.json").read_text(encoding="utf-8"))
-    return Fields({**table.get(name, {}), **text.values})
+    return Fields({**class_defaults(name), **text.values})
 
 
 def _layer_types(text: Fields, family: Family, name: str) -> tuple[str, ...]:
@@ -214,40 +223,6 @@ def _intermediate(text: Fields) -> int:
         if value is not None:
             return text.count(name)
     return 4 * text.count(*_HIDDEN)
-
-
-def _max_positions(text: Fields, family: Family) -> int | None:
-    """The model's positions; of `longrope` those up to which its short factors hold, so that keys never mix factors."""
-    if _rope_type(text, family) == "longrope":
-        for fields in (_scaling(text), text):
-            if "original_max_position_embeddings" in fields.values:
-                return fields.optional_count("original_max_position_embeddings", default=None)
-    for name in ("max_position_embeddings", "n_positions"):
-        if name in text.values:
-            return text.optional_count(name, default=family.max_positions)
-    return family.max_positions
-
-
-def _positions(text: Fields, family: Family) -> Literal["rotary", "learned", "none"]:
-    if family.rope_flag and text.text("position_embedding_type") != "rope":
-        return "none"
-    return family.positions
-
-
-def _rope_type(text: Fields, family: Family) -> str | None:
-    """The scaling of rotary angles; of several (one per layer type) the one that is not the plain default."""
-    if _positions(text, family) != "rotary":
-        return None
-    scaling = _scaling(text)
-    parts = [Fields(part) for part in scaling.values.values() if isinstance(part, Mapping)] or [scaling]
-    types = {part.text("rope_type") or part.text("type") or "default" for part in parts}
-    if text.text("model_type") == "phi3" and types & {"su", "yarn"}:  # its old names for one and the same
-        return "longrope"
-    return "dynamic" if "dynamic" in types else next(iter(sorted(types - {"default"})), "default")
-
-
-def _scaling(text: Fields) -> Fields:
-    return text.nested("rope_scaling") or text.nested("rope_parameters") or Fields({})
 
 
 def _dtype(fields: Fields) -> str | None:

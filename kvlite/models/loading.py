@@ -15,6 +15,7 @@ import torch
 import transformers
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
+from tokenizers.decoders import ByteLevel
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -126,6 +127,7 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> PreTrain
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
         tokenizer.encode("a")  # some mistakes show only here
+        _decode_bytes(tokenizer)
         template = folder / "chat_template.json"  # where processors of image models keep it
         if tokenizer.chat_template is None and template.is_file():
             tokenizer.chat_template = read_object(template).get("chat_template")
@@ -135,6 +137,16 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> PreTrain
         raise _refusal(folder, "tokenizer", error) from error
     assert isinstance(tokenizer, PreTrainedTokenizerBase)
     return tokenizer
+
+
+def _decode_bytes(tokenizer: Any) -> None:
+    """Give a tokenizer that cuts text into bytes a decoder for these, where its file has another kind's."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    cut, decoder = getattr(backend, "pre_tokenizer", None), getattr(backend, "decoder", None)
+    if backend is None or cut is None or b'"ByteLevel"' not in cut.__getstate__():
+        return
+    if decoder is None or b'"ByteLevel"' not in decoder.__getstate__():
+        backend.decoder = ByteLevel()
 
 
 def _model(files: ModelFiles, options: ModelOptions, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:

@@ -8,6 +8,7 @@ from torch import Tensor
 from kvlite.cache.cache import SlotCache
 from kvlite.cache.policies import Full
 from kvlite.cache.policy import Policy
+from kvlite.memory.allotment import HeadShares
 from kvlite.memory.budget import Budget
 from kvlite.memory.format import SlotFormat, slot_format
 from kvlite.memory.plan import plan_cache
@@ -37,10 +38,12 @@ def dry_cache(
     stored: SlotFormat | None = None,
     policy: Policy | None = None,
     kernels: str = "torch",
+    head_shares: HeadShares | None = None,
 ) -> SlotCache:
     """One row of room for `tokens` tokens, in the model's own dtype and keeping all if not said otherwise."""
     stored, policy = stored or slot_format("auto", loaded.shape.dtype), policy or Full()
-    plan = plan_cache(loaded.shape, Budget.parse(f"{tokens}tok"), policy.cache_spec(stored), free_bytes=None)
+    spec = policy.cache_spec(stored, head_shares=head_shares)
+    plan = plan_cache(loaded.shape, Budget.parse(f"{tokens}tok"), spec, free_bytes=None)
     return SlotCache(loaded.shape, plan, policy, stored, loaded.device, kernels, loaded.dtype)
 
 

@@ -109,9 +109,10 @@ def _turned(keys: Tensor, rotation: Rotation) -> Tensor:
 
 def _keys(layer: Layer) -> Tensor:
     """The probe's keys [H_KV, N, D]; slot i holds token i while nothing is evicted."""
-    keys = layer.slots.k
+    (part,) = layer.parts
+    keys = part.slots.k
     assert isinstance(keys, Tensor)
-    return keys[0, :, : min(layer.num_slots, PROBE_TOKENS)]
+    return keys[0, :, : min(part.num_slots, PROBE_TOKENS)]
 
 
 def relative_error(value: Tensor, expected: Tensor) -> float:

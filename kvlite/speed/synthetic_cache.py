@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from kvlite.cache.cache import CacheSnapshot
-from kvlite.cache.layer import Layer
+from kvlite.cache.part import Part
 from kvlite.engine.engine import Engine, RowSnapshot
 from kvlite.errors import ContextFull
 
@@ -37,29 +37,29 @@ def fast_forward(engine: Engine, row: int, held: RowSnapshot, seen: int, seed: i
     live = {slots: min(slots, seen) for slots in held.cache.live}
     turns = engine.loaded.rotations is not None
     generator = torch.Generator().manual_seed(seed)
-    layers = {
-        index: _stretched(layer, held.cache.layers[index], held.row.seen, seen, turns, generator)
-        for index, layer in engine.cache.layers.items()
-    }
+    parts = [
+        _stretched(part, tensors, held.row.seen, seen, turns, generator)
+        for part, tensors in zip(engine.cache.parts, held.cache.parts, strict=True)
+    ]
     next_rotation = max(live.values(), default=seen) if turns else seen
     there = replace(held.row, seen=seen, rot=next_rotation, peak_bytes=0)
-    engine.restore(row, replace(held, cache=CacheSnapshot(live, layers), row=there))
+    engine.restore(row, replace(held, cache=CacheSnapshot(live, parts), row=there))
     if turns:
         engine.cache.rerotate(row)
 
 
 def _stretched(
-    layer: Layer, held: dict[str, Tensor], was_seen: int, seen: int, turns: bool, generator: torch.Generator
+    part: Part, held: dict[str, Tensor], was_seen: int, seen: int, turns: bool, generator: torch.Generator
 ) -> dict[str, Tensor]:
-    """A layer's live slots [H_KV, n, ...] repeated to those that `seen` tokens leave, each head in its own order."""
+    """A part's live slots [H_KV, n, ...] repeated to those that `seen` tokens leave, each head in its own order."""
     heads, num_held = held["pos"].shape
-    num_live = min(layer.num_slots, seen)
-    positions = _positions(layer, num_live, seen)
+    num_live = min(part.num_slots, seen)
+    positions = _positions(part, num_live, seen)
     order = torch.rand(heads, num_live, generator=generator).argsort(-1)
     source = torch.arange(num_live) % num_held
     stretched = {name: tensor[:, source] for name, tensor in held.items()}
     pos = positions[order]
-    if "statistic" in stretched and layer.group.policy.decay == 1.0 and layer.group.policy.observed is None:
+    if "statistic" in stretched and part.group.policy.decay == 1.0 and part.group.policy.observed is None:
         was_age = (was_seen - stretched["pos"]).clamp(min=1)
         stretched["statistic"] = stretched["statistic"] * ((seen - pos) / was_age)
     stretched["pos"] = pos
@@ -68,12 +68,12 @@ def _stretched(
     return stretched
 
 
-def _positions(layer: Layer, num_live: int, seen: int) -> Tensor:
+def _positions(part: Part, num_live: int, seen: int) -> Tensor:
     """The ascending positions int32 [num_live] that a head could hold after `seen` tokens."""
-    if layer.shape.window is not None or num_live == seen:
+    if part.shape.window is not None or num_live == seen:
         return torch.arange(seen - num_live, seen, dtype=torch.int32)
-    recent = min(layer.group.protection.recent, num_live)
-    sinks = min(layer.group.policy.sinks, num_live - recent)
+    recent = min(part.group.protection.recent, num_live)
+    sinks = min(part.group.policy.sinks, num_live - recent)
     between = num_live - recent - sinks
     spread = sinks + torch.arange(between) * (seen - recent - sinks) // max(1, between)
     return torch.cat([torch.arange(sinks), spread, torch.arange(seen - recent, seen)]).to(torch.int32)

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import cached_property
+from inspect import signature
 from threading import current_thread, main_thread
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -44,15 +45,18 @@ _PROBES = {"system": "70415926535", "user": "80415926535", "assistant": "9041592
 
 
 class ChatTemplate:
-    """The model's Jinja template; renders with the prompt for the next answer at the end."""
+    """The model's Jinja template."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, source: str) -> None:
         self._tokenizer = tokenizer
         self.source = source
 
-    def render(self, messages: Sequence[Message], variables: Mapping[str, Any]) -> str:
-        """Render the conversation; raises UsageError with the template's own message where it refuses."""
-        return self._render(messages, variables, as_parts=self._wants_parts)
+    def render(self, messages: Sequence[Message], variables: Mapping[str, Any], *, opens: bool = True) -> str:
+        """Render the conversation, and where it `opens` the next answer the prompt for that.
+
+        Raises UsageError with the template's own message where it refuses.
+        """
+        return self._render(messages, variables, as_parts=self._wants_parts, opens=opens)
 
     @cached_property
     def has_system_role(self) -> bool:
@@ -81,7 +85,9 @@ class ChatTemplate:
         except UsageError:
             return False
 
-    def _render(self, messages: Sequence[Message], variables: Mapping[str, Any], *, as_parts: bool) -> str:
+    def _render(
+        self, messages: Sequence[Message], variables: Mapping[str, Any], *, as_parts: bool, opens: bool = True
+    ) -> str:
         conversation: list[dict[str, Any]] = [
             {
                 "role": message.role,
@@ -92,7 +98,7 @@ class ChatTemplate:
         try:
             with _limited_time():
                 rendered = self._tokenizer.apply_chat_template(
-                    conversation, chat_template=self.source, tokenize=False, add_generation_prompt=True, **variables
+                    conversation, chat_template=self.source, tokenize=False, add_generation_prompt=opens, **variables
                 )
         except TemplateSyntaxError as error:
             raise BrokenModel(f"the model's chat template cannot be read: {_one_line(error)}") from error
@@ -132,10 +138,12 @@ class Transcript:
     has_system_role = True
     think_switch = None
 
-    def render(self, messages: Sequence[Message], variables: Mapping[str, Any]) -> str:
+    def render(self, messages: Sequence[Message], variables: Mapping[str, Any], *, opens: bool = True) -> str:
         """Render the conversation; variables are ignored."""
         forms = {"system": "{}\n\n", "user": "User: {}\n", "assistant": "Assistant: {}\n"}
-        return "".join(forms[message.role].format(message.content) for message in messages) + "Assistant:"
+        return "".join(forms[message.role].format(message.content) for message in messages) + (
+            "Assistant:" if opens else ""
+        )
 
 
 Renderer = ChatTemplate | Transcript
@@ -175,15 +183,37 @@ def role_markers(renderer: Renderer, control: re.Pattern[str]) -> set[str]:
     return markers
 
 
+def is_template_variable(name: str, tokenizer: PreTrainedTokenizerBase) -> bool:
+    """True where `name` reaches a template, False where it is an argument of what renders it."""
+    arguments = {*signature(tokenizer.apply_chat_template).parameters, "self", "messages", "conversations"}
+    return name not in arguments - {"tools", "documents"}
+
+
+def cut_behind(rendered: str, last: str) -> str:
+    """Cut a rendered conversation behind its last message, which ends in the mark `last` and a space.
+
+    Where a template trims messages, the space is gone, and white space at the message's end is trimmed as well.
+    """
+    before, found, behind = rendered.rpartition(last)
+    if not found:
+        raise UsageError("this model's chat template does not show the last answer whole, so it cannot be continued")
+    return before if behind.startswith(" ") else before.rstrip()
+
+
 def system_span(
-    renderer: Renderer, turns: Sequence[Message], variables: Mapping[str, Any], control: re.Pattern[str], text: str
+    renderer: Renderer,
+    turns: Sequence[Message],
+    variables: Mapping[str, Any],
+    control: re.Pattern[str],
+    text: str,
+    opens: bool,
 ) -> tuple[int, int] | None:
     """Find the leading system prompt of `turns` and the literals of its turn in `text`, their rendering.
 
     Returns start and end in characters; None if the template does not show it.
     """
     marks = unused_characters(3, [renderer.source, *(turn.content for turn in turns)])
-    rendered = renderer.render(_with_system_marked(turns, marks), variables)
+    rendered = renderer.render(_with_system_marked(turns, marks), variables, opens=opens)
     places: dict[str, int] = {}
     for match in re.finditer(f"[{marks}]", rendered):
         places[match.group()] = match.start() - len(places)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 from functools import lru_cache
 from typing import TYPE_CHECKING
+
+from kvlite.errors import BrokenModel
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -57,6 +59,15 @@ def think_tags(tokenizer: PreTrainedTokenizerBase) -> ThinkTags | None:
         if all(token in known or token in template for token in tags.tokens or (tags.open, tags.close)):
             return tags
     return None
+
+
+def stop_strings(generation: Mapping[str, object]) -> tuple[str, ...]:
+    """The texts that end an answer by a generation_config.json. Raises BrokenModel where they are no texts."""
+    value = generation.get("stop_strings") or []
+    texts = [value] if isinstance(value, str) else value
+    if not isinstance(texts, list) or not all(isinstance(text, str) and text for text in texts):
+        raise BrokenModel(f"generation_config.json: stop_strings is {value!r:.80}; expected texts")
+    return tuple(texts)
 
 
 class Part(Enum):
@@ -175,12 +186,14 @@ class TokenDecoder:
 
     Special tokens that occur in `keep` are text, too. New tokens are decoded together with one before them, because
     SentencePiece drops the first token's space and WordPiece joins `##` pieces to the token before. Byte tokens
-    (`<0xE4>`) wait for the end of their run, because one bad byte spoils the whole run.
+    (`<0xE4>`) wait for the end of their run, because one bad byte spoils the whole run. Added tokens of a byte-level
+    vocabulary are text as they stand, not bytes.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, keep: str = "") -> None:
         self._tokenizer = tokenizer
         self._skipped = _skipped_ids(tokenizer, keep)
+        self._as_written = _written(tokenizer)
         self._ids: list[int] = []
         self._returned = 0  # characters of the text of `_ids`
 
@@ -189,6 +202,10 @@ class TokenDecoder:
         token = self._tokenizer.convert_ids_to_tokens(token_id)
         if not isinstance(token, str) or token_id in self._skipped:  # None: an id beyond the vocabulary
             return ""
+        if token_id in self._as_written:
+            text = self.finish() + self._as_written[token_id]
+            self._ids, self._returned = [], 0
+            return text
         self._ids.append(token_id)
         if _BYTE_TOKEN.fullmatch(token):
             return ""
@@ -214,6 +231,15 @@ def _specials(tokenizer: PreTrainedTokenizerBase, text: str, but: str) -> set[st
         return set()
     added = tokenizer.added_tokens_decoder.values()
     return {token.content for token in added if token.special and token.content in text and token.content not in but}
+
+
+@lru_cache(maxsize=4)
+def _written(tokenizer: PreTrainedTokenizerBase) -> Mapping[int, str]:
+    """The texts of the added tokens of a byte-level vocabulary, whose decoder would take their letters for bytes."""
+    decoder = getattr(getattr(tokenizer, "backend_tokenizer", None), "decoder", None)
+    if decoder is None or b"ByteLevel" not in decoder.__getstate__():
+        return {}
+    return {index: token.content for index, token in tokenizer.added_tokens_decoder.items()}
 
 
 @lru_cache(maxsize=4)  # some tokenizers list thousands, which takes longer than a short answer

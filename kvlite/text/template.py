@@ -17,12 +17,21 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from kvlite.errors import BrokenModel, UnsupportedModel, UsageError
+from kvlite.errors import UnsupportedModel, UsageError
 from kvlite.text.encoder import Encoder, common_start, control_tokens, head
 from kvlite.text.forgery import ForgedStrings, unused_characters
 from kvlite.text.messages import Message, checked, with_system_folded
-from kvlite.text.rendering import ChatTemplate, Renderer, Transcript, role_markers, system_span, template_source
-from kvlite.text.stream import AnswerText, Part, think_tags
+from kvlite.text.rendering import (
+    ChatTemplate,
+    Renderer,
+    Transcript,
+    cut_behind,
+    is_template_variable,
+    role_markers,
+    system_span,
+    template_source,
+)
+from kvlite.text.stream import AnswerText, Part, stop_strings, think_tags
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -39,15 +48,6 @@ class Encoded:
     pins: tuple[tuple[int, int], ...] = ()
     stop: tuple[str, ...] = ()
     begins: Part = Part.ANSWER
-
-
-def stop_strings(generation: Mapping[str, object]) -> tuple[str, ...]:
-    """The texts that end an answer by a generation_config.json. Raises BrokenModel where they are no texts."""
-    value = generation.get("stop_strings") or []
-    texts = [value] if isinstance(value, str) else value
-    if not isinstance(texts, list) or not all(isinstance(text, str) and text for text in texts):
-        raise BrokenModel(f"generation_config.json: stop_strings is {value!r:.80}; expected texts")
-    return tuple(texts)
 
 
 class ChatText:
@@ -106,24 +106,54 @@ class ChatText:
         opening = self._encoder.opening
         return Encoded(ids if ids[: len(opening)] == opening else opening + ids)
 
-    def conversation(self, messages: Sequence[object], *, template_kwargs: Mapping[str, Any] | None = None) -> Encoded:
+    def conversation(
+        self,
+        messages: Sequence[object],
+        *,
+        template_kwargs: Mapping[str, Any] | None = None,
+        continues: bool | None = None,
+    ) -> Encoded:
         """Encode a whole conversation with the template's prompt for the next answer.
 
+        Where it `continues`, as by default where the assistant has the last word, the answer goes on with that message.
         `template_kwargs` are further variables of the template. Raises UsageError on messages that are malformed or
         that the template refuses.
         """
         turns = checked(messages)
+        is_open = turns[-1].role == "assistant"
+        if continues and not is_open:
+            raise UsageError(
+                f"continue_final_message: the last message is of the {turns[-1].role}; give an assistant's"
+            )
+        continues = is_open if continues is None else continues
         if any(turn.role == "system" for turn in turns) and not self._renderer.has_system_role:
             self._note("this model's chat template has no system role: the system prompt goes into the user's message")
             turns = with_system_folded(turns)
         if not self._has_template:
             self._note("this model has no chat template: messages become a plain transcript of User: and Assistant:")
         variables = self._variables(template_kwargs or {})
-        mark = unused_characters(1, [self._renderer.source, *(turn.content for turn in turns)])
+        mark, last = tuple(unused_characters(2, [self._renderer.source, *(turn.content for turn in turns)]))
         marked = [replace(turn, content=self._forged.mark(turn.content, mark)) for turn in turns]
-        parts = self._forged.split(self._renderer.render(marked, variables), mark)
+        if continues:
+            marked[-1] = replace(marked[-1], content=f"{marked[-1].content}{last} ")
+        rendered = self._renderer.render(marked, variables, opens=not continues)
+        if continues:
+            rendered = cut_behind(rendered, last)
+        parts = self._forged.split(rendered, mark)
         ids = self._opening + self._encoder.encode(parts)
-        return self._encoded(ids, parts[-1], self._pins(turns, variables, parts, ids))
+        pins = self._pins(turns, variables, parts, ids, continues)
+        if continues:
+            return replace(self._encoded(ids, "", pins), begins=self._part_of(turns[-1].content))
+        return self._encoded(ids, parts[-1], pins)
+
+    def turn_starts(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+        """The places in the ids of `conversation(messages)` where the user's messages begin."""
+        whole, starts = self.conversation(messages).ids, []
+        for index, message in enumerate(messages):
+            if message["role"] == "user":
+                other = {"role": "user", "content": "1" if message["content"].startswith("0") else "0"}
+                starts.append(common_start(self.conversation([*messages[:index], other]).ids, whole))
+        return starts
 
     def next_turn(self, user: str, *, ended: bool, thinking: bool = False) -> Encoded:
         """Encode what follows an answer already fed: its end, the user's message, the prompt for the next answer.
@@ -164,6 +194,8 @@ class ChatText:
         """Collect the template's variables; a `think` for which the template has no switch becomes a note."""
         variables = dict(others)
         for name, value in variables.items():
+            if not is_template_variable(name, self.tokenizer):
+                raise UsageError(f"the template variable {name} is an argument of what renders templates; leave it out")
             if self._forged.spans(json.dumps(value, ensure_ascii=False, default=str)):
                 raise UsageError(f"the template variable {name} holds a control token; give plain text")
         switch = self._renderer.think_switch
@@ -195,13 +227,26 @@ class ChatText:
             return None
         return None if end is None or (self._tags and end.group() in self._tags.close) else end.group()
 
+    def _part_of(self, content: str) -> Part:
+        """The part of an answer that `content`, its beginning, ends in."""
+        if self._tags is None:
+            return Part.ANSWER
+        _, opening, inside = content.rpartition(self._tags.open)
+        return Part.THINKING if opening and self._tags.close not in inside else Part.ANSWER
+
     def _pins(
-        self, turns: Sequence[Message], variables: Mapping[str, Any], parts: list[str], ids: tuple[int, ...]
+        self,
+        turns: Sequence[Message],
+        variables: Mapping[str, Any],
+        parts: list[str],
+        ids: tuple[int, ...],
+        continues: bool,
     ) -> tuple[tuple[int, int], ...]:
         """Find the span of `ids`, which encode `parts`, that holds the system prompt."""
         if not any(turn.system_chars for turn in turns):
             return ()
-        span = system_span(self._renderer, turns, variables, self._control, "".join(parts))
+        text = self._renderer.render(turns, variables, opens=False) if continues else "".join(parts)
+        span = system_span(self._renderer, turns, variables, self._control, text, not continues)
         if span is None:
             self._note("the system prompt cannot be found in what the chat template renders, so it is not pinned")
             return ()

@@ -46,7 +46,7 @@ class FakeText:
     def prompt(self, text: str, *, system: str | None = None) -> Any:
         return self.raw(text if system is None else f"{system}\n{text}")
 
-    def conversation(self, messages: Sequence[Any], *, template_kwargs: Any = None) -> Any:
+    def conversation(self, messages: Sequence[Any], *, template_kwargs: Any = None, continues: Any = None) -> Any:
         if messages[-1]["content"] == "unrenderable":
             raise UsageError("the template refuses it")
         return self.raw("\n".join(message["content"] for message in messages))

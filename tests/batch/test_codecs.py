@@ -57,6 +57,33 @@ def test_simple_line() -> None:
     assert entry.ignored == ("x",)
 
 
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, None),
+        ({"continue_final_message": True, "add_generation_prompt": False}, True),
+        ({"continue_final_message": True}, True),
+        ({"continue_final_message": False}, False),
+        ({"add_generation_prompt": False}, True),
+        ({"add_generation_prompt": True}, False),
+    ],
+)
+def test_vllms_words_say_whether_the_last_message_is_gone_on_with(
+    given: dict[str, bool], expected: bool | None
+) -> None:
+    assert item({"body": CHAT | given}).continues is item(CHAT | given).continues is expected
+    assert item(CHAT | given).ignored == ()
+
+
+@pytest.mark.parametrize("value", [True, False])
+def test_going_on_and_beginning_anew_exclude_each_other(value: bool) -> None:
+    refused = failure(decoded(CHAT | {"continue_final_message": value, "add_generation_prompt": value}))
+    assert refused.message.startswith("continue_final_message and add_generation_prompt are both ")
+    assert failure(decoded(CHAT | {"continue_final_message": 1})).message == (
+        "continue_final_message is the number 1; give true or false"
+    )
+
+
 def test_bare_string_and_simple_chat_get_the_line_as_id() -> None:
     assert (item("just this").prompt, item("just this").key) == ("just this", "line-7")
     assert item(CHAT).messages == ({"role": "user", "content": "Hi"},)

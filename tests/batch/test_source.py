@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -178,3 +179,35 @@ def test_a_file_is_read_as_a_stream(tmp_path: Path) -> None:
     assert not file.is_pipe
     entries = file.items()
     assert prompts([next(entries)]) == ["0"]
+
+
+WHOLE_FILES = [
+    (
+        '{"prompt": "a"}\n'.encode("utf-16"),
+        "in UTF-16, as PowerShell's > writes it; make lines of it: iconv -f UTF-16 ",
+    ),
+    ('{"prompt": "a"}\n'.encode("utf-16-le"), "in UTF-16LE; make lines of it: iconv -f UTF-16LE -t UTF-8 FILE > lines"),
+    ('{"prompt": "a"}\n'.encode("utf-16-be"), "in UTF-16BE; "),
+    (b"\xfe\xff" + "a".encode("utf-16-be"), "in UTF-16; "),
+    ("a".encode("utf-32"), "in UTF-32; "),
+    (b"\x1f\x8b\x08\x00...", "compressed by gzip; make lines of it: gzip -dc FILE > lines.jsonl"),
+    (b"PK\x03\x04....", "a zip archive or a workbook of Excel; "),
+    (b"PAR1....", "Parquet; "),
+    (
+        b'[{"prompt": "a"}, {"prompt": "b"}]\n',
+        "one JSON array, not a line for each record; make lines of it: jq -c '.[]'",
+    ),
+    (b'[\n  {"prompt": "a"}\n]\n', "one JSON array, not a line for each record; "),
+    (b'{\n  "prompt": "a"\n}\n', "JSON over several lines, not a line for each record; make lines of it: jq -c . "),
+]
+
+
+@pytest.mark.parametrize(("data", "says"), WHOLE_FILES)
+def test_a_file_that_is_something_else_as_a_whole_is_refused_at_once(data: bytes, says: str) -> None:
+    with pytest.raises(UsageError, match=f"^stdin is {re.escape(says)}"):
+        read(data)
+
+
+@pytest.mark.parametrize("layout", ["text", "csv"])
+def test_brackets_are_text_where_it_is_not_json(layout: str) -> None:
+    assert prompts(read(b"[prompt]\nx\n", layout, prompt_column="[prompt]")) == ["[prompt]", "x"][layout == "csv" :]

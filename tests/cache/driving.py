@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from kvlite.cache.cache import SlotCache
-from kvlite.cache.layer import Layer, empty_vectors
+from kvlite.cache.layer import Layer
+from kvlite.cache.part import Part, empty_vectors
 from kvlite.cache.policy import Candidates, Policy
 from kvlite.cache.rotation import Rotation
 from kvlite.memory.budget import Budget
 from kvlite.memory.format import FORMATS
-from kvlite.memory.plan import CachePlan, CacheSpec, plan_cache
+from kvlite.memory.plan import CachePlan, plan_cache
 from kvlite.memory.shape import LayerShape, ModelShape
 from kvlite_kernels.backend import TORCH
 from kvlite_kernels.reference import Geometry
 from kvlite_kernels.slots import Slots
 
 Span = tuple[int, int]
+Needs = Sequence[Sequence[float]]
+T = TypeVar("T")
 CPU = torch.device("cpu")
 
 
@@ -50,14 +54,24 @@ def make_plan(
     rows: int = 1,
     dtype: str = "float32",
     protected_slots: int = 0,
+    needs: Needs | None = None,
 ) -> CachePlan:
-    state_bytes, rule = policy.state_bytes_per_slot, policy.layer_slots
-    spec = CacheSpec(FORMATS[dtype], state_bytes, protected_slots, policy.evicts, layer_rule=rule)
+    """The plan of a cache under `policy`, whose heads have slots by their `needs`: per layer, per KV head."""
+    shares = None if needs is None else lambda slots: needs
+    spec = replace(policy.cache_spec(FORMATS[dtype], head_shares=shares), protected_slots=protected_slots)
     return plan_cache(shape, Budget.parse(budget), spec, rows=rows, free_bytes=None)
 
 
-def make_cache(shape: ModelShape, slots: int, policy: Policy, rows: int = 1, dtype: str = "float32") -> SlotCache:
-    plan = make_plan(shape, f"{slots}tok", policy, rows, dtype)
+def make_cache(
+    shape: ModelShape,
+    slots: int,
+    policy: Policy,
+    rows: int = 1,
+    dtype: str = "float32",
+    needs: Needs | None = None,
+) -> SlotCache:
+    least = 0 if needs is None else policy.min_slots()
+    plan = make_plan(shape, f"{slots}tok", policy, rows, dtype, least, needs)
     return SlotCache(shape, plan, policy, FORMATS[dtype], CPU)
 
 
@@ -183,19 +197,33 @@ def rotated(x: Tensor, at: Tensor, rotation: Rotation) -> Tensor:
     return turned.to(x.dtype)
 
 
-def positions(layer: Layer, row: int = 0) -> list[set[int]]:
-    """Which positions each KV head of a row holds."""
+def positions(held: Layer | Part, row: int = 0) -> list[set[int]]:
+    """The positions that each KV head of a row holds."""
+    if isinstance(held, Layer):
+        return in_order(held, [positions(part, row) for part in held.parts])
     return [
-        {position for position in head if position >= 0} for head in layer.slots.pos[row, :, : layer.num_slots].tolist()
+        {position for position in head if position >= 0} for head in held.slots.pos[row, :, : held.num_slots].tolist()
     ]
 
 
-def statistics(layer: Layer, row: int = 0) -> list[dict[int, float]]:
+def statistics(held: Layer | Part, row: int = 0) -> list[dict[int, float]]:
     """The statistic of each held position, per KV head of a row; empty where the policy keeps none."""
-    if layer.slots.statistic is None:
-        return [{} for _ in range(layer.shape.kv_heads)]
-    held = (
-        layer.slots.pos[row, :, : layer.num_slots].tolist(),
-        layer.slots.statistic[row, :, : layer.num_slots].tolist(),
+    if isinstance(held, Layer):
+        return in_order(held, [statistics(part, row) for part in held.parts])
+    if held.slots.statistic is None:
+        return [{} for _ in range(held.shape.kv_heads)]
+    both = (
+        held.slots.pos[row, :, : held.num_slots].tolist(),
+        held.slots.statistic[row, :, : held.num_slots].tolist(),
     )
-    return [{p: known for p, known in zip(*head, strict=True) if p >= 0} for head in zip(*held, strict=True)]
+    return [{p: known for p, known in zip(*head, strict=True) if p >= 0} for head in zip(*both, strict=True)]
+
+
+def in_order(layer: Layer, of_parts: Sequence[Sequence[T]]) -> list[T]:
+    """What is known of each KV head of a layer, in the order of heads."""
+    known = {
+        head: each
+        for part, heads in zip(layer.parts, of_parts, strict=True)
+        for head, each in zip(part.heads.numbers, heads, strict=True)
+    }
+    return [known[head] for head in sorted(known)]

@@ -175,17 +175,23 @@ class Head:
 
 
 class Layer:
-    """The heads of layer `index` of one conversation."""
+    """The heads of layer `index` of one conversation, each with its own number of slots and its own pins."""
 
     def __init__(
-        self, index: int, rule: Rule, slots: int, window: int | None, pins: Sequence[Span], stream: Stream
+        self,
+        index: int,
+        rule: Rule,
+        slots: Sequence[int],
+        window: int | None,
+        pins: Sequence[Sequence[Span]],
+        stream: Stream,
     ) -> None:
         self.index = index
         self.rule = rule
         self.q, self.k, self.v = (tensor.tolist() for tensor in (stream.q, stream.k, stream.v))
         self.seen = 0
         self.scaling = stream.k.shape[-1] ** -0.5
-        self.heads = [Head(rule, slots, window, pins) for _ in self.k]
+        self.heads = [Head(rule, held, window, kept) for held, kept in zip(slots, pins, strict=True)]
 
     def feed(self, count: int) -> list[list[Vector]]:
         """Attend over what is held and the next `count` tokens, then keep the best: outputs [H_Q][T]."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import pytest
@@ -10,18 +10,19 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from kvlite.cache.cache import SlotCache
+from kvlite.cache.cache import SlotCache, observe
 from kvlite.cache.policies import H2O, TOVA, Full, HeavyHitter, Pyramid, Scissorhands, SnapKV, Window
 from kvlite.cache.policy import Candidates, Policy, load_policy, policy_names
 from kvlite.cache.rotation import Rotation
+from kvlite.memory.allotment import of_layers
 from kvlite.memory.counts import KVCounts
 from kvlite.memory.format import FORMATS
-from kvlite.memory.plan import allotted
 from kvlite.memory.shape import LayerShape, ModelShape
 from kvlite_kernels.reference import Segment, attend
 from tests.cache.driving import (
     CPU,
     Driver,
+    Needs,
     Span,
     as_stored,
     attention_layer,
@@ -50,7 +51,10 @@ POLICIES: tuple[Policy, ...] = (
 
 @dataclass(frozen=True)
 class Scenario:
-    """A cache and what is fed to it: `steps` of tokens per row; `pins` as each row's request gives them."""
+    """A cache and what is fed to it: `steps` of tokens per row; `pins` as each row's request gives them.
+
+    Heads have slots by their `needs`, all as many where there are none.
+    """
 
     policy: Policy
     slots: int
@@ -59,6 +63,7 @@ class Scenario:
     pins: tuple[tuple[Span, ...], ...]
     steps: tuple[tuple[int, ...], ...]
     stored: str
+    needs: Needs | None = None
 
     @property
     def rows(self) -> int:
@@ -68,7 +73,7 @@ class Scenario:
         """The cache, empty, and what will be fed; as long again for tests that go on."""
         length = 2 * sum(max(step) for step in self.steps) + 40
         streams = [random_streams(self.shape, self.group, length, seed) for seed in range(self.rows)]
-        cache = make_cache(self.shape, self.slots, self.policy, self.rows, self.stored)
+        cache = make_cache(self.shape, self.slots, self.policy, self.rows, self.stored, self.needs)
         return Driver(cache, streams, self.pins, rotations or {})
 
     def played(self) -> Iterator[Driver]:
@@ -88,7 +93,7 @@ def scenarios(draw: st.DrawFn) -> Scenario:
     windows = draw(st.lists(st.one_of(st.none(), st.integers(1, slots + 5)), max_size=2))
     layers = [attention_layer(draw(st.integers(1, 3)), dim, window) for window in (None, *windows)]
     rows = draw(st.integers(1, 3))
-    allotment = zip(allotted(layers, slots, 2**31, policy.layer_slots), layers, strict=True)
+    allotment = zip(of_layers(layers, slots, 2**31, policy.layer_slots), layers, strict=True)
     smallest = min(held for held, layer in allotment if layer.window is None)
     room = smallest - policy.sinks - policy.recent(smallest) - 1
     pins = []
@@ -99,7 +104,14 @@ def scenarios(draw: st.DrawFn) -> Scenario:
     tokens = st.one_of(st.just(1), st.integers(0, 20))
     steps = draw(st.lists(st.tuples(*[tokens] * rows).filter(any), min_size=1, max_size=9))
     group, stored = draw(st.sampled_from((1, 3))), draw(st.sampled_from(("float32", "int8", "int4")))
-    return Scenario(policy, slots, model_shape(*layers), group, tuple(pins), tuple(steps), stored)
+    needs = draw(st.one_of(st.none(), needs_of(layers)))
+    return Scenario(policy, slots, model_shape(*layers), group, tuple(pins), tuple(steps), stored, needs)
+
+
+def needs_of(layers: Sequence[LayerShape]) -> st.SearchStrategy[Needs]:
+    """Needs of the heads of `layers`, from none to many times those of others."""
+    need = st.sampled_from((0.0, 0.1, 0.5, 1.0, 1.0, 3.0, 20.0))
+    return st.tuples(*(st.lists(need, min_size=layer.kv_heads, max_size=layer.kv_heads) for layer in layers))
 
 
 @given(scenarios())
@@ -114,21 +126,19 @@ def test_bytes_and_addresses_never_change(scenario: Scenario) -> None:
 @given(scenarios())
 def test_nothing_is_evicted_while_a_slot_is_free_and_no_head_holds_more_than_its_slots(scenario: Scenario) -> None:
     for driver in scenario.played():
-        for layer in driver.cache.layers.values():
+        for part in driver.cache.parts:
             for row, seen in enumerate(driver.seen):
-                assert [len(head) for head in positions(layer, row)] == [
-                    min(layer.num_slots, seen)
-                ] * layer.shape.kv_heads
-                assert driver.cache.live(row, layer.num_slots) == min(layer.num_slots, seen)
+                assert [len(head) for head in positions(part, row)] == [min(part.num_slots, seen)] * part.shape.kv_heads
+                assert driver.cache.live(row, part.num_slots) == min(part.num_slots, seen)
 
 
 @given(scenarios())
 def test_live_slots_are_a_prefix_and_hold_each_position_once(scenario: Scenario) -> None:
     for driver in scenario.played():
-        for layer in driver.cache.layers.values():
+        for part in driver.cache.parts:
             for row, seen in enumerate(driver.seen):
-                live = min(layer.num_slots, seen)
-                pos = layer.slots.pos[row, :, : layer.num_slots]
+                live = min(part.num_slots, seen)
+                pos = part.slots.pos[row, :, : part.num_slots]
                 assert (pos[:, live:] == -1).all()
                 assert (pos[:, :live] >= 0).all() and (pos[:, :live] < seen).all()
                 assert all(len(set(head)) == live for head in pos[:, :live].tolist())
@@ -137,47 +147,50 @@ def test_live_slots_are_a_prefix_and_hold_each_position_once(scenario: Scenario)
 @given(scenarios())
 def test_a_live_slot_holds_the_key_and_value_of_its_position(scenario: Scenario) -> None:
     *_, driver = scenario.played()
-    for index, layer in driver.cache.layers.items():
-        held = Candidates(layer.slots.pos, layer.slots.pos, None, ((layer.slots.k, layer.slots.v),))
+    for part in driver.cache.parts:
+        held = Candidates(part.slots.pos, part.slots.pos, None, ((part.slots.k, part.slots.v),))
         k, v = held.keys, held.values
         for row in range(scenario.rows):
-            stream = as_stored(driver.streams[row][index], scenario.stored)
-            live = driver.cache.live(row, layer.num_slots)
-            for head, held in enumerate(layer.slots.pos[row, :, :live].long()):
-                assert torch.equal(k[row, head, :live], stream.k[head, held])
-                assert torch.equal(v[row, head, :live], stream.v[head, held])
-                assert torch.equal(layer.slots.rot[row, head, :live].long(), held)
+            stream = as_stored(driver.streams[row][part.heads.layer], scenario.stored)
+            live = driver.cache.live(row, part.num_slots)
+            for head, held in enumerate(part.slots.pos[row, :, :live].long()):
+                assert torch.equal(k[row, head, :live], stream.k[part.heads.numbers[head], held])
+                assert torch.equal(v[row, head, :live], stream.v[part.heads.numbers[head], held])
+                assert torch.equal(part.slots.rot[row, head, :live].long(), held)
 
 
 @given(scenarios())
 def test_the_recent_window_is_never_evicted(scenario: Scenario) -> None:
     for driver in scenario.played():
-        for layer in driver.cache.layers.values():
+        for part in driver.cache.parts:
             for row, seen in enumerate(driver.seen):
-                recent = min(scenario.policy.recent(layer.num_slots), max(1, layer.num_slots - 1))
-                assert all(set(range(max(0, seen - recent), seen)) <= head for head in positions(layer, row))
+                recent = min(scenario.policy.recent(part.num_slots), max(1, part.num_slots - 1))
+                assert all(set(range(max(0, seen - recent), seen)) <= head for head in positions(part, row))
 
 
 @given(scenarios())
 def test_sinks_and_pins_are_never_evicted_where_a_layer_sees_everything(scenario: Scenario) -> None:
     for driver in scenario.played():
-        for layer in driver.cache.layers.values():
-            if layer.shape.window is not None:
+        for part in driver.cache.parts:
+            if part.shape.window is not None:
                 continue
             for row, seen in enumerate(driver.seen):
-                kept = {*range(scenario.policy.sinks), *(p for span in scenario.pins[row] for p in range(*span))}
-                assert all({p for p in kept if p < seen} <= head for head in positions(layer, row))
+                kept = {*range(scenario.policy.sinks)}
+                pinned = {p for span in scenario.pins[row] for p in range(*span)}
+                if part.num_slots >= scenario.policy.min_slots(len(pinned - kept)):
+                    kept |= pinned
+                assert all({p for p in kept if p < seen} <= head for head in positions(part, row))
 
 
 @given(scenarios())
 def test_a_sliding_layer_with_room_for_its_window_loses_nothing_it_still_sees(scenario: Scenario) -> None:
     for driver in scenario.played():
-        for layer in driver.cache.layers.values():
-            if layer.shape.window is None or layer.num_slots < layer.shape.window:
+        for part in driver.cache.parts:
+            if part.shape.window is None or part.num_slots < part.shape.window:
                 continue
             for row, seen in enumerate(driver.seen):
-                visible = set(range(max(0, seen - layer.shape.window + 1), seen))
-                assert all(visible <= head for head in positions(layer, row))
+                visible = set(range(max(0, seen - part.shape.window + 1), seen))
+                assert all(visible <= head for head in positions(part, row))
 
 
 @given(scenarios())
@@ -186,22 +199,22 @@ def test_reset_leaves_nothing_of_a_row_and_touches_no_other(scenario: Scenario) 
     cache, last = driver.cache, scenario.rows - 1
     others = [tensor[:last].clone() for tensor in cache.tensors()]
     cache.reset(last)
-    for layer in cache.layers.values():
-        assert (layer.slots.pos[last] == -1).all() and (layer.slots.rot[last] == -1).all()
-        assert not any(tensor[last].any() for name, tensor in layer.tensors.items() if name not in ("pos", "rot"))
-        assert cache.live(last, layer.num_slots) == 0
+    for part in cache.parts:
+        assert (part.slots.pos[last] == -1).all() and (part.slots.rot[last] == -1).all()
+        assert not any(tensor[last].any() for name, tensor in part.tensors.items() if name not in ("pos", "rot"))
+        assert cache.live(last, part.num_slots) == 0
     assert all(torch.equal(tensor[:last], before) for tensor, before in zip(cache.tensors(), others, strict=True))
     driver.seen[last] = driver.rot[last] = 0
     fresh = Driver(
-        make_cache(scenario.shape, scenario.slots, scenario.policy, dtype=scenario.stored),
+        make_cache(scenario.shape, scenario.slots, scenario.policy, dtype=scenario.stored, needs=scenario.needs),
         driver.streams[last:],
         driver.pins[last:],
     )
     for count in (9, 1, 7, 1):
         for again, first in zip(driver.feed([count], last), fresh.feed([count]), strict=True):
             assert_parity("out", again[0], first[0])
-    for index, layer in cache.layers.items():
-        assert positions(layer, last) == positions(fresh.cache.layers[index])
+    for index, part in enumerate(cache.parts):
+        assert positions(part, last) == positions(fresh.cache.parts[index])
 
 
 @pytest.mark.parametrize("counts", [[5], [20], [20, 1], [9, 9, 9]])
@@ -236,7 +249,7 @@ def test_a_restored_snapshot_continues_as_the_row_did(scenario: Scenario, turned
     assert snapshot.num_bytes == cache.live_bytes(0)
     was = driver.seen[0], driver.rot[0]
     first = [driver.feed([count]) for count in then]
-    held = {index: positions(layer) for index, layer in cache.layers.items()}
+    held = {index: positions(part) for index, part in enumerate(cache.parts)}
 
     cache.restore(row, snapshot)
     driver.streams = [driver.streams[0]] * scenario.rows
@@ -245,7 +258,7 @@ def test_a_restored_snapshot_continues_as_the_row_did(scenario: Scenario, turned
     for count, outs in zip(then, first, strict=True):
         for index, (again, out) in enumerate(zip(driver.feed([count], row), outs, strict=True)):
             assert_parity(f"out of layer {index}", again[0], out[0])
-    assert {index: positions(layer, row) for index, layer in cache.layers.items()} == held
+    assert {index: positions(part, row) for index, part in enumerate(cache.parts)} == held
 
 
 @given(scenarios())
@@ -261,15 +274,15 @@ def test_rotations_after_rerotation_are_consecutive_in_the_order_of_positions(sc
     assume(max(driver.seen))
     for row, seen in enumerate(driver.seen):
         driver.rerotate(row)
-        assert driver.rot[row] == min(seen, max(layer.num_slots for layer in driver.cache.layers.values()))
-        for index, layer in driver.cache.layers.items():
-            live = driver.cache.live(row, layer.num_slots)
-            for head in range(layer.shape.kv_heads):
+        assert driver.rot[row] == min(seen, max(part.num_slots for part in driver.cache.parts))
+        for part in driver.cache.parts:
+            live = driver.cache.live(row, part.num_slots)
+            for head, number in enumerate(part.heads.numbers):
                 pos, rot, key = (
-                    tensor[row, head, :live] for tensor in (layer.slots.pos, layer.slots.rot, layer.tensors["k"])
+                    tensor[row, head, :live] for tensor in (part.slots.pos, part.slots.rot, part.tensors["k"])
                 )
                 assert rot[pos.argsort()].tolist() == list(range(driver.rot[row] - live, driver.rot[row]))
-                raw = driver.streams[row][index].k[head, pos.long()]
+                raw = driver.streams[row][part.heads.layer].k[number, pos.long()]
                 assert_parity("keys", key, rotated(raw, rot, TURNS), 1e-4)
 
 
@@ -277,9 +290,9 @@ def test_a_layer_whose_rotation_is_not_known_keeps_its_keys() -> None:
     shape = model_shape(attention_layer(), attention_layer())
     driver = Driver(make_cache(shape, 12, HeavyHitter()), [random_streams(shape, 1, 40, 0)], rotations={0: TURNS})
     driver.feed([30])
-    before = driver.cache.layers[1].tensors["k"].clone()
+    before = driver.cache.parts[1].tensors["k"].clone()
     driver.rerotate(0)
-    assert torch.equal(driver.cache.layers[1].tensors["k"], before)
+    assert torch.equal(driver.cache.parts[1].tensors["k"], before)
 
 
 @st.composite
@@ -304,27 +317,29 @@ def shapes(draw: st.DrawFn) -> ModelShape:
     st.integers(1, 3),
     st.integers(1, 40),
     st.integers(0, 3000),
+    st.data(),
 )
 def test_planned_bytes_are_measured_bytes_and_within_the_budget(
-    shape: ModelShape, policy: Policy, dtype: str, rows: int, slots: int, spare: int
+    shape: ModelShape, policy: Policy, dtype: str, rows: int, slots: int, spare: int, data: st.DataObject
 ) -> None:
-    budget = make_plan(shape, f"{slots}tok", policy, rows, dtype).reserved_bytes + spare
-    plan = make_plan(shape, f"{budget}B", policy, rows, dtype)
+    needs = data.draw(st.one_of(st.none(), needs_of(shape.layers)))
+    budget = make_plan(shape, f"{slots}tok", policy, rows, dtype, 0, needs).reserved_bytes + spare
+    plan = make_plan(shape, f"{budget}B", policy, rows, dtype, 0, needs)
     cache = SlotCache(shape, plan, policy, FORMATS[dtype], CPU)
     assert plan.slots >= slots
     assert cache.num_bytes == plan.reserved_bytes - plan.state_bytes
     assert sum(tensor.nbytes for tensor in cache.tensors()) + plan.state_bytes <= budget
-    if not isinstance(policy, Pyramid):
+    if needs is None and not isinstance(policy, Pyramid):
         assert cache.bytes_for(plan.slots) == plan.reserved_bytes
     more = make_plan(shape, f"{cache.bytes_for(plan.fewest + 1)}B", policy, rows, dtype)
     assert more.fewest > plan.fewest or more.capped_by == "window"
 
     def held(*names: str) -> int:
         return sum(
-            layer.tensors[name][:, :, :-1].numel() * layer.tensors[name].itemsize
-            for layer in cache.layers.values()
+            part.tensors[name][:, :, :-1].numel() * part.tensors[name].itemsize
+            for part in cache.parts
             for name in names
-            if name in layer.tensors
+            if name in part.tensors
         )
 
     k_v = ("k", "v", "k_scale", "v_scale")
@@ -351,9 +366,7 @@ def test_room_is_how_many_tokens_fit_before_one_that_is_still_visible_goes(
         seen = driver.seen[0]
         spans = [(0 if window is None else max(0, seen - window + 1), seen) for window in windows]
         return all(
-            set(range(*span)) <= head
-            for span, layer in zip(spans, cache.layers.values(), strict=True)
-            for head in positions(layer)
+            set(range(*span)) <= head for span, part in zip(spans, cache.parts, strict=True) for head in positions(part)
         )
 
     for count in fed:
@@ -406,9 +419,9 @@ def test_slots_of_lower_precision_round_what_they_hold(dtype: str) -> None:
     for count in (9, 14, 1, 1):
         (outs,) = driver.feed([count])
         assert outs[0].dtype == torch.float32 and outs[0].isfinite().all()
-    layer = cache.layers[0]
-    held = layer.slots.pos[0, 0, :12].long()
-    assert torch.equal(layer.tensors["k"][0, 0, :12], driver.streams[0][0].k[0, held].to(getattr(torch, dtype)))
+    part = cache.parts[0]
+    held = part.slots.pos[0, 0, :12].long()
+    assert torch.equal(part.tensors["k"][0, 0, :12], driver.streams[0][0].k[0, held].to(getattr(torch, dtype)))
 
 
 def test_all_heads_of_a_layer_hold_the_same_tokens_under_tova() -> None:
@@ -416,15 +429,15 @@ def test_all_heads_of_a_layer_hold_the_same_tokens_under_tova() -> None:
     driver = Driver(make_cache(shape, 16, TOVA()), [random_streams(shape, 2, 60, 0)])
     for count in (20, 1, 1, 9, 1, 1):
         driver.feed([count])
-        for layer in driver.cache.layers.values():
-            assert all(torch.equal(head, layer.slots.pos[0, 0]) for head in layer.slots.pos[0])
+        for part in driver.cache.parts:
+            assert all(torch.equal(head, part.slots.pos[0, 0]) for head in part.slots.pos[0])
 
 
 def test_layers_of_a_pyramid_fill_one_after_the_other() -> None:
     shape = model_shape(*[attention_layer(1, 4)] * 4)
     cache = make_cache(shape, 20, Pyramid(observed=4, beta=4))
     driver = Driver(cache, [random_streams(shape, 1, 60, 0)])
-    assert [layer.num_slots for layer in cache.layers.values()] == [32, 24, 16, 8]
+    assert [part.num_slots for part in cache.parts] == [32, 24, 16, 8]
     kept = []
     for count in (8, 6, 16, 20):
         driver.feed([count])
@@ -454,3 +467,17 @@ def test_a_row_with_more_live_slots_than_its_neighbour_is_read_whole() -> None:
         together, expected = both.feed(counts), alone.feed(counts[1:])
         for index, out in enumerate(expected):
             assert_parity(f"out of layer {index}", together[index][1], out[0])
+
+
+def test_queries_whose_weight_fp32_does_not_tell_from_none_do_not_count() -> None:
+    pos = torch.arange(40, dtype=torch.int32).expand(2, -1)
+    seen = observe(HeavyHitter(decay=0.5), pos, [0, 20])
+    assert seen is not None
+    assert (seen.weight > 0).sum(-1).tolist() == [24, 4]
+    assert seen.first(40) == 16
+    nothing = observe(HeavyHitter(decay=0.5), pos, [30, 24])
+    assert nothing is not None
+    assert not nothing.weight.any()
+    assert nothing.first(40) == 40
+    assert nothing.retention is not None
+    assert nothing.retention[0].item() == 0.5**40

@@ -416,9 +416,9 @@ def test_a_plug_in_of_ten_lines_keeps_the_shortest_keys(monkeypatch: pytest.Monk
     driver = Driver(make_cache(shape, 12, load_policy("knorm"), dtype=stored), [streams])
     for count in (7, 9, *[1] * 24):
         driver.feed([count])
-    for index, layer in driver.cache.layers.items():
+    for index, part in enumerate(driver.cache.parts):
         norms = as_stored(streams[index], stored).k.norm(dim=-1)
-        for head, held in enumerate(positions(layer)):
+        for head, held in enumerate(positions(part)):
             shortest = norms[head, 4:39].argsort()[:7] + 4  # four sinks and the newest stay whatever their keys
             assert held == {0, 1, 2, 3, 39, *shortest.tolist()}
 

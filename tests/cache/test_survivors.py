@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from kvlite.cache.cache import SlotCache
+from kvlite.cache.layer import Layer
 from kvlite.cache.policies import (
     H2O,
     TOVA,
@@ -27,6 +28,7 @@ from tests.cache.driving import (
     Span,
     Stream,
     attention_layer,
+    in_order,
     make_cache,
     model_shape,
     positions,
@@ -34,6 +36,7 @@ from tests.cache.driving import (
     statistics,
 )
 from tests.cache.simulation import Rule
+from tests.matrix import but_few
 from tests.parity.compare import assert_parity
 
 POLICIES: dict[str, tuple[Policy, Rule]] = {
@@ -84,13 +87,21 @@ class Twins:
         self.driver = Driver(cache, streams, pins)
         self.simulated = [
             [
-                simulation.Layer(
-                    index, rule, layer.num_slots, layer.shape.window, pins[row] if pins else (), streams[row][index]
-                )
+                self._simulated(layer, rule, pins[row] if pins else (), streams[row][index])
                 for index, layer in cache.layers.items()
             ]
             for row in range(cache.plan.rows)
         ]
+
+    def _simulated(self, layer: Layer, rule: Rule, pins: Sequence[Span], stream: Stream) -> simulation.Layer:
+        """A layer by itself. A head with fewer slots than others keeps no pins where it lacks room for all."""
+        slots = in_order(layer, [[part.num_slots] * part.shape.kv_heads for part in layer.parts])
+        pinned = len({position for span in pins for position in range(*span)} - {*range(rule.sinks)})
+        held = [
+            pins if count >= self.cache.plan.fewest or rule.sinks + pinned + rule.recent(count) < count else ()
+            for count in slots
+        ]
+        return simulation.Layer(layer.index, rule, slots, layer.shape.window, held, stream)
 
     def feed(self, counts: Sequence[int], first: int = 0) -> None:
         outs = self.driver.feed(counts, first)
@@ -124,7 +135,7 @@ def test_survivors_are_those_of_the_simulation(policy: str, schedule: list[int])
     twins = Twins(cache, rule, [random_streams(SHAPE, GROUP, sum(schedule), seed=1)])
     for count in schedule:
         twins.feed([count])
-    assert all(len(head) == layer.num_slots for layer in cache.layers.values() for head in positions(layer))
+    assert all(len(head) == part.num_slots for part in cache.parts for head in positions(part))
 
 
 @pytest.mark.parametrize("policy", POLICIES)
@@ -158,6 +169,37 @@ def test_tiny_caches_follow_the_same_rule(policy: str, spare: int) -> None:
         twins.feed([count])
 
 
+UNEQUAL = model_shape(
+    attention_layer(4, 4),
+    attention_layer(2, 4, window=9),
+    attention_layer(3, 4),
+)
+AFTER_A_PROMPT = [30, 1, 1, 1, 20, *[1] * 7]
+NEEDS = ((9, 0.1, 9, 1), (), (0.1, 0.1, 4))
+"""Heads of a layer between others, and a window that takes no part."""
+
+
+@pytest.mark.parametrize("schedule", but_few([SCHEDULES["uneven"], AFTER_A_PROMPT], AFTER_A_PROMPT))
+@pytest.mark.parametrize("policy", POLICIES)
+def test_heads_with_slots_of_their_own_are_each_like_a_head_alone(policy: str, schedule: list[int]) -> None:
+    chosen, rule = POLICIES[policy]
+    cache = make_cache(UNEQUAL, 28, chosen, needs=NEEDS)
+    assert any(len(layer.parts) > 1 for layer in cache.layers.values()) == (rule.heads != "layer")
+    twins = Twins(cache, rule, [random_streams(UNEQUAL, 2, sum(schedule), seed=1)])
+    for count in schedule:
+        twins.feed([count])
+
+
+@pytest.mark.parametrize("policy", but_few(POLICIES, "heavy-hitter", "pyramid"))
+def test_rows_with_pins_whose_heads_have_slots_of_their_own_follow_the_simulation(policy: str) -> None:
+    chosen, rule = POLICIES[policy]
+    streams = [random_streams(UNEQUAL, 2, 70, seed) for seed in (4, 5, 6)]
+    pins = [[(5, 7)], [], [(2, 14), (30, 31)]]
+    twins = Twins(make_cache(UNEQUAL, 40, chosen, rows=3, needs=NEEDS), rule, streams, pins)
+    for counts in [(9, 0, 16), (9, 3, 16), (0, 1, 16), (16, 0, 1), (16, 14, 1), (1, 16, 0), (1, 1, 1), (1, 1, 1)]:
+        twins.feed(counts)
+
+
 BATCH = [(9, 0, 16), (9, 3, 16), (0, 1, 16), (5, 0, 1), (1, 1, 1), (1, 1, 0), (1, 0, 1), (1, 14, 1), (12, 2, 0)]
 """Tokens per row and step: rows fill at different times, some are idle, some are padded."""
 
@@ -185,8 +227,8 @@ def test_a_row_alone_equals_the_row_in_a_batch(policy: str) -> None:
                 continue
             for index, out in enumerate(alone.feed([counts[row]])):
                 assert_parity(f"row {row}, step {step}, layer {index}", outs[step][index][row], out[0], 2e-6)
-        for index, layer in together.cache.layers.items():
-            assert positions(layer, row) == positions(alone.cache.layers[index])
+        for index, part in enumerate(together.cache.parts):
+            assert positions(part, row) == positions(alone.cache.parts[index])
 
 
 def test_steps_that_name_some_rows_leave_the_others_alone() -> None:

@@ -11,6 +11,7 @@ from kvlite.chat.session_files import SessionFolder
 from kvlite.console import Console
 from kvlite.errors import ContextFull, Interrupted
 from kvlite.llm.answer import AnswerSettings
+from kvlite.llm.chat_memory import TurnKept
 from kvlite.record.recorder import Recorder
 from tests.chat.messages import message
 
@@ -30,6 +31,27 @@ class Script:
         return line
 
 
+class FakeMemory:
+    """Three turns, of which the first is gone and the second nearly."""
+
+    def __init__(self, session):
+        self.session, self.pinned = session, set()
+
+    def turns(self):
+        shares = ((0.0, 0.0, 0.0), (0.004, 0.0, 0.5), (1.0, 1.0, 1.0))[: self.session.num_turns]
+        return [TurnKept(n, 40, sum(cells) / 3, cells, n in self.pinned) for n, cells in enumerate(shares, 1)]
+
+    def pin(self, number):
+        self.pinned.add(number)
+        return self.turns()[number - 1]
+
+    def unpin(self, number):
+        self.pinned.remove(number)
+
+    def panel(self):
+        return [("tokens seen", f"{self.session.counts().tokens_seen}"), ("policy", "window")]
+
+
 class Held:
     """A chat with its engine and what it wrote."""
 
@@ -41,7 +63,8 @@ class Held:
         recorder = Recorder("chat", (), report="none")
         display = Display(console, recorder, AnswerFormat(shows_thinking=shows_thinking))
         session = Session(engine, text, AnswerSettings())
-        self.chat = Chat(session, self.folder, display, model="demo", autosaves=autosaves)
+        memory = FakeMemory(session)
+        self.chat = Chat(session, memory, self.folder, display, model="demo", autosaves=autosaves)
 
     def type(self, *lines, first=None):
         self.script = Script(*lines)
@@ -167,6 +190,30 @@ def test_system_shows_or_starts_over(held):
 def test_mem_gives_the_counts(held):
     held.type("hi", "/mem")
     assert "tokens seen" in held.said and "window" in held.said
+
+
+def test_forgotten_shows_each_turn_with_what_is_left_of_it(held):
+    held.engine.slots = 20
+    held.type("first question", "second", "third", "/pin 3", "/forgotten")
+    assert "turn 3 is pinned: all of it stays" in held.said
+    assert "   1  ···    0 % of    40 tok  first question" in held.said
+    assert "   2  ░·▒   17 %" in held.said and "   3  ███  100 % of    40 tok pinned  third" in held.said
+    assert "of turn 1 nothing is left" in held.said
+
+
+@pytest.mark.parametrize("line", ["/pin", "/pin x", "/unpin 1.5"])
+def test_a_pin_takes_the_number_of_a_turn(held, line):
+    held.type("hi", line)
+    assert "takes the number of a turn" in held.said
+
+
+@pytest.mark.parametrize(
+    ("line", "hint"),
+    [("/budget", "takes a size"), ("/budget 1GB 2GB", "takes a size"), ("/policy", "window"), ("/check", "no answer")],
+)
+def test_a_change_that_is_none_is_told_what_it_takes(held, line, hint):
+    held.type(line)
+    assert hint in held.said
 
 
 def test_a_turn_that_was_taken_back_is_gone_from_the_file_too(held):

@@ -16,6 +16,7 @@ import pytest
 
 from kvlite.cli import main
 from tests.matrix import but_few
+from tests.scripted import chain, write_scripted
 
 ROOT = Path(__file__).parents[2]
 MODEL = ("-m", "demo", "--kv-budget", "200KB")
@@ -76,6 +77,36 @@ def test_without_m_the_lines_name_the_model(run: Run, tmp_path: Path) -> None:
     code, out, _ = run(write(tmp_path / "in.jsonl", *lines), "-n", "3")
     assert code == 5
     assert {(record["error"] or {}).get("code") for record in records(out)} == {None, "model_mismatch"}
+
+
+def test_a_batch_asks_for_a_model(run: Run, tmp_path: Path) -> None:
+    expected = "kvlite: a batch needs a model: give -m MODEL (such as smollm2-135m), or lines that name one\n"
+    for more in ((), ("--dry-run",)):
+        assert run(write(tmp_path / "in.jsonl", "Hello"), *more) == (3, "", expected)
+
+
+def test_an_array_is_refused_before_anything_is_loaded(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "in.json").write_text('[{"prompt": "Hello"}]')
+    code, out, err = run("in.json", "-m", "demo")
+    assert (code, out) == (2, "")
+    assert err == (
+        "kvlite: in.json is one JSON array, not a line for each record; make lines of it: "
+        "jq -c '.[]' in.json > lines.jsonl\n"
+    )
+
+
+def test_an_answer_that_was_begun_is_gone_on_with(run: Run, tmp_path: Path) -> None:
+    write_scripted(tmp_path / "model", chain("go", "red", "green", "blue"))
+    begun = {"messages": [{"role": "user", "content": "go"}, {"role": "assistant", "content": "red"}], "id": "on"}
+    anew = begun | {"id": "anew", "continue_final_message": False}
+    wrong = {"id": "wrong", "messages": begun["messages"][:1], "continue_final_message": True}
+    code, out, err = run(write(tmp_path / "in.jsonl", begun, anew, wrong), "-m", "./model", "--ordered")
+    assert code == 5, err
+    on, new, refused = records(out)
+    assert (on["text"], new["text"]) == ("green blue", "")
+    assert refused["error"]["message"] == (
+        "continue_final_message: the last message is of the user; give an assistant's"
+    )
 
 
 def test_a_small_budget_evicts_and_is_never_exceeded(run: Run, tmp_path: Path) -> None:

@@ -138,3 +138,16 @@ def test_files_that_cannot_be_read_are_named(pipe, tmp_path):
     ]:
         with pytest.raises(UsageError, match=message):
             build_prompt([], [path])
+
+
+@pytest.mark.parametrize("word", ["gpt-oss-x", "llama9", "deepseek", "qwen9.9", "falcon9", "granite-9", "kimi-k2"])
+def test_an_unknown_member_of_a_known_family_is_no_prompt(console, word):
+    with pytest.raises(ModelNotFound, match=f"^no model is called '{word}'; (did you mean |use an alias)"):
+        split_words([word, "hi"], None, "demo", console)
+
+
+@pytest.mark.parametrize(
+    "words", [["falcon", "facts"], ["seed", "oils"], ["what", "is", "llama", "4"], ["cohere", "means"]]
+)
+def test_words_of_english_are_a_prompt_though_models_are_called_so(console, words):
+    assert split_words(words, None, "demo", console) == ("demo", words)

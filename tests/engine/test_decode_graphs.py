@@ -73,9 +73,9 @@ def assert_same_cache(captured: Engine, eager: Engine) -> None:
         held, expected = captured.snapshot(row), eager.snapshot(row)
         assert held.cache.live == expected.cache.live
         assert replace(held.row, peak_bytes=0) == replace(expected.row, peak_bytes=0)
-        for index, layer in expected.cache.layers.items():
-            for name, tensor in layer.items():
-                torch.testing.assert_close(held.cache.layers[index][name], tensor, rtol=1e-4, atol=1e-5)
+        for part, other in zip(expected.cache.parts, held.cache.parts, strict=True):
+            for name, tensor in part.items():
+                torch.testing.assert_close(other[name], tensor, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("policy", but_few(policy_names(), "heavy-hitter", "full"))
@@ -323,7 +323,7 @@ def test_replays_that_leave_other_slots_are_not_used(llama: LoadedModel, monkeyp
     last = llama.shape.layers.__len__() - 1
 
     def harm() -> None:
-        caches[-1].layers[last].tensors["rot"][0, 0, 3] += 1  # nothing reads it
+        caches[-1].parts[last].tensors["rot"][0, 0, 3] += 1  # nothing reads it
 
     told: list[str] = []
     make_engine(llama, recorder=Wrong(harm, 9), warn=told.append)

@@ -83,6 +83,21 @@ def test_chunk_size_does_not_change_the_answer_while_nothing_is_evicted(llama: L
     )
 
 
+def test_queries_too_old_to_count_once_the_prompt_is_through_change_no_statistic(
+    llama: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def statistics() -> list[torch.Tensor]:
+        engine = make_engine(llama, "64tok", policy="heavy-hitter:decay=0.3")  # 2^-24 is a weight 14 queries back
+        answers(engine, [Request("a", PROMPT, max_tokens=1)])
+        return [layer.tensors["statistic"][..., : len(PROMPT)] for layer in engine.cache.layers.values()]
+
+    some = statistics()
+    monkeypatch.setattr("kvlite.cache.cache.NEGLIGIBLE", 1e-300)
+    for one, every in zip(some, statistics(), strict=True):
+        assert torch.allclose(one, every, rtol=1e-5, atol=1e-6)
+        assert one.sum() > 0
+
+
 def test_a_row_keeps_nothing_of_the_one_before(llama: LoadedModel) -> None:
     engine = make_engine(llama, "32tok")
     fresh = answers(engine, [Request("a", PROMPT, max_tokens=20)])["a"]
@@ -239,15 +254,15 @@ def test_rotary_positions_go_on_past_the_window(family: str) -> None:
     engine = make_engine(admitted(tiny_model(family, settings)), "32tok")
     done = answers(engine, [Request("a", prompt(1, 150), max_tokens=200)])["a"]
     assert done.kv.tokens_seen == 349
-    for layer in engine.cache.layers.values():
-        assert int(layer.slots.rot.max()) < 64
+    for part in engine.cache.parts:
+        assert int(part.slots.rot.max()) < 64
 
 
 def test_pins_survive_and_too_many_are_refused(llama: LoadedModel) -> None:
     engine = make_engine(llama, "32tok")
     answers(engine, [Request("a", prompt(1, 80), max_tokens=100, pins=((6, 16),))])
-    for layer in engine.cache.layers.values():
-        for head in layer.slots.pos[0]:
+    for part in engine.cache.parts:
+        for head in part.slots.pos[0]:
             assert set(range(6, 16)) | set(range(4)) <= set(head.tolist())
     refused = answers(engine, [Request("b", prompt(1, 80), pins=((0, 31),))])["b"]
     assert isinstance(refused.error, BudgetTooSmall)
@@ -289,8 +304,8 @@ def test_two_hundred_turns_stay_flat(llama: LoadedModel) -> None:
 def test_a_row_that_overflowed_does_not_poison_the_next(llama: LoadedModel) -> None:
     engine = make_engine(llama, "32tok")
     clean = answers(engine, [Request("a", PROMPT, max_tokens=10)])["a"].ids
-    for layer in engine.cache.layers.values():
-        layer.tensors["v"][0, :, :20] = torch.nan
+    for part in engine.cache.parts:
+        part.tensors["v"][0, :, :20] = torch.nan
     poisoned = answers(engine, [Request("b", PROMPT[:4], max_tokens=4, row=0)])["b"]
     assert isinstance(poisoned.error, NumericError)
     assert answers(engine, [Request("a", PROMPT, max_tokens=10)])["a"].ids == clean
@@ -316,8 +331,8 @@ def test_sinks_stay_beside_pins_in_the_middle(llama: LoadedModel) -> None:
     needed = load_policy("heavy-hitter").min_slots(20)
     engine = make_engine(llama, f"{needed}tok")
     assert answers(engine, [request])["a"].error is None
-    for layer in engine.cache.layers.values():
-        for head in layer.slots.pos[0]:
+    for part in engine.cache.parts:
+        for head in part.slots.pos[0]:
             assert {0, 1, 2, 3, *range(20, 40)} <= set(head.tolist())
 
 
@@ -327,9 +342,9 @@ def test_pins_must_fit_the_smallest_layer_of_a_pyramid_and_the_budget_named_hold
     assert isinstance(refused, BudgetTooSmall)
     named = str(refused).split("give --kv-budget ")[1].split(" or more")[0]
     engine = make_engine(llama, named, "pyramid")
-    assert len({layer.num_slots for layer in engine.cache.layers.values()}) > 1
+    assert len({part.num_slots for part in engine.cache.parts}) > 1
     assert answers(engine, [request])["a"].error is None
-    heads = [head for layer in engine.cache.layers.values() for head in layer.slots.pos[0]]
+    heads = [head for part in engine.cache.parts for head in part.slots.pos[0]]
     assert all({*range(20, 40)} <= set(head.tolist()) for head in heads)
 
 

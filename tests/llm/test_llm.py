@@ -15,6 +15,7 @@ import pytest
 from kvlite import LLM, BudgetTooSmall, FinishReason, KvliteError, ModelNotFound, UsageError
 from kvlite.catalog.names import demo_folder
 from kvlite.llm.answer import TextStream
+from tests.scripted import chain, write_scripted
 
 PROMPTS = ["Hello! What is your name?", "What can you do?", "Tell me a joke", "My name is Tom."]
 TOM = {"role": "user", "content": "My name is Tom."}
@@ -58,6 +59,18 @@ def test_raw_text_is_continued_and_a_system_prompt_comes_first(llm: LLM) -> None
     assert raw < templated < under
     with pytest.raises(UsageError, match="raw contradicts system"):
         llm.generate(["Hello"], raw=True, system="Be brief.")
+
+
+def test_an_answer_that_was_begun_is_gone_on_with_and_is_one_message(tmp_path: Path) -> None:
+    write_scripted(tmp_path, chain("go", "red", "green", "blue") | {"now": ["blue"], ":": ["now"]})
+    with LLM(tmp_path, kv_budget="256tok", fuse=False) as llm:
+        begun = [{"role": "user", "content": "go"}, {"role": "assistant", "content": "red"}]
+        assert llm.chat(begun).text == "green blue"
+        seen = llm.counts().tokens_seen
+        goes_on = [begun[0], {"role": "assistant", "content": "redgreen blue"}, {"role": "user", "content": "go"}]
+        assert llm.chat(goes_on).text == "now blue"
+        assert llm.counts().tokens_seen == seen + 8  # the end of the turn, then user : go assistant : now blue
+        assert [answer.text for answer in llm.generate([begun, begun[:1]])] == ["green blue", "now blue"]
 
 
 def test_a_conversation_that_goes_on_feeds_only_what_is_new(llm: LLM) -> None:

@@ -86,10 +86,10 @@ def test_the_smallest_budget_named_works(shape: ModelShape, size: int, rows: int
 def test_the_lines_are_the_tensors_the_cache_allocates(shape: ModelShape, tokens: int, rows: int, state: int) -> None:
     found = plan(shape, f"{tokens}tok", rows=rows, state=state)
     expected = sum(rows * layer.state_bytes for layer in shape.layers)
-    for layer, slots in zip(shape.layers, found.layer_slots, strict=True):
+    for layer, heads in zip(shape.layers, found.head_slots, strict=True):
         k_v, pos_rot = (layer.k_dim + layer.v_dim) * 2, 2 * 4
-        expected += rows * layer.kv_heads * (slots + 1) * (k_v + pos_rot + state) if layer.kv_heads else 0
-        assert slots == (0 if not layer.kv_heads else min(found.slots, layer.window or found.slots))
+        expected += rows * sum(slots + 1 for slots in heads) * (k_v + pos_rot + state)
+        assert heads == (min(found.slots, layer.window or found.slots),) * layer.kv_heads
     assert found.reserved_bytes == expected
     assert found.reserved_bytes == (
         found.k_v_bytes + found.policy_state_bytes + found.position_bytes + found.staging_bytes + found.state_bytes
@@ -122,8 +122,8 @@ def test_layers_of_any_size_stay_inside_the_budget_and_use_it(
             assert plan_cache(shape, Budget.parse(named), spec, rows=rows, free_bytes=None).fewest >= protected
         return
     full = [
-        slots
-        for slots, layer in zip(found.layer_slots, shape.layers, strict=True)
+        heads[0]
+        for heads, layer in zip(found.head_slots, shape.layers, strict=True)
         if layer.kv_heads and not layer.window
     ]
     cap = spec.most_slots(shape)
@@ -142,13 +142,13 @@ def test_layers_of_any_size_stay_inside_the_budget_and_use_it(
 def test_a_pyramid_falls_in_a_straight_line_from_almost_twice_the_mean_to_a_twentieth() -> None:
     layers = [LayerShape("full", 2, 64, 64)] * 5
     found = plan_cache(model(layers), Budget.parse("1032tok"), pyramid_spec(1, beta=20), free_bytes=None)
-    assert [slots - 32 for slots in found.layer_slots] == [1950, 1475, 1000, 525, 50]
+    assert [slots - 32 for slots, _ in found.head_slots] == [1950, 1475, 1000, 525, 50]
 
 
 def test_layers_that_would_exceed_the_window_leave_the_rest_to_the_others() -> None:
     layers = [LayerShape("full", 2, 64, 64)] * 3
     found = plan_cache(model(layers, 1000), Budget.parse("632tok"), pyramid_spec(1, beta=20), free_bytes=None)
-    assert found.layer_slots == (800, 632, 464)
+    assert found.head_slots == ((800, 800), (632, 632), (464, 464))
 
 
 def test_a_layer_that_slides_takes_no_part_in_the_pyramid() -> None:
@@ -156,7 +156,7 @@ def test_a_layer_that_slides_takes_no_part_in_the_pyramid() -> None:
     found = plan_cache(
         model([full, sliding, full, sliding]), Budget.parse("132tok"), pyramid_spec(1, beta=5), free_bytes=None
     )
-    assert found.layer_slots == (32 + 180, 90, 32 + 20, 90)
+    assert [heads[0] for heads in found.head_slots] == [32 + 180, 90, 32 + 20, 90]
 
 
 FULL = model([LayerShape("full", 2, 64, 64)], 1000)

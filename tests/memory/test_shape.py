@@ -59,6 +59,31 @@ def test_what_config_json_leaves_out_is_the_default_of_its_class() -> None:
     assert json.loads(FILE.read_text("utf-8")) == class_defaults(), "run: python -m tests.memory.class_defaults"
 
 
+SCALED = {"max_position_embeddings": 4096, "num_key_value_heads": 4}
+
+
+@pytest.mark.parametrize(
+    ("fields", "window"),
+    [
+        ({"rope_scaling": {"type": "yarn", "factor": 4.0}}, 16384),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 4, "original_max_position_embeddings": 4096}}, 16384),
+        ({"rope_parameters": {"rope_type": "yarn", "factor": 4, "original_max_position_embeddings": 1024}}, 4096),
+        ({"rope_parameters": {"rope_type": "yarn", "factor": 2, "original_max_position_embeddings": 1024}}, 4096),
+        ({"rope_scaling": {"type": "linear", "factor": 2.5}}, 10240),
+        ({"rope_scaling": {"type": "yarn"}}, 4096),
+        ({"rope_scaling": {"type": "dynamic", "factor": 4.0}}, 4096),
+        ({"rope_scaling": {"type": "llama3", "factor": 8.0, "original_max_position_embeddings": 8192}}, 4096),
+        ({"max_position_embeddings": ...}, 2048),
+        ({"max_position_embeddings": ..., "rope_scaling": {"type": "linear", "factor": 2.0}}, 4096),
+        ({"max_position_embeddings": ..., "model_type": "qwen2"}, 32768),
+        ({"model_type": "gemma3_text", "rope_scaling": {"rope_type": "linear", "factor": 8.0}}, 4096),
+    ],
+)
+def test_the_window_is_the_one_that_scaling_makes_or_the_class_has(fields: dict[str, Any], window: int) -> None:
+    merged = {name: value for name, value in (LLAMA | SCALED | fields).items() if value is not ...}
+    assert ModelShape.from_config(merged).max_positions == window
+
+
 def test_every_config_of_the_test_data_is_read() -> None:
     for path in CONFIGS.glob("*.json"):
         assert shape_of(path.stem).layers

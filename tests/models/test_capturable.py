@@ -54,7 +54,7 @@ def decode(loaded: LoadedModel, policy_name: str, monkeypatch: pytest.MonkeyPatc
         with no_data_from_the_host(monkeypatch):
             logits = loaded.forward(ids, cache, step)
     assert logits.shape == (1, 1, loaded.shape.vocab)
-    assert all(cache.live(0, layer.num_slots) == layer.num_slots for layer in cache.layers.values())
+    assert all(cache.live(0, part.num_slots) == part.num_slots for part in cache.parts)
 
 
 @pytest.mark.parametrize("family", but_few(FAMILIES, "llama", "gemma2"))

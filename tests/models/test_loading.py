@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import dynamic_module_utils
+from tokenizers import decoders
+from transformers import PreTrainedTokenizerFast, dynamic_module_utils
 
 from kvlite.catalog.names import demo_folder
 from kvlite.errors import BrokenModel, DoesNotFit, ModelError, OutOfMemory, UnsupportedModel, UsageError
@@ -22,6 +23,7 @@ from kvlite.models.loaded import LoadedModel
 from kvlite.models.loading import load, load_tokenizer
 from kvlite.options import ModelOptions
 from tests.architectures import tiny_model
+from tests.gguf.gguf_file import byte_level_tokenizer
 from tests.model_folder import files_of
 
 CPU = torch.device("cpu")
@@ -192,6 +194,14 @@ def test_a_template_in_a_file_of_its_own_is_read(folder: Path, tmp_path: Path) -
     assert load_tokenizer(copy).chat_template is None
     (copy / "chat_template.json").write_text('{"chat_template": "{{ messages[0].content }}"}', "utf-8")
     assert load_tokenizer(copy).chat_template == "{{ messages[0].content }}"
+
+
+def test_a_tokenizer_that_cuts_text_into_bytes_decodes_bytes(tmp_path: Path) -> None:
+    backend = byte_level_tokenizer()
+    backend.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>").save_pretrained(tmp_path)
+    found = load_tokenizer(tmp_path)
+    assert found.decode(found("the cat, naïve 日本").input_ids) == "the cat, naïve 日本"
 
 
 def test_a_model_larger_than_its_tokenizer_is_fine(tmp_path: Path) -> None:

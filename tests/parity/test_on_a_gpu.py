@@ -66,7 +66,7 @@ def test_triton_attends_and_evicts_as_torch_where_survivors_follow_from_position
     actual, cache = fed("triton", "window", heads, dtype)
     for number, (ours, theirs) in enumerate(zip(actual, expected, strict=True)):
         assert_parity(f"feed {number}", ours, theirs, TOLERANCES[dtype])
-    held, wanted = (each.layers[0].slots.pos[..., :SLOTS].sort(-1).values for each in (cache, twin))
+    held, wanted = (each.parts[0].slots.pos[..., :SLOTS].sort(-1).values for each in (cache, twin))
     assert_parity("positions held", held, wanted)
 
 
@@ -75,7 +75,7 @@ def test_triton_attends_and_evicts_as_torch_where_survivors_follow_from_position
 def test_triton_counts_the_attention_that_torch_counts_until_something_is_evicted(policy: str, dtype: str) -> None:
     heads = HEADS["group of 4, D 128"]
     (_, twin), (_, cache) = (fed(kernels, policy, heads, dtype, FEEDS[:3]) for kernels in ("torch", "triton"))
-    ours, theirs = (each.layers[0].slots.statistic for each in (cache, twin))
+    ours, theirs = (each.parts[0].slots.statistic for each in (cache, twin))
     assert ours is not None and theirs is not None
     assert_parity("statistic", ours[..., :SLOTS], theirs[..., :SLOTS], TOLERANCES[dtype])
 

@@ -71,13 +71,13 @@ def check_survivors(policy: Policy, stored: str, shape: ModelShape) -> None:
         for expected, actual in zip(torch_outs, triton_outs, strict=True):
             for row in range(2):
                 assert_parity(f"{counts}, row {row}", actual[row], expected[row], 1e-5)
-    for index, layer in drivers["torch"].cache.layers.items():
-        other = drivers["triton"].cache.layers[index]
+    for index, part in enumerate(drivers["torch"].cache.parts):
+        other = drivers["triton"].cache.parts[index]
         for row in range(2):
-            assert positions(other, row) == positions(layer, row)
-        for tensor_name, tensor in layer.tensors.items():
+            assert positions(other, row) == positions(part, row)
+        for tensor_name, tensor in part.tensors.items():
             held = other.tensors[tensor_name]
-            assert_parity(tensor_name, held[:, :, : layer.num_slots], tensor[:, :, : layer.num_slots], 1e-5)
+            assert_parity(tensor_name, held[:, :, : part.num_slots], tensor[:, :, : part.num_slots], 1e-5)
 
 
 def told(done: Completion) -> tuple[object, ...]:
@@ -134,9 +134,9 @@ def test_survivors_are_the_same_whatever_else_wrote_slots(name: str) -> None:
         for counts, first in feeds:
             for driver in drivers.values():
                 driver.feed(counts, first)
-            for index, layer in drivers["torch"].cache.layers.items():
+            for index, part in enumerate(drivers["torch"].cache.parts):
                 for row in range(2):
-                    assert positions(drivers["triton"].cache.layers[index], row) == positions(layer, row)
+                    assert positions(drivers["triton"].cache.parts[index], row) == positions(part, row)
 
     feed(([13, 9], 0), ([1, 1], 0), ([9, 1], 0), ([1, 1], 0), ([1], 0), ([1], 1), ([5, 1], 0), ([1, 1], 0), ([1, 1], 0))
     for driver in drivers.values():

@@ -31,16 +31,16 @@ def test_counts_and_positions_are_those_of_a_million_tokens(policy: str, kv_dtyp
     counts = engine.counts(0)
     slots = engine.plan.slots
     assert (counts.tokens_seen, counts.tokens_kept, counts.tokens_evicted) == (MILLION, slots, MILLION - slots)
-    assert counts.live_bytes == sum(layer.slot_bytes * slots for layer in engine.cache.layers.values())
-    for layer in engine.cache.layers.values():
-        held = layer.slots.pos[0, :, :slots].sort(-1).values
+    assert counts.live_bytes == sum(part.slot_bytes * slots for part in engine.cache.parts)
+    for part in engine.cache.parts:
+        held = part.slots.pos[0, :, :slots].sort(-1).values
         assert (held.diff(dim=-1) > 0).all(), "a position twice in one head"
         assert (held[:, : engine.policy.sinks] == torch.arange(engine.policy.sinks)).all()
         assert (
-            held[:, -layer.group.protection.recent :] == torch.arange(MILLION - layer.group.protection.recent, MILLION)
+            held[:, -part.group.protection.recent :] == torch.arange(MILLION - part.group.protection.recent, MILLION)
         ).all()
-        ranks = layer.slots.pos[0, :, :slots].argsort(-1).argsort(-1)
-        assert torch.equal(layer.slots.rot[0, :, :slots], ranks.int()), (
+        ranks = part.slots.pos[0, :, :slots].argsort(-1).argsort(-1)
+        assert torch.equal(part.slots.rot[0, :, :slots], ranks.int()), (
             "rotations are not consecutive in the order of tokens"
         )
 
@@ -49,50 +49,50 @@ def test_keys_are_turned_to_the_rotations_they_carry() -> None:
     """Turned back to rotation 0, every key is one of those that were fed, turned back."""
     engine = make_engine(admitted(tiny_model("llama", SUPPORTED["llama"])), "32tok")
     answers(engine, [Request("prompt", PROMPT, max_tokens=1, row=0)])
-    layer = engine.cache.layers[0]
+    part = engine.cache.parts[0]
     before = unturned(engine, len(PROMPT))
     fast_forward(engine, 0, engine.snapshot(0), MILLION)
-    after = unturned(engine, layer.num_slots)
+    after = unturned(engine, part.num_slots)
     distance = torch.cdist(after, before, compute_mode="donot_use_mm_for_euclid_dist").min(-1).values
     assert distance.max() < 1e-4
 
 
 def unturned(engine: Engine, live: int) -> torch.Tensor:
     """The first layer's live keys [H_KV, live, D] as they were before any rotation."""
-    layer = engine.cache.layers[0]
-    assert layer.rotation is not None
-    keys = layer.tensors["k"][0, :, :live].clone()
-    layer.rotation.rotate_(keys, -layer.slots.rot[0, :, :live])
+    part = engine.cache.parts[0]
+    assert engine.cache.layers[0].rotation is not None
+    keys = part.tensors["k"][0, :, :live].clone()
+    engine.cache.layers[0].rotation.rotate_(keys, -part.slots.rot[0, :, :live])
     return keys
 
 
 def test_before_the_slots_are_full_the_row_is_that_of_a_conversation_which_was_fed() -> None:
     engine = forwarded("llama", 20, "64tok")
     assert engine.counts(0).tokens_kept == 20
-    for layer in engine.cache.layers.values():
-        assert torch.equal(layer.slots.pos[0, :, :20].sort(-1).values[0], torch.arange(20, dtype=torch.int32))
-        assert torch.equal(layer.slots.rot[0, :, :20], layer.slots.pos[0, :, :20])
-        assert (layer.slots.pos[0, :, 20:] == -1).all()
+    for part in engine.cache.parts:
+        assert torch.equal(part.slots.pos[0, :, :20].sort(-1).values[0], torch.arange(20, dtype=torch.int32))
+        assert torch.equal(part.slots.rot[0, :, :20], part.slots.pos[0, :, :20])
+        assert (part.slots.pos[0, :, 20:] == -1).all()
 
 
 def test_a_sliding_layer_holds_the_newest_tokens() -> None:
     engine = forwarded("gemma2", MILLION, "64tok")
-    sliding = [layer for layer in engine.cache.layers.values() if layer.shape.window is not None]
+    sliding = [part for part in engine.cache.parts if part.shape.window is not None]
     assert sliding
-    for layer in sliding:
-        newest = torch.arange(MILLION - layer.num_slots, MILLION, dtype=torch.int32)
-        assert torch.equal(layer.slots.pos[0, :, : layer.num_slots].sort(-1).values[0], newest)
+    for part in sliding:
+        newest = torch.arange(MILLION - part.num_slots, MILLION, dtype=torch.int32)
+        assert torch.equal(part.slots.pos[0, :, : part.num_slots].sort(-1).values[0], newest)
 
 
 def test_the_score_of_a_token_survives_the_jump() -> None:
     """What attention gave a token in all grows with its age, so that mass per token of age stays what it was."""
     engine = make_engine(admitted(tiny_model("llama", SUPPORTED["llama"])), "32tok", policy="h2o")
     answers(engine, [Request("prompt", PROMPT, max_tokens=1, row=0)])
-    layer = engine.cache.layers[0]
-    assert layer.slots.statistic is not None
+    part = engine.cache.parts[0]
+    assert part.slots.statistic is not None
     was = per_age(engine, len(PROMPT), len(PROMPT))
     fast_forward(engine, 0, engine.snapshot(0), MILLION)
-    now = per_age(engine, layer.num_slots, MILLION)
+    now = per_age(engine, part.num_slots, MILLION)
     nearest = (now[..., None] - was[:, None, :]).abs().min(-1).values
     assert (nearest <= 1e-4 * was.max()).all()
 
@@ -100,19 +100,19 @@ def test_the_score_of_a_token_survives_the_jump() -> None:
 def test_a_score_that_fades_is_carried_over_as_it_is() -> None:
     engine = make_engine(admitted(tiny_model("llama", SUPPORTED["llama"])), "32tok", policy="heavy-hitter")
     answers(engine, [Request("prompt", PROMPT, max_tokens=1, row=0)])
-    layer = engine.cache.layers[0]
-    assert layer.slots.statistic is not None
-    was = layer.slots.statistic[0, :, : len(PROMPT)].clone()
+    part = engine.cache.parts[0]
+    assert part.slots.statistic is not None
+    was = part.slots.statistic[0, :, : len(PROMPT)].clone()
     fast_forward(engine, 0, engine.snapshot(0), MILLION)
-    now = layer.slots.statistic[0, :, : layer.num_slots]
+    now = part.slots.statistic[0, :, : part.num_slots]
     assert (now[..., None] == was[:, None, :]).any(-1).all()
 
 
 def per_age(engine: Engine, live: int, seen: int) -> torch.Tensor:
     """Attention mass per token of age of the first layer's live slots [H_KV, live]."""
-    layer = engine.cache.layers[0]
-    assert layer.slots.statistic is not None
-    return layer.slots.statistic[0, :, :live] / (seen - layer.slots.pos[0, :, :live])
+    part = engine.cache.parts[0]
+    assert part.slots.statistic is not None
+    return part.slots.statistic[0, :, :live] / (seen - part.slots.pos[0, :, :live])
 
 
 def test_a_conversation_goes_on_from_there_and_stays_inside_its_budget() -> None:

@@ -152,3 +152,21 @@ def test_the_work_per_token_does_not_grow_with_the_answer(make_tokenizer, monkey
     monkeypatch.setattr(tokenizer, "decode", counting)
     read(AnswerText(tokenizer, stop=["never"]), ids)
     assert decoded_ids <= 4 * len(ids)
+
+
+def test_added_tokens_of_a_byte_level_vocabulary_are_text_as_they_stand(make_tokenizer):
+    tokenizer = make_tokenizer.__wrapped__()
+    tokenizer.add_tokens(["naïve", "č", "Ġx", "日本"])
+    said = "a naïve č日本Ġx café"
+    answer = AnswerText(tokenizer, stop=["never"])
+    pieces = read(answer, ids_of(tokenizer, said))
+    assert answer.text == "".join(piece.text for piece in pieces) == said
+
+
+def test_half_a_character_before_an_added_token_is_no_part_of_it(make_tokenizer):
+    tokenizer = make_tokenizer.__wrapped__()
+    tokenizer.add_tokens(["é"])
+    begun = ids_of(tokenizer, "🦑")[:1]  # the first byte of four
+    answer = AnswerText(tokenizer)
+    read(answer, [*begun, *ids_of(tokenizer, "éa")])
+    assert answer.text == f"{REPLACEMENT}éa"

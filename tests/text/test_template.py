@@ -338,3 +338,69 @@ def test_the_reader_of_an_answer_knows_the_users_stop_strings(make_tokenizer):
     for token_id in text.tokenizer("quick fox")["input_ids"]:
         answer.push(token_id)
     assert answer.stopped
+
+
+@pytest.mark.parametrize("style", ["chatml", "llama2", "llama3", "mistral", "gemma", "qwen3", "vicuna"])
+@pytest.mark.parametrize("begun", ["hi, quick fox", "hi, quick ", "the fox\n", "it's <|im_end|> a"])
+def test_a_conversation_that_ends_with_the_assistant_is_gone_on_with(make_tokenizer, style, begun):
+    tokenizer = make_tokenizer(style)
+    text = ChatText(tokenizer)
+    messages = [USER, {"role": "assistant", "content": begun}]
+    encoded = text.conversation(messages)
+    expected = tokenizer.apply_chat_template(messages, tokenize=False, continue_final_message=True)
+    assert decoded(tokenizer, encoded.ids) == decoded(
+        tokenizer, tokenizer(expected, add_special_tokens=False)["input_ids"]
+    )
+    assert encoded == text.conversation(messages, continues=True)
+    anew = text.conversation(messages, continues=False)
+    assert decoded(tokenizer, anew.ids) == tokenizer.apply_chat_template(
+        messages, tokenize=False, add_generation_prompt=True
+    )
+
+
+def test_what_is_gone_on_with_may_be_thinking(make_tokenizer):
+    text = ChatText(make_tokenizer("qwen3"))
+
+    def begins(content: str) -> Part:
+        return text.conversation([USER, {"role": "assistant", "content": content}]).begins
+
+    assert begins("<think>the quick") is Part.THINKING
+    assert begins("<think>the quick</think>brown") is begins("brown") is Part.ANSWER
+
+
+@pytest.mark.parametrize("style", ["chatml", "llama2", "llama3", "base"])
+def test_the_system_prompt_is_pinned_where_an_answer_is_gone_on_with(make_tokenizer, style):
+    tokenizer = make_tokenizer(style)
+    text = ChatText(tokenizer)
+    ((start, end),) = text.conversation([SYSTEM, USER, ASSISTANT]).pins
+    assert text.conversation([SYSTEM, USER]).pins == ((start, end),)
+
+
+def test_only_an_assistants_message_is_gone_on_with(make_tokenizer):
+    with pytest.raises(
+        UsageError, match="continue_final_message: the last message is of the user; give an assistant's"
+    ):
+        ChatText(make_tokenizer()).conversation([USER], continues=True)
+
+
+def test_an_answer_that_a_template_does_not_show_cannot_be_gone_on_with(make_tokenizer):
+    tokenizer = make_tokenizer.__wrapped__()
+    tokenizer.chat_template = "{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}"
+    with pytest.raises(UsageError, match="does not show the last answer whole, so it cannot be continued"):
+        ChatText(tokenizer).conversation([USER, ASSISTANT])
+
+
+@pytest.mark.parametrize("name", ["add_generation_prompt", "tokenize", "messages", "conversation", "self"])
+def test_an_argument_of_the_rendering_is_no_template_variable(make_tokenizer, name):
+    with pytest.raises(
+        UsageError, match=f"the template variable {name} is an argument of what renders templates; leave"
+    ):
+        ChatText(make_tokenizer()).conversation([USER], template_kwargs={name: False})
+
+
+def test_tools_and_documents_reach_a_template(make_tokenizer):
+    tokenizer = make_tokenizer.__wrapped__()
+    tokenizer.chat_template = "{{ tools[0].name }}{{ documents[0].title }}{{ messages[0].content }}"
+    variables = {"tools": [{"name": "the"}], "documents": [{"title": "fox", "text": "x"}]}
+    ids = ChatText(tokenizer).conversation([USER], template_kwargs=variables).ids
+    assert decoded(tokenizer, ids) == "thefoxhello there"

@@ -143,9 +143,9 @@ def attend_many(
 _NO_NOISE = Noise(0, 1.0, 1.0, 1)
 
 
-def _noise(observation: Observation | None) -> tuple[int, int, float, float, float]:
+def _noise(observation: Observation | None) -> tuple[int, int, int, float, float, float]:
     noise = (observation.noise if observation is not None else None) or _NO_NOISE
-    return noise.seed & 0xFFFFFFFF, noise.layer, noise.first, noise.last, float(noise.ramp)
+    return noise.seed & 0xFFFFFFFF, noise.layer, noise.first_head, noise.first, noise.last, float(noise.ramp)
 
 
 def _over_the_layer(statistic: Tensor) -> Tensor:

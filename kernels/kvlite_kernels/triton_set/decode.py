@@ -12,12 +12,12 @@ from kvlite_kernels.triton_set.softmax import log_of, noised, or_zero, share_of,
 from kvlite_kernels.triton_set.vectors import channels, queries
 
 
-@triton.jit(do_not_specialize=["num_keys", "keys_per_split", "logits_width", "seed", "layer"])
+@triton.jit(do_not_specialize=["num_keys", "keys_per_split", "logits_width", "seed", "layer", "first_head"])
 def split(
     p_q, p_q_pos, p_k, p_k_scale, p_v, p_v_scale, p_k_pos,
     p_logits, p_max, p_sum, p_part, p_norm_max, p_norm_sum,
     scale, softcap, window, num_keys, keys_per_split, logits_width, num_splits,
-    seed, layer, first, last, ramp,
+    seed, layer, first_head, first, last, ramp,
     s_q_row, s_q_head, s_q_pos, s_k_row, s_k_head, s_k_key, s_v_row, s_v_head, s_v_key, s_pos_row, s_pos_head,
     NUM_KV_HEADS: tl.constexpr, G: tl.constexpr, D: tl.constexpr, D_V: tl.constexpr,
     PAD_D: tl.constexpr, PAD_D_V: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr,
@@ -49,7 +49,7 @@ def split(
         p_k, p_k_scale, p_v, p_v_scale, p_k_pos + row * s_pos_row + kv_head * s_pos_head,
         row * s_k_row + kv_head * s_k_head, row * s_v_row + kv_head * s_v_head, s_k_key, s_v_key,
         begin, tl.minimum(begin + keys_per_split, num_keys), p_logits, m_g,
-        scale, softcap, window, seed, layer, first, last, ramp,
+        scale, softcap, window, seed, layer, first_head, first, last, ramp,
         D, D_V, PAD_D, PAD_D_V, BITS, GROUP, GROUP_V, RUN, RUN_V, KEYS, HAS_CAP, STATISTIC,
     )  # fmt: skip
     o_v = channels(D_V, PAD_D_V, BITS)
@@ -62,12 +62,12 @@ def split(
         tl.store(p_norm_sum + o_part, b_norm_sum, mask=m_g)
 
 
-@triton.jit(do_not_specialize=["num_keys", "logits_width", "seed", "layer"])
+@triton.jit(do_not_specialize=["num_keys", "logits_width", "seed", "layer", "first_head"])
 def finish(
     p_logits, p_max, p_sum, p_part, p_norm_max, p_norm_sum, p_sink, p_out,
     p_q_pos, p_k_pos, p_statistic, p_weight, p_retention,
     num_keys, keys_per_part, logits_width, num_splits,
-    seed, layer, first, last, ramp,
+    seed, layer, first_head, first, last, ramp,
     s_q_pos, s_pos_row, s_pos_head, s_statistic_row, s_statistic_head, s_weight, s_retention,
     NUM_KV_HEADS: tl.constexpr, G: tl.constexpr, D_V: tl.constexpr, PAD_D_V: tl.constexpr,
     ROWS: tl.constexpr, KEYS: tl.constexpr, SPLITS: tl.constexpr,
@@ -133,7 +133,7 @@ def finish(
             b_x = tl.load(p_logits + o_g[:, None] * logits_width + o_n[None, :], mask=m_x, other=float("-inf"))
             if STATISTIC == "gumbel":
                 b_pos = tl.load(p_k_pos + o_n, mask=m_n, other=-1)
-                b_x = noised(b_x, seed, layer, query_heads, b_q_pos, b_pos, first, last, ramp)
+                b_x = noised(b_x, seed, layer, first_head, query_heads, b_q_pos, b_pos, first, last, ramp)
             b_share = share_of(b_x, b_norm[:, None], STATISTIC)
             if HEADS == "max":
                 b_known = tl.max(b_share, 0) * weight

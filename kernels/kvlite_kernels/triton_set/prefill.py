@@ -13,11 +13,11 @@ from kvlite_kernels.triton_set.softmax import log_of, logits_of, noised, sees, s
 from kvlite_kernels.triton_set.vectors import channels, head_of, queries, vectors
 
 
-@triton.jit(do_not_specialize=["num_queries", "num_keys", "num_new", "seed", "layer"])
+@triton.jit(do_not_specialize=["num_queries", "num_keys", "num_new", "seed", "layer", "first_head"])
 def attend(
     p_q, p_q_pos, p_k, p_k_scale, p_v, p_v_scale, p_k_pos, p_new_k, p_new_k_scale, p_new_v, p_new_v_scale, p_new_pos,
     p_sink, p_out, p_lse, p_norm,
-    scale, softcap, window, num_queries, num_keys, num_new, seed, layer, first, last, ramp,
+    scale, softcap, window, num_queries, num_keys, num_new, seed, layer, first_head, first, last, ramp,
     s_q_row, s_q_head, s_q_token, s_q_pos,
     s_k_row, s_k_head, s_k_key, s_v_row, s_v_head, s_v_key, s_pos_row, s_pos_head,
     s_new_k_row, s_new_k_head, s_new_k_key, s_new_v_row, s_new_v_head, s_new_v_key, s_new_pos_row,
@@ -49,7 +49,7 @@ def attend(
         b_q, b_q_pos, query_head, b_max, b_sum, b_out, b_norm_max, b_norm_sum,
         p_k, p_k_scale, p_v, p_v_scale, p_k_pos + row * s_pos_row + kv_head * s_pos_head,
         row * s_k_row + kv_head * s_k_head, row * s_v_row + kv_head * s_v_head, s_k_key, s_v_key, 0, num_keys,
-        None, None, scale, softcap, window, seed, layer, first, last, ramp,
+        None, None, scale, softcap, window, seed, layer, first_head, first, last, ramp,
         D, D_V, PAD_D, PAD_D_V, BITS, GROUP, GROUP_V, RUN, RUN_V, KEYS, HAS_CAP, STATISTIC,
     )  # fmt: skip
     if HAS_NEW:
@@ -59,7 +59,7 @@ def attend(
             p_new_k, p_new_k_scale, p_new_v, p_new_v_scale, p_new_pos + row * s_new_pos_row,
             row * s_new_k_row + kv_head * s_new_k_head, row * s_new_v_row + kv_head * s_new_v_head,
             s_new_k_key, s_new_v_key, 0, end, None, None,
-            scale, softcap, window, seed, layer, first, last, ramp,
+            scale, softcap, window, seed, layer, first_head, first, last, ramp,
             D, D_V, PAD_D, PAD_D_V, BITS, GROUP, GROUP_V, RUN, RUN_V, KEYS, HAS_CAP, STATISTIC,
         )  # fmt: skip
     if HAS_SINK:
@@ -82,10 +82,10 @@ def attend(
         tl.store(p_norm + o_q, log_of(b_norm_max, b_norm_sum), mask=m_t)
 
 
-@triton.jit(do_not_specialize=["num_queries", "num_keys", "begin", "seed", "layer"])
+@triton.jit(do_not_specialize=["num_queries", "num_keys", "begin", "seed", "layer", "first_head"])
 def column_sums(
     p_q, p_q_pos, p_norm, p_weight, p_k, p_k_scale, p_k_pos, p_sums,
-    scale, softcap, window, num_queries, num_keys, begin, seed, layer, first, last, ramp,
+    scale, softcap, window, num_queries, num_keys, begin, seed, layer, first_head, first, last, ramp,
     s_q_row, s_q_head, s_q_token, s_q_pos, s_weight, s_k_row, s_k_head, s_k_key, s_pos_row, s_pos_head,
     NUM_KV_HEADS: tl.constexpr, G: tl.constexpr, D: tl.constexpr, PAD_D: tl.constexpr,
     QUERIES: tl.constexpr, KEYS: tl.constexpr, BITS: tl.constexpr, GROUP: tl.constexpr, RUN: tl.constexpr,
@@ -123,7 +123,7 @@ def column_sums(
             b_norm = tl.load(p_norm + o_q, mask=m_t, other=float("-inf"))
             b_x = tl.where(m_seen, logits_of(b_q, b_k, scale, softcap, HAS_CAP), float("-inf"))
             if STATISTIC == "gumbel":
-                b_x = noised(b_x, seed, layer, query_head, b_q_pos, b_pos, first, last, ramp)
+                b_x = noised(b_x, seed, layer, first_head, query_head, b_q_pos, b_pos, first, last, ramp)
             b_share = share_of(b_x, b_norm[:, None], STATISTIC)
             if HEADS == "max":
                 b_most = tl.maximum(b_most, b_share)

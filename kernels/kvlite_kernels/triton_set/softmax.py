@@ -58,13 +58,13 @@ def mixed(b_word):
 
 
 @triton.jit
-def noised(b_x, seed, layer, b_heads, b_q_pos, b_k_pos, first, last, ramp):
+def noised(b_x, seed, layer, first_head, b_heads, b_q_pos, b_k_pos, first, last, ramp):
     """(x + noise) / temperature of logits [M, N], as `statistic.gumbel`; `b_heads` are [M], or one head.
 
-    Positions are [M] of queries and [N] of keys.
+    They are counted from `first_head` on. Positions are [M] of queries and [N] of keys.
     """
     b_word = mixed(seed.to(tl.uint32) + 0x9E3779B9)
-    b_word = mixed(mixed(b_word ^ layer.to(tl.uint32)) ^ b_heads.to(tl.uint32))
+    b_word = mixed(mixed(b_word ^ layer.to(tl.uint32)) ^ (first_head + b_heads).to(tl.uint32))
     b_word = mixed(b_word ^ b_q_pos.to(tl.uint32))
     b_word = mixed(b_word[:, None] ^ b_k_pos.to(tl.uint32)[None, :])
     b_uniform = ((b_word >> 9).to(tl.float32) + 0.5) * (1.0 / 8388608.0)
@@ -78,7 +78,7 @@ def noised(b_x, seed, layer, b_heads, b_q_pos, b_k_pos, first, last, ramp):
 def walk(
     b_q, b_q_pos, b_heads, b_max, b_sum, b_out, b_norm_max, b_norm_sum,
     p_k, p_k_scale, p_v, p_v_scale, p_pos, first_k, first_v, s_k, s_v, begin, end, p_logits, m_logits,
-    scale, softcap, window, seed, layer, first, last, ramp,
+    scale, softcap, window, seed, layer, first_head, first, last, ramp,
     D: tl.constexpr, D_V: tl.constexpr, PAD_D: tl.constexpr, PAD_D_V: tl.constexpr,
     BITS: tl.constexpr, GROUP: tl.constexpr, GROUP_V: tl.constexpr, RUN: tl.constexpr, RUN_V: tl.constexpr,
     KEYS: tl.constexpr, HAS_CAP: tl.constexpr, STATISTIC: tl.constexpr,
@@ -109,7 +109,7 @@ def walk(
         if STATISTIC == "below":
             b_norm_sum += tl.sum(m_seen.to(tl.float32), 1)
         if STATISTIC == "gumbel":
-            b_y = noised(b_x, seed, layer, b_heads, b_q_pos, b_pos, first, last, ramp)
+            b_y = noised(b_x, seed, layer, first_head, b_heads, b_q_pos, b_pos, first, last, ramp)
             b_new_max = tl.maximum(b_norm_max, tl.max(b_y, 1))
             b_y = tl.sum(tl.exp(b_y - or_zero(b_new_max)[:, None]), 1)
             b_norm_sum = b_norm_sum * tl.exp(b_norm_max - or_zero(b_new_max)) + b_y

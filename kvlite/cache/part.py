@@ -1,0 +1,256 @@
+"""The slots of KV heads that have equally many: attend over them, then keep the best.
+
+The one rule of prefill and decode. A layer whose heads all have as many is one part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from kvlite.cache.policy import Candidates, Policy, PolicyFailed, in_a_line, is_built_in
+from kvlite.cache.rotation import Rotation, rotate_keys
+from kvlite.cache.step import SlotMapping, Step
+from kvlite.errors import KvliteError
+from kvlite.memory.format import SlotFormat
+from kvlite.memory.plan import CachePlan
+from kvlite.memory.shape import LayerShape, ModelShape
+from kvlite_kernels.backend import TORCH, Backend
+from kvlite_kernels.eviction import Protection, choose, priority
+from kvlite_kernels.lowbit import Packed
+from kvlite_kernels.reference import Geometry, Segment
+from kvlite_kernels.slots import Slots, Vectors, tensors_of
+
+SCORED_TOGETHER = 1 << 18
+"""Most slots, of all heads, rows and layers, that are scored at once: some 120 bytes each while that lasts."""
+
+
+@dataclass(frozen=True, slots=True)
+class LayerHeads:
+    """The KV heads `numbers` of layer `layer`, in order."""
+
+    layer: int
+    numbers: tuple[int, ...]
+
+
+class PartGroup:
+    """Parts of one shape, in the same tensors, each with `rows` rows of `num_slots` slots per KV head.
+
+    `shape` is that of a layer with as many KV heads as a part. Where a token goes does not depend on its layer while
+    there is room, and the victim of a decoded token may be chosen after all layers have attended. Both are then one
+    operation for the group instead of one per part. `policy` scores, `backend` computes.
+    """
+
+    def __init__(
+        self,
+        members: Sequence[LayerHeads],
+        shape: LayerShape,
+        num_slots: int,
+        plan: CachePlan,
+        stored: SlotFormat,
+        policy: Policy,
+        backend: Backend,
+        device: torch.device,
+    ) -> None:
+        size = (len(members), plan.rows, shape.kv_heads, num_slots + 1)
+        k, v = (empty_vectors(size, dim, stored, device) for dim in (shape.k_dim, shape.v_dim))
+        self.slots = Slots.empty(k, v, policy.statistic is not None)  # [L, B, H_KV, S + 1]
+        self.shape, self.policy, self.backend = shape, policy, backend
+        recent = max(1, min(policy.recent(num_slots), num_slots - 1))
+        self.protection = Protection(recent, policy.sinks, shape.window)
+        self.parts = [Part(heads, self, self.slots[i]) for i, heads in enumerate(members)]
+        self._together = max(1, SCORED_TOGETHER // (plan.rows * shape.kv_heads * (num_slots + 1)))
+        is_small = shape.window is None and num_slots < plan.fewest
+        self._most_pinned = num_slots - recent - policy.sinks - 1 if is_small else None
+
+    def place(self, step: Step) -> None:
+        """Write the positions of tokens whose slots are known before their keys are."""
+        mapping = step.mappings[self.slots.num_slots]
+        if mapping.index is None:
+            return
+        slots = self.slots.of_rows(step.rows)
+        slots.write(mapping.index, pos=step.pos[:, None], rot=step.rot[:, None])
+        if mapping.evicts and slots.statistic is not None:
+            slots.statistic[..., -1].zero_()
+
+    def evict(self, step: Step) -> None:
+        """Choose the victims of what waits, after all layers have attended."""
+        if not step.mappings[self.slots.num_slots].evicts or self.policy.needs_queries:
+            return
+        slots = self.slots.of_rows(step.rows)
+        for start in range(0, len(self.parts), self._together):
+            self.evict_from(slots[start : start + self._together], step)
+
+    def evict_from(self, slots: Slots, step: Step, q: Tensor | None = None) -> None:
+        """Move each token that waits in the discard slot over the one that the policy scores lowest.
+
+        `slots` are those of `step.rows`, of one part or of several; `q` [n, H_Q, 1, D] are the queries of one.
+        """
+        next_pos = step.next_pos
+        candidates = Candidates(slots.pos, next_pos, slots.statistic, ((slots.k, slots.v),), q)
+        self.backend.evict(slots, self.score(candidates), next_pos, self.protected(step))
+
+    def score(self, candidates: Candidates) -> Tensor:
+        """Score as the policy does. Raises PolicyFailed where a plug-in raises anything."""
+        try:
+            return self.policy.score(candidates)
+        except Exception as error:
+            if is_built_in(self.policy) or isinstance(error, KvliteError | MemoryError | torch.OutOfMemoryError):
+                raise
+            raise PolicyFailed(f"KV policy {self.policy.name!r}: `score` raised {in_a_line(error)}") from error
+
+    def protected(self, step: Step) -> Protection:
+        """The tokens that stay whatever the score.
+
+        Heads with fewer slots than the others, which need little, keep what is pinned in a row only if it leaves room.
+        """
+        pins = step.pins
+        if pins is None:
+            return self.protection
+        if self._most_pinned is not None:
+            start, end = pins.unbind(-1)
+            pinned = (end - start.clamp(min=self.protection.sinks)).clamp(min=0).sum(-1)
+            pins = pins * (pinned <= self._most_pinned)[:, None, None]
+        return replace(self.protection, pins=pins)
+
+
+class Part:
+    """KV heads of a layer, in a `group`, whose tokens lie in `slots` [B, H_KV, S + 1]."""
+
+    def __init__(self, heads: LayerHeads, group: PartGroup, slots: Slots) -> None:
+        self.heads = heads
+        self.group = group
+        self.shape = group.shape
+        self.slots = slots
+        self.num_slots = slots.num_slots
+        self.tensors = dict(slots.tensors())
+        """Every tensor, by name; views of the group's, whose addresses never change."""
+        self.num_bytes = sum(tensor.nbytes for tensor in self.tensors.values())
+        self._noise = None if group.policy.noise is None else replace(group.policy.noise, layer=heads.layer)
+        self._read: tuple[tuple[int, int, int, int | None, int], Slots, Segment] | None = None
+
+    @property
+    def slot_bytes(self) -> int:
+        """Bytes of one slot of all KV heads of a row, with all that is kept beside keys and values."""
+        return self.num_bytes // (self.slots.pos.shape[0] * self.slots.pos.shape[-1])
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, step: Step, geometry: Geometry) -> Tensor:
+        """Attend over the live slots and the new tokens, then keep the best S.
+
+        q [n, H_Q, T, D] and the new k [n, H_KV, T, D], v [n, H_KV, T, D_V], already rotated -> out [n, H_Q, T, D_V].
+        A decoded token waits in the discard slot, and its victim is chosen for all layers at once (`PartGroup.evict`),
+        or here where the policy looks at queries.
+        """
+        mapping, backend = step.mappings[self.num_slots], self.group.backend
+        num_queries = q.shape[2]
+        q_pos = step.pos if num_queries == step.pos.shape[1] else step.pos[:, -num_queries:]
+        observation = step.observation
+        if observation is not None and (self._noise is not None or num_queries != step.pos.shape[1]):
+            noise, first_head = self._noise, self.heads.numbers[0] * (q.shape[1] // k.shape[1])
+            noise = None if noise is None else replace(noise, first_head=first_head)
+            observation = replace(observation, weight=observation.weight[:, -num_queries:], noise=noise)
+        before = self._before(mapping, geometry.window) if num_queries == k.shape[2] == step.pos.shape[1] else None
+        slots, held = self._view(step.rows, mapping, before, num_queries)
+        if mapping.index is not None:
+            backend.write(slots, mapping.index, k, v)
+            out, _ = backend.attend(q, q_pos, [held], geometry, observation)
+            if mapping.evicts and self.group.policy.needs_queries:
+                self.group.evict_from(slots, step, q)
+            return out
+        keys, values = backend.encode(slots, k, v)
+        own = (0, num_queries) if before is not None else ()
+        new = Segment(keys, values, step.pos[:, None, -k.shape[2] :], None, *own)
+        out, received = backend.attend(q, q_pos, [held, new], geometry, observation)
+        self._keep_best(slots, held, replace(new, statistic=received), step, q)
+        return out
+
+    def _keep_best(self, slots: Slots, held: Segment, new: Segment, step: Step, q: Tensor) -> None:
+        """Keep the best of `held`, which are all of `slots`, and of a chunk that has no room."""
+        pos = torch.cat([held.pos, new.pos.expand(-1, held.pos.shape[1], -1)], -1)
+        known = None
+        if held.statistic is not None and new.statistic is not None:
+            known = torch.cat([held.statistic, new.statistic], -1)
+        candidates = Candidates(pos, step.next_pos, known, ((held.k, held.v), (new.k, new.v)), q)
+        ranked = priority(self.group.score(candidates), pos, step.next_pos, self.group.protected(step))
+        index = choose(ranked, pos, self.num_slots)
+        self.group.backend.write(slots, index, new.k, new.v)
+        slots.write(index, pos=new.pos, rot=step.rot[:, None, -new.pos.shape[2] :])
+        if new.statistic is not None:
+            slots.write(index, statistic=new.statistic)
+
+    def rerotate(self, row: int, live: int, end: int, rotation: Rotation) -> None:
+        """Give the `live` keys of each head of a row consecutive rotations below `end`, in the order of `pos`."""
+        rank = self.slots.pos[row, :, :live].argsort(-1).argsort(-1)
+        held = self.slots.rot[row, :, :live]
+        new = rank.to(held.dtype) + (end - live)
+        rotate_keys(self.slots.k[row, :, :live], new - held, rotation)
+        held.copy_(new)
+
+    def reset(self, row: int, live: int) -> None:
+        """Free the `live` slots of a row and leave nothing of them."""
+        for vectors in (self.slots.k, self.slots.v):
+            for tensor in tensors_of(vectors):
+                tensor[row, :, -1] = 0
+                tensor[row, :, :live] = 0  # a value that is not finite would poison even a sum it has no weight in
+        self.slots.pos[row].fill_(-1)
+        self.slots.rot[row].fill_(-1)
+        if self.slots.statistic is not None:
+            self.slots.statistic[row].zero_()
+
+    def _before(self, mapping: SlotMapping, window: int | None) -> int | None:
+        """The first slots that every query sees, as `mapping` has it, where no window hides any token of the step."""
+        fits = window is None or (mapping.index is not None and mapping.extent <= min(window, self.num_slots))
+        return mapping.before if fits else None
+
+    def _view(self, rows: slice, mapping: SlotMapping, before: int | None, tokens: int) -> tuple[Slots, Segment]:
+        """The slots of `rows` and those of them to read; the last view is kept, as decoding repeats it."""
+        extent = mapping.extent
+        own = 0 if before is None or mapping.index is None else min(tokens, extent - before)
+        asked = (rows.start, rows.stop, extent, before, own)
+        if self._read is None or self._read[0] != asked:
+            slots = self.slots.of_rows(rows)
+            statistic = None if slots.statistic is None else slots.statistic[..., :extent]
+            k, v = slots.k[..., :extent, :], slots.v[..., :extent, :]
+            self._read = asked, slots, Segment(k, v, slots.pos[..., :extent], statistic, before, own)
+        return self._read[1:]
+
+
+def empty_vectors(heads: tuple[int, ...], dim: int, stored: SlotFormat, device: torch.device) -> Vectors:
+    """Zeros [*heads, dim] as `stored` says: numbers, or codes and their scales."""
+    if not stored.is_quantised:
+        return torch.zeros(*heads, dim, dtype=getattr(torch, stored.name), device=device)
+    codes_dtype = torch.uint8 if stored.bits == 4 else torch.int8
+    codes: Tensor = torch.zeros(*heads, stored.code_bytes(dim), dtype=codes_dtype, device=device)
+    return Packed(codes, torch.zeros(*heads, stored.num_scales(dim), dtype=torch.float16, device=device), dim)
+
+
+def try_out(policy: Policy, shape: ModelShape, plan: CachePlan, stored: SlotFormat) -> None:
+    """Let a plug-in score made-up tokens on the CPU, those of one layer and of two together.
+
+    Raises PolicyFailed where it raises, gives anything but one floating-point number for each, or NaN.
+    """
+    layer = next((layer for layer in shape.layers if layer.kv_heads), None)
+    if layer is None or is_built_in(policy):
+        return
+    members, device = [LayerHeads(0, ()), LayerHeads(1, ())], torch.device("cpu")
+    group = PartGroup(members, layer, min(plan.fewest, 256), replace(plan, rows=1), stored, policy, TORCH, device)
+    made_up = torch.Generator().manual_seed(0)
+    for _, tensor in group.slots.tensors():
+        tensor.random_(1, 8, generator=made_up)
+    group.slots.pos.copy_(torch.arange(group.slots.num_slots + 1) + policy.sinks)
+    next_pos = group.slots.pos.amax().view(1, 1, 1) + 1
+    q = torch.rand(1, shape.query_heads, 3, layer.k_dim, generator=made_up).to(getattr(torch, shape.dtype))
+    asking = q if policy.needs_queries else None
+    for slots in [group.slots[0], group.slots][: 1 if policy.needs_queries else 2]:
+        score: object = group.score(Candidates(slots.pos, next_pos, slots.statistic, ((slots.k, slots.v),), asking))
+        got = f"{score.dtype} {[*score.shape]}" if isinstance(score, Tensor) else type(score).__name__
+        if isinstance(score, Tensor) and score.is_floating_point() and score.shape == slots.pos.shape:
+            if not priority(score, slots.pos, next_pos, group.protection).isnan().any():
+                continue
+            got = "NaN"
+        raise PolicyFailed(
+            f"KV policy {policy.name!r}: `score` gave {got}, not a float for each of {[*slots.pos.shape]}"
+        )
