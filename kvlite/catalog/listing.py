@@ -14,7 +14,6 @@ from kvlite.catalog.stores import stored_models
 from kvlite.catalog.wheel import fetched_wheels
 from kvlite.errors import ModelError, OutputError, UnsupportedModel
 from kvlite.gguf.header import models_among
-from kvlite.memory.shape import ModelShape
 
 _MODEL_SUFFIXES = {".json", ".jinja", ".safetensors", ".md"}
 State = Literal["ready", "incomplete", "unsupported", "broken"]
@@ -78,16 +77,12 @@ def _cached(repo: str) -> Iterator[Listed]:
 
 def _usable(ref: ModelRef, folder: Path | None) -> tuple[int | None, State, str | None]:
     """Find the KV bytes per token, the state, and the problem where it is not ready."""
-    missing: list[str] = []
     try:
         missing = snapshots.missing_parts(folder, allow_pickle=True) if ref.path is None else []
-        if folder is None:
-            return None, "incomplete", f"missing: {', '.join(missing)}"
-        files = files_in(ref, folder, allow_pickle=True)
-        return ModelShape.from_config(files.config, stored_dtype=files.stored_dtype).kv_bytes_per_token(), "ready", None
+        if folder is None or missing:
+            return None, "incomplete", f"missing: {', '.join(missing)}; `kvlite pull {ref}` completes it"
+        return files_in(ref, folder).shape().kv_bytes_per_token(), "ready", None
     except UnsupportedModel as error:
         return None, "unsupported", str(error)
     except (ModelError, OutputError) as error:
-        if missing:
-            return None, "incomplete", f"missing: {', '.join(missing)}; `kvlite pull {ref}` completes it"
         return None, "broken", str(error)

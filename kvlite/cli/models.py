@@ -160,7 +160,6 @@ def _listed_record(model: Listed) -> dict[str, Any]:
 def _record(ref: ModelRef, facts: ModelFiles) -> dict[str, Any]:
     """All that is known of a model; of one that kvlite cannot hold, the problem in place of its shape."""
     from kvlite.cli.planning import layer_groups
-    from kvlite.memory.shape import ModelShape
 
     record: dict[str, Any] = {
         "name": str(ref),
@@ -173,7 +172,7 @@ def _record(ref: ModelRef, facts: ModelFiles) -> dict[str, Any]:
         "problem": None,
     }
     try:
-        shape = ModelShape.from_config(facts.config, stored_dtype=facts.stored_dtype)
+        shape = facts.shape()
     except ModelError as error:
         return record | {"problem": str(error)}
     return record | {

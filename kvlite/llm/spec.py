@@ -83,7 +83,7 @@ class RunSpec:
 
         `batch_size` None is one conversation with the whole budget, else rows share it.
         """
-        shape = loaded or ModelShape.from_config(facts.config, dtype=self.dtype, stored_dtype=facts.stored_dtype)
+        shape = loaded or facts.shape(self.dtype)
         most = (ROWS_ON_GPU if device.kind == "cuda" else ROWS_ON_CPU) if batch_size == "auto" else batch_size
         return Fit(
             shape=shape,
