@@ -89,7 +89,7 @@ def test_queries_too_old_to_count_once_the_prompt_is_through_change_no_statistic
     def statistics() -> list[torch.Tensor]:
         engine = make_engine(llama, "64tok", policy="heavy-hitter:decay=0.3")  # 2^-24 is a weight 14 queries back
         answers(engine, [Request("a", PROMPT, max_tokens=1)])
-        return [layer.tensors["statistic"][..., : len(PROMPT)] for layer in engine.cache.layers.values()]
+        return [part.tensors["statistic"][..., : len(PROMPT)] for part in engine.cache.parts]
 
     some = statistics()
     monkeypatch.setattr("kvlite.cache.cache.NEGLIGIBLE", 1e-300)
