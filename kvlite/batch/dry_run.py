@@ -9,11 +9,11 @@ from kvlite.batch.item import Failure
 from kvlite.batch.model import ChooseModel, Model
 from kvlite.batch.prepare import Preparer
 from kvlite.batch.row_sizes import row_sizes
-from kvlite.batch.rows import LONGEST
 from kvlite.batch.source import Input
 from kvlite.console import Console
 from kvlite.errors import BatchFailed
 from kvlite.llm.answer import sampling_of
+from kvlite.memory.fit import LONGEST
 from kvlite.memory.format import SlotFormat, human_bytes
 from kvlite.memory.plan import CachePlan
 from kvlite.options import AnswerOptions, BatchOptions

@@ -9,6 +9,7 @@ from kvlite.errors import CapacityError
 from kvlite.llm.banner import banner
 from kvlite.llm.spec import BatchSize
 from kvlite.llm.text_model import Allocated, TextModel
+from kvlite.memory.fit import LONGEST
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -16,9 +17,6 @@ if TYPE_CHECKING:
     from kvlite.console import Console
     from kvlite.engine.engine import Engine
     from kvlite.memory.plan import CachePlan
-
-LONGEST = 2**31 - 1
-"""More slots than a row may have: it then has as many as it may."""
 
 
 class BatchRows:
@@ -72,7 +70,7 @@ class BatchRows:
     def _open(self, plan: CachePlan, lines: int) -> None:
         self._allocated = Allocated(self.model.engine(self._fit, plan), self._fit, self._batch_size)
         self._opened(self._allocated)
-        self._console.note(banner(self.model, self.engine))
+        self._console.note(banner(self.model, self._allocated))
         self._console.note(self._summary(plan, lines))
 
     def _summary(self, plan: CachePlan, lines: int) -> str:

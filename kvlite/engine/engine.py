@@ -80,7 +80,7 @@ class Engine:
     def _open(self, plan: CachePlan, policy: Policy, stored: SlotFormat, on_full: str | None) -> None:
         """Allocate the cache of `plan`, whose rows are empty."""
         loaded = self.loaded
-        self.plan = plan
+        self.plan, self._stored = plan, stored
         self.policy = policy
         self.on_full = policy.when_full(on_full)
         with allocating():
@@ -213,14 +213,14 @@ class Engine:
         """
         assert all(row.job is None for row in self._rows), "rows at work keep their slots"
         if plan != self.plan:
-            stored = self.cache.stored
             self._close()
-            self._open(plan, self.policy, stored, self.on_full)
+            self._open(plan, self.policy, self._stored, self.on_full)
 
     def _close(self) -> None:
         """Free the cache, and what was made for it."""
         self.step, self.graphs = "eager", None
-        del self.cache, self._limits
+        self.__dict__.pop("cache", None)  # none is there where it could not be allocated
+        self.__dict__.pop("_limits", None)
 
     def reset(self, row: int) -> None:
         """Forget a row's conversation."""

@@ -74,7 +74,7 @@ class LLM:
 
     def __str__(self) -> str:
         """The model, its dtype, its cache, the policy and the device, in one line."""
-        return banner(self.model, self.engine)
+        return banner(self.model, self._held)
 
     def generate(
         self, prompts: str | Sequence[Prompt], *, system: str | None = None, raw: bool = False, **answer: Any

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from kvlite.console import Console
 from kvlite.llm.generation import not_applied
 from kvlite.llm.spec import BatchSize, PlanDevice, RunSpec
+from kvlite.memory.fit import LONGEST
 
 if TYPE_CHECKING:
     from kvlite.cache.policy import Policy
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from kvlite.memory.plan import CachePlan, CacheSpec
     from kvlite.models.kv_quant_check import QuantEffect
     from kvlite.models.loaded import LoadedModel
+    from kvlite.profiles.profile import HeadProfile
     from kvlite.record.schema import ModelIdentity
     from kvlite.text.template import ChatText
 
@@ -50,7 +52,7 @@ class TextModel:
     """The loaded weights and the way between text and ids.
 
     `captures`: the device runs CUDA graphs for it; `listener` is told what happens to it. `effects` remembers what slot
-    formats did to it.
+    formats did to it, `profiles` the profile of its heads once one was looked for.
     """
 
     spec: RunSpec
@@ -60,6 +62,7 @@ class TextModel:
     captures: bool
     listener: Console | Told
     effects: dict[str, QuantEffect] = field(default_factory=dict)
+    profiles: list[HeadProfile | None] = field(default_factory=list)
 
     @classmethod
     def load(cls, spec: RunSpec, listener: Console | Told, files: ModelFiles | None = None) -> TextModel:
@@ -127,10 +130,11 @@ class TextModel:
 
         spec, loaded, device = self.spec, self.loaded, self.loaded.device
         place = PlanDevice("cuda" if device.type == "cuda" else "cpu", str(device), free_bytes(device))
+        profile = self._profile(spec.fit(self.files, place, batch_size, loaded=loaded.shape))
         if batch_size is None and spec.row_budget is not None:  # a batch may follow: say now that it does not fit
-            rows = spec.fit(self.files, place, "auto", loaded=loaded.shape)
+            rows = spec.fit(self.files, place, "auto", loaded=loaded.shape, profile=profile)
             replace(rows, spec=rows.specs(spec.budget)[0]).cache(spec.budget)
-        fit = spec.fit(self.files, place, batch_size, loaded=loaded.shape)
+        fit = spec.fit(self.files, place, batch_size, loaded=loaded.shape, profile=profile)
         return replace(fit, spec=self._tolerated(fit.specs(spec.budget)))
 
     def engine(self, fit: Fit, plan: CachePlan) -> Engine:
@@ -150,6 +154,23 @@ class TextModel:
             must_capture=bool(spec.options.capture),
             warn=self.listener.warn,
         )
+
+    def _profile(self, fit: Fit) -> HeadProfile | None:
+        """The profile that the heads' slots follow; None where nothing is evicted."""
+        if self.spec.options.profile == "off":
+            return None
+        spec = fit.specs(self.spec.budget)[-1]
+        one, budget = replace(fit, spec=spec), self.spec.budget
+        plan = one.cache(budget) if one.batch is None else one.rows(budget, LONGEST, 1)
+        return self.head_profile() if spec.evicts and plan.slots < plan.most_slots else None
+
+    def head_profile(self) -> HeadProfile | None:
+        """The profile for a cache that evicts; None where all heads get as many slots, which is said once."""
+        from kvlite.llm.head_profile import profile_for
+
+        if not self.profiles:
+            self.profiles.append(profile_for(self))
+        return self.profiles[0]
 
     def slot_format(self, policy: Policy, budget: Budget) -> SlotFormat:
         """The slots that one conversation gets under `policy` where nobody names a format."""
