@@ -27,6 +27,7 @@ COMMANDS: Mapping[str, tuple[str, str, str]] = {
     "rm": ("kvlite.cli.models", "rm", "Delete a downloaded model."),
     "profile": ("kvlite.cli.profile", "profile", "Measure once which heads of a model need many slots."),
     "policies": ("kvlite.cli.policies", "policies", "List the eviction policies."),
+    "config": ("kvlite.cli.config", "config", "Show the settings, where they are, and edit them."),
     "completion": ("kvlite.cli.completion", "completion", "Print the completion script of a shell."),
 }
 """A command's module and function, and its line in the list of commands."""
