@@ -90,6 +90,12 @@ class ModelOptions:
         help="What a slot stores: float32, bfloat16, float16, int8, int4, or auto: the model's dtype, or "
         "fewer bits where that does not hold its window.",
     )
+    profile: str = _of_memory(
+        "auto",
+        metavar="auto|off|FILE",
+        help="Slots by what each head needs: from the model's own profile (see `kvlite profile`), off: as many for all "
+        "heads, or from a FILE.",
+    )
     on_full: Literal["evict", "stop", "error"] | None = _of_memory(  # None: as the policy does
         None,
         shown_default="evict; stop under policy full",

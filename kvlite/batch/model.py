@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 # fmt: off
 _PARAMS = (
-    "kv_budget", "kv_per_seq", "kv_policy", "kv_dtype", "on_full", "prefill_chunk", "quant", "dtype", "think", "fuse",
+    "kv_budget", "kv_per_seq", "kv_policy", "kv_dtype", "profile", "on_full",
+    "prefill_chunk", "quant", "dtype", "think", "fuse",
     "kernels", "capture", "pin_system",
 )
 # fmt: on

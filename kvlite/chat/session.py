@@ -66,6 +66,27 @@ class Session:
         asked = [*self.messages, {"role": "user", "content": user}]
         events = self.conversation.ask(asked, self.settings)
         self.unsent = user
+        yield from self._answered(asked, events)
+
+    def go_on(self) -> Generator[Piece | Answer]:
+        """Stream more of the last answer, and at the end the Answer that is more.
+
+        Raises UsageError where there is none, or it ended by itself.
+        """
+        if not self.messages or self.messages[-1]["role"] != "assistant":
+            raise UsageError("there is no answer to go on with; ask something first")
+        if self.messages[-1].get("finish_reason") == "stop":
+            raise UsageError("the answer ended by itself; ask for more in words of your own")
+        before = self.messages[-1]["content"]
+        return self._answered(self.messages[:-1], self.conversation.go_on(self.messages, self.settings), before)
+
+    def _answered(
+        self, asked: Sequence[ChatMessage], events: Generator[Piece | Answer], before: str = ""
+    ) -> Generator[Piece | Answer]:
+        """Pass on the events of the answer to `asked`, and keep it; one that goes round in circles is stopped.
+
+        `before` is what was said of it before.
+        """
         answer: Answer | None = None
         said, self.has_looped = "", False
         try:
@@ -82,7 +103,10 @@ class Session:
         finally:
             if answer is not None and self.conversation.last is answer:
                 reason = str(answer.finish_reason)
-                self.messages = [*asked, {"role": "assistant", "content": answer.text, "finish_reason": reason}]
+                self.messages = [
+                    *asked,
+                    {"role": "assistant", "content": before + answer.text, "finish_reason": reason},
+                ]
                 self.unsent = None
 
     def cancel(self) -> None:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from kvlite.chat.command import Command, show_pairs
+from kvlite.chat.conversation_commands import CONVERSATION_COMMANDS
 from kvlite.chat.memory_commands import MEMORY_COMMANDS
 from kvlite.errors import UsageError
 from kvlite.llm.answer import AnswerSettings
-from kvlite.memory.format import human_bytes
 
 if TYPE_CHECKING:
     from kvlite.chat.loop import Chat
@@ -78,20 +77,6 @@ def _clear(chat: Chat, _: str) -> None:
     chat.show("started over; the model has forgotten the conversation")
 
 
-def _retry(chat: Chat, _: str) -> None:
-    if chat.session.settings.sampling.is_greedy:
-        chat.show("greedy decoding gives the same answer again; /set temperature=0.7 lets it vary")
-    chat.answer(chat.session.retry())
-
-
-def _undo(chat: Chat, argument: str) -> None:
-    if argument and not argument.isdecimal():
-        raise UsageError(f"/undo takes a number of turns, not {argument!r}")
-    question = chat.session.undo(int(argument or 1))
-    chat.save()
-    chat.show(f"back to before: {question}")
-
-
 def _system(chat: Chat, argument: str) -> None:
     if not argument:
         chat.show(chat.session.system or "no system prompt; /system TEXT sets one and starts over")
@@ -109,35 +94,14 @@ def _set(chat: Chat, argument: str) -> None:
     show_pairs(chat, listed(chat.session.settings))
 
 
-def _load(chat: Chat, argument: str) -> None:
-    if not argument:
-        raise UsageError("/load takes the name of a session; /sessions lists them")
-    chat.load(argument)
-
-
-def _sessions(chat: Chat, _: str) -> None:
-    saved = chat.folder.saved()
-    if not saved:
-        chat.show(f"no sessions in {chat.folder.folder}")
-    stats = [file.path.stat() for file in saved]
-    texts = [f"{datetime.fromtimestamp(stat.st_mtime):%Y-%m-%d %H:%M}  {human_bytes(stat.st_size)}" for stat in stats]
-    show_pairs(chat, [(file.name, text) for file, text in zip(saved, texts, strict=True)])
-
-
 COMMANDS = (
     Command(("help",), "", "list the commands", _help),
     Command(("exit", "quit", "bye"), "", "leave (also Ctrl-D)", _exit),
     Command(("clear", "new"), "", "start over under the same system prompt", _clear),
-    Command(("retry", "regen"), "", "ask the last question again with the next seed", _retry),
-    Command(("undo",), "[N]", "take back the last turn, or the last N", _undo),
     Command(("system",), "[TEXT]", "show the system prompt, or set it and start over", _system),
     Command(("set",), "[KEY=VALUE]", "list the sampling settings, or change one", _set),
+    *CONVERSATION_COMMANDS,
     *MEMORY_COMMANDS,
-    Command(
-        ("save",), "[NAME]", "save the conversation, from now on under NAME", lambda chat, name: chat.save_as(name)
-    ),
-    Command(("load",), "NAME", "continue a saved conversation", _load),
-    Command(("sessions",), "", "list the saved conversations", _sessions),
 )
 BY_NAME = {name: command for command in COMMANDS for name in command.names}
 LEAVING = frozenset(f"/{name}" for name, command in BY_NAME.items() if command.run is _exit)

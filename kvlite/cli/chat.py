@@ -30,6 +30,7 @@ class ChatOptions:
         None, metavar="NAME", from_settings=False, help="Go on with this session, or begin it."
     )
     save: bool = option(True, help="Save the session after each turn.")
+    save_kv: bool = option(True, help="Save the cache beside the session, so that it goes on without being read again.")
     prompt: str | None = option(
         None, "-p", metavar="TEXT", from_settings=False, parse=read_text, help="What to ask first."
     )
@@ -118,7 +119,16 @@ def _talk(asked: Answering, given: ChatOptions, name: str | None, form: AnswerFo
             screen = Screen(out, lines, draws_markdown=given.markdown, has_color=out.has_color)
         display = Display(out, recorder, form, screen)
         memory = ChatMemory(llm, session.conversation)
-        return Chat(session, memory, SessionFolder(), display, model=llm.model.name, name=name, autosaves=given.save)
+        return Chat(
+            session,
+            memory,
+            SessionFolder(),
+            display,
+            model=llm.model.name,
+            name=name,
+            autosaves=given.save,
+            keeps_cache=given.save_kv,
+        )
 
     history = user_state_path("kvlite", appauthor=False) / "history"
     terminal = Terminal(status if given.status else None, history, vi=given.vi)
@@ -135,6 +145,7 @@ def _talk(asked: Answering, given: ChatOptions, name: str | None, form: AnswerFo
         try:
             chat.run(terminal, first)
         finally:
+            chat.close()
             recorder.term("checkpoints", chat.session.checkpoint_peak_bytes)
             with suppress(KvliteError):
                 recorder.turns(chat.memory.turns())

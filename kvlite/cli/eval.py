@@ -14,7 +14,7 @@ from kvlite.options import SAMPLING, ModelOptions, OutputOptions
 # fmt: off
 _OF_MODEL = (
     "model", "prefill_chunk", "quant", "four_bit", "dtype", "device", "revision", "trust_remote_code", "allow_pickle",
-    "offline",
+    "offline", "profile",
 )
 # fmt: on
 

@@ -157,6 +157,10 @@ class Engine:
         """The ids of a row's conversation, each at its position; the last may not be fed yet."""
         return self._rows[row].said
 
+    def take_back(self, row: int) -> int | None:
+        """Take out of a row the id that was drawn last and not fed, to be fed by a request; None if there is none."""
+        return self._rows[row].take_back()
+
     def pin(self, row: int, spans: Sequence[tuple[int, int]], *, unpins: bool = False) -> None:
         """Evict nothing more of these spans of a row's positions, or again. Raises BudgetTooSmall where none fits."""
         held = self._rows[row]

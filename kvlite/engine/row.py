@@ -81,6 +81,13 @@ class Row:
         self.used.add(token)
         self.said.append(token)
 
+    def take_back(self) -> int | None:
+        """Give up the id that was drawn and not fed."""
+        token, self.unfed = self.unfed, None
+        if token is not None:
+            self.said.pop()
+        return token
+
     def placed(self, pins: tuple[tuple[int, int], ...]) -> tuple[tuple[int, int], ...]:
         """Spans of a request's ids as positions of the conversation."""
         offset = self.seen + (self.unfed is not None)

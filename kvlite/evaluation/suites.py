@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from kvlite.errors import UsageError
 from kvlite.evaluation import material
-from kvlite.evaluation.material import Item, Writer
+from kvlite.evaluation.item import Item, Writer, own_prose
 from kvlite.text.encoder import common_start
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ WRITERS: Mapping[str, Writer] = {
 FORCED = ("kl", "ppl")
 SUITES = (*WRITERS, *FORCED)
 
+_END_OF_DOCUMENT = "<|endoftext|>"
 _TRIES = 20  # to write an item that has no more tokens than are wanted
 
 
@@ -101,7 +102,7 @@ class Suite:
 
     def items(self, text: ChatText, prose: str | None = None) -> list[EncodedItem]:
         """The items for a model, in `prose` or in kvlite's own."""
-        prose = prose or material.own_prose()
+        prose = (prose or own_prose()).replace(_END_OF_DOCUMENT, "\n")
         sample = prose[:8000]
         size = int(self.length * len(sample) / max(1, len(text.raw(sample).ids)))
         return [self._item(text, prose, size, number) for number in range(self.count)]
@@ -126,7 +127,7 @@ class Suite:
         opening = text.raw("").ids
         unscored = max(1, len(opening))
         texts: list[ForcedText] = []
-        for document in (prose or material.own_prose()).replace("\r\n", "\n").split("\n<|endoftext|>\n"):
+        for document in (prose or own_prose()).replace("\r\n", "\n").split(f"\n{_END_OF_DOCUMENT}\n"):
             ids = text.raw(document.strip()).ids[len(opening) :]
             step = max(2, self.length - len(opening))
             pieces = (opening + ids[start : start + step] for start in range(0, len(ids), step))

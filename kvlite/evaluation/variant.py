@@ -54,7 +54,8 @@ class Variant:
             stored = model.slot_format(self.policy, budget)
         else:
             stored = slot_format(self.kv_dtype, shape.dtype)
-        spec = self.policy.cache_spec(stored, chunk_limit=self.chunk_limit)
+        profile = None if self.is_reference else model.head_profile()
+        spec = self.policy.cache_spec(stored, chunk_limit=self.chunk_limit, head_shares=profile)
         return Placed(self, spec, plan_cache(shape, budget, spec, free_bytes=None))
 
 

@@ -5,14 +5,16 @@ Loads no torch before a conversation has tokens.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kvlite.cache.policy import load_policy
 from kvlite.errors import DoesNotFit, UsageError
 from kvlite.llm.conversation import ROW
+from kvlite.llm.saved_row import load_row, save_row
 from kvlite.llm.spec import PlanDevice
 from kvlite.memory.budget import Budget
 from kvlite.memory.format import human_bytes
@@ -151,6 +153,18 @@ class ChatMemory:
         first = differing[0]
         word, instead = (str(text.tokenizer.decode([token])) for token in (ids[first], found[first]))
         return Checked(len(ids) - len(differing), len(ids), first + 1, word, instead)
+
+    def save(self, path: Path, messages: Sequence[Mapping[str, str]]) -> int | None:
+        """Save the row where it holds just `messages`, and give its bytes. Raises OutputError when the disk refuses."""
+        return save_row(path, self._llm, self._conversation, messages)
+
+    def load(self, path: Path, messages: Sequence[Mapping[str, str]]) -> int:
+        """Put a saved row back, to go on after `messages`, and give its tokens; raises Unusable if it does not fit."""
+        return load_row(path, self._llm, self._conversation, messages)
+
+    def tokens_of(self, text: str) -> int:
+        """Count the tokens of a text."""
+        return len(self._llm.model.text.raw(text).ids)
 
     def panel(self) -> list[tuple[str, str]]:
         """The cache, line by line: names and values."""

@@ -16,6 +16,8 @@ from kvlite.engine.request import FinishReason, Request
 from kvlite.errors import UsageError
 from kvlite.llm.answer import Answer, AnswerSettings, stream_answer
 from kvlite.text.messages import Message, checked
+from kvlite.text.stream import Part
+from kvlite.text.template import Encoded
 
 if TYPE_CHECKING:
     from kvlite.engine.engine import Engine, RowSnapshot
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 
 ROW = 0
 MAX_CHECKPOINTS = 8
+_GOING_ON = 1 << 20  # turns on, so that what goes on is not drawn as the answer began
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +54,8 @@ class Conversation:
         self._engine = engine
         self._text = text
         self._messages: tuple[Message, ...] = ()
-        self._starts: list[int | None] = []  # of the turns in the row; None: fed together with others
+        self.starts: list[int | None] = []
+        """The places of the turns in the row; None of one that was fed together with others."""
         self.pinned: set[int] = set()
         """The turns, from 1, of which nothing more is evicted."""
         self._num_requests = 0
@@ -75,7 +79,7 @@ class Conversation:
         pins: list[tuple[int, int]] = []
         starts: list[int | None]
         if last is not None and turns[-1].role == "user":
-            starts = [*self._starts, len(self._engine.said(ROW))]
+            starts = [*self.starts, len(self._engine.said(ROW))]
             encoded = self._text.next_turn(turns[-1].content, ended=last.ended_itself, thinking=last.is_thinking)
         else:
             encoded = self._text.conversation(messages)
@@ -85,10 +89,28 @@ class Conversation:
                 pins = self._pinned_in(pairwise(self._text.turn_starts(_plain(turns))))
         self._num_requests += 1
         self._take_checkpoint()
-        self._starts = starts
+        self.starts = starts
         request = settings.request(self._request_id, encoded, self._text, row=ROW, number=asked)
         self.request = request = replace(request, pins=(*request.pins, *pins))
         return self._stream(turns, request, self._text.answer(encoded, stop=settings.stop))
+
+    def go_on(self, messages: Sequence[object], settings: AnswerSettings) -> Generator[Piece | Answer]:
+        """Stream more of the answer that `messages` end in, at the end the Answer that is more.
+
+        The row goes on where it is; where it does not hold the messages, they are fed as a whole.
+        """
+        turns = tuple(checked(messages))
+        last = self.last
+        token = self._engine.take_back(ROW) if self.holds(messages) else None
+        if last is None or token is None:
+            return self.ask(messages, settings)
+        self._num_requests += 1
+        encoded = Encoded((token,), begins=Part.THINKING if last.is_thinking else Part.ANSWER)
+        number = _questions(turns) + _GOING_ON
+        self.request = settings.request(self._request_id, encoded, self._text, row=ROW, number=number)
+        decoder = self._text.answer(encoded, stop=settings.stop)
+        decoder.follow(token)
+        return self._stream(turns, self.request, decoder)
 
     def cancel(self) -> None:
         """Stop the answer being generated at its next token. Safe to call from a signal handler."""
@@ -97,20 +119,29 @@ class Conversation:
     def forget(self) -> None:
         """Empty the row."""
         self._engine.reset(ROW)
-        self._messages, self.last, self._starts = (), None, []
+        self._messages, self.last, self.starts = (), None, []
+
+    def holds(self, messages: Sequence[object]) -> bool:
+        """True where the row holds these messages and nothing else."""
+        return self.last is not None and self._messages == tuple(checked(messages))
+
+    def resume(self, messages: Sequence[object], last: Answer, starts: Sequence[int | None], pinned: set[int]) -> None:
+        """Go on from a row that was put back: it holds `messages`, the last of which is the answer `last`."""
+        self._messages, self.last = tuple(checked(messages)), last
+        self.starts, self.pinned = [*starts], pinned
 
     def turn_spans(self) -> list[tuple[int, int]]:
         """The positions of each turn in the row, from its question to the next; none where the row holds nothing."""
-        if not self._starts:
+        if not self.starts:
             return []
         said = _plain(self._messages)
-        if None in self._starts and said:
-            together = self._starts.count(None)
+        if None in self.starts and said:
+            together = self.starts.count(None)
             places = [index for index, message in enumerate(said) if message["role"] == "user"]
             found = self._text.turn_starts(said[: places[together - 1] + 1])
-            self._starts = [*found, *self._starts[together:]]
-        ends = [*self._starts[1:], len(self._engine.said(ROW))]
-        return [(start, end) for start, end in zip(self._starts, ends, strict=True) if start is not None and end]
+            self.starts = [*found, *self.starts[together:]]
+        ends = [*self.starts[1:], len(self._engine.said(ROW))]
+        return [(start, end) for start, end in zip(self.starts, ends, strict=True) if start is not None and end]
 
     def pin(self, number: int) -> None:
         """Evict nothing more of a turn. Raises UsageError where there is none, BudgetTooSmall where it has no room."""
@@ -150,14 +181,14 @@ class Conversation:
         if self._checkpoints and self._checkpoints[-1].messages == messages:
             checkpoint = self._checkpoints.pop()
             self._engine.restore(ROW, checkpoint.snapshot)
-            self._messages, self.last, self._starts = checkpoint.messages, checkpoint.last, checkpoint.starts
+            self._messages, self.last, self.starts = checkpoint.messages, checkpoint.last, checkpoint.starts
             if self.pinned:
                 self._engine.pin(ROW, self._pinned_in(self.turn_spans()))
 
     def _take_checkpoint(self) -> None:
         if self.last is None or self._engine.counts(ROW).live_bytes > self._checkpoint_bytes:
             return
-        self._checkpoints.append(_Checkpoint(self._messages, self.last, self._engine.snapshot(ROW), self._starts))
+        self._checkpoints.append(_Checkpoint(self._messages, self.last, self._engine.snapshot(ROW), self.starts))
         sizes = [checkpoint.snapshot.num_bytes for checkpoint in self._checkpoints]
         self.checkpoint_peak_bytes = max(self.checkpoint_peak_bytes, sum(sizes))
         while len(sizes) > MAX_CHECKPOINTS or sum(sizes) > self._checkpoint_bytes:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from kvlite.memory.plan import CacheSpec
     from kvlite.models.kv_quant_check import QuantEffect
     from kvlite.models.loaded import LoadedModel
+    from kvlite.profiles.profile import HeadProfile
     from kvlite.record.schema import ModelIdentity
     from kvlite.record.verdicts import Circumstances, Verdict, Verdicts
     from kvlite.text.template import ChatText
@@ -51,7 +52,7 @@ class TextModel:
     """The loaded weights and the way between text and ids.
 
     `captures`: the device runs CUDA graphs for it; `listener` is told what happens to it. `effects` remembers what slot
-    formats did to it.
+    formats did to it, `profiles` the profile of its heads once one was looked for.
     """
 
     spec: RunSpec
@@ -61,6 +62,7 @@ class TextModel:
     captures: bool
     listener: Console | Told
     effects: dict[str, QuantEffect] = field(default_factory=dict)
+    profiles: list[HeadProfile | None] = field(default_factory=list)
 
     @classmethod
     def load(
@@ -132,10 +134,11 @@ class TextModel:
 
         spec, loaded, device = self.spec, self.loaded, self.loaded.device
         place = PlanDevice("cuda" if device.type == "cuda" else "cpu", str(device), free_bytes(device))
+        profile = self._profile(spec.fit(self.files, place, batch_size, loaded=loaded.shape))
         if batch_size is None and spec.row_budget is not None:  # a batch may follow: say now that it does not fit
-            rows = spec.fit(self.files, place, "auto", loaded=loaded.shape)
+            rows = spec.fit(self.files, place, "auto", loaded=loaded.shape, profile=profile)
             replace(rows, spec=rows.specs(spec.budget)[0]).cache(spec.budget)
-        fit = spec.fit(self.files, place, batch_size, loaded=loaded.shape)
+        fit = spec.fit(self.files, place, batch_size, loaded=loaded.shape, profile=profile)
         fit = replace(fit, spec=self._tolerated(fit.specs(spec.budget)))
         engine = Engine(
             loaded,
@@ -149,6 +152,22 @@ class TextModel:
             warn=self.listener.warn,
         )
         return Allocated(engine, fit, batch_size)
+
+    def _profile(self, fit: Fit) -> HeadProfile | None:
+        """The profile that the heads' slots follow; None where nothing is evicted."""
+        if self.spec.options.profile == "off":
+            return None
+        spec = fit.specs(self.spec.budget)[-1]
+        plan = replace(fit, spec=spec).cache(self.spec.budget)
+        return self.head_profile() if spec.evicts and plan.slots < plan.most_slots else None
+
+    def head_profile(self) -> HeadProfile | None:
+        """The profile for a cache that evicts; None where all heads get as many slots, which is said once."""
+        from kvlite.llm.head_profile import profile_for
+
+        if not self.profiles:
+            self.profiles.append(profile_for(self))
+        return self.profiles[0]
 
     def slot_format(self, policy: Policy, budget: Budget) -> SlotFormat:
         """The slots that one conversation gets under `policy` where nobody names a format."""

@@ -36,8 +36,8 @@ MOST_LENGTHS = 2
 STEP = 1.5
 """Ratio of neighbours in the grid of slots per head."""
 
-LEAST_SHARE = 16
-"""A head has at least the average slots divided by this, whatever it needs."""
+LEAST_SHARE = 2
+"""A head has at least the average slots divided by this, whatever it needs: what is near is of use everywhere."""
 
 
 def equally(slots: int, most: int, depth: int, layers: int) -> int:

@@ -92,6 +92,11 @@ class ChatText:
             ids.add(self.tokenizer.convert_tokens_to_ids(end))
         return frozenset(token_id for token_id in ids if isinstance(token_id, int))
 
+    @property
+    def template(self) -> str:
+        """The chat template as it is written; empty where the model has none."""
+        return self._renderer.source
+
     def prompt(self, text: str, *, system: str | None = None) -> Encoded:
         """Encode one user message; without a template and a system prompt, the model continues it as plain text."""
         if self._has_template or system:

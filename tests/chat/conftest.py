@@ -40,6 +40,9 @@ class FakeDecoder:
         self.stop, self.stopped, self.text, self.thinking = stop, False, "", ""
         self.is_thinking = False
 
+    def follow(self, token_id: int) -> None:
+        pass
+
     def push(self, token_id: int) -> list[FakePiece]:
         character = chr(token_id)
         if character in "<>":
@@ -121,6 +124,9 @@ class FakeEngine:
 
     def said(self, row: int) -> list[int]:
         return self.fed
+
+    def take_back(self, row: int) -> int | None:
+        return self.fed.pop() if self.fed else None
 
     def pin(self, row: int, spans: list[tuple[int, int]], *, unpins: bool = False) -> None:
         self.pinned = [span for span in self.pinned if span not in spans] + ([] if unpins else [*spans])

@@ -34,7 +34,7 @@ class Watched:
         lines = LiveLines(console, session.counts, self.ahead)
         screen = Screen(console, lines, draws_markdown=True, has_color=True)
         display = Display(console, Recorder("chat", (), report="none"), AnswerFormat(), screen)
-        self.chat = Chat(session, None, SessionFolder(folder), display, model="demo")
+        self.chat = Chat(session, None, SessionFolder(folder), display, model="demo", autosaves=False)
         self.at = {}
         run = engine.run
 

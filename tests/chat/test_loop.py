@@ -12,6 +12,7 @@ from kvlite.console import Console
 from kvlite.errors import ContextFull, Interrupted
 from kvlite.llm.answer import AnswerSettings
 from kvlite.llm.chat_memory import TurnKept
+from kvlite.llm.saved_row import Unusable
 from kvlite.record.recorder import Recorder
 from tests.chat.messages import message
 
@@ -48,6 +49,21 @@ class FakeMemory:
     def unpin(self, number):
         self.pinned.remove(number)
 
+    def save(self, path, messages):
+        if self.session.conversation.holds(messages):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(repr(messages).encode())
+            return path.stat().st_size
+        return None
+
+    def load(self, path, messages):
+        if not path.exists() or path.read_bytes() != repr(messages).encode():
+            raise Unusable("its cache was not saved")
+        return 42
+
+    def tokens_of(self, text):
+        return len(text.split())
+
     def panel(self):
         return [("tokens seen", f"{self.session.counts().tokens_seen}"), ("policy", "window")]
 
@@ -55,7 +71,7 @@ class FakeMemory:
 class Held:
     """A chat with its engine and what it wrote."""
 
-    def __init__(self, engine, text, folder, autosaves=True, shows_thinking=False):
+    def __init__(self, engine, text, folder, autosaves=True, shows_thinking=False, keeps_cache=True):
         self.engine = engine
         self.out, self.err = io.StringIO(), io.StringIO()
         self.folder = SessionFolder(folder)
@@ -64,9 +80,11 @@ class Held:
         display = Display(console, recorder, AnswerFormat(shows_thinking=shows_thinking))
         session = Session(engine, text, AnswerSettings())
         memory = FakeMemory(session)
-        self.chat = Chat(session, memory, self.folder, display, model="demo", autosaves=autosaves)
+        saves = {"autosaves": autosaves, "keeps_cache": keeps_cache}
+        self.chat = Chat(session, memory, self.folder, display, model="demo", **saves)
 
     def type(self, *lines, first=None):
+        self.chat.is_over = False
         self.script = Script(*lines)
         self.chat.run(self.script, first)
         return self

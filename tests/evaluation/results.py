@@ -16,7 +16,11 @@ from kvlite.memory.format import slot_format
 from tests.cache.driving import attention_layer, model_shape
 
 SHAPE = model_shape(attention_layer(), attention_layer())
-MODEL: Any = SimpleNamespace(loaded=SimpleNamespace(shape=SHAPE), slot_format=lambda *_: slot_format("auto", "float32"))
+MODEL: Any = SimpleNamespace(
+    loaded=SimpleNamespace(shape=SHAPE),
+    slot_format=lambda *_: slot_format("auto", "float32"),
+    head_profile=lambda: None,
+)
 TOKENS = 400
 
 

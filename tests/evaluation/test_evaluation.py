@@ -39,7 +39,7 @@ def up_to_everything(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def model() -> TextModel:
-    return TextModel.load(RunSpec.of(ModelOptions(model="demo", think="off")), Console(quiet=True))
+    return TextModel.load(RunSpec.of(ModelOptions(model="demo", think="off", profile="off")), Console(quiet=True))
 
 
 def evaluation(model: TextModel, journal: Path | None, suite: Suite = NEEDLES, variant: Variant = WINDOW) -> Evaluation:

@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 from kvlite.catalog.names import demo_folder
 from kvlite.errors import UsageError
 from kvlite.evaluation.asking import holds
-from kvlite.evaluation.material import Writer, own_prose
+from kvlite.evaluation.item import Writer, own_prose
 from kvlite.evaluation.suites import WRITERS, Suite
 from kvlite.text.template import ChatText
 
