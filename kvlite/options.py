@@ -90,6 +90,12 @@ class ModelOptions:
         help="What a slot stores: float32, bfloat16, float16, int8, int4, or auto: the model's dtype, or "
         "fewer bits where that does not hold its window.",
     )
+    profile: str = _of_memory(
+        "auto",
+        metavar="auto|off|FILE",
+        help="Slots by what each head needs: from the model's own profile (see `kvlite profile`), off: as many for all "
+        "heads, or from a FILE.",
+    )
     on_full: Literal["evict", "stop", "error"] | None = _of_memory(  # None: as the policy does
         None,
         shown_default="evict; stop under policy full",
@@ -102,7 +108,7 @@ class ModelOptions:
         None,
         metavar="KIND",
         shown_default="none",
-        help="Quantise the weights: none, 8bit, 4bit (nf4, double), nf4 or fp4.",
+        help="Quantise the weights: none, 8bit, 4bit, nf4 or fp4. On a CPU 8bit and 4bit are packed for fast answers.",
     )
     four_bit: bool = _of_model(False, "--4bit", against="quant", help="Short for --quant 4bit.")
     dtype: str = _of_model("auto", metavar="DTYPE", help="Compute in auto, float32, bfloat16 or float16.")

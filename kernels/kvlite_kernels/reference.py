@@ -143,6 +143,8 @@ def attend_segments(
             num_kv_heads,
         )
         totals = [a + b for a, b in zip(totals, parts, strict=True)] if totals else parts
+    if observation is not None and not totals:  # no query counts
+        totals = [lse.new_zeros(*segment.k.shape[:3]) for segment in segments]
     return (outs[0] if len(outs) == 1 else torch.cat(outs, dim=2)), totals
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -21,6 +22,9 @@ from kvlite.memory.shape import LayerShape, ModelShape
 from kvlite_kernels.backend import Backend, KernelsUnavailable, LayerSizes
 from kvlite_kernels.choice import choose_backend
 from kvlite_kernels.statistic import Observation
+
+NEGLIGIBLE = 2.0**-24
+"""A weight, as a share of that of the newest query, which a sum in fp32 does not tell from none."""
 
 _MOST_SLOTS = 2**31 - 1  # positions are int32
 
@@ -129,10 +133,26 @@ class SlotCache:
         ]
         return min(free, default=2**62)
 
-    def begin(self, rows: slice, pos: Tensor, rot: Tensor, counts: Sequence[int], pins: Tensor | None) -> Step:
-        """The step that feeds `counts[i]` real tokens (right-aligned in pos and rot int32 [n, T]) to each of `rows`."""
+    def begin(
+        self,
+        rows: slice,
+        pos: Tensor,
+        rot: Tensor,
+        counts: Sequence[int],
+        pins: Tensor | None,
+        to_come: Sequence[int] = (),
+    ) -> Step:
+        """The step that feeds `counts[i]` real tokens (right-aligned in pos and rot int32 [n, T]) to each of `rows`.
+
+        Of row i `to_come[i]` tokens more will follow: where they have room, the statistic is for the time after them.
+        """
         mappings = {slots: self._map(slots, live[rows], counts, pos.shape[1]) for slots, live in self._live.items()}
-        return self.mapped(rows, pos, rot, counts, pins, mappings)
+        step = self.mapped(rows, pos, rot, counts, pins, mappings)
+        if not any(to_come):
+            return step
+        room = (self.room(row) for row in range(rows.start, rows.stop))
+        fits = [more * (count + more <= free) for more, count, free in zip(to_come, counts, room, strict=True)]
+        return replace(step, observation=observe(self.policy, pos, fits))
 
     def mapped(
         self,
@@ -250,15 +270,16 @@ def waiting(slots: int, all_visible: bool = False) -> SlotMapping:
     return SlotMapping(slots + 1, slice(slots, slots + 1), evicts=True, before=slots + 1 if all_visible else None)
 
 
-def observe(policy: Policy, pos: Tensor) -> Observation | None:
+def observe(policy: Policy, pos: Tensor, to_come: Sequence[int] = ()) -> Observation | None:
     """The observation by `policy` of queries at `pos` int [n, T], None where it asks for none; padding counts nothing.
 
-    A query weighs less by the policy's decay for each that follows it, nothing where it is too old to be observed; what
-    keys received before is retained accordingly.
+    A query weighs less by the policy's decay for each that follows it, nothing where it is too old to be observed or
+    weighs less than NEGLIGIBLE, also for the `to_come[i]` tokens that follow in a row before anything is evicted;
+    what keys received before is retained accordingly.
     """
     if policy.statistic is None:
         return None
-    weight, retention = (pos >= 0).float(), None
+    weight, retention, queries = (pos >= 0).float(), None, policy.observed
     if policy.decay != 1.0 or policy.observed is not None:
         seen = weight.sum(-1)
         retention = policy.decay**seen
@@ -269,5 +290,10 @@ def observe(policy: Policy, pos: Tensor) -> Observation | None:
             weight = weight * policy.decay**following
             if policy.observed is not None:
                 weight = weight * (following < policy.observed)
+            else:
+                queries = math.ceil(math.log(NEGLIGIBLE) / math.log(policy.decay))
+                more = torch.tensor([*to_come] or [0], device=pos.device)[:, None]
+                weight = weight * (following + more < queries)
+                queries = max(0, queries - min(to_come, default=0))
         retention = retention[:, None, None]
-    return Observation(policy.statistic, weight, retention, policy.heads, policy.noise, policy.observed)
+    return Observation(policy.statistic, weight, retention, policy.heads, policy.noise, queries)

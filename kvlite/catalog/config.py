@@ -21,6 +21,7 @@ TOKENIZER_FILES = (
     "tokenizer_config.json",
 )
 _CARDS = ("README.md", "MODEL_CARD.md")
+_BASE = re.compile(r"^base_model:\s*(?:-\s*)?[\"']?([\w.-]+/[\w.-]+)", re.MULTILINE)
 _LICENSE = re.compile(r"^(license|license_name):[ \t]*[\"']?([^\"'#\n]+)", re.MULTILINE)
 
 
@@ -60,6 +61,14 @@ def read_card(folder: Path) -> tuple[str | None, str]:
     named = {field: value.strip() for field, value in _LICENSE.findall(matter)}
     licence = named.get("license")
     return (named.get("license_name", licence) if licence == "other" else licence), text.strip()
+
+
+def base_model(folder: Path) -> str | None:
+    """The repository that the model's card says it was made from, the first of several; None where it names none."""
+    path = next((folder / name for name in _CARDS if (folder / name).is_file()), None)
+    text = path.read_text(encoding="utf-8", errors="replace") if path else ""
+    found = _BASE.search(text[4:].partition("\n---")[0]) if text.startswith("---\n") else None
+    return found[1] if found else None
 
 
 def has_tokenizer(folder: Path) -> bool:

@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from kvlite.catalog import hub
-from kvlite.catalog.config import CONFIG, GENERATION, has_tokenizer, read_card, read_config, read_object
+from kvlite.catalog.config import CONFIG, GENERATION, base_model, has_tokenizer, read_card, read_config, read_object
 from kvlite.catalog.fingerprint import fingerprint
+from kvlite.catalog.hub_errors import describe, offline_error
 from kvlite.catalog.names import DEMO, STARTER, ModelRef, Wheel, aliases, resolve_model
-from kvlite.catalog.snapshots import cached_snapshot, gguf_names, missing_parts
+from kvlite.catalog.runnable import require_tokenizer, runnable_shape
+from kvlite.catalog.shapes import known_model
+from kvlite.catalog.snapshots import cached_snapshot, gguf_names, missing_parts, repo_folder
 from kvlite.catalog.weights import (
     gguf_files,
     read_weights,
@@ -24,7 +27,9 @@ from kvlite.errors import BrokenModel, HubUnreachable, ModelNotFound
 from kvlite.gguf.families import config_of
 from kvlite.gguf.folder import folder_of, generation_of, gguf_folder, require_known
 from kvlite.gguf.header import Header, part_names, read_header
+from kvlite.memory.families import is_composite
 from kvlite.memory.prediction import Weights
+from kvlite.memory.shape import ModelShape
 
 _DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
@@ -45,7 +50,19 @@ class ModelFiles:
     repo: str | None = None
     revision: str | None = None
     license: str | None = None
+    base_model: str | None = None
+    as_of: str | None = None
+    """The day of these facts, where they are the package's own because nothing could be asked."""
     gguf: Header | None = None
+
+    def shape(self, dtype: str | None = None) -> ModelShape:
+        """The model's shape, computed in `dtype` or its own: the one rule of what can be run here.
+
+        Raises UnsupportedModel and BrokenModel where it cannot.
+        """
+        return runnable_shape(
+            self.config, model=str(self.ref), base_model=self.base_model, dtype=dtype, stored_dtype=self.stored_dtype
+        )
 
     @property
     def stored_dtype(self) -> str | None:
@@ -80,6 +97,7 @@ class ModelFiles:
 def model_facts(ref: ModelRef, *, offline: bool = False) -> ModelFiles:
     """Read the facts of a model, from its files when they are here, else from the Hub without downloading weights.
 
+    Of an alias the package knows them itself, where the Hub cannot be asked.
     Raises ModelNotFound, GatedModel, HubUnreachable, BrokenModel.
     """
     if ref.path is not None:
@@ -93,13 +111,21 @@ def model_facts(ref: ModelRef, *, offline: bool = False) -> ModelFiles:
     if snapshot is not None and (not missing or (hub.is_offline(offline) and CONFIG not in missing)):
         return _read_folder(ref, snapshot)
     if hub.is_offline(offline):
-        raise hub.offline_error(ref, [CONFIG])
-    remote = hub.remote_repo(ref)
+        if known := _known(ref):
+            return known
+        raise offline_error(ref, [CONFIG])
+    try:
+        remote = hub.remote_repo(ref)
+    except HubUnreachable:
+        if known := _known(ref):
+            return known
+        raise
     if remote.gguf:
         facts = _gguf_facts(hub.remote_header(remote))
         return ModelFiles(ref=ref, folder=remote.snapshot, repo=remote.repo, revision=remote.commit, **facts)
     found = _read_folder(ref, hub.fetch_small(remote, CONFIG, GENERATION))
-    return replace(found, weights=hub.remote_weights(remote), license=remote.license)
+    weights = hub.remote_weights(remote, is_composite=is_composite(found.config))
+    return replace(found, weights=weights, license=remote.license, base_model=remote.base_model)
 
 
 def local_files(
@@ -122,7 +148,7 @@ def local_files(
         missing = missing_parts(folder, allow_pickle=allow_pickle)
         if folder is None or missing or ref.quant:
             if (held := gguf_here(ref)) is None and hub.is_offline(offline):
-                raise hub.offline_error(ref, [f"a GGUF file {ref.quant}"] if ref.quant else missing)
+                raise offline_error(ref, [f"a GGUF file {ref.quant}"] if ref.quant else missing)
             folder = held or download(ref, allow_pickle=allow_pickle, say=say)
     files = files_in(ref, folder, allow_pickle=allow_pickle)
     if files.gguf is not None:
@@ -170,6 +196,24 @@ def unnamed_model() -> str:
     return STARTER if is_here else DEMO
 
 
+def _known(ref: ModelRef) -> ModelFiles | None:
+    """The facts of an alias as the package knows them."""
+    alias, known = aliases().get(ref.alias or ""), known_model(ref.alias or "")
+    if alias is None or known is None or ref.revision or ref.quant:
+        return None
+    assert ref.repo is not None
+    return ModelFiles(
+        ref=ref,
+        folder=repo_folder(ref.repo),
+        config=known.config,
+        generation={},
+        weights=known.weights,
+        repo=ref.repo,
+        license=alias.licence,
+        as_of=known.date,
+    )
+
+
 def _wheel(ref: ModelRef) -> Wheel | None:
     alias = aliases().get(ref.alias or "")
     return alias.wheel if alias is not None and ref.revision is None else None
@@ -182,7 +226,7 @@ def files_in(ref: ModelRef, folder: Path, *, allow_pickle: bool = False) -> Mode
     """
     if gguf := _gguf_at(folder):
         return _read_gguf(ref, gguf)
-    name = str(folder) if ref.path else hub.describe(ref)
+    name = str(folder) if ref.path else describe(ref)
     names = [path.name for path in folder.iterdir()]
     if CONFIG not in names:
         refuse_other_formats(names, model=name)
@@ -190,6 +234,7 @@ def files_in(ref: ModelRef, folder: Path, *, allow_pickle: bool = False) -> Mode
     weight_names(names, model=name, allow_pickle=allow_pickle)
     if not has_tokenizer(folder):
         raise BrokenModel(f"{name} has no tokenizer (tokenizer.json); copy it from the model it was made from")
+    require_tokenizer(names, model=name)
     return found
 
 
@@ -226,7 +271,7 @@ def _read_folder(ref: ModelRef, folder: Path) -> ModelFiles:
     config, generation = read_config(folder), folder / GENERATION
     names = weight_files(folder)
     is_whole = all((folder / name).is_file() for name in names)
-    weights = read_weights(folder) if is_whole or ref.path else None
+    weights = read_weights(folder, is_composite=is_composite(config)) if is_whole or ref.path else None
     if weights is None and names and is_whole:  # pickles
         weights = Weights(sum((folder / name).stat().st_size for name in names))
     alias = aliases().get(ref.alias or "")
@@ -234,9 +279,16 @@ def _read_folder(ref: ModelRef, folder: Path) -> ModelFiles:
         ref=ref,
         folder=folder,
         config=config,
-        generation=read_object(generation) if generation.is_file() else {"eos_token_id": config.get("eos_token_id")},
+        generation=read_object(generation) if generation.is_file() else {"eos_token_id": _end_ids(config)},
         weights=weights,
         repo=ref.repo,
         revision=folder.name if ref.repo else None,
         license=read_card(folder)[0] or (alias.licence if alias else None),
+        base_model=base_model(folder),
     )
+
+
+def _end_ids(config: Mapping[str, Any]) -> Any:
+    """The ids that end an answer where no generation_config.json names them."""
+    text = config.get("text_config")
+    return config.get("eos_token_id") or (text.get("eos_token_id") if isinstance(text, Mapping) else None)

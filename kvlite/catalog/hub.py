@@ -1,23 +1,22 @@
 """Talk to the Hugging Face Hub: list repositories, read metadata by range requests, download.
 
 huggingface_hub is imported when a function runs. It freezes its environment when first imported, so the cache folder
-and the endpoint are passed on each call, as the environment has them now. Its errors become kvlite's: one line each,
-with the next step for the user.
+and the endpoint are passed on each call, as the environment has them now.
 """
 
 import glob
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kvlite.catalog.config import CONFIG
-from kvlite.catalog.names import UNGATED, ModelRef, aliases
+from kvlite.catalog.config import CONFIG, read_config
+from kvlite.catalog.hub_errors import describe, kvlite_errors
+from kvlite.catalog.names import ModelRef
+from kvlite.catalog.runnable import require_tokenizer, runnable_shape
 from kvlite.catalog.snapshots import DEFAULT_REVISION, cache_root, repo_folder
 from kvlite.catalog.weights import (
     INDEX,
@@ -26,10 +25,11 @@ from kvlite.catalog.weights import (
     read_index,
     refuse_other_formats,
     small_files,
+    text_part,
     weigh,
     weight_names,
 )
-from kvlite.errors import BrokenModel, GatedModel, HubUnreachable, KvliteError, ModelNotFound, OutputError
+from kvlite.errors import BrokenModel, HubUnreachable
 from kvlite.gguf.folder import require_known
 from kvlite.gguf.header import Header, joined, parse_header
 from kvlite.memory.format import human_bytes
@@ -72,8 +72,10 @@ class Download:
     def __str__(self) -> str:
         remote, names = self.remote, (*self.small, *self.weights)
         total = sum(remote.files[name] for name in names)
-        missing = sum(remote.files[name] for name in names if not (remote.snapshot / name).exists())
-        here = "" if missing == total else f", {human_bytes(missing)} of it not here"
+        absent = [name for name in names if not (remote.snapshot / name).exists()]
+        missing = sum(remote.files[name] for name in absent)
+        # config.json came first, to be looked at
+        here = "" if {*names} - {*absent} <= {CONFIG, INDEX} else f", {human_bytes(missing)} of it not here"
         return f"{remote.repo}@{remote.commit[:7]}, licence {remote.license or 'unknown'}, {human_bytes(total)}{here}"
 
 
@@ -94,13 +96,13 @@ def remote_repo(ref: ModelRef) -> RemoteRepo:
         raise HubUnreachable(
             f"{describe(ref)} cannot be asked for: HF_HUB_OFFLINE is set; unset it, or see `kvlite ls`"
         )
-    with _kvlite_errors(ref, "the list of files"):
+    with kvlite_errors(ref, "the list of files"):
         from huggingface_hub.constants import HF_HUB_ETAG_TIMEOUT
 
         info = _api().model_info(ref.repo, revision=ref.revision, files_metadata=True, timeout=HF_HUB_ETAG_TIMEOUT)
         licence, base_model = _from_card(info.card_data)
         if info.gated:
-            with _kvlite_errors(ref, "access", licence=licence):
+            with kvlite_errors(ref, "access", licence=licence):
                 _api().auth_check(ref.repo)
     if info.sha is None:
         raise BrokenModel(f"{describe(ref)} has no commits yet; ask its owner")
@@ -120,7 +122,21 @@ def offer(ref: ModelRef, *, allow_pickle: bool = False) -> Download:
     weights = remote.gguf or weight_names(
         remote.files, model=describe(ref), allow_pickle=allow_pickle, base_model=remote.base_model
     )
+    if not remote.gguf:
+        _require_runnable(remote)
     return Download(remote, small_files(remote.files), weights)
+
+
+def _require_runnable(remote: RemoteRepo) -> None:
+    """Refuse a model that could not be run, or whose weights are not all there, before these are fetched."""
+    name = describe(remote.ref)
+    runnable_shape(read_config(fetch_small(remote, CONFIG)), model=name, base_model=remote.base_model)
+    require_tokenizer(remote.files, model=name)
+    if SINGLE not in remote.files and INDEX in remote.files:
+        named = set(read_index(fetch_small(remote, INDEX) / INDEX).values())
+        if absent := sorted(named - remote.files.keys()):
+            more = f" and {len(absent) - 1} more" if absent[1:] else ""
+            raise BrokenModel(f"{name} has no {absent[0]}{more}, which its {INDEX} names; ask its owner to upload that")
 
 
 def download(wanted: Download, *, progress: bool = True) -> Path:
@@ -136,7 +152,7 @@ def download(wanted: Download, *, progress: bool = True) -> Path:
 
     ref, repo = wanted.remote.ref, wanted.remote.repo
     snapshot_download = partial(_api().snapshot_download, repo, cache_dir=cache_root())
-    with _kvlite_errors(ref, "the files", resumable=True):
+    with kvlite_errors(ref, "the files", resumable=True):
         # the first by name, so that the cache records the commit of that revision
         revision = ref.revision or DEFAULT_REVISION
         # the weights last: a snapshot whose weights are complete is complete
@@ -152,13 +168,16 @@ def fetch_small(remote: RemoteRepo, *names: str) -> Path:
     """Fetch small files through the cache and return their folder; one the repository does not have is left out."""
     for name in names:
         if name in remote.files:
-            with _kvlite_errors(remote.ref, name):
+            with kvlite_errors(remote.ref, name):
                 _api().hf_hub_download(remote.repo, name, revision=remote.commit, cache_dir=cache_root())
     return remote.snapshot
 
 
-def remote_weights(remote: RemoteRepo) -> Weights | None:
-    """Read the sizes of the repository's tensors from its safetensors headers; None when it has none."""
+def remote_weights(remote: RemoteRepo, *, is_composite: bool = False) -> Weights | None:
+    """Read the sizes of the repository's tensors from its safetensors headers, of a composite those of its text part.
+
+    None when it has none.
+    """
     if SINGLE in remote.files:
         shards = {SINGLE}
     elif INDEX in remote.files:
@@ -166,17 +185,18 @@ def remote_weights(remote: RemoteRepo) -> Weights | None:
     else:
         return None
 
-    def tensors(shard: str) -> list[dict[str, Any]]:
+    def tensors(shard: str) -> dict[str, Any]:
         found = _api().parse_safetensors_file_metadata(remote.repo, shard, revision=remote.commit)
-        return [vars(tensor) for tensor in found.tensors.values()]
+        return {name: vars(tensor) for name, tensor in found.tensors.items()}
 
-    with _kvlite_errors(remote.ref, "the headers of the weights"), ThreadPoolExecutor(_AT_ONCE) as pool:
-        return weigh(chain.from_iterable(pool.map(tensors, shards)))
+    with kvlite_errors(remote.ref, "the headers of the weights"), ThreadPoolExecutor(_AT_ONCE) as pool:
+        held = {name: tensor for part in pool.map(tensors, shards) for name, tensor in part.items()}
+    return weigh((text_part(held) if is_composite else held).values())
 
 
 def remote_header(remote: RemoteRepo) -> Header:
     """Read the header of the repository's GGUF file. Raises as `kvlite.gguf.header.read_header` does."""
-    with _kvlite_errors(remote.ref, "the header of the GGUF file"):
+    with kvlite_errors(remote.ref, "the header of the GGUF file"):
         return joined([_remote_part(remote, name) for name in remote.gguf])
 
 
@@ -211,90 +231,3 @@ def _from_card(card: Any) -> tuple[str | None, str | None]:
     if isinstance(base, list) and base:
         base = base[0]
     return licence if isinstance(licence, str) else None, base if isinstance(base, str) else None
-
-
-def describe(ref: ModelRef) -> str:
-    """Name the model as its user and the Hub do: `llama-7b (meta-llama/Llama-2-7b-chat-hf)`."""
-    return f"{ref.alias} ({ref.repo})" if ref.alias else str(ref.repo)
-
-
-def offline_error(ref: ModelRef, missing: list[str]) -> HubUnreachable:
-    """Make the error for a model that is not all in the cache while the network must not be used."""
-    at = f"@{ref.revision}" if ref.revision else ""
-    return HubUnreachable(
-        f"{describe(ref)}{at} is not in the cache (missing: {', '.join(missing)}) and kvlite is offline; "
-        f"connect and `kvlite pull {ref}`, or use a cached model (`kvlite ls`)"
-    )
-
-
-@contextmanager
-def _kvlite_errors(
-    ref: ModelRef, wanted: str, *, licence: str | None = None, resumable: bool = False
-) -> Iterator[None]:
-    """Translate errors of the requests inside, which ask the Hub for `wanted` of the model `ref`."""
-    from huggingface_hub import errors as hub
-
-    name = describe(ref)
-    # huggingface_hub 2 uses httpx2, version 1 httpx; this is the base of the transport errors of either
-    transport_error: type[Exception] = hub.HfHubHTTPError.__bases__[0]
-    try:
-        yield
-    except hub.GatedRepoError as error:
-        raise GatedModel(_gated(ref, licence)) from error
-    except hub.RevisionNotFoundError as error:
-        raise ModelNotFound(f"{name} has no revision {ref.revision!r} on the Hub; leave it out") from error
-    except hub.RepositoryNotFoundError as error:
-        raise ModelNotFound(
-            f"the Hub has no model {name}, or it is private and {_no_access()}; check the name, or `hf auth login`"
-        ) from error
-    except hub.SafetensorsParsingError as error:
-        raise BrokenModel(f"{name} has damaged weights on the Hub: {_first_line(error)}") from error
-    except (transport_error, hub.XetDownloadError, OSError, ValueError, RuntimeError) as error:
-        # ValueError: an answer that is not JSON, so no Hub; RuntimeError: from Xet transfers, written in Rust
-        raise _unreachable(ref, wanted, error, resumable) from error
-
-
-def _unreachable(ref: ModelRef, wanted: str, error: Exception, resumable: bool) -> KvliteError:
-    if isinstance(error, OSError) and error.errno:  # of the file system: what the network raises has no errno
-        return OutputError(f"cannot keep {describe(ref)} in the cache {cache_root()}: {error.strerror}")
-    reason = _first_line(error.__cause__ or error)
-    status = getattr(getattr(error, "response", None), "status_code", None)
-    if status == 401 and _token_source():
-        return HubUnreachable(f"the Hub refused the token of {_token_source()}; `hf auth login` with a valid one")
-    name = describe(ref)
-    if resumable:
-        return HubUnreachable(
-            f"the download of {name} stopped ({reason}); `kvlite pull {ref}` continues where it stopped"
-        )
-    return HubUnreachable(
-        f"cannot get {wanted} of {name} from {_api().endpoint} ({reason}); cached models still work (`kvlite ls`)"
-    )
-
-
-def _gated(ref: ModelRef, licence: str | None) -> str:
-    alias = aliases().get(ref.alias or "")
-    licence = licence or (alias.licence if alias else None)
-    return (
-        f"{describe(ref)} is gated{f' (licence {licence})' if licence else ''} and {_no_access()}; accept it at "
-        f"https://huggingface.co/{ref.repo}, then `hf auth login`, or use {alias.instead if alias else UNGATED}"
-    )
-
-
-def _no_access() -> str:
-    source = _token_source()
-    return "no token was found" if source is None else f"the token of {source} has no access"
-
-
-def _token_source() -> str | None:
-    """Name the place where huggingface_hub found a token; None without one."""
-    from huggingface_hub import constants, get_token
-
-    if not get_token():
-        return None
-    named = next((name for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN") if os.environ.get(name)), None)
-    return named or constants.HF_TOKEN_PATH
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0].rstrip(".") if lines else type(error).__name__

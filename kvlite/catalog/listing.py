@@ -8,7 +8,8 @@ from typing import Literal
 
 from kvlite.catalog import snapshots
 from kvlite.catalog.files import files_in
-from kvlite.catalog.names import DEMO, ModelRef, alias_of, demo_folder
+from kvlite.catalog.names import DEMO, ModelRef, alias_of, aliases, demo_folder
+from kvlite.catalog.shapes import known_model
 from kvlite.catalog.snapshots import gguf_names
 from kvlite.catalog.stores import stored_models
 from kvlite.catalog.wheel import fetched_wheels
@@ -45,6 +46,32 @@ def list_models() -> list[Listed]:
     ]
 
 
+@dataclass(frozen=True, slots=True)
+class ListedAlias:
+    """A short name, the repository it stands for, and what is known of that at a date."""
+
+    name: str
+    also: tuple[str, ...]
+    repo: str
+    license: str
+    gated: bool
+    weight_bytes: int
+    kv_bytes_per_token: int
+    as_of: str
+
+
+def list_aliases() -> list[ListedAlias]:
+    """List all aliases, in the order of their table."""
+    listed = []
+    for alias in aliases().values():
+        known = known_model(alias.name)
+        assert known is not None, "every alias is in the table of shapes"
+        kv = ModelShape.from_config(known.config).kv_bytes_per_token()
+        facts = (alias.licence, alias.gated, known.weights.num_bytes, kv, known.date)
+        listed.append(ListedAlias(alias.name, alias.also, alias.repo, *facts))
+    return listed
+
+
 def _demo() -> Listed:
     folder = demo_folder()
     paths = [path for path in folder.iterdir() if path.suffix in _MODEL_SUFFIXES]  # it is a package of Python, too
@@ -78,16 +105,12 @@ def _cached(repo: str) -> Iterator[Listed]:
 
 def _usable(ref: ModelRef, folder: Path | None) -> tuple[int | None, State, str | None]:
     """Find the KV bytes per token, the state, and the problem where it is not ready."""
-    missing: list[str] = []
     try:
         missing = snapshots.missing_parts(folder, allow_pickle=True) if ref.path is None else []
-        if folder is None:
-            return None, "incomplete", f"missing: {', '.join(missing)}"
-        files = files_in(ref, folder, allow_pickle=True)
-        return ModelShape.from_config(files.config, stored_dtype=files.stored_dtype).kv_bytes_per_token(), "ready", None
+        if folder is None or missing:
+            return None, "incomplete", f"missing: {', '.join(missing)}; `kvlite pull {ref}` completes it"
+        return files_in(ref, folder).shape().kv_bytes_per_token(), "ready", None
     except UnsupportedModel as error:
         return None, "unsupported", str(error)
     except (ModelError, OutputError) as error:
-        if missing:
-            return None, "incomplete", f"missing: {', '.join(missing)}; `kvlite pull {ref}` completes it"
         return None, "broken", str(error)

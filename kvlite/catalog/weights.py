@@ -18,6 +18,7 @@ from kvlite.memory.prediction import Weights
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+_EMBEDDING, _HEAD = "embed_tokens.weight", "lm_head.weight"
 PICKLE = "pytorch_model.bin"
 PICKLE_INDEX = "pytorch_model.bin.index.json"
 _LENGTH_BYTES = 8
@@ -98,8 +99,8 @@ def gguf_files(names: Collection[str], quant: str | None, *, model: str) -> list
     return files[fitting[0]]
 
 
-def read_weights(folder: Path) -> Weights | None:
-    """Measure the safetensors weights in `folder`; None when it has none or pickles.
+def read_weights(folder: Path, *, is_composite: bool = False) -> Weights | None:
+    """Measure the safetensors weights in `folder`, of a composite its text part's; None when it has none or pickles.
 
     Raises BrokenModel, naming the file, for a missing shard, a damaged header and a truncated file.
     """
@@ -114,7 +115,34 @@ def read_weights(folder: Path) -> Weights | None:
         for tensor, shard in read_index(folder / INDEX).items():
             if tensor not in headers[shard]:
                 raise BrokenModel(f"{folder / shard} lacks tensor {tensor!r}, which {INDEX} places there; {_AGAIN}")
-    return weigh(tensor for header in headers.values() for tensor in header.values())
+    tensors = {name: tensor for header in headers.values() for name, tensor in header.items()}
+    return weigh((text_part(tensors) if is_composite else tensors).values())
+
+
+def tensor_names(folder: Path) -> list[str]:
+    """List the names of all tensors in a folder's safetensors files; empty where it has none."""
+    if (folder / SINGLE).is_file():
+        return list(_read_header(folder / SINGLE))
+    return list(read_index(folder / INDEX)) if (folder / INDEX).is_file() else []
+
+
+def text_names(names: Iterable[str]) -> tuple[str, str]:
+    """Find what stands before the names of the text model in a larger one: before its body, and before its head.
+
+    Raises BrokenModel where there is no embedding of tokens, or more than one.
+    """
+    names = list(names)
+    bodies = [name.removesuffix(_EMBEDDING) for name in names if name.endswith(_EMBEDDING)]
+    if len(bodies) != 1:
+        raise BrokenModel(f"the weights hold {len(bodies)} tensors called {_EMBEDDING}, where the text part has one")
+    heads = [name.removesuffix(_HEAD) for name in names if name.endswith(_HEAD)]
+    return bodies[0], (heads or [""])[0]
+
+
+def text_part(tensors: Mapping[str, Any]) -> dict[str, Any]:
+    """Select the tensors of the text model in a larger one, by name."""
+    body, head = text_names(tensors)
+    return {name: one for name, one in tensors.items() if name.startswith(body) or name == f"{head}{_HEAD}"}
 
 
 def weigh(tensors: Iterable[Mapping[str, Any]]) -> Weights:

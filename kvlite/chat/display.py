@@ -58,7 +58,7 @@ class Display:
         self.console = console
         self.form = form
         self.screen = screen
-        self._recorder = recorder
+        self.recorder = recorder
         self._open: Callable[[str], None] | None = None  # writes on where the last line has no end yet
         self._has_told_eviction = False
 
@@ -71,10 +71,10 @@ class Display:
                     if interrupts.pressed:  # perhaps before there was anything to cancel
                         cancel()
                     if isinstance(event, Answer):
-                        self._recorder.answered(event.report(), event.kv)
+                        self.recorder.answered(event.report(), event.kv)
                         return event
                     self._show_piece(event)
-                    self._recorder.sample()
+                    self.recorder.sample()
             finally:
                 self._end_line()
                 if self.screen is not None and interrupts.pressed:

@@ -17,7 +17,7 @@ from threading import Lock, Thread
 from typing import TYPE_CHECKING
 
 from kvlite.chat.gauge import gauge
-from kvlite.chat.words import sgr, width_of
+from kvlite.chat.words import clipped, sgr, width_of
 from kvlite.console import strip_controls
 
 if TYPE_CHECKING:
@@ -119,7 +119,9 @@ class LiveLines:
         width = max(1, self.width - 1)
         lines = [] if self._counts is None else [sgr(gauge(self._counts(), width, self._extras()), "2")]
         sent, text = [*self.ahead.sent], self.ahead.text
-        lines += [sgr(_start(f"next: {line}", width), "2") for line in sent[:_MOST_SENT]]
+        lines += [
+            sgr(clipped(strip_controls(f"next: {line}").split("\n")[0], width), "2") for line in sent[:_MOST_SENT]
+        ]
         if len(sent) > _MOST_SENT:
             lines.append(sgr(f"and {len(sent) - _MOST_SENT} more", "2"))
         if text:
@@ -160,16 +162,6 @@ def _keys_unread_by_the_shell() -> Iterator[int | None]:
         yield keys
     finally:
         termios.tcsetattr(keys, termios.TCSANOW, before)
-
-
-def _start(text: str, width: int) -> str:
-    """The beginning of the first line of `text`, at most so many columns."""
-    from rich.cells import set_cell_size
-
-    line = strip_controls(text.split("\n")[0])
-    if line == text and width_of(line) <= width:
-        return line
-    return set_cell_size(line, min(width_of(line), width - 1)) + "…"
 
 
 def _end(text: str, width: int) -> str:

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kvlite.chat import slash_commands
+from kvlite.chat.attachments import with_files
 from kvlite.chat.display import Display, answer_line
 from kvlite.chat.interrupt import Interrupts
+from kvlite.chat.saving import Saving
 from kvlite.chat.session import Session
-from kvlite.chat.session_files import SessionFile, SessionFolder, readable
-from kvlite.errors import Interrupted, KvliteError, OutputError, Terminated, UsageError
+from kvlite.chat.session_files import SessionFolder, readable
+from kvlite.errors import Interrupted, KvliteError, Terminated
 from kvlite.llm.answer import Answer
 
 if TYPE_CHECKING:
     from kvlite.chat.terminal import Terminal
+    from kvlite.llm.chat_memory import ChatMemory
     from kvlite.text.stream import Piece
 
 QUOTES = '"""'
+SHOWN_LINES = 6  # of a message, where a saved session goes on
 
 
 class Pasted(str):
@@ -44,36 +49,55 @@ def is_command(line: str) -> bool:
     return line.startswith("/") and "\n" not in line.strip() and word in slash_commands.BY_NAME
 
 
-class Chat:
-    """A session, the file in `folder` it is saved to, and the display; `model` is named in the file.
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A session with a model that is loaded, and what is known of its memory.
 
-    The saved session `name` goes on under its own system prompt; where there is none, it begins.
+    `model` is how files name it, `asked` how the user did.
+    """
+
+    session: Session
+    memory: ChatMemory
+    model: str
+    asked: str
+
+
+class Chat:
+    """A conversation with the model that is `opened`, saved in `folder` and shown by `display`.
+
+    The saved session `name` goes on under its own system prompt; where there is none, it begins. `opens` finds another
+    model, and gives the function that loads it.
     """
 
     def __init__(
         self,
-        session: Session,
+        opened: Opened,
         folder: SessionFolder,
         display: Display,
         *,
-        model: str,
+        opens: Callable[[str], Callable[[], Opened]],
         name: str | None = None,
         autosaves: bool = True,
+        keeps_cache: bool = True,
     ) -> None:
-        self.session = session
-        self.folder = folder
+        self.session = opened.session
+        self.memory = opened.memory
+        self.model = opened.model
+        self._asked, self._opens = opened.asked, opens
         self.is_over = False
+        self.saving = Saving(self, folder, is_on=autosaves, keeps_cache=keeps_cache)
+        self.attached: list[str] = []
+        """Files as text, sent with the next message."""
+        self.prompt: Terminal | None = None
         self._display = display
         self._console = display.console
-        self._model = model
-        self._autosaves = autosaves
-        self._file: SessionFile | None = None
         self._interrupts = Interrupts()
         if name is not None:
             self._open(name)
 
     def run(self, prompt: Terminal, first: str | None = None) -> None:
         """Read and handle lines until the user leaves; `first` is handled before any is read."""
+        self.prompt = prompt
         if first is not None:
             self.handle(first)
         while not self.is_over:
@@ -85,6 +109,10 @@ class Chat:
             except KeyboardInterrupt:
                 self._interrupts.press()
 
+    def close(self) -> None:
+        """Save what is saved at the end."""
+        self.saving.leave()
+
     def handle(self, line: str) -> None:
         """Run a command or send a message; an error of either is shown, and the chat goes on."""
         unsent = self.session.unsent
@@ -93,7 +121,7 @@ class Chat:
                 command, argument = slash_commands.find(readable(line).strip())
                 command.run(self, argument)
             elif (message := readable(message_of(line))).strip():
-                self.answer(self.session.ask(message))
+                self.answer(self.session.ask(self._with_files(message, is_typed=not isinstance(line, Pasted))))
         except (Interrupted, Terminated):
             raise
         except KvliteError as error:
@@ -108,56 +136,79 @@ class Chat:
         self._display.tell(answer)
         if self.session.has_looped:
             self._console.warn("the answer went round in circles and was stopped; rephrase, or /set temperature=0.7")
-        self.save()
+        self.saving.save()
 
     def show(self, text: str) -> None:
         """Show the output of a command."""
         self._console.aside(f"{text}\n")
 
+    def switch(self, name: str) -> None:
+        """Go on with another model, which reads the conversation with the next message.
+
+        The one there is makes room for it first, and comes back where the other cannot be loaded. Raises the error of
+        a name that is none, and changes nothing.
+        """
+        opening, back, messages = self._opens(name), self._opens(self._asked), self.session.messages
+        del self.session, self.memory  # the weights go with the last who holds them
+        self._display.recorder.released()
+        try:
+            opened = opening()
+        except KvliteError as error:
+            self._console.error(error)
+            opened = back()
+        self.session, self.memory, self.model, self._asked = opened.session, opened.memory, opened.model, opened.asked
+        self.session.load(messages)
+
+    def cache_changed(self, how: str) -> None:
+        """Note that the cache is another one from now on."""
+        self._display.recorder.changed(how)
+
+    def note(self, text: str) -> None:
+        """Say something useful."""
+        self._console.note(text)
+
+    def warn(self, text: str) -> None:
+        """Say that something is not as it should be."""
+        self._console.warn(text)
+
+    def draw(self, text: str) -> None:
+        """Hand an escape sequence to the terminal, where there is one."""
+        if self._console.is_terminal:
+            self._console.draw(text)
+
     def start_over(self, system: str | None) -> None:
         """Forget the conversation, which stays in its file, and go on under this system prompt in a new one."""
+        self.saving.leave()
         self.session.set_system(system)
-        self._file = None
-
-    def save(self) -> None:
-        """Save the conversation where autosave is on; an error of the disk is a warning."""
-        is_saved = self._file is not None and self._file.exists()  # then /undo of all turns is saved, too
-        if self._autosaves and (self.session.num_turns or is_saved):
-            try:
-                self._write()
-            except OutputError as error:
-                self._console.warn(str(error))
-
-    def save_as(self, name: str) -> None:
-        """Save, under `name` from now on if one is given. Raises UsageError where another session has that name."""
-        if not self.session.num_turns:
-            raise UsageError("nothing to save yet; ask something first")
-        if name and (self._file is None or name != self._file.name):
-            file = self.folder.file(name)
-            if file.exists():
-                raise UsageError(f"a session named {name} exists; choose another name")
-            self._file = file
-        self.show(f"saved as {self._write().name}")
 
     def load(self, name: str) -> None:
-        """Continue a saved session. Raises UsageError where there is none of this name."""
-        file = self.folder.file(name)
-        self.session.load(file.load())
-        self._file = file
-        self.show(f"loaded {name}: {self.session.num_turns} turns, read by the model with your next message")
+        """Continue a saved session and show its last turn. Raises UsageError where there is none of this name."""
+        self.show(self.saving.load(name))
+        self._show_last()
 
     def _open(self, name: str) -> None:
-        file = self.folder.file(name)
-        if not file.exists():
-            self._file = file
-            return
         system = self.session.system
-        self.load(name)
+        told = self.saving.open(name)
+        if told is None:
+            return
+        self.show(told)
+        self._show_last()
         if system not in (None, self.session.system):
             self.show("the saved session keeps its own system prompt; /system TEXT starts over under another")
 
-    def _write(self) -> SessionFile:
-        if self._file is None:
-            self._file = self.folder.new_file()
-        self._file.save(self.session.messages, self._model)
-        return self._file
+    def _show_last(self) -> None:
+        """Show the last question and the beginning of its answer: where the conversation stands."""
+        for message in self.session.messages[-2:]:
+            lines = message["content"].strip().split("\n")
+            first, more = lines[:SHOWN_LINES], len(lines) - SHOWN_LINES
+            mark = ">>> " if message["role"] == "user" else ""
+            self.show("\n".join([mark + first[0], *first[1:], *([f"… {more} more lines"] if more > 0 else [])]))
+
+    def _with_files(self, message: str, *, is_typed: bool) -> str:
+        """The message with the files that were read for it, and those that it names."""
+        text, names = with_files(message) if is_typed else (message, [])
+        text = "\n\n".join([text, *self.attached])
+        self.attached = []
+        if names:
+            self.note(f"with {', '.join(names)}: {self.memory.tokens_of(text):,} tokens")
+        return text

@@ -35,7 +35,7 @@ class Session:
         self.has_looped = False  # the newest answer went round in circles, and was stopped
         self._engine = engine
         self._text = text
-        self._conversation = Conversation(engine, text, min(MAX_CHECKPOINT_BYTES, available_bytes() // 10))
+        self.conversation = Conversation(engine, text, min(MAX_CHECKPOINT_BYTES, available_bytes() // 10))
         self.set_system(system)
 
     @property
@@ -50,7 +50,7 @@ class Session:
     @property
     def checkpoint_peak_bytes(self) -> int:
         """The most host memory that all checkpoints ever took."""
-        return self._conversation.checkpoint_peak_bytes
+        return self.conversation.checkpoint_peak_bytes
 
     def counts(self) -> KVCounts:
         """Return the counts of the row's slots."""
@@ -64,8 +64,29 @@ class Session:
         if not user.strip():
             raise UsageError("the message is empty; write something to send")
         asked = [*self.messages, {"role": "user", "content": user}]
-        events = self._conversation.ask(asked, self.settings)
+        events = self.conversation.ask(asked, self.settings)
         self.unsent = user
+        yield from self._answered(asked, events)
+
+    def go_on(self) -> Generator[Piece | Answer]:
+        """Stream more of the last answer, and at the end the Answer that is more.
+
+        Raises UsageError where there is none, or it ended by itself.
+        """
+        if not self.messages or self.messages[-1]["role"] != "assistant":
+            raise UsageError("there is no answer to go on with; ask something first")
+        if self.messages[-1].get("finish_reason") == "stop":
+            raise UsageError("the answer ended by itself; ask for more in words of your own")
+        before = self.messages[-1]["content"]
+        return self._answered(self.messages[:-1], self.conversation.go_on(self.messages, self.settings), before)
+
+    def _answered(
+        self, asked: Sequence[ChatMessage], events: Generator[Piece | Answer], before: str = ""
+    ) -> Generator[Piece | Answer]:
+        """Pass on the events of the answer to `asked`, and keep it; one that goes round in circles is stopped.
+
+        `before` is what was said of it before.
+        """
         answer: Answer | None = None
         said, self.has_looped = "", False
         try:
@@ -80,14 +101,21 @@ class Session:
                             self.cancel()
                     yield event
         finally:
-            if answer is not None and self._conversation.last is answer:
+            if answer is not None and self.conversation.last is answer:
                 reason = str(answer.finish_reason)
-                self.messages = [*asked, {"role": "assistant", "content": answer.text, "finish_reason": reason}]
+                self.messages = [
+                    *asked,
+                    {"role": "assistant", "content": before + answer.text, "finish_reason": reason},
+                ]
                 self.unsent = None
+
+    def think(self, how: str) -> None:
+        """Let the model think before it answers: `auto`, `on` or `off`."""
+        self._text.think = how
 
     def cancel(self) -> None:
         """Stop the answer being generated at its next token. Safe to call from a signal handler."""
-        self._conversation.cancel()
+        self.conversation.cancel()
 
     def retry(self) -> Generator[Piece | Answer]:
         """Ask the last question again, from the same state and with the next seed."""
@@ -106,7 +134,7 @@ class Session:
         start = asked[-turns]
         user = self.messages[start]["content"]
         del self.messages[start:]
-        self._conversation.go_back(tuple(checked(self.messages)) if start else ())
+        self.conversation.go_back(tuple(checked(self.messages)) if start else ())
         self.unsent = None
         return user
 
@@ -122,7 +150,7 @@ class Session:
         """Replace the conversation; all of it is fed with the next question."""
         self.messages = list(messages)
         self.last = self.unsent = None
-        self._conversation.go_back(())
+        self.conversation.go_back(())  # which forgets the pins, too
 
 
 def goes_round(text: str) -> bool:

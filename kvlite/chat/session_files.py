@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import count
 from pathlib import Path
@@ -15,6 +17,9 @@ from kvlite.record.store import write_whole
 ROLES = ("system", "user", "assistant")
 FORMAT = "kvlite.session/1"
 SUFFIX = ".jsonl"
+CACHE_SUFFIX = ".kv.safetensors"
+KEPT_CACHES = 8
+"""Sessions whose row of the cache is kept, the latest; the others are read again when they go on."""
 MAX_NAME = 100
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
 _DEVICE = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)  # names Windows keeps for itself
@@ -57,7 +62,21 @@ class SessionFolder:
         """Make a session named after the present time, with a name that is not taken."""
         stamp = datetime.now().astimezone().strftime("%Y-%m-%d-%H%M%S")
         files = (self.file(stamp if n == 1 else f"{stamp}-{n}") for n in count(1))
-        return next(file for file in files if not file.exists())
+        file = next(file for file in files if not file.exists())
+        file.is_new = True
+        return file
+
+    def drop_old_caches(self, keep: int) -> None:
+        """Delete the saved rows of all sessions but the latest; what cannot be deleted now is the next time."""
+        for file in [file for file in self.saved() if file.cache_bytes][keep:]:
+            with suppress(OSError):
+                file.cache_path.unlink()
+
+    def found(self, words: Sequence[str]) -> list[Summary]:
+        """Sum up every saved session that holds all of `words`, the latest first."""
+        wanted = [word.casefold() for word in words]
+        every = (file.summary() for file in self.saved())
+        return [found for found in every if all(word in found.text.casefold() for word in wanted)]
 
     def saved(self) -> list[SessionFile]:
         """List every saved session, the latest first."""
@@ -66,16 +85,80 @@ class SessionFolder:
         return [SessionFile(path.stem, path) for path in paths]
 
 
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """A session in a line: when it was saved, its model and turns, what it began with, its bytes on disk.
+
+    `text` is all that was said; `problem` says why a file cannot be read.
+    """
+
+    name: str
+    saved: datetime
+    model: str
+    turns: int
+    first: str
+    num_bytes: int
+    cache_bytes: int
+    text: str
+    problem: str | None = None
+
+
 class SessionFile:
     """One session on disk; it remembers its size, so that no change by another process is overwritten."""
 
     def __init__(self, name: str, path: Path) -> None:
         self.name = name
         self.path = path
+        self.is_new = False
+        """The name is that of the present time, because nobody gave one."""
         self._size: int | None = None  # bytes after our last read or write; None: no file yet
 
     def exists(self) -> bool:
         return self.path.exists()
+
+    @property
+    def cache_path(self) -> Path:
+        """The file of the session's row of the cache."""
+        return self.path.with_name(f"{self.name}{CACHE_SUFFIX}")
+
+    @property
+    def cache_bytes(self) -> int:
+        """Bytes of that file; 0 where there is none."""
+        try:
+            return self.cache_path.stat().st_size
+        except OSError:
+            return 0
+
+    def summary(self) -> Summary:
+        """Sum the session up; a file that cannot be read says why."""
+        model, messages, problem = "", [], None
+        try:
+            messages = self.load()
+            header = json.loads(self.path.read_bytes().split(b"\n", 1)[0])
+            model = str(header.get("model", "")) if "format" in header else ""
+        except (UsageError, OSError, ValueError) as error:
+            problem = str(error)
+        asked = [message["content"] for message in messages if message["role"] == "user"]
+        stat = self.path.stat()
+        return Summary(
+            name=self.name,
+            saved=datetime.fromtimestamp(stat.st_mtime).astimezone(),
+            model=model,
+            turns=len(asked),
+            first=asked[0] if asked else "",
+            num_bytes=stat.st_size,
+            cache_bytes=self.cache_bytes,
+            text="\n".join(message["content"] for message in messages),
+            problem=problem,
+        )
+
+    def remove(self) -> None:
+        """Delete the session and its row of the cache. Raises OutputError when the disk refuses."""
+        try:
+            self.cache_path.unlink(missing_ok=True)
+            self.path.unlink()
+        except OSError as error:
+            raise OutputError(f"session {self.name} cannot be deleted: {error.strerror}") from None
 
     def load(self) -> list[ChatMessage]:
         """Read the saved messages; raises UsageError where there are none or a line is malformed."""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from datetime import datetime
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from kvlite.chat.command import Command, show_pairs
+from kvlite.chat.conversation_commands import CONVERSATION_COMMANDS
+from kvlite.chat.memory_commands import MEMORY_COMMANDS
 from kvlite.errors import UsageError
 from kvlite.llm.answer import AnswerSettings
-from kvlite.memory.format import human_bytes
 
 if TYPE_CHECKING:
     from kvlite.chat.loop import Chat
@@ -26,20 +27,6 @@ SETTINGS: dict[str, Callable[[str], Any]] = {
     "max_tokens": int,
 }
 """The settings that `/set` changes between two turns."""
-
-
-@dataclass(frozen=True, slots=True)
-class Command:
-    """A slash command: its names, the canonical one first, and the function that runs it with its argument."""
-
-    names: tuple[str, ...]
-    argument: str
-    summary: str
-    run: Callable[[Chat, str], None]
-
-    @property
-    def usage(self) -> str:
-        return " ".join(filter(None, ["/" + "|".join(self.names), self.argument]))
 
 
 def find(line: str) -> tuple[Command, str]:
@@ -76,13 +63,6 @@ def listed(settings: AnswerSettings) -> list[tuple[str, str]]:
     return [(key, "none" if value is None else str(value)) for key, value in zip(SETTINGS, values, strict=True)]
 
 
-def show_pairs(chat: Chat, pairs: list[tuple[str, str]]) -> None:
-    """Show names and values in two columns."""
-    width = max((len(name) for name, _ in pairs), default=0)
-    for name, value in pairs:
-        chat.show(f"  {name.ljust(width)}  {value}")
-
-
 def _help(chat: Chat, _: str) -> None:
     show_pairs(chat, [(command.usage, command.summary) for command in COMMANDS])
     chat.show('  Alt-Enter starts a new line; """ begins and ends a text of several lines; Ctrl-C stops an answer')
@@ -97,26 +77,27 @@ def _clear(chat: Chat, _: str) -> None:
     chat.show("started over; the model has forgotten the conversation")
 
 
-def _retry(chat: Chat, _: str) -> None:
-    if chat.session.settings.sampling.is_greedy:
-        chat.show("greedy decoding gives the same answer again; /set temperature=0.7 lets it vary")
-    chat.answer(chat.session.retry())
-
-
-def _undo(chat: Chat, argument: str) -> None:
-    if argument and not argument.isdecimal():
-        raise UsageError(f"/undo takes a number of turns, not {argument!r}")
-    question = chat.session.undo(int(argument or 1))
-    chat.save()
-    chat.show(f"back to before: {question}")
-
-
 def _system(chat: Chat, argument: str) -> None:
     if not argument:
         chat.show(chat.session.system or "no system prompt; /system TEXT sets one and starts over")
         return
     chat.start_over(argument)
     chat.show("started over under the new system prompt")
+
+
+def _model(chat: Chat, argument: str) -> None:
+    if not argument:
+        chat.show(f"{chat.model}; /model NAME goes on with another")
+        return
+    chat.switch(argument)
+    if chat.session.num_turns:
+        chat.show("the conversation is read by this model with your next message")
+
+
+def _think(chat: Chat, argument: str) -> None:
+    if argument not in ("auto", "on", "off"):
+        raise UsageError("/think takes auto, on or off")
+    chat.session.think(argument)
 
 
 def _set(chat: Chat, argument: str) -> None:
@@ -128,50 +109,16 @@ def _set(chat: Chat, argument: str) -> None:
     show_pairs(chat, listed(chat.session.settings))
 
 
-def _mem(chat: Chat, _: str) -> None:
-    kv = chat.session.counts()
-    counts = [
-        ("budget", human_bytes(kv.budget_bytes)),
-        ("reserved", human_bytes(kv.reserved_bytes)),
-        ("live", f"{human_bytes(kv.live_bytes)} (peak {human_bytes(kv.peak_bytes)})"),
-        ("tokens seen", f"{kv.tokens_seen:,}"),
-        ("tokens kept", f"{kv.tokens_kept:,}"),
-        ("tokens evicted", f"{kv.tokens_evicted:,}"),
-        ("policy", kv.policy),
-        ("dtype", kv.dtype),
-    ]
-    show_pairs(chat, counts)
-
-
-def _load(chat: Chat, argument: str) -> None:
-    if not argument:
-        raise UsageError("/load takes the name of a session; /sessions lists them")
-    chat.load(argument)
-
-
-def _sessions(chat: Chat, _: str) -> None:
-    saved = chat.folder.saved()
-    if not saved:
-        chat.show(f"no sessions in {chat.folder.folder}")
-    stats = [file.path.stat() for file in saved]
-    texts = [f"{datetime.fromtimestamp(stat.st_mtime):%Y-%m-%d %H:%M}  {human_bytes(stat.st_size)}" for stat in stats]
-    show_pairs(chat, [(file.name, text) for file, text in zip(saved, texts, strict=True)])
-
-
 COMMANDS = (
     Command(("help",), "", "list the commands", _help),
     Command(("exit", "quit", "bye"), "", "leave (also Ctrl-D)", _exit),
     Command(("clear", "new"), "", "start over under the same system prompt", _clear),
-    Command(("retry", "regen"), "", "ask the last question again with the next seed", _retry),
-    Command(("undo",), "[N]", "take back the last turn, or the last N", _undo),
     Command(("system",), "[TEXT]", "show the system prompt, or set it and start over", _system),
     Command(("set",), "[KEY=VALUE]", "list the sampling settings, or change one", _set),
-    Command(("mem", "kv"), "", "what the KV cache holds", _mem),
-    Command(
-        ("save",), "[NAME]", "save the conversation, from now on under NAME", lambda chat, name: chat.save_as(name)
-    ),
-    Command(("load",), "NAME", "continue a saved conversation", _load),
-    Command(("sessions",), "", "list the saved conversations", _sessions),
+    Command(("model",), "[NAME]", "show the model, or go on with another", _model),
+    Command(("think",), "HOW", "let the model think before it answers, where it can: auto, on or off", _think),
+    *CONVERSATION_COMMANDS,
+    *MEMORY_COMMANDS,
 )
 BY_NAME = {name: command for command in COMMANDS for name in command.names}
 LEAVING = frozenset(f"/{name}" for name, command in BY_NAME.items() if command.run is _exit)

@@ -1,7 +1,7 @@
 """The prompt at a terminal: history, several lines, completion of commands, the status line.
 
-With typed_ahead.py the only module that loads prompt_toolkit. Knows nothing of models: it returns lines, shows the
-status it is given, and lets a work go on beside the first line.
+With typed_ahead.py and completion.py the only module that loads prompt_toolkit. Knows nothing of models: it returns
+lines, shows the status it is given, and lets a work go on beside the first line.
 """
 
 from __future__ import annotations
@@ -17,16 +17,18 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from prompt_toolkit import PromptSession
 from prompt_toolkit.application import run_in_terminal
-from prompt_toolkit.completion import WordCompleter
 from prompt_toolkit.filters import completion_is_selected, has_completions
 from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.keys import Keys
 from prompt_toolkit.output import create_output
 
+from kvlite.cache.policy import policy_names
+from kvlite.chat.completion import ChatCompleter
 from kvlite.chat.interrupt import Interrupts
 from kvlite.chat.loop import QUOTES, Pasted
-from kvlite.chat.slash_commands import BY_NAME, LEAVING
+from kvlite.chat.session_files import SessionFolder
+from kvlite.chat.slash_commands import LEAVING
 from kvlite.chat.typed_ahead import END, TypedAhead
 
 if TYPE_CHECKING:
@@ -47,7 +49,9 @@ class Terminal:
             multiline=True,
             prompt_continuation="... ",
             history=_history(history),
-            completer=command_completer(),
+            completer=ChatCompleter(
+                {"load": lambda: [file.name for file in SessionFolder().saved()], "policy": policy_names}
+            ),
             key_bindings=self._bindings(),
             bottom_toolbar=status,
             vi_mode=vi,
@@ -69,6 +73,10 @@ class Terminal:
         finally:
             self._write_waiting()
         return Pasted(text) if self._is_pasted and text else text
+
+    def begin_with(self, text: str) -> None:
+        """Let the next text begin with this one, to be edited."""
+        self.ahead.put(text)
 
     def _sent_ahead(self, line: str) -> str:
         """A line sent before it was asked for, written as if it had been typed now; EOFError where it is the end."""
@@ -182,12 +190,6 @@ def discard_typed() -> None:
         import termios
 
         termios.tcflush(sys.stdin.fileno(), termios.TCIFLUSH)
-
-
-def command_completer() -> WordCompleter:
-    """Complete a slash command at the start of the text."""
-    summaries = {f"/{name}": command.summary for name, command in BY_NAME.items()}
-    return WordCompleter(list(summaries), meta_dict=summaries, sentence=True)
 
 
 def is_open_block(text: str) -> bool:

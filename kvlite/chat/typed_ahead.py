@@ -1,6 +1,6 @@
 """What is typed while an answer comes: edited as at the prompt, and there when the next prompt is.
 
-With terminal.py the only module that loads prompt_toolkit. Knows nothing of screens or of answers.
+Loads prompt_toolkit. Knows nothing of screens or of answers.
 """
 
 from __future__ import annotations
@@ -52,6 +52,11 @@ class TypedAhead:
         self._buffer.reset()
         self._is_pasted = False
         return text
+
+    def put(self, text: str) -> None:
+        """Put `text` before what is typed."""
+        self._buffer.text = text + self._buffer.text
+        self._buffer.cursor_position = len(self._buffer.text)
 
     def unsend(self) -> None:
         """Make the lines that were sent part of the text again: what they waited for was stopped."""

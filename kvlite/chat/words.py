@@ -20,6 +20,16 @@ def width_of(text: str) -> int:
     return cell_len(text)
 
 
+def clipped(text: str, width: int) -> str:
+    """`text`, or its beginning and `…` where it takes more than `width` columns."""
+    if width_of(text) <= width:
+        return text
+    start = text
+    while width_of(start) > width - 1:
+        start = start[: len(start) - max(1, (width_of(start) - width) // 2)]
+    return f"{start}…"
+
+
 def sgr(text: str, style: str) -> str:
     """`text` between the codes of its style and the end of them."""
     return f"\x1b[{style}m{text}\x1b[0m" if style and text else text

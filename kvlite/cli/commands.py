@@ -20,6 +20,7 @@ COMMANDS: Mapping[str, tuple[str, str, str]] = {
     "eval": ("kvlite.cli.eval", "eval_", "Measure what a KV budget costs, and which policy to use."),
     "bench": ("kvlite.cli.bench", "bench", "Measure how fast a model runs here, beside what the device can do."),
     "report": ("kvlite.cli.report", "report", "Show what a past run took, predicted and measured."),
+    "sessions": ("kvlite.cli.sessions", "sessions", "List the saved chats; show, search, export or delete them."),
     "pull": ("kvlite.cli.models", "pull", "Download a model."),
     "ls": ("kvlite.cli.models", "ls", "List the models that are here."),
     "show": ("kvlite.cli.models", "show", "Show a model's shape, licence and KV bytes per token."),

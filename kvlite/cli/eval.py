@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any
 
 from kvlite.cli.invocation import Invocation
 from kvlite.cli.signature import only
@@ -14,7 +14,7 @@ from kvlite.options import SAMPLING, ModelOptions, OutputOptions
 # fmt: off
 _OF_MODEL = (
     "model", "prefill_chunk", "quant", "four_bit", "dtype", "device", "revision", "trust_remote_code", "allow_pickle",
-    "offline",
+    "offline", "profile",
 )
 # fmt: on
 
@@ -29,15 +29,16 @@ def _complete_suite(incomplete: str) -> list[str]:
 class EvalOptions:
     """The suites, the policies and the budgets to measure."""
 
+    quick: bool = option(False, help="Two suites of six items: about five minutes of a CPU for a model of 135M.")
     suite: str | None = option(
         None,
         metavar="A,B",
-        shown_default="recall,kl",
+        shown_default="needles,dialogue,prompt,kl; with --quick needles,dialogue",
         complete=_complete_suite,
-        help="What to measure: recall, needle, tracking, lookup, kl, ppl.",
+        help="What to measure: needles, dialogue, prompt, lines, multikey, tracking, cloze, kl, ppl.",
     )
     policy: str = option(
-        "heavy-hitter,h2o,window",
+        "heavy-hitter,window",
         metavar="A,B",
         complete="policy",
         help="Policies to compare, with settings or without: h2o,window:sinks=8; the full cache is always measured.",
@@ -45,8 +46,8 @@ class EvalOptions:
     share: str | None = option(
         None,
         metavar="P,Q",
-        shown_default="10,25",
-        help="Budgets in percent of the full cache's bytes for the longest conversation of a suite.",
+        shown_default="10,20",
+        help="Budgets in percent of the full cache's bytes for the longest item of a suite.",
     )
     kv_budget: str | None = option(
         None,
@@ -54,28 +55,31 @@ class EvalOptions:
         from_settings=False,
         help="Budgets of one conversation in bytes or tokens: 1MB,64tok.",
     )
-    kv_dtype: str = option(
-        "auto", metavar="A,B", help="What a slot stores, compared too; auto is the model's own dtype here."
+    kv_dtype: str | None = option(
+        None,
+        metavar="A,B",
+        shown_default="auto; with --quick auto,int8,int4",
+        help="What a slot stores, compared too; auto is what kvlite takes by itself.",
     )
     text: Path | None = option(
         None,
         metavar="FILE",
         from_settings=False,
-        help="Your own text for kl and ppl, in place of dialogues; - is stdin.",
+        help="Your own text to read and ask about, in place of a novel's; - is stdin.",
     )
-    conversations: int = option(32, metavar="N", min=1, help="Conversations, or texts, of each suite.")
+    items: int | None = option(
+        None, metavar="N", min=1, shown_default="10; with --quick 6", help="Passages or dialogues of each suite."
+    )
     length: int | None = option(
         None,
         metavar="TOKENS",
         min=16,
         shown_default="900, or what fits the model's window",
-        help="How long a conversation or text is, as written.",
+        help="The tokens of an item with a question.",
     )
-    answer_tokens: int = option(32, metavar="N", min=1, help="End the model's answers after N.")
+    free: bool = option(False, help="Let the model also answer in its own words; takes longer.")
+    answer_tokens: int = option(32, metavar="N", min=1, help="End the model's own answers after N.")
     seed: int = option(0, metavar="N", heading=SAMPLING, shown_default=False, help="Same seed, same answer.")
-    split: Literal["train", "held-out"] = option(
-        "held-out", help="Words the built-in model was trained on, or not; tune on one, report the other."
-    )
     journal: Path | None = option(
         None,
         metavar="FILE",
@@ -86,7 +90,16 @@ class EvalOptions:
     html: Path | None = option(
         None, metavar="FILE", from_settings=False, parse=read_page_name, help="Write a page with plots."
     )
-    batch_size: int | None = option(None, metavar="N", min=1, help="Conversations that run at once.")
+    batch_size: int | None = option(None, metavar="N", min=1, help="Items that run at once.")
+
+    def filled(self) -> EvalOptions:
+        """The options with those that nobody gave as `quick` says."""
+        usual: dict[str, Any] = {"suite": "needles,dialogue,prompt,kl", "kv_dtype": "auto", "items": 10}
+        quick: dict[str, Any] = {"suite": "needles,dialogue", "kv_dtype": "auto,int8,int4", "items": 6}
+        found = {name: value for name, value in (quick if self.quick else usual).items() if getattr(self, name) is None}
+        if self.share is None and self.kv_budget is None:
+            found["share"] = "10,20"
+        return replace(self, **found)
 
 
 def eval_(
@@ -98,6 +111,7 @@ def eval_(
     """Measure what a KV budget costs on a model, policies side by side, and say which to use."""
     from kvlite.cli.evaluating import check, evaluate
 
+    given = given.filled()
     check(given)
     call.announce_unnamed(options.model)
     chunk = options.prefill_chunk if call.is_given("prefill_chunk") else None

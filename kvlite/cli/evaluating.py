@@ -13,6 +13,7 @@ from kvlite.cache.policy_text import split_policies
 from kvlite.cli.prompts import STDIN, read_file, read_stdin
 from kvlite.console import Console
 from kvlite.errors import UsageError
+from kvlite.evaluation.conclusion import recommendation
 from kvlite.evaluation.evaluation import Evaluation
 from kvlite.evaluation.journal import Journal
 from kvlite.evaluation.suites import Suite
@@ -31,14 +32,14 @@ from kvlite.record.recorder import Recorder
 if TYPE_CHECKING:
     from kvlite.cli.eval import EvalOptions
 
-_LENGTH = 900  # tokens of a conversation, where nobody names a number and the window holds as many
-_WINDOW_SHARE = 0.9  # the rest is for answers longer than the right ones
+_LENGTH = 900  # tokens of an item, where nobody names a number and the window holds as many
+_WINDOW_SHARE = 0.9  # the rest is for the model's own answers
 
 
 def check(given: EvalOptions) -> None:
     """Raise UsageError on mistakes that show before any model is looked for, files that are one among them."""
     _variants(given, None)
-    _suites(given, _tokens(given, None))
+    _suites(given, None)
     files = {"--text": given.text, "--journal": given.journal, "--html": given.html}
     for (one, path), (other, file) in combinations(files.items(), 2):
         if path is not None and file is not None and path.resolve() == file.resolve():
@@ -48,7 +49,7 @@ def check(given: EvalOptions) -> None:
 def evaluate(given: EvalOptions, options: ModelOptions, chunk: int | None, recorder: Recorder, out: Console) -> None:
     """Load the model, measure, and write table or JSON to stdout and the page to its file.
 
-    `chunk` is the most prompt tokens fed at once; where it is None, forced text is also fed one by one.
+    `chunk` is the most prompt tokens fed at once, None as many as usual.
     """
     spec = RunSpec.of(options)
     content = None if given.text is None else _read(given.text)
@@ -56,9 +57,8 @@ def evaluate(given: EvalOptions, options: ModelOptions, chunk: int | None, recor
     import_engine()
     model = TextModel.load(spec, out)
     recorder.model(model.identity(), model.loaded.device.type)
-    suites, variants = _suites(given, _tokens(given, model.loaded.window)), _variants(given, chunk)
-    one_by_one = chunk is None
-    evaluation = Evaluation(model, suites, variants, journal, content, one_by_one, given.batch_size)
+    suites, variants = _suites(given, model.loaded.window), _variants(given, chunk)
+    evaluation = Evaluation(model, suites, variants, journal, content, given.batch_size)
     summaries = _run(evaluation, out)
     about = {
         "model": model.name,
@@ -71,21 +71,17 @@ def evaluate(given: EvalOptions, options: ModelOptions, chunk: int | None, recor
     _write(about, summaries, given.html, out)
 
 
-def _tokens(given: EvalOptions, window: int | None) -> int:
-    """Tokens of a conversation. Raises UsageError where the model's window does not hold as many."""
-    if given.length is None:
-        return _LENGTH if window is None else min(_LENGTH, int(window * _WINDOW_SHARE))
-    if window is not None and given.length > window:
-        raise UsageError(f"--length {given.length} is more than the model's window of {window} tokens; give fewer")
-    return given.length
-
-
-def _suites(given: EvalOptions, length: int) -> list[Suite]:
-    """The suites of conversations of `length` tokens. Raises UsageError on unknown names, and on a useless text."""
-    names = _listed(given.suite) or (("kl", "ppl") if given.text is not None else ("recall", "kl"))
-    suites = [Suite(name, given.conversations, length, given.seed, given.split, given.answer_tokens) for name in names]
-    if given.text is not None and not any(suite.is_forced for suite in suites):
-        raise UsageError(f"--text {given.text} is for the suites kl and ppl; give --suite kl,ppl or leave it out")
+def _suites(given: EvalOptions, window: int | None) -> list[Suite]:
+    """The suites on a model with this window. Raises UsageError on unknown names, and on too long items."""
+    length = given.length or (_LENGTH if window is None else min(_LENGTH, int(window * _WINDOW_SHARE)))
+    suites = [
+        Suite(name, given.items or 1, length, given.seed, given.free, given.answer_tokens)
+        for name in _listed(given.suite)
+    ]
+    if window is not None and length > window and any(suite.name != "ppl" for suite in suites):
+        raise UsageError(
+            f"--length {length} is more than the model's window of {window} tokens; give fewer, or --suite ppl"
+        )
     return suites
 
 
@@ -112,8 +108,7 @@ def _budgets(given: EvalOptions) -> list[Budget]:
     for size in sizes:
         if size.kind not in (BudgetKind.BYTES, BudgetKind.TOKENS):
             raise UsageError(f"--kv-budget {size} is no size; give bytes or tokens, or --share for percent")
-    shares = _listed(given.share) or (() if sizes else ("10", "25"))
-    return [*map(_share, shares), *sizes]
+    return [*map(_share, _listed(given.share)), *sizes]
 
 
 def _listed(value: str | None, split: Callable[[str], list[str]] = lambda text: text.split(",")) -> tuple[str, ...]:
@@ -163,6 +158,8 @@ def _write(about: Mapping[str, Any], summaries: Sequence[Summary], html: Path | 
         out.show(section.tables[0])
         out.line()
         out.paragraph(section.conclusion)
+    out.line()
+    out.paragraph(recommendation(summaries))
 
 
 def _read(file: Path) -> str:

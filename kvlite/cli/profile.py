@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 _SHOWN = (0.05, 0.2, 0.4)
 _OF_THE_CACHE = ("think", "pin_system", "prefill_chunk", "on_full", "kernels", "capture", "fuse")
-_OF_THE_BUDGET = ("kv_budget", "kv_per_seq", "kv_policy", "kv_dtype")
+_OF_THE_BUDGET = ("kv_budget", "kv_per_seq", "kv_policy", "kv_dtype", "profile")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +37,7 @@ def profile(
     call: Invocation,
 ) -> None:
     """Measure once which KV heads of a model need many slots; keep that, and draw it."""
-    from kvlite.llm.head_profile import measured_profile
+    from kvlite.llm.head_profile import keep, measure
     from kvlite.llm.spec import RunSpec
     from kvlite.llm.text_model import TextModel, import_engine
     from kvlite.profiles.store import Profiles
@@ -48,7 +48,9 @@ def profile(
     found = None if given.again else store.of_files(files)
     if found is None:
         import_engine()
-        found = measured_profile(TextModel.load(spec, out, files), store, out, again=given.again)
+        model = TextModel.load(spec, out, files)
+        known = None if given.again else store.of_weights(model.loaded.fingerprint)
+        found = keep(known or measure(model, out), model, store)
     if given.export is not None:
         _write(found, Path(given.export))
     if out.as_json:

@@ -11,6 +11,7 @@ import torch
 
 from kvlite.cache.cache import CacheSnapshot, SlotCache
 from kvlite.cache.policy import Policy
+from kvlite.cache.retention import Moved, Target, best_kept
 from kvlite.engine.decode_graphs import WORTH_IT, DecodeGraphs, GraphRecorder, NotCapturable, try_replay
 from kvlite.engine.device_memory import PeakMemory, allocating
 from kvlite.engine.inputs import inputs
@@ -68,23 +69,29 @@ class Engine:
         if loaded.state is not None and plan.rows > 1:
             raise UsageError(f"{loaded.shape.family} models carry state and run one row at a time, not {plan.rows}")
         self.loaded = loaded
-        self.plan = plan
-        self.policy = policy
-        self.on_full = policy.when_full(on_full)
         self.peak_memory = PeakMemory(loaded.device)
-        with allocating():
-            self.cache = SlotCache(loaded.shape, plan, policy, stored, loaded.device, kernels, loaded.dtype)
-        for index, layer in self.cache.layers.items():
-            layer.rotation = (loaded.rotations or {}).get(index)
         self.step = "eager"
         """The way decode steps run: `captured`, or `eager` and, where capturing was asked for, the obstacle."""
         self.graphs: DecodeGraphs | None = None
-        self._warn = warn
+        self._warn, self._kernels = warn, kernels
+        self._recorder, self._must_capture = recorder, must_capture
+        self._open(plan, policy, stored, on_full)
+
+    def _open(self, plan: CachePlan, policy: Policy, stored: SlotFormat, on_full: str | None) -> None:
+        """Allocate the cache of `plan`, whose rows are empty."""
+        loaded = self.loaded
+        self.plan, self._stored = plan, stored
+        self.policy = policy
+        self.on_full = policy.when_full(on_full)
+        with allocating():
+            self.cache = SlotCache(loaded.shape, plan, policy, stored, loaded.device, self._kernels, loaded.dtype)
+        for index, layer in self.cache.layers.items():
+            layer.rotation = (loaded.rotations or {}).get(index)
         rotates = loaded.rotations is not None
         self._limits = Limits(self.cache, loaded.shape.vocab, loaded.window, rotates, self.on_full)
         self._rows = [Row(index) for index in range(plan.rows)]
-        if recorder is not None:
-            self._capture(recorder, kernels, least=None if must_capture else WORTH_IT)
+        if self._recorder is not None:
+            self._capture(self._recorder, self._kernels, least=None if self._must_capture else WORTH_IT)
 
     @property
     def rows(self) -> int:
@@ -97,7 +104,7 @@ class Engine:
         request that cannot be served ends with a Completion that carries the error. Closing the iterator stops.
         """
         waiting = iter(requests)
-        exhausted = False
+        exhausted, feed = False, None
         try:
             while True:
                 while not exhausted and any(row.job is None for row in self._rows):
@@ -110,7 +117,7 @@ class Engine:
                         break
                     yield from self._admit(request)
                 yield from self._ended()
-                feed = next_feed(self._rows, self.plan.chunk)
+                feed = next_feed(self._rows, feed)
                 if feed is not None:
                     yield from self._advance(feed)
                 elif exhausted:
@@ -119,11 +126,12 @@ class Engine:
             for row in self._rows:
                 row.job = None
 
-    def score(self, ids: Sequence[tuple[int, ...]]) -> torch.Tensor:
+    def score(self, ids: Sequence[tuple[int, ...]], last: int | None = None) -> torch.Tensor:
         """Feed the first rows the next ids of texts that are given, and give the logits behind each id [n, T, V].
 
-        Shorter pieces stand on the right; a row without ids is left as it is. A cache that evicts takes at most
-        `plan.chunk` ids each. Raises ContextFull where one that does not is full.
+        With `last` only those behind so many of the last ids are computed. Shorter pieces stand on the right; a row
+        without ids is left as it is. A cache that evicts takes at most `plan.chunk` ids each. Raises ContextFull where
+        one that does not is full.
         """
         assert all(row.job is None for row in self._rows), "scoring and answering take turns"
         if self.on_full != "evict" and any(len(piece) > self.cache.room(row) for row, piece in enumerate(ids)):
@@ -132,7 +140,7 @@ class Engine:
             )
         assert self.on_full != "evict" or max(map(len, ids)) <= self.plan.chunk, "re-rotation leaves room for one chunk"
         with self.peak_memory.phase("prefill"):
-            return self._forward(Feed(slice(0, len(ids)), tuple(ids)), last=max(map(len, ids)))
+            return self._forward(Feed(slice(0, len(ids)), tuple(ids)), last=last or max(map(len, ids)))
 
     def cancel(self, request_id: str, reason: FinishReason = FinishReason.CANCELLED) -> None:
         """End a request before its next token; what it has answered stays part of the conversation."""
@@ -144,6 +152,75 @@ class Engine:
         """Raises BudgetTooSmall where a conversation that begins with ids pinned in these spans would be refused."""
         if (crowded := self._limits.crowding(Row(0), pins)) is not None:
             raise crowded
+
+    def said(self, row: int) -> Sequence[int]:
+        """The ids of a row's conversation, each at its position; the last may not be fed yet."""
+        return self._rows[row].said
+
+    def take_back(self, row: int) -> int | None:
+        """Take out of a row the id that was drawn last and not fed, to be fed by a request; None if there is none."""
+        return self._rows[row].take_back()
+
+    def pin(self, row: int, spans: Sequence[tuple[int, int]], *, unpins: bool = False) -> None:
+        """Evict nothing more of these spans of a row's positions, or again. Raises BudgetTooSmall where none fits."""
+        held = self._rows[row]
+        before = held.pins
+        others = tuple(span for span in before if span not in spans)
+        held.pins = others if unpins else (*others, *spans)
+        if (crowded := self._limits.crowding(held, ())) is not None:
+            held.pins = before
+            raise crowded
+
+    def pins(self, row: int) -> tuple[tuple[int, int], ...]:
+        """The spans of a row's positions that are never evicted."""
+        return self._rows[row].pins
+
+    def check_change(self, plan: CachePlan, policy: Policy) -> None:
+        """Raises BudgetTooSmall where a cache of `plan` leaves no room beside what the row has pinned."""
+        if (crowded := self._limits.crowding(self._rows[0], (), plan, policy)) is not None:
+            raise crowded
+
+    def moved(self, plan: CachePlan, policy: Policy) -> Moved | None:
+        """A copy of the lone row for the cache of `plan`: the best of it by `policy`, None where that is not known."""
+        (row,) = self._rows
+        return best_kept(self.cache, 0, Target(plan.head_slots, policy, row.seen, row.pins))
+
+    def change_cache(self, plan: CachePlan, policy: Policy, on_full: str | None) -> bool:
+        """Exchange the cache of a lone row for that of `plan`, which keeps the best of its tokens by `policy`.
+
+        False where that cannot be told, and the row is empty then. Raises what allocating raises, and changes nothing.
+        """
+        assert self.rows == plan.rows == 1 and self._rows[0].job is None
+        (row,), before = self._rows, (self.plan, self.policy, self.cache.stored, self.on_full)
+        moved = self.moved(plan, policy)
+        backup = self.snapshot(0)
+        self._close()
+        try:
+            self._open(plan, policy, before[2], on_full)
+        except BaseException:
+            self._open(*before)
+            self.restore(0, backup)
+            raise
+        if moved is not None:
+            self.cache.restore(0, moved.copy)
+            self._rows = [replace(row, peak_bytes=0)]
+        return moved is not None
+
+    def resize(self, plan: CachePlan) -> None:
+        """Take a cache as `plan` says in place of the one there is, whose rows are lost.
+
+        Raises DoesNotFit or OutOfMemory where it cannot be allocated; then there is none.
+        """
+        assert all(row.job is None for row in self._rows), "rows at work keep their slots"
+        if plan != self.plan:
+            self._close()
+            self._open(plan, self.policy, self._stored, self.on_full)
+
+    def _close(self) -> None:
+        """Free the cache, and what was made for it."""
+        self.step, self.graphs = "eager", None
+        self.__dict__.pop("cache", None)  # none is there where it could not be allocated
+        self.__dict__.pop("_limits", None)
 
     def reset(self, row: int) -> None:
         """Forget a row's conversation."""
@@ -192,7 +269,8 @@ class Engine:
         counts = self.counts(row.index)
         error = self._limits.refusal(row, request)
         if error is None:
-            row.begin(request, counts.tokens_evicted)
+            evicts = row.needs(request) > self.plan.fewest
+            row.begin(request, self.plan.chunk if evicts else self.plan.most_chunk, counts.tokens_evicted)
         else:
             yield Completion(
                 request.id, (), FinishReason.CANCELLED, len(request.ids), 0, counts, Timing(0.0, 0.0, 0.0), error
@@ -212,8 +290,7 @@ class Engine:
     def _advance(self, feed: Feed) -> Iterator[Token | Completion]:
         """One forward pass; then a token for every row whose prompt is through."""
         rows = self._rows[feed.rows]
-        phase = "decode" if all(row.job is None or row.job.answer for row in rows) else "prefill"
-        with self.peak_memory.phase(phase):
+        with self.peak_memory.phase("decode" if feed.decodes else "prefill"):
             logits = self._forward(feed)[:, -1]
             ready = [i for i, row in enumerate(rows) if row.job is not None and feed.ids[i] and not row.job.prompt]
             draws = [Draw.of(rows[i]) for i in ready]
@@ -259,7 +336,7 @@ class Engine:
                 self._give_up(error)
         if logits is None:
             ids, pos, rot, pins = inputs(feed, rows, self.loaded.device)
-            step = self.cache.begin(feed.rows, pos, rot, feed.counts, pins)
+            step = self.cache.begin(feed.rows, pos, rot, feed.counts, pins, [row.to_come for row in rows])
             logits = self.loaded.forward(ids, self.cache, step, last)
         for row, count in zip(rows, feed.counts, strict=True):
             row.feed(count)

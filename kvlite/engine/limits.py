@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from kvlite.cache.cache import SlotCache
+from kvlite.cache.policy import Policy
 from kvlite.engine.request import Request
 from kvlite.engine.row import Row
 from kvlite.errors import BudgetTooSmall, ContextFull, KvliteError, UsageError
 from kvlite.memory.format import short_size
+from kvlite.memory.plan import CachePlan
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +46,18 @@ class Limits:
             return ContextFull(f"the prompt needs {tokens} more slots and there is room for {room}; {self._way_on}")
         return None
 
-    def crowding(self, row: Row, pins: tuple[tuple[int, int], ...]) -> BudgetTooSmall | None:
-        """The error of a row whose pins, with `pins` of its next ids, leave no room; None where they leave some."""
-        plan, policy = self.cache.plan, self.cache.policy
+    def crowding(
+        self,
+        row: Row,
+        pins: tuple[tuple[int, int], ...],
+        plan: CachePlan | None = None,
+        policy: Policy | None = None,
+    ) -> BudgetTooSmall | None:
+        """The error of a row whose pins, with `pins` of its next ids, leave no room; None where they leave some.
+
+        In the cache of another `plan` and `policy` where they are given.
+        """
+        plan, policy = plan or self.cache.plan, policy or self.cache.policy
         spans = (*row.pins, *row.placed(pins))
         pinned = {position for start, end in spans for position in range(max(start, policy.sinks), end)}
         needed = policy.min_slots(len(pinned))

@@ -1,106 +1,137 @@
-"""Conversations held with a model, several at a time as rows of one engine.
+"""Questions about items, asked through one bounded cache: rows are items, and what all questions share is fed once.
 
-The model answers the questions, greedily, and its answers stay in the cache. Turns that ask for nothing are fed with
-their written answers, in one piece with the question that follows: a small model left to chat soon repeats itself, and
-then nothing can be measured. Ids once fed are never rendered again, as in `kvlite chat`.
+Each question follows the item itself, not the question before: the row is put back in between. An answer is right where
+every token of its value is the likeliest, given the right answer so far (teacher forcing); on request the model also
+answers in its own words, and is right where they hold the value.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from kvlite.engine.request import FinishReason, Request
+import torch
+from torch import Tensor
+
+from kvlite.engine.request import Request
 from kvlite.errors import ContextFull
-from kvlite.evaluation.conversation import Conversation
 from kvlite.evaluation.journal import Answered, QuestionResult
+from kvlite.evaluation.suites import AskedQuestion, EncodedItem
 from kvlite.llm.answer import Answer, stream_answers
 
 if TYPE_CHECKING:
     from kvlite.engine.engine import Engine
-    from kvlite.text.stream import AnswerText
-    from kvlite.text.template import ChatText, Encoded
+    from kvlite.text.template import ChatText
+
+_BLOCK = 64  # tokens of questions fed at once, whose logits are all kept
+
+Asked = dict[int, AskedQuestion]  # by row
 
 
-@dataclass(slots=True)
-class _Row:
-    """A conversation on its way; `tokens` are fed, `ends` count those up to the end of each message of the user."""
-
-    number: int
-    conversation: Conversation
-    tokens: int = 0
-    ends: list[int] = field(default_factory=list)
-    outcomes: list[QuestionResult] = field(default_factory=list)
-    ended: bool = True
-    thinking: bool = False
-    is_over: bool = False
-
-    def next_question(self, text: ChatText) -> Encoded | None:
-        """The next question with all ids to feed up to its end; None where the window is over or none is left."""
-        ids: tuple[int, ...] = ()
-        for turn in () if self.is_over else self.conversation.turns[len(self.ends) :]:
-            if self.ends:
-                prompt = text.next_turn(turn.user, ended=self.ended, thinking=self.thinking)
-            else:
-                prompt = text.conversation([{"role": "user", "content": turn.user}])
-            ids += prompt.ids
-            self.ends.append(self.tokens + len(ids))
-            if turn.probe is not None:
-                return replace(prompt, ids=ids)
-            ids += text.written(turn.answer)
-            self.ended, self.thinking = True, False
-        return None
-
-    def take(self, answer: Answer, max_tokens: int) -> None:
-        """Record an answer; one that the model's window did not hold ends the conversation."""
-        error = answer.completion.error
-        if error is not None and not isinstance(error, ContextFull):
-            raise error
-        is_cut = answer.finish_reason is FinishReason.LENGTH and answer.completion_tokens < max_tokens
-        if error is not None or is_cut:
-            self.is_over = True
-            return
-        self.tokens = self.ends[-1] + answer.completion_tokens
-        self.ended, self.thinking = answer.ended_itself, answer.is_thinking
-        turn = len(self.ends) - 1
-        probe = self.conversation.turns[turn].probe
-        assert probe is not None, "only questions are answered by the model"
-        said = answer.text.strip()
-        back = self.ends[turn] - self.ends[probe.said_in]
-        right = probe.is_answered_by(said)
-        self.outcomes.append(QuestionResult(turn, right, turn - probe.said_in, back, probe.kind, probe.steps, said))
-
-
-def converse(
+def ask(
     engine: Engine,
     text: ChatText,
-    conversations: Sequence[tuple[int, Conversation]],
-    max_tokens: int,
+    items: Sequence[tuple[int, EncodedItem]],
+    free_tokens: int = 0,
+    blind: bool = False,
     tell: Callable[[float], None] = lambda done: None,
 ) -> list[Answered]:
-    """Hold numbered conversations, one per row of `engine`, and return how the questions were answered.
+    """Ask everything about numbered items, one per row of `engine`.
 
-    `tell` is told how many are done, in parts too, after each question. Raises the error of an answer that fails.
+    With `free_tokens` the model also answers with at most so many. With `blind` the questions are also asked without
+    the item, to find those that can be guessed. `tell` is told how many items are done, in parts too.
     """
-    rows = [_Row(number, conversation) for number, conversation in conversations]
-    for index in range(len(rows)):
-        engine.reset(index)
-    counts = [len(row.conversation.probes) for row in rows]
-    for number in range(1, max(counts) + 1):
-        asking: dict[str, _Row] = {}
-        asked: list[tuple[Request, AnswerText]] = []
-        for index, row in enumerate(rows):
-            if question := row.next_question(text):
-                name = f"{row.number}/{len(row.ends) - 1}"
-                asking[name] = row
-                request = Request(name, question.ids, max_tokens=max_tokens, stop_ids=text.stop_ids, row=index)
-                asked.append((request, text.answer(question)))
-        for name, event in stream_answers(engine, asked):
-            if isinstance(event, Answer):
-                asking[name].take(event, max_tokens)
-        tell(len(rows) * number / max(counts))
-    return [
-        Answered(row.number, row.tokens, count - len(row.outcomes), tuple(row.outcomes))
-        for row, count in zip(rows, counts, strict=True)
+    most = max(len(item.questions) for _, item in items)
+    asked = [
+        {row: item.questions[at] for row, (_, item) in enumerate(items) if at < len(item.questions)}
+        for at in range(most)
     ]
+    guessed = [_guessed(engine, each, len(items)) if blind else set() for each in asked]
+    _reset(engine, len(items))
+    _feed(engine, [item.prefix for _, item in items])
+    tell(len(items) / 2)
+    held = [engine.snapshot(row) for row in range(len(items))]
+    found: list[list[QuestionResult]] = [[] for _ in items]
+    for at, questions in enumerate(asked):
+        scores = _forced(engine, questions, len(items))
+        answers = {}
+        if free_tokens:
+            _restore(engine, held)
+            answers = _free(engine, text, questions, free_tokens)
+        _restore(engine, held)
+        for row, question in questions.items():
+            right, nll = scores[row]
+            answer = answers.get(row)
+            free = None if answer is None else holds(answer, question.value)
+            result = QuestionResult(
+                question.kind, question.back, right, nll, row in guessed[at], question.value, free, answer
+            )
+            found[row].append(result)
+        tell(len(items) * (1 + (at + 1) / most) / 2)
+    return [Answered(number, item.tokens, tuple(results)) for (number, item), results in zip(items, found, strict=True)]
+
+
+def holds(answer: str, value: str) -> bool:
+    """True where `answer` has `value` as a whole word or number, in any case."""
+    return re.search(rf"(?<!\w)(?<!\d[.,:]){re.escape(value)}(?!\w|[.,:]\d)", answer, re.IGNORECASE) is not None
+
+
+def _reset(engine: Engine, rows: int) -> None:
+    for row in range(rows):
+        engine.reset(row)
+
+
+def _restore(engine: Engine, held: Sequence[object]) -> None:
+    for row, snapshot in enumerate(held):
+        engine.restore(row, snapshot)  # type: ignore[arg-type]
+
+
+def _guessed(engine: Engine, questions: Asked, rows: int) -> set[int]:
+    """The rows whose question is answered right by a model that did not read the item."""
+    _reset(engine, rows)
+    return {row for row, (right, _) in _forced(engine, questions, rows).items() if right}
+
+
+def _feed(engine: Engine, pieces: Sequence[tuple[int, ...]]) -> None:
+    """Feed each row its ids, as many at once as the cache takes."""
+    for start in range(0, max(map(len, pieces)), engine.plan.chunk):
+        engine.score([piece[start : start + engine.plan.chunk] for piece in pieces], last=1)
+
+
+def _forced(engine: Engine, questions: Asked, rows: int) -> dict[int, tuple[bool, float]]:
+    """Feed each row its question with the right answer: was every token of the value the likeliest; nats a token."""
+    fed = {row: question.ids[:-1] for row, question in questions.items()}
+    pieces = [fed.get(row, ()) for row in range(rows)]
+    kept: dict[int, list[Tensor]] = {row: [] for row in questions}
+    step = min(_BLOCK, engine.plan.chunk)
+    for start in range(0, max(map(len, pieces)), step):
+        part = [piece[start : start + step] for piece in pieces]
+        logits = engine.score(part)  # [n, T, V], aligned on the right
+        for row, question in questions.items():
+            first = len(question.prompt.ids) + question.start - 1 - start
+            count = len(part[row]) - max(0, first)
+            if part[row] and count > 0:
+                kept[row].append(logits[row, -count:].float().log_softmax(-1))
+    scores = {}
+    for row, question in questions.items():
+        logs, value = torch.cat(kept[row]), torch.tensor(question.answer[question.start :])
+        chosen = logs.gather(-1, value.to(logs.device)[:, None])[:, 0]
+        scores[row] = bool((chosen >= logs.amax(-1)).all()), -float(chosen.mean())
+    return scores
+
+
+def _free(engine: Engine, text: ChatText, questions: Asked, most: int) -> dict[int, str]:
+    """The model's own answers, greedy."""
+    asked = [
+        (Request(str(row), each.prompt.ids, max_tokens=most, stop_ids=text.stop_ids, row=row), text.answer(each.prompt))
+        for row, each in questions.items()
+    ]
+    answers = {}
+    for name, event in stream_answers(engine, asked):
+        if isinstance(event, Answer):
+            error = event.completion.error
+            if error is not None and not isinstance(error, ContextFull):
+                raise error
+            answers[int(name)] = event.text.strip()
+    return answers

@@ -5,16 +5,15 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from kvlite.cache.policy import load_policy
 from kvlite.errors import UsageError
-from kvlite.evaluation.asking import converse
-from kvlite.evaluation.conversation import Conversation
 from kvlite.evaluation.journal import Journal, Result
-from kvlite.evaluation.suites import ForcedText, Suite, dialogue_texts, file_texts, turn_tokens
-from kvlite.evaluation.summary import Measured, Summary, summarise
+from kvlite.evaluation.suites import EncodedItem, ForcedText, Suite
+from kvlite.evaluation.summary import Measured, Summary, can_do, summarise
 from kvlite.evaluation.variant import REFERENCE, Placed, Variant
 
 if TYPE_CHECKING:
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
 
 ROWS_ON_CPU = 16
 ROWS_ON_GPU = 64
-"""Conversations that run at once where the user names no number."""
+"""Items that run at once where the user names no number."""
 
 MOST_LOGIT_BYTES = 256 * 10**6
 """Of one pass over text that is scored, in float32, for one cache; rows run at once as long as they stay below."""
@@ -30,13 +29,16 @@ MOST_LOGIT_BYTES = 256 * 10**6
 CACHE_SHARE = 4
 """The rows' caches take at most the free memory divided by this."""
 
+PAST_WINDOW = Variant(load_policy("window"))
+"""The reference for text that is longer than the model's window: as many of the last tokens as the window holds."""
+
 Measure = Callable[[Sequence[int], Callable[[float], None]], Sequence[Result]]
-"""Measures the conversations with these numbers, at most as many as rows; tells how many are done."""
+"""Measures the items with these numbers, at most as many as rows; tells how many are done."""
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """A suite's `material` for a model; the longest conversation or text has `tokens` tokens as written.
+    """A suite's `material` for a model; the longest item or text has `tokens` tokens.
 
     `identity` names the model's weights for the journal.
     """
@@ -44,42 +46,50 @@ class Task:
     model: TextModel
     identity: str
     suite: Suite
-    material: tuple[Conversation | ForcedText, ...]
+    material: tuple[EncodedItem | ForcedText, ...]
     tokens: int
 
     @classmethod
-    def of(cls, model: TextModel, suite: Suite, file: str | None = None) -> Task:
-        """Write the suite for the model; forced text is `file` where that is given. Raises UsageError."""
+    def of(cls, model: TextModel, suite: Suite, prose: str | None = None) -> Task:
+        """Write the suite for the model, in `prose` where that is given. Raises UsageError."""
         text, loaded, identity = model.text, model.loaded, model.files.identity()
         if not suite.is_forced:
-            conversations = tuple(suite.conversations(text))
-            if not any(each.probes for each in conversations):
-                raise UsageError(f"{suite.name} asks nothing in {suite.length} tokens; give a longer --length")
-            longest = max(sum(turn_tokens(text, each)) for each in conversations)
-            return cls(model, identity, suite, conversations, longest)
+            items = tuple(suite.items(text, prose))
+            if not any(item.questions for item in items):
+                raise UsageError(f"{suite.name} finds nothing to ask for in the text; give another --text")
+            return cls(model, identity, suite, items, max(item.tokens for item in items))
         if loaded.state is not None:
             raise UsageError(
                 f"{suite.name} compares two caches, and a {loaded.shape.family} model carries state besides"
             )
-        texts = dialogue_texts(suite, text) if file is None else file_texts(suite, text, file)
-        return cls(model, identity, suite, tuple(texts), max(len(forced.ids) for forced in texts))
+        texts = tuple(suite.texts(text, prose))
+        return cls(model, identity, suite, texts, max(len(forced.ids) for forced in texts))
 
-    def place(self, variant: Variant, tokens: int) -> Placed:
-        """The variant where the longest conversation has `tokens` tokens. Raises CapacityError."""
+    @property
+    def is_past_window(self) -> bool:
+        """True for text that is longer than the model's window."""
         window = self.model.loaded.window
-        most = 2 * max(self.suite.length, self.tokens)  # a model may say more than the right answers
-        return variant.place(self.model.loaded.shape, tokens, most if window is None else min(most, window))
+        return window is not None and self.tokens > window
+
+    @property
+    def reference(self) -> Placed:
+        """The whole cache, or all that the model's window holds."""
+        window = self.model.loaded.window
+        most = self.tokens + (0 if self.suite.is_forced else self.suite.max_tokens)
+        if window is not None:
+            most = min(most, window)
+        return (PAST_WINDOW if self.is_past_window else REFERENCE).place(self.model, most)
 
     def unit(self, placed: Placed, number: int) -> dict[str, object]:
-        """Everything that decides the result of one conversation or text, as the journal records it."""
+        """Everything that decides the result of one item or text, as the journal records it."""
         loaded, suite = self.model.loaded, self.suite
         return {
             "model": self.identity,
             "dtype": loaded.shape.dtype,
             "quant": loaded.quant,
             "device": loaded.device.type,
-            "suite": {name: value for name, value in asdict(suite).items() if name != "count"}
-            | {"name": suite.material},
+            "suite": suite.material,
+            "free": suite.max_tokens if suite.free else 0,
             "content": hashlib.sha256(repr(self.material[number]).encode()).hexdigest()[:16],
             "think": self.model.text.think,
             "variant": placed.key(),
@@ -88,34 +98,36 @@ class Task:
 
     def open(self, placed: Placed, rows: int) -> Measure:
         """Allocate what measuring under a variant takes. Raises OutOfMemory."""
-        loaded, text, most = self.model.loaded, self.model.text, self.suite.max_tokens
+        loaded, text, suite = self.model.loaded, self.model.text, self.suite
         material: Any = self.material  # all of one kind, which the suite says
-        engine = placed.open(loaded, rows)
-        if not self.suite.is_forced:
-            return lambda numbers, tell: converse(engine, text, [(n, material[n]) for n in numbers], most, tell)
+        engine, is_reference = placed.open(loaded, rows), placed.variant.is_reference
+        if not suite.is_forced:
+            from kvlite.evaluation.asking import ask
+
+            free = suite.max_tokens if suite.free else 0
+            return lambda numbers, tell: ask(
+                engine, text, [(n, material[n]) for n in numbers], free, blind=is_reference, tell=tell
+            )
         from kvlite.evaluation.scoring import score_texts
 
-        full, bounded, chunk = engine, None, placed.plan.chunk
-        if not placed.variant.is_reference:
-            full, bounded = self.place(REFERENCE, self.tokens).open(loaded, rows), engine
-        return lambda numbers, tell: score_texts(full, bounded, [(n, material[n]) for n in numbers], chunk, tell)
+        full = None if is_reference or self.is_past_window else self.reference.open(loaded, rows)
+        return lambda numbers, tell: score_texts(engine, full, [(n, material[n]) for n in numbers], tell)
 
 
 @dataclass(slots=True)
 class Evaluation:
-    """Measures `suites` under the full cache and `variants`, at most `most_rows` conversations at once.
+    """Measures `suites` under the full cache and `variants`, at most `most_rows` items at once.
 
-    Where `one_by_one` is true, forced text is measured one token at a time besides each variant's own T. `file` is the
-    user's own text for the forced suites. `tell` is called on the way: `done` of `total` conversations or texts are
-    measured, each once under every variant, `kept` of them in the journal before.
+    A suite of which the full cache answers too little is measured no further. `prose` is the user's own text. `tell`
+    is called on the way: `done` of `total` items or texts are measured, each once under every variant, `kept` of them
+    in the journal before.
     """
 
     model: TextModel
     suites: Sequence[Suite]
     variants: Sequence[Variant]
     journal: Journal
-    file: str | None = None
-    one_by_one: bool = True
+    prose: str | None = None
     most_rows: int | None = None  # as many as are usual on the device
     tell: Callable[[Evaluation], None] = lambda evaluation: None
     doing: str = field(default="", init=False)
@@ -142,28 +154,31 @@ class Evaluation:
         tasks: dict[str, Task] = {}
         for suite in self.suites:
             if suite.material not in tasks:
-                tasks[suite.material] = Task.of(self.model, suite, self.file)
-        self.total = sum(len(task.material) * len(self._placed(task, task.tokens)) for task in tasks.values())
+                tasks[suite.material] = Task.of(self.model, suite, self.prose)
+            if suite.name == "kl" and tasks[suite.material].is_past_window:
+                raise UsageError("kl needs the whole cache, which ends with the model's window; give --suite ppl")
+        placed = {name: self._placed(task) for name, task in tasks.items()}
+        self.total = sum(len(task.material) * len(placed[name]) for name, task in tasks.items())
         self._since_s = time.monotonic()
-        found = {name: self._measure_all(task) for name, task in tasks.items()}
+        found = {name: self._measure_all(task, placed[name]) for name, task in tasks.items()}
         shape = self.model.loaded.shape
-        return [summarise(suite, shape, found[suite.material]) for suite in self.suites]
+        return [
+            summarise(suite, shape.full_cache_bytes(tasks[suite.material].tokens), found[suite.material])
+            for suite in self.suites
+        ]
 
-    def _placed(self, task: Task, tokens: int) -> list[Placed]:
-        """The reference and the variants; forced text at every T that is asked for."""
-        variants = list(self.variants)
-        if task.suite.is_forced and self.one_by_one:
-            variants = [each for given in variants for each in (given, replace(given, chunk_limit=1))]
-        placed = [task.place(variant, tokens) for variant in (REFERENCE, *variants)]
-        return list({str((each.key(), each.variant.budget)): each for each in placed}.values())
+    def _placed(self, task: Task) -> list[Placed]:
+        """The reference and the variants."""
+        return [task.reference, *(variant.place(self.model, task.tokens) for variant in self.variants)]
 
-    def _measure_all(self, task: Task) -> list[Measured]:
-        """The reference, whose longest conversation the shares are of; then the variants."""
-        reference, *expected = self._placed(task, task.tokens)
+    def _measure_all(self, task: Task, placed: Sequence[Placed]) -> list[Measured]:
+        """The reference; then the variants, where the model is up to the suite."""
+        reference, *others = placed
         full = self._measure(task, reference)
-        placed = self._placed(task, max(result.tokens for result in full[1]))[1:]
-        self.total += len(task.material) * (len(placed) - len(expected))
-        return [full, *(self._measure(task, each) for each in placed)]
+        if not can_do(full[1]):
+            self.total -= len(task.material) * len(others)
+            others = []
+        return [full, *(self._measure(task, each) for each in others)]
 
     def _measure(self, task: Task, placed: Placed) -> Measured:
         """One variant; what the journal holds is not measured again."""
@@ -184,14 +199,14 @@ class Evaluation:
         return placed, [found for unit in units if (found := self.journal.find(unit)) is not None]
 
     def _rows(self, task: Task, placed: Placed, wanted: int) -> int:
-        """The number of conversations, of `wanted` ones, that run at once under a variant; at least one."""
+        """The number of items, of `wanted` ones, that run at once under a variant; at least one."""
         loaded, row_bytes = self.model.loaded, placed.plan.reserved_bytes
         if loaded.state is not None:
             return 1
         if task.suite.is_forced:
-            row_bytes += task.place(REFERENCE, task.tokens).plan.reserved_bytes
-            logit_bytes = max(placed.plan.chunk, 64) * loaded.shape.vocab * 4
-            wanted = min(wanted, MOST_LOGIT_BYTES // logit_bytes)
+            row_bytes += task.reference.plan.reserved_bytes
+        logit_bytes = 4 * loaded.shape.vocab * max(64, placed.plan.chunk if task.suite.is_forced else 0)
+        wanted = min(wanted, MOST_LOGIT_BYTES // logit_bytes)
         usual = ROWS_ON_GPU if loaded.device.type == "cuda" else ROWS_ON_CPU
         return max(1, min(wanted, self.most_rows or usual, self._free_bytes // CACHE_SHARE // row_bytes))
 

@@ -1,4 +1,4 @@
-"""Results, kept as they come in a file of JSON lines that is only ever appended to, one per conversation or text.
+"""Results, kept as they come in a file of JSON lines that is only ever appended to, one per item or text.
 
 A line names everything that decides its result, so one file may hold many models, suites and variants, and another run
 finds what it has in common with earlier ones. A last line cut short is ignored.
@@ -15,31 +15,41 @@ from pydantic import TypeAdapter
 
 from kvlite.errors import OutputError, UsageError
 
+_FIRST_SPAN = 64
+
 
 @dataclass(frozen=True, slots=True)
 class QuestionResult:
-    """One question: its answer, its kind, and how far back the answer was said, in turns and in tokens.
+    """One question: its kind, how many tokens back its `value` was told, and how it was answered.
 
-    `tokens` lie between the end of the message that said it and the end of the question, with the model's own answers.
+    `right`: all tokens of the value were the likeliest, given the right answer so far; `nll` is minus their mean log
+    probability in nats. `guessed`: the same without having read the item. `free`: the model's own `answer` has the
+    value, None where it was not asked for one.
     """
 
-    turn: int
-    right: bool
-    turns: int
-    tokens: int
     kind: str
-    steps: int
-    answer: str
+    back: int
+    right: bool
+    nll: float
+    guessed: bool
+    value: str
+    free: bool | None = None
+    answer: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """A conversation that was held: `tokens` were fed in all, `unreached` questions came after the model's window."""
+    """An item of `tokens` tokens, with its longest question, about which everything was asked."""
 
     number: int
     tokens: int
-    unreached: int
     outcomes: tuple[QuestionResult, ...]
+
+
+def span_of(tokens: int) -> tuple[int, int]:
+    """The distances that one of `tokens` is counted with, above the first and up to the second (64, 128, 256, ...)."""
+    upto = max(_FIRST_SPAN, 1 << (tokens - 1).bit_length())
+    return (0 if upto == _FIRST_SPAN else upto // 2), upto
 
 
 @dataclass(slots=True)
@@ -69,7 +79,7 @@ class Scored:
 
 Result = Answered | Scored
 Unit = Mapping[str, object]
-"""The key of one result: model, suite, variant, number of the conversation."""
+"""The key of one result: model, suite, variant, number of the item."""
 
 _RESULT: TypeAdapter[Result] = TypeAdapter(Result)
 

@@ -1,4 +1,4 @@
-"""Teacher-forced text through a bounded cache, its next-token distributions compared with the full cache's.
+"""Teacher-forced text through a cache, its next-token distributions compared with the full cache's.
 
 Both caches see the same tokens. The bounded one takes T at a time, so T is part of every result: a chunk sees all of
 itself whatever the slots hold.
@@ -13,13 +13,11 @@ import torch
 from torch import Tensor
 
 from kvlite.engine.engine import Engine
-from kvlite.evaluation.journal import Scored, Span
+from kvlite.evaluation.journal import Scored, Span, span_of
 from kvlite.evaluation.suites import ForcedText
 
 BLOCK = 64
-"""Tokens the full cache takes at a time, about: it gives the same logits in any chunks."""
-
-_FIRST_SPAN = 64
+"""Tokens the full cache takes at a time, about, and that are compared at once: any chunks give the same logits."""
 
 
 @dataclass(slots=True)
@@ -29,36 +27,36 @@ class _Row:
     spans: dict[int, Span] = field(default_factory=dict)  # by `upto`, ascending as the text is fed
 
     def span(self, before: int) -> Span:
-        """The span of a token with so many before it: up to 64, 128, 256 and so on."""
-        upto = max(_FIRST_SPAN, 1 << (before - 1).bit_length())
-        return self.spans.setdefault(upto, Span(0 if upto == _FIRST_SPAN else upto // 2, upto))
+        """The span of a token with so many before it."""
+        over, upto = span_of(before)
+        return self.spans.setdefault(upto, Span(over, upto))
 
 
 def score_texts(
-    full: Engine,
-    bounded: Engine | None,
+    engine: Engine,
+    full: Engine | None,
     texts: Sequence[tuple[int, ForcedText]],
-    chunk: int,
     tell: Callable[[float], None] = lambda done: None,
 ) -> list[Scored]:
-    """Feed numbered texts, one per row, to both caches, `chunk` tokens at a time to the bounded one.
+    """Feed numbered texts, one per row, as many tokens at a time as the plan of `engine` says, and compare with `full`.
 
-    Without a bounded cache the full one is scored. `tell` is told how many are done, in parts too.
+    Without `full` the distributions are compared with themselves. `tell` is told how many are done, in parts too.
     """
     rows = [_Row(number, text) for number, text in texts]
-    for engine in filter(None, (full, bounded)):
+    for each in filter(None, (engine, full)):
         for index in range(len(rows)):
-            engine.reset(index)
+            each.reset(index)
     longest = max(len(row.text.ids) for row in rows)
+    chunk = engine.plan.chunk
     block = chunk * max(1, BLOCK // chunk)
     for start in range(0, longest, block):
-        expected = _fed(full, rows, start, block)
-        if bounded is None:
-            _compare(rows, start, expected, expected)
-        else:
-            for at in range(0, min(block, longest - start), chunk):
-                found = _fed(bounded, rows, start + at, chunk)
-                _compare(rows, start + at, found, [logits[at : at + chunk] for logits in expected])
+        expected = None if full is None else _fed(full, rows, start, block)
+        for at in range(0, min(block, longest - start), chunk):
+            found = _fed(engine, rows, start + at, chunk)
+            old = found if expected is None else [logits[at : at + chunk] for logits in expected]
+            for part in range(0, chunk, BLOCK):  # in float32 all of them would take gigabytes
+                new, known = ([logits[part : part + BLOCK] for logits in each] for each in (found, old))
+                _compare(rows, start + at + part, new, known)
         tell(len(rows) * min(1.0, (start + block) / longest))
     return [Scored(row.number, len(row.text.ids), tuple(row.spans.values())) for row in rows]
 
@@ -73,7 +71,7 @@ def _fed(engine: Engine, rows: Sequence[_Row], start: int, count: int) -> list[T
 def _compare(rows: Sequence[_Row], start: int, found: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
     """Score the tokens behind those from `start` on by the logits of each row, and add the scores to its spans."""
     scored = [
-        [at for at in range(len(logits)) if any(row.text.scored[start + at + 1 : start + at + 2])]
+        [at for at in range(len(logits)) if row.text.unscored <= start + at + 1 < len(row.text.ids)]
         for row, logits in zip(rows, found, strict=True)
     ]
     targets = [(row, start + at + 1) for row, places in zip(rows, scored, strict=True) for at in places]

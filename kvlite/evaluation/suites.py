@@ -1,48 +1,89 @@
-"""The suites by name, and the conversations or texts they are made of for one model."""
+"""The suites by name, and the items or texts they are made of for one model."""
 
 from __future__ import annotations
 
-from bisect import bisect
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from itertools import accumulate, chain, cycle
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from kvlite.errors import UsageError
-from kvlite.evaluation.conversation import Conversation
-from kvlite.evaluation.recall import write_recall
-from kvlite.evaluation.retrieval import write_lookup, write_needle, write_tracking
-from kvlite.evaluation.vocabulary import Split
+from kvlite.evaluation import material
+from kvlite.evaluation.item import Item, Writer, own_prose
+from kvlite.text.encoder import common_start
 
 if TYPE_CHECKING:
-    from kvlite.text.template import ChatText
-
-Writer = Callable[[str, int, Split], Conversation]
+    from kvlite.text.template import ChatText, Encoded
 
 WRITERS: Mapping[str, Writer] = {
-    "recall": write_recall,
-    "needle": write_needle,
-    "tracking": write_tracking,
-    "lookup": write_lookup,
+    "needles": material.write_needles,
+    "dialogue": material.write_dialogue,
+    "prompt": material.write_prompt,
+    "lines": material.write_lines,
+    "multikey": material.write_multikey,
+    "tracking": material.write_tracking,
+    "cloze": material.write_cloze,
 }
 FORCED = ("kl", "ppl")
 SUITES = (*WRITERS, *FORCED)
 
-_SAMPLE_TURNS = 24  # of a conversation that tells how many tokens a turn takes
+_END_OF_DOCUMENT = "<|endoftext|>"
+_TRIES = 20  # to write an item that has no more tokens than are wanted
+
+
+@dataclass(frozen=True, slots=True)
+class AskedQuestion:
+    """A question in ids: `prompt` asks it, `answer` is the right answer, of which the value is what `start` leaves.
+
+    What it asks for was told about `back` tokens before the end of the item.
+    """
+
+    prompt: Encoded
+    answer: tuple[int, ...]
+    start: int
+    value: str
+    kind: str
+    back: int
+
+    @property
+    def ids(self) -> tuple[int, ...]:
+        """The question and its right answer."""
+        return self.prompt.ids + self.answer
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedItem:
+    """An item in ids: `prefix` is fed once, and each question behind it on its own."""
+
+    prefix: tuple[int, ...]
+    questions: tuple[AskedQuestion, ...]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the prefix with the longest question."""
+        return len(self.prefix) + max((len(question.ids) for question in self.questions), default=0)
+
+
+@dataclass(frozen=True, slots=True)
+class ForcedText:
+    """Ids to feed as they are; all but the first `unscored` are scored."""
+
+    ids: tuple[int, ...]
+    unscored: int = 1
 
 
 @dataclass(frozen=True, slots=True)
 class Suite:
-    """A suite to run: `count` conversations of at most `length` tokens as written, words from one side of `split`.
+    """A suite to run: `count` items of at most `length` tokens. Raises UsageError on an unknown name.
 
-    `max_tokens` ends an answer. Sizes are at least 1. Raises UsageError on an unknown name.
+    With `free` the model also answers in its own words, with at most `max_tokens` tokens.
     """
 
     name: str
     count: int
     length: int
     seed: int = 0
-    split: Split = "held-out"
+    free: bool = False
     max_tokens: int = 32
 
     def __post_init__(self) -> None:
@@ -51,7 +92,7 @@ class Suite:
 
     @property
     def is_forced(self) -> bool:
-        """True where text is teacher-forced and scored, false where questions are asked."""
+        """True where all of a text is scored, false where questions are asked about it."""
         return self.name in FORCED
 
     @property
@@ -59,67 +100,68 @@ class Suite:
         """The name of the material: suites that share it measure the same runs and report other figures."""
         return "text" if self.is_forced else self.name
 
-    def conversations(self, text: ChatText) -> list[Conversation]:
-        """The conversations, each cut where `text` counts `length` tokens."""
-        write = WRITERS.get(self.name, write_recall)
-        sample = write(f"{self.seed}/length", _SAMPLE_TURNS, self.split)
-        a_turn = max(1.0, sum(turn_tokens(text, sample)) / len(sample.turns))
-        turns = max(1, int(self.length / a_turn))
-        found = []
-        for number in range(self.count):
-            written = write(f"{self.seed}/{self.material}/{number}", turns, self.split)
-            ends = list(accumulate(turn_tokens(text, written)))
-            found.append(Conversation(written.turns[: max(1, bisect(ends, self.length))]))
+    def items(self, text: ChatText, prose: str | None = None) -> list[EncodedItem]:
+        """The items for a model, in `prose` or in kvlite's own."""
+        prose = (prose or own_prose()).replace(_END_OF_DOCUMENT, "\n")
+        sample = prose[:8000]
+        size = int(self.length * len(sample) / max(1, len(text.raw(sample).ids)))
+        return [self._item(text, prose, size, number) for number in range(self.count)]
+
+    def _item(self, text: ChatText, prose: str, size: int, number: int) -> EncodedItem:
+        """One item, written smaller until it fits `length`."""
+        for _ in range(_TRIES):
+            rng = random.Random(f"{self.seed}/{self.name}/{number}")
+            found = encoded(text, WRITERS[self.name](rng, prose, size))
+            if found.tokens <= self.length:
+                break
+            size = int(size * min(0.95, self.length / found.tokens))
+        else:
+            raise UsageError(f"{self.name} cannot be asked in {self.length} tokens; give a longer --length")
         return found
 
+    def texts(self, text: ChatText, prose: str | None = None) -> list[ForcedText]:
+        """Documents of `prose`, or of kvlite's own, in pieces of at most `length` tokens, at most `count` of them.
 
-@dataclass(frozen=True, slots=True)
-class ForcedText:
-    """Ids to feed as they are; `scored` marks those that the model would have had to write."""
-
-    ids: tuple[int, ...]
-    scored: tuple[bool, ...]
-
-
-def dialogue_texts(suite: Suite, text: ChatText) -> list[ForcedText]:
-    """Recall dialogues with their right answers, of which the answers are scored."""
-    texts = []
-    for conversation in suite.conversations(text):
-        parts = [part for turn in _encoded(text, conversation) for part in turn]
-        scored = (is_answer for part, is_answer in zip(parts, cycle((False, True))) for _ in part)
-        texts.append(ForcedText(tuple(chain.from_iterable(parts)), tuple(scored)))
-    return texts
-
-
-def file_texts(suite: Suite, text: ChatText, content: str) -> list[ForcedText]:
-    """The documents of `content`, cut into pieces of at most `length` tokens, at most `count` of them, all scored.
-
-    Documents end at a line `<|endoftext|>`. Raises UsageError where there is nothing to score.
-    """
-    opening = text.raw("").ids
-    unscored = max(1, len(opening))
-    texts: list[ForcedText] = []
-    for document in filter(str.strip, content.replace("\r\n", "\n").split("\n<|endoftext|>\n")):
-        ids = text.raw(document.strip()).ids[len(opening) :]
-        step = max(2, suite.length - len(opening))
-        pieces = (opening + ids[start : start + step] for start in range(0, len(ids), step))
-        scored = (False,) * unscored + (True,) * step
-        texts += [ForcedText(piece, scored[: len(piece)]) for piece in pieces if len(piece) > 1]
-        if len(texts) >= suite.count:
-            return texts[: suite.count]
-    if not texts:
-        raise UsageError("the text has no two tokens; give a longer one")
-    return texts
+        Documents end at a line `<|endoftext|>`. Raises UsageError where there is nothing to score.
+        """
+        opening = text.raw("").ids
+        unscored = max(1, len(opening))
+        texts: list[ForcedText] = []
+        for document in (prose or own_prose()).replace("\r\n", "\n").split(f"\n{_END_OF_DOCUMENT}\n"):
+            ids = text.raw(document.strip()).ids[len(opening) :]
+            step = max(2, self.length - len(opening))
+            pieces = (opening + ids[start : start + step] for start in range(0, len(ids), step))
+            texts += [ForcedText(piece, unscored) for piece in pieces if len(piece) > 1]
+            if len(texts) >= self.count:
+                return texts[: self.count]
+        if not texts:
+            raise UsageError("the text has no two tokens; give a longer one")
+        return texts
 
 
-def _encoded(text: ChatText, conversation: Conversation) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
-    """For each turn the ids that are fed before the answer, and the ids of the right answer."""
-    first, *later = conversation.turns
-    prompts = [text.conversation([{"role": "user", "content": first.user}])]
-    prompts += [text.next_turn(turn.user, ended=True) for turn in later]
-    return [(prompt.ids, text.written(turn.answer)) for prompt, turn in zip(prompts, conversation.turns, strict=True)]
+def encoded(text: ChatText, item: Item) -> EncodedItem:
+    """An item as `text` writes it: what all questions have in common is the prefix."""
+    prefix, prompts = _prompts(text, item)
+    questions = []
+    for question, prompt in zip(item.questions, prompts, strict=True):
+        answer, lead = text.written(question.lead + question.value), text.written(question.lead.rstrip())
+        back = round((1 - question.where) * len(prefix))
+        start = common_start(lead, answer)
+        questions.append(AskedQuestion(prompt, answer, start, question.value, question.kind, back))
+    return EncodedItem(prefix, tuple(questions))
 
 
-def turn_tokens(text: ChatText, conversation: Conversation) -> list[int]:
-    """Tokens of each turn with its right answer."""
-    return [len(prompt) + len(answer) for prompt, answer in _encoded(text, conversation)]
+def _prompts(text: ChatText, item: Item) -> tuple[tuple[int, ...], list[Encoded]]:
+    """The ids that all questions have in front, and the prompt of each behind these."""
+    first, *others = item.messages
+    if not others:
+        asked = [text.conversation([{"role": "user", "content": f"{first}\n\n{each.ask}"}]) for each in item.questions]
+        alone = text.conversation([{"role": "user", "content": f"{first}\n\n"}]).ids
+        shared = min((common_start(alone, prompt.ids) for prompt in asked), default=len(alone))
+        return alone[:shared], [replace(prompt, ids=prompt.ids[shared:]) for prompt in asked]
+    prefix = text.conversation([{"role": "user", "content": first}]).ids
+    for message, answer in zip([*others[1::2], None], others[::2], strict=True):
+        prefix += text.written(answer)
+        if message is not None:
+            prefix += text.next_turn(message, ended=True).ids
+    return prefix, [text.next_turn(question.ask, ended=True) for question in item.questions]

@@ -1,40 +1,38 @@
 """Results as numbers with intervals of 95 %, per variant and by distance.
 
-Wilson's intervals for a share of questions, a seeded bootstrap over conversations for everything else.
+Wilson's intervals for a share of questions, a seeded bootstrap over items or texts for everything else.
 """
 
 from __future__ import annotations
 
 import math
 import random
-from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from kvlite.evaluation.journal import Answered, QuestionResult, Result, Scored
+from kvlite.evaluation.journal import Answered, QuestionResult, Result, Scored, span_of
 from kvlite.evaluation.suites import Suite
 from kvlite.evaluation.variant import Placed
-from kvlite.memory.shape import ModelShape
 
 RESAMPLES = 1000
 Z95 = 1.959964
 
-TURNS = (2, 4, 8, 16, 32)
-"""Upper ends of the spans of distances, in turns; the last span is open."""
+LEAST_RIGHT = 0.5
+"""Below this share of right answers under the full cache a suite says more about the model than about the cache."""
 
-_MAIN = {"kl": "kl", "ppl": "perplexity"}  # of the suites whose main figure is not the right answers
 _FORCED_FIGURES = ("kl", "agreement", "perplexity")
+_SHARES = ("of_full", "right", "free", "free_of_full")
 
 Item = TypeVar("Item")
 Pair = tuple[float, int]
-"""A sum over the questions or tokens of one conversation, and their count."""
+"""A sum over the questions or tokens of one item, and their count."""
 
-Distances = tuple[int, int | None]
-"""Distances above the first number and up to the second, None: without end."""
+Distances = tuple[int, int]
+"""Distances in tokens, above the first number and up to the second."""
 
 Measured = tuple[Placed, Sequence[Result]]
-"""A variant in one suite and its results, in the order of the conversations."""
+"""A variant in one suite and its results, in the order of the items."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,25 +46,23 @@ class Estimate:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """The main figure over distances above `over` and up to `upto` (None: without end)."""
+    """Right answers, or the main figure of forced text, over distances above `over` and up to `upto`."""
 
     over: int
-    upto: int | None
+    upto: int
     count: int
     estimate: Estimate
 
     @property
     def label(self) -> str:
-        if self.upto is None:
-            return f"> {self.over}"
-        return str(self.upto) if self.upto == self.over + 1 else f"{self.over + 1}-{self.upto}"
+        return f"{self.over + 1}-{self.upto}"
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """The results of one variant in one suite: its figures by name, and the first of them by distance.
+    """The results of one variant in one suite: its figures by name, and by distance.
 
-    `count` is questions, or scored tokens. `samples` is the main figure of each conversation, for comparisons in pairs.
+    `count` is questions, or scored tokens. `samples` is the main figure of each item, for comparisons in pairs.
     """
 
     placed: Placed
@@ -86,20 +82,24 @@ class Line:
 class Summary:
     """A suite in numbers: the reference first.
 
-    `tokens` is the longest conversation under the full cache, and `full_cache_bytes` the size of an unbounded cache for
-    it, to which shares refer. `unreached` questions lie behind the model's window under the full cache and count for no
-    variant; one that only a variant did not reach is wrong.
+    `tokens` is the longest item, and `full_cache_bytes` the size of an unbounded cache for it, to which shares refer.
+    `guessed` questions are answered right without having read the item; they count for no variant.
     """
 
     suite: Suite
     tokens: int
     full_cache_bytes: int
     lines: tuple[Line, ...]
-    unreached: int = 0
+    guessed: int = 0
 
     @property
     def reference(self) -> Line:
         return self.lines[0]
+
+    @property
+    def is_up_to_it(self) -> bool:
+        """True where the model, with the full cache, answers enough that a budget can be judged by what it loses."""
+        return can_do(self.reference.results)
 
     @property
     def main(self) -> str:
@@ -109,48 +109,57 @@ class Summary:
     @property
     def unit(self) -> str:
         """The unit of distances."""
-        return "tokens before" if self.suite.is_forced else "turns back"
+        return "tokens before" if self.suite.is_forced else "tokens back"
 
     @property
     def by_budget(self) -> dict[str, dict[str, Line]]:
-        """The lines to compare, by budget from the smallest, and by name; of several T the smallest, as in decoding."""
-        by_size = sorted(self.lines[1:], key=lambda line: line.placed.plan.budget_bytes)
-        budgets: dict[str, dict[str, Line]] = {str(line.placed.variant.budget): {} for line in by_size}
-        for line in sorted(self.lines[1:], key=lambda line: -line.placed.plan.chunk):
-            budgets[str(line.placed.variant.budget)][line.placed.variant.name] = line
+        """The lines to compare, by budget from the smallest, and by name."""
+        budgets: dict[str, dict[str, Line]] = {}
+        for line in sorted(self.lines[1:], key=lambda line: line.placed.plan.budget_bytes):
+            budgets.setdefault(str(line.placed.variant.budget), {})[line.placed.variant.name] = line
         return budgets
 
 
-def summarise(suite: Suite, shape: ModelShape, measured: Sequence[Measured]) -> Summary:
-    """The numbers of a suite on a model of `shape`, the reference measured first."""
+def can_do(full: Sequence[Result]) -> bool:
+    """True for forced text, and where the full cache answers enough questions that cannot be guessed."""
+    asked = [outcome for each in full if isinstance(each, Answered) for outcome in each.outcomes if not outcome.guessed]
+    if not asked:
+        return not any(isinstance(each, Answered) for each in full)
+    return sum(outcome.right for outcome in asked) >= LEAST_RIGHT * len(asked)
+
+
+def summarise(suite: Suite, full_cache_bytes: int, measured: Sequence[Measured]) -> Summary:
+    """The numbers of a suite, the reference measured first."""
     full = measured[0][1]
     tokens = max(result.tokens for result in full)
     lines = tuple(_line(suite, placed, results, full) for placed, results in measured)
-    unreached = sum(each.unreached for each in full if isinstance(each, Answered))
-    return Summary(suite, tokens, shape.full_cache_bytes(tokens), lines, unreached)
+    guessed = sum(outcome.guessed for each in full if isinstance(each, Answered) for outcome in each.outcomes)
+    return Summary(suite, tokens, full_cache_bytes, lines, guessed)
 
 
 def _line(suite: Suite, placed: Placed, results: Sequence[Result], full: Sequence[Result]) -> Line:
     sums = [_sums(result, reference) for result, reference in zip(results, full, strict=True)]
-    main = _MAIN.get(suite.name, "right")
+    main = {"kl": "kl", "ppl": "perplexity"}.get(suite.name, "of_full")
 
     def pairs(name: str, at: Distances | None = None) -> list[Pair]:
-        """A figure of each conversation, at one distance or at all."""
+        """A figure of each item, at one distance or at all."""
         found = [each.values() if at is None else [each[at]] for each in sums if at is None or at in each]
         return [(sum(by[name][0] for by in each), sum(by[name][1] for by in each)) for each in found]
 
-    names = dict.fromkeys((main, *_FORCED_FIGURES)) if suite.is_forced else ("right", "of_full")
+    questions = (*_SHARES[:2], "nll", *(_SHARES[2:] if suite.free else ()))
+    names = dict.fromkeys((main, *_FORCED_FIGURES)) if suite.is_forced else questions
     figures = {name: _estimate(name, pairs(name), suite.seed) for name in names}
+    by_distance = main if suite.is_forced else "right"
     parts = []
-    for at in sorted({at for each in sums for at in each}, key=lambda at: at[0]):
-        there = pairs(main, at)
-        parts.append(Part(*at, sum(count for _, count in there), _estimate(main, there, suite.seed)))
-    samples = tuple(pairs(main))
-    return Line(placed, results, sum(count for _, count in samples), figures, tuple(parts), samples)
+    for at in sorted({at for each in sums for at in each}):
+        there = pairs(by_distance, at)
+        parts.append(Part(*at, sum(count for _, count in there), _estimate(by_distance, there, suite.seed)))
+    count = sum(count for _, count in pairs(by_distance))
+    return Line(placed, results, count, figures, tuple(parts), tuple(pairs(main)))
 
 
 def _sums(result: Result, reference: Result) -> dict[Distances, dict[str, Pair]]:
-    """The figures of one conversation or text by distance; questions are those that the reference reached."""
+    """The figures of one item or text by distance; questions are those that cannot be guessed."""
     if isinstance(result, Scored):
         return {
             (span.over, span.upto): {
@@ -161,25 +170,27 @@ def _sums(result: Result, reference: Result) -> dict[Distances, dict[str, Pair]]
             for span in result.spans
         }
     assert isinstance(reference, Answered)
-    right = {outcome.turn for outcome in result.outcomes if outcome.right}
-    by_distance: dict[Distances, list[QuestionResult]] = {}
-    for question in reference.outcomes:
-        index = bisect_left(TURNS, question.turns)
-        by_distance.setdefault(((0, *TURNS)[index], (*TURNS, None)[index]), []).append(question)
+    by_distance: dict[Distances, list[tuple[QuestionResult, QuestionResult]]] = {}
+    for found, full in zip(result.outcomes, reference.outcomes, strict=True):
+        if not full.guessed:
+            by_distance.setdefault(span_of(full.back), []).append((found, full))
     return {
         at: {
-            "right": (sum(asked.turn in right for asked in questions), len(questions)),
-            "of_full": (
-                sum(asked.turn in right for asked in questions if asked.right),
-                sum(asked.right for asked in questions),
+            "of_full": (sum(found.right for found, full in asked if full.right), sum(full.right for _, full in asked)),
+            "right": (sum(found.right for found, _ in asked), len(asked)),
+            "nll": (sum(found.nll for found, _ in asked), len(asked)),
+            "free": (sum(bool(found.free) for found, _ in asked), len(asked)),
+            "free_of_full": (
+                sum(bool(found.free) for found, full in asked if full.free),
+                sum(bool(full.free) for _, full in asked),
             ),
         }
-        for at, questions in by_distance.items()
+        for at, asked in by_distance.items()
     }
 
 
 def _estimate(name: str, pairs: Sequence[Pair], seed: int) -> Estimate:
-    if name not in _FORCED_FIGURES:
+    if name in _SHARES:
         return wilson(int(sum(right for right, _ in pairs)), sum(asked for _, asked in pairs))
     if name == "perplexity":
         return bootstrap(pairs, lambda drawn: math.exp(mean(drawn)), seed)
@@ -204,9 +215,9 @@ def wilson(right: int, asked: int) -> Estimate:
 
 
 def bootstrap(items: Sequence[Item], statistic: Callable[[Sequence[Item]], float], seed: int = 0) -> Estimate:
-    """A statistic of conversations or texts, which are drawn again with replacement (Efron 1979, percentiles).
+    """A statistic of items or texts, which are drawn again with replacement (Efron 1979, percentiles).
 
-    What one conversation holds stays together, so that questions in one need not be independent.
+    What one item holds stays together, so that questions in one need not be independent.
     """
     value = statistic(items) if items else math.nan
     rng = random.Random(seed)

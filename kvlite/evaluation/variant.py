@@ -10,10 +10,10 @@ from kvlite.cache.policy import Policy, load_policy
 from kvlite.memory.budget import Budget, BudgetKind
 from kvlite.memory.format import human_bytes, slot_format
 from kvlite.memory.plan import MOST_CHUNK, CachePlan, CacheSpec, plan_cache
-from kvlite.memory.shape import ModelShape
 
 if TYPE_CHECKING:
     from kvlite.engine.engine import Engine
+    from kvlite.llm.text_model import TextModel
     from kvlite.models.loaded import LoadedModel
 
 
@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 class Variant:
     """A policy with its parameters, and the budget of one conversation.
 
-    A share is one of the bytes that an unbounded cache takes for the longest conversation of the suite, as the suite's
-    `place` is told; None is room for everything, the reference. `chunk_limit` is the most prompt tokens fed at once.
+    A share is one of the bytes that an unbounded cache takes for the longest item of the suite, as `place` is told;
+    None is room for everything, the reference. `kv_dtype` auto is the model's own dtype there, and what kvlite takes by
+    itself for a budget elsewhere. `chunk_limit` is the most prompt tokens fed at once.
     """
 
     policy: Policy
@@ -39,16 +40,22 @@ class Variant:
         """The policy with the settings that differ from its own defaults, and the slot format where one is asked."""
         return str(self.policy) if self.kv_dtype == "auto" else f"{self.policy} {self.kv_dtype}"
 
-    def place(self, shape: ModelShape, tokens: int, most: int) -> Placed:
-        """Plan the variant on a model of `shape` whose longest conversation has `tokens` tokens, at most `most`.
+    def place(self, model: TextModel, tokens: int) -> Placed:
+        """Plan the variant on a model where the longest item has `tokens` tokens.
 
         Raises CapacityError where the budget is too small for the policy.
         """
-        spec = self.policy.cache_spec(slot_format(self.kv_dtype, shape.dtype), chunk_limit=self.chunk_limit)
-        budget = self.budget or Budget(BudgetKind.TOKENS, most)
+        shape = model.loaded.shape
+        budget = self.budget or Budget(BudgetKind.TOKENS, tokens)
         if budget.kind is BudgetKind.SHARE:
             size = int(Fraction(budget.amount) * shape.full_cache_bytes(tokens))
             budget = Budget(BudgetKind.BYTES, size, str(budget))
+        if self.kv_dtype == "auto" and self.budget is not None:
+            stored = model.slot_format(self.policy, budget)
+        else:
+            stored = slot_format(self.kv_dtype, shape.dtype)
+        profile = None if self.is_reference else model.head_profile()
+        spec = self.policy.cache_spec(stored, chunk_limit=self.chunk_limit, head_shares=profile)
         return Placed(self, spec, plan_cache(shape, budget, spec, free_bytes=None))
 
 

@@ -7,16 +7,25 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from kvlite.evaluation.conclusion import conclusion
+from kvlite.evaluation.conclusion import conclusion, recommendation
 from kvlite.evaluation.journal import Answered
 from kvlite.evaluation.summary import Estimate, Line, Summary
 from kvlite.memory.format import human_bytes
 from kvlite.record.page import WIDTH, Curve, Mark, Plot, Section, page, round_ticks, y_at
 from kvlite.record.table import UNKNOWN, Table
 
-_TITLES = {"right": "RIGHT", "of_full": "OF FULL", "kl": "KL", "agreement": "SAME FIRST", "perplexity": "PERPLEXITY"}
-_SHARES = ("right", "of_full", "agreement")
-_AXES = {"right": "right answers", "kl": "nats from the full cache", "perplexity": "perplexity"}
+_TITLES = {
+    "of_full": "OF FULL",
+    "right": "RIGHT",
+    "nll": "NLL",
+    "free": "FREE",
+    "free_of_full": "FREE OF FULL",
+    "kl": "KL",
+    "agreement": "SAME FIRST",
+    "perplexity": "PERPLEXITY",
+}
+_SHARES = ("of_full", "right", "free", "free_of_full", "agreement")
+_AXES = {"of_full": "right answers", "kl": "nats from the full cache", "perplexity": "perplexity"}
 _APART = 7.0  # the most between the intervals of two variants, which stand beside each other at one place
 
 Points = Sequence[tuple[str, Mapping[str, Estimate]]]
@@ -33,7 +42,8 @@ def headline(about: Mapping[str, Any]) -> str:
 def eval_page(about: Mapping[str, Any], summaries: Sequence[Summary]) -> str:
     """The page of `--html`."""
     sections = [suite_section(summary) for summary in summaries]
-    return page(f"kvlite eval {about['model']}", "What the KV budget costs", headline(about), sections)
+    title = f"{headline(about)}. {recommendation(summaries)}"
+    return page(f"kvlite eval {about['model']}", "What the KV budget costs", title, sections)
 
 
 def suite_section(summary: Summary) -> Section:
@@ -46,33 +56,36 @@ def suite_table(summary: Summary) -> Table:
     """Figures with their 95 % intervals, then the first of them by distance."""
     figures = (_TITLES[name] for name in summary.reference.figures)
     distances = list(dict.fromkeys(part.label for line in summary.lines for part in line.parts))
-    columns = ("POLICY", "BUDGET", "T", "SLOTS", *figures, *distances)
-    return Table(columns, tuple(_row(line, distances) for line in summary.lines), fixed=3)
+    columns = ("POLICY", "BUDGET", "FORMAT", "T", "SLOTS", *figures, *distances)
+    return Table(columns, tuple(_row(line, distances) for line in summary.lines), fixed=2)
 
 
 def _about(summary: Summary) -> str:
     suite = summary.suite
-    made_of, counted = ("texts", "scored tokens") if suite.is_forced else ("conversations", "questions")
+    made_of, counted = ("texts", "scored tokens") if suite.is_forced else ("items", "questions")
+    by = "" if suite.is_forced else "right answers "
     parts = [
         f"{len(summary.reference.results)} {made_of} of up to {summary.tokens:,} tokens",
         f"{summary.reference.count:,} {counted}",
         f"full cache {human_bytes(summary.full_cache_bytes)}",
         "T: prompt tokens fed at once",
         "in brackets: intervals of 95 %",
-        f"last columns: {_TITLES[summary.main].lower()} by {summary.unit}",
-        f"seed {suite.seed}, {suite.split} words",
+        f"last columns: {by}by {summary.unit}",
+        f"seed {suite.seed}",
     ]
-    if summary.unreached:
-        parts.insert(2, f"{summary.unreached} more lie behind the model's window and do not count")
+    if summary.guessed:
+        parts.insert(2, f"{summary.guessed} more can be guessed and do not count")
     return " · ".join(parts)
 
 
 def _row(line: Line, distances: Sequence[str]) -> tuple[str, ...]:
     placed = line.placed
-    values = {part.label: _value(next(iter(line.figures)), part.estimate.value) for part in line.parts}
+    shown = next(iter(line.figures))
+    values = {part.label: _value(shown, part.estimate.value) for part in line.parts}
     return (
         placed.variant.name,
         placed.budget_text,
+        placed.spec.slot_format.name,
         "any" if placed.variant.is_reference else str(placed.plan.chunk),  # the full cache gives the same in any chunks
         f"{placed.plan.slots:,}",
         *(_figure(name, estimate) for name, estimate in line.figures.items()),
@@ -95,7 +108,7 @@ def _value(name: str, value: float) -> str:
 
 
 def suite_plots(summary: Summary) -> list[Plot]:
-    """By budget where there are several; then by distance, one plot per budget and way in which text was fed."""
+    """By budget where there are several; then by distance, one plot per budget."""
     plots = []
     budgets = summary.by_budget
     if len(budgets) > 1:
@@ -106,8 +119,7 @@ def suite_plots(summary: Summary) -> list[Plot]:
         plots.append(_plot(summary, ("By budget", "budget"), list(budgets), list(found.items())))
     groups: dict[str, list[Line]] = {}
     for line in summary.lines[1:]:
-        is_single = summary.suite.is_forced and line.placed.plan.chunk == 1
-        groups.setdefault(line.placed.budget_text + (", T = 1" if is_single else ""), []).append(line)
+        groups.setdefault(line.placed.budget_text, []).append(line)
     for title, others in (groups or {"everything": []}).items():
         shown = (summary.reference, *others)
         points = [(line.placed.variant.name, {part.label: part.estimate for part in line.parts}) for line in shown]
@@ -150,7 +162,8 @@ def _axis(summary: Summary) -> list[float]:
 
 def eval_json(about: Mapping[str, Any], summaries: Sequence[Summary]) -> dict[str, Any]:
     """Everything, the single answers included; `about` says which model was measured and on what."""
-    return {"schema": "kvlite.eval/1", **about, "suites": [_suite(summary) for summary in summaries]}
+    suites = [_suite(summary) for summary in summaries]
+    return {"schema": "kvlite.eval/2", **about, "recommendation": recommendation(summaries), "suites": suites}
 
 
 def _suite(summary: Summary) -> dict[str, Any]:
@@ -159,7 +172,7 @@ def _suite(summary: Summary) -> dict[str, Any]:
         "tokens": summary.tokens,
         "full_cache_bytes": summary.full_cache_bytes,
         "distance": summary.unit,
-        "unreached": summary.unreached,
+        "guessed": summary.guessed,
         "verdict": conclusion(summary),
         "variants": [_variant(line) for line in summary.lines],
     }
@@ -185,7 +198,7 @@ def _variant(line: Line) -> dict[str, Any]:
             for part in line.parts
         ],
         "answers": [
-            {"conversation": each.number, **asdict(outcome)}
+            {"item": each.number, **asdict(outcome)}
             for each in line.results
             if isinstance(each, Answered)
             for outcome in each.outcomes

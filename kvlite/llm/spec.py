@@ -5,7 +5,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Literal, TypeVar, get_origin, get_type_hints
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_origin, get_type_hints
 
 from kvlite.cache.policy import Policy, load_policy
 from kvlite.catalog.files import ModelFiles, local_files
@@ -21,9 +22,12 @@ from kvlite.memory.prediction import DeviceKind
 from kvlite.memory.shape import ModelShape
 from kvlite.options import ModelOptions
 
-ROWS_ON_CPU = 8
-ROWS_ON_GPU = 64
-"""Rows of a batch where the user names no number and the budget holds as many."""
+if TYPE_CHECKING:
+    from kvlite.profiles.profile import HeadProfile
+
+ROWS_ON_CPU = 32
+ROWS_ON_GPU = 256
+"""Rows of a batch where the user names no number and the budget holds as many; more of them answer no faster."""
 
 Options = TypeVar("Options")
 
@@ -66,10 +70,26 @@ class RunSpec:
         """The model's files, downloaded where they are not here yet; `say` is told before a download."""
         return local_files(self.ref, offline=self.options.offline, allow_pickle=self.options.allow_pickle, say=say)
 
-    def cache(self, shape: ModelShape) -> CacheSpec:
+    def cache(self, shape: ModelShape, profile: HeadProfile | None = None) -> CacheSpec:
         """The cache that is asked for; in the model's dtype where the slot format is left open."""
         stored = self.stored or slot_format("auto", shape.dtype)
-        return self.policy.cache_spec(stored, self.on_full, self.options.prefill_chunk)
+        return self.policy.cache_spec(stored, self.on_full, self.options.prefill_chunk, profile)
+
+    def profile(self, facts: ModelFiles, shape: ModelShape) -> HeadProfile | None:
+        """The profile of the heads that is asked for, as far as it is known before the weights are loaded.
+
+        Raises UsageError where a file was named that holds none of such a model.
+        """
+        from kvlite.profiles.profile import read_profile
+        from kvlite.profiles.store import Profiles
+
+        word = self.options.profile
+        if word == "off":
+            return None
+        if word != "auto":
+            return read_profile(Path(word)).require(shape, word)
+        found = Profiles().of_files(facts)
+        return found if found is not None and found.fits(shape) else None
 
     def fit(
         self,
@@ -78,16 +98,18 @@ class RunSpec:
         batch_size: BatchSize | None = None,
         *,
         loaded: ModelShape | None = None,
+        profile: HeadProfile | None = None,
     ) -> Fit:
-        """The model on a device, beside its weights where they are `loaded` in that shape.
+        """The model on a device, beside its weights where they are `loaded` in that shape, with its heads' `profile`.
 
-        `batch_size` None is one conversation with the whole budget, else rows share it.
+        `batch_size` None is one conversation with the whole budget, else rows share it. Before the weights are loaded,
+        the profile is the one that is known of the files.
         """
-        shape = loaded or ModelShape.from_config(facts.config, dtype=self.dtype, stored_dtype=facts.stored_dtype)
+        shape = loaded or facts.shape(self.dtype)
         most = (ROWS_ON_GPU if device.kind == "cuda" else ROWS_ON_CPU) if batch_size == "auto" else batch_size
         return Fit(
             shape=shape,
-            spec=self.cache(shape),
+            spec=self.cache(shape, profile if loaded else self.profile(facts, shape)),
             weights=facts.weights,
             quant=self.options.quant,
             device=device.kind,

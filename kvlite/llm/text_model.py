@@ -12,14 +12,19 @@ from typing import TYPE_CHECKING, Any
 from kvlite.console import Console
 from kvlite.llm.generation import not_applied
 from kvlite.llm.spec import BatchSize, PlanDevice, RunSpec
+from kvlite.memory.fit import LONGEST
 
 if TYPE_CHECKING:
+    from kvlite.cache.policy import Policy
     from kvlite.catalog.files import ModelFiles
     from kvlite.engine.engine import Engine
+    from kvlite.memory.budget import Budget
     from kvlite.memory.fit import Fit
-    from kvlite.memory.plan import CacheSpec
+    from kvlite.memory.format import SlotFormat
+    from kvlite.memory.plan import CachePlan, CacheSpec
     from kvlite.models.kv_quant_check import QuantEffect
     from kvlite.models.loaded import LoadedModel
+    from kvlite.profiles.profile import HeadProfile
     from kvlite.record.schema import ModelIdentity
     from kvlite.text.template import ChatText
 
@@ -47,7 +52,7 @@ class TextModel:
     """The loaded weights and the way between text and ids.
 
     `captures`: the device runs CUDA graphs for it; `listener` is told what happens to it. `effects` remembers what slot
-    formats did to it.
+    formats did to it, `profiles` the profile of its heads once one was looked for.
     """
 
     spec: RunSpec
@@ -57,6 +62,7 @@ class TextModel:
     captures: bool
     listener: Console | Told
     effects: dict[str, QuantEffect] = field(default_factory=dict)
+    profiles: list[HeadProfile | None] = field(default_factory=list)
 
     @classmethod
     def load(cls, spec: RunSpec, listener: Console | Told, files: ModelFiles | None = None) -> TextModel:
@@ -107,35 +113,70 @@ class TextModel:
             refused=list(self.loaded.refused),
         )
 
-    def allocate(self, batch_size: BatchSize | None) -> Allocated:
+    def allocate(self, batch_size: BatchSize | None, slots: int | None = None, lines: int = 1) -> Allocated:
         """Build the engine for one conversation with the whole budget (None), or for a batch whose rows share it.
 
-        Raises CapacityError where the budget or the device's memory is too small, SlotsTooCoarse where the model does
-        not tolerate the slot format that was named.
+        Those of a batch fit `lines` of at most `slots` tokens where that is known. Raises CapacityError where the
+        budget or the device's memory is too small, SlotsTooCoarse where the model does not tolerate the slot format
+        that was named.
         """
-        from kvlite.engine.decode_graphs import CudaGraphs
-        from kvlite.engine.engine import Engine
+        fit, budget = self.fit(batch_size), self.spec.budget
+        plan = fit.cache(budget) if slots is None else fit.rows(budget, slots, lines)
+        return Allocated(self.engine(fit, plan), fit, batch_size)
+
+    def fit(self, batch_size: BatchSize | None) -> Fit:
+        """The model on its device, with the memory that is free now. Raises as `allocate` does."""
         from kvlite.models.device import free_bytes
 
         spec, loaded, device = self.spec, self.loaded, self.loaded.device
         place = PlanDevice("cuda" if device.type == "cuda" else "cpu", str(device), free_bytes(device))
+        profile = self._profile(spec.fit(self.files, place, batch_size, loaded=loaded.shape))
         if batch_size is None and spec.row_budget is not None:  # a batch may follow: say now that it does not fit
-            rows = spec.fit(self.files, place, "auto", loaded=loaded.shape)
+            rows = spec.fit(self.files, place, "auto", loaded=loaded.shape, profile=profile)
             replace(rows, spec=rows.specs(spec.budget)[0]).cache(spec.budget)
-        fit = spec.fit(self.files, place, batch_size, loaded=loaded.shape)
-        fit = replace(fit, spec=self._tolerated(fit.specs(spec.budget)))
-        engine = Engine(
-            loaded,
-            fit.cache(spec.budget),
+        fit = spec.fit(self.files, place, batch_size, loaded=loaded.shape, profile=profile)
+        return replace(fit, spec=self._tolerated(fit.specs(spec.budget)))
+
+    def engine(self, fit: Fit, plan: CachePlan) -> Engine:
+        """Build an engine with such a cache. Raises CapacityError where the device's memory is too small."""
+        from kvlite.engine.decode_graphs import CudaGraphs
+        from kvlite.engine.engine import Engine
+
+        spec = self.spec
+        return Engine(
+            self.loaded,
+            plan,
             spec.policy,
             fit.spec.slot_format,
             spec.on_full,
             spec.options.kernels,
-            recorder=CudaGraphs(device) if self.captures else None,
+            recorder=CudaGraphs(self.loaded.device) if self.captures else None,
             must_capture=bool(spec.options.capture),
             warn=self.listener.warn,
         )
-        return Allocated(engine, fit, batch_size)
+
+    def _profile(self, fit: Fit) -> HeadProfile | None:
+        """The profile that the heads' slots follow; None where nothing is evicted."""
+        if self.spec.options.profile == "off":
+            return None
+        spec = fit.specs(self.spec.budget)[-1]
+        one, budget = replace(fit, spec=spec), self.spec.budget
+        plan = one.cache(budget) if one.batch is None else one.rows(budget, LONGEST, 1)
+        return self.head_profile() if spec.evicts and plan.slots < plan.most_slots else None
+
+    def head_profile(self) -> HeadProfile | None:
+        """The profile for a cache that evicts; None where all heads get as many slots, which is said once."""
+        from kvlite.llm.head_profile import profile_for
+
+        if not self.profiles:
+            self.profiles.append(profile_for(self))
+        return self.profiles[0]
+
+    def slot_format(self, policy: Policy, budget: Budget) -> SlotFormat:
+        """The slots that one conversation gets under `policy` where nobody names a format."""
+        place = PlanDevice("cpu", "", 0)  # a budget of bytes or tokens is as large everywhere
+        spec = replace(self.spec, policy=policy, stored=None)
+        return self._tolerated(spec.fit(self.files, place, loaded=self.loaded.shape).specs(budget)).slot_format
 
     def _tolerated(self, specs: Sequence[CacheSpec]) -> CacheSpec:
         """The first of `specs` that the model tolerates: without harm where there is another to take instead."""
@@ -170,6 +211,10 @@ class Allocated:
     engine: Engine
     fit: Fit
     batch_size: BatchSize | None
+
+    def predicted(self) -> dict[str, int]:
+        """Bytes by term, as `kvlite plan` predicts them."""
+        return self.fit.memory(self.engine.plan).predicted()
 
 
 def import_engine() -> None:

@@ -33,14 +33,11 @@ Weights = tuple[tuple[float, ...], ...]
 MOST_LENGTHS = 2
 """Most numbers of slots in one layer: each is attended over by itself."""
 
-STEP = 2.0
+STEP = 1.5
 """Ratio of neighbours in the grid of slots per head."""
 
-LEAST_RATIO = 3.0
-"""Heads of one layer have equally many slots where their needs differ by less, whichever way they are cut in two."""
-
-LEAST_SHARE = 16
-"""A head has at least the average slots divided by this, whatever it needs."""
+LEAST_SHARE = 2
+"""A head has at least the average slots divided by this, whatever it needs: what is near is of use everywhere."""
 
 
 def equally(slots: int, most: int, depth: int, layers: int) -> int:
@@ -125,15 +122,13 @@ def _few(needs: Sequence[float]) -> list[float]:
     def spread(start: int, end: int) -> float:
         return squares[end] - squares[start] - (sums[end] - sums[start]) ** 2 / (end - start)
 
-    def mean(heads: Sequence[int]) -> float:
-        return sum(needs[head] for head in heads) / len(heads)
-
     count = len(needs)
     cut = min(range(1, count), key=lambda cut: spread(0, cut) + spread(cut, count), default=count)
-    low, high = order[:cut], order[cut:]
-    if not high or mean(high) < LEAST_RATIO * mean(low):
-        return [mean(order)] * count
-    return [mean(low if head in low else high) for head in range(count)]
+    few = [0.0] * count
+    for side in (order[:cut], order[cut:]):
+        for head in side:
+            few[head] = sum(needs[other] for other in side) / len(side)
+    return few
 
 
 def _on_grid(need: float) -> float:

@@ -9,7 +9,7 @@ from functools import partial
 from importlib.resources import files
 from typing import Any, Literal
 
-from kvlite.errors import BrokenModel
+from kvlite.errors import BrokenModel, UnsupportedModel
 from kvlite.memory.fields import Fields
 
 FULL, SLIDING, LINEAR, CONV, HYBRID = "full_attention", "sliding_attention", "linear_attention", "conv", "hybrid"
@@ -198,6 +198,29 @@ NOT_HELD: Mapping[str, str] = {
 
 TEXT_TYPES: Mapping[str, str] = {"llava": "llama", "mistral3": "mistral"}
 """The text model inside a composite one whose `text_config` names no `model_type`, where it is not called NAME_text."""
+
+COMPOSITES = frozenset(
+    ("aya_vision", "cohere2_vision", "fast_vlm", "gemma3", "gemma3n", "gemma4", "idefics3", "internvl", "lfm2_vl",
+     "lighton_ocr", "llava", "llava_next", "llava_next_video", "llava_onevision", "mistral3", "perception_lm",
+     "smolvlm", "vipllava")
+)  # fmt: skip
+"""Models that also see, of which kvlite loads the text part alone; it attends as a text model of its own does."""
+
+_WHOLE = frozenset(("qwen3_5", "qwen3_5_moe"))
+"""Models that also see and that transformers loads as causal language models."""
+
+
+def is_composite(config: Mapping[str, Any]) -> bool:
+    """True of a config.json of which kvlite loads the text part alone."""
+    return config.get("model_type") in COMPOSITES
+
+
+def refuse_unknown_part(config: Mapping[str, Any]) -> None:
+    """Raise UnsupportedModel where the text part is not one that kvlite takes out of the whole."""
+    name = config.get("model_type")
+    is_part = isinstance(config.get("text_config"), Mapping) and ("vision_config" in config or "audio_config" in config)
+    if is_part and name not in COMPOSITES | _WHOLE:
+        raise UnsupportedModel(f"'{name}' models also see or hear, and kvlite does not know their text part")
 
 
 def class_defaults(name: str) -> Mapping[str, object]:

@@ -18,6 +18,7 @@ from kvlite.memory.families import (
     TEXT_TYPES,
     Family,
     class_defaults,
+    refuse_unknown_part,
 )
 from kvlite.memory.fields import Fields
 from kvlite.memory.format import DTYPE_BYTES, FORMATS, SlotFormat
@@ -84,6 +85,7 @@ class ModelShape:
             raise BrokenModel(f"config.json holds a {type(config).__name__}; expected an object")
         outer = Fields(config)
         text = outer.nested("text_config") or outer
+        refuse_unknown_part(config)
         name = _family_name(outer, text)
         family, text = FAMILIES[name], _completed(text, name)
         dtype = dtype or _dtype(text) or _dtype(outer) or stored_dtype or "bfloat16"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 import warnings
 from collections.abc import Mapping
@@ -40,14 +41,16 @@ from kvlite.errors import (
     is_out_of_memory,
 )  # fmt: skip
 from kvlite.memory.format import dtype_name, human_bytes
-from kvlite.memory.prediction import weight_term
+from kvlite.memory.prediction import packed_bits, weight_term
 from kvlite.memory.shape import ModelShape
 from kvlite.models.device import free_bytes, set_threads
 from kvlite.models.fusing import fuse, multiply_four_bit
 from kvlite.models.head_needs import fingerprint
 from kvlite.models.hybrid import HybridState
 from kvlite.models.loaded import LoadedModel
+from kvlite.models.packed import packed_settings
 from kvlite.models.quantised import quantisation, refuse_quantisation
+from kvlite.models.text_part import text_part_arguments
 from kvlite.models.verify import admit
 from kvlite.options import ModelOptions
 from kvlite_kernels.backend import KernelsUnavailable
@@ -104,17 +107,17 @@ def _ops(wanted: str, device: torch.device) -> FusedOps:
 
 def _shape(files: ModelFiles, dtype: str | None, device: torch.device) -> ModelShape:
     """The model's shape in the dtype it is computed in."""
-    shape = ModelShape.from_config(files.config, dtype=dtype, stored_dtype=files.stored_dtype)
+    shape = files.shape(dtype)
     if shape.dtype == "bfloat16" and device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0):
         if dtype is None:
-            return ModelShape.from_config(files.config, dtype="float16")  # Turing has no bfloat16 arithmetic
+            return files.shape("float16")  # Turing has no bfloat16 arithmetic
         raise UsageError("this GPU has no bfloat16 arithmetic; give --dtype float16")
     return shape
 
 
 def _require_room(files: ModelFiles, shape: ModelShape, quant: str, device: torch.device) -> None:
     """Refuse weights that take more, once loaded, than is free."""
-    needed, free = weight_term(shape, files.weights, quant).predicted_bytes, free_bytes(device)
+    needed, free = weight_term(shape, files.weights, quant, device.type).predicted_bytes, free_bytes(device)
     if needed is not None and needed > free:
         raise DoesNotFit(
             f"the weights take {human_bytes(needed)} and {human_bytes(free)} are free on {device}; "
@@ -159,12 +162,15 @@ def _model(files: ModelFiles, options: ModelOptions, dtype: torch.dtype, device:
         "ignore_mismatched_sizes": True,  # they are told by name below; transformers would only say that there are some
         "use_safetensors": None if options.allow_pickle else True,
     }
-    if device.type == "cuda" or options.quant != "none":
+    bits = packed_bits(options.quant, device.type)
+    if device.type == "cuda" or (options.quant != "none" and not bits):
         arguments["device_map"] = {"": device}
     try:
         if options.quant != "none":
-            arguments["quantization_config"] = quantisation(
-                folder, options.quant, dtype, device, trust_remote_code=options.trust_remote_code
+            arguments["quantization_config"] = (
+                packed_settings(bits)
+                if bits
+                else quantisation(folder, options.quant, dtype, device, trust_remote_code=options.trust_remote_code)
             )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -185,7 +191,8 @@ def _model(files: ModelFiles, options: ModelOptions, dtype: torch.dtype, device:
 
 
 def _from_folder(folder: Path, arguments: dict[str, Any]) -> Any:
-    return AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, **arguments)
+    part = text_part_arguments(folder)
+    return AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, **arguments, **part)
 
 
 def _from_gguf(files: ModelFiles, arguments: dict[str, Any]) -> Any:
@@ -212,6 +219,11 @@ def _require_tensors(folder: Path, info: Mapping[str, Any]) -> None:
         )
 
 
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{lines[0] if lines else type(error).__name__:.200}"
+
+
 def _first(names: list[str]) -> str:
     return f"{names[0]} and {len(names) - 1} more" if names[1:] else names[0]
 
@@ -227,14 +239,21 @@ def _require_vocabulary(config: PretrainedConfig, tokenizer: PreTrainedTokenizer
 def _refusal(folder: Path, part: str, error: Exception) -> KvliteError:
     """The user's error where `part` of `folder` cannot be loaded."""
     text = str(error)
+    if isinstance(error, ImportError) and (needed := re.search(r"`(pip install [^`]+)`", text)):
+        return UnsupportedModel(f"the {part} in {folder} needs a package that is not here; `{needed[1]}`")
     if "instantiate the backend tokenizer" in text:
         return BrokenModel(f"{folder} has no tokenizer (tokenizer.json); copy it from the model it was made from")
+    if part == "tokenizer" and re.search("sentencepiece|tiktoken|protobuf", text, re.IGNORECASE):
+        return UnsupportedModel(
+            f"the tokenizer in {folder} needs a package that is not here; `pip install 'kvlite-llm[sentencepiece]'` "
+            f"({_first_line(error)})"
+        )
     if "for this kind of AutoModel" in text:
         message = f"{folder} is not a causal language model that transformers knows; choose another model"
         return UnsupportedModel(message)
     if "trust_remote_code" in text:
         return ModelError(f"{folder} runs code of its own; read it, then give --trust-remote-code")
-    if isinstance(error, OSError) and "safetensors" in text:
+    if isinstance(error, OSError) and "safetensors" in text and any(folder.glob("*.bin")):
         return BrokenModel(f"{folder} has no safetensors weights; give --allow-pickle if you trust its .bin files")
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     why = (

@@ -18,6 +18,7 @@ from transformers.quantizers.auto import AutoHfQuantizer
 from transformers.quantizers.base import get_keys_to_not_convert
 
 from kvlite.errors import UnsupportedModel, UsageError
+from kvlite.models.text_part import text_part_arguments
 from kvlite_kernels.fused_ops import FusedOps
 from kvlite_kernels.nf4 import FourBit, can_join, is_served
 
@@ -77,7 +78,9 @@ def _left_out(folder: Path, trust_remote_code: bool) -> list[str] | None:
 
     Of rows that are not whole blocks bitsandbytes' AVX-512 kernel makes wrong weights, and its packed one wants tiles.
     """
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
+    config = text_part_arguments(folder).get("config") or AutoConfig.from_pretrained(
+        folder, trust_remote_code=trust_remote_code, local_files_only=True
+    )
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
     uneven = [

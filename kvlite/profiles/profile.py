@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from kvlite.errors import UsageError
 from kvlite.memory.shape import ModelShape
 
-REFERENCE = 0.2
+REFERENCE = 0.1
 """The share of a conversation at which the curve is read where nobody knows how long it will be."""
 
 Needs = tuple[tuple[float, ...], ...]
@@ -64,10 +64,14 @@ class HeadProfile(BaseModel):
         pairs = zip(low.heads, high.heads, strict=True)
         return tuple(tuple(a + part * (b - a) for a, b in zip(x, y, strict=True)) for x, y in pairs)
 
+    def fits(self, shape: ModelShape) -> bool:
+        """True where a model of this shape has the layers and heads that were measured."""
+        wanted = tuple(layer.kv_heads if layer.kind == "full" else 0 for layer in shape.layers)
+        return tuple(map(len, self.points[0].heads)) == wanted
+
     def require(self, shape: ModelShape, where: str) -> HeadProfile:
         """This profile. Raises UsageError where it is of a model with other layers or heads; `where` it came from."""
-        wanted = tuple(layer.kv_heads if layer.kind == "full" else 0 for layer in shape.layers)
-        if tuple(map(len, self.points[0].heads)) != wanted:
+        if not self.fits(shape):
             raise UsageError(
                 f"{where} is the profile of a model with other heads ({self}); `kvlite profile MODEL` makes this one's"
             )

@@ -34,7 +34,9 @@ class Profiles:
     def of_files(self, found: ModelFiles) -> HeadProfile | None:
         """The profile of the weights last loaded from these files, or that comes for their repository."""
         profiles = [*self._all()]
-        named = (one for name in (found.identity(), found.repo) for one in profiles if name in one.models)
+        named = (
+            one for name in (found.identity(), found.repo, found.ref.alias) for one in profiles if name in one.models
+        )
         return next(named, None)
 
     def save(self, profile: HeadProfile) -> Path:

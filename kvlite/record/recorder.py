@@ -26,6 +26,7 @@ from kvlite.record.schema import (
     RunRecord,
     TimelinePoint,
     TorchMemory,
+    TurnReport,
 )
 from kvlite.record.store import RunRecords, new_run_id, write_whole
 
@@ -64,6 +65,26 @@ class ReadableEngine(Protocol):
 
     def read(self) -> Reading:
         """Measure everything."""
+
+
+class KeptTurn(Protocol):
+    """A turn of a chat, as far as a record notes it."""
+
+    @property
+    def number(self) -> int:
+        """Its place, from 1."""
+
+    @property
+    def tokens(self) -> int:
+        """Its length."""
+
+    @property
+    def share(self) -> float:
+        """The part of it that is kept."""
+
+    @property
+    def is_pinned(self) -> bool:
+        """True where nothing more of it is evicted."""
 
 
 class Timeline:
@@ -116,6 +137,8 @@ class Recorder:
         self._timeline = Timeline()
         self._has_evicted = False
         self._peak_bytes = 0
+        self._is_within_budget = True
+        self._turns: list[TurnReport] = []
         self._sums = {"tokens_seen": 0, "tokens_kept": 0, "tokens_evicted": 0}  # over all answers, for a batch
         self._engine: ReadableEngine | None = None
 
@@ -139,13 +162,34 @@ class Recorder:
         is_first = counts.tokens_evicted > 0 and not self._has_evicted
         self._has_evicted |= is_first
         self._peak_bytes = max(self._peak_bytes, counts.live_bytes)
+        self._is_within_budget &= counts.live_bytes <= counts.budget_bytes
+        self._add_point(counts, "first eviction" if is_first else None)
+
+    def changed(self, how: str) -> None:
+        """Note that the cache was exchanged: it has another budget or policy, and a peak of its own."""
+        if self._engine is not None:
+            self._peak_bytes = 0
+            self._add_point(self._engine.counts(), how)
+
+    def released(self) -> None:
+        """Let go of the engine: another model follows."""
+        self._engine = None
+
+    def turns(self, kept: Sequence[KeptTurn]) -> None:
+        """Note what is kept of the turns of a chat."""
+        self._turns = [
+            TurnReport(turn=turn.number, tokens=turn.tokens, kept=turn.share, pinned=turn.is_pinned) for turn in kept
+        ]
+
+    def _add_point(self, counts: KVCounts, event: str | None) -> None:
+        assert self._engine is not None
         self._timeline.add(
             TimelinePoint(
                 t_s=round(time.monotonic() - self._start_s, 3),
                 tokens_seen=counts.tokens_seen,
                 kv_bytes=counts.live_bytes,
                 allocated_bytes=self._engine.allocated_bytes(),
-                event="first eviction" if is_first else None,
+                event=event,
             )
         )
 
@@ -220,7 +264,8 @@ class Recorder:
             "allocated_unused_bytes": max(0, counts.reserved_bytes - peak_bytes),
             "policy_state_bytes": reading.terms.get("policy_state", 0),
             "per_layer": reading.layers,
-            "within_budget": max(peak_bytes, counts.reserved_bytes) <= counts.budget_bytes,
+            "per_turn": self._turns,
+            "within_budget": self._is_within_budget and max(peak_bytes, counts.reserved_bytes) <= counts.budget_bytes,
         }
         if self._record.batch is not None:
             facts |= {**self._sums, "full_cache_bytes": None}  # that of the last answer only

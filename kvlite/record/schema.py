@@ -69,6 +69,16 @@ class LayerKept(Block):
     bytes: int
 
 
+class TurnReport(Block):
+    """A turn of a chat, and what of it was kept when the run ended."""
+
+    turn: int
+    tokens: int
+    kept: float
+    """The share of its tokens, the mean over the KV heads of full layers."""
+    pinned: bool = False
+
+
 class KVReport(Block):
     """The cache against its budget; a batch counts tokens over all its answers."""
 
@@ -86,7 +96,7 @@ class KVReport(Block):
     live_bytes: int
     """Live slots times slot bytes when the run ended."""
     peak_bytes: int
-    """The largest `live_bytes` of the run."""
+    """The largest `live_bytes` of the run, or since the budget was changed."""
     tokens_seen: int
     tokens_kept: int
     tokens_evicted: int
@@ -97,8 +107,10 @@ class KVReport(Block):
     policy_state_bytes: int | None = None
     per_layer: list[LayerKept] = Field(default_factory=list)
     """A batch sums over its rows."""
+    per_turn: list[TurnReport] = Field(default_factory=list)
+    """The turns of a chat."""
     within_budget: bool
-    """True when neither the reserved nor the peak bytes ever passed the budget."""
+    """True when neither the reserved nor the peak bytes ever passed the budget of the time."""
 
 
 class MemoryTerm(Block):

@@ -51,6 +51,7 @@ def record_tables(record: RunRecord) -> list[Table]:
     tables = (
         _memory(record),
         Table(("KV cache", ""), _cache(record.kv) if record.kv else ()),
+        _turns(record.kv),
         Table(("Phase", "peak memory"), phases),
         _requests(record),
         Table(("Batch", ""), _batch(record.batch) if record.batch else ()),
@@ -137,6 +138,24 @@ def _cache(kv: KVReport) -> Rows:
         times = f", {kv.full_cache_bytes / kv.peak_bytes:.1f} times the peak" if kv.peak_bytes else ""
         rows.append(("a full cache", f"{human_bytes(kv.full_cache_bytes)}{times}"))
     return tuple(rows)
+
+
+def _turns(kv: KVReport | None) -> Table:
+    """What of a chat was kept when it ended; nothing where all of it was."""
+    turns = kv.per_turn if kv and kv.tokens_evicted else []
+    shown = turns[:MAX_REQUEST_ROWS]
+    rows = tuple(
+        (f"{turn.turn}{', pinned' if turn.pinned else ''}", count(turn.tokens), _kept(turn.kept)) for turn in shown
+    )
+    note = f"{len(turns) - len(shown):,} more turns; --json has all" if len(shown) < len(turns) else ""
+    return Table(("Turn", "tokens", "kept"), rows, note)
+
+
+def _kept(share: float) -> str:
+    """A share in percent; 0 % and 100 % are said of nothing and of all alone."""
+    if 0 < share < 0.01 or 0.99 < share < 1:
+        return "<1 %" if share < 0.5 else ">99 %"
+    return f"{share:.0%}".replace("%", " %")
 
 
 def _requests(record: RunRecord) -> Table:

@@ -116,6 +116,10 @@ class AnswerText:
         """True until the thinking is closed."""
         return self._part is Part.THINKING
 
+    def follow(self, token_id: int) -> None:
+        """Take the id that comes before the first; its text was shown already."""
+        self._decoder.push(token_id)
+
     def push(self, token_id: int) -> list[Piece]:
         """Take the next id and return the pieces it completes; none once a stop string was met."""
         return self._read(self._decoder.push(token_id), is_last=False)

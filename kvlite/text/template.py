@@ -92,6 +92,11 @@ class ChatText:
             ids.add(self.tokenizer.convert_tokens_to_ids(end))
         return frozenset(token_id for token_id in ids if isinstance(token_id, int))
 
+    @property
+    def template(self) -> str:
+        """The chat template as it is written; empty where the model has none."""
+        return self._renderer.source
+
     def prompt(self, text: str, *, system: str | None = None) -> Encoded:
         """Encode one user message; without a template and a system prompt, the model continues it as plain text."""
         if self._has_template or system:
@@ -145,6 +150,15 @@ class ChatText:
         if continues:
             return replace(self._encoded(ids, "", pins), begins=self._part_of(turns[-1].content))
         return self._encoded(ids, parts[-1], pins)
+
+    def turn_starts(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+        """The places in the ids of `conversation(messages)` where the user's messages begin."""
+        whole, starts = self.conversation(messages).ids, []
+        for index, message in enumerate(messages):
+            if message["role"] == "user":
+                other = {"role": "user", "content": "1" if message["content"].startswith("0") else "0"}
+                starts.append(common_start(self.conversation([*messages[:index], other]).ids, whole))
+        return starts
 
     def next_turn(self, user: str, *, ended: bool, thinking: bool = False) -> Encoded:
         """Encode what follows an answer already fed: its end, the user's message, the prompt for the next answer.

@@ -10,7 +10,7 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from kvlite.cache.cache import SlotCache
+from kvlite.cache.cache import SlotCache, observe
 from kvlite.cache.policies import H2O, TOVA, Full, HeavyHitter, Pyramid, Scissorhands, SnapKV, Window
 from kvlite.cache.policy import Candidates, Policy, load_policy, policy_names
 from kvlite.cache.rotation import Rotation
@@ -467,3 +467,17 @@ def test_a_row_with_more_live_slots_than_its_neighbour_is_read_whole() -> None:
         together, expected = both.feed(counts), alone.feed(counts[1:])
         for index, out in enumerate(expected):
             assert_parity(f"out of layer {index}", together[index][1], out[0])
+
+
+def test_queries_whose_weight_fp32_does_not_tell_from_none_do_not_count() -> None:
+    pos = torch.arange(40, dtype=torch.int32).expand(2, -1)
+    seen = observe(HeavyHitter(decay=0.5), pos, [0, 20])
+    assert seen is not None
+    assert (seen.weight > 0).sum(-1).tolist() == [24, 4]
+    assert seen.first(40) == 16
+    nothing = observe(HeavyHitter(decay=0.5), pos, [30, 24])
+    assert nothing is not None
+    assert not nothing.weight.any()
+    assert nothing.first(40) == 40
+    assert nothing.retention is not None
+    assert nothing.retention[0].item() == 0.5**40

@@ -40,6 +40,9 @@ class FakeDecoder:
         self.stop, self.stopped, self.text, self.thinking = stop, False, "", ""
         self.is_thinking = False
 
+    def follow(self, token_id: int) -> None:
+        pass
+
     def push(self, token_id: int) -> list[FakePiece]:
         character = chr(token_id)
         if character in "<>":
@@ -87,6 +90,7 @@ class FakeEngine:
     num_restored: int = 0
     snapshot_bytes: int = 100
     cut_short: str | None = None
+    pinned: list[tuple[int, int]] = field(default_factory=list)
     _cancelled: dict[str, FinishReason] = field(default_factory=dict)
 
     def run(self, requests: list[Request]) -> Iterator[Token | Completion]:
@@ -117,6 +121,15 @@ class FakeEngine:
 
     def cancel(self, request_id: str, reason: FinishReason = FinishReason.CANCELLED) -> None:
         self._cancelled[request_id] = reason
+
+    def said(self, row: int) -> list[int]:
+        return self.fed
+
+    def take_back(self, row: int) -> int | None:
+        return self.fed.pop() if self.fed else None
+
+    def pin(self, row: int, spans: list[tuple[int, int]], *, unpins: bool = False) -> None:
+        self.pinned = [span for span in self.pinned if span not in spans] + ([] if unpins else [*spans])
 
     def check_pins(self, pins: tuple[tuple[int, int], ...]) -> None:
         if sum(end - start for start, end in pins) > self.slots:

@@ -5,12 +5,14 @@ import pytest
 
 from kvlite.chat import slash_commands
 from kvlite.chat.display import AnswerFormat, Display
-from kvlite.chat.loop import Chat, Pasted, message_of
+from kvlite.chat.loop import Chat, Opened, Pasted, message_of
 from kvlite.chat.session import Session
 from kvlite.chat.session_files import SessionFolder
 from kvlite.console import Console
-from kvlite.errors import ContextFull, Interrupted
+from kvlite.errors import ContextFull, DoesNotFit, Interrupted, ModelNotFound
 from kvlite.llm.answer import AnswerSettings
+from kvlite.llm.chat_memory import TurnKept
+from kvlite.llm.saved_row import Unusable
 from kvlite.record.recorder import Recorder
 from tests.chat.messages import message
 
@@ -30,10 +32,46 @@ class Script:
         return line
 
 
+class FakeMemory:
+    """Three turns, of which the first is gone and the second nearly."""
+
+    def __init__(self, session):
+        self.session, self.pinned = session, set()
+
+    def turns(self):
+        shares = ((0.0, 0.0, 0.0), (0.004, 0.0, 0.5), (1.0, 1.0, 1.0))[: self.session.num_turns]
+        return [TurnKept(n, 40, sum(cells) / 3, cells, n in self.pinned) for n, cells in enumerate(shares, 1)]
+
+    def pin(self, number):
+        self.pinned.add(number)
+        return self.turns()[number - 1]
+
+    def unpin(self, number):
+        self.pinned.remove(number)
+
+    def save(self, path, messages):
+        if self.session.conversation.holds(messages):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(repr(messages).encode())
+            return path.stat().st_size
+        return None
+
+    def load(self, path, messages):
+        if not path.exists() or path.read_bytes() != repr(messages).encode():
+            raise Unusable("its cache was not saved")
+        return 42
+
+    def tokens_of(self, text):
+        return len(text.split())
+
+    def panel(self):
+        return [("tokens seen", f"{self.session.counts().tokens_seen}"), ("policy", "window")]
+
+
 class Held:
     """A chat with its engine and what it wrote."""
 
-    def __init__(self, engine, text, folder, autosaves=True, shows_thinking=False):
+    def __init__(self, engine, text, folder, autosaves=True, shows_thinking=False, keeps_cache=True):
         self.engine = engine
         self.out, self.err = io.StringIO(), io.StringIO()
         self.folder = SessionFolder(folder)
@@ -41,9 +79,26 @@ class Held:
         recorder = Recorder("chat", (), report="none")
         display = Display(console, recorder, AnswerFormat(shows_thinking=shows_thinking))
         session = Session(engine, text, AnswerSettings())
-        self.chat = Chat(session, self.folder, display, model="demo", autosaves=autosaves)
+        memory = FakeMemory(session)
+        saves = {"autosaves": autosaves, "keeps_cache": keeps_cache}
+        self.opened = []
+
+        def opens(name):
+            if name == "none":
+                raise ModelNotFound("no model is called none")
+            return lambda: self._open(name, engine, text)
+
+        self.chat = Chat(Opened(session, memory, "demo", "demo"), self.folder, display, opens=opens, **saves)
+
+    def _open(self, name, engine, text):
+        self.opened.append(name)
+        if name == "large":
+            raise DoesNotFit("too large")
+        session = Session(engine, text, AnswerSettings())
+        return Opened(session, FakeMemory(session), f"{name}@1", name)
 
     def type(self, *lines, first=None):
+        self.chat.is_over = False
         self.script = Script(*lines)
         self.chat.run(self.script, first)
         return self
@@ -169,6 +224,30 @@ def test_mem_gives_the_counts(held):
     assert "tokens seen" in held.said and "window" in held.said
 
 
+def test_forgotten_shows_each_turn_with_what_is_left_of_it(held):
+    held.engine.slots = 20
+    held.type("first question", "second", "third", "/pin 3", "/forgotten")
+    assert "turn 3 is pinned: all of it stays" in held.said
+    assert "   1  ···    0 % of    40 tok  first question" in held.said
+    assert "   2  ░·▒   17 %" in held.said and "   3  ███  100 % of    40 tok pinned  third" in held.said
+    assert "of turn 1 nothing is left" in held.said
+
+
+@pytest.mark.parametrize("line", ["/pin", "/pin x", "/unpin 1.5"])
+def test_a_pin_takes_the_number_of_a_turn(held, line):
+    held.type("hi", line)
+    assert "takes the number of a turn" in held.said
+
+
+@pytest.mark.parametrize(
+    ("line", "hint"),
+    [("/budget", "takes a size"), ("/budget 1GB 2GB", "takes a size"), ("/policy", "window"), ("/check", "no answer")],
+)
+def test_a_change_that_is_none_is_told_what_it_takes(held, line, hint):
+    held.type(line)
+    assert hint in held.said
+
+
 def test_a_turn_that_was_taken_back_is_gone_from_the_file_too(held):
     held.type("secret", "/undo")
     (info,) = held.folder.saved()
@@ -211,6 +290,19 @@ def test_a_full_context_keeps_the_question_for_retry(held):
     held.type("question", "/retry")
     assert "no slot left" in held.said and "/retry asks it again" in held.said
     assert held.chat.session.messages[0]["content"] == "question" and held.out.getvalue() == "fine\n"
+
+
+def test_another_model_goes_on_with_the_conversation(held):
+    held.type("a", "/model other", "b")
+    assert held.engine.fed_text == "u:a|a:ok|u:b|a:ok" and "read by this model with your next message" in held.said
+    (info,) = held.folder.saved()
+    assert info.summary().model == "other@1" and info.summary().turns == 2
+
+
+def test_a_model_that_cannot_be_had_leaves_the_one_there_is(held):
+    held.type("a", "/model none", "b", "/model large", "c", "/model")
+    assert "no model is called none" in held.said and "too large" in held.said
+    assert held.opened == ["large", "demo"] and held.chat.session.num_turns == 3 and "demo@1; /model NAME" in held.said
 
 
 def test_evictions_are_announced_once_and_counted_each_turn(held):

@@ -12,9 +12,10 @@ from prompt_toolkit.input import create_pipe_input
 from prompt_toolkit.output import DummyOutput
 
 from kvlite.chat import terminal
+from kvlite.chat.completion import ChatCompleter
 from kvlite.chat.loop import Pasted
 from kvlite.chat.slash_commands import BY_NAME
-from kvlite.chat.terminal import Terminal, command_completer, is_open_block
+from kvlite.chat.terminal import Terminal, is_open_block
 from kvlite.console import Console
 from kvlite.errors import Interrupted, UsageError
 
@@ -113,10 +114,19 @@ def test_is_open_block(text, is_open):
 
 @pytest.mark.parametrize(
     ("text", "words"),
-    [("/re", ["/retry", "/regen"]), ("/sa", ["/save"]), ("/set ", []), ("re", []), (" /re", []), ("", [*ALL])],
+    [
+        ("/ret", ["/retry"]),
+        ("/sa", ["/save"]),
+        ("/load ", ["one"]),
+        ("/load o", ["one"]),
+        ("/set ", []),
+        ("re", []),
+        (" /re", []),
+        ("", [*ALL]),
+    ],
 )
 def test_completion_offers_commands_at_the_start_only(text, words):
-    completions = command_completer().get_completions(Document(text), CompleteEvent())
+    completions = ChatCompleter({"load": lambda: ["one"]}).get_completions(Document(text), CompleteEvent())
     assert [completion.text for completion in completions] == words
 
 

@@ -15,13 +15,19 @@ from kvlite.record.store import RunRecords
 from tests.matrix import but_few
 from tests.program import finish, start
 
-SMALL = ["eval", "demo", "--conversations", "2", "--length", "120", "--answer-tokens", "12", "--kv-budget", "40tok",
-         "--policy", "window"]  # fmt: skip
-RECALL = [*SMALL, "--suite", "recall"]
+SMALL = ["eval", "demo", "--items", "2", "--length", "200", "--kv-budget", "40tok", "--policy", "window"]
+NEEDLES = [*SMALL, "--suite", "needles"]
 
 
-def test_measures_recall_and_forced_text_and_resumes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    args = [*SMALL, "--length", "500", "--suite", "recall,kl", "--journal", str(tmp_path / "j"), "--json"]
+@pytest.fixture(autouse=True)
+def up_to_everything(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The built-in model answers few of the questions."""
+    monkeypatch.setattr("kvlite.evaluation.summary.LEAST_RIGHT", 0.0)
+
+
+def test_asks_and_scores_text_and_resumes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    args = [*SMALL, "--length", "500", "--suite", "needles,kl", "--free", "--answer-tokens", "8"]
+    args += ["--journal", str(tmp_path / "j"), "--json"]
     assert main(args) == 0
     first = json.loads(capsys.readouterr().out)
     lines = (tmp_path / "j").read_text()
@@ -29,12 +35,14 @@ def test_measures_recall_and_forced_text_and_resumes(tmp_path: Path, capsys: pyt
     assert json.loads(capsys.readouterr().out) == first
     assert (tmp_path / "j").read_text() == lines
     assert "<svg" in (tmp_path / "page.html").read_text()
-    recall, kl = first["suites"]
+    needles, kl = first["suites"]
     full, window = kl["variants"][0], kl["variants"][-1]
     assert full["figures"]["kl"]["value"] == 0 < window["figures"]["kl"]["value"]
-    assert window["T"] == 1
-    assert recall["variants"][0]["is_reference"] and recall["variants"][0]["count"] > 0
-    assert sum(part["count"] for part in recall["variants"][1]["by_distance"]) == recall["variants"][1]["count"]
+    assert needles["variants"][0]["is_reference"] and needles["variants"][0]["count"] > 0
+    assert sum(part["count"] for part in needles["variants"][1]["by_distance"]) == needles["variants"][1]["count"]
+    assert {"of_full", "right", "nll", "free", "free_of_full"} == set(needles["variants"][1]["figures"])
+    assert all(isinstance(answer["answer"], str) for answer in needles["variants"][1]["answers"])
+    assert "the full cache answers" in first["recommendation"] or "No budget" in first["recommendation"]
     record = RunRecords().load("last")
     assert (record.command, record.exit_code, record.kv, record.host.device) == ("eval", 0, None, "cpu")
     assert record.model is not None and record.model.alias == "demo"
@@ -53,7 +61,7 @@ def test_policies_are_compared_with_their_settings(capsys: pytest.CaptureFixture
     ("args", "code", "says"),
     [
         (["--suite", "riddles"], 2, "unknown suite 'riddles'"),
-        (["--suite", "recall,,kl"], 2, "an empty item"),
+        (["--suite", "needles,,kl"], 2, "an empty item"),
         (["--policy", "nothing"], 2, "unknown KV policy 'nothing'"),
         (["--policy", "window,sinks=8"], 2, "'sinks=8' has settings and no name"),
         (["--policy", "window:sinks=8,sink=9"], 2, "has no setting 'sink'"),
@@ -68,9 +76,10 @@ def test_policies_are_compared_with_their_settings(capsys: pytest.CaptureFixture
         (["--kv-budget", "auto"], 2, "--kv-budget auto is no size"),
         (["--kv-budget", "0tok"], 2, "is nothing"),
         (["--length", "99999"], 2, "more than the model's window"),
+        (["--length", "99999", "--suite", "ppl,kl"], 2, "more than the model's window"),
+        (["--text", "notes.txt", "--suite", "cloze"], 2, "finds nothing to ask for"),
         (["--text", "missing.txt"], 2, "missing.txt"),
         (["--text", "empty.txt"], 2, "is empty"),
-        (["--text", "notes.txt", "--suite", "recall"], 2, "is for the suites kl and ppl"),
         (["--html", "nowhere/page.html"], 2, "'--html': nowhere/page.html: no such folder"),
         (["--html", "folder"], 2, "'--html': folder: a folder"),
         (["--html", "notes.txt", "--text", "notes.txt"], 2, "name the same file"),
@@ -93,7 +102,7 @@ def test_bad_input_is_one_line_before_any_work(
     Path("folder").mkdir()
     Path("empty.txt").write_text(" \n")
     Path("notes.txt").write_text("mine\n")
-    assert main(["eval", "demo", "--conversations", "1", "--length", "100", *args]) == code
+    assert main(["eval", "demo", "--items", "1", "--length", "200", "--suite", "kl", *args]) == code
     captured = capsys.readouterr()
     assert captured.out == ""
     (line,) = captured.err.splitlines()
@@ -109,18 +118,18 @@ def test_a_file_that_may_not_be_written_is_refused_before_any_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("os.access", lambda path, mode: Path(path) != tmp_path)
-    assert main([*RECALL, "--html", str(tmp_path / "page.html")]) == 2
+    assert main([*NEEDLES, "--html", str(tmp_path / "page.html")]) == 2
     assert "may not be written" in capsys.readouterr().err
 
 
 def test_stdout_is_json_alone(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([*RECALL, "--json"]) == 0
+    assert main([*NEEDLES, "--json"]) == 0
     captured = capsys.readouterr()
-    assert json.loads(captured.out)["schema"] == "kvlite.eval/1"
+    assert json.loads(captured.out)["schema"] == "kvlite.eval/2"
 
 
 def test_quiet_leaves_the_table_and_nothing_else(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["-q", *RECALL]) == 0
+    assert main(["-q", *NEEDLES]) == 0
     captured = capsys.readouterr()
     assert captured.err == ""
     assert re.search(r"^window +40tok", captured.out, re.MULTILINE)
@@ -135,7 +144,7 @@ def test_a_pipe_gets_one_table_without_escapes_however_wide(capsys: pytest.Captu
 
 
 def test_without_a_model_it_says_that_the_built_in_one_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["eval", *RECALL[2:]]) == 0
+    assert main(["eval", *NEEDLES[2:]]) == 0
     assert "no model is named: the built-in demo answers" in capsys.readouterr().err
 
 
@@ -144,7 +153,20 @@ def test_stopped_it_keeps_what_was_measured_and_goes_on_from_there(
     tmp_path: Path, stop: signal.Signals, code: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     journal = tmp_path / "j"
-    args = [*RECALL, "--conversations", "6", "--batch-size", "1", "--journal", str(journal), "--json"]
+    args = [
+        *SMALL,
+        "--suite",
+        "kl",
+        "--length",
+        "600",
+        "--items",
+        "6",
+        "--batch-size",
+        "1",
+        "--journal",
+        str(journal),
+        "--json",
+    ]
     process = start(*args, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
     while process.poll() is None and (not journal.exists() or journal.read_bytes().count(b"\n") < 2):
         time.sleep(0.01)

@@ -1,17 +1,20 @@
 """The commands over the Hugging Face cache: data on stdout, the rest on stderr, codes a script can rely on."""
 
+import io
 import json
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
+from kvlite.catalog import runnable
 from kvlite.catalog.names import demo_folder
 from kvlite.catalog.snapshots import cache_root
 from kvlite.cli import main
 from tests.hub_server import HubServer, private_hub
-from tests.model_folder import KV_BYTES_PER_TOKEN, model_files, sharded_files, write_model
+from tests.model_folder import CONFIG, KV_BYTES_PER_TOKEN, model_files, sharded_files, write_model
 
 
 class Ran(NamedTuple):
@@ -30,13 +33,25 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServer]:
 
 
 @pytest.fixture
-def kvlite(hub: HubServer, capsys: pytest.CaptureFixture[str]) -> Kvlite:
+def kvlite(hub: HubServer, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Kvlite:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO()))
+
     def run(*args: str) -> Ran:
         capsys.readouterr()
         code = main(args)
         return Ran(code, *capsys.readouterr())
 
     return run
+
+
+def replace_cached(repo: str, name: str, content: bytes | None) -> None:
+    """Put other bytes in place of a cached file, or a link that leads nowhere."""
+    (path,) = cache_root().glob(f"models--{repo}/snapshots/*/{name}")
+    path.unlink()
+    if content is None:
+        path.symlink_to("../../blobs/nowhere")
+    else:
+        path.write_bytes(content)
 
 
 def test_pull_says_what_comes_and_prints_the_folder(hub: HubServer, kvlite: Kvlite) -> None:
@@ -96,9 +111,10 @@ def test_pull_without_a_network(kvlite: Kvlite, monkeypatch: pytest.MonkeyPatch)
 def test_ls_marks_what_cannot_be_used(hub: HubServer, kvlite: Kvlite) -> None:
     hub.add("Qwen/Qwen3-0.6B", model_files())
     hub.add("org/half", model_files())
-    hub.add("org/bloom", model_files(config__json=b'{"model_type": "bloom"}'))
+    hub.add("org/bloom", model_files())
     for name in ("qwen3-0.6b", "org/half", "org/bloom"):
         assert kvlite("pull", name).code == 0
+    replace_cached("org--bloom", "config.json", b'{"model_type": "bloom"}')  # as other programs download it
     next(cache_root().glob("models--org--half/snapshots/*/model.safetensors")).unlink()
     listed = {model["name"]: model for model in json.loads(kvlite("ls", "--json").out)}
     assert [*listed] == ["demo", "qwen3-0.6b", "org/bloom", "org/half"]
@@ -117,6 +133,95 @@ def test_ls_marks_what_cannot_be_used(hub: HubServer, kvlite: Kvlite) -> None:
     assert kvlite("ls", "-q").out.splitlines() == [*listed]
 
 
+@pytest.mark.parametrize("files", [model_files(), sharded_files()])
+def test_weights_that_a_link_does_not_lead_to_are_missing_for_ls_and_run(
+    hub: HubServer, kvlite: Kvlite, files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.add("org/name", files)
+    kvlite("pull", "org/name")
+    lost = max(name for name in files if name.endswith(".safetensors"))
+    replace_cached("org--name", lost, None)
+    _, listed = json.loads(kvlite("ls", "--json").out)
+    missing = "safetensors weights" if lost == "model.safetensors" else lost
+    assert (listed["state"], listed["problem"]) == (
+        "incomplete",
+        f"missing: {missing}; `kvlite pull org/name` completes it",
+    )
+    ran = kvlite("run", "org/name", "hi", "--offline")
+    assert (ran.code, ran.out) == (3, "")
+    assert f"org/name is not in the cache (missing: {missing}) and kvlite is offline" in ran.err
+
+
+def test_a_commit_that_is_here_is_named_where_another_is_not(hub: HubServer, kvlite: Kvlite) -> None:
+    commit = hub.add("org/name", model_files()).commit
+    kvlite("pull", f"org/name@{commit}")
+    expected = (
+        f"kvlite: org/name is not in the cache and kvlite is offline; another commit is here: org/name@{commit}\n"
+    )
+    for command in (["run", "org/name", "hi"], ["plan", "org/name"], ["show", "org/name"]):
+        ran = kvlite(*command, "--offline")
+        assert (ran.code, ran.out, ran.err) == (3, "", expected)
+
+
+BERT = b'{"model_type": "llama", "architectures": ["LlamaForSequenceClassification"]}'
+MLX_CARD = b"---\nlibrary_name: mlx\nbase_model:\n- Qwen/Qwen3-4B\n---\n# x"
+REFUSED_BEFORE_WEIGHTS = [
+    (
+        model_files(config__json=json.dumps(CONFIG | {"quantization": {"group_size": 64, "bits": 4}}).encode()),
+        "org/x is an MLX conversion, which only Apple's mlx runs; use Qwen/Qwen3-4B",
+    ),
+    (model_files(config__json=BERT), "org/x is a LlamaForSequenceClassification, which generates no text; choose a "),
+    (
+        model_files(config__json=json.dumps(CONFIG | {"quantization_config": {"quant_method": "aqlm"}}).encode()),
+        "org/x is quantised by aqlm, which needs aqlm; `pip install aqlm`, or use Qwen/Qwen3-4B",
+    ),
+    (
+        model_files(
+            config__json=json.dumps({"model_type": "qwen2_vl", "text_config": CONFIG, "vision_config": {}}).encode()
+        ),
+        "'qwen2_vl' models also see or hear, and kvlite does not know their text part",
+    ),
+    (
+        model_files(tokenizer__json=None) | {"tokenizer.model": b"1"},
+        "org/x has its vocabulary in SentencePiece's form alone, which needs sentencepiece and protobuf; "
+        "`pip install 'kvlite-llm[sentencepiece]'`",
+    ),
+    (
+        {name: data for name, data in sharded_files().items() if not name.endswith("2-of-00002.safetensors")},
+        "org/x has no model-00002-of-00002.safetensors, which its model.safetensors.index.json names; ask its owner to",
+    ),
+]
+
+
+@pytest.mark.parametrize(("files", "says"), REFUSED_BEFORE_WEIGHTS)
+def test_what_cannot_run_is_refused_before_its_weights_are_fetched(
+    hub: HubServer, kvlite: Kvlite, files: dict[str, bytes], says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runnable, "_is_installed", lambda package: False)
+    hub.add("org/x", files, card={"base_model": "Qwen/Qwen3-4B"})
+    for command in (["pull", "org/x"], ["run", "org/x", "hi"]):
+        ran = kvlite(*command)
+        assert (ran.code, ran.out) == (3, "")
+        assert ran.err.startswith(f"kvlite: {says}") and ran.err.count("\n") == 1
+    assert not list(cache_root().glob("*/snapshots/*/*.safetensors"))
+
+
+def test_a_proxy_that_needs_a_package_says_which(kvlite: Kvlite, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("ALL_PROXY", "HTTP_PROXY", "HTTPS_PROXY"):
+        monkeypatch.setenv(name, "socks5://127.0.0.1:9")
+    monkeypatch.setenv("HF_ENDPOINT", "http://example.invalid")
+    from huggingface_hub import close_session
+
+    close_session()
+    try:
+        ran = kvlite("pull", "org/name")
+    finally:
+        monkeypatch.undo()
+        close_session()
+    assert ran.code == 3 and ran.err.count("\n") == 1
+    assert "`pip install socksio`, or use another proxy" in ran.err
+
+
 def test_ls_names_a_lone_commit_so_that_the_name_works(hub: HubServer, kvlite: Kvlite) -> None:
     commit = hub.add("org/name", model_files()).commit
     kvlite("pull", f"org/name@{commit}")
@@ -127,8 +232,9 @@ def test_ls_names_a_lone_commit_so_that_the_name_works(hub: HubServer, kvlite: K
 def test_ls_survives_a_damaged_cache(hub: HubServer, kvlite: Kvlite) -> None:
     (cache_root() / "models--org--empty" / "refs").mkdir(parents=True)
     (cache_root() / "models--org--empty" / "refs" / "main").write_text("../../../etc")
-    hub.add("org/bad", model_files(config__json=b"[]"))
+    hub.add("org/bad", model_files())
     kvlite("pull", "org/bad")
+    replace_cached("org--bad", "config.json", b"[]")
     listed = {model["name"]: model["state"] for model in json.loads(kvlite("ls", "--json").out)}
     assert listed == {"demo": "ready", "org/bad": "broken", "org/empty": "incomplete"}
 

@@ -142,9 +142,10 @@ def test_json_keeps_the_keys_scripts_rely_on(body):
 
 
 def test_the_budget_and_the_policy_reach_the_cache(body):
-    kv = body("Tell me a story. " * 20, "--kv-budget", "40tok", "--kv-policy", "window", "--no-pin-system")["kvlite"][
-        "kv"
-    ]
+    kv = body(
+        "Tell me a story. " * 20, "--kv-budget", "40tok", "--kv-policy", "window", "--no-pin-system", "--profile", "off"
+    )
+    kv = kv["kvlite"]["kv"]
     assert kv["policy"] == "window" and kv["tokens_kept"] == 40 and kv["tokens_evicted"] == kv["tokens_seen"] - 40
 
 

@@ -5,12 +5,11 @@ from itertools import pairwise
 
 import pytest
 
-from kvlite.evaluation.vocabulary import held_out
 from tools.demo.dialogues import write_dialogue
 from tools.demo.facts import FACTS
 from tools.demo.memory import ask, correct, tell
 from tools.demo.small_talk import chat, remark
-from tools.demo.vocabulary import draw
+from tools.demo.vocabulary import draw, held_out
 from tools.demo.writer import Told, Writer
 
 KINDS = (

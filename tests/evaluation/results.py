@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import SimpleNamespace
+from typing import Any
 
 from kvlite.cache.policy import load_policy
 from kvlite.evaluation.journal import Answered, QuestionResult, Result, Scored, Span
@@ -10,30 +12,33 @@ from kvlite.evaluation.suites import Suite
 from kvlite.evaluation.summary import Measured, Summary, summarise
 from kvlite.evaluation.variant import REFERENCE, Placed, Variant
 from kvlite.memory.budget import Budget
+from kvlite.memory.format import slot_format
 from tests.cache.driving import attention_layer, model_shape
 
 SHAPE = model_shape(attention_layer(), attention_layer())
+MODEL: Any = SimpleNamespace(
+    loaded=SimpleNamespace(shape=SHAPE),
+    slot_format=lambda *_: slot_format("auto", "float32"),
+    head_profile=lambda: None,
+)
 TOKENS = 400
 
 
-def placed(policy: str, budget: str | None = "50%", chunk: int = 512) -> Placed:
+def placed(policy: str, budget: str | None = "50%") -> Placed:
     """A variant on a small model; without a budget the reference."""
     if budget is None:
-        return REFERENCE.place(SHAPE, TOKENS, TOKENS)
-    return Variant(load_policy(policy), Budget.parse(budget), chunk_limit=chunk).place(SHAPE, TOKENS, TOKENS)
+        return REFERENCE.place(MODEL, TOKENS)
+    return Variant(load_policy(policy), Budget.parse(budget)).place(MODEL, TOKENS)
 
 
-def answered(
-    rights: Sequence[Sequence[bool]], kinds: Sequence[str] = ("name", "list"), unreached: int = 0
-) -> list[Result]:
-    """One conversation per sequence, its questions in turns 1, 3, 5 and so on, about turn 0, of the kinds in turn."""
+def answered(rights: Sequence[Sequence[bool]], guessed: Sequence[int] = ()) -> list[Result]:
+    """One item per sequence, its questions 100, 200, 300 and so on tokens back."""
     return [
         Answered(
             number,
             TOKENS,
-            unreached,
             tuple(
-                QuestionResult(2 * at + 1, right, 2 * at + 1, 20 * (at + 1), kinds[at % len(kinds)], 1, "")
+                QuestionResult("code", 100 * (at + 1), right, 0.0 if right else 2.0, at in guessed, "17", right, "17")
                 for at, right in enumerate(questions)
             ),
         )
@@ -50,11 +55,9 @@ def scored(kls: Sequence[float], tokens: int = 50) -> list[Result]:
 
 
 def summary(
-    full: Sequence[Result],
-    others: Mapping[tuple[str, str] | tuple[str, str, int], Sequence[Result]],
-    suite: str = "recall",
+    full: Sequence[Result], others: Mapping[tuple[str, str], Sequence[Result]], suite: str = "needles"
 ) -> Summary:
-    """A suite in numbers: what the full cache did, and the others by policy, budget and, if given, most T."""
+    """A suite in numbers: the full cache's results, and the others' by policy and budget."""
     measured: list[Measured] = [(placed("full", None), full)]
     measured += [(placed(*name), results) for name, results in others.items()]
-    return summarise(Suite(suite, len(full), TOKENS), SHAPE, measured)
+    return summarise(Suite(suite, len(full), TOKENS, free=True), SHAPE.full_cache_bytes(TOKENS), measured)

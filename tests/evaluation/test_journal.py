@@ -9,10 +9,10 @@ import pytest
 from kvlite.errors import UsageError
 from kvlite.evaluation.journal import Answered, Journal, QuestionResult, Result, Scored, Span
 
-HELD = Answered(1, 20, 0, (QuestionResult(2, True, 1, 9, "name", 1, "Ann."),))
+HELD = Answered(1, 20, (QuestionResult("code", 9, True, 0.5, False, "17", True, "It is 17."),))
 
 
-@pytest.mark.parametrize("result", [HELD, Answered(1, 20, 2, ()), Scored(1, 20, (Span(0, 64, 9, 0.5, 0.1, 8),))])
+@pytest.mark.parametrize("result", [HELD, Answered(1, 20, ()), Scored(1, 20, (Span(0, 64, 9, 0.5, 0.1, 8),))])
 def test_a_result_is_found_again_and_only_under_its_own_unit(tmp_path: Path, result: Result) -> None:
     Journal(tmp_path / "j").keep({"n": 1}, result)
     assert Journal(tmp_path / "j").find({"n": 1}) == result

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from kvlite.evaluation.view import suite_plots
 from kvlite.record.page import HEIGHT, WIDTH
-from tests.evaluation.results import answered, scored, summary
+from tests.evaluation.results import answered, summary
 
 BOTH = {
     (policy, budget): answered([[True, right, True, right]] * 6)
@@ -25,15 +25,6 @@ def test_one_budget_needs_no_plot_by_budget_and_none_still_shows_the_full_cache(
     full = answered([[True] * 4] * 6)
     assert [plot.title for plot in suite_plots(summary(full, {("window", "50%"): full}))] == ["50% = 51.2 kB"]
     assert [(plot.title, len(plot.curves)) for plot in suite_plots(summary(full, {}))] == [("everything", 1)]
-
-
-def test_text_fed_one_by_one_has_plots_of_its_own_and_decides_by_budget() -> None:
-    costs = {("20%", 512): 0.5, ("20%", 1): 0.9, ("50%", 512): 0.1, ("50%", 1): 0.2}
-    others = {("window", *fed): scored([kl] * 4) for fed, kl in costs.items()}
-    by_budget, *rest = suite_plots(summary(scored([0.0] * 4), others, "kl"))
-    assert [plot.title.endswith("T = 1") for plot in rest] == [False, True, False, True]
-    top = float(by_budget.y_ticks[-1][1])
-    assert [round(top * (1 - mark.y / HEIGHT), 2) for mark in by_budget.curves[1].marks] == [0.9, 0.2]
 
 
 @given(st.lists(st.lists(st.booleans(), min_size=1, max_size=20), min_size=2, max_size=4), st.integers(1, 12))

@@ -12,7 +12,7 @@ from kvlite.evaluation.suites import ForcedText
 from tests.engine_for_tests import admitted, make_engine
 
 IDS = tuple(int(token) for token in torch.randint(0, 60, (90,), generator=torch.Generator().manual_seed(0)))
-TEXTS = [(0, ForcedText(IDS, (False, *(True,) * 89))), (1, ForcedText(IDS[:41], (False, *(True,) * 40)))]
+TEXTS = [(0, ForcedText(IDS)), (1, ForcedText(IDS[:41]))]
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def test_the_full_cache_scores_what_the_model_computes(model: LlamaForCausalLM) 
 
 def full_scores(model: LlamaForCausalLM) -> list[Scored]:
     full = make_engine(admitted(model), "120tok", "full", rows=2)
-    found = score_texts(full, None, TEXTS, full.plan.chunk)
+    found = score_texts(full, None, TEXTS)
     model.set_attn_implementation("eager")
     return found
 
@@ -47,8 +47,9 @@ def test_a_bounded_cache_differs_only_where_it_evicts(
     model: LlamaForCausalLM, chunk: int, budget: str, differs: bool
 ) -> None:
     loaded = admitted(model)
-    full, bounded = make_engine(loaded, "120tok", "full", rows=2), make_engine(loaded, budget, "window", rows=2)
-    for result in score_texts(full, bounded, TEXTS, chunk):
+    full = make_engine(loaded, "120tok", "full", rows=2)
+    bounded = make_engine(loaded, budget, "window", rows=2, chunk_limit=chunk)
+    for result in score_texts(bounded, full, TEXTS):
         kl = sum(span.kl for span in result.spans)
         assert (kl > 1e-5) == differs
         assert sum(span.nll for span in result.spans) > 0

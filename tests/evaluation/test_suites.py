@@ -1,100 +1,107 @@
-"""Generated conversations: what is asked was said where it is recorded, and the same seed gives the same text."""
+"""Generated items: what is asked was told once, its value is the end of the right answer, and everything fits."""
 
 from __future__ import annotations
 
+import random
 from collections import Counter
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import AutoTokenizer
 
-from kvlite.evaluation.conversation import Conversation, Probe
-from kvlite.evaluation.recall import FACTS, write_recall
-from kvlite.evaluation.suites import WRITERS, Writer
+from kvlite.catalog.names import demo_folder
+from kvlite.errors import UsageError
+from kvlite.evaluation.asking import holds
+from kvlite.evaluation.item import Writer, own_prose
+from kvlite.evaluation.suites import WRITERS, Suite
+from kvlite.text.template import ChatText
 
 writers = pytest.mark.parametrize("write", WRITERS.values(), ids=WRITERS)
+TOLD_ONCE = {name: write for name, write in WRITERS.items() if name not in ("tracking", "cloze")}
+
+
+@pytest.fixture(scope="module")
+def text() -> ChatText:
+    return ChatText(AutoTokenizer.from_pretrained(demo_folder()))
+
+
+@pytest.mark.parametrize("write", TOLD_ONCE.values(), ids=TOLD_ONCE)
+@given(seed=st.integers(0, 10**6), size=st.integers(1500, 6000))
+def test_a_value_was_told_once_where_it_is_recorded_and_the_question_does_not_hold_it(
+    write: Writer, seed: int, size: int
+) -> None:
+    item = write(random.Random(seed), own_prose(), size)
+    told = "".join(item.messages)
+    assert item.questions
+    for question in item.questions:
+        assert not holds(question.ask + question.lead, question.value)
+        if question.value[0].isdigit():
+            assert told.count(question.value) == 1
+            assert told.index(question.value) / len(told) == pytest.approx(question.where, abs=0.1)
+        else:
+            assert holds(told, question.value)
 
 
 @writers
-@given(seed=st.text("abc123", max_size=6))
-def test_a_value_was_said_where_it_is_recorded_and_the_right_answer_holds_it(write: Writer, seed: str) -> None:
-    conversation = write(seed, 40, "held-out")
-    for number, probe in conversation.probes:
-        assert 0 <= probe.said_in < number
-        assert probe.is_answered_by(conversation.turns[probe.said_in].user)
-        assert probe.is_answered_by(conversation.turns[number].answer)
-        assert not probe.is_answered_by(conversation.turns[number].user)
+def test_an_item_is_a_function_of_its_seed(write: Writer) -> None:
+    one, again, other = (write(random.Random(seed), own_prose(), 3000) for seed in (1, 1, 2))
+    assert one == again != other
 
 
-@writers
-def test_the_same_seed_gives_the_same_text_and_another_another(write: Writer) -> None:
-    assert write("1", 30, "held-out") == write("1", 30, "held-out") != write("2", 30, "held-out")
+def test_a_chain_of_variables_is_all_told_in_the_order_of_the_answer() -> None:
+    item = WRITERS["tracking"](random.Random(0), own_prose(), 3000)
+    for question in item.questions:
+        places = [item.messages[0].index(f"VAR {name} = ") for name in question.value.split(", ")]
+        assert places == sorted(places) and len(places) == 3
 
 
-@writers
-def test_questions_are_asked(write: Writer) -> None:
-    assert sum(len(write(str(seed), 30, "held-out").probes) for seed in range(8)) >= 8
+def test_a_gap_of_a_text_is_a_name_or_number_behind_its_question() -> None:
+    prose = " ".join(
+        f"Then {name} Smith walked slowly along the river for {n} days." for n, name in enumerate("ABCDE", 20)
+    )
+    item = WRITERS["cloze"](random.Random(0), prose * 10, 1500)
+    assert item.questions
+    for question in item.questions:
+        assert f"{question.lead}{question.value}" in item.messages[0]
+        assert question.ask.startswith(f'A sentence of the text begins with "{question.lead.strip()}"')
 
 
-def test_an_answer_holds_whole_words_whatever_the_case() -> None:
-    probe = Probe(("17", "Rex"), 0, "name")
-    assert probe.is_answered_by("rex is 17.")
-    assert not probe.is_answered_by("Rex is 170.")
+@pytest.mark.parametrize("name", WRITERS)
+def test_an_item_with_its_longest_question_fits_and_the_value_ends_the_answer(text: ChatText, name: str) -> None:
+    for item in Suite(name, 3, 700).items(text):
+        assert 300 < item.tokens <= 700
+        for question in item.questions:
+            value = text.tokenizer.decode(question.answer[question.start :])
+            assert value.strip() == question.value
+            assert 0 <= question.back < len(item.prefix)
 
 
-@pytest.mark.parametrize("answer", ["It is 17.", "On the 17th, I think.", "17!", "That is 17, not 18.", "(17)"])
+def test_a_prompt_has_its_question_behind_what_all_questions_share(text: ChatText) -> None:
+    (item,) = Suite("prompt", 1, 700).items(text)
+    (needles,) = Suite("needles", 1, 700).items(text)
+    asked = [text.tokenizer.decode(question.prompt.ids) for question in item.questions]
+    assert len(set(asked)) == len(asked) > 1
+    assert all("?" in question and text.tokenizer.decode(item.prefix).count(question) == 0 for question in asked)
+    assert not any(question.prompt.ids[: len(needles.prefix)] == item.prefix for question in item.questions)
+
+
+def test_too_short_a_length_is_refused(text: ChatText) -> None:
+    with pytest.raises(UsageError, match="give a longer --length"):
+        Suite("needles", 1, 20).items(text)
+
+
+def test_every_kind_of_fact_is_asked_for(text: ChatText) -> None:
+    for name, kinds in (("needles", 4), ("dialogue", 5)):
+        asked = Counter(q.kind for item in Suite(name, 20, 700).items(text) for q in item.questions)
+        assert len(asked) == kinds and min(asked.values()) >= 3
+
+
+@pytest.mark.parametrize("answer", ["It is 17.", "On the 17, I think.", "17!", "That is 17, not 18.", "(17)"])
 def test_a_number_counts_however_it_stands_in_the_sentence(answer: str) -> None:
-    assert Probe(("17",), 0, "number").is_answered_by(answer)
+    assert holds(answer, "17")
 
 
 @pytest.mark.parametrize("answer", ["It was 17.50 euros.", "At 17:30.", "It is 3.17.", "117", "17thing"])
 def test_a_part_of_another_number_does_not_count(answer: str) -> None:
-    assert not Probe(("17",), 0, "number").is_answered_by(answer)
-
-
-def test_a_list_is_right_in_any_order_and_however_it_is_joined() -> None:
-    conversation = next(conversation for conversation in recalls(20) if "list" in kinds(conversation))
-    probe = next(probe for _, probe in conversation.probes if probe.kind == "list")
-    assert len(probe.values) == 3
-    assert probe.is_answered_by(f"You need {probe.values[2]}, {probe.values[0]}, and {probe.values[1].upper()}!")
-    assert not probe.is_answered_by(f"You need {probe.values[0]}.")
-
-
-def test_recall_asks_for_every_kind_of_fact_lists_prices_and_two_hops_among_them() -> None:
-    asked = Counter(kind for conversation in recalls(40) for kind in kinds(conversation))
-    assert set(asked) == {fact.kind for fact in FACTS} | {"two-hop"}
-    assert min(asked[kind] for kind in ("list", "price", "two-hop")) >= 20
-
-
-def test_a_two_hop_question_names_neither_the_value_nor_the_name_it_is_found_by() -> None:
-    for conversation in recalls(20):
-        for number, probe in conversation.probes:
-            turn = conversation.turns[number]
-            if probe.kind == "two-hop":
-                name = turn.answer.split(".")[0].rsplit(" ", 1)[1]
-                assert probe.steps == 2
-                assert name not in turn.user
-                assert name in conversation.turns[probe.said_in].user
-
-
-def recalls(count: int) -> list[Conversation]:
-    return [write_recall(str(seed), 30, "held-out") for seed in range(count)]
-
-
-def kinds(conversation: Conversation) -> list[str]:
-    return [probe.kind for _, probe in conversation.probes]
-
-
-@pytest.mark.parametrize(
-    ("suite", "kinds"),
-    [
-        ("needle", {"code", "time", "price", "name", "place"}),
-        ("tracking", {"1 step", "2 steps", "3 steps", "4 steps"}),
-        ("lookup", {"1 key", "2 keys"}),
-    ],
-)
-def test_questions_of_the_other_suites_have_kinds_too(suite: str, kinds: set[str]) -> None:
-    asked = [probe for seed in range(20) for _, probe in WRITERS[suite](str(seed), 40, "held-out").probes]
-    assert {probe.kind for probe in asked} == kinds
-    assert all(probe.kind.startswith(str(probe.steps)) for probe in asked if suite == "tracking")
-    assert all(probe.kind.startswith(str(len(probe.values))) for probe in asked if suite == "lookup")
+    assert not holds(answer, "17")

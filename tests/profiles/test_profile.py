@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kvlite.catalog.files import local_files
+from kvlite.catalog.names import STARTER, ModelRef, aliases, resolve_model
 from kvlite.errors import UsageError
+from kvlite.memory.shape import ModelShape
 from kvlite.profiles.picture import picture
 from kvlite.profiles.profile import HeadProfile, Point, read_profile
 from kvlite.profiles.store import Profiles, neutral_texts
@@ -80,3 +84,12 @@ def test_the_picture_has_a_row_per_head_a_column_per_layer_and_fits() -> None:
     many = HIGH * 20
     assert max(map(len, picture(many, 40))) <= 40
     assert sum(line.count("·") for line in picture(many, 40)) == 40
+
+
+def test_the_built_in_model_and_the_starter_come_with_theirs(tmp_path: Path) -> None:
+    files, store = local_files(resolve_model("demo")), Profiles(tmp_path)
+    found = store.of_files(files)
+    assert found is not None and found.fits(ModelShape.from_config(files.config))
+    starter = replace(files, repo=aliases()[STARTER].repo, ref=ModelRef(), folder=tmp_path)
+    other = store.of_files(starter)
+    assert other is not None and other != found

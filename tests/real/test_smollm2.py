@@ -12,9 +12,19 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from kvlite import LLM
+from kvlite.cache.policy import load_policy
+from kvlite.console import Console
 from kvlite.engine.request import Completion, Request
+from kvlite.evaluation.evaluation import Evaluation
+from kvlite.evaluation.journal import Journal
+from kvlite.evaluation.suites import Suite
+from kvlite.evaluation.variant import Variant
+from kvlite.llm.spec import RunSpec
+from kvlite.llm.text_model import TextModel
+from kvlite.memory.budget import Budget
 from kvlite.memory.format import FORMATS
 from kvlite.models.kv_quant_check import try_format
+from kvlite.options import ModelOptions
 
 pytestmark = pytest.mark.real
 
@@ -190,3 +200,13 @@ def test_fused_modules_answer_as_those_of_transformers(make: Any) -> None:
     assert fused.model.loaded.fused and not plain.model.loaded.fused
     ids = ids_of(fused, STORY)
     assert answer(fused, ids) == answer(plain, ids)
+
+
+def test_the_whole_cache_answers_what_was_read_and_a_small_one_less(smollm2: Path) -> None:
+    model = TextModel.load(RunSpec.of(ModelOptions(model=str(smollm2), device="cpu")), Console(quiet=True))
+    variant = Variant(load_policy("window"), Budget.parse("5%"), "bfloat16")
+    suites = [Suite("needles", 3, 600), Suite("dialogue", 3, 600)]
+    for found in Evaluation(model, suites, [variant], Journal()).run():
+        whole, bounded = found.lines
+        assert whole.count >= 8
+        assert whole.figures["right"].value >= 0.6 > bounded.figures["right"].value

@@ -6,12 +6,12 @@ A dialogue is a pure function of its seed. It knows no tokenizer and no model.
 import random
 from collections.abc import Callable, Sequence
 
-from kvlite.evaluation.vocabulary import Split
 from tools.demo.facts import FACTS, Fact
 from tools.demo.memory import ask, ask_unknown, book, correct, tell, tell_by_name, tell_two
 from tools.demo.phrases import SYSTEM_FACTS, SYSTEMS
 from tools.demo.small_talk import chat, define, echo, greet, remark
 from tools.demo.turns import Dialogue, Message, Recall, Turn
+from tools.demo.vocabulary import Split
 from tools.demo.writer import Told, Writer
 
 __all__ = ["MOVES", "Dialogue", "Message", "Moves", "Recall", "Turn", "write_dialogue"]

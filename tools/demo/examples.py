@@ -5,9 +5,9 @@ from tokenizers import Tokenizer
 from torch.nn.functional import cross_entropy
 from transformers import LlamaForCausalLM
 
-from kvlite.evaluation.vocabulary import Split
 from tools.demo.dialogues import write_dialogue
 from tools.demo.tokenizer import TURN_END, TURN_START, render
+from tools.demo.vocabulary import Split
 
 _USER_WEIGHT = 0.1  # what users say can hardly be predicted; only its form is worth learning
 

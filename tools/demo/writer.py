@@ -5,10 +5,9 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from kvlite.evaluation.vocabulary import Split
 from tools.demo.facts import FACTS, Fact
 from tools.demo.turns import Recall, Turn
-from tools.demo.vocabulary import draw
+from tools.demo.vocabulary import Split, draw
 
 BRACE = re.compile(r"\{([a-z]+)\}")
 

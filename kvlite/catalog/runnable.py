@@ -1,0 +1,120 @@
+"""The one rule for all commands of what can be run here: by config.json and the names of files, without weights."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from kvlite.errors import UnsupportedModel
+from kvlite.memory.shape import ModelShape
+
+# Packages that transformers needs for weights that others have quantised, by what config.json calls the method.
+QUANTISERS: Mapping[str, tuple[str, ...]] = {
+    "aqlm": ("aqlm",),
+    "auto-round": ("auto-round",),
+    "awq": ("gptqmodel",),
+    "bitnet": (),
+    "bitsandbytes": ("bitsandbytes",),
+    "bitsandbytes_4bit": ("bitsandbytes",),
+    "bitsandbytes_8bit": ("bitsandbytes",),
+    "compressed-tensors": ("compressed-tensors",),
+    "eetq": ("kernels",),
+    "fbgemm_fp8": ("fbgemm-gpu",),
+    "fouroversix": ("fouroversix",),
+    "fp8": (),
+    "fp_quant": ("fp-quant",),
+    "gemma": (),
+    "gptq": ("optimum", "gptqmodel"),
+    "higgs": ("flute-kernel", "fast-hadamard-transform"),
+    "hqq": ("hqq",),
+    "mxfp4": (),
+    "mxfp8": (),
+    "nvfp4": (),
+    "quanto": ("optimum-quanto",),
+    "quark": ("amd-quark",),
+    "sinq": ("sinq",),
+    "spqr": ("spqr-quant",),
+    "torchao": ("torchao",),
+    "vptq": ("vptq",),
+}
+_SENTENCEPIECE = {"tokenizer.model", "spiece.model", "sentencepiece.bpe.model"}
+_OTHER_HEADS = re.compile(
+    r"For(SequenceClassification|TokenClassification|QuestionAnswering|MaskedLM|MultipleChoice|ImageClassification)$"
+)
+
+
+def runnable_shape(
+    config: Mapping[str, Any],
+    *,
+    model: str,
+    base_model: str | None = None,
+    dtype: str | None = None,
+    stored_dtype: str | None = None,
+) -> ModelShape:
+    """The shape of the model that `config` describes, as ModelShape.from_config reads it.
+
+    `model` and `base_model`, what it was made from, go into messages. Raises UnsupportedModel where the weights would
+    not load, or would be no language model, and what ModelShape raises.
+    """
+    instead = base_model or "the model it was made from"
+    if _is_mlx(config):
+        raise UnsupportedModel(f"{model} is an MLX conversion, which only Apple's mlx runs; use {instead}")
+    named = config.get("architectures")
+    heads = [name for name in named if isinstance(name, str)] if isinstance(named, list) else []
+    if heads and all(_OTHER_HEADS.search(name) or _is_bare(name, config) for name in heads):
+        raise UnsupportedModel(f"{model} is a {heads[0]}, which generates no text; choose a causal language model")
+    shape = ModelShape.from_config(config, dtype=dtype, stored_dtype=stored_dtype)
+    _require_quantiser(config.get("quantization_config"), model, instead)
+    return shape
+
+
+def require_tokenizer(names: Collection[str], *, model: str) -> None:
+    """Raise UnsupportedModel where a tokenizer is among the files `names` and no package here reads it."""
+    if "tokenizer.json" in names or not _SENTENCEPIECE.intersection(names):
+        return
+    missing = [name for name in ("sentencepiece", "protobuf") if not _is_installed(name)]
+    if missing:
+        raise UnsupportedModel(
+            f"{model} has its vocabulary in SentencePiece's form alone, which needs {' and '.join(missing)}; "
+            "`pip install 'kvlite-llm[sentencepiece]'`"
+        )
+
+
+def _is_mlx(config: Mapping[str, Any]) -> bool:
+    ours, theirs = config.get("quantization"), config.get("quantization_config")
+    named = isinstance(theirs, Mapping) and "quant_method" in theirs
+    return isinstance(ours, Mapping) and {"group_size", "bits"} <= ours.keys() and not named
+
+
+def _is_bare(name: str, config: Mapping[str, Any]) -> bool:
+    """True of a body without a head, as models of embeddings are."""
+    return name.endswith("Model") and not name.endswith("LMHeadModel") and config.get("tie_word_embeddings") is False
+
+
+def _require_quantiser(settings: object, model: str, instead: str) -> None:
+    if settings is None:
+        return
+    method = settings.get("quant_method") if isinstance(settings, Mapping) else None
+    if method is None and isinstance(settings, Mapping) and {"load_in_4bit", "load_in_8bit"} & settings.keys():
+        method = "bitsandbytes"
+    if not isinstance(method, str) or method not in QUANTISERS:
+        shown = method or settings
+        raise UnsupportedModel(
+            f"{model} is quantised by {shown!r:.80}, which transformers does not load; use {instead}"
+        )
+    missing = [name for name in QUANTISERS[method] if not _is_installed(name)]
+    if missing:
+        raise UnsupportedModel(
+            f"{model} is quantised by {method}, which needs {' and '.join(missing)}; "
+            f"`pip install {' '.join(missing)}`, or use {instead}"
+        )
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        version(package)
+    except PackageNotFoundError:
+        return False
+    return True

@@ -1,0 +1,158 @@
+"""What the commands about a conversation do to it, to its files and to the next prompt."""
+
+import json
+
+import pytest
+
+from kvlite.chat.attachments import fenced, with_files
+from kvlite.chat.export import FORMATS, exported
+from kvlite.chat.loop import Pasted
+from kvlite.errors import UsageError
+from tests.chat.messages import message
+from tests.chat.test_loop import Held
+
+
+@pytest.fixture
+def held(engine, text, tmp_path, monkeypatch):
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    return Held(engine, text, tmp_path / "sessions")
+
+
+class Edited:
+    """A prompt that is told what the next text begins with."""
+
+    def __init__(self):
+        self.begun = ""
+
+    def begin_with(self, text):
+        self.begun = text
+
+
+def contents(held):
+    return [message["content"] for message in held.chat.session.messages]
+
+
+@pytest.mark.parametrize(("line", "begun", "left"), [("/edit", "c", 4), ("/edit 1", "a", 0), ("/edit 2", "b", 2)])
+def test_edit_takes_a_question_back_to_the_prompt(held, line, begun, left):
+    held.type("a", "b", "c")
+    held.chat.prompt = Edited()
+    held.chat.handle(line)
+    assert held.chat.prompt.begun == begun and len(contents(held)) == left
+
+
+def test_there_is_no_other_turn_to_edit(held):
+    held.type("a", "/edit 2", "/edit x")
+    assert "there is no turn 2" in held.said and "takes the number" in held.said and len(contents(held)) == 2
+
+
+def test_continue_goes_on_with_an_answer_that_was_cut_short(held):
+    held.engine.script += ["one two", " three"]
+    held.type("/set max_tokens=7", "count", "/set max_tokens=99")
+    held.chat.session.messages[-1]["finish_reason"] = "length"
+    held.chat.handle("/continue")
+    assert contents(held) == ["count", "one two three"] and held.out.getvalue().endswith(" three\n")
+
+
+def test_continue_has_nothing_to_go_on_with_where_the_answer_ended(held):
+    held.type("/continue", "a", "/continue")
+    assert "no answer to go on with" in held.said and "ended by itself" in held.said
+
+
+def test_a_branch_leaves_the_conversation_as_it_was(held):
+    held.type("a", "/save trunk", "/branch twig", "b")
+    assert [len(held.folder.file(name).load()) for name in ("trunk", "twig")] == [2, 4]
+    held.type("/branch trunk")
+    assert "exists" in held.said
+
+
+def test_a_session_goes_on_from_its_cache_and_shows_where_it_stands(held, engine, text):
+    held.type("a", "first\nsecond", "/save notes", "/clear", "/load notes")
+    assert "loaded notes: 2 turns, 42 tokens as they were in the cache" in held.said
+    assert held.said.rstrip().endswith("ok") and ">>> first\nsecond" in held.said
+    held.folder.file("notes").cache_path.write_bytes(b"torn")
+    held.type("/load notes")
+    assert "read by the model with your next message: its cache was not saved" in held.said
+
+
+def test_without_save_kv_no_cache_is_written(engine, text, tmp_path):
+    held = Held(engine, text, tmp_path / "s", keeps_cache=False).type("a")
+    held.chat.close()
+    (session,) = held.folder.saved()
+    assert session.cache_bytes == 0
+
+
+def test_only_the_latest_caches_stay(held, monkeypatch):
+    monkeypatch.setattr("kvlite.chat.saving.KEPT_CACHES", 2)
+    for name in ("one", "two", "three", "four"):
+        held.type("a", f"/save {name}", "/clear")
+    assert sum(session.cache_bytes > 0 for session in held.folder.saved()) == 2
+
+
+def test_sessions_are_found_by_what_was_said(held):
+    held.type(
+        "tell me of Rome", "/save rome", "/clear", "and of Oslo", "/save oslo", "/sessions ROME tell", "/sessions xyz"
+    )
+    assert "rome" in held.said.split("saved as oslo")[1] and "no session with xyz" in held.said
+    assert [found.name for found in held.folder.found(["oslo"])] == ["oslo"]
+
+
+def test_a_damaged_session_is_listed_with_what_is_wrong(held):
+    held.type("a")
+    held.folder.folder.joinpath("bad.jsonl").write_text("{nonsense\n")
+    found = {each.name: each for each in held.folder.found([])}
+    assert "line 1" in found["bad"].problem and len(found) == 2
+
+
+@pytest.mark.parametrize("kind", [*FORMATS])
+def test_a_conversation_is_exported_once_under_a_name(held, kind, tmp_path):
+    held.engine.script.append("**bold** <b>&")
+    held.type("what?", f"/export {kind}", f"/export {kind}", f"/export sub.{kind}")
+    (first, second) = sorted(path for path in (tmp_path / "work").iterdir())
+    assert first.read_text() and second.name == f"sub.{kind}" and "is there already" in held.said
+
+
+def test_exports_hold_what_was_said():
+    said = [message("user", "a <b>?"), message("assistant", "**yes** <script>", "stop")]
+    texts = {kind: exported(said, kind, "t")[0] for kind in FORMATS}
+    assert "**yes** <script>" in texts["md"] and "a &lt;b&gt;?" in texts["html"]
+    assert "<strong>yes</strong> &lt;script&gt;" in texts["html"]
+    plain = [message("user", "a <b>?"), {"role": "assistant", "content": "**yes** <script>"}]
+    assert json.loads(texts["json"])["messages"] == plain == [json.loads(line) for line in texts["jsonl"].splitlines()]
+    with pytest.raises(UsageError, match="cannot export"):
+        exported(said, "notes.pdf", "t")
+
+
+def test_files_go_with_a_message_by_name_or_read_before(held, tmp_path):
+    (tmp_path / "work" / "a b.txt").write_text("alpha\n")
+    (tmp_path / "work" / "c.py").write_text("x = '```'\n")
+    held.type('/read "a b.txt"', "look at @c.py please", "and @missing.txt", Pasted("as @c.py is"))
+    questions = contents(held)[::2]
+    assert questions[0] == "look at @c.py please\n\nc.py:\n````\nx = '```'\n````\n\na b.txt:\n```\nalpha\n```"
+    assert questions[1:] == ["and @missing.txt", "as @c.py is"] and "with c.py" in held.said
+
+
+@pytest.mark.parametrize(
+    ("data", "why"), [(b"\xff", "no text in UTF-8"), (b"a\0b", "no text"), (None, "cannot be read")]
+)
+def test_a_file_that_is_no_text_is_refused(held, tmp_path, data, why):
+    if data is not None:
+        (tmp_path / "work" / "x").write_bytes(data)
+    held.type("/read x", "hi")
+    assert why in held.said and contents(held)[0] == "hi"
+
+
+def test_copy_hands_the_answer_to_the_terminal(held):
+    held.type("/copy", "a", "/copy")
+    assert "no answer to copy" in held.said and "copied 2 characters" in held.said
+    assert "\x1b" not in held.out.getvalue()  # which is none here
+
+
+def test_tokens_counts_a_text_or_the_turns(held):
+    held.type("/tokens one two three", "a", "/tokens")
+    assert "3 tokens" in held.said and "turn 1" in held.said
+
+
+def test_a_fence_is_longer_than_any_in_the_file():
+    assert fenced("a", "x").count("`") == 6 and fenced("a", "````").startswith("a:\n`````\n")
+    assert with_files("mail me@example.com")[1] == []

@@ -1,0 +1,190 @@
+"""The memory of a chat on the built-in model: told by turn, pinned, made smaller and larger in mid-conversation."""
+
+import pytest
+
+from kvlite.engine.request import Sampling
+from kvlite.errors import BudgetTooSmall, CapacityError, UsageError
+from kvlite.llm.answer import AnswerSettings
+from tests.llm.talking import QUESTIONS, Talk, opened
+
+
+@pytest.fixture
+def talk():
+    with opened("200tok") as llm:
+        talk = Talk(llm)
+        for question in QUESTIONS:
+            talk.ask(question)
+        yield talk
+
+
+def test_every_token_belongs_to_a_turn_and_all_are_kept_while_there_is_room(talk):
+    turns = talk.memory.turns()
+    assert [turn.number for turn in turns] == [1, 2, 3] and [turn.share for turn in turns] == [1.0] * 3
+    head = talk.conversation.turn_spans()[0][0]  # what the template writes before the first question
+    assert head + sum(turn.tokens for turn in turns) == talk.llm.counts().tokens_seen
+    assert all(set(turn.cells) == {1.0} for turn in turns)
+
+
+def test_turns_fed_together_are_found_where_they_are(talk):
+    before = [turn.tokens for turn in talk.memory.turns()]
+    talk.conversation.forget()
+    talk.ask("Hello")
+    after = [turn.tokens for turn in talk.memory.turns()]
+    # a turn that was fed with others begins at its question, one fed alone at the end of the answer before it
+    assert len(after) == 4 and abs(after[1] - before[1]) <= 8 and abs(after[2] - before[2]) <= 8
+
+
+def test_the_shares_of_the_turns_are_those_of_the_cache(talk):
+    talk.memory.change("48tok")
+    turns = talk.memory.turns()
+    kept = talk.conversation.turn_spans()[0][0] + sum(turn.share * turn.tokens for turn in turns)
+    assert kept == pytest.approx(48, abs=0.01) and 0 < turns[0].share < 1
+
+
+def test_a_smaller_budget_keeps_what_was_foretold_inside_its_bytes(talk):
+    foretold = talk.memory.change("48tok", dry=True)
+    assert talk.shares == [1.0] * 3 and talk.llm.plan.slots == 200
+    done = talk.memory.change("48tok")
+    assert done.shares == foretold.shares == pytest.approx(talk.shares, abs=0.05)
+    kv = talk.llm.counts()
+    assert kv.live_bytes <= kv.reserved_bytes == talk.llm.engine.cache.num_bytes <= kv.budget_bytes
+    assert kv.peak_bytes <= kv.budget_bytes and kv.tokens_kept == 48
+
+
+def test_a_pinned_turn_stays_whole_and_an_unpinned_one_need_not(talk):
+    talk.memory.pin(1)
+    talk.memory.change("64tok")
+    for _ in range(3):
+        talk.ask("Tell me a joke")
+    assert talk.shares[0] == 1.0 and talk.memory.turns()[0].is_pinned
+    talk.memory.unpin(1)
+    for _ in range(3):
+        talk.ask("Tell me a joke")
+    assert talk.shares[0] < 1.0
+
+
+def test_a_pin_survives_going_back_and_being_read_again(talk):
+    talk.memory.pin(1)
+    talk.ask("Hello")
+    del talk.messages[-2:]
+    talk.ask("Hello again")
+    assert talk.llm.engine.pins(0) == (talk.conversation.turn_spans()[0],)
+    talk.conversation.forget()
+    talk.ask("Hello once more")
+    assert talk.llm.engine.pins(0) == (talk.conversation.turn_spans()[0],)
+    del talk.messages[:]
+    talk.ask("From the start")
+    assert talk.llm.engine.pins(0) == () and not talk.memory.turns()[0].is_pinned
+
+
+def test_a_larger_budget_goes_on_with_the_same_tokens(talk):
+    same = [talk.ask("Where do I live?").text, talk.ask("And my name?").text]
+    with opened("130tok") as llm:
+        other = Talk(llm)
+        for question in QUESTIONS:
+            other.ask(question)
+        other.memory.change("200tok")
+        assert [other.ask("Where do I live?").text, other.ask("And my name?").text] == same
+
+
+def test_what_cannot_be_had_changes_nothing(talk):
+    talk.memory.pin(1)
+    before = talk.llm.engine.cache
+    for budget, error in (("8tok", CapacityError), ("28tok", BudgetTooSmall), ("nonsense", UsageError)):
+        with pytest.raises(error):
+            talk.memory.change(budget)
+    with pytest.raises(UsageError, match="did you mean"):
+        talk.memory.change(policy="windou")
+    assert talk.llm.engine.cache is before and talk.shares == [1.0] * 3
+
+
+def test_an_allocation_that_fails_leaves_the_conversation_as_it_was(talk, monkeypatch):
+    opens, calls = type(talk.llm.engine)._open, []
+
+    def failing(self, *plan):
+        calls.append(plan)
+        if len(calls) == 1:
+            raise MemoryError
+        opens(self, *plan)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(talk.llm.engine), "_open", failing)
+        with pytest.raises(MemoryError):
+            talk.memory.change("48tok")
+    assert talk.shares == [1.0] * 3 and talk.ask("Where do I live?").text
+
+
+def test_another_policy_goes_on_with_what_is_kept(talk):
+    change = talk.memory.change(policy="window")
+    assert change.shares == (1.0, 1.0, 1.0) and talk.llm.counts().policy == "window"
+    change = talk.memory.change(policy="heavy-hitter")  # its statistic was not kept meanwhile
+    assert change.shares is None and talk.memory.turns() == []
+    talk.ask("Hello")
+    assert len(talk.memory.turns()) == 4
+
+
+@pytest.mark.parametrize("policy", ["window", "heavy-hitter", "keydiff", "tova", "pyramid"])
+def test_every_policy_can_be_made_smaller(policy):
+    with opened("200tok", policy) as llm:
+        talk = Talk(llm)
+        for question in QUESTIONS:
+            talk.ask(question)
+        change = talk.memory.change("48tok")
+        talk.ask("Hello")
+        assert change.shares is None or llm.counts().tokens_kept <= 49
+        assert llm.counts().live_bytes <= llm.plan.budget_bytes
+
+
+@pytest.mark.parametrize("sizes", [(24, 300, 48), (300, 25, 24, 26, 100)])
+def test_the_bytes_stay_inside_whatever_budgets_follow_each_other(sizes):
+    with opened("200tok") as llm:
+        talk = Talk(llm)
+        talk.ask(QUESTIONS[0])
+        for size in sizes:
+            talk.memory.change(f"{size}tok")
+            talk.ask("Hello")
+            kv = llm.counts()
+            assert kv.live_bytes <= kv.budget_bytes and llm.engine.cache.num_bytes <= kv.budget_bytes
+            assert kv.tokens_kept <= size
+
+
+def test_without_eviction_a_full_cache_says_the_same(talk):
+    found = talk.memory.check(talk.ask("Where do I live?"))
+    assert found.same == found.tokens > 0 and found.first is None
+
+
+def test_a_check_finds_what_was_forgotten(talk):
+    talk.memory.change("24tok", "window")
+    found = talk.memory.check(talk.ask("What is my name?"))
+    assert found.tokens > found.same and found.said != found.instead
+
+
+def test_a_sampled_answer_is_drawn_again_with_its_seed(talk):
+    talk.messages.append({"role": "user", "content": "Tell me a joke"})
+    events = [*talk.conversation.ask(talk.messages, AnswerSettings(Sampling(temperature=1.5, seed=5), max_tokens=12))]
+    found = talk.memory.check(events[-1])
+    assert found.same == found.tokens
+
+
+def test_what_was_checked_before_is_answered_from_the_same_cache(talk):
+    before = talk.llm.counts()
+    answer = talk.conversation.last
+    talk.memory.check(answer)
+    assert talk.llm.counts() == before
+
+
+def test_only_what_is_there_can_be_pinned_or_checked(talk):
+    for number in (0, 4):
+        with pytest.raises(UsageError, match="no turn"):
+            talk.memory.pin(number)
+    with pytest.raises(UsageError, match="not pinned"):
+        talk.memory.unpin(1)
+    answer = talk.conversation.last
+    talk.conversation.forget()
+    with pytest.raises(UsageError, match="not in the cache"):
+        talk.memory.check(answer)
+
+
+def test_the_panel_names_budget_tokens_and_what_a_full_cache_takes(talk):
+    told = dict(talk.memory.panel())
+    assert told["tokens seen"] == f"{talk.llm.counts().tokens_seen}" and "a full cache" in told
