@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from array import array
 from collections import deque
@@ -12,10 +13,11 @@ from kvlite.engine.request import FinishReason, Request, Timing
 
 @dataclass(slots=True)
 class Job:
-    """A request being served: what is left of its prompt, what it has answered, when."""
+    """A request being served: what is left of its prompt, fed `chunk` at once, what it has answered, when."""
 
     request: Request
     prompt: deque[int]
+    chunk: int
     evicted_before: int
     started_at: float = field(default_factory=time.monotonic)
     first_token_at: float | None = None
@@ -64,11 +66,16 @@ class Row:
         self.rot += count
         self.unfed = None if count else self.unfed
 
-    def begin(self, request: Request, evicted: int) -> None:
+    def needs(self, request: Request) -> float:
+        """Count the tokens of the conversation at the end of a request's longest answer, whose last one is not fed."""
+        most = math.inf if request.max_tokens is None else request.max_tokens - 1
+        return self.seen + (self.unfed is not None) + len(request.ids) + most
+
+    def begin(self, request: Request, chunk: int, evicted: int) -> None:
         """Take a request: what was sampled but not fed goes first, and its pins become positions."""
         unfed = () if self.unfed is None else (self.unfed,)
         self.pins += self.placed(request.pins)
-        self.job = Job(request, deque((*unfed, *request.ids)), evicted)
+        self.job = Job(request, deque((*unfed, *request.ids)), chunk, evicted)
         self.unfed = None
         self.used.update(request.ids)
         self.said.extend(request.ids)
