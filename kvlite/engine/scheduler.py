@@ -34,7 +34,7 @@ class Feed:
 
 def next_feed(rows: Sequence[Row], last: Feed | None = None) -> Feed | None:
     """The next prefill, of at most its job's chunk a row, or decode step, after `last`; None when no row has work."""
-    prompts = [row.index for row in rows if row.job is not None and row.job.prompt]
+    prompts = [row.index for row in rows if row.next_chunk]
     decoding = [row.index for row in rows if row.job is not None and not row.job.prompt]
     is_turn = last is not None and not last.decodes and len(decoding) >= len(prompts)
     if prompts and not (decoding and is_turn):
@@ -53,7 +53,7 @@ def _prefill(rows: Sequence[Row], start: int) -> Feed:
     however many rows there are.
     """
     stop, width = start, 0
-    while stop < len(rows) and (count := _chunk(rows[stop])):
+    while stop < len(rows) and (count := rows[stop].next_chunk):
         width = max(width, count)
         if stop > start and (stop + 1 - start) * width > MOST_CHUNK:
             break
@@ -61,12 +61,7 @@ def _prefill(rows: Sequence[Row], start: int) -> Feed:
     return Feed(slice(start, stop), tuple(_taken(row) for row in rows[start:stop]))
 
 
-def _chunk(row: Row) -> int:
-    """Count the ids of a row's prompt that are fed next."""
-    return min(row.job.chunk, len(row.job.prompt)) if row.job is not None else 0
-
-
 def _taken(row: Row) -> tuple[int, ...]:
     """The next ids of a row's prompt, which loses them."""
     assert row.job is not None
-    return tuple(row.job.prompt.popleft() for _ in range(_chunk(row)))
+    return tuple(row.job.prompt.popleft() for _ in range(row.next_chunk))
