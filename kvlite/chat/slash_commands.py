@@ -121,5 +121,8 @@ COMMANDS = (
     *MEMORY_COMMANDS,
 )
 BY_NAME = {name: command for command in COMMANDS for name in command.names}
-LEAVING = frozenset(f"/{name}" for name, command in BY_NAME.items() if command.run is _exit)
+MEANT = {"exit": "/exit", "quit": "/exit", "help": "/help", "?": "/help"}
+"""Lines that mean a command to whoever types them; begun with a space they are sent."""
+
+LEAVING = frozenset({f"/{name}" for name, command in BY_NAME.items() if command.run is _exit} | {"exit", "quit"})
 """The lines that end a chat."""

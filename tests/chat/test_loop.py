@@ -144,6 +144,12 @@ def test_what_is_pasted_is_sent_as_it_is(held, pasted):
     assert held.chat.session.messages[0]["content"] == pasted.strip("\n")
 
 
+def test_words_that_mean_a_command_are_one_and_are_sent_behind_a_space(held):
+    held.type(" exit", "help", "?", "exit", "never read")
+    assert [message["content"] for message in held.chat.session.messages[::2]] == ["exit"]
+    assert held.said.count("list the commands") == 2 and held.script.lines == ["never read"]
+
+
 def test_a_pasted_line_that_begins_with_a_command_is_one(held):
     held.type(Pasted("/mem\n"))
     assert "tokens seen" in held.said and held.engine.requests == []
