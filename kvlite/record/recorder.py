@@ -166,7 +166,7 @@ class Recorder:
         self._add_point(counts, "first eviction" if is_first else None)
 
     def changed(self, how: str, predicted: Mapping[str, int]) -> None:
-        """Note that the cache was exchanged for one `predicted` to have so many bytes by term, with a peak of its own."""
+        """Note that the cache was exchanged for one of bytes `predicted` by term, which has a peak of its own."""
         if self._engine is not None:
             self._peak_bytes, self._predicted = 0, dict(predicted)
             self._add_point(self._engine.counts(), how)
