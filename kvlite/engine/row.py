@@ -36,7 +36,8 @@ class Row:
     """A conversation in one row of the cache.
 
     `seen` counts the tokens fed, so it is the next token's position; `rot` is the position it is rotated by. `unfed`
-    is a sampled token that no forward pass has taken yet. `said` holds the ids of the conversation, `used` each once.
+    is a sampled token that no forward pass has taken yet. `said` holds the ids of the conversation, `used` each once;
+    those before `echoed` have been fed a second time.
     """
 
     index: int
@@ -47,6 +48,7 @@ class Row:
     pins: tuple[tuple[int, int], ...] = ()
     used: set[int] = field(default_factory=set)
     said: array[int] = field(default_factory=lambda: array("i"))
+    echoed: int = 0
     job: Job | None = None
 
     def copy(self) -> Row:

@@ -7,7 +7,7 @@ cut from the start of each prompt whatever its neighbours do, so that answers do
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from kvlite.engine.row import Row
@@ -18,12 +18,20 @@ from kvlite.memory.plan import MOST_CHUNK
 class Feed:
     """The ids each of `rows` (neighbours in the cache) is fed; an empty list is padding only.
 
-    `decodes` says that they are what was drawn last, one for each row at work.
+    `decodes` says that they are what was drawn last, one for each row at work. `echo` are ids fed behind them that
+    only ask: the first `asks` of each row ask for it, the rest are its newest, once more.
     """
 
     rows: slice
     ids: tuple[tuple[int, ...], ...]
     decodes: bool = False
+    echo: tuple[tuple[int, ...], ...] = ()
+    asks: int = 0
+
+    @property
+    def width(self) -> int:
+        """T, the ids of the row that has most."""
+        return max(self.counts)
 
     @cached_property
     def counts(self) -> tuple[int, ...]:
@@ -31,10 +39,15 @@ class Feed:
         return tuple(len(ids) for ids in self.ids)
 
 
-def next_feed(rows: Sequence[Row], chunk: int) -> Feed | None:
+MOST_ECHO = MOST_CHUNK // 2
+LEAST_ECHO = 16
+"""Tokens that are fed a second time at once, of all rows at most, and of a row in decode at least."""
+
+
+def next_feed(rows: Sequence[Row], chunk: int, most: int = MOST_CHUNK) -> Feed | None:
     """The next prefill of at most `chunk` tokens a row, else one decode step; None when no row has work.
 
-    Neighbouring rows share a prefill up to MOST_CHUNK tokens, padding included, so that activations stay those of one
+    Neighbouring rows share a prefill up to `most` tokens, padding included, so that activations stay those of one
     chunk however many rows there are.
     """
     waiting = {row.index: min(chunk, len(row.job.prompt)) for row in rows if row.job is not None and row.job.prompt}
@@ -43,7 +56,7 @@ def next_feed(rows: Sequence[Row], chunk: int) -> Feed | None:
         width = 0
         while stop in waiting:
             width = max(width, waiting[stop])
-            if stop > start and (stop + 1 - start) * width > MOST_CHUNK:
+            if stop > start and (stop + 1 - start) * width > most:
                 break
             stop += 1
         return Feed(slice(start, stop), tuple(_taken(row, waiting[row.index]) for row in rows[start:stop]))
@@ -59,3 +72,22 @@ def _taken(row: Row, count: int) -> tuple[int, ...]:
     """The next `count` ids of a row's prompt, which loses them."""
     assert row.job is not None
     return tuple(row.job.prompt.popleft() for _ in range(count))
+
+
+def with_echo(feed: Feed, rows: Sequence[Row], ask: tuple[int, ...], chunk: int, *, one_by_one: bool) -> Feed:
+    """The `feed`, and behind it `ask` and at most `chunk` ids of each row that have been fed only once.
+
+    Where tokens come `one_by_one` that is once every so many of them, and not where so many rows decode that next to
+    none of each would fit.
+    """
+    if one_by_one:
+        chunk = min(chunk, MOST_ECHO // len(rows) - len(ask))
+        if chunk < LEAST_ECHO or all(row.seen + 1 - row.echoed < chunk for row in rows):
+            return feed
+    echo = []
+    for row, count in zip(rows, feed.counts, strict=True):
+        end = row.seen + count
+        again = row.said[max(row.echoed, end - chunk) : end] if count else ()
+        echo.append((*ask, *again) if again else ())
+        row.echoed = end if again else row.echoed
+    return replace(feed, echo=tuple(echo), asks=len(ask))
