@@ -201,7 +201,7 @@ class Policy(ABC):
         state_bytes = self.state_bytes_per_slot
         if self.echoes:  # as much again is fed behind a chunk
             chunk_limit = min(chunk_limit, MOST_CHUNK // 2)
-        return CacheSpec(stored, state_bytes, slots, evicts, chunk_limit, rule, lowerable, shares)
+        return CacheSpec(stored, state_bytes, slots, evicts, chunk_limit, rule, lowerable, shares, self.echoes)
 
     def _check(self, field: str, holds: bool, expected: str) -> None:
         if not holds:

@@ -88,7 +88,8 @@ class Engine:
             self.cache = SlotCache(loaded.shape, plan, policy, stored, loaded.device, self._kernels, loaded.dtype)
         for index, layer in self.cache.layers.items():
             layer.rotation = (loaded.rotations or {}).get(index)
-        self._echoes = policy.echoes and loaded.state is None and self.on_full == "evict"
+        is_whole = plan.slots == plan.most_slots  # nothing is evicted inside the model's window
+        self._echoes = policy.echoes and self.on_full == "evict" and loaded.state is None and not is_whole
         self._ask = asking_ids(loaded) if self._echoes else ()
         rotates = loaded.rotations is not None
         self._limits = Limits(self.cache, loaded.shape.vocab, loaded.window, rotates, self.on_full)
@@ -266,6 +267,8 @@ class Engine:
         error = self._limits.refusal(row, request)
         if error is None:
             row.begin(request, counts.tokens_evicted)
+            if row.job is not None and request.row is None and request.max_tokens is not None:
+                row.job.evicts_nothing = len(request.ids) + request.max_tokens <= self.cache.room(row.index)
         else:
             yield Completion(
                 request.id, (), FinishReason.CANCELLED, len(request.ids), 0, counts, Timing(0.0, 0.0, 0.0), error

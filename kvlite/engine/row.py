@@ -12,11 +12,15 @@ from kvlite.engine.request import FinishReason, Request, Timing
 
 @dataclass(slots=True)
 class Job:
-    """A request being served: what is left of its prompt, what it has answered, when."""
+    """A request being served: what is left of its prompt, what it has answered, when.
+
+    `evicts_nothing`: all slots hold it with its longest answer, and the row is then forgotten.
+    """
 
     request: Request
     prompt: deque[int]
     evicted_before: int
+    evicts_nothing: bool = False
     started_at: float = field(default_factory=time.monotonic)
     first_token_at: float | None = None
     answer: list[int] = field(default_factory=list)

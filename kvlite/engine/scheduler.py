@@ -87,7 +87,8 @@ def with_echo(feed: Feed, rows: Sequence[Row], ask: tuple[int, ...], chunk: int,
     echo = []
     for row, count in zip(rows, feed.counts, strict=True):
         end = row.seen + count
-        again = row.said[max(row.echoed, end - chunk) : end] if count else ()
+        is_needed = count and not (row.job is not None and row.job.evicts_nothing)
+        again = row.said[max(row.echoed, end - chunk) : end] if is_needed else ()
         echo.append((*ask, *again) if again else ())
         row.echoed = end if again else row.echoed
     return replace(feed, echo=tuple(echo), asks=len(ask))

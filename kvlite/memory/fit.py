@@ -77,7 +77,8 @@ class Fit:
         """Every term of a run with `cache`, weights first; without one, all that lies beside a cache at its largest."""
         rows, chunk = (cache.rows, cache.chunk) if cache else (self.most_rows, self.spec.chunk_limit)
         weights = weight_term(self.shape, self.weights, self.quant)
-        rest = pass_terms(self.shape, self.spec.slot_format, rows, chunk, self.quant, self.device)
+        fed = chunk * 2 if self.spec.echoes else chunk
+        rest = pass_terms(self.shape, self.spec.slot_format, rows, fed, self.quant, self.device)
         return MemoryPlan((weights, *(cache_terms(cache) if cache else ()), *rest))
 
     @property
