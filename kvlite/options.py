@@ -108,7 +108,7 @@ class ModelOptions:
         None,
         metavar="KIND",
         shown_default="none",
-        help="Quantise the weights: none, 8bit, 4bit (nf4, double), nf4 or fp4.",
+        help="Quantise the weights: none, 8bit, 4bit, nf4 or fp4. On a CPU 8bit and 4bit are packed for fast answers.",
     )
     four_bit: bool = _of_model(False, "--4bit", against="quant", help="Short for --quant 4bit.")
     dtype: str = _of_model("auto", metavar="DTYPE", help="Compute in auto, float32, bfloat16 or float16.")

@@ -12,7 +12,8 @@ from kvlite.catalog.fingerprint import fingerprint
 from kvlite.catalog.hub_errors import describe, offline_error
 from kvlite.catalog.names import DEMO, STARTER, ModelRef, Wheel, aliases, resolve_model
 from kvlite.catalog.runnable import require_tokenizer, runnable_shape
-from kvlite.catalog.snapshots import cached_snapshot, gguf_names, missing_parts
+from kvlite.catalog.shapes import known_model
+from kvlite.catalog.snapshots import cached_snapshot, gguf_names, missing_parts, repo_folder
 from kvlite.catalog.weights import (
     gguf_files,
     read_weights,
@@ -50,6 +51,8 @@ class ModelFiles:
     revision: str | None = None
     license: str | None = None
     base_model: str | None = None
+    as_of: str | None = None
+    """The day of these facts, where they are the package's own because nothing could be asked."""
     gguf: Header | None = None
 
     def shape(self, dtype: str | None = None) -> ModelShape:
@@ -94,6 +97,7 @@ class ModelFiles:
 def model_facts(ref: ModelRef, *, offline: bool = False) -> ModelFiles:
     """Read the facts of a model, from its files when they are here, else from the Hub without downloading weights.
 
+    Of an alias the package knows them itself, where the Hub cannot be asked.
     Raises ModelNotFound, GatedModel, HubUnreachable, BrokenModel.
     """
     if ref.path is not None:
@@ -107,8 +111,15 @@ def model_facts(ref: ModelRef, *, offline: bool = False) -> ModelFiles:
     if snapshot is not None and (not missing or (hub.is_offline(offline) and CONFIG not in missing)):
         return _read_folder(ref, snapshot)
     if hub.is_offline(offline):
+        if known := _known(ref):
+            return known
         raise offline_error(ref, [CONFIG])
-    remote = hub.remote_repo(ref)
+    try:
+        remote = hub.remote_repo(ref)
+    except HubUnreachable:
+        if known := _known(ref):
+            return known
+        raise
     if remote.gguf:
         facts = _gguf_facts(hub.remote_header(remote))
         return ModelFiles(ref=ref, folder=remote.snapshot, repo=remote.repo, revision=remote.commit, **facts)
@@ -183,6 +194,24 @@ def unnamed_model() -> str:
     snapshot = cached_snapshot(ref.repo or "", None)
     is_here = gguf_here(ref) is not None or not missing_parts(snapshot, allow_pickle=False)
     return STARTER if is_here else DEMO
+
+
+def _known(ref: ModelRef) -> ModelFiles | None:
+    """The facts of an alias as the package knows them."""
+    alias, known = aliases().get(ref.alias or ""), known_model(ref.alias or "")
+    if alias is None or known is None or ref.revision or ref.quant:
+        return None
+    assert ref.repo is not None
+    return ModelFiles(
+        ref=ref,
+        folder=repo_folder(ref.repo),
+        config=known.config,
+        generation={},
+        weights=known.weights,
+        repo=ref.repo,
+        license=alias.licence,
+        as_of=known.date,
+    )
 
 
 def _wheel(ref: ModelRef) -> Wheel | None:

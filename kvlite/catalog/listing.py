@@ -8,12 +8,14 @@ from typing import Literal
 
 from kvlite.catalog import snapshots
 from kvlite.catalog.files import files_in
-from kvlite.catalog.names import DEMO, ModelRef, alias_of, demo_folder
+from kvlite.catalog.names import DEMO, ModelRef, alias_of, aliases, demo_folder
+from kvlite.catalog.shapes import known_model
 from kvlite.catalog.snapshots import gguf_names
 from kvlite.catalog.stores import stored_models
 from kvlite.catalog.wheel import fetched_wheels
 from kvlite.errors import ModelError, OutputError, UnsupportedModel
 from kvlite.gguf.header import models_among
+from kvlite.memory.shape import ModelShape
 
 _MODEL_SUFFIXES = {".json", ".jinja", ".safetensors", ".md"}
 State = Literal["ready", "incomplete", "unsupported", "broken"]
@@ -42,6 +44,32 @@ def list_models() -> list[Listed]:
         *cached,
         *(_file(str(model), model.store, model.path) for model in stored_models()),
     ]
+
+
+@dataclass(frozen=True, slots=True)
+class ListedAlias:
+    """A short name, the repository it stands for, and what is known of that at a date."""
+
+    name: str
+    also: tuple[str, ...]
+    repo: str
+    license: str
+    gated: bool
+    weight_bytes: int
+    kv_bytes_per_token: int
+    as_of: str
+
+
+def list_aliases() -> list[ListedAlias]:
+    """List all aliases, in the order of their table."""
+    listed = []
+    for alias in aliases().values():
+        known = known_model(alias.name)
+        assert known is not None, "every alias is in the table of shapes"
+        kv = ModelShape.from_config(known.config).kv_bytes_per_token()
+        facts = (alias.licence, alias.gated, known.weights.num_bytes, kv, known.date)
+        listed.append(ListedAlias(alias.name, alias.also, alias.repo, *facts))
+    return listed
 
 
 def _demo() -> Listed:

@@ -9,7 +9,7 @@ from kvlite.cache.policy import policy_names
 from kvlite.chat.command import Command, first_words, show_pairs
 from kvlite.chat.gauge import percent
 from kvlite.errors import UsageError
-from kvlite.llm import cache_size
+from kvlite.llm.banner import cache_size
 
 if TYPE_CHECKING:
     from kvlite.chat.loop import Chat

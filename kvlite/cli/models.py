@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from kvlite.catalog.files import ModelFiles
     from kvlite.catalog.listing import Listed
     from kvlite.catalog.names import ModelRef
+    from kvlite.console import Console
 
 _NAME_HELP = "Alias or org/name[:quant][@revision]."
 
@@ -28,6 +29,13 @@ class PullOptions:
     """The model to download."""
 
     model: str = argument(metavar="MODEL", complete="model", help=_NAME_HELP)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ListOptions:
+    """Models or names."""
+
+    aliases: bool = option(False, from_settings=False, help="List short names instead, here or not, and their models.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,11 +68,14 @@ def pull(
         out.line(str(folder))
 
 
-def ls(call: Invocation) -> None:
+def ls(given: ListOptions, call: Invocation) -> None:
     """List the models on this machine, those of ollama, LM Studio and llama.cpp too; -q prints their names."""
     from kvlite.catalog.listing import list_models
 
     out = call.console
+    if given.aliases:
+        _list_aliases(out)
+        return
     models = list_models()
     if out.as_json:
         out.json([_listed_record(model) for model in models], indent=2)
@@ -143,6 +154,31 @@ def _parts(ref: ModelRef) -> list[Path]:
     return [snapshot / name for name in gguf_files(gguf_names(snapshot), ref.quant, model=ref.repo or "")]
 
 
+def _list_aliases(out: Console) -> None:
+    """Write every alias with its repository and what the package knows of it."""
+    from kvlite.catalog.listing import list_aliases
+    from kvlite.memory.format import human_bytes
+
+    models = list_aliases()
+    if out.as_json:
+        out.json([asdict(model) for model in models], indent=2)
+    elif out.quiet:
+        for model in models:
+            out.line(model.name)
+    else:
+        rows = [
+            (
+                model.name,
+                model.repo,
+                f"{model.license}{', gated' if model.gated else ''}",
+                human_bytes(model.weight_bytes),
+                human_bytes(model.kv_bytes_per_token),
+            )
+            for model in models
+        ]
+        out.table(("NAME", "REPO", "LICENCE", "WEIGHTS", "KV/TOK"), rows)
+
+
 def _listed_row(model: Listed) -> tuple[str, ...]:
     from kvlite.memory.format import human_bytes
 
@@ -166,6 +202,7 @@ def _record(ref: ModelRef, facts: ModelFiles) -> dict[str, Any]:
         "repo": facts.repo,
         "revision": facts.revision,
         "license": facts.license,
+        "as_of": facts.as_of,
         "weight_bytes": facts.weights and facts.weights.num_bytes,
         "weight_bytes_by_dtype": dict(facts.weights.by_dtype) if facts.weights else {},
         "parameters": facts.weights and facts.weights.parameters,
@@ -194,6 +231,8 @@ def _lines(record: dict[str, Any]) -> Iterator[tuple[str, str]]:
     weights = "unknown" if record["weight_bytes"] is None else human_bytes(record["weight_bytes"])
     dtypes = ", ".join(f"{dtype} {human_bytes(size)}" for dtype, size in record["weight_bytes_by_dtype"].items())
     yield "model", f"{record['repo'] or record['name']}{at}"
+    if record["as_of"]:
+        yield "as of", f"{record['as_of']}, from kvlite's own table: the Hub was not asked"
     yield "licence", record["license"] or "unknown"
     yield "weights", f"{weights} ({dtypes})" if dtypes else weights
     yield "parameters", "unknown" if record["parameters"] is None else f"{record['parameters']:,}"

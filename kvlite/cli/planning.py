@@ -51,6 +51,7 @@ def as_json(report: PlanReport) -> dict[str, Any]:
         "model": str(report.facts.ref),
         "repo": report.facts.repo,
         "revision": report.facts.revision,
+        "as_of": report.facts.as_of,
         "family": shape.family,
         "dtype": shape.dtype,
         "window": shape.max_positions,
@@ -105,6 +106,8 @@ def _headlines(report: PlanReport) -> Iterator[tuple[str, str]]:
     named = f" ({report.facts.repo}{commit})" if report.facts.repo else ""
     window = f", window {shape.max_positions:,} tokens" if shape.max_positions else ""
     yield "model", f"{report.facts.ref}{named}, {shape.family} in {shape.dtype}{window}"
+    if report.facts.as_of:
+        yield "as of", f"{report.facts.as_of}, from kvlite's own table: the Hub was not asked"
     for group in layer_groups(shape.layers, (None,) * len(shape.layers)):
         yield "layers", layer_text(group)
     per_token = shape.kv_bytes_per_token(found.spec.slot_format)

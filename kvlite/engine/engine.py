@@ -81,7 +81,7 @@ class Engine:
     def _open(self, plan: CachePlan, policy: Policy, stored: SlotFormat, on_full: str | None) -> None:
         """Allocate the cache of `plan`, whose rows are empty."""
         loaded = self.loaded
-        self.plan = plan
+        self.plan, self._stored = plan, stored
         self.policy = policy
         self.on_full = policy.when_full(on_full)
         with allocating():
@@ -108,7 +108,7 @@ class Engine:
         request that cannot be served ends with a Completion that carries the error. Closing the iterator stops.
         """
         waiting = iter(requests)
-        exhausted = False
+        exhausted, feed = False, None
         try:
             while True:
                 while not exhausted and any(row.job is None for row in self._rows):
@@ -121,7 +121,7 @@ class Engine:
                         break
                     yield from self._admit(request)
                 yield from self._ended()
-                feed = next_feed(self._rows, self.plan.chunk, MOST_ECHO if self._echoes else MOST_CHUNK)
+                feed = next_feed(self._rows, feed, MOST_ECHO if self._echoes else MOST_CHUNK)
                 if feed is not None:
                     yield from self._advance(self._with_echo(feed, one_by_one=feed.decodes))
                 elif exhausted:
@@ -214,10 +214,21 @@ class Engine:
             self._rows = [replace(row, peak_bytes=0)]
         return moved is not None
 
+    def resize(self, plan: CachePlan) -> None:
+        """Take a cache as `plan` says in place of the one there is, whose rows are lost.
+
+        Raises DoesNotFit or OutOfMemory where it cannot be allocated; then there is none.
+        """
+        assert all(row.job is None for row in self._rows), "rows at work keep their slots"
+        if plan != self.plan:
+            self._close()
+            self._open(plan, self.policy, self._stored, self.on_full)
+
     def _close(self) -> None:
         """Free the cache, and what was made for it."""
         self.step, self.graphs = "eager", None
-        del self.cache, self._limits
+        self.__dict__.pop("cache", None)  # none is there where it could not be allocated
+        self.__dict__.pop("_limits", None)
 
     def reset(self, row: int) -> None:
         """Forget a row's conversation."""
@@ -266,9 +277,10 @@ class Engine:
         counts = self.counts(row.index)
         error = self._limits.refusal(row, request)
         if error is None:
-            row.begin(request, counts.tokens_evicted)
-            if row.job is not None and request.row is None and request.max_tokens is not None:
-                row.job.evicts_nothing = len(request.ids) + request.max_tokens <= self.cache.room(row.index)
+            evicts = row.needs(request) > self.plan.fewest
+            echoes = self._echoes and (evicts or request.row is not None)  # what is forgotten whole needs no repetition
+            chunk = self.plan.chunk if evicts or echoes else self.plan.most_chunk
+            row.begin(request, chunk, counts.tokens_evicted, echoes=echoes)
         else:
             yield Completion(
                 request.id, (), FinishReason.CANCELLED, len(request.ids), 0, counts, Timing(0.0, 0.0, 0.0), error
@@ -288,8 +300,7 @@ class Engine:
     def _advance(self, feed: Feed) -> Iterator[Token | Completion]:
         """One forward pass; then a token for every row whose prompt is through."""
         rows = self._rows[feed.rows]
-        phase = "decode" if all(row.job is None or row.job.answer for row in rows) else "prefill"
-        with self.peak_memory.phase(phase):
+        with self.peak_memory.phase("decode" if feed.decodes else "prefill"):
             logits = self._forward(feed)[:, -1]
             ready = [i for i, row in enumerate(rows) if row.job is not None and feed.ids[i] and not row.job.prompt]
             draws = [Draw.of(rows[i]) for i in ready]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from array import array
 from collections import deque
@@ -12,15 +13,16 @@ from kvlite.engine.request import FinishReason, Request, Timing
 
 @dataclass(slots=True)
 class Job:
-    """A request being served: what is left of its prompt, what it has answered, when.
+    """A request being served: what is left of its prompt, fed `chunk` at once, what it has answered, when.
 
-    `evicts_nothing`: all slots hold it with its longest answer, and the row is then forgotten.
+    Where it `echoes`, it is fed a second time for the policy.
     """
 
     request: Request
     prompt: deque[int]
+    chunk: int
     evicted_before: int
-    evicts_nothing: bool = False
+    echoes: bool = False
     started_at: float = field(default_factory=time.monotonic)
     first_token_at: float | None = None
     answer: list[int] = field(default_factory=list)
@@ -70,11 +72,16 @@ class Row:
         self.rot += count
         self.unfed = None if count else self.unfed
 
-    def begin(self, request: Request, evicted: int) -> None:
+    def needs(self, request: Request) -> float:
+        """Count the tokens of the conversation at the end of a request's longest answer, whose last one is not fed."""
+        most = math.inf if request.max_tokens is None else request.max_tokens - 1
+        return self.seen + (self.unfed is not None) + len(request.ids) + most
+
+    def begin(self, request: Request, chunk: int, evicted: int, *, echoes: bool = False) -> None:
         """Take a request: what was sampled but not fed goes first, and its pins become positions."""
         unfed = () if self.unfed is None else (self.unfed,)
         self.pins += self.placed(request.pins)
-        self.job = Job(request, deque((*unfed, *request.ids)), evicted)
+        self.job = Job(request, deque((*unfed, *request.ids)), chunk, evicted, echoes)
         self.unfed = None
         self.used.update(request.ids)
         self.said.extend(request.ids)

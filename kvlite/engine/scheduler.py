@@ -1,7 +1,8 @@
 """Choice of the rows that the next forward pass feeds, and of their ids: ints and deques, no tensors.
 
-Prompts go first, in chunks, so that a waiting answer starts soon; then all rows decode one token together. Chunks are
-cut from the start of each prompt whatever its neighbours do, so that answers do not depend on the batch.
+Prompts go first, in chunks, so that rows decode together; where at least as many rows decode as wait for the rest of
+their prompts, they take turns, so that a long prompt makes no answer stall. Chunks are cut from the start of each
+prompt whatever its neighbours do, so that answers do not depend on the batch.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from kvlite.memory.plan import MOST_CHUNK
 class Feed:
     """The ids each of `rows` (neighbours in the cache) is fed; an empty list is padding only.
 
-    `decodes` says that they are what was drawn last, one for each row at work. `echo` are ids fed behind them that
-    only ask: the first `asks` of each row ask for it, the rest are its newest, once more.
+    `decodes` says that they are what was drawn last, one for each row whose prompt is through. `echo` are ids fed
+    behind them that only ask: the first `asks` of each row ask for it, the rest are its newest, once more.
     """
 
     rows: slice
@@ -44,23 +45,16 @@ LEAST_ECHO = 16
 """Tokens that are fed a second time at once, of all rows at most, and of a row in decode at least."""
 
 
-def next_feed(rows: Sequence[Row], chunk: int, most: int = MOST_CHUNK) -> Feed | None:
-    """The next prefill of at most `chunk` tokens a row, else one decode step; None when no row has work.
+def next_feed(rows: Sequence[Row], last: Feed | None = None, most: int = MOST_CHUNK) -> Feed | None:
+    """The next prefill, of at most its job's chunk a row, or decode step, after `last`; None when no row has work.
 
-    Neighbouring rows share a prefill up to `most` tokens, padding included, so that activations stay those of one
-    chunk however many rows there are.
+    Rows share a prefill of at most `most` tokens.
     """
-    waiting = {row.index: min(chunk, len(row.job.prompt)) for row in rows if row.job is not None and row.job.prompt}
-    if waiting:
-        start = stop = min(waiting)
-        width = 0
-        while stop in waiting:
-            width = max(width, waiting[stop])
-            if stop > start and (stop + 1 - start) * width > most:
-                break
-            stop += 1
-        return Feed(slice(start, stop), tuple(_taken(row, waiting[row.index]) for row in rows[start:stop]))
-    decoding = [row.index for row in rows if row.job is not None]
+    prompts = [row.index for row in rows if row.job is not None and row.job.prompt]
+    decoding = [row.index for row in rows if row.job is not None and not row.job.prompt]
+    is_turn = last is not None and not last.decodes and len(decoding) >= len(prompts)
+    if prompts and not (decoding and is_turn):
+        return _prefill(rows, prompts[0], most)
     if not decoding:
         return None
     here = slice(decoding[0], decoding[-1] + 1)
@@ -68,10 +62,30 @@ def next_feed(rows: Sequence[Row], chunk: int, most: int = MOST_CHUNK) -> Feed |
     return Feed(here, ids, decodes=True)
 
 
-def _taken(row: Row, count: int) -> tuple[int, ...]:
-    """The next `count` ids of a row's prompt, which loses them."""
+def _prefill(rows: Sequence[Row], start: int, most: int) -> Feed:
+    """The prefill of the rows from `start` on.
+
+    Neighbouring rows share one up to `most` tokens, padding included, so that activations stay those of one chunk
+    however many rows there are.
+    """
+    stop, width = start, 0
+    while stop < len(rows) and (count := _chunk(rows[stop])):
+        width = max(width, count)
+        if stop > start and (stop + 1 - start) * width > most:
+            break
+        stop += 1
+    return Feed(slice(start, stop), tuple(_taken(row) for row in rows[start:stop]))
+
+
+def _chunk(row: Row) -> int:
+    """Count the ids of a row's prompt that are fed next."""
+    return min(row.job.chunk, len(row.job.prompt)) if row.job is not None else 0
+
+
+def _taken(row: Row) -> tuple[int, ...]:
+    """The next ids of a row's prompt, which loses them."""
     assert row.job is not None
-    return tuple(row.job.prompt.popleft() for _ in range(count))
+    return tuple(row.job.prompt.popleft() for _ in range(_chunk(row)))
 
 
 def with_echo(feed: Feed, rows: Sequence[Row], ask: tuple[int, ...], chunk: int, *, one_by_one: bool) -> Feed:
@@ -87,7 +101,7 @@ def with_echo(feed: Feed, rows: Sequence[Row], ask: tuple[int, ...], chunk: int,
     echo = []
     for row, count in zip(rows, feed.counts, strict=True):
         end = row.seen + count
-        is_needed = count and not (row.job is not None and row.job.evicts_nothing)
+        is_needed = count and (row.job is None or row.job.echoes)
         again = row.said[max(row.echoed, end - chunk) : end] if is_needed else ()
         echo.append((*ask, *again) if again else ())
         row.echoed = end if again else row.echoed

@@ -25,9 +25,9 @@ from kvlite.options import ModelOptions
 if TYPE_CHECKING:
     from kvlite.profiles.profile import HeadProfile
 
-ROWS_ON_CPU = 8
-ROWS_ON_GPU = 64
-"""Rows of a batch where the user names no number and the budget holds as many."""
+ROWS_ON_CPU = 32
+ROWS_ON_GPU = 256
+"""Rows of a batch where the user names no number and the budget holds as many; more of them answer no faster."""
 
 Options = TypeVar("Options")
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from kvlite.console import Console
 from kvlite.llm.generation import not_applied
 from kvlite.llm.spec import BatchSize, PlanDevice, RunSpec
+from kvlite.memory.fit import LONGEST
 
 if TYPE_CHECKING:
     from kvlite.cache.policy import Policy
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from kvlite.memory.budget import Budget
     from kvlite.memory.fit import Fit
     from kvlite.memory.format import SlotFormat
-    from kvlite.memory.plan import CacheSpec
+    from kvlite.memory.plan import CachePlan, CacheSpec
     from kvlite.models.kv_quant_check import QuantEffect
     from kvlite.models.loaded import LoadedModel
     from kvlite.profiles.profile import HeadProfile
@@ -112,14 +113,19 @@ class TextModel:
             refused=list(self.loaded.refused),
         )
 
-    def allocate(self, batch_size: BatchSize | None) -> Allocated:
+    def allocate(self, batch_size: BatchSize | None, slots: int | None = None, lines: int = 1) -> Allocated:
         """Build the engine for one conversation with the whole budget (None), or for a batch whose rows share it.
 
-        Raises CapacityError where the budget or the device's memory is too small, SlotsTooCoarse where the model does
-        not tolerate the slot format that was named.
+        Those of a batch fit `lines` of at most `slots` tokens where that is known. Raises CapacityError where the
+        budget or the device's memory is too small, SlotsTooCoarse where the model does not tolerate the slot format
+        that was named.
         """
-        from kvlite.engine.decode_graphs import CudaGraphs
-        from kvlite.engine.engine import Engine
+        fit, budget = self.fit(batch_size), self.spec.budget
+        plan = fit.cache(budget) if slots is None else fit.rows(budget, slots, lines)
+        return Allocated(self.engine(fit, plan), fit, batch_size)
+
+    def fit(self, batch_size: BatchSize | None) -> Fit:
+        """The model on its device, with the memory that is free now. Raises as `allocate` does."""
         from kvlite.models.device import free_bytes
 
         spec, loaded, device = self.spec, self.loaded, self.loaded.device
@@ -129,26 +135,33 @@ class TextModel:
             rows = spec.fit(self.files, place, "auto", loaded=loaded.shape, profile=profile)
             replace(rows, spec=rows.specs(spec.budget)[0]).cache(spec.budget)
         fit = spec.fit(self.files, place, batch_size, loaded=loaded.shape, profile=profile)
-        fit = replace(fit, spec=self._tolerated(fit.specs(spec.budget)))
-        engine = Engine(
-            loaded,
-            fit.cache(spec.budget),
+        return replace(fit, spec=self._tolerated(fit.specs(spec.budget)))
+
+    def engine(self, fit: Fit, plan: CachePlan) -> Engine:
+        """Build an engine with such a cache. Raises CapacityError where the device's memory is too small."""
+        from kvlite.engine.decode_graphs import CudaGraphs
+        from kvlite.engine.engine import Engine
+
+        spec = self.spec
+        return Engine(
+            self.loaded,
+            plan,
             spec.policy,
             fit.spec.slot_format,
             spec.on_full,
             spec.options.kernels,
-            recorder=CudaGraphs(device) if self.captures else None,
+            recorder=CudaGraphs(self.loaded.device) if self.captures else None,
             must_capture=bool(spec.options.capture),
             warn=self.listener.warn,
         )
-        return Allocated(engine, fit, batch_size)
 
     def _profile(self, fit: Fit) -> HeadProfile | None:
         """The profile that the heads' slots follow; None where nothing is evicted."""
         if self.spec.options.profile == "off":
             return None
         spec = fit.specs(self.spec.budget)[-1]
-        plan = replace(fit, spec=spec).cache(self.spec.budget)
+        one, budget = replace(fit, spec=spec), self.spec.budget
+        plan = one.cache(budget) if one.batch is None else one.rows(budget, LONGEST, 1)
         return self.head_profile() if spec.evicts and plan.slots < plan.most_slots else None
 
     def head_profile(self) -> HeadProfile | None:
@@ -198,6 +211,10 @@ class Allocated:
     engine: Engine
     fit: Fit
     batch_size: BatchSize | None
+
+    def predicted(self) -> dict[str, int]:
+        """Bytes by term, as `kvlite plan` predicts them."""
+        return self.fit.memory(self.engine.plan).predicted()
 
 
 def import_engine() -> None:

@@ -200,12 +200,13 @@ TEXT_TYPES: Mapping[str, str] = {"llava": "llama", "mistral3": "mistral"}
 """The text model inside a composite one whose `text_config` names no `model_type`, where it is not called NAME_text."""
 
 COMPOSITES = frozenset(
-    ("aya_vision", "cohere2_vision", "fast_vlm", "idefics3", "internvl", "lfm2_vl", "lighton_ocr", "llava",
-     "llava_next", "llava_next_video", "llava_onevision", "mistral3", "perception_lm", "smolvlm", "vipllava")
+    ("aya_vision", "cohere2_vision", "fast_vlm", "gemma3", "gemma3n", "gemma4", "idefics3", "internvl", "lfm2_vl",
+     "lighton_ocr", "llava", "llava_next", "llava_next_video", "llava_onevision", "mistral3", "perception_lm",
+     "smolvlm", "vipllava")
 )  # fmt: skip
 """Models that also see, of which kvlite loads the text part alone; it attends as a text model of its own does."""
 
-_WHOLE = frozenset(("gemma3", "gemma3n", "gemma4", "qwen3_5", "qwen3_5_moe"))
+_WHOLE = frozenset(("qwen3_5", "qwen3_5_moe"))
 """Models that also see and that transformers loads as causal language models."""
 
 

@@ -9,11 +9,15 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from kvlite.errors import BudgetTooSmall, CapacityError
+from kvlite.memory.allotment import equally
 from kvlite.memory.budget import Budget, BudgetKind
 from kvlite.memory.format import FORMATS, human_bytes, short_size
 from kvlite.memory.plan import AUTO_SHARE, CachePlan, CacheSpec, largest, plan_cache
 from kvlite.memory.prediction import DeviceKind, MemoryPlan, Weights, cache_terms, pass_terms, weight_term
 from kvlite.memory.shape import ModelShape
+
+LONGEST = 2**31 - 1
+"""More slots than a row may have: it then has as many as it may."""
 
 DEFAULT_ROW_SLOTS = 2048
 """Slots of a row where the budget of one sequence is not given and the whole budget would buy more."""
@@ -73,12 +77,29 @@ class Fit:
         """The cache that `budget` buys. Raises CapacityError where it is too little, or more than the device has."""
         return self._plan(budget, self.free_for_cache)
 
+    def rows(self, budget: Budget, slots: int, lines: int) -> CachePlan:
+        """The cache of at most `lines` rows of `slots` each, or as near to that as one row may have.
+
+        Rows of `slots` hold what they are for whole: every head and layer has as many. Raises as `cache` does.
+        """
+        few = replace(self, batch=min(self.most_rows, lines))
+        alone = replace(few, batch=None if self.row_budget is None else 1)
+        most = alone.cache(budget)
+        wanted = min(max(slots, self.spec.least_slots(self.shape)), most.slots)
+        if wanted >= slots:
+            few = replace(few, spec=replace(self.spec, layer_rule=equally, head_shares=None))
+        found = replace(few, row_budget=Budget(BudgetKind.TOKENS, wanted)).cache(budget)
+        return replace(found, capped_by=most.capped_by if found.slots == most.slots else None)
+
     def memory(self, cache: CachePlan | None) -> MemoryPlan:
         """Every term of a run with `cache`, weights first; without one, all that lies beside a cache at its largest."""
         rows, chunk = (cache.rows, cache.chunk) if cache else (self.most_rows, self.spec.chunk_limit)
-        weights = weight_term(self.shape, self.weights, self.quant)
-        fed = chunk * 2 if self.spec.echoes else chunk
-        rest = pass_terms(self.shape, self.spec.slot_format, rows, fed, self.quant, self.device)
+        if cache is not None and self.batch is not None:  # rows that will not evict
+            chunk = cache.most_chunk
+        if self.spec.echoes:
+            chunk *= 2
+        weights = weight_term(self.shape, self.weights, self.quant, self.device)
+        rest = pass_terms(self.shape, self.spec.slot_format, rows, chunk, self.quant, self.device)
         return MemoryPlan((weights, *(cache_terms(cache) if cache else ()), *rest))
 
     @property

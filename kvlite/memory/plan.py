@@ -84,8 +84,8 @@ class CachePlan:
     `head_slots[i]` are those of each KV head of layer i, at most its window where it slides. Where the heads of full
     layers differ, `slots` is their average, each rounded up; where the policy tells layers apart, `fewest` is the least
     average of a layer, else `slots`. `capped_by` says what stopped S below what the bytes would buy: "window", or None.
-    `most_slots` is what the model's window allows whatever the bytes. `row_budget_bytes` is what one row must stay
-    within; everything else is bytes over all rows.
+    `most_slots` is what the model's window allows whatever the bytes. A row that will not evict is prefilled
+    `most_chunk` at once. `row_budget_bytes` is what one row must stay within; everything else is bytes over all rows.
     """
 
     slots: int
@@ -102,6 +102,7 @@ class CachePlan:
     budget_bytes: int = 0
     row_budget_bytes: int = 0
     capped_by: str | None = None
+    most_chunk: int = MOST_CHUNK
 
     @property
     def reserved_bytes(self) -> int:
@@ -190,6 +191,7 @@ def _with_slots(
         most_slots=cap,
         rows=rows,
         chunk=chunk_tokens(smallest, spec.chunk_limit),
+        most_chunk=min(spec.chunk_limit, MOST_CHUNK),
         head_slots=head_slots,
         k_v_bytes=sum(count * spec.key_value_bytes(layer) for count, layer in zip(held, layers, strict=True)),
         policy_state_bytes=sum(held) * spec.state_bytes_per_slot,

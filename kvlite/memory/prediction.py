@@ -15,6 +15,9 @@ DeviceKind = Literal["cuda", "cpu"]
 QUANT_BYTES = {"8bit": 1.0, "4bit": 0.516, "nf4": 0.5625, "fp4": 0.5625}
 """Bytes per weight of a linear layer: 4 bits and an fp32 scale per 64 weights, which `4bit` quantises once more."""
 
+PACKED_BYTES = {"4bit": 0.625, "8bit": 1.0}
+"""The same on a CPU, where they are packed for torch's kernels: 4 bits with a scale and an offset per 32 weights."""
+
 CUDA_CONTEXT_BYTES = 500_000_000  # driver context, cuBLAS workspaces and loaded kernels; differs per GPU and driver
 ATTENTION_TILE_BYTES = 16 * 2**20  # the attention works in tiles of this many bytes of fp32 logits
 ATTENTION_TILES = 4  # logits, their mask, probabilities, and a widened copy of keys or values
@@ -106,7 +109,12 @@ def _activation_bytes(shape: ModelShape, stored: SlotFormat) -> int:
     return in_dtype * DTYPE_BYTES[shape.dtype] + (coding * DTYPE_BYTES["float32"] if stored.is_quantised else 0)
 
 
-def weight_term(shape: ModelShape, weights: Weights | None, quant: str) -> Term:
+def packed_bits(quant: str, device: str) -> int:
+    """Bits in which weights are packed on a device of that kind; 0 where bitsandbytes has them, or nothing does."""
+    return {"4bit": 4, "8bit": 8}.get(quant, 0) if device == "cpu" else 0
+
+
+def weight_term(shape: ModelShape, weights: Weights | None, quant: str, device: str) -> Term:
     """The weights as they are once loaded: in the shape's dtype, or quantised."""
     if weights is None:
         return Term("weights", None, "there are no weights here to measure")
@@ -117,11 +125,13 @@ def weight_term(shape: ModelShape, weights: Weights | None, quant: str) -> Term:
     element = DTYPE_BYTES[shape.dtype]
     if quant == "none":
         return Term("weights", weights.parameters * element, f"{weights.parameters:,} parameters in {shape.dtype}")
-    kept = min(weights.parameters, shape.vocab * shape.hidden * (1 if shape.is_tied else 2))
-    size = kept * element + int((weights.parameters - kept) * QUANT_BYTES[quant])
-    return Term(
-        "weights",
-        size,
-        f"{quant}: {QUANT_BYTES[quant]} B a weight; embedding and head stay {shape.dtype} "
-        f"({human_bytes(kept * element)})",
-    )
+    copies = 1 if shape.is_tied else 2
+    kept = min(weights.parameters, shape.vocab * shape.hidden * copies)
+    if packed_bits(quant, device):
+        rate, held = PACKED_BYTES[quant], kept + copies * shape.vocab * DTYPE_BYTES["bfloat16"]
+        note = f"embedding and head 1 ({human_bytes(held)})"
+    else:
+        rate, held = QUANT_BYTES[quant], kept * element
+        note = f"embedding and head stay {shape.dtype} ({human_bytes(held)})"
+    size = held + int((weights.parameters - kept) * rate)
+    return Term("weights", size, f"{quant}: {rate} B a weight; {note}")

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from kvlite.models.attention_interface import attention
+from kvlite.models.packed import join_packed
 from kvlite.models.quantised import join_four_bit
 from kvlite_kernels.fused_ops import FusedOps, Norm
 
@@ -21,12 +22,12 @@ from kvlite_kernels.fused_ops import FusedOps, Norm
 def join(*parts: Any) -> nn.Module | None:
     """Linear maps of one input as one, of which they become views, with their outputs one after another.
 
-    None unless all are plain or our 4-bit ones, all with a bias or none.
+    None unless all are plain, or packed alike, all with a bias or none.
     """
     if len({getattr(part, "bias", None) is not None for part in parts}) > 1:
         return None
     if not all(type(part) is nn.Linear for part in parts):
-        return join_four_bit(parts)
+        return join_packed(parts) or join_four_bit(parts)
     joined = nn.Linear(parts[0].in_features, sum(part.out_features for part in parts), bias=False, device="meta")
     joined.weight = _joined([part.weight for part in parts])
     if parts[0].bias is not None:

@@ -41,13 +41,14 @@ from kvlite.errors import (
     is_out_of_memory,
 )  # fmt: skip
 from kvlite.memory.format import dtype_name, human_bytes
-from kvlite.memory.prediction import weight_term
+from kvlite.memory.prediction import packed_bits, weight_term
 from kvlite.memory.shape import ModelShape
 from kvlite.models.device import free_bytes, set_threads
 from kvlite.models.fusing import fuse, multiply_four_bit
 from kvlite.models.head_needs import fingerprint
 from kvlite.models.hybrid import HybridState
 from kvlite.models.loaded import LoadedModel
+from kvlite.models.packed import packed_settings
 from kvlite.models.quantised import quantisation, refuse_quantisation
 from kvlite.models.text_part import text_part_arguments
 from kvlite.models.verify import admit
@@ -116,7 +117,7 @@ def _shape(files: ModelFiles, dtype: str | None, device: torch.device) -> ModelS
 
 def _require_room(files: ModelFiles, shape: ModelShape, quant: str, device: torch.device) -> None:
     """Refuse weights that take more, once loaded, than is free."""
-    needed, free = weight_term(shape, files.weights, quant).predicted_bytes, free_bytes(device)
+    needed, free = weight_term(shape, files.weights, quant, device.type).predicted_bytes, free_bytes(device)
     if needed is not None and needed > free:
         raise DoesNotFit(
             f"the weights take {human_bytes(needed)} and {human_bytes(free)} are free on {device}; "
@@ -161,12 +162,15 @@ def _model(files: ModelFiles, options: ModelOptions, dtype: torch.dtype, device:
         "ignore_mismatched_sizes": True,  # they are told by name below; transformers would only say that there are some
         "use_safetensors": None if options.allow_pickle else True,
     }
-    if device.type == "cuda" or options.quant != "none":
+    bits = packed_bits(options.quant, device.type)
+    if device.type == "cuda" or (options.quant != "none" and not bits):
         arguments["device_map"] = {"": device}
     try:
         if options.quant != "none":
-            arguments["quantization_config"] = quantisation(
-                folder, options.quant, dtype, device, trust_remote_code=options.trust_remote_code
+            arguments["quantization_config"] = (
+                packed_settings(bits)
+                if bits
+                else quantisation(folder, options.quant, dtype, device, trust_remote_code=options.trust_remote_code)
             )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -26,6 +26,7 @@ IMAGES = {"image_size": 16, "patch_size": 8}
 SEEING = {
     "mistral3": ("mistral", "pixtral"),
     "llava": ("llama", "clip_vision_model"),
+    "gemma3": ("gemma3_text", "siglip_vision_model"),
     "aya_vision": ("cohere2", "siglip_vision_model"),
 }
 """Models that also see: the text model and the one that sees."""

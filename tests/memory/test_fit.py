@@ -52,6 +52,14 @@ def test_quantised_weights_leave_embedding_and_head_in_sixteen_bits(quant: str, 
     assert weights == 2 * kept + int((PARAMETERS - kept) * rate)
 
 
+@pytest.mark.parametrize(("quant", "rate"), [("8bit", 1.0), ("4bit", 0.625)])
+def test_on_a_cpu_embedding_and_head_are_packed_in_eight_bits(quant: str, rate: float) -> None:
+    kept = 2 * 128_256 * 4096
+    on_cpu = replace(LLAMA, quant=quant, device="cpu")
+    weights = quote(on_cpu, Budget.parse("2GB")).memory.predicted()["weights"]
+    assert weights == kept + 2 * 2 * 128_256 + int((PARAMETERS - kept) * rate)
+
+
 def test_unknown_weights_are_said_to_be_unknown_and_count_nothing() -> None:
     found = quote(replace(LLAMA, weights=None), Budget.parse("2GB"))
     assert found.memory.terms[0].predicted_bytes is None

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from kvlite.catalog.names import demo_folder
 from kvlite.engine.request import Request
+from kvlite.models import loading
 from kvlite.models.fusing import multiply_four_bit, probe_logits
 from kvlite.models.loaded import LoadedModel
 from kvlite.models.loading import load
@@ -44,9 +45,10 @@ JOINED = {"four-bit", "mlp", "attention"}
 
 @pytest.fixture(autouse=True)
 def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """bitsandbytes packs anew for AVX-512 when a CPU first multiplies; a GPU, and this test, keep the bytes."""
+    """On a CPU 4bit is not bitsandbytes', which packs anew for AVX-512 there; a GPU, and this test, keep its bytes."""
     import bitsandbytes.nn.modules
 
+    monkeypatch.setattr(loading, "packed_bits", lambda quant, device: 0)
     monkeypatch.setattr(bitsandbytes.nn.modules, "has_avx512bf16", lambda: False)
 
 

@@ -1,0 +1,76 @@
+"""What the package itself knows of its aliases: a plan for each without a network."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from kvlite.catalog.files import model_facts
+from kvlite.catalog.names import aliases, resolve_model
+from kvlite.catalog.shapes import known_model
+from kvlite.cli import main
+from kvlite.memory.shape import ModelShape
+from tests.catalog.shapes_table import CONFIGS, DATE, FILE, table
+
+PUBLISHED = {  # parameters, as the Hub counts them
+    "llama-3.1-8b": 8_030_261_248,
+    "qwen2.5-7b": 7_615_616_512,
+    "qwen3-30b-a3b": 30_532_122_624,
+    "smollm2-135m": 134_515_008,
+    "phi-4": 14_659_507_200,
+    "gemma-3-1b": 999_885_952,
+}
+
+
+def test_every_alias_is_known_and_nothing_else() -> None:
+    assert set(aliases()) == set(CONFIGS) == set(json.loads(FILE.read_text("utf-8"))["models"])
+    for alias, parameters in PUBLISHED.items():
+        known = known_model(alias)
+        assert known is not None and known.weights.parameters == parameters
+    gpt_oss = known_model("gpt-oss-20b")
+    assert gpt_oss is not None and gpt_oss.weights.num_bytes == 13_761_264_768
+    assert known_model("org/name") is None
+
+
+@pytest.mark.matrix
+def test_the_file_is_what_its_table_makes() -> None:
+    assert json.loads(FILE.read_text("utf-8")) == table(), "run: python -m tests.catalog.shapes_table"
+
+
+@pytest.mark.parametrize("alias", CONFIGS)
+def test_every_alias_is_planned_without_a_network(alias: str) -> None:
+    facts = model_facts(resolve_model(alias), offline=True)
+    assert (facts.as_of, facts.repo, facts.license) == (DATE, aliases()[alias].repo, aliases()[alias].licence)
+    shape = facts.shape()
+    assert shape.kv_bytes_per_token() > 0 and shape.dtype in ("bfloat16", "float16")
+    assert shape == ModelShape.from_config(CONFIGS[alias])
+
+
+def test_a_plan_says_that_the_hub_was_not_asked(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "gpt-oss", "--offline", "--vram", "80GB"]) == 0
+    out = capsys.readouterr().out
+    assert f"as of                {DATE}, from kvlite's own table: the Hub was not asked\n" in out
+    assert main(["plan", "gpt-oss@main", "--offline"]) == 3, "of another revision nothing is known"
+
+
+def test_aliases_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["ls", "--aliases", "--json"]) == 0
+    listed = json.loads(capsys.readouterr().out)
+    assert [one["name"] for one in listed] == list(aliases())
+    (one,) = (one for one in listed if one["name"] == "llama-3.1-8b")
+    assert one == {
+        "name": "llama-3.1-8b",
+        "also": ["llama3.1", "llama3.1-8b", "llama-8b"],
+        "repo": "meta-llama/Llama-3.1-8B-Instruct",
+        "license": "llama3.1",
+        "gated": True,
+        "weight_bytes": 2 * 8_030_261_248,
+        "kv_bytes_per_token": 131_072,
+        "as_of": DATE,
+    }
+    assert main(["ls", "--aliases"]) == 0
+    header, *rows = capsys.readouterr().out.splitlines()
+    assert header.split() == ["NAME", "REPO", "LICENCE", "WEIGHTS", "KV/TOK"] and len(rows) == len(aliases())
+    assert main(["ls", "--aliases", "-q"]) == 0
+    assert capsys.readouterr().out.splitlines() == list(aliases())
