@@ -227,6 +227,7 @@ class BatchOptions:
     batch_size: str = _of_run(
         "auto", metavar="auto|N", parse=read_batch_size, help="At most this many answers at once."
     )
+    prefix_cache: bool = _of_run(True, help="Feed beginnings that prompts share once.")
     dedupe: bool = _of_run(False, help="Run equal greedy requests once; keeps answers in memory.")
     retries: int = _of_run(1, metavar="N", min=0, help="Where memory or a policy fails, try a record alone this often.")
     timeout: float = _of_run(3600.0, metavar="SECONDS", parse=read_seconds, help="Fail a record that takes longer.")

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 from kvlite.batch.item import Code, Failure, Item, Outcome
+from kvlite.batch.prefixes import shared_prefixes
 from kvlite.batch.prepare import Preparer, Work
 from kvlite.batch.row_sizes import WORTH_IT, row_sizes, size_for
 from kvlite.batch.waiting import AHEAD, Waiter, Waiting
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from kvlite.text.stream import AnswerText
 
 IDLE_S = 0.02  # between two looks at a source that has nothing yet
+NUM_REMEMBERED = 64  # requests that got their rows, with which those that wait are compared
+LOOK_AGAIN = AHEAD // 4  # requests that were not compared and get their rows, until those that wait are compared again
 MOST_OVERTAKEN = 4 * AHEAD  # items that may come after one that waits for a row of another size, before it has its turn
 
 
@@ -58,8 +61,8 @@ class Rows(Protocol):
     def count(self, slots: int, lines: int) -> int:
         """Count the rows of so many slots that there can be for so many lines."""
 
-    def fit(self, slots: int, lines: int) -> None:
-        """Make rows of `slots` for `lines`, which are lost with the next call."""
+    def fit(self, slots: int, lines: int, shared: int = 0) -> None:
+        """Make rows of `slots` for `lines`, whose prompts share `shared` tokens; they are lost with the next call."""
 
 
 class BatchRun:
@@ -81,6 +84,9 @@ class BatchRun:
         self._outcomes: dict[bytes | None, Outcome] = {}  # of dedupe keys that have one
         self._equals: dict[bytes | None, list[Item]] = {}  # of the others: the items that wait for it
         self._is_read = False
+        self._prefixes: dict[str, tuple[int, ...]] = {}  # of the requests that were compared
+        self._given: deque[Request] = deque(maxlen=NUM_REMEMBERED)
+        self._num_alone = 0  # requests that were given since, and not compared
 
     def run(self, items: Iterable[Item | None]) -> Generator[Token | Outcome]:
         """Yield the outcome of every item as it ends, and the tokens before it; None in `items` is no item yet.
@@ -168,7 +174,25 @@ class BatchRun:
         ):
             size = self._sizes[1]  # nearly as many as there would be, and longer lines may come
         self._sizes = smaller, size
-        self._rows.fit(size, self._waiting.count(*self._taken) if self._is_read else AHEAD)
+        self._find_prefixes()
+        shared = max((lengths[-1] for lengths in self._prefixes.values() if lengths), default=0)
+        self._rows.fit(size, self._waiting.count(*self._taken) if self._is_read else AHEAD, min(shared, size))
+
+    def _find_prefixes(self) -> None:
+        """Compare the prompts that wait, and those that got their rows last."""
+        self._num_alone = 0
+        if self._options.prefix_cache:
+            given = {request.id: request.ids for request in self._given}
+            self._prefixes = shared_prefixes(given | self._waiting.prompts())
+
+    def _sharing(self, request: Request) -> Request:
+        """The request with the beginnings that it shares."""
+        self._given.append(request)
+        if request.id not in self._prefixes:
+            self._num_alone += 1
+            if self._num_alone >= min(LOOK_AGAIN, max(1, len(self._waiting))):
+                self._find_prefixes()
+        return replace(request, prefixes=self._prefixes.get(request.id, ()))
 
     @property
     def _taken(self) -> tuple[int, int]:
@@ -213,7 +237,7 @@ class BatchRun:
                 yield None
                 continue
             left -= 1
-            request = waiter.request
+            request = self._sharing(waiter.request)
             self._flights[request.id] = _Flight(waiter, self._preparer.answer(waiter.work), time.monotonic())
             yield request
 

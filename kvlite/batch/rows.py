@@ -32,7 +32,8 @@ class BatchRows:
         self._batch_size, self._console, self._opened = batch_size, console, opened
         self._fit = model.fit(batch_size)
         self._allocated: Allocated | None = None
-        self._plan = lru_cache(maxsize=64)(lambda slots, lines: self._fit.rows(model.spec.budget, slots, lines))
+        budget = model.spec.budget
+        self._plan = lru_cache(maxsize=64)(lambda *wanted: self._fit.rows(budget, *wanted))
         self.most_slots: int = self._plan(LONGEST, 1).slots
         """Tokens that one row may hold."""
 
@@ -51,10 +52,13 @@ class BatchRows:
         """Count the rows of so many slots that there can be for so many lines."""
         return int(self._plan(slots, lines).rows)
 
-    def fit(self, slots: int, lines: int) -> None:
-        """Make rows of `slots` for `lines`; what was in others is lost. Raises CapacityError."""
+    def fit(self, slots: int, lines: int, shared: int = 0) -> None:
+        """Make rows of `slots` for `lines`, and room for `shared` tokens; what was in others is lost.
+
+        Raises CapacityError.
+        """
         while True:
-            plan = self._plan(slots, lines)
+            plan = self._plan(slots, lines, shared)
             try:
                 if self._allocated is None:
                     self._open(plan, lines)

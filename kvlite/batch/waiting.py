@@ -52,6 +52,10 @@ class Waiting:
         """The slots that each needs, in order."""
         return [waiter.need for waiter in self._queue]
 
+    def prompts(self) -> dict[str, tuple[int, ...]]:
+        """The ids of each prompt, by the request's name."""
+        return {waiter.request.id: waiter.request.ids for waiter in self._queue}
+
     def add(self, work: Work) -> None:
         """Put the requests of a work at the end."""
         self.put(Waiter.all_of(work))

@@ -26,6 +26,7 @@ COMMANDS: Mapping[str, tuple[str, str, str]] = {
     "show": ("kvlite.cli.models", "show", "Show a model's shape, licence and KV bytes per token."),
     "rm": ("kvlite.cli.models", "rm", "Delete a downloaded model."),
     "profile": ("kvlite.cli.profile", "profile", "Measure once which heads of a model need many slots."),
+    "doctor": ("kvlite.cli.doctor", "doctor", "Say what is installed, and what is known of models here."),
     "policies": ("kvlite.cli.policies", "policies", "List the eviction policies."),
     "completion": ("kvlite.cli.completion", "completion", "Print the completion script of a shell."),
 }

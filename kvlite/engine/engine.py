@@ -16,6 +16,7 @@ from kvlite.engine.decode_graphs import WORTH_IT, DecodeGraphs, GraphRecorder, N
 from kvlite.engine.device_memory import PeakMemory, allocating
 from kvlite.engine.inputs import inputs
 from kvlite.engine.limits import Limits
+from kvlite.engine.prefixes import PrefixCopy, Prefixes
 from kvlite.engine.request import Completion, FinishReason, Request, Timing, Token
 from kvlite.engine.row import Row
 from kvlite.engine.sampling import INVALID, Draw, sample
@@ -94,6 +95,8 @@ class Engine:
         rotates = loaded.rotations is not None
         self._limits = Limits(self.cache, loaded.shape.vocab, loaded.window, rotates, self.on_full)
         self._rows = [Row(index) for index in range(plan.rows)]
+        slot_bytes = -(-plan.reserved_bytes // (plan.rows * (plan.slots + 1)))
+        self._prefixes = Prefixes(plan.budget_bytes - plan.reserved_bytes, slot_bytes, plan.fewest)
         if self._recorder is not None:
             self._capture(self._recorder, self._kernels, least=None if self._must_capture else WORTH_IT)
 
@@ -121,6 +124,7 @@ class Engine:
                         break
                     yield from self._admit(request)
                 yield from self._ended()
+                self._share()
                 feed = next_feed(self._rows, feed, MOST_ECHO if self._echoes else MOST_CHUNK)
                 if feed is not None:
                     yield from self._advance(self._with_echo(feed, one_by_one=feed.decodes))
@@ -278,13 +282,34 @@ class Engine:
         error = self._limits.refusal(row, request)
         if error is None:
             evicts = row.needs(request) > self.plan.fewest
-            echoes = self._echoes and (evicts or request.row is not None)  # what is forgotten whole needs no repetition
+            is_forgotten = request.row is None and not request.prefixes and not evicts
+            echoes = self._echoes and not is_forgotten
             chunk = self.plan.chunk if evicts or echoes else self.plan.most_chunk
             row.begin(request, chunk, counts.tokens_evicted, echoes=echoes)
+            if row.job is not None and request.row is None:
+                row.job.marks = self._prefixes.marks(request.prefixes, len(request.ids))
+                self._prefixes.start(row, self._rows, self._put)
         else:
             yield Completion(
                 request.id, (), FinishReason.CANCELLED, len(request.ids), 0, counts, Timing(0.0, 0.0, 0.0), error
             )
+
+    def _share(self) -> None:
+        """Copy the rows that have come to the end of a prefix, and let those go on that wait for one."""
+        for row in self._rows:
+            if row.job is not None and row.job.marks and row.seen == row.job.marks[0]:
+                state = self.loaded.state.snapshot() if self.loaded.state is not None else None
+                self._prefixes.keep(row, PrefixCopy(self.cache.snapshot(row.index), state))
+        for row in self._rows:
+            if row.job is not None and row.job.waits:
+                self._prefixes.start(row, self._rows, self._put)
+
+    def _put(self, row: Row, copied: PrefixCopy) -> None:
+        """Put the copy of a prefix into a row."""
+        self.cache.restore(row.index, copied.cache)
+        if self.loaded.state is not None:
+            assert copied.state is not None
+            self.loaded.state.restore(copied.state)
 
     def _ended(self) -> Iterator[Completion]:
         """Complete the requests that were cancelled, and those that have no room for another token."""
@@ -394,4 +419,5 @@ class Engine:
             kv=counts,
             timing=job.timing(),
             error=error,
+            cached_tokens=job.cached,
         )

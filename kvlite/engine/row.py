@@ -15,7 +15,9 @@ from kvlite.engine.request import FinishReason, Request, Timing
 class Job:
     """A request being served: what is left of its prompt, fed `chunk` at once, what it has answered, when.
 
-    Where it `echoes`, it is fed a second time for the policy.
+    `marks` are the lengths of prefixes to come that are shared and copied; it `waits` while another row is fed the next
+    of them. `cached` ids were fed once for several requests. Where it `echoes`, it is fed a second
+    time for the policy.
     """
 
     request: Request
@@ -27,6 +29,9 @@ class Job:
     first_token_at: float | None = None
     answer: list[int] = field(default_factory=list)
     ending: FinishReason | None = None
+    marks: list[int] = field(default_factory=list)
+    waits: bool = False
+    cached: int = 0
 
     def timing(self) -> Timing:
         """Seconds so far; decoding speed counts the tokens after the first."""
@@ -85,6 +90,22 @@ class Row:
         self.unfed = None
         self.used.update(request.ids)
         self.said.extend(request.ids)
+
+    def skip(self, count: int) -> None:
+        """Note that the row holds the first `count` ids of its prompt, which were fed for another request."""
+        assert self.job is not None
+        self.seen = self.rot = self.job.cached = count
+        self.job.prompt = deque(self.job.request.ids[count:])
+        self.job.marks = [mark for mark in self.job.marks if mark > count]
+        self.echoed = self.seen
+
+    @property
+    def next_chunk(self) -> int:
+        """Count the ids of the prompt that are fed next: up to a mark, none while the row waits."""
+        job = self.job
+        if job is None or job.waits:
+            return 0
+        return min(job.chunk, len(job.prompt), *(mark - self.seen for mark in job.marks[:1]))
 
     def take(self, token: int) -> None:
         """Note a sampled token of the answer."""

@@ -50,7 +50,7 @@ def next_feed(rows: Sequence[Row], last: Feed | None = None, most: int = MOST_CH
 
     Rows share a prefill of at most `most` tokens.
     """
-    prompts = [row.index for row in rows if row.job is not None and row.job.prompt]
+    prompts = [row.index for row in rows if row.next_chunk]
     decoding = [row.index for row in rows if row.job is not None and not row.job.prompt]
     is_turn = last is not None and not last.decodes and len(decoding) >= len(prompts)
     if prompts and not (decoding and is_turn):
@@ -69,7 +69,7 @@ def _prefill(rows: Sequence[Row], start: int, most: int) -> Feed:
     however many rows there are.
     """
     stop, width = start, 0
-    while stop < len(rows) and (count := _chunk(rows[stop])):
+    while stop < len(rows) and (count := rows[stop].next_chunk):
         width = max(width, count)
         if stop > start and (stop + 1 - start) * width > most:
             break
@@ -77,15 +77,10 @@ def _prefill(rows: Sequence[Row], start: int, most: int) -> Feed:
     return Feed(slice(start, stop), tuple(_taken(row) for row in rows[start:stop]))
 
 
-def _chunk(row: Row) -> int:
-    """Count the ids of a row's prompt that are fed next."""
-    return min(row.job.chunk, len(row.job.prompt)) if row.job is not None else 0
-
-
 def _taken(row: Row) -> tuple[int, ...]:
     """The next ids of a row's prompt, which loses them."""
     assert row.job is not None
-    return tuple(row.job.prompt.popleft() for _ in range(_chunk(row)))
+    return tuple(row.job.prompt.popleft() for _ in range(row.next_chunk))
 
 
 def with_echo(feed: Feed, rows: Sequence[Row], ask: tuple[int, ...], chunk: int, *, one_by_one: bool) -> Feed:

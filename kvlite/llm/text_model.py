@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from kvlite.models.loaded import LoadedModel
     from kvlite.profiles.profile import HeadProfile
     from kvlite.record.schema import ModelIdentity
+    from kvlite.record.verdicts import Circumstances, Verdict, Verdicts
     from kvlite.text.template import ChatText
 
 
@@ -65,7 +66,13 @@ class TextModel:
     profiles: list[HeadProfile | None] = field(default_factory=list)
 
     @classmethod
-    def load(cls, spec: RunSpec, listener: Console | Told, files: ModelFiles | None = None) -> TextModel:
+    def load(
+        cls,
+        spec: RunSpec,
+        listener: Console | Told,
+        files: ModelFiles | None = None,
+        verdicts: Verdicts | None = None,
+    ) -> TextModel:
         """Load the weights of `files`, or of those found for `spec`, downloaded where they are not here yet.
 
         What fails fastest comes first: device, then files, then memory, then weights. Raises the KvliteError that says
@@ -74,12 +81,15 @@ class TextModel:
         from kvlite.engine.decode_graphs import wants_graphs
         from kvlite.models.device import pick_device
         from kvlite.models.loading import load
+        from kvlite.record.verdicts import Verdicts
         from kvlite.text.template import ChatText
 
         device = pick_device(spec.options.device, listener.note)
         captures = wants_graphs(spec.options.capture, device)
         files = files or spec.files(listener.note)
-        loaded = load(files, spec.options, device)
+        loaded = load(files, spec.options, device, verdicts or Verdicts())
+        if loaded.remembered:
+            listener.detail(f"gate and patches: as found {loaded.remembered}; `kvlite doctor MODEL --again` looks anew")
         for patch in loaded.refused:
             listener.detail(f"not fused: {patch}")
         text = ChatText(loaded.tokenizer, generation=files.generation, think=spec.options.think, tell=listener.note)
@@ -180,19 +190,37 @@ class TextModel:
 
     def _tolerated(self, specs: Sequence[CacheSpec]) -> CacheSpec:
         """The first of `specs` that the model tolerates: without harm where there is another to take instead."""
-        from kvlite.models.kv_quant_check import try_format
-
         is_named = len(specs) == 1
         for spec in specs:
             stored = spec.slot_format
             if not stored.is_quantised:
                 return spec
             if stored.name not in self.effects:
-                effect = self.effects[stored.name] = try_format(self.loaded, stored, is_named=is_named)
-                self._tell(effect, is_named)
+                self._tell(self.effect_of(stored, is_named=is_named), is_named)
             if is_named or self.effects[stored.name].is_harmless:
                 return spec
         raise AssertionError("the last format is the model's own dtype")
+
+    def verdict(self) -> tuple[Circumstances, Verdict]:
+        """All that is known of the model by now, and under which circumstances it holds."""
+        from kvlite.models.checks import verdict_of
+
+        return self.loaded.about or {}, verdict_of(self.loaded, self.effects)
+
+    def effect_of(self, stored: SlotFormat, *, is_named: bool = False) -> QuantEffect:
+        """The effect of `stored` on the model's answers, tried out unless an earlier start did."""
+        from kvlite.models.kv_quant_check import QuantEffect, try_format
+        from kvlite.record.verdicts import Verdicts
+
+        if (known := self.loaded.effects.get(stored.name)) is not None:
+            effect = QuantEffect(stored, *known)
+            effect.require_tolerable(is_named=is_named)
+        else:
+            effect = try_format(self.loaded, stored, is_named=is_named)
+            if self.loaded.about is not None:
+                Verdicts().add_effect(self.loaded.about, stored.name, effect.nats, effect.agreement)
+        self.effects[stored.name] = effect
+        return effect
 
     def _tell(self, effect: QuantEffect, is_named: bool) -> None:
         listener, name = self.listener, effect.stored.name

@@ -31,7 +31,8 @@ class Fit:
 
     `free_bytes` is what the device has before the weights are loaded, or beside them (`is_loaded`); None: unknown.
     `batch` is the most rows of a batch, None one conversation with the whole budget; `row_budget` is the budget of each
-    row where one is given. `is_automatic`: the slot format may be another than that of `spec`, as `specs` says.
+    row where one is given, `beside_bytes` what rows leave of the budget where it holds one of them. `is_automatic`: the
+    slot format may be another than that of `spec`, as `specs` says.
     """
 
     shape: ModelShape
@@ -44,6 +45,7 @@ class Fit:
     row_budget: Budget | None = None
     is_automatic: bool = False
     is_loaded: bool = False
+    beside_bytes: int = 0
 
     @property
     def most_rows(self) -> int:
@@ -77,10 +79,11 @@ class Fit:
         """The cache that `budget` buys. Raises CapacityError where it is too little, or more than the device has."""
         return self._plan(budget, self.free_for_cache)
 
-    def rows(self, budget: Budget, slots: int, lines: int) -> CachePlan:
+    def rows(self, budget: Budget, slots: int, lines: int, shared: int = 0) -> CachePlan:
         """The cache of at most `lines` rows of `slots` each, or as near to that as one row may have.
 
-        Rows of `slots` hold what they are for whole: every head and layer has as many. Raises as `cache` does.
+        Room is left for copies of `shared` tokens, where the budget holds them beside a row. Rows of `slots` hold what
+        they are for whole: every head and layer has as many. Raises as `cache` does.
         """
         few = replace(self, batch=min(self.most_rows, lines))
         alone = replace(few, batch=None if self.row_budget is None else 1)
@@ -88,6 +91,9 @@ class Fit:
         wanted = min(max(slots, self.spec.least_slots(self.shape)), most.slots)
         if wanted >= slots:
             few = replace(few, spec=replace(self.spec, layer_rule=equally, head_shares=None))
+        if shared:
+            copies = plan_cache(self.shape, Budget(BudgetKind.TOKENS, shared), few.spec, free_bytes=None)
+            few = replace(few, beside_bytes=copies.reserved_bytes)
         found = replace(few, row_budget=Budget(BudgetKind.TOKENS, wanted)).cache(budget)
         return replace(found, capped_by=most.capped_by if found.slots == most.slots else None)
 
@@ -137,9 +143,10 @@ class Fit:
                 f"one sequence takes {human_bytes(row.reserved_bytes)}, the {limit} is {human_bytes(allowed)}; "
                 f"give a smaller --kv-per-seq, or {change}"
             )
-        count = min(self.most_rows, allowed // row.reserved_bytes)
+        beside = min(self.beside_bytes, allowed - row.reserved_bytes)
+        count = min(self.most_rows, (allowed - beside) // row.reserved_bytes)
         rows = plan(Budget(BudgetKind.TOKENS, row.slots), rows=count, free_bytes=None)
-        budget_bytes = rows.reserved_bytes if follows_rows else allowed
+        budget_bytes = rows.reserved_bytes + beside if follows_rows else allowed
         row_bytes = budget_bytes // count if self.row_budget is None else row.budget_bytes
         return replace(rows, budget_bytes=budget_bytes, row_budget_bytes=row_bytes, capped_by=row.capped_by)
 

@@ -17,6 +17,7 @@ from kvlite.models.attention_interface import AttentionLayers, bound_cache
 from kvlite.models.fused import FusedDecoder
 from kvlite.models.hybrid import HybridState
 from kvlite.models.quantised import compute_dtype
+from kvlite.record.verdicts import Circumstances
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +28,9 @@ class LoadedModel:
     ends with the model's window. `state` is the constant-size state of hybrids, which then run one row at a time.
     `fused` names the patches in force, of which `decoder` is one; `refused` says what does not fit or was taken back,
     and why. `stages` are the seconds loading took, by stage; `fingerprint` names the weights, however they are stored.
+    `about` is what a verdict on it depends on, None where none is kept; `remembered` says when an earlier start found
+    what this one took over, else ""; `effects` are those of slot formats known by then: nats a token, and the share of
+    first choices that stayed.
     """
 
     model: PreTrainedModel
@@ -42,6 +46,9 @@ class LoadedModel:
     decoder: FusedDecoder | None = None
     stages: Mapping[str, float] = field(default_factory=dict)
     fingerprint: str = ""
+    about: Circumstances | None = None
+    remembered: str = ""
+    effects: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
     @property
     def compute_dtype(self) -> torch.dtype:

@@ -143,7 +143,7 @@ class FakeRows:
     def count(self, slots: int, lines: int) -> int:
         return self.engine.rows
 
-    def fit(self, slots: int, lines: int) -> None:
+    def fit(self, slots: int, lines: int, shared: int = 0) -> None:
         self.fits.append((slots, lines))
 
 

@@ -273,7 +273,7 @@ class TightRows:
     def count(self, slots: int, lines: int) -> int:
         return int(min(self._budget // slots, lines))
 
-    def fit(self, slots: int, lines: int) -> None:
+    def fit(self, slots: int, lines: int, shared: int = 0) -> None:
         self.fits.append((slots, self.count(slots, lines)))
         self.engine = self._new_engine(rows=self.count(slots, lines))
 
@@ -315,3 +315,26 @@ def test_a_longer_line_of_a_slow_pipe_gets_its_row(new_engine: Any, new_run: Any
     found = outcomes(new_run(rows).run(slow))
     assert [outcome.choices[0].completion_tokens for outcome in found] == [10, 20]
     assert [slots for slots, _ in rows.fits] == [32, 320]
+
+
+def test_requests_say_what_they_share(new_engine: Any, new_run: Any, new_item: Any) -> None:
+    system = "s" * 40
+    items = [new_item(f"{system}{letter}", index) for index, letter in enumerate("abc")]
+    items += [new_item("x" * 50, 3, n=2), new_item("alone" * 10, 4)]
+    engine = new_engine(rows=2)
+    outcomes(new_run(engine).run(items))
+    assert {request.id: request.prefixes for request in engine.pulled} == {
+        **{f"{index}.0": (40,) for index in range(3)},
+        **{f"3.{choice}": (49,) for choice in range(2)},
+        "4.0": (),
+    }
+    engine = new_engine(rows=2)
+    outcomes(new_run(engine, prefix_cache=False).run(items))
+    assert {request.prefixes for request in engine.pulled} == {()}
+
+
+def test_the_lines_of_a_slow_pipe_share_with_those_before(new_engine: Any, new_run: Any, new_item: Any) -> None:
+    engine = new_engine(rows=2)
+    slow = [entry for index in range(4) for entry in (new_item("s" * 40 + str(index), index), None, None)]
+    outcomes(new_run(engine).run(slow))
+    assert [request.prefixes for request in engine.pulled] == [(), (40,), (40,), (40,)]
