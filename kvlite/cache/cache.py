@@ -90,7 +90,7 @@ class SlotCache:
         alike: dict[tuple[LayerShape, int], list[LayerHeads]] = {}
         for index, (layer, head_slots) in enumerate(zip(shape.layers, plan.head_slots, strict=True)):
             for numbers in parted(head_slots, policy.noise is not None):
-                key = replace(layer, kv_heads=len(numbers)), head_slots[numbers[0]]
+                key = replace(layer, kv_heads=0, state_bytes=0), head_slots[numbers[0]]
                 alike.setdefault(key, []).append(LayerHeads(index, numbers))
         self._groups = [
             PartGroup(members, part, slots, plan, stored, policy, self.backend, device)

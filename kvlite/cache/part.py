@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -37,11 +38,11 @@ class LayerHeads:
 
 
 class PartGroup:
-    """Parts of one shape, in the same tensors, each with `rows` rows of `num_slots` slots per KV head.
+    """Parts of layers like `shape` but for KV heads, in the same tensors, with `num_slots` slots per KV head.
 
-    `shape` is that of a layer with as many KV heads as a part. Where a token goes does not depend on its layer while
-    there is room, and the victim of a decoded token may be chosen after all layers have attended. Both are then one
-    operation for the group instead of one per part. `policy` scores, `backend` computes.
+    Where a token goes does not depend on its layer while there is room, and the victim of a decoded token may be chosen
+    after all layers have attended. Both are then one operation for the group instead of one per part. Parts that have
+    different numbers of heads lie there head by head. `policy` scores, `backend` computes.
     """
 
     def __init__(
@@ -55,14 +56,20 @@ class PartGroup:
         backend: Backend,
         device: torch.device,
     ) -> None:
-        size = (len(members), plan.rows, shape.kv_heads, num_slots + 1)
+        counts = [len(heads.numbers) for heads in members]
+        width = counts[0] if len(set(counts)) == 1 else 1
+        size = (sum(counts) // width, plan.rows, width, num_slots + 1)
         k, v = (empty_vectors(size, dim, stored, device) for dim in (shape.k_dim, shape.v_dim))
-        self.slots = Slots.empty(k, v, policy.statistic is not None)  # [L, B, H_KV, S + 1]
-        self.shape, self.policy, self.backend = shape, policy, backend
+        self.slots = Slots.empty(k, v, policy.statistic is not None)  # [L, B, H_KV, S + 1], or [H, B, 1, S + 1]
+        self.policy, self.backend = policy, backend
         recent = max(1, min(policy.recent(num_slots), num_slots - 1))
         self.protection = Protection(recent, policy.sinks, shape.window)
-        self.parts = [Part(heads, self, self.slots[i]) for i, heads in enumerate(members)]
-        self._together = max(1, SCORED_TOGETHER // (plan.rows * shape.kv_heads * (num_slots + 1)))
+        ends = [end // width for end in accumulate(counts)]
+        self.parts = [
+            Part(heads, replace(shape, kv_heads=count), self, self.slots.joined(slice(end - count // width, end)))
+            for heads, count, end in zip(members, counts, ends, strict=True)
+        ]
+        self._together = max(1, SCORED_TOGETHER // (plan.rows * width * (num_slots + 1)))
         is_small = shape.window is None and num_slots < plan.fewest
         self._most_pinned = num_slots - recent - policy.sinks - 1 if is_small else None
 
@@ -81,7 +88,7 @@ class PartGroup:
         if not step.mappings[self.slots.num_slots].evicts or self.policy.needs_queries:
             return
         slots = self.slots.of_rows(step.rows)
-        for start in range(0, len(self.parts), self._together):
+        for start in range(0, len(slots.pos), self._together):
             self.evict_from(slots[start : start + self._together], step)
 
     def evict_from(self, slots: Slots, step: Step, q: Tensor | None = None) -> None:
@@ -118,12 +125,12 @@ class PartGroup:
 
 
 class Part:
-    """KV heads of a layer, in a `group`, whose tokens lie in `slots` [B, H_KV, S + 1]."""
+    """KV heads of a layer, in a `group`, whose tokens lie in `slots` [B, H_KV, S + 1]; `shape` is of these alone."""
 
-    def __init__(self, heads: LayerHeads, group: PartGroup, slots: Slots) -> None:
+    def __init__(self, heads: LayerHeads, shape: LayerShape, group: PartGroup, slots: Slots) -> None:
         self.heads = heads
+        self.shape = shape
         self.group = group
-        self.shape = group.shape
         self.slots = slots
         self.num_slots = slots.num_slots
         self.tensors = dict(slots.tensors())
@@ -166,6 +173,21 @@ class Part:
         out, received = backend.attend(q, q_pos, [held, new], geometry, observation)
         self._keep_best(slots, held, replace(new, statistic=received), step, q)
         return out
+
+    def held(self, step: Step) -> Segment | None:
+        """The slots that one token of each row attends over, its own among them; None where more than that is done.
+
+        More is done where there are several tokens, a window, or a policy that looks at queries.
+        """
+        mapping = step.mappings[self.num_slots]
+        is_more = mapping.index is None or self.shape.window is not None or self.group.policy.needs_queries
+        return None if is_more or step.pos.shape[1] > 1 else self._view(step.rows, mapping, mapping.before, 1)[1]
+
+    def write(self, k: Tensor, v: Tensor, step: Step) -> None:
+        """Put the new k [n, H_KV, T, D] and v [n, H_KV, T, D_V] where the step has their slots."""
+        index = step.mappings[self.num_slots].index
+        assert index is not None
+        self.group.backend.write(self.slots.of_rows(step.rows), index, k, v)
 
     def _keep_best(self, slots: Slots, held: Segment, new: Segment, step: Step, q: Tensor) -> None:
         """Keep the best of `held`, which are all of `slots`, and of a chunk that has no room."""
@@ -235,7 +257,8 @@ def try_out(policy: Policy, shape: ModelShape, plan: CachePlan, stored: SlotForm
     layer = next((layer for layer in shape.layers if layer.kv_heads), None)
     if layer is None or is_built_in(policy):
         return
-    members, device = [LayerHeads(0, ()), LayerHeads(1, ())], torch.device("cpu")
+    numbers, device = tuple(range(layer.kv_heads)), torch.device("cpu")
+    members = [LayerHeads(0, numbers), LayerHeads(1, numbers)]
     group = PartGroup(members, layer, min(plan.fewest, 256), replace(plan, rows=1), stored, policy, TORCH, device)
     made_up = torch.Generator().manual_seed(0)
     for _, tensor in group.slots.tensors():
