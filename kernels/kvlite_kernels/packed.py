@@ -215,7 +215,7 @@ def multiply(x: Tensor, weight: Packed, bias: Tensor | None) -> Tensor:
 
     Other dtypes than bfloat16 are multiplied with unpacked weights, as are more rows than `most_rows`.
     """
-    if x.dtype is DTYPE and len(x) <= weight.most_rows:
+    if x.dtype is DTYPE and x.shape[0] <= weight.most_rows:
         out = weight.multiply(x if x.is_contiguous() else x.contiguous())
         return out if bias is None else out + bias
     outputs, inputs = weight.shape

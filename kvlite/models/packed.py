@@ -56,7 +56,7 @@ class PackedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x [..., in_features] -> [..., out_features]."""
         bias = self._parameters["bias"]
-        rows = x.view(-1, self.in_features) if x.is_contiguous() else x.reshape(-1, self.in_features)
+        rows = x.reshape(-1, self.in_features)
         if x.dtype is DTYPE:
             return packed.multiply(rows, self.packed, bias).view(*x.shape[:-1], self.out_features)
         out = packed.multiply(rows.to(DTYPE), self.packed, None if bias is None else bias.to(DTYPE))
