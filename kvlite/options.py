@@ -111,6 +111,9 @@ class ModelOptions:
         help="Quantise the weights: none, 8bit, 4bit, nf4 or fp4. On a CPU 8bit and 4bit are packed for fast answers.",
     )
     four_bit: bool = _of_model(False, "--4bit", against="quant", help="Short for --quant 4bit.")
+    adapter: str | None = _of_model(
+        None, metavar="FOLDER|REPO", help="Merge this LoRA adapter into the weights; needs peft."
+    )
     dtype: str = _of_model("auto", metavar="DTYPE", help="Compute in auto, float32, bfloat16 or float16.")
     device: str = _of_model("auto", metavar="DEVICE", help="auto, cpu, cuda, cuda:N or mps.")
     revision: str | None = _of_model(None, metavar="REV", help="Branch, tag or commit of the repository.")
@@ -141,6 +144,8 @@ class ModelOptions:
         if self.four_bit and self.quant not in (None, "4bit"):
             raise UsageError(f"--4bit contradicts --quant {self.quant}; give one of them")
         object.__setattr__(self, "quant", "4bit" if self.four_bit else self.quant or "none")
+        if self.adapter is not None and self.quant != "none":
+            raise UsageError(f"--adapter cannot be merged into weights of --quant {self.quant}; leave out one of them")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -227,6 +232,7 @@ class BatchOptions:
     batch_size: str = _of_run(
         "auto", metavar="auto|N", parse=read_batch_size, help="At most this many answers at once."
     )
+    prefix_cache: bool = _of_run(True, help="Feed beginnings that prompts share once.")
     dedupe: bool = _of_run(False, help="Run equal greedy requests once; keeps answers in memory.")
     retries: int = _of_run(1, metavar="N", min=0, help="Where memory or a policy fails, try a record alone this often.")
     timeout: float = _of_run(3600.0, metavar="SECONDS", parse=read_seconds, help="Fail a record that takes longer.")

@@ -19,8 +19,9 @@ from kvlite.batch.output import Output, StdoutLines
 from kvlite.batch.output_journal import is_journal, open_destination, resume
 from kvlite.batch.paths import STDIN, refuse_shared_files
 from kvlite.batch.prepare import Preparer
+from kvlite.batch.read_ahead import read_ahead
 from kvlite.batch.records import record_line
-from kvlite.batch.source import Input, read_ahead
+from kvlite.batch.source import Input
 from kvlite.batch.tally import Tally
 from kvlite.console import Console
 from kvlite.deadline import Deadline
@@ -33,7 +34,7 @@ from kvlite.record.recorder import Recorder
 from kvlite.record.schema import BatchReport
 
 if TYPE_CHECKING:
-    from kvlite.llm import LLM
+    from kvlite.batch.rows import BatchRows
 
 UPDATE_EVERY_S = 0.1  # of the progress line, which asks every row what it holds
 _NOT_IN_A_RESUME = ("--overwrite", "--no-resume")
@@ -110,24 +111,24 @@ class Batch:
             self._console.note(f"nothing to do: {there}")
             ending.callback(self._summarise)
             return
-        llm = model.open(self._recorder)
+        rows = model.open(self._recorder)
         preparer = Preparer(
-            llm.model.text,
+            rows.model.text,
             self._answer,
-            llm.model.generation,
+            rows.model.generation,
             pin_system=model.spec.options.pin_system,
             required=model.required,
-            most_tokens=llm.model.loaded.window,
+            most_tokens=rows.model.loaded.window,
         )
-        batch = BatchRun(llm.engine, preparer, self._options)
-        ending.callback(lambda: self._summarise(batch.peak_bytes, llm.engine.plan.budget_bytes))
+        batch = BatchRun(rows, preparer, self._options)
+        ending.callback(lambda: self._summarise(batch.peak_bytes, rows.budget_bytes))
         self._running_s = time.monotonic()
         items = chain([first], read_ahead(selected) if self._input.is_pipe else selected)
         with self._deadline.watching(batch.cancel_late):
-            self._write(batch, self._noticed(items, model.required is None), llm, self._output)
+            self._write(batch, self._noticed(items, model.required is None), rows, self._output)
 
-    def _write(self, batch: BatchRun, items: Iterable[Item | None], llm: LLM, output: Output) -> None:
-        form, budget_bytes = self._options.out_format, llm.engine.plan.budget_bytes
+    def _write(self, batch: BatchRun, items: Iterable[Item | None], rows: BatchRows, output: Output) -> None:
+        form = self._options.out_format
         is_ordered = self._options.ordered or form == "text"
         next_update_s = 0.0
         with self._console.progress(self._options.progress) as progress:
@@ -138,11 +139,11 @@ class Batch:
                 else:
                     # Before the record is written: a line that loses its record just runs again.
                     self._set_aside.pop(event.item.mark, None)
-                    output.write(record_line(event, form or event.item.form, llm.model.name))
+                    output.write(record_line(event, form or event.item.form, rows.model.name))
                     self._count(event)
                 if now >= next_update_s:
                     next_update_s = now + UPDATE_EVERY_S
-                    progress(self._tally.progress(self._seconds, batch.live_bytes(), budget_bytes))
+                    progress(self._tally.progress(self._seconds, batch.live_bytes(), rows.budget_bytes))
 
     def _count(self, outcome: Outcome) -> None:
         self._tally.add(outcome)

@@ -1,20 +1,24 @@
 """Run items through the engine and yield their outcomes. Knows the engine's events, neither files nor screens.
 
-Look-ahead is bounded: besides the rows in flight, at most as many prepared requests wait. A source whose next item has
-not arrived yields None, and the rows in flight go on.
+Look-ahead is bounded. What waits says how large rows have to be: the lines of one size run together, then the cache is
+made anew for those of another. A source whose next item has not arrived yields None, and the rows in flight go on.
 """
 
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from kvlite.batch.item import Code, Failure, Item, Outcome
+from kvlite.batch.prefixes import shared_prefixes
 from kvlite.batch.prepare import Preparer, Work
+from kvlite.batch.row_sizes import WORTH_IT, row_sizes, size_for
+from kvlite.batch.waiting import AHEAD, Waiter, Waiting
 from kvlite.cache.policy import PolicyFailed
 from kvlite.engine.request import Completion, FinishReason, Request, Token
 from kvlite.errors import BudgetTooSmall, ContextFull, OutOfMemory, UsageError
@@ -26,17 +30,39 @@ if TYPE_CHECKING:
     from kvlite.text.stream import AnswerText
 
 IDLE_S = 0.02  # between two looks at a source that has nothing yet
+NUM_REMEMBERED = 64  # requests that got their rows, with which those that wait are compared
+LOOK_AGAIN = AHEAD // 4  # requests that were not compared and get their rows, until those that wait are compared again
+MOST_OVERTAKEN = 4 * AHEAD  # items that may come after one that waits for a row of another size, before it has its turn
 
 
 @dataclass(slots=True)
 class _Flight:
     """One request in the engine."""
 
-    work: Work
-    request: Request
+    waiter: Waiter
     answer: AnswerText
     started_s: float
     timed_out: bool = False
+
+    @property
+    def work(self) -> Work:
+        return self.waiter.work
+
+
+class Rows(Protocol):
+    """The rows that a BatchRun fills: a kvlite.batch.rows.BatchRows."""
+
+    most_slots: int
+
+    @property
+    def engine(self) -> Engine:
+        """The engine, once there are rows."""
+
+    def count(self, slots: int, lines: int) -> int:
+        """Count the rows of so many slots that there can be for so many lines."""
+
+    def fit(self, slots: int, lines: int, shared: int = 0) -> None:
+        """Make rows of `slots` for `lines`, whose prompts share `shared` tokens; they are lost with the next call."""
 
 
 class BatchRun:
@@ -45,17 +71,22 @@ class BatchRun:
     `options.timeout` counts from when an item got a row, and is checked at every token and by `cancel_late`.
     """
 
-    def __init__(self, engine: Engine, preparer: Preparer, options: BatchOptions) -> None:
+    def __init__(self, rows: Rows, preparer: Preparer, options: BatchOptions) -> None:
         self.peak_bytes = 0
-        self.width = engine.rows  # requests that run at once; fewer after a run that failed
-        self._engine = engine
+        self.width: float = math.inf  # requests that run at once; fewer after a run that failed
+        self._rows = rows
         self._preparer = preparer
         self._options = options
-        self._waiting: deque[tuple[Work, Request]] = deque()
+        self._waiting = Waiting()
+        self._sizes = (0, 0)  # of the rows that are smaller than those of this run, and of those
+        self._last_index = 0
         self._flights: dict[str, _Flight] = {}
         self._outcomes: dict[bytes | None, Outcome] = {}  # of dedupe keys that have one
         self._equals: dict[bytes | None, list[Item]] = {}  # of the others: the items that wait for it
         self._is_read = False
+        self._prefixes: dict[str, tuple[int, ...]] = {}  # of the requests that were compared
+        self._given: deque[Request] = deque(maxlen=NUM_REMEMBERED)
+        self._num_alone = 0  # requests that were given since, and not compared
 
     def run(self, items: Iterable[Item | None]) -> Generator[Token | Outcome]:
         """Yield the outcome of every item as it ends, and the tokens before it; None in `items` is no item yet.
@@ -70,11 +101,12 @@ class BatchRun:
                     return
                 time.sleep(IDLE_S)
                 continue
+            self._fit()
             try:
                 for event in self._engine.run(self._requests()):
                     yield from self._settle(event)
                     yield from self._look_ahead(source)
-                self.width = min(self._engine.rows, 2 * self.width)  # a whole run of the engine went well
+                self.width *= 2  # a whole run of the engine went well
             except (OutOfMemory, PolicyFailed) as error:
                 yield from self._retry_all(error)
 
@@ -97,8 +129,14 @@ class BatchRun:
             while order and order[0] in held:
                 yield held.pop(order.popleft())
 
+    @property
+    def _engine(self) -> Engine:
+        return self._rows.engine
+
     def live_bytes(self) -> int:
-        """Count the bytes that all rows hold now."""
+        """Count the bytes that all rows hold now, of which there are some once a request was given."""
+        if not self._flights:
+            return 0
         return sum(self._engine.counts(row).live_bytes for row in range(self._engine.rows))
 
     def cancel_late(self) -> None:
@@ -112,8 +150,8 @@ class BatchRun:
                 self._engine.cancel(request_id)
 
     def _look_ahead(self, source: Iterator[Item | None]) -> Iterator[Outcome]:
-        """Prepare items until as many requests wait as the engine has rows; items that cannot run yield at once."""
-        while len(self._waiting) < self._engine.rows:
+        """Prepare items until enough wait; items that cannot run yield at once."""
+        while not self._waiting.is_full:
             try:
                 item = next(source)
             except StopIteration:
@@ -121,7 +159,51 @@ class BatchRun:
                 return
             if item is None:
                 return
+            self._last_index = item.index
             yield from self._take(item)
+
+    def _fit(self) -> None:
+        """Make the rows of the next run: of the smallest size that suits what waits, or that of what waits too long."""
+        most = self._rows.most_slots
+        lines = len(self._waiting) if self._is_read else AHEAD
+        sizes = row_sizes(self._waiting.needs(), most, lambda size: self._rows.count(size, lines))
+        size = size_for(self._waiting.first.need, sizes) if self._is_overdue else sizes[0]
+        smaller = max((one for one in sizes if one < size), default=0)
+        if self._sizes[1] > size and self._rows.count(self._sizes[1], lines) >= WORTH_IT * self._rows.count(
+            size, lines
+        ):
+            size = self._sizes[1]  # nearly as many as there would be, and longer lines may come
+        self._sizes = smaller, size
+        self._find_prefixes()
+        shared = max((lengths[-1] for lengths in self._prefixes.values() if lengths), default=0)
+        self._rows.fit(size, self._waiting.count(*self._taken) if self._is_read else AHEAD, min(shared, size))
+
+    def _find_prefixes(self) -> None:
+        """Compare the prompts that wait, and those that got their rows last."""
+        self._num_alone = 0
+        if self._options.prefix_cache:
+            given = {request.id: request.ids for request in self._given}
+            self._prefixes = shared_prefixes(given | self._waiting.prompts())
+
+    def _sharing(self, request: Request) -> Request:
+        """The request with the beginnings that it shares."""
+        self._given.append(request)
+        if request.id not in self._prefixes:
+            self._num_alone += 1
+            if self._num_alone >= min(LOOK_AGAIN, max(1, len(self._waiting))):
+                self._find_prefixes()
+        return replace(request, prefixes=self._prefixes.get(request.id, ()))
+
+    @property
+    def _taken(self) -> tuple[int, int]:
+        """The needs that this run takes: above the first, up to the second; in the longest rows there can be, all."""
+        smaller, size = self._sizes
+        return smaller, sys.maxsize if size >= self._rows.most_slots else size
+
+    @property
+    def _is_overdue(self) -> bool:
+        """True where so many items came after the first that waits that it goes before them."""
+        return len(self._waiting) > 0 and self._last_index - self._waiting.first.work.item.index > MOST_OVERTAKEN
 
     def _take(self, item: Item) -> Iterator[Outcome]:
         work = self._preparer.prepare(item)
@@ -137,21 +219,26 @@ class BatchRun:
         else:
             if work.dedupe_key is not None:
                 self._equals[work.dedupe_key] = []
-            self._waiting.extend((work, request) for request in work.requests)
+            self._waiting.add(work)
 
     def _requests(self) -> Iterator[Request | None]:
-        """Yield requests as the engine has free rows; None while others run and more items may come.
+        """Yield requests of the run's size as rows come free; None while others run and more items may come.
 
         After a run of the engine that failed, only `width` requests are given before the engine ends its run.
         """
-        left = math.inf if self.width == self._engine.rows else self.width
-        while left > 0 and (self._waiting or (self._flights and not self._is_read)):
-            if not self._waiting:
+        left = math.inf if self.width >= self._engine.rows else self.width
+        while left > 0:
+            smaller, size = self._taken
+            is_over = self._is_overdue and not smaller < self._waiting.first.need <= size
+            waiter = None if is_over else self._waiting.take(smaller, size)
+            if waiter is None:
+                if len(self._waiting) or self._is_read or not self._flights:
+                    return
                 yield None
                 continue
             left -= 1
-            work, request = self._waiting.popleft()
-            self._flights[request.id] = _Flight(work, request, self._preparer.answer(work), time.monotonic())
+            request = self._sharing(waiter.request)
+            self._flights[request.id] = _Flight(waiter, self._preparer.answer(waiter.work), time.monotonic())
             yield request
 
     def _settle(self, event: Token | Completion) -> Iterator[Token | Outcome]:
@@ -169,7 +256,7 @@ class BatchRun:
         flight.answer.finish()
         work = flight.work
         work.failure = work.failure or self._failure(event, flight)
-        work.choices[event.request_id] = Answer.read(event, flight.answer, flight.request)
+        work.choices[event.request_id] = Answer.read(event, flight.answer, flight.waiter.request)
         if len(work.choices) == len(work.requests):
             yield from self._end(work)
 
@@ -211,12 +298,12 @@ class BatchRun:
         flights, is_alone = list(self._flights.values()), len(self._flights) == 1
         self.width = max(1, len(flights) // 2)
         self._flights.clear()
-        self._waiting.extendleft((flight.work, flight.request) for flight in reversed(flights))
+        self._waiting.put((flight.waiter for flight in flights), in_front=True)
         for work in {id(flight.work): flight.work for flight in flights}.values():
             if is_alone:
                 work.retries += work.attempt > 1
                 if work.retries >= self._options.retries:
-                    self._waiting = deque(waits for waits in self._waiting if waits[0] is not work)
+                    self._waiting.drop(work)
                     code = Code.OUT_OF_MEMORY if isinstance(error, OutOfMemory) else Code.INTERNAL
                     work.failure = Failure(code, str(error))
                     yield from self._end(work)

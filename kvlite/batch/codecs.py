@@ -68,9 +68,10 @@ def decode_simple(value: Json, item: Item) -> Item:
     return replace(item, prompt=None, messages=({"role": "system", "content": system}, *messages))
 
 
-def repeated(item: Item, first_line: int) -> Item:
-    """Refuse `item` because line `first_line` has its id already."""
-    message = f"line {item.line} has the id {shown(item.key)} of line {first_line}; ids must differ"
+def repeated(item: Item, first_line: int | None) -> Item:
+    """Refuse `item` because line `first_line`, or one before it that is not remembered, has its id already."""
+    first = "an earlier line" if first_line is None else f"line {first_line}"
+    message = f"line {item.line} has the id {shown(item.key)} of {first}; ids must differ"
     return replace(item, failure=Failure(Code.DUPLICATE, message, "custom_id" if item.form == "openai" else "id"))
 
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
+
 from kvlite.batch.item import Failure
 from kvlite.batch.model import ChooseModel, Model
 from kvlite.batch.prepare import Preparer
+from kvlite.batch.row_sizes import row_sizes
 from kvlite.batch.source import Input
 from kvlite.console import Console
 from kvlite.errors import BatchFailed
 from kvlite.llm.answer import sampling_of
+from kvlite.memory.fit import LONGEST
 from kvlite.memory.format import SlotFormat, human_bytes
 from kvlite.memory.plan import CachePlan
 from kvlite.options import AnswerOptions, BatchOptions
@@ -24,8 +29,9 @@ def dry_run(options: BatchOptions, answer: AnswerOptions, choose_model: ChooseMo
     source = Input(options)
     survey = source.survey()
     model = choose_model(survey.model)
-    text, stored, plan = model.plan()
-    preparer = Preparer(text, answer, text.generation, required=model.required)
+    text, fit = model.plan()
+    preparer = Preparer(text, answer, text.generation, required=model.required, most_tokens=fit.shape.max_positions)
+    needs: Counter[int] = Counter()  # by slots, the answers that need so many at their longest
     count = dict.fromkeys(_COUNTED, 0)
     for item in source.select(survey.items):
         work = preparer.prepare(item)
@@ -40,14 +46,22 @@ def dry_run(options: BatchOptions, answer: AnswerOptions, choose_model: ChooseMo
             count["prompt_tokens"] += tokens
             count["longest_prompt_tokens"] = max(count["longest_prompt_tokens"], tokens)
             count["most_new_tokens"] += most
-            count["may_evict"] += tokens + most > plan.fewest  # answers that at their longest outgrow a row
-    _report(count, model, stored, plan, console)
+            needs[tokens + most] += 1
+    lines, budget = max(1, needs.total()), model.spec.budget
+    most = fit.rows(budget, LONGEST, 1).slots
+    sizes = row_sizes([*needs.elements()] or [1], most, lambda size: fit.rows(budget, size, lines).rows)
+    plans = [fit.rows(budget, size, lines) for size in sizes]
+    count["may_evict"] = sum(many for need, many in needs.items() if need > plans[-1].fewest)
+    _report(count, model, fit.spec.slot_format, plans, console)
     if count["failed"]:
         raise BatchFailed(f"{count['failed']} of {count['ok'] + count['failed']} lines cannot be answered")
 
 
-def _report(count: dict[str, int], model: Model, stored: SlotFormat, plan: CachePlan, console: Console) -> None:
-    name = model.identity()
+def _report(
+    count: dict[str, int], model: Model, stored: SlotFormat, plans: Sequence[CachePlan], console: Console
+) -> None:
+    """Show the counts, and the cache of the longest rows."""
+    name, plan = model.identity(), plans[-1]
     is_provisional = stored.is_quantised and model.spec.stored is None  # the weights may not tolerate such slots
     if console.as_json:
         kv = {
@@ -64,5 +78,5 @@ def _report(count: dict[str, int], model: Model, stored: SlotFormat, plan: Cache
     console.line(f"prompts    {count['prompt_tokens']:,} tokens, the longest {count['longest_prompt_tokens']:,}")
     console.line(f"answers    at most {count['most_new_tokens']:,} tokens")
     console.line(f"KV cache   {size}{', if the model tolerates that' if is_provisional else ''}")
-    console.line(f"rows       {plan.rows} of {plan.slots:,} tokens each")
+    console.line(f"rows       {', then '.join(f'{one.rows} of {one.slots:,} tokens each' for one in plans)}")
     console.line(f"may evict  {count['may_evict']} answers, if they grow to max_tokens")

@@ -69,7 +69,8 @@ def _body(outcome: Outcome, model: str) -> dict[str, object]:
 
 
 def _usage(outcome: Outcome) -> dict[str, object]:
-    return openai.usage(outcome.prompt_tokens, outcome.completion_tokens)
+    cached_tokens = outcome.choices[0].completion.cached_tokens if outcome.choices else 0
+    return openai.usage(outcome.prompt_tokens, outcome.completion_tokens, cached_tokens)
 
 
 def _error(outcome: Outcome) -> dict[str, object] | None:

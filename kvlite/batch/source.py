@@ -16,19 +16,20 @@ from hashlib import blake2b, sha256
 from io import UnsupportedOperation
 from itertools import chain, islice
 from pathlib import Path
-from queue import Empty, Queue
-from threading import Thread
 from typing import BinaryIO
 
-from kvlite.batch.codecs import decode_line, decode_simple, repeated
+from kvlite.batch.codecs import decode_line, decode_simple
 from kvlite.batch.file_kind import refuse_other_kinds
-from kvlite.batch.item import Code, Item, LineError, digest
+from kvlite.batch.ids import NAMED, with_unique_ids
+from kvlite.batch.item import Code, Item, LineError
 from kvlite.batch.paths import STDIN
 from kvlite.batch.values import utf8
 from kvlite.errors import UsageError
 from kvlite.options import BatchOptions
 
-NUM_AHEAD = 64  # items of a pipe that wait to be answered, at most
+SURVEYED_BYTES = (
+    2**22
+)  # a longer file is checked as it is read, so that the first answer does not wait for the last line
 
 _BOM = b"\xef\xbb\xbf"
 _LONGEST_CELL = 2**31 - 1  # characters; the csv module's own limit of 131,072 is shorter than a long prompt
@@ -75,20 +76,33 @@ class Input:
         return (item for item in islice(shard, self._taken.start, self._taken.stop) if item.mark not in done)
 
     def survey(self) -> Survey:
-        """Read a whole file once, of a pipe only the first item.
+        """Look at the input: read a file that is not long once, of a long one count the lines, of a pipe none.
 
-        Raises UsageError where there is no such file, and, naming both lines, where two of a file have one id.
+        Raises UsageError where there is no such file, and, naming both lines, where two of a short one have one id.
         """
-        if not self.is_pipe:
+        if self.is_pipe:
+            if self.name != STDIN and not Path(self.name).exists():
+                raise UsageError(f"cannot read {self.name}: {os.strerror(errno.ENOENT)}")
+            return self._begun(None, None)
+        if Path(self.name).stat().st_size <= SURVEYED_BYTES:
             return self._survey_file()
-        if self.name != STDIN and not Path(self.name).exists():
-            raise UsageError(f"cannot read {self.name}: {os.strerror(errno.ENOENT)}")
+        hashed, num_lines = sha256(), 0
+        for line in self._lines():
+            hashed.update(line)
+            num_lines += not line.isspace()
+        is_counted = self.layout != "csv" and self._shard == (1, 1)
+        return self._begun(len(range(num_lines)[self._taken]) if is_counted else None, hashed.hexdigest())
+
+    def _begun(self, total: int | None, sha256: str | None) -> Survey:
+        """The survey of an input whose items are checked as they come, by its first that can be read."""
         items, read = with_unique_ids(self.items()), list[Item]()
         for item in items:
             read.append(item)
             if item.failure is None:
-                return Survey(chain(read, items), item.model)
-        return Survey(iter(read), None)
+                return Survey(chain(read, items), item.model, total, sha256)
+            if len(read) > NAMED:  # of a file that is something else
+                break
+        return Survey(chain(read, items), None, total, sha256)
 
     def items(self) -> Iterator[Item]:
         """Read all items. Raises UsageError where the input cannot be read."""
@@ -182,43 +196,6 @@ class Input:
             return decode_simple(value, replace(item, metadata=cells or None))
         except LineError as refused:
             return replace(item, failure=refused.failure)
-
-
-def with_unique_ids(items: Iterable[Item]) -> Iterator[Item]:
-    """Refuse items that repeat an id: a pipe is read only once, so they are found on the way."""
-    first_lines: dict[bytes, int] = {}
-    for item in items:
-        first = first_lines.setdefault(digest(item.key), item.line)
-        yield item if first == item.line else repeated(item, first)
-
-
-def read_ahead(source: Iterator[Item]) -> Iterator[Item | None]:
-    """Yield items read in a thread, so that a slow pipe delays no answer; None where the next one is not there yet.
-
-    Raises the errors of `source`. The thread never keeps the process alive, also while it waits for a line.
-    """
-    ready: Queue[Item | BaseException] = Queue(NUM_AHEAD)
-
-    def read() -> None:
-        try:
-            for item in source:
-                ready.put(item)
-            ready.put(StopIteration())
-        except BaseException as error:  # raised again where the items are awaited
-            ready.put(error)
-
-    Thread(target=read, name="read-ahead", daemon=True).start()
-    while True:
-        try:
-            item = ready.get_nowait()
-        except Empty:
-            yield None
-            continue
-        if isinstance(item, StopIteration):
-            return
-        if isinstance(item, BaseException):
-            raise item
-        yield item
 
 
 def parse_shard(written: str) -> tuple[int, int]:

@@ -13,7 +13,8 @@ from kvlite.memory.format import human_bytes
 class Tally:
     """Counts of this run; `resumed` lines have their record from an earlier one, `resumed_failed` of them a failed one.
 
-    `total` counts the lines to answer, None for a pipe. Tokens of deduplicated answers are counted once; `generated`
+    `total` counts the lines to answer, None where they are not counted beforehand. Of the prompts of all answers
+    `shared_tokens` were fed for another. Tokens of deduplicated answers are counted once; `generated`
     counts them as they come.
     """
 
@@ -25,6 +26,7 @@ class Tally:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     tokens_evicted: int = 0
+    shared_tokens: int = 0
     generated: int = 0
     failures: Counter[str] = field(default_factory=Counter)
 
@@ -49,6 +51,7 @@ class Tally:
             return
         self.prompt_tokens += outcome.prompt_tokens if outcome.choices else 0
         self.completion_tokens += outcome.completion_tokens
+        self.shared_tokens += sum(choice.completion.cached_tokens for choice in outcome.choices)
         self.tokens_evicted += sum(choice.kv.tokens_evicted for choice in outcome.choices)
 
     def progress(self, seconds: float, live_bytes: int, budget_bytes: int) -> str:
@@ -72,6 +75,8 @@ class Tally:
             failures = f" ({self.resumed_failed} of them failures)" if self.resumed_failed else ""
             parts.append(f"{self.resumed} resumed{failures}")
         parts += [f"{self.deduped} deduped"] * bool(self.deduped)
+        if self.shared_tokens:
+            parts.append(f"{self.shared_tokens:,} prompt tokens shared, not fed")
         parts.append(f"{self.generated} tokens at {self._speed(seconds):.1f} tok/s")
         if budget_bytes:  # none where nothing was left to run
             parts.append(f"KV peak {human_bytes(peak_bytes)} of {human_bytes(budget_bytes)}")

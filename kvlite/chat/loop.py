@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kvlite.chat import slash_commands
@@ -48,27 +49,41 @@ def is_command(line: str) -> bool:
     return line.startswith("/") and "\n" not in line.strip() and word in slash_commands.BY_NAME
 
 
-class Chat:
-    """A session, what is known of its memory, how it is saved in `folder`, and the display; `model` is named in files.
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A session with a model that is loaded, and what is known of its memory.
 
-    The saved session `name` goes on under its own system prompt; where there is none, it begins.
+    `model` is how files name it, `asked` how the user did.
+    """
+
+    session: Session
+    memory: ChatMemory
+    model: str
+    asked: str
+
+
+class Chat:
+    """A conversation with the model that is `opened`, saved in `folder` and shown by `display`.
+
+    The saved session `name` goes on under its own system prompt; where there is none, it begins. `opens` finds another
+    model, and gives the function that loads it.
     """
 
     def __init__(
         self,
-        session: Session,
-        memory: ChatMemory,
+        opened: Opened,
         folder: SessionFolder,
         display: Display,
         *,
-        model: str,
+        opens: Callable[[str], Callable[[], Opened]],
         name: str | None = None,
         autosaves: bool = True,
         keeps_cache: bool = True,
     ) -> None:
-        self.session = session
-        self.memory = memory
-        self.model = model
+        self.session = opened.session
+        self.memory = opened.memory
+        self.model = opened.model
+        self._asked, self._opens = opened.asked, opens
         self.is_over = False
         self.saving = Saving(self, folder, is_on=autosaves, keeps_cache=keeps_cache)
         self.attached: list[str] = []
@@ -125,7 +140,24 @@ class Chat:
 
     def show(self, text: str) -> None:
         """Show the output of a command."""
-        self._console.aside(f"{text}\n")
+        self._console.tell(text)
+
+    def switch(self, name: str) -> None:
+        """Go on with another model, which reads the conversation with the next message.
+
+        The one there is makes room for it first, and comes back where the other cannot be loaded. Raises the error of
+        a name that is none, and changes nothing.
+        """
+        opening, back, messages = self._opens(name), self._opens(self._asked), self.session.messages
+        del self.session, self.memory  # the weights go with the last who holds them
+        self._display.recorder.released()
+        try:
+            opened = opening()
+        except KvliteError as error:
+            self._console.error(error)
+            opened = back()
+        self.session, self.memory, self.model, self._asked = opened.session, opened.memory, opened.model, opened.asked
+        self.session.load(messages)
 
     def cache_changed(self, how: str) -> None:
         """Note that the cache is another one from now on."""

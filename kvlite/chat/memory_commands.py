@@ -9,7 +9,7 @@ from kvlite.cache.policy import policy_names
 from kvlite.chat.command import Command, first_words, show_pairs
 from kvlite.chat.gauge import percent
 from kvlite.errors import UsageError
-from kvlite.llm import cache_size
+from kvlite.llm.banner import cache_size
 
 if TYPE_CHECKING:
     from kvlite.chat.loop import Chat
@@ -69,7 +69,7 @@ def _number(command: str, argument: str) -> int:
 
 def _pin(chat: Chat, argument: str) -> None:
     turn = chat.memory.pin(_number("pin", argument))
-    kept = "all of it" if turn.share == 1 else f"the {percent(turn.share)} of it that are left" if turn.share else ""
+    kept = "all of it" if turn.share == 1 else f"what is left of it ({percent(turn.share)})" if turn.share else ""
     chat.show(f"turn {turn.number} is pinned: {kept} stays" if kept else f"turn {turn.number} is gone already")
 
 

@@ -109,6 +109,10 @@ class Session:
                 ]
                 self.unsent = None
 
+    def think(self, how: str) -> None:
+        """Let the model think before it answers: `auto`, `on` or `off`."""
+        self._text.think = how
+
     def cancel(self) -> None:
         """Stop the answer being generated at its next token. Safe to call from a signal handler."""
         self.conversation.cancel()

@@ -85,6 +85,21 @@ def _system(chat: Chat, argument: str) -> None:
     chat.show("started over under the new system prompt")
 
 
+def _model(chat: Chat, argument: str) -> None:
+    if not argument:
+        chat.show(f"{chat.model}; /model NAME goes on with another")
+        return
+    chat.switch(argument)
+    if chat.session.num_turns:
+        chat.show("the conversation is read by this model with your next message")
+
+
+def _think(chat: Chat, argument: str) -> None:
+    if argument not in ("auto", "on", "off"):
+        raise UsageError("/think takes auto, on or off")
+    chat.session.think(argument)
+
+
 def _set(chat: Chat, argument: str) -> None:
     if argument:
         key, separator, value = argument.partition("=")
@@ -100,6 +115,8 @@ COMMANDS = (
     Command(("clear", "new"), "", "start over under the same system prompt", _clear),
     Command(("system",), "[TEXT]", "show the system prompt, or set it and start over", _system),
     Command(("set",), "[KEY=VALUE]", "list the sampling settings, or change one", _set),
+    Command(("model",), "[NAME]", "show the model, or go on with another", _model),
+    Command(("think",), "HOW", "let the model think before it answers, where it can: auto, on or off", _think),
     *CONVERSATION_COMMANDS,
     *MEMORY_COMMANDS,
 )

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import sys
+import time
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from shutil import get_terminal_size
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,9 +18,16 @@ from kvlite.flags import option, read_text
 from kvlite.options import AnswerOptions, ModelOptions, OutputOptions
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from kvlite.catalog.files import ModelFiles
     from kvlite.chat.display import AnswerFormat
+    from kvlite.chat.loop import Chat, Opened
+    from kvlite.chat.session import Session
     from kvlite.cli.answering import Answering
+    from kvlite.llm.spec import RunSpec
+    from kvlite.memory.counts import KVCounts
+    from kvlite.record.recorder import Recorder
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,63 +96,93 @@ def _session_to_open(continues: bool, session: str | None) -> str | None:
     return session
 
 
-def _talk(asked: Answering, given: ChatOptions, name: str | None, form: AnswerFormat) -> None:
-    from platformdirs import user_state_path
+class _Talking:
+    """A chat at a terminal: what it is opened with, and what is opened."""
 
-    from kvlite.chat.display import Display
-    from kvlite.chat.gauge import status_line
-    from kvlite.chat.live import LiveLines
-    from kvlite.chat.loop import Chat
-    from kvlite.chat.screen import Screen
-    from kvlite.chat.session import Session
-    from kvlite.chat.session_files import SessionFolder
-    from kvlite.chat.terminal import Terminal
-    from kvlite.llm.chat_memory import ChatMemory
-    from kvlite.llm.spec import RunSpec
+    def __init__(self, asked: Answering, given: ChatOptions, form: AnswerFormat, recorder: Recorder) -> None:
+        from platformdirs import user_state_path
 
-    out, first = asked.call.console, given.prompt
-    session: Session | None = None
+        from kvlite.chat.terminal import Terminal
 
-    def status() -> str:
-        if session is None:
-            return f"{asked.options.model} is loading"
-        return status_line(session.counts(), session.last, session.settings.sampling, get_terminal_size().columns)
+        self.asked, self.given, self.form, self.recorder = asked, given, form, recorder
+        self.session: Session | None = None
+        self._since_s = time.monotonic()
+        history = user_state_path("kvlite", appauthor=False) / "history"
+        self.terminal = Terminal(self._status if given.status else None, history, vi=given.vi)
 
-    def begin(files: ModelFiles | None = None) -> Chat:
-        nonlocal session
-        llm = asked.open(spec, recorder, files)
-        session = Session(llm.engine, llm.model.text, asked.settings(llm), asked.answer.system)
-        screen = None
+    def begin(self, spec: RunSpec, files: ModelFiles | None, name: str | None) -> Chat:
+        """Load the model and open the chat."""
+        from kvlite.chat.display import Display
+        from kvlite.chat.live import LiveLines
+        from kvlite.chat.loop import Chat
+        from kvlite.chat.screen import Screen
+        from kvlite.chat.session_files import SessionFolder
+
+        out, given, screen = self.asked.call.console, self.given, None
+        opened = self._open(spec, files)
         if out.is_terminal and out.has_live_stderr:
-            lines = LiveLines(out, session.counts if given.status else None, terminal.ahead)
+            lines = LiveLines(out, self._counts if given.status else None, self.terminal.ahead)
             screen = Screen(out, lines, draws_markdown=given.markdown, has_color=out.has_color)
-        display = Display(out, recorder, form, screen)
-        memory = ChatMemory(llm, session.conversation)
         return Chat(
-            session,
-            memory,
+            opened,
             SessionFolder(),
-            display,
-            model=llm.model.name,
+            Display(out, self.recorder, self.form, screen),
+            opens=self._other,
             name=name,
             autosaves=given.save,
             keeps_cache=given.save_kv,
         )
 
-    history = user_state_path("kvlite", appauthor=False) / "history"
-    terminal = Terminal(status if given.status else None, history, vi=given.vi)
+    def _open(self, spec: RunSpec, files: ModelFiles | None) -> Opened:
+        from kvlite.chat.loop import Opened
+        from kvlite.chat.session import Session
+        from kvlite.llm.chat_memory import ChatMemory
+
+        self.session = None
+        gc.collect()  # a model that was here before
+        llm = self.asked.open(spec, self.recorder, files, is_chat=True)
+        self.session = Session(llm.engine, llm.model.text, self.asked.settings(llm), self.asked.answer.system)
+        return Opened(
+            self.session, ChatMemory(llm, self.session.conversation), llm.model.name, spec.options.model or ""
+        )
+
+    def _other(self, model: str) -> Callable[[], Opened]:
+        """Find another model, and give the function that loads it."""
+        from kvlite.llm.spec import RunSpec
+
+        spec = RunSpec.of(replace(self.asked.options, model=model))
+        files = spec.files(self.asked.call.console.note)
+        return lambda: self._open(spec, files)
+
+    def _counts(self) -> KVCounts:
+        assert self.session is not None
+        return self.session.counts()
+
+    def _status(self) -> str:
+        from kvlite.chat.gauge import status_line
+
+        session = self.session
+        if session is None:
+            return f"{self.asked.options.model} is loading, {time.monotonic() - self._since_s:.0f} s"
+        return status_line(session.counts(), session.last, session.settings.sampling, get_terminal_size().columns)
+
+
+def _talk(asked: Answering, given: ChatOptions, name: str | None, form: AnswerFormat) -> None:
+    from kvlite.llm.spec import RunSpec
+
+    out, first = asked.call.console, given.prompt
     with asked.call.start_recorder("chat", asked.report) as recorder:
-        spec = RunSpec.of(asked.options)
+        talking, spec = _Talking(asked, given, form, recorder), RunSpec.of(asked.options)
         if first is None and out.has_live_stderr:
             files = spec.files(out.note)
-            begun = terminal.read_beside(lambda: begin(files), out)
+            begun = talking.terminal.read_beside(lambda: talking.begin(spec, files, name), out)
             if begun is None:
                 return
             first, chat = begun
         else:
-            chat = begin()
+            chat = talking.begin(spec, None, name)
         try:
-            chat.run(terminal, first)
+            chat.run(talking.terminal, first)
         finally:
             chat.close()
             recorder.term("checkpoints", chat.session.checkpoint_peak_bytes)

@@ -16,14 +16,16 @@ from kvlite.engine.decode_graphs import WORTH_IT, DecodeGraphs, GraphRecorder, N
 from kvlite.engine.device_memory import PeakMemory, allocating
 from kvlite.engine.inputs import inputs
 from kvlite.engine.limits import Limits
+from kvlite.engine.prefixes import PrefixCopy, Prefixes
 from kvlite.engine.request import Completion, FinishReason, Request, Timing, Token
 from kvlite.engine.row import Row
 from kvlite.engine.sampling import INVALID, Draw, sample
-from kvlite.engine.scheduler import Feed, next_feed
+from kvlite.engine.scheduler import MOST_ECHO, Feed, next_feed, with_echo
 from kvlite.errors import ContextFull, KvliteError, NumericError, UsageError
 from kvlite.memory.counts import KVCounts
 from kvlite.memory.format import SlotFormat
-from kvlite.memory.plan import CachePlan
+from kvlite.memory.plan import MOST_CHUNK, CachePlan
+from kvlite.models.head_needs import asking_ids
 from kvlite.models.hybrid import StateSnapshot
 from kvlite.models.loaded import LoadedModel
 from kvlite.models.probe import dry_cache
@@ -80,16 +82,21 @@ class Engine:
     def _open(self, plan: CachePlan, policy: Policy, stored: SlotFormat, on_full: str | None) -> None:
         """Allocate the cache of `plan`, whose rows are empty."""
         loaded = self.loaded
-        self.plan = plan
+        self.plan, self._stored = plan, stored
         self.policy = policy
         self.on_full = policy.when_full(on_full)
         with allocating():
             self.cache = SlotCache(loaded.shape, plan, policy, stored, loaded.device, self._kernels, loaded.dtype)
         for index, layer in self.cache.layers.items():
             layer.rotation = (loaded.rotations or {}).get(index)
+        is_whole = plan.slots == plan.most_slots  # nothing is evicted inside the model's window
+        self._echoes = policy.echoes and self.on_full == "evict" and loaded.state is None and not is_whole
+        self._ask = asking_ids(loaded) if self._echoes else ()
         rotates = loaded.rotations is not None
         self._limits = Limits(self.cache, loaded.shape.vocab, loaded.window, rotates, self.on_full)
         self._rows = [Row(index) for index in range(plan.rows)]
+        slot_bytes = -(-plan.reserved_bytes // (plan.rows * (plan.slots + 1)))
+        self._prefixes = Prefixes(plan.budget_bytes - plan.reserved_bytes, slot_bytes, plan.fewest)
         if self._recorder is not None:
             self._capture(self._recorder, self._kernels, least=None if self._must_capture else WORTH_IT)
 
@@ -104,7 +111,7 @@ class Engine:
         request that cannot be served ends with a Completion that carries the error. Closing the iterator stops.
         """
         waiting = iter(requests)
-        exhausted = False
+        exhausted, feed = False, None
         try:
             while True:
                 while not exhausted and any(row.job is None for row in self._rows):
@@ -117,9 +124,10 @@ class Engine:
                         break
                     yield from self._admit(request)
                 yield from self._ended()
-                feed = next_feed(self._rows, self.plan.chunk)
+                self._share()
+                feed = next_feed(self._rows, feed, MOST_ECHO if self._echoes else MOST_CHUNK)
                 if feed is not None:
-                    yield from self._advance(feed)
+                    yield from self._advance(self._with_echo(feed, one_by_one=feed.decodes))
                 elif exhausted:
                     return
         finally:
@@ -139,8 +147,12 @@ class Engine:
                 f"a text is longer than the {self.plan.slots} slots, and policy {self.policy.name} is full"
             )
         assert self.on_full != "evict" or max(map(len, ids)) <= self.plan.chunk, "re-rotation leaves room for one chunk"
+        width = max(map(len, ids))
+        for row, piece in zip(self._rows[: len(ids)], ids, strict=True):
+            row.said.extend(piece)
         with self.peak_memory.phase("prefill"):
-            return self._forward(Feed(slice(0, len(ids)), tuple(ids)), last=last or max(map(len, ids)))
+            feed = self._with_echo(Feed(slice(0, len(ids)), tuple(ids)), one_by_one=width == 1)
+            return self._forward(feed, last=last or width)
 
     def cancel(self, request_id: str, reason: FinishReason = FinishReason.CANCELLED) -> None:
         """End a request before its next token; what it has answered stays part of the conversation."""
@@ -206,10 +218,21 @@ class Engine:
             self._rows = [replace(row, peak_bytes=0)]
         return moved is not None
 
+    def resize(self, plan: CachePlan) -> None:
+        """Take a cache as `plan` says in place of the one there is, whose rows are lost.
+
+        Raises DoesNotFit or OutOfMemory where it cannot be allocated; then there is none.
+        """
+        assert all(row.job is None for row in self._rows), "rows at work keep their slots"
+        if plan != self.plan:
+            self._close()
+            self._open(plan, self.policy, self._stored, self.on_full)
+
     def _close(self) -> None:
         """Free the cache, and what was made for it."""
         self.step, self.graphs = "eager", None
-        del self.cache, self._limits
+        self.__dict__.pop("cache", None)  # none is there where it could not be allocated
+        self.__dict__.pop("_limits", None)
 
     def reset(self, row: int) -> None:
         """Forget a row's conversation."""
@@ -258,11 +281,35 @@ class Engine:
         counts = self.counts(row.index)
         error = self._limits.refusal(row, request)
         if error is None:
-            row.begin(request, counts.tokens_evicted)
+            evicts = row.needs(request) > self.plan.fewest
+            is_forgotten = request.row is None and not request.prefixes and not evicts
+            echoes = self._echoes and not is_forgotten
+            chunk = self.plan.chunk if evicts or echoes else self.plan.most_chunk
+            row.begin(request, chunk, counts.tokens_evicted, echoes=echoes)
+            if row.job is not None and request.row is None:
+                row.job.marks = self._prefixes.marks(request.prefixes, len(request.ids))
+                self._prefixes.start(row, self._rows, self._put)
         else:
             yield Completion(
                 request.id, (), FinishReason.CANCELLED, len(request.ids), 0, counts, Timing(0.0, 0.0, 0.0), error
             )
+
+    def _share(self) -> None:
+        """Copy the rows that have come to the end of a prefix, and let those go on that wait for one."""
+        for row in self._rows:
+            if row.job is not None and row.job.marks and row.seen == row.job.marks[0]:
+                state = self.loaded.state.snapshot() if self.loaded.state is not None else None
+                self._prefixes.keep(row, PrefixCopy(self.cache.snapshot(row.index), state))
+        for row in self._rows:
+            if row.job is not None and row.job.waits:
+                self._prefixes.start(row, self._rows, self._put)
+
+    def _put(self, row: Row, copied: PrefixCopy) -> None:
+        """Put the copy of a prefix into a row."""
+        self.cache.restore(row.index, copied.cache)
+        if self.loaded.state is not None:
+            assert copied.state is not None
+            self.loaded.state.restore(copied.state)
 
     def _ended(self) -> Iterator[Completion]:
         """Complete the requests that were cancelled, and those that have no room for another token."""
@@ -278,8 +325,7 @@ class Engine:
     def _advance(self, feed: Feed) -> Iterator[Token | Completion]:
         """One forward pass; then a token for every row whose prompt is through."""
         rows = self._rows[feed.rows]
-        phase = "decode" if all(row.job is None or row.job.answer for row in rows) else "prefill"
-        with self.peak_memory.phase(phase):
+        with self.peak_memory.phase("decode" if feed.decodes else "prefill"):
             logits = self._forward(feed)[:, -1]
             ready = [i for i, row in enumerate(rows) if row.job is not None and feed.ids[i] and not row.job.prompt]
             draws = [Draw.of(rows[i]) for i in ready]
@@ -315,21 +361,32 @@ class Engine:
     def _forward(self, feed: Feed, last: int = 1) -> torch.Tensor:
         """Feed the ids and give the logits of the `last` positions [n, last, V]."""
         rows, logits = self._rows[feed.rows], None
+        behind = max(map(len, feed.echo), default=0)
         for row, count in zip(rows, feed.counts, strict=True):
-            if count and self._limits.must_turn(row, count):
+            if count and self._limits.must_turn(row, count + behind):
                 row.rot = self.cache.rerotate(row.index)
-        if feed.decodes and self.graphs is not None:
+        fed = [row.index for row, count in zip(rows, feed.counts, strict=True) if count]
+        if behind and any(self._limits.must_turn(self._rows[row], feed.width + behind) for row in fed):
+            feed = replace(feed, echo=())  # the model's window has no room for it
+        if feed.decodes and self.graphs is not None and not feed.echo:
             try:
                 logits = self.graphs.step(feed, rows)[:, None]
             except NotCapturable as error:
                 self._give_up(error)
         if logits is None:
-            ids, pos, rot, pins = inputs(feed, rows, self.loaded.device)
-            step = self.cache.begin(feed.rows, pos, rot, feed.counts, pins, [row.to_come for row in rows])
-            logits = self.loaded.forward(ids, self.cache, step, last)
+            given = inputs(feed, rows, self.loaded.device)
+            to_come = [row.to_come for row in rows]
+            step = self.cache.begin(feed.rows, given.pos, given.rot, feed.counts, given.pins, to_come, given.echo)
+            logits = self.loaded.forward(given.ids, self.cache, step, last)
         for row, count in zip(rows, feed.counts, strict=True):
             row.feed(count)
         return logits
+
+    def _with_echo(self, feed: Feed, *, one_by_one: bool) -> Feed:
+        """The feed, and what the policy wants to be fed a second time behind it."""
+        if not self._echoes:
+            return feed
+        return with_echo(feed, self._rows[feed.rows], self._ask, self.plan.chunk, one_by_one=one_by_one)
 
     def _take(self, row: Row, token: int) -> Iterator[Token | Completion]:
         """Record a sampled token; a stop id or the last allowed token ends the request."""
@@ -362,4 +419,5 @@ class Engine:
             kv=counts,
             timing=job.timing(),
             error=error,
+            cached_tokens=job.cached,
         )

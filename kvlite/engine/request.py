@@ -72,7 +72,8 @@ class Request:
     """One answer to generate: feed `ids`, then decode until a stop id, `max_tokens` or a cancel.
 
     `row` continues that row's conversation; None takes a free row and starts it empty. `pins` are spans of `ids`,
-    as (start, end) offsets into them, that are never evicted.
+    as (start, end) offsets into them, that are never evicted. `prefixes` are lengths of beginnings of `ids` that other
+    requests have too: they are fed once and copied, where a row without a conversation is taken.
     """
 
     id: str
@@ -83,6 +84,7 @@ class Request:
     pins: tuple[tuple[int, int], ...] = ()
     row: int | None = None
     rules: TokenRules = NO_RULES
+    prefixes: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.ids:
@@ -113,7 +115,8 @@ class Timing:
 class Completion:
     """The end of a request, always its last event.
 
-    `cut_short` says why there was no room for another token, None where the answer ended for any other reason.
+    `cut_short` says why there was no room for another token, None where the answer ended for any other reason. Of the
+    prompt's tokens `cached_tokens` were fed for another request.
     """
 
     request_id: str
@@ -125,3 +128,4 @@ class Completion:
     timing: Timing
     error: Exception | None = None
     cut_short: str | None = None
+    cached_tokens: int = 0

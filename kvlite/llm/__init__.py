@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING, Any, Self
 
 from kvlite.errors import UsageError
 from kvlite.llm.answer import BATCH_MAX_TOKENS, Answer, AnswerSettings, OneCall, TextStream, stream_answers
+from kvlite.llm.banner import banner, welcome
 from kvlite.llm.conversation import Conversation
 from kvlite.llm.spec import BatchSize, RunSpec, options_from
 from kvlite.llm.text_model import Allocated, TextModel, Told
-from kvlite.memory.budget import BudgetKind
-from kvlite.memory.format import human_bytes
 from kvlite.options import AnswerOptions, BatchOptions, ModelOptions
 
 if TYPE_CHECKING:
@@ -75,27 +74,12 @@ class LLM:
 
     def __str__(self) -> str:
         """The model, its dtype, its cache, the policy and the device, in one line."""
-        model, plan, engine = self.model, self.plan, self.engine
-        loaded, cache, alias = model.loaded, engine.cache, model.files.ref.alias
-        token_bytes = human_bytes(loaded.shape.kv_bytes_per_token(cache.stored))
-        state = " + policy state" if plan.policy_state_bytes else ""
-        window = loaded.shape.max_positions
-        # the window is why the cache is smaller than the budget
-        is_capped = plan.capped_by == "window" or model.spec.budget.kind is BudgetKind.FULL
-        less = ", less room for new ones" if window and is_capped and plan.slots < window else ""
-        by_head = ", slots by need" if self._held.fit.spec.head_shares is not None else ""
-        steps = "" if engine.step == "eager" else f", {engine.step.partition(':')[0]} steps"
-        parts = [
-            model.name if alias in (None, model.name) else f"{alias} → {model.name}",
-            loaded.shape.dtype if loaded.quant == "none" else loaded.quant,
-            f"{cache_size(plan)} @ {token_bytes}{cache.stored.label}{state}"
-            + (f" (window {window:,} tok{less})" if window else ""),
-            f"policy {cache.policy}{by_head}" + ("" if engine.on_full == "evict" else f", {engine.on_full} when full"),
-            f"{loaded.device} ({cache.backend.name}{steps})",
-        ]
-        if loaded.rotations is None and loaded.window is not None:
-            parts.append(f"ends at {loaded.window:,} tok: positions cannot move")
-        return " · ".join(parts)
+        return banner(self.model, self._held)
+
+    @property
+    def welcome(self) -> str:
+        """The model and what it remembers, in fewer words."""
+        return welcome(self.model, self._held)
 
     def generate(
         self, prompts: str | Sequence[Prompt], *, system: str | None = None, raw: bool = False, **answer: Any
@@ -112,7 +96,8 @@ class LLM:
             text = self.model.text
             settings = self._settings(answer, max_tokens=BATCH_MAX_TOKENS)
             encoded = [self._encode(f"prompt {number}", each, system, raw=raw) for number, each in enumerate(asked, 1)]
-            engine = self._engine_for(self._batch_size)
+            longest = max((len(each.ids) for each in encoded), default=1) + (settings.max_tokens or 0)
+            engine = self._engine_for(self._batch_size, longest, len(encoded))
             requests = (
                 (settings.request(str(number), each, text, row=None, number=number), text.answer(each, settings.stop))
                 for number, each in enumerate(encoded)
@@ -169,7 +154,7 @@ class LLM:
 
     def predicted(self) -> dict[str, int]:
         """Bytes by term, as `kvlite plan` predicts them."""
-        return self._held.fit.memory(self.plan).predicted()
+        return self._held.predicted()
 
     def record(self, recorder: Recorder, budget_source: str) -> None:
         """Note in a run record which model this is, what was predicted, and the cache there is."""
@@ -198,15 +183,18 @@ class LLM:
         assert self._allocated is not None
         return self._allocated
 
-    def _allocate(self, batch_size: BatchSize | None) -> None:
+    def _allocate(self, batch_size: BatchSize | None, slots: int | None = None, lines: int = 1) -> None:
         self._allocated = self._conversation = None  # the old cache first: both are never there together
-        self._allocated = self.model.allocate(batch_size)
+        self._allocated = self.model.allocate(batch_size, slots, lines)
 
-    def _engine_for(self, batch_size: BatchSize | None) -> Engine:
+    def _engine_for(self, batch_size: BatchSize | None, slots: int | None = None, lines: int = 1) -> Engine:
         if self._stream is not None:
             self._stream.close("another call took the model; read a stream to its end before the next call")
-        if self._allocated is None or self._allocated.batch_size != batch_size:
-            self._allocate(batch_size)
+        held = self._allocated
+        if held is None or held.batch_size != batch_size:
+            self._allocate(batch_size, slots, lines)
+        elif slots is not None:
+            held.engine.resize(held.fit.rows(self.model.spec.budget, slots, lines))
         return self.engine
 
     def _settings(self, given: Mapping[str, Any], **limit: int) -> AnswerSettings:
@@ -230,10 +218,3 @@ def _listed(name: str, given: Any, kind: str) -> list[Any]:
     if isinstance(given, (bytes, Mapping)) or not isinstance(given, Iterable):
         raise UsageError(f"{name}: {given!r:.80} is neither text nor a list of {kind}; give one of them")
     return [*given]
-
-
-def cache_size(plan: CachePlan) -> str:
-    """Reserved bytes of the budget, and the tokens they hold: `KV 395 kB of 400 kB = 4 × 64 tok`."""
-    reserved, budget = human_bytes(plan.reserved_bytes), human_bytes(plan.budget_bytes)
-    rows = f"{plan.rows} × " if plan.rows > 1 else ""
-    return f"KV {reserved}{'' if reserved == budget else f' of {budget}'} = {rows}{plan.slots:,} tok"

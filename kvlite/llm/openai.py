@@ -34,13 +34,13 @@ def choice(answer: Answer, *, index: int = 0, is_chat: bool = True) -> Json:
     return {"index": index, **said, "finish_reason": str(answer.finish_reason), "logprobs": None}
 
 
-def usage(prompt_tokens: int, completion_tokens: int) -> Json:
-    """Count the tokens of a prompt and of all the answers to it; there is no cache of prompts to take any from."""
+def usage(prompt_tokens: int, completion_tokens: int, cached_tokens: int = 0) -> Json:
+    """Count the tokens of a prompt, those of it that were fed for another one, and of all the answers to it."""
     return {
         "prompt_tokens": prompt_tokens,
         "completion_tokens": completion_tokens,
         "total_tokens": prompt_tokens + completion_tokens,
-        "prompt_tokens_details": {"cached_tokens": 0},
+        "prompt_tokens_details": {"cached_tokens": cached_tokens},
     }
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_origin, get_type_hints
 
 from kvlite.cache.policy import Policy, load_policy
+from kvlite.catalog.adapter import adapter_folder
 from kvlite.catalog.files import ModelFiles, local_files
 from kvlite.catalog.names import ModelRef, resolve_model
 from kvlite.errors import UsageError
@@ -25,9 +26,9 @@ from kvlite.options import ModelOptions
 if TYPE_CHECKING:
     from kvlite.profiles.profile import HeadProfile
 
-ROWS_ON_CPU = 8
-ROWS_ON_GPU = 64
-"""Rows of a batch where the user names no number and the budget holds as many."""
+ROWS_ON_CPU = 32
+ROWS_ON_GPU = 256
+"""Rows of a batch where the user names no number and the budget holds as many; more of them answer no faster."""
 
 Options = TypeVar("Options")
 
@@ -67,7 +68,12 @@ class RunSpec:
         )
 
     def files(self, say: Callable[[str], None] | None = None) -> ModelFiles:
-        """The model's files, downloaded where they are not here yet; `say` is told before a download."""
+        """The model's files, downloaded where they are not here yet; `say` is told before a download.
+
+        An adapter that is asked for is looked for first.
+        """
+        if self.options.adapter is not None:
+            adapter_folder(self.options.adapter, offline=self.options.offline)
         return local_files(self.ref, offline=self.options.offline, allow_pickle=self.options.allow_pickle, say=say)
 
     def cache(self, shape: ModelShape, profile: HeadProfile | None = None) -> CacheSpec:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from kvlite.console import Console
 from kvlite.llm.generation import not_applied
 from kvlite.llm.spec import BatchSize, PlanDevice, RunSpec
+from kvlite.memory.fit import LONGEST
 
 if TYPE_CHECKING:
     from kvlite.cache.policy import Policy
@@ -20,11 +21,12 @@ if TYPE_CHECKING:
     from kvlite.memory.budget import Budget
     from kvlite.memory.fit import Fit
     from kvlite.memory.format import SlotFormat
-    from kvlite.memory.plan import CacheSpec
+    from kvlite.memory.plan import CachePlan, CacheSpec
     from kvlite.models.kv_quant_check import QuantEffect
     from kvlite.models.loaded import LoadedModel
     from kvlite.profiles.profile import HeadProfile
     from kvlite.record.schema import ModelIdentity
+    from kvlite.record.verdicts import Circumstances, Verdict, Verdicts
     from kvlite.text.template import ChatText
 
 
@@ -64,7 +66,13 @@ class TextModel:
     profiles: list[HeadProfile | None] = field(default_factory=list)
 
     @classmethod
-    def load(cls, spec: RunSpec, listener: Console | Told, files: ModelFiles | None = None) -> TextModel:
+    def load(
+        cls,
+        spec: RunSpec,
+        listener: Console | Told,
+        files: ModelFiles | None = None,
+        verdicts: Verdicts | None = None,
+    ) -> TextModel:
         """Load the weights of `files`, or of those found for `spec`, downloaded where they are not here yet.
 
         What fails fastest comes first: device, then files, then memory, then weights. Raises the KvliteError that says
@@ -73,12 +81,17 @@ class TextModel:
         from kvlite.engine.decode_graphs import wants_graphs
         from kvlite.models.device import pick_device
         from kvlite.models.loading import load
+        from kvlite.record.verdicts import Verdicts
         from kvlite.text.template import ChatText
 
         device = pick_device(spec.options.device, listener.note)
         captures = wants_graphs(spec.options.capture, device)
         files = files or spec.files(listener.note)
-        loaded = load(files, spec.options, device)
+        if spec.options.adapter is None and files.gguf is None and (files.folder / "adapter_config.json").is_file():
+            listener.note(f"{files.ref} holds an adapter, too, which is not applied; --adapter {files.ref} applies it")
+        loaded = load(files, spec.options, device, verdicts or Verdicts())
+        if loaded.remembered:
+            listener.detail(f"gate and patches: as found {loaded.remembered}; `kvlite doctor MODEL --again` looks anew")
         for patch in loaded.refused:
             listener.detail(f"not fused: {patch}")
         text = ChatText(loaded.tokenizer, generation=files.generation, think=spec.options.think, tell=listener.note)
@@ -112,14 +125,19 @@ class TextModel:
             refused=list(self.loaded.refused),
         )
 
-    def allocate(self, batch_size: BatchSize | None) -> Allocated:
+    def allocate(self, batch_size: BatchSize | None, slots: int | None = None, lines: int = 1) -> Allocated:
         """Build the engine for one conversation with the whole budget (None), or for a batch whose rows share it.
 
-        Raises CapacityError where the budget or the device's memory is too small, SlotsTooCoarse where the model does
-        not tolerate the slot format that was named.
+        Those of a batch fit `lines` of at most `slots` tokens where that is known. Raises CapacityError where the
+        budget or the device's memory is too small, SlotsTooCoarse where the model does not tolerate the slot format
+        that was named.
         """
-        from kvlite.engine.decode_graphs import CudaGraphs
-        from kvlite.engine.engine import Engine
+        fit, budget = self.fit(batch_size), self.spec.budget
+        plan = fit.cache(budget) if slots is None else fit.rows(budget, slots, lines)
+        return Allocated(self.engine(fit, plan), fit, batch_size)
+
+    def fit(self, batch_size: BatchSize | None) -> Fit:
+        """The model on its device, with the memory that is free now. Raises as `allocate` does."""
         from kvlite.models.device import free_bytes
 
         spec, loaded, device = self.spec, self.loaded, self.loaded.device
@@ -129,26 +147,33 @@ class TextModel:
             rows = spec.fit(self.files, place, "auto", loaded=loaded.shape, profile=profile)
             replace(rows, spec=rows.specs(spec.budget)[0]).cache(spec.budget)
         fit = spec.fit(self.files, place, batch_size, loaded=loaded.shape, profile=profile)
-        fit = replace(fit, spec=self._tolerated(fit.specs(spec.budget)))
-        engine = Engine(
-            loaded,
-            fit.cache(spec.budget),
+        return replace(fit, spec=self._tolerated(fit.specs(spec.budget)))
+
+    def engine(self, fit: Fit, plan: CachePlan) -> Engine:
+        """Build an engine with such a cache. Raises CapacityError where the device's memory is too small."""
+        from kvlite.engine.decode_graphs import CudaGraphs
+        from kvlite.engine.engine import Engine
+
+        spec = self.spec
+        return Engine(
+            self.loaded,
+            plan,
             spec.policy,
             fit.spec.slot_format,
             spec.on_full,
             spec.options.kernels,
-            recorder=CudaGraphs(device) if self.captures else None,
+            recorder=CudaGraphs(self.loaded.device) if self.captures else None,
             must_capture=bool(spec.options.capture),
             warn=self.listener.warn,
         )
-        return Allocated(engine, fit, batch_size)
 
     def _profile(self, fit: Fit) -> HeadProfile | None:
         """The profile that the heads' slots follow; None where nothing is evicted."""
         if self.spec.options.profile == "off":
             return None
         spec = fit.specs(self.spec.budget)[-1]
-        plan = replace(fit, spec=spec).cache(self.spec.budget)
+        one, budget = replace(fit, spec=spec), self.spec.budget
+        plan = one.cache(budget) if one.batch is None else one.rows(budget, LONGEST, 1)
         return self.head_profile() if spec.evicts and plan.slots < plan.most_slots else None
 
     def head_profile(self) -> HeadProfile | None:
@@ -167,19 +192,37 @@ class TextModel:
 
     def _tolerated(self, specs: Sequence[CacheSpec]) -> CacheSpec:
         """The first of `specs` that the model tolerates: without harm where there is another to take instead."""
-        from kvlite.models.kv_quant_check import try_format
-
         is_named = len(specs) == 1
         for spec in specs:
             stored = spec.slot_format
             if not stored.is_quantised:
                 return spec
             if stored.name not in self.effects:
-                effect = self.effects[stored.name] = try_format(self.loaded, stored, is_named=is_named)
-                self._tell(effect, is_named)
+                self._tell(self.effect_of(stored, is_named=is_named), is_named)
             if is_named or self.effects[stored.name].is_harmless:
                 return spec
         raise AssertionError("the last format is the model's own dtype")
+
+    def verdict(self) -> tuple[Circumstances, Verdict]:
+        """All that is known of the model by now, and under which circumstances it holds."""
+        from kvlite.models.checks import verdict_of
+
+        return self.loaded.about or {}, verdict_of(self.loaded, self.effects)
+
+    def effect_of(self, stored: SlotFormat, *, is_named: bool = False) -> QuantEffect:
+        """The effect of `stored` on the model's answers, tried out unless an earlier start did."""
+        from kvlite.models.kv_quant_check import QuantEffect, try_format
+        from kvlite.record.verdicts import Verdicts
+
+        if (known := self.loaded.effects.get(stored.name)) is not None:
+            effect = QuantEffect(stored, *known)
+            effect.require_tolerable(is_named=is_named)
+        else:
+            effect = try_format(self.loaded, stored, is_named=is_named)
+            if self.loaded.about is not None:
+                Verdicts().add_effect(self.loaded.about, stored.name, effect.nats, effect.agreement)
+        self.effects[stored.name] = effect
+        return effect
 
     def _tell(self, effect: QuantEffect, is_named: bool) -> None:
         listener, name = self.listener, effect.stored.name
@@ -198,6 +241,10 @@ class Allocated:
     engine: Engine
     fit: Fit
     batch_size: BatchSize | None
+
+    def predicted(self) -> dict[str, int]:
+        """Bytes by term, as `kvlite plan` predicts them."""
+        return self.fit.memory(self.engine.plan).predicted()
 
 
 def import_engine() -> None:

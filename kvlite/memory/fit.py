@@ -9,11 +9,15 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from kvlite.errors import BudgetTooSmall, CapacityError
+from kvlite.memory.allotment import equally
 from kvlite.memory.budget import Budget, BudgetKind
 from kvlite.memory.format import FORMATS, human_bytes, short_size
 from kvlite.memory.plan import AUTO_SHARE, CachePlan, CacheSpec, largest, plan_cache
 from kvlite.memory.prediction import DeviceKind, MemoryPlan, Weights, cache_terms, pass_terms, weight_term
 from kvlite.memory.shape import ModelShape
+
+LONGEST = 2**31 - 1
+"""More slots than a row may have: it then has as many as it may."""
 
 DEFAULT_ROW_SLOTS = 2048
 """Slots of a row where the budget of one sequence is not given and the whole budget would buy more."""
@@ -27,7 +31,8 @@ class Fit:
 
     `free_bytes` is what the device has before the weights are loaded, or beside them (`is_loaded`); None: unknown.
     `batch` is the most rows of a batch, None one conversation with the whole budget; `row_budget` is the budget of each
-    row where one is given. `is_automatic`: the slot format may be another than that of `spec`, as `specs` says.
+    row where one is given, `beside_bytes` what rows leave of the budget where it holds one of them. `is_automatic`: the
+    slot format may be another than that of `spec`, as `specs` says.
     """
 
     shape: ModelShape
@@ -40,6 +45,7 @@ class Fit:
     row_budget: Budget | None = None
     is_automatic: bool = False
     is_loaded: bool = False
+    beside_bytes: int = 0
 
     @property
     def most_rows(self) -> int:
@@ -73,9 +79,31 @@ class Fit:
         """The cache that `budget` buys. Raises CapacityError where it is too little, or more than the device has."""
         return self._plan(budget, self.free_for_cache)
 
+    def rows(self, budget: Budget, slots: int, lines: int, shared: int = 0) -> CachePlan:
+        """The cache of at most `lines` rows of `slots` each, or as near to that as one row may have.
+
+        Room is left for copies of `shared` tokens, where the budget holds them beside a row. Rows of `slots` hold what
+        they are for whole: every head and layer has as many. Raises as `cache` does.
+        """
+        few = replace(self, batch=min(self.most_rows, lines))
+        alone = replace(few, batch=None if self.row_budget is None else 1)
+        most = alone.cache(budget)
+        wanted = min(max(slots, self.spec.least_slots(self.shape)), most.slots)
+        if wanted >= slots:
+            few = replace(few, spec=replace(self.spec, layer_rule=equally, head_shares=None))
+        if shared:
+            copies = plan_cache(self.shape, Budget(BudgetKind.TOKENS, shared), few.spec, free_bytes=None)
+            few = replace(few, beside_bytes=copies.reserved_bytes)
+        found = replace(few, row_budget=Budget(BudgetKind.TOKENS, wanted)).cache(budget)
+        return replace(found, capped_by=most.capped_by if found.slots == most.slots else None)
+
     def memory(self, cache: CachePlan | None) -> MemoryPlan:
         """Every term of a run with `cache`, weights first; without one, all that lies beside a cache at its largest."""
         rows, chunk = (cache.rows, cache.chunk) if cache else (self.most_rows, self.spec.chunk_limit)
+        if cache is not None and self.batch is not None:  # rows that will not evict
+            chunk = cache.most_chunk
+        if self.spec.echoes:
+            chunk *= 2
         weights = weight_term(self.shape, self.weights, self.quant, self.device)
         rest = pass_terms(self.shape, self.spec.slot_format, rows, chunk, self.quant, self.device)
         return MemoryPlan((weights, *(cache_terms(cache) if cache else ()), *rest))
@@ -115,9 +143,10 @@ class Fit:
                 f"one sequence takes {human_bytes(row.reserved_bytes)}, the {limit} is {human_bytes(allowed)}; "
                 f"give a smaller --kv-per-seq, or {change}"
             )
-        count = min(self.most_rows, allowed // row.reserved_bytes)
+        beside = min(self.beside_bytes, allowed - row.reserved_bytes)
+        count = min(self.most_rows, (allowed - beside) // row.reserved_bytes)
         rows = plan(Budget(BudgetKind.TOKENS, row.slots), rows=count, free_bytes=None)
-        budget_bytes = rows.reserved_bytes if follows_rows else allowed
+        budget_bytes = rows.reserved_bytes + beside if follows_rows else allowed
         row_bytes = budget_bytes // count if self.row_budget is None else row.budget_bytes
         return replace(rows, budget_bytes=budget_bytes, row_budget_bytes=row_bytes, capped_by=row.capped_by)
 

@@ -38,7 +38,7 @@ class CacheSpec:
     `state_bytes_per_slot` is what the policy keeps about a slot, `protected_slots` are never evicted, `evicts` says
     whether a full cache makes room, `chunk_limit` is the most prompt tokens fed at once, `layer_rule` shares the slots
     out between the layers that see everything and `head_shares` between their KV heads (None: equally); `lowerable` are
-    the settings that protect more than their defaults.
+    the settings that protect more than their defaults. Where the policy `echoes`, a chunk is fed twice at once.
     """
 
     slot_format: SlotFormat
@@ -49,6 +49,7 @@ class CacheSpec:
     layer_rule: LayerRule = equally
     lowerable: str = ""
     head_shares: HeadShares | None = None
+    echoes: bool = False
 
     def key_value_bytes(self, layer: LayerShape) -> int:
         return self.slot_format.bytes_per_slot(layer.k_dim, layer.v_dim)
@@ -83,8 +84,8 @@ class CachePlan:
     `head_slots[i]` are those of each KV head of layer i, at most its window where it slides. Where the heads of full
     layers differ, `slots` is their average, each rounded up; where the policy tells layers apart, `fewest` is the least
     average of a layer, else `slots`. `capped_by` says what stopped S below what the bytes would buy: "window", or None.
-    `most_slots` is what the model's window allows whatever the bytes. `row_budget_bytes` is what one row must stay
-    within; everything else is bytes over all rows.
+    `most_slots` is what the model's window allows whatever the bytes. A row that will not evict is prefilled
+    `most_chunk` at once. `row_budget_bytes` is what one row must stay within; everything else is bytes over all rows.
     """
 
     slots: int
@@ -101,6 +102,7 @@ class CachePlan:
     budget_bytes: int = 0
     row_budget_bytes: int = 0
     capped_by: str | None = None
+    most_chunk: int = MOST_CHUNK
 
     @property
     def reserved_bytes(self) -> int:
@@ -189,6 +191,7 @@ def _with_slots(
         most_slots=cap,
         rows=rows,
         chunk=chunk_tokens(smallest, spec.chunk_limit),
+        most_chunk=min(spec.chunk_limit, MOST_CHUNK),
         head_slots=head_slots,
         k_v_bytes=sum(count * spec.key_value_bytes(layer) for count, layer in zip(held, layers, strict=True)),
         policy_state_bytes=sum(held) * spec.state_bytes_per_slot,

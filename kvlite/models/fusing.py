@@ -74,6 +74,19 @@ def fuse(loaded: LoadedModel, ops: FusedOps = TORCH_OPS) -> LoadedModel:
     return shorter if off <= FLOOR else _refusing(loaded, f"decoder: it changes the logits by {off:.2g}")
 
 
+def fuse_as_before(loaded: LoadedModel, fused: Sequence[str], refused: Sequence[str], ops: FusedOps) -> LoadedModel:
+    """Patch a model as `fuse` and `multiply_four_bit` did when they found `fused` to compute the same."""
+    for kind in ("four-bit", *KINDS):
+        if kind not in fused:
+            continue
+        for parent, name, module in _children(loaded.model):
+            made = our_form(module, ops) if kind == "four-bit" else fused_form(kind, module, ops)
+            if made is not None:
+                setattr(parent, name, made)
+    decoder = FusedDecoder(loaded.model) if "decoder" in fused and decodes(loaded.model) else None
+    return replace(loaded, decoder=decoder, fused=tuple(fused), refused=tuple(refused))
+
+
 def multiply_four_bit(loaded: LoadedModel, ops: FusedOps) -> LoadedModel:
     """Let `ops` multiply with the 4-bit weights of an admitted model, where it can and computes the same."""
     forms = ((*child, our_form(child[2], ops)) for child in _children(loaded.model))

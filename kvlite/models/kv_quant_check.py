@@ -52,6 +52,11 @@ class QuantEffect:
         """The format changes the model's answers enough for a warning."""
         return not self.nats < NOTICEABLE
 
+    def require_tolerable(self, *, is_named: bool) -> None:
+        """Raise SlotsTooCoarse where slots that the user named destroy the model's answers."""
+        if is_named and self.is_destructive:
+            raise SlotsTooCoarse(str(self))
+
     @property
     def finding(self) -> str:
         """The change in words."""
@@ -78,8 +83,7 @@ def try_format(loaded: LoadedModel, stored: SlotFormat, *, is_named: bool = Fals
     divergence = (expected.exp() * (expected - actual)).sum(-1)
     agreement = (expected.argmax(-1) == actual.argmax(-1)).float()
     effect = QuantEffect(stored, float(divergence.mean()), float(agreement.mean()))
-    if is_named and effect.is_destructive:
-        raise SlotsTooCoarse(str(effect))
+    effect.require_tolerable(is_named=is_named)
     return effect
 
 

@@ -17,6 +17,7 @@ from kvlite.models.attention_interface import AttentionLayers, bound_cache
 from kvlite.models.fused import FusedDecoder
 from kvlite.models.hybrid import HybridState
 from kvlite.models.quantised import compute_dtype
+from kvlite.record.verdicts import Circumstances
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +28,9 @@ class LoadedModel:
     ends with the model's window. `state` is the constant-size state of hybrids, which then run one row at a time.
     `fused` names the patches in force, of which `decoder` is one; `refused` says what does not fit or was taken back,
     and why. `stages` are the seconds loading took, by stage; `fingerprint` names the weights, however they are stored.
+    `about` is what a verdict on it depends on, None where none is kept; `remembered` says when an earlier start found
+    what this one took over, else ""; `effects` are those of slot formats known by then: nats a token, and the share of
+    first choices that stayed.
     """
 
     model: PreTrainedModel
@@ -42,6 +46,9 @@ class LoadedModel:
     decoder: FusedDecoder | None = None
     stages: Mapping[str, float] = field(default_factory=dict)
     fingerprint: str = ""
+    about: Circumstances | None = None
+    remembered: str = ""
+    effects: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
     @property
     def compute_dtype(self) -> torch.dtype:
@@ -62,18 +69,24 @@ class LoadedModel:
 
     @torch.inference_mode()
     def forward(self, ids: Tensor, cache: AttentionLayers, step: Step, last: int = 1) -> Tensor:
-        """Feed ids int64 [n, T] to `cache` as `step` says and give the logits of the `last` positions, [n, last, V]."""
-        has_padding = min(step.counts) < ids.shape[1]
+        """Feed ids int64 [n, T] to `cache` as `step` says and give the logits of the `last` positions, [n, last, V].
+
+        Where the step has an echo, its ids follow, [n, T + E]; none of their logits are computed.
+        """
+        own = ids.shape[1] - step.echoes
+        has_padding = step.echo is not None or min(step.counts) < own
         with bound_cache(cache, step):
-            positions = (step.rot.clamp(min=0) if has_padding else step.rot).long()
+            rot = step.fed_rot
+            positions = (rot.clamp(min=0) if has_padding else rot).long()
             if self.decoder is not None:
-                return self.decoder(ids, positions, last)
+                return self.decoder(ids, positions, slice(own - last, own))
             state: dict[str, Any] = {"use_cache": False}
             if self.state is not None:
                 state = {"use_cache": True, "past_key_values": self.state}
-            out = self.model(input_ids=ids, position_ids=positions, logits_to_keep=last, **state)
-        logits: Tensor = out.logits[:, -last:]
-        return logits
+            kept = last if step.echo is None else torch.arange(own - last, own, device=ids.device)
+            out = self.model(input_ids=ids, position_ids=positions, logits_to_keep=kept, **state)
+        logits: Tensor = out.logits
+        return logits[:, own - last : own] if logits.shape[1] == ids.shape[1] else logits[:, -last:]
 
 
 def _scales(parameter: Tensor) -> list[Tensor]:

@@ -28,6 +28,8 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from kvlite.cache.cache import refused_kernels
+from kvlite.catalog.adapter import CONFIG as ADAPTER_CONFIG
+from kvlite.catalog.adapter import adapter_folder
 from kvlite.catalog.config import read_object
 from kvlite.catalog.files import ModelFiles
 from kvlite.errors import (
@@ -43,16 +45,17 @@ from kvlite.errors import (
 from kvlite.memory.format import dtype_name, human_bytes
 from kvlite.memory.prediction import packed_bits, stays_packed, weight_term
 from kvlite.memory.shape import ModelShape
+from kvlite.models.adapter import merged
+from kvlite.models.checks import check, check_once, circumstances
 from kvlite.models.device import free_bytes, set_threads
-from kvlite.models.fusing import fuse, multiply_four_bit
 from kvlite.models.head_needs import fingerprint
 from kvlite.models.hybrid import HybridState
 from kvlite.models.loaded import LoadedModel
 from kvlite.models.packed import packed_settings
 from kvlite.models.quantised import quantisation, refuse_quantisation
 from kvlite.models.text_part import text_part_arguments
-from kvlite.models.verify import admit
 from kvlite.options import ModelOptions
+from kvlite.record.verdicts import Verdicts
 from kvlite_kernels.backend import KernelsUnavailable
 from kvlite_kernels.choice import choose_ops
 from kvlite_kernels.fused_ops import FusedOps
@@ -64,8 +67,8 @@ _PARSER_ERRORS = (
 """Errors that transformers and the parsers below it raise on files they cannot use."""
 
 
-def load(files: ModelFiles, options: ModelOptions, device: torch.device) -> LoadedModel:
-    """Load a model from its files onto `device`.
+def load(files: ModelFiles, options: ModelOptions, device: torch.device, store: Verdicts | None = None) -> LoadedModel:
+    """Load a model from its files onto `device`; what `store` knows of it is not found out again.
 
     Raises UnsupportedModel where kvlite cannot bound the family, BrokenModel on damaged files, DoesNotFit or
     OutOfMemory where the weights do not fit, UsageError on kernels that do not run there, and on quantising what is
@@ -84,18 +87,21 @@ def load(files: ModelFiles, options: ModelOptions, device: torch.device) -> Load
     set_threads(device)
     dtype: torch.dtype = getattr(torch, shape.dtype)
     model = _model(files, options, dtype, device)
+    if options.adapter is not None:
+        model = merged(model, adapter_folder(options.adapter, offline=options.offline))
     passed.append(("weights", time.perf_counter()))
     text_config = model.config.get_text_config()
     state = HybridState(config=text_config) if shape.has_state else None
     _require_vocabulary(model.config, tokenizer)
-    loaded = admit(LoadedModel(model, tokenizer, shape, dtype, device, options.quant, state=state))
+    loaded = LoadedModel(model, tokenizer, shape, dtype, device, options.quant, state=state)
     loaded = replace(loaded, fingerprint=fingerprint(loaded))
-    passed.append(("gate", time.perf_counter()))
-    loaded = multiply_four_bit(loaded, ops)
-    if options.fuse:
-        loaded = fuse(loaded, ops)
-    passed.append(("fusing", time.perf_counter()))
-    return replace(loaded, stages={name: end - start for (_, start), (name, end) in pairwise(passed)})
+    about = None if store is None or options.adapter is not None else circumstances(files, options, shape.dtype, device)
+    if store is None or about is None:
+        loaded = check(loaded, ops, fuses=options.fuse)
+    else:
+        loaded = check_once(loaded, ops, store, about, fuses=options.fuse)
+    stages = {name: end - start for (_, start), (name, end) in pairwise(passed)}
+    return replace(loaded, stages={**stages, **loaded.stages})
 
 
 def _ops(wanted: str, device: torch.device) -> FusedOps:
@@ -162,6 +168,8 @@ def _model(files: ModelFiles, options: ModelOptions, dtype: torch.dtype, device:
         "ignore_mismatched_sizes": True,  # they are told by name below; transformers would only say that there are some
         "use_safetensors": None if options.allow_pickle else True,
     }
+    if (folder / ADAPTER_CONFIG).is_file():  # where peft is installed, transformers would attach it
+        arguments["adapter_kwargs"] = {"subfolder": "none"}
     bits = packed_bits(options.quant, device.type)
     if device.type == "cuda" or (options.quant != "none" and not bits):
         arguments["device_map"] = {"": device}

@@ -7,6 +7,7 @@ are fed at later positions, and the stored keys tell how each layer rotates; no 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
@@ -19,6 +20,7 @@ from kvlite.errors import UnsupportedModel, UsageError, is_out_of_memory
 from kvlite.models.attention_interface import ATTENTION
 from kvlite.models.loaded import LoadedModel
 from kvlite.models.probe import PROBE_TOKENS, dry_cache, feed, probe_ids
+from kvlite.record.verdicts import RotationFacts
 
 SHIFT = 29
 LOGIT_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.05}
@@ -89,6 +91,36 @@ def _learn_rotations(loaded: LoadedModel, cache: SlotCache, ids: Tensor) -> dict
             return None
         rotations[index] = candidates[errors.index(min(errors))]
     return rotations
+
+
+def describe_rotations(loaded: LoadedModel) -> dict[int, RotationFacts | None] | None:
+    """The model's rotations without tensors, by the tables of frequencies that it has."""
+    if loaded.rotations is None:
+        return None
+    tables = [
+        (table * direction, i, direction) for i, table in enumerate(_frequencies(loaded)) for direction in (1, -1)
+    ]
+    return {
+        layer: None
+        if rotation is None
+        else next(
+            (i, direction, rotation.start, rotation.interleaved)
+            for table, i, direction in tables
+            if torch.equal(table, rotation.inv_freq)
+        )
+        for layer, rotation in loaded.rotations.items()
+    }
+
+
+def rotations_as_described(
+    loaded: LoadedModel, described: Mapping[int, RotationFacts | None]
+) -> dict[int, Rotation | None]:
+    """The rotations that `describe_rotations` told of. Raises IndexError where the model has no such table."""
+    tables = _frequencies(loaded)
+    return {
+        layer: None if facts is None else Rotation(tables[facts[0]] * facts[1], facts[2], facts[3])
+        for layer, facts in described.items()
+    }
 
 
 def _frequencies(loaded: LoadedModel) -> list[Tensor]:

@@ -171,6 +171,10 @@ class Recorder:
             self._peak_bytes = 0
             self._add_point(self._engine.counts(), how)
 
+    def released(self) -> None:
+        """Let go of the engine: another model follows."""
+        self._engine = None
+
     def turns(self, kept: Sequence[KeptTurn]) -> None:
         """Note what is kept of the turns of a chat."""
         self._turns = [

@@ -193,6 +193,8 @@ class BatchReport(Block):
     failed: int = 0
     resumed: int = 0
     deduped: int = 0
+    shared_tokens: int = 0
+    """Tokens of prompts that were fed for another prompt which begins alike."""
     tokens_per_s: float | None = None
 
 

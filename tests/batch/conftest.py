@@ -132,6 +132,26 @@ class FakeEngine:
         return Completion(request.id, tuple(answer), reason, len(request.ids), 1, COUNTS, timing, error)
 
 
+class FakeRows:
+    """The rows of a FakeEngine, whatever is asked for; `fits` are the slots and lines that were."""
+
+    def __init__(self, engine: FakeEngine, model: Any = None, most_slots: int = 10**6) -> None:
+        self.engine, self.model, self.most_slots = engine, model, most_slots
+        self.budget_bytes = engine.plan.budget_bytes
+        self.fits: list[tuple[int, int]] = []
+
+    def count(self, slots: int, lines: int) -> int:
+        return self.engine.rows
+
+    def fit(self, slots: int, lines: int, shared: int = 0) -> None:
+        self.fits.append((slots, lines))
+
+
+@pytest.fixture
+def new_rows() -> type[FakeRows]:
+    return FakeRows
+
+
 @pytest.fixture
 def text() -> FakeText:
     return FakeText()

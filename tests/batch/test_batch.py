@@ -40,8 +40,8 @@ class Desk:
     `stop_after` says what happens once that many tokens were asked for: something is raised, or done to the engine.
     """
 
-    def __init__(self, folder: Path, text: Any, new_engine: Any) -> None:
-        self.folder, self.text, self.new_engine = folder, text, new_engine
+    def __init__(self, folder: Path, text: Any, new_engine: Any, new_rows: Any) -> None:
+        self.folder, self.text, self.new_engine, self.new_rows = folder, text, new_engine, new_rows
         self.stdout, self.stderr = io.StringIO(), io.StringIO()
         self.identity = "org/m@sha"
         self.window: int | None = None
@@ -69,11 +69,19 @@ class Desk:
         self.chosen.append(from_lines)
         return SimpleNamespace(
             required=from_lines or "default",
-            spec=SimpleNamespace(options=ModelOptions(), stored=None),
+            spec=SimpleNamespace(options=ModelOptions(), stored=None, budget=None),
             params={"kv_policy": "window"},
             identity=self._identify,
             open=self._open,
-            plan=lambda: (self.text, slot_format("int8", "float32"), self.new_engine(rows=2).plan),
+            plan=lambda: (self.text, self._fit()),
+        )
+
+    def _fit(self) -> Any:
+        plan = self.new_engine(rows=2).plan
+        return SimpleNamespace(
+            shape=SimpleNamespace(max_positions=None),
+            spec=SimpleNamespace(slot_format=slot_format("int8", "float32")),
+            rows=lambda budget, slots, lines: plan,
         )
 
     def _identify(self) -> str:
@@ -99,7 +107,7 @@ class Desk:
         engine = self.new_engine(rows=2, fails=fails)
         loaded = SimpleNamespace(window=self.window)
         model = SimpleNamespace(name="org/m@sha7", text=self.text, generation={}, loaded=loaded)
-        return SimpleNamespace(model=model, engine=engine)
+        return self.new_rows(engine, model)
 
     def ask(self, *prompts: str) -> None:
         (self.folder / "in.jsonl").write_text("".join(f"{json.dumps({'id': p, 'prompt': p})}\n" for p in prompts))
@@ -113,9 +121,9 @@ class Desk:
 
 
 @pytest.fixture
-def desk(tmp_path: Path, text: Any, new_engine: Any, monkeypatch: pytest.MonkeyPatch) -> Desk:
+def desk(tmp_path: Path, text: Any, new_engine: Any, new_rows: Any, monkeypatch: pytest.MonkeyPatch) -> Desk:
     monkeypatch.setattr("sys.argv", ["kvlite", "batch", "in.jsonl", "-o", "my out.jsonl", "--overwrite"])
-    desk = Desk(tmp_path, text, new_engine)
+    desk = Desk(tmp_path, text, new_engine, new_rows)
     desk.ask("a", "bb", "ccc", "dd")
     return desk
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from kvlite.batch.item import Item
-from kvlite.batch.source import read_ahead
+from kvlite.batch.read_ahead import read_ahead
 from kvlite.errors import UsageError
 
 

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import re
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from kvlite.batch.ids import SeenIds, with_unique_ids
 from kvlite.batch.item import Code, Item
-from kvlite.batch.source import Input, Survey, in_shard, parse_shard, with_unique_ids
+from kvlite.batch.source import Input, Survey, in_shard, parse_shard
 from kvlite.errors import UsageError
 from kvlite.options import BatchOptions
 
@@ -106,6 +110,36 @@ def test_a_repeated_id_of_a_pipe_is_a_bad_line() -> None:
     entries = list(with_unique_ids(read(b'{"id":"a","prompt":"x"}\n{"id":"a","prompt":"y"}\n{"id":"a","prompt":"z"}')))
     assert [entry.failure.code for entry in entries if entry.failure] == [Code.DUPLICATE] * 2
     assert len({entry.mark for entry in entries}) == 3
+
+
+def test_a_long_file_begins_with_its_first_line_and_is_checked_on_the_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kvlite.batch.source.SURVEYED_BYTES", 100)
+    monkeypatch.setattr("kvlite.batch.ids.NAMED", 2)
+    lines = [b'{"id":"a","prompt":"x","model":"m"}\n', b"\n", *(b'{"id":"%d","prompt":"x"}\n' % n for n in range(50))]
+    lines += [b'{"id":"a","prompt":"y"}\n', b'{"id":"7","prompt":"y"}\n']
+    whole = survey(tmp_path, lines)
+    assert (whole.total, whole.model) == (53, "m")
+    assert whole.sha256 == sha256(b"".join(lines)).hexdigest()
+    failures = [item.failure for item in whole.items if item.failure is not None]
+    assert [failure.code for failure in failures] == [Code.DUPLICATE] * 2
+    assert [failure.message.partition("of ")[2] for failure in failures] == [
+        "line 1; ids must differ",
+        "an earlier line; ids must differ",
+    ]
+    assert survey(tmp_path, lines, skip=3, limit=10).total == 10
+    assert survey(tmp_path, lines, shard="1/2").total is None
+
+
+@given(st.lists(st.binary(min_size=8, max_size=8), max_size=3000), st.integers(0, 2**64 - 1))
+def test_seen_ids_are_a_set(digests: list[bytes], number: int) -> None:
+    digests = [*digests, bytes(8), number.to_bytes(8, "big"), *digests[:5]]
+    seen, found = set[bytes](), SeenIds()
+    for each in digests:
+        each = max(each, (1).to_bytes(8, "big"))  # of the two least numbers one stands for both
+        assert found.add(each) is (each not in seen)
+        seen.add(each)
 
 
 def test_shards_share_out_every_id_once() -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from kvlite.chat.display import AnswerFormat, Display
 from kvlite.chat.live import LiveLines
-from kvlite.chat.loop import Chat
+from kvlite.chat.loop import Chat, Opened
 from kvlite.chat.screen import Screen
 from kvlite.chat.session import Session
 from kvlite.chat.session_files import SessionFolder
@@ -34,7 +34,8 @@ class Watched:
         lines = LiveLines(console, session.counts, self.ahead)
         screen = Screen(console, lines, draws_markdown=True, has_color=True)
         display = Display(console, Recorder("chat", (), report="none"), AnswerFormat(), screen)
-        self.chat = Chat(session, None, SessionFolder(folder), display, model="demo", autosaves=False)
+        opened = Opened(session, None, "demo", "demo")
+        self.chat = Chat(opened, SessionFolder(folder), display, opens=None, autosaves=False)
         self.at = {}
         run = engine.run
 

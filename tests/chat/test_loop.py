@@ -5,11 +5,11 @@ import pytest
 
 from kvlite.chat import slash_commands
 from kvlite.chat.display import AnswerFormat, Display
-from kvlite.chat.loop import Chat, Pasted, message_of
+from kvlite.chat.loop import Chat, Opened, Pasted, message_of
 from kvlite.chat.session import Session
 from kvlite.chat.session_files import SessionFolder
 from kvlite.console import Console
-from kvlite.errors import ContextFull, Interrupted
+from kvlite.errors import ContextFull, DoesNotFit, Interrupted, ModelNotFound
 from kvlite.llm.answer import AnswerSettings
 from kvlite.llm.chat_memory import TurnKept
 from kvlite.llm.saved_row import Unusable
@@ -81,7 +81,21 @@ class Held:
         session = Session(engine, text, AnswerSettings())
         memory = FakeMemory(session)
         saves = {"autosaves": autosaves, "keeps_cache": keeps_cache}
-        self.chat = Chat(session, memory, self.folder, display, model="demo", **saves)
+        self.opened = []
+
+        def opens(name):
+            if name == "none":
+                raise ModelNotFound("no model is called none")
+            return lambda: self._open(name, engine, text)
+
+        self.chat = Chat(Opened(session, memory, "demo", "demo"), self.folder, display, opens=opens, **saves)
+
+    def _open(self, name, engine, text):
+        self.opened.append(name)
+        if name == "large":
+            raise DoesNotFit("too large")
+        session = Session(engine, text, AnswerSettings())
+        return Opened(session, FakeMemory(session), f"{name}@1", name)
 
     def type(self, *lines, first=None):
         self.chat.is_over = False
@@ -276,6 +290,19 @@ def test_a_full_context_keeps_the_question_for_retry(held):
     held.type("question", "/retry")
     assert "no slot left" in held.said and "/retry asks it again" in held.said
     assert held.chat.session.messages[0]["content"] == "question" and held.out.getvalue() == "fine\n"
+
+
+def test_another_model_goes_on_with_the_conversation(held):
+    held.type("a", "/model other", "b")
+    assert held.engine.fed_text == "u:a|a:ok|u:b|a:ok" and "read by this model with your next message" in held.said
+    (info,) = held.folder.saved()
+    assert info.summary().model == "other@1" and info.summary().turns == 2
+
+
+def test_a_model_that_cannot_be_had_leaves_the_one_there_is(held):
+    held.type("a", "/model none", "b", "/model large", "c", "/model")
+    assert "no model is called none" in held.said and "too large" in held.said
+    assert held.opened == ["large", "demo"] and held.chat.session.num_turns == 3 and "demo@1; /model NAME" in held.said
 
 
 def test_evictions_are_announced_once_and_counted_each_turn(held):

@@ -2,6 +2,7 @@
 
 import io
 import sys
+import weakref
 from threading import Event
 
 import pytest
@@ -108,7 +109,7 @@ def test_what_is_typed_while_the_model_loads_is_answered(live, typed, monkeypatc
     monkeypatch.setattr(Terminal, "read", read)
     monkeypatch.setattr(Answering, "open", lambda *a, **k: (sent.wait(30), opens(*a, **k))[1])
     code, out, err = typed("Hello")
-    assert code == 0 and len(out.splitlines()) == 1 and "demo · float32" in err
+    assert code == 0 and len(out.splitlines()) == 1 and "demo · keeps 1,639 tokens in 3.52 MB" in err
 
 
 def test_a_session_goes_on_behind_the_prompt(live, typed):
@@ -126,7 +127,7 @@ def test_leaving_while_the_model_loads_does_not_wait_for_it(live, typed, monkeyp
 
 def test_what_cannot_be_loaded_ends_the_chat_as_it_always_did(live, typed):
     code, out, err = typed("Hello", args=("demo", "--kv-budget", "1KB"))
-    assert (code, out) == (4, "") and "KV budget 1KB holds 1 tokens" in err
+    assert (code, out) == (4, "") and "KV budget 1KB holds" in err
     code, out, err = typed("Hello", args=("no-such-model",))
     assert (code, out) == (3, "") and "no model is called" in err
 
@@ -148,6 +149,44 @@ def test_a_session_goes_on_by_name_and_as_the_last_one(typed):
     assert "loaded tom: 1 turns" in err
     _, _, err = typed("Hello", args=("demo", "--greedy", "-c"))
     assert "loaded tom: 2 turns" in err and len(SessionFolder().file("tom").load()) == 6
+
+
+def test_a_session_goes_on_from_its_cache_with_the_same_answers(typed):
+    args = ("demo", "--greedy", "--kv-budget", "64tok", "-n", "12", "--session", "tom")
+    _, whole, _ = typed("My name is Tom.", "Tell me a joke", "Hello", "What is my name?", args=args)
+    SessionFolder().file("tom").remove()
+    _, first, _ = typed("My name is Tom.", "Tell me a joke", args=args)
+    _, second, err = typed("Hello", "What is my name?", args=args)
+    assert first + second == whole and "as they were in the cache" in err
+    _, _, err = typed("Hello", args=(*args, "--kv-policy", "window"))
+    assert "read by the model with your next message: its policy was heavy-hitter" in err
+    typed("Hello", args=(*args, "--no-save-kv"))
+    assert SessionFolder().file("tom").cache_bytes == 0
+
+
+def test_another_model_is_loaded_when_the_first_is_gone(typed, monkeypatch):
+    engines, opens = [], Answering.open
+
+    def watched(*args, **kwargs):
+        assert all(engine() is None for engine in engines)
+        opened = opens(*args, **kwargs)
+        engines.append(weakref.ref(opened.engine))
+        return opened
+
+    monkeypatch.setattr(Answering, "open", watched)
+    code, out, err = typed("Hello", "/model demo", "Hello again", "/model nonesuch")
+    assert code == 0 and len(engines) == 2 and len(out.splitlines()) == 2
+    assert "read by this model" in err and "no model is called" in err
+
+
+def test_the_record_tells_what_is_kept_of_each_turn(typed):
+    lines = ("My name is Tom.", "Tell me a joke", "/pin 2", "/budget 60tok")
+    typed(*lines, args=("demo", "--greedy", "--kv-budget", "64tok"))
+    record = RunRecords().load("last")
+    assert [turn.turn for turn in record.kv.per_turn] == [1, 2]
+    assert record.kv.per_turn[0].kept < 1 and record.kv.per_turn[1].pinned
+    assert record.kv.within_budget and record.kv.peak_bytes <= record.kv.budget_bytes
+    assert any("60 tok" in str(point.event) for point in record.timeline)
 
 
 def test_a_saved_system_prompt_stays_and_that_is_said(typed):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import weakref
 from collections.abc import Iterator
 
 import psutil
@@ -88,7 +89,7 @@ def test_queries_too_old_to_count_once_the_prompt_is_through_change_no_statistic
     def statistics() -> list[torch.Tensor]:
         engine = make_engine(llama, "64tok", policy="heavy-hitter:decay=0.3")  # 2^-24 is a weight 14 queries back
         answers(engine, [Request("a", PROMPT, max_tokens=1)])
-        return [layer.tensors["statistic"][..., : len(PROMPT)] for layer in engine.cache.layers.values()]
+        return [part.tensors["statistic"][..., : len(PROMPT)] for part in engine.cache.parts]
 
     some = statistics()
     monkeypatch.setattr("kvlite.cache.cache.NEGLIGIBLE", 1e-300)
@@ -115,6 +116,31 @@ def test_a_restored_snapshot_continues_with_the_same_tokens(family: str, kv_dtyp
     again = answers(engine, [Request("2", prompt(2, 9), max_tokens=25, row=0)])["2"]
     assert (again.ids, again.kv) == (first.ids, first.kv)
     assert snapshot.num_bytes > 0
+
+
+def test_rows_of_another_size_give_the_same_answers_and_the_old_ones_are_gone(llama: LoadedModel) -> None:
+    engine = make_engine(llama, "200tok", rows=2)
+    requests = [Request(str(i), prompt(i, 30 + 20 * i), max_tokens=12) for i in range(5)]
+    before, held = answers(engine, requests), weakref.ref(engine.cache)
+    engine.resize(make_engine(llama, "122tok", rows=4).plan)
+    gc.collect()
+    assert held() is None
+    assert (engine.rows, engine.counts().tokens_seen) == (4, 0)
+    after = answers(engine, requests)
+    assert {key: done.ids for key, done in after.items()} == {key: done.ids for key, done in before.items()}
+    assert [done.kv.tokens_evicted for done in after.values()] == [0] * 5
+
+
+@pytest.mark.parametrize(("most", "steps"), [(15, 1), (16, 4)])
+def test_a_prompt_whose_row_will_not_evict_is_fed_at_once(
+    llama: LoadedModel, monkeypatch: pytest.MonkeyPatch, most: int, steps: int
+) -> None:
+    engine = make_engine(llama, "64tok")
+    fed: list[int] = []
+    begin = engine.cache.begin
+    monkeypatch.setattr(engine.cache, "begin", lambda *step: fed.append(step[3][0]) or begin(*step))  # type: ignore[func-returns-value]
+    next(engine.run([Request("a", prompt(0, 50), max_tokens=most)]))
+    assert len(fed) == steps
 
 
 def test_a_stop_id_ends_the_answer_and_is_no_token_of_it(llama: LoadedModel) -> None:
@@ -240,6 +266,14 @@ def test_pins_survive_and_too_many_are_refused(llama: LoadedModel) -> None:
             assert set(range(6, 16)) | set(range(4)) <= set(head.tolist())
     refused = answers(engine, [Request("b", prompt(1, 80), pins=((0, 31),))])["b"]
     assert isinstance(refused.error, BudgetTooSmall)
+
+
+def test_pins_may_fill_a_row_that_will_not_evict(llama: LoadedModel) -> None:
+    engine = make_engine(llama, "64tok")
+    asked = [Request("a", prompt(1, 60), max_tokens=most, pins=((0, 58),)) for most in (5, 6)]
+    fits, evicts = (answers(engine, [one])["a"] for one in asked)
+    assert (fits.error, len(fits.ids)) == (None, 5)
+    assert isinstance(evicts.error, BudgetTooSmall)
 
 
 def test_the_budget_a_refusal_names_really_works(llama: LoadedModel) -> None:

@@ -7,12 +7,12 @@ from kvlite.engine.row import Row
 from kvlite.engine.scheduler import Feed, next_feed
 
 
-def rows_with(*prompts: int | None) -> list[Row]:
-    """A row per prompt length; 0 is a decoding row, None a free one."""
+def rows_with(*prompts: int | None, chunk: int = 4) -> list[Row]:
+    """A row per prompt length, fed `chunk` at once; 0 is a decoding row, None a free one."""
     rows = [Row(index) for index in range(len(prompts))]
     for row, length in zip(rows, prompts, strict=True):
         if length is not None:
-            row.begin(Request(str(row.index), tuple(range(length)) or (0,)), 0)
+            row.begin(Request(str(row.index), tuple(range(length)) or (0,)), chunk, 0)
             assert row.job is not None
             if length == 0:
                 row.job.prompt.clear()
@@ -21,30 +21,46 @@ def rows_with(*prompts: int | None) -> list[Row]:
 
 
 def test_nothing_to_do() -> None:
-    assert next_feed(rows_with(None, None), 4) is None
+    assert next_feed(rows_with(None, None)) is None
 
 
 def test_prompts_go_first_and_in_chunks() -> None:
-    rows = rows_with(0, 6)
-    assert next_feed(rows, 4) == Feed(slice(1, 2), ((0, 1, 2, 3),))
-    assert next_feed(rows, 4) == Feed(slice(1, 2), ((4, 5),))
+    rows = rows_with(0, 6, 6)
+    first = next_feed(rows)
+    assert first == Feed(slice(1, 3), ((0, 1, 2, 3), (0, 1, 2, 3)))
+    assert next_feed(rows, first) == Feed(slice(1, 3), ((4, 5), (4, 5)))
+
+
+def test_a_long_prompt_takes_turns_with_the_rows_that_decode() -> None:
+    rows, feed = rows_with(0, 12, 0), None
+    fed = []
+    for _ in range(5):
+        feed = next_feed(rows, feed)
+        assert feed is not None
+        fed.append("decode" if feed.decodes else "prefill")
+    assert fed == ["prefill", "decode", "prefill", "decode", "prefill"]
+
+
+def test_a_row_in_the_midst_of_its_prompt_is_no_part_of_a_decode_step() -> None:
+    rows = rows_with(0, 12, 0)
+    assert next_feed(rows, next_feed(rows)) == Feed(slice(0, 3), ((7,), (), (7,)), decodes=True)
 
 
 def test_neighbouring_prompts_share_a_pass_and_keep_their_own_chunks() -> None:
-    assert next_feed(rows_with(2, 9, 0, 3), 4) == Feed(slice(0, 2), ((0, 1), (0, 1, 2, 3)))
+    assert next_feed(rows_with(2, 9, 0, 3)) == Feed(slice(0, 2), ((0, 1), (0, 1, 2, 3)))
 
 
 def test_a_pass_holds_no_more_tokens_than_one_chunk_may() -> None:
-    rows = rows_with(300, 100, 200, 400)
-    assert [next_feed(rows, 512).rows for _ in range(3)] == [slice(0, 1), slice(1, 3), slice(3, 4)]  # type: ignore[union-attr]
+    rows = rows_with(300, 100, 200, 400, chunk=512)
+    assert [next_feed(rows).rows for _ in range(3)] == [slice(0, 1), slice(1, 3), slice(3, 4)]  # type: ignore[union-attr]
 
 
 def test_all_rows_decode_together_and_idle_ones_are_padding() -> None:
-    assert next_feed(rows_with(None, 0, None, 0, None), 4) == Feed(slice(1, 4), ((7,), (), (7,)), decodes=True)
+    assert next_feed(rows_with(None, 0, None, 0, None)) == Feed(slice(1, 4), ((7,), (), (7,)), decodes=True)
 
 
 def test_what_was_not_fed_goes_before_the_next_prompt() -> None:
     row = Row(0, unfed=42)
-    row.begin(Request("a", (1, 2), pins=((0, 1),)), 0)
-    assert next_feed([row], 8) == Feed(slice(0, 1), ((42, 1, 2),))
+    row.begin(Request("a", (1, 2), pins=((0, 1),)), 8, 0)
+    assert next_feed([row]) == Feed(slice(0, 1), ((42, 1, 2),))
     assert row.pins == ((1, 2),)

@@ -171,9 +171,11 @@ def test_another_thread_is_told_that_there_is_one_call_at_a_time(llm: LLM, monke
 def test_a_chat_has_the_whole_budget_and_a_batch_shares_it(llm: LLM) -> None:
     llm.chat("Hello", max_tokens=1)
     chat = llm.plan
-    llm.generate(["Hello"], max_tokens=1)
+    needed = max(answer.prompt_tokens for answer in llm.generate(["Hello"] * 3, max_tokens=1)) + 1
     batch = llm.plan
-    assert (chat.rows, batch.rows > 1, batch.slots) == (1, True, 128)
+    assert (chat.rows, batch.rows, batch.slots) == (1, 3, needed)
+    llm.generate(["Hello"], max_tokens=1000)
+    assert (llm.plan.rows, llm.plan.slots) == (1, 128)
     assert chat.slots > batch.slots
     assert max(chat.reserved_bytes, batch.reserved_bytes) <= 2_000_000 == llm.counts().budget_bytes
 

@@ -18,12 +18,17 @@ from kvlite.memory.shape import LayerShape, ModelShape
 SHAPE = ModelShape("llama", (LayerShape("full", 2, 32, 32),) * 3, 64, 4, 100, 128, 8192, "rotary", "default", "float32")
 
 
-def rows(total: str, per_sequence: str | None = None, most_rows: int = 16, free_bytes: int = 10**9) -> CachePlan:
-    """Plan with `free_bytes` left for the cache."""
+def fit(per_sequence: str | None = None, most_rows: int = 16, free_bytes: int = 10**9) -> Fit:
+    """A device with `free_bytes` left for the cache."""
     spec = CacheSpec(slot_format("auto", "float32"), state_bytes_per_slot=4, protected_slots=9)
     row_budget = Budget.parse(per_sequence) if per_sequence else None
-    fit = Fit(SHAPE, spec, None, "none", "cpu", None, most_rows, row_budget)
-    return replace(fit, free_bytes=free_bytes + fit.memory(None).total_bytes).cache(Budget.parse(total))
+    found = Fit(SHAPE, spec, None, "none", "cpu", None, most_rows, row_budget)
+    return replace(found, free_bytes=free_bytes + found.memory(None).total_bytes)
+
+
+def rows(total: str, per_sequence: str | None = None, most_rows: int = 16, free_bytes: int = 10**9) -> CachePlan:
+    """Plan with `free_bytes` left for the cache."""
+    return fit(per_sequence, most_rows, free_bytes).cache(Budget.parse(total))
 
 
 @given(st.integers(100_000, 10**8), st.integers(1, 64))
@@ -76,3 +81,25 @@ def test_a_rows_budget_is_its_own_where_one_is_given() -> None:
 def test_where_memory_is_the_limit_no_larger_budget_is_asked_for() -> None:
     with pytest.raises(BudgetTooSmall, match="free some memory"):
         rows("full", free_bytes=12_500_000)
+
+
+@given(st.integers(100_000, 10**8), st.integers(1, 20_000), st.integers(1, 64))
+def test_rows_for_lines_are_as_long_as_those_need(num_bytes: int, slots: int, lines: int) -> None:
+    plan = fit().rows(Budget.parse(f"{num_bytes}B"), slots, lines)
+    assert plan.reserved_bytes <= plan.budget_bytes == num_bytes
+    assert 1 <= plan.rows <= min(16, lines)
+    longest = fit().rows(Budget.parse(f"{num_bytes}B"), 10**6, 1).slots
+    assert plan.slots == min(longest, max(9, slots))
+
+
+def test_no_row_is_longer_than_its_own_budget() -> None:
+    budget = Budget.parse("10MB")
+    assert [fit("100tok").rows(budget, slots, 4).slots for slots in (50, 100, 5000)] == [50, 100, 100]
+    with pytest.raises(BudgetTooSmall, match="give a smaller --kv-per-seq"):
+        fit("2MB").rows(Budget.parse("1MB"), 50, 4)
+
+
+def test_rows_for_few_lines_leave_the_rest_of_memory_alone() -> None:
+    plan = fit().rows(Budget.parse("auto"), 50, 4)
+    assert (plan.rows, plan.slots) == (4, 50)
+    assert plan.reserved_bytes == plan.budget_bytes < 10**6

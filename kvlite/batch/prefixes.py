@@ -1,0 +1,61 @@
+"""The beginnings that prompts of a batch share, and how far each prompt goes with others. Ids only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+
+LEAST = 32  # tokens; a shorter beginning is fed as fast as it is copied
+MOST_LEVELS = 3  # such as the system prompt, the document, the prompt of several samples
+
+Ids = tuple[int, ...]
+
+
+def shared_prefixes(prompts: Mapping[str, Ids]) -> dict[str, tuple[int, ...]]:
+    """The lengths of each prompt's beginnings that others have too, ascending, by its name; those that save the most.
+
+    Each is LEAST longer than the one before. A prompt of which there are several is shared but for its last id.
+    """
+    order = sorted(prompts, key=prompts.__getitem__)
+    common = [common_start(prompts[one], prompts[other]) for one, other in pairwise(order)]
+    found: dict[str, dict[int, int]] = {name: {} for name in order}
+    for start, stop, length in _groups(common):
+        for name in order[start : stop + 1]:
+            found[name][length] = (stop - start) * length
+    return {name: _best(saved, len(prompts[name])) for name, saved in found.items()}
+
+
+def common_start(one: Ids, other: Ids) -> int:
+    """Count the ids at the start that are the same."""
+    low, high = 0, min(len(one), len(other))
+    while low < high:
+        middle = (low + high + 1) // 2
+        if one[low:middle] == other[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def _groups(common: Sequence[int]) -> list[tuple[int, int, int]]:
+    """Neighbours in order that share a beginning: first, last and its length, for each length of LEAST or more."""
+    groups: list[tuple[int, int, int]] = []
+    open_: list[tuple[int, int]] = []  # start and length, ascending
+    for place, length in enumerate([*common, 0]):
+        start = place
+        while open_ and open_[-1][1] > length:
+            start, longer = open_.pop()
+            groups.append((start, place, longer))
+        if length >= LEAST and (not open_ or open_[-1][1] < length):
+            open_.append((start, length))
+    return groups
+
+
+def _best(saved: Mapping[int, int], num_ids: int) -> tuple[int, ...]:
+    """Up to MOST_LEVELS lengths, the most saving ones first taken, none near another."""
+    chosen: list[int] = []
+    for length in sorted(saved, key=saved.__getitem__, reverse=True):
+        length = min(length, num_ids - 1)
+        if length >= LEAST and all(abs(length - other) >= LEAST for other in chosen) and len(chosen) < MOST_LEVELS:
+            chosen.append(length)
+    return tuple(sorted(chosen))

@@ -1,0 +1,89 @@
+"""The requests that are prepared and wait for a row: bounded, in the order they came, each with the slots it needs."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from kvlite.batch.prepare import Work
+from kvlite.engine.request import Request
+
+AHEAD = 1024
+"""Requests that wait, at most but for the choices of one line."""
+
+AHEAD_TOKENS = 2**18
+"""Tokens of prompts that wait, at most but for those of one line; some 36 bytes each."""
+
+
+@dataclass(frozen=True, slots=True)
+class Waiter:
+    """A request of a work, and the slots that prompt and answer `need` together."""
+
+    work: Work
+    request: Request
+    need: int
+
+    @classmethod
+    def all_of(cls, work: Work) -> list[Waiter]:
+        """The requests of a work, whose answers must be limited."""
+        return [cls(work, one, len(one.ids) + (one.max_tokens or 0)) for one in work.requests]
+
+
+class Waiting:
+    """The queue; `first` is the one that waits longest."""
+
+    def __init__(self) -> None:
+        self._queue: deque[Waiter] = deque()
+        self._num_tokens = 0
+
+    def __len__(self) -> int:
+        return len(self._queue)
+
+    @property
+    def is_full(self) -> bool:
+        return len(self._queue) >= AHEAD or self._num_tokens >= AHEAD_TOKENS
+
+    @property
+    def first(self) -> Waiter:
+        return self._queue[0]
+
+    def needs(self) -> list[int]:
+        """The slots that each needs, in order."""
+        return [waiter.need for waiter in self._queue]
+
+    def prompts(self) -> dict[str, tuple[int, ...]]:
+        """The ids of each prompt, by the request's name."""
+        return {waiter.request.id: waiter.request.ids for waiter in self._queue}
+
+    def add(self, work: Work) -> None:
+        """Put the requests of a work at the end."""
+        self.put(Waiter.all_of(work))
+
+    def put(self, waiters: Iterable[Waiter], *, in_front: bool = False) -> None:
+        """Put requests at the end, or in front of the others."""
+        found = list(waiters)
+        self._num_tokens += sum(len(waiter.request.ids) for waiter in found)
+        if in_front:
+            self._queue.extendleft(reversed(found))
+        else:
+            self._queue.extend(found)
+
+    def take(self, above: int, size: int) -> Waiter | None:
+        """Take the first that needs more than `above` and at most `size` slots; None where there is none."""
+        for place, waiter in enumerate(self._queue):
+            if above < waiter.need <= size:
+                del self._queue[place]
+                self._num_tokens -= len(waiter.request.ids)
+                return waiter
+        return None
+
+    def count(self, above: int, size: int) -> int:
+        """Count those that `take` would take."""
+        return sum(above < waiter.need <= size for waiter in self._queue)
+
+    def drop(self, work: Work) -> None:
+        """Forget the requests of a work."""
+        kept = [waiter for waiter in self._queue if waiter.work is not work]
+        self._queue, self._num_tokens = deque(), 0
+        self.put(kept)

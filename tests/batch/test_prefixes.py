@@ -1,0 +1,56 @@
+"""The beginnings that prompts share are found, whatever their order."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kvlite.batch import prefixes
+from kvlite.batch.prefixes import LEAST, common_start, shared_prefixes
+
+SYSTEM, DOCUMENT = tuple(range(100)), tuple(range(1000, 1300))
+
+
+def test_a_system_prompt_a_document_and_samples_are_three_levels() -> None:
+    prompts = {f"q{n}": (*SYSTEM, n, *range(50)) for n in range(5)}
+    prompts |= {f"d{n}": (*SYSTEM, *DOCUMENT, n, *range(60)) for n in range(4)}
+    prompts |= {f"s{n}": (*SYSTEM, *DOCUMENT, 77, *range(70)) for n in range(8)}
+    names = [*prompts]
+    random.Random(0).shuffle(names)
+    found = shared_prefixes({name: prompts[name] for name in names})
+    assert {found[f"q{n}"] for n in range(5)} == {(100,)}
+    assert {found[f"d{n}"] for n in range(4)} == {(100, 400)}
+    assert {found[f"s{n}"] for n in range(8)} == {(100, 400, 470)}
+
+
+def test_short_beginnings_and_lone_prompts_are_not_shared() -> None:
+    assert shared_prefixes({"a": tuple(range(LEAST - 1)), "b": tuple(range(LEAST - 1))}) == {"a": (), "b": ()}
+    assert shared_prefixes({"a": SYSTEM}) == {"a": ()}
+    assert shared_prefixes({}) == {}
+
+
+ids = st.lists(st.integers(0, 1), max_size=12).map(tuple)
+
+
+@given(ids, ids)
+def test_common_start(one: tuple[int, ...], other: tuple[int, ...]) -> None:
+    expected = next((n for n, pair in enumerate(zip(one, other, strict=False)) if pair[0] != pair[1]), None)
+    assert common_start(one, other) == (min(len(one), len(other)) if expected is None else expected)
+
+
+@given(st.lists(ids, max_size=12))
+def test_every_length_is_shared_with_another_and_one_id_is_left(prompts: list[tuple[int, ...]]) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prefixes, "LEAST", 2)
+        found = shared_prefixes({str(n): each for n, each in enumerate(prompts)})
+    for n, each in enumerate(prompts):
+        others = [prompt for other, prompt in enumerate(prompts) if other != n]
+        longest = max((common_start(each, other) for other in others), default=0)
+        lengths = found[str(n)]
+        assert list(lengths) == sorted(set(lengths))
+        assert all(2 <= length < len(each) for length in lengths)
+        assert all(any(common_start(each, other) >= length for other in others) for length in lengths)
+        assert bool(lengths) == (min(longest, len(each) - 1) >= 2)
