@@ -37,12 +37,14 @@ class Term:
 class Weights:
     """The weights as they are stored; `by_dtype` is bytes per safetensors dtype (`BF16`, `F32`, `U8`, ...).
 
-    Pickles, which are not looked into, have neither `parameters` nor dtypes.
+    Pickles, which are not looked into, have neither `parameters` nor dtypes. `packed_bytes` is what a GGUF file takes
+    on a CPU in bfloat16, where most of its blocks stay packed.
     """
 
     num_bytes: int
     parameters: int | None = None
     by_dtype: Mapping[str, int] = field(default_factory=dict)
+    packed_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +116,12 @@ def packed_bits(quant: str, device: str) -> int:
     return {"4bit": 4, "8bit": 8}.get(quant, 0) if device == "cpu" else 0
 
 
+def stays_packed(weights: Weights | None, dtype: str, quant: str, device: str) -> bool:
+    """True where blocks of a GGUF file stay packed: on a CPU, in bfloat16, unless they are quantised anew."""
+    is_packable = weights is not None and weights.packed_bytes is not None
+    return is_packable and device == "cpu" and dtype == "bfloat16" and quant == "none"
+
+
 def weight_term(shape: ModelShape, weights: Weights | None, quant: str, device: str) -> Term:
     """The weights as they are once loaded: in the shape's dtype, or quantised."""
     if weights is None:
@@ -123,6 +131,8 @@ def weight_term(shape: ModelShape, weights: Weights | None, quant: str, device: 
     if weights.parameters is None:
         return Term("weights", weights.num_bytes, "as stored; not safetensors, so not looked into")
     element = DTYPE_BYTES[shape.dtype]
+    if stays_packed(weights, shape.dtype, quant, device):
+        return Term("weights", weights.packed_bytes, "blocks as in the file, packed; the rest in bfloat16")
     if quant == "none":
         return Term("weights", weights.parameters * element, f"{weights.parameters:,} parameters in {shape.dtype}")
     copies = 1 if shape.is_tied else 2
