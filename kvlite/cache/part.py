@@ -14,16 +14,18 @@ from torch import Tensor
 
 from kvlite.cache.policy import Candidates, Policy, PolicyFailed, in_a_line, is_built_in
 from kvlite.cache.rotation import Rotation, rotate_keys
-from kvlite.cache.step import SlotMapping, Step
+from kvlite.cache.step import Echo, SlotMapping, Step
 from kvlite.errors import KvliteError
 from kvlite.memory.format import SlotFormat
 from kvlite.memory.plan import CachePlan
 from kvlite.memory.shape import LayerShape, ModelShape
 from kvlite_kernels.backend import TORCH, Backend
 from kvlite_kernels.eviction import Protection, choose, priority
+from kvlite_kernels.kinds import Statistic
 from kvlite_kernels.lowbit import Packed
 from kvlite_kernels.reference import Geometry, Segment
 from kvlite_kernels.slots import Slots, Vectors, tensors_of
+from kvlite_kernels.statistic import Observation
 
 SCORED_TOGETHER = 1 << 18
 """Most slots, of all heads, rows and layers, that are scored at once: some 120 bytes each while that lasts."""
@@ -151,7 +153,13 @@ class Part:
         A decoded token waits in the discard slot, and its victim is chosen for all layers at once (`PartGroup.evict`),
         or here where the policy looks at queries.
         """
-        mapping, backend = step.mappings[self.num_slots], self.group.backend
+        mapping, backend, echo = step.mappings[self.num_slots], self.group.backend, step.echo
+        behind = None
+        if echo is not None:
+            (q, again), (k, k_again), (v, v_again) = (
+                x.split([x.shape[2] - echo.width, echo.width], 2) for x in (q, k, v)
+            )
+            behind = again, k_again, v_again
         num_queries = q.shape[2]
         q_pos = step.pos if num_queries == step.pos.shape[1] else step.pos[:, -num_queries:]
         observation = step.observation
@@ -164,6 +172,8 @@ class Part:
         if mapping.index is not None:
             backend.write(slots, mapping.index, k, v)
             out, _ = backend.attend(q, q_pos, [held], geometry, observation)
+            if echo is not None and behind is not None:
+                out = torch.cat([out, self._echoed(behind, echo, [held], geometry)], 2)
             if mapping.evicts and self.group.policy.needs_queries:
                 self.group.evict_from(slots, step, q)
             return out
@@ -171,7 +181,36 @@ class Part:
         own = (0, num_queries) if before is not None else ()
         new = Segment(keys, values, step.pos[:, None, -k.shape[2] :], None, *own)
         out, received = backend.attend(q, q_pos, [held, new], geometry, observation)
-        self._keep_best(slots, held, replace(new, statistic=received), step, q)
+        if self.group.policy.echoes:
+            new = replace(new, statistic=torch.zeros(*k.shape[:3], device=k.device))
+            if echo is not None and behind is not None:
+                out = torch.cat([out, self._echoed(behind, echo, [held, new], geometry)], 2)
+        else:
+            new = replace(new, statistic=received)
+        self._keep_best(slots, held, new, step, q)
+        return out
+
+    def _echoed(self, fed: Sequence[Tensor], echo: Echo, segments: list[Segment], geometry: Geometry) -> Tensor:
+        """Attend the queries of an echo over the slots, what is new and their own keys, which are then dropped.
+
+        `fed` are its q, k and v. The statistic of `segments` grows by what the tokens that it repeats receive.
+        """
+        q, k, v = fed
+        keys, values = self.group.backend.encode(self.group.slots, k, v)
+        is_even = echo.is_even and geometry.window is None
+        own = (0, q.shape[2]) if is_even else ()
+        seen = [*segments, Segment(keys, values, echo.pos[:, None], None, *own)]
+        for number, one in enumerate(segments):
+            before = one.before + one.own if is_even and one.before is not None else None
+            seen[number] = replace(one, before=before, own=0)
+        held = segments[0]
+        assert held.statistic is not None
+        seen[0] = replace(seen[0], statistic=torch.zeros_like(held.statistic))
+        observation = Observation(Statistic.MASS, echo.weight, heads=self.group.policy.heads)
+        out, new = self.group.backend.attend(q, echo.pos, seen, geometry, observation)
+        for segment, received in zip(segments, (seen[0].statistic, new), strict=False):
+            assert segment.statistic is not None and received is not None
+            segment.statistic.add_(received * (segment.pos >= echo.first))
         return out
 
     def held(self, step: Step) -> Segment | None:

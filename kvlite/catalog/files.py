@@ -229,7 +229,9 @@ def files_in(ref: ModelRef, folder: Path, *, allow_pickle: bool = False) -> Mode
     name = str(folder) if ref.path else describe(ref)
     names = [path.name for path in folder.iterdir()]
     if CONFIG not in names:
-        refuse_other_formats(names, model=name)
+        about = folder / "adapter_config.json"
+        base = read_object(about).get("base_model_name_or_path") if about.is_file() else None
+        refuse_other_formats(names, model=name, base_model=base if isinstance(base, str) else None)
     found = _read_folder(ref, folder)
     weight_names(names, model=name, allow_pickle=allow_pickle)
     if not has_tokenizer(folder):

@@ -140,7 +140,7 @@ class Chat:
 
     def show(self, text: str) -> None:
         """Show the output of a command."""
-        self._console.aside(f"{text}\n")
+        self._console.tell(text)
 
     def switch(self, name: str) -> None:
         """Go on with another model, which reads the conversation with the next message.

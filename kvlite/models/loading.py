@@ -28,6 +28,8 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from kvlite.cache.cache import refused_kernels
+from kvlite.catalog.adapter import CONFIG as ADAPTER_CONFIG
+from kvlite.catalog.adapter import adapter_folder
 from kvlite.catalog.config import read_object
 from kvlite.catalog.files import ModelFiles
 from kvlite.errors import (
@@ -43,6 +45,7 @@ from kvlite.errors import (
 from kvlite.memory.format import dtype_name, human_bytes
 from kvlite.memory.prediction import packed_bits, weight_term
 from kvlite.memory.shape import ModelShape
+from kvlite.models.adapter import merged
 from kvlite.models.checks import check, check_once, circumstances
 from kvlite.models.device import free_bytes, set_threads
 from kvlite.models.head_needs import fingerprint
@@ -84,13 +87,15 @@ def load(files: ModelFiles, options: ModelOptions, device: torch.device, store: 
     set_threads(device)
     dtype: torch.dtype = getattr(torch, shape.dtype)
     model = _model(files, options, dtype, device)
+    if options.adapter is not None:
+        model = merged(model, adapter_folder(options.adapter, offline=options.offline))
     passed.append(("weights", time.perf_counter()))
     text_config = model.config.get_text_config()
     state = HybridState(config=text_config) if shape.has_state else None
     _require_vocabulary(model.config, tokenizer)
     loaded = LoadedModel(model, tokenizer, shape, dtype, device, options.quant, state=state)
     loaded = replace(loaded, fingerprint=fingerprint(loaded))
-    about = None if store is None else circumstances(files, options, shape.dtype, device)
+    about = None if store is None or options.adapter is not None else circumstances(files, options, shape.dtype, device)
     if store is None or about is None:
         loaded = check(loaded, ops, fuses=options.fuse)
     else:
@@ -163,6 +168,8 @@ def _model(files: ModelFiles, options: ModelOptions, dtype: torch.dtype, device:
         "ignore_mismatched_sizes": True,  # they are told by name below; transformers would only say that there are some
         "use_safetensors": None if options.allow_pickle else True,
     }
+    if (folder / ADAPTER_CONFIG).is_file():  # where peft is installed, transformers would attach it
+        arguments["adapter_kwargs"] = {"subfolder": "none"}
     bits = packed_bits(options.quant, device.type)
     if device.type == "cuda" or (options.quant != "none" and not bits):
         arguments["device_map"] = {"": device}
