@@ -96,7 +96,9 @@ class Engine:
         self._limits = Limits(self.cache, loaded.shape.vocab, loaded.window, rotates, self.on_full)
         self._rows = [Row(index) for index in range(plan.rows)]
         slot_bytes = -(-plan.reserved_bytes // (plan.rows * (plan.slots + 1)))
-        self._prefixes = Prefixes(plan.budget_bytes - plan.reserved_bytes, slot_bytes, plan.fewest)
+        self._prefixes = Prefixes(
+            plan.budget_bytes - plan.reserved_bytes, slot_bytes, min(plan.fewest, self.cache.room(0))
+        )
         if self._recorder is not None:
             self._capture(self._recorder, self._kernels, least=None if self._must_capture else WORTH_IT)
 
@@ -281,7 +283,7 @@ class Engine:
         counts = self.counts(row.index)
         error = self._limits.refusal(row, request)
         if error is None:
-            evicts = row.needs(request) > self.plan.fewest
+            evicts = row.needs(request) > min(self.plan.fewest, row.seen + self.cache.room(index))
             is_forgotten = request.row is None and not request.prefixes and not evicts
             echoes = self._echoes and not is_forgotten
             chunk = self.plan.chunk if evicts or echoes else self.plan.most_chunk

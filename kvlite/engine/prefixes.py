@@ -64,11 +64,12 @@ class Prefixes:
         """Keep the copy of a row that has come to a mark."""
         assert row.job is not None
         key = row.job.request.ids[: row.job.marks.pop(0)]
-        while self._copies and self.num_bytes + copied.num_bytes > self._most_bytes:
+        if copied.num_bytes > self._most_bytes or key in self._copies:
+            return
+        while self.num_bytes + copied.num_bytes > self._most_bytes:
             self.num_bytes -= self._copies.popitem(last=False)[1].num_bytes
-        if copied.num_bytes <= self._most_bytes and key not in self._copies:
-            self._copies[key] = copied
-            self.num_bytes += copied.num_bytes
+        self._copies[key] = copied
+        self.num_bytes += copied.num_bytes
 
 
 def _is_making(row: Row, key: Key) -> bool:

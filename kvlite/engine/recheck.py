@@ -63,7 +63,9 @@ def _redrawn(full: Engine, said: Sequence[int], count: int, request: Request) ->
         for logits in full.score([piece])[0]:
             at = first + len(drawn)
             before = list(said[:at])
-            draw = Draw(request.sampling, len(drawn), used, request.rules, before, request.stop_ids)
+            draw = Draw(
+                request.sampling, len(drawn), used, request.rules, before, request.stop_ids, answer=before[first:]
+            )
             drawn += sample(logits[None], [draw])
             used.add(said[at])
     return drawn

@@ -68,8 +68,8 @@ class Row:
 
     @property
     def to_come(self) -> int:
-        """Count the tokens of a prompt that are not fed yet."""
-        return 0 if self.job is None else len(self.job.prompt)
+        """Count the tokens of a prompt that are not fed yet; none where a prefix will be copied, for other prompts."""
+        return 0 if self.job is None or self.job.marks else len(self.job.prompt)
 
     def feed(self, count: int) -> None:
         """Count tokens that are fed, the unfed one first."""

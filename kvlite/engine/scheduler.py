@@ -86,18 +86,20 @@ def _taken(row: Row) -> tuple[int, ...]:
 def with_echo(feed: Feed, rows: Sequence[Row], ask: tuple[int, ...], chunk: int, *, one_by_one: bool) -> Feed:
     """The `feed`, and behind it `ask` and at most `chunk` ids of each row that have been fed only once.
 
-    Where tokens come `one_by_one` that is once every so many of them, and not where so many rows decode that next to
+    Where tokens come `one_by_one` that is once every so many of a row's, and not where so many rows decode that next to
     none of each would fit.
     """
     if one_by_one:
         chunk = min(chunk, MOST_ECHO // len(rows) - len(ask))
-        if chunk < LEAST_ECHO or all(row.seen + 1 - row.echoed < chunk for row in rows):
+        if chunk < LEAST_ECHO:
             return feed
     echo = []
     for row, count in zip(rows, feed.counts, strict=True):
         end = row.seen + count
-        is_needed = count and (row.job is None or row.job.echoes)
+        is_needed = count and (row.job is None or row.job.echoes) and not (one_by_one and end - row.echoed < chunk)
         again = row.said[max(row.echoed, end - chunk) : end] if is_needed else ()
         echo.append((*ask, *again) if again else ())
         row.echoed = end if again else row.echoed
+    if not any(echo):
+        return feed
     return replace(feed, echo=tuple(echo), asks=len(ask))

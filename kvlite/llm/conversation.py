@@ -182,8 +182,10 @@ class Conversation:
             checkpoint = self._checkpoints.pop()
             self._engine.restore(ROW, checkpoint.snapshot)
             self._messages, self.last, self.starts = checkpoint.messages, checkpoint.last, checkpoint.starts
-            if self.pinned:
-                self._engine.pin(ROW, self._pinned_in(self.turn_spans()))
+            spans = self.turn_spans()
+            pinned = self._pinned_in(spans)
+            self._engine.pin(ROW, [span for span in spans if span not in pinned], unpins=True)
+            self._engine.pin(ROW, pinned)
 
     def _take_checkpoint(self) -> None:
         if self.last is None or self._engine.counts(ROW).live_bytes > self._checkpoint_bytes:

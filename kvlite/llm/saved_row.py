@@ -15,6 +15,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kvlite.catalog.adapter import CONFIG, WEIGHTS, adapter_folder
+from kvlite.catalog.fingerprint import fingerprint
 from kvlite.engine.request import Completion, FinishReason, Timing
 from kvlite.errors import KvliteError, OutputError
 from kvlite.llm.answer import Answer
@@ -42,6 +44,7 @@ class RowFacts:
     format: str
     model: str
     weights: str
+    adapter: str
     template: str
     policy: str
     slots: str
@@ -51,11 +54,14 @@ class RowFacts:
     def of(cls, llm: LLM, messages: Sequence[Mapping[str, str]]) -> RowFacts:
         """The facts of what is loaded, for a conversation of `messages`."""
         loaded, text, cache = llm.model.loaded, llm.model.text, llm.engine.cache
+        name = llm.model.spec.options.adapter
+        adapter = None if name is None else adapter_folder(name, offline=True)
         said = json.dumps([(message["role"], message["content"]) for message in messages])
         return cls(
             format=FORMAT,
             model=llm.model.files.identity(),
             weights=f"{loaded.shape.dtype} {loaded.quant}",
+            adapter="" if adapter is None else fingerprint(adapter / part for part in (CONFIG, WEIGHTS)),
             template=hashlib.sha256(text.template.encode()).hexdigest(),
             policy=str(cache.policy),
             slots=cache.stored.name,
@@ -68,6 +74,7 @@ class RowFacts:
             "format": "another kvlite wrote it",
             "model": f"it is of {other.get('model', 'another model')}",
             "weights": f"its weights were {other.get('weights')}",
+            "adapter": "its adapter was another, or none",
             "template": "the chat template was another",
             "policy": f"its policy was {other.get('policy')}",
             "slots": f"its slots hold {other.get('slots')}",
@@ -99,7 +106,7 @@ def save_row(path: Path, llm: LLM, conversation: Conversation, messages: Sequenc
     tensors = {name: held.contiguous() for name, held in tensors.items()}
     facts = asdict(RowFacts.of(llm, messages)) | {
         "heads": [[part.heads.layer, *part.heads.numbers] for part in llm.engine.cache.parts],
-        "row": {"seen": row.seen, "rot": row.rot, "unfed": row.unfed, "pins": row.pins},
+        "row": {"seen": row.seen, "rot": row.rot, "unfed": row.unfed, "pins": row.pins, "echoed": row.echoed},
         "has_past": [[*past.items()] for past in snapshot.state.has_past] if snapshot.state is not None else [],
         "starts": conversation.starts,
         "pinned": sorted(conversation.pinned),

@@ -119,3 +119,28 @@ def test_a_hybrid_is_fed_once_since_its_state_would_take_the_repetition_in() -> 
     full, again = (answers(make_engine(model, "128tok", policy), [request])["a"] for policy in ("full", "replay"))
     assert again.ids == full.ids
     assert read_twice(model, "", [index for index, layer in enumerate(model.shape.layers) if layer.kind == "full"])
+
+
+def test_what_heads_with_few_slots_evict_was_repeated_whatever_the_average_holds(loaded: LoadedModel) -> None:
+    needs = [[0.1, 0.9], [0.9, 0.1], [0.4, 0.4], [0.1, 0.9]]
+    engine = make_engine(loaded, "64tok", "replay", head_shares=lambda slots: needs)
+    done = answers(engine, [Request("a", prompt(50), max_tokens=4)])["a"]
+    assert min(map(min, engine.plan.head_slots)) < done.kv.tokens_seen <= engine.plan.fewest
+    assert all(bool((known[pos < 4] > 0).all()) for pos, known in held(engine))
+
+
+def test_a_neighbour_that_is_not_repeated_changes_nothing_of_when_an_answer_is(
+    loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    widths: list[int] = []
+    forward = LoadedModel.forward
+
+    def noted(self: LoadedModel, ids: torch.Tensor, cache: object, step: Step, last: int = 1) -> torch.Tensor:
+        if step.pos.shape[1] == 1 and step.echo is not None:
+            widths.append(step.echo.width)
+        return forward(self, ids, cache, step, last)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(LoadedModel, "forward", noted)
+    fits, evicts = Request("fits", prompt(20), max_tokens=40), Request("evicts", prompt(40, 1), max_tokens=40)
+    answers(make_engine(loaded, "64tok", "replay", rows=2), [fits, evicts])
+    assert widths == [16, 16]

@@ -146,3 +146,25 @@ def test_tokens_come_along_as_ever(llama: LoadedModel) -> None:
         "0": [*range(8)],
         "1": [*range(8)],
     }
+
+
+def test_what_a_copy_knows_of_its_tokens_does_not_depend_on_the_prompt_that_it_was_fed_for(llama: LoadedModel) -> None:
+    own = Request("own", (*SYSTEM, *range(5, 12)), max_tokens=1, prefixes=(60,))
+    longer = Request("longer", (*SYSTEM, *range(5, 45)), max_tokens=1, prefixes=(60,))
+    alone = engine_with_room(llama, 120, 1, 100, "heavy-hitter:decay=0.5")
+    behind = engine_with_room(llama, 120, 1, 100, "heavy-hitter:decay=0.5")
+    first, again = answers(alone, [own]), answers(behind, [longer, own])
+    assert first["own"].cached_tokens == 0 and again["own"].cached_tokens == 60
+    for one, other in zip(alone.cache.parts, behind.cache.parts, strict=True):
+        assert one.slots.statistic is not None and other.slots.statistic is not None
+        known, wanted = other.slots.statistic[..., :67], one.slots.statistic[..., :67]
+        assert known.allclose(wanted, rtol=1e-3, atol=1e-7)
+
+
+def test_a_copy_that_is_too_large_displaces_none(llama: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = engine_with_room(llama, 120, 1, 45)
+    answers(engine, [Request("a", SYSTEM, max_tokens=1, prefixes=(40,))])
+    held = engine._prefixes.num_bytes
+    monkeypatch.setattr(engine._prefixes, "_slot_bytes", 1)  # as of layers that slide, which hold few of many tokens
+    answers(engine, [Request("b", SYSTEM[::-1], max_tokens=1, prefixes=(59,))])
+    assert engine._prefixes.num_bytes == held > 0

@@ -188,3 +188,22 @@ def test_only_what_is_there_can_be_pinned_or_checked(talk):
 def test_the_panel_names_budget_tokens_and_what_a_full_cache_takes(talk):
     told = dict(talk.memory.panel())
     assert told["tokens seen"] == f"{talk.llm.counts().tokens_seen}" and "a full cache" in told
+
+
+def test_a_turn_that_was_let_go_is_not_pinned_by_going_back(talk):
+    talk.memory.pin(1)
+    talk.ask("Hello")
+    talk.memory.unpin(1)
+    del talk.messages[-2:]
+    talk.ask("Hello again")
+    assert talk.llm.engine.pins(0) == () and not talk.memory.turns()[0].is_pinned
+
+
+def test_a_check_counts_penalties_as_the_answer_did(talk):
+    settings = AnswerSettings(
+        max_tokens=48, sampling=Sampling(temperature=1.0, presence_penalty=2.0, frequency_penalty=2.0)
+    )
+    talk.messages.append({"role": "user", "content": "Say it again and again"})
+    answer = [*talk.conversation.ask(talk.messages, settings)][-1]
+    found = talk.memory.check(answer)
+    assert found.same == found.tokens == len(answer.completion.ids)

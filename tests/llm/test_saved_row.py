@@ -2,6 +2,7 @@
 
 import json
 import stat
+from dataclasses import replace
 
 import pytest
 from safetensors import safe_open
@@ -126,3 +127,28 @@ def test_what_was_cut_short_goes_on_where_it_stopped():
         assert first.text + more.text == expected and len(first.completion.ids) == 5
         cut.messages[-1]["content"] += more.text
         assert cut.conversation.holds(cut.messages)
+
+
+def test_what_was_repeated_for_the_policy_is_not_repeated_again(tmp_path):
+    path = tmp_path / "a.kv.safetensors"
+    with opened("64tok", "replay") as llm:
+        talk = Talk(llm)
+        for question in QUESTIONS:
+            talk.ask(question)
+        save_row(path, llm, talk.conversation, talk.messages)
+        echoed = llm.engine._rows[0].echoed
+    with opened("64tok", "replay") as llm:
+        talk = resumed(llm, path, talk.messages)
+        assert llm.engine._rows[0].echoed == echoed > 0
+
+
+def test_an_adapter_that_is_another_or_new_is_told(saved, tmp_path):
+    path, messages, *_ = saved
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        (tmp_path / name).write_text(name)
+    with opened("64tok") as llm:
+        spec = llm.model.spec
+        with_adapter = replace(spec, options=replace(spec.options, adapter=str(tmp_path)))
+        llm._model = replace(llm.model, spec=with_adapter)
+        with pytest.raises(Unusable, match="adapter"):
+            load_row(path, llm, Talk(llm).conversation, messages)
