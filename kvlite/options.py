@@ -163,6 +163,12 @@ class AnswerOptions:
     top_k: int | None = _of_sampling(None, metavar="N", help="Draw from the N likeliest.")
     min_p: float | None = _of_sampling(None, metavar="X", help="Drop tokens below X times the likeliest.")
     repetition_penalty: float | None = _of_sampling(None, metavar="X", help="Above 1 discourages repeats.")
+    presence_penalty: float | None = _of_sampling(
+        None, metavar="X", help="Above 0 discourages what the answer has said."
+    )
+    frequency_penalty: float | None = _of_sampling(
+        None, metavar="X", help="Above 0 discourages it more for each time it was said."
+    )
     seed: int | None = _of_sampling(None, metavar="N", help="Same seed, same answer.")
     stop: tuple[str, ...] = _of_sampling(
         (), metavar="TEXT", parse=read_stop, help="End the answer before TEXT; may be given several times."
@@ -206,6 +212,9 @@ class BatchOptions:
     )
     escape: bool = _of_input(False, help="In plain lines, \\n stands for a newline.")
     prompt_column: str = _of_input("prompt", metavar="NAME", help="The CSV column to answer.")
+    ignore_unsupported: bool = _of_input(
+        False, help="Answer lines that ask for what is not supported, without it; else they fail."
+    )
     skip: int = _of_input(0, metavar="N", min=0, from_settings=False, help="Leave out the first N records.")
     limit: int | None = _of_input(None, metavar="N", min=0, from_settings=False, help="Take at most N records.")
     shard: str | None = _of_input(
