@@ -216,11 +216,12 @@ class Part:
     def held(self, step: Step) -> Segment | None:
         """The slots that one token of each row attends over, its own among them; None where more than that is done.
 
-        More is done where there are several tokens, a window, or a policy that looks at queries.
+        More is done where there are several tokens, an echo, a window, or a policy that looks at queries.
         """
         mapping = step.mappings[self.num_slots]
         is_more = mapping.index is None or self.shape.window is not None or self.group.policy.needs_queries
-        return None if is_more or step.pos.shape[1] > 1 else self._view(step.rows, mapping, mapping.before, 1)[1]
+        is_more |= step.pos.shape[1] > 1 or step.echo is not None
+        return None if is_more else self._view(step.rows, mapping, mapping.before, 1)[1]
 
     def write(self, k: Tensor, v: Tensor, step: Step) -> None:
         """Put the new k [n, H_KV, T, D] and v [n, H_KV, T, D_V] where the step has their slots."""

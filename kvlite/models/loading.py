@@ -43,7 +43,7 @@ from kvlite.errors import (
     is_out_of_memory,
 )  # fmt: skip
 from kvlite.memory.format import dtype_name, human_bytes
-from kvlite.memory.prediction import packed_bits, weight_term
+from kvlite.memory.prediction import packed_bits, stays_packed, weight_term
 from kvlite.memory.shape import ModelShape
 from kvlite.models.adapter import merged
 from kvlite.models.checks import check, check_once, circumstances
@@ -87,6 +87,9 @@ def load(files: ModelFiles, options: ModelOptions, device: torch.device, store: 
     set_threads(device)
     dtype: torch.dtype = getattr(torch, shape.dtype)
     model = _model(files, options, dtype, device)
+    if (files.config.get("quantization_config") or {}).get("quant_method") == "compressed-tensors":
+        with torch.no_grad():  # it unpacks its weights in the first pass, into tensors that inference mode would seal
+            model(input_ids=torch.zeros((1, 1), dtype=torch.int64, device=device), use_cache=False)
     if options.adapter is not None:
         model = merged(model, adapter_folder(options.adapter, offline=options.offline))
     passed.append(("weights", time.perf_counter()))
@@ -182,7 +185,8 @@ def _model(files: ModelFiles, options: ModelOptions, dtype: torch.dtype, device:
             )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            loaded = _from_gguf(files, arguments) if files.gguf else _from_folder(folder, arguments)
+            packs = stays_packed(files.weights, str(dtype).removeprefix("torch."), options.quant, device.type)
+            loaded = _from_gguf(files, arguments, packs=packs) if files.gguf else _from_folder(folder, arguments)
     except MemoryError as error:
         raise DoesNotFit("the weights do not fit in this machine's memory; try a smaller model") from error
     except _PARSER_ERRORS as error:
@@ -203,12 +207,16 @@ def _from_folder(folder: Path, arguments: dict[str, Any]) -> Any:
     return AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, **arguments, **part)
 
 
-def _from_gguf(files: ModelFiles, arguments: dict[str, Any]) -> Any:
-    from kvlite.models.gguf_weights import state_dict
+def _from_gguf(files: ModelFiles, arguments: dict[str, Any], *, packs: bool) -> Any:
+    from kvlite.models.gguf_weights import packed_places, state_dict
 
     assert files.gguf is not None
     config = AutoConfig.from_pretrained(files.folder, local_files_only=True)
-    weights = state_dict(files.gguf, arguments["dtype"])
+    taken: set[str] = set()
+    weights = state_dict(files.gguf, arguments["dtype"], taken)
+    if packs:
+        sources = {place: weights[place] for place in packed_places(files.gguf)}
+        arguments["quantization_config"] = packed_settings(0, sources, taken)
     kind = getattr(transformers, config.architectures[0])
     return kind.from_pretrained(None, config=config, state_dict=weights, output_loading_info=True, **arguments)
 
