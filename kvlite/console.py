@@ -151,6 +151,10 @@ class Console:
         """Say in one line on stderr what went wrong, quiet or not."""
         self._say(f"kvlite: {_one_line(str(error))}", _RED)
 
+    def tell(self, text: str) -> None:
+        """Say on stderr what was asked for, quiet or not."""
+        self._say(text, _DIM)
+
     def aside(self, text: str) -> None:
         """Stream `text` to stderr as it comes, without a line break: a model's thinking."""
         self._say(text, _DIM, end="")

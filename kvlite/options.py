@@ -111,6 +111,9 @@ class ModelOptions:
         help="Quantise the weights: none, 8bit, 4bit, nf4 or fp4. On a CPU 8bit and 4bit are packed for fast answers.",
     )
     four_bit: bool = _of_model(False, "--4bit", against="quant", help="Short for --quant 4bit.")
+    adapter: str | None = _of_model(
+        None, metavar="FOLDER|REPO", help="Merge this LoRA adapter into the weights; needs peft."
+    )
     dtype: str = _of_model("auto", metavar="DTYPE", help="Compute in auto, float32, bfloat16 or float16.")
     device: str = _of_model("auto", metavar="DEVICE", help="auto, cpu, cuda, cuda:N or mps.")
     revision: str | None = _of_model(None, metavar="REV", help="Branch, tag or commit of the repository.")
@@ -141,6 +144,8 @@ class ModelOptions:
         if self.four_bit and self.quant not in (None, "4bit"):
             raise UsageError(f"--4bit contradicts --quant {self.quant}; give one of them")
         object.__setattr__(self, "quant", "4bit" if self.four_bit else self.quant or "none")
+        if self.adapter is not None and self.quant != "none":
+            raise UsageError(f"--adapter cannot be merged into weights of --quant {self.quant}; leave out one of them")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,6 +163,12 @@ class AnswerOptions:
     top_k: int | None = _of_sampling(None, metavar="N", help="Draw from the N likeliest.")
     min_p: float | None = _of_sampling(None, metavar="X", help="Drop tokens below X times the likeliest.")
     repetition_penalty: float | None = _of_sampling(None, metavar="X", help="Above 1 discourages repeats.")
+    presence_penalty: float | None = _of_sampling(
+        None, metavar="X", help="Above 0 discourages what the answer has said."
+    )
+    frequency_penalty: float | None = _of_sampling(
+        None, metavar="X", help="Above 0 discourages it more for each time it was said."
+    )
     seed: int | None = _of_sampling(None, metavar="N", help="Same seed, same answer.")
     stop: tuple[str, ...] = _of_sampling(
         (), metavar="TEXT", parse=read_stop, help="End the answer before TEXT; may be given several times."
@@ -201,6 +212,9 @@ class BatchOptions:
     )
     escape: bool = _of_input(False, help="In plain lines, \\n stands for a newline.")
     prompt_column: str = _of_input("prompt", metavar="NAME", help="The CSV column to answer.")
+    ignore_unsupported: bool = _of_input(
+        False, help="Answer lines that ask for what is not supported, without it; else they fail."
+    )
     skip: int = _of_input(0, metavar="N", min=0, from_settings=False, help="Leave out the first N records.")
     limit: int | None = _of_input(None, metavar="N", min=0, from_settings=False, help="Take at most N records.")
     shard: str | None = _of_input(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 _COMMON: dict[str, Any] = {
     "vocab_size": 128,
@@ -49,6 +49,15 @@ _SHARED_KV = {
     "vocab_size_per_layer_input": 128,
     "num_kv_shared_layers": 2,
     "layer_types": ["sliding_attention", "full_attention", "sliding_attention", "full_attention"],
+}
+_MIXED = ["sliding_attention", "full_attention"] * 2
+_GATED_DELTA = {
+    **_MOE,
+    "linear_num_value_heads": 4,
+    "linear_num_key_heads": 2,
+    "linear_key_head_dim": 16,
+    "linear_value_head_dim": 16,
+    "layer_types": ["linear_attention", "linear_attention", "linear_attention", "full_attention"],
 }
 _MAMBA = {"mamba_d_head": 16, "mamba_d_state": 16, "mamba_chunk_size": 16}
 
@@ -104,18 +113,35 @@ SUPPORTED: dict[str, dict[str, Any]] = {
     "gpt_oss": {**_MOE, **_SLIDING},
     "granitemoe": _MOE,
     "dots1": {**_MOE, **_SLIDING},
+    "afmoe": {**_MOE, **_SLIDING},
+    "bitnet": {},
+    "biogpt": {},
+    "cohere2_moe": {**_MOE, **_SLIDING},
+    "doge": {},
+    "ernie4_5_moe": {**_MOE, "moe_num_experts": 4, "moe_k": 2},
+    "exaone_moe": {**_MOE, **_SLIDING},
+    "flex_olmo": _MOE,
+    "glm4_moe_lite": {**_MOE, **_MLA},
+    "granite_swa": _SLIDING,
+    "granitemoe_swa": {**_MOE, **_SLIDING},
+    "internlm3": {},
+    "iquestcoder": {},
+    "kolibri1": {**_MOE, **_SLIDING, "layer_types": _MIXED},
+    "laguna": {**_MOE, **_SLIDING, "layer_types": _MIXED},
+    "lfm2_moe": {**_MOE, "layer_types": ["conv", "full_attention"] * 2, "num_dense_layers": 1},
+    "mellum": {**_MOE, **_SLIDING, "layer_types": _MIXED},
+    "minimax_m2": _MOE,
+    "ministral3": _SLIDING,
+    "persimmon": {},
+    "phimoe": _MOE,
+    "youtu": {**_MLA, "head_dim": 8},
     "glm4_moe": _MOE,
     "deepseek_v2": {**_MOE, **_MLA},
     "deepseek_v3": {**_MOE, **_MLA, "head_dim": 8},
     "minicpm3": _MLA,
-    "qwen3_next": {
-        **_MOE,
-        "linear_num_value_heads": 4,
-        "linear_num_key_heads": 2,
-        "linear_key_head_dim": 16,
-        "linear_value_head_dim": 16,
-        "layer_types": ["linear_attention", "linear_attention", "linear_attention", "full_attention"],
-    },
+    "qwen3_next": _GATED_DELTA,
+    "qwen3_5_text": _GATED_DELTA,
+    "qwen3_5_moe_text": _GATED_DELTA,
     "lfm2": {
         "layer_types": ["conv", "conv", "full_attention", "full_attention"],
         "conv_L_cache": 3,
@@ -141,6 +167,8 @@ REPRESENTATIVES = (
 """One architecture for each kind of attention."""
 
 REFUSED: dict[str, dict[str, Any]] = {
+    "diffllama": {},
+    "gpt_neox_japanese": {},
     "bloom": {"n_head": 4, "n_layer": 4},
     "falcon": {"head_dim": None},
     "gptj": {"n_embd": 64, "n_head": 4, "n_layer": 4, "rotary_dim": 8},
@@ -161,6 +189,11 @@ REFUSED: dict[str, dict[str, Any]] = {
         "use_mamba_kernels": False,
     },
 }
+
+
+def is_here(family: str) -> bool:
+    """True where the installed transformers has the family, some of which came after the oldest one supported."""
+    return family in CONFIG_MAPPING
 
 
 def tiny_model(family: str, settings: dict[str, Any], **overrides: Any) -> PreTrainedModel:

@@ -5,6 +5,7 @@ Torch is the reference that Triton is held against. A cache never asks which of 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -12,7 +13,7 @@ from torch import Tensor
 from kvlite_kernels.eviction import Protection, choose, priority
 from kvlite_kernels.fused_attention import attend_fused, suits
 from kvlite_kernels.lowbit import Packed, hadamard, quantise
-from kvlite_kernels.reference import Geometry, Segment, attend_segments
+from kvlite_kernels.reference import Geometry, Segment, attend_beside, attend_segments, is_plain
 from kvlite_kernels.slots import Slots, Vectors, put
 from kvlite_kernels.statistic import Observation
 
@@ -85,6 +86,21 @@ class Backend:
         if is_quantised:
             out = hadamard(out)
         return out if out.dtype is q.dtype else out.to(q.dtype), received[1] if len(received) > 1 else None
+
+    def go_together(self, segments: Sequence[Segment], geometry: Geometry, observation: Observation | None) -> bool:
+        """True where one query's attention over slots of different KV heads is less work at once than one by one."""
+        return all(is_plain(segment, geometry, observation) for segment in segments)
+
+    def attend_beside(
+        self, q: Tensor, segments: Sequence[Segment], geometry: Geometry, observation: Observation | None
+    ) -> Tensor:
+        """As `attend`, of one query over slots of different KV heads, in their order, where these `go_together`."""
+        is_quantised = isinstance(segments[0].k, Packed)
+        out, received = attend_beside(hadamard(q) if is_quantised else q, segments, geometry, observation)
+        for segment, total in zip(segments, received, strict=False):
+            if observation is not None and segment.statistic is not None:
+                observation.add_to(segment.statistic, total)
+        return (hadamard(out) if is_quantised else out).to(q.dtype)
 
     def evict(self, slots: Slots, score: Tensor, next_pos: Tensor, protection: Protection) -> None:
         """Move each token that waits in the discard slot over the slot that goes first; padding is dropped.

@@ -14,14 +14,11 @@ from typing import Self
 import torch
 from torch import Tensor
 
-GROUP = 32
-"""Neighbouring weights of a row that share a scale and an offset in 4 bits."""
+from kvlite_kernels.grid import DTYPE, GROUP, exact, round_to_grid
 
 COLUMNS = 64
 """Channels out come in blocks of so many, in which the kernel for 4 bits wants its codes."""
 
-DTYPE = torch.bfloat16
-_REFITS = 2
 _TILE = 1 << 22  # weights that are unpacked at once
 _PART = 1 << 24  # weights that are rounded at once
 
@@ -38,6 +35,11 @@ class Packed4:
 
     most_rows = 128
     """Most rows that are multiplied from the codes; for more, unpacking pays."""
+
+    @property
+    def scales(self) -> Tensor:
+        """What is held beside the codes."""
+        return self.grid
 
     @classmethod
     def of(cls, weight: Tensor) -> Self:
@@ -74,12 +76,27 @@ class Packed4:
         inputs = self.shape[1]
         pairs = self.codes[start:end].reshape(-1, inputs, order.block // 2)
         codes = torch.empty(*pairs.shape[:2], order.block, dtype=DTYPE)
-        codes[..., order.low] = pairs & 15
-        codes[..., order.high] = pairs >> 4
+        codes[..., order.low] = (pairs & 15).view(torch.int8) - 8
+        codes[..., order.high] = (pairs >> 4).view(torch.int8) - 8
         grid = self.grid[:, start:end].unflatten(1, (-1, order.block)).permute(3, 1, 0, 2).contiguous()
         scale, offset = grid.unsqueeze(3)
-        weights = torch.addcmul(offset - 8 * scale, codes.unflatten(1, (-1, GROUP)), scale)
+        weights = torch.addcmul(offset, codes.unflatten(1, (-1, GROUP)), scale)
         return weights.flatten(1, 2).movedim(0, 1).reshape(inputs, -1)
+
+    def rows(self, index: Tensor, dtype: torch.dtype) -> Tensor:
+        """The weights of the channels out that `index` names, as `dtype`: [..., K]."""
+        order = nibble_order()
+        places = torch.arange(order.block)
+        byte, is_high = torch.empty_like(places), torch.zeros_like(places)
+        byte[order.low] = byte[order.high] = torch.arange(order.block // 2)
+        is_high[order.high] = 1
+        flat, place = index.flatten(), index.flatten() % order.block
+        block = self.codes.view(-1, self.shape[1], order.block // 2)[flat // order.block]
+        pairs = block[torch.arange(len(flat)), :, byte[place]]
+        codes = (pairs >> (4 * is_high[place]).to(torch.uint8)[:, None]) & 15
+        scale, offset = self.grid[:, flat].to(dtype).movedim(1, 0).unsqueeze(2).unbind(-1)
+        weights = torch.addcmul(offset, codes.to(dtype).unflatten(1, (-1, GROUP)) - 8, scale)
+        return weights.flatten(1).view(*index.shape, -1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +107,10 @@ class Packed8:
     scale: Tensor
 
     most_rows = 32
+
+    @property
+    def scales(self) -> Tensor:
+        return self.scale
 
     @classmethod
     def of(cls, weight: Tensor) -> Self:
@@ -126,7 +147,62 @@ class Packed8:
         return self.codes[index].to(dtype) * self.scale[index].to(dtype).unsqueeze(-1)
 
 
-Packed = Packed4 | Packed8
+@dataclass(frozen=True, slots=True)
+class PackedPair:
+    """Weights of 8 bits as two of 4, high halves before low ones, in one matrix [N, 2 K] that takes its input twice.
+
+    So the kernel for 4 bits multiplies with codes of 8 that have a scale per group, which that for 8 bits cannot.
+    """
+
+    halves: Packed4
+
+    most_rows = 64
+
+    @classmethod
+    def pack(cls, codes: Tensor, scale: Tensor, low: Tensor) -> Self:
+        """Pack codes [N, K] from 0 to 255; weights are code * scale + low, those of the group [N, K / GROUP]."""
+        middle = low + 128 * scale  # of the scale as it is given: it is rounded where codes are near 128
+        scale = exact(scale)
+        high = torch.stack([16 * scale, middle], -1)
+        rest = torch.stack([scale, 8 * scale], -1)
+        both = torch.cat([codes >> 4, codes & 15], 1)
+        return cls(Packed4.pack(both, torch.cat([high, rest], 1)))
+
+    @classmethod
+    def join(cls, parts: Sequence[Self]) -> tuple[Self, list[Self]]:
+        """Weights one after another as one, and each of them as a view of it."""
+        joined, views = Packed4.join([part.halves for part in parts])
+        return cls(joined), [cls(view) for view in views]
+
+    @property
+    def codes(self) -> Tensor:
+        return self.halves.codes
+
+    @property
+    def scales(self) -> Tensor:
+        return self.halves.scales
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        outputs, inputs = self.halves.shape
+        return outputs, inputs // 2
+
+    def multiply(self, x: Tensor) -> Tensor:
+        """x bfloat16 [M, K] times the weights, transposed -> [M, N]."""
+        return self.halves.multiply(torch.cat([x, x], -1))
+
+    def unpack(self, start: int, end: int) -> Tensor:
+        """The weights of the channels out from `start` to `end`, whole blocks of them, transposed: [K, end - start]."""
+        high, low = self.halves.unpack(start, end).chunk(2)
+        return high + low
+
+    def rows(self, index: Tensor, dtype: torch.dtype) -> Tensor:
+        """The weights of the channels out that `index` names, as `dtype`: [..., K]."""
+        high, low = self.halves.rows(index, dtype).chunk(2, -1)
+        return high + low
+
+
+Packed = Packed4 | Packed8 | PackedPair
 
 
 def is_served(shape: Sequence[int], bits: int) -> bool:
@@ -139,7 +215,7 @@ def multiply(x: Tensor, weight: Packed, bias: Tensor | None) -> Tensor:
 
     Other dtypes than bfloat16 are multiplied with unpacked weights, as are more rows than `most_rows`.
     """
-    if x.dtype is DTYPE and len(x) <= weight.most_rows:
+    if x.dtype is DTYPE and x.shape[0] <= weight.most_rows:
         out = weight.multiply(x if x.is_contiguous() else x.contiguous())
         return out if bias is None else out + bias
     outputs, inputs = weight.shape
@@ -148,34 +224,6 @@ def multiply(x: Tensor, weight: Packed, bias: Tensor | None) -> Tensor:
     parts = [torch.matmul(x, weight.unpack(start, end).to(x.dtype)) for start, end in tiles]
     out = parts[0] if len(parts) == 1 else torch.cat(parts, -1)
     return out if bias is None else out + bias
-
-
-def round_to_grid(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """The codes uint8 [N, K] of a matrix fp32 [N, K], and their grid bfloat16 [N, K / GROUP, 2].
-
-    Scale and offset of a group span its range at first; twice they become those with the least squared error for the
-    codes that they led to, and the codes are rounded anew. Llama.cpp's Q4_1 is the first step alone.
-    """
-    groups = weight.unflatten(-1, (-1, GROUP))
-    low, high = groups.aminmax(dim=-1, keepdim=True)
-    scale = _exact((high - low) / 15).clamp_(min=1e-30)
-    offset = _exact(low + 8 * scale)
-    mean = groups.mean(-1, keepdim=True)
-    for step in range(_REFITS + 1):
-        codes = ((groups - offset) / scale).round_().clamp_(-8, 7)
-        if step == _REFITS:
-            break
-        middle = codes.mean(-1, keepdim=True)
-        spread = codes - middle
-        fitted = (spread * (groups - mean)).sum(-1, keepdim=True) / spread.square().sum(-1, keepdim=True)
-        scale = torch.where(fitted > 0, _exact(fitted), scale).clamp_(min=1e-30)
-        offset = _exact(mean - scale * middle)
-    return (codes + 8).flatten(-2).to(torch.uint8), torch.cat([scale, offset], -1).to(DTYPE)
-
-
-def _exact(value: Tensor) -> Tensor:
-    """The numbers as the kernel will have them."""
-    return value.to(DTYPE).float()
 
 
 def _blocks(codes: Tensor) -> tuple[Tensor, ...]:

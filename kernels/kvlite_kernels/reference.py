@@ -117,8 +117,9 @@ def attend_segments(
     segment.
     """
     batch, num_heads, num_queries, _ = q.shape
-    if num_queries == 1 and len(segments) == 1 and _is_plain(segments[0], geometry, observation):
-        return _attend_plainly(q, segments[0], geometry, observation)
+    if num_queries == 1 and len(segments) == 1 and is_plain(segments[0], geometry, observation):
+        out, total = _attend_plainly(_scaled(q, geometry), segments[0], observation)
+        return out.to(q.dtype), total
     num_kv_heads = segments[0].k.shape[1]
     num_keys = sum(segment.k.shape[2] for segment in segments)
     most = min(TILE_ELEMENTS, CACHED_ELEMENTS) if q.device.type == "cpu" else TILE_ELEMENTS
@@ -147,27 +148,43 @@ def attend_segments(
     return (outs[0] if len(outs) == 1 else torch.cat(outs, dim=2)), totals
 
 
-def _is_plain(segment: Segment, geometry: Geometry, observation: Observation | None) -> bool:
+def attend_beside(
+    q: Tensor, segments: Sequence[Segment], geometry: Geometry, observation: Observation | None
+) -> tuple[Tensor, list[Tensor]]:
+    """As `attend_segments`, of one query whose weight is 1, over plain segments of different KV heads, in their order.
+
+    Returns out [B, H_Q, 1, D_V] in fp32 and the statistic of each segment where an `observation` is given.
+    """
+    group = q.shape[1] // sum(segment.k.shape[1] for segment in segments)
+    asking = _scaled(q, geometry).split([group * segment.k.shape[1] for segment in segments], 1)
+    both = [_attend_plainly(part, segment, observation) for part, segment in zip(asking, segments, strict=True)]
+    return torch.cat([out for out, _ in both], 1), [total for _, totals in both for total in totals]
+
+
+def is_plain(segment: Segment, geometry: Geometry, observation: Observation | None) -> bool:
     """True where one softmax gives each key its probability, and no more is asked than the mean over heads."""
     is_mean = observation is None or (observation.kind is Statistic.MASS and observation.heads == "mean")
     return segment.all_visible and geometry.softcap is None and geometry.sink_logits is None and is_mean
 
 
-def _attend_plainly(
-    q: Tensor, segment: Segment, geometry: Geometry, observation: Observation | None
-) -> tuple[Tensor, list[Tensor]]:
-    """As `attend_segments`, of one query whose weight is 1, in the fewest operations."""
+def _attend_plainly(q: Tensor, segment: Segment, observation: Observation | None) -> tuple[Tensor, list[Tensor]]:
+    """As `attend_segments`, of one scaled query whose weight is 1, in the fewest operations and the dtype of q."""
     batch, num_heads, _, dim = q.shape
     num_kv_heads, num_keys = segment.k.shape[1:3]
-    k, v, dtype = segment.k, segment.v, torch.promote_types(q.dtype, torch.float32)
-    if isinstance(k, Tensor) and isinstance(v, Tensor) and q.dtype == k.dtype == v.dtype == dtype:
-        grouped = (q * geometry.scaling).reshape(batch * num_kv_heads, -1, dim)
+    k, v = segment.k, segment.v
+    if isinstance(k, Tensor) and isinstance(v, Tensor) and q.dtype == k.dtype == v.dtype:
+        grouped = q.reshape(batch * num_kv_heads, -1, dim)
         shares = torch.bmm(grouped, k.flatten(0, 1).mT).softmax(-1)  # [B * H_KV, G, N]
         out = torch.bmm(shares, v.flatten(0, 1)).view(batch, num_heads, 1, -1)
     else:
-        shares = _grouped_matmul(q.to(dtype) * geometry.scaling, k, transpose=True).softmax(-1)
-        out = _grouped_matmul(shares, v, transpose=False).to(q.dtype)
+        shares = _grouped_matmul(q, k, transpose=True).softmax(-1)
+        out = _grouped_matmul(shares, v, transpose=False)
     return out, [] if observation is None else [shares.view(batch, num_kv_heads, -1, num_keys).mean(2)]
+
+
+def _scaled(q: Tensor, geometry: Geometry) -> Tensor:
+    """Queries in fp32, times what logits are multiplied by."""
+    return q.to(torch.promote_types(q.dtype, torch.float32)) * geometry.scaling
 
 
 def visible(q_pos: Tensor, k_pos: Tensor, window: int | None) -> Tensor:

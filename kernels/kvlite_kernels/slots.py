@@ -55,6 +55,24 @@ class Slots:
         statistic = None if self.statistic is None else self.statistic[index]
         return Slots(self.k[index], self.v[index], self.pos[index], self.rot[index], statistic, self.starts[index])
 
+    def joined(self, entries: slice) -> Slots:
+        """The slots of B rows whose KV heads are those of all these `entries` of the first dimension, in their order.
+
+        Where that is more than one entry, each has a single KV head.
+        """
+        if entries.stop - entries.start == 1:
+            return self[entries.start]
+
+        def beside(x: Tensor) -> Tensor:
+            return x[entries, :, 0].transpose(0, 1)
+
+        k, v = (
+            Packed(beside(x.codes), beside(x.scale), x.dim) if isinstance(x, Packed) else beside(x)
+            for x in (self.k, self.v)
+        )
+        statistic = None if self.statistic is None else beside(self.statistic)
+        return Slots(k, v, beside(self.pos), beside(self.rot), statistic, beside(self.starts))
+
     def of_rows(self, rows: slice) -> Slots:
         """The slots of some of the rows."""
         if rows.stop - rows.start == self.pos.shape[-3]:

@@ -119,6 +119,7 @@ class Batch:
             pin_system=model.spec.options.pin_system,
             required=model.required,
             most_tokens=rows.model.loaded.window,
+            ignores_unsupported=self._options.ignore_unsupported,
         )
         batch = BatchRun(rows, preparer, self._options)
         ending.callback(lambda: self._summarise(batch.peak_bytes, rows.budget_bytes))
@@ -168,7 +169,8 @@ class Batch:
         ignored: set[str] = set()
         for item in items:
             if item is not None and item.failure is None:
-                if new := [name for name in item.ignored if name not in ignored]:
+                unsupported = item.unsupported if self._options.ignore_unsupported else ()
+                if new := [name for name in (*item.ignored, *unsupported) if name not in ignored]:
                     ignored.update(new)
                     self._console.warn(f"line {item.line} has keys that are ignored: {', '.join(new)}")
                 if ignores_models and item.model is not None:

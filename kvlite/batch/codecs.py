@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from kvlite.batch.item import Code, Failure, Form, Item, Json, LineError
 from kvlite.batch.values import count, given, kind, parse_json, shallow, shown, string, text
@@ -16,19 +17,34 @@ MAX_CHOICES = 128
 
 _KINDS_OF_NUMBERS = {
     "temperature": (int, float), "top_p": (int, float), "top_k": (int,), "min_p": (int, float),
-    "repetition_penalty": (int, float), "seed": (int,),
+    "repetition_penalty": (int, float), "presence_penalty": (int, float), "frequency_penalty": (int, float),
+    "seed": (int,),
 }  # fmt: skip
 _KNOWN_IN_BODY = frozenset(
     {"model", "messages", "prompt", "max_tokens", "max_completion_tokens", "stop", "n", "response_format",
-     "chat_template_kwargs", "continue_final_message", "add_generation_prompt", *_KINDS_OF_NUMBERS}
+     "chat_template_kwargs", "continue_final_message", "add_generation_prompt", "logit_bias", *_KINDS_OF_NUMBERS}
 )  # fmt: skip
+_OFF: tuple[object, ...] = (None, False, [], {})
+_UNSUPPORTED: dict[str, tuple[object, ...]] = {
+    "tools": _OFF, "functions": _OFF, "tool_choice": (None, "none", "auto"), "function_call": (None, "none", "auto"),
+    "logprobs": (None, False), "top_logprobs": (None, 0), "echo": (None, False), "best_of": (None, 1),
+    "suffix": (None, ""), "stream": (None, False), "modalities": (None, ["text"]), "audio": (None,),
+    "prediction": (None,), "web_search_options": (None,), "reasoning_effort": (None,), "verbosity": (None,),
+}  # fmt: skip
+"""Keys that ask for more than there is, with the values that do not."""
+_WITHOUT_EFFECT = {"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key",
+                   "prompt_cache_retention", "parallel_tool_calls", "stream_options"}  # fmt: skip
+"""Keys of OpenAI's that change no answer."""
 _KNOWN_IN_SIMPLE = _KNOWN_IN_BODY | {"id", "custom_id", "system", "metadata"}
 
 
 def decode_line(raw: bytes, item: Item, only: str = "auto") -> Item:
-    """Complete `item` by one line of JSON, or by the reason why it cannot be asked; `only` names a form if not auto."""
-    form: Form = "openai" if only == "openai" or b'"body"' in raw else "simple"
-    item = replace(item, form=form)
+    """Complete `item` by one line of JSON, or by the reason why it cannot be asked; `only` names a form if not auto.
+
+    A line that cannot be read has the form that `item` has, unless it looks like another.
+    """
+    if only == "openai" or b'"body"' in raw:
+        item = replace(item, form="openai")
     try:
         value = parse_json(raw)
         if isinstance(value, str):
@@ -37,7 +53,7 @@ def decode_line(raw: bytes, item: Item, only: str = "auto") -> Item:
             found = "null" if value is None else kind(value)
             raise LineError(f"the line is {found}; give an object or a string")
         asks = "prompt" in value or "messages" in value
-        form = "openai" if "body" in value or ("url" in value and not asks) else "simple"
+        form: Form = "openai" if "body" in value or ("url" in value and not asks) else "simple"
         item = replace(item, form=form)
         if only not in ("auto", form):
             raise LineError(f"the line has the {form} form; --format {only} takes no other")
@@ -106,13 +122,14 @@ def _with_settings(item: Item, body: Json, known: frozenset[str]) -> Item:
     return replace(
         item,
         model=text(body, "model"),
-        sampling=_sampling(body),
+        sampling=_sampling(body) | _logit_bias(body),
         max_tokens=count(body, "max_completion_tokens") or count(body, "max_tokens"),
         stop=_stop(body.get("stop")),
         n=n,
+        unsupported=_unsupported(body, known, is_strict=item.form == "openai"),
         continues=_continues(body),
         template_kwargs=given(body, "chat_template_kwargs", dict) or {},
-        ignored=tuple(name for name in body if name not in known),
+        ignored=() if item.form == "openai" else _unknown(body, known),
     )
 
 
@@ -124,8 +141,34 @@ def _continues(body: Json) -> bool | None:
     return not opens if continues is None and opens is not None else continues
 
 
-def _sampling(body: Json) -> dict[str, int | float]:
-    sampling: dict[str, int | float] = {}
+def _unsupported(body: Json, known: frozenset[str], *, is_strict: bool) -> tuple[str, ...]:
+    """The keys that ask for what is not there; of OpenAI's form also those that nobody knows."""
+    asked = tuple(name for name, off in _UNSUPPORTED.items() if name in body and body[name] not in off)
+    return (*asked, *_unknown(body, known)) if is_strict else asked
+
+
+def _unknown(body: Json, known: frozenset[str]) -> tuple[str, ...]:
+    return tuple(name for name in body if name not in known | _WITHOUT_EFFECT | _UNSUPPORTED.keys())
+
+
+def _logit_bias(body: Json) -> dict[str, Any]:
+    given_bias = given(body, "logit_bias", dict)
+    if not given_bias:
+        return {}
+    biases = []
+    for token, bias in given_bias.items():
+        if not (token.isascii() and token.isdigit()) or type(bias) not in (int, float):
+            raise LineError(f"logit_bias has {shown(token)}: {shown(bias)}; give numbers by token id", "logit_bias")
+        biases.append((int(token), bias))
+    try:
+        Sampling(logit_bias=tuple(biases))
+    except UsageError as error:
+        raise LineError(str(error), "logit_bias") from None
+    return {"logit_bias": tuple(biases)}
+
+
+def _sampling(body: Json) -> dict[str, Any]:
+    sampling: dict[str, Any] = {}
     for name, kinds in _KINDS_OF_NUMBERS.items():
         value = given(body, name, *kinds)
         if value is None:

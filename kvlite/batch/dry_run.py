@@ -30,7 +30,14 @@ def dry_run(options: BatchOptions, answer: AnswerOptions, choose_model: ChooseMo
     survey = source.survey()
     model = choose_model(survey.model)
     text, fit = model.plan()
-    preparer = Preparer(text, answer, text.generation, required=model.required, most_tokens=fit.shape.max_positions)
+    preparer = Preparer(
+        text,
+        answer,
+        text.generation,
+        required=model.required,
+        most_tokens=fit.shape.max_positions,
+        ignores_unsupported=options.ignore_unsupported,
+    )
     needs: Counter[int] = Counter()  # by slots, the answers that need so many at their longest
     count = dict.fromkeys(_COUNTED, 0)
     for item in source.select(survey.items):

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from hashlib import blake2b
-from typing import Literal
+from typing import Any, Literal
 
 from kvlite.llm.answer import Answer
 
@@ -56,7 +56,8 @@ class Item:
     """One line of the input: a prompt or a conversation with the settings that the line gives, or a `failure`.
 
     `index` counts records from 0, `line` lines from 1; `key` is the line's own id, else `line-<n>`. Without a `failure`
-    exactly one of `prompt` and `messages` is set. `raw` asks for no chat template; `ignored` are keys without effect.
+    exactly one of `prompt` and `messages` is set. `raw` asks for no chat template; `ignored` are keys without effect,
+    `unsupported` those that ask for what is not there.
     `continues` says whether the last message is gone on with, None leaves that to its role.
     """
 
@@ -70,13 +71,14 @@ class Item:
     raw: bool = False
     continues: bool | None = None
     model: str | None = None
-    sampling: Mapping[str, int | float] = field(default_factory=dict)
+    sampling: Mapping[str, Any] = field(default_factory=dict)
     max_tokens: int | None = None
     stop: tuple[str, ...] | None = None
     n: int = 1
     template_kwargs: Json = field(default_factory=dict)
     metadata: Json | None = None
     ignored: tuple[str, ...] = ()
+    unsupported: tuple[str, ...] = ()
 
     @property
     def mark(self) -> bytes:

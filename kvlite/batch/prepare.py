@@ -59,7 +59,9 @@ class Preparer:
         pin_system: bool = True,
         required: str | None = None,
         most_tokens: int | None = None,
+        ignores_unsupported: bool = False,
     ) -> None:
+        self._ignores_unsupported = ignores_unsupported
         self._most_tokens = most_tokens or sys.maxsize
         self._text = text
         self._options = options
@@ -76,6 +78,10 @@ class Preparer:
         if self._required is not None and named is not None and not _is_same_model(self._required, named):
             message = f"the line asks for the model {shown(named)}, this run is for {shown(self._required)}"
             return Failure(Code.MODEL_MISMATCH, f"{message}; run one model at a time, or give -m", "model")
+        if item.unsupported and not self._ignores_unsupported:
+            name = item.unsupported[0]
+            message = f"{name} is not supported; leave it out, or give --ignore-unsupported to answer without it"
+            return Failure(Code.INVALID, message, name)
         settings = self._settings
         try:
             encoded = self._encode(item)
@@ -98,7 +104,7 @@ class Preparer:
         seed = self._options.seed
         if seed is None:
             seed = int.from_bytes(blake2b(item.key.encode(), digest_size=8).digest(), "big") % DRAWN_SEEDS
-        return replace(self._settings.sampling, **{"seed": seed, **item.sampling})  # type: ignore[arg-type]
+        return replace(self._settings.sampling, **{"seed": seed, **item.sampling})
 
     def dedupe_key(self, item: Item) -> bytes | None:
         """Hash all that decides a greedy answer: equal keys have equal answers. None where sampling is random."""

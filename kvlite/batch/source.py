@@ -21,7 +21,7 @@ from typing import BinaryIO
 from kvlite.batch.codecs import decode_line, decode_simple
 from kvlite.batch.file_kind import refuse_other_kinds
 from kvlite.batch.ids import NAMED, with_unique_ids
-from kvlite.batch.item import Code, Item, LineError
+from kvlite.batch.item import Code, Form, Item, LineError
 from kvlite.batch.paths import STDIN
 from kvlite.batch.values import utf8
 from kvlite.errors import UsageError
@@ -118,9 +118,12 @@ class Input:
             yield from self._rows(lines)
             return
         filled = ((number, line) for number, line in enumerate(lines, 1) if line.strip())
+        form: Form = "simple"  # of the line before, which a line that cannot be read has too
         for index, (number, line) in enumerate(filled):
-            item = Item(index, number, f"line-{number}")
-            yield self._plain(line, item) if self.layout == "text" else decode_line(line, item, self.layout)
+            item = Item(index, number, f"line-{number}", form)
+            item = self._plain(line, item) if self.layout == "text" else decode_line(line, item, self.layout)
+            form = item.form
+            yield item
 
     def _survey_file(self) -> Survey:
         hashed, model, num_in_shard = sha256(), None, 0

@@ -9,10 +9,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from kvlite.cache.group import PartGroup, try_out
 from kvlite.cache.layer import Layer, parted
-from kvlite.cache.part import LayerHeads, Part, PartGroup, try_out
+from kvlite.cache.part import LayerHeads, Part
 from kvlite.cache.policy import Policy
-from kvlite.cache.step import SlotMapping, Step
+from kvlite.cache.step import Echo, SlotMapping, Step
 from kvlite.errors import UsageError
 from kvlite.memory.allotment import of_layers
 from kvlite.memory.counts import KVCounts
@@ -90,7 +91,7 @@ class SlotCache:
         alike: dict[tuple[LayerShape, int], list[LayerHeads]] = {}
         for index, (layer, head_slots) in enumerate(zip(shape.layers, plan.head_slots, strict=True)):
             for numbers in parted(head_slots, policy.noise is not None):
-                key = replace(layer, kv_heads=len(numbers)), head_slots[numbers[0]]
+                key = replace(layer, kv_heads=0, state_bytes=0), head_slots[numbers[0]]
                 alike.setdefault(key, []).append(LayerHeads(index, numbers))
         self._groups = [
             PartGroup(members, part, slots, plan, stored, policy, self.backend, device)
@@ -141,13 +142,17 @@ class SlotCache:
         counts: Sequence[int],
         pins: Tensor | None,
         to_come: Sequence[int] = (),
+        echo: Echo | None = None,
     ) -> Step:
         """The step that feeds `counts[i]` real tokens (right-aligned in pos and rot int32 [n, T]) to each of `rows`.
 
         Of row i `to_come[i]` tokens more will follow: where they have room, the statistic is for the time after them.
+        Tokens of an `echo` are fed behind them.
         """
         mappings = {slots: self._map(slots, live[rows], counts, pos.shape[1]) for slots, live in self._live.items()}
         step = self.mapped(rows, pos, rot, counts, pins, mappings)
+        if echo is not None:
+            return replace(step, echo=echo)
         if not any(to_come):
             return step
         room = (self.room(row) for row in range(rows.start, rows.stop))
@@ -219,10 +224,11 @@ class SlotCache:
         return sum(part.slot_bytes * self._live[part.num_slots][row] for part in self.parts)
 
     def tokens_kept(self, row: int) -> int:
-        """The mean of live slots over the KV heads of full-attention layers (of all layers where none is full)."""
+        """The mean of live slots, rounded, over the KV heads of full-attention layers (of all where none is full)."""
         full = [part for part in self.parts if part.shape.window is None] or self.parts
         heads = sum(part.shape.kv_heads for part in full)
-        return sum(part.shape.kv_heads * self._live[part.num_slots][row] for part in full) // heads if heads else 0
+        live = sum(part.shape.kv_heads * self._live[part.num_slots][row] for part in full)
+        return (live + heads // 2) // heads if heads else 0
 
     def counts(self, row: int, seen: int, peak_bytes: int, state_bytes: int = 0) -> KVCounts:
         """A row's counts, given the tokens it has seen, its peak, and the model's constant state beside the slots."""
@@ -277,7 +283,7 @@ def observe(policy: Policy, pos: Tensor, to_come: Sequence[int] = ()) -> Observa
     weighs less than NEGLIGIBLE, also for the `to_come[i]` tokens that follow in a row before anything is evicted;
     what keys received before is retained accordingly.
     """
-    if policy.statistic is None:
+    if policy.statistic is None or policy.echoes:
         return None
     weight, retention, queries = (pos >= 0).float(), None, policy.observed
     if policy.decay != 1.0 or policy.observed is not None:

@@ -26,6 +26,7 @@ class Layer:
         self.num_bytes = sum(part.num_bytes for part in parts)
         self.slot_bytes = sum(part.slot_bytes for part in parts)
         """Bytes of one slot of all KV heads of a row, with all that is kept beside keys and values."""
+        self._counts = [part.shape.kv_heads for part in parts]
         order = [head for part in parts for head in part.heads.numbers]
         device = parts[0].slots.pos.device
         is_sorted = order == sorted(order)
@@ -40,20 +41,34 @@ class Layer:
         if len(self.parts) == 1:
             return self.parts[0].attend(q, k, v, step, geometry)
         group, back = q.shape[1] // k.shape[1], None
-        sinks = geometry.sink_logits
         if self._order is not None:
             order, back = self._queries(group)
             q, k, v = q.index_select(1, order), k.index_select(1, self._order), v.index_select(1, self._order)
-            sinks = None if sinks is None else sinks[order]
-        outs, start = [], 0
-        for part in self.parts:
-            end = start + part.shape.kv_heads
-            of_kv, of_q = slice(start, end), slice(start * group, end * group)
-            own = geometry if sinks is None else replace(geometry, sink_logits=sinks[of_q])
-            outs.append(part.attend(q[:, of_q], k[:, of_kv], v[:, of_kv], step, own))
-            start = end
-        out = torch.cat(outs, 1)
+            if geometry.sink_logits is not None:
+                geometry = replace(geometry, sink_logits=geometry.sink_logits[order])
+        new = list(zip(k.split(self._counts, 1), v.split(self._counts, 1), strict=True))
+        segments = [held for part in self.parts if (held := part.held(step)) is not None]
+        backend = self.parts[0].group.backend
+        if len(segments) == len(self.parts) and backend.go_together(segments, geometry, step.observation):
+            for part, (keys, values) in zip(self.parts, new, strict=True):
+                part.write(keys, values, step)
+            out = backend.attend_beside(q, segments, geometry, step.observation)
+        else:
+            out = self._attend_each(q, new, step, geometry, group)
         return out if back is None else out.index_select(1, back)
+
+    def _attend_each(
+        self, q: Tensor, new: Sequence[tuple[Tensor, Tensor]], step: Step, geometry: Geometry, group: int
+    ) -> Tensor:
+        """Attend part by part, given the `new` keys and values of each and the queries in their order."""
+        outs, start = [], 0
+        for part, (keys, values) in zip(self.parts, new, strict=True):
+            asking = slice(start, start + group * part.shape.kv_heads)
+            sinks = geometry.sink_logits
+            own = geometry if sinks is None else replace(geometry, sink_logits=sinks[asking])
+            outs.append(part.attend(q[:, asking], keys, values, step, own))
+            start = asking.stop
+        return torch.cat(outs, 1)
 
     def _queries(self, group: int) -> tuple[Tensor, Tensor]:
         """The query heads in the order of the parts, and the way back, for `group` of them per KV head."""

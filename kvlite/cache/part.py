@@ -7,25 +7,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from kvlite.cache.policy import Candidates, Policy, PolicyFailed, in_a_line, is_built_in
+from kvlite.cache.policy import Candidates
 from kvlite.cache.rotation import Rotation, rotate_keys
-from kvlite.cache.step import SlotMapping, Step
-from kvlite.errors import KvliteError
-from kvlite.memory.format import SlotFormat
-from kvlite.memory.plan import CachePlan
-from kvlite.memory.shape import LayerShape, ModelShape
-from kvlite_kernels.backend import TORCH, Backend
-from kvlite_kernels.eviction import Protection, choose, priority
-from kvlite_kernels.lowbit import Packed
+from kvlite.cache.step import Echo, SlotMapping, Step
+from kvlite.memory.shape import LayerShape
+from kvlite_kernels.eviction import choose, priority
+from kvlite_kernels.kinds import Statistic
 from kvlite_kernels.reference import Geometry, Segment
-from kvlite_kernels.slots import Slots, Vectors, tensors_of
+from kvlite_kernels.slots import Slots, tensors_of
+from kvlite_kernels.statistic import Observation
 
-SCORED_TOGETHER = 1 << 18
-"""Most slots, of all heads, rows and layers, that are scored at once: some 120 bytes each while that lasts."""
+if TYPE_CHECKING:
+    from kvlite.cache.group import PartGroup
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,94 +34,13 @@ class LayerHeads:
     numbers: tuple[int, ...]
 
 
-class PartGroup:
-    """Parts of one shape, in the same tensors, each with `rows` rows of `num_slots` slots per KV head.
-
-    `shape` is that of a layer with as many KV heads as a part. Where a token goes does not depend on its layer while
-    there is room, and the victim of a decoded token may be chosen after all layers have attended. Both are then one
-    operation for the group instead of one per part. `policy` scores, `backend` computes.
-    """
-
-    def __init__(
-        self,
-        members: Sequence[LayerHeads],
-        shape: LayerShape,
-        num_slots: int,
-        plan: CachePlan,
-        stored: SlotFormat,
-        policy: Policy,
-        backend: Backend,
-        device: torch.device,
-    ) -> None:
-        size = (len(members), plan.rows, shape.kv_heads, num_slots + 1)
-        k, v = (empty_vectors(size, dim, stored, device) for dim in (shape.k_dim, shape.v_dim))
-        self.slots = Slots.empty(k, v, policy.statistic is not None)  # [L, B, H_KV, S + 1]
-        self.shape, self.policy, self.backend = shape, policy, backend
-        recent = max(1, min(policy.recent(num_slots), num_slots - 1))
-        self.protection = Protection(recent, policy.sinks, shape.window)
-        self.parts = [Part(heads, self, self.slots[i]) for i, heads in enumerate(members)]
-        self._together = max(1, SCORED_TOGETHER // (plan.rows * shape.kv_heads * (num_slots + 1)))
-        is_small = shape.window is None and num_slots < plan.fewest
-        self._most_pinned = num_slots - recent - policy.sinks - 1 if is_small else None
-
-    def place(self, step: Step) -> None:
-        """Write the positions of tokens whose slots are known before their keys are."""
-        mapping = step.mappings[self.slots.num_slots]
-        if mapping.index is None:
-            return
-        slots = self.slots.of_rows(step.rows)
-        slots.write(mapping.index, pos=step.pos[:, None], rot=step.rot[:, None])
-        if mapping.evicts and slots.statistic is not None:
-            slots.statistic[..., -1].zero_()
-
-    def evict(self, step: Step) -> None:
-        """Choose the victims of what waits, after all layers have attended."""
-        if not step.mappings[self.slots.num_slots].evicts or self.policy.needs_queries:
-            return
-        slots = self.slots.of_rows(step.rows)
-        for start in range(0, len(self.parts), self._together):
-            self.evict_from(slots[start : start + self._together], step)
-
-    def evict_from(self, slots: Slots, step: Step, q: Tensor | None = None) -> None:
-        """Move each token that waits in the discard slot over the one that the policy scores lowest.
-
-        `slots` are those of `step.rows`, of one part or of several; `q` [n, H_Q, 1, D] are the queries of one.
-        """
-        next_pos = step.next_pos
-        candidates = Candidates(slots.pos, next_pos, slots.statistic, ((slots.k, slots.v),), q)
-        self.backend.evict(slots, self.score(candidates), next_pos, self.protected(step))
-
-    def score(self, candidates: Candidates) -> Tensor:
-        """Score as the policy does. Raises PolicyFailed where a plug-in raises anything."""
-        try:
-            return self.policy.score(candidates)
-        except Exception as error:
-            if is_built_in(self.policy) or isinstance(error, KvliteError | MemoryError | torch.OutOfMemoryError):
-                raise
-            raise PolicyFailed(f"KV policy {self.policy.name!r}: `score` raised {in_a_line(error)}") from error
-
-    def protected(self, step: Step) -> Protection:
-        """The tokens that stay whatever the score.
-
-        Heads with fewer slots than the others, which need little, keep what is pinned in a row only if it leaves room.
-        """
-        pins = step.pins
-        if pins is None:
-            return self.protection
-        if self._most_pinned is not None:
-            start, end = pins.unbind(-1)
-            pinned = (end - start.clamp(min=self.protection.sinks)).clamp(min=0).sum(-1)
-            pins = pins * (pinned <= self._most_pinned)[:, None, None]
-        return replace(self.protection, pins=pins)
-
-
 class Part:
-    """KV heads of a layer, in a `group`, whose tokens lie in `slots` [B, H_KV, S + 1]."""
+    """KV heads of a layer, in a `group`, whose tokens lie in `slots` [B, H_KV, S + 1]; `shape` is of these alone."""
 
-    def __init__(self, heads: LayerHeads, group: PartGroup, slots: Slots) -> None:
+    def __init__(self, heads: LayerHeads, shape: LayerShape, group: PartGroup, slots: Slots) -> None:
         self.heads = heads
+        self.shape = shape
         self.group = group
-        self.shape = group.shape
         self.slots = slots
         self.num_slots = slots.num_slots
         self.tensors = dict(slots.tensors())
@@ -144,7 +61,13 @@ class Part:
         A decoded token waits in the discard slot, and its victim is chosen for all layers at once (`PartGroup.evict`),
         or here where the policy looks at queries.
         """
-        mapping, backend = step.mappings[self.num_slots], self.group.backend
+        mapping, backend, echo = step.mappings[self.num_slots], self.group.backend, step.echo
+        behind = None
+        if echo is not None:
+            (q, again), (k, k_again), (v, v_again) = (
+                x.split([x.shape[2] - echo.width, echo.width], 2) for x in (q, k, v)
+            )
+            behind = again, k_again, v_again
         num_queries = q.shape[2]
         q_pos = step.pos if num_queries == step.pos.shape[1] else step.pos[:, -num_queries:]
         observation = step.observation
@@ -157,6 +80,8 @@ class Part:
         if mapping.index is not None:
             backend.write(slots, mapping.index, k, v)
             out, _ = backend.attend(q, q_pos, [held], geometry, observation)
+            if echo is not None and behind is not None:
+                out = torch.cat([out, self._echoed(behind, echo, [held], geometry)], 2)
             if mapping.evicts and self.group.policy.needs_queries:
                 self.group.evict_from(slots, step, q)
             return out
@@ -164,8 +89,53 @@ class Part:
         own = (0, num_queries) if before is not None else ()
         new = Segment(keys, values, step.pos[:, None, -k.shape[2] :], None, *own)
         out, received = backend.attend(q, q_pos, [held, new], geometry, observation)
-        self._keep_best(slots, held, replace(new, statistic=received), step, q)
+        if self.group.policy.echoes:
+            new = replace(new, statistic=torch.zeros(*k.shape[:3], device=k.device))
+            if echo is not None and behind is not None:
+                out = torch.cat([out, self._echoed(behind, echo, [held, new], geometry)], 2)
+        else:
+            new = replace(new, statistic=received)
+        self._keep_best(slots, held, new, step, q)
         return out
+
+    def _echoed(self, fed: Sequence[Tensor], echo: Echo, segments: list[Segment], geometry: Geometry) -> Tensor:
+        """Attend the queries of an echo over the slots, what is new and their own keys, which are then dropped.
+
+        `fed` are its q, k and v. The statistic of `segments` grows by what the tokens that it repeats receive.
+        """
+        q, k, v = fed
+        keys, values = self.group.backend.encode(self.group.slots, k, v)
+        is_even = echo.is_even and geometry.window is None
+        own = (0, q.shape[2]) if is_even else ()
+        seen = [*segments, Segment(keys, values, echo.pos[:, None], None, *own)]
+        for number, one in enumerate(segments):
+            before = one.before + one.own if is_even and one.before is not None else None
+            seen[number] = replace(one, before=before, own=0)
+        held = segments[0]
+        assert held.statistic is not None
+        seen[0] = replace(seen[0], statistic=torch.zeros_like(held.statistic))
+        observation = Observation(Statistic.MASS, echo.weight, heads=self.group.policy.heads)
+        out, new = self.group.backend.attend(q, echo.pos, seen, geometry, observation)
+        for segment, received in zip(segments, (seen[0].statistic, new), strict=False):
+            assert segment.statistic is not None and received is not None
+            segment.statistic.add_(received * (segment.pos >= echo.first))
+        return out
+
+    def held(self, step: Step) -> Segment | None:
+        """The slots that one token of each row attends over, its own among them; None where more than that is done.
+
+        More is done where there are several tokens, an echo, a window, or a policy that looks at queries.
+        """
+        mapping = step.mappings[self.num_slots]
+        is_more = mapping.index is None or self.shape.window is not None or self.group.policy.needs_queries
+        is_more |= step.pos.shape[1] > 1 or step.echo is not None
+        return None if is_more else self._view(step.rows, mapping, mapping.before, 1)[1]
+
+    def write(self, k: Tensor, v: Tensor, step: Step) -> None:
+        """Put the new k [n, H_KV, T, D] and v [n, H_KV, T, D_V] where the step has their slots."""
+        index = step.mappings[self.num_slots].index
+        assert index is not None
+        self.group.backend.write(self.slots.of_rows(step.rows), index, k, v)
 
     def _keep_best(self, slots: Slots, held: Segment, new: Segment, step: Step, q: Tensor) -> None:
         """Keep the best of `held`, which are all of `slots`, and of a chunk that has no room."""
@@ -216,41 +186,3 @@ class Part:
             k, v = slots.k[..., :extent, :], slots.v[..., :extent, :]
             self._read = asked, slots, Segment(k, v, slots.pos[..., :extent], statistic, before, own)
         return self._read[1:]
-
-
-def empty_vectors(heads: tuple[int, ...], dim: int, stored: SlotFormat, device: torch.device) -> Vectors:
-    """Zeros [*heads, dim] as `stored` says: numbers, or codes and their scales."""
-    if not stored.is_quantised:
-        return torch.zeros(*heads, dim, dtype=getattr(torch, stored.name), device=device)
-    codes_dtype = torch.uint8 if stored.bits == 4 else torch.int8
-    codes: Tensor = torch.zeros(*heads, stored.code_bytes(dim), dtype=codes_dtype, device=device)
-    return Packed(codes, torch.zeros(*heads, stored.num_scales(dim), dtype=torch.float16, device=device), dim)
-
-
-def try_out(policy: Policy, shape: ModelShape, plan: CachePlan, stored: SlotFormat) -> None:
-    """Let a plug-in score made-up tokens on the CPU, those of one layer and of two together.
-
-    Raises PolicyFailed where it raises, gives anything but one floating-point number for each, or NaN.
-    """
-    layer = next((layer for layer in shape.layers if layer.kv_heads), None)
-    if layer is None or is_built_in(policy):
-        return
-    members, device = [LayerHeads(0, ()), LayerHeads(1, ())], torch.device("cpu")
-    group = PartGroup(members, layer, min(plan.fewest, 256), replace(plan, rows=1), stored, policy, TORCH, device)
-    made_up = torch.Generator().manual_seed(0)
-    for _, tensor in group.slots.tensors():
-        tensor.random_(1, 8, generator=made_up)
-    group.slots.pos.copy_(torch.arange(group.slots.num_slots + 1) + policy.sinks)
-    next_pos = group.slots.pos.amax().view(1, 1, 1) + 1
-    q = torch.rand(1, shape.query_heads, 3, layer.k_dim, generator=made_up).to(getattr(torch, shape.dtype))
-    asking = q if policy.needs_queries else None
-    for slots in [group.slots[0], group.slots][: 1 if policy.needs_queries else 2]:
-        score: object = group.score(Candidates(slots.pos, next_pos, slots.statistic, ((slots.k, slots.v),), asking))
-        got = f"{score.dtype} {[*score.shape]}" if isinstance(score, Tensor) else type(score).__name__
-        if isinstance(score, Tensor) and score.is_floating_point() and score.shape == slots.pos.shape:
-            if not priority(score, slots.pos, next_pos, group.protection).isnan().any():
-                continue
-            got = "NaN"
-        raise PolicyFailed(
-            f"KV policy {policy.name!r}: `score` gave {got}, not a float for each of {[*slots.pos.shape]}"
-        )

@@ -126,6 +126,34 @@ class HeavyHitter(Policy):
 
 
 @dataclass(frozen=True, slots=True)
+class Replay(Policy):
+    """Keep what it takes to repeat the text: KVzip's score (https://arxiv.org/abs/2505.23416), inside the bound.
+
+    The tokens of a chunk are fed a second time before any of them is evicted, and so are those of an answer; s_j is the
+    attention that token j then receives from its own repetition. `recent_share` of the slots are the recent window.
+    """
+
+    name = "replay"
+    summary = "KVzip inside the bound: what it takes to repeat the text; prompts are fed twice"
+    statistic = Statistic.MASS
+    echoes: ClassVar[bool] = True
+
+    grace: int = 4
+    recent_share: float = 0.25
+
+    def __post_init__(self) -> None:
+        Policy.__post_init__(self)
+        self._check("grace", self.grace >= 1, "1 or more")
+        self._check("recent_share", 0 <= self.recent_share < 1, "0 or more and less than 1")
+
+    def recent(self, slots: int) -> int:
+        return max(self.grace, int(slots * self.recent_share))
+
+    def score(self, candidates: Candidates) -> Tensor:
+        return candidates.statistic
+
+
+@dataclass(frozen=True, slots=True)
 class Scissorhands(Policy):
     """Keep the tokens that were least often below an equal share of attention, A < 1 / t, and the `newest`.
 

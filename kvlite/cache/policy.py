@@ -88,7 +88,8 @@ class Policy(ABC):
     `sinks` first tokens are always kept. An accumulated statistic is reduced from query heads to KV heads as `heads`
     says, multiplied by `decay` at every token seen, and counts the last `observed` queries (None: all): exactly where
     as many are fed at once; of n fewer, what was held is multiplied by 1 - n / observed, so that it always stands for
-    `observed` queries.
+    `observed` queries. Where a policy `echoes`, tokens are fed a second time before any of them is evicted, and what
+    these queries give to what they repeat is all that is accumulated.
     """
 
     name: ClassVar[str]
@@ -96,6 +97,7 @@ class Policy(ABC):
     evicts: ClassVar[bool] = True
     statistic: ClassVar[Statistic | None] = None
     needs_queries: ClassVar[bool] = False
+    echoes: ClassVar[bool] = False
 
     sinks: int = 4
     decay: float = 1.0
@@ -117,7 +119,9 @@ class Policy(ABC):
     @property
     def settings(self) -> dict[str, object]:
         """The fields that change what is kept, by name: none where nothing is evicted."""
-        idle = ("decay", "observed", "heads") if self.statistic is None else ()
+        idle = (
+            ("decay", "observed", "heads") if self.statistic is None else ("decay", "observed") if self.echoes else ()
+        )
         return {one.name: getattr(self, one.name) for one in fields(self) if self.evicts and one.name not in idle}
 
     @property
@@ -195,7 +199,9 @@ class Policy(ABC):
             shares = by_layer(shares)
         lowerable = f"sinks={self.sinks}" if self.sinks > type(self)().sinks else ""
         state_bytes = self.state_bytes_per_slot
-        return CacheSpec(stored, state_bytes, slots, evicts, chunk_limit, rule, lowerable, shares)
+        if self.echoes:  # as much again is fed behind a chunk
+            chunk_limit = min(chunk_limit, MOST_CHUNK // 2)
+        return CacheSpec(stored, state_bytes, slots, evicts, chunk_limit, rule, lowerable, shares, self.echoes)
 
     def _check(self, field: str, holds: bool, expected: str) -> None:
         if not holds:
@@ -285,6 +291,7 @@ _BUILT_IN = tuple(
     EntryPoint(name, f"kvlite.cache.policies:{member}", ENTRY_POINT_GROUP)
     for name, member in (
         ("heavy-hitter", "HeavyHitter"),
+        ("replay", "Replay"),
         ("h2o", "H2O"),
         ("scissorhands", "Scissorhands"),
         ("keyformer", "Keyformer"),

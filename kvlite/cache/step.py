@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from kvlite_kernels.statistic import Observation
@@ -28,12 +29,34 @@ class SlotMapping:
 
 
 @dataclass(frozen=True, slots=True)
+class Echo:
+    """E tokens behind a step's own that only ask: their queries count for the policy, their keys are dropped.
+
+    `pos` and `rot` int32 [n, E] follow those of the step, -1 = padding (on the left). `weight` fp32 [n, E] is that of
+    each query, and counts for tokens from position `first` int [n, 1, 1] on, which the echo repeats. `is_even` promises
+    that there is no padding, neither here nor in the step.
+    """
+
+    pos: Tensor
+    rot: Tensor
+    weight: Tensor
+    first: Tensor
+    is_even: bool
+
+    @property
+    def width(self) -> int:
+        """E, padding included."""
+        return self.pos.shape[1]
+
+
+@dataclass(frozen=True, slots=True)
 class Step:
     """T tokens for each of n neighbouring rows: `pos` and `rot` int32 [n, T], -1 = padding (on the left).
 
     `pos` is a token's index in its conversation, `rot` the position its key is rotated by; `counts` is the number of
     real tokens per row. `observation` says how attention counts for the policy, None where it does not. `pins` int32
-    [n, P, 2] are spans of positions never evicted, None where there are none. `mappings` are by number of slots.
+    [n, P, 2] are spans of positions never evicted, None where there are none. `mappings` are by number of slots. `echo`
+    are tokens that are fed with it and leave nothing but what they looked at.
     """
 
     rows: slice
@@ -43,6 +66,22 @@ class Step:
     observation: Observation | None
     pins: Tensor | None
     mappings: dict[int, SlotMapping]
+    echo: Echo | None = None
+
+    @property
+    def echoes(self) -> int:
+        """Tokens that are fed behind its own."""
+        return 0 if self.echo is None else self.echo.width
+
+    @property
+    def fed_pos(self) -> Tensor:
+        """Positions of all tokens that are fed, int32 [n, T + E]."""
+        return self.pos if self.echo is None else torch.cat([self.pos, self.echo.pos], 1)
+
+    @property
+    def fed_rot(self) -> Tensor:
+        """Rotations of all tokens that are fed, int32 [n, T + E]."""
+        return self.rot if self.echo is None else torch.cat([self.rot, self.echo.rot], 1)
 
     @property
     def next_pos(self) -> Tensor:

@@ -27,7 +27,9 @@ from kvlite.errors import BrokenModel, HubUnreachable, ModelNotFound
 from kvlite.gguf.families import config_of
 from kvlite.gguf.folder import folder_of, generation_of, gguf_folder, require_known
 from kvlite.gguf.header import Header, part_names, read_header
+from kvlite.gguf.packing import packed_bytes
 from kvlite.memory.families import is_composite
+from kvlite.memory.format import DTYPE_BYTES
 from kvlite.memory.prediction import Weights
 from kvlite.memory.shape import ModelShape
 
@@ -229,7 +231,9 @@ def files_in(ref: ModelRef, folder: Path, *, allow_pickle: bool = False) -> Mode
     name = str(folder) if ref.path else describe(ref)
     names = [path.name for path in folder.iterdir()]
     if CONFIG not in names:
-        refuse_other_formats(names, model=name)
+        about = folder / "adapter_config.json"
+        base = read_object(about).get("base_model_name_or_path") if about.is_file() else None
+        refuse_other_formats(names, model=name, base_model=base if isinstance(base, str) else None)
     found = _read_folder(ref, folder)
     weight_names(names, model=name, allow_pickle=allow_pickle)
     if not has_tokenizer(folder):
@@ -261,7 +265,9 @@ def _gguf_facts(header: Header) -> dict[str, Any]:
     return {
         "config": config_of(header),
         "generation": generation_of(header),
-        "weights": Weights(sum(header.by_type.values()), parameters, header.by_type),
+        "weights": Weights(
+            sum(header.by_type.values()), parameters, header.by_type, packed_bytes(header, DTYPE_BYTES["bfloat16"])
+        ),
         "license": header.metadata.get("general.license"),
     }
 

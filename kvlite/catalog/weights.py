@@ -76,7 +76,7 @@ def refuse_other_formats(names: Iterable[str], *, model: str, base_model: str | 
     """Raise UnsupportedModel, with a model to use instead, where there is an adapter."""
     if any(name.startswith("adapter_model.") for name in names):
         instead = base_model or "its base model"
-        raise UnsupportedModel(f"{model} is an adapter, not a whole model; merge it into {instead} first")
+        raise UnsupportedModel(f"{model} is an adapter, not a whole model; run {instead} with --adapter {model}")
 
 
 def gguf_files(names: Collection[str], quant: str | None, *, model: str) -> list[str]:

@@ -92,8 +92,8 @@ class Display:
         if kv.tokens_evicted and not self._has_told_eviction:
             self._has_told_eviction = True
             self.console.note(
-                f"the KV cache of {human_bytes(kv.reserved_bytes)} is full: {kv.tokens_kept:,} of {kv.tokens_seen:,} "
-                f"tokens kept by policy {kv.policy}; the model no longer sees the other {kv.tokens_evicted:,}"
+                f"the KV cache of {human_bytes(kv.reserved_bytes)} keeps {kv.tokens_kept:,} of {kv.tokens_seen:,} "
+                f"tokens by policy {kv.policy}; the model no longer sees the other {kv.tokens_evicted:,}"
             )
 
     def finish(self, answer: Answer, model: str) -> None:

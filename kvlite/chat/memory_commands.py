@@ -69,7 +69,7 @@ def _number(command: str, argument: str) -> int:
 
 def _pin(chat: Chat, argument: str) -> None:
     turn = chat.memory.pin(_number("pin", argument))
-    kept = "all of it" if turn.share == 1 else f"the {percent(turn.share)} of it that are left" if turn.share else ""
+    kept = "all of it" if turn.share == 1 else f"what is left of it ({percent(turn.share)})" if turn.share else ""
     chat.show(f"turn {turn.number} is pinned: {kept} stays" if kept else f"turn {turn.number} is gone already")
 
 

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+REDRAWN_EVERY_S = 0.5  # while a model is loading, whose seconds are shown
+
 
 class Terminal:
     """Editor for the user's messages; Enter sends, Alt-Enter starts a new line."""
@@ -44,6 +46,7 @@ class Terminal:
         self.ahead = TypedAhead()
         """The keys pressed while no text was edited."""
         self._is_pasted = False
+        self._is_idle = True
         self._session: PromptSession[str] = PromptSession(
             message=">>> ",
             multiline=True,
@@ -69,7 +72,8 @@ class Terminal:
         begun = self.ahead.take()
         self._is_pasted = isinstance(begun, Pasted)
         try:
-            text = self._session.prompt(default=begun, pre_run=self._notice_work)
+            every_s = 0 if self._is_idle else REDRAWN_EVERY_S
+            text = self._session.prompt(default=begun, pre_run=self._notice_work, refresh_interval=every_s)
         finally:
             self._write_waiting()
         return Pasted(text) if self._is_pasted and text else text
@@ -94,7 +98,7 @@ class Terminal:
         None, without waiting for it, where the user leaves; raises the error of the work, which ends the reading. What
         `console` writes in the meantime appears above the line.
         """
-        self._work = Future()
+        self._work, self._is_idle = Future(), False
         self._work.add_done_callback(lambda _: self._schedule(self._notice_work))
         console.around = self.above
         Thread(target=_do, args=(work, self._work), name="loading", daemon=True).start()
@@ -111,6 +115,7 @@ class Terminal:
             raise
         finally:
             console.around = lambda write: write()
+            self._is_idle = True
 
     def above(self, write: Callable[[], None]) -> None:
         """Call `write` so that its lines appear above a text being edited; from any thread."""

@@ -36,12 +36,12 @@ class Answering:
         """Sampling and end of answers: as given, else as the model asks for."""
         return AnswerSettings.of(llm.model.generation, self.answer, pin_system=self.options.pin_system)
 
-    def open(self, spec: RunSpec, recorder: Recorder, files: ModelFiles | None = None) -> LLM:
+    def open(self, spec: RunSpec, recorder: Recorder, files: ModelFiles | None = None, *, is_chat: bool = False) -> LLM:
         """Load the model, of which the `files` may be found already, make its cache, and note both in the record."""
         import_engine()
         llm = LLM(TextModel.load(spec, self.call.console, files))
         llm.record(recorder, self.call.sources["kv_budget"])
-        self.call.console.note(str(llm))
+        self.call.console.note(llm.welcome if is_chat and not self.call.console.verbose else str(llm))
         return llm
 
 

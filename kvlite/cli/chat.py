@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import sys
+import time
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from shutil import get_terminal_size
@@ -105,6 +106,7 @@ class _Talking:
 
         self.asked, self.given, self.form, self.recorder = asked, given, form, recorder
         self.session: Session | None = None
+        self._since_s = time.monotonic()
         history = user_state_path("kvlite", appauthor=False) / "history"
         self.terminal = Terminal(self._status if given.status else None, history, vi=given.vi)
 
@@ -138,7 +140,7 @@ class _Talking:
 
         self.session = None
         gc.collect()  # a model that was here before
-        llm = self.asked.open(spec, self.recorder, files)
+        llm = self.asked.open(spec, self.recorder, files, is_chat=True)
         self.session = Session(llm.engine, llm.model.text, self.asked.settings(llm), self.asked.answer.system)
         return Opened(
             self.session, ChatMemory(llm, self.session.conversation), llm.model.name, spec.options.model or ""
@@ -161,7 +163,7 @@ class _Talking:
 
         session = self.session
         if session is None:
-            return f"{self.asked.options.model} is loading"
+            return f"{self.asked.options.model} is loading, {time.monotonic() - self._since_s:.0f} s"
         return status_line(session.counts(), session.last, session.settings.sampling, get_terminal_size().columns)
 
 

@@ -28,6 +28,7 @@ COMMANDS: Mapping[str, tuple[str, str, str]] = {
     "profile": ("kvlite.cli.profile", "profile", "Measure once which heads of a model need many slots."),
     "doctor": ("kvlite.cli.doctor", "doctor", "Say what is installed, and what is known of models here."),
     "policies": ("kvlite.cli.policies", "policies", "List the eviction policies."),
+    "config": ("kvlite.cli.config", "config", "Show the settings, where they are, and edit them."),
     "completion": ("kvlite.cli.completion", "completion", "Print the completion script of a shell."),
 }
 """A command's module and function, and its line in the list of commands."""

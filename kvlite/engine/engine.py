@@ -20,11 +20,12 @@ from kvlite.engine.prefixes import PrefixCopy, Prefixes
 from kvlite.engine.request import Completion, FinishReason, Request, Timing, Token
 from kvlite.engine.row import Row
 from kvlite.engine.sampling import INVALID, Draw, sample
-from kvlite.engine.scheduler import Feed, next_feed
+from kvlite.engine.scheduler import MOST_ECHO, Feed, next_feed, with_echo
 from kvlite.errors import ContextFull, KvliteError, NumericError, UsageError
 from kvlite.memory.counts import KVCounts
 from kvlite.memory.format import SlotFormat
-from kvlite.memory.plan import CachePlan
+from kvlite.memory.plan import MOST_CHUNK, CachePlan
+from kvlite.models.head_needs import asking_ids
 from kvlite.models.hybrid import StateSnapshot
 from kvlite.models.loaded import LoadedModel
 from kvlite.models.probe import dry_cache
@@ -88,6 +89,9 @@ class Engine:
             self.cache = SlotCache(loaded.shape, plan, policy, stored, loaded.device, self._kernels, loaded.dtype)
         for index, layer in self.cache.layers.items():
             layer.rotation = (loaded.rotations or {}).get(index)
+        is_whole = plan.slots == plan.most_slots  # nothing is evicted inside the model's window
+        self._echoes = policy.echoes and self.on_full == "evict" and loaded.state is None and not is_whole
+        self._ask = asking_ids(loaded) if self._echoes else ()
         rotates = loaded.rotations is not None
         self._limits = Limits(self.cache, loaded.shape.vocab, loaded.window, rotates, self.on_full)
         self._rows = [Row(index) for index in range(plan.rows)]
@@ -121,9 +125,9 @@ class Engine:
                     yield from self._admit(request)
                 yield from self._ended()
                 self._share()
-                feed = next_feed(self._rows, feed)
+                feed = next_feed(self._rows, feed, MOST_ECHO if self._echoes else MOST_CHUNK)
                 if feed is not None:
-                    yield from self._advance(feed)
+                    yield from self._advance(self._with_echo(feed, one_by_one=feed.decodes))
                 elif exhausted:
                     return
         finally:
@@ -143,8 +147,12 @@ class Engine:
                 f"a text is longer than the {self.plan.slots} slots, and policy {self.policy.name} is full"
             )
         assert self.on_full != "evict" or max(map(len, ids)) <= self.plan.chunk, "re-rotation leaves room for one chunk"
+        width = max(map(len, ids))
+        for row, piece in zip(self._rows[: len(ids)], ids, strict=True):
+            row.said.extend(piece)
         with self.peak_memory.phase("prefill"):
-            return self._forward(Feed(slice(0, len(ids)), tuple(ids)), last=last or max(map(len, ids)))
+            feed = self._with_echo(Feed(slice(0, len(ids)), tuple(ids)), one_by_one=width == 1)
+            return self._forward(feed, last=last or width)
 
     def cancel(self, request_id: str, reason: FinishReason = FinishReason.CANCELLED) -> None:
         """End a request before its next token; what it has answered stays part of the conversation."""
@@ -274,7 +282,10 @@ class Engine:
         error = self._limits.refusal(row, request)
         if error is None:
             evicts = row.needs(request) > self.plan.fewest
-            row.begin(request, self.plan.chunk if evicts else self.plan.most_chunk, counts.tokens_evicted)
+            is_forgotten = request.row is None and not request.prefixes and not evicts
+            echoes = self._echoes and not is_forgotten
+            chunk = self.plan.chunk if evicts or echoes else self.plan.most_chunk
+            row.begin(request, chunk, counts.tokens_evicted, echoes=echoes)
             if row.job is not None and request.row is None:
                 row.job.marks = self._prefixes.marks(request.prefixes, len(request.ids))
                 self._prefixes.start(row, self._rows, self._put)
@@ -350,21 +361,32 @@ class Engine:
     def _forward(self, feed: Feed, last: int = 1) -> torch.Tensor:
         """Feed the ids and give the logits of the `last` positions [n, last, V]."""
         rows, logits = self._rows[feed.rows], None
+        behind = max(map(len, feed.echo), default=0)
         for row, count in zip(rows, feed.counts, strict=True):
-            if count and self._limits.must_turn(row, count):
+            if count and self._limits.must_turn(row, count + behind):
                 row.rot = self.cache.rerotate(row.index)
-        if feed.decodes and self.graphs is not None:
+        fed = [row.index for row, count in zip(rows, feed.counts, strict=True) if count]
+        if behind and any(self._limits.must_turn(self._rows[row], feed.width + behind) for row in fed):
+            feed = replace(feed, echo=())  # the model's window has no room for it
+        if feed.decodes and self.graphs is not None and not feed.echo:
             try:
                 logits = self.graphs.step(feed, rows)[:, None]
             except NotCapturable as error:
                 self._give_up(error)
         if logits is None:
-            ids, pos, rot, pins = inputs(feed, rows, self.loaded.device)
-            step = self.cache.begin(feed.rows, pos, rot, feed.counts, pins, [row.to_come for row in rows])
-            logits = self.loaded.forward(ids, self.cache, step, last)
+            given = inputs(feed, rows, self.loaded.device)
+            to_come = [row.to_come for row in rows]
+            step = self.cache.begin(feed.rows, given.pos, given.rot, feed.counts, given.pins, to_come, given.echo)
+            logits = self.loaded.forward(given.ids, self.cache, step, last)
         for row, count in zip(rows, feed.counts, strict=True):
             row.feed(count)
         return logits
+
+    def _with_echo(self, feed: Feed, *, one_by_one: bool) -> Feed:
+        """The feed, and what the policy wants to be fed a second time behind it."""
+        if not self._echoes:
+            return feed
+        return with_echo(feed, self._rows[feed.rows], self._ask, self.plan.chunk, one_by_one=one_by_one)
 
     def _take(self, row: Row, token: int) -> Iterator[Token | Completion]:
         """Record a sampled token; a stop id or the last allowed token ends the request."""

@@ -34,7 +34,10 @@ class Limits:
                 f"the prompt has the token {largest}, which the model has no embedding for (it has {self.vocab}); "
                 "leave out the text that is this token"
             )
-        if (crowded := self.crowding(row, request.pins)) is not None:
+        if (biased := max((token for token, _ in request.sampling.logit_bias), default=0)) >= self.vocab:
+            return UsageError(f"logit_bias has the token {biased}; the model has {self.vocab}")
+        evicts = row.needs(request) > self.cache.plan.fewest  # else pins cost nobody a slot
+        if evicts and (crowded := self.crowding(row, request.pins)) is not None:
             return crowded
         if self._ends_at is not None and row.seen + tokens > self._ends_at:
             return ContextFull(

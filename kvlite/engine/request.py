@@ -21,7 +21,9 @@ class FinishReason(StrEnum):
 class Sampling:
     """Settings for drawing the next token; `temperature == 0` is greedy and exact.
 
-    `top_k == 0`, `top_p == 1` and `min_p == 0` switch the filters off. Raises UsageError on values out of range.
+    `top_k == 0`, `top_p == 1` and `min_p == 0` switch the filters off. The presence penalty is subtracted from the
+    logits of ids that the answer holds, the frequency penalty once for each time; `logit_bias` is added to logits by
+    id. Raises UsageError on values out of range.
     """
 
     temperature: float = 0.0
@@ -29,7 +31,10 @@ class Sampling:
     top_p: float = 1.0
     min_p: float = 0.0
     repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
     seed: int = 0
+    logit_bias: tuple[tuple[int, float], ...] = ()
 
     def __post_init__(self) -> None:
         checks = {
@@ -38,6 +43,9 @@ class Sampling:
             "top_p": (0.0 < self.top_p <= 1.0, "a share above 0 and up to 1 (off)"),
             "min_p": (0.0 <= self.min_p < 1.0, "a share from 0 (off) to below 1"),
             "repetition_penalty": (0.0 < self.repetition_penalty <= 100.0, "above 0, 1 is off"),
+            "presence_penalty": (-2.0 <= self.presence_penalty <= 2.0, "a number from -2 to 2, 0 is off"),
+            "frequency_penalty": (-2.0 <= self.frequency_penalty <= 2.0, "a number from -2 to 2, 0 is off"),
+            "logit_bias": (all(-100 <= bias <= 100 for _, bias in self.logit_bias), "numbers from -100 to 100 by id"),
             "seed": (0 <= self.seed < 2**63, "a whole number from 0 to 2^63 - 1"),
         }
         for name, (holds, expected) in checks.items():  # NaN fails every comparison, so it is refused too
@@ -47,6 +55,11 @@ class Sampling:
     @property
     def is_greedy(self) -> bool:
         return self.temperature == 0.0
+
+    @property
+    def shifts(self) -> bool:
+        """True where logits of some ids are raised or lowered by a fixed amount."""
+        return bool(self.logit_bias or self.presence_penalty or self.frequency_penalty)
 
 
 @dataclass(frozen=True, slots=True)

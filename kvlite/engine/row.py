@@ -16,13 +16,15 @@ class Job:
     """A request being served: what is left of its prompt, fed `chunk` at once, what it has answered, when.
 
     `marks` are the lengths of prefixes to come that are shared and copied; it `waits` while another row is fed the next
-    of them. `cached` ids were fed once for several requests.
+    of them. `cached` ids were fed once for several requests. Where it `echoes`, it is fed a second
+    time for the policy.
     """
 
     request: Request
     prompt: deque[int]
     chunk: int
     evicted_before: int
+    echoes: bool = False
     started_at: float = field(default_factory=time.monotonic)
     first_token_at: float | None = None
     answer: list[int] = field(default_factory=list)
@@ -45,7 +47,8 @@ class Row:
     """A conversation in one row of the cache.
 
     `seen` counts the tokens fed, so it is the next token's position; `rot` is the position it is rotated by. `unfed`
-    is a sampled token that no forward pass has taken yet. `said` holds the ids of the conversation, `used` each once.
+    is a sampled token that no forward pass has taken yet. `said` holds the ids of the conversation, `used` each once;
+    those before `echoed` have been fed a second time.
     """
 
     index: int
@@ -56,6 +59,7 @@ class Row:
     pins: tuple[tuple[int, int], ...] = ()
     used: set[int] = field(default_factory=set)
     said: array[int] = field(default_factory=lambda: array("i"))
+    echoed: int = 0
     job: Job | None = None
 
     def copy(self) -> Row:
@@ -78,11 +82,11 @@ class Row:
         most = math.inf if request.max_tokens is None else request.max_tokens - 1
         return self.seen + (self.unfed is not None) + len(request.ids) + most
 
-    def begin(self, request: Request, chunk: int, evicted: int) -> None:
+    def begin(self, request: Request, chunk: int, evicted: int, *, echoes: bool = False) -> None:
         """Take a request: what was sampled but not fed goes first, and its pins become positions."""
         unfed = () if self.unfed is None else (self.unfed,)
         self.pins += self.placed(request.pins)
-        self.job = Job(request, deque((*unfed, *request.ids)), chunk, evicted)
+        self.job = Job(request, deque((*unfed, *request.ids)), chunk, evicted, echoes)
         self.unfed = None
         self.used.update(request.ids)
         self.said.extend(request.ids)
@@ -93,6 +97,7 @@ class Row:
         self.seen = self.rot = self.job.cached = count
         self.job.prompt = deque(self.job.request.ids[count:])
         self.job.marks = [mark for mark in self.job.marks if mark > count]
+        self.echoed = self.seen
 
     @property
     def next_chunk(self) -> int:

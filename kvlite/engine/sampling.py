@@ -6,6 +6,7 @@ So an answer does not depend on its neighbours in a batch, and a request with th
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
@@ -25,7 +26,7 @@ _STEP, _FIRST, _SECOND = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB13311
 class Draw:
     """Settings of one row's draw: its sampling, the index of the token, the ids used so far, and rules on the next.
 
-    The rules are about the ids `said` and the `stop_ids`.
+    The rules are about the ids `said` and the `stop_ids`; `answer` are the ids of the answer so far.
     """
 
     sampling: Sampling
@@ -34,13 +35,15 @@ class Draw:
     rules: TokenRules = NO_RULES
     said: Sequence[int] = ()
     stop_ids: frozenset[int] = frozenset()
+    answer: Sequence[int] = ()
 
     @classmethod
     def of(cls, row: Row) -> Draw:
         """The draw of a row's next token."""
         assert row.job is not None
         request = row.job.request
-        return cls(request.sampling, len(row.job.answer), row.used, request.rules, row.said, request.stop_ids)
+        answer = row.job.answer
+        return cls(request.sampling, len(answer), row.used, request.rules, row.said, request.stop_ids, answer)
 
 
 def sample(logits: Tensor, draws: Sequence[Draw]) -> list[int]:
@@ -50,6 +53,8 @@ def sample(logits: Tensor, draws: Sequence[Draw]) -> list[int]:
     """
     if any(draw.sampling.repetition_penalty != 1.0 for draw in draws):
         logits = _penalised(logits.float(), draws)
+    if any(draw.sampling.shifts for draw in draws):
+        logits = _shifted(logits, draws)
     if any(draw.rules is not NO_RULES for draw in draws):
         logits = logits.float().clone()
         for scores, draw in zip(logits, draws, strict=True):
@@ -74,6 +79,27 @@ def _penalised(logits: Tensor, draws: Sequence[Draw]) -> Tensor:
             used = torch.tensor([*draw.used], dtype=torch.int64, device=logits.device)
             penalty[row, used] = draw.sampling.repetition_penalty
     return torch.where(logits > 0, logits / penalty, logits * penalty)
+
+
+def _shifted(logits: Tensor, draws: Sequence[Draw]) -> Tensor:
+    """Subtract the penalties of ids that the answer holds, and add the biases: a copy in fp32.
+
+    As OpenAI describes them: each id's logit loses its count in the answer times the frequency penalty, and the
+    presence penalty where that count is not zero.
+    """
+    logits = logits.float().clone()
+    for scores, draw in zip(logits, draws, strict=True):
+        sampling, counts = draw.sampling, Counter(draw.answer)
+        shifts = dict(sampling.logit_bias)
+        if sampling.presence_penalty or sampling.frequency_penalty:
+            for token, count in counts.items():
+                penalty = sampling.presence_penalty + count * sampling.frequency_penalty
+                shifts[token] = shifts.get(token, 0.0) - penalty
+        if shifts:
+            scores[torch.tensor([*shifts], device=logits.device)] += torch.tensor(
+                [*shifts.values()], device=logits.device
+            )
+    return logits
 
 
 def _drawn(logits: Tensor, highest: Tensor, draws: Sequence[Draw]) -> Tensor:

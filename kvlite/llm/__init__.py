@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from kvlite.errors import UsageError
 from kvlite.llm.answer import BATCH_MAX_TOKENS, Answer, AnswerSettings, OneCall, TextStream, stream_answers
-from kvlite.llm.banner import banner
+from kvlite.llm.banner import banner, welcome
 from kvlite.llm.conversation import Conversation
 from kvlite.llm.spec import BatchSize, RunSpec, options_from
 from kvlite.llm.text_model import Allocated, TextModel, Told
@@ -75,6 +75,11 @@ class LLM:
     def __str__(self) -> str:
         """The model, its dtype, its cache, the policy and the device, in one line."""
         return banner(self.model, self._held)
+
+    @property
+    def welcome(self) -> str:
+        """The model and what it remembers, in fewer words."""
+        return welcome(self.model, self._held)
 
     def generate(
         self, prompts: str | Sequence[Prompt], *, system: str | None = None, raw: bool = False, **answer: Any

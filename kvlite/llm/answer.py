@@ -80,7 +80,7 @@ def sampling_of(options: AnswerOptions) -> dict[str, Any]:
     """The sampling settings that were given, as fields of Sampling. Raises UsageError on values out of range."""
     if options.greedy and options.temperature:  # NaN is true and is refused with the contradiction
         raise UsageError(f"--greedy contradicts --temperature {options.temperature}; give one of them")
-    asked = {one.name: getattr(options, one.name) for one in fields(Sampling)}
+    asked = {one.name: getattr(options, one.name, None) for one in fields(Sampling)}  # no option gives a logit_bias
     given = {name: value for name, value in asked.items() if value is not None}
     if options.greedy:
         given["temperature"] = 0.0

@@ -37,6 +37,14 @@ def banner(model: TextModel, held: Allocated) -> str:
     return " · ".join(parts)
 
 
+def welcome(model: TextModel, held: Allocated) -> str:
+    """The model and what it remembers, in words and one line of a narrow terminal."""
+    plan, alias = held.engine.plan, model.files.ref.alias
+    name = alias or model.files.repo or model.files.folder.name
+    stored = held.engine.cache.stored.label
+    return f"{name} · keeps {plan.slots:,} tokens in {human_bytes(plan.reserved_bytes)}{stored} · /help"
+
+
 def cache_size(plan: CachePlan) -> str:
     """Reserved bytes of the budget, and the tokens they hold: `KV 395 kB of 400 kB = 4 × 64 tok`."""
     reserved, budget = human_bytes(plan.reserved_bytes), human_bytes(plan.budget_bytes)

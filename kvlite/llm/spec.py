@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_origin, get_type_hints
 
 from kvlite.cache.policy import Policy, load_policy
+from kvlite.catalog.adapter import adapter_folder
 from kvlite.catalog.files import ModelFiles, local_files
 from kvlite.catalog.names import ModelRef, resolve_model
 from kvlite.errors import UsageError
@@ -67,7 +68,12 @@ class RunSpec:
         )
 
     def files(self, say: Callable[[str], None] | None = None) -> ModelFiles:
-        """The model's files, downloaded where they are not here yet; `say` is told before a download."""
+        """The model's files, downloaded where they are not here yet; `say` is told before a download.
+
+        An adapter that is asked for is looked for first.
+        """
+        if self.options.adapter is not None:
+            adapter_folder(self.options.adapter, offline=self.options.offline)
         return local_files(self.ref, offline=self.options.offline, allow_pickle=self.options.allow_pickle, say=say)
 
     def cache(self, shape: ModelShape, profile: HeadProfile | None = None) -> CacheSpec:

@@ -87,6 +87,8 @@ class TextModel:
         device = pick_device(spec.options.device, listener.note)
         captures = wants_graphs(spec.options.capture, device)
         files = files or spec.files(listener.note)
+        if spec.options.adapter is None and files.gguf is None and (files.folder / "adapter_config.json").is_file():
+            listener.note(f"{files.ref} holds an adapter, too, which is not applied; --adapter {files.ref} applies it")
         loaded = load(files, spec.options, device, verdicts or Verdicts())
         if loaded.remembered:
             listener.detail(f"gate and patches: as found {loaded.remembered}; `kvlite doctor MODEL --again` looks anew")

@@ -58,6 +58,20 @@ def _every(period: int, key: str | None = None) -> IsFull:
     return lambda config, layer: (layer + 1) % ((config.optional_count(key) if key else None) or period) == 0
 
 
+def _first_of(period: int) -> IsFull:
+    """The first of each `period` layers."""
+    return lambda config, layer: layer % period == 0
+
+
+def _behind_dense(config: Fields, layer: int) -> bool:
+    """Each `sliding_window_pattern`-th layer behind the dense ones in front, which have a period of their own."""
+    dense = config.optional_count("first_k_dense_replace") if config.values.get("first_k_dense_replace") else 0
+    key, default = ("sliding_window_pattern", 4)
+    if layer < (dense or 0):
+        key, default, dense = "prefix_dense_sliding_window_pattern", 1, 0
+    return (layer - (dense or 0) + 1) % config.count(key, default=default) == 0
+
+
 def _below_window_layers(default: int) -> IsFull:
     return lambda config, layer: layer < config.count("max_window_layers", default=default)
 
@@ -130,16 +144,22 @@ def _alike(names: str, value: Any) -> dict[str, Any]:
 FAMILIES: Mapping[str, Family] = {
     # grouped queries, every layer full
     **_alike("apertus arcee cohere flex_olmo granite granitemoe granitemoeshared hunyuan_v1_dense", Family()),
-    **_alike("hunyuan_v1_moe hyperclovax jais2 llama nanochat nemotron olmo olmo2 olmoe phi", Family()),
+    **_alike("doge hunyuan_v1_moe hyperclovax jais2 llama nanochat nemotron olmo olmo2 olmoe phi", Family()),
     **_alike("ernie4_5 glm glm4", Family(kv_heads=2, head_dim=128)),
     **_alike("hy_v3 minimax_m2 seed_oss solar_open", Family(kv_heads=8, head_dim=128)),
+    "bitnet": Family(kv_heads=5),
     "ernie4_5_moe": Family(kv_heads=4),
     "gemma": Family(kv_heads=16, head_dim=256),
     "glm4_moe": Family(kv_heads=8),
     "gpt_neox": Family(grouped=False, reads_head_dim=False),
     "helium": Family(kv_heads=20, head_dim=128),
+    "internlm3": Family(kv_heads=2, head_dim=128),
+    "iquestcoder": Family(kv_heads=8, head_dim=128),
+    "persimmon": Family(grouped=False, reads_head_dim=False),
+    "phimoe": Family(kv_heads=8),
     "stablelm": Family(kv_heads=32, reads_head_dim=False),
     # learned positions
+    "biogpt": Family(positions="learned", max_positions=1024, grouped=False, reads_head_dim=False),
     "gpt2": Family(positions="learned", max_positions=1024, grouped=False, reads_head_dim=False),
     "gpt_bigcode": Family(positions="learned", max_positions=1024, reads_head_dim=False, multi_query=True),
     "opt": Family(positions="learned", max_positions=2048, grouped=False, reads_head_dim=False),
@@ -153,12 +173,18 @@ FAMILIES: Mapping[str, Family] = {
     # full and sliding layers mixed
     **_alike("gemma2 vaultgemma", _LISTS_AND_SLIDES(kv_heads=4, head_dim=256, is_full=_every(2))),
     **_alike("exaone4 exaone_moe", _LISTS_AND_SLIDES(kv_heads=32, is_full=_every(4, "sliding_window_pattern"))),
+    "afmoe": _LISTS_AND_SLIDES(kv_heads=16, head_dim=128, window=1024, is_full=_every(4, "global_attn_every_n_layers")),
     "cohere2": _LISTS_AND_SLIDES(is_full=_every(4, "sliding_window_pattern")),
+    "cohere2_moe": _LISTS_AND_SLIDES(kv_heads=64, head_dim=128, is_full=_behind_dense),
     "cwm": _LISTS_AND_SLIDES(kv_heads=8, head_dim=128, window=8192, is_full=lambda config, layer: layer % 4 == 0),
     "dots1": _LISTS_AND_SLIDES(kv_heads=32, is_full=_below_window_layers(62)),
     "gemma3_text": _LISTS_AND_SLIDES(kv_heads=4, head_dim=256, is_full=_every(6, "sliding_window_pattern")),
     "gemma3n_text": _LISTS_AND_SLIDES(kv_heads=2, head_dim=256, window=512, is_full=_every(5)),
     "gemma4_text": _LISTS_AND_SLIDES(kv_heads=4, head_dim=256, window=512, is_full=_every(6), global_dims=True),
+    **_alike("granite_swa granitemoe_swa", _LISTS_AND_SLIDES(window=128, is_full=_first_of(4))),
+    "kolibri1": _LISTS_AND_SLIDES(kv_heads=4, head_dim=128, window=513, is_full=_every(5)),
+    "laguna": _LISTS_AND_SLIDES(kv_heads=8, head_dim=128, window=512, is_full=_every(1)),
+    "mellum": _LISTS_AND_SLIDES(kv_heads=4, head_dim=128, window=1024, is_full=_every(1)),
     "gpt_oss": _LISTS_AND_SLIDES(kv_heads=8, head_dim=64, window=128, is_full=_every(2)),
     "ministral": _LISTS_AND_SLIDES(kv_heads=8),
     "olmo3": _LISTS_AND_SLIDES(is_full=_every(4)),
@@ -170,6 +196,7 @@ FAMILIES: Mapping[str, Family] = {
     **_alike("deepseek_v2 deepseek_v3", Family(mla=(128, 64, 128))),
     "glm4_moe_lite": Family(mla=(192, 64, 256)),
     "minicpm3": Family(mla=(64, 32, None)),
+    "youtu": Family(mla=(128, 64, 128)),
     # attention beside layers of constant state
     **_alike(
         "lfm2 lfm2_moe",
@@ -193,6 +220,19 @@ NOT_HELD: Mapping[str, str] = {
     "jamba": "its state cannot be continued from chunk to chunk",
     "llama4_text": "its chunked attention is not told to the attention function",
     "minimax": "it keeps its state in a cache class of its own",
+    "diffllama": "its attention is the difference of two, of which the attention function sees one",
+    "gpt_neox_japanese": "its attention does not go through transformers' attention interface",
+    "mimo_v2_flash": "its sliding layers have other KV heads than config.json's own",
+    **_alike("deepseek_v32 deepseek_v4 glm_moe_dsa", "an indexer of its own chooses the tokens it attends to"),
+    **_alike("bailing_hybrid kimi_linear recurrent_gemma zamba zamba2", "its state is of a kind kvlite does not know"),
+    **_alike(
+        "bart blenderbot led marian mbart mt5 pegasus prophetnet t5 trocr umt5 whisper",
+        "it is an encoder and a decoder, no causal language model",
+    ),
+    **_alike(
+        "albert bert camembert deberta deberta-v2 distilbert electra modernbert roberta xlm-roberta",
+        "it is an encoder, no causal language model",
+    ),
 }
 """Families known not to work, each with the reason; any other unknown family has an unknown attention layout."""
 

@@ -38,7 +38,7 @@ class CacheSpec:
     `state_bytes_per_slot` is what the policy keeps about a slot, `protected_slots` are never evicted, `evicts` says
     whether a full cache makes room, `chunk_limit` is the most prompt tokens fed at once, `layer_rule` shares the slots
     out between the layers that see everything and `head_shares` between their KV heads (None: equally); `lowerable` are
-    the settings that protect more than their defaults.
+    the settings that protect more than their defaults. Where the policy `echoes`, a chunk is fed twice at once.
     """
 
     slot_format: SlotFormat
@@ -49,6 +49,7 @@ class CacheSpec:
     layer_rule: LayerRule = equally
     lowerable: str = ""
     head_shares: HeadShares | None = None
+    echoes: bool = False
 
     def key_value_bytes(self, layer: LayerShape) -> int:
         return self.slot_format.bytes_per_slot(layer.k_dim, layer.v_dim)

@@ -26,7 +26,7 @@ def join(*parts: Any) -> nn.Module | None:
     """
     if len({getattr(part, "bias", None) is not None for part in parts}) > 1:
         return None
-    if not all(type(part) is nn.Linear for part in parts):
+    if not all(type(part) is nn.Linear and type(part.weight) is nn.Parameter for part in parts):  # not quantised
         return join_packed(parts) or join_four_bit(parts)
     joined = nn.Linear(parts[0].in_features, sum(part.out_features for part in parts), bias=False, device="meta")
     joined.weight = _joined([part.weight for part in parts])
@@ -156,8 +156,8 @@ class FusedDecoder:
     def __init__(self, model: Any) -> None:
         self._model = model
 
-    def __call__(self, ids: Tensor, positions: Tensor, last: int) -> Tensor:
-        """ids and positions int64 [B, T] -> the logits of the `last` positions [B, last, V]."""
+    def __call__(self, ids: Tensor, positions: Tensor, kept: slice) -> Tensor:
+        """ids and positions int64 [B, T] -> the logits of the positions `kept`, [B, N, V]."""
         whole: Any = self._model._modules
         parts = whole["model"]._modules
         hidden = parts["embed_tokens"].forward(ids)
@@ -171,6 +171,6 @@ class FusedDecoder:
                 past_key_values=None,
                 use_cache=False,
             )
-        hidden = parts["norm"].forward(hidden if last == hidden.shape[1] else hidden[:, -last:])
+        hidden = parts["norm"].forward(hidden if kept == slice(0, hidden.shape[1]) else hidden[:, kept])
         logits: Tensor = whole["lm_head"].forward(hidden)
         return logits

@@ -28,6 +28,8 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from kvlite.cache.cache import refused_kernels
+from kvlite.catalog.adapter import CONFIG as ADAPTER_CONFIG
+from kvlite.catalog.adapter import adapter_folder
 from kvlite.catalog.config import read_object
 from kvlite.catalog.files import ModelFiles
 from kvlite.errors import (
@@ -41,8 +43,9 @@ from kvlite.errors import (
     is_out_of_memory,
 )  # fmt: skip
 from kvlite.memory.format import dtype_name, human_bytes
-from kvlite.memory.prediction import packed_bits, weight_term
+from kvlite.memory.prediction import packed_bits, stays_packed, weight_term
 from kvlite.memory.shape import ModelShape
+from kvlite.models.adapter import merged
 from kvlite.models.checks import check, check_once, circumstances
 from kvlite.models.device import free_bytes, set_threads
 from kvlite.models.head_needs import fingerprint
@@ -84,13 +87,18 @@ def load(files: ModelFiles, options: ModelOptions, device: torch.device, store: 
     set_threads(device)
     dtype: torch.dtype = getattr(torch, shape.dtype)
     model = _model(files, options, dtype, device)
+    if (files.config.get("quantization_config") or {}).get("quant_method") == "compressed-tensors":
+        with torch.no_grad():  # it unpacks its weights in the first pass, into tensors that inference mode would seal
+            model(input_ids=torch.zeros((1, 1), dtype=torch.int64, device=device), use_cache=False)
+    if options.adapter is not None:
+        model = merged(model, adapter_folder(options.adapter, offline=options.offline))
     passed.append(("weights", time.perf_counter()))
     text_config = model.config.get_text_config()
     state = HybridState(config=text_config) if shape.has_state else None
     _require_vocabulary(model.config, tokenizer)
     loaded = LoadedModel(model, tokenizer, shape, dtype, device, options.quant, state=state)
     loaded = replace(loaded, fingerprint=fingerprint(loaded))
-    about = None if store is None else circumstances(files, options, shape.dtype, device)
+    about = None if store is None or options.adapter is not None else circumstances(files, options, shape.dtype, device)
     if store is None or about is None:
         loaded = check(loaded, ops, fuses=options.fuse)
     else:
@@ -163,6 +171,8 @@ def _model(files: ModelFiles, options: ModelOptions, dtype: torch.dtype, device:
         "ignore_mismatched_sizes": True,  # they are told by name below; transformers would only say that there are some
         "use_safetensors": None if options.allow_pickle else True,
     }
+    if (folder / ADAPTER_CONFIG).is_file():  # where peft is installed, transformers would attach it
+        arguments["adapter_kwargs"] = {"subfolder": "none"}
     bits = packed_bits(options.quant, device.type)
     if device.type == "cuda" or (options.quant != "none" and not bits):
         arguments["device_map"] = {"": device}
@@ -175,7 +185,8 @@ def _model(files: ModelFiles, options: ModelOptions, dtype: torch.dtype, device:
             )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            loaded = _from_gguf(files, arguments) if files.gguf else _from_folder(folder, arguments)
+            packs = stays_packed(files.weights, str(dtype).removeprefix("torch."), options.quant, device.type)
+            loaded = _from_gguf(files, arguments, packs=packs) if files.gguf else _from_folder(folder, arguments)
     except MemoryError as error:
         raise DoesNotFit("the weights do not fit in this machine's memory; try a smaller model") from error
     except _PARSER_ERRORS as error:
@@ -196,12 +207,16 @@ def _from_folder(folder: Path, arguments: dict[str, Any]) -> Any:
     return AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, **arguments, **part)
 
 
-def _from_gguf(files: ModelFiles, arguments: dict[str, Any]) -> Any:
-    from kvlite.models.gguf_weights import state_dict
+def _from_gguf(files: ModelFiles, arguments: dict[str, Any], *, packs: bool) -> Any:
+    from kvlite.models.gguf_weights import packed_places, state_dict
 
     assert files.gguf is not None
     config = AutoConfig.from_pretrained(files.folder, local_files_only=True)
-    weights = state_dict(files.gguf, arguments["dtype"])
+    taken: set[str] = set()
+    weights = state_dict(files.gguf, arguments["dtype"], taken)
+    if packs:
+        sources = {place: weights[place] for place in packed_places(files.gguf)}
+        arguments["quantization_config"] = packed_settings(0, sources, taken)
     kind = getattr(transformers, config.architectures[0])
     return kind.from_pretrained(None, config=config, state_dict=weights, output_loading_info=True, **arguments)
 

@@ -5,8 +5,8 @@ Linear maps take the bits that are asked for, output head and embedding 8 of the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, cast
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from kvlite_kernels import packed
+from kvlite_kernels.grid import DTYPE
 from kvlite_kernels.packed import Packed, Packed4, Packed8
 
 _METHOD = "kvlite_packed"
@@ -42,35 +43,34 @@ class PackedLinear(nn.Module):
     @classmethod
     def of(cls, weights: Packed, bias: nn.Parameter | None) -> PackedLinear:
         """A map that holds `weights` from the start."""
-        made = cls(*weights.shape, bias, packed.DTYPE)
+        made = cls(*weights.shape, bias, DTYPE)
         made.weight = made.hold(weights)
         return made
 
     def hold(self, weights: Packed) -> nn.Parameter:
         """Multiply with `weights` from now on; the codes as the parameter that is to be `weight`."""
         self.packed = weights
-        scales = weights.grid if isinstance(weights, Packed4) else weights.scale
-        self.register_buffer("scales", scales, persistent=False)
+        self.register_buffer("scales", weights.scales, persistent=False)
         return nn.Parameter(weights.codes, requires_grad=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., in_features] -> [..., out_features]."""
         bias = self._parameters["bias"]
-        rows = x.view(-1, self.in_features) if x.is_contiguous() else x.reshape(-1, self.in_features)
-        if x.dtype is packed.DTYPE:
+        rows = x.reshape(-1, self.in_features)
+        if x.dtype is DTYPE:
             return packed.multiply(rows, self.packed, bias).view(*x.shape[:-1], self.out_features)
-        out = packed.multiply(rows.to(packed.DTYPE), self.packed, None if bias is None else bias.to(packed.DTYPE))
+        out = packed.multiply(rows.to(DTYPE), self.packed, None if bias is None else bias.to(DTYPE))
         return out.view(*x.shape[:-1], self.out_features).to(x.dtype)
 
 
 class PackedEmbedding(nn.Module):
-    """An embedding table in 8 bits, whose rows are unpacked when they are looked up, and multiplied by `factor`."""
+    """A packed embedding table, whose rows are unpacked when they are looked up, and multiplied by `factor`."""
 
-    def __init__(self, weights: Packed8, dtype: torch.dtype, factor: Tensor | None) -> None:
+    def __init__(self, weights: Packed, dtype: torch.dtype, factor: Tensor | None) -> None:
         super().__init__()
         self.num_embeddings, self.embedding_dim = weights.shape
         self.weight = nn.Parameter(weights.codes, requires_grad=False)
-        self.register_buffer("scales", weights.scale, persistent=False)
+        self.register_buffer("scales", weights.scales, persistent=False)
         self.packed = weights
         self.dtype = dtype
         self.factor = factor
@@ -97,28 +97,57 @@ def join_packed(parts: Sequence[Any]) -> PackedLinear | None:
     return PackedLinear.of(joined, bias)
 
 
-def packed_settings(bits: int) -> QuantizationConfigMixin:
-    """The quantization_config with which transformers' `from_pretrained` packs a model in 4 or 8 bits."""
-    return _PackedConfig(bits=bits)
+class Source(Protocol):
+    """Weights that are packed already where they lie."""
+
+    def pack(self) -> Packed:
+        """Read and pack them."""
+        ...
+
+
+def packed_settings(
+    bits: int, sources: Mapping[str, Source] | None = None, taken: set[str] | None = None
+) -> QuantizationConfigMixin:
+    """The quantization_config with which transformers' `from_pretrained` packs a model.
+
+    In so many bits, or where `sources` are given those parameters that they name, each from its own. The names of those
+    go into `taken` before any weight is read.
+    """
+    return _PackedConfig(bits, sources, taken)
 
 
 @register_quantization_config(_METHOD)
 class _PackedConfig(QuantizationConfigMixin):
-    def __init__(self, bits: int) -> None:
+    def __init__(self, bits: int, sources: Mapping[str, Source] | None = None, taken: set[str] | None = None) -> None:
         self.quant_method: Any = _METHOD
         self.bits = bits
+        self.sources = sources
+        self.taken = taken
+
+    def takes(self, name: str, shape: tuple[int, int]) -> bool:
+        """True if the linear map `name` of that shape is to be packed."""
+        if self.sources is not None:
+            return f"{name}.weight" in self.sources
+        is_router = bool({*name.split(".")[-2:]} & {*_ROUTERS})
+        return packed.is_served(shape, self.bits) and not is_router
+
+    def pack(self, name: str, weight: Tensor) -> Packed:
+        """The parameter `name`, whose value is `weight` unless it has a source."""
+        return _KINDS[self.bits].of(weight) if self.sources is None else self.sources[name].pack()
 
 
 @register_quantizer(_METHOD)
 class _Packer(HfQuantizer):
     """Replaces linear maps before their weights are read, fills them as they are, and packs the head at the end."""
 
+    quantization_config: _PackedConfig
+
     def param_needs_quantization(self, model: Any, param_name: str, **_: Any) -> bool:
         place, dot, name = param_name.rpartition(".")
         return dot + name == ".weight" and type(model.get_submodule(place)) is PackedLinear
 
     def get_quantize_ops(self) -> ConversionOps:
-        return _Pack(self.quantization_config.bits)  # type: ignore[attr-defined]
+        return _Pack(self.quantization_config)
 
     def is_serializable(self) -> bool:
         return False
@@ -128,26 +157,34 @@ class _Packer(HfQuantizer):
         return False
 
     def _process_model_before_weight_loading(self, model: Any, **_: Any) -> Any:
-        bits, head = self.quantization_config.bits, model.get_output_embeddings()  # type: ignore[attr-defined]
-        for place, module in list(model.named_modules()):
-            parent, _, name = place.rpartition(".")
-            if type(module) is nn.Linear and module is not head and not {name, parent.rpartition(".")[2]} & {*_ROUTERS}:
+        head, table, config = model.get_output_embeddings(), model.get_input_embeddings(), self.quantization_config
+        taken = set()
+        for name, module in list(model.named_modules()):
+            if module is head or module is table:
+                if type(module) is nn.Linear or is_plain_table(module):
+                    taken.add(f"{name}.weight")
+            elif type(module) is nn.Linear:
                 shape = (module.out_features, module.in_features)
-                if packed.is_served(shape, bits):
+                if config.takes(name, shape):
+                    parent, _dot, child = name.rpartition(".")
                     made = PackedLinear(*shape, module.bias, module.weight.dtype)
-                    setattr(model.get_submodule(parent), name, made)
+                    setattr(model.get_submodule(parent), child, made)
+                    taken.add(f"{name}.weight")
+        if config.sources is not None and config.taken is not None:
+            config.taken |= taken & set(config.sources)
         return model
 
     def _process_model_after_weight_loading(self, model: Any, **_: Any) -> Any:
-        pack_head(model)
+        pack_head(model, self.quantization_config.sources)
+        self.quantization_config.sources = self.quantization_config.taken = None  # which a model need not keep
         return model
 
 
 class _Pack(ConversionOps):
     """Packs the weights of one map on their way into the model."""
 
-    def __init__(self, bits: int) -> None:
-        self.bits = bits
+    def __init__(self, config: _PackedConfig) -> None:
+        self.config = config
 
     def convert(self, input_dict: dict[str, Any], *_: Any, model: Any = None, **__: Any) -> dict[str, Any]:
         """Give the parameters in place of those named."""
@@ -155,29 +192,44 @@ class _Pack(ConversionOps):
         for name, value in input_dict.items():
             weight = value[0] if isinstance(value, list) else value
             held = model.get_submodule(name.rpartition(".")[0])
-            found[name] = held.hold(_KINDS[self.bits].of(weight)) if weight.shape == held.weight.shape else weight
+            is_whole = weight.shape == held.weight.shape  # else transformers says what does not fit
+            found[name] = held.hold(self.config.pack(name, weight)) if is_whole else weight
         return found
 
 
-def pack_head(model: Any) -> None:
-    """Put a plain output head and a plain embedding into 8 bits, in one copy where they share their weights."""
+def pack_head(model: Any, sources: Mapping[str, Source] | None = None) -> None:
+    """Pack a plain output head and a plain embedding, in one copy where they share their weights.
+
+    In 8 bits, or where `sources` are given from those, and not at all where they have none for them.
+    """
     head, table = model.get_output_embeddings(), model.get_input_embeddings()
-    shared: Packed8 | None = None
     is_tied = head is not None and table is not None and head.weight is table.weight
+    places = {module: f"{name}.weight" for name, module in model.named_modules() if module in (head, table)}
+    held: Packed | None = None
+
+    def pack(module: Any) -> Packed | None:
+        if sources is None:
+            return Packed8.of(module.weight.data)
+        source = sources.get(places[module]) or (sources.get(places[table]) if is_tied else None)
+        return None if source is None else source.pack()
+
     if type(head) is nn.Linear:
-        shared = Packed8.of(head.weight.data)
-        _replace(model, head, PackedLinear.of(shared, head.bias))
-    factor = getattr(table, "embed_scale", None)
-    is_plain = type(table) is nn.Embedding or (
-        isinstance(table, nn.Embedding)
-        and isinstance(factor, Tensor)
-        and type(table).__name__.endswith("ScaledWordEmbedding")
-    )
-    if is_plain and table.max_norm is None:
-        dtype = table.weight.dtype
-        weights = shared if is_tied and shared is not None else Packed8.of(table.weight.data)
-        made = PackedEmbedding(weights, dtype, factor.to(dtype) if isinstance(factor, Tensor) else None)
-        _replace(model, table, made)
+        held = pack(head)
+        if held is not None:
+            _replace(model, head, PackedLinear.of(held, head.bias))
+    if is_plain_table(table):
+        weights = held if is_tied and held is not None else pack(table)
+        factor, dtype = getattr(table, "embed_scale", None), table.weight.dtype
+        if weights is not None:
+            made = PackedEmbedding(weights, dtype, factor.to(dtype) if isinstance(factor, Tensor) else None)
+            _replace(model, table, made)
+
+
+def is_plain_table(table: Any) -> bool:
+    """True for an embedding that only looks rows up, and at most multiplies them by a number."""
+    is_scaled = isinstance(getattr(table, "embed_scale", None), Tensor)
+    is_scaled = is_scaled and type(table).__name__.endswith("ScaledWordEmbedding")
+    return (type(table) is nn.Embedding or (isinstance(table, nn.Embedding) and is_scaled)) and table.max_norm is None
 
 
 def _replace(model: nn.Module, module: nn.Module, made: nn.Module) -> None:

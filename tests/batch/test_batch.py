@@ -363,10 +363,10 @@ def test_lines_name_the_model_and_others_are_mismatches(desk: Desk) -> None:
 
 
 def test_keys_without_effect_are_said_once(desk: Desk) -> None:
-    (desk.folder / "in.jsonl").write_text('{"prompt":"a","tools":[],"x":1}\n{"prompt":"b","tools":[]}\n')
+    (desk.folder / "in.jsonl").write_text('{"prompt":"a","y":[],"x":1}\n{"prompt":"b","y":[]}\n')
     desk.run()
-    assert desk.said.count("tools") == 1
-    assert "line 1 has keys that are ignored: tools, x" in desk.said
+    assert desk.said.count("y, x") == 1
+    assert "line 1 has keys that are ignored: y, x" in desk.said
 
 
 def test_text_output_is_in_order_with_a_blank_line_for_a_failure(desk: Desk) -> None:
@@ -447,3 +447,30 @@ def test_a_line_may_not_take_for_ever(desk: Desk) -> None:
     desk.ask("abcd")
     desk.run(max_tokens=10**9)
     assert [(record["text"], record["finish_reason"]) for record in desk.records()] == [("AB", "length")]
+
+
+def test_what_is_not_supported_fails_unless_it_may_be_left_out(desk: Desk) -> None:
+    body = {"messages": [{"role": "user", "content": "a"}], "tools": [{"type": "function"}]}
+    (desk.folder / "in.jsonl").write_text(f"{json.dumps({'custom_id': 'r', 'body': body})}\n")
+    with pytest.raises(BatchFailed):
+        desk.run()
+    (record,) = desk.records()
+    assert record["response"]["status_code"] == 400
+    assert record["response"]["body"]["error"]["param"] == "tools"
+    desk.run(overwrite=True, ignore_unsupported=True)
+    (record,) = desk.records()
+    assert record["response"]["body"]["choices"][0]["message"]["content"] == "A"
+    assert "keys that are ignored: tools" in desk.said
+
+
+def test_a_line_that_cannot_be_read_fails_in_the_form_of_the_others(desk: Desk) -> None:
+    good = json.dumps({"custom_id": "r", "body": {"messages": [{"role": "user", "content": "a"}]}})
+    (desk.folder / "in.jsonl").write_text(f"{good}\nnot JSON\n")
+    with pytest.raises(BatchFailed):
+        desk.run()
+    failed = next(record for record in desk.records() if record["custom_id"] == "line-2")
+    assert failed["error"] is None
+    assert (failed["response"]["status_code"], failed["response"]["body"]["error"]["type"]) == (
+        400,
+        "invalid_request_error",
+    )

@@ -42,7 +42,7 @@ def test_openai_chat_line() -> None:
         ("\n",),
         3,
     )
-    assert entry.ignored == ("tools",)
+    assert (entry.ignored, entry.unsupported) == ((), ())
 
 
 def test_openai_completion_line_is_raw() -> None:
@@ -235,3 +235,49 @@ def test_no_line_raises(value: dict[str, object]) -> None:
     entry = decode_line(json.dumps(value).encode(), HERE)
     assert (entry.index, entry.line) == (4, 7)
     assert entry.key.encode()
+
+
+@pytest.mark.parametrize(
+    ("more", "unsupported"),
+    [
+        ({"tools": [{"type": "function"}]}, ("tools",)),
+        ({"tools": [], "tool_choice": "auto", "logprobs": False, "stream": False, "best_of": 1}, ()),
+        ({"logprobs": True, "top_logprobs": 3}, ("logprobs", "top_logprobs")),
+        ({"user": "u", "metadata": {"a": "b"}, "store": True, "service_tier": "flex"}, ()),
+        ({"temprature": 0.5}, ("temprature",)),
+    ],
+)
+def test_what_is_not_supported_is_told_and_what_changes_no_answer_is_not(
+    more: dict[str, Any], unsupported: tuple[str, ...]
+) -> None:
+    asked = item({"custom_id": "r", "url": "/v1/chat/completions", "body": CHAT | more})
+    assert (asked.failure, asked.unsupported, asked.ignored) == (None, unsupported, ())
+
+
+def test_a_simple_line_may_have_columns_of_its_own_but_not_ask_for_what_is_not_there() -> None:
+    asked = item({"prompt": "Hi", "category": "x", "tools": [{}], "user": "u"})
+    assert (asked.unsupported, asked.ignored) == (("tools",), ("category",))
+
+
+def test_biases_and_penalties() -> None:
+    asked = item({"prompt": "Hi", "logit_bias": {"5": -100, "7": 1.5}, "presence_penalty": 1, "frequency_penalty": -2})
+    assert dict(asked.sampling) == {
+        "logit_bias": ((5, -100), (7, 1.5)),
+        "presence_penalty": 1,
+        "frequency_penalty": -2,
+    }
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        ({"logit_bias": {"a": 1}}, "logit_bias has"),
+        ({"logit_bias": {"5": True}}, "logit_bias has"),
+        ({"logit_bias": {"5": 101}}, "from -100 to 100"),
+        ({"logit_bias": [5]}, "logit_bias is a list"),
+        ({"presence_penalty": 3}, "presence_penalty is 3"),
+    ],
+)
+def test_biases_and_penalties_that_cannot_be(more: dict[str, Any], says: str) -> None:
+    failure = decoded({"prompt": "Hi", **more}).failure
+    assert failure is not None and says in failure.message and failure.param in more

@@ -132,6 +132,11 @@ def _unlike_the_others(tokens: Sequence[Token], now: int) -> list[float]:
     return [-_dot(unit, anchor) / math.hypot(*anchor) for unit in units]
 
 
+def _nothing(asked: Asked) -> list[float]:
+    return [0.0] * len(asked.logits)
+
+
+REPLAY = Rule(by_sum, lambda slots: max(4, slots // 4), 4, gives=_nothing)  # of tokens that are not repeated
 H2O = Rule(by_sum, lambda slots: slots // 2)
 TOVA = Rule(by_sum, lambda slots: 1, observed=1, heads="layer")
 KEYDIFF = Rule(_unlike_the_others, lambda slots: 1)

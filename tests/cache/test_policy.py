@@ -35,6 +35,7 @@ BUILT_IN = [
     "keydiff",
     "keyformer",
     "pyramid",
+    "replay",
     "scissorhands",
     "snapkv",
     "tova",

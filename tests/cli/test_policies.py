@@ -23,6 +23,7 @@ BUILT_IN = [
     "keydiff",
     "keyformer",
     "pyramid",
+    "replay",
     "scissorhands",
     "snapkv",
     "tova",

@@ -268,6 +268,14 @@ def test_pins_survive_and_too_many_are_refused(llama: LoadedModel) -> None:
     assert isinstance(refused.error, BudgetTooSmall)
 
 
+def test_pins_may_fill_a_row_that_will_not_evict(llama: LoadedModel) -> None:
+    engine = make_engine(llama, "64tok")
+    asked = [Request("a", prompt(1, 60), max_tokens=most, pins=((0, 58),)) for most in (5, 6)]
+    fits, evicts = (answers(engine, [one])["a"] for one in asked)
+    assert (fits.error, len(fits.ids)) == (None, 5)
+    assert isinstance(evicts.error, BudgetTooSmall)
+
+
 def test_the_budget_a_refusal_names_really_works(llama: LoadedModel) -> None:
     request = Request("b", prompt(1, 80), max_tokens=5, pins=((0, 40),))
     error = answers(make_engine(llama, "32tok"), [request])["b"].error

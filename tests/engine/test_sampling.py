@@ -85,3 +85,16 @@ def test_uniform_is_spread_evenly() -> None:
 @pytest.mark.parametrize("temperature", [1e-4, 1.0, 100.0])
 def test_extreme_temperatures_give_valid_ids(temperature: float) -> None:
     assert all(0 <= token < 6 for token in draws(Sampling(temperature=temperature), 50))
+
+
+def test_biases_and_penalties_shift_the_logits_of_their_ids_alone() -> None:
+    batch = LOGITS.expand(5, -1)
+    plain, said = Draw(Sampling(), 0, ()), (1, 3, 1)
+    shifted = [
+        Draw(Sampling(logit_bias=((4, 1.7), (5, 100.0), (5, 0.0))), 0, ()),
+        Draw(Sampling(presence_penalty=0.6), 3, (), answer=said),  # 2.0 - 0.6 and 1.5 - 0.6
+        Draw(Sampling(frequency_penalty=0.6), 3, (), answer=said),  # 2.0 - 1.2 and 1.5 - 0.6
+        Draw(Sampling(frequency_penalty=2.0, presence_penalty=2.0), 3, (), answer=said),
+    ]
+    assert sample(batch, [plain, *shifted]) == [1, 4, 1, 3, 4]
+    assert torch.equal(batch[0], LOGITS)

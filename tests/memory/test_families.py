@@ -59,7 +59,19 @@ MIXED = ["sliding_attention", "full_attention"] * 2
 
 # What a family needs beyond COMMON; None takes a field away, where the modules build only for their own head_dim.
 TINY: dict[str, dict[str, Any]] = {
+    "afmoe": {**MOE, **WINDOW},
     "cohere2": WINDOW,
+    "cohere2_moe": {**MOE, **WINDOW},
+    "granite_swa": WINDOW,
+    "granitemoe_swa": {**MOE, **WINDOW},
+    "kolibri1": {**MOE, **WINDOW},
+    "laguna": {**MOE, **WINDOW, "layer_types": MIXED},
+    "mellum": {**MOE, **WINDOW, "layer_types": MIXED},
+    "phimoe": {**MOE, "head_dim": None},
+    "doge": {"head_dim": None},
+    "bitnet": {"head_dim": None},
+    "persimmon": {"head_dim": None},
+    "youtu": {**MLA, "num_key_value_heads": 4, "head_dim": None},
     "cwm": WINDOW,
     "bamba": {**MAMBA, "attn_layer_indices": [1, 3]},
     "deepseek_v2": {**MOE, **MLA, "num_key_value_heads": 4, "head_dim": None},

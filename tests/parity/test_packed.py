@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvlite_kernels import packed
-from kvlite_kernels.packed import GROUP, Packed4, Packed8
+from kvlite_kernels.grid import GROUP, round_to_grid
+from kvlite_kernels.packed import Packed4, Packed8
 
 KINDS = (Packed4, Packed8)
 SHAPES = [(64, 32), (192, 96), (320, 64)]
@@ -39,7 +40,7 @@ def test_a_group_that_is_on_a_grid_is_kept(seed: int, scale: float, offset: floa
     steps = torch.randint(0, 16, (1, GROUP), generator=torch.Generator().manual_seed(seed))
     steps[0, :2] = torch.tensor([0, 15])  # the group spans its grid
     wanted = (steps - 8) * step + float(torch.tensor(offset * step).bfloat16())
-    codes, grid = packed.round_to_grid(wanted)
+    codes, grid = round_to_grid(wanted)
     found = (codes.float() - 8) * grid[..., 0].float() + grid[..., 1].float()
     assert float((found - wanted).abs().max()) <= 0.1 * step + 0.01 * float(wanted.abs().max())
 
@@ -50,7 +51,7 @@ def test_rounding_is_nearer_than_that_to_the_ends_of_each_group() -> None:
     low, high = groups.aminmax(dim=-1, keepdim=True)
     scale = (high - low) / 15
     plain = (groups - low).div(scale).round() * scale + low
-    codes, grid = packed.round_to_grid(weight)
+    codes, grid = round_to_grid(weight)
     found = (codes.unflatten(-1, (-1, GROUP)).float() - 8) * grid[..., :1].float() + grid[..., 1:].float()
     assert (found - groups).square().mean() < 0.9 * (plain - groups).square().mean()
 

@@ -62,6 +62,10 @@ class TritonBackend(Backend):
             out = hadamard(out)
         return out.to(q.dtype), received[1] if len(received) > 1 else None
 
+    def go_together(self, segments: Sequence[Segment], geometry: Geometry, observation: Observation | None) -> bool:
+        """See Backend."""
+        return False
+
     def evict(self, slots: Slots, score: Tensor, next_pos: Tensor, protection: Protection) -> None:
         """See Backend."""
         if slots.pos.dim() == 3:

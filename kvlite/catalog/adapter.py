@@ -1,0 +1,40 @@
+"""Find the files of an adapter: a folder, or a repository of the Hub, downloaded where it is not here."""
+
+from pathlib import Path
+
+from kvlite.catalog import hub
+from kvlite.catalog.hub_errors import kvlite_errors, offline_error
+from kvlite.catalog.names import resolve_model
+from kvlite.catalog.snapshots import cache_root, cached_snapshot
+from kvlite.errors import BrokenModel, UsageError
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+
+
+def adapter_folder(name: str, *, offline: bool = False) -> Path:
+    """Find the folder that holds the adapter called `name`.
+
+    Raises BrokenModel where it holds none, and what the Hub raises.
+    """
+    ref = resolve_model(name)
+    folder = ref.path
+    if folder is None:
+        assert ref.repo is not None
+        folder = cached_snapshot(ref.repo, ref.revision)
+        if folder is None or not all((folder / part).is_file() for part in (CONFIG, WEIGHTS)):
+            if hub.is_offline(offline):
+                raise offline_error(ref, [CONFIG, WEIGHTS])
+            with kvlite_errors(ref, "the adapter", resumable=True):
+                from huggingface_hub import snapshot_download
+
+                patterns = [CONFIG, WEIGHTS]
+                found = snapshot_download(
+                    ref.repo, revision=ref.revision, cache_dir=cache_root(), allow_patterns=patterns
+                )
+            folder = Path(found)
+    if folder.is_file() or ref.is_demo:
+        raise UsageError(f"--adapter {name}: that is a model; give a folder with an {CONFIG}")
+    for part in (CONFIG, WEIGHTS):
+        if not (folder / part).is_file():
+            raise BrokenModel(f"--adapter {name}: {folder} has no {part}, so there is no adapter to apply")
+    return folder

@@ -1,0 +1,29 @@
+"""The types of GGUF blocks that a CPU multiplies with as they are, and the bytes that takes. No tensor is read."""
+
+from __future__ import annotations
+
+from kvlite.gguf.header import Header, TensorInfo
+
+FOUR_BITS = ("Q4_0", "Q4_1", "Q4_K")
+"""Types whose 32 neighbours share a scale and an offset, in codes of 4 bits: nothing is rounded but these two."""
+
+EIGHT_BITS = ("Q8_0", "Q5_0", "Q5_1", "Q5_K", "Q6_K")
+"""Types with more bits, which are held in two halves of 4; those of Q6_K, whose scales are of 16 neighbours, anew."""
+
+GROUP, COLUMNS = 32, 64
+_EIGHTHS = dict.fromkeys(FOUR_BITS, 5) | dict.fromkeys(EIGHT_BITS, 10)  # of a byte for a weight, scales and all
+
+
+def is_packed(name: str, tensor: TensorInfo) -> bool:
+    """True for a matrix that stays packed on a CPU: linear maps, output head and embedding, in whole blocks."""
+    part = name.removesuffix(".weight").rpartition(".")[2]
+    is_matrix = len(tensor.shape) == 2 and tensor.shape[0] % COLUMNS == 0 and tensor.shape[1] % GROUP == 0
+    return is_matrix and tensor.type in _EIGHTHS and not part.startswith("ffn_gate_inp")
+
+
+def packed_bytes(header: Header, element_bytes: int) -> int:
+    """Bytes of the weights where what can be stays packed, and the rest takes `element_bytes` each."""
+    return sum(
+        tensor.parameters * _EIGHTHS[tensor.type] // 8 if is_packed(name, tensor) else tensor.parameters * element_bytes
+        for name, tensor in header.tensors.items()
+    )

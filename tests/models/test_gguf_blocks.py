@@ -1,0 +1,93 @@
+"""GGUF blocks that stay packed on a CPU: numbers of the gguf library, logits of the model, bytes of the plan."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from gguf import GGMLQuantizationType
+from gguf.quants import dequantize
+
+from kvlite.catalog.files import ModelFiles, local_files
+from kvlite.catalog.names import ModelRef
+from kvlite.gguf.header import BLOCKS
+from kvlite.gguf.packing import EIGHT_BITS, FOUR_BITS
+from kvlite.memory.prediction import weight_term
+from kvlite.models.fusing import probe_logits
+from kvlite.models.gguf_blocks import pack_blocks
+from kvlite.models.loaded import LoadedModel
+from kvlite.models.loading import load
+from kvlite.models.packed import PackedEmbedding, PackedLinear
+from kvlite.models.verify import relative_error
+from kvlite.options import ModelOptions
+from kvlite_kernels.packed import Packed4, PackedPair, multiply
+from tests.architectures import tiny_model
+from tests.gguf.gguf_file import write_model
+from tests.matrix import but_few
+
+CPU = torch.device("cpu")
+SIZES = {"vocab_size": 320, "intermediate_size": 128, "num_key_value_heads": 4}
+CASES = [
+    (family, kind) for family in ("llama", "gemma3_text", "qwen2_moe", "phi3") for kind in ("Q4_0", "Q4_1", "Q8_0")
+]
+
+
+def random_blocks(kind: str, rows: int, inputs: int) -> np.ndarray:
+    """Blocks of random bits whose scales are numbers."""
+    elements, size = BLOCKS[kind]
+    blocks = np.random.default_rng(0).integers(0, 256, (rows, inputs // elements, size), dtype=np.uint8)
+    numbers = np.array([0.011, -0.07], dtype=np.float16).view(np.uint8)
+    if kind == "Q6_K":
+        blocks[..., -2:] = numbers[:2]
+    else:
+        count = 4 if kind in ("Q4_1", "Q5_1", "Q4_K", "Q5_K") else 2
+        blocks[..., :count] = numbers[:count]
+    return blocks.reshape(rows, -1)
+
+
+@pytest.mark.parametrize("kind", [*FOUR_BITS, *EIGHT_BITS])
+def test_packed_blocks_are_the_numbers_of_the_gguf_library_but_for_rounded_scales(kind: str) -> None:
+    blocks = random_blocks(kind, 128, 512)
+    exact = torch.from_numpy(dequantize(blocks, GGMLQuantizationType[kind]))
+    weights = pack_blocks(torch.from_numpy(blocks), kind)
+    assert type(weights) is (Packed4 if kind in FOUR_BITS else PackedPair)
+    most = 0.01 if kind == "Q6_K" else 0.004
+    index = torch.tensor([[3, 127], [64, 40]])
+    assert relative_error(weights.rows(index, torch.float32), exact[index]) < most
+    assert relative_error(weights.unpack(0, 128).T.float(), exact) < most
+    x = torch.randn(3, 512, generator=torch.Generator().manual_seed(1)).bfloat16()
+    assert relative_error(multiply(x, weights, None), x.float() @ exact.T) < most + 0.002
+
+
+def files_of(folder: Path, family: str, kind: str, **changed: int) -> ModelFiles:
+    path = write_model(folder / "model.gguf", tiny_model(family, SIZES | changed), kind)
+    return local_files(ModelRef(path=path))
+
+
+def loaded(files: ModelFiles, dtype: str = "bfloat16") -> LoadedModel:
+    return load(files, ModelOptions(dtype=dtype), CPU)
+
+
+@pytest.mark.parametrize(("family", "kind"), but_few(CASES, ("llama", "Q4_1"), ("gemma3_text", "Q8_0")))
+def test_a_file_in_bfloat16_stays_packed_and_has_its_logits(tmp_path: Path, family: str, kind: str) -> None:
+    files = files_of(tmp_path, family, kind)
+    packed, whole = loaded(files), loaded(files, "float32")
+    modules = list(packed.model.modules())
+    assert [type(one) for one in modules].count(PackedEmbedding) == 1
+    assert not [one for one in whole.model.modules() if type(one) is PackedLinear]
+    assert packed.model.get_output_embeddings().weight.dtype == torch.uint8
+    assert relative_error(probe_logits(packed), probe_logits(whole)) < 0.06  # bfloat16 alone is off by 0.03
+
+
+@pytest.mark.parametrize("kind", ["Q4_0", "Q8_0"])
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_packed_file_takes_the_bytes_that_are_predicted(tmp_path: Path, kind: str, tied: bool) -> None:
+    files = files_of(tmp_path, "llama", kind, tie_word_embeddings=tied)
+    held = loaded(files)
+    buffers = sum(one.nbytes for name, one in held.model.named_buffers() if "inv_freq" in name)
+    assert held.weight_bytes - buffers == weight_term(held.shape, files.weights, "none", "cpu").predicted_bytes
+    on_gpu = weight_term(held.shape, files.weights, "none", "cuda").predicted_bytes
+    assert on_gpu is not None and files.weights is not None and files.weights.parameters is not None
+    assert on_gpu == 2 * files.weights.parameters
