@@ -23,8 +23,8 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
+from kvlite.cache.group import PartGroup
 from kvlite.cache.layer import Layer
-from kvlite.cache.part import PartGroup
 from kvlite.cache.policy import load_policy
 from kvlite.engine.engine import Engine
 from kvlite.engine.request import Request, Token

@@ -9,8 +9,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from kvlite.cache.group import PartGroup, try_out
 from kvlite.cache.layer import Layer, parted
-from kvlite.cache.part import LayerHeads, Part, PartGroup, try_out
+from kvlite.cache.part import LayerHeads, Part
 from kvlite.cache.policy import Policy
 from kvlite.cache.step import Echo, SlotMapping, Step
 from kvlite.errors import UsageError

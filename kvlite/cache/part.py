@@ -7,28 +7,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from kvlite.cache.policy import Candidates, Policy, PolicyFailed, in_a_line, is_built_in
+from kvlite.cache.policy import Candidates
 from kvlite.cache.rotation import Rotation, rotate_keys
 from kvlite.cache.step import Echo, SlotMapping, Step
-from kvlite.errors import KvliteError
-from kvlite.memory.format import SlotFormat
-from kvlite.memory.plan import CachePlan
-from kvlite.memory.shape import LayerShape, ModelShape
-from kvlite_kernels.backend import TORCH, Backend
-from kvlite_kernels.eviction import Protection, choose, priority
+from kvlite.memory.shape import LayerShape
+from kvlite_kernels.eviction import choose, priority
 from kvlite_kernels.kinds import Statistic
-from kvlite_kernels.lowbit import Packed
 from kvlite_kernels.reference import Geometry, Segment
-from kvlite_kernels.slots import Slots, Vectors, tensors_of
+from kvlite_kernels.slots import Slots, tensors_of
 from kvlite_kernels.statistic import Observation
 
-SCORED_TOGETHER = 1 << 18
-"""Most slots, of all heads, rows and layers, that are scored at once: some 120 bytes each while that lasts."""
+if TYPE_CHECKING:
+    from kvlite.cache.group import PartGroup
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,93 +32,6 @@ class LayerHeads:
 
     layer: int
     numbers: tuple[int, ...]
-
-
-class PartGroup:
-    """Parts of layers like `shape` but for KV heads, in the same tensors, with `num_slots` slots per KV head.
-
-    Where a token goes does not depend on its layer while there is room, and the victim of a decoded token may be chosen
-    after all layers have attended. Both are then one operation for the group instead of one per part. Parts that have
-    different numbers of heads lie there head by head. `policy` scores, `backend` computes.
-    """
-
-    def __init__(
-        self,
-        members: Sequence[LayerHeads],
-        shape: LayerShape,
-        num_slots: int,
-        plan: CachePlan,
-        stored: SlotFormat,
-        policy: Policy,
-        backend: Backend,
-        device: torch.device,
-    ) -> None:
-        counts = [len(heads.numbers) for heads in members]
-        width = counts[0] if len(set(counts)) == 1 else 1
-        size = (sum(counts) // width, plan.rows, width, num_slots + 1)
-        k, v = (empty_vectors(size, dim, stored, device) for dim in (shape.k_dim, shape.v_dim))
-        self.slots = Slots.empty(k, v, policy.statistic is not None)  # [L, B, H_KV, S + 1], or [H, B, 1, S + 1]
-        self.policy, self.backend = policy, backend
-        recent = max(1, min(policy.recent(num_slots), num_slots - 1))
-        self.protection = Protection(recent, policy.sinks, shape.window)
-        ends = [end // width for end in accumulate(counts)]
-        self.parts = [
-            Part(heads, replace(shape, kv_heads=count), self, self.slots.joined(slice(end - count // width, end)))
-            for heads, count, end in zip(members, counts, ends, strict=True)
-        ]
-        self._together = max(1, SCORED_TOGETHER // (plan.rows * width * (num_slots + 1)))
-        is_small = shape.window is None and num_slots < plan.fewest
-        self._most_pinned = num_slots - recent - policy.sinks - 1 if is_small else None
-
-    def place(self, step: Step) -> None:
-        """Write the positions of tokens whose slots are known before their keys are."""
-        mapping = step.mappings[self.slots.num_slots]
-        if mapping.index is None:
-            return
-        slots = self.slots.of_rows(step.rows)
-        slots.write(mapping.index, pos=step.pos[:, None], rot=step.rot[:, None])
-        if mapping.evicts and slots.statistic is not None:
-            slots.statistic[..., -1].zero_()
-
-    def evict(self, step: Step) -> None:
-        """Choose the victims of what waits, after all layers have attended."""
-        if not step.mappings[self.slots.num_slots].evicts or self.policy.needs_queries:
-            return
-        slots = self.slots.of_rows(step.rows)
-        for start in range(0, len(slots.pos), self._together):
-            self.evict_from(slots[start : start + self._together], step)
-
-    def evict_from(self, slots: Slots, step: Step, q: Tensor | None = None) -> None:
-        """Move each token that waits in the discard slot over the one that the policy scores lowest.
-
-        `slots` are those of `step.rows`, of one part or of several; `q` [n, H_Q, 1, D] are the queries of one.
-        """
-        next_pos = step.next_pos
-        candidates = Candidates(slots.pos, next_pos, slots.statistic, ((slots.k, slots.v),), q)
-        self.backend.evict(slots, self.score(candidates), next_pos, self.protected(step))
-
-    def score(self, candidates: Candidates) -> Tensor:
-        """Score as the policy does. Raises PolicyFailed where a plug-in raises anything."""
-        try:
-            return self.policy.score(candidates)
-        except Exception as error:
-            if is_built_in(self.policy) or isinstance(error, KvliteError | MemoryError | torch.OutOfMemoryError):
-                raise
-            raise PolicyFailed(f"KV policy {self.policy.name!r}: `score` raised {in_a_line(error)}") from error
-
-    def protected(self, step: Step) -> Protection:
-        """The tokens that stay whatever the score.
-
-        Heads with fewer slots than the others, which need little, keep what is pinned in a row only if it leaves room.
-        """
-        pins = step.pins
-        if pins is None:
-            return self.protection
-        if self._most_pinned is not None:
-            start, end = pins.unbind(-1)
-            pinned = (end - start.clamp(min=self.protection.sinks)).clamp(min=0).sum(-1)
-            pins = pins * (pinned <= self._most_pinned)[:, None, None]
-        return replace(self.protection, pins=pins)
 
 
 class Part:
@@ -216,11 +124,12 @@ class Part:
     def held(self, step: Step) -> Segment | None:
         """The slots that one token of each row attends over, its own among them; None where more than that is done.
 
-        More is done where there are several tokens, a window, or a policy that looks at queries.
+        More is done where there are several tokens, an echo, a window, or a policy that looks at queries.
         """
         mapping = step.mappings[self.num_slots]
         is_more = mapping.index is None or self.shape.window is not None or self.group.policy.needs_queries
-        return None if is_more or step.pos.shape[1] > 1 else self._view(step.rows, mapping, mapping.before, 1)[1]
+        is_more |= step.pos.shape[1] > 1 or step.echo is not None
+        return None if is_more else self._view(step.rows, mapping, mapping.before, 1)[1]
 
     def write(self, k: Tensor, v: Tensor, step: Step) -> None:
         """Put the new k [n, H_KV, T, D] and v [n, H_KV, T, D_V] where the step has their slots."""
@@ -277,42 +186,3 @@ class Part:
             k, v = slots.k[..., :extent, :], slots.v[..., :extent, :]
             self._read = asked, slots, Segment(k, v, slots.pos[..., :extent], statistic, before, own)
         return self._read[1:]
-
-
-def empty_vectors(heads: tuple[int, ...], dim: int, stored: SlotFormat, device: torch.device) -> Vectors:
-    """Zeros [*heads, dim] as `stored` says: numbers, or codes and their scales."""
-    if not stored.is_quantised:
-        return torch.zeros(*heads, dim, dtype=getattr(torch, stored.name), device=device)
-    codes_dtype = torch.uint8 if stored.bits == 4 else torch.int8
-    codes: Tensor = torch.zeros(*heads, stored.code_bytes(dim), dtype=codes_dtype, device=device)
-    return Packed(codes, torch.zeros(*heads, stored.num_scales(dim), dtype=torch.float16, device=device), dim)
-
-
-def try_out(policy: Policy, shape: ModelShape, plan: CachePlan, stored: SlotFormat) -> None:
-    """Let a plug-in score made-up tokens on the CPU, those of one layer and of two together.
-
-    Raises PolicyFailed where it raises, gives anything but one floating-point number for each, or NaN.
-    """
-    layer = next((layer for layer in shape.layers if layer.kv_heads), None)
-    if layer is None or is_built_in(policy):
-        return
-    numbers, device = tuple(range(layer.kv_heads)), torch.device("cpu")
-    members = [LayerHeads(0, numbers), LayerHeads(1, numbers)]
-    group = PartGroup(members, layer, min(plan.fewest, 256), replace(plan, rows=1), stored, policy, TORCH, device)
-    made_up = torch.Generator().manual_seed(0)
-    for _, tensor in group.slots.tensors():
-        tensor.random_(1, 8, generator=made_up)
-    group.slots.pos.copy_(torch.arange(group.slots.num_slots + 1) + policy.sinks)
-    next_pos = group.slots.pos.amax().view(1, 1, 1) + 1
-    q = torch.rand(1, shape.query_heads, 3, layer.k_dim, generator=made_up).to(getattr(torch, shape.dtype))
-    asking = q if policy.needs_queries else None
-    for slots in [group.slots[0], group.slots][: 1 if policy.needs_queries else 2]:
-        score: object = group.score(Candidates(slots.pos, next_pos, slots.statistic, ((slots.k, slots.v),), asking))
-        got = f"{score.dtype} {[*score.shape]}" if isinstance(score, Tensor) else type(score).__name__
-        if isinstance(score, Tensor) and score.is_floating_point() and score.shape == slots.pos.shape:
-            if not priority(score, slots.pos, next_pos, group.protection).isnan().any():
-                continue
-            got = "NaN"
-        raise PolicyFailed(
-            f"KV policy {policy.name!r}: `score` gave {got}, not a float for each of {[*slots.pos.shape]}"
-        )

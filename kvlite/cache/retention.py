@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from kvlite.cache.cache import CacheSnapshot, SlotCache
+from kvlite.cache.group import pins_with_room
 from kvlite.cache.layer import parted
 from kvlite.cache.part import LayerHeads, Part
 from kvlite.cache.policy import Candidates, Policy
@@ -89,9 +90,12 @@ def best_kept(cache: SlotCache, row: int, target: Target) -> Moved | None:
         for layer in cache.layers
         for numbers in sorted(parted(target.head_slots[layer], policy.noise is not None))
     ]
-    names = [name for name in cache.parts[0].tensors if name != "statistic" or policy.statistic is not None]
     parts = [
-        {name: torch.stack([held_by[each.layer, head][name] for head in each.numbers]) for name in names}
+        {
+            name: torch.stack([held_by[each.layer, head][name] for head in each.numbers])
+            for name in held_by[each.layer, each.numbers[0]]
+            if name != "statistic" or policy.statistic is not None
+        }
         for each in heads
     ]
     return Moved(CacheSnapshot(counts, parts), heads)
@@ -108,7 +112,8 @@ def _best(part: Part, row: int, live: int, wanted: Sequence[int], target: Target
     best = []
     for place, count in enumerate(wanted):
         recent = max(1, min(policy.recent(count), count - 1))
-        protection = Protection(recent, policy.sinks, part.shape.window, pins)
+        kept = None if pins is None else pins_with_room(pins, policy.sinks, count - recent - policy.sinks - 1)
+        protection = Protection(recent, policy.sinks, part.shape.window, kept)
         held = pos[:, place : place + 1]
         ranked = priority(score[:, place : place + 1], held, next_pos, protection)
         order = held.argsort(dim=-1)  # of equals the oldest goes first

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from textwrap import fill
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -28,8 +29,9 @@ class Command:
 def show_pairs(chat: Chat, pairs: Sequence[tuple[str, str]]) -> None:
     """Show names and values in two columns."""
     width = max((len(name) for name, _ in pairs), default=0)
+    columns = max(width + 24, shutil.get_terminal_size().columns)
     for name, value in pairs:
-        chat.show(f"  {name.ljust(width)}  {value}")
+        chat.show(fill(f"  {name.ljust(width)}  {value}", columns, subsequent_indent=" " * (width + 4)))
 
 
 def first_words(text: str, taken: int) -> str:

@@ -116,7 +116,8 @@ def _sessions(chat: Chat, argument: str) -> None:
     width = max((len(session.name) for session in found), default=0)
     for session in found:
         size = human_bytes(session.num_bytes + session.cache_bytes)
-        line = f"  {session.name.ljust(width)}  {session.saved:%Y-%m-%d %H:%M}  {session.turns:>3} turns {size:>8}  "
+        turns = f"{session.turns} turn{'s'[: session.turns != 1]}"
+        line = f"  {session.name.ljust(width)}  {session.saved:%Y-%m-%d %H:%M}  {turns:>9} {size:>8}  "
         chat.show(line + first_words(session.problem or session.first, len(line)))
 
 

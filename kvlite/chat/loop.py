@@ -116,6 +116,7 @@ class Chat:
     def handle(self, line: str) -> None:
         """Run a command or send a message; an error of either is shown, and the chat goes on."""
         unsent = self.session.unsent
+        line = slash_commands.MEANT.get(line, line)
         try:
             if is_command(line):
                 command, argument = slash_commands.find(readable(line).strip())
@@ -161,7 +162,7 @@ class Chat:
 
     def cache_changed(self, how: str) -> None:
         """Note that the cache is another one from now on."""
-        self._display.recorder.changed(how)
+        self._display.recorder.changed(how, self.memory.predicted())
 
     def note(self, text: str) -> None:
         """Say something useful."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import secrets
 from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ from kvlite.chat.command import Command, show_pairs
 from kvlite.chat.conversation_commands import CONVERSATION_COMMANDS
 from kvlite.chat.memory_commands import MEMORY_COMMANDS
 from kvlite.errors import UsageError
-from kvlite.llm.answer import AnswerSettings
+from kvlite.llm.answer import DRAWN_SEEDS, AnswerSettings
 
 if TYPE_CHECKING:
     from kvlite.chat.loop import Chat
@@ -105,7 +106,11 @@ def _set(chat: Chat, argument: str) -> None:
         key, separator, value = argument.partition("=")
         if not separator:
             raise UsageError(f"/set takes KEY=VALUE, not {argument!r}; /set alone lists the settings")
-        chat.session.settings = changed(chat.session.settings, key, value)
+        before = chat.session.settings.sampling
+        settings = changed(chat.session.settings, key, value)
+        if before.is_greedy and not settings.sampling.is_greedy and not before.seed:  # nobody gave one
+            settings = replace(settings, sampling=replace(settings.sampling, seed=secrets.randbelow(DRAWN_SEEDS)))
+        chat.session.settings = settings
     show_pairs(chat, listed(chat.session.settings))
 
 
@@ -121,5 +126,8 @@ COMMANDS = (
     *MEMORY_COMMANDS,
 )
 BY_NAME = {name: command for command in COMMANDS for name in command.names}
-LEAVING = frozenset(f"/{name}" for name, command in BY_NAME.items() if command.run is _exit)
+MEANT = {"exit": "/exit", "quit": "/exit", "help": "/help", "?": "/help"}
+"""Lines that mean a command to whoever types them; begun with a space they are sent."""
+
+LEAVING = frozenset({f"/{name}" for name, command in BY_NAME.items() if command.run is _exit} | {"exit", "quit"})
 """The lines that end a chat."""

@@ -154,6 +154,10 @@ class ChatMemory:
         word, instead = (str(text.tokenizer.decode([token])) for token in (ids[first], found[first]))
         return Checked(len(ids) - len(differing), len(ids), first + 1, word, instead)
 
+    def predicted(self) -> dict[str, int]:
+        """Bytes by term, as the cache that is there now was planned."""
+        return self._llm.predicted()
+
     def save(self, path: Path, messages: Sequence[Mapping[str, str]]) -> int | None:
         """Save the row where it holds just `messages`, and give its bytes. Raises OutputError when the disk refuses."""
         return save_row(path, self._llm, self._conversation, messages)

@@ -86,16 +86,16 @@ class Fit:
         they are for whole: every head and layer has as many. Raises as `cache` does.
         """
         few = replace(self, batch=min(self.most_rows, lines))
-        alone = replace(few, batch=None if self.row_budget is None else 1)
-        most = alone.cache(budget)
-        wanted = min(max(slots, self.spec.least_slots(self.shape)), most.slots)
-        if wanted >= slots:
-            few = replace(few, spec=replace(self.spec, layer_rule=equally, head_shares=None))
+        equal = replace(few, spec=replace(self.spec, layer_rule=equally, head_shares=None))
+        one = None if self.row_budget is None else 1  # else a row may have the whole budget
+        wanted = max(slots, equal.spec.least_slots(self.shape))
+        if wanted > replace(equal, batch=one).cache(budget).slots:
+            return replace(few, batch=one and few.batch).cache(budget)
         if shared:
-            copies = plan_cache(self.shape, Budget(BudgetKind.TOKENS, shared), few.spec, free_bytes=None)
-            few = replace(few, beside_bytes=copies.reserved_bytes)
-        found = replace(few, row_budget=Budget(BudgetKind.TOKENS, wanted)).cache(budget)
-        return replace(found, capped_by=most.capped_by if found.slots == most.slots else None)
+            copies = plan_cache(self.shape, Budget(BudgetKind.TOKENS, shared), equal.spec, free_bytes=None)
+            equal = replace(equal, beside_bytes=copies.reserved_bytes)
+        found = replace(equal, row_budget=Budget(BudgetKind.TOKENS, wanted)).cache(budget)
+        return replace(found, capped_by=None)
 
     def memory(self, cache: CachePlan | None) -> MemoryPlan:
         """Every term of a run with `cache`, weights first; without one, all that lies beside a cache at its largest."""

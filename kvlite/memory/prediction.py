@@ -116,6 +116,17 @@ def packed_bits(quant: str, device: str) -> int:
     return {"4bit": 4, "8bit": 8}.get(quant, 0) if device == "cpu" else 0
 
 
+# Bytes in 16 bits for a byte as it is stored: of codes of 8 bits, of 4 with a scale for 32 (MXFP4), of 4 in words.
+_UNPACKED = {"F8_E4M3": 2, "F8_E5M2": 2, "I8": 2, "U8": 4 * 16 / 17, "I32": 4}
+
+
+def _is_unpacked(shape: ModelShape, device: str) -> bool:
+    """True where transformers multiplies with whole numbers what is stored in fewer bits."""
+    return shape.quant_method == "compressed-tensors" or (
+        device == "cpu" and shape.quant_method in ("fp8", "mxfp4", "mxfp8")
+    )
+
+
 def stays_packed(weights: Weights | None, dtype: str, quant: str, device: str) -> bool:
     """True where blocks of a GGUF file stay packed: on a CPU, in bfloat16, unless they are quantised anew."""
     is_packable = weights is not None and weights.packed_bytes is not None
@@ -126,6 +137,9 @@ def weight_term(shape: ModelShape, weights: Weights | None, quant: str, device: 
     """The weights as they are once loaded: in the shape's dtype, or quantised."""
     if weights is None:
         return Term("weights", None, "there are no weights here to measure")
+    if shape.is_quantised and _is_unpacked(shape, device):
+        size = sum(held * _UNPACKED.get(dtype, 1) for dtype, held in weights.by_dtype.items())
+        return Term("weights", int(size), f"{shape.quant_method}, unpacked into {shape.dtype} when loaded")
     if shape.is_quantised:
         return Term("weights", weights.num_bytes, "as stored, quantised already")
     if weights.parameters is None:

@@ -56,7 +56,8 @@ class LayerShape:
 class ModelShape:
     """The sizes of a model that memory follows from; `layers[i]` belongs to the attention module of `layer_idx` i.
 
-    `is_tied`: embedding and head are one matrix; `is_quantised`: the weights are stored in fewer bits than `dtype`.
+    `is_tied`: embedding and head are one matrix; `is_quantised`: the weights are stored in fewer bits than `dtype`,
+    by `quant_method` as config.json calls it.
     """
 
     family: str
@@ -71,6 +72,7 @@ class ModelShape:
     dtype: str
     is_tied: bool = True
     is_quantised: bool = False
+    quant_method: str | None = None
 
     @classmethod
     def from_config(
@@ -111,6 +113,7 @@ class ModelShape:
             is_tied={**outer.values, **text.values}.get("tie_word_embeddings")
             is not False,  # left out where it is true
             is_quantised="quantization_config" in config,
+            quant_method=_quant_method(config.get("quantization_config")),
         )
 
     @property
@@ -128,6 +131,11 @@ class ModelShape:
         size = DTYPE_BYTES[self.dtype]
         kv = sum(layer.slots(tokens) * layer.kv_heads * (layer.k_dim + layer.v_dim) for layer in self.layers)
         return kv * size + sum(layer.state_bytes for layer in self.layers)
+
+
+def _quant_method(settings: object) -> str | None:
+    method = settings.get("quant_method") if isinstance(settings, Mapping) else None
+    return method if isinstance(method, str) else None
 
 
 def _family_name(outer: Fields, text: Fields) -> str:

@@ -26,7 +26,7 @@ def join(*parts: Any) -> nn.Module | None:
     """
     if len({getattr(part, "bias", None) is not None for part in parts}) > 1:
         return None
-    if not all(type(part) is nn.Linear for part in parts):
+    if not all(type(part) is nn.Linear and type(part.weight) is nn.Parameter for part in parts):  # not quantised
         return join_packed(parts) or join_four_bit(parts)
     joined = nn.Linear(parts[0].in_features, sum(part.out_features for part in parts), bias=False, device="meta")
     joined.weight = _joined([part.weight for part in parts])

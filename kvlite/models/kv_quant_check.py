@@ -19,8 +19,12 @@ from kvlite.models.loaded import LoadedModel
 from kvlite.models.probe import dry_cache, feed, probe_ids
 
 TOKENS = 32
-HARMLESS = 0.03
-"""Mean nats per token up to which quantised slots are taken without being asked for."""
+HARMLESS = 0.06
+"""Mean nats per token up to which quantised slots are taken without being asked for.
+
+SmolLM2-135M loses 0.041 in int4, and answers 22, 28 and 33 questions at 5, 10 and 20 % of the bytes, of which the whole
+cache answers 32; in int8 slots it answers 6 and 21 at 5 and 10 %.
+"""
 NOTICEABLE = 0.1
 DESTROYED = 1.0
 """Mean nats per token from which a loss is worth a warning, and from which the model's answers are lost."""

@@ -87,6 +87,9 @@ def load(files: ModelFiles, options: ModelOptions, device: torch.device, store: 
     set_threads(device)
     dtype: torch.dtype = getattr(torch, shape.dtype)
     model = _model(files, options, dtype, device)
+    if (files.config.get("quantization_config") or {}).get("quant_method") == "compressed-tensors":
+        with torch.no_grad():  # it unpacks its weights in the first pass, into tensors that inference mode would seal
+            model(input_ids=torch.zeros((1, 1), dtype=torch.int64, device=device), use_cache=False)
     if options.adapter is not None:
         model = merged(model, adapter_folder(options.adapter, offline=options.offline))
     passed.append(("weights", time.perf_counter()))

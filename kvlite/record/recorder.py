@@ -165,10 +165,10 @@ class Recorder:
         self._is_within_budget &= counts.live_bytes <= counts.budget_bytes
         self._add_point(counts, "first eviction" if is_first else None)
 
-    def changed(self, how: str) -> None:
-        """Note that the cache was exchanged: it has another budget or policy, and a peak of its own."""
+    def changed(self, how: str, predicted: Mapping[str, int]) -> None:
+        """Note that the cache was exchanged for one of bytes `predicted` by term, which has a peak of its own."""
         if self._engine is not None:
-            self._peak_bytes = 0
+            self._peak_bytes, self._predicted = 0, dict(predicted)
             self._add_point(self._engine.counts(), how)
 
     def released(self) -> None:

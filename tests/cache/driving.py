@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from kvlite.cache.cache import SlotCache
+from kvlite.cache.group import empty_vectors
 from kvlite.cache.layer import Layer
-from kvlite.cache.part import Part, empty_vectors
+from kvlite.cache.part import Part
 from kvlite.cache.policy import Candidates, Policy
 from kvlite.cache.rotation import Rotation
 from kvlite.memory.budget import Budget

@@ -28,6 +28,6 @@ def test_layers_ranked_apart_keep_what_they_keep_together(
     monkeypatch: pytest.MonkeyPatch, policy: str, stored: str, together: int
 ) -> None:
     at_once = driven(policy, stored)
-    monkeypatch.setattr("kvlite.cache.part.SCORED_TOGETHER", together)
+    monkeypatch.setattr("kvlite.cache.group.SCORED_TOGETHER", together)
     for one, other in zip(at_once.tensors(), driven(policy, stored).tensors(), strict=True):
         assert torch.equal(one, other)

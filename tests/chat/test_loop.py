@@ -144,6 +144,20 @@ def test_what_is_pasted_is_sent_as_it_is(held, pasted):
     assert held.chat.session.messages[0]["content"] == pasted.strip("\n")
 
 
+def test_words_that_mean_a_command_are_one_and_are_sent_behind_a_space(held):
+    held.type(" exit", "help", "?", "exit", "never read")
+    assert [message["content"] for message in held.chat.session.messages[::2]] == ["exit"]
+    assert held.said.count("list the commands") == 2 and held.script.lines == ["never read"]
+
+
+def test_a_chat_that_begins_to_sample_draws_a_seed_and_shows_it(held, monkeypatch):
+    monkeypatch.setattr("kvlite.chat.slash_commands.secrets.randbelow", lambda below: 12345)
+    held.type("/set temperature=0.7")
+    assert held.chat.session.settings.sampling.seed == 12345 and "seed                12345" in held.said
+    held.type("/set seed=7", "/set temperature=0", "/set temperature=0.7")
+    assert held.chat.session.settings.sampling.seed == 7
+
+
 def test_a_pasted_line_that_begins_with_a_command_is_one(held):
     held.type(Pasted("/mem\n"))
     assert "tokens seen" in held.said and held.engine.requests == []

@@ -187,6 +187,8 @@ def test_the_record_tells_what_is_kept_of_each_turn(typed):
     assert record.kv.per_turn[0].kept < 1 and record.kv.per_turn[1].pinned
     assert record.kv.within_budget and record.kv.peak_bytes <= record.kv.budget_bytes
     assert any("60 tok" in str(point.event) for point in record.timeline)
+    terms = {term.name: (term.predicted_bytes, term.measured_bytes) for term in record.memory.terms}
+    assert terms["kv"][0] == terms["kv"][1]
 
 
 def test_a_saved_system_prompt_stays_and_that_is_said(typed):

@@ -89,6 +89,15 @@ def test_an_answer_is_repeated_too_once_it_is_a_chunk_long(loaded: LoadedModel) 
         assert bool((known[pos >= 44] == 0).all())
 
 
+def test_heads_with_different_numbers_of_slots_repeat_an_answer_too(loaded: LoadedModel) -> None:
+    needs = [[0.1, 0.9], [0.9, 0.1], [0.4, 0.4], [0.1, 0.9]]
+    engine = make_engine(loaded, "64tok", "replay", head_shares=lambda slots: needs)
+    answers(engine, [Request("a", prompt(60), max_tokens=40, row=0)])
+    assert len(engine.cache.parts) > 4
+    for pos, known in held(engine):
+        assert bool((known[pos < 4] > 0).all()) and bool((known > 0).sum() > known.numel() // 2)
+
+
 def test_a_request_that_evicts_nothing_is_fed_once(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     echoes: list[int] = []
     forward = LoadedModel.forward

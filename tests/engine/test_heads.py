@@ -10,7 +10,9 @@ from kvlite.engine.engine import Engine
 from kvlite.engine.memory_report import EngineMemory
 from kvlite.engine.request import Request
 from kvlite.models.loaded import LoadedModel
+from kvlite_kernels.backend import Backend
 from tests.architectures import tiny_model
+from tests.cache.driving import positions
 from tests.engine_for_tests import admitted, answers, make_engine
 from tests.matrix import but_few
 
@@ -54,6 +56,20 @@ def test_an_answer_does_not_depend_on_the_batch(loaded: LoadedModel, policy: str
     assert {key: done.kv.live_bytes for key, done in together.items()} == {
         key: done.kv.live_bytes for key, done in alone.items()
     }
+
+
+@pytest.mark.parametrize("policy", ["heavy-hitter", "replay"])
+def test_steps_over_all_heads_at_once_are_those_part_by_part(
+    loaded: LoadedModel, policy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = [Request("a", prompt(4, 130), max_tokens=60, row=0)]
+    together, each = unequal(loaded, "100tok", policy), unequal(loaded, "100tok", policy)
+    ids = answers(together, asked)["a"].ids
+    monkeypatch.setattr(Backend, "go_together", lambda *_: False)
+    assert answers(each, asked)["a"].ids == ids
+    for part, other in zip(together.cache.parts, each.cache.parts, strict=True):
+        assert positions(part) == positions(other)
+        torch.testing.assert_close(part.tensors["v"], other.tensors["v"], rtol=1e-4, atol=1e-5)
 
 
 def test_an_answer_undone_and_given_again_is_the_same(loaded: LoadedModel) -> None:

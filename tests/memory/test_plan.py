@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from kvlite.errors import BudgetTooSmall, DoesNotFit, UsageError
 from kvlite.memory.budget import Budget, BudgetKind
 from kvlite.memory.format import FORMATS
 from kvlite.memory.plan import CachePlan, CacheSpec, chunk_tokens, plan_cache
+from kvlite.memory.prediction import Weights, weight_term
 from kvlite.memory.shape import LayerShape, ModelShape
 
 CONFIGS = Path(__file__).parents[1] / "data" / "configs"
@@ -218,3 +220,23 @@ def test_the_whole_window_of_a_model_without_one_is_refused() -> None:
 def test_more_protected_tokens_than_the_window_holds_are_refused() -> None:
     with pytest.raises(BudgetTooSmall, match="--kv-policy"):
         plan(FULL, "2GB", protected=900)
+
+
+@pytest.mark.parametrize(
+    ("method", "stored", "device", "expected"),
+    [
+        ("mxfp4", {"BF16": 1000, "U8": 1700}, "cpu", 1000 + 3200 * 2),
+        ("mxfp4", {"BF16": 1000, "U8": 1700}, "cuda", 2700),
+        ("fp8", {"BF16": 1000, "F8_E4M3": 500}, "cpu", 2000),
+        ("fp8", {"BF16": 1000, "F8_E4M3": 500}, "cuda", 1500),
+        ("compressed-tensors", {"BF16": 1000, "I32": 100}, "cuda", 1400),
+        ("awq", {"F16": 1000, "I32": 100}, "cpu", 1100),
+    ],
+)
+def test_weights_that_are_unpacked_when_loaded_count_unpacked(
+    method: str, stored: dict[str, int], device: str, expected: int
+) -> None:
+    config = json.loads((CONFIGS / "llama-2-7b.json").read_text()) | {"quantization_config": {"quant_method": method}}
+    shape = ModelShape.from_config(config)
+    weights = Weights(sum(stored.values()), 1, stored)
+    assert weight_term(shape, weights, "none", device).predicted_bytes == expected

@@ -18,6 +18,7 @@ from tests.architectures import tiny_model
 from tests.cache.driving import (
     CPU,
     Driver,
+    Needs,
     attention_layer,
     make_plan,
     model_shape,
@@ -40,9 +41,11 @@ FEEDS = ([13, 9], [5, 8], [1, 1], [1, 0], [6, 5], [1, 1], [1, 1], [0, 1], [1, 1]
 """Rows that fill up at different steps, chunks and single tokens, and rows with nothing to say."""
 
 
-def cache_on(kernels: str, policy: Policy, stored: str = "float32", shape: ModelShape = SHAPE) -> SlotCache:
-    shape = replace(shape, query_heads=2 * GROUP)
-    plan = make_plan(shape, f"{SLOTS}tok", policy, rows=2, dtype=stored)
+def cache_on(
+    kernels: str, policy: Policy, stored: str = "float32", shape: ModelShape = SHAPE, needs: Needs | None = None
+) -> SlotCache:
+    shape = replace(shape, query_heads=max(layer.kv_heads for layer in shape.layers) * GROUP)
+    plan = make_plan(shape, f"{SLOTS}tok", policy, 2, stored, policy.min_slots() if needs else 0, needs)
     return SlotCache(shape, plan, policy, FORMATS[stored], CPU, kernels)
 
 
@@ -61,11 +64,22 @@ def test_triton_leaves_the_same_survivors_in_low_bit_slots(name: str, stored: st
     check_survivors(load_policy(name), stored, model_shape(attention_layer(2, 24, v_dim=10)))
 
 
-def check_survivors(policy: Policy, stored: str, shape: ModelShape) -> None:
+@pytest.mark.parametrize(
+    ("name", "stored"),
+    but_few([("heavy-hitter", "float32"), ("keyformer", "float32"), ("snapkv", "int4")], ("keyformer", "float32")),
+)
+def test_triton_leaves_the_same_survivors_in_heads_with_slots_of_their_own(name: str, stored: str) -> None:
+    shape = model_shape(attention_layer(3, 16), attention_layer(2, 16, window=10), attention_layer(2, 16))
+    check_survivors(load_policy(name), stored, shape, ((1, 9, 1), (), (1, 9)))
+
+
+def check_survivors(policy: Policy, stored: str, shape: ModelShape, needs: Needs | None = None) -> None:
     """Both sets of kernels give the same numbers and leave the same slots, codes and scales included."""
     streams = [random_streams(shape, GROUP, 40, seed) for seed in (1, 2)]
     pins = [[(4, 6)], [(0, 2), (7, 9)]]
-    drivers = {name: Driver(cache_on(name, policy, stored, shape), streams, pins) for name in ("torch", "triton")}
+    drivers = {
+        name: Driver(cache_on(name, policy, stored, shape, needs), streams, pins) for name in ("torch", "triton")
+    }
     for counts in FEEDS:
         torch_outs, triton_outs = (driver.feed(counts) for driver in drivers.values())
         for expected, actual in zip(torch_outs, triton_outs, strict=True):

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from kvlite.record.page import HEIGHT, WIDTH, Plot
+from kvlite.record.plots import record_plots, timeline_plot
 from kvlite.record.schema import RunRecord
-from kvlite.record.view import MAX_REQUEST_ROWS, record_page, record_tables, run_line, timeline_plot, verdict
+from kvlite.record.view import MAX_REQUEST_ROWS, record_page, record_tables, run_line, verdict
 
 STARTED = datetime(2025, 11, 20, 20, 11, 30, tzinfo=UTC)
 KV = {
@@ -158,9 +159,23 @@ def test_the_timeline_goes_by_time_where_tokens_do_not_only_grow() -> None:
 @pytest.mark.parametrize(("timeline", "num_plots"), [([], 0), (TIMELINE[:1], 1), (TIMELINE, 1)])
 def test_the_page_has_a_plot_where_there_is_a_timeline(timeline: list[dict[str, Any]], num_plots: int) -> None:
     page = record_page(record(argv=["chat", "<script>alert(1)</script>"], warnings=["a & b"], timeline=timeline))
-    assert page.count("<figure>") == num_plots
+    assert page.count("<figure>") == num_plots + 1  # and what each layer kept
     assert "<script" not in page and "a &amp; b" in page
 
 
 def test_the_page_of_a_run_that_passed_its_budget_is_an_alarm() -> None:
     assert '<h1 class="alarm">Went over' in record_page(record(kv=KV | {"within_budget": False}))
+
+
+def test_what_is_kept_of_layers_and_turns_is_drawn_where_something_was_evicted() -> None:
+    turns = [{"turn": n, "tokens": 10, "kept": kept, "pinned": n == 2} for n, kept in ((1, 0.004), (2, 0.5), (3, 1.0))]
+    shown = record(kv=KV | {"per_turn": turns, "tokens_seen": 100, "tokens_evicted": 60})
+    assert shown.kv is not None
+    titles = {plot.title: plot for plot in record_plots(shown.kv, [])}
+    assert [mark.y for mark in titles["Kept of each turn"].curves[0].marks] == [179.3, 90.0, 0.0]
+    assert len(titles["Tokens kept by each layer"].curves[0].marks) == 3
+    (table,) = [table for table in record_tables(shown) if table.columns[0] == "Turn"]
+    assert [row[2] for row in table.rows] == ["<1 %", "50 %", "100 %"] and table.rows[1][0] == "2, pinned"
+    whole = record(kv=KV | {"per_turn": turns, "tokens_evicted": 0})
+    assert whole.kv is not None and record_plots(whole.kv, []) == ()
+    assert not [table for table in record_tables(whole) if table.columns[0] == "Turn"]

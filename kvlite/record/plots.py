@@ -1,0 +1,62 @@
+"""The cache of a run, drawn: bytes as it went on, and the share of the tokens that is kept, by layer and by turn."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+from kvlite.memory.format import human_bytes
+from kvlite.record.page import ON_LIGHT, WIDTH, Curve, Mark, Plot, round_ticks, x_at, y_at
+from kvlite.record.schema import KVReport, TimelinePoint
+
+_SHARES = (0.0, 1.0)
+
+
+def record_plots(kv: KVReport, timeline: Sequence[TimelinePoint]) -> tuple[Plot, ...]:
+    """The course of the run; where tokens were evicted and one conversation was held, what is kept of them."""
+    plots = [timeline_plot(timeline, kv.budget_bytes)] if timeline else []
+    if kv.tokens_evicted and kv.full_cache_bytes is not None and len(kv.per_layer) > 1:
+        layers = [(layer.layer, min(1.0, layer.kept / kv.tokens_seen)) for layer in kv.per_layer]
+        plots.append(_shares_plot("Tokens kept by each layer", "layer", layers))
+    if kv.tokens_evicted and len(kv.per_turn) > 1:
+        turns = [(turn.turn, turn.kept) for turn in kv.per_turn]
+        plots.append(_shares_plot("Kept of each turn", "turn", turns))
+    return tuple(plots)
+
+
+def timeline_plot(points: Sequence[TimelinePoint], budget_bytes: int) -> Plot:
+    """Live KV bytes against tokens seen, or against time where the tokens do not only grow; dots mark events."""
+    seen = [point.tokens_seen for point in points]
+    grows = seen[-1] > 0 and all(a <= b for a, b in pairwise(seen))
+    steps: list[float] = [*seen] if grows else [point.t_s for point in points]
+    x_ends = (0.0, max(steps) or 1.0)
+    y_ends = (0.0, max(budget_bytes, *(point.kv_bytes for point in points)) or 1.0)
+    held = tuple(
+        Mark(x_at(step, x_ends, WIDTH), y_at(point.kv_bytes, y_ends), dot=point.event is not None)
+        for step, point in zip(steps, points, strict=True)
+    )
+    budget = tuple(Mark(x, y_at(budget_bytes, y_ends), dot=False) for x in (0.0, float(WIDTH)))
+    dashed = len(ON_LIGHT) + 1
+    return Plot(
+        title="KV cache over the run",
+        x_title="tokens seen" if grows else "seconds",
+        y_title="bytes held",
+        x_ticks=tuple((x_at(at, x_ends, WIDTH), f"{at:,g}") for at in round_ticks(*x_ends) if at <= x_ends[1]),
+        y_ticks=tuple((y_at(at, y_ends), human_bytes(int(at))) for at in round_ticks(*y_ends) if at <= y_ends[1]),
+        curves=(Curve("KV cache", 0, held), Curve(f"budget {human_bytes(budget_bytes)}", dashed, budget)),
+    )
+
+
+def _shares_plot(title: str, x_title: str, shares: Sequence[tuple[int, float]]) -> Plot:
+    """A share of the tokens for each of the numbers, which follow each other."""
+    ends = (shares[0][0], shares[-1][0])
+    ticks = [at for at in round_ticks(*ends) if at == int(at) and ends[0] <= at <= ends[1]]
+    marks = tuple(Mark(x_at(number, ends, WIDTH), y_at(share, _SHARES)) for number, share in shares)
+    return Plot(
+        title=title,
+        x_title=x_title,
+        y_title="tokens kept",
+        x_ticks=tuple((x_at(at, ends, WIDTH), f"{at:g}") for at in ticks),
+        y_ticks=tuple((y_at(at, _SHARES), f"{at:.0%}") for at in (0.0, 0.25, 0.5, 0.75, 1.0)),
+        curves=(Curve("share kept", 2, marks),),
+    )
