@@ -90,9 +90,12 @@ def best_kept(cache: SlotCache, row: int, target: Target) -> Moved | None:
         for layer in cache.layers
         for numbers in sorted(parted(target.head_slots[layer], policy.noise is not None))
     ]
-    names = [name for name in cache.parts[0].tensors if name != "statistic" or policy.statistic is not None]
     parts = [
-        {name: torch.stack([held_by[each.layer, head][name] for head in each.numbers]) for name in names}
+        {
+            name: torch.stack([held_by[each.layer, head][name] for head in each.numbers])
+            for name in held_by[each.layer, each.numbers[0]]
+            if name != "statistic" or policy.statistic is not None
+        }
         for each in heads
     ]
     return Moved(CacheSnapshot(counts, parts), heads)

@@ -76,7 +76,8 @@ def names_family(word: str) -> bool:
 
 
 def _family_names() -> set[str]:
-    names = (*_MAKERS_NAMES, *FAMILIES, *NOT_HELD, *aliases())
+    spellings = (spelling for alias in aliases().values() for spelling in (alias.name, *alias.also))
+    names = (*_MAKERS_NAMES, *FAMILIES, *NOT_HELD, *spellings)
     return {found[0] for name in names if (found := re.match("[a-z]+", name))}
 
 

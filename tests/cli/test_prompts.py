@@ -140,7 +140,9 @@ def test_files_that_cannot_be_read_are_named(pipe, tmp_path):
             build_prompt([], [path])
 
 
-@pytest.mark.parametrize("word", ["gpt-oss-x", "llama9", "deepseek", "qwen9.9", "falcon9", "granite-9", "kimi-k2"])
+@pytest.mark.parametrize(
+    "word", ["gpt-oss-x", "gptoss-x", "llama9", "deepseek", "qwen9.9", "falcon9", "granite-9", "kimi-k2"]
+)
 def test_an_unknown_member_of_a_known_family_is_no_prompt(console, word):
     with pytest.raises(ModelNotFound, match=f"^no model is called '{word}'; (did you mean |use an alias)"):
         split_words([word, "hi"], None, "demo", console)
