@@ -3,7 +3,7 @@
     python benchmarks/startup.py --runs 5 --out benchmarks/results/startup-cpu.json
 
 The stages are those `kvlite bench` reports of itself; beside them stands `kvlite run MODEL hi` as a whole, in wall time
-and in processor time, which a busy machine disturbs less.
+and in processor time, which a busy machine disturbs less; of a model in a folder, transformers alone stands beside it.
 """
 
 from __future__ import annotations
@@ -22,6 +22,14 @@ from kvlite.record.measure import versions
 
 COMMAND = (sys.executable, "-m", "kvlite")
 
+THEIRS = """
+import sys, torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1])
+tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])
+"""
+ANSWER = "model.generate(torch.tensor([tokenizer.encode('hi')]), max_new_tokens=1)"
+
 
 def staged(model: str) -> dict[str, float]:
     """Seconds by stage of one process."""
@@ -31,13 +39,24 @@ def staged(model: str) -> dict[str, float]:
     return stages
 
 
-def whole(model: str) -> dict[str, float]:
-    """Seconds of one `kvlite run MODEL hi`, on the clock and of the processor."""
-    before, start = os.times(), time.perf_counter()
-    subprocess.run([*COMMAND, "run", model, "hi", "--report", "none"], capture_output=True, check=True)
-    after = os.times()
-    spent = after.children_user - before.children_user + after.children_system - before.children_system
-    return {"wall": time.perf_counter() - start, "processor": spent}
+def whole(*command: str) -> dict[str, float]:
+    """Seconds of one process, on the clock and of the processor, and its peak of memory in MB."""
+    start = time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    assert status == 0, command
+    peak = usage.ru_maxrss / (1000 if sys.platform == "linux" else 1e6)
+    return {"wall": time.perf_counter() - start, "processor": usage.ru_utime + usage.ru_stime, "peak_mb": peak}
+
+
+def ours(model: str) -> dict[str, float]:
+    """One `kvlite run MODEL hi` to its first token."""
+    return whole(*COMMAND, "run", model, "hi", "--max-tokens", "1", "--report", "none")
+
+
+def theirs(folder: str, *, answers: bool) -> dict[str, float]:
+    """torch and transformers imported and the weights read, and a token of `generate` where it answers."""
+    return whole(sys.executable, "-c", THEIRS + (ANSWER if answers else ""), folder)
 
 
 def medians(runs: list[dict[str, float]]) -> dict[str, float]:
@@ -52,10 +71,20 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    both = [(staged(options.model), whole(options.model)) for _ in range(options.runs + 1)][1:]  # the first reads files
-    stages, run = medians([one for one, _ in both]), medians([one for _, one in both])
-    for name, seconds in (*stages.items(), ("kvlite run, wall", run["wall"]), ("kvlite run, cpu", run["processor"])):
+    is_folder = Path(options.model).is_dir()
+    rounds = []
+    for _ in range(options.runs + 1):
+        once = {"stages": staged(options.model), "kvlite run": ours(options.model)}
+        if is_folder:
+            once["transformers, loaded"] = theirs(options.model, answers=False)
+            once["transformers, a token"] = theirs(options.model, answers=True)
+        rounds.append(once)
+    found = {name: medians([once[name] for once in rounds[1:]]) for name in rounds[0]}  # the first reads files
+    stages = found.pop("stages")
+    for name, seconds in stages.items():
         print(f"{name:30} {seconds:7.3f} s")
+    for name, took in found.items():
+        print(f"{name:30} {took['wall']:7.3f} s, {took['processor']:.3f} s of processor, peak {took['peak_mb']:.0f} MB")
     if options.out is not None:
         told = {
             "command": ["python", *sys.argv],
@@ -64,7 +93,8 @@ def main() -> None:
             "model": options.model,
             "runs": options.runs,
             "stages_s": stages,
-            "run_s": run,
+            "load": os.getloadavg(),
+            "whole": found,
         }
         options.out.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from kvlite_kernels import reference
+from kvlite_kernels import half_attention, reference
 from kvlite_kernels.kinds import Statistic
 from kvlite_kernels.reference import Geometry, Segment, merge, visible
 from kvlite_kernels.statistic import Observation
@@ -60,6 +60,10 @@ def attend_fused(
     """As `reference.attend_segments`, of what `suits`; products are of the dtype of q where slots hold the same."""
     num_queries = q.shape[2]
     in_order = all(segment.before is not None for segment in segments)
+    if half_attention.suits(q, segments, geometry):
+        given = half_attention.attend_half(q, segments, geometry, observation)
+        if given is not None:
+            return given
     tile = num_queries if in_order else _rows(q.shape[0] * segments[0].k.shape[1], segments)
     parts = []
     for start in range(0, num_queries, tile):

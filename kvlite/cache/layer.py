@@ -46,14 +46,18 @@ class Layer:
             q, k, v = q.index_select(1, order), k.index_select(1, self._order), v.index_select(1, self._order)
             if geometry.sink_logits is not None:
                 geometry = replace(geometry, sink_logits=geometry.sink_logits[order])
-        new = list(zip(k.split(self._counts, 1), v.split(self._counts, 1), strict=True))
         segments = [held for part in self.parts if (held := part.held(step)) is not None]
         backend = self.parts[0].group.backend
         if len(segments) == len(self.parts) and backend.go_together(segments, geometry, step.observation):
-            for part, (keys, values) in zip(self.parts, new, strict=True):
-                part.write(keys, values, step)
+            keys, values = backend.encode(self.parts[0].slots, k, v)  # once for all parts
+            start = 0
+            for part in self.parts:
+                own = slice(start, start + part.shape.kv_heads)
+                part.write(keys[:, own], values[:, own], step)
+                start = own.stop
             out = backend.attend_beside(q, segments, geometry, step.observation)
         else:
+            new = list(zip(k.split(self._counts, 1), v.split(self._counts, 1), strict=True))
             out = self._attend_each(q, new, step, geometry, group)
         return out if back is None else out.index_select(1, back)
 

@@ -19,7 +19,7 @@ from kvlite.memory.shape import LayerShape
 from kvlite_kernels.eviction import choose, priority
 from kvlite_kernels.kinds import Statistic
 from kvlite_kernels.reference import Geometry, Segment
-from kvlite_kernels.slots import Slots, tensors_of
+from kvlite_kernels.slots import Slots, Vectors, tensors_of
 from kvlite_kernels.statistic import Observation
 
 if TYPE_CHECKING:
@@ -131,8 +131,8 @@ class Part:
         is_more |= step.pos.shape[1] > 1 or step.echo is not None
         return None if is_more else self._view(step.rows, mapping, mapping.before, 1)[1]
 
-    def write(self, k: Tensor, v: Tensor, step: Step) -> None:
-        """Put the new k [n, H_KV, T, D] and v [n, H_KV, T, D_V] where the step has their slots."""
+    def write(self, k: Vectors, v: Vectors, step: Step) -> None:
+        """Put the new k [n, H_KV, T, D] and v [n, H_KV, T, D_V], encoded or not, where the step has their slots."""
         index = step.mappings[self.num_slots].index
         assert index is not None
         self.group.backend.write(self.slots.of_rows(step.rows), index, k, v)

@@ -29,7 +29,7 @@ def _complete_suite(incomplete: str) -> list[str]:
 class EvalOptions:
     """The suites, the policies and the budgets to measure."""
 
-    quick: bool = option(False, help="Two suites of six items: about five minutes of a CPU for a model of 135M.")
+    quick: bool = option(False, help="Two suites of four items: about five minutes of a CPU for a model of 135M.")
     suite: str | None = option(
         None,
         metavar="A,B",
@@ -38,7 +38,7 @@ class EvalOptions:
         help="What to measure: needles, dialogue, prompt, lines, multikey, tracking, cloze, kl, ppl.",
     )
     policy: str = option(
-        "heavy-hitter,window",
+        "heavy-hitter,replay,window",
         metavar="A,B",
         complete="policy",
         help="Policies to compare, with settings or without: h2o,window:sinks=8; the full cache is always measured.",
@@ -68,7 +68,7 @@ class EvalOptions:
         help="Your own text to read and ask about, in place of a novel's; - is stdin.",
     )
     items: int | None = option(
-        None, metavar="N", min=1, shown_default="10; with --quick 6", help="Passages or dialogues of each suite."
+        None, metavar="N", min=1, shown_default="10; with --quick 4", help="Passages or dialogues of each suite."
     )
     length: int | None = option(
         None,
@@ -95,7 +95,7 @@ class EvalOptions:
     def filled(self) -> EvalOptions:
         """The options with those that nobody gave as `quick` says."""
         usual: dict[str, Any] = {"suite": "needles,dialogue,prompt,kl", "kv_dtype": "auto", "items": 10}
-        quick: dict[str, Any] = {"suite": "needles,dialogue", "kv_dtype": "auto,int8,int4", "items": 6}
+        quick: dict[str, Any] = {"suite": "needles,dialogue", "kv_dtype": "auto,int8,int4", "items": 4}
         found = {name: value for name, value in (quick if self.quick else usual).items() if getattr(self, name) is None}
         if self.share is None and self.kv_budget is None:
             found["share"] = "10,20"

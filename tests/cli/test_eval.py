@@ -82,7 +82,7 @@ def test_policies_are_compared_with_their_settings(capsys: pytest.CaptureFixture
         (["--text", "empty.txt"], 2, "is empty"),
         (["--html", "nowhere/page.html"], 2, "'--html': nowhere/page.html: no such folder"),
         (["--html", "folder"], 2, "'--html': folder: a folder"),
-        (["--html", "notes.txt", "--text", "notes.txt"], 2, "name the same file"),
+        (["--html", "notes.txt", "--text", "notes.txt"], 2, "would be lost"),
         (["--journal", "nowhere/j"], 2, "'--journal': nowhere/j: no such folder"),
         (["--journal", "folder"], 2, "'--journal': folder: a folder"),
         (["--journal", "notes.txt"], 2, "is no result of kvlite eval"),

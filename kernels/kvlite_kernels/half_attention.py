@@ -1,0 +1,85 @@
+"""Attention of several queries in bfloat16, on processors that multiply it four times as fast as float32.
+
+Logits are rounded to bfloat16, as in transformers' eager attention; where they are too large for that, nothing is given
+and the caller goes another way. The statistic is the weighted sum of the same probabilities. Letters as in `reference`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from kvlite_kernels.reference import Geometry, Segment
+from kvlite_kernels.statistic import Observation
+
+LARGEST = 32.0
+"""The largest logit, either way, that is rounded: by at most a sixteenth."""
+
+ELEMENTS = 1 << 21
+"""Most logits held at once: 4 MiB."""
+
+IS_FAST = any(getattr(torch.cpu, name, bool)() for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
+"""True where this processor multiplies bfloat16."""
+
+
+def suits(q: Tensor, segments: Sequence[Segment], geometry: Geometry) -> bool:
+    """True of bfloat16 throughout and keys in order, the queries' own last."""
+    vectors = [x for segment in segments for x in (segment.k, segment.v)]
+    is_half = all(isinstance(x, Tensor) and x.dtype == q.dtype == torch.bfloat16 for x in vectors)
+    ends = [segment.before is not None and (segment.own == 0) == (segment is not segments[-1]) for segment in segments]
+    return IS_FAST and is_half and all(ends) and segments[-1].own == q.shape[2] and geometry.sink_logits is None
+
+
+def attend_half(
+    q: Tensor, segments: Sequence[Segment], geometry: Geometry, observation: Observation | None
+) -> tuple[Tensor, list[Tensor]] | None:
+    """As `reference.attend_segments`, of what `suits`; None where a logit is larger than LARGEST."""
+    batch, num_heads, num_queries = q.shape[:3]
+    num_kv_heads = segments[0].k.shape[1]
+    k, v = (_in_a_row([getattr(segment, name) for segment in segments], segments) for name in ("k", "v"))
+    group, num_keys = num_heads // num_kv_heads, k.shape[1]
+    before = num_keys - num_queries
+    grouped = q.unflatten(1, (num_kv_heads, group)).flatten(0, 1)  # [B * H_KV, G, T, D]
+    out = torch.empty(batch * num_kv_heads, group, num_queries, v.shape[-1], dtype=q.dtype)
+    total = torch.zeros(batch * num_kv_heads, num_keys)
+    first = num_queries if observation is None else observation.first(num_queries)
+    rows = max(1, ELEMENTS // (batch * num_heads * num_keys))
+    nothing = q.new_zeros(1)
+    for start in range(0, num_queries, rows):
+        stop = min(start + rows, num_queries)
+        seen = before + stop
+        asking = grouped[:, :, start:stop].flatten(1, 2)
+        logits = torch.baddbmm(nothing, asking, k[:, :seen].mT, beta=0, alpha=geometry.scaling)
+        if not max(abs(float(end)) for end in logits.aminmax()) <= LARGEST:
+            return None
+        hidden = torch.ones(stop - start, stop - start, dtype=torch.bool).triu_(1)
+        logits.unflatten(1, (group, -1))[..., before + start :].masked_fill_(hidden, -torch.inf)
+        shares = logits.softmax(-1)
+        out[:, :, start:stop] = torch.bmm(shares, v[:, :seen]).unflatten(1, (group, -1))
+        if observation is not None and stop > first:
+            weight = observation.weight[:, start:stop].repeat_interleave(num_kv_heads, 0) / group
+            total[:, :seen] += torch.bmm(weight.repeat(1, group)[:, None], shares.float())[:, 0]
+    result = out.view(q.shape[:3] + v.shape[-1:])
+    if observation is None:
+        return result, []
+    return result, _parted(total.view(batch, num_kv_heads, num_keys), segments, observation)
+
+
+def _in_a_row(vectors: Sequence[Tensor], segments: Sequence[Segment]) -> Tensor:
+    """What the queries see of all segments, one after another: [B * H_KV, N, D]."""
+    parts = [x[:, :, : (s.before or 0) + s.own] for x, s in zip(vectors, segments, strict=True)]
+    return (parts[0] if len(parts) == 1 else torch.cat(parts, 2)).flatten(0, 1)
+
+
+def _parted(total: Tensor, segments: Sequence[Segment], observation: Observation) -> list[Tensor]:
+    """The statistic [B, H_KV, N] of each segment; free slots received nothing."""
+    if observation.heads == "layer":
+        total = total.mean(1, keepdim=True).expand_as(total)
+    sizes = [(segment.before or 0) + segment.own for segment in segments]
+    parts = total.split(sizes, -1)
+    return [
+        torch.nn.functional.pad(part, (0, segment.k.shape[2] - size))
+        for part, segment, size in zip(parts, segments, sizes, strict=True)
+    ]
