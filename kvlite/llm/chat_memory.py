@@ -105,6 +105,8 @@ class ChatMemory:
         free = free_bytes(device) + engine.plan.reserved_bytes
         place = PlanDevice("cuda" if device.type == "cuda" else "cpu", str(device), free)
         fit = spec.fit(llm.model.files, place, None, loaded=engine.loaded.shape)
+        if (profile := replace(llm.model, spec=spec).profile(fit)) is not None:
+            fit = spec.fit(llm.model.files, place, None, loaded=engine.loaded.shape, profile=profile)
         after, before = fit.cache(spec.budget), engine.plan
         if spec.on_full != "evict" and (held := engine.counts(ROW).tokens_kept) > after.fewest:
             raise DoesNotFit(

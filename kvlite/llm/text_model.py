@@ -142,7 +142,7 @@ class TextModel:
 
         spec, loaded, device = self.spec, self.loaded, self.loaded.device
         place = PlanDevice("cuda" if device.type == "cuda" else "cpu", str(device), free_bytes(device))
-        profile = self._profile(spec.fit(self.files, place, batch_size, loaded=loaded.shape))
+        profile = self.profile(spec.fit(self.files, place, batch_size, loaded=loaded.shape))
         if batch_size is None and spec.row_budget is not None:  # a batch may follow: say now that it does not fit
             rows = spec.fit(self.files, place, "auto", loaded=loaded.shape, profile=profile)
             replace(rows, spec=rows.specs(spec.budget)[0]).cache(spec.budget)
@@ -167,7 +167,7 @@ class TextModel:
             warn=self.listener.warn,
         )
 
-    def _profile(self, fit: Fit) -> HeadProfile | None:
+    def profile(self, fit: Fit) -> HeadProfile | None:
         """The profile that the heads' slots follow; None where nothing is evicted."""
         if self.spec.options.profile == "off":
             return None

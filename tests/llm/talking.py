@@ -20,9 +20,9 @@ def loaded():
         return llm.model
 
 
-def opened(budget, policy="heavy-hitter"):
+def opened(budget, policy="heavy-hitter", profile="auto"):
     """The built-in model with a cache of its own."""
-    spec = RunSpec.of(ModelOptions(model="demo", kv_budget=budget, kv_policy=policy))
+    spec = RunSpec.of(ModelOptions(model="demo", kv_budget=budget, kv_policy=policy, profile=profile))
     return LLM(replace(loaded(), spec=spec))
 
 

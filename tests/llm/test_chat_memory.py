@@ -10,7 +10,7 @@ from tests.llm.talking import QUESTIONS, Talk, opened
 
 @pytest.fixture
 def talk():
-    with opened("200tok") as llm:
+    with opened("200tok", profile="off") as llm:  # heads have as many slots, so shares can be told beforehand
         talk = Talk(llm)
         for question in QUESTIONS:
             talk.ask(question)
@@ -207,3 +207,13 @@ def test_a_check_counts_penalties_as_the_answer_did(talk):
     answer = [*talk.conversation.ask(talk.messages, settings)][-1]
     found = talk.memory.check(answer)
     assert found.same == found.tokens == len(answer.completion.ids)
+
+
+def test_the_heads_keep_their_profile_under_another_budget():
+    with opened("64tok") as llm:
+        talk = Talk(llm)
+        talk.ask(QUESTIONS[0])
+        assert len({slots for heads in llm.plan.head_slots for slots in heads}) > 1
+        talk.memory.change("80tok")
+        with opened("80tok") as other:
+            assert llm.plan == other.plan
