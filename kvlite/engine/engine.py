@@ -368,7 +368,7 @@ class Engine:
             if count and self._limits.must_turn(row, count + behind):
                 row.rot = self.cache.rerotate(row.index)
         fed = [row.index for row, count in zip(rows, feed.counts, strict=True) if count]
-        if behind and any(self._limits.must_turn(self._rows[row], feed.width + behind) for row in fed):
+        if behind and any(self._limits.is_beyond(self._rows[row], feed.width + behind) for row in fed):
             feed = replace(feed, echo=())  # the model's window has no room for it
         if feed.decodes and self.graphs is not None and not feed.echo:
             try:

@@ -86,6 +86,10 @@ class Limits:
 
     def must_turn(self, row: Row, count: int) -> bool:
         """True where the row's keys have to be re-rotated before `count` more tokens."""
+        return self.can_rotate and self.is_beyond(row, count)
+
+    def is_beyond(self, row: Row, count: int) -> bool:
+        """True where `count` more tokens go beyond the model's window."""
         return self.window is not None and row.rot + count > self.window
 
     @property

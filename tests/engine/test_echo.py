@@ -144,3 +144,30 @@ def test_a_neighbour_that_is_not_repeated_changes_nothing_of_when_an_answer_is(
     fits, evicts = Request("fits", prompt(20), max_tokens=40), Request("evicts", prompt(40, 1), max_tokens=40)
     answers(make_engine(loaded, "64tok", "replay", rows=2), [fits, evicts])
     assert widths == [16, 16]
+
+
+def test_positions_that_cannot_be_rotated_stay_and_end_with_the_window() -> None:
+    model = admitted(tiny_model("gpt2", SUPPORTED["gpt2"]))
+    assert model.window is not None
+    engine = make_engine(model, "64tok", "replay")
+    done = answers(engine, [Request("a", prompt(model.window - 6), max_tokens=20, row=0)])["a"]
+    assert len(done.ids) == 7 and "positions are used up" in (done.cut_short or "")
+    for part in engine.cache.parts:
+        assert torch.equal(part.slots.pos[..., :64], part.slots.rot[..., :64])
+
+
+def test_a_chunk_is_repeated_however_much_of_the_window_the_slots_take(
+    loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fed: list[tuple[int, int]] = []
+    forward = LoadedModel.forward
+
+    def noted(self: LoadedModel, ids: torch.Tensor, cache: object, step: Step, last: int = 1) -> torch.Tensor:
+        fed.append((step.pos.shape[1], step.echoes))
+        return forward(self, ids, cache, step, last)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(LoadedModel, "forward", noted)
+    engine = make_engine(loaded, "400tok", "replay")
+    assert engine.plan.slots == 400 < engine.plan.most_slots
+    answers(engine, [Request("a", prompt(700), max_tokens=1, row=0)])
+    assert all(echoes == tokens for tokens, echoes in fed)
