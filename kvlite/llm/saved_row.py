@@ -111,8 +111,8 @@ def save_row(path: Path, llm: LLM, conversation: Conversation, messages: Sequenc
         "starts": conversation.starts,
         "pinned": sorted(conversation.pinned),
         "last": _of_answer(last),
-        "digest": _digest(tensors),
     }
+    facts["digest"] = _digest(tensors, facts)
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".tmp")
@@ -144,7 +144,7 @@ def load_row(path: Path, llm: LLM, conversation: Conversation, messages: Sequenc
         raise Unusable("its cache was not saved") from None
     except (SafetensorError, OSError, ValueError) as error:
         raise Unusable(f"its file is damaged: {' '.join(str(error).split())}") from None
-    if _digest(tensors) != facts["digest"]:
+    if facts.pop("digest", None) != _digest(tensors, facts):
         raise Unusable("its file is damaged")
     snapshot = _snapshot(llm, facts, tensors)
     llm.engine.restore(ROW, snapshot)
@@ -195,11 +195,11 @@ def _of_answer(answer: Answer) -> dict[str, Any]:
     return {name: getattr(answer, name) for name in names} | {"finish_reason": str(answer.finish_reason)}
 
 
-def _digest(tensors: Mapping[str, Tensor]) -> str:
-    """A digest of the bytes of all tensors."""
+def _digest(tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> str:
+    """A digest of the facts and of the bytes of all tensors."""
     import torch
 
-    digest = hashlib.blake2b(digest_size=16)
+    digest = hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=16)
     for name in sorted(tensors):
         digest.update(f"{name} {tensors[name].dtype} {[*tensors[name].shape]}".encode())
         digest.update(tensors[name].flatten().view(torch.uint8).numpy().data)

@@ -152,3 +152,18 @@ def test_an_adapter_that_is_another_or_new_is_told(saved, tmp_path):
         llm._model = replace(llm.model, spec=with_adapter)
         with pytest.raises(Unusable, match="adapter"):
             load_row(path, llm, Talk(llm).conversation, messages)
+
+
+@pytest.mark.parametrize("name", ["row", "starts", "last", "digest"])
+def test_facts_that_were_changed_or_lost_are_noticed(saved, tmp_path, name):
+    path, messages, *_ = saved
+    torn = tmp_path / "torn.kv.safetensors"
+    with safe_open(path, "pt") as file:
+        facts = json.loads(file.metadata()["kvlite"])
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  it is no mapping
+    changed = {"row": facts["row"] | {"seen": facts["row"]["seen"] + 1}, "starts": [0]}
+    changed = {key: held for key, held in changed.items() if key == name}
+    facts = {key: changed.get(key, held) for key, held in facts.items() if key != name or key in changed}
+    save_file(tensors, torn, {"kvlite": json.dumps(facts)})
+    with opened("64tok") as llm, pytest.raises(Unusable, match="damaged"):
+        load_row(torn, llm, Talk(llm).conversation, messages)
