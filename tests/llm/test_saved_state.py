@@ -18,7 +18,8 @@ MESSAGES = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "
 def around(engine):
     """An LLM and its conversation, as far as a saved row looks at them."""
     files, text = SimpleNamespace(identity=lambda: "tiny"), SimpleNamespace(template="")
-    llm = SimpleNamespace(engine=engine, model=SimpleNamespace(files=files, text=text, loaded=engine.loaded))
+    spec = SimpleNamespace(options=SimpleNamespace(adapter=None))
+    llm = SimpleNamespace(engine=engine, model=SimpleNamespace(files=files, text=text, loaded=engine.loaded, spec=spec))
     conversation = SimpleNamespace(starts=[0], pinned=set(), holds=lambda messages: True, resumed=None)
     conversation.resume = lambda *row: setattr(conversation, "resumed", row)
     return llm, conversation
