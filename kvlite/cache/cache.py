@@ -224,11 +224,14 @@ class SlotCache:
         return sum(part.slot_bytes * self._live[part.num_slots][row] for part in self.parts)
 
     def tokens_kept(self, row: int) -> int:
-        """The mean of live slots, rounded, over the KV heads of full-attention layers (of all where none is full)."""
+        """The mean of live slots over the KV heads of full-attention layers (of all where none is full), rounded down.
+
+        So a row that lost any token of any head never counts as whole.
+        """
         full = [part for part in self.parts if part.shape.window is None] or self.parts
         heads = sum(part.shape.kv_heads for part in full)
         live = sum(part.shape.kv_heads * self._live[part.num_slots][row] for part in full)
-        return (live + heads // 2) // heads if heads else 0
+        return live // heads if heads else 0
 
     def counts(self, row: int, seen: int, peak_bytes: int, state_bytes: int = 0) -> KVCounts:
         """A row's counts, given the tokens it has seen, its peak, and the model's constant state beside the slots."""

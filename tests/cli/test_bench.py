@@ -41,7 +41,7 @@ def test_json_has_every_figure_and_they_agree(capsys: pytest.CaptureFixture[str]
         "first token",
     } <= stages.keys()
     assert found["startup"]["total_s"] == pytest.approx(sum(stages.values()))
-    assert [(point["tokens_seen"], point["slots_live"]) for point in found["decoding"]] == [(20, 20), (1000, 64)]
+    assert [(point["tokens_seen"], point["slots_live"]) for point in found["decoding"]] == [(20, 20), (1000, 63)]
     assert [point["tokens_seen"] for point in found["drift"]["points"]] == [1000, 1_000_000]
     for point in (*found["decoding"], *found["drift"]["points"]):
         assert point["share_of_copy"] == pytest.approx(point["bytes_s"] / found["ceilings"]["copy_bytes_s"])

@@ -42,13 +42,13 @@ def test_greedy_tokens_are_those_of_the_model_the_file_was_written_from(tmp_path
 
 def test_plan_show_and_dry_run_take_what_run_takes(tmp_path: Path, capsys: Capture) -> None:
     path = str(tiny_gguf(tmp_path))
-    assert main(["plan", path, "--json"]) == 0
+    assert main(["plan", path, "--dtype", "float32", "--json"]) == 0
     plan = json.loads(capsys.readouterr().out)
     assert main(["show", path, "--json"]) == 0
     shown = json.loads(capsys.readouterr().out)
     assert shown["license"] == "mit" and set(shown["weight_bytes_by_dtype"]) == {"Q8_0", "F32"}
     predicted = {term["name"]: term["predicted_bytes"] for term in plan["terms"]}
-    assert predicted["weights"] == shown["parameters"] * 2  # bfloat16
+    assert predicted["weights"] == shown["parameters"] * 4  # unpacked
     (tmp_path / "prompts.txt").write_text("hi\n")
     assert main(["batch", str(tmp_path / "prompts.txt"), "-m", path, "--dry-run"]) == 0
     assert main(["run", path, "hi", "--max-tokens", "2"]) == 0

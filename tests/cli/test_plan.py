@@ -235,13 +235,18 @@ def test_the_cache_of_a_run_is_the_one_planned(
     ],
     ids=" ".join,
 )
-def test_the_cache_of_a_batch_is_the_one_planned(flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_cache_of_a_batch_is_the_one_of_its_dry_run_and_within_the_plan(
+    flags: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     plan = planned(capsys, "demo", "--device", "cpu", *flags)
-    Path("in.txt").write_text("hi\n")
-    words = ["batch", "in.txt", "-m", "demo", "--format", "text", "-n", "1", "-o", "out.jsonl", "--device", "cpu"]
-    assert main([*words, *flags, "--report", "run.json"]) == 0
+    Path("in.txt").write_text("hi\nhello\n")
+    words = ["batch", "in.txt", "-m", "demo", "--format", "text", "-n", "1", "--device", "cpu", *flags]
+    assert main([*words, "--dry-run", "--json"]) == 0
+    tried = json.loads(capsys.readouterr().out)
+    assert main([*words, "-o", "out.jsonl", "--report", "run.json"]) == 0
     kv = json.loads(Path("run.json").read_text())["kv"]
-    assert (kv["capacity_tokens"], kv["reserved_bytes"]) == (plan["tokens"], plan["reserved_bytes"])
+    assert (kv["capacity_tokens"], kv["reserved_bytes"]) == (tried["slots"], tried["kv"]["reserved_bytes"])
+    assert kv["reserved_bytes"] <= plan["reserved_bytes"]
 
 
 def test_weights_come_from_the_headers(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -291,9 +291,11 @@ def test_the_banner_says_what_is_reserved_of_the_budget_and_what_the_window_allo
 
 
 def test_the_banner_says_when_the_conversation_ends_with_the_window(run, monkeypatch):
-    assert "positions cannot move" not in run("demo", "hi", "-n", "1")[2]
-    monkeypatch.setattr("kvlite.models.verify._learn_rotations", lambda *_: None)
-    assert "ends at 2,048 tok: positions cannot move" in run("demo", "hi", "-n", "1")[2]
+    with monkeypatch.context() as patched:
+        patched.setattr("kvlite.models.verify._learn_rotations", lambda *_: None)
+        assert "ends at 2,048 tok: positions cannot move" in run("demo", "hi", "-n", "1")[2]
+    again = run("demo", "hi", "-n", "1", "--dtype", "bfloat16")[2]  # not the verdict of before
+    assert "positions cannot move" not in again
 
 
 @pytest.mark.parametrize(("flags", "fused"), [((), FUSED), (("--no-fuse",), [])])
