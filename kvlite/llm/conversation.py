@@ -37,6 +37,7 @@ class _Checkpoint:
     last: Answer
     snapshot: RowSnapshot
     starts: list[int | None]
+    pinned: frozenset[int]
 
 
 class Conversation:
@@ -182,15 +183,18 @@ class Conversation:
             checkpoint = self._checkpoints.pop()
             self._engine.restore(ROW, checkpoint.snapshot)
             self._messages, self.last, self.starts = checkpoint.messages, checkpoint.last, checkpoint.starts
-            spans = self.turn_spans()
-            pinned = self._pinned_in(spans)
-            self._engine.pin(ROW, [span for span in spans if span not in pinned], unpins=True)
-            self._engine.pin(ROW, pinned)
+            if self.pinned | checkpoint.pinned:
+                spans = self.turn_spans()
+                pinned = self._pinned_in(spans)
+                self._engine.pin(ROW, [span for span in spans if span not in pinned], unpins=True)
+                self._engine.pin(ROW, pinned)
 
     def _take_checkpoint(self) -> None:
         if self.last is None or self._engine.counts(ROW).live_bytes > self._checkpoint_bytes:
             return
-        self._checkpoints.append(_Checkpoint(self._messages, self.last, self._engine.snapshot(ROW), self.starts))
+        self._checkpoints.append(
+            _Checkpoint(self._messages, self.last, self._engine.snapshot(ROW), self.starts, frozenset(self.pinned))
+        )
         sizes = [checkpoint.snapshot.num_bytes for checkpoint in self._checkpoints]
         self.checkpoint_peak_bytes = max(self.checkpoint_peak_bytes, sum(sizes))
         while len(sizes) > MAX_CHECKPOINTS or sum(sizes) > self._checkpoint_bytes:
