@@ -67,9 +67,9 @@ class Kvlite:
 
     def read_bytes(self, case: Case) -> int | None:
         """Weights once, and the live slots with what the policy keeps."""
-        layers = self.engine(case.slots).cache.layers.values()
+        parts = self.engine(case.slots).cache.parts
         weights = weights_read_bytes(self.loaded)
-        live = sum(layer.slot_bytes * min(layer.num_slots, case.context) for layer in layers)
+        live = sum(part.slot_bytes * min(part.num_slots, case.context) for part in parts)
         return None if weights is None else weights + live
 
     def close(self) -> None:

@@ -114,7 +114,7 @@ def test_the_budget_holds_to_the_byte_while_prompt_and_answer_pass_through(
 ) -> None:
     budget = 2_000_000
     llm = make(f"{budget}B", kv_dtype=slots)
-    tensors = llm.engine.cache.tensors()
+    tensors, least = llm.engine.cache.tensors(), min(map(min, llm.plan.head_slots))
     addresses = [tensor.data_ptr() for tensor in tensors]
     assert sum(tensor.nbytes for tensor in tensors) == llm.plan.reserved_bytes <= budget
     embedding = llm.model.loaded.model.get_input_embeddings()
@@ -123,7 +123,7 @@ def test_the_budget_holds_to_the_byte_while_prompt_and_answer_pass_through(
     def check_and_embed(ids: torch.Tensor) -> torch.Tensor:
         counts = llm.counts()  # what the chunk or token before this one left
         assert counts.live_bytes <= llm.plan.reserved_bytes
-        assert counts.tokens_kept == min(counts.tokens_seen, llm.plan.slots)
+        assert min(counts.tokens_seen, least) <= counts.tokens_kept <= min(counts.tokens_seen, llm.plan.slots)
         seen.append(counts.tokens_seen)
         return embed(ids)
 
@@ -158,7 +158,8 @@ def test_a_chat_goes_on_past_its_budget(make: Any) -> None:
         messages.append({"role": "assistant", "content": llm.chat(messages, max_tokens=24).text})
         assert messages[-1]["content"].strip()
     counts = llm.counts()
-    assert counts.tokens_kept == 96 and counts.tokens_evicted == counts.tokens_seen - 96 > 96
+    assert 48 < counts.tokens_kept <= 96  # heads with more slots than tokens were said are not full yet
+    assert counts.tokens_evicted == counts.tokens_seen - counts.tokens_kept > 96
 
 
 @pytest.mark.parametrize("slots", ["bfloat16", "int4"])
@@ -180,7 +181,7 @@ def test_three_at_once_answer_as_each_alone(make: Any, smollm2: Path, dtype: str
     reference = load_reference(smollm2, dtype)
     for request in asked:
         (alone,) = (done for done in llm.engine.run([request]) if is_end(done))
-        if together[request.id] != alone.ids:
+        if together[request.id] != alone.ids and (dtype == "float32" or not alone.evicted):  # rounding evicts, too
             at = next(
                 i for i, (one, other) in enumerate(zip(together[request.id], alone.ids, strict=True)) if one != other
             )
