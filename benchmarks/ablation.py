@@ -1,4 +1,4 @@
-"""What each part of the memory gains: slots by what heads need, the score, the slot format, one at a time.
+"""Gains of each part of the memory: slots by what heads need, the score, the slot format, one at a time.
 
     python benchmarks/ablation.py MODEL [--suite needles] [--items 4] [--share 10,20] [--out FILE]
 

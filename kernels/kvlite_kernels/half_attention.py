@@ -68,7 +68,7 @@ def attend_half(
 
 
 def _in_a_row(vectors: Sequence[Tensor], segments: Sequence[Segment]) -> Tensor:
-    """What the queries see of all segments, one after another: [B * H_KV, N, D]."""
+    """Visibility of all segments to the queries, one after another: [B * H_KV, N, D]."""
     parts = [x[:, :, : (s.before or 0) + s.own] for x, s in zip(vectors, segments, strict=True)]
     return (parts[0] if len(parts) == 1 else torch.cat(parts, 2)).flatten(0, 1)
 

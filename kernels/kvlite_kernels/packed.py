@@ -38,7 +38,7 @@ class Packed4:
 
     @property
     def scales(self) -> Tensor:
-        """What is held beside the codes."""
+        """Tensors held beside the codes."""
         return self.grid
 
     @classmethod

@@ -11,7 +11,7 @@ from kvlite.options import BatchOptions
 
 STDIN = "-"
 META, TORN, PARTIAL, RESCUED = ".kvlite-meta.json", ".torn", ".partial", ".rescued"
-"""What the names of the files beside an output end in."""
+"""Endings of the names of the files beside an output."""
 
 
 def output_name(options: BatchOptions, *, is_terminal: bool) -> str | None:

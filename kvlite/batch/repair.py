@@ -87,6 +87,6 @@ def _pieces(path: Path) -> Iterator[tuple[bytes, bytes, bytes | None, bool]]:
 
 
 def _ends(rest: bytes) -> Iterator[int]:
-    """Where a record that `rest` begins with may end: before what looks like another, or with it."""
+    """Places where a record that `rest` begins with may end: before what looks like another, or with it."""
     yield from (match.start() for match in _BEGINNING.finditer(rest, 1))
     yield len(rest)

@@ -12,7 +12,7 @@ from kvlite.memory.prediction import Weights
 
 @dataclass(frozen=True, slots=True)
 class KnownModel:
-    """What config.json says of a model, in short, what its weights take, and the day this was so."""
+    """Facts of config.json about a model, in short, the bytes of its weights, and the day this was so."""
 
     config: Mapping[str, Any]
     weights: Weights

@@ -1,4 +1,4 @@
-"""What is typed while an answer comes: edited as at the prompt, and there when the next prompt is.
+"""Keys typed while an answer comes: edited as at the prompt, and there when the next prompt is.
 
 Loads prompt_toolkit. Knows nothing of screens or of answers.
 """

@@ -86,7 +86,7 @@ def environment() -> dict[str, str]:
 
 
 def _examined(options: ModelOptions, again: bool, out: Console) -> tuple[Circumstances, Verdict]:
-    """What is known of a model once it is loaded, slots of fewer bits included."""
+    """Facts known of a model once it is loaded, slots of fewer bits included."""
     from kvlite.llm.spec import RunSpec
     from kvlite.llm.text_model import TextModel, import_engine
     from kvlite.memory.format import FORMATS

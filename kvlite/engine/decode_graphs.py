@@ -30,7 +30,7 @@ _EAGER_RUNS = 2
 
 TIMED_STEPS = 16
 WORTH_IT = 1.03
-"""How much faster a replayed step must be where nobody asked for graphs; they take memory, and time at each start."""
+"""The least gain in speed for graphs that nobody asked for: they take memory, and time at each start."""
 
 
 class NotCapturable(Exception):

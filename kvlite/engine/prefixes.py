@@ -19,7 +19,7 @@ Key = tuple[int, ...]
 
 @dataclass(frozen=True, slots=True)
 class PrefixCopy:
-    """What a row holds after the ids of a prefix."""
+    """The state of a row after the ids of a prefix."""
 
     cache: CacheSnapshot
     state: StateSnapshot | None

@@ -69,7 +69,7 @@ def check_once(
 
 
 def verdict_of(loaded: LoadedModel, effects: Mapping[str, QuantEffect]) -> Verdict:
-    """What is known of a checked model, with the `effects` of slot formats on it."""
+    """Facts known of a checked model, with the `effects` of slot formats on it."""
     known = {name: (effect.nats, effect.agreement) for name, effect in effects.items()}
     found = {**loaded.effects, **known}
     return Verdict(describe_rotations(loaded), loaded.fused, loaded.refused, found, loaded.remembered)

@@ -73,7 +73,7 @@ class _Reading:
         """Nothing is evicted."""
 
     def peaks(self, full: Sequence[int]) -> list[Tensor]:
-        """What the keys of layers `full` are needed, [H_KV, n] each; the layers' tensors are let go."""
+        """The need for each key of layers `full`, [H_KV, n] each; the layers' tensors are let go."""
         found = [self.layers[index].peak for index in full]
         self.layers.clear()
         return [peak.cpu() for peak in found if peak is not None]
@@ -119,7 +119,7 @@ def measure_needs(loaded: LoadedModel, texts: Sequence[str], tell: Progress = la
 
 @torch.inference_mode()
 def read_twice(loaded: LoadedModel, text: str, full: Sequence[int]) -> list[Tensor]:
-    """What the keys of a text are needed to repeat it: of each of the layers `full` fp32 [H_KV, n]."""
+    """The need for each key of a text to repeat it: of each of the layers `full` fp32 [H_KV, n]."""
     first, again = _ids(loaded, text)
     reading = _Reading(loaded)
     if loaded.state is not None:

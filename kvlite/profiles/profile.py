@@ -18,7 +18,7 @@ Needs = tuple[tuple[float, ...], ...]
 
 
 class Point(BaseModel):
-    """Where heads keep `share` of a text on average, each needs `heads[layer][head]` of it; () for other layers."""
+    """Needs `heads[layer][head]` where heads keep `share` of a text on average; () for other layers."""
 
     model_config = ConfigDict(frozen=True)
 

@@ -1,4 +1,4 @@
-"""What loading found out about a model, kept so that the next start need not find it out: one JSON file each.
+"""Findings about a model at loading, kept so that the next start need not find it out: one JSON file each.
 
 A verdict is for the circumstances it was found under, and for no others: weights, versions, dtype, device. Loads no
 torch.

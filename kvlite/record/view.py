@@ -141,7 +141,7 @@ def _cache(kv: KVReport) -> Rows:
 
 
 def _turns(kv: KVReport | None) -> Table:
-    """What of a chat was kept when it ended; nothing where all of it was."""
+    """Share of a chat that was kept when it ended; nothing where all of it was."""
     turns = kv.per_turn if kv and kv.tokens_evicted else []
     shown = turns[:MAX_REQUEST_ROWS]
     rows = tuple(

@@ -221,7 +221,7 @@ def statistics(held: Layer | Part, row: int = 0) -> list[dict[int, float]]:
 
 
 def in_order(layer: Layer, of_parts: Sequence[Sequence[T]]) -> list[T]:
-    """What is known of each KV head of a layer, in the order of heads."""
+    """Facts known of each KV head of a layer, in the order of heads."""
     known = {
         head: each
         for part, heads in zip(layer.parts, of_parts, strict=True)

@@ -1,4 +1,4 @@
-"""What the package itself knows of its aliases: a plan for each without a network."""
+"""Facts that the package itself has of its aliases: a plan for each without a network."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the commands about a conversation do to it, to its files and to the next prompt."""
+"""Effects of the commands about a conversation on it, on its files and on the next prompt."""
 
 import json
 

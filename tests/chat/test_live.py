@@ -68,7 +68,7 @@ class Watched:
 
     @property
     def answer(self):
-        """What stays on the screen: all that was drawn but the live lines."""
+        """Text that stays on the screen: all that was drawn but the live lines."""
         parts = self.written.decode().replace("\r\n", "\n").split("\x1b[J")
         return (
             without_sgr("".join(part.partition("\x1bD")[0] for part in parts))

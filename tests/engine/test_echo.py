@@ -58,7 +58,7 @@ def test_what_is_repeated_leaves_no_key_and_is_known_by_its_repetition(loaded: L
 
 
 def summed(loaded: LoadedModel, ids: list[int]) -> list[torch.Tensor]:
-    """What the repetition of a text gives to each of its keys, by eager attention: of each layer [H_KV, n]."""
+    """Attention of the repetition of a text to each of its keys, eagerly: of each layer [H_KV, n]."""
     loaded.model.set_attn_implementation("eager")
     with torch.inference_mode():
         seen = loaded.model(torch.tensor([ids * 2]), output_attentions=True).attentions

@@ -126,7 +126,7 @@ def test_where_no_budget_keeps_enough_the_largest_is_named_as_such() -> None:
 
 
 def recall_at(rights: dict[str, tuple[list[list[bool]], list[list[bool]]]]) -> Summary:
-    """What window and h2o answered at each budget."""
+    """Answers of window and h2o at each budget."""
     others = {
         (policy, budget): answered(found)
         for budget, both in rights.items()

@@ -52,7 +52,8 @@ def test_logits_stay_what_they_were(family: str) -> None:
     loaded = admitted(tiny_model(family, SUPPORTED[family]))
     expected = probe_logits(loaded)
     fused = fuse(loaded)
-    assert relative_error(probe_logits(fused), expected) < 1e-5  # a layer of linear attention carries rounding on
+    most = 6e-6 if family == "qwen3_5_moe_text" else 5e-6  # 5.2e-6 with norms and MLPs fused
+    assert relative_error(probe_logits(fused), expected) < most
 
 
 def test_biases_are_joined_with_the_weights() -> None:
