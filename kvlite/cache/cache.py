@@ -13,7 +13,7 @@ from kvlite.cache.group import PartGroup, try_out
 from kvlite.cache.layer import Layer, parted
 from kvlite.cache.part import LayerHeads, Part
 from kvlite.cache.policy import Policy
-from kvlite.cache.step import Echo, SlotMapping, Step
+from kvlite.cache.step import Echo, SlotMapping, Step, Turns
 from kvlite.errors import UsageError
 from kvlite.memory.allotment import of_layers
 from kvlite.memory.counts import KVCounts
@@ -134,6 +134,10 @@ class SlotCache:
         ]
         return min(free, default=2**62)
 
+    def free(self, row: int) -> int:
+        """Count the tokens a row still takes before any head loses one, be it out of sight."""
+        return min((slots - live[row] for slots, live in self._live.items()), default=2**62)
+
     def begin(
         self,
         rows: slice,
@@ -159,6 +163,29 @@ class SlotCache:
         fits = [more * (count + more <= free) for more, count, free in zip(to_come, counts, room, strict=True)]
         return replace(step, observation=observe(self.policy, pos, fits))
 
+    def begin_turns(self, row: int, pos: Tensor, rot: Tensor, pins: Tensor | None) -> Step:
+        """The step that feeds T tokens to a row, each as if it were decoded alone; `free` slots hold them all.
+
+        Its forward pass records nothing: `grow` does as each turns out to be right, and then `settle`.
+        """
+        rows, counts = slice(row, row + 1), (pos.shape[1],)
+        mappings = {slots: self._map(slots, live[rows], counts, pos.shape[1]) for slots, live in self._live.items()}
+        step = self.mapped(rows, pos, rot, counts, pins, mappings)
+        return replace(step, observation=self._observation(pos[:, :1], (1,)), turns=Turns())
+
+    def settle(self, step: Step, count: int) -> None:
+        """Take back all but the first `count` tokens of a step of `begin_turns`, which have grown the row by as many.
+
+        Then everything is as if only these had been fed, one by one.
+        """
+        assert step.turns is not None
+        for received in step.turns.received:
+            received.add(count)
+        for group in self._groups:
+            index = step.mappings[group.slots.num_slots].index
+            assert isinstance(index, slice)
+            group.clear(step.rows, slice(index.start + count, index.stop))
+
     def mapped(
         self,
         rows: slice,
@@ -176,9 +203,10 @@ class SlotCache:
 
     def end(self, step: Step) -> None:
         """Evict for the tokens that wait, and record what `step` added, after the forward pass."""
-        for group in self._groups:
-            group.evict(step)
-        self.grow(step.rows, step.counts)
+        if step.turns is None:
+            for group in self._groups:
+                group.evict(step)
+            self.grow(step.rows, step.counts)
 
     def grow(self, rows: slice, counts: Sequence[int]) -> None:
         """Record that `counts[i]` tokens came to each of `rows`."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -50,13 +50,41 @@ class Echo:
 
 
 @dataclass(frozen=True, slots=True)
+class Received:
+    """The statistic that tokens in turn add to slots whose statistic is `known` [n, H_KV, S + 1].
+
+    `shares` [n, H_KV, N] are of one token after another; all count as `observation` says of one.
+    """
+
+    known: Tensor
+    observation: Observation
+    shares: list[Tensor]
+
+    def add(self, count: int) -> None:
+        """Add those of the first `count` tokens."""
+        for share in self.shares[:count]:
+            self.observation.add_to(self.known[..., : share.shape[-1]], share)
+
+
+@dataclass(slots=True)
+class Turns:
+    """Tokens of a step that attend one after another, each as if it were decoded alone, and may be taken back.
+
+    Until it is known how many stay, the statistic is that before them: what they add to it is in `received`.
+    """
+
+    received: list[Received] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
 class Step:
     """T tokens for each of n neighbouring rows: `pos` and `rot` int32 [n, T], -1 = padding (on the left).
 
     `pos` is a token's index in its conversation, `rot` the position its key is rotated by; `counts` is the number of
     real tokens per row. `observation` says how attention counts for the policy, None where it does not. `pins` int32
     [n, P, 2] are spans of positions never evicted, None where there are none. `mappings` are by number of slots. `echo`
-    are tokens that are fed with it and leave nothing but what they looked at.
+    are tokens that are fed with it and leave nothing but what they looked at. With `turns` its own come one after another,
+    each observed as `observation` says of one.
     """
 
     rows: slice
@@ -67,6 +95,7 @@ class Step:
     pins: Tensor | None
     mappings: dict[int, SlotMapping]
     echo: Echo | None = None
+    turns: Turns | None = None
 
     @property
     def echoes(self) -> int:

@@ -20,7 +20,8 @@ from kvlite.engine.prefixes import PrefixCopy, Prefixes
 from kvlite.engine.request import Completion, FinishReason, Request, Timing, Token
 from kvlite.engine.row import Row
 from kvlite.engine.sampling import INVALID, Draw, sample
-from kvlite.engine.scheduler import MOST_ECHO, Feed, next_feed, with_echo
+from kvlite.engine.scheduler import MOST_ECHO, Feed, next_feed, until_echo, with_echo
+from kvlite.engine.speculation import Speculate, Speculation
 from kvlite.errors import ContextFull, KvliteError, NumericError, UsageError
 from kvlite.memory.counts import KVCounts
 from kvlite.memory.format import SlotFormat
@@ -52,8 +53,8 @@ class Engine:
     answer, or make it an `error`; None leaves it to the policy. `kernels` is one of `kvlite_kernels.choice.KERNELS`.
     Decode steps are replayed from what `recorder` makes of them where that proves exact and, unless they
     `must_capture`, faster. Else, or where it fails in mid-answer, steps are eager and `step` says why; `warn` does too,
-    unless nobody asked. Raises UsageError where a choice cannot be honoured, DoesNotFit or OutOfMemory where the cache
-    cannot be allocated.
+    unless nobody asked. For a row that decodes alone tokens are drafted as `speculate` says, and verified. Raises
+    UsageError where a choice cannot be honoured, DoesNotFit or OutOfMemory where the cache cannot be allocated.
     """
 
     def __init__(
@@ -67,6 +68,7 @@ class Engine:
         recorder: GraphRecorder | None = None,
         must_capture: bool = False,
         warn: Callable[[str], None] = lambda text: None,
+        speculate: Speculate = "off",
     ) -> None:
         if loaded.state is not None and plan.rows > 1:
             raise UsageError(f"{loaded.shape.family} models carry state and run one row at a time, not {plan.rows}")
@@ -77,6 +79,8 @@ class Engine:
         self.graphs: DecodeGraphs | None = None
         self._warn, self._kernels = warn, kernels
         self._recorder, self._must_capture = recorder, must_capture
+        obstacle = "" if loaded.state is None else f"{loaded.shape.family} models carry state that cannot go back"
+        self.speculation = Speculation(speculate, obstacle)
         self._open(plan, policy, stored, on_full)
 
     def _open(self, plan: CachePlan, policy: Policy, stored: SlotFormat, on_full: str | None) -> None:
@@ -327,13 +331,64 @@ class Engine:
     def _advance(self, feed: Feed) -> Iterator[Token | Completion]:
         """One forward pass; then a token for every row whose prompt is through."""
         rows = self._rows[feed.rows]
+        is_alone = feed.decodes and len(rows) == 1
+        if is_alone and (draft := self.speculation.draft(rows[0], self._most_drafted(rows[0]))):
+            yield from self._verify(rows[0], draft)
+            return
+        started = time.perf_counter()
         with self.peak_memory.phase("decode" if feed.decodes else "prefill"):
             logits = self._forward(feed)[:, -1]
             ready = [i for i, row in enumerate(rows) if row.job is not None and feed.ids[i] and not row.job.prompt]
             draws = [Draw.of(rows[i]) for i in ready]
             ids = sample(logits[ready] if len(ready) < len(rows) else logits, draws) if ready else []
+        if is_alone and self.speculation.is_on and ids:
+            self.speculation.pace.took(1, time.perf_counter() - started)
+            self.speculation.stepped(rows[0], ids[0], logits[0])
         for i, token in zip(ready, ids, strict=True):
             yield from self._take(rows[i], token)
+
+    def _most_drafted(self, row: Row) -> int:
+        """The ids that may be drafted behind the unfed one of a row: none that an answer or the slots would not take."""
+        job = row.job
+        if job is None or row.unfed is None:
+            return 0
+        limits = [self._limits.most_at_once(row) - 1]
+        if job.request.max_tokens is not None:
+            limits.append(job.request.max_tokens - len(job.answer) - 1)
+        if self._echoes and (left := until_echo(row, self._ask, self.plan.chunk)) is not None:
+            limits.append(left - 1)
+        return min(limits)
+
+    def _verify(self, row: Row, draft: tuple[int, ...]) -> Iterator[Token | Completion]:
+        """Feed a row its unfed id and what may follow; as long as what is drawn is what was drafted, the rest counts.
+
+        Each token is drawn as after a single step. Whatever ends this, the row is then as if no more had been fed.
+        """
+        job, kept, started = row.job, 0, time.perf_counter()
+        assert job is not None and row.unfed is not None
+        feed = Feed(slice(row.index, row.index + 1), ((row.unfed, *draft),), decodes=True)
+        given = inputs(feed, [row], self.loaded.device)
+        step = self.cache.begin_turns(row.index, given.pos, given.rot, given.pins)
+        try:
+            with self.peak_memory.phase("decode"):
+                logits = self.loaded.forward(given.ids, self.cache, step, feed.width)[0]
+                first = sample(logits[:1], [Draw.of(row)])[0]
+            self.speculation.pace.took(feed.width, time.perf_counter() - started)
+            if self.speculation.tries(row, draft, logits):
+                return
+            job.drafted += len(draft)
+            for number, expected in enumerate((*draft, None)):
+                row.feed(1)
+                self.cache.grow(feed.rows, (1,))
+                kept += 1
+                token = first if number == 0 else sample(logits[number : number + 1], [Draw.of(row)])[0]
+                job.accepted += token == expected
+                yield from self._take(row, token)
+                if row.job is not job or job.ending is not None or token != expected:
+                    break
+        finally:
+            self.cache.settle(step, kept)
+            self.speculation.verified(draft, kept - 1)
 
     def _capture(self, recorder: GraphRecorder, kernels: str, least: float | None) -> None:
         """Let decode steps be replayed, once those of a small cache were found equal to eager ones, and faster.
@@ -422,4 +477,6 @@ class Engine:
             timing=job.timing(),
             error=error,
             cached_tokens=job.cached,
+            drafted=job.drafted,
+            accepted=job.accepted,
         )

@@ -129,7 +129,7 @@ class Completion:
     """The end of a request, always its last event.
 
     `cut_short` says why there was no room for another token, None where the answer ended for any other reason. Of the
-    prompt's tokens `cached_tokens` were fed for another request.
+    prompt's tokens `cached_tokens` were fed for another request. Of `drafted` tokens so many were right: `accepted`.
     """
 
     request_id: str
@@ -142,3 +142,5 @@ class Completion:
     error: Exception | None = None
     cut_short: str | None = None
     cached_tokens: int = 0
+    drafted: int = 0
+    accepted: int = 0

@@ -17,7 +17,7 @@ class Job:
 
     `marks` are the lengths of prefixes to come that are shared and copied; it `waits` while another row is fed the next
     of them. `cached` ids were fed once for several requests. Where it `echoes`, it is fed a second
-    time for the policy.
+    time for the policy. Of the ids that were `drafted` so many were `accepted`.
     """
 
     request: Request
@@ -32,6 +32,8 @@ class Job:
     marks: list[int] = field(default_factory=list)
     waits: bool = False
     cached: int = 0
+    drafted: int = 0
+    accepted: int = 0
 
     def timing(self) -> Timing:
         """Seconds so far; decoding speed counts the tokens after the first."""

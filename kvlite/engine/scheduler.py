@@ -83,6 +83,14 @@ def _taken(row: Row) -> tuple[int, ...]:
     return tuple(row.job.prompt.popleft() for _ in range(row.next_chunk))
 
 
+def until_echo(row: Row, ask: tuple[int, ...], chunk: int) -> int | None:
+    """The tokens that a lone row in decode is fed before `with_echo` repeats any of them; None where it never does."""
+    chunk = min(chunk, MOST_ECHO - len(ask))
+    if chunk < LEAST_ECHO or row.job is None or not row.job.echoes:
+        return None
+    return chunk - 1 - (row.seen - row.echoed)
+
+
 def with_echo(feed: Feed, rows: Sequence[Row], ask: tuple[int, ...], chunk: int, *, one_by_one: bool) -> Feed:
     """The `feed`, and behind it `ask` and at most `chunk` ids of each row that have been fed only once.
 
