@@ -166,21 +166,22 @@ class SlotCache:
     def begin_turns(self, row: int, pos: Tensor, rot: Tensor, pins: Tensor | None) -> Step:
         """The step that feeds T tokens to a row, each as if it were decoded alone; `free` slots hold them all.
 
-        Its forward pass records nothing: `grow` does as each turns out to be right, and then `settle`.
+        Its forward pass records nothing: `keep_next` does as each turns out to be right, and then `drop_rest`.
         """
         rows, counts = slice(row, row + 1), (pos.shape[1],)
         mappings = {slots: self._map(slots, live[rows], counts, pos.shape[1]) for slots, live in self._live.items()}
         step = self.mapped(rows, pos, rot, counts, pins, mappings)
         return replace(step, observation=self._observation(pos[:, :1], (1,)), turns=Turns())
 
-    def settle(self, step: Step, count: int) -> None:
-        """Take back all but the first `count` tokens of a step of `begin_turns`, which have grown the row by as many.
-
-        Then everything is as if only these had been fed, one by one.
-        """
+    def keep_next(self, step: Step, number: int) -> None:
+        """Record that token `number` of a step of `begin_turns` came to its row, as those before it did."""
         assert step.turns is not None
         for received in step.turns.received:
-            received.add(count)
+            received.add(number)
+        self.grow(step.rows, (1,))
+
+    def drop_rest(self, step: Step, count: int) -> None:
+        """Free the slots of all but the first `count` tokens of a step of `begin_turns`, which were kept."""
         for group in self._groups:
             index = step.mappings[group.slots.num_slots].index
             assert isinstance(index, slice)

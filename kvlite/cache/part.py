@@ -99,7 +99,7 @@ class Part:
     def _attend_in_turn(self, q: Tensor, k: Tensor, v: Tensor, step: Step, geometry: Geometry) -> Tensor:
         """Attend the new tokens one after another, each over the slots and those up to itself, which have room.
 
-        The statistic waits in `step.turns` until it is known how many of them stay.
+        What each adds to the statistic waits in `step.turns` until it is kept.
         """
         mapping, backend, slots = step.mappings[self.num_slots], self.group.backend, self.slots.of_rows(step.rows)
         assert step.turns is not None and isinstance(mapping.index, slice) and q.shape[2] == k.shape[2]

@@ -60,17 +60,17 @@ class Received:
     observation: Observation
     shares: list[Tensor]
 
-    def add(self, count: int) -> None:
-        """Add those of the first `count` tokens."""
-        for share in self.shares[:count]:
-            self.observation.add_to(self.known[..., : share.shape[-1]], share)
+    def add(self, number: int) -> None:
+        """Add that of token `number`."""
+        share = self.shares[number]
+        self.observation.add_to(self.known[..., : share.shape[-1]], share)
 
 
 @dataclass(slots=True)
 class Turns:
-    """Tokens of a step that attend one after another, each as if it were decoded alone, and may be taken back.
+    """A mark of a step whose tokens attend one after another, each as if it were decoded alone, and may be dropped.
 
-    Until it is known how many stay, the statistic is that before them: what they add to it is in `received`.
+    Until one is kept, what it adds to the statistic is in `received`, by part.
     """
 
     received: list[Received] = field(default_factory=list)
@@ -83,8 +83,8 @@ class Step:
     `pos` is a token's index in its conversation, `rot` the position its key is rotated by; `counts` is the number of
     real tokens per row. `observation` says how attention counts for the policy, None where it does not. `pins` int32
     [n, P, 2] are spans of positions never evicted, None where there are none. `mappings` are by number of slots. `echo`
-    are tokens that are fed with it and leave nothing but what they looked at. With `turns` its own come one after another,
-    each observed as `observation` says of one.
+    are tokens that are fed with it and leave nothing but what they looked at. With `turns` its own come one after
+    another, each observed as `observation` says of one.
     """
 
     rows: slice

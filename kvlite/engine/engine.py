@@ -22,6 +22,7 @@ from kvlite.engine.row import Row
 from kvlite.engine.sampling import INVALID, Draw, sample
 from kvlite.engine.scheduler import MOST_ECHO, Feed, next_feed, until_echo, with_echo
 from kvlite.engine.speculation import Speculate, Speculation
+from kvlite.engine.verification import Verification
 from kvlite.errors import ContextFull, KvliteError, NumericError, UsageError
 from kvlite.memory.counts import KVCounts
 from kvlite.memory.format import SlotFormat
@@ -331,8 +332,8 @@ class Engine:
     def _advance(self, feed: Feed) -> Iterator[Token | Completion]:
         """One forward pass; then a token for every row whose prompt is through."""
         rows = self._rows[feed.rows]
-        is_alone = feed.decodes and len(rows) == 1
-        if is_alone and (draft := self.speculation.draft(rows[0], self._most_drafted(rows[0]))):
+        is_alone = feed.decodes and len(rows) == 1 and self.speculation.is_on
+        if is_alone and (draft := self.speculation.draft(rows[0], self._most_drafted(rows[0], feed))):
             yield from self._verify(rows[0], draft)
             return
         started = time.perf_counter()
@@ -341,16 +342,16 @@ class Engine:
             ready = [i for i, row in enumerate(rows) if row.job is not None and feed.ids[i] and not row.job.prompt]
             draws = [Draw.of(rows[i]) for i in ready]
             ids = sample(logits[ready] if len(ready) < len(rows) else logits, draws) if ready else []
-        if is_alone and self.speculation.is_on and ids:
-            self.speculation.pace.took(1, time.perf_counter() - started)
-            self.speculation.stepped(rows[0], ids[0], logits[0])
+        if is_alone and not feed.echo:
+            self.speculation.stepped(rows[0], ids[0], logits[0], time.perf_counter() - started)
         for i, token in zip(ready, ids, strict=True):
             yield from self._take(rows[i], token)
 
-    def _most_drafted(self, row: Row) -> int:
-        """The ids that may be drafted behind the unfed one of a row: none that an answer or the slots would not take."""
+    def _most_drafted(self, row: Row, feed: Feed) -> int:
+        """The ids that may be drafted for a row that is to be fed: none that its answer or slots would not take."""
         job = row.job
-        if job is None or row.unfed is None:
+        assert job is not None
+        if feed.echo:
             return 0
         limits = [self._limits.most_at_once(row) - 1]
         if job.request.max_tokens is not None:
@@ -364,31 +365,27 @@ class Engine:
 
         Each token is drawn as after a single step. Whatever ends this, the row is then as if no more had been fed.
         """
-        job, kept, started = row.job, 0, time.perf_counter()
-        assert job is not None and row.unfed is not None
-        feed = Feed(slice(row.index, row.index + 1), ((row.unfed, *draft),), decodes=True)
-        given = inputs(feed, [row], self.loaded.device)
-        step = self.cache.begin_turns(row.index, given.pos, given.rot, given.pins)
+        job, started = row.job, time.perf_counter()
+        assert job is not None
+        chunk = Verification(self.cache, row, draft, self.loaded.device)
         try:
             with self.peak_memory.phase("decode"):
-                logits = self.loaded.forward(given.ids, self.cache, step, feed.width)[0]
-                first = sample(logits[:1], [Draw.of(row)])[0]
-            self.speculation.pace.took(feed.width, time.perf_counter() - started)
-            if self.speculation.tries(row, draft, logits):
+                logits = chunk.logits(self.loaded)
+                token = sample(logits[:1], [Draw.of(row)])[0]
+            if self.speculation.tries(row, draft, logits, time.perf_counter() - started):
                 return
             job.drafted += len(draft)
             for number, expected in enumerate((*draft, None)):
-                row.feed(1)
-                self.cache.grow(feed.rows, (1,))
-                kept += 1
-                token = first if number == 0 else sample(logits[number : number + 1], [Draw.of(row)])[0]
+                chunk.keep_next()
+                if number:
+                    token = sample(logits[number : number + 1], [Draw.of(row)])[0]
                 job.accepted += token == expected
                 yield from self._take(row, token)
                 if row.job is not job or job.ending is not None or token != expected:
                     break
         finally:
-            self.cache.settle(step, kept)
-            self.speculation.verified(draft, kept - 1)
+            chunk.drop_rest()
+            self.speculation.verified(draft, chunk.kept - 1)
 
     def _capture(self, recorder: GraphRecorder, kernels: str, least: float | None) -> None:
         """Let decode steps be replayed, once those of a small cache were found equal to eager ones, and faster.

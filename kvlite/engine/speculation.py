@@ -18,10 +18,8 @@ from kvlite.engine.row import Row
 Speculate = Literal["auto", "off"] | int
 """Ids that are drafted at most, whatever it costs; `auto` as many as pay, where that changes no answer."""
 
-WIDTHS = (2, 4, 8, 16)
+WIDTHS = (4, 8, 16)
 """Tokens of a chunk where `auto` chooses."""
-
-MOST_DRAFTED = 64
 
 _GAIN = 1.1
 """Times as many tokens in a second as single steps give, that a chunk has to promise."""
@@ -31,6 +29,9 @@ _SLOPE = 0.25
 
 _RATE = 0.15
 """The weight of the newest finding in a moving mean."""
+
+_FADING = 0.999
+"""What is left at each single step of the time that a chunk was found to take, so that it is timed again."""
 
 
 @dataclass(slots=True)
@@ -42,6 +43,8 @@ class Pace:
 
     def took(self, width: int, seconds: float) -> None:
         """Note the time of a forward pass of `width` tokens; one that was held up counts little."""
+        if width == 1:
+            self.seconds = {known: took * _FADING if known > 1 else took for known, took in self.seconds.items()}
         known = self.seconds.get(width, seconds)
         self.seconds[width] = known + _RATE * (min(seconds, 2 * known) - known)
 
@@ -101,6 +104,7 @@ class Trial:
 
     @property
     def width(self) -> int:
+        """T."""
         return len(self.ids) + 1
 
 
@@ -108,12 +112,12 @@ class Speculation:
     """Drafts for the rows of one engine, one row at a time.
 
     Where `asked` is `auto`, a chunk of each width is tried first: the logits that count of it must be those of single
-    steps, to the bit in half precision. If they are not, nothing is drafted from then on, and `found` says so.
+    steps, to the bit in half precision. If they are not, nothing is drafted from then on, and `obstacle` says so.
     """
 
     def __init__(self, asked: Speculate, obstacle: str = "") -> None:
         self.asked = asked
-        self.found = obstacle
+        self.obstacle = obstacle
         """The reason why nothing is drafted, empty where something is."""
         self.pace = Pace()
         self._lookups: dict[int, Lookup] = {}
@@ -123,31 +127,37 @@ class Speculation:
 
     @property
     def is_on(self) -> bool:
-        return self.asked != "off" and not self.found
+        """True unless nothing is drafted."""
+        return self.asked != "off" and not self.obstacle
 
     def draft(self, row: Row, most: int) -> tuple[int, ...]:
         """The ids to verify behind the row's unfed one, at most so many; none where a single step is better."""
         self._guess = None
-        if most < 1 or not self.is_on:
+        if most < 1:
             return ()
         lookup = self._lookups.get(row.index)
         if lookup is None or lookup.said is not row.said:
             lookup = self._lookups[row.index] = Lookup(row.said)
-        is_auto = self.asked == "auto"
-        self._guess = guess = lookup.draft(min(most, WIDTHS[-1] - 1 if is_auto else int(self.asked)))
+        wanted = WIDTHS[-1] - 1 if self.asked == "auto" else int(self.asked)
+        self._guess = guess = lookup.draft(min(most, wanted))
         if guess is None or self._trial is not None:
             return ()
-        return guess.ids[: self.pace.best(guess)] if is_auto else guess.ids
+        return guess.ids[: self.pace.best(guess)] if self.asked == "auto" else guess.ids
 
-    def tries(self, row: Row, ids: tuple[int, ...], logits: Tensor) -> bool:
-        """True where the chunk with drafted `ids` and these logits [T, V] is a trial, to be taken back whole."""
+    def tries(self, row: Row, ids: tuple[int, ...], logits: Tensor, seconds: float) -> bool:
+        """True where the chunk with drafted `ids` and logits [T, V], which took so long, is a trial: it is taken back.
+
+        Takes its time into account in any case.
+        """
+        self.pace.took(len(ids) + 1, seconds)
         if self.asked != "auto" or len(ids) + 1 in self._proven:
             return False
         self._trial = Trial(row, len(row.said), ids, logits.clone())
         return True
 
-    def stepped(self, row: Row, token: int, logits: Tensor) -> None:
+    def stepped(self, row: Row, token: int, logits: Tensor, seconds: float) -> None:
         """Learn from a single step of a row, whose logits [V] gave `token`, which it has not taken yet."""
+        self.pace.took(1, seconds)
         guess, trial = self._guess, self._trial
         if guess is not None:
             self.pace.saw(guess.matched, guess.ids[0] == token)
@@ -157,16 +167,16 @@ class Speculation:
             self._trial = None
             return
         if not agree(trial.logits[trial.compared], logits):
-            self.found = "a token's logits depend on how many are computed at once here, so that answers might change"
+            self.obstacle = "a token's logits depend here on how many are computed at once, so an answer might change"
         trial.compared += 1
         if trial.compared == trial.width or trial.ids[trial.compared - 1] != token:
             self._proven |= {trial.width} if trial.compared > 1 else set()
             self._trial = None
 
     def verified(self, ids: tuple[int, ...], right: int) -> None:
-        """Learn from a chunk, of whose drafted `ids` the first `right` were drawn."""
+        """Learn from a chunk, of whose drafted `ids` the first `right` were drawn, none of one that was taken back."""
         guess = self._guess
-        if guess is not None:
+        if guess is not None and right >= 0:
             for number in range(min(right + 1, len(ids))):
                 self.pace.saw(guess.matched + number, number < right)
 
