@@ -27,7 +27,7 @@ from kvlite.console import Console
 from kvlite.deadline import Deadline
 from kvlite.engine.request import Token
 from kvlite.errors import BatchFailed, Interrupted, KvliteError, OutputError, Terminated, TimeLimit
-from kvlite.llm.answer import BATCH_MAX_TOKENS, sampling_of
+from kvlite.llm.answer import BATCH_MAX_TOKENS, grammar_of, sampling_of
 from kvlite.options import AnswerOptions, BatchOptions
 from kvlite.record.measure import versions
 from kvlite.record.recorder import Recorder
@@ -61,6 +61,7 @@ class Batch:
             "max_tokens": answer.max_tokens or BATCH_MAX_TOKENS,
             "stop": answer.stop,
             "system": answer.system,
+            "grammar": None if (grammar := grammar_of(answer)) is None else str(grammar),
             "format": self._input.layout,
             "escape": options.escape,
             "prompt_column": options.prompt_column,

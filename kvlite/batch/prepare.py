@@ -86,7 +86,8 @@ class Preparer:
         try:
             encoded = self._encode(item)
             most = min(item.max_tokens or settings.max_tokens or self._most_tokens, self._most_tokens)
-            settings = replace(settings, sampling=self.sampling(item), max_tokens=most)
+            grammar = item.grammar if item.has_format else settings.grammar
+            settings = replace(settings, sampling=self.sampling(item), max_tokens=most, grammar=grammar)
             requests = tuple(
                 settings.request(f"{item.index}.{choice}", encoded, self._text, row=None, number=choice)
                 for choice in range(item.n)
@@ -112,7 +113,8 @@ class Preparer:
             return None
         sampling = {name: value for name, value in item.sampling.items() if name != "seed"}
         asked = (item.prompt, item.messages, item.raw, item.continues, sampling, item.max_tokens, item.stop, item.n)
-        return blake2b(repr((*asked, item.template_kwargs)).encode(), digest_size=16).digest()
+        more = (item.has_format, item.grammar, item.template_kwargs)
+        return blake2b(repr((*asked, *more)).encode(), digest_size=16).digest()
 
     def _encode(self, item: Item) -> Encoded:
         system = self._options.system
