@@ -74,11 +74,11 @@ def _of_schema(value: object) -> Grammar:
 def _of_choice(value: object) -> Grammar:
     if not isinstance(value, list):
         raise UsageError(f"choice is {kind(value)}; give a list of strings")
-    return Grammar.of_choice([string(text, "choice") for text in value])
+    return Grammar.of_choice([string(text, "structured_outputs") for text in value])
 
 
 def _of_regex(value: object) -> Grammar:
-    return Grammar.of_regex(string(value, "regex"))
+    return Grammar.of_regex(string(value, "structured_outputs"))
 
 
 def _of_any_object(value: object) -> Grammar:
