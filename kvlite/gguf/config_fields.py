@@ -17,10 +17,12 @@ def _has(header: Header, name: str) -> bool:
 
 
 def llama(header: Header) -> Config:
+    """Llama: biases are where the file has them."""
     return {"attention_bias": _has(header, "attn_q.bias"), "mlp_bias": _has(header, "ffn_up.bias")}
 
 
 def mixtral(header: Header) -> Config:
+    """Mixtral: the experts, of which no layer has a window."""
     return {
         "num_local_experts": header.about("expert_count"),
         "num_experts_per_tok": wanted(header, "expert_used_count"),
@@ -29,6 +31,7 @@ def mixtral(header: Header) -> Config:
 
 
 def experts(header: Header) -> Config:
+    """Qwen's mixtures: the experts, and one that all tokens share."""
     shared = header.about("expert_shared_feed_forward_length")
     return {
         "num_experts": wanted(header, "expert_count"),
@@ -41,6 +44,7 @@ def experts(header: Header) -> Config:
 
 
 def gemma(header: Header) -> Config:
+    """Gemma: its activation."""
     return {"hidden_activation": "gelu_pytorch_tanh"}
 
 
@@ -52,6 +56,7 @@ def _query_scalar(header: Header, largest: int) -> int:
 
 
 def gemma2(header: Header) -> Config:
+    """Gemma 2: capped logits, and every second layer slides."""
     return gemma(header) | {
         "query_pre_attn_scalar": _query_scalar(header, 46),
         "attn_logit_softcapping": header.about("attn_logit_softcapping", 50.0),
@@ -62,6 +67,7 @@ def gemma2(header: Header) -> Config:
 
 
 def gemma3(header: Header) -> Config:
+    """Gemma 3: five layers of six slide, with rotations of their own."""
     local = header.about("rope.freq_base_swa", 10000.0)
     window = header.about("attention.sliding_window")  # without one every layer is full
     return gemma(header) | {
@@ -87,6 +93,7 @@ def _layer_types(header: Header, period: int | None) -> list[str]:
 
 
 def phi3(header: Header) -> Config:
+    """Phi-3: part of a head rotates, and texts are long or short."""
     head_dim = wanted(header, "embedding_length") // wanted(header, "attention.head_count")
     rope = rope_of(header) | {"partial_rotary_factor": header.about("rope.dimension_count", head_dim) / head_dim}
     original = rope.get("original_max_position_embeddings", header.about("context_length"))
@@ -98,6 +105,7 @@ def phi3(header: Header) -> Config:
 
 
 def granite(header: Header) -> Config:
+    """Granite: numbers that embeddings, residuals, attention and logits are multiplied by."""
     return llama(header) | {
         "embedding_multiplier": decimal(header.about("embedding_scale", 1.0)),
         "residual_multiplier": decimal(header.about("residual_scale", 1.0)),
@@ -211,4 +219,5 @@ def _shares_keys_and_values(header: Header, kinds: Sequence[str]) -> bool:
 
 
 def qwen2(header: Header) -> Config:
+    """Qwen 2 and 3, SmolLM3: no layer slides."""
     return {"use_sliding_window": False}

@@ -102,6 +102,7 @@ class LazyExperts:
 
     @property
     def dtype(self) -> torch.dtype:
+        """The dtype that `lazy[...]` has."""
         return self.parts[0].dtype
 
     def __getitem__(self, index: object) -> Tensor:
