@@ -14,7 +14,7 @@ from typing import Any
 from platformdirs import user_cache_path
 
 from kvlite.catalog.snapshots import newest_snapshot
-from kvlite.catalog.stores import find_stored
+from kvlite.catalog.stores import StoredModel, find_stored
 from kvlite.errors import ModelNotFound, UsageError
 from kvlite.gguf.header import is_gguf
 
@@ -65,6 +65,8 @@ class ModelRef:
     path: Path | None = None
     quant: str | None = None
     """The GGUF file of the repository that is meant, as in `Q4_K_M`."""
+    system: Path | None = None
+    """The file of the system prompt that another program keeps with its model."""
 
     def __str__(self) -> str:
         name = self.alias or self.repo or str(self.path)
@@ -139,7 +141,7 @@ def _stored(name: str, revision: str | None) -> ModelRef:
     if stored and revision:
         raise UsageError(f"{name!r:.80} is another program's, so revision {revision} does not apply")
     if len(stored) == 1:
-        return ModelRef(alias=str(stored[0]), path=stored[0].path)
+        return _another_programs(stored[0])
     if stored:
         raise ModelNotFound(f"{name!r:.80} is more than one model; name one of {', '.join(map(str, stored))}")
     raise ModelNotFound(f"no model is called {name!r:.80}; {_suggestion(name)}")
@@ -152,7 +154,11 @@ def _elsewhere(name: str, ref: ModelRef) -> ModelRef:
     if ref.revision or newest_snapshot(ref.repo) is not None or (wheel is not None and wheel.file.is_file()):
         return ref
     stored = find_stored(name)
-    return ModelRef(alias=str(stored[0]), path=stored[0].path) if len(stored) == 1 else ref
+    return _another_programs(stored[0]) if len(stored) == 1 else ref
+
+
+def _another_programs(model: StoredModel) -> ModelRef:
+    return ModelRef(alias=str(model), path=model.path, system=model.system)
 
 
 def _looks_like_path(name: str) -> bool:

@@ -152,6 +152,8 @@ def test_a_system_prompt_of_ollamas_is_said(
     manifest.write_text(json.dumps({"layers": layers}))
     monkeypatch.setattr("sys.stdin", None)
     assert main(["run", "-m", "me/pirate", "hi", "-n", "1"]) == 0
+    (cache_root() / f"models--me--pirate/snapshots/{'0' * 40}").mkdir(parents=True)
+    assert resolve_model("me/pirate").system is None  # that of the Hub has none
     own = f"ollama:me/pirate:latest has a system prompt of its own: that is --system @{root}/blobs/sha256-5"
     assert own in capsys.readouterr().err.splitlines()
 
