@@ -18,9 +18,11 @@ from kvlite.catalog.names import resolve_model
 from kvlite.engine.request import Request, Sampling
 from kvlite.errors import KvliteError, UsageError
 from kvlite.llm.answer import BATCH_MAX_TOKENS, DRAWN_SEEDS, Answer, AnswerSettings
-from kvlite.options import AnswerOptions
+from kvlite.options import AnswerOptions, BatchOptions
 
 if TYPE_CHECKING:
+    from kvlite.batch.model import Model
+    from kvlite.batch.rows import BatchRows
     from kvlite.text.stream import AnswerText
     from kvlite.text.template import ChatText, Encoded
 
@@ -68,6 +70,19 @@ class Preparer:
         self._required = required
         self._settings = AnswerSettings.of(
             generation or {}, options, max_tokens=BATCH_MAX_TOKENS, pin_system=pin_system
+        )
+
+    @classmethod
+    def of(cls, model: Model, rows: BatchRows, answer: AnswerOptions, options: BatchOptions) -> Preparer:
+        """The preparation that the options of a batch ask for."""
+        return cls(
+            rows.model.text,
+            answer,
+            rows.model.generation,
+            pin_system=model.spec.options.pin_system,
+            required=model.required,
+            most_tokens=rows.model.loaded.window,
+            ignores_unsupported=options.ignore_unsupported,
         )
 
     def prepare(self, item: Item) -> Work | Failure:
