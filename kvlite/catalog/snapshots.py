@@ -11,7 +11,6 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from kvlite.catalog.config import CONFIG, has_tokenizer
-from kvlite.catalog.names import DEMO, alias_of, aliases
 from kvlite.catalog.weights import weight_files
 from kvlite.errors import OutputError
 
@@ -34,14 +33,6 @@ def cached_repos() -> list[str]:
     """List the model repositories with anything in the cache, as `org/name`, sorted."""
     names = (path.name.removeprefix(_PREFIX) for path in cache_root().glob(f"{_PREFIX}*"))
     return sorted(name.replace("--", "/", 1) for name in names)
-
-
-def complete_model(incomplete: str, *, is_cached: bool = False) -> list[str]:
-    """Complete a name for the shell: aliases and cached repositories that begin with `incomplete`; `:` reads as `-`."""
-    repos = cached_repos()
-    short = [alias.name for repo in repos if (alias := alias_of(repo))] if is_cached else [DEMO, *aliases()]
-    start = incomplete.lower().replace(":", "-")
-    return [name for name in (*short, *repos) if name.lower().startswith(start)]
 
 
 def repo_folder(repo: str) -> Path:

@@ -89,6 +89,8 @@ class TextModel:
         files = files or spec.files(listener.note)
         if spec.options.adapter is None and files.gguf is None and (files.folder / "adapter_config.json").is_file():
             listener.note(f"{files.ref} holds an adapter, too, which is not applied; --adapter {files.ref} applies it")
+        if files.ref.system is not None:
+            listener.note(f"{files.ref} has a system prompt of its own: that is --system @{files.ref.system}")
         loaded = load(files, spec.options, device, verdicts or Verdicts())
         if loaded.remembered:
             listener.detail(f"gate and patches: as found {loaded.remembered}; `kvlite doctor MODEL --again` looks anew")
