@@ -5,7 +5,6 @@ The one rule of prefill and decode. A layer whose heads all have as many is one 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -97,14 +96,15 @@ class Part:
         own, num_queries = k.shape[2] - echo.width, q.shape[2]
         keys, values = backend.encode(self.group.slots, k, v)
         slots, old, is_even = self._before_echo(step, echo, geometry, num_queries == k.shape[2] == step.fed)
-        in_order = (0, num_queries) if is_even else ()
-        fed = Segment(keys, values, step.fed_pos[:, None, -k.shape[2] :], None, *in_order, asked=own)
+        first, queries = (0, num_queries) if is_even else (None, 0)
+        fed = Segment(keys, values, step.fed_pos[:, None, -k.shape[2] :], None, first, queries, asked=own)
         weight, heads = echo.weight[:, -num_queries:], self.group.policy.heads
         observation = Observation(Statistic.MASS, weight, heads=heads, queries=echo.queries)
         out, received = backend.attend(q, step.fed_pos[:, -num_queries:], [old, fed], geometry, observation)
         assert received is not None and slots.statistic is not None
-        new = Segment(keys[:, :, :own], values[:, :, :own], step.pos[:, None, -own:])
-        new = replace(new, statistic=received * (new.pos >= echo.first))
+        new_pos = step.pos[:, None, -own:]
+        received = received * (new_pos >= echo.first)
+        new = Segment(keys[:, :, :own], values[:, :, :own], new_pos, received)
         if old.statistic is not None:
             known = slots.statistic[..., : old.pos.shape[-1]]
             known.add_(old.statistic * (old.pos >= echo.first))
@@ -113,12 +113,10 @@ class Part:
             self._keep_best(slots, held, new, step, q[:, :, : num_queries - echo.width])
         elif own:
             backend.write(slots, mapping.index, new.k, new.v)
-            slots.write(mapping.index, statistic=new.statistic)
+            slots.write(mapping.index, statistic=received)
         return out
 
-    def _before_echo(
-        self, step: Step, echo: Echo, geometry: Geometry, is_all: bool
-    ) -> tuple[Slots, Segment, bool]:
+    def _before_echo(self, step: Step, echo: Echo, geometry: Geometry, is_all: bool) -> tuple[Slots, Segment, bool]:
         """The slots of the rows, and those of them that were held before the step; True where all keys go in order."""
         mapping, slots = step.mappings[self.num_slots], self.slots.of_rows(step.rows)
         stop = mapping.index.start if isinstance(mapping.index, slice) else mapping.extent

@@ -90,8 +90,8 @@ def attend_many(
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
     """Queries of a chunk over the slots and, where there is a second segment, the chunk -> out, lse, statistics.
 
-    out [n, H_Q, T, D_V], lse [n, H_Q, T], the statistic [n, H_KV, N] of each segment's keys that it is asked of. The second segment ends with the
-    keys of the queries themselves.
+    out [n, H_Q, T, D_V], lse [n, H_Q, T], the statistic [n, H_KV, N] of each segment's keys that it is asked of. The
+    second segment ends with the keys of the queries themselves.
     """
     rows, num_heads, num_queries, dim = q.shape
     slots, new = segments[0], segments[-1]
