@@ -50,7 +50,7 @@ class ChatOptions:
 
 def chat(
     given: ChatOptions,
-    answer: AnswerOptions,
+    answer: Annotated[AnswerOptions, without("logprobs")],
     options: Annotated[ModelOptions, without("kv_per_seq")],
     output: OutputOptions,
     call: Invocation,
