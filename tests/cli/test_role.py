@@ -27,7 +27,9 @@ def role():
 def answer(capfd, *args):
     """Runs kvlite and gives back exit code, stdout and stderr."""
     code = main([*args])
-    return (code, *capfd.readouterr())
+    out, err = capfd.readouterr()
+    assert code or out, err
+    return code, out, err
 
 
 def test_its_settings_count_and_a_flag_counts_more(role, capfd, tmp_path, monkeypatch):
