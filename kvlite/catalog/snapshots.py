@@ -8,16 +8,11 @@ import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from pathlib import Path
 
 from kvlite.catalog.config import CONFIG, has_tokenizer
-from kvlite.catalog.names import DEMO, STORES, alias_of, aliases, fold
-from kvlite.catalog.own_aliases import own_aliases
-from kvlite.catalog.stores import stored_models
 from kvlite.catalog.weights import weight_files
-from kvlite.errors import OutputError, UsageError
-from kvlite.gguf.header import models_among
+from kvlite.errors import OutputError
 
 DEFAULT_REVISION = "main"
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -38,29 +33,6 @@ def cached_repos() -> list[str]:
     """List the model repositories with anything in the cache, as `org/name`, sorted."""
     names = (path.name.removeprefix(_PREFIX) for path in cache_root().glob(f"{_PREFIX}*"))
     return sorted(name.replace("--", "/", 1) for name in names)
-
-
-def complete_model(incomplete: str, *, is_cached: bool = False) -> list[str]:
-    """Complete a model's name for the shell, as it is spelled so far: aliases, the user's first, cached repositories
-    and the GGUF files in them, and once a store is named other programs' models; with `is_cached` what can be deleted.
-    """
-    repos = cached_repos()
-    short: list[str] = [alias.name for repo in repos if (alias := alias_of(repo))]
-    if not is_cached:
-        with suppress(UsageError):  # a broken file is told of when a command runs
-            short = [*own_aliases()]
-        short += [DEMO, *aliases()]
-    start = fold(incomplete)
-    found = [incomplete + name[len(start) :] for name in short if name.startswith(start)]
-    found += [repo for repo in repos if repo.lower().startswith(incomplete.lower())]
-    repo = incomplete.partition(":")[0]
-    if ":" in incomplete and repo in repos and (snapshot := newest_snapshot(repo)) is not None:
-        found += [f"{repo}:{stem}" for stem in models_among(gguf_names(snapshot))]
-    if not is_cached and incomplete and any(store.startswith(incomplete.lower()) for store in STORES):
-        found += STORES
-    elif not is_cached and incomplete.lower().startswith(STORES):
-        found += map(str, stored_models())
-    return [name for name in dict.fromkeys(found) if name.lower().startswith(incomplete.lower())]
 
 
 def repo_folder(repo: str) -> Path:

@@ -2,10 +2,13 @@
 
 ollama keeps a manifest for each name and tag, whose layer of kind `model` names a blob:
 https://github.com/ollama/ollama/blob/main/docs/api.md. LM Studio keeps publisher/model/file.gguf, llama.cpp files.
+Docker's Model Runner keeps an index of tags, and a manifest and blobs by digest:
+https://github.com/docker/model-runner/tree/main/pkg/distribution/internal/store.
 """
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -16,6 +19,11 @@ from kvlite.gguf.header import is_gguf, models_among
 _OLLAMA_HOST, _OLLAMA_OWNER = "registry.ollama.ai", "library"
 _OLLAMA_ADAPTER = "application/vnd.ollama.image.adapter"
 _OLLAMA_MODEL = "application/vnd.ollama.image.model"
+_OLLAMA_SYSTEM = "application/vnd.ollama.image.system"
+_DOCKER_HOST = re.compile(r"(index\.)?docker\.io/")
+_DOCKER_MODELS = ("application/vnd.docker.ai.gguf.v3", "application/vnd.cncf.model.weight.v1.gguf")
+_MALFORMED = (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError)
+"""Errors of reading what is not of the form that is expected."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,26 +33,29 @@ class StoredModel:
     store: str
     name: str
     path: Path
+    system: Path | None = None
+    """The file of the system prompt that the program gives it."""
 
     def __str__(self) -> str:
         return f"{self.store}:{self.name}"
 
 
 def stored_models() -> list[StoredModel]:
-    """List the models of ollama, LM Studio and llama.cpp on this machine, each once, sorted by store and name."""
+    """List the models of ollama, LM Studio, llama.cpp and Docker on this machine, each once, by store and name."""
     found: dict[str, StoredModel] = {}
-    for model in (*_ollama(), *_lm_studio(), *_llama_cpp()):
+    for model in (*_ollama(), *_lm_studio(), *_llama_cpp(), *_docker()):
         found.setdefault(str(model), model)
     return [found[name] for name in sorted(found)]
 
 
 def find_stored(name: str) -> list[StoredModel]:
-    """Find the models that `name` means, with or without the store before it and `:latest` behind it."""
+    """Find the models that `name` means, with or without the store or the Hub before it and `:latest` behind it."""
     wanted = name.lower().removesuffix(":latest")
     return [
         model
         for model in stored_models()
-        if wanted in (str(model).lower().removesuffix(":latest"), model.name.lower().removesuffix(":latest"))
+        for short in (model.name.lower().removesuffix(":latest"),)
+        if wanted in (f"{model.store}:{short}", short, short.removeprefix("hf.co/"))
     ]
 
 
@@ -54,23 +65,49 @@ def _ollama() -> Iterator[StoredModel]:
         for manifest in _files(root / "manifests", "*/*/*/*"):
             host, owner, model, tag = manifest.relative_to(root / "manifests").parts
             before = [part for part, usual in ((host, _OLLAMA_HOST), (owner, _OLLAMA_OWNER)) if part != usual]
-            with suppress(OSError, ValueError, LookupError, TypeError, AttributeError):  # of another kind
+            with suppress(*_MALFORMED):  # of another kind
                 layers = json.loads(manifest.read_text(encoding="utf-8"))["layers"]
                 kinds = {layer["mediaType"]: layer["digest"] for layer in layers}
                 if _OLLAMA_ADAPTER in kinds:
                     continue  # its answers would be those of its base
-                digest = kinds[_OLLAMA_MODEL]
-                blob = root / "blobs" / digest.replace(":", "-")
-                if is_gguf(blob):
-                    yield StoredModel("ollama", f"{'/'.join([*before, model])}:{tag}", blob)
+                blobs = {kind: root / "blobs" / digest.replace(":", "-") for kind, digest in kinds.items()}
+                if is_gguf(blobs[_OLLAMA_MODEL]):
+                    name = f"{'/'.join([*before, model])}:{tag}"
+                    yield StoredModel("ollama", name, blobs[_OLLAMA_MODEL], blobs.get(_OLLAMA_SYSTEM))
 
 
 def _lm_studio() -> Iterator[StoredModel]:
-    for root in (Path(place).expanduser() for place in ("~/.lmstudio/models", "~/.cache/lm-studio/models")):
+    for root in _lm_studio_folders():
         for folder in sorted({file.parent for file in _files(root, "*/*/*.gguf")}):
             name, models = folder.relative_to(root).as_posix(), models_among(path.name for path in folder.iterdir())
             for stem, parts in models.items():
                 yield StoredModel("lmstudio", name if len(models) == 1 else f"{name}/{stem}", folder / parts[0])
+
+
+def _lm_studio_folders() -> list[Path]:
+    """The folders of models of LM Studio's homes, moved ones too; where its settings name another, that one first."""
+    homes = [Path(place).expanduser() for place in ("~/.lmstudio", "~/.cache/lm-studio")]
+    with suppress(*_MALFORMED):
+        moved = Path("~/.lmstudio-home-pointer").expanduser().read_text(encoding="utf-8").strip()
+        homes[:0] = [Path(moved)] if moved else []
+    named = []
+    for home in homes:
+        with suppress(*_MALFORMED):
+            named.append(Path(json.loads((home / "settings.json").read_text(encoding="utf-8"))["downloadsFolder"]))
+    return list(dict.fromkeys([*named, *(home / "models" for home in homes)]))
+
+
+def _docker() -> Iterator[StoredModel]:
+    root = Path("~/.docker/models").expanduser()
+    with suppress(*_MALFORMED):
+        for entry in json.loads((root / "models.json").read_text(encoding="utf-8"))["models"]:
+            with suppress(*_MALFORMED):
+                manifest = (root / "manifests" / entry["id"].replace(":", "/")).read_text(encoding="utf-8")
+                layers = [layer for layer in json.loads(manifest)["layers"] if layer["mediaType"] in _DOCKER_MODELS]
+                blobs = [root / "blobs" / layer["digest"].replace(":", "/") for layer in layers]
+                if len(blobs) == 1 and is_gguf(blobs[0]):  # parts of a split file do not find each other there
+                    for tag in entry["tags"]:
+                        yield StoredModel("docker", _DOCKER_HOST.sub("", tag, count=1), blobs[0])
 
 
 def _llama_cpp() -> Iterator[StoredModel]:

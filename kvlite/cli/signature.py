@@ -162,13 +162,13 @@ def _first(take: Callable[[Any, Any], None]) -> Callable[..., Any]:
 
 
 def _complete_model(incomplete: str) -> list[str]:
-    from kvlite.catalog.snapshots import complete_model
+    from kvlite.catalog.completion import complete_model
 
     return complete_model(incomplete)
 
 
 def _complete_cached(incomplete: str) -> list[str]:
-    from kvlite.catalog.snapshots import complete_model
+    from kvlite.catalog.completion import complete_model
 
     return complete_model(incomplete, is_cached=True)
 

