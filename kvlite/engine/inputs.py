@@ -52,10 +52,15 @@ def echoed(feed: Feed, rows: Sequence[Row], device: torch.device) -> Echo:
     both = [_padded(_counted(starts, feed.echo), -1) for starts in (ends, rots)]
     pos, rot = _on(both, torch.int32, device)
     repeated = [max(0, len(ids) - feed.asks) for ids in feed.echo]
-    first = torch.tensor([end - count for end, count in zip(ends, repeated, strict=True)], device=device)
-    weight = (pos >= torch.tensor(ends, device=device)[:, None] + feed.asks).float()
+    first, start = (
+        torch.tensor([end - count for end, count in zip(ends, counts, strict=True)], device=device)[:, None, None]
+        for counts in (repeated, feed.counts)
+    )
+    asking = pos >= torch.tensor(ends, device=device)[:, None] + feed.asks
+    weight = torch.nn.functional.pad(asking.float(), (feed.width, 0))
+    is_own = all(count <= own for count, own in zip(repeated, feed.counts, strict=True))
     is_even = len({*map(len, feed.echo)}) == len({*feed.counts}) == 1
-    return Echo(pos, rot, weight, first[:, None, None], is_even)
+    return Echo(pos, rot, weight, first, start, max(repeated), is_own, is_even)
 
 
 def pinned(rows: Sequence[Row], device: torch.device) -> Tensor | None:

@@ -208,15 +208,14 @@ def _from_folder(folder: Path, arguments: dict[str, Any]) -> Any:
 
 
 def _from_gguf(files: ModelFiles, arguments: dict[str, Any], *, packs: bool) -> Any:
-    from kvlite.models.gguf_weights import packed_places, state_dict
+    from kvlite.models.gguf_weights import packed_sources, state_dict
 
     assert files.gguf is not None
     config = AutoConfig.from_pretrained(files.folder, local_files_only=True)
     taken: set[str] = set()
     weights = state_dict(files.gguf, arguments["dtype"], taken)
     if packs:
-        sources = {place: weights[place] for place in packed_places(files.gguf)}
-        arguments["quantization_config"] = packed_settings(0, sources, taken)
+        arguments["quantization_config"] = packed_settings(0, packed_sources(files.gguf, weights), taken)
     kind = getattr(transformers, config.architectures[0])
     return kind.from_pretrained(None, config=config, state_dict=weights, output_loading_info=True, **arguments)
 
