@@ -330,7 +330,7 @@ def test_completion_of_names(hub: HubServer, kvlite: Kvlite) -> None:
 
     hub.add("Qwen/Qwen3-0.6B", model_files())
     kvlite("pull", "qwen3-0.6b")
-    assert complete_model("Qwen3:0") == ["qwen3-0.6b"]
+    assert complete_model("Qwen3:0") == ["Qwen3:0.6b"]
     assert complete_model("qwen/") == ["Qwen/Qwen3-0.6B"]
     assert complete_model("dem") == ["demo"]
     assert complete_model("q", is_cached=True) == ["qwen3-0.6b", "Qwen/Qwen3-0.6B"]
