@@ -73,8 +73,8 @@ class Backend:
     ) -> tuple[Tensor, Tensor | None]:
         """Attend q [n, H_Q, T, D] at `q_pos` int [n, T] over slots and, unless they are among these, the new tokens.
 
-        Returns out [n, H_Q, T, D_V] in the dtype of q and the statistic of the new tokens [n, H_KV, T]. That of the
-        slots is updated in place: what the observation retains of it, plus what they received.
+        Returns out [n, H_Q, T, D_V] in the dtype of q and the statistic of those new tokens [n, H_KV, T] that it is
+        asked of. That of the slots is updated in place: what the observation retains of it, plus what they received.
         """
         held = segments[0]
         is_quantised = isinstance(held.k, Packed)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from kvlite.batch.answer_format import answer_format
 from kvlite.batch.item import Code, Failure, Form, Item, Json, LineError
 from kvlite.batch.values import count, given, kind, parse_json, shallow, shown, string, text
 from kvlite.engine.request import Sampling
@@ -22,7 +23,8 @@ _KINDS_OF_NUMBERS = {
 }  # fmt: skip
 _KNOWN_IN_BODY = frozenset(
     {"model", "messages", "prompt", "max_tokens", "max_completion_tokens", "stop", "n", "response_format",
-     "chat_template_kwargs", "continue_final_message", "add_generation_prompt", "logit_bias", *_KINDS_OF_NUMBERS}
+     "structured_outputs", "chat_template_kwargs", "continue_final_message", "add_generation_prompt", "logit_bias",
+     *_KINDS_OF_NUMBERS}
 )  # fmt: skip
 _OFF: tuple[object, ...] = (None, False, [], {})
 _UNSUPPORTED: dict[str, tuple[object, ...]] = {
@@ -108,10 +110,7 @@ def _decode_openai(value: Json, item: Item) -> Item:
 
 
 def _with_settings(item: Item, body: Json, known: frozenset[str]) -> Item:
-    response_format = given(body, "response_format", dict)
-    if response_format is not None and response_format.get("type") != "text":
-        asked = shown(response_format.get("type"))
-        raise LineError(f"response_format {asked} is not supported; leave it out", "response_format")
+    has_format, grammar = answer_format(body)
     if body.get("kvlite") is not None:
         raise LineError(
             "kvlite is no key of a line: one cache serves all lines; give --kv-budget and the like", "kvlite"
@@ -126,6 +125,8 @@ def _with_settings(item: Item, body: Json, known: frozenset[str]) -> Item:
         max_tokens=count(body, "max_completion_tokens") or count(body, "max_tokens"),
         stop=_stop(body.get("stop")),
         n=n,
+        has_format=has_format,
+        grammar=grammar,
         unsupported=_unsupported(body, known, is_strict=item.form == "openai"),
         continues=_continues(body),
         template_kwargs=given(body, "chat_template_kwargs", dict) or {},

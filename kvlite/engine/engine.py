@@ -404,7 +404,11 @@ class Engine:
             return
         row.take(token)
         yield Token(job.request.id, len(job.answer) - 1, token)
-        if row.job is job and job.ending is None and len(job.answer) == job.request.max_tokens:
+        if row.job is not job or job.ending is not None:
+            return
+        if job.guide is not None and job.guide.is_over:
+            yield self._complete(row, FinishReason.STOP)
+        elif len(job.answer) == job.request.max_tokens:
             yield self._complete(row, FinishReason.LENGTH)
 
     def _complete(self, row: Row, reason: FinishReason, error: KvliteError | None = None) -> Completion:
@@ -420,6 +424,6 @@ class Engine:
             evicted=counts.tokens_evicted - job.evicted_before,
             kv=counts,
             timing=job.timing(),
-            error=error,
+            error=error or (None if job.guide is None else job.guide.error),
             cached_tokens=job.cached,
         )

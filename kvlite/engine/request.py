@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Protocol
 
-from kvlite.errors import UsageError
+from kvlite.errors import KvliteError, UsageError
 from kvlite.memory.counts import KVCounts
 
 
@@ -80,13 +82,32 @@ class TokenRules:
 NO_RULES = TokenRules()
 
 
+class Guide(Protocol):
+    """The tokens that may come next in one answer, of which it is told each."""
+
+    @property
+    def is_over(self) -> bool:
+        """True where no token may come any more, so that the answer ends."""
+
+    @property
+    def error(self) -> KvliteError | None:
+        """The reason why it can no longer tell what may come; the answer fails then."""
+
+    def mask(self) -> bytes | None:
+        """A bit for each id, that of id 0 the lowest of the first byte; None where every id may come."""
+
+    def accept(self, token: int) -> None:
+        """Take the token that came."""
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
     """One answer to generate: feed `ids`, then decode until a stop id, `max_tokens` or a cancel.
 
     `row` continues that row's conversation; None takes a free row and starts it empty. `pins` are spans of `ids`,
     as (start, end) offsets into them, that are never evicted. `prefixes` are lengths of beginnings of `ids` that other
-    requests have too: they are fed once and copied, where a row without a conversation is taken.
+    requests have too: they are fed once and copied, where a row without a conversation is taken. `guide` makes what
+    says, at each step, which tokens may come.
     """
 
     id: str
@@ -98,6 +119,7 @@ class Request:
     row: int | None = None
     rules: TokenRules = NO_RULES
     prefixes: tuple[int, ...] = ()
+    guide: Callable[[], Guide] | None = None
 
     def __post_init__(self) -> None:
         if not self.ids:

@@ -8,7 +8,7 @@ from array import array
 from collections import deque
 from dataclasses import dataclass, field, replace
 
-from kvlite.engine.request import FinishReason, Request, Timing
+from kvlite.engine.request import FinishReason, Guide, Request, Timing
 
 
 @dataclass(slots=True)
@@ -17,7 +17,7 @@ class Job:
 
     `marks` are the lengths of prefixes to come that are shared and copied; it `waits` while another row is fed the next
     of them. `cached` ids were fed once for several requests. Where it `echoes`, it is fed a second
-    time for the policy.
+    time for the policy. The `guide` is told each token of the answer.
     """
 
     request: Request
@@ -32,6 +32,7 @@ class Job:
     marks: list[int] = field(default_factory=list)
     waits: bool = False
     cached: int = 0
+    guide: Guide | None = None
 
     def timing(self) -> Timing:
         """Seconds so far; decoding speed counts the tokens after the first."""
@@ -87,6 +88,7 @@ class Row:
         unfed = () if self.unfed is None else (self.unfed,)
         self.pins += self.placed(request.pins)
         self.job = Job(request, deque((*unfed, *request.ids)), chunk, evicted, echoes)
+        self.job.guide = None if request.guide is None else request.guide()
         self.unfed = None
         self.used.update(request.ids)
         self.said.extend(request.ids)
@@ -111,6 +113,8 @@ class Row:
         """Note a sampled token of the answer."""
         assert self.job is not None
         self.job.answer.append(token)
+        if self.job.guide is not None:
+            self.job.guide.accept(token)
         self.unfed = token
         self.used.add(token)
         self.said.append(token)

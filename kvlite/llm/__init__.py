@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
@@ -198,6 +199,8 @@ class LLM:
         return self.engine
 
     def _settings(self, given: Mapping[str, Any], **limit: int) -> AnswerSettings:
+        if isinstance(schema := given.get("json_schema"), Mapping):
+            given = {**given, "json_schema": json.dumps(schema)}
         model, options = self.model, options_from(AnswerOptions, given, without=("system",))
         pins = model.spec.options.pin_system
         return AnswerSettings.of(model.generation, options, pin_system=pins, **limit)

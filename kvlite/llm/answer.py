@@ -6,7 +6,7 @@ Chat, single answers and Python's `generate` all go this way.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from threading import RLock
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from kvlite.engine.request import NO_RULES, Completion, FinishReason, Request, Sampling, Token, TokenRules
 from kvlite.errors import UsageError
 from kvlite.llm.generation import model_defaults
+from kvlite.text.grammar import Grammar
 
 if TYPE_CHECKING:
     from kvlite.engine.engine import Engine
@@ -27,6 +28,12 @@ SEEDS = 2**63  # all that Sampling takes
 DRAWN_SEEDS = 2**31  # short enough to read out and type again
 CHAT_MAX_TOKENS = 8192  # a small model may go on for ever
 BATCH_MAX_TOKENS = 1024
+_GRAMMARS: dict[str, Callable[[Any], Grammar]] = {
+    "json_schema": Grammar.of_schema,
+    "json_object": lambda _: Grammar.of_any_object(),
+    "regex": Grammar.of_regex,
+    "choice": Grammar.of_choice,
+}
 _DRAWING = ("temperature", "top_k", "top_p", "min_p", "do_sample")  # settings that greedy answers have no use for
 
 
@@ -42,6 +49,7 @@ class AnswerSettings:
     stop: tuple[str, ...] = ()
     pin_system: bool = True
     rules: TokenRules = NO_RULES
+    grammar: Grammar | None = None
 
     def __post_init__(self) -> None:
         if self.max_tokens is not None and self.max_tokens < 1:
@@ -67,13 +75,17 @@ class AnswerSettings:
         if "seed" not in given and not sampling.is_greedy:
             sampling = replace(sampling, seed=secrets.randbelow(DRAWN_SEEDS))
         most = options.max_tokens or model.max_tokens or max_tokens
-        return cls(sampling, most, options.stop, pin_system, model.rules)
+        return cls(sampling, most, options.stop, pin_system, model.rules, grammar_of(options))
 
     def request(self, name: str, prompt: Encoded, text: ChatText, *, row: int | None, number: int = 0) -> Request:
-        """The engine's request for an answer to `prompt`; answer `number` of a run has that much added to its seed."""
+        """The engine's request for an answer to `prompt`; answer `number` of a run has that much added to its seed.
+
+        Raises UsageError where the model's tokenizer cannot be read for a grammar.
+        """
         sampling = replace(self.sampling, seed=(self.sampling.seed + number) % SEEDS)  # equal draws would rhyme
         pins = prompt.pins if self.pin_system else ()
-        return Request(name, prompt.ids, sampling, self.max_tokens, text.stop_ids, pins, row, self.rules)
+        guide = None if self.grammar is None else text.guide(prompt, self.grammar)
+        return Request(name, prompt.ids, sampling, self.max_tokens, text.stop_ids, pins, row, self.rules, guide=guide)
 
 
 def sampling_of(options: AnswerOptions) -> dict[str, Any]:
@@ -86,6 +98,25 @@ def sampling_of(options: AnswerOptions) -> dict[str, Any]:
         given["temperature"] = 0.0
     Sampling(**given)  # only to have the ranges checked before anything is loaded
     return given
+
+
+def grammar_of(options: AnswerOptions) -> Grammar | None:
+    """The grammar that answers are to follow. Raises UsageError where it is none, or there are two."""
+    asked = {name: value for name in _GRAMMARS if (value := getattr(options, name)) not in (None, False, ())}
+    if len(asked) > 1:
+        raise UsageError(f"{' and '.join(asked)} are both given; an answer follows one of them")
+    for name, value in asked.items():
+        try:
+            return _GRAMMARS[name](value)
+        except UsageError as error:
+            raise UsageError(f"{name}: {error}") from error
+    return None
+
+
+def check_answer(options: AnswerOptions) -> None:
+    """Raises UsageError on what no model can do, before anything is loaded."""
+    sampling_of(options)
+    grammar_of(options)
 
 
 @dataclass(frozen=True, slots=True)

@@ -154,7 +154,9 @@ WRONG: list[tuple[object, str | None, str]] = [
     (body(n=0), "n", "at least 1"),
     (body(n=1000), "n", "at most 128"),
     (body(model=1), "model", "give a string"),
-    (body(response_format={"type": "json_object"}), "response_format", "json_object"),
+    (body(response_format={"type": "xml"}), "response_format", "xml"),
+    (body(response_format={"type": "json_schema", "json_schema": {"schema": {"not": {}}}}), "response_format", "not"),
+    (body(guided_json={}), "guided_json", "structured_outputs"),
     (body(chat_template_kwargs="x"), "chat_template_kwargs", "give an object"),
     (body(kvlite={"kv_budget": "1GB"}), "kvlite", "--kv-budget"),
 ]
