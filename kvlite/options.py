@@ -107,6 +107,7 @@ class ModelOptions:
     kv_dtype: str = _of_memory(
         "auto",
         metavar="DTYPE",
+        complete="format",
         help="What a slot stores: float32, bfloat16, float16, int8, int4, or auto: the model's dtype, or "
         "fewer bits where that does not hold its window.",
     )

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from kvlite.cli.invocation import Invocation
+from kvlite.cli.role import RoleOptions
 from kvlite.cli.signature import without
 from kvlite.errors import UsageError
 from kvlite.flags import argument, option, read_seconds, read_text
@@ -47,6 +48,7 @@ class RunOptions:
 
 def run(
     given: RunOptions,
+    _: RoleOptions,
     answer: AnswerOptions,
     options: Annotated[ModelOptions, without("model", "kv_per_seq")],
     output: OutputOptions,
