@@ -19,13 +19,15 @@ if TYPE_CHECKING:
 class ThinkTags:
     """Tags `open` and `close` around thinking; an answer without thinking may begin with `lead`.
 
-    A model uses these tags where its added tokens or its template hold all `tokens` (empty: the two tags).
+    A model uses these tags where its added tokens or its template hold all `tokens` (empty: the two tags). `hidden`
+    tokens stand around the answer and are no part of it.
     """
 
     open: str
     close: str
     lead: str = ""
     tokens: tuple[str, ...] = ()
+    hidden: tuple[str, ...] = ()
 
 
 _BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")
@@ -40,6 +42,13 @@ _KNOWN_TAGS = (
         ("<|start|>", "<|channel|>", "<|message|>"),
     ),
     ThinkTags("<|channel>thought\n", "<channel|>", tokens=("<|channel>", "<channel|>")),  # Gemma 4
+    ThinkTags("<seed:think>", "</seed:think>"),  # Seed-OSS
+    ThinkTags("<mm:think>", "</mm:think>"),  # MiniMax-M3
+    ThinkTags("<thought>", "</thought>"),  # EXAONE Deep
+    ThinkTags("<|inner_prefix|>", "<|inner_suffix|>"),  # Apertus
+    ThinkTags(  # Command R7B and Command A
+        "<|START_THINKING|>", "<|END_THINKING|>", hidden=("<|START_RESPONSE|>", "<|END_RESPONSE|>")
+    ),
 )
 
 
@@ -93,7 +102,8 @@ class AnswerText:
         self._decoder = TokenDecoder(tokenizer, keep="\0".join((shown, *stop)))
         self._tags = tags or DEFAULT_TAGS
         self._stop = tuple(stop)
-        hidden = sorted(_specials(tokenizer, "\0".join(stop), but=shown), key=len, reverse=True)
+        specials = _specials(tokenizer, "\0".join(stop), but=shown).union(tags.hidden if tags else ())
+        hidden = sorted(specials, key=len, reverse=True)
         self._hidden = re.compile("|".join(map(re.escape, hidden))) if hidden else None
         self._part = begins
         self._trims = begins is Part.THINKING  # white space beside a tag is not shown
