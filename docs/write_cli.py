@@ -1,4 +1,4 @@
-"""Writes docs/cli.md and completions/ from the program itself: `python docs/write_cli.py`; a test holds the two together."""
+"""Writes docs/cli.md and completions/ from the program itself: `python docs/write_cli.py`; tests hold them to it."""
 
 from __future__ import annotations
 
