@@ -50,6 +50,12 @@ class UnsupportedModel(ModelError):
     """The model loads but its attention cannot be bounded by kvlite."""
 
 
+class MissingPackage(KvliteError):
+    """A package of one of kvlite's extras is not installed."""
+
+    exit_code = 3
+
+
 class CapacityError(KvliteError):
     """Something does not fit into the memory, the budget or the model's window."""
 

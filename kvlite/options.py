@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -46,6 +47,25 @@ def read_stop(value: Sequence[str]) -> Sequence[str]:
     return read_text(value)
 
 
+def read_schema(value: str) -> str:
+    """A JSON Schema: the text itself where it begins with a brace, else that of the file with this name."""
+    text = value
+    if not value.lstrip().startswith("{"):
+        try:
+            text = Path(value).read_text(encoding="utf-8-sig")
+        except OSError as error:
+            raise ValueError(f"cannot read {value!r}: {error.strerror}") from None
+        except UnicodeDecodeError:
+            raise ValueError(f"{value!r} is not UTF-8 text") from None
+    try:
+        schema = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{value:.80} is not JSON: {error}") from None
+    if not isinstance(schema, dict):
+        raise ValueError(f"{value:.80} holds no object; give a JSON Schema")
+    return json.dumps(schema)
+
+
 def read_batch_size(value: str) -> str:
     """The word auto, or a number of rows."""
     if value != "auto" and not (value.isascii() and value.isdigit() and 1 <= int(value[:9]) <= 65536):
@@ -87,6 +107,7 @@ class ModelOptions:
     kv_dtype: str = _of_memory(
         "auto",
         metavar="DTYPE",
+        complete="format",
         help="What a slot stores: float32, bfloat16, float16, int8, int4, or auto: the model's dtype, or "
         "fewer bits where that does not hold its window.",
     )
@@ -156,6 +177,7 @@ class AnswerOptions:
     max_tokens: int | None = _of_sampling(
         None, "-n", metavar="N", min=1, help="End an answer after N: 8,192 unless given, in a batch 1,024."
     )
+    min_tokens: int | None = _of_sampling(None, metavar="N", min=0, help="End no answer before N tokens.")
     temperature: float | None = _of_sampling(
         None, "-t", metavar="X", help="0 is greedy, 1 leaves the probabilities as they are."
     )
@@ -172,6 +194,30 @@ class AnswerOptions:
     seed: int | None = _of_sampling(None, metavar="N", help="Same seed, same answer.")
     stop: tuple[str, ...] = _of_sampling(
         (), metavar="TEXT", parse=read_stop, help="End the answer before TEXT; may be given several times."
+    )
+    json_schema: str | None = _of_sampling(
+        None,
+        metavar="FILE|JSON",
+        parse=read_schema,
+        from_settings=False,
+        help="Answer in JSON by this schema; needs the extra json.",
+    )
+    json_object: bool = _of_sampling(
+        False, from_settings=False, help="Answer with a JSON object; needs the extra json."
+    )
+    regex: str | None = _of_sampling(
+        None, metavar="REGEX", parse=read_text, from_settings=False, help="Answer with what REGEX matches as a whole."
+    )
+    choice: tuple[str, ...] = _of_sampling(
+        (), metavar="TEXT", parse=read_text, from_settings=False, help="Answer with this TEXT or another --choice."
+    )
+    logprobs: int | None = _of_sampling(
+        None,
+        metavar="N",
+        min=0,
+        max=20,
+        from_settings=False,
+        help="Add the log probability of each token, and of the N likeliest in its place, to the JSON.",
     )
     greedy: bool = _of_sampling(False, against="temperature", help="Always the likeliest token; --temperature 0.")
 

@@ -21,6 +21,7 @@ from kvlite_kernels.reference import (
     attend_beside,
     attend_segments,
     is_plain,
+    multiplies_halves,
 )
 from kvlite_kernels.slots import Slots, Vectors, put
 from kvlite_kernels.statistic import Observation
@@ -81,8 +82,8 @@ class Backend:
     ) -> tuple[Tensor, Tensor | None]:
         """Attend q [n, H_Q, T, D] at `q_pos` int [n, T] over slots and, unless they are among these, the new tokens.
 
-        Returns out [n, H_Q, T, D_V] in the dtype of q and the statistic of the new tokens [n, H_KV, T]. That of the
-        slots is updated in place: what the observation retains of it, plus what they received.
+        Returns out [n, H_Q, T, D_V] in the dtype of q and the statistic of those new tokens [n, H_KV, T] that it is
+        asked of. That of the slots is updated in place: what the observation retains of it, plus what they received.
         """
         held = segments[0]
         is_quantised = isinstance(held.k, Packed)
@@ -110,7 +111,7 @@ class Backend:
         """
         k, v, dtype = segments[-1].k, segments[-1].v, torch.promote_types(q.dtype, torch.float32)
         is_quantised = isinstance(k, Packed)
-        if max(k.shape.numel(), v.shape.numel()) <= TILE_ELEMENTS:
+        if not multiplies_halves(q, segments[-1]) and max(k.shape.numel(), v.shape.numel()) <= TILE_ELEMENTS:
             k, v = k.to(dtype), v.to(dtype)
         outs, shares = [], []
         for number, segment in enumerate(segments):

@@ -21,20 +21,21 @@ from kvlite.batch.paths import STDIN, refuse_shared_files
 from kvlite.batch.prepare import Preparer
 from kvlite.batch.read_ahead import read_ahead
 from kvlite.batch.records import record_line
+from kvlite.batch.runner import Generated, Runner, run_in_order
 from kvlite.batch.source import Input
 from kvlite.batch.tally import Tally
 from kvlite.console import Console
 from kvlite.deadline import Deadline
 from kvlite.engine.request import Token
-from kvlite.errors import BatchFailed, Interrupted, KvliteError, OutputError, Terminated, TimeLimit
-from kvlite.llm.answer import BATCH_MAX_TOKENS, sampling_of
+from kvlite.errors import BatchFailed, Interrupted, KvliteError, OutputError, Terminated, TimeLimit, UsageError
+from kvlite.llm.answer import BATCH_MAX_TOKENS, grammar_of, sampling_of
 from kvlite.options import AnswerOptions, BatchOptions
 from kvlite.record.measure import versions
 from kvlite.record.recorder import Recorder
 from kvlite.record.schema import BatchReport
 
 if TYPE_CHECKING:
-    from kvlite.batch.rows import BatchRows
+    from kvlite.batch.model import Model
 
 UPDATE_EVERY_S = 0.1  # of the progress line, which asks every row what it holds
 _NOT_IN_A_RESUME = ("--overwrite", "--no-resume")
@@ -51,6 +52,8 @@ class Batch:
         console: Console,
         recorder: Recorder,
     ) -> None:
+        if answer.logprobs is not None and options.out_format == "text":
+            raise UsageError("--logprobs have no place in --out-format text; give another form")
         refuse_shared_files(options, recorder.report, is_terminal=console.is_terminal)
         self._options = options
         self._answer = answer
@@ -59,8 +62,11 @@ class Batch:
             **sampling_of(answer),
             "seed": answer.seed,
             "max_tokens": answer.max_tokens or BATCH_MAX_TOKENS,
+            "min_tokens": answer.min_tokens,
+            "logprobs": answer.logprobs,
             "stop": answer.stop,
             "system": answer.system,
+            "grammar": None if (grammar := grammar_of(answer)) is None else str(grammar),
             "format": self._input.layout,
             "escape": options.escape,
             "prompt_column": options.prompt_column,
@@ -111,40 +117,38 @@ class Batch:
             self._console.note(f"nothing to do: {there}")
             ending.callback(self._summarise)
             return
-        rows = model.open(self._recorder)
-        preparer = Preparer(
-            rows.model.text,
-            self._answer,
-            rows.model.generation,
-            pin_system=model.spec.options.pin_system,
-            required=model.required,
-            most_tokens=rows.model.loaded.window,
-            ignores_unsupported=self._options.ignore_unsupported,
-        )
-        batch = BatchRun(rows, preparer, self._options)
-        ending.callback(lambda: self._summarise(batch.peak_bytes, rows.budget_bytes))
+        runner = self._open(model, ending)
         self._running_s = time.monotonic()
         items = chain([first], read_ahead(selected) if self._input.is_pipe else selected)
-        with self._deadline.watching(batch.cancel_late):
-            self._write(batch, self._noticed(items, model.required is None), rows, self._output)
+        with self._deadline.watching(runner.cancel_late):
+            self._write(runner, self._noticed(items, model.required is None), self._output)
 
-    def _write(self, batch: BatchRun, items: Iterable[Item | None], rows: BatchRows, output: Output) -> None:
+    def _open(self, model: Model, ending: ExitStack) -> Runner:
+        """Open the model, in this process or in workers; `ending` closes them and says what came of it."""
+        rows = model.open(self._recorder)
+        runner = BatchRun(rows, Preparer.of(model, rows, self._answer, self._options), self._options)
+        ending.callback(lambda: self._summarise(runner.peak_bytes, runner.budget_bytes))
+        return runner
+
+    def _write(self, runner: Runner, items: Iterable[Item | None], output: Output) -> None:
         form = self._options.out_format
         is_ordered = self._options.ordered or form == "text"
         next_update_s = 0.0
         with self._console.progress(self._options.progress) as progress:
-            for event in batch.run_in_order(items) if is_ordered else batch.run(items):
+            for event in run_in_order(runner, items) if is_ordered else runner.run(items):
                 now = time.monotonic()
                 if isinstance(event, Token):
                     self._tally.generated += 1
+                elif isinstance(event, Generated):
+                    self._tally.generated += event.n
                 else:
                     # Before the record is written: a line that loses its record just runs again.
                     self._set_aside.pop(event.item.mark, None)
-                    output.write(record_line(event, form or event.item.form, rows.model.name))
+                    output.write(record_line(event, form or event.item.form, runner.name))
                     self._count(event)
                 if now >= next_update_s:
                     next_update_s = now + UPDATE_EVERY_S
-                    progress(self._tally.progress(self._seconds, batch.live_bytes(), rows.budget_bytes))
+                    progress(self._tally.progress(self._seconds, runner.live_bytes(), runner.budget_bytes))
 
     def _count(self, outcome: Outcome) -> None:
         self._tally.add(outcome)

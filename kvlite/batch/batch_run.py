@@ -27,6 +27,7 @@ from kvlite.options import BatchOptions
 
 if TYPE_CHECKING:
     from kvlite.engine.engine import Engine
+    from kvlite.llm.text_model import TextModel
     from kvlite.text.stream import AnswerText
 
 IDLE_S = 0.02  # between two looks at a source that has nothing yet
@@ -53,6 +54,14 @@ class Rows(Protocol):
     """The rows that a BatchRun fills: a kvlite.batch.rows.BatchRows."""
 
     most_slots: int
+
+    @property
+    def model(self) -> TextModel:
+        """The model that answers."""
+
+    @property
+    def budget_bytes(self) -> int:
+        """The KV budget; 0 before there are rows."""
 
     @property
     def engine(self) -> Engine:
@@ -110,24 +119,15 @@ class BatchRun:
             except (OutOfMemory, PolicyFailed) as error:
                 yield from self._retry_all(error)
 
-    def run_in_order(self, items: Iterable[Item | None]) -> Generator[Token | Outcome]:
-        """Run as `run` does, but yield outcomes in the order of their items; those that end early wait in memory."""
-        order: deque[int] = deque()
-        held: dict[int, Outcome] = {}
+    @property
+    def name(self) -> str:
+        """The name and revision of the model."""
+        return self._rows.model.name
 
-        def noted() -> Iterator[Item | None]:
-            for item in items:
-                if item is not None:
-                    order.append(item.index)
-                yield item
-
-        for event in self.run(noted()):
-            if isinstance(event, Token):
-                yield event
-                continue
-            held[event.item.index] = event
-            while order and order[0] in held:
-                yield held.pop(order.popleft())
+    @property
+    def budget_bytes(self) -> int:
+        """The KV budget; 0 before there are rows."""
+        return self._rows.budget_bytes
 
     @property
     def _engine(self) -> Engine:

@@ -12,7 +12,7 @@ from kvlite.batch.row_sizes import row_sizes
 from kvlite.batch.source import Input
 from kvlite.console import Console
 from kvlite.errors import BatchFailed
-from kvlite.llm.answer import sampling_of
+from kvlite.llm.answer import check_answer
 from kvlite.memory.fit import LONGEST
 from kvlite.memory.format import SlotFormat, human_bytes
 from kvlite.memory.plan import CachePlan
@@ -25,7 +25,7 @@ _COUNTED = ("ok", "failed", "prompt_tokens", "longest_prompt_tokens", "most_new_
 
 def dry_run(options: BatchOptions, answer: AnswerOptions, choose_model: ChooseModel, console: Console) -> None:
     """Report what the batch would take, as lines or JSON. Raises BatchFailed where lines cannot be answered."""
-    sampling_of(answer)  # refuses what it cannot be before anything is read
+    check_answer(answer)  # refuses what it cannot be before anything is read
     source = Input(options)
     survey = source.survey()
     model = choose_model(survey.model)

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from kvlite.batch.item import Json
 from kvlite.batch.rows import BatchRows
 from kvlite.llm.spec import BatchSize, RunSpec, find_device
-from kvlite.llm.text_model import Allocated, TextModel, import_engine
+from kvlite.llm.text_model import Allocated, TextModel, Told, import_engine
 from kvlite.text.template import ChatText
 
 if TYPE_CHECKING:
     from kvlite.console import Console
     from kvlite.memory.fit import Fit
-    from kvlite.record.recorder import Recorder
+    from kvlite.record.recorder import ReadableEngine
+    from kvlite.record.schema import ModelIdentity
 
 # fmt: off
 _PARAMS = (
@@ -24,6 +25,15 @@ _PARAMS = (
     "kernels", "capture", "pin_system", "adapter",
 )
 # fmt: on
+
+
+class Opens(Protocol):
+    """What is told of a model that has rows: a kvlite.record.recorder.Recorder."""
+
+    def opened(
+        self, identity: ModelIdentity, predicted: Mapping[str, int], engine: ReadableEngine, source: str
+    ) -> None:
+        """Note model and cache."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +46,7 @@ class Model:
 
     spec: RunSpec
     batch_size: BatchSize
-    console: Console
+    console: Console | Told
     required: str | None
     budget_source: str
 
@@ -49,10 +59,17 @@ class Model:
         """The repository and commit, or the folder, that a resumed batch must find again."""
         return self.spec.files(self.console.note).identity()
 
-    def open(self, recorder: Recorder) -> BatchRows:
+    def open(self, recorder: Opens) -> BatchRows:
         """Load the model; once it has rows it is recorded, and what runs is told. Raises the KvliteError at fault."""
+        return self.rows(self.load(), recorder)
+
+    def load(self) -> TextModel:
+        """Load weights and tokenizer."""
         import_engine()
-        model = TextModel.load(self.spec, self.console)
+        return TextModel.load(self.spec, self.console)
+
+    def rows(self, model: TextModel, recorder: Opens, sharers: int = 1) -> BatchRows:
+        """The rows of the model, with what memory is free now; as many as `sharers` divide that among themselves."""
 
         def opened(allocated: Allocated) -> None:
             from kvlite.engine.memory_report import EngineMemory
@@ -60,7 +77,7 @@ class Model:
             engine = EngineMemory(allocated.engine)
             recorder.opened(model.identity(), allocated.predicted(), engine, self.budget_source)
 
-        return BatchRows(model, self.batch_size, self.console, opened)
+        return BatchRows(model, self.batch_size, self.console, opened, sharers)
 
     def plan(self) -> tuple[ChatText, Fit]:
         """Load the tokenizer and see what fits this machine; the weights are only measured."""

@@ -18,9 +18,11 @@ from kvlite.catalog.names import resolve_model
 from kvlite.engine.request import Request, Sampling
 from kvlite.errors import KvliteError, UsageError
 from kvlite.llm.answer import BATCH_MAX_TOKENS, DRAWN_SEEDS, Answer, AnswerSettings
-from kvlite.options import AnswerOptions
+from kvlite.options import AnswerOptions, BatchOptions
 
 if TYPE_CHECKING:
+    from kvlite.batch.model import Model
+    from kvlite.batch.rows import BatchRows
     from kvlite.text.stream import AnswerText
     from kvlite.text.template import ChatText, Encoded
 
@@ -70,6 +72,19 @@ class Preparer:
             generation or {}, options, max_tokens=BATCH_MAX_TOKENS, pin_system=pin_system
         )
 
+    @classmethod
+    def of(cls, model: Model, rows: BatchRows, answer: AnswerOptions, options: BatchOptions) -> Preparer:
+        """The preparation that the options of a batch ask for."""
+        return cls(
+            rows.model.text,
+            answer,
+            rows.model.generation,
+            pin_system=model.spec.options.pin_system,
+            required=model.required,
+            most_tokens=rows.model.loaded.window,
+            ignores_unsupported=options.ignore_unsupported,
+        )
+
     def prepare(self, item: Item) -> Work | Failure:
         """Make the requests of an item; a failure where they cannot be honoured or rendered."""
         if item.failure is not None:
@@ -86,7 +101,8 @@ class Preparer:
         try:
             encoded = self._encode(item)
             most = min(item.max_tokens or settings.max_tokens or self._most_tokens, self._most_tokens)
-            settings = replace(settings, sampling=self.sampling(item), max_tokens=most)
+            own = {"min_tokens": min(settings.min_tokens, most), **item.settings}
+            settings = replace(settings, sampling=self.sampling(item), max_tokens=most, **own)
             requests = tuple(
                 settings.request(f"{item.index}.{choice}", encoded, self._text, row=None, number=choice)
                 for choice in range(item.n)
@@ -97,7 +113,7 @@ class Preparer:
 
     def answer(self, work: Work) -> AnswerText:
         """Make the reader of one answer."""
-        return self._text.answer(work.encoded, work.stop)
+        return self._text.answer(work.encoded, work.stop, work.requests[0].rules.min_new_tokens)
 
     def sampling(self, item: Item) -> Sampling:
         """Merge the sampling of an item's first choice; each further choice adds 1 to the seed."""
@@ -112,7 +128,8 @@ class Preparer:
             return None
         sampling = {name: value for name, value in item.sampling.items() if name != "seed"}
         asked = (item.prompt, item.messages, item.raw, item.continues, sampling, item.max_tokens, item.stop, item.n)
-        return blake2b(repr((*asked, item.template_kwargs)).encode(), digest_size=16).digest()
+        more = (item.settings, item.template_kwargs)
+        return blake2b(repr((*asked, *more)).encode(), digest_size=16).digest()
 
     def _encode(self, item: Item) -> Encoded:
         system = self._options.system

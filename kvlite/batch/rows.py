@@ -16,21 +16,29 @@ if TYPE_CHECKING:
 
     from kvlite.console import Console
     from kvlite.engine.engine import Engine
+    from kvlite.llm.text_model import Told
     from kvlite.memory.plan import CachePlan
 
 
 class BatchRows:
     """Rows for the lines of a batch, inside the KV budget; `opened` is told once there are some.
 
+    As many processes as `sharers` divide the device's free memory among themselves.
+
     Raises CapacityError where the budget or the device does not hold one row.
     """
 
     def __init__(
-        self, model: TextModel, batch_size: BatchSize, console: Console, opened: Callable[[Allocated], None]
+        self,
+        model: TextModel,
+        batch_size: BatchSize,
+        console: Console | Told,
+        opened: Callable[[Allocated], None],
+        sharers: int = 1,
     ) -> None:
         self.model = model
         self._batch_size, self._console, self._opened = batch_size, console, opened
-        self._fit = model.fit(batch_size)
+        self._fit = model.fit(batch_size, sharers)
         self._allocated: Allocated | None = None
         budget = model.spec.budget
         self._plan = lru_cache(maxsize=64)(lambda *wanted: self._fit.rows(budget, *wanted))

@@ -5,7 +5,6 @@ The one rule of prefill and decode. A layer whose heads all have as many is one 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -63,13 +62,9 @@ class Part:
         """
         if step.turns is not None:
             return self._attend_in_turn(q, k, v, step, geometry)
-        mapping, backend, echo = step.mappings[self.num_slots], self.group.backend, step.echo
-        behind = None
-        if echo is not None:
-            (q, again), (k, k_again), (v, v_again) = (
-                x.split([x.shape[2] - echo.width, echo.width], 2) for x in (q, k, v)
-            )
-            behind = again, k_again, v_again
+        if step.echo is not None:
+            return self._attend_twice(q, k, v, step, step.echo, geometry)
+        mapping, backend = step.mappings[self.num_slots], self.group.backend
         num_queries = q.shape[2]
         q_pos = step.pos if num_queries == step.pos.shape[1] else step.pos[:, -num_queries:]
         observation = self._observation(step, num_queries, q.shape[1] // k.shape[1])
@@ -78,8 +73,6 @@ class Part:
         if mapping.index is not None:
             backend.write(slots, mapping.index, k, v)
             out, _ = backend.attend(q, q_pos, [held], geometry, observation)
-            if echo is not None and behind is not None:
-                out = torch.cat([out, self._echoed(behind, echo, [held], geometry)], 2)
             if mapping.evicts and self.group.policy.needs_queries:
                 self.group.evict_from(slots, step, q)
             return out
@@ -88,12 +81,8 @@ class Part:
         new = Segment(keys, values, step.pos[:, None, -k.shape[2] :], None, *own)
         out, received = backend.attend(q, q_pos, [held, new], geometry, observation)
         if self.group.policy.echoes:
-            new = replace(new, statistic=torch.zeros(*k.shape[:3], device=k.device))
-            if echo is not None and behind is not None:
-                out = torch.cat([out, self._echoed(behind, echo, [held, new], geometry)], 2)
-        else:
-            new = replace(new, statistic=received)
-        self._keep_best(slots, held, new, step, q)
+            received = torch.zeros(*k.shape[:3], device=k.device)
+        self._keep_best(slots, held, replace(new, statistic=received), step, q)
         return out
 
     def _attend_in_turn(self, q: Tensor, k: Tensor, v: Tensor, step: Step, geometry: Geometry) -> Tensor:
@@ -123,28 +112,50 @@ class Part:
         noise = None if self._noise is None else replace(self._noise, first_head=self.heads.numbers[0] * group)
         return replace(observation, weight=observation.weight[:, -num_queries:], noise=noise)
 
-    def _echoed(self, fed: Sequence[Tensor], echo: Echo, segments: list[Segment], geometry: Geometry) -> Tensor:
-        """Attend the queries of an echo over the slots, what is new and their own keys, which are then dropped.
+    def _attend_twice(self, q: Tensor, k: Tensor, v: Tensor, step: Step, echo: Echo, geometry: Geometry) -> Tensor:
+        """Attend over the slots and all that is fed, T new tokens and the E of an echo, then keep the best of the T.
 
-        `fed` are its q, k and v. The statistic of `segments` grows by what the tokens that it repeats receive.
+        The keys of the echo are dropped. The statistic grows by what the tokens that it repeats receive from it.
         """
-        q, k, v = fed
-        keys, values = self.group.backend.encode(self.group.slots, k, v)
-        is_even = echo.is_even and geometry.window is None
-        own = (0, q.shape[2]) if is_even else ()
-        seen = [*segments, Segment(keys, values, echo.pos[:, None], None, *own)]
-        for number, one in enumerate(segments):
-            before = one.before + one.own if is_even and one.before is not None else None
-            seen[number] = replace(one, before=before, own=0)
-        held = segments[0]
-        assert held.statistic is not None
-        seen[0] = replace(seen[0], statistic=torch.zeros_like(held.statistic))
-        observation = Observation(Statistic.MASS, echo.weight, heads=self.group.policy.heads)
-        out, new = self.group.backend.attend(q, echo.pos, seen, geometry, observation)
-        for segment, received in zip(segments, (seen[0].statistic, new), strict=False):
-            assert segment.statistic is not None and received is not None
-            segment.statistic.add_(received * (segment.pos >= echo.first))
+        mapping, backend = step.mappings[self.num_slots], self.group.backend
+        own, num_queries = k.shape[2] - echo.width, q.shape[2]
+        keys, values = backend.encode(self.group.slots, k, v)
+        slots, old, is_even = self._before_echo(step, echo, geometry, num_queries == k.shape[2] == step.fed)
+        first, queries = (0, num_queries) if is_even else (None, 0)
+        fed = Segment(keys, values, step.fed_pos[:, None, -k.shape[2] :], None, first, queries, asked=own)
+        weight, heads = echo.weight[:, -num_queries:], self.group.policy.heads
+        observation = Observation(Statistic.MASS, weight, heads=heads, queries=echo.queries)
+        out, received = backend.attend(q, step.fed_pos[:, -num_queries:], [old, fed], geometry, observation)
+        assert received is not None and slots.statistic is not None
+        new_pos = step.pos[:, None, -own:]
+        received = received * (new_pos >= echo.first)
+        new = Segment(keys[:, :, :own], values[:, :, :own], new_pos, received)
+        if old.statistic is not None:
+            known = slots.statistic[..., : old.pos.shape[-1]]
+            known.add_(old.statistic * (old.pos >= echo.first))
+        if mapping.index is None:
+            held = Segment(slots.k[..., :-1, :], slots.v[..., :-1, :], slots.pos[..., :-1], slots.statistic[..., :-1])
+            self._keep_best(slots, held, new, step, q[:, :, : num_queries - echo.width])
+        elif own:
+            backend.write(slots, mapping.index, new.k, new.v)
+            slots.write(mapping.index, statistic=received)
         return out
+
+    def _before_echo(self, step: Step, echo: Echo, geometry: Geometry, is_all: bool) -> tuple[Slots, Segment, bool]:
+        """The slots of the rows, and those of them that were held before the step; True where all keys go in order."""
+        mapping, slots = step.mappings[self.num_slots], self.slots.of_rows(step.rows)
+        stop = mapping.index.start if isinstance(mapping.index, slice) else mapping.extent
+        window = geometry.window
+        fits = window is None or (mapping.index is not None and stop + step.fed <= min(window, self.num_slots))
+        is_even = is_all and echo.is_even and mapping.before is not None and fits
+        before = (mapping.before if mapping.index is None else stop) if is_even else None
+        stop = max(1, stop)
+        pos = slots.pos[..., :stop]
+        pos = pos.masked_fill(pos >= echo.start, -1)  # new tokens have their slots already
+        known = None if echo.is_own or slots.statistic is None else torch.zeros_like(slots.statistic[..., :stop])
+        asked = 0 if known is None else None
+        old = Segment(slots.k[..., :stop, :], slots.v[..., :stop, :], pos, known, before, asked=asked)
+        return slots, old, is_even
 
     def held(self, step: Step) -> Segment | None:
         """The slots that one token of each row attends over, its own among them; None where more than that is done.

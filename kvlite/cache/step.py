@@ -32,15 +32,19 @@ class SlotMapping:
 class Echo:
     """E tokens behind a step's own that only ask: their queries count for the policy, their keys are dropped.
 
-    `pos` and `rot` int32 [n, E] follow those of the step, -1 = padding (on the left). `weight` fp32 [n, E] is that of
-    each query, and counts for tokens from position `first` int [n, 1, 1] on, which the echo repeats. `is_even` promises
-    that there is no padding, neither here nor in the step.
+    `pos` and `rot` int32 [n, E] follow those of the step, -1 = padding (on the left). `weight` fp32 [n, T + E] is that
+    of each query, 0 but for the last `queries`, and counts for tokens from position `first` int [n, 1, 1] on, which the
+    echo repeats. The step's own begin at position `start` int [n, 1, 1]; `is_own` promises that no others are repeated,
+    `is_even` that there is no padding, neither here nor in the step.
     """
 
     pos: Tensor
     rot: Tensor
     weight: Tensor
     first: Tensor
+    start: Tensor
+    queries: int
+    is_own: bool
     is_even: bool
 
     @property
@@ -101,6 +105,11 @@ class Step:
     def echoes(self) -> int:
         """Tokens that are fed behind its own."""
         return 0 if self.echo is None else self.echo.width
+
+    @property
+    def fed(self) -> int:
+        """Tokens that are fed in all, T + E."""
+        return self.pos.shape[1] + self.echoes
 
     @property
     def fed_pos(self) -> Tensor:

@@ -10,7 +10,7 @@ from kvlite.cli.invocation import Invocation
 from kvlite.deadline import Deadline
 from kvlite.errors import UsageError
 from kvlite.llm import LLM
-from kvlite.llm.answer import AnswerSettings, sampling_of
+from kvlite.llm.answer import AnswerSettings, check_answer
 from kvlite.llm.spec import RunSpec
 from kvlite.llm.text_model import TextModel, import_engine
 from kvlite.options import AnswerOptions, ModelOptions
@@ -21,7 +21,7 @@ from kvlite.record.recorder import Recorder
 class Answering:
     """The options of a model and of its answers, where the run record goes, and the call that gave them.
 
-    Raises UsageError on sampling out of range.
+    Raises UsageError on answers that no model can give: sampling out of range, a grammar that is none.
     """
 
     options: ModelOptions
@@ -30,7 +30,7 @@ class Answering:
     call: Invocation
 
     def __post_init__(self) -> None:
-        sampling_of(self.answer)
+        check_answer(self.answer)
 
     def settings(self, llm: LLM) -> AnswerSettings:
         """Sampling and end of answers: as given, else as the model asks for."""

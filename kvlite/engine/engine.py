@@ -16,8 +16,9 @@ from kvlite.engine.decode_graphs import WORTH_IT, DecodeGraphs, GraphRecorder, N
 from kvlite.engine.device_memory import PeakMemory, allocating
 from kvlite.engine.inputs import inputs
 from kvlite.engine.limits import Limits
+from kvlite.engine.logprobs import logprobs
 from kvlite.engine.prefixes import PrefixCopy, Prefixes
-from kvlite.engine.request import Completion, FinishReason, Request, Timing, Token
+from kvlite.engine.request import Completion, FinishReason, Logprobs, Request, Timing, Token
 from kvlite.engine.row import Row
 from kvlite.engine.sampling import INVALID, Draw, sample
 from kvlite.engine.scheduler import MOST_ECHO, Feed, next_feed, until_echo, with_echo
@@ -341,11 +342,13 @@ class Engine:
             logits = self._forward(feed)[:, -1]
             ready = [i for i, row in enumerate(rows) if row.job is not None and feed.ids[i] and not row.job.prompt]
             draws = [Draw.of(rows[i]) for i in ready]
-            ids = sample(logits[ready] if len(ready) < len(rows) else logits, draws) if ready else []
+            logits = logits[ready] if len(ready) < len(rows) else logits
+            ids = sample(logits, draws) if ready else []
+            known = logprobs(logits, ids, [rows[i].logprobs_asked for i in ready])
         if is_alone and not feed.echo:
             self.speculation.stepped(rows[0], ids[0], logits[0], time.perf_counter() - started)
-        for i, token in zip(ready, ids, strict=True):
-            yield from self._take(rows[i], token)
+        for i, token, probable in zip(ready, ids, known, strict=True):
+            yield from self._take(rows[i], token, probable)
 
     def _most_drafted(self, row: Row, feed: Feed) -> int:
         """The ids that may be drafted for a row that is to be fed: none that its answer or slots would not take."""
@@ -371,17 +374,17 @@ class Engine:
         try:
             with self.peak_memory.phase("decode"):
                 logits = chunk.logits(self.loaded)
-                token = sample(logits[:1], [Draw.of(row)])[0]
+                ids = sample(logits[:1], [Draw.of(row)])
             if self.speculation.tries(row, draft, logits, time.perf_counter() - started):
                 return
             job.drafted += len(draft)
             for number, expected in enumerate((*draft, None)):
                 chunk.keep_next()
-                if number:
-                    token = sample(logits[number : number + 1], [Draw.of(row)])[0]
-                job.accepted += token == expected
-                yield from self._take(row, token)
-                if row.job is not job or job.ending is not None or token != expected:
+                here = logits[number : number + 1]
+                ids = sample(here, [Draw.of(row)]) if number else ids
+                job.accepted += ids[0] == expected
+                yield from self._take(row, ids[0], *logprobs(here, ids, [row.logprobs_asked]))
+                if row.job is not job or job.ending is not None or ids[0] != expected:
                     break
         finally:
             chunk.drop_rest()
@@ -442,7 +445,7 @@ class Engine:
             return feed
         return with_echo(feed, self._rows[feed.rows], self._ask, self.plan.chunk, one_by_one=one_by_one)
 
-    def _take(self, row: Row, token: int) -> Iterator[Token | Completion]:
+    def _take(self, row: Row, token: int, known: Logprobs | None) -> Iterator[Token | Completion]:
         """Record a sampled token; a stop id or the last allowed token ends the request."""
         job = row.job
         assert job is not None
@@ -454,9 +457,13 @@ class Engine:
         if token in job.request.stop_ids:
             yield self._complete(row, FinishReason.STOP)
             return
-        row.take(token)
+        row.take(token, known)
         yield Token(job.request.id, len(job.answer) - 1, token)
-        if row.job is job and job.ending is None and len(job.answer) == job.request.max_tokens:
+        if row.job is not job or job.ending is not None:
+            return
+        if job.guide is not None and job.guide.is_over:
+            yield self._complete(row, FinishReason.STOP)
+        elif len(job.answer) == job.request.max_tokens:
             yield self._complete(row, FinishReason.LENGTH)
 
     def _complete(self, row: Row, reason: FinishReason, error: KvliteError | None = None) -> Completion:
@@ -472,8 +479,9 @@ class Engine:
             evicted=counts.tokens_evicted - job.evicted_before,
             kv=counts,
             timing=job.timing(),
-            error=error,
+            error=error or (None if job.guide is None else job.guide.error),
             cached_tokens=job.cached,
+            logprobs=tuple(job.logprobs),
             drafted=job.drafted,
             accepted=job.accepted,
         )

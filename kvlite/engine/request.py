@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Protocol
 
-from kvlite.errors import UsageError
+from kvlite.errors import KvliteError, UsageError
 from kvlite.memory.counts import KVCounts
 
 
@@ -78,6 +80,37 @@ class TokenRules:
 
 
 NO_RULES = TokenRules()
+MOST_LOGPROBS = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Logprobs:
+    """Natural logarithms of probabilities by the model's logits as they are, of a token that came and of the likeliest.
+
+    Temperature, filters, penalties, biases, rules and masks change none of them. `likeliest` holds (id, value), the
+    highest first.
+    """
+
+    chosen: float
+    likeliest: tuple[tuple[int, float], ...] = ()
+
+
+class Guide(Protocol):
+    """The tokens that may come next in one answer, of which it is told each."""
+
+    @property
+    def is_over(self) -> bool:
+        """True where no token may come any more, so that the answer ends."""
+
+    @property
+    def error(self) -> KvliteError | None:
+        """The reason why it can no longer tell what may come; the answer fails then."""
+
+    def mask(self) -> bytes | None:
+        """A bit for each id, that of id 0 the lowest of the first byte; None where every id may come."""
+
+    def accept(self, token: int) -> None:
+        """Take the token that came."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +119,9 @@ class Request:
 
     `row` continues that row's conversation; None takes a free row and starts it empty. `pins` are spans of `ids`,
     as (start, end) offsets into them, that are never evicted. `prefixes` are lengths of beginnings of `ids` that other
-    requests have too: they are fed once and copied, where a row without a conversation is taken.
+    requests have too: they are fed once and copied, where a row without a conversation is taken. `guide` makes what
+    says, at each step, which tokens may come. With `logprobs` each token's is kept, and those of as many of the
+    likeliest.
     """
 
     id: str
@@ -98,6 +133,8 @@ class Request:
     row: int | None = None
     rules: TokenRules = NO_RULES
     prefixes: tuple[int, ...] = ()
+    guide: Callable[[], Guide] | None = None
+    logprobs: int | None = None
 
     def __post_init__(self) -> None:
         if not self.ids:
@@ -129,7 +166,8 @@ class Completion:
     """The end of a request, always its last event.
 
     `cut_short` says why there was no room for another token, None where the answer ended for any other reason. Of the
-    prompt's tokens `cached_tokens` were fed for another request. Of `drafted` tokens so many were right: `accepted`.
+    prompt's tokens `cached_tokens` were fed for another request. `logprobs` are those of the `ids`, where they were
+    asked for. Of `drafted` tokens so many were right: `accepted`.
     """
 
     request_id: str
@@ -142,5 +180,6 @@ class Completion:
     error: Exception | None = None
     cut_short: str | None = None
     cached_tokens: int = 0
+    logprobs: tuple[Logprobs, ...] = ()
     drafted: int = 0
     accepted: int = 0

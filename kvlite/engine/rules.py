@@ -33,6 +33,24 @@ def forbid(scores: Tensor, rules: TokenRules, said: Sequence[int], index: int, s
         scores[:] = _bad_words(words, stop_ids, len(scores), device)(ids, scores[None])[0]
 
 
+def masked(scores: Tensor, masks: Sequence[bytes | None], unruled: Tensor) -> Tensor:
+    """The `scores` [n, V] with -inf for the ids whose bit is not set in the row's mask; None forbids none.
+
+    A row of which its rules leave nothing that the mask allows has the scores it had before them, `unruled` [n, V].
+    """
+    vocab, device = scores.shape[-1], scores.device
+    size = -(-vocab // 8)
+    rows = [b"\xff" * size if mask is None else mask[:size].ljust(size, b"\0") for mask in masks]
+    packed = torch.frombuffer(bytearray(b"".join(rows)), dtype=torch.uint8).view(len(rows), size).to(device)
+    bits = (packed[..., None] >> torch.arange(8, dtype=torch.uint8, device=device)) & 1  # [n, V / 8, 8]
+    forbidden = bits.flatten(1)[:, :vocab] == 0
+    left = scores.masked_fill(forbidden, -torch.inf)
+    if unruled is scores:
+        return left
+    is_stuck = (left == -torch.inf).all(-1, keepdim=True)
+    return torch.where(is_stuck, unruled.masked_fill(forbidden, -torch.inf), left)
+
+
 @lru_cache(maxsize=64)
 def _places(ids: tuple[int, ...], vocab: int, device: torch.device) -> Tensor:
     return torch.tensor([index for index in ids if index < vocab], dtype=torch.int64, device=device)

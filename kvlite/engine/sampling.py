@@ -15,7 +15,7 @@ from torch import Tensor
 
 from kvlite.engine.request import NO_RULES, Sampling, TokenRules
 from kvlite.engine.row import Row
-from kvlite.engine.rules import forbid
+from kvlite.engine.rules import forbid, masked
 
 INVALID = -1
 _MASK = 2**64 - 1
@@ -26,7 +26,8 @@ _STEP, _FIRST, _SECOND = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB13311
 class Draw:
     """Settings of one row's draw: its sampling, the index of the token, the ids used so far, and rules on the next.
 
-    The rules are about the ids `said` and the `stop_ids`; `answer` are the ids of the answer so far.
+    The rules are about the ids `said` and the `stop_ids`; `answer` are the ids of the answer so far. `mask` has a bit
+    for each id that may come; None lets all come.
     """
 
     sampling: Sampling
@@ -36,29 +37,34 @@ class Draw:
     said: Sequence[int] = ()
     stop_ids: frozenset[int] = frozenset()
     answer: Sequence[int] = ()
+    mask: bytes | None = None
 
     @classmethod
     def of(cls, row: Row) -> Draw:
         """The draw of a row's next token."""
         assert row.job is not None
-        request = row.job.request
-        answer = row.job.answer
-        return cls(request.sampling, len(answer), row.used, request.rules, row.said, request.stop_ids, answer)
+        request, answer, guide = row.job.request, row.job.answer, row.job.guide
+        mask = None if guide is None else guide.mask()
+        return cls(request.sampling, len(answer), row.used, request.rules, row.said, request.stop_ids, answer, mask)
 
 
 def sample(logits: Tensor, draws: Sequence[Draw]) -> list[int]:
     """One token id per row from logits [n, V], or INVALID where they are no numbers; waits for the device once.
 
-    Greedy rows take the exact maximum.
+    Greedy rows take the exact maximum. A mask comes last and is always held to: of the ids that a row's rules leave
+    none of, they forbid none.
     """
     if any(draw.sampling.repetition_penalty != 1.0 for draw in draws):
         logits = _penalised(logits.float(), draws)
     if any(draw.sampling.shifts for draw in draws):
         logits = _shifted(logits, draws)
+    unruled = logits
     if any(draw.rules is not NO_RULES for draw in draws):
         logits = logits.float().clone()
         for scores, draw in zip(logits, draws, strict=True):
             forbid(scores, draw.rules, draw.said, draw.index, draw.stop_ids)
+    if any(draw.mask is not None for draw in draws):
+        logits = masked(logits, [draw.mask for draw in draws], unruled)
     highest, chosen = logits.max(-1)
     if not all(draw.sampling.is_greedy for draw in draws):
         chosen = _drawn(logits.float(), chosen, draws)
@@ -121,7 +127,7 @@ def _drawn(logits: Tensor, highest: Tensor, draws: Sequence[Draw]) -> Tensor:
     total = probabilities.sum(-1, keepdim=True)
     before = probabilities.cumsum(-1) - probabilities
     kept &= before < top_p * total
-    kept &= probabilities >= min_p * probabilities[:, :1]
+    kept &= (probabilities >= min_p * probabilities[:, :1]) & (probabilities > 0)
     kept[:, 0] = True
     cumulative = (probabilities * kept).cumsum(-1)
     target = number * cumulative[:, -1:]

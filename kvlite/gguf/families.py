@@ -6,10 +6,13 @@ all of it is undone here (convert_hf_to_gguf.py of ggml-org/llama.cpp).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from kvlite.errors import BrokenModel, UnsupportedModel
+from kvlite.gguf import config_fields
 from kvlite.gguf.header import Header
 from kvlite.gguf.rope import Config, decimal, rope_of, wanted
 
@@ -49,6 +52,46 @@ _MIXTRAL_EXPERTS = {
     "ffn_up_exps": "block_sparse_moe.experts.*.w3",
     "ffn_down_exps": "block_sparse_moe.experts.*.w2",
 }
+_GPT_OSS = {
+    "post_attention_norm": "post_attention_layernorm",
+    "attn_sinks.weight": "self_attn.sinks",
+    "ffn_gate_inp": "mlp.router",
+    **dict.fromkeys(("ffn_gate_exps.weight", "ffn_up_exps.weight"), "mlp.experts.gate_up_proj"),
+    **dict.fromkeys(("ffn_gate_exps.bias", "ffn_up_exps.bias"), "mlp.experts.gate_up_proj_bias"),
+    "ffn_down_exps.weight": "mlp.experts.down_proj",
+    "ffn_down_exps.bias": "mlp.experts.down_proj_bias",
+}
+_GEMMA4 = {
+    "per_layer_token_embd": "model.embed_tokens_per_layer",
+    "per_layer_model_proj": "model.per_layer_model_projection",
+    "per_layer_proj_norm": "model.per_layer_projection_norm",
+    "inp_gate": "per_layer_input_gate",
+    "proj": "per_layer_projection",
+    "post_norm": "post_per_layer_input_norm",
+    "layer_output_scale.weight": "layer_scalar",
+    "pre_ffw_norm_2": "pre_feedforward_layernorm_2",
+    "post_ffw_norm_1": "post_feedforward_layernorm_1",
+    "post_ffw_norm_2": "post_feedforward_layernorm_2",
+    "ffn_gate_inp": "router.proj",
+    "ffn_gate_inp.scale": "router.scale",
+    "ffn_down_exps.scale": "router.per_expert_scale",
+    **dict.fromkeys(("ffn_gate_up_exps.weight", "ffn_gate_exps.weight", "ffn_up_exps.weight"), "experts.gate_up_proj"),
+    "ffn_down_exps.weight": "experts.down_proj",
+}
+_LFM2 = {
+    **dict.fromkeys(("token_embd_norm", "output_norm"), "model.embedding_norm"),
+    "attn_norm": "operator_norm",
+    "attn_output": "self_attn.out_proj",
+    "attn_q_norm": "self_attn.q_layernorm",
+    "attn_k_norm": "self_attn.k_layernorm",
+    "ffn_norm": "ffn_norm",
+    "ffn_gate": "feed_forward.w1",
+    "ffn_up": "feed_forward.w3",
+    "ffn_down": "feed_forward.w2",
+    "shortconv.conv": "conv.conv",
+    "shortconv.in_proj": "conv.in_proj",
+    "shortconv.out_proj": "conv.out_proj",
+}
 IGNORED = ("rope_freqs", "rope_factors_long", "rope_factors_short")
 """Tensors without a parameter of their own: the config says the same."""
 
@@ -57,8 +100,10 @@ IGNORED = ("rope_freqs", "rope_factors_long", "rope_factors_short")
 class Family:
     """A family: its names in transformers, what a config takes besides the usual, and what llama.cpp changed.
 
-    `extra` gives fields of config.json from the header. `pairs` says that q and k were permuted, `shifted_norms` that
-    1 was added to the weights of norms.
+    `names` are by part of a layer, or by part and suffix where they have no suffix in transformers. `extra` gives
+    fields of config.json from the header; `skips` says of which parts a layer has no use. `pairs` says that q and k
+    were permuted, `shifted_norms` that 1 was added to the weights of norms, `alternates` that the experts' gate and up
+    are one matrix, row by row in turns, and that all their matrices are transposed.
     """
 
     model_type: str
@@ -67,11 +112,18 @@ class Family:
     extra: Callable[[Header], Config] = lambda header: {}
     pairs: bool = False
     shifted_norms: bool = False
+    alternates: bool = False
+    skips: Callable[[Header, int], Collection[str]] = lambda header, layer: ()
 
 
 def family_of(header: Header) -> Family:
     """The family of a file. Raises UnsupportedModel, naming those that are read, for any other."""
     family = _FAMILIES.get(header.architecture)
+    if header.architecture in _NOT_RUN:
+        raise UnsupportedModel(
+            f"{header.path.name} is of the family {header.architecture!r}, which kvlite does not run: "
+            f"{_NOT_RUN[header.architecture]}; choose another model"
+        )
     if family is None:
         raise UnsupportedModel(
             f"{header.path.name} is of the family {header.architecture or 'none'!r}, which kvlite does not read from "
@@ -79,6 +131,8 @@ def family_of(header: Header) -> Family:
         )
     if header.architecture == "llama" and header.about("expert_count"):
         return _MIXTRAL
+    if header.architecture == "olmo2" and header.about("attention.sliding_window"):
+        return _OLMO3
     return family
 
 
@@ -99,21 +153,23 @@ def config_of(header: Header) -> Config:
         "model_type": family.model_type,
         "dtype": _dtype(header),
         "hidden_size": hidden,
-        "intermediate_size": wanted(header, "feed_forward_length"),
         "num_hidden_layers": wanted(header, "block_count"),
         "num_attention_heads": heads,
-        "num_key_value_heads": wanted(header, "attention.head_count_kv", heads),
         "head_dim": header.about("attention.key_length", hidden // heads),
         "max_position_embeddings": wanted(header, "context_length"),
         "rms_norm_eps": decimal(wanted(header, "attention.layer_norm_rms_epsilon")),
-        "rope_parameters": rope_of(header),
         "vocab_size": embedding.shape[0],
         "tie_word_embeddings": "output.weight" not in header.tensors,
         "bos_token_id": header.metadata.get("tokenizer.ggml.bos_token_id"),
         "eos_token_id": header.metadata.get("tokenizer.ggml.eos_token_id"),
         "pad_token_id": header.metadata.get("tokenizer.ggml.padding_token_id"),
+    } | family.extra(header)
+    usual: dict[str, Callable[[], Any]] = {  # not read where the family has its own way
+        "intermediate_size": lambda: wanted(header, "feed_forward_length"),
+        "num_key_value_heads": lambda: wanted(header, "attention.head_count_kv", heads),
+        "rope_parameters": lambda: rope_of(header),
     }
-    return config | family.extra(header)
+    return config | {name: read() for name, read in usual.items() if name not in config}
 
 
 def weight_names(header: Header) -> dict[str, str]:
@@ -123,17 +179,25 @@ def weight_names(header: Header) -> dict[str, str]:
     """
     family, found = family_of(header), {}
     for name in header.tensors:
-        stem, _, suffix = name.rpartition(".")
-        *block, part = stem.split(".", 2)
-        if part in IGNORED or stem in IGNORED:
+        layer, part, suffix = parts_of(name)
+        if part in IGNORED or (layer is not None and part in family.skips(header, layer)):
             continue
-        place = family.names.get(part)
-        if place is None or suffix not in ("weight", "bias") or len(block) not in (0, 2):
+        place = family.names.get(f"{part}.{suffix}")
+        if place is None and part in family.names and suffix in ("weight", "bias"):
+            place = f"{family.names[part]}.{suffix}"
+        if place is None:
             raise UnsupportedModel(
                 f"{header.path.name} holds {name}, which kvlite does not know of {header.architecture}"
             )
-        found[name] = f"{f'model.layers.{block[1]}.' if block else ''}{place}.{suffix}"
+        found[name] = place if layer is None else f"model.layers.{layer}.{place}"
     return found
+
+
+def parts_of(name: str) -> tuple[int | None, str, str]:
+    """The layer, the part and the suffix of a tensor's name: `blk.3.attn_q.weight` is 3, `attn_q`, `weight`."""
+    stem, _, suffix = name.rpartition(".")
+    found = re.fullmatch(r"blk\.(\d+)\.(.+)", stem)
+    return (None, stem, suffix) if found is None else (int(found[1]), found[2], suffix)
 
 
 def _dtype(header: Header) -> str:
@@ -141,125 +205,38 @@ def _dtype(header: Header) -> str:
     return "float32" if next(iter(header.by_type), "F32") == "F32" else "bfloat16"
 
 
-def _has(header: Header, name: str) -> bool:
-    return f"blk.0.{name}" in header.tensors
-
-
-def _llama(header: Header) -> Config:
-    return {"attention_bias": _has(header, "attn_q.bias"), "mlp_bias": _has(header, "ffn_up.bias")}
-
-
-def _mixtral(header: Header) -> Config:
-    return {
-        "num_local_experts": header.about("expert_count"),
-        "num_experts_per_tok": wanted(header, "expert_used_count"),
-        "sliding_window": None,
-    }
-
-
-def _experts(header: Header) -> Config:
-    shared = header.about("expert_shared_feed_forward_length")
-    return {
-        "num_experts": wanted(header, "expert_count"),
-        "num_experts_per_tok": wanted(header, "expert_used_count"),
-        "moe_intermediate_size": wanted(header, "expert_feed_forward_length"),
-        "norm_topk_prob": header.architecture == "qwen3moe",  # llama.cpp has it fixed for each
-        "decoder_sparse_step": 1,
-        "mlp_only_layers": [],
-    } | ({"shared_expert_intermediate_size": shared} if shared else {})
-
-
-def _gemma(header: Header) -> Config:
-    return {"hidden_activation": "gelu_pytorch_tanh"}
-
-
-def _query_scalar(header: Header, largest: int) -> int:
-    """The number whose root divides logits: the head dim, but for the largest of the family hidden / heads."""
-    is_largest = header.about("block_count") == largest
-    heads, hidden = wanted(header, "attention.head_count"), wanted(header, "embedding_length")
-    return int(hidden // heads if is_largest else header.about("attention.key_length"))
-
-
-def _gemma2(header: Header) -> Config:
-    return _gemma(header) | {
-        "query_pre_attn_scalar": _query_scalar(header, 46),
-        "attn_logit_softcapping": header.about("attn_logit_softcapping", 50.0),
-        "final_logit_softcapping": header.about("final_logit_softcapping", 30.0),
-        "sliding_window": header.about("attention.sliding_window", 4096),
-        "layer_types": _layer_types(header, 2),
-    }
-
-
-def _gemma3(header: Header) -> Config:
-    local = header.about("rope.freq_base_swa", 10000.0)
-    window = header.about("attention.sliding_window")  # without one every layer is full
-    return _gemma(header) | {
-        "query_pre_attn_scalar": _query_scalar(header, 62),
-        "final_logit_softcapping": header.about("final_logit_softcapping") or None,
-        **({"sliding_window": window} if window else {}),
-        "layer_types": _layer_types(header, 6 if window else None),
-        "rope_parameters": {
-            "full_attention": rope_of(header) | {"rope_theta": decimal(header.about("rope.freq_base", 1e6))},
-            "sliding_attention": {"rope_type": "default", "rope_theta": decimal(local)},
-        },
-    }
-
-
-def _layer_types(header: Header, period: int | None) -> list[str]:
-    """Types of layers: as the file lists them, or each `period`-th is full (None: all) and the others have a window."""
-    layers = range(1, header.about("block_count") + 1)
-    slides = [False for _ in layers]
-    if period is not None:
-        given = header.about("attention.sliding_window_pattern", period)
-        slides = list(given) if isinstance(given, (list, tuple)) else [bool(not given or n % given) for n in layers]
-    return ["sliding_attention" if one else "full_attention" for one in slides]
-
-
-def _phi3(header: Header) -> Config:
-    head_dim = wanted(header, "embedding_length") // wanted(header, "attention.head_count")
-    rope = rope_of(header) | {"partial_rotary_factor": header.about("rope.dimension_count", head_dim) / head_dim}
-    original = rope.get("original_max_position_embeddings", header.about("context_length"))
-    return {
-        "rope_parameters": rope,
-        "original_max_position_embeddings": original,
-        "sliding_window": header.about("attention.sliding_window") or None,
-    }
-
-
-def _granite(header: Header) -> Config:
-    return _llama(header) | {
-        "embedding_multiplier": decimal(header.about("embedding_scale", 1.0)),
-        "residual_multiplier": decimal(header.about("residual_scale", 1.0)),
-        "attention_multiplier": decimal(wanted(header, "attention.scale")),
-        "logits_scaling": decimal(header.about("logit_scale", 1.0)),
-    }
-
-
-def _olmo2(header: Header) -> Config:
-    if header.about("attention.sliding_window"):
-        raise UnsupportedModel(f"{header.path.name} is an OLMo 3, which kvlite does not read from GGUF")
-    return {}
-
-
-def _qwen2(header: Header) -> Config:
-    return {"use_sliding_window": False}
-
-
-_MIXTRAL = Family("mixtral", "MixtralForCausalLM", _NAMES | _MIXTRAL_EXPERTS, _mixtral, pairs=True)
+_NOT_RUN = {
+    **dict.fromkeys(("falcon", "bloom", "gptj", "mpt"), "its code leaves no place for a bounded cache"),
+    **dict.fromkeys(("mamba", "mamba2", "rwkv6", "rwkv7"), "it has no keys and values to bound"),
+    **dict.fromkeys(("t5", "t5encoder", "bert", "nomic-bert"), "it is no causal language model"),
+    "deci": "some of its layers have no attention, and others differ in width",
+    "llama4": "its attention goes by chunks",
+}
+_OLMO3 = Family("olmo3", "Olmo3ForCausalLM", _NAMES | _NORMED_AFTER, config_fields.olmo3)
+_MIXTRAL = Family("mixtral", "MixtralForCausalLM", _NAMES | _MIXTRAL_EXPERTS, config_fields.mixtral, pairs=True)
 _GEMMA_NAMES = _NAMES | _NORMED_AFTER | {"ffn_norm": "pre_feedforward_layernorm"}
+_GEMMA4_NAMES = _GEMMA_NAMES | _GEMMA4
 _FAMILIES = {
-    "llama": Family("llama", "LlamaForCausalLM", extra=_llama, pairs=True),
-    "smollm3": Family("smollm3", "SmolLM3ForCausalLM", extra=_qwen2, pairs=True),
-    "granite": Family("granite", "GraniteForCausalLM", extra=_granite, pairs=True),
-    "qwen2": Family("qwen2", "Qwen2ForCausalLM", extra=_qwen2),
-    "qwen2moe": Family("qwen2_moe", "Qwen2MoeForCausalLM", _NAMES | _QWEN_EXPERTS, _experts),
-    "qwen3": Family("qwen3", "Qwen3ForCausalLM", extra=_qwen2),
-    "qwen3moe": Family("qwen3_moe", "Qwen3MoeForCausalLM", _NAMES | _QWEN_EXPERTS, _experts),
-    "gemma": Family("gemma", "GemmaForCausalLM", extra=_gemma, shifted_norms=True),
-    "gemma2": Family("gemma2", "Gemma2ForCausalLM", _GEMMA_NAMES, _gemma2, shifted_norms=True),
-    "gemma3": Family("gemma3_text", "Gemma3ForCausalLM", _GEMMA_NAMES, _gemma3, shifted_norms=True),
-    "olmo2": Family("olmo2", "Olmo2ForCausalLM", _NAMES | _NORMED_AFTER, _olmo2),
+    "llama": Family("llama", "LlamaForCausalLM", extra=config_fields.llama, pairs=True),
+    "smollm3": Family("smollm3", "SmolLM3ForCausalLM", extra=config_fields.qwen2, pairs=True),
+    "granite": Family("granite", "GraniteForCausalLM", extra=config_fields.granite, pairs=True),
+    "qwen2": Family("qwen2", "Qwen2ForCausalLM", extra=config_fields.qwen2),
+    "qwen2moe": Family("qwen2_moe", "Qwen2MoeForCausalLM", _NAMES | _QWEN_EXPERTS, config_fields.experts),
+    "qwen3": Family("qwen3", "Qwen3ForCausalLM", extra=config_fields.qwen2),
+    "qwen3moe": Family("qwen3_moe", "Qwen3MoeForCausalLM", _NAMES | _QWEN_EXPERTS, config_fields.experts),
+    "gemma": Family("gemma", "GemmaForCausalLM", extra=config_fields.gemma, shifted_norms=True),
+    "gemma2": Family("gemma2", "Gemma2ForCausalLM", _GEMMA_NAMES, config_fields.gemma2, shifted_norms=True),
+    "gemma3": Family("gemma3_text", "Gemma3ForCausalLM", _GEMMA_NAMES, config_fields.gemma3, shifted_norms=True),
+    "gemma4": Family(
+        "gemma4_text", "Gemma4ForCausalLM", _GEMMA4_NAMES, config_fields.gemma4, skips=config_fields.gemma4_unused
+    ),
+    "gpt-oss": Family("gpt_oss", "GptOssForCausalLM", _NAMES | _GPT_OSS, config_fields.gpt_oss, alternates=True),
+    "lfm2": Family("lfm2", "Lfm2ForCausalLM", _NAMES | _LFM2, config_fields.lfm2),
+    "olmo2": Family("olmo2", "Olmo2ForCausalLM", _NAMES | _NORMED_AFTER),
     "phi3": Family(
-        "phi3", "Phi3ForCausalLM", _NAMES | {"attn_qkv": "self_attn.qkv_proj", "ffn_up": "mlp.gate_up_proj"}, _phi3
+        "phi3",
+        "Phi3ForCausalLM",
+        _NAMES | {"attn_qkv": "self_attn.qkv_proj", "ffn_up": "mlp.gate_up_proj"},
+        config_fields.phi3,
     ),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from kvlite.gguf.families import weight_names
 from kvlite.gguf.header import Header, TensorInfo
 
 FOUR_BITS = ("Q4_0", "Q4_1", "Q4_K")
@@ -17,13 +18,16 @@ _EIGHTHS = dict.fromkeys(FOUR_BITS, 5) | dict.fromkeys(EIGHT_BITS, 10)  # of a b
 def is_packed(name: str, tensor: TensorInfo) -> bool:
     """True for a matrix that stays packed on a CPU: linear maps, output head and embedding, in whole blocks."""
     part = name.removesuffix(".weight").rpartition(".")[2]
+    if part == "per_layer_token_embd":  # a table that is looked up and never multiplied
+        return False
     is_matrix = len(tensor.shape) == 2 and tensor.shape[0] % COLUMNS == 0 and tensor.shape[1] % GROUP == 0
     return is_matrix and tensor.type in _EIGHTHS and not part.startswith("ffn_gate_inp")
 
 
 def packed_bytes(header: Header, element_bytes: int) -> int:
     """Bytes of the weights where what can be stays packed, and the rest takes `element_bytes` each."""
+    held = {name: header.tensors[name] for name in weight_names(header)}
     return sum(
         tensor.parameters * _EIGHTHS[tensor.type] // 8 if is_packed(name, tensor) else tensor.parameters * element_bytes
-        for name, tensor in header.tensors.items()
+        for name, tensor in held.items()
     )

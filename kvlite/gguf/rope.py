@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from typing import Any
 
 from kvlite.errors import BrokenModel, UnsupportedModel
@@ -25,11 +26,24 @@ def wanted(header: Header, key: str, default: Any = None) -> Any:
     value = header.about(key, default)
     if value is None:
         raise BrokenModel(f"{header.path.name} lacks {header.architecture}.{key}; it is damaged or no whole model")
+    return one_of(header, key, set(value)) if isinstance(value, (list, tuple)) else value
+
+
+def by_layer(header: Header, key: str) -> list[Any]:
+    """A number for each layer, where the file may have one for all."""
+    value, layers = header.about(key), wanted(header, "block_count")
     if not isinstance(value, (list, tuple)):
-        return value
-    if len(set(value)) != 1:
+        return [wanted(header, key)] * layers
+    if len(value) != layers:
+        raise BrokenModel(f"{header.path.name} has {len(value)} {key} for {layers} layers; download it again")
+    return list(value)
+
+
+def one_of(header: Header, key: str, values: Collection[Any]) -> Any:
+    """The only one of the values that layers have."""
+    if len(values) != 1:
         raise UnsupportedModel(f"{header.path.name} has {key} that differ by layer, which kvlite does not read")
-    return value[0]
+    return next(iter(values))
 
 
 def decimal(value: float) -> float:
@@ -83,6 +97,15 @@ def _yarn(header: Header, factor: float) -> Config:
     usual = 0.1 * math.log(max(factor, 1.0)) + 1.0
     attention = header.about("rope.scaling.yarn_attn_factor", usual) * header.about("rope.scaling.attn_factor", 1.0)
     return rope if attention == usual else rope | {"attention_factor": attention}
+
+
+def rotated_part(header: Header, usually: float) -> float:
+    """The share of frequencies that turn at all, where the others are divided by a number beyond all positions."""
+    held = _divisors(header, "rope_freqs.weight") if "rope_freqs.weight" in header.tensors else []
+    turning = held.count(1.0)
+    if any(divisor != 1.0 for divisor in held[:turning]) or any(divisor < 1e20 for divisor in held[turning:]):
+        raise UnsupportedModel(f"{header.path.name} has positions unlike Gemma 4's, which kvlite does not read")
+    return turning / len(held) if held else usually
 
 
 def _original(header: Header) -> int:

@@ -38,9 +38,12 @@ _CUTS: dict[str, Sequence[str]] = {
 _KEEPS_SPACE = ("<unk>", "<s>", "<|endoftext|>")  # of Phi-3, whose other special tokens take what follows them
 _WHOLE_WORDS = ("llama-bpe", "llama3", "llama-v3", "falcon3", "pixtral", "lfm2", "tekken")
 """Cuts whose words are one token where the vocabulary has them, whatever the merges say; text begins with BOS."""
+_PIECES = ("llama", "gemma4")
+"""Kinds of vocabularies that hold SentencePiece's pieces; of the second the file has the merges."""
 _ENDS = (
     "<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<end_of_turn>", "<turn|>", "<|end|>", "<|return|>", "<|call|>",
     "<|end_of_text|>", "<|endoftext|>", "<|end_of_turn|>", "<end_of_utterance>", "<EOT>",
+    "<|tool_response>",
 )  # fmt: skip
 
 
@@ -59,10 +62,12 @@ def cut_of(header: Header) -> Sequence[str] | None:
     Raises UnsupportedModel where the file cuts text in a way that is not known.
     """
     kind, pre = header.metadata.get("tokenizer.ggml.model"), header.metadata.get("tokenizer.ggml.pre")
-    if kind == "llama":
+    if kind in _PIECES:
         return None
     if kind != "gpt2":
-        raise UnsupportedModel(f"{header.path.name} has a tokenizer of kind {kind!r}; kvlite reads gpt2 and llama")
+        raise UnsupportedModel(
+            f"{header.path.name} has a tokenizer of kind {kind!r}; kvlite reads gpt2, {' and '.join(_PIECES)}"
+        )
     if pre is None:
         raise UnsupportedModel(
             f"{header.path.name} does not say how it cuts text (tokenizer.ggml.pre); get a newer conversion"
@@ -88,21 +93,32 @@ def tokenizer_config(header: Header) -> dict[str, Any]:
     return config
 
 
+def added_tokens(tokenizer: Tokenizer) -> dict[str, Any]:
+    """The added tokens by id as tokenizer_config.json has them; without, transformers looks through tokenizer.json."""
+    names = ("content", "single_word", "lstrip", "rstrip", "normalized", "special")
+    found = tokenizer.get_added_tokens_decoder()
+    return {str(index): {name: getattr(token, name) for name in names} for index, token in sorted(found.items())}
+
+
 def end_tokens(header: Header) -> list[int]:
     """Ids that end an answer: those the file names, and control tokens that end a turn wherever they occur."""
     named = [header.metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom")]
-    types = header.metadata.get("tokenizer.ggml.token_type", ())
+    tokens, types = _tokens(header), header.metadata.get("tokenizer.ggml.token_type", ())
     by_text = [
         index
-        for index, (token, kind) in enumerate(zip(_tokens(header), types, strict=False))
+        for index, (token, kind) in enumerate(zip(tokens, types, strict=False))
         if kind in (_CONTROL, _USER_DEFINED) and token in _ENDS
     ]
-    return sorted({index for index in (*named, *by_text) if index is not None})
+    ends = {index for index in (*named, *by_text) if index is not None}
+    by_name = {tokens[index]: index for index in ends if 0 <= index < len(tokens)}
+    if {"<|return|>", "<|call|>"} <= set(by_name):  # gpt-oss, where <|end|> stands between the parts of an answer
+        ends -= {by_name.get("<|end|>")}
+    return sorted(ends)
 
 
 def adds_bos(header: Header) -> bool:
     """True where text begins with BOS: as the file says, else where llama.cpp has it so for such a vocabulary."""
-    is_sentencepiece = header.metadata.get("tokenizer.ggml.model") == "llama"
+    is_sentencepiece = header.metadata.get("tokenizer.ggml.model") in _PIECES
     usual = is_sentencepiece or header.metadata.get("tokenizer.ggml.pre") in _WHOLE_WORDS
     return bool(header.metadata.get("tokenizer.ggml.add_bos_token", usual))
 
@@ -117,9 +133,8 @@ def _tokens(header: Header) -> list[str]:
 def _byte_level(header: Header, tokens: Sequence[str], cut: Sequence[str]) -> Tokenizer:
     from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-    merges = [tuple(merge.split(" ", 1)) for merge in header.metadata.get("tokenizer.ggml.merges", ())]
     whole_words = header.metadata["tokenizer.ggml.pre"] in _WHOLE_WORDS
-    model = models.BPE(vocab=_vocabulary(tokens), merges=merges, ignore_merges=whole_words)
+    model = models.BPE(vocab=_vocabulary(tokens), merges=_file_merges(header), ignore_merges=whole_words)
     tokenizer = Tokenizer(model)
     if cut == (_QWEN2,):
         tokenizer.normalizer = normalizers.NFC()
@@ -130,23 +145,21 @@ def _byte_level(header: Header, tokens: Sequence[str], cut: Sequence[str]) -> To
 
 
 def _sentencepiece(header: Header, tokens: Sequence[str]) -> Tokenizer:
-    """Byte-pair encoding over SentencePiece's pieces, whose merges follow from their scores."""
+    """Byte-pair encoding over SentencePiece's pieces, whose merges are the file's or follow from their scores."""
     from tokenizers import Tokenizer, decoders, models, normalizers
 
-    scores = header.metadata.get("tokenizer.ggml.scores", ())
-    if len(scores) != len(tokens):
-        raise BrokenModel(f"{header.path.name} has {len(scores)} scores for {len(tokens)} tokens; download it again")
     vocabulary = _vocabulary(tokens)
     unknown = header.metadata.get("tokenizer.ggml.unknown_token_id", 0)
+    has_merges = header.metadata.get("tokenizer.ggml.model") == "gemma4"
     model = models.BPE(
         vocab=vocabulary,
-        merges=_merges(tokens, vocabulary, scores),
+        merges=_file_merges(header) if has_merges else _merges(header, tokens, vocabulary),
         unk_token=tokens[unknown],
         fuse_unk=True,
         byte_fallback=True,
     )
     tokenizer = Tokenizer(model)
-    begins = header.metadata.get("tokenizer.ggml.add_space_prefix", True)
+    begins = header.metadata.get("tokenizer.ggml.add_space_prefix", not has_merges)
     steps = [normalizers.Replace(" ", "▁")]
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), *steps] if begins else steps)
     strip = [decoders.Strip(" ", 1, 0)] if begins else []
@@ -163,8 +176,17 @@ def _vocabulary(tokens: Sequence[str]) -> dict[str, int]:
     return vocabulary
 
 
-def _merges(tokens: Sequence[str], vocabulary: dict[str, int], scores: Sequence[float]) -> list[tuple[str, str]]:
+def _file_merges(header: Header) -> list[tuple[str, str]]:
+    """The merges that the file lists, the first to be made first."""
+    merges = [merge.partition(" ") for merge in header.metadata.get("tokenizer.ggml.merges", ())]
+    return [(first, second) for first, _, second in merges]
+
+
+def _merges(header: Header, tokens: Sequence[str], vocabulary: dict[str, int]) -> list[tuple[str, str]]:
     """Every way to join two pieces into a third, the best score first."""
+    scores = header.metadata.get("tokenizer.ggml.scores", ())
+    if len(scores) != len(tokens):
+        raise BrokenModel(f"{header.path.name} has {len(scores)} scores for {len(tokens)} tokens; download it again")
     found = []
     for token, score in zip(tokens, scores, strict=True):
         parts = [(token[:cut], token[cut:]) for cut in range(1, len(token))]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
@@ -99,7 +100,10 @@ class LLM:
             longest = max((len(each.ids) for each in encoded), default=1) + (settings.max_tokens or 0)
             engine = self._engine_for(self._batch_size, longest, len(encoded))
             requests = (
-                (settings.request(str(number), each, text, row=None, number=number), text.answer(each, settings.stop))
+                (
+                    settings.request(str(number), each, text, row=None, number=number),
+                    text.answer(each, settings.stop, settings.min_tokens),
+                )
                 for number, each in enumerate(encoded)
             )
             with closing(stream_answers(engine, requests)) as events:
@@ -198,6 +202,8 @@ class LLM:
         return self.engine
 
     def _settings(self, given: Mapping[str, Any], **limit: int) -> AnswerSettings:
+        if isinstance(schema := given.get("json_schema"), Mapping):
+            given = {**given, "json_schema": json.dumps(schema)}
         model, options = self.model, options_from(AnswerOptions, given, without=("system",))
         pins = model.spec.options.pin_system
         return AnswerSettings.of(model.generation, options, pin_system=pins, **limit)

@@ -6,14 +6,25 @@ Chat, single answers and Python's `generate` all go this way.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from threading import RLock
 from typing import TYPE_CHECKING, Any
 
-from kvlite.engine.request import NO_RULES, Completion, FinishReason, Request, Sampling, Token, TokenRules
+from kvlite.engine.request import (
+    MOST_LOGPROBS,
+    NO_RULES,
+    Completion,
+    FinishReason,
+    Request,
+    Sampling,
+    Token,
+    TokenRules,
+)
 from kvlite.errors import UsageError
 from kvlite.llm.generation import model_defaults
+from kvlite.llm.logprobs import TokenLogprob, token_logprobs
+from kvlite.text.grammar import Grammar
 
 if TYPE_CHECKING:
     from kvlite.engine.engine import Engine
@@ -27,6 +38,12 @@ SEEDS = 2**63  # all that Sampling takes
 DRAWN_SEEDS = 2**31  # short enough to read out and type again
 CHAT_MAX_TOKENS = 8192  # a small model may go on for ever
 BATCH_MAX_TOKENS = 1024
+_GRAMMARS: dict[str, Callable[[Any], Grammar]] = {
+    "json_schema": Grammar.of_schema,
+    "json_object": lambda _: Grammar.of_any_object(),
+    "regex": Grammar.of_regex,
+    "choice": Grammar.of_choice,
+}
 _DRAWING = ("temperature", "top_k", "top_p", "min_p", "do_sample")  # settings that greedy answers have no use for
 
 
@@ -34,7 +51,8 @@ _DRAWING = ("temperature", "top_k", "top_p", "min_p", "do_sample")  # settings t
 class AnswerSettings:
     """Sampling and end of an answer; `max_tokens` None lets the model go on until it ends by itself.
 
-    Raises UsageError where `max_tokens` is less than 1.
+    With `logprobs` each token's log probability is kept, and those of so many of the likeliest. Raises UsageError on
+    values out of range, and where `min_tokens` is more than `max_tokens`.
     """
 
     sampling: Sampling = field(default_factory=Sampling)
@@ -42,10 +60,21 @@ class AnswerSettings:
     stop: tuple[str, ...] = ()
     pin_system: bool = True
     rules: TokenRules = NO_RULES
+    grammar: Grammar | None = None
+    min_tokens: int = 0
+    logprobs: int | None = None
 
     def __post_init__(self) -> None:
         if self.max_tokens is not None and self.max_tokens < 1:
             raise UsageError(f"max_tokens is {self.max_tokens}; give at least 1, or none for no limit")
+        if self.min_tokens < 0:
+            raise UsageError(f"min_tokens is {self.min_tokens}; give 0 (off) or a number of tokens")
+        if self.max_tokens is not None and self.min_tokens > self.max_tokens:
+            raise UsageError(
+                f"min_tokens is {self.min_tokens}, more than the {self.max_tokens} of max_tokens; lower it"
+            )
+        if self.logprobs is not None and not 0 <= self.logprobs <= MOST_LOGPROBS:
+            raise UsageError(f"logprobs is {self.logprobs}; give a number of likely tokens from 0 to {MOST_LOGPROBS}")
 
     @classmethod
     def of(
@@ -67,13 +96,30 @@ class AnswerSettings:
         if "seed" not in given and not sampling.is_greedy:
             sampling = replace(sampling, seed=secrets.randbelow(DRAWN_SEEDS))
         most = options.max_tokens or model.max_tokens or max_tokens
-        return cls(sampling, most, options.stop, pin_system, model.rules)
+        least = options.min_tokens if options.min_tokens is not None else min(model.rules.min_new_tokens, most)
+        return cls(sampling, most, options.stop, pin_system, model.rules, grammar_of(options), least, options.logprobs)
 
     def request(self, name: str, prompt: Encoded, text: ChatText, *, row: int | None, number: int = 0) -> Request:
-        """The engine's request for an answer to `prompt`; answer `number` of a run has that much added to its seed."""
+        """The engine's request for an answer to `prompt`; answer `number` of a run has that much added to its seed.
+
+        Raises UsageError where the model's tokenizer cannot be read for a grammar.
+        """
         sampling = replace(self.sampling, seed=(self.sampling.seed + number) % SEEDS)  # equal draws would rhyme
         pins = prompt.pins if self.pin_system else ()
-        return Request(name, prompt.ids, sampling, self.max_tokens, text.stop_ids, pins, row, self.rules)
+        guide = None if self.grammar is None else text.guide(prompt, self.grammar)
+        rules = replace(self.rules, min_new_tokens=self.min_tokens)
+        return Request(
+            name,
+            prompt.ids,
+            sampling,
+            self.max_tokens,
+            text.stop_ids,
+            pins,
+            row,
+            NO_RULES if rules == NO_RULES else rules,
+            guide=guide,
+            logprobs=self.logprobs,
+        )
 
 
 def sampling_of(options: AnswerOptions) -> dict[str, Any]:
@@ -88,11 +134,32 @@ def sampling_of(options: AnswerOptions) -> dict[str, Any]:
     return given
 
 
+def grammar_of(options: AnswerOptions) -> Grammar | None:
+    """The grammar that answers are to follow. Raises UsageError where it is none, or there are two."""
+    asked = {name: value for name in _GRAMMARS if (value := getattr(options, name)) not in (None, False, ())}
+    if len(asked) > 1:
+        raise UsageError(f"{' and '.join(asked)} are both given; an answer follows one of them")
+    for name, value in asked.items():
+        try:
+            return _GRAMMARS[name](value)
+        except UsageError as error:
+            raise UsageError(f"{name}: {error}") from error
+    return None
+
+
+def check_answer(options: AnswerOptions) -> None:
+    """Raises UsageError on what no model can do, before anything is loaded."""
+    sampling_of(options)
+    grammar_of(options)
+    AnswerSettings(max_tokens=options.max_tokens, min_tokens=options.min_tokens or 0, logprobs=options.logprobs)
+
+
 @dataclass(frozen=True, slots=True)
 class Answer:
     """A finished answer; `seed` is what it was sampled with.
 
     `ended_itself`: the model ended its turn, no stop string or limit did; `is_thinking`: it was cut off while thinking.
+    `logprobs`: those of all its tokens, thinking and what a stop string cut off included, where they were asked for.
     """
 
     text: str
@@ -102,6 +169,7 @@ class Answer:
     ended_itself: bool
     is_thinking: bool
     completion: Completion
+    logprobs: tuple[TokenLogprob, ...] | None = None
 
     @classmethod
     def read(cls, completion: Completion, decoder: AnswerText, request: Request) -> Answer:
@@ -115,6 +183,7 @@ class Answer:
             ended_itself=reason is FinishReason.STOP and not decoder.stopped,
             is_thinking=decoder.is_thinking,
             completion=completion,
+            logprobs=None if request.logprobs is None else token_logprobs(completion, decoder.tokenizer),
         )
 
     @property

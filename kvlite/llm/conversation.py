@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from kvlite.engine.request import FinishReason, Request
+from kvlite.engine.request import FinishReason, Guide, Request
 from kvlite.errors import UsageError
 from kvlite.llm.answer import Answer, AnswerSettings, stream_answer
 from kvlite.text.messages import Message, checked
@@ -59,6 +59,7 @@ class Conversation:
         """The places of the turns in the row; None of one that was fed together with others."""
         self.pinned: set[int] = set()
         """The turns, from 1, of which nothing more is evicted."""
+        self._guided: tuple[Answer, Guide] | None = None  # the last answer, where a grammar was followed, and how far
         self._num_requests = 0
         self.request: Request | None = None
         """The last one the engine was given."""
@@ -92,16 +93,22 @@ class Conversation:
         self._take_checkpoint()
         self.starts = starts
         request = settings.request(self._request_id, encoded, self._text, row=ROW, number=asked)
+        guide = None if request.guide is None else request.guide()
         self.request = request = replace(request, pins=(*request.pins, *pins))
-        return self._stream(turns, request, self._text.answer(encoded, stop=settings.stop))
+        return self._stream(turns, request, self._text.answer(encoded, settings.stop, settings.min_tokens), guide)
 
     def go_on(self, messages: Sequence[object], settings: AnswerSettings) -> Generator[Piece | Answer]:
         """Stream more of the answer that `messages` end in, at the end the Answer that is more.
 
-        The row goes on where it is; where it does not hold the messages, they are fed as a whole.
+        The row goes on where it is; where it does not hold the messages, they are fed as a whole. Raises UsageError
+        where a grammar is followed and it is not known how far the answer got in it.
         """
         turns = tuple(checked(messages))
-        last = self.last
+        last, guide = self.last, None
+        if settings.grammar is not None:
+            if self._guided is None or self._guided[0] is not last or not self.holds(messages):
+                raise UsageError("how far that answer got in its grammar is not known any more; ask again")
+            guide = self._guided[1]
         token = self._engine.take_back(ROW) if self.holds(messages) else None
         if last is None or token is None:
             return self.ask(messages, settings)
@@ -109,9 +116,9 @@ class Conversation:
         encoded = Encoded((token,), begins=Part.THINKING if last.is_thinking else Part.ANSWER)
         number = _questions(turns) + _GOING_ON
         self.request = settings.request(self._request_id, encoded, self._text, row=ROW, number=number)
-        decoder = self._text.answer(encoded, stop=settings.stop)
+        decoder = self._text.answer(encoded, settings.stop, settings.min_tokens)
         decoder.follow(token)
-        return self._stream(turns, self.request, decoder)
+        return self._stream(turns, self.request, decoder, guide)
 
     def cancel(self) -> None:
         """Stop the answer being generated at its next token. Safe to call from a signal handler."""
@@ -205,14 +212,19 @@ class Conversation:
     def _request_id(self) -> str:
         return f"turn-{self._num_requests}"
 
-    def _stream(self, turns: tuple[Message, ...], request: Request, decoder: AnswerText) -> Generator[Piece | Answer]:
+    def _stream(
+        self, turns: tuple[Message, ...], request: Request, decoder: AnswerText, guide: Guide | None
+    ) -> Generator[Piece | Answer]:
         is_held = False
+        if guide is not None:
+            request = replace(request, guide=lambda: guide)
         try:
             with closing(stream_answer(self._engine, request, decoder)) as events:
                 for event in events:
                     if isinstance(event, Answer):
                         is_held = bool(event.text) or event.finish_reason is not FinishReason.CANCELLED
                         self._messages, self.last = _answered(turns, event.text), event
+                        self._guided = None if guide is None else (event, guide)
                     yield event
         finally:
             if not is_held:

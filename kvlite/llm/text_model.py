@@ -138,12 +138,15 @@ class TextModel:
         plan = fit.cache(budget) if slots is None else fit.rows(budget, slots, lines)
         return Allocated(self.engine(fit, plan), fit, batch_size)
 
-    def fit(self, batch_size: BatchSize | None) -> Fit:
-        """The model on its device, with the memory that is free now. Raises as `allocate` does."""
+    def fit(self, batch_size: BatchSize | None, sharers: int = 1) -> Fit:
+        """The model on its device, with its part of the memory that is free now and that `sharers` processes want.
+
+        Raises as `allocate` does.
+        """
         from kvlite.models.device import free_bytes
 
         spec, loaded, device = self.spec, self.loaded, self.loaded.device
-        place = PlanDevice("cuda" if device.type == "cuda" else "cpu", str(device), free_bytes(device))
+        place = PlanDevice("cuda" if device.type == "cuda" else "cpu", str(device), free_bytes(device) // sharers)
         profile = self.profile(spec.fit(self.files, place, batch_size, loaded=loaded.shape))
         if batch_size is None and spec.row_budget is not None:  # a batch may follow: say now that it does not fit
             rows = spec.fit(self.files, place, "auto", loaded=loaded.shape, profile=profile)

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from gguf import GGMLQuantizationType
-from gguf.quants import dequantize
 from torch import Tensor
 
-from kvlite.gguf.families import family_of, weight_names
+from kvlite.gguf.families import family_of, parts_of, weight_names
 from kvlite.gguf.header import BLOCKS, Header, TensorInfo
 from kvlite.gguf.packing import is_packed
-from kvlite.models.gguf_blocks import pack_blocks
-from kvlite_kernels.packed import Packed
+from kvlite.gguf.rope import wanted
+from kvlite.models.gguf_blocks import numbers, pack_blocks
+from kvlite_kernels.packed import Packed, rows_at_once
 
-_ROWS_BYTES = 1 << 26
+_ROWS_BYTES = 1 << 23
 """Most bytes of float32 that are unpacked at once, so that no large matrix is ever whole in float32."""
 
 
@@ -25,8 +24,9 @@ _ROWS_BYTES = 1 << 26
 class LazyTensor:
     """A tensor that is read, unpacked to `dtype` and brought into transformers' order by `lazy[...]`.
 
-    `expert` picks one of a stack; `pairs_of` heads have their rotary halves interleaved; `shift` is added. Where
-    its `place` is `taken` by somebody who asks it to `pack`, `lazy[...]` is of that shape and holds no numbers.
+    `expert` picks one of a stack; `pairs_of` heads have their rotary halves interleaved; `shift` is added; `unsqueeze`
+    is the dimension of size 1 that the file leaves out. Where its `place` is `taken` by somebody who asks it to `pack`,
+    `lazy[...]` is of that shape and holds no numbers.
     """
 
     info: TensorInfo
@@ -34,7 +34,7 @@ class LazyTensor:
     expert: int | None = None
     pairs_of: int = 0
     shift: float = 0.0
-    unsqueeze: bool = False
+    unsqueeze: int | None = None
     place: str = ""
     taken: Collection[str] = ()
 
@@ -42,7 +42,8 @@ class LazyTensor:
     def shape(self) -> torch.Size:
         """The shape that `lazy[...]` has."""
         shape = self.info.shape if self.expert is None else self.info.shape[1:]
-        return torch.Size((1, *shape) if self.unsqueeze else shape)
+        at = self.unsqueeze
+        return torch.Size(shape if at is None else (*shape[:at], 1, *shape[at:]))
 
     def __getitem__(self, index: object) -> Tensor:
         if self.place in self.taken:
@@ -51,47 +52,88 @@ class LazyTensor:
 
     def pack(self) -> Packed:
         """The blocks as they are, packed."""
-        rows = torch.from_numpy(np.array(self._rows()))
+        outputs, inputs = self.info.shape
+        at_once = rows_at_once(inputs)
         if self.pairs_of:
-            rows = rows.unflatten(0, (self.pairs_of, -1, 2)).transpose(1, 2).flatten(0, 2)
-        return pack_blocks(rows, self.info.type)
+            whole = torch.cat([*self._rows(outputs)])
+            halved = whole.unflatten(0, (self.pairs_of, -1, 2)).transpose(1, 2).flatten(0, 2)
+            return pack_blocks(halved.split(at_once), self.info.type, outputs)
+        return pack_blocks(self._rows(at_once), self.info.type, outputs)
 
-    def _rows(self) -> np.ndarray:
-        """The rows of blocks in the file, uint8 [N, bytes]."""
+    def _rows(self, at_once: int) -> Iterator[Tensor]:
+        """The rows in the file, uint8 [at_once, bytes], one part after another."""
         elements, size = BLOCKS[self.info.type]
         row = self.info.shape[-1] // elements * size
-        packed: np.ndarray = np.memmap(
-            self.info.file, np.uint8, "r", self.info.start, (self.info.num_bytes // row, row)
-        )
-        if self.expert is None:
-            return packed
-        rows = packed.shape[0] // self.info.shape[0]
-        return packed[self.expert * rows : (self.expert + 1) * rows]
+        count = self.info.num_bytes // row
+        first = 0
+        if self.expert is not None:
+            count //= self.info.shape[0]
+            first = self.expert * count
+        with self.info.file.open("rb") as file:
+            file.seek(self.info.start + first * row)
+            for start in range(0, count, at_once):
+                part = np.fromfile(file, np.uint8, min(at_once, count - start) * row)
+                yield torch.from_numpy(part).view(-1, row)
 
     def _whole(self) -> Tensor:
-        packed = self._rows()
-        whole = torch.empty(packed.shape[0], self.info.shape[-1], dtype=self.dtype)
-        step = max(1, _ROWS_BYTES // (4 * self.info.shape[-1]))
-        for start in range(0, len(packed), step):
-            part = dequantize(packed[start : start + step], GGMLQuantizationType[self.info.type])
-            whole[start : start + step] = torch.from_numpy(part + np.float32(self.shift))
+        width = self.info.shape[-1]
+        whole = torch.empty(self.shape.numel() // width, width, dtype=self.dtype)
+        at = 0
+        for rows in self._rows(max(1, _ROWS_BYTES // (4 * width))):
+            part = numbers(rows, self.info.type)
+            whole[at : at + len(rows)] = part.add_(self.shift) if self.shift else part
+            at += len(rows)
         if self.pairs_of:
             whole = whole.unflatten(0, (self.pairs_of, -1, 2)).transpose(1, 2)
         return whole.reshape(self.shape)
 
 
-def state_dict(header: Header, dtype: torch.dtype, taken: Collection[str] = ()) -> dict[str, LazyTensor]:
-    """Lazy tensors by transformers' names; a stack of experts becomes one tensor for each.
+@dataclass(frozen=True, slots=True)
+class LazyExperts:
+    """Matrices [E, N, K] or biases [E, N] of all experts; gate and up in one, one after the other along N.
+
+    Where they `alternate` their rows take turns, and matrices are transposed: [E, K, N].
+    """
+
+    parts: tuple[LazyTensor, ...]
+    alternate: bool
+
+    @property
+    def shape(self) -> torch.Size:
+        """The shape that `lazy[...]` has."""
+        experts, _, *inputs = self.parts[0].shape
+        outputs = [sum(part.shape[1] for part in self.parts)]
+        return torch.Size((experts, *(inputs + outputs if self.alternate else [*outputs, *inputs])))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype that `lazy[...]` has."""
+        return self.parts[0].dtype
+
+    def __getitem__(self, index: object) -> Tensor:
+        held = [part[...] for part in self.parts]
+        whole = torch.stack(held, 2).flatten(1, 2) if self.alternate else torch.cat(held, 1)
+        whole = whole.transpose(1, 2).contiguous() if self.alternate and whole.ndim == 3 else whole
+        return whole if index is Ellipsis else whole[index]  # type: ignore[index]
+
+
+def state_dict(header: Header, dtype: torch.dtype, taken: Collection[str] = ()) -> dict[str, LazyTensor | LazyExperts]:
+    """Lazy tensors by transformers' names; a stack of experts becomes one tensor for each where transformers has so.
 
     `taken` may still grow until one of them is asked for.
     """
     family = family_of(header)
-    heads = header.about("attention.head_count")
-    permuted = {"attn_q": heads, "attn_k": header.about("attention.head_count_kv", heads)} if family.pairs else {}
-    found: dict[str, LazyTensor] = {}
-    for name, place in weight_names(header).items():
-        info, part = header.tensors[name], name.rpartition(".")[0].rpartition(".")[2]
-        if "*" in place:
+    heads = wanted(header, "attention.head_count")
+    permuted = {"attn_q": heads, "attn_k": wanted(header, "attention.head_count_kv", heads)} if family.pairs else {}
+    found: dict[str, LazyTensor | LazyExperts] = {}
+    names = weight_names(header)
+    for name, place in names.items():
+        info, (_, part, suffix) = header.tensors[name], parts_of(name)
+        if part.endswith("_exps") and "*" not in place and suffix != "scale":
+            stack = sorted((one for one in names if names[one] == place), key=lambda one: "_up_" in one)
+            lazy = tuple(LazyTensor(header.tensors[one], dtype) for one in stack)
+            found[place] = LazyExperts(lazy, family.alternates)
+        elif "*" in place:
             found |= {place.replace("*", str(i)): LazyTensor(info, dtype, expert=i) for i in range(info.shape[0])}
         else:
             found[place] = LazyTensor(
@@ -99,13 +141,14 @@ def state_dict(header: Header, dtype: torch.dtype, taken: Collection[str] = ()) 
                 dtype,
                 pairs_of=permuted.get(part, 0),
                 shift=-1.0 if family.shifted_norms and part.endswith("norm") else 0.0,
-                unsqueeze=part == "ffn_gate_inp_shexp",
+                unsqueeze={"ffn_gate_inp_shexp": 0, "shortconv.conv": 1}.get(part),
                 place=place,
                 taken=taken,
             )
     return found
 
 
-def packed_places(header: Header) -> list[str]:
-    """The names, in transformers, of the weights that can stay packed."""
-    return [place for name, place in weight_names(header).items() if is_packed(name, header.tensors[name])]
+def packed_sources(header: Header, weights: Mapping[str, LazyTensor | LazyExperts]) -> dict[str, LazyTensor]:
+    """Those of a file's weights that can stay packed, by their names in transformers."""
+    places = [place for name, place in weight_names(header).items() if is_packed(name, header.tensors[name])]
+    return {place: lazy for place in places if isinstance(lazy := weights[place], LazyTensor)}

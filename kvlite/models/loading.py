@@ -16,11 +16,9 @@ import torch
 import transformers
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
-from tokenizers.decoders import ByteLevel
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
-    AutoTokenizer,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -30,7 +28,6 @@ from transformers.utils import logging as transformers_logging
 from kvlite.cache.cache import refused_kernels
 from kvlite.catalog.adapter import CONFIG as ADAPTER_CONFIG
 from kvlite.catalog.adapter import adapter_folder
-from kvlite.catalog.config import read_object
 from kvlite.catalog.files import ModelFiles
 from kvlite.errors import (
     BrokenModel,
@@ -48,12 +45,14 @@ from kvlite.memory.shape import ModelShape
 from kvlite.models.adapter import merged
 from kvlite.models.checks import check, check_once, circumstances
 from kvlite.models.device import free_bytes, set_threads
+from kvlite.models.even import make_even
 from kvlite.models.head_needs import fingerprint
 from kvlite.models.hybrid import HybridState
 from kvlite.models.loaded import LoadedModel
 from kvlite.models.packed import packed_settings
 from kvlite.models.quantised import quantisation, refuse_quantisation
 from kvlite.models.text_part import text_part_arguments
+from kvlite.models.tokenizer import read_tokenizer
 from kvlite.options import ModelOptions
 from kvlite.record.verdicts import Verdicts
 from kvlite_kernels.backend import KernelsUnavailable
@@ -103,6 +102,7 @@ def load(files: ModelFiles, options: ModelOptions, device: torch.device, store: 
         loaded = check(loaded, ops, fuses=options.fuse)
     else:
         loaded = check_once(loaded, ops, store, about, fuses=options.fuse)
+    make_even(loaded)
     stages = {name: end - start for (_, start), (name, end) in pairwise(passed)}
     return replace(loaded, stages={**stages, **loaded.stages})
 
@@ -137,28 +137,13 @@ def _require_room(files: ModelFiles, shape: ModelShape, quant: str, device: torc
 def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """The tokenizer in `folder`. Raises BrokenModel where it is missing or damaged, ModelError where it is code."""
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
-        tokenizer.encode("a")  # some mistakes show only here
-        _decode_bytes(tokenizer)
-        template = folder / "chat_template.json"  # where processors of image models keep it
-        if tokenizer.chat_template is None and template.is_file():
-            tokenizer.chat_template = read_object(template).get("chat_template")
+        tokenizer = read_tokenizer(folder, trust_remote_code=trust_remote_code)
     except Exception as error:
         if type(error) is not Exception and not isinstance(error, _PARSER_ERRORS):  # tokenizers raises plain Exception
             raise
         raise _refusal(folder, "tokenizer", error) from error
     assert isinstance(tokenizer, PreTrainedTokenizerBase)
     return tokenizer
-
-
-def _decode_bytes(tokenizer: Any) -> None:
-    """Give a tokenizer that cuts text into bytes a decoder for these, where its file has another kind's."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    cut, decoder = getattr(backend, "pre_tokenizer", None), getattr(backend, "decoder", None)
-    if backend is None or cut is None or b'"ByteLevel"' not in cut.__getstate__():
-        return
-    if decoder is None or b'"ByteLevel"' not in decoder.__getstate__():
-        backend.decoder = ByteLevel()
 
 
 def _model(files: ModelFiles, options: ModelOptions, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
@@ -208,15 +193,14 @@ def _from_folder(folder: Path, arguments: dict[str, Any]) -> Any:
 
 
 def _from_gguf(files: ModelFiles, arguments: dict[str, Any], *, packs: bool) -> Any:
-    from kvlite.models.gguf_weights import packed_places, state_dict
+    from kvlite.models.gguf_weights import packed_sources, state_dict
 
     assert files.gguf is not None
     config = AutoConfig.from_pretrained(files.folder, local_files_only=True)
     taken: set[str] = set()
     weights = state_dict(files.gguf, arguments["dtype"], taken)
     if packs:
-        sources = {place: weights[place] for place in packed_places(files.gguf)}
-        arguments["quantization_config"] = packed_settings(0, sources, taken)
+        arguments["quantization_config"] = packed_settings(0, packed_sources(files.gguf, weights), taken)
     kind = getattr(transformers, config.architectures[0])
     return kind.from_pretrained(None, config=config, state_dict=weights, output_loading_info=True, **arguments)
 

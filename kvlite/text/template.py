@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Any
 from kvlite.errors import UnsupportedModel, UsageError
 from kvlite.text.encoder import Encoder, common_start, control_tokens, head
 from kvlite.text.forgery import ForgedStrings, unused_characters
+from kvlite.text.grammar import Grammar
+from kvlite.text.guide import Guide, Guides
 from kvlite.text.messages import Message, checked, with_system_folded
 from kvlite.text.rendering import (
     ChatTemplate,
@@ -181,9 +183,22 @@ class ChatText:
         """Encode an answer that somebody else wrote, to feed where the model would have generated its own."""
         return self._encoder.encode(self._parts(answer), continues=True)
 
-    def answer(self, prompt: Encoded, stop: Sequence[str] = ()) -> AnswerText:
+    def answer(self, prompt: Encoded, stop: Sequence[str] = (), min_tokens: int = 0) -> AnswerText:
         """Make the reader of the answer to `prompt`; `stop` are the user's stop strings, beside the model's own."""
-        return AnswerText(self.tokenizer, stop=(*prompt.stop, *self._stop_strings, *stop), begins=prompt.begins)
+        stops = (*prompt.stop, *self._stop_strings, *stop)
+        return AnswerText(self.tokenizer, stop=stops, begins=prompt.begins, min_tokens=min_tokens)
+
+    def guide(self, prompt: Encoded, grammar: Grammar) -> Callable[[], Guide]:
+        """Make what makes a guide of an answer to `prompt` that follows `grammar`, behind its thinking if there is any.
+
+        Raises UsageError where this model's tokenizer cannot be read for it.
+        """
+        is_off = self.think == "off" and prompt.begins is Part.START
+        return self._guides.of(grammar, Part.ANSWER if is_off else prompt.begins)
+
+    @cached_property
+    def _guides(self) -> Guides:
+        return Guides(self.tokenizer, self.stop_ids)
 
     def _note(self, note: str) -> None:
         if note not in self._told:

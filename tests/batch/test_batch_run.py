@@ -11,6 +11,7 @@ import pytest
 from kvlite.batch.batch_run import BatchRun
 from kvlite.batch.item import Code, Failure, Item, Outcome
 from kvlite.batch.prepare import Preparer
+from kvlite.batch.runner import run_in_order
 from kvlite.batch.waiting import AHEAD
 from kvlite.engine.request import FinishReason, Request, Token
 from kvlite.errors import BudgetTooSmall, ContextFull, UsageError
@@ -79,7 +80,7 @@ def test_rows_are_refilled_as_they_come_free(new_engine: Any, new_run: Any, new_
 
 def test_in_order_means_the_order_of_the_input(new_engine: Any, new_run: Any, new_item: Any) -> None:
     entries = [new_item("abcdef", 3), bad(4), new_item("a", 7), new_item("ab", 9)]
-    found = outcomes(new_run(new_engine(rows=2)).run_in_order(entries))
+    found = outcomes(run_in_order(new_run(new_engine(rows=2)), entries))
     assert [outcome.item.index for outcome in found] == [3, 4, 7, 9]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +14,17 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedConfig, PreTrainedModel
 
-_ARCHITECTURES = {"gemma3_text": "gemma3", "qwen2_moe": "qwen2moe", "qwen3_moe": "qwen3moe", "mixtral": "llama"}
+_ARCHITECTURES = {
+    "gemma3_text": "gemma3", "gemma4_text": "gemma4", "qwen2_moe": "qwen2moe", "qwen3_moe": "qwen3moe",
+    "mixtral": "llama", "gpt_oss": "gpt-oss", "olmo3": "olmo2",
+}  # fmt: skip
+_WITHOUT_A_NAME = {
+    "sinks": "attn_sinks.weight",
+    "layer_scalar": "layer_output_scale.weight",
+    "scale": "ffn_gate_inp.scale",
+    "per_expert_scale": "ffn_down_exps.scale",
+}
+"""Tensors by the last part of their name in transformers, where that has no suffix."""
 _PERMUTED = ("llama", "smollm3", "granite")
 _SHIFTED = ("gemma", "gemma2", "gemma3")
 SPECIAL = ("<pad>", "<s>", "</s>", "<|im_start|>", "<|im_end|>")
@@ -58,7 +69,8 @@ def tokenizer_metadata(tokenizer: Tokenizer, pre: str = "gpt-2") -> dict[str, An
 
 def model_metadata(model: PreTrainedModel) -> dict[str, Any]:
     """The metadata of a model's shape."""
-    config = model.config
+    config = copy.deepcopy(model.config)
+    config.allow_global_per_layer_attribute_access = True  # of Gemma 4's head_dim
     name = _architecture(model)
     rope = config.rope_parameters
     found = {
@@ -69,7 +81,7 @@ def model_metadata(model: PreTrainedModel) -> dict[str, Any]:
         "attention.head_count": config.num_attention_heads,
         "attention.head_count_kv": config.num_key_value_heads,
         "attention.key_length": getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
-        "attention.layer_norm_rms_epsilon": float(config.rms_norm_eps),
+        "attention.layer_norm_rms_epsilon": float(getattr(config, "norm_eps", None) or config.rms_norm_eps),
         "rope.freq_base": float(rope.get("full_attention", rope)["rope_theta"]),
         "attention.sliding_window": getattr(config, "sliding_window", None),
         "attn_logit_softcapping": getattr(config, "attn_logit_softcapping", None),
@@ -83,7 +95,45 @@ def model_metadata(model: PreTrainedModel) -> dict[str, Any]:
         "attention.scale": getattr(config, "attention_multiplier", None),
         "logit_scale": getattr(config, "logits_scaling", None),
     }
-    return {f"{name}.{key}": value for key, value in (found | rope_metadata(config)).items() if value is not None}
+    found |= rope_metadata(config) | _of_family(model)
+    return {f"{name}.{key}": value for key, value in found.items() if value is not None}
+
+
+def _of_family(model: PreTrainedModel) -> dict[str, Any]:
+    """The metadata that the converter of one family writes."""
+    config = model.config
+    if config.model_type == "gpt_oss":
+        return {"expert_feed_forward_length": config.intermediate_size}
+    if config.model_type == "olmo3":
+        return {"attention.sliding_window_pattern": _slides(config)}
+    if config.model_type == "lfm2":
+        kv = config.num_key_value_heads
+        return {
+            "attention.key_length": None,
+            "attention.head_count_kv": [0 if kind == "conv" else kv for kind in config.layer_types],
+            "feed_forward_length": model.model.layers[0].feed_forward.w1.out_features,
+            "shortconv.l_cache": config.conv_L_cache,
+        }
+    if config.model_type != "gemma4_text":
+        return {}
+    attentions = [layer.self_attn for layer in model.model.layers]
+    kinds = dict(zip(config.layer_types, attentions, strict=True))
+    kv = {kind: one.num_key_value_groups for kind, one in kinds.items()}
+    return {
+        "attention.sliding_window_pattern": _slides(config),
+        "attention.shared_kv_layers": config.num_kv_shared_layers,
+        "attention.key_length": kinds["full_attention"].head_dim,
+        "attention.key_length_swa": kinds["sliding_attention"].head_dim,
+        "attention.head_count_kv": [config.num_attention_heads // kv[kind] for kind in config.layer_types],
+        "feed_forward_length": [layer.mlp.gate_proj.out_features for layer in model.model.layers],
+        "embedding_length_per_layer_input": config.hidden_size_per_layer_input or 0,
+        "rope.freq_base_swa": float(config.rope_parameters["sliding_attention"]["rope_theta"]),
+        "expert_used_count": config.top_k_experts,
+    }
+
+
+def _slides(config: PreTrainedConfig) -> list[bool]:
+    return [kind == "sliding_attention" for kind in config.layer_types]
 
 
 def rope_metadata(config: PreTrainedConfig) -> dict[str, Any]:
@@ -113,6 +163,10 @@ def rope_tensors(config: PreTrainedConfig) -> dict[str, np.ndarray]:
     rope = config.rope_parameters
     if rope.get("rope_type") == "longrope":
         return {f"rope_factors_{name}.weight": np.float32(rope[f"{name}_factor"]) for name in ("long", "short")}
+    if config.model_type == "gemma4_text":
+        full, dim = rope["full_attention"], _full_head_dim(config)
+        turning = int(dim * full["partial_rotary_factor"] / 2)
+        return {"rope_freqs.weight": np.float32([1.0] * turning + [1e30] * (dim // 2 - turning))}
     if rope.get("rope_type") != "llama3":
         return {}
     low, high, original = rope["low_freq_factor"], rope["high_freq_factor"], rope["original_max_position_embeddings"]
@@ -129,6 +183,12 @@ def rope_tensors(config: PreTrainedConfig) -> dict[str, np.ndarray]:
             smooth = (original / wavelen - low) / (high - low)
             factors.append(1 / ((1 - smooth) / rope["factor"] + smooth))
     return {"rope_freqs.weight": torch.tensor(factors, dtype=torch.float32).numpy()}
+
+
+def _full_head_dim(config: PreTrainedConfig) -> int:
+    full = next(layer for layer, kind in enumerate(config.layer_types) if kind == "full_attention")
+    dim: int = config.per_layer_config[full].head_dim
+    return dim
 
 
 def write_gguf(
@@ -172,7 +232,9 @@ def converted(model: PreTrainedModel) -> dict[str, np.ndarray]:
     names = gguf.get_tensor_name_map(known, config.num_hidden_layers)
     found: dict[str, np.ndarray] = {}
     for name, tensor in _checkpoint(model).items():
-        place = names.get_name(name, try_suffixes=(".weight", ".bias"))
+        place = _WITHOUT_A_NAME.get(name.rpartition(".")[2])
+        place = place and f"blk.{name.split('.')[2]}.{place}"
+        place = place or names.get_name(name, try_suffixes=(".weight", ".bias"))
         assert place is not None, name
         values = tensor.float()
         if architecture in _PERMUTED and ("q_proj" in name or "k_proj" in name):
@@ -182,6 +244,8 @@ def converted(model: PreTrainedModel) -> dict[str, np.ndarray]:
             values = values + 1
         if "shared_expert_gate" in name:
             values = values[0]
+        if "conv.conv" in name:
+            values = values.squeeze(1)
         found[place] = values.numpy()
     return found | rope_tensors(config)
 
@@ -193,7 +257,11 @@ def _checkpoint(model: PreTrainedModel) -> dict[str, torch.Tensor]:
     for name, tensor in model.state_dict().items():
         if name in tied:
             continue
-        if name.endswith("experts.gate_up_proj"):
+        if model.config.model_type == "gpt_oss" and ".experts." in name:
+            found |= _alternating(name, tensor)
+        elif model.config.model_type == "gemma4_text" and ".experts." in name:
+            found[f"{name}.weight"] = tensor
+        elif name.endswith("experts.gate_up_proj"):
             stem = name.removesuffix("gate_up_proj")
             found[f"{stem}gate_proj.weight"], found[f"{stem}up_proj.weight"] = tensor.chunk(2, 1)
         elif name.endswith("experts.down_proj"):
@@ -204,6 +272,16 @@ def _checkpoint(model: PreTrainedModel) -> dict[str, torch.Tensor]:
         changed = {"gate_proj": "w1", "up_proj": "w3", "down_proj": "w2"}
         found = {_mixtral(name, changed): tensor for name, tensor in found.items()}
     return found
+
+
+def _alternating(name: str, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Experts whose gate and up take turns, as one stack for each map."""
+    stem, suffix = name.removesuffix("_bias"), "bias" if name.endswith("_bias") else "weight"
+    rows = tensor if suffix == "bias" else tensor.transpose(1, 2)
+    if stem.endswith("down_proj"):
+        return {f"{stem}.{suffix}": rows}
+    stem = stem.removesuffix("gate_up_proj")
+    return {f"{stem}gate_proj.{suffix}": rows[:, ::2], f"{stem}up_proj.{suffix}": rows[:, 1::2]}
 
 
 def _mixtral(name: str, changed: Mapping[str, str]) -> str:

@@ -155,6 +155,38 @@ def test_sampling_is_that_of_the_file_in_decimals(
     assert found.pop("eos_token_id") and found == wanted
 
 
-def test_olmo3_is_not_taken_for_olmo2(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="is an OLMo 3"):
-        config_of(header_of(tmp_path, "olmo2", **{"attention.sliding_window": 128}))
+def test_olmo2_with_windows_is_an_olmo3(tmp_path: Path) -> None:
+    assert config_of(header_of(tmp_path, "olmo2", **{"attention.sliding_window": 128}))["model_type"] == "olmo3"
+    assert config_of(header_of(tmp_path, "olmo2"))["model_type"] == "olmo2"
+
+
+@pytest.mark.parametrize(
+    ("family", "reason"),
+    [
+        ("falcon", "its code leaves no place for a bounded cache"),
+        ("bloom", "its code leaves no place for a bounded cache"),
+        ("mamba", "it has no keys and values to bound"),
+        ("t5", "it is no causal language model"),
+        ("deci", "some of its layers have no attention, and others differ in width"),
+    ],
+)
+def test_a_family_that_no_format_helps_is_refused_with_the_reason(family: str, reason: str, tmp_path: Path) -> None:
+    header = Header(tmp_path / "model.gguf", {"general.architecture": family}, {})
+    with pytest.raises(ModelError) as caught:
+        config_of(header)
+    wanted = f"model.gguf is of the family {family!r}, which kvlite does not run: {reason}; choose another model"
+    assert str(caught.value) == wanted
+
+
+def test_gemma4_reads_heads_and_widths_by_layer(tmp_path: Path) -> None:
+    config = config_of(header_of(tmp_path, "gemma4_text"))
+    assert config["layer_types"] == ["sliding_attention", "full_attention"] * 2
+    assert config["num_kv_shared_layers"] == 2 and not config["attention_k_eq_v"]
+    assert config["rope_parameters"]["full_attention"]["partial_rotary_factor"] == 0.25
+    with pytest.raises(ModelError, match="has positions unlike Gemma 4's, which kvlite does not read"):
+        config_of(header_of(tmp_path, "gemma4_text", **{"rope.scaling.type": "yarn"}))
+
+
+def test_lfm2_with_windows_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="is an LFM2 with windows, which transformers does not have"):
+        config_of(header_of(tmp_path, "lfm2", **{"attention.sliding_window": 128}))

@@ -105,3 +105,19 @@ def test_pieces_join_by_score_and_unknown_text_falls_back_to_bytes() -> None:
     assert tokenizer.decode(tokenizer.encode("abc é").ids) == "abc é"
     bare = build_tokenizer(pieces(add_space_prefix=False, add_bos_token=False))
     assert bare.encode("abc").tokens == ["ab", "c"]
+
+
+def test_gemma4_joins_pieces_by_the_merges_of_the_file_and_never_begins_with_a_space() -> None:
+    about = {"model": "gemma4", "pre": None, "scores": None, "merges": ["a b", "▁ ab", "▁ab c"], "add_bos_token": None}
+    metadata = {key: value for key, value in pieces(**about).metadata.items() if value is not None}
+    tokenizer = build_tokenizer(Header(Path("model.gguf"), metadata, {}))
+    assert tokenizer.encode("abc").tokens == ["<s>", "ab", "c"]
+    assert tokenizer.encode(" abc", add_special_tokens=False).tokens == ["▁abc"]
+    assert tokenizer.decode(tokenizer.encode("é abc").ids) == "é abc"
+
+
+def test_the_parts_of_a_harmony_answer_do_not_end_it() -> None:
+    tokens = ["<|end|>", "<|return|>", "<|call|>", "<|endoftext|>"]
+    about = {"tokens": tokens, "token_type": [3] * 4, "eos_token_id": 1, "merges": []}
+    assert end_tokens(header(**about)) == [1, 2, 3]
+    assert end_tokens(header(**about | {"tokens": ["<|end|>", "x", "y", "<|endoftext|>"]})) == [0, 1, 3]

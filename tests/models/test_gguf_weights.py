@@ -17,7 +17,7 @@ from tests.gguf.gguf_file import write_model
 
 FAMILIES = (
     "llama", "mixtral", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "gemma", "gemma2", "gemma3_text", "phi3",
-    "olmo2", "granite", "smollm3",
+    "olmo2", "olmo3", "granite", "smollm3", "gemma4_text", "gpt_oss", "lfm2",
 )  # fmt: skip
 
 
@@ -43,6 +43,24 @@ def test_logits_equal_those_of_the_model_it_was_written_from(family: str, tmp_pa
         wanted = model(ids).logits
         got = loaded(write_model(tmp_path / "model.gguf", model))(ids).logits
     assert torch.equal(got, wanted)
+
+
+GEMMA4 = {
+    "keys that are values": {"attention_k_eq_v": True, "num_global_key_value_heads": 1, "num_kv_shared_layers": 0},
+    "wide shared layers": {"use_double_wide_mlp": True, "global_head_dim": 32},
+    "experts, no embeddings by layer": {
+        "enable_moe_block": True, "num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 32,
+        "hidden_size_per_layer_input": 0, "num_kv_shared_layers": 0,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", GEMMA4)
+def test_every_size_of_gemma4_has_its_logits(case: str, tmp_path: Path) -> None:
+    model = tiny_model("gemma4_text", SUPPORTED["gemma4_text"], **GEMMA4[case])
+    ids = torch.randint(3, 100, (1, 40))
+    with torch.inference_mode():
+        assert torch.equal(loaded(write_model(tmp_path / "model.gguf", model))(ids).logits, model(ids).logits)
 
 
 LLAMA3 = {

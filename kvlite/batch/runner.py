@@ -1,0 +1,67 @@
+"""The seam between a batch and what answers its items: this process, or workers on several devices."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+from kvlite.batch.item import Item, Outcome
+from kvlite.engine.request import Token
+
+
+@dataclass(frozen=True, slots=True)
+class Generated:
+    """Tokens that workers have generated since the last time; `n` may be 0, where only time has passed."""
+
+    n: int
+
+
+Event = Token | Generated | Outcome
+
+
+class Runner(Protocol):
+    """A run of items: a kvlite.batch.batch_run.BatchRun, or the workers of kvlite.batch.workers.
+
+    `name` is the model and its revision, known with the first event; bytes are sums over all rows there are.
+    """
+
+    peak_bytes: int
+
+    @property
+    def name(self) -> str:
+        """The name and revision of the model."""
+
+    @property
+    def budget_bytes(self) -> int:
+        """The KV budget; 0 before there are rows."""
+
+    def run(self, items: Iterable[Item | None]) -> Generator[Event]:
+        """Yield the outcome of every item as it ends, and tokens before it; None in `items` is no item yet."""
+
+    def live_bytes(self) -> int:
+        """Count the bytes that all rows hold now."""
+
+    def cancel_late(self) -> None:
+        """End what takes too long; safe to call from a signal handler."""
+
+
+def run_in_order(runner: Runner, items: Iterable[Item | None]) -> Iterator[Event]:
+    """Run as `runner` does, but yield outcomes in the order of their items; those that end early wait in memory."""
+    order: deque[int] = deque()
+    held: dict[int, Outcome] = {}
+
+    def noted() -> Iterator[Item | None]:
+        for item in items:
+            if item is not None:
+                order.append(item.index)
+            yield item
+
+    for event in runner.run(noted()):
+        if not isinstance(event, Outcome):
+            yield event
+            continue
+        held[event.item.index] = event
+        while order and order[0] in held:
+            yield held.pop(order.popleft())
