@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from kvlite.console import Console
     from kvlite.record.verdicts import Circumstances, Verdict
 
-_OF_AN_ANSWER = ("think", "pin_system", "prefill_chunk", "on_full", "capture")
+_OF_AN_ANSWER = ("think", "pin_system", "prefill_chunk", "on_full", "capture", "speculate")
 _OF_THE_BUDGET = ("kv_budget", "kv_per_seq", "kv_policy", "kv_dtype")
 _MAY_BE_MISSING = ("bitsandbytes", "triton", "cuda")
 

@@ -11,7 +11,11 @@ from kvlite.errors import DoesNotFit, UsageError
 from kvlite.flags import option
 from kvlite.options import ModelOptions
 
-_WHEN_LOADED = ("think", "pin_system", "adapter", "trust_remote_code", "allow_pickle", "fuse", "kernels", "capture")
+# fmt: off
+_WHEN_LOADED = (
+    "think", "pin_system", "adapter", "trust_remote_code", "allow_pickle", "fuse", "kernels", "capture", "speculate",
+)
+# fmt: on
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

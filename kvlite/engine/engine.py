@@ -22,7 +22,7 @@ from kvlite.engine.request import Completion, FinishReason, Logprobs, Request, T
 from kvlite.engine.row import Row
 from kvlite.engine.sampling import INVALID, Draw, sample
 from kvlite.engine.scheduler import MOST_ECHO, Feed, next_feed, until_echo, with_echo
-from kvlite.engine.speculation import Speculate, Speculation
+from kvlite.engine.speculation import Speculation
 from kvlite.engine.verification import Verification
 from kvlite.errors import ContextFull, KvliteError, NumericError, UsageError
 from kvlite.memory.counts import KVCounts
@@ -32,6 +32,7 @@ from kvlite.models.head_needs import asking_ids
 from kvlite.models.hybrid import StateSnapshot
 from kvlite.models.loaded import LoadedModel
 from kvlite.models.probe import dry_cache
+from kvlite.options import Speculate
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +84,8 @@ class Engine:
         self._recorder, self._must_capture = recorder, must_capture
         obstacle = "" if loaded.state is None else f"{loaded.shape.family} models carry state that cannot go back"
         self.speculation = Speculation(speculate, obstacle)
+        if obstacle and isinstance(speculate, int):
+            warn(f"--speculate {speculate}: tokens come one by one: {obstacle}")
         self._open(plan, policy, stored, on_full)
 
     def _open(self, plan: CachePlan, policy: Policy, stored: SlotFormat, on_full: str | None) -> None:

@@ -7,16 +7,13 @@ every step, also where nothing was drafted: what would have been is compared wit
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from kvlite.engine.lookup import Draft, Lookup
 from kvlite.engine.row import Row
-
-Speculate = Literal["auto", "off"] | int
-"""Ids that are drafted at most, whatever it costs; `auto` as many as pay, where that changes no answer."""
+from kvlite.options import Speculate
 
 WIDTHS = (4, 8, 16)
 """Tokens of a chunk where `auto` chooses."""

@@ -214,6 +214,8 @@ class Answer:
             tok_s=completion.timing.tok_s,
             kv_peak_bytes=self.kv.peak_bytes,
             tokens_evicted=completion.evicted,
+            drafted_tokens=completion.drafted,
+            accepted_tokens=completion.accepted,
             seed=self.seed,
             finish_reason=str(self.finish_reason),
         )
