@@ -84,6 +84,9 @@ class Engine:
         self._recorder, self._must_capture = recorder, must_capture
         obstacle = "" if loaded.state is None else f"{loaded.shape.family} models carry state that cannot go back"
         self.speculation = Speculation(speculate, obstacle)
+        self._clock = (
+            time.thread_time if loaded.device.type == "cpu" else time.perf_counter
+        )  # others slow down no chunk
         if obstacle and isinstance(speculate, int):
             warn(f"--speculate {speculate}: tokens come one by one: {obstacle}")
         self._open(plan, policy, stored, on_full)
@@ -340,7 +343,7 @@ class Engine:
         if is_alone and (draft := self.speculation.draft(rows[0], self._most_drafted(rows[0], feed))):
             yield from self._verify(rows[0], draft)
             return
-        started = time.perf_counter()
+        started = self._clock()
         with self.peak_memory.phase("decode" if feed.decodes else "prefill"):
             logits = self._forward(feed)[:, -1]
             ready = [i for i, row in enumerate(rows) if row.job is not None and feed.ids[i] and not row.job.prompt]
@@ -349,7 +352,7 @@ class Engine:
             ids = sample(logits, draws) if ready else []
             known = logprobs(logits, ids, [rows[i].logprobs_asked for i in ready])
         if is_alone and not feed.echo:
-            self.speculation.stepped(rows[0], ids[0], logits[0], time.perf_counter() - started)
+            self.speculation.stepped(rows[0], ids[0], logits[0], self._clock() - started)
         for i, token, probable in zip(ready, ids, known, strict=True):
             yield from self._take(rows[i], token, probable)
 
@@ -371,14 +374,14 @@ class Engine:
 
         Each token is drawn as after a single step. Whatever ends this, the row is then as if no more had been fed.
         """
-        job, started = row.job, time.perf_counter()
+        job, started = row.job, self._clock()
         assert job is not None
         chunk = Verification(self.cache, row, draft, self.loaded.device)
         try:
             with self.peak_memory.phase("decode"):
                 logits = chunk.logits(self.loaded)
                 ids = sample(logits[:1], [Draw.of(row)])
-            if self.speculation.tries(row, draft, logits, time.perf_counter() - started):
+            if self.speculation.tries(row, draft, logits, self._clock() - started):
                 return
             job.drafted += len(draft)
             for number, expected in enumerate((*draft, None)):

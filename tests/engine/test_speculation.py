@@ -228,8 +228,9 @@ def test_drafts_are_counted_and_save_forward_passes(llama: LoadedModel, monkeypa
 def test_a_model_with_state_drafts_nothing_and_says_why() -> None:
     loaded = admitted(tiny_model("lfm2", SUPPORTED["lfm2"]))
     request = Request("a", prompt(3, 6) * 3, max_tokens=20)
-    engine = make_engine(loaded, "64tok", speculate=8)
-    assert "state" in engine.speculation.obstacle
+    said: list[str] = []
+    engine = make_engine(loaded, "64tok", speculate=8, warn=said.append)
+    assert "state" in engine.speculation.obstacle and len(said) == 1 and said[0].startswith("--speculate 8: ")
     done = answers(engine, [request])["a"]
     assert done.drafted == 0 and done.ids == answers(make_engine(loaded, "64tok"), [request])["a"].ids
 

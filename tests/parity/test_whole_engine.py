@@ -10,7 +10,7 @@ import pytest
 from kvlite.cache.cache import SlotCache
 from kvlite.cache.policy import Policy, load_policy, policy_names
 from kvlite.engine.decode_graphs import GraphRecorder
-from kvlite.engine.request import Completion, Request
+from kvlite.engine.request import Completion, Request, Sampling
 from kvlite.errors import UsageError
 from kvlite.memory.format import FORMATS
 from kvlite.memory.shape import ModelShape
@@ -121,6 +121,18 @@ def test_the_engine_gives_the_same_tokens_on_triton(stored: str) -> None:
         done[kernels] = answers(engine, [Request("a", tuple(range(5, 36)), max_tokens=12)])["a"]
     assert told(done["triton"]) == told(done["torch"])
     assert done["torch"].evicted > 0
+
+
+@pytest.mark.parametrize("stored", but_few(["float32", "int4"], "float32"))
+def test_drafted_tokens_on_triton_give_the_tokens_and_the_statistic_of_single_steps(stored: str) -> None:
+    loaded = admitted(tiny_model("llama", {}))
+    few = Sampling(logit_bias=((5, 100.0), (6, 100.0)))
+    request = Request("a", tuple(range(5, 25)), few, max_tokens=24, row=0)
+    plain, drafting = (make_engine(loaded, "40tok", kv_dtype=stored, kernels="triton", speculate=n) for n in ("off", 4))
+    single, done = answers(plain, [request])["a"], answers(drafting, [request])["a"]
+    assert done.accepted > 0 and told(done) == told(single)
+    for one, other in zip(drafting.cache.tensors(), plain.cache.tensors(), strict=True):
+        assert_parity("slots", one[:, :, :-1], other[:, :, :-1])
 
 
 @pytest.mark.matrix
