@@ -346,15 +346,22 @@ class Engine:
         started = self._clock()
         with self.peak_memory.phase("decode" if feed.decodes else "prefill"):
             logits = self._forward(feed)[:, -1]
+            if is_alone:
+                seconds = self._since(started, logits)
             ready = [i for i, row in enumerate(rows) if row.job is not None and feed.ids[i] and not row.job.prompt]
             draws = [Draw.of(rows[i]) for i in ready]
             logits = logits[ready] if len(ready) < len(rows) else logits
             ids = sample(logits, draws) if ready else []
             known = logprobs(logits, ids, [rows[i].logprobs_asked for i in ready])
         if is_alone and not feed.echo:
-            self.speculation.stepped(rows[0], ids[0], logits[0], self._clock() - started)
+            self.speculation.stepped(rows[0], ids[0], logits[0], seconds)
         for i, token, probable in zip(ready, ids, known, strict=True):
             yield from self._take(rows[i], token, probable)
+
+    def _since(self, started: float, logits: torch.Tensor) -> float:
+        """The seconds from `started` until these logits are there."""
+        logits[0, 0].item()  # waits for the device
+        return self._clock() - started
 
     def _most_drafted(self, row: Row, feed: Feed) -> int:
         """The ids that may be drafted for a row that is to be fed: none that its answer or slots would not take."""
@@ -380,14 +387,13 @@ class Engine:
         try:
             with self.peak_memory.phase("decode"):
                 logits = chunk.logits(self.loaded)
-                ids = sample(logits[:1], [Draw.of(row)])
-            if self.speculation.tries(row, draft, logits, self._clock() - started):
+            if self.speculation.tries(row, draft, logits, self._since(started, logits)):
                 return
             job.drafted += len(draft)
             for number, expected in enumerate((*draft, None)):
                 chunk.keep_next()
                 here = logits[number : number + 1]
-                ids = sample(here, [Draw.of(row)]) if number else ids
+                ids = sample(here, [Draw.of(row)])
                 job.accepted += ids[0] == expected
                 yield from self._take(row, ids[0], *logprobs(here, ids, [row.logprobs_asked]))
                 if row.job is not job or job.ending is not None or ids[0] != expected:
