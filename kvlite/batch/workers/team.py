@@ -154,9 +154,10 @@ class Workers:
         """Count the lines that a worker may be given now: few towards the end, so that none waits for another."""
         waiting, held = self._leases.num_waiting, self._leases.held(member.number)
         rows = member.num_rows or FIRST_LEASES
+        most = LEASES_PER_ROW * rows if member.num_rows else FIRST_LEASES
         of_all = waiting + sum(self._leases.held(one.number) for one in self._members)
         least = min(rows, -(-of_all // self._num_alive)) - held
-        return max(0, least, min(LEASES_PER_ROW * rows - held, waiting // (2 * self._num_alive)))
+        return max(0, least, min(most - held, waiting // (2 * self._num_alive)))
 
     def _may_open(self, member: _Member) -> bool:
         """False while one that shares the device loads: all of them measure the free memory before one takes a part."""
