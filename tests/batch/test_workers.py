@@ -173,9 +173,8 @@ def test_a_line_that_kills_whoever_has_it_becomes_a_failure_and_no_other_does(de
     assert ended(found) == [*range(100)]
     (failed,) = [outcome for outcome in found if outcome.failure is not None]
     assert failed.item.key == "k42"
-    assert failed.failure == Failure(
-        Code.INTERNAL, "the worker that answered it alone failed (ValueError: no); 3 workers died with it"
-    )
+    assert failed.failure is not None and failed.failure.code is Code.INTERNAL
+    assert "the worker that answered it alone failed (ValueError: no); " in failed.failure.message
     assert all(link.is_closed for links in script.links for link in links[:-1])
 
 
