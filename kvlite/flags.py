@@ -23,6 +23,7 @@ class Flag(NamedTuple):
     function, or the name of one the command line knows. Without `from_settings` an option must be typed each time: no
     file gives it, and no variable but `variables`, which are read in place of KVLITE_<NAME>. Of two options one of
     which is `against` the other, that of the stronger source counts: a flag overrules what a file says of either.
+    `first` is called with the context and the value before other options are read, whose defaults it may change.
     """
 
     help: str
@@ -38,6 +39,7 @@ class Flag(NamedTuple):
     variables: tuple[str, ...] = ()
     is_argument: bool = False
     against: str | None = None
+    first: Callable[[Any, Any], None] | None = None
 
 
 def option(default: Any, *names: str, help: str, **how: Any) -> Any:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.torch_version import TorchVersion
 
 from kvlite_kernels.kinds import Statistic
 from kvlite_kernels.slots import Vectors
@@ -26,6 +27,12 @@ TILE_ELEMENTS = 1 << 22
 
 CACHED_ELEMENTS = 1 << 20
 """Most logits held at once on a CPU, which goes over them several times: 4 MiB in fp32 stay in its cache."""
+
+GPU_ELEMENTS = 1 << 24
+"""Most logits held at once on a GPU, where a tile costs its launches: 64 MiB in fp32."""
+
+_HALVES = (torch.bfloat16, torch.float16)
+_HAS_WIDE_PRODUCTS = torch.__version__ >= TorchVersion("2.8") and torch.version.hip is None
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +84,10 @@ class Partial:
 def attend(q: Tensor, q_pos: Tensor, segment: Segment, geometry: Geometry) -> Partial:
     """Attend `q` [B, H_Q, T, D] at positions `q_pos` int [B, T] over one segment; no visible key gives lse -inf."""
     dtype = torch.promote_types(q.dtype, torch.float32)
-    logits = _grouped_matmul(q.to(dtype) * geometry.scaling, segment.k, transpose=True)
+    if multiplies_halves(q, segment):
+        logits = _half_product(q, segment.k, transpose=True, out_dtype=dtype).mul_(geometry.scaling)
+    else:
+        logits = _grouped_matmul(q.to(dtype) * geometry.scaling, segment.k, transpose=True)
     if geometry.softcap is not None:
         logits = geometry.softcap * torch.tanh(logits / geometry.softcap)
     if not segment.all_visible:
@@ -87,7 +97,11 @@ def attend(q: Tensor, q_pos: Tensor, segment: Segment, geometry: Geometry) -> Pa
     highest.masked_fill_(highest == -torch.inf, 0.0)
     weights = (logits - highest).exp_()  # a softmax whose sum is divided by after the product, which is smaller
     total = weights.sum(-1, keepdim=True)
-    out = _grouped_matmul(weights, segment.v, transpose=False) / total.clamp(min=torch.finfo(dtype).tiny)
+    if multiplies_halves(q, segment):
+        out = _half_product(weights.to(q.dtype), segment.v, transpose=False, out_dtype=dtype)
+    else:
+        out = _grouped_matmul(weights, segment.v, transpose=False)
+    out = out / total.clamp(min=torch.finfo(dtype).tiny)
     return Partial(out, (highest + total.log()).squeeze(-1), logits)
 
 
@@ -119,11 +133,12 @@ def attend_segments(
     """
     batch, num_heads, num_queries, _ = q.shape
     if num_queries == 1 and len(segments) == 1 and is_plain(segments[0], geometry, observation):
-        out, total = _attend_plainly(_scaled(q, geometry), segments[0], observation)
+        asked = q if multiplies_halves(q, segments[0]) else _scaled(q, geometry)
+        out, total = _attend_plainly(asked, segments[0], geometry.scaling, observation)
         return out.to(q.dtype), total
     num_kv_heads = segments[0].k.shape[1]
     num_keys = sum(segment.k.shape[2] for segment in segments)
-    most = min(TILE_ELEMENTS, CACHED_ELEMENTS) if q.device.type == "cpu" else TILE_ELEMENTS
+    most = min(TILE_ELEMENTS, CACHED_ELEMENTS) if q.device.type == "cpu" else GPU_ELEMENTS
     tile = max(1, most // (batch * num_heads * num_keys))
     outs: list[Tensor] = []
     totals: list[Tensor] = []
@@ -155,11 +170,16 @@ def attend_beside(
 ) -> tuple[Tensor, list[Tensor]]:
     """As `attend_segments`, of one query whose weight is 1, over plain segments of different KV heads, in their order.
 
-    Returns out [B, H_Q, 1, D_V] in fp32 and the statistic of each segment where an `observation` is given.
+    Returns out [B, H_Q, 1, D_V] and the statistic of each segment where an `observation` is given.
     """
     group = q.shape[1] // sum(segment.k.shape[1] for segment in segments)
-    asking = _scaled(q, geometry).split([group * segment.k.shape[1] for segment in segments], 1)
-    both = [_attend_plainly(part, segment, observation) for part, segment in zip(asking, segments, strict=True)]
+    asked = q if all(multiplies_halves(q, segment) for segment in segments) else _scaled(q, geometry)
+    both = [
+        _attend_plainly(part, segment, geometry.scaling, observation)
+        for part, segment in zip(
+            asked.split([group * segment.k.shape[1] for segment in segments], 1), segments, strict=True
+        )
+    ]
     return torch.cat([out for out, _ in both], 1), [total for _, totals in both for total in totals]
 
 
@@ -169,12 +189,42 @@ def is_plain(segment: Segment, geometry: Geometry, observation: Observation | No
     return segment.all_visible and geometry.softcap is None and geometry.sink_logits is None and is_mean
 
 
-def _attend_plainly(q: Tensor, segment: Segment, observation: Observation | None) -> tuple[Tensor, list[Tensor]]:
-    """As `attend_segments`, of one scaled query whose weight is 1, in the fewest operations and the dtype of q."""
+def sums_widely(device: torch.device) -> bool:
+    """True where torch multiplies halves as they are and gives their sums in fp32."""
+    return _HAS_WIDE_PRODUCTS and device.type == "cuda"
+
+
+def multiplies_halves(q: Tensor, segment: Segment) -> bool:
+    """True where keys and values meet the queries as they are; else they are widened to fp32 at every step."""
+    k, v = segment.k, segment.v
+    is_half = isinstance(k, Tensor) and isinstance(v, Tensor) and q.dtype == k.dtype == v.dtype in _HALVES
+    return is_half and sums_widely(q.device)
+
+
+def _half_product(x: Tensor, keys: Vectors, *, transpose: bool, out_dtype: torch.dtype) -> Tensor:
+    """As `_grouped_matmul`, of halves, with sums and what comes out in `out_dtype`."""
+    assert isinstance(keys, Tensor)
+    grouped, whole = x.reshape(-1, x.shape[1] // keys.shape[1] * x.shape[2], x.shape[-1]), keys.flatten(0, 1)
+    factor = whole.mT if transpose else whole
+    out = torch.bmm(grouped, factor) if out_dtype is x.dtype else torch.bmm(grouped, factor, out_dtype=out_dtype)
+    return out.view(*x.shape[:3], -1)
+
+
+def _attend_plainly(
+    q: Tensor, segment: Segment, scaling: float, observation: Observation | None
+) -> tuple[Tensor, list[Tensor]]:
+    """As `attend_segments`, of one query whose weight is 1, in the fewest operations and the dtype of q.
+
+    The query is scaled already, unless it `multiplies_halves`.
+    """
     batch, num_heads, _, dim = q.shape
     num_kv_heads, num_keys = segment.k.shape[1:3]
     k, v = segment.k, segment.v
-    if isinstance(k, Tensor) and isinstance(v, Tensor) and q.dtype == k.dtype == v.dtype:
+    if multiplies_halves(q, segment):
+        logits = _half_product(q, k, transpose=True, out_dtype=torch.float32)
+        shares = logits.mul_(scaling).softmax(-1)
+        out = _half_product(shares.to(q.dtype), v, transpose=False, out_dtype=q.dtype)
+    elif isinstance(k, Tensor) and isinstance(v, Tensor) and q.dtype == k.dtype == v.dtype:
         grouped = q.reshape(batch * num_kv_heads, -1, dim)
         shares = torch.bmm(grouped, k.flatten(0, 1).mT).softmax(-1)  # [B * H_KV, G, N]
         out = torch.bmm(shares, v.flatten(0, 1)).view(batch, num_heads, 1, -1)

@@ -149,7 +149,7 @@ class SlotCache:
         Of row i `to_come[i]` tokens more will follow: where they have room, the statistic is for the time after them.
         Tokens of an `echo` are fed behind them.
         """
-        mappings = {slots: self._map(slots, live[rows], counts, pos.shape[1]) for slots, live in self._live.items()}
+        mappings = self._mappings(rows, pos, counts)
         step = self.mapped(rows, pos, rot, counts, pins, mappings)
         if echo is not None:
             return replace(step, echo=echo)
@@ -248,22 +248,35 @@ class SlotCache:
             dtype=self.stored.name,
         )
 
-    def _map(self, slots: int, live: Sequence[int], counts: Sequence[int], num_tokens: int) -> SlotMapping:
+    def _mappings(self, rows: slice, pos: Tensor, counts: Sequence[int]) -> dict[int, SlotMapping]:
+        """The slots of the new tokens, by number of slots; where rows differ, their starts go to the device at once."""
+        width = pos.shape[1]
+        found = {slots: self._aligned(slots, live[rows], counts, width) for slots, live in self._live.items()}
+        ragged = [slots for slots, mapping in found.items() if mapping is None]
+        if ragged:
+            firsts = [
+                [held + count - width for held, count in zip(self._live[slots][rows], counts, strict=True)]
+                for slots in ragged
+            ]  # of padding, which is on the left, if there is any
+            column = torch.arange(width, device=self.device)
+            for slots, first in zip(ragged, torch.tensor(firsts, device=self.device)[..., None], strict=True):
+                index = torch.where(pos >= 0, first + column, slots)
+                longest = max(held + count for held, count in zip(self._live[slots][rows], counts, strict=True))
+                found[slots] = SlotMapping(max(1, longest), index[:, None])
+        return {slots: mapping for slots, mapping in found.items() if mapping is not None}
+
+    def _aligned(self, slots: int, live: Sequence[int], counts: Sequence[int], num_tokens: int) -> SlotMapping | None:
+        """The mapping where it needs no numbers on the device; None where the rows hold differently many tokens."""
         longest = max(held + count for held, count in zip(live, counts, strict=True))
         is_aligned = len(set(live)) == 1 and min(counts) == num_tokens
         if longest > slots:
             if num_tokens > 1:
                 return SlotMapping(slots, None, before=live[0] if is_aligned else None)
             return waiting(slots, all_visible=is_aligned and live[0] == slots)
-        extent = max(1, longest)
         if is_aligned:
             before = live[0] + (num_tokens == 1)  # one token sees itself too
-            return SlotMapping(extent, slice(live[0], live[0] + num_tokens), before=before)
-        column = torch.arange(num_tokens, device=self.device)
-        first = torch.tensor([num_tokens - count for count in counts], device=self.device)[:, None]
-        start = torch.tensor(live, device=self.device)[:, None]
-        index = torch.where(column >= first, start + column - first, slots)
-        return SlotMapping(extent, index[:, None])
+            return SlotMapping(max(1, longest), slice(live[0], live[0] + num_tokens), before=before)
+        return None
 
     def _observation(self, pos: Tensor, counts: Sequence[int]) -> Observation | None:
         """The observation of the tokens at `pos`; made once for one token in each row."""

@@ -13,6 +13,7 @@ from typing import Any
 
 from platformdirs import user_cache_path
 
+from kvlite.catalog.own_aliases import own_aliases
 from kvlite.catalog.snapshots import newest_snapshot
 from kvlite.catalog.stores import StoredModel, find_stored
 from kvlite.errors import ModelNotFound, UsageError
@@ -102,17 +103,39 @@ def resolve_model(name: str, *, revision: str | None = None) -> ModelRef:
     """Find the model that `name` means: an alias, `demo`, `org/name[:quant][@revision]`, a folder or a GGUF file,
     or another program's model (`ollama:llama3.2:3b`, or its name alone where nothing else on this machine has that).
 
-    A path wins where the name looks like one, ends in .gguf or holds a config.json. Raises ModelNotFound for a
-    name that is none of these, and UsageError for a revision that cannot apply.
+    A path wins where the name looks like one, ends in .gguf or holds a config.json, and the user's aliases over the
+    package's. Raises ModelNotFound for a name that is none of these, and UsageError for a revision that cannot apply.
     """
     if not name.strip():
         raise UsageError("the model's name is empty; use an alias, org/name or a folder")
+    short, _, in_name = name.partition("@")
+    model = own_aliases().get(fold(short))
+    if model is None or _is_path(name):
+        return _meant(name, revision)
+    if in_name and revision and in_name != revision:
+        raise _two_revisions(name, revision)
+    try:
+        return _meant(model, in_name or revision)
+    except (ModelNotFound, UsageError) as error:
+        raise type(error)(f"{short} stands for {model}: {error}") from None
+
+
+def _is_path(name: str) -> bool:
+    is_file = os.path.isfile(f"{name}/config.json")  # noqa: PTH113  pathlib raises on a long name
+    of_repo = _REPO.fullmatch(name.partition(":")[0]) and ":" in name
+    return _looks_like_path(name) or (name.lower().endswith(".gguf") and not of_repo) or is_file
+
+
+def _two_revisions(name: str, revision: str) -> UsageError:
+    return UsageError(f"two revisions for one model: {name!r} and --revision {revision}; give one of them")
+
+
+def _meant(name: str, revision: str | None) -> ModelRef:
+    """The model of a name that is no alias of the user's."""
     if name.lower().startswith(STORES):
         return _stored(name, revision)
     prefix = next((prefix for prefix in _HUB_PREFIXES if name.lower().startswith(prefix)), "")
-    is_file = os.path.isfile(f"{name}/config.json")  # noqa: PTH113  pathlib raises on a long name
-    of_repo = _REPO.fullmatch(name.partition(":")[0]) and ":" in name
-    if not prefix and (_looks_like_path(name) or (name.lower().endswith(".gguf") and not of_repo) or is_file):
+    if not prefix and _is_path(name):
         return _folder(name, revision)
     hub_name = name[len(prefix) :].rstrip("/")
     if page := _PAGE.fullmatch(hub_name):  # as copied from a browser
@@ -120,13 +143,13 @@ def resolve_model(name: str, *, revision: str | None = None) -> ModelRef:
         hub_name = f"{page['repo']}{of_file}" + ("" if page["revision"] in (None, "main") else f"@{page['revision']}")
     hub_name, _, in_name = hub_name.partition("@")
     if in_name and revision and in_name != revision:
-        raise UsageError(f"two revisions for one model: {name!r} and --revision {revision}; give one of them")
+        raise _two_revisions(name, revision)
     revision = in_name or revision
-    if _fold(hub_name) == DEMO:
+    if fold(hub_name) == DEMO:
         if revision:
             raise UsageError(f"the built-in model has no revisions, so {revision!r} does not apply")
         return ModelRef(alias=DEMO, path=demo_folder())
-    alias = _spellings().get(_fold(hub_name)) or alias_of(hub_name)
+    alias = _spellings().get(fold(hub_name)) or alias_of(hub_name)
     if alias is not None:
         return _elsewhere(name, ModelRef(alias=alias.name, repo=alias.repo, revision=revision))
     hub_name, _, quant = hub_name.partition(":") if "/" in hub_name else (hub_name, "", "")
@@ -181,7 +204,8 @@ def _folder(name: str, revision: str | None) -> ModelRef:
     return ModelRef(path=path.resolve())
 
 
-def _fold(name: str) -> str:
+def fold(name: str) -> str:
+    """A short name as the tables have it: in small letters, `-` for `:`."""
     return name.strip().lower().replace(":", "-")
 
 
@@ -191,8 +215,8 @@ def _spellings() -> Mapping[str, Alias]:
 
 
 def _suggestion(name: str) -> str:
-    close = difflib.get_close_matches(_fold(name), [DEMO, *_spellings()], n=3, cutoff=0.6)
-    canonical = dict.fromkeys(_spellings()[near].name if near != DEMO else DEMO for near in close)
+    close = difflib.get_close_matches(fold(name), [DEMO, *own_aliases(), *_spellings()], n=3, cutoff=0.6)
+    canonical = dict.fromkeys(_spellings()[near].name if near in _spellings() else near for near in close)
     if canonical:
         return f"did you mean {' or '.join(canonical)}?"
     return "use an alias (such as qwen2.5-0.5b), org/name from the Hub, or a folder like ./name"

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 from kvlite.chat.command import Command, show_pairs
 from kvlite.chat.conversation_commands import CONVERSATION_COMMANDS
 from kvlite.chat.memory_commands import MEMORY_COMMANDS
+from kvlite.chat.roles import read_role, role_folder, role_names
 from kvlite.errors import UsageError
 from kvlite.llm.answer import DRAWN_SEEDS, AnswerSettings
+from kvlite.options import read_system
 
 if TYPE_CHECKING:
     from kvlite.chat.loop import Chat
@@ -86,6 +88,30 @@ def _system(chat: Chat, argument: str) -> None:
     chat.show("started over under the new system prompt")
 
 
+def _role(chat: Chat, argument: str) -> None:
+    if not argument:
+        told = [(name, str(read_role(name).get("system", "")).strip().split("\n")[0]) for name in role_names()]
+        show_pairs(chat, told)
+        if not told:
+            chat.show(f'no roles yet; {role_folder() / "NAME.toml"} with a line  system = "…"  makes one')
+        return
+    role, settings, left = read_role(argument), chat.session.settings, []
+    system, how = role.pop("system", None), str(role.pop("think", ""))
+    for key, value in role.items():
+        name = key.replace("-", "_")
+        if name in SETTINGS:
+            settings = changed(settings, name, str(value))
+        else:
+            left.append(key)
+    chat.start_over(None if system is None else read_system(str(system)))
+    chat.session.settings = settings
+    if how:
+        _think(chat, how)
+    chat.show(f"started over as {argument}")
+    if left:
+        chat.show(f"of its {', '.join(left)} a chat knows where it begins: kvlite chat --role {argument}")
+
+
 def _model(chat: Chat, argument: str) -> None:
     if not argument:
         chat.show(f"{chat.model}; /model NAME goes on with another")
@@ -119,6 +145,7 @@ COMMANDS = (
     Command(("exit", "quit", "bye"), "", "leave (also Ctrl-D)", _exit),
     Command(("clear", "new"), "", "start over under the same system prompt", _clear),
     Command(("system",), "[TEXT]", "show the system prompt, or set it and start over", _system),
+    Command(("role",), "[NAME]", "list your roles, or start over in one", _role),
     Command(("set",), "[KEY=VALUE]", "list the sampling settings, or change one", _set),
     Command(("model",), "[NAME]", "show the model, or go on with another", _model),
     Command(("think",), "HOW", "let the model think before it answers, where it can: auto, on or off", _think),

@@ -27,6 +27,7 @@ from kvlite.cache.policy import policy_names
 from kvlite.chat.completion import ChatCompleter
 from kvlite.chat.interrupt import Interrupts
 from kvlite.chat.loop import QUOTES, Pasted
+from kvlite.chat.roles import role_names
 from kvlite.chat.session_files import SessionFolder
 from kvlite.chat.slash_commands import LEAVING
 from kvlite.chat.typed_ahead import END, TypedAhead
@@ -53,7 +54,11 @@ class Terminal:
             prompt_continuation="... ",
             history=_history(history),
             completer=ChatCompleter(
-                {"load": lambda: [file.name for file in SessionFolder().saved()], "policy": policy_names}
+                {
+                    "load": lambda: [file.name for file in SessionFolder().saved()],
+                    "policy": policy_names,
+                    "role": role_names,
+                }
             ),
             key_bindings=self._bindings(),
             bottom_toolbar=status,

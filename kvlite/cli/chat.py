@@ -11,6 +11,8 @@ from shutil import get_terminal_size
 from typing import TYPE_CHECKING, Annotated
 
 from kvlite.cli.invocation import Invocation
+from kvlite.cli.role import RoleOptions
+from kvlite.cli.sessions import complete_session
 from kvlite.cli.signature import without
 from kvlite.console import is_terminal
 from kvlite.errors import KvliteError, UsageError
@@ -36,7 +38,11 @@ class ChatOptions:
 
     continues: bool = option(False, "-c", "--continue", from_settings=False, help="Go on with the last saved session.")
     session: str | None = option(
-        None, metavar="NAME", from_settings=False, help="Go on with this session, or begin it."
+        None,
+        metavar="NAME",
+        complete=complete_session,
+        from_settings=False,
+        help="Go on with this session, or begin it.",
     )
     save: bool = option(True, help="Save the session after each turn.")
     save_kv: bool = option(True, help="Save the cache beside the session, so that it goes on without being read again.")
@@ -50,7 +56,8 @@ class ChatOptions:
 
 def chat(
     given: ChatOptions,
-    answer: AnswerOptions,
+    _: RoleOptions,
+    answer: Annotated[AnswerOptions, without("logprobs")],
     options: Annotated[ModelOptions, without("kv_per_seq")],
     output: OutputOptions,
     call: Invocation,

@@ -25,6 +25,7 @@ COMMANDS: Mapping[str, tuple[str, str, str]] = {
     "ls": ("kvlite.cli.models", "ls", "List the models that are here."),
     "show": ("kvlite.cli.models", "show", "Show a model's shape, licence and KV bytes per token."),
     "rm": ("kvlite.cli.models", "rm", "Delete a downloaded model."),
+    "alias": ("kvlite.cli.alias", "alias", "Your own short names for models."),
     "profile": ("kvlite.cli.profile", "profile", "Measure once which heads of a model need many slots."),
     "doctor": ("kvlite.cli.doctor", "doctor", "Say what is installed, and what is known of models here."),
     "policies": ("kvlite.cli.policies", "policies", "List the eviction policies."),

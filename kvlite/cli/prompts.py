@@ -9,6 +9,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from kvlite.catalog.names import DEMO, STORES, aliases, resolve_model
+from kvlite.catalog.own_aliases import own_aliases
 from kvlite.cli.invocation import NEXT_MODEL
 from kvlite.console import Console
 from kvlite.errors import ModelNotFound, UsageError
@@ -61,7 +62,7 @@ def looks_like_model(word: str) -> bool:
         return False
     if "/" in word or word.lower().endswith(".gguf") or word.lower().startswith(STORES) or _SIZED_NAME.fullmatch(word):
         return True
-    return bool(get_close_matches(word.lower(), [DEMO, *aliases()], n=1, cutoff=_NEAR))
+    return bool(get_close_matches(word.lower(), [DEMO, *own_aliases(), *aliases()], n=1, cutoff=_NEAR))
 
 
 def names_family(word: str) -> bool:

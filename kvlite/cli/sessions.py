@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import typer
+
 from kvlite.cli.invocation import Invocation
 from kvlite.errors import UsageError
 from kvlite.flags import argument, option
@@ -16,6 +18,21 @@ if TYPE_CHECKING:
     from kvlite.console import Console
 
 
+def complete_session(incomplete: str) -> list[str]:
+    """Complete the name of a saved session, the latest first."""
+    from kvlite.chat.session_files import SessionFolder
+
+    return [file.name for file in SessionFolder().saved() if file.name.startswith(incomplete)]
+
+
+def _complete(ctx: typer.Context, incomplete: str) -> list[str]:
+    words = ctx.params.get("words") or ()
+    if words and (words[0] in ("show", "rm") or (words[0] == "export" and len(words) == 1)):
+        return complete_session(incomplete)
+    found = () if words else ("ls", "show", "search", "export", "rm")
+    return [word for word in found if word.startswith(incomplete)]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SessionsOptions:
     """The word that says what to do, and what it takes."""
@@ -23,6 +40,7 @@ class SessionsOptions:
     words: tuple[str, ...] = argument(
         (),
         metavar="ls|show|search|export|rm",
+        complete=_complete,
         help="ls, show NAME, search WORDS, export NAME FILE (md, json, jsonl, html), rm NAME.",
     )
     yes: bool = option(False, "-y", from_settings=False, help="Do not ask.")

@@ -68,6 +68,31 @@ def load_settings(ctx: typer.Context, path: Path | None) -> dict[str, dict[str, 
     return settings
 
 
+def role_settings(ctx: typer.Context, name: str) -> dict[str, Any]:
+    """Read the settings of a role, by parameter of the command whose context `ctx` is; `model` stays as it is.
+
+    Raises UsageError, naming role and key, on what is none of the command's settings.
+    """
+    from kvlite.chat.roles import read_role
+
+    command = ctx.command
+    assert isinstance(command, TyperCommand)
+    found, settings = read_role(name), {}
+    model = found.pop("model", None)
+    if model is not None:
+        if not isinstance(model, str):
+            raise UsageError(f"role {name}: model is {model!r}; give {_TOML_TYPES[str]}")
+        settings["model"] = model
+    try:
+        for key, value in found.items():
+            for option in _owners(key, key.replace("_", "-"), {"": _options(command)}).values():
+                _check(ctx, key, option, value)
+                settings[str(option.name)] = value
+    except ValueError as error:
+        raise UsageError(f"role {name}: {error}") from error
+    return settings
+
+
 def setting_name(option: TyperOption) -> str:
     """The option's long name without its dashes: `kv-budget`."""
     return next(opt for opt in option.opts if opt.startswith("--")).removeprefix("--")

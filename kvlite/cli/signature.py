@@ -62,7 +62,7 @@ class _Option(NamedTuple):
             "help": flag.help,
             "metavar": flag.metavar,
             "show_default": flag.shown_default,
-            "callback": flag.parse and _callback(flag.parse),
+            "callback": _first(flag.first) if flag.first else flag.parse and _callback(flag.parse),
             "autocompletion": _COMPLETERS[flag.complete] if isinstance(flag.complete, str) else flag.complete,
         }
         if flag.is_argument:
@@ -72,6 +72,7 @@ class _Option(NamedTuple):
             variables = [*flag.variables] or ([own] if flag.from_settings else None)
             shared |= {"min": flag.min, "max": flag.max, "rich_help_panel": flag.heading, "show_envvar": False}
             shared |= {"allow_from_autoenv": flag.from_settings, "envvar": variables}
+            shared |= {"is_eager": flag.first is not None}
             info = typer.Option(*self.decls, **shared | how)
         if get_origin(kind) is tuple:  # it may be given several times
             kind, default = list[get_args(kind)[0]] | None, None  # type: ignore[misc]
@@ -151,6 +152,15 @@ def _callback(parse: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return check
 
 
+def _first(take: Callable[[Any, Any], None]) -> Callable[..., Any]:
+    def called(ctx: typer.Context, value: Any) -> Any:
+        if value is not None and not ctx.resilient_parsing:
+            take(ctx, value)
+        return value
+
+    return called
+
+
 def _complete_model(incomplete: str) -> list[str]:
     from kvlite.catalog.completion import complete_model
 
@@ -170,4 +180,15 @@ def _complete_policy(incomplete: str) -> list[str]:
     return [",".join([*before, name]) for name in policy_names() if name.startswith(last)]
 
 
-_COMPLETERS = {"model": _complete_model, "cached": _complete_cached, "policy": _complete_policy}
+def _complete_format(incomplete: str) -> list[str]:
+    from kvlite.memory.format import FORMATS
+
+    return [name for name in ("auto", *FORMATS) if name.startswith(incomplete)]
+
+
+_COMPLETERS = {
+    "model": _complete_model,
+    "cached": _complete_cached,
+    "policy": _complete_policy,
+    "format": _complete_format,
+}

@@ -115,8 +115,8 @@ class DecodeGraphs:
             live = (self.cache.live(row.index, slots) for slots in self._slots)
             columns[row.index] = [feed.ids[row.index - feed.rows.start][0], row.seen, row.rot, *live]
         self._inputs[:, : key.rows].copy_(torch.tensor(columns).T)
-        if key.pins:
-            self._pins[key.pins][feed.rows].copy_(pinned(rows, key.pins))
+        if key.pins and (spans := pinned(rows, self.cache.device)) is not None:
+            self._pins[key.pins][feed.rows].copy_(spans)
         if key not in self._graphs:
             self._graphs[key] = self._recorded(lambda: self._run(key))
         self._graphs[key]()

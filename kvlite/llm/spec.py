@@ -151,7 +151,7 @@ def find_device(device: str, vram: str | None = None) -> PlanDevice:
     if kind in ("auto", "cuda"):
         gpu = device_reading(int(index or 0))
         if gpu is not None:
-            return PlanDevice("cuda", gpu.name, gpu.free_bytes)
+            return PlanDevice("cuda", gpu.name, gpu.usable_bytes)
         if kind == "cuda":
             raise UsageError(f"--device {device}: no such GPU answers here; give --vram SIZE to pretend one")
     return PlanDevice("cpu", "this machine", available_bytes())

@@ -19,7 +19,7 @@ PACKED_BYTES = {"4bit": 0.625, "8bit": 1.0}
 """The same on a CPU, where they are packed for torch's kernels: 4 bits with a scale and an offset per 32 weights."""
 
 CUDA_CONTEXT_BYTES = 500_000_000  # driver context, cuBLAS workspaces and loaded kernels; differs per GPU and driver
-ATTENTION_TILE_BYTES = 16 * 2**20  # the attention works in tiles of this many bytes of fp32 logits
+ATTENTION_TILE_BYTES = {"cuda": 64 * 2**20, "cpu": 16 * 2**20}  # attention works in tiles of so many fp32 logits
 ATTENTION_TILES = 4  # logits, their mask, probabilities, and a widened copy of keys or values
 SAMPLING_COPIES = 4  # fp32 logits, sorted, their indices and cumulative sums
 
@@ -82,7 +82,7 @@ def pass_terms(
     element, fp32 = DTYPE_BYTES[shape.dtype], DTYPE_BYTES["float32"]
     logits = rows * shape.vocab * (element + SAMPLING_COPIES * fp32)
     widened = shape.hidden * shape.intermediate * element if quant != "none" else 0  # one 4-bit matrix
-    scratch = ATTENTION_TILES * ATTENTION_TILE_BYTES + logits + widened
+    scratch = ATTENTION_TILES * ATTENTION_TILE_BYTES[device] + logits + widened
     terms = (
         Term("activations", fed * _activation_bytes(shape, stored), f"one pass of {fed} tokens"),
         Term("scratch", scratch, "attention tiles and the logits of one step"),

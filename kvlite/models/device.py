@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable
+from functools import cache
 
 import torch
 
 from kvlite.errors import UsageError
 from kvlite.memory.host import available_bytes, usable_cores
+from kvlite.record.measure import DESKTOP_BYTES, device_reading
 
 OF_THE_USER = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 """Variables that torch follows when it starts; where the user sets one, that is the answer."""
@@ -66,11 +68,20 @@ def _without_code(index: int) -> str | None:
 
 
 def free_bytes(device: torch.device) -> int:
-    """Bytes of memory left: by the driver's word on CUDA, this machine's (or its cgroup's) elsewhere."""
+    """Bytes of memory left: by the driver's word on CUDA, this machine's (or its cgroup's) elsewhere.
+
+    A GPU that draws a desktop keeps some for it.
+    """
     if device.type == "cuda":
         torch.cuda.empty_cache()  # blocks that torch keeps for nobody are free
-        return int(torch.cuda.mem_get_info(device)[0])
+        return max(0, int(torch.cuda.mem_get_info(device)[0]) - _of_the_desktop(device))
     return available_bytes()
+
+
+@cache
+def _of_the_desktop(device: torch.device) -> int:
+    gpu = device_reading(str(torch.cuda.get_device_properties(device).uuid))
+    return DESKTOP_BYTES if gpu is not None and gpu.is_display else 0
 
 
 def set_threads(device: torch.device) -> None:

@@ -23,15 +23,28 @@ DISTRIBUTIONS = {
 """The packages whose versions are told, each under the name of any of its distributions."""
 
 
+DESKTOP_BYTES = 2**30
+"""Free memory that is left to the desktop which a GPU draws."""
+
+
 @dataclass(frozen=True, slots=True)
 class DeviceReading:
-    """One GPU as its driver reports it, in bytes; `self_bytes` is None where it cannot tell processes apart."""
+    """One GPU as its driver reports it, in bytes; `self_bytes` is None where it cannot tell processes apart.
+
+    `is_display`: it draws a desktop.
+    """
 
     name: str
     driver: str
     total_bytes: int
     free_bytes: int
     self_bytes: int | None
+    is_display: bool = False
+
+    @property
+    def usable_bytes(self) -> int:
+        """Bytes that are free, less what windows that are opened later will want."""
+        return max(0, self.free_bytes - self.is_display * DESKTOP_BYTES)
 
     @property
     def other_processes_bytes(self) -> int | None:
@@ -87,11 +100,19 @@ def device_reading(device: int | str = 0) -> DeviceReading | None:
             total_bytes=int(memory.total),
             free_bytes=int(memory.free),
             self_bytes=int(own[0]) if own and own[0] is not None else None,  # a container hides process ids
+            is_display=_is_display(pynvml, handle),
         )
     except pynvml.NVMLError:
         return None
     finally:
         pynvml.nvmlShutdown()
+
+
+def _is_display(nvml: Any, handle: Any) -> bool:
+    try:
+        return bool(nvml.nvmlDeviceGetDisplayActive(handle))
+    except nvml.NVMLError:  # a card without outputs may not know the question
+        return False
 
 
 def _visible_name(index: int) -> str | None:

@@ -187,6 +187,11 @@ REFUSED_BEFORE_WEIGHTS = [
         "`pip install 'kvlite-llm[sentencepiece]'`",
     ),
     (
+        model_files(tokenizer__json=None) | {"tekken.json": b"{}"},
+        "org/x has its vocabulary in tekken.json alone, which only Mistral's own programs read; choose a copy of the "
+        "model that holds a tokenizer.json",
+    ),
+    (
         {name: data for name, data in sharded_files().items() if not name.endswith("2-of-00002.safetensors")},
         "org/x has no model-00002-of-00002.safetensors, which its model.safetensors.index.json names; ask its owner to",
     ),
@@ -325,7 +330,7 @@ def test_completion_of_names(hub: HubServer, kvlite: Kvlite) -> None:
 
     hub.add("Qwen/Qwen3-0.6B", model_files())
     kvlite("pull", "qwen3-0.6b")
-    assert complete_model("Qwen3:0") == ["qwen3-0.6b"]
+    assert complete_model("Qwen3:0") == ["Qwen3:0.6b"]
     assert complete_model("qwen/") == ["Qwen/Qwen3-0.6B"]
     assert complete_model("dem") == ["demo"]
     assert complete_model("q", is_cached=True) == ["qwen3-0.6b", "Qwen/Qwen3-0.6B"]

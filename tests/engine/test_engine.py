@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import weakref
 from collections.abc import Iterator
+from typing import Any
 
 import psutil
 import pytest
@@ -378,3 +379,26 @@ def test_hybrids_run_one_row_at_a_time() -> None:
     loaded = admitted(tiny_model("lfm2", SUPPORTED["lfm2"]))
     with pytest.raises(UsageError, match="one row at a time"):
         make_engine(loaded, "32tok", rows=2)
+
+
+@pytest.mark.parametrize(("rows", "most"), [(1, 1), (2, 2)])
+def test_a_decode_step_copies_its_numbers_to_the_device_at_once(
+    rows: int, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each copy makes the host wait; rows of different lengths need another, for their slots."""
+    engine = make_engine(admitted(tiny_model("llama", {})), "64tok", rows=rows)
+    asked = [Request(str(i), tuple(range(5, 15 + 3 * i)), max_tokens=9, pins=((0, 2),)) for i in range(rows)]
+    stream, made = engine.run(asked), []
+    original = torch.tensor
+
+    def counted(*args: Any, **options: Any) -> torch.Tensor:
+        made.append(args)
+        return original(*args, **options)
+
+    for _ in range(3 * rows):
+        next(stream)
+    with monkeypatch.context() as patched:
+        patched.setattr(torch, "tensor", counted)
+        for _ in range(4 * rows):
+            next(stream)
+    assert 0 < len(made) <= 4 * most

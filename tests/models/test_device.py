@@ -1,14 +1,16 @@
-"""How many threads torch is given for a model on the CPU."""
+"""Threads that torch is given for a model on the CPU, and memory that is left on a GPU."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from kvlite.models import device
-from kvlite.models.device import OF_THE_USER, set_threads
+from kvlite.models.device import OF_THE_USER, free_bytes, set_threads
+from kvlite.record.measure import DESKTOP_BYTES, DeviceReading
 
 CPU = torch.device("cpu")
 
@@ -52,3 +54,14 @@ def test_where_the_system_does_not_tell_torch_decides(monkeypatch: pytest.Monkey
 def test_a_model_elsewhere_changes_nothing() -> None:
     set_threads(torch.device("cuda"))
     assert torch.get_num_threads() == 3
+
+
+@pytest.mark.parametrize("is_display", [True, False])
+def test_a_gpu_that_draws_a_desktop_leaves_it_some_memory(monkeypatch: pytest.MonkeyPatch, is_display: bool) -> None:
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (5 * 2**30, 8 * 2**30))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(uuid="1a"))
+    monkeypatch.setattr(device, "device_reading", lambda _: DeviceReading("GPU", "1", 8, 5, None, is_display))
+    device._of_the_desktop.cache_clear()
+    assert free_bytes(torch.device("cuda", 0)) == 5 * 2**30 - is_display * DESKTOP_BYTES
+    device._of_the_desktop.cache_clear()

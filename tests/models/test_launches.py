@@ -25,7 +25,7 @@ MOST_BETWEEN = {
 """Kernels between and including a layer's products, what is on slots left out."""
 
 MOST_ON_SLOTS = {
-    "torch": {"llama": 13, "qwen2": 13, "qwen3": 13, "gemma2": 38},  # gemma2 caps its logits
+    "torch": {"llama": 10, "qwen2": 10, "qwen3": 10, "gemma2": 32},  # gemma2 caps its logits
     "triton": {"llama": 4, "qwen2": 4, "qwen3": 4, "gemma2": 5},
 }
 MOST_BESIDE_LAYERS = {

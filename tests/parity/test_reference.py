@@ -212,6 +212,40 @@ def test_wide_slots_of_low_precision_are_widened_in_tiles(monkeypatch: pytest.Mo
     assert_parity("out", attend(q, q_pos, segment, case.geometry).out, expected.out, 4e-6)
 
 
+HALVES = Case(dtype=torch.bfloat16, k_dim=32, v_dim=32, keys=60)
+HALF_CASES = {
+    "hidden keys": HALVES,
+    "soft cap, sink, window": replace(HALVES, softcap=3.0, sink=True, window=20),
+    "fp16": replace(HALVES, dtype=torch.float16),
+    "one query, plain": replace(HALVES, queries=1, rows=1),
+}
+
+
+@pytest.mark.parametrize("case", HALF_CASES.values(), ids=HALF_CASES)
+def test_halves_are_multiplied_as_they_are_where_sums_stay_wide(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On CUDA, whose product is played here."""
+    products: list[torch.dtype] = []
+
+    def bmm(a: Tensor, b: Tensor, *, out_dtype: torch.dtype | None = None) -> Tensor:
+        products.extend([a.dtype] * (a.dtype == case.dtype))
+        assert a.dtype == b.dtype
+        return (a.double() @ b.double()).to(out_dtype or a.dtype)
+
+    monkeypatch.setattr(reference, "sums_widely", lambda device: True)
+    monkeypatch.setattr(torch, "bmm", bmm)
+    q, q_pos, segment = problem(case)
+    if case.queries == 1:
+        segment = replace(segment, pos=torch.arange(case.keys).int().expand_as(segment.pos), before=case.keys)
+        q_pos = torch.full_like(q_pos, case.keys)
+    observation = Observation(Statistic.MASS, weights(q_pos).float())
+    out, (received_,) = attend_segments(q, q_pos, [segment], case.geometry, observation)
+    wide = replace(segment, k=segment.k.double(), v=segment.v.double())  # type: ignore[union-attr]
+    expected, (mass_,) = attend_segments(q.double(), q_pos, [wide], case.geometry, observation)
+    assert products == [case.dtype] * 2
+    assert_parity("out", out, expected)
+    assert_parity("mass", received_, mass_, 4e-6)
+
+
 Token = tuple[float, int]
 
 

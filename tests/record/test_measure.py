@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import psutil
@@ -53,7 +54,7 @@ def test_a_device_nobody_has_gives_no_reading() -> None:
 def driver(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """An NVML that knows one GPU, two processes on it, and whether it was left open."""
     nvml = pytest.importorskip("pynvml", reason="nvidia-ml-py is not made for this system")
-    state = SimpleNamespace(is_open=False, asked=None, processes=[(os.getpid(), 50), (1, 7)])
+    state = SimpleNamespace(is_open=False, asked=None, processes=[(os.getpid(), 50), (1, 7)], display=0)
 
     def handle(asked: object) -> object:
         if asked not in (0, 1, "MIG-7f"):
@@ -74,6 +75,7 @@ def driver(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
         ],
         "nvmlDeviceGetName": lambda _: "GPU of a test",
         "nvmlSystemGetDriverVersion": lambda: "570",
+        "nvmlDeviceGetDisplayActive": lambda _: state.display,
     }
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     for name, fake in fakes.items():
@@ -89,6 +91,25 @@ def test_a_device_is_read_by_number_or_uuid_and_closed_again(
 ) -> None:
     assert device_reading(device) == DeviceReading("GPU of a test", "570", 100, 30, 50)
     assert (driver.asked, driver.is_open) == (asked, False)
+
+
+def test_a_desktop_keeps_memory_of_the_card_that_draws_it(driver: SimpleNamespace) -> None:
+    driver.display = 1
+    reading = device_reading()
+    assert reading is not None and reading.is_display and reading.usable_bytes == 0
+    roomy = replace(reading, free_bytes=3 * 2**30)
+    assert (roomy.usable_bytes, replace(roomy, is_display=False).usable_bytes) == (2 * 2**30, 3 * 2**30)
+
+
+def test_a_card_that_cannot_have_a_display_has_none(driver: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    import pynvml
+
+    def refuse(_: object) -> int:
+        raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
+
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetDisplayActive", refuse)
+    reading = device_reading()
+    assert reading is not None and not reading.is_display
 
 
 @pytest.mark.parametrize(
