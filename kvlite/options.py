@@ -177,6 +177,7 @@ class AnswerOptions:
     max_tokens: int | None = _of_sampling(
         None, "-n", metavar="N", min=1, help="End an answer after N: 8,192 unless given, in a batch 1,024."
     )
+    min_tokens: int | None = _of_sampling(None, metavar="N", min=0, help="End no answer before N tokens.")
     temperature: float | None = _of_sampling(
         None, "-t", metavar="X", help="0 is greedy, 1 leaves the probabilities as they are."
     )
@@ -209,6 +210,14 @@ class AnswerOptions:
     )
     choice: tuple[str, ...] = _of_sampling(
         (), metavar="TEXT", parse=read_text, from_settings=False, help="Answer with this TEXT or another --choice."
+    )
+    logprobs: int | None = _of_sampling(
+        None,
+        metavar="N",
+        min=0,
+        max=20,
+        from_settings=False,
+        help="Add the log probability of each token, and of the N likeliest in its place, to the JSON.",
     )
     greedy: bool = _of_sampling(False, against="temperature", help="Always the likeliest token; --temperature 0.")
 

@@ -27,7 +27,7 @@ from kvlite.batch.tally import Tally
 from kvlite.console import Console
 from kvlite.deadline import Deadline
 from kvlite.engine.request import Token
-from kvlite.errors import BatchFailed, Interrupted, KvliteError, OutputError, Terminated, TimeLimit
+from kvlite.errors import BatchFailed, Interrupted, KvliteError, OutputError, Terminated, TimeLimit, UsageError
 from kvlite.llm.answer import BATCH_MAX_TOKENS, grammar_of, sampling_of
 from kvlite.options import AnswerOptions, BatchOptions
 from kvlite.record.measure import versions
@@ -52,6 +52,8 @@ class Batch:
         console: Console,
         recorder: Recorder,
     ) -> None:
+        if answer.logprobs is not None and options.out_format == "text":
+            raise UsageError("--logprobs have no place in --out-format text; give another form")
         refuse_shared_files(options, recorder.report, is_terminal=console.is_terminal)
         self._options = options
         self._answer = answer
@@ -60,6 +62,8 @@ class Batch:
             **sampling_of(answer),
             "seed": answer.seed,
             "max_tokens": answer.max_tokens or BATCH_MAX_TOKENS,
+            "min_tokens": answer.min_tokens,
+            "logprobs": answer.logprobs,
             "stop": answer.stop,
             "system": answer.system,
             "grammar": None if (grammar := grammar_of(answer)) is None else str(grammar),
