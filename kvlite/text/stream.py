@@ -90,13 +90,20 @@ class Part(Enum):
 class AnswerText:
     """The text of one answer, which begins with the part `begins`.
 
-    Stop strings, none of them empty, end the answer and are not part of it; they do not count inside thinking. They may
-    hold special tokens, which are no part of the text otherwise.
+    Stop strings, none of them empty, end the answer and are not part of it; they do not count inside thinking, nor
+    before the answer has `min_tokens`. They may hold special tokens, which are no part of the text otherwise.
     """
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, *, stop: Sequence[str] = (), begins: Part = Part.ANSWER
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        stop: Sequence[str] = (),
+        begins: Part = Part.ANSWER,
+        min_tokens: int = 0,
     ) -> None:
+        self.tokenizer = tokenizer
+        self._unstopped = min_tokens  # tokens to come before a stop string counts
         tags = None if begins is Part.ANSWER else think_tags(tokenizer) or DEFAULT_TAGS
         shown = tags.open + tags.close if tags else ""
         self._decoder = TokenDecoder(tokenizer, keep="\0".join((shown, *stop)))
@@ -132,6 +139,7 @@ class AnswerText:
 
     def push(self, token_id: int) -> list[Piece]:
         """Take the next id and return the pieces it completes; none once a stop string was met."""
+        self._unstopped -= 1
         return self._read(self._decoder.push(token_id), is_last=False)
 
     def finish(self) -> list[Piece]:
@@ -163,7 +171,8 @@ class AnswerText:
             self._held = self._held.lstrip()
             self._trims = not self._held
         if self._part is Part.ANSWER:
-            shown, self.stopped = self._take_until(self._stop, is_last)
+            stop = () if self._unstopped > 0 else self._stop
+            shown, self.stopped = self._take_until(stop, is_last)
             return shown
         shown, is_closed = self._take_until((self._tags.close,), is_last)
         if is_closed:
