@@ -1,4 +1,4 @@
-"""Answers with and without drafted tokens on one core, by processor time: a text written once more, and a story.
+"""Answers with and without drafted tokens on one core, by processor time: a text written once more, and stories.
 
     python benchmarks/speculation.py FOLDER --out benchmarks/results/speculation-smollm2-cpu.json
 
@@ -21,7 +21,7 @@ from statistics import median
 from typing import Any
 
 from kvlite import LLM
-from kvlite.engine.request import Completion, Request
+from kvlite.engine.request import Completion, Request, Sampling
 from kvlite.engine.speculation import Speculation
 
 TEXT = """\
@@ -43,16 +43,18 @@ fishermen, teachers and carpenters, as their fathers were, and their names are p
 that hang on the walls of the old boat house, with the year of each launch and the number of the saved. On summer \
 nights the harbour is full of lanterns, and bands play on the bandstand until the tide has turned."""
 
+STORY = "Tell me a long story about a lighthouse keeper and a storm."
 TASKS = {
-    "rewriting": f"Write the following text once more and put Scarborough in place of Whitby:\n\n{TEXT}",
-    "story": "Tell me a long story about a lighthouse keeper and a storm.",
+    "rewriting": (f"Write the following text once more and put Scarborough in place of Whitby:\n\n{TEXT}", Sampling()),
+    "story": (STORY, Sampling()),
+    "story, drawn": (STORY, Sampling(temperature=1.0, seed=1)),
 }
 
 
 def measure(llm: LLM, settings: list[str], rounds: int, tokens: int) -> dict[str, Any]:
     """Measure each task under each of `settings`, in turns."""
     found: dict[str, Any] = {}
-    for task, words in TASKS.items():
+    for task, (words, sampling) in TASKS.items():
         prompt = llm.model.text.prompt(words).ids
         took: dict[str, list[float]] = {setting: [] for setting in settings}
         answers: dict[str, Completion] = {}
@@ -60,7 +62,7 @@ def measure(llm: LLM, settings: list[str], rounds: int, tokens: int) -> dict[str
             for setting in settings:
                 asked: Any = int(setting) if setting.isdigit() else setting
                 llm.engine.speculation = Speculation(asked)
-                request = Request("a", prompt, max_tokens=tokens, stop_ids=llm.model.text.stop_ids)
+                request = Request("a", prompt, sampling, max_tokens=tokens, stop_ids=llm.model.text.stop_ids)
                 events = llm.engine.run([request])
                 next(events)
                 start = time.process_time()
