@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from kvlite.cache.rotation import Rotation
 from kvlite.cache.step import Step
 from kvlite.memory.shape import ModelShape
+from kvlite.models.apart import rows_apart
 from kvlite.models.attention_interface import AttentionLayers, bound_cache
 from kvlite.models.fused import FusedDecoder
 from kvlite.models.hybrid import HybridState
@@ -75,7 +76,7 @@ class LoadedModel:
         """
         own = ids.shape[1] - step.echoes
         has_padding = step.echo is not None or min(step.counts) < own
-        with bound_cache(cache, step):
+        with bound_cache(cache, step), rows_apart(step.turns is not None):
             rot = step.fed_rot
             positions = (rot.clamp(min=0) if has_padding else rot).long()
             if self.decoder is not None:

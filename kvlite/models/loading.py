@@ -43,9 +43,9 @@ from kvlite.memory.format import dtype_name, human_bytes
 from kvlite.memory.prediction import packed_bits, stays_packed, weight_term
 from kvlite.memory.shape import ModelShape
 from kvlite.models.adapter import merged
+from kvlite.models.apart import set_apart
 from kvlite.models.checks import check, check_once, circumstances
 from kvlite.models.device import free_bytes, set_threads
-from kvlite.models.even import make_even
 from kvlite.models.head_needs import fingerprint
 from kvlite.models.hybrid import HybridState
 from kvlite.models.loaded import LoadedModel
@@ -102,7 +102,7 @@ def load(files: ModelFiles, options: ModelOptions, device: torch.device, store: 
         loaded = check(loaded, ops, fuses=options.fuse)
     else:
         loaded = check_once(loaded, ops, store, about, fuses=options.fuse)
-    make_even(loaded)
+    set_apart(loaded.model)
     stages = {name: end - start for (_, start), (name, end) in pairwise(passed)}
     return replace(loaded, stages={**stages, **loaded.stages})
 
