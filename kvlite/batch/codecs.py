@@ -37,6 +37,8 @@ _UNSUPPORTED: dict[str, tuple[object, ...]] = {
 _WITHOUT_EFFECT = {"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key",
                    "prompt_cache_retention", "parallel_tool_calls", "stream_options"}  # fmt: skip
 """Keys of OpenAI's that change no answer."""
+SETTINGS = (_KNOWN_IN_BODY | {"system"}) - {"prompt"}
+"""Keys of a simple line that say what is asked and how; columns of a table that have these names are the same."""
 _KNOWN_IN_SIMPLE = _KNOWN_IN_BODY | {"id", "custom_id", "system", "metadata"}
 
 
@@ -61,7 +63,7 @@ def decode_line(raw: bytes, item: Item, only: str = "auto") -> Item:
             raise LineError(f"the line has the {form} form; --format {only} takes no other")
         item = replace(item, key=_key(value, default=item.key))
         if form == "openai":
-            return _decode_openai(value, item)
+            return decode_openai(value, item)
         item = replace(item, metadata=shallow(given(value, "metadata", dict), "metadata"))
         return decode_simple(value, item)
     except LineError as refused:
@@ -86,14 +88,8 @@ def decode_simple(value: Json, item: Item) -> Item:
     return replace(item, prompt=None, messages=({"role": "system", "content": system}, *messages))
 
 
-def repeated(item: Item, first_line: int | None) -> Item:
-    """Refuse `item` because line `first_line`, or one before it that is not remembered, has its id already."""
-    first = "an earlier line" if first_line is None else f"line {first_line}"
-    message = f"line {item.line} has the id {shown(item.key)} of {first}; ids must differ"
-    return replace(item, failure=Failure(Code.DUPLICATE, message, "custom_id" if item.form == "openai" else "id"))
-
-
-def _decode_openai(value: Json, item: Item) -> Item:
+def decode_openai(value: Json, item: Item) -> Item:
+    """Complete `item` by the keys of a line of OpenAI's batch API. Raises LineError."""
     method = value.get("method", "POST")
     if method != "POST":
         raise LineError(f"method is {shown(method)}; give POST", "method")
@@ -107,6 +103,13 @@ def _decode_openai(value: Json, item: Item) -> Item:
     if url == CHAT_URL:
         return replace(item, messages=_messages(body.get("messages")))
     return replace(item, prompt=_prompt(body), raw=True)
+
+
+def repeated(item: Item, first_line: int | None) -> Item:
+    """Refuse `item` because line `first_line`, or one before it that is not remembered, has its id already."""
+    first = "an earlier line" if first_line is None else f"line {first_line}"
+    message = f"line {item.line} has the id {shown(item.key)} of {first}; ids must differ"
+    return replace(item, failure=Failure(Code.DUPLICATE, message, "custom_id" if item.form == "openai" else "id"))
 
 
 def _with_settings(item: Item, body: Json, known: frozenset[str]) -> Item:

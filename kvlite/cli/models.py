@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from kvlite.catalog.files import ModelFiles
     from kvlite.catalog.listing import Listed
     from kvlite.catalog.names import ModelRef
-    from kvlite.console import Console
 
 _NAME_HELP = "Alias or org/name[:quant][@revision]."
 
@@ -35,7 +34,11 @@ class PullOptions:
 class ListOptions:
     """Models or names."""
 
-    aliases: bool = option(False, from_settings=False, help="List short names instead, here or not, and their models.")
+    aliases: bool = option(
+        False,
+        from_settings=False,
+        help="List short names instead, and which of their models this machine can run.",
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,7 +77,9 @@ def ls(given: ListOptions, call: Invocation) -> None:
 
     out = call.console
     if given.aliases:
-        _list_aliases(out)
+        from kvlite.cli.known_models import list_known
+
+        list_known(out)
         return
     models = list_models()
     if out.as_json:
@@ -152,31 +157,6 @@ def _parts(ref: ModelRef) -> list[Path]:
     if snapshot is None:
         return []
     return [snapshot / name for name in gguf_files(gguf_names(snapshot), ref.quant, model=ref.repo or "")]
-
-
-def _list_aliases(out: Console) -> None:
-    """Write every alias with its repository and what the package knows of it."""
-    from kvlite.catalog.listing import list_aliases
-    from kvlite.memory.format import human_bytes
-
-    models = list_aliases()
-    if out.as_json:
-        out.json([asdict(model) for model in models], indent=2)
-    elif out.quiet:
-        for model in models:
-            out.line(model.name)
-    else:
-        rows = [
-            (
-                model.name,
-                model.repo,
-                f"{model.license}{', gated' if model.gated else ''}",
-                human_bytes(model.weight_bytes),
-                human_bytes(model.kv_bytes_per_token),
-            )
-            for model in models
-        ]
-        out.table(("NAME", "REPO", "LICENCE", "WEIGHTS", "KV/TOK"), rows)
 
 
 def _listed_row(model: Listed) -> tuple[str, ...]:
