@@ -176,6 +176,8 @@ def _listed_record(model: Listed) -> dict[str, Any]:
 def _record(ref: ModelRef, facts: ModelFiles) -> dict[str, Any]:
     """All that is known of a model; of one that kvlite cannot hold, the problem in place of its shape."""
     from kvlite.cli.planning import layer_groups
+    from kvlite.llm.spec import find_device
+    from kvlite.memory.prediction import weights_held_in
 
     record: dict[str, Any] = {
         "name": str(ref),
@@ -195,6 +197,7 @@ def _record(ref: ModelRef, facts: ModelFiles) -> dict[str, Any]:
     return record | {
         "family": shape.family,
         "dtype": shape.dtype,
+        "held_in": weights_held_in(facts.weights, shape.dtype, "none", find_device("auto").kind),
         "layers": layer_groups(shape.layers, (None,) * len(shape.layers)),
         "query_heads": shape.query_heads,
         "window": shape.max_positions,
@@ -219,7 +222,7 @@ def _lines(record: dict[str, Any]) -> Iterator[tuple[str, str]]:
     if record["problem"]:
         yield "problem", record["problem"]
         return
-    yield "family", f"{record['family']}, {record['dtype']}, {record['query_heads']} query heads"
+    yield "family", f"{record['family']}, {record['held_in']}, {record['query_heads']} query heads"
     for group in record["layers"]:
         yield "layers", layer_text(group)
     yield "KV per token", f"{record['kv_bytes_per_token']:,} bytes"
