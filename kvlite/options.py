@@ -260,7 +260,7 @@ class BatchOptions:
     `out_format` None mirrors each line; `resume` to `retry_errors` say what becomes of records that are in the file.
     """
 
-    input: str = argument(metavar="INPUT", help="JSON lines, plain lines or CSV; - is stdin.")
+    input: str = argument(metavar="INPUT", help="JSON lines, plain lines, CSV, TSV or Parquet; - is stdin.")
     model: str | None = model_option()
 
     output: str | None = _of_output(
@@ -271,11 +271,12 @@ class BatchOptions:
         shown_default="stdout if redirected, else <input>.out.jsonl",
         help="Where the records go.",
     )
-    format: Literal["auto", "openai", "simple", "text", "csv"] = _of_input(
-        "auto", help="auto goes by the name (.csv, .txt), else JSON lines, their form told line by line."
+    format: Literal["auto", "openai", "simple", "text", "csv", "tsv", "parquet"] = _of_input(
+        "auto",
+        help="auto goes by the name (.csv, .tsv, .txt, .parquet), else JSON lines, their form told line by line.",
     )
     escape: bool = _of_input(False, help="In plain lines, \\n stands for a newline.")
-    prompt_column: str = _of_input("prompt", metavar="NAME", help="The CSV column to answer.")
+    prompt_column: str = _of_input("prompt", metavar="NAME", help="The column of a table to answer.")
     ignore_unsupported: bool = _of_input(
         False, help="Answer lines that ask for what is not supported, without it; else they fail."
     )
@@ -312,6 +313,16 @@ class BatchOptions:
         against="device",
         help="A worker on each of these devices, each with its own model and KV budget: cuda:0,cuda:1, or cpu:2 for "
         "two on the CPU.",
+    )
+    ray: str | None = _of_run(
+        None,
+        metavar="auto|local|ADDRESS",
+        against="devices",
+        help="Workers on the machines of a Ray cluster: the one of this machine (auto), another, or one of the batch's "
+        "own; needs the extra ray.",
+    )
+    workers: int | None = _of_run(
+        None, metavar="N", min=1, shown_default="one per GPU, else per machine", help="Workers on Ray, one GPU each."
     )
     prefix_cache: bool = _of_run(True, help="Feed beginnings that prompts share once.")
     dedupe: bool = _of_run(False, help="Run equal greedy requests once; keeps answers in memory.")

@@ -97,6 +97,8 @@ class Batch:
     def _run(self, ending: ExitStack) -> None:
         """Write all records; callbacks given to `ending` run however this ends, outside the time limit."""
         survey = self._input.survey()
+        if columns := self._input.setting_columns:
+            self._console.note(f"columns that are settings of their rows: {', '.join(columns)}")
         self._tally.total = survey.total
         model = self._choose_model(survey.model)
         meta = {
@@ -127,7 +129,7 @@ class Batch:
     def _open(self, model: Model, ending: ExitStack) -> Runner:
         """Open the model, in this process or in workers; `ending` closes them and says what came of it."""
         runner: Runner
-        if self._options.devices is not None:
+        if self._options.devices is not None or self._options.ray is not None:
             workers = open_workers(model, self._answer, self._options, self._recorder)
             ending.callback(workers.close)
             workers.await_model()
