@@ -21,11 +21,10 @@ def attend(
     s_q_row, s_q_head, s_q_token, s_q_pos,
     s_k_row, s_k_head, s_k_key, s_v_row, s_v_head, s_v_key, s_pos_row, s_pos_head,
     s_new_k_row, s_new_k_head, s_new_k_key, s_new_v_row, s_new_v_head, s_new_v_key, s_new_pos_row,
-    NUM_HEADS: tl.constexpr, G: tl.constexpr, D: tl.constexpr, D_V: tl.constexpr,
+    NUM_HEADS: tl.constexpr, G: tl.constexpr, D: tl.constexpr, D_V: tl.constexpr, BITS_V: tl.constexpr,
     PAD_D: tl.constexpr, PAD_D_V: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr,
-    BITS: tl.constexpr, BITS_V: tl.constexpr, GROUP: tl.constexpr, GROUP_V: tl.constexpr,
-    RUN: tl.constexpr, RUN_V: tl.constexpr, HAS_CAP: tl.constexpr, HAS_SINK: tl.constexpr, HAS_NEW: tl.constexpr,
-    STATISTIC: tl.constexpr,
+    BITS: tl.constexpr, GROUP: tl.constexpr, GROUP_V: tl.constexpr, RUN: tl.constexpr, RUN_V: tl.constexpr,
+    HAS_CAP: tl.constexpr, HAS_SINK: tl.constexpr, HAS_NEW: tl.constexpr, STATISTIC: tl.constexpr,
 ):  # fmt: skip
     """Grid (cdiv(T, QUERIES), n * H_Q): out [n, H_Q, T, D_V], lse and norm fp32 [n, H_Q, T].
 
