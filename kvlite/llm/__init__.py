@@ -204,6 +204,8 @@ class LLM:
     def _settings(self, given: Mapping[str, Any], **limit: int) -> AnswerSettings:
         if isinstance(schema := given.get("json_schema"), Mapping):
             given = {**given, "json_schema": json.dumps(schema)}
+        if isinstance(biases := given.get("logit_bias"), Mapping):
+            given = {**given, "logit_bias": [f"{token}={bias}" for token, bias in biases.items()]}
         model, options = self.model, options_from(AnswerOptions, given, without=("system",))
         pins = model.spec.options.pin_system
         return AnswerSettings.of(model.generation, options, pin_system=pins, **limit)
