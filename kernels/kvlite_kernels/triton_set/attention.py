@@ -90,8 +90,8 @@ def attend_many(
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
     """Queries of a chunk over the slots and, where there is a second segment, the chunk -> out, lse, statistics.
 
-    out [n, H_Q, T, D_V], lse [n, H_Q, T], the statistic [n, H_KV, N] of each segment's keys that it is asked of. The
-    second segment ends with the keys of the queries themselves.
+    out [n, H_Q, T, D_V], lse [n, H_Q, T], the statistic [n, H_KV, N] of each segment. The second segment ends with the
+    keys of the queries themselves.
     """
     rows, num_heads, num_queries, dim = q.shape
     slots, new = segments[0], segments[-1]
@@ -127,9 +127,6 @@ def attend_many(
     for index, segment in enumerate(segments):
         k, num_keys = operand(segment.k), segment.k.shape[2]
         sums = torch.empty(rows, kv_heads, num_keys, dtype=torch.float32, device=q.device)
-        if segment.asked == 0:
-            statistics.append(sums[..., :0])
-            continue
         prefill.column_sums[(triton.cdiv(num_keys, tile.columns), rows * kv_heads)](
             q, q_pos, norm, observation.weight, k.data, k.scale, segment.pos, sums,
             scaling, softcap, window, num_queries, num_keys, observation.first(num_queries), *noise,
@@ -139,8 +136,7 @@ def attend_many(
             HAS_CAP=geometry.softcap is not None, IS_NEW=index > 0, STATISTIC=kind, HEADS=observation.heads,
             **tile.options,
         )  # fmt: skip
-        sums = _over_the_layer(sums) if observation.heads == "layer" else sums
-        statistics.append(sums[..., : segment.asked])
+        statistics.append(_over_the_layer(sums) if observation.heads == "layer" else sums)
     return out, lse, statistics
 
 
