@@ -21,6 +21,9 @@ from kvlite_kernels.eviction import Protection, priority
 from kvlite_kernels.lowbit import Packed
 from kvlite_kernels.slots import Slots, Vectors
 
+UNHEARD = 1e30
+"""What a policy that echoes knows of a token until it is heard, which is when the next are: so it stays till then."""
+
 SCORED_TOGETHER = 1 << 18
 """Most slots, of all heads, rows and layers, that are scored at once: some 120 bytes each while that lasts."""
 
@@ -68,7 +71,9 @@ class PartGroup:
             return
         slots = self.slots.of_rows(step.rows)
         slots.write(mapping.index, pos=step.pos[:, None], rot=step.rot[:, None])
-        if mapping.evicts and slots.statistic is not None:
+        if slots.statistic is not None and self.policy.echoes:
+            slots.write(mapping.index, statistic=torch.full_like(step.pos, UNHEARD, dtype=torch.float32)[:, None])
+        elif slots.statistic is not None and mapping.evicts:
             slots.statistic[..., -1].zero_()
 
     def evict(self, step: Step) -> None:

@@ -377,7 +377,7 @@ class Engine:
         if logits is None:
             given = inputs(feed, rows, self.loaded.device)
             to_come = [row.to_come for row in rows]
-            echoes = self._echoes and feed.width > 1
+            echoes = self._echoes and feed.width > 1 and any(row.job is None or row.job.echoes for row in rows)
             step = self.cache.begin(feed.rows, given.pos, given.rot, feed.counts, given.pins, to_come, echoes=echoes)
             logits = self.loaded.forward(given.ids, self.cache, step, last)
         for row, count in zip(rows, feed.counts, strict=True):
