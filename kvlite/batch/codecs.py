@@ -8,7 +8,7 @@ from typing import Any
 from kvlite.batch.answer_format import answer_format
 from kvlite.batch.item import Code, Failure, Form, Item, Json, LineError
 from kvlite.batch.values import count, given, kind, parse_json, shallow, shown, string, text
-from kvlite.engine.request import Sampling
+from kvlite.engine.request import MOST_LOGPROBS, Sampling
 from kvlite.errors import UsageError
 from kvlite.text.messages import checked
 
@@ -24,14 +24,14 @@ _KINDS_OF_NUMBERS = {
 _KNOWN_IN_BODY = frozenset(
     {"model", "messages", "prompt", "max_tokens", "max_completion_tokens", "stop", "n", "response_format",
      "structured_outputs", "chat_template_kwargs", "continue_final_message", "add_generation_prompt", "logit_bias",
-     *_KINDS_OF_NUMBERS}
+     "logprobs", "top_logprobs", "min_tokens", *_KINDS_OF_NUMBERS}
 )  # fmt: skip
 _OFF: tuple[object, ...] = (None, False, [], {})
 _UNSUPPORTED: dict[str, tuple[object, ...]] = {
     "tools": _OFF, "functions": _OFF, "tool_choice": (None, "none", "auto"), "function_call": (None, "none", "auto"),
-    "logprobs": (None, False), "top_logprobs": (None, 0), "echo": (None, False), "best_of": (None, 1),
-    "suffix": (None, ""), "stream": (None, False), "modalities": (None, ["text"]), "audio": (None,),
-    "prediction": (None,), "web_search_options": (None,), "reasoning_effort": (None,), "verbosity": (None,),
+    "echo": (None, False), "best_of": (None, 1), "suffix": (None, ""), "stream": (None, False),
+    "modalities": (None, ["text"]), "audio": (None,), "prediction": (None,), "web_search_options": (None,),
+    "reasoning_effort": (None,), "verbosity": (None,),
 }  # fmt: skip
 """Keys that ask for more than there is, with the values that do not."""
 _WITHOUT_EFFECT = {"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key",
@@ -110,7 +110,6 @@ def _decode_openai(value: Json, item: Item) -> Item:
 
 
 def _with_settings(item: Item, body: Json, known: frozenset[str]) -> Item:
-    has_format, grammar = answer_format(body)
     if body.get("kvlite") is not None:
         raise LineError(
             "kvlite is no key of a line: one cache serves all lines; give --kv-budget and the like", "kvlite"
@@ -125,8 +124,7 @@ def _with_settings(item: Item, body: Json, known: frozenset[str]) -> Item:
         max_tokens=count(body, "max_completion_tokens") or count(body, "max_tokens"),
         stop=_stop(body.get("stop")),
         n=n,
-        has_format=has_format,
-        grammar=grammar,
+        settings={**answer_format(body), **_logprobs(body), **_min_tokens(body)},
         unsupported=_unsupported(body, known, is_strict=item.form == "openai"),
         continues=_continues(body),
         template_kwargs=given(body, "chat_template_kwargs", dict) or {},
@@ -166,6 +164,26 @@ def _logit_bias(body: Json) -> dict[str, Any]:
     except UsageError as error:
         raise LineError(str(error), "logit_bias") from None
     return {"logit_bias": tuple(biases)}
+
+
+def _logprobs(body: Json) -> dict[str, int | None]:
+    """Read what either API of OpenAI says: true, with top_logprobs beside it, or the number of likely tokens."""
+    asked, top = given(body, "logprobs", bool, int), given(body, "top_logprobs", int)
+    if top is not None and top != 0 and asked is not True:
+        raise LineError("top_logprobs needs logprobs to be true", "top_logprobs")
+    if asked is None:
+        return {}
+    name, most = ("top_logprobs", top or 0) if asked is True else ("logprobs", asked)
+    if not 0 <= most <= MOST_LOGPROBS:
+        raise LineError(f"{name} is {shown(most)}; give a number from 0 to {MOST_LOGPROBS}", name)
+    return {"logprobs": None if asked is False else most}
+
+
+def _min_tokens(body: Json) -> dict[str, int]:
+    least = given(body, "min_tokens", int)
+    if least is not None and least < 0:
+        raise LineError(f"min_tokens is {shown(least)}; give at least 0", "min_tokens")
+    return {} if least is None else {"min_tokens": least}
 
 
 def _sampling(body: Json) -> dict[str, Any]:
