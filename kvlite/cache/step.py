@@ -48,7 +48,7 @@ class Step:
     `pos` is a token's index in its conversation, `rot` the position its key is rotated by; `counts` is the number of
     real tokens per row. `observation` says how attention counts for the policy, None where it does not. `pins` int32
     [n, P, 2] are spans of positions never evicted, None where there are none. `mappings` are by number of slots. `echo`
-    are tokens that are fed with it and leave nothing but what they looked at.
+    is that of its tokens, None where none is asked for.
     """
 
     rows: slice
