@@ -166,7 +166,7 @@ class SlotCache:
     def again(self, rows: slice, pos: Tensor, rot: Tensor) -> Step:
         """The step that feeds a row its newest tokens once more: slots keep all but what is known of these."""
         mappings = {slots: SlotMapping(max(1, *live[rows]), slice(0, 0)) for slots, live in self._live.items()}
-        return Step(rows, pos, rot, (0,), None, None, mappings, echo_of(pos, [pos.shape[1]]))
+        return Step(rows, pos, rot, (0,), None, None, mappings, echo_of(pos, [pos.shape[1]]), is_again=True)
 
     def mapped(
         self,

@@ -74,7 +74,7 @@ class Part:
         before = self._before(mapping, geometry.window) if num_queries == k.shape[2] == step.pos.shape[1] else None
         slots, held = self._view(step.rows, mapping, before, num_queries)
         if mapping.index is not None:
-            if any(step.counts):
+            if not step.is_again:
                 backend.write(slots, mapping.index, k, v)
             out, _ = backend.attend(q, q_pos, [held], geometry, observation)
             if step.echo is not None and again is not None and held.statistic is not None:

@@ -48,7 +48,7 @@ class Step:
     `pos` is a token's index in its conversation, `rot` the position its key is rotated by; `counts` is the number of
     real tokens per row. `observation` says how attention counts for the policy, None where it does not. `pins` int32
     [n, P, 2] are spans of positions never evicted, None where there are none. `mappings` are by number of slots. `echo`
-    is that of its tokens, None where none is asked for.
+    is that of its tokens, None where none is asked for; where it `is_again`, slots hold the tokens already.
     """
 
     rows: slice
@@ -59,6 +59,7 @@ class Step:
     pins: Tensor | None
     mappings: dict[int, SlotMapping]
     echo: Echo | None = None
+    is_again: bool = False
 
     @property
     def next_pos(self) -> Tensor:
