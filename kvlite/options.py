@@ -260,7 +260,7 @@ class BatchOptions:
     `out_format` None mirrors each line; `resume` to `retry_errors` say what becomes of records that are in the file.
     """
 
-    input: str = argument(metavar="INPUT", help="JSON lines, plain lines or CSV; - is stdin.")
+    input: str = argument(metavar="INPUT", help="JSON lines, plain lines, CSV, TSV or Parquet; - is stdin.")
     model: str | None = model_option()
 
     output: str | None = _of_output(
@@ -271,11 +271,12 @@ class BatchOptions:
         shown_default="stdout if redirected, else <input>.out.jsonl",
         help="Where the records go.",
     )
-    format: Literal["auto", "openai", "simple", "text", "csv"] = _of_input(
-        "auto", help="auto goes by the name (.csv, .txt), else JSON lines, their form told line by line."
+    format: Literal["auto", "openai", "simple", "text", "csv", "tsv", "parquet"] = _of_input(
+        "auto",
+        help="auto goes by the name (.csv, .tsv, .txt, .parquet), else JSON lines, their form told line by line.",
     )
     escape: bool = _of_input(False, help="In plain lines, \\n stands for a newline.")
-    prompt_column: str = _of_input("prompt", metavar="NAME", help="The CSV column to answer.")
+    prompt_column: str = _of_input("prompt", metavar="NAME", help="The column of a table to answer.")
     ignore_unsupported: bool = _of_input(
         False, help="Answer lines that ask for what is not supported, without it; else they fail."
     )

@@ -97,6 +97,8 @@ class Batch:
     def _run(self, ending: ExitStack) -> None:
         """Write all records; callbacks given to `ending` run however this ends, outside the time limit."""
         survey = self._input.survey()
+        if columns := self._input.setting_columns:
+            self._console.note(f"columns that are settings of their rows: {', '.join(columns)}")
         self._tally.total = survey.total
         model = self._choose_model(survey.model)
         meta = {
