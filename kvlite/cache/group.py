@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kvlite.cache.part import LayerHeads, Part
 from kvlite.cache.policy import Candidates, Policy, PolicyFailed, in_a_line, is_built_in
-from kvlite.cache.step import Step
+from kvlite.cache.step import UNHEARD, Step
 from kvlite.errors import KvliteError
 from kvlite.memory.format import SlotFormat
 from kvlite.memory.plan import CachePlan
@@ -20,9 +20,6 @@ from kvlite_kernels.backend import TORCH, Backend
 from kvlite_kernels.eviction import Protection, priority
 from kvlite_kernels.lowbit import Packed
 from kvlite_kernels.slots import Slots, Vectors
-
-UNHEARD = 1e30
-"""What a policy that echoes knows of a token until it is heard, which is when the next are: so it stays till then."""
 
 SCORED_TOGETHER = 1 << 18
 """Most slots, of all heads, rows and layers, that are scored at once: some 120 bytes each while that lasts."""

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from kvlite.cache.policy import Candidates
 from kvlite.cache.rotation import Rotation, rotate_keys
-from kvlite.cache.step import Echo, SlotMapping, Step
+from kvlite.cache.step import UNHEARD, Echo, SlotMapping, Step
 from kvlite.memory.shape import LayerShape
 from kvlite_kernels.eviction import choose, priority
 from kvlite_kernels.kinds import Statistic
@@ -88,7 +88,7 @@ class Part:
         new = Segment(keys, values, step.pos[:, None, -k.shape[2] :], None, *own)
         out, received = backend.attend(q, q_pos, [held, new], geometry, observation)
         if self.group.policy.echoes:
-            received = torch.zeros(*k.shape[:3], device=k.device)
+            received = torch.full(k.shape[:3], UNHEARD, device=k.device)
         if step.echo is not None and again is not None:
             received = self._heard(again, step.echo, [held, new], geometry)
         self._keep_best(slots, held, replace(new, statistic=received), step, q)

@@ -8,6 +8,9 @@ from torch import Tensor
 
 from kvlite_kernels.statistic import Observation
 
+UNHEARD = 1e30
+"""The statistic of a token whose query has not asked again, where the policy echoes: more than any receives."""
+
 
 @dataclass(frozen=True, slots=True)
 class SlotMapping:

@@ -12,8 +12,7 @@ from transformers.masking_utils import eager_mask
 from transformers.models.llama.modeling_llama import eager_attention_forward
 
 from kvlite.cache.cache import ASKED
-from kvlite.cache.group import UNHEARD
-from kvlite.cache.step import Step
+from kvlite.cache.step import UNHEARD, Step
 from kvlite.engine.engine import Engine
 from kvlite.engine.request import Request
 from kvlite.models.attention_interface import AttentionLayers
