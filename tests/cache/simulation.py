@@ -60,8 +60,8 @@ class Rule:
     """A policy: who is safe, what is known of a token, and how the others are ranked by it.
 
     `gives` is what one query of one head says of every key it sees, and `heads` how a group of them is summed up: by
-    the mean, the most of them, or the mean of all heads of the layer. The last `observed` queries count. A token is known
-    as `unheard` at first.
+    the mean, the most of them, or the mean of all heads of the layer. The last `observed` queries count. At first a
+    token is known as `unheard`.
     """
 
     rank: Callable[[Sequence[Token], int], Sequence[float]]  # of all tokens and the next position, higher stays
