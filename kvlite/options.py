@@ -314,6 +314,16 @@ class BatchOptions:
         help="A worker on each of these devices, each with its own model and KV budget: cuda:0,cuda:1, or cpu:2 for "
         "two on the CPU.",
     )
+    ray: str | None = _of_run(
+        None,
+        metavar="auto|local|ADDRESS",
+        against="devices",
+        help="Workers on the machines of a Ray cluster: the one of this machine (auto), another, or one of the batch's "
+        "own; needs the extra ray.",
+    )
+    workers: int | None = _of_run(
+        None, metavar="N", min=1, shown_default="one per GPU, else per machine", help="Workers on Ray, one GPU each."
+    )
     prefix_cache: bool = _of_run(True, help="Feed beginnings that prompts share once.")
     dedupe: bool = _of_run(False, help="Run equal greedy requests once; keeps answers in memory.")
     retries: int = _of_run(1, metavar="N", min=0, help="Where memory or a policy fails, try a record alone this often.")
