@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from kvlite_kernels.echo import heard
 from kvlite_kernels.eviction import Protection, choose, priority
 from kvlite_kernels.fused_attention import attend_fused, suits
 from kvlite_kernels.lowbit import Packed, hadamard, quantise
@@ -82,8 +83,8 @@ class Backend:
     ) -> tuple[Tensor, Tensor | None]:
         """Attend q [n, H_Q, T, D] at `q_pos` int [n, T] over slots and, unless they are among these, the new tokens.
 
-        Returns out [n, H_Q, T, D_V] in the dtype of q and the statistic of those new tokens [n, H_KV, T] that it is
-        asked of. That of the slots is updated in place: what the observation retains of it, plus what they received.
+        Returns out [n, H_Q, T, D_V] in the dtype of q and the statistic of the new tokens [n, H_KV, T]. That of the
+        slots is updated in place: what the observation retains of it, plus what they received.
         """
         held = segments[0]
         is_quantised = isinstance(held.k, Packed)
@@ -122,6 +123,15 @@ class Backend:
             outs.append((hadamard(out) if is_quantised else out).to(q.dtype))
             shares += received
         return torch.cat(outs, 2), shares
+
+    def heard(
+        self, q: Tensor, q_pos: Tensor, segments: list[Segment], geometry: Geometry, observation: Observation
+    ) -> Tensor:
+        """The mass that keys of the last segment receive from q [n, H_Q, T, D] at `q_pos` int [n, T]: [n, H_KV, N].
+
+        The queries attend over all segments, and all that positions let them see.
+        """
+        return heard(hadamard(q) if isinstance(segments[0].k, Packed) else q, q_pos, segments, geometry, observation)
 
     def go_together(self, segments: Sequence[Segment], geometry: Geometry, observation: Observation | None) -> bool:
         """True where one query's attention over slots of different KV heads is less work at once than one by one."""

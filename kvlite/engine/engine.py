@@ -21,14 +21,13 @@ from kvlite.engine.prefixes import PrefixCopy, Prefixes
 from kvlite.engine.request import Completion, FinishReason, Logprobs, Request, Timing, Token
 from kvlite.engine.row import Row
 from kvlite.engine.sampling import INVALID, Draw, sample
-from kvlite.engine.scheduler import MOST_ECHO, Feed, next_feed, until_echo, with_echo
+from kvlite.engine.scheduler import Feed, next_feed, unheard
 from kvlite.engine.speculation import Speculation
 from kvlite.engine.verification import Verification
 from kvlite.errors import ContextFull, KvliteError, NumericError, UsageError
 from kvlite.memory.counts import KVCounts
 from kvlite.memory.format import SlotFormat
-from kvlite.memory.plan import MOST_CHUNK, CachePlan
-from kvlite.models.head_needs import asking_ids
+from kvlite.memory.plan import CachePlan
 from kvlite.models.hybrid import StateSnapshot
 from kvlite.models.loaded import LoadedModel
 from kvlite.models.probe import dry_cache
@@ -84,9 +83,7 @@ class Engine:
         self._recorder, self._must_capture = recorder, must_capture
         obstacle = "" if loaded.state is None else f"{loaded.shape.family} models carry state that cannot go back"
         self.speculation = Speculation(speculate, obstacle)
-        self._clock = (
-            time.thread_time if loaded.device.type == "cpu" else time.perf_counter
-        )  # others slow down no chunk
+        self._clock = time.thread_time if loaded.device.type == "cpu" else time.perf_counter  # load slows no chunk down
         if obstacle and isinstance(speculate, int):
             warn(f"--speculate {speculate}: tokens come one by one: {obstacle}")
         self._open(plan, policy, stored, on_full)
@@ -102,8 +99,7 @@ class Engine:
         for index, layer in self.cache.layers.items():
             layer.rotation = (loaded.rotations or {}).get(index)
         is_whole = plan.slots == plan.most_slots  # nothing is evicted inside the model's window
-        self._echoes = policy.echoes and self.on_full == "evict" and loaded.state is None and not is_whole
-        self._ask = asking_ids(loaded) if self._echoes else ()
+        self._echoes = policy.echoes and self.on_full == "evict" and not is_whole
         rotates = loaded.rotations is not None
         self._limits = Limits(self.cache, loaded.shape.vocab, loaded.window, rotates, self.on_full)
         self._rows = [Row(index) for index in range(plan.rows)]
@@ -139,9 +135,12 @@ class Engine:
                     yield from self._admit(request)
                 yield from self._ended()
                 self._share()
-                feed = next_feed(self._rows, feed, MOST_ECHO if self._echoes else MOST_CHUNK)
+                for row in self._rows if self._echoes else ():
+                    if row.job is not None and row.job.echoes:
+                        self._hear(row, ends=row.next_chunk > 0)
+                feed = next_feed(self._rows, feed)
                 if feed is not None:
-                    yield from self._advance(self._with_echo(feed, one_by_one=feed.decodes))
+                    yield from self._advance(feed)
                 elif exhausted:
                     return
         finally:
@@ -162,11 +161,13 @@ class Engine:
             )
         assert self.on_full != "evict" or max(map(len, ids)) <= self.plan.chunk, "re-rotation leaves room for one chunk"
         width = max(map(len, ids))
-        for row, piece in zip(self._rows[: len(ids)], ids, strict=True):
-            row.said.extend(piece)
         with self.peak_memory.phase("prefill"):
-            feed = self._with_echo(Feed(slice(0, len(ids)), tuple(ids)), one_by_one=width == 1)
-            return self._forward(feed, last=last or width)
+            for row, piece in zip(self._rows, ids, strict=False):
+                if self._echoes and piece:
+                    self._hear(row, ends=width > 1)
+            for row, piece in zip(self._rows[: len(ids)], ids, strict=True):
+                row.said.extend(piece)
+            return self._forward(Feed(slice(0, len(ids)), tuple(ids)), last=last or width)
 
     def cancel(self, request_id: str, reason: FinishReason = FinishReason.CANCELLED) -> None:
         """End a request before its next token; what it has answered stays part of the conversation."""
@@ -348,7 +349,7 @@ class Engine:
         """One forward pass; then a token for every row whose prompt is through."""
         rows = self._rows[feed.rows]
         is_alone = feed.decodes and len(rows) == 1 and self.speculation.is_on
-        if is_alone and (draft := self.speculation.draft(rows[0], self._most_drafted(rows[0], feed))):
+        if is_alone and (draft := self.speculation.draft(rows[0], self._most_drafted(rows[0]))):
             yield from self._verify(rows[0], draft)
             return
         started = self._clock()
@@ -361,7 +362,7 @@ class Engine:
             logits = logits[ready] if len(ready) < len(rows) else logits
             ids = sample(logits, draws) if ready else []
             known = logprobs(logits, ids, [rows[i].logprobs_asked for i in ready])
-        if is_alone and not feed.echo:
+        if is_alone:
             self.speculation.stepped(rows[0], ids[0], logits[0], seconds)
         for i, token, probable in zip(ready, ids, known, strict=True):
             yield from self._take(rows[i], token, probable)
@@ -371,17 +372,15 @@ class Engine:
         logits[0, 0].item()  # waits for the device
         return self._clock() - started
 
-    def _most_drafted(self, row: Row, feed: Feed) -> int:
+    def _most_drafted(self, row: Row) -> int:
         """The ids that may be drafted for a row that is to be fed: none that its answer or slots would not take."""
         job = row.job
         assert job is not None
-        if feed.echo:
-            return 0
         limits = [self._limits.most_at_once(row) - 1]
         if job.request.max_tokens is not None:
             limits.append(job.request.max_tokens - len(job.answer) - 1)
-        if self._echoes and (left := until_echo(row, self._ask, self.plan.chunk)) is not None:
-            limits.append(left - 1)
+        if self._echoes and job.echoes:  # the policy hears so many at once
+            limits.append(self.plan.chunk - (row.seen - row.echoed) - 1)
         return min(limits)
 
     def _verify(self, row: Row, draft: tuple[int, ...]) -> Iterator[Token | Completion]:
@@ -438,14 +437,10 @@ class Engine:
     def _forward(self, feed: Feed, last: int = 1) -> torch.Tensor:
         """Feed the ids and give the logits of the `last` positions [n, last, V]."""
         rows, logits = self._rows[feed.rows], None
-        behind = max(map(len, feed.echo), default=0)
         for row, count in zip(rows, feed.counts, strict=True):
-            if count and self._limits.must_turn(row, count + behind):
+            if count and self._limits.must_turn(row, count):
                 row.rot = self.cache.rerotate(row.index)
-        fed = [row.index for row, count in zip(rows, feed.counts, strict=True) if count]
-        if behind and any(self._limits.is_beyond(self._rows[row], feed.width + behind) for row in fed):
-            feed = replace(feed, echo=())  # the model's window has no room for it
-        if feed.decodes and self.graphs is not None and not feed.echo:
+        if feed.decodes and self.graphs is not None:
             try:
                 logits = self.graphs.step(feed, rows)[:, None]
             except NotCapturable as error:
@@ -453,17 +448,29 @@ class Engine:
         if logits is None:
             given = inputs(feed, rows, self.loaded.device)
             to_come = [row.to_come for row in rows]
-            step = self.cache.begin(feed.rows, given.pos, given.rot, feed.counts, given.pins, to_come, given.echo)
+            echoes = self._echoes and feed.width > 1 and any(row.job is None or row.job.echoes for row in rows)
+            step = self.cache.begin(feed.rows, given.pos, given.rot, feed.counts, given.pins, to_come, echoes=echoes)
             logits = self.loaded.forward(given.ids, self.cache, step, last)
         for row, count in zip(rows, feed.counts, strict=True):
             row.feed(count)
+            if count and feed.width > 1:
+                row.echoed = row.seen
         return logits
 
-    def _with_echo(self, feed: Feed, *, one_by_one: bool) -> Feed:
-        """The feed, and what the policy wants to be fed a second time behind it."""
-        if not self._echoes:
-            return feed
-        return with_echo(feed, self._rows[feed.rows], self._ask, self.plan.chunk, one_by_one=one_by_one)
+    def _hear(self, row: Row, *, ends: bool) -> None:
+        """Let the policy hear what came to a row one by one, where that is due: it is fed again and leaves no key.
+
+        A model's constant state is put back.
+        """
+        feed = unheard(row, self.plan.chunk, ends=ends)
+        if feed is None:
+            return
+        given, state = inputs(feed, [row], self.loaded.device), self.loaded.state
+        held = None if state is None else state.snapshot()
+        self.loaded.forward(given.ids, self.cache, self.cache.again(feed.rows, given.pos, given.rot))
+        if state is not None and held is not None:
+            state.restore(held)
+        row.echoed = row.seen
 
     def _take(self, row: Row, token: int, known: Logprobs | None) -> Iterator[Token | Completion]:
         """Record a sampled token; a stop id or the last allowed token ends the request."""
