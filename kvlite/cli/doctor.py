@@ -15,7 +15,8 @@ from kvlite.options import ModelOptions
 
 if TYPE_CHECKING:
     from kvlite.console import Console
-    from kvlite.record.verdicts import Circumstances, Verdict
+    from kvlite.record.findings import Circumstances
+    from kvlite.record.verdicts import Verdict
 
 _OF_AN_ANSWER = ("think", "pin_system", "prefill_chunk", "on_full", "capture")
 _OF_THE_BUDGET = ("kv_budget", "kv_per_seq", "kv_policy", "kv_dtype")

@@ -25,8 +25,9 @@ if TYPE_CHECKING:
     from kvlite.models.kv_quant_check import QuantEffect
     from kvlite.models.loaded import LoadedModel
     from kvlite.profiles.profile import HeadProfile
+    from kvlite.record.findings import Circumstances
     from kvlite.record.schema import ModelIdentity
-    from kvlite.record.verdicts import Circumstances, Verdict, Verdicts
+    from kvlite.record.verdicts import Verdict, Verdicts
     from kvlite.text.template import ChatText
 
 
