@@ -1,4 +1,4 @@
-"""Writes docs/cli.md from the program itself: `python docs/write_cli.py`; a test holds the two together."""
+"""Writes docs/cli.md and completions/ from the program itself: `python docs/write_cli.py`; tests hold them to it."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from typer.core import TyperCommand, TyperGroup
 
 from kvlite.cli import PROGRAM, app
 from kvlite.cli.commands import CommandGroup
+from kvlite.cli.completion import script_of
 from kvlite.cli.invocation import Invocation
 
 WIDTH = 100
+SCRIPTS = {"bash": "kvlite.bash", "zsh": "_kvlite", "fish": "kvlite.fish", "pwsh": "kvlite.ps1"}
 
 INTRODUCTION = f"""\
 # The command line
@@ -49,7 +51,10 @@ files. A model's `generation_config.json` gives the sampling settings that are s
 
 ## Completion
 
-A package puts the scripts of [completions/](../completions) where bash, zsh and fish look for them. By hand:
+bash (from 4.4), zsh, fish and PowerShell complete commands, options and their values, models (aliases, yours and
+kvlite's, what is cached, other programs' models), roles and saved chats. The scripts of [completions/](../completions)
+come with the package, under `share/`, where the shells look for them when kvlite is installed for all users. For one
+user, or from a virtual environment:
 
 ```text
 bash  kvlite completion bash > ~/.local/share/bash-completion/completions/kvlite
@@ -93,4 +98,7 @@ def _section(command: TyperCommand | TyperGroup, context: typer.Context) -> str:
 
 
 if __name__ == "__main__":
-    Path(__file__).with_name("cli.md").write_text(page(), encoding="utf-8")
+    here = Path(__file__).parent
+    (here / "cli.md").write_text(page(), encoding="utf-8")
+    for shell, file in SCRIPTS.items():
+        (here.parent / "completions" / file).write_text(f"{script_of(shell)}\n", encoding="utf-8")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -76,6 +77,23 @@ def read_batch_size(value: str) -> str:
 def read_report(value: str) -> str:
     """The words auto and none, or the path of a file that can be written."""
     return value if value in ("auto", "none") else read_file_name(value)
+
+
+def read_devices(value: str) -> str:
+    """Devices with commas between them, one for each worker of a batch."""
+    worker_devices(value)
+    return value
+
+
+def worker_devices(written: str) -> tuple[str, ...]:
+    """The device of each worker: `cpu:2` are two workers on the CPU, `cuda:0` is one on that GPU. Raises ValueError."""
+    found: list[str] = []
+    for word in written.split(","):
+        match = re.fullmatch(r"(cpu)(?::([1-9]\d{0,2}))?|cuda:\d{1,3}|mps", word.strip(), re.ASCII)
+        if match is None:
+            raise ValueError(f"{word!r} is no device for a worker; give for example cuda:0,cuda:1 or cpu:2")
+        found += ["cpu"] * int(match[2] or 1) if match[1] else [word.strip()]
+    return tuple(found)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -177,6 +195,7 @@ class AnswerOptions:
     max_tokens: int | None = _of_sampling(
         None, "-n", metavar="N", min=1, help="End an answer after N: 8,192 unless given, in a batch 1,024."
     )
+    min_tokens: int | None = _of_sampling(None, metavar="N", min=0, help="End no answer before N tokens.")
     temperature: float | None = _of_sampling(
         None, "-t", metavar="X", help="0 is greedy, 1 leaves the probabilities as they are."
     )
@@ -210,6 +229,14 @@ class AnswerOptions:
     choice: tuple[str, ...] = _of_sampling(
         (), metavar="TEXT", parse=read_text, from_settings=False, help="Answer with this TEXT or another --choice."
     )
+    logprobs: int | None = _of_sampling(
+        None,
+        metavar="N",
+        min=0,
+        max=20,
+        from_settings=False,
+        help="Add the log probability of each token, and of the N likeliest in its place, to the JSON.",
+    )
     greedy: bool = _of_sampling(False, against="temperature", help="Always the likeliest token; --temperature 0.")
 
 
@@ -233,7 +260,7 @@ class BatchOptions:
     `out_format` None mirrors each line; `resume` to `retry_errors` say what becomes of records that are in the file.
     """
 
-    input: str = argument(metavar="INPUT", help="JSON lines, plain lines or CSV; - is stdin.")
+    input: str = argument(metavar="INPUT", help="JSON lines, plain lines, CSV, TSV or Parquet; - is stdin.")
     model: str | None = model_option()
 
     output: str | None = _of_output(
@@ -244,11 +271,12 @@ class BatchOptions:
         shown_default="stdout if redirected, else <input>.out.jsonl",
         help="Where the records go.",
     )
-    format: Literal["auto", "openai", "simple", "text", "csv"] = _of_input(
-        "auto", help="auto goes by the name (.csv, .txt), else JSON lines, their form told line by line."
+    format: Literal["auto", "openai", "simple", "text", "csv", "tsv", "parquet"] = _of_input(
+        "auto",
+        help="auto goes by the name (.csv, .tsv, .txt, .parquet), else JSON lines, their form told line by line.",
     )
     escape: bool = _of_input(False, help="In plain lines, \\n stands for a newline.")
-    prompt_column: str = _of_input("prompt", metavar="NAME", help="The CSV column to answer.")
+    prompt_column: str = _of_input("prompt", metavar="NAME", help="The column of a table to answer.")
     ignore_unsupported: bool = _of_input(
         False, help="Answer lines that ask for what is not supported, without it; else they fail."
     )
@@ -277,6 +305,14 @@ class BatchOptions:
 
     batch_size: str = _of_run(
         "auto", metavar="auto|N", parse=read_batch_size, help="At most this many answers at once."
+    )
+    devices: str | None = _of_run(
+        None,
+        metavar="LIST",
+        parse=read_devices,
+        against="device",
+        help="A worker on each of these devices, each with its own model and KV budget: cuda:0,cuda:1, or cpu:2 for "
+        "two on the CPU.",
     )
     prefix_cache: bool = _of_run(True, help="Feed beginnings that prompts share once.")
     dedupe: bool = _of_run(False, help="Run equal greedy requests once; keeps answers in memory.")

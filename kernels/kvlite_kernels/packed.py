@@ -6,7 +6,7 @@ a tile of the weights is unpacked and multiplied as a plain matrix. No second co
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Self
@@ -20,7 +20,7 @@ COLUMNS = 64
 """Channels out come in blocks of so many, in which the kernel for 4 bits wants its codes."""
 
 _TILE = 1 << 22  # weights that are unpacked at once
-_PART = 1 << 24  # weights that are rounded at once
+_PART = 1 << 21  # weights that are rounded and packed at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,15 +44,28 @@ class Packed4:
     @classmethod
     def of(cls, weight: Tensor) -> Self:
         """Round a matrix [N, K] as `round_to_grid` does, and pack it."""
-        rows = max(1, _PART // weight.shape[1])
-        parts = [round_to_grid(part.float()) for part in weight.split(rows)]
-        return cls.pack(torch.cat([codes for codes, _ in parts]), torch.cat([grid for _, grid in parts]))
+        parts = weight.split(rows_at_once(weight.shape[1]))
+        return cls.stack((cls.pack(*round_to_grid(part.float())) for part in parts), weight.shape[0])
 
     @classmethod
     def pack(cls, codes: Tensor, grid: Tensor) -> Self:
         """Pack codes [N, K] from 0 to 15 and their grid [N, K / GROUP, 2]; `is_served` says which shapes."""
-        packed = torch.cat([torch._convert_weight_to_int4pack_for_cpu(part.int(), 1) for part in _blocks(codes)])
+        packed = torch._convert_weight_to_int4pack_for_cpu(codes.int(), 1)
         return cls(packed, grid.to(DTYPE).transpose(0, 1).contiguous())
+
+    @classmethod
+    def stack(cls, parts: Iterable[Self], outputs: int) -> Self:
+        """Weights one after another as one of so many `outputs`, each put into its place as it comes."""
+        at, whole = 0, None
+        for part in parts:
+            count, half = part.codes.shape
+            if whole is None:
+                whole = cls(part.codes.new_empty(outputs, half), part.grid.new_empty(len(part.grid), outputs, 2))
+            whole.codes[at : at + count] = part.codes
+            whole.grid[:, at : at + count] = part.grid
+            at += count
+        assert whole is not None and at == outputs
+        return whole
 
     @classmethod
     def join(cls, parts: Sequence[Self]) -> tuple[Self, list[Self]]:
@@ -117,7 +130,7 @@ class Packed8:
         """Round a matrix [N, K] to the nearest of 255 numbers, the largest of each row among them."""
         scale = (weight.abs().amax(-1).float() / 127).clamp(min=1e-30).to(DTYPE)
         codes = torch.empty(weight.shape, dtype=torch.int8)
-        rows = max(1, _PART // weight.shape[1])
+        rows = rows_at_once(weight.shape[1])
         for out, part, one in zip(codes.split(rows), weight.split(rows), scale.split(rows), strict=True):
             out.copy_((part.float() / one.float()[:, None]).round_().clamp_(-127, 127))
         return cls(codes, scale)
@@ -167,6 +180,11 @@ class PackedPair:
         rest = torch.stack([scale, 8 * scale], -1)
         both = torch.cat([codes >> 4, codes & 15], 1)
         return cls(Packed4.pack(both, torch.cat([high, rest], 1)))
+
+    @classmethod
+    def stack(cls, parts: Iterable[Self], outputs: int) -> Self:
+        """Weights one after another as one of so many `outputs`, each put into its place as it comes."""
+        return cls(Packed4.stack((part.halves for part in parts), outputs))
 
     @classmethod
     def join(cls, parts: Sequence[Self]) -> tuple[Self, list[Self]]:
@@ -226,10 +244,9 @@ def multiply(x: Tensor, weight: Packed, bias: Tensor | None) -> Tensor:
     return out if bias is None else out + bias
 
 
-def _blocks(codes: Tensor) -> tuple[Tensor, ...]:
-    """Rows of codes, whole blocks of channels out, few enough to be widened."""
-    parts: tuple[Tensor, ...] = codes.split(max(1, _PART // codes.shape[1] // COLUMNS) * COLUMNS)
-    return parts
+def rows_at_once(inputs: int) -> int:
+    """Channels out, whole blocks of them, that are rounded and packed at once: few, since they are widened for it."""
+    return max(1, _PART // inputs // COLUMNS) * COLUMNS
 
 
 @dataclass(frozen=True, slots=True)

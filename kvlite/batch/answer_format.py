@@ -14,8 +14,8 @@ from kvlite.text.grammar import Grammar
 _RENAMED = {"guided_json": "json", "guided_regex": "regex", "guided_choice": "choice"}
 
 
-def answer_format(body: Json) -> tuple[bool, Grammar | None]:
-    """True where a line says which form its answer has, and the grammar of it; None leaves the answer free.
+def answer_format(body: Json) -> dict[str, Grammar | None]:
+    """The `grammar` of the answer where a line says which form that has; None leaves the answer free.
 
     Raises LineError on a form that is none or cannot be kept to, MissingPackage without llguidance.
     """
@@ -27,8 +27,8 @@ def answer_format(body: Json) -> tuple[bool, Grammar | None]:
     if constraint is not None:
         if asked is not None and asked.get("type") != "text":
             raise LineError("response_format and structured_outputs are both given; keep one", "response_format")
-        return True, _structured(constraint)
-    return asked is not None, None if asked is None else _response_format(asked)
+        return {"grammar": _structured(constraint)}
+    return {} if asked is None else {"grammar": _response_format(asked)}
 
 
 def _response_format(asked: Json) -> Grammar | None:

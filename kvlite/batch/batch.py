@@ -24,10 +24,11 @@ from kvlite.batch.records import record_line
 from kvlite.batch.runner import Generated, Runner, run_in_order
 from kvlite.batch.source import Input
 from kvlite.batch.tally import Tally
+from kvlite.batch.workers.opening import open_workers
 from kvlite.console import Console
 from kvlite.deadline import Deadline
 from kvlite.engine.request import Token
-from kvlite.errors import BatchFailed, Interrupted, KvliteError, OutputError, Terminated, TimeLimit
+from kvlite.errors import BatchFailed, Interrupted, KvliteError, OutputError, Terminated, TimeLimit, UsageError
 from kvlite.llm.answer import BATCH_MAX_TOKENS, grammar_of, sampling_of
 from kvlite.options import AnswerOptions, BatchOptions
 from kvlite.record.measure import versions
@@ -52,6 +53,8 @@ class Batch:
         console: Console,
         recorder: Recorder,
     ) -> None:
+        if answer.logprobs is not None and options.out_format == "text":
+            raise UsageError("--logprobs have no place in --out-format text; give another form")
         refuse_shared_files(options, recorder.report, is_terminal=console.is_terminal)
         self._options = options
         self._answer = answer
@@ -60,6 +63,8 @@ class Batch:
             **sampling_of(answer),
             "seed": answer.seed,
             "max_tokens": answer.max_tokens or BATCH_MAX_TOKENS,
+            "min_tokens": answer.min_tokens,
+            "logprobs": answer.logprobs,
             "stop": answer.stop,
             "system": answer.system,
             "grammar": None if (grammar := grammar_of(answer)) is None else str(grammar),
@@ -92,6 +97,8 @@ class Batch:
     def _run(self, ending: ExitStack) -> None:
         """Write all records; callbacks given to `ending` run however this ends, outside the time limit."""
         survey = self._input.survey()
+        if columns := self._input.setting_columns:
+            self._console.note(f"columns that are settings of their rows: {', '.join(columns)}")
         self._tally.total = survey.total
         model = self._choose_model(survey.model)
         meta = {
@@ -121,8 +128,15 @@ class Batch:
 
     def _open(self, model: Model, ending: ExitStack) -> Runner:
         """Open the model, in this process or in workers; `ending` closes them and says what came of it."""
-        rows = model.open(self._recorder)
-        runner = BatchRun(rows, Preparer.of(model, rows, self._answer, self._options), self._options)
+        runner: Runner
+        if self._options.devices is not None:
+            workers = open_workers(model, self._answer, self._options, self._recorder)
+            ending.callback(workers.close)
+            workers.await_model()
+            runner = workers
+        else:
+            rows = model.open(self._recorder)
+            runner = BatchRun(rows, Preparer.of(model, rows, self._answer, self._options), self._options)
         ending.callback(lambda: self._summarise(runner.peak_bytes, runner.budget_bytes))
         return runner
 

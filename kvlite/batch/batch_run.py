@@ -83,6 +83,7 @@ class BatchRun:
     def __init__(self, rows: Rows, preparer: Preparer, options: BatchOptions) -> None:
         self.peak_bytes = 0
         self.width: float = math.inf  # requests that run at once; fewer after a run that failed
+        self.to_come = AHEAD  # items that may follow, until there are no more
         self._rows = rows
         self._preparer = preparer
         self._options = options
@@ -100,9 +101,9 @@ class BatchRun:
     def run(self, items: Iterable[Item | None]) -> Generator[Token | Outcome]:
         """Yield the outcome of every item as it ends, and the tokens before it; None in `items` is no item yet.
 
-        Raises the errors that are no single request's, and those of `items`.
+        May be called again for more items. Raises the errors that are no single request's, and those of `items`.
         """
-        source = iter(items)
+        source, self._is_read = iter(items), False
         while True:
             yield from self._look_ahead(source)
             if not self._waiting:
@@ -130,6 +131,11 @@ class BatchRun:
         return self._rows.budget_bytes
 
     @property
+    def num_rows(self) -> int:
+        """Rows there are now."""
+        return self._engine.rows if self.budget_bytes else 0
+
+    @property
     def _engine(self) -> Engine:
         return self._rows.engine
 
@@ -140,9 +146,9 @@ class BatchRun:
         return sum(self._engine.counts(row).live_bytes for row in range(self._engine.rows))
 
     def cancel_late(self) -> None:
-        """End the requests whose time is over; safe to call from a signal handler."""
+        """End the requests whose time is over; safe to call from a signal handler and from another thread."""
         latest_s = time.monotonic() - self._options.timeout
-        for request_id, flight in self._flights.items():  # in the order they started
+        for request_id, flight in [*self._flights.items()]:  # in the order they started
             if flight.started_s > latest_s:
                 return
             if not flight.timed_out and not flight.answer.stopped:
@@ -165,7 +171,8 @@ class BatchRun:
     def _fit(self) -> None:
         """Make the rows of the next run: of the smallest size that suits what waits, or that of what waits too long."""
         most = self._rows.most_slots
-        lines = len(self._waiting) if self._is_read else AHEAD
+        to_come = 0 if self._is_read else self.to_come
+        lines = min(AHEAD, len(self._waiting) + to_come)
         sizes = row_sizes(self._waiting.needs(), most, lambda size: self._rows.count(size, lines))
         size = size_for(self._waiting.first.need, sizes) if self._is_overdue else sizes[0]
         smaller = max((one for one in sizes if one < size), default=0)
@@ -176,7 +183,7 @@ class BatchRun:
         self._sizes = smaller, size
         self._find_prefixes()
         shared = max((lengths[-1] for lengths in self._prefixes.values() if lengths), default=0)
-        self._rows.fit(size, self._waiting.count(*self._taken) if self._is_read else AHEAD, min(shared, size))
+        self._rows.fit(size, min(AHEAD, self._waiting.count(*self._taken) + to_come), min(shared, size))
 
     def _find_prefixes(self) -> None:
         """Compare the prompts that wait, and those that got their rows last."""

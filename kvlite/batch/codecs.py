@@ -8,7 +8,7 @@ from typing import Any
 from kvlite.batch.answer_format import answer_format
 from kvlite.batch.item import Code, Failure, Form, Item, Json, LineError
 from kvlite.batch.values import count, given, kind, parse_json, shallow, shown, string, text
-from kvlite.engine.request import Sampling
+from kvlite.engine.request import MOST_LOGPROBS, Sampling
 from kvlite.errors import UsageError
 from kvlite.text.messages import checked
 
@@ -24,19 +24,21 @@ _KINDS_OF_NUMBERS = {
 _KNOWN_IN_BODY = frozenset(
     {"model", "messages", "prompt", "max_tokens", "max_completion_tokens", "stop", "n", "response_format",
      "structured_outputs", "chat_template_kwargs", "continue_final_message", "add_generation_prompt", "logit_bias",
-     *_KINDS_OF_NUMBERS}
+     "logprobs", "top_logprobs", "min_tokens", *_KINDS_OF_NUMBERS}
 )  # fmt: skip
 _OFF: tuple[object, ...] = (None, False, [], {})
 _UNSUPPORTED: dict[str, tuple[object, ...]] = {
     "tools": _OFF, "functions": _OFF, "tool_choice": (None, "none", "auto"), "function_call": (None, "none", "auto"),
-    "logprobs": (None, False), "top_logprobs": (None, 0), "echo": (None, False), "best_of": (None, 1),
-    "suffix": (None, ""), "stream": (None, False), "modalities": (None, ["text"]), "audio": (None,),
-    "prediction": (None,), "web_search_options": (None,), "reasoning_effort": (None,), "verbosity": (None,),
+    "echo": (None, False), "best_of": (None, 1), "suffix": (None, ""), "stream": (None, False),
+    "modalities": (None, ["text"]), "audio": (None,), "prediction": (None,), "web_search_options": (None,),
+    "reasoning_effort": (None,), "verbosity": (None,),
 }  # fmt: skip
 """Keys that ask for more than there is, with the values that do not."""
 _WITHOUT_EFFECT = {"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key",
                    "prompt_cache_retention", "parallel_tool_calls", "stream_options"}  # fmt: skip
 """Keys of OpenAI's that change no answer."""
+SETTINGS = (_KNOWN_IN_BODY | {"system"}) - {"prompt"}
+"""Keys of a simple line that say what is asked and how; columns of a table that have these names are the same."""
 _KNOWN_IN_SIMPLE = _KNOWN_IN_BODY | {"id", "custom_id", "system", "metadata"}
 
 
@@ -61,7 +63,7 @@ def decode_line(raw: bytes, item: Item, only: str = "auto") -> Item:
             raise LineError(f"the line has the {form} form; --format {only} takes no other")
         item = replace(item, key=_key(value, default=item.key))
         if form == "openai":
-            return _decode_openai(value, item)
+            return decode_openai(value, item)
         item = replace(item, metadata=shallow(given(value, "metadata", dict), "metadata"))
         return decode_simple(value, item)
     except LineError as refused:
@@ -86,14 +88,8 @@ def decode_simple(value: Json, item: Item) -> Item:
     return replace(item, prompt=None, messages=({"role": "system", "content": system}, *messages))
 
 
-def repeated(item: Item, first_line: int | None) -> Item:
-    """Refuse `item` because line `first_line`, or one before it that is not remembered, has its id already."""
-    first = "an earlier line" if first_line is None else f"line {first_line}"
-    message = f"line {item.line} has the id {shown(item.key)} of {first}; ids must differ"
-    return replace(item, failure=Failure(Code.DUPLICATE, message, "custom_id" if item.form == "openai" else "id"))
-
-
-def _decode_openai(value: Json, item: Item) -> Item:
+def decode_openai(value: Json, item: Item) -> Item:
+    """Complete `item` by the keys of a line of OpenAI's batch API. Raises LineError."""
     method = value.get("method", "POST")
     if method != "POST":
         raise LineError(f"method is {shown(method)}; give POST", "method")
@@ -109,8 +105,14 @@ def _decode_openai(value: Json, item: Item) -> Item:
     return replace(item, prompt=_prompt(body), raw=True)
 
 
+def repeated(item: Item, first_line: int | None) -> Item:
+    """Refuse `item` because line `first_line`, or one before it that is not remembered, has its id already."""
+    first = "an earlier line" if first_line is None else f"line {first_line}"
+    message = f"line {item.line} has the id {shown(item.key)} of {first}; ids must differ"
+    return replace(item, failure=Failure(Code.DUPLICATE, message, "custom_id" if item.form == "openai" else "id"))
+
+
 def _with_settings(item: Item, body: Json, known: frozenset[str]) -> Item:
-    has_format, grammar = answer_format(body)
     if body.get("kvlite") is not None:
         raise LineError(
             "kvlite is no key of a line: one cache serves all lines; give --kv-budget and the like", "kvlite"
@@ -125,8 +127,7 @@ def _with_settings(item: Item, body: Json, known: frozenset[str]) -> Item:
         max_tokens=count(body, "max_completion_tokens") or count(body, "max_tokens"),
         stop=_stop(body.get("stop")),
         n=n,
-        has_format=has_format,
-        grammar=grammar,
+        settings={**answer_format(body), **_logprobs(body), **_min_tokens(body)},
         unsupported=_unsupported(body, known, is_strict=item.form == "openai"),
         continues=_continues(body),
         template_kwargs=given(body, "chat_template_kwargs", dict) or {},
@@ -166,6 +167,26 @@ def _logit_bias(body: Json) -> dict[str, Any]:
     except UsageError as error:
         raise LineError(str(error), "logit_bias") from None
     return {"logit_bias": tuple(biases)}
+
+
+def _logprobs(body: Json) -> dict[str, int | None]:
+    """Read what either API of OpenAI says: true, with top_logprobs beside it, or the number of likely tokens."""
+    asked, top = given(body, "logprobs", bool, int), given(body, "top_logprobs", int)
+    if top is not None and top != 0 and asked is not True:
+        raise LineError("top_logprobs needs logprobs to be true", "top_logprobs")
+    if asked is None:
+        return {}
+    name, most = ("top_logprobs", top or 0) if asked is True else ("logprobs", asked)
+    if not 0 <= most <= MOST_LOGPROBS:
+        raise LineError(f"{name} is {shown(most)}; give a number from 0 to {MOST_LOGPROBS}", name)
+    return {"logprobs": None if asked is False else most}
+
+
+def _min_tokens(body: Json) -> dict[str, int]:
+    least = given(body, "min_tokens", int)
+    if least is not None and least < 0:
+        raise LineError(f"min_tokens is {shown(least)}; give at least 0", "min_tokens")
+    return {} if least is None else {"min_tokens": least}
 
 
 def _sampling(body: Json) -> dict[str, Any]:

@@ -28,6 +28,8 @@ def dry_run(options: BatchOptions, answer: AnswerOptions, choose_model: ChooseMo
     check_answer(answer)  # refuses what it cannot be before anything is read
     source = Input(options)
     survey = source.survey()
+    if source.setting_columns:
+        console.note(f"columns that are settings of their rows: {', '.join(source.setting_columns)}")
     model = choose_model(survey.model)
     text, fit = model.plan()
     preparer = Preparer(

@@ -8,7 +8,6 @@ _BEGINNINGS = {
     b"\xff\xfe\x00\x00": ("in UTF-32", "iconv -f UTF-32 -t UTF-8 {}"),
     b"\xff\xfe": ("in UTF-16, as PowerShell's > writes it", "iconv -f UTF-16 -t UTF-8 {}"),
     b"\xfe\xff": ("in UTF-16", "iconv -f UTF-16 -t UTF-8 {}"),
-    b"\x1f\x8b": ("compressed by gzip", "gzip -dc {}"),
     b"BZh": ("compressed by bzip2", "bzip2 -dc {}"),
     b"\xfd7zXZ": ("compressed by xz", "xz -dc {}"),
     b"(\xb5/\xfd": ("compressed by zstd", "zstd -dc {}"),
@@ -21,6 +20,8 @@ _BEGINNINGS = {
 
 def refuse_other_kinds(first: bytes, name: str, *, is_json: bool) -> None:
     """Raise UsageError where the input `name`, whose first line is `first`, is no text or, of JSON, not a line each."""
+    if first.startswith(b"PAR1") and name != "-":
+        raise UsageError(f"{name} is Parquet; give --format parquet")
     for beginning, (kind, command) in _BEGINNINGS.items():
         if first.startswith(beginning):
             raise _refusal(name, kind, command)

@@ -9,7 +9,6 @@ from hashlib import blake2b
 from typing import Any, Literal
 
 from kvlite.llm.answer import Answer
-from kvlite.text.grammar import Grammar
 
 Json = Mapping[str, object]
 
@@ -59,8 +58,8 @@ class Item:
     `index` counts records from 0, `line` lines from 1; `key` is the line's own id, else `line-<n>`. Without a `failure`
     exactly one of `prompt` and `messages` is set. `raw` asks for no chat template; `ignored` are keys without effect,
     `unsupported` those that ask for what is not there.
-    `continues` says whether the last message is gone on with, None leaves that to its role. Where it `has_format`, the
-    answer follows `grammar`, or none.
+    `continues` says whether the last message is gone on with, None leaves that to its role. `settings` are fields of
+    AnswerSettings that the line gives, `sampling` those of Sampling.
     """
 
     index: int
@@ -77,8 +76,7 @@ class Item:
     max_tokens: int | None = None
     stop: tuple[str, ...] | None = None
     n: int = 1
-    has_format: bool = False
-    grammar: Grammar | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
     template_kwargs: Json = field(default_factory=dict)
     metadata: Json | None = None
     ignored: tuple[str, ...] = ()

@@ -15,10 +15,24 @@ META, TORN, PARTIAL, RESCUED = ".kvlite-meta.json", ".torn", ".partial", ".rescu
 
 
 def output_name(options: BatchOptions, *, is_terminal: bool) -> str | None:
-    """The output as the user names it, else named after the input on a terminal; None is stdout."""
+    """The output as the user names it, else named after the input on a terminal; None is stdout.
+
+    Raises UsageError where it is to be compressed.
+    """
+    if options.output is not None and unpacked_name(options.output) != options.output:
+        plain = unpacked_name(options.output)
+        raise UsageError(
+            f"records are appended to {options.output} one by one, so it cannot be compressed; give -o {plain}, "
+            f"or -o - and a pipe: | gzip > {options.output}"
+        )
     if options.output is not None or not is_terminal or options.input == STDIN:
         return None if options.output == STDIN else options.output
-    return f"{Path(options.input).stem}.out.{'txt' if options.out_format == 'text' else 'jsonl'}"
+    return f"{Path(unpacked_name(options.input)).stem}.out.{'txt' if options.out_format == 'text' else 'jsonl'}"
+
+
+def unpacked_name(name: str) -> str:
+    """The name of what a file holds that is compressed by gzip; any other's is its own."""
+    return name[:-3] if name.lower().endswith(".gz") else name
 
 
 def beside(output: Path, ending: str) -> Path:

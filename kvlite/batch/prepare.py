@@ -101,8 +101,8 @@ class Preparer:
         try:
             encoded = self._encode(item)
             most = min(item.max_tokens or settings.max_tokens or self._most_tokens, self._most_tokens)
-            grammar = item.grammar if item.has_format else settings.grammar
-            settings = replace(settings, sampling=self.sampling(item), max_tokens=most, grammar=grammar)
+            own = {"min_tokens": min(settings.min_tokens, most), **item.settings}
+            settings = replace(settings, sampling=self.sampling(item), max_tokens=most, **own)
             requests = tuple(
                 settings.request(f"{item.index}.{choice}", encoded, self._text, row=None, number=choice)
                 for choice in range(item.n)
@@ -113,7 +113,7 @@ class Preparer:
 
     def answer(self, work: Work) -> AnswerText:
         """Make the reader of one answer."""
-        return self._text.answer(work.encoded, work.stop)
+        return self._text.answer(work.encoded, work.stop, work.requests[0].rules.min_new_tokens)
 
     def sampling(self, item: Item) -> Sampling:
         """Merge the sampling of an item's first choice; each further choice adds 1 to the seed."""
@@ -126,10 +126,7 @@ class Preparer:
         """Hash all that decides a greedy answer: equal keys have equal answers. None where sampling is random."""
         if not self.sampling(item).is_greedy:
             return None
-        sampling = {name: value for name, value in item.sampling.items() if name != "seed"}
-        asked = (item.prompt, item.messages, item.raw, item.continues, sampling, item.max_tokens, item.stop, item.n)
-        more = (item.has_format, item.grammar, item.template_kwargs)
-        return blake2b(repr((*asked, *more)).encode(), digest_size=16).digest()
+        return asked_of(item)
 
     def _encode(self, item: Item) -> Encoded:
         system = self._options.system
@@ -141,6 +138,14 @@ class Preparer:
         if system is not None and messages[0]["role"] != "system":
             messages = ({"role": "system", "content": system}, *messages)
         return self._text.conversation(messages, template_kwargs=item.template_kwargs, continues=item.continues)
+
+
+def asked_of(item: Item) -> bytes:
+    """Hash all that a line asks for but the seed: under the same flags, equal hashes are one greedy request."""
+    sampling = {name: value for name, value in item.sampling.items() if name != "seed"}
+    asked = (item.prompt, item.messages, item.raw, item.continues, sampling, item.max_tokens, item.stop, item.n)
+    more = (item.settings, item.template_kwargs)
+    return blake2b(repr((*asked, *more)).encode(), digest_size=16).digest()
 
 
 @lru_cache(maxsize=64)

@@ -34,6 +34,7 @@ def _simple(outcome: Outcome) -> dict[str, object]:
         record |= {"text": choice.text, "finish_reason": choice.finish_reason.value, "usage": _usage(outcome)}
         record |= {"kv": counted["kv"], "timing": counted["timing"]}
         record |= {"reasoning_content": choice.thinking} if choice.thinking else {}
+        record |= {"logprobs": openai.content(choice.logprobs)} if choice.logprobs is not None else {}
         record |= {"seed": choice.seed, "attempt": outcome.attempt, "deduped_from": outcome.deduped_from}
     if item.metadata is not None:
         record["metadata"] = item.metadata

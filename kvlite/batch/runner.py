@@ -22,12 +22,14 @@ Event = Token | Generated | Outcome
 
 
 class Runner(Protocol):
-    """A run of items: a kvlite.batch.batch_run.BatchRun, or the workers of kvlite.batch.workers.
+    """A run of items: a kvlite.batch.batch_run.BatchRun, or a kvlite.batch.workers.team.Workers.
 
     `name` is the model and its revision, known with the first event; bytes are sums over all rows there are.
     """
 
-    peak_bytes: int
+    @property
+    def peak_bytes(self) -> int:
+        """The most that all rows ever held."""
 
     @property
     def name(self) -> str:

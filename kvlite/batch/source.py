@@ -1,28 +1,27 @@
-"""Read items from JSON lines, plain lines or CSV as a stream, and select those that this run takes.
+"""Read items from JSON lines, plain lines or tables as a stream, and select those that this run takes.
 
 No file is held in memory as a whole; only the hashes of ids stay.
 """
 
 from __future__ import annotations
 
-import csv
 import errno
 import os
 import re
-import sys
+from collections import deque
 from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass, replace
 from hashlib import blake2b, sha256
-from io import UnsupportedOperation
 from itertools import chain, islice
 from pathlib import Path
-from typing import BinaryIO
 
-from kvlite.batch.codecs import decode_line, decode_simple
+from kvlite.batch.codecs import decode_line
 from kvlite.batch.file_kind import refuse_other_kinds
 from kvlite.batch.ids import NAMED, with_unique_ids
 from kvlite.batch.item import Code, Form, Item, LineError
-from kvlite.batch.paths import STDIN
+from kvlite.batch.opening import lines_of
+from kvlite.batch.paths import STDIN, unpacked_name
+from kvlite.batch.tables import DELIMITERS, count_parquet_rows, parquet_rows, text_rows
 from kvlite.batch.values import utf8
 from kvlite.errors import UsageError
 from kvlite.options import BatchOptions
@@ -32,9 +31,8 @@ SURVEYED_BYTES = (
 )  # a longer file is checked as it is read, so that the first answer does not wait for the last line
 
 _BOM = b"\xef\xbb\xbf"
-_LONGEST_CELL = 2**31 - 1  # characters; the csv module's own limit of 131,072 is shorter than a long prompt
-_NOT_UTF8 = re.compile("[\udc80-\udcff]")  # what "surrogateescape" makes of other bytes
-_LAYOUTS = {".csv": "csv", ".txt": "text"}  # others are JSON lines
+_LAYOUTS = {".csv": "csv", ".tsv": "tsv", ".txt": "text", ".parquet": "parquet"}  # others are JSON lines
+_COMPRESSED = 8  # a compressed file holds about so many times its bytes
 _ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\"}
 
 
@@ -57,7 +55,9 @@ class Input:
     def __init__(self, options: BatchOptions) -> None:
         self.name = options.input
         is_told = options.format != "auto"
-        self.layout = options.format if is_told else _LAYOUTS.get(Path(self.name).suffix.lower(), "auto")
+        self.layout = options.format if is_told else _LAYOUTS.get(Path(unpacked_name(self.name)).suffix.lower(), "auto")
+        self.setting_columns: list[str] = []
+        """The columns of a table that are settings of their rows, known once its first row is."""
         self._options = options
         self._shard = parse_shard(options.shard or "1/1")
         self._taken = slice(options.skip, None if options.limit is None else options.skip + options.limit)
@@ -80,17 +80,23 @@ class Input:
 
         Raises UsageError where there is no such file, and, naming both lines, where two of a short one have one id.
         """
+        is_parquet = self.layout == "parquet"
         if self.is_pipe:
+            if is_parquet:
+                raise UsageError("Parquet is read from its end; give a file, not a pipe")
             if self.name != STDIN and not Path(self.name).exists():
                 raise UsageError(f"cannot read {self.name}: {os.strerror(errno.ENOENT)}")
             return self._begun(None, None)
-        if Path(self.name).stat().st_size <= SURVEYED_BYTES:
+        factor = 1 if unpacked_name(self.name) == self.name else _COMPRESSED
+        if Path(self.name).stat().st_size * factor <= SURVEYED_BYTES:
             return self._survey_file()
         hashed, num_lines = sha256(), 0
-        for line in self._lines():
+        for line in lines_of(self.name):
             hashed.update(line)
             num_lines += not line.isspace()
-        is_counted = self.layout != "csv" and self._shard == (1, 1)
+        if is_parquet:
+            num_lines = count_parquet_rows(Path(self.name))
+        is_counted = self.layout not in DELIMITERS and self._shard == (1, 1)
         return self._begun(len(range(num_lines)[self._taken]) if is_counted else None, hashed.hexdigest())
 
     def _begun(self, total: int | None, sha256: str | None) -> Survey:
@@ -106,16 +112,21 @@ class Input:
 
     def items(self) -> Iterator[Item]:
         """Read all items. Raises UsageError where the input cannot be read."""
-        return self.read(self._lines())
+        if self.layout == "parquet":
+            return parquet_rows(Path(self.name), self._options.prompt_column, self._has_settings)
+        return self.read(lines_of(self.name))
+
+    def _has_settings(self, columns: list[str]) -> None:
+        self.setting_columns = columns
 
     def read(self, lines: Iterable[bytes]) -> Iterator[Item]:
         """Read the items of a file's lines. Raises UsageError where it is no such file as a whole."""
         lines = iter(lines)
         first = next(lines, b"")
-        refuse_other_kinds(first, self.name, is_json=self.layout not in ("csv", "text"))
+        refuse_other_kinds(first, self.name, is_json=self.layout not in ("text", *DELIMITERS))
         lines = chain([first.removeprefix(_BOM)], lines)
-        if self.layout == "csv":
-            yield from self._rows(lines)
+        if self.layout in DELIMITERS:
+            yield from text_rows(lines, self.layout, self._options.prompt_column, self._has_settings)
             return
         filled = ((number, line) for number, line in enumerate(lines, 1) if line.strip())
         form: Form = "simple"  # of the line before, which a line that cannot be read has too
@@ -129,34 +140,21 @@ class Input:
         hashed, model, num_in_shard = sha256(), None, 0
 
         def hashing() -> Iterator[bytes]:
-            for line in self._lines():
+            for line in lines_of(self.name):
                 hashed.update(line)
                 yield line
 
-        for item in with_unique_ids(self.read(hashing())):
+        items = self.read(hashing())
+        if self.layout == "parquet":
+            deque(hashing(), maxlen=0)
+            items = self.items()
+        for item in with_unique_ids(items):
             if item.failure is None:
                 model = item.model if model is None else model
             elif item.failure.code is Code.DUPLICATE:
                 raise UsageError(item.failure.message)
             num_in_shard += in_shard(item.key, *self._shard)
         return Survey(self.items(), model, len(range(num_in_shard)[self._taken]), hashed.hexdigest())
-
-    def _lines(self) -> Iterator[bytes]:
-        try:
-            with self._open() as file:
-                yield from file
-        except OSError as error:
-            raise UsageError(f"cannot read {self.name}: {error.strerror}") from error
-
-    def _open(self) -> BinaryIO:
-        if self.name != STDIN:
-            return Path(self.name).open("rb")
-        if sys.stdin is None:
-            raise UsageError("stdin is closed; give a file to read")
-        try:  # not sys.stdin itself: a thread that waits in it keeps the process from ending
-            return open(sys.stdin.fileno(), "rb", closefd=False)
-        except UnsupportedOperation:  # a caller has replaced it
-            return sys.stdin.buffer
 
     def _plain(self, line: bytes, item: Item) -> Item:
         try:
@@ -166,39 +164,6 @@ class Input:
         if self._options.escape:  # any other backslash stays
             prompt = re.sub(r"\\([ntr\\])", lambda match: _ESCAPES[match[1]], prompt)
         return replace(item, prompt=prompt)
-
-    def _rows(self, lines: Iterable[bytes]) -> Iterator[Item]:
-        csv.field_size_limit(_LONGEST_CELL)
-        column = self._options.prompt_column
-        rows = csv.reader((line.decode("utf-8", "surrogateescape") for line in lines), strict=True)
-        try:
-            header = next(rows, [])
-            if header and column not in header:
-                raise UsageError(f"no column {column!r}; columns are {', '.join(header)} (--prompt-column)")
-            line, index = rows.line_num + 1, 0
-            for row in rows:
-                if row:
-                    yield self._row(header, row, Item(index, line, f"line-{line}"))
-                    index += 1
-                line = rows.line_num + 1
-        except csv.Error as error:
-            raise UsageError(f"line {rows.line_num} is not CSV: {error}; quote cells that hold quotes") from None
-
-    def _row(self, header: list[str], row: list[str], item: Item) -> Item:
-        cells = dict(zip(header, row, strict=False))
-        if (key := cells.pop("id", "")) and not _NOT_UTF8.search(key):
-            item = replace(item, key=key)
-        value: dict[str, object] = {"prompt": cells.pop(self._options.prompt_column, None)}
-        if system := cells.pop("system", ""):
-            value["system"] = system
-        try:
-            if len(row) != len(header):
-                raise LineError(f"the row has {len(row)} cells under {len(header)} columns")
-            if any(map(_NOT_UTF8.search, row)):
-                raise LineError("not UTF-8")
-            return decode_simple(value, replace(item, metadata=cells or None))
-        except LineError as refused:
-            return replace(item, failure=refused.failure)
 
 
 def parse_shard(written: str) -> tuple[int, int]:

@@ -18,6 +18,7 @@ _WANTED: dict[tuple[type, ...], str] = {
     (int, float): "a number",
     (dict,): "an object",
     (bool,): "true or false",
+    (bool, int): "true, false or a whole number",
 }
 
 

@@ -297,4 +297,5 @@ def _read_folder(ref: ModelRef, folder: Path) -> ModelFiles:
 def _end_ids(config: Mapping[str, Any]) -> Any:
     """The ids that end an answer where no generation_config.json names them."""
     text = config.get("text_config")
-    return config.get("eos_token_id") or (text.get("eos_token_id") if isinstance(text, Mapping) else None)
+    places = (config, text) if isinstance(text, Mapping) else (config,)
+    return next((ids for place in places if (ids := place.get("eos_token_id")) is not None), None)

@@ -41,7 +41,8 @@ QUANTISERS: Mapping[str, tuple[str, ...]] = {
 }
 _SENTENCEPIECE = {"tokenizer.model", "spiece.model", "sentencepiece.bpe.model"}
 _OTHER_HEADS = re.compile(
-    r"For(SequenceClassification|TokenClassification|QuestionAnswering|MaskedLM|MultipleChoice|ImageClassification)$"
+    r"For((Sequence|Token|Image)Classification|QuestionAnswering|MaskedLM|MultipleChoice|"
+    r"\w*(Reward|Retrieval|Embedding|Regression)(Model)?)$|RewardModel$"
 )
 
 
@@ -72,7 +73,14 @@ def runnable_shape(
 
 def require_tokenizer(names: Collection[str], *, model: str) -> None:
     """Raise UnsupportedModel where a tokenizer is among the files `names` and no package here reads it."""
-    if "tokenizer.json" in names or not _SENTENCEPIECE.intersection(names):
+    if "tokenizer.json" in names:
+        return
+    if "tekken.json" in names and not (_SENTENCEPIECE | {"vocab.json"}).intersection(names):
+        raise UnsupportedModel(
+            f"{model} has its vocabulary in tekken.json alone, which only Mistral's own programs read; "
+            "choose a copy of the model that holds a tokenizer.json"
+        )
+    if not _SENTENCEPIECE.intersection(names):
         return
     missing = [name for name in ("sentencepiece", "protobuf") if not _is_installed(name)]
     if missing:

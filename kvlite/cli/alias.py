@@ -24,7 +24,7 @@ def _complete(ctx: typer.Context, incomplete: str) -> list[str]:
     from kvlite.catalog.completion import complete_model
     from kvlite.catalog.own_aliases import own_aliases
 
-    words = ctx.params.get("words") or ()
+    words = tuple(ctx.params.get("words") or ())
     if words[:1] == ("set",) and len(words) == 2:
         return complete_model(incomplete)
     found = _ACTIONS if not words else own_aliases() if words[0] in ("set", "rm") else ()

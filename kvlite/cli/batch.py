@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 from kvlite.cli.invocation import Invocation
 from kvlite.cli.signature import only, without
-from kvlite.errors import ModelNotFound
-from kvlite.options import AnswerOptions, BatchOptions, ModelOptions, OutputOptions
+from kvlite.errors import ModelNotFound, UsageError
+from kvlite.options import AnswerOptions, BatchOptions, ModelOptions, OutputOptions, worker_devices
 
 if TYPE_CHECKING:
     from kvlite.batch.model import Model
@@ -27,6 +27,11 @@ def batch(
     limits ends after 1,024 tokens. Without -m the lines name the model. Exit code 5 means that some lines failed: their
     records say why.
     """
+
+    if given.devices is not None:
+        if call.is_given("device"):
+            raise UsageError(f"--devices {given.devices} contradicts --device {options.device}; give one of them")
+        options = replace(options, device=worker_devices(given.devices)[0])  # what a plan is for
 
     def choose(from_lines: str | None) -> Model:
         from kvlite.batch.model import Model

@@ -57,7 +57,7 @@ class ChatOptions:
 def chat(
     given: ChatOptions,
     _: RoleOptions,
-    answer: AnswerOptions,
+    answer: Annotated[AnswerOptions, without("logprobs")],
     options: Annotated[ModelOptions, without("kv_per_seq")],
     output: OutputOptions,
     call: Invocation,

@@ -11,6 +11,7 @@ import typer
 from kvlite.cli.invocation import Invocation
 from kvlite.cli.role import RoleOptions
 from kvlite.cli.signature import without
+from kvlite.errors import UsageError
 from kvlite.flags import argument, option, read_seconds, read_text
 from kvlite.options import AnswerOptions, ModelOptions, OutputOptions, model_option
 
@@ -60,6 +61,8 @@ def run(
     from kvlite.deadline import Deadline
 
     out = call.console
+    if answer.logprobs is not None and not out.as_json:
+        raise UsageError("--logprobs are part of the JSON; give --json too")
     deadline = Deadline(given.max_time)
     with deadline.running():
         form = AnswerFormat(

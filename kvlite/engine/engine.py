@@ -16,8 +16,9 @@ from kvlite.engine.decode_graphs import WORTH_IT, DecodeGraphs, GraphRecorder, N
 from kvlite.engine.device_memory import PeakMemory, allocating
 from kvlite.engine.inputs import inputs
 from kvlite.engine.limits import Limits
+from kvlite.engine.logprobs import logprobs
 from kvlite.engine.prefixes import PrefixCopy, Prefixes
-from kvlite.engine.request import Completion, FinishReason, Request, Timing, Token
+from kvlite.engine.request import Completion, FinishReason, Logprobs, Request, Timing, Token
 from kvlite.engine.row import Row
 from kvlite.engine.sampling import INVALID, Draw, sample
 from kvlite.engine.scheduler import MOST_ECHO, Feed, next_feed, with_echo
@@ -331,9 +332,11 @@ class Engine:
             logits = self._forward(feed)[:, -1]
             ready = [i for i, row in enumerate(rows) if row.job is not None and feed.ids[i] and not row.job.prompt]
             draws = [Draw.of(rows[i]) for i in ready]
-            ids = sample(logits[ready] if len(ready) < len(rows) else logits, draws) if ready else []
-        for i, token in zip(ready, ids, strict=True):
-            yield from self._take(rows[i], token)
+            logits = logits[ready] if len(ready) < len(rows) else logits
+            ids = sample(logits, draws) if ready else []
+            known = logprobs(logits, ids, [rows[i].logprobs_asked for i in ready])
+        for i, token, probable in zip(ready, ids, known, strict=True):
+            yield from self._take(rows[i], token, probable)
 
     def _capture(self, recorder: GraphRecorder, kernels: str, least: float | None) -> None:
         """Let decode steps be replayed, once those of a small cache were found equal to eager ones, and faster.
@@ -390,7 +393,7 @@ class Engine:
             return feed
         return with_echo(feed, self._rows[feed.rows], self._ask, self.plan.chunk, one_by_one=one_by_one)
 
-    def _take(self, row: Row, token: int) -> Iterator[Token | Completion]:
+    def _take(self, row: Row, token: int, known: Logprobs | None) -> Iterator[Token | Completion]:
         """Record a sampled token; a stop id or the last allowed token ends the request."""
         job = row.job
         assert job is not None
@@ -402,7 +405,7 @@ class Engine:
         if token in job.request.stop_ids:
             yield self._complete(row, FinishReason.STOP)
             return
-        row.take(token)
+        row.take(token, known)
         yield Token(job.request.id, len(job.answer) - 1, token)
         if row.job is not job or job.ending is not None:
             return
@@ -426,4 +429,5 @@ class Engine:
             timing=job.timing(),
             error=error or (None if job.guide is None else job.guide.error),
             cached_tokens=job.cached,
+            logprobs=tuple(job.logprobs),
         )

@@ -80,6 +80,19 @@ class TokenRules:
 
 
 NO_RULES = TokenRules()
+MOST_LOGPROBS = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Logprobs:
+    """Natural logarithms of probabilities by the model's logits as they are, of a token that came and of the likeliest.
+
+    Temperature, filters, penalties, biases, rules and masks change none of them. `likeliest` holds (id, value), the
+    highest first.
+    """
+
+    chosen: float
+    likeliest: tuple[tuple[int, float], ...] = ()
 
 
 class Guide(Protocol):
@@ -107,7 +120,8 @@ class Request:
     `row` continues that row's conversation; None takes a free row and starts it empty. `pins` are spans of `ids`,
     as (start, end) offsets into them, that are never evicted. `prefixes` are lengths of beginnings of `ids` that other
     requests have too: they are fed once and copied, where a row without a conversation is taken. `guide` makes what
-    says, at each step, which tokens may come.
+    says, at each step, which tokens may come. With `logprobs` each token's is kept, and those of as many of the
+    likeliest.
     """
 
     id: str
@@ -120,6 +134,7 @@ class Request:
     rules: TokenRules = NO_RULES
     prefixes: tuple[int, ...] = ()
     guide: Callable[[], Guide] | None = None
+    logprobs: int | None = None
 
     def __post_init__(self) -> None:
         if not self.ids:
@@ -151,7 +166,8 @@ class Completion:
     """The end of a request, always its last event.
 
     `cut_short` says why there was no room for another token, None where the answer ended for any other reason. Of the
-    prompt's tokens `cached_tokens` were fed for another request.
+    prompt's tokens `cached_tokens` were fed for another request. `logprobs` are those of the `ids`, where they were
+    asked for.
     """
 
     request_id: str
@@ -164,3 +180,4 @@ class Completion:
     error: Exception | None = None
     cut_short: str | None = None
     cached_tokens: int = 0
+    logprobs: tuple[Logprobs, ...] = ()

@@ -8,7 +8,7 @@ from array import array
 from collections import deque
 from dataclasses import dataclass, field, replace
 
-from kvlite.engine.request import FinishReason, Guide, Request, Timing
+from kvlite.engine.request import FinishReason, Guide, Logprobs, Request, Timing
 
 
 @dataclass(slots=True)
@@ -17,7 +17,7 @@ class Job:
 
     `marks` are the lengths of prefixes to come that are shared and copied; it `waits` while another row is fed the next
     of them. `cached` ids were fed once for several requests. Where it `echoes`, it is fed a second
-    time for the policy. The `guide` is told each token of the answer.
+    time for the policy. The `guide` is told each token of the answer; `logprobs` are theirs, where asked for.
     """
 
     request: Request
@@ -33,6 +33,7 @@ class Job:
     waits: bool = False
     cached: int = 0
     guide: Guide | None = None
+    logprobs: list[Logprobs] = field(default_factory=list)
 
     def timing(self) -> Timing:
         """Seconds so far; decoding speed counts the tokens after the first."""
@@ -102,6 +103,11 @@ class Row:
         self.echoed = self.seen
 
     @property
+    def logprobs_asked(self) -> int | None:
+        """Count the likeliest tokens whose log probabilities are asked for; None where nobody asks."""
+        return None if self.job is None else self.job.request.logprobs
+
+    @property
     def next_chunk(self) -> int:
         """Count the ids of the prompt that are fed next: up to a mark, none while the row waits."""
         job = self.job
@@ -109,10 +115,12 @@ class Row:
             return 0
         return min(job.chunk, len(job.prompt), *(mark - self.seen for mark in job.marks[:1]))
 
-    def take(self, token: int) -> None:
-        """Note a sampled token of the answer."""
+    def take(self, token: int, known: Logprobs | None = None) -> None:
+        """Note a sampled token of the answer, and its log probabilities where they were asked for."""
         assert self.job is not None
         self.job.answer.append(token)
+        if known is not None:
+            self.job.logprobs.append(known)
         if self.job.guide is not None:
             self.job.guide.accept(token)
         self.unfed = token

@@ -18,9 +18,9 @@ from kvlite.errors import OutputError
 from kvlite.gguf.families import config_of, weight_names
 from kvlite.gguf.header import Header, one_line
 from kvlite.gguf.rope import decimal
-from kvlite.gguf.tokenizer import build_tokenizer, cut_of, end_tokens, tokenizer_config
+from kvlite.gguf.tokenizer import added_tokens, build_tokenizer, cut_of, end_tokens, tokenizer_config
 
-_VERSION = 2
+_VERSION = 3
 """Counts up when what is written here changes."""
 
 _SAMPLING = {
@@ -45,11 +45,13 @@ def gguf_folder(header: Header) -> Path:
         return folder
     require_known(header)
     with one_line(header.path):
+        tokenizer = build_tokenizer(header)
+        settings = tokenizer_config(header) | {"added_tokens_decoder": added_tokens(tokenizer)}
         texts = {
             "config.json": json.dumps(config_of(header), indent=1),
             "generation_config.json": json.dumps(generation_of(header), indent=1),
-            "tokenizer_config.json": json.dumps(tokenizer_config(header), indent=1),
-            "tokenizer.json": build_tokenizer(header).to_str(),
+            "tokenizer_config.json": json.dumps(settings, indent=1),
+            "tokenizer.json": tokenizer.to_str(),
         }
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)

@@ -24,6 +24,7 @@ _STRING, _ARRAY = 8, 9
 _NUMBERS = dict(zip((0, 1, 2, 3, 4, 5, 6, 7, 10, 11, 12), "BbHhIif?Qqd", strict=True))
 _PART = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$", re.IGNORECASE)
 _MOST_DIMS = 8
+_LENGTH = struct.Struct("<Q")
 
 BLOCKS = {
     "F32": (1, 4), "F16": (1, 2), "BF16": (1, 2), "Q4_0": (32, 18), "Q4_1": (32, 20), "Q5_0": (32, 22),
@@ -233,7 +234,20 @@ class _Reader:
             if length > len(self.held):
                 raise struct.error
             return self.unpack(f"{length}{_NUMBERS[of]}")
-        return [self.value(of) for _ in range(length)]
+        return self.strings(length) if of == _STRING else [self.value(of) for _ in range(length)]
+
+    def strings(self, length: int) -> list[str]:
+        """So many strings, as `string` reads one: a vocabulary has 100,000."""
+        held, at, size, length_of = self.held, self.at, len(self.held), _LENGTH.unpack_from
+        found = []
+        for _ in range(length):
+            (count,) = length_of(held, at)
+            at += 8 + count
+            if at > size:
+                raise struct.error
+            found.append(str(held[at - count : at], "utf-8", "replace"))
+        self.at = at
+        return found
 
     def tensor(self) -> tuple[str, tuple[int, ...], str, int]:
         name = self.string()

@@ -93,6 +93,13 @@ def tokenizer_config(header: Header) -> dict[str, Any]:
     return config
 
 
+def added_tokens(tokenizer: Tokenizer) -> dict[str, Any]:
+    """The added tokens by id as tokenizer_config.json has them; without, transformers looks through tokenizer.json."""
+    names = ("content", "single_word", "lstrip", "rstrip", "normalized", "special")
+    found = tokenizer.get_added_tokens_decoder()
+    return {str(index): {name: getattr(token, name) for name in names} for index, token in sorted(found.items())}
+
+
 def end_tokens(header: Header) -> list[int]:
     """Ids that end an answer: those the file names, and control tokens that end a turn wherever they occur."""
     named = [header.metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom")]

@@ -100,7 +100,10 @@ class LLM:
             longest = max((len(each.ids) for each in encoded), default=1) + (settings.max_tokens or 0)
             engine = self._engine_for(self._batch_size, longest, len(encoded))
             requests = (
-                (settings.request(str(number), each, text, row=None, number=number), text.answer(each, settings.stop))
+                (
+                    settings.request(str(number), each, text, row=None, number=number),
+                    text.answer(each, settings.stop, settings.min_tokens),
+                )
                 for number, each in enumerate(encoded)
             )
             with closing(stream_answers(engine, requests)) as events:

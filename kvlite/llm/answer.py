@@ -11,9 +11,19 @@ from dataclasses import dataclass, field, fields, replace
 from threading import RLock
 from typing import TYPE_CHECKING, Any
 
-from kvlite.engine.request import NO_RULES, Completion, FinishReason, Request, Sampling, Token, TokenRules
+from kvlite.engine.request import (
+    MOST_LOGPROBS,
+    NO_RULES,
+    Completion,
+    FinishReason,
+    Request,
+    Sampling,
+    Token,
+    TokenRules,
+)
 from kvlite.errors import UsageError
 from kvlite.llm.generation import model_defaults
+from kvlite.llm.logprobs import TokenLogprob, token_logprobs
 from kvlite.text.grammar import Grammar
 
 if TYPE_CHECKING:
@@ -41,7 +51,8 @@ _DRAWING = ("temperature", "top_k", "top_p", "min_p", "do_sample")  # settings t
 class AnswerSettings:
     """Sampling and end of an answer; `max_tokens` None lets the model go on until it ends by itself.
 
-    Raises UsageError where `max_tokens` is less than 1.
+    With `logprobs` each token's log probability is kept, and those of so many of the likeliest. Raises UsageError on
+    values out of range, and where `min_tokens` is more than `max_tokens`.
     """
 
     sampling: Sampling = field(default_factory=Sampling)
@@ -50,10 +61,20 @@ class AnswerSettings:
     pin_system: bool = True
     rules: TokenRules = NO_RULES
     grammar: Grammar | None = None
+    min_tokens: int = 0
+    logprobs: int | None = None
 
     def __post_init__(self) -> None:
         if self.max_tokens is not None and self.max_tokens < 1:
             raise UsageError(f"max_tokens is {self.max_tokens}; give at least 1, or none for no limit")
+        if self.min_tokens < 0:
+            raise UsageError(f"min_tokens is {self.min_tokens}; give 0 (off) or a number of tokens")
+        if self.max_tokens is not None and self.min_tokens > self.max_tokens:
+            raise UsageError(
+                f"min_tokens is {self.min_tokens}, more than the {self.max_tokens} of max_tokens; lower it"
+            )
+        if self.logprobs is not None and not 0 <= self.logprobs <= MOST_LOGPROBS:
+            raise UsageError(f"logprobs is {self.logprobs}; give a number of likely tokens from 0 to {MOST_LOGPROBS}")
 
     @classmethod
     def of(
@@ -75,7 +96,8 @@ class AnswerSettings:
         if "seed" not in given and not sampling.is_greedy:
             sampling = replace(sampling, seed=secrets.randbelow(DRAWN_SEEDS))
         most = options.max_tokens or model.max_tokens or max_tokens
-        return cls(sampling, most, options.stop, pin_system, model.rules, grammar_of(options))
+        least = options.min_tokens if options.min_tokens is not None else min(model.rules.min_new_tokens, most)
+        return cls(sampling, most, options.stop, pin_system, model.rules, grammar_of(options), least, options.logprobs)
 
     def request(self, name: str, prompt: Encoded, text: ChatText, *, row: int | None, number: int = 0) -> Request:
         """The engine's request for an answer to `prompt`; answer `number` of a run has that much added to its seed.
@@ -85,7 +107,19 @@ class AnswerSettings:
         sampling = replace(self.sampling, seed=(self.sampling.seed + number) % SEEDS)  # equal draws would rhyme
         pins = prompt.pins if self.pin_system else ()
         guide = None if self.grammar is None else text.guide(prompt, self.grammar)
-        return Request(name, prompt.ids, sampling, self.max_tokens, text.stop_ids, pins, row, self.rules, guide=guide)
+        rules = replace(self.rules, min_new_tokens=self.min_tokens)
+        return Request(
+            name,
+            prompt.ids,
+            sampling,
+            self.max_tokens,
+            text.stop_ids,
+            pins,
+            row,
+            NO_RULES if rules == NO_RULES else rules,
+            guide=guide,
+            logprobs=self.logprobs,
+        )
 
 
 def sampling_of(options: AnswerOptions) -> dict[str, Any]:
@@ -117,6 +151,7 @@ def check_answer(options: AnswerOptions) -> None:
     """Raises UsageError on what no model can do, before anything is loaded."""
     sampling_of(options)
     grammar_of(options)
+    AnswerSettings(max_tokens=options.max_tokens, min_tokens=options.min_tokens or 0, logprobs=options.logprobs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +159,7 @@ class Answer:
     """A finished answer; `seed` is what it was sampled with.
 
     `ended_itself`: the model ended its turn, no stop string or limit did; `is_thinking`: it was cut off while thinking.
+    `logprobs`: those of all its tokens, thinking and what a stop string cut off included, where they were asked for.
     """
 
     text: str
@@ -133,6 +169,7 @@ class Answer:
     ended_itself: bool
     is_thinking: bool
     completion: Completion
+    logprobs: tuple[TokenLogprob, ...] | None = None
 
     @classmethod
     def read(cls, completion: Completion, decoder: AnswerText, request: Request) -> Answer:
@@ -146,6 +183,7 @@ class Answer:
             ended_itself=reason is FinishReason.STOP and not decoder.stopped,
             is_thinking=decoder.is_thinking,
             completion=completion,
+            logprobs=None if request.logprobs is None else token_logprobs(completion, decoder.tokenizer),
         )
 
     @property

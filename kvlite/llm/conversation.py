@@ -95,7 +95,7 @@ class Conversation:
         request = settings.request(self._request_id, encoded, self._text, row=ROW, number=asked)
         guide = None if request.guide is None else request.guide()
         self.request = request = replace(request, pins=(*request.pins, *pins))
-        return self._stream(turns, request, self._text.answer(encoded, stop=settings.stop), guide)
+        return self._stream(turns, request, self._text.answer(encoded, settings.stop, settings.min_tokens), guide)
 
     def go_on(self, messages: Sequence[object], settings: AnswerSettings) -> Generator[Piece | Answer]:
         """Stream more of the answer that `messages` end in, at the end the Answer that is more.
@@ -116,7 +116,7 @@ class Conversation:
         encoded = Encoded((token,), begins=Part.THINKING if last.is_thinking else Part.ANSWER)
         number = _questions(turns) + _GOING_ON
         self.request = settings.request(self._request_id, encoded, self._text, row=ROW, number=number)
-        decoder = self._text.answer(encoded, stop=settings.stop)
+        decoder = self._text.answer(encoded, settings.stop, settings.min_tokens)
         decoder.follow(token)
         return self._stream(turns, self.request, decoder, guide)
 

@@ -20,7 +20,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_map
 
 from kvlite.errors import is_out_of_memory
 from kvlite.models.attention_interface import ATTENTION
@@ -190,14 +189,17 @@ class _Float32(TorchFunctionMode):
     """Widens half-precision tensors and dtypes to float32 in every function that is called."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        wide_args, wide_kwargs = tree_map(_widened, (args, kwargs or {}))
-        return func(*wide_args, **wide_kwargs)
+        return func(*_widened(args), **_widened(kwargs or {}))
 
 
 def _widened(value: Any) -> Any:
-    if isinstance(value, Tensor) and value.dtype in _HALF:
-        return value.float()
-    return torch.float32 if value in _HALF else value
+    if isinstance(value, Tensor):
+        return value.float() if value.dtype in _HALF else value
+    if type(value) in (tuple, list):
+        return type(value)([_widened(part) for part in value])
+    if type(value) is dict:
+        return {name: _widened(part) for name, part in value.items()}
+    return torch.float32 if isinstance(value, torch.dtype) and value in _HALF else value
 
 
 def _hidden(out: Any) -> Tensor:

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from gguf import GGMLQuantizationType
-from gguf.quants import dequantize
 from torch import Tensor
 
 from kvlite.gguf.families import family_of, parts_of, weight_names
 from kvlite.gguf.header import BLOCKS, Header, TensorInfo
 from kvlite.gguf.packing import is_packed
 from kvlite.gguf.rope import wanted
-from kvlite.models.gguf_blocks import pack_blocks
-from kvlite_kernels.packed import Packed
+from kvlite.models.gguf_blocks import numbers, pack_blocks
+from kvlite_kernels.packed import Packed, rows_at_once
 
-_ROWS_BYTES = 1 << 26
+_ROWS_BYTES = 1 << 23
 """Most bytes of float32 that are unpacked at once, so that no large matrix is ever whole in float32."""
 
 
@@ -54,30 +52,37 @@ class LazyTensor:
 
     def pack(self) -> Packed:
         """The blocks as they are, packed."""
-        rows = torch.from_numpy(np.array(self._rows()))
+        outputs, inputs = self.info.shape
+        at_once = rows_at_once(inputs)
         if self.pairs_of:
-            rows = rows.unflatten(0, (self.pairs_of, -1, 2)).transpose(1, 2).flatten(0, 2)
-        return pack_blocks(rows, self.info.type)
+            whole = torch.cat([*self._rows(outputs)])
+            halved = whole.unflatten(0, (self.pairs_of, -1, 2)).transpose(1, 2).flatten(0, 2)
+            return pack_blocks(halved.split(at_once), self.info.type, outputs)
+        return pack_blocks(self._rows(at_once), self.info.type, outputs)
 
-    def _rows(self) -> np.ndarray:
-        """The rows of blocks in the file, uint8 [N, bytes]."""
+    def _rows(self, at_once: int) -> Iterator[Tensor]:
+        """The rows in the file, uint8 [at_once, bytes], one part after another."""
         elements, size = BLOCKS[self.info.type]
         row = self.info.shape[-1] // elements * size
-        packed: np.ndarray = np.memmap(
-            self.info.file, np.uint8, "r", self.info.start, (self.info.num_bytes // row, row)
-        )
-        if self.expert is None:
-            return packed
-        rows = packed.shape[0] // self.info.shape[0]
-        return packed[self.expert * rows : (self.expert + 1) * rows]
+        count = self.info.num_bytes // row
+        first = 0
+        if self.expert is not None:
+            count //= self.info.shape[0]
+            first = self.expert * count
+        with self.info.file.open("rb") as file:
+            file.seek(self.info.start + first * row)
+            for start in range(0, count, at_once):
+                part = np.fromfile(file, np.uint8, min(at_once, count - start) * row)
+                yield torch.from_numpy(part).view(-1, row)
 
     def _whole(self) -> Tensor:
-        packed = self._rows()
-        whole = torch.empty(packed.shape[0], self.info.shape[-1], dtype=self.dtype)
-        step = max(1, _ROWS_BYTES // (4 * self.info.shape[-1]))
-        for start in range(0, len(packed), step):
-            part = dequantize(packed[start : start + step], GGMLQuantizationType[self.info.type])
-            whole[start : start + step] = torch.from_numpy(part + np.float32(self.shift))
+        width = self.info.shape[-1]
+        whole = torch.empty(self.shape.numel() // width, width, dtype=self.dtype)
+        at = 0
+        for rows in self._rows(max(1, _ROWS_BYTES // (4 * width))):
+            part = numbers(rows, self.info.type)
+            whole[at : at + len(rows)] = part.add_(self.shift) if self.shift else part
+            at += len(rows)
         if self.pairs_of:
             whole = whole.unflatten(0, (self.pairs_of, -1, 2)).transpose(1, 2)
         return whole.reshape(self.shape)

@@ -16,11 +16,9 @@ import torch
 import transformers
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
-from tokenizers.decoders import ByteLevel
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
-    AutoTokenizer,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -30,7 +28,6 @@ from transformers.utils import logging as transformers_logging
 from kvlite.cache.cache import refused_kernels
 from kvlite.catalog.adapter import CONFIG as ADAPTER_CONFIG
 from kvlite.catalog.adapter import adapter_folder
-from kvlite.catalog.config import read_object
 from kvlite.catalog.files import ModelFiles
 from kvlite.errors import (
     BrokenModel,
@@ -55,6 +52,7 @@ from kvlite.models.loaded import LoadedModel
 from kvlite.models.packed import packed_settings
 from kvlite.models.quantised import quantisation, refuse_quantisation
 from kvlite.models.text_part import text_part_arguments
+from kvlite.models.tokenizer import read_tokenizer
 from kvlite.options import ModelOptions
 from kvlite.record.verdicts import Verdicts
 from kvlite_kernels.backend import KernelsUnavailable
@@ -151,28 +149,13 @@ def _require_room(files: ModelFiles, shape: ModelShape, quant: str, device: torc
 def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """The tokenizer in `folder`. Raises BrokenModel where it is missing or damaged, ModelError where it is code."""
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
-        tokenizer.encode("a")  # some mistakes show only here
-        _decode_bytes(tokenizer)
-        template = folder / "chat_template.json"  # where processors of image models keep it
-        if tokenizer.chat_template is None and template.is_file():
-            tokenizer.chat_template = read_object(template).get("chat_template")
+        tokenizer = read_tokenizer(folder, trust_remote_code=trust_remote_code)
     except Exception as error:
         if type(error) is not Exception and not isinstance(error, _PARSER_ERRORS):  # tokenizers raises plain Exception
             raise
         raise _refusal(folder, "tokenizer", error) from error
     assert isinstance(tokenizer, PreTrainedTokenizerBase)
     return tokenizer
-
-
-def _decode_bytes(tokenizer: Any) -> None:
-    """Give a tokenizer that cuts text into bytes a decoder for these, where its file has another kind's."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    cut, decoder = getattr(backend, "pre_tokenizer", None), getattr(backend, "decoder", None)
-    if backend is None or cut is None or b'"ByteLevel"' not in cut.__getstate__():
-        return
-    if decoder is None or b'"ByteLevel"' not in decoder.__getstate__():
-        backend.decoder = ByteLevel()
 
 
 def _model(files: ModelFiles, options: ModelOptions, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:

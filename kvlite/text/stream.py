@@ -19,13 +19,15 @@ if TYPE_CHECKING:
 class ThinkTags:
     """Tags `open` and `close` around thinking; an answer without thinking may begin with `lead`.
 
-    A model uses these tags where its added tokens or its template hold all `tokens` (empty: the two tags).
+    A model uses these tags where its added tokens or its template hold all `tokens` (empty: the two tags). `hidden`
+    tokens stand around the answer and are no part of it.
     """
 
     open: str
     close: str
     lead: str = ""
     tokens: tuple[str, ...] = ()
+    hidden: tuple[str, ...] = ()
 
 
 _BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")
@@ -40,6 +42,13 @@ _KNOWN_TAGS = (
         ("<|start|>", "<|channel|>", "<|message|>"),
     ),
     ThinkTags("<|channel>thought\n", "<channel|>", tokens=("<|channel>", "<channel|>")),  # Gemma 4
+    ThinkTags("<seed:think>", "</seed:think>"),  # Seed-OSS
+    ThinkTags("<mm:think>", "</mm:think>"),  # MiniMax-M3
+    ThinkTags("<thought>", "</thought>"),  # EXAONE Deep
+    ThinkTags("<|inner_prefix|>", "<|inner_suffix|>"),  # Apertus
+    ThinkTags(  # Command R7B and Command A
+        "<|START_THINKING|>", "<|END_THINKING|>", hidden=("<|START_RESPONSE|>", "<|END_RESPONSE|>")
+    ),
 )
 
 
@@ -81,19 +90,27 @@ class Part(Enum):
 class AnswerText:
     """The text of one answer, which begins with the part `begins`.
 
-    Stop strings, none of them empty, end the answer and are not part of it; they do not count inside thinking. They may
-    hold special tokens, which are no part of the text otherwise.
+    Stop strings, none of them empty, end the answer and are not part of it; they do not count inside thinking, nor
+    before the answer has `min_tokens`. They may hold special tokens, which are no part of the text otherwise.
     """
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, *, stop: Sequence[str] = (), begins: Part = Part.ANSWER
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        stop: Sequence[str] = (),
+        begins: Part = Part.ANSWER,
+        min_tokens: int = 0,
     ) -> None:
+        self.tokenizer = tokenizer
+        self._unstopped = min_tokens  # tokens to come before a stop string counts
         tags = None if begins is Part.ANSWER else think_tags(tokenizer) or DEFAULT_TAGS
         shown = tags.open + tags.close if tags else ""
         self._decoder = TokenDecoder(tokenizer, keep="\0".join((shown, *stop)))
         self._tags = tags or DEFAULT_TAGS
         self._stop = tuple(stop)
-        hidden = sorted(_specials(tokenizer, "\0".join(stop), but=shown), key=len, reverse=True)
+        specials = _specials(tokenizer, "\0".join(stop), but=shown).union(tags.hidden if tags else ())
+        hidden = sorted(specials, key=len, reverse=True)
         self._hidden = re.compile("|".join(map(re.escape, hidden))) if hidden else None
         self._part = begins
         self._trims = begins is Part.THINKING  # white space beside a tag is not shown
@@ -122,6 +139,7 @@ class AnswerText:
 
     def push(self, token_id: int) -> list[Piece]:
         """Take the next id and return the pieces it completes; none once a stop string was met."""
+        self._unstopped -= 1
         return self._read(self._decoder.push(token_id), is_last=False)
 
     def finish(self) -> list[Piece]:
@@ -153,7 +171,8 @@ class AnswerText:
             self._held = self._held.lstrip()
             self._trims = not self._held
         if self._part is Part.ANSWER:
-            shown, self.stopped = self._take_until(self._stop, is_last)
+            stop = () if self._unstopped > 0 else self._stop
+            shown, self.stopped = self._take_until(stop, is_last)
             return shown
         shown, is_closed = self._take_until((self._tags.close,), is_last)
         if is_closed:

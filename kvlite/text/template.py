@@ -183,9 +183,10 @@ class ChatText:
         """Encode an answer that somebody else wrote, to feed where the model would have generated its own."""
         return self._encoder.encode(self._parts(answer), continues=True)
 
-    def answer(self, prompt: Encoded, stop: Sequence[str] = ()) -> AnswerText:
+    def answer(self, prompt: Encoded, stop: Sequence[str] = (), min_tokens: int = 0) -> AnswerText:
         """Make the reader of the answer to `prompt`; `stop` are the user's stop strings, beside the model's own."""
-        return AnswerText(self.tokenizer, stop=(*prompt.stop, *self._stop_strings, *stop), begins=prompt.begins)
+        stops = (*prompt.stop, *self._stop_strings, *stop)
+        return AnswerText(self.tokenizer, stop=stops, begins=prompt.begins, min_tokens=min_tokens)
 
     def guide(self, prompt: Encoded, grammar: Grammar) -> Callable[[], Guide]:
         """Make what makes a guide of an answer to `prompt` that follows `grammar`, behind its thinking if there is any.

@@ -54,7 +54,7 @@ class FakeText:
     def raw(self, prompt: str) -> Any:
         return SimpleNamespace(ids=tuple(map(ord, prompt)), pins=((0, 1),), stop=())
 
-    def answer(self, prompt: Any, stop: Sequence[str] = ()) -> FakeAnswer:
+    def answer(self, prompt: Any, stop: Sequence[str] = (), min_tokens: int = 0) -> FakeAnswer:
         return FakeAnswer(stop)
 
 

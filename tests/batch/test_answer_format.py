@@ -17,10 +17,10 @@ SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}}
 @pytest.mark.parametrize(
     ("body", "expected"),
     [
-        ({}, (False, None)),
-        ({"response_format": None}, (False, None)),
-        ({"response_format": {"type": "text"}}, (True, None)),
-        ({"response_format": {"type": "json_object"}}, (True, Grammar.of_any_object())),
+        ({}, {}),
+        ({"response_format": None}, {}),
+        ({"response_format": {"type": "text"}}, {"grammar": None}),
+        ({"response_format": {"type": "json_object"}}, {"grammar": Grammar.of_any_object()}),
         (
             {
                 "response_format": {
@@ -28,16 +28,16 @@ SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}}
                     "json_schema": {"name": "n", "strict": True, "schema": SCHEMA},
                 }
             },
-            (True, Grammar.of_schema(SCHEMA)),
+            {"grammar": Grammar.of_schema(SCHEMA)},
         ),
-        ({"structured_outputs": {"json": SCHEMA}}, (True, Grammar.of_schema(SCHEMA))),
-        ({"structured_outputs": {"json": json.dumps(SCHEMA), "regex": None}}, (True, Grammar.of_schema(SCHEMA))),
-        ({"structured_outputs": {"json_object": True}}, (True, Grammar.of_any_object())),
-        ({"structured_outputs": {"regex": "a+"}}, (True, Grammar.of_regex("a+"))),
-        ({"structured_outputs": {"choice": ["a", 'b"\n']}}, (True, Grammar.of_choice(["a", 'b"\n']))),
+        ({"structured_outputs": {"json": SCHEMA}}, {"grammar": Grammar.of_schema(SCHEMA)}),
+        ({"structured_outputs": {"json": json.dumps(SCHEMA), "regex": None}}, {"grammar": Grammar.of_schema(SCHEMA)}),
+        ({"structured_outputs": {"json_object": True}}, {"grammar": Grammar.of_any_object()}),
+        ({"structured_outputs": {"regex": "a+"}}, {"grammar": Grammar.of_regex("a+")}),
+        ({"structured_outputs": {"choice": ["a", 'b"\n']}}, {"grammar": Grammar.of_choice(["a", 'b"\n'])}),
     ],
 )
-def test_forms(body: dict[str, Any], expected: tuple[bool, Grammar | None]) -> None:
+def test_forms(body: dict[str, Any], expected: dict[str, Grammar | None]) -> None:
     assert answer_format(body) == expected
 
 

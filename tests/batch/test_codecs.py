@@ -243,8 +243,8 @@ def test_no_line_raises(value: dict[str, object]) -> None:
     ("more", "unsupported"),
     [
         ({"tools": [{"type": "function"}]}, ("tools",)),
-        ({"tools": [], "tool_choice": "auto", "logprobs": False, "stream": False, "best_of": 1}, ()),
-        ({"logprobs": True, "top_logprobs": 3}, ("logprobs", "top_logprobs")),
+        ({"tools": [], "tool_choice": "auto", "stream": False, "best_of": 1}, ()),
+        ({"echo": True, "prediction": {}}, ("echo", "prediction")),
         ({"user": "u", "metadata": {"a": "b"}, "store": True, "service_tier": "flex"}, ()),
         ({"temprature": 0.5}, ("temprature",)),
     ],
@@ -254,6 +254,39 @@ def test_what_is_not_supported_is_told_and_what_changes_no_answer_is_not(
 ) -> None:
     asked = item({"custom_id": "r", "url": "/v1/chat/completions", "body": CHAT | more})
     assert (asked.failure, asked.unsupported, asked.ignored) == (None, unsupported, ())
+
+
+@pytest.mark.parametrize(
+    ("more", "settings"),
+    [
+        ({"logprobs": True, "top_logprobs": 3}, {"logprobs": 3}),
+        ({"logprobs": True}, {"logprobs": 0}),
+        ({"logprobs": 5}, {"logprobs": 5}),
+        ({"logprobs": 0}, {"logprobs": 0}),
+        ({"logprobs": False, "top_logprobs": 0}, {"logprobs": None}),
+        ({"logprobs": None, "min_tokens": 0}, {"min_tokens": 0}),
+        ({"min_tokens": 7}, {"min_tokens": 7}),
+    ],
+)
+def test_log_probabilities_and_the_least_tokens(more: dict[str, Any], settings: dict[str, Any]) -> None:
+    assert item({"prompt": "Hi"} | more).settings == settings
+
+
+@pytest.mark.parametrize(
+    ("more", "param"),
+    [
+        ({"top_logprobs": 3}, "top_logprobs"),
+        ({"logprobs": 3, "top_logprobs": 3}, "top_logprobs"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+        ({"logprobs": -1}, "logprobs"),
+        ({"logprobs": "yes"}, "logprobs"),
+        ({"min_tokens": -1}, "min_tokens"),
+        ({"min_tokens": True}, "min_tokens"),
+    ],
+)
+def test_log_probabilities_that_cannot_be_are_refused_by_name(more: dict[str, Any], param: str) -> None:
+    failure = decoded({"prompt": "Hi"} | more).failure
+    assert failure is not None and failure.param == param
 
 
 def test_a_simple_line_may_have_columns_of_its_own_but_not_ask_for_what_is_not_there() -> None:

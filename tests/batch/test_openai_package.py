@@ -18,11 +18,14 @@ PERSON = {
     "additionalProperties": False,
 }
 FORM = {"type": "json_schema", "json_schema": {"name": "n", "strict": True, "schema": PERSON}}
+HELLO = [{"role": "user", "content": "Hello!"}]
 LINES = [
-    ("chat", "/v1/chat/completions", {"messages": [{"role": "user", "content": "Hello!"}], "n": 2, "temperature": 1}),
+    ("chat", "/v1/chat/completions", {"messages": HELLO, "n": 2, "temperature": 1}),
+    ("odds", "/v1/chat/completions", {"messages": HELLO, "logprobs": True, "top_logprobs": 2, "max_tokens": 4}),
+    ("odds of text", "/v1/completions", {"prompt": "Hello", "logprobs": 2, "max_tokens": 4}),
     ("form", "/v1/chat/completions", {"messages": [{"role": "user", "content": "A number"}], "response_format": FORM}),
     ("text", "/v1/completions", {"prompt": "Hello", "stop": ["."], "user": "u"}),
-    ("bad", "/v1/chat/completions", {"messages": [{"role": "user", "content": "Hello!"}], "tools": [{}]}),
+    ("bad", "/v1/chat/completions", {"messages": HELLO, "tools": [{}]}),
 ]
 
 
@@ -36,7 +39,7 @@ def test_a_file_for_the_batch_api_runs_and_its_records_are_read(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     lines = [
-        {"custom_id": name, "method": "POST", "url": url, "body": {"model": "demo", "max_tokens": 60, **body}}
+        {"custom_id": name, "method": "POST", "url": url, "body": {"model": "demo", "max_tokens": 60} | body}
         for name, url, body in LINES
     ]
     Path("in.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
@@ -48,4 +51,16 @@ def test_a_file_for_the_batch_api_runs_and_its_records_are_read(
     assert len(chat.choices) == 2 and chat.usage.total_tokens == chat.usage.prompt_tokens + chat.usage.completion_tokens
     assert isinstance(json.loads(form.choices[0].message.content)["n"], int)
     assert strictly(types.Completion, bodies["text"]).choices[0].finish_reason in ("stop", "length")
+    odds, of_text = (
+        strictly(types.chat.ChatCompletion, bodies["odds"]),
+        strictly(types.Completion, bodies["odds of text"]),
+    )
+    content = odds.choices[0].logprobs.content
+    assert len(content) == odds.usage.completion_tokens and all(len(one.top_logprobs) == 2 for one in content)
+    assert (
+        b"".join(map(bytes, (one.bytes for one in content))).decode().strip() == odds.choices[0].message.content.strip()
+    )
+    lists, text = of_text.choices[0].logprobs, of_text.choices[0].text
+    assert len(lists.tokens) == len(lists.token_logprobs) == len(lists.text_offset) == of_text.usage.completion_tokens
+    assert "".join(lists.tokens).strip() == text.strip() and all(2 <= len(one) <= 3 for one in lists.top_logprobs)
     assert records["bad"]["response"]["status_code"] == 400 and bodies["bad"]["error"]["param"] == "tools"

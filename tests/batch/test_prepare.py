@@ -38,10 +38,19 @@ def test_answers_are_limited_unless_told(text: Any) -> None:
 def test_a_lines_form_wins_over_that_of_the_flags(text: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(type(text), "guide", lambda self, prompt, grammar: grammar, raising=False)
     preparer = Preparer(text, AnswerOptions(regex="a"))
-    own = line(has_format=True, grammar=Grammar.of_regex("b"))
-    asked = [preparer.prepare(one).requests[0].guide for one in (line(), own, line(has_format=True))]
+    own, free = line(settings={"grammar": Grammar.of_regex("b")}), line(settings={"grammar": None})
+    asked = [preparer.prepare(one).requests[0].guide for one in (line(), own, free)]
     assert asked == [Grammar.of_regex("a"), Grammar.of_regex("b"), None]
     assert len({preparer.dedupe_key(replace(one, sampling={"temperature": 0})) for one in (line(), own)}) == 2
+
+
+def test_a_lines_least_tokens_and_log_probabilities_win_over_those_of_the_flags(text: Any) -> None:
+    preparer = Preparer(text, AnswerOptions(min_tokens=5, logprobs=2))
+    lines = [line(), line(max_tokens=3), line(settings={"min_tokens": 1, "logprobs": None})]
+    asked = [preparer.prepare(one).requests[0] for one in lines]
+    assert [(one.rules.min_new_tokens, one.logprobs) for one in asked] == [(5, 2), (3, 2), (1, None)]
+    refused = preparer.prepare(line(max_tokens=3, settings={"min_tokens": 4}))
+    assert isinstance(refused, Failure) and "min_tokens is 4" in refused.message
 
 
 def test_no_answer_is_longer_than_the_models_window(text: Any) -> None:

@@ -69,15 +69,30 @@ _MOE35 = {
 _QWEN27 = _qwen35(5120, 17408, 64, 24, 4, 248320, 262144, False, value_heads=48)
 _QWEN35 = _qwen35(2048, 512, 40, 16, 2, 248320, 262144, False, value_heads=32, **_MOE35)
 
+_QWEN3_MOE = {
+    "model_type": "qwen3_moe", "head_dim": 128, "use_sliding_window": False, "num_experts": 128,
+    "num_experts_per_tok": 8, "moe_intermediate_size": 768,
+}  # fmt: skip
+_LLAMA3_8B = _sizes(4096, 14336, 32, 32, 8, 128256, 131072, False, rope_scaling=_LLAMA3)
+_LLAMA3_70B = _sizes(8192, 28672, 80, 64, 8, 128256, 131072, False, rope_scaling=_LLAMA3)
+_QWEN2_7B = _sizes(3584, 18944, 28, 28, 4, 152064, 32768, False, **_QWEN2)
+_QWEN2_14B = _sizes(5120, 13824, 48, 40, 8, 152064, 32768, False, **_QWEN2)
+_QWEN2_32B = _sizes(5120, 27648, 64, 40, 8, 152064, 32768, False, **_QWEN2)
+_LONGER = {"max_position_embeddings": 131072}
+
 CONFIGS: dict[str, dict[str, Any]] = {
     "llama-7b": _sizes(4096, 11008, 32, 32, 32, 32000, 4096, False, dtype="float16"),
     "llama-13b": _sizes(5120, 13824, 40, 40, 40, 32000, 4096, False, dtype="float16"),
     "llama-3-8b": _sizes(4096, 14336, 32, 32, 8, 128256, 8192, False),
-    "llama-3.1-8b": _sizes(4096, 14336, 32, 32, 8, 128256, 131072, False, rope_scaling=_LLAMA3),
+    "llama-3.1-8b": _LLAMA3_8B,
+    "llama-3.1-70b": _LLAMA3_70B,
     "llama-3.2-1b": _sizes(2048, 8192, 16, 32, 8, 128256, 131072, True, rope_scaling=_LLAMA3),
     "llama-3.2-3b": _sizes(3072, 8192, 28, 24, 8, 128256, 131072, True, rope_scaling=_LLAMA3),
-    "llama-3.3-70b": _sizes(8192, 28672, 80, 64, 8, 128256, 131072, False, rope_scaling=_LLAMA3),
+    "llama-3.3-70b": _LLAMA3_70B,
     "mistral-7b": _sizes(4096, 14336, 32, 32, 8, 32768, 32768, False, model_type="mistral", sliding_window=None),
+    "mixtral-8x7b": _sizes(
+        4096, 14336, 32, 32, 8, 32000, 32768, False, model_type="mixtral", sliding_window=None, num_local_experts=8
+    ),
     "mistral-small": {
         "model_type": "mistral3",
         "text_config": _sizes(
@@ -90,30 +105,23 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "qwen2.5-0.5b": _sizes(896, 4864, 24, 14, 2, 151936, 32768, True, **_QWEN2),
     "qwen2.5-1.5b": _sizes(1536, 8960, 28, 12, 2, 151936, 32768, True, **_QWEN2),
     "qwen2.5-3b": _sizes(2048, 11008, 36, 16, 2, 151936, 32768, True, **_QWEN2),
-    "qwen2.5-7b": _sizes(3584, 18944, 28, 28, 4, 152064, 32768, False, **_QWEN2),
-    "qwen2.5-14b": _sizes(5120, 13824, 48, 40, 8, 152064, 32768, False, **_QWEN2),
+    "qwen2.5-7b": _QWEN2_7B,
+    "qwen2.5-14b": _QWEN2_14B,
+    "qwen2.5-32b": _QWEN2_32B,
+    "qwen2.5-72b": _sizes(8192, 29568, 80, 64, 8, 152064, 32768, False, **_QWEN2),
+    "qwen2.5-coder-1.5b": _sizes(1536, 8960, 28, 12, 2, 151936, 32768, True, **_QWEN2),
+    "qwen2.5-coder-7b": _QWEN2_7B,
+    "qwen2.5-coder-14b": _QWEN2_14B,
+    "qwen2.5-coder-32b": _QWEN2_32B,
+    "qwq-32b": _QWEN2_32B | {"max_position_embeddings": 40960},
     "qwen3-0.6b": _sizes(1024, 3072, 28, 16, 8, 151936, 40960, True, **_QWEN3),
     "qwen3-1.7b": _sizes(2048, 6144, 28, 16, 8, 151936, 40960, True, **_QWEN3),
     "qwen3-4b": _sizes(2560, 9728, 36, 32, 8, 151936, 40960, True, **_QWEN3),
     "qwen3-8b": _sizes(4096, 12288, 36, 32, 8, 151936, 40960, False, **_QWEN3),
     "qwen3-14b": _sizes(5120, 17408, 40, 40, 8, 151936, 40960, False, **_QWEN3),
     "qwen3-32b": _sizes(5120, 25600, 64, 64, 8, 151936, 40960, False, **_QWEN3),
-    "qwen3-30b-a3b": _sizes(
-        2048,
-        6144,
-        48,
-        32,
-        4,
-        151936,
-        40960,
-        False,
-        model_type="qwen3_moe",
-        head_dim=128,
-        use_sliding_window=False,
-        num_experts=128,
-        num_experts_per_tok=8,
-        moe_intermediate_size=768,
-    ),
+    "qwen3-30b-a3b": _sizes(2048, 6144, 48, 32, 4, 151936, 40960, False, **_QWEN3_MOE),
+    "qwen3-coder-30b-a3b": _sizes(2048, 6144, 48, 32, 4, 151936, 262144, False, **_QWEN3_MOE),
     "qwen3.5-0.8b": _qwen35(1024, 3584, 24, 8, 2, 248320, 262144, True, value_heads=16),
     "qwen3.5-2b": _qwen35(2048, 6144, 24, 8, 2, 248320, 262144, True, value_heads=16),
     "qwen3.5-4b": _qwen35(2560, 9216, 32, 16, 4, 248320, 262144, True, value_heads=32),
@@ -132,6 +140,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "phi-4": _sizes(5120, 17920, 40, 40, 10, 100352, 16384, False, **_PHI3),
     "gemma-2-2b": _published("gemma-2-2b"),
     "gemma-2-9b": _sizes(3584, 14336, 42, 16, 8, 256000, 8192, True, model_type="gemma2", head_dim=256),
+    "gemma-2-27b": _sizes(4608, 36864, 46, 32, 16, 256000, 8192, True, model_type="gemma2", head_dim=128),
     "gemma-3-270m": _gemma3(640, 2048, 18, 4, 1, 262144, 32768, True, window=512),
     "gemma-3-1b": _gemma3(1152, 6912, 26, 4, 1, 262144, 32768, True, window=512),
     "gemma-3-4b": _gemma3(2560, 10240, 34, 8, 4, 262208, 131072, True, window=1024),
@@ -198,6 +207,11 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "lfm2.5-1.2b": _published("lfm2-1.2b"),
     "olmo-3-7b": _sizes(4096, 11008, 32, 32, 32, 100278, 65536, False, model_type="olmo3", sliding_window=4096),
     "deepseek-r1-1.5b": _sizes(1536, 8960, 28, 12, 2, 151936, 131072, False, **_QWEN2),
+    "deepseek-r1-7b": _QWEN2_7B | _LONGER,
+    "deepseek-r1-8b": _LLAMA3_8B,
+    "deepseek-r1-14b": _QWEN2_14B | _LONGER,
+    "deepseek-r1-32b": _QWEN2_32B | _LONGER,
+    "deepseek-r1-70b": _LLAMA3_70B,
 }
 
 

@@ -126,6 +126,7 @@ def config_with(**fields: Any) -> Callable[[Path], None]:
 ODD = {
     "mlx": (config_with(quantization={"group_size": 64, "bits": 4}), "is an MLX conversion"),
     "a classifier": (config_with(architectures=["LlamaForSequenceClassification"]), "generates no text"),
+    "a reward model": (config_with(architectures=["Qwen2ForProcessRewardModel"]), "generates no text"),
     "an embedding model": (config_with(architectures=["LlamaModel"]), "generates no text"),
     "quantised by none knows what": (config_with(quantization_config={"quant_method": "q0"}), "quantised by 'q0'"),
     "quantised by what is not here": (config_with(quantization_config={"quant_method": "aqlm"}), "`pip install aqlm`"),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -468,20 +467,3 @@ def test_completion_answers_the_shell(
     monkeypatch.setenv("COMP_CWORD", str(len(words) - 1))
     assert main([]) == 0
     assert set(capsys.readouterr().out.split()) == expected
-
-
-def test_bash_completes_with_the_script(tmp_path: Path) -> None:
-    bash = shutil.which("bash")
-    if bash is None:
-        pytest.skip("bash is not installed")
-    kvlite = tmp_path / "kvlite"
-    kvlite.write_text(f"#!/bin/sh\nPYTHONPATH={ROOT}:{ROOT}/kernels exec {sys.executable} -m kvlite\n")
-    kvlite.chmod(0o755)
-    script = (
-        f"source {ROOT}/completions/kvlite.bash\n"
-        f"COMP_WORDS=({kvlite} --plain po) COMP_CWORD=2\n"
-        f"_kvlite_completion {kvlite}\n"
-        'printf "%s\\n" "${COMPREPLY[@]}"\n'
-    )
-    result = subprocess.run([bash, "--norc", "-c", script], capture_output=True, text=True)
-    assert (result.stdout, result.stderr) == ("policies\n", "")

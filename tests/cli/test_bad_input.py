@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import gzip
 import io
 import json
 import os
@@ -256,6 +257,10 @@ BATCHES = [
     Row("rows that the budget cannot hold", "batch in.jsonl -m demo --kv-budget 2kB", 4, "smallest", batch()),
     Row("a summary to no folder", "batch in.jsonl -m demo --summary no/s.json", 2, "no/s.json", batch()),
     Row("an output in no folder", "batch in.jsonl -m demo -o no/out.jsonl", 1, "no/out.jsonl", batch()),
+    Row("an output that is compressed", "batch in.jsonl -m demo -o out.jsonl.gz", 2, "| gzip > out.jsonl.gz", batch()),
+    Row("a Parquet that is none", "batch in.parquet -m demo", 2, "as Parquet", {"in.parquet": b"PAR1...."}),
+    Row("a gzip that is cut", "batch in.jsonl.gz -m demo", 2, "in the middle",
+        {"in.jsonl.gz": gzip.compress(b"1")[:-5]}),
     Row("an output that is a folder", "batch in.jsonl -m demo -o folder", 1, "folder", batch() | {"folder": None}),
     Row("an output that is the input", "batch in.jsonl -m demo -o in.jsonl", 2, "is the input", batch()),
     Row("a summary that is the output", "batch in.jsonl -m demo -o out.jsonl --summary out.jsonl", 2,

@@ -187,6 +187,11 @@ REFUSED_BEFORE_WEIGHTS = [
         "`pip install 'kvlite-llm[sentencepiece]'`",
     ),
     (
+        model_files(tokenizer__json=None) | {"tekken.json": b"{}"},
+        "org/x has its vocabulary in tekken.json alone, which only Mistral's own programs read; choose a copy of the "
+        "model that holds a tokenizer.json",
+    ),
+    (
         {name: data for name, data in sharded_files().items() if not name.endswith("2-of-00002.safetensors")},
         "org/x has no model-00002-of-00002.safetensors, which its model.safetensors.index.json names; ask its owner to",
     ),

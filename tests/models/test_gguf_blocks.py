@@ -22,6 +22,7 @@ from kvlite.models.loading import load
 from kvlite.models.packed import PackedEmbedding, PackedLinear
 from kvlite.models.verify import relative_error
 from kvlite.options import ModelOptions
+from kvlite_kernels import blocks as gguf_blocks
 from kvlite_kernels.packed import Packed4, PackedPair, multiply
 from tests.architectures import tiny_model
 from tests.gguf.gguf_file import write_model
@@ -51,7 +52,7 @@ def random_blocks(kind: str, rows: int, inputs: int) -> np.ndarray:
 def test_packed_blocks_are_the_numbers_of_the_gguf_library_but_for_rounded_scales(kind: str) -> None:
     blocks = random_blocks(kind, 128, 512)
     exact = torch.from_numpy(dequantize(blocks, GGMLQuantizationType[kind]))
-    weights = pack_blocks(torch.from_numpy(blocks), kind)
+    weights = pack_blocks(torch.from_numpy(blocks).split(64), kind, len(blocks))
     assert type(weights) is (Packed4 if kind in FOUR_BITS else PackedPair)
     most = 0.01 if kind == "Q6_K" else 0.004
     index = torch.tensor([[3, 127], [64, 40]])
@@ -59,6 +60,14 @@ def test_packed_blocks_are_the_numbers_of_the_gguf_library_but_for_rounded_scale
     assert relative_error(weights.unpack(0, 128).T.float(), exact) < most
     x = torch.randn(3, 512, generator=torch.Generator().manual_seed(1)).bfloat16()
     assert relative_error(multiply(x, weights, None), x.float() @ exact.T) < most + 0.002
+
+
+@pytest.mark.parametrize("kind", list(gguf_blocks.SIZES))
+def test_unpacked_blocks_are_the_numbers_of_the_gguf_library_to_the_bit(kind: str) -> None:
+    held = random_blocks(kind, 3, 512)
+    wanted = torch.from_numpy(dequantize(held, GGMLQuantizationType[kind]))
+    assert gguf_blocks.SIZES[kind] == BLOCKS[kind]
+    assert torch.equal(gguf_blocks.unpack(torch.from_numpy(held), kind), wanted)
 
 
 def files_of(folder: Path, family: str, kind: str, **changed: int) -> ModelFiles:

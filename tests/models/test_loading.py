@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tokenizers import decoders
+from tokenizers import decoders, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, dynamic_module_utils
 
 from kvlite.catalog.names import demo_folder
@@ -202,6 +202,18 @@ def test_a_tokenizer_that_cuts_text_into_bytes_decodes_bytes(tmp_path: Path) -> 
     PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>").save_pretrained(tmp_path)
     found = load_tokenizer(tmp_path)
     assert found.decode(found("the cat, naïve 日本").input_ids) == "the cat, naïve 日本"
+
+
+@pytest.mark.parametrize("named", ["LlamaTokenizerFast", "Qwen2Tokenizer", "GPT2Tokenizer"])
+def test_a_tokenizer_cuts_as_its_file_says_whatever_class_it_names(tmp_path: Path, named: str) -> None:
+    backend = byte_level_tokenizer()
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>").save_pretrained(tmp_path)
+    rewrite(tmp_path / "tokenizer_config.json", lambda config: config.update(tokenizer_class=named))
+    found, text = load_tokenizer(tmp_path), " the  cat's 2026 hats,\n naïve 日本"
+    assert found(text, add_special_tokens=False).input_ids == backend.encode(text, add_special_tokens=False).ids
+    assert found.decode(found(text).input_ids, skip_special_tokens=True) == text
+    assert found.eos_token == "</s>"
 
 
 def test_a_model_larger_than_its_tokenizer_is_fine(tmp_path: Path) -> None:

@@ -33,6 +33,10 @@ STYLES: dict[str, tuple[list[str], list[str]]] = {
     "mistral": (["<s>", "</s>", "[INST]", "[/INST]"], []),
     "vicuna": (["<s>", "</s>"], []),
     "harmony": (["<|startoftext|>", "<|return|>", "<|start|>", "<|channel|>", "<|message|>", "<|end|>"], []),
+    "cohere": (
+        ["<BOS_TOKEN>", "<|END_OF_TURN_TOKEN|>", "<|START_OF_TURN_TOKEN|>", "<|USER_TOKEN|>", "<|CHATBOT_TOKEN|>"],
+        ["<|START_THINKING|>", "<|END_THINKING|>", "<|START_RESPONSE|>", "<|END_RESPONSE|>"],
+    ),
     "base": (["<s>", "</s>"], []),  # no chat template
 }
 STYLES_AND_KINDS = [

@@ -123,7 +123,9 @@ def test_a_turn_feeds_what_the_template_writes_behind_the_answer(any_tokenizer):
     suffix = decoded(any_tokenizer, text.next_turn(second["content"], ended=False).ids)
     whole = decoded(any_tokenizer, text.conversation([USER, ASSISTANT, second]).ids)
     assert whole.endswith(suffix)
-    if "<think>" not in style and "channel" not in style and "BertN" not in repr(any_tokenizer.backend_tokenizer):
+    if not any(tag in style for tag in ("<think>", "channel", "RESPONSE")) and "BertN" not in repr(
+        any_tokenizer.backend_tokenizer
+    ):
         answer = ASSISTANT["content"].upper() if "upper" in style else ASSISTANT["content"]
         assert (first + answer + suffix).replace(" ", "") == whole.replace(" ", "")
 

@@ -1,0 +1,90 @@
+"""The caches of all workers as one, for the progress line and the run record: bytes and tokens are sums."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+
+from kvlite.batch.workers.messages import CacheNow, Opened, Report
+from kvlite.memory.counts import KVCounts
+from kvlite.record.recorder import Reading, Recorder
+from kvlite.record.schema import LayerKept
+
+_SUMMED = (
+    "budget_bytes", "reserved_bytes", "live_bytes", "peak_bytes", "tokens_seen", "tokens_kept", "tokens_evicted"
+)  # fmt: skip
+
+
+@dataclass
+class Memory:
+    """What the workers last told of their caches; `recorder` is given it as if it were one engine."""
+
+    recorder: Recorder
+    budget_source: str
+    _caches: dict[int, CacheNow] = field(default_factory=dict)
+    _readings: dict[int, Reading] = field(default_factory=dict)
+    _opened: dict[int, Opened] = field(default_factory=dict)
+
+    def note(self, worker: int, report: Report) -> None:
+        """Note what a worker reports."""
+        if report.cache is not None:
+            before = self._caches.get(worker)  # of one that died since, maybe
+            peak_bytes = max(report.cache.peak_bytes, before.peak_bytes if before is not None else 0)
+            self._caches[worker] = replace(report.cache, peak_bytes=peak_bytes)
+        if report.reading is not None:
+            self._readings[worker] = report.reading
+        if report.opened is not None:
+            self._opened[worker] = report.opened
+            predicted = _summed(one.predicted for one in self._opened.values())
+            self.recorder.opened(report.opened.identity, predicted, self, self.budget_source)
+
+    @property
+    def peak_bytes(self) -> int:
+        """The most that the rows of each worker held, together."""
+        return sum(cache.peak_bytes for cache in self._caches.values())
+
+    @property
+    def budget_bytes(self) -> int:
+        """All budgets together."""
+        return sum(cache.counts.budget_bytes for cache in self._caches.values())
+
+    @property
+    def live_bytes(self) -> int:
+        """What all rows hold now, or held when a worker died."""
+        return sum(cache.counts.live_bytes for cache in self._caches.values())
+
+    def counts(self) -> KVCounts:
+        """Count all rows of all workers."""
+        found = [cache.counts for cache in self._caches.values()] or [one.counts for one in self._readings.values()]
+        return replace(found[0], **{name: sum(getattr(one, name) for one in found) for name in _SUMMED})
+
+    def allocated_bytes(self) -> int | None:
+        """Bytes that torch's allocators hold on all GPUs; None elsewhere."""
+        found = [cache.allocated_bytes for cache in self._caches.values() if cache.allocated_bytes is not None]
+        return sum(found) if found else None
+
+    def read(self) -> Reading:
+        """All that was measured, where each worker told it last; what is true of one GPU alone is left out."""
+        readings = [*self._readings.values()]
+        layers = zip(*(one.layers for one in readings), strict=True)
+        return replace(
+            readings[0],
+            counts=self.counts(),
+            full_cache_bytes=None,
+            terms=_summed(one.terms for one in readings),
+            layers=tuple(
+                LayerKept(layer=of[0].layer, kept=sum(one.kept for one in of), bytes=sum(one.bytes for one in of))
+                for of in layers
+            ),
+            phases=_summed(one.phases for one in readings),
+            torch=None,
+            gpu=None,
+        )
+
+
+def _summed(of: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    total: Counter[str] = Counter()
+    for one in of:
+        total.update(one)
+    return dict(total)

@@ -1,0 +1,121 @@
+"""`kvlite batch --devices`: processes that answer the built-in model's lines, killed and stopped in mid-run."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from tests.program import finish, start
+
+COUNT = 80
+OPTIONS = ("-m", "demo", "--kv-budget", "200KB", "--kv-per-seq", "64tok", "-n", "16", "--greedy", "--dtype", "float32")
+WORKERS = ("--devices", "cpu,cpu", "-o", "out.jsonl")
+
+
+@pytest.fixture
+def batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., subprocess.Popen[bytes]]:
+    """Starts a batch of COUNT lines, of which every fourth begins with the same words."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    shared = "The old house by the sea has a green door, two windows, a red roof and a garden with apple trees. " * 2
+    with (tmp_path / "in.jsonl").open("w") as file:
+        for number in range(COUNT):
+            prompt = f"{shared if number % 4 == 0 else ''}Tell me about {number} cats"
+            file.write(f"{json.dumps({'id': f'p{number}', 'prompt': prompt})}\n")
+    return lambda *args: start("batch", "in.jsonl", *OPTIONS, *args, cwd=tmp_path)
+
+
+def records(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def workers_of(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
+    found = psutil.Process(process.pid).children(recursive=True)
+    return [one for one in found if "spawn_main" in " ".join(one.cmdline())]
+
+
+def await_records(process: subprocess.Popen[bytes], path: Path, count: int) -> None:
+    while process.poll() is None and (not path.exists() or path.read_bytes().count(b"\n") < count):
+        time.sleep(0.01)
+
+
+def test_a_worker_killed_in_mid_run_loses_no_line_and_changes_no_answer(
+    batch: Callable[..., subprocess.Popen[bytes]], tmp_path: Path
+) -> None:
+    code, out, err = finish(batch("--batch-size", "4"))
+    assert code == 0, err
+    alone = {record["id"]: record["text"] for record in map(json.loads, out.splitlines())}
+
+    process = batch(*WORKERS, "--summary", "sums.json", "--report", "record.json")
+    await_records(process, tmp_path / "out.jsonl", 10)
+    killed, *_ = workers_of(process)
+    killed.kill()
+    code, _, err = finish(process)
+    assert code == 0, err
+    assert "(cpu) was killed by SIGKILL" in err
+    found = records(tmp_path / "out.jsonl")
+    assert len(found) == COUNT
+    assert {record["id"]: record["text"] for record in found} == alone
+
+    sums, record = (json.loads((tmp_path / name).read_text()) for name in ("sums.json", "record.json"))
+    assert (sums["ok"], sums["failed"]) == (COUNT, 0)
+    assert sums["completion_tokens"] == sum(one["usage"]["completion_tokens"] for one in found) > 0
+    assert sums["kv"]["budget_bytes"] == record["kv"]["budget_bytes"] == 400_000
+    assert record["kv"]["within_budget"] is True
+    assert record["batch"]["ok"] == COUNT
+
+
+@pytest.mark.matrix
+def test_stopped_it_leaves_no_process_and_the_same_command_goes_on(
+    batch: Callable[..., subprocess.Popen[bytes]], tmp_path: Path
+) -> None:
+    process = batch(*WORKERS)
+    await_records(process, tmp_path / "out.jsonl", 3)
+    started = psutil.Process(process.pid).children(recursive=True)
+    assert len(workers_of(process)) == 2
+    process.send_signal(signal.SIGTERM)
+    code, _, err = finish(process)
+    assert (code, "to continue, run: kvlite batch in.jsonl" in err.splitlines()[-1]) == (143, True), err
+    assert psutil.wait_procs(started, timeout=10)[1] == []
+    before = (tmp_path / "out.jsonl").read_bytes()
+    code, _, err = finish(batch(*WORKERS))
+    assert code == 0, err
+    assert (tmp_path / "out.jsonl").read_bytes().startswith(before)
+    assert sorted(record["id"] for record in records(tmp_path / "out.jsonl")) == sorted(f"p{n}" for n in range(COUNT))
+
+
+@pytest.mark.matrix
+def test_a_batch_that_is_killed_takes_its_workers_along(
+    batch: Callable[..., subprocess.Popen[bytes]], tmp_path: Path
+) -> None:
+    process = batch(*WORKERS)
+    await_records(process, tmp_path / "out.jsonl", 1)
+    started = psutil.Process(process.pid).children(recursive=True)
+    process.kill()
+    process.communicate(timeout=60)
+    assert psutil.wait_procs(started, timeout=10)[1] == []
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (("--devices", "gpu:0"), "'gpu:0' is no device for a worker; give for example cuda:0,cuda:1 or cpu:2"),
+        (("--devices", "cpu:0"), "'cpu:0' is no device"),
+        (("--devices", "cpu", "--device", "cpu"), "--devices cpu contradicts --device cpu; give one of them"),
+        pytest.param(("--devices", "cuda:99"), "device 'cuda:99' is not there", marks=pytest.mark.matrix),
+    ],
+)
+def test_a_device_that_is_none_is_one_line(
+    batch: Callable[..., subprocess.Popen[bytes]], args: tuple[str, ...], said: str
+) -> None:
+    code, out, err = finish(batch(*args))
+    assert (code, out) == (2, "")
+    assert said in err.splitlines()[-1]
+    assert "Traceback" not in err
