@@ -27,7 +27,7 @@ OLDEST_TRITON = "3.4"
 def choose_backend(
     wanted: str, layers: Sequence[LayerSizes], rows: int, dtypes: Sequence[torch.dtype], device: torch.device
 ) -> Backend:
-    """The backend for `rows` rows of `layers` on `device`: `torch`, which `auto` is where no trial is made, or `triton`.
+    """The backend for `rows` rows of `layers` on `device`: `triton`, or `torch`, which is also what `auto` means here.
 
     `dtypes` are those of queries and of slots that hold numbers. Raises KernelsUnavailable where Triton is asked for
     and cannot serve.

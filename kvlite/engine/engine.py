@@ -15,6 +15,7 @@ from kvlite.cache.retention import Moved, Target, best_kept
 from kvlite.engine.decode_graphs import WORTH_IT, DecodeGraphs, GraphRecorder, NotCapturable, try_replay
 from kvlite.engine.device_memory import PeakMemory, allocating
 from kvlite.engine.inputs import inputs
+from kvlite.engine.kernels import KernelChoice, in_a_line, is_of_kernels, without_kernels
 from kvlite.engine.limits import Limits
 from kvlite.engine.logprobs import logprobs
 from kvlite.engine.prefixes import PrefixCopy, Prefixes
@@ -50,7 +51,8 @@ class Engine:
     """Feeds requests through `loaded` with a cache of `plan.rows` rows that never exceeds `plan.budget_bytes`.
 
     `stored` is what a slot holds, as planned. `on_full` says what happens when no slot is free: `evict`, `stop` the
-    answer, or make it an `error`; None leaves it to the policy. `kernels` is one of `kvlite_kernels.choice.KERNELS`.
+    answer, or make it an `error`; None leaves it to the policy. `kernels` is one of `kvlite_kernels.choice.KERNELS`, or
+    chooses between them; where Triton's fail in mid-answer, what was said is read anew in torch, and `warn` told.
     Decode steps are replayed from what `recorder` makes of them where that proves exact and, unless they
     `must_capture`, faster. Else, or where it fails in mid-answer, steps are eager and `step` says why; `warn` does too,
     unless nobody asked. Raises UsageError where a choice cannot be honoured, DoesNotFit or OutOfMemory where the cache
@@ -64,7 +66,7 @@ class Engine:
         policy: Policy,
         stored: SlotFormat,
         on_full: str | None = None,
-        kernels: str = "auto",
+        kernels: str | KernelChoice = "auto",
         recorder: GraphRecorder | None = None,
         must_capture: bool = False,
         warn: Callable[[str], None] = lambda text: None,
@@ -76,7 +78,8 @@ class Engine:
         self.step = "eager"
         """The way decode steps run: `captured`, or `eager` and, where capturing was asked for, the obstacle."""
         self.graphs: DecodeGraphs | None = None
-        self._warn, self._kernels = warn, kernels
+        self._warn = warn
+        self.kernels = KernelChoice(kernels) if isinstance(kernels, str) else kernels
         self._recorder, self._must_capture = recorder, must_capture
         self._open(plan, policy, stored, on_full)
 
@@ -86,8 +89,9 @@ class Engine:
         self.plan, self._stored = plan, stored
         self.policy = policy
         self.on_full = policy.when_full(on_full)
+        kernels = self.kernels.name_for(stored, policy)
         with allocating():
-            self.cache = SlotCache(loaded.shape, plan, policy, stored, loaded.device, self._kernels, loaded.dtype)
+            self.cache = SlotCache(loaded.shape, plan, policy, stored, loaded.device, kernels, loaded.dtype)
         for index, layer in self.cache.layers.items():
             layer.rotation = (loaded.rotations or {}).get(index)
         is_whole = plan.slots == plan.most_slots  # nothing is evicted inside the model's window
@@ -101,7 +105,7 @@ class Engine:
             plan.budget_bytes - plan.reserved_bytes, slot_bytes, min(plan.fewest, self.cache.room(0))
         )
         if self._recorder is not None:
-            self._capture(self._recorder, self._kernels, least=None if self._must_capture else WORTH_IT)
+            self._capture(self._recorder, kernels, least=None if self._must_capture else WORTH_IT)
 
     @property
     def rows(self) -> int:
@@ -327,16 +331,66 @@ class Engine:
 
     def _advance(self, feed: Feed) -> Iterator[Token | Completion]:
         """One forward pass; then a token for every row whose prompt is through."""
-        rows = self._rows[feed.rows]
+        rows, held = self._rows[feed.rows], [row.seen for row in self._rows]
         with self.peak_memory.phase("decode" if feed.decodes else "prefill"):
-            logits = self._forward(feed)[:, -1]
-            ready = [i for i, row in enumerate(rows) if row.job is not None and feed.ids[i] and not row.job.prompt]
-            draws = [Draw.of(rows[i]) for i in ready]
-            logits = logits[ready] if len(ready) < len(rows) else logits
-            ids = sample(logits, draws) if ready else []
-            known = logprobs(logits, ids, [rows[i].logprobs_asked for i in ready])
-        for i, token, probable in zip(ready, ids, known, strict=True):
+            if self.cache.backend.name == "torch":
+                drawn = self._drawn(feed)
+            else:
+                try:
+                    drawn = self._drawn(feed)
+                    why = "numbers that are none" if any(token == INVALID for _, token, _ in drawn) else None
+                except Exception as error:
+                    if not is_of_kernels(error):
+                        raise
+                    why = in_a_line(error)
+                if why is not None:
+                    drawn = self._drawn_in_torch(feed, held, why)
+        for i, token, probable in drawn:
             yield from self._take(rows[i], token, probable)
+
+    def _drawn(self, feed: Feed) -> list[tuple[int, int, Logprobs | None]]:
+        """Feed the ids; of each row of `feed` whose prompt is through its number, next token and log probabilities."""
+        rows, logits = self._rows[feed.rows], self._forward(feed)[:, -1]
+        ready = [i for i, row in enumerate(rows) if row.job is not None and feed.ids[i] and not row.job.prompt]
+        draws = [Draw.of(rows[i]) for i in ready]
+        logits = logits[ready] if len(ready) < len(rows) else logits
+        ids = sample(logits, draws) if ready else []
+        known = logprobs(logits, ids, [rows[i].logprobs_asked for i in ready])
+        return list(zip(ready, ids, known, strict=True))
+
+    def _drawn_in_torch(self, feed: Feed, held: Sequence[int], why: str) -> list[tuple[int, int, Logprobs | None]]:
+        """As `_drawn`, once torch has read the first `held` ids of every row anew.
+
+        Nobody knows what kernels that failed left there. Raises NumericError where the device does not answer any more.
+        """
+        self._warn(f"Triton's kernels failed in mid-answer ({why}); torch goes on, and reads anew what was said")
+        self.kernels.condemn(self.cache.stored, self.policy, why)
+        without_kernels(self.loaded)
+        rows, before = self._rows, (self.plan, self.policy, self.cache.stored, self.on_full)
+        try:
+            self._close()
+            self._open(*before)
+            self._rows = rows
+            for row, count in zip(rows, held, strict=True):
+                self._read_anew(row, count)
+            return self._drawn(feed)
+        except Exception as error:
+            if not is_of_kernels(error):
+                raise
+            raise NumericError(
+                f"Triton's kernels failed and took the device along ({why}); run it again with --kernels torch"
+            ) from error
+
+    def _read_anew(self, row: Row, count: int) -> None:
+        """Feed an empty row the first `count` ids of its conversation."""
+        unfed, row.seen, row.rot, row.echoed = row.unfed, 0, 0, 0
+        if self.loaded.state is not None:
+            self.loaded.state.reset()
+        for start in range(0, count, self.plan.chunk):
+            piece = tuple(row.said[start : min(start + self.plan.chunk, count)])
+            feed = Feed(slice(row.index, row.index + 1), (piece,))
+            self._forward(self._with_echo(feed, one_by_one=False))
+        row.unfed = unfed
 
     def _capture(self, recorder: GraphRecorder, kernels: str, least: float | None) -> None:
         """Let decode steps be replayed, once those of a small cache were found equal to eager ones, and faster.

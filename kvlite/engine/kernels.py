@@ -128,7 +128,7 @@ def without_kernels(loaded: LoadedModel) -> None:
     """Let fused modules compute in torch from now on."""
     for module in loaded.model.modules():
         if hasattr(module, "ops"):
-            module.ops = TORCH_OPS
+            setattr(module, "ops", TORCH_OPS)  # noqa: B010
 
 
 def _fed(loaded: LoadedModel, cache: SlotCache, ids: torch.Tensor, at: int) -> torch.Tensor:

@@ -28,8 +28,12 @@ from kvlite_kernels.choice import obstacle
 from kvlite_kernels.trial.task import MODULES, Part, Task
 
 COMMAND = (sys.executable, "-P", "-m", "kvlite_kernels.trial.process")
-STALL_S = 90.0
-"""The longest that one kernel may take to be compiled and run; a trial that is silent for longer hangs."""
+START_S, STALL_S = 120.0, 90.0
+"""The longest until a process begins to try, and for one kernel to be compiled and run; a longer silence is a hang."""
+
+
+PROCESS_BYTES = 3 * 2**29
+"""Memory that a process which tries takes on a device."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +44,16 @@ class TrialSetting:
     stall_s: float = STALL_S
 
 
+def may_try(kernels: str, device: torch.device) -> bool:
+    """True where `--kernels` leaves it to a trial what runs on `device`."""
+    return kernels == "auto" and device.type == "cuda"
+
+
 class KernelTrials:
     """Trials of the kernels that a model of `shape` needs on `device`; what `store` knows is not tried again.
 
-    `captures`: decode steps may be CUDA graphs. `say` is told before one that takes a while.
+    `captures`: decode steps may be CUDA graphs. `say` is told before one that takes a while. `likely` are the parts
+    that are tried while the weights are read.
     """
 
     def __init__(
@@ -53,16 +63,25 @@ class KernelTrials:
         store: Trials,
         say: Callable[[str], None] = lambda text: None,
         captures: bool = False,
+        likely: Sequence[Part] = (),
         setting: TrialSetting | None = None,
     ) -> None:
         heads = {(shape.query_heads, layer.kv_heads, layer.k_dim, layer.v_dim) for layer in shape.layers}
         known = tuple(sorted(sizes for sizes in heads if sizes[1]))
         self._task = Task(str(device), shape.dtype, known, shape.hidden, shape.intermediate, (), captures)
         self._store, self._say, self._setting = store, say, setting or TrialSetting()
+        self.likely = tuple(likely)
         self._found: dict[Part, Trial] = {}
+        self._obstacle: str | None = None
         self._begun: set[Part] = set()
         self._process: TrialProcess | None = None
         self._about = _circumstances(self._task)
+
+    def begin(self, room: int | None) -> None:
+        """Begin to try what is likely, where `room` bytes are left for another process on the device; None: enough."""
+        if room is not None and room < PROCESS_BYTES:
+            self._obstacle = "the weights leave too little memory to try Triton's kernels"
+        self.start(self.likely)
 
     def start(self, parts: Iterable[Part]) -> None:
         """Begin to try what of `parts` nothing is known of, unless it cannot run at all."""
@@ -88,6 +107,12 @@ class KernelTrials:
             else:
                 self._note(*self._process.next_outcome())
         return self._found[part]
+
+    def outcomes(self) -> list[tuple[str, Trial]]:
+        """What came of all that was begun or known, waiting for it."""
+        for part in self._begun - self._found.keys():
+            self.finding(part)
+        return [(str(part), found) for part, found in self._found.items()]
 
     def condemn(self, part: Part, why: str) -> None:
         """Note that `part` went wrong after its trial."""
@@ -120,9 +145,13 @@ class KernelTrials:
     def _known(self, part: Part) -> Trial | None:
         """What need not be tried: it cannot run, is known, or went wrong in a process that is gone."""
         layers = () if part == MODULES else tuple(self._task.layers())
+        if part not in self._begun and (known := self._store.find(self.about(part))) is not None:
+            return known
+        if self._obstacle is not None:
+            return Trial("unable", self._obstacle)
         if (why := obstacle(self._task.place, layers, [self._task.number])) is not None:
             return Trial("unable", why)
-        return self._found.get(part) or self._store.find(self.about(part))
+        return self._found.get(part)
 
 
 class TrialProcess:
@@ -131,7 +160,7 @@ class TrialProcess:
     def __init__(self, task: Task, setting: TrialSetting) -> None:
         self.left = list(task.parts)
         self._stall_s, self._lines = setting.stall_s, SimpleQueue[str | None]()
-        self._at, self._errors = "its start", TemporaryFile()  # noqa: SIM115
+        self._at, self._errors = "", TemporaryFile()  # noqa: SIM115
         self._process = subprocess.Popen(
             setting.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True
         )
@@ -139,36 +168,43 @@ class TrialProcess:
             assert self._process.stdin is not None
             self._process.stdin.write(task.text())
             self._process.stdin.close()
-        Thread(target=self._read, daemon=True).start()
+        self._reader = Thread(target=self._read, daemon=True)
+        self._reader.start()
 
     def next_outcome(self) -> tuple[Part, Trial]:
         """The next part that is through, and what came of it; after a death or a hang nothing is left."""
         part = self.left.pop(0)
         while True:
             try:
-                line = self._lines.get(timeout=self._stall_s)
+                line = self._lines.get(timeout=self._stall_s if self._at else START_S)
             except Empty:
                 self.end()
-                self.left = []
-                return part, Trial("wrong", f"no answer in time from {self._at}")
+                return part, Trial("wrong", f"no answer in time from {self._at or 'the process of a trial'}")
             if line is None:
-                self.left = []
-                return part, Trial("wrong", self._last_words())
+                why = self._last_words()
+                self.end()
+                return part, Trial("wrong", why)
             told = _read_line(line)
             self._at = told.get("at", self._at)
             if "part" in told:
                 fault = told["fault"]
+                if not self.left:
+                    self.end()
                 return part, Trial("right", gain=told["gain"]) if fault is None else Trial("wrong", str(fault))
 
     def end(self) -> None:
-        """Kill the process, if it still runs."""
+        """Kill the process, if it still runs, and let go of its output."""
+        self.left = []
         self._process.kill()
         self._process.wait()
+        self._reader.join()
+        self._errors.close()
 
     def _read(self) -> None:
         assert self._process.stdout is not None
-        for line in self._process.stdout:
-            self._lines.put(line)
+        with self._process.stdout as lines:
+            for line in lines:
+                self._lines.put(line)
         self._lines.put(None)
 
     def _last_words(self) -> str:
@@ -176,7 +212,7 @@ class TrialProcess:
         ended = f"ended by signal {-code}" if code < 0 else f"ended with exit code {code}"
         self._errors.seek(0)
         said = self._errors.read().decode(errors="replace").strip().splitlines()
-        return f"the trial {ended} at {self._at}" + (f": {said[-1][:200]}" if said else "")
+        return f"the trial {ended} at {self._at or 'its start'}" + (f": {said[-1][:200]}" if said else "")
 
 
 def _read_line(line: str) -> dict[str, Any]:

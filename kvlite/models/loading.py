@@ -85,7 +85,9 @@ def load(
     folder = files.folder
     shape = shape_on(files, dtype_name(options.dtype), device)
     ops = _ops(options.kernels, device)
-    _require_room(files, shape, options.quant, device)
+    room = _room(files, shape, options.quant, device)
+    if trials is not None:
+        trials.begin(room)
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     refuse_quantisation(folder, files.config, options.quant)
@@ -106,7 +108,7 @@ def load(
     _require_vocabulary(model.config, tokenizer)
     loaded = LoadedModel(model, tokenizer, shape, dtype, device, options.quant, state=state)
     loaded = replace(loaded, fingerprint=fingerprint(loaded))
-    if trials is not None and trials.finding(MODULES).is_taken:
+    if trials is not None and options.fuse and trials.finding(MODULES).is_taken:
         ops = choose_ops("triton", device, four_bit=False)
     about = None
     if store is not None and options.adapter is None:
@@ -136,14 +138,15 @@ def shape_on(files: ModelFiles, dtype: str | None, device: torch.device) -> Mode
     return shape
 
 
-def _require_room(files: ModelFiles, shape: ModelShape, quant: str, device: torch.device) -> None:
-    """Refuse weights that take more, once loaded, than is free."""
+def _room(files: ModelFiles, shape: ModelShape, quant: str, device: torch.device) -> int | None:
+    """Bytes that the weights leave, once loaded; None where they do not say. Raises DoesNotFit where none are."""
     needed, free = weight_term(shape, files.weights, quant, device.type).predicted_bytes, free_bytes(device)
     if needed is not None and needed > free:
         raise DoesNotFit(
             f"the weights take {human_bytes(needed)} and {human_bytes(free)} are free on {device}; "
             f"give {'--4bit or ' if quant == 'none' else ''}a smaller model"
         )
+    return None if needed is None else free - needed
 
 
 def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:

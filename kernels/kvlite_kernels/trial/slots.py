@@ -1,7 +1,7 @@
 """The trial of a Backend: attention, its statistic, coding and eviction.
 
-Memory behind the slots is NaN, and so are the scales of free ones; numbers in free slots are large, since 0 times NaN
-is no 0 in torch either.
+Memory behind the slots and what nobody wrote is NaN; free slots hold large numbers, since 0 times NaN is no 0 in torch
+either.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ BackendOf = Callable[[Sequence[LayerSizes], int, Sequence[torch.dtype], torch.de
 
 ROWS, CHUNK = 2, 40
 MOST_GROUP = 32
-LARGE = 1e4
+LARGE = 64.0
 BEHIND = 3
 FEW_FLIPS = 0.01
 """Share of keys that may lie on the other side of BELOW's threshold."""
@@ -245,10 +245,9 @@ def _group(dim: int) -> int:
 
 
 def _filled(vectors: Vectors, where: Tensor, value: float) -> Vectors:
-    """A copy with `value` wherever nothing is held; codes have NaN for scales there, unless it is 0."""
+    """A copy with `value`, of codes in their scales, wherever nothing is held."""
     if isinstance(vectors, Packed):
-        scale = vectors.scale.masked_fill(where[..., None], torch.nan if value else 0.0)
-        return Packed(vectors.codes, scale, vectors.dim)
+        return Packed(vectors.codes, vectors.scale.masked_fill(where[..., None], value), vectors.dim)
     return vectors.masked_fill(where[..., None], value)
 
 
