@@ -109,9 +109,14 @@ class Console:
 
     def table(self, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """Write aligned columns to stdout; just the header when there are no rows."""
+        from kvlite.record.table import width_of
+
         cells = [[strip_controls(cell).replace("\n", " ") for cell in row] for row in (columns, *rows)]
-        widths = [max(len(row[i]) for row in cells) for i in range(len(columns))]
-        lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in cells]
+        widths = [max(map(width_of, column)) for column in zip(*cells, strict=True)]
+        lines = [
+            "  ".join(cell + " " * (width - width_of(cell)) for cell, width in zip(row, widths, strict=True)).rstrip()
+            for row in cells
+        ]
         if self._has_color(self.stdout):  # answer() would strip the escape codes from a terminal
             self.answer("")
             self._raw(self.stdout, f"\x1b[{_BOLD}m{lines.pop(0)}\x1b[0m\n")

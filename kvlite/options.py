@@ -165,8 +165,8 @@ class ModelOptions:
     )
     kernels: Literal["auto", "torch", "triton"] = _of_model(
         "auto",
-        help="What attends, evicts and runs fused modules: torch, or Triton on CUDA, which multiplies 4-bit weights, too; "
-        "auto takes Triton where a trial found it right and faster.",
+        help="What attends, evicts and runs fused modules: torch, or Triton on CUDA, for 4-bit weights, too; auto takes "
+        "Triton where a trial found it right and faster.",
     )
     capture: bool | None = _of_model(  # None: where a GPU shows that it pays
         None,
@@ -313,6 +313,16 @@ class BatchOptions:
         against="device",
         help="A worker on each of these devices, each with its own model and KV budget: cuda:0,cuda:1, or cpu:2 for "
         "two on the CPU.",
+    )
+    ray: str | None = _of_run(
+        None,
+        metavar="auto|local|ADDRESS",
+        against="devices",
+        help="Workers on the machines of a Ray cluster: the one of this machine (auto), another, or one of the batch's "
+        "own; needs the extra ray.",
+    )
+    workers: int | None = _of_run(
+        None, metavar="N", min=1, shown_default="one per GPU, else per machine", help="Workers on Ray, one GPU each."
     )
     prefix_cache: bool = _of_run(True, help="Feed beginnings that prompts share once.")
     dedupe: bool = _of_run(False, help="Run equal greedy requests once; keeps answers in memory.")

@@ -129,12 +129,19 @@ def test_the_list_for_a_gpu_runs_every_step_and_says_which_failed(
     assert ("failed: prompts (exit 3)" in done.stdout) == bool(failing)
 
 
-def test_both_ways_to_load_a_gguf_file_are_measured(tmp_path: Path) -> None:
+def test_a_gguf_file_has_the_tokens_of_transformers_in_float32_and_both_are_measured(tmp_path: Path) -> None:
     from tests.architectures import tiny_model
     from tests.gguf.gguf_file import write_model
 
     asked = {"llama.rope.dimension_count": 16, "llama.vocab_size": 300, "general.name": "tiny"}  # by transformers
     file = write_model(tmp_path / "tiny.gguf", tiny_model("llama", {}, vocab_size=300), "Q8_0", **asked)
-    done = run("gguf_loading.py", str(file), "--rounds", "1")
+    text = ROOT / "docs" / "models.md"
+    out = tmp_path / "out.json"
+    few = ("--rounds", "1", "--tokens", "2", "--compared", "8")
+    done = run("from_gguf.py", str(file), "--text", str(text), "--out", str(out), *few)
     assert done.returncode == 0, done.stderr
-    assert [line.split()[0] for line in done.stdout.splitlines()] == ["kvlite", "transformers"]
+    record = json.loads(out.read_text())
+    assert record["same_tokens"] == [8] * 5
+    assert all(0 < one["nats"] < 0.01 for one in record["divergence"].values())
+    assert set(record["engines"]) == {"kvlite, first start", "kvlite", "transformers"}
+    assert all(f"\n| {name} | " in done.stdout for name in record["engines"])

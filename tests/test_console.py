@@ -163,6 +163,16 @@ def test_a_table_is_aligned_and_its_cells_stay_in_their_line() -> None:
     assert pipe.getvalue() == "NAME    SIZE\na b     1\nlonger  20\n"
 
 
+def test_a_table_counts_the_columns_of_a_terminal() -> None:
+    pipe = io.StringIO()
+    consoles(pipe)[0].table(("NAME", "SIZE"), [("日本", "1"), ("e\u0301", "2"), ("👍", "3")])
+    assert pipe.getvalue() == "NAME  SIZE\n日本  1\ne\u0301     2\n👍    3\n"
+    assert [piece.columns for piece in Table(("A", "B", "C"), (("x", "日本語", "日本語"),)).pieces(14)] == [
+        ("A", "B"),
+        ("A", "C"),
+    ]
+
+
 def test_a_table_on_a_terminal_has_a_bold_header_and_nothing_else() -> None:
     terminal = Terminal()
     consoles(terminal)[0].table(("NAME",), [("\x1b[1mx",)])

@@ -10,7 +10,8 @@ from typing import Any
 from kvlite.errors import UnsupportedModel
 from kvlite.memory.shape import ModelShape
 
-# Packages that transformers needs for weights that others have quantised, by what config.json calls the method.
+# Packages that transformers needs for weights that others have quantised, by what config.json calls the method. Without
+# hqq and quanto: transformers 5 applies them to plain weights and reads none that are stored so.
 QUANTISERS: Mapping[str, tuple[str, ...]] = {
     "aqlm": ("aqlm",),
     "auto-round": ("auto-round",),
@@ -28,11 +29,9 @@ QUANTISERS: Mapping[str, tuple[str, ...]] = {
     "gemma": (),
     "gptq": ("optimum", "gptqmodel"),
     "higgs": ("flute-kernel", "fast-hadamard-transform"),
-    "hqq": ("hqq",),
     "mxfp4": (),
     "mxfp8": (),
     "nvfp4": (),
-    "quanto": ("optimum-quanto",),
     "quark": ("amd-quark",),
     "sinq": ("sinq",),
     "spqr": ("spqr-quant",),

@@ -17,8 +17,9 @@ from threading import Lock, Thread
 from typing import TYPE_CHECKING
 
 from kvlite.chat.gauge import gauge
-from kvlite.chat.words import clipped, sgr, width_of
+from kvlite.chat.words import clipped, sgr
 from kvlite.console import strip_controls
+from kvlite.record.table import width_of
 
 if TYPE_CHECKING:
     from kvlite.chat.typed_ahead import TypedAhead

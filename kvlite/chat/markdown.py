@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator
 
 from kvlite.chat.code import CodeLines
 from kvlite.chat.inline import markdown, safe_end, styled
-from kvlite.chat.words import Wrapper, sgr, width_of
+from kvlite.chat.words import Wrapper, sgr
+from kvlite.record.table import width_of
 
 MOST_HELD = 4000  # characters of a line that has no end; more are shown as they are
 _FENCE = re.compile(r"(?P<indent>[ \t>]*)(?P<fence>`{3,}|~{3,})(?P<language>[^`\n]*)")

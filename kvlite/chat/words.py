@@ -7,17 +7,12 @@ import unicodedata
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from kvlite.record.table import width_of
+
 WAITS = 400  # characters without an end of a word that are held; more are shown as they are
 
 Styled = tuple[str, str]
 """Text and the SGR codes of its style; no codes for none."""
-
-
-def width_of(text: str) -> int:
-    """Columns that `text` takes on a terminal."""
-    from rich.cells import cell_len
-
-    return cell_len(text)
 
 
 def clipped(text: str, width: int) -> str:

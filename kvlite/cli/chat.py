@@ -17,7 +17,7 @@ from kvlite.cli.signature import without
 from kvlite.console import is_terminal
 from kvlite.errors import KvliteError, UsageError
 from kvlite.flags import option, read_text
-from kvlite.options import AnswerOptions, ModelOptions, OutputOptions
+from kvlite.options import BUILT_IN_MODEL, AnswerOptions, ModelOptions, OutputOptions
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -76,6 +76,10 @@ def chat(
             raise UsageError("a chat at a terminal has no --json; use kvlite run --json, or pipe the question in")
         name = _session_to_open(given.continues, given.session)
         call.announce_unnamed(options.model)
+        if options.model is None and asked.options.model == BUILT_IN_MODEL and not out.quiet:
+            from kvlite.cli.known_models import show_first
+
+            show_first(out)
         _talk(asked, given, name, form)
         return
     if given.continues or given.session:

@@ -64,7 +64,7 @@ def evaluate(given: EvalOptions, options: ModelOptions, chunk: int | None, recor
         "model": model.name,
         "identity": model.files.identity(),
         "dtype": model.loaded.shape.dtype,
-        "quant": model.loaded.quant,
+        "quant": model.identity().quant,
         "device": model.loaded.device.type,
         "versions": versions(),
     }

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from kvlite.catalog.files import ModelFiles
     from kvlite.catalog.listing import Listed
     from kvlite.catalog.names import ModelRef
-    from kvlite.console import Console
 
 _NAME_HELP = "Alias or org/name[:quant][@revision]."
 
@@ -35,7 +34,11 @@ class PullOptions:
 class ListOptions:
     """Models or names."""
 
-    aliases: bool = option(False, from_settings=False, help="List short names instead, here or not, and their models.")
+    aliases: bool = option(
+        False,
+        from_settings=False,
+        help="List short names instead, and which of their models this machine can run.",
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,7 +77,9 @@ def ls(given: ListOptions, call: Invocation) -> None:
 
     out = call.console
     if given.aliases:
-        _list_aliases(out)
+        from kvlite.cli.known_models import list_known
+
+        list_known(out)
         return
     models = list_models()
     if out.as_json:
@@ -154,31 +159,6 @@ def _parts(ref: ModelRef) -> list[Path]:
     return [snapshot / name for name in gguf_files(gguf_names(snapshot), ref.quant, model=ref.repo or "")]
 
 
-def _list_aliases(out: Console) -> None:
-    """Write every alias with its repository and what the package knows of it."""
-    from kvlite.catalog.listing import list_aliases
-    from kvlite.memory.format import human_bytes
-
-    models = list_aliases()
-    if out.as_json:
-        out.json([asdict(model) for model in models], indent=2)
-    elif out.quiet:
-        for model in models:
-            out.line(model.name)
-    else:
-        rows = [
-            (
-                model.name,
-                model.repo,
-                f"{model.license}{', gated' if model.gated else ''}",
-                human_bytes(model.weight_bytes),
-                human_bytes(model.kv_bytes_per_token),
-            )
-            for model in models
-        ]
-        out.table(("NAME", "REPO", "LICENCE", "WEIGHTS", "KV/TOK"), rows)
-
-
 def _listed_row(model: Listed) -> tuple[str, ...]:
     from kvlite.memory.format import human_bytes
 
@@ -196,6 +176,8 @@ def _listed_record(model: Listed) -> dict[str, Any]:
 def _record(ref: ModelRef, facts: ModelFiles) -> dict[str, Any]:
     """All that is known of a model; of one that kvlite cannot hold, the problem in place of its shape."""
     from kvlite.cli.planning import layer_groups
+    from kvlite.llm.spec import find_device
+    from kvlite.memory.prediction import weights_held_in
 
     record: dict[str, Any] = {
         "name": str(ref),
@@ -215,6 +197,7 @@ def _record(ref: ModelRef, facts: ModelFiles) -> dict[str, Any]:
     return record | {
         "family": shape.family,
         "dtype": shape.dtype,
+        "held_in": weights_held_in(facts.weights, shape.dtype, "none", find_device("auto").kind),
         "layers": layer_groups(shape.layers, (None,) * len(shape.layers)),
         "query_heads": shape.query_heads,
         "window": shape.max_positions,
@@ -239,7 +222,7 @@ def _lines(record: dict[str, Any]) -> Iterator[tuple[str, str]]:
     if record["problem"]:
         yield "problem", record["problem"]
         return
-    yield "family", f"{record['family']}, {record['dtype']}, {record['query_heads']} query heads"
+    yield "family", f"{record['family']}, {record['held_in']}, {record['query_heads']} query heads"
     for group in record["layers"]:
         yield "layers", layer_text(group)
     yield "KV per token", f"{record['kv_bytes_per_token']:,} bytes"

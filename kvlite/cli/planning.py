@@ -67,6 +67,7 @@ def as_json(report: PlanReport) -> dict[str, Any]:
         **{name: getattr(cache, name, None) for name in ("budget_bytes", "reserved_bytes", "chunk", "capped_by")},
         "full_cache_bytes": shape.full_cache_bytes(shape.max_positions) if shape.max_positions else None,
         "quant": fit.quant,
+        "held_in": fit.held_in,
         "weights_known": fit.weights is not None,
         "terms": [asdict(term) for term in found.memory.terms],
         "total_bytes": found.memory.total_bytes,
@@ -105,7 +106,7 @@ def _headlines(report: PlanReport) -> Iterator[tuple[str, str]]:
     commit = f"@{report.facts.revision[:7]}" if report.facts.revision else ""
     named = f" ({report.facts.repo}{commit})" if report.facts.repo else ""
     window = f", window {shape.max_positions:,} tokens" if shape.max_positions else ""
-    yield "model", f"{report.facts.ref}{named}, {shape.family} in {shape.dtype}{window}"
+    yield "model", f"{report.facts.ref}{named}, {shape.family} in {found.fit.held_in}{window}"
     if report.facts.as_of:
         yield "as of", f"{report.facts.as_of}, from kvlite's own table: the Hub was not asked"
     for group in layer_groups(shape.layers, (None,) * len(shape.layers)):

@@ -11,10 +11,10 @@ import torch
 
 from kvlite.cache.cache import CacheSnapshot, SlotCache
 from kvlite.cache.policy import Policy
-from kvlite.cache.retention import Moved, Target, best_kept
+from kvlite.cache.retention import Moved, Target, best_kept, kept_spans
 from kvlite.engine.decode_graphs import WORTH_IT, DecodeGraphs, GraphRecorder, NotCapturable, try_replay
 from kvlite.engine.device_memory import PeakMemory, allocating
-from kvlite.engine.inputs import inputs
+from kvlite.engine.inputs import Spans, inputs
 from kvlite.engine.kernels import KernelChoice, in_a_line, is_of_kernels, without_kernels
 from kvlite.engine.limits import Limits
 from kvlite.engine.logprobs import logprobs
@@ -181,11 +181,15 @@ class Engine:
         return self._rows[row].take_back()
 
     def pin(self, row: int, spans: Sequence[tuple[int, int]], *, unpins: bool = False) -> None:
-        """Evict nothing more of these spans of a row's positions, or again. Raises BudgetTooSmall where none fits."""
+        """Evict nothing of what is left of these spans of a row's positions, or again.
+
+        Raises BudgetTooSmall where that leaves no room.
+        """
         held = self._rows[row]
         before = held.pins
-        others = tuple(span for span in before if span not in spans)
-        held.pins = others if unpins else (*others, *spans)
+        others = tuple(pin for pin in before if not any(start <= pin[0] < end for start, end in spans))
+        left = [] if unpins else [part for span in spans for part in kept_spans(self.cache, row, span, held.seen)]
+        held.pins = (*others, *left)
         if (crowded := self._limits.crowding(held, ())) is not None:
             held.pins = before
             raise crowded
@@ -194,9 +198,13 @@ class Engine:
         """The spans of a row's positions that are never evicted."""
         return self._rows[row].pins
 
-    def check_change(self, plan: CachePlan, policy: Policy) -> None:
-        """Raises BudgetTooSmall where a cache of `plan` leaves no room beside what the row has pinned."""
-        if (crowded := self._limits.crowding(self._rows[0], (), plan, policy)) is not None:
+    def check_change(self, plan: CachePlan, policy: Policy, fed_again: Spans | None = None) -> None:
+        """Raises BudgetTooSmall where a cache of `plan` leaves no room beside what the row has pinned.
+
+        `fed_again` are the pins of a row that will be fed anew.
+        """
+        row, pins = (self._rows[0], ()) if fed_again is None else (Row(0), fed_again)
+        if (crowded := self._limits.crowding(row, pins, plan, policy)) is not None:
             raise crowded
 
     def moved(self, plan: CachePlan, policy: Policy) -> Moved | None:

@@ -24,6 +24,16 @@ def is_packed(name: str, tensor: TensorInfo) -> bool:
     return is_matrix and tensor.type in _EIGHTHS and not part.startswith("ffn_gate_inp")
 
 
+def packed_types(header: Header) -> tuple[str, ...]:
+    """The types of the matrices that stay packed on a CPU, of which the file has most bytes first."""
+    sizes: dict[str, int] = {}
+    for name in weight_names(header):
+        tensor = header.tensors[name]
+        if is_packed(name, tensor):
+            sizes[tensor.type] = sizes.get(tensor.type, 0) + tensor.num_bytes
+    return tuple(sorted(sizes, key=lambda kind: -sizes[kind]))
+
+
 def packed_bytes(header: Header, element_bytes: int) -> int:
     """Bytes of the weights where what can be stays packed, and the rest takes `element_bytes` each."""
     held = {name: header.tensors[name] for name in weight_names(header)}

@@ -74,7 +74,7 @@ class LLM:
         self.close()
 
     def __str__(self) -> str:
-        """The model, its dtype, its cache, the policy and the device, in one line."""
+        """The model, what its weights are held in, its cache, the policy and the device, in one line."""
         return banner(self.model, self._held)
 
     @property

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def banner(model: TextModel, held: Allocated) -> str:
-    """The model, its dtype, its cache, the policy and the device, in one line."""
+    """The model, what its weights are held in, its cache, the policy and the device, in one line."""
     engine, plan = held.engine, held.engine.plan
     loaded, cache, alias = model.loaded, engine.cache, model.files.ref.alias
     token_bytes = human_bytes(loaded.shape.kv_bytes_per_token(cache.stored))
@@ -27,7 +27,7 @@ def banner(model: TextModel, held: Allocated) -> str:
     verified = f", {engine.kernels.told}" if cache.backend.name == "triton" and engine.kernels.told else ""
     parts = [
         model.name if alias in (None, model.name) else f"{alias} → {model.name}",
-        loaded.shape.dtype if loaded.quant == "none" else loaded.quant,
+        model.held_in,
         f"{cache_size(plan)} @ {token_bytes}{cache.stored.label}{state}"
         + (f" (window {window:,} tok{less})" if window else ""),
         f"policy {cache.policy}{by_head}" + ("" if engine.on_full == "evict" else f", {engine.on_full} when full"),

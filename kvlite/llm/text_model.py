@@ -13,6 +13,7 @@ from kvlite.console import Console
 from kvlite.llm.generation import not_applied
 from kvlite.llm.spec import BatchSize, PlanDevice, RunSpec
 from kvlite.memory.fit import LONGEST
+from kvlite.memory.prediction import weights_held_in
 
 if TYPE_CHECKING:
     import torch
@@ -120,6 +121,12 @@ class TextModel:
         """`repo@sha`, or the folder's or alias's name."""
         return self.files.name
 
+    @property
+    def held_in(self) -> str:
+        """What most of the weights are held in: `bfloat16`, `4bit`, `Q4_K with Q6_K`."""
+        loaded = self.loaded
+        return weights_held_in(self.files.weights, loaded.shape.dtype, loaded.quant, loaded.device.type)
+
     def identity(self) -> ModelIdentity:
         """The weights, for the run record."""
         from kvlite.record.schema import ModelIdentity
@@ -128,8 +135,8 @@ class TextModel:
             alias=self.files.ref.alias,
             repo=self.files.repo or str(self.files.folder),
             revision=self.files.revision,
-            params=self.loaded.model.num_parameters(),
-            quant=self.loaded.quant,
+            params=(self.files.weights and self.files.weights.parameters) or self.loaded.model.num_parameters(),
+            quant="none" if self.held_in == self.loaded.shape.dtype else self.held_in,
             dtype=self.loaded.shape.dtype,
             license=self.files.license,
             fused=list(self.loaded.fused),

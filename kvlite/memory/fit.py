@@ -13,7 +13,15 @@ from kvlite.memory.allotment import equally
 from kvlite.memory.budget import Budget, BudgetKind
 from kvlite.memory.format import FORMATS, human_bytes, short_size
 from kvlite.memory.plan import AUTO_SHARE, CachePlan, CacheSpec, largest, plan_cache
-from kvlite.memory.prediction import DeviceKind, MemoryPlan, Weights, cache_terms, pass_terms, weight_term
+from kvlite.memory.prediction import (
+    DeviceKind,
+    MemoryPlan,
+    Weights,
+    cache_terms,
+    pass_terms,
+    weight_term,
+    weights_held_in,
+)
 from kvlite.memory.shape import ModelShape
 
 LONGEST = 2**31 - 1
@@ -96,6 +104,11 @@ class Fit:
             equal = replace(equal, beside_bytes=copies.reserved_bytes)
         found = replace(equal, row_budget=Budget(BudgetKind.TOKENS, wanted)).cache(budget)
         return replace(found, capped_by=None)
+
+    @property
+    def held_in(self) -> str:
+        """What most of the weights are held in once they are loaded."""
+        return weights_held_in(self.weights, self.shape.dtype, self.quant, self.device)
 
     def memory(self, cache: CachePlan | None) -> MemoryPlan:
         """Every term of a run with `cache`, weights first; without one, all that lies beside a cache at its largest."""

@@ -38,13 +38,14 @@ class Weights:
     """The weights as they are stored; `by_dtype` is bytes per safetensors dtype (`BF16`, `F32`, `U8`, ...).
 
     Pickles, which are not looked into, have neither `parameters` nor dtypes. `packed_bytes` is what a GGUF file takes
-    on a CPU in bfloat16, where most of its blocks stay packed.
+    on a CPU in bfloat16, where blocks of `packed_types` stay packed, of which most bytes are first.
     """
 
     num_bytes: int
     parameters: int | None = None
     by_dtype: Mapping[str, int] = field(default_factory=dict)
     packed_bytes: int | None = None
+    packed_types: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +134,14 @@ def stays_packed(weights: Weights | None, dtype: str, quant: str, device: str) -
     return is_packable and device == "cpu" and dtype == "bfloat16" and quant == "none"
 
 
+def weights_held_in(weights: Weights | None, dtype: str, quant: str, device: str) -> str:
+    """What most of the weights are held in once loaded: `bfloat16`, `4bit`, `Q4_K with Q6_K`."""
+    if weights is not None and weights.packed_types and stays_packed(weights, dtype, quant, device):
+        first, *others = weights.packed_types
+        return f"{first} with {', '.join(others)}" if others else first
+    return dtype if quant == "none" else quant
+
+
 def weight_term(shape: ModelShape, weights: Weights | None, quant: str, device: str) -> Term:
     """The weights as they are once loaded: in the shape's dtype, or quantised."""
     if weights is None:
@@ -146,7 +155,8 @@ def weight_term(shape: ModelShape, weights: Weights | None, quant: str, device: 
         return Term("weights", weights.num_bytes, "as stored; not safetensors, so not looked into")
     element = DTYPE_BYTES[shape.dtype]
     if stays_packed(weights, shape.dtype, quant, device):
-        return Term("weights", weights.packed_bytes, "blocks as in the file, packed; the rest in bfloat16")
+        named = weights_held_in(weights, shape.dtype, quant, device)
+        return Term("weights", weights.packed_bytes, f"{named}, packed; the rest in bfloat16")
     if quant == "none":
         return Term("weights", weights.parameters * element, f"{weights.parameters:,} parameters in {shape.dtype}")
     copies = 1 if shape.is_tied else 2

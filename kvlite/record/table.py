@@ -24,7 +24,7 @@ class Table:
 
         A piece has at least one of the other columns. None is any width.
         """
-        sizes = [max(map(len, column)) + 2 for column in zip(self.columns, *self.rows, strict=True)]
+        sizes = [max(map(width_of, column)) + 2 for column in zip(self.columns, *self.rows, strict=True)]
         room = math.inf if width is None else width + 2 - sum(sizes[: self.fixed])
         groups: list[list[int]] = [[]]
         for index in range(self.fixed, len(sizes)):
@@ -37,6 +37,15 @@ class Table:
             columns, *rows = (tuple(row[index] for index in shown) for row in (self.columns, *self.rows))
             pieces.append(replace(self, columns=columns, rows=tuple(rows)))
         return pieces
+
+
+def width_of(text: str) -> int:
+    """Columns that `text` takes on a terminal: two for a character of CJK or an emoji, none for a combining one."""
+    if text.isascii():
+        return len(text)
+    from rich.cells import cell_len
+
+    return cell_len(text)
 
 
 def size(num_bytes: int | None) -> str:

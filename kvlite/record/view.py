@@ -192,7 +192,7 @@ def _environment(record: RunRecord) -> Rows:
         rows += [
             ("model", f"{name}@{model.revision[:12]}" if model.revision else name),
             ("parameters", None if model.params is None else f"{model.params:,}"),
-            ("weights", " ".join(part for part in (model.dtype, model.quant) if part)),
+            ("weights", model.dtype if model.quant in (None, "none") else model.quant),
             ("fused", ", ".join(model.fused)),
             ("not fused", "; ".join(model.refused)),
             ("licence", model.license),

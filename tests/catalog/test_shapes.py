@@ -10,6 +10,8 @@ from kvlite.catalog.files import model_facts
 from kvlite.catalog.names import aliases, resolve_model
 from kvlite.catalog.shapes import known_model
 from kvlite.cli import main
+from kvlite.cli.known_models import show_first
+from kvlite.console import Console
 from kvlite.memory.shape import ModelShape
 from tests.catalog.shapes_table import CONFIGS, DATE, FILE, table
 
@@ -59,11 +61,15 @@ def test_a_plan_says_that_the_hub_was_not_asked(capsys: pytest.CaptureFixture[st
     assert main(["plan", "gpt-oss@main", "--offline"]) == 3, "of another revision nothing is known"
 
 
-def test_aliases_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+def test_aliases_are_listed_with_what_runs_here(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kvlite.llm.spec.available_bytes", lambda: 8_000_000_000)
     assert main(["ls", "--aliases", "--json"]) == 0
-    listed = json.loads(capsys.readouterr().out)
-    assert [one["name"] for one in listed] == list(aliases())
-    (one,) = (one for one in listed if one["name"] == "llama-3.1-8b")
+    listed = {one["name"]: one for one in json.loads(capsys.readouterr().out)}
+    assert [*listed] == list(aliases())
+    one = listed["llama-3.1-8b"]
+    assert one.pop("total_bytes") < 8_000_000_000 and one.pop("tokens") > 1000
     assert one == {
         "name": "llama-3.1-8b",
         "also": ["llama3.1", "llama3.1-8b", "llama-8b"],
@@ -73,9 +79,42 @@ def test_aliases_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
         "weight_bytes": 2 * 8_030_261_248,
         "kv_bytes_per_token": 131_072,
         "as_of": DATE,
+        "fits": True,
+        "quant": "4bit",
     }
     assert main(["ls", "--aliases"]) == 0
     header, *rows = capsys.readouterr().out.splitlines()
-    assert header.split() == ["NAME", "REPO", "LICENCE", "WEIGHTS", "KV/TOK"] and len(rows) == len(aliases())
+    assert header.split() == ["NAME", "RUNS", "HERE", "WEIGHTS", "KV/TOK", "LICENCE", "REPO"]
+    assert len(rows) == len(aliases())
+    said = {row.split()[0]: row.split()[1] for row in rows}
+    assert (said["smollm2-135m"], said["llama-3.1-8b"], said["llama-3.3-70b"]) == ("yes,", "--4bit,", "no,")
     assert main(["ls", "--aliases", "-q"]) == 0
     assert capsys.readouterr().out.splitlines() == list(aliases())
+
+
+@pytest.mark.parametrize("alias", ["smollm2-135m", "llama-3.1-8b", "llama-3.3-70b", "gpt-oss-20b"])
+def test_what_runs_here_is_what_plan_says(
+    alias: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kvlite.llm.spec.available_bytes", lambda: 8_000_000_000)
+    main(["ls", "--aliases", "--json"])
+    listed = next(one for one in json.loads(capsys.readouterr().out) if one["name"] == alias)
+    main(["plan", alias, "--offline", "--json", "--quant", listed["quant"]])
+    planned = json.loads(capsys.readouterr().out)
+    assert {name: listed[name] for name in ("fits", "tokens", "total_bytes")} == {
+        name: planned[name] for name in ("fits", "tokens", "total_bytes")
+    }
+
+
+def test_a_newcomer_is_shown_what_fits_in_a_few_lines(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kvlite.llm.spec.available_bytes", lambda: 8_000_000_000)
+    show_first(Console())
+    head, *lines = capsys.readouterr().err.splitlines()
+    names = [line.split()[2] for line in lines]
+    sizes = [known.weights.num_bytes for name in names if (known := known_model(name))]
+    assert head.startswith("8.00 GB are free on this machine now")
+    assert names[0] == "smollm2-135m" and 3 <= len(names) == len(sizes) <= 5
+    assert sizes == sorted(sizes) and sizes[-1] < 8_000_000_000
+    assert not any(aliases()[name].gated for name in names)

@@ -75,7 +75,7 @@ class FakeText:
         end = "\0" if ended else ">" if thinking else ""
         return FakeEncoded(tuple(map(ord, f"{end}|u:{user}|a:")))
 
-    def answer(self, prompt: FakeEncoded, stop: tuple[str, ...]) -> FakeDecoder:
+    def answer(self, prompt: FakeEncoded, stop: tuple[str, ...], min_tokens: int = 0) -> FakeDecoder:
         return FakeDecoder(stop)
 
 

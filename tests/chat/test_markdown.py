@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvlite.chat.markdown import MOST_HELD, MarkdownStream
-from kvlite.chat.words import WordStream, width_of, without_sgr
+from kvlite.chat.words import WordStream, without_sgr
+from kvlite.record.table import width_of
 
 
 def drawn(source, width=60, step=3, has_color=True):

@@ -129,6 +129,10 @@ ODD = {
     "a reward model": (config_with(architectures=["Qwen2ForProcessRewardModel"]), "generates no text"),
     "an embedding model": (config_with(architectures=["LlamaModel"]), "generates no text"),
     "quantised by none knows what": (config_with(quantization_config={"quant_method": "q0"}), "quantised by 'q0'"),
+    "quantised by what is applied to plain weights alone": (
+        config_with(quantization_config={"quant_method": "hqq"}),
+        "is quantised by 'hqq', which transformers does not load; use",
+    ),
     "quantised by what is not here": (config_with(quantization_config={"quant_method": "aqlm"}), "`pip install aqlm`"),
     "seeing in its own way": (config_with(text_config={}, vision_config={}, model_type="blip-2"), "also see or hear"),
 }

@@ -191,10 +191,30 @@ def _full_head_dim(config: PreTrainedConfig) -> int:
     return dim
 
 
+def random_blocks(kind: str, rows: int, inputs: int) -> np.ndarray:
+    """Blocks of random bits whose scales are numbers."""
+    elements, size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[kind]]
+    blocks = np.random.default_rng(0).integers(0, 256, (rows, inputs // elements, size), dtype=np.uint8)
+    numbers = np.array([0.011, -0.07], dtype=np.float16).view(np.uint8)
+    if kind == "Q6_K":
+        blocks[..., -2:] = numbers[:2]
+    else:
+        count = 4 if kind in ("Q4_1", "Q5_1", "Q4_K", "Q5_K") else 2
+        blocks[..., :count] = numbers[:count]
+    return blocks.reshape(rows, -1)
+
+
 def write_gguf(
-    path: Path, metadata: Mapping[str, Any], tensors: Mapping[str, np.ndarray], architecture: str, kind: str = "F32"
+    path: Path,
+    metadata: Mapping[str, Any],
+    tensors: Mapping[str, np.ndarray],
+    architecture: str,
+    kind: str | Mapping[str, str] = "F32",
 ) -> Path:
-    """Write a file, without the metadata that is None; matrices become blocks of `kind`, vectors stay F32."""
+    """Write a file, without the metadata that is None; matrices become blocks of `kind`, vectors stay F32.
+
+    Kinds may be given by the part of a layer; matrices of those that the gguf library does not write become random.
+    """
     writer = gguf.GGUFWriter(path, architecture)
     for key, value in metadata.items():
         if value is None:
@@ -210,8 +230,14 @@ def write_gguf(
         else:
             writer.add_array(key, value)
     for name, values in tensors.items():
-        quantised = gguf.GGMLQuantizationType[kind if values.ndim > 1 else "F32"]
-        writer.add_tensor(name, gguf.quants.quantize(values, quantised), raw_dtype=quantised)
+        part = name.removesuffix(".weight").rpartition(".")[2]
+        asked = kind if isinstance(kind, str) else kind.get(part, "F32")
+        quantised = gguf.GGMLQuantizationType[asked if values.ndim > 1 else "F32"]
+        try:
+            blocks = gguf.quants.quantize(values, quantised)
+        except NotImplementedError:
+            blocks = random_blocks(quantised.name, *values.shape)
+        writer.add_tensor(name, blocks, raw_dtype=quantised)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -219,7 +245,7 @@ def write_gguf(
     return path
 
 
-def write_model(path: Path, model: PreTrainedModel, kind: str = "F32", **metadata: Any) -> Path:
+def write_model(path: Path, model: PreTrainedModel, kind: str | Mapping[str, str] = "F32", **metadata: Any) -> Path:
     """Write a tiny model with a byte-level tokenizer of its vocabulary's size, or one token for each id."""
     about = model_metadata(model) | tokenizer_metadata(byte_level_tokenizer(model.config.vocab_size)) | metadata
     return write_gguf(path, about, converted(model), _architecture(model), kind)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from gguf import GGMLQuantizationType
 from gguf.quants import dequantize
 
+from kvlite import LLM
 from kvlite.catalog.files import ModelFiles, local_files
 from kvlite.catalog.names import ModelRef
+from kvlite.cli import main
 from kvlite.gguf.header import BLOCKS
 from kvlite.gguf.packing import EIGHT_BITS, FOUR_BITS
 from kvlite.memory.prediction import weight_term
@@ -25,7 +28,7 @@ from kvlite.options import ModelOptions
 from kvlite_kernels import blocks as gguf_blocks
 from kvlite_kernels.packed import Packed4, PackedPair, multiply
 from tests.architectures import tiny_model
-from tests.gguf.gguf_file import write_model
+from tests.gguf.gguf_file import random_blocks, write_model
 from tests.matrix import but_few
 
 CPU = torch.device("cpu")
@@ -33,19 +36,6 @@ SIZES = {"vocab_size": 320, "intermediate_size": 128, "num_key_value_heads": 4}
 CASES = [
     (family, kind) for family in ("llama", "gemma3_text", "qwen2_moe", "phi3") for kind in ("Q4_0", "Q4_1", "Q8_0")
 ]
-
-
-def random_blocks(kind: str, rows: int, inputs: int) -> np.ndarray:
-    """Blocks of random bits whose scales are numbers."""
-    elements, size = BLOCKS[kind]
-    blocks = np.random.default_rng(0).integers(0, 256, (rows, inputs // elements, size), dtype=np.uint8)
-    numbers = np.array([0.011, -0.07], dtype=np.float16).view(np.uint8)
-    if kind == "Q6_K":
-        blocks[..., -2:] = numbers[:2]
-    else:
-        count = 4 if kind in ("Q4_1", "Q5_1", "Q4_K", "Q5_K") else 2
-        blocks[..., :count] = numbers[:count]
-    return blocks.reshape(rows, -1)
 
 
 @pytest.mark.parametrize("kind", [*FOUR_BITS, *EIGHT_BITS])
@@ -70,7 +60,7 @@ def test_unpacked_blocks_are_the_numbers_of_the_gguf_library_to_the_bit(kind: st
     assert torch.equal(gguf_blocks.unpack(torch.from_numpy(held), kind), wanted)
 
 
-def files_of(folder: Path, family: str, kind: str, **changed: int) -> ModelFiles:
+def files_of(folder: Path, family: str, kind: str | Mapping[str, str], **changed: int) -> ModelFiles:
     path = write_model(folder / "model.gguf", tiny_model(family, SIZES | changed), kind)
     return local_files(ModelRef(path=path))
 
@@ -100,3 +90,27 @@ def test_a_packed_file_takes_the_bytes_that_are_predicted(tmp_path: Path, kind: 
     on_gpu = weight_term(held.shape, files.weights, "none", "cuda").predicted_bytes
     assert on_gpu is not None and files.weights is not None and files.weights.parameters is not None
     assert on_gpu == 2 * files.weights.parameters
+
+
+def test_a_file_of_mixed_types_takes_the_bytes_that_plan_says_and_is_named_by_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mixed = {
+        **dict.fromkeys(("attn_q", "attn_k"), "Q4_K"), "attn_v": "Q6_K", "attn_output": "Q5_K", "ffn_gate": "Q4_0",
+        "ffn_up": "IQ4_NL", "ffn_down": "F16", "token_embd": "Q8_0", "output": "Q6_K",
+    }  # fmt: skip
+    sizes = {"hidden_size": 256, "head_dim": 64, "num_attention_heads": 4, "intermediate_size": 256}
+    files = files_of(tmp_path, "llama", mixed, **sizes, tie_word_embeddings=False)
+    with LLM(files.gguf.path, dtype="bfloat16", kv_budget="64tok") as llm:  # type: ignore[union-attr]
+        held = llm.model.loaded
+        identity, line = llm.model.identity(), str(llm)
+    buffers = sum(one.nbytes for name, one in held.model.named_buffers() if "inv_freq" in name)
+    named = "Q4_K with Q6_K, Q5_K, Q4_0, Q8_0"
+    assert f" · {named} · " in line and (identity.quant, identity.dtype) == (named, "bfloat16")
+    assert identity.params == sum(one.parameters for one in files.gguf.tensors.values())  # type: ignore[union-attr]
+    assert main(["plan", str(files.gguf.path), "--dtype", "bfloat16", "--json"]) == 0  # type: ignore[union-attr]
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["held_in"] == named
+    assert plan["terms"][0]["predicted_bytes"] == held.weight_bytes - buffers
+    assert main(["show", str(files.gguf.path)]) == 0  # type: ignore[union-attr]
+    assert f"llama, {named}, 4 query heads" in capsys.readouterr().out

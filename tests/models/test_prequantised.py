@@ -108,6 +108,6 @@ def test_torchao(tmp_path: Path) -> None:
 
 
 def test_every_method_of_transformers_is_known() -> None:
-    assert set(AUTO_QUANTIZATION_CONFIG_MAPPING) - {"gguf", "metal", "kvlite_packed"} <= set(QUANTISERS) | {
-        "bitsandbytes"
-    }
+    assert set(AUTO_QUANTIZATION_CONFIG_MAPPING) - {"gguf", "metal", "kvlite_packed", "hqq", "quanto"} <= set(
+        QUANTISERS
+    ) | {"bitsandbytes"}
