@@ -42,7 +42,11 @@ class Trial:
     @property
     def is_elsewhere(self) -> bool:
         """True while another process tries them."""
-        return self.state == "running" and self.process != os.getpid() and _lives(self.process)
+        if self.state != "running" or self.process == os.getpid():
+            return False
+        import psutil  # type: ignore[import-untyped,unused-ignore]
+
+        return bool(psutil.pid_exists(self.process))
 
     def __str__(self) -> str:
         if self.state == "right":
@@ -74,15 +78,3 @@ def kernels_stamp() -> str:
     for path in sorted(Path(spec.origin).parent.rglob("*.py")):
         found.update(path.read_bytes())
     return found.hexdigest()[:12]
-
-
-def _lives(process: int) -> bool:
-    if process <= 0:
-        return False
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:  # somebody else's
-        return True
-    return True
