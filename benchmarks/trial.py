@@ -43,7 +43,7 @@ def arguments() -> argparse.Namespace:
 def tasks(given: argparse.Namespace) -> list[Task]:
     """A task for each dtype, number of channels and of slots; fused modules once for a dtype."""
     is_small, found = given.device == "cpu", []
-    of_slots = [SlotsPart(int(bits), Statistic.MASS) for bits in given.bits.split(",")]
+    of_slots = [SlotsPart(int(bits), int(bits), Statistic.MASS) for bits in given.bits.split(",")]
     numbers = [map(int, text.split(",")) for text in (given.dims, given.slots)]
     for dtype, (dim, slots) in product(given.dtypes.split(","), product(*numbers)):
         kv_heads = 2 if is_small else KV_HEADS.get(dim, 8)

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import TypeVar
 
 import torch
 
@@ -30,6 +31,8 @@ from kvlite.memory.plan import CachePlan
 from kvlite.models.hybrid import StateSnapshot
 from kvlite.models.loaded import LoadedModel
 from kvlite.models.probe import dry_cache
+
+Done = TypeVar("Done")
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,9 +133,7 @@ class Engine:
                     yield from self._admit(request)
                 yield from self._ended()
                 self._share()
-                for row in self._rows if self._echoes else ():
-                    if row.job is not None and row.job.echoes:
-                        self._hear(row, ends=row.next_chunk > 0)
+                self._hear_all()
                 feed = next_feed(self._rows, feed)
                 if feed is not None:
                     yield from self._advance(feed)
@@ -355,7 +356,7 @@ class Engine:
                         raise
                     why = in_a_line(error)
                 if why is not None:
-                    drawn = self._drawn_in_torch(feed, held, why)
+                    drawn = self._in_torch(held, why, partial(self._drawn, feed))
         for i, token, probable in drawn:
             yield from self._take(rows[i], token, probable)
 
@@ -369,8 +370,8 @@ class Engine:
         known = logprobs(logits, ids, [rows[i].logprobs_asked for i in ready])
         return list(zip(ready, ids, known, strict=True))
 
-    def _drawn_in_torch(self, feed: Feed, held: Sequence[int], why: str) -> list[tuple[int, int, Logprobs | None]]:
-        """As `_drawn`, once torch has read the first `held` ids of every row anew.
+    def _in_torch(self, held: Sequence[int], why: str, work: Callable[[], Done]) -> Done:
+        """Do `work` once torch has read the first `held` ids of every row anew.
 
         Nobody knows what kernels that failed left there. Raises NumericError where the device does not answer any more.
         """
@@ -384,7 +385,7 @@ class Engine:
             self._rows = rows
             for row, count in zip(rows, held, strict=True):
                 self._read_anew(row, count)
-            return self._drawn(feed)
+            return work()
         except Exception as error:
             if not is_of_kernels(error):
                 raise
@@ -400,7 +401,7 @@ class Engine:
         for start in range(0, count, self.plan.chunk):
             piece = tuple(row.said[start : min(start + self.plan.chunk, count)])
             feed = Feed(slice(row.index, row.index + 1), (piece,))
-            self._forward(self._with_echo(feed, one_by_one=False))
+            self._forward(feed)
         row.unfed = unfed
 
     def _capture(self, recorder: GraphRecorder, kernels: str, least: float | None) -> None:
@@ -450,6 +451,17 @@ class Engine:
             if count and feed.width > 1:
                 row.echoed = row.seen
         return logits
+
+    def _hear_all(self) -> None:
+        """Let the policy hear what came to rows at work, where that is due."""
+        try:
+            for row in self._rows if self._echoes else ():
+                if row.job is not None and row.job.echoes:
+                    self._hear(row, ends=row.next_chunk > 0)
+        except Exception as error:
+            if self.cache.backend.name == "torch" or not is_of_kernels(error):
+                raise
+            self._in_torch([row.seen for row in self._rows], in_a_line(error), lambda: None)
 
     def _hear(self, row: Row, *, ends: bool) -> None:
         """Let the policy hear what came to a row one by one, where that is due: it is fed again and leaves no key.

@@ -77,7 +77,8 @@ class TriedKernels(KernelChoice):
 
 def part_of(stored: SlotFormat, policy: Policy) -> SlotsPart:
     """The part of a trial that such slots need."""
-    return SlotsPart(stored.bits if stored.is_quantised else 0, policy.statistic, policy.heads)
+    bits = (stored.k_bits, stored.v_bits) if stored.is_quantised else (0, 0)
+    return SlotsPart(*bits, policy.statistic, policy.heads, policy.echoes)
 
 
 @torch.inference_mode()

@@ -23,7 +23,7 @@ from tests.cache.driving import attention_layer, model_shape
 from tests.matrix import but_few
 
 CPU, ROOT = torch.device("cpu"), Path(__file__).parents[2]
-NUMBERS, CODES = SlotsPart(0, Statistic.MASS), SlotsPart(8, Statistic.MASS)
+NUMBERS, CODES = SlotsPart(0, 0, Statistic.MASS), SlotsPart(8, 8, Statistic.MASS)
 SHAPE = model_shape(attention_layer(2, 8))
 
 

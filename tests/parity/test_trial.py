@@ -21,8 +21,9 @@ from tests.matrix import but_few
 from tests.parity import doubles
 from tests.parity.doubles import HALF, SAME, TWICE
 
-NUMBERS, CODES = SlotsPart(0, Statistic.MASS), SlotsPart(8, Statistic.MASS, "max")
-OTHERS = [SlotsPart(4, None), SlotsPart(0, Statistic.BELOW), SlotsPart(0, Statistic.GUMBEL)]
+NUMBERS, CODES = SlotsPart(0, 0, Statistic.MASS), SlotsPart(8, 8, Statistic.MASS, "max")
+OTHERS = [SlotsPart(4, 4, None), SlotsPart(0, 0, Statistic.BELOW), SlotsPart(0, 0, Statistic.GUMBEL)]
+OTHERS += [SlotsPart(6, 4, Statistic.MASS, is_heard=True), SlotsPart(0, 0, Statistic.MASS, "max", is_heard=True)]
 
 
 def task(*parts: Part, dtype: str = "float32", repeats: int = 3) -> Task:
@@ -57,6 +58,7 @@ WRONG = {
     "a bit that flips": (NUMBERS, doubles.FlipsABit(), "attention of one query, plain: the same input gave other bits"),
     "loses a statistic": (NUMBERS, doubles.LosesAStatistic(), "attention of one query, plain (statistic): off by"),
     "loses one below": (OTHERS[1], doubles.LosesAStatistic(), "of the keys have another number"),
+    "hears less": (OTHERS[4], doubles.HearsLess(), "hearing: off by"),
     "the wrong victim": (NUMBERS, doubles.TakesTheYoungest(), "eviction (k): "),
     "forgets pins": (NUMBERS, doubles.ForgetsPins(), "eviction (k): "),
     "leaves a scale": (CODES, doubles.LeavesAScale(), "eviction (k_scale): "),

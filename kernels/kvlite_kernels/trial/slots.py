@@ -16,6 +16,7 @@ from torch import Tensor
 
 from kvlite_kernels import lowbit
 from kvlite_kernels.backend import TORCH, Backend, LayerSizes
+from kvlite_kernels.echo import heard
 from kvlite_kernels.eviction import Protection
 from kvlite_kernels.kinds import Noise, Statistic
 from kvlite_kernels.lowbit import Packed, hadamard
@@ -43,10 +44,12 @@ def try_slots(
     for layer in task.layers():
         with poisoned():
             backend = backend_of([layer], ROWS, [task.number], task.place)
+            problem = Problem.made(task, part, layer)
             for geometry in _geometries(layer, task):
-                _try_attention(Problem.made(task, part, layer), backend, geometry, tell)
-            if part.bits:
-                tell(f"coding, {part.bits} bits, {layer.k_dim} channels")
+                _try_attention(problem, backend, geometry, tell)
+            _try_hearing(problem, backend, tell)
+            if part.k_bits:
+                tell(f"coding, {layer.k_dim} channels")
                 _try_coding(task, part, backend, layer)
             for name, protection in _protections(task).items():
                 tell(f"eviction, {name}")
@@ -80,7 +83,7 @@ class Problem:
         for row in range(ROWS):
             places[row, :, keys - (1 + row) * keys // 8 :] = -1
         pos = places.to(task.place)
-        k, v = _stored(part.bits, normal(layer.kv_heads, keys, layer.k_dim), normal(layer.kv_heads, keys, layer.v_dim))
+        k, v = _stored(part, normal(layer.kv_heads, keys, layer.k_dim), normal(layer.kv_heads, keys, layer.v_dim))
         free = pos < 0
         q_pos = torch.arange(keys, keys + CHUNK, dtype=torch.int32, device=task.place).expand(ROWS, -1).contiguous()
         chunk = (normal(layer.kv_heads, CHUNK, layer.k_dim), normal(layer.kv_heads, CHUNK, layer.v_dim))
@@ -91,11 +94,18 @@ class Problem:
             q_pos,
             Segment(_filled(k, free, 0.0), _filled(v, free, 0.0), pos),
             Segment(_before_nan(_filled(k, free, LARGE)), _before_nan(_filled(v, free, LARGE)), _before_nan(pos)),
-            Segment(*_stored(part.bits, *chunk), pos=q_pos[:, None]),
+            Segment(*_stored(part, *chunk), pos=q_pos[:, None]),
         )
 
     def observation(self, queries: int) -> Observation | None:
-        """The statistic of that many queries, which weigh differently."""
+        """The statistic of that many queries, which weigh differently; None where it is no matter of attention."""
+        return None if self.part.is_heard else self._observed(queries)
+
+    def heard(self) -> Observation | None:
+        """The statistic of queries that come once more; None where none do."""
+        return self._observed(CHUNK) if self.part.is_heard else None
+
+    def _observed(self, queries: int) -> Observation | None:
         if self.part.statistic is None:
             return None
         weight = torch.linspace(0.5, 1.0, queries, device=self.q.device).expand(ROWS, -1).contiguous()
@@ -142,12 +152,34 @@ def _try_attention(problem: Problem, backend: Backend, geometry: Geometry, tell:
         require_repeatable(f"{name}, {what}", again, problem.task.repeats)
 
 
+def _try_hearing(problem: Problem, backend: Backend, tell: Callable[[str], None]) -> None:
+    """What keys receive from queries that come once more, of slots and of a chunk beside them."""
+    observation, q, after = problem.heard(), problem.q, problem.q_pos + CHUNK
+    if observation is None:
+        return
+    geometry = Geometry(q.shape[-1] ** -0.5)
+    tell(f"hearing, {q.shape[-1]} channels")
+    for news in ([], [problem.new]):
+        got, twin = (
+            one.heard(q, after, [held, *news], geometry, observation)
+            for one, held in ((backend, problem.poisoned), (TORCH, problem.held))
+        )
+        wide = [_widened(one) for one in (problem.held, *news)]
+        query = hadamard(q.double()) if problem.part.k_bits else q.double()
+        exact = heard(query, after, wide, geometry, observation)
+        require_close("hearing", got, twin, exact, problem.task.number)
+
+
+def _widened(segment: Segment) -> Segment:
+    return replace(segment, k=segment.k.to(torch.float64), v=segment.v.to(torch.float64))
+
+
 def _exact(
     q: Tensor, q_pos: Tensor, segments: Sequence[Segment], geometry: Geometry, observation: Observation | None
 ) -> list[Tensor]:
     """The output and the statistics in float64, from what the slots hold."""
     is_coded = isinstance(segments[0].k, Packed)
-    wide = [replace(one, k=one.k.to(torch.float64), v=one.v.to(torch.float64)) for one in segments]
+    wide = [_widened(one) for one in segments]
     query = hadamard(q.double()) if is_coded else q.double()
     out, received = attend_segments(query, q_pos, wide, geometry, observation)
     return [hadamard(out) if is_coded else out, *received]
@@ -161,9 +193,9 @@ def _require_few_flips(name: str, got: Tensor, exact: Tensor) -> None:
 
 def _try_coding(task: Task, part: SlotsPart, backend: Backend, layer: LayerSizes) -> None:
     generator = torch.Generator().manual_seed(1)
-    for dim in {layer.k_dim, layer.v_dim}:
+    for dim, bits in {(layer.k_dim, part.k_bits), (layer.v_dim, part.v_bits)}:
         x = torch.randn(ROWS, layer.kv_heads, CHUNK, dim, generator=generator).to(task.place)
-        ours, wanted = backend.quantise(x, part.bits, _group(dim)), lowbit.quantise(x, part.bits, _group(dim))
+        ours, wanted = backend.quantise(x, bits, _group(dim)), lowbit.quantise(x, bits, _group(dim))
         require_equal("codes", ours.codes, wanted.codes)
         require_equal("scales", ours.scale, wanted.scale)
 
@@ -197,7 +229,7 @@ def _waiting(task: Task, part: SlotsPart, layer: LayerSizes) -> tuple[Slots, Ten
     starts = torch.arange(0, pos.numel(), layer.keys).view(*heads, 1).to(task.place)
     pos = pos.to(task.place)
     known = None if part.statistic is None else statistic
-    keys, values = _stored(part.bits, k, v)
+    keys, values = _stored(part, k, v)
     return Slots(keys, values, pos, pos + 7, known, starts), score
 
 
@@ -232,11 +264,12 @@ def _protections(task: Task) -> dict[str, Protection]:
     }
 
 
-def _stored(bits: int, k: Tensor, v: Tensor) -> tuple[Vectors, Vectors]:
-    """Keys and values as slots of `bits` hold them."""
-    if not bits:
+def _stored(part: SlotsPart, k: Tensor, v: Tensor) -> tuple[Vectors, Vectors]:
+    """Keys and values as slots hold them."""
+    if not part.k_bits:
         return k, v
-    keys, values = (lowbit.quantise(hadamard(x), bits, _group(x.shape[-1])) for x in (k, v))
+    both = ((k, part.k_bits), (v, part.v_bits))
+    keys, values = (lowbit.quantise(hadamard(x), bits, _group(x.shape[-1])) for x, bits in both)
     return keys, values
 
 

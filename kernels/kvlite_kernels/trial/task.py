@@ -20,21 +20,27 @@ KEYS = 1025
 
 @dataclass(frozen=True, slots=True)
 class SlotsPart:
-    """Kernels on slots of `bits` (0: numbers of the model's dtype) that keep a statistic, None where none is kept."""
+    """Kernels on keys of `k_bits` and values of `v_bits`, 0 where they are numbers of the model's dtype.
 
-    bits: int
+    They keep a statistic, None where none is kept; of queries that come once more where it is `heard`.
+    """
+
+    k_bits: int
+    v_bits: int
     statistic: Statistic | None
     heads: Heads = "mean"
+    is_heard: bool = False
 
     def __str__(self) -> str:
+        bits = f"{self.k_bits} bits" if self.k_bits == self.v_bits else f"{self.k_bits} and {self.v_bits} bits"
         kept = "" if self.statistic is None else f", {self.statistic.value} by {self.heads}"
-        return f"slots of {f'{self.bits} bits' if self.bits else 'numbers'}{kept}"
+        return f"slots of {bits if self.k_bits else 'numbers'}{kept}{' heard again' * self.is_heard}"
 
     @classmethod
     def read(cls, told: dict[str, object]) -> SlotsPart:
         """The part that `told` describes, as `asdict` gives it in JSON."""
         kind = told["statistic"]
-        return cls(told["bits"], None if kind is None else Statistic(kind), told["heads"])  # type: ignore[arg-type]
+        return cls(**{**told, "statistic": None if kind is None else Statistic(kind)})  # type: ignore[arg-type]
 
 
 Part = SlotsPart | str
