@@ -147,8 +147,8 @@ class ModelOptions:
         "auto",
         metavar="DTYPE",
         complete="format",
-        help="What a slot stores: float32, bfloat16, float16, int8, int4, or auto: the model's dtype, or "
-        "fewer bits where that does not hold its window.",
+        help="What a slot stores: float32, bfloat16, float16, int8, k6v4 (keys in 6 bits, values in 4), int4, or "
+        "auto: the model's dtype, or fewer bits where that does not hold its window.",
     )
     profile: str = _of_memory(
         "auto",
