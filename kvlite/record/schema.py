@@ -175,6 +175,8 @@ class RequestReport(Block):
     accepted_tokens: int = 0
     """Those of them that were right."""
     seed: int | None = None
+    total_s: float | None = None
+    """Seconds from its row to its end."""
     finish_reason: Text | None = None
     """`stop`, `length`, `cancelled` or `error`."""
 
@@ -186,6 +188,11 @@ class TimelinePoint(Block):
     tokens_seen: int
     kv_bytes: int
     allocated_bytes: int | None = None
+    tokens_generated: int | None = None
+    """A batch: the tokens of all answers by then."""
+    rows_used: int | None = None
+    """A batch: the rows that answered, of `rows`."""
+    rows: int | None = None
     event: Text | None = None
 
 
@@ -204,6 +211,8 @@ class BatchReport(Block):
     accepted_tokens: int = 0
     """Those of them that were right."""
     tokens_per_s: float | None = None
+    slowest: list[RequestReport] = Field(default_factory=list)
+    """The ten answers that took longest, the longest first."""
 
 
 class RunRecord(Block):

@@ -55,6 +55,7 @@ def record_tables(record: RunRecord) -> list[Table]:
         Table(("Phase", "peak memory"), phases),
         _requests(record),
         Table(("Batch", ""), _batch(record.batch) if record.batch else ()),
+        _slowest(record.batch),
         Table(("Environment", ""), _environment(record)),
         Table(("Warnings",), warnings),
     )
@@ -185,6 +186,22 @@ def _batch(batch: BatchReport) -> Rows:
     if batch.drafted_tokens:
         counts.append(("drafted tokens right", f"{batch.accepted_tokens:,} of {batch.drafted_tokens:,}"))
     return (*counts, ("speed", UNKNOWN if batch.tokens_per_s is None else f"{batch.tokens_per_s:.1f} tok/s"))
+
+
+def _slowest(batch: BatchReport | None) -> Table:
+    """The answers of a batch that took longest; nothing where all are shown anyway."""
+    shown = batch.slowest if batch is not None and batch.total > MAX_REQUEST_ROWS else []
+    rows = tuple(
+        (
+            request.id,
+            UNKNOWN if request.total_s is None else f"{request.total_s:.2f} s",
+            count(request.prompt_tokens),
+            count(request.completion_tokens),
+            request.finish_reason or UNKNOWN,
+        )
+        for request in shown
+    )
+    return Table(("Slowest", "time", "prompt tok", "new tok", "finish"), rows)
 
 
 def _environment(record: RunRecord) -> Rows:

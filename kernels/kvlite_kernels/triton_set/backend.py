@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from itertools import product
 
 import torch
@@ -62,25 +61,6 @@ class TritonBackend(Backend):
         if isinstance(held.k, Packed):
             out = hadamard(out)
         return out.to(q.dtype), received[1] if len(received) > 1 else None
-
-    def attend_in_turn(
-        self,
-        q: Tensor,
-        q_pos: Tensor,
-        segments: Sequence[Segment],
-        geometry: Geometry,
-        observation: Observation | None,
-    ) -> tuple[Tensor, list[Tensor]]:
-        """See Backend."""
-        outs, shares = [], []
-        for number, segment in enumerate(segments):
-            here = slice(number, number + 1)
-            nothing = torch.zeros(*segment.k.shape[:3], device=q.device)
-            seen = replace(segment, statistic=None if observation is None else nothing)
-            out, _ = self.attend(q[:, :, here], q_pos[:, here], [seen], geometry, observation)
-            outs.append(out)
-            shares += [] if observation is None else [nothing]
-        return torch.cat(outs, 2), shares
 
     def heard(
         self, q: Tensor, q_pos: Tensor, segments: list[Segment], geometry: Geometry, observation: Observation
