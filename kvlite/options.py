@@ -165,8 +165,8 @@ class ModelOptions:
     )
     kernels: Literal["auto", "torch", "triton"] = _of_model(
         "auto",
-        help="What attends, evicts, runs fused modules and 4-bit weights: torch, or Triton on CUDA; "
-        "auto is torch for now.",
+        help="What attends, evicts, runs fused modules and packed weights: torch, or Triton on CUDA, where a GGUF "
+        "file's blocks then stay packed; auto is torch for now.",
     )
     capture: bool | None = _of_model(  # None: where a GPU shows that it pays
         None,
