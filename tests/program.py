@@ -17,7 +17,7 @@ def environment() -> dict[str, str]:
 
     No bytecode is written: under a limit on file sizes Python 3.11 leaves a truncated file that later runs trip over.
     """
-    paths = os.pathsep.join([str(ROOT), str(ROOT / "kernels")])
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "kernels"), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
     return os.environ | {"PYTHONPATH": paths, "PYTHONDONTWRITEBYTECODE": "1"}
 
 

@@ -129,7 +129,7 @@ class Batch:
     def _open(self, model: Model, ending: ExitStack) -> Runner:
         """Open the model, in this process or in workers; `ending` closes them and says what came of it."""
         runner: Runner
-        if self._options.devices is not None:
+        if self._options.devices is not None or self._options.ray is not None:
             workers = open_workers(model, self._answer, self._options, self._recorder)
             ending.callback(workers.close)
             workers.await_model()

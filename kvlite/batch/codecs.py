@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -26,16 +27,18 @@ _KNOWN_IN_BODY = frozenset(
      "structured_outputs", "chat_template_kwargs", "continue_final_message", "add_generation_prompt", "logit_bias",
      "logprobs", "top_logprobs", "min_tokens", *_KINDS_OF_NUMBERS}
 )  # fmt: skip
+_KNOWN_IN_MESSAGE = {"role", "content"}
 _OFF: tuple[object, ...] = (None, False, [], {})
 _UNSUPPORTED: dict[str, tuple[object, ...]] = {
     "tools": _OFF, "functions": _OFF, "tool_choice": (None, "none", "auto"), "function_call": (None, "none", "auto"),
     "echo": (None, False), "best_of": (None, 1), "suffix": (None, ""), "stream": (None, False),
     "modalities": (None, ["text"]), "audio": (None,), "prediction": (None,), "web_search_options": (None,),
-    "reasoning_effort": (None,), "verbosity": (None,),
+    "reasoning_effort": (None,), "verbosity": (None,), "moderation": (None,),
 }  # fmt: skip
 """Keys that ask for more than there is, with the values that do not."""
 _WITHOUT_EFFECT = {"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key",
-                   "prompt_cache_retention", "parallel_tool_calls", "stream_options"}  # fmt: skip
+                   "prompt_cache_retention", "prompt_cache_options", "parallel_tool_calls",
+                   "stream_options"}  # fmt: skip
 """Keys of OpenAI's that change no answer."""
 SETTINGS = (_KNOWN_IN_BODY | {"system"}) - {"prompt"}
 """Keys of a simple line that say what is asked and how; columns of a table that have these names are the same."""
@@ -146,7 +149,15 @@ def _continues(body: Json) -> bool | None:
 def _unsupported(body: Json, known: frozenset[str], *, is_strict: bool) -> tuple[str, ...]:
     """The keys that ask for what is not there; of OpenAI's form also those that nobody knows."""
     asked = tuple(name for name, off in _UNSUPPORTED.items() if name in body and body[name] not in off)
-    return (*asked, *_unknown(body, known)) if is_strict else asked
+    return (*asked, *_in_messages(body), *_unknown(body, known)) if is_strict else asked
+
+
+def _in_messages(body: Json) -> Iterator[str]:
+    """Name what the messages hold beside role and content, such as `messages.name`, each once."""
+    messages = body.get("messages")
+    found = [message for message in messages if isinstance(message, dict)] if isinstance(messages, list) else []
+    names = dict.fromkeys(name for message in found for name in message if message[name] not in _OFF)
+    yield from (f"messages.{name}" for name in names if name not in _KNOWN_IN_MESSAGE)
 
 
 def _unknown(body: Json, known: frozenset[str]) -> tuple[str, ...]:
@@ -204,7 +215,10 @@ def _sampling(body: Json) -> dict[str, Any]:
 
 
 def _prompt(body: Json) -> str:
-    prompt = text(body, "prompt")
+    prompt = body.get("prompt")
+    if isinstance(prompt, list) and len(prompt) == 1:  # OpenAI takes several, each with answers of its own
+        prompt = prompt[0]
+    prompt = None if prompt is None else string(prompt, "prompt")
     if not prompt:
         missing = "there is nothing to answer; give prompt or messages"
         raise LineError(missing if prompt is None else "the prompt is empty; give some text", "prompt")

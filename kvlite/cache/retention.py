@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -14,6 +15,9 @@ from kvlite.cache.layer import parted
 from kvlite.cache.part import LayerHeads, Part
 from kvlite.cache.policy import Candidates, Policy
 from kvlite_kernels.eviction import Protection, priority
+
+MOST_SPANS = 16
+"""Spans that what is left of one may be in."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +47,20 @@ def kept_by_position(cache: SlotCache, row: int, seen: int) -> Tensor:
     return _shares(cache, parts, seen)
 
 
+def kept_spans(cache: SlotCache, row: int, span: tuple[int, int], seen: int) -> list[tuple[int, int]]:
+    """What is left of a span of positions: spans of those that a head keeps, or that are not `seen` yet.
+
+    No more than MOST_SPANS, which then also hold positions that are gone.
+    """
+    start, end = span
+    there = (kept_by_position(cache, row, seen)[start:end] > 0).tolist() + [True] * (end - max(start, seen))
+    places = [start + place for place, is_there in enumerate(there) if is_there]
+    gaps = sorted((after - before, after) for before, after in pairwise(places) if after - before > 1)
+    first = sorted([*places[:1], *(after for _, after in gaps[-(MOST_SPANS - 1) :])])
+    limits = [*first[1:], end]
+    return [(a, max(place for place in places if place < b) + 1) for a, b in zip(first, limits, strict=bool(first))]
+
+
 def kept_in(cache: SlotCache, moved: Moved, seen: int) -> Tensor:
     """`kept_by_position` of a copy of a row of `cache`."""
     parts = ((heads.layer, held["pos"]) for heads, held in zip(moved.heads, moved.copy.parts, strict=True))
@@ -65,7 +83,7 @@ def best_kept(cache: SlotCache, row: int, target: Target) -> Moved | None:
     None where it cannot tell: its statistic was not kept so far, or it looks at queries and there are none now.
     """
     policy, known = target.policy, cache.policy
-    if policy.statistic is not None and (policy.statistic, policy.heads) != (known.statistic, known.heads):
+    if policy.statistic is not None and _kind(policy) != _kind(known):
         return None
     counts: dict[int, int] = {}  # tokens a head holds, by its slots: those with as many share one count
     for part in cache.parts:
@@ -99,6 +117,11 @@ def best_kept(cache: SlotCache, row: int, target: Target) -> Moved | None:
         for each in heads
     ]
     return Moved(CacheSnapshot(counts, parts), heads)
+
+
+def _kind(policy: Policy) -> tuple[object, ...]:
+    """All that decides what a statistic stands for."""
+    return policy.statistic, policy.heads, policy.echoes
 
 
 def _best(part: Part, row: int, live: int, wanted: Sequence[int], target: Target) -> list[Tensor]:

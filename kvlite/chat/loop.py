@@ -136,7 +136,8 @@ class Chat:
         self._console.note(answer_line(answer))
         self._display.tell(answer)
         if self.session.has_looped:
-            self._console.warn("the answer went round in circles and was stopped; rephrase, or /set temperature=0.7")
+            other = "/set temperature=0.7" if self.session.settings.sampling.is_greedy else "/retry"
+            self._console.warn(f"the answer went round in circles and was stopped; rephrase, or {other}")
         self.saving.save()
 
     def show(self, text: str) -> None:
@@ -149,7 +150,8 @@ class Chat:
         The one there is makes room for it first, and comes back where the other cannot be loaded. Raises the error of
         a name that is none, and changes nothing.
         """
-        opening, back, messages = self._opens(name), self._opens(self._asked), self.session.messages
+        opening, back = self._opens(name), self._opens(self._asked)
+        messages, pinned = self.session.messages, self.session.conversation.pinned
         del self.session, self.memory  # the weights go with the last who holds them
         self._display.recorder.released()
         try:
@@ -158,7 +160,7 @@ class Chat:
             self._console.error(error)
             opened = back()
         self.session, self.memory, self.model, self._asked = opened.session, opened.memory, opened.model, opened.asked
-        self.session.load(messages)
+        self.session.load(messages, pinned)
 
     def cache_changed(self, how: str) -> None:
         """Note that the cache is another one from now on."""

@@ -69,6 +69,7 @@ def _number(command: str, argument: str) -> int:
 
 def _pin(chat: Chat, argument: str) -> None:
     turn = chat.memory.pin(_number("pin", argument))
+    chat.saving.save()
     kept = "all of it" if turn.share == 1 else f"what is left of it ({percent(turn.share)})" if turn.share else ""
     chat.show(f"turn {turn.number} is pinned: {kept} stays" if kept else f"turn {turn.number} is gone already")
 
@@ -76,6 +77,7 @@ def _pin(chat: Chat, argument: str) -> None:
 def _unpin(chat: Chat, argument: str) -> None:
     number = _number("unpin", argument)
     chat.memory.unpin(number)
+    chat.saving.save()
     chat.show(f"turn {number} is pinned no more")
 
 

@@ -67,7 +67,7 @@ class Saving:
         messages = file.load()
         self.leave()
         session = self._chat.session
-        session.load(messages)
+        session.load(messages, file.pinned)
         self.file = file
         told = f"loaded {name}: {session.num_turns} turns"
         start = time.monotonic()
@@ -111,7 +111,8 @@ class Saving:
     def _write(self) -> SessionFile:
         if self.file is None:
             self.file = self.folder.new_file()
-        self.file.save(self._chat.session.messages, self._chat.model)
+        session = self._chat.session
+        self.file.save(session.messages, self._chat.model, session.conversation.pinned)
         return self.file
 
     def _write_cache(self, file: SessionFile) -> int | None:

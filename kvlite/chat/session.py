@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import closing
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -146,11 +146,12 @@ class Session:
             self._engine.check_pins(self._text.conversation([*messages, question]).pins)
         self.load(messages)
 
-    def load(self, messages: Sequence[ChatMessage]) -> None:
-        """Replace the conversation; all of it is fed with the next question."""
+    def load(self, messages: Sequence[ChatMessage], pinned: Iterable[int] = ()) -> None:
+        """Replace the conversation; all of it is fed with the next question, the turns `pinned` to stay."""
         self.messages = list(messages)
         self.last = self.unsent = None
         self.conversation.go_back(())  # which forgets the pins, too
+        self.conversation.pinned = {number for number in pinned if 1 <= number <= self.num_turns}
 
 
 def goes_round(text: str) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -111,6 +111,8 @@ class SessionFile:
         self.path = path
         self.is_new = False
         """The name is that of the present time, because nobody gave one."""
+        self.pinned: tuple[int, ...] = ()
+        """The turns, from 1, that are pinned, as the file has it."""
         self._size: int | None = None  # bytes after our last read or write; None: no file yet
 
     def exists(self) -> bool:
@@ -172,15 +174,19 @@ class SessionFile:
             raise UsageError(f"{self.path} is empty; no session to load")
         lines = data.removesuffix(b"\n").split(b"\n")
         messages = [_parse(line, number, self.path) for number, line in enumerate(lines, start=1)]
+        header = json.loads(lines[0])
+        pinned = header.get("pinned") if "format" in header else None
+        self.pinned = tuple(number for number in pinned if isinstance(number, int)) if isinstance(pinned, list) else ()
         self._size = len(data)
         return [message for message in messages if message is not None]
 
-    def save(self, messages: Sequence[ChatMessage], model: str) -> None:
-        """Write the session, at once or not at all.
+    def save(self, messages: Sequence[ChatMessage], model: str, pinned: Iterable[int] = ()) -> None:
+        """Write the session and the numbers of its pinned turns, at once or not at all.
 
         Raises OutputError when the disk refuses, or when another process has changed the file in between.
         """
-        header = {"format": FORMAT, "model": model, "saved": datetime.now(UTC).isoformat(timespec="seconds")}
+        saved, self.pinned = datetime.now(UTC).isoformat(timespec="seconds"), tuple(sorted(pinned))
+        header = {"format": FORMAT, "model": model, "saved": saved, "pinned": self.pinned}
         text = "".join(f"{json.dumps(record, ensure_ascii=False)}\n" for record in (header, *messages))
         try:
             if self.exists() and self.path.stat().st_size != self._size:

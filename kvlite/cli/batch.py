@@ -28,6 +28,10 @@ def batch(
     records say why.
     """
 
+    if given.ray is not None and given.devices is not None:
+        raise UsageError(f"--ray {given.ray} contradicts --devices {given.devices}; give one of them")
+    if given.ray is None and call.sources["workers"] == "flag":
+        raise UsageError(f"--workers {given.workers} needs --ray; on this machine give --devices")
     if given.devices is not None:
         if call.is_given("device"):
             raise UsageError(f"--devices {given.devices} contradicts --device {options.device}; give one of them")

@@ -24,6 +24,7 @@ from kvlite.engine.request import (
 from kvlite.errors import UsageError
 from kvlite.llm.generation import model_defaults
 from kvlite.llm.logprobs import TokenLogprob, token_logprobs
+from kvlite.options import biases_of
 from kvlite.text.grammar import Grammar
 
 if TYPE_CHECKING:
@@ -84,15 +85,20 @@ class AnswerSettings:
         *,
         max_tokens: int = CHAT_MAX_TOKENS,
         pin_system: bool = True,
+        unnamed: Sampling | None = None,
     ) -> AnswerSettings:
         """Settings of `options` over those of a generation_config.json; `max_tokens` where neither gives any.
 
-        A seed nobody gave is drawn, so that it can be told. Raises BrokenModel where the file has a value that cannot
+        A model that does not say whether to sample is greedy, or draws as `unnamed` says unless that is asked for. A
+        seed nobody gave is drawn, so that it can be told. Raises BrokenModel where the file has a value that cannot
         be and that no option replaces.
         """
         given = sampling_of(options)
         model = model_defaults(generation, _DRAWING if given.get("temperature") == 0 else given)
-        sampling = replace(model.sampling, **given)
+        base = model.sampling
+        if unnamed is not None and generation.get("do_sample") is None and given.get("temperature") != 0:
+            base = replace(unnamed, repetition_penalty=base.repetition_penalty)
+        sampling = replace(base, **given)
         if "seed" not in given and not sampling.is_greedy:
             sampling = replace(sampling, seed=secrets.randbelow(DRAWN_SEEDS))
         most = options.max_tokens or model.max_tokens or max_tokens
@@ -126,7 +132,8 @@ def sampling_of(options: AnswerOptions) -> dict[str, Any]:
     """The sampling settings that were given, as fields of Sampling. Raises UsageError on values out of range."""
     if options.greedy and options.temperature:  # NaN is true and is refused with the contradiction
         raise UsageError(f"--greedy contradicts --temperature {options.temperature}; give one of them")
-    asked = {one.name: getattr(options, one.name, None) for one in fields(Sampling)}  # no option gives a logit_bias
+    asked = {one.name: getattr(options, one.name) for one in fields(Sampling)}
+    asked["logit_bias"] = biases_of(options.logit_bias) or None
     given = {name: value for name, value in asked.items() if value is not None}
     if options.greedy:
         given["temperature"] = 0.0

@@ -112,9 +112,9 @@ class ChatMemory:
             raise DoesNotFit(
                 f"{held:,} tokens are held and nothing may be evicted; the cache would hold {after.fewest:,}"
             )
-        engine.check_change(after, spec.policy)
-        moved = engine.moved(after, spec.policy)
-        spans = self._conversation.turn_spans()
+        moved, spans = engine.moved(after, spec.policy), self._conversation.turn_spans()
+        pinned = [span for number, span in enumerate(spans, 1) if number in self._conversation.pinned]
+        engine.check_change(after, spec.policy, None if moved is not None else tuple(pinned))
         shares = None
         if moved is not None:
             kept = kept_in(engine.cache, moved, self._seen).tolist()

@@ -157,7 +157,10 @@ class Conversation:
         self.pinned.add(number)
 
     def unpin(self, number: int) -> None:
-        """Let a turn be evicted again. Raises UsageError where it is not pinned."""
+        """Let a turn be evicted again, or not stay once it is fed. Raises UsageError where it is not pinned."""
+        if not self.starts and number in self.pinned:
+            self.pinned.discard(number)
+            return
         span = self._span(number)
         if number not in self.pinned:
             pinned = ", ".join(map(str, sorted(self.pinned)))

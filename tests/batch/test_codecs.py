@@ -113,7 +113,7 @@ WRONG: list[tuple[object, str | None, str]] = [
     ({}, "prompt", "nothing to answer"),
     ({"prompt": ""}, "prompt", "empty"),
     ({"prompt": 5}, "prompt", "the number 5"),
-    ({"prompt": ["a"]}, "prompt", "a list"),
+    ({"prompt": ["a", "b"]}, "prompt", "a list"),
     ({"id": 7, "prompt": "x"}, "id", "the number 7"),
     ({"id": "", "prompt": "x"}, "id", "empty"),
     ({"custom_id": True, "prompt": "x"}, "custom_id", "a boolean"),
@@ -247,6 +247,8 @@ def test_no_line_raises(value: dict[str, object]) -> None:
         ({"echo": True, "prediction": {}}, ("echo", "prediction")),
         ({"user": "u", "metadata": {"a": "b"}, "store": True, "service_tier": "flex"}, ()),
         ({"temprature": 0.5}, ("temprature",)),
+        ({"messages": [{"role": "user", "content": "Hi", "name": "Tom"}]}, ("messages.name",)),
+        ({"messages": [{"role": "user", "content": "Hi", "name": None, "annotations": []}]}, ()),
     ],
 )
 def test_what_is_not_supported_is_told_and_what_changes_no_answer_is_not(

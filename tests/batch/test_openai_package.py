@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from kvlite.batch.codecs import CHAT_URL, COMPLETIONS_URL, decode_line
+from kvlite.batch.item import Item
 from kvlite.cli import main
 
 types = pytest.importorskip("openai.types", reason="the package openai is not here")
@@ -27,6 +30,13 @@ LINES = [
     ("text", "/v1/completions", {"prompt": "Hello", "stop": ["."], "user": "u"}),
     ("bad", "/v1/chat/completions", {"messages": HELLO, "tools": [{}]}),
 ]
+WORTH_ASKING: dict[str, Any] = {
+    "model": "m", "max_tokens": 3, "max_completion_tokens": 3, "temperature": 0.5, "top_p": 0.5, "seed": 1, "n": 2,
+    "presence_penalty": 1, "frequency_penalty": 1, "logit_bias": {"5": 1}, "stop": ["x"], "logprobs": True,
+    "response_format": FORM,
+}  # fmt: skip
+NO_EFFECT = {"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key",
+             "prompt_cache_retention", "prompt_cache_options", "parallel_tool_calls", "stream_options"}  # fmt: skip
 
 
 def strictly(kind: Any, value: object) -> Any:
@@ -64,3 +74,29 @@ def test_a_file_for_the_batch_api_runs_and_its_records_are_read(
     assert len(lists.tokens) == len(lists.token_logprobs) == len(lists.text_offset) == of_text.usage.completion_tokens
     assert "".join(lists.tokens).strip() == text.strip() and all(2 <= len(one) <= 3 for one in lists.top_logprobs)
     assert records["bad"]["response"]["status_code"] == 400 and bodies["bad"]["error"]["param"] == "tools"
+
+
+def test_every_parameter_is_honoured_or_without_effect_or_makes_an_error_record() -> None:
+    """Those of the package's own requests, each with a value that asks for something."""
+    apis = {CHAT_URL: (types.chat.completion_create_params, {"messages": HELLO}),
+            COMPLETIONS_URL: (types.completion_create_params, {"prompt": "Hi"})}  # fmt: skip
+    known = WORTH_ASKING.keys() | NO_EFFECT
+    for url, (params, body) in apis.items():
+        for name in params.CompletionCreateParamsBase.__annotations__.keys() - body.keys():
+            line = {"custom_id": "r", "url": url, "body": {**body, name: WORTH_ASKING.get(name, "something")}}
+            item = decode_line(json.dumps(line).encode(), Item(0, 1, "line-1"))
+            plain = decode_line(json.dumps({**line, "body": body}).encode(), Item(0, 1, "line-1"))
+            if name in NO_EFFECT:
+                assert item == plain, name
+            elif name in WORTH_ASKING:
+                assert item.failure is None and not item.unsupported and item != plain, name
+            else:
+                assert item.failure is not None or item.unsupported == (name,), name
+        assert plain.failure is None
+    assert known <= {*chain(*(params.CompletionCreateParamsBase.__annotations__ for params, _ in apis.values()))}
+
+
+@pytest.mark.parametrize("prompt", [["one"], "one"])
+def test_a_list_of_one_prompt_is_that_prompt(prompt: object) -> None:
+    line = {"custom_id": "r", "url": COMPLETIONS_URL, "body": {"prompt": prompt}}
+    assert decode_line(json.dumps(line).encode(), Item(0, 1, "line-1")).prompt == "one"

@@ -56,6 +56,7 @@ class Script:
 
     def __init__(self, answers: Answers = plainly, labels: Sequence[str] = ("cpu", "cuda:0")) -> None:
         self.labels = labels
+        self.sharers = None
         self.links: list[list[ScriptedLink]] = [[] for _ in labels]
         self._answers = answers
 

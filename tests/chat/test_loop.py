@@ -247,6 +247,15 @@ def test_forgotten_shows_each_turn_with_what_is_left_of_it(held):
     assert "of turn 1 nothing is left" in held.said
 
 
+def test_pins_are_saved_and_go_along_to_another_model(held):
+    held.type("a", "b", "/save kept")
+    held.chat.session.conversation.pinned = {2}
+    held.type("c", "/model other")
+    assert held.chat.session.conversation.pinned == {2}
+    held.type("/clear", "/load kept")
+    assert held.chat.session.conversation.pinned == {2}
+
+
 @pytest.mark.parametrize("line", ["/pin", "/pin x", "/unpin 1.5"])
 def test_a_pin_takes_the_number_of_a_turn(held, line):
     held.type("hi", line)

@@ -1,4 +1,4 @@
-"""`kvlite batch --devices`: processes that answer the built-in model's lines, killed and stopped in mid-run."""
+"""`kvlite batch --devices` and `--ray`: workers on the built-in model, killed and stopped in mid-run."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,11 @@ from tests.program import finish, start
 
 COUNT = 80
 OPTIONS = ("-m", "demo", "--kv-budget", "200KB", "--kv-per-seq", "64tok", "-n", "16", "--greedy", "--dtype", "float32")
-WORKERS = ("--devices", "cpu,cpu", "-o", "out.jsonl")
+OUT = ("-o", "out.jsonl")
+PROCESSES = (*OUT, "--devices", "cpu,cpu")
+ACTORS = (*OUT, "--ray", "local", "--workers", "2")
+needs_ray = pytest.mark.skipif(find_spec("ray") is None, reason="ray is not installed")
+EACH = [PROCESSES, pytest.param(ACTORS, marks=[pytest.mark.matrix, needs_ray])]
 
 
 @pytest.fixture
@@ -38,7 +43,9 @@ def records(path: Path) -> list[dict[str, Any]]:
 
 def workers_of(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
     found = psutil.Process(process.pid).children(recursive=True)
-    return [one for one in found if "spawn_main" in " ".join(one.cmdline())]
+    return [
+        one for one in found if "spawn_main" in " ".join(one.cmdline()) or one.cmdline()[0].startswith("ray::_Actor")
+    ]
 
 
 def await_records(process: subprocess.Popen[bytes], path: Path, count: int) -> None:
@@ -46,20 +53,22 @@ def await_records(process: subprocess.Popen[bytes], path: Path, count: int) -> N
         time.sleep(0.01)
 
 
+@pytest.mark.parametrize("workers", EACH, ids=["processes", "ray"])
 def test_a_worker_killed_in_mid_run_loses_no_line_and_changes_no_answer(
-    batch: Callable[..., subprocess.Popen[bytes]], tmp_path: Path
+    batch: Callable[..., subprocess.Popen[bytes]], tmp_path: Path, workers: tuple[str, ...]
 ) -> None:
     code, out, err = finish(batch("--batch-size", "4"))
     assert code == 0, err
     alone = {record["id"]: record["text"] for record in map(json.loads, out.splitlines())}
 
-    process = batch(*WORKERS, "--summary", "sums.json", "--report", "record.json")
+    process = batch(*workers, "--summary", "sums.json", "--report", "record.json")
     await_records(process, tmp_path / "out.jsonl", 10)
     killed, *_ = workers_of(process)
     killed.kill()
-    code, _, err = finish(process)
-    assert code == 0, err
-    assert "(cpu) was killed by SIGKILL" in err
+    code, out, err = finish(process)
+    assert (code, out) == (0, ""), err
+    said = "(cpu) was killed by SIGKILL" if workers is PROCESSES else "(cpu) was lost"
+    assert said in err
     found = records(tmp_path / "out.jsonl")
     assert len(found) == COUNT
     assert {record["id"]: record["text"] for record in found} == alone
@@ -73,34 +82,37 @@ def test_a_worker_killed_in_mid_run_loses_no_line_and_changes_no_answer(
 
 
 @pytest.mark.matrix
+@pytest.mark.parametrize("workers", EACH, ids=["processes", "ray"])
 def test_stopped_it_leaves_no_process_and_the_same_command_goes_on(
-    batch: Callable[..., subprocess.Popen[bytes]], tmp_path: Path
+    batch: Callable[..., subprocess.Popen[bytes]], tmp_path: Path, workers: tuple[str, ...]
 ) -> None:
-    process = batch(*WORKERS)
+    process = batch(*workers)
     await_records(process, tmp_path / "out.jsonl", 3)
     started = psutil.Process(process.pid).children(recursive=True)
     assert len(workers_of(process)) == 2
     process.send_signal(signal.SIGTERM)
     code, _, err = finish(process)
     assert (code, "to continue, run: kvlite batch in.jsonl" in err.splitlines()[-1]) == (143, True), err
-    assert psutil.wait_procs(started, timeout=10)[1] == []
+    assert psutil.wait_procs(started, timeout=30)[1] == []
     before = (tmp_path / "out.jsonl").read_bytes()
-    code, _, err = finish(batch(*WORKERS))
+    code, _, err = finish(batch(*workers))
     assert code == 0, err
     assert (tmp_path / "out.jsonl").read_bytes().startswith(before)
     assert sorted(record["id"] for record in records(tmp_path / "out.jsonl")) == sorted(f"p{n}" for n in range(COUNT))
 
 
 @pytest.mark.matrix
+@pytest.mark.parametrize("workers", EACH, ids=["processes", "ray"])
 def test_a_batch_that_is_killed_takes_its_workers_along(
-    batch: Callable[..., subprocess.Popen[bytes]], tmp_path: Path
+    batch: Callable[..., subprocess.Popen[bytes]], tmp_path: Path, workers: tuple[str, ...]
 ) -> None:
-    process = batch(*WORKERS)
+    process = batch(*workers)
     await_records(process, tmp_path / "out.jsonl", 1)
-    started = psutil.Process(process.pid).children(recursive=True)
+    started = workers_of(process)
+    assert len(started) == 2
     process.kill()
     process.communicate(timeout=60)
-    assert psutil.wait_procs(started, timeout=10)[1] == []
+    assert psutil.wait_procs(started, timeout=30)[1] == []
 
 
 @pytest.mark.parametrize(
@@ -109,6 +121,8 @@ def test_a_batch_that_is_killed_takes_its_workers_along(
         (("--devices", "gpu:0"), "'gpu:0' is no device for a worker; give for example cuda:0,cuda:1 or cpu:2"),
         (("--devices", "cpu:0"), "'cpu:0' is no device"),
         (("--devices", "cpu", "--device", "cpu"), "--devices cpu contradicts --device cpu; give one of them"),
+        (("--devices", "cpu", "--ray", "auto"), "--ray auto contradicts --devices cpu; give one of them"),
+        (("--workers", "2"), "--workers 2 needs --ray; on this machine give --devices"),
         pytest.param(("--devices", "cuda:99"), "device 'cuda:99' is not there", marks=pytest.mark.matrix),
     ],
 )

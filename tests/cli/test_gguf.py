@@ -59,18 +59,14 @@ def test_plan_show_and_dry_run_take_what_run_takes(tmp_path: Path, capsys: Captu
 def test_plan_for_a_gpu_counts_the_blocks_of_the_file_where_triton_multiplies(tmp_path: Path, capsys: Capture) -> None:
     path = str(tiny_gguf(tmp_path))
     found = {}
-    asked = ["plan", path, "--dtype", "float16", "--kv-budget", "64tok", "--vram"]
     for kernels in ("auto", "triton"):
-        assert main([*asked, "8GB", "--kernels", kernels, "--json"]) == 0
+        assert main(["plan", path, "--vram", "8GB", "--dtype", "float16", "--kernels", kernels, "--json"]) == 0
         found[kernels] = json.loads(capsys.readouterr().out)
     whole, blocks = (found[kernels]["terms"][0]["predicted_bytes"] for kernels in ("auto", "triton"))
     assert (found["auto"]["held_in"], found["triton"]["held_in"]) == ("float16", "Q8_0")
     tensors = read_header(Path(path)).tensors
     packed = sum(tensor.parameters for name, tensor in tensors.items() if is_packed(name, tensor))
     assert whole - blocks == packed * 2 - packed // 32 * 34
-    between = found["auto"]["total_bytes"] - (whole - blocks) // 2
-    assert main([*asked, f"{between}B"]) == 4
-    assert "  try --kernels triton\n" in capsys.readouterr().out
 
 
 def test_a_pulled_wheel_answers_where_no_model_is_named_until_it_is_removed(

@@ -44,7 +44,7 @@ def test_an_answer_does_not_depend_on_the_batch(llama: LoadedModel, policy: str)
     assert_same_alone_and_in_a_batch(llama, policy, "auto")
 
 
-@pytest.mark.parametrize("kv_dtype", ["int8", "int4"])
+@pytest.mark.parametrize("kv_dtype", ["int8", "k6v4", "int4"])
 @pytest.mark.parametrize("policy", but_few(["heavy-hitter", "h2o", "window"], "heavy-hitter"))
 def test_nor_does_it_over_low_bit_slots(policy: str, kv_dtype: str) -> None:
     loaded = admitted(tiny_model("llama", {}))
@@ -139,7 +139,12 @@ def test_a_prompt_whose_row_will_not_evict_is_fed_at_once(
     engine = make_engine(llama, "64tok")
     fed: list[int] = []
     begin = engine.cache.begin
-    monkeypatch.setattr(engine.cache, "begin", lambda *step: fed.append(step[3][0]) or begin(*step))  # type: ignore[func-returns-value]
+
+    def noted(*step: Any, **options: Any) -> Any:
+        fed.append(step[3][0])
+        return begin(*step, **options)
+
+    monkeypatch.setattr(engine.cache, "begin", noted)
     next(engine.run([Request("a", prompt(0, 50), max_tokens=most)]))
     assert len(fed) == steps
 

@@ -173,6 +173,29 @@ def test_what_was_checked_before_is_answered_from_the_same_cache(talk):
     assert talk.llm.counts() == before
 
 
+def test_a_pin_counts_only_what_is_left_of_its_turn(talk):
+    whole = talk.memory.turns()[0].tokens
+    talk.memory.change("48tok")
+    left = talk.memory.pin(1)
+    assert 0 < left.share < 1
+    size = f"{whole + 1}tok"  # less than all of the turn and a new token take
+    talk.memory.change(size)
+    before = talk.memory.turns()[0].share
+    talk.ask("Hello")
+    assert 0 < before == talk.memory.turns()[0].share
+    with pytest.raises(BudgetTooSmall, match="pinned"):
+        talk.memory.change(size, policy="tova")  # which has to read all of it again
+
+
+def test_a_pin_of_a_turn_that_is_not_read_yet_can_be_let_go(talk):
+    talk.memory.pin(1)
+    talk.memory.pin(2)
+    talk.conversation.forget()
+    talk.memory.unpin(1)
+    talk.ask("Hello")
+    assert [turn.is_pinned for turn in talk.memory.turns()] == [False, True, False, False]
+
+
 def test_only_what_is_there_can_be_pinned_or_checked(talk):
     for number in (0, 4):
         with pytest.raises(UsageError, match="no turn"):

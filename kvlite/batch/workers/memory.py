@@ -29,9 +29,12 @@ class Memory:
     def note(self, worker: int, report: Report) -> None:
         """Note what a worker reports."""
         if report.cache is not None:
-            before = self._caches.get(worker)  # of one that died since, maybe
-            peak_bytes = max(report.cache.peak_bytes, before.peak_bytes if before is not None else 0)
-            self._caches[worker] = replace(report.cache, peak_bytes=peak_bytes)
+            now = report.cache
+            if (before := self._caches.get(worker)) is not None:  # of other rows, or of a worker that died since
+                budget_bytes = max(now.counts.budget_bytes, before.counts.budget_bytes)
+                counts = replace(now.counts, budget_bytes=budget_bytes)
+                now = replace(now, counts=counts, peak_bytes=max(now.peak_bytes, before.peak_bytes))
+            self._caches[worker] = now
         if report.reading is not None:
             self._readings[worker] = report.reading
         if report.opened is not None:

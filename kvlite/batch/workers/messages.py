@@ -23,7 +23,7 @@ class Setup:
     """What a worker opens: the model on the device that `options` name, and the options of the batch.
 
     `required` is the only model that lines may name, None where they may name any. On a CPU the model gets `threads`,
-    None leaves their number to it.
+    None leaves their number to it. `version` of kvlite is the batch's.
     """
 
     options: ModelOptions
@@ -31,6 +31,7 @@ class Setup:
     batch: BatchOptions
     batch_size: BatchSize
     required: str | None
+    version: str
     threads: int | None = None
 
 
@@ -118,6 +119,10 @@ class Transport(Protocol):
     @property
     def labels(self) -> Sequence[str]:
         """The device of each worker, in the order of their numbers."""
+
+    @property
+    def sharers(self) -> int | None:
+        """Workers that divide the memory of one device; None where those of one label do."""
 
     def start(self, number: int) -> Link:
         """Start worker `number`, also again after it died."""

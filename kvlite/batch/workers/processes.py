@@ -67,6 +67,10 @@ class Processes:
         """The device of each process."""
         return [setup.options.device for setup in self._setups]
 
+    @property
+    def sharers(self) -> None:
+        """None: processes of one label share that device."""
+
     def start(self, number: int) -> ProcessLink:
         """Start worker `number` in a new process."""
         context = get_context("spawn")  # of a fork, CUDA and the threads of torch would be broken

@@ -161,13 +161,15 @@ class Workers:
 
     def _may_open(self, member: _Member) -> bool:
         """False while one that shares the device loads: all of them measure the free memory before one takes a part."""
-        if member.opens or member.loaded is None:
+        if member.opens or self._transport.sharers is not None:
             return True
         alive = [one for one in self._members if one.link is not None and one.label == member.label]
         return all(one.loaded is not None for one in alive)
 
     def _num_sharers(self, member: _Member) -> int:
         """Count those that have yet to take their part of the device's memory."""
+        if self._transport.sharers is not None:
+            return self._transport.sharers
         assert member.loaded is not None
         place = member.loaded.place
         return sum(

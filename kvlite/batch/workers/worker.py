@@ -16,9 +16,10 @@ from kvlite.batch.item import Item, Outcome
 from kvlite.batch.model import Model
 from kvlite.batch.prepare import Preparer
 from kvlite.batch.workers.messages import CacheNow, Loaded, Opened, Order, Report, Said, Setup
-from kvlite.errors import KvliteError, OutOfMemory, is_out_of_memory
+from kvlite.errors import KvliteError, OutOfMemory, UsageError, is_out_of_memory
 from kvlite.llm.spec import RunSpec
 from kvlite.llm.text_model import Told
+from kvlite.record.measure import versions
 
 if TYPE_CHECKING:
     from kvlite.record.recorder import ReadableEngine
@@ -102,6 +103,8 @@ class Worker:
 
     def _answer(self) -> None:
         setup = self._setup
+        if (here := versions().get("kvlite", "")) != setup.version:
+            raise UsageError(f"kvlite {here} is installed here, the batch runs {setup.version}; install the same")
         model = Model(RunSpec.of(setup.options), setup.batch_size, _Reported(self._say), setup.required, "")
         loaded = model.load()
         self._tell(loaded=Loaded(loaded.name, model.identity(), _place(loaded.loaded.device)))
