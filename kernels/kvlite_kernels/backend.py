@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from kvlite_kernels.echo import heard
 from kvlite_kernels.eviction import Protection, choose, priority
 from kvlite_kernels.fused_attention import attend_fused, suits
 from kvlite_kernels.lowbit import Packed, hadamard, quantise
@@ -73,8 +74,8 @@ class Backend:
     ) -> tuple[Tensor, Tensor | None]:
         """Attend q [n, H_Q, T, D] at `q_pos` int [n, T] over slots and, unless they are among these, the new tokens.
 
-        Returns out [n, H_Q, T, D_V] in the dtype of q and the statistic of those new tokens [n, H_KV, T] that it is
-        asked of. That of the slots is updated in place: what the observation retains of it, plus what they received.
+        Returns out [n, H_Q, T, D_V] in the dtype of q and the statistic of the new tokens [n, H_KV, T]. That of the
+        slots is updated in place: what the observation retains of it, plus what they received.
         """
         held = segments[0]
         is_quantised = isinstance(held.k, Packed)
@@ -86,6 +87,15 @@ class Backend:
         if is_quantised:
             out = hadamard(out)
         return out if out.dtype is q.dtype else out.to(q.dtype), received[1] if len(received) > 1 else None
+
+    def heard(
+        self, q: Tensor, q_pos: Tensor, segments: list[Segment], geometry: Geometry, observation: Observation
+    ) -> Tensor:
+        """The mass that keys of the last segment receive from q [n, H_Q, T, D] at `q_pos` int [n, T]: [n, H_KV, N].
+
+        The queries attend over all segments, and all that positions let them see.
+        """
+        return heard(hadamard(q) if isinstance(segments[0].k, Packed) else q, q_pos, segments, geometry, observation)
 
     def go_together(self, segments: Sequence[Segment], geometry: Geometry, observation: Observation | None) -> bool:
         """True where one query's attention over slots of different KV heads is less work at once than one by one."""

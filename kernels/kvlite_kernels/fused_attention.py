@@ -147,24 +147,21 @@ def _grouped(x: Tensor, num_kv_heads: int) -> Tensor:
 
 
 def _mass(asking: _Asking, segment: Segment, geometry: Geometry, first: int | None) -> Tensor:
-    """The probability that each key of a segment that is asked for receives from the queries, by weight: [B, H_KV, N].
+    """The probability that each key of a segment receives from the queries, by weight: [B, H_KV, N].
 
     exp(x - lse) times weight over G is one power of 2, whose exponent the product gives. `first` is the number of the
     first query where all keys stand in order, else None.
     """
     q, q_pos, lse, observation = asking
     batch, num_kv_heads, num_keys = segment.k.shape[:3]
-    num_keys = num_keys if segment.asked is None else segment.asked
     dtype = torch.promote_types(q.dtype, torch.float32)
     total = torch.zeros(batch, num_kv_heads, num_keys, dtype=dtype)
-    if not num_keys:
-        return total
     grouped, group = _grouped(q.to(dtype), num_kv_heads), q.shape[1] // num_kv_heads
     share = (observation.weight.to(dtype) / group).log2()[:, None] - lse.to(dtype) * _LOG2_E
     share = _grouped(share.masked_fill_(lse == -torch.inf, -torch.inf), num_kv_heads)[..., None]
     rows = _rows(len(grouped) * group, [segment], STATISTIC_ELEMENTS)
     before = 0 if first is None or segment.before is None else segment.before
-    seen = num_keys if first is None else min(num_keys, before + segment.own)
+    seen = num_keys if first is None else before + segment.own
     for keys in _tiles(segment, dtype, seen):
         k = segment.k[:, :, keys].to(dtype).flatten(0, 1).mT
         for start in range(0, q.shape[2], rows):

@@ -46,7 +46,7 @@ def attend_half(
     total = torch.zeros(batch * num_kv_heads, num_keys)
     first = num_queries if observation is None else observation.first(num_queries)
     rows = max(1, ELEMENTS // (batch * num_heads * num_keys))
-    nothing, asked = q.new_zeros(1), _asked(segments)
+    nothing = q.new_zeros(1)
     for start in range(0, num_queries, rows):
         stop = min(start + rows, num_queries)
         seen = before + stop
@@ -59,11 +59,8 @@ def attend_half(
         shares = logits.softmax(-1)
         out[:, :, start:stop] = torch.bmm(shares, v[:, :seen]).unflatten(1, (group, -1))
         if observation is not None and stop > first:
-            here, count = slice(max(start, first), stop), min(seen, asked.stop)
-            weight = observation.weight[:, here].repeat_interleave(num_kv_heads, 0) / group
-            given = shares.unflatten(1, (group, -1))[:, :, here.start - start :, asked.start : count]
-            weighted = torch.bmm(weight.repeat(1, group)[:, None], given.float().flatten(1, 2))
-            total[:, asked.start : count] += weighted[:, 0]
+            weight = observation.weight[:, start:stop].repeat_interleave(num_kv_heads, 0) / group
+            total[:, :seen] += torch.bmm(weight.repeat(1, group)[:, None], shares.float())[:, 0]
     result = out.view(q.shape[:3] + v.shape[-1:])
     if observation is None:
         return result, []
@@ -76,24 +73,13 @@ def _in_a_row(vectors: Sequence[Tensor], segments: Sequence[Segment]) -> Tensor:
     return (parts[0] if len(parts) == 1 else torch.cat(parts, 2)).flatten(0, 1)
 
 
-def _asked(segments: Sequence[Segment]) -> slice:
-    """The keys, of all segments in a row, from the first of which a statistic is asked for to the last."""
-    start, found = 0, []
-    for segment in segments:
-        size = (segment.before or 0) + segment.own
-        if segment.asked != 0:
-            found.append((start, start + min(size, size if segment.asked is None else segment.asked)))
-        start += size
-    return slice(found[0][0], found[-1][1]) if found else slice(0, 0)
-
-
 def _parted(total: Tensor, segments: Sequence[Segment], observation: Observation) -> list[Tensor]:
-    """The statistic [B, H_KV, N] of each segment, of the keys that it is asked for; free slots received nothing."""
+    """The statistic [B, H_KV, N] of each segment; free slots received nothing."""
     if observation.heads == "layer":
         total = total.mean(1, keepdim=True).expand_as(total)
     sizes = [(segment.before or 0) + segment.own for segment in segments]
     parts = total.split(sizes, -1)
     return [
-        torch.nn.functional.pad(part, (0, segment.k.shape[2] - size))[..., : segment.asked]
+        torch.nn.functional.pad(part, (0, segment.k.shape[2] - size))
         for part, segment, size in zip(parts, segments, sizes, strict=True)
     ]

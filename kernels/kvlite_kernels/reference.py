@@ -41,7 +41,7 @@ class Segment:
 
     `statistic` fp32 [B, H_KV, N] is what the keys of slots received so far. `before` promises, unless it is None, that
     every query sees the first so many keys, that the `own` after them are those of the queries, one for each in their
-    order, and that the rest are free. A statistic is asked for of the first `asked` keys only, None: of all.
+    order, and that the rest are free.
     """
 
     k: Vectors
@@ -50,7 +50,6 @@ class Segment:
     statistic: Tensor | None = None
     before: int | None = None
     own: int = 0
-    asked: int | None = None
 
     @property
     def all_visible(self) -> bool:
@@ -129,7 +128,7 @@ def attend_segments(
     """Attend over several segments as if they were one, in tiles of queries so that scratch stays bounded.
 
     Returns out [B, H_Q, T, D_V] in q's dtype and, where a `observation` is given, the statistic [B, H_KV, N] of each
-    segment, of the keys that it is asked for.
+    segment.
     """
     batch, num_heads, num_queries, _ = q.shape
     if num_queries == 1 and len(segments) == 1 and is_plain(segments[0], geometry, observation):
@@ -161,7 +160,6 @@ def attend_segments(
         totals = [a + b for a, b in zip(totals, parts, strict=True)] if totals else parts
     if observation is not None and not totals:  # no query counts
         totals = [lse.new_zeros(*segment.k.shape[:3]) for segment in segments]
-    totals = [total[..., : segment.asked] for total, segment in zip(totals, segments, strict=False)]
     return (outs[0] if len(outs) == 1 else torch.cat(outs, dim=2)), totals
 
 

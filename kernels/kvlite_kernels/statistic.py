@@ -67,7 +67,7 @@ def received(
     else:
         assert observation.kind is Statistic.GUMBEL and observation.noise is not None
         shares = _gumbel(logits, q_pos, k_pos, observation.noise)
-    return [_reduced(part, observation, num_kv_heads) for part in shares]
+    return [reduced(part, observation, num_kv_heads) for part in shares]
 
 
 def probabilities(logits: Tensor, lse: Tensor) -> Tensor:
@@ -113,7 +113,7 @@ def _gumbel(logits: Sequence[Tensor], q_pos: Tensor, k_pos: Sequence[Tensor], no
     return [probabilities(part, lse[..., None]) for part in noised]
 
 
-def _reduced(shares: Tensor, observation: Observation, num_kv_heads: int) -> Tensor:
+def reduced(shares: Tensor, observation: Observation, num_kv_heads: int) -> Tensor:
     """[B, H_Q, T, N] -> [B, H_KV, N]. A maximum is taken per query, so that chunks do not change the sum."""
     batch, num_heads, num_queries, num_keys = shares.shape
     weight = observation.weight.to(shares.dtype)[:, None, None]  # [B, 1, 1, T]

@@ -29,6 +29,9 @@ NEGLIGIBLE = 2.0**-24
 
 _MOST_SLOTS = 2**31 - 1  # positions are int32
 
+ASKED = 9
+"""Positions between a text and its echo, as many as `Repeat the previous context exactly.` takes."""
+
 
 def open_backend(
     shape: ModelShape, plan: CachePlan, stored: SlotFormat, wanted: str, dtype: torch.dtype, device: torch.device
@@ -142,22 +145,28 @@ class SlotCache:
         counts: Sequence[int],
         pins: Tensor | None,
         to_come: Sequence[int] = (),
-        echo: Echo | None = None,
+        *,
+        echoes: bool = False,
     ) -> Step:
         """The step that feeds `counts[i]` real tokens (right-aligned in pos and rot int32 [n, T]) to each of `rows`.
 
         Of row i `to_come[i]` tokens more will follow: where they have room, the statistic is for the time after them.
-        Tokens of an `echo` are fed behind them.
+        Where it `echoes`, the policy that asks for that learns from an echo.
         """
         mappings = self._mappings(rows, pos, counts)
         step = self.mapped(rows, pos, rot, counts, pins, mappings)
-        if echo is not None:
-            return replace(step, echo=echo)
+        if echoes:
+            return replace(step, echo=echo_of(pos, counts))
         if not any(to_come):
             return step
         room = (self.room(row) for row in range(rows.start, rows.stop))
         fits = [more * (count + more <= free) for more, count, free in zip(to_come, counts, room, strict=True)]
         return replace(step, observation=observe(self.policy, pos, fits))
+
+    def again(self, rows: slice, pos: Tensor, rot: Tensor) -> Step:
+        """The step that feeds a row its newest tokens once more: slots keep all but what is known of these."""
+        mappings = {slots: SlotMapping(max(1, *live[rows]), slice(0, 0)) for slots, live in self._live.items()}
+        return Step(rows, pos, rot, (0,), None, None, mappings, echo_of(pos, [pos.shape[1]]), is_again=True)
 
     def mapped(
         self,
@@ -290,6 +299,14 @@ class SlotCache:
 def waiting(slots: int, all_visible: bool = False) -> SlotMapping:
     """The mapping of one token per row that waits in the discard slot of layers with `slots` slots."""
     return SlotMapping(slots + 1, slice(slots, slots + 1), evicts=True, before=slots + 1 if all_visible else None)
+
+
+def echo_of(pos: Tensor, counts: Sequence[int]) -> Echo:
+    """The echo of tokens at `pos` int32 [n, T], as if they came again after a few words that ask for it."""
+    by = torch.tensor(counts, dtype=torch.int32, device=pos.device)[:, None] + ASKED
+    is_real = pos >= 0
+    first = pos[:, -1:] + (ASKED + 1 - by)
+    return Echo(torch.where(is_real, pos + by, -1), by[..., None], is_real.float(), first[..., None])
 
 
 def observe(policy: Policy, pos: Tensor, to_come: Sequence[int] = ()) -> Observation | None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kvlite.cache.part import LayerHeads, Part
 from kvlite.cache.policy import Candidates, Policy, PolicyFailed, in_a_line, is_built_in
-from kvlite.cache.step import Step
+from kvlite.cache.step import UNHEARD, Step
 from kvlite.errors import KvliteError
 from kvlite.memory.format import SlotFormat
 from kvlite.memory.plan import CachePlan
@@ -68,7 +68,9 @@ class PartGroup:
             return
         slots = self.slots.of_rows(step.rows)
         slots.write(mapping.index, pos=step.pos[:, None], rot=step.rot[:, None])
-        if mapping.evicts and slots.statistic is not None:
+        if slots.statistic is not None and self.policy.echoes:
+            slots.write(mapping.index, statistic=torch.full_like(step.pos, UNHEARD, dtype=torch.float32)[:, None])
+        elif slots.statistic is not None and mapping.evicts:
             slots.statistic[..., -1].zero_()
 
     def evict(self, step: Step) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from kvlite.cache.part import Part
 from kvlite.cache.rotation import Rotation
-from kvlite.cache.step import Step
+from kvlite.cache.step import Echo, Step
 from kvlite.memory.shape import LayerShape
 from kvlite_kernels.reference import Geometry
 
@@ -38,12 +38,14 @@ class Layer:
 
         q [n, H_Q, T, D] and the new k [n, H_KV, T, D], v [n, H_KV, T, D_V], already rotated -> out [n, H_Q, T, D_V].
         """
+        again = None if step.echo is None else self._moved(q, step.echo)
         if len(self.parts) == 1:
-            return self.parts[0].attend(q, k, v, step, geometry)
+            return self.parts[0].attend(q, k, v, step, geometry, again)
         group, back = q.shape[1] // k.shape[1], None
         if self._order is not None:
             order, back = self._queries(group)
             q, k, v = q.index_select(1, order), k.index_select(1, self._order), v.index_select(1, self._order)
+            again = None if again is None else again.index_select(1, order)
             if geometry.sink_logits is not None:
                 geometry = replace(geometry, sink_logits=geometry.sink_logits[order])
         segments = [held for part in self.parts if (held := part.held(step)) is not None]
@@ -58,19 +60,33 @@ class Layer:
             out = backend.attend_beside(q, segments, geometry, step.observation)
         else:
             new = list(zip(k.split(self._counts, 1), v.split(self._counts, 1), strict=True))
-            out = self._attend_each(q, new, step, geometry, group)
+            out = self._attend_each(q, again, new, step, geometry)
         return out if back is None else out.index_select(1, back)
 
+    def _moved(self, q: Tensor, echo: Echo) -> Tensor:
+        """The queries of an echo, those of the step moved behind it; where no keys are rotated, as they are."""
+        if self.rotation is None:
+            return q
+        moved = q.clone()
+        self.rotation.rotate_(moved, echo.by)
+        return moved
+
     def _attend_each(
-        self, q: Tensor, new: Sequence[tuple[Tensor, Tensor]], step: Step, geometry: Geometry, group: int
+        self,
+        q: Tensor,
+        again: Tensor | None,
+        new: Sequence[tuple[Tensor, Tensor]],
+        step: Step,
+        geometry: Geometry,
     ) -> Tensor:
         """Attend part by part, given the `new` keys and values of each and the queries in their order."""
-        outs, start = [], 0
+        outs, start, group = [], 0, q.shape[1] // sum(self._counts)
         for part, (keys, values) in zip(self.parts, new, strict=True):
             asking = slice(start, start + group * part.shape.kv_heads)
             sinks = geometry.sink_logits
             own = geometry if sinks is None else replace(geometry, sink_logits=sinks[asking])
-            outs.append(part.attend(q[:, asking], keys, values, step, own))
+            asked = None if again is None else again[:, asking]
+            outs.append(part.attend(q[:, asking], keys, values, step, own, asked))
             start = asking.stop
         return torch.cat(outs, 1)
 

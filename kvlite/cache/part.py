@@ -13,7 +13,7 @@ from torch import Tensor
 
 from kvlite.cache.policy import Candidates
 from kvlite.cache.rotation import Rotation, rotate_keys
-from kvlite.cache.step import Echo, SlotMapping, Step
+from kvlite.cache.step import UNHEARD, Echo, SlotMapping, Step
 from kvlite.memory.shape import LayerShape
 from kvlite_kernels.eviction import choose, priority
 from kvlite_kernels.kinds import Statistic
@@ -53,15 +53,16 @@ class Part:
         """Bytes of one slot of all KV heads of a row, with all that is kept beside keys and values."""
         return self.num_bytes // (self.slots.pos.shape[0] * self.slots.pos.shape[-1])
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, step: Step, geometry: Geometry) -> Tensor:
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, step: Step, geometry: Geometry, again: Tensor | None = None
+    ) -> Tensor:
         """Attend over the live slots and the new tokens, then keep the best S.
 
         q [n, H_Q, T, D] and the new k [n, H_KV, T, D], v [n, H_KV, T, D_V], already rotated -> out [n, H_Q, T, D_V].
+        `again` [n, H_Q, T, D] are the queries of the step's echo.
         A decoded token waits in the discard slot, and its victim is chosen for all layers at once (`PartGroup.evict`),
         or here where the policy looks at queries.
         """
-        if step.echo is not None:
-            return self._attend_twice(q, k, v, step, step.echo, geometry)
         mapping, backend = step.mappings[self.num_slots], self.group.backend
         num_queries = q.shape[2]
         q_pos = step.pos if num_queries == step.pos.shape[1] else step.pos[:, -num_queries:]
@@ -73,8 +74,12 @@ class Part:
         before = self._before(mapping, geometry.window) if num_queries == k.shape[2] == step.pos.shape[1] else None
         slots, held = self._view(step.rows, mapping, before, num_queries)
         if mapping.index is not None:
-            backend.write(slots, mapping.index, k, v)
+            if not step.is_again:
+                backend.write(slots, mapping.index, k, v)
             out, _ = backend.attend(q, q_pos, [held], geometry, observation)
+            if step.echo is not None and again is not None and held.statistic is not None:
+                heard = self._heard(again, step.echo, [held], geometry)
+                held.statistic.copy_(torch.where(held.pos >= step.echo.first, heard, held.statistic))
             if mapping.evicts and self.group.policy.needs_queries:
                 self.group.evict_from(slots, step, q)
             return out
@@ -83,54 +88,16 @@ class Part:
         new = Segment(keys, values, step.pos[:, None, -k.shape[2] :], None, *own)
         out, received = backend.attend(q, q_pos, [held, new], geometry, observation)
         if self.group.policy.echoes:
-            received = torch.zeros(*k.shape[:3], device=k.device)
+            received = torch.full(k.shape[:3], UNHEARD, device=k.device)
+        if step.echo is not None and again is not None:
+            received = self._heard(again, step.echo, [held, new], geometry)
         self._keep_best(slots, held, replace(new, statistic=received), step, q)
         return out
 
-    def _attend_twice(self, q: Tensor, k: Tensor, v: Tensor, step: Step, echo: Echo, geometry: Geometry) -> Tensor:
-        """Attend over the slots and all that is fed, T new tokens and the E of an echo, then keep the best of the T.
-
-        The keys of the echo are dropped. The statistic grows by what the tokens that it repeats receive from it.
-        """
-        mapping, backend = step.mappings[self.num_slots], self.group.backend
-        own, num_queries = k.shape[2] - echo.width, q.shape[2]
-        keys, values = backend.encode(self.group.slots, k, v)
-        slots, old, is_even = self._before_echo(step, echo, geometry, num_queries == k.shape[2] == step.fed)
-        first, queries = (0, num_queries) if is_even else (None, 0)
-        fed = Segment(keys, values, step.fed_pos[:, None, -k.shape[2] :], None, first, queries, asked=own)
-        weight, heads = echo.weight[:, -num_queries:], self.group.policy.heads
-        observation = Observation(Statistic.MASS, weight, heads=heads, queries=echo.queries)
-        out, received = backend.attend(q, step.fed_pos[:, -num_queries:], [old, fed], geometry, observation)
-        assert received is not None and slots.statistic is not None
-        new_pos = step.pos[:, None, -own:]
-        received = received * (new_pos >= echo.first)
-        new = Segment(keys[:, :, :own], values[:, :, :own], new_pos, received)
-        if old.statistic is not None:
-            known = slots.statistic[..., : old.pos.shape[-1]]
-            known.add_(old.statistic * (old.pos >= echo.first))
-        if mapping.index is None:
-            held = Segment(slots.k[..., :-1, :], slots.v[..., :-1, :], slots.pos[..., :-1], slots.statistic[..., :-1])
-            self._keep_best(slots, held, new, step, q[:, :, : num_queries - echo.width])
-        elif own:
-            backend.write(slots, mapping.index, new.k, new.v)
-            slots.write(mapping.index, statistic=received)
-        return out
-
-    def _before_echo(self, step: Step, echo: Echo, geometry: Geometry, is_all: bool) -> tuple[Slots, Segment, bool]:
-        """The slots of the rows, and those of them that were held before the step; True where all keys go in order."""
-        mapping, slots = step.mappings[self.num_slots], self.slots.of_rows(step.rows)
-        stop = mapping.index.start if isinstance(mapping.index, slice) else mapping.extent
-        window = geometry.window
-        fits = window is None or (mapping.index is not None and stop + step.fed <= min(window, self.num_slots))
-        is_even = is_all and echo.is_even and mapping.before is not None and fits
-        before = (mapping.before if mapping.index is None else stop) if is_even else None
-        stop = max(1, stop)
-        pos = slots.pos[..., :stop]
-        pos = pos.masked_fill(pos >= echo.start, -1)  # new tokens have their slots already
-        known = None if echo.is_own or slots.statistic is None else torch.zeros_like(slots.statistic[..., :stop])
-        asked = 0 if known is None else None
-        old = Segment(slots.k[..., :stop, :], slots.v[..., :stop, :], pos, known, before, asked=asked)
-        return slots, old, is_even
+    def _heard(self, again: Tensor, echo: Echo, segments: list[Segment], geometry: Geometry) -> Tensor:
+        """Sum up what keys of the last segment receive from the queries of an echo, `again`: fp32 [n, H_KV, N]."""
+        observation = Observation(Statistic.MASS, echo.weight, heads=self.group.policy.heads)
+        return self.group.backend.heard(again, echo.pos, segments, geometry, observation)
 
     def held(self, step: Step) -> Segment | None:
         """The slots that one token of each row attends over, its own among them; None where more than that is done.

@@ -129,12 +129,12 @@ class HeavyHitter(Policy):
 class Replay(Policy):
     """Keep what it takes to repeat the text: KVzip's score (https://arxiv.org/abs/2505.23416), inside the bound.
 
-    The tokens of a chunk are fed a second time before any of them is evicted, and so are those of an answer; s_j is the
-    attention that token j then receives from its own repetition. `recent_share` of the slots are the recent window.
+    Before any token of a chunk is evicted, its queries ask once more, moved behind it; s_j is the attention that token
+    j of the chunk receives from them. Answers are fed again for it. `recent_share` of the slots are the recent window.
     """
 
     name = "replay"
-    summary = "KVzip inside the bound: what it takes to repeat the text; prompts are fed twice"
+    summary = "KVzip inside the bound: what it takes to repeat the text, asked by its own queries"
     statistic = Statistic.MASS
     echoes: ClassVar[bool] = True
 

@@ -88,8 +88,8 @@ class Policy(ABC):
     `sinks` first tokens are always kept. An accumulated statistic is reduced from query heads to KV heads as `heads`
     says, multiplied by `decay` at every token seen, and counts the last `observed` queries (None: all): exactly where
     as many are fed at once; of n fewer, what was held is multiplied by 1 - n / observed, so that it always stands for
-    `observed` queries. Where a policy `echoes`, tokens are fed a second time before any of them is evicted, and what
-    these queries give to what they repeat is all that is accumulated.
+    `observed` queries. Where a policy `echoes`, what it knows of tokens is how much their own queries give them that
+    ask once more from behind their chunk, and nothing is accumulated.
     """
 
     name: ClassVar[str]
@@ -199,9 +199,7 @@ class Policy(ABC):
             shares = by_layer(shares)
         lowerable = f"sinks={self.sinks}" if self.sinks > type(self)().sinks else ""
         state_bytes = self.state_bytes_per_slot
-        if self.echoes:  # as much again is fed behind a chunk
-            chunk_limit = min(chunk_limit, MOST_CHUNK // 2)
-        return CacheSpec(stored, state_bytes, slots, evicts, chunk_limit, rule, lowerable, shares, self.echoes)
+        return CacheSpec(stored, state_bytes, slots, evicts, chunk_limit, rule, lowerable, shares)
 
     def _check(self, field: str, holds: bool, expected: str) -> None:
         if not holds:

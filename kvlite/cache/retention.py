@@ -83,7 +83,7 @@ def best_kept(cache: SlotCache, row: int, target: Target) -> Moved | None:
     None where it cannot tell: its statistic was not kept so far, or it looks at queries and there are none now.
     """
     policy, known = target.policy, cache.policy
-    if policy.statistic is not None and (policy.statistic, policy.heads) != (known.statistic, known.heads):
+    if policy.statistic is not None and _kind(policy) != _kind(known):
         return None
     counts: dict[int, int] = {}  # tokens a head holds, by its slots: those with as many share one count
     for part in cache.parts:
@@ -117,6 +117,11 @@ def best_kept(cache: SlotCache, row: int, target: Target) -> Moved | None:
         for each in heads
     ]
     return Moved(CacheSnapshot(counts, parts), heads)
+
+
+def _kind(policy: Policy) -> tuple[object, ...]:
+    """All that decides what a statistic stands for."""
+    return policy.statistic, policy.heads, policy.echoes
 
 
 def _best(part: Part, row: int, live: int, wanted: Sequence[int], target: Target) -> list[Tensor]:

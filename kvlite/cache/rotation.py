@@ -28,7 +28,7 @@ class Rotation:
     interleaved: bool
 
     def rotate_(self, keys: Tensor, delta: Tensor) -> None:
-        """Rotate `keys` [H, N, D] on by `delta` int [H, N] positions, in place, in fp32."""
+        """Rotate `keys` [..., N, D] on by `delta` int [..., N or 1] positions, in place, in fp32."""
         half = self.inv_freq.shape[0]
         part = keys[..., self.start : self.start + 2 * half]
         angle = delta[..., None].float() * self.inv_freq.to(keys.device)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from kvlite_kernels.statistic import Observation
+
+UNHEARD = 1e30
+"""The statistic of a token whose query has not asked again, where the policy echoes: more than any receives."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,27 +32,16 @@ class SlotMapping:
 
 @dataclass(frozen=True, slots=True)
 class Echo:
-    """E tokens behind a step's own that only ask: their queries count for the policy, their keys are dropped.
+    """The queries of a step once more, moved behind its tokens: these are then known by what they receive from it.
 
-    `pos` and `rot` int32 [n, E] follow those of the step, -1 = padding (on the left). `weight` fp32 [n, T + E] is that
-    of each query, 0 but for the last `queries`, and counts for tokens from position `first` int [n, 1, 1] on, which the
-    echo repeats. The step's own begin at position `start` int [n, 1, 1]; `is_own` promises that no others are repeated,
-    `is_even` that there is no padding, neither here nor in the step.
+    `pos` int32 [n, T] are the positions that they ask from, `by` int32 [n, 1, 1] positions behind their own, -1 =
+    padding. `weight` fp32 [n, T] is that of each query; tokens from position `first` int32 [n, 1, 1] on are known anew.
     """
 
     pos: Tensor
-    rot: Tensor
+    by: Tensor
     weight: Tensor
     first: Tensor
-    start: Tensor
-    queries: int
-    is_own: bool
-    is_even: bool
-
-    @property
-    def width(self) -> int:
-        """E, padding included."""
-        return self.pos.shape[1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +51,7 @@ class Step:
     `pos` is a token's index in its conversation, `rot` the position its key is rotated by; `counts` is the number of
     real tokens per row. `observation` says how attention counts for the policy, None where it does not. `pins` int32
     [n, P, 2] are spans of positions never evicted, None where there are none. `mappings` are by number of slots. `echo`
-    are tokens that are fed with it and leave nothing but what they looked at.
+    is that of its tokens, None where none is asked for; where it `is_again`, slots hold the tokens already.
     """
 
     rows: slice
@@ -71,26 +62,7 @@ class Step:
     pins: Tensor | None
     mappings: dict[int, SlotMapping]
     echo: Echo | None = None
-
-    @property
-    def echoes(self) -> int:
-        """Tokens that are fed behind its own."""
-        return 0 if self.echo is None else self.echo.width
-
-    @property
-    def fed(self) -> int:
-        """Tokens that are fed in all, T + E."""
-        return self.pos.shape[1] + self.echoes
-
-    @property
-    def fed_pos(self) -> Tensor:
-        """Positions of all tokens that are fed, int32 [n, T + E]."""
-        return self.pos if self.echo is None else torch.cat([self.pos, self.echo.pos], 1)
-
-    @property
-    def fed_rot(self) -> Tensor:
-        """Rotations of all tokens that are fed, int32 [n, T + E]."""
-        return self.rot if self.echo is None else torch.cat([self.rot, self.echo.rot], 1)
+    is_again: bool = False
 
     @property
     def next_pos(self) -> Tensor:

@@ -21,12 +21,11 @@ from kvlite.engine.prefixes import PrefixCopy, Prefixes
 from kvlite.engine.request import Completion, FinishReason, Logprobs, Request, Timing, Token
 from kvlite.engine.row import Row
 from kvlite.engine.sampling import INVALID, Draw, sample
-from kvlite.engine.scheduler import MOST_ECHO, Feed, next_feed, with_echo
+from kvlite.engine.scheduler import Feed, next_feed, unheard
 from kvlite.errors import ContextFull, KvliteError, NumericError, UsageError
 from kvlite.memory.counts import KVCounts
 from kvlite.memory.format import SlotFormat
-from kvlite.memory.plan import MOST_CHUNK, CachePlan
-from kvlite.models.head_needs import asking_ids
+from kvlite.memory.plan import CachePlan
 from kvlite.models.hybrid import StateSnapshot
 from kvlite.models.loaded import LoadedModel
 from kvlite.models.probe import dry_cache
@@ -91,8 +90,7 @@ class Engine:
         for index, layer in self.cache.layers.items():
             layer.rotation = (loaded.rotations or {}).get(index)
         is_whole = plan.slots == plan.most_slots  # nothing is evicted inside the model's window
-        self._echoes = policy.echoes and self.on_full == "evict" and loaded.state is None and not is_whole
-        self._ask = asking_ids(loaded) if self._echoes else ()
+        self._echoes = policy.echoes and self.on_full == "evict" and not is_whole
         rotates = loaded.rotations is not None
         self._limits = Limits(self.cache, loaded.shape.vocab, loaded.window, rotates, self.on_full)
         self._rows = [Row(index) for index in range(plan.rows)]
@@ -128,9 +126,12 @@ class Engine:
                     yield from self._admit(request)
                 yield from self._ended()
                 self._share()
-                feed = next_feed(self._rows, feed, MOST_ECHO if self._echoes else MOST_CHUNK)
+                for row in self._rows if self._echoes else ():
+                    if row.job is not None and row.job.echoes:
+                        self._hear(row, ends=row.next_chunk > 0)
+                feed = next_feed(self._rows, feed)
                 if feed is not None:
-                    yield from self._advance(self._with_echo(feed, one_by_one=feed.decodes))
+                    yield from self._advance(feed)
                 elif exhausted:
                     return
         finally:
@@ -151,11 +152,13 @@ class Engine:
             )
         assert self.on_full != "evict" or max(map(len, ids)) <= self.plan.chunk, "re-rotation leaves room for one chunk"
         width = max(map(len, ids))
-        for row, piece in zip(self._rows[: len(ids)], ids, strict=True):
-            row.said.extend(piece)
         with self.peak_memory.phase("prefill"):
-            feed = self._with_echo(Feed(slice(0, len(ids)), tuple(ids)), one_by_one=width == 1)
-            return self._forward(feed, last=last or width)
+            for row, piece in zip(self._rows, ids, strict=False):
+                if self._echoes and piece:
+                    self._hear(row, ends=width > 1)
+            for row, piece in zip(self._rows[: len(ids)], ids, strict=True):
+                row.said.extend(piece)
+            return self._forward(Feed(slice(0, len(ids)), tuple(ids)), last=last or width)
 
     def cancel(self, request_id: str, reason: FinishReason = FinishReason.CANCELLED) -> None:
         """End a request before its next token; what it has answered stays part of the conversation."""
@@ -374,14 +377,10 @@ class Engine:
     def _forward(self, feed: Feed, last: int = 1) -> torch.Tensor:
         """Feed the ids and give the logits of the `last` positions [n, last, V]."""
         rows, logits = self._rows[feed.rows], None
-        behind = max(map(len, feed.echo), default=0)
         for row, count in zip(rows, feed.counts, strict=True):
-            if count and self._limits.must_turn(row, count + behind):
+            if count and self._limits.must_turn(row, count):
                 row.rot = self.cache.rerotate(row.index)
-        fed = [row.index for row, count in zip(rows, feed.counts, strict=True) if count]
-        if behind and any(self._limits.is_beyond(self._rows[row], feed.width + behind) for row in fed):
-            feed = replace(feed, echo=())  # the model's window has no room for it
-        if feed.decodes and self.graphs is not None and not feed.echo:
+        if feed.decodes and self.graphs is not None:
             try:
                 logits = self.graphs.step(feed, rows)[:, None]
             except NotCapturable as error:
@@ -389,17 +388,29 @@ class Engine:
         if logits is None:
             given = inputs(feed, rows, self.loaded.device)
             to_come = [row.to_come for row in rows]
-            step = self.cache.begin(feed.rows, given.pos, given.rot, feed.counts, given.pins, to_come, given.echo)
+            echoes = self._echoes and feed.width > 1 and any(row.job is None or row.job.echoes for row in rows)
+            step = self.cache.begin(feed.rows, given.pos, given.rot, feed.counts, given.pins, to_come, echoes=echoes)
             logits = self.loaded.forward(given.ids, self.cache, step, last)
         for row, count in zip(rows, feed.counts, strict=True):
             row.feed(count)
+            if count and feed.width > 1:
+                row.echoed = row.seen
         return logits
 
-    def _with_echo(self, feed: Feed, *, one_by_one: bool) -> Feed:
-        """The feed, and what the policy wants to be fed a second time behind it."""
-        if not self._echoes:
-            return feed
-        return with_echo(feed, self._rows[feed.rows], self._ask, self.plan.chunk, one_by_one=one_by_one)
+    def _hear(self, row: Row, *, ends: bool) -> None:
+        """Let the policy hear what came to a row one by one, where that is due: it is fed again and leaves no key.
+
+        A model's constant state is put back.
+        """
+        feed = unheard(row, self.plan.chunk, ends=ends)
+        if feed is None:
+            return
+        given, state = inputs(feed, [row], self.loaded.device), self.loaded.state
+        held = None if state is None else state.snapshot()
+        self.loaded.forward(given.ids, self.cache, self.cache.again(feed.rows, given.pos, given.rot))
+        if state is not None and held is not None:
+            state.restore(held)
+        row.echoed = row.seen
 
     def _take(self, row: Row, token: int, known: Logprobs | None) -> Iterator[Token | Completion]:
         """Record a sampled token; a stop id or the last allowed token ends the request."""

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kvlite.cache.step import Echo
 from kvlite.engine.row import Row
 from kvlite.engine.scheduler import Feed
 
@@ -19,48 +18,27 @@ Spans = tuple[tuple[int, int], ...]
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """Ids int64 [n, T + E], positions and rotations int32 [n, T], right-aligned; pinned spans int32 [n, P, 2].
+    """Ids int64 [n, T], positions and rotations int32 [n, T], right-aligned; pinned spans int32 [n, P, 2].
 
-    Padding is 0 in ids and -1 elsewhere; the spans are None where no row has any. The E are those of the echo.
+    Padding is 0 in ids and -1 elsewhere; the spans are None where no row has any.
     """
 
     ids: Tensor
     pos: Tensor
     rot: Tensor
     pins: Tensor | None
-    echo: Echo | None
 
 
 def inputs(feed: Feed, rows: Sequence[Row], device: torch.device) -> Inputs:
     """The tensors of `feed` to these rows, in one copy from the host; spans are copied when they change."""
     padded = [_padded(feed.ids, 0)]
-    for starts in ([row.seen for row in rows], [row.rot for row in rows]):
+    back = feed.counts if feed.is_again else [0] * len(rows)
+    for ends in ([row.seen for row in rows], [row.rot for row in rows]):
+        starts = [end - count for end, count in zip(ends, back, strict=True)]
         padded.append(_padded(_counted(starts, feed.ids), -1))
     together = _on(padded, torch.int64, device)
     ids, (pos, rot) = together[0], together[1:].int()
-    pins, echo = pinned(rows, device), None
-    if any(feed.echo):
-        echo = echoed(feed, rows, device)
-        ids = torch.cat([ids, _on(_padded(feed.echo, 0), torch.int64, device)], 1)
-    return Inputs(ids, pos, rot, pins, echo)
-
-
-def echoed(feed: Feed, rows: Sequence[Row], device: torch.device) -> Echo:
-    """The echo of `feed`: the ids that ask for it have no weight, those behind them repeat the newest of their row."""
-    ends = [row.seen + count for row, count in zip(rows, feed.counts, strict=True)]
-    rots = [row.rot + count for row, count in zip(rows, feed.counts, strict=True)]
-    both = [_padded(_counted(starts, feed.echo), -1) for starts in (ends, rots)]
-    pos, rot = _on(both, torch.int32, device)
-    repeated = [max(0, len(ids) - feed.asks) for ids in feed.echo]
-    first, start = (
-        torch.tensor([end - count for end, count in zip(ends, counts, strict=True)], device=device)[:, None, None]
-        for counts in (repeated, feed.counts)
-    )
-    asking = pos >= torch.tensor(ends, device=device)[:, None] + feed.asks
-    weight = torch.nn.functional.pad(asking.float(), (feed.width, 0))
-    is_own = all(count <= own for count, own in zip(repeated, feed.counts, strict=True))
-    is_even = len({*map(len, feed.echo)}) == len({*feed.counts}) == 1
-    return Echo(pos, rot, weight, first, start, max(repeated), is_own, is_even)
+    return Inputs(ids, pos, rot, pinned(rows, device))
 
 
 def pinned(rows: Sequence[Row], device: torch.device) -> Tensor | None:

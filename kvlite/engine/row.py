@@ -16,8 +16,8 @@ class Job:
     """A request being served: what is left of its prompt, fed `chunk` at once, what it has answered, when.
 
     `marks` are the lengths of prefixes to come that are shared and copied; it `waits` while another row is fed the next
-    of them. `cached` ids were fed once for several requests. Where it `echoes`, it is fed a second
-    time for the policy. The `guide` is told each token of the answer; `logprobs` are theirs, where asked for.
+    of them. `cached` ids were fed once for several requests. Where it `echoes`, the policy hears
+    it. The `guide` is told each token of the answer; `logprobs` are theirs, where asked for.
     """
 
     request: Request
@@ -50,7 +50,7 @@ class Row:
 
     `seen` counts the tokens fed, so it is the next token's position; `rot` is the position it is rotated by. `unfed`
     is a sampled token that no forward pass has taken yet. `said` holds the ids of the conversation, `used` each once;
-    those before `echoed` have been fed a second time.
+    the policy, if it echoes, has heard those before `echoed`.
     """
 
     index: int

@@ -8,7 +8,7 @@ prompt whatever its neighbours do, so that answers do not depend on the batch.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 from kvlite.engine.row import Row
@@ -19,15 +19,14 @@ from kvlite.memory.plan import MOST_CHUNK
 class Feed:
     """The ids each of `rows` (neighbours in the cache) is fed; an empty list is padding only.
 
-    `decodes` says that they are what was drawn last, one for each row whose prompt is through. `echo` are ids fed
-    behind them that only ask: the first `asks` of each row ask for it, the rest are its newest, once more.
+    `decodes` says that they are what was drawn last, one for each row whose prompt is through. `is_again` says that
+    they are the newest of the row, which holds them already.
     """
 
     rows: slice
     ids: tuple[tuple[int, ...], ...]
     decodes: bool = False
-    echo: tuple[tuple[int, ...], ...] = ()
-    asks: int = 0
+    is_again: bool = False
 
     @property
     def width(self) -> int:
@@ -38,11 +37,6 @@ class Feed:
     def counts(self) -> tuple[int, ...]:
         """Count the ids of each row."""
         return tuple(len(ids) for ids in self.ids)
-
-
-MOST_ECHO = MOST_CHUNK // 2
-LEAST_ECHO = 16
-"""Tokens that are fed a second time at once, of all rows at most, and of a row in decode at least."""
 
 
 def next_feed(rows: Sequence[Row], last: Feed | None = None, most: int = MOST_CHUNK) -> Feed | None:
@@ -83,23 +77,14 @@ def _taken(row: Row) -> tuple[int, ...]:
     return tuple(row.job.prompt.popleft() for _ in range(row.next_chunk))
 
 
-def with_echo(feed: Feed, rows: Sequence[Row], ask: tuple[int, ...], chunk: int, *, one_by_one: bool) -> Feed:
-    """The `feed`, and behind it `ask` and at most `chunk` ids of each row that have been fed only once.
+def unheard(row: Row, chunk: int, *, ends: bool) -> Feed | None:
+    """The newest tokens of a row that came one by one, once more for a policy that echoes; None where none are due.
 
-    Where tokens come `one_by_one` that is once every so many of a row's, and not where so many rows decode that next to
-    none of each would fit.
+    They are due when they are a `chunk`, or fewer where the answer `ends`, since a prompt follows.
     """
-    if one_by_one:
-        chunk = min(chunk, MOST_ECHO // len(rows) - len(ask))
-        if chunk < LEAST_ECHO:
-            return feed
-    echo = []
-    for row, count in zip(rows, feed.counts, strict=True):
-        end = row.seen + count
-        is_needed = count and (row.job is None or row.job.echoes) and not (one_by_one and end - row.echoed < chunk)
-        again = row.said[max(row.echoed, end - chunk) : end] if is_needed else ()
-        echo.append((*ask, *again) if again else ())
-        row.echoed = end if again else row.echoed
-    if not any(echo):
-        return feed
-    return replace(feed, echo=tuple(echo), asks=len(ask))
+    count = row.seen - row.echoed
+    if count == 0 or (count < chunk and not ends):
+        return None
+    return Feed(
+        slice(row.index, row.index + 1), (tuple(row.said[row.seen - min(count, chunk) : row.seen]),), is_again=True
+    )

@@ -115,8 +115,6 @@ class Fit:
         rows, chunk = (cache.rows, cache.chunk) if cache else (self.most_rows, self.spec.chunk_limit)
         if cache is not None and self.batch is not None:  # rows that will not evict
             chunk = cache.most_chunk
-        if self.spec.echoes:
-            chunk *= 2
         weights = weight_term(self.shape, self.weights, self.quant, self.device)
         rest = pass_terms(self.shape, self.spec.slot_format, rows, chunk, self.quant, self.device)
         return MemoryPlan((weights, *(cache_terms(cache) if cache else ()), *rest))

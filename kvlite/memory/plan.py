@@ -26,10 +26,6 @@ AUTO_SHARE = Fraction(9, 10)  # `auto` leaves a tenth of the free memory for act
 _UNBOUNDED = 2**31 - 1  # positions are int32
 
 
-MOST_ASKED = 16
-"""Tokens that ask for a repetition, at most, behind a chunk and its echo."""
-
-
 def chunk_tokens(slots: int, limit: int = MOST_CHUNK) -> int:
     """Tokens T prefilled at once with S slots: a quarter, so that a prompt sees little more than the budget holds."""
     return min(limit, MOST_CHUNK, max(1, slots // 4))
@@ -42,7 +38,7 @@ class CacheSpec:
     `state_bytes_per_slot` is what the policy keeps about a slot, `protected_slots` are never evicted, `evicts` says
     whether a full cache makes room, `chunk_limit` is the most prompt tokens fed at once, `layer_rule` shares the slots
     out between the layers that see everything and `head_shares` between their KV heads (None: equally); `lowerable` are
-    the settings that protect more than their defaults. Where the policy `echoes`, a chunk is fed twice at once.
+    the settings that protect more than their defaults.
     """
 
     slot_format: SlotFormat
@@ -53,7 +49,6 @@ class CacheSpec:
     layer_rule: LayerRule = equally
     lowerable: str = ""
     head_shares: HeadShares | None = None
-    echoes: bool = False
 
     def key_value_bytes(self, layer: LayerShape) -> int:
         return self.slot_format.bytes_per_slot(layer.k_dim, layer.v_dim)
@@ -189,13 +184,12 @@ def _with_slots(
     head_slots = allotted(layers, slots, cap, spec.layer_rule, weights, max(1, spec.protected_slots))
     smallest = fewest(layers, slots, cap, spec.layer_rule)
     held = [sum(heads) * rows for heads in head_slots]
-    chunk = chunk_tokens(smallest, spec.chunk_limit)
     return CachePlan(
         slots=slots,
         fewest=smallest,
         most_slots=cap,
         rows=rows,
-        chunk=_echoed(chunk, shape, head_slots) if spec.echoes and slots < cap else chunk,
+        chunk=chunk_tokens(smallest, spec.chunk_limit),
         most_chunk=min(spec.chunk_limit, MOST_CHUNK),
         head_slots=head_slots,
         k_v_bytes=sum(count * spec.key_value_bytes(layer) for count, layer in zip(held, layers, strict=True)),
@@ -204,14 +198,6 @@ def _with_slots(
         staging_bytes=rows * sum(layer.kv_heads * spec.slot_bytes(layer) for layer in layers),
         state_bytes=rows * sum(layer.state_bytes for layer in layers),
     )
-
-
-def _echoed(chunk: int, shape: ModelShape, head_slots: Sequence[Sequence[int]]) -> int:
-    """The chunk that the model's window holds twice beside the slots, at most `chunk`."""
-    if shape.max_positions is None:
-        return chunk
-    left = shape.max_positions - max(max(heads, default=0) for heads in head_slots) - MOST_ASKED
-    return max(1, min(chunk, left // 2))
 
 
 def _most(with_slots: Callable[[int], CachePlan], allowed: int, cap: int) -> int:

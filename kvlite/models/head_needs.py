@@ -158,7 +158,7 @@ def _by_layer(loaded: LoadedModel, full: Sequence[int], needs: Tensor) -> Needs:
     )
 
 
-def asking_ids(loaded: LoadedModel) -> tuple[int, ...]:
+def _asking_ids(loaded: LoadedModel) -> tuple[int, ...]:
     """The ids that ask to repeat what was said; none for a model that nobody talks to, in a test."""
     if loaded.tokenizer is None:
         return ()
@@ -172,7 +172,7 @@ def _ids(loaded: LoadedModel, text: str) -> tuple[Tensor, Tensor]:
         plain = first
     else:
         encode = loaded.tokenizer.encode
-        ask, plain = [*asking_ids(loaded)], encode(text, add_special_tokens=False)
+        ask, plain = [*_asking_ids(loaded)], encode(text, add_special_tokens=False)
         first = encode(text)
     room = (loaded.window or 2**31) - len(ask)
     count = min(MOST_TOKENS, len(plain), (room - (len(first) - len(plain))) // 2)

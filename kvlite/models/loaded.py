@@ -69,24 +69,18 @@ class LoadedModel:
 
     @torch.inference_mode()
     def forward(self, ids: Tensor, cache: AttentionLayers, step: Step, last: int = 1) -> Tensor:
-        """Feed ids int64 [n, T] to `cache` as `step` says and give the logits of the `last` positions, [n, last, V].
-
-        Where the step has an echo, its ids follow, [n, T + E]; none of their logits are computed.
-        """
-        own = ids.shape[1] - step.echoes
-        has_padding = step.echo is not None or min(step.counts) < own
+        """Feed ids int64 [n, T] to `cache` as `step` says and give the logits of the `last` positions, [n, last, V]."""
+        own = ids.shape[1]
         with bound_cache(cache, step):
-            rot = step.fed_rot
-            positions = (rot.clamp(min=0) if has_padding else rot).long()
+            positions = (step.rot.clamp(min=0) if min(step.counts) < own else step.rot).long()
             if self.decoder is not None:
                 return self.decoder(ids, positions, slice(own - last, own))
             state: dict[str, Any] = {"use_cache": False}
             if self.state is not None:
                 state = {"use_cache": True, "past_key_values": self.state}
-            kept = last if step.echo is None else torch.arange(own - last, own, device=ids.device)
-            out = self.model(input_ids=ids, position_ids=positions, logits_to_keep=kept, **state)
+            out = self.model(input_ids=ids, position_ids=positions, logits_to_keep=last, **state)
         logits: Tensor = out.logits
-        return logits[:, own - last : own] if logits.shape[1] == ids.shape[1] else logits[:, -last:]
+        return logits[:, -last:]
 
 
 def _scales(parameter: Tensor) -> list[Tensor]:

@@ -60,7 +60,8 @@ class Rule:
     """A policy: who is safe, what is known of a token, and how the others are ranked by it.
 
     `gives` is what one query of one head says of every key it sees, and `heads` how a group of them is summed up: by
-    the mean, the most of them, or the mean of all heads of the layer. The last `observed` queries count.
+    the mean, the most of them, or the mean of all heads of the layer. The last `observed` queries count. At first a
+    token is known as `unheard`.
     """
 
     rank: Callable[[Sequence[Token], int], Sequence[float]]  # of all tokens and the next position, higher stays
@@ -70,6 +71,7 @@ class Rule:
     decay: float = 1.0
     observed: int | None = None
     heads: str = "mean"
+    unheard: float = 0.0
 
     def weight(self, age: int) -> float:
         """How much a query counts that `age` others have followed."""
@@ -136,7 +138,8 @@ def _nothing(asked: Asked) -> list[float]:
     return [0.0] * len(asked.logits)
 
 
-REPLAY = Rule(by_sum, lambda slots: max(4, slots // 4), 4, gives=_nothing)  # of tokens that are not repeated
+REPLAY = Rule(by_sum, lambda slots: max(4, slots // 4), 4, gives=_nothing, unheard=1e30)
+"""Of tokens whose queries do not ask again."""
 H2O = Rule(by_sum, lambda slots: slots // 2)
 TOVA = Rule(by_sum, lambda slots: 1, observed=1, heads="layer")
 KEYDIFF = Rule(_unlike_the_others, lambda slots: 1)
@@ -206,7 +209,9 @@ class Layer:
         outs: list[list[Vector]] = []
         everyone, said = [], []
         for index, head in enumerate(self.heads):
-            everyone.append([*head.held, *(Token(t, self.k[index][t], self.v[index][t]) for t in new)])
+            everyone.append(
+                [*head.held, *(Token(t, self.k[index][t], self.v[index][t], self.rule.unheard) for t in new)]
+            )
             answers = [self._attend(index * group + g, head, everyone[-1], new) for g in range(group)]
             outs += [out for out, _ in answers]
             said.append([given for _, given in answers])

@@ -45,7 +45,7 @@ POLICIES: dict[str, tuple[Policy, Rule]] = {
     "heavy-hitter, a plain sum": (HeavyHitter(decay=1.0, pooled=1), simulation.heavy_hitter(decay=1.0, pooled=1)),
     "heavy-hitter, decay": (HeavyHitter(decay=0.9, pooled=1), simulation.heavy_hitter(decay=0.9, pooled=1)),
     "heavy-hitter, most of a group": (HeavyHitter(heads="max"), simulation.heavy_hitter(heads="max")),
-    "replay, nothing repeated": (Replay(), simulation.REPLAY),
+    "replay, nothing asked again": (Replay(), simulation.REPLAY),
     "h2o": (H2O(), simulation.H2O),
     "scissorhands": (Scissorhands(), simulation.scissorhands()),
     "scissorhands, short history": (Scissorhands(observed=11), simulation.scissorhands(history=11)),

@@ -1,14 +1,21 @@
-"""Prompts that are fed a second time before any of them is evicted: what that leaves behind, and what it does not."""
+"""Queries that ask once more from behind their chunk: what is known of tokens then, and what stays as it was."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import eager_mask
+from transformers.models.llama.modeling_llama import eager_attention_forward
 
-from kvlite.cache.step import Step
+from kvlite.cache.cache import ASKED
+from kvlite.cache.step import UNHEARD, Step
 from kvlite.engine.engine import Engine
 from kvlite.engine.request import Request
-from kvlite.models.head_needs import read_twice
+from kvlite.models.attention_interface import AttentionLayers
 from kvlite.models.loaded import LoadedModel
 from kvlite.models.probe import probe_ids
 from tests.architectures import SUPPORTED, tiny_model
@@ -47,23 +54,41 @@ def test_while_there_is_room_answers_are_those_of_the_full_cache(family: str, kv
     assert again.ids == full.ids and again.kv.tokens_seen == full.kv.tokens_seen
 
 
-def test_what_is_repeated_leaves_no_key_and_is_known_by_its_repetition(loaded: LoadedModel) -> None:
+def test_tokens_are_known_by_what_their_own_queries_give_them_from_behind(loaded: LoadedModel) -> None:
     ids = probe_ids(loaded, 40)[0].tolist()
     engine = make_engine(loaded, "256tok", "replay")
     engine.score([tuple(ids)])
-    expected = summed(loaded, ids)
+    expected = given_from_behind(loaded, ids)
     for (pos, known), wanted in zip(held(engine), expected, strict=True):
         assert pos.tolist() == [[*range(40)]] * 2
         torch.testing.assert_close(known, wanted, rtol=1e-4, atol=1e-6)
 
 
-def summed(loaded: LoadedModel, ids: list[int]) -> list[torch.Tensor]:
-    """Attention of the repetition of a text to each of its keys, eagerly: of each layer [H_KV, n]."""
-    loaded.model.set_attn_implementation("eager")
+def given_from_behind(loaded: LoadedModel, ids: list[int]) -> list[torch.Tensor]:
+    """Attention of queries to all keys, at positions behind them by the text and 9 more: of each layer [H_KV, n]."""
+    queries, keys = (rotated(loaded, ids, start) for start in (len(ids) + ASKED, 0))
+    found = []
+    for (q, _), (_, k) in zip(queries, keys, strict=True):
+        logits = q.unflatten(0, (2, -1)) @ k[:, None].mT * q.shape[-1] ** -0.5  # [H_KV, G, n, n]
+        found.append(logits.softmax(-1).mean(1).sum(1))
+    return found
+
+
+def rotated(loaded: LoadedModel, ids: list[int], start: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """The queries and keys of a text that begins at a position: of each layer [H_Q, n, D] and [H_KV, n, D]."""
+    seen = []
+
+    def noted(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, **options: Any) -> Any:
+        seen.append((query[0], key[0]))
+        return eager_attention_forward(module, query, key, value, mask, **options)
+
+    AttentionInterface.register("noted", noted)
+    AttentionMaskInterface.register("noted", eager_mask)
+    loaded.model.set_attn_implementation("noted")
     with torch.inference_mode():
-        seen = loaded.model(torch.tensor([ids * 2]), output_attentions=True).attentions
+        loaded.model(torch.tensor([ids]), position_ids=torch.arange(start, start + len(ids))[None])
     loaded.model.set_attn_implementation("kvlite")
-    return [layer[0, :, len(ids) :, : len(ids)].sum(1).view(2, -1, len(ids)).mean(1) for layer in seen]
+    return seen
 
 
 def test_what_is_evicted_is_the_same_whatever_the_neighbours(loaded: LoadedModel) -> None:
@@ -80,13 +105,33 @@ def test_what_is_evicted_is_the_same_whatever_the_neighbours(loaded: LoadedModel
             torch.testing.assert_close(known, others, rtol=1e-3, atol=1e-5)
 
 
-def test_an_answer_is_repeated_too_once_it_is_a_chunk_long(loaded: LoadedModel) -> None:
+def test_an_answer_is_heard_once_it_is_a_chunk_long(loaded: LoadedModel) -> None:
     engine = make_engine(loaded, "64tok", "replay")
     assert engine.plan.chunk == 16
     answers(engine, [Request("a", prompt(20), max_tokens=30, row=0)])
     for pos, known in held(engine):
-        assert bool((known[pos < 20] > 0).all()) and bool((known[(pos >= 20) & (pos < 36)] > 0).all())
-        assert bool((known[pos >= 44] == 0).all())
+        assert bool((known[pos < 36] > 0).all()) and bool((known[pos < 36] < 100).all())
+        assert bool((known[pos >= 36] == UNHEARD).all())
+
+
+def test_tokens_that_come_one_by_one_are_known_as_those_of_a_chunk(loaded: LoadedModel) -> None:
+    at_once, one_by_one = (make_engine(loaded, "64tok", "replay") for _ in range(2))
+    ids = prompt(40)
+    for start in range(0, 32, 16):
+        at_once.score([ids[start : start + 16]])
+    for token in ids[:33]:  # the last finds a chunk that is due
+        one_by_one.score([(token,)])
+    for (pos, known), (other, others) in zip(held(at_once), held(one_by_one), strict=True):
+        assert torch.equal(pos, other[:, :32])
+        torch.testing.assert_close(known, others[:, :32], rtol=1e-4, atol=1e-6)
+
+
+def test_the_rest_of_an_answer_is_heard_before_the_next_prompt(loaded: LoadedModel) -> None:
+    engine = make_engine(loaded, "64tok", "replay")
+    answers(engine, [Request("a", prompt(20), max_tokens=10, row=0)])
+    assert any(bool((known == UNHEARD).any()) for _, known in held(engine))
+    answers(engine, [Request("b", prompt(20), max_tokens=1, row=0)])
+    assert not any(bool((known == UNHEARD).any()) for _, known in held(engine))
 
 
 def test_heads_with_different_numbers_of_slots_repeat_an_answer_too(loaded: LoadedModel) -> None:
@@ -98,27 +143,36 @@ def test_heads_with_different_numbers_of_slots_repeat_an_answer_too(loaded: Load
         assert bool((known[pos < 4] > 0).all()) and bool((known > 0).sum() > known.numel() // 2)
 
 
-def test_a_request_that_evicts_nothing_is_fed_once(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    echoes: list[int] = []
+def test_a_request_that_evicts_nothing_is_not_heard(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = noted_steps(monkeypatch)
+    answers(make_engine(loaded, "64tok", "replay"), [Request("a", prompt(20), max_tokens=30)])
+    assert steps and not any(step.echo for step in steps)
+    answers(make_engine(loaded, "64tok", "replay"), [Request("a", prompt(40), max_tokens=30)])
+    assert sum(step.pos.shape[1] for step in steps if step.echo) >= 40  # and again as an answer
+
+
+def noted_steps(monkeypatch: pytest.MonkeyPatch) -> list[Step]:
+    """The steps to come."""
+    steps: list[Step] = []
     forward = LoadedModel.forward
 
-    def noted(self: LoadedModel, ids: torch.Tensor, cache: object, step: Step, last: int = 1) -> torch.Tensor:
-        echoes.append(step.echoes)
-        return forward(self, ids, cache, step, last)  # type: ignore[arg-type]
+    def noted(self: LoadedModel, ids: Tensor, cache: AttentionLayers, step: Step, last: int = 1) -> Tensor:
+        steps.append(step)
+        return forward(self, ids, cache, step, last)
 
     monkeypatch.setattr(LoadedModel, "forward", noted)
-    answers(make_engine(loaded, "64tok", "replay"), [Request("a", prompt(20), max_tokens=30)])
-    assert not any(echoes)
-    answers(make_engine(loaded, "64tok", "replay"), [Request("a", prompt(40), max_tokens=30)])
-    assert sum(echoes) >= 40  # and again as an answer
+    return steps
 
 
-def test_a_hybrid_is_fed_once_since_its_state_would_take_the_repetition_in() -> None:
+def test_hearing_an_answer_again_changes_nothing_of_the_state_of_a_hybrid(monkeypatch: pytest.MonkeyPatch) -> None:
     model = admitted(tiny_model("lfm2", SUPPORTED["lfm2"]))
-    request = Request("a", prompt(50), max_tokens=4)
-    full, again = (answers(make_engine(model, "128tok", policy), [request])["a"] for policy in ("full", "replay"))
-    assert again.ids == full.ids
-    assert read_twice(model, "", [index for index, layer in enumerate(model.shape.layers) if layer.kind == "full"])
+    steps, found = noted_steps(monkeypatch), []
+    for policy in ("full", "replay"):
+        engine = make_engine(model, "128tok", policy)
+        engine.reset(0)  # both have the state of the one model
+        found.append(answers(engine, [Request("a", prompt(30), max_tokens=50, row=0)])["a"].ids)
+    assert found[0] == found[1]
+    assert any(step.is_again for step in steps)
 
 
 def test_what_heads_with_few_slots_evict_was_repeated_whatever_the_average_holds(loaded: LoadedModel) -> None:
@@ -129,21 +183,14 @@ def test_what_heads_with_few_slots_evict_was_repeated_whatever_the_average_holds
     assert all(bool((known[pos < 4] > 0).all()) for pos, known in held(engine))
 
 
-def test_a_neighbour_that_is_not_repeated_changes_nothing_of_when_an_answer_is(
+def test_a_neighbour_that_is_not_heard_changes_nothing_of_when_an_answer_is(
     loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    widths: list[int] = []
-    forward = LoadedModel.forward
-
-    def noted(self: LoadedModel, ids: torch.Tensor, cache: object, step: Step, last: int = 1) -> torch.Tensor:
-        if step.pos.shape[1] == 1 and step.echo is not None:
-            widths.append(step.echo.width)
-        return forward(self, ids, cache, step, last)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(LoadedModel, "forward", noted)
+    steps = noted_steps(monkeypatch)
     fits, evicts = Request("fits", prompt(20), max_tokens=40), Request("evicts", prompt(40, 1), max_tokens=40)
     answers(make_engine(loaded, "64tok", "replay", rows=2), [fits, evicts])
-    assert widths == [16, 16]
+    heard = [step for step in steps if step.is_again]
+    assert [step.pos.shape[1] for step in heard] == [16, 16] and all(step.rows == slice(1, 2) for step in heard)
 
 
 def test_positions_that_cannot_be_rotated_stay_and_end_with_the_window() -> None:
@@ -154,20 +201,3 @@ def test_positions_that_cannot_be_rotated_stay_and_end_with_the_window() -> None
     assert len(done.ids) == 7 and "positions are used up" in (done.cut_short or "")
     for part in engine.cache.parts:
         assert torch.equal(part.slots.pos[..., :64], part.slots.rot[..., :64])
-
-
-def test_a_chunk_is_repeated_however_much_of_the_window_the_slots_take(
-    loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    fed: list[tuple[int, int]] = []
-    forward = LoadedModel.forward
-
-    def noted(self: LoadedModel, ids: torch.Tensor, cache: object, step: Step, last: int = 1) -> torch.Tensor:
-        fed.append((step.pos.shape[1], step.echoes))
-        return forward(self, ids, cache, step, last)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(LoadedModel, "forward", noted)
-    engine = make_engine(loaded, "400tok", "replay")
-    assert engine.plan.slots == 400 < engine.plan.most_slots
-    answers(engine, [Request("a", prompt(700), max_tokens=1, row=0)])
-    assert all(echoes == tokens for tokens, echoes in fed)

@@ -139,7 +139,12 @@ def test_a_prompt_whose_row_will_not_evict_is_fed_at_once(
     engine = make_engine(llama, "64tok")
     fed: list[int] = []
     begin = engine.cache.begin
-    monkeypatch.setattr(engine.cache, "begin", lambda *step: fed.append(step[3][0]) or begin(*step))  # type: ignore[func-returns-value]
+
+    def noted(*step: Any, **options: Any) -> Any:
+        fed.append(step[3][0])
+        return begin(*step, **options)
+
+    monkeypatch.setattr(engine.cache, "begin", noted)
     next(engine.run([Request("a", prompt(0, 50), max_tokens=most)]))
     assert len(fed) == steps
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -55,9 +56,9 @@ def fed(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     counts: list[int] = []
     begin = engine.cache.begin
 
-    def counting(*step: object) -> object:
-        counts.extend(count for count in step[3] if count)  # type: ignore[attr-defined]
-        return begin(*step)  # type: ignore[arg-type]
+    def counting(*step: Any, **options: Any) -> object:
+        counts.extend(count for count in step[3] if count)
+        return begin(*step, **options)
 
     monkeypatch.setattr(engine.cache, "begin", counting)
     return counts

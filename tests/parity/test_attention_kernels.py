@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from kvlite_kernels.backend import LayerSizes
+from kvlite_kernels.echo import heard
 from kvlite_kernels.kinds import Heads, Noise, Statistic
 from kvlite_kernels.reference import Segment, attend, attend_segments
 from kvlite_kernels.statistic import Observation
@@ -169,6 +170,21 @@ def chunk(case: Case, q_pos: Tensor) -> Segment:
         return torch.randn(*shape, generator=generator).to(case.dtype).transpose(1, 2)
 
     return Segment(new(case.k_dim), new(case.v_dim), q_pos[:, None])
+
+
+@pytest.mark.parametrize("window", [None, 9])
+@pytest.mark.parametrize("has_room", [False, True])
+def test_queries_that_come_again_give_keys_what_the_twin_does(window: int | None, has_room: bool) -> None:
+    case = replace(FP32, window=window, queries=9, sink=True)
+    given = poisoned_problem(case)
+    new = chunk(case, given.q_pos)
+    segments = [given.segment] if has_room else [given.segment, new]
+    q_pos = torch.where(given.q_pos >= 0, given.q_pos + 3, -1)
+    observation = Observation(Statistic.MASS, given.weight)
+    expected = heard(given.q, q_pos, segments, case.geometry, observation)
+    _, _, sums = attend_many(given.q, q_pos, segments, case.geometry, 0, observation, are_last=False)
+    assert len(sums) == 1
+    assert_parity("of the last segment", sums[0], expected, 1e-5)
 
 
 OBSERVATIONS = [

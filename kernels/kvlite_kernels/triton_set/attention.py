@@ -87,11 +87,13 @@ def attend_many(
     geometry: Geometry,
     capability: int,
     observation: Observation | None,
+    are_last: bool = True,
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
     """Queries of a chunk over the slots and, where there is a second segment, the chunk -> out, lse, statistics.
 
-    out [n, H_Q, T, D_V], lse [n, H_Q, T], the statistic [n, H_KV, N] of each segment's keys that it is asked of. The
-    second segment ends with the keys of the queries themselves.
+    out [n, H_Q, T, D_V], lse [n, H_Q, T], the statistic [n, H_KV, N] of each segment. The second segment ends with the
+    keys of the queries themselves, unless these are not the last: they come again, and the last segment's statistic is
+    all that is given.
     """
     rows, num_heads, num_queries, dim = q.shape
     slots, new = segments[0], segments[-1]
@@ -117,7 +119,7 @@ def attend_many(
         NUM_HEADS=num_heads, G=num_heads // kv_heads, D=dim, D_V=v_dim, PAD_D=padded(dim), PAD_D_V=padded(v_dim),
         QUERIES=tile.rows, KEYS=tile.columns, BITS=k.bits, GROUP=k.group, GROUP_V=v.group, RUN=k.run, RUN_V=v.run,
         HAS_CAP=geometry.softcap is not None, HAS_SINK=geometry.sink_logits is not None,
-        HAS_NEW=len(segments) > 1, STATISTIC=kind,
+        HAS_NEW=len(segments) > 1, ARE_LAST=are_last, STATISTIC=kind,
         **tile.options,
     )  # fmt: skip
     if observation is None:
@@ -125,22 +127,20 @@ def attend_many(
     tile = column_tile(capability, dim, kind == "gumbel", k.bits)
     statistics = []
     for index, segment in enumerate(segments):
+        if not are_last and segment is not new:
+            continue
         k, num_keys = operand(segment.k), segment.k.shape[2]
         sums = torch.empty(rows, kv_heads, num_keys, dtype=torch.float32, device=q.device)
-        if segment.asked == 0:
-            statistics.append(sums[..., :0])
-            continue
         prefill.column_sums[(triton.cdiv(num_keys, tile.columns), rows * kv_heads)](
             q, q_pos, norm, observation.weight, k.data, k.scale, segment.pos, sums,
             scaling, softcap, window, num_queries, num_keys, observation.first(num_queries), *noise,
             *q.stride()[:3], q_pos.stride(0), observation.weight.stride(0), *k.strides, *_heads(segment.pos),
             NUM_KV_HEADS=kv_heads, G=num_heads // kv_heads, D=dim, PAD_D=padded(dim),
             QUERIES=tile.rows, KEYS=tile.columns, BITS=k.bits, GROUP=k.group, RUN=k.run,
-            HAS_CAP=geometry.softcap is not None, IS_NEW=index > 0, STATISTIC=kind, HEADS=observation.heads,
-            **tile.options,
+            HAS_CAP=geometry.softcap is not None, IS_NEW=are_last and index > 0, STATISTIC=kind,
+            HEADS=observation.heads, **tile.options,
         )  # fmt: skip
-        sums = _over_the_layer(sums) if observation.heads == "layer" else sums
-        statistics.append(sums[..., : segment.asked])
+        statistics.append(_over_the_layer(sums) if observation.heads == "layer" else sums)
     return out, lse, statistics
 
 

@@ -62,6 +62,14 @@ class TritonBackend(Backend):
             out = hadamard(out)
         return out.to(q.dtype), received[1] if len(received) > 1 else None
 
+    def heard(
+        self, q: Tensor, q_pos: Tensor, segments: list[Segment], geometry: Geometry, observation: Observation
+    ) -> Tensor:
+        """See Backend. Values are attended, too, for nothing."""
+        query = hadamard(q).to(q.dtype) if isinstance(segments[0].k, Packed) else q
+        capability = self.scratch.processor.capability
+        return attend_many(query, q_pos, segments, geometry, capability, observation, are_last=False)[2][0]
+
     def go_together(self, segments: Sequence[Segment], geometry: Geometry, observation: Observation | None) -> bool:
         """See Backend."""
         return False

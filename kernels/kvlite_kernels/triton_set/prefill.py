@@ -24,12 +24,13 @@ def attend(
     NUM_HEADS: tl.constexpr, G: tl.constexpr, D: tl.constexpr, D_V: tl.constexpr,
     PAD_D: tl.constexpr, PAD_D_V: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr,
     BITS: tl.constexpr, GROUP: tl.constexpr, GROUP_V: tl.constexpr, RUN: tl.constexpr, RUN_V: tl.constexpr,
-    HAS_CAP: tl.constexpr, HAS_SINK: tl.constexpr, HAS_NEW: tl.constexpr, STATISTIC: tl.constexpr,
+    HAS_CAP: tl.constexpr, HAS_SINK: tl.constexpr, HAS_NEW: tl.constexpr, ARE_LAST: tl.constexpr,
+    STATISTIC: tl.constexpr,
 ):  # fmt: skip
     """Grid (cdiv(T, QUERIES), n * H_Q): out [n, H_Q, T, D_V], lse and norm fp32 [n, H_Q, T].
 
-    Queries are the last T of the new tokens, whose positions rise: a tile of queries sees no key of theirs that comes
-    after its last query.
+    Where queries ARE_LAST, they are the last T of the new tokens, whose positions rise: a tile of queries sees no key
+    of theirs that comes after its last query.
     """
     tile = tl.program_id(0)
     head = tl.program_id(1)
@@ -53,7 +54,9 @@ def attend(
         D, D_V, PAD_D, PAD_D_V, BITS, GROUP, GROUP_V, RUN, RUN_V, KEYS, HAS_CAP, STATISTIC,
     )  # fmt: skip
     if HAS_NEW:
-        end = tl.minimum(num_new, num_new - num_queries + (tile + 1) * QUERIES)
+        end = num_new
+        if ARE_LAST:
+            end = tl.minimum(num_new, num_new - num_queries + (tile + 1) * QUERIES)
         b_max, b_sum, b_out, b_norm_max, b_norm_sum = walk(
             b_q, b_q_pos, query_head, b_max, b_sum, b_out, b_norm_max, b_norm_sum,
             p_new_k, p_new_k_scale, p_new_v, p_new_v_scale, p_new_pos + row * s_new_pos_row,
