@@ -25,12 +25,12 @@ _SUMMED = 256  # outputs of one program that adds parts
 
 
 class TritonOps(FusedOps):
-    """Kernels for a `processor`."""
+    """Kernels for a `processor`; `four_bit`: products with 4-bit weights, too."""
 
     name = "triton"
 
-    def __init__(self, processor: Processor) -> None:
-        self.processor = processor
+    def __init__(self, processor: Processor, four_bit: bool = True) -> None:
+        self.processor, self.four_bit = processor, four_bit
 
     def rms_norm(self, x: Tensor, norm: Norm) -> Tensor:
         """As the reference."""
@@ -76,7 +76,7 @@ class TritonOps(FusedOps):
 
     def most_four_bit_rows(self, dtype: torch.dtype) -> int:
         """As the reference; on Turing one, since Triton multiplies matrices without tensor cores there."""
-        if lacking_dtype(self.processor.capability, dtype) is not None:
+        if not self.four_bit or lacking_dtype(self.processor.capability, dtype) is not None:
             return 0
         return 1 if 0 < self.processor.capability < 80 else MAX_ROWS
 
@@ -106,7 +106,9 @@ class TritonOps(FusedOps):
 
     def most_block_rows(self, dtype: torch.dtype) -> int:
         """As the reference; on Turing one, as of 4-bit weights."""
-        return self.most_four_bit_rows(dtype)
+        if lacking_dtype(self.processor.capability, dtype) is not None:
+            return 0
+        return 1 if 0 < self.processor.capability < 80 else MAX_ROWS
 
     def multiply_blocks(self, x: Tensor, weight: Blocks, bias: Tensor | None) -> Tensor:
         """As the reference, for at most `most_block_rows` rows."""
