@@ -197,7 +197,7 @@ class AnswerOptions:
     )
     min_tokens: int | None = _of_sampling(None, metavar="N", min=0, help="End no answer before N tokens.")
     temperature: float | None = _of_sampling(
-        None, "-t", metavar="X", help="0 is greedy, 1 leaves the probabilities as they are."
+        None, "-t", metavar="X", help="0 is greedy, 1 as the model says; 0.7 in a chat unless the model's files say it."
     )
     top_p: float | None = _of_sampling(None, metavar="X", help="Draw from the likeliest share X.")
     top_k: int | None = _of_sampling(None, metavar="N", help="Draw from the N likeliest.")

@@ -51,6 +51,14 @@ def gauge(kv: KVCounts, width: int, extras: tuple[str, ...] = ()) -> str:
     return next((form for form in forms if len(form) <= width), held[: max(0, width)])
 
 
+def drawn_line(sampling: Sampling) -> str:
+    """Write how tokens are drawn, in one line of a narrow terminal."""
+    limits = (("top-p", sampling.top_p, 1.0), ("top-k", sampling.top_k, 0), ("min-p", sampling.min_p, 0.0))
+    said = [f"{name} {value:g}" for name, value, off in limits if value != off]
+    drawn = ", ".join([f"temperature {sampling.temperature:g}", *said, f"seed {sampling.seed}"])
+    return f"{drawn} · --greedy draws nothing"
+
+
 def status_line(kv: KVCounts, last: Answer | None, sampling: Sampling, width: int) -> str:
     """Write the line under the prompt: the cache, the speed of the last answer, and how the next one is drawn."""
     speed = "" if last is None else f"{last.completion.timing.tok_s:.0f} tok/s"

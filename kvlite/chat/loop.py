@@ -136,7 +136,8 @@ class Chat:
         self._console.note(answer_line(answer))
         self._display.tell(answer)
         if self.session.has_looped:
-            self._console.warn("the answer went round in circles and was stopped; rephrase, or /set temperature=0.7")
+            other = "/set temperature=0.7" if self.session.settings.sampling.is_greedy else "/retry"
+            self._console.warn(f"the answer went round in circles and was stopped; rephrase, or {other}")
         self.saving.save()
 
     def show(self, text: str) -> None:

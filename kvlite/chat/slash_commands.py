@@ -26,6 +26,8 @@ SETTINGS: dict[str, Callable[[str], Any]] = {
     "top_k": int,
     "min_p": float,
     "repetition_penalty": float,
+    "presence_penalty": float,
+    "frequency_penalty": float,
     "seed": int,
     "max_tokens": int,
 }

@@ -86,16 +86,17 @@ class Wrapper:
         from rich.cells import chop_cells
 
         text, style = part
-        written = ""
-        if self.column + width_of(text) > self.width:
-            room = max(2, self.width - self.column)
-            first = chop_cells(text, room)[0]
-            rest = chop_cells(text[len(first) :], max(2, self.width - self.indent_width))
-            written = sgr(first, style) + "".join(self._break() + sgr(line, style) for line in rest[:-1])
-            text = rest[-1] if rest else ""
-            written += self._break() if rest else ""
-        self.column += width_of(text)
-        return written + sgr(text, style)
+        if self.column + width_of(text) <= self.width:
+            self.column += width_of(text)
+            return sgr(text, style)
+        written = self._break() if self.width - self.column < 2 and self.column > self.indent_width else ""
+        first = chop_cells(text, max(2, self.width - self.column))[0]
+        rest = text[len(first) :]
+        lines = [first, *(chop_cells(rest, max(2, self.width - self.indent_width)) if rest else [])]
+        for number, line in enumerate(lines):
+            written += (self._break() if number else "") + sgr(line, style)
+            self.column += width_of(line)
+        return written
 
     def _break(self) -> str:
         self.column = self.indent_width

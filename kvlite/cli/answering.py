@@ -8,6 +8,7 @@ from kvlite.catalog.files import ModelFiles
 from kvlite.chat.display import AnswerFormat, Display, answer_prompt
 from kvlite.cli.invocation import Invocation
 from kvlite.deadline import Deadline
+from kvlite.engine.request import Sampling
 from kvlite.errors import UsageError
 from kvlite.llm import LLM
 from kvlite.llm.answer import AnswerSettings, check_answer
@@ -15,6 +16,9 @@ from kvlite.llm.spec import RunSpec
 from kvlite.llm.text_model import TextModel, import_engine
 from kvlite.options import AnswerOptions, ModelOptions
 from kvlite.record.recorder import Recorder
+
+CHAT_SAMPLING = Sampling(temperature=0.7, top_p=0.95, presence_penalty=0.3)
+"""The way a chat draws where neither the user nor the model says; the penalty keeps an answer from going in circles."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,9 +36,10 @@ class Answering:
     def __post_init__(self) -> None:
         check_answer(self.answer)
 
-    def settings(self, llm: LLM) -> AnswerSettings:
-        """Sampling and end of answers: as given, else as the model asks for."""
-        return AnswerSettings.of(llm.model.generation, self.answer, pin_system=self.options.pin_system)
+    def settings(self, llm: LLM, *, is_chat: bool = False) -> AnswerSettings:
+        """Sampling and end of answers: as given, else as the model asks for, else greedy; a chat samples then."""
+        pins, unnamed = self.options.pin_system, CHAT_SAMPLING if is_chat else None
+        return AnswerSettings.of(llm.model.generation, self.answer, pin_system=pins, unnamed=unnamed)
 
     def open(self, spec: RunSpec, recorder: Recorder, files: ModelFiles | None = None, *, is_chat: bool = False) -> LLM:
         """Load the model, of which the `files` may be found already, make its cache, and note both in the record."""

@@ -145,6 +145,7 @@ class _Talking:
         )
 
     def _open(self, spec: RunSpec, files: ModelFiles | None) -> Opened:
+        from kvlite.chat.gauge import drawn_line
         from kvlite.chat.loop import Opened
         from kvlite.chat.session import Session
         from kvlite.llm.chat_memory import ChatMemory
@@ -152,7 +153,10 @@ class _Talking:
         self.session = None
         gc.collect()  # a model that was here before
         llm = self.asked.open(spec, self.recorder, files, is_chat=True)
-        self.session = Session(llm.engine, llm.model.text, self.asked.settings(llm), self.asked.answer.system)
+        settings = self.asked.settings(llm, is_chat=True)
+        if not settings.sampling.is_greedy:
+            self.asked.call.console.note(drawn_line(settings.sampling))
+        self.session = Session(llm.engine, llm.model.text, settings, self.asked.answer.system)
         return Opened(
             self.session, ChatMemory(llm, self.session.conversation), llm.model.name, spec.options.model or ""
         )

@@ -11,7 +11,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from kvlite.errors import UsageError
-from kvlite.llm.answer import BATCH_MAX_TOKENS, Answer, AnswerSettings, OneCall, TextStream, stream_answers
+from kvlite.llm.answer import (
+    BATCH_MAX_TOKENS,
+    CHAT_MAX_TOKENS,
+    Answer,
+    AnswerSettings,
+    OneCall,
+    TextStream,
+    stream_answers,
+)
 from kvlite.llm.banner import banner, welcome
 from kvlite.llm.conversation import Conversation
 from kvlite.llm.spec import BatchSize, RunSpec, options_from
@@ -201,12 +209,12 @@ class LLM:
             held.engine.resize(held.fit.rows(self.model.spec.budget, slots, lines))
         return self.engine
 
-    def _settings(self, given: Mapping[str, Any], **limit: int) -> AnswerSettings:
+    def _settings(self, given: Mapping[str, Any], max_tokens: int = CHAT_MAX_TOKENS) -> AnswerSettings:
         if isinstance(schema := given.get("json_schema"), Mapping):
             given = {**given, "json_schema": json.dumps(schema)}
         model, options = self.model, options_from(AnswerOptions, given, without=("system",))
         pins = model.spec.options.pin_system
-        return AnswerSettings.of(model.generation, options, pin_system=pins, **limit)
+        return AnswerSettings.of(model.generation, options, pin_system=pins, max_tokens=max_tokens)
 
     def _encode(self, name: str, prompt: Prompt, system: str | None, *, raw: bool) -> Encoded:
         text = self.model.text

@@ -84,15 +84,20 @@ class AnswerSettings:
         *,
         max_tokens: int = CHAT_MAX_TOKENS,
         pin_system: bool = True,
+        unnamed: Sampling | None = None,
     ) -> AnswerSettings:
         """Settings of `options` over those of a generation_config.json; `max_tokens` where neither gives any.
 
-        A seed nobody gave is drawn, so that it can be told. Raises BrokenModel where the file has a value that cannot
+        A model that does not say whether to sample is greedy, or draws as `unnamed` says unless that is asked for. A
+        seed nobody gave is drawn, so that it can be told. Raises BrokenModel where the file has a value that cannot
         be and that no option replaces.
         """
         given = sampling_of(options)
         model = model_defaults(generation, _DRAWING if given.get("temperature") == 0 else given)
-        sampling = replace(model.sampling, **given)
+        base = model.sampling
+        if unnamed is not None and generation.get("do_sample") is None and given.get("temperature") != 0:
+            base = replace(unnamed, repetition_penalty=base.repetition_penalty)
+        sampling = replace(base, **given)
         if "seed" not in given and not sampling.is_greedy:
             sampling = replace(sampling, seed=secrets.randbelow(DRAWN_SEEDS))
         most = options.max_tokens or model.max_tokens or max_tokens

@@ -13,6 +13,7 @@ from kvlite.llm.answer import AnswerSettings
         ("top-k", "40", 40),
         ("MIN_P", " 0.05 ", 0.05),
         ("repetition_penalty", "1.1", 1.1),
+        ("presence_penalty", "0", 0.0),
         ("seed", "7", 7),
     ],
 )
@@ -52,4 +53,5 @@ def test_a_bad_change_is_refused_and_names_the_value(key, value):
 
 def test_listing_names_every_setting():
     names = [name for name, _ in listed(AnswerSettings())]
-    assert names == ["temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed", "max_tokens"]
+    assert names[:4] == ["temperature", "top_p", "top_k", "min_p"] and names[-2:] == ["seed", "max_tokens"]
+    assert names[4:7] == ["repetition_penalty", "presence_penalty", "frequency_penalty"]

@@ -150,6 +150,38 @@ def test_escape_codes_of_an_answer_do_not_reach_the_terminal(watched):
     assert b"\x1b[2J" not in watched.written and b"\x1b]0" not in watched.written
 
 
+def test_a_terminal_that_is_made_narrow_during_an_answer_has_lines_that_fit(watched, monkeypatch):
+    words = [f"w{number:03}" for number in range(60)]
+    shown = watched.ask("hi", " ".join(words), {100: lambda: monkeypatch.setenv("COLUMNS", "24")})
+    lines = shown.partition(" tok · ")[0].splitlines()[:-1]
+    assert " ".join(lines).split() == words
+    assert 40 < len(lines[0]) < 60 and all(len(line) < 24 for line in lines if line >= "w040")
+
+
+def test_a_pasted_line_of_a_hundred_thousand_characters_is_taken_whole(watched):
+    line = "é" * 100_000
+    paste = b"\x1b[200~" + line.encode() + b"\x1b[201~"
+    taken = {2: lambda: watched.keys(paste, lambda ahead: ahead.text == line), 4: lambda: time.sleep(0.3)}
+    assert watched.ask("hi", "a long answer", taken).startswith("a long answer\n")
+    assert watched.ahead.text == line and len(watched.written) < 100_000
+
+
+def test_a_character_of_which_half_has_come_is_awaited_and_survives_ctrl_c(watched):
+    def press():
+        watched.keys(b"caf" + b"\xc3", lambda ahead: ahead.text == "caf")
+        signal.raise_signal(signal.SIGINT)
+
+    watched.ask("hi", "a long answer", {3: press})
+    watched.ask("ho", "an answer", {2: lambda: watched.keys(b"\xa9", lambda ahead: ahead.text == "café")})
+    assert watched.ahead.text == "café"
+
+
+def test_a_fence_left_open_ends_with_its_answer(watched):
+    watched.ask("hi", "```python\nx = 1")
+    shown = watched.ask("ho", "**bold** words")
+    assert shown.startswith("```python\nx = 1\n") and "\nbold words\n" in shown
+
+
 def test_thinking_is_told_in_a_line(watched):
     shown = watched.ask("hi", "<hm hm hm>yes")
     assert "hm" not in shown and shown.startswith("thought for 0.") and shown.splitlines()[1] == "yes"

@@ -139,6 +139,15 @@ def test_a_line_without_an_end_is_not_kept(unit):
     assert held <= MOST_HELD + 10 * len(unit) and shown > 0
 
 
+@pytest.mark.parametrize("unit", ["x", "字", "word ", "**b** ", "`c", "[a](b) "])
+def test_a_line_of_a_hundred_thousand_characters_is_drawn_whole(unit):
+    source = unit * (100_000 // len(unit))
+    text = seen(source, width=60, step=997)
+    for letter in re.findall(r"\w", unit):
+        assert text.count(letter) == source.count(letter)
+    assert max(map(width_of, text.split("\n"))) < 60
+
+
 def test_words_without_markdown_fit_too():
     stream = WordStream(lambda: 20)
     text = "**some** words that are wrapped\nand lines"

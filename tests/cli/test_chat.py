@@ -1,8 +1,11 @@
 """`kvlite chat` on the built-in model: at a terminal whose keys a test types, and at a pipe."""
 
 import io
+import re
+import shutil
 import sys
 import weakref
+from dataclasses import replace
 from threading import Event
 
 import pytest
@@ -10,10 +13,13 @@ from prompt_toolkit.application import create_app_session
 from prompt_toolkit.input import create_pipe_input
 from prompt_toolkit.output import DummyOutput
 
+from kvlite.catalog.names import demo_folder
 from kvlite.chat.session_files import SessionFolder
 from kvlite.chat.terminal import Terminal
 from kvlite.cli import main
-from kvlite.cli.answering import Answering
+from kvlite.cli.answering import CHAT_SAMPLING, Answering
+from kvlite.llm.answer import AnswerSettings
+from kvlite.options import AnswerOptions
 from kvlite.record.store import RunRecords
 
 
@@ -73,6 +79,38 @@ def test_without_a_model_the_built_in_one_answers_and_says_so(chat, pipe, typed)
     assert "no model is named" in said and "kvlite pull smollm2-135m  " in said and "ls --aliases" in said
     said = typed("Hello")[2]
     assert "no model is named" not in said and "kvlite pull" not in said
+
+
+@pytest.fixture
+def unsaid(tmp_path):
+    """The built-in model with nothing said about sampling."""
+    folder = shutil.copytree(demo_folder(), tmp_path / "unsaid")
+    (folder / "generation_config.json").write_text('{"eos_token_id": [2, 0]}')
+    return str(folder)
+
+
+def test_a_chat_samples_unless_something_else_is_asked_for(unsaid, typed, chat, pipe):
+    def talk(*more):
+        code, out, err = typed("Tell me a story", args=(unsaid, "--no-save", "-n", "12", *more))
+        assert code == 0
+        return out, re.findall(r"temperature (\S+), top-p 0.95, seed (\d+) · --greedy", err)
+
+    first, second, again = talk(), talk("--seed", "7"), talk("--seed", "7")
+    assert first[1][0][0] == "0.7" and first[1][0][1] != "7"
+    assert second[1] == [("0.7", "7")] and second == again
+    assert talk("--greedy")[1] == [] and talk("-t", "0.3", "--seed", "1")[1] == [("0.3", "1")]
+    pipe(b"Hello\n")
+    assert "temperature" not in chat(unsaid)[2]
+
+
+def test_what_a_model_says_of_sampling_counts_more_than_the_chats_own():
+    for generation, temperature in (({}, 0.7), ({"do_sample": True}, 1.0), ({"do_sample": False}, 0.0)):
+        settings = AnswerSettings.of(generation, AnswerOptions(seed=0), unnamed=CHAT_SAMPLING)
+        assert settings.sampling.temperature == temperature
+    settings = AnswerSettings.of({"repetition_penalty": 1.1}, AnswerOptions(top_p=0.5, seed=0), unnamed=CHAT_SAMPLING)
+    assert settings.sampling == replace(CHAT_SAMPLING, repetition_penalty=1.1, top_p=0.5)
+    assert AnswerSettings.of({}, AnswerOptions(greedy=True), unnamed=CHAT_SAMPLING).sampling.is_greedy
+    assert AnswerSettings.of({}, AnswerOptions()).sampling.is_greedy
 
 
 def test_at_a_pipe_the_prompt_follows_stdin(chat, pipe):

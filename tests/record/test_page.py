@@ -6,6 +6,7 @@ import re
 from html.parser import HTMLParser
 
 import pytest
+from html5lib import HTMLParser as HTML5Parser
 
 from kvlite.record.page import ON_DARK, ON_LIGHT, Curve, Mark, Plot, Section, page
 from kvlite.record.table import Table
@@ -48,6 +49,10 @@ def shown() -> str:
 
 def test_it_loads_nothing_and_runs_nothing(shown: str) -> None:
     assert not re.search(r"https?:|//|<script|<link|<img|@import|url\(|\son[a-z]+=", shown)
+
+
+def test_it_is_valid(shown: str) -> None:
+    HTML5Parser(strict=True).parse(shown)
 
 
 def test_whatever_is_shown_is_escaped(shown: str) -> None:
