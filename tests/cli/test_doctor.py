@@ -29,7 +29,7 @@ def test_with_a_model_it_tells_and_keeps_what_becomes_of_it(capsys: pytest.Captu
     (told,) = json.loads(capsys.readouterr().out)["verdicts"]
     assert told["about"]["dtype"] == "float32"
     assert "norm" in told["fused"]
-    assert set(told["effects"]) == {"int8", "int4"}
+    assert set(told["effects"]) == {"int8", "k6v4", "int4"}
     ((about, kept),) = Verdicts().known()
     assert (about["model"], [*kept.effects]) == (told["about"]["model"], [*told["effects"]])
     assert main(["doctor"]) == 0
