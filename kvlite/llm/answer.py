@@ -219,6 +219,7 @@ class Answer:
             completion_tokens=self.completion_tokens,
             ttft_s=completion.timing.ttft_s,
             tok_s=completion.timing.tok_s,
+            total_s=completion.timing.total_s,
             kv_peak_bytes=self.kv.peak_bytes,
             tokens_evicted=completion.evicted,
             seed=self.seed,

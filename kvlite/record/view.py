@@ -55,6 +55,7 @@ def record_tables(record: RunRecord) -> list[Table]:
         Table(("Phase", "peak memory"), phases),
         _requests(record),
         Table(("Batch", ""), _batch(record.batch) if record.batch else ()),
+        _slowest(record.batch),
         Table(("Environment", ""), _environment(record)),
         Table(("Warnings",), warnings),
     )
@@ -182,6 +183,22 @@ def _requests(record: RunRecord) -> Table:
 def _batch(batch: BatchReport) -> Rows:
     counts = ((name, count(getattr(batch, name))) for name in ("total", "ok", "failed", "resumed", "deduped"))
     return (*counts, ("speed", UNKNOWN if batch.tokens_per_s is None else f"{batch.tokens_per_s:.1f} tok/s"))
+
+
+def _slowest(batch: BatchReport | None) -> Table:
+    """The answers of a batch that took longest; nothing where all are shown anyway."""
+    shown = batch.slowest if batch is not None and batch.total > MAX_REQUEST_ROWS else []
+    rows = tuple(
+        (
+            request.id,
+            UNKNOWN if request.total_s is None else f"{request.total_s:.2f} s",
+            count(request.prompt_tokens),
+            count(request.completion_tokens),
+            request.finish_reason or UNKNOWN,
+        )
+        for request in shown
+    )
+    return Table(("Slowest", "time", "prompt tok", "new tok", "finish"), rows)
 
 
 def _environment(record: RunRecord) -> Rows:
