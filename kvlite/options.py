@@ -138,7 +138,7 @@ class ModelOptions:
         None, metavar="SIZE", help="Bytes of the KV cache one sequence of a batch may take."
     )
     kv_policy: str = _of_memory(
-        "heavy-hitter",
+        "replay",
         metavar="NAME[:SETTINGS]",
         complete="policy",
         help="What is kept when the budget is full: window, or window:sinks=8; `kvlite policies` lists them.",
