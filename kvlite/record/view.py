@@ -51,6 +51,7 @@ def record_tables(record: RunRecord) -> list[Table]:
     tables = (
         _memory(record),
         Table(("KV cache", ""), _cache(record.kv) if record.kv else ()),
+        _events(record),
         _turns(record.kv),
         Table(("Phase", "peak memory"), phases),
         _requests(record),
@@ -139,6 +140,16 @@ def _cache(kv: KVReport) -> Rows:
         times = f", {kv.full_cache_bytes / kv.peak_bytes:.1f} times the peak" if kv.peak_bytes else ""
         rows.append(("a full cache", f"{human_bytes(kv.full_cache_bytes)}{times}"))
     return tuple(rows)
+
+
+def _events(record: RunRecord) -> Table:
+    """What happened to the cache: the first eviction, and each time it was exchanged for another."""
+    points = [point for point in record.timeline if point.event is not None]
+    rows = tuple(
+        (f"{point.t_s:.1f} s", count(point.tokens_seen), human_bytes(point.kv_bytes), str(point.event))
+        for point in points
+    )
+    return Table(("At", "tokens seen", "KV", "event"), rows)
 
 
 def _turns(kv: KVReport | None) -> Table:
