@@ -48,6 +48,27 @@ def read_stop(value: Sequence[str]) -> Sequence[str]:
     return read_text(value)
 
 
+def read_biases(value: Sequence[str]) -> Sequence[str]:
+    """Biases of token ids, each as `ID=X`."""
+    for bias in value:
+        biases_of([bias])
+    return value
+
+
+def biases_of(written: Sequence[str]) -> tuple[tuple[int, float], ...]:
+    """The token ids and numbers of biases. Raises ValueError on one that is none."""
+    biases = []
+    for bias in written:
+        token, _, number = bias.partition("=")
+        try:
+            if not (token.isascii() and token.isdigit() and len(token) < 10):
+                raise ValueError
+            biases.append((int(token), float(number)))
+        except ValueError:
+            raise ValueError(f"{bias!r:.60} is no bias; give ID=X, such as 1234=-100") from None
+    return tuple(biases)
+
+
 def read_schema(value: str) -> str:
     """A JSON Schema: the text itself where it begins with a brace, else that of the file with this name."""
     text = value
@@ -117,7 +138,7 @@ class ModelOptions:
         None, metavar="SIZE", help="Bytes of the KV cache one sequence of a batch may take."
     )
     kv_policy: str = _of_memory(
-        "heavy-hitter",
+        "replay",
         metavar="NAME[:SETTINGS]",
         complete="policy",
         help="What is kept when the budget is full: window, or window:sinks=8; `kvlite policies` lists them.",
@@ -126,8 +147,8 @@ class ModelOptions:
         "auto",
         metavar="DTYPE",
         complete="format",
-        help="What a slot stores: float32, bfloat16, float16, int8, int4, or auto: the model's dtype, or "
-        "fewer bits where that does not hold its window.",
+        help="What a slot stores: float32, bfloat16, float16, int8, k6v4 (keys in 6 bits, values in 4), int4, or "
+        "auto: the model's dtype, or fewer bits where that does not hold its window.",
     )
     profile: str = _of_memory(
         "auto",
@@ -165,8 +186,8 @@ class ModelOptions:
     )
     kernels: Literal["auto", "torch", "triton"] = _of_model(
         "auto",
-        help="What attends, evicts, runs fused modules and 4-bit weights: torch, or Triton on CUDA; "
-        "auto is torch for now.",
+        help="What attends, evicts and runs fused modules: torch, or Triton on CUDA, for 4-bit weights, too; auto "
+        "takes Triton where a trial found it right and faster.",
     )
     capture: bool | None = _of_model(  # None: where a GPU shows that it pays
         None,
@@ -208,6 +229,13 @@ class AnswerOptions:
     )
     frequency_penalty: float | None = _of_sampling(
         None, metavar="X", help="Above 0 discourages it more for each time it was said."
+    )
+    logit_bias: tuple[str, ...] = _of_sampling(
+        (),
+        metavar="ID=X",
+        parse=read_biases,
+        from_settings=False,
+        help="Add X, from -100 to 100, to the logit of token ID; may be given several times.",
     )
     seed: int | None = _of_sampling(None, metavar="N", help="Same seed, same answer.")
     stop: tuple[str, ...] = _of_sampling(

@@ -1,4 +1,4 @@
-"""Low-bit slots in plain torch: vectors rotated by a Hadamard matrix, coded in 8 or 4 bits with scales.
+"""Low-bit slots in plain torch: vectors rotated by a Hadamard matrix, coded in 8, 6 or 4 bits with scales.
 
 A vector is coded by itself, in groups of neighbouring channels, so that any slot can be overwritten alone. The
 rotation spreads what lies in a few channels over all of a block; it is orthonormal and its own inverse, so attention
@@ -27,7 +27,8 @@ class Packed:
 
     8 bits are int8 codes [..., D]. 4 bits are uint8 [..., (D + 1) // 2]: byte j holds channel j in its low half and
     channel j + (D + 1) // 2 in its high half, each 8 above its value, so that a thread unpacks both
-    where it has them.
+    where it has them. 6 bits are uint8 [..., (D + 1) // 2 + (D + 3) // 4], 32 above their values: the low 4 of each as
+    those of 4 bits lie, and behind them the high 2, those of a byte in half a byte, of two neighbours in one.
     """
 
     codes: Tensor
@@ -44,7 +45,9 @@ class Packed:
 
     @property
     def bits(self) -> int:
-        return 4 if self.codes.dtype == torch.uint8 else 8
+        if self.codes.dtype != torch.uint8:
+            return 8
+        return 4 if self.codes.shape[-1] == code_bytes(self.dim, 4) else 6
 
     @property
     def group(self) -> int:
@@ -62,13 +65,25 @@ class Packed:
 
     def to(self, dtype: torch.dtype) -> Tensor:
         """The vectors as numbers [..., D], still rotated."""
-        if self.bits == 4:
-            halves = torch.cat([self.codes & 15, self.codes >> 4], -1)[..., : self.dim]
-            values = halves.to(dtype, memory_format=torch.contiguous_format).sub_(8)
+        if (bits := self.bits) < 8:
+            half = (self.dim + 1) // 2
+            low, high = self.codes & 15, self.codes >> 4
+            halves = torch.cat([low[..., :half], high[..., :half]], -1)
+            if bits == 6:
+                pairs = torch.stack([low[..., half:], high[..., half:]], -1).flatten(-2)[..., :half]
+                halves |= torch.cat([pairs & 3, pairs >> 2], -1) << 4
+            values = halves[..., : self.dim].to(dtype, memory_format=torch.contiguous_format).sub_(1 << bits - 1)
         else:
             values = self.codes.to(dtype, memory_format=torch.contiguous_format)
         values.unflatten(-1, (self.scale.shape[-1], -1)).mul_(self.scale[..., None].to(dtype))
         return values
+
+
+def code_bytes(dim: int, bits: int) -> int:
+    """The bytes of a vector's codes of 8, 6 or 4 bits, see `Packed`."""
+    if bits == 8:
+        return dim
+    return (dim + 1) // 2 + ((dim + 3) // 4 if bits == 6 else 0)
 
 
 def hadamard(x: Tensor) -> Tensor:
@@ -80,7 +95,7 @@ def hadamard(x: Tensor) -> Tensor:
 
 
 def quantise(x: Tensor, bits: int, group: int) -> Packed:
-    """Code x [..., D] in 8 or 4 `bits` around zero, with one scale per `group` channels, which divides D.
+    """Code x [..., D] in 8, 6 or 4 `bits` around zero, with one scale per `group` channels, which divides D.
 
     The largest magnitude of a group takes the lowest code, which has no positive twin; the scale's sign makes it fit.
     A scale is at most what fp16 holds: larger numbers saturate, and groups too small for it become zero. A group that
@@ -94,8 +109,13 @@ def quantise(x: Tensor, bits: int, group: int) -> Packed:
     codes = steps.round_().clamp_(lowest, -lowest - 1).flatten(-2)
     if bits == 8:
         return Packed(codes.to(torch.int8), scale.squeeze(-1), x.shape[-1])
-    low, high = pad(codes.add_(8).to(torch.uint8), (0, x.shape[-1] % 2)).chunk(2, -1)
-    return Packed(low | (high << 4), scale.squeeze(-1), x.shape[-1])
+    first, second = pad(codes.sub_(lowest).to(torch.uint8), (0, x.shape[-1] % 2)).chunk(2, -1)
+    packed = (first & 15) | (second << 4)
+    if bits == 6:
+        pairs = (first >> 4) | (second >> 4 << 2)
+        even, odd = pad(pairs, (0, pairs.shape[-1] % 2)).unflatten(-1, (-1, 2)).unbind(-1)
+        packed = torch.cat([packed, even | (odd << 4)], -1)
+    return Packed(packed, scale.squeeze(-1), x.shape[-1])
 
 
 @cache

@@ -6,7 +6,7 @@ import json
 import shlex
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from itertools import chain
 from pathlib import Path
@@ -32,7 +32,7 @@ from kvlite.errors import BatchFailed, Interrupted, KvliteError, OutputError, Te
 from kvlite.llm.answer import BATCH_MAX_TOKENS, grammar_of, sampling_of
 from kvlite.options import AnswerOptions, BatchOptions
 from kvlite.record.measure import versions
-from kvlite.record.recorder import Recorder
+from kvlite.record.recorder import BatchProgress, Recorder
 from kvlite.record.schema import BatchReport
 
 if TYPE_CHECKING:
@@ -158,7 +158,14 @@ class Batch:
                     self._count(event)
                 if now >= next_update_s:
                     next_update_s = now + UPDATE_EVERY_S
-                    progress(self._tally.progress(self._seconds, runner.live_bytes(), runner.budget_bytes))
+                    self._look(runner, progress)
+            self._look(runner, progress)
+
+    def _look(self, runner: Runner, progress: Callable[[str], None]) -> None:
+        """Show how far the batch is, and note it in the run record."""
+        rows = f"{runner.rows_used}/{runner.num_rows}"
+        progress(self._tally.progress(self._seconds, rows, runner.live_bytes(), runner.budget_bytes))
+        self._recorder.sample(BatchProgress(self._tally.generated, runner.rows_used, runner.num_rows))
 
     def _count(self, outcome: Outcome) -> None:
         self._tally.add(outcome)
@@ -167,8 +174,6 @@ class Batch:
             ending = {} if outcome.failure is None else {"finish_reason": "error"}
             report = choice.report().model_copy(update={"id": outcome.item.key, **ending})
             self._recorder.answered(report, choice.kv)
-        if answers:
-            self._recorder.sample()
         if outcome.failure is not None and self._options.out_format == "text":  # the text form has no place for it
             self._console.warn(f"line {outcome.item.line}: {outcome.failure.message}")
         most = 1 if self._options.fail_fast else self._options.max_errors
@@ -214,7 +219,7 @@ class Batch:
         self._console.note(self._tally.closing(seconds, peak_bytes, budget_bytes))
         kv = {"peak_bytes": peak_bytes, "budget_bytes": budget_bytes, "tokens_evicted": self._tally.tokens_evicted}
         counts = {**self._tally.as_dict(seconds), "kv": kv}
-        report = {name: counts[name] for name in BatchReport.model_fields}
+        report = {name: counts[name] for name in BatchReport.model_fields if name in counts}
         self._recorder.batch(BatchReport.model_validate(report), peak_bytes)
         if self._console.as_json and not isinstance(self._output, StdoutLines):
             self._console.json(counts)

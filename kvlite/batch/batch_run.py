@@ -136,6 +136,11 @@ class BatchRun:
         return self._engine.rows if self.budget_bytes else 0
 
     @property
+    def rows_used(self) -> int:
+        """Rows that answer now."""
+        return len(self._flights)
+
+    @property
     def _engine(self) -> Engine:
         return self._rows.engine
 

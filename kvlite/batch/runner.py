@@ -42,6 +42,14 @@ class Runner(Protocol):
     def run(self, items: Iterable[Item | None]) -> Generator[Event]:
         """Yield the outcome of every item as it ends, and tokens before it; None in `items` is no item yet."""
 
+    @property
+    def num_rows(self) -> int:
+        """Rows there are now."""
+
+    @property
+    def rows_used(self) -> int:
+        """Rows that answer now."""
+
     def live_bytes(self) -> int:
         """Count the bytes that all rows hold now."""
 

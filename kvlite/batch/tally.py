@@ -54,13 +54,19 @@ class Tally:
         self.shared_tokens += sum(choice.completion.cached_tokens for choice in outcome.choices)
         self.tokens_evicted += sum(choice.kv.tokens_evicted for choice in outcome.choices)
 
-    def progress(self, seconds: float, live_bytes: int, budget_bytes: int) -> str:
-        """Write the progress line: `812/5000 · 3 err · 9.4 req/s · 402 tok/s · KV 1.90/2.00 GB · ETA 07:25`."""
+    def progress(self, seconds: float, rows: str, live_bytes: int, budget_bytes: int) -> str:
+        """Write the progress line; `rows` are those in use, of how many.
+
+        For example `812/5000 · 3 err · 9.4 req/s · 402 tok/s · 14/16 rows · KV 1.90 GB of 2.00 GB · ETA 07:25`.
+        """
         ended = self.ok + self.failed
         parts = [f"{self.done}" if self.total is None else f"{self.done}/{self.total}", f"{self.failed} err"]
         if seconds > 0:
             parts += [f"{ended / seconds:.1f} req/s", f"{self.generated / seconds:.0f} tok/s"]
+        parts.append(f"{rows} rows")
         parts.append(f"KV {human_bytes(live_bytes)} of {human_bytes(budget_bytes)}")
+        if self.shared_tokens:
+            parts.append(f"{self.shared_tokens:,} tok shared")
         if self.total is not None and ended:
             minutes, rest = divmod(round((self.total - self.done) * seconds / ended), 60)
             parts.append(f"ETA {minutes:02}:{rest:02}")

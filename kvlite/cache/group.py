@@ -47,7 +47,7 @@ class PartGroup:
         counts = [len(heads.numbers) for heads in members]
         width = counts[0] if len(set(counts)) == 1 else 1
         size = (sum(counts) // width, plan.rows, width, num_slots + 1)
-        k, v = (empty_vectors(size, dim, stored, device) for dim in (shape.k_dim, shape.v_dim))
+        k, v = empty_vectors(size, shape, stored, device)
         self.slots = Slots.empty(k, v, policy.statistic is not None)  # [L, B, H_KV, S + 1], or [H, B, 1, S + 1]
         self.policy, self.backend = policy, backend
         recent = max(1, min(policy.recent(num_slots), num_slots - 1))
@@ -119,13 +119,19 @@ def pins_with_room(pins: Tensor, sinks: int, most: int) -> Tensor:
     return pins * (pinned <= most)[:, None, None]
 
 
-def empty_vectors(heads: tuple[int, ...], dim: int, stored: SlotFormat, device: torch.device) -> Vectors:
-    """Zeros [*heads, dim] as `stored` says: numbers, or codes and their scales."""
-    if not stored.is_quantised:
-        return torch.zeros(*heads, dim, dtype=getattr(torch, stored.name), device=device)
-    codes_dtype = torch.uint8 if stored.bits == 4 else torch.int8
-    codes: Tensor = torch.zeros(*heads, stored.code_bytes(dim), dtype=codes_dtype, device=device)
-    return Packed(codes, torch.zeros(*heads, stored.num_scales(dim), dtype=torch.float16, device=device), dim)
+def empty_vectors(
+    heads: tuple[int, ...], shape: LayerShape, stored: SlotFormat, device: torch.device
+) -> tuple[Vectors, Vectors]:
+    """Zeros for keys and values [*heads, D] as `stored` says: numbers, or codes and their scales."""
+
+    def zeros(dim: int, bits: int) -> Vectors:
+        if not stored.is_quantised:
+            return torch.zeros(*heads, dim, dtype=getattr(torch, stored.name), device=device)
+        dtype = torch.int8 if bits == 8 else torch.uint8
+        codes: Tensor = torch.zeros(*heads, stored.code_bytes(dim, bits), dtype=dtype, device=device)
+        return Packed(codes, torch.zeros(*heads, stored.num_scales(dim), dtype=torch.float16, device=device), dim)
+
+    return zeros(shape.k_dim, stored.k_bits), zeros(shape.v_dim, stored.v_bits)
 
 
 def try_out(policy: Policy, shape: ModelShape, plan: CachePlan, stored: SlotFormat) -> None:

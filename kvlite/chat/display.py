@@ -139,7 +139,7 @@ def answer_prompt(llm: LLM, encoded: Encoded, settings: AnswerSettings, display:
     def cancel() -> None:
         engine.cancel(request.id)
 
-    events = stream_answer(engine, request, text.answer(encoded, stop=settings.stop))
+    events = stream_answer(engine, request, text.answer(encoded, settings.stop, settings.min_tokens))
     with deadline.calling(cancel):
         display.finish(display.show(events, interrupts, cancel), llm.model.name)
         if interrupts.pressed:

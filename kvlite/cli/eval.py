@@ -38,7 +38,7 @@ class EvalOptions:
         help="What to measure: needles, dialogue, prompt, lines, multikey, tracking, cloze, kl, ppl.",
     )
     policy: str = option(
-        "heavy-hitter,replay,window",
+        "replay,heavy-hitter,window",
         metavar="A,B",
         complete="policy",
         help="Policies to compare, with settings or without: h2o,window:sinks=8; the full cache is always measured.",
@@ -58,7 +58,7 @@ class EvalOptions:
     kv_dtype: str | None = option(
         None,
         metavar="A,B",
-        shown_default="auto; with --quick auto,int8,int4",
+        shown_default="auto; with --quick auto,k6v4,int4",
         help="What a slot stores, compared too; auto is what kvlite takes by itself.",
     )
     text: Path | None = option(
@@ -95,7 +95,7 @@ class EvalOptions:
     def filled(self) -> EvalOptions:
         """The options with those that nobody gave as `quick` says."""
         usual: dict[str, Any] = {"suite": "needles,dialogue,prompt,kl", "kv_dtype": "auto", "items": 10}
-        quick: dict[str, Any] = {"suite": "needles,dialogue", "kv_dtype": "auto,int8,int4", "items": 4}
+        quick: dict[str, Any] = {"suite": "needles,dialogue", "kv_dtype": "auto,k6v4,int4", "items": 4}
         found = {name: value for name, value in (quick if self.quick else usual).items() if getattr(self, name) is None}
         if self.share is None and self.kv_budget is None:
             found["share"] = "10,20"

@@ -212,6 +212,8 @@ class LLM:
     def _settings(self, given: Mapping[str, Any], max_tokens: int = CHAT_MAX_TOKENS) -> AnswerSettings:
         if isinstance(schema := given.get("json_schema"), Mapping):
             given = {**given, "json_schema": json.dumps(schema)}
+        if isinstance(biases := given.get("logit_bias"), Mapping):
+            given = {**given, "logit_bias": [f"{token}={bias}" for token, bias in biases.items()]}
         model, options = self.model, options_from(AnswerOptions, given, without=("system",))
         pins = model.spec.options.pin_system
         return AnswerSettings.of(model.generation, options, pin_system=pins, max_tokens=max_tokens)

@@ -24,6 +24,7 @@ from kvlite.engine.request import (
 from kvlite.errors import UsageError
 from kvlite.llm.generation import model_defaults
 from kvlite.llm.logprobs import TokenLogprob, token_logprobs
+from kvlite.options import biases_of
 from kvlite.text.grammar import Grammar
 
 if TYPE_CHECKING:
@@ -131,7 +132,8 @@ def sampling_of(options: AnswerOptions) -> dict[str, Any]:
     """The sampling settings that were given, as fields of Sampling. Raises UsageError on values out of range."""
     if options.greedy and options.temperature:  # NaN is true and is refused with the contradiction
         raise UsageError(f"--greedy contradicts --temperature {options.temperature}; give one of them")
-    asked = {one.name: getattr(options, one.name, None) for one in fields(Sampling)}  # no option gives a logit_bias
+    asked = {one.name: getattr(options, one.name) for one in fields(Sampling)}
+    asked["logit_bias"] = biases_of(options.logit_bias) or None
     given = {name: value for name, value in asked.items() if value is not None}
     if options.greedy:
         given["temperature"] = 0.0
@@ -217,6 +219,7 @@ class Answer:
             completion_tokens=self.completion_tokens,
             ttft_s=completion.timing.ttft_s,
             tok_s=completion.timing.tok_s,
+            total_s=completion.timing.total_s,
             kv_peak_bytes=self.kv.peak_bytes,
             tokens_evicted=completion.evicted,
             seed=self.seed,

@@ -64,15 +64,16 @@ class Fit:
         """Candidate caches to spend `budget` on, preferred first; the last needs no check on the loaded model.
 
         As docs/fidelity.md measured it: the model's own dtype where the budget holds the whole window in it, because
-        nothing is lost then; else the more exact of int8 and int4 that holds the window; else int4. At equal bytes four
-        bits keep more of a conversation than any policy does in sixteen. Rows without a budget of their own should hold
+        nothing is lost then; else the most exact of int8, k6v4 and int4 that holds the window; else int4 where the
+        model loses next to nothing by it, else k6v4. At equal bytes so few bits keep more of a conversation than any
+        policy does in sixteen. Rows without a budget of their own should hold
         DEFAULT_ROW_SLOTS.
         """
         is_of_bytes = (self.row_budget or budget).kind in (BudgetKind.BYTES, BudgetKind.SHARE, BudgetKind.AUTO)
         if not self.is_automatic or not is_of_bytes:
             return (self.spec,)
         tried: list[CacheSpec] = []
-        for spec in (self.spec, *(replace(self.spec, slot_format=FORMATS[name]) for name in ("int8", "int4"))):
+        for spec in (self.spec, *(replace(self.spec, slot_format=FORMATS[name]) for name in ("int8", "k6v4", "int4"))):
             tried.insert(0, spec)
             try:
                 found = replace(self, spec=spec)._nominal(budget)

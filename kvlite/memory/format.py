@@ -22,11 +22,12 @@ MOST_GROUP = 32
 class SlotFormat:
     """The way a slot stores its key and value: in a floating-point dtype, or as codes with an fp16 scale per group.
 
-    `is_quantised` tells the two apart; `bits` are those of one channel, scales not counted.
+    `is_quantised` tells the two apart; `k_bits` and `v_bits` are those of one channel, scales not counted.
     """
 
     name: str
-    bits: int
+    k_bits: int
+    v_bits: int
     is_quantised: bool = False
 
     @property
@@ -36,11 +37,15 @@ class SlotFormat:
 
     def bytes_per_slot(self, k_dim: int, v_dim: int) -> int:
         """Bytes of one key and one value of one KV head."""
-        return sum(self.code_bytes(dim) + self.num_scales(dim) * SCALE_BYTES for dim in (k_dim, v_dim))
+        codes = self.code_bytes(k_dim, self.k_bits) + self.code_bytes(v_dim, self.v_bits)
+        return codes + (self.num_scales(k_dim) + self.num_scales(v_dim)) * SCALE_BYTES
 
-    def code_bytes(self, dim: int) -> int:
-        """Bytes of a vector of `dim` channels without its scales, in whole bytes."""
-        return -(-dim * self.bits // 8)
+    def code_bytes(self, dim: int, bits: int) -> int:
+        """Bytes of a vector of `dim` channels in so many bits without its scales.
+
+        A whole number; of 6 bits the low 4 and the high 2 lie apart.
+        """
+        return -(-dim // 2) + -(-dim // 4) if bits == 6 else -(-dim * bits // 8)
 
     def group(self, dim: int) -> int:
         """Channels that share a scale: 32, or as many as the largest power of two that divides `dim`."""
@@ -51,9 +56,10 @@ class SlotFormat:
         return dim // self.group(dim) if self.is_quantised and dim else 0
 
 
-FORMATS = {name: SlotFormat(name, size * 8) for name, size in DTYPE_BYTES.items()} | {
-    "int8": SlotFormat("int8", 8, is_quantised=True),
-    "int4": SlotFormat("int4", 4, is_quantised=True),
+FORMATS = {name: SlotFormat(name, size * 8, size * 8) for name, size in DTYPE_BYTES.items()} | {
+    "int8": SlotFormat("int8", 8, 8, is_quantised=True),
+    "k6v4": SlotFormat("k6v4", 6, 4, is_quantised=True),
+    "int4": SlotFormat("int4", 4, 4, is_quantised=True),
 }
 FORMAT_SPELLINGS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 

@@ -20,12 +20,15 @@ from kvlite.models.kv_quant_check import QuantEffect
 from kvlite.models.loaded import LoadedModel
 from kvlite.models.verify import admit, describe_rotations, rotations_as_described
 from kvlite.options import ModelOptions
+from kvlite.record.findings import Circumstances
 from kvlite.record.measure import versions
-from kvlite.record.verdicts import Circumstances, Verdict, Verdicts, code_stamp
+from kvlite.record.verdicts import Verdict, Verdicts, code_stamp
 from kvlite_kernels.fused_ops import FusedOps
 
 
-def circumstances(files: ModelFiles, options: ModelOptions, dtype: str, device: torch.device) -> Circumstances | None:
+def circumstances(
+    files: ModelFiles, options: ModelOptions, dtype: str, device: torch.device, ops: FusedOps
+) -> Circumstances | None:
     """All that the checks depend on; None where that is more than can be told: code of the model's own.
 
     Raises BrokenModel where a file is unreadable.
@@ -36,7 +39,7 @@ def circumstances(files: ModelFiles, options: ModelOptions, dtype: str, device: 
         "model": files.identity(),
         "dtype": dtype,
         "quant": options.quant,
-        "kernels": options.kernels,
+        "kernels": f"{ops.name}{', 4-bit products' * (ops.most_four_bit_rows(torch.float16) > 0)}",
         "fuse": str(options.fuse),
         "device": _device_name(device),
         "code": code_stamp(),

@@ -17,7 +17,7 @@ from kvlite.models.attention_interface import AttentionLayers, bound_cache
 from kvlite.models.fused import FusedDecoder
 from kvlite.models.hybrid import HybridState
 from kvlite.models.quantised import compute_dtype
-from kvlite.record.verdicts import Circumstances
+from kvlite.record.findings import Circumstances
 
 
 @dataclass(frozen=True, slots=True)

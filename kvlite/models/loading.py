@@ -47,6 +47,7 @@ from kvlite.models.checks import check, check_once, circumstances
 from kvlite.models.device import free_bytes, set_threads
 from kvlite.models.head_needs import fingerprint
 from kvlite.models.hybrid import HybridState
+from kvlite.models.kernel_trial import KernelTrials
 from kvlite.models.loaded import LoadedModel
 from kvlite.models.packed import packed_settings
 from kvlite.models.quantised import quantisation, refuse_quantisation
@@ -57,6 +58,7 @@ from kvlite.record.verdicts import Verdicts
 from kvlite_kernels.backend import KernelsUnavailable
 from kvlite_kernels.choice import choose_ops
 from kvlite_kernels.fused_ops import FusedOps
+from kvlite_kernels.trial.task import MODULES
 
 _PARSER_ERRORS = (
     OSError, ValueError, RuntimeError, TypeError, LookupError, ArithmeticError, AttributeError, AssertionError,
@@ -65,17 +67,27 @@ _PARSER_ERRORS = (
 """Errors that transformers and the parsers below it raise on files they cannot use."""
 
 
-def load(files: ModelFiles, options: ModelOptions, device: torch.device, store: Verdicts | None = None) -> LoadedModel:
+def load(
+    files: ModelFiles,
+    options: ModelOptions,
+    device: torch.device,
+    store: Verdicts | None = None,
+    trials: KernelTrials | None = None,
+) -> LoadedModel:
     """Load a model from its files onto `device`; what `store` knows of it is not found out again.
+
+    Kernels that are left open are those that `trials` finds right and faster, in torch without any.
 
     Raises UnsupportedModel where kvlite cannot bound the family, BrokenModel on damaged files, DoesNotFit or
     OutOfMemory where the weights do not fit, UsageError on kernels that do not run there, and on quantising what is
     quantised already.
     """
     folder = files.folder
-    shape = _shape(files, dtype_name(options.dtype), device)
+    shape = shape_on(files, dtype_name(options.dtype), device)
     ops = _ops(options.kernels, device)
-    _require_room(files, shape, options.quant, device)
+    room = _room(files, shape, options.quant, device)
+    if trials is not None:
+        trials.begin(room)
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     refuse_quantisation(folder, files.config, options.quant)
@@ -96,7 +108,11 @@ def load(files: ModelFiles, options: ModelOptions, device: torch.device, store: 
     _require_vocabulary(model.config, tokenizer)
     loaded = LoadedModel(model, tokenizer, shape, dtype, device, options.quant, state=state)
     loaded = replace(loaded, fingerprint=fingerprint(loaded))
-    about = None if store is None or options.adapter is not None else circumstances(files, options, shape.dtype, device)
+    if trials is not None and options.fuse and trials.finding(MODULES).is_taken:
+        ops = choose_ops("triton", device, four_bit=False)
+    about = None
+    if store is not None and options.adapter is None:
+        about = circumstances(files, options, shape.dtype, device, ops)
     if store is None or about is None:
         loaded = check(loaded, ops, fuses=options.fuse)
     else:
@@ -112,7 +128,7 @@ def _ops(wanted: str, device: torch.device) -> FusedOps:
         raise refused_kernels(wanted, error) from error
 
 
-def _shape(files: ModelFiles, dtype: str | None, device: torch.device) -> ModelShape:
+def shape_on(files: ModelFiles, dtype: str | None, device: torch.device) -> ModelShape:
     """The model's shape in the dtype it is computed in."""
     shape = files.shape(dtype)
     if shape.dtype == "bfloat16" and device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0):
@@ -122,14 +138,15 @@ def _shape(files: ModelFiles, dtype: str | None, device: torch.device) -> ModelS
     return shape
 
 
-def _require_room(files: ModelFiles, shape: ModelShape, quant: str, device: torch.device) -> None:
-    """Refuse weights that take more, once loaded, than is free."""
+def _room(files: ModelFiles, shape: ModelShape, quant: str, device: torch.device) -> int | None:
+    """Bytes that the weights leave, once loaded; None where they do not say. Raises DoesNotFit where none are."""
     needed, free = weight_term(shape, files.weights, quant, device.type).predicted_bytes, free_bytes(device)
     if needed is not None and needed > free:
         raise DoesNotFit(
             f"the weights take {human_bytes(needed)} and {human_bytes(free)} are free on {device}; "
             f"give {'--4bit or ' if quant == 'none' else ''}a smaller model"
         )
+    return None if needed is None else free - needed
 
 
 def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:

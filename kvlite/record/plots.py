@@ -10,11 +10,13 @@ from kvlite.record.page import ON_LIGHT, WIDTH, Curve, Mark, Plot, round_ticks, 
 from kvlite.record.schema import KVReport, TimelinePoint
 
 _SHARES = (0.0, 1.0)
+_MOST_SPANS = 60  # of which each is a value of the tokens per second
 
 
 def record_plots(kv: KVReport, timeline: Sequence[TimelinePoint]) -> tuple[Plot, ...]:
     """The course of the run; where tokens were evicted and one conversation was held, what is kept of them."""
     plots = [timeline_plot(timeline, kv.budget_bytes)] if timeline else []
+    plots += batch_plots([point for point in timeline if point.tokens_generated is not None])
     if kv.tokens_evicted and kv.full_cache_bytes is not None and len(kv.per_layer) > 1:
         layers = [(layer.layer, min(1.0, layer.kept / kv.tokens_seen)) for layer in kv.per_layer]
         plots.append(_shares_plot("Tokens kept by each layer", "layer", layers))
@@ -44,6 +46,46 @@ def timeline_plot(points: Sequence[TimelinePoint], budget_bytes: int) -> Plot:
         x_ticks=tuple((x_at(at, x_ends, WIDTH), f"{at:,g}") for at in round_ticks(*x_ends) if at <= x_ends[1]),
         y_ticks=tuple((y_at(at, y_ends), human_bytes(int(at))) for at in round_ticks(*y_ends) if at <= y_ends[1]),
         curves=(Curve("KV cache", 0, held), Curve(f"budget {human_bytes(budget_bytes)}", dashed, budget)),
+    )
+
+
+def batch_plots(points: Sequence[TimelinePoint]) -> list[Plot]:
+    """Tokens per second and rows in use over the time of a batch; nothing where it was looked at once only."""
+    step = max(1, len(points) // _MOST_SPANS)
+    spans = [*pairwise([*points[:-1:step], *points[-1:]])]
+    rates = [
+        (late.t_s, ((late.tokens_generated or 0) - (early.tokens_generated or 0)) / (late.t_s - early.t_s))
+        for early, late in spans
+        if late.t_s > early.t_s
+    ]
+    if not rates:
+        return []
+    used, there = (
+        [(point.t_s, float(rows or 0)) for point, rows in of]
+        for of in ([(point, point.rows_used) for point in points], [(point, point.rows) for point in points])
+    )
+    return [
+        _over_time("Tokens per second", "tok/s", (("tokens per second", 3, rates),)),
+        _over_time("Rows in use", "rows", (("rows in use", 4, used), ("rows there are", len(ON_LIGHT) + 5, there))),
+    ]
+
+
+def _over_time(title: str, y_title: str, curves: Sequence[tuple[str, int, Sequence[tuple[float, float]]]]) -> Plot:
+    """Values by the seconds of the run, from zero; each curve with its name and its number."""
+    x_ends = (0.0, max(at for _, _, values in curves for at, _ in values) or 1.0)
+    y_ends = (0.0, max(value for _, _, values in curves for _, value in values) or 1.0)
+    return Plot(
+        title=title,
+        x_title="seconds",
+        y_title=y_title,
+        x_ticks=tuple((x_at(at, x_ends, WIDTH), f"{at:,g}") for at in round_ticks(*x_ends) if at <= x_ends[1]),
+        y_ticks=tuple((y_at(at, y_ends), f"{at:,g}") for at in round_ticks(*y_ends) if at <= y_ends[1]),
+        curves=tuple(
+            Curve(
+                name, number, tuple(Mark(x_at(at, x_ends, WIDTH), y_at(value, y_ends), dot=False) for at, value in of)
+            )
+            for name, number, of in curves
+        ),
     )
 
 

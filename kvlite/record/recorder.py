@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from heapq import heappush, heappushpop
+from itertools import count
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol
@@ -33,6 +35,7 @@ from kvlite.record.store import RunRecords, new_run_id, write_whole
 MAX_POINTS = 1000
 MAX_REQUESTS = 1000
 MAX_WARNINGS = 100
+MAX_SLOWEST = 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +55,15 @@ class Reading:
     phases: Mapping[str, int]
     torch: TorchMemory | None = None
     gpu: measure.DeviceReading | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class BatchProgress:
+    """The tokens of all answers of a batch so far, and the rows that answer of those there are."""
+
+    tokens_generated: int
+    rows_used: int
+    rows: int
 
 
 class ReadableEngine(Protocol):
@@ -141,6 +153,8 @@ class Recorder:
         self._turns: list[TurnReport] = []
         self._sums = {"tokens_seen": 0, "tokens_kept": 0, "tokens_evicted": 0}  # over all answers, for a batch
         self._engine: ReadableEngine | None = None
+        self._order = count()
+        self._slowest: list[tuple[float, int, RequestReport]] = []  # a heap
 
     def model(self, identity: ModelIdentity, device: str) -> None:
         """Note the weights that run, and the kind of device."""
@@ -154,8 +168,8 @@ class Recorder:
             self._record.model, self._predicted, self._budget_source = identity, dict(predicted), source
             self._engine = engine  # last, because who leaves while a model loads measures what is there
 
-    def sample(self) -> None:
-        """Add a point to the timeline: the cache as it is now."""
+    def sample(self, progress: BatchProgress | None = None) -> None:
+        """Add a point to the timeline: the cache as it is now, and how far a batch is."""
         if self._engine is None:
             return
         counts = self._engine.counts()
@@ -163,7 +177,7 @@ class Recorder:
         self._has_evicted |= is_first
         self._peak_bytes = max(self._peak_bytes, counts.live_bytes)
         self._is_within_budget &= counts.live_bytes <= counts.budget_bytes
-        self._add_point(counts, "first eviction" if is_first else None)
+        self._add_point(counts, "first eviction" if is_first else None, progress)
 
     def changed(self, how: str, predicted: Mapping[str, int]) -> None:
         """Note that the cache was exchanged for one of bytes `predicted` by term, which has a peak of its own."""
@@ -181,7 +195,7 @@ class Recorder:
             TurnReport(turn=turn.number, tokens=turn.tokens, kept=turn.share, pinned=turn.is_pinned) for turn in kept
         ]
 
-    def _add_point(self, counts: KVCounts, event: str | None) -> None:
+    def _add_point(self, counts: KVCounts, event: str | None, progress: BatchProgress | None = None) -> None:
         assert self._engine is not None
         self._timeline.add(
             TimelinePoint(
@@ -190,6 +204,7 @@ class Recorder:
                 kv_bytes=counts.live_bytes,
                 allocated_bytes=self._engine.allocated_bytes(),
                 event=event,
+                **({} if progress is None else asdict(progress)),
             )
         )
 
@@ -197,6 +212,8 @@ class Recorder:
         """Note an answer; `kv` counts its row. Beyond 1,000 answers only the sums go on."""
         for name in self._sums:
             self._sums[name] += getattr(kv, name)
+        slow = (request.total_s or 0.0, -next(self._order), request)  # of two that took as long the first stays
+        (heappush if len(self._slowest) < MAX_SLOWEST else heappushpop)(self._slowest, slow)
         if len(self._record.requests) < MAX_REQUESTS:
             self._record.requests.append(request)
         else:
@@ -205,6 +222,7 @@ class Recorder:
     def batch(self, report: BatchReport, peak_bytes: int) -> None:
         """Note how a batch went; the tokens of `kv` are then sums over all its answers."""
         self._record.batch = report
+        report.slowest = [request for _, _, request in sorted(self._slowest, reverse=True)]
         self._peak_bytes = max(self._peak_bytes, peak_bytes)
 
     def term(self, name: str, num_bytes: int) -> None:

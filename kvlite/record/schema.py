@@ -171,6 +171,8 @@ class RequestReport(Block):
     kv_peak_bytes: int = 0
     tokens_evicted: int = 0
     seed: int | None = None
+    total_s: float | None = None
+    """Seconds from its row to its end."""
     finish_reason: Text | None = None
     """`stop`, `length`, `cancelled` or `error`."""
 
@@ -182,6 +184,11 @@ class TimelinePoint(Block):
     tokens_seen: int
     kv_bytes: int
     allocated_bytes: int | None = None
+    tokens_generated: int | None = None
+    """A batch: the tokens of all answers by then."""
+    rows_used: int | None = None
+    """A batch: the rows that answered, of `rows`."""
+    rows: int | None = None
     event: Text | None = None
 
 
@@ -196,6 +203,8 @@ class BatchReport(Block):
     shared_tokens: int = 0
     """Tokens of prompts that were fed for another prompt which begins alike."""
     tokens_per_s: float | None = None
+    slowest: list[RequestReport] = Field(default_factory=list)
+    """The ten answers that took longest, the longest first."""
 
 
 class RunRecord(Block):

@@ -51,10 +51,12 @@ def record_tables(record: RunRecord) -> list[Table]:
     tables = (
         _memory(record),
         Table(("KV cache", ""), _cache(record.kv) if record.kv else ()),
+        _events(record),
         _turns(record.kv),
         Table(("Phase", "peak memory"), phases),
         _requests(record),
         Table(("Batch", ""), _batch(record.batch) if record.batch else ()),
+        _slowest(record.batch),
         Table(("Environment", ""), _environment(record)),
         Table(("Warnings",), warnings),
     )
@@ -140,6 +142,16 @@ def _cache(kv: KVReport) -> Rows:
     return tuple(rows)
 
 
+def _events(record: RunRecord) -> Table:
+    """What happened to the cache: the first eviction, and each time it was exchanged for another."""
+    points = [point for point in record.timeline if point.event is not None]
+    rows = tuple(
+        (f"{point.t_s:.1f} s", count(point.tokens_seen), human_bytes(point.kv_bytes), str(point.event))
+        for point in points
+    )
+    return Table(("At", "tokens seen", "KV", "event"), rows)
+
+
 def _turns(kv: KVReport | None) -> Table:
     """Share of a chat that was kept when it ended; nothing where all of it was."""
     turns = kv.per_turn if kv and kv.tokens_evicted else []
@@ -182,6 +194,22 @@ def _requests(record: RunRecord) -> Table:
 def _batch(batch: BatchReport) -> Rows:
     counts = ((name, count(getattr(batch, name))) for name in ("total", "ok", "failed", "resumed", "deduped"))
     return (*counts, ("speed", UNKNOWN if batch.tokens_per_s is None else f"{batch.tokens_per_s:.1f} tok/s"))
+
+
+def _slowest(batch: BatchReport | None) -> Table:
+    """The answers of a batch that took longest; nothing where all are shown anyway."""
+    shown = batch.slowest if batch is not None and batch.total > MAX_REQUEST_ROWS else []
+    rows = tuple(
+        (
+            request.id,
+            UNKNOWN if request.total_s is None else f"{request.total_s:.2f} s",
+            count(request.prompt_tokens),
+            count(request.completion_tokens),
+            request.finish_reason or UNKNOWN,
+        )
+        for request in shown
+    )
+    return Table(("Slowest", "time", "prompt tok", "new tok", "finish"), rows)
 
 
 def _environment(record: RunRecord) -> Rows:

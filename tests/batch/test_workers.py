@@ -25,7 +25,9 @@ Answers = Callable[[int, int, Order], Report]
 
 
 def answered(order: Order, rows: int = 2) -> Report:
-    return Report(tuple(Outcome(item) for item in order.items), cache=CacheNow(COUNTS, None, rows, 200), is_idle=True)
+    return Report(
+        tuple(Outcome(item) for item in order.items), cache=CacheNow(COUNTS, None, rows, 1, 200), is_idle=True
+    )
 
 
 def plainly(number: int, life: int, order: Order) -> Report:

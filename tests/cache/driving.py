@@ -112,7 +112,8 @@ def as_stored(stream: Stream, stored: str) -> Stream:
 def slots_of(stored: str, k: Tensor, v: Tensor) -> Slots:
     """Slots that hold keys [B, H_KV, N, D] and values [B, H_KV, N, D_V]."""
     *heads, length, _ = k.shape
-    empty = (empty_vectors((*heads, length + 1), x.shape[-1], FORMATS[stored], CPU) for x in (k, v))
+    layer = attention_layer(heads[-1], k.shape[-1], v_dim=v.shape[-1])
+    empty = empty_vectors((*heads, length + 1), layer, FORMATS[stored], CPU)
     slots = Slots.empty(*empty, has_statistic=False)
     TORCH.write(slots, slice(0, length), k, v)
     return slots

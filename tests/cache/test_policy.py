@@ -204,7 +204,7 @@ def test_a_plug_in_that_raises_over_a_setting_is_named(monkeypatch: pytest.Monke
         load_policy("picky:sinks=9")
 
 
-@pytest.mark.parametrize("stored", ["float32", "bfloat16", "int8", "int4"])
+@pytest.mark.parametrize("stored", ["float32", "bfloat16", "int8", "k6v4", "int4"])
 @pytest.mark.parametrize(
     ("score", "said"),
     [

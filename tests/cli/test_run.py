@@ -52,7 +52,7 @@ def body(run):
 def test_stdout_is_the_answer_and_stderr_says_what_ran(run):
     code, out, err = run("demo", "Hello", "there", "--greedy")
     assert code == 0 and out.strip() and out.endswith("\n") and "\x1b" not in out
-    assert "demo" in err and "KV" in err and "policy heavy-hitter" in err and "cpu" in err
+    assert "demo" in err and "KV" in err and "policy replay" in err and "cpu" in err
 
 
 def test_a_policys_settings_are_what_the_banner_the_json_and_the_record_say(run, tmp_path, monkeypatch):
@@ -63,7 +63,7 @@ def test_a_policys_settings_are_what_the_banner_the_json_and_the_record_say(run,
     assert json.loads((tmp_path / "r.json").read_text())["kv"]["policy"] == "window:sinks=8"
 
 
-@pytest.mark.parametrize("stored", ["int8", "int4"])
+@pytest.mark.parametrize("stored", ["int8", "k6v4", "int4"])
 def test_low_bit_slots_are_what_the_banner_the_json_and_the_record_say(run, tmp_path, stored):
     record = tmp_path / "record.json"
     code, out, err = run(
@@ -71,7 +71,7 @@ def test_low_bit_slots_are_what_the_banner_the_json_and_the_record_say(run, tmp_
     )
     assert code == 0 and f"{stored} slots move what the model says" in err
     told, kept = json.loads(out)["kvlite"]["kv"], json.loads(record.read_text())["kv"]
-    per_token = 4 * 2 * 2 * {"int8": 34, "int4": 18}[stored]  # layers, KV heads, K and V, and a scale per 32 channels
+    per_token = 4 * 2 * {"int8": 68, "k6v4": 44, "int4": 36}[stored]  # layers, KV heads; a scale per 32 channels
     assert told["dtype"] == kept["dtype"] == stored
     assert kept["bytes_per_token"] == per_token and told["reserved_bytes"] <= 80_000
 
@@ -86,14 +86,21 @@ def test_low_bit_slots_that_change_the_model_are_warned_of_and_those_that_destro
 
 
 @pytest.mark.parametrize(
-    ("harmless", "budget", "dtype"),
-    [(1.0, "100kB", "int4"), (0.001, "100kB", "int8"), (0.0, "100kB", "float32"), (1.0, "100MB", "float32")],
+    ("harmless", "of_4", "budget", "dtype"),
+    [
+        (1.0, 1.0, "100kB", "int4"),
+        (1.0, 0.001, "100kB", "k6v4"),
+        (0.001, 0.001, "100kB", "int8"),
+        (0.0, 0.0, "100kB", "float32"),
+        (1.0, 1.0, "100MB", "float32"),
+    ],
 )
-def test_auto_takes_the_slots_that_the_model_survives(run, tmp_path, monkeypatch, harmless, budget, dtype):
+def test_auto_takes_the_slots_that_the_model_survives(run, tmp_path, monkeypatch, harmless, of_4, budget, dtype):
     monkeypatch.setattr("kvlite.models.kv_quant_check.HARMLESS", harmless)
+    monkeypatch.setattr("kvlite.models.kv_quant_check.HARMLESS_KEYS_OF_4", of_4)
     record = tmp_path / "record.json"
     code, _, err = run("demo", "hi", "-v", "--kv-budget", budget, "--report", str(record))
-    assert code == 0 and err.count("auto passes over") == {"int4": 0, "int8": 1, "float32": 2}[dtype] * (
+    assert code == 0 and err.count("auto passes over") == {"int4": 0, "k6v4": 1, "int8": 2, "float32": 3}[dtype] * (
         budget != "100MB"
     )
     kv = json.loads(record.read_text())["kv"]
@@ -277,7 +284,7 @@ def test_ctrl_c_keeps_what_there_is_and_ends_with_130(own_home):
 
 
 def test_the_banner_says_what_happens_when_the_cache_is_full(run):
-    assert "policy heavy-hitter · cpu (torch)" in run("demo", "hi", "-n", "1", "--device", "cpu")[2]
+    assert "policy replay · cpu (torch)" in run("demo", "hi", "-n", "1", "--device", "cpu")[2]
     assert (
         "policy window, stop when full · "
         in run("demo", "hi", "-n", "1", "--kv-policy", "window", "--on-full", "stop")[2]

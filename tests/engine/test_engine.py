@@ -44,7 +44,7 @@ def test_an_answer_does_not_depend_on_the_batch(llama: LoadedModel, policy: str)
     assert_same_alone_and_in_a_batch(llama, policy, "auto")
 
 
-@pytest.mark.parametrize("kv_dtype", ["int8", "int4"])
+@pytest.mark.parametrize("kv_dtype", ["int8", "k6v4", "int4"])
 @pytest.mark.parametrize("policy", but_few(["heavy-hitter", "h2o", "window"], "heavy-hitter"))
 def test_nor_does_it_over_low_bit_slots(policy: str, kv_dtype: str) -> None:
     loaded = admitted(tiny_model("llama", {}))

@@ -48,6 +48,17 @@ def test_no_answer_ends_before_its_least_tokens(llm: LLM) -> None:
     assert (unended.completion_tokens, unended.finish_reason) == (60, FinishReason.LENGTH)
 
 
+def test_biases_of_tokens_reach_the_draw(llm: LLM) -> None:
+    prompt = PROMPTS[:1]
+    (plain,) = llm.generate(prompt, greedy=True, max_tokens=4)
+    first = plain.completion.ids[0]
+    (without,) = llm.generate(prompt, greedy=True, max_tokens=4, logit_bias={first: -100}, logprobs=1)
+    assert without.completion.ids[0] != first and without.logprobs is not None
+    assert without.logprobs[0].top[0].logprob > without.logprobs[0].logprob  # the model's own stay as they are
+    (again,) = llm.generate(prompt, greedy=True, max_tokens=4, logit_bias=f"{first}=-100")
+    assert again.text == without.text
+
+
 def test_what_cannot_be_is_refused_before_anything_is_loaded(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -57,6 +68,8 @@ def test_what_cannot_be_is_refused_before_anything_is_loaded(
         (["run", "-m", "demo", "Hi", "--logprobs", "2"], "--json"),
         ([*batch, "--logprobs", "2"], "text"),
         (["run", "-m", "demo", "Hi", "--min-tokens", "9", "--max-tokens", "8"], "min_tokens is 9"),
+        (["run", "-m", "demo", "Hi", "--logit-bias", "cat=5"], "'cat=5' is no bias"),
+        (["run", "-m", "demo", "Hi", "--logit-bias", "5=101"], "-100 to 100"),
     ):
         assert main(words) == 2
         assert reason in capsys.readouterr().err
@@ -71,3 +84,12 @@ def test_run_prints_them_as_openai_does(capsys: pytest.CaptureFixture[str], monk
     content = choice["logprobs"]["content"]
     assert [len(one["top_logprobs"]) for one in content] == [2] * len(content)
     assert content[0].keys() == {"token", "logprob", "bytes", "top_logprobs"}
+
+
+def test_run_holds_stop_strings_back_until_the_least_tokens(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", None)
+    words = ["run", "-m", "demo", "Hello! What is your name?", "--greedy", "--stop", " "]
+    assert main(words) == 0 and " " not in capsys.readouterr().out
+    assert main([*words, "--min-tokens", "6"]) == 0 and " " in capsys.readouterr().out

@@ -58,7 +58,7 @@ def test_auto_stores_the_models_dtype() -> None:
 
 @pytest.mark.parametrize("name", ["int3", "INT8", "fp8", "", "FLOAT16"])
 def test_an_unknown_format_is_refused_with_those_that_exist(name: str) -> None:
-    with pytest.raises(UsageError, match="float32, bfloat16, float16, int8, int4"):
+    with pytest.raises(UsageError, match="float32, bfloat16, float16, int8, k6v4, int4"):
         slot_format(name, "bfloat16")
 
 
@@ -71,6 +71,8 @@ def test_an_unknown_format_is_refused_with_those_that_exist(name: str) -> None:
         ("int4", 80, 80, 2 * (40 + 5 * 2)),  # the largest power of two in 80 is 16
         ("int8", 8, 8, 2 * (8 + 2)),
         ("int4", 5, 5, 2 * (3 + 5 * 2)),
+        ("k6v4", 64, 128, (32 + 16 + 2 * 2) + (64 + 4 * 2)),
+        ("k6v4", 5, 6, (3 + 2 + 5 * 2) + (3 + 3 * 2)),
     ],
 )
 def test_a_coded_slot_is_its_codes_and_a_scale_per_group(name: str, k_dim: int, v_dim: int, size: int) -> None:

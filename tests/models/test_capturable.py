@@ -69,7 +69,7 @@ def test_no_policy_reads_a_value(policy: str, monkeypatch: pytest.MonkeyPatch) -
     decode(fuse(admitted(tiny_model("llama", {}))), policy, monkeypatch)
 
 
-@pytest.mark.parametrize("stored", ["int8", "int4"])
+@pytest.mark.parametrize("stored", ["int8", "k6v4", "int4"])
 def test_no_slot_format_reads_a_value(stored: str, monkeypatch: pytest.MonkeyPatch) -> None:
     decode(fuse(admitted(tiny_model("llama", {}))), "heavy-hitter", monkeypatch, stored)
 

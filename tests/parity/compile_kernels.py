@@ -1,10 +1,10 @@
 """Compile every Triton kernel without a GPU and write a JSON line for each: registers, shared memory, spills, faults.
 
-    python tests/parity/compile_kernels.py [--sm 75,80,86,89,90,120] [--dims 64,128,192/128,256] [--bits 0,8,4]
+    python tests/parity/compile_kernels.py [--sm 75,80,86,89,90,120] [--dims 64,128,192/128,256] [--bits 0,8,6,4]
 
-Slots of 0 bits hold numbers, fp16 or bf16. The kernels are launched as the product launches them, on small tensors and
-with a driver that compiles for the architecture asked for and runs nothing. Needs triton, whose own ptxas and cuobjdump
-it uses; TRITON_INTERPRET must not be set.
+Slots of 0 bits hold numbers, fp16 or bf16; values are in 4 beside keys in 6. The kernels are launched as the product
+launches them, on small tensors and with a driver that compiles for the architecture asked for and runs nothing. Needs
+triton, whose own ptxas and cuobjdump it uses; TRITON_INTERPRET must not be set.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Compile the Triton kernels and write what they take.")
     parser.add_argument("--sm", default="75,80,86,89,90,120")
     parser.add_argument("--dims", default="64,128,192/128,256")
-    parser.add_argument("--bits", default="0,8,4")
+    parser.add_argument("--bits", default="0,8,6,4")
     given = parser.parse_args()
     numbers = [map(int, text.split(",")) for text in (given.sm, given.bits)]
     for sm, dims, bits in product(numbers[0], given.dims.split(","), numbers[1]):

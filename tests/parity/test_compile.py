@@ -34,7 +34,7 @@ def resources(tmp_path: Path, *arguments: str) -> list[dict[str, object]]:
     "arguments",
     [
         ("--sm", "75,80,86,89,90,120", "--dims", "128", "--bits", "0"),  # what most models have, everywhere
-        ("--sm", "75,86,90", "--dims", "128", "--bits", "8,4"),
+        ("--sm", "75,86,90", "--dims", "128", "--bits", "8,6,4"),
         ("--sm", "86", "--dims", "256", "--bits", "0,8"),  # the widest, where shared memory is least
     ],
     ids=["every architecture", "low-bit slots", "the widest"],

@@ -37,7 +37,7 @@ def test_the_token_that_waits_takes_the_slot_of_the_lowest(case: Case) -> None:
     check(TRITON, slots, case, scores(case).flip(-1), after(case) + 1)
 
 
-@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("bits", [8, 6, 4])
 def test_codes_and_scales_move_as_they_are(bits: int) -> None:
     case = CASES["sinks and recent"]
     check(TRITON, holding(case, bits), case, scores(case), after(case))

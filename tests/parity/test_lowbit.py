@@ -42,7 +42,7 @@ def test_rotating_twice_gives_the_vector_back(dim: int) -> None:
     assert_parity("x", hadamard(hadamard(x)), x)
 
 
-@given(st.sampled_from(DIMS), st.sampled_from((8, 4)), st.floats(-3, 4), st.integers(0, 10**6))
+@given(st.sampled_from(DIMS), st.sampled_from((8, 6, 4)), st.floats(-3, 4), st.integers(0, 10**6))
 def test_a_channel_is_off_by_at_most_half_a_step_unless_it_opposes_the_largest(
     dim: int, bits: int, magnitude: float, seed: int
 ) -> None:
@@ -58,7 +58,7 @@ def test_a_channel_is_off_by_at_most_half_a_step_unless_it_opposes_the_largest(
 
 
 @pytest.mark.parametrize("dim", DIMS)
-@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("bits", [8, 6, 4])
 def test_numbers_that_are_codes_come_back_exactly(dim: int, bits: int) -> None:
     levels = 2 ** (bits - 1)
     x = torch.arange(6 * dim).view(2, 3, dim).remainder(2 * levels).float() - levels
@@ -80,7 +80,21 @@ def test_a_byte_of_four_bits_holds_a_channel_and_the_one_half_a_vector_on(dim: i
     assert torch.equal(((codes >> 4) - 8)[:, : dim - half], x[:, half:].long())
 
 
-@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("dim", [5, 8, 80])
+def test_six_bits_are_four_bits_and_behind_them_the_high_two_of_each(dim: int) -> None:
+    x = torch.arange(dim).mul(7).remainder(32).float()[None] - 16
+    x[..., :: group_of(dim)] = -32  # so that every group's scale is 1
+    half = -(-dim // 2)
+    codes = quantise(x, 6, group_of(dim)).codes.long()
+    assert codes.shape == (1, half + -(-half // 2))
+    for channel in range(dim):
+        byte, place = channel % half, channel // half
+        low = codes[0, byte] >> 4 * place & 15
+        high = codes[0, half + byte // 2] >> 4 * (byte % 2) + 2 * place & 3
+        assert low + 16 * high - 32 == x[0, channel]
+
+
+@pytest.mark.parametrize("bits", [8, 6, 4])
 def test_numbers_beyond_what_a_scale_holds_saturate_and_vanish(bits: int) -> None:
     levels = 2 ** (bits - 1)
     x = torch.tensor([[-1e9, 1e9, 1.0, 0.0], [1e-12, -1e-12, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]])
@@ -89,7 +103,7 @@ def test_numbers_beyond_what_a_scale_holds_saturate_and_vanish(bits: int) -> Non
     assert not back[1:].any()
 
 
-@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("bits", [8, 6, 4])
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
 def test_what_is_not_finite_stays_so_and_spoils_no_other_group(bits: int, bad: float) -> None:
     x = random(3, 8)
@@ -100,7 +114,7 @@ def test_what_is_not_finite_stays_so_and_spoils_no_other_group(bits: int, bad: f
 
 
 @pytest.mark.parametrize("tile", [1, 200, 1 << 22])
-@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("bits", [8, 6, 4])
 def test_attention_over_codes_is_attention_over_what_they_stand_for(
     bits: int, tile: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -117,8 +131,9 @@ def test_attention_over_codes_is_attention_over_what_they_stand_for(
     assert_parity("mass", held, mass, 1e-5)
 
 
-def test_codes_are_widened_without_touching_them() -> None:
-    packed = quantise(random(1, 2, 3, 8), 4, 8)
+@pytest.mark.parametrize("bits", [8, 6, 4])
+def test_codes_are_widened_without_touching_them(bits: int) -> None:
+    packed = quantise(random(1, 2, 3, 8), bits, 8)
     before = packed.codes.clone(), packed.scale.clone()
     packed.to(torch.float32)
     assert torch.equal(packed.codes, before[0]) and torch.equal(packed.scale, before[1])

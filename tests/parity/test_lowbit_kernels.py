@@ -1,4 +1,4 @@
-"""The Triton kernels over slots of 8 and 4 bits against their torch twins: codes bit for bit, attention to rounding."""
+"""The Triton kernels over codes of 8, 6 and 4 bits against their torch twins: bit for bit, attention to rounding."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from kvlite_kernels.triton_set.backend import TritonBackend
 from kvlite_kernels.triton_set.tiles import INTERPRETER, Processor
 
 __all__ = ["poison"]
-pytestmark = [pytest.mark.usefixtures("poison"), pytest.mark.parametrize("bits", [8, 4])]
+pytestmark = [pytest.mark.usefixtures("poison"), pytest.mark.parametrize("bits", [8, 6, 4])]
 quantise = TritonBackend([LayerSizes(2, 2, 41, 16, 16)], 2, [torch.float32], torch.device("cpu"), INTERPRETER).quantise
 FP32 = Case(dtype=torch.float32, group=2, k_dim=16, v_dim=16)
 CASES = {
@@ -51,6 +51,11 @@ def coded(x: Tensor, bits: int) -> Packed:
     return lowbit.quantise(x.float(), bits, group_of(x.shape[-1]))
 
 
+def coded_pair(k: Tensor, v: Tensor, bits: int) -> tuple[Packed, Packed]:
+    """Keys in `bits` and values in as many, in 4 beside keys in 6."""
+    return coded(k, bits), coded(v, 4 if bits == 6 else bits)
+
+
 def inside(packed: Packed, pos: Tensor | None = None) -> Packed:
     """The same between poisoned slots, and with no number for the scales of free ones."""
     around = Packed(surrounded(packed.codes), surrounded(packed.scale), packed.dim)
@@ -67,10 +72,9 @@ def tolerances(case: Case) -> tuple[float, float]:
 def segments_of(case: Case, bits: int, queries: int) -> tuple[Tensor, Tensor, list[Segment], list[Segment]]:
     """Queries, their positions, and slots and chunk, as the twin and as the kernels get them."""
     q, q_pos, held = problem(replace(case, queries=queries))
-    k, v = coded(held.k, bits), coded(held.v, bits)
-    new = Segment(
-        *(coded(random(case.rows, case.kv_heads, queries, d), bits) for d in (case.k_dim, case.v_dim)), q_pos[:, None]
-    )
+    k, v = coded_pair(held.k, held.v, bits)
+    fresh = (random(case.rows, case.kv_heads, queries, dim) for dim in (case.k_dim, case.v_dim))
+    new = Segment(*coded_pair(*fresh, bits), q_pos[:, None])
     pos = held.pos.expand(-1, case.kv_heads, -1)
     poisoned = Segment(inside(k, pos), inside(v, pos), surrounded(held.pos))
     return q, q_pos, [Segment(k, v, held.pos), new], [poisoned, new]

@@ -58,7 +58,10 @@ LOW_BIT = [(name, "int4") for name in policy_names() if load_policy(name).evicts
 
 
 @pytest.mark.parametrize(
-    ("name", "stored"), but_few([*LOW_BIT, ("heavy-hitter", "int8"), ("keydiff", "int8")], ("heavy-hitter", "int4"))
+    ("name", "stored"),
+    but_few(
+        [*LOW_BIT, ("heavy-hitter", "int8"), ("heavy-hitter", "k6v4"), ("keydiff", "int8")], ("heavy-hitter", "int4")
+    ),
 )
 def test_triton_leaves_the_same_survivors_in_low_bit_slots(name: str, stored: str) -> None:
     check_survivors(load_policy(name), stored, model_shape(attention_layer(2, 24, v_dim=10)))

@@ -190,7 +190,7 @@ def test_three_at_once_answer_as_each_alone(make: Any, smollm2: Path, dtype: str
             assert dtype != "float32" and best - second <= NEARLY, f"{request.id} leaves at token {at}: {best - second}"
 
 
-@pytest.mark.parametrize(("slots", "most_nats"), [("int8", 0.03), ("int4", 0.3)])
+@pytest.mark.parametrize(("slots", "most_nats"), [("int8", 0.03), ("k6v4", 0.06), ("int4", 0.3)])
 def test_it_tolerates_quantised_slots(make: Any, slots: str, most_nats: float) -> None:
     effect = try_format(make().model.loaded, FORMATS[slots])
     assert 0 < effect.nats <= most_nats and not effect.is_destructive

@@ -12,7 +12,7 @@ import pytest
 from kvlite.errors import ContextFull, Terminated
 from kvlite.memory.counts import KVCounts
 from kvlite.record.measure import DeviceReading
-from kvlite.record.recorder import MAX_REQUESTS, Recorder
+from kvlite.record.recorder import MAX_REQUESTS, MAX_SLOWEST, BatchProgress, Recorder
 from kvlite.record.schema import BatchReport, LayerKept, ModelIdentity, RequestReport, RunRecord, TorchMemory
 from kvlite.record.store import RunRecords, read_record
 from tests.record.measured import FakeEngine, counts
@@ -32,6 +32,23 @@ def recorded(tmp_path: Path) -> Callable[[Callable[[Recorder], None]], RunRecord
 
 
 Recorded = Callable[[Callable[[Recorder], None]], RunRecord]
+
+
+def test_of_a_batch_the_answers_that_took_longest_are_named_and_its_course_is_kept(recorded: Recorded) -> None:
+    def use(recorder: Recorder) -> None:
+        engine = FakeEngine()
+        recorder.opened(IDENTITY, {}, engine, "flag")
+        recorder.sample(BatchProgress(tokens_generated=7, rows_used=1, rows=2))
+        for number in range(MAX_REQUESTS + 50):
+            recorder.answered(RequestReport(id=str(number), total_s=float(number % 1040)), engine.held)
+        recorder.batch(BatchReport(total=5), 0)
+
+    record = recorded(use)
+    assert record.batch is not None
+    slowest = [(one.id, one.total_s) for one in record.batch.slowest]
+    assert slowest == [(str(number), number) for number in range(1039, 1039 - MAX_SLOWEST, -1)]
+    (point,) = record.timeline
+    assert (point.tokens_generated, point.rows_used, point.rows) == (7, 1, 2)
 
 
 def test_the_record_holds_what_was_said_and_measured(recorded: Recorded) -> None:

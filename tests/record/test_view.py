@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from kvlite.record.page import HEIGHT, WIDTH, Plot
-from kvlite.record.plots import record_plots, timeline_plot
+from kvlite.record.plots import batch_plots, record_plots, timeline_plot
 from kvlite.record.schema import RunRecord
 from kvlite.record.view import MAX_REQUEST_ROWS, record_page, record_tables, run_line, verdict
 
@@ -63,6 +63,18 @@ def table(shown: RunRecord, title: str) -> dict[str, tuple[str, ...]]:
 
 def note(shown: RunRecord, title: str) -> str:
     return next(table.note for table in record_tables(shown) if table.columns[0] == title)
+
+
+def test_what_happened_to_the_cache_is_told_in_order() -> None:
+    points = [
+        {"t_s": 0.5, "tokens_seen": 10, "kv_bytes": 1000, "allocated_bytes": None},
+        {"t_s": 1.25, "tokens_seen": 3700, "kv_bytes": 2_000_000, "allocated_bytes": None, "event": "first eviction"},
+        {"t_s": 9.0, "tokens_seen": 9870, "kv_bytes": 1_500_000, "allocated_bytes": None, "event": "KV 2 MB → KV 1 MB"},
+    ]
+    assert table(record(timeline=points), "At") == {
+        "1.2 s": ("3,700", "2.00 MB", "first eviction"),
+        "9.0 s": ("9,870", "1.50 MB", "KV 2 MB → KV 1 MB"),
+    }
 
 
 def test_the_verdict_names_budget_peak_and_headroom() -> None:
@@ -161,6 +173,30 @@ def test_the_page_has_a_plot_where_there_is_a_timeline(timeline: list[dict[str, 
     page = record_page(record(argv=["chat", "<script>alert(1)</script>"], warnings=["a & b"], timeline=timeline))
     assert page.count("<figure>") == num_plots + 1  # and what each layer kept
     assert "<script" not in page and "a &amp; b" in page
+
+
+BATCH = [
+    point | {"tokens_generated": generated, "rows_used": used, "rows": 4}
+    for point, generated, used in zip(TIMELINE, (0, 100, 400), (1, 4, 2), strict=True)
+]
+
+
+def test_a_batch_is_drawn_as_tokens_per_second_and_rows_in_use() -> None:
+    rates, rows = batch_plots(record(timeline=BATCH).timeline)
+    assert [(mark.x, mark.y) for mark in rates.curves[0].marks] == [(WIDTH / 2, HEIGHT * 2 / 3), (WIDTH, 0)]
+    used, there = rows.curves
+    assert [mark.y for mark in used.marks] == [HEIGHT * 3 / 4, 0, HEIGHT / 2]
+    assert {mark.y for mark in there.marks} == {0}
+    assert record_page(record(timeline=BATCH)).count("<figure>") == 4
+    assert batch_plots([]) == batch_plots(record(timeline=BATCH[:1]).timeline) == []
+
+
+def test_the_slowest_answers_of_a_long_batch_are_named() -> None:
+    slowest = [{"id": "a", "total_s": 9.5, "prompt_tokens": 3, "completion_tokens": 7, "finish_reason": "stop"}]
+    shown = record(batch={"total": MAX_REQUEST_ROWS + 1, "slowest": slowest})
+    assert table(shown, "Slowest") == {"a": ("9.50 s", "3", "7", "stop")}
+    short = record(batch={"total": 2, "slowest": slowest})
+    assert "Slowest" not in {one.columns[0] for one in record_tables(short)}
 
 
 def test_the_page_of_a_run_that_passed_its_budget_is_an_alarm() -> None:

@@ -48,7 +48,8 @@ def attend_one(
         *noise,
         q.stride(0), q.stride(1), q_pos.stride(0), *k.strides, *v.strides, *_heads(held.pos),
         NUM_KV_HEADS=kv_heads, G=group, D=dim, D_V=v_dim, PAD_D=padded(dim), PAD_D_V=padded(v_dim),
-        ROWS=tile.rows, KEYS=tile.columns, BITS=k.bits, GROUP=k.group, GROUP_V=v.group, RUN=k.run, RUN_V=v.run,
+        ROWS=tile.rows, KEYS=tile.columns, BITS=k.bits, BITS_V=v.bits, GROUP=k.group, GROUP_V=v.group,
+        RUN=k.run, RUN_V=v.run,
         HAS_CAP=geometry.softcap is not None, STATISTIC=kind,
         **tile.options,
     )  # fmt: skip
@@ -98,7 +99,7 @@ def attend_many(
     rows, num_heads, num_queries, dim = q.shape
     slots, new = segments[0], segments[-1]
     k, v, new_k, new_v = (operand(x) for x in (slots.k, slots.v, new.k, new.v))
-    assert new_k.bits == k.bits, "new tokens are attended as slots hold them"
+    assert (new_k.bits, new_v.bits) == (k.bits, v.bits), "new tokens are attended as slots hold them"
     kv_heads, v_dim = slots.k.shape[1], slots.v.shape[-1]
     kind = "" if observation is None else observation.kind.value
     tile = prefill_tile(capability, dim, v_dim, kind == "gumbel", k.bits)
@@ -117,7 +118,8 @@ def attend_many(
         *q.stride()[:3], q_pos.stride(0), *k.strides, *v.strides, *_heads(slots.pos),
         *new_k.strides, *new_v.strides, new.pos.stride(0),
         NUM_HEADS=num_heads, G=num_heads // kv_heads, D=dim, D_V=v_dim, PAD_D=padded(dim), PAD_D_V=padded(v_dim),
-        QUERIES=tile.rows, KEYS=tile.columns, BITS=k.bits, GROUP=k.group, GROUP_V=v.group, RUN=k.run, RUN_V=v.run,
+        QUERIES=tile.rows, KEYS=tile.columns, BITS=k.bits, BITS_V=v.bits, GROUP=k.group, GROUP_V=v.group,
+        RUN=k.run, RUN_V=v.run,
         HAS_CAP=geometry.softcap is not None, HAS_SINK=geometry.sink_logits is not None,
         HAS_NEW=len(segments) > 1, ARE_LAST=are_last, STATISTIC=kind,
         **tile.options,

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kvlite_kernels.backend import Backend, KernelsUnavailable, LayerSizes
 from kvlite_kernels.eviction import Protection
-from kvlite_kernels.lowbit import Packed, hadamard
+from kvlite_kernels.lowbit import Packed, code_bytes, hadamard
 from kvlite_kernels.reference import Geometry, Segment
 from kvlite_kernels.slots import Slots
 from kvlite_kernels.statistic import Observation
@@ -89,15 +89,16 @@ class TritonBackend(Backend):
             0 if protection.window is None else protection.window, 0 if protection.pins is None else pins.shape[1],
             *k.strides, *v.strides, *slots.pos.stride()[:-1], score.shape[-1], next_pos.stride(0),
             NUM_KV_HEADS=kv_heads, D=dim, D_V=v_dim, PAD_D=padded(dim), PAD_D_V=padded(v_dim),
-            BITS=k.bits, GROUP=k.group, GROUP_V=v.group, HAS_STATISTIC=slots.statistic is not None,
-            HAS_WINDOW=protection.window is not None, SLOTS=EVICT_TILE.columns, **EVICT_TILE.options,
+            BITS=k.bits, BITS_V=v.bits, GROUP=k.group, GROUP_V=v.group,
+            HAS_STATISTIC=slots.statistic is not None, HAS_WINDOW=protection.window is not None,
+            SLOTS=EVICT_TILE.columns, **EVICT_TILE.options,
         )  # fmt: skip
 
     def quantise(self, x: Tensor, bits: int, group: int) -> Packed:
         """See `lowbit.quantise`."""
         *shape, dim = x.shape
-        width, dtype = (dim, torch.int8) if bits == 8 else ((dim + 1) // 2, torch.uint8)
-        codes = torch.empty(*shape, width, dtype=dtype, device=x.device)
+        dtype = torch.int8 if bits == 8 else torch.uint8
+        codes = torch.empty(*shape, code_bytes(dim, bits), dtype=dtype, device=x.device)
         scale = torch.empty(*shape, dim // group, dtype=torch.float16, device=x.device)
         packed, num_vectors = Packed(codes, scale, dim), scale.numel() * group // dim
         vectors.code[(triton.cdiv(num_vectors, CODE_TILE.rows),)](

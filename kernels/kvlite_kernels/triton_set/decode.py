@@ -21,8 +21,8 @@ def split(
     s_q_row, s_q_head, s_q_pos, s_k_row, s_k_head, s_k_key, s_v_row, s_v_head, s_v_key, s_pos_row, s_pos_head,
     NUM_KV_HEADS: tl.constexpr, G: tl.constexpr, D: tl.constexpr, D_V: tl.constexpr,
     PAD_D: tl.constexpr, PAD_D_V: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr,
-    BITS: tl.constexpr, GROUP: tl.constexpr, GROUP_V: tl.constexpr, RUN: tl.constexpr, RUN_V: tl.constexpr,
-    HAS_CAP: tl.constexpr, STATISTIC: tl.constexpr,
+    BITS: tl.constexpr, BITS_V: tl.constexpr, GROUP: tl.constexpr, GROUP_V: tl.constexpr,
+    RUN: tl.constexpr, RUN_V: tl.constexpr, HAS_CAP: tl.constexpr, STATISTIC: tl.constexpr,
 ):  # fmt: skip
     """Grid (n * H_KV, splits): logits fp32 [n, H_Q, logits_width] of a part of the keys, and their partial attention.
 
@@ -50,9 +50,9 @@ def split(
         row * s_k_row + kv_head * s_k_head, row * s_v_row + kv_head * s_v_head, s_k_key, s_v_key,
         begin, tl.minimum(begin + keys_per_split, num_keys), p_logits, m_g,
         scale, softcap, window, seed, layer, first_head, first, last, ramp,
-        D, D_V, PAD_D, PAD_D_V, BITS, GROUP, GROUP_V, RUN, RUN_V, KEYS, HAS_CAP, STATISTIC,
+        D, D_V, PAD_D, PAD_D_V, BITS, BITS_V, GROUP, GROUP_V, RUN, RUN_V, KEYS, HAS_CAP, STATISTIC,
     )  # fmt: skip
-    o_v = channels(D_V, PAD_D_V, BITS)
+    o_v = channels(D_V, PAD_D_V, BITS_V)
     o_part = (head.to(tl.int64) * num_splits + part) * G + o_g
     tl.store(p_max + o_part, b_max, mask=m_g)
     tl.store(p_sum + o_part, b_sum, mask=m_g)

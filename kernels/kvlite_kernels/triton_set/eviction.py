@@ -17,7 +17,8 @@ def _copy(
 ):  # fmt: skip
     """Copy the vector in slot `source` of one head to its slot `target`."""
     p_held, p_scale = head_of(p_held, p_scale, first, D, BITS, GROUP)
-    WIDTH: tl.constexpr = (D + 1) // 2 if BITS == 4 else D
+    HALF: tl.constexpr = (D + 1) // 2
+    WIDTH: tl.constexpr = D if BITS == 0 or BITS == 8 else HALF + ((D + 3) // 4 if BITS == 6 else 0)
     o_d = tl.arange(0, PAD_D)
     m_d = o_d < WIDTH
     s_held = s_slot if BITS == 0 else WIDTH
@@ -35,8 +36,8 @@ def evict(
     s_k_layer, s_k_row, s_k_head, s_k_slot, s_v_layer, s_v_row, s_v_head, s_v_slot,
     s_held_layer, s_held_row, s_held_head, s_score, s_next_pos,
     NUM_KV_HEADS: tl.constexpr, D: tl.constexpr, D_V: tl.constexpr, PAD_D: tl.constexpr, PAD_D_V: tl.constexpr,
-    BITS: tl.constexpr, GROUP: tl.constexpr, GROUP_V: tl.constexpr, HAS_STATISTIC: tl.constexpr,
-    HAS_WINDOW: tl.constexpr, SLOTS: tl.constexpr,
+    BITS: tl.constexpr, BITS_V: tl.constexpr, GROUP: tl.constexpr, GROUP_V: tl.constexpr,
+    HAS_STATISTIC: tl.constexpr, HAS_WINDOW: tl.constexpr, SLOTS: tl.constexpr,
 ):  # fmt: skip
     """Grid (layers * n * H_KV,): the token in slot `num_slots` over the one of lowest (priority, position, slot).
 
@@ -81,7 +82,7 @@ def evict(
             first_k = layer * s_k_layer + row * s_k_row + kv_head * s_k_head
             first_v = layer * s_v_layer + row * s_v_row + kv_head * s_v_head
             _copy(p_k, p_k_scale, first_k, s_k_slot, num_slots, victim, D, PAD_D, BITS, GROUP)
-            _copy(p_v, p_v_scale, first_v, s_v_slot, num_slots, victim, D_V, PAD_D_V, BITS, GROUP_V)
+            _copy(p_v, p_v_scale, first_v, s_v_slot, num_slots, victim, D_V, PAD_D_V, BITS_V, GROUP_V)
             tl.store(p_pos + victim, tl.load(p_pos + num_slots))
             p_rot += o_held
             tl.store(p_rot + victim, tl.load(p_rot + num_slots))

@@ -23,12 +23,12 @@ _SUMMED = 256  # outputs of one program that adds parts
 
 
 class TritonOps(FusedOps):
-    """Kernels for a `processor`."""
+    """Kernels for a `processor`; `four_bit`: products with 4-bit weights, too."""
 
     name = "triton"
 
-    def __init__(self, processor: Processor) -> None:
-        self.processor = processor
+    def __init__(self, processor: Processor, four_bit: bool = True) -> None:
+        self.processor, self.four_bit = processor, four_bit
 
     def rms_norm(self, x: Tensor, norm: Norm) -> Tensor:
         """As the reference."""
@@ -74,7 +74,7 @@ class TritonOps(FusedOps):
 
     def most_four_bit_rows(self, dtype: torch.dtype) -> int:
         """As the reference; on Turing one, since Triton multiplies matrices without tensor cores there."""
-        if lacking_dtype(self.processor.capability, dtype) is not None:
+        if not self.four_bit or lacking_dtype(self.processor.capability, dtype) is not None:
             return 0
         return 1 if 0 < self.processor.capability < 80 else MAX_ROWS
 

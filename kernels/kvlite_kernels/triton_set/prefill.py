@@ -21,7 +21,7 @@ def attend(
     s_q_row, s_q_head, s_q_token, s_q_pos,
     s_k_row, s_k_head, s_k_key, s_v_row, s_v_head, s_v_key, s_pos_row, s_pos_head,
     s_new_k_row, s_new_k_head, s_new_k_key, s_new_v_row, s_new_v_head, s_new_v_key, s_new_pos_row,
-    NUM_HEADS: tl.constexpr, G: tl.constexpr, D: tl.constexpr, D_V: tl.constexpr,
+    NUM_HEADS: tl.constexpr, G: tl.constexpr, D: tl.constexpr, D_V: tl.constexpr, BITS_V: tl.constexpr,
     PAD_D: tl.constexpr, PAD_D_V: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr,
     BITS: tl.constexpr, GROUP: tl.constexpr, GROUP_V: tl.constexpr, RUN: tl.constexpr, RUN_V: tl.constexpr,
     HAS_CAP: tl.constexpr, HAS_SINK: tl.constexpr, HAS_NEW: tl.constexpr, ARE_LAST: tl.constexpr,
@@ -51,7 +51,7 @@ def attend(
         p_k, p_k_scale, p_v, p_v_scale, p_k_pos + row * s_pos_row + kv_head * s_pos_head,
         row * s_k_row + kv_head * s_k_head, row * s_v_row + kv_head * s_v_head, s_k_key, s_v_key, 0, num_keys,
         None, None, scale, softcap, window, seed, layer, first_head, first, last, ramp,
-        D, D_V, PAD_D, PAD_D_V, BITS, GROUP, GROUP_V, RUN, RUN_V, KEYS, HAS_CAP, STATISTIC,
+        D, D_V, PAD_D, PAD_D_V, BITS, BITS_V, GROUP, GROUP_V, RUN, RUN_V, KEYS, HAS_CAP, STATISTIC,
     )  # fmt: skip
     if HAS_NEW:
         end = num_new
@@ -63,7 +63,7 @@ def attend(
             row * s_new_k_row + kv_head * s_new_k_head, row * s_new_v_row + kv_head * s_new_v_head,
             s_new_k_key, s_new_v_key, 0, end, None, None,
             scale, softcap, window, seed, layer, first_head, first, last, ramp,
-            D, D_V, PAD_D, PAD_D_V, BITS, GROUP, GROUP_V, RUN, RUN_V, KEYS, HAS_CAP, STATISTIC,
+            D, D_V, PAD_D, PAD_D_V, BITS, BITS_V, GROUP, GROUP_V, RUN, RUN_V, KEYS, HAS_CAP, STATISTIC,
         )  # fmt: skip
     if HAS_SINK:
         sink = tl.load(p_sink + query_head).to(tl.float32)
@@ -75,7 +75,7 @@ def attend(
     b_lse = log_of(b_max, b_sum)
     b_out = b_out / tl.where(b_sum > 0.0, b_sum, 1.0)[:, None]
     o_q = head.to(tl.int64) * num_queries + o_t
-    o_v = channels(D_V, PAD_D_V, BITS)
+    o_v = channels(D_V, PAD_D_V, BITS_V)
     m_out = m_t[:, None] & (o_v < D_V)[None, :]
     tl.store(p_out + o_q[:, None] * D_V + o_v[None, :], b_out.to(p_out.dtype.element_ty), mask=m_out)
     tl.store(p_lse + o_q, b_lse, mask=m_t)

@@ -80,8 +80,8 @@ def walk(
     p_k, p_k_scale, p_v, p_v_scale, p_pos, first_k, first_v, s_k, s_v, begin, end, p_logits, m_logits,
     scale, softcap, window, seed, layer, first_head, first, last, ramp,
     D: tl.constexpr, D_V: tl.constexpr, PAD_D: tl.constexpr, PAD_D_V: tl.constexpr,
-    BITS: tl.constexpr, GROUP: tl.constexpr, GROUP_V: tl.constexpr, RUN: tl.constexpr, RUN_V: tl.constexpr,
-    KEYS: tl.constexpr, HAS_CAP: tl.constexpr, STATISTIC: tl.constexpr,
+    BITS: tl.constexpr, BITS_V: tl.constexpr, GROUP: tl.constexpr, GROUP_V: tl.constexpr,
+    RUN: tl.constexpr, RUN_V: tl.constexpr, KEYS: tl.constexpr, HAS_CAP: tl.constexpr, STATISTIC: tl.constexpr,
 ):  # fmt: skip
     """Add keys `begin` to `end` of a head to the softmax of queries [M, D], which goes on from tile to tile.
 
@@ -89,7 +89,7 @@ def walk(
     Logits, -inf where unseen, go to the rows at `p_logits` [M] where these are given.
     """
     p_k, p_k_scale = head_of(p_k, p_k_scale, first_k, D, BITS, GROUP)
-    p_v, p_v_scale = head_of(p_v, p_v_scale, first_v, D_V, BITS, GROUP_V)
+    p_v, p_v_scale = head_of(p_v, p_v_scale, first_v, D_V, BITS_V, GROUP_V)
     for start in range(begin, end, KEYS):
         o_n = start + tl.arange(0, KEYS)
         m_n = o_n < end
@@ -103,7 +103,7 @@ def walk(
         b_p = tl.exp(b_x - or_zero(b_new_max)[:, None])
         b_keep = tl.exp(b_max - or_zero(b_new_max))
         b_sum = b_sum * b_keep + tl.sum(b_p, 1)
-        b_v = vectors(p_v, p_v_scale, o_n, m_n, b_pos >= 0, s_v, D_V, PAD_D_V, BITS, GROUP_V, RUN_V)
+        b_v = vectors(p_v, p_v_scale, o_n, m_n, b_pos >= 0, s_v, D_V, PAD_D_V, BITS_V, GROUP_V, RUN_V)
         b_out = b_out * b_keep[:, None] + tl.dot(b_p.to(b_q.dtype), b_v.to(b_q.dtype), input_precision="ieee")
         b_max = b_new_max
         if STATISTIC == "below":

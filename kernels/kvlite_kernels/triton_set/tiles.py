@@ -78,14 +78,14 @@ def _decode_tile_of_turing(wide: int, bits: int) -> Tile:
 
 
 def prefill_tile(capability: int, k_dim: int, v_dim: int, noisy: bool, bits: int) -> Tile:
-    """Of attention over a chunk; noise takes registers, and so do codes of 8 bits on Turing."""
+    """Of attention over a chunk; noise takes registers, and so do codes of 6 bits, and of 8 on Turing."""
     wide = max(padded(k_dim), padded(v_dim))
     if 0 < capability < 80:
         few = wide > 128 or noisy or (bits == 8 and wide > 64)
         return Tile(32, 16 if few else 32, 8)
     if wide <= 128:
-        return Tile(64, 64 if wide <= 64 else 32, 8 if noisy else 4)
-    return Tile(64, 32, 8)
+        return Tile(64, 64 if wide <= 64 else 32, 8 if noisy or (bits == 6 and wide > 64) else 4)
+    return Tile(32 if bits == 6 else 64, 32, 8)
 
 
 def column_tile(capability: int, k_dim: int, noisy: bool, bits: int) -> Tile:

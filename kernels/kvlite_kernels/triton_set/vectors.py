@@ -1,7 +1,8 @@
-"""Keys and values, whatever slots hold: numbers (BITS 0), or codes of 8 or 4 bits with a scale per GROUP.
+"""Keys and values, whatever slots hold: numbers (BITS 0), or codes of 8, 6 or 4 bits with a scale per GROUP.
 
 Codes lie slot by slot without a gap, so their strides are counted in slots and their addresses are known to be aligned.
-A byte of 4 bits holds two channels half a vector apart; a tile keeps them side by side, and queries come in that order.
+Of 6 or 4 bits, a byte holds two channels half a vector apart; a tile keeps them side by side, and queries come in that
+order.
 A product of two vectors does not care, and what comes out of values is put back where it is stored. `code` makes codes:
 those of `lowbit.quantise`, bit for bit.
 """
@@ -23,7 +24,7 @@ def paired(b_low, b_high):
 def channels(D: tl.constexpr, PAD_D: tl.constexpr, BITS: tl.constexpr):
     """The channel at each place of a tile's vectors; D or more where there is none."""
     o_c = tl.arange(0, PAD_D)
-    if BITS == 4:
+    if BITS == 4 or BITS == 6:
         HALF: tl.constexpr = (D + 1) // 2
         o_c = tl.where(o_c // 2 < HALF, o_c // 2 + (o_c % 2) * HALF, D)
     return o_c
@@ -32,7 +33,7 @@ def channels(D: tl.constexpr, PAD_D: tl.constexpr, BITS: tl.constexpr):
 @triton.jit
 def queries(p_q, o_t, m_t, s_q, D: tl.constexpr, PAD_D: tl.constexpr, BITS: tl.constexpr):
     """Queries `o_t` [M, PAD_D], their channels in the order of the keys."""
-    if BITS == 4:
+    if BITS == 4 or BITS == 6:
         HALF: tl.constexpr = (D + 1) // 2
         o_c = tl.arange(0, PAD_D // 2)
         p_half = p_q + o_t[:, None] * s_q + o_c[None, :]
@@ -48,7 +49,8 @@ def queries(p_q, o_t, m_t, s_q, D: tl.constexpr, PAD_D: tl.constexpr, BITS: tl.c
 @triton.jit
 def head_of(p, p_scale, slot, D: tl.constexpr, BITS: tl.constexpr, GROUP: tl.constexpr):
     """The start of a head and of its scales: `slot` counts elements of numbers, and slots of codes."""
-    WIDTH: tl.constexpr = 1 if BITS == 0 else (D if BITS == 8 else (D + 1) // 2)
+    HALF: tl.constexpr = (D + 1) // 2
+    WIDTH: tl.constexpr = 1 if BITS == 0 else (D if BITS == 8 else HALF + ((D + 3) // 4 if BITS == 6 else 0))
     return p + slot * WIDTH, p_scale + slot * (D // GROUP)
 
 
@@ -86,7 +88,7 @@ def vectors(
 ):  # fmt: skip
     """Keys or values `o_n` of one head [N, PAD_D]: as they are stored, or widened to fp32.
 
-    RUN is how many channels of half a vector, where there are 4 bits, share a scale wherever they begin.
+    RUN is how many channels of half a vector, where there are 6 or 4 bits, share a scale wherever they begin.
     """
     if BITS == 0:
         o_d = tl.arange(0, PAD_D)
@@ -97,11 +99,17 @@ def vectors(
         b_x = scaled(b_codes, p_scale, o_n, m_n, m_live, 0, D, GROUP, GROUP)
     else:
         HALF: tl.constexpr = (D + 1) // 2
+        WIDTH: tl.constexpr = HALF + ((D + 3) // 4 if BITS == 6 else 0)
         o_d = tl.arange(0, PAD_D // 2)
         m_d = m_n[:, None] & (o_d < HALF)[None, :]
-        b_codes = tl.load(p + o_n[:, None] * HALF + o_d[None, :], mask=m_d, other=0)
-        b_low = (b_codes & 15).to(tl.int8) - 8
-        b_high = (b_codes >> 4).to(tl.int8) - 8
+        b_codes = tl.load(p + o_n[:, None] * WIDTH + o_d[None, :], mask=m_d, other=0)
+        b_low, b_high = b_codes & 15, b_codes >> 4
+        if BITS == 6:
+            b_top = tl.load(p + HALF + o_n[:, None] * WIDTH + (o_d // 2)[None, :], mask=m_d, other=0)
+            b_top = b_top >> (o_d % 2 * 4).to(tl.uint8)[None, :]
+            b_low, b_high = b_low | ((b_top & 3) << 4), b_high | ((b_top & 12) << 2)
+        b_low = b_low.to(tl.int8) - (1 << (BITS - 1))
+        b_high = b_high.to(tl.int8) - (1 << (BITS - 1))
         b_low = scaled(b_low, p_scale, o_n, m_n, m_live, 0, D, GROUP, RUN)
         b_high = scaled(b_high, p_scale, o_n, m_n, m_live, HALF, D, GROUP, RUN)
         b_x = paired(b_low, b_high)
@@ -138,9 +146,9 @@ def codes_of(b_x, b_scale, BITS: tl.constexpr):
 @triton.jit
 def half_codes(
     p_x, o_t, m_t, b_scale, START: tl.constexpr, D: tl.constexpr, PAD_D: tl.constexpr,
-    GROUP: tl.constexpr, RUN: tl.constexpr,
+    BITS: tl.constexpr, GROUP: tl.constexpr, RUN: tl.constexpr,
 ):  # fmt: skip
-    """4-bit codes, 8 above their values, of the channels from START on: [N, PAD_D / 2 / RUN, RUN]; 0 past the last."""
+    """Codes of 6 or 4 bits, from 0 on, of the channels from START on: [N, PAD_D / 2 / RUN, RUN]; 0 past the last."""
     o_u = tl.arange(0, PAD_D // GROUP)
     o_run = START + tl.arange(0, PAD_D // 2 // RUN) * RUN
     m_own = (o_run // GROUP)[None, :, None] == o_u[None, None, :]
@@ -148,7 +156,7 @@ def half_codes(
     o_c = o_run[:, None] + tl.arange(0, RUN)[None, :]
     m_c = m_t[:, None, None] & (o_c < D)[None, :, :]
     b_x = tl.load(p_x + o_t[:, None, None] * D + o_c[None, :, :], mask=m_c, other=0.0).to(tl.float32)
-    return tl.where(m_c, codes_of(b_x, b_own[:, :, None], 4) + 8, 0)
+    return tl.where(m_c, codes_of(b_x, b_own[:, :, None], BITS) + (1 << (BITS - 1)), 0)
 
 
 @triton.jit(do_not_specialize=["num_vectors"])
@@ -172,9 +180,17 @@ def code(
         tl.store(p_codes + o_t[:, None, None] * D + o_c[None, :, :], b_codes, mask=m_c)
     else:
         HALF: tl.constexpr = (D + 1) // 2
-        b_low = half_codes(p_x, o_t, m_t, b_scale, 0, D, PAD_D, GROUP, RUN)
-        b_high = half_codes(p_x, o_t, m_t, b_scale, HALF, D, PAD_D, GROUP, RUN)
+        WIDTH: tl.constexpr = HALF + ((D + 3) // 4 if BITS == 6 else 0)
+        b_low = half_codes(p_x, o_t, m_t, b_scale, 0, D, PAD_D, BITS, GROUP, RUN)
+        b_high = half_codes(p_x, o_t, m_t, b_scale, HALF, D, PAD_D, BITS, GROUP, RUN)
         o_b = tl.arange(0, PAD_D // 2 // RUN)[:, None] * RUN + tl.arange(0, RUN)[None, :]
         m_b = m_t[:, None, None] & (o_b < HALF)[None, :, :]
-        b_both = (b_low | (b_high << 4)).to(tl.uint8)
-        tl.store(p_codes + o_t[:, None, None] * HALF + o_b[None, :, :], b_both, mask=m_b)
+        b_both = ((b_low & 15) | ((b_high & 15) << 4)).to(tl.uint8)
+        tl.store(p_codes + o_t[:, None, None] * WIDTH + o_b[None, :, :], b_both, mask=m_b)
+        if BITS == 6:
+            b_top = tl.where((o_b < HALF)[None, :, :], (b_low >> 4) | (b_high >> 4 << 2), 0)
+            b_even, b_odd = tl.split(tl.reshape(b_top, [TOKENS, PAD_D // 4, 2]))
+            o_q = tl.arange(0, PAD_D // 4)
+            m_q = m_t[:, None] & (o_q < (D + 3) // 4)[None, :]
+            b_four = (b_even | (b_odd << 4)).to(tl.uint8)
+            tl.store(p_codes + HALF + o_t[:, None] * WIDTH + o_q[None, :], b_four, mask=m_q)

@@ -57,6 +57,16 @@ class Memory:
         """What all rows hold now, or held when a worker died."""
         return sum(cache.counts.live_bytes for cache in self._caches.values())
 
+    @property
+    def num_rows(self) -> int:
+        """The rows of all workers."""
+        return sum(cache.rows for cache in self._caches.values())
+
+    @property
+    def rows_used(self) -> int:
+        """The rows of all workers that answered when they were last heard of."""
+        return sum(cache.rows_used for cache in self._caches.values())
+
     def counts(self) -> KVCounts:
         """Count all rows of all workers."""
         found = [cache.counts for cache in self._caches.values()] or [one.counts for one in self._readings.values()]

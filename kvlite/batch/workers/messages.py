@@ -66,11 +66,12 @@ class Opened:
 
 @dataclass(frozen=True, slots=True)
 class CacheNow:
-    """The cache of a worker: its counts, its rows, and the most bytes that all rows together ever held."""
+    """The cache of a worker: its counts, its rows, those that answer, and the most bytes that all rows ever held."""
 
     counts: KVCounts
     allocated_bytes: int | None
     rows: int
+    rows_used: int
     peak_bytes: int
 
 

@@ -87,6 +87,16 @@ class Workers:
         """The KV budgets of all workers; 0 before there are rows."""
         return self.memory.budget_bytes
 
+    @property
+    def num_rows(self) -> int:
+        """The rows of all workers."""
+        return self.memory.num_rows
+
+    @property
+    def rows_used(self) -> int:
+        """Rows that answered when they were last heard of."""
+        return self.memory.rows_used
+
     def live_bytes(self) -> int:
         """Count the bytes that all rows held when they were last heard of."""
         return self.memory.live_bytes

@@ -132,7 +132,8 @@ class Worker:
         """Note what the cache holds; it travels with the next report that has other news, or after a moment."""
         self._look_s = time.monotonic() + LOOK_EVERY_S
         if self._engine is not None:
-            now = CacheNow(self._engine.counts(), self._engine.allocated_bytes(), run.num_rows, run.peak_bytes)
+            counts, allocated_bytes = self._engine.counts(), self._engine.allocated_bytes()
+            now = CacheNow(counts, allocated_bytes, run.num_rows, run.rows_used, run.peak_bytes)
             with self._changed:
                 self._news["cache"] = now
 

@@ -22,7 +22,10 @@ from kvlite_kernels.triton_set.tiles import Processor
 
 @dataclass(frozen=True)
 class Layer:
-    """The sizes of one attention layer, on an architecture; slots of 0 `bits` hold numbers."""
+    """The sizes of one attention layer, on an architecture.
+
+    Slots of 0 `bits` hold numbers; values are in 4 beside keys in 6.
+    """
 
     sm: int
     dim: int
@@ -54,13 +57,18 @@ class Layer:
 
     def held(self) -> Slots:
         heads = (1, self.kv_heads, self.slots + 1)
-        k, v = (self.slots_of(torch.zeros(*heads, dim)) for dim in (self.dim, self.v_dim))
+        k, v = self.slots_of(*heads)
         return Slots.empty(k, v, has_statistic=True)
 
-    def slots_of(self, x: torch.Tensor) -> Vectors:
-        """Vectors as slots hold them; a kernel codes them."""
-        group = min(32, x.shape[-1] & -x.shape[-1])
-        return self.backend.quantise(x, self.bits, group) if self.bits else x.to(self.dtype)
+    def slots_of(self, *heads: int) -> tuple[Vectors, Vectors]:
+        """Keys and values as slots hold them; a kernel codes them."""
+        k, v = torch.zeros(*heads, self.dim), torch.zeros(*heads, self.v_dim)
+        if not self.bits:
+            return k.to(self.dtype), v.to(self.dtype)
+        groups = (min(32, dim & -dim) for dim in (self.dim, self.v_dim))
+        bits = (self.bits, 4 if self.bits == 6 else self.bits)
+        k_coded, v_coded = (self.backend.quantise(*each) for each in zip((k, v), bits, groups, strict=True))
+        return k_coded, v_coded
 
     def decode(self) -> None:
         """One token against full slots."""
@@ -77,7 +85,7 @@ class Layer:
         held, pos = self.held(), torch.zeros(1, self.tokens, dtype=torch.int32)
         q = torch.zeros(1, self.kv_heads * self.group, self.tokens, self.dim, dtype=self.dtype)
         slots = Segment(held.k[:, :, :-1], held.v[:, :, :-1], held.pos[:, :, :-1])
-        chunk = [self.slots_of(torch.zeros(1, self.kv_heads, self.tokens, dim)) for dim in (self.dim, self.v_dim)]
+        chunk = self.slots_of(1, self.kv_heads, self.tokens)
         segments = [slots, Segment(*chunk, pos[:, None])]
         attend_many(q, pos, segments, Geometry(0.1), self.sm, self.observed(self.tokens))
 
