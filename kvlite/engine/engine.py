@@ -443,12 +443,13 @@ class Engine:
         if logits is None:
             given = inputs(feed, rows, self.loaded.device)
             to_come = [row.to_come for row in rows]
-            echoes = self._echoes and feed.width > 1 and any(row.job is None or row.job.echoes for row in rows)
+            is_chunk = feed.width > 1 and not feed.decodes
+            echoes = self._echoes and is_chunk and any(row.job is None or row.job.echoes for row in rows)
             step = self.cache.begin(feed.rows, given.pos, given.rot, feed.counts, given.pins, to_come, echoes=echoes)
             logits = self.loaded.forward(given.ids, self.cache, step, last)
         for row, count in zip(rows, feed.counts, strict=True):
             row.feed(count)
-            if count and feed.width > 1:
+            if count and feed.width > 1 and not feed.decodes:
                 row.echoed = row.seen
         return logits
 
