@@ -186,8 +186,8 @@ class ModelOptions:
     )
     kernels: Literal["auto", "torch", "triton"] = _of_model(
         "auto",
-        help="What attends, evicts and runs fused modules: torch, or Triton on CUDA, for 4-bit weights, too; auto "
-        "takes Triton where a trial found it right and faster.",
+        help="What attends, evicts and runs fused modules: torch, or Triton on CUDA, for 4-bit weights and the "
+        "blocks of GGUF files, too; auto takes Triton where a trial found it right and faster.",
     )
     capture: bool | None = _of_model(  # None: where a GPU shows that it pays
         None,

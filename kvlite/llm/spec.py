@@ -124,6 +124,7 @@ class RunSpec:
             row_budget=None if most is None else self.row_budget,
             is_automatic=self.stored is None,
             is_loaded=loaded is not None,
+            kernels=self.options.kernels,
         )
 
 
