@@ -260,6 +260,13 @@ class SlotCache:
         """Live slots times slot bytes of a row."""
         return sum(part.slot_bytes * self._live[part.num_slots][row] for part in self.parts)
 
+    def heads_with_room(self, pins: Sequence[tuple[int, int]]) -> tuple[int, int]:
+        """Count the KV heads of full-attention layers that keep all of these pinned spans, and all of those heads."""
+        pinned = sum(max(0, end - max(start, self.policy.sinks)) for start, end in pins)
+        full = [part for part in self.parts if part.shape.window is None]
+        keeping = [part.shape.kv_heads for part in full if part.group.has_room_for(pinned)]
+        return sum(keeping), sum(part.shape.kv_heads for part in full)
+
     def tokens_kept(self, row: int) -> int:
         """The mean of live slots over the KV heads of full-attention layers (of all where none is full), rounded down.
 

@@ -61,6 +61,10 @@ class PartGroup:
         is_small = shape.window is None and num_slots < plan.fewest
         self._most_pinned = num_slots - recent - policy.sinks - 1 if is_small else None
 
+    def has_room_for(self, pinned: int) -> bool:
+        """True where a head keeps so many pinned tokens, besides the sinks."""
+        return self._most_pinned is None or pinned <= self._most_pinned
+
     def place(self, step: Step) -> None:
         """Write the positions of tokens whose slots are known before their keys are."""
         mapping = step.mappings[self.slots.num_slots]
