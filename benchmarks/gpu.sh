@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
 # Only a GPU can show these, in two parts of about six minutes each:
 #
-#   benchmarks/gpu.sh right    the tests that need one
+#   benchmarks/gpu.sh right    the card, the trial of the kernels, the tests that need one
 #   benchmarks/gpu.sh fast     decoding and prompts beside other engines, and drift
 #   benchmarks/gpu.sh          both
 #
 # Each step is a process with a deadline of its own and leaves a log; a comparison writes its results after each case.
 # The exit code is 1 where a step failed. Environment: PYTHON (python3), OUT (benchmarks/results/gpu), DEVICE (cuda),
 # LARGE and SMALL (llama-3.1-8b, qwen2.5-0.5b: shapes of compare.py). `DEVICE=cpu LARGE=tiny SMALL=tiny
-# benchmarks/gpu.sh fast` tries the list out without a GPU.
+# benchmarks/gpu.sh` tries the list out without a GPU, with the interpreter in place of Triton.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 
@@ -34,17 +34,26 @@ compare() { # seconds, name, shape, options...
 
 right() {
   if [ "$DEVICE" = cuda ]; then step 10 device nvidia-smi; fi
+  step 30 doctor "$PYTHON" -m kvlite doctor
+  if [ "$DEVICE" = cuda ]; then
+    step 120 trial "$PYTHON" benchmarks/trial.py --minutes 1.8
+  else
+    step 300 trial "$PYTHON" benchmarks/trial.py --device "$DEVICE" --dims 16 --bits 0 --dtypes float32 --slots 40 --repeats 1
+  fi
   mapfile -t files < <(grep -rl --include='test_*.py' 'mark\.gpu' tests)
-  step 310 tests "$PYTHON" -m pytest -q -m gpu "${files[@]}"
+  step 170 tests "$PYTHON" -m pytest -q -m gpu "${files[@]}"
 }
 
 fast() {
   local ways=kvlite,kvlite-triton,kvlite-captured,kvlite-triton-captured
+  if [ "$DEVICE" = cuda ]; then
+    step 40 slots "$PYTHON" benchmarks/trial.py --dims 128 --bits 0,4 --dtypes bfloat16 --slots 512,8192,32768 --minutes 0.6
+  fi
   compare 170 large "$LARGE" --peers "$ways,kvlite-int8,kvlite-nf4,nf4,dynamic,static" --minutes 2.4 --rounds 3 \
     --decode 1024:2048 --decode 8192:2048 --prefill none
-  compare 80 prompts "$LARGE" --peers kvlite,kvlite-triton,dynamic --minutes 1 --rounds 1 \
+  compare 70 prompts "$LARGE" --peers kvlite,kvlite-triton,dynamic --minutes 1 --rounds 1 \
     --decode none --prefill 8192:2048 --prefill 32768:2048
-  compare 60 small "$SMALL" --peers "$ways,dynamic" --minutes 0.7 --rounds 3 --decode 1024:2048 --prefill none
+  compare 50 small "$SMALL" --peers "$ways,dynamic" --minutes 0.7 --rounds 3 --decode 1024:2048 --prefill none
   step 60 drift "$PYTHON" -m kvlite bench demo --device "$DEVICE" --kv-budget 512tok --json
 }
 

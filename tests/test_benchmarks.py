@@ -109,6 +109,16 @@ def test_a_start_is_told_by_stage() -> None:
     assert "import" in done.stdout and "weights" in done.stdout
 
 
+def test_the_trial_of_kernels_says_what_it_finds_of_each() -> None:
+    pytest.importorskip("triton", reason="the trial needs triton, which is not installed")
+    sizes = ("--dims", "16", "--bits", "8", "--dtypes", "float16", "--slots", "24", "--repeats", "1")
+    done = run("trial.py", "--device", "cpu", *sizes)
+    assert done.returncode == 0, done.stderr + done.stdout
+    modules, slots = (json.loads(line) for line in done.stdout.splitlines())
+    assert (modules["kernels"], slots["kernels"]) == ("modules", "slots of 8 bits, mass by mean")
+    assert modules["state"] == slots["state"] == "right" and slots["gain"] > 0
+
+
 def test_the_list_for_a_gpu_says_that_there_is_none() -> None:
     hidden = environment() | {"CUDA_VISIBLE_DEVICES": "", "PYTHON": sys.executable}
     done = subprocess.run([str(ROOT / "benchmarks" / "gpu.sh")], capture_output=True, text=True, env=hidden)
@@ -131,6 +141,7 @@ def test_the_list_for_a_gpu_runs_every_step_and_says_which_failed(
     for step, shape in (("large", "llama-3.1-8b"), ("prompts", "llama-3.1-8b"), ("small", "qwen2.5-0.5b")):
         assert f"compare.py --shape {shape} --device cpu --out {tmp_path}/out/{step}" in calls
     assert "-m pytest -q -m gpu tests/" in calls and "-m kvlite bench demo" in calls
+    assert "benchmarks/trial.py --device cpu" in calls and "-m kvlite doctor" in calls
     asked_for = {name for names in re.findall(r"--peers (\S+)", calls) for name in names.split(",")}
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     assert "kvlite" in asked_for <= set(import_module("compare").PEERS)

@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from importlib.util import find_spec
+from itertools import product
+from shutil import which
 from typing import TYPE_CHECKING
 
 import torch
+from torch.torch_version import TorchVersion
 
 from kvlite_kernels.backend import TORCH, Backend, KernelsUnavailable, LayerSizes
 from kvlite_kernels.fused_ops import TORCH_OPS, FusedOps
@@ -17,11 +20,14 @@ if TYPE_CHECKING:
 
 KERNELS = ("auto", "torch", "triton")
 
+OLDEST_TRITON = "3.4"
+"""Older ones do not compile every kernel."""
+
 
 def choose_backend(
     wanted: str, layers: Sequence[LayerSizes], rows: int, dtypes: Sequence[torch.dtype], device: torch.device
 ) -> Backend:
-    """The backend for `rows` rows of `layers` on `device`: `torch`, `triton`, or `auto`, which is what is known to run.
+    """The backend for `rows` rows of `layers` on `device`: `triton`, or `torch`, which is also what `auto` means here.
 
     `dtypes` are those of queries and of slots that hold numbers. Raises KernelsUnavailable where Triton is asked for
     and cannot serve.
@@ -35,26 +41,47 @@ def choose_backend(
     return TritonBackend(layers, rows, dtypes, device, processor_of(device))
 
 
-def choose_ops(wanted: str, device: torch.device) -> FusedOps:
-    """The operations of fused modules on `device`, by the same rule and with the same error."""
+def choose_ops(wanted: str, device: torch.device, *, four_bit: bool = True) -> FusedOps:
+    """The operations of fused modules on `device`, by the same rule and with the same error.
+
+    Without `four_bit` those leave products with 4-bit weights to bitsandbytes.
+    """
     if not _takes_triton(wanted, device):
         return TORCH_OPS
     from kvlite_kernels.triton_set.fused_ops import TritonOps
 
-    return TritonOps(processor_of(device))
+    return TritonOps(processor_of(device), four_bit)
 
 
 def _takes_triton(wanted: str, device: torch.device) -> bool:
     """True where `wanted`, one of KERNELS, means Triton. Raises KernelsUnavailable where `device` cannot run it."""
     assert wanted in KERNELS, wanted
-    if wanted != "triton":  # TODO: `auto` means it on CUDA once the kernels have passed their tests on a GPU
+    if wanted != "triton":
         return False
-    if find_spec("triton") is None:
-        raise KernelsUnavailable("triton is not installed")
-    interprets = os.environ.get("TRITON_INTERPRET") == "1"
-    if device.type != "cuda" and not (device.type == "cpu" and interprets):
-        raise KernelsUnavailable(f"Triton kernels need a CUDA device, and this is {device}")
+    if (why := obstacle(device)) is not None:
+        raise KernelsUnavailable(why)
     return True
+
+
+def obstacle(device: torch.device, layers: Sequence[LayerSizes] = (), dtypes: Sequence[torch.dtype] = ()) -> str | None:
+    """The reason why Triton's kernels cannot run such layers on `device`, None where nothing speaks against it."""
+    if find_spec("triton") is None:
+        return "triton is not installed"
+    interprets = device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"
+    if device.type != "cuda" and not interprets:
+        return f"Triton kernels need a CUDA device, and this is {device}"
+    import triton
+
+    from kvlite_kernels.triton_set.tiles import lacking
+
+    if TorchVersion(triton.__version__) < OLDEST_TRITON:
+        return f"the Triton kernels need triton {OLDEST_TRITON} or later, and this is {triton.__version__}"
+    compiler = os.environ.get("CC") or "cc"
+    if not interprets and not any(map(which, (compiler, "gcc", "clang"))):
+        return "Triton needs a C compiler (gcc or clang), and none is installed"
+    capability = processor_of(device).capability
+    lacks = (lacking(capability, layer, dtype) for layer, dtype in product(layers, dtypes))
+    return next((f"the Triton kernels do not take {lack}" for lack in lacks if lack is not None), None)
 
 
 def processor_of(device: torch.device) -> Processor:

@@ -15,9 +15,12 @@ from kvlite.options import ModelOptions
 
 if TYPE_CHECKING:
     from kvlite.console import Console
-    from kvlite.record.verdicts import Circumstances, Verdict
+    from kvlite.llm.text_model import TextModel
+    from kvlite.record.findings import Circumstances
+    from kvlite.record.trials import Trial
+    from kvlite.record.verdicts import Verdict
 
-_OF_AN_ANSWER = ("think", "pin_system", "prefill_chunk", "on_full", "capture")
+_OF_AN_ANSWER = ("think", "pin_system", "prefill_chunk", "on_full", "capture", "speculate")
 _OF_THE_BUDGET = ("kv_budget", "kv_per_seq", "kv_policy", "kv_dtype")
 _MAY_BE_MISSING = ("bitsandbytes", "triton", "cuda")
 
@@ -38,16 +41,20 @@ def doctor(
 
     Exit code 0 where MODEL runs, else that of what stands in its way.
     """
+    from kvlite.record.trials import Trials
     from kvlite.record.verdicts import Verdicts
 
     if given.again and options.model is None:
         raise UsageError("--again needs the model to look at; name it, as in `kvlite doctor demo --again`")
     out, known = call.console, Verdicts().known()
+    trials = [(f"{about['kernels']}, {about['dtype']}", about, trial) for about, trial in Trials().known()]
     if options.model is not None:
-        known = [_examined(options, given.again, out)]
+        model = _examined(options, given.again, out)
+        known, trials = [model.verdict()], [(what, {}, trial) for what, trial in model.kernels()]
     told: dict[str, Any] = {
         "environment": environment(),
         "verdicts": [_record(about, verdict) for about, verdict in known],
+        "trials": [{"kernels": what, **_record(about, trial)} for what, about, trial in trials],
     }
     if out.as_json:
         out.json(told, indent=2)
@@ -59,12 +66,18 @@ def doctor(
     if options.model is not None:
         for label, value in _lines(*known[0]):
             out.line(f"{label:<16}{value}")
+        for what, _, trial in trials:
+            out.line(f"{'kernels':<16}{what}: {trial}")
     elif known:
         rows = [
             (*(about.get(name, "") for name in ("model", "dtype", "device")), ", ".join(verdict.fused), verdict.when)
             for about, verdict in known
         ]
         out.table(("MODEL", "DTYPE", "DEVICE", "FUSED", "FOUND"), rows)
+    if options.model is None and trials:
+        out.line()
+        rows = [(what, about["device"], str(trial), trial.when) for what, about, trial in trials]
+        out.table(("TRITON KERNELS ON", "DEVICE", "TRIED", "FOUND"), rows)
 
 
 def environment() -> dict[str, str]:
@@ -85,8 +98,8 @@ def environment() -> dict[str, str]:
     return found
 
 
-def _examined(options: ModelOptions, again: bool, out: Console) -> tuple[Circumstances, Verdict]:
-    """Facts known of a model once it is loaded, slots of fewer bits included."""
+def _examined(options: ModelOptions, again: bool, out: Console) -> TextModel:
+    """The model, loaded, of which all is found out by then, slots of fewer bits included."""
     from kvlite.llm.spec import RunSpec
     from kvlite.llm.text_model import TextModel, import_engine
     from kvlite.memory.format import FORMATS
@@ -99,11 +112,11 @@ def _examined(options: ModelOptions, again: bool, out: Console) -> tuple[Circums
     for stored in FORMATS.values():
         if stored.is_quantised:
             model.effect_of(stored)
-    return model.verdict()
+    return model
 
 
-def _record(about: Circumstances, verdict: Verdict) -> dict[str, Any]:
-    return {"about": dict(about), **asdict(verdict)}
+def _record(about: Circumstances, found: Verdict | Trial) -> dict[str, Any]:
+    return {"about": dict(about), **asdict(found)}
 
 
 def _lines(about: Circumstances, verdict: Verdict) -> Iterator[tuple[str, str]]:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import TypeVar
 
 import torch
 
@@ -15,6 +16,7 @@ from kvlite.cache.retention import Moved, Target, best_kept, kept_spans
 from kvlite.engine.decode_graphs import WORTH_IT, DecodeGraphs, GraphRecorder, NotCapturable, try_replay
 from kvlite.engine.device_memory import PeakMemory, allocating
 from kvlite.engine.inputs import Spans, inputs
+from kvlite.engine.kernels import KernelChoice, in_a_line, is_of_kernels, without_kernels
 from kvlite.engine.limits import Limits
 from kvlite.engine.logprobs import logprobs
 from kvlite.engine.prefixes import PrefixCopy, Prefixes
@@ -22,6 +24,8 @@ from kvlite.engine.request import Completion, FinishReason, Logprobs, Request, T
 from kvlite.engine.row import Row
 from kvlite.engine.sampling import INVALID, Draw, sample
 from kvlite.engine.scheduler import Feed, next_feed, unheard
+from kvlite.engine.speculation import Speculation
+from kvlite.engine.verification import Verification
 from kvlite.errors import ContextFull, KvliteError, NumericError, UsageError
 from kvlite.memory.counts import KVCounts
 from kvlite.memory.format import SlotFormat
@@ -29,6 +33,9 @@ from kvlite.memory.plan import CachePlan
 from kvlite.models.hybrid import StateSnapshot
 from kvlite.models.loaded import LoadedModel
 from kvlite.models.probe import dry_cache
+from kvlite.options import Speculate
+
+Done = TypeVar("Done")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,11 +56,12 @@ class Engine:
     """Feeds requests through `loaded` with a cache of `plan.rows` rows that never exceeds `plan.budget_bytes`.
 
     `stored` is what a slot holds, as planned. `on_full` says what happens when no slot is free: `evict`, `stop` the
-    answer, or make it an `error`; None leaves it to the policy. `kernels` is one of `kvlite_kernels.choice.KERNELS`.
+    answer, or make it an `error`; None leaves it to the policy. `kernels` is one of `kvlite_kernels.choice.KERNELS`, or
+    chooses between them; where Triton's fail in mid-answer, what was said is read anew in torch, and `warn` told.
     Decode steps are replayed from what `recorder` makes of them where that proves exact and, unless they
     `must_capture`, faster. Else, or where it fails in mid-answer, steps are eager and `step` says why; `warn` does too,
-    unless nobody asked. Raises UsageError where a choice cannot be honoured, DoesNotFit or OutOfMemory where the cache
-    cannot be allocated.
+    unless nobody asked. For a row that decodes alone tokens are drafted as `speculate` says, and verified. Raises
+    UsageError where a choice cannot be honoured, DoesNotFit or OutOfMemory where the cache cannot be allocated.
     """
 
     def __init__(
@@ -63,10 +71,11 @@ class Engine:
         policy: Policy,
         stored: SlotFormat,
         on_full: str | None = None,
-        kernels: str = "auto",
+        kernels: str | KernelChoice = "auto",
         recorder: GraphRecorder | None = None,
         must_capture: bool = False,
         warn: Callable[[str], None] = lambda text: None,
+        speculate: Speculate = "off",
     ) -> None:
         if loaded.state is not None and plan.rows > 1:
             raise UsageError(f"{loaded.shape.family} models carry state and run one row at a time, not {plan.rows}")
@@ -75,9 +84,17 @@ class Engine:
         self.step = "eager"
         """The way decode steps run: `captured`, or `eager` and, where capturing was asked for, the obstacle."""
         self.graphs: DecodeGraphs | None = None
-        self._warn, self._kernels = warn, kernels
+        self._warn = warn
+        self.kernels = KernelChoice(kernels) if isinstance(kernels, str) else kernels
         self._recorder, self._must_capture = recorder, must_capture
+        obstacle = "" if loaded.state is None else f"{loaded.shape.family} models carry state that cannot go back"
+        self.speculation = Speculation(speculate, obstacle)
+        self._clock = time.thread_time if loaded.device.type == "cpu" else time.perf_counter  # load slows no chunk down
         self._open(plan, policy, stored, on_full)
+        if self.cache.backend.name != "torch":
+            obstacle = obstacle or "only torch attends to several tokens as to each alone"
+        if obstacle and isinstance(speculate, int):
+            warn(f"--speculate {speculate}: tokens come one by one: {obstacle}")
 
     def _open(self, plan: CachePlan, policy: Policy, stored: SlotFormat, on_full: str | None) -> None:
         """Allocate the cache of `plan`, whose rows are empty."""
@@ -85,8 +102,9 @@ class Engine:
         self.plan, self._stored = plan, stored
         self.policy = policy
         self.on_full = policy.when_full(on_full)
+        kernels = self.kernels.name_for(stored, policy)
         with allocating():
-            self.cache = SlotCache(loaded.shape, plan, policy, stored, loaded.device, self._kernels, loaded.dtype)
+            self.cache = SlotCache(loaded.shape, plan, policy, stored, loaded.device, kernels, loaded.dtype)
         for index, layer in self.cache.layers.items():
             layer.rotation = (loaded.rotations or {}).get(index)
         is_whole = plan.slots == plan.most_slots  # nothing is evicted inside the model's window
@@ -99,7 +117,7 @@ class Engine:
             plan.budget_bytes - plan.reserved_bytes, slot_bytes, min(plan.fewest, self.cache.room(0))
         )
         if self._recorder is not None:
-            self._capture(self._recorder, self._kernels, least=None if self._must_capture else WORTH_IT)
+            self._capture(self._recorder, kernels, least=None if self._must_capture else WORTH_IT)
 
     @property
     def rows(self) -> int:
@@ -126,9 +144,7 @@ class Engine:
                     yield from self._admit(request)
                 yield from self._ended()
                 self._share()
-                for row in self._rows if self._echoes else ():
-                    if row.job is not None and row.job.echoes:
-                        self._hear(row, ends=row.next_chunk > 0)
+                self._hear_all()
                 feed = next_feed(self._rows, feed)
                 if feed is not None:
                     yield from self._advance(feed)
@@ -338,16 +354,120 @@ class Engine:
 
     def _advance(self, feed: Feed) -> Iterator[Token | Completion]:
         """One forward pass; then a token for every row whose prompt is through."""
-        rows = self._rows[feed.rows]
+        rows, held = self._rows[feed.rows], [row.seen for row in self._rows]
+        if self._may_draft(feed) and (draft := self.speculation.draft(rows[0], self._most_drafted(rows[0]))):
+            yield from self._verify(rows[0], draft)
+            return
         with self.peak_memory.phase("decode" if feed.decodes else "prefill"):
-            logits = self._forward(feed)[:, -1]
-            ready = [i for i, row in enumerate(rows) if row.job is not None and feed.ids[i] and not row.job.prompt]
-            draws = [Draw.of(rows[i]) for i in ready]
-            logits = logits[ready] if len(ready) < len(rows) else logits
-            ids = sample(logits, draws) if ready else []
-            known = logprobs(logits, ids, [rows[i].logprobs_asked for i in ready])
-        for i, token, probable in zip(ready, ids, known, strict=True):
+            if self.cache.backend.name == "torch":
+                drawn = self._drawn(feed)
+            else:
+                try:
+                    drawn = self._drawn(feed)
+                    why = "numbers that are none" if any(token == INVALID for _, token, _ in drawn) else None
+                except Exception as error:
+                    if not is_of_kernels(error):
+                        raise
+                    why = in_a_line(error)
+                if why is not None:
+                    drawn = self._in_torch(held, why, partial(self._drawn, feed))
+        for i, token, probable in drawn:
             yield from self._take(rows[i], token, probable)
+
+    def _drawn(self, feed: Feed) -> list[tuple[int, int, Logprobs | None]]:
+        """Feed the ids; of each row of `feed` whose prompt is through its number, next token and log probabilities."""
+        started, rows = self._clock(), self._rows[feed.rows]
+        logits = self._forward(feed)[:, -1]
+        seconds = self._since(started, logits) if self._may_draft(feed) else None
+        ready = [i for i, row in enumerate(rows) if row.job is not None and feed.ids[i] and not row.job.prompt]
+        draws = [Draw.of(rows[i]) for i in ready]
+        logits = logits[ready] if len(ready) < len(rows) else logits
+        ids = sample(logits, draws) if ready else []
+        known = logprobs(logits, ids, [rows[i].logprobs_asked for i in ready])
+        if seconds is not None:
+            self.speculation.stepped(rows[0], ids[0], logits[0], seconds)
+        return list(zip(ready, ids, known, strict=True))
+
+    def _may_draft(self, feed: Feed) -> bool:
+        """True where one row decodes alone, in torch: other kernels may fail, and what they read anew is no chunk."""
+        is_alone = feed.decodes and feed.rows.stop - feed.rows.start == 1
+        return is_alone and self.speculation.is_on and self.cache.backend.name == "torch"
+
+    def _since(self, started: float, logits: torch.Tensor) -> float:
+        """The seconds from `started` until these logits are there."""
+        logits[0, 0].item()  # waits for the device
+        return self._clock() - started
+
+    def _most_drafted(self, row: Row) -> int:
+        """The ids that may be drafted for a row that is to be fed: none that its answer or slots would not take."""
+        job = row.job
+        assert job is not None
+        limits = [self._limits.most_at_once(row) - 1]
+        if job.request.max_tokens is not None:
+            limits.append(job.request.max_tokens - len(job.answer) - 1)
+        if self._echoes and job.echoes:  # the policy hears so many at once
+            limits.append(self.plan.chunk - (row.seen - row.echoed) - 1)
+        return min(limits)
+
+    def _verify(self, row: Row, draft: tuple[int, ...]) -> Iterator[Token | Completion]:
+        """Feed a row its unfed id and what may follow; as long as what is drawn is what was drafted, the rest counts.
+
+        Each token is drawn as after a single step. Whatever ends this, the row is then as if no more had been fed.
+        """
+        job, started = row.job, self._clock()
+        assert job is not None
+        chunk = Verification(self.cache, row, draft, self.loaded.device)
+        try:
+            with self.peak_memory.phase("decode"):
+                logits = chunk.logits(self.loaded)
+            if self.speculation.tries(row, draft, logits, self._since(started, logits)):
+                return
+            job.drafted += len(draft)
+            for number, expected in enumerate((*draft, None)):
+                chunk.keep_next()
+                here = logits[number : number + 1]
+                ids = sample(here, [Draw.of(row)])
+                job.accepted += ids[0] == expected
+                yield from self._take(row, ids[0], *logprobs(here, ids, [row.logprobs_asked]))
+                if row.job is not job or job.ending is not None or ids[0] != expected:
+                    break
+        finally:
+            chunk.drop_rest()
+            self.speculation.verified(draft, chunk.kept - 1)
+
+    def _in_torch(self, held: Sequence[int], why: str, work: Callable[[], Done]) -> Done:
+        """Do `work` once torch has read the first `held` ids of every row anew.
+
+        Nobody knows what kernels that failed left there. Raises NumericError where the device does not answer any more.
+        """
+        self._warn(f"Triton's kernels failed in mid-answer ({why}); torch goes on, and reads anew what was said")
+        self.kernels.condemn(self.cache.stored, self.policy, why)
+        without_kernels(self.loaded)
+        rows, before = self._rows, (self.plan, self.policy, self.cache.stored, self.on_full)
+        try:
+            self._close()
+            self._open(*before)
+            self._rows = rows
+            for row, count in zip(rows, held, strict=True):
+                self._read_anew(row, count)
+            return work()
+        except Exception as error:
+            if not is_of_kernels(error):
+                raise
+            raise NumericError(
+                f"Triton's kernels failed and took the device along ({why}); run it again with --kernels torch"
+            ) from error
+
+    def _read_anew(self, row: Row, count: int) -> None:
+        """Feed an empty row the first `count` ids of its conversation."""
+        unfed, row.seen, row.rot, row.echoed = row.unfed, 0, 0, 0
+        if self.loaded.state is not None:
+            self.loaded.state.reset()
+        for start in range(0, count, self.plan.chunk):
+            piece = tuple(row.said[start : min(start + self.plan.chunk, count)])
+            feed = Feed(slice(row.index, row.index + 1), (piece,))
+            self._forward(feed)
+        row.unfed = unfed
 
     def _capture(self, recorder: GraphRecorder, kernels: str, least: float | None) -> None:
         """Let decode steps be replayed, once those of a small cache were found equal to eager ones, and faster.
@@ -388,14 +508,26 @@ class Engine:
         if logits is None:
             given = inputs(feed, rows, self.loaded.device)
             to_come = [row.to_come for row in rows]
-            echoes = self._echoes and feed.width > 1 and any(row.job is None or row.job.echoes for row in rows)
+            is_chunk = feed.width > 1 and not feed.decodes
+            echoes = self._echoes and is_chunk and any(row.job is None or row.job.echoes for row in rows)
             step = self.cache.begin(feed.rows, given.pos, given.rot, feed.counts, given.pins, to_come, echoes=echoes)
             logits = self.loaded.forward(given.ids, self.cache, step, last)
         for row, count in zip(rows, feed.counts, strict=True):
             row.feed(count)
-            if count and feed.width > 1:
+            if count and feed.width > 1 and not feed.decodes:
                 row.echoed = row.seen
         return logits
+
+    def _hear_all(self) -> None:
+        """Let the policy hear what came to rows at work, where that is due."""
+        try:
+            for row in self._rows if self._echoes else ():
+                if row.job is not None and row.job.echoes:
+                    self._hear(row, ends=row.next_chunk > 0)
+        except Exception as error:
+            if self.cache.backend.name == "torch" or not is_of_kernels(error):
+                raise
+            self._in_torch([row.seen for row in self._rows], in_a_line(error), lambda: None)
 
     def _hear(self, row: Row, *, ends: bool) -> None:
         """Let the policy hear what came to a row one by one, where that is due: it is fed again and leaves no key.
@@ -449,4 +581,6 @@ class Engine:
             error=error or (None if job.guide is None else job.guide.error),
             cached_tokens=job.cached,
             logprobs=tuple(job.logprobs),
+            drafted=job.drafted,
+            accepted=job.accepted,
         )

@@ -24,13 +24,14 @@ def banner(model: TextModel, held: Allocated) -> str:
     less = ", less room for new ones" if window and is_capped and plan.slots < window else ""
     by_head = ", slots by need" if held.fit.spec.head_shares is not None else ""
     steps = "" if engine.step == "eager" else f", {engine.step.partition(':')[0]} steps"
+    verified = f", {engine.kernels.told}" if cache.backend.name == "triton" and engine.kernels.told else ""
     parts = [
         model.name if alias in (None, model.name) else f"{alias} → {model.name}",
         model.held_in,
         f"{cache_size(plan)} @ {token_bytes}{cache.stored.label}{state}"
         + (f" (window {window:,} tok{less})" if window else ""),
         f"policy {cache.policy}{by_head}" + ("" if engine.on_full == "evict" else f", {engine.on_full} when full"),
-        f"{loaded.device} ({cache.backend.name}{steps})",
+        f"{loaded.device} ({cache.backend.name}{verified}{steps})",
     ]
     if loaded.rotations is None and loaded.window is not None:
         parts.append(f"ends at {loaded.window:,} tok: positions cannot move")

@@ -16,6 +16,8 @@ from kvlite.memory.fit import LONGEST
 from kvlite.memory.prediction import weights_held_in
 
 if TYPE_CHECKING:
+    import torch
+
     from kvlite.cache.policy import Policy
     from kvlite.catalog.files import ModelFiles
     from kvlite.engine.engine import Engine
@@ -23,11 +25,14 @@ if TYPE_CHECKING:
     from kvlite.memory.fit import Fit
     from kvlite.memory.format import SlotFormat
     from kvlite.memory.plan import CachePlan, CacheSpec
+    from kvlite.models.kernel_trial import KernelTrials
     from kvlite.models.kv_quant_check import QuantEffect
     from kvlite.models.loaded import LoadedModel
     from kvlite.profiles.profile import HeadProfile
+    from kvlite.record.findings import Circumstances
     from kvlite.record.schema import ModelIdentity
-    from kvlite.record.verdicts import Circumstances, Verdict, Verdicts
+    from kvlite.record.trials import Trial
+    from kvlite.record.verdicts import Verdict, Verdicts
     from kvlite.text.template import ChatText
 
 
@@ -53,8 +58,9 @@ class Told:
 class TextModel:
     """The loaded weights and the way between text and ids.
 
-    `captures`: the device runs CUDA graphs for it; `listener` is told what happens to it. `effects` remembers what slot
-    formats did to it, `profiles` the profile of its heads once one was looked for.
+    `captures`: the device runs CUDA graphs for it; `trials` are those of kernels, None where no choice is left open;
+    `listener` is told what happens to it. `effects` remembers what slot formats did to it, `profiles` the profile of
+    its heads once one was looked for.
     """
 
     spec: RunSpec
@@ -65,6 +71,7 @@ class TextModel:
     listener: Console | Told
     effects: dict[str, QuantEffect] = field(default_factory=dict)
     profiles: list[HeadProfile | None] = field(default_factory=list)
+    trials: KernelTrials | None = None
 
     @classmethod
     def load(
@@ -92,7 +99,9 @@ class TextModel:
             listener.note(f"{files.ref} holds an adapter, too, which is not applied; --adapter {files.ref} applies it")
         if files.ref.system is not None:
             listener.note(f"{files.ref} has a system prompt of its own: that is --system @{files.ref.system}")
-        loaded = load(files, spec.options, device, verdicts or Verdicts())
+        verdicts = verdicts or Verdicts()
+        trials = _trials(spec, files, device, captures, listener, again=verdicts.again)
+        loaded = load(files, spec.options, device, verdicts, trials)
         if loaded.remembered:
             listener.detail(f"gate and patches: as found {loaded.remembered}; `kvlite doctor MODEL --again` looks anew")
         for patch in loaded.refused:
@@ -100,7 +109,7 @@ class TextModel:
         text = ChatText(loaded.tokenizer, generation=files.generation, think=spec.options.think, tell=listener.note)
         if asked := not_applied(files.generation, loaded.window):
             listener.note(f"generation_config.json asks for {', '.join(asked)}, which kvlite does not apply")
-        return cls(spec, files, loaded, text, captures, listener)
+        return cls(spec, files, loaded, text, captures, listener, trials=trials)
 
     @property
     def generation(self) -> Mapping[str, Any]:
@@ -116,7 +125,9 @@ class TextModel:
     def held_in(self) -> str:
         """What most of the weights are held in: `bfloat16`, `4bit`, `Q4_K with Q6_K`."""
         loaded = self.loaded
-        return weights_held_in(self.files.weights, loaded.shape.dtype, loaded.quant, loaded.device.type)
+        return weights_held_in(
+            self.files.weights, loaded.shape.dtype, loaded.quant, loaded.device.type, self.spec.options.kernels
+        )
 
     def identity(self) -> ModelIdentity:
         """The weights, for the run record."""
@@ -153,6 +164,7 @@ class TextModel:
         from kvlite.models.device import free_bytes
 
         spec, loaded, device = self.spec, self.loaded, self.loaded.device
+        self.kernels()  # a process that tries them takes memory
         place = PlanDevice("cuda" if device.type == "cuda" else "cpu", str(device), free_bytes(device) // sharers)
         profile = self.profile(spec.fit(self.files, place, batch_size, loaded=loaded.shape))
         if batch_size is None and spec.row_budget is not None:  # a batch may follow: say now that it does not fit
@@ -165,6 +177,7 @@ class TextModel:
         """Build an engine with such a cache. Raises CapacityError where the device's memory is too small."""
         from kvlite.engine.decode_graphs import CudaGraphs
         from kvlite.engine.engine import Engine
+        from kvlite.engine.kernels import TriedKernels
 
         spec = self.spec
         return Engine(
@@ -173,10 +186,13 @@ class TextModel:
             spec.policy,
             fit.spec.slot_format,
             spec.on_full,
-            spec.options.kernels,
+            spec.options.kernels
+            if self.trials is None
+            else TriedKernels(self.loaded, self.trials, self.listener.detail),
             recorder=CudaGraphs(self.loaded.device) if self.captures else None,
             must_capture=bool(spec.options.capture),
             warn=self.listener.warn,
+            speculate=spec.speculate,
         )
 
     def profile(self, fit: Fit) -> HeadProfile | None:
@@ -221,6 +237,10 @@ class TextModel:
 
         return self.loaded.about or {}, verdict_of(self.loaded, self.effects)
 
+    def kernels(self) -> list[tuple[str, Trial]]:
+        """The kernels that are tried for this model, and what came of it."""
+        return [] if self.trials is None else self.trials.outcomes()
+
     def effect_of(self, stored: SlotFormat, *, is_named: bool = False) -> QuantEffect:
         """The effect of `stored` on the model's answers, tried out unless an earlier start did."""
         from kvlite.models.kv_quant_check import QuantEffect, try_format
@@ -257,6 +277,28 @@ class Allocated:
     def predicted(self) -> dict[str, int]:
         """Bytes by term, as `kvlite plan` predicts them."""
         return self.fit.memory(self.engine.plan).predicted()
+
+
+def _trials(
+    spec: RunSpec, files: ModelFiles, device: torch.device, captures: bool, listener: Console | Told, *, again: bool
+) -> KernelTrials | None:
+    """The trials of kernels, under way for the slots that are likeliest; None where no choice is left open."""
+    from kvlite.engine.kernels import part_of
+    from kvlite.models.device import free_bytes
+    from kvlite.models.kernel_trial import KernelTrials, may_try
+    from kvlite.models.loading import shape_on
+    from kvlite.record.trials import Trials
+    from kvlite_kernels.trial.task import MODULES, Part
+
+    if not may_try(spec.options.kernels, device):
+        return None
+    cache = spec.fit(files, PlanDevice("cuda", str(device), free_bytes(device))).specs(spec.budget)[0]
+    likely: list[Part] = [MODULES] if spec.options.fuse else []  # waited for first
+    likely.append(part_of(cache.slot_format, spec.policy))
+    shape, store = shape_on(files, spec.dtype, device), Trials(again=again)
+    trials = KernelTrials(shape, device, store, listener.note, captures, likely)
+    atexit.register(trials.close)  # what is still being tried then is known to nobody
+    return trials
 
 
 def import_engine() -> None:

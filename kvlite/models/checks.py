@@ -15,17 +15,20 @@ import torch
 from kvlite.cache.rotation import Rotation
 from kvlite.catalog.files import ModelFiles
 from kvlite.models.attention_interface import ATTENTION
-from kvlite.models.fusing import fuse, fuse_as_before, multiply_four_bit
+from kvlite.models.fusing import fuse, fuse_as_before, multiply_packed
 from kvlite.models.kv_quant_check import QuantEffect
 from kvlite.models.loaded import LoadedModel
 from kvlite.models.verify import admit, describe_rotations, rotations_as_described
 from kvlite.options import ModelOptions
+from kvlite.record.findings import Circumstances
 from kvlite.record.measure import versions
-from kvlite.record.verdicts import Circumstances, Verdict, Verdicts, code_stamp
+from kvlite.record.verdicts import Verdict, Verdicts, code_stamp
 from kvlite_kernels.fused_ops import FusedOps
 
 
-def circumstances(files: ModelFiles, options: ModelOptions, dtype: str, device: torch.device) -> Circumstances | None:
+def circumstances(
+    files: ModelFiles, options: ModelOptions, dtype: str, device: torch.device, ops: FusedOps
+) -> Circumstances | None:
     """All that the checks depend on; None where that is more than can be told: code of the model's own.
 
     Raises BrokenModel where a file is unreadable.
@@ -36,7 +39,7 @@ def circumstances(files: ModelFiles, options: ModelOptions, dtype: str, device: 
         "model": files.identity(),
         "dtype": dtype,
         "quant": options.quant,
-        "kernels": options.kernels,
+        "kernels": f"{ops.name}{', 4-bit products' * (ops.most_four_bit_rows(torch.float16) > 0)}",
         "fuse": str(options.fuse),
         "device": _device_name(device),
         "code": code_stamp(),
@@ -49,7 +52,7 @@ def check(loaded: LoadedModel, ops: FusedOps, *, fuses: bool) -> LoadedModel:
     start = time.perf_counter()
     loaded = admit(loaded)
     admitted = time.perf_counter()
-    loaded = multiply_four_bit(loaded, ops)
+    loaded = multiply_packed(loaded, ops)
     if fuses:
         loaded = fuse(loaded, ops)
     return replace(loaded, stages={"gate": admitted - start, "fusing": time.perf_counter() - admitted})

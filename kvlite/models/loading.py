@@ -40,13 +40,15 @@ from kvlite.errors import (
     is_out_of_memory,
 )  # fmt: skip
 from kvlite.memory.format import dtype_name, human_bytes
-from kvlite.memory.prediction import packed_bits, stays_packed, weight_term
+from kvlite.memory.prediction import keeps_blocks, packed_bits, stays_packed, weight_term
 from kvlite.memory.shape import ModelShape
 from kvlite.models.adapter import merged
+from kvlite.models.apart import set_apart
 from kvlite.models.checks import check, check_once, circumstances
 from kvlite.models.device import free_bytes, set_threads
 from kvlite.models.head_needs import fingerprint
 from kvlite.models.hybrid import HybridState
+from kvlite.models.kernel_trial import KernelTrials
 from kvlite.models.loaded import LoadedModel
 from kvlite.models.packed import packed_settings
 from kvlite.models.quantised import quantisation, refuse_quantisation
@@ -57,6 +59,7 @@ from kvlite.record.verdicts import Verdicts
 from kvlite_kernels.backend import KernelsUnavailable
 from kvlite_kernels.choice import choose_ops
 from kvlite_kernels.fused_ops import FusedOps
+from kvlite_kernels.trial.task import MODULES
 
 _PARSER_ERRORS = (
     OSError, ValueError, RuntimeError, TypeError, LookupError, ArithmeticError, AttributeError, AssertionError,
@@ -65,17 +68,27 @@ _PARSER_ERRORS = (
 """Errors that transformers and the parsers below it raise on files they cannot use."""
 
 
-def load(files: ModelFiles, options: ModelOptions, device: torch.device, store: Verdicts | None = None) -> LoadedModel:
+def load(
+    files: ModelFiles,
+    options: ModelOptions,
+    device: torch.device,
+    store: Verdicts | None = None,
+    trials: KernelTrials | None = None,
+) -> LoadedModel:
     """Load a model from its files onto `device`; what `store` knows of it is not found out again.
+
+    Kernels that are left open are those that `trials` finds right and faster, in torch without any.
 
     Raises UnsupportedModel where kvlite cannot bound the family, BrokenModel on damaged files, DoesNotFit or
     OutOfMemory where the weights do not fit, UsageError on kernels that do not run there, and on quantising what is
     quantised already.
     """
     folder = files.folder
-    shape = _shape(files, dtype_name(options.dtype), device)
+    shape = shape_on(files, dtype_name(options.dtype), device)
     ops = _ops(options.kernels, device)
-    _require_room(files, shape, options.quant, device)
+    room = _room(files, shape, options, device)
+    if trials is not None:
+        trials.begin(room)
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     refuse_quantisation(folder, files.config, options.quant)
@@ -96,11 +109,16 @@ def load(files: ModelFiles, options: ModelOptions, device: torch.device, store: 
     _require_vocabulary(model.config, tokenizer)
     loaded = LoadedModel(model, tokenizer, shape, dtype, device, options.quant, state=state)
     loaded = replace(loaded, fingerprint=fingerprint(loaded))
-    about = None if store is None or options.adapter is not None else circumstances(files, options, shape.dtype, device)
+    if trials is not None and options.fuse and trials.finding(MODULES).is_taken:
+        ops = choose_ops("triton", device, four_bit=False)
+    about = None
+    if store is not None and options.adapter is None:
+        about = circumstances(files, options, shape.dtype, device, ops)
     if store is None or about is None:
         loaded = check(loaded, ops, fuses=options.fuse)
     else:
         loaded = check_once(loaded, ops, store, about, fuses=options.fuse)
+    set_apart(loaded.model)
     stages = {name: end - start for (_, start), (name, end) in pairwise(passed)}
     return replace(loaded, stages={**stages, **loaded.stages})
 
@@ -112,7 +130,7 @@ def _ops(wanted: str, device: torch.device) -> FusedOps:
         raise refused_kernels(wanted, error) from error
 
 
-def _shape(files: ModelFiles, dtype: str | None, device: torch.device) -> ModelShape:
+def shape_on(files: ModelFiles, dtype: str | None, device: torch.device) -> ModelShape:
     """The model's shape in the dtype it is computed in."""
     shape = files.shape(dtype)
     if shape.dtype == "bfloat16" and device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0):
@@ -122,14 +140,19 @@ def _shape(files: ModelFiles, dtype: str | None, device: torch.device) -> ModelS
     return shape
 
 
-def _require_room(files: ModelFiles, shape: ModelShape, quant: str, device: torch.device) -> None:
-    """Refuse weights that take more, once loaded, than is free."""
-    needed, free = weight_term(shape, files.weights, quant, device.type).predicted_bytes, free_bytes(device)
+def _room(files: ModelFiles, shape: ModelShape, options: ModelOptions, device: torch.device) -> int | None:
+    """Bytes that the weights leave, once loaded; None where they do not say. Raises DoesNotFit where none are."""
+    about = (files.weights, options.quant, device.type)
+    needed, free = weight_term(shape, *about, options.kernels).predicted_bytes, free_bytes(device)
     if needed is not None and needed > free:
+        less = weight_term(shape, *about, "triton").predicted_bytes
+        tries = ["--kernels triton, which keeps the file's blocks,"] if less is not None and less <= free else []
+        tries += ["--4bit"] if options.quant == "none" else []
         raise DoesNotFit(
             f"the weights take {human_bytes(needed)} and {human_bytes(free)} are free on {device}; "
-            f"give {'--4bit or ' if quant == 'none' else ''}a smaller model"
+            f"give {' or '.join([*tries, 'a smaller model'])}"
         )
+    return None if needed is None else free - needed
 
 
 def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
@@ -157,7 +180,9 @@ def _model(files: ModelFiles, options: ModelOptions, dtype: torch.dtype, device:
     if (folder / ADAPTER_CONFIG).is_file():  # where peft is installed, transformers would attach it
         arguments["adapter_kwargs"] = {"subfolder": "none"}
     bits = packed_bits(options.quant, device.type)
-    if device.type == "cuda" or (options.quant != "none" and not bits):
+    held = (files.weights, str(dtype).removeprefix("torch."), options.quant, device.type)
+    in_blocks = files.gguf is not None and keeps_blocks(*held, options.kernels)
+    if (device.type == "cuda" and not in_blocks) or (options.quant != "none" and not bits):
         arguments["device_map"] = {"": device}
     try:
         if options.quant != "none":
@@ -168,8 +193,12 @@ def _model(files: ModelFiles, options: ModelOptions, dtype: torch.dtype, device:
             )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            packs = stays_packed(files.weights, str(dtype).removeprefix("torch."), options.quant, device.type)
-            loaded = _from_gguf(files, arguments, packs=packs) if files.gguf else _from_folder(folder, arguments)
+            packs = in_blocks or stays_packed(*held)
+            loaded = (
+                _from_gguf(files, arguments, packs=packs, in_blocks=in_blocks)
+                if files.gguf
+                else _from_folder(folder, arguments)
+            )
     except MemoryError as error:
         raise DoesNotFit("the weights do not fit in this machine's memory; try a smaller model") from error
     except _PARSER_ERRORS as error:
@@ -190,7 +219,7 @@ def _from_folder(folder: Path, arguments: dict[str, Any]) -> Any:
     return AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, **arguments, **part)
 
 
-def _from_gguf(files: ModelFiles, arguments: dict[str, Any], *, packs: bool) -> Any:
+def _from_gguf(files: ModelFiles, arguments: dict[str, Any], *, packs: bool, in_blocks: bool) -> Any:
     from kvlite.models.gguf_weights import packed_sources, state_dict
 
     assert files.gguf is not None
@@ -198,7 +227,8 @@ def _from_gguf(files: ModelFiles, arguments: dict[str, Any], *, packs: bool) -> 
     taken: set[str] = set()
     weights = state_dict(files.gguf, arguments["dtype"], taken)
     if packs:
-        arguments["quantization_config"] = packed_settings(0, packed_sources(files.gguf, weights), taken)
+        sources = packed_sources(files.gguf, weights)
+        arguments["quantization_config"] = packed_settings(0, sources, taken, in_blocks=in_blocks)
     kind = getattr(transformers, config.architectures[0])
     return kind.from_pretrained(None, config=config, state_dict=weights, output_loading_info=True, **arguments)
 

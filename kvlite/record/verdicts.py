@@ -1,16 +1,12 @@
-"""Findings about a model at loading, kept so that the next start need not find it out: one JSON file each.
+"""Findings about a model at loading, kept so that the next start need not find it out.
 
-A verdict is for the circumstances it was found under, and for no others: weights, versions, dtype, device. Loads no
-torch.
+A verdict depends on weights, versions, dtype and device. Loads no torch.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
-from datetime import UTC, datetime
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,13 +14,7 @@ from typing import Any
 
 from platformdirs import user_state_path
 
-from kvlite.record.store import write_whole
-
-KEEP = 100
-_FORMAT = 1
-
-Circumstances = Mapping[str, str]
-"""All that a verdict depends on, by name."""
+from kvlite.record.findings import Circumstances, Findings
 
 RotationFacts = tuple[int, int, int, bool]
 """A layer's rotation: which of the model's tables of frequencies, direction, first channel, interleaved."""
@@ -57,56 +47,19 @@ class Verdict:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdicts:
-    """The folder of verdicts, of which the newest are kept; `again` finds none, so that all is found out anew."""
+class Verdicts(Findings[Verdict]):
+    """The folder of verdicts."""
 
     folder: Path = field(default_factory=lambda: user_state_path("kvlite", appauthor=False) / "verdicts")
     again: bool = False
 
-    def find(self, about: Circumstances) -> Verdict | None:
-        """The verdict found under exactly these circumstances; None where there is none that can be read."""
-        if self.again:
-            return None
-        return next((verdict for known, verdict in self._read(self._path(about)) if known == dict(about)), None)
-
-    def keep(self, about: Circumstances, verdict: Verdict) -> bool:
-        """Keep a verdict, dropping the oldest beyond KEEP; False where the folder cannot be written."""
-        verdict = replace(verdict, when=verdict.when or datetime.now(UTC).isoformat(timespec="seconds"))
-        text = json.dumps({"format": _FORMAT, "about": dict(about), "verdict": asdict(verdict)}, indent=1)
-        try:
-            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            write_whole(text + "\n", self._path(about))
-            for old in self._paths()[KEEP:]:
-                old.unlink(missing_ok=True)
-        except OSError:
-            return False
-        return True
+    def _read(self, told: Mapping[str, Any]) -> Verdict:
+        return Verdict.read(told)
 
     def add_effect(self, about: Circumstances, stored: str, nats: float, agreement: float) -> None:
         """Add what slots of the format `stored` do to a verdict that is kept already."""
         if (verdict := self.find(about)) is not None:
             self.keep(about, replace(verdict, effects={**verdict.effects, stored: (nats, agreement)}))
-
-    def known(self) -> list[tuple[Circumstances, Verdict]]:
-        """Every verdict that can be read, the newest first."""
-        return [found for path in self._paths() for found in self._read(path)]
-
-    def _path(self, about: Circumstances) -> Path:
-        name = sha256(json.dumps(dict(about), sort_keys=True).encode()).hexdigest()[:24]
-        return self.folder / f"{name}.json"
-
-    def _paths(self) -> list[Path]:
-        with suppress(OSError):
-            return sorted(self.folder.glob("*.json"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
-        return []
-
-    def _read(self, path: Path) -> list[tuple[Circumstances, Verdict]]:
-        """One verdict, or none: a file that is damaged or of another format counts for nothing."""
-        with suppress(OSError, TypeError, ValueError, LookupError, AttributeError, RecursionError):
-            told = json.loads(path.read_bytes())
-            if told["format"] == _FORMAT:
-                return [({str(k): str(v) for k, v in told["about"].items()}, Verdict.read(told["verdict"]))]
-        return []
 
 
 def code_stamp() -> str:

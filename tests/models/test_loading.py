@@ -89,9 +89,9 @@ def test_bfloat16_needs_a_gpu_that_has_it(folder: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
     rewrite(folder / "config.json", lambda config: config.update(dtype="bfloat16"))
     turing, files = torch.device("cuda", 0), files_of(folder)
-    assert loading._shape(files, None, turing).dtype == "float16"
+    assert loading.shape_on(files, None, turing).dtype == "float16"
     with pytest.raises(UsageError, match="give --dtype float16"):
-        loading._shape(files, "bfloat16", turing)
+        loading.shape_on(files, "bfloat16", turing)
 
 
 def test_the_cpu_is_always_there() -> None:

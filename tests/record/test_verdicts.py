@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from kvlite.record import verdicts
+from kvlite.record import findings, verdicts
 from kvlite.record.verdicts import Verdict, Verdicts, code_stamp
 
 ABOUT = {"model": "a", "dtype": "float32"}
@@ -66,7 +66,7 @@ def test_a_damaged_or_foreign_file_counts_for_nothing(store: Verdicts, damage: b
 
 
 def test_the_newest_are_kept(store: Verdicts, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(verdicts, "KEEP", 3)
+    monkeypatch.setattr(findings, "KEEP", 3)
     for number in range(5):
         store.keep({"model": str(number)}, FOUND)
         os.utime(store._path({"model": str(number)}), (number, number))

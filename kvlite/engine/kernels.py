@@ -1,0 +1,137 @@
+"""The kernels an engine's cache runs on: as named, or Triton's where a trial and the model itself found them right."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from kvlite.cache.cache import SlotCache
+from kvlite.cache.policies import Window
+from kvlite.cache.policy import Policy
+from kvlite.errors import KvliteError, is_out_of_memory
+from kvlite.memory.format import SlotFormat
+from kvlite.models.kernel_trial import KernelTrials
+from kvlite.models.loaded import LoadedModel
+from kvlite.models.probe import dry_cache
+from kvlite.models.verify import LOGIT_TOLERANCE, relative_error
+from kvlite.record.trials import Trial
+from kvlite_kernels.fused_ops import TORCH_OPS
+from kvlite_kernels.trial.task import SlotsPart
+
+PROMPT = 12
+
+
+class KernelChoice:
+    """The kernels called `name`, one of `kvlite_kernels.choice.KERNELS`, whatever the slots hold."""
+
+    def __init__(self, name: str = "auto") -> None:
+        self.name = name
+        self.told = ""
+        """What a trial found of those that were chosen last, in words; empty without one."""
+
+    def name_for(self, stored: SlotFormat, policy: Policy) -> str:
+        """The kernels for slots of format `stored` under `policy`."""
+        return self.name
+
+    def condemn(self, stored: SlotFormat, policy: Policy, why: str) -> None:
+        """Take torch from now on: the kernels went wrong in mid-answer."""
+        self.name = self.told = "torch"
+
+
+class TriedKernels(KernelChoice):
+    """Triton's kernels where `trials` found them right and faster, and the logits of `loaded` on them are torch's."""
+
+    def __init__(self, loaded: LoadedModel, trials: KernelTrials, say: Callable[[str], None]) -> None:
+        super().__init__()
+        self._loaded, self._trials, self._say = loaded, trials, say
+
+    def name_for(self, stored: SlotFormat, policy: Policy) -> str:
+        """See KernelChoice. Waits for a trial, or makes one."""
+        if self.name == "torch":  # they went wrong before
+            return self.name
+        part = part_of(stored, policy)
+        found = self._trials.finding(part)
+        if found.is_taken:
+            found = self._through_the_model(stored, part, found)
+        self.told = f"verified, {found.gain:.1f}x" if found.is_taken else str(found)
+        self._say(f"kernels on {part}: {'triton' if found.is_taken else 'torch'}: {found}")
+        return "triton" if found.is_taken else "torch"
+
+    def condemn(self, stored: SlotFormat, policy: Policy, why: str) -> None:
+        """See KernelChoice; later starts will know."""
+        super().condemn(stored, policy, why)
+        self._trials.condemn(part_of(stored, policy), f"in mid-answer: {why}")
+
+    def _through_the_model(self, stored: SlotFormat, part: SlotsPart, found: Trial) -> Trial:
+        """The finding, unless the model computes something else on these kernels; found out once for its weights."""
+        key = f"{part} in {self._loaded.fingerprint}" if self._loaded.fingerprint else None
+        known = None if key is None else self._trials.known_of(key)
+        if known is None:
+            why = unlike_torch(self._loaded, stored)
+            known = Trial("right") if why is None else Trial("wrong", why)
+            if key is not None:
+                self._trials.note_of(key, known)
+        return found if known.state == "right" else known
+
+
+def part_of(stored: SlotFormat, policy: Policy) -> SlotsPart:
+    """The part of a trial that such slots need."""
+    bits = (stored.k_bits, stored.v_bits) if stored.is_quantised else (0, 0)
+    return SlotsPart(*bits, policy.statistic, policy.heads, policy.echoes)
+
+
+@torch.inference_mode()
+def unlike_torch(loaded: LoadedModel, stored: SlotFormat) -> str | None:
+    """How the model's logits on Triton's slots differ from those on torch's, with room and while it evicts; None: not.
+
+    Under a policy whose victims follow from positions, so that rounding changes none.
+    """
+    policy = Window()
+    slots = policy.min_slots() + PROMPT
+    try:
+        caches = [dry_cache(loaded, slots, stored, policy, kernels) for kernels in ("torch", "triton")]
+        steps = [PROMPT, *[1] * (slots + 8 - PROMPT)] if caches[0].plan.fewest == slots else [PROMPT, 1, 1, 1]
+        at = 0
+        for count in steps:
+            ids = torch.tensor([[(7919 * i + 11) % loaded.shape.vocab for i in range(at, at + count)]])
+            wanted, got = (_fed(loaded, cache, ids.to(loaded.device), at) for cache in caches)
+            off = relative_error(got, wanted)
+            if not off <= 2 * LOGIT_TOLERANCE[loaded.compute_dtype]:
+                return f"the logits of this model on {stored.name} slots are off by {off:.1%} at token {at + count}"
+            at += count
+    except Exception as error:
+        if not is_of_kernels(error):
+            raise
+        return in_a_line(error)
+    finally:
+        if loaded.state is not None:
+            loaded.state.reset()
+    return None
+
+
+def is_of_kernels(error: Exception) -> bool:
+    """True where kernels failed, as far as an error tells: Triton's compiler and launcher raise errors of their own."""
+    if isinstance(error, KvliteError) or is_out_of_memory(error):
+        return False
+    of_triton = any(kind.__module__.partition(".")[0] == "triton" for kind in type(error).__mro__)
+    return of_triton or isinstance(
+        error, RuntimeError | OSError | ValueError | TypeError | AttributeError | LookupError
+    )
+
+
+def in_a_line(error: Exception) -> str:
+    """The kind of an error and its first line."""
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+
+
+def without_kernels(loaded: LoadedModel) -> None:
+    """Let fused modules compute in torch from now on."""
+    for module in loaded.model.modules():
+        if hasattr(module, "ops"):
+            setattr(module, "ops", TORCH_OPS)  # noqa: B010
+
+
+def _fed(loaded: LoadedModel, cache: SlotCache, ids: torch.Tensor, at: int) -> torch.Tensor:
+    pos = torch.arange(at, at + ids.shape[1], dtype=torch.int32, device=ids.device)[None]
+    return loaded.forward(ids, cache, cache.begin(slice(0, 1), pos, pos, (ids.shape[1],), None))
