@@ -77,6 +77,12 @@ class PartGroup:
         elif slots.statistic is not None and mapping.evicts:
             slots.statistic[..., -1].zero_()
 
+    def clear(self, rows: slice, index: slice) -> None:
+        """Leave nothing in the slots `index` of all heads of these rows."""
+        slots, count = self.slots.of_rows(rows), index.stop - index.start
+        for name, held in slots.tensors():
+            held.narrow(slots.starts.dim() - 1, index.start, count).fill_(-1 if name in ("pos", "rot") else 0)
+
     def evict(self, step: Step) -> None:
         """Choose the victims of what waits, after all layers have attended."""
         if not step.mappings[self.slots.num_slots].evicts or self.policy.needs_queries:
