@@ -15,6 +15,10 @@ from kvlite.flags import argument, option, read_file_name, read_seconds, read_te
 
 BUILT_IN_MODEL = "demo"
 MODEL_HELP = "Alias, org/name[:quant][@revision], folder or GGUF file"
+MOST_DRAFTED = 64
+Speculate = Literal["auto", "off"] | int
+"""Tokens that are drafted at most, whatever it costs; `auto` as many as pay, where that changes no answer."""
+
 MODEL, MEMORY, SAMPLING = "Model", "Memory", "Sampling"  # headings of the help
 
 _of_model, _of_memory, _of_sampling = (partial(option, heading=heading) for heading in (MODEL, MEMORY, SAMPLING))
@@ -95,6 +99,14 @@ def read_batch_size(value: str) -> str:
     return value
 
 
+def read_speculate(value: str) -> str:
+    """The words auto and off, or a number of tokens."""
+    is_number = value.isascii() and value.isdigit() and 1 <= int(value[:9]) <= MOST_DRAFTED
+    if value not in ("auto", "off") and not is_number:
+        raise ValueError(f"{value!r} is no number of tokens; give auto, off or a number from 1 to {MOST_DRAFTED}")
+    return value
+
+
 def read_report(value: str) -> str:
     """The words auto and none, or the path of a file that can be written."""
     return value if value in ("auto", "none") else read_file_name(value)
@@ -138,7 +150,7 @@ class ModelOptions:
         None, metavar="SIZE", help="Bytes of the KV cache one sequence of a batch may take."
     )
     kv_policy: str = _of_memory(
-        "heavy-hitter",
+        "replay",
         metavar="NAME[:SETTINGS]",
         complete="policy",
         help="What is kept when the budget is full: window, or window:sinks=8; `kvlite policies` lists them.",
@@ -186,13 +198,19 @@ class ModelOptions:
     )
     kernels: Literal["auto", "torch", "triton"] = _of_model(
         "auto",
-        help="What attends, evicts and runs fused modules: torch, or Triton on CUDA, for 4-bit weights, too; auto "
-        "takes Triton where a trial found it right and faster.",
+        help="What attends, evicts and runs fused modules: torch, or Triton on CUDA, for 4-bit weights and the "
+        "blocks of GGUF files, too; auto takes Triton where a trial found it right and faster.",
     )
     capture: bool | None = _of_model(  # None: where a GPU shows that it pays
         None,
         "--capture/--no-capture",
         help="Replay decode steps as CUDA graphs; on CUDA, where not given, if they prove exact and faster.",
+    )
+    speculate: str = _of_model(
+        "auto",
+        metavar="auto|off|N",
+        parse=read_speculate,
+        help="Draft at most N tokens as earlier text went on, and verify them at once; auto: as many as pay.",
     )
     offline: bool = _of_model(
         False,

@@ -1,10 +1,12 @@
-"""The blocks of GGUF types in plain torch: as codes, scales and offsets, and as the weights that they stand for.
+"""The blocks of GGUF types in plain torch: codes, scales and offsets, the weights they stand for, and products.
 
-Layouts: ggml-common.h and ggml-quants.c of ggml-org/llama.cpp. Letters: N channels out, K in. A weight is
-code * scale + low, where scale and low are those of 32 neighbours, of Q6_K of 16.
+Layouts: ggml-common.h and ggml-quants.c of ggml-org/llama.cpp. Letters: M rows, N channels out, K in. A weight is
+code * scale + low, where scale and low are those of 32 neighbours, of Q6_K of 16. The reference for kernels.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -19,6 +21,40 @@ SIZES = {
 
 BITS = {"Q4_0": 4, "Q4_1": 4, "Q4_K": 4, "Q5_0": 5, "Q5_1": 5, "Q5_K": 5, "Q6_K": 6, "Q8_0": 8}
 """Bits of a code."""
+
+
+MAX_ROWS = 32
+"""Most rows that are multiplied from the blocks by kernels; with more, products cost more than reading does."""
+
+_TILE = 1 << 24  # weights that are unpacked at once
+
+
+@dataclass(frozen=True, slots=True)
+class Blocks:
+    """Weights [N, K] in blocks of `kind`, as a file holds them: `data` uint8 [N, bytes], its rows in one piece."""
+
+    data: Tensor
+    kind: str
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        weights, size = SIZES[self.kind]
+        return self.data.shape[0], self.data.shape[1] // size * weights
+
+
+def multiply(x: Tensor, weight: Blocks, bias: Tensor | None) -> Tensor:
+    """x [M, K] times the weights, transposed, and bias [N] added: [M, N] of x's dtype, summed in fp32 at least."""
+    wide = torch.promote_types(x.dtype, torch.float32)
+    out = x.to(wide) @ unpack(weight.data, weight.kind).to(wide).T
+    return (out if bias is None else out + bias.to(wide)).to(x.dtype)
+
+
+def multiply_unpacked(x: Tensor, weight: Blocks, bias: Tensor | None) -> Tensor:
+    """As `multiply`, with weights rounded to x's dtype, a tile of them unpacked at a time."""
+    tiles = weight.data.split(max(1, _TILE // weight.shape[1]))
+    parts = [torch.matmul(x, unpack(tile, weight.kind).to(x.dtype).T) for tile in tiles]
+    out = parts[0] if len(parts) == 1 else torch.cat(parts, -1)
+    return out if bias is None else out + bias
 
 
 def read(rows: Tensor, kind: str) -> tuple[Tensor, Tensor, Tensor]:

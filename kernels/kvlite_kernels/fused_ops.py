@@ -1,4 +1,4 @@
-"""The operations of fused modules: what a decoder layer computes between its matrix products, and 4-bit products.
+"""The operations of fused modules: between the matrix products of a decoder layer, and products with packed weights.
 
 Each takes and gives tensors of the model's dtype. Triton's compute in fp32 and round once; these round where torch
 does. Letters as in `reference`; N channels.
@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from kvlite_kernels import nf4
+from kvlite_kernels import blocks, nf4
+from kvlite_kernels.blocks import Blocks
 from kvlite_kernels.nf4 import FourBit
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -98,6 +99,14 @@ class FusedOps:
     def multiply_four_bit(self, x: Tensor, weight: FourBit, bias: Tensor | None) -> Tensor:
         """x [M, K] times the weights, transposed, and bias [N] added: [M, N] of x's dtype."""
         return nf4.multiply(x, weight, bias)
+
+    def most_block_rows(self, dtype: torch.dtype) -> int:
+        """Most rows of `dtype` that `multiply_blocks` is faster for than unpacking; 0 unpacks for all of them."""
+        return 0
+
+    def multiply_blocks(self, x: Tensor, weight: Blocks, bias: Tensor | None) -> Tensor:
+        """x [M, K] times weights in GGUF blocks, transposed, and bias [N] added: [M, N] of x's dtype."""
+        return blocks.multiply(x, weight, bias)
 
 
 TORCH_OPS = FusedOps()

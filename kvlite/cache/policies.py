@@ -102,7 +102,7 @@ class HeavyHitter(Policy):
     """
 
     name = "heavy-hitter"
-    summary = "H2O repaired: attention that fades, shared by neighbours, sinks, a recent window (the default)"
+    summary = "H2O repaired: attention that fades, shared by neighbours, sinks, a recent window"
     statistic = Statistic.MASS
 
     decay: float = 0.95
@@ -134,7 +134,7 @@ class Replay(Policy):
     """
 
     name = "replay"
-    summary = "KVzip inside the bound: what it takes to repeat the text, asked by its own queries"
+    summary = "KVzip inside the bound: what it takes to repeat the text, asked by its own queries (the default)"
     statistic = Statistic.MASS
     echoes: ClassVar[bool] = True
 

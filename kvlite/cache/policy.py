@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from kvlite_kernels.slots import Vectors
 
-DEFAULT_POLICY = "heavy-hitter"
+DEFAULT_POLICY = "replay"
 ON_FULL = ("evict", "stop", "error")
 ENTRY_POINT_GROUP = "kvlite.policies"
 

@@ -7,7 +7,22 @@ from collections.abc import Callable, Iterable
 from prompt_toolkit.completion import CompleteEvent, Completer, Completion, PathCompleter, WordCompleter
 from prompt_toolkit.document import Document
 
+from kvlite.cache.policy import policy_names
+from kvlite.catalog.completion import complete_model
+from kvlite.chat.roles import role_names
+from kvlite.chat.session_files import SessionFolder
 from kvlite.chat.slash_commands import BY_NAME
+
+
+def known_words() -> dict[str, Callable[[], list[str]]]:
+    """The words that commands take, by command, found when they are asked for."""
+    return {
+        "load": lambda: [file.name for file in SessionFolder().saved()],
+        "model": lambda: complete_model(""),
+        "policy": policy_names,
+        "role": role_names,
+        "think": lambda: ["auto", "on", "off"],
+    }
 
 
 class ChatCompleter(Completer):

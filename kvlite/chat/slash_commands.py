@@ -69,8 +69,7 @@ def listed(settings: AnswerSettings) -> list[tuple[str, str]]:
 
 
 def _help(chat: Chat, _: str) -> None:
-    show_pairs(chat, [(command.usage, command.summary) for command in COMMANDS])
-    chat.show('  Alt-Enter starts a new line; """ begins and ends a text of several lines; Ctrl-C stops an answer')
+    show_pairs(chat, [*((command.usage, command.summary) for command in COMMANDS), *_KEYS])
 
 
 def _exit(chat: Chat, _: str) -> None:
@@ -142,6 +141,11 @@ def _set(chat: Chat, argument: str) -> None:
     show_pairs(chat, listed(chat.session.settings))
 
 
+_KEYS = (
+    ("Alt-Enter", "start a new line"),
+    ('"""', "begin and end a text of several lines"),
+    ("Ctrl-C", "stop an answer; what is typed meanwhile stays"),
+)
 COMMANDS = (
     Command(("help",), "", "list the commands", _help),
     Command(("exit", "quit", "bye"), "", "leave (also Ctrl-D)", _exit),

@@ -23,12 +23,9 @@ from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.keys import Keys
 from prompt_toolkit.output import create_output
 
-from kvlite.cache.policy import policy_names
-from kvlite.chat.completion import ChatCompleter
+from kvlite.chat.completion import ChatCompleter, known_words
 from kvlite.chat.interrupt import Interrupts
 from kvlite.chat.loop import QUOTES, Pasted
-from kvlite.chat.roles import role_names
-from kvlite.chat.session_files import SessionFolder
 from kvlite.chat.slash_commands import LEAVING
 from kvlite.chat.typed_ahead import END, TypedAhead
 
@@ -53,13 +50,7 @@ class Terminal:
             multiline=True,
             prompt_continuation="... ",
             history=_history(history),
-            completer=ChatCompleter(
-                {
-                    "load": lambda: [file.name for file in SessionFolder().saved()],
-                    "policy": policy_names,
-                    "role": role_names,
-                }
-            ),
+            completer=ChatCompleter(known_words()),
             key_bindings=self._bindings(),
             bottom_toolbar=status,
             vi_mode=vi,

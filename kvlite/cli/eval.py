@@ -38,7 +38,7 @@ class EvalOptions:
         help="What to measure: needles, dialogue, prompt, lines, multikey, tracking, cloze, kl, ppl.",
     )
     policy: str = option(
-        "heavy-hitter,replay,window",
+        "replay,heavy-hitter,window",
         metavar="A,B",
         complete="policy",
         help="Policies to compare, with settings or without: h2o,window:sinks=8; the full cache is always measured.",

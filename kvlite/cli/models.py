@@ -197,7 +197,7 @@ def _record(ref: ModelRef, facts: ModelFiles) -> dict[str, Any]:
     return record | {
         "family": shape.family,
         "dtype": shape.dtype,
-        "held_in": weights_held_in(facts.weights, shape.dtype, "none", find_device("auto").kind),
+        "held_in": weights_held_in(facts.weights, shape.dtype, "none", find_device("auto").kind, "auto"),
         "layers": layer_groups(shape.layers, (None,) * len(shape.layers)),
         "query_heads": shape.query_heads,
         "window": shape.max_positions,

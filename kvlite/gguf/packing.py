@@ -1,4 +1,4 @@
-"""The types of GGUF blocks that a CPU multiplies with as they are, and the bytes that takes. No tensor is read."""
+"""The types of GGUF blocks that are multiplied as they are, and the bytes that takes. No tensor is read."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _EIGHTHS = dict.fromkeys(FOUR_BITS, 5) | dict.fromkeys(EIGHT_BITS, 10)  # of a b
 
 
 def is_packed(name: str, tensor: TensorInfo) -> bool:
-    """True for a matrix that stays packed on a CPU: linear maps, output head and embedding, in whole blocks."""
+    """True for a matrix that can stay packed: linear maps, output head and embedding, in whole blocks."""
     part = name.removesuffix(".weight").rpartition(".")[2]
     if part == "per_layer_token_embd":  # a table that is looked up and never multiplied
         return False
@@ -25,13 +25,22 @@ def is_packed(name: str, tensor: TensorInfo) -> bool:
 
 
 def packed_types(header: Header) -> tuple[str, ...]:
-    """The types of the matrices that stay packed on a CPU, of which the file has most bytes first."""
+    """The types of the matrices that can stay packed, of which the file has most bytes first."""
     sizes: dict[str, int] = {}
     for name in weight_names(header):
         tensor = header.tensors[name]
         if is_packed(name, tensor):
             sizes[tensor.type] = sizes.get(tensor.type, 0) + tensor.num_bytes
     return tuple(sorted(sizes, key=lambda kind: -sizes[kind]))
+
+
+def block_bytes(header: Header, element_bytes: int) -> int:
+    """Bytes of the weights where what can be packed stays as in the file, and the rest takes `element_bytes` each."""
+    held = {name: header.tensors[name] for name in weight_names(header)}
+    return sum(
+        tensor.num_bytes if is_packed(name, tensor) else tensor.parameters * element_bytes
+        for name, tensor in held.items()
+    )
 
 
 def packed_bytes(header: Header, element_bytes: int) -> int:

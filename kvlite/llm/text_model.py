@@ -125,7 +125,9 @@ class TextModel:
     def held_in(self) -> str:
         """What most of the weights are held in: `bfloat16`, `4bit`, `Q4_K with Q6_K`."""
         loaded = self.loaded
-        return weights_held_in(self.files.weights, loaded.shape.dtype, loaded.quant, loaded.device.type)
+        return weights_held_in(
+            self.files.weights, loaded.shape.dtype, loaded.quant, loaded.device.type, self.spec.options.kernels
+        )
 
     def identity(self) -> ModelIdentity:
         """The weights, for the run record."""
@@ -190,6 +192,7 @@ class TextModel:
             recorder=CudaGraphs(self.loaded.device) if self.captures else None,
             must_capture=bool(spec.options.capture),
             warn=self.listener.warn,
+            speculate=spec.speculate,
         )
 
     def profile(self, fit: Fit) -> HeadProfile | None:

@@ -54,6 +54,7 @@ class Fit:
     is_automatic: bool = False
     is_loaded: bool = False
     beside_bytes: int = 0
+    kernels: str = "auto"
 
     @property
     def most_rows(self) -> int:
@@ -109,14 +110,14 @@ class Fit:
     @property
     def held_in(self) -> str:
         """What most of the weights are held in once they are loaded."""
-        return weights_held_in(self.weights, self.shape.dtype, self.quant, self.device)
+        return weights_held_in(self.weights, self.shape.dtype, self.quant, self.device, self.kernels)
 
     def memory(self, cache: CachePlan | None) -> MemoryPlan:
         """Every term of a run with `cache`, weights first; without one, all that lies beside a cache at its largest."""
         rows, chunk = (cache.rows, cache.chunk) if cache else (self.most_rows, self.spec.chunk_limit)
         if cache is not None and self.batch is not None:  # rows that will not evict
             chunk = cache.most_chunk
-        weights = weight_term(self.shape, self.weights, self.quant, self.device)
+        weights = weight_term(self.shape, self.weights, self.quant, self.device, self.kernels)
         rest = pass_terms(self.shape, self.spec.slot_format, rows, chunk, self.quant, self.device)
         return MemoryPlan((weights, *(cache_terms(cache) if cache else ()), *rest))
 
@@ -227,6 +228,9 @@ def advice(found: Quote) -> list[str]:
     can_quantise = fit.quant == "none" and are_plain
     rows = largest(lambda rows: quote(replace(fit, batch=rows), budget).fits, fit.most_rows - 1)
     tries = [_budget_advice(fit), f"--batch-size {rows}" if rows else ""]
+    in_blocks = replace(fit, kernels="triton")
+    if in_blocks.held_in != fit.held_in and quote(in_blocks, budget).fits:
+        tries.append("--kernels triton")
     if can_quantise and quote(quantised, budget).fits:
         tries.append("--quant 4bit")
     if not any(tries) and can_quantise and (smaller := _budget_advice(quantised)):

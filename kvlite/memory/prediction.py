@@ -38,7 +38,8 @@ class Weights:
     """The weights as they are stored; `by_dtype` is bytes per safetensors dtype (`BF16`, `F32`, `U8`, ...).
 
     Pickles, which are not looked into, have neither `parameters` nor dtypes. `packed_bytes` is what a GGUF file takes
-    on a CPU in bfloat16, where blocks of `packed_types` stay packed, of which most bytes are first.
+    on a CPU in bfloat16, where blocks of `packed_types` stay packed, of which most bytes are first; `block_bytes` in
+    half precision where these blocks stay as they are.
     """
 
     num_bytes: int
@@ -46,6 +47,7 @@ class Weights:
     by_dtype: Mapping[str, int] = field(default_factory=dict)
     packed_bytes: int | None = None
     packed_types: tuple[str, ...] = ()
+    block_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,15 +136,22 @@ def stays_packed(weights: Weights | None, dtype: str, quant: str, device: str) -
     return is_packable and device == "cpu" and dtype == "bfloat16" and quant == "none"
 
 
-def weights_held_in(weights: Weights | None, dtype: str, quant: str, device: str) -> str:
+def keeps_blocks(weights: Weights | None, dtype: str, quant: str, device: str, kernels: str) -> bool:
+    """True where blocks of a GGUF file stay as they are: on CUDA in half precision, where Triton is asked for."""
+    has_blocks = weights is not None and bool(weights.packed_types)
+    return has_blocks and device == "cuda" and kernels == "triton" and quant == "none" and dtype != "float32"
+
+
+def weights_held_in(weights: Weights | None, dtype: str, quant: str, device: str, kernels: str) -> str:
     """What most of the weights are held in once loaded: `bfloat16`, `4bit`, `Q4_K with Q6_K`."""
-    if weights is not None and weights.packed_types and stays_packed(weights, dtype, quant, device):
+    stays = stays_packed(weights, dtype, quant, device) or keeps_blocks(weights, dtype, quant, device, kernels)
+    if weights is not None and weights.packed_types and stays:
         first, *others = weights.packed_types
         return f"{first} with {', '.join(others)}" if others else first
     return dtype if quant == "none" else quant
 
 
-def weight_term(shape: ModelShape, weights: Weights | None, quant: str, device: str) -> Term:
+def weight_term(shape: ModelShape, weights: Weights | None, quant: str, device: str, kernels: str = "auto") -> Term:
     """The weights as they are once loaded: in the shape's dtype, or quantised."""
     if weights is None:
         return Term("weights", None, "there are no weights here to measure")
@@ -155,8 +164,11 @@ def weight_term(shape: ModelShape, weights: Weights | None, quant: str, device: 
         return Term("weights", weights.num_bytes, "as stored; not safetensors, so not looked into")
     element = DTYPE_BYTES[shape.dtype]
     if stays_packed(weights, shape.dtype, quant, device):
-        named = weights_held_in(weights, shape.dtype, quant, device)
+        named = weights_held_in(weights, shape.dtype, quant, device, kernels)
         return Term("weights", weights.packed_bytes, f"{named}, packed; the rest in bfloat16")
+    if keeps_blocks(weights, shape.dtype, quant, device, kernels):
+        named = weights_held_in(weights, shape.dtype, quant, device, kernels)
+        return Term("weights", weights.block_bytes, f"{named}, as in the file; the rest in {shape.dtype}")
     if quant == "none":
         return Term("weights", weights.parameters * element, f"{weights.parameters:,} parameters in {shape.dtype}")
     copies = 1 if shape.is_tied else 2

@@ -15,7 +15,7 @@ import torch
 from kvlite.cache.rotation import Rotation
 from kvlite.catalog.files import ModelFiles
 from kvlite.models.attention_interface import ATTENTION
-from kvlite.models.fusing import fuse, fuse_as_before, multiply_four_bit
+from kvlite.models.fusing import fuse, fuse_as_before, multiply_packed
 from kvlite.models.kv_quant_check import QuantEffect
 from kvlite.models.loaded import LoadedModel
 from kvlite.models.verify import admit, describe_rotations, rotations_as_described
@@ -52,7 +52,7 @@ def check(loaded: LoadedModel, ops: FusedOps, *, fuses: bool) -> LoadedModel:
     start = time.perf_counter()
     loaded = admit(loaded)
     admitted = time.perf_counter()
-    loaded = multiply_four_bit(loaded, ops)
+    loaded = multiply_packed(loaded, ops)
     if fuses:
         loaded = fuse(loaded, ops)
     return replace(loaded, stages={"gate": admitted - start, "fusing": time.perf_counter() - admitted})

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from kvlite.models.attention_interface import attention
+from kvlite.models.block_linear import join_blocks
 from kvlite.models.packed import join_packed
 from kvlite.models.quantised import join_four_bit
 from kvlite_kernels.fused_ops import FusedOps, Norm
@@ -27,7 +28,7 @@ def join(*parts: Any) -> nn.Module | None:
     if len({getattr(part, "bias", None) is not None for part in parts}) > 1:
         return None
     if not all(type(part) is nn.Linear and type(part.weight) is nn.Parameter for part in parts):  # not quantised
-        return join_packed(parts) or join_four_bit(parts)
+        return join_packed(parts) or join_four_bit(parts) or join_blocks(parts)
     joined = nn.Linear(parts[0].in_features, sum(part.out_features for part in parts), bias=False, device="meta")
     joined.weight = _joined([part.weight for part in parts])
     if parts[0].bias is not None:

@@ -23,6 +23,7 @@ from torch.overrides import TorchFunctionMode
 
 from kvlite.errors import is_out_of_memory
 from kvlite.models.attention_interface import ATTENTION
+from kvlite.models.block_linear import block_form
 from kvlite.models.fused import FusedDecoder
 from kvlite.models.loaded import LoadedModel
 from kvlite.models.patches import KINDS, decodes, fused_form
@@ -39,6 +40,9 @@ FLOOR = 1e-5
 """A fused module may be off by FACTOR times the error of what it replaces, and FLOOR, both relative."""
 
 _HALF = (torch.bfloat16, torch.float16)
+
+_PRODUCTS: dict[str, Callable[[Any, FusedOps], nn.Module | None]] = {"four-bit": our_form, "blocks": block_form}
+"""Maps over packed weights as those that multiply with kernels: of bitsandbytes, and in GGUF blocks."""
 
 Swap = tuple[nn.Module, str, nn.Module, nn.Module]  # a parent, its child's name, the child and what replaces it
 
@@ -74,22 +78,24 @@ def fuse(loaded: LoadedModel, ops: FusedOps = TORCH_OPS) -> LoadedModel:
 
 
 def fuse_as_before(loaded: LoadedModel, fused: Sequence[str], refused: Sequence[str], ops: FusedOps) -> LoadedModel:
-    """Patch a model as `fuse` and `multiply_four_bit` did when they found `fused` to compute the same."""
-    for kind in ("four-bit", *KINDS):
+    """Patch a model as `fuse` and `multiply_packed` did when they found `fused` to compute the same."""
+    for kind in (*_PRODUCTS, *KINDS):
         if kind not in fused:
             continue
         for parent, name, module in _children(loaded.model):
-            made = our_form(module, ops) if kind == "four-bit" else fused_form(kind, module, ops)
+            made = _PRODUCTS[kind](module, ops) if kind in _PRODUCTS else fused_form(kind, module, ops)
             if made is not None:
                 setattr(parent, name, made)
     decoder = FusedDecoder(loaded.model) if "decoder" in fused and decodes(loaded.model) else None
     return replace(loaded, decoder=decoder, fused=tuple(fused), refused=tuple(refused))
 
 
-def multiply_four_bit(loaded: LoadedModel, ops: FusedOps) -> LoadedModel:
-    """Let `ops` multiply with the 4-bit weights of an admitted model, where it can and computes the same."""
-    forms = ((*child, our_form(child[2], ops)) for child in _children(loaded.model))
-    return _swap(loaded, "four-bit", [(parent, name, child, made) for parent, name, child, made in forms if made])
+def multiply_packed(loaded: LoadedModel, ops: FusedOps) -> LoadedModel:
+    """Let `ops` multiply with the packed weights of an admitted model, where it can and computes the same."""
+    for kind, form in _PRODUCTS.items():
+        forms = ((*child, form(child[2], ops)) for child in _children(loaded.model))
+        loaded = _swap(loaded, kind, [(parent, name, child, made) for parent, name, child, made in forms if made])
+    return loaded
 
 
 def probe_logits(loaded: LoadedModel) -> Tensor:
@@ -189,6 +195,8 @@ class _Float32(TorchFunctionMode):
     """Widens half-precision tensors and dtypes to float32 in every function that is called."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is Tensor.view and isinstance(args[-1], torch.dtype):  # bytes, in which halves lie
+            return func(*args)
         return func(*_widened(args), **_widened(kwargs or {}))
 
 

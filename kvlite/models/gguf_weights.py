@@ -13,7 +13,9 @@ from kvlite.gguf.families import family_of, parts_of, weight_names
 from kvlite.gguf.header import BLOCKS, Header, TensorInfo
 from kvlite.gguf.packing import is_packed
 from kvlite.gguf.rope import wanted
+from kvlite.models.block_linear import as_parameter
 from kvlite.models.gguf_blocks import numbers, pack_blocks
+from kvlite_kernels.blocks import Blocks
 from kvlite_kernels.packed import Packed, rows_at_once
 
 _ROWS_BYTES = 1 << 23
@@ -55,10 +57,16 @@ class LazyTensor:
         outputs, inputs = self.info.shape
         at_once = rows_at_once(inputs)
         if self.pairs_of:
-            whole = torch.cat([*self._rows(outputs)])
-            halved = whole.unflatten(0, (self.pairs_of, -1, 2)).transpose(1, 2).flatten(0, 2)
-            return pack_blocks(halved.split(at_once), self.info.type, outputs)
+            return pack_blocks(self.blocks().data.split(at_once), self.info.type, outputs)
         return pack_blocks(self._rows(at_once), self.info.type, outputs)
+
+    def blocks(self) -> Blocks:
+        """The blocks as they are, in one piece."""
+        outputs = self.info.shape[0]
+        (whole,) = self._rows(outputs)
+        if self.pairs_of:
+            whole = whole.unflatten(0, (self.pairs_of, -1, 2)).transpose(1, 2).flatten(0, 2)
+        return Blocks(as_parameter(whole), self.info.type)
 
     def _rows(self, at_once: int) -> Iterator[Tensor]:
         """The rows in the file, uint8 [at_once, bytes], one part after another."""

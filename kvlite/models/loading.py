@@ -40,9 +40,10 @@ from kvlite.errors import (
     is_out_of_memory,
 )  # fmt: skip
 from kvlite.memory.format import dtype_name, human_bytes
-from kvlite.memory.prediction import packed_bits, stays_packed, weight_term
+from kvlite.memory.prediction import keeps_blocks, packed_bits, stays_packed, weight_term
 from kvlite.memory.shape import ModelShape
 from kvlite.models.adapter import merged
+from kvlite.models.apart import set_apart
 from kvlite.models.checks import check, check_once, circumstances
 from kvlite.models.device import free_bytes, set_threads
 from kvlite.models.head_needs import fingerprint
@@ -85,7 +86,7 @@ def load(
     folder = files.folder
     shape = shape_on(files, dtype_name(options.dtype), device)
     ops = _ops(options.kernels, device)
-    room = _room(files, shape, options.quant, device)
+    room = _room(files, shape, options, device)
     if trials is not None:
         trials.begin(room)
     transformers_logging.set_verbosity_error()
@@ -117,6 +118,7 @@ def load(
         loaded = check(loaded, ops, fuses=options.fuse)
     else:
         loaded = check_once(loaded, ops, store, about, fuses=options.fuse)
+    set_apart(loaded.model)
     stages = {name: end - start for (_, start), (name, end) in pairwise(passed)}
     return replace(loaded, stages={**stages, **loaded.stages})
 
@@ -138,13 +140,17 @@ def shape_on(files: ModelFiles, dtype: str | None, device: torch.device) -> Mode
     return shape
 
 
-def _room(files: ModelFiles, shape: ModelShape, quant: str, device: torch.device) -> int | None:
+def _room(files: ModelFiles, shape: ModelShape, options: ModelOptions, device: torch.device) -> int | None:
     """Bytes that the weights leave, once loaded; None where they do not say. Raises DoesNotFit where none are."""
-    needed, free = weight_term(shape, files.weights, quant, device.type).predicted_bytes, free_bytes(device)
+    about = (files.weights, options.quant, device.type)
+    needed, free = weight_term(shape, *about, options.kernels).predicted_bytes, free_bytes(device)
     if needed is not None and needed > free:
+        less = weight_term(shape, *about, "triton").predicted_bytes
+        tries = ["--kernels triton, which keeps the file's blocks,"] if less is not None and less <= free else []
+        tries += ["--4bit"] if options.quant == "none" else []
         raise DoesNotFit(
             f"the weights take {human_bytes(needed)} and {human_bytes(free)} are free on {device}; "
-            f"give {'--4bit or ' if quant == 'none' else ''}a smaller model"
+            f"give {' or '.join([*tries, 'a smaller model'])}"
         )
     return None if needed is None else free - needed
 
@@ -174,7 +180,9 @@ def _model(files: ModelFiles, options: ModelOptions, dtype: torch.dtype, device:
     if (folder / ADAPTER_CONFIG).is_file():  # where peft is installed, transformers would attach it
         arguments["adapter_kwargs"] = {"subfolder": "none"}
     bits = packed_bits(options.quant, device.type)
-    if device.type == "cuda" or (options.quant != "none" and not bits):
+    held = (files.weights, str(dtype).removeprefix("torch."), options.quant, device.type)
+    in_blocks = files.gguf is not None and keeps_blocks(*held, options.kernels)
+    if (device.type == "cuda" and not in_blocks) or (options.quant != "none" and not bits):
         arguments["device_map"] = {"": device}
     try:
         if options.quant != "none":
@@ -185,8 +193,12 @@ def _model(files: ModelFiles, options: ModelOptions, dtype: torch.dtype, device:
             )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            packs = stays_packed(files.weights, str(dtype).removeprefix("torch."), options.quant, device.type)
-            loaded = _from_gguf(files, arguments, packs=packs) if files.gguf else _from_folder(folder, arguments)
+            packs = in_blocks or stays_packed(*held)
+            loaded = (
+                _from_gguf(files, arguments, packs=packs, in_blocks=in_blocks)
+                if files.gguf
+                else _from_folder(folder, arguments)
+            )
     except MemoryError as error:
         raise DoesNotFit("the weights do not fit in this machine's memory; try a smaller model") from error
     except _PARSER_ERRORS as error:
@@ -207,7 +219,7 @@ def _from_folder(folder: Path, arguments: dict[str, Any]) -> Any:
     return AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, **arguments, **part)
 
 
-def _from_gguf(files: ModelFiles, arguments: dict[str, Any], *, packs: bool) -> Any:
+def _from_gguf(files: ModelFiles, arguments: dict[str, Any], *, packs: bool, in_blocks: bool) -> Any:
     from kvlite.models.gguf_weights import packed_sources, state_dict
 
     assert files.gguf is not None
@@ -215,7 +227,8 @@ def _from_gguf(files: ModelFiles, arguments: dict[str, Any], *, packs: bool) -> 
     taken: set[str] = set()
     weights = state_dict(files.gguf, arguments["dtype"], taken)
     if packs:
-        arguments["quantization_config"] = packed_settings(0, packed_sources(files.gguf, weights), taken)
+        sources = packed_sources(files.gguf, weights)
+        arguments["quantization_config"] = packed_settings(0, sources, taken, in_blocks=in_blocks)
     kind = getattr(transformers, config.architectures[0])
     return kind.from_pretrained(None, config=config, state_dict=weights, output_loading_info=True, **arguments)
 

@@ -15,7 +15,9 @@ from transformers.quantizers.auto import register_quantization_config, register_
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
+from kvlite.models.block_linear import BlockEmbedding, BlockLinear
 from kvlite_kernels import packed
+from kvlite_kernels.blocks import Blocks
 from kvlite_kernels.grid import DTYPE
 from kvlite_kernels.packed import Packed, Packed4, Packed8
 
@@ -104,25 +106,36 @@ class Source(Protocol):
         """Read and pack them."""
         ...
 
+    def blocks(self) -> Blocks:
+        """Read them as they are."""
+        ...
+
 
 def packed_settings(
-    bits: int, sources: Mapping[str, Source] | None = None, taken: set[str] | None = None
+    bits: int, sources: Mapping[str, Source] | None = None, taken: set[str] | None = None, *, in_blocks: bool = False
 ) -> QuantizationConfigMixin:
     """The quantization_config with which transformers' `from_pretrained` packs a model.
 
-    In so many bits, or where `sources` are given those parameters that they name, each from its own. The names of those
-    go into `taken` before any weight is read.
+    In so many bits, or where `sources` are given those parameters that they name, each from its own: packed for a CPU,
+    or `in_blocks`. The names of those go into `taken` before any weight is read.
     """
-    return _PackedConfig(bits, sources, taken)
+    return _PackedConfig(bits, sources, taken, in_blocks)
 
 
 @register_quantization_config(_METHOD)
 class _PackedConfig(QuantizationConfigMixin):
-    def __init__(self, bits: int, sources: Mapping[str, Source] | None = None, taken: set[str] | None = None) -> None:
+    def __init__(
+        self,
+        bits: int,
+        sources: Mapping[str, Source] | None = None,
+        taken: set[str] | None = None,
+        in_blocks: bool = False,
+    ) -> None:
         self.quant_method: Any = _METHOD
         self.bits = bits
         self.sources = sources
         self.taken = taken
+        self.linear: type[PackedLinear] | type[BlockLinear] = BlockLinear if in_blocks else PackedLinear
 
     def takes(self, name: str, shape: tuple[int, int]) -> bool:
         """True if the linear map `name` of that shape is to be packed."""
@@ -131,9 +144,13 @@ class _PackedConfig(QuantizationConfigMixin):
         is_router = bool({*name.split(".")[-2:]} & {*_ROUTERS})
         return packed.is_served(shape, self.bits) and not is_router
 
-    def pack(self, name: str, weight: Tensor) -> Packed:
+    def pack(self, name: str, weight: Tensor) -> Packed | Blocks:
         """The parameter `name`, whose value is `weight` unless it has a source."""
-        return _KINDS[self.bits].of(weight) if self.sources is None else self.sources[name].pack()
+        return _KINDS[self.bits].of(weight) if self.sources is None else self.read(self.sources[name])
+
+    def read(self, source: Source) -> Packed | Blocks:
+        """What a source has, in the form that is wanted."""
+        return source.blocks() if self.linear is BlockLinear else source.pack()
 
 
 @register_quantizer(_METHOD)
@@ -144,7 +161,7 @@ class _Packer(HfQuantizer):
 
     def param_needs_quantization(self, model: Any, param_name: str, **_: Any) -> bool:
         place, dot, name = param_name.rpartition(".")
-        return dot + name == ".weight" and type(model.get_submodule(place)) is PackedLinear
+        return dot + name == ".weight" and type(model.get_submodule(place)) in (PackedLinear, BlockLinear)
 
     def get_quantize_ops(self) -> ConversionOps:
         return _Pack(self.quantization_config)
@@ -167,7 +184,7 @@ class _Packer(HfQuantizer):
                 shape = (module.out_features, module.in_features)
                 if config.takes(name, shape):
                     parent, _dot, child = name.rpartition(".")
-                    made = PackedLinear(*shape, module.bias, module.weight.dtype)
+                    made = config.linear(*shape, module.bias, module.weight.dtype)
                     setattr(model.get_submodule(parent), child, made)
                     taken.add(f"{name}.weight")
         if config.sources is not None and config.taken is not None:
@@ -175,7 +192,7 @@ class _Packer(HfQuantizer):
         return model
 
     def _process_model_after_weight_loading(self, model: Any, **_: Any) -> Any:
-        pack_head(model, self.quantization_config.sources)
+        pack_head(model, self.quantization_config)
         self.quantization_config.sources = self.quantization_config.taken = None  # which a model need not keep
         return model
 
@@ -197,32 +214,39 @@ class _Pack(ConversionOps):
         return found
 
 
-def pack_head(model: Any, sources: Mapping[str, Source] | None = None) -> None:
+def pack_head(model: Any, config: _PackedConfig | None = None) -> None:
     """Pack a plain output head and a plain embedding, in one copy where they share their weights.
 
-    In 8 bits, or where `sources` are given from those, and not at all where they have none for them.
+    In 8 bits, or where `config` has sources from those, and not at all where they have none for them.
     """
     head, table = model.get_output_embeddings(), model.get_input_embeddings()
     is_tied = head is not None and table is not None and head.weight is table.weight
     places = {module: f"{name}.weight" for name, module in model.named_modules() if module in (head, table)}
-    held: Packed | None = None
+    held: Packed | Blocks | None = None
 
-    def pack(module: Any) -> Packed | None:
-        if sources is None:
+    def pack(module: Any) -> Packed | Blocks | None:
+        if config is None or config.sources is None:
             return Packed8.of(module.weight.data)
-        source = sources.get(places[module]) or (sources.get(places[table]) if is_tied else None)
-        return None if source is None else source.pack()
+        source = config.sources.get(places[module]) or (config.sources.get(places[table]) if is_tied else None)
+        return None if source is None else config.read(source)
 
     if type(head) is nn.Linear:
         held = pack(head)
         if held is not None:
-            _replace(model, head, PackedLinear.of(held, head.bias))
+            _replace(model, head, _linear(held, head))
     if is_plain_table(table):
         weights = held if is_tied and held is not None else pack(table)
         factor, dtype = getattr(table, "embed_scale", None), table.weight.dtype
         if weights is not None:
-            made = PackedEmbedding(weights, dtype, factor.to(dtype) if isinstance(factor, Tensor) else None)
-            _replace(model, table, made)
+            factor = factor.to(dtype) if isinstance(factor, Tensor) else None
+            kind: Any = BlockEmbedding if isinstance(weights, Blocks) else PackedEmbedding
+            _replace(model, table, kind(weights, dtype, factor))
+
+
+def _linear(weights: Packed | Blocks, plain: nn.Linear) -> nn.Module:
+    if isinstance(weights, Blocks):
+        return BlockLinear.of(weights, plain.bias, plain.weight.dtype)
+    return PackedLinear.of(weights, plain.bias)
 
 
 def is_plain_table(table: Any) -> bool:

@@ -12,8 +12,9 @@ from prompt_toolkit.input import create_pipe_input
 from prompt_toolkit.output import DummyOutput
 
 from kvlite.chat import terminal
-from kvlite.chat.completion import ChatCompleter
+from kvlite.chat.completion import ChatCompleter, known_words
 from kvlite.chat.loop import Pasted
+from kvlite.chat.roles import role_folder
 from kvlite.chat.slash_commands import BY_NAME
 from kvlite.chat.terminal import Terminal, is_open_block
 from kvlite.console import Console
@@ -128,6 +129,17 @@ def test_is_open_block(text, is_open):
 def test_completion_offers_commands_at_the_start_only(text, words):
     completions = ChatCompleter({"load": lambda: ["one"]}).get_completions(Document(text), CompleteEvent())
     assert [completion.text for completion in completions] == words
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [("/model smollm2-1.", "smollm2-1.7b"), ("/policy tov", "tova"), ("/think o", "on"), ("/role fr", "french")],
+)
+def test_completion_knows_models_policies_and_roles(text, word):
+    role_folder().mkdir(parents=True, exist_ok=True)
+    (role_folder() / "french.toml").write_text('system = "French."')
+    completions = ChatCompleter(known_words()).get_completions(Document(text), CompleteEvent())
+    assert next(completion.text for completion in completions) == word
 
 
 @pytest.fixture

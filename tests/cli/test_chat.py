@@ -199,7 +199,7 @@ def test_a_session_goes_on_from_its_cache_with_the_same_answers(typed):
     _, second, err = typed("Hello", "What is my name?", args=args)
     assert first + second == whole and "as they were in the cache" in err
     _, _, err = typed("Hello", args=(*args, "--kv-policy", "window"))
-    assert "read by the model with your next message: its policy was heavy-hitter" in err
+    assert "read by the model with your next message: its policy was replay" in err
     typed("Hello", args=(*args, "--no-save-kv"))
     assert SessionFolder().file("tom").cache_bytes == 0
 

@@ -14,6 +14,7 @@ from transformers import AutoTokenizer
 from kvlite.cli import main
 from kvlite.gguf.folder import gguf_folder
 from kvlite.gguf.header import read_header
+from kvlite.gguf.packing import is_packed
 from tests.architectures import tiny_model
 from tests.gguf.gguf_file import write_model
 from tests.program import environment
@@ -53,6 +54,19 @@ def test_plan_show_and_dry_run_take_what_run_takes(tmp_path: Path, capsys: Captu
     assert main(["batch", str(tmp_path / "prompts.txt"), "-m", path, "--dry-run"]) == 0
     assert main(["run", path, "hi", "--max-tokens", "2"]) == 0
     assert main(["rm", path, "-y"]) == 2 and Path(path).is_file()
+
+
+def test_plan_for_a_gpu_counts_the_blocks_of_the_file_where_triton_multiplies(tmp_path: Path, capsys: Capture) -> None:
+    path = str(tiny_gguf(tmp_path))
+    found = {}
+    for kernels in ("auto", "triton"):
+        assert main(["plan", path, "--vram", "8GB", "--dtype", "float16", "--kernels", kernels, "--json"]) == 0
+        found[kernels] = json.loads(capsys.readouterr().out)
+    whole, blocks = (found[kernels]["terms"][0]["predicted_bytes"] for kernels in ("auto", "triton"))
+    assert (found["auto"]["held_in"], found["triton"]["held_in"]) == ("float16", "Q8_0")
+    tensors = read_header(Path(path)).tensors
+    packed = sum(tensor.parameters for name, tensor in tensors.items() if is_packed(name, tensor))
+    assert whole - blocks == packed * 2 - packed // 32 * 34
 
 
 def test_a_pulled_wheel_answers_where_no_model_is_named_until_it_is_removed(

@@ -52,7 +52,7 @@ def body(run):
 def test_stdout_is_the_answer_and_stderr_says_what_ran(run):
     code, out, err = run("demo", "Hello", "there", "--greedy")
     assert code == 0 and out.strip() and out.endswith("\n") and "\x1b" not in out
-    assert "demo" in err and "KV" in err and "policy heavy-hitter" in err and "cpu" in err
+    assert "demo" in err and "KV" in err and "policy replay" in err and "cpu" in err
 
 
 def test_a_policys_settings_are_what_the_banner_the_json_and_the_record_say(run, tmp_path, monkeypatch):
@@ -284,7 +284,7 @@ def test_ctrl_c_keeps_what_there_is_and_ends_with_130(own_home):
 
 
 def test_the_banner_says_what_happens_when_the_cache_is_full(run):
-    assert "policy heavy-hitter · cpu (torch)" in run("demo", "hi", "-n", "1", "--device", "cpu")[2]
+    assert "policy replay · cpu (torch)" in run("demo", "hi", "-n", "1", "--device", "cpu")[2]
     assert (
         "policy window, stop when full · "
         in run("demo", "hi", "-n", "1", "--kv-policy", "window", "--on-full", "stop")[2]

@@ -191,11 +191,11 @@ def _full_head_dim(config: PreTrainedConfig) -> int:
     return dim
 
 
-def random_blocks(kind: str, rows: int, inputs: int) -> np.ndarray:
-    """Blocks of random bits whose scales are numbers."""
+def random_blocks(kind: str, rows: int, inputs: int, factor: float = 1.0) -> np.ndarray:
+    """Blocks of random bits whose scales are numbers, times a factor."""
     elements, size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[kind]]
     blocks = np.random.default_rng(0).integers(0, 256, (rows, inputs // elements, size), dtype=np.uint8)
-    numbers = np.array([0.011, -0.07], dtype=np.float16).view(np.uint8)
+    numbers = (factor * np.array([0.011, -0.07])).astype(np.float16).view(np.uint8)
     if kind == "Q6_K":
         blocks[..., -2:] = numbers[:2]
     else:
@@ -236,7 +236,7 @@ def write_gguf(
         try:
             blocks = gguf.quants.quantize(values, quantised)
         except NotImplementedError:
-            blocks = random_blocks(quantised.name, *values.shape)
+            blocks = random_blocks(quantised.name, *values.shape, factor=0.005)
         writer.add_tensor(name, blocks, raw_dtype=quantised)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

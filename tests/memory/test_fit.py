@@ -90,6 +90,16 @@ def test_each_advised_change_makes_it_fit(free_gb: int, budget: str, rows: int) 
             assert quote(changed, Budget.parse(flags.get("--kv-budget", budget))).fits, change
 
 
+def test_a_gguf_file_that_fits_a_gpu_only_in_its_blocks_is_advised_to_keep_them() -> None:
+    size = PARAMETERS * 18 // 32
+    of_file = Weights(size, PARAMETERS, {"Q4_0": size}, packed_types=("Q4_0",), block_bytes=size)
+    fit = replace(LLAMA, weights=of_file, free_bytes=10 * 10**9)
+    assert advice(quote(fit, Budget.parse("1GB")))[0] == "--kernels triton"
+    assert quote(replace(fit, kernels="triton"), Budget.parse("1GB")).memory.predicted()["weights"] == size
+    on_cpu = replace(fit, device="cpu")
+    assert "--kernels triton" not in advice(quote(on_cpu, Budget.parse("1GB")))
+
+
 def test_weights_alone_too_large_are_told_apart_from_the_budget() -> None:
     found = quote(replace(LLAMA, free_bytes=8 * 10**9), Budget.parse("1GB"))
     assert found.cache is None

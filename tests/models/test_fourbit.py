@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from kvlite.catalog.names import demo_folder
 from kvlite.engine.request import Request
 from kvlite.models import loading
-from kvlite.models.fusing import multiply_four_bit, probe_logits
+from kvlite.models.fusing import multiply_packed, probe_logits
 from kvlite.models.loaded import LoadedModel
 from kvlite.models.loading import load
 from kvlite.models.quantised import FourBitLinear, our_form
@@ -124,7 +124,7 @@ def test_each_matrix_is_read_once_and_few_rows_never_reach_bitsandbytes(
 def test_what_changes_the_logits_is_taken_back(folder: Path) -> None:
     held = loaded(folder, fuse=False)
     expected = probe_logits(held)
-    tried = multiply_four_bit(held, Counting(factor=1.05))
+    tried = multiply_packed(held, Counting(factor=1.05))
     assert tried.fused == () and "four-bit, 7 modules: off by " in tried.refused[0]
     assert maps(held.model) == [] and torch.equal(probe_logits(held), expected)
 

@@ -26,7 +26,7 @@ def measure(layer: Layer) -> Iterator[Compiled]:
     """Every kernel of a layer; of one launched several times, with different constants, the one of most registers."""
     launches = [layer.decode, layer.prefill]
     if not layer.bits:  # the others have nothing to do with what slots hold
-        launches += [layer.between_products, layer.four_bit]
+        launches += [layer.between_products, layer.four_bit, layer.in_blocks]
     for launch in launches:
         found: dict[str, Compiled] = {}
         for kernel, made in compiled(layer.sm, launch):

@@ -17,6 +17,7 @@ ROOT = Path(__file__).parents[2]
 SCRIPT = Path(__file__).with_name("compile_kernels.py")
 ON_SLOTS = {"split", "finish", "attend", "column_sums", "evict"}
 KERNELS = ON_SLOTS | {"join_residual", "rotate_heads", "gate", "multiply_one", "multiply_many", "add_parts"}
+KERNELS |= {"multiply_blocks_one", "multiply_blocks_many"}
 PATHS = [str(ROOT), str(ROOT / "kernels")]
 
 

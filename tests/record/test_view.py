@@ -65,6 +65,18 @@ def note(shown: RunRecord, title: str) -> str:
     return next(table.note for table in record_tables(shown) if table.columns[0] == title)
 
 
+def test_what_happened_to_the_cache_is_told_in_order() -> None:
+    points = [
+        {"t_s": 0.5, "tokens_seen": 10, "kv_bytes": 1000, "allocated_bytes": None},
+        {"t_s": 1.25, "tokens_seen": 3700, "kv_bytes": 2_000_000, "allocated_bytes": None, "event": "first eviction"},
+        {"t_s": 9.0, "tokens_seen": 9870, "kv_bytes": 1_500_000, "allocated_bytes": None, "event": "KV 2 MB → KV 1 MB"},
+    ]
+    assert table(record(timeline=points), "At") == {
+        "1.2 s": ("3,700", "2.00 MB", "first eviction"),
+        "9.0 s": ("9,870", "1.50 MB", "KV 2 MB → KV 1 MB"),
+    }
+
+
 def test_the_verdict_names_budget_peak_and_headroom() -> None:
     shown = record(
         memory={"device": DEVICE, "torch": {"allocated_peak_bytes": 1, "reserved_peak_bytes": 6_310_000_000}}

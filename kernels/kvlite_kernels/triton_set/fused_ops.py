@@ -1,4 +1,4 @@
-"""The operations of fused modules in Triton, one launch each; two for 4-bit products cut into parts."""
+"""The operations of fused modules in Triton, one launch each; two for products cut into parts."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import torch
 import triton
 from torch import Tensor
 
+from kvlite_kernels.blocks import SIZES, Blocks
 from kvlite_kernels.fused_ops import FusedOps, HeadNorms, Norm
 from kvlite_kernels.nf4 import MAX_ROWS, FourBit
-from kvlite_kernels.triton_set import elementwise, nf4
-from kvlite_kernels.triton_set.tiles import Processor, lacking_dtype, product_tile
+from kvlite_kernels.triton_set import blocks, elementwise, nf4
+from kvlite_kernels.triton_set.tiles import Processor, block_tile, lacking_dtype, product_tile
 
 _CHANNELS_PER_WARP = 256  # eight for each thread: 16 bytes in half precision
 _MOST_WARPS = 16
@@ -19,6 +20,7 @@ PROGRAMS_PER_PROCESSOR = 4
 MAX_PARTS = 16
 """Most programs that share the channels of one output."""
 
+_RUN, _RUN_BYTES = 32, 16  # weights of a run of a GGUF block, and the bytes of their halves
 _SUMMED = 256  # outputs of one program that adds parts
 
 
@@ -100,12 +102,36 @@ class TritonOps(FusedOps):
         else:
             padded = 16 if rows <= 16 else MAX_ROWS
             nf4.multiply_many[(blocks, parts)](x, *tensors, rows, *sizes, ROWS=padded, **constants, **tile.options)
-        if parts > 1:
-            nf4.add_parts[(rows, triton.cdiv(outputs, _SUMMED))](
-                found, out if bias is None else bias, out, outputs, parts,
-                OUTPUTS=_SUMMED, HAS_BIAS=bias is not None, num_warps=4, num_stages=1, enable_fp_fusion=True,
-            )  # fmt: skip
-        return out
+        return out if parts == 1 else _added(found, bias, out)
+
+    def most_block_rows(self, dtype: torch.dtype) -> int:
+        """As the reference; on Turing one, as of 4-bit weights."""
+        if lacking_dtype(self.processor.capability, dtype) is not None:
+            return 0
+        return 1 if 0 < self.processor.capability < 80 else MAX_ROWS
+
+    def multiply_blocks(self, x: Tensor, weight: Blocks, bias: Tensor | None) -> Tensor:
+        """As the reference, for at most `most_block_rows` rows."""
+        rows, (outputs, channels) = x.shape[0], weight.shape
+        assert 1 <= rows <= MAX_ROWS and x.shape[1] == channels and weight.data.is_contiguous()
+        x = x.contiguous()
+        tile = block_tile(self.processor.capability, rows)
+        runs = tile.columns // _RUN_BYTES
+        programs = triton.cdiv(outputs, tile.rows)
+        parts, runs_per_part = _parts(programs, channels // _RUN, runs, self.processor.count)
+        out = torch.empty(rows, outputs, dtype=x.dtype, device=x.device)
+        found = out if parts == 1 else torch.empty(parts, rows, outputs, dtype=torch.float32, device=x.device)
+        added = None if parts > 1 else bias
+        tensors = (x, weight.data, weight.data.view(torch.float16), found if added is None else added, found)
+        sizes = (outputs, weight.data.shape[1], channels // _RUN, runs_per_part)
+        constants = {"KIND": weight.kind, "BYTES": SIZES[weight.kind][1], "OUTPUTS": tile.rows, "RUNS": runs}
+        constants["HAS_BIAS"] = added is not None
+        if rows == 1:
+            blocks.multiply_blocks_one[(programs, parts)](*tensors, *sizes, **constants, **tile.options)
+        else:
+            constants["ROWS"] = 16 if rows <= 16 else MAX_ROWS
+            blocks.multiply_blocks_many[(programs, parts)](*tensors, rows, *sizes, **constants, **tile.options)
+        return out if parts == 1 else _added(found, bias, out)
 
 
 def _join(x: Tensor, residual: Tensor | None, before: Norm | None, after: Norm | None) -> tuple[Tensor, Tensor]:
@@ -133,9 +159,22 @@ def _rows(x: Tensor) -> Tensor:
     return rows if rows.stride(-1) == 1 else rows.contiguous()
 
 
-def _parts(blocks: int, row_bytes: int, tile_bytes: int, processors: int) -> tuple[int, int]:
-    """Number of parts that the channels are cut into to fill the device, and the bytes of each, whole tiles."""
-    wanted = min(MAX_PARTS, -(-PROGRAMS_PER_PROCESSOR * processors // blocks))
-    tiles = -(-row_bytes // tile_bytes)
-    per_part = -(-tiles // max(1, min(wanted, tiles))) * tile_bytes
-    return -(-row_bytes // per_part), per_part
+def _added(parts: Tensor, bias: Tensor | None, out: Tensor) -> Tensor:
+    """The sum of `parts` fp32 [P, M, N] and the bias, in `out` [M, N]."""
+    rows, outputs = out.shape
+    nf4.add_parts[(rows, triton.cdiv(outputs, _SUMMED))](
+        parts, out if bias is None else bias, out, outputs, len(parts),
+        OUTPUTS=_SUMMED, HAS_BIAS=bias is not None, num_warps=4, num_stages=1, enable_fp_fusion=True,
+    )  # fmt: skip
+    return out
+
+
+def _parts(programs: int, row: int, tile: int, processors: int) -> tuple[int, int]:
+    """Number of parts that the channels are cut into to fill the device, and the size of each, whole tiles.
+
+    `row` and `tile` are in bytes, or whatever a kernel counts channels in.
+    """
+    wanted = min(MAX_PARTS, -(-PROGRAMS_PER_PROCESSOR * processors // programs))
+    tiles = -(-row // tile)
+    per_part = -(-tiles // max(1, min(wanted, tiles))) * tile
+    return -(-row // per_part), per_part

@@ -119,6 +119,13 @@ def product_tile(capability: int, rows: int) -> Tile:
     return Tile(8, 512, 4, 1) if rows == 1 else Tile(64, 64, 4, 3)
 
 
+def block_tile(capability: int, rows: int) -> Tile:
+    """As `product_tile`, of products with GGUF blocks, whose codes take more registers to unpack."""
+    if capability == 0:
+        return Tile(16, 64, 1, 1)
+    return Tile(8, 256, 4, 1) if rows == 1 else Tile(32, 32, 4, 2)
+
+
 def lacking(capability: int, layer: LayerSizes, dtype: torch.dtype) -> str | None:
     """The reason kernels cannot serve such a layer, None where they can; capability 0 is the interpreter."""
     if max(layer.k_dim, layer.v_dim) > MAX_DIM:

@@ -19,11 +19,11 @@ SHARED_BYTES = {75: 64 << 10, 80: 163 << 10, 86: 99 << 10, 89: 99 << 10, 90: 227
 """What one block may have, in bytes."""
 
 LIMITS = {"split": 168, "finish": 96, "attend": 255, "column_sums": 168, "join_residual": 128, "rotate_heads": 96}
-LIMITS |= {"multiply_one": 128, "multiply_many": 128}
+LIMITS |= {"multiply_one": 128, "multiply_many": 128, "multiply_blocks_one": 96, "multiply_blocks_many": 128}
 """Most registers a thread of a kernel may take from compute capability 8.0 on, so that several blocks share a
 multiprocessor; 64 for the kernels that are not named."""
 
-TENSOR_CORES = ("split", "attend", "column_sums", "multiply_many")
+TENSOR_CORES = ("split", "attend", "column_sums", "multiply_many", "multiply_blocks_many")
 """Kernels that multiply matrices."""
 
 WIDE_LOADS = (*TENSOR_CORES, "join_residual", "rotate_heads", "gate", "multiply_one")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
 from kvlite_kernels.backend import LayerSizes
+from kvlite_kernels.blocks import SIZES, Blocks
 from kvlite_kernels.eviction import Protection
 from kvlite_kernels.fused_ops import ACTIVATIONS, Norm
 from kvlite_kernels.kinds import Noise, Statistic
@@ -112,3 +114,12 @@ class Layer:
             for rows in {1, min(16, most), most}:
                 x = torch.zeros(rows, channels, dtype=self.dtype)
                 ops.multiply_four_bit(x, weight, torch.zeros(outputs, dtype=self.dtype))
+
+    def in_blocks(self, kinds: Sequence[str] = ("Q4_1", "Q5_K", "Q6_K", "Q8_0")) -> None:
+        """Products with GGUF blocks of one row and of many; the kinds are those that take most of each layout."""
+        ops, outputs = TritonOps(Processor(self.sm, 64)), 256
+        for kind in kinds:
+            weights, size = SIZES[kind]
+            weight = Blocks(torch.zeros(outputs, 1024 // weights * size, dtype=torch.uint8), kind)
+            for rows in {1, ops.most_block_rows(self.dtype)}:
+                ops.multiply_blocks(torch.zeros(rows, 1024, dtype=self.dtype), weight, None)
