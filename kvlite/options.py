@@ -15,6 +15,10 @@ from kvlite.flags import argument, option, read_file_name, read_seconds, read_te
 
 BUILT_IN_MODEL = "demo"
 MODEL_HELP = "Alias, org/name[:quant][@revision], folder or GGUF file"
+MOST_DRAFTED = 64
+Speculate = Literal["auto", "off"] | int
+"""Tokens that are drafted at most, whatever it costs; `auto` as many as pay, where that changes no answer."""
+
 MODEL, MEMORY, SAMPLING = "Model", "Memory", "Sampling"  # headings of the help
 
 _of_model, _of_memory, _of_sampling = (partial(option, heading=heading) for heading in (MODEL, MEMORY, SAMPLING))
@@ -92,6 +96,14 @@ def read_batch_size(value: str) -> str:
     """The word auto, or a number of rows."""
     if value != "auto" and not (value.isascii() and value.isdigit() and 1 <= int(value[:9]) <= 65536):
         raise ValueError(f"{value!r} is no batch size; give auto or a number from 1 to 65536")
+    return value
+
+
+def read_speculate(value: str) -> str:
+    """The words auto and off, or a number of tokens."""
+    is_number = value.isascii() and value.isdigit() and 1 <= int(value[:9]) <= MOST_DRAFTED
+    if value not in ("auto", "off") and not is_number:
+        raise ValueError(f"{value!r} is no number of tokens; give auto, off or a number from 1 to {MOST_DRAFTED}")
     return value
 
 
@@ -193,6 +205,12 @@ class ModelOptions:
         None,
         "--capture/--no-capture",
         help="Replay decode steps as CUDA graphs; on CUDA, where not given, if they prove exact and faster.",
+    )
+    speculate: str = _of_model(
+        "auto",
+        metavar="auto|off|N",
+        parse=read_speculate,
+        help="Draft at most N tokens as earlier text went on, and verify them at once; auto: as many as pay.",
     )
     offline: bool = _of_model(
         False,

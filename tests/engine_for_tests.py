@@ -44,10 +44,10 @@ def make_engine(
     rule = load_policy(policy)
     on_full, kernels = options.pop("on_full", None), options.pop("kernels", "auto")
     recorder, must_capture = options.pop("recorder", None), options.pop("must_capture", True)
-    warn = options.pop("warn", lambda text: None)
+    warn, speculate = options.pop("warn", lambda text: None), options.pop("speculate", "off")
     spec = rule.cache_spec(slot_format(kv_dtype, "float32"), on_full, **options)
     plan = plan_cache(loaded.shape, Budget.parse(budget), spec, rows=rows, free_bytes=None)
-    return Engine(loaded, plan, rule, spec.slot_format, on_full, kernels, recorder, must_capture, warn)
+    return Engine(loaded, plan, rule, spec.slot_format, on_full, kernels, recorder, must_capture, warn, speculate)
 
 
 def answers(engine: Engine, requests: list[Request]) -> dict[str, Completion]:

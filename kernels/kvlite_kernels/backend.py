@@ -6,15 +6,24 @@ Torch is the reference that Triton is held against. A cache never asks which of 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from kvlite_kernels.echo import heard
 from kvlite_kernels.eviction import Protection, choose, priority
 from kvlite_kernels.fused_attention import attend_fused, suits
 from kvlite_kernels.lowbit import Packed, hadamard, quantise
-from kvlite_kernels.reference import Geometry, Segment, attend_beside, attend_segments, is_plain
+from kvlite_kernels.reference import (
+    TILE_ELEMENTS,
+    Geometry,
+    Segment,
+    attend_beside,
+    attend_segments,
+    is_plain,
+    multiplies_halves,
+)
 from kvlite_kernels.slots import Slots, Vectors, put
 from kvlite_kernels.statistic import Observation
 
@@ -87,6 +96,33 @@ class Backend:
         if is_quantised:
             out = hadamard(out)
         return out if out.dtype is q.dtype else out.to(q.dtype), received[1] if len(received) > 1 else None
+
+    def attend_in_turn(
+        self,
+        q: Tensor,
+        q_pos: Tensor,
+        segments: Sequence[Segment],
+        geometry: Geometry,
+        observation: Observation | None,
+    ) -> tuple[Tensor, list[Tensor]]:
+        """As `attend` of one query after another, of query i over `segments[i]`, which are beginnings of the last.
+
+        Returns out [n, H_Q, T, D_V] and for each query the statistic that it adds to its keys [n, H_KV, N]; the slots'
+        own stays. To the bit what `attend` gives: each product is of one query, and only the widening is shared.
+        """
+        k, v, dtype = segments[-1].k, segments[-1].v, torch.promote_types(q.dtype, torch.float32)
+        is_quantised = isinstance(k, Packed)
+        if not multiplies_halves(q, segments[-1]) and max(k.shape.numel(), v.shape.numel()) <= TILE_ELEMENTS:
+            k, v = k.to(dtype), v.to(dtype)
+        outs, shares = [], []
+        for number, segment in enumerate(segments):
+            here, keys = slice(number, number + 1), segment.pos.shape[-1]
+            seen = replace(segment, k=k[..., :keys, :], v=v[..., :keys, :])
+            query = hadamard(q[:, :, here]) if is_quantised else q[:, :, here]
+            out, received = attend_segments(query, q_pos[:, here], [seen], geometry, observation)
+            outs.append((hadamard(out) if is_quantised else out).to(q.dtype))
+            shares += received
+        return torch.cat(outs, 2), shares
 
     def heard(
         self, q: Tensor, q_pos: Tensor, segments: list[Segment], geometry: Geometry, observation: Observation

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _PARAMS = (
     "kv_budget", "kv_per_seq", "kv_policy", "kv_dtype", "profile", "on_full",
     "prefill_chunk", "quant", "dtype", "think", "fuse",
-    "kernels", "capture", "pin_system", "adapter",
+    "kernels", "capture", "speculate", "pin_system", "adapter",
 )
 # fmt: on
 

@@ -14,8 +14,8 @@ class Tally:
     """Counts of this run; `resumed` lines have their record from an earlier one, `resumed_failed` of them a failed one.
 
     `total` counts the lines to answer, None where they are not counted beforehand. Of the prompts of all answers
-    `shared_tokens` were fed for another. Tokens of deduplicated answers are counted once; `generated`
-    counts them as they come.
+    `shared_tokens` were fed for another. Of the `drafted_tokens` `accepted_tokens` were right. Tokens of deduplicated
+    answers are counted once; `generated` counts them as they come.
     """
 
     total: int | None = None
@@ -27,6 +27,8 @@ class Tally:
     completion_tokens: int = 0
     tokens_evicted: int = 0
     shared_tokens: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
     generated: int = 0
     failures: Counter[str] = field(default_factory=Counter)
 
@@ -53,6 +55,8 @@ class Tally:
         self.completion_tokens += outcome.completion_tokens
         self.shared_tokens += sum(choice.completion.cached_tokens for choice in outcome.choices)
         self.tokens_evicted += sum(choice.kv.tokens_evicted for choice in outcome.choices)
+        self.drafted_tokens += sum(choice.completion.drafted for choice in outcome.choices)
+        self.accepted_tokens += sum(choice.completion.accepted for choice in outcome.choices)
 
     def progress(self, seconds: float, rows: str, live_bytes: int, budget_bytes: int) -> str:
         """Write the progress line; `rows` are those in use, of how many.
@@ -83,6 +87,8 @@ class Tally:
         parts += [f"{self.deduped} deduped"] * bool(self.deduped)
         if self.shared_tokens:
             parts.append(f"{self.shared_tokens:,} prompt tokens shared, not fed")
+        if self.drafted_tokens:
+            parts.append(f"{self.accepted_tokens:,} of {self.drafted_tokens:,} drafted tokens right")
         parts.append(f"{self.generated} tokens at {self._speed(seconds):.1f} tok/s")
         if budget_bytes:  # none where nothing was left to run
             parts.append(f"KV peak {human_bytes(peak_bytes)} of {human_bytes(budget_bytes)}")

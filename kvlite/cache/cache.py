@@ -13,7 +13,7 @@ from kvlite.cache.group import PartGroup, try_out
 from kvlite.cache.layer import Layer, parted
 from kvlite.cache.part import LayerHeads, Part
 from kvlite.cache.policy import Policy
-from kvlite.cache.step import Echo, SlotMapping, Step
+from kvlite.cache.step import Echo, SlotMapping, Step, Turns
 from kvlite.errors import UsageError
 from kvlite.memory.allotment import of_layers
 from kvlite.memory.counts import KVCounts
@@ -137,6 +137,10 @@ class SlotCache:
         ]
         return min(free, default=2**62)
 
+    def free(self, row: int) -> int:
+        """Count the tokens a row still takes before any head loses one, be it out of sight."""
+        return min((slots - live[row] for slots, live in self._live.items()), default=2**62)
+
     def begin(
         self,
         rows: slice,
@@ -163,6 +167,29 @@ class SlotCache:
         fits = [more * (count + more <= free) for more, count, free in zip(to_come, counts, room, strict=True)]
         return replace(step, observation=observe(self.policy, pos, fits))
 
+    def begin_turns(self, row: int, pos: Tensor, rot: Tensor, pins: Tensor | None) -> Step:
+        """The step that feeds T tokens to a row, each as if it were decoded alone; `free` slots hold them all.
+
+        Its forward pass records nothing: `keep_next` does as each turns out to be right, and then `drop_rest`.
+        """
+        rows, counts = slice(row, row + 1), (pos.shape[1],)
+        step = self.mapped(rows, pos, rot, counts, pins, self._mappings(rows, pos, counts))
+        return replace(step, observation=self._observation(pos[:, :1], (1,)), turns=Turns())
+
+    def keep_next(self, step: Step, number: int) -> None:
+        """Record that token `number` of a step of `begin_turns` came to its row, as those before it did."""
+        assert step.turns is not None
+        for received in step.turns.received:
+            received.add(number)
+        self.grow(step.rows, (1,))
+
+    def drop_rest(self, step: Step, count: int) -> None:
+        """Free the slots of all but the first `count` tokens of a step of `begin_turns`, which were kept."""
+        for group in self._groups:
+            index = step.mappings[group.slots.num_slots].index
+            assert isinstance(index, slice)
+            group.clear(step.rows, slice(index.start + count, index.stop))
+
     def again(self, rows: slice, pos: Tensor, rot: Tensor) -> Step:
         """The step that feeds a row its newest tokens once more: slots keep all but what is known of these."""
         mappings = {slots: SlotMapping(max(1, *live[rows]), slice(0, 0)) for slots, live in self._live.items()}
@@ -185,9 +212,10 @@ class SlotCache:
 
     def end(self, step: Step) -> None:
         """Evict for the tokens that wait, and record what `step` added, after the forward pass."""
-        for group in self._groups:
-            group.evict(step)
-        self.grow(step.rows, step.counts)
+        if step.turns is None:
+            for group in self._groups:
+                group.evict(step)
+            self.grow(step.rows, step.counts)
 
     def grow(self, rows: slice, counts: Sequence[int]) -> None:
         """Record that `counts[i]` tokens came to each of `rows`."""
@@ -231,6 +259,13 @@ class SlotCache:
     def live_bytes(self, row: int) -> int:
         """Live slots times slot bytes of a row."""
         return sum(part.slot_bytes * self._live[part.num_slots][row] for part in self.parts)
+
+    def heads_with_room(self, pins: Sequence[tuple[int, int]]) -> tuple[int, int]:
+        """Count the KV heads of full-attention layers that keep all of these pinned spans, and all of those heads."""
+        pinned = sum(max(0, end - max(start, self.policy.sinks)) for start, end in pins)
+        full = [part for part in self.parts if part.shape.window is None]
+        keeping = [part.shape.kv_heads for part in full if part.group.has_room_for(pinned)]
+        return sum(keeping), sum(part.shape.kv_heads for part in full)
 
     def tokens_kept(self, row: int) -> int:
         """The mean of live slots over the KV heads of full-attention layers (of all where none is full), rounded down.

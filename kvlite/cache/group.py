@@ -61,6 +61,10 @@ class PartGroup:
         is_small = shape.window is None and num_slots < plan.fewest
         self._most_pinned = num_slots - recent - policy.sinks - 1 if is_small else None
 
+    def has_room_for(self, pinned: int) -> bool:
+        """True where a head keeps so many pinned tokens, besides the sinks."""
+        return self._most_pinned is None or pinned <= self._most_pinned
+
     def place(self, step: Step) -> None:
         """Write the positions of tokens whose slots are known before their keys are."""
         mapping = step.mappings[self.slots.num_slots]
@@ -72,6 +76,12 @@ class PartGroup:
             slots.write(mapping.index, statistic=torch.full_like(step.pos, UNHEARD, dtype=torch.float32)[:, None])
         elif slots.statistic is not None and mapping.evicts:
             slots.statistic[..., -1].zero_()
+
+    def clear(self, rows: slice, index: slice) -> None:
+        """Leave nothing in the slots `index` of all heads of these rows."""
+        slots, count = self.slots.of_rows(rows), index.stop - index.start
+        for name, held in slots.tensors():
+            held.narrow(slots.starts.dim() - 1, index.start, count).fill_(-1 if name in ("pos", "rot") else 0)
 
     def evict(self, step: Step) -> None:
         """Choose the victims of what waits, after all layers have attended."""

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from kvlite.cache.policy import Candidates
 from kvlite.cache.rotation import Rotation, rotate_keys
-from kvlite.cache.step import UNHEARD, Echo, SlotMapping, Step
+from kvlite.cache.step import UNHEARD, Echo, Received, SlotMapping, Step
 from kvlite.memory.shape import LayerShape
 from kvlite_kernels.eviction import choose, priority
 from kvlite_kernels.kinds import Statistic
@@ -63,14 +63,12 @@ class Part:
         A decoded token waits in the discard slot, and its victim is chosen for all layers at once (`PartGroup.evict`),
         or here where the policy looks at queries.
         """
+        if step.turns is not None:
+            return self._attend_in_turn(q, k, v, step, geometry)
         mapping, backend = step.mappings[self.num_slots], self.group.backend
         num_queries = q.shape[2]
         q_pos = step.pos if num_queries == step.pos.shape[1] else step.pos[:, -num_queries:]
-        observation = step.observation
-        if observation is not None and (self._noise is not None or num_queries != step.pos.shape[1]):
-            noise, first_head = self._noise, self.heads.numbers[0] * (q.shape[1] // k.shape[1])
-            noise = None if noise is None else replace(noise, first_head=first_head)
-            observation = replace(observation, weight=observation.weight[:, -num_queries:], noise=noise)
+        observation = self._observation(step, num_queries, q.shape[1] // k.shape[1])
         before = self._before(mapping, geometry.window) if num_queries == k.shape[2] == step.pos.shape[1] else None
         slots, held = self._view(step.rows, mapping, before, num_queries)
         if mapping.index is not None:
@@ -93,6 +91,33 @@ class Part:
             received = self._heard(again, step.echo, [held, new], geometry)
         self._keep_best(slots, held, replace(new, statistic=received), step, q)
         return out
+
+    def _attend_in_turn(self, q: Tensor, k: Tensor, v: Tensor, step: Step, geometry: Geometry) -> Tensor:
+        """Attend the new tokens one after another, each over the slots and those up to itself, which have room.
+
+        What each adds to the statistic waits in `step.turns` until it is kept.
+        """
+        mapping, backend, slots = step.mappings[self.num_slots], self.group.backend, self.slots.of_rows(step.rows)
+        assert step.turns is not None and isinstance(mapping.index, slice) and q.shape[2] == k.shape[2]
+        backend.write(slots, mapping.index, k, v)
+        seen = []
+        for extent in range(mapping.index.start + 1, mapping.index.stop + 1):
+            before = self._before(replace(mapping, extent=extent, before=extent), geometry.window)
+            keys, values = slots.k[..., :extent, :], slots.v[..., :extent, :]
+            seen.append(Segment(keys, values, slots.pos[..., :extent], None, before))
+        observation = self._observation(step, 1, q.shape[1] // k.shape[1])
+        out, shares = backend.attend_in_turn(q, step.pos, seen, geometry, observation)
+        if observation is not None and slots.statistic is not None:
+            step.turns.received.append(Received(slots.statistic, observation, shares))
+        return out
+
+    def _observation(self, step: Step, num_queries: int, group: int) -> Observation | None:
+        """The observation of a step's last queries, `group` of which share a KV head of these."""
+        observation = step.observation
+        if observation is None or (self._noise is None and num_queries == observation.weight.shape[1]):
+            return observation
+        noise = None if self._noise is None else replace(self._noise, first_head=self.heads.numbers[0] * group)
+        return replace(observation, weight=observation.weight[:, -num_queries:], noise=noise)
 
     def _heard(self, again: Tensor, echo: Echo, segments: list[Segment], geometry: Geometry) -> Tensor:
         """Sum up what keys of the last segment receive from the queries of an echo, `again`: fp32 [n, H_KV, N]."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -45,13 +45,41 @@ class Echo:
 
 
 @dataclass(frozen=True, slots=True)
+class Received:
+    """The statistic that tokens in turn add to slots whose statistic is `known` [n, H_KV, S + 1].
+
+    `shares` [n, H_KV, N] are of one token after another; all count as `observation` says of one.
+    """
+
+    known: Tensor
+    observation: Observation
+    shares: list[Tensor]
+
+    def add(self, number: int) -> None:
+        """Add that of token `number`."""
+        share = self.shares[number]
+        self.observation.add_to(self.known[..., : share.shape[-1]], share)
+
+
+@dataclass(slots=True)
+class Turns:
+    """A mark of a step whose tokens attend one after another, each as if it were decoded alone, and may be dropped.
+
+    Until one is kept, what it adds to the statistic is in `received`, by part.
+    """
+
+    received: list[Received] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
 class Step:
     """T tokens for each of n neighbouring rows: `pos` and `rot` int32 [n, T], -1 = padding (on the left).
 
     `pos` is a token's index in its conversation, `rot` the position its key is rotated by; `counts` is the number of
     real tokens per row. `observation` says how attention counts for the policy, None where it does not. `pins` int32
     [n, P, 2] are spans of positions never evicted, None where there are none. `mappings` are by number of slots. `echo`
-    is that of its tokens, None where none is asked for; where it `is_again`, slots hold the tokens already.
+    is that of its tokens, None where none is asked for; where it `is_again`, slots hold the tokens already. With
+    `turns` they come one after another, each observed as `observation` says of one.
     """
 
     rows: slice
@@ -63,6 +91,7 @@ class Step:
     mappings: dict[int, SlotMapping]
     echo: Echo | None = None
     is_again: bool = False
+    turns: Turns | None = None
 
     @property
     def next_pos(self) -> Tensor:

@@ -71,7 +71,9 @@ def _pin(chat: Chat, argument: str) -> None:
     turn = chat.memory.pin(_number("pin", argument))
     chat.saving.save()
     kept = "all of it" if turn.share == 1 else f"what is left of it ({percent(turn.share)})" if turn.share else ""
-    chat.show(f"turn {turn.number} is pinned: {kept} stays" if kept else f"turn {turn.number} is gone already")
+    heads, of = chat.memory.heads_with_room()
+    where = f" in the {heads:,} of {of:,} heads that have room for it" if heads < of else ""
+    chat.show(f"turn {turn.number} is pinned: {kept} stays{where}" if kept else f"turn {turn.number} is gone already")
 
 
 def _unpin(chat: Chat, argument: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated
 
 from kvlite.cli.invocation import Invocation
@@ -52,7 +52,7 @@ class BenchOptions:
 
 def bench(
     given: BenchOptions,
-    options: Annotated[ModelOptions, without("think", "kv_per_seq", "pin_system")],
+    options: Annotated[ModelOptions, without("think", "kv_per_seq", "pin_system", "speculate")],
     output: Annotated[OutputOptions, only("report")],
     call: Invocation,
 ) -> None:
@@ -66,7 +66,7 @@ def bench(
     age_s, workload, out = process_age_s(), given.workload(), call.console
     with call.start_recorder("bench", output.report) as recorder, out.progress() as progress:
         progress("loading")
-        spec = RunSpec.of(call.with_model(options))
+        spec = replace(RunSpec.of(call.with_model(options)), speculate="off")  # steps are timed one by one
         start = time.perf_counter()
         import_engine()
         from kvlite.speed.measurement import Measurement

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from kvlite.record.trials import Trial
     from kvlite.record.verdicts import Verdict
 
-_OF_AN_ANSWER = ("think", "pin_system", "prefill_chunk", "on_full", "capture")
+_OF_AN_ANSWER = ("think", "pin_system", "prefill_chunk", "on_full", "capture", "speculate")
 _OF_THE_BUDGET = ("kv_budget", "kv_per_seq", "kv_policy", "kv_dtype")
 _MAY_BE_MISSING = ("bitsandbytes", "triton", "cuda")
 

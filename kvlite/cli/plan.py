@@ -11,7 +11,7 @@ from kvlite.errors import DoesNotFit, UsageError
 from kvlite.flags import option
 from kvlite.options import ModelOptions
 
-_WHEN_LOADED = ("think", "pin_system", "adapter", "trust_remote_code", "allow_pickle", "fuse", "capture")
+_WHEN_LOADED = ("think", "pin_system", "adapter", "trust_remote_code", "allow_pickle", "fuse", "capture", "speculate")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from kvlite.profiles.profile import HeadProfile
 
 _SHOWN = (0.05, 0.2, 0.4)
-_OF_THE_CACHE = ("think", "pin_system", "prefill_chunk", "on_full", "kernels", "capture", "fuse")
+_OF_THE_CACHE = ("think", "pin_system", "prefill_chunk", "on_full", "kernels", "capture", "speculate", "fuse")
 _OF_THE_BUDGET = ("kv_budget", "kv_per_seq", "kv_policy", "kv_dtype", "profile")
 
 

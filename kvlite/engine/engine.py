@@ -24,6 +24,8 @@ from kvlite.engine.request import Completion, FinishReason, Logprobs, Request, T
 from kvlite.engine.row import Row
 from kvlite.engine.sampling import INVALID, Draw, sample
 from kvlite.engine.scheduler import Feed, next_feed, unheard
+from kvlite.engine.speculation import Speculation
+from kvlite.engine.verification import Verification
 from kvlite.errors import ContextFull, KvliteError, NumericError, UsageError
 from kvlite.memory.counts import KVCounts
 from kvlite.memory.format import SlotFormat
@@ -31,6 +33,7 @@ from kvlite.memory.plan import CachePlan
 from kvlite.models.hybrid import StateSnapshot
 from kvlite.models.loaded import LoadedModel
 from kvlite.models.probe import dry_cache
+from kvlite.options import Speculate
 
 Done = TypeVar("Done")
 
@@ -57,8 +60,8 @@ class Engine:
     chooses between them; where Triton's fail in mid-answer, what was said is read anew in torch, and `warn` told.
     Decode steps are replayed from what `recorder` makes of them where that proves exact and, unless they
     `must_capture`, faster. Else, or where it fails in mid-answer, steps are eager and `step` says why; `warn` does too,
-    unless nobody asked. Raises UsageError where a choice cannot be honoured, DoesNotFit or OutOfMemory where the cache
-    cannot be allocated.
+    unless nobody asked. For a row that decodes alone tokens are drafted as `speculate` says, and verified. Raises
+    UsageError where a choice cannot be honoured, DoesNotFit or OutOfMemory where the cache cannot be allocated.
     """
 
     def __init__(
@@ -72,6 +75,7 @@ class Engine:
         recorder: GraphRecorder | None = None,
         must_capture: bool = False,
         warn: Callable[[str], None] = lambda text: None,
+        speculate: Speculate = "off",
     ) -> None:
         if loaded.state is not None and plan.rows > 1:
             raise UsageError(f"{loaded.shape.family} models carry state and run one row at a time, not {plan.rows}")
@@ -83,7 +87,14 @@ class Engine:
         self._warn = warn
         self.kernels = KernelChoice(kernels) if isinstance(kernels, str) else kernels
         self._recorder, self._must_capture = recorder, must_capture
+        obstacle = "" if loaded.state is None else f"{loaded.shape.family} models carry state that cannot go back"
+        self.speculation = Speculation(speculate, obstacle)
+        self._clock = time.thread_time if loaded.device.type == "cpu" else time.perf_counter  # load slows no chunk down
         self._open(plan, policy, stored, on_full)
+        if self.cache.backend.name != "torch":
+            obstacle = obstacle or "only torch attends to several tokens as to each alone"
+        if obstacle and isinstance(speculate, int):
+            warn(f"--speculate {speculate}: tokens come one by one: {obstacle}")
 
     def _open(self, plan: CachePlan, policy: Policy, stored: SlotFormat, on_full: str | None) -> None:
         """Allocate the cache of `plan`, whose rows are empty."""
@@ -344,6 +355,9 @@ class Engine:
     def _advance(self, feed: Feed) -> Iterator[Token | Completion]:
         """One forward pass; then a token for every row whose prompt is through."""
         rows, held = self._rows[feed.rows], [row.seen for row in self._rows]
+        if self._may_draft(feed) and (draft := self.speculation.draft(rows[0], self._most_drafted(rows[0]))):
+            yield from self._verify(rows[0], draft)
+            return
         with self.peak_memory.phase("decode" if feed.decodes else "prefill"):
             if self.cache.backend.name == "torch":
                 drawn = self._drawn(feed)
@@ -362,13 +376,64 @@ class Engine:
 
     def _drawn(self, feed: Feed) -> list[tuple[int, int, Logprobs | None]]:
         """Feed the ids; of each row of `feed` whose prompt is through its number, next token and log probabilities."""
-        rows, logits = self._rows[feed.rows], self._forward(feed)[:, -1]
+        started, rows = self._clock(), self._rows[feed.rows]
+        logits = self._forward(feed)[:, -1]
+        seconds = self._since(started, logits) if self._may_draft(feed) else None
         ready = [i for i, row in enumerate(rows) if row.job is not None and feed.ids[i] and not row.job.prompt]
         draws = [Draw.of(rows[i]) for i in ready]
         logits = logits[ready] if len(ready) < len(rows) else logits
         ids = sample(logits, draws) if ready else []
         known = logprobs(logits, ids, [rows[i].logprobs_asked for i in ready])
+        if seconds is not None:
+            self.speculation.stepped(rows[0], ids[0], logits[0], seconds)
         return list(zip(ready, ids, known, strict=True))
+
+    def _may_draft(self, feed: Feed) -> bool:
+        """True where one row decodes alone, in torch: other kernels may fail, and what they read anew is no chunk."""
+        is_alone = feed.decodes and feed.rows.stop - feed.rows.start == 1
+        return is_alone and self.speculation.is_on and self.cache.backend.name == "torch"
+
+    def _since(self, started: float, logits: torch.Tensor) -> float:
+        """The seconds from `started` until these logits are there."""
+        logits[0, 0].item()  # waits for the device
+        return self._clock() - started
+
+    def _most_drafted(self, row: Row) -> int:
+        """The ids that may be drafted for a row that is to be fed: none that its answer or slots would not take."""
+        job = row.job
+        assert job is not None
+        limits = [self._limits.most_at_once(row) - 1]
+        if job.request.max_tokens is not None:
+            limits.append(job.request.max_tokens - len(job.answer) - 1)
+        if self._echoes and job.echoes:  # the policy hears so many at once
+            limits.append(self.plan.chunk - (row.seen - row.echoed) - 1)
+        return min(limits)
+
+    def _verify(self, row: Row, draft: tuple[int, ...]) -> Iterator[Token | Completion]:
+        """Feed a row its unfed id and what may follow; as long as what is drawn is what was drafted, the rest counts.
+
+        Each token is drawn as after a single step. Whatever ends this, the row is then as if no more had been fed.
+        """
+        job, started = row.job, self._clock()
+        assert job is not None
+        chunk = Verification(self.cache, row, draft, self.loaded.device)
+        try:
+            with self.peak_memory.phase("decode"):
+                logits = chunk.logits(self.loaded)
+            if self.speculation.tries(row, draft, logits, self._since(started, logits)):
+                return
+            job.drafted += len(draft)
+            for number, expected in enumerate((*draft, None)):
+                chunk.keep_next()
+                here = logits[number : number + 1]
+                ids = sample(here, [Draw.of(row)])
+                job.accepted += ids[0] == expected
+                yield from self._take(row, ids[0], *logprobs(here, ids, [row.logprobs_asked]))
+                if row.job is not job or job.ending is not None or ids[0] != expected:
+                    break
+        finally:
+            chunk.drop_rest()
+            self.speculation.verified(draft, chunk.kept - 1)
 
     def _in_torch(self, held: Sequence[int], why: str, work: Callable[[], Done]) -> Done:
         """Do `work` once torch has read the first `held` ids of every row anew.
@@ -516,4 +581,6 @@ class Engine:
             error=error or (None if job.guide is None else job.guide.error),
             cached_tokens=job.cached,
             logprobs=tuple(job.logprobs),
+            drafted=job.drafted,
+            accepted=job.accepted,
         )

@@ -84,6 +84,11 @@ class Limits:
             return None
         return ContextFull(f"all {self.cache.plan.fewest} slots are full after {row.seen} tokens; {self._way_on}")
 
+    def most_at_once(self, row: Row) -> int:
+        """The tokens that a row takes before any is evicted, its keys are re-rotated or its window ends."""
+        free = self.cache.free(row.index)
+        return free if self.window is None else min(free, self.window - row.rot)
+
     def must_turn(self, row: Row, count: int) -> bool:
         """True where the row's keys have to be re-rotated before `count` more tokens."""
         return self.can_rotate and self.is_beyond(row, count)

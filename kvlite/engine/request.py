@@ -167,7 +167,7 @@ class Completion:
 
     `cut_short` says why there was no room for another token, None where the answer ended for any other reason. Of the
     prompt's tokens `cached_tokens` were fed for another request. `logprobs` are those of the `ids`, where they were
-    asked for.
+    asked for. Of `drafted` tokens so many were right: `accepted`.
     """
 
     request_id: str
@@ -181,3 +181,5 @@ class Completion:
     cut_short: str | None = None
     cached_tokens: int = 0
     logprobs: tuple[Logprobs, ...] = ()
+    drafted: int = 0
+    accepted: int = 0

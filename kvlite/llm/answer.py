@@ -222,6 +222,8 @@ class Answer:
             total_s=completion.timing.total_s,
             kv_peak_bytes=self.kv.peak_bytes,
             tokens_evicted=completion.evicted,
+            drafted_tokens=completion.drafted,
+            accepted_tokens=completion.accepted,
             seed=self.seed,
             finish_reason=str(self.finish_reason),
         )

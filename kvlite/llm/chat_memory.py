@@ -82,6 +82,10 @@ class ChatMemory:
         self._conversation.pin(number)
         return self.turns()[number - 1]
 
+    def heads_with_room(self) -> tuple[int, int]:
+        """Count the KV heads that keep all that is pinned, and all of them: those with few slots may not."""
+        return self._llm.engine.cache.heads_with_room(self._llm.engine.pins(ROW))
+
     def unpin(self, number: int) -> None:
         """Let a turn be evicted again. Raises UsageError where it is not pinned."""
         self._conversation.unpin(number)

@@ -21,7 +21,7 @@ from kvlite.memory.host import available_bytes
 from kvlite.memory.plan import CacheSpec
 from kvlite.memory.prediction import DeviceKind
 from kvlite.memory.shape import ModelShape
-from kvlite.options import ModelOptions
+from kvlite.options import ModelOptions, Speculate
 
 if TYPE_CHECKING:
     from kvlite.profiles.profile import HeadProfile
@@ -40,7 +40,8 @@ BatchSize = int | Literal["auto"]
 class RunSpec:
     """The options of one run, and as values those that are words.
 
-    `dtype` None is the model's own; `stored` is what a slot holds, None where that follows from model and budget.
+    `dtype` None is the model's own; `stored` is what a slot holds, None where that follows from model and budget;
+    `speculate` says how many tokens are drafted.
     """
 
     options: ModelOptions
@@ -51,6 +52,7 @@ class RunSpec:
     policy: Policy
     on_full: str
     stored: SlotFormat | None
+    speculate: Speculate
 
     @classmethod
     def of(cls, options: ModelOptions) -> RunSpec:
@@ -64,6 +66,7 @@ class RunSpec:
             stored=slot_format(options.kv_dtype, "float32") if options.kv_dtype != "auto" else None,
             policy=policy,
             on_full=policy.when_full(options.on_full),
+            speculate=_speculate(options.speculate),
             ref=resolve_model(options.model, revision=options.revision),  # last: the words are checked before
         )
 
@@ -126,6 +129,13 @@ class RunSpec:
             is_loaded=loaded is not None,
             kernels=self.options.kernels,
         )
+
+
+def _speculate(word: str) -> Speculate:
+    """The words `auto` and `off` as they are, a number as one."""
+    if word == "off" or word == "auto":
+        return word  # type: ignore[return-value]
+    return int(word)
 
 
 @dataclass(frozen=True, slots=True)

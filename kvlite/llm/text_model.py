@@ -192,6 +192,7 @@ class TextModel:
             recorder=CudaGraphs(self.loaded.device) if self.captures else None,
             must_capture=bool(spec.options.capture),
             warn=self.listener.warn,
+            speculate=spec.speculate,
         )
 
     def profile(self, fit: Fit) -> HeadProfile | None:

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from kvlite.cache.rotation import Rotation
 from kvlite.cache.step import Step
 from kvlite.memory.shape import ModelShape
+from kvlite.models.apart import rows_apart
 from kvlite.models.attention_interface import AttentionLayers, bound_cache
 from kvlite.models.fused import FusedDecoder
 from kvlite.models.hybrid import HybridState
@@ -71,7 +72,7 @@ class LoadedModel:
     def forward(self, ids: Tensor, cache: AttentionLayers, step: Step, last: int = 1) -> Tensor:
         """Feed ids int64 [n, T] to `cache` as `step` says and give the logits of the `last` positions, [n, last, V]."""
         own = ids.shape[1]
-        with bound_cache(cache, step):
+        with bound_cache(cache, step), rows_apart(step.turns is not None):
             positions = (step.rot.clamp(min=0) if min(step.counts) < own else step.rot).long()
             if self.decoder is not None:
                 return self.decoder(ids, positions, slice(own - last, own))

@@ -43,6 +43,7 @@ from kvlite.memory.format import dtype_name, human_bytes
 from kvlite.memory.prediction import keeps_blocks, packed_bits, stays_packed, weight_term
 from kvlite.memory.shape import ModelShape
 from kvlite.models.adapter import merged
+from kvlite.models.apart import set_apart
 from kvlite.models.checks import check, check_once, circumstances
 from kvlite.models.device import free_bytes, set_threads
 from kvlite.models.head_needs import fingerprint
@@ -117,6 +118,7 @@ def load(
         loaded = check(loaded, ops, fuses=options.fuse)
     else:
         loaded = check_once(loaded, ops, store, about, fuses=options.fuse)
+    set_apart(loaded.model)
     stages = {name: end - start for (_, start), (name, end) in pairwise(passed)}
     return replace(loaded, stages={**stages, **loaded.stages})
 

@@ -170,6 +170,10 @@ class RequestReport(Block):
     tok_s: float | None = None
     kv_peak_bytes: int = 0
     tokens_evicted: int = 0
+    drafted_tokens: int = 0
+    """Tokens that were guessed from earlier text and verified."""
+    accepted_tokens: int = 0
+    """Those of them that were right."""
     seed: int | None = None
     total_s: float | None = None
     """Seconds from its row to its end."""
@@ -202,6 +206,10 @@ class BatchReport(Block):
     deduped: int = 0
     shared_tokens: int = 0
     """Tokens of prompts that were fed for another prompt which begins alike."""
+    drafted_tokens: int = 0
+    """Tokens that were guessed from earlier text and verified."""
+    accepted_tokens: int = 0
+    """Those of them that were right."""
     tokens_per_s: float | None = None
     slowest: list[RequestReport] = Field(default_factory=list)
     """The ten answers that took longest, the longest first."""

@@ -171,7 +171,7 @@ def _kept(share: float) -> str:
 
 
 def _requests(record: RunRecord) -> Table:
-    columns = ("Answer", "prompt tok", "new tok", "evicted", "peak KV", "TTFT", "tok/s", "finish")
+    columns = ("Answer", "prompt tok", "new tok", "right / drafted", "evicted", "peak KV", "TTFT", "tok/s", "finish")
     shown = record.requests[:MAX_REQUEST_ROWS]
     hidden = len(record.requests) - len(shown) + record.requests_left_out
     note = f"{hidden:,} more answers; --json has the first {len(record.requests):,}" if hidden else ""
@@ -180,6 +180,7 @@ def _requests(record: RunRecord) -> Table:
             request.id,
             count(request.prompt_tokens),
             count(request.completion_tokens),
+            f"{request.accepted_tokens:,} / {request.drafted_tokens:,}",
             count(request.tokens_evicted),
             human_bytes(request.kv_peak_bytes),
             UNKNOWN if request.ttft_s is None else f"{request.ttft_s:.2f} s",
@@ -192,7 +193,9 @@ def _requests(record: RunRecord) -> Table:
 
 
 def _batch(batch: BatchReport) -> Rows:
-    counts = ((name, count(getattr(batch, name))) for name in ("total", "ok", "failed", "resumed", "deduped"))
+    counts = [(name, count(getattr(batch, name))) for name in ("total", "ok", "failed", "resumed", "deduped")]
+    if batch.drafted_tokens:
+        counts.append(("drafted tokens right", f"{batch.accepted_tokens:,} of {batch.drafted_tokens:,}"))
     return (*counts, ("speed", UNKNOWN if batch.tokens_per_s is None else f"{batch.tokens_per_s:.1f} tok/s"))
 
 

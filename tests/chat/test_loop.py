@@ -46,6 +46,9 @@ class FakeMemory:
         self.pinned.add(number)
         return self.turns()[number - 1]
 
+    def heads_with_room(self):
+        return (6, 6) if self.pinned != {2} else (4, 6)
+
     def unpin(self, number):
         self.pinned.remove(number)
 
@@ -245,6 +248,11 @@ def test_forgotten_shows_each_turn_with_what_is_left_of_it(held):
     assert "   1  ···    0 % of    40 tok  first question" in held.said
     assert "   2  ░·▒   17 %" in held.said and "   3  ███  100 % of    40 tok pinned  third" in held.said
     assert "of turn 1 nothing is left" in held.said
+
+
+def test_heads_without_room_for_a_pin_are_told(held):
+    held.type("a", "b", "/pin 2")
+    assert "turn 2 is pinned: what is left of it (17 %) stays in the 4 of 6 heads that have room for it" in held.said
 
 
 def test_pins_are_saved_and_go_along_to_another_model(held):

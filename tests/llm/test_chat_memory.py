@@ -187,6 +187,20 @@ def test_a_pin_counts_only_what_is_left_of_its_turn(talk):
         talk.memory.change(size, policy="tova")  # which has to read all of it again
 
 
+def test_heads_without_room_for_a_pin_are_counted():
+    with opened("200tok") as llm:  # by the profile some heads have half of that
+        talk = Talk(llm)
+        for question in QUESTIONS:
+            talk.ask(question)
+        for number in (1, 2, 3):
+            talk.memory.pin(number)
+        keeping, heads = talk.memory.heads_with_room()
+        assert 0 < keeping < heads
+        for _ in range(4):
+            talk.ask("Tell me a joke")
+        assert all(keeping / heads <= share < 1 for share in talk.shares[:3])
+
+
 def test_a_pin_of_a_turn_that_is_not_read_yet_can_be_let_go(talk):
     talk.memory.pin(1)
     talk.memory.pin(2)

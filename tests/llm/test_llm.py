@@ -228,6 +228,7 @@ def test_nothing_is_printed_and_who_wants_to_is_told(capfd: pytest.CaptureFixtur
         ({"on_full": "wait"}, "on_full is 'wait'; it should be 'evict', 'stop' or 'error'"),
         ({"say": 3}, "say is 3; give a function"),
         ({"batch_size": 0}, "'0' is no batch size; give auto or a number from 1 to 65536"),
+        ({"speculate": "many"}, "speculate: 'many' is no number of tokens; give auto, off or a number from 1 to 64"),
         ({"quant": "5bit"}, "quant is '5bit'; it should be 'none', '8bit'"),
     ],
 )

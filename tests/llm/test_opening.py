@@ -56,6 +56,7 @@ def test_words_become_values() -> None:
     assert found.row_budget == Budget(BudgetKind.TOKENS, 64)
     assert (found.stored, found.dtype) == (FORMATS["bfloat16"], "float16")
     assert (found.policy.name, found.on_full) == ("full", "stop")
+    assert [spec(speculate=word).speculate for word in ("auto", "off", "7")] == ["auto", "off", 7]
 
 
 def test_what_is_left_open_follows_from_the_model() -> None:

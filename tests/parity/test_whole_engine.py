@@ -10,7 +10,7 @@ import pytest
 from kvlite.cache.cache import SlotCache
 from kvlite.cache.policy import Policy, load_policy, policy_names
 from kvlite.engine.decode_graphs import GraphRecorder
-from kvlite.engine.request import Completion, Request
+from kvlite.engine.request import Completion, Request, Sampling
 from kvlite.errors import UsageError
 from kvlite.memory.format import FORMATS
 from kvlite.memory.shape import ModelShape
@@ -124,6 +124,15 @@ def test_the_engine_gives_the_same_tokens_on_triton(stored: str) -> None:
         done[kernels] = answers(engine, [Request("a", tuple(range(5, 36)), max_tokens=12)])["a"]
     assert told(done["triton"]) == told(done["torch"])
     assert done["torch"].evicted > 0
+
+
+def test_nothing_is_drafted_on_triton_which_is_said() -> None:
+    said: list[str] = []
+    few = Sampling(logit_bias=((5, 100.0), (6, 100.0)))
+    loaded, request = admitted(tiny_model("llama", {})), Request("a", tuple(range(5, 15)), few, max_tokens=12)
+    engine = make_engine(loaded, "40tok", kernels="triton", speculate=4, warn=said.append)
+    assert answers(engine, [request])["a"].drafted == 0
+    assert len(said) == 1 and said[0].startswith("--speculate 4: ")
 
 
 @pytest.mark.matrix
