@@ -6,7 +6,8 @@ The built-in model answers 2,400 greedy lines in float32: half of them share a b
 schema, and a quarter are so long that they need larger rows. Each run is a process of its own, forked from one that
 has imported the package, and is ended by SIGKILL: some while it starts, the others once it has written a random
 number of records. At the end every id must have one record, and every answer must be that of the run that was not
-killed. Needs the extra json. Words behind `--` go to every run: `-- --devices cpu,cpu`.
+killed. Needs the extra json. Words behind `--` go to every run: with `-- --devices cpu,cpu`, half of the runs lose one
+of their workers first, and go on.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 SCHEMA = {
     "type": "object",
@@ -57,6 +60,7 @@ class Batch:
         self.output = folder / "out.jsonl"
         self._words = ["batch", str(folder.parent / "in.jsonl"), "-o", str(self.output), *FLAGS, *QUIET, *words]
         self._log = folder / "log.txt"
+        self.workers_killed = 0
 
     def start(self) -> int:
         """Start a run in a process group of its own; returns the process id."""
@@ -72,6 +76,15 @@ class Batch:
 
         sys.argv = ["kvlite", *self._words]
         os._exit(main(self._words))
+
+    def kill_a_worker(self, child: int, chance: random.Random) -> bool:
+        """Kill one of the workers that a run has; False where it has none."""
+        children = psutil.Process(child).children()
+        workers = [one for one in children if "spawn_main" in " ".join(one.cmdline())]
+        if workers:
+            chance.choice(workers).kill()
+            self.workers_killed += 1
+        return bool(workers)
 
     def count(self) -> int:
         """Count the whole records there are."""
@@ -96,9 +109,12 @@ def kill(batch: Batch, chance: random.Random, per_kill: int) -> str:
     before = batch.count()
     is_early = chance.random() < AT_START
     wanted = before + chance.randint(1, 2 * per_kill)
+    worker_at = before + chance.randint(0, per_kill) if chance.random() < 0.5 else sys.maxsize
     ends_at = time.monotonic() + chance.uniform(0, EARLY_S)
     child = batch.start()
     while not (time.monotonic() >= ends_at if is_early else batch.count() >= wanted):
+        if batch.count() >= worker_at and batch.kill_a_worker(child, chance):
+            worker_at = sys.maxsize
         if os.waitpid(child, os.WNOHANG)[0]:
             return "done"
         time.sleep(chance.uniform(0, 0.004))
@@ -168,6 +184,7 @@ def main() -> None:
             "reserved_bytes_of_rows": sorted({record["kv"]["reserved_bytes"] for record in whole.values()}),
             "cached_tokens": sum(r["usage"]["prompt_tokens_details"]["cached_tokens"] for r in whole.values()),
             "kills": given.kills,
+            "workers_killed": runs["killed"].workers_killed,
             "moments": dict(moments),
             "records_at_the_last_kill": at_last_kill,
             "exit_code": code,

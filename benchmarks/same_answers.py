@@ -1,6 +1,6 @@
 """The greedy answers of one file in batches of different sizes, in another order, through workers: are they the same.
 
-    python benchmarks/same_answers.py FOLDER --lines 500 --out benchmarks/results/same-answers-smollm2-cpu.json
+    python benchmarks/same_answers.py FOLDER --lines 500 --out benchmarks/results/same-answers-cpu.json
 
 FOLDER is a model; it computes in float32, and every row holds its whole line. Half of the lines share a beginning, and
 their lengths differ. Ray is tried where it is installed.

@@ -119,7 +119,7 @@ class LiveLines:
     def _lines(self) -> list[str]:
         width = max(1, self.width - 1)
         lines = [] if self._counts is None else [sgr(gauge(self._counts(), width, self._extras()), "2")]
-        sent, text = [*self.ahead.sent], self.ahead.text
+        sent, text = self.ahead.waiting, self.ahead.text
         lines += [
             sgr(clipped(strip_controls(f"next: {line}").split("\n")[0], width), "2") for line in sent[:_MOST_SENT]
         ]

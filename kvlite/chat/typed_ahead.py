@@ -58,6 +58,11 @@ class TypedAhead:
         self._buffer.text = text + self._buffer.text
         self._buffer.cursor_position = len(self._buffer.text)
 
+    @property
+    def waiting(self) -> list[str]:
+        """The lines that were sent, to be shown; the end of the chat in a word."""
+        return ["leave" if line == END else line for line in self.sent]
+
     def unsend(self) -> None:
         """Make the lines that were sent part of the text again: what they waited for was stopped."""
         lines = [line for line in self.sent if line != END]

@@ -121,6 +121,12 @@ def test_a_line_sent_during_an_answer_waits_and_is_shown(watched):
     assert [*watched.ahead.sent] == ["one"] and watched.has_shown("next: one")
 
 
+def test_ctrl_d_during_an_answer_waits_and_is_shown(watched):
+    typing = {3: lambda: watched.keys(b"\x04", lambda ahead: bool(ahead.sent))}
+    watched.ask("hi", "a long answer", {**typing, 4: lambda: time.sleep(0.3)})
+    assert watched.has_shown("next: leave")
+
+
 @pytest.mark.parametrize("moment", [0, 1, 2, 7, 12])
 def test_ctrl_c_at_any_moment_keeps_the_answer_so_far_and_what_is_typed(watched, moment):
     def press():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import time
@@ -34,7 +35,12 @@ def batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., subp
         for number in range(COUNT):
             prompt = f"{shared if number % 4 == 0 else ''}Tell me about {number} cats"
             file.write(f"{json.dumps({'id': f'p{number}', 'prompt': prompt})}\n")
-    return lambda *args: start("batch", "in.jsonl", *OPTIONS, *args, cwd=tmp_path)
+    return lambda *args: start(
+        *("batch", "in.jsonl", *OPTIONS, *args),
+        cwd=tmp_path,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a runner in the background ignores it
+    )
 
 
 def records(path: Path) -> list[dict[str, Any]]:
@@ -83,16 +89,25 @@ def test_a_worker_killed_in_mid_run_loses_no_line_and_changes_no_answer(
 
 @pytest.mark.matrix
 @pytest.mark.parametrize("workers", EACH, ids=["processes", "ray"])
+@pytest.mark.parametrize(("stop", "expected"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_stopped_it_leaves_no_process_and_the_same_command_goes_on(
-    batch: Callable[..., subprocess.Popen[bytes]], tmp_path: Path, workers: tuple[str, ...]
+    batch: Callable[..., subprocess.Popen[bytes]],
+    tmp_path: Path,
+    workers: tuple[str, ...],
+    stop: signal.Signals,
+    expected: int,
 ) -> None:
     process = batch(*workers)
     await_records(process, tmp_path / "out.jsonl", 3)
     started = psutil.Process(process.pid).children(recursive=True)
     assert len(workers_of(process)) == 2
-    process.send_signal(signal.SIGTERM)
+    if stop is signal.SIGINT:
+        os.killpg(process.pid, stop)  # as a terminal does
+    else:
+        process.send_signal(stop)
     code, _, err = finish(process)
-    assert (code, "to continue, run: kvlite batch in.jsonl" in err.splitlines()[-1]) == (143, True), err
+    assert (code, "to continue, run: kvlite batch in.jsonl" in err.splitlines()[-1]) == (expected, True), err
+    assert "Traceback" not in err
     assert psutil.wait_procs(started, timeout=30)[1] == []
     before = (tmp_path / "out.jsonl").read_bytes()
     code, _, err = finish(batch(*workers))

@@ -29,7 +29,7 @@ class Memory:
     def note(self, worker: int, report: Report) -> None:
         """Note what a worker reports."""
         if report.cache is not None:
-            now = report.cache
+            now = replace(report.cache, peak_bytes=max(report.cache.peak_bytes, report.cache.counts.live_bytes))
             if (before := self._caches.get(worker)) is not None:  # of other rows, or of a worker that died since
                 budget_bytes = max(now.counts.budget_bytes, before.counts.budget_bytes)
                 counts = replace(now.counts, budget_bytes=budget_bytes)

@@ -8,6 +8,7 @@ import re
 import signal
 import socket
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
 from dataclasses import replace
@@ -20,6 +21,7 @@ from kvlite.errors import MissingPackage, UsageError
 
 LOCAL = "local"
 _REACH_S = 10.0
+_LOOK_EVERY_S = 0.02
 
 
 class RayLink:
@@ -31,12 +33,14 @@ class RayLink:
 
     def send(self, order: Order) -> None:
         """Send an order."""
-        self.awaited = self._actor.exchange.remote(order)
+        with _signals_as_they_are():
+            self.awaited = self._actor.exchange.remote(order)
 
     def receive(self) -> Report:
         """The report that answers the order, waited for. Raises WorkerDied."""
         try:
-            report: Report = self._ray.get(self.awaited)
+            with _signals_as_they_are():
+                report: Report = self._ray.get(self.awaited)
         except self._ray.exceptions.RayError as error:
             self.close()
             raise WorkerDied(_reason(error)) from None
@@ -82,10 +86,13 @@ class RayActors:
     def wait(self, links: Sequence[Link], timeout_s: float) -> list[Link]:
         """Those of `links` whose report is there, or whose actor is gone."""
         by_report = {link.awaited: link for link in links if isinstance(link, RayLink)}
-        ready, others = self._ray.wait([*by_report], num_returns=1, timeout=timeout_s)
-        if others:
-            ready += self._ray.wait(others, num_returns=len(others), timeout=0)[0]
-        return [by_report[report] for report in ready]
+        ends_s = time.monotonic() + timeout_s
+        while True:
+            with _signals_as_they_are():
+                ready, _ = self._ray.wait([*by_report], num_returns=len(by_report), timeout=0)
+            if ready or time.monotonic() >= ends_s:
+                return [by_report[report] for report in ready]
+            time.sleep(_LOOK_EVERY_S)
 
     def close(self) -> None:
         """End all actors, and the cluster where it is this process's own."""
@@ -160,6 +167,15 @@ def _connect(ray: Any, address: str, num_workers: int | None) -> None:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         hint = "start one with `ray start --head`, or give --ray local"
         raise UsageError(f"--ray {address}: no cluster answers ({reason}); {hint}") from error
+
+
+@contextmanager
+def _signals_as_they_are() -> Iterator[None]:
+    """Within the block, which calls Ray, let through what a signal raises; Ray's compiled code makes a SystemError."""
+    try:
+        yield
+    except SystemError as error:
+        raise error.__cause__ or error from None
 
 
 @contextmanager

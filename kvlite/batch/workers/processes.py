@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
+from multiprocessing.resource_tracker import ensure_running
 
 from kvlite.batch.workers.messages import Link, Order, Report, Setup, WorkerDied
 from kvlite.batch.workers.worker import Worker
@@ -76,6 +77,7 @@ class Processes:
         context = get_context("spawn")  # of a fork, CUDA and the threads of torch would be broken
         ours, theirs = context.Pipe()
         process = context.Process(target=_serve, args=(theirs, self._setups[number]), daemon=True)
+        ensure_running()  # multiprocessing's own process, whose start would let Ctrl-C through again
         with theirs, _without_interrupts():
             process.start()
         link = ProcessLink(process, ours)
@@ -97,7 +99,7 @@ class Processes:
 
 @contextmanager
 def _without_interrupts() -> Iterator[None]:
-    """Within the block Ctrl-C waits, and a process that is started leaves it to the batch for ever."""
+    """Within the block Ctrl-C waits, and a process that is started leaves it to the batch."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -107,6 +109,7 @@ def _without_interrupts() -> Iterator[None]:
 
 def _serve(pipe: Connection, setup: Setup) -> None:
     """Be a worker until the other end of the pipe is closed, which it is when the batch's process ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the batch ends its workers
     with suppress(OSError):  # stdout is for the batch's records
         os.dup2(2, 1)
     if setup.threads is not None:
