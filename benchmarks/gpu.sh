@@ -15,6 +15,11 @@ cd "$(dirname "$0")/.."
 PYTHON="${PYTHON:-python3}" OUT="${OUT:-benchmarks/results/gpu}" DEVICE="${DEVICE:-cuda}"
 LARGE="${LARGE:-llama-3.1-8b}" SMALL="${SMALL:-qwen2.5-0.5b}"
 export PYTHONPATH=".:kernels${PYTHONPATH:+:$PYTHONPATH}" HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+if [ "$DEVICE" = cuda ]; then
+  decode=(--decode 1024:2048 --decode 8192:2048) prompts=(--prefill 8192:2048 --prefill 32768:2048) drift=()
+else # only to see that the list runs
+  decode=(--decode 60:32) prompts=(--prefill 128:32) drift=(--prompt 64 --context 100 --drift 512,1k --rounds 1)
+fi
 failed=()
 
 step() { # seconds, name, command...
@@ -50,11 +55,11 @@ fast() {
     step 40 slots "$PYTHON" benchmarks/trial.py --dims 128 --bits 0,4 --dtypes bfloat16 --slots 512,8192,32768 --minutes 0.6
   fi
   compare 170 large "$LARGE" --peers "$ways,kvlite-int8,kvlite-nf4,nf4,dynamic,static" --minutes 2.4 --rounds 3 \
-    --decode 1024:2048 --decode 8192:2048 --prefill none
+    "${decode[@]}" --prefill none
   compare 70 prompts "$LARGE" --peers kvlite,kvlite-triton,dynamic --minutes 1 --rounds 1 \
-    --decode none --prefill 8192:2048 --prefill 32768:2048
-  compare 50 small "$SMALL" --peers "$ways,dynamic" --minutes 0.7 --rounds 3 --decode 1024:2048 --prefill none
-  step 60 drift "$PYTHON" -m kvlite bench demo --device "$DEVICE" --kv-budget 512tok --json
+    --decode none "${prompts[@]}"
+  compare 60 small "$SMALL" --peers "$ways,dynamic" --minutes 0.7 --rounds 3 "${decode[@]:0:2}" --prefill none
+  step 60 drift "$PYTHON" -m kvlite bench demo --device "$DEVICE" --kv-budget 512tok --json "${drift[@]}"
 }
 
 if [ "$DEVICE" = cuda ] && ! "$PYTHON" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then

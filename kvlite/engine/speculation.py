@@ -6,6 +6,7 @@ every step, also where nothing was drafted: what would have been is compared wit
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 import torch
@@ -31,35 +32,55 @@ _FADING = 0.999
 """What is left at each single step of the time that a chunk was found to take, so that it is timed again."""
 
 
+_LOAN = 3.0
+_ALLOWANCE = 0.0075
+"""Single steps that chunks may lose in all, at first and more with each single step, before they have won any."""
+
+_MOST_CREDIT = 16.0
+
+
 @dataclass(slots=True)
 class Pace:
-    """Seconds of chunks by width, and the share of drafted ids that were right by how far back the text agreed."""
+    """Seconds of chunks by width, and the share of drafted ids that were right by how far back the text agreed.
 
+    `credit` is the time, in single steps, that chunks may still lose.
+    """
+
+    credit: float = _LOAN
     seconds: dict[int, float] = field(default_factory=dict)
     right: list[float] = field(default_factory=lambda: [0.3, 0.4, 0.5, 0.6, 0.7])
 
     def took(self, width: int, seconds: float) -> None:
         """Note the time of a forward pass of `width` tokens; one that was held up counts little."""
         if width == 1:
+            self.earn(_ALLOWANCE)
             self.seconds = {known: took * _FADING if known > 1 else took for known, took in self.seconds.items()}
         known = self.seconds.get(width, seconds)
         self.seconds[width] = known + _RATE * (min(seconds, 2 * known) - known)
+
+    def earn(self, steps: float) -> None:
+        """Note that so many single steps of time were won, or lost where that is negative."""
+        self.credit = min(_MOST_CREDIT, self.credit + steps)
 
     def saw(self, matched: int, is_right: bool) -> None:
         """Note that an id, drafted where so many before it agreed, was right or not."""
         level = _level(matched)
         self.right[level] += _RATE * (is_right - self.right[level])
 
-    def best(self, draft: Draft) -> int:
-        """The number of ids of `draft` that are worth their chunk: 0, or one less than a width."""
+    def best(self, draft: Draft, proven: Collection[int]) -> int:
+        """The number of ids of `draft` that are worth their chunk: 0, or one less than a width.
+
+        A chunk of a width that is not `proven` wins nothing.
+        """
         if 1 not in self.seconds:
             return 0
         chosen, fastest = 0, _GAIN / self.seconds[1]
         for width in WIDTHS:
             if width - 1 > len(draft.ids):
                 break
-            speed = self._expected(draft.matched, width - 1) / self._cost(width)
-            if speed > fastest:
+            cost = self._cost(width)
+            speed, loss = self._expected(draft.matched, width - 1) / cost, cost / self.seconds[1] - (width in proven)
+            if speed > fastest and loss <= self.credit:
                 chosen, fastest = width - 1, speed
         return chosen
 
@@ -121,6 +142,7 @@ class Speculation:
         self._guess: Draft | None = None
         self._trial: Trial | None = None
         self._proven: set[int] = set()
+        self._spent = 0.0  # single steps that the last chunk took
 
     @property
     def is_on(self) -> bool:
@@ -139,7 +161,7 @@ class Speculation:
         self._guess = guess = lookup.draft(min(most, wanted))
         if guess is None or self._trial is not None:
             return ()
-        return guess.ids[: self.pace.best(guess)] if self.asked == "auto" else guess.ids
+        return guess.ids[: self.pace.best(guess, self._proven)] if self.asked == "auto" else guess.ids
 
     def tries(self, row: Row, ids: tuple[int, ...], logits: Tensor, seconds: float) -> bool:
         """True where the chunk with drafted `ids` and logits [T, V], which took so long, is a trial: it is taken back.
@@ -147,8 +169,10 @@ class Speculation:
         Takes its time into account in any case.
         """
         self.pace.took(len(ids) + 1, seconds)
+        self._spent = seconds / self.pace.seconds.get(1, seconds)
         if self.asked != "auto" or len(ids) + 1 in self._proven:
             return False
+        self.pace.earn(-self._spent)
         self._trial = Trial(row, len(row.said), ids, logits.clone())
         return True
 
@@ -174,6 +198,7 @@ class Speculation:
         """Learn from a chunk, of whose drafted `ids` the first `right` were drawn, none of one that was taken back."""
         guess = self._guess
         if guess is not None and right >= 0:
+            self.pace.earn(right + 1 - self._spent)
             for number in range(min(right + 1, len(ids))):
                 self.pace.saw(guess.matched + number, number < right)
 

@@ -225,11 +225,24 @@ class TextModel:
             stored = spec.slot_format
             if not stored.is_quantised:
                 return spec
+            if not is_named and (why := self._slowness(stored)) is not None:
+                self.listener.note(f"--kv-dtype auto passes over {stored.name}, fewer tokens are kept: {why}")
+                continue
             if stored.name not in self.effects:
                 self._tell(self.effect_of(stored, is_named=is_named), is_named)
             if is_named or self.effects[stored.name].is_harmless:
                 return spec
         raise AssertionError("the last format is the model's own dtype")
+
+    def _slowness(self, stored: SlotFormat) -> str | None:
+        """The reason that coded slots are slow on a GPU, where torch has several times the launches; None: not."""
+        from kvlite.engine.kernels import part_of
+
+        if self.trials is not None:
+            found = self.trials.finding(part_of(stored, self.spec.policy))
+            return None if found.is_taken else f"Triton's kernels on them are not taken ({found})"
+        is_torch = self.loaded.device.type == "cuda" and self.spec.options.kernels == "torch"
+        return "they are slow in torch" if is_torch else None
 
     def verdict(self) -> tuple[Circumstances, Verdict]:
         """All that is known of the model by now, and under which circumstances it holds."""

@@ -302,17 +302,30 @@ def test_an_id_that_is_taken_back_is_not_drafted() -> None:
 
 
 def test_chunks_are_chosen_by_what_they_promise_for_their_price() -> None:
-    long = Draft(tuple(range(15)), 16)
-    pace = Pace()
-    assert pace.best(long) == 0  # no step was timed
+    long, proven = Draft(tuple(range(15)), 16), {4, 8, 16}
+    pace = Pace(credit=16.0)
+    assert pace.best(long, proven) == 0  # no step was timed
     pace.took(1, 1.0)
     pace.right = [0.98] * 5
-    assert pace.best(long) == 15
+    assert pace.best(long, proven) == 15
     for width, seconds in ((4, 1.2), (8, 8.0), (16, 16.0)):
         pace.took(width, seconds)
-    assert pace.best(long) == 3
+    assert pace.best(long, proven) == 3
     pace.right = [0.05] * 5
-    assert pace.best(long) == 0
+    assert pace.best(long, proven) == 0
+
+
+def test_chunks_that_win_nothing_lose_next_to_nothing() -> None:
+    pace, lost, steps = Pace(), 0.0, 2000
+    for _ in range(steps):
+        pace.took(1, 1.0)
+        pace.right = [0.98] * 5  # believed against all that is seen
+        if width := pace.best(Draft(tuple(range(15)), 16), ()):
+            cost = 1 + 0.25 * width
+            pace.took(width + 1, cost)
+            pace.earn(-cost)
+            lost += cost
+    assert 3 <= lost <= 3 + 0.01 * steps
 
 
 def test_a_chunk_that_was_slow_once_is_timed_again() -> None:
@@ -320,10 +333,10 @@ def test_a_chunk_that_was_slow_once_is_timed_again() -> None:
     pace.took(1, 1.0)
     pace.took(4, 40.0)
     pace.right = [0.98] * 5
-    assert pace.best(Draft((1, 2, 3), 16)) == 0
+    assert pace.best(Draft((1, 2, 3), 16), {4}) == 0
     for _ in range(3000):
         pace.took(1, 1.0)
-    assert pace.best(Draft((1, 2, 3), 16)) == 3
+    assert pace.best(Draft((1, 2, 3), 16), {4}) == 3
 
 
 def test_pace_learns_what_is_right_of_single_steps() -> None:
