@@ -121,8 +121,9 @@ class Part:
 
     def _heard(self, again: Tensor, echo: Echo, segments: list[Segment], geometry: Geometry) -> Tensor:
         """Sum up what keys of the last segment receive from the queries of an echo, `again`: fp32 [n, H_KV, N]."""
-        observation = Observation(Statistic.MASS, echo.weight, heads=self.group.policy.heads)
-        return self.group.backend.heard(again, echo.pos, segments, geometry, observation)
+        last = slice(-again.shape[2], None)  # some layers have the queries of the newest tokens alone
+        observation = Observation(Statistic.MASS, echo.weight[:, last], heads=self.group.policy.heads)
+        return self.group.backend.heard(again, echo.pos[:, last], segments, geometry, observation)
 
     def held(self, step: Step) -> Segment | None:
         """The slots that one token of each row attends over, its own among them; None where more than that is done.

@@ -164,6 +164,14 @@ def noted_steps(monkeypatch: pytest.MonkeyPatch) -> list[Step]:
     return steps
 
 
+def test_layers_with_the_newest_queries_alone_hear_what_these_ask() -> None:
+    model = admitted(tiny_model("gemma4_text", SUPPORTED["gemma4_text"]))
+    engine = make_engine(model, "32tok", "replay")
+    done = answers(engine, [Request("a", prompt(60), max_tokens=24, row=0)])["a"]
+    assert done.error is None and len(done.ids) == 24
+    assert all(bool(known.isfinite().all()) for _, known in held(engine))
+
+
 def test_hearing_an_answer_again_changes_nothing_of_the_state_of_a_hybrid(monkeypatch: pytest.MonkeyPatch) -> None:
     model = admitted(tiny_model("lfm2", SUPPORTED["lfm2"]))
     steps, found = noted_steps(monkeypatch), []
