@@ -20,6 +20,7 @@ NAMES = [
     "GatedModel",
     "HubUnreachable",
     "KvliteError",
+    "MissingPackage",
     "ModelError",
     "ModelNotFound",
     "NumericError",

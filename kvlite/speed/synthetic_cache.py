@@ -42,7 +42,7 @@ def fast_forward(engine: Engine, row: int, held: RowSnapshot, seen: int, seed: i
         for part, tensors in zip(engine.cache.parts, held.cache.parts, strict=True)
     ]
     next_rotation = max(live.values(), default=seen) if turns else seen
-    there = replace(held.row, seen=seen, rot=next_rotation, peak_bytes=0)
+    there = replace(held.row, seen=seen, rot=next_rotation, echoed=seen, peak_bytes=0)
     engine.restore(row, replace(held, cache=CacheSnapshot(live, parts), row=there))
     if turns:
         engine.cache.rerotate(row)
