@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from kvlite.cache.cache import SlotCache
-from kvlite.cache.policy import Policy
+from kvlite.cache.policy import DEFAULT_POLICY, Policy
 from kvlite.engine.request import Request
 from kvlite.engine.row import Row
 from kvlite.errors import BudgetTooSmall, ContextFull, KvliteError, UsageError
@@ -105,7 +105,7 @@ class Limits:
     @property
     def _way_on(self) -> str:
         """Advice about full slots."""
-        evicting = "--on-full evict" if self.cache.policy.evicts else "--kv-policy heavy-hitter"
+        evicting = "--on-full evict" if self.cache.policy.evicts else f"--kv-policy {DEFAULT_POLICY}"
         if self.cache.plan.capped_by == "window":
             return f"that is the model's window, so give {evicting}"
         return f"raise --kv-budget or give {evicting}"
