@@ -104,12 +104,12 @@ def wait(child: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-def kill(batch: Batch, chance: random.Random, per_kill: int) -> str:
-    """Start a run and kill it; returns where it was, or `done` where nothing was left to kill."""
+def kill(batch: Batch, chance: random.Random, most: int) -> str:
+    """Start a run and kill it `most` records later or sooner; returns where it was, or `done` where it had ended."""
     before = batch.count()
     is_early = chance.random() < AT_START
-    wanted = before + chance.randint(1, 2 * per_kill)
-    worker_at = before + chance.randint(0, per_kill) if chance.random() < 0.5 else sys.maxsize
+    wanted = before + chance.randint(1, most)
+    worker_at = before + chance.randint(0, most // 2) if chance.random() < 0.5 else sys.maxsize
     ends_at = time.monotonic() + chance.uniform(0, EARLY_S)
     child = batch.start()
     while not (time.monotonic() >= ends_at if is_early else batch.count() >= wanted):
@@ -170,7 +170,8 @@ def main() -> None:
         whole_s = time.monotonic() - started
         moments: Counter[str] = Counter()
         while moments.total() < given.kills:
-            moment = kill(runs["killed"], chance, max(1, given.lines // given.kills - 2))
+            left, to_come = given.lines - runs["killed"].count(), given.kills - moments.total()
+            moment = kill(runs["killed"], chance, max(1, 3 * left // (2 * (to_come + 1))))
             if moment == "done":
                 sys.exit(f"the batch was done after {moments.total()} kills; give more --lines or fewer --kills")
             moments[moment] += 1
