@@ -215,7 +215,7 @@ def rounds_of(asked: argparse.Namespace, home: Path) -> Iterator[tuple[str, Any]
 
 
 def started(asked: argparse.Namespace, part: str, tokens: int, home: Path) -> Any:
-    """What `part` finds in a process of its own that keeps its files in `home`."""
+    """The findings of `part` in a process of its own that keeps its files in `home`."""
     command = [sys.executable, __file__, str(asked.file), "--part", part, "--tokens", str(tokens)]
     command += ["--text", str(asked.text)] if asked.text else []
     kept = {name: str(home) for name in ("XDG_CACHE_HOME", "XDG_STATE_HOME")}

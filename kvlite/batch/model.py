@@ -28,7 +28,7 @@ _PARAMS = (
 
 
 class Opens(Protocol):
-    """What is told of a model that has rows: a kvlite.record.recorder.Recorder."""
+    """The listener that is told of a model with rows: a kvlite.record.recorder.Recorder."""
 
     def opened(
         self, identity: ModelIdentity, predicted: Mapping[str, int], engine: ReadableEngine, source: str

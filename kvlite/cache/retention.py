@@ -48,7 +48,7 @@ def kept_by_position(cache: SlotCache, row: int, seen: int) -> Tensor:
 
 
 def kept_spans(cache: SlotCache, row: int, span: tuple[int, int], seen: int) -> list[tuple[int, int]]:
-    """What is left of a span of positions: spans of those that a head keeps, or that are not `seen` yet.
+    """The rest of a span of positions: spans of those that a head keeps, or that are not `seen` yet.
 
     No more than MOST_SPANS, which then also hold positions that are gone.
     """

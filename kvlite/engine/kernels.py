@@ -28,7 +28,7 @@ class KernelChoice:
     def __init__(self, name: str = "auto") -> None:
         self.name = name
         self.told = ""
-        """What a trial found of those that were chosen last, in words; empty without one."""
+        """The findings of a trial about those that were chosen last, in words; empty without one."""
 
     def name_for(self, stored: SlotFormat, policy: Policy) -> str:
         """The kernels for slots of format `stored` under `policy`."""
@@ -83,7 +83,7 @@ def part_of(stored: SlotFormat, policy: Policy) -> SlotsPart:
 
 @torch.inference_mode()
 def unlike_torch(loaded: LoadedModel, stored: SlotFormat) -> str | None:
-    """How the model's logits on Triton's slots differ from those on torch's, with room and while it evicts; None: not.
+    """The difference of logits on Triton's slots from those on torch's, with room and while it evicts; None: none.
 
     Under a policy whose victims follow from positions, so that rounding changes none.
     """

@@ -29,7 +29,7 @@ _RATE = 0.15
 """The weight of the newest finding in a moving mean."""
 
 _FADING = 0.999
-"""What is left at each single step of the time that a chunk was found to take, so that it is timed again."""
+"""The share left at each single step of the time that a chunk was found to take, so that it is timed again."""
 
 
 _LOAN = 3.0

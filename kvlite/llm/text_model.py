@@ -123,7 +123,7 @@ class TextModel:
 
     @property
     def held_in(self) -> str:
-        """What most of the weights are held in: `bfloat16`, `4bit`, `Q4_K with Q6_K`."""
+        """The form that most of the weights are held in: `bfloat16`, `4bit`, `Q4_K with Q6_K`."""
         loaded = self.loaded
         return weights_held_in(
             self.files.weights, loaded.shape.dtype, loaded.quant, loaded.device.type, self.spec.options.kernels

@@ -109,7 +109,7 @@ class Fit:
 
     @property
     def held_in(self) -> str:
-        """What most of the weights are held in once they are loaded."""
+        """The form that most of the weights are held in once they are loaded."""
         return weights_held_in(self.weights, self.shape.dtype, self.quant, self.device, self.kernels)
 
     def memory(self, cache: CachePlan | None) -> MemoryPlan:

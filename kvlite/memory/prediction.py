@@ -143,7 +143,7 @@ def keeps_blocks(weights: Weights | None, dtype: str, quant: str, device: str, k
 
 
 def weights_held_in(weights: Weights | None, dtype: str, quant: str, device: str, kernels: str) -> str:
-    """What most of the weights are held in once loaded: `bfloat16`, `4bit`, `Q4_K with Q6_K`."""
+    """The form that most of the weights are held in once loaded: `bfloat16`, `4bit`, `Q4_K with Q6_K`."""
     stays = stays_packed(weights, dtype, quant, device) or keeps_blocks(weights, dtype, quant, device, kernels)
     if weights is not None and weights.packed_types and stays:
         first, *others = weights.packed_types

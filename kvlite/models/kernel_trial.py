@@ -38,7 +38,7 @@ PROCESS_BYTES = 3 * 2**29
 
 @dataclass(frozen=True, slots=True)
 class TrialSetting:
-    """Where trials run and what they depend on beside the kernels: the command is another one in tests."""
+    """The place of trials and all that they depend on beside the kernels: the command is another one in tests."""
 
     command: Sequence[str] = COMMAND
     stall_s: float = STALL_S
@@ -109,7 +109,7 @@ class KernelTrials:
         return self._found[part]
 
     def outcomes(self) -> list[tuple[str, Trial]]:
-        """What came of all that was begun or known, waiting for it."""
+        """The results of all that was begun or known, waiting for it."""
         for part in self._begun - self._found.keys():
             self.finding(part)
         return [(str(part), found) for part, found in self._found.items()]
@@ -143,7 +143,7 @@ class KernelTrials:
         self._store.keep(self.about(part), outcome)
 
     def _known(self, part: Part) -> Trial | None:
-        """What need not be tried: it cannot run, is known, or went wrong in a process that is gone."""
+        """All that need not be tried: it cannot run, is known, or went wrong in a process that is gone."""
         layers = () if part == MODULES else tuple(self._task.layers())
         if part not in self._begun and (known := self._store.find(self.about(part))) is not None:
             return known
@@ -216,7 +216,7 @@ class TrialProcess:
 
 
 def _read_line(line: str) -> dict[str, Any]:
-    """What a line tells; nothing where it is no line of a trial, such as one that a library wrote."""
+    """The news of a line; nothing where it is no line of a trial, such as one that a library wrote."""
     with suppress(ValueError):
         told = json.loads(line)
         if isinstance(told, dict) and ("at" in told or {"part", "fault", "gain"} <= told.keys()):

@@ -149,7 +149,7 @@ class _PackedConfig(QuantizationConfigMixin):
         return _KINDS[self.bits].of(weight) if self.sources is None else self.read(self.sources[name])
 
     def read(self, source: Source) -> Packed | Blocks:
-        """What a source has, in the form that is wanted."""
+        """The tensors of a source, in the form that is wanted."""
         return source.blocks() if self.linear is BlockLinear else source.pack()
 
 

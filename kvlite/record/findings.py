@@ -1,4 +1,4 @@
-"""What was found out at one start and holds at the next, under the same circumstances: one JSON file each.
+"""Facts that were found out at one start and hold at the next, under the same circumstances: one JSON file each.
 
 A finding is for the circumstances it was found under, and for no others. Loads no torch.
 """

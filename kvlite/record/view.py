@@ -143,7 +143,7 @@ def _cache(kv: KVReport) -> Rows:
 
 
 def _events(record: RunRecord) -> Table:
-    """What happened to the cache: the first eviction, and each time it was exchanged for another."""
+    """The events of the cache: the first eviction, and each time it was exchanged for another."""
     points = [point for point in record.timeline if point.event is not None]
     rows = tuple(
         (f"{point.t_s:.1f} s", count(point.tokens_seen), human_bytes(point.kv_bytes), str(point.event))

@@ -77,7 +77,7 @@ def _checked(kind: str, text: str) -> str:
 
 
 def _one_line(message: str) -> str:
-    """What is wrong, without the pictures of where."""
+    """The fault in words, without the pictures of its place."""
     lines = [line.strip() for line in message.splitlines()]
     named = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
     first = re.sub(r"^at \d+\(\d+\): ", "", lines[0]) if lines else message

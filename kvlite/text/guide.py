@@ -79,7 +79,7 @@ class Guides:
 
 
 class Guide:
-    """What may come next in one answer: thinking until it is closed, then what `compiled` says."""
+    """The tokens that may come next in one answer: thinking until it is closed, then what `compiled` says."""
 
     def __init__(self, compiled: Any, guides: Guides, begins: Part) -> None:
         self._matcher = compiled.deep_copy()

@@ -1,4 +1,4 @@
-"""What is left of a row's spans of positions."""
+"""The rest of a row's spans of positions."""
 
 from itertools import pairwise
 

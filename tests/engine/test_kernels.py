@@ -74,7 +74,7 @@ def llama() -> LoadedModel:
 
 
 def serve(monkeypatch: pytest.MonkeyPatch, double: Backend) -> None:
-    """Where Triton is wanted, `double` computes."""
+    """Let `double` compute where Triton is wanted."""
     monkeypatch.setattr(cache_module, "choose_backend", lambda wanted, *_: double if wanted == "triton" else TORCH)
 
 

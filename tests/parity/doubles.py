@@ -81,7 +81,7 @@ class LosesAStatistic(Backend):
 
 
 class HearsLess(Backend):
-    """What is heard again is 1 % too little."""
+    """The mass that is heard again is 1 % too little."""
 
     def heard(self, *given: Any) -> Tensor:
         return super().heard(*given) * 0.99

@@ -37,7 +37,7 @@ def outcome(
     clock: tuple[float, ...] = TWICE,
     dtype: str = "float32",
 ) -> dict[str, Any]:
-    """What the trial of one part comes to."""
+    """The result of the trial of one part."""
     told: list[dict[str, Any]] = []
     run(task(part, dtype=dtype), told.append, lambda *_: backend, lambda _: ops, partial(next, cycle(clock)))
     assert len(told) > 1 and all("at" in line for line in told[:-1])

@@ -153,7 +153,7 @@ def _try_attention(problem: Problem, backend: Backend, geometry: Geometry, tell:
 
 
 def _try_hearing(problem: Problem, backend: Backend, tell: Callable[[str], None]) -> None:
-    """What keys receive from queries that come once more, of slots and of a chunk beside them."""
+    """The mass that keys receive from queries that come once more, of slots and of a chunk beside them."""
     observation, q, after = problem.heard(), problem.q, problem.q_pos + CHUNK
     if observation is None:
         return

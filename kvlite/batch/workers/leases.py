@@ -179,7 +179,7 @@ def _key(lease: _Lease) -> _Key:
 
 
 def _text(item: Item) -> str:
-    """What a line begins with, near enough: lines whose texts begin alike have prompts that do."""
+    """The beginning of a line, near enough: lines whose texts begin alike have prompts that do."""
     if item.prompt is not None:
         return item.prompt
     messages: Iterable[object] = (message.get("content") for message in item.messages or ())

@@ -18,7 +18,7 @@ _SUMMED = (
 
 @dataclass
 class Memory:
-    """What the workers last told of their caches; `recorder` is given it as if it were one engine."""
+    """The caches as the workers last told of them; `recorder` is given it as if it were one engine."""
 
     recorder: Recorder
     budget_source: str
@@ -54,7 +54,7 @@ class Memory:
 
     @property
     def live_bytes(self) -> int:
-        """What all rows hold now, or held when a worker died."""
+        """Bytes that all rows hold now, or held when a worker died."""
         return sum(cache.counts.live_bytes for cache in self._caches.values())
 
     @property

@@ -20,7 +20,7 @@ from kvlite.record.schema import ModelIdentity
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setup:
-    """What a worker opens: the model on the device that `options` name, and the options of the batch.
+    """The things that a worker opens: the model on the device that `options` name, and the options of the batch.
 
     `required` is the only model that lines may name, None where they may name any. On a CPU the model gets `threads`,
     None leaves their number to it. `version` of kvlite is the batch's.
@@ -58,7 +58,7 @@ class Loaded:
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """What a run record notes of a worker's first rows."""
+    """The facts that a run record notes of a worker's first rows."""
 
     identity: ModelIdentity
     predicted: Mapping[str, int]
@@ -80,7 +80,7 @@ Said = tuple[Literal["note", "detail", "warn"], str]
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What happened in a worker since its last report; what is None has not changed.
+    """The events in a worker since its last report; what is None has not changed.
 
     `is_idle`: all lines that it was given have ended. A worker that reports an `error` or a `crash` does nothing more.
     """

@@ -29,7 +29,7 @@ END_S = 5.0  # for the last reports
 
 
 class Listener(Protocol):
-    """What is told of workers: a Console, or Told."""
+    """The listener that is told of workers: a Console, or Told."""
 
     def note(self, text: str) -> None:
         """Say something useful."""

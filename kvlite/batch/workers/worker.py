@@ -30,7 +30,7 @@ LOOK_EVERY_S = 0.1  # at what the cache holds
 
 
 class _Reported(Told):
-    """What a model says, for the next report."""
+    """Notes of a model, for the next report."""
 
     def __init__(self, say: Callable[[Said], None]) -> None:
         super().__init__()
