@@ -13,6 +13,7 @@ import torch
 from kvlite.cache.cache import CacheSnapshot, SlotCache
 from kvlite.cache.policy import Policy
 from kvlite.cache.retention import Moved, Target, best_kept, kept_spans
+from kvlite.cache.step import Step
 from kvlite.engine.decode_graphs import WORTH_IT, DecodeGraphs, GraphRecorder, NotCapturable, try_replay
 from kvlite.engine.device_memory import PeakMemory, allocating
 from kvlite.engine.inputs import Spans, inputs
@@ -145,7 +146,7 @@ class Engine:
                 yield from self._ended()
                 self._share()
                 self._hear_all()
-                feed = next_feed(self._rows, feed)
+                feed = next_feed(self._rows, feed, may_share=self._may_share)
                 if feed is not None:
                     yield from self._advance(feed)
                 elif exhausted:
@@ -355,6 +356,8 @@ class Engine:
     def _advance(self, feed: Feed) -> Iterator[Token | Completion]:
         """One forward pass; then a token for every row whose prompt is through."""
         rows, held = self._rows[feed.rows], [row.seen for row in self._rows]
+        if feed.beside is not None:
+            rows = [*rows, *self._rows[feed.beside.rows]]
         if self._may_draft(feed) and (draft := self.speculation.draft(rows[0], self._most_drafted(rows[0]))):
             yield from self._verify(rows[0], draft)
             return
@@ -376,10 +379,14 @@ class Engine:
 
     def _drawn(self, feed: Feed) -> list[tuple[int, int, Logprobs | None]]:
         """Feed the ids; of each row of `feed` whose prompt is through its number, next token and log probabilities."""
-        started, rows = self._clock(), self._rows[feed.rows]
-        logits = self._forward(feed)[:, -1]
+        started, rows, fed = self._clock(), self._rows[feed.rows], feed.ids
+        if feed.beside is None:
+            logits = self._forward(feed)[:, -1]
+        else:
+            rows, fed = [*rows, *self._rows[feed.beside.rows]], (*fed, *feed.beside.ids)
+            logits = self._forward_packed((feed, feed.beside))
         seconds = self._since(started, logits) if self._may_draft(feed) else None
-        ready = [i for i, row in enumerate(rows) if row.job is not None and feed.ids[i] and not row.job.prompt]
+        ready = [i for i, row in enumerate(rows) if row.job is not None and fed[i] and not row.job.prompt]
         draws = [Draw.of(rows[i]) for i in ready]
         logits = logits[ready] if len(ready) < len(rows) else logits
         ids = sample(logits, draws) if ready else []
@@ -496,27 +503,52 @@ class Engine:
 
     def _forward(self, feed: Feed, last: int = 1) -> torch.Tensor:
         """Feed the ids and give the logits of the `last` positions [n, last, V]."""
-        rows, logits = self._rows[feed.rows], None
-        for row, count in zip(rows, feed.counts, strict=True):
-            if count and self._limits.must_turn(row, count):
-                row.rot = self.cache.rerotate(row.index)
+        self._turn(feed)
+        logits = None
         if feed.decodes and self.graphs is not None:
             try:
-                logits = self.graphs.step(feed, rows)[:, None]
+                logits = self.graphs.step(feed, self._rows[feed.rows])[:, None]
             except NotCapturable as error:
                 self._give_up(error)
         if logits is None:
-            given = inputs(feed, rows, self.loaded.device)
-            to_come = [row.to_come for row in rows]
-            is_chunk = feed.width > 1 and not feed.decodes
-            echoes = self._echoes and is_chunk and any(row.job is None or row.job.echoes for row in rows)
-            step = self.cache.begin(feed.rows, given.pos, given.rot, feed.counts, given.pins, to_come, echoes=echoes)
-            logits = self.loaded.forward(given.ids, self.cache, step, last)
-        for row, count in zip(rows, feed.counts, strict=True):
+            ids, step = self._step(feed)
+            logits = self.loaded.forward(ids, self.cache, step, last)
+        self._fed(feed)
+        return logits
+
+    def _forward_packed(self, feeds: Sequence[Feed]) -> torch.Tensor:
+        """Feed the ids of several rows or groups of rows in one pass and give the logits behind each row's [n, V]."""
+        logits = self.loaded.forward_packed([self._step(feed) for feed in feeds], self.cache)
+        for feed in feeds:
+            self._fed(feed)
+        return logits
+
+    def _may_share(self, row: Row, count: int) -> bool:
+        """True where `count` tokens come to a row without evicting any or moving its keys, and it carries no state."""
+        return self.loaded.state is None and count <= self._limits.most_at_once(row)
+
+    def _turn(self, feed: Feed) -> None:
+        """Move the keys of rows that would go beyond the model's window."""
+        for row, count in zip(self._rows[feed.rows], feed.counts, strict=True):
+            if count and self._limits.must_turn(row, count):
+                row.rot = self.cache.rerotate(row.index)
+
+    def _step(self, feed: Feed) -> tuple[torch.Tensor, Step]:
+        """The ids of a feed on the device, and its step of the cache."""
+        rows = self._rows[feed.rows]
+        given = inputs(feed, rows, self.loaded.device)
+        to_come = [row.to_come for row in rows]
+        is_chunk = feed.width > 1 and not feed.decodes
+        echoes = self._echoes and is_chunk and any(row.job is None or row.job.echoes for row in rows)
+        step = self.cache.begin(feed.rows, given.pos, given.rot, feed.counts, given.pins, to_come, echoes=echoes)
+        return given.ids, step
+
+    def _fed(self, feed: Feed) -> None:
+        """Count what came to the rows of a feed."""
+        for row, count in zip(self._rows[feed.rows], feed.counts, strict=True):
             row.feed(count)
             if count and feed.width > 1 and not feed.decodes:
                 row.echoed = row.seen
-        return logits
 
     def _hear_all(self) -> None:
         """Let the policy hear what came to rows at work, where that is due."""
