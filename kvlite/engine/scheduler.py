@@ -34,6 +34,11 @@ class Feed:
         """T, the ids of the row that has most."""
         return max(self.counts)
 
+    @property
+    def is_chunk(self) -> bool:
+        """True where it is part of a prompt, of more than one id."""
+        return self.width > 1 and not self.decodes
+
     @cached_property
     def counts(self) -> tuple[int, ...]:
         """Count the ids of each row."""
