@@ -143,6 +143,8 @@ def open_destination(options: BatchOptions, console: Console) -> Output:
     if name is not None and options.output is None:
         console.note(f"the records go to {name}")
     output: Output = StdoutLines(console.line) if name is None else open_output(Path(name))
+    if options.retry_errors and options.overwrite:
+        raise UsageError("--overwrite leaves no failed records for --retry-errors; leave out one of them")
     if options.retry_errors and not is_journal(options, output):
         raise UsageError("--retry-errors needs the output file whose failed records are to run again; give -o")
     return output

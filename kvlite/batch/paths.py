@@ -25,6 +25,8 @@ def output_name(options: BatchOptions, *, is_terminal: bool) -> str | None:
             f"records are appended to {options.output} one by one, so it cannot be compressed; give -o {plain}, "
             f"or -o - and a pipe: | gzip > {options.output}"
         )
+    if options.output is not None and not Path(options.output).name:
+        raise UsageError(f"{options.output} is a folder; give -o a file's name")
     if options.output is not None or not is_terminal or options.input == STDIN:
         return None if options.output == STDIN else options.output
     return f"{Path(unpacked_name(options.input)).stem}.out.{'txt' if options.out_format == 'text' else 'jsonl'}"
