@@ -277,6 +277,7 @@ BATCHES = [
     Row("an output whose name is too long", f"batch in.jsonl -m demo -o {'x' * 250}", 2, "too long", batch()),
     Row("an input whose name is too long", f"batch {'x' * 300} -m demo -o out.jsonl", 2, "too long"),
     Row("a summary whose name is too long", f"batch in.jsonl -m demo --summary {'x' * 300}", 2, "too long", batch()),
+    Row("a repair of the input", "batch in.jsonl -m demo -o out.jsonl --repair", 2, "leave out -o", batch()),
     Row("a repair of nothing", "batch out.jsonl --repair", 2, "no such output file"),
     Row("an output of something else", "batch in.jsonl -m demo -o notes.md", 2, "notes.md",
         batch() | {"notes.md": b"# mine\n"}),

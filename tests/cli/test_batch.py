@@ -258,7 +258,7 @@ WRONG: list[tuple[tuple[str, ...], int, str]] = [
     (("in.jsonl", "--summary", "no/s.json"), 2, "'--summary': no/s.json: no such folder"),
     (("in.jsonl", "--summary", "."), 2, "'--summary': .: a folder"),
     (("in.jsonl", "--summary", "-"), 2, "'--summary': - is no file"),
-    (("in.jsonl", "-o", "/"), 2, "/ is a folder; give -o a file's name"),
+    (("in.jsonl", "-o", "/"), 1, "/: it is a folder; give -o a file's name"),
     (("in.jsonl", "--limit", "-1"), 2, "--limit"),
     (("in.jsonl", "-t", "nan"), 2, "temperature is nan"),
     (("in.jsonl", "--greedy", "-t", "1"), 2, "contradicts"),
