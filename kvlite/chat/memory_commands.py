@@ -72,8 +72,9 @@ def _pin(chat: Chat, argument: str) -> None:
     chat.saving.save()
     kept = "all of it" if turn.share == 1 else f"what is left of it ({percent(turn.share)})" if turn.share else ""
     heads, of = chat.memory.heads_with_room()
-    where = f" in the {heads:,} of {of:,} heads that have room for it" if heads < of else ""
-    chat.show(f"turn {turn.number} is pinned: {kept} stays{where}" if kept else f"turn {turn.number} is gone already")
+    where = f" in {heads:,} of {of:,} heads; the others keep the best of it that they have room for"
+    stays = f"{kept} stays{where if heads < of else ''}"
+    chat.show(f"turn {turn.number} is pinned: {stays}" if kept else f"turn {turn.number} is gone already")
 
 
 def _unpin(chat: Chat, argument: str) -> None:

@@ -83,8 +83,8 @@ class ChatMemory:
         return self.turns()[number - 1]
 
     def heads_with_room(self) -> tuple[int, int]:
-        """Count the KV heads that keep all that is pinned, and all of them: those with few slots may not."""
-        return self._llm.engine.cache.heads_with_room(self._llm.engine.pins(ROW))
+        """Count the KV heads that keep all that is left of what is pinned, and all of them; some have few slots."""
+        return self._llm.engine.cache.heads_with_room(ROW, self._llm.engine.pins(ROW))
 
     def unpin(self, number: int) -> None:
         """Let a turn be evicted again. Raises UsageError where it is not pinned."""
@@ -185,10 +185,13 @@ class ChatMemory:
         sinks = min(engine.policy.sinks, kv.tokens_seen) if engine.policy.evicts else 0
         pinned = sum(end - start for start, end in engine.pins(ROW))
         kept = sorted(layer.kept for layer in reading.layers)
+        slots = sorted(part.num_slots for part in engine.cache.parts if part.shape.window is None)
+        by_head = f", {slots[0]:,} to {slots[-1]:,} by KV head" if slots and slots[0] != slots[-1] else ""
         rows = [
             ("budget", f"{human_bytes(kv.budget_bytes)}, of which the cache reserves {kv.reserved_bytes:,} bytes"),
             ("used", f"{human_bytes(kv.live_bytes)} now, {human_bytes(kv.peak_bytes)} at most"),
-            ("room for", f"{plan.slots:,} tokens of {human_bytes(reading.bytes_per_token)} in {kv.dtype}"),
+            ("room for", f"{plan.slots:,} tokens of {human_bytes(reading.bytes_per_token)} in {kv.dtype}{by_head}"),
+            ("full", f"{kv.full_heads:,} of {kv.heads:,} KV heads, which evict" if kv.full_heads else "no KV head"),
             ("tokens seen", f"{kv.tokens_seen:,}"),
             ("tokens kept", f"{kv.tokens_kept:,}, evicted {kv.tokens_evicted:,}"),
             ("protected", f"{sinks} sinks, {pinned:,} pinned, {engine.policy.recent(plan.slots):,} newest"),

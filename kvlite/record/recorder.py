@@ -203,6 +203,7 @@ class Recorder:
                 tokens_seen=counts.tokens_seen,
                 kv_bytes=counts.live_bytes,
                 allocated_bytes=self._engine.allocated_bytes(),
+                budget_bytes=counts.budget_bytes,
                 event=event,
                 **({} if progress is None else asdict(progress)),
             )

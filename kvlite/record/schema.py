@@ -100,6 +100,9 @@ class KVReport(Block):
     tokens_seen: int
     tokens_kept: int
     tokens_evicted: int
+    full_heads: int | None = None
+    """KV heads of full-attention layers without a free slot when the run ended, of `heads`; a batch sums over rows."""
+    heads: int | None = None
     full_cache_bytes: int | None = None
     """Bytes that a cache without a budget would have taken."""
     allocated_unused_bytes: int
@@ -193,6 +196,8 @@ class TimelinePoint(Block):
     rows_used: int | None = None
     """A batch: the rows that answered, of `rows`."""
     rows: int | None = None
+    budget_bytes: int | None = None
+    """The budget of the time."""
     event: Text | None = None
 
 
