@@ -61,7 +61,7 @@ def measure(llm: LLM, settings: list[str], rounds: int, tokens: int) -> dict[str
         for _ in range(rounds):
             for setting in settings:
                 asked: Any = int(setting) if setting.isdigit() else setting
-                llm.engine.speculation = Speculation(asked)
+                llm.engine.decoder.speculation = Speculation(asked)
                 request = Request("a", prompt, sampling, max_tokens=tokens, stop_ids=llm.model.text.stop_ids)
                 events = llm.engine.run([request])
                 next(events)

@@ -9,14 +9,14 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections import deque
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 from kvlite.batch.item import Code, Failure, Item, Outcome
-from kvlite.batch.prefixes import shared_prefixes
+from kvlite.batch.prefixes import SharedPrefixes
 from kvlite.batch.prepare import Preparer, Work
+from kvlite.batch.read_ahead import Source
 from kvlite.batch.row_sizes import WORTH_IT, row_sizes, size_for
 from kvlite.batch.waiting import AHEAD, Waiter, Waiting
 from kvlite.cache.policy import PolicyFailed
@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     from kvlite.text.stream import AnswerText
 
 IDLE_S = 0.02  # between two looks at a source that has nothing yet
-NUM_REMEMBERED = 64  # requests that got their rows, with which those that wait are compared
-LOOK_AGAIN = AHEAD // 4  # requests that were not compared and get their rows, until those that wait are compared again
 MOST_OVERTAKEN = 4 * AHEAD  # items that may come after one that waits for a row of another size, before it has its turn
 
 
@@ -93,21 +91,19 @@ class BatchRun:
         self._flights: dict[str, _Flight] = {}
         self._outcomes: dict[bytes | None, Outcome] = {}  # of dedupe keys that have one
         self._equals: dict[bytes | None, list[Item]] = {}  # of the others: the items that wait for it
-        self._is_read = False
-        self._prefixes: dict[str, tuple[int, ...]] = {}  # of the requests that were compared
-        self._given: deque[Request] = deque(maxlen=NUM_REMEMBERED)
-        self._num_alone = 0  # requests that were given since, and not compared
+        self._source = Source()
+        self._prefixes = SharedPrefixes(is_wanted=options.prefix_cache)
 
     def run(self, items: Iterable[Item | None]) -> Generator[Token | Outcome]:
         """Yield the outcome of every item as it ends, and the tokens before it; None in `items` is no item yet.
 
         May be called again for more items. Raises the errors that are no single request's, and those of `items`.
         """
-        source, self._is_read = iter(items), False
+        self._source = Source(items)
         while True:
-            yield from self._look_ahead(source)
+            yield from self._look_ahead()
             if not self._waiting:
-                if self._is_read:
+                if self._source.is_over:
                     return
                 time.sleep(IDLE_S)
                 continue
@@ -115,7 +111,7 @@ class BatchRun:
             try:
                 for event in self._engine.run(self._requests()):
                     yield from self._settle(event)
-                    yield from self._look_ahead(source)
+                    yield from self._look_ahead()
                 self.width *= 2  # a whole run of the engine went well
             except (OutOfMemory, PolicyFailed) as error:
                 yield from self._retry_all(error)
@@ -160,23 +156,16 @@ class BatchRun:
                 flight.timed_out = True
                 self._engine.cancel(request_id)
 
-    def _look_ahead(self, source: Iterator[Item | None]) -> Iterator[Outcome]:
+    def _look_ahead(self) -> Iterator[Outcome]:
         """Prepare items until enough wait; items that cannot run yield at once."""
-        while not self._waiting.is_full:
-            try:
-                item = next(source)
-            except StopIteration:
-                self._is_read = True
-                return
-            if item is None:
-                return
+        for item in self._source.until(lambda: self._waiting.is_full):
             self._last_index = item.index
             yield from self._take(item)
 
     def _fit(self) -> None:
         """Make the rows of the next run: of the smallest size that suits what waits, or that of what waits too long."""
         most = self._rows.most_slots
-        to_come = 0 if self._is_read else self.to_come
+        to_come = 0 if self._source.is_over else self.to_come
         lines = min(AHEAD, len(self._waiting) + to_come)
         sizes = row_sizes(self._waiting.needs(), most, lambda size: self._rows.count(size, lines))
         size = size_for(self._waiting.first.need, sizes) if self._is_overdue else sizes[0]
@@ -186,25 +175,9 @@ class BatchRun:
         ):
             size = self._sizes[1]  # nearly as many as there would be, and longer lines may come
         self._sizes = smaller, size
-        self._find_prefixes()
-        shared = max((lengths[-1] for lengths in self._prefixes.values() if lengths), default=0)
-        self._rows.fit(size, min(AHEAD, self._waiting.count(*self._taken) + to_come), min(shared, size))
-
-    def _find_prefixes(self) -> None:
-        """Compare the prompts that wait, and those that got their rows last."""
-        self._num_alone = 0
-        if self._options.prefix_cache:
-            given = {request.id: request.ids for request in self._given}
-            self._prefixes = shared_prefixes(given | self._waiting.prompts())
-
-    def _sharing(self, request: Request) -> Request:
-        """The request with the beginnings that it shares."""
-        self._given.append(request)
-        if request.id not in self._prefixes:
-            self._num_alone += 1
-            if self._num_alone >= min(LOOK_AGAIN, max(1, len(self._waiting))):
-                self._find_prefixes()
-        return replace(request, prefixes=self._prefixes.get(request.id, ()))
+        self._prefixes.compare(self._waiting)
+        lines = min(AHEAD, self._waiting.count(*self._taken) + to_come)
+        self._rows.fit(size, lines, min(self._prefixes.longest, size))
 
     @property
     def _taken(self) -> tuple[int, int]:
@@ -244,12 +217,12 @@ class BatchRun:
             is_over = self._is_overdue and not smaller < self._waiting.first.need <= size
             waiter = None if is_over else self._waiting.take(smaller, size)
             if waiter is None:
-                if len(self._waiting) or self._is_read or not self._flights:
+                if len(self._waiting) or self._source.is_over or not self._flights:
                     return
                 yield None
                 continue
             left -= 1
-            request = self._sharing(waiter.request)
+            request = self._prefixes.give(waiter.request, self._waiting)
             self._flights[request.id] = _Flight(waiter, self._preparer.answer(waiter.work), time.monotonic())
             yield request
 

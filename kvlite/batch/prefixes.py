@@ -1,14 +1,53 @@
-"""The beginnings that prompts of a batch share, and how far each prompt goes with others. Ids only."""
+"""The beginnings that prompts of a batch share, and how far each prompt goes with others. Knows no text."""
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
+
+from kvlite.batch.waiting import AHEAD, Waiting
+from kvlite.engine.request import Request
 
 LEAST = 32  # tokens; a shorter beginning is fed as fast as it is copied
 MOST_LEVELS = 3  # such as the system prompt, the document, the prompt of several samples
 
+NUM_REMEMBERED = 64  # requests that got their rows, with which those that wait are compared
+LOOK_AGAIN = AHEAD // 4  # requests that were not compared and get their rows, until those that wait are compared again
+
 Ids = tuple[int, ...]
+
+
+class SharedPrefixes:
+    """The beginnings that requests of a batch share, as far as those that wait were compared; none where not wanted."""
+
+    def __init__(self, *, is_wanted: bool) -> None:
+        self._is_wanted = is_wanted
+        self._lengths: dict[str, tuple[int, ...]] = {}  # of the requests that were compared
+        self._given: deque[Request] = deque(maxlen=NUM_REMEMBERED)
+        self._num_alone = 0  # requests that were given since, and not compared
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest beginning."""
+        return max((lengths[-1] for lengths in self._lengths.values() if lengths), default=0)
+
+    def compare(self, waiting: Waiting) -> None:
+        """Compare the prompts that wait, and those that got their rows last."""
+        self._num_alone = 0
+        if self._is_wanted:
+            given = {request.id: request.ids for request in self._given}
+            self._lengths = shared_prefixes(given | waiting.prompts())
+
+    def give(self, request: Request, waiting: Waiting) -> Request:
+        """The request with the beginnings that it shares, as it gets its row while others are waiting."""
+        self._given.append(request)
+        if request.id not in self._lengths:
+            self._num_alone += 1
+            if self._num_alone >= min(LOOK_AGAIN, max(1, len(waiting))):
+                self.compare(waiting)
+        return replace(request, prefixes=self._lengths.get(request.id, ()))
 
 
 def shared_prefixes(prompts: Mapping[str, Ids]) -> dict[str, tuple[int, ...]]:

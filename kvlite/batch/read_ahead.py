@@ -1,8 +1,8 @@
-"""Items read in a thread, so that a slow pipe delays no answer."""
+"""Items read before they are needed: in a thread, so that a slow pipe delays no answer, and until enough wait."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from queue import Empty, Queue
 from threading import Thread
 
@@ -38,3 +38,23 @@ def read_ahead(source: Iterator[Item]) -> Iterator[Item | None]:
         if isinstance(item, BaseException):
             raise item
         yield item
+
+
+class Source:
+    """A source of items, in which None is no item yet; `is_over` once there are no more."""
+
+    def __init__(self, items: Iterable[Item | None] = ()) -> None:
+        self.is_over = False
+        self._items = iter(items)
+
+    def until(self, is_enough: Callable[[], bool]) -> Iterator[Item]:
+        """Yield the items that are there, until it is enough. Raises the errors of the source."""
+        while not (self.is_over or is_enough()):
+            try:
+                item = next(self._items)
+            except StopIteration:
+                self.is_over = True
+                return
+            if item is None:
+                return
+            yield item

@@ -201,6 +201,7 @@ def _record(ref: ModelRef, facts: ModelFiles) -> dict[str, Any]:
         "layers": layer_groups(shape.layers, (None,) * len(shape.layers)),
         "query_heads": shape.query_heads,
         "window": shape.max_positions,
+        "short_window": shape.short_positions,
         "kv_bytes_per_token": shape.kv_bytes_per_token(),
     }
 
@@ -226,4 +227,5 @@ def _lines(record: dict[str, Any]) -> Iterator[tuple[str, str]]:
     for group in record["layers"]:
         yield "layers", layer_text(group)
     yield "KV per token", f"{record['kv_bytes_per_token']:,} bytes"
-    yield "window", "unlimited" if record["window"] is None else f"{record['window']:,} tokens"
+    short = f", {record['short_window']:,} with its factors for short texts" if record["short_window"] else ""
+    yield "window", "unlimited" if record["window"] is None else f"{record['window']:,} tokens{short}"

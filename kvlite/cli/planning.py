@@ -55,6 +55,7 @@ def as_json(report: PlanReport) -> dict[str, Any]:
         "family": shape.family,
         "dtype": shape.dtype,
         "window": shape.max_positions,
+        "short_window": shape.short_positions,
         "layers": layer_groups(shape.layers, cache.head_slots if cache else (None,) * len(shape.layers)),
         "kv_dtype": found.spec.slot_format.name,
         "kv_bytes_per_token": shape.kv_bytes_per_token(found.spec.slot_format),
@@ -109,6 +110,8 @@ def _headlines(report: PlanReport) -> Iterator[tuple[str, str]]:
     yield "model", f"{report.facts.ref}{named}, {shape.family} in {found.fit.held_in}{window}"
     if report.facts.as_of:
         yield "as of", f"{report.facts.as_of}, from kvlite's own table: the Hub was not asked"
+    if shape.factors:
+        yield "positions", shape.factors
     for group in layer_groups(shape.layers, (None,) * len(shape.layers)):
         yield "layers", layer_text(group)
     per_token = shape.kv_bytes_per_token(found.spec.slot_format)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import TypeVar
 
 import torch
@@ -13,26 +13,25 @@ import torch
 from kvlite.cache.cache import CacheSnapshot, SlotCache
 from kvlite.cache.policy import Policy
 from kvlite.cache.retention import Moved, Target, best_kept, kept_spans
-from kvlite.engine.decode_graphs import WORTH_IT, DecodeGraphs, GraphRecorder, NotCapturable, try_replay
+from kvlite.engine.decode_graphs import WORTH_IT, DecodeGraphs, GraphRecorder
+from kvlite.engine.decoding import Decoder, Drawn
 from kvlite.engine.device_memory import PeakMemory, allocating
-from kvlite.engine.inputs import Spans, inputs
+from kvlite.engine.feeding import Feeder
+from kvlite.engine.inputs import Spans
 from kvlite.engine.kernels import KernelChoice, in_a_line, is_of_kernels, without_kernels
 from kvlite.engine.limits import Limits
-from kvlite.engine.logprobs import logprobs
 from kvlite.engine.prefixes import PrefixCopy, Prefixes
 from kvlite.engine.request import Completion, FinishReason, Logprobs, Request, Timing, Token
 from kvlite.engine.row import Row
-from kvlite.engine.sampling import INVALID, Draw, sample
-from kvlite.engine.scheduler import Feed, next_feed, unheard
+from kvlite.engine.sampling import INVALID
+from kvlite.engine.scheduler import Feed, next_feed
 from kvlite.engine.speculation import Speculation
-from kvlite.engine.verification import Verification
 from kvlite.errors import ContextFull, KvliteError, NumericError, UsageError
 from kvlite.memory.counts import KVCounts
 from kvlite.memory.format import SlotFormat
 from kvlite.memory.plan import CachePlan
 from kvlite.models.hybrid import StateSnapshot
 from kvlite.models.loaded import LoadedModel
-from kvlite.models.probe import dry_cache
 from kvlite.options import Speculate
 
 Done = TypeVar("Done")
@@ -81,15 +80,11 @@ class Engine:
             raise UsageError(f"{loaded.shape.family} models carry state and run one row at a time, not {plan.rows}")
         self.loaded = loaded
         self.peak_memory = PeakMemory(loaded.device)
-        self.step = "eager"
-        """The way decode steps run: `captured`, or `eager` and, where capturing was asked for, the obstacle."""
-        self.graphs: DecodeGraphs | None = None
         self._warn = warn
         self.kernels = KernelChoice(kernels) if isinstance(kernels, str) else kernels
         self._recorder, self._must_capture = recorder, must_capture
         obstacle = "" if loaded.state is None else f"{loaded.shape.family} models carry state that cannot go back"
-        self.speculation = Speculation(speculate, obstacle)
-        self._clock = time.thread_time if loaded.device.type == "cpu" else time.perf_counter  # load slows no chunk down
+        self.decoder = Decoder(Speculation(speculate, obstacle), self.peak_memory, loaded.device)
         self._open(plan, policy, stored, on_full)
         if self.cache.backend.name != "torch":
             obstacle = obstacle or "only torch attends to several tokens as to each alone"
@@ -108,20 +103,36 @@ class Engine:
         for index, layer in self.cache.layers.items():
             layer.rotation = (loaded.rotations or {}).get(index)
         is_whole = plan.slots == plan.most_slots  # nothing is evicted inside the model's window
-        self._echoes = policy.echoes and self.on_full == "evict" and not is_whole
+        echoes = policy.echoes and self.on_full == "evict" and not is_whole
         rotates = loaded.rotations is not None
         self._limits = Limits(self.cache, loaded.shape.vocab, loaded.window, rotates, self.on_full)
+        self._feeder = Feeder(loaded, self.cache, self._limits, plan.chunk, echoes=echoes, warn=self._warn)
         self._rows = [Row(index) for index in range(plan.rows)]
         slot_bytes = -(-plan.reserved_bytes // (plan.rows * (plan.slots + 1)))
         self._prefixes = Prefixes(
             plan.budget_bytes - plan.reserved_bytes, slot_bytes, min(plan.fewest, self.cache.room(0))
         )
         if self._recorder is not None:
-            self._capture(self._recorder, kernels, least=None if self._must_capture else WORTH_IT)
+            self._feeder.capture(self._recorder, least=None if self._must_capture else WORTH_IT)
 
     @property
     def rows(self) -> int:
         return self.plan.rows
+
+    @property
+    def step(self) -> str:
+        """The way decode steps run: `captured`, or `eager` and, where capturing was asked for, the obstacle."""
+        return self._feeder.step
+
+    @property
+    def graphs(self) -> DecodeGraphs | None:
+        """The graphs that decode steps are replayed from; None where they are eager."""
+        return self._feeder.graphs
+
+    @property
+    def speculation(self) -> Speculation:
+        """The way tokens are drafted."""
+        return self.decoder.speculation
 
     def run(self, requests: Iterable[Request | None]) -> Iterator[Token | Completion]:
         """Serve requests as rows come free, yielding each one's tokens and then its Completion; they interleave.
@@ -170,11 +181,11 @@ class Engine:
         width = max(map(len, ids))
         with self.peak_memory.phase("prefill"):
             for row, piece in zip(self._rows, ids, strict=False):
-                if self._echoes and piece:
-                    self._hear(row, ends=width > 1)
+                if self._feeder.echoes and piece:
+                    self._feeder.hear(row, ends=width > 1)
             for row, piece in zip(self._rows[: len(ids)], ids, strict=True):
                 row.said.extend(piece)
-            return self._forward(Feed(slice(0, len(ids)), tuple(ids)), last=last or width)
+            return self._feeder.forward(Feed(slice(0, len(ids)), tuple(ids)), self._rows[: len(ids)], last or width)
 
     def cancel(self, request_id: str, reason: FinishReason = FinishReason.CANCELLED) -> None:
         """End a request before its next token; what it has answered stays part of the conversation."""
@@ -260,9 +271,8 @@ class Engine:
 
     def _close(self) -> None:
         """Free the cache, and what was made for it."""
-        self.step, self.graphs = "eager", None
-        self.__dict__.pop("cache", None)  # none is there where it could not be allocated
-        self.__dict__.pop("_limits", None)
+        for name in ("cache", "_limits", "_feeder"):  # none is there where it could not be allocated
+            self.__dict__.pop(name, None)
 
     def reset(self, row: int) -> None:
         """Forget a row's conversation."""
@@ -313,7 +323,7 @@ class Engine:
         if error is None:
             evicts = row.needs(request) > min(self.plan.fewest, row.seen + self.cache.room(index))
             is_forgotten = request.row is None and not request.prefixes and not evicts
-            echoes = self._echoes and not is_forgotten
+            echoes = self._feeder.echoes and not is_forgotten
             chunk = self.plan.chunk if evicts or echoes else self.plan.most_chunk
             row.begin(request, chunk, counts.tokens_evicted, echoes=echoes)
             if row.job is not None and request.row is None:
@@ -353,87 +363,31 @@ class Engine:
                 yield replace(self._complete(row, FinishReason.LENGTH, error), cut_short=str(end))
 
     def _advance(self, feed: Feed) -> Iterator[Token | Completion]:
-        """One forward pass; then a token for every row whose prompt is through."""
-        rows, held = self._rows[feed.rows], [row.seen for row in self._rows]
-        if self._may_draft(feed) and (draft := self.speculation.draft(rows[0], self._most_drafted(rows[0]))):
-            yield from self._verify(rows[0], draft)
+        """Make one forward pass; then a token for every row whose prompt is through."""
+        rows = self._rows[feed.rows]
+        if draft := self.decoder.draft(self._feeder, feed, rows):
+            with closing(self.decoder.verified(self._feeder, rows[0], draft)) as verified:
+                for token, probable in verified:
+                    yield from self._take(rows[0], token, probable)
             return
-        with self.peak_memory.phase("decode" if feed.decodes else "prefill"):
-            if self.cache.backend.name == "torch":
-                drawn = self._drawn(feed)
-            else:
-                try:
-                    drawn = self._drawn(feed)
-                    why = "numbers that are none" if any(token == INVALID for _, token, _ in drawn) else None
-                except Exception as error:
-                    if not is_of_kernels(error):
-                        raise
-                    why = in_a_line(error)
-                if why is not None:
-                    drawn = self._in_torch(held, why, partial(self._drawn, feed))
-        for i, token, probable in drawn:
+        for i, token, probable in self._drawn(feed, rows):
             yield from self._take(rows[i], token, probable)
 
-    def _drawn(self, feed: Feed) -> list[tuple[int, int, Logprobs | None]]:
-        """Feed the ids; of each row of `feed` whose prompt is through its number, next token and log probabilities."""
-        started, rows = self._clock(), self._rows[feed.rows]
-        logits = self._forward(feed)[:, -1]
-        seconds = self._since(started, logits) if self._may_draft(feed) else None
-        ready = [i for i, row in enumerate(rows) if row.job is not None and feed.ids[i] and not row.job.prompt]
-        draws = [Draw.of(rows[i]) for i in ready]
-        logits = logits[ready] if len(ready) < len(rows) else logits
-        ids = sample(logits, draws) if ready else []
-        known = logprobs(logits, ids, [rows[i].logprobs_asked for i in ready])
-        if seconds is not None:
-            self.speculation.stepped(rows[0], ids[0], logits[0], seconds)
-        return list(zip(ready, ids, known, strict=True))
-
-    def _may_draft(self, feed: Feed) -> bool:
-        """True where one row decodes alone, in torch: other kernels may fail, and what they read anew is no chunk."""
-        is_alone = feed.decodes and feed.rows.stop - feed.rows.start == 1
-        return is_alone and self.speculation.is_on and self.cache.backend.name == "torch"
-
-    def _since(self, started: float, logits: torch.Tensor) -> float:
-        """The seconds from `started` until these logits are there."""
-        logits[0, 0].item()  # waits for the device
-        return self._clock() - started
-
-    def _most_drafted(self, row: Row) -> int:
-        """The ids that may be drafted for a row that is to be fed: none that its answer or slots would not take."""
-        job = row.job
-        assert job is not None
-        limits = [self._limits.most_at_once(row) - 1]
-        if job.request.max_tokens is not None:
-            limits.append(job.request.max_tokens - len(job.answer) - 1)
-        if self._echoes and job.echoes:  # the policy hears so many at once
-            limits.append(self.plan.chunk - (row.seen - row.echoed) - 1)
-        return min(limits)
-
-    def _verify(self, row: Row, draft: tuple[int, ...]) -> Iterator[Token | Completion]:
-        """Feed a row its unfed id and what may follow; as long as what is drawn is what was drafted, the rest counts.
-
-        Each token is drawn as after a single step. Whatever ends this, the row is then as if no more had been fed.
-        """
-        job, started = row.job, self._clock()
-        assert job is not None
-        chunk = Verification(self.cache, row, draft, self.loaded.device)
+    def _drawn(self, feed: Feed, rows: Sequence[Row]) -> list[Drawn]:
+        """Draw with the kernels that there are; where Triton's fail, once more with torch."""
+        if self.cache.backend.name == "torch":
+            return self.decoder.drawn(self._feeder, feed, rows)
+        held = [row.seen for row in self._rows]
         try:
-            with self.peak_memory.phase("decode"):
-                logits = chunk.logits(self.loaded)
-            if self.speculation.tries(row, draft, logits, self._since(started, logits)):
-                return
-            job.drafted += len(draft)
-            for number, expected in enumerate((*draft, None)):
-                chunk.keep_next()
-                here = logits[number : number + 1]
-                ids = sample(here, [Draw.of(row)])
-                job.accepted += ids[0] == expected
-                yield from self._take(row, ids[0], *logprobs(here, ids, [row.logprobs_asked]))
-                if row.job is not job or job.ending is not None or ids[0] != expected:
-                    break
-        finally:
-            chunk.drop_rest()
-            self.speculation.verified(draft, chunk.kept - 1)
+            drawn = self.decoder.drawn(self._feeder, feed, rows)
+            if all(token != INVALID for _, token, _ in drawn):
+                return drawn
+            why = "numbers that are none"
+        except Exception as error:
+            if not is_of_kernels(error):
+                raise
+            why = in_a_line(error)
+        return self._in_torch(held, why, lambda: self.decoder.drawn(self._feeder, feed, rows))
 
     def _in_torch(self, held: Sequence[int], why: str, work: Callable[[], Done]) -> Done:
         """Do `work` once torch has read the first `held` ids of every row anew.
@@ -449,7 +403,7 @@ class Engine:
             self._open(*before)
             self._rows = rows
             for row, count in zip(rows, held, strict=True):
-                self._read_anew(row, count)
+                self._feeder.read_anew(row, count)
             return work()
         except Exception as error:
             if not is_of_kernels(error):
@@ -458,91 +412,16 @@ class Engine:
                 f"Triton's kernels failed and took the device along ({why}); run it again with --kernels torch"
             ) from error
 
-    def _read_anew(self, row: Row, count: int) -> None:
-        """Feed an empty row the first `count` ids of its conversation."""
-        unfed, row.seen, row.rot, row.echoed = row.unfed, 0, 0, 0
-        if self.loaded.state is not None:
-            self.loaded.state.reset()
-        for start in range(0, count, self.plan.chunk):
-            piece = tuple(row.said[start : min(start + self.plan.chunk, count)])
-            feed = Feed(slice(row.index, row.index + 1), (piece,))
-            self._forward(feed)
-        row.unfed = unfed
-
-    def _capture(self, recorder: GraphRecorder, kernels: str, least: float | None) -> None:
-        """Let decode steps be replayed, once those of a small cache were found equal to eager ones, and faster.
-
-        `least` is how many times as fast they must be; None where they were asked for.
-        """
-        try:
-            graphs = DecodeGraphs(self.loaded, self.cache, recorder)
-            with allocating():
-                small = partial(dry_cache, self.loaded, self.policy.min_slots() + 8, self.cache.stored, self.policy)
-                caches = [small(kernels, lambda slots: self.plan.head_slots) for _ in range(2)]
-                gain = try_replay(self.loaded, caches, recorder)
-            if least is not None and gain < least:
-                raise NotCapturable(f"a replayed step takes {1 / gain:.2f} times as long as an eager one")
-        except NotCapturable as error:
-            self._give_up(error, is_missed=least is None)
-        else:
-            self.step, self.graphs = "captured", graphs
-
-    def _give_up(self, why: NotCapturable, is_missed: bool = True) -> None:
-        """Go on without graphs, which must not be recorded again once that failed."""
-        reason = f"{self.loaded.shape.family} under policy {self.policy.name} is not captured: {why}"
-        self.step, self.graphs = f"eager: {reason}", None
-        if is_missed:
-            self._warn(f"--capture: decode steps run eagerly: {reason}")
-
-    def _forward(self, feed: Feed, last: int = 1) -> torch.Tensor:
-        """Feed the ids and give the logits of the `last` positions [n, last, V]."""
-        rows, logits = self._rows[feed.rows], None
-        for row, count in zip(rows, feed.counts, strict=True):
-            if count and self._limits.must_turn(row, count):
-                row.rot = self.cache.rerotate(row.index)
-        if feed.decodes and self.graphs is not None:
-            try:
-                logits = self.graphs.step(feed, rows)[:, None]
-            except NotCapturable as error:
-                self._give_up(error)
-        if logits is None:
-            given = inputs(feed, rows, self.loaded.device)
-            to_come = [row.to_come for row in rows]
-            is_chunk = feed.width > 1 and not feed.decodes
-            echoes = self._echoes and is_chunk and any(row.job is None or row.job.echoes for row in rows)
-            step = self.cache.begin(feed.rows, given.pos, given.rot, feed.counts, given.pins, to_come, echoes=echoes)
-            logits = self.loaded.forward(given.ids, self.cache, step, last)
-        for row, count in zip(rows, feed.counts, strict=True):
-            row.feed(count)
-            if count and feed.width > 1 and not feed.decodes:
-                row.echoed = row.seen
-        return logits
-
     def _hear_all(self) -> None:
         """Let the policy hear what came to rows at work, where that is due."""
         try:
-            for row in self._rows if self._echoes else ():
+            for row in self._rows if self._feeder.echoes else ():
                 if row.job is not None and row.job.echoes:
-                    self._hear(row, ends=row.next_chunk > 0)
+                    self._feeder.hear(row, ends=row.next_chunk > 0)
         except Exception as error:
             if self.cache.backend.name == "torch" or not is_of_kernels(error):
                 raise
             self._in_torch([row.seen for row in self._rows], in_a_line(error), lambda: None)
-
-    def _hear(self, row: Row, *, ends: bool) -> None:
-        """Let the policy hear what came to a row one by one, where that is due: it is fed again and leaves no key.
-
-        A model's constant state is put back.
-        """
-        feed = unheard(row, self.plan.chunk, ends=ends)
-        if feed is None:
-            return
-        given, state = inputs(feed, [row], self.loaded.device), self.loaded.state
-        held = None if state is None else state.snapshot()
-        self.loaded.forward(given.ids, self.cache, self.cache.again(feed.rows, given.pos, given.rot))
-        if state is not None and held is not None:
-            state.restore(held)
-        row.echoed = row.seen
 
     def _take(self, row: Row, token: int, known: Logprobs | None) -> Iterator[Token | Completion]:
         """Record a sampled token; a stop id or the last allowed token ends the request."""

@@ -49,6 +49,7 @@ class RowFacts:
     policy: str
     slots: str
     messages: str
+    positions: str
 
     @classmethod
     def of(cls, llm: LLM, messages: Sequence[Mapping[str, str]]) -> RowFacts:
@@ -66,6 +67,7 @@ class RowFacts:
             policy=str(cache.policy),
             slots=cache.stored.name,
             messages=hashlib.sha256(said.encode()).hexdigest(),
+            positions="" if loaded.shape.short_positions is None else f"{loaded.shape.max_positions:,}",
         )
 
     def differing(self, other: Mapping[str, Any]) -> str | None:
@@ -79,8 +81,9 @@ class RowFacts:
             "policy": f"its policy was {other.get('policy')}",
             "slots": f"its slots hold {other.get('slots')}",
             "messages": "the conversation is another by now",
+            "positions": f"its rotary factors were those for {other.get('positions')} positions",
         }
-        return next((why for name, why in reasons.items() if other.get(name) != getattr(self, name)), None)
+        return next((why for name, why in reasons.items() if other.get(name, "") != getattr(self, name)), None)
 
 
 def save_row(path: Path, llm: LLM, conversation: Conversation, messages: Sequence[Mapping[str, str]]) -> int | None:

@@ -14,8 +14,8 @@ from kvlite.catalog.files import ModelFiles, local_files
 from kvlite.catalog.names import ModelRef, resolve_model
 from kvlite.errors import UsageError
 from kvlite.flags import Flag
-from kvlite.memory.budget import Budget
-from kvlite.memory.fit import Fit
+from kvlite.memory.budget import Budget, BudgetKind
+from kvlite.memory.fit import Fit, slots_held
 from kvlite.memory.format import SlotFormat, dtype_name, parse_size, slot_format
 from kvlite.memory.host import available_bytes
 from kvlite.memory.plan import CacheSpec
@@ -84,6 +84,22 @@ class RunSpec:
         stored = self.stored or slot_format("auto", shape.dtype)
         return self.policy.cache_spec(stored, self.on_full, self.options.prefill_chunk, profile)
 
+    def shape(self, facts: ModelFiles) -> ModelShape:
+        """The model's shape, with the rotary factors for short texts where no row holds more than these are for."""
+        shape = facts.shape(self.dtype)
+        return shape.for_short_texts() if self.is_for_short_texts(shape) else shape
+
+    def is_for_short_texts(self, shape: ModelShape) -> bool:
+        """True where the model has rotary factors for short texts and rows that hold no more than these are for.
+
+        It follows from model and options alone, not from the memory that is free, and so holds for the whole of a run.
+        """
+        budget = self.row_budget or self.budget
+        if shape.short_positions is None or budget.kind not in (BudgetKind.BYTES, BudgetKind.TOKENS):
+            return False
+        slots = slots_held(shape, self.cache(shape), budget, is_automatic=self.stored is None)
+        return slots <= shape.short_positions
+
     def profile(self, facts: ModelFiles, shape: ModelShape) -> HeadProfile | None:
         """The profile of the heads that is asked for, as far as it is known before the weights are loaded.
 
@@ -114,7 +130,7 @@ class RunSpec:
         `batch_size` None is one conversation with the whole budget, else rows share it. Before the weights are loaded,
         the profile is the one that is known of the files.
         """
-        shape = loaded or facts.shape(self.dtype)
+        shape = loaded or self.shape(facts)
         most = (ROWS_ON_GPU if device.kind == "cuda" else ROWS_ON_CPU) if batch_size == "auto" else batch_size
         return Fit(
             shape=shape,

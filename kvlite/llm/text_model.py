@@ -101,7 +101,10 @@ class TextModel:
             listener.note(f"{files.ref} has a system prompt of its own: that is --system @{files.ref.system}")
         verdicts = verdicts or Verdicts()
         trials = _trials(spec, files, device, captures, listener, again=verdicts.again)
-        loaded = load(files, spec.options, device, verdicts, trials)
+        short = spec.is_for_short_texts(files.shape(spec.dtype))
+        loaded = load(files, spec.options, device, verdicts, trials, is_for_short_texts=short)
+        if told := loaded.shape.factors:
+            listener.note(f"{files.ref} {told}")
         if loaded.remembered:
             listener.detail(f"gate and patches: as found {loaded.remembered}; `kvlite doctor MODEL --again` looks anew")
         for patch in loaded.refused:

@@ -174,6 +174,15 @@ class Fit:
         return plan(Budget(BudgetKind.TOKENS, min(whole.slots, DEFAULT_ROW_SLOTS)), free_bytes=None)
 
 
+def slots_held(shape: ModelShape, spec: CacheSpec, budget: Budget, *, is_automatic: bool) -> int:
+    """Slots of one row that a budget of bytes or tokens buys, wherever that is; 0 where it is too little."""
+    fit = Fit(shape, spec, None, "none", "cpu", None, is_automatic=is_automatic)
+    try:
+        return replace(fit, spec=fit.specs(budget)[0]).cache(budget).slots
+    except CapacityError:
+        return 0
+
+
 @dataclass(frozen=True, slots=True)
 class Quote:
     """The cache that `budget` buys, made as `spec` says, and all terms; or why there is no cache.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from kvlite.errors import BrokenModel, UnsupportedModel
@@ -22,7 +22,7 @@ from kvlite.memory.families import (
 )
 from kvlite.memory.fields import Fields
 from kvlite.memory.format import DTYPE_BYTES, FORMATS, SlotFormat
-from kvlite.memory.positions import max_positions, positions, rope_type
+from kvlite.memory.positions import max_positions, positions, rope_type, short_positions
 
 _OLD_TYPES = {"attention": FULL, "mamba": LINEAR, "mamba2": LINEAR}
 _MOST_LAYERS = 10_000
@@ -56,6 +56,7 @@ class LayerShape:
 class ModelShape:
     """The sizes of a model that memory follows from; `layers[i]` belongs to the attention module of `layer_idx` i.
 
+    `short_positions` are those up to which the factors for short texts hold, None where a model has one set for all.
     `is_tied`: embedding and head are one matrix; `is_quantised`: the weights are stored in fewer bits than `dtype`,
     by `quant_method` as config.json calls it.
     """
@@ -73,6 +74,7 @@ class ModelShape:
     is_tied: bool = True
     is_quantised: bool = False
     quant_method: str | None = None
+    short_positions: int | None = None
 
     @classmethod
     def from_config(
@@ -114,12 +116,32 @@ class ModelShape:
             is not False,  # left out where it is true
             is_quantised="quantization_config" in config,
             quant_method=_quant_method(config.get("quantization_config")),
+            short_positions=short_positions(text, family, name),
         )
 
     @property
     def has_state(self) -> bool:
         """True if a layer carries constant state; such models run one row at a time."""
         return any(layer.state_bytes for layer in self.layers)
+
+    @property
+    def is_long(self) -> bool:
+        """True where positions are turned by the factors for long texts, whatever the length of a text."""
+        return self.short_positions is not None and self.max_positions != self.short_positions
+
+    def for_short_texts(self) -> ModelShape:
+        """The model with the factors for short texts, within which all positions then are."""
+        return self if self.short_positions is None else replace(self, max_positions=self.short_positions)
+
+    @property
+    def factors(self) -> str:
+        """The rotary factors in use and what asks for the others, empty where a model has one set for all."""
+        if self.short_positions is None:
+            return ""
+        size = f"--kv-budget {self.short_positions}tok"
+        if self.is_long:
+            return f"turns positions by its factors for long texts; {size} or less takes those for short ones"
+        return f"turns positions by its factors for short texts; more than {size} takes those for long ones"
 
     def kv_bytes_per_token(self, stored: SlotFormat | None = None) -> int:
         """Bytes of K and V of one token in all layers, while inside every window; None means the model's dtype."""

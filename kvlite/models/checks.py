@@ -14,6 +14,7 @@ import torch
 
 from kvlite.cache.rotation import Rotation
 from kvlite.catalog.files import ModelFiles
+from kvlite.memory.shape import ModelShape
 from kvlite.models.attention_interface import ATTENTION
 from kvlite.models.fusing import fuse, fuse_as_before, multiply_packed
 from kvlite.models.kv_quant_check import QuantEffect
@@ -27,7 +28,7 @@ from kvlite_kernels.fused_ops import FusedOps
 
 
 def circumstances(
-    files: ModelFiles, options: ModelOptions, dtype: str, device: torch.device, ops: FusedOps
+    files: ModelFiles, options: ModelOptions, shape: ModelShape, device: torch.device, ops: FusedOps
 ) -> Circumstances | None:
     """All that the checks depend on; None where that is more than can be told: code of the model's own.
 
@@ -37,7 +38,8 @@ def circumstances(
         return None
     return {
         "model": files.identity(),
-        "dtype": dtype,
+        "dtype": shape.dtype,
+        "positions": str(shape.max_positions),
         "quant": options.quant,
         "kernels": f"{ops.name}{', 4-bit products' * (ops.most_four_bit_rows(torch.float16) > 0)}",
         "fuse": str(options.fuse),

@@ -50,6 +50,7 @@ from kvlite.models.head_needs import fingerprint
 from kvlite.models.hybrid import HybridState
 from kvlite.models.kernel_trial import KernelTrials
 from kvlite.models.loaded import LoadedModel
+from kvlite.models.long_texts import for_long_texts
 from kvlite.models.packed import packed_settings
 from kvlite.models.quantised import quantisation, refuse_quantisation
 from kvlite.models.text_part import text_part_arguments
@@ -74,10 +75,13 @@ def load(
     device: torch.device,
     store: Verdicts | None = None,
     trials: KernelTrials | None = None,
+    *,
+    is_for_short_texts: bool = False,
 ) -> LoadedModel:
     """Load a model from its files onto `device`; what `store` knows of it is not found out again.
 
-    Kernels that are left open are those that `trials` finds right and faster, in torch without any.
+    Kernels that are left open are those that `trials` finds right and faster, in torch without any. A model with rotary
+    factors of two kinds turns by those for long texts, unless `is_for_short_texts`.
 
     Raises UnsupportedModel where kvlite cannot bound the family, BrokenModel on damaged files, DoesNotFit or
     OutOfMemory where the weights do not fit, UsageError on kernels that do not run there, and on quantising what is
@@ -85,6 +89,8 @@ def load(
     """
     folder = files.folder
     shape = shape_on(files, dtype_name(options.dtype), device)
+    if is_for_short_texts:
+        shape = shape.for_short_texts()
     ops = _ops(options.kernels, device)
     room = _room(files, shape, options, device)
     if trials is not None:
@@ -97,7 +103,7 @@ def load(
     passed.append(("tokenizer", time.perf_counter()))
     set_threads(device)
     dtype: torch.dtype = getattr(torch, shape.dtype)
-    model = _model(files, options, dtype, device)
+    model = _model(files, options, shape, device)
     if (files.config.get("quantization_config") or {}).get("quant_method") == "compressed-tensors":
         with torch.no_grad():  # it unpacks its weights in the first pass, into tensors that inference mode would seal
             model(input_ids=torch.zeros((1, 1), dtype=torch.int64, device=device), use_cache=False)
@@ -113,7 +119,7 @@ def load(
         ops = choose_ops("triton", device, four_bit=False)
     about = None
     if store is not None and options.adapter is None:
-        about = circumstances(files, options, shape.dtype, device, ops)
+        about = circumstances(files, options, shape, device, ops)
     if store is None or about is None:
         loaded = check(loaded, ops, fuses=options.fuse)
     else:
@@ -167,8 +173,9 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> PreTrain
     return tokenizer
 
 
-def _model(files: ModelFiles, options: ModelOptions, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
+def _model(files: ModelFiles, options: ModelOptions, shape: ModelShape, device: torch.device) -> PreTrainedModel:
     folder = files.folder
+    dtype: torch.dtype = getattr(torch, shape.dtype)
     arguments: dict[str, Any] = {
         "dtype": dtype,
         "attn_implementation": "eager",
@@ -180,7 +187,7 @@ def _model(files: ModelFiles, options: ModelOptions, dtype: torch.dtype, device:
     if (folder / ADAPTER_CONFIG).is_file():  # where peft is installed, transformers would attach it
         arguments["adapter_kwargs"] = {"subfolder": "none"}
     bits = packed_bits(options.quant, device.type)
-    held = (files.weights, str(dtype).removeprefix("torch."), options.quant, device.type)
+    held = (files.weights, shape.dtype, options.quant, device.type)
     in_blocks = files.gguf is not None and keeps_blocks(*held, options.kernels)
     if (device.type == "cuda" and not in_blocks) or (options.quant != "none" and not bits):
         arguments["device_map"] = {"": device}
@@ -195,9 +202,9 @@ def _model(files: ModelFiles, options: ModelOptions, dtype: torch.dtype, device:
             warnings.simplefilter("ignore")
             packs = in_blocks or stays_packed(*held)
             loaded = (
-                _from_gguf(files, arguments, packs=packs, in_blocks=in_blocks)
+                _from_gguf(files, arguments, is_long=shape.is_long, packs=packs, in_blocks=in_blocks)
                 if files.gguf
-                else _from_folder(folder, arguments)
+                else _from_folder(folder, arguments, is_long=shape.is_long)
             )
     except MemoryError as error:
         raise DoesNotFit("the weights do not fit in this machine's memory; try a smaller model") from error
@@ -214,16 +221,22 @@ def _model(files: ModelFiles, options: ModelOptions, dtype: torch.dtype, device:
     return model
 
 
-def _from_folder(folder: Path, arguments: dict[str, Any]) -> Any:
+def _from_folder(folder: Path, arguments: dict[str, Any], *, is_long: bool) -> Any:
     part = text_part_arguments(folder)
+    if is_long:
+        about = {name: arguments[name] for name in ("trust_remote_code", "local_files_only")}
+        part.setdefault("config", AutoConfig.from_pretrained(folder, **about))
+        for_long_texts(part["config"])
     return AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, **arguments, **part)
 
 
-def _from_gguf(files: ModelFiles, arguments: dict[str, Any], *, packs: bool, in_blocks: bool) -> Any:
+def _from_gguf(files: ModelFiles, arguments: dict[str, Any], *, is_long: bool, packs: bool, in_blocks: bool) -> Any:
     from kvlite.models.gguf_weights import packed_sources, state_dict
 
     assert files.gguf is not None
     config = AutoConfig.from_pretrained(files.folder, local_files_only=True)
+    if is_long:
+        for_long_texts(config)
     taken: set[str] = set()
     weights = state_dict(files.gguf, arguments["dtype"], taken)
     if packs:

@@ -349,7 +349,7 @@ def test_captured_steps_and_what_stands_in_their_way_are_said(run, monkeypatch, 
     monkeypatch.setattr("kvlite.engine.decode_graphs.wants_graphs", lambda *_: True)
     monkeypatch.setattr("kvlite.engine.decode_graphs.CudaGraphs", lambda *_: GraphRecorder())
     if obstacle is not None:
-        monkeypatch.setattr("kvlite.engine.engine.try_replay", lambda *_: refuse(obstacle))
+        monkeypatch.setattr("kvlite.engine.feeding.try_replay", lambda *_: refuse(obstacle))
     code, out, err = run("demo", "Hello!", "-n", "3", "--capture")
     assert (code, out) == (0, "Hello! How\n")
     record = RunRecords().load("last")

@@ -188,13 +188,13 @@ def test_recorded_work_asks_the_host_for_nothing(family: str, monkeypatch: pytes
     watched: list[Callable[[], None]] = []
     loaded, meta = admitted(tiny_model(family, SUPPORTED[family])), torch.device("meta")
     nn.Module.to(loaded.model, meta)
-    monkeypatch.setattr("kvlite.engine.engine.try_replay", lambda *_: 2.0)
+    monkeypatch.setattr("kvlite.engine.feeding.try_replay", lambda *_: 2.0)
     engine = make_engine(replace(loaded, device=meta), recorder=Watching())
     assert engine.graphs is not None
     for live in (5, 64):  # with room, and with full slots
         engine._rows[0].unfed = 3
         engine.cache.grow(slice(0, 1), (live,))
-        monkeypatch.setattr("kvlite.engine.engine.sample", lambda logits, draws: [1] * len(draws))
+        monkeypatch.setattr("kvlite.engine.decoding.sample", lambda logits, draws: [1] * len(draws))
         answers(engine, [Request("a", (3,), max_tokens=2, row=0)])
     assert engine.step == "captured" and len(watched) == 2
 

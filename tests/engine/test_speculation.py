@@ -80,7 +80,7 @@ def assert_same(loaded: LoadedModel, script: list[tuple[int, int]], asked: list[
     for request in asked:
         expected = list(plain.run([request]))
         assert isinstance(expected[-1], Completion)
-        engine.speculation = Scripted(expected[-1].ids, script)
+        engine.decoder.speculation = Scripted(expected[-1].ids, script)
         found = list(engine.run([request]))
         assert isinstance(found[-1], Completion)
         assert found[:-1] == expected[:-1] and told(found[-1]) == told(expected[-1])
@@ -184,8 +184,8 @@ def test_an_answer_that_is_cancelled_in_a_chunk_ends_there(llama: LoadedModel, p
         return events
 
     plain, engine = (make_engine(llama, "64tok", policy, speculate=64) for _ in range(2))
-    plain.speculation = Speculation("off")
-    engine.speculation = Scripted(truth, [(8, 0)])
+    plain.decoder.speculation = Speculation("off")
+    engine.decoder.speculation = Scripted(truth, [(8, 0)])
     expected, found = cancelled(plain), cancelled(engine)
     assert found[:-1] == expected[:-1] and told(found[-1]) == told(expected[-1])  # type: ignore[arg-type]
     assert_same_row(engine, plain)
@@ -195,8 +195,8 @@ def test_a_loop_that_is_left_in_a_chunk_leaves_the_row_at_the_last_token(llama: 
     request = Request("a", prompt(1, 11), max_tokens=40, row=0)
     truth = answers(make_engine(llama, "64tok"), [request])["a"].ids
     plain, engine = (make_engine(llama, "64tok", speculate=64) for _ in range(2))
-    plain.speculation = Speculation("off")
-    engine.speculation = Scripted(truth, [(8, 0)])
+    plain.decoder.speculation = Speculation("off")
+    engine.decoder.speculation = Scripted(truth, [(8, 0)])
     for one in (plain, engine):
         events = one.run([request])
         for _ in range(6):

@@ -110,14 +110,6 @@ def test_scaled_rotations_are_learned(rope: dict[str, float | str]) -> None:
     assert all(rotation is not None for rotation in loaded.rotations.values())
 
 
-def test_longrope_keeps_to_the_factors_of_short_texts() -> None:
-    rope = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 8, "long_factor": [4.0] * 8}
-    settings = {"rope_parameters": {**rope, "original_max_position_embeddings": 64}}
-    loaded = admitted(tiny_model("phi3", {**settings, "original_max_position_embeddings": 64}))
-    assert loaded.window == 64
-    assert loaded.rotations is not None
-
-
 def test_the_gate_leaves_a_hybrids_state_blank() -> None:
     loaded = admitted(tiny_model("lfm2", SUPPORTED["lfm2"]))
     assert loaded.state is not None

@@ -13,6 +13,7 @@ from typing import Protocol
 
 from kvlite.batch.batch_run import IDLE_S
 from kvlite.batch.item import Item, Outcome
+from kvlite.batch.read_ahead import Source
 from kvlite.batch.runner import Generated
 from kvlite.batch.waiting import AHEAD
 from kvlite.batch.workers.leases import Leases
@@ -71,7 +72,7 @@ class Workers:
         self._transport, self._identity, self._console = transport, identity, console
         self._leases = Leases(len(transport.labels), retries=options.retries, dedupe=options.dedupe)
         self._said: set[tuple[str, str]] = set()
-        self._is_read = False
+        self._source = Source()
         self._has_finished = False
         self._members = [_Member(number, label, None) for number, label in enumerate(transport.labels)]
         for member in self._members:
@@ -120,9 +121,9 @@ class Workers:
 
         Raises what a worker could not begin with, and KvliteError where no worker is left.
         """
-        source = iter(items)
-        while not (self._is_read and self._leases.is_empty):
-            yield from self._look_ahead(source)
+        self._source = Source(items)
+        while not (self._source.is_over and self._leases.is_empty):
+            yield from self._look_ahead()
             self._give_orders()
             yield from self._take_reports(WAIT_S)
         ends_s = time.monotonic() + END_S
@@ -130,16 +131,9 @@ class Workers:
             yield from self._take_reports(WAIT_S)
             self._give_orders()
 
-    def _look_ahead(self, source: Iterator[Item | None]) -> Iterator[Outcome]:
+    def _look_ahead(self) -> Iterator[Outcome]:
         """Let items wait for workers until enough do; those that cannot be answered yield at once."""
-        while not (self._is_read or self._leases.is_full):
-            try:
-                item = next(source)
-            except StopIteration:
-                self._is_read = True
-                return
-            if item is None:
-                return
+        for item in self._source.until(lambda: self._leases.is_full):
             if item.failure is not None:
                 yield Outcome(item, failure=item.failure)
             else:
@@ -153,7 +147,7 @@ class Workers:
             order = Order()
             if member.loaded is not None and self._may_open(member):
                 items = self._leases.take(member.number, self._share(member), is_proven=member.is_proven)
-                to_come = self._leases.to_come(member.number, self._num_alive) if self._is_read else AHEAD
+                to_come = self._leases.to_come(member.number, self._num_alive) if self._source.is_over else AHEAD
                 order = Order(items, to_come, 1 if member.opens else self._num_sharers(member))
                 if items:
                     member.opens, member.is_idle = True, False

@@ -1,0 +1,117 @@
+"""Forward passes: ids of rows go through the model into the cache, and logits come back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+
+from kvlite.cache.cache import SlotCache
+from kvlite.engine.decode_graphs import DecodeGraphs, GraphRecorder, NotCapturable, try_replay
+from kvlite.engine.device_memory import allocating
+from kvlite.engine.inputs import inputs
+from kvlite.engine.limits import Limits
+from kvlite.engine.row import Row
+from kvlite.engine.scheduler import Feed, unheard
+from kvlite.models.loaded import LoadedModel
+from kvlite.models.probe import dry_cache
+
+
+class Feeder:
+    """Feeds rows through `loaded`, whose keys and values go into `cache`, at most `chunk` ids each where it evicts.
+
+    With `echoes` its policy hears all ids again. Decode steps are eager until they are captured; `warn` is told where
+    that does not work.
+    """
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        cache: SlotCache,
+        limits: Limits,
+        chunk: int,
+        *,
+        echoes: bool,
+        warn: Callable[[str], None],
+    ) -> None:
+        self.loaded, self.cache, self.limits, self.chunk, self.echoes = loaded, cache, limits, chunk, echoes
+        self.step = "eager"
+        """The way decode steps run: `captured`, or `eager` and, where capturing was asked for, the obstacle."""
+        self.graphs: DecodeGraphs | None = None
+        self._warn = warn
+
+    def forward(self, feed: Feed, rows: Sequence[Row], last: int = 1) -> torch.Tensor:
+        """Feed ids to the rows of `feed` and give the logits of the `last` positions [n, last, V]."""
+        logits = None
+        for row, count in zip(rows, feed.counts, strict=True):
+            if count and self.limits.must_turn(row, count):
+                row.rot = self.cache.rerotate(row.index)
+        if feed.decodes and self.graphs is not None:
+            try:
+                logits = self.graphs.step(feed, rows)[:, None]
+            except NotCapturable as error:
+                self._give_up(error)
+        is_chunk = feed.width > 1 and not feed.decodes
+        if logits is None:
+            given = inputs(feed, rows, self.loaded.device)
+            to_come = [row.to_come for row in rows]
+            echoes = self.echoes and is_chunk and any(row.job is None or row.job.echoes for row in rows)
+            step = self.cache.begin(feed.rows, given.pos, given.rot, feed.counts, given.pins, to_come, echoes=echoes)
+            logits = self.loaded.forward(given.ids, self.cache, step, last)
+        for row, count in zip(rows, feed.counts, strict=True):
+            row.feed(count)
+            if count and is_chunk:
+                row.echoed = row.seen
+        return logits
+
+    def hear(self, row: Row, *, ends: bool) -> None:
+        """Let the policy hear what came to a row one by one, where that is due: it is fed again and leaves no key.
+
+        A model's constant state is put back.
+        """
+        feed = unheard(row, self.chunk, ends=ends)
+        if feed is None:
+            return
+        given, state = inputs(feed, [row], self.loaded.device), self.loaded.state
+        held = None if state is None else state.snapshot()
+        self.loaded.forward(given.ids, self.cache, self.cache.again(feed.rows, given.pos, given.rot))
+        if state is not None and held is not None:
+            state.restore(held)
+        row.echoed = row.seen
+
+    def read_anew(self, row: Row, count: int) -> None:
+        """Feed a row whose slots are empty the first `count` ids of its conversation."""
+        unfed, row.seen, row.rot, row.echoed = row.unfed, 0, 0, 0
+        if self.loaded.state is not None:
+            self.loaded.state.reset()
+        for start in range(0, count, self.chunk):
+            piece = tuple(row.said[start : min(start + self.chunk, count)])
+            self.forward(Feed(slice(row.index, row.index + 1), (piece,)), [row])
+        row.unfed = unfed
+
+    def capture(self, recorder: GraphRecorder, least: float | None) -> None:
+        """Let decode steps be replayed, once those of a small cache were found equal to eager ones, and faster.
+
+        `least` is how many times as fast they must be; None where they were asked for.
+        """
+        cache = self.cache
+        try:
+            graphs = DecodeGraphs(self.loaded, cache, recorder)
+            with allocating():
+                small = partial(dry_cache, self.loaded, cache.policy.min_slots() + 8, cache.stored, cache.policy)
+                caches = [small(cache.backend.name, lambda slots: cache.plan.head_slots) for _ in range(2)]
+                gain = try_replay(self.loaded, caches, recorder)
+            if least is not None and gain < least:
+                raise NotCapturable(f"a replayed step takes {1 / gain:.2f} times as long as an eager one")
+        except NotCapturable as error:
+            self._give_up(error, is_missed=least is None)
+        else:
+            self.step, self.graphs = "captured", graphs
+
+    def _give_up(self, why: NotCapturable, is_missed: bool = True) -> None:
+        """Go on without graphs, which must not be recorded again once that failed."""
+        reason = f"{self.loaded.shape.family} under policy {self.cache.policy.name} is not captured: {why}"
+        self.step, self.graphs = f"eager: {reason}", None
+        if is_missed:
+            self._warn(f"--capture: decode steps run eagerly: {reason}")
