@@ -42,6 +42,8 @@ def _forgotten(chat: Chat, _: str) -> None:
     _show_turns(chat, turns)
     kv, gone = chat.session.counts(), [turn.number for turn in turns if not turn.share]
     said = f"kept {kv.tokens_kept:,} of {kv.tokens_seen:,} tokens"
+    if before := chat.memory.before_turns():
+        said += f", {before:,} of them before turn 1"
     if gone:
         said += f"; of turn{'s'[: len(gone) > 1]} {numbers(gone)} nothing is left"
     chat.show(said if kv.tokens_evicted else f"{said}: nothing is forgotten")

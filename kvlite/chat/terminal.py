@@ -55,6 +55,7 @@ class Terminal:
             bottom_toolbar=status,
             vi_mode=vi,
             enable_open_in_editor=True,
+            enable_suspend=True,
             search_ignore_case=True,
             output=create_output(always_prefer_tty=True),  # an answer redirected to a file stays free of prompts
         )

@@ -96,7 +96,7 @@ class KVReport(Block):
     live_bytes: int
     """Live slots times slot bytes when the run ended."""
     peak_bytes: int
-    """The largest `live_bytes` of the run, or since the budget was changed."""
+    """The largest `live_bytes` of the run."""
     tokens_seen: int
     tokens_kept: int
     tokens_evicted: int
@@ -106,7 +106,7 @@ class KVReport(Block):
     full_cache_bytes: int | None = None
     """Bytes that a cache without a budget would have taken."""
     allocated_unused_bytes: int
-    """`reserved_bytes` minus `peak_bytes`."""
+    """`reserved_bytes` minus the peak, since the budget was changed if it was."""
     policy_state_bytes: int | None = None
     per_layer: list[LayerKept] = Field(default_factory=list)
     """A batch sums over its rows."""

@@ -27,7 +27,7 @@ def verdict(record: RunRecord) -> str:
     said = "Stayed inside" if kv.within_budget else "Went over"
     budgets = [human_bytes(budget) for budget, _ in groupby(in_force(record.timeline, kv.budget_bytes))]
     if len(budgets) > 1:
-        share, said = f"{share} since the last change", f"{said} each budget,"
+        share, said = "", f"{said} each budget,"
     peak, reserved = (human_bytes(size, decimals=3) for size in (kv.peak_bytes, kv.reserved_bytes))
     parts = [f"peak KV {peak}{share}", f"reserved {reserved}"]
     vram, device = peak_vram_bytes(record), record.memory.device

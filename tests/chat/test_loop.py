@@ -42,6 +42,9 @@ class FakeMemory:
         shares = ((0.0, 0.0, 0.0), (0.004, 0.0, 0.5), (1.0, 1.0, 1.0))[: self.session.num_turns]
         return [TurnKept(n, 40, sum(cells) / 3, cells, n in self.pinned) for n, cells in enumerate(shares, 1)]
 
+    def before_turns(self):
+        return 3 * bool(self.session.num_turns)
+
     def pin(self, number):
         self.pinned.add(number)
         return self.turns()[number - 1]

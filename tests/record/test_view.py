@@ -187,7 +187,7 @@ def test_a_budget_that_was_changed_is_drawn_and_told_as_it_was_at_the_time() -> 
         (WIDTH, HEIGHT / 2),
     ]
     told = verdict(shown)
-    assert told.startswith("Stayed inside each budget, 4.00 GB, then 2.00 GB: peak KV 1.998 GB (99.9 %) since")
+    assert told.startswith("Stayed inside each budget, 4.00 GB, then 2.00 GB: peak KV 1.998 GB, reserved")
 
 
 @pytest.mark.parametrize(("timeline", "num_plots"), [([], 0), (TIMELINE[:1], 1), (TIMELINE, 1)])
