@@ -48,7 +48,7 @@ class Terminal:
         self._session: PromptSession[str] = PromptSession(
             message=">>> ",
             multiline=True,
-            prompt_continuation="... ",
+            prompt_continuation=lambda width, number, is_wrapped: "    " if is_wrapped else "... ",
             history=_history(history),
             completer=ChatCompleter(known_words()),
             key_bindings=self._bindings(),
