@@ -148,7 +148,7 @@ class Recorder:
         self._budget_source = ""
         self._timeline = Timeline()
         self._has_evicted = False
-        self._peak_bytes = 0
+        self._peak_bytes = self._peak_before_bytes = 0  # of the cache there is, and of those before it
         self._is_within_budget = True
         self._turns: list[TurnReport] = []
         self._sums = {"tokens_seen": 0, "tokens_kept": 0, "tokens_evicted": 0}  # over all answers, for a batch
@@ -182,6 +182,7 @@ class Recorder:
     def changed(self, how: str, predicted: Mapping[str, int]) -> None:
         """Note that the cache was exchanged for one of bytes `predicted` by term, which has a peak of its own."""
         if self._engine is not None:
+            self._peak_before_bytes = max(self._peak_before_bytes, self._peak_bytes)
             self._peak_bytes, self._predicted = 0, dict(predicted)
             self._add_point(self._engine.counts(), how)
 
@@ -203,6 +204,7 @@ class Recorder:
                 tokens_seen=counts.tokens_seen,
                 kv_bytes=counts.live_bytes,
                 allocated_bytes=self._engine.allocated_bytes(),
+                budget_bytes=counts.budget_bytes,
                 event=event,
                 **({} if progress is None else asdict(progress)),
             )
@@ -210,6 +212,7 @@ class Recorder:
 
     def answered(self, request: RequestReport, kv: KVCounts) -> None:
         """Note an answer; `kv` counts its row. Beyond 1,000 answers only the sums go on."""
+        self._peak_bytes = max(self._peak_bytes, request.kv_peak_bytes)
         for name in self._sums:
             self._sums[name] += getattr(kv, name)
         slow = (request.total_s or 0.0, -next(self._order), request)  # of two that took as long the first stays
@@ -277,7 +280,7 @@ class Recorder:
             "budget_source": self._budget_source,
             "bytes_per_token": reading.bytes_per_token,
             "capacity_tokens": reading.capacity_tokens,
-            "peak_bytes": peak_bytes,
+            "peak_bytes": max(peak_bytes, self._peak_before_bytes),
             "full_cache_bytes": reading.full_cache_bytes,
             "allocated_unused_bytes": max(0, counts.reserved_bytes - peak_bytes),
             "policy_state_bytes": reading.terms.get("policy_state", 0),

@@ -144,7 +144,7 @@ def test_json_keeps_the_keys_scripts_rely_on(body):
     assert answer["choices"][0]["finish_reason"] == "length" and answer["usage"]["completion_tokens"] == 3
     kv = answer["kvlite"]["kv"]
     names = {"budget_bytes", "reserved_bytes", "live_bytes", "peak_bytes"}
-    assert names | {"tokens_seen", "tokens_kept", "tokens_evicted", "policy", "dtype"} == set(kv)
+    assert names | {"tokens_seen", "tokens_kept", "tokens_evicted", "policy", "dtype", "full_heads", "heads"} == set(kv)
     assert kv["reserved_bytes"] <= kv["budget_bytes"]
 
 

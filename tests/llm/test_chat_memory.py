@@ -187,7 +187,17 @@ def test_a_pin_counts_only_what_is_left_of_its_turn(talk):
         talk.memory.change(size, policy="tova")  # which has to read all of it again
 
 
-def test_heads_without_room_for_a_pin_are_counted():
+def held_of_pins(llm):
+    """The pinned tokens that each head holds besides the sinks, and the most it keeps."""
+    held = []
+    for part in llm.engine.cache.parts:
+        pos = part.slots.pos[0, :, : part.num_slots]
+        pinned = sum((pos >= max(start, llm.engine.policy.sinks)) & (pos < end) for start, end in llm.engine.pins(0))
+        held += [(count, part.group.protection.most_pinned) for count in pinned.sum(-1).tolist()]
+    return held
+
+
+def test_heads_with_few_slots_keep_as_much_of_a_pin_as_they_have_room_for():
     with opened("200tok") as llm:  # by the profile some heads have half of that
         talk = Talk(llm)
         for question in QUESTIONS:
@@ -196,9 +206,12 @@ def test_heads_without_room_for_a_pin_are_counted():
             talk.memory.pin(number)
         keeping, heads = talk.memory.heads_with_room()
         assert 0 < keeping < heads
+        before = held_of_pins(llm)
+        assert sum(most is None or held <= most for held, most in before) == keeping
         for _ in range(4):
             talk.ask("Tell me a joke")
-        assert all(keeping / heads <= share < 1 for share in talk.shares[:3])
+        after = [held for held, _ in held_of_pins(llm)]
+        assert after == [held if most is None else min(held, most) for held, most in before]
 
 
 def test_a_pin_of_a_turn_that_is_not_read_yet_can_be_let_go(talk):
