@@ -41,8 +41,8 @@ def measure(model: str, lines: list[dict[str, Any]], more: tuple[str, ...] = ())
         subprocess.run([*command, *OPTIONS, "--summary", str(sums), *more], check=True, capture_output=True)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         bodies = [json.loads(record)["response"]["body"] for record in out.read_text("utf-8").splitlines()]
-    texts = [[choice["message"]["content"] for choice in body["choices"]] for body in bodies]
         cached = int(json.loads(sums.read_text("utf-8"))["shared_tokens"])
+    texts = [[choice["message"]["content"] for choice in body["choices"]] for body in bodies]
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, texts, cached
 
 
