@@ -19,7 +19,7 @@ _MOST_COPIED = 74_994  # bytes: what terminals take in one OSC 52
 
 
 def _retry(chat: Chat, _: str) -> None:
-    if chat.session.settings.sampling.is_greedy:
+    if chat.session.settings.sampling.is_greedy and chat.session.retries_alike:
         chat.show("greedy decoding gives the same answer again; /set temperature=0.7 lets it vary")
     chat.answer(chat.session.retry())
 

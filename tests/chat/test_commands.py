@@ -8,6 +8,7 @@ from kvlite.chat.attachments import fenced, with_files
 from kvlite.chat.export import FORMATS, exported
 from kvlite.chat.loop import Pasted
 from kvlite.errors import UsageError
+from kvlite.llm.saved_row import Unusable
 from tests.chat.messages import message
 from tests.chat.test_loop import Held
 
@@ -65,6 +66,34 @@ def test_where_the_text_may_not_be_saved_neither_is_the_cache(held):
     held.type("c")
     held.chat.close()
     assert "another process" in held.said and file.cache_path.read_bytes() == b"of another chat"
+
+
+def test_a_look_at_a_session_that_cannot_take_its_cache_leaves_it_there(engine, text, tmp_path, held):
+    held.type("a", "/save notes")
+    held.chat.close()
+    file = held.folder.file("notes")
+    cache = file.cache_path.read_bytes()
+    for keeps_cache in (True, False):
+        other = Held(engine, text, tmp_path / "sessions", keeps_cache=keeps_cache)
+        other.chat.memory.load = unusable
+        other.chat.load("notes")
+        other.type("/forgotten", "/set")
+        other.chat.close()
+        assert "it was another budget" in other.said and file.cache_path.read_bytes() == cache
+
+
+def unusable(path, messages):
+    raise Unusable("it was another budget")
+
+
+def test_a_greedy_retry_from_another_state_does_not_promise_the_same_answer(held):
+    held.engine.slots = 12
+    held.type("a question that is long", "another one")
+    held.chat.session.conversation.drop_checkpoints()
+    held.type("/retry")
+    assert "gives the same answer again" not in held.said
+    held.type("/retry")  # which goes back to the copy that the one before has taken
+    assert ("gives the same answer again" in held.said) == bool(held.engine.num_restored)
 
 
 def test_there_is_no_other_turn_to_edit(held):
