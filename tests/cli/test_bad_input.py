@@ -110,7 +110,7 @@ SETTINGS = [
     Row("a setting of another type", "run demo hi", 2, "temperature is 'hot'", {"kvlite.toml": b"temperature = 'hot'"}),
     Row("a setting that is nonsense", "run demo hi", 2, "'huge'", {"kvlite.toml": b"kv-budget = 'huge'"}),
     Row("a file named by a folder's settings", "run demo hi", 2, "report names a file",
-        {"kvlite.toml": b"report = 'notes.md'", "notes.md": b"mine"}),
+        {"kvlite.toml": b"report = 'notes.md'"}),
     Row("a machine named by a folder's settings", "batch in.jsonl -m demo", 2, "ray names a file or a machine",
         {"kvlite.toml": b"[batch]\nray = '1.2.3.4:6379'", **batch()}),
     Row("an adapter beside a folder's settings", "run demo hi", 2, "adapter names a file",
