@@ -85,7 +85,9 @@ def _of_schema(value: object) -> Grammar:
 def _of_choice(value: object) -> Grammar:
     if not isinstance(value, list):
         raise UsageError(f"choice is {kind(value)}; give a list of strings")
-    return Grammar.of_choice([string(text, "a choice") for text in value])
+    if wrong := [text for text in value if not isinstance(text, str)]:
+        raise UsageError(f"a choice is {kind(wrong[0])}; give a string")
+    return Grammar.of_choice([string(text, "structured_outputs") for text in value])
 
 
 def _of_regex(value: object) -> Grammar:
