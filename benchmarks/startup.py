@@ -3,7 +3,8 @@
     python benchmarks/startup.py --runs 5 --out benchmarks/results/startup-cpu.json
 
 The stages are those `kvlite bench` reports of itself; beside them stands `kvlite run MODEL hi` as a whole, in wall time
-and in processor time, which a busy machine disturbs less; of a model in a folder, transformers alone stands beside it.
+and in processor time, which a busy machine disturbs less. Of a model in a folder, transformers stands beside it, and
+ratios to it are printed: the first round is left out, so that kvlite has seen the model before.
 """
 
 from __future__ import annotations
@@ -49,9 +50,9 @@ def whole(*command: str) -> dict[str, float]:
     return {"wall": time.perf_counter() - start, "processor": usage.ru_utime + usage.ru_stime, "peak_mb": peak}
 
 
-def ours(model: str) -> dict[str, float]:
+def ours(model: str, *options: str) -> dict[str, float]:
     """One `kvlite run MODEL hi` to its first token."""
-    return whole(*COMMAND, "run", model, "hi", "--max-tokens", "1", "--report", "none")
+    return whole(*COMMAND, "run", model, "hi", "--max-tokens", "1", "--report", "none", *options)
 
 
 def theirs(folder: str, *, answers: bool) -> dict[str, float]:
@@ -62,6 +63,20 @@ def theirs(folder: str, *, answers: bool) -> dict[str, float]:
 def medians(runs: list[dict[str, float]]) -> dict[str, float]:
     """The median of each figure."""
     return {name: median(run[name] for run in runs) for name in runs[0]}
+
+
+def beside(found: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
+    """Peaks and processor time of kvlite over those of transformers."""
+    loaded, token = found["transformers, loaded"], found["transformers, a token"]
+    return {
+        name: {
+            "peak": took["peak_mb"] / token["peak_mb"],
+            "processor": took["processor"] / token["processor"],
+            "processor_loaded": took["processor"] / loaded["processor"],
+        }
+        for name, took in found.items()
+        if name.startswith("kvlite")
+    }
 
 
 def main() -> None:
@@ -76,6 +91,7 @@ def main() -> None:
     for _ in range(options.runs + 1):
         once = {"stages": staged(options.model), "kvlite run": ours(options.model)}
         if is_folder:
+            once["kvlite run --4bit"] = ours(options.model, "--4bit")
             once["transformers, loaded"] = theirs(options.model, answers=False)
             once["transformers, a token"] = theirs(options.model, answers=True)
         rounds.append(once)
@@ -85,16 +101,21 @@ def main() -> None:
         print(f"{name:30} {seconds:7.3f} s")
     for name, took in found.items():
         print(f"{name:30} {took['wall']:7.3f} s, {took['processor']:.3f} s of processor, peak {took['peak_mb']:.0f} MB")
+    ratios = beside(found) if is_folder else {}
+    for name, ratio in ratios.items():
+        print(f"{name:30} {ratio['peak']:.2f} of its peak, {ratio['processor']:.2f} of its processor time to a token, "
+              f"{ratio['processor_loaded']:.2f} of that to its weights")  # fmt: skip
     if options.out is not None:
         told = {
             "command": ["python", *sys.argv],
             "device": platform.processor() or platform.machine(),
             "versions": versions(),
-            "model": options.model,
+            "model": Path(options.model).name,
             "runs": options.runs,
             "stages_s": stages,
             "load": os.getloadavg(),
             "whole": found,
+            "beside_transformers": ratios,
         }
         options.out.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
 

@@ -232,7 +232,8 @@ class Batch:
     def _stopped(self, stop: BaseException) -> KvliteError:
         """Make the error that ends a batch from outside, with the command that continues it."""
         of = f" of {self._tally.total}" if self._tally.total is not None else ""
-        where = f"after {self._num_records}{of} records{self._way_on()}"
+        old = f", {len(self._set_aside)} of them failures that did not run again" if self._set_aside else ""
+        where = f"after {self._num_records}{of} records{old}{self._way_on()}"
         if isinstance(stop, TimeLimit):
             return TimeLimit(f"--max-time of {self._options.max_time:g} s is over {where}")
         return (

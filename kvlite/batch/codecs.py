@@ -80,6 +80,8 @@ def decode_simple(value: Json, item: Item) -> Item:
         raise LineError(f"n is {item.n}; a simple line has one answer, use the OpenAI form for more", "n")
     if value.get("messages") is None:
         item = replace(item, prompt=_prompt(value))
+    elif value.get("prompt") is not None:
+        raise LineError("prompt and messages are both given; keep one", "prompt")
     else:
         item = replace(item, messages=_messages(value["messages"]))
     system = text(value, "system")
@@ -102,7 +104,8 @@ def decode_openai(value: Json, item: Item) -> Item:
     url = value.get("url", CHAT_URL if "messages" in body else COMPLETIONS_URL)
     if url not in (CHAT_URL, COMPLETIONS_URL):
         raise LineError(f"url is {shown(url)}; give {CHAT_URL} or {COMPLETIONS_URL}", "url")
-    item = _with_settings(item, body, _KNOWN_IN_BODY)
+    other = "prompt" if url == CHAT_URL else "messages"
+    item = _with_settings(item, body, _KNOWN_IN_BODY if body.get(other) is None else _KNOWN_IN_BODY - {other})
     if url == CHAT_URL:
         return replace(item, messages=_messages(body.get("messages")))
     return replace(item, prompt=_prompt(body), raw=True)
@@ -172,11 +175,13 @@ def _logit_bias(body: Json) -> dict[str, Any]:
     for token, bias in given_bias.items():
         if not (token.isascii() and token.isdigit()) or type(bias) not in (int, float):
             raise LineError(f"logit_bias has {shown(token)}: {shown(bias)}; give numbers by token id", "logit_bias")
+        try:
+            Sampling(logit_bias=((int(token), bias),))
+        except UsageError:
+            raise LineError(
+                f"logit_bias has {shown(token)}: {shown(bias)}; give numbers from -100 to 100", "logit_bias"
+            ) from None
         biases.append((int(token), bias))
-    try:
-        Sampling(logit_bias=tuple(biases))
-    except UsageError as error:
-        raise LineError(str(error), "logit_bias") from None
     return {"logit_bias": tuple(biases)}
 
 

@@ -55,7 +55,7 @@ class OutputJournal:
             last = next(iter(deque(file, maxlen=1)), b"\n")
         if last.endswith(b"\n"):
             return 0
-        with self._torn.open("ab") as torn:
+        with writing_to(self._torn), self._torn.open("ab") as torn:
             torn.write(last + b"\n")
         self._file.truncate(self._file.size - len(last))
         return len(last)
@@ -77,11 +77,15 @@ class OutputJournal:
         """Write the sidecar for the records to come. Raises OutputError."""
         partial = beside(self._sidecar, PARTIAL)
         with writing_to(self._sidecar):
-            with partial.open("w", encoding="utf-8") as file:
-                file.write(f"{json.dumps(meta)}\n")
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(self._sidecar)
+            try:
+                with partial.open("w", encoding="utf-8") as file:
+                    file.write(f"{json.dumps(meta)}\n")
+                    file.flush()
+                    os.fsync(file.fileno())
+                partial.replace(self._sidecar)
+            except OSError:
+                partial.unlink(missing_ok=True)
+                raise
 
     def set_failed_aside(self) -> Done:
         """Take the records of failed lines out of the file, so that these lines run again, and return the rest."""

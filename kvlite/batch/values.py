@@ -12,6 +12,7 @@ from typing import Any
 from kvlite.batch.item import Json, LineError
 
 MOST_NESTED = 64
+_MOST_DIGITS = 1000  # of a whole number; Python reads some more, and slowly
 _KINDS = {type(None): "missing", bool: "a boolean", str: "a string", dict: "an object", list: "a list"}
 _WANTED: dict[tuple[type, ...], str] = {
     (int,): "a whole number",
@@ -26,12 +27,12 @@ def parse_json(raw: bytes) -> object:
     """Parse one line of UTF-8 JSON."""
     decoded = utf8(raw)
     try:
-        return json.loads(decoded, parse_constant=_no_constant, parse_float=_finite)
+        return json.loads(decoded.rstrip(), parse_constant=_no_constant, parse_float=_finite, parse_int=_whole)
     except RecursionError:
         raise LineError("the JSON is nested too deeply") from None
     except json.JSONDecodeError as error:
         hint = "" if raw.lstrip()[:1] in (b"{", b"[", b'"') else "; plain lines need --format text"
-        raise LineError(f"not JSON: {error.msg} at column {error.colno}{hint}") from None
+        raise LineError(f"not JSON: {error.msg} at column {error.pos + 1}{hint}") from None
     except ValueError as error:
         raise LineError(f"not JSON: {error}") from None
 
@@ -103,6 +104,12 @@ def shown(value: object) -> str:
 
 def _no_constant(name: str) -> float:
     raise ValueError(f"{name} is no number")
+
+
+def _whole(digits: str) -> int:
+    if len(digits) > _MOST_DIGITS:
+        raise ValueError(f"{digits[:20]}... has {len(digits)} digits, too many for a number")
+    return int(digits)
 
 
 def _finite(digits: str) -> float:

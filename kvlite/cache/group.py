@@ -12,6 +12,7 @@ from torch import Tensor
 from kvlite.cache.part import LayerHeads, Part
 from kvlite.cache.policy import Candidates, Policy, PolicyFailed, in_a_line, is_built_in
 from kvlite.cache.step import UNHEARD, Step
+from kvlite.cache.zeros import zeros
 from kvlite.errors import KvliteError
 from kvlite.memory.format import SlotFormat
 from kvlite.memory.plan import CachePlan
@@ -134,14 +135,13 @@ def empty_vectors(
 ) -> tuple[Vectors, Vectors]:
     """Zeros for keys and values [*heads, D] as `stored` says: numbers, or codes and their scales."""
 
-    def zeros(dim: int, bits: int) -> Vectors:
+    def empty(dim: int, bits: int) -> Vectors:
         if not stored.is_quantised:
-            return torch.zeros(*heads, dim, dtype=getattr(torch, stored.name), device=device)
-        dtype = torch.int8 if bits == 8 else torch.uint8
-        codes: Tensor = torch.zeros(*heads, stored.code_bytes(dim, bits), dtype=dtype, device=device)
-        return Packed(codes, torch.zeros(*heads, stored.num_scales(dim), dtype=torch.float16, device=device), dim)
+            return zeros((*heads, dim), getattr(torch, stored.name), device)
+        codes = zeros((*heads, stored.code_bytes(dim, bits)), torch.int8 if bits == 8 else torch.uint8, device)
+        return Packed(codes, zeros((*heads, stored.num_scales(dim)), torch.float16, device), dim)
 
-    return zeros(shape.k_dim, stored.k_bits), zeros(shape.v_dim, stored.v_bits)
+    return empty(shape.k_dim, stored.k_bits), empty(shape.v_dim, stored.v_bits)
 
 
 def try_out(policy: Policy, shape: ModelShape, plan: CachePlan, stored: SlotFormat) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kvlite.cli.invocation import Invocation
-from kvlite.errors import GateFailed, UsageError
+from kvlite.errors import GateFailed, OutputError, UsageError
 from kvlite.flags import argument, option, read_page_name
 
 if TYPE_CHECKING:
@@ -79,7 +79,10 @@ def _show(out: Console, record: RunRecord, html: Path | None) -> None:
     if out.as_json:
         out.json(record.model_dump(mode="json", by_alias=True))
     elif html is not None:
-        html.write_text(record_page(record), encoding="utf-8")
+        try:
+            html.write_text(record_page(record), encoding="utf-8")
+        except OSError as error:
+            raise OutputError(f"cannot write {html}: {error.strerror}") from error
         out.note(f"wrote {html}")
     else:
         out.line(verdict(record))

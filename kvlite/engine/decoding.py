@@ -69,9 +69,11 @@ class Decoder:
 
     def _drawn(self, feeder: Feeder, feed: Feed, rows: Sequence[Row]) -> list[Drawn]:
         started = self._clock()
-        logits = feeder.forward(feed, rows)[:, -1]
+        logits, fed = feeder.forward(feed, rows)[:, -1], feed.ids
+        if feed.beside is not None:
+            fed += feed.beside.ids
         seconds = self._since(started, logits) if self._may_draft(feeder, feed) else None
-        ready = [i for i, row in enumerate(rows) if row.job is not None and feed.ids[i] and not row.job.prompt]
+        ready = [i for i, row in enumerate(rows) if row.job is not None and fed[i] and not row.job.prompt]
         draws = [Draw.of(rows[i]) for i in ready]
         logits = logits[ready] if len(ready) < len(rows) else logits
         ids = sample(logits, draws) if ready else []

@@ -164,7 +164,7 @@ class Engine:
                 yield from self._ended()
                 self._share()
                 self._hear_all()
-                feed = next_feed(self._rows, feed)
+                feed = next_feed(self._rows, feed, may_share=self._feeder.may_share)
                 if feed is not None:
                     self._make_room(self._rows[feed.rows.start], feed.counts[0])
                     yield from self._advance(feed)
@@ -415,6 +415,8 @@ class Engine:
     def _advance(self, feed: Feed) -> Iterator[Token | Completion]:
         """Make one forward pass; then a token for every row whose prompt is through."""
         rows = self._rows[feed.rows]
+        if feed.beside is not None:
+            rows = [*rows, *self._rows[feed.beside.rows]]
         if draft := self.decoder.draft(self._feeder, feed, rows):
             with closing(self.decoder.verified(self._feeder, rows[0], draft)) as verified:
                 for token, probable in verified:

@@ -8,6 +8,7 @@ from functools import partial
 import torch
 
 from kvlite.cache.cache import SlotCache
+from kvlite.cache.step import Step
 from kvlite.engine.decode_graphs import DecodeGraphs, GraphRecorder, NotCapturable, try_replay
 from kvlite.engine.device_memory import allocating
 from kvlite.engine.inputs import inputs
@@ -42,7 +43,12 @@ class Feeder:
         self._warn = warn
 
     def forward(self, feed: Feed, rows: Sequence[Row], last: int = 1) -> torch.Tensor:
-        """Feed ids to the rows of `feed` and give the logits of the `last` positions [n, last, V]."""
+        """Feed ids to the rows of `feed` and give the logits of the `last` positions [n, last, V].
+
+        The rows of a step beside it come after its own; then `last` is 1.
+        """
+        if feed.beside is not None:
+            return self._forward_both(feed, feed.beside, rows)
         logits = None
         for row, count in zip(rows, feed.counts, strict=True):
             if count and self.limits.must_turn(row, count):
@@ -52,18 +58,32 @@ class Feeder:
                 logits = self.graphs.step(feed, rows)[:, None]
             except NotCapturable as error:
                 self._give_up(error)
-        is_chunk = feed.width > 1 and not feed.decodes
         if logits is None:
-            given = inputs(feed, rows, self.loaded.device)
-            to_come = [row.to_come for row in rows]
-            echoes = self.echoes and is_chunk and any(row.job is None or row.job.echoes for row in rows)
-            step = self.cache.begin(feed.rows, given.pos, given.rot, feed.counts, given.pins, to_come, echoes=echoes)
-            logits = self.loaded.forward(given.ids, self.cache, step, last)
-        for row, count in zip(rows, feed.counts, strict=True):
-            row.feed(count)
-            if count and is_chunk:
-                row.echoed = row.seen
+            ids, step = self._begin(feed, rows)
+            logits = self.loaded.forward(ids, self.cache, step, last)
+        _count(feed, rows)
         return logits
+
+    def may_share(self, row: Row, count: int) -> bool:
+        """True where `count` tokens evict none of the row's and move no key, and no state needs rows one by one."""
+        return self.loaded.state is None and count <= self.limits.most_at_once(row)
+
+    def _forward_both(self, feed: Feed, beside: Feed, rows: Sequence[Row]) -> torch.Tensor:
+        """Feed the rows of two feeds in one pass; of none is anything evicted, so that the order of the two is free."""
+        own = len(feed.ids)
+        fed = (feed, rows[:own]), (beside, rows[own:])
+        logits = self.loaded.forward_packed([self._begin(*one) for one in fed], self.cache)
+        for one in fed:
+            _count(*one)
+        return logits[:, None]
+
+    def _begin(self, feed: Feed, rows: Sequence[Row]) -> tuple[torch.Tensor, Step]:
+        """The ids of a feed on the device, and the step that takes them to the cache."""
+        given = inputs(feed, rows, self.loaded.device)
+        to_come = [row.to_come for row in rows]
+        echoes = self.echoes and feed.is_chunk and any(row.job is None or row.job.echoes for row in rows)
+        step = self.cache.begin(feed.rows, given.pos, given.rot, feed.counts, given.pins, to_come, echoes=echoes)
+        return given.ids, step
 
     def hear(self, row: Row, *, ends: bool) -> None:
         """Let the policy hear what came to a row one by one, where that is due: it is fed again and leaves no key.
@@ -115,3 +135,11 @@ class Feeder:
         self.step, self.graphs = f"eager: {reason}", None
         if is_missed:
             self._warn(f"--capture: decode steps run eagerly: {reason}")
+
+
+def _count(feed: Feed, rows: Sequence[Row]) -> None:
+    """Note in rows what came to them; the policy has heard chunks."""
+    for row, count in zip(rows, feed.counts, strict=True):
+        row.feed(count)
+        if count and feed.is_chunk:
+            row.echoed = row.seen

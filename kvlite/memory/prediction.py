@@ -81,7 +81,7 @@ def pass_terms(
     shape: ModelShape, stored: SlotFormat, rows: int, chunk: int, quant: str, device: DeviceKind
 ) -> tuple[Term, ...]:
     """The memory of passes through the model, beside weights and cache, with chunks of `chunk` tokens a row."""
-    fed = max(rows, min(rows * chunk, MOST_CHUNK))  # rows share the tokens of a pass, or decode one each
+    fed = min(rows * chunk, MOST_CHUNK) + rows - 1  # rows share the tokens of a chunk, beside which others decode
     element, fp32 = DTYPE_BYTES[shape.dtype], DTYPE_BYTES["float32"]
     logits = rows * shape.vocab * (element + SAMPLING_COPIES * fp32)
     widened = shape.hidden * shape.intermediate * element if quant != "none" else 0  # one 4-bit matrix

@@ -8,13 +8,14 @@ called without a cache.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import replace
 from functools import cache
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
@@ -48,18 +49,22 @@ class AttentionLayers(Protocol):
         """Record what `step` added, after the forward pass."""
 
 
-_bound: ContextVar[tuple[AttentionLayers, Step]] = ContextVar("kvlite_bound")
+_bound: ContextVar[tuple[AttentionLayers, Sequence[Step]]] = ContextVar("kvlite_bound")
 
 
 @contextmanager
-def bound_cache(slots: AttentionLayers, step: Step) -> Iterator[None]:
-    """Bind `slots` and `step` for the attention layers of the forward pass inside the block."""
-    token = _bound.set((slots, step))
+def bound_cache(slots: AttentionLayers, *steps: Step) -> Iterator[None]:
+    """Bind `slots` and `steps` for the attention layers of the forward pass inside the block.
+
+    The tokens of several steps stand in one row, those of one step after another.
+    """
+    token = _bound.set((slots, steps))
     try:
         yield
     finally:
         _bound.reset(token)
-    slots.end(step)
+    for step in steps:
+        slots.end(step)
 
 
 def attention(
@@ -77,7 +82,7 @@ def attention(
 ) -> tuple[Tensor, None]:
     """query [B, H_Q, T, D], key [B, H_KV, T, D], value [B, H_KV, T, D_V] -> [B, T, H_Q, D_V] and no weights."""
     index: int = module.layer_idx  # type: ignore[assignment]
-    slots, step = _bound.get()
+    slots, steps = _bound.get()
     layer = slots.layers[index]
     if sliding_window is not None and sliding_window != layer.shape.window:
         raise UnsupportedModel(
@@ -88,7 +93,23 @@ def attention(
     geometry = _geometry(scaling, layer.shape.window, softcap)
     if s_aux is not None:
         geometry = replace(geometry, sink_logits=s_aux)
-    return layer.attend(query, key, value, step, geometry).transpose(1, 2).contiguous(), None
+    if len(steps) == 1:
+        return layer.attend(query, key, value, steps[0], geometry).transpose(1, 2).contiguous(), None
+    return _attend_packed(layer, (query, key, value), steps, geometry), None
+
+
+def _attend_packed(
+    layer: AttentionLayer, qkv: tuple[Tensor, Tensor, Tensor], steps: Sequence[Step], geometry: Geometry
+) -> Tensor:
+    """Attend step by step; q, k, v [1, H, N, D] hold the tokens of all rows of all steps -> [1, N, H_Q, D_V]."""
+    outs, start = [], 0
+    for step in steps:
+        rows, tokens = step.pos.shape
+        here = slice(start, start + rows * tokens)
+        q, k, v = (part[0, :, here].unflatten(1, (rows, tokens)).transpose(0, 1) for part in qkv)
+        outs.append(layer.attend(q, k, v, step, geometry).transpose(1, 2).flatten(0, 1))
+        start = here.stop
+    return torch.cat(outs)[None]
 
 
 @cache

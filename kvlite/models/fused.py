@@ -157,8 +157,8 @@ class FusedDecoder:
     def __init__(self, model: Any) -> None:
         self._model = model
 
-    def __call__(self, ids: Tensor, positions: Tensor, kept: slice) -> Tensor:
-        """ids and positions int64 [B, T] -> the logits of the positions `kept`, [B, N, V]."""
+    def __call__(self, ids: Tensor, positions: Tensor, kept: slice | Tensor) -> Tensor:
+        """ids and positions int64 [B, T] -> the logits of the positions `kept`, which ascend, [B, N, V]."""
         whole: Any = self._model._modules
         parts = whole["model"]._modules
         hidden = parts["embed_tokens"].forward(ids)
@@ -172,6 +172,7 @@ class FusedDecoder:
                 past_key_values=None,
                 use_cache=False,
             )
-        hidden = parts["norm"].forward(hidden if kept == slice(0, hidden.shape[1]) else hidden[:, kept])
+        is_all = isinstance(kept, slice) and kept == slice(0, hidden.shape[1])
+        hidden = parts["norm"].forward(hidden if is_all else hidden[:, kept])
         logits: Tensor = whole["lm_head"].forward(hidden)
         return logits

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -82,6 +83,23 @@ class LoadedModel:
             out = self.model(input_ids=ids, position_ids=positions, logits_to_keep=last, **state)
         logits: Tensor = out.logits
         return logits[:, -last:]
+
+    @torch.inference_mode()
+    def forward_packed(self, pieces: Sequence[tuple[Tensor, Step]], cache: AttentionLayers) -> Tensor:
+        """Feed the ids int64 [n, T] of several steps in one pass and give the logits behind each row's newest, [n, V].
+
+        No row has tokens in two steps. Padding costs as much as tokens. Not for models that carry state.
+        """
+        ids = torch.cat([given.flatten() for given, _ in pieces])[None]
+        positions = torch.cat([step.rot.flatten() for _, step in pieces]).clamp(min=0).long()[None]
+        widths = (given.shape[1] for given, _ in pieces for _ in range(given.shape[0]))
+        kept = torch.tensor([end - 1 for end in accumulate(widths)], device=ids.device)
+        with bound_cache(cache, *(step for _, step in pieces)):
+            if self.decoder is not None:
+                return self.decoder(ids, positions, kept)[0]
+            out = self.model(input_ids=ids, position_ids=positions, logits_to_keep=kept, use_cache=False)
+        logits: Tensor = out.logits
+        return logits[0] if logits.shape[1] == len(kept) else logits[0, kept]
 
 
 def _scales(parameter: Tensor) -> list[Tensor]:

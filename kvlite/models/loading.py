@@ -46,6 +46,7 @@ from kvlite.models.adapter import merged
 from kvlite.models.apart import set_apart
 from kvlite.models.checks import check, check_once, circumstances
 from kvlite.models.device import free_bytes, set_threads
+from kvlite.models.file_pages import FilePages
 from kvlite.models.head_needs import fingerprint
 from kvlite.models.hybrid import HybridState
 from kvlite.models.kernel_trial import KernelTrials
@@ -125,6 +126,7 @@ def load(
     else:
         loaded = check_once(loaded, ops, store, about, fuses=options.fuse)
     set_apart(loaded.model)
+    FilePages(folder).let_go()
     stages = {name: end - start for (_, start), (name, end) in pairwise(passed)}
     return replace(loaded, stages={**stages, **loaded.stages})
 
@@ -194,7 +196,7 @@ def _model(files: ModelFiles, options: ModelOptions, shape: ModelShape, device: 
     try:
         if options.quant != "none":
             arguments["quantization_config"] = (
-                packed_settings(bits)
+                packed_settings(bits, pages=FilePages(folder))
                 if bits
                 else quantisation(folder, options.quant, dtype, device, trust_remote_code=options.trust_remote_code)
             )

@@ -16,6 +16,7 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from kvlite.models.block_linear import BlockEmbedding, BlockLinear
+from kvlite.models.file_pages import FilePages
 from kvlite_kernels import packed
 from kvlite_kernels.blocks import Blocks
 from kvlite_kernels.grid import DTYPE
@@ -112,14 +113,19 @@ class Source(Protocol):
 
 
 def packed_settings(
-    bits: int, sources: Mapping[str, Source] | None = None, taken: set[str] | None = None, *, in_blocks: bool = False
+    bits: int,
+    sources: Mapping[str, Source] | None = None,
+    taken: set[str] | None = None,
+    *,
+    in_blocks: bool = False,
+    pages: FilePages | None = None,
 ) -> QuantizationConfigMixin:
     """The quantization_config with which transformers' `from_pretrained` packs a model.
 
     In so many bits, or where `sources` are given those parameters that they name, each from its own: packed for a CPU,
-    or `in_blocks`. The names of those go into `taken` before any weight is read.
+    or `in_blocks`. The names of those go into `taken` before any weight is read. `pages` are let go as they are packed.
     """
-    return _PackedConfig(bits, sources, taken, in_blocks)
+    return _PackedConfig(bits, sources, taken, in_blocks, pages)
 
 
 @register_quantization_config(_METHOD)
@@ -130,11 +136,13 @@ class _PackedConfig(QuantizationConfigMixin):
         sources: Mapping[str, Source] | None = None,
         taken: set[str] | None = None,
         in_blocks: bool = False,
+        pages: FilePages | None = None,
     ) -> None:
         self.quant_method: Any = _METHOD
         self.bits = bits
         self.sources = sources
         self.taken = taken
+        self.pages = pages
         self.linear: type[PackedLinear] | type[BlockLinear] = BlockLinear if in_blocks else PackedLinear
 
     def takes(self, name: str, shape: tuple[int, int]) -> bool:
@@ -146,7 +154,12 @@ class _PackedConfig(QuantizationConfigMixin):
 
     def pack(self, name: str, weight: Tensor) -> Packed | Blocks:
         """The parameter `name`, whose value is `weight` unless it has a source."""
-        return _KINDS[self.bits].of(weight) if self.sources is None else self.read(self.sources[name])
+        if self.sources is not None:
+            return self.read(self.sources[name])
+        made = _KINDS[self.bits].of(weight)
+        if self.pages is not None:
+            self.pages.copied(weight.nbytes)
+        return made
 
     def read(self, source: Source) -> Packed | Blocks:
         """The tensors of a source, in the form that is wanted."""
@@ -192,8 +205,11 @@ class _Packer(HfQuantizer):
         return model
 
     def _process_model_after_weight_loading(self, model: Any, **_: Any) -> Any:
+        if self.quantization_config.pages is not None:
+            self.quantization_config.pages.let_go()
         pack_head(model, self.quantization_config)
-        self.quantization_config.sources = self.quantization_config.taken = None  # which a model need not keep
+        config = self.quantization_config
+        config.sources = config.taken = config.pages = None  # which a model need not keep
         return model
 
 

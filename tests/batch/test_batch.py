@@ -279,6 +279,14 @@ def test_failed_records_whose_lines_did_not_run_again_are_kept(desk: Desk, ends_
     assert len(desk.records()) == 3
 
 
+def test_an_interrupted_retry_says_how_many_failures_did_not_run_again(desk: Desk) -> None:
+    with pytest.raises(BatchFailed):
+        desk.run(timeout=1e-9)
+    desk.stop_after = (5, KeyboardInterrupt())
+    with pytest.raises(Interrupted, match=r"after 4 of 4 records, \d of them failures that did not run again; to"):
+        desk.run(retry_errors=True)
+
+
 def test_retry_errors_needs_a_file_of_records(desk: Desk) -> None:
     for asked in ({"output": None}, {"out_format": "text"}):
         with pytest.raises(UsageError, match="--retry-errors needs"):

@@ -145,6 +145,7 @@ WRONG: list[tuple[object, str | None, str]] = [
     ({"messages": [{"role": "robot", "content": "x"}]}, "messages", "robot"),
     ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages", "text parts"),
     ({"messages": [{"role": "system", "content": "a"}], "system": "b"}, "system", "keep one"),
+    ({"messages": CHAT["messages"], "prompt": "x"}, "prompt", "keep one"),
     ({"custom_id": "r", "body": []}, "body", "a list"),
     ({"custom_id": "r", "url": "/v1/completions"}, "body", "missing"),
     ({"custom_id": "r", "method": "GET", "body": CHAT}, "method", "GET"),
@@ -154,6 +155,7 @@ WRONG: list[tuple[object, str | None, str]] = [
     (body(n=0), "n", "at least 1"),
     (body(n=1000), "n", "at most 128"),
     (body(model=1), "model", "give a string"),
+    (body(logit_bias={"1": 101}), "logit_bias", '"1": 101; give numbers from -100 to 100'),
     (body(response_format={"type": "xml"}), "response_format", "xml"),
     (body(response_format={"type": "json_schema", "json_schema": {"schema": {"not": {}}}}), "response_format", "not"),
     (body(guided_json={}), "guided_json", "structured_outputs"),
@@ -174,7 +176,7 @@ def test_what_cannot_be_asked_is_a_bad_line_that_says_why(value: object, param: 
 @pytest.mark.parametrize(
     ("raw", "said"),
     [
-        (b'{"prompt": "x"', "not JSON"),
+        (b'{"prompt": "x"\n', "not JSON: Expecting ',' delimiter at column 15"),
         (b"plain words", "--format text"),
         (b'{"prompt": NaN}', "NaN"),
         (b'{"prompt": "x", "temperature": Infinity}', "Infinity"),
@@ -182,7 +184,7 @@ def test_what_cannot_be_asked_is_a_bad_line_that_says_why(value: object, param: 
         (b'{"prompt": "\xff"}', "0xff at offset 12"),
         (b"[" * 100_000, "nested too deeply"),
         (b'{"prompt": "x", "metadata": {"a": ' + b"[" * 90 + b"]" * 90 + b"}}", "deeper than 64 levels"),
-        (b'{"prompt": "x", "max_tokens": ' + b"9" * 5000 + b"}", "not JSON"),
+        (b'{"prompt": "x", "max_tokens": ' + b"9" * 5000 + b"}", "has 5000 digits, too many for a number"),
     ],
 )
 def test_what_is_no_json_is_a_bad_line(raw: bytes, said: str) -> None:
@@ -247,6 +249,8 @@ def test_no_line_raises(value: dict[str, object]) -> None:
         ({"echo": True, "prediction": {}}, ("echo", "prediction")),
         ({"user": "u", "metadata": {"a": "b"}, "store": True, "service_tier": "flex"}, ()),
         ({"temprature": 0.5}, ("temprature",)),
+        ({"prompt": "Ho"}, ("prompt",)),
+        ({"prompt": None}, ()),
         ({"messages": [{"role": "user", "content": "Hi", "name": "Tom"}]}, ("messages.name",)),
         ({"messages": [{"role": "user", "content": "Hi", "name": None, "annotations": []}]}, ()),
     ],
@@ -256,6 +260,11 @@ def test_what_is_not_supported_is_told_and_what_changes_no_answer_is_not(
 ) -> None:
     asked = item({"custom_id": "r", "url": "/v1/chat/completions", "body": CHAT | more})
     assert (asked.failure, asked.unsupported, asked.ignored) == (None, unsupported, ())
+
+
+def test_messages_beside_the_prompt_of_a_completion_are_not_dropped_silently() -> None:
+    asked = item({"custom_id": "r", "url": "/v1/completions", "body": {"prompt": "x", **CHAT}})
+    assert (asked.failure, asked.unsupported) == (None, ("messages",))
 
 
 @pytest.mark.parametrize(

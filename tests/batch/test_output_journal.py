@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -163,3 +165,26 @@ def test_a_sidecar_that_cannot_be_written_says_so(path: Path, file: LockedFile) 
     path.with_name("out.jsonl.kvlite-meta.json.partial").mkdir()
     with pytest.raises(OutputError, match="kvlite-meta"):
         OutputJournal(file).keep(META)
+
+
+def test_what_finds_no_room_beside_the_output_names_its_file_and_leaves_no_part(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path.write_text(f"{RECORDS[0]}\n{{")
+    file = LockedFile(path)
+    opened = Path.open
+
+    def open_full(held: Path, mode: str = "r", **options: Any) -> Any:
+        if mode == "r" or mode == "rb":
+            return opened(held, mode, **options)
+        opened(held, mode, **options).close()
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "open", open_full)
+    with pytest.raises(OutputError, match=r"cannot write to .*out\.jsonl\.torn: No space left"):
+        OutputJournal(file).drop_torn_line()
+    with pytest.raises(OutputError, match=r"kvlite-meta\.json: No space left"):
+        OutputJournal(file).keep(META)
+    file.close()
+    assert path.read_text().endswith("{")
+    assert not list(path.parent.glob("*.partial"))

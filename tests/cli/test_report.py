@@ -66,6 +66,13 @@ def test_html_goes_to_its_file_and_stdout_stays_empty(report: Run, tmp_path: Pat
     assert (tmp_path / "page.html").read_text(encoding="utf-8").startswith("<!doctype html>")
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is full")
+def test_html_that_finds_no_room_names_its_file(report: Run) -> None:
+    keep_run()
+    code, _, err = report("--html", "/dev/full")
+    assert code == 1 and "cannot write /dev/full: No space left" in err
+
+
 def test_html_that_cannot_be_written_exits_2(report: Run) -> None:
     keep_run()
     code, _, err = report("--html", "nowhere/page.html")

@@ -26,9 +26,26 @@ def test_nothing_to_do() -> None:
 
 def test_prompts_go_first_and_in_chunks() -> None:
     rows = rows_with(0, 6, 6)
-    first = next_feed(rows)
-    assert first == Feed(slice(1, 3), ((0, 1, 2, 3), (0, 1, 2, 3)))
-    assert next_feed(rows, first) == Feed(slice(1, 3), ((4, 5), (4, 5)))
+    assert next_feed(rows) == Feed(slice(1, 3), ((0, 1, 2, 3), (0, 1, 2, 3)))
+
+
+def test_rows_that_decode_share_the_pass_of_a_chunk() -> None:
+    rows = rows_with(0, 6, None, 0)
+    chunk = next_feed(rows, may_share=lambda row, count: True)
+    decode = Feed(slice(0, 4), ((7,), (), (), (7,)), decodes=True)
+    assert chunk == Feed(slice(1, 2), ((0, 1, 2, 3),), beside=decode)
+    assert next_feed(rows, chunk, may_share=lambda row, count: True) == Feed(slice(1, 2), ((4, 5),), beside=decode)
+
+
+def test_a_pass_is_shared_by_all_rows_or_not_at_all() -> None:
+    rows, asked = rows_with(0, 6, 0), []
+
+    def may_share(row: Row, count: int) -> bool:
+        asked.append((row.index, count))
+        return row.index != 1
+
+    assert next_feed(rows, may_share=may_share) == Feed(slice(1, 2), ((0, 1, 2, 3),))
+    assert asked == [(0, 1), (2, 1), (1, 4)]
 
 
 def test_a_long_prompt_takes_turns_with_the_rows_that_decode() -> None:
