@@ -15,6 +15,7 @@ from kvlite.chat.session import Session
 from kvlite.chat.session_files import SessionFolder, readable
 from kvlite.errors import Interrupted, KvliteError, Terminated
 from kvlite.llm.answer import Answer
+from kvlite.memory.format import counted
 
 if TYPE_CHECKING:
     from kvlite.chat.terminal import Terminal
@@ -205,7 +206,9 @@ class Chat:
             lines = message["content"].strip().split("\n")
             first, more = lines[:SHOWN_LINES], len(lines) - SHOWN_LINES
             mark = ">>> " if message["role"] == "user" else ""
-            self.show("\n".join([mark + first[0], *first[1:], *([f"… {more} more lines"] if more > 0 else [])]))
+            self.show(
+                "\n".join([mark + first[0], *first[1:], *([f"… {counted(more, 'more line')}"] if more > 0 else [])])
+            )
 
     def _with_files(self, message: str, *, is_typed: bool) -> str:
         """The message with the files that were read for it, and those that it names."""

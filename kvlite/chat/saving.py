@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from kvlite.chat.session_files import KEPT_CACHES, SessionFile, SessionFolder
 from kvlite.errors import OutputError, UsageError
 from kvlite.llm.saved_row import Unusable
-from kvlite.memory.format import human_bytes
+from kvlite.memory.format import counted, human_bytes
 
 if TYPE_CHECKING:
     from kvlite.chat.loop import Chat
@@ -25,6 +25,7 @@ class Saving:
         self.file: SessionFile | None = None
         self._chat = chat
         self._is_on, self._keeps_cache = is_on, keeps_cache
+        self._is_refused = False  # the text could not be saved, so the row may not be: the file may be another's by now
 
     def save(self) -> None:
         """Save the conversation where saving is on; an error of the disk is a warning."""
@@ -69,7 +70,7 @@ class Saving:
         session = self._chat.session
         session.load(messages, file.pinned)
         self.file = file
-        told = f"loaded {name}: {session.num_turns} turns"
+        told = f"loaded {name}: {counted(session.num_turns, 'turn')}"
         start = time.monotonic()
         try:
             tokens = self._chat.memory.load(file.cache_path, session.messages)
@@ -91,7 +92,8 @@ class Saving:
     def leave(self) -> None:
         """Save the row of the conversation that is left: nothing more of it is said."""
         file, self.file = self.file, None
-        if file is None or not self._is_on or not file.exists():
+        is_refused, self._is_refused = self._is_refused, False
+        if file is None or not self._is_on or not file.exists() or is_refused:
             return
         try:
             size = self._write_cache(file)
@@ -112,7 +114,9 @@ class Saving:
         if self.file is None:
             self.file = self.folder.new_file()
         session = self._chat.session
+        self._is_refused = True
         self.file.save(session.messages, self._chat.model, session.conversation.pinned)
+        self._is_refused = False
         return self.file
 
     def _write_cache(self, file: SessionFile) -> int | None:

@@ -109,9 +109,15 @@ class Session:
                 ]
                 self.unsent = None
 
-    def think(self, how: str) -> None:
-        """Let the model think before it answers: `auto`, `on` or `off`."""
+    @property
+    def thinking(self) -> str:
+        """What was asked of its thinking: `auto`, `on` or `off`."""
+        return self._text.think
+
+    def think(self, how: str) -> str | None:
+        """Let the model think before it answers: `auto`, `on` or `off`. Gives the reason where that changes nothing."""
         self._text.think = how
+        return self._text.thinks_anyway
 
     def cancel(self) -> None:
         """Stop the answer being generated at its next token. Safe to call from a signal handler."""

@@ -123,9 +123,12 @@ def _model(chat: Chat, argument: str) -> None:
 
 
 def _think(chat: Chat, argument: str) -> None:
+    if not argument:
+        chat.show(f"think {chat.session.thinking}; /think auto, on or off changes it")
+        return
     if argument not in ("auto", "on", "off"):
-        raise UsageError("/think takes auto, on or off")
-    chat.session.think(argument)
+        raise UsageError(f"/think takes auto, on or off, not {argument!r}")
+    chat.show(chat.session.think(argument) or f"think {argument} from the next message on")
 
 
 def _set(chat: Chat, argument: str) -> None:
@@ -154,7 +157,7 @@ COMMANDS = (
     Command(("role",), "[NAME]", "list your roles, or start over in one", _role),
     Command(("set",), "[KEY=VALUE]", "list the sampling settings, or change one", _set),
     Command(("model",), "[NAME]", "show the model, or go on with another", _model),
-    Command(("think",), "HOW", "let the model think before it answers, where it can: auto, on or off", _think),
+    Command(("think",), "[HOW]", "let the model think before it answers, where it can: auto, on or off", _think),
     *CONVERSATION_COMMANDS,
     *MEMORY_COMMANDS,
 )

@@ -353,8 +353,8 @@ class Engine:
     def total_counts(self) -> KVCounts:
         """Count what all rows hold now; bytes and tokens are sums."""
         rows = [self.counts(row) for row in range(self.rows)]
-        summed = ("reserved_bytes", "live_bytes", "peak_bytes", "tokens_seen", "tokens_kept", "tokens_evicted")
-        sums = {name: sum(getattr(row, name) for row in rows) for name in summed}
+        per_cache = ("budget_bytes", "policy", "dtype")
+        sums = {name: sum(getattr(row, name) for row in rows) for name in rows[0].__slots__ if name not in per_cache}
         return replace(rows[0], budget_bytes=self.plan.budget_bytes, **sums)
 
     def _admit(self, request: Request) -> Iterator[Completion]:

@@ -279,7 +279,7 @@ class TextModel:
         elif effect.is_harmless:
             listener.detail(f"--kv-dtype auto takes {name}: {effect.finding}")
         else:
-            listener.note(f"--kv-dtype auto passes over {name}, fewer tokens are kept: {effect.finding}")
+            listener.detail(f"--kv-dtype auto passes over {name}, fewer tokens are kept: {effect.finding}")
 
 
 @dataclass(frozen=True, slots=True)

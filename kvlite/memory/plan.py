@@ -114,9 +114,15 @@ class CachePlan:
 
 
 def plan_cache(
-    shape: ModelShape, budget: Budget, spec: CacheSpec, *, rows: int = 1, free_bytes: int | None
+    shape: ModelShape,
+    budget: Budget,
+    spec: CacheSpec,
+    *,
+    rows: int = 1,
+    free_bytes: int | None,
+    most: int | None = None,
 ) -> CachePlan:
-    """The largest cache of `rows` equal rows inside `budget`.
+    """The largest cache of `rows` equal rows inside `budget`, of which no head has more than `most` slots by need.
 
     `free_bytes` is what the device has left for the cache, None when that is not to be checked; every full layer has at
     least `spec.protected_slots`, and 1. Raises DoesNotFit when the budget is more than is free,
@@ -133,7 +139,7 @@ def plan_cache(
     slots, budget_bytes = _grant(budget, with_slots, cap, free_bytes)
     if spec.head_shares is not None:
         weights = weights_of(shape.layers, spec.head_shares(max(1, slots)))
-        with_slots = partial(_with_slots, shape, spec, rows, cap, weights)
+        with_slots = partial(_with_slots, shape, spec, rows, cap, weights, most=most)
         slots, budget_bytes = _grant(budget, with_slots, cap, free_bytes)
     found = with_slots(slots)
     if found.fewest < protected:
@@ -163,7 +169,7 @@ def plan_row(shape: ModelShape, budget: Budget, spec: CacheSpec, *, free_bytes: 
     found = [replace(equal, until=equal.fewest)]
     while (until := found[-1].until) is not None:
         most = min(cap, 2 * until)
-        plan = _with_slots(shape, spec, 1, cap, weights, slots, most)
+        plan = _with_slots(shape, spec, 1, cap, weights, slots, most=most)
         is_last = max(map(max, filter(None, plan.head_slots)), default=0) < most or most == cap
         plan = replace(plan, budget_bytes=equal.budget_bytes, row_budget_bytes=equal.row_budget_bytes)
         found.append(replace(plan, capped_by=equal.capped_by, until=None if is_last else most))
@@ -220,6 +226,7 @@ def _with_slots(
     cap: int,
     weights: Weights | None,
     slots: int,
+    *,
     most: int | None = None,
 ) -> CachePlan:
     """The cache of so many slots, of which no head has more than `cap`, or `most`, before a budget is named."""

@@ -41,6 +41,32 @@ def test_edit_takes_a_question_back_to_the_prompt(held, line, begun, left):
     assert held.chat.prompt.begun == begun and len(contents(held)) == left
 
 
+def test_where_nothing_was_said_there_is_nothing_to_edit(held):
+    held.type("/edit")
+    assert "ask something first" in held.said and "turn 0" not in held.said
+
+
+def test_think_says_what_was_taken_and_what_holds(held):
+    held.type("/think", "/think off", "/think", "/think maybe")
+    lines = [line for line in held.said.splitlines() if "think" in line]
+    assert [line.partition(";")[0] for line in lines[:3]] == [
+        "think auto",
+        "think off from the next message on",
+        "think off",
+    ]
+    assert "not 'maybe'" in lines[3]
+
+
+def test_where_the_text_may_not_be_saved_neither_is_the_cache(held):
+    held.type("a", "/save notes", "b")
+    file = held.folder.file("notes")
+    file.path.write_text(file.path.read_text() + json.dumps({"role": "user", "content": "of another chat"}) + "\n")
+    file.cache_path.write_bytes(b"of another chat")
+    held.type("c")
+    held.chat.close()
+    assert "another process" in held.said and file.cache_path.read_bytes() == b"of another chat"
+
+
 def test_there_is_no_other_turn_to_edit(held):
     held.type("a", "/edit 2", "/edit x")
     assert "there is no turn 2" in held.said and "takes the number" in held.said and len(contents(held)) == 2
