@@ -69,6 +69,8 @@ def read_seconds(value: float) -> float:
 def read_file_name(value: str) -> str:
     """The path of a file that can be written: no folder, and in one."""
     path = Path(value)
+    if value == "-":
+        raise ValueError("- is no file; give a file's name")
     try:
         is_folder, has_folder = path.is_dir(), path.parent.is_dir()
         path.exists()
