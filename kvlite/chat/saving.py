@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from kvlite.chat.session_files import KEPT_CACHES, SessionFile, SessionFolder
+from kvlite.chat.session_files import KEPT_CACHES, ChatMessage, SessionFile, SessionFolder
 from kvlite.errors import OutputError, UsageError
 from kvlite.llm.saved_row import Unusable
 from kvlite.memory.format import counted, human_bytes
@@ -25,6 +25,7 @@ class Saving:
         self.file: SessionFile | None = None
         self._chat = chat
         self._is_on, self._keeps_cache = is_on, keeps_cache
+        self._loaded: list[ChatMessage] = []  # the messages of the session that goes on, as its file has them
         self._is_refused = False  # the text could not be saved, so the row may not be: the file may be another's by now
 
     def save(self) -> None:
@@ -69,7 +70,7 @@ class Saving:
         self.leave()
         session = self._chat.session
         session.load(messages, file.pinned)
-        self.file = file
+        self.file, self._loaded = file, [*session.messages]
         told = f"loaded {name}: {counted(session.num_turns, 'turn')}"
         start = time.monotonic()
         try:
@@ -120,7 +121,10 @@ class Saving:
         return self.file
 
     def _write_cache(self, file: SessionFile) -> int | None:
+        session = self._chat.session
+        if session.messages == self._loaded and not session.conversation.holds(session.messages):
+            return None  # nothing was asked, so what was saved with this text stays
         if not self._keeps_cache:
             file.cache_path.unlink(missing_ok=True)
             return None
-        return self._chat.memory.save(file.cache_path, self._chat.session.messages)
+        return self._chat.memory.save(file.cache_path, session.messages)

@@ -130,6 +130,13 @@ class Session:
         self.settings = replace(self.settings, sampling=replace(sampling, seed=(sampling.seed + 1) % SEEDS))
         return self.ask(user)
 
+    @property
+    def retries_alike(self) -> bool:
+        """True where `retry` asks from the very state that was there: else other tokens may be forgotten then."""
+        asked = [index for index, message in enumerate(self.messages) if message["role"] == "user"]
+        before = self.messages[: asked[-1]] if asked and self.unsent is None else []
+        return not self.counts().tokens_evicted or self.conversation.goes_back_to(before)
+
     def undo(self, turns: int = 1) -> str:
         """Take back the last turns and return the first question taken back; raises UsageError if there are fewer."""
         asked = [index for index, message in enumerate(self.messages) if message["role"] == "user"]
