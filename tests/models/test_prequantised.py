@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -107,7 +109,57 @@ def test_torchao(tmp_path: Path) -> None:
     assert_answers_like_transformers(tmp_path)
 
 
+def _int32(words: Tensor) -> Tensor:
+    """The low 32 bits of int64 words."""
+    return (words - ((words >> 31) << 32)).to(torch.int32).contiguous()
+
+
+def _codes(weight: Tensor, group: int = 128) -> tuple[Tensor, Tensor]:
+    """Codes of 4 bits around 8 [K, N], and the scales of each group of K, float16 [K / group, N]."""
+    outputs, inputs = weight.shape
+    groups = weight.float().t().reshape(inputs // group, group, outputs)
+    scales = (groups.abs().amax(1, keepdim=True) / 7).clamp(min=1e-8)
+    codes = (torch.round(groups / scales) + 8).clamp(0, 15).to(torch.int64)
+    return codes.reshape(inputs, outputs), scales[:, 0].half().contiguous()
+
+
+def _in_gptq(weight: Tensor) -> dict[str, Tensor]:
+    """8 codes a word down the inputs; zeros are one less than they mean."""
+    codes, scales = _codes(weight)
+    words = sum(codes[i::8] << (4 * i) for i in range(8))
+    zeros = sum(torch.full_like(scales.t()[i::8], 7, dtype=torch.int64) << (4 * i) for i in range(8))
+    assert isinstance(words, Tensor) and isinstance(zeros, Tensor)
+    places = (torch.arange(weight.shape[1]) // 128).to(torch.int32)
+    return {"qweight": _int32(words), "qzeros": _int32(zeros.t()), "scales": scales, "g_idx": places}
+
+
+def _in_awq(weight: Tensor) -> dict[str, Tensor]:
+    """8 codes a word along the outputs, in AWQ's order."""
+    codes, scales = _codes(weight)
+    order = (0, 2, 4, 6, 1, 3, 5, 7)
+    words = sum(codes[:, place::8] << (4 * i) for i, place in enumerate(order))
+    zeros = sum(torch.full_like(scales[:, place::8], 8, dtype=torch.int64) << (4 * i) for i, place in enumerate(order))
+    assert isinstance(words, Tensor) and isinstance(zeros, Tensor)
+    return {"qweight": _int32(words), "qzeros": _int32(zeros), "scales": scales}
+
+
+GPTQ = {"sym": True, "desc_act": False, "checkpoint_format": "gptq", "lm_head": False}
+AWQ = {"zero_point": True, "version": "gemm"}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("method", "pack", "more"), [("gptq", _in_gptq, GPTQ), ("awq", _in_awq, AWQ)])
+def test_gptq_and_awq(method: str, pack: Callable[[Tensor], dict[str, Tensor]], more: Any, tmp_path: Path) -> None:
+    for package in QUANTISERS[method]:
+        pytest.importorskip(package, reason=f"{package} is not installed")
+    stored: dict[str, Tensor] = {}
+    for name, weight in base(tmp_path).items():
+        parts = pack(weight) if name.endswith("proj.weight") else {"weight": weight}
+        stored |= {f"{name.removesuffix('weight')}{part}": held for part, held in parts.items()}
+    write(tmp_path, stored, quant_method=method, bits=4, group_size=128, **more)
+    assert_answers_like_transformers(tmp_path)
+
+
 def test_every_method_of_transformers_is_known() -> None:
-    assert set(AUTO_QUANTIZATION_CONFIG_MAPPING) - {"gguf", "metal", "kvlite_packed", "hqq", "quanto"} <= set(
-        QUANTISERS
-    ) | {"bitsandbytes"}
+    others = {"gguf", "metal", "kvlite_packed", "hqq", "quanto", "paroquant"}  # the last is gptqmodel's own
+    assert set(AUTO_QUANTIZATION_CONFIG_MAPPING) - others <= set(QUANTISERS) | {"bitsandbytes"}
