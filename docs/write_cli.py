@@ -46,8 +46,8 @@ max-tokens = 256
 
 `default_model`, or `KVLITE_MODEL`, is the model when a command names none. What is risky, such as
 `--trust-remote-code`, is taken from the command line only; `./kvlite.toml`, which may come with a folder, names no
-files. A model's `generation_config.json` gives the sampling settings that are set nowhere else. The Hub's own variables
-(`HF_HOME`, `HF_TOKEN`, `HF_HUB_OFFLINE`, `HF_ENDPOINT`) and `NO_COLOR` count as everywhere.
+files and no machines. A model's `generation_config.json` gives the sampling settings that are set nowhere else. The
+Hub's own variables (`HF_HOME`, `HF_TOKEN`, `HF_HUB_OFFLINE`, `HF_ENDPOINT`) and `NO_COLOR` count as everywhere.
 
 ## Completion
 

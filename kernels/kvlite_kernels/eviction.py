@@ -15,13 +15,15 @@ from torch import Tensor
 class Protection:
     """Tokens that stay whatever their score: the newest `recent`, the first `sinks`, spans `pins` int32 [n, P, 2].
 
-    Layers with a `window` keep neither sinks nor pins, and what no query can see any more goes first.
+    A head that holds more than `most_pinned` pinned tokens, those besides, keeps the best. Layers with a `window` keep
+    neither sinks nor pins, and what no query can see any more goes first.
     """
 
     recent: int
     sinks: int
     window: int | None = None
     pins: Tensor | None = None
+    most_pinned: int | None = None
 
 
 def priority(score: Tensor, pos: Tensor, next_pos: Tensor, protection: Protection) -> Tensor:
@@ -36,7 +38,11 @@ def priority(score: Tensor, pos: Tensor, next_pos: Tensor, protection: Protectio
         protected = protected | (pos < protection.sinks)
         if protection.pins is not None:
             start, end = protection.pins[:, None, None].unbind(-1)  # [n, 1, 1, P]
-            protected |= ((pos[..., None] >= start) & (pos[..., None] < end)).any(-1)
+            pinned = ((pos[..., None] >= start) & (pos[..., None] < end)).any(-1) & ~protected
+            if protection.most_pinned is not None:
+                best = score.masked_fill(~pinned, -torch.inf).topk(protection.most_pinned + 1, dim=-1).values
+                pinned &= score > best[..., -1:]  # of equals none: what stays besides is then at least one victim
+            protected |= pinned
     return score.masked_fill(protected, torch.inf).masked_fill_(pos < 0, -torch.inf)
 
 

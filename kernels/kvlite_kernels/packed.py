@@ -33,7 +33,7 @@ class Packed4:
     codes: Tensor
     grid: Tensor
 
-    most_rows = 128
+    most_rows = 80
     """Most rows that are multiplied from the codes; for more, unpacking pays."""
 
     @property

@@ -72,6 +72,7 @@ class Batch:
             "escape": options.escape,
             "prompt_column": options.prompt_column,
             "out_format": options.out_format or "mirrored",
+            "ordered": True if options.ordered else None,  # as in a sidecar of a time that did not note it
         }
         self._choose_model = choose_model
         self._console = console
@@ -90,7 +91,7 @@ class Batch:
                     self._run(ending)
             except (KeyboardInterrupt, Terminated, TimeLimit) as stop:
                 raise self._stopped(stop) from None
-            if failed := self._tally.failed + self._tally.resumed_failed:
+            if failed := self._tally.failed + self._tally.resumed_failed + len(self._set_aside):
                 hint = "; --retry-errors runs them again" if is_journal(self._options, self._output) else ""
                 raise BatchFailed(f"{failed} of {self._num_records} records are failures and say why{hint}")
 
@@ -120,6 +121,10 @@ class Batch:
             self._console.note(f"nothing to do: {there}")
             ending.callback(self._summarise)
             return
+        if self._options.ordered and first.index < self._tally.resumed:
+            self._console.warn(
+                "--ordered: records of lines that run now follow those that are there, also of later lines"
+            )
         runner = self._open(model, ending)
         self._running_s = time.monotonic()
         items = chain([first], read_ahead(selected) if self._input.is_pipe else selected)
@@ -178,7 +183,8 @@ class Batch:
             self._console.warn(f"line {outcome.item.line}: {outcome.failure.message}")
         most = 1 if self._options.fail_fast else self._options.max_errors
         if most is not None and self._tally.failed >= most:
-            beyond = ", or a higher --max-errors past those that always fail" if self._set_aside else ""
+            is_bounded = self._set_aside and not self._options.fail_fast
+            beyond = ", or a higher --max-errors past those that always fail" if is_bounded else ""
             raise BatchFailed(
                 f"stopped at {self._tally.failed} failed of {self._num_records} records{self._way_on()}{beyond}"
             )

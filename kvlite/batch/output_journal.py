@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -96,13 +97,24 @@ class OutputJournal:
         return replace(left, set_aside={mark: line for mark, line in failed.items() if mark not in left.marks})
 
     def done(self) -> Done:
-        """Read which lines have their record, leaving out a torn one. Raises UsageError on a line that is no record."""
+        """Read which lines have their record, leaving out a torn one.
+
+        Raises UsageError on a line that is no record, or is one of a line that has one.
+        """
         marks, ok, failed = set(), 0, 0
-        for _, mark, is_failed in self._records():
+        for number, (_, mark, is_failed) in enumerate(self._records(), 1):
+            if mark in marks:
+                raise UsageError(
+                    f"{self._file.path} line {number} is another record of a line that has one; {self._mend}"
+                )
             marks.add(mark)
             failed += is_failed
             ok += not is_failed
         return Done(marks, ok, failed)
+
+    @property
+    def _mend(self) -> str:
+        return f"keep all others with: kvlite batch --repair {shlex.quote(str(self._file.path))}, or give another -o"
 
     def _records(self) -> Iterator[tuple[bytes, bytes, bool]]:
         with self._file.path.open("rb") as file:
@@ -111,8 +123,7 @@ class OutputJournal:
                     return
                 recorded = read_record(line)
                 if recorded is None:
-                    path = self._file.path
-                    raise UsageError(f"{path} line {number} is no batch record; give another -o, or --overwrite it")
+                    raise UsageError(f"{self._file.path} line {number} is no batch record; {self._mend}")
                 yield line, *recorded
 
 
@@ -143,6 +154,8 @@ def open_destination(options: BatchOptions, console: Console) -> Output:
     if name is not None and options.output is None:
         console.note(f"the records go to {name}")
     output: Output = StdoutLines(console.line) if name is None else open_output(Path(name))
+    if options.retry_errors and options.overwrite:
+        raise UsageError("--overwrite leaves no failed records for --retry-errors; leave out one of them")
     if options.retry_errors and not is_journal(options, output):
         raise UsageError("--retry-errors needs the output file whose failed records are to run again; give -o")
     return output

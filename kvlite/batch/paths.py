@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from kvlite.errors import UsageError
+from kvlite.errors import OutputError, UsageError
 from kvlite.options import BatchOptions
 
 STDIN = "-"
@@ -17,7 +17,7 @@ META, TORN, PARTIAL, RESCUED = ".kvlite-meta.json", ".torn", ".partial", ".rescu
 def output_name(options: BatchOptions, *, is_terminal: bool) -> str | None:
     """The output as the user names it, else named after the input on a terminal; None is stdout.
 
-    Raises UsageError where it is to be compressed.
+    Raises UsageError where it is to be compressed, OutputError where it has no name.
     """
     if options.output is not None and unpacked_name(options.output) != options.output:
         plain = unpacked_name(options.output)
@@ -25,6 +25,8 @@ def output_name(options: BatchOptions, *, is_terminal: bool) -> str | None:
             f"records are appended to {options.output} one by one, so it cannot be compressed; give -o {plain}, "
             f"or -o - and a pipe: | gzip > {options.output}"
         )
+    if options.output is not None and not Path(options.output).name:
+        raise OutputError(f"cannot write to {options.output}: it is a folder; give -o a file's name")
     if options.output is not None or not is_terminal or options.input == STDIN:
         return None if options.output == STDIN else options.output
     return f"{Path(unpacked_name(options.input)).stem}.out.{'txt' if options.out_format == 'text' else 'jsonl'}"

@@ -87,7 +87,7 @@ def _error(outcome: Outcome) -> dict[str, object] | None:
 def read_record(line: bytes) -> tuple[bytes, bool] | None:
     """Read the mark of the record on a line of an output file, and whether it is a failure; None of no record."""
     try:
-        record = json.loads(line)
+        record = json.loads(line.decode("utf-8-sig"))
     except (ValueError, RecursionError):
         return None
     match record:

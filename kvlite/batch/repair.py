@@ -37,9 +37,9 @@ def _repair(file: LockedFile, console: Console) -> None:
     chosen: dict[bytes, tuple[int, bool]] = {}  # the piece of each mark, and whether it is a failure
     rest: list[bytes] = []
     damaged: list[int] = []
-    ends_whole, num_pieces = True, 0
+    num_pieces = num_bytes = 0  # of pieces that are a line each
     for place, (line, piece, mark, is_failed) in enumerate(_pieces(file.path)):
-        ends_whole = line.endswith(b"\n")
+        num_bytes += len(line) if line == piece + b"\n" else 0
         num_pieces += mark is not None
         if mark is None:
             rest.append(piece)
@@ -47,7 +47,11 @@ def _repair(file: LockedFile, console: Console) -> None:
         elif mark not in chosen or (chosen[mark][1] and not is_failed):
             chosen[mark] = (place, is_failed)
     num_repeated = num_pieces - len(chosen)
-    if ends_whole and not damaged and not num_repeated:
+    if file.size and not chosen:
+        raise UsageError(
+            f"{file.path} holds no record of a batch; --repair takes a damaged output file in place of INPUT"
+        )
+    if num_bytes == file.size and not damaged and not num_repeated:
         console.note(f"{file.path}: all {len(chosen)} records are whole; nothing was changed")
         return
     if rest:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from kvlite.cache.group import PartGroup, try_out
+from kvlite.cache.group import PartGroup, most_pinned, try_out
 from kvlite.cache.layer import Layer, parted
 from kvlite.cache.part import LayerHeads, Part
 from kvlite.cache.policy import Policy
@@ -18,7 +18,7 @@ from kvlite.errors import UsageError
 from kvlite.memory.allotment import of_layers
 from kvlite.memory.counts import KVCounts
 from kvlite.memory.format import SlotFormat
-from kvlite.memory.plan import CachePlan, slots_with
+from kvlite.memory.plan import CachePlan, slots_with, stages
 from kvlite.memory.shape import LayerShape, ModelShape
 from kvlite_kernels.backend import Backend, KernelsUnavailable, LayerSizes
 from kvlite_kernels.choice import choose_backend
@@ -260,12 +260,22 @@ class SlotCache:
         """Live slots times slot bytes of a row."""
         return sum(part.slot_bytes * self._live[part.num_slots][row] for part in self.parts)
 
-    def heads_with_room(self, pins: Sequence[tuple[int, int]]) -> tuple[int, int]:
-        """Count the KV heads of full-attention layers that keep all of these pinned spans, and all of those heads."""
-        pinned = sum(max(0, end - max(start, self.policy.sinks)) for start, end in pins)
+    def heads_with_room(self, row: int, pins: Sequence[tuple[int, int]]) -> tuple[int, int]:
+        """Count the KV heads of full-attention layers that keep all they hold of these spans, and all of them.
+
+        Those that will not once the row has grown do not count.
+        """
+        last, keeping = stages(self.plan)[-1], 0
         full = [part for part in self.parts if part.shape.window is None]
-        keeping = [part.shape.kv_heads for part in full if part.group.has_room_for(pinned)]
-        return sum(keeping), sum(part.shape.kv_heads for part in full)
+        for part in full:
+            pos = part.slots.pos[row, :, : self.live(row, part.num_slots)]
+            held = torch.zeros_like(pos, dtype=torch.bool)
+            for start, end in pins:
+                held |= (pos >= max(start, self.policy.sinks)) & (pos < end)
+            for head, count in zip(part.heads.numbers, held.sum(-1).tolist(), strict=True):
+                most = most_pinned(self.policy, last.head_slots[part.heads.layer][head], last)
+                keeping += most is None or count <= most
+        return keeping, sum(part.shape.kv_heads for part in full)
 
     def tokens_kept(self, row: int) -> int:
         """The mean of live slots over the KV heads of full-attention layers (of all where none is full), rounded down.
@@ -280,6 +290,7 @@ class SlotCache:
     def counts(self, row: int, seen: int, peak_bytes: int, state_bytes: int = 0) -> KVCounts:
         """A row's counts, given the tokens it has seen, its peak, and the model's constant state beside the slots."""
         kept = self.tokens_kept(row)
+        heads = [(part, part.shape.kv_heads) for part in self.parts if part.shape.window is None]
         return KVCounts(
             budget_bytes=self.plan.row_budget_bytes,
             reserved_bytes=self.num_bytes // self.plan.rows + state_bytes,
@@ -290,6 +301,8 @@ class SlotCache:
             tokens_evicted=seen - kept,
             policy=str(self.policy),
             dtype=self.stored.name,
+            full_heads=sum(count for part, count in heads if self.live(row, part.num_slots) == part.num_slots),
+            heads=sum(count for _, count in heads),
         )
 
     def _mappings(self, rows: slice, pos: Tensor, counts: Sequence[int]) -> dict[int, SlotMapping]:

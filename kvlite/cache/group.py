@@ -51,20 +51,14 @@ class PartGroup:
         k, v = empty_vectors(size, shape, stored, device)
         self.slots = Slots.empty(k, v, policy.statistic is not None)  # [L, B, H_KV, S + 1], or [H, B, 1, S + 1]
         self.policy, self.backend = policy, backend
-        recent = max(1, min(policy.recent(num_slots), num_slots - 1))
-        self.protection = Protection(recent, policy.sinks, shape.window)
+        most = most_pinned(policy, num_slots, plan) if shape.window is None else None
+        self.protection = Protection(_recent(policy, num_slots), policy.sinks, shape.window, most_pinned=most)
         ends = [end // width for end in accumulate(counts)]
         self.parts = [
             Part(heads, replace(shape, kv_heads=count), self, self.slots.joined(slice(end - count // width, end)))
             for heads, count, end in zip(members, counts, ends, strict=True)
         ]
         self._together = max(1, SCORED_TOGETHER // (plan.rows * width * (num_slots + 1)))
-        is_small = shape.window is None and num_slots < plan.fewest
-        self._most_pinned = num_slots - recent - policy.sinks - 1 if is_small else None
-
-    def has_room_for(self, pinned: int) -> bool:
-        """True where a head keeps so many pinned tokens, besides the sinks."""
-        return self._most_pinned is None or pinned <= self._most_pinned
 
     def place(self, step: Step) -> None:
         """Write the positions of tokens whose slots are known before their keys are."""
@@ -113,21 +107,19 @@ class PartGroup:
     def protected(self, step: Step) -> Protection:
         """The tokens that stay whatever the score.
 
-        Heads with fewer slots than the others, which need little, keep what is pinned in a row only if it leaves room.
+        Of what is pinned, heads with fewer slots than the others keep the best that they have room for.
         """
-        pins = step.pins
-        if pins is None:
-            return self.protection
-        if self._most_pinned is not None:
-            pins = pins_with_room(pins, self.protection.sinks, self._most_pinned)
-        return replace(self.protection, pins=pins)
+        return self.protection if step.pins is None else replace(self.protection, pins=step.pins)
 
 
-def pins_with_room(pins: Tensor, sinks: int, most: int) -> Tensor:
-    """The spans int32 [n, P, 2] of rows that pin at most so many tokens besides the sinks; empty ones of other rows."""
-    start, end = pins.unbind(-1)
-    pinned = (end - start.clamp(min=sinks)).clamp(min=0).sum(-1)
-    return pins * (pinned <= most)[:, None, None]
+def most_pinned(policy: Policy, num_slots: int, plan: CachePlan) -> int | None:
+    """The most tokens that pins hold in a head of a full layer with so many slots; None: all, it is none of the few."""
+    left = num_slots - _recent(policy, num_slots) - policy.sinks - 1
+    return max(0, left) if num_slots < plan.fewest else None
+
+
+def _recent(policy: Policy, num_slots: int) -> int:
+    return max(1, min(policy.recent(num_slots), num_slots - 1))
 
 
 def empty_vectors(

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from kvlite.cache.cache import CacheSnapshot, SlotCache
-from kvlite.cache.group import pins_with_room
-from kvlite.cache.layer import parted
+from kvlite.cache.layer import heads_of
 from kvlite.cache.part import LayerHeads, Part
 from kvlite.cache.policy import Candidates, Policy
 from kvlite_kernels.eviction import Protection, priority
@@ -103,11 +102,7 @@ def best_kept(cache: SlotCache, row: int, target: Target) -> Moved | None:
             held_by[part.heads.layer, head] = {
                 name: tensor[index.to(tensor.device)].to("cpu", copy=True) for name, tensor in of_head.items()
             }
-    heads = [
-        LayerHeads(layer, numbers)
-        for layer in cache.layers
-        for numbers in sorted(parted(target.head_slots[layer], policy.noise is not None))
-    ]
+    heads = heads_of(cache.layers, target.head_slots, policy.noise is not None)
     parts = [
         {
             name: torch.stack([held_by[each.layer, head][name] for head in each.numbers])
@@ -135,8 +130,8 @@ def _best(part: Part, row: int, live: int, wanted: Sequence[int], target: Target
     best = []
     for place, count in enumerate(wanted):
         recent = max(1, min(policy.recent(count), count - 1))
-        kept = None if pins is None else pins_with_room(pins, policy.sinks, count - recent - policy.sinks - 1)
-        protection = Protection(recent, policy.sinks, part.shape.window, kept)
+        most_pinned = max(0, count - recent - policy.sinks - 1)
+        protection = Protection(recent, policy.sinks, part.shape.window, pins, most_pinned)
         held = pos[:, place : place + 1]
         ranked = priority(score[:, place : place + 1], held, next_pos, protection)
         order = held.argsort(dim=-1)  # of equals the oldest goes first

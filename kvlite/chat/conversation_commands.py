@@ -10,7 +10,7 @@ from kvlite.chat.attachments import fenced, file_text
 from kvlite.chat.command import Command, first_words, show_pairs
 from kvlite.chat.export import FORMATS, exported, write
 from kvlite.errors import UsageError
-from kvlite.memory.format import human_bytes
+from kvlite.memory.format import counted, human_bytes
 
 if TYPE_CHECKING:
     from kvlite.chat.loop import Chat
@@ -19,7 +19,7 @@ _MOST_COPIED = 74_994  # bytes: what terminals take in one OSC 52
 
 
 def _retry(chat: Chat, _: str) -> None:
-    if chat.session.settings.sampling.is_greedy:
+    if chat.session.settings.sampling.is_greedy and chat.session.retries_alike:
         chat.show("greedy decoding gives the same answer again; /set temperature=0.7 lets it vary")
     chat.answer(chat.session.retry())
 
@@ -37,12 +37,16 @@ def _edit(chat: Chat, argument: str) -> None:
         raise UsageError(f"/edit takes the number of a turn, not {argument!r}; /forgotten lists them")
     turns = chat.session.num_turns
     number = int(argument or turns)
+    if not turns:
+        raise UsageError("there is no question to edit yet; ask something first")
     if not 1 <= number <= turns:
         raise UsageError(f"there is no turn {number}; the conversation has {turns}")
-    question = chat.session.undo(turns - number + 1)
-    chat.saving.save()
+    asked = [message["content"] for message in chat.session.messages if message["role"] == "user"]
+    chat.edited = turns - number + 1
+    follows = f" and {counted(turns - number, 'turn')} after it" if number < turns else ""
+    chat.show(f"when you send it, this takes the place of turn {number}{follows}; Ctrl-C leaves all as it is")
     if chat.prompt is not None:
-        chat.prompt.begin_with(question)
+        chat.prompt.begin_with(asked[number - 1])
 
 
 def _continue(chat: Chat, _: str) -> None:
@@ -116,7 +120,7 @@ def _sessions(chat: Chat, argument: str) -> None:
     width = max((len(session.name) for session in found), default=0)
     for session in found:
         size = human_bytes(session.num_bytes + session.cache_bytes)
-        turns = f"{session.turns} turn{'s'[: session.turns != 1]}"
+        turns = counted(session.turns, "turn")
         line = f"  {session.name.ljust(width)}  {session.saved:%Y-%m-%d %H:%M}  {turns:>9} {size:>8}  "
         chat.show(line + first_words(session.problem or session.first, len(line)))
 

@@ -9,6 +9,7 @@ from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from kvlite.chat.gauge import full_heads
 from kvlite.chat.interrupt import Interrupts
 from kvlite.errors import Interrupted, UsageError
 from kvlite.llm import openai
@@ -91,9 +92,11 @@ class Display:
             self.console.warn(f"the answer was cut short: {why}")
         if kv.tokens_evicted and not self._has_told_eviction:
             self._has_told_eviction = True
+            full = full_heads(kv)
             self.console.note(
                 f"the KV cache of {human_bytes(kv.reserved_bytes)} keeps {kv.tokens_kept:,} of {kv.tokens_seen:,} "
                 f"tokens by policy {kv.policy}; the model no longer sees the other {kv.tokens_evicted:,}"
+                + (f" ({full}; the others, which need more, still have room)" if full else "")
             )
 
     def finish(self, answer: Answer, model: str) -> None:

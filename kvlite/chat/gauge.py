@@ -45,10 +45,16 @@ def gauge(kv: KVCounts, width: int, extras: tuple[str, ...] = ()) -> str:
     share = kv.live_bytes / kv.reserved_bytes if kv.reserved_bytes else 0.0
     held = f"KV {of_bytes(kv.live_bytes, kv.reserved_bytes)}"
     tokens = f"kept {kv.tokens_kept:,} of {kv.tokens_seen:,}"
-    said = [*filter(None, extras)]
+    said = [*filter(None, (full_heads(kv), *extras))]
     forms = [" · ".join([f"{held} {bar(share)} {tokens}", *said[:count]]) for count in range(len(said), -1, -1)]
     forms += [f"{held} · {tokens}", held]
     return next((form for form in forms if len(form) <= width), held[: max(0, width)])
+
+
+def full_heads(kv: KVCounts) -> str:
+    """Write why tokens are evicted while bytes are left: some KV heads are full, others, with more slots, not yet."""
+    is_so = kv.tokens_evicted and 0 < kv.full_heads < kv.heads
+    return f"{kv.full_heads:,} of {kv.heads:,} heads full" if is_so else ""
 
 
 def drawn_line(sampling: Sampling) -> str:

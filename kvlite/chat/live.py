@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import select
 import shutil
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -84,25 +85,39 @@ class LiveLines:
             write()
             self._draw("")
 
-    def _watch(self, keys: int | None, stop: int) -> None:
+    def _watch(self, keys: _Keyboard | None, stop: int) -> None:
         """Read what is typed, and draw the lines again now and then, until `stop` is closed."""
         if keys is not None:
             self._console.draw(_PASTE_ON)
         while True:
-            ready, _, _ = select.select([stop, *([] if keys is None else [keys])], [], [], DRAW_EVERY_S)
+            ready, _, _ = select.select([stop, *([] if keys is None else [keys.file])], [], [], DRAW_EVERY_S)
             if stop in ready:
                 return
             data = b""
-            if keys is not None and keys in ready:
+            if keys is not None and keys.file in ready:
                 with suppress(OSError):
-                    data = os.read(keys, 65536)
+                    data = os.read(keys.file, 65536)
+                self.ahead.feed(data)
+                if self.ahead.wants_to_stop:
+                    self.ahead.wants_to_stop = False
+                    self._stop(keys)
                 if not data:
                     keys = None  # the terminal is gone
-                self.ahead.feed(data)
             else:
                 self.ahead.flush()
             with self._lock, suppress(Exception):  # nothing here is worth an answer
                 self._draw("")
+
+    def _stop(self, keys: _Keyboard) -> None:
+        """Leave the terminal to the shell, and take it again once the shell lets the process go on."""
+        with self._lock:
+            self._console.draw(_ERASE_BELOW + _PASTE_OFF + ("\n" if self._is_line_open else ""))
+            self._is_line_open = False
+            keys.leave()
+            os.killpg(0, signal.SIGTSTP)  # all of the job, as the terminal would
+            time.sleep(DRAW_EVERY_S)  # in which the process is stopped
+            keys.take()
+            self._console.draw(_PASTE_ON)
 
     def _draw(self, text: str) -> None:
         """Write `text` and the lines below it in one go."""
@@ -140,29 +155,51 @@ class LiveLines:
         return (self.activity, f"{tokens / (now - since):.0f} tok/s" if now > since and tokens > 1 else "")
 
 
-@contextmanager
-def _keys_unread_by_the_shell() -> Iterator[int | None]:
-    """A descriptor on which keys come as they are pressed, without an echo; None where stdin is no terminal.
+class _Keyboard:
+    """The terminal `file` on which keys come as they are pressed, without an echo, from `take` to `leave`.
 
-    Ctrl-C stays a signal, which does not take what was typed with it.
+    Ctrl-C stays a signal, which does not take what was typed with it; Ctrl-Z is a key.
     """
+
+    def __init__(self, file: int) -> None:
+        import termios
+
+        self.file = file
+        self._before, self._own = termios.tcgetattr(file), termios.tcgetattr(file)
+        self._own[3] = self._own[3] & ~(termios.ICANON | termios.ECHO | termios.IEXTEN) | termios.NOFLSH
+        self._own[6][termios.VSUSP] = os.fpathconf(file, "PC_VDISABLE").to_bytes(1, "little")
+
+    def take(self) -> None:
+        """Let keys come as they are pressed."""
+        import termios
+
+        termios.tcsetattr(self.file, termios.TCSANOW, self._own)
+
+    def leave(self) -> None:
+        """Leave the terminal as it was found."""
+        import termios
+
+        termios.tcsetattr(self.file, termios.TCSANOW, self._before)
+
+
+@contextmanager
+def _keys_unread_by_the_shell() -> Iterator[_Keyboard | None]:
+    """Take the keyboard within the block; None where stdin is no terminal."""
     try:
         import termios
+
+        keys = _Keyboard(sys.stdin.fileno())
     except ImportError:
         yield None
         return
-    try:
-        keys = sys.stdin.fileno()
-        before, modes = termios.tcgetattr(keys), termios.tcgetattr(keys)
     except (termios.error, OSError, ValueError):
         yield None
         return
-    modes[3] = modes[3] & ~(termios.ICANON | termios.ECHO | termios.IEXTEN) | termios.NOFLSH
-    termios.tcsetattr(keys, termios.TCSANOW, modes)
+    keys.take()
     try:
         yield keys
     finally:
-        termios.tcsetattr(keys, termios.TCSANOW, before)
+        keys.leave()
 
 
 def _end(text: str, width: int) -> str:

@@ -19,6 +19,8 @@ _FENCE = re.compile(r"(?P<indent>[ \t>]*)(?P<fence>`{3,}|~{3,})(?P<language>[^`\
 _UNDECIDED = re.compile(r"[\s>#*+_=~`-]*(\d{1,9}[.)]?)?\s*(\[[ xX]?\]?)?\s*")
 _RULE = re.compile(r"\s{0,3}([-*_])(?:\s*\1){2,}\s*")
 _MARKER = re.compile(r"(?P<space>\s*)(?:(?P<quote>>)|(?P<heading>#{1,6})(?=\s)|(?P<item>[-*+]|\d{1,9}[.)])(?=\s))\s?")
+_CELL_END = re.compile(r"(?<!\\)\|")
+_INLINE_CODE = re.compile(r"(?<!`)(`+)(?!`).+?(?<!`)\1(?!`)")
 _TASK = re.compile(r"\[([ xX])\]\s")
 
 
@@ -156,9 +158,24 @@ class MarkdownStream:
         return start + self._wrapper.add(styled(rest, has_color=self._has_color)) + "\n"
 
 
+def _widened(source: str) -> str:
+    """A table whose header has as many cells as its longest row, else that is cut; bars in code part no cells."""
+    header, *rest = (_INLINE_CODE.sub(lambda code: _CELL_END.sub(r"\|", code[0]), row) for row in source.split("\n"))
+    counts = [_cell_count(row) for row in (header, *rest)]
+    missing = max(counts) - counts[0]
+    if missing and rest and counts[1] == counts[0]:
+        header, rest[0] = (f"{row.rstrip().removesuffix('|')}|" for row in (header, rest[0]))
+        header, rest[0] = header + "  |" * missing, rest[0] + "---|" * missing
+    return "\n".join([header, *rest])
+
+
+def _cell_count(row: str) -> int:
+    return len(_CELL_END.findall(row.strip().removeprefix("|").removesuffix("|"))) + 1
+
+
 def _cells(source: str) -> Iterator[list[tuple[str, str]]]:
     """The rows of a table, the header first: each cell's source and alignment. None where it is no table alone."""
-    parsed = markdown().parse(source)
+    parsed = markdown().parse(_widened(source))
     if not parsed or parsed[0].type != "table_open" or parsed[-1].type != "table_close":
         return
     row: list[tuple[str, str]] = []
@@ -188,7 +205,9 @@ def _drawn_table(rows: list[list[tuple[str, str]]], width: int, has_color: bool)
     header, *body = rows
     if len(header) * 7 > width:
         lines = [
-            f"{cell(name[0], '1')}: {cell(value[0])}" for row in body for name, value in zip(header, row, strict=True)
+            f"{cell(name[0], '1')}{': ' if name[0] else ''}{cell(value[0])}"
+            for row in body
+            for name, value in zip(header, row, strict=True)
         ]
         return "".join(f"{line}\n" for line in lines)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)

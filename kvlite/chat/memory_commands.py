@@ -42,6 +42,8 @@ def _forgotten(chat: Chat, _: str) -> None:
     _show_turns(chat, turns)
     kv, gone = chat.session.counts(), [turn.number for turn in turns if not turn.share]
     said = f"kept {kv.tokens_kept:,} of {kv.tokens_seen:,} tokens"
+    if before := chat.memory.before_turns():
+        said += f", {before:,} of them before turn 1"
     if gone:
         said += f"; of turn{'s'[: len(gone) > 1]} {numbers(gone)} nothing is left"
     chat.show(said if kv.tokens_evicted else f"{said}: nothing is forgotten")
@@ -72,8 +74,9 @@ def _pin(chat: Chat, argument: str) -> None:
     chat.saving.save()
     kept = "all of it" if turn.share == 1 else f"what is left of it ({percent(turn.share)})" if turn.share else ""
     heads, of = chat.memory.heads_with_room()
-    where = f" in the {heads:,} of {of:,} heads that have room for it" if heads < of else ""
-    chat.show(f"turn {turn.number} is pinned: {kept} stays{where}" if kept else f"turn {turn.number} is gone already")
+    where = f" in {heads:,} of {of:,} heads; the others keep the best of it that they have room for"
+    stays = f"{kept} stays{where if heads < of else ''}"
+    chat.show(f"turn {turn.number} is pinned: {stays}" if kept else f"turn {turn.number} is gone already")
 
 
 def _unpin(chat: Chat, argument: str) -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from kvlite.chat.session_files import KEPT_CACHES, SessionFile, SessionFolder
+from kvlite.chat.session_files import KEPT_CACHES, ChatMessage, SessionFile, SessionFolder
 from kvlite.errors import OutputError, UsageError
 from kvlite.llm.saved_row import Unusable
-from kvlite.memory.format import human_bytes
+from kvlite.memory.format import counted, human_bytes
 
 if TYPE_CHECKING:
     from kvlite.chat.loop import Chat
@@ -25,6 +25,8 @@ class Saving:
         self.file: SessionFile | None = None
         self._chat = chat
         self._is_on, self._keeps_cache = is_on, keeps_cache
+        self._loaded: list[ChatMessage] = []  # the messages of the session that goes on, as its file has them
+        self._is_refused = False  # the text could not be saved, so the row may not be: the file may be another's by now
 
     def save(self) -> None:
         """Save the conversation where saving is on; an error of the disk is a warning."""
@@ -68,8 +70,8 @@ class Saving:
         self.leave()
         session = self._chat.session
         session.load(messages, file.pinned)
-        self.file = file
-        told = f"loaded {name}: {session.num_turns} turns"
+        self.file, self._loaded = file, [*session.messages]
+        told = f"loaded {name}: {counted(session.num_turns, 'turn')}"
         start = time.monotonic()
         try:
             tokens = self._chat.memory.load(file.cache_path, session.messages)
@@ -91,7 +93,8 @@ class Saving:
     def leave(self) -> None:
         """Save the row of the conversation that is left: nothing more of it is said."""
         file, self.file = self.file, None
-        if file is None or not self._is_on or not file.exists():
+        is_refused, self._is_refused = self._is_refused, False
+        if file is None or not self._is_on or not file.exists() or is_refused:
             return
         try:
             size = self._write_cache(file)
@@ -112,11 +115,16 @@ class Saving:
         if self.file is None:
             self.file = self.folder.new_file()
         session = self._chat.session
+        self._is_refused = True
         self.file.save(session.messages, self._chat.model, session.conversation.pinned)
+        self._is_refused = False
         return self.file
 
     def _write_cache(self, file: SessionFile) -> int | None:
+        session = self._chat.session
+        if session.messages == self._loaded and not session.conversation.holds(session.messages):
+            return None  # nothing was asked, so what was saved with this text stays
         if not self._keeps_cache:
             file.cache_path.unlink(missing_ok=True)
             return None
-        return self._chat.memory.save(file.cache_path, self._chat.session.messages)
+        return self._chat.memory.save(file.cache_path, session.messages)

@@ -109,9 +109,15 @@ class Session:
                 ]
                 self.unsent = None
 
-    def think(self, how: str) -> None:
-        """Let the model think before it answers: `auto`, `on` or `off`."""
+    @property
+    def thinking(self) -> str:
+        """What was asked of its thinking: `auto`, `on` or `off`."""
+        return self._text.think
+
+    def think(self, how: str) -> str | None:
+        """Let the model think before it answers: `auto`, `on` or `off`. Gives the reason where that changes nothing."""
         self._text.think = how
+        return self._text.thinks_anyway
 
     def cancel(self) -> None:
         """Stop the answer being generated at its next token. Safe to call from a signal handler."""
@@ -123,6 +129,13 @@ class Session:
         sampling = self.settings.sampling
         self.settings = replace(self.settings, sampling=replace(sampling, seed=(sampling.seed + 1) % SEEDS))
         return self.ask(user)
+
+    @property
+    def retries_alike(self) -> bool:
+        """True where `retry` asks from the very state that was there: else other tokens may be forgotten then."""
+        asked = [index for index, message in enumerate(self.messages) if message["role"] == "user"]
+        before = self.messages[: asked[-1]] if asked and self.unsent is None else []
+        return not self.counts().tokens_evicted or self.conversation.goes_back_to(before)
 
     def undo(self, turns: int = 1) -> str:
         """Take back the last turns and return the first question taken back; raises UsageError if there are fewer."""

@@ -48,13 +48,14 @@ class Terminal:
         self._session: PromptSession[str] = PromptSession(
             message=">>> ",
             multiline=True,
-            prompt_continuation="... ",
+            prompt_continuation=lambda width, number, is_wrapped: "    " if is_wrapped else "... ",
             history=_history(history),
             completer=ChatCompleter(known_words()),
             key_bindings=self._bindings(),
             bottom_toolbar=status,
             vi_mode=vi,
             enable_open_in_editor=True,
+            enable_suspend=True,
             search_ignore_case=True,
             output=create_output(always_prefer_tty=True),  # an answer redirected to a file stays free of prompts
         )

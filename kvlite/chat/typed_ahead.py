@@ -28,6 +28,8 @@ class TypedAhead:
 
     def __init__(self) -> None:
         self.sent: deque[str] = deque()
+        self.wants_to_stop = False
+        """Ctrl-Z was pressed, which stops the process until the shell lets it go on."""
         self._buffer = Buffer(multiline=True)
         self._is_pasted = self._is_escaped = False
         self._parser = Vt100Parser(self._press)
@@ -87,6 +89,8 @@ class TypedAhead:
                 buffer.delete()
             else:
                 self.sent.append(END)
+        elif key == Keys.ControlZ:
+            self.wants_to_stop = True
         elif isinstance(key, Keys):
             _EDITS.get(key, _ignore)(buffer)
         elif key.isprintable():

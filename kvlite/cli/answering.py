@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from kvlite.catalog.files import ModelFiles
@@ -14,6 +15,7 @@ from kvlite.llm import LLM
 from kvlite.llm.answer import AnswerSettings, check_answer
 from kvlite.llm.spec import RunSpec
 from kvlite.llm.text_model import TextModel, import_engine
+from kvlite.memory.format import human_bytes
 from kvlite.options import AnswerOptions, ModelOptions
 from kvlite.record.recorder import Recorder
 
@@ -41,10 +43,26 @@ class Answering:
         pins, unnamed = self.options.pin_system, CHAT_SAMPLING if is_chat else None
         return AnswerSettings.of(llm.model.generation, self.answer, pin_system=pins, unnamed=unnamed)
 
-    def open(self, spec: RunSpec, recorder: Recorder, files: ModelFiles | None = None, *, is_chat: bool = False) -> LLM:
-        """Load the model, of which the `files` may be found already, make its cache, and note both in the record."""
+    def open(
+        self,
+        spec: RunSpec,
+        recorder: Recorder,
+        files: ModelFiles | None = None,
+        *,
+        is_chat: bool = False,
+        doing: Callable[[str], None] = lambda text: None,
+    ) -> LLM:
+        """Load the model, of which the `files` may be found already, make its cache, and note both in the record.
+
+        What takes long is named to `doing` as it begins.
+        """
+        doing("PyTorch and transformers")
         import_engine()
-        llm = LLM(TextModel.load(spec, self.call.console, files))
+        weights = None if files is None else files.weights
+        doing("the weights" if weights is None else f"{human_bytes(weights.num_bytes)} of weights")
+        model = TextModel.load(spec, self.call.console, files)
+        doing("the cache")
+        llm = LLM(model)
         llm.record(recorder, self.call.sources["kv_budget"])
         self.call.console.note(llm.welcome if is_chat and not self.call.console.verbose else str(llm))
         return llm

@@ -57,6 +57,8 @@ def batch(
     if given.repair:
         from kvlite.batch.repair import repair
 
+        if given.output is not None:
+            raise UsageError("--repair mends the output file that is given in place of INPUT; leave out -o")
         repair(given.input, call.console)
     elif given.dry_run:
         from kvlite.batch.dry_run import dry_run

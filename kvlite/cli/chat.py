@@ -117,7 +117,7 @@ class _Talking:
 
         self.asked, self.given, self.form, self.recorder = asked, given, form, recorder
         self.session: Session | None = None
-        self._since_s = time.monotonic()
+        self._since_s, self._doing = time.monotonic(), ""
         history = user_state_path("kvlite", appauthor=False) / "history"
         self.terminal = Terminal(self._status if given.status else None, history, vi=given.vi)
 
@@ -152,7 +152,7 @@ class _Talking:
 
         self.session = None
         gc.collect()  # a model that was here before
-        llm = self.asked.open(spec, self.recorder, files, is_chat=True)
+        llm = self.asked.open(spec, self.recorder, files, is_chat=True, doing=self._begin)
         settings = self.asked.settings(llm, is_chat=True)
         if not settings.sampling.is_greedy:
             self.asked.call.console.note(drawn_line(settings.sampling))
@@ -169,6 +169,9 @@ class _Talking:
         files = spec.files(self.asked.call.console.note)
         return lambda: self._open(spec, files)
 
+    def _begin(self, work: str) -> None:
+        self._doing = work
+
     def _counts(self) -> KVCounts:
         assert self.session is not None
         return self.session.counts()
@@ -178,7 +181,8 @@ class _Talking:
 
         session = self.session
         if session is None:
-            return f"{self.asked.options.model} is loading, {time.monotonic() - self._since_s:.0f} s"
+            seconds = f"{time.monotonic() - self._since_s:.0f} s"
+            return ", ".join(filter(None, [f"{self.asked.options.model} is loading", self._doing, seconds]))
         return status_line(session.counts(), session.last, session.settings.sampling, get_terminal_size().columns)
 
 

@@ -70,7 +70,7 @@ def sessions(given: SessionsOptions, call: Invocation) -> None:
 
 def _list(out: Console, words: Sequence[str], _: SessionsOptions) -> None:
     from kvlite.chat.session_files import SessionFolder
-    from kvlite.memory.format import human_bytes
+    from kvlite.memory.format import counted, human_bytes
 
     found = SessionFolder().found(words)
     if out.as_json:
@@ -91,9 +91,11 @@ def _list(out: Console, words: Sequence[str], _: SessionsOptions) -> None:
             )
             for session in found
         ]
-        out.table(("NAME", "SAVED", "TURNS", "TEXT", "CACHE", "MODEL", "FIRST"), rows)
+        if rows or not words:
+            out.table(("NAME", "SAVED", "TURNS", "TEXT", "CACHE", "MODEL", "FIRST"), rows)
         total = sum(session.num_bytes + session.cache_bytes for session in found)
-        out.note(f"{len(found)} sessions, {human_bytes(total)} on disk")
+        hold = f" hold{'s' * (len(found) == 1)} {' and '.join(words)}" if words else ""
+        out.note(f"{counted(len(found), 'session')}{hold}, {human_bytes(total)} on disk")
 
 
 def _record(session: Summary) -> dict[str, object]:

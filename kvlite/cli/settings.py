@@ -57,9 +57,9 @@ def load_settings(ctx: typer.Context, path: Path | None) -> dict[str, dict[str, 
             for label, key, value, among in entries:
                 for command, option in _owners(label, key.replace("_", "-"), among).items():
                     _check(ctx, label, option, value)
-                    if file is project and _names_file(option, value):
+                    if file is project and _names_place(option, value):
                         raise ValueError(
-                            f"{label} names a file, which a file that may come with a folder cannot; give "
+                            f"{label} names a file or a machine, which a file that may come with a folder cannot; give "
                             f"--{setting_name(option)}, or set it in the user's config.toml"
                         )
                     settings[command][str(option.name)] = value
@@ -130,12 +130,13 @@ def _owners(label: str, name: str, among: Mapping[str, Mapping[str, TyperOption]
     return {command: option for command, option in owners.items() if option.allow_from_autoenv} or owners
 
 
-def _names_file(option: TyperOption, value: Any) -> bool:
-    """True where `value` is a path to an option that takes one, and none of the option's other words."""
+def _names_place(option: TyperOption, value: Any) -> bool:
+    """True where `value` is a path or an address to an option that takes one, and none of its other words."""
     forms = (option.metavar or "").split("|")
     values = [each for each in (value if isinstance(value, list) else [value]) if isinstance(each, str)]
-    takes_path = not {"PATH", "FILE"}.isdisjoint(forms)
-    return any((takes_path and each not in forms) or ("@FILE" in forms and each.startswith("@")) for each in values)
+    takes_place = not {"PATH", "FILE", "ADDRESS"}.isdisjoint(forms)
+    marks = "@" * ("@FILE" in forms) + "/.~" * ("FOLDER" in forms)
+    return any((takes_place and each not in forms) or each.startswith(tuple(marks)) for each in values)
 
 
 def _check(ctx: typer.Context, label: str, option: TyperOption, value: Any) -> None:

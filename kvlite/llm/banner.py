@@ -42,8 +42,9 @@ def welcome(model: TextModel, held: Allocated) -> str:
     """The model and what it remembers, in words and one line of a narrow terminal."""
     plan, alias = held.engine.plan, model.files.ref.alias
     name = alias or model.files.repo or model.files.folder.name
-    stored = held.engine.cache.stored.label
-    return f"{name} · keeps {plan.slots:,} tokens in {human_bytes(plan.reserved_bytes)}{stored} · /help"
+    first = min((part.num_slots for part in held.engine.cache.parts if part.shape.window is None), default=plan.slots)
+    forgets = f", forgets from {first:,} on" if first < plan.slots and held.engine.on_full == "evict" else ""
+    return f"{name} · keeps {plan.slots:,} tokens in {human_bytes(plan.reserved_bytes)}{forgets} · /help"
 
 
 def cache_size(plan: CachePlan) -> str:

@@ -71,11 +71,17 @@ class ChatMemory:
 
     def __init__(self, llm: LLM, conversation: Conversation) -> None:
         self._llm, self._conversation = llm, conversation
+        self._peak_before_bytes = 0  # of the caches before the one there is
 
     def turns(self) -> list[TurnKept]:
         """Every turn in the row, the oldest first; none where it holds nothing yet."""
         spans = self._conversation.turn_spans()
         return [] if not spans else self._told(spans, self._kept())
+
+    def before_turns(self) -> int:
+        """Count the tokens before the first turn: the system prompt, and what the template begins with."""
+        spans = self._conversation.turn_spans()
+        return spans[0][0] if spans else 0
 
     def pin(self, number: int) -> TurnKept:
         """Evict nothing more of a turn. Raises UsageError where there is none, BudgetTooSmall where it has no room."""
@@ -83,8 +89,8 @@ class ChatMemory:
         return self.turns()[number - 1]
 
     def heads_with_room(self) -> tuple[int, int]:
-        """Count the KV heads that keep all that is pinned, and all of them: those with few slots may not."""
-        return self._llm.engine.cache.heads_with_room(self._llm.engine.pins(ROW))
+        """Count the KV heads that keep all that is left of what is pinned, and all of them; some have few slots."""
+        return self._llm.engine.cache.heads_with_room(ROW, self._llm.engine.pins(ROW))
 
     def unpin(self, number: int) -> None:
         """Let a turn be evicted again. Raises UsageError where it is not pinned."""
@@ -124,6 +130,7 @@ class ChatMemory:
             kept = kept_in(engine.cache, moved, self._seen).tolist()
             shares = tuple(_mean(kept[start:end]) for start, end in spans)
         if not dry:
+            self._peak_before_bytes = max(self._peak_before_bytes, engine.counts(ROW).peak_bytes)
             is_moved = engine.change_cache(after, spec.policy, spec.options.on_full)
             assert is_moved == (moved is not None)
             llm.adopt(spec, fit)
@@ -185,10 +192,15 @@ class ChatMemory:
         sinks = min(engine.policy.sinks, kv.tokens_seen) if engine.policy.evicts else 0
         pinned = sum(end - start for start, end in engine.pins(ROW))
         kept = sorted(layer.kept for layer in reading.layers)
+        slots = sorted(part.num_slots for part in engine.cache.parts if part.shape.window is None)
+        by_head = f", {slots[0]:,} to {slots[-1]:,} by KV head" if slots and slots[0] != slots[-1] else ""
+        before = self._peak_before_bytes
+        earlier = f", {human_bytes(before)} before the last change" if before else ""
         rows = [
             ("budget", f"{human_bytes(kv.budget_bytes)}, of which the cache reserves {kv.reserved_bytes:,} bytes"),
-            ("used", f"{human_bytes(kv.live_bytes)} now, {human_bytes(kv.peak_bytes)} at most"),
-            ("room for", f"{plan.slots:,} tokens of {human_bytes(reading.bytes_per_token)} in {kv.dtype}"),
+            ("used", f"{human_bytes(kv.live_bytes)} now, {human_bytes(kv.peak_bytes)} at most{earlier}"),
+            ("room for", f"{plan.slots:,} tokens of {human_bytes(reading.bytes_per_token)} in {kv.dtype}{by_head}"),
+            ("full", f"{kv.full_heads:,} of {kv.heads:,} KV heads, which evict" if kv.full_heads else "no KV head"),
             ("tokens seen", f"{kv.tokens_seen:,}"),
             ("tokens kept", f"{kv.tokens_kept:,}, evicted {kv.tokens_evicted:,}"),
             ("protected", f"{sinks} sinks, {pinned:,} pinned, {engine.policy.recent(plan.slots):,} newest"),

@@ -133,6 +133,11 @@ class Conversation:
         """True where the row holds these messages and nothing else."""
         return self.last is not None and self._messages == tuple(checked(messages))
 
+    def goes_back_to(self, messages: Sequence[object]) -> bool:
+        """True where the row can be as it was behind these messages: by a copy, or because there are none."""
+        turns = tuple(checked(messages)) if messages else ()
+        return not turns or any(checkpoint.messages == turns for checkpoint in self._checkpoints)
+
     def resume(self, messages: Sequence[object], last: Answer, starts: Sequence[int | None], pinned: set[int]) -> None:
         """Go on from a row that was put back: it holds `messages`, the last of which is the answer `last`."""
         self._messages, self.last = tuple(checked(messages)), last

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from kvlite.console import Console
+from kvlite.errors import BudgetTooSmall
 from kvlite.llm.generation import not_applied
 from kvlite.llm.spec import BatchSize, PlanDevice, RunSpec
 from kvlite.memory.fit import LONGEST
@@ -202,10 +203,15 @@ class TextModel:
         """The profile that the heads' slots follow; None where nothing is evicted."""
         if self.spec.options.profile == "off":
             return None
-        spec = fit.specs(self.spec.budget)[-1]
-        one, budget = replace(fit, spec=spec), self.spec.budget
-        plan = one.cache(budget) if one.batch is None else one.rows(budget, LONGEST, 1)
-        return self.head_profile() if spec.evicts and plan.slots < plan.most_slots else None
+        budget = self.spec.budget
+        *smaller, largest = (replace(fit, spec=spec) for spec in fit.specs(budget))
+        try:
+            plan = largest.cache(budget) if fit.batch is None else largest.rows(budget, LONGEST, 1)
+        except BudgetTooSmall:
+            if not smaller:
+                raise
+            return self.head_profile() if largest.spec.evicts else None  # less than the smallest is not the window
+        return self.head_profile() if largest.spec.evicts and plan.slots < plan.most_slots else None
 
     def head_profile(self) -> HeadProfile | None:
         """The profile for a cache that evicts; None where all heads get as many slots, which is said once."""
@@ -279,7 +285,7 @@ class TextModel:
         elif effect.is_harmless:
             listener.detail(f"--kv-dtype auto takes {name}: {effect.finding}")
         else:
-            listener.note(f"--kv-dtype auto passes over {name}, fewer tokens are kept: {effect.finding}")
+            listener.detail(f"--kv-dtype auto passes over {name}, fewer tokens are kept: {effect.finding}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,8 @@ class KVCounts:
     """Bytes and tokens in the slots of a row, or of a whole cache.
 
     `live_bytes` is live slots times slot bytes; `tokens_kept` is the mean of live slots over the KV heads of
-    full-attention layers; `tokens_evicted` is seen minus kept. Scripts rely on these names.
+    full-attention layers; `tokens_evicted` is seen minus kept. `full_heads` of these `heads` have no slot free, so they
+    evict. Scripts rely on these names.
     """
 
     budget_bytes: int
@@ -22,3 +23,5 @@ class KVCounts:
     tokens_evicted: int
     policy: str
     dtype: str
+    full_heads: int = 0
+    heads: int = 0

@@ -86,6 +86,11 @@ def parse_size(text: str) -> int | None:
     return int(Fraction(match["number"]) * UNITS[match["unit"].upper()]) if match else None
 
 
+def counted(number: int, noun: str) -> str:
+    """Write a number of things: `1 turn`, `2 turns`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def human_bytes(count: int, decimals: int | None = None) -> str:
     """Write `count` bytes for reading, in powers of ten and three digits or so: `512 B`, `12.3 kB`, `2.00 GB`.
 

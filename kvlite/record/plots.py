@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 from kvlite.memory.format import human_bytes
 from kvlite.record.page import ON_LIGHT, WIDTH, Curve, Mark, Plot, round_ticks, x_at, y_at
@@ -27,26 +27,43 @@ def record_plots(kv: KVReport, timeline: Sequence[TimelinePoint]) -> tuple[Plot,
 
 
 def timeline_plot(points: Sequence[TimelinePoint], budget_bytes: int) -> Plot:
-    """Live KV bytes against tokens seen, or against time where the tokens do not only grow; dots mark events."""
+    """Live KV bytes against tokens seen, those of a batch against time, under the budget; dots mark events."""
+    is_batch = any(point.tokens_generated is not None for point in points)
     seen = [point.tokens_seen for point in points]
-    grows = seen[-1] > 0 and all(a <= b for a, b in pairwise(seen))
-    steps: list[float] = [*seen] if grows else [point.t_s for point in points]
+    goes_back = any(after < before for before, after in pairwise(seen))
+    steps = [point.t_s for point in points] if is_batch else _summed(seen)
+    budgets = in_force(points, budget_bytes)[:-1]
     x_ends = (0.0, max(steps) or 1.0)
-    y_ends = (0.0, max(budget_bytes, *(point.kv_bytes for point in points)) or 1.0)
+    y_ends = (0.0, max(*budgets, *(point.kv_bytes for point in points)) or 1.0)
     held = tuple(
         Mark(x_at(step, x_ends, WIDTH), y_at(point.kv_bytes, y_ends), dot=point.event is not None)
         for step, point in zip(steps, points, strict=True)
     )
-    budget = tuple(Mark(x, y_at(budget_bytes, y_ends), dot=False) for x in (0.0, float(WIDTH)))
+    budget = [Mark(0.0, y_at(budgets[0], y_ends), dot=False)]
+    for step, (before, after) in zip(steps[1:], pairwise(budgets), strict=True):
+        if before != after:
+            x = x_at(step, x_ends, WIDTH)
+            budget += [Mark(x, y_at(before, y_ends), dot=False), Mark(x, y_at(after, y_ends), dot=False)]
+    budget.append(Mark(float(WIDTH), y_at(budgets[-1], y_ends), dot=False))
     dashed = len(ON_LIGHT) + 1
     return Plot(
         title="KV cache over the run",
-        x_title="tokens seen" if grows else "seconds",
+        x_title="seconds" if is_batch else "tokens seen" + (", with those taken back" if goes_back else ""),
         y_title="bytes held",
         x_ticks=tuple((x_at(at, x_ends, WIDTH), f"{at:,g}") for at in round_ticks(*x_ends) if at <= x_ends[1]),
         y_ticks=tuple((y_at(at, y_ends), human_bytes(int(at))) for at in round_ticks(*y_ends) if at <= y_ends[1]),
-        curves=(Curve("KV cache", 0, held), Curve(f"budget {human_bytes(budget_bytes)}", dashed, budget)),
+        curves=(Curve("KV cache", 0, held), Curve(f"budget {human_bytes(budget_bytes)}", dashed, tuple(budget))),
     )
+
+
+def in_force(points: Sequence[TimelinePoint], budget_bytes: int) -> list[int]:
+    """The budget at each of the points and at the end, when it was `budget_bytes`."""
+    return [*(budget_bytes if point.budget_bytes is None else point.budget_bytes for point in points), budget_bytes]
+
+
+def _summed(seen: Sequence[int]) -> list[float]:
+    """The tokens seen by each point, where those that were taken back count, too."""
+    return [*accumulate((max(0, after - before) for before, after in pairwise((0, *seen))), initial=0.0)][1:]
 
 
 def batch_plots(points: Sequence[TimelinePoint]) -> list[Plot]:

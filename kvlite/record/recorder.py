@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from heapq import heappush, heappushpop
 from itertools import count
@@ -42,7 +42,9 @@ MAX_SLOWEST = 10
 class Reading:
     """Bytes by the plan's terms, the cache's counts and layers, the peak of each phase; `torch` and `gpu` on a GPU.
 
-    `capacity_tokens` are slots per KV head. `full_cache_bytes` is None where several rows hold conversations.
+    `capacity_tokens` are slots per KV head. `full_cache_bytes` is None where several rows hold conversations. Those of
+    the `planned` bytes that are known take the place of what was predicted: a row that grows has its slots by then from
+    another plan.
     """
 
     host: HostFacts
@@ -53,6 +55,7 @@ class Reading:
     terms: Mapping[str, int]
     layers: tuple[LayerKept, ...]
     phases: Mapping[str, int]
+    planned: Mapping[str, int] = field(default_factory=dict)
     torch: TorchMemory | None = None
     gpu: measure.DeviceReading | None = None
 
@@ -148,7 +151,7 @@ class Recorder:
         self._budget_source = ""
         self._timeline = Timeline()
         self._has_evicted = False
-        self._peak_bytes = 0
+        self._peak_bytes = self._peak_before_bytes = 0  # of the cache there is, and of those before it
         self._is_within_budget = True
         self._turns: list[TurnReport] = []
         self._sums = {"tokens_seen": 0, "tokens_kept": 0, "tokens_evicted": 0}  # over all answers, for a batch
@@ -182,6 +185,7 @@ class Recorder:
     def changed(self, how: str, predicted: Mapping[str, int]) -> None:
         """Note that the cache was exchanged for one of bytes `predicted` by term, which has a peak of its own."""
         if self._engine is not None:
+            self._peak_before_bytes = max(self._peak_before_bytes, self._peak_bytes)
             self._peak_bytes, self._predicted = 0, dict(predicted)
             self._add_point(self._engine.counts(), how)
 
@@ -203,6 +207,7 @@ class Recorder:
                 tokens_seen=counts.tokens_seen,
                 kv_bytes=counts.live_bytes,
                 allocated_bytes=self._engine.allocated_bytes(),
+                budget_bytes=counts.budget_bytes,
                 event=event,
                 **({} if progress is None else asdict(progress)),
             )
@@ -210,6 +215,7 @@ class Recorder:
 
     def answered(self, request: RequestReport, kv: KVCounts) -> None:
         """Note an answer; `kv` counts its row. Beyond 1,000 answers only the sums go on."""
+        self._peak_bytes = max(self._peak_bytes, request.kv_peak_bytes)
         for name in self._sums:
             self._sums[name] += getattr(kv, name)
         slow = (request.total_s or 0.0, -next(self._order), request)  # of two that took as long the first stays
@@ -277,7 +283,7 @@ class Recorder:
             "budget_source": self._budget_source,
             "bytes_per_token": reading.bytes_per_token,
             "capacity_tokens": reading.capacity_tokens,
-            "peak_bytes": peak_bytes,
+            "peak_bytes": max(peak_bytes, self._peak_before_bytes),
             "full_cache_bytes": reading.full_cache_bytes,
             "allocated_unused_bytes": max(0, counts.reserved_bytes - peak_bytes),
             "policy_state_bytes": reading.terms.get("policy_state", 0),
@@ -290,6 +296,7 @@ class Recorder:
         self._record.kv = KVReport.model_validate(asdict(counts) | facts)
         self._record.host = host = reading.host
         self._measured = {**reading.terms, **self._measured}
+        self._predicted |= {name: size for name, size in reading.planned.items() if name in self._predicted}
         memory.torch = reading.torch
         memory.phases = [PhasePeak(name=name, peak_bytes=peak) for name, peak in reading.phases.items()]
         if gpu is not None:

@@ -96,14 +96,17 @@ class KVReport(Block):
     live_bytes: int
     """Live slots times slot bytes when the run ended."""
     peak_bytes: int
-    """The largest `live_bytes` of the run, or since the budget was changed."""
+    """The largest `live_bytes` of the run."""
     tokens_seen: int
     tokens_kept: int
     tokens_evicted: int
+    full_heads: int | None = None
+    """KV heads of full-attention layers without a free slot when the run ended, of `heads`; a batch sums over rows."""
+    heads: int | None = None
     full_cache_bytes: int | None = None
     """Bytes that a cache without a budget would have taken."""
     allocated_unused_bytes: int
-    """`reserved_bytes` minus `peak_bytes`."""
+    """`reserved_bytes` minus the peak, since the budget was changed if it was."""
     policy_state_bytes: int | None = None
     per_layer: list[LayerKept] = Field(default_factory=list)
     """A batch sums over its rows."""
@@ -193,6 +196,8 @@ class TimelinePoint(Block):
     rows_used: int | None = None
     """A batch: the rows that answered, of `rows`."""
     rows: int | None = None
+    budget_bytes: int | None = None
+    """The budget of the time."""
     event: Text | None = None
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
+from itertools import groupby
 from statistics import median
 
 from kvlite.memory.format import human_bytes
 from kvlite.record.page import Section, page
-from kvlite.record.plots import record_plots
+from kvlite.record.plots import in_force, record_plots
 from kvlite.record.schema import BatchReport, KVReport, RunRecord
 from kvlite.record.table import UNKNOWN, Table, count, percent, size
 
@@ -24,6 +25,9 @@ def verdict(record: RunRecord) -> str:
         return f"No KV cache is recorded: the run ended with exit code {record.exit_code}."
     share = f" ({percent(kv.peak_bytes / kv.budget_bytes)})" if kv.budget_bytes else ""
     said = "Stayed inside" if kv.within_budget else "Went over"
+    budgets = [human_bytes(budget) for budget, _ in groupby(in_force(record.timeline, kv.budget_bytes))]
+    if len(budgets) > 1:
+        share, said = "", f"{said} each budget,"
     peak, reserved = (human_bytes(size, decimals=3) for size in (kv.peak_bytes, kv.reserved_bytes))
     parts = [f"peak KV {peak}{share}", f"reserved {reserved}"]
     vram, device = peak_vram_bytes(record), record.memory.device
@@ -34,7 +38,7 @@ def verdict(record: RunRecord) -> str:
         parts.append(f"peak process memory {human_bytes(record.memory.host_rss_peak_bytes)}")
     if device is not None:
         parts.append(f"headroom {human_bytes(device.free_bytes)}")
-    return f"{said} {human_bytes(kv.budget_bytes)}: {', '.join(parts)}."
+    return f"{said} {', then '.join(budgets)}: {', '.join(parts)}."
 
 
 def peak_vram_bytes(record: RunRecord) -> int | None:
@@ -133,6 +137,9 @@ def _cache(kv: KVReport) -> Rows:
         ("per token", f"{size(kv.bytes_per_token)} of {kv.dtype}, room for {count(kv.capacity_tokens)} tokens"),
         ("tokens", f"seen {kv.tokens_seen:,}, kept {kv.tokens_kept:,}, evicted {kv.tokens_evicted:,}"),
     ]
+    if kv.full_heads and kv.heads:
+        room = "" if kv.full_heads == kv.heads else "; the others, which need more, had room"
+        rows.append(("full at the end", f"{kv.full_heads:,} of {kv.heads:,} KV heads{room}"))
     if kv.per_layer:
         kept = sorted(layer.kept for layer in kv.per_layer)
         rows.append(("kept per layer", f"min {kept[0]:,.0f}, median {median(kept):,.0f}, max {kept[-1]:,.0f} tokens"))

@@ -221,11 +221,18 @@ class ChatText:
         switch = self._renderer.think_switch
         if self.think != "auto" and switch:
             variables.setdefault(switch, self.think == "on")
-        elif self.think == "on" and self._tags is None:
-            self._note("this model does not think, so think=on changes nothing")
-        elif self.think == "off" and self._tags is not None:
-            self._note("this model's chat template cannot switch thinking off")
+        elif why := self.thinks_anyway:
+            self._note(why)
         return variables
+
+    @property
+    def thinks_anyway(self) -> str | None:
+        """The reason why `think` changes nothing; None where it does, or asks for nothing."""
+        if not self._renderer.think_switch and self.think == "on" and self._tags is None:
+            return "this model does not think, so think=on changes nothing"
+        if not self._renderer.think_switch and self.think == "off" and self._tags is not None:
+            return "this model's chat template cannot switch thinking off"
+        return None
 
     def _behind_answer(self, user: str, variables: Mapping[str, Any]) -> str:
         """Render what the template writes behind an answer, up to the prompt for the answer to `user`."""

@@ -287,6 +287,32 @@ def test_an_interrupted_retry_says_how_many_failures_did_not_run_again(desk: Des
         desk.run(retry_errors=True)
 
 
+def test_failures_that_did_not_run_again_count_at_the_end(desk: Desk) -> None:
+    (desk.folder / "in.jsonl").write_text('{"id":"a","prompt":""}\n"b"\n{"id":"c","prompt":""}\n')
+    with pytest.raises(BatchFailed):
+        desk.run()
+    with pytest.raises(BatchFailed, match="2 of 3 records are failures"):
+        desk.run(retry_errors=True, limit=2)
+    with pytest.raises(UsageError, match="leave out one of them"):
+        desk.run(retry_errors=True, overwrite=True)
+    assert len(desk.records()) == 3
+
+
+def test_an_order_that_does_not_hold_is_refused_or_said(desk: Desk) -> None:
+    (desk.folder / "in.jsonl").write_text('{"id":"a","prompt":""}\n"b"\n"c"\n')
+    with pytest.raises(BatchFailed):
+        desk.run()
+    with pytest.raises(UsageError, match="with ordered unset, not True; --overwrite starts over"):
+        desk.run(ordered=True)
+    for _ in range(2):
+        with pytest.raises(BatchFailed):
+            desk.run(ordered=True, overwrite=True)
+        assert "--ordered" not in desk.said
+    with pytest.raises(BatchFailed):
+        desk.run(ordered=True, retry_errors=True)
+    assert "follow those that are there" in desk.said
+
+
 def test_retry_errors_needs_a_file_of_records(desk: Desk) -> None:
     for asked in ({"output": None}, {"out_format": "text"}):
         with pytest.raises(UsageError, match="--retry-errors needs"):

@@ -188,3 +188,11 @@ def test_what_finds_no_room_beside_the_output_names_its_file_and_leaves_no_part(
     file.close()
     assert path.read_text().endswith("{")
     assert not list(path.parent.glob("*.partial"))
+
+
+def test_a_second_record_of_a_line_is_refused_with_the_way_out(path: Path) -> None:
+    path.write_text("".join(f"{line}\n" for line in [*RECORDS, RECORDS[2]]))
+    file = LockedFile(path)
+    with pytest.raises(UsageError, match=r"line 5 is another record .* kvlite batch --repair .*out.jsonl, or give"):
+        OutputJournal(file).done()
+    file.close()

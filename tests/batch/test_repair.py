@@ -83,5 +83,31 @@ def test_a_cut_anywhere_costs_at_most_the_records_it_goes_through(
     end = data.draw(st.integers(start, len(whole)))
     ends = [sum(len(one) + 1 for one in records[: number + 1]) for number in range(len(records))]
     untouched = [one for one, stop in zip(records, ends, strict=True) if stop <= start or stop - len(one) - 1 >= end]
-    kept, _ = repaired(path, whole[:start] + whole[end:])
+    try:
+        kept, _ = repaired(path, whole[:start] + whole[end:])
+    except UsageError:  # there is none
+        kept = []
     assert set(untouched) <= set(kept)
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        record("a") + record("b") + b"\n" + record("c") + b"\n",
+        record("a") + b"\n\n" + record("b") + b"\n \n" + record("c") + b"\n",
+        record("a") + b"\r\n" + record("b") + b"\n" + record("c"),
+    ],
+    ids=["glued", "blank lines", "other line ends"],
+)
+def test_whole_records_that_stand_wrong_stand_on_lines_of_their_own(tmp_path: Path, damaged: bytes) -> None:
+    kept, said = repaired(tmp_path / "out", damaged)
+    assert (tmp_path / "out").read_bytes() == b"".join(record(key) + b"\n" for key in "abc")
+    assert len(kept) == 3 and "3 records kept" in said
+
+
+@pytest.mark.parametrize("alien", [b'{"id":"a","prompt":"Hi"}\n', b"notes\n", record("a").decode().encode("utf-16")])
+def test_a_file_without_a_record_is_refused_and_stays(tmp_path: Path, alien: bytes) -> None:
+    with pytest.raises(UsageError, match="holds no record"):
+        repaired(tmp_path / "out", alien)
+    assert (tmp_path / "out").read_bytes() == alien
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]

@@ -161,12 +161,21 @@ class Head:
         return key <= query and (self.window is None or key > query - self.window)
 
     def evict(self, everyone: list[Token], received: dict[int, float], count: int) -> None:
-        """Keep the best of what was held and the last `count` tokens, given what each position received."""
+        """Keep the best of what was held and the last `count` tokens, given what each position received.
+
+        Of pinned tokens no more stay than leave room for one that is not; of equals at that limit none.
+        """
         now = everyone[-1].position + 1
         for token in everyone:
             token.known = token.known * self.rule.keeps(count) + received[token.position]
         ranks = self.rule.rank(everyone, now)
         worth = {t.position: self._worth(t.position, rank, now) for t, rank in zip(everyone, ranks, strict=True)}
+        pinned = [position for position in worth if self._is_pinned(position) and worth[position][0] == 1]
+        room = max(0, self.slots - 1 - self.rule.sinks - self._recent)
+        best = sorted((worth[position][1] for position in pinned), reverse=True)
+        for position in pinned:
+            if len(pinned) <= room or worth[position][1] > best[room]:
+                worth[position] = 2, 0.0, position
         staying = sorted(worth, key=lambda position: worth[position])[max(0, len(everyone) - self.slots) :]
         self.held = [token for token in everyone if token.position in staying]
 
@@ -174,16 +183,21 @@ class Head:
         """What goes first: nobody will see it again, then by rank, then the protected; of equals the oldest."""
         if not self.sees(now, position):
             return 0, 0.0, position
-        recent = max(1, min(self.rule.recent(self.slots), self.slots - 1))
-        safe = position >= now - recent
+        safe = position >= now - self._recent
         if self.window is None:
             safe |= position < self.rule.sinks
-            safe |= any(start <= position < end for start, end in self.pins)
         return (2, 0.0, position) if safe else (1, rank, position)
+
+    def _is_pinned(self, position: int) -> bool:
+        return self.window is None and any(start <= position < end for start, end in self.pins)
+
+    @property
+    def _recent(self) -> int:
+        return max(1, min(self.rule.recent(self.slots), self.slots - 1))
 
 
 class Layer:
-    """The heads of layer `index` of one conversation, each with its own number of slots and its own pins."""
+    """The heads of layer `index` of one conversation, each with its own number of slots."""
 
     def __init__(
         self,
@@ -191,7 +205,7 @@ class Layer:
         rule: Rule,
         slots: Sequence[int],
         window: int | None,
-        pins: Sequence[Sequence[Span]],
+        pins: Sequence[Span],
         stream: Stream,
     ) -> None:
         self.index = index
@@ -199,7 +213,7 @@ class Layer:
         self.q, self.k, self.v = (tensor.tolist() for tensor in (stream.q, stream.k, stream.v))
         self.seen = 0
         self.scaling = stream.k.shape[-1] ** -0.5
-        self.heads = [Head(rule, held, window, kept) for held, kept in zip(slots, pins, strict=True)]
+        self.heads = [Head(rule, held, window, pins) for held in slots]
 
     def feed(self, count: int) -> list[list[Vector]]:
         """Attend over what is held and the next `count` tokens, then keep the best: outputs [H_Q][T]."""

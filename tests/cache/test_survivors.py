@@ -96,14 +96,9 @@ class Twins:
         ]
 
     def _simulated(self, layer: Layer, rule: Rule, pins: Sequence[Span], stream: Stream) -> simulation.Layer:
-        """A layer by itself. A head with fewer slots than others keeps no pins where it lacks room for all."""
+        """A layer by itself."""
         slots = in_order(layer, [[part.num_slots] * part.shape.kv_heads for part in layer.parts])
-        pinned = len({position for span in pins for position in range(*span)} - {*range(rule.sinks)})
-        held = [
-            pins if count >= self.cache.plan.fewest or rule.sinks + pinned + rule.recent(count) < count else ()
-            for count in slots
-        ]
-        return simulation.Layer(layer.index, rule, slots, layer.shape.window, held, stream)
+        return simulation.Layer(layer.index, rule, slots, layer.shape.window, pins, stream)
 
     def feed(self, counts: Sequence[int], first: int = 0) -> None:
         outs = self.driver.feed(counts, first)

@@ -65,6 +65,8 @@ class FakeText:
     """Renders `u:question|a:` as characters."""
 
     stop_ids = frozenset({END})
+    think = "auto"
+    thinks_anyway = None
 
     def conversation(self, messages: list[dict[str, str]]) -> FakeEncoded:
         rendered = "".join(f"{message['role'][0]}:{message['content']}|" for message in messages)

@@ -42,6 +42,13 @@ def test_what_matters_least_goes_first_where_the_screen_is_narrow():
     ]
 
 
+def test_heads_that_are_full_are_counted_where_tokens_go_and_others_have_room():
+    some = replace(COUNTS, full_heads=60, heads=90)
+    assert gauge(some, 80, ("41 tok/s",)).endswith("kept 2,498 of 9,870 · 60 of 90 heads full · 41 tok/s")
+    for other in (replace(some, full_heads=90), replace(some, tokens_evicted=0), replace(some, full_heads=0)):
+        assert gauge(other, 80, ("41 tok/s",)) == FULL.removesuffix(" · seed 7")
+
+
 def test_the_line_under_the_prompt_gives_the_seed_of_a_sampled_chat_alone():
     assert status_line(COUNTS, None, Sampling(temperature=1.0, seed=7), 80).endswith("9,870 · seed 7")
     assert status_line(COUNTS, None, Sampling(), 80).endswith("· greedy")

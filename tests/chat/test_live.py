@@ -139,6 +139,24 @@ def test_ctrl_c_at_any_moment_keeps_the_answer_so_far_and_what_is_typed(watched,
     assert said == "a long answer"[: moment + 1] and watched.answer.startswith(said.strip())
 
 
+def test_ctrl_z_leaves_the_terminal_to_the_shell_until_the_process_goes_on(watched, monkeypatch):
+    found, stopped = termios.tcgetattr(sys.stdin), []
+
+    def stop(group, number):
+        stopped.append((group, number, termios.tcgetattr(sys.stdin) == found))
+
+    monkeypatch.setattr(os, "killpg", stop)
+    pressing = {
+        3: lambda: watched.keys(b"typed\x1a", lambda ahead: bool(stopped)),
+        5: lambda: watched.keys(b" on", lambda ahead: ahead.text == "typed on"),
+    }
+    shown = watched.ask("hi", "a long answer", pressing)
+    assert stopped == [(0, signal.SIGTSTP, True)]
+    assert shown.partition(" tok · ")[0].replace("\n", "").startswith("a long answer")
+    last = watched.written.decode().partition("\x1b[?2004l")[0].rpartition("\x1b[J")[2]
+    assert not last.strip()  # no live line is left to the shell
+
+
 def test_a_paste_of_five_thousand_lines_is_taken_whole(watched):
     text = '"""\n' + "".join(f"line {n}\n" for n in range(5000))
     paste = b"\x1b[200~" + text.encode() + b"\x1b[201~"

@@ -106,6 +106,11 @@ def test_a_table_of_too_many_columns_becomes_lines():
     assert "c7: 7\n" in seen(f"{head}\n{'|-' * 12}|\n|" + "|".join(map(str, range(12))) + "|", width=50)
 
 
+def test_cells_beyond_those_of_the_header_are_shown_and_bars_in_code_part_none():
+    drawn = seen("| a | b |\n|---|---|\n| one | two | three |\n| x | `p|q` |\n| y\\|z |\n")
+    assert [line.split() for line in drawn.splitlines()[2:5]] == [["one", "two", "three"], ["x", "p|q"], ["y|z"]]
+
+
 def test_lines_with_bars_that_are_no_table_are_text():
     assert seen("| not a table\n| at all") == "| not a table\n| at all\n"
 

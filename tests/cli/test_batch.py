@@ -257,6 +257,8 @@ WRONG: list[tuple[tuple[str, ...], int, str]] = [
     (("in.jsonl", "--max-time", "nan"), 2, "'--max-time': nan is no time; give seconds above 0"),
     (("in.jsonl", "--summary", "no/s.json"), 2, "'--summary': no/s.json: no such folder"),
     (("in.jsonl", "--summary", "."), 2, "'--summary': .: a folder"),
+    (("in.jsonl", "--summary", "-"), 2, "'--summary': - is no file"),
+    (("in.jsonl", "-o", "/"), 1, "/: it is a folder; give -o a file's name"),
     (("in.jsonl", "--limit", "-1"), 2, "--limit"),
     (("in.jsonl", "-t", "nan"), 2, "temperature is nan"),
     (("in.jsonl", "--greedy", "-t", "1"), 2, "contradicts"),

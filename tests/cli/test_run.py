@@ -107,6 +107,11 @@ def test_auto_takes_the_slots_that_the_model_survives(run, tmp_path, monkeypatch
     assert kv["dtype"] == dtype and kv["reserved_bytes"] <= kv["budget_bytes"]
 
 
+def test_a_budget_that_only_smaller_slots_fit_is_taken_in_these(run):
+    code, out, err = run("demo", "hi", "--kv-budget", "20kB")
+    assert code == 0 and out.strip() and "in int4" in err
+
+
 def test_quiet_leaves_only_the_answer(run):
     code, out, err = run("demo", "Hello", "-q")
     assert code == 0 and out.strip() and err == ""
@@ -144,7 +149,7 @@ def test_json_keeps_the_keys_scripts_rely_on(body):
     assert answer["choices"][0]["finish_reason"] == "length" and answer["usage"]["completion_tokens"] == 3
     kv = answer["kvlite"]["kv"]
     names = {"budget_bytes", "reserved_bytes", "live_bytes", "peak_bytes"}
-    assert names | {"tokens_seen", "tokens_kept", "tokens_evicted", "policy", "dtype"} == set(kv)
+    assert names | {"tokens_seen", "tokens_kept", "tokens_evicted", "policy", "dtype", "full_heads", "heads"} == set(kv)
     assert kv["reserved_bytes"] <= kv["budget_bytes"]
 
 

@@ -113,6 +113,22 @@ def test_one_sample_above_the_budget_is_enough_to_have_passed_it(recorded: Recor
     assert record.kv.peak_bytes == 1001
 
 
+def test_the_peak_is_that_of_the_run_and_the_budget_that_of_the_time(recorded: Recorded) -> None:
+    def use(recorder: Recorder) -> None:
+        engine = FakeEngine(counts(live=950, peak=950))
+        recorder.opened(IDENTITY, {}, engine, "flag")
+        recorder.sample()
+        engine.held = counts(live=300, peak=300, reserved=490, budget=500)
+        recorder.changed("less", {})
+        recorder.sample()
+
+    record = recorded(use)
+    assert record.kv is not None
+    assert (record.kv.peak_bytes, record.kv.allocated_unused_bytes) == (950, 190)
+    assert record.kv.within_budget
+    assert [point.budget_bytes for point in record.timeline] == [1000, 500, 500]
+
+
 def test_the_first_eviction_is_an_event_and_no_later_one(recorded: Recorded) -> None:
     def use(recorder: Recorder) -> None:
         engine = FakeEngine()

@@ -163,9 +163,31 @@ def test_the_timeline_is_drawn_from_corner_to_corner_under_its_budget_with_a_dot
     assert (shown.x_title, shown.x_ticks[-1][1]) == ("tokens seen", "100")
 
 
-def test_the_timeline_goes_by_time_where_tokens_do_not_only_grow() -> None:
-    shown = plot([*TIMELINE, {"t_s": 4.0, "tokens_seen": 1, "kv_bytes": 0}])
-    assert (shown.x_title, shown.x_ticks[-1][1]) == ("seconds", "4")
+def test_tokens_that_were_taken_back_count_on_the_timeline() -> None:
+    again = [{"t_s": 4.0, "tokens_seen": 60, "kv_bytes": 0}, {"t_s": 5.0, "tokens_seen": 160, "kv_bytes": 0}]
+    shown = plot([*TIMELINE, *again])
+    assert (shown.x_title, shown.x_ticks[-1][1]) == ("tokens seen, with those taken back", "200")
+    assert [mark.x for mark in shown.curves[0].marks] == [0, WIDTH / 4, WIDTH / 2, WIDTH / 2, WIDTH]
+
+
+def test_the_timeline_of_a_batch_goes_by_time() -> None:
+    shown = plot([point | {"tokens_generated": 1} for point in TIMELINE])
+    assert shown.x_title == "seconds"
+
+
+def test_a_budget_that_was_changed_is_drawn_and_told_as_it_was_at_the_time() -> None:
+    first, second, third = ({**point, "budget_bytes": 4_000_000_000} for point in TIMELINE)
+    changed = third | {"kv_bytes": 1_500_000_000, "budget_bytes": 2_000_000_000, "event": "KV 4 GB → KV 2 GB"}
+    shown = record(timeline=[first, second, third, changed])
+    _, budget = timeline_plot(shown.timeline, KV["budget_bytes"]).curves
+    assert [(mark.x, mark.y) for mark in budget.marks] == [
+        (0, 0),
+        (WIDTH, 0),
+        (WIDTH, HEIGHT / 2),
+        (WIDTH, HEIGHT / 2),
+    ]
+    told = verdict(shown)
+    assert told.startswith("Stayed inside each budget, 4.00 GB, then 2.00 GB: peak KV 1.998 GB, reserved")
 
 
 @pytest.mark.parametrize(("timeline", "num_plots"), [([], 0), (TIMELINE[:1], 1), (TIMELINE, 1)])

@@ -260,6 +260,7 @@ def _protections(task: Task) -> dict[str, Protection]:
     return {
         "sinks and recent": Protection(recent, 4),
         "pins": Protection(recent, 0, pins=pins),
+        "more pins than are kept": Protection(recent, 2, pins=pins, most_pinned=task.keys // 4),
         "window": Protection(recent, 4, window=task.keys // 2),
     }
 

@@ -87,10 +87,12 @@ class TritonBackend(Backend):
             k.data, k.scale, v.data, v.scale, slots.pos, slots.rot, statistic, score, next_pos, pins,
             slots.num_slots, rows, protection.recent, protection.sinks,
             0 if protection.window is None else protection.window, 0 if protection.pins is None else pins.shape[1],
+            0 if protection.most_pinned is None else protection.most_pinned,
             *k.strides, *v.strides, *slots.pos.stride()[:-1], score.shape[-1], next_pos.stride(0),
             NUM_KV_HEADS=kv_heads, D=dim, D_V=v_dim, PAD_D=padded(dim), PAD_D_V=padded(v_dim),
             BITS=k.bits, BITS_V=v.bits, GROUP=k.group, GROUP_V=v.group,
             HAS_STATISTIC=slots.statistic is not None, HAS_WINDOW=protection.window is not None,
+            LIMITS_PINS=protection.pins is not None and protection.most_pinned is not None,
             SLOTS=EVICT_TILE.columns, **EVICT_TILE.options,
         )  # fmt: skip
 

@@ -29,15 +29,15 @@ def _copy(
         tl.store(p_scale + target * (D // GROUP) + o_d, b_scale, mask=m_u)
 
 
-@triton.jit(do_not_specialize=["num_slots", "num_rows", "recent", "sinks", "num_pins"])
+@triton.jit(do_not_specialize=["num_slots", "num_rows", "recent", "sinks", "num_pins", "most_pinned"])
 def evict(
     p_k, p_k_scale, p_v, p_v_scale, p_pos, p_rot, p_statistic, p_score, p_next_pos, p_pins,
-    num_slots, num_rows, recent, sinks, window, num_pins,
+    num_slots, num_rows, recent, sinks, window, num_pins, most_pinned,
     s_k_layer, s_k_row, s_k_head, s_k_slot, s_v_layer, s_v_row, s_v_head, s_v_slot,
     s_held_layer, s_held_row, s_held_head, s_score, s_next_pos,
     NUM_KV_HEADS: tl.constexpr, D: tl.constexpr, D_V: tl.constexpr, PAD_D: tl.constexpr, PAD_D_V: tl.constexpr,
     BITS: tl.constexpr, BITS_V: tl.constexpr, GROUP: tl.constexpr, GROUP_V: tl.constexpr,
-    HAS_STATISTIC: tl.constexpr, HAS_WINDOW: tl.constexpr, SLOTS: tl.constexpr,
+    HAS_STATISTIC: tl.constexpr, HAS_WINDOW: tl.constexpr, LIMITS_PINS: tl.constexpr, SLOTS: tl.constexpr,
 ):  # fmt: skip
     """Grid (layers * n * H_KV,): the token in slot `num_slots` over the one of lowest (priority, position, slot).
 
@@ -53,6 +53,17 @@ def evict(
     if tl.load(p_pos + num_slots) >= 0:
         next_pos = tl.load(p_next_pos + row * s_next_pos)
         p_pins += row * num_pins * 2
+        if LIMITS_PINS:  # of more than that the lowest goes first, as if none of them were pinned
+            pinned = 0
+            for start in range(0, num_slots, SLOTS):
+                o_n = start + tl.arange(0, SLOTS)
+                b_pos = tl.load(p_pos + o_n, mask=o_n < num_slots, other=LAST)
+                m_pinned = o_n < 0
+                for i in range(num_pins):
+                    m_pinned = m_pinned | ((b_pos >= tl.load(p_pins + 2 * i)) & (b_pos < tl.load(p_pins + 2 * i + 1)))
+                m_pinned = m_pinned & (b_pos >= sinks) & (b_pos < next_pos - recent)
+                pinned += tl.sum(m_pinned.to(tl.int32), 0)
+            num_pins = tl.where(pinned > most_pinned, 0, num_pins)
         lowest = float("inf")
         lowest_pos = LAST
         victim = LAST

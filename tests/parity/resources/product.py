@@ -80,7 +80,8 @@ class Layer:
         segment = Segment(held.k, held.v, held.pos, held.statistic)
         attend_one(q, pos, segment, geometry, self.backend.scratch, self.observed(1))
         pins = torch.zeros(1, 2, 2, dtype=torch.int32)
-        self.backend.evict(held, torch.zeros(held.pos.shape), pos[..., None], Protection(8, 4, pins=pins))
+        protection = Protection(8, 4, pins=pins, most_pinned=9)
+        self.backend.evict(held, torch.zeros(held.pos.shape), pos[..., None], protection)
 
     def prefill(self) -> None:
         """A chunk against full slots."""
