@@ -135,6 +135,8 @@ class Chat:
                     self.edited = 0
                 self.answer(self.session.ask(message))
         except (Interrupted, Terminated):
+            self.session.keep_what_was_said()
+            self.saving.save()
             raise
         except KvliteError as error:
             self._console.error(error)
