@@ -366,11 +366,9 @@ class Engine:
         else:
             raise UsageError(f"row {request.row} is busy; wait for its answer")
         row = self._rows[index]
-        error = self._limits.refusal(row, request)
+        error, counts = self._limits.refusal(row, request), self.counts(row.index)
         if error is None:
             self._make_room(row, len(request.ids) + (row.unfed is not None))
-        counts = self.counts(row.index)
-        if error is None:
             evicts = row.needs(request) > min(self.plan.fewest, row.seen + self.cache.room(index))
             is_forgotten = request.row is None and not request.prefixes and not evicts
             echoes = self._feeder.echoes and not is_forgotten

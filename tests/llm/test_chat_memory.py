@@ -188,6 +188,13 @@ def test_a_pin_counts_only_what_is_left_of_its_turn(talk):
         talk.memory.change(size, policy="tova")  # which has to read all of it again
 
 
+def test_answers_count_all_that_was_evicted_when_slots_were_shared_out_anew():
+    with opened("80tok") as llm:
+        talk = Talk(llm)
+        evicted = [talk.ask(question).completion.evicted for question in (*QUESTIONS, "Tell me a joke")]
+        assert sum(evicted) == llm.counts().tokens_evicted > 0
+
+
 def held_of_pins(llm):
     """The pinned tokens that each head holds besides the sinks, and the most it keeps."""
     held = {}
