@@ -28,6 +28,7 @@ _KNOWN_IN_BODY = frozenset(
      "logprobs", "top_logprobs", "min_tokens", *_KINDS_OF_NUMBERS}
 )  # fmt: skip
 _KNOWN_IN_MESSAGE = {"role", "content"}
+_MOST_DIGITS = 9  # of a token id
 _OFF: tuple[object, ...] = (None, False, [], {})
 _UNSUPPORTED: dict[str, tuple[object, ...]] = {
     "tools": _OFF, "functions": _OFF, "tool_choice": (None, "none", "auto"), "function_call": (None, "none", "auto"),
@@ -80,7 +81,7 @@ def decode_simple(value: Json, item: Item) -> Item:
         raise LineError(f"n is {item.n}; a simple line has one answer, use the OpenAI form for more", "n")
     if value.get("messages") is None:
         item = replace(item, prompt=_prompt(value))
-    elif value.get("prompt") is not None:
+    elif value.get("prompt") not in (None, ""):
         raise LineError("prompt and messages are both given; keep one", "prompt")
     else:
         item = replace(item, messages=_messages(value["messages"]))
@@ -173,7 +174,8 @@ def _logit_bias(body: Json) -> dict[str, Any]:
         return {}
     biases = []
     for token, bias in given_bias.items():
-        if not (token.isascii() and token.isdigit()) or type(bias) not in (int, float):
+        is_id = token.isascii() and token.isdigit() and len(token) <= _MOST_DIGITS
+        if not is_id or type(bias) not in (int, float):
             raise LineError(f"logit_bias has {shown(token)}: {shown(bias)}; give numbers by token id", "logit_bias")
         try:
             Sampling(logit_bias=((int(token), bias),))
