@@ -12,7 +12,7 @@ from importlib.metadata import version
 
 import torch
 
-from kvlite.engine import engine
+from kvlite.engine import decoding
 from kvlite.engine.sampling import Draw, sample
 from tests.recorded.door import generate
 from tests.recorded.recording import Recording, read, write
@@ -24,7 +24,7 @@ _gaps: dict[int, list[float]] = {}
 def record(recording: Recording, model: str) -> None:
     """Put the answers of `model`, a name or folder, into every entry of `recording`."""
     torch.set_num_threads(1)
-    engine.sample = _sample_and_note  # type: ignore[assignment]
+    decoding.sample = _sample_and_note  # type: ignore[assignment]
     for (name, case, _), entry in zip(recording.cases(), recording.entries, strict=True):
         _gaps.clear()
         entry["answers"] = [
