@@ -5,7 +5,8 @@
 FOLDER holds the model in bfloat16, FILE.gguf the same for llama.cpp; DIR is where `npm install node-llama-cpp` was run.
 All have the same bytes for K and V, the same prompts, and for each the same number of tokens to generate. transformers
 takes the lines in order, as many at once as fit with the longest of all, and each batch runs until its longest answer
-ends; llama.cpp has as many slots, filled anew as they end. Processor time of a process of its own, without loading.
+ends; llama.cpp has as many slots, filled anew as they end. Processor time of a process of its own, without loading. A
+checkout from before `min_tokens` ends answers where the model does.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -38,12 +40,13 @@ def lines_of(path: Path, count: int, spread: str) -> list[dict[str, Any]]:
     ]
 
 
-def kvlite(model: str, lines: list[dict[str, Any]], budget: int, extra: list[str]) -> dict[str, Any]:
-    """Run `kvlite batch`, and once more for one token, which is taken for the time to load."""
-    took = {}
+def kvlite(model: str, lines: list[dict[str, Any]], budget: int, extra: list[str], root: Path = ROOT) -> dict[str, Any]:
+    """Run `kvlite batch` of a checkout, and once more for one token, which is taken for the time to load."""
+    took: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         for name, some in (("load", [lines[0] | {"tokens": 1}]), ("all", lines)):
-            source, out, summary = (Path(folder) / f"{name}.{end}" for end in ("jsonl", "out.jsonl", "json"))
+            ends = ("jsonl", "out.jsonl", "json", "run.json")
+            source, out, summary, record = (Path(folder) / f"{name}.{end}" for end in ends)
             fields = [
                 {"id": one["id"], "prompt": one["prompt"], "max_tokens": one["tokens"], "min_tokens": one["tokens"]}
                 for one in some
@@ -51,11 +54,26 @@ def kvlite(model: str, lines: list[dict[str, Any]], budget: int, extra: list[str
             source.write_text("".join(json.dumps(one) + "\n" for one in fields), "utf-8")
             command = [sys.executable, "-m", "kvlite", "batch", str(source), "-m", model, "--kv-budget", f"{budget}B"]
             command += ["-o", str(out), "--greedy", "--summary", str(summary), "--progress", "none", *extra]
+            command += ["--report", str(record)]
             before = _children_s()
-            subprocess.run(command, check=True, capture_output=True, env=_environment())
+            subprocess.run(command, check=True, capture_output=True, env=_environment(root))
             took[name] = _children_s() - before
+            took["rows"] = rows_over_time(json.loads(record.read_text("utf-8"))["timeline"])
             took[f"{name} tokens"] = json.loads(summary.read_text("utf-8"))["completion_tokens"]
-    return {"s": took["all"] - took["load"], "tokens": took["all tokens"] - 1}
+    return {"s": took["all"] - took["load"], "tokens": took["all tokens"] - 1, "rows": took["rows"]}
+
+
+def rows_over_time(timeline: list[dict[str, Any]], points: int = 16) -> dict[str, Any]:
+    """The share of the rows that answer, on the mean over time, and how many of how many at some moments."""
+    known = [point for point in timeline if point.get("rows")]
+    if len(known) < 2:
+        return {}
+    spans = [(after["t_s"] - here["t_s"], here["rows_used"] / here["rows"]) for here, after in pairwise(known)]
+    some = known[:: max(1, len(known) // points)]
+    return {
+        "mean_share": round(sum(span * share for span, share in spans) / max(1e-9, sum(span for span, _ in spans)), 3),
+        "used_of": [[round(point["t_s"], 1), point["rows_used"], point["rows"]] for point in some],
+    }
 
 
 def static(model: str, lines: list[dict[str, Any]], budget: int) -> dict[str, Any]:
@@ -88,8 +106,8 @@ def _children_s() -> float:
     return used.ru_utime + used.ru_stime
 
 
-def _environment() -> dict[str, str]:
-    path = os.pathsep.join([str(ROOT), str(ROOT / "kernels"), os.environ.get("PYTHONPATH", "")])
+def _environment(root: Path = ROOT) -> dict[str, str]:
+    path = os.pathsep.join([str(root), str(root / "kernels"), os.environ.get("PYTHONPATH", "")])
     return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
 
 
@@ -116,6 +134,7 @@ def main() -> None:
     parser.add_argument("prompts", type=Path)
     parser.add_argument("--gguf")
     parser.add_argument("--node-modules", type=Path, metavar="DIR")
+    parser.add_argument("--before", type=Path, metavar="CHECKOUT", help="an earlier commit of kvlite, beside this one")
     parser.add_argument("--lines", type=int, default=48)
     parser.add_argument("--tokens", default="8:256", metavar="LEAST:MOST")
     parser.add_argument("--budget", type=int, default=20_000_000, help="bytes of K and V")
@@ -146,6 +165,9 @@ def main() -> None:
             found.setdefault("kvlite", []).append(kvlite(options.folder, lines, options.budget, []))
             exact = ["--kv-dtype", "bfloat16"]
             found.setdefault("kvlite, bfloat16 slots", []).append(kvlite(options.folder, lines, options.budget, exact))
+            if options.before:
+                before = kvlite(options.folder, lines, options.budget, [], options.before)
+                found.setdefault("kvlite, before", []).append(before)
             if options.gguf:
                 found.setdefault("kvlite, GGUF", []).append(kvlite(options.gguf, lines, options.budget, []))
             for name, command in engines.items():

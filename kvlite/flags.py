@@ -85,12 +85,27 @@ def read_file_name(value: str) -> str:
 
 def read_page_name(value: str) -> str:
     """The path of a page of HTML to write: nothing is there yet, or a page."""
-    path = Path(read_file_name(value))
+    return _of_kind(read_file_name(value), b"<!doctype html", "a page")
+
+
+def read_record_name(value: str) -> str:
+    """The path of a run record to write: nothing is there yet, or a run record."""
+    return _of_kind(read_file_name(value), b'{"schema":"kvlite.report/', "a run record")
+
+
+def read_summary_name(value: str) -> str:
+    """The path of a batch's summary to write: nothing is there yet, or a summary."""
+    return _of_kind(read_file_name(value), b'{"total":', "a summary")
+
+
+def _of_kind(value: str, beginning: bytes, what: str) -> str:
+    """The path of a file that may be replaced, as it begins so; raises ValueError on any other."""
+    path = Path(value)
     try:
         with path.open("rb") as file:
             begins = file.read(64).lstrip().lower() if path.is_file() else b""
-    except OSError:  # nothing is there, or what cannot be read is no page of ours
+    except OSError:  # nothing is there, or what cannot be read is none of ours
         return value
-    if begins and not begins.startswith(b"<!doctype html"):
-        raise ValueError(f"{value} holds something else than a page, and would be lost; give another file")
+    if begins and not begins.startswith(beginning):
+        raise ValueError(f"{value} holds something else than {what}, and would be lost; give another file")
     return value

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from kvlite.errors import UsageError
-from kvlite.flags import argument, option, read_file_name, read_seconds, read_text
+from kvlite.flags import argument, option, read_record_name, read_seconds, read_summary_name, read_text
 
 BUILT_IN_MODEL = "demo"
 MODEL_HELP = "Alias, org/name[:quant][@revision], folder or GGUF file"
@@ -109,7 +109,7 @@ def read_speculate(value: str) -> str:
 
 def read_report(value: str) -> str:
     """The words auto and none, or the path of a file that can be written."""
-    return value if value in ("auto", "none") else read_file_name(value)
+    return value if value in ("auto", "none") else read_record_name(value)
 
 
 def read_devices(value: str) -> str:
@@ -384,5 +384,5 @@ class BatchOptions:
     )
     progress: Literal["auto", "bar", "lines", "none"] = _of_run("auto", help="How stderr tells how far it is.")
     summary: str | None = _of_run(
-        None, metavar="PATH", from_settings=False, parse=read_file_name, help="Write the counts at the end as JSON."
+        None, metavar="PATH", from_settings=False, parse=read_summary_name, help="Write the counts at the end as JSON."
     )

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from kvlite_kernels import half_attention
 from kvlite_kernels.echo import heard
 from kvlite_kernels.eviction import Protection, choose, priority
 from kvlite_kernels.fused_attention import attend_fused, suits
@@ -24,7 +25,7 @@ from kvlite_kernels.reference import (
     is_plain,
     multiplies_halves,
 )
-from kvlite_kernels.slots import Slots, Vectors, put
+from kvlite_kernels.slots import Slots, Vectors, move, put
 from kvlite_kernels.statistic import Observation
 
 
@@ -87,6 +88,8 @@ class Backend:
         slots is updated in place: what the observation retains of it, plus what they received.
         """
         held = segments[0]
+        if len(segments) == 1 and half_attention.suits_one(q, segments, geometry, observation):
+            return half_attention.attend_one(q, segments, geometry), None
         is_quantised = isinstance(held.k, Packed)
         query = hadamard(q) if is_quantised else q
         attend = attend_fused if suits(query, segments, geometry, observation) else attend_segments
@@ -110,6 +113,10 @@ class Backend:
         Returns out [n, H_Q, T, D_V] and for each query the statistic that it adds to its keys [n, H_KV, N]; the slots'
         own stays. To the bit what `attend` gives: each product is of one query, and only the widening is shared.
         """
+        if half_attention.suits_one(q[:, :, :1], segments[-1:], geometry, observation):
+            asked = enumerate(segments)
+            outs = [half_attention.attend_one(q[:, :, at : at + 1], [segment], geometry) for at, segment in asked]
+            return torch.cat(outs, 2), []
         k, v, dtype = segments[-1].k, segments[-1].v, torch.promote_types(q.dtype, torch.float32)
         is_quantised = isinstance(k, Packed)
         if not multiplies_halves(q, segments[-1]) and max(k.shape.numel(), v.shape.numel()) <= TILE_ELEMENTS:
@@ -141,6 +148,8 @@ class Backend:
         self, q: Tensor, segments: Sequence[Segment], geometry: Geometry, observation: Observation | None
     ) -> Tensor:
         """As `attend`, of one query over slots of different KV heads, in their order, where these `go_together`."""
+        if half_attention.suits_one(q, segments, geometry, observation):
+            return half_attention.attend_one(q, segments, geometry)
         is_quantised = isinstance(segments[0].k, Packed)
         out, received = attend_beside(hadamard(q) if is_quantised else q, segments, geometry, observation)
         for segment, total in zip(segments, received, strict=False):
@@ -154,9 +163,9 @@ class Backend:
         `score` fp32 [..., n, H_KV, S + 1]; `next_pos` int [n, 1, 1] is the position that comes next in each row.
         """
         index = choose(priority(score, slots.pos, next_pos, protection), slots.pos, slots.num_slots)
-        where, dim = (index + slots.starts).flatten(), slots.starts.dim() - 1
+        waiting, where = (slots.starts + slots.num_slots).flatten(), (slots.starts + index).flatten()
         for _, held in slots.tensors():
-            put(held, dim, where, held.narrow(dim, slots.num_slots, 1).clone())
+            move(held, slots.starts.dim() - 1, waiting, where)
 
     def quantise(self, x: Tensor, bits: int, group: int) -> Packed:
         """Rotated vectors as codes, see `lowbit.quantise`."""

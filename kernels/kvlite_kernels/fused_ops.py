@@ -41,6 +41,8 @@ class FusedOps:
 
     name = "torch"
 
+    _made: tuple[Tensor, Tensor, Tensor, Tensor] | None = None
+
     def rms_norm(self, x: Tensor, norm: Norm) -> Tensor:
         """x [..., N], each over the root of its mean square, times the weight -> the same shape and dtype."""
         weight, eps = norm
@@ -49,9 +51,7 @@ class FusedOps:
             mean_square = torch.addcmul(_on_host(eps), length, length, value=1.0 / x.shape[-1])
             return (x * mean_square.rsqrt_()).mul_(weight)
         if x.device.type == "cpu" and x.dtype is weight.dtype:  # half precision is rounded where transformers rounds it
-            wide = x.float()
-            wide *= wide.square().mean(-1, keepdim=True).add_(eps).rsqrt_()
-            return wide.to(x.dtype).mul_(weight)
+            return functional.rms_norm(x, weight.shape, None, eps).mul_(weight)
         return functional.rms_norm(x.to(weight.dtype), weight.shape, weight, eps).to(x.dtype)
 
     def add_norm(self, x: Tensor, residual: Tensor, after: Norm, before: Norm | None = None) -> tuple[Tensor, Tensor]:
@@ -77,15 +77,22 @@ class FusedOps:
             rotated = torch.cat([self.rms_norm(part, norm) for part, norm in parts], 2)
         width = cos.shape[-1]
         front = rotated if width == rotated.shape[-1] else rotated[..., :width]
-        first, second = front.chunk(2, -1)
-        partner = torch.cat([-second, first], -1)
-        cos, sin = cos.unsqueeze(2), sin.unsqueeze(2)
         if front.device.type == "cpu" and front.dtype is not torch.float32:
-            out = (front * cos).add_(partner.mul_(sin))
+            cos, sin = self._tables(cos, sin)
+            out = (front * cos).add_(front.roll(width // 2, -1).mul_(sin))
         else:
-            out = torch.addcmul(front * cos, partner, sin)
+            first, second = front.chunk(2, -1)
+            out = torch.addcmul(front * cos.unsqueeze(2), torch.cat([-second, first], -1), sin.unsqueeze(2))
         out = out.to(heads.dtype)
         return out if front is rotated else torch.cat([out, rotated[..., width:]], -1)
+
+    def _tables(self, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+        """cos and sin [B, T, R] for each head, the first half of sin negative; made once for all layers of a step."""
+        made = self._made
+        if made is None or made[0] is not cos or made[1] is not sin:
+            first, second = sin.unsqueeze(2).chunk(2, -1)
+            made = self._made = cos, sin, cos.unsqueeze(2), torch.cat([-first, second], -1)
+        return made[2:]
 
     def gated(self, gate_up: Tensor, activation: str) -> Tensor:
         """The activation of the first half of `gate_up` [..., 2 N] times the second half -> [..., N]."""

@@ -1,7 +1,9 @@
-"""Attention of several queries in bfloat16, on processors that multiply it four times as fast as float32.
+"""Attention in bfloat16, on processors that multiply it four times as fast as float32.
 
-Logits are rounded to bfloat16, as in transformers' eager attention; where they are too large for that, nothing is given
-and the caller goes another way. The statistic is the weighted sum of the same probabilities. Letters as in `reference`.
+One query whose attention nobody observes goes through torch's fused kernel, which reads keys and values as they are. Of
+several, logits are rounded to bfloat16, as in transformers' eager attention; where they are too large for that, nothing
+is given and the caller goes another way. The statistic is the weighted sum of the same probabilities. Letters as in
+`reference`.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from kvlite_kernels.reference import Geometry, Segment
+from kvlite_kernels.reference import Geometry, Segment, is_plain
 from kvlite_kernels.statistic import Observation
 
 LARGEST = 32.0
@@ -23,13 +25,44 @@ ELEMENTS = 1 << 21
 IS_FAST = any(getattr(torch.cpu, name, bool)() for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
 """True where this processor multiplies bfloat16."""
 
+_kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+
 
 def suits(q: Tensor, segments: Sequence[Segment], geometry: Geometry) -> bool:
     """True of bfloat16 throughout and keys in order, the queries' own last."""
-    vectors = [x for segment in segments for x in (segment.k, segment.v)]
-    is_half = all(isinstance(x, Tensor) and x.dtype == q.dtype == torch.bfloat16 for x in vectors)
     ends = [segment.before is not None and (segment.own == 0) == (segment is not segments[-1]) for segment in segments]
-    return IS_FAST and is_half and all(ends) and segments[-1].own == q.shape[2] and geometry.sink_logits is None
+    return _is_half(q, segments) and all(ends) and segments[-1].own == q.shape[2] and geometry.sink_logits is None
+
+
+def suits_one(q: Tensor, segments: Sequence[Segment], geometry: Geometry, observation: Observation | None) -> bool:
+    """True of one query in bfloat16 over plain segments of different KV heads, whose attention nobody observes."""
+    return (
+        observation is None
+        and q.shape[2] == 1
+        and q.device.type == "cpu"
+        and _is_half(q, segments)
+        and all(is_plain(one, geometry, None) and one.k.shape[-1] == one.v.shape[-1] for one in segments)
+    )
+
+
+def attend_one(q: Tensor, segments: Sequence[Segment], geometry: Geometry) -> Tensor:
+    """As `reference.attend_beside`, of what `suits_one`: out [B, H_Q, 1, D]."""
+    batch, num_heads, _, dim = q.shape
+    heads = sum(segment.k.shape[1] for segment in segments)
+    grouped = q.view(batch, heads, num_heads // heads, dim)  # those that share a KV head, as if one after another
+    asking = [grouped] if len(segments) == 1 else grouped.split([segment.k.shape[1] for segment in segments], 1)
+    outs = [
+        _kernel(part, segment.k, segment.v, scale=geometry.scaling)[0]
+        for part, segment in zip(asking, segments, strict=True)
+    ]
+    return (outs[0] if len(outs) == 1 else torch.cat(outs, 1)).reshape(batch, num_heads, 1, dim)
+
+
+def _is_half(q: Tensor, segments: Sequence[Segment]) -> bool:
+    """True where the processor multiplies bfloat16, and all is in it."""
+    if not IS_FAST or q.dtype is not torch.bfloat16:
+        return False
+    return all(segment.k.dtype is segment.v.dtype is torch.bfloat16 for segment in segments)
 
 
 def attend_half(

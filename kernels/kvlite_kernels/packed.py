@@ -33,7 +33,7 @@ class Packed4:
     codes: Tensor
     grid: Tensor
 
-    most_rows = 128
+    most_rows = 80
     """Most rows that are multiplied from the codes; for more, unpacking pays."""
 
     @property
@@ -85,16 +85,22 @@ class Packed4:
 
     def unpack(self, start: int, end: int) -> Tensor:
         """The weights of the channels out from `start` to `end`, whole blocks of them, transposed: [K, end - start]."""
+        scale, offset = self.grid_of(start, end)
+        return _weights(self.codes_of(start, end).view(torch.int8) - 8, scale, offset)
+
+    def codes_of(self, start: int, end: int) -> Tensor:
+        """Codes from 0 to 15 of those channels out, uint8 [blocks, K, block]."""
         order = nibble_order()
-        inputs = self.shape[1]
-        pairs = self.codes[start:end].reshape(-1, inputs, order.block // 2)
-        codes = torch.empty(*pairs.shape[:2], order.block, dtype=DTYPE)
-        codes[..., order.low] = (pairs & 15).view(torch.int8) - 8
-        codes[..., order.high] = (pairs >> 4).view(torch.int8) - 8
-        grid = self.grid[:, start:end].unflatten(1, (-1, order.block)).permute(3, 1, 0, 2).contiguous()
-        scale, offset = grid.unsqueeze(3)
-        weights = torch.addcmul(offset, codes.unflatten(1, (-1, GROUP)), scale)
-        return weights.flatten(1, 2).movedim(0, 1).reshape(inputs, -1)
+        pairs = self.codes[start:end].reshape(-1, self.shape[1], order.block // 2)
+        codes = pairs.new_empty(*pairs.shape[:2], order.block)
+        codes[..., order.low] = pairs & 15
+        codes[..., order.high] = pairs >> 4
+        return codes
+
+    def grid_of(self, start: int, end: int) -> Tensor:
+        """Scales and offsets of those channels out, bfloat16 [2, blocks, K / GROUP, block]."""
+        blocks: Tensor = self.grid[:, start:end].unflatten(1, (-1, nibble_order().block))
+        return blocks.permute(3, 1, 0, 2).contiguous()
 
     def rows(self, index: Tensor, dtype: torch.dtype) -> Tensor:
         """The weights of the channels out that `index` names, as `dtype`: [..., K]."""
@@ -211,16 +217,24 @@ class PackedPair:
 
     def unpack(self, start: int, end: int) -> Tensor:
         """The weights of the channels out from `start` to `end`, whole blocks of them, transposed: [K, end - start]."""
-        high, low = self.halves.unpack(start, end).chunk(2)
-        return high + low
+        high, low = self.halves.codes_of(start, end).chunk(2, 1)
+        (_, scale), (middle, _) = (part.chunk(2, 1) for part in self.halves.grid_of(start, end))
+        return _weights((high << 4 | low).bitwise_xor_(128).view(torch.int8), scale, middle)  # rounded once
 
     def rows(self, index: Tensor, dtype: torch.dtype) -> Tensor:
         """The weights of the channels out that `index` names, as `dtype`: [..., K]."""
-        high, low = self.halves.rows(index, dtype).chunk(2, -1)
-        return high + low
+        high, low = self.halves.rows(index, torch.float32).chunk(2, -1)
+        return (high + low).to(dtype)
 
 
 Packed = Packed4 | Packed8 | PackedPair
+
+
+def _weights(codes: Tensor, scale: Tensor, offset: Tensor) -> Tensor:
+    """Codes int8 [blocks, K, block] times scale, and offset, of their groups [blocks, K / GROUP, block]: [K, N]."""
+    grouped = codes.to(DTYPE).unflatten(1, (-1, GROUP))
+    weights = torch.addcmul(offset.unsqueeze(2), grouped, scale.unsqueeze(2))
+    return weights.flatten(1, 2).movedim(0, 1).reshape(codes.shape[1], -1)
 
 
 def is_served(shape: Sequence[int], bits: int) -> bool:

@@ -99,6 +99,23 @@ class Slots:
             put(held[name], self.starts.dim() - 1, index, tensor)
 
 
+def move(held: Tensor, dim: int, source: Tensor, target: Tensor) -> None:
+    """Overwrite slots `target` int64 [n] with slots `source` of the same tensor, counted in its whole storage.
+
+    Slots are dimension `dim` of `held`.
+    """
+    storage = _storage(held, dim)
+    storage.index_copy_(0, target, storage.index_select(0, source))
+
+
+def _storage(held: Tensor, dim: int) -> Tensor:
+    """All slots of a tensor's storage [N, ...]; slots are dimension `dim` of `held`."""
+    shape = held.shape[dim + 1 :]
+    width = shape.numel()
+    everything = held.untyped_storage().nbytes() // held.itemsize // width
+    return held.as_strided((everything, *shape), (width, 1) if shape else (1,), 0)
+
+
 def tensors_of(vectors: Vectors) -> tuple[Tensor, ...]:
     """The tensors of keys or values: numbers, or codes and their scales."""
     return (vectors.codes, vectors.scale) if isinstance(vectors, Packed) else (vectors,)
@@ -113,8 +130,5 @@ def put(held: Tensor, dim: int, index: Tensor | slice, new: Tensor) -> None:
         held.narrow(dim, index.start, index.stop - index.start).copy_(new)
         return
     shape = held.shape[dim + 1 :]
-    width = shape.numel()
-    everything = held.untyped_storage().nbytes() // held.itemsize // width
-    storage = held.as_strided((everything, *shape), (width, 1) if shape else (1,), 0)
     new = new.expand(*held.shape[:dim], *new.shape[new.dim() - 1 - len(shape) :])
-    storage.index_copy_(0, index, new.reshape(-1, *shape).to(held.dtype))
+    _storage(held, dim).index_copy_(0, index, new.reshape(-1, *shape).to(held.dtype))

@@ -33,16 +33,27 @@ def answer_format(body: Json) -> dict[str, Grammar | None]:
 
 def _response_format(asked: Json) -> Grammar | None:
     name = "response_format"
+    _refuse_others(asked, name, {"type", "json_schema"} if asked.get("type") == "json_schema" else {"type"})
     match asked.get("type"):
         case "text":
             return None
         case "json_object":
             return Grammar.of_any_object()
         case "json_schema":
-            schema = (given(asked, "json_schema", dict) or {}).get("schema")
-            return _grammar(name, _of_schema, schema)
+            described = given(asked, "json_schema", dict) or {}
+            _refuse_others(described, f"{name}.json_schema", {"name", "description", "schema", "strict"})
+            return _grammar(name, _of_schema, described.get("schema"))
         case other:
             raise LineError(f"{name} {shown(other)} is not supported; give text, json_object or json_schema", name)
+
+
+def _refuse_others(asked: Json, name: str, known: set[str]) -> None:
+    """Raise LineError where a format says more than is read, as other programs write a schema elsewhere."""
+    if others := [key for key, value in asked.items() if key not in known and value is not None]:
+        wanted = '{"type": "json_schema", "json_schema": {"name": ..., "schema": ...}}'
+        raise LineError(
+            f"{name} has {', '.join(others)}, which is not read there; a schema is {wanted}", "response_format"
+        )
 
 
 def _structured(constraint: Json) -> Grammar:
@@ -74,6 +85,8 @@ def _of_schema(value: object) -> Grammar:
 def _of_choice(value: object) -> Grammar:
     if not isinstance(value, list):
         raise UsageError(f"choice is {kind(value)}; give a list of strings")
+    if wrong := [text for text in value if not isinstance(text, str)]:
+        raise UsageError(f"a choice is {kind(wrong[0])}; give a string")
     return Grammar.of_choice([string(text, "structured_outputs") for text in value])
 
 

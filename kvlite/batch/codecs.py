@@ -80,7 +80,7 @@ def decode_simple(value: Json, item: Item) -> Item:
         raise LineError(f"n is {item.n}; a simple line has one answer, use the OpenAI form for more", "n")
     if value.get("messages") is None:
         item = replace(item, prompt=_prompt(value))
-    elif value.get("prompt") is not None:
+    elif value.get("prompt") not in (None, ""):
         raise LineError("prompt and messages are both given; keep one", "prompt")
     else:
         item = replace(item, messages=_messages(value["messages"]))

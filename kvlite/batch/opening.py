@@ -37,6 +37,8 @@ def _opened(name: str) -> Iterator[BinaryIO]:
             yield file
             return
         with gzip.open(file, "rb") as unpacked:
+            if unpacked.peek(len(_GZIP)).startswith(_GZIP):
+                raise UsageError(f"cannot read {name}: it is compressed by gzip twice; unpack it once")
             yield cast(BinaryIO, unpacked)
 
 

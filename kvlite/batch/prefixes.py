@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -13,7 +13,7 @@ from kvlite.engine.request import Request
 LEAST = 32  # tokens; a shorter beginning is fed as fast as it is copied
 MOST_LEVELS = 3  # such as the system prompt, the document, the prompt of several samples
 
-NUM_REMEMBERED = 64  # requests that got their rows, with which those that wait are compared
+NUM_REMEMBERED = 64  # requests that got their rows, and beginnings that were shared, to compare those that wait with
 LOOK_AGAIN = AHEAD // 4  # requests that were not compared and get their rows, until those that wait are compared again
 
 Ids = tuple[int, ...]
@@ -26,6 +26,7 @@ class SharedPrefixes:
         self._is_wanted = is_wanted
         self._lengths: dict[str, tuple[int, ...]] = {}  # of the requests that were compared
         self._given: deque[Request] = deque(maxlen=NUM_REMEMBERED)
+        self._known: OrderedDict[Ids, None] = OrderedDict()  # beginnings that were shared, the newest last
         self._num_alone = 0  # requests that were given since, and not compared
 
     @property
@@ -34,11 +35,12 @@ class SharedPrefixes:
         return max((lengths[-1] for lengths in self._lengths.values() if lengths), default=0)
 
     def compare(self, waiting: Waiting) -> None:
-        """Compare the prompts that wait, and those that got their rows last."""
+        """Compare the prompts that wait, those that got their rows last, and beginnings that were shared before."""
         self._num_alone = 0
         if self._is_wanted:
             given = {request.id: request.ids for request in self._given}
-            self._lengths = shared_prefixes(given | waiting.prompts())
+            known = {f"beginning {number}": ids for number, ids in enumerate(self._known)}
+            self._lengths = shared_prefixes(known | given | waiting.prompts())
 
     def give(self, request: Request, waiting: Waiting) -> Request:
         """The request with the beginnings that it shares, as it gets its row while others are waiting."""
@@ -47,7 +49,13 @@ class SharedPrefixes:
             self._num_alone += 1
             if self._num_alone >= min(LOOK_AGAIN, max(1, len(waiting))):
                 self.compare(waiting)
-        return replace(request, prefixes=self._lengths.get(request.id, ()))
+        lengths = self._lengths.get(request.id, ())
+        for ids in (request.ids[:length] for length in lengths):
+            self._known[ids] = None
+            self._known.move_to_end(ids)
+        while len(self._known) > NUM_REMEMBERED:
+            self._known.popitem(last=False)
+        return replace(request, prefixes=lengths)
 
 
 def shared_prefixes(prompts: Mapping[str, Ids]) -> dict[str, tuple[int, ...]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -33,7 +34,7 @@ def text_rows(lines: Iterable[bytes], layout: str, prompt_column: str, tell: Tel
     decoded = (line.decode("utf-8", "surrogateescape") for line in lines)
     rows = csv.reader(decoded, strict=True, delimiter=DELIMITERS[layout])
     try:
-        header = next(rows, [])
+        header = next(filter(None, rows), [])
         if header:
             _check(header, prompt_column, tell)
         line, index = rows.line_num + 1, 0
@@ -43,8 +44,9 @@ def text_rows(lines: Iterable[bytes], layout: str, prompt_column: str, tell: Tel
                 index += 1
             line = rows.line_num + 1
     except csv.Error as error:
-        kind = layout.upper()
-        raise UsageError(f"line {rows.line_num} is not {kind}: {error}; quote cells that hold quotes") from None
+        is_cr = "new-line character" in str(error)
+        why = "it ends in CR alone; write LF" if is_cr else f"{error}; quote cells that hold quotes"
+        raise UsageError(f"line {rows.line_num} is not {layout.upper()}: {why}") from None
 
 
 def parquet_rows(path: Path, prompt_column: str, tell: Tell) -> Iterator[Item]:
@@ -84,7 +86,9 @@ def _parquet(path: Path) -> Iterator[Any]:
 
 
 def _check(header: list[str], prompt_column: str, tell: Tell) -> None:
-    """Raise UsageError where no column holds prompts, and tell of those that are settings."""
+    """Raise UsageError where no column holds prompts or two have one name, and tell of those that are settings."""
+    if twice := [name for name, times in Counter(header).items() if times > 1]:
+        raise UsageError(f"two columns are called {twice[0]!r}; rename one of them")
     if not {prompt_column, "messages", "body"} & {*header}:
         raise UsageError(f"no column {prompt_column!r}; columns are {', '.join(header)} (--prompt-column)")
     tell([name for name in header if name in SETTINGS and name != prompt_column])

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from kvlite.cache.group import PartGroup, try_out
+from kvlite.cache.group import PartGroup, most_pinned, try_out
 from kvlite.cache.layer import Layer, parted
 from kvlite.cache.part import LayerHeads, Part
 from kvlite.cache.policy import Policy
@@ -18,7 +18,7 @@ from kvlite.errors import UsageError
 from kvlite.memory.allotment import of_layers
 from kvlite.memory.counts import KVCounts
 from kvlite.memory.format import SlotFormat
-from kvlite.memory.plan import CachePlan, slots_with
+from kvlite.memory.plan import CachePlan, slots_with, stages
 from kvlite.memory.shape import LayerShape, ModelShape
 from kvlite_kernels.backend import Backend, KernelsUnavailable, LayerSizes
 from kvlite_kernels.choice import choose_backend
@@ -261,15 +261,20 @@ class SlotCache:
         return sum(part.slot_bytes * self._live[part.num_slots][row] for part in self.parts)
 
     def heads_with_room(self, row: int, pins: Sequence[tuple[int, int]]) -> tuple[int, int]:
-        """Count the KV heads of full-attention layers that keep all they hold of these spans, and all of them."""
+        """Count the KV heads of full-attention layers that keep all they hold of these spans, and all of them.
+
+        Those that will not once the row has grown do not count.
+        """
+        last, keeping = stages(self.plan)[-1], 0
         full = [part for part in self.parts if part.shape.window is None]
-        keeping = 0
         for part in full:
-            pos, most = part.slots.pos[row, :, : self.live(row, part.num_slots)], part.group.protection.most_pinned
+            pos = part.slots.pos[row, :, : self.live(row, part.num_slots)]
             held = torch.zeros_like(pos, dtype=torch.bool)
             for start, end in pins:
                 held |= (pos >= max(start, self.policy.sinks)) & (pos < end)
-            keeping += part.shape.kv_heads if most is None else int((held.sum(-1) <= most).sum())
+            for head, count in zip(part.heads.numbers, held.sum(-1).tolist(), strict=True):
+                most = most_pinned(self.policy, last.head_slots[part.heads.layer][head], last)
+                keeping += most is None or count <= most
         return keeping, sum(part.shape.kv_heads for part in full)
 
     def tokens_kept(self, row: int) -> int:

@@ -51,10 +51,8 @@ class PartGroup:
         k, v = empty_vectors(size, shape, stored, device)
         self.slots = Slots.empty(k, v, policy.statistic is not None)  # [L, B, H_KV, S + 1], or [H, B, 1, S + 1]
         self.policy, self.backend = policy, backend
-        recent = max(1, min(policy.recent(num_slots), num_slots - 1))
-        is_small = shape.window is None and num_slots < plan.fewest
-        most_pinned = max(0, num_slots - recent - policy.sinks - 1) if is_small else None
-        self.protection = Protection(recent, policy.sinks, shape.window, most_pinned=most_pinned)
+        most = most_pinned(policy, num_slots, plan) if shape.window is None else None
+        self.protection = Protection(_recent(policy, num_slots), policy.sinks, shape.window, most_pinned=most)
         ends = [end // width for end in accumulate(counts)]
         self.parts = [
             Part(heads, replace(shape, kv_heads=count), self, self.slots.joined(slice(end - count // width, end)))
@@ -112,6 +110,16 @@ class PartGroup:
         Of what is pinned, heads with fewer slots than the others keep the best that they have room for.
         """
         return self.protection if step.pins is None else replace(self.protection, pins=step.pins)
+
+
+def most_pinned(policy: Policy, num_slots: int, plan: CachePlan) -> int | None:
+    """The most tokens that pins hold in a head of a full layer with so many slots; None: all, it is none of the few."""
+    left = num_slots - _recent(policy, num_slots) - policy.sinks - 1
+    return max(0, left) if num_slots < plan.fewest else None
+
+
+def _recent(policy: Policy, num_slots: int) -> int:
+    return max(1, min(policy.recent(num_slots), num_slots - 1))
 
 
 def empty_vectors(

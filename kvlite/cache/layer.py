@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from kvlite.cache.part import Part
+from kvlite.cache.part import LayerHeads, Part
 from kvlite.cache.rotation import Rotation
 from kvlite.cache.step import Echo, Step
 from kvlite.memory.shape import LayerShape
@@ -97,6 +97,11 @@ class Layer:
             order = (self._order[:, None] * group + torch.arange(group, device=self._order.device)).flatten()
             self._query_order[group] = order, order.argsort()
         return self._query_order[group]
+
+
+def heads_of(layers: Iterable[int], head_slots: Sequence[Sequence[int]], has_noise: bool) -> list[LayerHeads]:
+    """The heads of the parts of `layers`, in the order of SlotCache.parts, where they have so many slots."""
+    return [LayerHeads(layer, numbers) for layer in layers for numbers in sorted(parted(head_slots[layer], has_noise))]
 
 
 def parted(head_slots: Sequence[int], has_noise: bool) -> list[tuple[int, ...]]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from kvlite.cache.cache import CacheSnapshot, SlotCache
-from kvlite.cache.layer import parted
+from kvlite.cache.layer import heads_of
 from kvlite.cache.part import LayerHeads, Part
 from kvlite.cache.policy import Candidates, Policy
 from kvlite_kernels.eviction import Protection, priority
@@ -102,11 +102,7 @@ def best_kept(cache: SlotCache, row: int, target: Target) -> Moved | None:
             held_by[part.heads.layer, head] = {
                 name: tensor[index.to(tensor.device)].to("cpu", copy=True) for name, tensor in of_head.items()
             }
-    heads = [
-        LayerHeads(layer, numbers)
-        for layer in cache.layers
-        for numbers in sorted(parted(target.head_slots[layer], policy.noise is not None))
-    ]
+    heads = heads_of(cache.layers, target.head_slots, policy.noise is not None)
     parts = [
         {
             name: torch.stack([held_by[each.layer, head][name] for head in each.numbers])

@@ -62,9 +62,16 @@ class ModelFiles:
 
         Raises UnsupportedModel and BrokenModel where it cannot.
         """
-        return runnable_shape(
-            self.config, model=str(self.ref), base_model=self.base_model, dtype=dtype, stored_dtype=self.stored_dtype
-        )
+        try:
+            return runnable_shape(
+                self.config, model=str(self.ref), base_model=self.base_model, dtype=dtype,
+                stored_dtype=self.stored_dtype,
+            )  # fmt: skip
+        except BrokenModel as error:
+            if self.gguf is None:
+                raise
+            header = f"the header of {self.gguf.path.name}"
+            raise BrokenModel(str(error).replace("config.json", header)) from error
 
     @property
     def stored_dtype(self) -> str | None:

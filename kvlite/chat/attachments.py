@@ -38,6 +38,15 @@ def fenced(name: str, text: str) -> str:
 
 def with_files(message: str) -> tuple[str, list[str]]:
     """Add the text of the files that `message` names with `@`, and give their names; no file, and it is just a word."""
-    names = [name.strip('"') for name in _MENTION.findall(message)]
-    named = [name for name in dict.fromkeys(names) if Path(name).expanduser().is_file()]
+    named = [name for name in _mentioned(message) if Path(name).expanduser().is_file()]
     return "\n\n".join([message, *(fenced(name, file_text(name)) for name in named)]), named
+
+
+def missing_files(message: str) -> list[str]:
+    """The files that `message` seems to name with `@`, by a dot or slash in the name, where there are none."""
+    names = [name for name in _mentioned(message) if re.search(r"[./]\w", name)]
+    return [name for name in names if not Path(name).expanduser().is_file()]
+
+
+def _mentioned(message: str) -> list[str]:
+    return [*dict.fromkeys(name.strip('"') for name in _MENTION.findall(message))]

@@ -41,10 +41,12 @@ def _edit(chat: Chat, argument: str) -> None:
         raise UsageError("there is no question to edit yet; ask something first")
     if not 1 <= number <= turns:
         raise UsageError(f"there is no turn {number}; the conversation has {turns}")
-    question = chat.session.undo(turns - number + 1)
-    chat.saving.save()
+    asked = [message["content"] for message in chat.session.messages if message["role"] == "user"]
+    chat.edited = turns - number + 1
+    follows = f" and {counted(turns - number, 'turn')} after it" if number < turns else ""
+    chat.show(f"when you send it, this takes the place of turn {number}{follows}; Ctrl-C leaves all as it is")
     if chat.prompt is not None:
-        chat.prompt.begin_with(question)
+        chat.prompt.begin_with(asked[number - 1])
 
 
 def _continue(chat: Chat, _: str) -> None:

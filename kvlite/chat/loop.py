@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kvlite.chat import slash_commands
-from kvlite.chat.attachments import with_files
+from kvlite.chat.attachments import missing_files, with_files
 from kvlite.chat.display import Display, answer_line
 from kvlite.chat.interrupt import Interrupts
 from kvlite.chat.saving import Saving
@@ -85,10 +85,14 @@ class Chat:
         self.memory = opened.memory
         self.model = opened.model
         self._asked, self._opens = opened.asked, opens
+        self.begun_with = self.session.settings
+        """The settings that roles are added to."""
         self.is_over = False
         self.saving = Saving(self, folder, is_on=autosaves, keeps_cache=keeps_cache)
         self.attached: list[str] = []
         """Files as text, sent with the next message."""
+        self.edited = 0
+        """The turns that the next message takes the place of."""
         self.prompt: Terminal | None = None
         self._display = display
         self._console = display.console
@@ -108,6 +112,7 @@ class Chat:
             except EOFError:
                 self.is_over = True
             except KeyboardInterrupt:
+                self.edited = 0
                 self._interrupts.press()
 
     def close(self) -> None:
@@ -120,10 +125,15 @@ class Chat:
         line = slash_commands.MEANT.get(line, line)
         try:
             if is_command(line):
+                self.edited = 0
                 command, argument = slash_commands.find(readable(line).strip())
                 command.run(self, argument)
             elif (message := readable(message_of(line))).strip():
-                self.answer(self.session.ask(self._with_files(message, is_typed=not isinstance(line, Pasted))))
+                message = self._with_files(message, is_typed=not isinstance(line, Pasted))
+                if self.edited:
+                    self.session.undo(self.edited)
+                    self.edited = 0
+                self.answer(self.session.ask(message))
         except (Interrupted, Terminated):
             raise
         except KvliteError as error:
@@ -215,6 +225,8 @@ class Chat:
         text, names = with_files(message) if is_typed else (message, [])
         text = "\n\n".join([text, *self.attached])
         self.attached = []
+        for name in missing_files(message) if is_typed else []:
+            self.warn(f"there is no file {name}, so @{name} is sent as it is")
         if names:
             self.note(f"with {', '.join(names)}: {self.memory.tokens_of(text):,} tokens")
         return text

@@ -91,12 +91,14 @@ def _system(chat: Chat, argument: str) -> None:
 
 def _role(chat: Chat, argument: str) -> None:
     if not argument:
-        told = [(name, str(read_role(name).get("system", "")).strip().split("\n")[0]) for name in role_names()]
+        told = [(name, _first_line(name)) for name in role_names()]
         show_pairs(chat, told)
         if not told:
             chat.show(f'no roles yet; {role_folder() / "NAME.toml"} with a line  system = "…"  makes one')
         return
-    role, settings, left = read_role(argument), chat.session.settings, []
+    role, settings, left = read_role(argument), chat.begun_with, []
+    if not isinstance(role.get("system", ""), str):
+        raise UsageError(f"role {argument}: system is {role['system']!r}; give text in quotes")
     system, how = role.pop("system", None), str(role.pop("think", ""))
     for key, value in role.items():
         name = key.replace("-", "_")
@@ -104,13 +106,21 @@ def _role(chat: Chat, argument: str) -> None:
             settings = changed(settings, name, str(value))
         else:
             left.append(key)
-    chat.start_over(None if system is None else read_system(str(system)))
-    chat.session.settings = settings
+    chat.start_over(None if system is None else read_system(system))
+    chat.session.settings = _with_new_seed(settings, chat.begun_with)
     if how:
         _think(chat, how)
     chat.show(f"started over as {argument}")
     if left:
-        chat.show(f"of its {', '.join(left)} a chat knows where it begins: kvlite chat --role {argument}")
+        chat.show(f"not taken over in mid-chat: {', '.join(left)}; kvlite chat --role {argument} begins with all of it")
+
+
+def _first_line(name: str) -> str:
+    """The first line of a role's system prompt, or what is wrong with its file."""
+    try:
+        return str(read_role(name).get("system", "")).strip().split("\n")[0]
+    except UsageError as error:
+        return str(error)
 
 
 def _model(chat: Chat, argument: str) -> None:
@@ -136,12 +146,16 @@ def _set(chat: Chat, argument: str) -> None:
         key, separator, value = argument.partition("=")
         if not separator:
             raise UsageError(f"/set takes KEY=VALUE, not {argument!r}; /set alone lists the settings")
-        before = chat.session.settings.sampling
-        settings = changed(chat.session.settings, key, value)
-        if before.is_greedy and not settings.sampling.is_greedy and not before.seed:  # nobody gave one
-            settings = replace(settings, sampling=replace(settings.sampling, seed=secrets.randbelow(DRAWN_SEEDS)))
-        chat.session.settings = settings
+        before = chat.session.settings
+        chat.session.settings = _with_new_seed(changed(before, key, value), before)
     show_pairs(chat, listed(chat.session.settings))
+
+
+def _with_new_seed(settings: AnswerSettings, before: AnswerSettings) -> AnswerSettings:
+    """Settings that draw, with a seed of their own where those `before` were greedy and nobody gave one."""
+    if not before.sampling.is_greedy or settings.sampling.is_greedy or settings.sampling.seed:
+        return settings
+    return replace(settings, sampling=replace(settings.sampling, seed=secrets.randbelow(DRAWN_SEEDS)))
 
 
 _KEYS = (

@@ -29,7 +29,7 @@ from kvlite.engine.speculation import Speculation
 from kvlite.errors import ContextFull, KvliteError, NumericError, UsageError
 from kvlite.memory.counts import KVCounts
 from kvlite.memory.format import SlotFormat
-from kvlite.memory.plan import CachePlan
+from kvlite.memory.plan import CachePlan, plan_for, stages
 from kvlite.models.hybrid import StateSnapshot
 from kvlite.models.loaded import LoadedModel
 from kvlite.options import Speculate
@@ -44,6 +44,7 @@ class RowSnapshot:
     cache: CacheSnapshot
     state: StateSnapshot | None
     row: Row
+    plan: CachePlan
 
     @property
     def num_bytes(self) -> int:
@@ -54,6 +55,7 @@ class RowSnapshot:
 class Engine:
     """Feeds requests through `loaded` with a cache of `plan.rows` rows that never exceeds `plan.budget_bytes`.
 
+    A lone row goes from the slots of `plan` to those of `plan.then` as it grows.
     `stored` is what a slot holds, as planned. `on_full` says what happens when no slot is free: `evict`, `stop` the
     answer, or make it an `error`; None leaves it to the policy. `kernels` is one of `kvlite_kernels.choice.KERNELS`, or
     chooses between them; where Triton's fail in mid-answer, what was said is read anew in torch, and `warn` told.
@@ -83,6 +85,7 @@ class Engine:
         self._warn = warn
         self.kernels = KernelChoice(kernels) if isinstance(kernels, str) else kernels
         self._recorder, self._must_capture = recorder, must_capture
+        self._planned = plan
         obstacle = "" if loaded.state is None else f"{loaded.shape.family} models carry state that cannot go back"
         self.decoder = Decoder(Speculation(speculate, obstacle), self.peak_memory, loaded.device)
         self._open(plan, policy, stored, on_full)
@@ -118,6 +121,11 @@ class Engine:
     @property
     def rows(self) -> int:
         return self.plan.rows
+
+    @property
+    def plans(self) -> tuple[CachePlan, ...]:
+        """The plans that a row's slots follow as it grows, `plan` is the one of them that they do now."""
+        return stages(self._planned)
 
     @property
     def step(self) -> str:
@@ -158,6 +166,7 @@ class Engine:
                 self._hear_all()
                 feed = next_feed(self._rows, feed, may_share=self._feeder.may_share)
                 if feed is not None:
+                    self._make_room(self._rows[feed.rows.start], feed.counts[0])
                     yield from self._advance(feed)
                 elif exhausted:
                     return
@@ -180,6 +189,7 @@ class Engine:
         assert self.on_full != "evict" or max(map(len, ids)) <= self.plan.chunk, "re-rotation leaves room for one chunk"
         width = max(map(len, ids))
         with self.peak_memory.phase("prefill"):
+            self._make_room(self._rows[0], len(ids[0]))
             for row, piece in zip(self._rows, ids, strict=False):
                 if self._feeder.echoes and piece:
                     self._feeder.hear(row, ends=width > 1)
@@ -236,7 +246,7 @@ class Engine:
     def moved(self, plan: CachePlan, policy: Policy) -> Moved | None:
         """A copy of the lone row for the cache of `plan`: the best of it by `policy`, None where that is not known."""
         (row,) = self._rows
-        return best_kept(self.cache, 0, Target(plan.head_slots, policy, row.seen, row.pins))
+        return best_kept(self.cache, 0, Target(self._stage(plan).head_slots, policy, row.seen, row.pins))
 
     def change_cache(self, plan: CachePlan, policy: Policy, on_full: str | None) -> bool:
         """Exchange the cache of a lone row for that of `plan`, which keeps the best of its tokens by `policy`.
@@ -244,8 +254,53 @@ class Engine:
         False where that cannot be told, and the row is empty then. Raises what allocating raises, and changes nothing.
         """
         assert self.rows == plan.rows == 1 and self._rows[0].job is None
+        moved = self._exchange(self._stage(plan), policy, on_full)
+        self._planned = plan
+        if moved is None:
+            self._rows = [Row(0)]
+        else:
+            self._rows[0].peak_bytes = 0
+        return moved is not None
+
+    def resize(self, plan: CachePlan) -> None:
+        """Take a cache as `plan` says in place of the one there is, whose rows are lost.
+
+        Raises DoesNotFit or OutOfMemory where it cannot be allocated; then there is none.
+        """
+        assert all(row.job is None for row in self._rows), "rows at work keep their slots"
+        if plan != self._planned:
+            self._close()
+            self._open(plan, self.policy, self._stored, self.on_full)
+            self._planned = plan
+
+    def _stage(self, planned: CachePlan) -> CachePlan:
+        """The plan for the lone row as it is: what it has lost leaves no head with more slots than it has tokens."""
+        seen, plans = self._rows[0].seen, stages(planned)
+        return plan_for(seen, plans) if self.counts(0).tokens_evicted == 0 else plans[-1]
+
+    def _make_room(self, row: Row, count: int) -> None:
+        """Let a row that has the cache to itself have the slots that are best with `count` tokens more."""
+        plans = self.plans
+        if len(plans) == 1:
+            return
+        plan = plan_for(row.seen + count, plans)
+        if plan is self.plan or (row.seen and plans.index(plan) < plans.index(self.plan)):
+            return
+        if row.seen and self._feeder.echoes:
+            self._feeder.hear(row, ends=True)
+        peak_bytes = self.counts(row.index).peak_bytes
+        moved = self._exchange(plan, self.policy, self.on_full)
+        row.peak_bytes = peak_bytes
+        if moved is None:
+            self._feeder.read_anew(row, row.seen)
+
+    def _exchange(self, plan: CachePlan, policy: Policy, on_full: str | None) -> Moved | None:
+        """Put a cache of `plan` in place of that of a lone row, with the best of the row's tokens by `policy`.
+
+        None, and an empty cache, where these are not known. Raises what allocating raises, and changes nothing.
+        """
         (row,), before = self._rows, (self.plan, self.policy, self.cache.stored, self.on_full)
-        moved = self.moved(plan, policy)
+        moved = best_kept(self.cache, 0, Target(plan.head_slots, policy, row.seen, row.pins))
         backup = self.snapshot(0)
         self._close()
         try:
@@ -256,18 +311,8 @@ class Engine:
             raise
         if moved is not None:
             self.cache.restore(0, moved.copy)
-            self._rows = [replace(row, peak_bytes=0)]
-        return moved is not None
-
-    def resize(self, plan: CachePlan) -> None:
-        """Take a cache as `plan` says in place of the one there is, whose rows are lost.
-
-        Raises DoesNotFit or OutOfMemory where it cannot be allocated; then there is none.
-        """
-        assert all(row.job is None for row in self._rows), "rows at work keep their slots"
-        if plan != self.plan:
-            self._close()
-            self._open(plan, self.policy, self._stored, self.on_full)
+        self._rows = [row]
+        return moved
 
     def _close(self) -> None:
         """Free the cache, and what was made for it."""
@@ -285,11 +330,14 @@ class Engine:
         """Copy a row to the host: its live slots, constant state and counters."""
         held = self._rows[row]
         state = self.loaded.state.snapshot() if self.loaded.state is not None else None
-        return RowSnapshot(self.cache.snapshot(row), state, held.copy())
+        return RowSnapshot(self.cache.snapshot(row), state, held.copy(), self.plan)
 
     def restore(self, row: int, snapshot: RowSnapshot) -> None:
         """Continue a row from a snapshot, which stays usable. Its peak is the most that either ever held."""
         peak_bytes = max(self.counts(row).peak_bytes, snapshot.row.peak_bytes)
+        if snapshot.plan != self.plan and snapshot.plan in self.plans:
+            self.reset(row)
+            self._exchange(snapshot.plan, self.policy, self.on_full)
         self.cache.restore(row, snapshot.cache)
         if self.loaded.state is not None:
             assert snapshot.state is not None
@@ -318,8 +366,10 @@ class Engine:
         else:
             raise UsageError(f"row {request.row} is busy; wait for its answer")
         row = self._rows[index]
-        counts = self.counts(row.index)
         error = self._limits.refusal(row, request)
+        if error is None:
+            self._make_room(row, len(request.ids) + (row.unfed is not None))
+        counts = self.counts(row.index)
         if error is None:
             evicts = row.needs(request) > min(self.plan.fewest, row.seen + self.cache.room(index))
             is_forgotten = request.row is None and not request.prefixes and not evicts

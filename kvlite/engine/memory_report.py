@@ -10,6 +10,7 @@ import torch
 from kvlite.cache.layer import Layer
 from kvlite.engine.engine import Engine
 from kvlite.memory.counts import KVCounts
+from kvlite.memory.prediction import MemoryPlan, cache_terms
 from kvlite.record.measure import device_reading
 from kvlite.record.recorder import Reading
 from kvlite.record.schema import HostFacts, LayerKept, TorchMemory
@@ -62,6 +63,7 @@ class EngineMemory:
             terms=terms,
             layers=tuple(_kept(engine, layer) for layer in cache.layers.values()),
             phases=peaks,
+            planned=MemoryPlan(cache_terms(engine.plan)).predicted(),
             torch=allocator,
             gpu=gpu,
         )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from kvlite.cache.policy import Policy, load_policy
 from kvlite.memory.budget import Budget, BudgetKind
 from kvlite.memory.format import human_bytes, slot_format
-from kvlite.memory.plan import MOST_CHUNK, CachePlan, CacheSpec, plan_cache
+from kvlite.memory.plan import MOST_CHUNK, CachePlan, CacheSpec, plan_cache, plan_for, plan_row, stages
 
 if TYPE_CHECKING:
     from kvlite.engine.engine import Engine
@@ -56,7 +56,7 @@ class Variant:
             stored = slot_format(self.kv_dtype, shape.dtype)
         profile = None if self.is_reference else model.head_profile()
         spec = self.policy.cache_spec(stored, chunk_limit=self.chunk_limit, head_shares=profile)
-        return Placed(self, spec, plan_cache(shape, budget, spec, free_bytes=None))
+        return Placed(self, spec, plan_for(tokens, stages(plan_row(shape, budget, spec, free_bytes=None))))
 
 
 REFERENCE = Variant(load_policy("full"))
@@ -64,7 +64,7 @@ REFERENCE = Variant(load_policy("full"))
 
 @dataclass(frozen=True, slots=True)
 class Placed:
-    """A variant on one model: the cache of one row."""
+    """A variant on one model: the cache of one row, as it is for the longest item."""
 
     variant: Variant
     spec: CacheSpec
@@ -93,5 +93,5 @@ class Placed:
         from kvlite.engine.engine import Engine
 
         budget = Budget(BudgetKind.TOKENS, self.plan.slots)
-        plan = plan_cache(loaded.shape, budget, self.spec, rows=rows, free_bytes=None)
+        plan = plan_cache(loaded.shape, budget, self.spec, rows=rows, free_bytes=None, most=self.plan.until)
         return Engine(loaded, plan, self.variant.policy, self.spec.slot_format)

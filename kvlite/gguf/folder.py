@@ -19,6 +19,7 @@ from kvlite.gguf.families import config_of, weight_names
 from kvlite.gguf.header import Header, one_line
 from kvlite.gguf.rope import decimal
 from kvlite.gguf.tokenizer import added_tokens, build_tokenizer, cut_of, end_tokens, tokenizer_config
+from kvlite.gguf.wholeness import require_whole
 
 _VERSION = 3
 """Counts up when what is written here changes."""
@@ -70,8 +71,9 @@ def gguf_folder(header: Header) -> Path:
 def require_known(header: Header) -> None:
     """Refuse a file that would not load: its family, its tensors, the way it cuts text. Raises as `gguf_folder`."""
     with one_line(header.path):
-        config_of(header)
+        config = config_of(header)
         weight_names(header)
+        require_whole(header, config)
         cut_of(header)
 
 

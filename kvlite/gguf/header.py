@@ -194,6 +194,8 @@ class _Reader:
 
     def read(self) -> Header:
         (version,) = self.unpack("I")
+        if version in (2 << 24, 3 << 24):
+            raise UnsupportedModel(f"{self.path} is a big-endian GGUF file; convert it to little-endian")
         if version not in (2, 3):
             raise UnsupportedModel(f"{self.path} is GGUF version {version}; kvlite reads 2 and 3: convert it again")
         num_tensors, num_keys = self.unpack("QQ")

@@ -26,7 +26,10 @@ def wanted(header: Header, key: str, default: Any = None) -> Any:
     value = header.about(key, default)
     if value is None:
         raise BrokenModel(f"{header.path.name} lacks {header.architecture}.{key}; it is damaged or no whole model")
-    return one_of(header, key, set(value)) if isinstance(value, (list, tuple)) else value
+    found = one_of(header, key, set(value)) if isinstance(value, (list, tuple)) else value
+    if isinstance(found, int) and found < 1:
+        raise BrokenModel(f"{header.path.name} says that {header.architecture}.{key} is {found}; it is damaged")
+    return found
 
 
 def by_layer(header: Header, key: str) -> list[Any]:

@@ -59,9 +59,14 @@ def build_tokenizer(header: Header) -> Tokenizer:
 def cut_of(header: Header) -> Sequence[str] | None:
     """The expressions that cut text before byte pairs are joined; None for a SentencePiece vocabulary.
 
-    Raises UnsupportedModel where the file cuts text in a way that is not known.
+    Raises UnsupportedModel where the file cuts text in a way that is not known, BrokenModel where it has no merges.
     """
     kind, pre = header.metadata.get("tokenizer.ggml.model"), header.metadata.get("tokenizer.ggml.pre")
+    if kind in ("gpt2", "gemma4") and not header.metadata.get("tokenizer.ggml.merges"):
+        raise BrokenModel(
+            f"{header.path.name} has no merges (tokenizer.ggml.merges), so its tokens would be wrong; "
+            "get another conversion"
+        )
     if kind in _PIECES:
         return None
     if kind != "gpt2":

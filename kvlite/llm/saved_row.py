@@ -25,8 +25,10 @@ from kvlite.llm.conversation import ROW, Conversation
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from kvlite.cache.cache import CacheSnapshot, SlotCache
     from kvlite.engine.engine import RowSnapshot
     from kvlite.llm import LLM
+    from kvlite.memory.plan import CachePlan
 
 FORMAT = "kvlite.row/1"
 SUFFIX = ".kv.safetensors"
@@ -163,34 +165,49 @@ def _snapshot(llm: LLM, facts: Mapping[str, Any], tensors: Mapping[str, Tensor])
     """The row for the cache there is, which may have more slots than the one it was saved from."""
     from array import array
 
-    import torch
-
-    from kvlite.cache.cache import CacheSnapshot
     from kvlite.engine.engine import RowSnapshot
     from kvlite.engine.row import Row
     from kvlite.models.hybrid import StateSnapshot
 
-    cache, state = llm.engine.cache, llm.engine.loaded.state
+    state = llm.engine.loaded.state
     by_head: dict[tuple[int, int], dict[str, Tensor]] = {}
     for number, (layer, *heads) in enumerate(facts["heads"]):
         prefix = f"{number}."
         of_part = {name.removeprefix(prefix): held for name, held in tensors.items() if name.startswith(prefix)}
         for place, head in enumerate(heads):
             by_head[layer, head] = {name: held[place] for name, held in of_part.items()}
-    live: dict[int, int] = {}
-    parts = []
-    for part in cache.parts:
-        held_by = [by_head.get((part.heads.layer, head), {}) for head in part.heads.numbers]
-        sizes = {len(held["pos"]) if "pos" in held else -1 for held in held_by} | {live.get(part.num_slots, -2)} - {-2}
-        if len(sizes) != 1 or (size := sizes.pop()) < 0 or size > part.num_slots:
-            raise Unusable("it was another budget")
-        live[part.num_slots] = size
-        parts.append({name: torch.stack([held[name] for held in held_by]) for name in part.tensors})
+    plans = llm.engine.plans
+    copies = (_copy(llm.engine.cache, plan, by_head) for plan in plans)
+    found = next(((copy, plan) for copy, plan in zip(copies, plans, strict=True) if copy is not None), None)
+    if found is None:
+        raise Unusable("it was another budget")
     states = [tensors[f"state.{number}"] for number in range(sum(name.startswith("state.") for name in tensors))]
     past = [{int(key): value for key, value in pairs} for pairs in facts["has_past"]]
     said = array("i", tensors[_SAID].tolist())
     row = Row(ROW, said=said, used=set(said), **facts["row"] | {"pins": tuple(map(tuple, facts["row"]["pins"]))})
-    return RowSnapshot(CacheSnapshot(live, parts), None if state is None else StateSnapshot(states, past), row)
+    return RowSnapshot(found[0], None if state is None else StateSnapshot(states, past), row, found[1])
+
+
+def _copy(
+    cache: SlotCache, plan: CachePlan, by_head: Mapping[tuple[int, int], dict[str, Tensor]]
+) -> CacheSnapshot | None:
+    """The slots of each head for a cache like this one of `plan`; None where it has no room for them."""
+    import torch
+
+    from kvlite.cache.cache import CacheSnapshot
+    from kvlite.cache.layer import heads_of
+
+    live: dict[int, int] = {}
+    parts = []
+    for heads in heads_of(cache.layers, plan.head_slots, cache.policy.noise is not None):
+        slots = plan.head_slots[heads.layer][heads.numbers[0]]
+        held_by = [by_head.get((heads.layer, head), {}) for head in heads.numbers]
+        sizes = {len(held["pos"]) if "pos" in held else -1 for held in held_by} | {live.get(slots, -2)} - {-2}
+        if len(sizes) != 1 or (size := sizes.pop()) < 0 or size > slots:
+            return None
+        live[slots] = size
+        parts.append({name: torch.stack([held[name] for held in held_by]) for name in cache.parts[0].tensors})
+    return CacheSnapshot(live, parts)
 
 
 def _of_answer(answer: Answer) -> dict[str, Any]:

@@ -76,12 +76,19 @@ def weights_of(layers: Sequence[LayerShape], needs: Sequence[Sequence[float]]) -
 
 
 def allotted(
-    layers: Sequence[LayerShape], slots: int, most: int, rule: LayerRule, weights: Weights | None = None, least: int = 1
+    layers: Sequence[LayerShape],
+    slots: int,
+    most: int,
+    rule: LayerRule,
+    weights: Weights | None = None,
+    least: int = 1,
+    most_of_head: int | None = None,
 ) -> tuple[tuple[int, ...], ...]:
     """Slots of each KV head of each layer, of which a full layer's have `slots` on average and at most `most`.
 
     Full layers share by `rule`, others have `slots` and at most their window. Heads share by `weights`: over the whole
-    model, or inside each layer where the rule tells layers apart. None has fewer than `least` while the average allows.
+    model, or inside each layer where the rule tells layers apart. None has fewer than `least` while the average allows,
+    nor more than `most_of_head`.
     """
     per_layer = of_layers(layers, slots, most, rule)
     if weights is None:
@@ -92,7 +99,7 @@ def allotted(
     for indices in together:
         mean = per_layer[indices[0]] if indices else 0
         counts = Counter(weight for index in indices for weight in weights[index])
-        held = _filled(counts, mean, most, max(least, mean // LEAST_SHARE))
+        held = _filled(counts, mean, most_of_head or most, max(least, mean // LEAST_SHARE))
         shares |= {index: tuple(held[weight] for weight in weights[index]) for index in indices}
     return tuple(
         shares.get(index, (count,) * layer.kv_heads)

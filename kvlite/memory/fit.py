@@ -12,7 +12,7 @@ from kvlite.errors import BudgetTooSmall, CapacityError
 from kvlite.memory.allotment import equally
 from kvlite.memory.budget import Budget, BudgetKind
 from kvlite.memory.format import FORMATS, human_bytes, short_size
-from kvlite.memory.plan import AUTO_SHARE, CachePlan, CacheSpec, largest, plan_cache
+from kvlite.memory.plan import AUTO_SHARE, CachePlan, CacheSpec, largest, plan_cache, plan_row
 from kvlite.memory.prediction import (
     DeviceKind,
     MemoryPlan,
@@ -141,10 +141,10 @@ class Fit:
 
         Raises BudgetTooSmall where it does not hold one row of a batch, and what `plan_cache` raises.
         """
+        if self.batch is None:
+            return plan_row(self.shape, budget, self.spec, free_bytes=free_bytes)
         plan = partial(plan_cache, self.shape, spec=self.spec)
         whole = plan(budget, free_bytes=free_bytes)
-        if self.batch is None:
-            return whole
         row = self._row(budget, whole)
         allowed, limit, change = whole.budget_bytes, "KV budget", "raise --kv-budget"
         follows_rows = False

@@ -85,6 +85,7 @@ class CachePlan:
     average of a layer, else `slots`. `capped_by` says what stopped S below what the bytes would buy: "window", or None.
     `most_slots` is what the model's window allows whatever the bytes. A row that will not evict is prefilled
     `most_chunk` at once. `row_budget_bytes` is what one row must stay within; everything else is bytes over all rows.
+    A row that has a cache to itself has these slots `until` so many tokens, and `then` others of no more bytes.
     """
 
     slots: int
@@ -102,6 +103,8 @@ class CachePlan:
     row_budget_bytes: int = 0
     capped_by: str | None = None
     most_chunk: int = MOST_CHUNK
+    until: int | None = None
+    then: CachePlan | None = None
 
     @property
     def reserved_bytes(self) -> int:
@@ -111,9 +114,15 @@ class CachePlan:
 
 
 def plan_cache(
-    shape: ModelShape, budget: Budget, spec: CacheSpec, *, rows: int = 1, free_bytes: int | None
+    shape: ModelShape,
+    budget: Budget,
+    spec: CacheSpec,
+    *,
+    rows: int = 1,
+    free_bytes: int | None,
+    most: int | None = None,
 ) -> CachePlan:
-    """The largest cache of `rows` equal rows inside `budget`.
+    """The largest cache of `rows` equal rows inside `budget`, of which no head has more than `most` slots by need.
 
     `free_bytes` is what the device has left for the cache, None when that is not to be checked; every full layer has at
     least `spec.protected_slots`, and 1. Raises DoesNotFit when the budget is more than is free,
@@ -130,7 +139,7 @@ def plan_cache(
     slots, budget_bytes = _grant(budget, with_slots, cap, free_bytes)
     if spec.head_shares is not None:
         weights = weights_of(shape.layers, spec.head_shares(max(1, slots)))
-        with_slots = partial(_with_slots, shape, spec, rows, cap, weights)
+        with_slots = partial(_with_slots, shape, spec, rows, cap, weights, most=most)
         slots, budget_bytes = _grant(budget, with_slots, cap, free_bytes)
     found = with_slots(slots)
     if found.fewest < protected:
@@ -144,6 +153,40 @@ def plan_cache(
         )
     capped_by = "window" if slots == cap != _UNBOUNDED and budget.kind is not BudgetKind.FULL else None
     return replace(found, budget_bytes=budget_bytes, row_budget_bytes=budget_bytes // rows, capped_by=capped_by)
+
+
+def plan_row(shape: ModelShape, budget: Budget, spec: CacheSpec, *, free_bytes: int | None) -> CachePlan:
+    """The largest cache of one row inside `budget`, which is shared out anew as the row grows. Raises as `plan_cache`.
+
+    As long as equal slots hold all of it, nothing has to go. Then heads have slots by need, and none has more than the
+    tokens there can be by the time the row is twice as long, so that no slot is there in vain.
+    """
+    equal = plan_cache(shape, budget, replace(spec, head_shares=None), free_bytes=free_bytes)
+    if spec.head_shares is None:
+        return equal
+    slots, cap = equal.slots, equal.most_slots
+    weights = weights_of(shape.layers, spec.head_shares(max(1, slots)))
+    found = [replace(equal, until=equal.fewest)]
+    while (until := found[-1].until) is not None:
+        most = min(cap, 2 * until)
+        plan = _with_slots(shape, spec, 1, cap, weights, slots, most=most)
+        is_last = max(map(max, filter(None, plan.head_slots)), default=0) < most or most == cap
+        plan = replace(plan, budget_bytes=equal.budget_bytes, row_budget_bytes=equal.row_budget_bytes)
+        found.append(replace(plan, capped_by=equal.capped_by, until=None if is_last else most))
+    *earlier, then = found
+    for plan in reversed(earlier):
+        then = then if then.head_slots == plan.head_slots else replace(plan, then=then)
+    return then
+
+
+def stages(plan: CachePlan) -> tuple[CachePlan, ...]:
+    """The plans that a row's slots follow as it grows, `plan` the first."""
+    return (plan,) if plan.then is None else (plan, *stages(plan.then))
+
+
+def plan_for(tokens: int, plans: Sequence[CachePlan]) -> CachePlan:
+    """The one of `stages` for a row of so many tokens."""
+    return next(plan for plan in plans if plan.until is None or tokens <= plan.until)
 
 
 def _grant(budget: Budget, with_slots: Callable[[int], CachePlan], cap: int, free_bytes: int | None) -> tuple[int, int]:
@@ -177,11 +220,18 @@ def slots_with(layers: Sequence[LayerShape], wanted: int, most: int, rule: Layer
 
 
 def _with_slots(
-    shape: ModelShape, spec: CacheSpec, rows: int, cap: int, weights: Weights | None, slots: int
+    shape: ModelShape,
+    spec: CacheSpec,
+    rows: int,
+    cap: int,
+    weights: Weights | None,
+    slots: int,
+    *,
+    most: int | None = None,
 ) -> CachePlan:
-    """The cache of so many slots, of which no head has more than `cap`, before a budget is named."""
+    """The cache of so many slots, of which no head has more than `cap`, or `most`, before a budget is named."""
     layers = shape.layers
-    head_slots = allotted(layers, slots, cap, spec.layer_rule, weights, max(1, spec.protected_slots))
+    head_slots = allotted(layers, slots, cap, spec.layer_rule, weights, max(1, spec.protected_slots), most)
     smallest = fewest(layers, slots, cap, spec.layer_rule)
     held = [sum(heads) * rows for heads in head_slots]
     return CachePlan(

@@ -176,7 +176,7 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> PreTrain
 
 
 def _model(files: ModelFiles, options: ModelOptions, shape: ModelShape, device: torch.device) -> PreTrainedModel:
-    folder = files.folder
+    folder, place = files.folder, files.gguf.path if files.gguf else files.folder
     dtype: torch.dtype = getattr(torch, shape.dtype)
     arguments: dict[str, Any] = {
         "dtype": dtype,
@@ -213,9 +213,9 @@ def _model(files: ModelFiles, options: ModelOptions, shape: ModelShape, device: 
     except _PARSER_ERRORS as error:
         if is_out_of_memory(error):
             raise OutOfMemory(f"the weights do not fit on {device}; try --4bit or a smaller model") from error
-        raise _refusal(folder, "model", error) from error
+        raise _refusal(place, "model", error) from error
     model, info = loaded
-    _require_tensors(folder, info)
+    _require_tensors(place, info)
     assert isinstance(model, PreTrainedModel)
     if "device_map" not in arguments:
         torch.nn.Module.to(model, device)
@@ -248,16 +248,16 @@ def _from_gguf(files: ModelFiles, arguments: dict[str, Any], *, is_long: bool, p
     return kind.from_pretrained(None, config=config, state_dict=weights, output_loading_info=True, **arguments)
 
 
-def _require_tensors(folder: Path, info: Mapping[str, Any]) -> None:
+def _require_tensors(place: Path, info: Mapping[str, Any]) -> None:
     missing = sorted(info["missing_keys"])
     if missing:
-        raise BrokenModel(f"the weights in {folder} lack {_first(missing)}; download it again")
+        raise BrokenModel(f"the weights in {place} lack {_first(missing)}; download it again")
     mismatched = sorted(info["mismatched_keys"])
     if mismatched:
         _, held, wanted = mismatched[0]
         names = _first([name for name, *_ in mismatched])
         raise BrokenModel(
-            f"config.json does not fit the weights in {folder}: {names}, {list(held)} for {list(wanted)}; "
+            f"config.json does not fit the weights in {place}: {names}, {list(held)} for {list(wanted)}; "
             "download it again"
         )
 

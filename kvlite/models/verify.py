@@ -16,7 +16,7 @@ from torch import Tensor
 from kvlite.cache.cache import SlotCache
 from kvlite.cache.layer import Layer
 from kvlite.cache.rotation import Rotation
-from kvlite.errors import UnsupportedModel, UsageError, is_out_of_memory
+from kvlite.errors import BrokenModel, UnsupportedModel, UsageError, is_out_of_memory
 from kvlite.models.attention_interface import ATTENTION
 from kvlite.models.loaded import LoadedModel
 from kvlite.models.probe import PROBE_TOKENS, dry_cache, feed, probe_ids
@@ -31,7 +31,8 @@ KEY_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.05, torch.float16: 0.02}
 def admit(loaded: LoadedModel) -> LoadedModel:
     """Check the model and learn its rotations.
 
-    Raises UnsupportedModel, naming the family and what is wrong, and UsageError where float16 is too narrow.
+    Raises UnsupportedModel, naming the family and what is wrong, BrokenModel where the model itself gives no numbers,
+    and UsageError where float16 is too narrow.
     """
     ids = probe_ids(loaded, PROBE_TOKENS)
     cache = dry_cache(loaded, PROBE_TOKENS)
@@ -52,6 +53,8 @@ def admit(loaded: LoadedModel) -> LoadedModel:
         raise UsageError(
             "the model's numbers are not finite in float16; give --dtype float32, or bfloat16 on a newer GPU"
         )
+    if not bool(expected.isfinite().all()):
+        raise BrokenModel("the model's own numbers are not finite: weights or sizes are damaged; download it again")
     off = relative_error(logits, expected)
     if not off <= LOGIT_TOLERANCE[loaded.compute_dtype] * _slack(loaded):
         raise _refusal(loaded, f"its logits differ from eager attention by {off:.1%}")

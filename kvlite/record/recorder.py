@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from heapq import heappush, heappushpop
 from itertools import count
@@ -42,7 +42,9 @@ MAX_SLOWEST = 10
 class Reading:
     """Bytes by the plan's terms, the cache's counts and layers, the peak of each phase; `torch` and `gpu` on a GPU.
 
-    `capacity_tokens` are slots per KV head. `full_cache_bytes` is None where several rows hold conversations.
+    `capacity_tokens` are slots per KV head. `full_cache_bytes` is None where several rows hold conversations. Those of
+    the `planned` bytes that are known take the place of what was predicted: a row that grows has its slots by then from
+    another plan.
     """
 
     host: HostFacts
@@ -53,6 +55,7 @@ class Reading:
     terms: Mapping[str, int]
     layers: tuple[LayerKept, ...]
     phases: Mapping[str, int]
+    planned: Mapping[str, int] = field(default_factory=dict)
     torch: TorchMemory | None = None
     gpu: measure.DeviceReading | None = None
 
@@ -293,6 +296,7 @@ class Recorder:
         self._record.kv = KVReport.model_validate(asdict(counts) | facts)
         self._record.host = host = reading.host
         self._measured = {**reading.terms, **self._measured}
+        self._predicted |= {name: size for name, size in reading.planned.items() if name in self._predicted}
         memory.torch = reading.torch
         memory.phases = [PhasePeak(name=name, peak_bytes=peak) for name, peak in reading.phases.items()]
         if gpu is not None:

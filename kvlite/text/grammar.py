@@ -49,8 +49,10 @@ class Grammar:
     @classmethod
     def of_choice(cls, texts: Sequence[str]) -> Grammar:
         """One of several texts. Raises UsageError where there are none, or one is empty."""
-        if not texts or not all(texts):
-            raise UsageError("a choice is empty; give some text")
+        if not texts:
+            raise UsageError("there is nothing to choose from; give at least one text")
+        if not all(texts):
+            raise UsageError("a text to choose is empty; give some")
         return cls(_checked("choice", " | ".join(map(json.dumps, texts))))
 
 
@@ -81,4 +83,4 @@ def _one_line(message: str) -> str:
     lines = [line.strip() for line in message.splitlines()]
     named = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
     first = re.sub(r"^at \d+\(\d+\): ", "", lines[0]) if lines else message
-    return named[0] if named else first
+    return (named[0] if named else first).partition(" Enable 'coerce_one_of'")[0]  # an option of llguidance's own

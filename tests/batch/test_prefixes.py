@@ -9,7 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvlite.batch import prefixes
-from kvlite.batch.prefixes import LEAST, common_start, shared_prefixes
+from kvlite.batch.prefixes import LEAST, SharedPrefixes, common_start, shared_prefixes
+from kvlite.batch.waiting import Waiter, Waiting
+from kvlite.engine.request import Request
 
 SYSTEM, DOCUMENT = tuple(range(100)), tuple(range(1000, 1300))
 
@@ -54,3 +56,22 @@ def test_every_length_is_shared_with_another_and_one_id_is_left(prompts: list[tu
         assert all(2 <= length < len(each) for length in lengths)
         assert all(any(common_start(each, other) >= length for other in others) for length in lengths)
         assert bool(lengths) == (min(longest, len(each) - 1) >= 2)
+
+
+def request(name: str, ids: tuple[int, ...]) -> Request:
+    return Request(name, ids, max_tokens=1)
+
+
+def test_a_beginning_that_was_shared_is_known_when_it_comes_back_alone() -> None:
+    shared, system = SharedPrefixes(is_wanted=True), tuple(range(40))
+    waiting = Waiting()
+
+    def give(*requests: Request) -> list[tuple[int, ...]]:
+        waiting.put(Waiter(None, one, 50) for one in requests)  # type: ignore[arg-type]
+        shared.compare(waiting)
+        return [shared.give(waiting.take(0, 99).request, waiting).prefixes for _ in requests]  # type: ignore[union-attr]
+
+    assert give(request("a", (*system, 50)), request("b", (*system, 51))) == [(40,), (40,)]
+    others = [request(f"other {number}", tuple(range(number, number + 40))) for number in range(100, 200)]
+    assert set(give(*others)) == {()}
+    assert give(request("c", (*system, 52))) == [(40,)]

@@ -85,6 +85,37 @@ def test_compressed_data_that_are_cut_or_damaged_are_one_line(tmp_path: Path) ->
             source(tmp_path / "in.jsonl.gz").survey()
 
 
+def test_what_is_compressed_twice_is_called_so(tmp_path: Path) -> None:
+    (tmp_path / "in.csv.gz").write_bytes(gzip.compress(gzip.compress(b"prompt\nHi\n")))
+    with pytest.raises(UsageError, match="by gzip twice; unpack it once"):
+        [*source(tmp_path / "in.csv.gz").survey().items]
+
+
+def test_blank_lines_may_come_before_the_header(tmp_path: Path) -> None:
+    assert [item.prompt for item in items(tmp_path / "in.csv", "\n\nid,prompt\na,Hi\n")] == ["Hi"]
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        ("id,prompt,prompt\na,b,c\n", "two columns are called 'prompt'"),
+        ("topic,topic,prompt\na,b,c\n", "two columns are called 'topic'"),
+        ("prompt\rHi\rHo\r", "ends in CR alone"),
+    ],
+)
+def test_a_table_that_would_lose_cells_is_refused(tmp_path: Path, data: str, says: str) -> None:
+    (tmp_path / "in.csv").write_bytes(data.encode())
+    with pytest.raises(UsageError, match=says):
+        [*source(tmp_path / "in.csv").survey().items]
+
+
+def test_a_conversation_needs_no_prompt_in_its_row(tmp_path: Path) -> None:
+    cells = '"[{""role"":""user"",""content"":""Hi""}]"'
+    both, chat = items(tmp_path / "in.csv", f"prompt,messages\nHo,{cells}\n,{cells}\n")
+    assert both.failure is not None and "both given" in both.failure.message
+    assert chat.failure is None and chat.messages
+
+
 def test_parquet_has_typed_cells(tmp_path: Path) -> None:
     messages = [{"role": "user", "content": "Hi", "name": None}, {"role": "assistant", "content": "Ho", "name": "x"}]
     day = datetime(2026, 1, 2)

@@ -395,11 +395,12 @@ def test_counts_are_those_of_the_row() -> None:
     reserved = cache.plan.reserved_bytes // 2
     live = (16 * 2 + 6) * slot, (5 * 2 + 5) * slot
 
-    def counts(live_bytes: int, peak: int, seen: int, kept: int) -> KVCounts:
-        return KVCounts(reserved, reserved, live_bytes, peak, seen, kept, seen - kept, "heavy-hitter", "float32")
+    def counts(live_bytes: int, peak: int, seen: int, kept: int, full: int) -> KVCounts:
+        evicted = seen - kept
+        return KVCounts(reserved, reserved, live_bytes, peak, seen, kept, evicted, "heavy-hitter", "float32", full, 2)
 
-    assert cache.counts(0, 20, 7777) == counts(live[0], 7777, 20, 16)
-    assert cache.counts(1, 5, 0) == counts(live[1], 0, 5, 5)
+    assert cache.counts(0, 20, 7777) == counts(live[0], 7777, 20, 16, full=2)
+    assert cache.counts(1, 5, 0) == counts(live[1], 0, 5, 5, full=0)
 
 
 def test_kept_tokens_are_counted_in_full_layers_and_in_sliding_ones_where_there_are_no_others() -> None:

@@ -7,6 +7,7 @@ import pytest
 from kvlite.chat.attachments import fenced, with_files
 from kvlite.chat.export import FORMATS, exported
 from kvlite.chat.loop import Pasted
+from kvlite.chat.roles import role_folder
 from kvlite.errors import UsageError
 from kvlite.llm.saved_row import Unusable
 from tests.chat.messages import message
@@ -35,11 +36,19 @@ def contents(held):
 
 
 @pytest.mark.parametrize(("line", "begun", "left"), [("/edit", "c", 4), ("/edit 1", "a", 0), ("/edit 2", "b", 2)])
-def test_edit_takes_a_question_back_to_the_prompt(held, line, begun, left):
+def test_a_question_is_edited_at_the_prompt_and_takes_its_place_when_it_is_sent(held, line, begun, left):
     held.type("a", "b", "c")
     held.chat.prompt = Edited()
     held.chat.handle(line)
-    assert held.chat.prompt.begun == begun and len(contents(held)) == left
+    assert held.chat.prompt.begun == begun and len(contents(held)) == 6
+    held.chat.handle("edited")
+    assert contents(held)[left:-1] == ["edited"]
+
+
+@pytest.mark.parametrize("instead", [KeyboardInterrupt(), "/mem", EOFError()])
+def test_an_edited_question_that_is_not_sent_leaves_all_as_it_was(held, instead):
+    held.type("a", "b", "/edit 1", instead, "c")
+    assert contents(held)[::2] == ["a", "b", "c"][: 2 + (not isinstance(instead, EOFError))]
 
 
 def test_where_nothing_was_said_there_is_nothing_to_edit(held):
@@ -94,6 +103,23 @@ def test_a_greedy_retry_from_another_state_does_not_promise_the_same_answer(held
     assert "gives the same answer again" not in held.said
     held.type("/retry")  # which goes back to the copy that the one before has taken
     assert ("gives the same answer again" in held.said) == bool(held.engine.num_restored)
+
+
+def test_a_role_begins_with_the_settings_of_the_chat_and_a_seed_of_its_own(held):
+    role_folder().mkdir(parents=True, exist_ok=True)
+    for name, text in {"warm": "temperature = 0.4", "empty": "", "odd": "system = 5", "torn": 'system = "x'}.items():
+        (role_folder() / f"{name}.toml").write_text(text)
+    held.type("/set top_p=0.5", "/role warm")
+    warm = held.chat.session.settings.sampling
+    assert (warm.temperature, warm.top_p) == (0.4, 1.0) and warm.seed
+    held.type("/role empty", "/role odd", "/role")
+    assert held.chat.session.settings.sampling.is_greedy
+    assert "system is 5; give text in quotes" in held.said and "not valid TOML" in held.said and "  warm" in held.said
+
+
+def test_a_file_that_is_named_and_is_not_there_is_warned_of(held):
+    held.type("@nope.txt what", "@somebody hello", "a@b.c wrote")
+    assert held.said.count("there is no file") == 1 and "no file nope.txt, so" in held.said
 
 
 def test_there_is_no_other_turn_to_edit(held):

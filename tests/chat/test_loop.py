@@ -31,6 +31,9 @@ class Script:
             raise line
         return line
 
+    def begin_with(self, text):
+        self.begun = text
+
 
 class FakeMemory:
     """Three turns, of which the first is gone and the second nearly."""

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from kvlite_kernels import half_attention
-from kvlite_kernels.half_attention import attend_half, suits
+from kvlite_kernels.backend import TORCH
+from kvlite_kernels.half_attention import attend_half, suits, suits_one
 from kvlite_kernels.kinds import Heads, Statistic
 from kvlite_kernels.reference import Segment, attend_segments
 from kvlite_kernels.statistic import Observation
@@ -71,3 +72,42 @@ def test_only_bfloat16_in_order_suits() -> None:
     assert not suits(q, [replace(segment, before=None)], CASE.geometry)
     assert not suits(q, [segment], replace(CASE, sink=True).geometry)
     assert not suits(q[:, :, :5], [segment], CASE.geometry)
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("kv_heads", [1, 3])
+@pytest.mark.parametrize("dim", [16, 64, 80])
+def test_one_query_attends_as_in_the_reference(dim: int, kv_heads: int, rows: int) -> None:
+    case = replace(CASE, k_dim=dim, v_dim=dim, rows=rows, kv_heads=kv_heads, queries=1)
+    q, q_pos, segment = in_order(case, 40)
+    segment = replace(segment, before=41, own=0)  # one token sees itself
+    expected, _ = attend_segments(q.float(), q_pos, [segment], case.geometry, None)
+    assert suits_one(q, [segment], case.geometry, None)
+    out, _ = TORCH.attend(q, q_pos, [segment], case.geometry, None)
+    assert out.dtype == torch.bfloat16 and out.shape == q.shape
+    assert_parity("out", out, expected, ROUNDED)
+    in_turn, _ = TORCH.attend_in_turn(torch.cat([q, q], 2), q_pos.expand(-1, 2), [segment] * 2, case.geometry, None)
+    assert torch.equal(in_turn, torch.cat([out, out], 2))
+
+
+def test_one_query_over_heads_with_slots_of_their_own_attends_as_over_each() -> None:
+    q, q_pos, segment = in_order(replace(CASE, queries=1), 40)
+    parts = []
+    for head, keys in enumerate((41, 17)[: segment.k.shape[1]]):
+        own, here = slice(head, head + 1), slice(0, keys)
+        k, v, pos = segment.k[:, own, here], segment.v[:, own, here], segment.pos[:, :, here]
+        parts.append(Segment(k, v, pos, None, keys))
+    assert len(parts) == segment.k.shape[1] == 2
+    out = TORCH.attend_beside(q, parts, CASE.geometry, None)
+    each = [
+        TORCH.attend(x, q_pos, [part], CASE.geometry, None)[0] for x, part in zip(q.chunk(2, 1), parts, strict=True)
+    ]
+    assert torch.equal(out, torch.cat(each, 1))
+
+
+def test_one_query_that_is_observed_is_left_to_others() -> None:
+    q, q_pos, segment = in_order(replace(CASE, queries=1), 40)
+    segment = replace(segment, before=41, own=0)
+    assert not suits_one(q, [segment], CASE.geometry, Observation(Statistic.MASS, weights(q_pos)))
+    assert not suits_one(q.float(), [segment], CASE.geometry, None)
+    assert not suits_one(q, [replace(segment, before=40, own=1)], CASE.geometry, None)

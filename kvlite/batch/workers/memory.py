@@ -86,6 +86,7 @@ class Memory:
             counts=self.counts(),
             full_cache_bytes=None,
             terms=_summed(one.terms for one in readings),
+            planned=_summed(one.planned for one in readings),
             layers=tuple(
                 LayerKept(layer=of[0].layer, kept=sum(one.kept for one in of), bytes=sum(one.bytes for one in of))
                 for of in layers
