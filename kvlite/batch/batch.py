@@ -135,7 +135,8 @@ class Batch:
         """Open the model, in this process or in workers; `ending` closes them and says what came of it."""
         runner: Runner
         if self._options.devices is not None or self._options.ray is not None:
-            workers = open_workers(model, self._answer, self._options, self._recorder)
+            lines = None if self._tally.total is None else max(1, self._tally.total - self._tally.resumed)
+            workers = open_workers(model, self._answer, self._options, self._recorder, lines)
             ending.callback(workers.close)
             workers.await_model()
             runner = workers

@@ -56,10 +56,11 @@ class RayActors:
     """An actor for each of `num_workers`, or for each GPU or machine there is, on the cluster at `address`.
 
     `auto` is a cluster that this machine belongs to, `local` one of this process's own, which ends with it. Ray chooses
-    the machines. Raises MissingPackage without ray, UsageError where there is no cluster or not enough of it.
+    the machines. No more than `most` start. Raises MissingPackage without ray, UsageError where there is no cluster or
+    not enough of it.
     """
 
-    def __init__(self, address: str, num_workers: int | None, setup: Setup) -> None:
+    def __init__(self, address: str, num_workers: int | None, setup: Setup, most: int | None = None) -> None:
         self._ray = ray = _import_ray()
         self._ending = ExitStack()
         self._links: list[RayLink] = []
@@ -73,7 +74,7 @@ class RayActors:
             self._ending.close()
             raise
         self.sharers = placed.sharers
-        self.labels: Sequence[str] = [placed.device] * placed.workers
+        self.labels: Sequence[str] = ([placed.device] * placed.workers)[:most]
         self._arguments = replace(setup, options=replace(setup.options, device=placed.device)), Path.cwd()
         self._actors = ray.remote(_Actor).options(num_cpus=placed.cpus, num_gpus=placed.gpus, max_restarts=0)
 

@@ -20,8 +20,13 @@ if TYPE_CHECKING:
     from kvlite.record.recorder import Recorder
 
 
-def open_workers(model: Model, answer: AnswerOptions, options: BatchOptions, recorder: Recorder) -> Workers:
-    """Start the workers of `options.ray` or `options.devices`; they load `model` while this returns."""
+def open_workers(
+    model: Model, answer: AnswerOptions, options: BatchOptions, recorder: Recorder, lines: int | None = None
+) -> Workers:
+    """Start the workers of `options.ray` or `options.devices`; they load `model` while this returns.
+
+    There are no more of them than `lines`, where that is known.
+    """
     setup = Setup(
         options=model.spec.options,
         answer=answer,
@@ -32,10 +37,10 @@ def open_workers(model: Model, answer: AnswerOptions, options: BatchOptions, rec
     )
     transport: Transport
     if options.ray is not None:
-        transport = RayActors(options.ray, options.workers, setup)
+        transport = RayActors(options.ray, options.workers, setup, lines)
     else:
         assert options.devices is not None
-        transport = Processes(_on_each(worker_devices(options.devices), setup))
+        transport = Processes(_on_each(worker_devices(options.devices)[:lines], setup))
     return Workers(transport, options, model.identity(), model.console, Memory(recorder, model.budget_source))
 
 
