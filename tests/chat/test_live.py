@@ -11,7 +11,7 @@ from threading import Thread
 import pytest
 
 from kvlite.chat.display import AnswerFormat, Display
-from kvlite.chat.live import LiveLines
+from kvlite.chat.live import Keyboard, LiveLines
 from kvlite.chat.loop import Chat, Opened
 from kvlite.chat.screen import Screen
 from kvlite.chat.session import Session
@@ -155,6 +155,15 @@ def test_ctrl_z_leaves_the_terminal_to_the_shell_until_the_process_goes_on(watch
     assert shown.partition(" tok · ")[0].replace("\n", "").startswith("a long answer")
     last = watched.written.decode().partition("\x1b[?2004l")[0].rpartition("\x1b[J")[2]
     assert not last.strip()  # no live line is left to the shell
+
+
+def test_a_terminal_that_was_closed_is_left_without_an_error():
+    master, slave = os.openpty()
+    keys = Keyboard(slave)
+    keys.take()
+    os.close(master)
+    keys.leave()
+    os.close(slave)
 
 
 def test_a_paste_of_five_thousand_lines_is_taken_whole(watched):
