@@ -114,6 +114,18 @@ def best_kept(cache: SlotCache, row: int, target: Target) -> Moved | None:
     return Moved(CacheSnapshot(counts, parts), heads)
 
 
+def keeps_all(cache: SlotCache, row: int, head_slots: Sequence[Sequence[int]]) -> bool:
+    """True where a cache of these slots of each KV head, by layer, has room for all that a row holds.
+
+    Heads of as many slots hold equally many tokens there.
+    """
+    held: dict[int, set[int]] = {}
+    for part in cache.parts:
+        for head in part.heads.numbers:
+            held.setdefault(head_slots[part.heads.layer][head], set()).add(cache.live(row, part.num_slots))
+    return all(len(counts) == 1 and max(counts) <= slots for slots, counts in held.items())
+
+
 def _kind(policy: Policy) -> tuple[object, ...]:
     """All that decides what a statistic stands for."""
     return policy.statistic, policy.heads, policy.echoes

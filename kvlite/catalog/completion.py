@@ -39,5 +39,5 @@ def _spelled(incomplete: str, names: list[str]) -> list[str]:
 
 def _of_stores(incomplete: str) -> list[str]:
     if incomplete.lower().startswith(STORES):
-        return [str(model) for model in stored_models()]
+        return [str(model) for model in stored_models() if not model.problem]
     return [*STORES] if incomplete else []

@@ -11,7 +11,7 @@ from kvlite.catalog.files import files_in
 from kvlite.catalog.names import DEMO, ModelRef, alias_of, aliases, demo_folder
 from kvlite.catalog.shapes import known_model
 from kvlite.catalog.snapshots import gguf_names
-from kvlite.catalog.stores import stored_models
+from kvlite.catalog.stores import StoredModel, stored_models
 from kvlite.catalog.wheel import fetched_wheels
 from kvlite.errors import ModelError, OutputError, UnsupportedModel
 from kvlite.gguf.header import models_among
@@ -42,7 +42,7 @@ def list_models() -> list[Listed]:
         _demo(),
         *(_file(alias.name, alias.wheel.requirement, file) for alias, file in fetched_wheels() if alias.wheel),
         *cached,
-        *(_file(str(model), model.store, model.path) for model in stored_models()),
+        *map(_stored, stored_models()),
     ]
 
 
@@ -82,6 +82,14 @@ def _demo() -> Listed:
 def _file(name: str, source: str, path: Path) -> Listed:
     stat = path.stat()
     return Listed(name, source, None, stat.st_size, stat.st_mtime, *_usable(ModelRef(alias=name, path=path), path))
+
+
+def _stored(model: StoredModel) -> Listed:
+    if model.problem is None:
+        return _file(str(model), model.store, model.path)
+    stat = model.path.stat()
+    why = f"{model} {model.problem}"
+    return Listed(str(model), model.store, None, stat.st_size, stat.st_mtime, None, "unsupported", why)
 
 
 def _cached(repo: str) -> Iterator[Listed]:

@@ -15,7 +15,7 @@ from platformdirs import user_cache_path
 
 from kvlite.catalog.own_aliases import own_aliases
 from kvlite.catalog.snapshots import newest_snapshot
-from kvlite.catalog.stores import StoredModel, find_stored
+from kvlite.catalog.stores import StoredModel, find_stored, stored_models
 from kvlite.errors import ModelNotFound, UsageError
 from kvlite.gguf.header import is_gguf
 
@@ -164,6 +164,8 @@ def _stored(name: str, revision: str | None) -> ModelRef:
     if stored and revision:
         raise UsageError(f"{name!r:.80} is another program's, so revision {revision} does not apply")
     if len(stored) == 1:
+        if stored[0].problem:
+            raise ModelNotFound(f"{stored[0]} {stored[0].problem}")
         return _another_programs(stored[0])
     if stored:
         raise ModelNotFound(f"{name!r:.80} is more than one model; name one of {', '.join(map(str, stored))}")
@@ -176,8 +178,13 @@ def _elsewhere(name: str, ref: ModelRef) -> ModelRef:
     wheel = aliases()[ref.alias].wheel if ref.alias else None
     if ref.revision or newest_snapshot(ref.repo) is not None or (wheel is not None and wheel.file.is_file()):
         return ref
-    stored = find_stored(name)
-    return _another_programs(stored[0]) if len(stored) == 1 else ref
+    try:
+        stored = find_stored(name)
+    except ModelNotFound:
+        if ref.quant:  # which the Hub may have
+            return ref
+        raise
+    return _another_programs(stored[0]) if len(stored) == 1 and not stored[0].problem else ref
 
 
 def _another_programs(model: StoredModel) -> ModelRef:
@@ -215,8 +222,22 @@ def _spellings() -> Mapping[str, Alias]:
 
 
 def _suggestion(name: str) -> str:
+    if name.lower().startswith(STORES):
+        return _stored_suggestion(name)
     close = difflib.get_close_matches(fold(name), [DEMO, *own_aliases(), *_spellings()], n=3, cutoff=0.6)
     canonical = dict.fromkeys(_spellings()[near].name if near in _spellings() else near for near in close)
     if canonical:
         return f"did you mean {' or '.join(canonical)}?"
     return "use an alias (such as qwen2.5-0.5b), org/name from the Hub, or a folder like ./name"
+
+
+def _stored_suggestion(name: str) -> str:
+    """The names of that program's own that are near."""
+    store, _, wanted = name.lower().partition(":")
+    models = [model for model in stored_models() if model.store == store and not model.problem]
+    names = {model.name.lower().removesuffix(":latest"): str(model) for model in models}
+    near = [held for held in names if held.startswith(f"{wanted}:")]
+    near += difflib.get_close_matches(wanted, names, n=3)
+    if near:
+        return f"did you mean {' or '.join(names[held] for held in dict.fromkeys(near))}?"
+    return f"`kvlite ls` lists {store}'s" if names else f"{store} has no models here"

@@ -9,11 +9,12 @@ https://github.com/docker/model-runner/tree/main/pkg/distribution/internal/store
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from kvlite.catalog.weights import gguf_files
 from kvlite.gguf.header import is_gguf, models_among
 
 _OLLAMA_HOST, _OLLAMA_OWNER = "registry.ollama.ai", "library"
@@ -28,13 +29,17 @@ _MALFORMED = (OSError, ValueError, LookupError, TypeError, AttributeError, Recur
 
 @dataclass(frozen=True, slots=True)
 class StoredModel:
-    """A GGUF file of another program, by the name that program has for it."""
+    """A model of another program by the name that program has for it: a GGUF file, or a `problem` in one sentence.
+
+    `path` is the file, or that of the manifest where there is none.
+    """
 
     store: str
     name: str
     path: Path
     system: Path | None = None
     """The file of the system prompt that the program gives it."""
+    problem: str | None = None
 
     def __str__(self) -> str:
         return f"{self.store}:{self.name}"
@@ -49,14 +54,31 @@ def stored_models() -> list[StoredModel]:
 
 
 def find_stored(name: str) -> list[StoredModel]:
-    """Find the models that `name` means, with or without the store or the Hub before it and `:latest` behind it."""
-    wanted = name.lower().removesuffix(":latest")
-    return [
+    """Find the models that `name` means, with or without the store or the Hub before it and `:latest` behind it.
+
+    Of a folder with several files those that fit the quantisation behind its name, or the usual one. Raises
+    ModelNotFound, naming them, where none or several fit.
+    """
+    wanted, models = name.lower().removesuffix(":latest").removesuffix(".gguf"), stored_models()
+    found = [
         model
-        for model in stored_models()
+        for model in models
         for short in (model.name.lower().removesuffix(":latest"),)
         if wanted in (f"{model.store}:{short}", short, short.removeprefix("hf.co/"))
     ]
+    return found or _of_folder(name, models)
+
+
+def _of_folder(name: str, models: Sequence[StoredModel]) -> list[StoredModel]:
+    """The file among several of LM Studio's folder `publisher/model` that a name without a file's means."""
+    folder, _, quant = name.removeprefix("lmstudio:").partition(":")
+    held = {
+        f"{model.name.rpartition(':')[2]}.gguf": model
+        for model in models
+        if model.store == "lmstudio" and model.name.lower().startswith(f"{folder.lower()}:")
+    }
+    chosen = gguf_files(held, quant or None, model=f"lmstudio:{folder}") if held else []
+    return [held[file] for file in chosen]
 
 
 def _ollama() -> Iterator[StoredModel]:
@@ -65,15 +87,29 @@ def _ollama() -> Iterator[StoredModel]:
         for manifest in _files(root / "manifests", "*/*/*/*"):
             host, owner, model, tag = manifest.relative_to(root / "manifests").parts
             before = [part for part, usual in ((host, _OLLAMA_HOST), (owner, _OLLAMA_OWNER)) if part != usual]
-            with suppress(*_MALFORMED):  # of another kind
-                layers = json.loads(manifest.read_text(encoding="utf-8"))["layers"]
-                kinds = {layer["mediaType"]: layer["digest"] for layer in layers}
-                if _OLLAMA_ADAPTER in kinds:
-                    continue  # its answers would be those of its base
-                blobs = {kind: root / "blobs" / digest.replace(":", "-") for kind, digest in kinds.items()}
-                if is_gguf(blobs[_OLLAMA_MODEL]):
-                    name = f"{'/'.join([*before, model])}:{tag}"
-                    yield StoredModel("ollama", name, blobs[_OLLAMA_MODEL], blobs.get(_OLLAMA_SYSTEM))
+            name = f"{'/'.join([*before, model])}:{tag}"
+            try:
+                yield _of_manifest(root, name, manifest)
+            except _MALFORMED:
+                why = "is damaged: its manifest cannot be read; pull it again with ollama"
+                yield StoredModel("ollama", name, manifest, problem=why)
+
+
+def _of_manifest(root: Path, name: str, manifest: Path) -> StoredModel:
+    """The model of one of ollama's manifests; what is missing or of another kind is its problem."""
+    layers = json.loads(manifest.read_text(encoding="utf-8"))["layers"]
+    kinds = {layer["mediaType"]: layer["digest"] for layer in layers}
+    blobs = {kind: root / "blobs" / digest.replace(":", "-") for kind, digest in kinds.items()}
+    held, why = blobs.get(_OLLAMA_MODEL), None
+    if _OLLAMA_ADAPTER in kinds:  # its answers would be those of its base
+        why = "is an adapter on another model, which kvlite does not read from ollama; use the merged model"
+    elif held is None:
+        why = "holds no GGUF file, which is all that kvlite reads from ollama; use the model's safetensors repository"
+    elif not held.is_file():
+        why = f"is not whole: {held.name} is missing; pull it again with ollama"
+    elif not is_gguf(held):
+        why = f"holds {held.name}, which is no GGUF file; pull it again with ollama"
+    return StoredModel("ollama", name, manifest if why or held is None else held, blobs.get(_OLLAMA_SYSTEM), why)
 
 
 def _lm_studio() -> Iterator[StoredModel]:
@@ -81,7 +117,7 @@ def _lm_studio() -> Iterator[StoredModel]:
         for folder in sorted({file.parent for file in _files(root, "*/*/*.gguf")}):
             name, models = folder.relative_to(root).as_posix(), models_among(path.name for path in folder.iterdir())
             for stem, parts in models.items():
-                yield StoredModel("lmstudio", name if len(models) == 1 else f"{name}/{stem}", folder / parts[0])
+                yield StoredModel("lmstudio", name if len(models) == 1 else f"{name}:{stem}", folder / parts[0])
 
 
 def _lm_studio_folders() -> list[Path]:

@@ -134,7 +134,11 @@ class Chat:
                     self.session.undo(self.edited)
                     self.edited = 0
                 self.answer(self.session.ask(message))
-        except (Interrupted, Terminated):
+        except Interrupted:
+            raise
+        except Terminated:
+            self.session.keep_what_was_said()
+            self.saving.save()
             raise
         except KvliteError as error:
             self._console.error(error)

@@ -33,6 +33,7 @@ class Session:
         self.last: Answer | None = None  # the newest answer, also one taken back
         self.unsent: str | None = None  # the last question, where it got no answer
         self.has_looped = False  # the newest answer went round in circles, and was stopped
+        self._broken_off: list[ChatMessage] | None = None  # the chat with an answer that got no end
         self._engine = engine
         self._text = text
         self.conversation = Conversation(engine, text, min(MAX_CHECKPOINT_BYTES, available_bytes() // 10))
@@ -88,26 +89,29 @@ class Session:
         `before` is what was said of it before.
         """
         answer: Answer | None = None
-        said, self.has_looped = "", False
+        said, whole, self.has_looped = "", "", False
         try:
             with closing(events):
                 for event in events:
                     if isinstance(event, Answer):
                         self.last = answer = event
                     else:
-                        said = (said + event.text)[-_LOOKED_AT:]
+                        said, whole = (said + event.text)[-_LOOKED_AT:], whole + event.text * (not event.thinking)
                         if not self.has_looped and goes_round(said):
                             self.has_looped = True
                             self.cancel()
                     yield event
         finally:
+            self._broken_off = [*asked, _said(before + whole, "cancelled")] if answer is None and whole else None
             if answer is not None and self.conversation.last is answer:
                 reason = str(answer.finish_reason)
-                self.messages = [
-                    *asked,
-                    {"role": "assistant", "content": before + answer.text, "finish_reason": reason},
-                ]
+                self.messages = [*asked, _said(before + answer.text, reason)]
                 self.unsent = None
+
+    def keep_what_was_said(self) -> None:
+        """Let an answer that was broken off stay in the chat as far as it got."""
+        if self._broken_off is not None:
+            self.messages, self.unsent, self._broken_off = self._broken_off, None, None
 
     @property
     def thinking(self) -> str:
@@ -165,6 +169,10 @@ class Session:
         self.last = self.unsent = None
         self.conversation.go_back(())  # which forgets the pins, too
         self.conversation.pinned = {number for number in pinned if 1 <= number <= self.num_turns}
+
+
+def _said(text: str, reason: str) -> ChatMessage:
+    return {"role": "assistant", "content": text, "finish_reason": reason}
 
 
 def goes_round(text: str) -> bool:

@@ -51,7 +51,7 @@ def drop_stdout() -> None:
 
 @contextmanager
 def signals_raise() -> Iterator[None]:
-    """Let SIGTERM end the program the way Ctrl-C does, so that files are closed and journals kept.
+    """Let SIGTERM, and SIGHUP of a terminal that is closed, end the program the way Ctrl-C does: files are closed.
 
     Where Python dropped what a signal raised, because it was raised in a destructor, the signal is sent once more.
     """
@@ -71,11 +71,13 @@ def signals_raise() -> Iterator[None]:
         again.start()
 
     is_main = threading.current_thread() is threading.main_thread()  # no other thread may set a handler
-    handler = signal.signal(signal.SIGTERM, stop) if is_main else None
+    ending = [signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
+    ending = [number for number in ending if is_main and signal.getsignal(number) != signal.SIG_IGN]  # as nohup asks
+    handlers = {number: signal.signal(number, stop) for number in ending}
     hook, sys.unraisablehook = sys.unraisablehook, on_dropped
     try:
         yield
     finally:
         sys.unraisablehook = hook
-        if is_main:
-            signal.signal(signal.SIGTERM, handler)
+        for ended, handler in handlers.items():
+            signal.signal(ended, handler)

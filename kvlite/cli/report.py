@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import fill
 from typing import TYPE_CHECKING
+
+import typer
 
 from kvlite.cli.invocation import Invocation
 from kvlite.errors import GateFailed, OutputError, UsageError
@@ -17,6 +20,15 @@ if TYPE_CHECKING:
 _BULK = {"requests", "timeline"}  # what makes a record long; `report RUN --json` has it
 
 
+def _complete(ctx: typer.Context, incomplete: str) -> list[str]:
+    from kvlite.record.store import RunRecords
+
+    first = ctx.params.get("words") or ()
+    words = () if first else ("last", "ls", "rm")
+    ids = [path.stem for path in RunRecords().paths()] if not first or first[0] == "rm" else []
+    return [word for word in (*words, *ids) if word.startswith(incomplete)]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReportOptions:
     """The run to show and how, or what to do with the runs that were recorded."""
@@ -24,6 +36,7 @@ class ReportOptions:
     words: tuple[str, ...] = argument(
         (),
         metavar="RUN|PATH|last|ls|rm",
+        complete=_complete,
         help="A run's id or its start, a record's file, or last; ls lists the runs, rm deletes some.",
     )
     html: Path | None = option(
@@ -85,7 +98,7 @@ def _show(out: Console, record: RunRecord, html: Path | None) -> None:
             raise OutputError(f"cannot write {html}: {error.strerror}") from error
         out.note(f"wrote {html}")
     else:
-        out.line(verdict(record))
+        out.line(verdict(record) if out.width is None else fill(verdict(record), out.width))
         out.line(run_line(record))
         for table in record_tables(record):
             out.line()

@@ -12,7 +12,7 @@ import torch
 
 from kvlite.cache.cache import CacheSnapshot, SlotCache
 from kvlite.cache.policy import Policy
-from kvlite.cache.retention import Moved, Target, best_kept, kept_spans
+from kvlite.cache.retention import Moved, Target, best_kept, keeps_all, kept_spans
 from kvlite.engine.decode_graphs import WORTH_IT, DecodeGraphs, GraphRecorder
 from kvlite.engine.decoding import Decoder, Drawn
 from kvlite.engine.device_memory import PeakMemory, allocating
@@ -274,9 +274,16 @@ class Engine:
             self._planned = plan
 
     def _stage(self, planned: CachePlan) -> CachePlan:
-        """The plan for the lone row as it is: what it has lost leaves no head with more slots than it has tokens."""
-        seen, plans = self._rows[0].seen, stages(planned)
-        return plan_for(seen, plans) if self.counts(0).tokens_evicted == 0 else plans[-1]
+        """The plan for the lone row as it is: the first that keeps all of it.
+
+        Where none does, what it loses leaves no head with more slots than it has tokens.
+        """
+        plans = stages(planned)
+        first = plan_for(self._rows[0].seen, plans)
+        if self.counts(0).tokens_evicted == 0:
+            return first
+        later = plans[plans.index(first) :]
+        return next((plan for plan in later if keeps_all(self.cache, 0, plan.head_slots)), plans[-1])
 
     def _make_room(self, row: Row, count: int) -> None:
         """Let a row that has the cache to itself have the slots that are best with `count` tokens more."""
@@ -366,11 +373,9 @@ class Engine:
         else:
             raise UsageError(f"row {request.row} is busy; wait for its answer")
         row = self._rows[index]
-        error = self._limits.refusal(row, request)
+        error, counts = self._limits.refusal(row, request), self.counts(row.index)
         if error is None:
             self._make_room(row, len(request.ids) + (row.unfed is not None))
-        counts = self.counts(row.index)
-        if error is None:
             evicts = row.needs(request) > min(self.plan.fewest, row.seen + self.cache.room(index))
             is_forgotten = request.row is None and not request.prefixes and not evicts
             echoes = self._feeder.echoes and not is_forgotten

@@ -74,7 +74,8 @@ def _kept(engine: Engine, layer: Layer) -> LayerKept:
     live = {part: sum(engine.cache.live(row, part.num_slots) for row in range(engine.rows)) for part in layer.parts}
     kept = sum(part.shape.kv_heads * count for part, count in live.items()) / layer.shape.kv_heads
     size = sum(part.slot_bytes * count for part, count in live.items())
-    return LayerKept(layer=layer.index, kept=kept, bytes=size)
+    heads = {head: count for part, count in live.items() for head in part.heads.numbers}
+    return LayerKept(layer=layer.index, kept=kept, heads=[heads[head] for head in sorted(heads)], bytes=size)
 
 
 def measured_terms(engine: Engine) -> dict[str, int]:

@@ -9,6 +9,7 @@ from kvlite.memory.format import human_bytes
 from kvlite.record.page import ON_LIGHT, WIDTH, Curve, Mark, Plot, round_ticks, x_at, y_at
 from kvlite.record.schema import KVReport, TimelinePoint
 
+MOST_HEADS = len(ON_LIGHT)  # of a layer, of which each has a curve
 _SHARES = (0.0, 1.0)
 _MOST_SPANS = 60  # of which each is a value of the tokens per second
 
@@ -19,10 +20,11 @@ def record_plots(kv: KVReport, timeline: Sequence[TimelinePoint]) -> tuple[Plot,
     plots += batch_plots([point for point in timeline if point.tokens_generated is not None])
     if kv.tokens_evicted and kv.full_cache_bytes is not None and len(kv.per_layer) > 1:
         layers = [(layer.layer, min(1.0, layer.kept / kv.tokens_seen)) for layer in kv.per_layer]
-        plots.append(_shares_plot("Tokens kept by each layer", "layer", layers))
+        plots.append(_shares_plot("Tokens kept by each layer", "layer", ("share kept", layers)))
+        plots += _heads_plot(kv)
     if kv.tokens_evicted and len(kv.per_turn) > 1:
         turns = [(turn.turn, turn.kept) for turn in kv.per_turn]
-        plots.append(_shares_plot("Kept of each turn", "turn", turns))
+        plots.append(_shares_plot("Kept of each turn", "turn", ("share kept", turns)))
     return tuple(plots)
 
 
@@ -106,16 +108,42 @@ def _over_time(title: str, y_title: str, curves: Sequence[tuple[str, int, Sequen
     )
 
 
-def _shares_plot(title: str, x_title: str, shares: Sequence[tuple[int, float]]) -> Plot:
-    """A share of the tokens for each of the numbers, which follow each other."""
-    ends = (shares[0][0], shares[-1][0])
+def _heads_plot(kv: KVReport) -> list[Plot]:
+    """The share that each KV head of a layer keeps, where there are few of them, else the least and the most."""
+    layers = [
+        (layer.layer, sorted(layer.heads) if len(layer.heads) > MOST_HEADS else layer.heads) for layer in kv.per_layer
+    ]
+    counts = {len(heads) for _, heads in layers}
+    if len(counts) != 1 or counts <= {0, 1}:
+        return []
+    number = counts.pop()
+    shown = {f"KV head {at}": at for at in range(number)}
+    if number > MOST_HEADS:
+        shown = {"KV head that keeps least": 0, "KV head that keeps most": -1}
+    curves = [
+        (name, [(layer, min(1.0, heads[at] / kv.tokens_seen)) for layer, heads in layers]) for name, at in shown.items()
+    ]
+    return [_shares_plot("Tokens kept by each KV head", "layer", *curves)]
+
+
+def _shares_plot(title: str, x_title: str, *curves: tuple[str, Sequence[tuple[int, float]]]) -> Plot:
+    """Shares of the tokens, each curve with its name, for each of the numbers, which follow each other."""
+    (_, first), *_ = curves
+    ends = (first[0][0], first[-1][0])
     ticks = [at for at in round_ticks(*ends) if at == int(at) and ends[0] <= at <= ends[1]]
-    marks = tuple(Mark(x_at(number, ends, WIDTH), y_at(share, _SHARES)) for number, share in shares)
+    is_alone = len(curves) == 1
     return Plot(
         title=title,
         x_title=x_title,
         y_title="tokens kept",
         x_ticks=tuple((x_at(at, ends, WIDTH), f"{at:g}") for at in ticks),
         y_ticks=tuple((y_at(at, _SHARES), f"{at:.0%}") for at in (0.0, 0.25, 0.5, 0.75, 1.0)),
-        curves=(Curve("share kept", 2, marks),),
+        curves=tuple(
+            Curve(
+                name,
+                2 if is_alone else 2 * len(ON_LIGHT) + at,
+                tuple(Mark(x_at(number, ends, WIDTH), y_at(share, _SHARES)) for number, share in shares),
+            )
+            for at, (name, shares) in enumerate(curves)
+        ),
     )

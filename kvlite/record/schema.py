@@ -66,6 +66,8 @@ class LayerKept(Block):
     layer: int
     kept: float
     """Tokens, the mean over the layer's KV heads."""
+    heads: list[int] = Field(default_factory=list)
+    """Tokens of each of them."""
     bytes: int
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from kvlite.memory.format import human_bytes
 
 UNKNOWN = "-"
+_HEIGHTS = "▁▂▃▄▅▆▇█"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +48,13 @@ def width_of(text: str) -> int:
     from rich.cells import cell_len
 
     return cell_len(text)
+
+
+def sparkline(values: Sequence[float], highest: float, width: int = 40) -> str:
+    """Draw values from 0 to `highest` in at most `width` columns, of several the largest."""
+    cells = min(width, len(values))
+    shown = [max(values[len(values) * at // cells : len(values) * (at + 1) // cells]) for at in range(cells)]
+    return "".join(_HEIGHTS[min(7, max(0, math.ceil(8 * value / (highest or 1)) - 1))] for value in shown)
 
 
 def size(num_bytes: int | None) -> str:

@@ -11,7 +11,7 @@ from kvlite.memory.format import human_bytes
 from kvlite.record.page import Section, page
 from kvlite.record.plots import in_force, record_plots
 from kvlite.record.schema import BatchReport, KVReport, RunRecord
-from kvlite.record.table import UNKNOWN, Table, count, percent, size
+from kvlite.record.table import UNKNOWN, Table, count, percent, size, sparkline
 
 MAX_REQUEST_ROWS = 20
 
@@ -53,6 +53,7 @@ def record_tables(record: RunRecord) -> list[Table]:
     phases = tuple((phase.name, human_bytes(phase.peak_bytes)) for phase in record.memory.phases)
     warnings = tuple((warning,) for warning in record.warnings)
     tables = (
+        Table(("Course", ""), _course(record)),
         _memory(record),
         Table(("KV cache", ""), _cache(record.kv) if record.kv else ()),
         _events(record),
@@ -146,6 +147,30 @@ def _cache(kv: KVReport) -> Rows:
     if kv.full_cache_bytes is not None:
         times = f", {kv.full_cache_bytes / kv.peak_bytes:.1f} times the peak" if kv.peak_bytes else ""
         rows.append(("a full cache", f"{human_bytes(kv.full_cache_bytes)}{times}"))
+    return tuple(rows)
+
+
+def _course(record: RunRecord) -> Rows:
+    """The cache in lines of little bars: its bytes over the run, and the shares kept at its end."""
+    kv, points = record.kv, record.timeline
+    if kv is None or len(points) < 2:
+        return ()
+    held = [float(point.kv_bytes) for point in points]
+    highest = float(max([*in_force(points, kv.budget_bytes), *held]))
+    rows = [
+        ("KV bytes", f"{sparkline(held, highest)} up to {human_bytes(int(max(held)))} of {human_bytes(int(highest))}")
+    ]
+    if kv.tokens_evicted and kv.tokens_seen and kv.full_cache_bytes is not None:
+        shares = {
+            "layer": [min(1.0, layer.kept / kv.tokens_seen) for layer in kv.per_layer],
+            "KV head": [min(1.0, head / kv.tokens_seen) for layer in kv.per_layer for head in layer.heads],
+            "turn": [turn.kept for turn in kv.per_turn],
+        }
+        rows += [
+            (f"kept by {name}", f"{sparkline(found, 1.0)} {_kept(min(found))} to {_kept(max(found))}")
+            for name, found in shares.items()
+            if len(found) > 1
+        ]
     return tuple(rows)
 
 

@@ -95,7 +95,7 @@ NAMES = [
 
 
 def test_all_are_listed_by_the_names_their_programs_have(stores: Path) -> None:
-    assert [str(model) for model in stored_models()] == NAMES
+    assert [str(model) for model in stored_models() if not model.problem] == NAMES
     listed = {model.name: model for model in list_models()}
     assert [listed[name].state for name in NAMES] == ["ready"] * len(NAMES)
     assert {listed[name].repo for name in NAMES} == {"docker", "llama.cpp", "lmstudio", "ollama"}
@@ -109,6 +109,67 @@ def test_a_name_finds_the_file_and_nothing_is_changed(stores: Path, file: Path, 
     assert files.name.lower().removesuffix(":latest").endswith(name.lower().removesuffix(":latest"))
     after = {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in before}
     assert after == before
+
+
+DAMAGED = "is damaged: its manifest cannot be read; pull it again with ollama"
+PROBLEMS = {
+    "broken": DAMAGED,
+    "strange": DAMAGED,
+    "empty": DAMAGED,
+    "number": DAMAGED,
+    "gone": "holds no GGUF file, which is all that kvlite reads from ollama; use the model's safetensors repository",
+    "dangling": f"is not whole: sha256-{'0' * 64} is missing; pull it again with ollama",
+    "adapted": "is an adapter on another model, which kvlite does not read from ollama; use the merged model",
+    "other": f"holds sha256-{'1' * 64}, which is no GGUF file; pull it again with ollama",
+}
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_what_cannot_be_taken_is_listed_and_refused_with_the_reason(stores: Path, name: str) -> None:
+    root = stores / ".ollama/models"
+    (root / "blobs" / f"sha256-{'1' * 64}").write_bytes(b"something")
+    adapter = {"mediaType": "application/vnd.ollama.image.adapter", "digest": "sha256:5"}
+    for made, layers in (
+        ("dangling", [{"mediaType": MODEL, "digest": f"sha256:{'0' * 64}"}]),
+        ("other", [{"mediaType": MODEL, "digest": f"sha256:{'1' * 64}"}]),
+        ("adapted", [{"mediaType": MODEL, "digest": f"sha256:{'1' * 64}"}, adapter]),
+    ):
+        (root / "manifests/registry.ollama.ai/library" / made).mkdir()
+        (root / "manifests/registry.ollama.ai/library" / made / "latest").write_text(json.dumps({"layers": layers}))
+    with pytest.raises(ModelNotFound) as caught:
+        resolve_model(f"ollama:{name}")
+    said = f"ollama:{name}:latest {PROBLEMS[name]}"
+    assert str(caught.value) == said
+    (listed,) = (model for model in list_models() if model.name == f"ollama:{name}:latest")
+    assert (listed.state, listed.problem) == ("unsupported", said)
+
+
+def test_a_folder_of_several_files_is_asked_for_the_quantisation(own_home: Path, file: Path) -> None:
+    folder = own_home / ".lmstudio/models/two/quants"
+    folder.mkdir(parents=True)
+    for quant in ("Q4_1", "Q8_0"):
+        (folder / f"model-{quant}.gguf").write_bytes(file.read_bytes())
+    for name in ("lmstudio:two/quants:Q8_0", "two/quants:q8_0", "lmstudio:two/quants:model-Q8_0.gguf"):
+        assert str(resolve_model(name)) == "lmstudio:two/quants:model-Q8_0"
+    with pytest.raises(ModelNotFound, match=r"has several GGUF files; of model-Q4_1\.gguf, model-Q8_0\.gguf name one"):
+        resolve_model("lmstudio:two/quants")
+    (folder / "model-Q4_K_M.gguf").write_bytes(file.read_bytes())
+    assert str(resolve_model("two/quants")) == "lmstudio:two/quants:model-Q4_K_M"
+    assert resolve_model("two/quants:Q5_0").repo == "two/quants"
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("ollama:llama3.2", "did you mean ollama:llama3.2:3b?"),
+        ("ollama:tinny", "did you mean ollama:tiny:latest?"),
+        ("ollama:nothing-like-it", "`kvlite ls` lists ollama's"),
+    ],
+)
+def test_an_unknown_name_of_a_store_is_told_that_stores_own(stores: Path, name: str, says: str) -> None:
+    with pytest.raises(ModelNotFound) as caught:
+        resolve_model(name)
+    assert str(caught.value) == f"no model is called {name!r}; {says}"
 
 
 def test_a_bare_name_is_another_programs_where_only_that_has_it_here(stores: Path) -> None:

@@ -9,7 +9,7 @@ from kvlite.chat.loop import Chat, Opened, Pasted, message_of
 from kvlite.chat.session import Session
 from kvlite.chat.session_files import SessionFolder
 from kvlite.console import Console
-from kvlite.errors import ContextFull, DoesNotFit, Interrupted, ModelNotFound
+from kvlite.errors import ContextFull, DoesNotFit, Interrupted, ModelNotFound, Terminated
 from kvlite.llm.answer import AnswerSettings
 from kvlite.llm.chat_memory import TurnKept
 from kvlite.llm.saved_row import Unusable
@@ -245,6 +245,24 @@ def test_system_shows_or_starts_over(held):
 def test_mem_gives_the_counts(held):
     held.type("hi", "/mem")
     assert "tokens seen" in held.said and "window" in held.said
+
+
+def test_an_answer_that_a_signal_breaks_off_is_saved_as_far_as_it_got(held):
+    held.engine.script.append("one two three")
+    run = held.engine.run
+
+    def breaking(requests):
+        for number, event in enumerate(run(requests)):
+            if number == 7:
+                raise Terminated("terminated")
+            yield event
+
+    held.engine.run = breaking
+    with pytest.raises(Terminated):
+        held.type("hi")
+    (saved,) = held.folder.saved()
+    last = held.folder.file(saved.name).load()[-1]
+    assert last == {"role": "assistant", "content": "one two", "finish_reason": "cancelled"}
 
 
 def test_forgotten_shows_each_turn_with_what_is_left_of_it(held):

@@ -405,7 +405,11 @@ def test_a_signal_that_hits_a_destructor_comes_once_more(
     assert capfd.readouterr().err == ""
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["SIGTERM", "SIGINT"])
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(signal.SIGTERM, 143), (signal.SIGHUP, 143), (signal.SIGINT, 130)],
+    ids=["SIGTERM", "SIGHUP", "SIGINT"],
+)
 def test_a_signal_ends_a_command_in_one_line_after_its_cleanup(tmp_path: Path, number: int, code: int) -> None:
     script = tmp_path / "wait.py"
     script.write_text(

@@ -188,6 +188,26 @@ def test_a_pin_counts_only_what_is_left_of_its_turn(talk):
         talk.memory.change(size, policy="tova")  # which has to read all of it again
 
 
+def test_a_budget_that_grows_keeps_what_each_head_holds():
+    with opened("100tok", policy="replay") as llm:
+        talk = Talk(llm)
+        for question in QUESTIONS:
+            talk.ask(question)
+        talk.memory.change("60tok")
+        before, kept = talk.shares, llm.counts().tokens_kept
+        assert kept < llm.counts().tokens_seen
+        for larger in ("100tok", "200tok", "1MB"):
+            talk.memory.change(larger)
+            assert (talk.shares, llm.counts().tokens_kept) == (before, kept), larger
+
+
+def test_answers_count_all_that_was_evicted_when_slots_were_shared_out_anew():
+    with opened("80tok") as llm:
+        talk = Talk(llm)
+        evicted = [talk.ask(question).completion.evicted for question in (*QUESTIONS, "Tell me a joke")]
+        assert sum(evicted) == llm.counts().tokens_evicted > 0
+
+
 def held_of_pins(llm):
     """The pinned tokens that each head holds besides the sinks, and the most it keeps."""
     held = {}

@@ -225,6 +225,31 @@ def test_the_page_of_a_run_that_passed_its_budget_is_an_alarm() -> None:
     assert '<h1 class="alarm">Went over' in record_page(record(kv=KV | {"within_budget": False}))
 
 
+def test_each_head_is_drawn_where_a_layer_has_few_and_else_the_least_and_the_most() -> None:
+    def curves(heads: int) -> list[tuple[str, list[float]]]:
+        layers = [{"layer": n, "kept": 20, "heads": [*range(10, 10 + heads)], "bytes": 0} for n in range(2)]
+        shown = record(kv=KV | {"per_layer": layers, "tokens_seen": 100, "tokens_evicted": 60}).kv
+        assert shown is not None
+        plot = next(plot for plot in record_plots(shown, []) if plot.title == "Tokens kept by each KV head")
+        return [(curve.name, [mark.y for mark in curve.marks]) for curve in plot.curves]
+
+    assert curves(2) == [("KV head 0", [162.0] * 2), ("KV head 1", [160.2] * 2)]
+    assert curves(31) == [("KV head that keeps least", [162.0] * 2), ("KV head that keeps most", [108.0] * 2)]
+
+
+def test_the_course_of_a_run_is_told_in_little_bars() -> None:
+    layers = [
+        {"layer": 0, "kept": 55, "heads": [10, 100], "bytes": 0},
+        {"layer": 1, "kept": 10, "heads": [10, 10], "bytes": 0},
+    ]
+    shown = record(kv=KV | {"per_layer": layers, "tokens_seen": 100, "tokens_evicted": 45}, timeline=TIMELINE)
+    assert table(shown, "Course") == {
+        "KV bytes": ("▁▄█ up to 2.00 GB of 2.00 GB",),
+        "kept by layer": ("▅▁ 10 % to 55 %",),
+        "kept by KV head": ("▁█▁▁ 10 % to 100 %",),
+    }
+
+
 def test_what_is_kept_of_layers_and_turns_is_drawn_where_something_was_evicted() -> None:
     turns = [{"turn": n, "tokens": 10, "kept": kept, "pinned": n == 2} for n, kept in ((1, 0.004), (2, 0.5), (3, 1.0))]
     shown = record(kv=KV | {"per_turn": turns, "tokens_seen": 100, "tokens_evicted": 60})
