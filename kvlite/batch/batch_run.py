@@ -87,10 +87,10 @@ class BatchRun:
         self._options = options
         self._waiting = Waiting()
         self._sizes = (0, 0)  # of the rows that are smaller than those of this run, and of those
-        self._last_index = 0
         self._flights: dict[str, _Flight] = {}
         self._outcomes: dict[bytes | None, Outcome] = {}  # of dedupe keys that have one
         self._equals: dict[bytes | None, list[Item]] = {}  # of the others: the items that wait for it
+        self._num_equal = 0  # of these items
         self._source = Source()
         self._prefixes = SharedPrefixes(is_wanted=options.prefix_cache)
 
@@ -158,8 +158,7 @@ class BatchRun:
 
     def _look_ahead(self) -> Iterator[Outcome]:
         """Prepare items until enough wait; items that cannot run yield at once."""
-        for item in self._source.until(lambda: self._waiting.is_full):
-            self._last_index = item.index
+        for item in self._source.until(lambda: self._waiting.is_full or self._num_equal >= AHEAD):
             yield from self._take(item)
 
     def _fit(self) -> None:
@@ -188,7 +187,7 @@ class BatchRun:
     @property
     def _is_overdue(self) -> bool:
         """True where so many items came after the first that waits that it goes before them."""
-        return len(self._waiting) > 0 and self._last_index - self._waiting.first.work.item.index > MOST_OVERTAKEN
+        return len(self._waiting) > 0 and self._waiting.overtaken > MOST_OVERTAKEN
 
     def _take(self, item: Item) -> Iterator[Outcome]:
         work = self._preparer.prepare(item)
@@ -201,6 +200,7 @@ class BatchRun:
             yield replace(first, item=item, deduped_from=first.item.key, attempt=1)
         elif work.dedupe_key in self._equals:
             self._equals[work.dedupe_key].append(item)
+            self._num_equal += 1
         else:
             if work.dedupe_key is not None:
                 self._equals[work.dedupe_key] = []
@@ -252,6 +252,7 @@ class BatchRun:
         outcome = Outcome(work.item, choices, len(work.requests[0].ids), work.failure, work.attempt)
         yield outcome
         equals = self._equals.pop(work.dedupe_key, [])
+        self._num_equal -= len(equals)
         if work.dedupe_key is not None and work.failure is None:
             self._outcomes[work.dedupe_key] = outcome
         for item in equals:  # where this one failed, the first of them runs

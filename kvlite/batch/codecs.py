@@ -28,6 +28,7 @@ _KNOWN_IN_BODY = frozenset(
      "logprobs", "top_logprobs", "min_tokens", *_KINDS_OF_NUMBERS}
 )  # fmt: skip
 _KNOWN_IN_MESSAGE = {"role", "content"}
+_MOST_DIGITS = 9  # of a token id
 _OFF: tuple[object, ...] = (None, False, [], {})
 _UNSUPPORTED: dict[str, tuple[object, ...]] = {
     "tools": _OFF, "functions": _OFF, "tool_choice": (None, "none", "auto"), "function_call": (None, "none", "auto"),
@@ -173,7 +174,8 @@ def _logit_bias(body: Json) -> dict[str, Any]:
         return {}
     biases = []
     for token, bias in given_bias.items():
-        if not (token.isascii() and token.isdigit()) or type(bias) not in (int, float):
+        is_id = token.isascii() and token.isdigit() and len(token) <= _MOST_DIGITS
+        if not is_id or type(bias) not in (int, float):
             raise LineError(f"logit_bias has {shown(token)}: {shown(bias)}; give numbers by token id", "logit_bias")
         try:
             Sampling(logit_bias=((int(token), bias),))

@@ -39,6 +39,7 @@ def dry_run(options: BatchOptions, answer: AnswerOptions, choose_model: ChooseMo
         required=model.required,
         most_tokens=fit.shape.max_positions,
         ignores_unsupported=options.ignore_unsupported,
+        out_format=options.out_format,
     )
     needs: Counter[int] = Counter()  # by slots, the answers that need so many at their longest
     count = dict.fromkeys(_COUNTED, 0)

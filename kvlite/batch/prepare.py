@@ -62,8 +62,10 @@ class Preparer:
         required: str | None = None,
         most_tokens: int | None = None,
         ignores_unsupported: bool = False,
+        out_format: str | None = None,
     ) -> None:
         self._ignores_unsupported = ignores_unsupported
+        self._out_format = out_format
         self._most_tokens = most_tokens or sys.maxsize
         self._text = text
         self._options = options
@@ -83,6 +85,7 @@ class Preparer:
             required=model.required,
             most_tokens=rows.model.loaded.window,
             ignores_unsupported=options.ignore_unsupported,
+            out_format=options.out_format,
         )
 
     def prepare(self, item: Item) -> Work | Failure:
@@ -97,6 +100,9 @@ class Preparer:
             name = item.unsupported[0]
             message = f"{name} is not supported; leave it out, or give --ignore-unsupported to answer without it"
             return Failure(Code.INVALID, message, name)
+        if (lost := self._unplaced(item)) is not None:
+            message = f"--out-format {self._out_format} has no place for {lost}; leave it out, or give another format"
+            return Failure(Code.INVALID, message, lost)
         settings = self._settings
         try:
             encoded = self._encode(item)
@@ -110,6 +116,12 @@ class Preparer:
         except UsageError as error:
             return Failure(Code.INVALID, str(error))
         return Work(item, encoded, requests, settings.stop if item.stop is None else item.stop)
+
+    def _unplaced(self, item: Item) -> str | None:
+        """The name of what the line asks for and no record would hold."""
+        if self._out_format in ("simple", "text") and item.n > 1:
+            return "n"
+        return "logprobs" if self._out_format == "text" and item.settings.get("logprobs") is not None else None
 
     def answer(self, work: Work) -> AnswerText:
         """Make the reader of one answer."""

@@ -110,7 +110,7 @@ def _row(cells: Mapping[str, object], prompt_column: str, item: Item) -> Item:
     """Complete an item by the cells of its row; columns that are nothing else are its metadata."""
     left = {name: _plain(value) for name, value in cells.items()}
     for name in ("custom_id", "id"):
-        if key := left.pop(name, None):
+        if (key := left.pop(name, None)) not in (None, ""):
             item = replace(item, key=str(key))
             break
     prompt = left.pop(prompt_column, None)

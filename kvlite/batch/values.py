@@ -98,7 +98,10 @@ def shown(value: object) -> str:
     """Write `value` as JSON, cut to what fits into one line."""
     if isinstance(value, int) and value.bit_length() > 128:  # Python refuses to print the longest
         return "with too many digits"
-    written = json.dumps(value, ensure_ascii=False)
+    try:
+        written = json.dumps(value, ensure_ascii=False)
+    except RecursionError:
+        return "what is nested too deeply"
     return written if len(written) <= 60 else f"{written[:57]}..."
 
 

@@ -18,16 +18,12 @@ AHEAD_TOKENS = 2**18
 
 @dataclass(frozen=True, slots=True)
 class Waiter:
-    """A request of a work, and the slots that prompt and answer `need` together."""
+    """A request of a work, and the slots that prompt and answer `need` together; works come by `number`."""
 
     work: Work
     request: Request
     need: int
-
-    @classmethod
-    def all_of(cls, work: Work) -> list[Waiter]:
-        """The requests of a work, whose answers must be limited."""
-        return [cls(work, one, len(one.ids) + (one.max_tokens or 0)) for one in work.requests]
+    number: int = 0
 
 
 class Waiting:
@@ -35,7 +31,7 @@ class Waiting:
 
     def __init__(self) -> None:
         self._queue: deque[Waiter] = deque()
-        self._num_tokens = 0
+        self._num_tokens = self._num_added = 0
 
     def __len__(self) -> int:
         return len(self._queue)
@@ -48,6 +44,11 @@ class Waiting:
     def first(self) -> Waiter:
         return self._queue[0]
 
+    @property
+    def overtaken(self) -> int:
+        """Count the works that came after that of the first."""
+        return self._num_added - self.first.number
+
     def needs(self) -> list[int]:
         """The slots that each needs, in order."""
         return [waiter.need for waiter in self._queue]
@@ -57,8 +58,10 @@ class Waiting:
         return {waiter.request.id: waiter.request.ids for waiter in self._queue}
 
     def add(self, work: Work) -> None:
-        """Put the requests of a work at the end."""
-        self.put(Waiter.all_of(work))
+        """Put the requests of a work, whose answers must be limited, at the end."""
+        self._num_added += 1
+        needs = ((one, len(one.ids) + (one.max_tokens or 0)) for one in work.requests)
+        self.put(Waiter(work, one, need, self._num_added) for one, need in needs)
 
     def put(self, waiters: Iterable[Waiter], *, in_front: bool = False) -> None:
         """Put requests at the end, or in front of the others."""

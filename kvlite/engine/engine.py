@@ -268,7 +268,7 @@ class Engine:
         Raises DoesNotFit or OutOfMemory where it cannot be allocated; then there is none.
         """
         assert all(row.job is None for row in self._rows), "rows at work keep their slots"
-        if plan != self._planned:
+        if plan != self._planned or "cache" not in self.__dict__:
             self._close()
             self._open(plan, self.policy, self._stored, self.on_full)
             self._planned = plan
@@ -312,13 +312,13 @@ class Engine:
         self._close()
         try:
             self._open(plan, policy, before[2], on_full)
+            if moved is not None:
+                self.cache.restore(0, moved.copy)
+            self._rows = [row]
         except BaseException:
             self._open(*before)
             self.restore(0, backup)
             raise
-        if moved is not None:
-            self.cache.restore(0, moved.copy)
-        self._rows = [row]
         return moved
 
     def _close(self) -> None:

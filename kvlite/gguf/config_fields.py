@@ -156,6 +156,22 @@ def lfm2(header: Header) -> Config:
     }
 
 
+def lfm2_moe(header: Header) -> Config:
+    """LFM2's mixtures: the first layers are dense, and a bias takes part in the choice of experts."""
+    function = header.about("expert_gating_func", 2)
+    if function != 2:
+        raise UnsupportedModel(f"{header.path.name} gates experts by function {function}; LFM2's is the sigmoid, 2")
+    return lfm2(header) | {
+        "num_experts": wanted(header, "expert_count"),
+        "num_experts_per_tok": wanted(header, "expert_used_count"),
+        "moe_intermediate_size": wanted(header, "expert_feed_forward_length"),
+        "num_dense_layers": header.about("leading_dense_block_count", 0),
+        "use_expert_bias": any("exp_probs_b" in name for name in header.tensors),
+        "norm_topk_prob": True,  # llama.cpp has both fixed
+        "routed_scaling_factor": 1.0,
+    }
+
+
 def gemma4(header: Header) -> Config:
     """Gemma 4: heads differ by kind of layer, the last layers share keys and may be twice as wide."""
     kinds, key = _layer_types(header, 6), "attention.head_count_kv"

@@ -92,6 +92,12 @@ _LFM2 = {
     "shortconv.in_proj": "conv.in_proj",
     "shortconv.out_proj": "conv.out_proj",
 }
+_LFM2_MOE = {
+    "ffn_gate_inp": "feed_forward.gate",
+    **dict.fromkeys(("ffn_gate_exps.weight", "ffn_up_exps.weight"), "feed_forward.experts.gate_up_proj"),
+    "ffn_down_exps.weight": "feed_forward.experts.down_proj",
+    "exp_probs_b.bias": "feed_forward.expert_bias",
+}
 IGNORED = ("rope_freqs", "rope_factors_long", "rope_factors_short")
 """Tensors without a parameter of their own: the config says the same."""
 
@@ -232,6 +238,7 @@ _FAMILIES = {
     ),
     "gpt-oss": Family("gpt_oss", "GptOssForCausalLM", _NAMES | _GPT_OSS, config_fields.gpt_oss, alternates=True),
     "lfm2": Family("lfm2", "Lfm2ForCausalLM", _NAMES | _LFM2, config_fields.lfm2),
+    "lfm2moe": Family("lfm2_moe", "Lfm2MoeForCausalLM", _NAMES | _LFM2 | _LFM2_MOE, config_fields.lfm2_moe),
     "olmo2": Family("olmo2", "Olmo2ForCausalLM", _NAMES | _NORMED_AFTER),
     "phi3": Family(
         "phi3",

@@ -146,7 +146,7 @@ def state_dict(header: Header, dtype: torch.dtype, taken: Collection[str] = ()) 
         else:
             found[place] = LazyTensor(
                 info,
-                dtype,
+                torch.float32 if part == "exp_probs_b" else dtype,  # added to scores that are nearly alike
                 pairs_of=permuted.get(part, 0),
                 shift=-1.0 if family.shifted_norms and part.endswith("norm") else 0.0,
                 unsqueeze={"ffn_gate_inp_shexp": 0, "shortconv.conv": 1}.get(part),

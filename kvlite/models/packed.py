@@ -6,7 +6,8 @@ Linear maps take the bits that are asked for, output head and embedding 8 of the
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, cast
+from itertools import groupby
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -84,14 +85,33 @@ class PackedEmbedding(nn.Module):
         return rows if self.factor is None else rows * self.factor
 
 
-def join_packed(parts: Sequence[Any]) -> PackedLinear | None:
+class SideBySide(nn.Module):
+    """Maps of one input, whose outputs stand one after another: packed in two ways, they cannot be one matrix."""
+
+    def __init__(self, parts: Sequence[PackedLinear]) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(parts)
+        self.in_features, self.out_features = parts[0].in_features, sum(part.out_features for part in parts)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [..., in_features] -> [..., out_features]."""
+        return torch.cat([part.forward(x) for part in self.parts], -1)
+
+
+def join_packed(parts: Sequence[Any]) -> PackedLinear | SideBySide | None:
     """Maps of one input as one, whose outputs stand one after another; their weights become views of its own.
 
-    None where they are not all packed alike.
+    Neighbours that are packed alike become one matrix. None where they are not all packed.
     """
-    if not all(type(part) is PackedLinear for part in parts) or len({type(part.packed) for part in parts}) > 1:
+    if not all(type(part) is PackedLinear for part in parts):
         return None
-    maps = cast(Sequence[PackedLinear], parts)
+    joined = [_join_alike([*alike]) for _, alike in groupby(parts, lambda part: type(part.packed))]
+    return joined[0] if len(joined) == 1 else SideBySide(joined)
+
+
+def _join_alike(maps: Sequence[PackedLinear]) -> PackedLinear:
+    if len(maps) == 1:
+        return maps[0]
     joined, views = type(maps[0].packed).join([part.packed for part in maps])
     for part, view in zip(maps, views, strict=True):
         part.weight = part.hold(view)

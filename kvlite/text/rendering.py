@@ -78,6 +78,26 @@ class ChatTemplate:
         """True where contents must be lists of parts, as in some templates of models that also see images."""
         return not self._shows("user", as_parts=False) and self._shows("user", as_parts=True)
 
+    @cached_property
+    def _goes_through_tools(self) -> bool:
+        """True where the template goes through the tools without asking whether there are any."""
+        message = [{"role": "user", "content": "0"}]
+        try:
+            with _limited_time():
+                self._apply(message, True, {})
+        except TypeError:
+            with suppress(*_TEMPLATE_FAULTS, UsageError), _limited_time():
+                self._apply(message, True, {"tools": []})
+                return True
+        except (*_TEMPLATE_FAULTS, UsageError):
+            pass
+        return False
+
+    def _apply(self, conversation: list[dict[str, Any]], opens: bool, variables: Mapping[str, Any]) -> Any:
+        return self._tokenizer.apply_chat_template(
+            conversation, chat_template=self.source, tokenize=False, add_generation_prompt=opens, **variables
+        )
+
     def _shows(self, *roles: str, as_parts: bool) -> bool:
         """True where the template takes messages of these roles and shows the first one's content."""
         try:
@@ -95,11 +115,11 @@ class ChatTemplate:
             }
             for message in messages
         ]
+        if self._goes_through_tools:
+            variables = {"tools": [], **variables}
         try:
             with _limited_time():
-                rendered = self._tokenizer.apply_chat_template(
-                    conversation, chat_template=self.source, tokenize=False, add_generation_prompt=opens, **variables
-                )
+                rendered = self._apply(conversation, opens, variables)
         except TemplateSyntaxError as error:
             raise BrokenModel(f"the model's chat template cannot be read: {_one_line(error)}") from error
         except _TEMPLATE_FAULTS as error:
@@ -150,13 +170,18 @@ Renderer = ChatTemplate | Transcript
 
 
 def template_source(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Return the tokenizer's chat template for plain chats; empty if it has none."""
+    """Return the tokenizer's chat template for plain chats, or the only one there is; empty if it has none."""
     if not tokenizer.chat_template:
         return ""
-    try:
-        return str(tokenizer.get_chat_template())
-    except ValueError as error:  # several named templates, none of them the default
-        raise BrokenModel(f"the model has no default chat template: {_one_line(error)}") from error
+    named = tokenizer.chat_template
+    if isinstance(named, dict) and "default" not in named:
+        if len(named) > 1:
+            raise BrokenModel(
+                f"the model has chat templates for {' and '.join(sorted(named))} and none for a plain chat; "
+                "name one of them `default` in its tokenizer_config.json"
+            )
+        return str(next(iter(named.values())))
+    return str(tokenizer.get_chat_template())
 
 
 def _one_line(error: Exception) -> str:

@@ -310,6 +310,27 @@ def test_a_line_of_another_size_is_overtaken_only_so_often(
     assert len(keys) < 50 + 1024 + 2 * 31
 
 
+def test_lines_of_one_shard_are_not_overtaken_by_those_of_others(new_engine: Any, new_run: Any, new_item: Any) -> None:
+    rows = TightRows(new_engine, budget=1000, most_slots=1000)
+    items = (new_item("a" * (400 if index % 5 == 0 else 10), 32 * index, max_tokens=20) for index in range(600))
+    assert len(outcomes(new_run(rows).run(items))) == 600
+    assert len(rows.fits) <= 4
+
+
+def test_few_of_many_equal_lines_are_read_before_the_first_is_answered(
+    new_engine: Any, new_run: Any, new_item: Any
+) -> None:
+    read = []
+
+    def entries() -> Any:
+        for index in range(10**9):
+            read.append(index)
+            yield new_item("the same", index)
+
+    next(event for event in new_run(new_engine(), dedupe=True).run(entries()) if isinstance(event, Outcome))
+    assert len(read) <= AHEAD + 2
+
+
 def test_a_longer_line_of_a_slow_pipe_gets_its_row(new_engine: Any, new_run: Any, new_item: Any) -> None:
     rows = TightRows(new_engine, budget=1000, most_slots=1000)
     slow = [new_item("a" * 10, 0, max_tokens=10), None, None, new_item("a" * 300, 1, max_tokens=20), None]

@@ -318,6 +318,7 @@ def test_biases_and_penalties() -> None:
     ("more", "says"),
     [
         ({"logit_bias": {"a": 1}}, "logit_bias has"),
+        ({"logit_bias": {"1" * 5000: 1}}, "logit_bias has"),
         ({"logit_bias": {"5": True}}, "logit_bias has"),
         ({"logit_bias": {"5": 101}}, "from -100 to 100"),
         ({"logit_bias": [5]}, "logit_bias is a list"),
@@ -327,3 +328,9 @@ def test_biases_and_penalties() -> None:
 def test_biases_and_penalties_that_cannot_be(more: dict[str, Any], says: str) -> None:
     failure = decoded({"prompt": "Hi", **more}).failure
     assert failure is not None and says in failure.message and failure.param in more
+
+
+def test_what_is_nested_too_deeply_to_be_shown_is_refused() -> None:
+    line = b'{"prompt": "x", "logit_bias": {"1": ' + b"[" * 900 + b"]" * 900 + b"}}"
+    failure = decode_line(line, Item(0, 1, "line-1")).failure
+    assert failure is not None and "logit_bias" in failure.message

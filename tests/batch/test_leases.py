@@ -106,6 +106,24 @@ def test_what_waits_is_bounded_in_lines_and_characters() -> None:
     assert filled(Leases(1), "x" * 2**22).is_full
 
 
+def test_lines_that_one_worker_alone_may_have_wait_too() -> None:
+    leases = Leases(2, dedupe=True)
+    for item in items(*["x"] * MOST_WAITING):
+        leases.add(item)
+    assert len(leases.take(0, 1, is_proven=True)) == 1
+    assert leases.take(1, MOST_WAITING, is_proven=True) == ()
+    assert leases.reserved(0) == MOST_WAITING - 1
+    leases.add(items("y")[0])
+    assert leases.is_full
+
+
+def test_lines_of_one_shard_are_overtaken_by_those_that_come_and_no_others() -> None:
+    leases = Leases(1)
+    for index in range(0, 40 * MOST_OVERTAKEN, MOST_OVERTAKEN):
+        leases.add(Item(index, index + 1, f"k{index}", prompt=f"{100 - index // MOST_OVERTAKEN:03}"))
+    assert prompts(leases.take(0, 3, is_proven=True)) == ["061", "062", "063"]
+
+
 def test_a_line_that_kills_workers_fails_and_no_other_does() -> None:
     leases = filled(Leases(1, retries=1), *[f"{number:02}" for number in range(32)])
     deaths, ended, failures = 0, [], []

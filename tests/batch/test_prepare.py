@@ -59,6 +59,15 @@ def test_no_answer_is_longer_than_the_models_window(text: Any) -> None:
     assert asked == [50, 50, 50, 7]
 
 
+def test_what_no_record_would_hold_is_refused(text: Any) -> None:
+    many, likely = line(n=3), line(settings={"logprobs": 2})
+    for form, one, name in (("simple", many, "n"), ("text", many, "n"), ("text", likely, "logprobs")):
+        refused = Preparer(text, AnswerOptions(), out_format=form).prepare(one)
+        assert isinstance(refused, Failure)
+        assert f"--out-format {form} has no place for {name}" in refused.message
+    assert not isinstance(Preparer(text, AnswerOptions(), out_format="simple").prepare(likely), Failure)
+
+
 def test_without_a_seed_each_line_has_its_own_from_its_id(text: Any) -> None:
     preparer = Preparer(text, AnswerOptions())
     seed = preparer.sampling(line()).seed

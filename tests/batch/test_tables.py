@@ -131,6 +131,11 @@ def test_parquet_has_typed_cells(tmp_path: Path) -> None:
     assert second.metadata["score"] is None
 
 
+def test_an_id_may_be_zero(tmp_path: Path) -> None:
+    rows = [{"id": 0, "prompt": "Hi"}, {"id": 1, "prompt": "Ho"}]
+    assert [item.key for item in parquet(tmp_path / "in.parquet", rows)] == ["0", "1"]
+
+
 def test_parquet_holds_lines_of_the_batch_api(tmp_path: Path) -> None:
     body = {"messages": [{"role": "user", "content": "Hi"}], "temperature": 0.5, "tools": None}
     (item,) = parquet(tmp_path / "in.parquet", [{"custom_id": "r", "url": "/v1/chat/completions", "body": body}])

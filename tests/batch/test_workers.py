@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from itertools import islice
 from typing import Any
 
 import pytest
@@ -106,6 +107,16 @@ def test_every_line_ends_once_and_both_workers_answer(desk: Desk) -> None:
     assert ended(desk.run(script, items(100))) == [*range(100)]
     for (link,) in script.links:
         assert sum(len(order.items) for order in link.orders) > 20
+
+
+def test_lines_that_ask_for_the_same_end_at_the_worker_that_had_the_first(desk: Desk) -> None:
+    script = Script()
+    workers = desk.workers(script, dedupe=True)
+    workers.await_model()
+    lines = [Item(index, index + 1, f"k{index}", prompt="the same") for index in range(100)]
+    found = [event for event in islice(workers.run(lines), 5000) if isinstance(event, Outcome)]
+    assert ended(found) == [*range(100)]
+    assert sorted(sum(len(order.items) for order in link.orders) for (link,) in script.links) == [0, 100]
 
 
 def test_the_bytes_of_all_workers_add_up(desk: Desk) -> None:

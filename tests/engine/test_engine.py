@@ -14,7 +14,7 @@ import torch
 from kvlite.cache.policy import load_policy, policy_names
 from kvlite.engine.engine import Engine
 from kvlite.engine.request import Completion, FinishReason, Request, Sampling, Token
-from kvlite.errors import BudgetTooSmall, ContextFull, NumericError, UsageError
+from kvlite.errors import BudgetTooSmall, ContextFull, NumericError, OutOfMemory, UsageError
 from kvlite.models.loaded import LoadedModel
 from tests.architectures import SUPPORTED, tiny_model
 from tests.engine_for_tests import admitted, answers, make_engine
@@ -130,6 +130,22 @@ def test_rows_of_another_size_give_the_same_answers_and_the_old_ones_are_gone(ll
     after = answers(engine, requests)
     assert {key: done.ids for key, done in after.items()} == {key: done.ids for key, done in before.items()}
     assert [done.kv.tokens_evicted for done in after.values()] == [0] * 5
+
+
+def test_rows_that_were_refused_leave_the_way_back_to_those_before(
+    llama: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = make_engine(llama, "60tok", rows=2)
+    before, larger = engine.plan, make_engine(llama, "60tok", rows=4).plan
+
+    def refuse(*_: object) -> None:
+        raise OutOfMemory("there is no more")
+
+    with monkeypatch.context() as patch, pytest.raises(OutOfMemory):
+        patch.setattr("kvlite.engine.engine.SlotCache", refuse)
+        engine.resize(larger)
+    engine.resize(before)
+    assert len(answers(engine, [Request("a", prompt(1, 9), max_tokens=5)])["a"].ids) == 5
 
 
 @pytest.mark.parametrize(("most", "steps"), [(15, 1), (16, 4)])

@@ -16,7 +16,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 _ARCHITECTURES = {
     "gemma3_text": "gemma3", "gemma4_text": "gemma4", "qwen2_moe": "qwen2moe", "qwen3_moe": "qwen3moe",
-    "mixtral": "llama", "gpt_oss": "gpt-oss", "olmo3": "olmo2",
+    "mixtral": "llama", "lfm2_moe": "lfm2moe", "gpt_oss": "gpt-oss", "olmo3": "olmo2",
 }  # fmt: skip
 _WITHOUT_A_NAME = {
     "sinks": "attn_sinks.weight",
@@ -106,9 +106,11 @@ def _of_family(model: PreTrainedModel) -> dict[str, Any]:
         return {"expert_feed_forward_length": config.intermediate_size}
     if config.model_type == "olmo3":
         return {"attention.sliding_window_pattern": _slides(config)}
-    if config.model_type == "lfm2":
+    if config.model_type in ("lfm2", "lfm2_moe"):
         kv = config.num_key_value_heads
+        is_dense = config.model_type == "lfm2"
         return {
+            "leading_dense_block_count": None if is_dense else config.num_dense_layers,
             "attention.key_length": None,
             "attention.head_count_kv": [0 if kind == "conv" else kv for kind in config.layer_types],
             "feed_forward_length": model.model.layers[0].feed_forward.w1.out_features,
@@ -293,7 +295,7 @@ def _checkpoint(model: PreTrainedModel) -> dict[str, torch.Tensor]:
         elif name.endswith("experts.down_proj"):
             found[f"{name}.weight"] = tensor
         else:
-            found[name] = tensor
+            found[f"{name}.bias" if name.endswith(".expert_bias") else name] = tensor
     if model.config.model_type == "mixtral":
         changed = {"gate_proj": "w1", "up_proj": "w3", "down_proj": "w2"}
         found = {_mixtral(name, changed): tensor for name, tensor in found.items()}

@@ -106,6 +106,7 @@ def test_a_file_of_mixed_types_takes_the_bytes_that_plan_says_and_is_named_by_th
     with LLM(files.gguf.path, dtype="bfloat16", kv_budget="64tok") as llm:  # type: ignore[union-attr]
         held = llm.model.loaded
         identity, line = llm.model.identity(), str(llm)
+    assert "attention" in held.fused  # of values in another type, too
     buffers = sum(one.nbytes for name, one in held.model.named_buffers() if "inv_freq" in name)
     named = "Q4_K with Q6_K, Q5_K, Q4_0, Q8_0"
     assert f" · {named} · " in line and (identity.quant, identity.dtype) == (named, "bfloat16")

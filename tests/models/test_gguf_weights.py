@@ -18,6 +18,7 @@ from tests.gguf.gguf_file import write_model
 FAMILIES = (
     "llama", "mixtral", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "gemma", "gemma2", "gemma3_text", "phi3",
     "olmo2", "olmo3", "granite", "smollm3", "gemma4_text", "gpt_oss", "lfm2",
+    "lfm2_moe",
 )  # fmt: skip
 
 

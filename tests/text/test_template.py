@@ -314,9 +314,22 @@ def test_contents_go_as_parts_to_a_template_that_wants_them(make_tokenizer, monk
 
 def test_several_templates_need_a_default(make_tokenizer, monkeypatch):
     tokenizer = make_tokenizer()
-    monkeypatch.setattr(tokenizer, "chat_template", {"rag": "{{ messages }}"})
-    with pytest.raises(BrokenModel, match="no default chat template"):
+    monkeypatch.setattr(tokenizer, "chat_template", {"rag": "{{ messages }}", "tool_use": "{{ messages }}"})
+    with pytest.raises(BrokenModel) as caught:
         ChatText(tokenizer)
+    assert str(caught.value) == (
+        "the model has chat templates for rag and tool_use and none for a plain chat; "
+        "name one of them `default` in its tokenizer_config.json"
+    )
+
+
+@pytest.mark.parametrize("tools", ["", "{% for tool in tools %}{{ tool }}{% endfor %}", "{{ 'T' if tools is none }}"])
+def test_a_template_for_tools_alone_serves_a_chat_without_any(tools, make_tokenizer, monkeypatch):
+    tokenizer = make_tokenizer()
+    source = f"{tools}{{% for m in messages %}}{{{{ m.content }}}}{{{{ eos_token }}}}{{% endfor %}}"
+    monkeypatch.setattr(tokenizer, "chat_template", {"tool_use": source})
+    wanted = "T" * ("none" in tools) + "hello there<|im_end|>"
+    assert decoded(tokenizer, ChatText(tokenizer).conversation([USER]).ids) == wanted
 
 
 def test_roles_that_must_alternate_are_the_templates_to_refuse(make_tokenizer):

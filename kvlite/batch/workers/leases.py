@@ -29,10 +29,11 @@ _Key = tuple[str, int]
 
 @dataclass(slots=True)
 class _Lease:
-    """A line that waits or is leased; `deaths` counts the workers that died with it."""
+    """A line that waits or is leased, by `number` as they came; `deaths` counts the workers that died with it."""
 
     item: Item
     key: _Key
+    number: int
     asked: bytes | None = None
     deaths: int = 0
 
@@ -50,7 +51,7 @@ class Leases:
         self._sorted: list[_Lease] = []
         self._waits: dict[int, _Lease] = {}  # by index, in the order they came
         self._num_characters = 0
-        self._last_index = 0
+        self._num_added = 0
         self._cursors: dict[int, _Key] = {}  # where each worker goes on
         self._leased: list[dict[int, _Lease]] = [{} for _ in range(num_workers)]
         self._suspects: deque[tuple[_Lease, ...]] = deque()
@@ -65,12 +66,17 @@ class Leases:
 
     @property
     def is_full(self) -> bool:
-        return len(self._sorted) >= MOST_WAITING or self._num_characters >= MOST_CHARACTERS
+        waiting = len(self._sorted) + sum(map(len, self._reserved))
+        return waiting >= MOST_WAITING or self._num_characters >= MOST_CHARACTERS
 
     @property
     def is_empty(self) -> bool:
         """True where no line waits and none is leased."""
         return not (self._sorted or self._suspects or any(self._leased) or any(self._reserved))
+
+    def reserved(self, worker: int) -> int:
+        """Count the lines that no other worker is given, because it was given their equal."""
+        return len(self._reserved[worker])
 
     def held(self, worker: int) -> int:
         """Count the lines that a worker has."""
@@ -82,9 +88,9 @@ class Leases:
 
     def add(self, item: Item) -> None:
         """Let a line wait."""
-        self._last_index = item.index
+        self._num_added += 1
         text = _text(item)
-        lease = _Lease(item, (text, item.index), asked_of(item) if self._dedupe else None)
+        lease = _Lease(item, (text, item.index), self._num_added, asked_of(item) if self._dedupe else None)
         self._num_characters += len(text)
         insort(self._sorted, lease, key=_key)
         self._waits[item.index] = lease
@@ -105,6 +111,7 @@ class Leases:
             while self._reserved[worker] and len(given) < most:
                 given.append(self._reserved[worker].popleft())
             given += self._from_the_sorted(worker, most - len(given))
+            self._num_characters -= sum(len(lease.key[0]) for lease in given)
         self._leased[worker].update({lease.item.index: lease for lease in given})
         return tuple(lease.item for lease in given)
 
@@ -135,7 +142,6 @@ class Leases:
     def _put_reserved_back(self, worker: int) -> None:
         self._owners = {asked: owner for asked, owner in self._owners.items() if owner != worker}
         for lease in self._reserved[worker]:
-            self._num_characters += len(lease.key[0])
             insort(self._sorted, lease, key=_key)
             self._waits[lease.item.index] = lease
         self._reserved[worker].clear()
@@ -149,7 +155,6 @@ class Leases:
             self._cursors[worker] = taken[-1].key
             for lease in taken:
                 del self._waits[lease.item.index]
-                self._num_characters -= len(lease.key[0])
                 owner = worker if lease.asked is None else self._owners.setdefault(lease.asked, worker)
                 (given if owner == worker else self._reserved[owner]).append(lease)
         return given
@@ -157,7 +162,7 @@ class Leases:
     def _part(self, worker: int) -> tuple[int, int]:
         """The places in what waits, of which there is something, from which a worker takes its next lines."""
         oldest = next(iter(self._waits.values()))
-        if self._last_index - oldest.item.index > MOST_OVERTAKEN:
+        if self._num_added - oldest.number > MOST_OVERTAKEN:
             start = bisect_right(self._sorted, oldest.key, key=_key) - 1
             return start, start + 1
         own = self._cursors.get(worker)

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
 from dataclasses import replace
 from pathlib import Path
+from threading import Thread
 from typing import Any, NamedTuple
 
 from kvlite.batch.workers.messages import Link, Order, Report, Setup, WorkerDied
@@ -141,6 +142,7 @@ class _Actor(Worker):
         with suppress(OSError):
             os.chdir(folder)
         super().__init__(setup)
+        Thread(target=self.work, name="answers", daemon=True).start()
 
 
 def _import_ray() -> Any:

@@ -10,6 +10,7 @@ from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from multiprocessing.resource_tracker import ensure_running
+from threading import Thread
 
 from kvlite.batch.workers.messages import Link, Order, Report, Setup, WorkerDied
 from kvlite.batch.workers.worker import Worker
@@ -114,8 +115,15 @@ def _serve(pipe: Connection, setup: Setup) -> None:
         os.dup2(2, 1)
     if setup.threads is not None:
         os.environ.setdefault("OMP_NUM_THREADS", str(setup.threads))  # torch reads it when it is loaded
+    worker = Worker(setup)
+    messages = Thread(target=_exchange, args=(pipe, worker), name="messages", daemon=True)
+    messages.start()
+    worker.work()
+    messages.join()  # what ended the work is still to be told
+
+
+def _exchange(pipe: Connection, worker: Worker) -> None:
     with suppress(EOFError, OSError):
-        worker = Worker(setup)
         while True:
             pipe.send(worker.exchange(pipe.recv()))
     os._exit(0)

@@ -159,7 +159,8 @@ class Workers:
         waiting, held = self._leases.num_waiting, self._leases.held(member.number)
         rows = member.num_rows or FIRST_LEASES
         most = LEASES_PER_ROW * rows if member.num_rows else FIRST_LEASES
-        of_all = waiting + sum(self._leases.held(one.number) for one in self._members)
+        given = (self._leases.held(one.number) + self._leases.reserved(one.number) for one in self._members)
+        of_all = waiting + sum(given)
         least = min(rows, -(-of_all // self._num_alive)) - held
         return max(0, least, min(most - held, waiting // (2 * self._num_alive)))
 

@@ -8,7 +8,7 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from threading import Condition, Thread
+from threading import Condition
 from typing import TYPE_CHECKING, Any
 
 from kvlite.batch.batch_run import BatchRun
@@ -50,7 +50,7 @@ class _Reported(Told):
 
 
 class Worker:
-    """Answers lines in a thread of its own; `exchange` is called from another one, by whoever carries the messages."""
+    """Answers lines in the thread that calls `work`; another one carries messages and calls `exchange`."""
 
     def __init__(self, setup: Setup) -> None:
         self._setup = setup
@@ -65,7 +65,6 @@ class Worker:
         self._engine: ReadableEngine | None = None
         self._num_rows = 0
         self._look_s = 0.0
-        Thread(target=self._work, name="answers", daemon=True).start()
 
     def exchange(self, order: Order) -> Report:
         """Take an order and report what happened since the last one, at once or after a moment."""
@@ -88,7 +87,11 @@ class Worker:
         self._engine = engine
         self._tell(opened=Opened(identity, dict(predicted)), reading=engine.read())
 
-    def _work(self) -> None:
+    def work(self) -> None:
+        """Load the model and answer lines, until what cannot be gone on from is reported.
+
+        Chat templates that never end are noticed where this is the main thread.
+        """
         try:
             self._answer()
         except KvliteError as error:
