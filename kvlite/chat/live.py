@@ -85,7 +85,7 @@ class LiveLines:
             write()
             self._draw("")
 
-    def _watch(self, keys: _Keyboard | None, stop: int) -> None:
+    def _watch(self, keys: Keyboard | None, stop: int) -> None:
         """Read what is typed, and draw the lines again now and then, until `stop` is closed."""
         if keys is not None:
             self._console.draw(_PASTE_ON)
@@ -108,7 +108,7 @@ class LiveLines:
             with self._lock, suppress(Exception):  # nothing here is worth an answer
                 self._draw("")
 
-    def _stop(self, keys: _Keyboard) -> None:
+    def _stop(self, keys: Keyboard) -> None:
         """Leave the terminal to the shell, and take it again once the shell lets the process go on."""
         with self._lock:
             self._console.draw(_ERASE_BELOW + _PASTE_OFF + ("\n" if self._is_line_open else ""))
@@ -155,7 +155,7 @@ class LiveLines:
         return (self.activity, f"{tokens / (now - since):.0f} tok/s" if now > since and tokens > 1 else "")
 
 
-class _Keyboard:
+class Keyboard:
     """The terminal `file` on which keys come as they are pressed, without an echo, from `take` to `leave`.
 
     Ctrl-C stays a signal, which does not take what was typed with it; Ctrl-Z is a key.
@@ -176,19 +176,20 @@ class _Keyboard:
         termios.tcsetattr(self.file, termios.TCSANOW, self._own)
 
     def leave(self) -> None:
-        """Leave the terminal as it was found."""
+        """Leave the terminal as it was found, if it is still there."""
         import termios
 
-        termios.tcsetattr(self.file, termios.TCSANOW, self._before)
+        with suppress(termios.error):
+            termios.tcsetattr(self.file, termios.TCSANOW, self._before)
 
 
 @contextmanager
-def _keys_unread_by_the_shell() -> Iterator[_Keyboard | None]:
+def _keys_unread_by_the_shell() -> Iterator[Keyboard | None]:
     """Take the keyboard within the block; None where stdin is no terminal."""
     try:
         import termios
 
-        keys = _Keyboard(sys.stdin.fileno())
+        keys = Keyboard(sys.stdin.fileno())
     except ImportError:
         yield None
         return

@@ -6,6 +6,7 @@ import _thread
 import atexit
 import os
 import signal
+import stat
 import sys
 import threading
 from collections.abc import Iterator
@@ -49,6 +50,16 @@ def drop_stdout() -> None:
         os.close(nowhere)
 
 
+def _leave_terminal() -> None:
+    """Send what is written to the terminal nowhere: it is closed, and what ends the program still says so."""
+    for file in (1, 2):
+        with suppress(OSError):
+            if stat.S_ISCHR(os.fstat(file).st_mode):
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, file)
+                os.close(nowhere)
+
+
 @contextmanager
 def signals_raise() -> Iterator[None]:
     """Let SIGTERM, and SIGHUP of a terminal that is closed, end the program the way Ctrl-C does: files are closed.
@@ -56,7 +67,9 @@ def signals_raise() -> Iterator[None]:
     Where Python dropped what a signal raised, because it was raised in a destructor, the signal is sent once more.
     """
 
-    def stop(_signum: int, _frame: FrameType | None) -> NoReturn:
+    def stop(number: int, _frame: FrameType | None) -> NoReturn:
+        if number == getattr(signal, "SIGHUP", None):
+            _leave_terminal()
         raise Terminated("terminated")
 
     def on_dropped(dropped: sys.UnraisableHookArgs) -> None:

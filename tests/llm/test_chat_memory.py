@@ -2,6 +2,7 @@
 
 import pytest
 
+from kvlite.cache.cache import SlotCache
 from kvlite.engine.request import Sampling
 from kvlite.errors import BudgetTooSmall, CapacityError, UsageError
 from kvlite.llm.answer import AnswerSettings
@@ -186,6 +187,23 @@ def test_a_pin_counts_only_what_is_left_of_its_turn(talk):
     assert 0 < before == talk.memory.turns()[0].share
     with pytest.raises(BudgetTooSmall, match="pinned"):
         talk.memory.change(size, policy="tova")  # which has to read all of it again
+
+
+def test_ctrl_c_while_a_row_moves_leaves_it_where_it_was(monkeypatch):
+    with opened("100tok") as llm:
+        talk = Talk(llm)
+        talk.ask(QUESTIONS[0])
+        before, restore, stops = llm.counts(), SlotCache.restore, [KeyboardInterrupt]
+
+        def interrupted(self, row, copy):
+            if stops:
+                raise stops.pop()
+            restore(self, row, copy)
+
+        monkeypatch.setattr(SlotCache, "restore", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            talk.memory.change("200tok")
+        assert llm.counts() == before and llm.engine.said(0)
 
 
 def test_a_budget_that_grows_keeps_what_each_head_holds():
