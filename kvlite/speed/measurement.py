@@ -99,7 +99,7 @@ class Measurement:
         self.weights_read_bytes = weights_read_bytes(engine.loaded)
         prompts: dict[int, list[list[float]]] = {count: [] for count in self._possible("prompt", wanted.prompts, 1)}
         contexts = self._possible("context", wanted.contexts, wanted.steps + _WARM_STEPS + 1)
-        slots = max((part.num_slots for part in engine.cache.parts), default=1)
+        slots = max(map(max, filter(None, engine.plans[-1].head_slots)), default=1)
         is_full = tuple(dict.fromkeys(max(seen, slots) for seen in wanted.drift))  # at the earliest the last slot's
         full = self._possible("drift", is_full, wanted.steps + _WARM_STEPS + 1)
         points: dict[int, list[list[float]]] = {seen: [] for seen in (*contexts, *full)}
