@@ -11,6 +11,14 @@ from kvlite.gguf.header import Header
 
 _OWN_TOKENS = (1, 6)
 """Kinds of tokens that are the vocabulary's own: words and bytes."""
+_EITHER = (
+    {"ffn_down.weight", "ffn_down_exps.weight"},
+    {"attn_output.weight", "shortconv.out_proj.weight"},
+    {"attn_q.weight", "attn_qkv.weight", "shortconv.in_proj.weight"},
+)
+"""Tensors of which every layer has one."""
+_BIASES = {"qwen2": ("attn_q.bias", "attn_k.bias", "attn_v.bias")}
+"""Biases that a family always has."""
 _BY_LAYER = ("gemma4",)
 """Families whose heads and widths differ by layer."""
 
@@ -54,11 +62,14 @@ def _missing(header: Header, config: Mapping[str, Any]) -> Iterator[str]:
     if len(held) < layers:
         yield f"blk.{next(layer for layer in range(layers) if layer not in held)}"
         return
+    always = _BIASES.get(header.architecture, ())
+    for either in _EITHER:
+        yield from (f"blk.{layer}.{sorted(either)[0]}" for layer, parts in sorted(held.items()) if not parts & either)
     types = config.get("layer_types") or [""] * layers
     kinds = {layer: (types[layer], bool(skips(header, layer)), _is_mixed(held[layer])) for layer in held}
     wanted: dict[object, set[str]] = {}
     for layer, parts in held.items():
-        wanted.setdefault(kinds[layer], set()).update(parts)
+        wanted.setdefault(kinds[layer], {*always}).update(parts)
     for layer, parts in sorted(held.items()):
         yield from (f"blk.{layer}.{part}" for part in sorted(wanted[kinds[layer]] - parts))
 
@@ -73,12 +84,14 @@ def _sizes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     hidden, heads, dim = config["hidden_size"], config["num_attention_heads"], config["head_dim"]
     queries, keys = heads * dim, config["num_key_value_heads"] * dim
     sizes: dict[str, tuple[int, ...]] = {
+        "token_embd": (config["vocab_size"], hidden),
         "output": (config["vocab_size"], hidden),
         "attn_q": (queries, hidden),
         "attn_k": (keys, hidden),
         "attn_v": (keys, hidden),
         "attn_output": (hidden, queries),
         "ffn_gate": (config["intermediate_size"], hidden),
+        "ffn_up": (config["intermediate_size"] * (2 if config["model_type"] == "phi3" else 1), hidden),
         "ffn_down": (hidden, config["intermediate_size"]),
     }
     return sizes | dict.fromkeys(("attn_norm", "ffn_norm", "output_norm"), (hidden,))

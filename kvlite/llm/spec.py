@@ -19,7 +19,7 @@ from kvlite.memory.fit import Fit, slots_held
 from kvlite.memory.format import SlotFormat, dtype_name, parse_size, slot_format
 from kvlite.memory.host import available_bytes
 from kvlite.memory.plan import CacheSpec
-from kvlite.memory.prediction import DeviceKind
+from kvlite.memory.prediction import DeviceKind, Weights
 from kvlite.memory.shape import ModelShape
 from kvlite.options import ModelOptions, Speculate
 
@@ -84,9 +84,18 @@ class RunSpec:
         stored = self.stored or slot_format("auto", shape.dtype)
         return self.policy.cache_spec(stored, self.on_full, self.options.prefill_chunk, profile)
 
+    def weights(self, facts: ModelFiles) -> Weights | None:
+        """The weights as they are stored; where an adapter is merged into them nothing stays packed."""
+        return facts.weights and (facts.weights if self.options.adapter is None else facts.weights.unpacked())
+
     def shape(self, facts: ModelFiles) -> ModelShape:
         """The model's shape, with the rotary factors for short texts where no row holds more than these are for."""
         shape = facts.shape(self.dtype)
+        method = facts.config.get("quantization_config")
+        if method is not None and self.options.quant != "none":
+            raise UsageError(
+                f"{facts.ref} is quantised already ({shape.quant_method}); leave out --quant {self.options.quant}"
+            )
         return shape.for_short_texts() if self.is_for_short_texts(shape) else shape
 
     def is_for_short_texts(self, shape: ModelShape) -> bool:
@@ -135,7 +144,7 @@ class RunSpec:
         return Fit(
             shape=shape,
             spec=self.cache(shape, profile if loaded else self.profile(facts, shape)),
-            weights=facts.weights,
+            weights=self.weights(facts),
             quant=self.options.quant,
             device=device.kind,
             free_bytes=device.free_bytes,

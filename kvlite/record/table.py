@@ -50,7 +50,7 @@ def width_of(text: str) -> int:
     return cell_len(text)
 
 
-def sparkline(values: Sequence[float], highest: float, width: int = 40) -> str:
+def sparkline(values: Sequence[float], highest: float, width: int = 36) -> str:
     """Draw values from 0 to `highest` in at most `width` columns, of several the largest."""
     cells = min(width, len(values))
     shown = [max(values[len(values) * at // cells : len(values) * (at + 1) // cells]) for at in range(cells)]
@@ -70,3 +70,12 @@ def count(number: int | None) -> str:
 def percent(share: float, form: str = ".1%") -> str:
     """A share as the reports write it: `99.9 %`."""
     return f"{share:{form}}".replace("%", " %")
+
+
+def kept_percent(share: float) -> str:
+    """A share of what is kept, in whole percent: 0 % and 100 % are said of nothing and of all alone."""
+    if 0 < share < 0.01:
+        return "<1 %"
+    if 0.99 < share < 1:
+        return ">99 %"
+    return percent(share, ".0%")

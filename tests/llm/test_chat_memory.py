@@ -7,6 +7,7 @@ from kvlite.engine.request import Sampling
 from kvlite.errors import BudgetTooSmall, CapacityError, UsageError
 from kvlite.llm.answer import AnswerSettings
 from kvlite.memory.plan import stages
+from kvlite.text.messages import checked
 from tests.llm.talking import QUESTIONS, Talk, opened
 
 
@@ -217,6 +218,13 @@ def test_a_budget_that_grows_keeps_what_each_head_holds():
         for larger in ("100tok", "200tok", "1MB"):
             talk.memory.change(larger)
             assert (talk.shares, llm.counts().tokens_kept) == (before, kept), larger
+
+
+def test_taking_a_turn_back_does_not_forget_the_peak(talk):
+    peak = talk.llm.counts().peak_bytes
+    talk.conversation.go_back(tuple(checked(talk.messages[:-2])))
+    now = talk.llm.counts()
+    assert 0 < now.live_bytes < peak == now.peak_bytes
 
 
 def test_answers_count_all_that_was_evicted_when_slots_were_shared_out_anew():
