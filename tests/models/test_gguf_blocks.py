@@ -73,7 +73,10 @@ def loaded(files: ModelFiles, dtype: str = "bfloat16") -> LoadedModel:
 
 @pytest.mark.parametrize(("family", "kind"), but_few(CASES, ("llama", "Q4_1"), ("gemma3_text", "Q8_0")))
 def test_a_file_in_bfloat16_stays_packed_and_has_its_logits(tmp_path: Path, family: str, kind: str) -> None:
-    files = files_of(tmp_path, family, kind)
+    every = (
+        {"num_experts": 4, "num_experts_per_tok": 4} if family.endswith("moe") else {}
+    )  # else rounding picks another expert
+    files = files_of(tmp_path, family, kind, **every)
     packed, whole = loaded(files), loaded(files, "float32")
     modules = list(packed.model.modules())
     assert [type(one) for one in modules].count(PackedEmbedding) == 1
