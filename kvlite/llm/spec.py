@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_origin, get_type_hints
 
@@ -73,11 +73,15 @@ class RunSpec:
     def files(self, say: Callable[[str], None] | None = None) -> ModelFiles:
         """The model's files, downloaded where they are not here yet; `say` is told before a download.
 
-        An adapter that is asked for is looked for first.
+        An adapter that is asked for is looked for first; it is merged into numbers, so no blocks stay packed then.
         """
-        if self.options.adapter is not None:
-            adapter_folder(self.options.adapter, offline=self.options.offline)
-        return local_files(self.ref, offline=self.options.offline, allow_pickle=self.options.allow_pickle, say=say)
+        options = self.options
+        if options.adapter is not None:
+            adapter_folder(options.adapter, offline=options.offline)
+        files = local_files(self.ref, offline=options.offline, allow_pickle=options.allow_pickle, say=say)
+        if options.adapter is not None and files.weights is not None:
+            return replace(files, weights=files.weights.unpacked())
+        return files
 
     def cache(self, shape: ModelShape, profile: HeadProfile | None = None) -> CacheSpec:
         """The cache that is asked for; in the model's dtype where the slot format is left open."""

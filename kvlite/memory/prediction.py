@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from kvlite.memory.format import DTYPE_BYTES, SlotFormat, human_bytes
@@ -48,6 +48,10 @@ class Weights:
     packed_bytes: int | None = None
     packed_types: tuple[str, ...] = ()
     block_bytes: int | None = None
+
+    def unpacked(self) -> Weights:
+        """The same weights where no block stays packed or as it is."""
+        return replace(self, packed_bytes=None, packed_types=(), block_bytes=None)
 
 
 @dataclass(frozen=True, slots=True)
