@@ -52,13 +52,23 @@ def kvlite(model: str, lines: list[dict[str, Any]], budget: int, extra: list[str
                 for one in some
             ]
             source.write_text("".join(json.dumps(one) + "\n" for one in fields), "utf-8")
-            command = [sys.executable, "-m", "kvlite", "batch", str(source), "-m", model, "--kv-budget", f"{budget}B"]
+            command = [
+                sys.executable,
+                "-m",
+                "kvlite",
+                "batch",
+                str(source),
+                "-m",
+                str(Path(model).absolute()),
+                "--kv-budget",
+                f"{budget}B",
+            ]
             command += ["-o", str(out), "--greedy", "--summary", str(summary), "--progress", "none", *extra]
             command += ["--report", str(record)]
             before = _children_s()
-            subprocess.run(command, check=True, capture_output=True, env=_environment(root))
+            subprocess.run(command, check=True, capture_output=True, env=_environment(root), cwd=root)
             took[name] = _children_s() - before
-            took["rows"] = rows_over_time(json.loads(record.read_text("utf-8"))["timeline"])
+            took["rows"] = rows_over_time(json.loads(record.read_text("utf-8")).get("timeline", []))
             took[f"{name} tokens"] = json.loads(summary.read_text("utf-8"))["completion_tokens"]
     return {"s": took["all"] - took["load"], "tokens": took["all tokens"] - 1, "rows": took["rows"]}
 

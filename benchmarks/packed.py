@@ -117,23 +117,25 @@ def main() -> None:
         engines["llama.cpp, GGUF"] = ["node", script, where, options.gguf, str(options.tokens), *lengths]
     rounds: dict[str, list[Any]] = {name: [] for name in engines}
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    for _ in range(options.rounds):
+    for number in range(1, options.rounds + 1):
         for name, command in engines.items():
             done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
             rounds[name].append(json.loads(done.stdout.splitlines()[-1]))
-    record = {
-        "file": Path(options.gguf).name,
-        "processor": platform.processor() or platform.machine(),
-        "load": os.getloadavg(),
-        "rounds": options.rounds,
-        "engines": {name: summary(found) for name, found in rounds.items()},
-    }
-    record["ratios"] = ratios(record["engines"])
-    print(table(record["engines"]))
-    for name, found in record["ratios"].items():
+        measured = {name: summary(found) for name, found in rounds.items()}
+        record = {
+            "file": Path(options.gguf).name,
+            "processor": platform.processor() or platform.machine(),
+            "load": os.getloadavg(),
+            "rounds": number,
+            "tokens": options.tokens,
+            "engines": measured,
+            "ratios": ratios(measured),
+        }
+        if options.out:  # after each round, so that nothing is lost where one fails
+            options.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    print(table(measured))
+    for name, found in ratios(measured).items():
         print(name, ", ".join(f"{what} {ratio:.2f}" for what, ratio in found.items()))
-    if options.out:
-        options.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
 def summary(rounds: list[Any]) -> dict[str, Any]:

@@ -238,8 +238,10 @@ def _weights(codes: Tensor, scale: Tensor, offset: Tensor) -> Tensor:
 
 
 def is_served(shape: Sequence[int], bits: int) -> bool:
-    """True if matrices of `shape` (N, K) can be packed in so many bits."""
-    return len(shape) == 2 and (bits == 8 or (shape[0] % COLUMNS == 0 and shape[1] % GROUP == 0))
+    """True if matrices of `shape` (N, K) can be packed in so many bits; torch's kernel for 8 reads K 16 at a time."""
+    if len(shape) != 2:
+        return False
+    return shape[1] % 16 == 0 if bits == 8 else shape[0] % COLUMNS == 0 and shape[1] % GROUP == 0
 
 
 def multiply(x: Tensor, weight: Packed, bias: Tensor | None) -> Tensor:

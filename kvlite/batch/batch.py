@@ -121,7 +121,7 @@ class Batch:
             self._console.note(f"nothing to do: {there}")
             ending.callback(self._summarise)
             return
-        if self._options.ordered and first.index < self._tally.resumed:
+        if self._options.ordered and self._input.num_passed < self._tally.resumed:
             self._console.warn(
                 "--ordered: records of lines that run now follow those that are there, also of later lines"
             )
@@ -135,7 +135,7 @@ class Batch:
         """Open the model, in this process or in workers; `ending` closes them and says what came of it."""
         runner: Runner
         if self._options.devices is not None or self._options.ray is not None:
-            lines = None if self._tally.total is None else max(1, self._tally.total - self._tally.resumed)
+            lines = None if self._tally.total is None else max(1, self._tally.total - self._input.num_done)
             workers = open_workers(model, self._answer, self._options, self._recorder, lines)
             ending.callback(workers.close)
             workers.await_model()
@@ -170,7 +170,8 @@ class Batch:
     def _look(self, runner: Runner, progress: Callable[[str], None]) -> None:
         """Show how far the batch is, and note it in the run record."""
         rows = f"{runner.rows_used}/{runner.num_rows}"
-        progress(self._tally.progress(self._seconds, rows, runner.live_bytes(), runner.budget_bytes))
+        kv_bytes = runner.live_bytes(), runner.budget_bytes
+        progress(self._tally.progress(self._seconds, self._input.num_done, rows, *kv_bytes))
         self._recorder.sample(BatchProgress(self._tally.generated, runner.rows_used, runner.num_rows))
 
     def _count(self, outcome: Outcome) -> None:
@@ -238,7 +239,8 @@ class Batch:
 
     def _stopped(self, stop: BaseException) -> KvliteError:
         """Make the error that ends a batch from outside, with the command that continues it."""
-        of = f" of {self._tally.total}" if self._tally.total is not None else ""
+        total = self._tally.total
+        of = "" if total is None or total < self._num_records else f" of {total}"  # the file may hold those of others
         old = f", {len(self._set_aside)} of them failures that did not run again" if self._set_aside else ""
         where = f"after {self._num_records}{of} records{old}{self._way_on()}"
         if isinstance(stop, TimeLimit):

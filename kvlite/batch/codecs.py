@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from kvlite.batch.answer_format import answer_format
-from kvlite.batch.item import Code, Failure, Form, Item, Json, LineError
+from kvlite.batch.item import Code, Failure, Form, Item, Json, LineError, failure_of
 from kvlite.batch.values import count, given, kind, parse_json, shallow, shown, string, text
 from kvlite.engine.request import MOST_LOGPROBS, Sampling
 from kvlite.errors import UsageError
@@ -70,8 +70,8 @@ def decode_line(raw: bytes, item: Item, only: str = "auto") -> Item:
             return decode_openai(value, item)
         item = replace(item, metadata=shallow(given(value, "metadata", dict), "metadata"))
         return decode_simple(value, item)
-    except LineError as refused:
-        return replace(item, failure=refused.failure)
+    except Exception as error:  # no line ends a batch
+        return replace(item, failure=failure_of(error))
 
 
 def decode_simple(value: Json, item: Item) -> Item:
@@ -137,7 +137,7 @@ def _with_settings(item: Item, body: Json, known: frozenset[str]) -> Item:
         settings={**answer_format(body), **_logprobs(body), **_min_tokens(body)},
         unsupported=_unsupported(body, known, is_strict=item.form == "openai"),
         continues=_continues(body),
-        template_kwargs=given(body, "chat_template_kwargs", dict) or {},
+        template_kwargs=shallow(given(body, "chat_template_kwargs", dict), "chat_template_kwargs") or {},
         ignored=() if item.form == "openai" else _unknown(body, known),
     )
 

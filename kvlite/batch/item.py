@@ -8,6 +8,7 @@ from enum import StrEnum
 from hashlib import blake2b
 from typing import Any, Literal
 
+from kvlite.errors import KvliteError, UsageError
 from kvlite.llm.answer import Answer
 
 Json = Mapping[str, object]
@@ -49,6 +50,23 @@ class LineError(ValueError):
     def __init__(self, message: str, param: str | None = None) -> None:
         super().__init__(message)
         self.failure = Failure(Code.INVALID, message, param)
+
+
+def failure_of(error: Exception) -> Failure:
+    """Make the failure of a line at which `error` was raised; one that nobody foresaw is an internal error.
+
+    Raises it again where it is not the line's, such as the end of the time, or a package that is missing.
+    """
+    match error:
+        case LineError():
+            return error.failure
+        case UsageError():
+            return Failure(Code.INVALID, str(error))
+        case KvliteError():
+            raise error
+        case _:
+            why = f"{type(error).__name__}: {error}".splitlines()[0]
+            return Failure(Code.INTERNAL, f"kvlite failed at this line, please report it ({why[:200]})")
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,11 +12,11 @@ from functools import lru_cache
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
-from kvlite.batch.item import Code, Failure, Item
+from kvlite.batch.item import Code, Failure, Item, failure_of
 from kvlite.batch.values import shown
 from kvlite.catalog.names import resolve_model
 from kvlite.engine.request import Request, Sampling
-from kvlite.errors import KvliteError, UsageError
+from kvlite.errors import KvliteError
 from kvlite.llm.answer import BATCH_MAX_TOKENS, DRAWN_SEEDS, Answer, AnswerSettings
 from kvlite.options import AnswerOptions, BatchOptions
 
@@ -113,8 +113,8 @@ class Preparer:
                 settings.request(f"{item.index}.{choice}", encoded, self._text, row=None, number=choice)
                 for choice in range(item.n)
             )
-        except UsageError as error:
-            return Failure(Code.INVALID, str(error))
+        except Exception as error:  # no line ends a batch
+            return failure_of(error)
         return Work(item, encoded, requests, settings.stop if item.stop is None else item.stop)
 
     def _unplaced(self, item: Item) -> str | None:

@@ -58,6 +58,8 @@ class Input:
         self.layout = options.format if is_told else _LAYOUTS.get(Path(unpacked_name(self.name)).suffix.lower(), "auto")
         self.setting_columns: list[str] = []
         """The columns of a table that are settings of their rows, known once its first row is."""
+        self.num_done = self.num_passed = 0
+        """Lines read by `select` that were done already: those selected, and all."""
         self._options = options
         self._shard = parse_shard(options.shard or "1/1")
         self._taken = slice(options.skip, None if options.limit is None else options.skip + options.limit)
@@ -72,8 +74,17 @@ class Input:
 
     def select(self, items: Iterable[Item], done: Container[bytes] = ()) -> Iterator[Item]:
         """Select the items to run, in order; those in `done` are left out but count towards the limit."""
-        shard = (item for item in items if in_shard(item.key, *self._shard))
-        return (item for item in islice(shard, self._taken.start, self._taken.stop) if item.mark not in done)
+        shard = (item for item in self._counting(items, done) if in_shard(item.key, *self._shard))
+        for item in islice(shard, self._taken.start, self._taken.stop):
+            if item.mark in done:
+                self.num_done += 1
+            else:
+                yield item
+
+    def _counting(self, items: Iterable[Item], done: Container[bytes]) -> Iterator[Item]:
+        for item in items:
+            self.num_passed += item.mark in done
+            yield item
 
     def survey(self) -> Survey:
         """Look at the input: read a file that is not long once, of a long one count the lines, of a pipe none.

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from kvlite.batch.codecs import SETTINGS, decode_openai, decode_simple
-from kvlite.batch.item import Item, LineError
+from kvlite.batch.item import Item, LineError, failure_of
 from kvlite.batch.values import parse_json
 from kvlite.errors import MissingPackage, UsageError
 
@@ -108,20 +108,20 @@ def _text_row(header: list[str], row: list[str], prompt_column: str, item: Item)
 
 def _row(cells: Mapping[str, object], prompt_column: str, item: Item) -> Item:
     """Complete an item by the cells of its row; columns that are nothing else are its metadata."""
-    left = {name: _plain(value) for name, value in cells.items()}
-    for name in ("custom_id", "id"):
-        if (key := left.pop(name, None)) not in (None, ""):
-            item = replace(item, key=str(key))
-            break
-    prompt = left.pop(prompt_column, None)
-    settings = {name: _setting(name, left.pop(name)) for name in [*left] if name in SETTINGS}
-    body = _setting("body", left.get("body"))
     try:
+        left = {name: _plain(value) for name, value in cells.items()}
+        for name in ("custom_id", "id"):
+            if (key := left.pop(name, None)) not in (None, ""):
+                item = replace(item, key=str(key))
+                break
+        prompt = left.pop(prompt_column, None)
+        settings = {name: _setting(name, left.pop(name)) for name in [*left] if name in SETTINGS}
+        body = _setting("body", left.get("body"))
         if isinstance(body, dict):
             return decode_openai({**left, "body": body}, replace(item, form="openai"))
         return decode_simple({**settings, "prompt": prompt}, replace(item, metadata=left or None))
-    except LineError as refused:
-        return replace(item, failure=refused.failure)
+    except Exception as error:  # no row ends a batch
+        return replace(item, failure=failure_of(error))
 
 
 def _setting(name: str, value: object) -> object:

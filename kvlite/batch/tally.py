@@ -58,13 +58,14 @@ class Tally:
         self.drafted_tokens += sum(choice.completion.drafted for choice in outcome.choices)
         self.accepted_tokens += sum(choice.completion.accepted for choice in outcome.choices)
 
-    def progress(self, seconds: float, rows: str, live_bytes: int, budget_bytes: int) -> str:
-        """Write the progress line; `rows` are those in use, of how many.
+    def progress(self, seconds: float, num_before: int, rows: str, live_bytes: int, budget_bytes: int) -> str:
+        """Write the progress line; `num_before` of the lines to answer were done before, `rows` are in use of how many.
 
         For example `812/5000 · 3 err · 9.4 req/s · 402 tok/s · 14/16 rows · KV 1.90 GB of 2.00 GB · ETA 07:25`.
         """
         ended = self.ok + self.failed
-        parts = [f"{self.done}" if self.total is None else f"{self.done}/{self.total}", f"{self.failed} err"]
+        done = num_before + ended
+        parts = [f"{done}" if self.total is None else f"{done}/{self.total}", f"{self.failed} err"]
         if seconds > 0:
             parts += [f"{ended / seconds:.1f} req/s", f"{self.generated / seconds:.0f} tok/s"]
         parts.append(f"{rows} rows")
@@ -72,7 +73,7 @@ class Tally:
         if self.shared_tokens:
             parts.append(f"{self.shared_tokens:,} tok shared")
         if self.total is not None and ended:
-            minutes, rest = divmod(round((self.total - self.done) * seconds / ended), 60)
+            minutes, rest = divmod(round((self.total - done) * seconds / ended), 60)
             parts.append(f"ETA {minutes:02}:{rest:02}")
         return " · ".join(parts)
 

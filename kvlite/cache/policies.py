@@ -130,7 +130,8 @@ class Replay(Policy):
     """Keep what it takes to repeat the text: KVzip's score (https://arxiv.org/abs/2505.23416), inside the bound.
 
     Before any token of a chunk is evicted, its queries ask once more, moved behind it; s_j is the attention that token
-    j of the chunk receives from them. Answers are fed again for it. `recent_share` of the slots are the recent window.
+    j of the chunk receives from them, of each query the most among the heads that share a KV head. Answers are fed
+    again for it. `recent_share` of the slots are the recent window.
     """
 
     name = "replay"
@@ -138,6 +139,7 @@ class Replay(Policy):
     statistic = Statistic.MASS
     echoes: ClassVar[bool] = True
 
+    heads: Heads = "max"
     grace: int = 4
     recent_share: float = 0.25
 

@@ -36,7 +36,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 def read_object(path: Path) -> dict[str, Any]:
     """Read a JSON file that must hold an object. Raises BrokenModel when it does not."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8-sig"))
     except UnicodeDecodeError as error:
         raise BrokenModel(f"{path} is not UTF-8 (byte {error.start}); get the file again") from error
     except json.JSONDecodeError as error:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from kvlite.catalog import hub
-from kvlite.catalog.config import CONFIG, GENERATION, base_model, has_tokenizer, read_card, read_config, read_object
+from kvlite.catalog.config import CONFIG, GENERATION, base_model, read_card, read_config, read_object
 from kvlite.catalog.fingerprint import fingerprint
 from kvlite.catalog.hub_errors import describe, offline_error
 from kvlite.catalog.names import DEMO, STARTER, ModelRef, Wheel, aliases, resolve_model
@@ -243,8 +243,6 @@ def files_in(ref: ModelRef, folder: Path, *, allow_pickle: bool = False) -> Mode
         refuse_other_formats(names, model=name, base_model=base if isinstance(base, str) else None)
     found = _read_folder(ref, folder)
     weight_names(names, model=name, allow_pickle=allow_pickle)
-    if not has_tokenizer(folder):
-        raise BrokenModel(f"{name} has no tokenizer (tokenizer.json); copy it from the model it was made from")
     require_tokenizer(names, model=name)
     return found
 

@@ -123,20 +123,25 @@ def offer(ref: ModelRef, *, allow_pickle: bool = False) -> Download:
         remote.files, model=describe(ref), allow_pickle=allow_pickle, base_model=remote.base_model
     )
     if not remote.gguf:
-        _require_runnable(remote)
+        weights = _require_runnable(remote) or weights
     return Download(remote, small_files(remote.files), weights)
 
 
-def _require_runnable(remote: RemoteRepo) -> None:
-    """Refuse a model that could not be run, or whose weights are not all there, before these are fetched."""
+def _require_runnable(remote: RemoteRepo) -> list[str]:
+    """Refuse a model that could not be run, or whose weights are not all there, before these are fetched.
+
+    Gives the shards that its index names, none where it has no index.
+    """
     name = describe(remote.ref)
     runnable_shape(read_config(fetch_small(remote, CONFIG)), model=name, base_model=remote.base_model)
     require_tokenizer(remote.files, model=name)
+    named: set[str] = set()
     if SINGLE not in remote.files and INDEX in remote.files:
         named = set(read_index(fetch_small(remote, INDEX) / INDEX).values())
         if absent := sorted(named - remote.files.keys()):
             more = f" and {len(absent) - 1} more" if absent[1:] else ""
             raise BrokenModel(f"{name} has no {absent[0]}{more}, which its {INDEX} names; ask its owner to upload that")
+    return sorted(named)
 
 
 def download(wanted: Download, *, progress: bool = True) -> Path:
@@ -202,12 +207,14 @@ def remote_header(remote: RemoteRepo) -> Header:
 
 def _remote_part(remote: RemoteRepo, name: str) -> Header:
     from huggingface_hub import get_session, hf_hub_url
+    from huggingface_hub.constants import HF_HUB_DOWNLOAD_TIMEOUT
     from huggingface_hub.utils import build_hf_headers, hf_raise_for_status  # type: ignore[attr-defined]
 
     url = hf_hub_url(remote.repo, name, revision=remote.commit, endpoint=_api().endpoint)
     size, wanted = remote.files[name], _FIRST_BYTES
     while True:
-        response = get_session().get(url, headers=build_hf_headers() | {"range": f"bytes=0-{wanted - 1}"})
+        about = build_hf_headers() | {"range": f"bytes=0-{wanted - 1}"}
+        response = get_session().get(url, headers=about, timeout=HF_HUB_DOWNLOAD_TIMEOUT)
         hf_raise_for_status(response)
         header = parse_header(remote.snapshot / name, response.content, size)
         if header is not None:

@@ -14,7 +14,7 @@ from kvlite.catalog.snapshots import gguf_names
 from kvlite.catalog.stores import StoredModel, stored_models
 from kvlite.catalog.wheel import fetched_wheels
 from kvlite.errors import ModelError, OutputError, UnsupportedModel
-from kvlite.gguf.header import models_among
+from kvlite.gguf.header import models_among, part_names
 from kvlite.memory.shape import ModelShape
 
 _MODEL_SUFFIXES = {".json", ".jinja", ".safetensors", ".md"}
@@ -80,8 +80,9 @@ def _demo() -> Listed:
 
 
 def _file(name: str, source: str, path: Path) -> Listed:
-    stat = path.stat()
-    return Listed(name, source, None, stat.st_size, stat.st_mtime, *_usable(ModelRef(alias=name, path=path), path))
+    parts = [part for part in map(path.with_name, part_names(path.name)) if part.is_file()]
+    size = sum(part.stat().st_size for part in parts)
+    return Listed(name, source, None, size, path.stat().st_mtime, *_usable(ModelRef(alias=name, path=path), path))
 
 
 def _stored(model: StoredModel) -> Listed:

@@ -7,7 +7,8 @@ from collections.abc import Collection, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from kvlite.errors import UnsupportedModel
+from kvlite.catalog.config import TOKENIZER_FILES
+from kvlite.errors import BrokenModel, UnsupportedModel
 from kvlite.memory.shape import ModelShape
 
 # Packages that transformers needs for weights that others have quantised, by what config.json calls the method. Without
@@ -71,7 +72,9 @@ def runnable_shape(
 
 
 def require_tokenizer(names: Collection[str], *, model: str) -> None:
-    """Raise UnsupportedModel where a tokenizer is among the files `names` and no package here reads it."""
+    """Raise BrokenModel where `names` has no tokenizer, UnsupportedModel where no package here reads it."""
+    if not set(TOKENIZER_FILES).intersection(names):
+        raise BrokenModel(f"{model} has no tokenizer (tokenizer.json); copy it from the model it was made from")
     if "tokenizer.json" in names:
         return
     if "tekken.json" in names and not (_SENTENCEPIECE | {"vocab.json"}).intersection(names):

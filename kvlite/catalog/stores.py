@@ -49,7 +49,9 @@ def stored_models() -> list[StoredModel]:
     """List the models of ollama, LM Studio, llama.cpp and Docker on this machine, each once, by store and name."""
     found: dict[str, StoredModel] = {}
     for model in (*_ollama(), *_lm_studio(), *_llama_cpp(), *_docker()):
-        found.setdefault(str(model), model)
+        if model.problem is None or str(model) not in found:
+            before = found.get(str(model))
+            found[str(model)] = model if before is None or before.problem else before
     return [found[name] for name in sorted(found)]
 
 
@@ -71,7 +73,8 @@ def find_stored(name: str) -> list[StoredModel]:
 
 def _of_folder(name: str, models: Sequence[StoredModel]) -> list[StoredModel]:
     """The file among several of LM Studio's folder `publisher/model` that a name without a file's means."""
-    folder, _, quant = name.removeprefix("lmstudio:").partition(":")
+    name = name[len("lmstudio:") :] if name.lower().startswith("lmstudio:") else name
+    folder, _, quant = name.partition(":")
     held = {
         f"{model.name.rpartition(':')[2]}.gguf": model
         for model in models
@@ -90,6 +93,9 @@ def _ollama() -> Iterator[StoredModel]:
             name = f"{'/'.join([*before, model])}:{tag}"
             try:
                 yield _of_manifest(root, name, manifest)
+            except PermissionError as error:
+                why = f"may not be read: {error.filename}; ask for the right to read it"
+                yield StoredModel("ollama", name, manifest, problem=why)
             except _MALFORMED:
                 why = "is damaged: its manifest cannot be read; pull it again with ollama"
                 yield StoredModel("ollama", name, manifest, problem=why)
@@ -107,6 +113,8 @@ def _of_manifest(root: Path, name: str, manifest: Path) -> StoredModel:
         why = "holds no GGUF file, which is all that kvlite reads from ollama; use the model's safetensors repository"
     elif not held.is_file():
         why = f"is not whole: {held.name} is missing; pull it again with ollama"
+    elif not os.access(held, os.R_OK):
+        raise PermissionError(13, "no right", str(held))
     elif not is_gguf(held):
         why = f"holds {held.name}, which is no GGUF file; pull it again with ollama"
     return StoredModel("ollama", name, manifest if why or held is None else held, blobs.get(_OLLAMA_SYSTEM), why)

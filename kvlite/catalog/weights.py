@@ -93,8 +93,8 @@ def gguf_files(names: Collection[str], quant: str | None, *, model: str) -> list
     ends = re.compile(rf"(^|[-./_]){re.escape(meant)}(/[^/]+)?$", re.IGNORECASE)
     fitting = [stem for stem in files if ends.search(stem)]
     if len(fitting) != 1:
-        offered = ", ".join(parts[0] for parts in files.values()) or "none"
-        why = f"no GGUF file {quant!r}" if quant else "several GGUF files"
+        offered = ", ".join(files[stem][0] for stem in fitting or files) or "none"
+        why = f"{'several GGUF files' if fitting else 'no GGUF file'} {quant!r}" if quant else "several GGUF files"
         raise ModelNotFound(f"{model} has {why}; of {offered:.600} name one, as in org/name:Q8_0 or ./name-Q8_0.gguf")
     return files[fitting[0]]
 

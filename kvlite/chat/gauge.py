@@ -24,15 +24,6 @@ def bar(share: float, cells: int = BAR_CELLS) -> str:
     return drawn + "░" * (cells - len(drawn))
 
 
-def percent(share: float) -> str:
-    """Write a share in percent: 0 % and 100 % are said of nothing and of all alone."""
-    if 0 < share < 0.01:
-        return "<1 %"
-    if 0.99 < share < 1:
-        return ">99 %"
-    return f"{share:.0%}".replace("%", " %")
-
-
 def of_bytes(part: int, whole: int) -> str:
     """Write bytes of bytes, the unit once where it is the same: `1.31/2.00 GB`."""
     first, last = human_bytes(part), human_bytes(whole)

@@ -117,7 +117,13 @@ class Chat:
 
     def close(self) -> None:
         """Save what is saved at the end."""
-        self.saving.leave()
+        if self.has_model:
+            self.saving.leave()
+
+    @property
+    def has_model(self) -> bool:
+        """False where one was let go for another, and neither could be loaded."""
+        return "session" in self.__dict__
 
     def handle(self, line: str) -> None:
         """Run a command or send a message; an error of either is shown, and the chat goes on."""
@@ -141,6 +147,8 @@ class Chat:
             self.saving.save()
             raise
         except KvliteError as error:
+            if not self.has_model:
+                raise
             self._console.error(error)
         if self.session.unsent not in (None, unsent):
             self._console.note("your message got no answer and is no part of the chat; /retry asks it again")
@@ -167,15 +175,22 @@ class Chat:
         """
         opening, back = self._opens(name), self._opens(self._asked)
         messages, pinned = self.session.messages, self.session.conversation.pinned
+        settings, thinking = self.session.settings, self.session.thinking
         del self.session, self.memory  # the weights go with the last who holds them
         self._display.recorder.released()
         try:
             opened = opening()
-        except KvliteError as error:
-            self._console.error(error)
+        except (KvliteError, KeyboardInterrupt) as error:
+            if isinstance(error, KvliteError):
+                self._console.error(error)
+            self.is_over = True  # unless that loads
             opened = back()
+            self.is_over = False
         self.session, self.memory, self.model, self._asked = opened.session, opened.memory, opened.model, opened.asked
         self.session.load(messages, pinned)
+        before, self.begun_with = self.begun_with, self.session.settings
+        self.session.settings = self.begun_with.changed_as(settings, before)
+        self.session.think(thinking)
 
     def cache_changed(self, how: str) -> None:
         """Note that the cache is another one from now on."""
@@ -195,7 +210,11 @@ class Chat:
             self._console.draw(text)
 
     def start_over(self, system: str | None) -> None:
-        """Forget the conversation, which stays in its file, and go on under this system prompt in a new one."""
+        """Forget the conversation, which stays in its file, and go on under this system prompt in a new one.
+
+        Raises BudgetTooSmall, and changes nothing, where the cache cannot hold that.
+        """
+        self.session.check_system(system)
         self.saving.leave()
         self.session.set_system(system)
 

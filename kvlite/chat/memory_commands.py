@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 from kvlite.cache.policy import policy_names
 from kvlite.chat.command import Command, first_words, show_pairs
-from kvlite.chat.gauge import percent
 from kvlite.errors import UsageError
 from kvlite.llm.banner import cache_size
+from kvlite.record.table import kept_percent
 
 if TYPE_CHECKING:
     from kvlite.chat.loop import Chat
@@ -52,9 +52,9 @@ def _forgotten(chat: Chat, _: str) -> None:
 def _show_turns(chat: Chat, turns: Sequence[TurnKept], after: Sequence[float] | None = None) -> None:
     questions = [message["content"] for message in chat.session.messages if message["role"] == "user"]
     for turn, question in zip(turns, questions, strict=False):
-        shares = percent(turn.share).rjust(6)
+        shares = kept_percent(turn.share).rjust(6)
         if after is not None:
-            shares += f" → {percent(after[turn.number - 1]).rjust(6)}"
+            shares += f" → {kept_percent(after[turn.number - 1]).rjust(6)}"
         line = f"{turn.number:>4}  {strip(turn.cells)} {shares} of {turn.tokens:>5,} tok{' pinned' * turn.is_pinned}  "
         chat.show(line + first_words(question, len(line)))
 
@@ -72,7 +72,7 @@ def _number(command: str, argument: str) -> int:
 def _pin(chat: Chat, argument: str) -> None:
     turn = chat.memory.pin(_number("pin", argument))
     chat.saving.save()
-    kept = "all of it" if turn.share == 1 else f"what is left of it ({percent(turn.share)})" if turn.share else ""
+    kept = "all of it" if turn.share == 1 else f"what is left of it ({kept_percent(turn.share)})" if turn.share else ""
     heads, of = chat.memory.heads_with_room()
     where = f" in {heads:,} of {of:,} heads; the others keep the best of it that they have room for"
     stays = f"{kept} stays{where if heads < of else ''}"
@@ -87,25 +87,28 @@ def _unpin(chat: Chat, argument: str) -> None:
 
 
 def _budget(chat: Chat, argument: str) -> None:
-    words = argument.split()
-    is_dry = "--dry" in words
-    sizes = [word for word in words if word != "--dry"]
-    if len(sizes) != 1:
+    size, is_dry = _one_word(argument)
+    if size is None:
         raise UsageError("/budget takes a size, as in /budget 1GB, and --dry to see first what that would keep")
     turns = chat.memory.turns()
-    _tell(chat, chat.memory.change(budget=sizes[0], dry=is_dry), turns, is_dry)
+    _tell(chat, chat.memory.change(budget=size, dry=is_dry), turns, is_dry)
 
 
 def _policy(chat: Chat, argument: str) -> None:
-    words = argument.split()
-    is_dry = "--dry" in words
-    given = [word for word in words if word != "--dry"]
-    if len(given) != 1:
+    name, is_dry = _one_word(argument)
+    if name is None:
         raise UsageError(
             f"/policy takes a policy, one of {', '.join(policy_names())}; now {chat.session.counts().policy}"
         )
     turns = chat.memory.turns()
-    _tell(chat, chat.memory.change(policy=given[0], dry=is_dry), turns, is_dry)
+    _tell(chat, chat.memory.change(policy=name, dry=is_dry), turns, is_dry)
+
+
+def _one_word(argument: str) -> tuple[str | None, bool]:
+    """The only word of an argument but for `--dry`, None where it is not one, and whether that is there."""
+    words = argument.split()
+    others = [word for word in words if word != "--dry"]
+    return others[0] if len(others) == 1 else None, "--dry" in words
 
 
 def _tell(chat: Chat, change: Change, turns: Sequence[TurnKept], is_dry: bool) -> None:

@@ -157,11 +157,14 @@ class Session:
 
     def set_system(self, system: str | None) -> None:
         """Start over under another system prompt, or none. Raises BudgetTooSmall where the cache cannot hold it."""
-        messages = [] if system is None else [{"role": "system", "content": system}]
-        if messages and self.settings.pin_system:
+        self.check_system(system)
+        self.load([] if system is None else [{"role": "system", "content": system}])
+
+    def check_system(self, system: str | None) -> None:
+        """Raise BudgetTooSmall where the cache cannot hold a system prompt."""
+        if system is not None and self.settings.pin_system:
             question = {"role": "user", "content": "?"}  # many templates render no system prompt alone
-            self._engine.check_pins(self._text.conversation([*messages, question]).pins)
-        self.load(messages)
+            self._engine.check_pins(self._text.conversation([{"role": "system", "content": system}, question]).pins)
 
     def load(self, messages: Sequence[ChatMessage], pinned: Iterable[int] = ()) -> None:
         """Replace the conversation; all of it is fed with the next question, the turns `pinned` to stay."""

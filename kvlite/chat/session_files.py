@@ -154,11 +154,12 @@ class SessionFile:
             problem=problem,
         )
 
-    def remove(self) -> None:
-        """Delete the session and its row of the cache. Raises OutputError when the disk refuses."""
+    def remove(self, *, cache_only: bool = False) -> None:
+        """Delete the session and its row of the cache, or that alone. Raises OutputError when the disk refuses."""
         try:
             self.cache_path.unlink(missing_ok=True)
-            self.path.unlink()
+            if not cache_only:
+                self.path.unlink()
         except OSError as error:
             raise OutputError(f"session {self.name} cannot be deleted: {error.strerror}") from None
 

@@ -204,6 +204,7 @@ def _talk(asked: Answering, given: ChatOptions, name: str | None, form: AnswerFo
             chat.run(talking.terminal, first)
         finally:
             chat.close()
-            recorder.term("checkpoints", chat.session.checkpoint_peak_bytes)
-            with suppress(KvliteError):
-                recorder.turns(chat.memory.turns())
+            if chat.has_model:
+                recorder.term("checkpoints", chat.session.checkpoint_peak_bytes)
+                with suppress(KvliteError):
+                    recorder.turns(chat.memory.turns())

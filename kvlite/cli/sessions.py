@@ -156,8 +156,5 @@ def _remove(out: Console, words: Sequence[str], given: SessionsOptions) -> None:
         what = f"the saved cache of {file.name}" if given.kv_only else f"session {file.name}"
         if not given.yes and not out.confirm(f"Delete {what}?"):
             continue
-        if given.kv_only:
-            file.cache_path.unlink(missing_ok=True)
-        else:
-            file.remove()
+        file.remove(cache_only=given.kv_only)
         out.note(f"deleted {what}")

@@ -312,13 +312,13 @@ class Engine:
         self._close()
         try:
             self._open(plan, policy, before[2], on_full)
+            if moved is not None:
+                self.cache.restore(0, moved.copy)
+            self._rows = [row]
         except BaseException:
             self._open(*before)
             self.restore(0, backup)
             raise
-        if moved is not None:
-            self.cache.restore(0, moved.copy)
-        self._rows = [row]
         return moved
 
     def _close(self) -> None:

@@ -41,7 +41,7 @@ class Sampling:
     def __post_init__(self) -> None:
         checks = {
             "temperature": (0.0 <= self.temperature <= 100.0, "a number from 0 (greedy) to 100"),
-            "top_k": (self.top_k >= 0, "0 (off) or a count of tokens"),
+            "top_k": (0 <= self.top_k < 2**31, "0 (off) or a count of tokens, below 2^31"),
             "top_p": (0.0 < self.top_p <= 1.0, "a share above 0 and up to 1 (off)"),
             "min_p": (0.0 <= self.min_p < 1.0, "a share from 0 (off) to below 1"),
             "repetition_penalty": (0.0 < self.repetition_penalty <= 100.0, "above 0, 1 is off"),

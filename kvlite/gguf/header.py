@@ -23,6 +23,8 @@ MAGIC = b"GGUF"
 _STRING, _ARRAY = 8, 9
 _NUMBERS = dict(zip((0, 1, 2, 3, 4, 5, 6, 7, 10, 11, 12), "BbHhIif?Qqd", strict=True))
 _PART = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$", re.IGNORECASE)
+_BESIDE = re.compile(r"^imatrix|(^|[-._])mmproj")
+"""Files beside a model."""
 _MOST_DIMS = 8
 _LENGTH = struct.Struct("<Q")
 
@@ -113,7 +115,8 @@ def part_names(name: str) -> list[str]:
     part = _PART.search(name)
     if part is None or not int(part[2]):
         return [name]
-    return [f"{name[: part.start()]}-{number:05d}-of-{part[2]}.gguf" for number in range(1, int(part[2]) + 1)]
+    before, behind = name[: part.start(1)], name[part.end(1) :]
+    return [f"{before}{number:05d}{behind}" for number in range(1, int(part[2]) + 1)]
 
 
 def joined(parts: Sequence[Header]) -> Header:
@@ -161,7 +164,7 @@ def models_among(names: Iterable[str]) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for name in sorted(names):
         lower = name.lower()
-        if lower.endswith(".gguf") and not lower.rpartition("/")[2].startswith(("mmproj", "imatrix")):
+        if lower.endswith(".gguf") and not _BESIDE.search(lower.rpartition("/")[2]):
             stem = _PART.sub("", name) if _PART.search(name) else name[: -len(".gguf")]
             found.setdefault(stem, []).append(name)
     return found

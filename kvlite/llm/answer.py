@@ -77,6 +77,16 @@ class AnswerSettings:
         if self.logprobs is not None and not 0 <= self.logprobs <= MOST_LOGPROBS:
             raise UsageError(f"logprobs is {self.logprobs}; give a number of likely tokens from 0 to {MOST_LOGPROBS}")
 
+    def changed_as(self, other: AnswerSettings, before: AnswerSettings) -> AnswerSettings:
+        """These settings, with the sampling and length that `other` has and `before` had not."""
+        drawn = {
+            each.name: getattr(other.sampling, each.name)
+            for each in fields(Sampling)
+            if getattr(other.sampling, each.name) != getattr(before.sampling, each.name)
+        }
+        max_tokens = self.max_tokens if other.max_tokens == before.max_tokens else other.max_tokens
+        return replace(self, sampling=replace(self.sampling, **drawn), max_tokens=max_tokens)
+
     @classmethod
     def of(
         cls,

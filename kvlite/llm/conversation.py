@@ -192,9 +192,11 @@ class Conversation:
             return
         while self._checkpoints and len(self._checkpoints[-1].messages) > len(messages):
             self._checkpoints.pop()
-        self.forget()
+        self._messages, self.last, self.starts = (), None, []
         self.pinned = {number for number in self.pinned if number <= _questions(messages)}
-        if self._checkpoints and self._checkpoints[-1].messages == messages:
+        if not self._checkpoints or self._checkpoints[-1].messages != messages:
+            self.forget()
+        else:
             checkpoint = self._checkpoints.pop()
             self._engine.restore(ROW, checkpoint.snapshot)
             self._messages, self.last, self.starts = checkpoint.messages, checkpoint.last, checkpoint.starts

@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from kvlite.memory.plan import CachePlan
 
 FORMAT = "kvlite.row/1"
-SUFFIX = ".kv.safetensors"
 _SAID = "said"
 
 

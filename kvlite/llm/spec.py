@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_origin, get_type_hints
 
@@ -19,7 +19,7 @@ from kvlite.memory.fit import Fit, slots_held
 from kvlite.memory.format import SlotFormat, dtype_name, parse_size, slot_format
 from kvlite.memory.host import available_bytes
 from kvlite.memory.plan import CacheSpec
-from kvlite.memory.prediction import DeviceKind
+from kvlite.memory.prediction import DeviceKind, Weights
 from kvlite.memory.shape import ModelShape
 from kvlite.options import ModelOptions, Speculate
 
@@ -73,24 +73,29 @@ class RunSpec:
     def files(self, say: Callable[[str], None] | None = None) -> ModelFiles:
         """The model's files, downloaded where they are not here yet; `say` is told before a download.
 
-        An adapter that is asked for is looked for first; it is merged into numbers, so no blocks stay packed then.
+        An adapter that is asked for is looked for first.
         """
-        options = self.options
-        if options.adapter is not None:
-            adapter_folder(options.adapter, offline=options.offline)
-        files = local_files(self.ref, offline=options.offline, allow_pickle=options.allow_pickle, say=say)
-        if options.adapter is not None and files.weights is not None:
-            return replace(files, weights=files.weights.unpacked())
-        return files
+        if self.options.adapter is not None:
+            adapter_folder(self.options.adapter, offline=self.options.offline)
+        return local_files(self.ref, offline=self.options.offline, allow_pickle=self.options.allow_pickle, say=say)
 
     def cache(self, shape: ModelShape, profile: HeadProfile | None = None) -> CacheSpec:
         """The cache that is asked for; in the model's dtype where the slot format is left open."""
         stored = self.stored or slot_format("auto", shape.dtype)
         return self.policy.cache_spec(stored, self.on_full, self.options.prefill_chunk, profile)
 
+    def weights(self, facts: ModelFiles) -> Weights | None:
+        """The weights as they are stored; where an adapter is merged into them nothing stays packed."""
+        return facts.weights and (facts.weights if self.options.adapter is None else facts.weights.unpacked())
+
     def shape(self, facts: ModelFiles) -> ModelShape:
         """The model's shape, with the rotary factors for short texts where no row holds more than these are for."""
         shape = facts.shape(self.dtype)
+        method = facts.config.get("quantization_config")
+        if method is not None and self.options.quant != "none":
+            raise UsageError(
+                f"{facts.ref} is quantised already ({shape.quant_method}); leave out --quant {self.options.quant}"
+            )
         return shape.for_short_texts() if self.is_for_short_texts(shape) else shape
 
     def is_for_short_texts(self, shape: ModelShape) -> bool:
@@ -139,7 +144,7 @@ class RunSpec:
         return Fit(
             shape=shape,
             spec=self.cache(shape, profile if loaded else self.profile(facts, shape)),
-            weights=facts.weights,
+            weights=self.weights(facts),
             quant=self.options.quant,
             device=device.kind,
             free_bytes=device.free_bytes,

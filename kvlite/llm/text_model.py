@@ -96,6 +96,7 @@ class TextModel:
         device = pick_device(spec.options.device, listener.note)
         captures = wants_graphs(spec.options.capture, device)
         files = files or spec.files(listener.note)
+        files = replace(files, weights=spec.weights(files))
         if spec.options.adapter is None and files.gguf is None and (files.folder / "adapter_config.json").is_file():
             listener.note(f"{files.ref} holds an adapter, too, which is not applied; --adapter {files.ref} applies it")
         if files.ref.system is not None:

@@ -50,7 +50,7 @@ class Weights:
     block_bytes: int | None = None
 
     def unpacked(self) -> Weights:
-        """The same weights where no block stays packed or as it is."""
+        """The same where nothing stays packed."""
         return replace(self, packed_bytes=None, packed_types=(), block_bytes=None)
 
 

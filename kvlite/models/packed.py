@@ -250,7 +250,7 @@ class _Pack(ConversionOps):
         return found
 
 
-def pack_head(model: Any, config: _PackedConfig | None = None) -> None:
+def pack_head(model: Any, config: _PackedConfig) -> None:
     """Pack a plain output head and a plain embedding, in one copy where they share their weights.
 
     In 8 bits, or where `config` has sources from those, and not at all where they have none for them.
@@ -261,8 +261,8 @@ def pack_head(model: Any, config: _PackedConfig | None = None) -> None:
     held: Packed | Blocks | None = None
 
     def pack(module: Any) -> Packed | Blocks | None:
-        if config is None or config.sources is None:
-            return Packed8.of(module.weight.data)
+        if config.sources is None:
+            return Packed8.of(module.weight.data) if packed.is_served(module.weight.shape, 8) else None
         source = config.sources.get(places[module]) or (config.sources.get(places[table]) if is_tied else None)
         return None if source is None else config.read(source)
 

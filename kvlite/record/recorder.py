@@ -190,7 +190,8 @@ class Recorder:
             self._add_point(self._engine.counts(), how)
 
     def released(self) -> None:
-        """Let go of the engine: another model follows."""
+        """Let go of the engine: another model follows, with a cache that has a peak of its own."""
+        self._peak_before_bytes, self._peak_bytes = max(self._peak_before_bytes, self._peak_bytes), 0
         self._engine = None
 
     def turns(self, kept: Sequence[KeptTurn]) -> None:

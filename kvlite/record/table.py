@@ -70,3 +70,12 @@ def count(number: int | None) -> str:
 def percent(share: float, form: str = ".1%") -> str:
     """A share as the reports write it: `99.9 %`."""
     return f"{share:{form}}".replace("%", " %")
+
+
+def kept_percent(share: float) -> str:
+    """A share of what is kept, in whole percent: 0 % and 100 % are said of nothing and of all alone."""
+    if 0 < share < 0.01:
+        return "<1 %"
+    if 0.99 < share < 1:
+        return ">99 %"
+    return percent(share, ".0%")

@@ -11,7 +11,7 @@ from kvlite.memory.format import human_bytes
 from kvlite.record.page import Section, page
 from kvlite.record.plots import in_force, record_plots
 from kvlite.record.schema import BatchReport, KVReport, RunRecord
-from kvlite.record.table import UNKNOWN, Table, count, percent, size, sparkline
+from kvlite.record.table import UNKNOWN, Table, count, kept_percent, percent, size, sparkline
 
 MAX_REQUEST_ROWS = 20
 
@@ -167,7 +167,7 @@ def _course(record: RunRecord) -> Rows:
             "turn": [turn.kept for turn in kv.per_turn],
         }
         rows += [
-            (f"kept by {name}", f"{sparkline(found, 1.0)} {_kept(min(found))} to {_kept(max(found))}")
+            (f"kept by {name}", f"{sparkline(found, 1.0)} {kept_percent(min(found))} to {kept_percent(max(found))}")
             for name, found in shares.items()
             if len(found) > 1
         ]
@@ -189,17 +189,11 @@ def _turns(kv: KVReport | None) -> Table:
     turns = kv.per_turn if kv and kv.tokens_evicted else []
     shown = turns[:MAX_REQUEST_ROWS]
     rows = tuple(
-        (f"{turn.turn}{', pinned' if turn.pinned else ''}", count(turn.tokens), _kept(turn.kept)) for turn in shown
+        (f"{turn.turn}{', pinned' if turn.pinned else ''}", count(turn.tokens), kept_percent(turn.kept))
+        for turn in shown
     )
     note = f"{len(turns) - len(shown):,} more turns; --json has all" if len(shown) < len(turns) else ""
     return Table(("Turn", "tokens", "kept"), rows, note)
-
-
-def _kept(share: float) -> str:
-    """A share in percent; 0 % and 100 % are said of nothing and of all alone."""
-    if 0 < share < 0.01 or 0.99 < share < 1:
-        return "<1 %" if share < 0.5 else ">99 %"
-    return f"{share:.0%}".replace("%", " %")
 
 
 def _requests(record: RunRecord) -> Table:

@@ -14,9 +14,11 @@ from typing import Any
 
 import pytest
 
+from kvlite.batch import batch
 from kvlite.batch.batch import Batch
 from kvlite.batch.dry_run import dry_run
 from kvlite.batch.output import LockedFile
+from kvlite.batch.tally import Tally
 from kvlite.console import Console
 from kvlite.engine.request import Request
 from kvlite.errors import (
@@ -448,6 +450,49 @@ def test_an_empty_input_is_no_error(desk: Desk) -> None:
 def test_a_selection_may_be_empty(desk: Desk, selection: dict[str, int]) -> None:
     desk.run(**selection)
     assert desk.records() == []
+
+
+def test_the_lines_of_another_selection_count_neither_as_done_nor_as_those_to_come(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    desk.ask(*"abcdef")
+    desk.run(limit=4)
+    shown, lines = [], []
+
+    class Told(Tally):
+        def progress(self, *args: Any) -> str:
+            shown.append(super().progress(*args))
+            return shown[-1]
+
+    def open_workers(model: Any, answer: Any, options: Any, recorder: Any, num_lines: int) -> None:
+        lines.append(num_lines)
+        raise UsageError("enough")
+
+    monkeypatch.setattr(batch, "Tally", Told)
+    monkeypatch.setattr(batch, "open_workers", open_workers)
+    with pytest.raises(UsageError, match="enough"):
+        desk.run(skip=3, limit=3, devices=("cpu",))
+    assert lines == [2]
+    desk.run(skip=3, limit=3)
+    assert shown[-1].startswith("3/3 ") and shown[-1].endswith("ETA 00:00")
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "is_said"),
+    [
+        ({"limit": 2}, {"skip": 2}, False),
+        ({"limit": 2}, {}, False),
+        ({"skip": 2}, {}, True),
+        ({"skip": 2}, {"limit": 2}, True),
+        ({"skip": 3}, {"skip": 1}, True),
+    ],
+)
+def test_an_order_that_a_selection_breaks_is_said(
+    desk: Desk, before: dict[str, int], now: dict[str, int], is_said: bool
+) -> None:
+    desk.run(ordered=True, **before)
+    desk.run(ordered=True, **now)
+    assert ("follow those that are there" in desk.said) == is_said
 
 
 def test_a_limit_can_be_raised_later(desk: Desk) -> None:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+from functools import reduce
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kvlite.batch import codecs
 from kvlite.batch.codecs import decode_line, repeated
 from kvlite.batch.item import Code, Failure, Item
+from kvlite.errors import KvliteError, MissingPackage, Terminated, TimeLimit
 
 HERE = Item(4, 7, "line-7")
 CHAT = {"messages": [{"role": "user", "content": "Hi"}]}
@@ -323,6 +326,8 @@ def test_biases_and_penalties() -> None:
         ({"logit_bias": {"5": 101}}, "from -100 to 100"),
         ({"logit_bias": [5]}, "logit_bias is a list"),
         ({"presence_penalty": 3}, "presence_penalty is 3"),
+        ({"top_k": 10**400}, "below 2^31"),
+        ({"chat_template_kwargs": {"a": reduce(lambda inner, _: [inner], range(100), [])}}, "nested deeper than 64"),
     ],
 )
 def test_biases_and_penalties_that_cannot_be(more: dict[str, Any], says: str) -> None:
@@ -334,3 +339,27 @@ def test_what_is_nested_too_deeply_to_be_shown_is_refused() -> None:
     line = b'{"prompt": "x", "logit_bias": {"1": ' + b"[" * 900 + b"]" * 900 + b"}}"
     failure = decode_line(line, Item(0, 1, "line-1")).failure
     assert failure is not None and "logit_bias" in failure.message
+
+
+@pytest.mark.parametrize("error", [OverflowError("int too large"), RecursionError("too deep"), ValueError("a\nb")])
+def test_an_error_that_nobody_foresaw_is_a_failure_of_its_line(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fails(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(codecs, "decode_simple", fails)
+    item = decode_line(b'{"id": "mine", "prompt": "x"}', HERE)
+    assert item.key == "mine" and item.failure is not None
+    assert item.failure.code is Code.INTERNAL
+    assert type(error).__name__ in item.failure.message and "\n" not in item.failure.message
+
+
+@pytest.mark.parametrize("error", [TimeLimit("over"), Terminated("asked to end"), MissingPackage("x")])
+def test_what_is_not_the_fault_of_a_line_ends_the_batch(monkeypatch: pytest.MonkeyPatch, error: KvliteError) -> None:
+    def fails(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(codecs, "decode_simple", fails)
+    with pytest.raises(type(error)):
+        decode_line(b'"x"', HERE)

@@ -107,6 +107,16 @@ def test_what_the_template_refuses_is_refused(text: Any) -> None:
     assert refused == Failure(Code.INVALID, "the template refuses it")
 
 
+def test_an_error_that_nobody_foresaw_is_a_failure_of_its_line(text: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise OverflowError("int too large")
+
+    monkeypatch.setattr(type(text), "conversation", fails)
+    failed = Preparer(text, AnswerOptions()).prepare(line(prompt=None, messages=({"role": "user", "content": "Hi"},)))
+    assert isinstance(failed, Failure)
+    assert (failed.code, "OverflowError: int too large" in failed.message) == (Code.INTERNAL, True)
+
+
 @pytest.mark.parametrize(
     ("model", "named"),
     [("m", "m"), ("m", None), ("qwen2.5-0.5b", "Qwen/Qwen2.5-0.5B-Instruct"), (None, "anything")],

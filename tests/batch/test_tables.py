@@ -62,6 +62,16 @@ def test_every_text_survives_a_table(texts: list[str]) -> None:
         assert [(item.prompt, item.metadata["x"]) for item in read] == [(text, text) for text in texts]
 
 
+def test_a_cell_that_is_nested_too_deeply_is_a_failure_of_its_row(tmp_path: Path) -> None:
+    deep = "[" * 50_000 + "]" * 50_000
+    rows = items(tmp_path / "in.csv", f"id,prompt,logit_bias\na,Hi,{deep}\nb,Ho,\n")
+    assert [(row.key, row.failure is None) for row in rows] == [("a", False), ("b", True)]
+    for depth in range(300, 1000, 50):
+        deep = "[" * depth + "]" * depth
+        (row,) = items(tmp_path / "in.csv", f"id,prompt,logit_bias\na,Hi,{deep}\n")
+        assert (row.key, row.failure is None) == ("a", False)
+
+
 def test_a_table_says_which_columns_are_settings(tmp_path: Path) -> None:
     (tmp_path / "in.tsv").write_text("seed\tprompt\ttopic\n1\tHi\ta\n")
     table = source(tmp_path / "in.tsv")

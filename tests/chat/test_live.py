@@ -27,7 +27,7 @@ class Watched:
     """A chat at a pseudo-terminal; `keys` types, `written` is all that came out so far."""
 
     def __init__(self, engine, text, folder, master, stream):
-        self.engine, self.master, self.written = engine, master, b""
+        self.engine, self.master, self.written, self.asked = engine, master, b"", 0
         console = Console(stdout=stream, stderr=stream)
         session = Session(engine, text, AnswerSettings())
         self.ahead = TypedAhead()
@@ -63,7 +63,11 @@ class Watched:
         self.engine.script.append(says)
         self.at = at or {}
         self.chat.handle(question)
-        time.sleep(0.05)
+        self.asked += 1
+        mark = f"\x1b]all of {self.asked}\x07"
+        self.chat._console.draw(mark)
+        wait_for(lambda: mark.encode() in self.written)
+        self.written = self.written.replace(mark.encode(), b"")
         return self.answer
 
     @property
@@ -75,6 +79,9 @@ class Watched:
             .replace("\x1b[?2004h", "")
             .replace("\x1b[?2004l", "")
         )
+
+    def awaits(self, text):
+        wait_for(lambda: self.has_shown(text))
 
     def has_shown(self, text):
         return text in without_sgr(self.written.decode(errors="replace"))
@@ -117,14 +124,14 @@ def test_what_is_typed_goes_to_the_next_prompt_and_never_into_the_answer(watched
 
 def test_a_line_sent_during_an_answer_waits_and_is_shown(watched):
     typing = {3: lambda: watched.keys(b"one\rtwo", lambda ahead: ahead.text == "two")}
-    watched.ask("hi", "a long answer", {**typing, 4: lambda: time.sleep(0.3)})
-    assert [*watched.ahead.sent] == ["one"] and watched.has_shown("next: one")
+    watched.ask("hi", "a long answer", {**typing, 4: lambda: watched.awaits("next: one")})
+    assert [*watched.ahead.sent] == ["one"]
 
 
 def test_ctrl_d_during_an_answer_waits_and_is_shown(watched):
     typing = {3: lambda: watched.keys(b"\x04", lambda ahead: bool(ahead.sent))}
-    watched.ask("hi", "a long answer", {**typing, 4: lambda: time.sleep(0.3)})
-    assert watched.has_shown("next: leave")
+    watched.ask("hi", "a long answer", {**typing, 4: lambda: watched.awaits("next: leave")})
+    assert [*watched.ahead.sent] == ["\x04"]
 
 
 @pytest.mark.parametrize("moment", [0, 1, 2, 7, 12])
@@ -172,9 +179,12 @@ def test_a_paste_of_five_thousand_lines_is_taken_whole(watched):
     watched.ask(
         "hi",
         "a long answer",
-        {2: lambda: watched.keys(paste, lambda ahead: len(ahead.text) == len(text)), 4: lambda: time.sleep(0.3)},
+        {
+            2: lambda: watched.keys(paste, lambda ahead: len(ahead.text) == len(text)),
+            4: lambda: watched.awaits("[5,002 lines]"),
+        },
     )
-    assert watched.ahead.text == text and watched.has_shown("[5,002 lines]")
+    assert watched.ahead.text == text
 
 
 def test_escape_codes_of_an_answer_do_not_reach_the_terminal(watched):
@@ -194,7 +204,7 @@ def test_a_terminal_that_is_made_narrow_during_an_answer_has_lines_that_fit(watc
 def test_a_pasted_line_of_a_hundred_thousand_characters_is_taken_whole(watched):
     line = "é" * 100_000
     paste = b"\x1b[200~" + line.encode() + b"\x1b[201~"
-    taken = {2: lambda: watched.keys(paste, lambda ahead: ahead.text == line), 4: lambda: time.sleep(0.3)}
+    taken = {2: lambda: watched.keys(paste, lambda ahead: ahead.text == line), 4: lambda: watched.awaits("éé▏")}
     assert watched.ask("hi", "a long answer", taken).startswith("a long answer\n")
     assert watched.ahead.text == line and len(watched.written) < 100_000
 

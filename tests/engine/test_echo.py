@@ -65,12 +65,12 @@ def test_tokens_are_known_by_what_their_own_queries_give_them_from_behind(loaded
 
 
 def given_from_behind(loaded: LoadedModel, ids: list[int]) -> list[torch.Tensor]:
-    """Attention of queries to all keys, at positions behind them by the text and 9 more: of each layer [H_KV, n]."""
+    """Attention of the queries to all keys from behind them, the most of a group: of each layer [H_KV, n]."""
     queries, keys = (rotated(loaded, ids, start) for start in (len(ids) + ASKED, 0))
     found = []
     for (q, _), (_, k) in zip(queries, keys, strict=True):
         logits = q.unflatten(0, (2, -1)) @ k[:, None].mT * q.shape[-1] ** -0.5  # [H_KV, G, n, n]
-        found.append(logits.softmax(-1).mean(1).sum(1))
+        found.append(logits.softmax(-1).amax(1).sum(1))
     return found
 
 

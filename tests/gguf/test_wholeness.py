@@ -71,6 +71,14 @@ DAMAGED = {
         with_shape("token_embd.weight", 300, 32),
         "model.gguf holds token_embd.weight of 300x32 where its header means 300x64; download it again",
     ),
+    "a tensor too few in every layer": (
+        lambda header: without(*(f"blk.{layer}.ffn_down" for layer in range(4)))(header),
+        "model.gguf has no blk.0.ffn_down.weight, so it is not whole; download it again",
+    ),
+    "another inner width": (
+        with_shape("blk.0.ffn_up.weight", 95, 64),
+        "model.gguf holds blk.0.ffn_up.weight of 95x64 where its header means 96x64; download it again",
+    ),
     "more tokens than embeddings": (
         saying(**{"tokenizer.ggml.tokens": [str(i) for i in range(301)]}),
         "model.gguf has 301 tokens and embeddings for 300: '300' has none; download it again",
@@ -98,6 +106,15 @@ def test_a_file_that_is_not_what_its_header_says_is_refused(case: str, header: H
     wanted, found = says.format("*"), str(caught.value)
     before, star, behind = wanted.partition("*")
     assert found == wanted or (star and found.startswith(before) and found.endswith(behind))
+
+
+def test_biases_that_a_family_always_has_are_asked_for(tmp_path: Path) -> None:
+    path = write_model(tmp_path / "model.gguf", tiny_model("qwen2", SUPPORTED["qwen2"], vocab_size=300))
+    header = read_header(path)
+    with pytest.raises(BrokenModel, match=r"has no blk\.0\.attn_q\.bias"):
+        require_known(without(*(f"blk.{layer}.attn_q.bias" for layer in range(4)))(header))
+    with pytest.raises(BrokenModel, match=r"holds blk\.2\.attn_k\.bias of 1 where its header means 32;"):
+        require_known(with_shape("blk.2.attn_k.bias", 1)(header))
 
 
 def test_tokens_that_were_added_need_no_embedding(header: Header) -> None:

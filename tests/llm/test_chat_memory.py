@@ -2,10 +2,12 @@
 
 import pytest
 
+from kvlite.cache.cache import SlotCache
 from kvlite.engine.request import Sampling
 from kvlite.errors import BudgetTooSmall, CapacityError, UsageError
 from kvlite.llm.answer import AnswerSettings
 from kvlite.memory.plan import stages
+from kvlite.text.messages import checked
 from tests.llm.talking import QUESTIONS, Talk, opened
 
 
@@ -188,6 +190,23 @@ def test_a_pin_counts_only_what_is_left_of_its_turn(talk):
         talk.memory.change(size, policy="tova")  # which has to read all of it again
 
 
+def test_ctrl_c_while_a_row_moves_leaves_it_where_it_was(monkeypatch):
+    with opened("100tok") as llm:
+        talk = Talk(llm)
+        talk.ask(QUESTIONS[0])
+        before, restore, stops = llm.counts(), SlotCache.restore, [KeyboardInterrupt]
+
+        def interrupted(self, row, copy):
+            if stops:
+                raise stops.pop()
+            restore(self, row, copy)
+
+        monkeypatch.setattr(SlotCache, "restore", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            talk.memory.change("200tok")
+        assert llm.counts() == before and llm.engine.said(0)
+
+
 def test_a_budget_that_grows_keeps_what_each_head_holds():
     with opened("100tok", policy="replay") as llm:
         talk = Talk(llm)
@@ -199,6 +218,13 @@ def test_a_budget_that_grows_keeps_what_each_head_holds():
         for larger in ("100tok", "200tok", "1MB"):
             talk.memory.change(larger)
             assert (talk.shares, llm.counts().tokens_kept) == (before, kept), larger
+
+
+def test_taking_a_turn_back_does_not_forget_the_peak(talk):
+    peak = talk.llm.counts().peak_bytes
+    talk.conversation.go_back(tuple(checked(talk.messages[:-2])))
+    now = talk.llm.counts()
+    assert 0 < now.live_bytes < peak == now.peak_bytes
 
 
 def test_answers_count_all_that_was_evicted_when_slots_were_shared_out_anew():

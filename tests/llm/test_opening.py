@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 
-from kvlite.catalog.files import local_files
-from kvlite.catalog.names import resolve_model
+from kvlite.catalog.files import local_files, model_facts
+from kvlite.catalog.names import demo_folder, resolve_model
 from kvlite.errors import DoesNotFit, UsageError
 from kvlite.llm import LLM
 from kvlite.llm.spec import PlanDevice, RunSpec
@@ -14,6 +17,8 @@ from kvlite.memory.format import FORMATS
 from kvlite.memory.shape import ModelShape
 from kvlite.models import device, loading
 from kvlite.options import ModelOptions
+from tests.architectures import tiny_model
+from tests.gguf.gguf_file import write_model
 
 SHAPE = ModelShape.from_config(local_files(resolve_model("demo")).config)
 
@@ -73,3 +78,20 @@ def test_a_budget_buys_the_same_whatever_the_kernels(policy: str) -> None:
         for found in (spec(kv_policy=policy, kernels=kernels, kv_budget="300kB") for kernels in ("torch", "triton"))
     )
     assert torch == triton
+
+
+def test_weights_that_are_quantised_already_are_not_planned_in_other_bits(tmp_path: Path) -> None:
+    config = json.loads((demo_folder() / "config.json").read_text()) | {"quantization_config": {"quant_method": "fp8"}}
+    (tmp_path / "config.json").write_bytes(b"\xef\xbb\xbf" + json.dumps(config).encode())  # as Windows' editors save
+    options = ModelOptions(model=str(tmp_path), quant="4bit")
+    spec = RunSpec.of(options)
+    with pytest.raises(UsageError, match=r"is quantised already \(fp8\); leave out --quant 4bit"):
+        spec.fit(model_facts(spec.ref), PlanDevice("cpu", "here", 10**9))
+
+
+def test_nothing_stays_packed_where_an_adapter_is_merged(tmp_path: Path) -> None:
+    path = write_model(tmp_path / "m.gguf", tiny_model("llama", {}, vocab_size=320, intermediate_size=128), "Q4_0")
+    facts = model_facts(resolve_model(str(path)))
+    plain, merged = (RunSpec.of(ModelOptions(model=str(path), adapter=one)) for one in (None, str(tmp_path)))
+    place = PlanDevice("cpu", "here", 10**9)
+    assert (plain.fit(facts, place).held_in, merged.fit(facts, place).held_in) == ("Q4_0", "bfloat16")

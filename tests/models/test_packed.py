@@ -19,7 +19,7 @@ from kvlite.models.loading import load
 from kvlite.models.packed import PackedEmbedding, PackedLinear
 from kvlite.models.verify import relative_error
 from kvlite.options import ModelOptions
-from kvlite_kernels.packed import Packed4, Packed8
+from kvlite_kernels.packed import Packed4, Packed8, is_served
 from tests.architectures import tiny_model
 from tests.engine_for_tests import answers, make_engine
 from tests.matrix import but_few
@@ -60,6 +60,13 @@ def test_every_matrix_is_packed_and_head_and_embedding_in_eight_bits(tmp_path: P
     assert len(found) == 4 * 7
     assert {type(one.packed) for one in found.values()} == {BITS[quant]}
     assert all(one.weight is not None and one.bias is not None for name, one in found.items() if "q_proj" in name)
+
+
+def test_what_the_kernel_for_eight_bits_would_read_past_stays_as_it_is(tmp_path: Path) -> None:
+    model = loaded(save(tmp_path, "llama", True, intermediate_size=104), "8bit", fuse=False).model
+    kinds = {type(layer.mlp.down_proj) for layer in model.model.layers}
+    assert kinds == {torch.nn.Linear} and type(model.model.layers[0].mlp.up_proj) is PackedLinear
+    assert not is_served((64, 40), 8) and is_served((3, 48), 8)
 
 
 @pytest.mark.parametrize("quant", BITS)

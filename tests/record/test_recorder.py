@@ -129,6 +129,19 @@ def test_the_peak_is_that_of_the_run_and_the_budget_that_of_the_time(recorded: R
     assert [point.budget_bytes for point in record.timeline] == [1000, 500, 500]
 
 
+def test_another_model_has_a_peak_of_its_own_under_its_budget(recorded: Recorded) -> None:
+    def use(recorder: Recorder) -> None:
+        recorder.opened(IDENTITY, {}, FakeEngine(counts(live=9000, peak=9000, reserved=9900, budget=10_000)), "flag")
+        recorder.sample()
+        recorder.released()
+        recorder.opened(IDENTITY, {}, FakeEngine(counts(live=500, peak=500)), "flag")
+        recorder.sample()
+
+    kv = recorded(use).kv
+    assert kv is not None
+    assert (kv.peak_bytes, kv.budget_bytes, kv.within_budget) == (9000, 1000, True)
+
+
 def test_the_first_eviction_is_an_event_and_no_later_one(recorded: Recorded) -> None:
     def use(recorder: Recorder) -> None:
         engine = FakeEngine()

@@ -88,7 +88,12 @@ class Memory:
             terms=_summed(one.terms for one in readings),
             planned=_summed(one.planned for one in readings),
             layers=tuple(
-                LayerKept(layer=of[0].layer, kept=sum(one.kept for one in of), bytes=sum(one.bytes for one in of))
+                LayerKept(
+                    layer=of[0].layer,
+                    kept=sum(one.kept for one in of),
+                    heads=[sum(counts) for counts in zip(*(one.heads for one in of), strict=True)],
+                    bytes=sum(one.bytes for one in of),
+                )
                 for of in layers
             ),
             phases=_summed(one.phases for one in readings),
