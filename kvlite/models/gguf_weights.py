@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -83,7 +83,13 @@ class LazyTensor:
                 part = np.fromfile(file, np.uint8, min(at_once, count - start) * row)
                 yield torch.from_numpy(part).view(-1, row)
 
-    def _whole(self) -> Tensor:
+    def read_into(self, places: Sequence[Tensor]) -> None:
+        """Read a stack, each of its matrices or vectors into one of `places`."""
+        for expert, place in enumerate(places):
+            place.copy_(replace(self, expert=expert).unpacked().view(place.shape))
+
+    def unpacked(self) -> Tensor:
+        """The numbers as they lie in the file, in `dtype`: [rows, width]."""
         width = self.info.shape[-1]
         whole = torch.empty(self.shape.numel() // width, width, dtype=self.dtype)
         at = 0
@@ -91,6 +97,10 @@ class LazyTensor:
             part = numbers(rows, self.info.type)
             whole[at : at + len(rows)] = part.add_(self.shift) if self.shift else part
             at += len(rows)
+        return whole
+
+    def _whole(self) -> Tensor:
+        whole = self.unpacked()
         if self.pairs_of:
             whole = whole.unflatten(0, (self.pairs_of, -1, 2)).transpose(1, 2)
         return whole.reshape(self.shape)
@@ -119,9 +129,14 @@ class LazyExperts:
         return self.parts[0].dtype
 
     def __getitem__(self, index: object) -> Tensor:
-        held = [part[...] for part in self.parts]
-        whole = torch.stack(held, 2).flatten(1, 2) if self.alternate else torch.cat(held, 1)
-        whole = whole.transpose(1, 2).contiguous() if self.alternate and whole.ndim == 3 else whole
+        whole = torch.empty(self.shape, dtype=self.dtype)
+        rows = whole.transpose(1, 2) if self.alternate and whole.ndim == 3 else whole  # [E, N, K] or [E, N]
+        at = 0
+        for number, part in enumerate(self.parts):
+            count = part.shape[1]
+            place = rows[:, number :: len(self.parts)] if self.alternate else rows[:, at : at + count]
+            part.read_into(place.unbind())
+            at += count
         return whole if index is Ellipsis else whole[index]  # type: ignore[index]
 
 

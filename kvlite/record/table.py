@@ -50,7 +50,7 @@ def width_of(text: str) -> int:
     return cell_len(text)
 
 
-def sparkline(values: Sequence[float], highest: float, width: int = 40) -> str:
+def sparkline(values: Sequence[float], highest: float, width: int = 36) -> str:
     """Draw values from 0 to `highest` in at most `width` columns, of several the largest."""
     cells = min(width, len(values))
     shown = [max(values[len(values) * at // cells : len(values) * (at + 1) // cells]) for at in range(cells)]

@@ -12,7 +12,7 @@ from itertools import pairwise
 from random import Random
 from statistics import median
 
-from kvlite.engine.engine import Engine, RowSnapshot
+from kvlite.engine.engine import Engine
 from kvlite.engine.request import Completion, Request, Token
 from kvlite.memory.counts import KVCounts
 from kvlite.speed.report import Workload
@@ -93,13 +93,12 @@ class Measurement:
         engine, wanted = self.engine, self.workload
         yield "the first token of the process"
         self.cold_first_token_s = self._first_token_s(_SEED_TOKENS)
-        held = engine.snapshot(0)
         yield "what the device copies and multiplies"
         self.ceilings = measure_ceilings(engine.loaded.device, engine.loaded.compute_dtype)
         self.weights_read_bytes = weights_read_bytes(engine.loaded)
         prompts: dict[int, list[list[float]]] = {count: [] for count in self._possible("prompt", wanted.prompts, 1)}
         contexts = self._possible("context", wanted.contexts, wanted.steps + _WARM_STEPS + 1)
-        slots = max((part.num_slots for part in engine.cache.parts), default=1)
+        slots = max((slots for layer in engine.plans[-1].head_slots for slots in layer), default=1)
         is_full = tuple(dict.fromkeys(max(seen, slots) for seen in wanted.drift))  # at the earliest the last slot's
         full = self._possible("drift", is_full, wanted.steps + _WARM_STEPS + 1)
         points: dict[int, list[list[float]]] = {seen: [] for seen in (*contexts, *full)}
@@ -110,7 +109,7 @@ class Measurement:
                 rounds.append([self._first_token_s(count)])
             for seen, rounds in points.items():
                 yield f"round {number + 1} of {wanted.rounds}: {wanted.steps} steps after {seen:,} tokens"
-                times, counts[seen] = self._step_times(held, seen, wanted.seed + number)
+                times, counts[seen] = self._step_times(seen, wanted.seed + number)
                 rounds.append(times)
         for count, rounds in prompts.items():
             first_token = Spread.of(rounds)
@@ -139,12 +138,15 @@ class Measurement:
                 raise event.error
         return took
 
-    def _step_times(self, held: RowSnapshot, seen: int, seed: int) -> tuple[list[float], KVCounts]:
+    def _step_times(self, seen: int, seed: int) -> tuple[list[float], KVCounts]:
         """Time the decode steps of a conversation put at `seen` tokens: seconds of each, and the counts at their start.
 
-        `held` is a row that was fed a few tokens. Raises the engine's errors.
+        Raises the engine's errors.
         """
-        fast_forward(self.engine, 0, held, seen, seed)
+        self._first_token_s(
+            _SEED_TOKENS
+        )  # in slots as a short conversation has them: they are shared out anew as it grows
+        fast_forward(self.engine, 0, self.engine.snapshot(0), seen, seed)
         counts = self.engine.counts(0)
         most = self.workload.steps + _WARM_STEPS
         stamps = []

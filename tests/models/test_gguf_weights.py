@@ -11,7 +11,7 @@ from transformers import AutoConfig, PreTrainedModel
 
 from kvlite.gguf.families import config_of
 from kvlite.gguf.header import read_header
-from kvlite.models.gguf_weights import state_dict
+from kvlite.models.gguf_weights import LazyExperts, LazyTensor, state_dict
 from tests.architectures import SUPPORTED, tiny_model
 from tests.gguf.gguf_file import write_model
 
@@ -140,3 +140,16 @@ def test_a_large_matrix_is_unpacked_in_parts(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr("kvlite.models.gguf_weights._ROWS_BYTES", 1000)
     for name, lazy in state_dict(read_header(path), torch.float32).items():
         assert torch.equal(lazy[...], whole[name])
+
+
+@pytest.mark.parametrize("family", ["gpt_oss", "lfm2_moe"])
+def test_a_stack_of_experts_is_read_one_at_a_time(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_model(tmp_path / "model.gguf", tiny_model(family, SUPPORTED[family]))
+    read: list[int] = []
+    unpacked = LazyTensor.unpacked
+    monkeypatch.setattr(LazyTensor, "unpacked", lambda self: (held := unpacked(self), read.append(held.numel()))[0])
+    for lazy in state_dict(read_header(path), torch.float32).values():
+        read.clear()
+        whole = lazy[...]
+        if isinstance(lazy, LazyExperts):
+            assert max(read) * len(whole) <= whole.numel()

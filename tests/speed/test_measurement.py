@@ -5,6 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from kvlite.cache.policy import load_policy
+from kvlite.memory.budget import Budget
+from kvlite.memory.format import slot_format
+from kvlite.memory.plan import plan_row
 from kvlite.speed import roofline
 from kvlite.speed.measurement import Measurement, Spread
 from kvlite.speed.report import Workload
@@ -46,6 +50,20 @@ def test_drift_is_measured_with_all_slots_full_from_the_first_point_on() -> None
     assert [(point.tokens_seen, point.slots_live) for point in found.drift] == [(32, 32), (1_000, 32), (1_000_000, 32)]
     first, last = found.drift[0].step.median_s, found.drift[-1].step.median_s
     assert found.drift_share == pytest.approx(last / first - 1)
+
+
+def test_heads_whose_slots_are_shared_out_anew_are_measured_with_all_slots_full() -> None:
+    loaded = admitted(tiny_model("llama", SUPPORTED["llama"]))
+    needs = [[1.0 + 3.0 * head for head in range(layer.kv_heads)] for layer in loaded.shape.layers]
+    spec = load_policy("heavy-hitter").cache_spec(slot_format("auto", "float32"), head_shares=lambda slots: needs)
+    engine = make_engine(loaded, "64tok")
+    engine.resize(plan_row(loaded.shape, Budget.parse("64tok"), spec, free_bytes=None))
+    assert len(engine.plans) > 1
+    most = max(slots for layer in engine.plans[-1].head_slots for slots in layer)
+    found = Measurement(engine, Workload(**SMALL))  # type: ignore[arg-type]
+    assert all(found.run())
+    assert [point.tokens_seen for point in found.decoding] == [10, 100]
+    assert [point.tokens_seen for point in found.drift] == [most, 1_000, 1_000_000]
 
 
 def test_what_cannot_be_measured_is_left_out_and_said() -> None:
