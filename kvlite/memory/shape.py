@@ -125,6 +125,11 @@ class ModelShape:
         return any(layer.state_bytes for layer in self.layers)
 
     @property
+    def window(self) -> int | None:
+        """Number of positions the model was made for; None where it has no positions to run out of."""
+        return None if self.positions == "none" else self.max_positions
+
+    @property
     def is_long(self) -> bool:
         """True where positions are turned by the factors for long texts, whatever the length of a text."""
         return self.short_positions is not None and self.max_positions != self.short_positions
