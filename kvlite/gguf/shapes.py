@@ -62,8 +62,8 @@ def _attention(config: Mapping[str, Any]) -> Shapes:
 def _convolution(config: Mapping[str, Any]) -> Shapes:
     hidden = config["hidden_size"]
     rows = {"shortconv.in_proj": 3 * hidden, "shortconv.out_proj": hidden, "shortconv.conv": hidden}
-    biases = {f"{part}.bias": (count,) for part, count in rows.items()} if config["conv_bias"] else {}
-    maps = {f"{part}.weight": (count, hidden) for part, count in rows.items()}
+    biases: Shapes = {f"{part}.bias": (count,) for part, count in rows.items()} if config["conv_bias"] else {}
+    maps: Shapes = {f"{part}.weight": (count, hidden) for part, count in rows.items()}
     return maps | {"shortconv.conv.weight": (hidden, config["conv_L_cache"])} | biases
 
 
