@@ -29,7 +29,7 @@ from kvlite.console import Console
 from kvlite.deadline import Deadline
 from kvlite.engine.request import Token
 from kvlite.errors import BatchFailed, Interrupted, KvliteError, OutputError, Terminated, TimeLimit, UsageError
-from kvlite.llm.answer import BATCH_MAX_TOKENS, grammar_of, sampling_of
+from kvlite.llm.answer import BATCH_MAX_TOKENS, check_answer, grammar_of, sampling_of
 from kvlite.options import AnswerOptions, BatchOptions
 from kvlite.record.measure import versions
 from kvlite.record.recorder import BatchProgress, Recorder
@@ -53,6 +53,7 @@ class Batch:
         console: Console,
         recorder: Recorder,
     ) -> None:
+        check_answer(answer)
         if answer.logprobs is not None and options.out_format == "text":
             raise UsageError("--logprobs have no place in --out-format text; give another form")
         refuse_shared_files(options, recorder.report, is_terminal=console.is_terminal)
@@ -142,7 +143,8 @@ class Batch:
             runner = workers
         else:
             rows = model.open(self._recorder)
-            runner = BatchRun(rows, Preparer.of(model, rows, self._answer, self._options), self._options)
+            text, window = rows.model.text, rows.model.loaded.window
+            runner = BatchRun(rows, Preparer.of(model, text, window, self._answer, self._options), self._options)
         ending.callback(lambda: self._summarise(runner.peak_bytes, runner.budget_bytes))
         return runner
 

@@ -28,6 +28,7 @@ _KNOWN_IN_BODY = frozenset(
      "logprobs", "top_logprobs", "min_tokens", *_KINDS_OF_NUMBERS}
 )  # fmt: skip
 _KNOWN_IN_MESSAGE = {"role", "content"}
+_FOR_TEMPLATES = ("chat_template_kwargs", "continue_final_message", "add_generation_prompt")
 _MOST_DIGITS = 9  # of a token id
 _OFF: tuple[object, ...] = (None, False, [], {})
 _UNSUPPORTED: dict[str, tuple[object, ...]] = {
@@ -105,8 +106,8 @@ def decode_openai(value: Json, item: Item) -> Item:
     url = value.get("url", CHAT_URL if "messages" in body else COMPLETIONS_URL)
     if url not in (CHAT_URL, COMPLETIONS_URL):
         raise LineError(f"url is {shown(url)}; give {CHAT_URL} or {COMPLETIONS_URL}", "url")
-    other = "prompt" if url == CHAT_URL else "messages"
-    item = _with_settings(item, body, _KNOWN_IN_BODY if body.get(other) is None else _KNOWN_IN_BODY - {other})
+    others = ("prompt",) if url == CHAT_URL else ("messages", *_FOR_TEMPLATES)
+    item = _with_settings(item, body, _KNOWN_IN_BODY.difference(name for name in others if body.get(name) not in _OFF))
     if url == CHAT_URL:
         return replace(item, messages=_messages(body.get("messages")))
     return replace(item, prompt=_prompt(body), raw=True)

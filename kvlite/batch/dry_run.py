@@ -32,15 +32,7 @@ def dry_run(options: BatchOptions, answer: AnswerOptions, choose_model: ChooseMo
         console.note(f"columns that are settings of their rows: {', '.join(source.setting_columns)}")
     model = choose_model(survey.model)
     text, fit = model.plan()
-    preparer = Preparer(
-        text,
-        answer,
-        text.generation,
-        required=model.required,
-        most_tokens=fit.shape.max_positions,
-        ignores_unsupported=options.ignore_unsupported,
-        out_format=options.out_format,
-    )
+    preparer = Preparer.of(model, text, fit.shape.window, answer, options)
     needs: Counter[int] = Counter()  # by slots, the answers that need so many at their longest
     count = dict.fromkeys(_COUNTED, 0)
     for item in source.select(survey.items):

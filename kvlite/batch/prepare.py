@@ -22,7 +22,6 @@ from kvlite.options import AnswerOptions, BatchOptions
 
 if TYPE_CHECKING:
     from kvlite.batch.model import Model
-    from kvlite.batch.rows import BatchRows
     from kvlite.text.stream import AnswerText
     from kvlite.text.template import ChatText, Encoded
 
@@ -75,15 +74,17 @@ class Preparer:
         )
 
     @classmethod
-    def of(cls, model: Model, rows: BatchRows, answer: AnswerOptions, options: BatchOptions) -> Preparer:
-        """The preparation that the options of a batch ask for."""
+    def of(
+        cls, model: Model, text: ChatText, window: int | None, answer: AnswerOptions, options: BatchOptions
+    ) -> Preparer:
+        """The preparation that the options of a batch ask for; `window` counts the positions of the model."""
         return cls(
-            rows.model.text,
+            text,
             answer,
-            rows.model.generation,
+            text.generation,
             pin_system=model.spec.options.pin_system,
             required=model.required,
-            most_tokens=rows.model.loaded.window,
+            most_tokens=window,
             ignores_unsupported=options.ignore_unsupported,
             out_format=options.out_format,
         )
@@ -144,10 +145,10 @@ class Preparer:
         system = self._options.system
         if item.prompt is not None and item.raw:
             return self._text.raw(item.prompt)
-        if item.prompt is not None and not item.template_kwargs:
+        if item.prompt is not None and not item.template_kwargs and not item.continues:
             return self._text.prompt(item.prompt, system=system)
         messages = item.messages or ({"role": "user", "content": item.prompt},)
-        if system is not None and messages[0]["role"] != "system":
+        if system and messages[0]["role"] != "system":
             messages = ({"role": "system", "content": system}, *messages)
         return self._text.conversation(messages, template_kwargs=item.template_kwargs, continues=item.continues)
 

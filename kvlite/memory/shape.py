@@ -125,6 +125,11 @@ class ModelShape:
         return any(layer.state_bytes for layer in self.layers)
 
     @property
+    def window(self) -> int | None:
+        """Number of positions the model was made for; None where it has no positions to run out of."""
+        return None if self.positions == "none" else self.max_positions
+
+    @property
     def is_long(self) -> bool:
         """True where positions are turned by the factors for long texts, whatever the length of a text."""
         return self.short_positions is not None and self.max_positions != self.short_positions
@@ -170,7 +175,10 @@ def _family_name(outer: Fields, text: Fields) -> str:
     if name in NOT_HELD:
         raise UnsupportedModel(f"kvlite cannot hold '{name}' inside a budget: {NOT_HELD[name]}")
     if name not in FAMILIES:
-        raise UnsupportedModel(f"unknown attention layout: model_type '{name}'; kvlite knows {len(FAMILIES)} families")
+        raise UnsupportedModel(
+            f"unknown attention layout: model_type '{name}' is none of the {len(FAMILIES)} families that kvlite knows; "
+            "choose another model"
+        )
     if text.values.get("use_bidirectional_attention") in (True, "all"):
         raise UnsupportedModel(f"this '{name}' attends in both directions; kvlite runs causal models")
     return name

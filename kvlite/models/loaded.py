@@ -67,7 +67,7 @@ class LoadedModel:
     @property
     def window(self) -> int | None:
         """Number of positions the model was made for; None where it has no positions to run out of."""
-        return None if self.shape.positions == "none" else self.shape.max_positions
+        return self.shape.window
 
     @torch.inference_mode()
     def forward(self, ids: Tensor, cache: AttentionLayers, step: Step, last: int = 1) -> Tensor:

@@ -44,11 +44,13 @@ class FakeText:
     generation: dict[str, Any] = field(default_factory=dict)
 
     def prompt(self, text: str, *, system: str | None = None) -> Any:
-        return self.raw(text if system is None else f"{system}\n{text}")
+        return self.raw(f"{system}\n{text}" if system else text)
 
     def conversation(self, messages: Sequence[Any], *, template_kwargs: Any = None, continues: Any = None) -> Any:
         if messages[-1]["content"] == "unrenderable":
             raise UsageError("the template refuses it")
+        if continues and messages[-1]["role"] != "assistant":
+            raise UsageError("continue_final_message: the last message is of the user")
         return self.raw("\n".join(message["content"] for message in messages))
 
     def raw(self, prompt: str) -> Any:

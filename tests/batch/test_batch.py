@@ -61,11 +61,16 @@ class Desk:
         Batch(*self.arguments(**asked), Recorder("batch", (), report="none")).run()
 
     def arguments(
-        self, *, max_tokens: int | None = None, as_json: bool = False, **asked: Any
+        self, *, max_tokens: int | None = None, min_tokens: int | None = None, as_json: bool = False, **asked: Any
     ) -> tuple[BatchOptions, AnswerOptions, Callable[[str | None], Any], Console]:
         options = {"input": str(self.folder / "in.jsonl"), "output": str(self.out), "progress": "none"} | asked
         console = Console(as_json=as_json, stdout=self.stdout, stderr=self.stderr)
-        return BatchOptions(**options), AnswerOptions(max_tokens=max_tokens), self.choose, console
+        return (
+            BatchOptions(**options),
+            AnswerOptions(max_tokens=max_tokens, min_tokens=min_tokens),
+            self.choose,
+            console,
+        )
 
     def choose(self, from_lines: str | None) -> Any:
         self.chosen.append(from_lines)
@@ -81,7 +86,7 @@ class Desk:
     def _fit(self) -> Any:
         plan = self.new_engine(rows=2).plan
         return SimpleNamespace(
-            shape=SimpleNamespace(max_positions=None),
+            shape=SimpleNamespace(window=self.window),
             spec=SimpleNamespace(slot_format=slot_format("int8", "float32")),
             rows=lambda budget, slots, lines: plan,
         )
@@ -354,6 +359,12 @@ def test_a_record_that_takes_too_long_is_ended_though_no_token_comes(desk: Desk)
     assert (record["error"]["code"], record["text"]) == ("timeout", "AB")
 
 
+def test_settings_that_cannot_be_leave_nothing_behind_and_load_nothing(desk: Desk) -> None:
+    with pytest.raises(UsageError, match="min_tokens is 5, more than the 3 of max_tokens"):
+        desk.run(max_tokens=3, min_tokens=5)
+    assert ([*desk.folder.iterdir()], desk.opened) == ([desk.folder / "in.jsonl"], 0)
+
+
 def test_nothing_is_written_where_the_input_or_the_model_is_missing(desk: Desk) -> None:
     with pytest.raises(UsageError, match=r"cannot read .*missing.jsonl: No such file"):
         desk.run(input=str(desk.folder / "missing.jsonl"))
@@ -509,6 +520,12 @@ def test_a_dry_run_counts_tokens_and_loads_nothing(desk: Desk) -> None:
     assert planned["most_new_tokens"] == 40
     assert (planned["kv"]["dtype"], planned["kv"]["is_provisional"]) == ("int8", True)
     assert (desk.opened, desk.out.exists()) == (0, False)
+
+
+def test_a_dry_run_counts_no_more_than_the_window(desk: Desk) -> None:
+    desk.window = 7
+    dry_run(*desk.arguments(as_json=True, max_tokens=10))
+    assert json.loads(desk.stdout.getvalue())["most_new_tokens"] == 28
 
 
 def test_a_dry_run_names_the_lines_that_cannot_be_asked(desk: Desk) -> None:

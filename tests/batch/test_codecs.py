@@ -271,6 +271,22 @@ def test_messages_beside_the_prompt_of_a_completion_are_not_dropped_silently() -
 
 
 @pytest.mark.parametrize(
+    ("more", "unsupported"),
+    [
+        ({"chat_template_kwargs": {"a": 1}}, ("chat_template_kwargs",)),
+        ({"continue_final_message": True}, ("continue_final_message",)),
+        ({"add_generation_prompt": True}, ("add_generation_prompt",)),
+        ({"chat_template_kwargs": {}, "continue_final_message": False, "add_generation_prompt": None}, ()),
+    ],
+)
+def test_a_completion_has_no_use_for_what_is_said_to_a_template(
+    more: dict[str, Any], unsupported: tuple[str, ...]
+) -> None:
+    asked = item({"custom_id": "r", "url": "/v1/completions", "body": {"prompt": "x", **more}})
+    assert (asked.failure, asked.unsupported) == (None, unsupported)
+
+
+@pytest.mark.parametrize(
     ("more", "settings"),
     [
         ({"logprobs": True, "top_logprobs": 3}, {"logprobs": 3}),

@@ -95,6 +95,18 @@ def test_system_prompts(text: Any) -> None:
     assert fed(line(template_kwargs={"a": 1})) == "S\nHi"
 
 
+def test_an_empty_system_prompt_is_none_whatever_form_a_line_has(text: Any) -> None:
+    preparer = Preparer(text, AnswerOptions(system=""))
+    asked = [line(), line(template_kwargs={"a": 1}), line(prompt=None, messages=({"role": "user", "content": "Hi"},))]
+    assert ["".join(map(chr, preparer.prepare(one).requests[0].ids)) for one in asked] == ["Hi"] * 3
+
+
+def test_a_prompt_cannot_be_gone_on_with_as_if_it_were_an_answer(text: Any) -> None:
+    for asked in (line(), line(prompt=None, messages=({"role": "user", "content": "Hi"},))):
+        refused = Preparer(text, AnswerOptions()).prepare(replace(asked, continues=True))
+        assert isinstance(refused, Failure) and "continue_final_message" in refused.message
+
+
 def test_pins_can_be_switched_off(text: Any) -> None:
     assert Preparer(text, AnswerOptions()).prepare(line()).requests[0].pins == ((0, 1),)
     assert Preparer(text, AnswerOptions(), pin_system=False).prepare(line()).requests[0].pins == ()

@@ -131,6 +131,21 @@ def test_the_bytes_of_all_workers_add_up(desk: Desk) -> None:
     )  # fmt: skip
 
 
+def test_the_rows_of_a_worker_that_is_given_up_do_not_count(desk: Desk) -> None:
+    def dies(number: int, life: int, order: Order) -> Report:
+        if number == 0 and (life or len(order.items) < FIRST_LEASES):
+            raise WorkerDied("was killed by SIGKILL")
+        return answered(order)
+
+    script = Script(dies)
+    workers = desk.workers(script)
+    workers.await_model()
+    [*workers.run(items(400))]
+    assert len(script.links[0]) == MOST_DEATHS
+    assert (workers.num_rows, workers.rows_used, workers.live_bytes()) == (2, 1, 100)
+    assert (workers.budget_bytes, workers.peak_bytes) == (2000, 400)
+
+
 def test_a_line_that_cannot_be_read_needs_no_worker(desk: Desk) -> None:
     script = Script()
     bad = replace(items(1)[0], failure=Failure(Code.INVALID, "bad"))

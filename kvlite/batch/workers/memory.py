@@ -42,6 +42,12 @@ class Memory:
             predicted = _summed(one.predicted for one in self._opened.values())
             self.recorder.opened(report.opened.identity, predicted, self, self.budget_source)
 
+    def lost(self, worker: int) -> None:
+        """Note that a worker died: it has no rows any more; its budget and its peak stay."""
+        if (last := self._caches.get(worker)) is not None:
+            counts = replace(last.counts, live_bytes=0)
+            self._caches[worker] = replace(last, counts=counts, allocated_bytes=None, rows=0, rows_used=0)
+
     @property
     def peak_bytes(self) -> int:
         """The most that the rows of each worker held, together."""
@@ -54,7 +60,7 @@ class Memory:
 
     @property
     def live_bytes(self) -> int:
-        """Bytes that all rows hold now, or held when a worker died."""
+        """Bytes that all rows hold now."""
         return sum(cache.counts.live_bytes for cache in self._caches.values())
 
     @property

@@ -235,6 +235,7 @@ class Workers:
     def _lose(self, member: _Member, why: str) -> Iterator[Outcome]:
         """Take back what a worker had that died, and start it anew unless it died too often. Raises KvliteError."""
         num_lines = self._leases.held(member.number)
+        self.memory.lost(member.number)
         yield from self._leases.take_back(member.number, why)
         member.deaths += 1
         again = member.deaths < MOST_DEATHS

@@ -113,7 +113,8 @@ class Worker:
         self._tell(loaded=Loaded(loaded.name, model.identity(), _place(loaded.loaded.device)))
         self._await_items()
         rows = model.rows(loaded, self, self._order.sharers)
-        run = BatchRun(rows, Preparer.of(model, rows, setup.answer, setup.batch), setup.batch)
+        preparer = Preparer.of(model, loaded.text, loaded.loaded.window, setup.answer, setup.batch)
+        run = BatchRun(rows, preparer, setup.batch)
         run.to_come, self._run = self._order.to_come, run
         while True:
             for event in run.run(self._source()):
