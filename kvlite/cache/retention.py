@@ -90,7 +90,7 @@ def best_kept(cache: SlotCache, row: int, target: Target) -> Moved | None:
             slots = target.head_slots[part.heads.layer][head]
             held = min(cache.live(row, part.num_slots), slots)
             counts[slots] = min(held, counts.get(slots, held))
-    held_by: dict[tuple[int, int], dict[str, Tensor]] = {}
+    places: dict[tuple[int, int], tuple[Part, int, Tensor]] = {}  # of each head, and its slots that go along
     for part in cache.parts:
         live = cache.live(row, part.num_slots)
         wanted = [counts[target.head_slots[part.heads.layer][head]] for head in part.heads.numbers]
@@ -98,15 +98,17 @@ def best_kept(cache: SlotCache, row: int, target: Target) -> Moved | None:
             return None
         chosen = [torch.arange(live)] * len(wanted) if min(wanted) == live else _best(part, row, live, wanted, target)
         for place, (head, index) in enumerate(zip(part.heads.numbers, chosen, strict=True)):
-            of_head = {name: tensor[row, place] for name, tensor in part.tensors.items()}
-            held_by[part.heads.layer, head] = {
-                name: tensor[index.to(tensor.device)].to("cpu", copy=True) for name, tensor in of_head.items()
-            }
+            places[part.heads.layer, head] = part, place, index.to(cache.device)
+
+    def copied(layer: int, numbers: Sequence[int], name: str) -> Tensor:
+        found = (places[layer, head] for head in numbers)
+        return torch.stack([part.tensors[name][row, place, index].cpu() for part, place, index in found])
+
     heads = heads_of(cache.layers, target.head_slots, policy.noise is not None)
     parts = [
         {
-            name: torch.stack([held_by[each.layer, head][name] for head in each.numbers])
-            for name in held_by[each.layer, each.numbers[0]]
+            name: copied(each.layer, each.numbers, name)
+            for name in cache.parts[0].tensors
             if name != "statistic" or policy.statistic is not None
         }
         for each in heads

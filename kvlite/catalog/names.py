@@ -26,6 +26,7 @@ UNGATED = "qwen2.5-0.5b"  # the alias named when a gated repository has no entry
 _HUB_PREFIXES = ("hf://models/", "hf://", "https://huggingface.co/", "https://hf.co/", "huggingface.co/", "hf.co/")
 _REPO = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 _PAGE = re.compile(r"(?P<repo>[^/:@]+/[^/:@]+)/(?:tree|blob|resolve|raw)/(?P<revision>[^/?]+)/?(?P<file>[^?]*).*")
+_OLLAMA_PAGE = re.compile(r"(https?://)?(www\.)?ollama\.com/(library/)?(?P<name>[^?#]+?)/?([?#].*)?", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +124,11 @@ def resolve_model(name: str, *, revision: str | None = None) -> ModelRef:
 def _is_path(name: str) -> bool:
     is_file = os.path.isfile(f"{name}/config.json")  # noqa: PTH113  pathlib raises on a long name
     of_repo = _REPO.fullmatch(name.partition(":")[0]) and ":" in name
-    return _looks_like_path(name) or (name.lower().endswith(".gguf") and not of_repo) or is_file
+    return (
+        (_looks_like_path(name) and not _OLLAMA_PAGE.fullmatch(name))
+        or (name.lower().endswith(".gguf") and not of_repo)
+        or is_file
+    )
 
 
 def _two_revisions(name: str, revision: str) -> UsageError:
@@ -132,6 +137,8 @@ def _two_revisions(name: str, revision: str) -> UsageError:
 
 def _meant(name: str, revision: str | None) -> ModelRef:
     """The model of a name that is no alias of the user's."""
+    if of_ollama := _OLLAMA_PAGE.fullmatch(name):
+        name = f"ollama:{of_ollama['name']}"
     if name.lower().startswith(STORES):
         return _stored(name, revision)
     prefix = next((prefix for prefix in _HUB_PREFIXES if name.lower().startswith(prefix)), "")

@@ -11,8 +11,7 @@ from kvlite.catalog.config import TOKENIZER_FILES
 from kvlite.errors import BrokenModel, UnsupportedModel
 from kvlite.memory.shape import ModelShape
 
-# Packages that transformers needs for weights that others have quantised, by what config.json calls the method. Without
-# hqq and quanto: transformers 5 applies them to plain weights and reads none that are stored so.
+# Packages that transformers needs for weights that others have quantised, by what config.json calls the method.
 QUANTISERS: Mapping[str, tuple[str, ...]] = {
     "aqlm": ("aqlm",),
     "auto-round": ("auto-round",),
@@ -39,6 +38,8 @@ QUANTISERS: Mapping[str, tuple[str, ...]] = {
     "torchao": ("torchao",),
     "vptq": ("vptq",),
 }
+_APPLIED = ("hqq", "quanto")
+"""Methods that transformers 5 applies to plain weights, of which it reads none that are stored so."""
 _SENTENCEPIECE = {"tokenizer.model", "spiece.model", "sentencepiece.bpe.model"}
 _OTHER_HEADS = re.compile(
     r"For((Sequence|Token|Image)Classification|QuestionAnswering|MaskedLM|MultipleChoice|"
@@ -110,10 +111,8 @@ def _require_quantiser(settings: object, model: str, instead: str) -> None:
     if method is None and isinstance(settings, Mapping) and {"load_in_4bit", "load_in_8bit"} & settings.keys():
         method = "bitsandbytes"
     if not isinstance(method, str) or method not in QUANTISERS:
-        shown = method or settings
-        raise UnsupportedModel(
-            f"{model} is quantised by {shown!r:.80}, which transformers does not load; use {instead}"
-        )
+        why = "transformers applies to plain weights alone" if method in _APPLIED else "transformers does not load"
+        raise UnsupportedModel(f"{model} is quantised by {method or settings!r:.80}, which {why}; use {instead}")
     missing = [name for name in QUANTISERS[method] if not _is_installed(name)]
     if missing:
         raise UnsupportedModel(

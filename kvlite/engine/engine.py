@@ -16,7 +16,7 @@ from kvlite.cache.retention import Moved, Target, best_kept, keeps_all, kept_spa
 from kvlite.engine.decode_graphs import WORTH_IT, DecodeGraphs, GraphRecorder
 from kvlite.engine.decoding import Decoder, Drawn
 from kvlite.engine.device_memory import PeakMemory, allocating
-from kvlite.engine.feeding import Feeder
+from kvlite.engine.feeding import CAPTURED, Feeder
 from kvlite.engine.inputs import Spans
 from kvlite.engine.kernels import KernelChoice, in_a_line, is_of_kernels, without_kernels
 from kvlite.engine.limits import Limits
@@ -82,7 +82,8 @@ class Engine:
             raise UsageError(f"{loaded.shape.family} models carry state and run one row at a time, not {plan.rows}")
         self.loaded = loaded
         self.peak_memory = PeakMemory(loaded.device)
-        self._warn = warn
+        self._warn_of, self._warned = warn, set[str]()
+        self._meanwhile: KVCounts | None = None  # while another cache takes the place of a row's
         self.kernels = KernelChoice(kernels) if isinstance(kernels, str) else kernels
         self._recorder, self._must_capture = recorder, must_capture
         self._planned = plan
@@ -94,8 +95,13 @@ class Engine:
         if obstacle and isinstance(speculate, int):
             warn(f"--speculate {speculate}: tokens come one by one: {obstacle}")
 
-    def _open(self, plan: CachePlan, policy: Policy, stored: SlotFormat, on_full: str | None) -> None:
-        """Allocate the cache of `plan`, whose rows are empty."""
+    def _open(
+        self, plan: CachePlan, policy: Policy, stored: SlotFormat, on_full: str | None, step: str | None = None
+    ) -> None:
+        """Allocate the cache of `plan`, whose rows are empty.
+
+        `step` is the way decode steps went in the cache before, and go on; None: it is to be found out.
+        """
         loaded = self.loaded
         self.plan, self._stored = plan, stored
         self.policy = policy
@@ -115,8 +121,20 @@ class Engine:
         self._prefixes = Prefixes(
             plan.budget_bytes - plan.reserved_bytes, slot_bytes, min(plan.fewest, self.cache.room(0))
         )
-        if self._recorder is not None:
+        if self._recorder is None:
+            return
+        if step is None:
             self._feeder.capture(self._recorder, least=None if self._must_capture else WORTH_IT)
+        elif step == CAPTURED:
+            self._feeder.capture(self._recorder, least=0.0)
+        else:
+            self._feeder.step = step
+
+    def _warn(self, text: str) -> None:
+        """Warn once."""
+        if text not in self._warned:
+            self._warned.add(text)
+            self._warn_of(text)
 
     @property
     def rows(self) -> int:
@@ -166,7 +184,7 @@ class Engine:
                 self._hear_all()
                 feed = next_feed(self._rows, feed, may_share=self._feeder.may_share)
                 if feed is not None:
-                    self._make_room(self._rows[feed.rows.start], feed.counts[0])
+                    self.make_room(feed.rows.start, feed.counts[0])
                     yield from self._advance(feed)
                 elif exhausted:
                     return
@@ -189,7 +207,7 @@ class Engine:
         assert self.on_full != "evict" or max(map(len, ids)) <= self.plan.chunk, "re-rotation leaves room for one chunk"
         width = max(map(len, ids))
         with self.peak_memory.phase("prefill"):
-            self._make_room(self._rows[0], len(ids[0]))
+            self.make_room(0, len(ids[0]))
             for row, piece in zip(self._rows, ids, strict=False):
                 if self._feeder.echoes and piece:
                     self._feeder.hear(row, ends=width > 1)
@@ -244,17 +262,23 @@ class Engine:
             raise crowded
 
     def moved(self, plan: CachePlan, policy: Policy) -> Moved | None:
-        """A copy of the lone row for the cache of `plan`: the best of it by `policy`, None where that is not known."""
-        (row,) = self._rows
-        return best_kept(self.cache, 0, Target(self._stage(plan).head_slots, policy, row.seen, row.pins))
+        """A copy of the lone row for the cache of `plan`: the best of it by `policy`.
+
+        None where that is not known, or where all of the row has room once it is fed again.
+        """
+        (row,), stage = self._rows, self._stage(plan)
+        if stage is None:
+            return None
+        return best_kept(self.cache, 0, Target(stage.head_slots, policy, row.seen, row.pins))
 
     def change_cache(self, plan: CachePlan, policy: Policy, on_full: str | None) -> bool:
-        """Exchange the cache of a lone row for that of `plan`, which keeps the best of its tokens by `policy`.
+        """Exchange the cache of a lone row for that of `plan`, which keeps what `moved` gives.
 
-        False where that cannot be told, and the row is empty then. Raises what allocating raises, and changes nothing.
+        False where that is nothing, and the row is empty then. Raises what allocating raises, and changes nothing.
         """
         assert self.rows == plan.rows == 1 and self._rows[0].job is None
-        moved = self._exchange(self._stage(plan), policy, on_full)
+        moved, stage = self.moved(plan, policy), self._stage(plan)
+        self._exchange(stage or plan, policy, on_full, moved, self.snapshot(0))
         self._planned = plan
         if moved is None:
             self._rows = [Row(0)]
@@ -273,53 +297,73 @@ class Engine:
             self._open(plan, self.policy, self._stored, self.on_full)
             self._planned = plan
 
-    def _stage(self, planned: CachePlan) -> CachePlan:
-        """The plan for the lone row as it is: the first that keeps all of it.
+    def _stage(self, planned: CachePlan) -> CachePlan | None:
+        """The plan for the lone row as it is: the first that keeps all that is left of it.
 
-        Where none does, what it loses leaves no head with more slots than it has tokens.
+        Where none does, what it loses leaves no head with more slots than it has tokens; None where a cache of
+        `planned` holds all that was ever fed.
         """
-        plans = stages(planned)
-        first = plan_for(self._rows[0].seen, plans)
+        seen, plans = self._rows[0].seen, stages(planned)
+        first = plan_for(seen, plans)
         if self.counts(0).tokens_evicted == 0:
             return first
         later = plans[plans.index(first) :]
-        return next((plan for plan in later if keeps_all(self.cache, 0, plan.head_slots)), plans[-1])
+        found = next((plan for plan in later if keeps_all(self.cache, 0, plan.head_slots)), None)
+        return found or (None if seen <= planned.fewest else plans[-1])
 
-    def _make_room(self, row: Row, count: int) -> None:
-        """Let a row that has the cache to itself have the slots that are best with `count` tokens more."""
-        plans = self.plans
+    def make_room(self, index: int, count: int) -> None:
+        """Let a row that has the cache to itself have the slots that are best with `count` tokens more.
+
+        Raises OutOfMemory where they cannot be allocated.
+        """
+        row, plans = self._rows[index], self.plans
         if len(plans) == 1:
             return
         plan = plan_for(row.seen + count, plans)
         if plan is self.plan or (row.seen and plans.index(plan) < plans.index(self.plan)):
             return
-        if row.seen and self._feeder.echoes:
-            self._feeder.hear(row, ends=True)
-        peak_bytes = self.counts(row.index).peak_bytes
-        moved = self._exchange(plan, self.policy, self.on_full)
-        row.peak_bytes = peak_bytes
-        if moved is None:
-            self._feeder.read_anew(row, row.seen)
+        with self.peak_memory.phase("prefill"):
+            if row.seen and self._feeder.echoes:
+                self._guarded(lambda: self._feeder.hear(row, ends=True))
+            peak_bytes = self.counts(index).peak_bytes
+            moved = best_kept(self.cache, 0, Target(plan.head_slots, self.policy, row.seen, row.pins))
+            self._exchange(plan, self.policy, self.on_full, moved)
+            row.peak_bytes = peak_bytes
+            if moved is None:
+                self._guarded(lambda: self._feeder.read_anew(row, row.seen))
 
-    def _exchange(self, plan: CachePlan, policy: Policy, on_full: str | None) -> Moved | None:
-        """Put a cache of `plan` in place of that of a lone row, with the best of the row's tokens by `policy`.
+    def _exchange(
+        self,
+        plan: CachePlan,
+        policy: Policy,
+        on_full: str | None,
+        moved: Moved | None,
+        backup: RowSnapshot | None = None,
+    ) -> None:
+        """Put a cache of `plan` in place of that of a lone row, and into it what was `moved` of the row.
 
-        None, and an empty cache, where these are not known. Raises what allocating raises, and changes nothing.
+        Raises what allocating raises; the row has its cache back then, from the `backup` or fed anew.
         """
-        (row,), before = self._rows, (self.plan, self.policy, self.cache.stored, self.on_full)
-        moved = best_kept(self.cache, 0, Target(plan.head_slots, policy, row.seen, row.pins))
-        backup = self.snapshot(0)
-        self._close()
+        (row,), before, step = self._rows, (self.plan, self.policy, self.cache.stored, self.on_full), self.step
+        self._meanwhile = self.counts(0)
         try:
-            self._open(plan, policy, before[2], on_full)
-            if moved is not None:
-                self.cache.restore(0, moved.copy)
+            self._close()
+            try:
+                self._open(plan, policy, before[2], on_full, None if policy != before[1] else step)
+                if moved is not None:
+                    self.cache.restore(0, moved.copy)
+            except BaseException:
+                self._close()
+                self._open(*before, step)
+                self._rows = [row]
+                if backup is None:
+                    self._feeder.read_anew(row, row.seen)
+                else:
+                    self.restore(0, backup)
+                raise
             self._rows = [row]
-        except BaseException:
-            self._open(*before)
-            self.restore(0, backup)
-            raise
-        return moved
+        finally:
+            self._meanwhile = None
 
     def _close(self) -> None:
         """Free the cache, and what was made for it."""
@@ -344,7 +388,7 @@ class Engine:
         peak_bytes = max(self.counts(row).peak_bytes, snapshot.row.peak_bytes)
         if snapshot.plan != self.plan and snapshot.plan in self.plans:
             self.reset(row)
-            self._exchange(snapshot.plan, self.policy, self.on_full)
+            self._exchange(snapshot.plan, self.policy, self.on_full, None)
         self.cache.restore(row, snapshot.cache)
         if self.loaded.state is not None:
             assert snapshot.state is not None
@@ -353,6 +397,8 @@ class Engine:
 
     def counts(self, row: int = 0) -> KVCounts:
         """Count what a row holds now; a row only grows until it is reset or restored."""
+        if self._meanwhile is not None:
+            return self._meanwhile
         held, state = self._rows[row], self.loaded.state
         peak_bytes = max(held.peak_bytes, self.cache.live_bytes(row))
         return self.cache.counts(row, held.seen, peak_bytes, 0 if state is None else state.num_bytes)
@@ -375,7 +421,7 @@ class Engine:
         row = self._rows[index]
         error, counts = self._limits.refusal(row, request), self.counts(row.index)
         if error is None:
-            self._make_room(row, len(request.ids) + (row.unfed is not None))
+            self.make_room(index, len(request.ids) + (row.unfed is not None))
             evicts = row.needs(request) > min(self.plan.fewest, row.seen + self.cache.room(index))
             is_forgotten = request.row is None and not request.prefixes and not evicts
             echoes = self._feeder.echoes and not is_forgotten
@@ -471,14 +517,24 @@ class Engine:
 
     def _hear_all(self) -> None:
         """Let the policy hear what came to rows at work, where that is due."""
-        try:
-            for row in self._rows if self._feeder.echoes else ():
+
+        def hear() -> None:
+            for row in self._rows:
                 if row.job is not None and row.job.echoes:
                     self._feeder.hear(row, ends=row.next_chunk > 0)
+
+        if self._feeder.echoes:
+            self._guarded(hear)
+
+    def _guarded(self, work: Callable[[], None]) -> None:
+        """Do `work`; where Triton's kernels fail at it, torch reads all rows anew instead."""
+        held = [row.seen for row in self._rows]
+        try:
+            work()
         except Exception as error:
             if self.cache.backend.name == "torch" or not is_of_kernels(error):
                 raise
-            self._in_torch([row.seen for row in self._rows], in_a_line(error), lambda: None)
+            self._in_torch(held, in_a_line(error), lambda: None)
 
     def _take(self, row: Row, token: int, known: Logprobs | None) -> Iterator[Token | Completion]:
         """Record a sampled token; a stop id or the last allowed token ends the request."""

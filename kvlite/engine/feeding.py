@@ -18,6 +18,8 @@ from kvlite.engine.scheduler import Feed, unheard
 from kvlite.models.loaded import LoadedModel
 from kvlite.models.probe import dry_cache
 
+CAPTURED = "captured"
+
 
 class Feeder:
     """Feeds rows through `loaded`, whose keys and values go into `cache`, at most `chunk` ids each where it evicts.
@@ -127,7 +129,7 @@ class Feeder:
         except NotCapturable as error:
             self._give_up(error, is_missed=least is None)
         else:
-            self.step, self.graphs = "captured", graphs
+            self.step, self.graphs = CAPTURED, graphs
 
     def _give_up(self, why: NotCapturable, is_missed: bool = True) -> None:
         """Go on without graphs, which must not be recorded again once that failed."""

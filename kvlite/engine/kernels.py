@@ -89,6 +89,7 @@ def unlike_torch(loaded: LoadedModel, stored: SlotFormat) -> str | None:
     """
     policy = Window()
     slots = policy.min_slots() + PROMPT
+    held = None if loaded.state is None else loaded.state.snapshot()  # of a conversation whose cache is exchanged
     try:
         caches = [dry_cache(loaded, slots, stored, policy, kernels) for kernels in ("torch", "triton")]
         steps = [PROMPT, *[1] * (slots + 8 - PROMPT)] if caches[0].plan.fewest == slots else [PROMPT, 1, 1, 1]
@@ -105,8 +106,8 @@ def unlike_torch(loaded: LoadedModel, stored: SlotFormat) -> str | None:
             raise
         return in_a_line(error)
     finally:
-        if loaded.state is not None:
-            loaded.state.reset()
+        if loaded.state is not None and held is not None:
+            loaded.state.restore(held)
     return None
 
 

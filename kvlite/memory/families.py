@@ -214,7 +214,8 @@ FAMILIES: Mapping[str, Family] = {
 
 NOT_HELD: Mapping[str, str] = {
     **_alike(
-        "bloom codegen falcon gpt_neo gptj mpt", "its attention does not go through transformers' attention interface"
+        "bloom codegen cpmant falcon gpt_neo gptj mpt openai-gpt",
+        "its attention does not go through transformers' attention interface",
     ),
     **_alike("falcon_mamba mamba mamba2 rwkv xlstm", "it has no attention, so no KV cache to hold to a budget"),
     "jamba": "its state cannot be continued from chunk to chunk",
@@ -229,11 +230,13 @@ NOT_HELD: Mapping[str, str] = {
     **_alike("deepseek_v32 deepseek_v4 glm_moe_dsa", "an indexer of its own chooses the tokens it attends to"),
     **_alike("bailing_hybrid kimi_linear recurrent_gemma zamba zamba2", "its state is of a kind kvlite does not know"),
     **_alike(
-        "bart blenderbot led marian mbart mt5 pegasus prophetnet t5 trocr umt5 whisper",
+        "bart bigbird_pegasus blenderbot blenderbot-small led marian mbart mt5 pegasus plbart "
+        "prophetnet t5 trocr umt5 whisper",
         "it is an encoder and a decoder, no causal language model",
     ),
     **_alike(
-        "albert bert camembert deberta deberta-v2 distilbert electra modernbert roberta xlm-roberta",
+        "albert bert big_bird camembert data2vec-text deberta deberta-v2 distilbert "
+        "electra ernie megatron-bert modernbert roberta xlm-roberta",
         "it is an encoder, no causal language model",
     ),
 }

@@ -141,9 +141,11 @@ class Fit:
 
         Raises BudgetTooSmall where it does not hold one row of a batch, and what `plan_cache` raises.
         """
-        if self.batch is None:
-            return plan_row(self.shape, budget, self.spec, free_bytes=free_bytes)
         plan = partial(plan_cache, self.shape, spec=self.spec)
+        if self.batch is None:
+            row, free = plan_row(self.shape, budget, self.spec, free_bytes=free_bytes), self.free_for_cache
+            is_tight = self.device == "cpu" and free is not None and 2 * row.reserved_bytes > free
+            return plan(budget, free_bytes=free_bytes) if is_tight else row  # a row that grows is copied
         whole = plan(budget, free_bytes=free_bytes)
         row = self._row(budget, whole)
         allowed, limit, change = whole.budget_bytes, "KV budget", "raise --kv-budget"

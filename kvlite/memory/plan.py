@@ -169,7 +169,8 @@ def plan_row(shape: ModelShape, budget: Budget, spec: CacheSpec, *, free_bytes: 
     found = [replace(equal, until=equal.fewest)]
     while (until := found[-1].until) is not None:
         most = min(cap, 2 * until)
-        plan = _with_slots(shape, spec, 1, cap, weights, slots, most=most)
+        with_slots = partial(_with_slots, shape, spec, 1, cap, weights, most=most)
+        plan = with_slots(_most(with_slots, equal.reserved_bytes, slots))
         is_last = max(map(max, filter(None, plan.head_slots)), default=0) < most or most == cap
         plan = replace(plan, budget_bytes=equal.budget_bytes, row_budget_bytes=equal.row_budget_bytes)
         found.append(replace(plan, capped_by=equal.capped_by, until=None if is_last else most))

@@ -175,7 +175,10 @@ def _family_name(outer: Fields, text: Fields) -> str:
     if name in NOT_HELD:
         raise UnsupportedModel(f"kvlite cannot hold '{name}' inside a budget: {NOT_HELD[name]}")
     if name not in FAMILIES:
-        raise UnsupportedModel(f"unknown attention layout: model_type '{name}'; kvlite knows {len(FAMILIES)} families")
+        raise UnsupportedModel(
+            f"unknown attention layout: model_type '{name}' is none of the {len(FAMILIES)} families that kvlite knows; "
+            "choose another model"
+        )
     if text.values.get("use_bidirectional_attention") in (True, "all"):
         raise UnsupportedModel(f"this '{name}' attends in both directions; kvlite runs causal models")
     return name

@@ -143,9 +143,7 @@ class Measurement:
 
         Raises the engine's errors.
         """
-        self._first_token_s(
-            _SEED_TOKENS
-        )  # in slots as a short conversation has them: they are shared out anew as it grows
+        self._first_token_s(_SEED_TOKENS)
         fast_forward(self.engine, 0, self.engine.snapshot(0), seen, seed)
         counts = self.engine.counts(0)
         most = self.workload.steps + _WARM_STEPS

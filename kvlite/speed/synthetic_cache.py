@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from kvlite.cache.cache import CacheSnapshot
+from kvlite.cache.layer import heads_of
 from kvlite.cache.part import Part
 from kvlite.engine.engine import Engine, RowSnapshot
 from kvlite.errors import ContextFull
@@ -34,18 +35,35 @@ def fast_forward(engine: Engine, row: int, held: RowSnapshot, seen: int, seed: i
     end = longest_conversation(engine)
     if end is not None and seen > end:
         raise ContextFull(f"a conversation ends here after {end:,} tokens and cannot have seen {seen:,}; give fewer")
-    live = {slots: min(slots, seen) for slots in held.cache.live}
+    engine.reset(row)
+    engine.make_room(row, seen)
+    live = {part.num_slots: min(part.num_slots, seen) for part in engine.cache.parts}
     turns = engine.loaded.rotations is not None
     generator = torch.Generator().manual_seed(seed)
     parts = [
         _stretched(part, tensors, held.row.seen, seen, turns, generator)
-        for part, tensors in zip(engine.cache.parts, held.cache.parts, strict=True)
+        for part, tensors in zip(engine.cache.parts, _regrouped(engine, held), strict=True)
     ]
     next_rotation = max(live.values(), default=seen) if turns else seen
     there = replace(held.row, seen=seen, rot=next_rotation, echoed=seen, peak_bytes=0)
-    engine.restore(row, replace(held, cache=CacheSnapshot(live, parts), row=there))
+    engine.restore(row, replace(held, cache=CacheSnapshot(live, parts), row=there, plan=engine.plan))
     if turns:
         engine.cache.rerotate(row)
+
+
+def _regrouped(engine: Engine, held: RowSnapshot) -> list[dict[str, Tensor]]:
+    """The tensors of a row by the parts that the cache has now."""
+    layers, has_noise = engine.cache.layers, engine.policy.noise is not None
+    before = heads_of(layers, held.plan.head_slots, has_noise)
+    by_head = {
+        (heads.layer, head): {name: tensor[place] for name, tensor in tensors.items()}
+        for heads, tensors in zip(before, held.cache.parts, strict=True)
+        for place, head in enumerate(heads.numbers)
+    }
+    now = (
+        [by_head[heads.layer, head] for head in heads.numbers] for heads in (part.heads for part in engine.cache.parts)
+    )
+    return [{name: torch.stack([head[name] for head in of_part]) for name in of_part[0]} for of_part in now]
 
 
 def _stretched(

@@ -195,6 +195,8 @@ def test_an_unknown_name_of_a_store_is_told_that_stores_own(stores: Path, name: 
 def test_a_bare_name_is_another_programs_where_only_that_has_it_here(stores: Path) -> None:
     assert str(resolve_model("tiny")) == "ollama:tiny:latest"
     assert str(resolve_model("llama3.2:3b")) == "ollama:llama3.2:3b"
+    for name in ("https://ollama.com/library/llama3.2:3b", "ollama.com/library/llama3.2:3b"):
+        assert str(resolve_model(name)) == "ollama:llama3.2:3b"
     assert str(resolve_model("maker/tiny-GGUF")) == "lmstudio:maker/tiny-GGUF"
     for name in ("hf.co/org/tiny-GGUF:Q8_0", "org/tiny-GGUF:q8_0"):
         assert str(resolve_model(name)) == "ollama:hf.co/org/tiny-GGUF:Q8_0"

@@ -131,7 +131,7 @@ ODD = {
     "quantised by none knows what": (config_with(quantization_config={"quant_method": "q0"}), "quantised by 'q0'"),
     "quantised by what is applied to plain weights alone": (
         config_with(quantization_config={"quant_method": "hqq"}),
-        "is quantised by 'hqq', which transformers does not load; use",
+        "is quantised by 'hqq', which transformers applies to plain weights alone; use",
     ),
     "quantised by what is not here": (config_with(quantization_config={"quant_method": "aqlm"}), "`pip install aqlm`"),
     "seeing in its own way": (config_with(text_config={}, vision_config={}, model_type="blip-2"), "also see or hear"),

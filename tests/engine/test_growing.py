@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
 
+from kvlite.cache.cache import SlotCache
 from kvlite.cache.policy import load_policy
 from kvlite.engine.engine import Engine
 from kvlite.engine.request import Request, Token
+from kvlite.errors import OutOfMemory
+from kvlite.memory.allotment import HeadShares
 from kvlite.memory.budget import Budget
 from kvlite.memory.format import slot_format
-from kvlite.memory.plan import plan_row
+from kvlite.memory.plan import CachePlan, plan_row, stages
+from kvlite.memory.shape import ModelShape
 from kvlite.models.loaded import LoadedModel
-from tests.architectures import tiny_model
-from tests.engine_for_tests import admitted, answers, make_engine
+from tests.architectures import SUPPORTED, tiny_model
+from tests.engine_for_tests import admitted, answers, make_engine, shape_of
 from tests.matrix import but_few
 
 SLOTS = 40
@@ -23,18 +28,20 @@ SLOTS = 40
 
 @pytest.fixture(scope="module", params=but_few(["llama", "gpt_oss", "lfm2"], "llama"))
 def loaded(request: pytest.FixtureRequest) -> LoadedModel:
-    return admitted(tiny_model(request.param, {}))
+    return admitted(tiny_model(request.param, SUPPORTED[request.param]))
 
 
-def growing(loaded: LoadedModel, policy: str = "heavy-hitter", kv_dtype: str = "auto") -> Engine:
-    """An engine for one row of SLOTS slots on average, whose heads need 1, 3, 9, 1, ... times as much."""
+def needs_of(shape: ModelShape) -> HeadShares:
+    """Needs of heads: 1, 3, 9, 1, ... times as much."""
+    shares = [[3.0 ** ((index + head) % 3) for head in range(one.kv_heads)] for index, one in enumerate(shape.layers)]
+    return lambda slots: shares
+
+
+def growing(loaded: LoadedModel, policy: str = "heavy-hitter", budget: str = f"{SLOTS}tok") -> Engine:
+    """An engine for one row, of SLOTS slots on average, whose heads have unlike needs."""
     rule = load_policy(policy)
-    shares = [
-        [3.0 ** ((index + head) % 3) for head in range(layer.kv_heads)]
-        for index, layer in enumerate(loaded.shape.layers)
-    ]
-    spec = rule.cache_spec(slot_format(kv_dtype, "float32"), head_shares=lambda slots: shares)
-    plan = plan_row(loaded.shape, Budget.parse(f"{SLOTS}tok"), spec, free_bytes=None)
+    spec = rule.cache_spec(slot_format("auto", "float32"), head_shares=needs_of(loaded.shape))
+    plan = plan_row(loaded.shape, Budget.parse(budget), spec, free_bytes=None)
     return Engine(loaded, plan, rule, spec.slot_format)
 
 
@@ -98,9 +105,47 @@ def test_a_row_goes_back_to_before_it_grew(loaded: LoadedModel, policy: str) -> 
     assert answers(engine, more)["b"].ids == first
 
 
-def test_a_row_that_lost_tokens_keeps_them_apart_in_another_cache(loaded: LoadedModel) -> None:
+@pytest.mark.parametrize("budget", ["60tok", "100tok", "full"])
+def test_a_row_that_lost_tokens_keeps_the_rest_in_a_larger_cache_or_is_fed_again(
+    loaded: LoadedModel, budget: str
+) -> None:
     engine = growing(loaded)
-    answers(engine, [Request("a", prompt(6, 60), max_tokens=4, row=0)])
-    held, larger = engine.counts().tokens_kept, growing(loaded).plan
-    assert engine.change_cache(larger, engine.policy, None)
-    assert engine.counts().tokens_kept >= held - 2
+    answers(engine, [Request("a", prompt(6, 100), max_tokens=4, row=0)])
+    held = engine.cache.tokens_kept(0)
+    is_kept = engine.change_cache(growing(loaded, budget=budget).plan, engine.policy, None)
+    assert is_kept == (budget != "full")
+    assert engine.cache.tokens_kept(0) == (held if is_kept else 0)
+
+
+def test_what_is_refused_while_a_row_grows_leaves_the_row(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = SlotCache.__init__
+
+    def refuse(cache: SlotCache, shape: ModelShape, plan: CachePlan, *args: Any) -> None:
+        if plan.until != SLOTS:
+            raise OutOfMemory("there is no more")
+        opened(cache, shape, plan, *args)
+
+    found = []
+    for is_refused in (False, True):
+        engine = growing(loaded)
+        engine.reset(0)  # of a state that engines share
+        answers(engine, [Request("a", prompt(7, 30), max_tokens=4, row=0)])
+        if is_refused:
+            with monkeypatch.context() as patch, pytest.raises(OutOfMemory):
+                patch.setattr(SlotCache, "__init__", refuse)
+                answers(engine, [Request("c", prompt(9, 50), max_tokens=1, row=0)])
+        kept = engine.counts().tokens_kept
+        found.append((kept, answers(engine, [Request("b", prompt(8, 4), max_tokens=4, row=0)])["b"].ids))
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("name", but_few(sorted(SUPPORTED), "llama"))
+def test_no_stage_takes_more_than_the_budget(name: str) -> None:
+    shape = shape_of(tiny_model(name, SUPPORTED[name]))
+    for budget in ("50tok", "600kB"):
+        spec = load_policy("replay").cache_spec(slot_format("auto", "float32"), head_shares=needs_of(shape))
+        plans = stages(plan_row(shape, Budget.parse(budget), spec, free_bytes=None))
+        assert all(plan.reserved_bytes <= plan.budget_bytes == plans[0].budget_bytes for plan in plans)
+        for plan in plans[:-1]:
+            full = [heads for layer, heads in zip(shape.layers, plan.head_slots, strict=True) if layer.kind == "full"]
+            assert max(map(max, full)) <= (plan.until or 0)

@@ -11,7 +11,7 @@ from kvlite.engine.memory_report import EngineMemory
 from kvlite.engine.request import Request
 from kvlite.models.loaded import LoadedModel
 from kvlite_kernels.backend import Backend
-from tests.architectures import tiny_model
+from tests.architectures import SUPPORTED, tiny_model
 from tests.cache.driving import positions
 from tests.engine_for_tests import admitted, answers, make_engine
 from tests.matrix import but_few
@@ -19,7 +19,7 @@ from tests.matrix import but_few
 
 @pytest.fixture(scope="module", params=but_few(["llama", "gpt_oss"], "llama"))
 def loaded(request: pytest.FixtureRequest) -> LoadedModel:
-    return admitted(tiny_model(request.param, {}))
+    return admitted(tiny_model(request.param, SUPPORTED[request.param]))
 
 
 def unequal(loaded: LoadedModel, budget: str = "40tok", policy: str = "heavy-hitter", **options: object) -> Engine:

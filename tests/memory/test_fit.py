@@ -123,3 +123,14 @@ def test_so_many_rows_that_their_logits_do_not_fit_are_advised_against() -> None
     fit = replace(LLAMA, free_bytes=20 * 10**9, batch=2**16)
     (change,) = [text for text in advice(quote(fit, Budget.parse("1GB"))) if text.startswith("--batch-size")]
     assert quote(replace(fit, batch=int(change.split()[1])), Budget.parse("1GB")).fits
+
+
+def test_a_row_grows_where_the_host_has_memory_for_its_copy() -> None:
+    needs = [[3.0 ** (head % 3) for head in range(layer.kv_heads)] for layer in LLAMA.shape.layers]
+    spec = replace(LLAMA.spec, head_shares=lambda slots: needs)
+    fit = replace(LLAMA, spec=spec, device="cpu", batch=None, is_loaded=True)
+    budget = Budget.parse("2GB")
+    for free, grows in ((3 * 10**9, False), (9 * 10**9, True)):
+        found = replace(fit, free_bytes=free).cache(budget)
+        assert (found.then is not None) == grows
+        assert (len({slots for heads in found.head_slots for slots in heads}) > 1) != grows
