@@ -27,7 +27,8 @@ _FILE = re.compile(r"/(?P<repo>[^/]+/[^/]+)/resolve/(?P<rev>[^/]+)/(?P<name>.+)"
 class FakeRepo:
     """A repository with one commit, which `main` and every name in `branches` mean.
 
-    `gated` asks for the server's token. `stops_after` cuts answers of files that are longer off after so many bytes.
+    `gated` asks for the server's token. `stops_after` cuts answers of files that are longer off after so many bytes;
+    without `ranges` files come whole, whatever part is asked for.
     """
 
     name: str
@@ -36,6 +37,7 @@ class FakeRepo:
     gated: bool = False
     branches: tuple[str, ...] = ("main",)
     stops_after: int | None = None
+    ranges: bool = True
 
     @property
     def commit(self) -> str:
@@ -112,7 +114,7 @@ class _Handler(BaseHTTPRequestHandler):
         content = repo.files[name]
         headers = {"X-Repo-Commit": repo.commit, "ETag": f'"{_blob_id(content)}"', "Accept-Ranges": "bytes"}
         span = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
-        if span is None:
+        if span is None or not repo.ranges:
             return self._send(200, content, headers, stops_after=repo.stops_after)
         start, end = int(span[1]), min(int(span[2] or len(content)), len(content) - 1)
         headers["Content-Range"] = f"bytes {start}-{end}/{len(content)}"

@@ -22,10 +22,6 @@ SIZES = {
 BITS = {"Q4_0": 4, "Q4_1": 4, "Q4_K": 4, "Q5_0": 5, "Q5_1": 5, "Q5_K": 5, "Q6_K": 6, "Q8_0": 8}
 """Bits of a code."""
 
-
-MAX_ROWS = 32
-"""Most rows that are multiplied from the blocks by kernels; with more, products cost more than reading does."""
-
 _TILE = 1 << 24  # weights that are unpacked at once
 
 

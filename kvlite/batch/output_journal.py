@@ -9,9 +9,8 @@ from __future__ import annotations
 import json
 import os
 import shlex
-from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from kvlite.batch.item import Json
@@ -22,6 +21,7 @@ from kvlite.console import Console
 from kvlite.errors import UsageError
 from kvlite.options import BatchOptions
 
+_BLOCK_BYTES = 2**16
 _WAYS_OUT = "--overwrite starts over, --force-resume continues all the same"
 
 
@@ -52,14 +52,28 @@ class OutputJournal:
 
     def drop_torn_line(self) -> int:
         """Move a last line without its newline into the `.torn` copy; returns its bytes."""
-        with self._file.path.open("rb") as file:
-            last = next(iter(deque(file, maxlen=1)), b"\n")
-        if last.endswith(b"\n"):
+        whole = self._whole_bytes()
+        if whole == self._file.size:
             return 0
+        with self._file.path.open("rb") as file:
+            file.seek(whole)
+            last = file.read()
         with writing_to(self._torn), self._torn.open("ab") as torn:
             torn.write(last + b"\n")
-        self._file.truncate(self._file.size - len(last))
+        self._file.truncate(whole)
         return len(last)
+
+    def _whole_bytes(self) -> int:
+        """Count the bytes of whole lines, from the end of the file."""
+        end = self._file.size
+        with self._file.path.open("rb") as file:
+            while end:
+                start = max(0, end - _BLOCK_BYTES)
+                file.seek(start)
+                if (place := file.read(end - start).rfind(b"\n")) >= 0:
+                    return start + place + 1
+                end = start
+        return 0
 
     def check(self, meta: Json) -> None:
         """Raise UsageError where the records were made with other settings, or there is no sidecar to tell."""
@@ -90,11 +104,15 @@ class OutputJournal:
 
     def set_failed_aside(self) -> Done:
         """Take the records of failed lines out of the file, so that these lines run again, and return the rest."""
-        failed = {mark: line.decode().removesuffix("\n") for line, mark, is_failed in self._records() if is_failed}
+        marks, failed = set[bytes](), dict[bytes, str]()
+        for line, mark, is_failed in self._records():
+            if is_failed:
+                failed[mark] = line.decode().removesuffix("\n")
+            else:
+                marks.add(mark)
         if failed:
             self._file.replace(line for line, _, is_failed in self._records() if not is_failed)
-        left = self.done()
-        return replace(left, set_aside={mark: line for mark, line in failed.items() if mark not in left.marks})
+        return Done(marks, len(marks), 0, failed)
 
     def done(self) -> Done:
         """Read which lines have their record, leaving out a torn one.

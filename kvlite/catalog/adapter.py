@@ -3,9 +3,9 @@
 from pathlib import Path
 
 from kvlite.catalog import hub
-from kvlite.catalog.hub_errors import kvlite_errors, offline_error
+from kvlite.catalog.hub_errors import offline_error
 from kvlite.catalog.names import resolve_model
-from kvlite.catalog.snapshots import cache_root, cached_snapshot
+from kvlite.catalog.snapshots import cached_snapshot
 from kvlite.errors import BrokenModel, UsageError
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -24,14 +24,7 @@ def adapter_folder(name: str, *, offline: bool = False) -> Path:
         if folder is None or not all((folder / part).is_file() for part in (CONFIG, WEIGHTS)):
             if hub.is_offline(offline):
                 raise offline_error(ref, [CONFIG, WEIGHTS])
-            with kvlite_errors(ref, "the adapter", resumable=True):
-                from huggingface_hub import snapshot_download
-
-                patterns = [CONFIG, WEIGHTS]
-                found = snapshot_download(
-                    ref.repo, revision=ref.revision, cache_dir=cache_root(), allow_patterns=patterns
-                )
-            folder = Path(found)
+            folder = hub.fetch_adapter(ref, CONFIG, WEIGHTS)
     if folder.is_file() or ref.is_demo:
         raise UsageError(f"--adapter {name}: that is a model; give a folder with an {CONFIG}")
     for part in (CONFIG, WEIGHTS):

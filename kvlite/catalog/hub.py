@@ -178,6 +178,15 @@ def fetch_small(remote: RemoteRepo, *names: str) -> Path:
     return remote.snapshot
 
 
+def fetch_adapter(ref: ModelRef, *names: str) -> Path:
+    """Fetch the files of an adapter, which is no model, into the cache; one that is not there is left out."""
+    with kvlite_errors(ref, "the adapter"):
+        folder = _api().snapshot_download(
+            str(ref.repo), revision=ref.revision, cache_dir=cache_root(), allow_patterns=[*names]
+        )
+    return Path(folder)
+
+
 def remote_weights(remote: RemoteRepo, *, is_composite: bool = False) -> Weights | None:
     """Read the sizes of the repository's tensors from its safetensors headers, of a composite those of its text part.
 
@@ -206,21 +215,28 @@ def remote_header(remote: RemoteRepo) -> Header:
 
 
 def _remote_part(remote: RemoteRepo, name: str) -> Header:
-    from huggingface_hub import get_session, hf_hub_url
+    from huggingface_hub import hf_hub_url
     from huggingface_hub.constants import HF_HUB_DOWNLOAD_TIMEOUT
-    from huggingface_hub.utils import build_hf_headers, hf_raise_for_status  # type: ignore[attr-defined]
+    from huggingface_hub.utils import (  # type: ignore[attr-defined]
+        build_hf_headers,
+        hf_raise_for_status,
+        http_stream_backoff,
+    )
 
     url = hf_hub_url(remote.repo, name, revision=remote.commit, endpoint=_api().endpoint)
     size, wanted = remote.files[name], _FIRST_BYTES
     while True:
         about = build_hf_headers() | {"range": f"bytes=0-{wanted - 1}"}
-        response = get_session().get(url, headers=about, timeout=HF_HUB_DOWNLOAD_TIMEOUT)
-        hf_raise_for_status(response)
-        header = parse_header(remote.snapshot / name, response.content, size)
+        with http_stream_backoff("GET", url, headers=about, timeout=HF_HUB_DOWNLOAD_TIMEOUT, max_retries=2) as response:
+            hf_raise_for_status(response)
+            if response.status_code != 206 and size > wanted:
+                raise ValueError(f"parts of files are not given, and {name} has {human_bytes(size)}")
+            held = response.read()
+        header = parse_header(remote.snapshot / name, held, size)
         if header is not None:
             return header
-        if len(response.content) < min(wanted, size):
-            raise ValueError(f"only {len(response.content)} bytes of {name} came")
+        if len(held) < min(wanted, size):
+            raise ValueError(f"only {len(held)} bytes of {name} came")
         wanted *= 4
 
 

@@ -218,8 +218,9 @@ class Engine:
     def cancel(self, request_id: str, reason: FinishReason = FinishReason.CANCELLED) -> None:
         """End a request before its next token; what it has answered stays part of the conversation."""
         for row in self._rows:
-            if row.job is not None and row.job.request.id == request_id:
-                row.job.ending = reason
+            job = row.job  # another thread may end it meanwhile
+            if job is not None and job.request.id == request_id:
+                job.ending = reason
 
     def check_pins(self, pins: tuple[tuple[int, int], ...]) -> None:
         """Raises BudgetTooSmall where a conversation that begins with ids pinned in these spans would be refused."""
@@ -428,7 +429,10 @@ class Engine:
             chunk = self.plan.chunk if evicts or echoes else self.plan.most_chunk
             row.begin(request, chunk, counts.tokens_evicted, echoes=echoes)
             if row.job is not None and request.row is None:
-                row.job.marks = self._prefixes.marks(request.prefixes, len(request.ids))
+                ends = request.prefixes
+                if evicts or echoes:  # where chunks end decides what goes
+                    ends = tuple(dict.fromkeys(end - end % chunk for end in ends if end >= chunk))
+                row.job.marks = self._prefixes.marks(ends, len(request.ids))
                 self._prefixes.start(row, self._rows, self._put)
         else:
             yield Completion(

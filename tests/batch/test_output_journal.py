@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 from collections.abc import Iterator
@@ -79,29 +80,40 @@ def test_a_line_torn_at_any_byte_is_moved_aside(tmp_path: Path) -> None:
         )
 
 
-def test_a_torn_line_longer_than_a_block_is_found(tmp_path: Path) -> None:
+def test_a_torn_line_longer_than_a_block_is_found_and_nothing_before_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "out"
-    path.write_bytes(b"whole\n" + b"x" * 200_000)
+    path.write_bytes(b"whole\n" * 100_000 + b"x" * 200_000)
     file = LockedFile(path)
-    assert OutputJournal(file).drop_torn_line() == 200_000
+    read = []
+
+    class Counted(io.BufferedReader):
+        def read(self, size: int | None = -1, /) -> bytes:
+            read.append(super().read(size))
+            return read[-1]
+
+        def __next__(self) -> bytes:
+            read.append(super().__next__())
+            return read[-1]
+
+    def opened(held: Path, mode: str = "r", **options: Any) -> Any:
+        return Counted(io.FileIO(held)) if mode == "rb" else open(held, mode, **options)  # noqa: PTH123
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "open", opened)
+        assert OutputJournal(file).drop_torn_line() == 200_000
     file.close()
-    assert path.read_bytes() == b"whole\n"
+    assert sum(map(len, read)) < 500_000
+    assert path.read_bytes() == b"whole\n" * 100_000
 
 
 def test_failed_records_are_taken_out_and_the_others_stay_as_they_are(path: Path, file: LockedFile) -> None:
     kept = OutputJournal(file).set_failed_aside()
     assert list(kept.set_aside.values()) == [RECORDS[1], RECORDS[3]] and (kept.ok, kept.failed) == (2, 0)
+    assert kept.marks == {digest("a"), digest("ü")} == OutputJournal(file).done().marks
     assert path.read_text() == f"{RECORDS[0]}\n{RECORDS[2]}\n"
     assert OutputJournal(file).set_failed_aside().set_aside == {}
-
-
-def test_a_failed_record_of_a_line_that_was_answered_since_is_not_kept(tmp_path: Path) -> None:
-    path = tmp_path / "out"
-    path.write_text(f"{record('b', Code.TIMEOUT)}\n{record('b')}\n")
-    file = LockedFile(path)
-    kept = OutputJournal(file).set_failed_aside()
-    file.close()
-    assert kept.set_aside == {} and kept.marks == {digest("b")}
 
 
 def test_a_file_that_is_no_batch_output_is_left_alone(tmp_path: Path) -> None:

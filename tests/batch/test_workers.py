@@ -35,6 +35,20 @@ def plainly(number: int, life: int, order: Order) -> Report:
     return answered(order)
 
 
+def one_at_a_time() -> Answers:
+    """Workers that hold what they were given and answer one line of it to each order."""
+    held: dict[tuple[int, int], list[Item]] = {}
+
+    def answer(number: int, life: int, order: Order) -> Report:
+        mine = held.setdefault((number, life), [])
+        mine.extend(order.items)
+        done, mine[:] = mine[:1], mine[1:]
+        outcomes = tuple(map(Outcome, done))
+        return Report(outcomes, cache=CacheNow(COUNTS, None, 2, len(mine[:2]), 200), is_idle=not mine)
+
+    return answer
+
+
 class ScriptedLink:
     """A worker in its `life`-th life: says that it is loaded, then what the script says to each order."""
 
@@ -117,6 +131,28 @@ def test_lines_that_ask_for_the_same_end_at_the_worker_that_had_the_first(desk: 
     found = [event for event in islice(workers.run(lines), 5000) if isinstance(event, Outcome)]
     assert ended(found) == [*range(100)]
     assert sorted(sum(len(order.items) for order in link.orders) for (link,) in script.links) == [0, 100]
+
+
+@pytest.mark.parametrize("dedupe", [False, True])
+@pytest.mark.parametrize("num_prompts", [1, 3, 40])
+@pytest.mark.parametrize("dies", [False, True])
+def test_every_line_ends_once_while_workers_hold_others(desk: Desk, num_prompts: int, dedupe: bool, dies: bool) -> None:
+    answer = one_at_a_time()
+
+    def may_die(number: int, life: int, order: Order) -> Report:
+        if dies and (number, life) == (0, 0) and len(script.links[0][0].orders) == 9:
+            raise WorkerDied("was killed by SIGKILL")
+        return answer(number, life, order)
+
+    script = Script(may_die)
+    workers = desk.workers(script, dedupe=dedupe)
+    workers.await_model()
+    lines = [Item(index, index + 1, f"k{index}", prompt=f"{index % num_prompts:03}") for index in range(120)]
+    found = [event for event in islice(workers.run(lines), 5000) if isinstance(event, Outcome)]
+    assert ended(found) == [*range(120)]
+    assert len(script.links[0]) == 1 + dies
+    given = [{item.prompt for order in links[-1].orders for item in order.items} for links in script.links]
+    assert dies or not dedupe or not given[0] & given[1]
 
 
 def test_the_bytes_of_all_workers_add_up(desk: Desk) -> None:

@@ -174,3 +174,22 @@ def test_a_quantisation_that_two_files_have_is_said_to_be_several_and_a_projecto
         gguf_files(names, "Q8_0", model="org/x")
     assert gguf_files(names, "Q4_0", model="org/x") == ["c-Q4_0.gguf"]
     assert part_names("BIG-00001-OF-00002.GGUF") == ["BIG-00001-OF-00002.GGUF", "BIG-00002-OF-00002.GGUF"]
+
+
+def test_a_header_longer_than_what_is_asked_for_first_is_asked_for_again(
+    hub: HubServer, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kvlite.catalog.hub._FIRST_BYTES", 1000)
+    hub.add("org/x-GGUF", {"x-Q8_0.gguf": file.read_bytes()})
+    facts = model_facts(resolve_model("org/x-GGUF"))
+    assert facts.weights is not None and facts.weights.num_bytes == sum(read_header(file).by_type.values())
+    assert sum("resolve" in request for request in hub.requests) > 1
+
+
+def test_a_mirror_that_gives_files_only_whole_is_not_asked_for_a_large_one(
+    hub: HubServer, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kvlite.catalog.hub._FIRST_BYTES", 1000)
+    hub.add("org/x-GGUF", {"x-Q8_0.gguf": file.read_bytes()}, ranges=False)
+    with pytest.raises(HubUnreachable, match=r"parts of files are not given, and x-Q8_0\.gguf has "):
+        model_facts(resolve_model("org/x-GGUF"))

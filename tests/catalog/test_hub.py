@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from kvlite.catalog.adapter import adapter_folder
 from kvlite.catalog.files import ModelFiles, local_files, model_facts
 from kvlite.catalog.names import ModelRef, resolve_model
 from kvlite.errors import (
@@ -170,3 +171,11 @@ def test_hub_is_not_loaded_by_the_catalogue() -> None:
 
 def test_ref_prints_as_what_the_user_would_type() -> None:
     assert [str(ref) for ref in (ModelRef(alias="a", repo="b/c"), ModelRef(repo="b/c"))] == ["a", "b/c"]
+
+
+def test_an_adapter_comes_from_the_address_that_the_environment_names(hub: HubServer) -> None:
+    hub.add("org/adapter", {"adapter_config.json": b"{}", "adapter_model.safetensors": b"123", "other.bin": b"1"})
+    folder = adapter_folder("org/adapter")
+    assert sorted(path.name for path in folder.iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
+    with pytest.raises(ModelNotFound, match=r"^the Hub has no model org/none"):
+        adapter_folder("org/none")

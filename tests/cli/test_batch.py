@@ -310,7 +310,8 @@ def started(tmp_path: Path, *args: str) -> subprocess.Popen[str]:
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a runner in the background ignores it
     )
     out = tmp_path / "out.jsonl"
-    while process.poll() is None and (not out.exists() or out.read_bytes().count(b"\n") < 3):
+    while not out.exists() or out.read_bytes().count(b"\n") < 3:
+        assert process.poll() is None, process.communicate()
         time.sleep(0.01)
     return process
 

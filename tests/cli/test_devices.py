@@ -7,7 +7,8 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -55,8 +56,34 @@ def workers_of(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
 
 
 def await_records(process: subprocess.Popen[bytes], path: Path, count: int) -> None:
-    while process.poll() is None and (not path.exists() or path.read_bytes().count(b"\n") < count):
+    while not path.exists() or path.read_bytes().count(b"\n") < count:
+        assert process.poll() is None, finish(process)
         time.sleep(0.01)
+
+
+@contextmanager
+def half_fed(path: Path) -> Iterator[Callable[[], None]]:
+    """Puts a pipe with the first half of the lines in the file's place; the call gives it the others, once.
+
+    Until then a batch of them is in mid-run, however fast it is.
+    """
+    whole = path.read_bytes()
+    lines = whole.splitlines(keepends=True)
+    path.unlink()
+    os.mkfifo(path)
+    pipe = os.open(path, os.O_RDWR)  # which waits for no reader
+    feeding = [lines[len(lines) // 2 :]]
+
+    def feed() -> None:
+        os.write(pipe, b"".join(feeding.pop()))
+        os.close(pipe)
+
+    os.write(pipe, b"".join(lines[: len(lines) // 2]))
+    yield feed
+    if feeding:
+        os.close(pipe)
+    path.unlink()
+    path.write_bytes(whole)
 
 
 @pytest.mark.parametrize("workers", EACH, ids=["processes", "ray"])
@@ -67,14 +94,18 @@ def test_a_worker_killed_in_mid_run_loses_no_line_and_changes_no_answer(
     assert code == 0, err
     alone = {record["id"]: record["text"] for record in map(json.loads, out.splitlines())}
 
-    process = batch(*workers, "--summary", "sums.json", "--report", "record.json")
-    await_records(process, tmp_path / "out.jsonl", 10)
-    killed, *_ = workers_of(process)
-    killed.kill()
-    code, out, err = finish(process)
-    assert (code, out) == (0, ""), err
     said = "(cpu) was killed by SIGKILL" if workers is PROCESSES else "(cpu) was lost"
-    assert said in err
+    with half_fed(tmp_path / "in.jsonl") as feed:
+        process = batch(*workers, "--summary", "sums.json", "--report", "record.json")
+        await_records(process, tmp_path / "out.jsonl", 10)
+        killed, *_ = workers_of(process)
+        killed.kill()
+        assert process.stderr is not None
+        while said not in (line := process.stderr.readline().decode()):
+            assert line, f"the command ended without: {said}"
+        feed()
+        code, out, err = finish(process)
+    assert (code, out) == (0, ""), err
     found = records(tmp_path / "out.jsonl")
     assert len(found) == COUNT
     assert {record["id"]: record["text"] for record in found} == alone
@@ -98,15 +129,16 @@ def test_stopped_it_leaves_no_process_and_the_same_command_goes_on(
     stop: signal.Signals,
     expected: int,
 ) -> None:
-    process = batch(*workers)
-    await_records(process, tmp_path / "out.jsonl", 3)
-    started = psutil.Process(process.pid).children(recursive=True)
-    assert len(workers_of(process)) == 2
-    if stop is signal.SIGINT:
-        os.killpg(process.pid, stop)  # as a terminal does
-    else:
-        process.send_signal(stop)
-    code, _, err = finish(process)
+    with half_fed(tmp_path / "in.jsonl"):
+        process = batch(*workers)
+        await_records(process, tmp_path / "out.jsonl", 3)
+        started = psutil.Process(process.pid).children(recursive=True)
+        assert len(workers_of(process)) == 2
+        if stop is signal.SIGINT:
+            os.killpg(process.pid, stop)  # as a terminal does
+        else:
+            process.send_signal(stop)
+        code, _, err = finish(process)
     assert (code, "to continue, run: kvlite batch in.jsonl" in err.splitlines()[-1]) == (expected, True), err
     assert "Traceback" not in err
     assert psutil.wait_procs(started, timeout=30)[1] == []
@@ -122,12 +154,13 @@ def test_stopped_it_leaves_no_process_and_the_same_command_goes_on(
 def test_a_batch_that_is_killed_takes_its_workers_along(
     batch: Callable[..., subprocess.Popen[bytes]], tmp_path: Path, workers: tuple[str, ...]
 ) -> None:
-    process = batch(*workers)
-    await_records(process, tmp_path / "out.jsonl", 1)
-    started = workers_of(process)
-    assert len(started) == 2
-    process.kill()
-    process.communicate(timeout=60)
+    with half_fed(tmp_path / "in.jsonl"):
+        process = batch(*workers)
+        await_records(process, tmp_path / "out.jsonl", 1)
+        started = workers_of(process)
+        assert len(started) == 2
+        process.kill()
+        process.communicate(timeout=60)
     assert psutil.wait_procs(started, timeout=30)[1] == []
 
 

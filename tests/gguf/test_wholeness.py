@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from kvlite.errors import BrokenModel
+from kvlite.gguf.families import parts_of
 from kvlite.gguf.folder import require_known
 from kvlite.gguf.header import Header, parse_header, read_header
 from tests.architectures import SUPPORTED, tiny_model
@@ -62,13 +63,17 @@ DAMAGED = {
         saying(llama__attention__head_count_kv=4),
         "model.gguf holds blk.0.attn_k.weight of 32x64 where its header means 64x64; download it again",
     ),
+    "a bias in one layer": (
+        with_shape("blk.0.ffn_norm.bias", 64),
+        "model.gguf has no blk.1.ffn_norm.bias, so it is not whole; download it again",
+    ),
+    "an embedding of another model": (
+        with_shape("token_embd.weight", 300, 32),
+        "model.gguf holds token_embd.weight of 300x32 where its header means 300x64; download it again",
+    ),
     "a tensor too few in every layer": (
         lambda header: without(*(f"blk.{layer}.ffn_down" for layer in range(4)))(header),
         "model.gguf has no blk.0.ffn_down.weight, so it is not whole; download it again",
-    ),
-    "embeddings of another width": (
-        with_shape("token_embd.weight", 300, 32),
-        "model.gguf holds token_embd.weight of 300x32 where its header means 300x64; download it again",
     ),
     "another inner width": (
         with_shape("blk.0.ffn_up.weight", 95, 64),
@@ -118,11 +123,39 @@ def test_tokens_that_were_added_need_no_embedding(header: Header) -> None:
     require_known(added(header))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_a_whole_file_of_every_family_is_taken(family: str, tmp_path: Path) -> None:
-    require_known(
-        read_header(write_model(tmp_path / "model.gguf", tiny_model(family, SUPPORTED[family], vocab_size=300)))
-    )
+@pytest.fixture(params=FAMILIES)
+def of_family(request: pytest.FixtureRequest, tmp_path: Path) -> Header:
+    model = tiny_model(request.param, SUPPORTED[request.param], vocab_size=300)
+    return read_header(write_model(tmp_path / "model.gguf", model))
+
+
+MAY_LACK = {
+    "output.weight",  # the head is then the embedding
+    "rope_freqs.weight",
+    "exp_probs_b.bias",
+    "per_layer_model_proj.weight", "per_layer_proj_norm.weight", "per_layer_token_embd.weight",
+    "layer_output_scale.weight", "attn_v.weight", "inp_gate.weight", "proj.weight", "post_norm.weight",
+}  # fmt: skip
+"""Tensors that a file need not have; those behind the first line are Gemma 4's, of which sizes differ."""
+
+
+def test_a_whole_file_of_every_family_is_taken_and_none_without_a_tensor_in_all_layers(of_family: Header) -> None:
+    require_known(of_family)
+    kinds = {".".join(parts_of(name)[1:]) for name in of_family.tensors}
+    for kind in sorted(kinds - MAY_LACK):
+        tensors = {name: held for name, held in of_family.tensors.items() if not name.endswith(f".{kind}")}
+        tensors.pop(kind, None)
+        with pytest.raises(BrokenModel, match=r"^model\.gguf (has no|holds)"):
+            require_known(replace(of_family, tensors=tensors))
+
+
+def test_a_tensor_of_another_shape_is_refused_in_every_family(of_family: Header) -> None:
+    for name, held in of_family.tensors.items():
+        wide = replace(held, shape=(*held.shape[:-1], held.shape[-1] + 1))
+        if of_family.architecture == "gemma4" and name != "token_embd.weight":
+            continue
+        with pytest.raises(BrokenModel, match=rf"^model\.gguf holds {name} of "):
+            require_known(replace(of_family, tensors=of_family.tensors | {name: wide}))
 
 
 def test_a_big_endian_file_is_named_so(tmp_path: Path) -> None:

@@ -17,6 +17,8 @@ from kvlite.cli import main
 from kvlite.errors import BrokenModel, UnsupportedModel, UsageError
 from kvlite.models.adapter import merged
 from kvlite.options import ModelOptions
+from tests.architectures import tiny_model
+from tests.gguf.gguf_file import write_model
 from tests.scripted import chain, scripted_model, write_scripted
 
 SCRIPT = chain("go", "red", "green", "blue")
@@ -63,6 +65,19 @@ def test_an_adapter_beside_a_model_is_said_and_not_applied(folders: tuple[Path, 
     expected = f"{model} holds an adapter, too, which is not applied; --adapter {model} applies it"
     assert [line for line in told if "adapter" in line] == [expected]
     assert says(model, told, adapter=str(model)) == "blue"
+
+
+@IGNORED
+def test_an_adapter_is_merged_into_a_gguf_file_whose_blocks_would_stay_packed(tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft", reason="adapters need peft, which is not installed")
+    model = tiny_model("llama", {"vocab_size": 320, "intermediate_size": 128})
+    file = write_model(tmp_path / "model.gguf", model, "Q8_0")
+    config = peft.LoraConfig(r=2, target_modules=["q_proj", "down_proj"], task_type="CAUSAL_LM")
+    peft.get_peft_model(model, config).save_pretrained(tmp_path / "adapter")
+    words = {"dtype": "bfloat16", "kv_budget": "64tok", "say": lambda text: None}
+    with LLM(file, **words) as packed, LLM(file, adapter=str(tmp_path / "adapter"), **words) as merged_model:
+        assert (packed.model.held_in, merged_model.model.held_in) == ("Q8_0", "bfloat16")
+        assert merged_model.generate(["go"], raw=True, max_tokens=2)
 
 
 @IGNORED

@@ -71,13 +71,15 @@ class Worker:
         with self._changed:
             self._items.extend(order.items)
             self._order = order
+            if self._run is not None:
+                self._run.to_come = order.to_come
             self._changed.notify_all()
+        if self._run is not None:
+            self._run.cancel_late()
+        with self._changed:
             self._changed.wait_for(lambda: bool(self._outcomes or self._said or self._news), TELL_AFTER_S)
             report = Report(tuple(self._outcomes), self._generated, tuple(self._said), **self._news)
             self._outcomes, self._said, self._generated, self._news = [], [], 0, {}
-        if self._run is not None:
-            self._run.to_come = order.to_come
-            self._run.cancel_late()
         return report
 
     def opened(
@@ -123,7 +125,8 @@ class Worker:
                         self._outcomes.append(_portable(event))
                         self._changed.notify_all()
                 else:
-                    self._generated += 1
+                    with self._changed:
+                        self._generated += 1
                 if time.monotonic() >= self._look_s:
                     self._look(run)
             self._look(run)
