@@ -75,7 +75,7 @@ def test_joined_weights_stay_what_they_were_and_lie_in_one_place(kind: type) -> 
         assert view.codes.untyped_storage().data_ptr() == joined.codes.untyped_storage().data_ptr()
 
 
-def test_only_whole_groups_and_blocks_are_packed_in_four_bits() -> None:
-    served = [(shape, packed.is_served(shape, 4)) for shape in ((64, 32), (96, 32), (64, 40), (64,))]
-    assert [is_served for _, is_served in served] == [True, False, False, False]
-    assert packed.is_served((96, 40), 8)
+def test_only_shapes_that_torch_multiplies_are_packed() -> None:
+    shapes = ((64, 32), (96, 32), (64, 40), (64, 48), (64,))
+    assert [packed.is_served(shape, 4) for shape in shapes] == [True, False, False, False, False]
+    assert [packed.is_served(shape, 8) for shape in shapes] == [True, True, False, True, False]

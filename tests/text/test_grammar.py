@@ -40,7 +40,7 @@ PERSON = {
         (Grammar.of_regex, "(", "unclosed group"),
         (Grammar.of_regex, r"(a)\1", "backreferences"),
         (Grammar.of_regex, "", "empty"),
-        (Grammar.of_choice, [], "empty"),
+        (Grammar.of_choice, [], "nothing to choose from"),
         (Grammar.of_choice, ["a", ""], "empty"),
     ],
 )
