@@ -114,15 +114,18 @@ def test_the_budget_holds_to_the_byte_while_prompt_and_answer_pass_through(
 ) -> None:
     budget = 2_000_000
     llm = make(f"{budget}B", kv_dtype=slots)
-    tensors, least = llm.engine.cache.tensors(), min(map(min, llm.plan.head_slots))
-    addresses = [tensor.data_ptr() for tensor in tensors]
-    assert sum(tensor.nbytes for tensor in tensors) == llm.plan.reserved_bytes <= budget
+    plans, caches = llm.engine.plans, []  # the slots are shared out anew as the row grows
+    least = min(slots for plan in plans for heads in plan.head_slots for slots in heads)
     embedding = llm.model.loaded.model.get_input_embeddings()
     embed, seen = embedding.forward, []
 
     def check_and_embed(ids: torch.Tensor) -> torch.Tensor:
         counts = llm.counts()  # what the chunk or token before this one left
-        assert counts.live_bytes <= llm.plan.reserved_bytes
+        tensors = llm.engine.cache.tensors()
+        assert counts.live_bytes <= sum(tensor.nbytes for tensor in tensors) == llm.plan.reserved_bytes <= budget
+        addresses = [tensor.data_ptr() for tensor in tensors]
+        if addresses not in caches[-1:]:
+            caches.append(addresses)
         assert min(counts.tokens_seen, least) <= counts.tokens_kept <= min(counts.tokens_seen, llm.plan.slots)
         seen.append(counts.tokens_seen)
         return embed(ids)
@@ -133,7 +136,7 @@ def test_the_budget_holds_to_the_byte_while_prompt_and_answer_pass_through(
     heard_again = 39 // llm.plan.chunk  # the policy hears an answer chunk by chunk
     assert llm.plan.slots < len(ids) and len(seen) == -(-len(ids) // llm.plan.chunk) + 39 + heard_again
     assert llm.counts().tokens_seen == len(ids) + 39
-    assert [tensor.data_ptr() for tensor in llm.engine.cache.tensors()] == addresses
+    assert 0 < len(caches) <= len(plans)
 
 
 def test_a_chat_feeds_each_turn_once_and_remembers(make: Any) -> None:
