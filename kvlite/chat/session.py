@@ -115,7 +115,7 @@ class Session:
 
     @property
     def thinking(self) -> str:
-        """What was asked of its thinking: `auto`, `on` or `off`."""
+        """The thinking that was asked for: `auto`, `on` or `off`."""
         return self._text.think
 
     def think(self, how: str) -> str | None:
