@@ -112,7 +112,8 @@ def _of_family(model: PreTrainedModel) -> dict[str, Any]:
     if config.model_type == "gpt_oss":
         return {"expert_feed_forward_length": config.intermediate_size}
     if config.model_type == "gpt2":
-        return {"feed_forward_length": config.n_inner or 4 * config.n_embd, "attention.head_count_kv": None}
+        width = config.n_inner or 4 * config.n_embd
+        return {"feed_forward_length": width, "attention.head_count_kv": None, "attention.key_length": None}
     if config.model_type == "minimax_m2":
         return {"expert_feed_forward_length": config.intermediate_size, "expert_gating_func": 2}
     if config.model_type == "olmo3":
