@@ -43,10 +43,12 @@ def behind_dense(config: Fields, layer: int) -> bool:
 
 
 def below_window_layers(default: int) -> IsFull:
+    """The layers before the `max_window_layers`-th."""
     return lambda config, layer: layer < config.count("max_window_layers", default=default)
 
 
 def odd_or_from_window_layers(default: int) -> IsFull:
+    """Each second layer, and all from the `max_window_layers`-th on."""
     return lambda config, layer: layer % 2 == 1 or layer >= config.count("max_window_layers", default=default)
 
 
