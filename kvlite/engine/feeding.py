@@ -136,7 +136,7 @@ class Feeder:
         given, state = inputs(feed, [row], self.loaded.device), self.loaded.state
         held = None if state is None else state.snapshot()
         step = self.cache.again(feed.rows, given.pos, given.rot, row.seen - row.echoed)
-        self.loaded.forward(given.ids, self.cache, step)
+        self.loaded.forward(given.ids, self.cache, step, last=0)
         if state is not None and held is not None:
             state.restore(held)
         row.echoed += feed.width
