@@ -1,0 +1,36 @@
+"""A bias of kept keys for those that are evicted: the nearest kept key takes over what they received.
+
+So queries give what is kept in their direction as much as before, as in attention matching
+(https://arxiv.org/abs/2602.16284), whose biases are fitted; here they follow from keys alone. Letters as in
+`reference`.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from kvlite_kernels.reference import TILE_ELEMENTS
+
+MOST = 3.0
+"""The largest bias: a key stands for at most 20 like itself."""
+
+
+def handed_on(keys: Tensor, known: Tensor, bias: Tensor, goes: Tensor, takes: Tensor) -> Tensor:
+    """The bias [B, H_KV, N] of keys [B, H_KV, N, D] once those that `goes` names, as many in each head, are gone.
+
+    A key stands for `known` [B, H_KV, N], what it received itself, times the exponential of its `bias`. What goes adds
+    that to the key that `takes` it over, the one with the largest cosine. Where nothing takes, nothing is added.
+    """
+    unit = normalize(keys.to(torch.float32), dim=-1)
+    gone = goes.to(torch.uint8).sort(dim=-1, descending=True, stable=True).indices[..., : int(goes[0, 0].sum())]
+    mass = known * bias.to(torch.float32).exp()
+    given = torch.zeros_like(mass)
+    tile = max(1, TILE_ELEMENTS // mass.numel())
+    for some in gone.split(tile, -1):
+        asking = unit.gather(-2, some[..., None].expand(*some.shape, unit.shape[-1]))
+        nearest = (asking @ unit.mT).masked_fill_(~takes[..., None, :], -torch.inf).argmax(-1)
+        given.scatter_add_(-1, nearest, mass.gather(-1, some))
+    is_given = takes & (given > 0) & (mass > 0)
+    return torch.where(is_given, (bias + (given / mass).log1p()).clamp(max=MOST), bias)
