@@ -17,14 +17,13 @@ MOST = 3.0
 """The largest bias: a key stands for at most 20 like itself."""
 
 
-def handed_on(keys: Tensor, known: Tensor, bias: Tensor, goes: Tensor, takes: Tensor) -> Tensor:
-    """The bias [B, H_KV, N] of keys [B, H_KV, N, D] once those that `goes` names, as many in each head, are gone.
+def handed_on(keys: Tensor, known: Tensor, bias: Tensor, gone: Tensor, takes: Tensor) -> Tensor:
+    """The bias [B, H_KV, N] of keys [B, H_KV, N, D] once those numbered `gone` int64 [B, H_KV, T] are gone.
 
     A key stands for `known` [B, H_KV, N], what it received itself, times the exponential of its `bias`. What goes adds
-    that to the key that `takes` it over, the one with the largest cosine. Where nothing takes, nothing is added.
+    that to the one with the largest cosine of those that `takes` bool [B, H_KV, N] names.
     """
     unit = normalize(keys.to(torch.float32), dim=-1)
-    gone = goes.to(torch.uint8).sort(dim=-1, descending=True, stable=True).indices[..., : int(goes[0, 0].sum())]
     mass = known * bias.to(torch.float32).exp()
     given = torch.zeros_like(mass)
     tile = max(1, TILE_ELEMENTS // mass.numel())
