@@ -103,7 +103,8 @@ class Feeder:
         row.echoed = row.seen
 
     def read_anew(self, row: Row, count: int) -> None:
-        """Feed a row whose slots are empty the first `count` ids of its conversation."""
+        """Forget what a row has, and feed it the first `count` ids of its conversation."""
+        self.cache.reset(row.index)
         unfed, row.seen, row.rot, row.echoed = row.unfed, 0, 0, 0
         if self.loaded.state is not None:
             self.loaded.state.reset()
