@@ -97,7 +97,7 @@ class Feeder:
             return
         given, state = inputs(feed, [row], self.loaded.device), self.loaded.state
         held = None if state is None else state.snapshot()
-        self.loaded.forward(given.ids, self.cache, self.cache.again(feed.rows, given.pos, given.rot))
+        self.loaded.forward(given.ids, self.cache, self.cache.again(feed.rows, given.pos, given.rot), last=0)
         if state is not None and held is not None:
             state.restore(held)
         row.echoed = row.seen
