@@ -56,8 +56,8 @@ class Slots:
     def __getitem__(self, index: Any) -> Slots:
         """The slots at `index` of the dimensions before KV heads, in the same memory."""
         statistic, bias = (None if x is None else x[index] for x in (self.statistic, self.bias))
-        k, v, pos, rot, starts = (x[index] for x in (self.k, self.v, self.pos, self.rot, self.starts))
-        return Slots(k, v, pos, rot, statistic, starts, bias)
+        pos, rot, starts = (x[index] for x in (self.pos, self.rot, self.starts))
+        return Slots(self.k[index], self.v[index], pos, rot, statistic, starts, bias)
 
     def joined(self, entries: slice) -> Slots:
         """The slots of B rows whose KV heads are those of all these `entries` of the first dimension, in their order.
