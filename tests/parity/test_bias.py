@@ -72,11 +72,12 @@ def test_the_nearest_key_that_stays_takes_over_what_one_received() -> None:
     keys = torch.tensor([[1.0, 0.0], [3.0, 0.1], [0.0, 1.0], [-1.0, 0.0], [0.1, 2.0], [1.0, 0.2]])[None, None]
     known = torch.tensor([[[2.0, 1.0, 4.0, 0.0, 4.0, 6.0]]])
     bias = torch.zeros(1, 1, 6)
-    bias[..., 1] = math.log(3)  # it stands for 3 already
+    bias[..., 0] = math.log(2)  # it stands for 4 already
+    bias[..., 1] = math.log(3)  # what it was handed goes with it
     gone = torch.tensor([[[1, 4, 5]]])
     takes = torch.tensor([[[True, False, True, True, False, False]]])
     found = handed_on(keys, known, bias, gone, takes)
-    assert found[0, 0, [0, 2, 3]].exp().tolist() == pytest.approx([(2 + 3 + 6) / 2, 2.0, 1.0])
+    assert found[0, 0, [0, 2, 3]].exp().tolist() == pytest.approx([(4 + 1 + 6) / 2, 2.0, 1.0])
 
 
 def test_a_bias_has_an_end_and_nothing_of_nothing_is_handed_on() -> None:
