@@ -120,17 +120,17 @@ def test_what_goes_leaves_a_bias_to_what_stays_until_the_row_ends(loaded: Loaded
     assert not any(bool(bias.any()) for bias in biases(engine))  # nothing went
     for start in range(40, 90, 10):
         engine.score([text[start : start + 10]])
-    held = engine.snapshot(0)
+    held = engine.rows.snapshot(0)
     for part, bias in zip(engine.cache.parts, biases(engine), strict=True):
         assert 0 < float(bias.amax()) <= 2 and float(bias.amin()) == 0
         assert not bias[part.slots.pos < 4].any()  # sinks take nothing
         assert not bias[..., -1].any()  # where the next token waits
     answers(engine, [Request("a", prompt(10), max_tokens=20, row=0)])
-    engine.restore(0, held)
+    engine.rows.restore(0, held)
     again = engine.score([text[:10]])
-    engine.restore(0, held)
+    engine.rows.restore(0, held)
     assert torch.equal(again, engine.score([text[:10]]))
-    engine.reset(0)
+    engine.rows.reset(0)
     assert len(biases(engine)) == len(engine.cache.parts) and not any(bool(bias.any()) for bias in biases(engine))
 
 
