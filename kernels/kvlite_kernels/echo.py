@@ -26,7 +26,8 @@ def heard(
     dtype, in_order = _dtype(q, segments), _in_order(segments, geometry)
     sizes = [(segment.before or 0) + segment.own if in_order else segment.k.shape[2] for segment in segments]
     seen = list(zip(segments, sizes, strict=True))
-    keys = torch.cat([segment.k[:, :, :size].to(dtype) for segment, size in seen], 2)  # [B, H_KV, N, D]
+    parts = [segment.k[:, :, :size].to(dtype) for segment, size in seen]
+    keys = parts[0] if len(parts) == 1 else torch.cat(parts, 2)  # [B, H_KV, N, D]
     batch, num_heads, num_queries, _ = q.shape
     num_kv_heads, num_keys = keys.shape[1:3]
     pos = None if in_order else torch.cat([segment.pos.expand(-1, num_kv_heads, -1) for segment in segments], 2)
@@ -37,7 +38,7 @@ def heard(
         here = slice(start, start + tile)
         hidden = None if pos is None else ~visible(q_pos[:, here], pos, geometry.window)
         shares = _shares(q[:, :, here].to(dtype), keys, hidden, geometry)[..., num_keys - sizes[-1] :]
-        total[..., : sizes[-1]] += reduced(shares.float(), observation.of(here), num_kv_heads)
+        total[..., : sizes[-1]] += reduced(shares, observation.of(here), num_kv_heads)
     return total
 
 
@@ -58,7 +59,7 @@ def _shares(q: Tensor, keys: Tensor, hidden: Tensor | None, geometry: Geometry) 
     batch, num_heads, num_queries, dim = q.shape
     num_kv_heads, num_keys = keys.shape[1:3]
     grouped = q.reshape(batch * num_kv_heads, -1, dim)
-    logits = torch.bmm(grouped, keys.flatten(0, 1).mT).mul_(geometry.scaling)
+    logits = torch.baddbmm(q.new_zeros(1), grouped, keys.flatten(0, 1).mT, beta=0, alpha=geometry.scaling)
     logits = logits.view(batch, num_heads, num_queries, num_keys)
     if geometry.softcap is not None:
         logits = geometry.softcap * torch.tanh(logits / geometry.softcap)

@@ -69,14 +69,14 @@ def finish(
     num_keys, keys_per_part, logits_width, num_splits,
     seed, layer, first_head, first, last, ramp,
     s_q_pos, s_pos_row, s_pos_head, s_statistic_row, s_statistic_head, s_weight, s_retention,
-    NUM_KV_HEADS: tl.constexpr, G: tl.constexpr, D_V: tl.constexpr, PAD_D_V: tl.constexpr,
-    ROWS: tl.constexpr, KEYS: tl.constexpr, SPLITS: tl.constexpr,
+    NUM_KV_HEADS: tl.constexpr, G: tl.constexpr, D_V: tl.constexpr, CHANNELS: tl.constexpr,
+    ROWS: tl.constexpr, KEYS: tl.constexpr, SPLITS: tl.constexpr, TOGETHER: tl.constexpr,
     HAS_SINK: tl.constexpr, HAS_RETENTION: tl.constexpr,
     STATISTIC: tl.constexpr, HEADS: tl.constexpr, ACCUMULATE: tl.constexpr,
 ):  # fmt: skip
-    """Grid (n * H_KV, parts): out [n, H_Q, 1, D_V] and the statistic of a part of the keys.
+    """Grid (n * H_KV, parts): CHANNELS of out [n, H_Q, 1, D_V], and the statistic of a part of the keys.
 
-    The statistic is added to what stays of `p_statistic`, or written over it.
+    Splits are joined TOGETHER at a time. The statistic is added to what stays of `p_statistic`, or written over it.
     """
     head = tl.program_id(0)
     part = tl.program_id(1)
@@ -97,17 +97,21 @@ def finish(
     if HAS_SINK:
         b_sum += tl.exp(b_sink - or_zero(b_max))
     b_norm = log_of(b_max, b_sum)
-    if part == 0:
-        o_v = tl.arange(0, PAD_D_V)
-        m_out = m_g[:, None] & (o_v < D_V)[None, :]
-        b_out = tl.zeros([ROWS, PAD_D_V], tl.float32)
-        for i in range(num_splits):
-            o_one = (head.to(tl.int64) * num_splits + i) * G + o_g
-            b_keep = tl.exp(tl.load(p_max + o_one, mask=m_g, other=float("-inf")) - or_zero(b_max))
-            b_out += b_keep[:, None] * tl.load(p_part + o_one[:, None] * D_V + o_v[None, :], mask=m_out, other=0.0)
+    if part * CHANNELS < D_V:
+        o_v = part * CHANNELS + tl.arange(0, CHANNELS)
+        m_v = o_v < D_V
+        b_out = tl.zeros([ROWS, CHANNELS], tl.float32)
+        for start in range(0, num_splits, TOGETHER):
+            o_some = start + tl.arange(0, TOGETHER)
+            m_some = (o_some < num_splits)[:, None] & m_g[None, :]
+            o_one = (head.to(tl.int64) * num_splits + o_some[:, None]) * G + o_g[None, :]
+            b_keep = tl.exp(tl.load(p_max + o_one, mask=m_some, other=float("-inf")) - or_zero(b_max)[None, :])
+            p_some = p_part + o_one[:, :, None] * D_V + o_v[None, None, :]
+            b_some = tl.load(p_some, mask=m_some[:, :, None] & m_v[None, None, :], other=0.0)
+            b_out += tl.sum(b_keep[:, :, None] * b_some, 0)
         b_out = b_out / tl.where(b_sum > 0.0, b_sum, 1.0)[:, None]
         p_one = p_out + (row * NUM_KV_HEADS * G + query_heads)[:, None] * D_V + o_v[None, :]
-        tl.store(p_one, b_out.to(p_out.dtype.element_ty), mask=m_out)
+        tl.store(p_one, b_out.to(p_out.dtype.element_ty), mask=m_g[:, None] & m_v[None, :])
     if STATISTIC != "":
         b_q_pos = tl.load(p_q_pos + row * s_q_pos) + tl.zeros([ROWS], tl.int32)
         if STATISTIC == "below":
