@@ -109,6 +109,7 @@ class SlotCache:
             if layer.kv_heads
         }
         self._live = {part.num_slots: [0] * plan.rows for part in self.parts}
+        self._has_gaps = [False] * plan.rows
         self._of_one: dict[int, Observation | None] = {}
         self.num_bytes = sum(part.num_bytes for part in self.parts)
         """Bytes reserved for K, V, positions and policy state, measured on the tensors, which never change."""
@@ -228,6 +229,7 @@ class SlotCache:
             part.reset(row, self._live[part.num_slots][row])
         for live in self._live.values():
             live[row] = 0
+        self._has_gaps[row] = False
 
     def rerotate(self, row: int) -> int:
         """Move the rotations of a row's keys to just below the returned position, which the next token takes."""
@@ -255,6 +257,8 @@ class SlotCache:
                 tensor[row, :, : held[name].shape[1]].copy_(held[name])
         for slots, counts in self._live.items():
             counts[row] = snapshot.live[slots]
+        ends = [(held["pos"].amax(), held["pos"].shape[1]) for held in snapshot.parts if held["pos"].numel()]
+        self._has_gaps[row] = any(int(newest) + 1 != live for newest, live in ends)
 
     def live_bytes(self, row: int) -> int:
         """Live slots times slot bytes of a row."""
@@ -320,7 +324,12 @@ class SlotCache:
                 index = torch.where(pos >= 0, first + column, slots)
                 longest = max(held + count for held, count in zip(self._live[slots][rows], counts, strict=True))
                 found[slots] = SlotMapping(max(1, longest), index[:, None])
-        return {slots: mapping for slots, mapping in found.items() if mapping is not None}
+        has_gaps = any(self._has_gaps[rows])
+        return {
+            slots: replace(mapping, has_gaps=True) if has_gaps else mapping
+            for slots, mapping in found.items()
+            if mapping is not None
+        }
 
     def _aligned(self, slots: int, live: Sequence[int], counts: Sequence[int], num_tokens: int) -> SlotMapping | None:
         """The mapping where it needs no numbers on the device; None where the rows hold differently many tokens."""

@@ -158,7 +158,8 @@ def try_out(policy: Policy, shape: ModelShape, plan: CachePlan, stored: SlotForm
         score: object = group.score(Candidates(slots.pos, next_pos, slots.statistic, ((slots.k, slots.v),), asking))
         got = f"{score.dtype} {[*score.shape]}" if isinstance(score, Tensor) else type(score).__name__
         if isinstance(score, Tensor) and score.is_floating_point() and score.shape == slots.pos.shape:
-            if not priority(score, slots.pos, next_pos, group.protection).isnan().any():
+            is_free_to_go = priority(torch.zeros_like(score), slots.pos, next_pos, group.protection) == 0
+            if not score[is_free_to_go].isnan().any():
                 continue
             got = "NaN"
         raise PolicyFailed(

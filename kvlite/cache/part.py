@@ -178,7 +178,8 @@ class Part:
 
     def _before(self, mapping: SlotMapping, window: int | None) -> int | None:
         """The first slots that every query sees, as `mapping` has it, where no window hides any token of the step."""
-        fits = window is None or (mapping.index is not None and mapping.extent <= min(window, self.num_slots))
+        is_short = mapping.index is not None and mapping.extent <= min(self.num_slots, window or self.num_slots)
+        fits = window is None or (is_short and not mapping.has_gaps)
         return mapping.before if fits else None
 
     def _view(self, rows: slice, mapping: SlotMapping, before: int | None, tokens: int) -> tuple[Slots, Segment]:

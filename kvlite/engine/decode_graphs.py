@@ -57,6 +57,8 @@ class CudaGraphs(GraphRecorder):
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._pool = torch.cuda.graph_pool_handle()
+        self._first: torch.cuda.CUDAGraph | None = None
+        """A graph that does nothing. It keeps the pool, which cannot be taken again once its last graph is gone."""
 
     def wait(self) -> None:
         torch.cuda.synchronize(self._device)
@@ -65,23 +67,30 @@ class CudaGraphs(GraphRecorder):
         """See GraphRecorder. Waits for the device. Raises RuntimeError, after which nothing more must be recorded."""
         self.wait()
         before = torch.cuda.memory_reserved(self._device)
+        if self._first is None:
+            self._first = self._captured(lambda: torch.zeros(1, device=self._device))
+        graph = self._captured(body)
+        self.num_bytes += torch.cuda.memory_reserved(self._device) - before
+        return graph.replay
+
+    def _captured(self, body: Callable[[], object]) -> torch.cuda.CUDAGraph:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.device(self._device), torch.cuda.graph(graph, self._pool, capture_error_mode="thread_local"):
             body()
-        self.num_bytes += torch.cuda.memory_reserved(self._device) - before
-        return graph.replay
+        return graph
 
 
 @dataclass(frozen=True, slots=True)
 class GraphKey:
     """The shapes of one graph: rows, pinned spans a row, and how far heads of each number of slots read.
 
-    An extent of None is a step that evicts.
+    An extent of None is a step that evicts; those of `full` slots have no free one in any row, so that all is seen.
     """
 
     rows: int
     pins: int
     extents: tuple[tuple[int, int | None], ...]
+    full: frozenset[int] = frozenset()
 
 
 class DecodeGraphs:
@@ -133,7 +142,19 @@ class DecodeGraphs:
         if num_pins and num_pins not in self._pins:
             shape = (self.cache.plan.rows, num_pins, 2)
             self._pins[num_pins] = torch.zeros(shape, dtype=torch.int32, device=self.cache.device)
-        return GraphKey(min(self.cache.plan.rows, _doubled(feed.rows.stop, 1)), num_pins, tuple(extents))
+        count = min(self.cache.plan.rows, _doubled(feed.rows.stop, 1))
+        full: frozenset[int] = frozenset()
+        if len(going) == count and self._is_unobserved:
+            full = frozenset(
+                slots for slots in self._slots if all(self.cache.live(row, slots) == slots for row in going)
+            )
+        return GraphKey(count, num_pins, tuple(extents), full)
+
+    @property
+    def _is_unobserved(self) -> bool:
+        """True where attention leaves no statistic: else that of padding, in which a graph is recorded, would count."""
+        policy = self.cache.policy
+        return policy.statistic is None or policy.echoes
 
     def _recorded(self, body: Callable[[], None]) -> Callable[[], None]:
         """Run `body` on padding alone, which leaves the cache as it is, then record it."""
@@ -155,7 +176,7 @@ class DecodeGraphs:
         """The recorded work: it reads and writes static buffers and slots, and asks nothing of the host."""
         ids, pos, rot, *places = self._inputs[:, : key.rows]
         mappings = {
-            slots: waiting(slots) if extent is None else SlotMapping(extent, place[:, None, None])
+            slots: waiting(slots, slots in key.full) if extent is None else SlotMapping(extent, place[:, None, None])
             for (slots, extent), place in zip(key.extents, places, strict=True)
         }
         pins = self._pins[key.pins][: key.rows] if key.pins else None

@@ -18,7 +18,7 @@ from kvlite.engine.decoding import Decoder, Drawn
 from kvlite.engine.device_memory import PeakMemory, allocating
 from kvlite.engine.feeding import CAPTURED, Feeder
 from kvlite.engine.inputs import Spans
-from kvlite.engine.kernels import KernelChoice, in_a_line, is_of_kernels, without_kernels
+from kvlite.engine.kernels import KernelChoice, in_a_line, without_kernels
 from kvlite.engine.limits import Limits
 from kvlite.engine.prefixes import PrefixCopy, Prefixes
 from kvlite.engine.request import Completion, FinishReason, Logprobs, Request, Timing, Token
@@ -26,7 +26,7 @@ from kvlite.engine.row import Row
 from kvlite.engine.sampling import INVALID
 from kvlite.engine.scheduler import Feed, next_feed
 from kvlite.engine.speculation import Speculation
-from kvlite.errors import ContextFull, KvliteError, NumericError, UsageError
+from kvlite.errors import ContextFull, KvliteError, NumericError, UsageError, is_of_kernels
 from kvlite.memory.counts import KVCounts
 from kvlite.memory.format import SlotFormat
 from kvlite.memory.plan import CachePlan, plan_for, stages

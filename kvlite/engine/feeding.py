@@ -15,6 +15,7 @@ from kvlite.engine.inputs import inputs
 from kvlite.engine.limits import Limits
 from kvlite.engine.row import Row
 from kvlite.engine.scheduler import Feed, unheard
+from kvlite.errors import OutOfMemory
 from kvlite.models.loaded import LoadedModel
 from kvlite.models.probe import dry_cache
 
@@ -119,19 +120,21 @@ class Feeder:
         """
         cache = self.cache
         try:
-            graphs = DecodeGraphs(self.loaded, cache, recorder)
             with allocating():
+                graphs = DecodeGraphs(self.loaded, cache, recorder)
                 small = partial(dry_cache, self.loaded, cache.policy.min_slots() + 8, cache.stored, cache.policy)
                 caches = [small(cache.backend.name, lambda slots: cache.plan.head_slots) for _ in range(2)]
                 gain = try_replay(self.loaded, caches, recorder)
             if least is not None and gain < least:
                 raise NotCapturable(f"a replayed step takes {1 / gain:.2f} times as long as an eager one")
-        except NotCapturable as error:
+        except (NotCapturable, OutOfMemory) as error:
+            if least is None and isinstance(error, OutOfMemory):
+                raise
             self._give_up(error, is_missed=least is None)
         else:
             self.step, self.graphs = CAPTURED, graphs
 
-    def _give_up(self, why: NotCapturable, is_missed: bool = True) -> None:
+    def _give_up(self, why: NotCapturable | OutOfMemory, is_missed: bool = True) -> None:
         """Go on without graphs, which must not be recorded again once that failed."""
         reason = f"{self.loaded.shape.family} under policy {self.cache.policy.name} is not captured: {why}"
         self.step, self.graphs = f"eager: {reason}", None

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from kvlite.cache.cache import SlotCache
+from kvlite.cache.part import Part
 from kvlite.cache.policy import load_policy
 from kvlite.engine.engine import Engine
 from kvlite.engine.request import Request, Token
@@ -16,7 +17,7 @@ from kvlite.errors import OutOfMemory
 from kvlite.memory.allotment import HeadShares
 from kvlite.memory.budget import Budget
 from kvlite.memory.format import slot_format
-from kvlite.memory.plan import CachePlan, plan_row, stages
+from kvlite.memory.plan import CachePlan, plan_cache, plan_row, stages
 from kvlite.memory.shape import ModelShape
 from kvlite.models.loaded import LoadedModel
 from tests.architectures import SUPPORTED, tiny_model
@@ -115,6 +116,22 @@ def test_a_row_that_lost_tokens_keeps_the_rest_in_a_larger_cache_or_is_fed_again
     is_kept = engine.change_cache(growing(loaded, budget=budget).plan, engine.policy, None)
     assert is_kept == (budget != "full")
     assert engine.cache.tokens_kept(0) == (held if is_kept else 0)
+
+
+def test_a_window_hides_what_it_has_passed_in_a_row_that_came_from_fewer_slots(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = admitted(tiny_model("gemma2", {**SUPPORTED["gemma2"], "sliding_window": 40}))
+    rule = load_policy("replay")
+    spec = rule.cache_spec(slot_format("auto", "float32"))
+    found = []
+    for is_by_position in (False, True):
+        engine = make_engine(model, "16tok", "replay")
+        answers(engine, [Request("a", prompt(7, 40), max_tokens=40, row=0)])
+        assert engine.change_cache(plan_cache(model.shape, Budget.parse("60tok"), spec, free_bytes=None), rule, None)
+        with monkeypatch.context() as patch:
+            if is_by_position:
+                patch.setattr(Part, "_before", lambda *_: None)
+            found.append(torch.stack([engine.score([(7 + number,)])[0, -1] for number in range(16)]))
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5)
 
 
 def test_what_is_refused_while_a_row_grows_leaves_the_row(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -47,7 +47,8 @@ def attend_one(
     q, softcap = _inner(q), geometry.softcap or 1.0
     decode.split[(rows * kv_heads, splits)](
         q, q_pos, k.data, k.scale, v.data, v.scale, held.pos,
-        scratch.logits, scratch.max, scratch.sum, scratch.part, scratch.norm_max, scratch.norm_sum,
+        None if observation is None else scratch.logits,
+        scratch.max, scratch.sum, scratch.part, scratch.norm_max, scratch.norm_sum,
         geometry.scaling, softcap, window, num_keys, keys_per_split, num_keys, splits,
         *noise,
         q.stride(0), q.stride(1), q_pos.stride(0), *k.strides, *v.strides, *_heads(held.pos),

@@ -1,6 +1,7 @@
 """Attention of one query per head over the slots, split over the keys: `split`, then `finish` joins the parts exactly.
 
-`split` also writes the logits, so that `finish` gives every key its statistic without reading the keys again.
+Where a statistic is kept, `split` also writes the logits, so that `finish` gives every key its own without reading the
+keys again.
 """
 
 from __future__ import annotations
@@ -12,7 +13,11 @@ from kvlite_kernels.triton_set.softmax import log_of, noised, or_zero, share_of,
 from kvlite_kernels.triton_set.vectors import channels, queries
 
 
-@triton.jit(do_not_specialize=["num_keys", "keys_per_split", "logits_width", "seed", "layer", "first_head"])
+@triton.jit(
+    do_not_specialize=[
+        "window", "num_keys", "keys_per_split", "logits_width", "num_splits", "seed", "layer", "first_head",
+    ]
+)  # fmt: skip
 def split(
     p_q, p_q_pos, p_k, p_k_scale, p_v, p_v_scale, p_k_pos,
     p_logits, p_max, p_sum, p_part, p_norm_max, p_norm_sum,
@@ -24,7 +29,7 @@ def split(
     BITS: tl.constexpr, BITS_V: tl.constexpr, GROUP: tl.constexpr, GROUP_V: tl.constexpr,
     RUN: tl.constexpr, RUN_V: tl.constexpr, HAS_CAP: tl.constexpr, STATISTIC: tl.constexpr,
 ):  # fmt: skip
-    """Grid (n * H_KV, splits): logits fp32 [n, H_Q, logits_width] of a part of the keys, and their partial attention.
+    """Grid (n * H_KV, splits): logits fp32 [n, H_Q, logits_width], where wanted, and attention of a part of the keys.
 
     Partials: maximum, sum [n * H_KV, splits, G] and unnormalised values [n * H_KV, splits, G, D_V].
     """
@@ -42,7 +47,8 @@ def split(
     b_out = tl.zeros([ROWS, PAD_D_V], tl.float32)
     b_norm_max = tl.full([ROWS], float("-inf"), tl.float32)
     b_norm_sum = tl.zeros([ROWS], tl.float32)
-    p_logits += head.to(tl.int64) * G * logits_width + o_g * logits_width
+    if p_logits is not None:
+        p_logits += head.to(tl.int64) * G * logits_width + o_g * logits_width
     begin = part * keys_per_split
     b_max, b_sum, b_out, b_norm_max, b_norm_sum = walk(
         b_q, b_q_pos, query_heads, b_max, b_sum, b_out, b_norm_max, b_norm_sum,
@@ -62,7 +68,7 @@ def split(
         tl.store(p_norm_sum + o_part, b_norm_sum, mask=m_g)
 
 
-@triton.jit(do_not_specialize=["num_keys", "logits_width", "seed", "layer", "first_head"])
+@triton.jit(do_not_specialize=["num_keys", "logits_width", "num_splits", "seed", "layer", "first_head"])
 def finish(
     p_logits, p_max, p_sum, p_part, p_norm_max, p_norm_sum, p_sink, p_out,
     p_q_pos, p_k_pos, p_statistic, p_weight, p_retention,
