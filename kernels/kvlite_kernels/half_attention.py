@@ -2,8 +2,8 @@
 
 One query whose attention nobody observes goes through torch's fused kernel, which reads keys and values as they are. Of
 several, logits are rounded to bfloat16, as in transformers' eager attention; where they are too large for that, nothing
-is given and the caller goes another way. The statistic is the weighted sum of the same probabilities; where keys stand
-in any order, it is left to others. Letters as in `reference`.
+is given and the caller goes another way. The statistic is the weighted sum of the same probabilities. Letters as in
+`reference`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from kvlite_kernels.reference import Geometry, Segment, is_plain
+from kvlite_kernels.reference import Geometry, Segment, is_plain, visible
 from kvlite_kernels.statistic import Observation
 
 LARGEST = 32.0
@@ -32,6 +32,13 @@ def suits(q: Tensor, segments: Sequence[Segment], geometry: Geometry) -> bool:
     """True of bfloat16 throughout and keys in order, the queries' own last."""
     ends = [segment.before is not None and (segment.own == 0) == (segment is not segments[-1]) for segment in segments]
     return _is_half(q, segments) and all(ends) and segments[-1].own == q.shape[2] and geometry.sink_logits is None
+
+
+def suits_among(q: Tensor, segments: Sequence[Segment], geometry: Geometry, observation: Observation | None) -> bool:
+    """True of one row's queries whose own keys stand somewhere among those of the one segment, unobserved."""
+    is_one = len(segments) == 1 and q.shape[0] == 1 and segments[0].before is None
+    is_simple = observation is None and geometry.sink_logits is None and geometry.window is None
+    return is_one and is_simple and geometry.softcap is None and _is_half(q, segments)
 
 
 def suits_one(q: Tensor, segments: Sequence[Segment], geometry: Geometry, observation: Observation | None) -> bool:
@@ -56,14 +63,6 @@ def attend_one(q: Tensor, segments: Sequence[Segment], geometry: Geometry) -> Te
         for part, segment in zip(asking, segments, strict=True)
     ]
     return (outs[0] if len(outs) == 1 else torch.cat(outs, 1)).reshape(batch, num_heads, 1, dim)
-
-
-def suits_in_any_order(
-    q: Tensor, segments: Sequence[Segment], geometry: Geometry, observation: Observation | None
-) -> bool:
-    """True of bfloat16 throughout, where positions alone say what is seen, and nobody observes it."""
-    is_plain_enough = observation is None and geometry.window is None and geometry.sink_logits is None
-    return is_plain_enough and _is_half(q, segments)
 
 
 def _is_half(q: Tensor, segments: Sequence[Segment]) -> bool:
@@ -108,26 +107,23 @@ def attend_half(
     return result, _parted(total.view(batch, num_kv_heads, num_keys), segments, observation)
 
 
-def attend_in_any_order(q: Tensor, q_pos: Tensor, segments: Sequence[Segment], geometry: Geometry) -> Tensor | None:
-    """As `attend_half`, of what `suits_in_any_order`: out [B, H_Q, T, D_V]."""
-    num_queries, num_kv_heads = q.shape[2], segments[0].k.shape[1]
-    parts = zip(*((one.k, one.v, one.pos.expand(-1, num_kv_heads, -1)) for one in segments), strict=True)
-    k, v, pos = (part[0] if len(part) == 1 else torch.cat(part, 2) for part in parts)
-    keys, values = k.flatten(0, 1), v.flatten(0, 1)
-    pos = pos.masked_fill(pos < 0, torch.iinfo(pos.dtype).max)[:, :, None]  # free ones, after all queries
-    grouped = q.unflatten(1, (num_kv_heads, -1))  # [B, H_KV, G, T, D]
-    rows, outs, nothing = max(1, ELEMENTS // (q.shape[:2].numel() * k.shape[2])), [], q.new_zeros(1)
+def attend_among(q: Tensor, q_pos: Tensor, segment: Segment, geometry: Geometry) -> Tensor | None:
+    """As `reference.attend_segments`, of what `suits_among`: out [1, H_Q, T, D_V]; None as `attend_half`."""
+    assert isinstance(segment.k, Tensor) and isinstance(segment.v, Tensor)
+    num_heads, num_queries = q.shape[1:3]
+    num_kv_heads, num_keys = segment.k.shape[1:3]
+    grouped, keys, values = q[0].unflatten(0, (num_kv_heads, -1)), segment.k[0].mT, segment.v[0]
+    rows, nothing, outs = max(1, ELEMENTS // (num_heads * num_keys)), q.new_zeros(1), []
     for start in range(0, num_queries, rows):
-        asking, asking_pos = grouped[:, :, :, start : start + rows], q_pos[:, None, start : start + rows, None]
-        logits = torch.baddbmm(nothing, asking.flatten(2, 3).flatten(0, 1), keys.mT, beta=0, alpha=geometry.scaling)
+        here = slice(start, start + rows)
+        asking = grouped[:, :, here]
+        logits = torch.baddbmm(nothing, asking.flatten(1, 2), keys, beta=0, alpha=geometry.scaling)
         if not max(abs(float(end)) for end in logits.aminmax()) <= LARGEST:
             return None
-        by_head = logits.view(*asking.shape[:-1], -1)
-        by_head.masked_fill_((pos > asking_pos)[:, :, None], torch.finfo(q.dtype).min)
-        out = torch.bmm(logits.softmax(-1), values).view(*asking.shape[:-1], -1)
-        blind = asking_pos < pos.amin(-1, keepdim=True)  # [B, H_KV, T, 1]
-        outs.append(out.masked_fill_(blind[:, :, None], 0.0).flatten(1, 2))
-    return outs[0] if len(outs) == 1 else torch.cat(outs, 2)
+        hidden = ~visible(q_pos[:, here], segment.pos, None)[0]
+        logits.view(*asking.shape[:3], num_keys).masked_fill_(hidden[:, None], torch.finfo(q.dtype).min)
+        outs.append(torch.bmm(logits.softmax(-1), values).view(*asking.shape[:3], -1))
+    return torch.cat(outs, 2).view(1, num_heads, num_queries, -1)
 
 
 def _in_a_row(vectors: Sequence[Tensor], segments: Sequence[Segment]) -> Tensor:

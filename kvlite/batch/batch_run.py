@@ -129,7 +129,7 @@ class BatchRun:
     @property
     def num_rows(self) -> int:
         """Rows there are now."""
-        return self._engine.rows if self.budget_bytes else 0
+        return len(self._engine.rows) if self.budget_bytes else 0
 
     @property
     def rows_used(self) -> int:
@@ -144,7 +144,7 @@ class BatchRun:
         """Count the bytes that all rows hold now, of which there are some once a request was given."""
         if not self._flights:
             return 0
-        return sum(self._engine.counts(row).live_bytes for row in range(self._engine.rows))
+        return sum(self._engine.rows.counts(row).live_bytes for row in range(len(self._engine.rows)))
 
     def cancel_late(self) -> None:
         """End the requests whose time is over; safe to call from a signal handler and from another thread."""
@@ -211,7 +211,7 @@ class BatchRun:
 
         After a run of the engine that failed, only `width` requests are given before the engine ends its run.
         """
-        left = math.inf if self.width >= self._engine.rows else self.width
+        left = math.inf if self.width >= len(self._engine.rows) else self.width
         while left > 0:
             smaller, size = self._taken
             is_over = self._is_overdue and not smaller < self._waiting.first.need <= size
@@ -266,7 +266,7 @@ class BatchRun:
                 message = f"not finished after {self._options.timeout:g} s; raise --timeout or lower max_tokens"
                 return Failure(Code.TIMEOUT, message)
             case ContextFull():
-                is_budget = self._engine.on_full != "evict" and self._engine.plan.capped_by is None
+                is_budget = self._engine.rows.on_full != "evict" and self._engine.plan.capped_by is None
                 code = Code.KV_BUDGET if is_budget else Code.CONTEXT_LENGTH
             case BudgetTooSmall():
                 code = Code.KV_BUDGET

@@ -8,7 +8,7 @@ are full all steps are alike. A row that is not fed stands in a graph as padding
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
@@ -42,6 +42,12 @@ class GraphRecorder:
 
     num_bytes = 0
     """Bytes that its recordings hold on the device."""
+
+    failed = ""
+    """The reason why nothing more must be recorded, empty where it may."""
+
+    found: Mapping[tuple[str, ...], str] = {}
+    """The obstacle to replayed steps, empty where they proved right and worth it, by policy, slots and kernels."""
 
     def wait(self) -> None:
         """Return once the device has done all it was given."""
@@ -161,13 +167,20 @@ class DecodeGraphs:
         held = self._inputs.clone()
         padding = torch.tensor([0, -1, -1, *self._slots], device=held.device)[:, None]
         try:
+            if self.recorder.failed:
+                raise NotCapturable(self.recorder.failed)
             self._inputs.copy_(padding.expand_as(held))
             for _ in range(_EAGER_RUNS):
                 body()
-            return self.recorder.record(body)
+            try:
+                return self.recorder.record(body)
+            except Exception as error:
+                self.recorder.failed = _in_a_line(error)
+                raise
+        except NotCapturable:
+            raise
         except Exception as error:  # whatever a driver or a compiler raises, eager steps go on
-            why = str(error).strip().partition("\n")[0] or type(error).__name__
-            raise NotCapturable(why) from error
+            raise NotCapturable(_in_a_line(error)) from error
         finally:
             self._inputs.copy_(held)
 
@@ -224,6 +237,10 @@ def try_replay(loaded: LoadedModel, caches: Sequence[SlotCache], recorder: Graph
             spent.append(time.perf_counter() - start)
         row.feed(1)
     return median(times[0]) / median(times[1])
+
+
+def _in_a_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 def _doubled(least: int, start: int) -> int:

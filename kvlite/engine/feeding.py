@@ -98,13 +98,14 @@ class Feeder:
             return
         given, state = inputs(feed, [row], self.loaded.device), self.loaded.state
         held = None if state is None else state.snapshot()
-        self.loaded.forward(given.ids, self.cache, self.cache.again(feed.rows, given.pos, given.rot))
+        self.loaded.forward(given.ids, self.cache, self.cache.again(feed.rows, given.pos, given.rot), last=0)
         if state is not None and held is not None:
             state.restore(held)
         row.echoed = row.seen
 
     def read_anew(self, row: Row, count: int) -> None:
-        """Feed a row whose slots are empty the first `count` ids of its conversation."""
+        """Forget what a row has, and feed it the first `count` ids of its conversation."""
+        self.cache.reset(row.index)
         unfed, row.seen, row.rot, row.echoed = row.unfed, 0, 0, 0
         if self.loaded.state is not None:
             self.loaded.state.reset()
@@ -116,23 +117,36 @@ class Feeder:
     def capture(self, recorder: GraphRecorder, least: float | None) -> None:
         """Let decode steps be replayed, once those of a small cache were found equal to eager ones, and faster.
 
-        `least` is how many times as fast they must be; None where they were asked for.
+        `least` is how many times as fast they must be; None where they were asked for. What was found before of other
+        caches of the same kind holds.
         """
         cache = self.cache
+        kind = str(cache.policy), cache.stored.name, cache.backend.name
         try:
+            if why := recorder.found.get(kind) or recorder.failed:
+                raise NotCapturable(why)
             with allocating():
                 graphs = DecodeGraphs(self.loaded, cache, recorder)
-                small = partial(dry_cache, self.loaded, cache.policy.min_slots() + 8, cache.stored, cache.policy)
-                caches = [small(cache.backend.name, lambda slots: cache.plan.head_slots) for _ in range(2)]
-                gain = try_replay(self.loaded, caches, recorder)
-            if least is not None and gain < least:
-                raise NotCapturable(f"a replayed step takes {1 / gain:.2f} times as long as an eager one")
+            if kind not in recorder.found:
+                self._prove(recorder, least)
         except (NotCapturable, OutOfMemory) as error:
             if least is None and isinstance(error, OutOfMemory):
                 raise
+            recorder.found = {**recorder.found, kind: str(error)}
             self._give_up(error, is_missed=least is None)
         else:
+            recorder.found = {**recorder.found, kind: ""}
             self.step, self.graphs = CAPTURED, graphs
+
+    def _prove(self, recorder: GraphRecorder, least: float | None) -> None:
+        """Replay steps of a small cache beside eager ones. Raises NotCapturable where they differ or are too slow."""
+        cache = self.cache
+        with allocating():
+            small = partial(dry_cache, self.loaded, cache.policy.min_slots() + 8, cache.stored, cache.policy)
+            caches = [small(cache.backend.name, lambda slots: cache.plan.head_slots) for _ in range(2)]
+            gain = try_replay(self.loaded, caches, recorder)
+        if least is not None and gain < least:
+            raise NotCapturable(f"a replayed step takes {1 / gain:.2f} times as long as an eager one")
 
     def _give_up(self, why: NotCapturable | OutOfMemory, is_missed: bool = True) -> None:
         """Go on without graphs, which must not be recorded again once that failed."""

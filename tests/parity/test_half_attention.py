@@ -9,19 +9,13 @@ import torch
 
 from kvlite_kernels import half_attention
 from kvlite_kernels.backend import TORCH
-from kvlite_kernels.half_attention import (
-    attend_half,
-    attend_in_any_order,
-    suits,
-    suits_in_any_order,
-    suits_one,
-)
+from kvlite_kernels.half_attention import attend_among, attend_half, suits, suits_among, suits_one
 from kvlite_kernels.kinds import Heads, Statistic
 from kvlite_kernels.reference import Segment, attend_segments
 from kvlite_kernels.statistic import Observation
 from tests.parity.compare import assert_parity
 from tests.parity.test_fused_attention import in_order
-from tests.parity.test_reference import Case, mass, problem, split, weights
+from tests.parity.test_reference import Case, mass, weights
 
 CASE = Case(k_dim=64, v_dim=64, dtype=torch.bfloat16, queries=23)
 ROUNDED = 2e-2
@@ -64,6 +58,33 @@ def test_out_and_mass_are_those_of_the_reference_but_for_rounding(
         assert_parity("mass", actual, share, ROUNDED)
 
 
+@pytest.mark.parametrize("elements", [1, 2000, 1 << 20])
+def test_queries_whose_keys_stand_anywhere_see_what_positions_say(
+    monkeypatch: pytest.MonkeyPatch, elements: int
+) -> None:
+    q, q_pos, segment = in_order(replace(CASE, rows=1), 40)
+    order = torch.stack([torch.randperm(segment.k.shape[2]) for _ in range(segment.k.shape[1])])[None]
+    keys = (x.gather(2, order[..., None].expand_as(x)) for x in (segment.k, segment.v))
+    pos = segment.pos.expand(-1, order.shape[1], -1).gather(2, order)
+    segment = Segment(*keys, pos)
+    expected, _ = attend_segments(q.float(), q_pos, [segment], CASE.geometry, None)
+    monkeypatch.setattr(half_attention, "ELEMENTS", elements)
+    assert suits_among(q, [segment], CASE.geometry, None)
+    out, _ = TORCH.attend(q, q_pos, [segment], CASE.geometry, None)
+    assert out.dtype == torch.bfloat16
+    assert_parity("out", out, expected, ROUNDED)
+    assert attend_among(q * 100, q_pos, segment, CASE.geometry) is None
+
+
+def test_what_is_observed_or_has_a_window_or_other_rows_does_not_suit_among() -> None:
+    q, q_pos, segment = in_order(replace(CASE, rows=1), 40)
+    segment = replace(segment, before=None)
+    assert suits_among(q, [segment], CASE.geometry, None)
+    assert not suits_among(q, [segment], CASE.geometry, mass(q_pos))
+    assert not suits_among(q, [segment], replace(CASE, window=9).geometry, None)
+    assert not suits_among(q.repeat(2, 1, 1, 1), [segment], CASE.geometry, None)
+
+
 def test_logits_too_large_to_be_rounded_are_left_to_others() -> None:
     q, q_pos, segment = in_order(CASE, 40)
     assert attend_half(q * 100, [segment], CASE.geometry, mass(q_pos)) is None
@@ -78,35 +99,6 @@ def test_only_bfloat16_in_order_suits() -> None:
     assert not suits(q, [replace(segment, before=None)], CASE.geometry)
     assert not suits(q, [segment], replace(CASE, sink=True).geometry)
     assert not suits(q[:, :, :5], [segment], CASE.geometry)
-
-
-@pytest.mark.parametrize("elements", [1, 2000, 1 << 20])
-@pytest.mark.parametrize("at", [(), (11,)])
-@pytest.mark.parametrize("is_shared", [False, True])
-def test_keys_in_any_order_are_seen_by_their_positions(
-    monkeypatch: pytest.MonkeyPatch, is_shared: bool, at: tuple[int, ...], elements: int
-) -> None:
-    q, q_pos, segment = problem(replace(CASE, keys=40, shared=is_shared))  # some are free, some queries see none
-    q_pos[0, :2] = int(segment.pos[segment.pos >= 0].min()) - 1
-    segments = split(segment, *at)
-    expected, _ = attend_segments(q.float(), q_pos, segments, CASE.geometry, None)
-    monkeypatch.setattr(half_attention, "ELEMENTS", elements)
-    assert suits_in_any_order(q, segments, CASE.geometry, None)
-    out = attend_in_any_order(q, q_pos, segments, CASE.geometry)
-    assert out is not None and out.dtype == torch.bfloat16
-    assert_parity("out", out, expected, ROUNDED)
-    assert not out[0, :, :2].any() and not out[-1, :, q_pos[-1] < 0].any()
-    given, _ = TORCH.attend(q, q_pos, segments, CASE.geometry, None)
-    assert torch.equal(given, out)
-
-
-def test_what_is_large_observed_or_hidden_by_a_window_goes_another_way() -> None:
-    q, q_pos, segment = problem(CASE)
-    assert attend_in_any_order(q * 100, q_pos, [segment], CASE.geometry) is None
-    assert not suits_in_any_order(q, [segment], CASE.geometry, mass(q_pos))
-    assert not suits_in_any_order(q, [segment], replace(CASE, window=9).geometry, None)
-    assert not suits_in_any_order(q, [segment], replace(CASE, sink=True).geometry, None)
-    assert not suits_in_any_order(q.float(), [segment], CASE.geometry, None)
 
 
 @pytest.mark.parametrize("rows", [1, 3])
