@@ -33,7 +33,7 @@ _OFF = 0.03
 
 
 class _Keys(NamedTuple):
-    """Keys and values [B * H_KV, N, D] that are attended at once: all, causally, or where `mask` [.., T, N] is 0."""
+    """Keys and values [B * H_KV, N, D] that are attended at once: all, causally, or with `mask` [.., T, N]."""
 
     k: Tensor
     v: Tensor
@@ -53,17 +53,18 @@ class _Asking(NamedTuple):
 def suits(q: Tensor, segments: Sequence[Segment], geometry: Geometry, observation: Observation | None) -> bool:
     """True where a kernel takes it: several queries, no soft cap, values as wide as keys.
 
-    On a CPU a statistic must be a sum of probabilities over heads and queries: any other needs logits. On a GPU nobody
-    may observe, and keys must be halves in order.
+    On a CPU a statistic must be a sum of probabilities over heads and queries, of keys without a bias: any other needs
+    logits. On a GPU nobody may observe, and keys must be halves in order, without a bias.
     """
     is_even = all(segment.k.shape[-1] == segment.v.shape[-1] for segment in segments)
     adds_up = observation is None or (observation.kind is Statistic.MASS and observation.heads != "max")
+    is_unbiased = all(segment.bias is None for segment in segments)
     if q.shape[2] == 1 or geometry.softcap is not None or not is_even:
         return False
     if q.device.type != "cuda":
-        return q.device.type == "cpu" and adds_up
+        return q.device.type == "cpu" and adds_up and (observation is None or is_unbiased)
     in_order = all(one.before is not None and q.dtype == one.k.dtype == one.v.dtype in _HALVES for one in segments)
-    return observation is None and in_order and serves(q.device, q.dtype, q.shape[-1])
+    return observation is None and is_unbiased and in_order and serves(q.device, q.dtype, q.shape[-1])
 
 
 @cache
@@ -146,7 +147,11 @@ def _in_order(segment: Segment, q: Tensor) -> Iterator[_Keys]:
     """First what every query sees, then the queries' own keys."""
     assert segment.before is not None
     for keys in _tiles(segment, _dtype(segment, q), segment.before):
-        yield _Keys(*_numbers(segment, q, keys))
+        mask = None
+        if segment.bias is not None:
+            mask = segment.bias[..., keys].to(_dtype(segment, q)).flatten(0, 1)[:, None, None]
+            mask = mask.expand(-1, -1, q.shape[2], -1)
+        yield _Keys(*_numbers(segment, q, keys), mask=mask)
     if segment.own:
         yield _Keys(*_numbers(segment, q, slice(segment.before, segment.before + segment.own)), is_causal=True)
 
@@ -156,6 +161,8 @@ def _by_position(segment: Segment, q: Tensor, q_pos: Tensor, window: int | None)
     for keys in _tiles(segment, _dtype(segment, q), segment.k.shape[2]):
         hidden = ~visible(q_pos, segment.pos[:, :, keys], window)
         mask = torch.zeros(hidden.shape, dtype=_dtype(segment, q)).masked_fill_(hidden, -torch.inf)
+        if segment.bias is not None:
+            mask = mask + segment.bias[:, :, None, keys].to(mask.dtype)
         mask = mask.expand(-1, segment.k.shape[1], -1, -1).flatten(0, 1)[:, None]
         yield _Keys(*_numbers(segment, q, keys), mask=mask)
 

@@ -52,7 +52,8 @@ class PartGroup:
         width = counts[0] if len(set(counts)) == 1 else 1
         size = (sum(counts) // width, plan.rows, width, num_slots + 1)
         k, v = empty_vectors(size, shape, stored, device)
-        self.slots = Slots.empty(k, v, policy.statistic is not None)  # [L, B, H_KV, S + 1], or [H, B, 1, S + 1]
+        self.slots = Slots.empty(k, v, policy.statistic is not None, policy.has_bias)
+        # [L, B, H_KV, S + 1], or [H, B, 1, S + 1]
         self.policy, self.backend = policy, backend
         most = most_pinned(policy, num_slots, plan) if shape.window is None else None
         self.protection = Protection(_recent(policy, num_slots), policy.sinks, shape.window, most_pinned=most)

@@ -98,18 +98,47 @@ def rotated(loaded: LoadedModel, ids: list[int], start: int) -> list[tuple[torch
     return seen
 
 
-def test_what_is_evicted_is_the_same_whatever_the_neighbours(loaded: LoadedModel) -> None:
+@pytest.mark.parametrize("policy", ["replay", "replay:bias=true"])
+def test_what_is_evicted_is_the_same_whatever_the_neighbours(loaded: LoadedModel, policy: str) -> None:
     texts = [prompt(90, 1), prompt(63, 2)]
-    together = make_engine(loaded, "40tok", "replay", rows=2)
+    together = make_engine(loaded, "40tok", policy, rows=2)
     for start in range(0, 90, together.plan.chunk):
         together.score([text[start : start + together.plan.chunk] for text in texts])
     for row, text in enumerate(texts):
-        alone = make_engine(loaded, "40tok", "replay")
+        alone = make_engine(loaded, "40tok", policy)
         for start in range(0, len(text), alone.plan.chunk):
             alone.score([text[start : start + alone.plan.chunk]])
         for (pos, known), (other, others) in zip(held(alone), held(together, row), strict=True):
             assert torch.equal(pos, other)
             torch.testing.assert_close(known, others, rtol=1e-3, atol=1e-5)
+
+
+def biases(engine: Engine) -> list[Tensor]:
+    return [part.slots.bias for part in engine.cache.parts if part.slots.bias is not None]
+
+
+@pytest.mark.parametrize("kv_dtype", ["auto", "k6v4"])
+def test_what_goes_leaves_a_bias_to_what_stays_until_the_row_ends(loaded: LoadedModel, kv_dtype: str) -> None:
+    engine = make_engine(loaded, "40tok", "replay:bias=true", kv_dtype=kv_dtype)
+    assert engine.cache.num_bytes == engine.plan.reserved_bytes
+    text = prompt(90)
+    for start in range(0, 40, 10):
+        engine.score([text[start : start + 10]])
+    assert not any(bool(bias.any()) for bias in biases(engine))  # nothing went
+    for start in range(40, 90, 10):
+        engine.score([text[start : start + 10]])
+    held = engine.rows.snapshot(0)
+    for part, bias in zip(engine.cache.parts, biases(engine), strict=True):
+        assert 0 < float(bias.amax()) <= 2 and float(bias.amin()) == 0
+        assert not bias[part.slots.pos < 4].any()  # sinks take nothing
+        assert not bias[..., -1].any()  # where the next token waits
+    answers(engine, [Request("a", prompt(10), max_tokens=20, row=0)])
+    engine.rows.restore(0, held)
+    again = engine.score([text[:10]])
+    engine.rows.restore(0, held)
+    assert torch.equal(again, engine.score([text[:10]]))
+    engine.rows.reset(0)
+    assert len(biases(engine)) == len(engine.cache.parts) and not any(bool(bias.any()) for bias in biases(engine))
 
 
 def test_an_answer_is_heard_once_it_is_a_chunk_long(loaded: LoadedModel) -> None:
