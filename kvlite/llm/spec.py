@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_origin, get_type_hi
 
 from kvlite.cache.policy import Policy, load_policy
 from kvlite.catalog.adapter import adapter_folder
-from kvlite.catalog.files import ModelFiles, local_files
+from kvlite.catalog.files import local_files
+from kvlite.catalog.model_files import ModelFiles
 from kvlite.catalog.names import ModelRef, resolve_model
 from kvlite.errors import UsageError
 from kvlite.flags import Flag
