@@ -74,6 +74,11 @@ class TextModel:
     profiles: list[HeadProfile | None] = field(default_factory=list)
     trials: KernelTrials | None = None
 
+    @property
+    def parameters(self) -> int:
+        """The number of weights, a shared one counted once."""
+        return (self.files.weights and self.files.weights.parameters) or self.loaded.model.num_parameters()
+
     @classmethod
     def load(
         cls,
@@ -143,7 +148,7 @@ class TextModel:
             alias=self.files.ref.alias,
             repo=self.files.repo or str(self.files.folder),
             revision=self.files.revision,
-            params=(self.files.weights and self.files.weights.parameters) or self.loaded.model.num_parameters(),
+            params=self.parameters,
             quant="none" if self.held_in == self.loaded.shape.dtype else self.held_in,
             dtype=self.loaded.shape.dtype,
             license=self.files.license,
@@ -256,10 +261,12 @@ class TextModel:
         return "they are slow in torch" if is_torch else None
 
     def verdict(self) -> tuple[Circumstances, Verdict]:
-        """All that is known of the model by now, and under which circumstances it holds."""
+        """All that is known of the model by now, and under which circumstances it holds: few where none is kept."""
         from kvlite.models.checks import verdict_of
 
-        return self.loaded.about or {}, verdict_of(self.loaded, self.effects)
+        loaded = self.loaded
+        few = {"model": self.files.name, "dtype": str(loaded.dtype).removeprefix("torch."), "quant": loaded.quant}
+        return loaded.about or few, verdict_of(loaded, self.effects)
 
     def kernels(self) -> list[tuple[str, Trial]]:
         """The kernels that are tried for this model, and what came of it."""

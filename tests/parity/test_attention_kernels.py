@@ -106,6 +106,20 @@ def test_decode_does_not_depend_on_how_the_keys_are_split(processors: int) -> No
     assert_parity("mass", mass, masses[0], 1e-5)
 
 
+@pytest.mark.parametrize("dim", [16, 80, 128])
+@pytest.mark.parametrize("is_observed", [False, True])
+def test_channels_are_joined_by_as_many_programs_as_they_take(dim: int, is_observed: bool) -> None:
+    case = replace(FP32, keys=600, k_dim=dim, v_dim=dim, rows=1, kv_heads=1, queries=1)
+    given = poisoned_problem(case)
+    observation = mass_by(given.weight) if is_observed else None
+    expected, masses = attend_segments(given.q, given.q_pos, [given.segment], case.geometry, observation)
+    held, mass = counted(given.segment)
+    out = attend_one(given.q, given.q_pos, held, case.geometry, scratch(case, Processor(0, 64)), observation)
+    assert_parity("out", out, expected, 4e-6)
+    if masses:
+        assert_parity("mass", mass, masses[0], 1e-5)
+
+
 def test_decode_adds_to_what_stays_of_the_statistic_in_place() -> None:
     given = poisoned_problem(replace(FP32, queries=1))
     _, masses = attend_segments(given.q, given.q_pos, [given.segment], FP32.geometry, mass_by(given.weight))
@@ -185,6 +199,24 @@ def test_queries_that_come_again_give_keys_what_the_twin_does(window: int | None
     _, _, sums = attend_many(given.q, q_pos, segments, case.geometry, 0, observation, are_last=False)
     assert len(sums) == 1
     assert_parity("of the last segment", sums[0], expected, 1e-5)
+
+
+def test_a_bias_of_slots_counts_as_in_the_twin() -> None:
+    given = poisoned_problem(replace(FP32, queries=9, sink=True))
+    bias = surrounded(torch.rand(given.segment.pos.shape).half())
+    segments = [replace(given.segment, bias=bias), chunk(FP32, given.q_pos)]
+    geometry, last = replace(FP32, sink=True).geometry, slice(-1, None)
+    expected, _ = attend_segments(given.q, given.q_pos, segments, geometry, None)
+    out, _, _ = attend_many(given.q, given.q_pos, segments, geometry, 0, None)
+    assert_parity("out of a chunk", out, expected, 4e-6)
+    q, q_pos = given.q[:, :, last], given.q_pos[:, last]
+    expected, _ = attend_segments(q, q_pos, segments[:1], geometry, None)
+    assert_parity("out of one", attend_one(q, q_pos, segments[0], geometry, scratch(FP32), None), expected, 4e-6)
+    observation, after = Observation(Statistic.MASS, given.weight), given.q_pos + 3
+    for some in (segments[:1], segments):
+        wanted = heard(given.q, after, some, geometry, observation)
+        _, _, sums = attend_many(given.q, after, some, geometry, 0, observation, are_last=False)
+        assert_parity("heard", sums[0], wanted, 1e-5)
 
 
 OBSERVATIONS = [

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 
 import pytest
 import torch
 
-from kvlite_kernels.backend import LayerSizes
+from kvlite_kernels.backend import TORCH, Backend, LayerSizes
 from tests.parity.compare import assert_parity
 from tests.parity.eviction import CASES, D_V, HEADS, LAYERS, ROWS, Case, D, check, holding, pinned_to, scores
 from tests.parity.poison import poison
@@ -41,6 +42,15 @@ def test_the_token_that_waits_takes_the_slot_of_the_lowest(case: Case) -> None:
 def test_codes_and_scales_move_as_they_are(bits: int) -> None:
     case = CASES["sinks and recent"]
     check(TRITON, holding(case, bits), case, scores(case), after(case))
+
+
+def test_who_takes_a_slot_has_no_bias_yet() -> None:
+    case = CASES["sinks and recent"]
+    slots = holding(case)
+    bias = torch.ones_like(slots.pos, dtype=torch.float16)
+    bias[..., -1] = 0.0  # of what waits
+    check(TRITON, replace(slots, bias=bias), case, scores(case), after(case))
+    assert int((bias[..., : case.slots] == 0.0).sum()) == LAYERS * ROWS * HEADS
 
 
 def test_padding_takes_no_slot() -> None:
@@ -77,6 +87,17 @@ def test_scores_that_are_no_numbers_write_nothing_outside_the_slots() -> None:
     slots = holding(case)
     TRITON.evict(slots, torch.full_like(scores(case), torch.nan), after(case), case.protection)
     assert int(slots.pos.max()) == case.seen
+
+
+@pytest.mark.parametrize("backend", [TORCH, TRITON], ids=["torch", "triton"])
+def test_a_slot_whose_score_is_no_number_goes_first(backend: Backend) -> None:
+    case = CASES["sinks and recent"]
+    slots, score = holding(case), scores(case)
+    at = int(slots.pos[0, 0, 0, : case.slots].eq(40).nonzero()) if (slots.pos[0, 0, 0] == 40).any() else 7
+    slots.pos[..., at] = 40
+    score[..., at] = torch.nan
+    backend.evict(slots, score, after(case), case.protection)
+    assert (slots.pos[..., at] == case.seen).all()
 
 
 def test_a_policy_without_a_statistic_needs_none() -> None:
