@@ -14,7 +14,7 @@ from kvlite.cache import cache as cache_module
 from kvlite.cache.policy import load_policy
 from kvlite.engine import kernels as engine_kernels
 from kvlite.engine.decode_graphs import GraphRecorder
-from kvlite.engine.kernels import KernelChoice, TriedKernels, part_of
+from kvlite.engine.kernels import KernelChoice, TriedKernels, part_of, unlike_torch
 from kvlite.engine.request import Completion, Request, Token
 from kvlite.errors import NumericError, OutOfMemory
 from kvlite.memory.format import slot_format
@@ -235,6 +235,22 @@ def test_kernels_that_change_the_logits_of_the_model_are_not_taken_and_that_is_r
     monkeypatch.setattr(engine_kernels, "unlike_torch", lambda *_: pytest.fail("found out again"))
     assert make_engine(loaded, kernels=TriedKernels(loaded, trials, told.append)).cache.backend.name == "torch"
     assert told[1] == told[0]
+
+
+@pytest.mark.parametrize("family", but_few(["lfm2", "llama", "gemma2", "qwen3_next", "bamba"], "lfm2"))
+def test_torch_beside_torch_is_like_torch_and_a_conversation_keeps_its_state(
+    monkeypatch: pytest.MonkeyPatch, family: str
+) -> None:
+    loaded = admitted(tiny_model(family, SUPPORTED[family]))
+    serve(monkeypatch, Failing(10**6, HARMS["NaN"][0]))
+    asked = [Request("a", (5, 6, 7), max_tokens=5, row=0), Request("b", (8,), max_tokens=5, row=0)]
+    engine, expected = (make_engine(loaded, "16tok") for _ in range(2))
+    before = [answers(expected, [request])[request.id].ids for request in asked]
+    if loaded.state is not None:
+        loaded.state.reset()
+    assert answers(engine, asked[:1])["a"].ids == before[0]
+    assert unlike_torch(loaded, slot_format("float32", "float32")) is None
+    assert answers(engine, asked[1:])["b"].ids == before[1]
 
 
 def test_kernels_that_fail_in_mid_answer_are_not_taken_by_the_next_start(
