@@ -12,6 +12,7 @@ from kvlite.cache.step import Step
 from kvlite.engine.decode_graphs import DecodeGraphs, GraphRecorder, NotCapturable, try_replay
 from kvlite.engine.device_memory import allocating
 from kvlite.engine.inputs import inputs
+from kvlite.engine.kernels import parts_on_kernels
 from kvlite.engine.limits import Limits
 from kvlite.engine.row import Row
 from kvlite.engine.scheduler import Feed, unheard
@@ -121,7 +122,7 @@ class Feeder:
         caches of the same kind holds.
         """
         cache = self.cache
-        kind = str(cache.policy), cache.stored.name, cache.backend.name
+        kind = str(cache.policy), cache.stored.name, *map(str, parts_on_kernels(self.loaded, cache))
         try:
             if why := recorder.found.get(kind) or recorder.failed:
                 raise NotCapturable(why)

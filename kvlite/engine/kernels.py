@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import accumulate
+from typing import Any
 
 import torch
 
@@ -18,7 +19,7 @@ from kvlite.models.probe import dry_cache, probe_ids
 from kvlite.models.verify import LOGIT_TOLERANCE, relative_error
 from kvlite.record.trials import Trial
 from kvlite_kernels.fused_ops import TORCH_OPS
-from kvlite_kernels.trial.task import SlotsPart
+from kvlite_kernels.trial.task import MODULES, Part, SlotsPart
 
 PROMPT = 12
 
@@ -35,9 +36,12 @@ class KernelChoice:
         """The kernels for slots of format `stored` under `policy`."""
         return self.name
 
-    def condemn(self, stored: SlotFormat, policy: Policy, why: str) -> None:
-        """Take torch from now on: the kernels went wrong in mid-answer."""
+    def set_aside(self) -> None:
+        """Take torch from now on."""
         self.name = self.told = "torch"
+
+    def condemn(self, parts: Sequence[Part], why: str) -> None:
+        """Note that the kernels went wrong in mid-answer, where that is kept."""
 
 
 class TriedKernels(KernelChoice):
@@ -63,10 +67,10 @@ class TriedKernels(KernelChoice):
         self._say(f"kernels on {part}: {'triton' if found.is_taken else 'torch'}: {found}")
         return "triton" if found.is_taken else "torch"
 
-    def condemn(self, stored: SlotFormat, policy: Policy, why: str) -> None:
+    def condemn(self, parts: Sequence[Part], why: str) -> None:
         """See KernelChoice; later starts will know."""
-        super().condemn(stored, policy, why)
-        self._trials.condemn(part_of(stored, policy), f"in mid-answer: {why}")
+        for part in parts:
+            self._trials.condemn(part, f"in mid-answer: {why}")
 
     def _through_the_model(self, stored: SlotFormat, part: SlotsPart, found: Trial) -> Trial:
         """The finding, unless the model computes something else on these kernels; found out once for its weights."""
@@ -118,11 +122,21 @@ def in_a_line(error: Exception) -> str:
     return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
 
 
+def parts_on_kernels(loaded: LoadedModel, cache: SlotCache) -> list[Part]:
+    """The parts that run on Triton's kernels: the slots of `cache`, fused modules, both or none."""
+    slots: list[Part] = [] if cache.backend.name == "torch" else [part_of(cache.stored, cache.policy)]
+    has_modules = any(module.ops.name != "torch" for module in _with_ops(loaded))
+    return slots + [MODULES] * has_modules
+
+
 def without_kernels(loaded: LoadedModel) -> None:
     """Let fused modules compute in torch from now on."""
-    for module in loaded.model.modules():
-        if hasattr(module, "ops"):
-            setattr(module, "ops", TORCH_OPS)  # noqa: B010
+    for module in _with_ops(loaded):
+        module.ops = TORCH_OPS
+
+
+def _with_ops(loaded: LoadedModel) -> list[Any]:
+    return [module for module in loaded.model.modules() if hasattr(module, "ops")]
 
 
 def _fed(loaded: LoadedModel, cache: SlotCache, steps: Sequence[int]) -> list[torch.Tensor]:
