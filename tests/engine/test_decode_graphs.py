@@ -287,12 +287,12 @@ def test_what_was_found_of_replayed_steps_holds_for_the_caches_to_come(
     plans = [make_engine(llama, budget, rows=rows).plan for budget, rows in (("60tok", 2), ("24tok", 1))]
     engine = capturing(llama, "24tok")
     for plan in plans:
-        engine.resize(plan)
+        engine.rows.resize(plan)
         assert engine.step == "captured" and answers(engine, requests(3))
     assert len(proofs) == 1
     failed = make_engine(llama, "24tok", recorder=Broken(3, OSError("no compiler")))
     answers(failed, requests(4))
-    failed.resize(plans[0])
+    failed.rows.resize(plans[0])
     assert failed.step.endswith("no compiler") and len(proofs) == 2
 
 

@@ -126,7 +126,9 @@ def test_a_window_hides_what_it_has_passed_in_a_row_that_came_from_fewer_slots(m
     for is_by_position in (False, True):
         engine = make_engine(model, "16tok", "replay")
         answers(engine, [Request("a", prompt(7, 40), max_tokens=40, row=0)])
-        assert engine.change_cache(plan_cache(model.shape, Budget.parse("60tok"), spec, free_bytes=None), rule, None)
+        assert engine.rows.change_cache(
+            plan_cache(model.shape, Budget.parse("60tok"), spec, free_bytes=None), rule, None
+        )
         with monkeypatch.context() as patch:
             if is_by_position:
                 patch.setattr(Part, "_before", lambda *_: None)
