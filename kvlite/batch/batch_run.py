@@ -167,7 +167,7 @@ class BatchRun:
         to_come = 0 if self._source.is_over else self.to_come
         lines = min(AHEAD, len(self._waiting) + to_come)
         sizes = row_sizes(self._waiting.needs(), most, lambda size: self._rows.count(size, lines))
-        size = size_for(self._waiting.first.need, sizes) if self._is_overdue else sizes[0]
+        size = size_for(self._waiting.oldest.need, sizes) if self._is_overdue else sizes[0]
         smaller = max((one for one in sizes if one < size), default=0)
         if self._sizes[1] > size and self._rows.count(self._sizes[1], lines) >= WORTH_IT * self._rows.count(
             size, lines
@@ -186,7 +186,7 @@ class BatchRun:
 
     @property
     def _is_overdue(self) -> bool:
-        """True where so many items came after the first that waits that it goes before them."""
+        """True where so many items came after the one that waits longest that it goes before them."""
         return len(self._waiting) > 0 and self._waiting.overtaken > MOST_OVERTAKEN
 
     def _take(self, item: Item) -> Iterator[Outcome]:
@@ -214,7 +214,7 @@ class BatchRun:
         left = math.inf if self.width >= len(self._engine.rows) else self.width
         while left > 0:
             smaller, size = self._taken
-            is_over = self._is_overdue and not smaller < self._waiting.first.need <= size
+            is_over = self._is_overdue and not smaller < self._waiting.oldest.need <= size
             waiter = None if is_over else self._waiting.take(smaller, size)
             if waiter is None:
                 if len(self._waiting) or self._source.is_over or not self._flights:
