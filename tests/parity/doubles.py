@@ -1,6 +1,6 @@
 """Kernels that are wrong in one way each, on top of torch's, and processes that try them.
 
-    python -m tests.parity.doubles right|slower|wrong|hang|abort|segfault|exit|interrupted|killed
+    python -m tests.parity.doubles right|slower|wrong|hang|abort|segfault|exit|interrupted|killed|full|unstarted
 
 plays the process of a trial, with a clock of its own.
 """
@@ -185,10 +185,15 @@ def backend(name: str) -> Backend:
     """The kernels that a process called `name` tries."""
     if name in ("right", "slower"):
         return TORCH
+    if name == "full":
+        return Raises(torch.OutOfMemoryError("CUDA out of memory"))
     return {"wrong": Times099, "hang": Hangs}.get(name, lambda: Dies(name))()
 
 
 def main(name: str) -> None:
+    if name == "unstarted":
+        sys.exit(3)
+
     def made(layers: Sequence[LayerSizes], rows: int, dtypes: Sequence[torch.dtype], device: torch.device) -> Backend:
         return backend(name)
 

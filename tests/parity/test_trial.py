@@ -6,6 +6,7 @@ import os
 from functools import partial
 from importlib.util import find_spec
 from itertools import cycle
+from subprocess import CalledProcessError
 from typing import Any
 
 import pytest
@@ -47,7 +48,7 @@ def outcome(
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("part", [NUMBERS, CODES, *OTHERS, MODULES], ids=str)
 def test_torch_itself_is_right(part: Part, dtype: str) -> None:
-    assert outcome(part, dtype=dtype) == {"part": 0, "fault": None, "gain": 2.0}
+    assert outcome(part, dtype=dtype) == {"part": 0, "fault": None, "gain": 2.0, "is_unable": False}
 
 
 WRONG = {
@@ -65,8 +66,16 @@ WRONG = {
     "a code aside": (CODES, doubles.CodesAside(), "codes: 1 differ, the first at [0, 0, 0, 0]"),
     "a launch that fails": (NUMBERS, doubles.Raises(RuntimeError("no image\nmore")), "RuntimeError: no image"),
     "no compiler": (NUMBERS, doubles.Raises(OSError("cc: not found")), "OSError: cc: not found"),
+    "memory": (
+        NUMBERS,
+        doubles.Raises(RuntimeError("CUDA error: out of memory\n")),
+        "RuntimeError: CUDA error: out of",
+    ),
+    "no headers": (NUMBERS, doubles.Raises(CalledProcessError(1, "gcc")), "CalledProcessError: Command 'gcc'"),
     "a bug": (NUMBERS, doubles.Raises(AssertionError()), "AssertionError: "),
 }
+
+OF_THE_MACHINE = {"no compiler", "memory", "no headers"}
 
 
 @pytest.mark.parametrize("name", WRONG)
@@ -74,6 +83,7 @@ def test_every_fault_is_found_and_named(name: str) -> None:
     part, double, said = WRONG[name]
     found = outcome(part, double)
     assert found["gain"] == 0.0 and said in found["fault"]
+    assert found["is_unable"] == (name in OF_THE_MACHINE)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
