@@ -61,7 +61,7 @@ class Trial:
             return False
         import psutil
 
-        return datetime.fromisoformat(self.when).timestamp() >= psutil.boot_time()
+        return datetime.fromisoformat(self.when).timestamp() >= float(psutil.boot_time())
 
     def __str__(self) -> str:
         if self.state == "right":

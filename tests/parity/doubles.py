@@ -81,6 +81,39 @@ class LosesAStatistic(Backend):
         return given
 
 
+class ForgetsNothing(Backend):
+    """All stays of what keys received before."""
+
+    def attend(self, q: Tensor, q_pos: Tensor, segments: list[Any], geometry: Any, seen: Any) -> Any:
+        return super().attend(q, q_pos, segments, geometry, seen and replace(seen, retention=None))
+
+
+class CountsTheFirst(Backend):
+    """Where only the last queries count, the first do."""
+
+    def attend(self, q: Tensor, q_pos: Tensor, segments: list[Any], geometry: Any, seen: Any) -> Any:
+        if seen is not None and seen.queries is not None:
+            seen = replace(seen, weight=seen.weight.flip(1), queries=None)
+        return super().attend(q, q_pos, segments, geometry, seen)
+
+
+class ReadsRowByRow(Backend):
+    """Keys are read as if a row's heads lay side by side."""
+
+    def attend(self, q: Tensor, q_pos: Tensor, segments: list[Any], *rest: Any) -> tuple[Tensor, Tensor | None]:
+        k = segments[0].k
+        first, second = sorted(k.stride()[:2], reverse=True)
+        held = replace(segments[0], k=k.as_strided(k.shape, (first, second, *k.stride()[2:])))
+        return super().attend(q, q_pos, [held, *segments[1:]], *rest)
+
+
+class HearsBeyondAWindow(Backend):
+    """Queries that come once more see all keys."""
+
+    def heard(self, q: Tensor, q_pos: Tensor, segments: Any, geometry: Any, observation: Any) -> Tensor:
+        return super().heard(q, q_pos, segments, replace(geometry, window=None), observation)
+
+
 class HearsLess(Backend):
     """The mass that is heard again is 1 % too little."""
 

@@ -59,7 +59,11 @@ WRONG = {
     "a bit that flips": (NUMBERS, doubles.FlipsABit(), "attention of one query, plain: the same input gave other bits"),
     "loses a statistic": (NUMBERS, doubles.LosesAStatistic(), "attention of one query, plain (statistic): off by"),
     "loses one below": (OTHERS[1], doubles.LosesAStatistic(), "of the keys have another number"),
-    "hears less": (OTHERS[4], doubles.HearsLess(), "hearing: off by"),
+    "forgets nothing": (NUMBERS, doubles.ForgetsNothing(), "window, soft cap and sink (statistic): off by"),
+    "counts the first": (NUMBERS, doubles.CountsTheFirst(), "window, soft cap and sink (statistic): off by"),
+    "reads row by row": (NUMBERS, doubles.ReadsRowByRow(), "window, soft cap and sink"),
+    "hears less": (OTHERS[4], doubles.HearsLess(), "hearing, plain: off by"),
+    "hears too much": (OTHERS[4], doubles.HearsBeyondAWindow(), "hearing, window, soft cap and sink: off by"),
     "the wrong victim": (NUMBERS, doubles.TakesTheYoungest(), "eviction (k): "),
     "forgets pins": (NUMBERS, doubles.ForgetsPins(), "eviction (k): "),
     "leaves a scale": (CODES, doubles.LeavesAScale(), "eviction (k_scale): "),
@@ -107,6 +111,25 @@ def test_one_per_cent_is_found_in_half_precision(dtype: str) -> None:
 @pytest.mark.parametrize(("clock", "gain"), [(TWICE, 2.0), (SAME, 1.0), (HALF, 0.5)])
 def test_the_gain_is_what_the_clock_says(clock: tuple[float, ...], gain: float) -> None:
     assert outcome(NUMBERS, clock=clock)["gain"] == outcome(MODULES, clock=clock)["gain"] == gain
+
+
+def test_a_gpu_makes_many_steps_between_two_looks_at_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(judge, "wait", lambda device: None)
+    made = [0, 0]
+    ways = [partial(_count, made, number) for number in range(2)]
+    judge.gain(ways[0], ways[1], torch.device("cuda"), captures=False, clock=partial(next, cycle(TWICE)))
+    assert made == [judge.STEPS * judge.AT_ONCE] * 2
+
+
+def _count(made: list[int], number: int) -> None:
+    made[number] += 1
+
+
+def test_memory_that_nobody_wrote_is_no_number() -> None:
+    given = torch.zeros(3)
+    with judge.poisoned():
+        assert torch.empty(3).isnan().all() and torch.empty_like(given).isnan().all()
+    assert given.isfinite().all() and "poisoned" not in repr(torch.empty_like)
 
 
 def test_parts_are_judged_one_by_one() -> None:
