@@ -41,7 +41,7 @@ class Segment:
 
     `statistic` fp32 [B, H_KV, N] is what the keys of slots received so far. `before` promises, unless it is None, that
     every query sees the first so many keys, that the `own` after them are those of the queries, one for each in their
-    order, and that the rest are free.
+    order, and that the rest are free. `bias` [B, H_KV, N] is added to the logits that a key has, after a soft cap.
     """
 
     k: Vectors
@@ -50,6 +50,7 @@ class Segment:
     statistic: Tensor | None = None
     before: int | None = None
     own: int = 0
+    bias: Tensor | None = None
 
     @property
     def all_visible(self) -> bool:
@@ -89,6 +90,7 @@ def attend(q: Tensor, q_pos: Tensor, segment: Segment, geometry: Geometry) -> Pa
         logits = _grouped_matmul(q.to(dtype) * geometry.scaling, segment.k, transpose=True)
     if geometry.softcap is not None:
         logits = geometry.softcap * torch.tanh(logits / geometry.softcap)
+    logits = biased(logits, segment)
     if not segment.all_visible:
         hidden = ~visible(q_pos, segment.pos, geometry.window)
         logits.unflatten(1, (segment.k.shape[1], -1)).masked_fill_(hidden[:, :, None], -torch.inf)
@@ -223,16 +225,20 @@ def _attend_plainly(
             grouped, k, v = (x.transpose(0, 1) for x in (grouped, k, v))
         asked, keys, values = (x.flatten(0, 1) for x in (grouped, k, v))
         if is_half:
-            shares = torch.bmm(asked, keys.mT, out_dtype=torch.float32).mul_(scaling).softmax(-1)
+            logits = torch.bmm(asked, keys.mT, out_dtype=torch.float32).mul_(scaling)
         else:
-            shares = torch.bmm(asked, keys.mT).softmax(-1)
+            logits = torch.bmm(asked, keys.mT)
+        if segment.bias is not None:
+            bias = segment.bias.transpose(0, 1) if by_head else segment.bias
+            logits.view(*grouped.shape[:3], num_keys).add_(bias[:, :, None])
+        shares = logits.softmax(-1)
         out = torch.bmm(shares.to(q.dtype), values).view(*grouped.shape[:3], -1)
         shares = shares.view(*grouped.shape[:3], num_keys)
         if by_head:
             out, shares = out.transpose(0, 1), shares.transpose(0, 1)
         out = out.reshape(*q.shape[:3], -1)
     else:
-        weights = _grouped_matmul(q, k, transpose=True).softmax(-1)
+        weights = biased(_grouped_matmul(q, k, transpose=True), segment).softmax(-1)
         out = _grouped_matmul(weights, v, transpose=False)
         shares = weights.view(q.shape[0], k.shape[1], -1, num_keys)
     return out, [] if observation is None else [shares.mean(2)]
@@ -241,6 +247,26 @@ def _attend_plainly(
 def lies_by_head(keys: Tensor) -> bool:
     """True of keys [B, H_KV, N, D] of which all rows of a head lie together."""
     return keys.shape[0] > 1 and keys.shape[1] > 1 and keys.stride(0) < keys.stride(1)
+
+
+def biased(logits: Tensor, segment: Segment) -> Tensor:
+    """Logits [B, H_Q, T, N] with the bias of each key, in place."""
+    if segment.bias is not None:
+        logits.unflatten(1, (segment.bias.shape[1], -1)).add_(segment.bias[:, :, None, None])
+    return logits
+
+
+def bias_of(segments: Sequence[Segment], sizes: Sequence[int]) -> Tensor | None:
+    """The bias [B, H_KV, N] of the first `sizes[i]` keys of each segment, one after another; None: none has any."""
+    if all(segment.bias is None for segment in segments):
+        return None
+    parts = [
+        segment.pos.new_zeros(*segment.k.shape[:2], size, dtype=torch.float16)
+        if segment.bias is None
+        else segment.bias[..., :size]
+        for segment, size in zip(segments, sizes, strict=True)
+    ]
+    return torch.cat(parts, -1)
 
 
 def _scaled(q: Tensor, geometry: Geometry) -> Tensor:

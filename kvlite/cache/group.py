@@ -25,6 +25,9 @@ from kvlite_kernels.slots import Slots, Vectors
 SCORED_TOGETHER = 1 << 18
 """Most slots, of all heads, rows and layers, that are scored at once: some 120 bytes each while that lasts."""
 
+ON_A_GPU = 16
+"""Times as many there, where each evicting costs its launches."""
+
 
 class PartGroup:
     """Parts of layers like `shape` but for KV heads, in the same tensors, with `num_slots` slots per KV head.
@@ -49,7 +52,8 @@ class PartGroup:
         width = counts[0] if len(set(counts)) == 1 else 1
         size = (sum(counts) // width, plan.rows, width, num_slots + 1)
         k, v = empty_vectors(size, shape, stored, device)
-        self.slots = Slots.empty(k, v, policy.statistic is not None)  # [L, B, H_KV, S + 1], or [H, B, 1, S + 1]
+        self.slots = Slots.empty(k, v, policy.statistic is not None, policy.has_bias)
+        # [L, B, H_KV, S + 1], or [H, B, 1, S + 1]
         self.policy, self.backend = policy, backend
         most = most_pinned(policy, num_slots, plan) if shape.window is None else None
         self.protection = Protection(_recent(policy, num_slots), policy.sinks, shape.window, most_pinned=most)
@@ -58,7 +62,8 @@ class PartGroup:
             Part(heads, replace(shape, kv_heads=count), self, self.slots.joined(slice(end - count // width, end)))
             for heads, count, end in zip(members, counts, ends, strict=True)
         ]
-        self._together = max(1, SCORED_TOGETHER // (plan.rows * width * (num_slots + 1)))
+        at_once = SCORED_TOGETHER * (ON_A_GPU if device.type == "cuda" else 1)
+        self._together = max(1, at_once // (plan.rows * width * (num_slots + 1)))
 
     def place(self, step: Step) -> None:
         """Write the positions of tokens whose slots are known before their keys are."""

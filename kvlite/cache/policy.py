@@ -126,8 +126,13 @@ class Policy(ABC):
 
     @property
     def state_bytes_per_slot(self) -> int:
-        """Bytes of accumulated statistic (fp32) per slot and KV head, part of the budget."""
-        return 0 if self.statistic is None else 4
+        """Bytes of accumulated statistic (fp32) and bias (fp16) per slot and KV head, part of the budget."""
+        return (0 if self.statistic is None else 4) + (2 if self.has_bias else 0)
+
+    @property
+    def has_bias(self) -> bool:
+        """True where a kept token stands for evicted ones, by a bias of its logits; the policy then `echoes`."""
+        return False
 
     @property
     def noise(self) -> Noise | None:

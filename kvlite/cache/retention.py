@@ -109,7 +109,7 @@ def best_kept(cache: SlotCache, row: int, target: Target) -> Moved | None:
         {
             name: copied(each.layer, each.numbers, name)
             for name in cache.parts[0].tensors
-            if name != "statistic" or policy.statistic is not None
+            if (name != "statistic" or policy.statistic is not None) and (name != "bias" or policy.has_bias)
         }
         for each in heads
     ]
@@ -130,7 +130,7 @@ def keeps_all(cache: SlotCache, row: int, head_slots: Sequence[Sequence[int]]) -
 
 def _kind(policy: Policy) -> tuple[object, ...]:
     """All that decides what a statistic stands for."""
-    return policy.statistic, policy.heads, policy.echoes
+    return policy.statistic, policy.heads, policy.echoes, policy.has_bias
 
 
 def _best(part: Part, row: int, live: int, wanted: Sequence[int], target: Target) -> list[Tensor]:

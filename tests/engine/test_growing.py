@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from itertools import pairwise
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from kvlite.cache.cache import SlotCache
+from kvlite.cache.group import PartGroup
 from kvlite.cache.part import Part
 from kvlite.cache.policy import load_policy
 from kvlite.engine.engine import Engine
@@ -17,7 +19,7 @@ from kvlite.errors import OutOfMemory
 from kvlite.memory.allotment import HeadShares
 from kvlite.memory.budget import Budget
 from kvlite.memory.format import slot_format
-from kvlite.memory.plan import CachePlan, plan_cache, plan_row, stages
+from kvlite.memory.plan import CachePlan, plan_row, stages
 from kvlite.memory.shape import ModelShape
 from kvlite.models.loaded import LoadedModel
 from tests.architectures import SUPPORTED, tiny_model
@@ -118,24 +120,6 @@ def test_a_row_that_lost_tokens_keeps_the_rest_in_a_larger_cache_or_is_fed_again
     assert engine.cache.tokens_kept(0) == (held if is_kept else 0)
 
 
-def test_a_window_hides_what_it_has_passed_in_a_row_that_came_from_fewer_slots(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = admitted(tiny_model("gemma2", {**SUPPORTED["gemma2"], "sliding_window": 40}))
-    rule = load_policy("replay")
-    spec = rule.cache_spec(slot_format("auto", "float32"))
-    found = []
-    for is_by_position in (False, True):
-        engine = make_engine(model, "16tok", "replay")
-        answers(engine, [Request("a", prompt(7, 40), max_tokens=40, row=0)])
-        assert engine.rows.change_cache(
-            plan_cache(model.shape, Budget.parse("60tok"), spec, free_bytes=None), rule, None
-        )
-        with monkeypatch.context() as patch:
-            if is_by_position:
-                patch.setattr(Part, "_before", lambda *_: None)
-            found.append(torch.stack([engine.score([(7 + number,)])[0, -1] for number in range(16)]))
-    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5)
-
-
 def test_what_is_refused_while_a_row_grows_leaves_the_row(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     opened = SlotCache.__init__
 
@@ -156,6 +140,42 @@ def test_what_is_refused_while_a_row_grows_leaves_the_row(loaded: LoadedModel, m
         kept = engine.rows.counts().tokens_kept
         found.append((kept, answers(engine, [Request("b", prompt(8, 4), max_tokens=4, row=0)])["b"].ids))
     assert found[0] == found[1]
+
+
+def test_of_caches_that_take_each_others_place_none_is_there_with_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = admitted(tiny_model("gemma2", SUPPORTED["gemma2"]))
+    engine, policy = make_engine(loaded, "24tok", "replay"), load_policy("replay")
+    answers(engine, [Request("a", prompt(1, 20), max_tokens=4, row=0)])
+    before, larger = engine.plan, make_engine(loaded, "60tok", "replay").plan
+    made, opened = [(before.slots, weakref.ref(engine.cache.parts[0].group))], PartGroup.__init__
+
+    def noted(group: PartGroup, *args: Any) -> None:
+        slots = args[3].slots
+        assert all(ref() is None for other, ref in made if other != slots)
+        if slots == larger.slots and made[1:]:
+            raise MemoryError
+        opened(group, *args)
+        made.append((slots, weakref.ref(group)))
+
+    monkeypatch.setattr(PartGroup, "__init__", noted)
+    with pytest.raises(OutOfMemory):
+        engine.rows.change_cache(larger, policy, None)
+    assert engine.plan == before and [slots for slots, _ in made[:2]] == [before.slots, larger.slots]
+
+
+def test_a_window_hides_tokens_that_a_larger_cache_has_room_beside(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+    for is_promised in (True, False):
+        loaded = admitted(tiny_model("gemma2", {**SUPPORTED["gemma2"], "sliding_window": 40}))
+        engine, policy = make_engine(loaded, "16tok", "replay"), load_policy("replay")
+        engine.score([prompt(2, 4)])
+        for token in prompt(3, 70):
+            engine.score([(token,)])
+        assert engine.rows.change_cache(make_engine(loaded, "60tok", "replay").plan, policy, None)
+        if not is_promised:
+            monkeypatch.setattr(Part, "_before", lambda part, mapping, window: None)
+        found.append(torch.stack([engine.score([(token,)])[0, -1] for token in prompt(4, 16)]))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", but_few(sorted(SUPPORTED), "llama"))

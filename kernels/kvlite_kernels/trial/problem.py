@@ -55,18 +55,25 @@ class Problem:
             places[row, :, keys - (1 + row) * keys // 8 :] = -1
         pos = places.to(task.place)
         k, v = stored(part, normal(layer.kv_heads, keys, layer.k_dim), normal(layer.kv_heads, keys, layer.v_dim))
-        free = pos < 0
+        free, bias = pos < 0, None
+        if part.has_bias:
+            bias = torch.rand(pos.shape, generator=generator).to(task.place, torch.float16)
         q_pos = torch.arange(keys, keys + CHUNK, dtype=torch.int32, device=task.place).expand(ROWS, -1).contiguous()
-        poison = _filled(k, free, LARGE), _filled(v, free, LARGE)
-        apart = (Segment(*(before_nan(x, by_heads) for x in (*poison, pos))) for by_heads in (False, True))
+        filled: list[Any] = [_filled(k, free, LARGE), _filled(v, free, LARGE), pos]
+        filled.append(None if bias is None else bias.masked_fill(free, LARGE))
+
+        def poisoned(by_heads: bool) -> Segment:
+            keys, values, places, biases = (before_nan(x, by_heads) for x in filled)
+            return Segment(keys, values, places, bias=biases)
+
         chunk = (normal(layer.kv_heads, CHUNK, layer.k_dim), normal(layer.kv_heads, CHUNK, layer.v_dim))
         return cls(
             task,
             part,
             2 * normal(layer.query_heads, CHUNK, layer.k_dim),
             q_pos,
-            Segment(_filled(k, free, 0.0), _filled(v, free, 0.0), pos),
-            (next(apart), next(apart)),
+            Segment(_filled(k, free, 0.0), _filled(v, free, 0.0), pos, bias=bias),
+            (poisoned(by_heads=False), poisoned(by_heads=True)),
             Segment(*stored(part, *chunk), pos=q_pos[:, None]),
             torch.rand(ROWS, layer.kv_heads, keys, generator=generator).to(task.place) / keys,
         )
@@ -115,10 +122,12 @@ def _filled(vectors: Vectors, where: Tensor, value: float) -> Vectors:
 
 
 def before_nan(vectors: Any, by_heads: bool = False) -> Any:
-    """A copy [B, H, N, ...] as a view of memory that goes on behind N with what nobody may read.
+    """A copy [B, H, N, ...] as a view of memory that goes on behind N with what nobody may read; None of nothing.
 
     Its rows lie one after another, or those of each head do.
     """
+    if vectors is None:
+        return None
     if isinstance(vectors, Packed):
         return Packed(before_nan(vectors.codes, by_heads), before_nan(vectors.scale, by_heads), vectors.dim)
     rows, heads, count, *tail = vectors.shape

@@ -175,7 +175,10 @@ def _waiting(task: Task, part: SlotsPart, layer: LayerSizes) -> tuple[Slots, Ten
     pos = pos.to(task.place)
     known = None if part.statistic is None else statistic
     keys, values = stored(part, k, v)
-    return Slots(keys, values, pos, pos + 7, known, starts), score
+    bias = score.to(torch.float16) if part.has_bias else None
+    if bias is not None:
+        bias[..., -1] = 0.0
+    return Slots(keys, values, pos, pos + 7, known, starts, bias), score
 
 
 def _gain(task: Task, part: SlotsPart, backend: Backend, layer: LayerSizes, clock: Callable[[], float]) -> float:
@@ -218,5 +221,5 @@ def _copied(slots: Slots) -> Slots:
     def copied(x: Vectors) -> Vectors:
         return Packed(x.codes.clone(), x.scale.clone(), x.dim) if isinstance(x, Packed) else x.clone()
 
-    statistic = None if slots.statistic is None else slots.statistic.clone()
-    return Slots(copied(slots.k), copied(slots.v), slots.pos.clone(), slots.rot.clone(), statistic, slots.starts)
+    statistic, bias = (None if x is None else x.clone() for x in (slots.statistic, slots.bias))
+    return Slots(copied(slots.k), copied(slots.v), slots.pos.clone(), slots.rot.clone(), statistic, slots.starts, bias)
