@@ -47,7 +47,10 @@ class GraphRecorder:
     """The reason why nothing more must be recorded, empty where it may."""
 
     found: Mapping[tuple[str, ...], str] = {}
-    """The obstacle to replayed steps, empty where they proved right and worth it, by policy, slots and kernels."""
+    """The obstacle to replayed steps, empty where they proved right and worth it.
+
+    By policy, slots, heads that have as many of these or not, and kernels.
+    """
 
     def wait(self) -> None:
         """Return once the device has done all it was given."""

@@ -325,12 +325,16 @@ def test_memory_that_graphs_nobody_asked_for_do_not_get_is_no_error(
     def refused(*_: object) -> float:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(feeding, "try_replay", refused)
     told: list[str] = []
-    engine = make_engine(llama, recorder=GraphRecorder(), must_capture=False, warn=told.append)
-    assert engine.step.startswith("eager: ") and "out of memory" in engine.step and told == []
-    with pytest.raises(OutOfMemory):
-        make_engine(llama, recorder=GraphRecorder())
+    with monkeypatch.context() as patched:
+        patched.setattr(feeding, "try_replay", refused)
+        engine = make_engine(llama, recorder=GraphRecorder(), must_capture=False, warn=told.append)
+        assert engine.step.startswith("eager: ") and "out of memory" in engine.step and told == []
+        with pytest.raises(OutOfMemory):
+            make_engine(llama, recorder=GraphRecorder())
+    monkeypatch.setattr(feeding, "try_replay", lambda *_: 2.0)
+    engine.rows.resize(make_engine(llama, "24tok").plan)  # leaves more
+    assert engine.step == "captured"
 
 
 def test_what_was_found_of_replayed_steps_holds_for_the_caches_to_come(
@@ -349,6 +353,21 @@ def test_what_was_found_of_replayed_steps_holds_for_the_caches_to_come(
     answers(failed, requests(4))
     failed.rows.resize(plans[0])
     assert failed.step.endswith("no compiler") and len(proofs) == 2
+
+
+def test_heads_with_slots_of_their_own_are_proved_by_themselves(
+    llama: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    proofs: list[object] = []
+    monkeypatch.setattr(feeding, "try_replay", lambda *given: proofs.append(given) or 2.0)
+    needs = [[0.1, 0.9][: layer.kv_heads] for layer in llama.shape.layers]
+    engine = capturing(llama, "24tok", "replay")
+    apart, together = (
+        make_engine(llama, "64tok", "replay", head_shares=shares).plan for shares in (lambda slots: needs, None)
+    )
+    for plan in (together, apart, together, apart):
+        engine.rows.resize(plan)
+    assert len(proofs) == 2
 
 
 @pytest.mark.parametrize("policy", ["replay", "heavy-hitter"])

@@ -111,6 +111,7 @@ def stored(part: SlotsPart, k: Tensor, v: Tensor) -> tuple[Vectors, Vectors]:
 
 
 def group_of(dim: int) -> int:
+    """The channels that share a scale: the largest power of two that divides all, up to MOST_GROUP."""
     return min(MOST_GROUP, dim & -dim)
 
 
