@@ -59,6 +59,10 @@ class RunSpec:
     def of(cls, options: ModelOptions) -> RunSpec:
         """Read the options. Raises UsageError on a word that is none, ModelNotFound where the model's name is none."""
         policy = load_policy(options.kv_policy)
+        if options.profile not in ("auto", "off"):
+            from kvlite.profiles.profile import read_profile
+
+            read_profile(Path(options.profile))  # the heads it is for are known later, if it comes to that
         return cls(
             options=options,
             dtype=dtype_name(options.dtype),
