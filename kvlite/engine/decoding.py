@@ -101,5 +101,5 @@ def _most_drafted(feeder: Feeder, row: Row) -> int:
     if job.request.max_tokens is not None:
         limits.append(job.request.max_tokens - len(job.answer) - 1)
     if feeder.echoes and job.echoes:  # the policy hears so many at once
-        limits.append(feeder.chunk - (row.seen - row.echoed) - 1)
+        limits.append(feeder.unheard - (row.seen - row.echoed) - 1)
     return min(limits)

@@ -115,7 +115,7 @@ class Engine:
         echoes = policy.echoes and self.on_full == "evict" and not is_whole
         rotates = loaded.rotations is not None
         self._limits = Limits(self.cache, loaded.shape.vocab, loaded.window, rotates, self.on_full)
-        self._feeder = Feeder(loaded, self.cache, self._limits, plan.chunk, echoes=echoes, warn=self._warn)
+        self._feeder = Feeder(loaded, self.cache, self._limits, echoes=echoes, warn=self._warn)
         self._rows = [Row(index) for index in range(plan.rows)]
         slot_bytes = -(-plan.reserved_bytes // (plan.rows * (plan.slots + 1)))
         self._prefixes = Prefixes(

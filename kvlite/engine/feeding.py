@@ -15,6 +15,7 @@ from kvlite.engine.inputs import inputs
 from kvlite.engine.limits import Limits
 from kvlite.engine.row import Row
 from kvlite.engine.scheduler import Feed, unheard
+from kvlite.memory.plan import chunk_tokens
 from kvlite.models.loaded import LoadedModel
 from kvlite.models.probe import dry_cache
 
@@ -24,8 +25,8 @@ CAPTURED = "captured"
 class Feeder:
     """Feeds rows through `loaded`, whose keys and values go into `cache`, at most `chunk` ids each where it evicts.
 
-    With `echoes` its policy hears all ids again. Decode steps are eager until they are captured; `warn` is told where
-    that does not work.
+    The chunk is that of the cache's plan. With `echoes` its policy hears all ids again. Decode steps are eager until
+    they are captured; `warn` is told where that does not work.
     """
 
     def __init__(
@@ -33,12 +34,14 @@ class Feeder:
         loaded: LoadedModel,
         cache: SlotCache,
         limits: Limits,
-        chunk: int,
         *,
         echoes: bool,
         warn: Callable[[str], None],
     ) -> None:
-        self.loaded, self.cache, self.limits, self.chunk, self.echoes = loaded, cache, limits, chunk, echoes
+        self.loaded, self.cache, self.limits, self.echoes = loaded, cache, limits, echoes
+        self.chunk = cache.plan.chunk
+        self.unheard = min(self.chunk, chunk_tokens(cache.plan.fewest))
+        """Tokens that come one by one until the policy hears them: few, since none of them goes before."""
         self.step = "eager"
         """The way decode steps run: `captured`, or `eager` and, where capturing was asked for, the obstacle."""
         self.graphs: DecodeGraphs | None = None
@@ -92,7 +95,7 @@ class Feeder:
 
         A model's constant state is put back.
         """
-        feed = unheard(row, self.chunk, ends=ends)
+        feed = unheard(row, self.unheard, ends=ends)
         if feed is None:
             return
         given, state = inputs(feed, [row], self.loaded.device), self.loaded.state

@@ -105,9 +105,9 @@ def test_what_is_evicted_is_the_same_whatever_the_neighbours(loaded: LoadedModel
             torch.testing.assert_close(known, others, rtol=1e-3, atol=1e-5)
 
 
-def test_an_answer_is_heard_once_it_is_a_chunk_long(loaded: LoadedModel) -> None:
+def test_an_answer_is_heard_once_it_is_a_quarter_of_the_slots_long(loaded: LoadedModel) -> None:
     engine = make_engine(loaded, "64tok", "replay")
-    assert engine.plan.chunk == 16
+    assert engine.plan.chunk == 64
     answers(engine, [Request("a", prompt(20), max_tokens=30, row=0)])
     for pos, known in held(engine):
         assert bool((known[pos < 36] > 0).all()) and bool((known[pos < 36] < 100).all())
