@@ -33,10 +33,21 @@ STEPS = (  # policy, format, profile
     ("window", "auto-dtype", "auto"),
     ("heavy-hitter", "auto-dtype", "auto"),
     ("replay", "auto-dtype", "auto"),
-    ("window", "int4", "off"),
-    ("heavy-hitter", "int4", "auto"),
+    ("replay", "int8", "auto"),
+    ("replay", "k6v4", "auto"),
     ("replay", "int4", "auto"),
+    ("window", "k6v4", "off"),
+    ("window", "k6v4", "auto"),
+    ("heavy-hitter", "k6v4", "auto"),
 )
+
+
+def load_models(name: str) -> dict[str, TextModel]:
+    """The model by its profile: `off`, or its own with `auto`."""
+    return {
+        profile: TextModel.load(RunSpec.of(ModelOptions(model=name, profile=profile, think="off")), Told(print))
+        for profile in ("off", "auto")
+    }
 
 
 def main() -> None:
@@ -49,10 +60,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
     torch.set_num_threads(1)
-    models = {
-        profile: TextModel.load(RunSpec.of(ModelOptions(model=given.model, profile=profile)), Told(print))
-        for profile in ("off", "auto")
-    }
+    models = load_models(given.model)
     text = models["off"].text
     items = [*enumerate(Suite(given.suite, given.items, 950).items(text))]
     longest = max(len(item.prefix) + max(len(question.ids) for question in item.questions) for _, item in items)

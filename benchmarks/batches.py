@@ -1,12 +1,17 @@
-"""A file of prompts with answers of many lengths, on one core: kvlite beside static batches and llama.cpp's slots.
+"""A file of prompts on one core: kvlite beside transformers' static batches and llama.cpp's slots.
 
-    python benchmarks/batches.py FOLDER PROMPTS.jsonl --gguf FILE.gguf --node-modules DIR --out batches-cpu.json
+    python benchmarks/batches.py FOLDER PROMPTS.jsonl --tokens 64 8:256@96 --gguf FILE.gguf --node-modules DIR \\
+        --before CHECKOUT --out batches-cpu.json
 
 FOLDER holds the model in bfloat16, FILE.gguf the same for llama.cpp; DIR is where `npm install node-llama-cpp` was run.
-All have the same bytes for K and V, the same prompts, and for each the same number of tokens to generate. transformers
-takes the lines in order, as many at once as fit with the longest of all, and each batch runs until its longest answer
-ends; llama.cpp has as many slots, filled anew as they end. Processor time of a process of its own, without loading. A
-checkout from before `min_tokens` ends answers where the model does.
+`64` asks for answers that end where the model ends them, after 64 tokens at most; `8:256@96` takes the first 96
+prompts, each with a number of tokens of its own, which every engine generates to the last.
+
+All have the same bytes for K and V and the same prompts, and compute greedily. transformers pads on the left, stops a
+batch once each of its answers has ended, and takes lines sorted by their prompts, or by the tokens that they may need,
+as many in each batch as fit; llama.cpp has as many slots as fit with the longest line of all, filled anew as they end.
+Processor time of a process of its own, without loading; tokens of answers, without those that end them and without
+padding. A checkout from before `min_tokens` ends answers where the model does.
 """
 
 from __future__ import annotations
@@ -15,62 +20,66 @@ import argparse
 import json
 import os
 import platform
-import resource
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterator
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
+from one_batch import ROOT, environment, run_batch
+
+Line = dict[str, Any]
+ORDERS: dict[str, Callable[[Line], int]] = {
+    "sorted by prompt": lambda line: len(line["ids"]),
+    "sorted by need": lambda line: len(line["ids"]) + int(line["tokens"]),
+}
 
 
-def lines_of(path: Path, count: int, spread: str) -> list[dict[str, Any]]:
-    """The first `count` prompts, each with the tokens to generate, spread evenly over a range in mixed order."""
-    least, most = (int(one) for one in spread.split(":"))
-    prompts = [json.loads(line)["prompt"] for line in path.read_text("utf-8").splitlines()[:count]]
+def lines_of(path: Path, asked: str) -> list[Line]:
+    """The prompts of a file, each with the most tokens of its answer and the least, as `asked`.
+
+    Numbers of tokens are spread evenly over a range, in mixed order.
+    """
+    tokens, _, count = asked.partition("@")
+    prompts = [json.loads(line)["prompt"] for line in path.read_text("utf-8").splitlines()]
+    prompts = prompts[: int(count) if count else None]
+    if ":" not in tokens:
+        return [{"id": str(index), "prompt": one, "tokens": int(tokens)} for index, one in enumerate(prompts)]
+    least, most = (int(one) for one in tokens.split(":"))
     steps = max(1, len(prompts) - 1)
-    mixed = [(7 * index) % len(prompts) if len(prompts) % 7 else index for index in range(len(prompts))]
+    step = next(one for one in (7, 11, 13) if len(prompts) % one)
+    spread = [least + (most - least) * (step * index % len(prompts)) // steps for index in range(len(prompts))]
     return [
-        {"id": str(index), "prompt": prompt, "tokens": least + (most - least) * place // steps}
-        for index, (prompt, place) in enumerate(zip(prompts, mixed, strict=True))
+        {"id": str(index), "prompt": one, "tokens": count, "least": count}
+        for index, (one, count) in enumerate(zip(prompts, spread, strict=True))
     ]
 
 
-def kvlite(model: str, lines: list[dict[str, Any]], budget: int, extra: list[str], root: Path = ROOT) -> dict[str, Any]:
-    """Run `kvlite batch` of a checkout, and once more for one token, which is taken for the time to load."""
-    took: dict[str, Any] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        for name, some in (("load", [lines[0] | {"tokens": 1}]), ("all", lines)):
-            ends = ("jsonl", "out.jsonl", "json", "run.json")
-            source, out, summary, record = (Path(folder) / f"{name}.{end}" for end in ends)
-            fields = [
-                {"id": one["id"], "prompt": one["prompt"], "max_tokens": one["tokens"], "min_tokens": one["tokens"]}
-                for one in some
-            ]
-            source.write_text("".join(json.dumps(one) + "\n" for one in fields), "utf-8")
-            command = [
-                sys.executable,
-                "-m",
-                "kvlite",
-                "batch",
-                str(source),
-                "-m",
-                str(Path(model).absolute()),
-                "--kv-budget",
-                f"{budget}B",
-            ]
-            command += ["-o", str(out), "--greedy", "--summary", str(summary), "--progress", "none", *extra]
-            command += ["--report", str(record)]
-            before = _children_s()
-            subprocess.run(command, check=True, capture_output=True, env=_environment(root), cwd=root)
-            took[name] = _children_s() - before
-            took["rows"] = rows_over_time(json.loads(record.read_text("utf-8")).get("timeline", []))
-            took[f"{name} tokens"] = json.loads(summary.read_text("utf-8"))["completion_tokens"]
-    return {"s": took["all"] - took["load"], "tokens": took["all tokens"] - 1, "rows": took["rows"]}
+@cache
+def load_s(model: str, flags: tuple[str, ...], root: Path) -> float:
+    """The processor seconds that one token takes; the first of two starts may check the model."""
+    line = {"id": "0", "prompt": "Hi", "max_tokens": 1}
+    return min(run_batch(model, [line], *flags, root=root).used_s for _ in range(2))
+
+
+def kvlite(model: str, lines: list[Line], budget: int, *flags: str, root: Path = ROOT) -> dict[str, Any]:
+    """Run `kvlite batch` of a checkout."""
+    asked = [{"id": one["id"], "prompt": one["prompt"], "max_tokens": one["tokens"]} for one in lines]
+    if "least" in lines[0]:
+        asked = [one | {"min_tokens": one["max_tokens"]} for one in asked]
+    options = ("--kv-budget", f"{budget}B", "--greedy", *flags)
+    ran = run_batch(model, asked, *options, root=root)
+    rows = rows_over_time(ran.report.get("timeline", []))
+    return {
+        "s": ran.used_s - load_s(model, options, root),
+        "tokens": ran.summary["completion_tokens"] - 1,
+        "rows": rows,
+    }
 
 
 def rows_over_time(timeline: list[dict[str, Any]], points: int = 16) -> dict[str, Any]:
@@ -82,11 +91,11 @@ def rows_over_time(timeline: list[dict[str, Any]], points: int = 16) -> dict[str
     some = known[:: max(1, len(known) // points)]
     return {
         "mean_share": round(sum(span * share for span, share in spans) / max(1e-9, sum(span for span, _ in spans)), 3),
-        "used_of": [[round(point["t_s"], 1), point["rows_used"], point["rows"]] for point in some],
+        "used_of": " ".join(f"{point['t_s']:.0f}s:{point['rows_used']}/{point['rows']}" for point in some),
     }
 
 
-def static(model: str, lines: list[dict[str, Any]], budget: int) -> dict[str, Any]:
+def static(model: str, lines: list[Line], budget: int, order: str) -> dict[str, Any]:
     """Run transformers' generate on static batches, padded on the left."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -94,34 +103,40 @@ def static(model: str, lines: list[dict[str, Any]], budget: int) -> dict[str, An
     held = AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16).eval()
     tokenizer = AutoTokenizer.from_pretrained(model, padding_side="left")
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
-    rows = rows_of(lines, budget)
-    start = time.process_time()
-    for first in range(0, len(lines), rows):
-        some = lines[first : first + rows]
+    ends = held.generation_config.eos_token_id
+    ends = set(ends if isinstance(ends, list) else [ends])
+    batches, tokens, start = [*batches_of(sorted(lines, key=ORDERS[order]), budget)], 0, time.process_time()
+    for some in batches:
         batch = tokenizer.pad({"input_ids": [one["ids"] for one in some]}, return_tensors="pt")
         most = max(one["tokens"] for one in some)
-        held.generate(**batch, max_new_tokens=most, min_new_tokens=most, do_sample=False)
-    tokens = sum(one["tokens"] for one in lines)
-    return {"s": time.process_time() - start, "tokens": tokens, "rows": rows}
+        asked = {"max_new_tokens": most, "min_new_tokens": most if "least" in some[0] else None, "do_sample": False}
+        said = held.generate(**batch, **asked)[:, batch["input_ids"].shape[1] :].tolist()
+        for one, ids in zip(some, said, strict=True):
+            own = ids[: one["tokens"]]
+            tokens += next((place for place, token in enumerate(own) if token in ends), len(own))
+    return {"s": time.process_time() - start, "tokens": tokens, "rows": [len(some) for some in batches]}
 
 
-def rows_of(lines: list[dict[str, Any]], budget: int) -> int:
+def batches_of(lines: list[Line], budget: int) -> Iterator[list[Line]]:
+    """Cut lines into batches of as many as fit, all as long as the longest prompt and answer of their batch."""
+    batch: list[Line] = []
+    for line in lines:
+        longer = [*batch, line]
+        width = max(len(one["ids"]) for one in longer) + max(one["tokens"] for one in longer)
+        if batch and width * len(longer) * line["bytes"] > budget:
+            yield batch
+            longer = [line]
+        batch = longer
+    yield batch
+
+
+def slots_of(lines: list[Line], budget: int) -> int:
     """Count the rows that hold the longest prompt and answer in the budget."""
     longest = max(len(one["ids"]) for one in lines) + max(one["tokens"] for one in lines)
     return max(1, int(budget // (longest * lines[0]["bytes"])))
 
 
-def _children_s() -> float:
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
-
-
-def _environment(root: Path = ROOT) -> dict[str, str]:
-    path = os.pathsep.join([str(root), str(root / "kernels"), os.environ.get("PYTHONPATH", "")])
-    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
-
-
-def _with_ids(model: str, lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def with_ids(model: str, lines: list[Line]) -> list[Line]:
     """The lines with the ids of their prompts and the bytes of K and V of a token in bfloat16."""
     from transformers import AutoConfig, AutoTokenizer
 
@@ -137,6 +152,35 @@ def _with_ids(model: str, lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [one | {"ids": ids(one["prompt"]), "bytes": size} for one in lines]
 
 
+def engines(options: argparse.Namespace, lines: list[Line], work: Path) -> dict[str, Callable[[], dict[str, Any]]]:
+    """The ways to answer the lines, which are also in the file `work`."""
+
+    def child(*command: str) -> dict[str, Any]:
+        done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=True)
+        found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+        return found
+
+    def sorted_by(order: str) -> Callable[[], dict[str, Any]]:
+        asked = ("--child", str(work), "--order", order, "--budget", str(options.budget))
+        return lambda: child(sys.executable, __file__, options.folder, str(options.prompts), *asked)
+
+    of_all: dict[str, Callable[[], dict[str, Any]]] = {
+        "kvlite": lambda: kvlite(options.folder, lines, options.budget),
+        "kvlite, bfloat16 slots": lambda: kvlite(options.folder, lines, options.budget, "--kv-dtype", "bfloat16"),
+    }
+    orders = [*ORDERS][: 1 + any(one["tokens"] != lines[0]["tokens"] for one in lines)]
+    of_all |= {f"transformers, {order}": sorted_by(order) for order in orders}
+    if options.gguf:
+        of_all["kvlite, GGUF"] = lambda: kvlite(options.gguf, lines, options.budget)
+    if options.gguf and options.node_modules:
+        script, modules = str(Path(__file__).with_name("llama_slots.mjs")), str(options.node_modules.absolute())
+        slots = str(slots_of(lines, options.budget))
+        of_all["llama.cpp, slots"] = lambda: child("node", script, modules, options.gguf, str(work), slots)
+    if options.before:
+        of_all["kvlite, before"] = lambda: kvlite(options.folder, lines, options.budget, root=options.before)
+    return of_all
+
+
 def main() -> None:
     """Measure the engines in turns, print a line for each, and write the file where it is asked for."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
@@ -145,57 +189,41 @@ def main() -> None:
     parser.add_argument("--gguf")
     parser.add_argument("--node-modules", type=Path, metavar="DIR")
     parser.add_argument("--before", type=Path, metavar="CHECKOUT", help="an earlier commit of kvlite, beside this one")
-    parser.add_argument("--lines", type=int, default=48)
-    parser.add_argument("--tokens", default="8:256", metavar="LEAST:MOST")
+    parser.add_argument("--tokens", nargs="+", default=["8:256@48"], metavar="MOST|LEAST:MOST[@LINES]")
     parser.add_argument("--budget", type=int, default=20_000_000, help="bytes of K and V")
-    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--engines", help="only those whose names begin with one of these, by commas")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--order", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
-        print(json.dumps(static(options.folder, json.loads(options.child.read_text("utf-8")), options.budget)))
+        lines = json.loads(options.child.read_text("utf-8"))
+        print(json.dumps(static(options.folder, lines, options.budget, options.order)))
         return
-    lines = _with_ids(options.folder, lines_of(options.prompts, options.lines, options.tokens))
-    found: dict[str, list[dict[str, Any]]] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        work = Path(folder) / "work.json"
-        work.write_text(json.dumps(lines), "utf-8")
-        engines: dict[str, list[str]] = {
-            "transformers, static batches": [
-                sys.executable, __file__, options.folder, str(options.prompts), "--child", str(work),
-                "--budget", str(options.budget),
-            ],
-        }  # fmt: skip
-        if options.gguf and options.node_modules:
-            script = Path(__file__).with_name("llama_slots.mjs")
-            modules = str(options.node_modules.absolute())
-            rows = str(rows_of(lines, options.budget))
-            engines["llama.cpp, slots"] = ["node", str(script), modules, options.gguf, str(work), rows]
-        for _ in range(options.rounds):
-            found.setdefault("kvlite", []).append(kvlite(options.folder, lines, options.budget, []))
-            exact = ["--kv-dtype", "bfloat16"]
-            found.setdefault("kvlite, bfloat16 slots", []).append(kvlite(options.folder, lines, options.budget, exact))
-            if options.before:
-                before = kvlite(options.folder, lines, options.budget, [], options.before)
-                found.setdefault("kvlite, before", []).append(before)
-            if options.gguf:
-                found.setdefault("kvlite, GGUF", []).append(kvlite(options.gguf, lines, options.budget, []))
-            for name, command in engines.items():
-                done = subprocess.run(command, env=_environment(), capture_output=True, text=True, check=True)
-                found.setdefault(name, []).append(json.loads(done.stdout.splitlines()[-1]))
-    record = {
-        "lines": len(lines), "tokens": options.tokens, "budget_bytes": options.budget,
+    record: dict[str, Any] = {
+        "prompts": options.prompts.name, "budget_bytes": options.budget, "model": Path(options.folder).name,
         "gguf": Path(options.gguf).name if options.gguf else None,
-        "processor": platform.processor() or platform.machine(), "load": os.getloadavg(),
-        "engines": {
-            name: {"tokens_per_s": median(one["tokens"] / one["s"] for one in rounds), "rounds": rounds}
-            for name, rounds in found.items()
-        },
+        "processor": platform.processor() or platform.machine(), "load": os.getloadavg(), "files": {},
     }  # fmt: skip
-    for name, one in record["engines"].items():
-        print(f"{name:30} {one['tokens_per_s']:6.1f} tok/s")
-    if options.out:
-        options.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    for asked in options.tokens:
+        lines = with_ids(options.folder, lines_of(options.prompts, asked))
+        print(f"{len(lines)} prompts, {asked} tokens", flush=True)
+        found: dict[str, Any] = {}
+        record["files"][asked] = {"lines": len(lines), "engines": found}
+        with tempfile.TemporaryDirectory() as folder:
+            work = Path(folder) / "work.json"
+            work.write_text(json.dumps(lines), "utf-8")
+            for _ in range(options.rounds):
+                for name, run in engines(options, lines, work).items():
+                    if options.engines and not name.startswith(tuple(options.engines.split(","))):
+                        continue
+                    one = found.setdefault(name, {"tokens_per_s": 0.0, "rounds": []})
+                    one["rounds"].append(run() | {"load": os.getloadavg()[0]})
+                    one["tokens_per_s"] = round(median(each["tokens"] / each["s"] for each in one["rounds"]), 1)
+                    print(f"{name:34} {one['tokens_per_s']:6.1f} tok/s", flush=True)
+                    if options.out:
+                        options.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -21,7 +21,8 @@ await Promise.all(Array.from({length: Number(slots)}, async () => {
     for (let line; (line = waiting.shift());) {
         await sequence.clearHistory();
         let count = 0;
-        for await (const _ of sequence.evaluate(line.ids, {temperature: 0, yieldEogToken: true}))
+        const asked = {temperature: 0, yieldEogToken: line.least !== undefined};
+        for await (const _ of sequence.evaluate(line.ids, asked))
             if (++count === line.tokens) break;
         tokens += count;
     }

@@ -13,15 +13,13 @@ import argparse
 import json
 import os
 import platform
-import resource
-import subprocess
-import sys
-import tempfile
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
-OPTIONS = ("--greedy", "--dtype", "float32", "--kv-dtype", "float32", "--report", "none", "--progress", "none")
+from one_batch import run_batch
+
+OPTIONS = ("--greedy", "--dtype", "float32", "--kv-dtype", "float32")
 WORDS_A_TOKEN = 0.75
 
 
@@ -31,25 +29,18 @@ def line(key: str, prompt: str, most: int, n: int = 1) -> dict[str, Any]:
     return {"custom_id": key, "method": "POST", "url": "/v1/chat/completions", "body": body}
 
 
-def measure(model: str, lines: list[dict[str, Any]], more: tuple[str, ...] = ()) -> tuple[float, list[list[str]], int]:
+def measure(model: str, lines: list[dict[str, Any]], *more: str) -> tuple[float, list[list[str]], int]:
     """The processor seconds of a batch, the answers to each line, and the tokens that were not fed again."""
-    with tempfile.TemporaryDirectory() as folder:
-        asked, out, sums = (Path(folder, name) for name in ("in.jsonl", "out.jsonl", "sums.json"))
-        asked.write_text("".join(f"{json.dumps(one)}\n" for one in lines), encoding="utf-8")
-        command = [sys.executable, "-m", "kvlite", "batch", str(asked), "-m", model, "-o", str(out), "--ordered"]
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        subprocess.run([*command, *OPTIONS, "--summary", str(sums), *more], check=True, capture_output=True)
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        bodies = [json.loads(record)["response"]["body"] for record in out.read_text("utf-8").splitlines()]
-        cached = int(json.loads(sums.read_text("utf-8"))["shared_tokens"])
+    ran = run_batch(model, lines, "--ordered", *OPTIONS, *more)
+    bodies = [record["response"]["body"] for record in ran.records]
     texts = [[choice["message"]["content"] for choice in body["choices"]] for body in bodies]
-    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, texts, cached
+    return ran.used_s, texts, int(ran.summary["shared_tokens"])
 
 
 def compare(model: str, lines: list[dict[str, Any]], apart: list[dict[str, Any]], load_s: float) -> dict[str, Any]:
     """Both ways, and whether they say the same."""
     shared_s, shared, cached = measure(model, lines)
-    apart_s, alone, none = measure(model, apart, ("--no-prefix-cache",))
+    apart_s, alone, none = measure(model, apart, "--no-prefix-cache")
     assert none == 0
     return {
         "shared_s": round(shared_s - load_s, 2),

@@ -36,7 +36,7 @@ def requests(rows: int, engine: Engine) -> Iterator[Request | None]:
 
     for number in range(first):
         yield Request(f"short {number}", prompt(20), max_tokens=80)
-    while sum(len(engine.said(row)) > 20 for row in range(first)) < first:
+    while sum(len(engine.rows.said(row)) > 20 for row in range(first)) < first:
         yield None
     for number in range(rows - first):
         yield Request(f"long {number}", prompt(chance.randint(400, 1000)), max_tokens=40)
@@ -46,7 +46,7 @@ def measure(engine: Engine) -> dict[str, Any]:
     """Run once; the gaps are those of the answers that were there before the prompts."""
     start, last = time.process_time(), dict[str, float]()
     gaps, tokens, firsts = list[float](), 0, list[float]()
-    for event in engine.run(requests(engine.rows, engine)):
+    for event in engine.run(requests(len(engine.rows), engine)):
         if isinstance(event, Token):
             now = time.process_time() - start
             tokens += 1

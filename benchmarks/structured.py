@@ -14,16 +14,14 @@ import argparse
 import json
 import os
 import platform
-import resource
-import subprocess
-import sys
-import tempfile
 import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import jsonschema
+
+from one_batch import run_batch
 
 SCHEMAS: dict[str, dict[str, Any]] = {
     "person": {
@@ -95,28 +93,19 @@ def is_valid(text: str, schema: dict[str, Any]) -> bool:
 
 def measure(model: str, lines: int, most: int, *, guided: bool) -> dict[str, Any]:
     """Run one batch in a process of its own and look at its records."""
-    with tempfile.TemporaryDirectory() as folder:
-        prompts, out, summary = (Path(folder, name) for name in ("in.jsonl", "out.jsonl", "summary.json"))
-        asked = [json.dumps(line(number, guided=guided, most=most)) for number in range(lines)]
-        prompts.write_text("\n".join(asked), encoding="utf-8")
-        command = ["-m", "kvlite", "batch", str(prompts), "-m", model, "-o", str(out), "--summary", str(summary)]
-        before, since = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
-        subprocess.run([sys.executable, *command, "--progress", "none", "--report", "none"], check=True)
-        wall_s, after = time.monotonic() - since, resource.getrusage(resource.RUSAGE_CHILDREN)
-        counted = json.loads(summary.read_text("utf-8"))
-        records = [json.loads(record) for record in out.read_text("utf-8").splitlines()]
+    ran = run_batch(model, [line(number, guided=guided, most=most) for number in range(lines)])
     ends: Counter[str] = Counter()
-    for record in records:
+    for record in ran.records:
         choice = record["response"]["body"]["choices"][0]
         schema = SCHEMAS[record["custom_id"].partition("-")[0]]
         if choice["finish_reason"] == "length":
             ends["cut"] += 1
         else:
             ends["valid" if is_valid(choice["message"]["content"], schema) else "invalid"] += 1
-    used_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    tokens = sum(record["response"]["body"]["usage"]["completion_tokens"] for record in records)
-    speed = {"wall_s": round(wall_s, 1), "cpu_s": round(used_s, 1), "tok_per_cpu_s": round(tokens / used_s, 1)}
-    return {"lines": len(records), "tokens": tokens, **ends, **speed, "summary": counted}
+    tokens = sum(record["response"]["body"]["usage"]["completion_tokens"] for record in ran.records)
+    used_s = ran.used_s
+    speed = {"wall_s": round(ran.wall_s, 1), "cpu_s": round(used_s, 1), "tok_per_cpu_s": round(tokens / used_s, 1)}
+    return {"lines": len(ran.records), "tokens": tokens, **ends, **speed, "summary": ran.summary}
 
 
 def measure_masks(model: str, rounds: int = 3, rows: int = 16, most: int = 32) -> dict[str, Any]:

@@ -64,6 +64,10 @@ def attend_fused(
         given = half_attention.attend_half(q, segments, geometry, observation)
         if given is not None:
             return given
+    if half_attention.suits_among(q, segments, geometry, observation):
+        out = half_attention.attend_among(q, q_pos, segments[0], geometry)
+        if out is not None:
+            return out, []
     tile = num_queries if in_order else _rows(q.shape[0] * segments[0].k.shape[1], segments)
     parts = []
     for start in range(0, num_queries, tile):

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from kvlite_kernels.reference import Geometry, Segment, is_plain
+from kvlite_kernels.reference import Geometry, Segment, is_plain, visible
 from kvlite_kernels.statistic import Observation
 
 LARGEST = 32.0
@@ -32,6 +32,13 @@ def suits(q: Tensor, segments: Sequence[Segment], geometry: Geometry) -> bool:
     """True of bfloat16 throughout and keys in order, the queries' own last."""
     ends = [segment.before is not None and (segment.own == 0) == (segment is not segments[-1]) for segment in segments]
     return _is_half(q, segments) and all(ends) and segments[-1].own == q.shape[2] and geometry.sink_logits is None
+
+
+def suits_among(q: Tensor, segments: Sequence[Segment], geometry: Geometry, observation: Observation | None) -> bool:
+    """True of one row's queries whose own keys stand somewhere among those of the one segment, unobserved."""
+    is_one = len(segments) == 1 and q.shape[0] == 1 and segments[0].before is None
+    is_simple = observation is None and geometry.sink_logits is None and geometry.window is None
+    return is_one and is_simple and geometry.softcap is None and _is_half(q, segments)
 
 
 def suits_one(q: Tensor, segments: Sequence[Segment], geometry: Geometry, observation: Observation | None) -> bool:
@@ -98,6 +105,25 @@ def attend_half(
     if observation is None:
         return result, []
     return result, _parted(total.view(batch, num_kv_heads, num_keys), segments, observation)
+
+
+def attend_among(q: Tensor, q_pos: Tensor, segment: Segment, geometry: Geometry) -> Tensor | None:
+    """As `reference.attend_segments`, of what `suits_among`: out [1, H_Q, T, D_V]; None as `attend_half`."""
+    assert isinstance(segment.k, Tensor) and isinstance(segment.v, Tensor)
+    num_heads, num_queries = q.shape[1:3]
+    num_kv_heads, num_keys = segment.k.shape[1:3]
+    grouped, keys, values = q[0].unflatten(0, (num_kv_heads, -1)), segment.k[0].mT, segment.v[0]
+    rows, nothing, outs = max(1, ELEMENTS // (num_heads * num_keys)), q.new_zeros(1), []
+    for start in range(0, num_queries, rows):
+        here = slice(start, start + rows)
+        asking = grouped[:, :, here]
+        logits = torch.baddbmm(nothing, asking.flatten(1, 2), keys, beta=0, alpha=geometry.scaling)
+        if not max(abs(float(end)) for end in logits.aminmax()) <= LARGEST:
+            return None
+        hidden = ~visible(q_pos[:, here], segment.pos, None)[0]
+        logits.view(*asking.shape[:3], num_keys).masked_fill_(hidden[:, None], torch.finfo(q.dtype).min)
+        outs.append(torch.bmm(logits.softmax(-1), values).view(*asking.shape[:3], -1))
+    return torch.cat(outs, 2).view(1, num_heads, num_queries, -1)
 
 
 def _in_a_row(vectors: Sequence[Tensor], segments: Sequence[Segment]) -> Tensor:

@@ -129,7 +129,7 @@ class BatchRun:
     @property
     def num_rows(self) -> int:
         """Rows there are now."""
-        return self._engine.rows if self.budget_bytes else 0
+        return len(self._engine.rows) if self.budget_bytes else 0
 
     @property
     def rows_used(self) -> int:
@@ -144,7 +144,7 @@ class BatchRun:
         """Count the bytes that all rows hold now, of which there are some once a request was given."""
         if not self._flights:
             return 0
-        return sum(self._engine.counts(row).live_bytes for row in range(self._engine.rows))
+        return sum(self._engine.rows.counts(row).live_bytes for row in range(len(self._engine.rows)))
 
     def cancel_late(self) -> None:
         """End the requests whose time is over; safe to call from a signal handler and from another thread."""
@@ -167,7 +167,7 @@ class BatchRun:
         to_come = 0 if self._source.is_over else self.to_come
         lines = min(AHEAD, len(self._waiting) + to_come)
         sizes = row_sizes(self._waiting.needs(), most, lambda size: self._rows.count(size, lines))
-        size = size_for(self._waiting.first.need, sizes) if self._is_overdue else sizes[0]
+        size = size_for(self._waiting.oldest.need, sizes) if self._is_overdue else sizes[0]
         smaller = max((one for one in sizes if one < size), default=0)
         if self._sizes[1] > size and self._rows.count(self._sizes[1], lines) >= WORTH_IT * self._rows.count(
             size, lines
@@ -186,7 +186,7 @@ class BatchRun:
 
     @property
     def _is_overdue(self) -> bool:
-        """True where so many items came after the first that waits that it goes before them."""
+        """True where so many items came after the one that waits longest that it goes before them."""
         return len(self._waiting) > 0 and self._waiting.overtaken > MOST_OVERTAKEN
 
     def _take(self, item: Item) -> Iterator[Outcome]:
@@ -211,10 +211,10 @@ class BatchRun:
 
         After a run of the engine that failed, only `width` requests are given before the engine ends its run.
         """
-        left = math.inf if self.width >= self._engine.rows else self.width
+        left = math.inf if self.width >= len(self._engine.rows) else self.width
         while left > 0:
             smaller, size = self._taken
-            is_over = self._is_overdue and not smaller < self._waiting.first.need <= size
+            is_over = self._is_overdue and not smaller < self._waiting.oldest.need <= size
             waiter = None if is_over else self._waiting.take(smaller, size)
             if waiter is None:
                 if len(self._waiting) or self._source.is_over or not self._flights:
@@ -266,7 +266,7 @@ class BatchRun:
                 message = f"not finished after {self._options.timeout:g} s; raise --timeout or lower max_tokens"
                 return Failure(Code.TIMEOUT, message)
             case ContextFull():
-                is_budget = self._engine.on_full != "evict" and self._engine.plan.capped_by is None
+                is_budget = self._engine.rows.on_full != "evict" and self._engine.plan.capped_by is None
                 code = Code.KV_BUDGET if is_budget else Code.CONTEXT_LENGTH
             case BudgetTooSmall():
                 code = Code.KV_BUDGET

@@ -5,13 +5,14 @@ from __future__ import annotations
 import gzip
 import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from io import UnsupportedOperation
 from pathlib import Path
 from typing import BinaryIO, cast
 
 from kvlite.batch.paths import STDIN
+from kvlite.batch.reading_order import BOM, Place
 from kvlite.errors import UsageError
 
 _GZIP = b"\x1f\x8b"
@@ -19,9 +20,32 @@ _GZIP = b"\x1f\x8b"
 
 def lines_of(name: str) -> Iterator[bytes]:
     """Read the lines of a file, or of stdin, uncompressed. Raises UsageError where it cannot be read."""
+    with _readable(name), _opened(name) as file:
+        yield from file
+
+
+def lines_at(name: str, places: Iterable[Place]) -> Iterator[tuple[int, int, bytes]]:
+    """Read lines of a file that is not compressed, each with the numbers of its record and its line.
+
+    Raises UsageError where it cannot be read.
+    """
+    with _readable(name), _raw(name) as file:
+        for place in places:
+            file.seek(place.offset)
+            line = file.readline()
+            yield place.index, place.line, line if place.offset else line.removeprefix(BOM)
+
+
+def is_compressed(name: str) -> bool:
+    """True where gzip has compressed a file. Raises UsageError where it cannot be read."""
+    with _readable(name), _raw(name) as file:
+        return file.read(len(_GZIP)) == _GZIP
+
+
+@contextmanager
+def _readable(name: str) -> Iterator[None]:
     try:
-        with _opened(name) as file:
-            yield from file
+        yield
     except EOFError:
         raise UsageError(f"cannot read {name}: it ends in the middle of its gzip data") from None
     except (gzip.BadGzipFile, zlib.error) as error:

@@ -9,6 +9,7 @@ from itertools import pairwise
 
 from kvlite.batch.waiting import AHEAD, Waiting
 from kvlite.engine.request import Request
+from kvlite.text.encoder import common_start
 
 LEAST = 32  # tokens; a shorter beginning is fed as fast as it is copied
 MOST_LEVELS = 3  # such as the system prompt, the document, the prompt of several samples
@@ -35,12 +36,16 @@ class SharedPrefixes:
         return max((lengths[-1] for lengths in self._lengths.values() if lengths), default=0)
 
     def compare(self, waiting: Waiting) -> None:
-        """Compare the prompts that wait, those that got their rows last, and beginnings that were shared before."""
+        """Compare the prompts that wait, those that got their rows last, and beginnings that were shared before.
+
+        Those that wait are put in groups that begin alike, so that few copies serve them.
+        """
         self._num_alone = 0
         if self._is_wanted:
             given = {request.id: request.ids for request in self._given}
             known = {f"beginning {number}": ids for number, ids in enumerate(self._known)}
             self._lengths = shared_prefixes(known | given | waiting.prompts())
+            waiting.group(self._lengths)
 
     def give(self, request: Request, waiting: Waiting) -> Request:
         """The request with the beginnings that it shares, as it gets its row while others are waiting."""
@@ -70,18 +75,6 @@ def shared_prefixes(prompts: Mapping[str, Ids]) -> dict[str, tuple[int, ...]]:
         for name in order[start : stop + 1]:
             found[name][length] = (stop - start) * length
     return {name: _best(saved, len(prompts[name])) for name, saved in found.items()}
-
-
-def common_start(one: Ids, other: Ids) -> int:
-    """Count the ids at the start that are the same."""
-    low, high = 0, min(len(one), len(other))
-    while low < high:
-        middle = (low + high + 1) // 2
-        if one[low:middle] == other[low:middle]:
-            low = middle
-        else:
-            high = middle - 1
-    return low
 
 
 def _groups(common: Sequence[int]) -> list[tuple[int, int, int]]:

@@ -71,7 +71,7 @@ class BatchRows:
                 if self._allocated is None:
                     self._open(plan, lines)
                 elif plan != self.engine.plan:
-                    self.engine.resize(plan)
+                    self.engine.rows.resize(plan)
                     self._console.detail(self._summary(plan, lines))
                 return
             except CapacityError:

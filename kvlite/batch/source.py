@@ -19,10 +19,12 @@ from kvlite.batch.codecs import decode_line
 from kvlite.batch.file_kind import refuse_other_kinds
 from kvlite.batch.ids import NAMED, with_unique_ids
 from kvlite.batch.item import Code, Form, Item, LineError
-from kvlite.batch.opening import lines_of
+from kvlite.batch.opening import is_compressed, lines_at, lines_of
 from kvlite.batch.paths import STDIN, unpacked_name
+from kvlite.batch.reading_order import BOM, ReadingOrder
 from kvlite.batch.tables import DELIMITERS, count_parquet_rows, parquet_rows, text_rows
 from kvlite.batch.values import utf8
+from kvlite.batch.waiting import AHEAD
 from kvlite.errors import UsageError
 from kvlite.options import BatchOptions
 
@@ -30,7 +32,6 @@ SURVEYED_BYTES = (
     2**22
 )  # a longer file is checked as it is read, so that the first answer does not wait for the last line
 
-_BOM = b"\xef\xbb\xbf"
 _LAYOUTS = {".csv": "csv", ".tsv": "tsv", ".txt": "text", ".parquet": "parquet"}  # others are JSON lines
 _COMPRESSED = 8  # a compressed file holds about so many times its bytes
 _ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\"}
@@ -63,6 +64,7 @@ class Input:
         self._options = options
         self._shard = parse_shard(options.shard or "1/1")
         self._taken = slice(options.skip, None if options.limit is None else options.skip + options.limit)
+        self._order: ReadingOrder | None = None  # where lines that begin alike stand far apart
 
     @property
     def is_pipe(self) -> bool:
@@ -102,7 +104,7 @@ class Input:
         if Path(self.name).stat().st_size * factor <= SURVEYED_BYTES:
             return self._survey_file()
         hashed, num_lines = sha256(), 0
-        for line in lines_of(self.name):
+        for line in self._noted(lines_of(self.name)):
             hashed.update(line)
             num_lines += not line.isspace()
         if is_parquet:
@@ -125,7 +127,29 @@ class Input:
         """Read all items. Raises UsageError where the input cannot be read."""
         if self.layout == "parquet":
             return parquet_rows(Path(self.name), self._options.prompt_column, self._has_settings)
-        return self.read(lines_of(self.name))
+        lines = lines_of(self.name)
+        if self._order is None:
+            return self.read(lines)
+        self._refuse_other_kinds(next(lines, b""))
+        return self._decoded(lines_at(self.name, self._order.places()))
+
+    def _noted(self, lines: Iterable[bytes]) -> Iterator[bytes]:
+        """Pass the lines of a file through; in the end an order is known to read them in, if another one is better.
+
+        Where records keep the order of the input, or lines are counted off, it is that of the file.
+        """
+        options = self._options
+        in_order = options.ordered or options.out_format == "text" or options.skip or options.limit is not None
+        may_order = options.prefix_cache and not in_order and self.layout not in ("parquet", *DELIMITERS)
+        if not may_order or is_compressed(self.name):
+            yield from lines
+            return
+        order = ReadingOrder(is_json=self.layout != "text")
+        for line in lines:
+            order.add(line)
+            yield line
+        if order.sort(AHEAD * self._shard[1]):
+            self._order = order
 
     def _has_settings(self, columns: list[str]) -> None:
         self.setting_columns = columns
@@ -134,14 +158,21 @@ class Input:
         """Read the items of a file's lines. Raises UsageError where it is no such file as a whole."""
         lines = iter(lines)
         first = next(lines, b"")
-        refuse_other_kinds(first, self.name, is_json=self.layout not in ("text", *DELIMITERS))
-        lines = chain([first.removeprefix(_BOM)], lines)
+        self._refuse_other_kinds(first)
+        lines = chain([first.removeprefix(BOM)], lines)
         if self.layout in DELIMITERS:
             yield from text_rows(lines, self.layout, self._options.prompt_column, self._has_settings)
             return
         filled = ((number, line) for number, line in enumerate(lines, 1) if line.strip())
+        yield from self._decoded((index, number, line) for index, (number, line) in enumerate(filled))
+
+    def _refuse_other_kinds(self, first: bytes) -> None:
+        refuse_other_kinds(first, self.name, is_json=self.layout not in ("text", *DELIMITERS))
+
+    def _decoded(self, lines: Iterable[tuple[int, int, bytes]]) -> Iterator[Item]:
+        """The items of lines, each with the numbers of its record and of its line."""
         form: Form = "simple"  # of the line before, which a line that cannot be read has too
-        for index, (number, line) in enumerate(filled):
+        for index, number, line in lines:
             item = Item(index, number, f"line-{number}", form)
             item = self._plain(line, item) if self.layout == "text" else decode_line(line, item, self.layout)
             form = item.form
@@ -151,7 +182,7 @@ class Input:
         hashed, model, num_in_shard = sha256(), None, 0
 
         def hashing() -> Iterator[bytes]:
-            for line in lines_of(self.name):
+            for line in self._noted(lines_of(self.name)):
                 hashed.update(line)
                 yield line
 

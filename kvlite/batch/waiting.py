@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from kvlite.batch.prepare import Work
@@ -27,7 +27,7 @@ class Waiter:
 
 
 class Waiting:
-    """The queue; `first` is the one that waits longest."""
+    """The queue; `oldest` is the one that waits longest, and one that shares a beginning with it goes before others."""
 
     def __init__(self) -> None:
         self._queue: deque[Waiter] = deque()
@@ -41,13 +41,13 @@ class Waiting:
         return len(self._queue) >= AHEAD or self._num_tokens >= AHEAD_TOKENS
 
     @property
-    def first(self) -> Waiter:
-        return self._queue[0]
+    def oldest(self) -> Waiter:
+        return min(self._queue, key=lambda waiter: waiter.number)
 
     @property
     def overtaken(self) -> int:
-        """Count the works that came after that of the first."""
-        return self._num_added - self.first.number
+        """Count the works that came after that of the oldest."""
+        return self._num_added - self.oldest.number
 
     def needs(self) -> list[int]:
         """The slots that each needs, in order."""
@@ -80,6 +80,24 @@ class Waiting:
                 self._num_tokens -= len(waiter.request.ids)
                 return waiter
         return None
+
+    def group(self, beginnings: Mapping[str, tuple[int, ...]]) -> None:
+        """Put those whose prompts begin alike one behind the other, where the oldest of them is.
+
+        `beginnings` has the lengths that prompts share, ascending, by the request's name.
+        """
+        oldest: dict[tuple[int, ...], int] = {}
+        shared: dict[str, list[tuple[int, ...]]] = {}
+        for waiter in self._queue:
+            ids, lengths = waiter.request.ids, beginnings.get(waiter.request.id, ())
+            shared[waiter.request.id] = [ids[:length] for length in lengths]
+            for beginning in shared[waiter.request.id]:
+                oldest[beginning] = min(waiter.number, oldest.get(beginning, waiter.number))
+
+        def place(waiter: Waiter) -> tuple[int, ...]:
+            return (*(oldest[beginning] for beginning in shared[waiter.request.id]), waiter.number)
+
+        self._queue = deque(sorted(self._queue, key=place))
 
     def count(self, above: int, size: int) -> int:
         """Count those that `take` would take."""

@@ -76,7 +76,8 @@ class Part:
                 backend.write(slots, mapping.index, k, v)
             out, _ = backend.attend(q, q_pos, [held], geometry, observation)
             if step.echo is not None and again is not None and held.statistic is not None:
-                heard = self._heard(again, step.echo, [held], geometry)
+                seen = replace(held, before=mapping.extent) if step.is_again and geometry.window is None else held
+                heard = self._heard(again, step.echo, [seen], geometry)
                 held.statistic.copy_(torch.where(held.pos >= step.echo.first, heard, held.statistic))
             if mapping.evicts and self.group.policy.needs_queries:
                 self.group.evict_from(slots, step, q)

@@ -27,7 +27,7 @@ from kvlite.errors import BrokenModel, HubUnreachable, ModelNotFound
 from kvlite.gguf.families import config_of
 from kvlite.gguf.folder import folder_of, generation_of, gguf_folder, require_known
 from kvlite.gguf.header import Header, part_names, read_header
-from kvlite.gguf.packing import block_bytes, packed_bytes, packed_types
+from kvlite.gguf.packing import block_bytes, packed_bytes, packed_types, parameters
 from kvlite.memory.families import is_composite
 from kvlite.memory.format import DTYPE_BYTES
 from kvlite.memory.prediction import Weights
@@ -266,13 +266,12 @@ def _read_gguf(ref: ModelRef, path: Path) -> ModelFiles:
 
 def _gguf_facts(header: Header) -> dict[str, Any]:
     require_known(header)
-    parameters = sum(tensor.parameters for tensor in header.tensors.values())
     return {
         "config": config_of(header),
         "generation": generation_of(header),
         "weights": Weights(
             sum(header.by_type.values()),
-            parameters,
+            parameters(header),
             header.by_type,
             packed_bytes(header, DTYPE_BYTES["bfloat16"]),
             packed_types(header),

@@ -55,7 +55,7 @@ class Session:
 
     def counts(self) -> KVCounts:
         """Return the counts of the row's slots."""
-        return self._engine.counts(ROW)
+        return self._engine.rows.counts(ROW)
 
     def ask(self, user: str) -> Generator[Piece | Answer]:
         """Stream the answer to `user`, and at the end the Answer. The text of a cancelled answer stays in the chat.
@@ -164,7 +164,9 @@ class Session:
         """Raise BudgetTooSmall where the cache cannot hold a system prompt."""
         if system is not None and self.settings.pin_system:
             question = {"role": "user", "content": "?"}  # many templates render no system prompt alone
-            self._engine.check_pins(self._text.conversation([{"role": "system", "content": system}, question]).pins)
+            self._engine.rows.check_pins(
+                self._text.conversation([{"role": "system", "content": system}, question]).pins
+            )
 
     def load(self, messages: Sequence[ChatMessage], pinned: Iterable[int] = ()) -> None:
         """Replace the conversation; all of it is fed with the next question, the turns `pinned` to stay."""

@@ -100,13 +100,14 @@ class Feeder:
             return
         given, state = inputs(feed, [row], self.loaded.device), self.loaded.state
         held = None if state is None else state.snapshot()
-        self.loaded.forward(given.ids, self.cache, self.cache.again(feed.rows, given.pos, given.rot))
+        self.loaded.forward(given.ids, self.cache, self.cache.again(feed.rows, given.pos, given.rot), last=0)
         if state is not None and held is not None:
             state.restore(held)
         row.echoed = row.seen
 
     def read_anew(self, row: Row, count: int) -> None:
-        """Feed a row whose slots are empty the first `count` ids of its conversation."""
+        """Forget what a row has, and feed it the first `count` ids of its conversation."""
+        self.cache.reset(row.index)
         unfed, row.seen, row.rot, row.echoed = row.unfed, 0, 0, 0
         if self.loaded.state is not None:
             self.loaded.state.reset()

@@ -27,8 +27,8 @@ class EngineMemory:
 
     def counts(self) -> KVCounts:
         """Count all rows. The peak of several is what they hold now, because each had its own at another time."""
-        counts = self.engine.total_counts()
-        return counts if self.engine.rows == 1 else replace(counts, peak_bytes=counts.live_bytes)
+        counts = self.engine.rows.total_counts()
+        return counts if len(self.engine.rows) == 1 else replace(counts, peak_bytes=counts.live_bytes)
 
     def allocated_bytes(self) -> int | None:
         """Bytes that torch's allocator holds on the GPU now; None elsewhere."""
@@ -59,7 +59,7 @@ class EngineMemory:
             counts=counts,
             bytes_per_token=shape.kv_bytes_per_token(cache.stored),
             capacity_tokens=engine.plan.slots,
-            full_cache_bytes=shape.full_cache_bytes(counts.tokens_seen) if engine.rows == 1 else None,
+            full_cache_bytes=shape.full_cache_bytes(counts.tokens_seen) if len(engine.rows) == 1 else None,
             terms=terms,
             layers=tuple(_kept(engine, layer) for layer in cache.layers.values()),
             phases=peaks,
@@ -71,7 +71,9 @@ class EngineMemory:
 
 def _kept(engine: Engine, layer: Layer) -> LayerKept:
     """The tokens of all rows in a layer, the mean over its KV heads, and their bytes."""
-    live = {part: sum(engine.cache.live(row, part.num_slots) for row in range(engine.rows)) for part in layer.parts}
+    live = {
+        part: sum(engine.cache.live(row, part.num_slots) for row in range(len(engine.rows))) for part in layer.parts
+    }
     kept = sum(part.shape.kv_heads * count for part, count in live.items()) / layer.shape.kv_heads
     size = sum(part.slot_bytes * count for part, count in live.items())
     heads = {head: count for part, count in live.items() for head in part.heads.numbers}

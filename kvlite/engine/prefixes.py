@@ -7,12 +7,12 @@ with ids that another row is being fed wait for it.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from kvlite.cache.cache import CacheSnapshot
+from kvlite.cache.cache import CacheSnapshot, SlotCache
 from kvlite.engine.row import Row
-from kvlite.models.hybrid import StateSnapshot
+from kvlite.models.hybrid import HybridState, StateSnapshot
 
 Key = tuple[int, ...]
 
@@ -30,13 +30,16 @@ class PrefixCopy:
 
 
 class Prefixes:
-    """Copies of prefixes, at most `most_bytes` of them, the one used longest ago given up first.
+    """Copies of prefixes of the rows of `cache` and their constant `state`, as many as the budget has bytes left for.
 
-    `slot_bytes` is about what a token takes, `most_tokens` the longest prefix of which nothing is evicted.
+    The one used longest ago is given up first.
     """
 
-    def __init__(self, most_bytes: int, slot_bytes: int, most_tokens: int) -> None:
-        self._most_bytes, self._slot_bytes, self._most_tokens = most_bytes, slot_bytes, most_tokens
+    def __init__(self, state: HybridState | None, cache: SlotCache) -> None:
+        self._state, self._cache, plan = state, cache, cache.plan
+        self._most_bytes = plan.budget_bytes - plan.reserved_bytes
+        self._slot_bytes = -(-plan.reserved_bytes // (plan.rows * (plan.slots + 1)))  # about what a token takes
+        self._most_tokens = min(plan.fewest, cache.room(0))  # the longest of which nothing is evicted
         self._copies: OrderedDict[Key, PrefixCopy] = OrderedDict()
         self.num_bytes = 0
 
@@ -45,7 +48,16 @@ class Prefixes:
         most = min(self._most_tokens, num_ids - 1, self._most_bytes // self._slot_bytes)
         return sorted({length for length in lengths if 0 < length <= most})
 
-    def start(self, row: Row, rows: Sequence[Row], restore: Callable[[Row, PrefixCopy], None]) -> None:
+    def share(self, rows: Sequence[Row]) -> None:
+        """Copy the rows that have come to the end of a prefix, and let those go on that wait for one."""
+        for row in rows:
+            if row.job is not None and row.job.marks and row.seen == row.job.marks[0]:
+                self._keep(row)
+        for row in rows:
+            if row.job is not None and row.job.waits:
+                self.start(row, rows)
+
+    def start(self, row: Row, rows: Sequence[Row]) -> None:
         """Let a row that has fed nothing begin with the longest copy there is, or wait for one in the making."""
         job = row.job
         assert job is not None
@@ -53,23 +65,33 @@ class Prefixes:
         for mark in reversed(job.marks):
             if mark > row.seen and (copy := self._copies.get(ids[:mark])) is not None:
                 self._copies.move_to_end(ids[:mark])
-                restore(row, copy)
+                self._put(row, copy)
                 row.skip(mark)
                 break
         job.waits = bool(job.marks) and any(
             other is not row and _is_making(other, ids[: job.marks[0]]) for other in rows
         )
 
-    def keep(self, row: Row, copied: PrefixCopy) -> None:
-        """Keep the copy of a row that has come to a mark."""
+    def _keep(self, row: Row) -> None:
+        """Keep a copy of a row that has come to a mark."""
         assert row.job is not None
         key = row.job.request.ids[: row.job.marks.pop(0)]
-        if copied.num_bytes > self._most_bytes or key in self._copies:
+        if key in self._copies:
+            return
+        state = self._state.snapshot() if self._state is not None else None
+        copied = PrefixCopy(self._cache.snapshot(row.index), state)
+        if copied.num_bytes > self._most_bytes:
             return
         while self.num_bytes + copied.num_bytes > self._most_bytes:
             self.num_bytes -= self._copies.popitem(last=False)[1].num_bytes
         self._copies[key] = copied
         self.num_bytes += copied.num_bytes
+
+    def _put(self, row: Row, copied: PrefixCopy) -> None:
+        self._cache.restore(row.index, copied.cache)
+        if self._state is not None:
+            assert copied.state is not None
+            self._state.restore(copied.state)
 
 
 def _is_making(row: Row, key: Key) -> bool:

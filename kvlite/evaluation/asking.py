@@ -51,7 +51,7 @@ def ask(
     _reset(engine, len(items))
     _feed(engine, [item.prefix for _, item in items])
     tell(len(items) / 2)
-    held = [engine.snapshot(row) for row in range(len(items))]
+    held = [engine.rows.snapshot(row) for row in range(len(items))]
     found: list[list[QuestionResult]] = [[] for _ in items]
     for at, questions in enumerate(asked):
         scores = _forced(engine, questions, len(items))
@@ -79,12 +79,12 @@ def holds(answer: str, value: str) -> bool:
 
 def _reset(engine: Engine, rows: int) -> None:
     for row in range(rows):
-        engine.reset(row)
+        engine.rows.reset(row)
 
 
 def _restore(engine: Engine, held: Sequence[object]) -> None:
     for row, snapshot in enumerate(held):
-        engine.restore(row, snapshot)  # type: ignore[arg-type]
+        engine.rows.restore(row, snapshot)  # type: ignore[arg-type]
 
 
 def _guessed(engine: Engine, questions: Asked, rows: int) -> set[int]:

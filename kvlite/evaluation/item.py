@@ -37,6 +37,9 @@ class Item:
     questions: tuple[Question, ...]
 
 
+LONGEST = 600
+"""Characters of a piece of prose that is taken as one sentence; a longer one is no sentence and is cut."""
+
 Writer = Callable[[random.Random, str, int], Item]
 """Writes an item from random numbers, prose, and a size in characters."""
 
@@ -64,9 +67,25 @@ def _facts(where: str) -> list[Mapping[str, Any]]:
     return found
 
 
+_ENDS = re.compile(r"(?<=[.!?]['\"”’]) |(?<=[.!?]) (?=[A-Z'\"“‘])|(?<=[。！？])(?![。！？”’」』])")
+
+
 @cache
 def _sentences(prose: str) -> tuple[str, ...]:
-    return tuple(re.split(r"(?<=[.!?]['\"”’]) |(?<=[.!?]) (?=[A-Z'\"“‘])", re.sub(r"\s+", " ", prose).strip()))
+    """The sentences of prose in any script; of a text that has none, pieces."""
+    found = _ENDS.split(re.sub(r"\s+", " ", prose).strip())
+    return tuple(piece for sentence in found for piece in _cut(sentence))
+
+
+def _cut(sentence: str) -> Iterator[str]:
+    """A sentence as it is, or pieces of about half of LONGEST, at spaces where there are any."""
+    while len(sentence) > LONGEST:
+        at = sentence.rfind(" ", 1, LONGEST // 2)
+        at = at if at > 0 else LONGEST // 2
+        yield sentence[:at]
+        sentence = sentence[at:].lstrip()
+    if sentence:
+        yield sentence
 
 
 def hay(rng: random.Random, prose: str, size: int) -> list[str]:

@@ -6,6 +6,7 @@ What a question asks for is said once, and its value is drawn at random, so that
 
 from __future__ import annotations
 
+import math
 import random
 import re
 from collections.abc import Sequence
@@ -51,10 +52,10 @@ def write_dialogue(rng: random.Random, prose: str, size: int) -> Item:
     drawn = list(drawn_facts(rng, "dialogue", questions_in(size)))
     talk = list[Sequence[str]]()
     left = size - sum(len(says) + 60 for says, _ in drawn)
-    while left > 0:
+    while left > 0 or len(talk) < 2:
         pool = content("talk.toml")["talk"]
         for exchange in rng.sample(pool, len(pool)):
-            if left > 0:
+            if left > 0 or len(talk) < 2:
                 talk.append(exchange)
                 left -= len(exchange[0]) + len(exchange[1])
     told = sorted(rng.randrange(max(1, len(talk) - 1)) for _ in drawn)
@@ -70,8 +71,10 @@ def write_dialogue(rng: random.Random, prose: str, size: int) -> Item:
 
 
 def _names(rng: random.Random, count: int) -> list[str]:
+    """Different names; where more are wanted than there are words for, some end in a number."""
     names = [f"{adjective}-{noun}" for adjective in words("adjective") for noun in words("noun")]
-    return rng.sample(names, count)
+    rounds = range(2, 1 + math.ceil(count / len(names)))
+    return rng.sample(names + [f"{name}-{number}" for number in rounds for name in names], count)
 
 
 def write_lines(rng: random.Random, prose: str, size: int) -> Item:

@@ -45,7 +45,7 @@ def score_texts(
     rows = [_Row(number, text) for number, text in texts]
     for each in filter(None, (engine, full)):
         for index in range(len(rows)):
-            each.reset(index)
+            each.rows.reset(index)
     longest = max(len(row.text.ids) for row in rows)
     chunk = engine.plan.chunk
     block = chunk * max(1, BLOCK // chunk)

@@ -5,11 +5,9 @@ llama.cpp has some fixed in code where transformers has a field, and lists by la
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from kvlite.errors import UnsupportedModel
 from kvlite.gguf.header import Header
-from kvlite.gguf.rope import Config, by_layer, decimal, one_of, rope_of, rotated_part, wanted
+from kvlite.gguf.rope import Config, by_layer, decimal, one_of, rope_of, wanted
 
 
 def _has(header: Header, name: str) -> bool:
@@ -43,46 +41,7 @@ def experts(header: Header) -> Config:
     } | ({"shared_expert_intermediate_size": shared} if shared else {})
 
 
-def gemma(header: Header) -> Config:
-    """Gemma: its activation."""
-    return {"hidden_activation": "gelu_pytorch_tanh"}
-
-
-def _query_scalar(header: Header, largest: int) -> int:
-    """The number whose root divides logits: the head dim, but for the largest of the family hidden / heads."""
-    is_largest = header.about("block_count") == largest
-    heads, hidden = wanted(header, "attention.head_count"), wanted(header, "embedding_length")
-    return int(hidden // heads if is_largest else header.about("attention.key_length"))
-
-
-def gemma2(header: Header) -> Config:
-    """Gemma 2: capped logits, and every second layer slides."""
-    return gemma(header) | {
-        "query_pre_attn_scalar": _query_scalar(header, 46),
-        "attn_logit_softcapping": header.about("attn_logit_softcapping", 50.0),
-        "final_logit_softcapping": header.about("final_logit_softcapping", 30.0),
-        "sliding_window": header.about("attention.sliding_window", 4096),
-        "layer_types": _layer_types(header, 2),
-    }
-
-
-def gemma3(header: Header) -> Config:
-    """Gemma 3: five layers of six slide, with rotations of their own."""
-    local = header.about("rope.freq_base_swa", 10000.0)
-    window = header.about("attention.sliding_window")  # without one every layer is full
-    return gemma(header) | {
-        "query_pre_attn_scalar": _query_scalar(header, 62),
-        "final_logit_softcapping": header.about("final_logit_softcapping") or None,
-        **({"sliding_window": window} if window else {}),
-        "layer_types": _layer_types(header, 6 if window else None),
-        "rope_parameters": {
-            "full_attention": rope_of(header) | {"rope_theta": decimal(header.about("rope.freq_base", 1e6))},
-            "sliding_attention": {"rope_type": "default", "rope_theta": decimal(local)},
-        },
-    }
-
-
-def _layer_types(header: Header, period: int | None) -> list[str]:
+def layer_types(header: Header, period: int | None) -> list[str]:
     """Types of layers: as the file lists them, or each `period`-th is full (None: all) and the others have a window."""
     layers = range(1, header.about("block_count") + 1)
     slides = [False for _ in layers]
@@ -92,10 +51,16 @@ def _layer_types(header: Header, period: int | None) -> list[str]:
     return ["sliding_attention" if one else "full_attention" for one in slides]
 
 
+def _partly_rotated(header: Header) -> Config:
+    """Rotary parameters of heads of which the first elements rotate."""
+    hidden, heads = wanted(header, "embedding_length"), wanted(header, "attention.head_count")
+    head_dim = header.about("attention.key_length", hidden // heads)
+    return rope_of(header) | {"partial_rotary_factor": header.about("rope.dimension_count", head_dim) / head_dim}
+
+
 def phi3(header: Header) -> Config:
     """Phi-3: part of a head rotates, and texts are long or short."""
-    head_dim = wanted(header, "embedding_length") // wanted(header, "attention.head_count")
-    rope = rope_of(header) | {"partial_rotary_factor": header.about("rope.dimension_count", head_dim) / head_dim}
+    rope = _partly_rotated(header)
     original = rope.get("original_max_position_embeddings", header.about("context_length"))
     return {
         "rope_parameters": rope,
@@ -119,7 +84,7 @@ def olmo3(header: Header) -> Config:
     theta = decimal(header.about("rope.freq_base_swa", header.about("rope.freq_base", 10000.0)))
     return {
         "sliding_window": header.about("attention.sliding_window"),
-        "layer_types": _layer_types(header, 4),
+        "layer_types": layer_types(header, 4),
         "rope_parameters": {
             "full_attention": rope_of(header),
             "sliding_attention": {"rope_type": "default", "rope_theta": theta},
@@ -136,7 +101,7 @@ def gpt_oss(header: Header) -> Config:
         "num_experts_per_tok": wanted(header, "expert_used_count"),
         "attention_bias": _has(header, "attn_q.bias"),
         "sliding_window": wanted(header, "attention.sliding_window"),
-        "layer_types": _layer_types(header, 2),
+        "layer_types": layer_types(header, 2),
         "rope_parameters": rope | ({"truncate": False} if rope["rope_type"] == "yarn" else {}),
     }
 
@@ -156,11 +121,16 @@ def lfm2(header: Header) -> Config:
     }
 
 
-def lfm2_moe(header: Header) -> Config:
-    """LFM2's mixtures: the first layers are dense, and a bias takes part in the choice of experts."""
+def _require_sigmoid(header: Header, family: str) -> None:
+    """Refuse experts that are not chosen by a sigmoid, which the family has fixed in transformers."""
     function = header.about("expert_gating_func", 2)
     if function != 2:
-        raise UnsupportedModel(f"{header.path.name} gates experts by function {function}; LFM2's is the sigmoid, 2")
+        raise UnsupportedModel(f"{header.path.name} gates experts by function {function}; {family}'s is the sigmoid, 2")
+
+
+def lfm2_moe(header: Header) -> Config:
+    """LFM2's mixtures: the first layers are dense, and a bias takes part in the choice of experts."""
+    _require_sigmoid(header, "LFM2")
     return lfm2(header) | {
         "num_experts": wanted(header, "expert_count"),
         "num_experts_per_tok": wanted(header, "expert_used_count"),
@@ -172,68 +142,42 @@ def lfm2_moe(header: Header) -> Config:
     }
 
 
-def gemma4(header: Header) -> Config:
-    """Gemma 4: heads differ by kind of layer, the last layers share keys and may be twice as wide."""
-    kinds, key = _layer_types(header, 6), "attention.head_count_kv"
-    heads = {kind: {n for n, k in zip(by_layer(header, key), kinds, strict=True) if k == kind} for kind in set(kinds)}
-    widths = by_layer(header, "feed_forward_length")
-    dim = wanted(header, "attention.key_length_swa")
-    if header.about("rope.scaling.type", "none") != "none" or header.about("rope.dimension_count_swa", dim) != dim:
-        raise UnsupportedModel(f"{header.path.name} has positions unlike Gemma 4's, which kvlite does not read")
-    per_layer = header.tensors.get("per_layer_token_embd.weight")
-    full = heads.get("full_attention", set())
-    return gemma(header) | {
-        "layer_types": kinds,
-        "sliding_window": wanted(header, "attention.sliding_window"),
-        "num_key_value_heads": one_of(header, key, heads.get("sliding_attention", full)),
-        "num_global_key_value_heads": one_of(header, key, full),
-        "head_dim": dim,
-        "global_head_dim": wanted(header, "attention.key_length"),
-        "attention_k_eq_v": _shares_keys_and_values(header, kinds),
-        "num_kv_shared_layers": header.about("attention.shared_kv_layers", 0),
-        "intermediate_size": widths[0],
-        "use_double_wide_mlp": widths[-1] == 2 * widths[0],
-        "hidden_size_per_layer_input": header.about("embedding_length_per_layer_input", 0),
-        **({"vocab_size_per_layer_input": per_layer.shape[0]} if per_layer else {}),
-        "final_logit_softcapping": header.about("final_logit_softcapping"),
-        **_gemma4_experts(header),
-        "rope_parameters": {
-            "full_attention": {
-                "rope_type": "proportional",
-                "partial_rotary_factor": rotated_part(header, usually=0.25),
-                "rope_theta": decimal(header.about("rope.freq_base", 1e6)),
-            },
-            "sliding_attention": {
-                "rope_type": "default", "rope_theta": decimal(header.about("rope.freq_base_swa", 1e4)),
-            },
-        },
-    }  # fmt: skip
-
-
-def gemma4_unused(header: Header, layer: int) -> Sequence[str]:
-    """The parts of a layer that have no use, as it takes the keys and values of an earlier one."""
-    is_shared = layer >= header.about("block_count") - header.about("attention.shared_kv_layers", 0)
-    return ("attn_k", "attn_v", "attn_k_norm") if is_shared else ()
-
-
-def _gemma4_experts(header: Header) -> Config:
-    if not header.about("expert_count"):
-        return {}
-    return {
-        "enable_moe_block": True,
-        "num_experts": wanted(header, "expert_count"),
-        "top_k_experts": wanted(header, "expert_used_count"),
-        "moe_intermediate_size": wanted(header, "expert_feed_forward_length"),
-    }
-
-
-def _shares_keys_and_values(header: Header, kinds: Sequence[str]) -> bool:
-    """True where the full layers that have keys of their own have no values."""
-    full = [layer for layer, kind in enumerate(kinds) if kind == "full_attention"]
-    own = [layer for layer in full if "attn_k" not in gemma4_unused(header, layer)]
-    return bool(own) and not any(f"blk.{layer}.attn_v.weight" in header.tensors for layer in own)
-
-
 def qwen2(header: Header) -> Config:
     """Qwen 2 and 3, SmolLM3: no layer slides."""
     return {"use_sliding_window": False}
+
+
+def minimax_m2(header: Header) -> Config:
+    """MiniMax-M2: all layers are mixtures, and a bias takes part in the choice of experts."""
+    _require_sigmoid(header, "MiniMax-M2")
+    return {
+        "num_local_experts": wanted(header, "expert_count"),
+        "num_experts_per_tok": wanted(header, "expert_used_count"),
+        "intermediate_size": wanted(header, "expert_feed_forward_length", header.about("feed_forward_length")),
+        "rope_parameters": _partly_rotated(header),
+    }
+
+
+def gpt2(header: Header) -> Config:
+    """GPT-2: positions are learned."""
+    return {"rope_parameters": None, "n_inner": wanted(header, "feed_forward_length")}
+
+
+def stablelm(header: Header) -> Config:
+    """StableLM: layers without a second norm do attention and MLP side by side; norms of heads where there are any."""
+    return {
+        "rope_parameters": _partly_rotated(header),
+        "use_qkv_bias": _has(header, "attn_q.bias"),
+        "qk_layernorm": _has(header, "attn_q_norm.weight"),
+        "use_parallel_residual": not _has(header, "ffn_norm.weight"),
+    }
+
+
+def starcoder2(header: Header) -> Config:
+    """StarCoder2: biases are where the file has them, and no layer has a window, as in llama.cpp."""
+    return {"use_bias": _has(header, "attn_q.bias"), "sliding_window": None}
+
+
+def nemotron(header: Header) -> Config:
+    """Nemotron: biases are where the file has them, and a part of each head rotates."""
+    return llama(header) | {"rope_parameters": _partly_rotated(header)}

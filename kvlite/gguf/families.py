@@ -12,94 +12,27 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from kvlite.errors import BrokenModel, UnsupportedModel
-from kvlite.gguf import config_fields
+from kvlite.gguf import config_fields, gemma_fields
 from kvlite.gguf.header import Header
 from kvlite.gguf.rope import Config, decimal, rope_of, wanted
+from kvlite.gguf.tensor_names import (
+    GEMMA4,
+    GPT2,
+    GPT_OSS,
+    IGNORED,
+    LFM2,
+    LFM2_MOE,
+    MINIMAX_M2,
+    MIXTRAL_EXPERTS,
+    NAMES,
+    NORMED_AFTER,
+    QWEN_EXPERTS,
+    STABLELM,
+    STARCODER2,
+)
 
-_NAMES = {
-    "token_embd": "model.embed_tokens",
-    "output_norm": "model.norm",
-    "output": "lm_head",
-    "attn_norm": "input_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "attn_q_norm": "self_attn.q_norm",
-    "attn_k_norm": "self_attn.k_norm",
-    "ffn_norm": "post_attention_layernorm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
-_NORMED_AFTER = {
-    "post_attention_norm": "post_attention_layernorm",
-    "post_ffw_norm": "post_feedforward_layernorm",
-}
-_QWEN_EXPERTS = {
-    "ffn_gate_inp": "mlp.gate",
-    "ffn_gate_exps": "mlp.experts.*.gate_proj",
-    "ffn_up_exps": "mlp.experts.*.up_proj",
-    "ffn_down_exps": "mlp.experts.*.down_proj",
-    "ffn_gate_shexp": "mlp.shared_expert.gate_proj",
-    "ffn_up_shexp": "mlp.shared_expert.up_proj",
-    "ffn_down_shexp": "mlp.shared_expert.down_proj",
-    "ffn_gate_inp_shexp": "mlp.shared_expert_gate",
-}
-_MIXTRAL_EXPERTS = {
-    "ffn_gate_inp": "block_sparse_moe.gate",
-    "ffn_gate_exps": "block_sparse_moe.experts.*.w1",
-    "ffn_up_exps": "block_sparse_moe.experts.*.w3",
-    "ffn_down_exps": "block_sparse_moe.experts.*.w2",
-}
-_GPT_OSS = {
-    "post_attention_norm": "post_attention_layernorm",
-    "attn_sinks.weight": "self_attn.sinks",
-    "ffn_gate_inp": "mlp.router",
-    **dict.fromkeys(("ffn_gate_exps.weight", "ffn_up_exps.weight"), "mlp.experts.gate_up_proj"),
-    **dict.fromkeys(("ffn_gate_exps.bias", "ffn_up_exps.bias"), "mlp.experts.gate_up_proj_bias"),
-    "ffn_down_exps.weight": "mlp.experts.down_proj",
-    "ffn_down_exps.bias": "mlp.experts.down_proj_bias",
-}
-_GEMMA4 = {
-    "per_layer_token_embd": "model.embed_tokens_per_layer",
-    "per_layer_model_proj": "model.per_layer_model_projection",
-    "per_layer_proj_norm": "model.per_layer_projection_norm",
-    "inp_gate": "per_layer_input_gate",
-    "proj": "per_layer_projection",
-    "post_norm": "post_per_layer_input_norm",
-    "layer_output_scale.weight": "layer_scalar",
-    "pre_ffw_norm_2": "pre_feedforward_layernorm_2",
-    "post_ffw_norm_1": "post_feedforward_layernorm_1",
-    "post_ffw_norm_2": "post_feedforward_layernorm_2",
-    "ffn_gate_inp": "router.proj",
-    "ffn_gate_inp.scale": "router.scale",
-    "ffn_down_exps.scale": "router.per_expert_scale",
-    **dict.fromkeys(("ffn_gate_up_exps.weight", "ffn_gate_exps.weight", "ffn_up_exps.weight"), "experts.gate_up_proj"),
-    "ffn_down_exps.weight": "experts.down_proj",
-}
-_LFM2 = {
-    **dict.fromkeys(("token_embd_norm", "output_norm"), "model.embedding_norm"),
-    "attn_norm": "operator_norm",
-    "attn_output": "self_attn.out_proj",
-    "attn_q_norm": "self_attn.q_layernorm",
-    "attn_k_norm": "self_attn.k_layernorm",
-    "ffn_norm": "ffn_norm",
-    "ffn_gate": "feed_forward.w1",
-    "ffn_up": "feed_forward.w3",
-    "ffn_down": "feed_forward.w2",
-    "shortconv.conv": "conv.conv",
-    "shortconv.in_proj": "conv.in_proj",
-    "shortconv.out_proj": "conv.out_proj",
-}
-_LFM2_MOE = {
-    "ffn_gate_inp": "feed_forward.gate",
-    **dict.fromkeys(("ffn_gate_exps.weight", "ffn_up_exps.weight"), "feed_forward.experts.gate_up_proj"),
-    "ffn_down_exps.weight": "feed_forward.experts.down_proj",
-    "exp_probs_b.bias": "feed_forward.expert_bias",
-}
-IGNORED = ("rope_freqs", "rope_factors_long", "rope_factors_short")
-"""Tensors without a parameter of their own: the config says the same."""
+_LAYERS, _RMS = "model.layers", ("rms_norm_eps", "attention.layer_norm_rms_epsilon")
+_LAYER_NORM = "attention.layer_norm_epsilon"
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,17 +42,22 @@ class Family:
     `names` are by part of a layer, or by part and suffix where they have no suffix in transformers. `extra` gives
     fields of config.json from the header; `skips` says of which parts a layer has no use. `pairs` says that q and k
     were permuted, `shifted_norms` that 1 was added to the weights of norms, `alternates` that the experts' gate and up
-    are one matrix, row by row in turns, and that all their matrices are transposed.
+    are one matrix, row by row in turns, and that all their matrices are transposed; `transposed` are parts that
+    transformers has transposed. `layers` is the place of the layers, `epsilon` what is added in norms: its field and
+    the key in the header.
     """
 
     model_type: str
     class_name: str
-    names: Mapping[str, str] = field(default_factory=lambda: _NAMES)
+    names: Mapping[str, str] = field(default_factory=lambda: NAMES)
     extra: Callable[[Header], Config] = lambda header: {}
     pairs: bool = False
     shifted_norms: bool = False
     alternates: bool = False
     skips: Callable[[Header, int], Collection[str]] = lambda header, layer: ()
+    transposed: Collection[str] = ()
+    layers: str = _LAYERS
+    epsilon: tuple[str, str] = _RMS
 
 
 def family_of(header: Header) -> Family:
@@ -163,7 +101,7 @@ def config_of(header: Header) -> Config:
         "num_attention_heads": heads,
         "head_dim": header.about("attention.key_length", hidden // heads),
         "max_position_embeddings": wanted(header, "context_length"),
-        "rms_norm_eps": decimal(wanted(header, "attention.layer_norm_rms_epsilon")),
+        family.epsilon[0]: decimal(wanted(header, family.epsilon[1])),
         "vocab_size": embedding.shape[0],
         "tie_word_embeddings": "output.weight" not in header.tensors,
         "bos_token_id": header.metadata.get("tokenizer.ggml.bos_token_id"),
@@ -195,7 +133,7 @@ def weight_names(header: Header) -> dict[str, str]:
             raise UnsupportedModel(
                 f"{header.path.name} holds {name}, which kvlite does not know of {header.architecture}"
             )
-        found[name] = place if layer is None else f"model.layers.{layer}.{place}"
+        found[name] = place if layer is None else f"{family.layers}.{layer}.{place}"
     return found
 
 
@@ -218,32 +156,63 @@ _NOT_RUN = {
     "deci": "some of its layers have no attention, and others differ in width",
     "llama4": "its attention goes by chunks",
 }
-_OLMO3 = Family("olmo3", "Olmo3ForCausalLM", _NAMES | _NORMED_AFTER, config_fields.olmo3)
-_MIXTRAL = Family("mixtral", "MixtralForCausalLM", _NAMES | _MIXTRAL_EXPERTS, config_fields.mixtral, pairs=True)
-_GEMMA_NAMES = _NAMES | _NORMED_AFTER | {"ffn_norm": "pre_feedforward_layernorm"}
-_GEMMA4_NAMES = _GEMMA_NAMES | _GEMMA4
+_OLMO3 = Family("olmo3", "Olmo3ForCausalLM", NAMES | NORMED_AFTER, config_fields.olmo3)
+_MIXTRAL = Family("mixtral", "MixtralForCausalLM", NAMES | MIXTRAL_EXPERTS, config_fields.mixtral, pairs=True)
+_GEMMA_NAMES = NAMES | NORMED_AFTER | {"ffn_norm": "pre_feedforward_layernorm"}
+_GEMMA4_NAMES = _GEMMA_NAMES | GEMMA4
 _FAMILIES = {
     "llama": Family("llama", "LlamaForCausalLM", extra=config_fields.llama, pairs=True),
     "smollm3": Family("smollm3", "SmolLM3ForCausalLM", extra=config_fields.qwen2, pairs=True),
     "granite": Family("granite", "GraniteForCausalLM", extra=config_fields.granite, pairs=True),
     "qwen2": Family("qwen2", "Qwen2ForCausalLM", extra=config_fields.qwen2),
-    "qwen2moe": Family("qwen2_moe", "Qwen2MoeForCausalLM", _NAMES | _QWEN_EXPERTS, config_fields.experts),
+    "qwen2moe": Family("qwen2_moe", "Qwen2MoeForCausalLM", NAMES | QWEN_EXPERTS, config_fields.experts),
     "qwen3": Family("qwen3", "Qwen3ForCausalLM", extra=config_fields.qwen2),
-    "qwen3moe": Family("qwen3_moe", "Qwen3MoeForCausalLM", _NAMES | _QWEN_EXPERTS, config_fields.experts),
-    "gemma": Family("gemma", "GemmaForCausalLM", extra=config_fields.gemma, shifted_norms=True),
-    "gemma2": Family("gemma2", "Gemma2ForCausalLM", _GEMMA_NAMES, config_fields.gemma2, shifted_norms=True),
-    "gemma3": Family("gemma3_text", "Gemma3ForCausalLM", _GEMMA_NAMES, config_fields.gemma3, shifted_norms=True),
+    "qwen3moe": Family("qwen3_moe", "Qwen3MoeForCausalLM", NAMES | QWEN_EXPERTS, config_fields.experts),
+    "gemma": Family("gemma", "GemmaForCausalLM", extra=gemma_fields.gemma, shifted_norms=True),
+    "gemma2": Family("gemma2", "Gemma2ForCausalLM", _GEMMA_NAMES, gemma_fields.gemma2, shifted_norms=True),
+    "gemma3": Family("gemma3_text", "Gemma3ForCausalLM", _GEMMA_NAMES, gemma_fields.gemma3, shifted_norms=True),
     "gemma4": Family(
-        "gemma4_text", "Gemma4ForCausalLM", _GEMMA4_NAMES, config_fields.gemma4, skips=config_fields.gemma4_unused
+        "gemma4_text", "Gemma4ForCausalLM", _GEMMA4_NAMES, gemma_fields.gemma4, skips=gemma_fields.gemma4_unused
     ),
-    "gpt-oss": Family("gpt_oss", "GptOssForCausalLM", _NAMES | _GPT_OSS, config_fields.gpt_oss, alternates=True),
-    "lfm2": Family("lfm2", "Lfm2ForCausalLM", _NAMES | _LFM2, config_fields.lfm2),
-    "lfm2moe": Family("lfm2_moe", "Lfm2MoeForCausalLM", _NAMES | _LFM2 | _LFM2_MOE, config_fields.lfm2_moe),
-    "olmo2": Family("olmo2", "Olmo2ForCausalLM", _NAMES | _NORMED_AFTER),
+    "gpt-oss": Family("gpt_oss", "GptOssForCausalLM", NAMES | GPT_OSS, config_fields.gpt_oss, alternates=True),
+    "lfm2": Family("lfm2", "Lfm2ForCausalLM", NAMES | LFM2, config_fields.lfm2),
+    "lfm2moe": Family("lfm2_moe", "Lfm2MoeForCausalLM", NAMES | LFM2 | LFM2_MOE, config_fields.lfm2_moe),
+    "minimax-m2": Family("minimax_m2", "MiniMaxM2ForCausalLM", NAMES | MINIMAX_M2, config_fields.minimax_m2),
+    "olmo2": Family("olmo2", "Olmo2ForCausalLM", NAMES | NORMED_AFTER),
+    "gpt2": Family(
+        "gpt2",
+        "GPT2LMHeadModel",
+        GPT2,
+        config_fields.gpt2,
+        transposed=("attn_qkv", "attn_output", "ffn_up", "ffn_down"),
+        layers="transformer.h",
+        epsilon=("layer_norm_epsilon", _LAYER_NORM),
+    ),
+    "nemotron": Family(
+        "nemotron",
+        "NemotronForCausalLM",
+        extra=config_fields.nemotron,
+        shifted_norms=True,
+        epsilon=("norm_eps", _LAYER_NORM),
+    ),
+    "stablelm": Family(
+        "stablelm",
+        "StableLmForCausalLM",
+        NAMES | STABLELM,
+        config_fields.stablelm,
+        epsilon=("layer_norm_eps", _LAYER_NORM),
+    ),
+    "starcoder2": Family(
+        "starcoder2",
+        "Starcoder2ForCausalLM",
+        NAMES | STARCODER2,
+        config_fields.starcoder2,
+        epsilon=("norm_epsilon", _LAYER_NORM),
+    ),
     "phi3": Family(
         "phi3",
         "Phi3ForCausalLM",
-        _NAMES | {"attn_qkv": "self_attn.qkv_proj", "ffn_up": "mlp.gate_up_proj"},
+        NAMES | {"attn_qkv": "self_attn.qkv_proj", "ffn_up": "mlp.gate_up_proj"},
         config_fields.phi3,
     ),
 }

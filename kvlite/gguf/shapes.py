@@ -19,23 +19,37 @@ _NORMS = {
 }
 _USUAL_NORMS = ("attn_norm", "ffn_norm")
 _NORMED_HEADS = ("qwen3", "qwen3_moe", "gemma3_text", "gemma4_text", "lfm2", "lfm2_moe")
-_NORMED_WIDTHS = ("olmo2", "olmo3")
+_NORMED_WIDTHS = ("olmo2", "olmo3", "minimax_m2")
+_LAYER_NORMS = ("gpt2", "nemotron", "stablelm", "starcoder2")
+_UNGATED = ("gpt2", "nemotron", "starcoder2")
 
 
 def top_shapes(config: Mapping[str, Any]) -> Shapes:
     """Shapes of the tensors outside the layers, by part and suffix; a head or a last norm may be called otherwise."""
     rows = (config["vocab_size"], config["hidden_size"])
-    norms = dict.fromkeys(("output_norm.weight", "token_embd_norm.weight"), rows[1:])
-    return {"token_embd.weight": rows, "output.weight": rows, **norms}
+    norms = dict.fromkeys(("output_norm.weight", "output_norm.bias", "token_embd_norm.weight"), rows[1:])
+    positions = (config["max_position_embeddings"], config["hidden_size"])
+    return {"token_embd.weight": rows, "output.weight": rows, "position_embd.weight": positions, **norms}
+
+
+def top_names(config: Mapping[str, Any]) -> set[str]:
+    """The tensors outside the layers that every file of the family has."""
+    family = config["model_type"]
+    biases = {"output_norm.bias"} if family in _LAYER_NORMS else set()
+    return {"token_embd.weight", "output_norm.weight", *biases} | (
+        {"position_embd.weight"} if family == "gpt2" else set()
+    )
 
 
 def layer_shapes(config: Mapping[str, Any], layer: int) -> Shapes:
     """Shapes, rows first, of the tensors that a layer has in every file of its family, by part and suffix."""
-    norms = _NORMS.get(config["model_type"], _USUAL_NORMS)
+    family = config["model_type"]
+    norms = _USUAL_NORMS[:1] if config.get("use_parallel_residual") else _NORMS.get(family, _USUAL_NORMS)
+    suffixes = ("weight", "bias") if family in _LAYER_NORMS else ("weight",)
     types = config.get("layer_types")
     is_mixture = bool(_experts(config)) and layer >= config.get("num_dense_layers", 0)
     return {
-        **{f"{part}.weight": (config["hidden_size"],) for part in norms},
+        **{f"{part}.{suffix}": (config["hidden_size"],) for part in norms for suffix in suffixes},
         **(_convolution(config) if types and types[layer] == "conv" else _attention(config)),
         **(_mixture(config) if is_mixture else _dense(config)),
     }
@@ -45,14 +59,19 @@ def _attention(config: Mapping[str, Any]) -> Shapes:
     family, hidden, dim = config["model_type"], config["hidden_size"], config["head_dim"]
     queries, keys = config["num_attention_heads"] * dim, config["num_key_value_heads"] * dim
     found: Shapes = {"attn_output.weight": (hidden, queries)}
-    if family == "phi3":
-        return found | {"attn_qkv.weight": (queries + 2 * keys, hidden)}
+    if family in ("phi3", "gpt2"):
+        found["attn_qkv.weight"] = (queries + 2 * keys, hidden)
+        biases: Shapes = {"attn_qkv.bias": (queries + 2 * keys,), "attn_output.bias": (hidden,)}
+        return found | (biases if family == "gpt2" else {})
     rows = {"attn_q": queries, "attn_k": keys} | ({} if config.get("attention_k_eq_v") else {"attn_v": keys})
     found |= {f"{part}.weight": (count, hidden) for part, count in rows.items()}
-    if family in ("qwen2", "qwen2_moe") or config.get("attention_bias"):
+    has_biases = config.get("attention_bias") or config.get("use_bias")
+    if family in ("qwen2", "qwen2_moe") or has_biases or config.get("use_qkv_bias"):
         found |= {f"{part}.bias": (count,) for part, count in rows.items()}
-    if config.get("attention_bias"):
+    if has_biases:
         found["attn_output.bias"] = (hidden,)
+    if config.get("qk_layernorm"):
+        found |= {f"attn_{one}_norm.weight": (rows[f"attn_{one}"] // dim, dim) for one in "qk"}
     if family in _NORMED_HEADS + _NORMED_WIDTHS:
         is_whole = family in _NORMED_WIDTHS
         found |= {f"attn_{one}_norm.weight": (rows[f"attn_{one}"] if is_whole else dim,) for one in "qk"}
@@ -68,12 +87,15 @@ def _convolution(config: Mapping[str, Any]) -> Shapes:
 
 
 def _dense(config: Mapping[str, Any]) -> Shapes:
-    hidden, width = config["hidden_size"], config["intermediate_size"]
+    hidden, width = config["hidden_size"], config.get("n_inner") or config["intermediate_size"]
     if config["model_type"] == "phi3":
         return {"ffn_up.weight": (2 * width, hidden), "ffn_down.weight": (hidden, width)}
     rows = {"ffn_gate": width, "ffn_up": width, "ffn_down": hidden}
+    if config["model_type"] in _UNGATED:
+        del rows["ffn_gate"]
     found: Shapes = {f"{part}.weight": (count, width + hidden - count) for part, count in rows.items()}
-    return found | ({f"{part}.bias": (count,) for part, count in rows.items()} if config.get("mlp_bias") else {})
+    has_biases = config.get("mlp_bias") or config.get("use_bias") or config["model_type"] == "gpt2"
+    return found | ({f"{part}.bias": (count,) for part, count in rows.items()} if has_biases else {})
 
 
 def _experts(config: Mapping[str, Any]) -> int:
@@ -91,7 +113,7 @@ def _mixture(config: Mapping[str, Any]) -> Shapes:
     if config["model_type"] == "gpt_oss":
         found |= {f"{part}.bias": (experts, count) for part, count in rows.items()}
         found["ffn_gate_inp.bias"] = (experts,)
-    if config.get("use_expert_bias"):
+    if config.get("use_expert_bias") or config["model_type"] == "minimax_m2":
         found["exp_probs_b.bias"] = (experts,)
     shared = config.get("shared_expert_intermediate_size") if config["model_type"] == "qwen2_moe" else None
     if shared:

@@ -7,9 +7,10 @@ from functools import cache
 from typing import Any
 
 from kvlite.errors import BrokenModel
-from kvlite.gguf.families import IGNORED, family_of, parts_of
+from kvlite.gguf.families import family_of, parts_of
 from kvlite.gguf.header import Header
-from kvlite.gguf.shapes import BY_LAYER, layer_shapes, top_shapes
+from kvlite.gguf.shapes import BY_LAYER, layer_shapes, top_names, top_shapes
+from kvlite.gguf.tensor_names import IGNORED
 
 _OWN_TOKENS = (1, 6)
 """Kinds of tokens that are the vocabulary's own: words and bytes."""
@@ -33,15 +34,16 @@ def _missing(header: Header, config: Mapping[str, Any]) -> Iterator[str]:
     """The tensors that are not there: of a layer those that its family or others of its kind have."""
     layers, skips = config["num_hidden_layers"], family_of(header).skips
     held: dict[int, set[str]] = {}
-    top = set()
+    top: set[str] = set()
     for name in header.tensors:
         layer, part, suffix = parts_of(name)
         if layer is None:
-            top.add(part)
+            top.add(f"{part}.{suffix}")
         elif part not in IGNORED and part not in skips(header, layer):
             held.setdefault(layer, set()).add(f"{part}.{suffix}")
-    if not top & {"output_norm", "token_embd_norm"}:
-        yield "output_norm.weight"
+    if "token_embd_norm.weight" in top:  # as LFM2 calls its last norm
+        top.add("output_norm.weight")
+    yield from sorted(top_names(config) - top)
     if len(held) < layers:
         yield f"blk.{next(layer for layer in range(layers) if layer not in held)}"
         return

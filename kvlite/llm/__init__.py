@@ -145,7 +145,7 @@ class LLM:
 
     def counts(self) -> KVCounts:
         """Bytes and tokens of the cache now, summed over its rows."""
-        return self.engine.total_counts()
+        return self.engine.rows.total_counts()
 
     @property
     def plan(self) -> CachePlan:
@@ -206,7 +206,7 @@ class LLM:
         if held is None or held.batch_size != batch_size:
             self._allocate(batch_size, slots, lines)
         elif slots is not None:
-            held.engine.resize(held.fit.rows(self.model.spec.budget, slots, lines))
+            held.engine.rows.resize(held.fit.rows(self.model.spec.budget, slots, lines))
         return self.engine
 
     def _settings(self, given: Mapping[str, Any], max_tokens: int = CHAT_MAX_TOKENS) -> AnswerSettings:

@@ -30,7 +30,8 @@ def banner(model: TextModel, held: Allocated) -> str:
         model.held_in,
         f"{cache_size(plan)} @ {token_bytes}{cache.stored.label}{state}"
         + (f" (window {window:,} tok{less})" if window else ""),
-        f"policy {cache.policy}{by_head}" + ("" if engine.on_full == "evict" else f", {engine.on_full} when full"),
+        f"policy {cache.policy}{by_head}"
+        + ("" if engine.rows.on_full == "evict" else f", {engine.rows.on_full} when full"),
         f"{loaded.device} ({cache.backend.name}{verified}{steps})",
     ]
     if loaded.rotations is None and loaded.window is not None:
@@ -43,7 +44,7 @@ def welcome(model: TextModel, held: Allocated) -> str:
     plan, alias = held.engine.plan, model.files.ref.alias
     name = alias or model.files.repo or model.files.folder.name
     first = min((part.num_slots for part in held.engine.cache.parts if part.shape.window is None), default=plan.slots)
-    forgets = f", forgets from {first:,} on" if first < plan.slots and held.engine.on_full == "evict" else ""
+    forgets = f", forgets from {first:,} on" if first < plan.slots and held.engine.rows.on_full == "evict" else ""
     return f"{name} · keeps {plan.slots:,} tokens in {human_bytes(plan.reserved_bytes)}{forgets} · /help"
 
 

@@ -90,7 +90,7 @@ class ChatMemory:
 
     def heads_with_room(self) -> tuple[int, int]:
         """Count the KV heads that keep all that is left of what is pinned, and all of them; some have few slots."""
-        return self._llm.engine.cache.heads_with_room(ROW, self._llm.engine.pins(ROW))
+        return self._llm.engine.cache.heads_with_room(ROW, self._llm.engine.rows.pins(ROW))
 
     def unpin(self, number: int) -> None:
         """Let a turn be evicted again. Raises UsageError where it is not pinned."""
@@ -118,20 +118,20 @@ class ChatMemory:
         if (profile := replace(llm.model, spec=spec).profile(fit)) is not None:
             fit = spec.fit(llm.model.files, place, None, loaded=engine.loaded.shape, profile=profile)
         after, before = fit.cache(spec.budget), engine.plan
-        if spec.on_full != "evict" and (held := engine.counts(ROW).tokens_kept) > after.fewest:
+        if spec.on_full != "evict" and (held := engine.rows.counts(ROW).tokens_kept) > after.fewest:
             raise DoesNotFit(
                 f"{held:,} tokens are held and nothing may be evicted; the cache would hold {after.fewest:,}"
             )
-        moved, spans = engine.moved(after, spec.policy), self._conversation.turn_spans()
+        moved, spans = engine.rows.moved(after, spec.policy), self._conversation.turn_spans()
         pinned = [span for number, span in enumerate(spans, 1) if number in self._conversation.pinned]
-        engine.check_change(after, spec.policy, None if moved is not None else tuple(pinned))
+        engine.rows.check_change(after, spec.policy, None if moved is not None else tuple(pinned))
         shares = None
         if moved is not None:
             kept = kept_in(engine.cache, moved, self._seen).tolist()
             shares = tuple(_mean(kept[start:end]) for start, end in spans)
         if not dry:
-            self._peak_before_bytes = max(self._peak_before_bytes, engine.counts(ROW).peak_bytes)
-            is_moved = engine.change_cache(after, spec.policy, spec.options.on_full)
+            self._peak_before_bytes = max(self._peak_before_bytes, engine.rows.counts(ROW).peak_bytes)
+            is_moved = engine.rows.change_cache(after, spec.policy, spec.options.on_full)
             assert is_moved == (moved is not None)
             llm.adopt(spec, fit)
             self._conversation.drop_checkpoints()
@@ -147,7 +147,7 @@ class ChatMemory:
         from kvlite.engine.recheck import full_engine, redrawn
 
         engine, text = self._llm.engine, self._llm.model.text
-        said = list(engine.said(ROW))
+        said = list(engine.rows.said(ROW))
         ids = list(answer.completion.ids)
         if not ids or said[-len(ids) :] != ids:
             raise UsageError("the last answer is not in the cache any more; ask something first")
@@ -187,10 +187,10 @@ class ChatMemory:
         """The cache, line by line: names and values."""
         from kvlite.engine.memory_report import EngineMemory
 
-        engine, kv = self._llm.engine, self._llm.engine.counts(ROW)
+        engine, kv = self._llm.engine, self._llm.engine.rows.counts(ROW)
         reading, plan = EngineMemory(engine).read(), engine.plan
-        sinks = min(engine.policy.sinks, kv.tokens_seen) if engine.policy.evicts else 0
-        pinned = sum(end - start for start, end in engine.pins(ROW))
+        sinks = min(engine.rows.policy.sinks, kv.tokens_seen) if engine.rows.policy.evicts else 0
+        pinned = sum(end - start for start, end in engine.rows.pins(ROW))
         kept = sorted(layer.kept for layer in reading.layers)
         slots = sorted(part.num_slots for part in engine.cache.parts if part.shape.window is None)
         by_head = f", {slots[0]:,} to {slots[-1]:,} by KV head" if slots and slots[0] != slots[-1] else ""
@@ -203,7 +203,7 @@ class ChatMemory:
             ("full", f"{kv.full_heads:,} of {kv.heads:,} KV heads, which evict" if kv.full_heads else "no KV head"),
             ("tokens seen", f"{kv.tokens_seen:,}"),
             ("tokens kept", f"{kv.tokens_kept:,}, evicted {kv.tokens_evicted:,}"),
-            ("protected", f"{sinks} sinks, {pinned:,} pinned, {engine.policy.recent(plan.slots):,} newest"),
+            ("protected", f"{sinks} sinks, {pinned:,} pinned, {engine.rows.policy.recent(plan.slots):,} newest"),
             ("policy", f"{kv.policy}, state {human_bytes(reading.terms.get('policy_state', 0))}"),
         ]
         if kept and kept[0] != kept[-1]:
@@ -219,7 +219,7 @@ class ChatMemory:
 
     @property
     def _seen(self) -> int:
-        return self._llm.engine.counts(ROW).tokens_seen
+        return self._llm.engine.rows.counts(ROW).tokens_seen
 
     def _kept(self) -> list[float]:
         from kvlite.cache.retention import kept_by_position

@@ -20,7 +20,8 @@ from kvlite.text.stream import Part
 from kvlite.text.template import Encoded
 
 if TYPE_CHECKING:
-    from kvlite.engine.engine import Engine, RowSnapshot
+    from kvlite.engine.engine import Engine
+    from kvlite.engine.rows import RowSnapshot
     from kvlite.text.stream import AnswerText, Piece
     from kvlite.text.template import ChatText
 
@@ -81,7 +82,7 @@ class Conversation:
         pins: list[tuple[int, int]] = []
         starts: list[int | None]
         if last is not None and turns[-1].role == "user":
-            starts = [*self.starts, len(self._engine.said(ROW))]
+            starts = [*self.starts, len(self._engine.rows.said(ROW))]
             encoded = self._text.next_turn(turns[-1].content, ended=last.ended_itself, thinking=last.is_thinking)
         else:
             encoded = self._text.conversation(messages)
@@ -109,7 +110,7 @@ class Conversation:
             if self._guided is None or self._guided[0] is not last or not self.holds(messages):
                 raise UsageError("how far that answer got in its grammar is not known any more; ask again")
             guide = self._guided[1]
-        token = self._engine.take_back(ROW) if self.holds(messages) else None
+        token = self._engine.rows.take_back(ROW) if self.holds(messages) else None
         if last is None or token is None:
             return self.ask(messages, settings)
         self._num_requests += 1
@@ -126,7 +127,7 @@ class Conversation:
 
     def forget(self) -> None:
         """Empty the row."""
-        self._engine.reset(ROW)
+        self._engine.rows.reset(ROW)
         self._messages, self.last, self.starts = (), None, []
 
     def holds(self, messages: Sequence[object]) -> bool:
@@ -153,12 +154,12 @@ class Conversation:
             places = [index for index, message in enumerate(said) if message["role"] == "user"]
             found = self._text.turn_starts(said[: places[together - 1] + 1])
             self.starts = [*found, *self.starts[together:]]
-        ends = [*self.starts[1:], len(self._engine.said(ROW))]
+        ends = [*self.starts[1:], len(self._engine.rows.said(ROW))]
         return [(start, end) for start, end in zip(self.starts, ends, strict=True) if start is not None and end]
 
     def pin(self, number: int) -> None:
         """Evict nothing more of a turn. Raises UsageError where there is none, BudgetTooSmall where it has no room."""
-        self._engine.pin(ROW, [self._span(number)])
+        self._engine.rows.pin(ROW, [self._span(number)])
         self.pinned.add(number)
 
     def unpin(self, number: int) -> None:
@@ -170,7 +171,7 @@ class Conversation:
         if number not in self.pinned:
             pinned = ", ".join(map(str, sorted(self.pinned)))
             raise UsageError(f"turn {number} is not pinned; " + (f"pinned: {pinned}" if pinned else "no turn is"))
-        self._engine.pin(ROW, [span], unpins=True)
+        self._engine.rows.pin(ROW, [span], unpins=True)
         self.pinned.discard(number)
 
     def _span(self, number: int) -> tuple[int, int]:
@@ -198,19 +199,19 @@ class Conversation:
             self.forget()
         else:
             checkpoint = self._checkpoints.pop()
-            self._engine.restore(ROW, checkpoint.snapshot)
+            self._engine.rows.restore(ROW, checkpoint.snapshot)
             self._messages, self.last, self.starts = checkpoint.messages, checkpoint.last, checkpoint.starts
             if self.pinned | checkpoint.pinned:
                 spans = self.turn_spans()
                 pinned = self._pinned_in(spans)
-                self._engine.pin(ROW, [span for span in spans if span not in pinned], unpins=True)
-                self._engine.pin(ROW, pinned)
+                self._engine.rows.pin(ROW, [span for span in spans if span not in pinned], unpins=True)
+                self._engine.rows.pin(ROW, pinned)
 
     def _take_checkpoint(self) -> None:
-        if self.last is None or self._engine.counts(ROW).live_bytes > self._checkpoint_bytes:
+        if self.last is None or self._engine.rows.counts(ROW).live_bytes > self._checkpoint_bytes:
             return
         self._checkpoints.append(
-            _Checkpoint(self._messages, self.last, self._engine.snapshot(ROW), self.starts, frozenset(self.pinned))
+            _Checkpoint(self._messages, self.last, self._engine.rows.snapshot(ROW), self.starts, frozenset(self.pinned))
         )
         sizes = [checkpoint.snapshot.num_bytes for checkpoint in self._checkpoints]
         self.checkpoint_peak_bytes = max(self.checkpoint_peak_bytes, sum(sizes))

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from kvlite.cache.cache import CacheSnapshot, SlotCache
-    from kvlite.engine.engine import RowSnapshot
+    from kvlite.engine.rows import RowSnapshot
     from kvlite.llm import LLM
     from kvlite.memory.plan import CachePlan
 
@@ -99,7 +99,7 @@ def save_row(path: Path, llm: LLM, conversation: Conversation, messages: Sequenc
     if last is None or not conversation.holds(messages):
         path.unlink(missing_ok=True)
         return None
-    snapshot = llm.engine.snapshot(ROW)
+    snapshot = llm.engine.rows.snapshot(ROW)
     row = snapshot.row
     tensors = {
         f"{number}.{name}": held for number, part in enumerate(snapshot.cache.parts) for name, held in part.items()
@@ -151,10 +151,10 @@ def load_row(path: Path, llm: LLM, conversation: Conversation, messages: Sequenc
     if facts.pop("digest", None) != _digest(tensors, facts):
         raise Unusable("its file is damaged")
     snapshot = _snapshot(llm, facts, tensors)
-    llm.engine.restore(ROW, snapshot)
+    llm.engine.rows.restore(ROW, snapshot)
     answer = Answer(
         **facts["last"] | {"finish_reason": FinishReason(facts["last"]["finish_reason"])},
-        completion=Completion("saved", (), FinishReason.STOP, 0, 0, llm.engine.counts(ROW), Timing(0.0, 0.0, 0.0)),
+        completion=Completion("saved", (), FinishReason.STOP, 0, 0, llm.engine.rows.counts(ROW), Timing(0.0, 0.0, 0.0)),
     )
     conversation.resume(messages, answer, facts["starts"], set(facts["pinned"]))
     return len(snapshot.row.said)
@@ -164,8 +164,8 @@ def _snapshot(llm: LLM, facts: Mapping[str, Any], tensors: Mapping[str, Tensor])
     """The row for the cache there is, which may have more slots than the one it was saved from."""
     from array import array
 
-    from kvlite.engine.engine import RowSnapshot
     from kvlite.engine.row import Row
+    from kvlite.engine.rows import RowSnapshot
     from kvlite.models.hybrid import StateSnapshot
 
     state = llm.engine.loaded.state
@@ -175,7 +175,7 @@ def _snapshot(llm: LLM, facts: Mapping[str, Any], tensors: Mapping[str, Tensor])
         of_part = {name.removeprefix(prefix): held for name, held in tensors.items() if name.startswith(prefix)}
         for place, head in enumerate(heads):
             by_head[layer, head] = {name: held[place] for name, held in of_part.items()}
-    plans = llm.engine.plans
+    plans = llm.engine.rows.plans
     copies = (_copy(llm.engine.cache, plan, by_head) for plan in plans)
     found = next(((copy, plan) for copy, plan in zip(copies, plans, strict=True) if copy is not None), None)
     if found is None:

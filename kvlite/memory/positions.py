@@ -43,6 +43,8 @@ def positions(text: Fields, family: Family) -> Literal["rotary", "learned", "non
     """The way a model tells tokens' places apart."""
     if family.rope_flag and text.text("position_embedding_type") != "rope":
         return "none"
+    if family.names_rope and (text.nested("rope_parameters") or Fields({})).values.get("rope_theta") is None:
+        return "none"
     return family.positions
 
 

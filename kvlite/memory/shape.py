@@ -8,13 +8,8 @@ from typing import Literal
 
 from kvlite.errors import BrokenModel, UnsupportedModel
 from kvlite.memory.families import (
-    CONV,
     FAMILIES,
-    FULL,
-    HYBRID,
-    LINEAR,
     NOT_HELD,
-    SLIDING,
     TEXT_TYPES,
     Family,
     class_defaults,
@@ -22,6 +17,7 @@ from kvlite.memory.families import (
 )
 from kvlite.memory.fields import Fields
 from kvlite.memory.format import DTYPE_BYTES, FORMATS, SlotFormat
+from kvlite.memory.layer_types import CONV, FULL, HYBRID, LINEAR, MLP, MOE, SLIDING
 from kvlite.memory.positions import max_positions, positions, rope_type, short_positions
 
 _OLD_TYPES = {"attention": FULL, "mamba": LINEAR, "mamba2": LINEAR}
@@ -193,16 +189,17 @@ def _completed(text: Fields, name: str) -> Fields:
 
 
 def _layer_types(text: Fields, family: Family, name: str) -> tuple[str, ...]:
-    layers = text.count(*_LAYERS)
+    listed = family.types(text) if family.types else text.names("layer_types") if family.reads_layer_types else None
+    layers = len(listed or ()) if family.types else text.count(*_LAYERS)
     if layers > _MOST_LAYERS:
         raise BrokenModel(f"config.json: num_hidden_layers is {layers}; expected at most {_MOST_LAYERS}")
-    listed = text.names("layer_types")
-    if listed is None or not family.reads_layer_types:
+    if listed is None:
         return tuple(FULL if family.is_full(text, layer) else family.others for layer in range(layers))
     kinds = tuple(_OLD_TYPES.get(kind, kind) for kind in listed)
     if len(kinds) != layers:
         raise BrokenModel(f"config.json: layer_types lists {len(kinds)} layers, num_hidden_layers is {layers}")
     strange = set(kinds) - {FULL, SLIDING} - ({LINEAR, CONV, HYBRID} if family.state else set())
+    strange -= {MLP, MOE} if family.types else set()
     if strange:
         raise UnsupportedModel(f"unknown attention layout: '{name}' with layers of type {', '.join(sorted(strange))}")
     return kinds
@@ -223,6 +220,8 @@ def _own_fields(text: Fields, family: Family, kind: str, index: int) -> Fields:
 
 
 def _layer(kind: str, own: Fields, family: Family, dtype: str) -> LayerShape:
+    if kind in (MLP, MOE):
+        return LayerShape("state", 0, 0, 0)
     state = family.state(own, DTYPE_BYTES[dtype]) if family.state and kind not in (FULL, SLIDING) else 0
     if kind in (LINEAR, CONV):
         return LayerShape("state", 0, 0, 0, None, state)

@@ -158,7 +158,10 @@ class FusedDecoder:
         self._model = model
 
     def __call__(self, ids: Tensor, positions: Tensor, kept: slice | Tensor) -> Tensor:
-        """ids and positions int64 [B, T] -> the logits of the positions `kept`, which ascend, [B, N, V]."""
+        """ids and positions int64 [B, T] -> the logits of the positions `kept`, which ascend, [B, N, V].
+
+        Of an empty slice what the layers give is not looked at.
+        """
         whole: Any = self._model._modules
         parts = whole["model"]._modules
         hidden = parts["embed_tokens"].forward(ids)
@@ -172,6 +175,9 @@ class FusedDecoder:
                 past_key_values=None,
                 use_cache=False,
             )
+        if isinstance(kept, slice) and kept.start == kept.stop:
+            nothing: Tensor = hidden[:, kept]
+            return nothing
         is_all = isinstance(kept, slice) and kept == slice(0, hidden.shape[1])
         hidden = parts["norm"].forward(hidden if is_all else hidden[:, kept])
         logits: Tensor = whole["lm_head"].forward(hidden)

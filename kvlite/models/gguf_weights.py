@@ -27,8 +27,8 @@ class LazyTensor:
     """A tensor that is read, unpacked to `dtype` and brought into transformers' order by `lazy[...]`.
 
     `expert` picks one of a stack; `pairs_of` heads have their rotary halves interleaved; `shift` is added; `unsqueeze`
-    is the dimension of size 1 that the file leaves out. Where its `place` is `taken` by somebody who asks it to `pack`,
-    `lazy[...]` is of that shape and holds no numbers.
+    is the dimension of size 1 that the file leaves out; a matrix may be `transposed`. Where its `place` is `taken` by
+    somebody who asks it to `pack`, `lazy[...]` is of that shape and holds no numbers.
     """
 
     info: TensorInfo
@@ -37,6 +37,7 @@ class LazyTensor:
     pairs_of: int = 0
     shift: float = 0.0
     unsqueeze: int | None = None
+    transposed: bool = False
     place: str = ""
     taken: Collection[str] = ()
 
@@ -44,6 +45,8 @@ class LazyTensor:
     def shape(self) -> torch.Size:
         """The shape that `lazy[...]` has."""
         shape = self.info.shape if self.expert is None else self.info.shape[1:]
+        if self.transposed:
+            shape = shape[::-1]
         at = self.unsqueeze
         return torch.Size(shape if at is None else (*shape[:at], 1, *shape[at:]))
 
@@ -90,7 +93,7 @@ class LazyTensor:
 
     def unpacked(self) -> Tensor:
         """The numbers as they lie in the file, in `dtype`: [rows, width]."""
-        width = self.info.shape[-1]
+        width = self.info.shape[-1]  # of the file
         whole = torch.empty(self.shape.numel() // width, width, dtype=self.dtype)
         at = 0
         for rows in self._rows(max(1, _ROWS_BYTES // (4 * width))):
@@ -103,7 +106,7 @@ class LazyTensor:
         whole = self.unpacked()
         if self.pairs_of:
             whole = whole.unflatten(0, (self.pairs_of, -1, 2)).transpose(1, 2)
-        return whole.reshape(self.shape)
+        return whole.T.contiguous() if self.transposed else whole.reshape(self.shape)
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,8 +166,9 @@ def state_dict(header: Header, dtype: torch.dtype, taken: Collection[str] = ()) 
                 info,
                 torch.float32 if part == "exp_probs_b" else dtype,  # added to scores that are nearly alike
                 pairs_of=permuted.get(part, 0),
-                shift=-1.0 if family.shifted_norms and part.endswith("norm") else 0.0,
+                shift=-1.0 if family.shifted_norms and part.endswith("norm") and suffix == "weight" else 0.0,
                 unsqueeze={"ffn_gate_inp_shexp": 0, "shortconv.conv": 1}.get(part),
+                transposed=part in family.transposed and suffix == "weight",
                 place=place,
                 taken=taken,
             )
@@ -173,5 +177,5 @@ def state_dict(header: Header, dtype: torch.dtype, taken: Collection[str] = ()) 
 
 def packed_sources(header: Header, weights: Mapping[str, LazyTensor | LazyExperts]) -> dict[str, LazyTensor]:
     """Those of a file's weights that can stay packed, by their names in transformers."""
-    places = [place for name, place in weight_names(header).items() if is_packed(name, header.tensors[name])]
+    places = [place for name, place in weight_names(header).items() if is_packed(header, name)]
     return {place: lazy for place in places if isinstance(lazy := weights[place], LazyTensor)}

@@ -71,7 +71,10 @@ class LoadedModel:
 
     @torch.inference_mode()
     def forward(self, ids: Tensor, cache: AttentionLayers, step: Step, last: int = 1) -> Tensor:
-        """Feed ids int64 [n, T] to `cache` as `step` says and give the logits of the `last` positions, [n, last, V]."""
+        """Feed ids int64 [n, T] to `cache` as `step` says and give the logits of the `last` positions, [n, last, V].
+
+        Of none, that is of 0, the decoder computes none; the last dimension then means nothing.
+        """
         own = ids.shape[1]
         with bound_cache(cache, step), rows_apart(step.turns is not None):
             positions = (step.rot.clamp(min=0) if min(step.counts) < own else step.rot).long()
@@ -80,9 +83,9 @@ class LoadedModel:
             state: dict[str, Any] = {"use_cache": False}
             if self.state is not None:
                 state = {"use_cache": True, "past_key_values": self.state}
-            out = self.model(input_ids=ids, position_ids=positions, logits_to_keep=last, **state)
+            out = self.model(input_ids=ids, position_ids=positions, logits_to_keep=max(1, last), **state)
         logits: Tensor = out.logits
-        return logits[:, -last:]
+        return logits[:, logits.shape[1] - last :]
 
     @torch.inference_mode()
     def forward_packed(self, pieces: Sequence[tuple[Tensor, Step]], cache: AttentionLayers) -> Tensor:

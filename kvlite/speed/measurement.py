@@ -98,7 +98,7 @@ class Measurement:
         self.weights_read_bytes = weights_read_bytes(engine.loaded)
         prompts: dict[int, list[list[float]]] = {count: [] for count in self._possible("prompt", wanted.prompts, 1)}
         contexts = self._possible("context", wanted.contexts, wanted.steps + _WARM_STEPS + 1)
-        slots = max((slots for layer in engine.plans[-1].head_slots for slots in layer), default=1)
+        slots = max((slots for layer in engine.rows.plans[-1].head_slots for slots in layer), default=1)
         is_full = tuple(dict.fromkeys(max(seen, slots) for seen in wanted.drift))  # at the earliest the last slot's
         full = self._possible("drift", is_full, wanted.steps + _WARM_STEPS + 1)
         points: dict[int, list[list[float]]] = {seen: [] for seen in (*contexts, *full)}
@@ -130,7 +130,7 @@ class Measurement:
         ids = self._random_ids(count, self.workload.seed)
         start = time.perf_counter()
         took = 0.0
-        self.engine.reset(0)
+        self.engine.rows.reset(0)
         for event in self.engine.run([Request("prompt", ids, max_tokens=1, row=0)]):
             if isinstance(event, Token):
                 took = time.perf_counter() - start
@@ -144,8 +144,8 @@ class Measurement:
         Raises the engine's errors.
         """
         self._first_token_s(_SEED_TOKENS)
-        fast_forward(self.engine, 0, self.engine.snapshot(0), seen, seed)
-        counts = self.engine.counts(0)
+        fast_forward(self.engine, 0, self.engine.rows.snapshot(0), seen, seed)
+        counts = self.engine.rows.counts(0)
         most = self.workload.steps + _WARM_STEPS
         stamps = []
         for event in self.engine.run([Request("steps", self._random_ids(1, seed), max_tokens=most, row=0)]):

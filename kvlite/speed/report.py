@@ -51,7 +51,7 @@ def bench_report(llm: LLM, found: Measurement, stages: Mapping[str, float]) -> R
         "device_name": device_name(llm.model.loaded.device),
         "threads": torch.get_num_threads(),
         "policy": reading.counts.policy,
-        "on_full": llm.engine.on_full,
+        "on_full": llm.engine.rows.on_full,
         "kv_dtype": reading.counts.dtype,
         "slots": reading.capacity_tokens,
         "chunk": llm.plan.chunk,

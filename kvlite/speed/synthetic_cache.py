@@ -16,14 +16,15 @@ from torch import Tensor
 from kvlite.cache.cache import CacheSnapshot
 from kvlite.cache.layer import heads_of
 from kvlite.cache.part import Part
-from kvlite.engine.engine import Engine, RowSnapshot
+from kvlite.engine.engine import Engine
+from kvlite.engine.rows import RowSnapshot
 from kvlite.errors import ContextFull
 
 
 def longest_conversation(engine: Engine) -> int | None:
     """The most tokens a conversation of this engine can have seen; None where it does not end."""
     ends = [engine.loaded.window] if engine.loaded.rotations is None else []
-    ends += [engine.plan.fewest] if engine.on_full != "evict" else []
+    ends += [engine.plan.fewest] if engine.rows.on_full != "evict" else []
     return min((end for end in ends if end is not None), default=None)
 
 
@@ -35,8 +36,8 @@ def fast_forward(engine: Engine, row: int, held: RowSnapshot, seen: int, seed: i
     end = longest_conversation(engine)
     if end is not None and seen > end:
         raise ContextFull(f"a conversation ends here after {end:,} tokens and cannot have seen {seen:,}; give fewer")
-    engine.reset(row)
-    engine.make_room(row, seen)
+    engine.rows.reset(row)
+    engine.rows.make_room(row, seen)
     live = {part.num_slots: min(part.num_slots, seen) for part in engine.cache.parts}
     turns = engine.loaded.rotations is not None
     generator = torch.Generator().manual_seed(seed)
@@ -46,14 +47,14 @@ def fast_forward(engine: Engine, row: int, held: RowSnapshot, seen: int, seed: i
     ]
     next_rotation = max(live.values(), default=seen) if turns else seen
     there = replace(held.row, seen=seen, rot=next_rotation, echoed=seen, peak_bytes=0)
-    engine.restore(row, replace(held, cache=CacheSnapshot(live, parts), row=there, plan=engine.plan))
+    engine.rows.restore(row, replace(held, cache=CacheSnapshot(live, parts), row=there, plan=engine.plan))
     if turns:
         engine.cache.rerotate(row)
 
 
 def _regrouped(engine: Engine, held: RowSnapshot) -> list[dict[str, Tensor]]:
     """The tensors of a row by the parts that the cache has now."""
-    layers, has_noise = engine.cache.layers, engine.policy.noise is not None
+    layers, has_noise = engine.cache.layers, engine.rows.policy.noise is not None
     before = heads_of(layers, held.plan.head_slots, has_noise)
     by_head = {
         (heads.layer, head): {name: tensor[place] for name, tensor in tensors.items()}

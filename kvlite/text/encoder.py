@@ -82,7 +82,13 @@ def head(parts: Sequence[str], length: int) -> list[str]:
     return shortened
 
 
-def common_start(first: Sequence[int], second: Sequence[int]) -> int:
+def common_start(first: tuple[int, ...], second: tuple[int, ...]) -> int:
     """Count the ids that both begin with."""
-    differing = (index for index, (one, other) in enumerate(zip(first, second, strict=False)) if one != other)
-    return next(differing, min(len(first), len(second)))
+    low, high = 0, min(len(first), len(second))
+    while low < high:
+        middle = (low + high + 1) // 2
+        if first[low:middle] == second[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low

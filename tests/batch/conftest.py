@@ -60,6 +60,19 @@ class FakeText:
         return FakeAnswer(stop)
 
 
+class FakeCache:
+    """So many rows of a FakeEngine."""
+
+    def __init__(self, rows: int) -> None:
+        self._rows, self.on_full = rows, "evict"
+
+    def __len__(self) -> int:
+        return self._rows
+
+    def counts(self, row: int = 0) -> KVCounts:
+        return COUNTS
+
+
 class FakeEngine:
     """Serves requests as the engine does, one token of every row a step; `fails` may answer with an error.
 
@@ -67,20 +80,16 @@ class FakeEngine:
     """
 
     def __init__(self, rows: int = 2, fails: Callable[[Request], Exception | None] = lambda request: None) -> None:
-        self.rows = rows
+        self.rows = FakeCache(rows)
         self.plan = SimpleNamespace(
             rows=rows, budget_bytes=1000, reserved_bytes=900, slots=50, fewest=50, capped_by=None, policy_state_bytes=0
         )
-        self.on_full = "evict"
         self.pulled: list[Request] = []
         self.most_at_once = 0
         self.loads: list[int] = []
         self.out_of_memory_above: int | None = None
         self.cancelled: dict[str, FinishReason] = {}
         self._fails = fails
-
-    def counts(self, row: int = 0) -> KVCounts:
-        return COUNTS
 
     def cancel(self, request_id: str, reason: FinishReason = FinishReason.CANCELLED) -> None:
         self.cancelled[request_id] = reason
@@ -89,7 +98,7 @@ class FakeEngine:
         waiting, active = iter(requests), dict[str, tuple[Request, list[int]]]()
         exhausted = False
         while True:
-            while not exhausted and len(active) < self.rows:
+            while not exhausted and len(active) < len(self.rows):
                 try:
                     request = next(waiting)
                 except StopIteration:
@@ -143,7 +152,7 @@ class FakeRows:
         self.fits: list[tuple[int, int]] = []
 
     def count(self, slots: int, lines: int) -> int:
-        return self.engine.rows
+        return len(self.engine.rows)
 
     def fit(self, slots: int, lines: int, shared: int = 0) -> None:
         self.fits.append((slots, lines))

@@ -129,7 +129,7 @@ def test_a_full_row_is_the_budgets_fault_unless_the_window_is_as_small(
     new_engine: Any, new_run: Any, new_item: Any, capped_by: str | None, code: Code
 ) -> None:
     engine = new_engine(fails=lambda request: ContextFull("full"))
-    engine.on_full, engine.plan.capped_by = "error", capped_by
+    engine.rows.on_full, engine.plan.capped_by = "error", capped_by
     (found,) = outcomes(new_run(engine).run([new_item("a")]))
     assert found.failure is not None
     assert found.failure.code is code

@@ -9,9 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvlite.batch import prefixes
-from kvlite.batch.prefixes import LEAST, SharedPrefixes, common_start, shared_prefixes
+from kvlite.batch.prefixes import LEAST, SharedPrefixes, shared_prefixes
 from kvlite.batch.waiting import Waiter, Waiting
 from kvlite.engine.request import Request
+from kvlite.text.encoder import common_start
 
 SYSTEM, DOCUMENT = tuple(range(100)), tuple(range(1000, 1300))
 
@@ -35,12 +36,6 @@ def test_short_beginnings_and_lone_prompts_are_not_shared() -> None:
 
 
 ids = st.lists(st.integers(0, 1), max_size=12).map(tuple)
-
-
-@given(ids, ids)
-def test_common_start(one: tuple[int, ...], other: tuple[int, ...]) -> None:
-    expected = next((n for n, pair in enumerate(zip(one, other, strict=False)) if pair[0] != pair[1]), None)
-    assert common_start(one, other) == (min(len(one), len(other)) if expected is None else expected)
 
 
 @given(st.lists(ids, max_size=12))
@@ -75,3 +70,15 @@ def test_a_beginning_that_was_shared_is_known_when_it_comes_back_alone() -> None
     others = [request(f"other {number}", tuple(range(number, number + 40))) for number in range(100, 200)]
     assert set(give(*others)) == {()}
     assert give(request("c", (*system, 52))) == [(40,)]
+
+
+def test_requests_that_begin_alike_get_their_rows_one_behind_the_other() -> None:
+    shared, waiting = SharedPrefixes(is_wanted=True), Waiting()
+    beginnings = [(*SYSTEM, *range(base, base + 50)) for base in (1000, 2000, 3000)]
+    works = [Waiter(None, request(f"{n % 3}{n}", (*beginnings[n % 3], n)), 200, n) for n in range(12)]  # type: ignore[arg-type]
+    lone = Waiter(None, request("lone", (5, 6, 7)), 200, 7)  # type: ignore[arg-type]
+    waiting.put([*works[:7], lone, *works[7:]])
+    shared.compare(waiting)
+    assert (waiting.oldest.number, len(waiting)) == (0, 13)
+    names = [waiting.take(0, 200).request.id for _ in range(13)]  # type: ignore[union-attr]
+    assert names == ["00", "03", "06", "09", "11", "14", "17", "110", "22", "25", "28", "211", "lone"]

@@ -83,7 +83,7 @@ class FakeText:
 
 @dataclass
 class FakeEngine:
-    """One row of `slots` tokens that answers what the script says and remembers all it was asked."""
+    """An engine and its one row, of `slots` tokens: answers what the script says and remembers all it was asked."""
 
     slots: int = 10_000
     script: deque[str | Exception] = field(default_factory=deque)
@@ -94,6 +94,10 @@ class FakeEngine:
     cut_short: str | None = None
     pinned: list[tuple[int, int]] = field(default_factory=list)
     _cancelled: dict[str, FinishReason] = field(default_factory=dict)
+
+    @property
+    def rows(self) -> FakeEngine:
+        return self
 
     def run(self, requests: list[Request]) -> Iterator[Token | Completion]:
         (request,) = requests

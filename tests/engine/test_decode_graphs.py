@@ -69,8 +69,8 @@ def outcomes(done: dict[str, Completion]) -> dict[str, tuple[object, ...]]:
 
 def assert_same_cache(captured: Engine, eager: Engine) -> None:
     """The same tokens in the same slots of every row; numbers as far as the order of sums lets them be."""
-    for row in range(eager.rows):
-        held, expected = captured.snapshot(row), eager.snapshot(row)
+    for row in range(len(eager.rows)):
+        held, expected = captured.rows.snapshot(row), eager.rows.snapshot(row)
         assert held.cache.live == expected.cache.live
         assert replace(held.row, peak_bytes=0) == replace(expected.row, peak_bytes=0)
         for part, other in zip(expected.cache.parts, held.cache.parts, strict=True):
@@ -114,7 +114,7 @@ def test_keys_that_are_rerotated_in_mid_answer_are_those_of_eager_steps(llama: L
     asked = [Request("a", prompt(1, 30), max_tokens=700, row=0)]
     eager, captured = make_engine(llama, "40tok"), capturing(llama, "40tok")
     assert outcomes(answers(captured, asked)) == outcomes(answers(eager, asked))
-    assert captured.snapshot(0).row.rot < captured.snapshot(0).row.seen  # the window is 512 positions
+    assert captured.rows.snapshot(0).row.rot < captured.rows.snapshot(0).row.seen  # the window is 512 positions
     assert_same_cache(captured, eager)
 
 
@@ -141,7 +141,7 @@ def test_logits_that_are_no_numbers_end_the_answer() -> None:
     engine = capturing(loaded)
     with torch.no_grad():
         loaded.model.lm_head.weight.fill_(torch.nan)
-    engine._rows[0].unfed = 5
+    engine.rows[0].unfed = 5
     done = answers(engine, [Request("a", (5,), max_tokens=9, row=0)])["a"]
     assert isinstance(done.error, NumericError)
 
@@ -192,7 +192,7 @@ def test_recorded_work_asks_the_host_for_nothing(family: str, monkeypatch: pytes
     engine = make_engine(replace(loaded, device=meta), recorder=Watching())
     assert engine.graphs is not None
     for live in (5, 64):  # with room, and with full slots
-        engine._rows[0].unfed = 3
+        engine.rows[0].unfed = 3
         engine.cache.grow(slice(0, 1), (live,))
         monkeypatch.setattr("kvlite.engine.decoding.sample", lambda logits, draws: [1] * len(draws))
         answers(engine, [Request("a", (3,), max_tokens=2, row=0)])

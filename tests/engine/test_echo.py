@@ -177,7 +177,7 @@ def test_hearing_an_answer_again_changes_nothing_of_the_state_of_a_hybrid(monkey
     steps, found = noted_steps(monkeypatch), []
     for policy in ("full", "replay"):
         engine = make_engine(model, "128tok", policy)
-        engine.reset(0)  # both have the state of the one model
+        engine.rows.reset(0)  # both have the state of the one model
         found.append(answers(engine, [Request("a", prompt(30), max_tokens=50, row=0)])["a"].ids)
     assert found[0] == found[1]
     assert any(step.is_again for step in steps)

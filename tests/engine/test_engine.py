@@ -111,9 +111,9 @@ def test_a_row_keeps_nothing_of_the_one_before(llama: LoadedModel) -> None:
 def test_a_restored_snapshot_continues_with_the_same_tokens(family: str, kv_dtype: str) -> None:
     engine = make_engine(admitted(tiny_model(family, SUPPORTED[family])), "32tok", kv_dtype=kv_dtype)
     answers(engine, [Request("1", prompt(1, 50), max_tokens=30, row=0)])
-    snapshot = engine.snapshot(0)
+    snapshot = engine.rows.snapshot(0)
     first = answers(engine, [Request("2", prompt(2, 9), max_tokens=25, row=0)])["2"]
-    engine.restore(0, snapshot)
+    engine.rows.restore(0, snapshot)
     again = answers(engine, [Request("2", prompt(2, 9), max_tokens=25, row=0)])["2"]
     assert (again.ids, again.kv) == (first.ids, first.kv)
     assert snapshot.num_bytes > 0
@@ -123,10 +123,10 @@ def test_rows_of_another_size_give_the_same_answers_and_the_old_ones_are_gone(ll
     engine = make_engine(llama, "200tok", rows=2)
     requests = [Request(str(i), prompt(i, 30 + 20 * i), max_tokens=12) for i in range(5)]
     before, held = answers(engine, requests), weakref.ref(engine.cache)
-    engine.resize(make_engine(llama, "122tok", rows=4).plan)
+    engine.rows.resize(make_engine(llama, "122tok", rows=4).plan)
     gc.collect()
     assert held() is None
-    assert (engine.rows, engine.counts().tokens_seen) == (4, 0)
+    assert (len(engine.rows), engine.rows.counts().tokens_seen) == (4, 0)
     after = answers(engine, requests)
     assert {key: done.ids for key, done in after.items()} == {key: done.ids for key, done in before.items()}
     assert [done.kv.tokens_evicted for done in after.values()] == [0] * 5
@@ -142,9 +142,9 @@ def test_rows_that_were_refused_leave_the_way_back_to_those_before(
         raise OutOfMemory("there is no more")
 
     with monkeypatch.context() as patch, pytest.raises(OutOfMemory):
-        patch.setattr("kvlite.engine.engine.SlotCache", refuse)
-        engine.resize(larger)
-    engine.resize(before)
+        patch.setattr("kvlite.engine.feeder_maker.SlotCache", refuse)
+        engine.rows.resize(larger)
+    engine.rows.resize(before)
     assert len(answers(engine, [Request("a", prompt(1, 9), max_tokens=5)])["a"].ids) == 5
 
 
@@ -211,7 +211,7 @@ def test_the_budget_holds_at_every_step_and_the_tensors_never_move(llama: Loaded
     engine = make_engine(llama, "24tok", rows=2)
     addresses = [tensor.data_ptr() for tensor in engine.cache.tensors()]
     for event in engine.run([Request(str(i), prompt(i, 70), max_tokens=40) for i in range(4)]):
-        held = sum(engine.cache.live_bytes(row) for row in range(engine.rows))
+        held = sum(engine.cache.live_bytes(row) for row in range(len(engine.rows)))
         assert held <= engine.cache.num_bytes == engine.plan.reserved_bytes <= engine.plan.budget_bytes
         assert isinstance(event, Token) or event.kv.tokens_kept <= 24
     assert addresses == [tensor.data_ptr() for tensor in engine.cache.tensors()]
@@ -222,11 +222,11 @@ def test_fewer_bits_hold_more_tokens_in_the_same_bytes(llama: LoadedModel, kv_dt
     wide, narrow = make_engine(llama, "20KB"), make_engine(llama, "20KB", kv_dtype=kv_dtype)
     assert narrow.plan.slots > 1.8 * wide.plan.slots
     answers(narrow, [Request("a", prompt(0, 100), max_tokens=40, row=0)])
-    counts = narrow.counts()
+    counts = narrow.rows.counts()
     assert counts.dtype == kv_dtype and counts.tokens_kept == narrow.plan.slots
     assert sum(tensor.nbytes for tensor in narrow.cache.tensors()) == counts.reserved_bytes <= 20_000
     assert counts.live_bytes == counts.peak_bytes < counts.reserved_bytes
-    assert narrow.snapshot(0).num_bytes == counts.live_bytes
+    assert narrow.rows.snapshot(0).num_bytes == counts.live_bytes
 
 
 def test_a_full_cache_that_may_not_evict_stops(llama: LoadedModel) -> None:
@@ -240,15 +240,18 @@ def test_a_full_cache_that_may_not_evict_stops(llama: LoadedModel) -> None:
 def test_what_the_window_cannot_hold_is_not_answered_with_a_larger_budget(llama: LoadedModel) -> None:
     engine = make_engine(llama, "64tok")
     with pytest.raises(BudgetTooSmall, match="give --kv-budget"):
-        engine.check_pins(((0, 100),))
+        engine.rows.check_pins(((0, 100),))
     with pytest.raises(BudgetTooSmall, match="the model's window has room for"):
-        engine.check_pins(((0, 10_000),))
+        engine.rows.check_pins(((0, 10_000),))
 
 
 def test_a_policy_that_evicts_nothing_cannot_be_asked_to(llama: LoadedModel) -> None:
     with pytest.raises(UsageError, match="--on-full evict contradicts --kv-policy full"):
         make_engine(llama, "50tok", "full", on_full="evict")
-    assert (make_engine(llama, "50tok", "full").on_full, make_engine(llama, "50tok").on_full) == ("stop", "evict")
+    assert (make_engine(llama, "50tok", "full").rows.on_full, make_engine(llama, "50tok").rows.on_full) == (
+        "stop",
+        "evict",
+    )
 
 
 def test_a_full_cache_is_an_error_where_asked(llama: LoadedModel) -> None:
@@ -309,9 +312,9 @@ def test_the_budget_a_refusal_names_really_works(llama: LoadedModel) -> None:
 def test_a_refused_turn_leaves_the_conversation_as_it_was(llama: LoadedModel) -> None:
     engine = make_engine(llama, "60tok", on_full="stop")
     answers(engine, [Request("1", PROMPT, max_tokens=5, row=0)])
-    before = engine.counts()
+    before = engine.rows.counts()
     assert answers(engine, [Request("2", prompt(1, 100), row=0)])["2"].error is not None
-    assert engine.counts() == before
+    assert engine.rows.counts() == before
     assert answers(engine, [Request("3", prompt(1, 4), max_tokens=3, row=0)])["3"].error is None
 
 
@@ -381,12 +384,12 @@ def test_pins_must_fit_the_smallest_layer_of_a_pyramid_and_the_budget_named_hold
 def test_a_hybrids_snapshot_counts_its_state_and_lies_on_the_host() -> None:
     engine = make_engine(admitted(tiny_model("lfm2", SUPPORTED["lfm2"])), "32tok")
     answers(engine, [Request("a", PROMPT, max_tokens=5, row=0)])
-    snapshot = engine.snapshot(0)
+    snapshot = engine.rows.snapshot(0)
     assert snapshot.state is not None and engine.loaded.state is not None
     assert snapshot.num_bytes == snapshot.cache.num_bytes + engine.loaded.state.num_bytes
     addresses = [tensor.data_ptr() for tensor in engine.loaded.state.tensors()]
-    engine.reset(0)
-    engine.restore(0, snapshot)
+    engine.rows.reset(0)
+    engine.rows.restore(0, snapshot)
     assert addresses == [tensor.data_ptr() for tensor in engine.loaded.state.tensors()]
 
 

@@ -70,13 +70,13 @@ def test_a_row_that_grows_never_exceeds_the_budget(loaded: LoadedModel, policy: 
     found: list[set[int]] = []
     for event in engine.run([Request("a", prompt(1, 30), max_tokens=140, row=0)]):
         if isinstance(event, Token):
-            counts = engine.counts()
+            counts = engine.rows.counts()
             assert counts.live_bytes <= counts.reserved_bytes <= most
             assert engine.cache.num_bytes == engine.plan.reserved_bytes - engine.plan.state_bytes
             found += [lengths(engine)] * (lengths(engine) not in found)
     assert found[0] == {SLOTS} and len(found) > 2, found
     assert all(max(now) > max(before) for before, now in pairwise(found))
-    counts = engine.counts()
+    counts = engine.rows.counts()
     assert counts.tokens_seen == 169 and 0 < counts.tokens_kept <= SLOTS
     assert counts.peak_bytes >= counts.live_bytes
     again = [Request("b", prompt(2, 20), max_tokens=5)]
@@ -96,11 +96,11 @@ def test_a_prompt_finds_the_slots_that_are_best_for_its_length(loaded: LoadedMod
 def test_a_row_goes_back_to_before_it_grew(loaded: LoadedModel, policy: str) -> None:
     engine = growing(loaded, policy)
     answers(engine, [Request("a", prompt(4, 25), max_tokens=6, row=0)])
-    before = engine.snapshot(0)
+    before = engine.rows.snapshot(0)
     more = [Request("b", prompt(5, 50), max_tokens=20, row=0)]
     first = answers(engine, more)["b"].ids
     assert len(lengths(engine)) > 1
-    engine.restore(0, before)
+    engine.rows.restore(0, before)
     assert lengths(engine) == {SLOTS}
     assert answers(engine, more)["b"].ids == first
 
@@ -112,7 +112,7 @@ def test_a_row_that_lost_tokens_keeps_the_rest_in_a_larger_cache_or_is_fed_again
     engine = growing(loaded)
     answers(engine, [Request("a", prompt(6, 100), max_tokens=4, row=0)])
     held = engine.cache.tokens_kept(0)
-    is_kept = engine.change_cache(growing(loaded, budget=budget).plan, engine.policy, None)
+    is_kept = engine.rows.change_cache(growing(loaded, budget=budget).plan, engine.rows.policy, None)
     assert is_kept == (budget != "full")
     assert engine.cache.tokens_kept(0) == (held if is_kept else 0)
 
@@ -128,13 +128,13 @@ def test_what_is_refused_while_a_row_grows_leaves_the_row(loaded: LoadedModel, m
     found = []
     for is_refused in (False, True):
         engine = growing(loaded)
-        engine.reset(0)  # of a state that engines share
+        engine.rows.reset(0)  # of a state that engines share
         answers(engine, [Request("a", prompt(7, 30), max_tokens=4, row=0)])
         if is_refused:
             with monkeypatch.context() as patch, pytest.raises(OutOfMemory):
                 patch.setattr(SlotCache, "__init__", refuse)
                 answers(engine, [Request("c", prompt(9, 50), max_tokens=1, row=0)])
-        kept = engine.counts().tokens_kept
+        kept = engine.rows.counts().tokens_kept
         found.append((kept, answers(engine, [Request("b", prompt(8, 4), max_tokens=4, row=0)])["b"].ids))
     assert found[0] == found[1]
 

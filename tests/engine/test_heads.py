@@ -75,10 +75,10 @@ def test_steps_over_all_heads_at_once_are_those_part_by_part(
 def test_an_answer_undone_and_given_again_is_the_same(loaded: LoadedModel) -> None:
     engine = unequal(loaded)
     answers(engine, [Request("1", prompt(1, 90), max_tokens=20, row=0)])
-    before = engine.snapshot(0)
+    before = engine.rows.snapshot(0)
     asked = [Request("2", prompt(2, 15), max_tokens=30, row=0)]
     first = answers(engine, asked)["2"].ids
-    engine.restore(0, before)
+    engine.rows.restore(0, before)
     assert answers(engine, asked)["2"].ids == first
 
 
@@ -117,7 +117,7 @@ def test_pins_stay_in_heads_that_have_room_and_what_holds_them_on_average_is_not
         if part.shape.window is None
         for head in part.slots.pos[0]
     ]
-    assert {stays for slots, stays in kept if slots >= engine.policy.min_slots(30)} == {True}
+    assert {stays for slots, stays in kept if slots >= engine.rows.policy.min_slots(30)} == {True}
     assert all({0, 1, 2, 3} <= set(head.tolist()) for part in engine.cache.parts if part.shape.window is None
                for head in part.slots.pos[0])  # fmt: skip
     crowded = answers(engine, [Request("b", prompt(1, 150), pins=((20, 90),))])["b"].error

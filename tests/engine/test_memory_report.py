@@ -47,10 +47,9 @@ def test_on_a_gpu_the_peak_above_weights_and_cache_is_activations(monkeypatch: p
         loaded=replace(engine.loaded, device=torch.device("cuda")),
         cache=engine.cache,
         plan=engine.plan,
-        rows=1,
+        rows=engine.rows,
         step="eager",
         graphs=None,
-        total_counts=engine.total_counts,
         peak_memory=SimpleNamespace(
             peaks={"load": 9, "decode": held + 70, "prefill": held + 30}, reserved_peak_bytes=5
         ),

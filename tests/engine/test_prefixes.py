@@ -78,7 +78,7 @@ def test_answers_are_those_without_sharing_and_the_prefix_is_fed_once(
     prompts = sum(len(request.ids) for request in requests())
     decoded = sum(len(done.ids) - 1 for done in together.values())
     assert sum(counts) == prompts - 5 * 60 + decoded
-    assert 0 < engine._prefixes.num_bytes <= engine.plan.budget_bytes - engine.plan.reserved_bytes
+    assert 0 < engine.rows.prefixes.num_bytes <= engine.plan.budget_bytes - engine.plan.reserved_bytes
 
 
 def test_a_row_that_evicts_later_may_begin_with_a_copy(llama: LoadedModel) -> None:
@@ -138,8 +138,8 @@ def test_those_that_wait_go_on_where_the_first_is_cancelled(llama: LoadedModel) 
 def test_a_resized_cache_has_no_copies_of_the_one_before(llama: LoadedModel) -> None:
     engine = engine_with_room(llama, 120, 2, 100)
     before = answers(engine, requests())
-    engine.resize(engine_with_room(llama, 150, 3, 100).plan)
-    assert engine._prefixes.num_bytes == 0
+    engine.rows.resize(engine_with_room(llama, 150, 3, 100).plan)
+    assert engine.rows.prefixes.num_bytes == 0
     assert {name: done.ids for name, done in answers(engine, requests()).items()} == {
         name: done.ids for name, done in before.items()
     }
@@ -177,7 +177,9 @@ def test_what_a_copy_knows_of_its_tokens_does_not_depend_on_the_prompt_that_it_w
 def test_a_copy_that_is_too_large_displaces_none(llama: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = engine_with_room(llama, 120, 1, 45)
     answers(engine, [Request("a", SYSTEM, max_tokens=1, prefixes=(40,))])
-    held = engine._prefixes.num_bytes
-    monkeypatch.setattr(engine._prefixes, "_slot_bytes", 1)  # as of layers that slide, which hold few of many tokens
+    held = engine.rows.prefixes.num_bytes
+    monkeypatch.setattr(
+        engine.rows.prefixes, "_slot_bytes", 1
+    )  # as of layers that slide, which hold few of many tokens
     answers(engine, [Request("b", SYSTEM[::-1], max_tokens=1, prefixes=(59,))])
-    assert engine._prefixes.num_bytes == held > 0
+    assert engine.rows.prefixes.num_bytes == held > 0

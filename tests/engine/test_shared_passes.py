@@ -64,7 +64,7 @@ def assert_same_in_turns(make: Any, asked: list[Request], monkeypatch: pytest.Mo
     shared = answers(engine, asked)
     assert any(len(steps) > 1 for steps in passes.fed)
     engine = make()
-    monkeypatch.setattr(engine._feeder, "may_share", never_shares)
+    monkeypatch.setattr(engine.rows.feeder, "may_share", never_shares)
     taking_turns = answers(engine, asked)
     for name, one in shared.items():
         other = taking_turns[name]
@@ -119,7 +119,7 @@ def test_no_answer_stalls_while_the_prompts_of_all_other_rows_are_fed(
 def _late(first: Request, others: list[Request], engine: Engine) -> Any:
     """The first request, and the others once it has begun to answer."""
     yield first
-    while not any(row.job is not None and row.job.answer for row in engine._rows):
+    while not any(row.job is not None and row.job.answer for row in engine.rows):
         yield None
     yield from others
 

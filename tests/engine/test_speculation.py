@@ -59,10 +59,10 @@ def prompt(seed: int, length: int) -> tuple[int, ...]:
 
 def assert_same_row(engine: Engine, plain: Engine, row: int = 0) -> None:
     """Every tensor and every count of a row is that of the row of `plain`."""
-    mine, theirs = engine._rows[row], plain._rows[row]
+    mine, theirs = engine.rows[row], plain.rows[row]
     for name in ("seen", "rot", "unfed", "said", "used", "echoed", "pins"):
         assert getattr(mine, name) == getattr(theirs, name), name
-    assert engine.counts(row) == plain.counts(row)
+    assert engine.rows.counts(row) == plain.rows.counts(row)
     for one, other in zip(engine.cache.parts, plain.cache.parts, strict=True):
         for name, tensor in one.tensors.items():
             torch.testing.assert_close(
@@ -163,9 +163,9 @@ def test_pins_and_snapshots_know_nothing_of_drafts(llama: LoadedModel) -> None:
     engine = assert_same(llama, ANYTHING, [first], budget="64tok")
     plain = make_engine(llama, "64tok")
     list(plain.run([first]))
-    held, expected = engine.snapshot(0), plain.snapshot(0)
+    held, expected = engine.rows.snapshot(0), plain.rows.snapshot(0)
     assert held.num_bytes == expected.num_bytes and held.cache.live == expected.cache.live
-    engine.restore(0, held)
+    engine.rows.restore(0, held)
     assert_same_row(engine, plain)
 
 

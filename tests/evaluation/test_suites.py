@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections import Counter
 
 import pytest
@@ -47,6 +48,32 @@ def test_a_value_was_told_once_where_it_is_recorded_and_the_question_does_not_ho
 def test_an_item_is_a_function_of_its_seed(write: Writer) -> None:
     one, again, other = (write(random.Random(seed), own_prose(), 3000) for seed in (1, 1, 2))
     assert one == again != other
+
+
+@writers
+@given(
+    seed=st.integers(0, 10**6),
+    size=st.integers(1, 5000),
+    prose=st.sampled_from([None, "a", "一天。" * 40, "no end " * 99]),
+)
+def test_every_size_of_every_text_gives_an_item(write: Writer, seed: int, size: int, prose: str | None) -> None:
+    item = write(random.Random(seed), prose or own_prose(), size)
+    assert all(0 < question.where <= 1 for question in item.questions)
+    assert len(item.messages) % 2 == (write is WRITERS["prompt"])
+
+
+@pytest.mark.parametrize("name", ["lines", "multikey"])
+def test_there_are_names_for_items_of_any_length(name: str) -> None:
+    item = WRITERS[name](random.Random(0), own_prose(), 400_000)
+    told = re.findall(r"(?<=line | for )[a-z]+-[a-z]+(?:-\d+)?(?=: | is: )", item.messages[0])
+    assert len(told) == len(set(told)) > 2112
+
+
+@pytest.mark.parametrize("prose", ["彼は川の方へ歩いた。" * 400, "GET /index 200 " * 400, "x" * 9000])
+def test_facts_lie_in_all_of_a_text_without_english_sentences(prose: str) -> None:
+    found = [WRITERS["needles"](random.Random(seed), prose, 3200) for seed in range(9)]
+    places = [question.where for item in found for question in item.questions]
+    assert {int(5 * min(place, 0.999)) for place in places} == {*range(5)}
 
 
 def test_a_chain_of_variables_is_all_told_in_the_order_of_the_answer() -> None:

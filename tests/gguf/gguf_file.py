@@ -16,17 +16,18 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 _ARCHITECTURES = {
     "gemma3_text": "gemma3", "gemma4_text": "gemma4", "qwen2_moe": "qwen2moe", "qwen3_moe": "qwen3moe",
-    "mixtral": "llama", "lfm2_moe": "lfm2moe", "gpt_oss": "gpt-oss", "olmo3": "olmo2",
+    "mixtral": "llama", "lfm2_moe": "lfm2moe", "gpt_oss": "gpt-oss", "olmo3": "olmo2", "minimax_m2": "minimax-m2",
 }  # fmt: skip
 _WITHOUT_A_NAME = {
     "sinks": "attn_sinks.weight",
     "layer_scalar": "layer_output_scale.weight",
     "scale": "ffn_gate_inp.scale",
     "per_expert_scale": "ffn_down_exps.scale",
+    "e_score_correction_bias": "exp_probs_b.bias",
 }
 """Tensors by the last part of their name in transformers, where that has no suffix."""
 _PERMUTED = ("llama", "smollm3", "granite")
-_SHIFTED = ("gemma", "gemma2", "gemma3")
+_SHIFTED = ("gemma", "gemma2", "gemma3", "nemotron")
 SPECIAL = ("<pad>", "<s>", "</s>", "<|im_start|>", "<|im_end|>")
 TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}<|im_start|>assistant\n"
@@ -72,17 +73,23 @@ def model_metadata(model: PreTrainedModel) -> dict[str, Any]:
     config = copy.deepcopy(model.config)
     config.allow_global_per_layer_attribute_access = True  # of Gemma 4's head_dim
     name = _architecture(model)
-    rope = config.rope_parameters
+    rope = getattr(config, "rope_parameters", None) or {"rope_theta": 0.0}
+    rms = getattr(config, "rms_norm_eps", None) or (getattr(config, "norm_eps", None) if "lfm2" in name else None)
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     found = {
         "context_length": config.max_position_embeddings,
         "embedding_length": config.hidden_size,
         "block_count": config.num_hidden_layers,
-        "feed_forward_length": config.intermediate_size,
+        "feed_forward_length": getattr(config, "intermediate_size", None),
         "attention.head_count": config.num_attention_heads,
-        "attention.head_count_kv": config.num_key_value_heads,
-        "attention.key_length": getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
-        "attention.layer_norm_rms_epsilon": float(getattr(config, "norm_eps", None) or config.rms_norm_eps),
-        "rope.freq_base": float(rope.get("full_attention", rope)["rope_theta"]),
+        "attention.head_count_kv": getattr(config, "num_key_value_heads", None),
+        "attention.key_length": head_dim,
+        "attention.layer_norm_rms_epsilon": rms and float(rms),
+        "attention.layer_norm_epsilon": None if rms else 1e-5,
+        "rope.freq_base": float(rope.get("full_attention", rope)["rope_theta"]) or None,
+        "rope.dimension_count": int(head_dim * rope["partial_rotary_factor"])
+        if "partial_rotary_factor" in rope
+        else None,
         "attention.sliding_window": getattr(config, "sliding_window", None),
         "attn_logit_softcapping": getattr(config, "attn_logit_softcapping", None),
         "final_logit_softcapping": getattr(config, "final_logit_softcapping", None),
@@ -104,6 +111,11 @@ def _of_family(model: PreTrainedModel) -> dict[str, Any]:
     config = model.config
     if config.model_type == "gpt_oss":
         return {"expert_feed_forward_length": config.intermediate_size}
+    if config.model_type == "gpt2":
+        width = config.n_inner or 4 * config.n_embd
+        return {"feed_forward_length": width, "attention.head_count_kv": None, "attention.key_length": None}
+    if config.model_type == "minimax_m2":
+        return {"expert_feed_forward_length": config.intermediate_size, "expert_gating_func": 2}
     if config.model_type == "olmo3":
         return {"attention.sliding_window_pattern": _slides(config)}
     if config.model_type in ("lfm2", "lfm2_moe"):
@@ -140,6 +152,8 @@ def _slides(config: PreTrainedConfig) -> list[bool]:
 
 def rope_metadata(config: PreTrainedConfig) -> dict[str, Any]:
     """The metadata of scaled positions besides the tensors of `rope_tensors`."""
+    if getattr(config, "rope_parameters", None) is None:
+        return {}
     rope = config.rope_parameters.get("full_attention", config.rope_parameters)
     kind, original = rope["rope_type"], rope.get("original_max_position_embeddings")
     if config.model_type == "phi3":
@@ -162,7 +176,7 @@ def rope_metadata(config: PreTrainedConfig) -> dict[str, Any]:
 
 def rope_tensors(config: PreTrainedConfig) -> dict[str, np.ndarray]:
     """The numbers that frequencies are divided by, as convert_hf_to_gguf.py computes it."""
-    rope = config.rope_parameters
+    rope = getattr(config, "rope_parameters", None) or {}
     if rope.get("rope_type") == "longrope":
         return {f"rope_factors_{name}.weight": np.float32(rope[f"{name}_factor"]) for name in ("long", "short")}
     if config.model_type == "gemma4_text":
@@ -270,6 +284,8 @@ def converted(model: PreTrainedModel) -> dict[str, np.ndarray]:
             values = values.unflatten(0, (heads, 2, -1)).transpose(1, 2).flatten(0, 2)
         if architecture in _SHIFTED and name.endswith("norm.weight"):
             values = values + 1
+        if architecture == "gpt2" and (".c_" in name and values.ndim == 2):
+            values = values.T.contiguous()
         if "shared_expert_gate" in name:
             values = values[0]
         if "conv.conv" in name:
@@ -285,7 +301,11 @@ def _checkpoint(model: PreTrainedModel) -> dict[str, torch.Tensor]:
     for name, tensor in model.state_dict().items():
         if name in tied:
             continue
-        if model.config.model_type == "gpt_oss" and ".experts." in name:
+        if "layernorm.norms." in name:
+            stack, _ = name.split(".norms.")
+            heads = found.get(f"{stack}.weight", tensor[None][:0])
+            found[f"{stack}.weight"] = torch.cat([heads, tensor[None]])
+        elif model.config.model_type == "gpt_oss" and ".experts." in name:
             found |= _alternating(name, tensor)
         elif model.config.model_type == "gemma4_text" and ".experts." in name:
             found[f"{name}.weight"] = tensor

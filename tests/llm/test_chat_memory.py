@@ -71,13 +71,13 @@ def test_a_pin_survives_going_back_and_being_read_again(talk):
     talk.ask("Hello")
     del talk.messages[-2:]
     talk.ask("Hello again")
-    assert talk.llm.engine.pins(0) == (talk.conversation.turn_spans()[0],)
+    assert talk.llm.engine.rows.pins(0) == (talk.conversation.turn_spans()[0],)
     talk.conversation.forget()
     talk.ask("Hello once more")
-    assert talk.llm.engine.pins(0) == (talk.conversation.turn_spans()[0],)
+    assert talk.llm.engine.rows.pins(0) == (talk.conversation.turn_spans()[0],)
     del talk.messages[:]
     talk.ask("From the start")
-    assert talk.llm.engine.pins(0) == () and not talk.memory.turns()[0].is_pinned
+    assert talk.llm.engine.rows.pins(0) == () and not talk.memory.turns()[0].is_pinned
 
 
 def test_a_larger_budget_goes_on_with_the_same_tokens(talk):
@@ -102,7 +102,7 @@ def test_what_cannot_be_had_changes_nothing(talk):
 
 
 def test_an_allocation_that_fails_leaves_the_conversation_as_it_was(talk, monkeypatch):
-    opens, calls = type(talk.llm.engine)._open, []
+    opens, calls = type(talk.llm.engine.rows)._open, []
 
     def failing(self, *plan):
         calls.append(plan)
@@ -111,7 +111,7 @@ def test_an_allocation_that_fails_leaves_the_conversation_as_it_was(talk, monkey
         opens(self, *plan)
 
     with monkeypatch.context() as patch:
-        patch.setattr(type(talk.llm.engine), "_open", failing)
+        patch.setattr(type(talk.llm.engine.rows), "_open", failing)
         with pytest.raises(MemoryError):
             talk.memory.change("48tok")
     assert talk.shares == [1.0] * 3 and talk.ask("Where do I live?").text
@@ -204,7 +204,7 @@ def test_ctrl_c_while_a_row_moves_leaves_it_where_it_was(monkeypatch):
         monkeypatch.setattr(SlotCache, "restore", interrupted)
         with pytest.raises(KeyboardInterrupt):
             talk.memory.change("200tok")
-        assert llm.counts() == before and llm.engine.said(0)
+        assert llm.counts() == before and llm.engine.rows.said(0)
 
 
 def test_a_budget_that_grows_keeps_what_each_head_holds():
@@ -239,7 +239,9 @@ def held_of_pins(llm):
     held = {}
     for part in llm.engine.cache.parts:
         pos = part.slots.pos[0, :, : llm.engine.cache.live(0, part.num_slots)]
-        pinned = sum((pos >= max(start, llm.engine.policy.sinks)) & (pos < end) for start, end in llm.engine.pins(0))
+        pinned = sum(
+            (pos >= max(start, llm.engine.rows.policy.sinks)) & (pos < end) for start, end in llm.engine.rows.pins(0)
+        )
         for head, count in zip(part.heads.numbers, pinned.sum(-1).tolist(), strict=True):
             held[part.heads.layer, head] = count, part.group.protection.most_pinned
     return held
@@ -294,7 +296,7 @@ def test_a_turn_that_was_let_go_is_not_pinned_by_going_back(talk):
     talk.memory.unpin(1)
     del talk.messages[-2:]
     talk.ask("Hello again")
-    assert talk.llm.engine.pins(0) == () and not talk.memory.turns()[0].is_pinned
+    assert talk.llm.engine.rows.pins(0) == () and not talk.memory.turns()[0].is_pinned
 
 
 def test_a_check_counts_penalties_as_the_answer_did(talk):
@@ -314,4 +316,4 @@ def test_the_heads_keep_their_profile_under_another_budget():
         assert len({slots for heads in stages(llm.plan)[-1].head_slots for slots in heads}) > 1
         talk.memory.change("80tok")
         with opened("80tok") as other:
-            assert llm.plan in other.engine.plans
+            assert llm.plan in other.engine.rows.plans

@@ -136,10 +136,10 @@ def test_what_was_repeated_for_the_policy_is_not_repeated_again(tmp_path):
         for question in QUESTIONS:
             talk.ask(question)
         save_row(path, llm, talk.conversation, talk.messages)
-        echoed = llm.engine._rows[0].echoed
+        echoed = llm.engine.rows[0].echoed
     with opened("64tok", "replay") as llm:
         talk = resumed(llm, path, talk.messages)
-        assert llm.engine._rows[0].echoed == echoed > 0
+        assert llm.engine.rows[0].echoed == echoed > 0
 
 
 def test_an_adapter_that_is_another_or_new_is_told(saved, tmp_path):

@@ -35,10 +35,10 @@ def test_the_row_goes_on_with_the_same_tokens(family, tmp_path):
     path = tmp_path / "a.kv.safetensors"
     assert save_row(path, llm, conversation, MESSAGES)
     expected = answers(engine, [Request("b", SECOND, max_tokens=8, row=0)])["b"].ids
-    engine.reset(0)
+    engine.rows.reset(0)
     answers(engine, [Request("c", (5, 6, 7), max_tokens=3, row=0)])
     load_row(path, llm, conversation, MESSAGES)
-    said = [*engine.said(0)]
+    said = [*engine.rows.said(0)]
     assert conversation.resumed[1].text == "b" and said == [*FIRST, *done.ids]
     redrawn(engine, full_engine(engine, len(said)), said, len(done.ids), request)
     assert answers(engine, [Request("b", SECOND, max_tokens=8, row=0)])["b"].ids == expected

@@ -60,6 +60,21 @@ MIXED = ["sliding_attention", "full_attention"] * 2
 # What a family needs beyond COMMON; None takes a field away, where the modules build only for their own head_dim.
 TINY: dict[str, dict[str, Any]] = {
     "afmoe": {**MOE, **WINDOW},
+    "aria_text": {**MOE, "moe_topk": 2, "moe_num_shared_experts": 1},
+    "axk1": {**MOE, **MLA, "num_key_value_heads": 4, "head_dim": None},
+    "beam": {**MOE, **WINDOW},
+    "flint": {**MOE, **WINDOW},
+    "lfm3": {**WINDOW, "conv_L_cache": 3},
+    "nemotron_h": {
+        **MOE,
+        "hybrid_override_pattern": "M*E-",
+        "mamba_num_heads": 8,
+        "mamba_head_dim": 16,
+        "ssm_state_size": 16,
+        "n_groups": 2,
+        "chunk_size": 16,
+        "moe_shared_expert_intermediate_size": 32,
+    },
     "cohere2": WINDOW,
     "cohere2_moe": {**MOE, **WINDOW},
     "granite_swa": WINDOW,

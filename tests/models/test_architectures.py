@@ -43,7 +43,7 @@ def test_room_for_everything_equals_full_attention(family: str) -> None:
     assert completion.ids == tuple(expected.sequences[0, PROMPT:].tolist())
     assert engine.cache.num_bytes + state_bytes == engine.plan.reserved_bytes
 
-    engine.reset(0)
+    engine.rows.reset(0)
     sequence = expected.sequences[0, :-1].tolist()
     logits = feed(loaded, engine.cache, sequence, [11, 11, 11, 11, 1, *[1] * (NEW - 1)])[PROMPT - 1 :]
     reference = torch.stack(expected.logits)[:, 0]

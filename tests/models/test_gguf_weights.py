@@ -18,7 +18,7 @@ from tests.gguf.gguf_file import write_model
 FAMILIES = (
     "llama", "mixtral", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "gemma", "gemma2", "gemma3_text", "phi3",
     "olmo2", "olmo3", "granite", "smollm3", "gemma4_text", "gpt_oss", "lfm2",
-    "lfm2_moe",
+    "lfm2_moe", "gpt2", "minimax_m2", "nemotron", "stablelm", "starcoder2",
 )  # fmt: skip
 
 
@@ -39,6 +39,9 @@ def loaded(path: Path) -> PreTrainedModel:
 def test_logits_equal_those_of_the_model_it_was_written_from(family: str, tmp_path: Path) -> None:
     fixed = {"norm_topk_prob": True} if family == "qwen3_moe" else {}  # as llama.cpp has it, whatever the file
     model = tiny_model(family, SUPPORTED[family], **fixed)
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            torch.nn.init.normal_(parameter, 0, 0.15)  # else they are all 0
     ids = torch.randint(3, 100, (1, 40))
     with torch.inference_mode():
         wanted = model(ids).logits
@@ -59,6 +62,23 @@ GEMMA4 = {
 @pytest.mark.parametrize("case", GEMMA4)
 def test_every_size_of_gemma4_has_its_logits(case: str, tmp_path: Path) -> None:
     model = tiny_model("gemma4_text", SUPPORTED["gemma4_text"], **GEMMA4[case])
+    ids = torch.randint(3, 100, (1, 40))
+    with torch.inference_mode():
+        assert torch.equal(loaded(write_model(tmp_path / "model.gguf", model))(ids).logits, model(ids).logits)
+
+
+STABLELM = {
+    "biases": {"use_qkv_bias": True},
+    "norms of heads": {"qk_layernorm": True},
+    "attention and MLP side by side": {"use_parallel_residual": True, "partial_rotary_factor": 0.5},
+}
+
+
+@pytest.mark.parametrize("case", STABLELM)
+def test_every_kind_of_stablelm_has_its_logits(case: str, tmp_path: Path) -> None:
+    model = tiny_model("stablelm", SUPPORTED["stablelm"], **STABLELM[case])
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, 0, 0.15)
     ids = torch.randint(3, 100, (1, 40))
     with torch.inference_mode():
         assert torch.equal(loaded(write_model(tmp_path / "model.gguf", model))(ids).logits, model(ids).logits)

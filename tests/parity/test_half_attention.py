@@ -9,7 +9,7 @@ import torch
 
 from kvlite_kernels import half_attention
 from kvlite_kernels.backend import TORCH
-from kvlite_kernels.half_attention import attend_half, suits, suits_one
+from kvlite_kernels.half_attention import attend_among, attend_half, suits, suits_among, suits_one
 from kvlite_kernels.kinds import Heads, Statistic
 from kvlite_kernels.reference import Segment, attend_segments
 from kvlite_kernels.statistic import Observation
@@ -56,6 +56,33 @@ def test_out_and_mass_are_those_of_the_reference_but_for_rounding(
     assert_parity("out", given[0], expected, ROUNDED)
     for actual, share in zip(given[1], shares, strict=True):
         assert_parity("mass", actual, share, ROUNDED)
+
+
+@pytest.mark.parametrize("elements", [1, 2000, 1 << 20])
+def test_queries_whose_keys_stand_anywhere_see_what_positions_say(
+    monkeypatch: pytest.MonkeyPatch, elements: int
+) -> None:
+    q, q_pos, segment = in_order(replace(CASE, rows=1), 40)
+    order = torch.stack([torch.randperm(segment.k.shape[2]) for _ in range(segment.k.shape[1])])[None]
+    keys = (x.gather(2, order[..., None].expand_as(x)) for x in (segment.k, segment.v))
+    pos = segment.pos.expand(-1, order.shape[1], -1).gather(2, order)
+    segment = Segment(*keys, pos)
+    expected, _ = attend_segments(q.float(), q_pos, [segment], CASE.geometry, None)
+    monkeypatch.setattr(half_attention, "ELEMENTS", elements)
+    assert suits_among(q, [segment], CASE.geometry, None)
+    out, _ = TORCH.attend(q, q_pos, [segment], CASE.geometry, None)
+    assert out.dtype == torch.bfloat16
+    assert_parity("out", out, expected, ROUNDED)
+    assert attend_among(q * 100, q_pos, segment, CASE.geometry) is None
+
+
+def test_what_is_observed_or_has_a_window_or_other_rows_does_not_suit_among() -> None:
+    q, q_pos, segment = in_order(replace(CASE, rows=1), 40)
+    segment = replace(segment, before=None)
+    assert suits_among(q, [segment], CASE.geometry, None)
+    assert not suits_among(q, [segment], CASE.geometry, mass(q_pos))
+    assert not suits_among(q, [segment], replace(CASE, window=9).geometry, None)
+    assert not suits_among(q.repeat(2, 1, 1, 1), [segment], CASE.geometry, None)
 
 
 def test_logits_too_large_to_be_rounded_are_left_to_others() -> None:

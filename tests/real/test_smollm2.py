@@ -103,7 +103,7 @@ def test_with_room_for_everything_the_tokens_are_those_of_transformers(make: Any
             return_dict_in_generate=True,
         )
         best, second = torch.cat(theirs.logits).float().topk(2, -1).values.T
-        llm.engine.reset(0)
+        llm.engine.rows.reset(0)
         gap = departure(answer(llm, ids), theirs.sequences[0, len(ids) :].tolist(), (best - second).tolist())
         assert gap is None or (dtype != "float32" and gap <= NEARLY), f"{question}: left where the best led by {gap}"
 
@@ -114,7 +114,7 @@ def test_the_budget_holds_to_the_byte_while_prompt_and_answer_pass_through(
 ) -> None:
     budget = 2_000_000
     llm = make(f"{budget}B", kv_dtype=slots)
-    plans, caches = llm.engine.plans, []  # the slots are shared out anew as the row grows
+    plans, caches = llm.engine.rows.plans, []  # the slots are shared out anew as the row grows
     least = min(slots for plan in plans for heads in plan.head_slots for slots in heads)
     embedding = llm.model.loaded.model.get_input_embeddings()
     embed, seen = embedding.forward, []
@@ -170,9 +170,9 @@ def test_a_chat_goes_on_past_its_budget(make: Any) -> None:
 def test_a_restored_snapshot_continues_with_the_same_tokens(make: Any, slots: str) -> None:
     llm = make("96tok", kv_dtype=slots)
     answer(llm, ids_of(llm, STORY))
-    snapshot = llm.engine.snapshot(0)
+    snapshot = llm.engine.rows.snapshot(0)
     first = answer(llm, ids_of(llm, QUESTIONS[0]), 24), llm.counts()
-    llm.engine.restore(0, snapshot)
+    llm.engine.rows.restore(0, snapshot)
     assert (answer(llm, ids_of(llm, QUESTIONS[0]), 24), llm.counts()) == first
 
 

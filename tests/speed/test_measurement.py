@@ -57,9 +57,9 @@ def test_heads_whose_slots_are_shared_out_anew_are_measured_with_all_slots_full(
     needs = [[1.0 + 3.0 * head for head in range(layer.kv_heads)] for layer in loaded.shape.layers]
     spec = load_policy("heavy-hitter").cache_spec(slot_format("auto", "float32"), head_shares=lambda slots: needs)
     engine = make_engine(loaded, "64tok")
-    engine.resize(plan_row(loaded.shape, Budget.parse("64tok"), spec, free_bytes=None))
-    assert len(engine.plans) > 1
-    most = max(slots for layer in engine.plans[-1].head_slots for slots in layer)
+    engine.rows.resize(plan_row(loaded.shape, Budget.parse("64tok"), spec, free_bytes=None))
+    assert len(engine.rows.plans) > 1
+    most = max(slots for layer in engine.rows.plans[-1].head_slots for slots in layer)
     found = Measurement(engine, Workload(**SMALL))  # type: ignore[arg-type]
     assert all(found.run())
     assert [point.tokens_seen for point in found.decoding] == [10, 100]

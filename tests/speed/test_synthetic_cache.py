@@ -20,7 +20,7 @@ def forwarded(family: str, seen: int, budget: str = "32tok", **options: str) -> 
     """An engine whose row 0 was fed a prompt and put at `seen` tokens."""
     engine = make_engine(admitted(tiny_model(family, SUPPORTED[family])), budget, **options)
     answers(engine, [Request("prompt", PROMPT, max_tokens=1, row=0)])
-    fast_forward(engine, 0, engine.snapshot(0), seen)
+    fast_forward(engine, 0, engine.rows.snapshot(0), seen)
     return engine
 
 
@@ -28,14 +28,14 @@ def forwarded(family: str, seen: int, budget: str = "32tok", **options: str) -> 
 @pytest.mark.parametrize("policy", ["heavy-hitter", "h2o", "scissorhands", "window", "keydiff", "snapkv"])
 def test_counts_and_positions_are_those_of_a_million_tokens(policy: str, kv_dtype: str) -> None:
     engine = forwarded("llama", MILLION, policy=policy, kv_dtype=kv_dtype)
-    counts = engine.counts(0)
+    counts = engine.rows.counts(0)
     slots = engine.plan.slots
     assert (counts.tokens_seen, counts.tokens_kept, counts.tokens_evicted) == (MILLION, slots, MILLION - slots)
     assert counts.live_bytes == sum(part.slot_bytes * slots for part in engine.cache.parts)
     for part in engine.cache.parts:
         held = part.slots.pos[0, :, :slots].sort(-1).values
         assert (held.diff(dim=-1) > 0).all(), "a position twice in one head"
-        assert (held[:, : engine.policy.sinks] == torch.arange(engine.policy.sinks)).all()
+        assert (held[:, : engine.rows.policy.sinks] == torch.arange(engine.rows.policy.sinks)).all()
         assert (
             held[:, -part.group.protection.recent :] == torch.arange(MILLION - part.group.protection.recent, MILLION)
         ).all()
@@ -51,7 +51,7 @@ def test_keys_are_turned_to_the_rotations_they_carry() -> None:
     answers(engine, [Request("prompt", PROMPT, max_tokens=1, row=0)])
     part = engine.cache.parts[0]
     before = unturned(engine, len(PROMPT))
-    fast_forward(engine, 0, engine.snapshot(0), MILLION)
+    fast_forward(engine, 0, engine.rows.snapshot(0), MILLION)
     after = unturned(engine, part.num_slots)
     distance = torch.cdist(after, before, compute_mode="donot_use_mm_for_euclid_dist").min(-1).values
     assert distance.max() < 1e-4
@@ -68,7 +68,7 @@ def unturned(engine: Engine, live: int) -> torch.Tensor:
 
 def test_before_the_slots_are_full_the_row_is_that_of_a_conversation_which_was_fed() -> None:
     engine = forwarded("llama", 20, "64tok")
-    assert engine.counts(0).tokens_kept == 20
+    assert engine.rows.counts(0).tokens_kept == 20
     for part in engine.cache.parts:
         assert torch.equal(part.slots.pos[0, :, :20].sort(-1).values[0], torch.arange(20, dtype=torch.int32))
         assert torch.equal(part.slots.rot[0, :, :20], part.slots.pos[0, :, :20])
@@ -91,7 +91,7 @@ def test_the_score_of_a_token_survives_the_jump() -> None:
     part = engine.cache.parts[0]
     assert part.slots.statistic is not None
     was = per_age(engine, len(PROMPT), len(PROMPT))
-    fast_forward(engine, 0, engine.snapshot(0), MILLION)
+    fast_forward(engine, 0, engine.rows.snapshot(0), MILLION)
     now = per_age(engine, part.num_slots, MILLION)
     nearest = (now[..., None] - was[:, None, :]).abs().min(-1).values
     assert (nearest <= 1e-4 * was.max()).all()
@@ -103,7 +103,7 @@ def test_a_score_that_fades_is_carried_over_as_it_is() -> None:
     part = engine.cache.parts[0]
     assert part.slots.statistic is not None
     was = part.slots.statistic[0, :, : len(PROMPT)].clone()
-    fast_forward(engine, 0, engine.snapshot(0), MILLION)
+    fast_forward(engine, 0, engine.rows.snapshot(0), MILLION)
     now = part.slots.statistic[0, :, : part.num_slots]
     assert (now[..., None] == was[:, None, :]).any(-1).all()
 
@@ -141,7 +141,7 @@ def test_where_a_conversation_ends_the_row_cannot_be_put_beyond(
     assert longest_conversation(engine) == end
     answers(engine, [Request("prompt", PROMPT, max_tokens=1, row=0)])
     if end is not None:
-        fast_forward(engine, 0, engine.snapshot(0), end)
-        assert engine.counts(0).tokens_seen == end
+        fast_forward(engine, 0, engine.rows.snapshot(0), end)
+        assert engine.rows.counts(0).tokens_seen == end
         with pytest.raises(ContextFull, match=f"ends here after {end} tokens"):
-            fast_forward(engine, 0, engine.snapshot(0), end + 1)
+            fast_forward(engine, 0, engine.rows.snapshot(0), end + 1)

@@ -1,9 +1,13 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from kvlite.text.encoder import Encoder, common_start, control_tokens, head
 from kvlite.text.forgery import ForgedStrings
+
+short = st.lists(st.integers(0, 1), max_size=12).map(tuple)
 
 
 @pytest.mark.parametrize("kind", ["byte-level", "sentencepiece", "sentencepiece-legacy"])
@@ -29,7 +33,12 @@ def test_control_tokens_are_the_special_ones_and_those_the_template_writes(make_
     assert control_tokens(tokenizer, "</think>") == special | {"</think>"}
 
 
-def test_the_head_of_parts_and_what_two_lists_begin_with():
+def test_the_head_of_parts():
     assert head(["ab", "", "cd", "ef"], 3) == ["ab", "", "c"]
     assert head(["ab"], 0) == [""]
-    assert [common_start([1, 2, 3], other) for other in ([1, 2], [1, 4, 3], [])] == [2, 1, 0]
+
+
+@given(short, short)
+def test_what_two_lists_begin_with(one, other):
+    expected = next((n for n, pair in enumerate(zip(one, other, strict=False)) if pair[0] != pair[1]), None)
+    assert common_start(one, other) == (min(len(one), len(other)) if expected is None else expected)
