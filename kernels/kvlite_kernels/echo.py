@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from kvlite_kernels.half_attention import IS_FAST
-from kvlite_kernels.reference import CACHED_ELEMENTS, GPU_ELEMENTS, Geometry, Segment, visible
+from kvlite_kernels.reference import CACHED_ELEMENTS, GPU_ELEMENTS, Geometry, Segment, bias_of, visible
 from kvlite_kernels.statistic import Observation, reduced
 
 
@@ -30,13 +30,14 @@ def heard(
     batch, num_heads, num_queries, _ = q.shape
     num_kv_heads, num_keys = keys.shape[1:3]
     pos = None if in_order else torch.cat([segment.pos.expand(-1, num_kv_heads, -1) for segment in segments], 2)
+    bias = bias_of(segments, sizes)
     total = torch.zeros(*segments[-1].k.shape[:3], device=q.device)
     most = CACHED_ELEMENTS if q.device.type == "cpu" else GPU_ELEMENTS
     tile = max(1, most // (batch * num_heads * num_keys))
     for start in range(0, num_queries, tile):
         here = slice(start, start + tile)
         hidden = None if pos is None else ~visible(q_pos[:, here], pos, geometry.window)
-        shares = _shares(q[:, :, here].to(dtype), keys, hidden, geometry)[..., num_keys - sizes[-1] :]
+        shares = _shares(q[:, :, here].to(dtype), keys, hidden, geometry, bias)[..., num_keys - sizes[-1] :]
         total[..., : sizes[-1]] += reduced(shares.float(), observation.of(here), num_kv_heads)
     return total
 
@@ -53,7 +54,7 @@ def _dtype(q: Tensor, segments: Sequence[Segment]) -> torch.dtype:
     return q.dtype if is_half and is_same else torch.promote_types(q.dtype, torch.float32)
 
 
-def _shares(q: Tensor, keys: Tensor, hidden: Tensor | None, geometry: Geometry) -> Tensor:
+def _shares(q: Tensor, keys: Tensor, hidden: Tensor | None, geometry: Geometry, bias: Tensor | None) -> Tensor:
     """Probabilities [B, H_Q, T, N] of all keys in the dtype of q, but those `hidden` bool [B, H_KV, T, N]."""
     batch, num_heads, num_queries, dim = q.shape
     num_kv_heads, num_keys = keys.shape[1:3]
@@ -62,6 +63,8 @@ def _shares(q: Tensor, keys: Tensor, hidden: Tensor | None, geometry: Geometry) 
     logits = logits.view(batch, num_heads, num_queries, num_keys)
     if geometry.softcap is not None:
         logits = geometry.softcap * torch.tanh(logits / geometry.softcap)
+    if bias is not None:
+        logits.unflatten(1, (num_kv_heads, -1)).add_(bias[:, :, None, None])
     if hidden is not None:
         logits.unflatten(1, (num_kv_heads, -1)).masked_fill_(hidden[:, :, None], torch.finfo(q.dtype).min)
     if geometry.sink_logits is not None:

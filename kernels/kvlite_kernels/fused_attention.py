@@ -27,7 +27,7 @@ _kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 
 
 class _Keys(NamedTuple):
-    """Keys and values [B * H_KV, N, D] that are attended at once: all, causally, or where `mask` [.., T, N] is 0."""
+    """Keys and values [B * H_KV, N, D] that are attended at once: all, causally, or with `mask` [.., T, N]."""
 
     k: Tensor
     v: Tensor
@@ -47,10 +47,11 @@ class _Asking(NamedTuple):
 def suits(q: Tensor, segments: Sequence[Segment], geometry: Geometry, observation: Observation | None) -> bool:
     """True where the kernel takes it: several queries on a CPU, no soft cap, values as wide as keys.
 
-    A statistic must be a sum of probabilities over heads and queries: any other needs logits.
+    A statistic must be a sum of probabilities over heads and queries, of keys without a bias: any other needs logits.
     """
     is_even = all(segment.k.shape[-1] == segment.v.shape[-1] for segment in segments)
     adds_up = observation is None or (observation.kind is Statistic.MASS and observation.heads != "max")
+    adds_up = adds_up and (observation is None or all(segment.bias is None for segment in segments))
     return q.device.type == "cpu" and q.shape[2] > 1 and geometry.softcap is None and is_even and adds_up
 
 
@@ -110,7 +111,11 @@ def _in_order(segment: Segment, q: Tensor) -> Iterator[_Keys]:
     """First what every query sees, then the queries' own keys."""
     assert segment.before is not None
     for keys in _tiles(segment, _dtype(segment, q), segment.before):
-        yield _Keys(*_numbers(segment, q, keys))
+        mask = None
+        if segment.bias is not None:
+            mask = segment.bias[..., keys].to(_dtype(segment, q)).flatten(0, 1)[:, None, None]
+            mask = mask.expand(-1, -1, q.shape[2], -1)
+        yield _Keys(*_numbers(segment, q, keys), mask=mask)
     if segment.own:
         yield _Keys(*_numbers(segment, q, slice(segment.before, segment.before + segment.own)), is_causal=True)
 
@@ -120,6 +125,8 @@ def _by_position(segment: Segment, q: Tensor, q_pos: Tensor, window: int | None)
     for keys in _tiles(segment, _dtype(segment, q), segment.k.shape[2]):
         hidden = ~visible(q_pos, segment.pos[:, :, keys], window)
         mask = torch.zeros(hidden.shape, dtype=_dtype(segment, q)).masked_fill_(hidden, -torch.inf)
+        if segment.bias is not None:
+            mask = mask + segment.bias[:, :, None, keys].to(mask.dtype)
         mask = mask.expand(-1, segment.k.shape[1], -1, -1).flatten(0, 1)[:, None]
         yield _Keys(*_numbers(segment, q, keys), mask=mask)
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from kvlite_kernels.reference import Geometry, Segment, is_plain, visible
+from kvlite_kernels.reference import Geometry, Segment, bias_of, is_plain, visible
 from kvlite_kernels.statistic import Observation
 
 LARGEST = 32.0
@@ -59,10 +59,16 @@ def attend_one(q: Tensor, segments: Sequence[Segment], geometry: Geometry) -> Te
     grouped = q.view(batch, heads, num_heads // heads, dim)  # those that share a KV head, as if one after another
     asking = [grouped] if len(segments) == 1 else grouped.split([segment.k.shape[1] for segment in segments], 1)
     outs = [
-        _kernel(part, segment.k, segment.v, scale=geometry.scaling)[0]
+        _kernel(part, segment.k, segment.v, attn_mask=_mask(part, segment), scale=geometry.scaling)[0]
         for part, segment in zip(asking, segments, strict=True)
     ]
     return (outs[0] if len(outs) == 1 else torch.cat(outs, 1)).reshape(batch, num_heads, 1, dim)
+
+
+def _mask(q: Tensor, segment: Segment) -> Tensor | None:
+    """The bias of each key as the kernel takes it."""
+    bias = segment.bias
+    return None if bias is None else bias.to(q.dtype)[:, :, None].expand(-1, -1, q.shape[2], -1)
 
 
 def _is_half(q: Tensor, segments: Sequence[Segment]) -> bool:
@@ -80,7 +86,7 @@ def attend_half(
     num_kv_heads = segments[0].k.shape[1]
     k, v = (_in_a_row([getattr(segment, name) for segment in segments], segments) for name in ("k", "v"))
     group, num_keys = num_heads // num_kv_heads, k.shape[1]
-    before = num_keys - num_queries
+    before, bias = num_keys - num_queries, bias_of(segments, [(one.before or 0) + one.own for one in segments])
     grouped = q.unflatten(1, (num_kv_heads, group)).flatten(0, 1)  # [B * H_KV, G, T, D]
     out = torch.empty(batch * num_kv_heads, group, num_queries, v.shape[-1], dtype=q.dtype)
     total = torch.zeros(batch * num_kv_heads, num_keys)
@@ -94,6 +100,8 @@ def attend_half(
         logits = torch.baddbmm(nothing, asking, k[:, :seen].mT, beta=0, alpha=geometry.scaling)
         if not max(abs(float(end)) for end in logits.aminmax()) <= LARGEST:
             return None
+        if bias is not None:
+            logits.add_(bias.flatten(0, 1)[:, None, :seen])
         hidden = torch.ones(stop - start, stop - start, dtype=torch.bool).triu_(1)
         logits.unflatten(1, (group, -1))[..., before + start :].masked_fill_(hidden, -torch.inf)
         shares = logits.softmax(-1)
@@ -120,6 +128,8 @@ def attend_among(q: Tensor, q_pos: Tensor, segment: Segment, geometry: Geometry)
         logits = torch.baddbmm(nothing, asking.flatten(1, 2), keys, beta=0, alpha=geometry.scaling)
         if not max(abs(float(end)) for end in logits.aminmax()) <= LARGEST:
             return None
+        if segment.bias is not None:
+            logits.add_(segment.bias[0, :, None])
         hidden = ~visible(q_pos[:, here], segment.pos, None)[0]
         logits.view(*asking.shape[:3], num_keys).masked_fill_(hidden[:, None], torch.finfo(q.dtype).min)
         outs.append(torch.bmm(logits.softmax(-1), values).view(*asking.shape[:3], -1))

@@ -41,7 +41,7 @@ class Segment:
 
     `statistic` fp32 [B, H_KV, N] is what the keys of slots received so far. `before` promises, unless it is None, that
     every query sees the first so many keys, that the `own` after them are those of the queries, one for each in their
-    order, and that the rest are free.
+    order, and that the rest are free. `bias` [B, H_KV, N] is added to the logits that a key has, after a soft cap.
     """
 
     k: Vectors
@@ -50,6 +50,7 @@ class Segment:
     statistic: Tensor | None = None
     before: int | None = None
     own: int = 0
+    bias: Tensor | None = None
 
     @property
     def all_visible(self) -> bool:
@@ -89,6 +90,7 @@ def attend(q: Tensor, q_pos: Tensor, segment: Segment, geometry: Geometry) -> Pa
         logits = _grouped_matmul(q.to(dtype) * geometry.scaling, segment.k, transpose=True)
     if geometry.softcap is not None:
         logits = geometry.softcap * torch.tanh(logits / geometry.softcap)
+    logits = biased(logits, segment)
     if not segment.all_visible:
         hidden = ~visible(q_pos, segment.pos, geometry.window)
         logits.unflatten(1, (segment.k.shape[1], -1)).masked_fill_(hidden[:, :, None], -torch.inf)
@@ -220,16 +222,37 @@ def _attend_plainly(
     k, v = segment.k, segment.v
     if multiplies_halves(q, segment):
         logits = _half_product(q, k, transpose=True, out_dtype=torch.float32)
-        shares = logits.mul_(scaling).softmax(-1)
+        shares = biased(logits.mul_(scaling), segment).softmax(-1)
         out = _half_product(shares.to(q.dtype), v, transpose=False, out_dtype=q.dtype)
     elif isinstance(k, Tensor) and isinstance(v, Tensor) and q.dtype == k.dtype == v.dtype:
         grouped = q.reshape(batch * num_kv_heads, -1, dim)
-        shares = torch.bmm(grouped, k.flatten(0, 1).mT).softmax(-1)  # [B * H_KV, G, N]
+        logits = torch.bmm(grouped, k.flatten(0, 1).mT).view(batch, num_heads, 1, -1)
+        shares = biased(logits, segment).softmax(-1).view(len(grouped), -1, num_keys)
         out = torch.bmm(shares, v.flatten(0, 1)).view(batch, num_heads, 1, -1)
     else:
-        shares = _grouped_matmul(q, k, transpose=True).softmax(-1)
+        shares = biased(_grouped_matmul(q, k, transpose=True), segment).softmax(-1)
         out = _grouped_matmul(shares, v, transpose=False)
     return out, [] if observation is None else [shares.view(batch, num_kv_heads, -1, num_keys).mean(2)]
+
+
+def biased(logits: Tensor, segment: Segment) -> Tensor:
+    """Logits [B, H_Q, T, N] with the bias of each key, in place."""
+    if segment.bias is not None:
+        logits.unflatten(1, (segment.bias.shape[1], -1)).add_(segment.bias[:, :, None, None])
+    return logits
+
+
+def bias_of(segments: Sequence[Segment], sizes: Sequence[int]) -> Tensor | None:
+    """The bias [B, H_KV, N] of the first `sizes[i]` keys of each segment, one after another; None: none has any."""
+    if all(segment.bias is None for segment in segments):
+        return None
+    parts = [
+        segment.pos.new_zeros(*segment.k.shape[:2], size, dtype=torch.float16)
+        if segment.bias is None
+        else segment.bias[..., :size]
+        for segment, size in zip(segments, sizes, strict=True)
+    ]
+    return torch.cat(parts, -1)
 
 
 def _scaled(q: Tensor, geometry: Geometry) -> Tensor:

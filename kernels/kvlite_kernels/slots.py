@@ -23,9 +23,10 @@ Vectors = Tensor | Packed
 class Slots:
     """Slots of B rows of one layer, or of several layers alike, which are then the first dimension.
 
-    `k` [..., B, H_KV, S + 1, D] and `v` [..., D_V]; `pos` and `rot` int32, and `statistic` fp32 or None, all
-    [..., B, H_KV, S + 1]. `starts` int64 [..., B, H_KV, 1] says where a head's slots begin in the storage of each
-    tensor, counted in slots: a write needs nothing else, so heads need not lie side by side.
+    `k` [..., B, H_KV, S + 1, D] and `v` [..., D_V]; `pos` and `rot` int32, `statistic` fp32 or None, and `bias` fp16 or
+    None, which is added to the logits of a key and is 0 in the discard slot, all [..., B, H_KV, S + 1]. `starts` int64
+    [..., B, H_KV, 1] says where a head's slots begin in the storage of each tensor, counted in slots: a write needs
+    nothing else, so heads need not lie side by side.
     """
 
     k: Vectors
@@ -34,16 +35,18 @@ class Slots:
     rot: Tensor
     statistic: Tensor | None
     starts: Tensor
+    bias: Tensor | None = None
 
     @classmethod
-    def empty(cls, k: Vectors, v: Vectors, has_statistic: bool) -> Slots:
+    def empty(cls, k: Vectors, v: Vectors, has_statistic: bool, has_bias: bool = False) -> Slots:
         """Slots without a token over the zeros `k` and `v`, which are contiguous."""
         *heads, slots, _ = k.shape
         device = tensors_of(k)[0].device
         pos, rot = (torch.full((*heads, slots), -1, dtype=torch.int32, device=device) for _ in range(2))
         statistic = torch.zeros(*heads, slots, dtype=torch.float32, device=device) if has_statistic else None
+        bias = torch.zeros(*heads, slots, dtype=torch.float16, device=device) if has_bias else None
         starts = torch.arange(0, pos.numel(), slots, device=device).view(*heads, 1)
-        return cls(k, v, pos, rot, statistic, starts)
+        return cls(k, v, pos, rot, statistic, starts, bias)
 
     @property
     def num_slots(self) -> int:
@@ -52,8 +55,9 @@ class Slots:
 
     def __getitem__(self, index: Any) -> Slots:
         """The slots at `index` of the dimensions before KV heads, in the same memory."""
-        statistic = None if self.statistic is None else self.statistic[index]
-        return Slots(self.k[index], self.v[index], self.pos[index], self.rot[index], statistic, self.starts[index])
+        statistic, bias = (None if x is None else x[index] for x in (self.statistic, self.bias))
+        pos, rot, starts = (x[index] for x in (self.pos, self.rot, self.starts))
+        return Slots(self.k[index], self.v[index], pos, rot, statistic, starts, bias)
 
     def joined(self, entries: slice) -> Slots:
         """The slots of B rows whose KV heads are those of all these `entries` of the first dimension, in their order.
@@ -70,8 +74,8 @@ class Slots:
             Packed(beside(x.codes), beside(x.scale), x.dim) if isinstance(x, Packed) else beside(x)
             for x in (self.k, self.v)
         )
-        statistic = None if self.statistic is None else beside(self.statistic)
-        return Slots(k, v, beside(self.pos), beside(self.rot), statistic, beside(self.starts))
+        statistic, bias = (None if x is None else beside(x) for x in (self.statistic, self.bias))
+        return Slots(k, v, beside(self.pos), beside(self.rot), statistic, beside(self.starts), bias)
 
     def of_rows(self, rows: slice) -> Slots:
         """The slots of some of the rows."""
@@ -86,9 +90,11 @@ class Slots:
         yield from (("pos", self.pos), ("rot", self.rot))
         if self.statistic is not None:
             yield "statistic", self.statistic
+        if self.bias is not None:
+            yield "bias", self.bias
 
     def write(self, index: Tensor | slice, **new: Tensor) -> None:
-        """Overwrite slots of the tensors named `k`, `k_scale`, ..., `statistic` with `new` [..., H_KV or 1, T, ...].
+        """Overwrite slots of the tensors named `k`, `k_scale`, ..., `bias` with `new` [..., H_KV or 1, T, ...].
 
         `index` is a slice where all heads use the same slots, else int64 [..., H_KV or 1, T].
         """

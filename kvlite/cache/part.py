@@ -5,16 +5,18 @@ The one rule of prefill and decode. A layer whose heads all have as many is one 
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from kvlite.cache.policy import Candidates
+from kvlite.cache.policy import Candidates, scored
 from kvlite.cache.rotation import Rotation, rotate_keys
 from kvlite.cache.step import UNHEARD, Echo, Received, SlotMapping, Step
 from kvlite.memory.shape import LayerShape
+from kvlite_kernels.bias import handed_on
 from kvlite_kernels.eviction import choose, priority
 from kvlite_kernels.kinds import Statistic
 from kvlite_kernels.reference import Geometry, Segment
@@ -39,7 +41,7 @@ class Part:
     def __init__(self, heads: LayerHeads, shape: LayerShape, group: PartGroup, slots: Slots) -> None:
         self.heads = heads
         self.shape = shape
-        self.group = group
+        self._group = weakref.ref(group)  # so that a cache is freed at once when the last reference goes
         self.slots = slots
         self.num_slots = slots.num_slots
         self.tensors = dict(slots.tensors())
@@ -47,6 +49,13 @@ class Part:
         self.num_bytes = sum(tensor.nbytes for tensor in self.tensors.values())
         self._noise = None if group.policy.noise is None else replace(group.policy.noise, layer=heads.layer)
         self._read: tuple[tuple[int, int, int, int | None, int], Slots, Segment] | None = None
+
+    @property
+    def group(self) -> PartGroup:
+        """The group, which lives as long as its cache."""
+        group = self._group()
+        assert group is not None
+        return group
 
     @property
     def slot_bytes(self) -> int:
@@ -89,7 +98,8 @@ class Part:
         if self.group.policy.echoes:
             received = torch.full(k.shape[:3], UNHEARD, device=k.device)
         if step.echo is not None and again is not None:
-            received = self._heard(again, step.echo, [held, new], geometry)
+            heard = self._heard(again, step.echo, [held, new], geometry)
+            received = torch.where(new.pos >= step.echo.first, heard, UNHEARD)
         self._keep_best(slots, held, replace(new, statistic=received), step, q)
         return out
 
@@ -105,7 +115,8 @@ class Part:
         for extent in range(mapping.index.start + 1, mapping.index.stop + 1):
             before = self._before(replace(mapping, extent=extent, before=extent), geometry.window)
             keys, values = slots.k[..., :extent, :], slots.v[..., :extent, :]
-            seen.append(Segment(keys, values, slots.pos[..., :extent], None, before))
+            bias = None if slots.bias is None else slots.bias[..., :extent]
+            seen.append(Segment(keys, values, slots.pos[..., :extent], None, before, bias=bias))
         observation = self._observation(step, 1, q.shape[1] // k.shape[1])
         out, shares = backend.attend_in_turn(q, step.pos, seen, geometry, observation)
         if observation is not None and slots.statistic is not None:
@@ -149,12 +160,35 @@ class Part:
         if held.statistic is not None and new.statistic is not None:
             known = torch.cat([held.statistic, new.statistic], -1)
         candidates = Candidates(pos, step.next_pos, known, ((held.k, held.v), (new.k, new.v)), q)
-        ranked = priority(self.group.score(candidates), pos, step.next_pos, self.group.protected(step))
+        ranked = priority(scored(self.group.policy, candidates), pos, step.next_pos, self.group.protected(step))
         index = choose(ranked, pos, self.num_slots)
+        if slots.bias is not None and step.echo is not None:
+            self._hand_on(slots, candidates, index)
         self.group.backend.write(slots, index, new.k, new.v)
         slots.write(index, pos=new.pos, rot=step.rot[:, None, -new.pos.shape[2] :])
         if new.statistic is not None:
             slots.write(index, statistic=new.statistic)
+        if slots.bias is not None:
+            slots.bias[..., -1] = 0.0  # where tokens went that did not stay
+
+    def _hand_on(self, slots: Slots, candidates: Candidates, index: Tensor) -> None:
+        """Give every token that goes to the kept one whose key is most like its own: as bias, before any is moved.
+
+        `index` [n, H_KV, T] are the slots of the new tokens among the `candidates`.
+        """
+        pos, num_slots, bias = candidates.pos, self.num_slots, slots.bias
+        assert bias is not None
+        stays = index < num_slots
+        is_taken = torch.zeros_like(pos[..., : num_slots + 1], dtype=torch.bool).scatter_(-1, index, True)
+        goes = torch.cat([is_taken[..., :num_slots], ~stays], -1)
+        first = 0 if self.shape.window is not None else self.group.policy.sinks
+        takes = ~goes & (pos >= first)
+        held = torch.cat([bias[..., :num_slots], torch.zeros_like(index, dtype=bias.dtype)], -1)
+        gone = goes.to(torch.uint8).sort(dim=-1, descending=True, stable=True).indices[..., : index.shape[-1]]
+        known = candidates.statistic.masked_fill((candidates.statistic >= UNHEARD) | (pos < 0), 0.0)
+        found = handed_on(candidates.keys, known, held, gone, takes)
+        bias[..., :num_slots] = found[..., :num_slots]
+        slots.write(index, bias=found[..., num_slots:])
 
     def rerotate(self, row: int, live: int, end: int, rotation: Rotation) -> None:
         """Give the `live` keys of each head of a row consecutive rotations below `end`, in the order of `pos`."""
@@ -172,12 +206,14 @@ class Part:
                 tensor[row, :, :live] = 0  # a value that is not finite would poison even a sum it has no weight in
         self.slots.pos[row].fill_(-1)
         self.slots.rot[row].fill_(-1)
-        if self.slots.statistic is not None:
-            self.slots.statistic[row].zero_()
+        for known in (self.slots.statistic, self.slots.bias):
+            if known is not None:
+                known[row].zero_()
 
     def _before(self, mapping: SlotMapping, window: int | None) -> int | None:
         """The first slots that every query sees, as `mapping` has it, where no window hides any token of the step."""
-        fits = window is None or (mapping.index is not None and mapping.extent <= min(window, self.num_slots))
+        has_all = mapping.index is not None and mapping.extent <= min(window or 0, self.num_slots)
+        fits = window is None or (has_all and not mapping.has_gaps)
         return mapping.before if fits else None
 
     def _view(self, rows: slice, mapping: SlotMapping, before: int | None, tokens: int) -> tuple[Slots, Segment]:
@@ -187,7 +223,7 @@ class Part:
         asked = (rows.start, rows.stop, extent, before, own)
         if self._read is None or self._read[0] != asked:
             slots = self.slots.of_rows(rows)
-            statistic = None if slots.statistic is None else slots.statistic[..., :extent]
+            statistic, bias = (None if x is None else x[..., :extent] for x in (slots.statistic, slots.bias))
             k, v = slots.k[..., :extent, :], slots.v[..., :extent, :]
-            self._read = asked, slots, Segment(k, v, slots.pos[..., :extent], statistic, before, own)
+            self._read = asked, slots, Segment(k, v, slots.pos[..., :extent], statistic, before, own, bias)
         return self._read[1:]

@@ -143,11 +143,16 @@ class Replay(Policy):
     heads: Heads = "max"
     grace: int = 4
     recent_share: float = 0.25
+    bias: bool = False
 
     def __post_init__(self) -> None:
         Policy.__post_init__(self)
         self._check("grace", self.grace >= 1, "1 or more")
         self._check("recent_share", 0 <= self.recent_share < 1, "0 or more and less than 1")
+
+    @property
+    def has_bias(self) -> bool:
+        return self.bias
 
     def recent(self, slots: int) -> int:
         return max(self.grace, int(slots * self.recent_share))

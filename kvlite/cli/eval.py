@@ -65,7 +65,7 @@ class EvalOptions:
         None,
         metavar="FILE",
         from_settings=False,
-        help="Your own text to read and ask about, in place of a novel's; - is stdin.",
+        help="Your own text to read and ask about, in place of a novel's; - is stdin. Not in dialogue and lines.",
     )
     items: int | None = option(
         None, metavar="N", min=1, shown_default="10; with --quick 4", help="Passages or dialogues of each suite."
@@ -78,7 +78,7 @@ class EvalOptions:
         help="The tokens of an item with a question.",
     )
     free: bool = option(False, help="Let the model also answer in its own words; takes longer.")
-    answer_tokens: int = option(32, metavar="N", min=1, help="End the model's own answers after N.")
+    answer_tokens: int = option(32, metavar="N", min=1, help="With --free: end its answers after N.")
     seed: int = option(0, metavar="N", heading=SAMPLING, shown_default=False, help="Same seed, same answer.")
     journal: Path | None = option(
         None,

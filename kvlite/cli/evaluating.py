@@ -12,7 +12,7 @@ from kvlite.cache.policy import load_policy
 from kvlite.cache.policy_text import split_policies
 from kvlite.cli.prompts import STDIN, read_file, read_stdin
 from kvlite.console import Console
-from kvlite.errors import UsageError
+from kvlite.errors import OutputError, UsageError
 from kvlite.evaluation.conclusion import recommendation
 from kvlite.evaluation.evaluation import Evaluation
 from kvlite.evaluation.journal import Journal
@@ -94,13 +94,14 @@ def _variants(given: EvalOptions, chunk: int | None) -> list[Variant]:
     formats = _listed(given.kv_dtype)
     for name in formats:
         slot_format(name, "float32")
-    return [
+    found = [
         Variant(policy, budget, kv_dtype, chunk or MOST_CHUNK)
         for budget in _budgets(given)
         for policy in policies
         for kv_dtype in formats
         if policy.evicts  # the full cache is the reference, whatever the budget
     ]
+    return list(dict.fromkeys(found))
 
 
 def _budgets(given: EvalOptions) -> list[Budget]:
@@ -144,8 +145,16 @@ def _progress(now: Evaluation) -> str:
 
 
 def _write(about: Mapping[str, Any], summaries: Sequence[Summary], html: Path | None, out: Console) -> None:
+    """The table or JSON first, so that it is there where the page cannot be written. Raises OutputError."""
+    _show(about, summaries, out)
     if html is not None:
-        html.write_text(eval_page(about, summaries), encoding="utf-8")
+        try:
+            html.write_text(eval_page(about, summaries), encoding="utf-8")
+        except OSError as error:
+            raise OutputError(f"cannot write {html}: {error.strerror}") from error
+
+
+def _show(about: Mapping[str, Any], summaries: Sequence[Summary], out: Console) -> None:
     if out.as_json:
         out.json(eval_json(about, summaries), indent=2)
         return

@@ -78,7 +78,7 @@ class TriedKernels(KernelChoice):
 def part_of(stored: SlotFormat, policy: Policy) -> SlotsPart:
     """The part of a trial that such slots need."""
     bits = (stored.k_bits, stored.v_bits) if stored.is_quantised else (0, 0)
-    return SlotsPart(*bits, policy.statistic, policy.heads, policy.echoes)
+    return SlotsPart(*bits, policy.statistic, policy.heads, policy.echoes, policy.has_bias)
 
 
 @torch.inference_mode()

@@ -15,7 +15,7 @@ from kvlite.record.measure import device_reading
 from kvlite.record.recorder import Reading
 from kvlite.record.schema import HostFacts, LayerKept, TorchMemory
 
-_TERM_OF_TENSOR = {"pos": "positions", "rot": "positions", "statistic": "policy_state"}
+_TERM_OF_TENSOR = {"pos": "positions", "rot": "positions", "statistic": "policy_state", "bias": "policy_state"}
 """Every other tensor holds keys and values."""
 
 

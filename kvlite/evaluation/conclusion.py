@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from kvlite.evaluation.summary import Estimate, Line, Pair, Summary, bootstrap, mean, wilson
-from kvlite.memory.format import short_size
+from kvlite.evaluation.summary import LEAST_DRAWN, Estimate, Line, Pair, Summary, bootstrap, mean, wilson
+from kvlite.memory.format import counted, short_size
 
 GOOD = 0.9
 """The share of the full cache's answers that a recommended budget keeps."""
+
+SURE = 0.75
+"""The least that the interval of a recommended budget may hold without a word of doubt."""
 
 LEAST_ASKED = 5
 """Fewer questions than these say nothing of a model that gets them wrong."""
@@ -24,7 +27,8 @@ def conclusion(summary: Summary) -> str:
         return _too_weak(summary)
     if not summary.by_budget:
         if suite.is_forced:
-            return f"The full cache: {_cost(summary, reference)}."
+            name = summary.reference_name
+            return f"{name[0].upper()}{name[1:]}: {_cost(summary, reference)}."
         return f"The full cache answers {_share(reference.figures['right'])} of these."
     return " ".join(_advice(summary, budget, list(lines.values())) for budget, lines in summary.by_budget.items())
 
@@ -34,9 +38,9 @@ def _too_weak(summary: Summary) -> str:
     suite, reference = summary.suite, summary.reference
     right = reference.figures["right"].value
     if reference.count < LEAST_ASKED:
-        asked = "1 question is" if reference.count == 1 else f"{reference.count} questions are"
         return (
-            f"The full cache itself answers {right:.0%} of these, and {asked} too few to say more; give more --items."
+            f"The full cache itself answers {right:.0%} of these, and {_questions(reference.count)} too few to say "
+            "more; give more --items."
         )
     return (
         f"The full cache itself answers only {right:.0%} of these: the suite {suite.name} is left out, since the model "
@@ -56,7 +60,13 @@ def _advice(summary: Summary, budget: str, lines: Sequence[Line]) -> str:
         for line in others
         if line.placed.key() != best.placed.key() and not differs(best.samples, line.samples, summary.suite.seed)
     ]
-    doubt = f"{' and '.join(alike)} cannot be told from it" if alike else "its lead is more than chance"
+    if len(best.samples) < LEAST_DRAWN:
+        made_of = "text" if summary.suite.is_forced else "item"
+        doubt = f"{counted(len(best.samples), made_of)} are too few to say what is chance"
+    elif alike:
+        doubt = f"{' and '.join(alike)} cannot be told from it"
+    else:
+        doubt = "its lead is more than chance"
     return f"At {budget} use {best.placed.variant.name}: {cost} ({doubt})."
 
 
@@ -82,7 +92,8 @@ def _cost(summary: Summary, line: Line) -> str:
     if summary.suite.name == "kl":
         agreed = line.figures["agreement"].value
         return f"{line.main.value:.3f} nats from the full cache, the same first choice for {agreed:.1%} of the tokens"
-    return f"perplexity {line.main.value:.2f} where the full cache has {summary.reference.main.value:.2f}"
+    reference = summary.reference.main.value
+    return f"perplexity {line.main.value:.2f}, and {reference:.2f} with {summary.reference_name}"
 
 
 def _share(estimate: Estimate) -> str:
@@ -125,11 +136,18 @@ def recommendation(summaries: Sequence[Summary]) -> str:
     told = "; ".join(f"{budget}: {_share(each.kept)}, {each.flags}" for budget, each in best.items())
     size = short_size(max(line.placed.plan.budget_bytes for line in best[chosen].lines), up=True)
     judged = "keeps" if enough else f"is the best of these, none of which keeps {GOOD:.0%}: it keeps"
+    is_sure = not enough or best[chosen].kept.low >= SURE
+    count = sum(questions for _, questions in best[chosen].samples)
+    few = "" if is_sure else f" {_questions(count)} too few to be sure of it; give more --items."
     return (
         f"For conversations of {longest:,} tokens, --kv-budget {size} {best[chosen].flags} ({placed.budget_text}) "
         f"{judged} {_share(best[chosen].kept)} of what the full cache answers; longer ones need as much more. "
-        f"The best of each budget, over {', '.join(summary.suite.name for summary in asked)}: {told}."
+        f"The best of each budget, over {', '.join(summary.suite.name for summary in asked)}: {told}.{few}"
     )
+
+
+def _questions(count: int) -> str:
+    return "1 question is" if count == 1 else f"{count} questions are"
 
 
 def _best(asked: Sequence[Summary], budget: str) -> _Choice:

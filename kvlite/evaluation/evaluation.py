@@ -6,7 +6,7 @@ import hashlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 from kvlite.cache.policy import load_policy
@@ -15,6 +15,7 @@ from kvlite.evaluation.journal import Journal, Result
 from kvlite.evaluation.suites import EncodedItem, ForcedText, Suite
 from kvlite.evaluation.summary import Measured, Summary, can_do, summarise
 from kvlite.evaluation.variant import REFERENCE, Placed, Variant
+from kvlite.record.verdicts import code_stamp
 
 if TYPE_CHECKING:
     from kvlite.llm.text_model import TextModel
@@ -34,6 +35,9 @@ PAST_WINDOW = Variant(load_policy("window"))
 
 Measure = Callable[[Sequence[int], Callable[[float], None]], Sequence[Result]]
 """Measures the items with these numbers, at most as many as rows; tells how many are done."""
+
+
+_code = cache(code_stamp)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +79,7 @@ class Task:
     def reference(self) -> Placed:
         """The whole cache, or all that the model's window holds."""
         window = self.model.loaded.window
-        most = self.tokens + (0 if self.suite.is_forced else self.suite.max_tokens)
+        most = self.tokens + (self.suite.max_tokens if self.suite.free else 0)
         if window is not None:
             most = min(most, window)
         return (PAST_WINDOW if self.is_past_window else REFERENCE).place(self.model, most)
@@ -84,6 +88,7 @@ class Task:
         """Everything that decides the result of one item or text, as the journal records it."""
         loaded, suite = self.model.loaded, self.suite
         return {
+            "code": _code(),
             "model": self.identity,
             "dtype": loaded.shape.dtype,
             "quant": loaded.quant,

@@ -92,6 +92,8 @@ class Journal:
         self._results: dict[str, Result] = {}
         self._is_torn = False
         if path is not None and path.exists():
+            if not path.is_file():
+                raise UsageError(f"{path} is no file that can be gone on with; give another --journal")
             self._read(path)
 
     def find(self, unit: Unit) -> Result | None:

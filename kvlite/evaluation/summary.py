@@ -18,6 +18,9 @@ from kvlite.evaluation.variant import Placed
 RESAMPLES = 1000
 Z95 = 1.959964
 
+LEAST_DRAWN = 4
+"""Items or texts below which drawing them again says nothing of chance."""
+
 LEAST_RIGHT = 0.5
 """Below this share of right answers under the full cache a suite says more about the model than about the cache."""
 
@@ -97,6 +100,12 @@ class Summary:
         return self.lines[0]
 
     @property
+    def reference_name(self) -> str:
+        """The words for what variants are compared with."""
+        placed = self.reference.placed
+        return f"the last {placed.plan.slots:,} tokens" if placed.variant.policy.evicts else "the full cache"
+
+    @property
     def is_up_to_it(self) -> bool:
         """True where the model, with the full cache, answers enough that a budget can be judged by what it loses."""
         return can_do(self.reference.results)
@@ -132,13 +141,14 @@ def summarise(suite: Suite, full_cache_bytes: int, measured: Sequence[Measured])
     """The numbers of a suite, the reference measured first."""
     full = measured[0][1]
     tokens = max(result.tokens for result in full)
-    lines = tuple(_line(suite, placed, results, full) for placed, results in measured)
+    lines = tuple(_line(suite, placed, results, measured[0]) for placed, results in measured)
     guessed = sum(outcome.guessed for each in full if isinstance(each, Answered) for outcome in each.outcomes)
     return Summary(suite, tokens, full_cache_bytes, lines, guessed)
 
 
-def _line(suite: Suite, placed: Placed, results: Sequence[Result], full: Sequence[Result]) -> Line:
-    sums = [_sums(result, reference) for result, reference in zip(results, full, strict=True)]
+def _line(suite: Suite, placed: Placed, results: Sequence[Result], full: Measured) -> Line:
+    is_past = full[0].variant.policy.evicts  # then no whole cache was there to diverge from
+    sums = [_sums(result, reference) for result, reference in zip(results, full[1], strict=True)]
     main = {"kl": "kl", "ppl": "perplexity"}.get(suite.name, "of_full")
 
     def pairs(name: str, at: Distances | None = None) -> list[Pair]:
@@ -147,7 +157,7 @@ def _line(suite: Suite, placed: Placed, results: Sequence[Result], full: Sequenc
         return [(sum(by[name][0] for by in each), sum(by[name][1] for by in each)) for each in found]
 
     questions = (*_SHARES[:2], "nll", *(_SHARES[2:] if suite.free else ()))
-    names = dict.fromkeys((main, *_FORCED_FIGURES)) if suite.is_forced else questions
+    names = dict.fromkeys((main, *(() if is_past else _FORCED_FIGURES))) if suite.is_forced else questions
     figures = {name: _estimate(name, pairs(name), suite.seed) for name in names}
     by_distance = main if suite.is_forced else "right"
     parts = []
@@ -217,11 +227,14 @@ def wilson(right: int, asked: int) -> Estimate:
 def bootstrap(items: Sequence[Item], statistic: Callable[[Sequence[Item]], float], seed: int = 0) -> Estimate:
     """A statistic of items or texts, which are drawn again with replacement (Efron 1979, percentiles).
 
-    What one item holds stays together, so that questions in one need not be independent.
+    What one item holds stays together, so that questions in one need not be independent. Fewer than LEAST_DRAWN give no
+    interval.
     """
     value = statistic(items) if items else math.nan
+    if len(items) < LEAST_DRAWN:
+        return Estimate(value, math.nan, math.nan)
     rng = random.Random(seed)
-    drawn = (statistic(rng.choices(items, k=len(items))) for _ in range(RESAMPLES if items else 0))
+    drawn = (statistic(rng.choices(items, k=len(items))) for _ in range(RESAMPLES))
     found = sorted(draw for draw in drawn if not math.isnan(draw))
     if not found:
         return Estimate(value, math.nan, math.nan)

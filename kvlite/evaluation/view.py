@@ -10,7 +10,7 @@ from typing import Any
 from kvlite.evaluation.conclusion import conclusion, recommendation
 from kvlite.evaluation.journal import Answered
 from kvlite.evaluation.summary import Estimate, Line, Summary
-from kvlite.memory.format import human_bytes
+from kvlite.memory.format import counted, human_bytes
 from kvlite.record.page import WIDTH, Curve, Mark, Plot, Section, page, round_ticks, y_at
 from kvlite.record.table import UNKNOWN, Table
 
@@ -57,16 +57,16 @@ def suite_table(summary: Summary) -> Table:
     figures = (_TITLES[name] for name in summary.reference.figures)
     distances = list(dict.fromkeys(part.label for line in summary.lines for part in line.parts))
     columns = ("POLICY", "BUDGET", "FORMAT", "T", "SLOTS", *figures, *distances)
-    return Table(columns, tuple(_row(line, distances) for line in summary.lines), fixed=2)
+    return Table(columns, tuple(_row(summary, line, distances) for line in summary.lines), fixed=2)
 
 
 def _about(summary: Summary) -> str:
     suite = summary.suite
-    made_of, counted = ("texts", "scored tokens") if suite.is_forced else ("items", "questions")
+    made_of, asked = ("text", "scored token") if suite.is_forced else ("item", "question")
     by = "" if suite.is_forced else "right answers "
     parts = [
-        f"{len(summary.reference.results)} {made_of} of up to {summary.tokens:,} tokens",
-        f"{summary.reference.count:,} {counted}",
+        f"{counted(len(summary.reference.results), made_of)} of up to {summary.tokens:,} tokens",
+        counted(summary.reference.count, asked),
         f"full cache {human_bytes(summary.full_cache_bytes)}",
         "T: prompt tokens fed at once",
         "in brackets: intervals of 95 %",
@@ -78,15 +78,17 @@ def _about(summary: Summary) -> str:
     return " · ".join(parts)
 
 
-def _row(line: Line, distances: Sequence[str]) -> tuple[str, ...]:
+def _row(summary: Summary, line: Line, distances: Sequence[str]) -> tuple[str, ...]:
     placed = line.placed
     shown = next(iter(line.figures))
     values = {part.label: _value(shown, part.estimate.value) for part in line.parts}
     return (
         placed.variant.name,
-        placed.budget_text,
+        summary.reference_name if placed.variant.is_reference and placed.variant.policy.evicts else placed.budget_text,
         placed.spec.slot_format.name,
-        "any" if placed.variant.is_reference else str(placed.plan.chunk),  # the full cache gives the same in any chunks
+        "any"
+        if not placed.variant.policy.evicts
+        else str(placed.plan.chunk),  # the full cache gives the same in any chunks
         f"{placed.plan.slots:,}",
         *(_figure(name, estimate) for name, estimate in line.figures.items()),
         *(values.get(label, UNKNOWN) for label in distances),
@@ -96,6 +98,8 @@ def _row(line: Line, distances: Sequence[str]) -> tuple[str, ...]:
 def _figure(name: str, estimate: Estimate) -> str:
     if math.isnan(estimate.value):
         return UNKNOWN
+    if math.isnan(estimate.low):
+        return f"{estimate.value:.1%}" if name in _SHARES else _value(name, estimate.value)
     if name in _SHARES:
         return f"{estimate.value:.1%} [{estimate.low * 100:.0f}-{estimate.high * 100:.0f}]"
     return f"{_value(name, estimate.value)} [{_value(name, estimate.low)}-{_value(name, estimate.high)}]"
@@ -139,7 +143,7 @@ def _plot(summary: Summary, titles: tuple[str, str], labels: Sequence[str], poin
     for index, (name, found) in enumerate(points):
         aside = (index - (len(points) - 1) / 2) * apart
         marks = tuple(
-            Mark(round(places[label] + aside, 1), y_at(each.value, ends), y_at(each.low, ends), y_at(each.high, ends))
+            Mark(round(places[label] + aside, 1), y_at(each.value, ends), *_interval(each, ends))
             for label, each in found.items()
             if not math.isnan(each.value)
         )
@@ -148,6 +152,11 @@ def _plot(summary: Summary, titles: tuple[str, str], labels: Sequence[str], poin
     y_ticks = tuple((y_at(value, ends), f"{value:g}" if summary.suite.is_forced else f"{value:.0%}") for value in ends)
     title, x_title = titles
     return Plot(title, x_title, _AXES[summary.main], x_ticks, y_ticks, tuple(curves))
+
+
+def _interval(estimate: Estimate, ends: Sequence[float]) -> tuple[float, float] | tuple[None, None]:
+    """Where an interval begins and ends on the y axis."""
+    return (None, None) if math.isnan(estimate.low) else (y_at(estimate.low, ends), y_at(estimate.high, ends))
 
 
 def _axis(summary: Summary) -> list[float]:

@@ -1,8 +1,8 @@
 """The number of slots that a KV budget buys, to the byte. Pure arithmetic: the cache allocates what is planned here.
 
 Per attention layer the cache holds rows * KV heads * (slots + 1) slots; the one more per head takes what is discarded
-("staging"). A slot is its key and value, the policy's statistic and 8 bytes of positions. Layers with constant state
-add it per row. Nothing else counts against the budget.
+("staging"). A slot is its key and value, what the policy keeps of it and 8 bytes of positions. Layers with constant
+state add it per row. Nothing else counts against the budget.
 """
 
 from __future__ import annotations

@@ -51,7 +51,10 @@ class HeadProfile(BaseModel):
         return self
 
     def __call__(self, slots: int) -> Needs:
-        """The relative needs of the heads where they have `slots` on average, by layer and KV head."""
+        """The relative needs of the heads, by layer and KV head, read at REFERENCE whatever `slots` they have.
+
+        Read where the slots are, the curve answered fewer questions (docs/policies.md).
+        """
         return self.at(REFERENCE)
 
     def at(self, share: float) -> Needs:

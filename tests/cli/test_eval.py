@@ -122,6 +122,32 @@ def test_a_file_that_may_not_be_written_is_refused_before_any_work(
     assert "may not be written" in capsys.readouterr().err
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_where_the_page_cannot_be_written_the_table_was(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*NEEDLES, "--html", "/dev/full"]) == 1
+    captured = capsys.readouterr()
+    assert "POLICY" in captured.out
+    assert "cannot write /dev/full: No space left on device" in captured.err
+
+
+def test_what_is_named_twice_is_measured_once(capsys: pytest.CaptureFixture[str]) -> None:
+    named = [
+        "--suite",
+        "kl",
+        "--policy",
+        "window,window:sinks=4",
+        "--share",
+        "50,50%",
+        "--items",
+        "1",
+        "--length",
+        "60",
+    ]
+    assert main(["eval", "demo", *named, "--json"]) == 0
+    (suite,) = json.loads(capsys.readouterr().out)["suites"]
+    assert [each["name"] for each in suite["variants"]] == ["full", "window"]
+
+
 def test_stdout_is_json_alone(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*NEEDLES, "--json"]) == 0
     captured = capsys.readouterr()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvlite.evaluation.conclusion import conclusion, recommendation
+from kvlite.evaluation.conclusion import conclusion, differs, recommendation
 from kvlite.evaluation.summary import Summary
 from tests.evaluation.results import answered, scored, summary
 
@@ -76,8 +76,15 @@ def test_less_divergence_is_better() -> None:
 def test_less_perplexity_is_better() -> None:
     others = {("window", "50%"): scored([0.9] * 8), ("h2o", "50%"): scored([0.1] * 8)}
     assert conclusion(summary(scored([0.0] * 8), others, "ppl")).startswith(
-        "At 50% use h2o: perplexity 3.00 where the full"
+        "At 50% use h2o: perplexity 3.00, and 2.72 with the full cache (its lead"
     )
+
+
+def test_of_few_items_nothing_is_said_about_chance() -> None:
+    others = {("window", "50%"): scored([0.9] * 3), ("h2o", "50%"): scored([0.1] * 3)}
+    found = summary(scored([0.0] * 3), others, "kl")
+    assert conclusion(found).endswith("(3 texts are too few to say what is chance).")
+    assert not any(differs(one.samples, other.samples, 0) for one in found.lines for other in found.lines)
 
 
 @given(st.data())
@@ -123,6 +130,12 @@ def test_of_variants_that_cannot_be_told_apart_the_first_is_recommended() -> Non
 def test_where_no_budget_keeps_enough_the_largest_is_named_as_such() -> None:
     half = [[True] * 2 + [False] * 3] * 20
     assert "none of which keeps 90%: it keeps 40%" in recommendation([recall_at({"20%": (half, half)})])
+
+
+def test_a_recommendation_from_few_questions_says_so() -> None:
+    few, many = (summary(answered(PERFECT[:count]), {("h2o", "20%"): answered(PERFECT[:count])}) for count in (2, 20))
+    assert recommendation([few]).endswith("10 questions are too few to be sure of it; give more --items.")
+    assert "too few" not in recommendation([many])
 
 
 def recall_at(rights: dict[str, tuple[list[list[bool]], list[list[bool]]]]) -> Summary:

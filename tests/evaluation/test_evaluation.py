@@ -122,6 +122,8 @@ def test_text_longer_than_the_window_is_scored_against_what_the_window_holds(mod
     assert [line.placed.variant.name for line in found.lines] == ["window", "window"]
     assert found.reference.placed.plan.slots > found.lines[1].placed.plan.slots
     assert found.lines[1].count == window + 399
+    assert [*found.lines[1].figures] == ["perplexity"]  # no whole cache to diverge from
+    assert f"with the last {found.reference.placed.plan.slots:,} tokens" in conclusion(found)
     with pytest.raises(UsageError, match="kl needs the whole cache"):
         Evaluation(model, [Suite("kl", 1, window + 400)], [WINDOW], Journal()).run()
 

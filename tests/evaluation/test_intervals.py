@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvlite.evaluation.summary import bootstrap, wilson
+from kvlite.evaluation.summary import LEAST_DRAWN, bootstrap, wilson
 
 
 def mean(items: object) -> float:
@@ -51,7 +51,13 @@ def test_a_bootstrap_is_a_function_of_its_seed() -> None:
     assert first.low < first.value < first.high
 
 
-@given(st.lists(st.floats(-100, 100), min_size=1, max_size=12))
+@pytest.mark.parametrize("count", [1, LEAST_DRAWN - 1])
+def test_few_items_have_no_interval(count: int) -> None:
+    found = bootstrap([1.0] * count, mean)
+    assert found.value == 1.0 and math.isnan(found.low) and math.isnan(found.high)
+
+
+@given(st.lists(st.floats(-100, 100), min_size=LEAST_DRAWN, max_size=12))
 def test_a_bootstrap_stays_between_the_extremes(items: list[float]) -> None:
     found = bootstrap(items, mean)
     assert min(items) - 1e-9 <= found.low <= found.high <= max(items) + 1e-9

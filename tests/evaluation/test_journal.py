@@ -19,6 +19,11 @@ def test_a_result_is_found_again_and_only_under_its_own_unit(tmp_path: Path, res
     assert Journal(tmp_path / "j").find({"n": 2}) is None
 
 
+def test_what_is_no_file_is_no_journal() -> None:
+    with pytest.raises(UsageError, match="no file that can be gone on with"):
+        Journal(Path("/dev/full"))
+
+
 def test_a_line_cut_short_is_ignored_and_gone_on_behind(tmp_path: Path) -> None:
     path = tmp_path / "j"
     Journal(path).keep({"n": 1}, HELD)

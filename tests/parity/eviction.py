@@ -76,9 +76,9 @@ def on(slots: Slots, device: torch.device) -> Slots:
     def moved(x: Vectors) -> Vectors:
         return x.to(device, copy=True) if isinstance(x, Tensor) else Packed(moved(x.codes), moved(x.scale), x.dim)  # type: ignore[arg-type]
 
-    statistic = None if slots.statistic is None else slots.statistic.to(device, copy=True)
+    statistic, bias = (None if x is None else x.to(device, copy=True) for x in (slots.statistic, slots.bias))
     pos, rot, starts = (x.to(device, copy=True) for x in (slots.pos, slots.rot, slots.starts))
-    return Slots(moved(slots.k), moved(slots.v), pos, rot, statistic, starts)
+    return Slots(moved(slots.k), moved(slots.v), pos, rot, statistic, starts, bias)
 
 
 def check(

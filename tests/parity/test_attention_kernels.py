@@ -187,6 +187,24 @@ def test_queries_that_come_again_give_keys_what_the_twin_does(window: int | None
     assert_parity("of the last segment", sums[0], expected, 1e-5)
 
 
+def test_a_bias_of_slots_counts_as_in_the_twin() -> None:
+    given = poisoned_problem(replace(FP32, queries=9, sink=True))
+    bias = surrounded(torch.rand(given.segment.pos.shape).half())
+    segments = [replace(given.segment, bias=bias), chunk(FP32, given.q_pos)]
+    geometry, last = replace(FP32, sink=True).geometry, slice(-1, None)
+    expected, _ = attend_segments(given.q, given.q_pos, segments, geometry, None)
+    out, _, _ = attend_many(given.q, given.q_pos, segments, geometry, 0, None)
+    assert_parity("out of a chunk", out, expected, 4e-6)
+    q, q_pos = given.q[:, :, last], given.q_pos[:, last]
+    expected, _ = attend_segments(q, q_pos, segments[:1], geometry, None)
+    assert_parity("out of one", attend_one(q, q_pos, segments[0], geometry, scratch(FP32), None), expected, 4e-6)
+    observation, after = Observation(Statistic.MASS, given.weight), given.q_pos + 3
+    for some in (segments[:1], segments):
+        wanted = heard(given.q, after, some, geometry, observation)
+        _, _, sums = attend_many(given.q, after, some, geometry, 0, observation, are_last=False)
+        assert_parity("heard", sums[0], wanted, 1e-5)
+
+
 OBSERVATIONS = [
     (Statistic.MASS, "max"),
     (Statistic.MASS, "layer"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 
 import pytest
 import torch
@@ -41,6 +42,15 @@ def test_the_token_that_waits_takes_the_slot_of_the_lowest(case: Case) -> None:
 def test_codes_and_scales_move_as_they_are(bits: int) -> None:
     case = CASES["sinks and recent"]
     check(TRITON, holding(case, bits), case, scores(case), after(case))
+
+
+def test_who_takes_a_slot_has_no_bias_yet() -> None:
+    case = CASES["sinks and recent"]
+    slots = holding(case)
+    bias = torch.ones_like(slots.pos, dtype=torch.float16)
+    bias[..., -1] = 0.0  # of what waits
+    check(TRITON, replace(slots, bias=bias), case, scores(case), after(case))
+    assert int((bias[..., : case.slots] == 0.0).sum()) == LAYERS * ROWS * HEADS
 
 
 def test_padding_takes_no_slot() -> None:

@@ -24,6 +24,7 @@ from tests.parity.doubles import HALF, SAME, TWICE
 NUMBERS, CODES = SlotsPart(0, 0, Statistic.MASS), SlotsPart(8, 8, Statistic.MASS, "max")
 OTHERS = [SlotsPart(4, 4, None), SlotsPart(0, 0, Statistic.BELOW), SlotsPart(0, 0, Statistic.GUMBEL)]
 OTHERS += [SlotsPart(6, 4, Statistic.MASS, is_heard=True), SlotsPart(0, 0, Statistic.MASS, "max", is_heard=True)]
+OTHERS += [SlotsPart(0, 0, Statistic.MASS, "max", is_heard=True, has_bias=True)]
 
 
 def task(*parts: Part, dtype: str = "float32", repeats: int = 3) -> Task:

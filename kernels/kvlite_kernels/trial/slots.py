@@ -84,7 +84,9 @@ class Problem:
             places[row, :, keys - (1 + row) * keys // 8 :] = -1
         pos = places.to(task.place)
         k, v = _stored(part, normal(layer.kv_heads, keys, layer.k_dim), normal(layer.kv_heads, keys, layer.v_dim))
-        free = pos < 0
+        free, bias = pos < 0, None
+        if part.has_bias:
+            bias = torch.rand(pos.shape, generator=generator).to(task.place, torch.float16)
         q_pos = torch.arange(keys, keys + CHUNK, dtype=torch.int32, device=task.place).expand(ROWS, -1).contiguous()
         chunk = (normal(layer.kv_heads, CHUNK, layer.k_dim), normal(layer.kv_heads, CHUNK, layer.v_dim))
         return cls(
@@ -92,8 +94,13 @@ class Problem:
             part,
             2 * normal(layer.query_heads, CHUNK, layer.k_dim),
             q_pos,
-            Segment(_filled(k, free, 0.0), _filled(v, free, 0.0), pos),
-            Segment(_before_nan(_filled(k, free, LARGE)), _before_nan(_filled(v, free, LARGE)), _before_nan(pos)),
+            Segment(_filled(k, free, 0.0), _filled(v, free, 0.0), pos, bias=bias),
+            Segment(
+                _before_nan(_filled(k, free, LARGE)),
+                _before_nan(_filled(v, free, LARGE)),
+                _before_nan(pos),
+                bias=None if bias is None else _before_nan(bias.masked_fill(free, LARGE)),
+            ),
             Segment(*_stored(part, *chunk), pos=q_pos[:, None]),
         )
 
@@ -230,7 +237,10 @@ def _waiting(task: Task, part: SlotsPart, layer: LayerSizes) -> tuple[Slots, Ten
     pos = pos.to(task.place)
     known = None if part.statistic is None else statistic
     keys, values = _stored(part, k, v)
-    return Slots(keys, values, pos, pos + 7, known, starts), score
+    bias = score.to(torch.float16) if part.has_bias else None
+    if bias is not None:
+        bias[..., -1] = 0.0
+    return Slots(keys, values, pos, pos + 7, known, starts, bias), score
 
 
 def _gain(task: Task, part: SlotsPart, backend: Backend, layer: LayerSizes, clock: Callable[[], float]) -> float:
@@ -300,5 +310,5 @@ def _copied(slots: Slots) -> Slots:
     def copied(x: Vectors) -> Vectors:
         return Packed(x.codes.clone(), x.scale.clone(), x.dim) if isinstance(x, Packed) else x.clone()
 
-    statistic = None if slots.statistic is None else slots.statistic.clone()
-    return Slots(copied(slots.k), copied(slots.v), slots.pos.clone(), slots.rot.clone(), statistic, slots.starts)
+    statistic, bias = (None if x is None else x.clone() for x in (slots.statistic, slots.bias))
+    return Slots(copied(slots.k), copied(slots.v), slots.pos.clone(), slots.rot.clone(), statistic, slots.starts, bias)

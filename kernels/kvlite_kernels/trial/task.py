@@ -22,7 +22,8 @@ KEYS = 1025
 class SlotsPart:
     """Kernels on keys of `k_bits` and values of `v_bits`, 0 where they are numbers of the model's dtype.
 
-    They keep a statistic, None where none is kept; of queries that come once more where it is `heard`.
+    They keep a statistic, None where none is kept; of queries that come once more where it is `heard`. Keys have a
+    bias where it `has_bias`.
     """
 
     k_bits: int
@@ -30,11 +31,13 @@ class SlotsPart:
     statistic: Statistic | None
     heads: Heads = "mean"
     is_heard: bool = False
+    has_bias: bool = False
 
     def __str__(self) -> str:
         bits = f"{self.k_bits} bits" if self.k_bits == self.v_bits else f"{self.k_bits} and {self.v_bits} bits"
         kept = "" if self.statistic is None else f", {self.statistic.value} by {self.heads}"
-        return f"slots of {bits if self.k_bits else 'numbers'}{kept}{' heard again' * self.is_heard}"
+        more = " heard again" * self.is_heard + " with a bias" * self.has_bias
+        return f"slots of {bits if self.k_bits else 'numbers'}{kept}{more}"
 
     @classmethod
     def read(cls, told: dict[str, object]) -> SlotsPart:

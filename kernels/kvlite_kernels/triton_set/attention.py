@@ -42,7 +42,7 @@ def attend_one(
     window = ALL if geometry.window is None else geometry.window
     q, softcap = _inner(q), geometry.softcap or 1.0
     decode.split[(rows * kv_heads, splits)](
-        q, q_pos, k.data, k.scale, v.data, v.scale, held.pos,
+        q, q_pos, k.data, k.scale, v.data, v.scale, held.pos, held.bias,
         scratch.logits, scratch.max, scratch.sum, scratch.part, scratch.norm_max, scratch.norm_sum,
         geometry.scaling, softcap, window, num_keys, keys_per_split, num_keys, splits,
         *noise,
@@ -94,7 +94,7 @@ def attend_many(
 
     out [n, H_Q, T, D_V], lse [n, H_Q, T], the statistic [n, H_KV, N] of each segment. The second segment ends with the
     keys of the queries themselves, unless these are not the last: they come again, and the last segment's statistic is
-    all that is given.
+    all that is given. Only the keys of slots have a bias, which lies as their positions do.
     """
     rows, num_heads, num_queries, dim = q.shape
     slots, new = segments[0], segments[-1]
@@ -111,7 +111,7 @@ def attend_many(
     scaling, softcap = geometry.scaling, geometry.softcap or 1.0
     window = ALL if geometry.window is None else geometry.window
     prefill.attend[(triton.cdiv(num_queries, tile.rows), rows * num_heads)](
-        q, q_pos, k.data, k.scale, v.data, v.scale, slots.pos,
+        q, q_pos, k.data, k.scale, v.data, v.scale, slots.pos, slots.bias,
         new_k.data, new_k.scale, new_v.data, new_v.scale, new.pos,
         lse if geometry.sink_logits is None else geometry.sink_logits, out, lse, norm,
         scaling, softcap, window, num_queries, slots.k.shape[2], new.k.shape[2], *noise,
@@ -134,7 +134,7 @@ def attend_many(
         k, num_keys = operand(segment.k), segment.k.shape[2]
         sums = torch.empty(rows, kv_heads, num_keys, dtype=torch.float32, device=q.device)
         prefill.column_sums[(triton.cdiv(num_keys, tile.columns), rows * kv_heads)](
-            q, q_pos, norm, observation.weight, k.data, k.scale, segment.pos, sums,
+            q, q_pos, norm, observation.weight, k.data, k.scale, segment.pos, segment.bias, sums,
             scaling, softcap, window, num_queries, num_keys, observation.first(num_queries), *noise,
             *q.stride()[:3], q_pos.stride(0), observation.weight.stride(0), *k.strides, *_heads(segment.pos),
             NUM_KV_HEADS=kv_heads, G=num_heads // kv_heads, D=dim, PAD_D=padded(dim),

@@ -84,7 +84,7 @@ class TritonBackend(Backend):
         pins = next_pos if protection.pins is None else protection.pins
         statistic = slots.pos if slots.statistic is None else slots.statistic
         eviction.evict[(slots.pos.shape[:-1].numel(),)](
-            k.data, k.scale, v.data, v.scale, slots.pos, slots.rot, statistic, score, next_pos, pins,
+            k.data, k.scale, v.data, v.scale, slots.pos, slots.rot, statistic, slots.bias, score, next_pos, pins,
             slots.num_slots, rows, protection.recent, protection.sinks,
             0 if protection.window is None else protection.window, 0 if protection.pins is None else pins.shape[1],
             0 if protection.most_pinned is None else protection.most_pinned,

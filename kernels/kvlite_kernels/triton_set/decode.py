@@ -14,7 +14,7 @@ from kvlite_kernels.triton_set.vectors import channels, queries
 
 @triton.jit(do_not_specialize=["num_keys", "keys_per_split", "logits_width", "seed", "layer", "first_head"])
 def split(
-    p_q, p_q_pos, p_k, p_k_scale, p_v, p_v_scale, p_k_pos,
+    p_q, p_q_pos, p_k, p_k_scale, p_v, p_v_scale, p_k_pos, p_bias,
     p_logits, p_max, p_sum, p_part, p_norm_max, p_norm_sum,
     scale, softcap, window, num_keys, keys_per_split, logits_width, num_splits,
     seed, layer, first_head, first, last, ramp,
@@ -26,7 +26,8 @@ def split(
 ):  # fmt: skip
     """Grid (n * H_KV, splits): logits fp32 [n, H_Q, logits_width] of a part of the keys, and their partial attention.
 
-    Partials: maximum, sum [n * H_KV, splits, G] and unnormalised values [n * H_KV, splits, G, D_V].
+    Partials: maximum, sum [n * H_KV, splits, G] and unnormalised values [n * H_KV, splits, G, D_V]. Positions and bias
+    share their strides.
     """
     head = tl.program_id(0)
     part = tl.program_id(1)
@@ -34,6 +35,8 @@ def split(
     kv_head = (head % NUM_KV_HEADS).to(tl.int64)
     o_g = tl.arange(0, ROWS)
     m_g = o_g < G
+    if p_bias is not None:
+        p_bias += row * s_pos_row + kv_head * s_pos_head
     b_q_pos = tl.load(p_q_pos + row * s_q_pos) + tl.zeros([ROWS], tl.int32)
     query_heads = kv_head * G + o_g
     b_q = queries(p_q + row * s_q_row, query_heads, m_g, s_q_head, D, PAD_D, BITS)
@@ -46,7 +49,7 @@ def split(
     begin = part * keys_per_split
     b_max, b_sum, b_out, b_norm_max, b_norm_sum = walk(
         b_q, b_q_pos, query_heads, b_max, b_sum, b_out, b_norm_max, b_norm_sum,
-        p_k, p_k_scale, p_v, p_v_scale, p_k_pos + row * s_pos_row + kv_head * s_pos_head,
+        p_k, p_k_scale, p_v, p_v_scale, p_k_pos + row * s_pos_row + kv_head * s_pos_head, p_bias,
         row * s_k_row + kv_head * s_k_head, row * s_v_row + kv_head * s_v_head, s_k_key, s_v_key,
         begin, tl.minimum(begin + keys_per_split, num_keys), p_logits, m_g,
         scale, softcap, window, seed, layer, first_head, first, last, ramp,

@@ -31,7 +31,7 @@ def _copy(
 
 @triton.jit(do_not_specialize=["num_slots", "num_rows", "recent", "sinks", "num_pins", "most_pinned"])
 def evict(
-    p_k, p_k_scale, p_v, p_v_scale, p_pos, p_rot, p_statistic, p_score, p_next_pos, p_pins,
+    p_k, p_k_scale, p_v, p_v_scale, p_pos, p_rot, p_statistic, p_bias, p_score, p_next_pos, p_pins,
     num_slots, num_rows, recent, sinks, window, num_pins, most_pinned,
     s_k_layer, s_k_row, s_k_head, s_k_slot, s_v_layer, s_v_row, s_v_head, s_v_slot,
     s_held_layer, s_held_row, s_held_head, s_score, s_next_pos,
@@ -42,7 +42,7 @@ def evict(
     """Grid (layers * n * H_KV,): the token in slot `num_slots` over the one of lowest (priority, position, slot).
 
     The order is that of `eviction.choose`. Padding waits at position -1 and is not kept. Scores lie head by head,
-    `s_score` apart; `pos`, `rot` and the statistic share their strides.
+    `s_score` apart; `pos`, `rot`, the statistic and the bias, which is 0 where a token waits, share their strides.
     """
     head = tl.program_id(0).to(tl.int64)
     kv_head = head % NUM_KV_HEADS
@@ -100,3 +100,5 @@ def evict(
             if HAS_STATISTIC:
                 p_statistic += o_held
                 tl.store(p_statistic + victim, tl.load(p_statistic + num_slots))
+            if p_bias is not None:
+                tl.store(p_bias + o_held + victim, 0.0)

@@ -15,8 +15,8 @@ from kvlite_kernels.triton_set.vectors import channels, head_of, queries, vector
 
 @triton.jit(do_not_specialize=["num_queries", "num_keys", "num_new", "seed", "layer", "first_head"])
 def attend(
-    p_q, p_q_pos, p_k, p_k_scale, p_v, p_v_scale, p_k_pos, p_new_k, p_new_k_scale, p_new_v, p_new_v_scale, p_new_pos,
-    p_sink, p_out, p_lse, p_norm,
+    p_q, p_q_pos, p_k, p_k_scale, p_v, p_v_scale, p_k_pos, p_bias,
+    p_new_k, p_new_k_scale, p_new_v, p_new_v_scale, p_new_pos, p_sink, p_out, p_lse, p_norm,
     scale, softcap, window, num_queries, num_keys, num_new, seed, layer, first_head, first, last, ramp,
     s_q_row, s_q_head, s_q_token, s_q_pos,
     s_k_row, s_k_head, s_k_key, s_v_row, s_v_head, s_v_key, s_pos_row, s_pos_head,
@@ -30,7 +30,7 @@ def attend(
     """Grid (cdiv(T, QUERIES), n * H_Q): out [n, H_Q, T, D_V], lse and norm fp32 [n, H_Q, T].
 
     Where queries ARE_LAST, they are the last T of the new tokens, whose positions rise: a tile of queries sees no key
-    of theirs that comes after its last query.
+    of theirs that comes after its last query. Positions of slots and their bias share strides.
     """
     tile = tl.program_id(0)
     head = tl.program_id(1)
@@ -41,6 +41,8 @@ def attend(
     m_t = o_t < num_queries
     b_q = queries(p_q + row * s_q_row + query_head * s_q_head, o_t, m_t, s_q_token, D, PAD_D, BITS)
     b_q_pos = tl.load(p_q_pos + row * s_q_pos + o_t, mask=m_t, other=-1)
+    if p_bias is not None:
+        p_bias += row * s_pos_row + kv_head * s_pos_head
     b_max = tl.full([QUERIES], float("-inf"), tl.float32)
     b_sum = tl.zeros([QUERIES], tl.float32)
     b_out = tl.zeros([QUERIES, PAD_D_V], tl.float32)
@@ -48,7 +50,7 @@ def attend(
     b_norm_sum = tl.zeros([QUERIES], tl.float32)
     b_max, b_sum, b_out, b_norm_max, b_norm_sum = walk(
         b_q, b_q_pos, query_head, b_max, b_sum, b_out, b_norm_max, b_norm_sum,
-        p_k, p_k_scale, p_v, p_v_scale, p_k_pos + row * s_pos_row + kv_head * s_pos_head,
+        p_k, p_k_scale, p_v, p_v_scale, p_k_pos + row * s_pos_row + kv_head * s_pos_head, p_bias,
         row * s_k_row + kv_head * s_k_head, row * s_v_row + kv_head * s_v_head, s_k_key, s_v_key, 0, num_keys,
         None, None, scale, softcap, window, seed, layer, first_head, first, last, ramp,
         D, D_V, PAD_D, PAD_D_V, BITS, BITS_V, GROUP, GROUP_V, RUN, RUN_V, KEYS, HAS_CAP, STATISTIC,
@@ -59,7 +61,7 @@ def attend(
             end = tl.minimum(num_new, num_new - num_queries + (tile + 1) * QUERIES)
         b_max, b_sum, b_out, b_norm_max, b_norm_sum = walk(
             b_q, b_q_pos, query_head, b_max, b_sum, b_out, b_norm_max, b_norm_sum,
-            p_new_k, p_new_k_scale, p_new_v, p_new_v_scale, p_new_pos + row * s_new_pos_row,
+            p_new_k, p_new_k_scale, p_new_v, p_new_v_scale, p_new_pos + row * s_new_pos_row, None,
             row * s_new_k_row + kv_head * s_new_k_head, row * s_new_v_row + kv_head * s_new_v_head,
             s_new_k_key, s_new_v_key, 0, end, None, None,
             scale, softcap, window, seed, layer, first_head, first, last, ramp,
@@ -87,7 +89,7 @@ def attend(
 
 @triton.jit(do_not_specialize=["num_queries", "num_keys", "begin", "seed", "layer", "first_head"])
 def column_sums(
-    p_q, p_q_pos, p_norm, p_weight, p_k, p_k_scale, p_k_pos, p_sums,
+    p_q, p_q_pos, p_norm, p_weight, p_k, p_k_scale, p_k_pos, p_bias, p_sums,
     scale, softcap, window, num_queries, num_keys, begin, seed, layer, first_head, first, last, ramp,
     s_q_row, s_q_head, s_q_token, s_q_pos, s_weight, s_k_row, s_k_head, s_k_key, s_pos_row, s_pos_head,
     NUM_KV_HEADS: tl.constexpr, G: tl.constexpr, D: tl.constexpr, PAD_D: tl.constexpr,
@@ -107,6 +109,8 @@ def column_sums(
     p_k, p_k_scale = head_of(p_k, p_k_scale, row * s_k_row + kv_head * s_k_head, D, BITS, GROUP)
     b_pos = tl.load(p_k_pos + row * s_pos_row + kv_head * s_pos_head + o_n, mask=m_n, other=-1)
     b_k = vectors(p_k, p_k_scale, o_n, m_n, b_pos >= 0, s_k_key, D, PAD_D, BITS, GROUP, RUN).to(p_q.dtype.element_ty)
+    if p_bias is not None:
+        b_bias = tl.load(p_bias + row * s_pos_row + kv_head * s_pos_head + o_n, mask=m_n, other=0.0).to(tl.float32)
     b_total = tl.zeros([KEYS], tl.float32)
     if IS_NEW:
         begin = tl.maximum(begin, tile * KEYS - (num_keys - num_queries))
@@ -124,7 +128,10 @@ def column_sums(
             b_q = queries(p_one, o_t, m_t, s_q_token, D, PAD_D, BITS)
             o_q = (row * NUM_KV_HEADS * G + query_head) * num_queries + o_t
             b_norm = tl.load(p_norm + o_q, mask=m_t, other=float("-inf"))
-            b_x = tl.where(m_seen, logits_of(b_q, b_k, scale, softcap, HAS_CAP), float("-inf"))
+            b_x = logits_of(b_q, b_k, scale, softcap, HAS_CAP)
+            if p_bias is not None:
+                b_x += b_bias[None, :]
+            b_x = tl.where(m_seen, b_x, float("-inf"))
             if STATISTIC == "gumbel":
                 b_x = noised(b_x, seed, layer, first_head, query_head, b_q_pos, b_pos, first, last, ramp)
             b_share = share_of(b_x, b_norm[:, None], STATISTIC)

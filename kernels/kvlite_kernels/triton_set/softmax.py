@@ -77,7 +77,7 @@ def noised(b_x, seed, layer, first_head, b_heads, b_q_pos, b_k_pos, first, last,
 @triton.jit
 def walk(
     b_q, b_q_pos, b_heads, b_max, b_sum, b_out, b_norm_max, b_norm_sum,
-    p_k, p_k_scale, p_v, p_v_scale, p_pos, first_k, first_v, s_k, s_v, begin, end, p_logits, m_logits,
+    p_k, p_k_scale, p_v, p_v_scale, p_pos, p_bias, first_k, first_v, s_k, s_v, begin, end, p_logits, m_logits,
     scale, softcap, window, seed, layer, first_head, first, last, ramp,
     D: tl.constexpr, D_V: tl.constexpr, PAD_D: tl.constexpr, PAD_D_V: tl.constexpr,
     BITS: tl.constexpr, BITS_V: tl.constexpr, GROUP: tl.constexpr, GROUP_V: tl.constexpr,
@@ -86,7 +86,8 @@ def walk(
     """Add keys `begin` to `end` of a head to the softmax of queries [M, D], which goes on from tile to tile.
 
     It is held as maximum, sum and unnormalised values; that of noisy logits, or the count of keys seen, as `b_norm`.
-    Logits, -inf where unseen, go to the rows at `p_logits` [M] where these are given.
+    Logits, -inf where unseen, go to the rows at `p_logits` [M] where these are given, with the keys' bias where
+    there is one.
     """
     p_k, p_k_scale = head_of(p_k, p_k_scale, first_k, D, BITS, GROUP)
     p_v, p_v_scale = head_of(p_v, p_v_scale, first_v, D_V, BITS_V, GROUP_V)
@@ -96,7 +97,10 @@ def walk(
         b_pos = tl.load(p_pos + o_n, mask=m_n, other=-1)
         b_k = vectors(p_k, p_k_scale, o_n, m_n, b_pos >= 0, s_k, D, PAD_D, BITS, GROUP, RUN)
         m_seen = sees(b_q_pos[:, None], b_pos[None, :], window)
-        b_x = tl.where(m_seen, logits_of(b_q, b_k, scale, softcap, HAS_CAP), float("-inf"))
+        b_x = logits_of(b_q, b_k, scale, softcap, HAS_CAP)
+        if p_bias is not None:
+            b_x += tl.load(p_bias + o_n, mask=m_n, other=0.0).to(tl.float32)[None, :]
+        b_x = tl.where(m_seen, b_x, float("-inf"))
         if p_logits is not None:
             tl.store(p_logits[:, None] + o_n[None, :], b_x, mask=m_logits[:, None] & m_n[None, :])
         b_new_max = tl.maximum(b_max, tl.max(b_x, 1))
