@@ -174,9 +174,9 @@ def test_a_chunk_is_a_quarter_of_the_slots(slots: int, limit: int, tokens: int) 
 
 
 @pytest.mark.parametrize(
-    ("slots", "window", "tokens"), [(240, 8192, 240), (4096, 8192, 512), (240, 1024, 128), (800, 1024, 200)]
+    ("slots", "window", "tokens"), [(240, 8192, 480), (4096, 8192, 512), (240, 1024, 128), (800, 1024, 200)]
 )
-def test_a_policy_that_echoes_reads_as_many_tokens_at_once_as_there_are_slots(
+def test_a_policy_that_echoes_reads_twice_as_many_tokens_at_once_as_there_are_slots(
     slots: int, window: int, tokens: int
 ) -> None:
     shape = model([LayerShape("full", 2, 64, 64)], window)
