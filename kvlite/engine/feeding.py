@@ -12,9 +12,11 @@ from kvlite.cache.step import Step
 from kvlite.engine.decode_graphs import DecodeGraphs, GraphRecorder, NotCapturable, try_replay
 from kvlite.engine.device_memory import allocating
 from kvlite.engine.inputs import inputs
+from kvlite.engine.kernels import parts_on_kernels
 from kvlite.engine.limits import Limits
 from kvlite.engine.row import Row
 from kvlite.engine.scheduler import Feed, unheard
+from kvlite.errors import OutOfMemory
 from kvlite.memory.plan import chunk_tokens
 from kvlite.models.loaded import LoadedModel
 from kvlite.models.probe import dry_cache
@@ -157,23 +159,41 @@ class Feeder:
     def capture(self, recorder: GraphRecorder, least: float | None) -> None:
         """Let decode steps be replayed, once those of a small cache were found equal to eager ones, and faster.
 
-        `least` is how many times as fast they must be; None where they were asked for.
+        `least` is how many times as fast they must be; None where they were asked for. What was found before of other
+        caches of the same kind holds.
         """
         cache = self.cache
+        heads = "apart" if any(len(layer.parts) > 1 for layer in cache.layers.values()) else "together"
+        kind = str(cache.policy), cache.stored.name, heads, *map(str, parts_on_kernels(self.loaded, cache))
         try:
-            graphs = DecodeGraphs(self.loaded, cache, recorder)
+            if why := recorder.found.get(kind) or recorder.failed:
+                raise NotCapturable(why)
             with allocating():
-                small = partial(dry_cache, self.loaded, cache.policy.min_slots() + 8, cache.stored, cache.policy)
-                caches = [small(cache.backend.name, lambda slots: cache.plan.head_slots) for _ in range(2)]
-                gain = try_replay(self.loaded, caches, recorder)
-            if least is not None and gain < least:
-                raise NotCapturable(f"a replayed step takes {1 / gain:.2f} times as long as an eager one")
+                graphs = DecodeGraphs(self.loaded, cache, recorder)
+            if kind not in recorder.found:
+                self._prove(recorder, least)
+        except OutOfMemory as error:  # another cache may leave more
+            if least is None:
+                raise
+            self._give_up(error, is_missed=False)
         except NotCapturable as error:
+            recorder.found = {**recorder.found, kind: str(error)}
             self._give_up(error, is_missed=least is None)
         else:
+            recorder.found = {**recorder.found, kind: ""}
             self.step, self.graphs = CAPTURED, graphs
 
-    def _give_up(self, why: NotCapturable, is_missed: bool = True) -> None:
+    def _prove(self, recorder: GraphRecorder, least: float | None) -> None:
+        """Replay steps of a small cache beside eager ones. Raises NotCapturable where they differ or are too slow."""
+        cache = self.cache
+        with allocating():
+            small = partial(dry_cache, self.loaded, cache.policy.min_slots() + 8, cache.stored, cache.policy)
+            caches = [small(cache.backend.name, lambda slots: cache.plan.head_slots) for _ in range(2)]
+            gain = try_replay(self.loaded, caches, recorder)
+        if least is not None and gain < least:
+            raise NotCapturable(f"a replayed step takes {1 / gain:.2f} times as long as an eager one")
+
+    def _give_up(self, why: NotCapturable | OutOfMemory, is_missed: bool = True) -> None:
         """Go on without graphs, which must not be recorded again once that failed."""
         reason = f"{self.loaded.shape.family} under policy {self.cache.policy.name} is not captured: {why}"
         self.step, self.graphs = f"eager: {reason}", None

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import torch
 
     from kvlite.cache.policy import Policy
-    from kvlite.catalog.files import ModelFiles
+    from kvlite.catalog.model_files import ModelFiles
     from kvlite.engine.engine import Engine
     from kvlite.memory.budget import Budget
     from kvlite.memory.fit import Fit
@@ -101,6 +101,7 @@ class TextModel:
         device = pick_device(spec.options.device, listener.note)
         captures = wants_graphs(spec.options.capture, device)
         files = files or spec.files(listener.note)
+        spec.shape(files)
         files = replace(files, weights=spec.weights(files))
         if spec.options.adapter is None and files.gguf is None and (files.folder / "adapter_config.json").is_file():
             listener.note(f"{files.ref} holds an adapter, too, which is not applied; --adapter {files.ref} applies it")
@@ -260,10 +261,12 @@ class TextModel:
         return "they are slow in torch" if is_torch else None
 
     def verdict(self) -> tuple[Circumstances, Verdict]:
-        """All that is known of the model by now, and under which circumstances it holds."""
+        """All that is known of the model by now, and under which circumstances it holds: few where none is kept."""
         from kvlite.models.checks import verdict_of
 
-        return self.loaded.about or {}, verdict_of(self.loaded, self.effects)
+        loaded = self.loaded
+        few = {"model": self.files.name, "dtype": str(loaded.dtype).removeprefix("torch."), "quant": loaded.quant}
+        return loaded.about or few, verdict_of(loaded, self.effects)
 
     def kernels(self) -> list[tuple[str, Trial]]:
         """The kernels that are tried for this model, and what came of it."""

@@ -253,6 +253,7 @@ def test_weights_come_from_the_headers(folder: Path, capsys: pytest.CaptureFixtu
     header = json.dumps({"w": {"dtype": "F32", "shape": [1000], "data_offsets": [0, 4000]}}).encode()
     weights = len(header).to_bytes(8, "little") + header + bytes(4000)
     (folder / "qwen2.5-0.5b" / "model.safetensors").write_bytes(weights)
+    (folder / "qwen2.5-0.5b" / "tokenizer.json").write_text("{}")
     got = planned(capsys, "./qwen2.5-0.5b", "--kv-budget", "100MB", "--device", "cpu")
     assert got["terms"][0] == {"name": "weights", "predicted_bytes": 2000, "note": "1,000 parameters in bfloat16"}
     assert got["weights_known"] is True
