@@ -11,7 +11,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import eager_mask
 from transformers.models.llama.modeling_llama import eager_attention_forward
 
-from kvlite.cache.cache import ASKED
+from kvlite.cache.observing import ASKED
 from kvlite.cache.policy import load_policy
 from kvlite.cache.step import UNHEARD, Step
 from kvlite.engine.engine import Engine
@@ -141,9 +141,9 @@ def test_what_goes_leaves_a_bias_to_what_stays_until_the_row_ends(loaded: Loaded
     assert len(biases(engine)) == len(engine.cache.parts) and not any(bool(bias.any()) for bias in biases(engine))
 
 
-def test_an_answer_is_heard_once_it_is_a_chunk_long(loaded: LoadedModel) -> None:
+def test_an_answer_is_heard_once_it_is_a_quarter_of_the_slots_long(loaded: LoadedModel) -> None:
     engine = make_engine(loaded, "64tok", "replay")
-    assert engine.plan.chunk == 16
+    assert engine.plan.chunk == 64
     answers(engine, [Request("a", prompt(20), max_tokens=30, row=0)])
     for pos, known in held(engine):
         assert bool((known[pos < 36] > 0).all()) and bool((known[pos < 36] < 100).all())
