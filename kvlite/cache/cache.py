@@ -29,6 +29,8 @@ NEGLIGIBLE = 2.0**-24
 
 _MOST_SLOTS = 2**31 - 1  # positions are int32
 
+FAR = 2**30  # behind all positions
+
 ASKED = 9
 """Positions between a text and its echo, as many as `Repeat the previous context exactly.` takes."""
 
@@ -109,6 +111,7 @@ class SlotCache:
             if layer.kv_heads
         }
         self._live = {part.num_slots: [0] * plan.rows for part in self.parts}
+        self._gaps = set[int]()  # rows that were restored without some tokens of sliding layers
         self._of_one: dict[int, Observation | None] = {}
         self.num_bytes = sum(part.num_bytes for part in self.parts)
         """Bytes reserved for K, V, positions and policy state, measured on the tensors, which never change."""
@@ -150,17 +153,18 @@ class SlotCache:
         pins: Tensor | None,
         to_come: Sequence[int] = (),
         *,
-        echoes: bool = False,
+        echoes: Sequence[bool] = (),
     ) -> Step:
         """The step that feeds `counts[i]` real tokens (right-aligned in pos and rot int32 [n, T]) to each of `rows`.
 
         Of row i `to_come[i]` tokens more will follow: where they have room, the statistic is for the time after them.
-        Where it `echoes`, the policy that asks for that learns from an echo.
+        Of a row that `echoes` the policy that asks for that learns from an echo of its tokens.
         """
         mappings = self._mappings(rows, pos, counts)
         step = self.mapped(rows, pos, rot, counts, pins, mappings)
-        if echoes:
-            return replace(step, echo=echo_of(pos, counts))
+        if any(echoes):
+            heard = [count * is_heard for count, is_heard in zip(counts, echoes, strict=True)]
+            return replace(step, echo=echo_of(pos, heard))
         if not any(to_come):
             return step
         room = (self.room(row) for row in range(rows.start, rows.stop))
@@ -190,10 +194,14 @@ class SlotCache:
             assert isinstance(index, slice)
             group.clear(step.rows, slice(index.start + count, index.stop))
 
-    def again(self, rows: slice, pos: Tensor, rot: Tensor) -> Step:
-        """The step that feeds a row its newest tokens once more: slots keep all but what is known of these."""
+    def again(self, rows: slice, pos: Tensor, rot: Tensor, behind: int) -> Step:
+        """The step that feeds a row some of its tokens once more, `behind` tokens after the first of them.
+
+        Slots keep all but what is known of these tokens, and of those that came after them.
+        """
         mappings = {slots: SlotMapping(max(1, *live[rows]), slice(0, 0)) for slots, live in self._live.items()}
-        return Step(rows, pos, rot, (0,), None, None, mappings, echo_of(pos, [pos.shape[1]]), is_again=True)
+        echo = echo_of(pos, [pos.shape[1]], behind)
+        return Step(rows, pos, rot, (0,), None, None, mappings, echo, is_again=True)
 
     def mapped(
         self,
@@ -228,6 +236,7 @@ class SlotCache:
             part.reset(row, self._live[part.num_slots][row])
         for live in self._live.values():
             live[row] = 0
+        self._gaps.discard(row)
 
     def rerotate(self, row: int) -> int:
         """Move the rotations of a row's keys to just below the returned position, which the next token takes."""
@@ -255,6 +264,9 @@ class SlotCache:
                 tensor[row, :, : held[name].shape[1]].copy_(held[name])
         for slots, counts in self._live.items():
             counts[row] = snapshot.live[slots]
+        windows = (held["pos"] for part, held in zip(self.parts, snapshot.parts, strict=True) if part.shape.window)
+        if any((pos.amax(-1) - pos.amin(-1) >= pos.shape[-1]).any() for pos in windows if pos.numel()):
+            self._gaps.add(row)
 
     def live_bytes(self, row: int) -> int:
         """Live slots times slot bytes of a row."""
@@ -309,6 +321,8 @@ class SlotCache:
         """The slots of the new tokens, by number of slots; where rows differ, their starts go to the device at once."""
         width = pos.shape[1]
         found = {slots: self._aligned(slots, live[rows], counts, width) for slots, live in self._live.items()}
+        if self._gaps.intersection(range(rows.start, rows.stop)):
+            found = {slots: mapping and replace(mapping, has_gaps=True) for slots, mapping in found.items()}
         ragged = [slots for slots, mapping in found.items() if mapping is None]
         if ragged:
             firsts = [
@@ -349,12 +363,17 @@ def waiting(slots: int, all_visible: bool = False) -> SlotMapping:
     return SlotMapping(slots + 1, slice(slots, slots + 1), evicts=True, before=slots + 1 if all_visible else None)
 
 
-def echo_of(pos: Tensor, counts: Sequence[int]) -> Echo:
-    """The echo of tokens at `pos` int32 [n, T], as if they came again after a few words that ask for it."""
-    by = torch.tensor(counts, dtype=torch.int32, device=pos.device)[:, None] + ASKED
-    is_real = pos >= 0
-    first = pos[:, -1:] + (ASKED + 1 - by)
-    return Echo(torch.where(is_real, pos + by, -1), by[..., None], is_real.float(), first[..., None])
+def echo_of(pos: Tensor, counts: Sequence[int], behind: int = 0) -> Echo:
+    """The echo of the last counts[i] tokens at `pos` int32 [n, T], as if they came again after a few words that ask.
+
+    That is right after them, or so far `behind` the first of them. Rows of which none is echoed are left as they are.
+    """
+    to_first = [1 - count if count else FAR for count in counts]  # from the last of a row
+    by, to_first = torch.tensor([[behind or count for count in counts], to_first], device=pos.device).int()[..., None]
+    first = pos[:, -1:] + to_first
+    is_echoed = pos >= first  # padding is on the left
+    by = by + ASKED
+    return Echo(torch.where(is_echoed, pos + by, -1), by[..., None], is_echoed.float(), first[..., None])
 
 
 def observe(policy: Policy, pos: Tensor, to_come: Sequence[int] = ()) -> Observation | None:

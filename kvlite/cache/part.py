@@ -5,6 +5,7 @@ The one rule of prefill and decode. A layer whose heads all have as many is one 
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -40,7 +41,7 @@ class Part:
     def __init__(self, heads: LayerHeads, shape: LayerShape, group: PartGroup, slots: Slots) -> None:
         self.heads = heads
         self.shape = shape
-        self.group = group
+        self._group = weakref.ref(group)  # so that a cache is freed at once when the last reference goes
         self.slots = slots
         self.num_slots = slots.num_slots
         self.tensors = dict(slots.tensors())
@@ -48,6 +49,13 @@ class Part:
         self.num_bytes = sum(tensor.nbytes for tensor in self.tensors.values())
         self._noise = None if group.policy.noise is None else replace(group.policy.noise, layer=heads.layer)
         self._read: tuple[tuple[int, int, int, int | None, int], Slots, Segment] | None = None
+
+    @property
+    def group(self) -> PartGroup:
+        """The group, which lives as long as its cache."""
+        group = self._group()
+        assert group is not None
+        return group
 
     @property
     def slot_bytes(self) -> int:
@@ -90,7 +98,8 @@ class Part:
         if self.group.policy.echoes:
             received = torch.full(k.shape[:3], UNHEARD, device=k.device)
         if step.echo is not None and again is not None:
-            received = self._heard(again, step.echo, [held, new], geometry)
+            heard = self._heard(again, step.echo, [held, new], geometry)
+            received = torch.where(new.pos >= step.echo.first, heard, UNHEARD)
         self._keep_best(slots, held, replace(new, statistic=received), step, q)
         return out
 
@@ -204,7 +213,8 @@ class Part:
 
     def _before(self, mapping: SlotMapping, window: int | None) -> int | None:
         """The first slots that every query sees, as `mapping` has it, where no window hides any token of the step."""
-        fits = window is None or (mapping.index is not None and mapping.extent <= min(window, self.num_slots))
+        has_all = mapping.index is not None and mapping.extent <= min(window or 0, self.num_slots)
+        fits = window is None or (has_all and not mapping.has_gaps)
         return mapping.before if fits else None
 
     def _view(self, rows: slice, mapping: SlotMapping, before: int | None, tokens: int) -> tuple[Slots, Segment]:

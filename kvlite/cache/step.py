@@ -21,13 +21,14 @@ class SlotMapping:
     attention then reads slots and chunk apart, and the best of both stay. `evicts` says that tokens wait in the discard
     slot, from where each moves over a victim after attention. `before` says that each query sees the first so many of
     the slots read, unless a window hides them; the rest are those of the new tokens, in order, or free. It is None
-    where that is not so or differs between the rows.
+    where that is not so or differs between the rows. Where a row `has_gaps`, a window may hide some of few tokens.
     """
 
     extent: int
     index: Tensor | slice | None
     evicts: bool = False
     before: int | None = None
+    has_gaps: bool = False
 
 
 @dataclass(frozen=True, slots=True)

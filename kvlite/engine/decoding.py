@@ -100,6 +100,6 @@ def _most_drafted(feeder: Feeder, row: Row) -> int:
     limits = [feeder.limits.most_at_once(row) - 1]
     if job.request.max_tokens is not None:
         limits.append(job.request.max_tokens - len(job.answer) - 1)
-    if feeder.echoes and job.echoes:  # the policy hears so many at once
-        limits.append(feeder.chunk - (row.seen - row.echoed) - 1)
+    if feeder.echoes and job.echoes:
+        limits.append(feeder.until_heard(row) - 1)
     return min(limits)

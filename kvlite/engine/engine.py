@@ -147,8 +147,8 @@ class Engine:
         with self.peak_memory.phase("prefill"):
             self.rows.make_room(0, len(ids[0]))
             for row, piece in zip(rows, ids, strict=True):
-                if self.rows.feeder.echoes and piece:
-                    self.rows.feeder.hear(row, ends=width > 1)
+                if piece:
+                    self.rows.feeder.hear_before(row, len(piece))
             for row, piece in zip(rows, ids, strict=True):
                 row.said.extend(piece)
             return self.rows.feeder.forward(Feed(slice(0, len(ids)), tuple(ids)), rows, last or width)
@@ -226,7 +226,7 @@ class Engine:
         def hear() -> None:
             for row in self.rows:
                 if row.job is not None and row.job.echoes:
-                    self.rows.feeder.hear(row, ends=row.next_chunk > 0)
+                    self.rows.feeder.hear_before(row, max(1, row.next_chunk))
 
         if self.rows.feeder.echoes:
             self.rows.guarded(hear)

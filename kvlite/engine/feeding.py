@@ -24,8 +24,8 @@ CAPTURED = "captured"
 class Feeder:
     """Feeds rows through `loaded`, whose keys and values go into `cache`, at most `chunk` ids each where it evicts.
 
-    With `echoes` its policy hears all ids again. Decode steps are eager until they are captured; `warn` is told where
-    that does not work.
+    With `echoes` its policy hears all ids again, or, where it `hears_late`, those that it must know before a slot is
+    needed. Decode steps are eager until they are captured; `warn` is told where that does not work.
     """
 
     def __init__(
@@ -36,9 +36,11 @@ class Feeder:
         chunk: int,
         *,
         echoes: bool,
+        hears_late: bool,
         warn: Callable[[str], None],
     ) -> None:
-        self.loaded, self.cache, self.limits, self.chunk, self.echoes = loaded, cache, limits, chunk, echoes
+        self.loaded, self.cache, self.limits, self.chunk = loaded, cache, limits, chunk
+        self.echoes, self._hears_late = echoes, hears_late
         self.step = "eager"
         """The way decode steps run: `captured`, or `eager` and, where capturing was asked for, the obstacle."""
         self.graphs: DecodeGraphs | None = None
@@ -63,7 +65,7 @@ class Feeder:
         if logits is None:
             ids, step = self._begin(feed, rows)
             logits = self.loaded.forward(ids, self.cache, step, last)
-        _count(feed, rows)
+        self._count(feed, rows)
         return logits
 
     def may_share(self, row: Row, count: int) -> bool:
@@ -76,31 +78,68 @@ class Feeder:
         fed = (feed, rows[:own]), (beside, rows[own:])
         logits = self.loaded.forward_packed([self._begin(*one) for one in fed], self.cache)
         for one in fed:
-            _count(*one)
+            self._count(*one)
         return logits[:, None]
 
     def _begin(self, feed: Feed, rows: Sequence[Row]) -> tuple[torch.Tensor, Step]:
         """The ids of a feed on the device, and the step that takes them to the cache."""
         given = inputs(feed, rows, self.loaded.device)
         to_come = [row.to_come for row in rows]
-        echoes = self.echoes and feed.is_chunk and any(row.job is None or row.job.echoes for row in rows)
+        echoes = [self._echoes(feed, row, count) for row, count in zip(rows, feed.counts, strict=True)]
         step = self.cache.begin(feed.rows, given.pos, given.rot, feed.counts, given.pins, to_come, echoes=echoes)
         return given.ids, step
 
-    def hear(self, row: Row, *, ends: bool) -> None:
-        """Let the policy hear what came to a row one by one, where that is due: it is fed again and leaves no key.
+    def _echoes(self, feed: Feed, row: Row, count: int) -> bool:
+        """True where the policy hears `count` ids of a row in the pass that feeds them: a chunk, by itself or not."""
+        is_wanted = self.echoes and not feed.decodes and count > 1 and (row.job is None or row.job.echoes)
+        return is_wanted and row.echoed == row.seen and not self._can_wait(row, count)
 
-        A model's constant state is put back.
+    def _count(self, feed: Feed, rows: Sequence[Row]) -> None:
+        """Note in rows what came to them."""
+        for row, count in zip(rows, feed.counts, strict=True):
+            echoes = self._echoes(feed, row, count)
+            row.feed(count)
+            if echoes:
+                row.echoed = row.seen
+
+    def hear_all(self, row: Row) -> None:
+        """Let the policy hear all that it has not heard of a row, which is fed that again; it leaves no key."""
+        while self.echoes and (feed := unheard(row, self.chunk, ends=True)) is not None:
+            self._hear(row, feed)
+
+    def hear_before(self, row: Row, count: int) -> None:
+        """Let the policy hear what is due before `count` ids come: what came one by one, by the chunk or to its end."""
+        while (
+            self.echoes
+            and not self._can_wait(row, count)
+            and (feed := unheard(row, self.chunk, ends=count > 1)) is not None
+        ):
+            self._hear(row, feed)
+
+    def until_heard(self, row: Row) -> int:
+        """Count the tokens that may come one by one before some are due to be heard."""
+        waiting = row.seen - row.echoed
+        until = self.chunk - waiting
+        if self._hears_late:
+            until = max(until, (self.limits.most_at_once(row) - waiting + 1) // 2)
+        return until
+
+    def _can_wait(self, row: Row, count: int) -> bool:
+        """True where after `count` ids more there is room for as many as the policy has not heard then.
+
+        So the work is spread over what comes until slots are full, and there is none before they are half full.
         """
-        feed = unheard(row, self.chunk, ends=ends)
-        if feed is None:
-            return
+        return self._hears_late and row.seen - row.echoed + count <= self.limits.most_at_once(row)
+
+    def _hear(self, row: Row, feed: Feed) -> None:
+        """Feed a row a piece again; a model's constant state is put back."""
         given, state = inputs(feed, [row], self.loaded.device), self.loaded.state
         held = None if state is None else state.snapshot()
-        self.loaded.forward(given.ids, self.cache, self.cache.again(feed.rows, given.pos, given.rot), last=0)
+        step = self.cache.again(feed.rows, given.pos, given.rot, row.seen - row.echoed)
+        self.loaded.forward(given.ids, self.cache, step, last=0)
         if state is not None and held is not None:
             state.restore(held)
-        row.echoed = row.seen
+        row.echoed += feed.width
 
     def read_anew(self, row: Row, count: int) -> None:
         """Forget what a row has, and feed it the first `count` ids of its conversation."""
@@ -138,11 +177,3 @@ class Feeder:
         self.step, self.graphs = f"eager: {reason}", None
         if is_missed:
             self._warn(f"--capture: decode steps run eagerly: {reason}")
-
-
-def _count(feed: Feed, rows: Sequence[Row]) -> None:
-    """Note in rows what came to them; the policy has heard chunks."""
-    for row, count in zip(rows, feed.counts, strict=True):
-        row.feed(count)
-        if count and feed.is_chunk:
-            row.echoed = row.seen

@@ -32,7 +32,7 @@ class Inputs:
 def inputs(feed: Feed, rows: Sequence[Row], device: torch.device) -> Inputs:
     """The tensors of `feed` to these rows, in one copy from the host; spans are copied when they change."""
     padded = [_padded(feed.ids, 0)]
-    back = feed.counts if feed.is_again else [0] * len(rows)
+    back = [row.seen - row.echoed if feed.is_again else 0 for row in rows]
     for ends in ([row.seen for row in rows], [row.rot for row in rows]):
         starts = [end - count for end, count in zip(ends, back, strict=True)]
         padded.append(_padded(_counted(starts, feed.ids), -1))

@@ -23,6 +23,7 @@ class PrefixCopy:
 
     cache: CacheSnapshot
     state: StateSnapshot | None
+    echoed: int
 
     @property
     def num_bytes(self) -> int:
@@ -66,7 +67,7 @@ class Prefixes:
             if mark > row.seen and (copy := self._copies.get(ids[:mark])) is not None:
                 self._copies.move_to_end(ids[:mark])
                 self._put(row, copy)
-                row.skip(mark)
+                row.skip(mark, copy.echoed)
                 break
         job.waits = bool(job.marks) and any(
             other is not row and _is_making(other, ids[: job.marks[0]]) for other in rows
@@ -79,7 +80,7 @@ class Prefixes:
         if key in self._copies:
             return
         state = self._state.snapshot() if self._state is not None else None
-        copied = PrefixCopy(self._cache.snapshot(row.index), state)
+        copied = PrefixCopy(self._cache.snapshot(row.index), state, row.echoed)
         if copied.num_bytes > self._most_bytes:
             return
         while self.num_bytes + copied.num_bytes > self._most_bytes:

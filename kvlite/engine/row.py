@@ -97,13 +97,16 @@ class Row:
         self.used.update(request.ids)
         self.said.extend(request.ids)
 
-    def skip(self, count: int) -> None:
-        """Note that the row holds the first `count` ids of its prompt, which were fed for another request."""
+    def skip(self, count: int, echoed: int) -> None:
+        """Note that the row holds the first `count` ids of its prompt, which were fed for another request.
+
+        The policy has heard those before `echoed`.
+        """
         assert self.job is not None
         self.seen = self.rot = self.job.cached = count
         self.job.prompt = deque(self.job.request.ids[count:])
         self.job.marks = [mark for mark in self.job.marks if mark > count]
-        self.echoed = self.seen
+        self.echoed = echoed
 
     @property
     def logprobs_asked(self) -> int | None:

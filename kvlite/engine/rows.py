@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar, overload
@@ -166,6 +167,8 @@ class Rows(Sequence[Row]):
         (row,), stage = self._rows, self._stage(plan)
         if stage is None:
             return None
+        if policy.echoes:
+            self.guarded(lambda: self.feeder.hear_all(row))
         return best_kept(self.cache, 0, Target(stage.head_slots, policy, row.seen, row.pins))
 
     def change_cache(self, plan: CachePlan, policy: Policy, on_full: str | None) -> bool:
@@ -219,8 +222,7 @@ class Rows(Sequence[Row]):
         if plan is self.plan or (row.seen and plans.index(plan) < plans.index(self.plan)):
             return
         with self._peak_memory.phase("prefill"):
-            if row.seen and self.feeder.echoes:
-                self.guarded(lambda: self.feeder.hear(row, ends=True))
+            self.guarded(lambda: self.feeder.hear_all(row))
             peak_bytes = self.counts(index).peak_bytes
             moved = best_kept(self.cache, 0, Target(plan.head_slots, self.policy, row.seen, row.pins))
             self._exchange(plan, self.policy, self.on_full, moved)
@@ -243,19 +245,23 @@ class Rows(Sequence[Row]):
         (row,), before, step = self._rows, (self.plan, *self._settings), self.feeder.step
         self._meanwhile = self.counts(0)
         try:
+            refused: BaseException | None = None
             try:
                 self._open(plan, policy, before[2], on_full, None if policy != before[1] else step)
                 if moved is not None:
                     self.cache.restore(0, moved.copy)
-            except BaseException:
+            except BaseException as error:
+                refused = error
+            if refused is not None:
+                _let_go(refused)
                 self._open(*before, step)
-                self._rows = [row]
+            self._rows = [row]
+            if refused is not None:
                 if backup is None:
                     self.feeder.read_anew(row, row.seen)
                 else:
                     self.restore(0, backup)
-                raise
-            self._rows = [row]
+                raise refused
         finally:
             self._meanwhile = None
 
@@ -334,3 +340,10 @@ class Rows(Sequence[Row]):
             raise NumericError(
                 f"Triton's kernels failed and took the device along ({why}); run it again with --kernels torch"
             ) from error
+
+
+def _let_go(error: BaseException | None) -> None:
+    """Free what an error and those behind it hold: the tensors that were allocated before one was refused."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__

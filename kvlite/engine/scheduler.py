@@ -103,13 +103,12 @@ def _taken(row: Row) -> tuple[int, ...]:
 
 
 def unheard(row: Row, chunk: int, *, ends: bool) -> Feed | None:
-    """The newest tokens of a row that came one by one, once more for a policy that echoes; None where none are due.
+    """The first tokens of a row that a policy which echoes has not heard, once more; None where none are due.
 
     They are due when they are a `chunk`, or fewer where the answer `ends`, since a prompt follows.
     """
     count = row.seen - row.echoed
     if count == 0 or (count < chunk and not ends):
         return None
-    return Feed(
-        slice(row.index, row.index + 1), (tuple(row.said[row.seen - min(count, chunk) : row.seen]),), is_again=True
-    )
+    piece = tuple(row.said[row.echoed : min(row.echoed + chunk, row.seen)])
+    return Feed(slice(row.index, row.index + 1), (piece,), is_again=True)

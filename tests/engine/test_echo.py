@@ -12,6 +12,7 @@ from transformers.masking_utils import eager_mask
 from transformers.models.llama.modeling_llama import eager_attention_forward
 
 from kvlite.cache.cache import ASKED
+from kvlite.cache.policy import load_policy
 from kvlite.cache.step import UNHEARD, Step
 from kvlite.engine.engine import Engine
 from kvlite.engine.request import Request
@@ -238,3 +239,46 @@ def test_positions_that_cannot_be_rotated_stay_and_end_with_the_window() -> None
     assert len(done.ids) == 7 and "positions are used up" in (done.cut_short or "")
     for part in engine.cache.parts:
         assert torch.equal(part.slots.pos[..., :64], part.slots.rot[..., :64])
+
+
+@pytest.mark.parametrize("left", range(10))
+@pytest.mark.parametrize("budget", ["40tok", "100tok"])
+def test_a_row_hears_the_same_whatever_is_left_for_its_last_chunk(loaded: LoadedModel, budget: str, left: int) -> None:
+    texts = [prompt(90, 1), prompt(60 + left, 2)]
+    together = make_engine(loaded, budget, "replay", rows=2)
+    for start in range(0, 90, chunk := together.plan.chunk):
+        together.score([text[start : start + chunk] for text in texts])
+    alone = make_engine(loaded, budget, "replay")
+    for start in range(0, len(texts[1]), chunk):
+        alone.score([texts[1][start : start + chunk]])
+    for (pos, known), (other, others) in zip(held(alone), held(together, 1), strict=True):
+        assert torch.equal(pos, other)
+        torch.testing.assert_close(known, others, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("count", [1, 64])
+def test_with_all_of_the_window_it_hears_late_and_forgets_no_more_than_with_a_slot_less(
+    loaded: LoadedModel, count: int
+) -> None:
+    kept = {}
+    for budget in ("full", "409tok"):
+        engine, text = make_engine(loaded, budget, "replay"), prompt(768)
+        for start in range(0, 192, 64):
+            engine.score([text[start : start + 64]])
+        assert engine.rows[0].echoed == (0 if budget == "full" else 192)
+        for start in range(192, 448, count):
+            engine.score([text[start : start + count]])
+        for start in range(448, 768, 64):
+            engine.score([text[start : start + 64]])
+        assert engine.rows[0].echoed == 768
+        kept[budget] = {position for pos, _ in held(engine) for position in pos.flatten().tolist() if position < 350}
+    assert len(kept["full"] & kept["409tok"]) > 0.8 * len(kept["409tok"])
+
+
+def test_nothing_is_left_unheard_in_a_smaller_cache(loaded: LoadedModel) -> None:
+    engine, policy = make_engine(loaded, "300tok", "replay"), load_policy("replay")
+    answers(engine, [Request("a", prompt(60), max_tokens=70, row=0)])
+    assert 0 < engine.rows[0].echoed < engine.rows[0].seen
+    smaller = make_engine(loaded, "80tok", "replay").plan
+    assert engine.rows.change_cache(smaller, policy, None)
+    assert all(bool((known < UNHEARD).all()) for _, known in held(engine))

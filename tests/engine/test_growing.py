@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from itertools import pairwise
 from typing import Any
 
@@ -9,6 +10,8 @@ import pytest
 import torch
 
 from kvlite.cache.cache import SlotCache
+from kvlite.cache.group import PartGroup
+from kvlite.cache.part import Part
 from kvlite.cache.policy import load_policy
 from kvlite.engine.engine import Engine
 from kvlite.engine.request import Request, Token
@@ -137,6 +140,42 @@ def test_what_is_refused_while_a_row_grows_leaves_the_row(loaded: LoadedModel, m
         kept = engine.rows.counts().tokens_kept
         found.append((kept, answers(engine, [Request("b", prompt(8, 4), max_tokens=4, row=0)])["b"].ids))
     assert found[0] == found[1]
+
+
+def test_of_caches_that_take_each_others_place_none_is_there_with_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = admitted(tiny_model("gemma2", SUPPORTED["gemma2"]))
+    engine, policy = make_engine(loaded, "24tok", "replay"), load_policy("replay")
+    answers(engine, [Request("a", prompt(1, 20), max_tokens=4, row=0)])
+    before, larger = engine.plan, make_engine(loaded, "60tok", "replay").plan
+    made, opened = [(before.slots, weakref.ref(engine.cache.parts[0].group))], PartGroup.__init__
+
+    def noted(group: PartGroup, *args: Any) -> None:
+        slots = args[3].slots
+        assert all(ref() is None for other, ref in made if other != slots)
+        if slots == larger.slots and made[1:]:
+            raise MemoryError
+        opened(group, *args)
+        made.append((slots, weakref.ref(group)))
+
+    monkeypatch.setattr(PartGroup, "__init__", noted)
+    with pytest.raises(OutOfMemory):
+        engine.rows.change_cache(larger, policy, None)
+    assert engine.plan == before and [slots for slots, _ in made[:2]] == [before.slots, larger.slots]
+
+
+def test_a_window_hides_tokens_that_a_larger_cache_has_room_beside(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+    for is_promised in (True, False):
+        loaded = admitted(tiny_model("gemma2", {**SUPPORTED["gemma2"], "sliding_window": 40}))
+        engine, policy = make_engine(loaded, "16tok", "replay"), load_policy("replay")
+        engine.score([prompt(2, 4)])
+        for token in prompt(3, 70):
+            engine.score([(token,)])
+        assert engine.rows.change_cache(make_engine(loaded, "60tok", "replay").plan, policy, None)
+        if not is_promised:
+            monkeypatch.setattr(Part, "_before", lambda part, mapping, window: None)
+        found.append(torch.stack([engine.score([(token,)])[0, -1] for token in prompt(4, 16)]))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", but_few(sorted(SUPPORTED), "llama"))
