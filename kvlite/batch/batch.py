@@ -21,7 +21,7 @@ from kvlite.batch.paths import STDIN, refuse_shared_files
 from kvlite.batch.prepare import Preparer
 from kvlite.batch.read_ahead import read_ahead
 from kvlite.batch.records import record_line
-from kvlite.batch.runner import Generated, Runner, run_in_order
+from kvlite.batch.runner import Generated, Runner, next_look, run_in_order
 from kvlite.batch.source import Input
 from kvlite.batch.tally import Tally
 from kvlite.batch.workers.opening import open_workers
@@ -154,7 +154,6 @@ class Batch:
         next_update_s = 0.0
         with self._console.progress(self._options.progress) as progress:
             for event in run_in_order(runner, items) if is_ordered else runner.run(items):
-                now = time.monotonic()
                 if isinstance(event, Token):
                     self._tally.generated += 1
                 elif isinstance(event, Generated):
@@ -164,9 +163,10 @@ class Batch:
                     self._set_aside.pop(event.item.mark, None)
                     output.write(record_line(event, form or event.item.form, runner.name))
                     self._count(event)
-                if now >= next_update_s:
-                    next_update_s = now + UPDATE_EVERY_S
+                if time.monotonic() >= next_update_s:
+                    looked_s = time.monotonic()
                     self._look(runner, progress)
+                    next_update_s = next_look(looked_s, UPDATE_EVERY_S)
             self._look(runner, progress)
 
     def _look(self, runner: Runner, progress: Callable[[str], None]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
@@ -55,6 +56,11 @@ class Runner(Protocol):
 
     def cancel_late(self) -> None:
         """End what takes too long; safe to call from a signal handler."""
+
+
+def next_look(started_s: float, every_s: float) -> float:
+    """The time of the next look at all rows, after one that `started_s`: looks take a hundredth of the time at most."""
+    return started_s + max(every_s, 100 * (time.monotonic() - started_s))
 
 
 def run_in_order(runner: Runner, items: Iterable[Item | None]) -> Iterator[Event]:

@@ -10,10 +10,9 @@ import torch
 from torch import Tensor
 
 from kvlite.cache.part import LayerHeads, Part
-from kvlite.cache.policy import Candidates, Policy, PolicyFailed, in_a_line, is_built_in
+from kvlite.cache.policy import Candidates, Policy, PolicyFailed, is_built_in, scored
 from kvlite.cache.step import UNHEARD, Step
 from kvlite.cache.zeros import zeros
-from kvlite.errors import KvliteError
 from kvlite.memory.format import SlotFormat
 from kvlite.memory.plan import CachePlan
 from kvlite.memory.shape import LayerShape, ModelShape
@@ -94,16 +93,7 @@ class PartGroup:
         """
         next_pos = step.next_pos
         candidates = Candidates(slots.pos, next_pos, slots.statistic, ((slots.k, slots.v),), q)
-        self.backend.evict(slots, self.score(candidates), next_pos, self.protected(step))
-
-    def score(self, candidates: Candidates) -> Tensor:
-        """Score as the policy does. Raises PolicyFailed where a plug-in raises anything."""
-        try:
-            return self.policy.score(candidates)
-        except Exception as error:
-            if is_built_in(self.policy) or isinstance(error, KvliteError | MemoryError | torch.OutOfMemoryError):
-                raise
-            raise PolicyFailed(f"KV policy {self.policy.name!r}: `score` raised {in_a_line(error)}") from error
+        self.backend.evict(slots, scored(self.policy, candidates), next_pos, self.protected(step))
 
     def protected(self, step: Step) -> Protection:
         """The tokens that stay whatever the score.
@@ -156,7 +146,8 @@ def try_out(policy: Policy, shape: ModelShape, plan: CachePlan, stored: SlotForm
     q = torch.rand(1, shape.query_heads, 3, layer.k_dim, generator=made_up).to(getattr(torch, shape.dtype))
     asking = q if policy.needs_queries else None
     for slots in [group.slots[0], group.slots][: 1 if policy.needs_queries else 2]:
-        score: object = group.score(Candidates(slots.pos, next_pos, slots.statistic, ((slots.k, slots.v),), asking))
+        candidates = Candidates(slots.pos, next_pos, slots.statistic, ((slots.k, slots.v),), asking)
+        score: object = scored(policy, candidates)
         got = f"{score.dtype} {[*score.shape]}" if isinstance(score, Tensor) else type(score).__name__
         if isinstance(score, Tensor) and score.is_floating_point() and score.shape == slots.pos.shape:
             if not priority(score, slots.pos, next_pos, group.protection).isnan().any():

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from kvlite.cache.policy import Candidates
+from kvlite.cache.policy import Candidates, scored
 from kvlite.cache.rotation import Rotation, rotate_keys
 from kvlite.cache.step import UNHEARD, Echo, Received, SlotMapping, Step
 from kvlite.memory.shape import LayerShape
@@ -160,7 +160,7 @@ class Part:
         if held.statistic is not None and new.statistic is not None:
             known = torch.cat([held.statistic, new.statistic], -1)
         candidates = Candidates(pos, step.next_pos, known, ((held.k, held.v), (new.k, new.v)), q)
-        ranked = priority(self.group.score(candidates), pos, step.next_pos, self.group.protected(step))
+        ranked = priority(scored(self.group.policy, candidates), pos, step.next_pos, self.group.protected(step))
         index = choose(ranked, pos, self.num_slots)
         if slots.bias is not None and step.echo is not None:
             self._hand_on(slots, candidates, index)

@@ -18,7 +18,7 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any, ClassVar, get_args, get_type_hints
 
 from kvlite.cache.policy_text import read_value, split_settings, write_settings
-from kvlite.errors import Interrupted, Terminated, TimeLimit, UsageError
+from kvlite.errors import Interrupted, KvliteError, Terminated, TimeLimit, UsageError, is_out_of_memory
 from kvlite.memory.allotment import HeadShares, by_layer, equally
 from kvlite.memory.format import SlotFormat
 from kvlite.memory.plan import MOST_CHUNK, CacheSpec
@@ -306,3 +306,13 @@ _BUILT_IN = tuple(
         ("full", "Full"),
     )
 )
+
+
+def scored(policy: Policy, candidates: Candidates) -> Tensor:
+    """Score as the policy does. Raises PolicyFailed where a plug-in raises anything."""
+    try:
+        return policy.score(candidates)
+    except Exception as error:
+        if is_built_in(policy) or isinstance(error, KvliteError) or is_out_of_memory(error):
+            raise
+        raise PolicyFailed(f"KV policy {policy.name!r}: `score` raised {in_a_line(error)}") from error

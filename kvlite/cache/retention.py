@@ -12,7 +12,7 @@ from torch import Tensor
 from kvlite.cache.cache import CacheSnapshot, SlotCache
 from kvlite.cache.layer import heads_of
 from kvlite.cache.part import LayerHeads, Part
-from kvlite.cache.policy import Candidates, Policy
+from kvlite.cache.policy import Candidates, Policy, scored
 from kvlite_kernels.eviction import Protection, priority
 
 MOST_SPANS = 16
@@ -139,7 +139,7 @@ def _best(part: Part, row: int, live: int, wanted: Sequence[int], target: Target
     pos = slots.pos[..., :live]
     next_pos = torch.full((1, 1, 1), target.next_pos, device=pos.device)
     statistic = None if slots.statistic is None else slots.statistic[..., :live]
-    score = policy.score(Candidates(pos, next_pos, statistic, ((slots.k[..., :live, :], slots.v[..., :live, :]),)))
+    score = scored(policy, Candidates(pos, next_pos, statistic, ((slots.k[..., :live, :], slots.v[..., :live, :]),)))
     pins = torch.tensor([target.pins], dtype=torch.int32, device=pos.device) if target.pins else None
     best = []
     for place, count in enumerate(wanted):

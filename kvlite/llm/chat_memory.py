@@ -112,7 +112,8 @@ class ChatMemory:
             spec = replace(spec, policy=load_policy(policy), options=replace(spec.options, kv_policy=policy))
         spec = replace(spec, on_full=spec.policy.when_full(spec.options.on_full), stored=engine.cache.stored)
         device = engine.loaded.device
-        free = free_bytes(device) + engine.plan.reserved_bytes
+        own = engine.plan.reserved_bytes if device.type == "cuda" else engine.rows.counts(ROW).live_bytes  # else pages
+        free = free_bytes(device) + own
         place = PlanDevice("cuda" if device.type == "cuda" else "cpu", str(device), free)
         fit = spec.fit(llm.model.files, place, None, loaded=engine.loaded.shape)
         if (profile := replace(llm.model, spec=spec).profile(fit)) is not None:

@@ -39,7 +39,7 @@ def profile_for(model: TextModel) -> HeadProfile | None:
     store = Profiles()
     found = store.of_weights(loaded.fingerprint)
     if found is None:
-        if loaded.model.num_parameters() > (MOST_ON_GPU if loaded.device.type == "cuda" else MOST_ON_CPU):
+        if model.parameters > (MOST_ON_GPU if loaded.device.type == "cuda" else MOST_ON_CPU):
             listener.note(
                 f"all heads keep as many tokens; `kvlite profile {model.files.ref}` measures once what each needs"
             )

@@ -74,6 +74,11 @@ class TextModel:
     profiles: list[HeadProfile | None] = field(default_factory=list)
     trials: KernelTrials | None = None
 
+    @property
+    def parameters(self) -> int:
+        """The number of weights, a shared one counted once."""
+        return (self.files.weights and self.files.weights.parameters) or self.loaded.model.num_parameters()
+
     @classmethod
     def load(
         cls,
@@ -142,7 +147,7 @@ class TextModel:
             alias=self.files.ref.alias,
             repo=self.files.repo or str(self.files.folder),
             revision=self.files.revision,
-            params=(self.files.weights and self.files.weights.parameters) or self.loaded.model.num_parameters(),
+            params=self.parameters,
             quant="none" if self.held_in == self.loaded.shape.dtype else self.held_in,
             dtype=self.loaded.shape.dtype,
             license=self.files.license,

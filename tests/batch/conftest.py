@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,6 +14,7 @@ from kvlite.batch.item import Item
 from kvlite.engine.request import Completion, FinishReason, Request, Timing, Token
 from kvlite.errors import OutOfMemory, UsageError
 from kvlite.memory.counts import KVCounts
+from tests.batch.desk import Desk
 
 COUNTS = KVCounts(1000, 900, 10, 20, 5, 4, 1, "window", "float32")
 END = 0
@@ -182,3 +184,11 @@ def new_item() -> Callable[..., Item]:
         return replace(item, **changes)
 
     return make
+
+
+@pytest.fixture
+def desk(tmp_path: Path, text: Any, new_engine: Any, new_rows: Any, monkeypatch: pytest.MonkeyPatch) -> Desk:
+    monkeypatch.setattr("sys.argv", ["kvlite", "batch", "in.jsonl", "-o", "my out.jsonl", "--overwrite"])
+    desk = Desk(tmp_path, text, new_engine, new_rows)
+    desk.ask("a", "bb", "ccc", "dd")
+    return desk

@@ -144,3 +144,15 @@ def test_what_would_steer_a_terminal_reaches_a_pipe_and_no_terminal(
     for character in "\x1b\x07\x08\r\x9b\u202e":
         answer = answer.replace(character, "")
     assert shown == answer
+
+
+def test_ctrl_c_while_the_program_itself_is_loaded_prints_nothing(tmp_path: Path) -> None:
+    (tmp_path / "typer.py").write_text("import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(60)\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "kvlite", "plan", "demo"],
+        capture_output=True,
+        env=environment() | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{environment()['PYTHONPATH']}"},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a runner in the background ignores it
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, b"", b"")

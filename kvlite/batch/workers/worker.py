@@ -15,6 +15,7 @@ from kvlite.batch.batch_run import BatchRun
 from kvlite.batch.item import Item, Outcome
 from kvlite.batch.model import Model
 from kvlite.batch.prepare import Preparer
+from kvlite.batch.runner import next_look
 from kvlite.batch.workers.messages import CacheNow, Loaded, Opened, Order, Report, Said, Setup
 from kvlite.errors import KvliteError, OutOfMemory, UsageError, is_out_of_memory
 from kvlite.llm.spec import RunSpec
@@ -57,6 +58,7 @@ class Worker:
         self._changed = Condition()
         self._items: deque[Item] = deque()
         self._order = Order(to_come=1)
+        self._sharers: int | None = None  # of the order with the first lines; later ones say less
         self._news: dict[str, Any] = {}
         self._outcomes: list[Outcome] = []
         self._said: list[Said] = []
@@ -71,6 +73,8 @@ class Worker:
         with self._changed:
             self._items.extend(order.items)
             self._order = order
+            if order.items and self._sharers is None:
+                self._sharers = order.sharers
             if self._run is not None:
                 self._run.to_come = order.to_come
             self._changed.notify_all()
@@ -114,7 +118,7 @@ class Worker:
         loaded = model.load()
         self._tell(loaded=Loaded(loaded.name, model.identity(), _place(loaded.loaded.device)))
         self._await_items()
-        rows = model.rows(loaded, self, self._order.sharers)
+        rows = model.rows(loaded, self, self._sharers or 1)
         preparer = Preparer.of(model, loaded.text, loaded.loaded.window, setup.answer, setup.batch)
         run = BatchRun(rows, preparer, setup.batch)
         run.to_come, self._run = self._order.to_come, run
@@ -137,12 +141,13 @@ class Worker:
 
     def _look(self, run: BatchRun) -> None:
         """Note what the cache holds; it travels with the next report that has other news, or after a moment."""
-        self._look_s = time.monotonic() + LOOK_EVERY_S
+        now_s = time.monotonic()
         if self._engine is not None:
             counts, allocated_bytes = self._engine.counts(), self._engine.allocated_bytes()
             now = CacheNow(counts, allocated_bytes, run.num_rows, run.rows_used, run.peak_bytes)
             with self._changed:
                 self._news["cache"] = now
+        self._look_s = next_look(now_s, LOOK_EVERY_S)
 
     def _await_items(self) -> None:
         with self._changed:
