@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from kvlite.cache.policy import DEFAULT_POLICY
 from kvlite.speed.roofline import measure_ceilings
 from peers.compiled import Compiled
 from peers.ours import Kvlite
@@ -42,7 +43,7 @@ def arguments() -> argparse.Namespace:
     for name, what in (("decode", "answers"), ("prefill", "prompts")):
         help = f"{what} to measure, may be given several times; none leaves them out"
         parser.add_argument(f"--{name}", action="append", metavar="CONTEXT:SLOTS", help=help)
-    parser.add_argument("--policy", default="heavy-hitter")
+    parser.add_argument("--policy", default=DEFAULT_POLICY)
     parser.add_argument("--tokens", type=int, default=64, help="decode steps of a timing")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--minutes", type=float, default=9.0, help="begin nothing new after this long")

@@ -54,12 +54,15 @@ fast() {
   local ways=kvlite,kvlite-triton,kvlite-captured,kvlite-triton-captured
   if [ "$DEVICE" = cuda ]; then
     step 40 slots "$PYTHON" benchmarks/trial.py --dims 128 --bits 0,4 --dtypes bfloat16 --slots 512,8192,32768 --minutes 0.6
+    step 40 products "$PYTHON" benchmarks/products.py
+  else
+    step 60 products "$PYTHON" benchmarks/products.py --device "$DEVICE" --shapes 64x64 --rows 1,2 --dtype float16
   fi
-  compare 170 large "$LARGE" --peers "$ways,kvlite-int8,kvlite-nf4,nf4,dynamic,static" --minutes 2.4 --rounds 3 \
+  compare 160 large "$LARGE" --peers "$ways,kvlite-int8,kvlite-nf4,nf4,dynamic,static" --minutes 2.4 --rounds 3 \
     "${decode[@]}" --prefill none
-  compare 70 prompts "$LARGE" --peers kvlite,kvlite-triton,dynamic --minutes 1 --rounds 1 \
+  compare 65 prompts "$LARGE" --peers kvlite,kvlite-triton,dynamic --minutes 1 --rounds 1 \
     --decode none "${prompts[@]}"
-  compare 60 small "$SMALL" --peers "$ways,dynamic" --minutes 0.7 --rounds 3 "${decode[@]:0:2}" --prefill none
+  compare 55 small "$SMALL" --peers "$ways,dynamic" --minutes 0.7 --rounds 3 "${decode[@]:0:2}" --prefill none
   step 60 drift "$PYTHON" -m kvlite bench demo --device "$DEVICE" --kv-budget 512tok --json "${drift[@]}"
 }
 

@@ -137,7 +137,7 @@ class Counting(TorchDispatchMode):
 
 
 def _works(func: Any, args: Any, out: Any) -> bool:
-    """Whether an operation writes on the device, and does not only give a view of what is there."""
+    """True of an operation that writes on the device, and does not only give a view of what is there."""
     made = [tensor for tensor in _tensors(out) if tensor.device == META]
     held = {tensor.untyped_storage()._cdata for tensor in _tensors(args)}
     return bool(made) and (func._schema.is_mutable or any(part.untyped_storage()._cdata not in held for part in made))
@@ -164,7 +164,7 @@ def _launching(launch: Callable[[], None]) -> Iterator[None]:
 
 
 def has_triton() -> bool:
-    """Whether Triton's kernels can be counted here."""
+    """True where Triton's kernels can be counted."""
     return find_spec("triton") is not None and os.environ.get("TRITON_INTERPRET") != "1"
 
 

@@ -95,6 +95,7 @@ def main() -> None:
     parser.add_argument("--node-modules", type=Path, metavar="DIR")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--tokens", type=int, default=256)
+    parser.add_argument("--engines", metavar="A;B", help="some of those that the table names; default: all")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -115,6 +116,10 @@ def main() -> None:
         lengths = [str(length) for length in CONTEXTS]
         where = str(options.node_modules.absolute())
         engines["llama.cpp, GGUF"] = ["node", script, where, options.gguf, str(options.tokens), *lengths]
+    chosen = options.engines.split(";") if options.engines else list(engines)
+    if strange := set(chosen) - set(engines):
+        parser.error(f"--engines: {', '.join(sorted(strange))} is none of {'; '.join(engines)}")
+    engines = {name: engines[name] for name in chosen}
     rounds: dict[str, list[Any]] = {name: [] for name in engines}
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     for number in range(1, options.rounds + 1):

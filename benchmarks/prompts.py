@@ -46,7 +46,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--tokens", type=int, default=2000)
     parser.add_argument("--slots", type=int, action="append", help="default: 512, and room for all")
-    parser.add_argument("--policy", action="append", help="default: heavy-hitter and window")
+    parser.add_argument("--policy", action="append", help="default: replay, heavy-hitter and window")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", type=Path)
@@ -58,7 +58,9 @@ def main() -> None:
     ids = ids_of(options.folder, options.tokens)
     slots = options.slots or [512, 2 * options.tokens]
     peers = [
-        (Kvlite(ours, policy), count) for policy in options.policy or ["heavy-hitter", "window"] for count in slots
+        (Kvlite(ours, policy), count)
+        for policy in options.policy or ["replay", "heavy-hitter", "window"]
+        for count in slots
     ]
     took: dict[str, list[float]] = {}
     for number in range(options.rounds + 1):

@@ -3,6 +3,8 @@
 A message is one line: what was wrong, the value, what to do.
 """
 
+from subprocess import SubprocessError
+
 
 class KvliteError(Exception):
     """A mistake or limit the user can act on; its text is one line and `exit_code` ends the process."""
@@ -110,6 +112,15 @@ class Terminated(KvliteError):
     """The process was asked to end by SIGTERM."""
 
     exit_code = 143
+
+
+def is_of_kernels(error: BaseException) -> bool:
+    """True where code or its kernels failed: Triton's compiler and launcher raise errors of their own, and others'."""
+    if isinstance(error, KvliteError) or is_out_of_memory(error):
+        return False
+    of_triton = any(kind.__module__.partition(".")[0] == "triton" for kind in type(error).__mro__)
+    kinds = RuntimeError | OSError | ValueError | TypeError | AttributeError | LookupError | SubprocessError
+    return of_triton or isinstance(error, kinds)
 
 
 _NO_MEMORY = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")

@@ -119,6 +119,14 @@ def test_the_trial_of_kernels_says_what_it_finds_of_each() -> None:
     assert modules["state"] == slots["state"] == "right" and slots["gain"] > 0
 
 
+def test_products_with_4_bit_weights_are_told_by_way() -> None:
+    pytest.importorskip("triton", reason="the kernels need triton, which is not installed")
+    done = run("products.py", "--device", "cpu", "--shapes", "64x64", "--rows", "1", "--dtype", "float16")
+    assert done.returncode == 0, done.stderr
+    (told,) = map(json.loads, done.stdout.splitlines())
+    assert all(told[way]["us"] > 0 for way in ("halves", "bitsandbytes", "triton"))
+
+
 def test_the_list_for_a_gpu_says_that_there_is_none() -> None:
     hidden = environment() | {"CUDA_VISIBLE_DEVICES": "", "PYTHON": sys.executable}
     done = subprocess.run([str(ROOT / "benchmarks" / "gpu.sh")], capture_output=True, text=True, env=hidden)
@@ -141,7 +149,8 @@ def test_the_list_for_a_gpu_runs_every_step_and_says_which_failed(
     for step, shape in (("large", "llama-3.1-8b"), ("prompts", "llama-3.1-8b"), ("small", "qwen2.5-0.5b")):
         assert f"compare.py --shape {shape} --device cpu --out {tmp_path}/out/{step}" in calls
     assert "-m pytest -q -m gpu tests/" in calls and "-m kvlite bench demo" in calls
-    assert "benchmarks/trial.py --device cpu" in calls and "-m kvlite doctor" in calls
+    assert "benchmarks/trial.py --device cpu" in calls and "benchmarks/products.py --device cpu" in calls
+    assert "-m kvlite doctor" in calls
     asked_for = {name for names in re.findall(r"--peers (\S+)", calls) for name in names.split(",")}
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     assert "kvlite" in asked_for <= set(import_module("compare").PEERS)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from kvlite.cache.policy import load_policy
+from kvlite.cache.policy import DEFAULT_POLICY, load_policy
 from kvlite.engine.decode_graphs import CudaGraphs, wants_graphs
 from kvlite.engine.engine import Engine
 from kvlite.engine.request import Completion, Request
@@ -25,7 +25,7 @@ class Kvlite:
     """One policy, slot format, set of kernels and kind of steps; one engine for each number of slots."""
 
     loaded: LoadedModel
-    policy: str = "heavy-hitter"
+    policy: str = DEFAULT_POLICY
     kv_dtype: str = "auto"
     kernels: str = "auto"
     captures: bool = False

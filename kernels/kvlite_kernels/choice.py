@@ -6,7 +6,9 @@ import os
 from collections.abc import Sequence
 from importlib.util import find_spec
 from itertools import product
+from pathlib import Path
 from shutil import which
+from sysconfig import get_paths
 from typing import TYPE_CHECKING
 
 import torch
@@ -79,6 +81,8 @@ def obstacle(device: torch.device, layers: Sequence[LayerSizes] = (), dtypes: Se
     compiler = os.environ.get("CC") or "cc"
     if not interprets and not any(map(which, (compiler, "gcc", "clang"))):
         return "Triton needs a C compiler (gcc or clang), and none is installed"
+    if not interprets and not (Path(get_paths()["include"]) / "Python.h").exists():
+        return "Triton needs Python's header files (python3-dev), and they are not installed"
     capability = processor_of(device).capability
     lacks = (lacking(capability, layer, dtype) for layer, dtype in product(layers, dtypes))
     return next((f"the Triton kernels do not take {lack}" for lack in lacks if lack is not None), None)

@@ -29,8 +29,9 @@ class Protection:
 def priority(score: Tensor, pos: Tensor, next_pos: Tensor, protection: Protection) -> Tensor:
     """The score [..., H_KV, N] of tokens at `pos`, +inf where protected and -inf where a slot is free.
 
-    `next_pos` int [n, 1, 1] is the position that comes next.
+    `next_pos` int [n, 1, 1] is the position that comes next. What is scored with no number goes first.
     """
+    score = score.nan_to_num(nan=torch.finfo(score.dtype).min, posinf=torch.inf, neginf=-torch.inf)
     protected = pos >= next_pos - protection.recent
     if protection.window is not None:
         score = score.masked_fill(pos <= next_pos - protection.window, torch.finfo(score.dtype).min)

@@ -1,4 +1,4 @@
-"""Attention of several queries through torch's fused kernel, which gives the log-sum-exp and never forms the logits.
+"""Attention of several queries through torch's fused kernels, which give the log-sum-exp and never form the logits.
 
 The statistic is a second pass over the queries that count, with that log-sum-exp: a tile of logits, its exponential, a
 sum per key. What the kernel does not take is left to `reference`, which both are held against. Letters as there.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -24,6 +25,11 @@ STATISTIC_ELEMENTS = 1 << 18
 _LOG2_E = math.log2(math.e)
 
 _kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+_kernel_of_gpu = torch.ops.aten._scaled_dot_product_flash_attention
+
+_HALVES = (torch.bfloat16, torch.float16)
+_OFF = 0.03
+"""The most by which a kernel on a GPU may be off in a problem of numbers around 1, in half precision."""
 
 
 class _Keys(NamedTuple):
@@ -45,14 +51,37 @@ class _Asking(NamedTuple):
 
 
 def suits(q: Tensor, segments: Sequence[Segment], geometry: Geometry, observation: Observation | None) -> bool:
-    """True where the kernel takes it: several queries on a CPU, no soft cap, values as wide as keys.
+    """True where a kernel takes it: several queries, no soft cap, values as wide as keys.
 
-    A statistic must be a sum of probabilities over heads and queries, of keys without a bias: any other needs logits.
+    On a CPU a statistic must be a sum of probabilities over heads and queries, of keys without a bias: any other needs
+    logits. On a GPU nobody may observe, and keys must be halves in order, without a bias.
     """
     is_even = all(segment.k.shape[-1] == segment.v.shape[-1] for segment in segments)
     adds_up = observation is None or (observation.kind is Statistic.MASS and observation.heads != "max")
-    adds_up = adds_up and (observation is None or all(segment.bias is None for segment in segments))
-    return q.device.type == "cpu" and q.shape[2] > 1 and geometry.softcap is None and is_even and adds_up
+    is_unbiased = all(segment.bias is None for segment in segments)
+    if q.shape[2] == 1 or geometry.softcap is not None or not is_even:
+        return False
+    if q.device.type != "cuda":
+        return q.device.type == "cpu" and adds_up and (observation is None or is_unbiased)
+    in_order = all(one.before is not None and q.dtype == one.k.dtype == one.v.dtype in _HALVES for one in segments)
+    return observation is None and is_unbiased and in_order and serves(q.device, q.dtype, q.shape[-1])
+
+
+@cache
+def serves(device: torch.device, dtype: torch.dtype, dim: int) -> bool:
+    """True where the kernel of `device` gives what the formulas do for a small problem, found out once."""
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(2, 4, count, dim, generator=generator).to(dtype) for count in (6, 17, 17))
+    k, v = k[:, :2], v[:, :2]
+    q_pos, pos = torch.arange(11, 17).expand(2, -1), torch.arange(17).expand(2, 2, -1)
+    geometry = Geometry(dim**-0.5)
+    expected, _ = reference.attend_segments(q.double(), q_pos, [Segment(k.double(), v.double(), pos)], geometry, None)
+    try:
+        there = Segment(k.to(device), v.to(device), pos.to(device), None, 11, 6)
+        out, _ = _attend_all(q.to(device), q_pos.to(device), [there], geometry, in_order=True)
+    except (RuntimeError, TypeError, AttributeError):  # it is not there, or does not take this
+        return False
+    return bool((out.cpu().double() - expected).abs().max() <= _OFF)
 
 
 def attend_fused(
@@ -96,15 +125,22 @@ def _attend_all(
     for segment in segments:
         for keys in _in_order(segment, q) if in_order else _by_position(segment, q, q_pos, geometry.window):
             k, v = (vectors[:, None].expand(-1, grouped.shape[1], -1, -1) for vectors in (keys.k, keys.v))
-            out, lse = _kernel(
-                grouped.to(k.dtype), k, v, is_causal=keys.is_causal, attn_mask=keys.mask, scale=geometry.scaling
-            )
+            out, lse = _fused(grouped.to(k.dtype), k, v, keys, geometry.scaling)
             if keys.mask is not None:
                 lse = lse.masked_fill((keys.mask == -torch.inf).all(-1), -torch.inf)
             outs.append(out.reshape(q.shape))
             lses.append(lse.reshape(q.shape[:3]))
     out, lse = merge(outs, lses, geometry.sink_logits)
     return out.to(q.dtype), lse
+
+
+def _fused(q: Tensor, k: Tensor, v: Tensor, keys: _Keys, scaling: float) -> tuple[Tensor, Tensor]:
+    """The kernel of the device: out [..., T, D] and the log-sum-exp [..., T]."""
+    if q.device.type == "cpu":
+        out, lse = _kernel(q, k, v, is_causal=keys.is_causal, attn_mask=keys.mask, scale=scaling)
+    else:
+        out, lse = _kernel_of_gpu(q, k, v, 0.0, keys.is_causal, False, scale=scaling)[:2]
+    return out, lse
 
 
 def _in_order(segment: Segment, q: Tensor) -> Iterator[_Keys]:

@@ -73,7 +73,7 @@ def _mask(q: Tensor, segment: Segment) -> Tensor | None:
 
 def _is_half(q: Tensor, segments: Sequence[Segment]) -> bool:
     """True where the processor multiplies bfloat16, and all is in it."""
-    if not IS_FAST or q.dtype is not torch.bfloat16:
+    if not IS_FAST or q.dtype is not torch.bfloat16 or q.device.type != "cpu":
         return False
     return all(segment.k.dtype is segment.v.dtype is torch.bfloat16 for segment in segments)
 

@@ -217,22 +217,36 @@ def _attend_plainly(
 
     The query is scaled already, unless it `multiplies_halves`.
     """
-    batch, num_heads, _, dim = q.shape
-    num_kv_heads, num_keys = segment.k.shape[1:3]
-    k, v = segment.k, segment.v
-    if multiplies_halves(q, segment):
-        logits = _half_product(q, k, transpose=True, out_dtype=torch.float32)
-        shares = biased(logits.mul_(scaling), segment).softmax(-1)
-        out = _half_product(shares.to(q.dtype), v, transpose=False, out_dtype=q.dtype)
-    elif isinstance(k, Tensor) and isinstance(v, Tensor) and q.dtype == k.dtype == v.dtype:
-        grouped = q.reshape(batch * num_kv_heads, -1, dim)
-        logits = torch.bmm(grouped, k.flatten(0, 1).mT).view(batch, num_heads, 1, -1)
-        shares = biased(logits, segment).softmax(-1).view(len(grouped), -1, num_keys)
-        out = torch.bmm(shares, v.flatten(0, 1)).view(batch, num_heads, 1, -1)
+    num_keys, k, v = segment.k.shape[2], segment.k, segment.v
+    is_half = multiplies_halves(q, segment)
+    if isinstance(k, Tensor) and isinstance(v, Tensor) and (is_half or q.dtype == k.dtype == v.dtype):
+        grouped, by_head = q.unflatten(1, (k.shape[1], -1)).squeeze(3), lies_by_head(k)  # [B, H_KV, G, D]
+        if by_head:  # in the order in which keys lie, so that none is copied
+            grouped, k, v = (x.transpose(0, 1) for x in (grouped, k, v))
+        asked, keys, values = (x.flatten(0, 1) for x in (grouped, k, v))
+        if is_half:
+            logits = torch.bmm(asked, keys.mT, out_dtype=torch.float32).mul_(scaling)
+        else:
+            logits = torch.bmm(asked, keys.mT)
+        if segment.bias is not None:
+            bias = segment.bias.transpose(0, 1) if by_head else segment.bias
+            logits.view(*grouped.shape[:3], num_keys).add_(bias[:, :, None])
+        shares = logits.softmax(-1)
+        out = torch.bmm(shares.to(q.dtype), values).view(*grouped.shape[:3], -1)
+        shares = shares.view(*grouped.shape[:3], num_keys)
+        if by_head:
+            out, shares = out.transpose(0, 1), shares.transpose(0, 1)
+        out = out.reshape(*q.shape[:3], -1)
     else:
-        shares = biased(_grouped_matmul(q, k, transpose=True), segment).softmax(-1)
-        out = _grouped_matmul(shares, v, transpose=False)
-    return out, [] if observation is None else [shares.view(batch, num_kv_heads, -1, num_keys).mean(2)]
+        weights = biased(_grouped_matmul(q, k, transpose=True), segment).softmax(-1)
+        out = _grouped_matmul(weights, v, transpose=False)
+        shares = weights.view(q.shape[0], k.shape[1], -1, num_keys)
+    return out, [] if observation is None else [shares.mean(2)]
+
+
+def lies_by_head(keys: Tensor) -> bool:
+    """True of keys [B, H_KV, N, D] of which all rows of a head lie together."""
+    return keys.shape[0] > 1 and keys.shape[1] > 1 and keys.stride(0) < keys.stride(1)
 
 
 def biased(logits: Tensor, segment: Segment) -> Tensor:

@@ -114,13 +114,14 @@ def _gumbel(logits: Sequence[Tensor], q_pos: Tensor, k_pos: Sequence[Tensor], no
 
 
 def reduced(shares: Tensor, observation: Observation, num_kv_heads: int) -> Tensor:
-    """[B, H_Q, T, N] -> [B, H_KV, N]. A maximum is taken per query, so that chunks do not change the sum."""
+    """[B, H_Q, T, N] -> fp32 [B, H_KV, N]. A maximum is taken per query, so that chunks do not change the sum."""
     batch, num_heads, num_queries, num_keys = shares.shape
-    weight = observation.weight.to(shares.dtype)[:, None, None]  # [B, 1, 1, T]
+    dtype = torch.promote_types(shares.dtype, torch.float32)
+    weight = observation.weight.to(dtype)[:, None, None]  # [B, 1, 1, T]
     if observation.heads == "max":
         grouped = shares.view(batch, num_kv_heads, num_heads // num_kv_heads, num_queries, num_keys)
-        return (weight @ grouped.amax(2)).squeeze(2)
-    per_head = (weight @ shares).squeeze(2)
+        return (weight @ grouped.amax(2).to(dtype)).squeeze(2)
+    per_head = (weight @ shares.to(dtype)).squeeze(2)
     if observation.heads == "layer":
         return per_head.mean(1, keepdim=True).expand(-1, num_kv_heads, -1)
     return per_head.view(batch, num_kv_heads, num_heads // num_kv_heads, num_keys).mean(2)

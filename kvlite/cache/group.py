@@ -24,6 +24,9 @@ from kvlite_kernels.slots import Slots, Vectors
 SCORED_TOGETHER = 1 << 18
 """Most slots, of all heads, rows and layers, that are scored at once: some 120 bytes each while that lasts."""
 
+ON_A_GPU = 16
+"""Times as many there, where each evicting costs its launches."""
+
 
 class PartGroup:
     """Parts of layers like `shape` but for KV heads, in the same tensors, with `num_slots` slots per KV head.
@@ -58,7 +61,8 @@ class PartGroup:
             Part(heads, replace(shape, kv_heads=count), self, self.slots.joined(slice(end - count // width, end)))
             for heads, count, end in zip(members, counts, ends, strict=True)
         ]
-        self._together = max(1, SCORED_TOGETHER // (plan.rows * width * (num_slots + 1)))
+        at_once = SCORED_TOGETHER * (ON_A_GPU if device.type == "cuda" else 1)
+        self._together = max(1, at_once // (plan.rows * width * (num_slots + 1)))
 
     def place(self, step: Step) -> None:
         """Write the positions of tokens whose slots are known before their keys are."""
@@ -150,7 +154,8 @@ def try_out(policy: Policy, shape: ModelShape, plan: CachePlan, stored: SlotForm
         score: object = scored(policy, candidates)
         got = f"{score.dtype} {[*score.shape]}" if isinstance(score, Tensor) else type(score).__name__
         if isinstance(score, Tensor) and score.is_floating_point() and score.shape == slots.pos.shape:
-            if not priority(score, slots.pos, next_pos, group.protection).isnan().any():
+            is_free_to_go = priority(torch.zeros_like(score), slots.pos, next_pos, group.protection) == 0
+            if not score[is_free_to_go].isnan().any():
                 continue
             got = "NaN"
         raise PolicyFailed(

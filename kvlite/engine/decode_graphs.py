@@ -8,7 +8,7 @@ are full all steps are alike. A row that is not fed stands in a graph as padding
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
@@ -43,6 +43,12 @@ class GraphRecorder:
     num_bytes = 0
     """Bytes that its recordings hold on the device."""
 
+    failed = ""
+    """The reason why nothing more must be recorded, empty where it may."""
+
+    found: Mapping[tuple[str, ...], str] = {}
+    """The obstacle to replayed steps, empty where they proved right and worth it, by policy, slots and kernels."""
+
     def wait(self) -> None:
         """Return once the device has done all it was given."""
 
@@ -57,6 +63,8 @@ class CudaGraphs(GraphRecorder):
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._pool = torch.cuda.graph_pool_handle()
+        self._first: torch.cuda.CUDAGraph | None = None
+        """A graph that does nothing. It keeps the pool, which cannot be taken again once its last graph is gone."""
 
     def wait(self) -> None:
         torch.cuda.synchronize(self._device)
@@ -65,23 +73,30 @@ class CudaGraphs(GraphRecorder):
         """See GraphRecorder. Waits for the device. Raises RuntimeError, after which nothing more must be recorded."""
         self.wait()
         before = torch.cuda.memory_reserved(self._device)
+        if self._first is None:
+            self._first = self._captured(lambda: torch.zeros(1, device=self._device))
+        graph = self._captured(body)
+        self.num_bytes += torch.cuda.memory_reserved(self._device) - before
+        return graph.replay
+
+    def _captured(self, body: Callable[[], object]) -> torch.cuda.CUDAGraph:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.device(self._device), torch.cuda.graph(graph, self._pool, capture_error_mode="thread_local"):
             body()
-        self.num_bytes += torch.cuda.memory_reserved(self._device) - before
-        return graph.replay
+        return graph
 
 
 @dataclass(frozen=True, slots=True)
 class GraphKey:
     """The shapes of one graph: rows, pinned spans a row, and how far heads of each number of slots read.
 
-    An extent of None is a step that evicts.
+    An extent of None is a step that evicts; those of `full` slots have no free one in any row, so that all is seen.
     """
 
     rows: int
     pins: int
     extents: tuple[tuple[int, int | None], ...]
+    full: frozenset[int] = frozenset()
 
 
 class DecodeGraphs:
@@ -133,20 +148,39 @@ class DecodeGraphs:
         if num_pins and num_pins not in self._pins:
             shape = (self.cache.plan.rows, num_pins, 2)
             self._pins[num_pins] = torch.zeros(shape, dtype=torch.int32, device=self.cache.device)
-        return GraphKey(min(self.cache.plan.rows, _doubled(feed.rows.stop, 1)), num_pins, tuple(extents))
+        count = min(self.cache.plan.rows, _doubled(feed.rows.stop, 1))
+        full: frozenset[int] = frozenset()
+        if len(going) == count and self._is_unobserved:
+            full = frozenset(
+                slots for slots in self._slots if all(self.cache.live(row, slots) == slots for row in going)
+            )
+        return GraphKey(count, num_pins, tuple(extents), full)
+
+    @property
+    def _is_unobserved(self) -> bool:
+        """True where attention leaves no statistic: else that of padding, in which a graph is recorded, would count."""
+        policy = self.cache.policy
+        return policy.statistic is None or policy.echoes
 
     def _recorded(self, body: Callable[[], None]) -> Callable[[], None]:
         """Run `body` on padding alone, which leaves the cache as it is, then record it."""
         held = self._inputs.clone()
         padding = torch.tensor([0, -1, -1, *self._slots], device=held.device)[:, None]
         try:
+            if self.recorder.failed:
+                raise NotCapturable(self.recorder.failed)
             self._inputs.copy_(padding.expand_as(held))
             for _ in range(_EAGER_RUNS):
                 body()
-            return self.recorder.record(body)
+            try:
+                return self.recorder.record(body)
+            except Exception as error:
+                self.recorder.failed = _in_a_line(error)
+                raise
+        except NotCapturable:
+            raise
         except Exception as error:  # whatever a driver or a compiler raises, eager steps go on
-            why = str(error).strip().partition("\n")[0] or type(error).__name__
-            raise NotCapturable(why) from error
+            raise NotCapturable(_in_a_line(error)) from error
         finally:
             self._inputs.copy_(held)
 
@@ -155,7 +189,7 @@ class DecodeGraphs:
         """The recorded work: it reads and writes static buffers and slots, and asks nothing of the host."""
         ids, pos, rot, *places = self._inputs[:, : key.rows]
         mappings = {
-            slots: waiting(slots) if extent is None else SlotMapping(extent, place[:, None, None])
+            slots: waiting(slots, slots in key.full) if extent is None else SlotMapping(extent, place[:, None, None])
             for (slots, extent), place in zip(key.extents, places, strict=True)
         }
         pins = self._pins[key.pins][: key.rows] if key.pins else None
@@ -203,6 +237,10 @@ def try_replay(loaded: LoadedModel, caches: Sequence[SlotCache], recorder: Graph
             spent.append(time.perf_counter() - start)
         row.feed(1)
     return median(times[0]) / median(times[1])
+
+
+def _in_a_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 def _doubled(least: int, start: int) -> int:

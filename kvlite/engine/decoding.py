@@ -72,13 +72,15 @@ class Decoder:
         logits, fed = feeder.forward(feed, rows)[:, -1], feed.ids
         if feed.beside is not None:
             fed += feed.beside.ids
-        seconds = self._since(started, logits) if self._may_draft(feeder, feed) else None
+        is_timed = self._may_draft(feeder, feed)
+        seconds = self._since(started, logits) if is_timed and logits.device.type == "cpu" else 0.0
         ready = [i for i, row in enumerate(rows) if row.job is not None and fed[i] and not row.job.prompt]
         draws = [Draw.of(rows[i]) for i in ready]
         logits = logits[ready] if len(ready) < len(rows) else logits
         ids = sample(logits, draws) if ready else []
         known = logprobs(logits, ids, [rows[i].logprobs_asked for i in ready])
-        if seconds is not None:
+        if is_timed:
+            seconds = seconds or self._clock() - started  # a GPU is waited for once, where tokens are read
             self.speculation.stepped(rows[0], ids[0], logits[0], seconds)
         return list(zip(ready, ids, known, strict=True))
 

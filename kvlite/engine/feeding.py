@@ -15,6 +15,7 @@ from kvlite.engine.inputs import inputs
 from kvlite.engine.limits import Limits
 from kvlite.engine.row import Row
 from kvlite.engine.scheduler import Feed, unheard
+from kvlite.errors import OutOfMemory
 from kvlite.models.loaded import LoadedModel
 from kvlite.models.probe import dry_cache
 
@@ -155,23 +156,38 @@ class Feeder:
     def capture(self, recorder: GraphRecorder, least: float | None) -> None:
         """Let decode steps be replayed, once those of a small cache were found equal to eager ones, and faster.
 
-        `least` is how many times as fast they must be; None where they were asked for.
+        `least` is how many times as fast they must be; None where they were asked for. What was found before of other
+        caches of the same kind holds.
         """
         cache = self.cache
+        kind = str(cache.policy), cache.stored.name, cache.backend.name
         try:
-            graphs = DecodeGraphs(self.loaded, cache, recorder)
+            if why := recorder.found.get(kind) or recorder.failed:
+                raise NotCapturable(why)
             with allocating():
-                small = partial(dry_cache, self.loaded, cache.policy.min_slots() + 8, cache.stored, cache.policy)
-                caches = [small(cache.backend.name, lambda slots: cache.plan.head_slots) for _ in range(2)]
-                gain = try_replay(self.loaded, caches, recorder)
-            if least is not None and gain < least:
-                raise NotCapturable(f"a replayed step takes {1 / gain:.2f} times as long as an eager one")
-        except NotCapturable as error:
+                graphs = DecodeGraphs(self.loaded, cache, recorder)
+            if kind not in recorder.found:
+                self._prove(recorder, least)
+        except (NotCapturable, OutOfMemory) as error:
+            if least is None and isinstance(error, OutOfMemory):
+                raise
+            recorder.found = {**recorder.found, kind: str(error)}
             self._give_up(error, is_missed=least is None)
         else:
+            recorder.found = {**recorder.found, kind: ""}
             self.step, self.graphs = CAPTURED, graphs
 
-    def _give_up(self, why: NotCapturable, is_missed: bool = True) -> None:
+    def _prove(self, recorder: GraphRecorder, least: float | None) -> None:
+        """Replay steps of a small cache beside eager ones. Raises NotCapturable where they differ or are too slow."""
+        cache = self.cache
+        with allocating():
+            small = partial(dry_cache, self.loaded, cache.policy.min_slots() + 8, cache.stored, cache.policy)
+            caches = [small(cache.backend.name, lambda slots: cache.plan.head_slots) for _ in range(2)]
+            gain = try_replay(self.loaded, caches, recorder)
+        if least is not None and gain < least:
+            raise NotCapturable(f"a replayed step takes {1 / gain:.2f} times as long as an eager one")
+
+    def _give_up(self, why: NotCapturable | OutOfMemory, is_missed: bool = True) -> None:
         """Go on without graphs, which must not be recorded again once that failed."""
         reason = f"{self.loaded.shape.family} under policy {self.cache.policy.name} is not captured: {why}"
         self.step, self.graphs = f"eager: {reason}", None

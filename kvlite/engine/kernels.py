@@ -9,7 +9,7 @@ import torch
 from kvlite.cache.cache import SlotCache
 from kvlite.cache.policies import Window
 from kvlite.cache.policy import Policy
-from kvlite.errors import KvliteError, is_out_of_memory
+from kvlite.errors import is_of_kernels
 from kvlite.memory.format import SlotFormat
 from kvlite.models.kernel_trial import KernelTrials
 from kvlite.models.loaded import LoadedModel
@@ -51,6 +51,10 @@ class TriedKernels(KernelChoice):
         if self.name == "torch":  # they went wrong before
             return self.name
         part = part_of(stored, policy)
+        if not stored.is_quantised and getattr(torch, stored.name) is not self._loaded.dtype:
+            self.told = f"slots in {stored.name} are not tried beside a model in {self._loaded.dtype}"
+            self._say(f"kernels on {part}: torch: {self.told}")
+            return "torch"
         found = self._trials.finding(part)
         if found.is_taken:
             found = self._through_the_model(stored, part, found)
@@ -109,16 +113,6 @@ def unlike_torch(loaded: LoadedModel, stored: SlotFormat) -> str | None:
         if loaded.state is not None and held is not None:
             loaded.state.restore(held)
     return None
-
-
-def is_of_kernels(error: Exception) -> bool:
-    """True where kernels failed, as far as an error tells: Triton's compiler and launcher raise errors of their own."""
-    if isinstance(error, KvliteError) or is_out_of_memory(error):
-        return False
-    of_triton = any(kind.__module__.partition(".")[0] == "triton" for kind in type(error).__mro__)
-    return of_triton or isinstance(
-        error, RuntimeError | OSError | ValueError | TypeError | AttributeError | LookupError
-    )
 
 
 def in_a_line(error: Exception) -> str:

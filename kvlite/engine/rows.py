@@ -14,11 +14,11 @@ from kvlite.engine.device_memory import PeakMemory
 from kvlite.engine.feeder_maker import FeederMaker
 from kvlite.engine.feeding import Feeder
 from kvlite.engine.inputs import Spans
-from kvlite.engine.kernels import in_a_line, is_of_kernels, without_kernels
+from kvlite.engine.kernels import in_a_line, without_kernels
 from kvlite.engine.limits import Limits
 from kvlite.engine.prefixes import Prefixes
 from kvlite.engine.row import Row
-from kvlite.errors import NumericError
+from kvlite.errors import NumericError, is_of_kernels
 from kvlite.memory.counts import KVCounts
 from kvlite.memory.format import SlotFormat
 from kvlite.memory.plan import CachePlan, plan_for, stages

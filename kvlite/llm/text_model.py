@@ -260,10 +260,12 @@ class TextModel:
         return "they are slow in torch" if is_torch else None
 
     def verdict(self) -> tuple[Circumstances, Verdict]:
-        """All that is known of the model by now, and under which circumstances it holds."""
+        """All that is known of the model by now, and under which circumstances it holds: few where none is kept."""
         from kvlite.models.checks import verdict_of
 
-        return self.loaded.about or {}, verdict_of(self.loaded, self.effects)
+        loaded = self.loaded
+        few = {"model": self.files.name, "dtype": str(loaded.dtype).removeprefix("torch."), "quant": loaded.quant}
+        return loaded.about or few, verdict_of(loaded, self.effects)
 
     def kernels(self) -> list[tuple[str, Trial]]:
         """The kernels that are tried for this model, and what came of it."""

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from kvlite.errors import is_out_of_memory
+from kvlite.errors import is_of_kernels
 from kvlite.models.attention_interface import ATTENTION
 from kvlite.models.block_linear import block_form
 from kvlite.models.fused import FusedDecoder
@@ -115,7 +115,7 @@ def _swap(loaded: LoadedModel, name: str, swaps: Sequence[Swap]) -> LoadedModel:
     try:
         why = judge(loaded, [(module, made) for _, _, module, made in swaps])
     except Exception as error:
-        if not _is_of_the_code(error):
+        if not is_of_kernels(error):
             raise
         why = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
     if loaded.device.type == "cuda":
@@ -129,14 +129,6 @@ def _swap(loaded: LoadedModel, name: str, swaps: Sequence[Swap]) -> LoadedModel:
 
 def _refusing(loaded: LoadedModel, why: str) -> LoadedModel:
     return replace(loaded, refused=(*loaded.refused, why))
-
-
-def _is_of_the_code(error: Exception) -> bool:
-    """True if a module's code or its kernels failed: Triton's compiler and launcher raise errors of their own."""
-    if is_out_of_memory(error):
-        return False
-    is_of_triton = any(kind.__module__.partition(".")[0] == "triton" for kind in type(error).__mro__)
-    return is_of_triton or isinstance(error, RuntimeError | AttributeError | TypeError | ValueError | LookupError)
 
 
 @torch.inference_mode()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -31,6 +32,12 @@ COMMAND = (sys.executable, "-P", "-m", "kvlite_kernels.trial.process")
 START_S, STALL_S = 120.0, 90.0
 """The longest until a process begins to try, and for one kernel to be compiled and run; a longer silence is a hang."""
 
+
+KILL_S = 5.0
+"""The longest until a process that is killed is gone."""
+
+ENDED_BY_OTHERS = (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
+"""Signals of a user, or of a system without memory: they say nothing about kernels."""
 
 PROCESS_BYTES = 3 * 2**29
 """Memory that a process which tries takes on a device."""
@@ -140,7 +147,10 @@ class KernelTrials:
 
     def _note(self, part: Part, outcome: Trial) -> None:
         self._found[part] = outcome
-        self._store.keep(self.about(part), outcome)
+        if outcome.state == "unable":  # another start may be
+            self._store.forget(self.about(part))
+        else:
+            self._store.keep(self.about(part), outcome)
 
     def _known(self, part: Part) -> Trial | None:
         """All that need not be tried: it cannot run, is known, or went wrong in a process that is gone."""
@@ -161,8 +171,9 @@ class TrialProcess:
         self.left = list(task.parts)
         self._stall_s, self._lines = setting.stall_s, SimpleQueue[str | None]()
         self._at, self._errors = "", TemporaryFile()  # noqa: SIM115
-        self._process = subprocess.Popen(
-            setting.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True
+        pipe = subprocess.PIPE
+        self._process = subprocess.Popen(  # in a session of its own, which Ctrl-C does not reach
+            setting.command, stdin=pipe, stdout=pipe, stderr=self._errors, text=True, start_new_session=True
         )
         with suppress(BrokenPipeError):
             assert self._process.stdin is not None
@@ -181,9 +192,9 @@ class TrialProcess:
                 self.end()
                 return part, Trial("wrong", f"no answer in time from {self._at or 'the process of a trial'}")
             if line is None:
-                why = self._last_words()
+                why, code = self._last_words(), self._process.wait()
                 self.end()
-                return part, Trial("wrong", why)
+                return part, Trial("unable" if -code in ENDED_BY_OTHERS else "wrong", why)
             told = _read_line(line)
             self._at = told.get("at", self._at)
             if "part" in told:
@@ -196,7 +207,8 @@ class TrialProcess:
         """Kill the process, if it still runs, and let go of its output."""
         self.left = []
         self._process.kill()
-        self._process.wait()
+        with suppress(subprocess.TimeoutExpired):  # one inside a driver may not die
+            self._process.wait(timeout=KILL_S)
         self._reader.join()
         self._errors.close()
 

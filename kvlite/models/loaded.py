@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any
@@ -76,7 +77,7 @@ class LoadedModel:
         Of none, that is of 0, the decoder computes none; the last dimension then means nothing.
         """
         own = ids.shape[1]
-        with bound_cache(cache, step), rows_apart(step.turns is not None):
+        with on(self.device), bound_cache(cache, step), rows_apart(step.turns is not None):
             positions = (step.rot.clamp(min=0) if min(step.counts) < own else step.rot).long()
             if self.decoder is not None:
                 return self.decoder(ids, positions, slice(own - last, own))
@@ -97,12 +98,17 @@ class LoadedModel:
         positions = torch.cat([step.rot.flatten() for _, step in pieces]).clamp(min=0).long()[None]
         widths = (given.shape[1] for given, _ in pieces for _ in range(given.shape[0]))
         kept = torch.tensor([end - 1 for end in accumulate(widths)], device=ids.device)
-        with bound_cache(cache, *(step for _, step in pieces)):
+        with on(self.device), bound_cache(cache, *(step for _, step in pieces)):
             if self.decoder is not None:
                 return self.decoder(ids, positions, kept)[0]
             out = self.model(input_ids=ids, position_ids=positions, logits_to_keep=kept, use_cache=False)
         logits: Tensor = out.logits
         return logits[0] if logits.shape[1] == len(kept) else logits[0, kept]
+
+
+def on(device: torch.device) -> AbstractContextManager[object]:
+    """Make a GPU the current one of this thread, which is where Triton launches."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def _scales(parameter: Tensor) -> list[Tensor]:

@@ -126,7 +126,6 @@ class FourBitLinear(nn.Module):
         self.bias = None if bias is None else nn.Parameter(bias.data.to(dtype), requires_grad=False)
         self.dtype = dtype
         self.ops = ops
-        self._most_rows = ops.most_four_bit_rows(dtype)
         self._multiply_rows = bitsandbytes.matmul_4bit
 
     @property
@@ -138,7 +137,7 @@ class FourBitLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x [..., in_features] -> [..., out_features], multiplied in the map's dtype and given in x's."""
         rows = x.to(self.dtype).reshape(-1, self.in_features)
-        if 1 <= len(rows) <= self._most_rows:
+        if 1 <= len(rows) <= self.ops.most_four_bit_rows(self.dtype):
             out = self.ops.multiply_four_bit(rows, self.packed, self.bias)
         else:
             out = self._multiply_rows(rows, self.weight, bias=self.bias, quant_state=self.weight.quant_state)

@@ -47,6 +47,11 @@ def test_with_a_model_it_tells_and_keeps_what_becomes_of_it(capsys: pytest.Captu
     assert "int4 slots" in said
 
 
+def test_code_of_a_models_own_is_looked_at_without_being_remembered(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", "demo", "--device", "cpu", "--trust-remote-code"]) == 0
+    assert "model           demo, float32" in capsys.readouterr().out
+
+
 def test_again_finds_out_anew_and_needs_a_model(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor", "demo", "--device", "cpu", "-q"]) == 0
     capsys.readouterr()

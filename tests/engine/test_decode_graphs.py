@@ -14,11 +14,12 @@ import torch
 from torch import nn
 
 from kvlite.cache.policy import policy_names
+from kvlite.engine import feeding
 from kvlite.engine.decode_graphs import DecodeGraphs, GraphRecorder, NotCapturable, wants_graphs
 from kvlite.engine.engine import Engine
 from kvlite.engine.memory_report import measured_terms
 from kvlite.engine.request import Completion, FinishReason, Request, Sampling, Token
-from kvlite.errors import NumericError, UsageError
+from kvlite.errors import NumericError, OutOfMemory, UsageError
 from kvlite.models.loaded import LoadedModel
 from tests.architectures import SUPPORTED, tiny_model
 from tests.engine_for_tests import admitted, answers, make_engine
@@ -261,6 +262,50 @@ def test_a_recorder_that_fails_leaves_eager_steps_that_lose_no_token(
     assert outcomes(answers(engine, requests())) == outcomes(answers(eager, requests()))
     assert engine.graphs is None and len(told) == 1 and str(error).partition("\n")[0] in told[0]
     assert_same_cache(engine, eager)
+
+
+def test_memory_that_graphs_nobody_asked_for_do_not_get_is_no_error(
+    llama: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: object) -> float:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(feeding, "try_replay", refused)
+    told: list[str] = []
+    engine = make_engine(llama, recorder=GraphRecorder(), must_capture=False, warn=told.append)
+    assert engine.step.startswith("eager: ") and "out of memory" in engine.step and told == []
+    with pytest.raises(OutOfMemory):
+        make_engine(llama, recorder=GraphRecorder())
+
+
+def test_what_was_found_of_replayed_steps_holds_for_the_caches_to_come(
+    llama: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    proofs: list[object] = []
+    prove = feeding.try_replay
+    monkeypatch.setattr(feeding, "try_replay", lambda *given: proofs.append(given) or prove(*given))
+    plans = [make_engine(llama, budget, rows=rows).plan for budget, rows in (("60tok", 2), ("24tok", 1))]
+    engine = capturing(llama, "24tok")
+    for plan in plans:
+        engine.rows.resize(plan)
+        assert engine.step == "captured" and answers(engine, requests(3))
+    assert len(proofs) == 1
+    failed = make_engine(llama, "24tok", recorder=Broken(3, OSError("no compiler")))
+    answers(failed, requests(4))
+    failed.rows.resize(plans[0])
+    assert failed.step.endswith("no compiler") and len(proofs) == 2
+
+
+@pytest.mark.parametrize("policy", ["replay", "heavy-hitter"])
+def test_a_graph_over_full_slots_looks_at_no_positions_where_attention_counts_nothing(
+    llama: LoadedModel, policy: str
+) -> None:
+    asked = [Request("a", prompt(1, 30), max_tokens=30)]
+    engine, eager = (make(llama, "24tok", policy) for make in (capturing, make_engine))
+    assert outcomes(answers(engine, asked)) == outcomes(answers(eager, asked))
+    assert engine.graphs is not None
+    slots = {part.num_slots for part in engine.cache.parts}
+    assert (frozenset(slots) in {key.full for key in engine.graphs._graphs}) == (policy == "replay")
 
 
 class Wrong(GraphRecorder):

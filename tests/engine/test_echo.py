@@ -19,6 +19,12 @@ from kvlite.engine.request import Request
 from kvlite.models.attention_interface import AttentionLayers
 from kvlite.models.loaded import LoadedModel
 from kvlite.models.probe import probe_ids
+from kvlite_kernels import echo
+from kvlite_kernels.echo import heard
+from kvlite_kernels.kinds import Heads, Statistic
+from kvlite_kernels.lowbit import quantise
+from kvlite_kernels.reference import Geometry, Segment
+from kvlite_kernels.statistic import Observation
 from tests.architectures import SUPPORTED, tiny_model
 from tests.engine_for_tests import admitted, answers, make_engine
 
@@ -192,6 +198,31 @@ def noted_steps(monkeypatch: pytest.MonkeyPatch) -> list[Step]:
 
     monkeypatch.setattr(LoadedModel, "forward", noted)
     return steps
+
+
+def test_large_products_in_float16_give_numbers() -> None:
+    q, k = (torch.full((1, 2, 3, 8), 110.0, dtype=torch.float16) for _ in range(2))  # of which 8 are 96,800 in all
+    pos = torch.arange(3).int()
+    segment = Segment(k, k, pos.expand(1, 2, 3), None, 3)
+    observation = Observation(Statistic.MASS, torch.ones(1, 3), heads="max")
+    got = heard(q, (pos + 9)[None], [segment], Geometry(8**-0.5), observation)
+    torch.testing.assert_close(got, torch.ones(1, 2, 3), rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("heads", ["max", "mean"])
+def test_few_heads_are_widened_at_once_and_a_query_that_sees_nothing_gives_nothing(
+    monkeypatch: pytest.MonkeyPatch, heads: Heads
+) -> None:
+    q, k = torch.randn(2, 6, 5, 16), torch.randn(2, 3, 7, 16)
+    pos = torch.arange(7).int().expand(2, 3, 7)
+    codes = Segment(quantise(k, 8, 16), quantise(k, 8, 16), pos)
+    given = torch.arange(5).int().expand(2, 5) + 8, [codes], Geometry(0.25, window=5)
+    observation = Observation(Statistic.MASS, torch.ones(2, 5), heads=heads)
+    at_once = heard(q, *given, observation)
+    monkeypatch.setattr(echo, "TILE_ELEMENTS", 1)
+    torch.testing.assert_close(heard(q, *given, observation), at_once)
+    assert (at_once[..., :4] == 0).all() and at_once.sum(-1).max() <= 5
+    assert not heard(q, given[0] + 9, [codes], given[2], observation).any()
 
 
 def test_layers_with_the_newest_queries_alone_hear_what_these_ask() -> None:

@@ -205,6 +205,13 @@ def test_kernels_are_taken_where_trial_and_model_found_them_right(
     assert told[1:] == ["kernels on slots of 8 bits, mass by mean: torch: wrong: codes: 1 differ"]
 
 
+def test_slots_in_another_dtype_than_the_model_stay_in_torch(llama: LoadedModel, trials: KernelTrials) -> None:
+    told: list[str] = []
+    engine = make_engine(llama, kv_dtype="bfloat16", kernels=TriedKernels(llama, trials, told.append))
+    assert engine.cache.backend.name == "torch"
+    assert "torch: slots in bfloat16 are not tried beside a model in torch.float32" in told[0]
+
+
 class Wrong(Times099):
     """Right in a trial, wrong on this model."""
 

@@ -87,6 +87,13 @@ def test_a_process_that_fails_leaves_torch_and_the_reason(store: Trials, name: s
     assert not trials(store, "right").finding(NUMBERS).is_taken
 
 
+@pytest.mark.parametrize("name", ["interrupted", "killed"])
+def test_a_process_that_a_user_or_the_system_ends_says_nothing_of_kernels(store: Trials, name: str) -> None:
+    tried = trials(store, name)
+    assert not tried.finding(NUMBERS).is_taken and "ended by signal" in str(tried.finding(NUMBERS))
+    assert store.known() == [] and trials(store).finding(NUMBERS).is_taken
+
+
 def test_what_depends_on_something_else_is_tried_anew(store: Trials, monkeypatch: pytest.MonkeyPatch) -> None:
     known = trials(store)
     monkeypatch.setattr(kernel_trial, "kernels_stamp", lambda: "another")
@@ -188,17 +195,21 @@ def test_a_gpu_alone_is_tried_and_only_where_nothing_was_asked_for() -> None:
     [
         ("3.3.1", True, "the Triton kernels need triton 3.4 or later, and this is 3.3.1"),
         ("3.10.0", False, "Triton needs a C compiler (gcc or clang), and none is installed"),
+        ("3.10.0", None, "Triton needs Python's header files (python3-dev), and they are not installed"),
         ("3.10.0", True, "the Triton kernels do not take bfloat16 before compute capability 8.0 (float16)"),
     ],
 )
 def test_what_speaks_against_triton_is_said_before_anything_is_tried(
-    monkeypatch: pytest.MonkeyPatch, version: str, has_compiler: bool, said: str
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, version: str, has_compiler: bool | None, said: str
 ) -> None:
     triton = pytest.importorskip("triton", reason="the Triton kernels need triton, which is not installed")
     from kvlite_kernels.triton_set.tiles import Processor
 
     monkeypatch.setattr(triton, "__version__", version)
-    monkeypatch.setattr(choice, "which", lambda name: name if has_compiler else None)
+    monkeypatch.setattr(choice, "which", lambda name: None if has_compiler is False else name)
+    (tmp_path / "Python.h").touch()
+    headers = tmp_path / "none" if has_compiler is None else tmp_path
+    monkeypatch.setattr(choice, "get_paths", lambda: {"include": str(headers)})
     monkeypatch.setattr(choice, "processor_of", lambda device: Processor(75, 40))
     layer = choice.LayerSizes(4, 2, 41, 16, 16)
     assert choice.obstacle(torch.device("cuda", 0), [layer], [torch.bfloat16]) == said

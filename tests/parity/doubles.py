@@ -1,6 +1,6 @@
 """Kernels that are wrong in one way each, on top of torch's, and processes that try them.
 
-    python -m tests.parity.doubles right|slower|wrong|hang|abort|segfault|exit
+    python -m tests.parity.doubles right|slower|wrong|hang|abort|segfault|exit|interrupted|killed
 
 plays the process of a trial, with a clock of its own.
 """
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import faulthandler
 import os
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -172,6 +173,9 @@ class Dies(Backend):
             os.abort()
         if self.how == "segfault":
             faulthandler._sigsegv()  # type: ignore[attr-defined]
+        if self.how in ("interrupted", "killed"):
+            os.kill(os.getpid(), signal.SIGINT if self.how == "interrupted" else signal.SIGKILL)
+            time.sleep(60)
         sys.stderr.write("a driver says why\n")
         sys.stderr.flush()
         os._exit(7)

@@ -106,6 +106,20 @@ def test_decode_does_not_depend_on_how_the_keys_are_split(processors: int) -> No
     assert_parity("mass", mass, masses[0], 1e-5)
 
 
+@pytest.mark.parametrize("dim", [16, 80, 128])
+@pytest.mark.parametrize("is_observed", [False, True])
+def test_channels_are_joined_by_as_many_programs_as_they_take(dim: int, is_observed: bool) -> None:
+    case = replace(FP32, keys=600, k_dim=dim, v_dim=dim, rows=1, kv_heads=1, queries=1)
+    given = poisoned_problem(case)
+    observation = mass_by(given.weight) if is_observed else None
+    expected, masses = attend_segments(given.q, given.q_pos, [given.segment], case.geometry, observation)
+    held, mass = counted(given.segment)
+    out = attend_one(given.q, given.q_pos, held, case.geometry, scratch(case, Processor(0, 64)), observation)
+    assert_parity("out", out, expected, 4e-6)
+    if masses:
+        assert_parity("mass", mass, masses[0], 1e-5)
+
+
 def test_decode_adds_to_what_stays_of_the_statistic_in_place() -> None:
     given = poisoned_problem(replace(FP32, queries=1))
     _, masses = attend_segments(given.q, given.q_pos, [given.segment], FP32.geometry, mass_by(given.weight))

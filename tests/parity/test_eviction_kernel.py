@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from kvlite_kernels.backend import LayerSizes
+from kvlite_kernels.backend import TORCH, Backend, LayerSizes
 from tests.parity.compare import assert_parity
 from tests.parity.eviction import CASES, D_V, HEADS, LAYERS, ROWS, Case, D, check, holding, pinned_to, scores
 from tests.parity.poison import poison
@@ -87,6 +87,17 @@ def test_scores_that_are_no_numbers_write_nothing_outside_the_slots() -> None:
     slots = holding(case)
     TRITON.evict(slots, torch.full_like(scores(case), torch.nan), after(case), case.protection)
     assert int(slots.pos.max()) == case.seen
+
+
+@pytest.mark.parametrize("backend", [TORCH, TRITON], ids=["torch", "triton"])
+def test_a_slot_whose_score_is_no_number_goes_first(backend: Backend) -> None:
+    case = CASES["sinks and recent"]
+    slots, score = holding(case), scores(case)
+    at = int(slots.pos[0, 0, 0, : case.slots].eq(40).nonzero()) if (slots.pos[0, 0, 0] == 40).any() else 7
+    slots.pos[..., at] = 40
+    score[..., at] = torch.nan
+    backend.evict(slots, score, after(case), case.protection)
+    assert (slots.pos[..., at] == case.seen).all()
 
 
 def test_a_policy_without_a_statistic_needs_none() -> None:

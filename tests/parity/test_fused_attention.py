@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from kvlite_kernels import fused_attention, half_attention, reference
-from kvlite_kernels.fused_attention import attend_fused, suits
+from kvlite_kernels.fused_attention import attend_fused, serves, suits
 from kvlite_kernels.kinds import Heads, Statistic
 from kvlite_kernels.lowbit import hadamard, quantise
 from kvlite_kernels.reference import Segment, attend_segments
@@ -46,6 +46,35 @@ def test_out_and_mass_are_those_of_the_formulas(case: Case, heads: Heads) -> Non
     assert_parity("out", out, expected.out, TOLERANCE[case.dtype])
     shares = naive.received(expected.probability, weights(q_pos), case.kv_heads, heads)
     assert_parity("mass", torch.cat(received, -1), shares, TOLERANCE[case.dtype])
+
+
+def test_the_kernel_of_a_gpu_is_called_as_torch_has_it() -> None:
+    """On tensors without numbers, of whose shapes torch's own operation is asked."""
+    q, k = torch.empty(2, 3, 5, 16, device="meta").half(), torch.empty(2, 3, 9, 16, device="meta").half()
+    for is_causal in (False, True):
+        keys = fused_attention._Keys(k, k, is_causal)
+        out, lse = fused_attention._fused(q, k, k, keys, 0.25)
+        assert (out.shape, lse.shape, lse.dtype) == (q.shape, q.shape[:3], torch.float32)
+
+
+def wrong(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, **_: object) -> tuple[torch.Tensor, torch.Tensor]:
+    return q, torch.zeros(q.shape[:3])
+
+
+def lacking(*_: object, **__: object) -> tuple[torch.Tensor, torch.Tensor]:
+    raise RuntimeError("no available kernel")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_kernel_serves_where_it_is_there_and_right(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
+    asked = (torch.device("cpu"), dtype, 32)
+    serves.cache_clear()
+    assert serves(*asked)
+    for kernel in (wrong, lacking):
+        serves.cache_clear()
+        monkeypatch.setattr(fused_attention, "_kernel", kernel)
+        assert not serves(*asked)
+    serves.cache_clear()
 
 
 @pytest.mark.parametrize("elements", [1, 100, 1 << 20])

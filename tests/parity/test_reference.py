@@ -5,12 +5,14 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from kvlite_kernels import reference
 from kvlite_kernels.eviction import choose
@@ -60,6 +62,33 @@ def problem(case: Case, seed: int = 0) -> tuple[Tensor, Tensor, Segment]:
     k = normal(case.rows, case.kv_heads, case.keys, case.k_dim)
     v = normal(case.rows, case.kv_heads, case.keys, case.v_dim)
     return normal(case.rows, case.kv_heads * case.group, case.queries, case.k_dim) * 2, q_pos, Segment(k, v, pos)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_keys_that_lie_head_by_head_are_not_copied(dtype: torch.dtype) -> None:
+    case = Case(rows=3, queries=1, dtype=dtype)
+    q, q_pos, segment = problem(case)
+    held = replace(segment, pos=segment.pos.clamp(max=int(q_pos.max())), before=case.keys)
+    expected, masses = attend_segments(q, q_pos, [held], case.geometry, mass(q_pos))
+    k, v = (x.transpose(0, 1).contiguous().transpose(0, 1) for x in (held.k, held.v))
+    with CountsCopies(k.numel()) as counted:
+        out, shares = attend_segments(q, q_pos, [replace(held, k=k, v=v)], case.geometry, mass(q_pos))
+    assert counted.copies == 0
+    assert_parity("out", out, expected, 1e-6)
+    assert_parity("mass", shares[0], masses[0], 1e-6)
+
+
+class CountsCopies(TorchDispatchMode):
+    """Counts copies of tensors of `size` numbers."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size, self.copies = size, 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        is_copy = func in (torch.ops.aten.clone.default, torch.ops.aten.copy_.default, torch.ops.aten._to_copy.default)
+        self.copies += is_copy and args[0].numel() == self.size
+        return func(*args, **(kwargs or {}))
 
 
 def split(segment: Segment, *at: int) -> list[Segment]:

@@ -19,7 +19,11 @@ from kvlite_kernels.triton_set.tiles import FINISH_TILE, MAX_SPLITS, column_tile
 ALL = 2**31 - 1
 """The window of a layer that has none."""
 
-KEYS_PER_PART = 1024
+KEYS_PER_PART, MOST_CHANNELS = 1024, 32
+"""What one of the programs that finish a head has of its keys, for the statistic, and of its channels."""
+
+JOINED_TOGETHER = 8
+"""Splits that are read at once where they are joined: one after another each would wait for memory."""
 
 
 def attend_one(
@@ -43,7 +47,8 @@ def attend_one(
     q, softcap = _inner(q), geometry.softcap or 1.0
     decode.split[(rows * kv_heads, splits)](
         q, q_pos, k.data, k.scale, v.data, v.scale, held.pos, held.bias,
-        scratch.logits, scratch.max, scratch.sum, scratch.part, scratch.norm_max, scratch.norm_sum,
+        None if observation is None else scratch.logits,
+        scratch.max, scratch.sum, scratch.part, scratch.norm_max, scratch.norm_sum,
         geometry.scaling, softcap, window, num_keys, keys_per_split, num_keys, splits,
         *noise,
         q.stride(0), q.stride(1), q_pos.stride(0), *k.strides, *v.strides, *_heads(held.pos),
@@ -60,7 +65,8 @@ def attend_one(
         known = torch.empty(rows, kv_heads, num_keys, dtype=torch.float32, device=q.device)
     weight = q_pos if observation is None else observation.weight
     retention = None if observation is None or over_layer else observation.retention
-    parts = 1 if observation is None else triton.cdiv(num_keys, KEYS_PER_PART)
+    channels = min(MOST_CHANNELS, padded(v_dim))
+    parts = max(triton.cdiv(v_dim, channels), 0 if observation is None else triton.cdiv(num_keys, KEYS_PER_PART))
     sink = geometry.sink_logits
     decode.finish[(rows * kv_heads, parts)](
         scratch.logits, scratch.max, scratch.sum, scratch.part, scratch.norm_max, scratch.norm_sum,
@@ -69,8 +75,8 @@ def attend_one(
         num_keys, KEYS_PER_PART, num_keys, splits, *noise,
         q_pos.stride(0), *_heads(held.pos), *known.stride()[:2], weight.stride(0),
         0 if retention is None else retention.stride(0),
-        NUM_KV_HEADS=kv_heads, G=group, D_V=v_dim, PAD_D_V=padded(v_dim), ROWS=tile.rows, KEYS=FINISH_TILE.columns,
-        SPLITS=MAX_SPLITS, HAS_SINK=sink is not None,
+        NUM_KV_HEADS=kv_heads, G=group, D_V=v_dim, CHANNELS=channels, ROWS=tile.rows, KEYS=FINISH_TILE.columns,
+        SPLITS=MAX_SPLITS, TOGETHER=JOINED_TOGETHER, HAS_SINK=sink is not None,
         HAS_RETENTION=retention is not None, STATISTIC=kind, HEADS="" if observation is None else observation.heads,
         ACCUMULATE=not over_layer,
         **FINISH_TILE.options,

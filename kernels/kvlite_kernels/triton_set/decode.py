@@ -1,6 +1,7 @@
 """Attention of one query per head over the slots, split over the keys: `split`, then `finish` joins the parts exactly.
 
-`split` also writes the logits, so that `finish` gives every key its statistic without reading the keys again.
+Where a statistic is kept, `split` also writes the logits, so that `finish` gives every key its own without reading the
+keys again.
 """
 
 from __future__ import annotations
@@ -12,7 +13,11 @@ from kvlite_kernels.triton_set.softmax import log_of, noised, or_zero, share_of,
 from kvlite_kernels.triton_set.vectors import channels, queries
 
 
-@triton.jit(do_not_specialize=["num_keys", "keys_per_split", "logits_width", "seed", "layer", "first_head"])
+@triton.jit(
+    do_not_specialize=[
+        "window", "num_keys", "keys_per_split", "logits_width", "num_splits", "seed", "layer", "first_head",
+    ]
+)  # fmt: skip
 def split(
     p_q, p_q_pos, p_k, p_k_scale, p_v, p_v_scale, p_k_pos, p_bias,
     p_logits, p_max, p_sum, p_part, p_norm_max, p_norm_sum,
@@ -24,7 +29,7 @@ def split(
     BITS: tl.constexpr, BITS_V: tl.constexpr, GROUP: tl.constexpr, GROUP_V: tl.constexpr,
     RUN: tl.constexpr, RUN_V: tl.constexpr, HAS_CAP: tl.constexpr, STATISTIC: tl.constexpr,
 ):  # fmt: skip
-    """Grid (n * H_KV, splits): logits fp32 [n, H_Q, logits_width] of a part of the keys, and their partial attention.
+    """Grid (n * H_KV, splits): logits fp32 [n, H_Q, logits_width], where wanted, and attention of a part of the keys.
 
     Partials: maximum, sum [n * H_KV, splits, G] and unnormalised values [n * H_KV, splits, G, D_V]. Positions and bias
     share their strides.
@@ -45,7 +50,8 @@ def split(
     b_out = tl.zeros([ROWS, PAD_D_V], tl.float32)
     b_norm_max = tl.full([ROWS], float("-inf"), tl.float32)
     b_norm_sum = tl.zeros([ROWS], tl.float32)
-    p_logits += head.to(tl.int64) * G * logits_width + o_g * logits_width
+    if p_logits is not None:
+        p_logits += head.to(tl.int64) * G * logits_width + o_g * logits_width
     begin = part * keys_per_split
     b_max, b_sum, b_out, b_norm_max, b_norm_sum = walk(
         b_q, b_q_pos, query_heads, b_max, b_sum, b_out, b_norm_max, b_norm_sum,
@@ -65,21 +71,21 @@ def split(
         tl.store(p_norm_sum + o_part, b_norm_sum, mask=m_g)
 
 
-@triton.jit(do_not_specialize=["num_keys", "logits_width", "seed", "layer", "first_head"])
+@triton.jit(do_not_specialize=["num_keys", "logits_width", "num_splits", "seed", "layer", "first_head"])
 def finish(
     p_logits, p_max, p_sum, p_part, p_norm_max, p_norm_sum, p_sink, p_out,
     p_q_pos, p_k_pos, p_statistic, p_weight, p_retention,
     num_keys, keys_per_part, logits_width, num_splits,
     seed, layer, first_head, first, last, ramp,
     s_q_pos, s_pos_row, s_pos_head, s_statistic_row, s_statistic_head, s_weight, s_retention,
-    NUM_KV_HEADS: tl.constexpr, G: tl.constexpr, D_V: tl.constexpr, PAD_D_V: tl.constexpr,
-    ROWS: tl.constexpr, KEYS: tl.constexpr, SPLITS: tl.constexpr,
+    NUM_KV_HEADS: tl.constexpr, G: tl.constexpr, D_V: tl.constexpr, CHANNELS: tl.constexpr,
+    ROWS: tl.constexpr, KEYS: tl.constexpr, SPLITS: tl.constexpr, TOGETHER: tl.constexpr,
     HAS_SINK: tl.constexpr, HAS_RETENTION: tl.constexpr,
     STATISTIC: tl.constexpr, HEADS: tl.constexpr, ACCUMULATE: tl.constexpr,
 ):  # fmt: skip
-    """Grid (n * H_KV, parts): out [n, H_Q, 1, D_V] and the statistic of a part of the keys.
+    """Grid (n * H_KV, parts): CHANNELS of out [n, H_Q, 1, D_V], and the statistic of a part of the keys.
 
-    The statistic is added to what stays of `p_statistic`, or written over it.
+    Splits are joined TOGETHER at a time. The statistic is added to what stays of `p_statistic`, or written over it.
     """
     head = tl.program_id(0)
     part = tl.program_id(1)
@@ -100,17 +106,21 @@ def finish(
     if HAS_SINK:
         b_sum += tl.exp(b_sink - or_zero(b_max))
     b_norm = log_of(b_max, b_sum)
-    if part == 0:
-        o_v = tl.arange(0, PAD_D_V)
-        m_out = m_g[:, None] & (o_v < D_V)[None, :]
-        b_out = tl.zeros([ROWS, PAD_D_V], tl.float32)
-        for i in range(num_splits):
-            o_one = (head.to(tl.int64) * num_splits + i) * G + o_g
-            b_keep = tl.exp(tl.load(p_max + o_one, mask=m_g, other=float("-inf")) - or_zero(b_max))
-            b_out += b_keep[:, None] * tl.load(p_part + o_one[:, None] * D_V + o_v[None, :], mask=m_out, other=0.0)
+    if part * CHANNELS < D_V:
+        o_v = part * CHANNELS + tl.arange(0, CHANNELS)
+        m_v = o_v < D_V
+        b_out = tl.zeros([ROWS, CHANNELS], tl.float32)
+        for start in range(0, num_splits, TOGETHER):
+            o_some = start + tl.arange(0, TOGETHER)
+            m_some = (o_some < num_splits)[:, None] & m_g[None, :]
+            o_one = (head.to(tl.int64) * num_splits + o_some[:, None]) * G + o_g[None, :]
+            b_keep = tl.exp(tl.load(p_max + o_one, mask=m_some, other=float("-inf")) - or_zero(b_max)[None, :])
+            p_some = p_part + o_one[:, :, None] * D_V + o_v[None, None, :]
+            b_some = tl.load(p_some, mask=m_some[:, :, None] & m_v[None, None, :], other=0.0)
+            b_out += tl.sum(b_keep[:, :, None] * b_some, 0)
         b_out = b_out / tl.where(b_sum > 0.0, b_sum, 1.0)[:, None]
         p_one = p_out + (row * NUM_KV_HEADS * G + query_heads)[:, None] * D_V + o_v[None, :]
-        tl.store(p_one, b_out.to(p_out.dtype.element_ty), mask=m_out)
+        tl.store(p_one, b_out.to(p_out.dtype.element_ty), mask=m_g[:, None] & m_v[None, :])
     if STATISTIC != "":
         b_q_pos = tl.load(p_q_pos + row * s_q_pos) + tl.zeros([ROWS], tl.int32)
         if STATISTIC == "below":

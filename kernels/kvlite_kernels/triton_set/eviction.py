@@ -29,7 +29,7 @@ def _copy(
         tl.store(p_scale + target * (D // GROUP) + o_d, b_scale, mask=m_u)
 
 
-@triton.jit(do_not_specialize=["num_slots", "num_rows", "recent", "sinks", "num_pins", "most_pinned"])
+@triton.jit(do_not_specialize=["num_slots", "num_rows", "recent", "sinks", "window", "num_pins", "most_pinned"])
 def evict(
     p_k, p_k_scale, p_v, p_v_scale, p_pos, p_rot, p_statistic, p_bias, p_score, p_next_pos, p_pins,
     num_slots, num_rows, recent, sinks, window, num_pins, most_pinned,
@@ -72,6 +72,7 @@ def evict(
             m_n = o_n < num_slots
             b_pos = tl.load(p_pos + o_n, mask=m_n, other=LAST)
             b_rank = tl.load(p_score + head * s_score + o_n, mask=m_n, other=float("inf"))
+            b_rank = tl.where(b_rank == b_rank, b_rank, -3.4028234663852886e38)  # what is no number goes first
             m_kept = b_pos >= next_pos - recent
             if HAS_WINDOW:
                 b_rank = tl.where(b_pos <= next_pos - window, -3.4028234663852886e38, b_rank)

@@ -13,7 +13,7 @@ from kvlite_kernels.triton_set.softmax import log_of, logits_of, noised, sees, s
 from kvlite_kernels.triton_set.vectors import channels, head_of, queries, vectors
 
 
-@triton.jit(do_not_specialize=["num_queries", "num_keys", "num_new", "seed", "layer", "first_head"])
+@triton.jit(do_not_specialize=["window", "num_queries", "num_keys", "num_new", "seed", "layer", "first_head"])
 def attend(
     p_q, p_q_pos, p_k, p_k_scale, p_v, p_v_scale, p_k_pos, p_bias,
     p_new_k, p_new_k_scale, p_new_v, p_new_v_scale, p_new_pos, p_sink, p_out, p_lse, p_norm,
@@ -87,7 +87,7 @@ def attend(
         tl.store(p_norm + o_q, log_of(b_norm_max, b_norm_sum), mask=m_t)
 
 
-@triton.jit(do_not_specialize=["num_queries", "num_keys", "begin", "seed", "layer", "first_head"])
+@triton.jit(do_not_specialize=["window", "num_queries", "num_keys", "begin", "seed", "layer", "first_head"])
 def column_sums(
     p_q, p_q_pos, p_norm, p_weight, p_k, p_k_scale, p_k_pos, p_bias, p_sums,
     scale, softcap, window, num_queries, num_keys, begin, seed, layer, first_head, first, last, ramp,
