@@ -141,7 +141,7 @@ def test_a_built_in_policy_is_found_by_the_name_it_gives_itself(name: str) -> No
     assert policy.name == name
     assert policy.summary
     assert policy.evicts == (name != "full")
-    assert policy.state_bytes_per_slot == (0 if name in STATELESS else 6 if name == "replay" else 4)
+    assert policy.state_bytes_per_slot == (0 if name in STATELESS else 4)
 
 
 def test_names_are_listed_in_order_and_the_default_is_one_of_them() -> None:
@@ -383,7 +383,10 @@ def test_settings_that_cannot_be_are_refused_in_one_line(text: str, said: str) -
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("h2o:sinks=-1", r"^KV policy 'h2o': sinks is -1; expected 0 or more; its settings: "),
+        ("h2o:sinks=-1", r"^KV policy 'h2o': sinks is -1; expected 0 to 1,048,576; its settings: "),
+        ("h2o:sinks=1000000000", r"sinks is 1000000000; expected 0 to 1,048,576"),
+        ("heavy-hitter:pooled=200001", r"pooled is 200001; expected an odd number of positions up to 101"),
+        ("scissorhands:newest=0", r"newest is 0; expected 1 or more"),
         ("h2o:decay=0.0", "decay is 0.0"),
         ("tova:observed=0", "observed is 0"),
         ("snapkv:observed=none", "observed is None"),
