@@ -192,7 +192,7 @@ def main() -> None:
     parser.add_argument("--tokens", nargs="+", default=["8:256@48"], metavar="MOST|LEAST:MOST[@LINES]")
     parser.add_argument("--budget", type=int, default=20_000_000, help="bytes of K and V")
     parser.add_argument("--rounds", type=int, default=1)
-    parser.add_argument("--engines", help="only those whose names begin with one of these, by commas")
+    parser.add_argument("--engines", nargs="+", default=[""], help="only those whose names begin with one of these")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--order", help=argparse.SUPPRESS)
@@ -216,7 +216,7 @@ def main() -> None:
             work.write_text(json.dumps(lines), "utf-8")
             for _ in range(options.rounds):
                 for name, run in engines(options, lines, work).items():
-                    if options.engines and not name.startswith(tuple(options.engines.split(","))):
+                    if not name.startswith(tuple(options.engines)):
                         continue
                     one = found.setdefault(name, {"tokens_per_s": 0.0, "rounds": []})
                     one["rounds"].append(run() | {"load": os.getloadavg()[0]})

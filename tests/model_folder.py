@@ -5,7 +5,7 @@ import struct
 from pathlib import Path
 from typing import Any
 
-from kvlite.catalog.files import ModelFiles
+from kvlite.catalog.model_files import ModelFiles
 from kvlite.catalog.names import ModelRef
 
 CONFIG: dict[str, Any] = {

@@ -85,6 +85,7 @@ class Model:
 
         spec = self.spec
         files = spec.files(self.console.note)
+        spec.shape(files)  # refused before the tokenizer is read, which may not be there
         tokenizer = load_tokenizer(files.folder, trust_remote_code=spec.options.trust_remote_code)
         text = ChatText(tokenizer, generation=files.generation, think=spec.options.think, tell=self.console.note)
         fit = spec.fit(files, find_device(spec.options.device), self.batch_size)

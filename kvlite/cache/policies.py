@@ -14,6 +14,9 @@ from kvlite_kernels.kinds import Heads, Noise, Statistic
 if TYPE_CHECKING:
     from torch import Tensor
 
+MOST_POOLED = 101
+_ODD = f"an odd number of positions up to {MOST_POOLED}"
+
 
 @dataclass(frozen=True, slots=True)
 class Full(Policy):
@@ -114,7 +117,7 @@ class HeavyHitter(Policy):
         Policy.__post_init__(self)
         self._check("grace", self.grace >= 1, "1 or more")
         self._check("recent_share", 0 <= self.recent_share < 1, "0 or more and less than 1")
-        self._check("pooled", self.pooled >= 1 and self.pooled % 2 == 1, "an odd number of positions")
+        self._check("pooled", self.pooled % 2 == 1 and 1 <= self.pooled <= MOST_POOLED, _ODD)
 
     def recent(self, slots: int) -> int:
         return max(self.grace, int(slots * self.recent_share))
@@ -176,6 +179,10 @@ class Scissorhands(Policy):
     sinks: int = 0
     observed: int | None = 400
     newest: int = 10
+
+    def __post_init__(self) -> None:
+        Policy.__post_init__(self)
+        self._check("newest", self.newest >= 1, "1 or more")
 
     def recent(self, slots: int) -> int:
         return self.newest
@@ -241,7 +248,7 @@ class SnapKV(Policy):
     def __post_init__(self) -> None:
         Policy.__post_init__(self)
         self._check("observed", self.observed is not None, "a number of queries")
-        self._check("pooled", self.pooled >= 1 and self.pooled % 2 == 1, "an odd number of positions")
+        self._check("pooled", self.pooled % 2 == 1 and 1 <= self.pooled <= MOST_POOLED, _ODD)
 
     def recent(self, slots: int) -> int:
         assert self.observed is not None

@@ -34,6 +34,9 @@ ON_FULL = ("evict", "stop", "error")
 ENTRY_POINT_GROUP = "kvlite.policies"
 
 
+MOST_SINKS = 1 << 20
+
+
 class PolicyFailed(UsageError):
     """A policy of somebody else's raised an error, or its scores are none."""
 
@@ -105,7 +108,7 @@ class Policy(ABC):
     heads: Heads = "mean"
 
     def __post_init__(self) -> None:
-        self._check("sinks", self.sinks >= 0, "0 or more")
+        self._check("sinks", 0 <= self.sinks <= MOST_SINKS, f"0 to {MOST_SINKS:,}")
         self._check("decay", 0 < self.decay <= 1, "more than 0 and at most 1")
         self._check("observed", self.observed is None or self.observed >= 1, "1 or more, or none for all")
         self._check("heads", self.heads in get_args(Heads), f"one of {', '.join(get_args(Heads))}")

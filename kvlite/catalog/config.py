@@ -2,6 +2,7 @@
 
 import json
 import re
+from codecs import BOM_UTF8
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,26 @@ def read_config(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG
     if not path.is_file():
         raise BrokenModel(f"{folder} holds no {CONFIG}, so it is no model folder; give the folder that holds one")
-    return read_object(path)
+    config = read_object(path)
+    with path.open("rb") as file:
+        if file.read(len(BOM_UTF8)) == BOM_UTF8:
+            raise BrokenModel(
+                f"{path} begins with a byte-order mark, which transformers does not read; save it without"
+            )
+    return config
+
+
+def require_whole_object(path: Path) -> None:
+    """Raise BrokenModel where a large JSON file does not begin and end as an object does: it may be cut off."""
+    try:
+        with path.open("rb") as file:
+            begin = file.read(64).strip()
+            file.seek(max(0, path.stat().st_size - 64))
+            end = file.read().strip()
+    except OSError as error:
+        raise BrokenModel(f"{path} cannot be read: {error.strerror}") from error
+    if not begin.startswith(b"{") or not end.endswith(b"}"):
+        raise BrokenModel(f"{path} is no JSON object, or is cut off; get the file again")
 
 
 def read_object(path: Path) -> dict[str, Any]:

@@ -67,9 +67,17 @@ def runnable_shape(
     heads = [name for name in named if isinstance(name, str)] if isinstance(named, list) else []
     if heads and all(_OTHER_HEADS.search(name) or _is_bare(name, config) for name in heads):
         raise UnsupportedModel(f"{model} is a {heads[0]}, which generates no text; choose a causal language model")
+    _require_ends(config)
     shape = ModelShape.from_config(config, dtype=dtype, stored_dtype=stored_dtype)
     _require_quantiser(config.get("quantization_config"), model, instead)
     return shape
+
+
+def _require_ends(config: Mapping[str, Any]) -> None:
+    """Refuse ids of end tokens that transformers' classes do not take."""
+    ends = config.get("eos_token_id")
+    if ends is not None and not all(type(one) is int for one in (ends if isinstance(ends, list) else [ends])):
+        raise BrokenModel(f"config.json: eos_token_id is {ends!r:.80}; expected a token id, or a list of them")
 
 
 def require_tokenizer(names: Collection[str], *, model: str) -> None:

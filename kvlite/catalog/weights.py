@@ -21,6 +21,7 @@ INDEX = "model.safetensors.index.json"
 _EMBEDDING, _HEAD = "embed_tokens.weight", "lm_head.weight"
 PICKLE = "pytorch_model.bin"
 PICKLE_INDEX = "pytorch_model.bin.index.json"
+_LAYER = re.compile(r"(?:model|transformer|backbone)\.(?:language_model\.)?(?:layers|h)\.(\d+)\.")
 _LENGTH_BYTES = 8
 _LONGEST_HEADER = 100_000_000  # the format's own limit, so that a damaged length is not read into memory
 _AGAIN = "get the file again (a model of the Hub: `kvlite rm`, then `kvlite pull`)"
@@ -124,6 +125,12 @@ def tensor_names(folder: Path) -> list[str]:
     if (folder / SINGLE).is_file():
         return list(_read_header(folder / SINGLE))
     return list(read_index(folder / INDEX)) if (folder / INDEX).is_file() else []
+
+
+def count_layers(names: Iterable[str]) -> int | None:
+    """Count the layers of a text model, one after another, that have any tensor; None where no name tells of layers."""
+    held = {int(found[1]) for name in names if (found := _LAYER.match(name))}
+    return next(number for number in range(len(held) + 1) if number not in held) if held else None
 
 
 def text_names(names: Iterable[str]) -> tuple[str, str]:

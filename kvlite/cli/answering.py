@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from kvlite.catalog.files import ModelFiles
+from kvlite.catalog.model_files import ModelFiles
 from kvlite.chat.display import AnswerFormat, Display, answer_prompt
 from kvlite.cli.invocation import Invocation
 from kvlite.deadline import Deadline

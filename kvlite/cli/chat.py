@@ -22,7 +22,7 @@ from kvlite.options import BUILT_IN_MODEL, AnswerOptions, ModelOptions, OutputOp
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from kvlite.catalog.files import ModelFiles
+    from kvlite.catalog.model_files import ModelFiles
     from kvlite.chat.display import AnswerFormat
     from kvlite.chat.loop import Chat, Opened
     from kvlite.chat.session import Session

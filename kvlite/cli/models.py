@@ -16,8 +16,8 @@ from kvlite.options import ModelOptions
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from kvlite.catalog.files import ModelFiles
     from kvlite.catalog.listing import Listed
+    from kvlite.catalog.model_files import ModelFiles
     from kvlite.catalog.names import ModelRef
 
 _NAME_HELP = "Alias or org/name[:quant][@revision]."

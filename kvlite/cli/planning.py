@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from kvlite.catalog.files import ModelFiles, model_facts
+from kvlite.catalog.files import model_facts
+from kvlite.catalog.model_files import ModelFiles
 from kvlite.console import Console
 from kvlite.llm.spec import PlanDevice, RunSpec, find_device
 from kvlite.memory.budget import Budget, BudgetKind

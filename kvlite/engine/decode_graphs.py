@@ -17,7 +17,7 @@ from torch import Tensor
 
 from kvlite.cache.cache import SlotCache, waiting
 from kvlite.cache.step import SlotMapping
-from kvlite.engine.inputs import pinned
+from kvlite.engine.inputs import on_host, pinned
 from kvlite.engine.row import Row
 from kvlite.engine.scheduler import Feed
 from kvlite.errors import UsageError
@@ -47,7 +47,10 @@ class GraphRecorder:
     """The reason why nothing more must be recorded, empty where it may."""
 
     found: Mapping[tuple[str, ...], str] = {}
-    """The obstacle to replayed steps, empty where they proved right and worth it, by policy, slots and kernels."""
+    """The obstacle to replayed steps, empty where they proved right and worth it.
+
+    By policy, slots, heads that have as many of these or not, and kernels.
+    """
 
     def wait(self) -> None:
         """Return once the device has done all it was given."""
@@ -72,6 +75,7 @@ class CudaGraphs(GraphRecorder):
     def record(self, body: Callable[[], None]) -> Callable[[], None]:
         """See GraphRecorder. Waits for the device. Raises RuntimeError, after which nothing more must be recorded."""
         self.wait()
+        torch.cuda.empty_cache()  # as each capture does: what it frees was no graph's
         before = torch.cuda.memory_reserved(self._device)
         if self._first is None:
             self._first = self._captured(lambda: torch.zeros(1, device=self._device))
@@ -124,12 +128,13 @@ class DecodeGraphs:
         Raises NotCapturable, and then nothing was fed.
         """
         key = self._key(feed, rows)
-        columns = [[0, -1, -1, *self._slots] for _ in range(key.rows)]  # padding goes to the discard slot
-        fed = [row for row, ids in zip(rows, feed.ids, strict=True) if ids]
-        for row in fed:
-            live = (self.cache.live(row.index, slots) for slots in self._slots)
-            columns[row.index] = [feed.ids[row.index - feed.rows.start][0], row.seen, row.rot, *live]
-        self._inputs[:, : key.rows].copy_(torch.tensor(columns).T)
+        columns = [(0, -1, -1, *self._slots)] * key.rows  # padding goes to the discard slot
+        for row, ids in zip(rows, feed.ids, strict=True):
+            if ids:
+                live = (self.cache.live(row.index, slots) for slots in self._slots)
+                columns[row.index] = (ids[0], row.seen, row.rot, *live)
+        numbers = on_host(list(zip(*columns, strict=True)), torch.int64, self.cache.device)
+        self._inputs[:, : key.rows].copy_(numbers, non_blocking=True)
         if key.pins and (spans := pinned(rows, self.cache.device)) is not None:
             self._pins[key.pins][feed.rows].copy_(spans)
         if key not in self._graphs:

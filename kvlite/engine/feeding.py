@@ -12,6 +12,7 @@ from kvlite.cache.step import Step
 from kvlite.engine.decode_graphs import DecodeGraphs, GraphRecorder, NotCapturable, try_replay
 from kvlite.engine.device_memory import allocating
 from kvlite.engine.inputs import inputs
+from kvlite.engine.kernels import parts_on_kernels
 from kvlite.engine.limits import Limits
 from kvlite.engine.row import Row
 from kvlite.engine.scheduler import Feed, unheard
@@ -160,7 +161,8 @@ class Feeder:
         caches of the same kind holds.
         """
         cache = self.cache
-        kind = str(cache.policy), cache.stored.name, cache.backend.name
+        heads = "apart" if any(len(layer.parts) > 1 for layer in cache.layers.values()) else "together"
+        kind = str(cache.policy), cache.stored.name, heads, *map(str, parts_on_kernels(self.loaded, cache))
         try:
             if why := recorder.found.get(kind) or recorder.failed:
                 raise NotCapturable(why)
@@ -168,9 +170,11 @@ class Feeder:
                 graphs = DecodeGraphs(self.loaded, cache, recorder)
             if kind not in recorder.found:
                 self._prove(recorder, least)
-        except (NotCapturable, OutOfMemory) as error:
-            if least is None and isinstance(error, OutOfMemory):
+        except OutOfMemory as error:  # another cache may leave more
+            if least is None:
                 raise
+            self._give_up(error, is_missed=False)
+        except NotCapturable as error:
             recorder.found = {**recorder.found, kind: str(error)}
             self._give_up(error, is_missed=least is None)
         else:

@@ -64,7 +64,11 @@ def _padded(values: Sequence[Sequence[int]], padding: int) -> list[list[int]]:
     return [[padding] * (width - len(value)) + [*value] for value in values]
 
 
+def on_host(numbers: list[Any], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A tensor of `numbers` on the host, which need not wait while a GPU that is the `device` copies it."""
+    return torch.tensor(numbers, dtype=dtype, pin_memory=device.type == "cuda")
+
+
 def _on(numbers: list[Any], dtype: torch.dtype, device: torch.device) -> Tensor:
     """A tensor of `numbers` on `device`; the host does not wait until a GPU has it."""
-    held = torch.tensor(numbers, dtype=dtype, pin_memory=device.type == "cuda")
-    return held.to(device, non_blocking=True)
+    return on_host(numbers, dtype, device).to(device, non_blocking=True)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import accumulate
+from typing import Any
 
 import torch
 
@@ -13,11 +15,11 @@ from kvlite.errors import is_of_kernels
 from kvlite.memory.format import SlotFormat
 from kvlite.models.kernel_trial import KernelTrials
 from kvlite.models.loaded import LoadedModel
-from kvlite.models.probe import dry_cache
+from kvlite.models.probe import dry_cache, probe_ids
 from kvlite.models.verify import LOGIT_TOLERANCE, relative_error
 from kvlite.record.trials import Trial
 from kvlite_kernels.fused_ops import TORCH_OPS
-from kvlite_kernels.trial.task import SlotsPart
+from kvlite_kernels.trial.task import MODULES, Part, SlotsPart
 
 PROMPT = 12
 
@@ -34,9 +36,12 @@ class KernelChoice:
         """The kernels for slots of format `stored` under `policy`."""
         return self.name
 
-    def condemn(self, stored: SlotFormat, policy: Policy, why: str) -> None:
-        """Take torch from now on: the kernels went wrong in mid-answer."""
+    def set_aside(self) -> None:
+        """Take torch from now on."""
         self.name = self.told = "torch"
+
+    def condemn(self, parts: Sequence[Part], why: str) -> None:
+        """Note that the kernels went wrong in mid-answer, where that is kept."""
 
 
 class TriedKernels(KernelChoice):
@@ -62,10 +67,10 @@ class TriedKernels(KernelChoice):
         self._say(f"kernels on {part}: {'triton' if found.is_taken else 'torch'}: {found}")
         return "triton" if found.is_taken else "torch"
 
-    def condemn(self, stored: SlotFormat, policy: Policy, why: str) -> None:
+    def condemn(self, parts: Sequence[Part], why: str) -> None:
         """See KernelChoice; later starts will know."""
-        super().condemn(stored, policy, why)
-        self._trials.condemn(part_of(stored, policy), f"in mid-answer: {why}")
+        for part in parts:
+            self._trials.condemn(part, f"in mid-answer: {why}")
 
     def _through_the_model(self, stored: SlotFormat, part: SlotsPart, found: Trial) -> Trial:
         """The finding, unless the model computes something else on these kernels; found out once for its weights."""
@@ -97,14 +102,7 @@ def unlike_torch(loaded: LoadedModel, stored: SlotFormat) -> str | None:
     try:
         caches = [dry_cache(loaded, slots, stored, policy, kernels) for kernels in ("torch", "triton")]
         steps = [PROMPT, *[1] * (slots + 8 - PROMPT)] if caches[0].plan.fewest == slots else [PROMPT, 1, 1, 1]
-        at = 0
-        for count in steps:
-            ids = torch.tensor([[(7919 * i + 11) % loaded.shape.vocab for i in range(at, at + count)]])
-            wanted, got = (_fed(loaded, cache, ids.to(loaded.device), at) for cache in caches)
-            off = relative_error(got, wanted)
-            if not off <= 2 * LOGIT_TOLERANCE[loaded.compute_dtype]:
-                return f"the logits of this model on {stored.name} slots are off by {off:.1%} at token {at + count}"
-            at += count
+        wanted, got = (_fed(loaded, cache, steps) for cache in caches)
     except Exception as error:
         if not is_of_kernels(error):
             raise
@@ -112,6 +110,10 @@ def unlike_torch(loaded: LoadedModel, stored: SlotFormat) -> str | None:
     finally:
         if loaded.state is not None and held is not None:
             loaded.state.restore(held)
+    for end, one, other in zip(accumulate(steps), wanted, got, strict=True):
+        off = relative_error(other, one)
+        if not off <= 2 * LOGIT_TOLERANCE[loaded.compute_dtype]:
+            return f"the logits of this model on {stored.name} slots are off by {off:.1%} at token {end}"
     return None
 
 
@@ -120,13 +122,31 @@ def in_a_line(error: Exception) -> str:
     return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
 
 
+def parts_on_kernels(loaded: LoadedModel, cache: SlotCache) -> list[Part]:
+    """The parts that run on Triton's kernels: the slots of `cache`, fused modules, both or none."""
+    slots: list[Part] = [] if cache.backend.name == "torch" else [part_of(cache.stored, cache.policy)]
+    has_modules = any(module.ops.name != "torch" for module in _with_ops(loaded))
+    return slots + [MODULES] * has_modules
+
+
 def without_kernels(loaded: LoadedModel) -> None:
     """Let fused modules compute in torch from now on."""
-    for module in loaded.model.modules():
-        if hasattr(module, "ops"):
-            setattr(module, "ops", TORCH_OPS)  # noqa: B010
+    for module in _with_ops(loaded):
+        module.ops = TORCH_OPS
 
 
-def _fed(loaded: LoadedModel, cache: SlotCache, ids: torch.Tensor, at: int) -> torch.Tensor:
-    pos = torch.arange(at, at + ids.shape[1], dtype=torch.int32, device=ids.device)[None]
-    return loaded.forward(ids, cache, cache.begin(slice(0, 1), pos, pos, (ids.shape[1],), None))
+def _with_ops(loaded: LoadedModel) -> list[Any]:
+    return [module for module in loaded.model.modules() if hasattr(module, "ops")]
+
+
+def _fed(loaded: LoadedModel, cache: SlotCache, steps: Sequence[int]) -> list[torch.Tensor]:
+    """The logits behind each of `steps`, so many ids each, fed to an empty row and to a state that knows of none."""
+    ids, logits, start = probe_ids(loaded, sum(steps)), [], 0
+    if loaded.state is not None:
+        loaded.state.reset()
+    for count in steps:
+        pos = torch.arange(start, start + count, dtype=torch.int32, device=ids.device)[None]
+        step = cache.begin(slice(0, 1), pos, pos, (count,), None)
+        logits.append(loaded.forward(ids[:, start : start + count], cache, step))
+        start += count
+    return logits

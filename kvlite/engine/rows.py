@@ -14,7 +14,7 @@ from kvlite.engine.device_memory import PeakMemory
 from kvlite.engine.feeder_maker import FeederMaker
 from kvlite.engine.feeding import Feeder
 from kvlite.engine.inputs import Spans
-from kvlite.engine.kernels import in_a_line, without_kernels
+from kvlite.engine.kernels import in_a_line, parts_on_kernels, without_kernels
 from kvlite.engine.limits import Limits
 from kvlite.engine.prefixes import Prefixes
 from kvlite.engine.row import Row
@@ -23,8 +23,11 @@ from kvlite.memory.counts import KVCounts
 from kvlite.memory.format import SlotFormat
 from kvlite.memory.plan import CachePlan, plan_for, stages
 from kvlite.models.hybrid import StateSnapshot
+from kvlite_kernels.trial.task import Part
 
 Done = TypeVar("Done")
+
+NO_NUMBERS = "numbers that are none"
 
 
 @dataclass(frozen=True, slots=True)
@@ -308,24 +311,38 @@ class Rows(Sequence[Row]):
     def guarded(self, work: Callable[[], Done], is_right: Callable[[Done], bool] | None = None) -> Done:
         """Do `work`; where Triton's kernels fail at it, torch reads all rows anew and does it again.
 
-        Raises NumericError where the device does not answer any more.
+        What is not right in torch either is no fault of the kernels. Raises NumericError where the device does not
+        answer any more.
         """
-        held, is_torch = [row.seen for row in self._rows], self.cache.backend.name == "torch"
+        held, error, loaded = [row.seen for row in self._rows], "", self._maker.loaded
         try:
             done = work()
-            if is_torch or is_right is None or is_right(done):
+            if is_right is None or is_right(done):
                 return done
-            why = "numbers that are none"
-        except Exception as error:
-            if is_torch or not is_of_kernels(error):
+        except Exception as raised:
+            if not is_of_kernels(raised) or not parts_on_kernels(loaded, self.cache):
                 raise
-            why = in_a_line(error)
-        return self._in_torch(held, why, work)
+            error = in_a_line(raised)
+        parts = parts_on_kernels(loaded, self.cache)
+        if not parts:
+            return done
+        if error:
+            self._condemn(parts, error)
+            return self._in_torch(held, error, work)
+        done = self._in_torch(held, NO_NUMBERS, work)
+        if is_right is None or is_right(done):
+            self._condemn(parts, NO_NUMBERS)
+        else:
+            self._maker.warn("the model computed no numbers on Triton's kernels, and none in torch, which goes on")
+        return done
+
+    def _condemn(self, parts: Sequence[Part], why: str) -> None:
+        self._maker.warn(f"Triton's kernels failed in mid-answer ({why}); torch goes on, and reads anew what was said")
+        self._maker.kernels.condemn(parts, why)
 
     def _in_torch(self, held: Sequence[int], why: str, work: Callable[[], Done]) -> Done:
         """Do `work` once torch has read the first `held` ids of every row: kernels that failed left anything there."""
-        self._maker.warn(f"Triton's kernels failed in mid-answer ({why}); torch goes on, and reads anew what was said")
-        self._maker.kernels.condemn(self.cache.stored, self.policy, why)
+        self._maker.kernels.set_aside()
         without_kernels(self._maker.loaded)
         rows = self._rows
         try:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_origin, get_type_hi
 
 from kvlite.cache.policy import Policy, load_policy
 from kvlite.catalog.adapter import adapter_folder
-from kvlite.catalog.files import ModelFiles, local_files
+from kvlite.catalog.files import local_files
+from kvlite.catalog.model_files import ModelFiles
 from kvlite.catalog.names import ModelRef, resolve_model
 from kvlite.errors import UsageError
 from kvlite.flags import Flag
@@ -58,6 +59,10 @@ class RunSpec:
     def of(cls, options: ModelOptions) -> RunSpec:
         """Read the options. Raises UsageError on a word that is none, ModelNotFound where the model's name is none."""
         policy = load_policy(options.kv_policy)
+        if options.profile not in ("auto", "off"):
+            from kvlite.profiles.profile import read_profile
+
+            read_profile(Path(options.profile))  # the heads it is for are known later, if it comes to that
         return cls(
             options=options,
             dtype=dtype_name(options.dtype),

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import torch
 
     from kvlite.cache.policy import Policy
-    from kvlite.catalog.files import ModelFiles
+    from kvlite.catalog.model_files import ModelFiles
     from kvlite.engine.engine import Engine
     from kvlite.memory.budget import Budget
     from kvlite.memory.fit import Fit
@@ -101,6 +101,7 @@ class TextModel:
         device = pick_device(spec.options.device, listener.note)
         captures = wants_graphs(spec.options.capture, device)
         files = files or spec.files(listener.note)
+        spec.shape(files)
         files = replace(files, weights=spec.weights(files))
         if spec.options.adapter is None and files.gguf is None and (files.folder / "adapter_config.json").is_file():
             listener.note(f"{files.ref} holds an adapter, too, which is not applied; --adapter {files.ref} applies it")

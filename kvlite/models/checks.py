@@ -13,7 +13,7 @@ from dataclasses import replace
 import torch
 
 from kvlite.cache.rotation import Rotation
-from kvlite.catalog.files import ModelFiles
+from kvlite.catalog.model_files import ModelFiles
 from kvlite.memory.shape import ModelShape
 from kvlite.models.attention_interface import ATTENTION
 from kvlite.models.fusing import fuse, fuse_as_before, multiply_packed

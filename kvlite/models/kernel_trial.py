@@ -1,7 +1,8 @@
 """Triton's kernels are tried in a process of their own while the weights are read, once for a device and its software.
 
 An illegal access, a hang or a segfault ends that process and not this one. A trial is marked as running before it
-begins, so that one which takes the machine along is not begun again.
+begins, so that one which takes the machine along is not begun again. What the machine lacks is no fault of kernels, and
+kept for nobody.
 """
 
 from __future__ import annotations
@@ -81,6 +82,7 @@ class KernelTrials:
         self._found: dict[Part, Trial] = {}
         self._obstacle: str | None = None
         self._begun: set[Part] = set()
+        self._attempts: dict[Part, int] = {}
         self._process: TrialProcess | None = None
         self._about = _circumstances(self._task)
 
@@ -103,7 +105,8 @@ class KernelTrials:
         self._begun.update(wanted)
         self._say("trying Triton's kernels on this device, once; other starts will know")
         for part in wanted:
-            self._store.keep(self.about(part), Trial("running", process=os.getpid()))
+            running = Trial("running", process=os.getpid(), attempt=self._attempts.get(part, 1))
+            self._store.keep(self.about(part), running)
         self._process = TrialProcess(replace(self._task, parts=tuple(wanted)), self._setting)
 
     def finding(self, part: Part) -> Trial:
@@ -156,7 +159,9 @@ class KernelTrials:
         """All that need not be tried: it cannot run, is known, or went wrong in a process that is gone."""
         layers = () if part == MODULES else tuple(self._task.layers())
         if part not in self._begun and (known := self._store.find(self.about(part))) is not None:
-            return known
+            if not known.may_go_on:
+                return known
+            self._attempts[part] = known.attempt + 1
         if self._obstacle is not None:
             return Trial("unable", self._obstacle)
         if (why := obstacle(self._task.place, layers, [self._task.number])) is not None:
@@ -194,14 +199,16 @@ class TrialProcess:
             if line is None:
                 why, code = self._last_words(), self._process.wait()
                 self.end()
-                return part, Trial("unable" if -code in ENDED_BY_OTHERS else "wrong", why)
+                is_of_kernels = self._at and -code not in ENDED_BY_OTHERS
+                return part, Trial("wrong" if is_of_kernels else "unable", why)
             told = _read_line(line)
             self._at = told.get("at", self._at)
             if "part" in told:
-                fault = told["fault"]
                 if not self.left:
                     self.end()
-                return part, Trial("right", gain=told["gain"]) if fault is None else Trial("wrong", str(fault))
+                if (fault := told["fault"]) is None:
+                    return part, Trial("right", gain=told["gain"])
+                return part, Trial("unable" if told["is_unable"] else "wrong", str(fault))
 
     def end(self) -> None:
         """Kill the process, if it still runs, and let go of its output."""
@@ -209,7 +216,7 @@ class TrialProcess:
         self._process.kill()
         with suppress(subprocess.TimeoutExpired):  # one inside a driver may not die
             self._process.wait(timeout=KILL_S)
-        self._reader.join()
+        self._reader.join(timeout=KILL_S)
         self._errors.close()
 
     def _read(self) -> None:
@@ -231,7 +238,7 @@ def _read_line(line: str) -> dict[str, Any]:
     """The news of a line; nothing where it is no line of a trial, such as one that a library wrote."""
     with suppress(ValueError):
         told = json.loads(line)
-        if isinstance(told, dict) and ("at" in told or {"part", "fault", "gain"} <= told.keys()):
+        if isinstance(told, dict) and ("at" in told or {"part", "fault", "gain", "is_unable"} <= told.keys()):
             return told
     return {}
 

@@ -28,7 +28,7 @@ from transformers.utils import logging as transformers_logging
 from kvlite.cache.cache import refused_kernels
 from kvlite.catalog.adapter import CONFIG as ADAPTER_CONFIG
 from kvlite.catalog.adapter import adapter_folder
-from kvlite.catalog.files import ModelFiles
+from kvlite.catalog.model_files import ModelFiles
 from kvlite.errors import (
     BrokenModel,
     DoesNotFit,
@@ -53,7 +53,7 @@ from kvlite.models.kernel_trial import KernelTrials
 from kvlite.models.loaded import LoadedModel
 from kvlite.models.long_texts import for_long_texts
 from kvlite.models.packed import packed_settings
-from kvlite.models.quantised import quantisation, refuse_quantisation
+from kvlite.models.quantised import quantisation
 from kvlite.models.text_part import text_part_arguments
 from kvlite.models.tokenizer import read_tokenizer
 from kvlite.options import ModelOptions
@@ -85,8 +85,7 @@ def load(
     factors of two kinds turns by those for long texts, unless `is_for_short_texts`.
 
     Raises UnsupportedModel where kvlite cannot bound the family, BrokenModel on damaged files, DoesNotFit or
-    OutOfMemory where the weights do not fit, UsageError on kernels that do not run there, and on quantising what is
-    quantised already.
+    OutOfMemory where the weights do not fit, UsageError on kernels that do not run there.
     """
     folder = files.folder
     shape = shape_on(files, dtype_name(options.dtype), device)
@@ -98,7 +97,6 @@ def load(
         trials.begin(room)
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    refuse_quantisation(folder, files.config, options.quant)
     passed = [("", time.perf_counter())]
     tokenizer = load_tokenizer(folder, trust_remote_code=options.trust_remote_code)
     passed.append(("tokenizer", time.perf_counter()))

@@ -7,38 +7,22 @@ quantised are unpacked, to fp32, which costs 3 bytes for 64 weights and lets mat
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
-from transformers.quantizers.auto import AutoHfQuantizer
 from transformers.quantizers.base import get_keys_to_not_convert
 
-from kvlite.errors import UnsupportedModel, UsageError
+from kvlite.errors import UsageError
 from kvlite.models.text_part import text_part_arguments
 from kvlite_kernels.fused_ops import FusedOps
 from kvlite_kernels.nf4 import FourBit, can_join, is_served
 
 _BLOCK = 64  # weights that share a scale
 _TILE = 32  # rows that the packed kernel for CPUs takes at once
-
-
-def refuse_quantisation(folder: Path, config: Mapping[str, Any], quant: str) -> None:
-    """Refuse what transformers would pass over: a quantisation it does not know, and one on top of another.
-
-    Raises UnsupportedModel and UsageError.
-    """
-    of_model = config.get("quantization_config")
-    if of_model is None:
-        return
-    method = of_model.get("quant_method") if isinstance(of_model, Mapping) else None
-    if not isinstance(of_model, Mapping) or (method and not AutoHfQuantizer.supports_quant_method(of_model)):
-        raise UnsupportedModel(f"{folder} is quantised by {method or of_model!r}, which transformers does not load")
-    if quant != "none":
-        raise UsageError(f"{folder} is quantised already ({method}); leave out --quant {quant}")
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:

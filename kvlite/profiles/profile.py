@@ -97,6 +97,10 @@ class HeadProfile(BaseModel):
 def read_profile(path: Path) -> HeadProfile:
     """The profile in a file. Raises UsageError where there is none."""
     try:
+        if path.exists() and not path.is_file() and not path.is_dir():
+            raise UsageError(
+                f"{path} is no file; give auto, off or a file that `kvlite profile MODEL --export FILE` wrote"
+            )
         return HeadProfile.model_validate_json(path.read_bytes())
     except OSError as error:
         raise UsageError(f"cannot read the profile {path}: {error.strerror}; give auto, off or another file") from error

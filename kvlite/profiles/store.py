@@ -9,7 +9,7 @@ from pathlib import Path
 
 from platformdirs import user_state_path
 
-from kvlite.catalog.files import ModelFiles
+from kvlite.catalog.model_files import ModelFiles
 from kvlite.errors import OutputError, UsageError
 from kvlite.profiles.profile import HeadProfile, read_profile
 from kvlite.record.store import write_whole

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from hashlib import sha256
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,6 +18,9 @@ from kvlite.record.findings import Findings
 WORTH_IT = 1.03
 """The least gain in speed for kernels that nobody asked for."""
 
+MOST_ATTEMPTS = 2
+"""The most trials of the same that are begun where none comes to its end."""
+
 State = Literal["running", "right", "wrong", "unable"]
 
 
@@ -25,7 +29,8 @@ class Trial:
     """The outcome for kernels that are right or wrong together.
 
     `gain` is their speed over torch's where they are right, `why` what is wrong, or why they are `unable` to run. One
-    that is `running` says in which process: where that is gone, the kernels took it along. `when` is an ISO time.
+    that is `running` says in which process, and in which `attempt`: where that is gone, the kernels may have taken it
+    along. `when` is an ISO time.
     """
 
     state: State
@@ -33,6 +38,7 @@ class Trial:
     gain: float = 0.0
     process: int = 0
     when: str = ""
+    attempt: int = 1
 
     @property
     def is_taken(self) -> bool:
@@ -47,6 +53,15 @@ class Trial:
         import psutil  # type: ignore[import-untyped,unused-ignore]
 
         return bool(psutil.pid_exists(self.process))
+
+    @property
+    def may_go_on(self) -> bool:
+        """True where a trial was broken off and is to be begun anew: the process is gone, but the machine stayed up."""
+        if self.state != "running" or self.is_elsewhere or self.attempt >= MOST_ATTEMPTS:
+            return False
+        import psutil
+
+        return datetime.fromisoformat(self.when).timestamp() >= float(psutil.boot_time())
 
     def __str__(self) -> str:
         if self.state == "right":
@@ -68,7 +83,8 @@ class Trials(Findings[Trial]):
         state = told["state"]
         if state not in get_args(State):
             raise ValueError(state)
-        return Trial(state, str(told["why"]), float(told["gain"]), int(told["process"]), str(told["when"]))
+        gain, process, attempt = float(told["gain"]), int(told["process"]), int(told["attempt"])
+        return Trial(state, str(told["why"]), gain, process, str(told["when"]), attempt)
 
 
 def kernels_stamp() -> str:

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from kvlite.catalog.adapter import adapter_folder
-from kvlite.catalog.files import ModelFiles, local_files, model_facts
+from kvlite.catalog.files import local_files, model_facts
+from kvlite.catalog.model_files import ModelFiles
 from kvlite.catalog.names import ModelRef, resolve_model
 from kvlite.errors import (
     BrokenModel,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from codecs import BOM_UTF8
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,9 @@ from kvlite.catalog.names import demo_folder
 from kvlite.catalog.snapshots import cache_root
 from kvlite.cli import main
 from tests.architectures import REFUSED, SUPPORTED, is_here, tiny_model
+from tests.gguf.gguf_file import write_model
 from tests.matrix import but_few
+from tests.models.test_gguf_weights import FAMILIES
 
 COMMIT = "0" * 40
 REPO = "org/name"
@@ -46,8 +49,13 @@ def snapshot(monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def accepts(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> dict[str, tuple[bool, str]]:
-    """Each command with True where it takes the model, and what it says against it."""
+def accepts(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, name: str = REPO, *options: str
+) -> dict[str, tuple[bool, str]]:
+    """Each command with True where it takes the model with these options, and what it says against it.
+
+    `ls` and `show` are left out where there are options.
+    """
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("hi\n")
 
@@ -56,17 +64,19 @@ def accepts(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> dict[str, tup
         out, err = capsys.readouterr()
         return code, out, err.rstrip("\n").rpartition("\n")[2]
 
-    code, _, said = call("run", REPO, "hi", "-n", "1")
+    code, _, said = call("run", name, "hi", "-n", "1", *options)
     found = {"run": (code == 0, said)}
-    code, _, said = call("plan", REPO)
+    code, _, said = call("plan", name, *options)
     found["plan"] = (code == 0, said)
-    code, _, said = call("batch", str(prompts), "-m", REPO, "--dry-run")
+    code, _, said = call("batch", str(prompts), "-m", name, "--dry-run", *options)
     found["dry run"] = (code == 0, said)
-    code, out, said = call("show", REPO, "--json")
-    problem = json.loads(out)["problem"] if out else said
+    if options:
+        return found
+    code, out, said = call("show", name, "--json")
+    problem = json.loads(out)["problem"] if out else said.removeprefix("kvlite: ")
     found["show"] = (problem is None, f"kvlite: {problem}")
     _, out, _ = call("ls", "--json")
-    (listed,) = (one for one in json.loads(out) if one["repo"] == REPO)
+    (listed,) = (one for one in json.loads(out) if name in (one["name"], one["repo"]))
     found["ls"] = (listed["state"] == "ready", f"kvlite: {listed['problem']}")
     return found
 
@@ -123,6 +133,16 @@ def config_with(**fields: Any) -> Callable[[Path], None]:
     return change
 
 
+def cut_tokenizer(folder: Path) -> None:
+    whole = (folder / "tokenizer.json").read_bytes()
+    (folder / "tokenizer.json").write_bytes(whole[:5000])
+
+
+def marked(folder: Path) -> None:
+    text = (folder / "config.json").read_bytes()
+    (folder / "config.json").write_bytes(BOM_UTF8 + text)
+
+
 ODD = {
     "mlx": (config_with(quantization={"group_size": 64, "bits": 4}), "is an MLX conversion"),
     "a classifier": (config_with(architectures=["LlamaForSequenceClassification"]), "generates no text"),
@@ -134,6 +154,10 @@ ODD = {
         "is quantised by 'hqq', which transformers applies to plain weights alone; use",
     ),
     "quantised by what is not here": (config_with(quantization_config={"quant_method": "aqlm"}), "`pip install aqlm`"),
+    "an end token in words": (config_with(eos_token_id="2"), "eos_token_id is '2'; expected a token id"),
+    "layers that are not there": (config_with(num_hidden_layers=5), "counts 5 layers and the weights"),
+    "a tokenizer that is cut off": (cut_tokenizer, "tokenizer.json is no JSON object, or is cut off"),
+    "a mark before the text": (marked, "begins with a byte-order mark"),
     "seeing in its own way": (config_with(text_config={}, vision_config={}, model_type="blip-2"), "also see or hear"),
 }
 
@@ -146,5 +170,55 @@ def test_what_would_not_load_is_refused_by_all(
     tiny_model("llama", {}, vocab_size=VOCAB).save_pretrained(snapshot)
     change(snapshot)
     found = accepts(capsys, tmp_path)
+    assert_all(found, take=False)
+    assert says in found["run"][1]
+
+
+@pytest.mark.parametrize("quant", ["--4bit", "--quant=8bit"])
+def test_all_agree_on_what_can_be_quantised(
+    quant: str, snapshot: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny_model("llama", {}, vocab_size=VOCAB).save_pretrained(snapshot)
+    assert_all(accepts(capsys, tmp_path, REPO, quant), take=True)
+    config_with(quantization_config={"quant_method": "fp8"})(snapshot)
+    assert_all(accepts(capsys, tmp_path, REPO, quant), take=False)
+
+
+GGUF = "lmstudio:org/model"
+
+
+@pytest.fixture
+def gguf_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """The place of GGUF, a model of LM Studio's; nothing is there yet."""
+    monkeypatch.setattr(sys, "stdin", None)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    file = tmp_path / ".lmstudio" / "models" / "org" / "model" / "model.gguf"
+    file.parent.mkdir(parents=True)
+    return file
+
+
+@pytest.mark.parametrize("family", but_few(FAMILIES, "llama", "gemma3_text", "gpt2"))
+def test_a_gguf_file_that_runs_is_accepted_by_all(
+    family: str, gguf_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_model(gguf_file, tiny_model(family, SUPPORTED[family], vocab_size=300))
+    assert_all(accepts(capsys, tmp_path, GGUF), take=True)
+
+
+@pytest.mark.parametrize(
+    ("about", "says"),
+    [
+        ({"llama.block_count": 3}, "header counts 3 layers"),
+        ({"llama.block_count": 5}, "has no blk.4"),
+        ({"llama.feed_forward_length": 128}, "where its header means"),
+        ({"tokenizer.ggml.pre": "none-knows"}, "cuts text as 'none-knows'"),
+        ({"tokenizer.ggml.merges": None}, "has no merges"),
+    ],
+)
+def test_a_gguf_file_that_would_not_load_is_refused_by_all(
+    about: dict[str, Any], says: str, gguf_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_model(gguf_file, tiny_model("llama", SUPPORTED["llama"], vocab_size=300), **about)
+    found = accepts(capsys, tmp_path, GGUF)
     assert_all(found, take=False)
     assert says in found["run"][1]

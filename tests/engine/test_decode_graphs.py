@@ -6,6 +6,7 @@ A recorder stands in for it that runs the recorded work again, on the same stati
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import nn
 
 from kvlite.cache.policy import policy_names
 from kvlite.engine import feeding
-from kvlite.engine.decode_graphs import DecodeGraphs, GraphRecorder, NotCapturable, wants_graphs
+from kvlite.engine.decode_graphs import CudaGraphs, DecodeGraphs, GraphRecorder, NotCapturable, wants_graphs
 from kvlite.engine.engine import Engine
 from kvlite.engine.memory_report import measured_terms
 from kvlite.engine.request import Completion, FinishReason, Request, Sampling, Token
@@ -238,6 +239,60 @@ def test_steps_are_replayed_unasked_where_that_is_faster(
     assert asked.step == "captured"
 
 
+class Allocator:
+    """Torch's, as far as recordings need it: a pool whose last graph is gone is not taken again."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.cached, self.of_graphs, self.uses = 0, 0, dict[object, int]()
+        allocator = self
+
+        class Graph:
+            def __init__(self) -> None:
+                self.pool: object = None
+
+            def __del__(self) -> None:
+                if self.pool is not None:
+                    allocator.uses[self.pool] -= 1
+
+            def replay(self) -> None:
+                """Do nothing."""
+
+        @contextmanager
+        def graph(one: Graph, pool: object, **_: object) -> Iterator[None]:
+            self.cached = 0
+            if self.uses.get(pool) == 0:
+                raise RuntimeError("it->second->use_count > 0 INTERNAL ASSERT FAILED")
+            self.uses[pool] = self.uses.get(pool, 0) + 1
+            one.pool = pool
+            yield
+
+        doubles: dict[str, object] = {
+            "CUDAGraph": Graph,
+            "graph": graph,
+            "graph_pool_handle": object,
+            "synchronize": lambda device: None,
+            "device": lambda device: nullcontext(),
+            "memory_reserved": lambda device: self.cached + self.of_graphs,
+            "empty_cache": lambda: setattr(self, "cached", 0),
+        }
+        for name, double in doubles.items():
+            monkeypatch.setattr(torch.cuda, name, double)
+
+    def recorded(self) -> None:
+        """A body that takes 64 bytes."""
+        self.of_graphs += 64
+
+
+def test_a_pool_outlives_its_graphs_and_what_they_hold_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    allocator = Allocator(monkeypatch)
+    recorder = CudaGraphs(torch.device("cpu"))
+    for count in (1, 2, 3):  # no graph outlives its round
+        allocator.cached = 1000
+        recorder.record(allocator.recorded)()
+        assert recorder.num_bytes == 64 * count
+    assert len(allocator.uses) == 1
+
+
 class Broken(GraphRecorder):
     """Records a number of times, then raises."""
 
@@ -270,12 +325,16 @@ def test_memory_that_graphs_nobody_asked_for_do_not_get_is_no_error(
     def refused(*_: object) -> float:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(feeding, "try_replay", refused)
     told: list[str] = []
-    engine = make_engine(llama, recorder=GraphRecorder(), must_capture=False, warn=told.append)
-    assert engine.step.startswith("eager: ") and "out of memory" in engine.step and told == []
-    with pytest.raises(OutOfMemory):
-        make_engine(llama, recorder=GraphRecorder())
+    with monkeypatch.context() as patched:
+        patched.setattr(feeding, "try_replay", refused)
+        engine = make_engine(llama, recorder=GraphRecorder(), must_capture=False, warn=told.append)
+        assert engine.step.startswith("eager: ") and "out of memory" in engine.step and told == []
+        with pytest.raises(OutOfMemory):
+            make_engine(llama, recorder=GraphRecorder())
+    monkeypatch.setattr(feeding, "try_replay", lambda *_: 2.0)
+    engine.rows.resize(make_engine(llama, "24tok").plan)  # leaves more
+    assert engine.step == "captured"
 
 
 def test_what_was_found_of_replayed_steps_holds_for_the_caches_to_come(
@@ -294,6 +353,21 @@ def test_what_was_found_of_replayed_steps_holds_for_the_caches_to_come(
     answers(failed, requests(4))
     failed.rows.resize(plans[0])
     assert failed.step.endswith("no compiler") and len(proofs) == 2
+
+
+def test_heads_with_slots_of_their_own_are_proved_by_themselves(
+    llama: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    proofs: list[object] = []
+    monkeypatch.setattr(feeding, "try_replay", lambda *given: proofs.append(given) or 2.0)
+    needs = [[0.1, 0.9][: layer.kv_heads] for layer in llama.shape.layers]
+    engine = capturing(llama, "24tok", "replay")
+    apart, together = (
+        make_engine(llama, "64tok", "replay", head_shares=shares).plan for shares in (lambda slots: needs, None)
+    )
+    for plan in (together, apart, together, apart):
+        engine.rows.resize(plan)
+    assert len(proofs) == 2
 
 
 @pytest.mark.parametrize("policy", ["replay", "heavy-hitter"])

@@ -97,6 +97,22 @@ def test_replaying_graphs_allocates_nothing() -> None:
     assert engine.graphs is not None and engine.graphs.recorder.num_bytes > 0
 
 
+def test_a_cache_that_takes_the_place_of_another_is_captured_too() -> None:
+    loaded, told = on_cuda("llama"), list[str]()
+    recorder = CudaGraphs(loaded.device)
+    plans = [make_engine(loaded, budget).plan for budget in ("64tok", "300tok")]
+    engine = make_engine(loaded, "32tok", recorder=recorder, warn=told.append)
+    expected = answers(make_engine(loaded, "32tok"), [Request("a", PROMPT, max_tokens=40)])["a"].ids
+    assert answers(engine, [Request("a", PROMPT, max_tokens=40)])["a"].ids == expected
+    for plan in plans:
+        engine.rows.resize(plan)
+        answers(engine, [Request("a", PROMPT, max_tokens=40)])
+        assert engine.step == "captured" and told == []
+    second = make_engine(loaded, "48tok", recorder=recorder, warn=told.append)
+    answers(second, [Request("a", PROMPT, max_tokens=40)])
+    assert second.step == "captured" and told == []
+
+
 @pytest.mark.skipif(torch.__version__ < "2.13", reason="the allocator of torch before 2.13 stays in a failed capture")
 def test_a_graph_that_cannot_be_captured_says_why_and_leaves_a_device_that_works() -> None:
     loaded = on_cuda("llama")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +14,18 @@ from kvlite.cache import cache as cache_module
 from kvlite.cache.policy import load_policy
 from kvlite.engine import kernels as engine_kernels
 from kvlite.engine.decode_graphs import GraphRecorder
-from kvlite.engine.kernels import KernelChoice, TriedKernels, part_of
+from kvlite.engine.kernels import KernelChoice, TriedKernels, part_of, unlike_torch
 from kvlite.engine.request import Completion, Request, Token
 from kvlite.errors import NumericError, OutOfMemory
 from kvlite.memory.format import slot_format
 from kvlite.models import kernel_trial
+from kvlite.models.fusing import fuse
 from kvlite.models.kernel_trial import KernelTrials
 from kvlite.models.loaded import LoadedModel
 from kvlite.record.trials import Trial, Trials
 from kvlite_kernels.backend import TORCH, Backend
 from kvlite_kernels.fused_ops import TORCH_OPS, FusedOps
+from kvlite_kernels.trial.task import Part
 from tests.architectures import SUPPORTED, tiny_model
 from tests.engine_for_tests import admitted, answers, make_engine
 from tests.matrix import but_few
@@ -165,20 +167,66 @@ def test_a_device_that_the_kernels_took_along_is_said_in_one_line(
 class Known(KernelChoice):
     """A choice that notes what is condemned."""
 
-    def __init__(self) -> None:
-        super().__init__("triton")
-        self.condemned: list[str] = []
+    def __init__(self, name: str = "triton") -> None:
+        super().__init__(name)
+        self.condemned: list[tuple[str, str]] = []
 
-    def condemn(self, stored: object, policy: object, why: str) -> None:
-        self.name = "torch"
-        self.condemned.append(why)
+    def condemn(self, parts: Sequence[Part], why: str) -> None:
+        self.condemned += [(str(part), why) for part in parts]
 
 
 def test_what_failed_is_condemned(llama: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     serve(monkeypatch, Failing(3, HARMS["NaN"][0]))
     known = Known()
     answers(make_engine(llama, kernels=known), requests(1))
-    assert known.condemned == ["numbers that are none"]
+    assert known.condemned == [("slots of numbers, mass by mean", "numbers that are none")]
+    assert known.name == "torch"
+
+
+def test_numbers_that_torch_does_not_compute_either_condemn_no_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = admitted(tiny_model("llama", {}))
+    serve(monkeypatch, Failing(10**6, HARMS["NaN"][0]))
+    known, told = Known(), list[str]()
+    engine = make_engine(loaded, kernels=known, warn=told.append)
+    with torch.no_grad():
+        loaded.model.lm_head.weight.fill_(torch.nan)
+    assert isinstance(answers(engine, requests(1))["0"].error, NumericError)
+    assert known.condemned == [] and told == [
+        "the model computed no numbers on Triton's kernels, and none in torch, which goes on"
+    ]
+
+
+class FailingOps(FusedOps):
+    """Torch's numbers under another name, until the calls of `gated` that are left have been made."""
+
+    name = "triton"
+    left = 10**6
+
+    def gated(self, *given: Any) -> Tensor:
+        self.left -= 1
+        if self.left < 0:
+            raise RuntimeError("CUDA error: invalid argument")
+        return super().gated(*given)
+
+
+@pytest.mark.parametrize("kernels", ["torch", "triton"])
+def test_modules_that_fail_are_condemned_wherever_slots_are_and_no_token_is_lost(
+    monkeypatch: pytest.MonkeyPatch, kernels: str
+) -> None:
+    expected = {
+        key: done.ids for key, done in answers(make_engine(admitted(tiny_model("llama", {}))), requests(1)).items()
+    }
+    ops = FailingOps()
+    loaded = fuse(admitted(tiny_model("llama", {})), ops)
+    assert "mlp" in loaded.fused
+    serve(monkeypatch, Failing(10**6, HARMS["NaN"][0]))
+    known, told = Known(kernels), list[str]()
+    engine = make_engine(loaded, kernels=known, warn=told.append)
+    ops.left = 17
+    assert {key: done.ids for key, done in answers(engine, requests(1)).items()} == expected
+    why = "RuntimeError: CUDA error: invalid argument"
+    slots = [("slots of numbers, mass by mean", why)] if kernels == "triton" else []
+    assert known.condemned == [*slots, ("modules", why)] and why in told[0]
 
 
 @pytest.fixture
@@ -235,6 +283,22 @@ def test_kernels_that_change_the_logits_of_the_model_are_not_taken_and_that_is_r
     monkeypatch.setattr(engine_kernels, "unlike_torch", lambda *_: pytest.fail("found out again"))
     assert make_engine(loaded, kernels=TriedKernels(loaded, trials, told.append)).cache.backend.name == "torch"
     assert told[1] == told[0]
+
+
+@pytest.mark.parametrize("family", but_few(["lfm2", "llama", "gemma2", "qwen3_next", "bamba"], "lfm2"))
+def test_torch_beside_torch_is_like_torch_and_a_conversation_keeps_its_state(
+    monkeypatch: pytest.MonkeyPatch, family: str
+) -> None:
+    loaded = admitted(tiny_model(family, SUPPORTED[family]))
+    serve(monkeypatch, Failing(10**6, HARMS["NaN"][0]))
+    asked = [Request("a", (5, 6, 7), max_tokens=5, row=0), Request("b", (8,), max_tokens=5, row=0)]
+    engine, expected = (make_engine(loaded, "16tok") for _ in range(2))
+    before = [answers(expected, [request])[request.id].ids for request in asked]
+    if loaded.state is not None:
+        loaded.state.reset()
+    assert answers(engine, asked[:1])["a"].ids == before[0]
+    assert unlike_torch(loaded, slot_format("float32", "float32")) is None
+    assert answers(engine, asked[1:])["b"].ids == before[1]
 
 
 def test_kernels_that_fail_in_mid_answer_are_not_taken_by_the_next_start(

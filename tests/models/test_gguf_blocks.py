@@ -12,7 +12,8 @@ from gguf import GGMLQuantizationType
 from gguf.quants import dequantize
 
 from kvlite import LLM
-from kvlite.catalog.files import ModelFiles, local_files
+from kvlite.catalog.files import local_files
+from kvlite.catalog.model_files import ModelFiles
 from kvlite.catalog.names import ModelRef
 from kvlite.cli import main
 from kvlite.gguf.header import BLOCKS

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 
 from kvlite.memory.shape import ModelShape
 from kvlite.models import kernel_trial
-from kvlite.models.kernel_trial import KernelTrials, TrialSetting, may_try
+from kvlite.models.kernel_trial import KernelTrials, TrialProcess, TrialSetting, may_try
 from kvlite.record.trials import Trial, Trials
 from kvlite_kernels import choice
 from kvlite_kernels.kinds import Statistic
@@ -94,6 +95,27 @@ def test_a_process_that_a_user_or_the_system_ends_says_nothing_of_kernels(store:
     assert store.known() == [] and trials(store).finding(NUMBERS).is_taken
 
 
+@pytest.mark.parametrize(
+    ("name", "said"), [("full", "OutOfMemoryError: CUDA out of memory"), ("unstarted", "ended with exit code 3 at its")]
+)
+def test_what_a_machine_lacks_says_nothing_of_kernels(store: Trials, name: str, said: str) -> None:
+    tried = trials(store, name)
+    assert not tried.finding(NUMBERS).is_taken and said in str(tried.finding(NUMBERS))
+    assert store.known() == [] and trials(store).finding(NUMBERS).is_taken
+
+
+def test_a_process_that_does_not_die_is_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernel_trial, "KILL_S", 0.1)
+    sleeps = TrialSetting((sys.executable, "-c", "import time; time.sleep(600)"))
+    tried = TrialProcess(Task("cpu", "float32", (), 8, 8, (NUMBERS,)), sleeps)
+    with monkeypatch.context() as patched:
+        patched.setattr(tried._process, "kill", lambda: None)  # as inside a driver
+        tried.end()
+    assert tried._process.poll() is None
+    tried._process.kill()
+    tried._process.wait()
+
+
 def test_what_depends_on_something_else_is_tried_anew(store: Trials, monkeypatch: pytest.MonkeyPatch) -> None:
     known = trials(store)
     monkeypatch.setattr(kernel_trial, "kernels_stamp", lambda: "another")
@@ -110,15 +132,37 @@ def test_what_depends_on_something_else_is_tried_anew(store: Trials, monkeypatch
     assert len(set(abouts)) == len(abouts)
 
 
-def test_a_trial_that_never_ended_is_not_begun_again(store: Trials, monkeypatch: pytest.MonkeyPatch) -> None:
+def ended_process() -> int:
+    """The number of a process that is gone."""
     done = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True)
+    return int(done.stdout)
+
+
+def test_a_trial_whose_start_was_killed_is_begun_once_more(store: Trials, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernel_trial, "TrialProcess", Right)
     one = trials(store)
-    store.keep(one.about(NUMBERS), Trial("running", process=int(done.stdout)))
+    store.keep(one.about(NUMBERS), Trial("running", process=ended_process()))
+    one.start([NUMBERS])
+    assert [(trial.state, trial.attempt) for _, trial in store.known()] == [("running", 2)]
+    assert one.finding(NUMBERS).is_taken and trials(store).finding(NUMBERS).is_taken
+
+
+@pytest.mark.parametrize("running", [Trial("running", attempt=2), Trial("running", when="2001-02-03T04:05:06+00:00")])
+def test_a_trial_that_took_the_machine_along_or_never_ends_is_not_begun_again(
+    store: Trials, monkeypatch: pytest.MonkeyPatch, running: Trial
+) -> None:
+    one = trials(store)
+    store.keep(one.about(NUMBERS), replace(running, process=ended_process()))
     monkeypatch.setattr(kernel_trial, "TrialProcess", never)
     found = one.finding(NUMBERS)
     assert not found.is_taken and str(found) == "a trial of them never came to its end"
+
+
+def test_what_another_start_tries_is_left_to_it(store: Trials, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = trials(store)
     store.keep(one.about(NUMBERS), Trial("running", process=os.getppid()))
-    assert str(trials(store).finding(NUMBERS)) == "another process is trying them"
+    monkeypatch.setattr(kernel_trial, "TrialProcess", never)
+    assert str(one.finding(NUMBERS)) == "another process is trying them"
 
 
 class Right:

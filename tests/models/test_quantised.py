@@ -14,11 +14,11 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from kvlite.catalog.names import demo_folder
 from kvlite.engine.request import Request
-from kvlite.errors import UnsupportedModel, UsageError
+from kvlite.errors import UsageError
 from kvlite.models.fusing import fuse, probe_logits
 from kvlite.models.loaded import LoadedModel
 from kvlite.models.loading import load
-from kvlite.models.quantised import quantisation, refuse_quantisation
+from kvlite.models.quantised import quantisation
 from kvlite.models.verify import relative_error
 from kvlite.options import ModelOptions
 from tests.architectures import tiny_model
@@ -129,21 +129,6 @@ def test_without_bitsandbytes_the_flag_says_what_to_install(folder: Path, monkey
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     with pytest.raises(UsageError, match="--quant nf4 needs bitsandbytes; pip install bitsandbytes"):
         quantisation(folder, "nf4", torch.float32, CPU, trust_remote_code=False)
-
-
-@pytest.mark.parametrize(
-    ("of_model", "quant", "error", "said"),
-    [
-        ({"quant_method": "q0"}, "none", UnsupportedModel, "is quantised by 'q0'"),
-        ("int4", "none", UnsupportedModel, "is quantised by 'int4'"),
-        ({"quant_method": "gptq", "bits": 4}, "4bit", UsageError, "quantised already .gptq.; leave out --quant 4bit"),
-    ],
-)
-def test_what_transformers_would_pass_over_is_refused(
-    of_model: object, quant: str, error: type[Exception], said: str
-) -> None:
-    with pytest.raises(error, match=said):
-        refuse_quantisation(Path("m"), {"quantization_config": of_model}, quant)
 
 
 def test_a_quantised_checkpoint_loads_as_it_is(folder: Path, tmp_path: Path) -> None:

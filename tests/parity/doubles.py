@@ -1,6 +1,6 @@
 """Kernels that are wrong in one way each, on top of torch's, and processes that try them.
 
-    python -m tests.parity.doubles right|slower|wrong|hang|abort|segfault|exit|interrupted|killed
+    python -m tests.parity.doubles right|slower|wrong|hang|abort|segfault|exit|interrupted|killed|full|unstarted
 
 plays the process of a trial, with a clock of its own.
 """
@@ -79,6 +79,39 @@ class LosesAStatistic(Backend):
             seen = segments[0].pos == segments[0].pos.amax()
             segments[0].statistic.masked_fill_(seen, 0.0)
         return given
+
+
+class ForgetsNothing(Backend):
+    """All stays of what keys received before."""
+
+    def attend(self, q: Tensor, q_pos: Tensor, segments: list[Any], geometry: Any, seen: Any) -> Any:
+        return super().attend(q, q_pos, segments, geometry, seen and replace(seen, retention=None))
+
+
+class CountsTheFirst(Backend):
+    """Where only the last queries count, the first do."""
+
+    def attend(self, q: Tensor, q_pos: Tensor, segments: list[Any], geometry: Any, seen: Any) -> Any:
+        if seen is not None and seen.queries is not None:
+            seen = replace(seen, weight=seen.weight.flip(1), queries=None)
+        return super().attend(q, q_pos, segments, geometry, seen)
+
+
+class ReadsRowByRow(Backend):
+    """Keys are read as if a row's heads lay side by side."""
+
+    def attend(self, q: Tensor, q_pos: Tensor, segments: list[Any], *rest: Any) -> tuple[Tensor, Tensor | None]:
+        k = segments[0].k
+        first, second = sorted(k.stride()[:2], reverse=True)
+        held = replace(segments[0], k=k.as_strided(k.shape, (first, second, *k.stride()[2:])))
+        return super().attend(q, q_pos, [held, *segments[1:]], *rest)
+
+
+class HearsBeyondAWindow(Backend):
+    """Queries that come once more see all keys."""
+
+    def heard(self, q: Tensor, q_pos: Tensor, segments: Any, geometry: Any, observation: Any) -> Tensor:
+        return super().heard(q, q_pos, segments, replace(geometry, window=None), observation)
 
 
 class HearsLess(Backend):
@@ -185,10 +218,15 @@ def backend(name: str) -> Backend:
     """The kernels that a process called `name` tries."""
     if name in ("right", "slower"):
         return TORCH
+    if name == "full":
+        return Raises(torch.OutOfMemoryError("CUDA out of memory"))
     return {"wrong": Times099, "hang": Hangs}.get(name, lambda: Dies(name))()
 
 
 def main(name: str) -> None:
+    if name == "unstarted":
+        sys.exit(3)
+
     def made(layers: Sequence[LayerSizes], rows: int, dtypes: Sequence[torch.dtype], device: torch.device) -> Backend:
         return backend(name)
 

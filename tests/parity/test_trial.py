@@ -6,6 +6,7 @@ import os
 from functools import partial
 from importlib.util import find_spec
 from itertools import cycle
+from subprocess import CalledProcessError
 from typing import Any
 
 import pytest
@@ -48,7 +49,7 @@ def outcome(
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("part", [NUMBERS, CODES, *OTHERS, MODULES], ids=str)
 def test_torch_itself_is_right(part: Part, dtype: str) -> None:
-    assert outcome(part, dtype=dtype) == {"part": 0, "fault": None, "gain": 2.0}
+    assert outcome(part, dtype=dtype) == {"part": 0, "fault": None, "gain": 2.0, "is_unable": False}
 
 
 WRONG = {
@@ -59,15 +60,27 @@ WRONG = {
     "a bit that flips": (NUMBERS, doubles.FlipsABit(), "attention of one query, plain: the same input gave other bits"),
     "loses a statistic": (NUMBERS, doubles.LosesAStatistic(), "attention of one query, plain (statistic): off by"),
     "loses one below": (OTHERS[1], doubles.LosesAStatistic(), "of the keys have another number"),
-    "hears less": (OTHERS[4], doubles.HearsLess(), "hearing: off by"),
+    "forgets nothing": (NUMBERS, doubles.ForgetsNothing(), "window, soft cap and sink (statistic): off by"),
+    "counts the first": (NUMBERS, doubles.CountsTheFirst(), "window, soft cap and sink (statistic): off by"),
+    "reads row by row": (NUMBERS, doubles.ReadsRowByRow(), "window, soft cap and sink"),
+    "hears less": (OTHERS[4], doubles.HearsLess(), "hearing, plain: off by"),
+    "hears too much": (OTHERS[4], doubles.HearsBeyondAWindow(), "hearing, window, soft cap and sink: off by"),
     "the wrong victim": (NUMBERS, doubles.TakesTheYoungest(), "eviction (k): "),
     "forgets pins": (NUMBERS, doubles.ForgetsPins(), "eviction (k): "),
     "leaves a scale": (CODES, doubles.LeavesAScale(), "eviction (k_scale): "),
     "a code aside": (CODES, doubles.CodesAside(), "codes: 1 differ, the first at [0, 0, 0, 0]"),
     "a launch that fails": (NUMBERS, doubles.Raises(RuntimeError("no image\nmore")), "RuntimeError: no image"),
     "no compiler": (NUMBERS, doubles.Raises(OSError("cc: not found")), "OSError: cc: not found"),
+    "memory": (
+        NUMBERS,
+        doubles.Raises(RuntimeError("CUDA error: out of memory\n")),
+        "RuntimeError: CUDA error: out of",
+    ),
+    "no headers": (NUMBERS, doubles.Raises(CalledProcessError(1, "gcc")), "CalledProcessError: Command 'gcc'"),
     "a bug": (NUMBERS, doubles.Raises(AssertionError()), "AssertionError: "),
 }
+
+OF_THE_MACHINE = {"no compiler", "memory", "no headers"}
 
 
 @pytest.mark.parametrize("name", WRONG)
@@ -75,6 +88,7 @@ def test_every_fault_is_found_and_named(name: str) -> None:
     part, double, said = WRONG[name]
     found = outcome(part, double)
     assert found["gain"] == 0.0 and said in found["fault"]
+    assert found["is_unable"] == (name in OF_THE_MACHINE)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
@@ -98,6 +112,25 @@ def test_one_per_cent_is_found_in_half_precision(dtype: str) -> None:
 @pytest.mark.parametrize(("clock", "gain"), [(TWICE, 2.0), (SAME, 1.0), (HALF, 0.5)])
 def test_the_gain_is_what_the_clock_says(clock: tuple[float, ...], gain: float) -> None:
     assert outcome(NUMBERS, clock=clock)["gain"] == outcome(MODULES, clock=clock)["gain"] == gain
+
+
+def test_a_gpu_makes_many_steps_between_two_looks_at_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(judge, "wait", lambda device: None)
+    made = [0, 0]
+    ways = [partial(_count, made, number) for number in range(2)]
+    judge.gain(ways[0], ways[1], torch.device("cuda"), captures=False, clock=partial(next, cycle(TWICE)))
+    assert made == [judge.STEPS * judge.AT_ONCE] * 2
+
+
+def _count(made: list[int], number: int) -> None:
+    made[number] += 1
+
+
+def test_memory_that_nobody_wrote_is_no_number() -> None:
+    given = torch.zeros(3)
+    with judge.poisoned():
+        assert torch.empty(3).isnan().all() and torch.empty_like(given).isnan().all()
+    assert given.isfinite().all() and "poisoned" not in repr(torch.empty_like)
 
 
 def test_parts_are_judged_one_by_one() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -12,7 +13,10 @@ import torch
 from torch import Tensor
 
 STEPS = 16
-"""Steps of each way that are timed."""
+"""Times of each way that are taken."""
+
+AT_ONCE = 20
+"""Steps that a GPU makes in such a time: to wait for it takes about as long as one."""
 
 FACTOR = 3.0
 FLOORS = {torch.float32: (1e-5, 1e-4)}
@@ -27,17 +31,19 @@ class Fault(Exception):
 @contextmanager
 def poisoned() -> Iterator[None]:
     """Let memory that nobody wrote be NaN, so that a kernel is seen that reads it or leaves a lane unwritten."""
-    empty = torch.empty
+    made = {name: getattr(torch, name) for name in ("empty", "empty_like")}
 
-    def filled(*shape: Any, **options: Any) -> Tensor:
-        tensor = empty(*shape, **options)
+    def filled(make: Callable[..., Tensor], *given: Any, **options: Any) -> Tensor:
+        tensor = make(*given, **options)
         return tensor.fill_(torch.nan if tensor.is_floating_point() else torch.iinfo(tensor.dtype).min)
 
-    torch.empty = filled
+    for name, make in made.items():
+        setattr(torch, name, partial(filled, make))
     try:
         yield
     finally:
-        torch.empty = empty
+        for name, make in made.items():
+            setattr(torch, name, make)
 
 
 def require_close(name: str, got: Tensor, twin: Tensor, exact: Tensor, dtype: torch.dtype) -> None:
@@ -76,13 +82,15 @@ def gain(
     clock: Callable[[], float] = time.perf_counter,
 ) -> float:
     """The time of torch's way divided by that of `ours`: medians of STEPS in turns, as graphs if it `captures`."""
+    at_once = AT_ONCE if device.type == "cuda" else 1
     ways = [_captured(way, device) if captures else way for way in (torchs, ours)]
     spent: tuple[list[float], list[float]] = ([], [])
     for _ in range(STEPS):
         for way, times in zip(ways, spent, strict=True):
             wait(device)
             start = clock()
-            way()
+            for _ in range(at_once):
+                way()
             wait(device)
             times.append(clock() - start)
     return median(spent[0]) / median(spent[1])

@@ -1,7 +1,8 @@
 """The process that tries kernels: a task comes in on stdin, a line of JSON goes out for each thing tried.
 
 `{"at": ...}` says what is tried next, so that whoever waits knows where it hung or died; `{"part": i, "fault": ...,
-"gain": ...}` ends the i-th part of the task. An illegal access poisons a process, and here it is this one.
+"gain": ..., "is_unable": ...}` ends the i-th part of the task; where it `is_unable`, the machine is at fault. An
+illegal access poisons a process, and here it is this one.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Sequence
+from subprocess import SubprocessError
 from typing import Any
 
 import torch
@@ -21,6 +23,9 @@ from kvlite_kernels.trial.judge import Fault
 from kvlite_kernels.trial.modules import OpsOf, try_modules
 from kvlite_kernels.trial.slots import BackendOf, try_slots
 from kvlite_kernels.trial.task import Task
+
+OF_THE_MACHINE = ("out of memory", "STATUS_ALLOC_FAILED", "busy or unavailable", "uncorrectable ECC error")
+"""Words of drivers and libraries in errors that any kernel could meet."""
 
 
 def triton_backend(
@@ -50,7 +55,7 @@ def run(
         tell({"at": what})
 
     for index, part in enumerate(task.parts):
-        fault, gain = None, 0.0
+        fault, gain, is_unable = None, 0.0, False
         try:
             with torch.inference_mode():
                 if isinstance(part, str):
@@ -61,7 +66,14 @@ def run(
             fault = str(error)
         except Exception as error:  # whatever a compiler, a launcher or a driver raises
             fault = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
-        tell({"part": index, "fault": fault, "gain": gain})
+            is_unable = _is_of_the_machine(error)
+        tell({"part": index, "fault": fault, "gain": gain, "is_unable": is_unable})
+
+
+def _is_of_the_machine(error: Exception) -> bool:
+    """True where memory, a disk, a compiler or the device is not to be had, which says nothing about kernels."""
+    is_refused = isinstance(error, MemoryError | OSError | SubprocessError | torch.OutOfMemoryError)
+    return is_refused or any(words in str(error) for words in OF_THE_MACHINE)
 
 
 def say(told: dict[str, Any]) -> None:

@@ -1,15 +1,10 @@
-"""The trial of a Backend: attention, its statistic, coding and eviction.
-
-Memory behind the slots and what nobody wrote is NaN; free slots hold large numbers, since 0 times NaN is no 0 in torch
-either.
-"""
+"""The trial of a Backend: attention, its statistic, coding and eviction."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,20 +13,18 @@ from kvlite_kernels import lowbit
 from kvlite_kernels.backend import TORCH, Backend, LayerSizes
 from kvlite_kernels.echo import heard
 from kvlite_kernels.eviction import Protection
-from kvlite_kernels.kinds import Noise, Statistic
+from kvlite_kernels.kinds import Statistic
 from kvlite_kernels.lowbit import Packed, hadamard
 from kvlite_kernels.reference import Geometry, Segment, attend_segments
 from kvlite_kernels.slots import Slots, Vectors
 from kvlite_kernels.statistic import Observation
 from kvlite_kernels.trial.judge import Fault, gain, poisoned, require_close, require_equal, require_repeatable
+from kvlite_kernels.trial.problem import CHUNK, ROWS, Problem, before_nan, group_of, stored
 from kvlite_kernels.trial.task import SlotsPart, Task
 
 BackendOf = Callable[[Sequence[LayerSizes], int, Sequence[torch.dtype], torch.device], Backend]
 
-ROWS, CHUNK = 2, 40
-MOST_GROUP = 32
-LARGE = 64.0
-BEHIND = 3
+PLAIN = "plain"
 FEW_FLIPS = 0.01
 """Share of keys that may lie on the other side of BELOW's threshold."""
 
@@ -47,7 +40,7 @@ def try_slots(
             problem = Problem.made(task, part, layer)
             for geometry in _geometries(layer, task):
                 _try_attention(problem, backend, geometry, tell)
-            _try_hearing(problem, backend, tell)
+                _try_hearing(problem, backend, geometry, tell)
             if part.k_bits:
                 tell(f"coding, {layer.k_dim} channels")
                 _try_coding(task, part, backend, layer)
@@ -59,70 +52,10 @@ def try_slots(
     return min(gains)
 
 
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """Queries of a chunk over slots, some of them free, and the chunk's own keys; `poisoned` are the same slots."""
-
-    task: Task
-    part: SlotsPart
-    q: Tensor
-    q_pos: Tensor
-    held: Segment
-    poisoned: Segment
-    new: Segment
-
-    @classmethod
-    def made(cls, task: Task, part: SlotsPart, layer: LayerSizes) -> Problem:
-        """A problem of these sizes, the same each time."""
-        generator, keys = torch.Generator().manual_seed(layer.k_dim), layer.keys
-
-        def normal(heads: int, count: int, dim: int) -> Tensor:
-            return torch.randn(ROWS, heads, count, dim, generator=generator).to(task.place, task.number)
-
-        places = torch.rand(ROWS, layer.kv_heads, keys, generator=generator).argsort(-1).int()
-        for row in range(ROWS):
-            places[row, :, keys - (1 + row) * keys // 8 :] = -1
-        pos = places.to(task.place)
-        k, v = _stored(part, normal(layer.kv_heads, keys, layer.k_dim), normal(layer.kv_heads, keys, layer.v_dim))
-        free, bias = pos < 0, None
-        if part.has_bias:
-            bias = torch.rand(pos.shape, generator=generator).to(task.place, torch.float16)
-        q_pos = torch.arange(keys, keys + CHUNK, dtype=torch.int32, device=task.place).expand(ROWS, -1).contiguous()
-        chunk = (normal(layer.kv_heads, CHUNK, layer.k_dim), normal(layer.kv_heads, CHUNK, layer.v_dim))
-        return cls(
-            task,
-            part,
-            2 * normal(layer.query_heads, CHUNK, layer.k_dim),
-            q_pos,
-            Segment(_filled(k, free, 0.0), _filled(v, free, 0.0), pos, bias=bias),
-            Segment(
-                _before_nan(_filled(k, free, LARGE)),
-                _before_nan(_filled(v, free, LARGE)),
-                _before_nan(pos),
-                bias=None if bias is None else _before_nan(bias.masked_fill(free, LARGE)),
-            ),
-            Segment(*_stored(part, *chunk), pos=q_pos[:, None]),
-        )
-
-    def observation(self, queries: int) -> Observation | None:
-        """The statistic of that many queries, which weigh differently; None where it is no matter of attention."""
-        return None if self.part.is_heard else self._observed(queries)
-
-    def heard(self) -> Observation | None:
-        """The statistic of queries that come once more; None where none do."""
-        return self._observed(CHUNK) if self.part.is_heard else None
-
-    def _observed(self, queries: int) -> Observation | None:
-        if self.part.statistic is None:
-            return None
-        weight = torch.linspace(0.5, 1.0, queries, device=self.q.device).expand(ROWS, -1).contiguous()
-        noise = Noise(7, 1.0, 2.0, 50, layer=3) if self.part.statistic is Statistic.GUMBEL else None
-        return Observation(self.part.statistic, weight, None, self.part.heads, noise)
-
-
 def _try_attention(problem: Problem, backend: Backend, geometry: Geometry, tell: Callable[[str], None]) -> None:
     """One query, a chunk whose keys are in the slots, and one whose keys are not."""
-    what = "plain" if geometry.softcap is None else "window, soft cap and sink"
+    what = _words(geometry)
+    poisoned = problem.poisoned[what != PLAIN]
     for name, queries, beside in (
         ("attention of one query", 1, False),
         ("attention of a chunk", CHUNK, False),
@@ -130,7 +63,7 @@ def _try_attention(problem: Problem, backend: Backend, geometry: Geometry, tell:
     ):
         tell(f"{name}, {what}, {problem.q.shape[-1]} channels")
         q, q_pos = problem.q[:, :, -queries:], problem.q_pos[:, -queries:]
-        observation = problem.observation(queries)
+        observation = problem.observation(queries, forgets=what != PLAIN)
         news = [problem.new] * beside
 
         def run(
@@ -142,12 +75,16 @@ def _try_attention(problem: Problem, backend: Backend, geometry: Geometry, tell:
             news: list[Segment] = news,
         ) -> list[Tensor]:
             if observation is not None:
-                held = replace(held, statistic=_before_nan(torch.zeros(*held.k.shape[:3], device=q.device)))
+                held = replace(held, statistic=before_nan(problem.known))
             out, received = backend.attend(q, q_pos, [held, *news], geometry, observation)
             return [out, *(x for x in (held.statistic, received) if x is not None)]
 
-        got, twin = run(backend, problem.poisoned), run(TORCH, problem.held)
+        got, twin = run(backend, poisoned), run(TORCH, problem.held)
         exact = _exact(q, q_pos, [problem.held, *news], geometry, observation)
+        if observation is not None:
+            known = problem.known.double()
+            observation.add_to(known, exact[1])
+            exact[1] = known
         if len(got) != len(twin):
             raise Fault(f"{name}, {what}: a statistic is missing")
         for label, ours, theirs, wanted in zip(("", " (statistic)", " (statistic)"), got, twin, exact, strict=False):
@@ -155,26 +92,27 @@ def _try_attention(problem: Problem, backend: Backend, geometry: Geometry, tell:
                 _require_few_flips(f"{name}, {what}{label}", ours, wanted)
             else:
                 require_close(f"{name}, {what}{label}", ours, theirs, wanted, problem.task.number)
-        again = partial(run, backend, problem.poisoned)
+        again = partial(run, backend, poisoned)
         require_repeatable(f"{name}, {what}", again, problem.task.repeats)
 
 
-def _try_hearing(problem: Problem, backend: Backend, tell: Callable[[str], None]) -> None:
+def _try_hearing(problem: Problem, backend: Backend, geometry: Geometry, tell: Callable[[str], None]) -> None:
     """The mass that keys receive from queries that come once more, of slots and of a chunk beside them."""
     observation, q, after = problem.heard(), problem.q, problem.q_pos + CHUNK
     if observation is None:
         return
-    geometry = Geometry(q.shape[-1] ** -0.5)
-    tell(f"hearing, {q.shape[-1]} channels")
+    what = _words(geometry)
+    poisoned = problem.poisoned[what != PLAIN]
+    tell(f"hearing, {what}, {q.shape[-1]} channels")
     for news in ([], [problem.new]):
         got, twin = (
             one.heard(q, after, [held, *news], geometry, observation)
-            for one, held in ((backend, problem.poisoned), (TORCH, problem.held))
+            for one, held in ((backend, poisoned), (TORCH, problem.held))
         )
         wide = [_widened(one) for one in (problem.held, *news)]
         query = hadamard(q.double()) if problem.part.k_bits else q.double()
         exact = heard(query, after, wide, geometry, observation)
-        require_close("hearing", got, twin, exact, problem.task.number)
+        require_close(f"hearing, {what}", got, twin, exact, problem.task.number)
 
 
 def _widened(segment: Segment) -> Segment:
@@ -202,7 +140,7 @@ def _try_coding(task: Task, part: SlotsPart, backend: Backend, layer: LayerSizes
     generator = torch.Generator().manual_seed(1)
     for dim, bits in {(layer.k_dim, part.k_bits), (layer.v_dim, part.v_bits)}:
         x = torch.randn(ROWS, layer.kv_heads, CHUNK, dim, generator=generator).to(task.place)
-        ours, wanted = backend.quantise(x, bits, _group(dim)), lowbit.quantise(x, bits, _group(dim))
+        ours, wanted = backend.quantise(x, bits, group_of(dim)), lowbit.quantise(x, bits, group_of(dim))
         require_equal("codes", ours.codes, wanted.codes)
         require_equal("scales", ours.scale, wanted.scale)
 
@@ -236,7 +174,7 @@ def _waiting(task: Task, part: SlotsPart, layer: LayerSizes) -> tuple[Slots, Ten
     starts = torch.arange(0, pos.numel(), layer.keys).view(*heads, 1).to(task.place)
     pos = pos.to(task.place)
     known = None if part.statistic is None else statistic
-    keys, values = _stored(part, k, v)
+    keys, values = stored(part, k, v)
     bias = score.to(torch.float16) if part.has_bias else None
     if bias is not None:
         bias[..., -1] = 0.0
@@ -264,6 +202,10 @@ def _geometries(layer: LayerSizes, task: Task) -> list[Geometry]:
     return [Geometry(layer.k_dim**-0.5), Geometry(layer.k_dim**-0.5, layer.keys // 2, 3.0, sink)]
 
 
+def _words(geometry: Geometry) -> str:
+    return PLAIN if geometry.softcap is None else "window, soft cap and sink"
+
+
 def _protections(task: Task) -> dict[str, Protection]:
     pins = torch.tensor([[[3, 30], [0, 0]], [[0, 33], [35, 60]]], dtype=torch.int32, device=task.place)
     recent = max(1, task.keys // 8)
@@ -273,37 +215,6 @@ def _protections(task: Task) -> dict[str, Protection]:
         "more pins than are kept": Protection(recent, 2, pins=pins, most_pinned=task.keys // 4),
         "window": Protection(recent, 4, window=task.keys // 2),
     }
-
-
-def _stored(part: SlotsPart, k: Tensor, v: Tensor) -> tuple[Vectors, Vectors]:
-    """Keys and values as slots hold them."""
-    if not part.k_bits:
-        return k, v
-    both = ((k, part.k_bits), (v, part.v_bits))
-    keys, values = (lowbit.quantise(hadamard(x), bits, _group(x.shape[-1])) for x, bits in both)
-    return keys, values
-
-
-def _group(dim: int) -> int:
-    return min(MOST_GROUP, dim & -dim)
-
-
-def _filled(vectors: Vectors, where: Tensor, value: float) -> Vectors:
-    """A copy with `value`, of codes in their scales, wherever nothing is held."""
-    if isinstance(vectors, Packed):
-        return Packed(vectors.codes, vectors.scale.masked_fill(where[..., None], value), vectors.dim)
-    return vectors.masked_fill(where[..., None], value)
-
-
-def _before_nan(vectors: Any) -> Any:
-    """A copy [B, H, N, ...] as a view of memory that goes on behind N with what nobody may read."""
-    if isinstance(vectors, Packed):
-        return Packed(_before_nan(vectors.codes), _before_nan(vectors.scale), vectors.dim)
-    rows, heads, count, *tail = vectors.shape
-    whole = torch.empty(rows, heads, count + BEHIND, *tail, dtype=vectors.dtype, device=vectors.device)
-    view = whole[:, :, :count]
-    view.copy_(vectors)
-    return view
 
 
 def _copied(slots: Slots) -> Slots:
