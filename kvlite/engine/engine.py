@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from functools import cache
+from itertools import chain
 
 import torch
 
@@ -206,7 +207,8 @@ class Engine:
             rows = [*rows, *self.rows[feed.beside.rows]]
         if draft := self.decoder.draft(self.rows.feeder, feed, rows):
             with closing(self.decoder.verified(self.rows.feeder, rows[0], draft)) as verified:
-                for token, probable in verified:
+                first = self.rows.guarded(lambda: next(verified, None))  # after a fault it has none, nor fed any
+                for token, probable in chain([first] if first else [], verified):
                     yield from self._take(rows[0], token, probable)
             return
         for i, token, probable in self._drawn(feed, rows):

@@ -149,7 +149,7 @@ class KernelTrials:
         self._store.keep({"kernels": what, **self._about}, outcome)
 
     def _note(self, part: Part, outcome: Trial) -> None:
-        self._found[part] = outcome
+        self._found[part] = outcome = replace(outcome, attempt=self._attempts.get(part, 1))
         if outcome.state == "unable":  # another start may be
             self._store.forget(self.about(part))
         else:
@@ -195,7 +195,8 @@ class TrialProcess:
                 line = self._lines.get(timeout=self._stall_s if self._at else START_S)
             except Empty:
                 self.end()
-                return part, Trial("wrong", f"no answer in time from {self._at or 'the process of a trial'}")
+                why = f"no answer in time from {self._at or 'the process of a trial'}"
+                return part, Trial("running", why, process=self._process.pid)  # or a slow machine: once more
             if line is None:
                 why, code = self._last_words(), self._process.wait()
                 self.end()

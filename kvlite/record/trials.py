@@ -30,7 +30,7 @@ class Trial:
 
     `gain` is their speed over torch's where they are right, `why` what is wrong, or why they are `unable` to run. One
     that is `running` says in which process, and in which `attempt`: where that is gone, the kernels may have taken it
-    along. `when` is an ISO time.
+    along, or did not answer in time. `when` is an ISO time.
     """
 
     state: State
@@ -67,7 +67,7 @@ class Trial:
         if self.state == "right":
             slower = "" if self.is_taken else ", not worth it"
             return f"right, {self.gain:.2f}x as fast as torch{slower}"
-        if self.state == "running":
+        if self.state == "running" and not self.why:
             return "another process is trying them" if self.is_elsewhere else "a trial of them never came to its end"
         return f"wrong: {self.why}" if self.state == "wrong" else self.why
 

@@ -15,7 +15,8 @@ from kvlite.cache.policy import load_policy
 from kvlite.engine import kernels as engine_kernels
 from kvlite.engine.decode_graphs import GraphRecorder
 from kvlite.engine.kernels import KernelChoice, TriedKernels, part_of, unlike_torch
-from kvlite.engine.request import Completion, Request, Token
+from kvlite.engine.request import Completion, Request, Sampling, Token
+from kvlite.engine.verification import Verification
 from kvlite.errors import NumericError, OutOfMemory
 from kvlite.memory.format import slot_format
 from kvlite.models import kernel_trial
@@ -227,6 +228,24 @@ def test_modules_that_fail_are_condemned_wherever_slots_are_and_no_token_is_lost
     why = "RuntimeError: CUDA error: invalid argument"
     slots = [("slots of numbers, mass by mean", why)] if kernels == "triton" else []
     assert known.condemned == [*slots, ("modules", why)] and why in told[0]
+
+
+def test_modules_that_fail_at_drafted_tokens_lose_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    few = Sampling(logit_bias=tuple((token, 100.0) for token in (5, 6, 7)))  # an answer that soon repeats itself
+    asked = [Request("a", tuple(range(20, 30)), few, max_tokens=90)]
+    expected = answers(make_engine(admitted(tiny_model("llama", {})), "200tok"), asked)["a"].ids
+    ops, fail = FailingOps(), Verification.logits
+
+    def logits(chunk: Verification, loaded: LoadedModel) -> Tensor:
+        if chunk.width > 2:
+            ops.left = 1
+        return fail(chunk, loaded)
+
+    monkeypatch.setattr(Verification, "logits", logits)
+    known = Known("torch")
+    engine = make_engine(fuse(admitted(tiny_model("llama", {})), ops), "200tok", kernels=known, speculate=4)
+    assert answers(engine, asked)["a"].ids == expected
+    assert known.condemned == [("modules", "RuntimeError: CUDA error: invalid argument")]
 
 
 @pytest.fixture
