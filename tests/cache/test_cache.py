@@ -10,7 +10,8 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from kvlite.cache.cache import SlotCache, observe
+from kvlite.cache.cache import SlotCache
+from kvlite.cache.observing import observe
 from kvlite.cache.policies import H2O, TOVA, Full, HeavyHitter, Pyramid, Scissorhands, SnapKV, Window
 from kvlite.cache.policy import Candidates, Policy, load_policy, policy_names
 from kvlite.cache.rotation import Rotation

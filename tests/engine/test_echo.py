@@ -11,7 +11,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import eager_mask
 from transformers.models.llama.modeling_llama import eager_attention_forward
 
-from kvlite.cache.cache import ASKED
+from kvlite.cache.observing import ASKED
 from kvlite.cache.policy import load_policy
 from kvlite.cache.step import UNHEARD, Step
 from kvlite.engine.engine import Engine

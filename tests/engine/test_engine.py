@@ -93,7 +93,7 @@ def test_queries_too_old_to_count_once_the_prompt_is_through_change_no_statistic
         return [part.tensors["statistic"][..., : len(PROMPT)] for part in engine.cache.parts]
 
     some = statistics()
-    monkeypatch.setattr("kvlite.cache.cache.NEGLIGIBLE", 1e-300)
+    monkeypatch.setattr("kvlite.cache.observing.NEGLIGIBLE", 1e-300)
     for one, every in zip(some, statistics(), strict=True):
         assert torch.allclose(one, every, rtol=1e-5, atol=1e-6)
         assert one.sum() > 0
