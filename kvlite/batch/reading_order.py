@@ -40,7 +40,7 @@ class ReadingOrder:
         self._is_json = is_json
         self._samples = bytearray()
         self._offsets, self._lines = array("Q"), array("I")
-        self._indexes: NDArray[np.intp] | None = None  # in the order to read, the first line first
+        self._indexes: array[int] | None = None  # in the order to read, the first line first
         self._offset = self._line = 0
 
     def add(self, line: bytes) -> None:
@@ -60,25 +60,25 @@ class ReadingOrder:
 
         False where it is not, and the file is read as it is.
         """
+        if len(self._lines) <= window:
+            return False
         import numpy as np
 
         samples = np.frombuffer(self._samples, dtype=f"S{_SIZE}")
         self._samples = bytearray()
-        if len(samples) <= window:
-            return False
         near = sum(_shared(np.sort(samples[start : start + window])) for start in range(0, len(samples), window))
         order = np.argsort(samples, kind="stable")
         parts = range(0, len(samples), window)
         far = sum(_shared(samples[order[start : start + window + 1]]) for start in parts)  # neighbours over all parts
         if far - near < WORTH_IT * _SIZE * len(samples):
             return False
-        self._indexes = np.concatenate([[0], order[order != 0]])
+        self._indexes = array("I", np.concatenate([[0], order[order != 0]]).astype("I").tobytes())
         return True
 
     def places(self) -> Iterator[Place]:
         """The places in the order to read. `sort` must have put them there."""
         assert self._indexes is not None
-        for index in self._indexes.tolist():
+        for index in self._indexes:
             yield Place(index, self._lines[index], self._offsets[index])
 
 

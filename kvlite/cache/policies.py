@@ -142,6 +142,7 @@ class Replay(Policy):
     summary = "KVzip inside the bound: what it takes to repeat the text, asked by its own queries (the default)"
     statistic = Statistic.MASS
     echoes: ClassVar[bool] = True
+    at_once: ClassVar[float] = 2.0
 
     heads: Heads = "max"
     grace: int = 4
