@@ -8,6 +8,7 @@ from pathlib import Path
 from transformers import PreTrainedModel
 
 from kvlite.errors import BrokenModel, UnsupportedModel
+from kvlite.models.refusals import first_line
 
 
 def merged(model: PreTrainedModel, adapter: Path) -> PreTrainedModel:
@@ -26,16 +27,11 @@ def merged(model: PreTrainedModel, adapter: Path) -> PreTrainedModel:
             held = PeftModel.from_pretrained(model, str(adapter), local_files_only=True)
             whole = held.merge_and_unload(safe_merge=True)
     except (NotImplementedError, AttributeError) as error:
-        raise UnsupportedModel(f"the adapter in {adapter} cannot be merged: {_first_line(error)}") from error
+        raise UnsupportedModel(f"the adapter in {adapter} cannot be merged: {first_line(error)}") from error
     except (ValueError, RuntimeError, KeyError, TypeError, OSError, UserWarning) as error:
-        raise BrokenModel(f"the adapter in {adapter} does not fit the model: {_first_line(error)}") from error
+        raise BrokenModel(f"the adapter in {adapter} does not fit the model: {first_line(error)}") from error
     assert isinstance(whole, PreTrainedModel)
     for parameter in whole.parameters():
         parameter.requires_grad_(False)
     whole.eval()
     return whole
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{lines[0] if lines else type(error).__name__:.300}"

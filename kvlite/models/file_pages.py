@@ -1,4 +1,4 @@
-"""Pages of mapped weight files: those that were copied need not stay in memory.
+"""Memory that loading no longer needs, given back to the system: pages of mapped weight files, and what was freed.
 
 The safetensors library maps a file, and each page that is read stays with the process. Weights that are joined, packed
 or put on a device are copies of such pages, so that a model would be held twice.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 import re
+import sys
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
@@ -48,6 +49,13 @@ class FilePages:
         advise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
         for start, end in unwritten(smaps, self._files):
             advise(start, end - start, mmap.MADV_DONTNEED)  # what it refuses stays
+
+
+def give_back_freed() -> None:
+    """Give freed memory back to the system, of which glibc keeps what lies below anything in use."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
 
 
 def unwritten(smaps: str, files: Collection[str]) -> Iterator[tuple[int, int]]:

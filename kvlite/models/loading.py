@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import re
 import time
 import warnings
-from collections.abc import Mapping
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from pickle import PickleError
 from typing import Any
 
 import torch
 import transformers
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
-    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -30,12 +24,8 @@ from kvlite.catalog.adapter import CONFIG as ADAPTER_CONFIG
 from kvlite.catalog.adapter import adapter_folder
 from kvlite.catalog.model_files import ModelFiles
 from kvlite.errors import (
-    BrokenModel,
     DoesNotFit,
-    KvliteError,
-    ModelError,
     OutOfMemory,
-    UnsupportedModel,
     UsageError,
     is_out_of_memory,
 )  # fmt: skip
@@ -46,7 +36,7 @@ from kvlite.models.adapter import merged
 from kvlite.models.apart import set_apart
 from kvlite.models.checks import check, check_once, circumstances
 from kvlite.models.device import free_bytes, set_threads
-from kvlite.models.file_pages import FilePages
+from kvlite.models.file_pages import FilePages, give_back_freed
 from kvlite.models.head_needs import fingerprint
 from kvlite.models.hybrid import HybridState
 from kvlite.models.kernel_trial import KernelTrials
@@ -54,6 +44,7 @@ from kvlite.models.loaded import LoadedModel
 from kvlite.models.long_texts import for_long_texts
 from kvlite.models.packed import packed_settings
 from kvlite.models.quantised import quantisation
+from kvlite.models.refusals import PARSER_ERRORS, refusal, require_tensors, require_vocabulary
 from kvlite.models.text_part import text_part_arguments
 from kvlite.models.tokenizer import read_tokenizer
 from kvlite.options import ModelOptions
@@ -62,12 +53,6 @@ from kvlite_kernels.backend import KernelsUnavailable
 from kvlite_kernels.choice import choose_ops
 from kvlite_kernels.fused_ops import FusedOps
 from kvlite_kernels.trial.task import MODULES
-
-_PARSER_ERRORS = (
-    OSError, ValueError, RuntimeError, TypeError, LookupError, ArithmeticError, AttributeError, AssertionError,
-    ImportError, EOFError, PickleError, SafetensorError, StrictDataclassError,
-)  # fmt: skip
-"""Errors that transformers and the parsers below it raise on files they cannot use."""
 
 
 def load(
@@ -99,6 +84,7 @@ def load(
     transformers_logging.disable_progress_bar()
     passed = [("", time.perf_counter())]
     tokenizer = load_tokenizer(folder, trust_remote_code=options.trust_remote_code)
+    give_back_freed()
     passed.append(("tokenizer", time.perf_counter()))
     set_threads(device)
     dtype: torch.dtype = getattr(torch, shape.dtype)
@@ -108,10 +94,11 @@ def load(
             model(input_ids=torch.zeros((1, 1), dtype=torch.int64, device=device), use_cache=False)
     if options.adapter is not None:
         model = merged(model, adapter_folder(options.adapter, offline=options.offline))
+    give_back_freed()
     passed.append(("weights", time.perf_counter()))
     text_config = model.config.get_text_config()
     state = HybridState(config=text_config) if shape.has_state else None
-    _require_vocabulary(model.config, tokenizer)
+    require_vocabulary(model.config, tokenizer)
     loaded = LoadedModel(model, tokenizer, shape, dtype, device, options.quant, state=state)
     loaded = replace(loaded, fingerprint=fingerprint(loaded))
     if trials is not None and options.fuse and trials.finding(MODULES).is_taken:
@@ -125,6 +112,7 @@ def load(
         loaded = check_once(loaded, ops, store, about, fuses=options.fuse)
     set_apart(loaded.model)
     FilePages(folder).let_go()
+    give_back_freed()
     stages = {name: end - start for (_, start), (name, end) in pairwise(passed)}
     return replace(loaded, stages={**stages, **loaded.stages})
 
@@ -166,9 +154,9 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> PreTrain
     try:
         tokenizer = read_tokenizer(folder, trust_remote_code=trust_remote_code)
     except Exception as error:
-        if type(error) is not Exception and not isinstance(error, _PARSER_ERRORS):  # tokenizers raises plain Exception
+        if type(error) is not Exception and not isinstance(error, PARSER_ERRORS):  # tokenizers raises plain Exception
             raise
-        raise _refusal(folder, "tokenizer", error) from error
+        raise refusal(folder, "tokenizer", error) from error
     assert isinstance(tokenizer, PreTrainedTokenizerBase)
     return tokenizer
 
@@ -208,12 +196,12 @@ def _model(files: ModelFiles, options: ModelOptions, shape: ModelShape, device: 
             )
     except MemoryError as error:
         raise DoesNotFit("the weights do not fit in this machine's memory; try a smaller model") from error
-    except _PARSER_ERRORS as error:
+    except PARSER_ERRORS as error:
         if is_out_of_memory(error):
             raise OutOfMemory(f"the weights do not fit on {device}; try --4bit or a smaller model") from error
-        raise _refusal(place, "model", error) from error
+        raise refusal(place, "model", error) from error
     model, info = loaded
-    _require_tensors(place, info)
+    require_tensors(place, info)
     assert isinstance(model, PreTrainedModel)
     if "device_map" not in arguments:
         torch.nn.Module.to(model, device)
@@ -244,60 +232,3 @@ def _from_gguf(files: ModelFiles, arguments: dict[str, Any], *, is_long: bool, p
         arguments["quantization_config"] = packed_settings(0, sources, taken, in_blocks=in_blocks)
     kind = getattr(transformers, config.architectures[0])
     return kind.from_pretrained(None, config=config, state_dict=weights, output_loading_info=True, **arguments)
-
-
-def _require_tensors(place: Path, info: Mapping[str, Any]) -> None:
-    missing = sorted(info["missing_keys"])
-    if missing:
-        raise BrokenModel(f"the weights in {place} lack {_first(missing)}; download it again")
-    mismatched = sorted(info["mismatched_keys"])
-    if mismatched:
-        _, held, wanted = mismatched[0]
-        names = _first([name for name, *_ in mismatched])
-        raise BrokenModel(
-            f"config.json does not fit the weights in {place}: {names}, {list(held)} for {list(wanted)}; "
-            "download it again"
-        )
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{lines[0] if lines else type(error).__name__:.200}"
-
-
-def _first(names: list[str]) -> str:
-    return f"{names[0]} and {len(names) - 1} more" if names[1:] else names[0]
-
-
-def _require_vocabulary(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Refuse the tokenizer of another model; tokens added beyond the embedding are refused where a prompt has them."""
-    held, added = config.get_text_config().vocab_size, tokenizer.added_tokens_decoder
-    largest = max((index for index in tokenizer.get_vocab().values() if index not in added), default=0)
-    if largest >= held:
-        raise BrokenModel(f"the tokenizer has ids up to {largest} but the model only {held}; download it again")
-
-
-def _refusal(folder: Path, part: str, error: Exception) -> KvliteError:
-    """The user's error where `part` of `folder` cannot be loaded."""
-    text = str(error)
-    if isinstance(error, ImportError) and (needed := re.search(r"`(pip install [^`]+)`", text)):
-        return UnsupportedModel(f"the {part} in {folder} needs a package that is not here; `{needed[1]}`")
-    if "instantiate the backend tokenizer" in text:
-        return BrokenModel(f"{folder} has no tokenizer (tokenizer.json); copy it from the model it was made from")
-    if part == "tokenizer" and re.search("sentencepiece|tiktoken|protobuf", text, re.IGNORECASE):
-        return UnsupportedModel(
-            f"the tokenizer in {folder} needs a package that is not here; `pip install 'kvlite-llm[sentencepiece]'` "
-            f"({_first_line(error)})"
-        )
-    if "for this kind of AutoModel" in text:
-        message = f"{folder} is not a causal language model that transformers knows; choose another model"
-        return UnsupportedModel(message)
-    if "trust_remote_code" in text:
-        return ModelError(f"{folder} runs code of its own; read it, then give --trust-remote-code")
-    if isinstance(error, OSError) and "safetensors" in text and any(folder.glob("*.bin")):
-        return BrokenModel(f"{folder} has no safetensors weights; give --allow-pickle if you trust its .bin files")
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    why = (
-        [f"{type(error).__name__}:", *lines[: 2 if lines[0].endswith(":") else 1]] if lines else [type(error).__name__]
-    )
-    return BrokenModel(f"the {part} in {folder} cannot be loaded: {' '.join(why)}")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import resource
 import sys
+from ctypes import CDLL
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from kvlite.models.file_pages import FilePages, unwritten
+from kvlite.models.file_pages import FilePages, give_back_freed, unwritten
 
 SMAPS = """\
 7f1000000000-7f1000100000 rw-p 00000000 fe:00 11                         /models/a b/model.safetensors
@@ -58,3 +60,17 @@ def _resident(path: Path) -> int:
     lines = Path("/proc/self/smaps").read_text().splitlines()
     places = [number for number, line in enumerate(lines) if line.endswith(str(path))]
     return sum(int(next(line for line in lines[at:] if line.startswith("Rss:")).split()[1]) for at in places)
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+@pytest.mark.skipif(sys.platform != "linux" or not hasattr(CDLL(None), "malloc_trim"), reason="asks glibc")
+def test_memory_that_was_freed_below_what_is_in_use_is_given_back() -> None:
+    held = [bytearray(2000) for _ in range(30_000)]
+    last = held[-1]
+    held.clear()
+    before = resident_bytes()
+    give_back_freed()
+    assert len(last) == 2000 and resident_bytes() < before - 20_000_000
