@@ -183,10 +183,11 @@ class Part:
         goes = torch.cat([is_taken[..., :num_slots], ~stays], -1)
         first = 0 if self.shape.window is not None else self.group.policy.sinks
         takes = ~goes & (pos >= first)
-        held = torch.cat([bias[..., :num_slots], torch.zeros_like(index, dtype=bias.dtype)], -1)
+        held_bias = torch.cat([bias[..., :num_slots], torch.zeros_like(index, dtype=bias.dtype)], -1)
+        keys = [k for k, _ in candidates.held]
         gone = goes.to(torch.uint8).sort(dim=-1, descending=True, stable=True).indices[..., : index.shape[-1]]
         known = candidates.statistic.masked_fill((candidates.statistic >= UNHEARD) | (pos < 0), 0.0)
-        found = handed_on(candidates.keys, known, held, gone, takes)
+        found = handed_on(keys, known, held_bias, gone, takes)
         bias[..., :num_slots] = found[..., :num_slots]
         slots.write(index, bias=found[..., num_slots:])
 

@@ -134,13 +134,15 @@ class Replay(Policy):
 
     Before any token of a chunk is evicted, its queries ask once more, moved behind it; s_j is the attention that token
     j of the chunk receives from them, of each query the most among the heads that share a KV head. Answers are fed
-    again for it. `recent_share` of the slots are the recent window.
+    again for it. `recent_share` of the slots are the recent window. With `bias` what a chunk evicts leaves its
+    attention to the nearest key that stays, after attention matching (https://arxiv.org/abs/2602.16284).
     """
 
     name = "replay"
     summary = "KVzip inside the bound: what it takes to repeat the text, asked by its own queries (the default)"
     statistic = Statistic.MASS
     echoes: ClassVar[bool] = True
+    at_once: ClassVar[float] = 2.0
 
     heads: Heads = "max"
     grace: int = 4

@@ -21,7 +21,7 @@ from kvlite.cache.policy_text import read_value, split_settings, write_settings
 from kvlite.errors import Interrupted, KvliteError, Terminated, TimeLimit, UsageError, is_out_of_memory
 from kvlite.memory.allotment import HeadShares, by_layer, equally
 from kvlite.memory.format import SlotFormat
-from kvlite.memory.plan import MOST_CHUNK, CacheSpec
+from kvlite.memory.plan import AT_ONCE, MOST_CHUNK, CacheSpec
 from kvlite_kernels.kinds import Heads, Noise, Statistic
 
 if TYPE_CHECKING:
@@ -92,7 +92,8 @@ class Policy(ABC):
     says, multiplied by `decay` at every token seen, and counts the last `observed` queries (None: all): exactly where
     as many are fed at once; of n fewer, what was held is multiplied by 1 - n / observed, so that it always stands for
     `observed` queries. Where a policy `echoes`, what it knows of tokens is how much their own queries give them that
-    ask once more from behind their chunk, and nothing is accumulated.
+    ask once more from behind their chunk, and nothing is accumulated. So many tokens of a prompt come `at_once` per
+    slot.
     """
 
     name: ClassVar[str]
@@ -101,6 +102,7 @@ class Policy(ABC):
     statistic: ClassVar[Statistic | None] = None
     needs_queries: ClassVar[bool] = False
     echoes: ClassVar[bool] = False
+    at_once: ClassVar[float] = AT_ONCE
 
     sinks: int = 4
     decay: float = 1.0
@@ -207,7 +209,7 @@ class Policy(ABC):
             shares = by_layer(shares)
         lowerable = f"sinks={self.sinks}" if self.sinks > type(self)().sinks else ""
         state_bytes = self.state_bytes_per_slot
-        return CacheSpec(stored, state_bytes, slots, evicts, chunk_limit, rule, lowerable, shares)
+        return CacheSpec(stored, state_bytes, slots, evicts, chunk_limit, rule, lowerable, shares, self.at_once)
 
     def _check(self, field: str, holds: bool, expected: str) -> None:
         if not holds:

@@ -48,7 +48,7 @@ class FeederMaker:
         echoes = policy.echoes and on_full == "evict"
         is_whole = plan.slots == plan.most_slots  # few conversations get so far that anything is evicted
         limits = Limits(cache, loaded.shape.vocab, loaded.window, loaded.rotations is not None, on_full)
-        feeder = Feeder(loaded, cache, limits, plan.chunk, echoes=echoes, hears_late=is_whole, warn=self.warn)
+        feeder = Feeder(loaded, cache, limits, echoes=echoes, hears_late=is_whole, warn=self.warn)
         if self.recorder is not None:
             if step is None:
                 feeder.capture(self.recorder, least=None if self.must_capture else WORTH_IT)

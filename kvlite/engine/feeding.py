@@ -17,6 +17,7 @@ from kvlite.engine.limits import Limits
 from kvlite.engine.row import Row
 from kvlite.engine.scheduler import Feed, unheard
 from kvlite.errors import OutOfMemory
+from kvlite.memory.plan import chunk_tokens
 from kvlite.models.loaded import LoadedModel
 from kvlite.models.probe import dry_cache
 
@@ -26,8 +27,9 @@ CAPTURED = "captured"
 class Feeder:
     """Feeds rows through `loaded`, whose keys and values go into `cache`, at most `chunk` ids each where it evicts.
 
-    With `echoes` its policy hears all ids again, or, where it `hears_late`, those that it must know before a slot is
-    needed. Decode steps are eager until they are captured; `warn` is told where that does not work.
+    The chunk is that of the cache's plan. With `echoes` its policy hears all ids again, or, where it `hears_late`,
+    those that it must know before a slot is needed. Decode steps are eager until they are captured; `warn` is told
+    where that does not work.
     """
 
     def __init__(
@@ -35,13 +37,13 @@ class Feeder:
         loaded: LoadedModel,
         cache: SlotCache,
         limits: Limits,
-        chunk: int,
         *,
         echoes: bool,
         hears_late: bool,
         warn: Callable[[str], None],
     ) -> None:
-        self.loaded, self.cache, self.limits, self.chunk = loaded, cache, limits, chunk
+        self.loaded, self.cache, self.limits, self.chunk = loaded, cache, limits, cache.plan.chunk
+        self._heard_at_once = min(self.chunk, chunk_tokens(cache.plan.fewest))  # few: until then none of them goes
         self.echoes, self._hears_late = echoes, hears_late
         self.step = "eager"
         """The way decode steps run: `captured`, or `eager` and, where capturing was asked for, the obstacle."""
@@ -106,7 +108,7 @@ class Feeder:
 
     def hear_all(self, row: Row) -> None:
         """Let the policy hear all that it has not heard of a row, which is fed that again; it leaves no key."""
-        while self.echoes and (feed := unheard(row, self.chunk, ends=True)) is not None:
+        while self.echoes and (feed := unheard(row, self._heard_at_once, ends=True)) is not None:
             self._hear(row, feed)
 
     def hear_before(self, row: Row, count: int) -> None:
@@ -114,14 +116,14 @@ class Feeder:
         while (
             self.echoes
             and not self._can_wait(row, count)
-            and (feed := unheard(row, self.chunk, ends=count > 1)) is not None
+            and (feed := unheard(row, self._heard_at_once, ends=count > 1)) is not None
         ):
             self._hear(row, feed)
 
     def until_heard(self, row: Row) -> int:
         """Count the tokens that may come one by one before some are due to be heard."""
         waiting = row.seen - row.echoed
-        until = self.chunk - waiting
+        until = self._heard_at_once - waiting
         if self._hears_late:
             until = max(until, (self.limits.most_at_once(row) - waiting + 1) // 2)
         return until

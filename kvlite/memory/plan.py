@@ -21,14 +21,18 @@ from kvlite.memory.shape import LayerShape, ModelShape
 
 POSITION_BYTES = 8  # pos and rot, int32 each
 MOST_CHUNK = 512
+AT_ONCE = 0.25
+"""Tokens of a prompt that come at once, per slot: few, so that a prompt sees little more than the slots hold."""
+FREE = 8
+"""The model's window divided by this stays free where keys are re-rotated to stay inside it."""
 AUTO_SHARE = Fraction(9, 10)  # `auto` leaves a tenth of the free memory for activations and scratch
 
 _UNBOUNDED = 2**31 - 1  # positions are int32
 
 
-def chunk_tokens(slots: int, limit: int = MOST_CHUNK) -> int:
-    """Tokens T prefilled at once with S slots: a quarter, so that a prompt sees little more than the budget holds."""
-    return min(limit, MOST_CHUNK, max(1, slots // 4))
+def chunk_tokens(slots: int, limit: int = MOST_CHUNK, at_once: float = AT_ONCE) -> int:
+    """Tokens T prefilled at once with S slots: so many `at_once` per slot."""
+    return min(limit, MOST_CHUNK, max(1, int(slots * at_once)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,9 +40,9 @@ class CacheSpec:
     """The properties of a cache, whatever its size.
 
     `state_bytes_per_slot` is what the policy keeps about a slot, `protected_slots` are never evicted, `evicts` says
-    whether a full cache makes room, `chunk_limit` is the most prompt tokens fed at once, `layer_rule` shares the slots
-    out between the layers that see everything and `head_shares` between their KV heads (None: equally); `lowerable` are
-    the settings that protect more than their defaults.
+    whether a full cache makes room, `chunk_limit` is the most prompt tokens fed at once, and `at_once` how many per
+    slot. `layer_rule` shares the slots out between the layers that see everything and `head_shares` between their KV
+    heads (None: equally); `lowerable` are the settings that protect more than their defaults.
     """
 
     slot_format: SlotFormat
@@ -49,6 +53,7 @@ class CacheSpec:
     layer_rule: LayerRule = equally
     lowerable: str = ""
     head_shares: HeadShares | None = None
+    at_once: float = AT_ONCE
 
     def key_value_bytes(self, layer: LayerShape) -> int:
         return self.slot_format.bytes_per_slot(layer.k_dim, layer.v_dim)
@@ -61,6 +66,12 @@ class CacheSpec:
         """The smallest S with which every full layer holds what is protected."""
         return slots_with(shape.layers, max(1, self.protected_slots), self.most_slots(shape), self.layer_rule)
 
+    def chunk(self, shape: ModelShape, slots: int) -> int:
+        """Tokens T prefilled at once with S slots: no more than an eighth of the window, unless a quarter of S is."""
+        free = MOST_CHUNK if shape.max_positions is None else shape.max_positions // FREE
+        quarter = chunk_tokens(slots, self.chunk_limit)
+        return max(quarter, min(free, chunk_tokens(slots, self.chunk_limit, self.at_once)))
+
     def most_slots(self, shape: ModelShape) -> int:
         """The largest S the model allows: its window, less what stays free where keys are re-rotated to stay inside it.
 
@@ -71,7 +82,7 @@ class CacheSpec:
             windows = [layer.window or _UNBOUNDED for layer in shape.layers if layer.kv_heads]
             return max(windows, default=_UNBOUNDED)
         if shape.positions == "rotary" and self.evicts:
-            eighth = window // 8
+            eighth = window // FREE
             return largest(lambda slots: slots + max(eighth, chunk_tokens(slots, self.chunk_limit)) <= window, window)
         return window
 
@@ -240,7 +251,7 @@ def _with_slots(
         fewest=smallest,
         most_slots=cap,
         rows=rows,
-        chunk=chunk_tokens(smallest, spec.chunk_limit),
+        chunk=spec.chunk(shape, smallest),
         most_chunk=min(spec.chunk_limit, MOST_CHUNK),
         head_slots=head_slots,
         k_v_bytes=sum(count * spec.key_value_bytes(layer) for count, layer in zip(held, layers, strict=True)),

@@ -346,8 +346,8 @@ def test_planned_bytes_are_measured_bytes_and_within_the_budget(
     k_v = ("k", "v", "k_scale", "v_scale")
     assert held(*k_v) == plan.k_v_bytes
     assert held("pos", "rot") == plan.position_bytes
-    assert held("statistic") == plan.policy_state_bytes
-    assert cache.num_bytes - held(*k_v, "pos", "rot", "statistic") == plan.staging_bytes
+    assert held("statistic", "bias") == plan.policy_state_bytes
+    assert cache.num_bytes - held(*k_v, "pos", "rot", "statistic", "bias") == plan.staging_bytes
 
 
 @given(

@@ -13,7 +13,7 @@ from kvlite.engine.engine import Engine
 from kvlite.engine.request import Completion, FinishReason, Request, Sampling, Token
 from kvlite.memory.budget import Budget
 from kvlite.memory.format import slot_format
-from kvlite.memory.plan import plan_cache
+from kvlite.memory.plan import MOST_CHUNK, plan_cache
 from kvlite.models.loaded import LoadedModel
 from tests.architectures import SUPPORTED, tiny_model
 from tests.engine_for_tests import admitted, answers
@@ -26,10 +26,12 @@ def llama() -> LoadedModel:
     return admitted(tiny_model("llama", {}))
 
 
-def engine_with_room(loaded: LoadedModel, slots: int, rows: int, copies: int, policy: str = "heavy-hitter") -> Engine:
+def engine_with_room(
+    loaded: LoadedModel, slots: int, rows: int, copies: int, policy: str = "heavy-hitter", chunk: int = MOST_CHUNK
+) -> Engine:
     """An engine of `rows` rows, with room in its budget for so many tokens beside them."""
     rule = load_policy(policy)
-    spec = rule.cache_spec(slot_format("auto", "float32"), None)
+    spec = rule.cache_spec(slot_format("auto", "float32"), None, chunk)
     plan = plan_cache(loaded.shape, Budget.parse(f"{slots}tok"), spec, rows=rows, free_bytes=None)
     spare = (
         plan_cache(loaded.shape, Budget.parse(f"{copies}tok"), spec, free_bytes=None).reserved_bytes if copies else 0
@@ -91,7 +93,7 @@ def test_a_row_that_evicts_later_may_begin_with_a_copy(llama: LoadedModel) -> No
 def test_answers_that_evict_are_those_without_sharing(llama: LoadedModel, policy: str) -> None:
     asked = requests(4, most=60)
     alone, shared = (
-        answers(engine_with_room(llama, 64, 1, copies, policy), [replace(one, prefixes=ends) for one in asked])
+        answers(engine_with_room(llama, 64, 1, copies, policy, 16), [replace(one, prefixes=ends) for one in asked])
         for copies, ends in ((0, ()), (100, (40, 59)))
     )
     assert {name: done.ids for name, done in shared.items()} == {name: done.ids for name, done in alone.items()}

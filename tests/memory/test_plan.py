@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvlite.cache.policies import Pyramid
+from kvlite.cache.policies import Pyramid, Replay
 from kvlite.errors import BudgetTooSmall, DoesNotFit, UsageError
 from kvlite.memory.budget import Budget, BudgetKind
 from kvlite.memory.format import FORMATS
@@ -171,6 +171,17 @@ SLOT = 2 * ((64 + 64) * 2 + 4 + 8)
 )
 def test_a_chunk_is_a_quarter_of_the_slots(slots: int, limit: int, tokens: int) -> None:
     assert chunk_tokens(slots, limit) == tokens
+
+
+@pytest.mark.parametrize(
+    ("slots", "window", "tokens"), [(240, 8192, 480), (4096, 8192, 512), (240, 1024, 128), (800, 1024, 200)]
+)
+def test_a_policy_that_echoes_reads_twice_as_many_tokens_at_once_as_there_are_slots(
+    slots: int, window: int, tokens: int
+) -> None:
+    shape = model([LayerShape("full", 2, 64, 64)], window)
+    found = plan_cache(shape, Budget.parse(f"{slots}tok"), Replay().cache_spec(FP16), free_bytes=None)
+    assert (found.slots, found.chunk) == (slots, tokens)  # at most what stays free for re-rotation, or a quarter
 
 
 def test_rotary_models_that_evict_keep_an_eighth_of_the_window_free_and_at_least_a_chunk() -> None:

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from kvlite_kernels import bias as bias_of_keys
 from kvlite_kernels import half_attention
 from kvlite_kernels.backend import TORCH
 from kvlite_kernels.bias import MOST, handed_on
@@ -68,23 +69,41 @@ def test_queries_that_come_again_see_the_bias() -> None:
     assert_parity("heard", got, wanted[..., : got.shape[-1]], 1e-4)
 
 
-def test_the_nearest_key_that_stays_takes_over_what_one_received() -> None:
-    keys = torch.tensor([[1.0, 0.0], [3.0, 0.1], [0.0, 1.0], [-1.0, 0.0], [0.1, 2.0], [1.0, 0.2]])[None, None]
-    known = torch.tensor([[[2.0, 1.0, 4.0, 0.0, 4.0, 6.0]]])
-    bias = torch.zeros(1, 1, 6)
+@pytest.mark.parametrize("elements", [1, 6, 1000])
+@pytest.mark.parametrize("cut", [2, 4])
+def test_the_nearest_key_that_stays_takes_over_what_one_received(
+    monkeypatch: pytest.MonkeyPatch, cut: int, elements: int
+) -> None:
+    rows = [[1.0, 0.0], [3.0, 0.1], [0.0, 1.0], [-1.0, 0.0], [0.1, 2.0], [1.0, 0.2], [1.0, 1.0]]  # the last is far
+    keys = torch.tensor(rows)[None, None]
+    monkeypatch.setattr(bias_of_keys, "TILE_ELEMENTS", elements)
+    known = torch.tensor([[[2.0, 1.0, 4.0, 0.0, 4.0, 6.0, 9.0]]])
+    bias = torch.zeros(1, 1, 7)
     bias[..., 0] = math.log(2)  # it stands for 4 already
     bias[..., 1] = math.log(3)  # what it was handed goes with it
-    gone = torch.tensor([[[1, 4, 5]]])
-    takes = torch.tensor([[[True, False, True, True, False, False]]])
-    found = handed_on(keys, known, bias, gone, takes)
+    gone = torch.tensor([[[1, 4, 5, 6]]])
+    takes = torch.tensor([[[True, False, True, True, False, False, False]]])
+    found = handed_on([keys[:, :, :cut], keys[:, :, cut:]], known, bias, gone, takes)
     assert found[0, 0, [0, 2, 3]].exp().tolist() == pytest.approx([(4 + 1 + 6) / 2, 2.0, 1.0])
 
 
 def test_a_bias_has_an_end_and_nothing_of_nothing_is_handed_on() -> None:
-    keys = torch.ones(1, 1, 3, 4)
+    keys = [torch.ones(1, 1, 3, 4)]
     gone = torch.tensor([[[2]]])
     takes = torch.tensor([[[True, False, False]]])
     zero = torch.zeros(1, 1, 3)
     assert handed_on(keys, torch.tensor([[[1e-6, 0.0, 9.0]]]), zero, gone, takes)[0, 0].tolist() == [MOST, 0.0, 0.0]
     assert handed_on(keys, torch.tensor([[[0.0, 0.0, 9.0]]]), zero, gone, takes).equal(zero)
     assert handed_on(keys, torch.tensor([[[1.0, 0.0, 0.0]]]), zero, gone, takes).equal(zero)
+
+
+@pytest.mark.parametrize("bits", [8, 6, 4])
+def test_codes_are_near_where_what_they_stand_for_is(monkeypatch: pytest.MonkeyPatch, bits: int) -> None:
+    monkeypatch.setattr(bias_of_keys, "NEAR", -1.0)
+    keys = torch.randn(2, 3, 30, 32, generator=torch.Generator().manual_seed(0))
+    coded = TORCH.quantise(keys, bits, 32)
+    known, zero = torch.rand(2, 3, 30, generator=torch.Generator().manual_seed(1)), torch.zeros(2, 3, 30)
+    gone = torch.arange(4, 30, 3).expand(2, 3, -1)
+    takes = torch.ones(2, 3, 30, dtype=torch.bool).scatter(-1, gone, False)
+    found = handed_on([coded[:, :, :20], coded[:, :, 20:]], known, zero, gone, takes)
+    assert_parity("bias", found, handed_on([coded.to(torch.float32)], known, zero, gone, takes), 1e-6)

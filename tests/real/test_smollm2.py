@@ -23,6 +23,7 @@ from kvlite.llm.spec import RunSpec
 from kvlite.llm.text_model import TextModel
 from kvlite.memory.budget import Budget
 from kvlite.memory.format import FORMATS
+from kvlite.memory.plan import chunk_tokens
 from kvlite.models.kv_quant_check import try_format
 from kvlite.options import ModelOptions
 
@@ -133,7 +134,7 @@ def test_the_budget_holds_to_the_byte_while_prompt_and_answer_pass_through(
     monkeypatch.setattr(embedding, "forward", check_and_embed)
     ids = ids_of(llm, STORY * (1 + llm.plan.slots // 200))
     answer(llm, ids)
-    heard_again = 39 // llm.plan.chunk  # the policy hears an answer chunk by chunk
+    heard_again = 39 // chunk_tokens(llm.plan.fewest)  # the policy hears an answer in parts
     assert llm.plan.slots < len(ids) and len(seen) == -(-len(ids) // llm.plan.chunk) + 39 + heard_again
     assert llm.counts().tokens_seen == len(ids) + 39
     assert 0 < len(caches) <= len(plans)

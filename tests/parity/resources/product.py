@@ -60,7 +60,7 @@ class Layer:
     def held(self) -> Slots:
         heads = (1, self.kv_heads, self.slots + 1)
         k, v = self.slots_of(*heads)
-        return Slots.empty(k, v, has_statistic=True)
+        return Slots.empty(k, v, has_statistic=True, has_bias=True)
 
     def slots_of(self, *heads: int) -> tuple[Vectors, Vectors]:
         """Keys and values as slots hold them; a kernel codes them."""
@@ -77,7 +77,7 @@ class Layer:
         heads = self.kv_heads * self.group
         held, geometry, pos = self.held(), Geometry(0.1), torch.zeros(1, 1, dtype=torch.int32)
         q = torch.zeros(1, heads, 1, self.dim, dtype=self.dtype)
-        segment = Segment(held.k, held.v, held.pos, held.statistic)
+        segment = Segment(held.k, held.v, held.pos, held.statistic, bias=held.bias)
         attend_one(q, pos, segment, geometry, self.backend.scratch, self.observed(1))
         pins = torch.zeros(1, 2, 2, dtype=torch.int32)
         protection = Protection(8, 4, pins=pins, most_pinned=9)
@@ -87,7 +87,8 @@ class Layer:
         """A chunk against full slots."""
         held, pos = self.held(), torch.zeros(1, self.tokens, dtype=torch.int32)
         q = torch.zeros(1, self.kv_heads * self.group, self.tokens, self.dim, dtype=self.dtype)
-        slots = Segment(held.k[:, :, :-1], held.v[:, :, :-1], held.pos[:, :, :-1])
+        assert held.bias is not None
+        slots = Segment(held.k[:, :, :-1], held.v[:, :, :-1], held.pos[:, :, :-1], bias=held.bias[:, :, :-1])
         chunk = self.slots_of(1, self.kv_heads, self.tokens)
         segments = [slots, Segment(*chunk, pos[:, None])]
         attend_many(q, pos, segments, Geometry(0.1), self.sm, self.observed(self.tokens))
