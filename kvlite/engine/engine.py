@@ -174,15 +174,14 @@ class Engine:
         if error is None:
             self.rows.make_room(index, len(request.ids) + (row.unfed is not None))
             evicts = row.needs(request) > min(self.plan.fewest, row.seen + self.cache.room(index))
-            is_forgotten = request.row is None and not request.prefixes and not evicts
-            echoes = self.rows.feeder.echoes and not is_forgotten
+            echoes = self.rows.feeder.echoes and (evicts or request.row is not None)  # else nothing comes of it
             chunk = self.plan.chunk if evicts or echoes else self.plan.most_chunk
             row.begin(request, chunk, counts.tokens_evicted, echoes=echoes)
             if row.job is not None and request.row is None:
                 ends = request.prefixes
-                if evicts or echoes:  # where chunks end decides what goes
+                if evicts:  # where chunks end decides what goes
                     ends = tuple(dict.fromkeys(end - end % chunk for end in ends if end >= chunk))
-                row.job.marks = self.rows.prefixes.marks(ends, len(request.ids))
+                row.job.marks, row.job.evicts = self.rows.prefixes.marks(ends, len(request.ids)), evicts
                 self.rows.prefixes.start(row, self.rows)
         else:
             yield Completion(

@@ -14,7 +14,7 @@ from kvlite.cache.cache import CacheSnapshot, SlotCache
 from kvlite.engine.row import Row
 from kvlite.models.hybrid import HybridState, StateSnapshot
 
-Key = tuple[int, ...]
+Key = tuple[bool, tuple[int, ...]]  # of rows that evict or that do not, whose policies hear other chunks; the ids
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,19 +64,19 @@ class Prefixes:
         assert job is not None
         ids = job.request.ids
         for mark in reversed(job.marks):
-            if mark > row.seen and (copy := self._copies.get(ids[:mark])) is not None:
-                self._copies.move_to_end(ids[:mark])
+            if mark > row.seen and (copy := self._copies.get((job.evicts, ids[:mark]))) is not None:
+                self._copies.move_to_end((job.evicts, ids[:mark]))
                 self._put(row, copy)
                 row.skip(mark, copy.echoed)
                 break
         job.waits = bool(job.marks) and any(
-            other is not row and _is_making(other, ids[: job.marks[0]]) for other in rows
+            other is not row and _is_making(other, (job.evicts, ids[: job.marks[0]])) for other in rows
         )
 
     def _keep(self, row: Row) -> None:
         """Keep a copy of a row that has come to a mark."""
         assert row.job is not None
-        key = row.job.request.ids[: row.job.marks.pop(0)]
+        key = row.job.evicts, row.job.request.ids[: row.job.marks.pop(0)]
         if key in self._copies:
             return
         state = self._state.snapshot() if self._state is not None else None
@@ -98,6 +98,6 @@ class Prefixes:
 def _is_making(row: Row, key: Key) -> bool:
     """True where a row is being fed the ids of `key`, to be copied then."""
     job = row.job
-    if job is None or job.waits or job.ending is not None or len(key) not in job.marks:
+    if job is None or job.waits or job.ending is not None or len(key[1]) not in job.marks:
         return False
-    return job.request.ids[: len(key)] == key
+    return key == (job.evicts, job.request.ids[: len(key[1])])

@@ -17,7 +17,8 @@ class Job:
 
     `marks` are the lengths of prefixes to come that are shared and copied; it `waits` while another row is fed the next
     of them. `cached` ids were fed once for several requests. Where it `echoes`, the policy hears
-    it. The `guide` is told each token of the answer; `logprobs` are theirs, where asked for.
+    it; it `evicts` where the row does not hold it whole.
+    The `guide` is told each token of the answer; `logprobs` are theirs, where asked for.
     Of so many `drafted` ids `accepted` were right.
     """
 
@@ -26,6 +27,7 @@ class Job:
     chunk: int
     evicted_before: int
     echoes: bool = False
+    evicts: bool = False
     started_at: float = field(default_factory=time.monotonic)
     first_token_at: float | None = None
     answer: list[int] = field(default_factory=list)
