@@ -1,4 +1,4 @@
-"""Gains of each part of the memory: slots by what heads need, the score, the slot format, one at a time.
+"""Gains of each part of the memory, one at a time: slots by need, a score, replay, the slot format, the bias.
 
     python benchmarks/ablation.py MODEL [--suite needles] [--items 4] [--share 10,20] [--out FILE]
 
@@ -29,17 +29,16 @@ from kvlite.options import ModelOptions
 
 STEPS = (  # policy, format, profile
     ("window", "auto-dtype", "off"),
-    ("heavy-hitter", "auto-dtype", "off"),
     ("window", "auto-dtype", "auto"),
     ("heavy-hitter", "auto-dtype", "auto"),
-    ("replay", "auto-dtype", "auto"),
-    ("replay", "int8", "auto"),
-    ("replay", "k6v4", "auto"),
-    ("replay", "int4", "auto"),
-    ("window", "k6v4", "off"),
+    ("replay:bias=false", "auto-dtype", "auto"),
+    ("replay:bias=false", "k6v4", "auto"),
+    ("replay:bias=true", "k6v4", "auto"),
     ("window", "k6v4", "auto"),
     ("heavy-hitter", "k6v4", "auto"),
+    ("replay:bias=true", "int4", "auto"),
 )
+BESIDE = (("heavy-hitter", "auto-dtype", "off"), ("window", "int4", "off"), ("heavy-hitter", "int4", "auto"))
 
 
 def load_models(name: str) -> dict[str, TextModel]:
@@ -69,7 +68,7 @@ def main() -> None:
     parts = [
         (Variant(load_policy(policy), Budget.parse(f"{share}%"), stored), stored, profile, share)
         for share in given.share.split(",")
-        for policy, stored, profile in STEPS
+        for policy, stored, profile in STEPS + BESIDE
     ]
     for variant, stored, profile, share in whole + parts:
         model = models[profile]

@@ -36,7 +36,7 @@ def timed(engine: Engine, ids: tuple[int, ...], tokens: int) -> tuple[float, flo
         if isinstance(event, Token):
             ends.append(time.process_time())
     end = time.process_time()
-    engine.reset(0)
+    engine.rows.reset(0)
     return ends[0] - start, (end - ends[0]) / (len(ends) - 1)
 
 
