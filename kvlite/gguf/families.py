@@ -27,6 +27,7 @@ from kvlite.gguf.tensor_names import (
     NAMES,
     NORMED_AFTER,
     QWEN_EXPERTS,
+    SEEING,
     STABLELM,
     STARCODER2,
 )
@@ -124,7 +125,7 @@ def weight_names(header: Header) -> dict[str, str]:
     family, found = family_of(header), {}
     for name in header.tensors:
         layer, part, suffix = parts_of(name)
-        if part in IGNORED or (layer is not None and part in family.skips(header, layer)):
+        if part in IGNORED or name.startswith(SEEING) or (layer is not None and part in family.skips(header, layer)):
             continue
         place = family.names.get(f"{part}.{suffix}")
         if place is None and part in family.names and suffix in ("weight", "bias"):

@@ -107,3 +107,5 @@ GPT2 = {
 }
 IGNORED = ("rope_freqs", "rope_factors_long", "rope_factors_short")
 """Tensors without a parameter of their own: the config says the same."""
+SEEING = ("v.", "mm.")
+"""Beginnings of the names of what ollama keeps beside the text model in one file: it sees, and is left out."""

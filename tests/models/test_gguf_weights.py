@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import transformers
 from transformers import AutoConfig, PreTrainedModel
 
 from kvlite.gguf.families import config_of
+from kvlite.gguf.folder import require_known
 from kvlite.gguf.header import read_header
 from kvlite.models.gguf_weights import LazyExperts, LazyTensor, state_dict
 from tests.architectures import SUPPORTED, tiny_model
@@ -173,3 +175,14 @@ def test_a_stack_of_experts_is_read_one_at_a_time(family: str, tmp_path: Path, m
         whole = lazy[...]
         if isinstance(lazy, LazyExperts):
             assert max(read) * len(whole) <= whole.numel()
+
+
+def test_the_text_part_of_a_file_that_also_sees_is_read_alone(tmp_path: Path) -> None:
+    model = tiny_model("gemma3_text", SUPPORTED["gemma3_text"], vocab_size=300)
+    header = read_header(write_model(tmp_path / "model.gguf", model))
+    seeing = dict.fromkeys(
+        ("v.blk.0.attn_q.weight", "mm.input_projection.weight"), header.tensors["output_norm.weight"]
+    )
+    both = replace(header, tensors=header.tensors | seeing)
+    require_known(both)
+    assert state_dict(both, torch.float32).keys() == state_dict(header, torch.float32).keys()
