@@ -147,7 +147,7 @@ class Replay(Policy):
     heads: Heads = "max"
     grace: int = 4
     recent_share: float = 0.25
-    bias: bool = False
+    bias: bool = True
 
     def __post_init__(self) -> None:
         Policy.__post_init__(self)

@@ -141,7 +141,7 @@ def test_a_built_in_policy_is_found_by_the_name_it_gives_itself(name: str) -> No
     assert policy.name == name
     assert policy.summary
     assert policy.evicts == (name != "full")
-    assert policy.state_bytes_per_slot == (0 if name in STATELESS else 4)
+    assert policy.state_bytes_per_slot == (0 if name in STATELESS else 6 if name == "replay" else 4)
 
 
 def test_names_are_listed_in_order_and_the_default_is_one_of_them() -> None:

@@ -174,7 +174,7 @@ def test_what_is_typed_while_the_model_loads_is_answered(live, typed, monkeypatc
     monkeypatch.setattr(Terminal, "read", read)
     monkeypatch.setattr(Answering, "open", lambda *a, **k: (sent.wait(30), opens(*a, **k))[1])
     code, out, err = typed("Hello")
-    assert code == 0 and len(out.splitlines()) == 1 and "demo · keeps 1,639 tokens in 3.52 MB" in err
+    assert code == 0 and len(out.splitlines()) == 1 and "demo · keeps 1,639 tokens in 3.54 MB" in err
 
 
 def test_a_session_goes_on_behind_the_prompt(live, typed):
