@@ -83,6 +83,12 @@ def test_answers_are_those_without_sharing_and_the_prefix_is_fed_once(
     assert 0 < engine.rows.prefixes.num_bytes <= engine.plan.budget_bytes - engine.plan.reserved_bytes
 
 
+def test_rows_that_hold_their_lines_whole_share_beginnings_shorter_than_a_chunk(llama: LoadedModel) -> None:
+    engine = engine_with_room(llama, 120, 1, 100, "replay")
+    assert engine.plan.chunk > 60
+    assert [done.cached_tokens for done in answers(engine, requests(3)).values()] == [0, 60, 60]
+
+
 def test_a_row_that_evicts_later_may_begin_with_a_copy(llama: LoadedModel) -> None:
     found = answers(engine_with_room(llama, 64, 1, 100), requests(3, most=40)).values()
     assert [done.cached_tokens for done in found] == [0, 48, 48]  # where a chunk ends
