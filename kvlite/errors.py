@@ -3,7 +3,7 @@
 A message is one line: what was wrong, the value, what to do.
 """
 
-from subprocess import SubprocessError
+import subprocess
 
 
 class KvliteError(Exception):
@@ -119,7 +119,7 @@ def is_of_kernels(error: BaseException) -> bool:
     if isinstance(error, KvliteError) or is_out_of_memory(error):
         return False
     of_triton = any(kind.__module__.partition(".")[0] == "triton" for kind in type(error).__mro__)
-    kinds = RuntimeError | OSError | ValueError | TypeError | AttributeError | LookupError | SubprocessError
+    kinds = RuntimeError | OSError | ValueError | TypeError | AttributeError | LookupError | subprocess.SubprocessError
     return of_triton or isinstance(error, kinds)
 
 

@@ -15,7 +15,7 @@ from kvlite.evaluation.journal import Journal, Result
 from kvlite.evaluation.suites import EncodedItem, ForcedText, Suite
 from kvlite.evaluation.summary import Measured, Summary, can_do, summarise
 from kvlite.evaluation.variant import REFERENCE, Placed, Variant
-from kvlite.record.verdicts import code_stamp
+from kvlite.record.verdicts import code_hash
 
 if TYPE_CHECKING:
     from kvlite.llm.text_model import TextModel
@@ -37,7 +37,7 @@ Measure = Callable[[Sequence[int], Callable[[float], None]], Sequence[Result]]
 """Measures the items with these numbers, at most as many as rows; tells how many are done."""
 
 
-_code = cache(code_stamp)
+_code = cache(code_hash)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,19 @@ def code_stamp() -> str:
         for path in paths:
             stat = path.stat()
             found.update(f"{path}\0{stat.st_size}\0{stat.st_mtime_ns}\0".encode())
+    return found.hexdigest()[:12]
+
+
+def code_hash() -> str:
+    """A hash of the code that computes, wherever it is installed: kvlite's own files, the versions of the libraries."""
+    found = sha256(f"{version('torch')} {version('transformers')}".encode())
+    for package in ("kvlite", "kvlite_kernels"):
+        spec = find_spec(package)
+        if spec is None or spec.origin is None:
+            continue
+        folder = Path(spec.origin).parent
+        for path in sorted(folder.rglob("*.py")):
+            found.update(f"{path.relative_to(folder)}\0".encode() + path.read_bytes())
     return found.hexdigest()[:12]
 
 

@@ -86,7 +86,7 @@ def test_kernels_are_tried_while_a_model_loads_and_what_came_of_it_is_told(
     assert main(["run", "demo", "hi", "-n", "2", "--device", "cpu", "-v"]) == 0
     told = capsys.readouterr().err
     assert "trying Triton's kernels on this device, once" in told
-    assert f"kernels on slots of numbers, mass by max heard again: {kernels}: {said}" in told
+    assert f"kernels on slots of numbers, mass by max heard again with a bias: {kernels}: {said}" in told
     assert f"cpu ({kernels}{'' if said else ', verified, 2.0x'})" in told
     assert RunRecords().load("last").host.kernels == kernels
     assert main(["run", "demo", "hi", "-n", "1", "--device", "cpu", "--kv-budget", "100kB"]) == 0
@@ -97,4 +97,4 @@ def test_kernels_are_tried_while_a_model_loads_and_what_came_of_it_is_told(
     again = capsys.readouterr()
     assert "trying" not in again.err and "kernels         modules: right, 2.00x as fast as torch" in again.out
     assert main(["doctor"]) == 0
-    assert "slots of numbers, mass by max heard again, float32" in capsys.readouterr().out
+    assert "slots of numbers, mass by max heard again with a bias, float32" in capsys.readouterr().out

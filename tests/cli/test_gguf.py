@@ -64,8 +64,8 @@ def test_plan_for_a_gpu_counts_the_blocks_of_the_file_where_triton_multiplies(tm
         found[kernels] = json.loads(capsys.readouterr().out)
     whole, blocks = (found[kernels]["terms"][0]["predicted_bytes"] for kernels in ("auto", "triton"))
     assert (found["auto"]["held_in"], found["triton"]["held_in"]) == ("float16", "Q8_0")
-    tensors = read_header(Path(path)).tensors
-    packed = sum(tensor.parameters for name, tensor in tensors.items() if is_packed(name, tensor))
+    header = read_header(Path(path))
+    packed = sum(tensor.parameters for name, tensor in header.tensors.items() if is_packed(header, name))
     assert whole - blocks == packed * 2 - packed // 32 * 34
 
 
