@@ -87,15 +87,19 @@ def assert_all(found: dict[str, tuple[bool, str]], *, take: bool) -> None:
         assert len({said for _, said in found.values()}) == 1, "each says it in its own words"
 
 
+def sized(family: str, vocab: int) -> dict[str, Any]:
+    """Settings of a family with so many tokens wherever it counts them."""
+    sizes = dict.fromkeys(("vocab_size", "vocab_size_per_layer_input"), vocab)
+    return {**SUPPORTED[family], **{name: size for name, size in sizes.items() if name in SUPPORTED[family]}}
+
+
 @pytest.mark.parametrize("family", but_few(SUPPORTED, "llama", "gemma3n_text", "lfm2"))
 def test_what_runs_is_accepted_by_all(
     family: str, snapshot: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     if not is_here(family):
         pytest.skip(f"this transformers has no {family}")
-    sizes = {"vocab_size": VOCAB, "vocab_size_per_layer_input": VOCAB}
-    settings = {**SUPPORTED[family], **{name: size for name, size in sizes.items() if name in SUPPORTED[family]}}
-    tiny_model(family, settings, vocab_size=VOCAB).save_pretrained(snapshot)
+    tiny_model(family, sized(family, VOCAB), vocab_size=VOCAB).save_pretrained(snapshot)
     assert_all(accepts(capsys, tmp_path), take=True)
 
 
@@ -201,7 +205,7 @@ def gguf_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 def test_a_gguf_file_that_runs_is_accepted_by_all(
     family: str, gguf_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    write_model(gguf_file, tiny_model(family, SUPPORTED[family], vocab_size=300))
+    write_model(gguf_file, tiny_model(family, sized(family, 300), vocab_size=300))
     assert_all(accepts(capsys, tmp_path, GGUF), take=True)
 
 

@@ -306,7 +306,7 @@ def test_two_hundred_turns_stay_inside_a_budget_of_64_tokens_in_few_caches(typed
     record = RunRecords().load("last")
     assert code == 0 and len(record.requests) == 200 and len(out.splitlines()) >= 200
     assert record.kv.within_budget and record.kv.tokens_kept == 63 and record.kv.tokens_seen > 2048
-    assert plans == [*engines[0].plans[1:]]  # as it grows
+    assert plans == [*engines[0].rows.plans[1:]]  # as it grows
     assert engines[0].cache.num_bytes == record.kv.reserved_bytes <= record.kv.budget_bytes
 
 
