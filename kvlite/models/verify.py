@@ -42,10 +42,11 @@ def admit(loaded: LoadedModel) -> LoadedModel:
             expected = loaded.model(input_ids=ids, use_cache=False).logits
         loaded.model.set_attn_implementation(ATTENTION)
         logits = feed(loaded, cache, ids)
-    except (RuntimeError, KeyError, AttributeError, TypeError, IndexError) as error:
+    except (RuntimeError, KeyError, AttributeError, TypeError, IndexError, AssertionError) as error:
         if is_out_of_memory(error):
             raise
-        raise _refusal(loaded, f"the dry run failed: {type(error).__name__}: {str(error).splitlines()[0]}") from error
+        why = ": ".join([type(error).__name__, *str(error).splitlines()[:1]])
+        raise _refusal(loaded, f"the dry run failed: {why}") from error
     silent = [index for index, layer in cache.layers.items() if not bool(_keys(layer).any())]
     if silent:
         raise _refusal(loaded, f"{len(silent)} of {len(cache.layers)} attention layers bypass the attention interface")

@@ -35,6 +35,16 @@ def test_a_window_that_config_does_not_know_is_refused() -> None:
         admitted(model, replace(shape, layers=wide))
 
 
+def test_a_model_that_does_not_run_by_itself_is_refused_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise AssertionError  # as a quantised layer does whose weights are plain
+
+    model = tiny_model("llama", SUPPORTED["llama"])
+    monkeypatch.setattr(model.model.layers[0].mlp, "forward", fails)
+    with pytest.raises(UnsupportedModel, match="the dry run failed: AssertionError; choose another"):
+        admitted(model)
+
+
 def test_float16_that_is_too_narrow_for_a_model_is_named() -> None:
     model = tiny_model("llama", {}).half()
     model.model.layers[1].mlp.down_proj.weight.data.fill_(6e4)
