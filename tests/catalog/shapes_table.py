@@ -129,6 +129,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "qwen3.5-27b": _QWEN27,
     "qwen3.5-35b-a3b": _QWEN35,
     "qwen3.6-27b": _QWEN27,
+    "qwen3.8-27b": _QWEN27,
     "qwen3.6-35b-a3b": _QWEN35,
     "tinyllama": _sizes(2048, 5632, 22, 32, 4, 32000, 2048, False),
     "smollm2-135m": _sizes(576, 1536, 30, 9, 3, 49152, 8192, True),
