@@ -112,7 +112,7 @@ def kill(batch: Batch, chance: random.Random, most: int) -> str:
     worker_at = before + chance.randint(0, most // 2) if chance.random() < 0.5 else sys.maxsize
     ends_at = time.monotonic() + chance.uniform(0, EARLY_S)
     child = batch.start()
-    while not (time.monotonic() >= ends_at if is_early else batch.count() >= wanted):
+    while not (time.monotonic() >= ends_at or batch.count() > before if is_early else batch.count() >= wanted):
         if batch.count() >= worker_at and batch.kill_a_worker(child, chance):
             worker_at = sys.maxsize
         if os.waitpid(child, os.WNOHANG)[0]:

@@ -32,10 +32,10 @@ def compiled_only() -> dict[str, str]:
 
 def test_a_batch_that_was_killed_answers_as_one_that_was_not() -> None:
     pytest.importorskip("llguidance", reason="the extra json is not here")
-    done = run("killed.py", "--lines", "80", "--kills", "3")
+    done = run("killed.py", "--lines", "240", "--kills", "3")
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
-    assert (found["records"], found["kills"], len(found["reserved_bytes_of_rows"])) == (80, 3, 2)
+    assert (found["records"], found["kills"], len(found["reserved_bytes_of_rows"])) == (240, 3, 2)
     assert not any(found[name] for name in ("exit_code", "missing", "failed", "different", "not_json"))
 
 
