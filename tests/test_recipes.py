@@ -40,7 +40,7 @@ def started(script: str, folder: Path, **variables: str) -> subprocess.Popen[str
 
 
 def asked(folder: Path) -> list[str]:
-    """What the stubs were asked so far."""
+    """Read all that the stubs were asked so far."""
     return (folder / "asked").read_text().splitlines() if (folder / "asked").exists() else []
 
 

@@ -155,7 +155,7 @@ def _plot(summary: Summary, titles: tuple[str, str], labels: Sequence[str], poin
 
 
 def _interval(estimate: Estimate, ends: Sequence[float]) -> tuple[float, float] | tuple[None, None]:
-    """Where an interval begins and ends on the y axis."""
+    """The beginning and end of an interval on the y axis."""
     return (None, None) if math.isnan(estimate.low) else (y_at(estimate.low, ends), y_at(estimate.high, ends))
 
 

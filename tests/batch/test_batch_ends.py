@@ -1,4 +1,4 @@
-"""What ends a batch, or one of its lines, before its answer: limits, time, and what is refused at the start."""
+"""Ends of a batch, or of one of its lines, before its answer: limits, time, and what is refused at the start."""
 
 from __future__ import annotations
 

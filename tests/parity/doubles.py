@@ -89,7 +89,7 @@ class ForgetsNothing(Backend):
 
 
 class CountsTheFirst(Backend):
-    """Where only the last queries count, the first do."""
+    """Count the first queries where only the last count."""
 
     def attend(self, q: Tensor, q_pos: Tensor, segments: list[Any], geometry: Any, seen: Any) -> Any:
         if seen is not None and seen.queries is not None:

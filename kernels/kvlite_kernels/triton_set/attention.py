@@ -20,7 +20,7 @@ ALL = 2**31 - 1
 """The window of a layer that has none."""
 
 KEYS_PER_PART, MOST_CHANNELS = 1024, 32
-"""What one of the programs that finish a head has of its keys, for the statistic, and of its channels."""
+"""The share of one of the programs that finish a head: of its keys, for the statistic, and of its channels."""
 
 JOINED_TOGETHER = 8
 """Splits that are read at once where they are joined: one after another each would wait for memory."""
